@@ -1,0 +1,3 @@
+"""PanGu language models on MindSpore: train, evaluate, generate, export. Importing this package does not import mindspore."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,5 @@
+"""`python -m pangu_ms` is `pangu`."""
+
+from pangu_ms.cli import entry
+
+entry()

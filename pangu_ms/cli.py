@@ -1,0 +1,61 @@
+"""The `pangu` command: a table from verb to module. Each verb is a module with its own `main(argv)`."""
+
+import importlib
+import sys
+
+from pangu_ms import __version__
+from pangu_ms.errors import UserError
+
+VERBS = {
+    "quickstart": ("pangu_ms.quickstart", "corpus to verified MindIR package, everything in one go"),
+    "tokenizer": ("pangu_ms.data.tokenizer_cli", "train a tokenizer; encode and decode text"),
+    "data": ("pangu_ms.data.cli", "prepare a corpus as records; inspect records"),
+    "train": ("pangu_ms.train.cli", "train or resume a model"),
+    "eval": ("pangu_ms.eval.cli", "held-out perplexity, beside unigram and bigram"),
+    "generate": ("pangu_ms.infer.cli", "continue prompts from a checkpoint"),
+    "export": ("pangu_ms.export.cli", "write and verify a MindIR package"),
+    "run-mindir": ("pangu_ms.export.run", "continue prompts from a MindIR package"),
+    "convert": ("pangu_ms.checkpoint.convert", "official or Hugging Face checkpoint to ours and back"),
+    "config": ("pangu_ms.config.cli", "show a resolved config, its fields and its size"),
+}
+
+USER_ERROR = 2
+
+
+def usage() -> str:
+    lines = [f"pangu {__version__}: train, evaluate, serve and export PanGu models on MindSpore", "", "usage: pangu VERB [options]   (pangu VERB --help)", ""]
+    return "\n".join(lines + [f"  {verb:<12} {summary}" for verb, (_, summary) in VERBS.items()])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns its exit code. A user's mistake is one line on stderr and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if argv else USER_ERROR
+    if argv[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    if argv[0] not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(argv[0], VERBS, 1)
+        print(f"pangu: unknown verb {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see `pangu --help`"), file=sys.stderr)
+        return USER_ERROR
+    try:
+        return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:]) or 0
+    except UserError as error:
+        print(f"pangu {argv[0]}: {error}", file=sys.stderr)
+        return USER_ERROR
+    except BrokenPipeError:  # the reader of our output went away (`pangu ... | head`)
+        sys.stderr.close()
+        return 141
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,140 @@
+"""YAML -> dotted overrides -> RunConfig, with errors that name the file, the key and the nearest known key."""
+
+import dataclasses
+import difflib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from pangu_ms.config.registry import FAMILIES
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.errors import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+PRESET_DIRECTORIES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # installed | checkout
+
+
+def presets() -> dict[str, Path]:
+    """Shipped configurations by name, such as "alpha/tiny"."""
+    return {str(p.relative_to(d).with_suffix("")): p for d in PRESET_DIRECTORIES if d.is_dir() for p in sorted(d.glob("*/*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """A YAML file by path, or a shipped one by name: "alpha/tiny" or "configs/alpha/tiny.yaml".
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    known = presets()
+    short = name.removeprefix("configs/").removesuffix(".yaml")
+    if short in known:
+        return known[short]
+    raise ConfigError(f"{name}: no such file or shipped config{_nearest(short, known)}; shipped: {', '.join(known)}")
+
+
+def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Load a configuration and apply overrides such as "train.steps=100".
+
+    A file may start from another one: `base: alpha/tiny`.
+
+    Raises:
+        ConfigError: unknown file or key, wrong type, or values that do not fit together.
+    """
+    path = find_config(name)
+    tree = _read_with_base(path, ())
+    for override in overrides:
+        _apply_override(tree, override)
+    return config_from_dict(tree, str(path) if not overrides else f"{path} with {' '.join(overrides)}")
+
+
+def config_from_dict(tree: dict[str, Any], where: str) -> RunConfig:
+    """Validate a tree of plain values; `where` begins each message."""
+    try:
+        return TypeAdapter(RunConfig).validate_python(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(dict.fromkeys(_explain(item, where) for item in error.errors()))) from None
+
+
+def config_to_dict(config: RunConfig) -> dict[str, Any]:
+    """Every field, resolved, as plain values."""
+    return dataclasses.asdict(config)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal object."""
+    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def replace(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
+    """A copy with some fields of some sections changed: replace(config, train={"steps": 10})."""
+    changed = {name: dataclasses.replace(getattr(config, name), **fields) for name, fields in sections.items()}
+    return dataclasses.replace(config, **changed)
+
+
+def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: base: the files name each other in a circle; remove one base line")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ConfigError(f"{path}:{mark.line + 1 if mark else '?'}: not YAML: {getattr(error, 'problem', error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: found {type(tree).__name__}; a config is a mapping with a `model:` section")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    return _merge(_read_with_base(find_config(str(base)), (*seen, path.resolve())), tree)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {k for k in over if isinstance(over[k], dict) and isinstance(base.get(k), dict)}
+    return base | {k: _merge(base[k], over[k]) if k in both else over[k] for k in over}
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override}: an override has the form section.field=value, for example train.steps=100")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        if not isinstance(tree.setdefault(parent, {}), dict):
+            raise ConfigError(f"{override}: {parent} is a value, not a section")
+        tree = tree[parent]
+    tree[leaf] = yaml.safe_load(text) if text else ""
+
+
+def _explain(item: dict[str, Any], where: str) -> str:
+    location = [str(part) for part in item["loc"] if part not in FAMILIES]
+    key = ".".join(location)
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{where}: {key}: unknown key{_nearest(location[-1], _fields_at(location[:-1], item))}"
+    if item["type"] in ("missing", "missing_argument"):
+        return f"{where}: {key}: is required and was not given"
+    if item["type"] == "value_error":
+        error = item["ctx"]["error"]
+        return f"{where}: {key + '.' if key else ''}{error}"
+    return f"{where}: {key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _fields_at(location: list[str], item: dict[str, Any]) -> list[str]:
+    if not location:
+        return [f.name for f in dataclasses.fields(RunConfig)]
+    if location == ["model"]:
+        family = next((part for part in item["loc"] if part in FAMILIES), "alpha")
+        return [f.name for f in dataclasses.fields(FAMILIES[family].config)]
+    section = next(f for f in dataclasses.fields(RunConfig) if f.name == location[0])
+    return [f.name for f in dataclasses.fields(section.type)]
+
+
+def _nearest(word: str, known: Any) -> str:
+    near = difflib.get_close_matches(word, list(known), 1, 0.5)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}" if known else ""

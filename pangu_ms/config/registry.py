@@ -1,0 +1,28 @@
+"""The model families. A new family is a line here, its fields in config/, its mathematics in models/ and its YAML files."""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from pangu_ms.config.alpha import AlphaConfig
+from pangu_ms.config.base import ModelConfig
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where a family's parts are; `model` and `names` are "module:object", imported when first used."""
+
+    config: type[ModelConfig]
+    model: str
+    names: str
+
+
+FAMILIES = {
+    "alpha": Family(AlphaConfig, "pangu_ms.models.alpha:PanguAlpha", "pangu_ms.checkpoint.names_alpha:FORMATS"),
+}
+
+
+def load_object(reference: str) -> Any:
+    """Import "module:object"."""
+    module, name = reference.split(":")
+    return getattr(importlib.import_module(module), name)

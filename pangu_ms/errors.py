@@ -1,0 +1,36 @@
+"""Errors that a user can cause and mend: the command line shows their text on one line and exits with 2.
+
+Their text has the form "where: what was found; the rule; what to do".
+"""
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave; every error class below is one."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value."""
+
+
+class DataError(UserError):
+    """A corpus, tokenizer or record file."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint, converted file or its names and shapes."""
+
+
+class ExportError(UserError):
+    """A MindIR package."""
+
+
+class OutputError(UserError):
+    """A place that cannot be written: it has other content, or the disk is full."""
+
+
+class GenerationError(UserError):
+    """A prompt or a sampling option."""
+
+
+class TrainingDiverged(UserError):
+    """Training stopped by its guard after too many skipped steps."""

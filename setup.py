@@ -1,0 +1,40 @@
+"""Package metadata; `pip install -e .` gives the `pangu` command."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "pangu_ms/__init__.py").read_text()).group(1)
+
+setup(
+    name="pangu-ms",
+    version=VERSION,
+    description="Train, evaluate, serve and export the PanGu language models on MindSpore",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.10,<3.13",
+    # The presets in configs/ install as data of the package: a top-level `configs` package would collide with MindFormers' own.
+    packages=[*find_packages(include=["pangu_ms", "pangu_ms.*"]), "pangu_ms.configs"],
+    package_dir={"pangu_ms": "pangu_ms", "pangu_ms.configs": "configs"},
+    package_data={"pangu_ms.configs": ["*/*.yaml"]},
+    install_requires=[
+        "mindspore>=2.7.2,<2.10,!=2.8.*",
+        "mindformers>=1.8,<2",
+        "safetensors>=0.4.5,<0.8",  # 0.8.0 writes wrong values for non-contiguous arrays
+        "numpy",
+        "sentencepiece>=0.2",
+        "jieba",
+        "pydantic>=2.7,<3",
+        "pyyaml",
+        "tqdm",
+        "psutil",
+    ],
+    extras_require={
+        "data": ["zstandard"],
+        "tensorboard": ["tensorboardX"],
+        "test": ["pytest", "hypothesis", "zstandard", "tensorboardX"],
+    },
+    entry_points={"console_scripts": ["pangu=pangu_ms.cli:entry"]},
+)
