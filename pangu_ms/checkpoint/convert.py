@@ -1,0 +1,135 @@
+"""`pangu convert`: weights of other programs to a checkpoint of ours, and back."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from pangu_ms import files
+from pangu_ms.checkpoint import foreign, store
+from pangu_ms.checkpoint.names import Format
+from pangu_ms.config import RunConfig, load_config
+from pangu_ms.config.cli import add_config_arguments
+from pangu_ms.config.registry import FAMILIES, load_object
+from pangu_ms.errors import CheckpointError, OutputError
+from pangu_ms.runtime import quiet
+
+_DESCRIPTION = """\
+Into our format:   pangu convert FILE --from official|huggingface --config NAME [model.field=value ...] --output DIR
+Out of it:         pangu convert CHECKPOINT --to official|huggingface --output FILE
+
+FILE is one .ckpt, .npz or .safetensors; 512-part releases must first be merged with MindSpore's transform_checkpoints.
+Names and shapes must be exactly those of the configuration. Nothing is overwritten.
+The number of heads changes no shape, so a wrong model.num_heads cannot be noticed: check a known prompt."""
+
+
+def import_file(path: Path, source: str, config: RunConfig, output: Path, tokenizer: Path | None = None, dtype: str = "float32") -> Path:
+    """Convert one file of weights to OUTPUT/step-00000000.
+
+    Args:
+        path: .ckpt, .npz or .safetensors.
+        source: its naming, such as "official".
+        config: the model that the weights belong to.
+        output: a directory without checkpoints; made if needed.
+        tokenizer: directory to copy into the checkpoint.
+        dtype: of the stored weights; training needs float32.
+
+    Returns:
+        The step directory.
+
+    Raises:
+        CheckpointError: the file is damaged or does not hold exactly the model's parameters.
+        OutputError: `output` holds checkpoints, or the disk is full.
+    """
+    path = Path(path)
+    naming = _format(config, source)
+    if next(Path(output).glob("step-*"), None):
+        raise OutputError(f"{output}: holds checkpoints; nothing is overwritten; name a new --output")
+    tensors = naming.to_ours(str(path), foreign.read_file(path), config.model)
+    state = {"imported": {"file": path.name, "format": source, "sha256": files.sha256_file(path)}}
+    return store.save(output, 0, {"model": _cast(str(path), tensors, dtype)}, state, config, tokenizer)
+
+
+def export_file(checkpoint: Path, target: str, output: Path, dtype: str = "float32") -> Path:
+    """Convert the model of a checkpoint to one file of weights.
+
+    Args:
+        checkpoint: step directory, checkpoint root or run directory.
+        target: naming to write, such as "huggingface".
+        output: a new .ckpt, .npz or .safetensors.
+        dtype: of the written weights.
+
+    Returns:
+        `output`.
+
+    Raises:
+        CheckpointError: no valid checkpoint, or an unknown naming or suffix.
+        OutputError: `output` exists, or the disk is full.
+    """
+    output = Path(output)
+    foreign.require_known_suffix(output)
+    if output.exists():
+        raise OutputError(f"{output}: exists; nothing is overwritten; name a new --output or remove it")
+    source = store.open_checkpoint(checkpoint)
+    config = source.config()
+    tensors = _format(config, target).to_foreign(str(source.path), source.tensors(), config.model)
+    foreign.write_file(output, _cast(str(source.path), tensors, dtype))
+    return output
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    quiet()
+    parser = _parser()
+    args = parser.parse_intermixed_args(argv)  # the overrides may stand anywhere
+    if args.source:
+        if args.config is None:
+            parser.error("--from needs --config NAME: a file of weights does not say which model it is")
+        path = import_file(args.input, args.source, load_config(args.config, args.overrides), args.output, args.tokenizer, args.dtype)
+    else:
+        if args.config or args.overrides or args.tokenizer:
+            parser.error("--to takes no --config, overrides or --tokenizer: a checkpoint has its own")
+        path = export_file(args.input, args.target, args.output, args.dtype)
+    result = {"output": str(path), "format": args.source or args.target, "dtype": args.dtype}
+    print(json.dumps(result) if args.json else f"wrote {path} ({'from' if args.source else 'to'} {result['format']}, {args.dtype})")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pangu convert", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("input", type=Path, metavar="FILE|CHECKPOINT", help="file of weights, or checkpoint, run or step directory")
+    direction = parser.add_mutually_exclusive_group(required=True)
+    direction.add_argument("--from", dest="source", metavar="FORMAT", help="official | huggingface: names in FILE")
+    direction.add_argument("--to", dest="target", metavar="FORMAT", help="official | huggingface: names to write")
+    parser.add_argument("--output", type=Path, required=True, help="--from: new directory; --to: new .ckpt, .npz or .safetensors")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="--from: tokenizer to copy into the checkpoint")
+    dtype_help = "of the weights written (default: %(default)s; training needs it, and it holds float16 and bfloat16 files exactly)"
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help=dtype_help)
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    add_config_arguments(parser, default=None)
+    return parser
+
+
+def _format(config: RunConfig, name: str) -> Format:
+    formats = load_object(FAMILIES[config.model.family].names)
+    if name not in formats:
+        raise CheckpointError(f"{name}: unknown format; {config.model.family} weights are known as {', '.join(formats)}; name one of these")
+    return formats[name]
+
+
+def _cast(where: str, tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """Floating-point tensors as `dtype`.
+
+    Raises:
+        CheckpointError: a tensor of another kind, or a value that is not finite or not representable.
+    """
+    cast = {}
+    for name, array in tensors.items():
+        if array.dtype.kind != "f":
+            raise CheckpointError(f"{where}: {name} has dtype {array.dtype}; weights are floating-point; convert it first")
+        with np.errstate(over="ignore"):  # reported by the next line
+            cast[name] = array.astype(dtype, copy=False)
+        if not np.isfinite(cast[name]).all():
+            raise CheckpointError(f"{where}: {name} has values that are not finite in {dtype}; use float32, or another file if it holds NaN or Inf itself")
+    return cast

@@ -1,0 +1,103 @@
+"""One-file weights of other programs: MindSpore .ckpt, numpy .npz and .safetensors. mindspore is imported only for .ckpt."""
+
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pangu_ms import files
+from pangu_ms.checkpoint import safetensors_file
+from pangu_ms.errors import CheckpointError
+
+Tensors = dict[str, np.ndarray]
+
+
+def read_file(path: Path) -> Tensors:
+    """All tensors of a file, in its dtypes; bfloat16 becomes float32.
+
+    Raises:
+        CheckpointError: unknown suffix, or the file is missing, damaged or of another kind.
+    """
+    path = Path(path)
+    read, _ = _functions(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; name one file of weights")
+    return read(path)
+
+
+def write_file(path: Path, tensors: Tensors) -> None:
+    """Write tensors to a file, which appears whole or not at all; an existing one is replaced.
+
+    Raises:
+        CheckpointError: unknown suffix.
+        OutputError: the disk is full or not writable.
+    """
+    path = Path(path)
+    _, write = _functions(path)
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A directory, since MindSpore leaves files of its own naming beside the one that it failed to write.
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            write(temporary / path.name, tensors)
+            files.sync_path(temporary / path.name)
+            os.replace(temporary / path.name, path)
+            files.sync_path(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_known_suffix(path: Path) -> None:
+    """Raise CheckpointError unless `path` ends in a suffix that can be read and written."""
+    if Path(path).suffix not in _FORMATS:
+        raise CheckpointError(f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}; convert it to one of these")
+
+
+def _functions(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, Tensors], None]]:
+    require_known_suffix(path)
+    return _FORMATS[path.suffix]
+
+
+def _read_ckpt(path: Path) -> Tensors:
+    import mindspore as ms
+
+    try:
+        parameters = ms.load_checkpoint(str(path))
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"{path}: not a whole MindSpore checkpoint ({str(error).splitlines()[0]}); copy or download it again") from None
+    return {name: (value.float() if value.dtype == ms.bfloat16 else value).asnumpy() for name, value in parameters.items()}
+
+
+def _write_ckpt(path: Path, tensors: Tensors) -> None:
+    import mindspore as ms
+
+    ms.save_checkpoint([{"name": name, "data": ms.Tensor(np.asarray(array, order="C"))} for name, array in tensors.items()], str(path))
+
+
+def _read_npz(path: Path) -> Tensors:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise CheckpointError(f"{path}: not a whole .npz archive ({error}); copy or download it again") from None
+
+
+def _write_npz(path: Path, tensors: Tensors) -> None:
+    np.savez(path, **tensors)
+
+
+def _write_safetensors(path: Path, tensors: Tensors) -> None:
+    with open(path, "wb") as file:
+        file.writelines(safetensors_file.encode(tensors))
+
+
+_FORMATS = {
+    ".ckpt": (_read_ckpt, _write_ckpt),
+    ".npz": (_read_npz, _write_npz),
+    ".safetensors": (safetensors_file.read, _write_safetensors),
+}

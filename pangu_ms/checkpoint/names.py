@@ -1,0 +1,112 @@
+"""Foreign parameter names: what every family's table is made of, and its use in both directions. No mindspore import.
+
+A family adds one file with a table of rules per foreign format; see names_alpha.py.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pangu_ms.checkpoint.strict import check_names_and_shapes
+from pangu_ms.config.base import ModelConfig
+from pangu_ms.errors import CheckpointError
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One of our names, its foreign name, and whether the foreign matrix is [in, out] where ours are [out, in]."""
+
+    ours: str
+    foreign: str
+    transpose: bool = False
+
+
+def linear(ours: str, foreign: str, transpose: bool = False) -> list[Rule]:
+    """Rules for the weight and bias of a dense layer."""
+    return [Rule(f"{ours}.weight", f"{foreign}.weight", transpose), Rule(f"{ours}.bias", f"{foreign}.bias")]
+
+
+def norm(ours: str, foreign: str, leaves: tuple[str, str] = ("weight", "bias")) -> list[Rule]:
+    """Rules for the scale and shift of a LayerNorm."""
+    return [Rule(f"{ours}.weight", f"{foreign}.{leaves[0]}"), Rule(f"{ours}.bias", f"{foreign}.{leaves[1]}")]
+
+
+def under(ours: str, foreign: str, rules: list[Rule]) -> list[Rule]:
+    """The same rules inside a layer."""
+    return [Rule(f"{ours}.{rule.ours}", f"{foreign}.{rule.foreign}", rule.transpose) for rule in rules]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A foreign format: a bijection between our parameters and its own, and what else its files may hold."""
+
+    rules: Callable[[ModelConfig], list[Rule]]
+    """One rule for each parameter of a model."""
+    aliases: tuple[tuple[str, str], ...] = ()
+    """(pattern of a whole name, the canonical name it stands for), accepted when reading."""
+    ignored: tuple[str, ...] = ()
+    """Patterns of whole names that are no weights."""
+    copies: dict[str, str] = field(default_factory=dict)
+    """Tied parameter -> the one it must equal: written always, optional when read."""
+
+    def to_ours(self, where: str, tensors: Tensors, config: ModelConfig) -> Tensors:
+        """Rename and turn the tensors of a foreign file.
+
+        Args:
+            where: begins each message: the file.
+            tensors: arrays by foreign name.
+            config: says which parameters there are.
+
+        Returns:
+            Arrays by our names in the model's order; transposed ones are views.
+
+        Raises:
+            CheckpointError: missing, unexpected, doubled or misshaped parameters, or a tied copy that differs.
+        """
+        tensors = self._canonical(where, tensors)
+        for copy, original in self.copies.items():
+            if copy in tensors and original in tensors and not np.array_equal(tensors[copy], tensors[original]):
+                raise CheckpointError(f"{where}: {copy} differs from {original}; they are one tied parameter in PanGu; untied weights cannot be converted")
+            if original in tensors:
+                tensors.pop(copy, None)
+        rules = self._checked_rules(config)
+        check_names_and_shapes(where, tensors, {rule.foreign: _turned(shape, rule) for shape, rule in rules})
+        return {rule.ours: tensors[rule.foreign].T if rule.transpose else tensors[rule.foreign] for _, rule in rules}
+
+    def to_foreign(self, where: str, tensors: Tensors, config: ModelConfig) -> Tensors:
+        """The inverse of `to_ours`, tied copies included; transposed arrays are views.
+
+        Raises:
+            CheckpointError: `tensors` are not exactly the parameters of `config`.
+        """
+        check_names_and_shapes(where, tensors, config.parameter_shapes())
+        foreign = {rule.foreign: tensors[rule.ours].T if rule.transpose else tensors[rule.ours] for _, rule in self._checked_rules(config)}
+        return foreign | {copy: foreign[original] for copy, original in self.copies.items()}
+
+    def _checked_rules(self, config: ModelConfig) -> list[tuple[tuple[int, ...], Rule]]:
+        """(our shape, rule) in the model's order."""
+        rules = self.rules(config)
+        by_name = {rule.ours: rule for rule in rules}
+        shapes = config.parameter_shapes()
+        assert by_name.keys() == shapes.keys() and len(rules) == len(by_name) == len({rule.foreign for rule in rules}), "table and model disagree"
+        return [(shape, by_name[name]) for name, shape in shapes.items()]
+
+    def _canonical(self, where: str, tensors: Tensors) -> Tensors:
+        canonical: Tensors = {}
+        for name, array in tensors.items():
+            if any(re.fullmatch(pattern, name) for pattern in self.ignored):
+                continue
+            for pattern, replacement in self.aliases:
+                name = re.sub(rf"\A(?:{pattern})\Z", replacement, name)
+            if name in canonical:
+                raise CheckpointError(f"{where}: {name} stands there twice, under two spellings; one is meant; remove the other from the file")
+            canonical[name] = array
+        return canonical
+
+
+def _turned(shape: tuple[int, ...], rule: Rule) -> tuple[int, ...]:
+    return shape[::-1] if rule.transpose else shape

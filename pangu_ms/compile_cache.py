@@ -1,0 +1,98 @@
+"""MindSpore's compile cache made safe: keyed by everything a graph depends on, private while in use, published in one step.
+
+MindSpore numbers the graphs of a process and compares source files alone: the same script with another learning rate or number of layers gets
+the old graph without a word, and two processes write the same files. So each graph has a directory named by the hash of its identity, a
+process uses the cache for one graph (MindSpore fixes the path at the first use), on a copy of its own. No mindspore import.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.files import sha256_file, sha256_json
+
+log = logging.getLogger(__name__)
+SWITCH, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
+CHECKSUMS = "checksums.json"
+KEPT_GRAPHS = 32
+_used = False
+
+
+def cache_root() -> Path:
+    """The user's cache directory for compiled graphs; it can be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pangu_ms" / "compiled"
+
+
+@functools.cache
+def source_hash() -> str:
+    """SHA-256 over this package's Python files."""
+    package = Path(__file__).parent
+    return sha256_json({str(p.relative_to(package)): sha256_file(p) for p in sorted(package.rglob("*.py"))})
+
+
+@contextlib.contextmanager
+def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
+    """Let the one graph compiled in this block come from the cache, or go to it; yields whether it was found.
+
+    `identity` names all that the graph depends on beside this package's source and MindSpore's version: its kind, the configuration, the shapes.
+    The second use in a process does nothing, and neither does one where the user set MindSpore's own switch.
+    """
+    global _used
+    if not enabled or _used or SWITCH in os.environ:
+        yield False
+        return
+    _used = True
+    key = sha256_json(identity | {"source": source_hash(), "mindspore": metadata.version("mindspore")})
+    published = cache_root() / key[:40]
+    private = Path(tempfile.mkdtemp(prefix="pangu-compile-"))
+    try:
+        found = _copy_if_sound(published, private / "graphs")
+        os.environ |= {SWITCH: "1", PATH: str(private / "graphs")}
+        try:
+            yield found
+        finally:
+            del os.environ[SWITCH], os.environ[PATH]
+        if not found:
+            _publish(private / "graphs", published)
+    finally:
+        shutil.rmtree(private, ignore_errors=True)
+
+
+def _copy_if_sound(published: Path, private: Path) -> bool:
+    """Copy a published graph; False, and nothing copied, when it is missing, half deleted or altered."""
+    try:
+        shutil.copytree(published, private)
+        checksums = json.loads((private / CHECKSUMS).read_text())
+        if all(sha256_file(private / name) == digest for name, digest in checksums.items()):
+            return True
+    except (OSError, ValueError, shutil.Error) as error:  # not there, or another process is deleting it: compile
+        log.debug("no usable compiled graph in %s: %s", published, error)
+    shutil.rmtree(private, ignore_errors=True)
+    shutil.rmtree(published, ignore_errors=True)
+    return False
+
+
+def _publish(private: Path, published: Path) -> None:
+    """Move a new graph to its place; without a writable cache directory the run goes on without one."""
+    files = [p for p in private.rglob("*") if p.is_file()]
+    if not files:
+        return
+    try:
+        (private / CHECKSUMS).write_text(json.dumps({str(p.relative_to(private)): sha256_file(p) for p in files}))
+        published.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=published.parent, prefix=".new-") as staging:
+            shutil.copytree(private, Path(staging) / "graphs")
+            os.rename(Path(staging) / "graphs", published)  # fails if another process was first: theirs is as good
+        entries = sorted((p for p in published.parent.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime)
+        for old in entries[:-KEPT_GRAPHS]:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        log.info("compiled graph not kept in %s: %s", published, error)

@@ -1,0 +1,180 @@
+"""Encoding a corpus in blocks: several processes, each block committed on its own, so that an interrupted run repeats only what is missing."""
+
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+
+from pangu_ms import files
+from pangu_ms.data.corpus import Corpus, Document
+from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.errors import DataError, OutputError
+
+_SMALLEST, _LARGEST, _BLOCKS = 1 << 16, 1 << 23, 256
+"""A block is about 1/256 of the corpus, between 64 KiB and 8 MiB: many enough to share out evenly, few enough for one directory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Encoded documents of one block, T tokens in D documents.
+
+    Attributes:
+        ids: int32 [T], every document followed by eod.
+        tokens: int64 [D], tokens of each document, its eod included.
+        sizes: int64 [D], UTF-8 bytes of each text.
+        keys: uint64 [D], start of the text's SHA-256; equal texts have equal keys.
+        domains: str [D].
+    """
+
+    ids: np.ndarray
+    tokens: np.ndarray
+    sizes: np.ndarray
+    keys: np.ndarray
+    domains: np.ndarray
+
+    def to_bytes(self) -> bytes:
+        """Serialise."""
+        content = io.BytesIO()
+        np.savez(content, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        return content.getvalue()
+
+
+def encode_documents(tokenizer: Tokenizer, documents: list[Document]) -> Block:
+    """Encode documents, each followed by eod."""
+    texts = [document.text for document in documents]
+    encoded = tokenizer.encode_batch(texts)
+    raw = [text.encode() for text in texts]
+    tokens = np.array([len(ids) + 1 for ids in encoded], np.int64)
+    flat = np.full(tokens.sum(), tokenizer.eod_id, np.int32)
+    start = 0
+    for ids in encoded:
+        flat[start : start + len(ids)] = ids
+        start += len(ids) + 1
+    keys = np.array([int.from_bytes(hashlib.sha256(text).digest()[:8], "big") for text in raw], np.uint64)
+    return Block(flat, tokens, np.array([len(text) for text in raw], np.int64), keys, np.array([document.domain for document in documents]))
+
+
+def load_block(path: Path) -> Block:
+    """Read a committed block."""
+    with np.load(path, allow_pickle=False) as content:
+        return Block(**content)
+
+
+@contextlib.contextmanager
+def work_directory(output: Path, key: str) -> Iterator[Path]:
+    """`OUTPUT.partial`, locked for this process, where the blocks of the run with this key are kept; removed when the run succeeds.
+
+    Raises:
+        OutputError: it belongs to another corpus or other settings, or another process is working in it.
+    """
+    work = output.with_name(f"{output.name}.partial")
+    with files.writing(work):
+        work.mkdir(parents=True, exist_ok=True)
+        with open(work / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise OutputError(f"{work}: another `pangu data prepare` is writing it; one at a time; wait for it or name another --output") from error
+            _require_key(work, key)
+            for left in output.parent.glob(f".{output.name}.????????.tmp"):
+                shutil.rmtree(left)  # a run killed while it packed; the lock says that nobody else is packing
+            yield work
+            shutil.rmtree(work)
+
+
+def _require_key(work: Path, key: str) -> None:
+    path = work / "key.json"
+    if not path.exists():
+        files.write_json(path, {"key": key})
+    elif json.loads(path.read_text())["key"] != key:
+        raise OutputError(
+            f"{work}: holds an interrupted run with another corpus, tokenizer or split_paragraphs; it can only be finished with the same; "
+            "repeat that command, remove the directory or name another --output"
+        )
+
+
+def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers: int, progress=None) -> list[Path]:
+    """Encode every block that `work` does not hold yet; returns all blocks' files in corpus order.
+
+    Args:
+        progress: called after each block with the bytes of corpus read for it (on disk) and its tokens.
+
+    Raises:
+        DataError: an unreadable corpus, or a worker that died.
+        OutputError: the disk is full.
+    """
+    blocks, pending = [], collections.deque()
+    # Spawned, not forked: the parent imports mindspore (threads) while the workers run.
+    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _start_worker, (str(tokenizer_path),))
+    report = progress or (lambda size, tokens: None)
+    try:
+        for number, (documents, size) in enumerate(_cut(corpus)):
+            path = work / f"block-{number:06d}.npz"
+            blocks.append(path)
+            if path.exists():
+                report(size, int(load_block(path).tokens.sum()))
+                continue
+            while len(pending) > 2 * num_workers:  # bounds the text in memory
+                _finish(pending.popleft(), report)
+            pending.append((pool.submit(_encode_block, documents, path), size))
+        while pending:
+            _finish(pending.popleft(), report)
+    except BrokenProcessPool as error:
+        raise DataError(f"{work}: a worker process died, perhaps for lack of memory; finished blocks are kept; repeat with a smaller --num-workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return blocks
+
+
+def _finish(entry: tuple[Future, int], report) -> None:
+    future, size = entry
+    report(size, future.result())
+
+
+def _cut(corpus: Corpus) -> Iterator[tuple[list[Document], int]]:
+    """Blocks of documents with the bytes on disk they were read from. The cuts depend on the corpus only."""
+    limit = min(max(corpus.size // _BLOCKS, _SMALLEST), _LARGEST)
+    documents, size, before = [], 0, 0
+    for document in corpus:
+        documents.append(document)
+        size += len(document.text.encode())
+        if size >= limit:
+            yield documents, corpus.position - before
+            documents, size, before = [], 0, corpus.position
+    if documents:
+        yield documents, corpus.position - before
+
+
+_tokenizer: Tokenizer | None = None  # of a worker process; loading it costs half a second
+
+
+def _start_worker(tokenizer_path: str) -> None:
+    global _tokenizer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _tokenizer = Tokenizer.load(tokenizer_path)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()  # returns when the parent is gone, by kill -9 too
+    os._exit(1)
+
+
+def _encode_block(documents: list[Document], path: Path) -> int:
+    block = encode_documents(_tokenizer, documents)
+    files.write_bytes(path, block.to_bytes())
+    return len(block.ids)

@@ -1,0 +1,108 @@
+"""Batches whose order is a function of (seed, epoch): resuming needs only the number of the step. No mindspore import.
+
+Legend: N rows, B batch, S sequence length.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pangu_ms.data.records import RecordSet
+
+_WINDOW_ROWS = 1024
+"""Rows fetched at once: opening a MindDataset costs 3 ms, reading a row 0.03 ms; 4 MB of ids at S = 1024."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one training or evaluation step reads.
+
+    Attributes:
+        ids: int32 [B, S+1]; input is ids[:, :-1], labels are ids[:, 1:].
+        positions: int32 [B, S].
+        segments: int32 [B, S], number of the document in its row; attention stays inside equal numbers.
+        loss_mask: float32 [B, S], 0 where the input token is pad or eod.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+    loss_mask: np.ndarray
+
+
+def batch_from_ids(ids: np.ndarray, eod_id: int, pad_id: int, eod_reset: bool) -> Batch:
+    """Positions, segments and loss mask of rows of ids.
+
+    With `eod_reset` a document ends with its eod, and positions restart at 0 behind it. The loss mask looks at the input token, so the
+    prediction made at an eod does not count.
+
+    Args:
+        ids: int32 [B, S+1].
+
+    Source: spec A1.5 (reset), A1.6 (mask).
+    """
+    tokens = ids[:, :-1]
+    index = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    is_eod = tokens == eod_id
+    loss_mask = (~is_eod & (tokens != pad_id)).astype(np.float32)
+    if not eod_reset:
+        return Batch(ids, index.copy(), np.zeros_like(tokens), loss_mask)
+    begins = np.zeros_like(is_eod)
+    begins[:, 1:] = is_eod[:, :-1]
+    first = np.maximum.accumulate(np.where(begins, index, 0), axis=1)
+    return Batch(ids, (index - first).astype(np.int32), np.cumsum(begins, axis=1, dtype=np.int32), loss_mask)
+
+
+class Loader:
+    """Endless batches of a record set; each rank of `world` gets its slice of the global batch."""
+
+    def __init__(
+        self,
+        records: RecordSet,
+        batch_size: int,
+        seed: int = 1,
+        shuffle: bool = True,
+        eod_reset: bool = True,
+        eod_id: int | None = None,
+        pad_id: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Args:
+        batch_size: rows B per rank and step.
+        seed: with the epoch it determines the order.
+        shuffle: False reads in file order, as the official loader does (spec A6).
+        eod_id, pad_id: by default the manifest's, or for official files 6, the id in the released vocabulary (spec A5).
+        """
+        assert batch_size > 0 and 0 <= rank < world
+        known = records.manifest or {"eod_id": 6, "pad_id": 6}
+        self._records, self._batch_size, self._seed, self._shuffle = records, batch_size, seed, shuffle
+        self._eod_id = known["eod_id"] if eod_id is None else eod_id
+        self._pad_id = known["pad_id"] if pad_id is None else pad_id
+        self._eod_reset, self._rank, self._world = eod_reset, rank, world
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def row_numbers(self, step: int) -> np.ndarray:
+        """Rows of this rank's batch in a step: int64 [B]. Step t's global batch is the sample positions [t, t+1) * B * world."""
+        first = (step * self._world + self._rank) * self._batch_size
+        positions = np.arange(first, first + self._batch_size)
+        if not self._shuffle:
+            return positions % self._records.num_rows
+        epochs, offsets = np.divmod(positions, self._records.num_rows)
+        return np.concatenate([self._epoch_order(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
+
+    def batches(self, start_step: int = 0) -> Iterator[Batch]:
+        """Batches of steps start_step, start_step + 1, ... without end."""
+        steps = max(1, _WINDOW_ROWS // self._batch_size)
+        while True:
+            window = np.concatenate([self.row_numbers(step) for step in range(start_step, start_step + steps)])
+            for ids in self._records.read_rows(window).reshape(steps, self._batch_size, -1):
+                yield batch_from_ids(ids, self._eod_id, self._pad_id, self._eod_reset)
+            start_step += steps
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
+            self._order = (epoch, generator.permutation(self._records.num_rows))
+        return self._order[1]

@@ -1,0 +1,156 @@
+"""A corpus to MindRecord files with a manifest. Can be interrupted at any instant and repeated."""
+
+import os
+import platform
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from pangu_ms import __version__, files
+from pangu_ms.data.blocks import encode_corpus, work_directory
+from pangu_ms.data.corpus import Corpus, Quarantine
+from pangu_ms.data.pack import SPLITS, DocumentTable, pack_rows, write_split
+from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.errors import DataError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def prepare(
+    corpus_files: list[str],
+    tokenizer_path: str | Path,
+    output: str | Path,
+    seq_length: int = 1024,
+    held_out: float = 0.02,
+    num_workers: int | None = None,
+    split_paragraphs: bool = False,
+    progress: bool = True,
+) -> dict:
+    """Encode a corpus, split it in train and held_out, cut it in rows of seq_length + 1 ids and write them with `manifest.json`.
+
+    Workers are spawned processes: a script that calls this needs `if __name__ == "__main__":`.
+
+    Args:
+        corpus_files: files or patterns, see `Corpus`.
+        tokenizer_path: tokenizer directory or released vocab.model; copied to OUTPUT/tokenizer.
+        output: new directory. While the work lasts, OUTPUT.partial holds what is finished.
+        held_out: share of documents, in [0, 1), put aside for evaluation; a hash of the text decides which.
+        num_workers: encoding processes; by default the number of usable cores.
+        split_paragraphs: every paragraph is a document.
+        progress: show a bar if stderr is a terminal.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        DataError: bad corpus or tokenizer, or too little text for one row.
+        OutputError: `output` has other content, or the disk is full.
+
+    Source: spec A6.
+    """
+    output = Path(output).absolute()
+    _require_settings(seq_length, held_out, num_workers)
+    files.require_free(output)
+    tokenizer = Tokenizer.load(tokenizer_path)
+    corpus = Corpus(corpus_files, split_paragraphs)
+    inputs = [{"path": str(path), "size": path.stat().st_size, "sha256": files.sha256_file(path)} for path in corpus.files]
+    key = {"inputs": [i["sha256"] for i in inputs], "names": [p.name for p in corpus.files], "tokenizer": tokenizer.fingerprint}
+    key |= {"split_paragraphs": split_paragraphs, "format": FORMAT}
+    with work_directory(output, files.sha256_json(key)) as work:
+        corpus.quarantine = Quarantine(work / "quarantine.jsonl")
+        blocks = _encode(corpus, Path(tokenizer_path), work, num_workers or _usable_cores(), progress)
+        table, chosen = _split(blocks, corpus, held_out, seq_length)
+        source = {"inputs": inputs, "split_paragraphs": split_paragraphs, "empty": corpus.quarantine.empty, "quarantined": corpus.quarantine.count}
+        with files.new_directory(output) as directory:
+            tokenizer.save(directory / "tokenizer")
+            if corpus.quarantine.count:
+                shutil.copy(work / "quarantine.jsonl", directory)
+            splits = {}
+            for name, members in zip(SPLITS, (~chosen, chosen)):
+                rows = pack_rows(blocks, members, seq_length + 1, tokenizer.pad_id)
+                counts = table.summary(members) | write_split(directory, name, rows, seq_length + 1)
+                splits[name] = counts | {"pad_tokens": counts["rows"] * (seq_length + 1) - counts["tokens"]}
+            manifest = _settings(tokenizer, seq_length, held_out) | {"splits": splits} | source | {"files": _hashes(directory)}
+            files.write_json(directory / MANIFEST, manifest)
+    return manifest
+
+
+def _require_settings(seq_length: int, held_out: float, num_workers: int | None) -> None:
+    if seq_length < 1:
+        raise DataError(f"seq_length={seq_length}: must be positive; use the model's seq_length")
+    if not 0 <= held_out < 1:
+        raise DataError(f"held_out={held_out}: must be in [0, 1); use e.g. 0.02")
+    if num_workers is not None and num_workers < 1:
+        raise DataError(f"num_workers={num_workers}: must be at least 1; leave it out for one per core")
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _encode(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers: int, progress: bool) -> list[Path]:
+    # The MindRecord writer needs mindspore, whose import takes seconds: it overlaps with the workers.
+    threading.Thread(target=_import_mindrecord, daemon=True).start()
+    tokens = 0
+    with tqdm(total=corpus.size, unit="B", unit_scale=True, desc="encode", disable=None if progress else True) as bar:
+
+        def advance(size: int, new_tokens: int) -> None:
+            nonlocal tokens
+            tokens += new_tokens
+            bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-3):,.0f} tokens/s", refresh=False)
+            bar.update(size)
+
+        blocks = encode_corpus(corpus, tokenizer_path, work, num_workers, advance)
+    corpus.quarantine.close()
+    return blocks
+
+
+def _import_mindrecord() -> None:
+    import mindspore.mindrecord  # noqa: F401
+
+
+def _split(blocks: list[Path], corpus: Corpus, held_out: float, seq_length: int) -> tuple[DocumentTable, np.ndarray]:
+    """The documents, and which of them are held out; DataError if nothing is left to train on."""
+    names = ", ".join(map(str, corpus.files[:3])) + (", ..." if len(corpus.files) > 3 else "")
+    if not blocks:
+        skipped = f"{corpus.quarantine.empty} empty and {corpus.quarantine.count} bad"
+        raise DataError(f"{names}: no document with text ({skipped}); a corpus needs some; bad lines are listed in OUTPUT.partial/quarantine.jsonl")
+    table = DocumentTable.of(blocks)
+    chosen = table.split(held_out)
+    found = int(table.tokens[~chosen].sum())
+    if found <= seq_length:
+        raise DataError(
+            f"{names}: {found} tokens in {int((~chosen).sum())} training documents; one sequence needs seq_length + 1 = {seq_length + 1}; "
+            "use a smaller seq_length or more text" + (", or a smaller held_out" if chosen.any() else "")
+        )
+    return table, chosen
+
+
+def _settings(tokenizer: Tokenizer, seq_length: int, held_out: float) -> dict:
+    import mindspore
+    import sentencepiece
+
+    return {
+        "format": FORMAT,
+        "seq_length": seq_length,
+        "held_out": held_out,
+        "vocab_size": tokenizer.vocab_size,
+        "pad_id": tokenizer.pad_id,
+        "eod_id": tokenizer.eod_id,
+        "tokenizer": tokenizer.fingerprint,
+        "versions": {
+            "pangu_ms": __version__,
+            "mindspore": mindspore.__version__,
+            "sentencepiece": sentencepiece.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _hashes(directory: Path) -> dict[str, str]:
+    return {str(path.relative_to(directory)): files.sha256_file(path) for path in sorted(directory.rglob("*")) if path.is_file()}

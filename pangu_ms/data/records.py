@@ -1,0 +1,175 @@
+"""Rows of token ids in MindRecord files: those of `pangu data prepare` and the official ones. mindspore is imported when rows are read.
+
+Legend: N rows, S sequence length.
+"""
+
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pangu_ms.data.pack import COLUMN, SPLITS
+from pangu_ms.data.prepare import FORMAT, MANIFEST
+from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.errors import DataError
+
+
+class RecordSet:
+    """One split of a data set, opened but not in memory.
+
+    Attributes:
+        source: what the user named, for messages.
+        files: the MindRecord files, in order.
+        manifest: of a directory written by `prepare`, else None.
+        num_rows: N.
+        row_length: ids in a row, S + 1 (official evaluation records: S).
+        seq_length: row_length - 1, the tokens that go into the model.
+        vocab_size: ids must be below it; None until `check` for official files.
+    """
+
+    def __init__(self, source: str, paths: list[Path], manifest: dict | None = None) -> None:
+        self.source, self.files, self.manifest = source, paths, manifest
+        self.vocab_size: int | None = manifest["vocab_size"] if manifest else None
+        self.num_rows = self._guarded(lambda: self._dataset(shuffle=False).get_dataset_size())
+        if self.num_rows < 1:
+            raise DataError(f"{source}: has no rows; training and evaluation need some; prepare it again from more text")
+        self.row_length = len(self.read_rows([0])[0])
+        self.seq_length = self.row_length - 1
+
+    @classmethod
+    def open(cls, source: str | Path | Sequence[str | Path], split: str = "train") -> "RecordSet":
+        """Open a directory of `prepare`, or official MindRecord files: a directory of them, a pattern, or a list, which is kept in order.
+
+        Official files are sorted by name and have no splits: they are opened as they are, whichever one is asked for must be "train".
+
+        Raises:
+            DataError: nothing there, a damaged or foreign file, or a split that the data do not have.
+        """
+        if split not in SPLITS:
+            raise DataError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
+        path = Path(source) if isinstance(source, (str, Path)) else None
+        if path and (path / MANIFEST).is_file():
+            return cls._of_manifest(path, split)
+        paths = _official_files(source)
+        if not paths:
+            raise DataError(f"{source}: no MindRecord file; name a directory written by `pangu data prepare`, or files with an {COLUMN} column")
+        if split != "train":
+            raise DataError(f"{source}: MindRecord files without {MANIFEST} have no split {split!r}; name the files of that split themselves")
+        return cls(str(source), paths)
+
+    @classmethod
+    def _of_manifest(cls, directory: Path, split: str) -> "RecordSet":
+        manifest = load_manifest(directory)
+        names = manifest["splits"][split]["files"]
+        if not names:
+            raise DataError(f"{directory}: split {split} is empty (held_out={manifest['held_out']}); prepare again with a larger held_out")
+        return cls(str(directory), [directory / name for name in names], manifest)
+
+    def check(self, model, tokenizer: Tokenizer | None = None, evaluation: bool = False) -> None:
+        """Compare with a model's config, and with a tokenizer if given.
+
+        Args:
+            model: has vocab_size and seq_length.
+            evaluation: also accept rows of seq_length ids, as official evaluation records have (spec A6).
+
+        Raises:
+            DataError: lengths or vocabularies differ.
+        """
+        lengths = (model.seq_length + 1, model.seq_length) if evaluation else (model.seq_length + 1,)
+        if self.row_length not in lengths:
+            raise DataError(
+                f"{self.source}: rows of {self.row_length} ids, model.seq_length={model.seq_length}: a row has seq_length + 1 ids; "
+                f"set model.seq_length={self.seq_length} or prepare with --seq-length {model.seq_length}"
+            )
+        if self.manifest and self.manifest["vocab_size"] != model.vocab_size:
+            raise DataError(
+                f"{self.source}: prepared with {self.manifest['vocab_size']} pieces, model.vocab_size={model.vocab_size}: must be equal; "
+                f"set model.vocab_size={self.manifest['vocab_size']} or prepare with the model's tokenizer"
+            )
+        if tokenizer and tokenizer.vocab_size != model.vocab_size:
+            raise DataError(
+                f"tokenizer: {tokenizer.vocab_size} pieces, model.vocab_size={model.vocab_size}: must be equal; "
+                f"set model.vocab_size={tokenizer.vocab_size} or name the model's tokenizer"
+            )
+        if tokenizer and self.manifest and self.manifest["tokenizer"] != tokenizer.fingerprint:
+            raise DataError(
+                f"{self.source}: prepared with tokenizer {self.manifest['tokenizer'][:12]}, given {tokenizer.fingerprint[:12]}: must be the same; "
+                f"use {self.source}/tokenizer or prepare again"
+            )
+        self.vocab_size = model.vocab_size
+
+    def read_rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows by number, in the order given, repetitions included: int32 [len(indices), row_length]. About 25,000 rows of 1,025 ids a second.
+
+        Raises:
+            DataError: a damaged file, rows of different lengths, or an id outside the vocabulary.
+        """
+        from mindspore.dataset import SubsetSampler
+
+        wanted, inverse = np.unique(np.asarray(indices, np.int64), return_inverse=True)  # ascending: the file is read forward
+        assert len(wanted) and wanted[0] >= 0 and wanted[-1] < self.num_rows, f"rows {wanted} of {self.num_rows}"
+        return self._stacked(self._dataset(sampler=SubsetSampler(wanted.tolist())))[inverse]
+
+    def rows(self, size: int = 512) -> Iterator[np.ndarray]:
+        """All rows in file order, in arrays int32 [<= size, row_length]."""
+        for start in range(0, self.num_rows, size):
+            yield self.read_rows(np.arange(start, min(start + size, self.num_rows)))
+
+    def _dataset(self, **order):
+        from mindspore.dataset import MindDataset
+
+        # One worker: with more, the order of SubsetSampler is not kept by contract.
+        return MindDataset([str(path) for path in self.files], columns_list=[COLUMN], num_parallel_workers=1, **order)
+
+    def _stacked(self, dataset) -> np.ndarray:
+        rows = self._guarded(lambda: [row[COLUMN] for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)])
+        lengths = {len(row) for row in rows}
+        if len(lengths) > 1:
+            raise DataError(f"{self.source}: rows of {min(lengths)} to {max(lengths)} ids; all must have one length; prepare again")
+        ids = np.stack(rows).astype(np.int32, copy=False)
+        if self.vocab_size and not (0 <= ids.min() and ids.max() < self.vocab_size):
+            wrong = ids.max() if ids.max() >= self.vocab_size else ids.min()
+            raise DataError(f"{self.source}: id {wrong}: must be in [0, {self.vocab_size}); prepare with the model's tokenizer")
+        return ids
+
+    def _guarded(self, read):
+        """`read()`, MindRecord's pages of C++ messages turned into one line."""
+        try:
+            return read()
+        except (RuntimeError, ValueError) as error:
+            reason = next((line for line in str(error).splitlines() if "[ERROR]" in line), str(error).splitlines()[0])
+            raise DataError(
+                f"{self.source}: cannot be read as MindRecord with a column {COLUMN} ({reason.strip()}); "
+                "every file needs its .db beside it and its own name; restore the files or prepare again"
+            ) from error
+
+
+def load_manifest(directory: Path) -> dict:
+    """The manifest of a directory written by `prepare`.
+
+    Raises:
+        DataError: none there, or not one that this version reads.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise DataError(f"{path}: format {manifest['format']}: this version reads format {FORMAT}; update pangu-ms or prepare again")
+        return manifest
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; `pangu data prepare` writes it last; name its output directory") from error
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not a manifest ({error!r}); restore it or prepare again") from error
+
+
+def _official_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """MindRecord files of a directory or pattern, sorted by name without their .db sidecars (spec A6); a list stays as it is."""
+    if not isinstance(source, (str, Path)):
+        return [Path(path) for path in source]
+    pattern = str(Path(source) / "*") if Path(source).is_dir() else str(source)
+    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    return [path for path in paths if path.suffix != ".db" and path.with_name(path.name + ".db").exists()]

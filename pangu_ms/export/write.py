@@ -1,0 +1,147 @@
+"""Write a MindIR package from a checkpoint and prove that it computes the same."""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipapp
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from pangu_ms import __version__, files, runtime
+from pangu_ms.checkpoint.store import Checkpoint
+from pangu_ms.config.load import config_to_dict
+from pangu_ms.errors import ExportError
+from pangu_ms.export.package import FORMAT_VERSION, MANIFEST, file_entries
+from pangu_ms.infer.cached_model import CachedModel
+from pangu_ms.infer.decoder import GraphShape
+from pangu_ms.infer.load import load_decoder
+
+VERIFIED_STEPS = 32
+# The two graphs run the same kernels on the same values; only MindSpore's own graph rewriting may differ.
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
+ENCRYPTION_MODE = "AES-GCM"
+# All that running a package takes: no model code. `models`, `config`, `train` and `checkpoint` stay out.
+RUNNER_MODULES = (
+    "__init__.py",
+    "errors.py",
+    "files.py",
+    "runtime.py",
+    "data/__init__.py",
+    "data/segment.py",
+    "data/tokenizer.py",
+    "infer/__init__.py",
+    "infer/arguments.py",
+    "infer/beam.py",
+    "infer/decoder.py",
+    "infer/generate.py",
+    "infer/sampling.py",
+    "export/__init__.py",
+    "export/package.py",
+    "export/run.py",
+)
+
+
+def export_package(checkpoint: Checkpoint, output: Path, shape: GraphShape, key_file: Path | None = None, key: bytes | None = None) -> dict[str, Any]:
+    """Export, verify in a fresh process, commit; returns the manifest. `shape` fixes batch size, chunk and cache.
+
+    Raises:
+        OutputError: `output` has other content, or the disk is full.
+        ExportError: the exported graph differs from the checkpoint.
+    """
+    config = checkpoint.config()
+    runtime.start(config.runtime.device)
+    decoder = load_decoder(checkpoint, shape)
+    with files.new_directory(output) as directory:
+        write_graph(decoder.graph, shape, directory, key)
+        shutil.copytree(checkpoint.tokenizer_path(), directory / "tokenizer")
+        write_runner(directory / "run.pyz")
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "model": config_to_dict(config)["model"],
+            "graph": vars(shape),
+            "inputs": {"ids": ["int32", [shape.batch_size, shape.chunk]], "start": ["int32", [shape.batch_size]]}
+            | {"last": ["int32", [shape.batch_size]], "prefill": ["bool", []]},
+            "outputs": {"logits": ["float32", [shape.batch_size, config.model.vocab_size]]},
+            "encryption": ENCRYPTION_MODE if key else "",
+            "target": config.runtime.device,
+            "versions": {"pangu_ms": __version__, "mindspore": metadata.version("mindspore")},
+            "checkpoint": {"step": checkpoint.step, "manifest_sha256": files.sha256_file(checkpoint.path / "manifest.json")},
+            "files": file_entries(directory),
+        }
+        files.write_json(directory / MANIFEST, manifest)
+        manifest["verified"] = verify(decoder, directory, config.model, key_file)
+        files.write_json(directory / MANIFEST, manifest)
+    return manifest
+
+
+def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: bytes | None) -> None:
+    """Write model.mindir (or its two-part form) for the static shapes."""
+    ids, row = np.zeros((shape.batch_size, shape.chunk), np.int32), np.zeros(shape.batch_size, np.int32)
+    encryption = {"enc_key": key, "enc_mode": ENCRYPTION_MODE} if key else {}
+    for cache in graph.caches():  # the file stores the caches' content: let it be zeros, which compress and tell nothing
+        cache.set_data(Tensor(np.zeros(cache.shape, cache.asnumpy().dtype)))
+    inputs = (Tensor(ids), Tensor(row), Tensor(row), Tensor(np.bool_(True)))
+    try:
+        ms.export(graph, *inputs, file_name=str(directory / "model"), file_format="MINDIR", **encryption)
+    except RuntimeError as error:
+        free = shutil.disk_usage(directory).free
+        if free < 64 << 20:  # MindSpore does not pass on the system's error
+            raise OSError(28, "No space left on device", str(directory)) from error
+        raise
+
+
+def write_runner(path: Path) -> None:
+    """Pack this package's runner into one executable file."""
+    source = Path(__file__).resolve().parents[1]
+    with tempfile.TemporaryDirectory() as staging:
+        for module in RUNNER_MODULES:
+            target = Path(staging) / "pangu_ms" / module
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / module, target)
+        (Path(staging) / "__main__.py").write_text("import sys\n\nfrom pangu_ms.export.run import entry\n\nsys.exit(entry())\n")
+        zipapp.create_archive(staging, path)
+
+
+def verify(decoder: Any, directory: Path, model: Any, key_file: Path | None) -> dict[str, float]:
+    """Replay the same tokens through checkpoint and package (in a fresh process): prompts of different lengths and 32 steps.
+
+    Raises:
+        ExportError: the largest difference of a logit exceeds the tolerance.
+    """
+    shape = decoder.shape
+    steps = min(VERIFIED_STEPS, shape.max_length - 2)
+    rng = np.random.default_rng(0)
+    lengths = [1 + (7 * row + 11) % (shape.max_length - steps) for row in range(shape.batch_size)]
+    prompts = [rng.integers(0, model.vocab_size, n).tolist() for n in lengths]
+    tokens = rng.integers(0, model.vocab_size, (steps, shape.batch_size)).astype(np.int32)
+    expected = replay(decoder, prompts, tokens)
+    actual = replay_in_fresh_process(directory, prompts, tokens, key_file)
+    difference = float(np.abs(actual - expected).max())
+    if not difference <= TOLERANCE[model.compute_dtype]:
+        raise ExportError(f"{directory}: the exported graph's logits differ by {difference:.3g}; at most {TOLERANCE[model.compute_dtype]:g} is right; not exported")
+    return {"steps": steps, "max_difference": difference, "logit_deviation": float(expected.std())}
+
+
+def replay(decoder: Any, prompts: list[list[int]], tokens: np.ndarray) -> np.ndarray:
+    """Logits after the prompts and after each of the given tokens: float32 [steps + 1, B, V]."""
+    return np.stack([decoder.prefill(prompts)] + [decoder.step(row) for row in tokens])
+
+
+def replay_in_fresh_process(directory: Path, prompts: list[list[int]], tokens: np.ndarray, key_file: Path | None) -> np.ndarray:
+    """`replay` by a process that has the package alone."""
+    with tempfile.TemporaryDirectory() as scratch:
+        request, answer = Path(scratch) / "tokens.npz", Path(scratch) / "logits.npy"
+        np.savez(request, tokens=tokens, **{f"prompt_{i}": np.array(p, np.int32) for i, p in enumerate(prompts)})
+        command = [sys.executable, "-m", "pangu_ms.export.replay", str(directory), str(request), str(answer), str(key_file or "")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ExportError(f"{directory}: the exported graph does not run: {done.stderr.strip().splitlines()[-1:]}")
+        return np.load(answer)

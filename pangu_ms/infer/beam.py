@@ -1,0 +1,66 @@
+"""Beam search over a Decoder. numpy only."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pangu_ms.infer.decoder import Decoder
+from pangu_ms.infer.sampling import Sampler, SamplingConfig, log_softmax
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A continuation and the sum of its log-probabilities (natural logarithm)."""
+
+    tokens: tuple[int, ...]
+    log_probability: float
+
+    def score(self, length_penalty: float) -> float:
+        """Length-normalised log-probability."""
+        return self.log_probability / max(1, len(self.tokens)) ** length_penalty
+
+
+def beam_search(decoder: Decoder, prompt: list[int], config: SamplingConfig, stop_ids: frozenset[int]) -> list[Hypothesis]:
+    """The best `num_beams` continuations, best first. A stop token ends a hypothesis and counts in its score and length.
+
+    The live beams are kept by log-probability; the search ends when the worst kept hypothesis beats what any live beam can still reach with its
+    present score, or at max_new_tokens.
+    """
+    width = config.num_beams
+    live, finished = [Hypothesis((), 0.0)], []
+    room = min(config.max_new_tokens, decoder.shape.max_length - len(prompt))
+    logits = decoder.prefill([prompt] * width)[:1]
+    for step in range(room):
+        candidates, parents = _candidates(live, logits, prompt, config, width + len(stop_ids) * len(live))
+        kept, rows = [], []
+        for candidate, parent in zip(candidates, parents):
+            if candidate.tokens[-1] in stop_ids:
+                finished.append(candidate)
+            elif len(kept) < width:
+                kept.append(candidate)
+                rows.append(parent)
+        finished = sorted(finished, key=lambda h: -h.score(config.length_penalty))[:width]
+        live = kept
+        if not live or step == room - 1 or _settled(finished, live, config):
+            break
+        decoder.reorder(np.array(rows, np.int32))
+        logits = decoder.step(np.array([h.tokens[-1] for h in live], np.int32))
+    return sorted(finished + live, key=lambda h: -h.score(config.length_penalty))[:width]
+
+
+def _candidates(live: list[Hypothesis], logits: np.ndarray, prompt: list[int], config: SamplingConfig, count: int) -> tuple[list[Hypothesis], list[int]]:
+    """The `count` best continuations of all live beams by one token, with their parents' rows."""
+    penalized = [Sampler(config, prompt, generated=list(h.tokens)).penalized(row) for h, row in zip(live, logits)]
+    scores = log_softmax(np.stack(penalized)) + np.array([[h.log_probability] for h in live])
+    vocab_size = scores.shape[1]
+    best = np.argsort(-scores, axis=None, kind="stable")[:count]
+    found = [(int(i) // vocab_size, int(i) % vocab_size) for i in best]
+    return [Hypothesis((*live[row].tokens, token), float(scores[row, token])) for row, token in found], [row for row, _ in found]
+
+
+def _settled(finished: list[Hypothesis], live: list[Hypothesis], config: SamplingConfig) -> bool:
+    if len(finished) < config.num_beams:
+        return False
+    longest = config.max_new_tokens if config.length_penalty > 0 else len(live[0].tokens)
+    reachable = max(h.log_probability for h in live) / longest**config.length_penalty
+    return finished[-1].score(config.length_penalty) >= reachable

@@ -1,0 +1,100 @@
+"""Drives a prefill-and-decode graph, ours or a loaded MindIR: pads ragged prompts, feeds chunks, keeps shapes static."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pangu_ms.errors import GenerationError
+
+
+@dataclass(frozen=True)
+class GraphShape:
+    """The static shapes of a prefill-and-decode graph."""
+
+    batch_size: int
+    """Sequences per call."""
+    chunk: int
+    """Prompt tokens per call."""
+    capacity: int
+    """Positions of the cache, a multiple of `chunk`."""
+    seq_length: int
+    """Longest context of the model, in tokens."""
+
+    @classmethod
+    def fitting(cls, seq_length: int, batch_size: int, max_length: int, chunk: int = 64) -> "GraphShape":
+        """Room for `max_length` tokens (prompt and continuation) per sequence, at most `seq_length`."""
+        length = min(max_length, seq_length)
+        chunk = min(chunk, length)
+        return cls(batch_size, chunk, -(-length // chunk) * chunk, seq_length)
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence, prompt and continuation, in tokens."""
+        return min(self.capacity, self.seq_length)
+
+
+class Decoder:
+    """Logits of the next token for a batch of sequences of different lengths. Rows that are not used are fed zeros."""
+
+    def __init__(self, graph: Callable[..., Any], shape: GraphShape, reorder: Callable[..., Any] | None = None):
+        """`graph(ids, start, last, prefill)` as in CachedModel; `reorder(rows)` is needed by beam search alone."""
+        self.graph, self.shape, self._reorder = graph, shape, reorder
+        self.lengths = np.zeros(shape.batch_size, np.int32)
+
+    def prefill(self, prompts: list[list[int]]) -> np.ndarray:
+        """Start new sequences; float32 logits [len(prompts), V] after each prompt.
+
+        Raises:
+            GenerationError: a prompt is empty or leaves no room for a new token.
+        """
+        for number, prompt in enumerate(prompts):
+            self._require_room(number, len(prompt))
+        shape = self.shape
+        lengths = np.array([len(p) for p in prompts] + [1] * (shape.batch_size - len(prompts)), np.int32)
+        ids = np.zeros((shape.batch_size, shape.capacity), np.int32)
+        for row, prompt in enumerate(prompts):
+            ids[row, : len(prompt)] = prompt
+        logits = None
+        # The filling behind a short prompt writes to the cache too; those slots are masked until a real token overwrites them.
+        for start in range(0, lengths.max(), shape.chunk):
+            last = np.clip(lengths - 1 - start, 0, shape.chunk - 1)
+            chunk_logits = self._call(ids[:, start : start + shape.chunk], np.full_like(lengths, start), last, True)
+            ends_here = (lengths > start) & (lengths <= start + shape.chunk)
+            logits = chunk_logits if logits is None else np.where(ends_here[:, None], chunk_logits, logits)
+        self.lengths = lengths
+        return logits[: len(prompts)]
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Append one token (int [n]) to each of the first n sequences; float32 logits [n, V]."""
+        ids = np.zeros((self.shape.batch_size, self.shape.chunk), np.int32)
+        ids[: len(tokens), 0] = tokens
+        start = np.minimum(self.lengths, self.shape.max_length - 1)  # a finished sequence stays where it is
+        logits = self._call(ids, start, np.zeros_like(start), False)
+        self.lengths = self.lengths + 1
+        return logits[: len(tokens)]
+
+    def reorder(self, rows: np.ndarray) -> None:
+        """Sequence i becomes what sequence rows[i] was (int [n])."""
+        from mindspore import Tensor
+
+        if self._reorder is None:
+            raise GenerationError("num_beams: a MindIR package holds no graph that reorders its cache; use num_beams=1 or the checkpoint")
+        full = np.arange(self.shape.batch_size, dtype=np.int32)
+        full[: len(rows)] = rows
+        self._reorder(Tensor(full))
+        self.lengths = self.lengths[full]
+
+    def _require_room(self, number: int, length: int) -> None:
+        if length == 0:
+            raise GenerationError(f"prompt {number + 1}: is empty; at least one token is needed")
+        if length >= self.shape.max_length:
+            limit = self.shape.max_length
+            raise GenerationError(f"prompt {number + 1}: has {length} tokens; prompt and continuation must fit in {limit}; shorten the prompt")
+
+    def _call(self, ids: np.ndarray, start: np.ndarray, last: np.ndarray, prefill: bool) -> np.ndarray:
+        from mindspore import Tensor
+
+        arrays = (np.ascontiguousarray(ids), start.astype(np.int32), last.astype(np.int32), np.bool_(prefill))
+        return self.graph(*(Tensor(a) for a in arrays)).asnumpy()

@@ -1,0 +1,109 @@
+"""The generation loop: batches of ragged prompts, stop tokens and strings, streaming. numpy only; the graph is behind a Decoder."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pangu_ms.data.tokenizer import StreamDecoder, Tokenizer
+from pangu_ms.infer.beam import beam_search
+from pangu_ms.infer.decoder import Decoder
+from pangu_ms.infer.sampling import Sampler, SamplingConfig
+
+OnText = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The continuation of one prompt."""
+
+    prompt: str
+    text: str
+    token_ids: tuple[int, ...]
+    """As generated, the stop token included."""
+    finish_reason: str
+    """stop (a stop token or text) or length."""
+
+
+@dataclass
+class _Sequence:
+    """One prompt under generation: its sampler, its text so far, and how much of the text has been shown."""
+
+    sampler: Sampler
+    decoder: StreamDecoder
+    stop: tuple[str, ...]
+    text: str = ""
+    shown: int = 0
+    finish_reason: str = ""
+    ids: list[int] = field(default_factory=list)
+
+    def add(self, token: int, stop_ids: frozenset[int], room: int) -> None:
+        self.ids.append(token)
+        ends = token in stop_ids
+        self.text += self.decoder.flush() if ends else self.decoder.push(token)
+        at = min((i for i in (self.text.find(s) for s in self.stop) if i >= 0), default=-1)
+        if at >= 0:
+            self.text, ends = self.text[:at], True
+        if ends:
+            self.finish_reason = "stop"
+        elif len(self.ids) >= room:
+            self.finish_reason = "length"
+            self.text += self.decoder.flush()
+
+    def take_new(self) -> str:
+        """Text not yet shown, without an end that may still become a stop string."""
+        end = len(self.text)
+        if not self.finish_reason:
+            end -= max((n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
+        new, self.shown = self.text[self.shown : end], max(end, self.shown)
+        return new
+
+
+class Generator:
+    """Continues texts with a Decoder and a tokenizer."""
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer):
+        self.decoder, self.tokenizer = decoder, tokenizer
+
+    def generate(self, prompts: list[str], config: SamplingConfig, on_text: OnText | None = None) -> list[Generation]:
+        """Continue every prompt, a batch at a time; `on_text(prompt index, new text)` is called as text appears.
+
+        Raises:
+            GenerationError: a prompt is empty or longer than the context.
+        """
+        ids = [self.tokenizer.encode(prompt) for prompt in prompts]
+        if config.num_beams > 1:
+            return [self._beams(prompt, ids[i], config, i, on_text) for i, prompt in enumerate(prompts)]
+        size, results = self.decoder.shape.batch_size, []
+        for first in range(0, len(prompts), size):
+            sequences = self._batch(ids[first : first + size], config, first, on_text)
+            results += [Generation(p, s.text, tuple(s.ids), s.finish_reason) for p, s in zip(prompts[first : first + size], sequences)]
+        return results
+
+    def _batch(self, prompts: list[list[int]], config: SamplingConfig, first: int, on_text: OnText | None) -> list[_Sequence]:
+        stop_ids = frozenset(self.tokenizer.stop_ids)
+        sequences = [_Sequence(Sampler(config, ids, first + i), StreamDecoder(self.tokenizer), config.stop) for i, ids in enumerate(prompts)]
+        rooms = [min(config.max_new_tokens, self.decoder.shape.max_length - len(ids)) for ids in prompts]
+        logits = self.decoder.prefill(prompts)
+        tokens = np.zeros(len(prompts), np.int32)
+        while True:
+            for row, sequence in enumerate(sequences):
+                if sequence.finish_reason:
+                    continue
+                tokens[row] = sequence.sampler.choose(logits[row])
+                sequence.add(int(tokens[row]), stop_ids, rooms[row])
+                if on_text and (new := sequence.take_new()):
+                    on_text(first + row, new)
+            if all(sequence.finish_reason for sequence in sequences):
+                return sequences
+            logits = self.decoder.step(tokens)
+
+    def _beams(self, prompt: str, ids: list[int], config: SamplingConfig, index: int, on_text: OnText | None) -> Generation:
+        stop_ids = frozenset(self.tokenizer.stop_ids)
+        best = beam_search(self.decoder, ids, config, stop_ids)[0]
+        text = self.tokenizer.decode([t for t in best.tokens if t not in stop_ids])
+        for stop in config.stop:
+            text = text.split(stop, 1)[0]
+        if on_text:
+            on_text(index, text)
+        return Generation(prompt, text, best.tokens, "stop" if best.tokens[-1] in stop_ids else "length")

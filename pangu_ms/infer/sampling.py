@@ -1,0 +1,110 @@
+"""From logits to a token: penalties, temperature, top-k, top-p. numpy only."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from pangu_ms.errors import GenerationError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How to continue a prompt."""
+
+    max_new_tokens: int = 64
+    """Longest continuation, in tokens."""
+    temperature: float = 1.0
+    """Divides the logits; 0 is greedy."""
+    top_k: int = 0
+    """Keep the k likeliest tokens; 0 keeps all."""
+    top_p: float = 1.0
+    """Keep the likeliest tokens that reach this probability together."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of every token seen, prompt included (CTRL)."""
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for each time it was generated; the official script uses 1.5 (spec A8)."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of every generated token; the official script uses 0.3 (spec A8)."""
+    num_beams: int = 1
+    """Beams of beam search; 1 samples."""
+    length_penalty: float = 1.0
+    """A finished beam scores (sum of log-probabilities) / length ** length_penalty."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a continuation; they are cut off."""
+    seed: int = 0
+    """Prompt i is sampled with the generator of (seed, i), whatever stands beside it in the batch."""
+
+    def __post_init__(self) -> None:
+        rules = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1"),
+            "temperature": (self.temperature >= 0, "must not be negative; 0 is greedy"),
+            "top_k": (self.top_k >= 0, "must not be negative; 0 keeps all"),
+            "top_p": (0 < self.top_p <= 1, "must be in (0, 1]"),
+            "repetition_penalty": (self.repetition_penalty > 0, "must be positive; 1 is off"),
+            "num_beams": (self.num_beams >= 1, "must be at least 1"),
+        }
+        for name, (holds, rule) in rules.items():
+            if not holds:
+                raise GenerationError(f"{name}={getattr(self, name)}: {rule}")
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Log-probabilities along the last axis, float64."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
+    """-inf for all but the k largest of [V] (ties with the k-th stay)."""
+    if k == 0 or k >= logits.size:
+        return logits
+    return np.where(logits >= np.partition(logits, -k)[-k], logits, -np.inf)
+
+
+def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
+    """-inf for all but the smallest set of largest logits [V] whose probability reaches p."""
+    if p >= 1:
+        return logits
+    order = np.argsort(-logits, kind="stable")
+    cumulative = np.cumsum(np.exp(log_softmax(logits))[order])
+    kept = order[: np.searchsorted(cumulative, p) + 1]
+    result = np.full_like(logits, -np.inf)
+    result[kept] = logits[kept]
+    return result
+
+
+@dataclass
+class Sampler:
+    """The choice of one sequence's next tokens; remembers what it must penalise."""
+
+    config: SamplingConfig
+    prompt: list[int]
+    index: int = 0
+    generated: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.random = np.random.default_rng([self.config.seed, self.index])
+
+    def penalized(self, logits: np.ndarray) -> np.ndarray:
+        """Logits [V] after the three penalties."""
+        config = self.config
+        logits = logits.astype(np.float64)
+        if config.repetition_penalty != 1:
+            seen = np.unique(np.array(self.prompt + self.generated, np.int64))
+            values = logits[seen]
+            logits[seen] = np.where(values > 0, values / config.repetition_penalty, values * config.repetition_penalty)
+        if self.generated and (config.frequency_penalty or config.presence_penalty):
+            tokens, counts = np.unique(self.generated, return_counts=True)
+            logits[tokens] -= config.frequency_penalty * counts + config.presence_penalty
+        return logits
+
+    def choose(self, logits: np.ndarray) -> int:
+        """The next token of logits [V]; it is remembered."""
+        logits = self.penalized(logits)
+        if self.config.temperature == 0:
+            token = int(logits.argmax())
+        else:
+            logits = keep_top_p(keep_top_k(logits / self.config.temperature, self.config.top_k), self.config.top_p)
+            token = int(self.random.choice(logits.size, p=np.exp(log_softmax(logits))))
+        self.generated.append(token)
+        return token

@@ -1,0 +1,89 @@
+"""PanGu-alpha: a pre-LayerNorm decoder whose last layer asks with learned position queries. Source: specification A1.
+
+Shapes: see layers.py. A parameter's name is its path here; pangu_ms/config/alpha.py lists names and shapes.
+"""
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from pangu_ms.config.alpha import AlphaConfig
+from pangu_ms.models.layers import Attention, CacheShape, Dropout, Embedding, FeedForward, LayerNorm, causal_bias
+
+
+class Block(nn.Cell):
+    """Attention and feed-forward, each behind a LayerNorm and beside a residual connection.
+
+    An ordinary block asks with its own normalised stream. The query layer is the same block given another query: keys and values come from
+    the normalised stream, the query is not normalised, the residual is the stream (spec A1.1 step 4).
+    """
+
+    def __init__(self, config: AlphaConfig, dropout_site: int, cache: CacheShape | None):
+        super().__init__()
+        self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.attention = Attention(config, dropout_site, cache)
+        self.ffn_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.ffn = FeedForward(config)
+        self.attention_dropout, self.ffn_dropout = Dropout(config.dropout, dropout_site + 1), Dropout(config.dropout, dropout_site + 2)
+        self.attention_residual, self.ffn_residual = ops.Add(), ops.Add()
+
+    def construct(self, x_BSE, bias_B1SK, slots_N1, key):
+        a_BSE = self.attention_norm(x_BSE)
+        return self.rest(x_BSE, self.attention(a_BSE, a_BSE, bias_B1SK, slots_N1, key), key)
+
+    def ask(self, query_BQE, x_BSE, residual_BQE, bias_B1QK, slots_N1, key):
+        """The query layer: `query` attends to the stream `x`; `residual` is the stream at the query's positions."""
+        return self.rest(residual_BQE, self.attention(query_BQE, self.attention_norm(x_BSE), bias_B1QK, slots_N1, key), key)
+
+    def rest(self, x_BSE, attended_BSE, key):
+        x_BSE = self.attention_residual(x_BSE, self.attention_dropout(attended_BSE, key))
+        return self.ffn_residual(x_BSE, self.ffn_dropout(self.ffn(self.ffn_norm(x_BSE)), key))
+
+
+class PanguAlpha(nn.Cell):
+    """The language model. `construct` computes all logits of whole sequences; `extend` those of the last token, with a cache."""
+
+    def __init__(self, config: AlphaConfig, cache: CacheShape | None = None):
+        super().__init__()
+        self.dtype = getattr(ms, config.compute_dtype)
+        self.word_embedding = Embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = Embedding(config.seq_length, config.hidden_size)
+        self.query_embedding = Embedding(config.seq_length, config.hidden_size)
+        self.add_position, self.embedding_dropout = ops.Add(), Dropout(config.dropout, 0)
+        self.blocks = nn.CellList([Block(config, 3 * i + 1, cache) for i in range(config.num_layers - 1)])
+        self.query_layer = Block(config, 3 * config.num_layers, cache)
+        self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.norm_before_query = config.final_norm_position == "before_query"
+        self.head_matmul, self.pick_last, self.cast = ops.MatMul(transpose_b=True), ops.GatherNd(), ops.Cast()
+
+    def stream(self, ids_BS, positions_BS, bias_B1SK, slots_N1, key):
+        """Embeddings and ordinary blocks: [B, S, E]."""
+        x_BSE = self.add_position(self.word_embedding(ids_BS), self.position_embedding(positions_BS))
+        x_BSE = self.cast(self.embedding_dropout(x_BSE, key), self.dtype)
+        for block in self.blocks:
+            x_BSE = block(x_BSE, bias_B1SK, slots_N1, key)
+        return self.final_norm(x_BSE) if self.norm_before_query else x_BSE
+
+    def ask(self, x_BSE, residual_BQE, positions_BQ, bias_B1QK, slots_N1, key):
+        """Query layer and head: logits [B * Q, V] float32."""
+        query_BQE = self.cast(self.query_embedding(positions_BQ), self.dtype)
+        x_BQE = self.query_layer.ask(query_BQE, x_BSE, residual_BQE, bias_B1QK, slots_N1, key)
+        x_BQE = x_BQE if self.norm_before_query else self.final_norm(x_BQE)
+        logits_TV = self.head_matmul(x_BQE.reshape(-1, x_BQE.shape[-1]), self.cast(self.word_embedding.weight, self.dtype))
+        return self.cast(logits_TV, ms.float32)
+
+    def construct(self, ids_BS, positions_BS, segments_BS, key):
+        """Logits [B * S, V] float32 of ids, positions and segments, all int32 [B, S]; `key` int32 seeds dropout."""
+        bias_B1SS = causal_bias(segments_BS, ids_BS.shape[1])
+        x_BSE = self.stream(ids_BS, positions_BS, bias_B1SS, None, key)
+        return self.ask(x_BSE, x_BSE, positions_BS, bias_B1SS, None, key)
+
+    def extend(self, ids_BQ, positions_BQ, last_B2, bias_B1QC, slots_N1):
+        """Append Q tokens to the cache; logits [B, V] float32 of the token at index `last` = (row, query index), int32 [B, 2].
+
+        The query layer is computed for that token alone: nothing follows it that would need the others.
+        """
+        x_BQE = self.stream(ids_BQ, positions_BQ, bias_B1QC, slots_N1, None)
+        residual_B1E = self.pick_last(x_BQE, last_B2).expand_dims(1)
+        positions_B1 = self.pick_last(positions_BQ, last_B2).expand_dims(1)
+        bias_B11C = self.pick_last(bias_B1QC.squeeze(1), last_B2).expand_dims(1).expand_dims(1)
+        return self.ask(x_BQE, residual_B1E, positions_B1, bias_B11C, slots_N1, None)

@@ -1,0 +1,48 @@
+"""`pangu train`: train a model on prepared records, or go on with a run."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from pangu_ms import runtime
+from pangu_ms.config.cli import add_config_arguments
+from pangu_ms.config.load import load_config
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    parser = argparse.ArgumentParser(prog="pangu train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--output", required=True, metavar="DIR", help="run directory: config.yaml, metrics.jsonl, checkpoints/")
+    parser.add_argument("--data", metavar="RECORDS", help="directory written by `pangu data prepare`, or MindRecord files; default: data.records of the config, else the quickstart's corpus, prepared in OUTPUT/data")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint in --output; starts anew where there is none")
+    parser.add_argument("--stop-at", type=int, metavar="STEP", help="end this session after that step, with a checkpoint")
+    parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
+    args = parser.parse_args(argv)
+    config = load_config(args.config, args.overrides)
+    runtime.quiet(args.verbose)
+
+    from pangu_ms.train.stop import EXIT_STOPPED
+
+    records = args.data or config.data.records or default_records(config, Path(args.output), args.resume)
+    from pangu_ms.train.loop import train
+
+    result = train(config, records, Path(args.output), args.resume, args.stop_at, progress=not args.json, tensorboard=args.tensorboard)
+    if args.json:
+        held_out = result.held_out and {"loss": result.held_out.loss, "perplexity": result.held_out.perplexity}
+        print(json.dumps(dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out}))
+    else:
+        print(f"{result.output}: step {result.step}, loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s" + _notes(result))
+    if result.stopped_by and result.stopped_by != "stop_at":
+        print(f"stopped by {result.stopped_by}; the checkpoint is committed; the same command with --resume goes on", file=sys.stderr)
+        return EXIT_STOPPED
+    return 0
+
+
+def _notes(result) -> str:
+    held_out = f", held-out perplexity {result.held_out.perplexity:.2f}" if result.held_out else ""
+    return held_out + (f", {result.skipped} steps skipped" if result.skipped else "")

@@ -1,0 +1,65 @@
+"""What keeps a run sane: dynamic loss scale, the limit beyond which a loss is a spike, and when to give up. No mindspore import."""
+
+import math
+from dataclasses import asdict, dataclass
+
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.errors import TrainingDiverged
+
+
+@dataclass
+class Guard:
+    """Decides before a step what is allowed and learns after it what happened; its state is part of a checkpoint."""
+
+    scale: float = 1.0
+    good_steps: int = 0
+    mean_loss: float = 0.0
+    seen: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+
+    @classmethod
+    def create(cls, config: RunConfig) -> "Guard":
+        """Loss scale is needed for float16 only."""
+        return cls(scale=config.loss_scale.initial if config.model.compute_dtype == "float16" else 1.0)
+
+    def state(self) -> dict[str, float]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+    def loss_limit(self, config: RunConfig) -> float:
+        """Mean loss above which the next step is skipped."""
+        if config.guard.spike_factor <= 0 or self.seen < config.guard.spike_window:
+            return math.inf
+        return config.guard.spike_factor * self.mean_loss
+
+    def record(self, config: RunConfig, step: int, loss: float, grad_norm: float, applied: bool) -> None:
+        """Take a step's outcome.
+
+        Raises:
+            TrainingDiverged: guard.max_skipped steps in a row were skipped.
+        """
+        if applied:
+            self.skipped_in_row = 0
+            weight = 1 / min(self.seen + 1, config.guard.spike_window)
+            self.mean_loss += weight * (loss - self.mean_loss)
+            self.seen += 1
+        else:
+            self.skipped += 1
+            self.skipped_in_row += 1
+        if config.model.compute_dtype == "float16":
+            self._rescale(config, overflow=not math.isfinite(grad_norm))
+        if self.skipped_in_row >= config.guard.max_skipped:
+            raise TrainingDiverged(
+                f"step {step}: {self.skipped_in_row} steps in a row were skipped (loss {loss:.4g}, gradient norm {grad_norm:.4g}, "
+                f"loss scale {self.scale:g}, running mean {self.mean_loss:.4g}); the limit is guard.max_skipped={config.guard.max_skipped}; "
+                "resume from the last checkpoint with a lower optimizer.lr, or look at the data"
+            )
+
+    def _rescale(self, config: RunConfig, overflow: bool) -> None:
+        if overflow:
+            self.scale, self.good_steps = max(1.0, self.scale / config.loss_scale.factor), 0
+            return
+        self.good_steps += 1
+        if self.good_steps >= config.loss_scale.window:
+            self.scale, self.good_steps = self.scale * config.loss_scale.factor, 0

@@ -1,0 +1,240 @@
+"""The training run: from a configuration and records to committed checkpoints; stopped at any instant, it resumes bit for bit."""
+
+import contextlib
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pangu_ms import files, runtime
+from pangu_ms.checkpoint import store
+from pangu_ms.compile_cache import cached_compile
+from pangu_ms.config.load import config_to_dict, dump_config
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.data.loader import Batch, Loader
+from pangu_ms.data.records import RecordSet
+from pangu_ms.errors import ConfigError, OutputError
+from pangu_ms.eval.perplexity import Evaluator, Score, sequential_batches
+from pangu_ms.models.build import build_model, fill, initialize, to_arrays
+from pangu_ms.progress import progress_bar
+from pangu_ms.train.guard import Guard
+from pangu_ms.train.metrics import MetricsWriter
+from pangu_ms.train.schedule import learning_rate
+from pangu_ms.train.step import TrainStep
+from pangu_ms.train.stop import StopSignal
+
+# What a resumed run may change; anything else would make it another run.
+FREE_TO_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep_checkpoints")
+FREE_SECTIONS = ("runtime", "guard", "tokenizer")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    output: Path
+    step: int
+    """Optimizer steps done since the run began."""
+    loss: float
+    """Mean of the training loss over the last 20 steps of this session."""
+    held_out: Score | None
+    tokens_per_second: float
+    """Median over the steps of this session, checkpoints and evaluations excluded."""
+    compile_seconds: float
+    """Time of this session's first step, compilation included."""
+    cache_hit: bool
+    skipped: int
+    stopped_by: str | None
+    """Name of the signal, "stop_at", or None when the run is complete."""
+
+
+class Run:
+    """One run in one output directory: config.yaml, metrics.jsonl, checkpoints/."""
+
+    def __init__(self, config: RunConfig, records: Path | str, output: Path):
+        """Open the records and build model and optimizer; nothing is written yet.
+
+        Raises:
+            DataError: the records do not fit the model.
+        """
+        self.config, self.output, self.checkpoints = config, Path(output), Path(output) / "checkpoints"
+        self.train_set = RecordSet.open(records, "train")
+        self.train_set.check(config.model)
+        self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
+        runtime.start(config.runtime.device)
+        self.model = build_model(config.model)
+        self.train_step = TrainStep(self.model, config)
+        self.evaluator = Evaluator(self.model, config.model)
+        self.guard, self.step = Guard.create(config), 0
+
+    def begin(self, resume: bool) -> None:
+        """Give the model its first values or, with `resume`, those of the newest valid checkpoint.
+
+        Raises:
+            OutputError: the directory has other content, or holds a run and `resume` is off.
+            ConfigError: the checkpoint is of another run.
+        """
+        checkpoint, passed_over = store.latest_valid(self.checkpoints)
+        if resume and checkpoint is None and passed_over:
+            raise OutputError(f"{self.checkpoints}: no valid checkpoint to resume from: {'; '.join(passed_over)}")
+        if checkpoint and not resume:
+            raise OutputError(f"{self.output}: holds a run at step {checkpoint.step}; add --resume to go on with it, or name a new --output")
+        if checkpoint:
+            self._restore(checkpoint)
+        else:
+            if not resume:
+                files.require_free(self.output)
+            initialize(self.model, self.config.model, self.config.train.seed)
+        with files.writing(self.output):
+            self.output.mkdir(parents=True, exist_ok=True)
+        files.write_text(self.output / "config.yaml", dump_config(self.config))
+
+    def _restore(self, checkpoint: store.Checkpoint) -> None:
+        require_same_run(checkpoint.config(), self.config, str(checkpoint.path))
+        moments = self.train_step.parameters()
+        for group, parameters in (("model", self.model.trainable_params()), ("optimizer", moments)):
+            tensors = checkpoint.tensors(group)
+            store.check_names_and_shapes(str(checkpoint.path), tensors, {p.name: tuple(p.shape) for p in parameters})
+            fill(parameters, tensors)
+        state = checkpoint.state()
+        self.step, self.guard = state["step"], Guard(**state["guard"])
+
+    def save(self) -> None:
+        """Commit a checkpoint of the present step."""
+        groups = {"model": to_arrays(self.model.trainable_params()), "optimizer": to_arrays(self.train_step.parameters())}
+        state = {"step": self.step, "guard": self.guard.state()}
+        keep = self.config.train.keep_checkpoints
+        store.save(self.checkpoints, self.step, groups, state, self.config, tokenizer=self.train_set.tokenizer_path, keep=keep)
+
+    def evaluate(self) -> Score | None:
+        """Score the first train.eval_batches batches of the held-out records; None where there are none."""
+        if self.held_out_set is None:
+            return None
+        train = self.config.train
+        return self.evaluator.score(sequential_batches(self.held_out_set, train.batch_size, self.config.data.eod_reset, train.eval_batches))
+
+    def batches(self) -> Iterator[Batch]:
+        """The batches from the present step on, for ever."""
+        data = self.config.data
+        loader = Loader(self.train_set, self.config.train.batch_size, seed=data.seed, shuffle=data.shuffle, eod_reset=data.eod_reset)
+        return loader.batches(self.step)
+
+
+def train(
+    config: RunConfig,
+    records: Path | str,
+    output: Path,
+    resume: bool = False,
+    stop_at: int | None = None,
+    progress: bool = True,
+    tensorboard: bool = False,
+) -> TrainResult:
+    """Train in `output`, or go on with the run there; ends with a committed checkpoint whether complete or stopped.
+
+    `stop_at` ends this session after that step. SIGTERM and SIGINT end it after the running step.
+    """
+    run = Run(config, records, output)
+    run.begin(resume)
+    session = Session(run, MetricsWriter(run.output, run.step, tensorboard), stop_at)
+    with StopSignal() as stop, progress_bar(progress, total=config.train.steps, initial=run.step, unit="step", desc="train") as bar:
+        try:
+            session.go(stop, bar)
+        finally:
+            session.metrics.close()
+    return session.result()
+
+
+class Session:
+    """The loop of one process over a run."""
+
+    def __init__(self, run: Run, metrics: MetricsWriter, stop_at: int | None):
+        self.run, self.metrics, self.stop_at = run, metrics, stop_at
+        self.seconds: list[float] = []
+        self.losses: deque[float] = deque(maxlen=20)
+        self.cache_hit, self.held_out, self.stopped_by = False, None, None
+
+    def go(self, stop: StopSignal, bar: Any) -> None:
+        """Step until the run is complete or something stops it; commit a checkpoint."""
+        run, train = self.run, self.run.config.train
+        batches, saved_at = run.batches(), None
+        while run.step < train.steps and not self.stopped_by:
+            self.one_step(next(batches))
+            bar.update()
+            bar.set_postfix(loss=f"{self.losses[-1]:.3f}", tokens_per_s=f"{self.tokens_per_second():,.0f}", refresh=False)
+            if train.eval_every and run.step % train.eval_every == 0 and run.step < train.steps:
+                self.evaluate()
+            self.stopped_by = stop.received or ("stop_at" if run.step == self.stop_at else None)
+            if train.save_every and run.step % train.save_every == 0:
+                run.save()
+                saved_at = run.step
+        if run.step == train.steps:
+            self.evaluate()
+        if saved_at != run.step:
+            run.save()
+
+    def one_step(self, batch: Batch) -> None:
+        """Compute a step, guard it, write its metrics."""
+        run, config = self.run, self.run.config
+        lr = learning_rate(config.optimizer, config.train.steps, run.step)
+        began = time.perf_counter()
+        with self._cache_first_step():
+            result = run.train_step(batch, run.step, lr, run.guard.scale, run.guard.loss_limit(config))
+        self.seconds.append(time.perf_counter() - began)
+        self.losses.append(result.loss)
+        if run.step % config.train.log_every == 0 or not result.applied:
+            values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lr, "loss_scale": run.guard.scale, "skipped": int(not result.applied)}
+            self.metrics.write(run.step, **values, tokens_per_second=self.tokens_per_second(1))
+        run.guard.record(config, run.step, result.loss, result.grad_norm, result.applied)
+        run.step += 1
+
+    @contextlib.contextmanager
+    def _cache_first_step(self) -> Iterator[None]:
+        """The first step compiles: from the cache where it has this graph."""
+        config = self.run.config
+        identity = {"graph": "train step", "config": config_to_dict(config)}
+        with cached_compile(config.runtime.compile_cache and not self.seconds, identity) as found:
+            yield
+            self.cache_hit = self.cache_hit or found
+
+    def evaluate(self) -> None:
+        """Score the held-out records and write the result."""
+        self.held_out = self.run.evaluate()
+        if self.held_out:
+            self.metrics.write(self.run.step - 1, held_out_loss=self.held_out.loss, held_out_perplexity=self.held_out.perplexity)
+
+    def tokens_per_second(self, last: int = 20) -> float:
+        """Over the last steps; the first, which compiles, does not count once there are others."""
+        seconds = self.seconds[1:][-last:] or self.seconds
+        return self.run.config.train.batch_size * self.run.config.model.seq_length / statistics.median(seconds)
+
+    def result(self) -> TrainResult:
+        """The summary of this session."""
+        return TrainResult(
+            output=self.run.output,
+            step=self.run.step,
+            loss=statistics.fmean(self.losses) if self.losses else math.nan,
+            held_out=self.held_out,
+            tokens_per_second=self.tokens_per_second(len(self.seconds)) if self.seconds else 0.0,
+            compile_seconds=self.seconds[0] if self.seconds else 0.0,
+            cache_hit=self.cache_hit,
+            skipped=self.run.guard.skipped,
+            stopped_by=self.stopped_by,
+        )
+
+
+def require_same_run(stored: RunConfig, wanted: RunConfig, where: str) -> None:
+    """Raise ConfigError unless a checkpoint's configuration differs from the wanted one in what a resumed run may change alone."""
+    old, new = config_to_dict(stored), config_to_dict(wanted)
+    changed = [
+        f"{section}.{key}={new[section].get(key)!r} (was {old[section].get(key)!r})"
+        for section in new
+        if section not in FREE_SECTIONS
+        for key in new[section]
+        if new[section][key] != old[section].get(key) and f"{section}.{key}" not in FREE_TO_CHANGE
+    ]
+    if changed:
+        raise ConfigError(f"{where}: was trained with another configuration: {', '.join(changed)}; resume with the old values or start in a new --output")

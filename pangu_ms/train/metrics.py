@@ -1,0 +1,48 @@
+"""Metrics of a run: one JSON object per line, and TensorBoard where asked. No mindspore import."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.errors import OutputError
+from pangu_ms.files import write_text
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl`; a resumed run first drops the lines behind its checkpoint."""
+
+    def __init__(self, directory: Path, first_step: int, tensorboard: bool):
+        self.path = directory / "metrics.jsonl"
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) < first_step]
+            write_text(self.path, "".join(line + "\n" for line in kept))
+        self.file = open(self.path, "a", buffering=1)
+        self.board = _tensorboard_writer(directory / "tensorboard", first_step) if tensorboard else None
+
+    def write(self, step: int, **values: Any) -> None:
+        """Write values of a step (0 is the first)."""
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self.file.close()
+        if self.board:
+            self.board.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")  # a line cut by a killed process
+
+
+def _tensorboard_writer(directory: Path, first_step: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise OutputError('--tensorboard: tensorboardX is not installed; run: pip install "pangu-ms[tensorboard]"') from None
+    return SummaryWriter(str(directory), purge_step=first_step)

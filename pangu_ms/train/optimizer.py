@@ -1,0 +1,36 @@
+"""AdamW with float32 moments, over MindSpore's fused update operator. Source: specification A3.1, A1.8."""
+
+import mindspore as ms
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+from pangu_ms.config.schema import OptimizerConfig
+
+MOMENT_PREFIXES = ("adam_m.", "adam_v.")
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies: to matrices and embeddings, not to biases and norms (spec A3.1)."""
+    return not name.endswith(".bias") and "norm." not in name
+
+
+class AdamW(nn.Cell):
+    """p -= lr * (m / (sqrt(v) + eps) + decay * p), without bias correction, as the official AdamWeightDecay."""
+
+    def __init__(self, parameters: list[Parameter], config: OptimizerConfig):
+        super().__init__(auto_prefix=False)
+        self.parameters = ParameterTuple(parameters)
+        self.m, self.v = (
+            ParameterTuple([Parameter(initializer("zeros", p.shape, ms.float32), name=prefix + p.name, requires_grad=False) for p in parameters])
+            for prefix in MOMENT_PREFIXES
+        )
+        self.decay = tuple(config.weight_decay if decays(p.name) else 0.0 for p in parameters)
+        self.beta1, self.beta2, self.eps = (Tensor(value, ms.float32) for value in (config.beta1, config.beta2, config.eps))
+        self.update = ops.AdamWeightDecay()
+
+    def construct(self, gradients, factor, lr):
+        """Apply gradients (float32, in the parameters' order) times `factor`, at learning rate `lr` (float32 scalars)."""
+        for i in range(len(self.decay)):
+            gradient = gradients[i] * factor
+            self.update(self.parameters[i], self.m[i], self.v[i], lr, self.beta1, self.beta2, self.eps, self.decay[i], gradient)
+        return lr

@@ -1,0 +1,167 @@
+"""One training step as a graph: loss, gradients, unscale, clip, guard, update.
+
+A step whose loss or gradient is not finite, or whose loss exceeds a limit, leaves weights and moments untouched, inside the graph.
+"""
+
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.data.loader import Batch
+from pangu_ms.train.loss import TokenLoss, mean_loss
+from pangu_ms.train.optimizer import AdamW
+
+
+class Gradients(nn.Cell):
+    """Sum of losses, number of tokens that count, and gradients of loss_scale * (sum of losses) / (B * S).
+
+    Dividing by the size of the micro-batch keeps float16 gradients in range; `GuardedUpdate` replaces it by the tokens that count.
+    """
+
+    def __init__(self, loss: TokenLoss, weights: ParameterTuple):
+        super().__init__(auto_prefix=False)
+        self.loss = loss
+        self.value_and_grad = ops.value_and_grad(self.scaled, None, weights, has_aux=True)
+
+    def scaled(self, ids_BS1, positions_BS, segments_BS, mask_BS, key, scale):
+        total, count = self.loss(ids_BS1, positions_BS, segments_BS, mask_BS, key)
+        return total * (scale / mask_BS.size), (total, count)
+
+    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key, scale):
+        (_, (total, count)), gradients = self.value_and_grad(ids_BS1, positions_BS, segments_BS, mask_BS, key, scale)
+        return total, count, gradients
+
+
+class GuardedUpdate(nn.Cell):
+    """Unscale and clip gradients, then update, unless something is not finite or the loss exceeds its limit."""
+
+    def __init__(self, optimizer: AdamW, clip_norm: float, micro_batch_tokens: int):
+        super().__init__(auto_prefix=False)
+        self.optimizer, self.clip_norm, self.micro_batch_tokens = optimizer, clip_norm, float(micro_batch_tokens)
+        self.square, self.total, self.sqrt, self.is_finite = ops.Square(), ops.ReduceSum(), ops.Sqrt(), ops.IsFinite()
+        self.minimum, self.both = ops.Minimum(), ops.LogicalAnd()
+
+    def construct(self, total, count, gradients, lr, scale, loss_limit):
+        """-> (gradient norm of the mean loss before clipping, whether the update was applied)."""
+        unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
+        squares = Tensor(0.0, ms.float32)
+        for gradient in gradients:
+            squares = squares + self.total(self.square(gradient))
+        norm = self.sqrt(squares) * unscale
+        applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
+        if applied:
+            factor = unscale
+            if self.clip_norm > 0:
+                factor = unscale * self.minimum(self.clip_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
+            self.optimizer(gradients, factor, lr)
+        return norm, applied
+
+
+class WholeStep(nn.Cell):
+    """A batch that is one micro-batch: gradients and update in one graph."""
+
+    def __init__(self, gradients: Gradients, update: GuardedUpdate):
+        super().__init__(auto_prefix=False)
+        self.gradients, self.update = gradients, update
+
+    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key, lr, scale, loss_limit):
+        total, count, gradients = self.gradients(ids_BS1, positions_BS, segments_BS, mask_BS, key, scale)
+        norm, applied = self.update(total, count, gradients, lr, scale, loss_limit)
+        return total, count, norm, applied
+
+
+class GradientSums(nn.Cell):
+    """Adds a micro-batch's gradients, loss and tokens to running sums, from zero on the first of a batch."""
+
+    def __init__(self, gradients: Gradients, weights: ParameterTuple):
+        super().__init__(auto_prefix=False)
+        self.gradients = gradients
+        self.sums = ParameterTuple([Parameter(initializer("zeros", p.shape, ms.float32), "accumulated." + p.name, requires_grad=False) for p in weights])
+        self.total = Parameter(Tensor(0.0, ms.float32), "accumulated_loss", requires_grad=False)
+        self.count = Parameter(Tensor(0.0, ms.float32), "accumulated_tokens", requires_grad=False)
+        self.assign = ops.Assign()
+
+    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key, scale, keep):
+        """`keep` is 0 for the first micro-batch of a batch, else 1 (float32 scalar)."""
+        total, count, gradients = self.gradients(ids_BS1, positions_BS, segments_BS, mask_BS, key, scale)
+        first = keep == 0.0  # select, not a product: the sums of a batch that overflowed are not finite
+        for i in range(len(self.sums)):
+            self.assign(self.sums[i], ops.select(first, gradients[i], self.sums[i] + gradients[i]))
+        self.assign(self.total, ops.select(first, total, self.total + total))
+        self.assign(self.count, ops.select(first, count, self.count + count))
+        return total
+
+
+class ApplySums(nn.Cell):
+    """The update from accumulated gradients."""
+
+    def __init__(self, accumulated: GradientSums, update: GuardedUpdate):
+        super().__init__(auto_prefix=False)
+        self.accumulated, self.update = accumulated, update
+
+    def construct(self, lr, scale, loss_limit):
+        sums = ()
+        for parameter in self.accumulated.sums:
+            sums = sums + (parameter * 1.0,)
+        norm, applied = self.update(self.accumulated.total * 1.0, self.accumulated.count * 1.0, sums, lr, scale, loss_limit)
+        return self.accumulated.total * 1.0, self.accumulated.count * 1.0, norm, applied
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step computed."""
+
+    loss: float
+    """Mean over the tokens that count, in nats."""
+    grad_norm: float
+    """Global norm before clipping."""
+    applied: bool
+    """False: the step was skipped, weights and moments are as before."""
+
+
+def dropout_key(seed: int, step: int, micro_batch: int) -> np.int32:
+    """A new key for every micro-batch of a run, the same when the run is repeated."""
+    return np.int32(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1)[0] & 0x7FFFFFFF)
+
+
+class TrainStep:
+    """Runs optimizer steps on batches; owns the optimizer state."""
+
+    def __init__(self, model: nn.Cell, config: RunConfig):
+        self.config = config
+        self.weights = ParameterTuple(model.trainable_params())
+        self.optimizer = AdamW(self.weights, config.optimizer)
+        micro_tokens = config.train.batch_size // config.train.accumulation_steps * config.model.seq_length
+        gradients = Gradients(TokenLoss(model, config.model.vocab_size), self.weights)
+        update = GuardedUpdate(self.optimizer, config.optimizer.clip_norm, micro_tokens)
+        if config.train.accumulation_steps == 1:
+            self.whole = WholeStep(gradients, update).set_train()
+        else:
+            self.accumulate = GradientSums(gradients, self.weights).set_train()
+            self.apply = ApplySums(self.accumulate, update).set_train()
+
+    def __call__(self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = float("inf")) -> StepResult:
+        """One optimizer step; it is skipped when not finite or when the mean loss exceeds `loss_limit`."""
+        seed, parts = self.config.train.seed, self.config.train.accumulation_steps
+        controls = [Tensor(value, ms.float32) for value in (lr, scale, min(loss_limit, 3e38))]
+        if parts == 1:
+            outputs = self.whole(*to_tensors(batch), Tensor(dropout_key(seed, step, 0)), *controls)
+        else:
+            for i, micro in enumerate(batch.split(parts)):
+                self.accumulate(*to_tensors(micro), Tensor(dropout_key(seed, step, i)), controls[1], Tensor(float(i > 0), ms.float32))
+            outputs = self.apply(*controls)
+        total, count, norm, applied = (output.asnumpy().item() for output in outputs)
+        return StepResult(mean_loss(total, count), norm, bool(applied))
+
+    def parameters(self) -> list[Parameter]:
+        """The optimizer's state: first and second moments."""
+        return [*self.optimizer.m, *self.optimizer.v]
+
+
+def to_tensors(batch: Batch) -> tuple[Tensor, ...]:
+    """ids, positions, segments and loss mask as tensors."""
+    return tuple(Tensor(array) for array in (batch.ids, batch.positions, batch.segments, batch.loss_mask))

@@ -1,0 +1,120 @@
+"""One-file weights: .ckpt, .npz, .safetensors."""
+
+import os
+import resource
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_ms.checkpoint import foreign, safetensors_file
+from pangu_ms.errors import CheckpointError, OutputError
+from tests.checkpoint.common import assert_same
+
+SUFFIXES = [".ckpt", ".npz", ".safetensors"]
+BASE = np.arange(24, dtype=np.float32).reshape(4, 6)
+TENSORS = {"a.weight": BASE, "a.half": BASE.astype(np.float16), "a.columns": BASE[:, 1:3], "a.turned": BASE.T, "scalar": np.float32(2).reshape(())}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_round_trip(tmp_path, suffix):
+    path = tmp_path / "new" / f"weights{suffix}"
+    foreign.write_file(path, {"old": BASE})
+    foreign.write_file(path, TENSORS)  # replaces it
+    assert_same(foreign.read_file(path), TENSORS)
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("damage", ["empty", "half", "garbage", "directory", "absent"])
+def test_damaged_files_are_one_line(tmp_path, suffix, damage):
+    path = tmp_path / f"weights{suffix}"
+    if damage == "directory":
+        path.mkdir()
+    elif damage != "absent":
+        foreign.write_file(path, TENSORS)
+        content = path.read_bytes()
+        path.unlink()  # MindSpore makes it read-only
+        path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "garbage": b"<html>not found</html>" * 9}[damage])
+    with pytest.raises(CheckpointError) as error:
+        foreign.read_file(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+def test_unknown_suffix(tmp_path):
+    for call in (lambda path: foreign.read_file(path), lambda path: foreign.write_file(path, TENSORS)):
+        with pytest.raises(CheckpointError, match=r"unknown kind of file '.bin'; weights are .ckpt, .npz, .safetensors"):
+            call(tmp_path / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy's ZipFile tries to write once more
+def test_full_disk_keeps_the_old_file(tmp_path, suffix):
+    path = tmp_path / f"weights{suffix}"
+    foreign.write_file(path, TENSORS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    try:
+        with pytest.raises(OutputError, match="free some room"):
+            foreign.write_file(path, {"large": np.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert_same(foreign.read_file(path), TENSORS)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_bfloat16_is_read_as_float32(tmp_path):
+    values = np.array([[1.0, -2.5], [3.140625, 1e-30], [np.inf, 0.0]], np.float32)
+    upper = (values.view(np.uint32) >> 16).astype(np.uint16)  # exact for all but 1e-30
+    path = tmp_path / "w.safetensors"
+    safetensors.numpy.save_file({"x": upper}, path)
+    _retype(path)
+    found = foreign.read_file(path)["x"]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, values, rtol=2**-7)
+    np.testing.assert_array_equal(found[:1], values[:1])
+
+
+def _retype(path):
+    """Turn the U16 tensors of a file into BF16 by its header."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].replace(b'"U16"', b'"BF16"').rstrip()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+
+
+def test_bfloat16_of_mindspore(tmp_path):
+    import mindspore as ms
+
+    path = tmp_path / "w.ckpt"
+    ms.save_checkpoint([{"name": "x", "data": ms.Tensor(BASE).astype(ms.bfloat16)}], str(path))
+    assert_same(foreign.read_file(path), {"x": BASE})
+
+
+def test_files_of_the_library_are_read(tmp_path):
+    tensors = {f"x{i}": BASE.astype(dtype) for i, dtype in enumerate("f8 f4 f2 i8 i4 i2 i1 u8 u4 u2 u1 ?".split())}
+    safetensors.numpy.save_file(tensors, tmp_path / "w.safetensors", {"any": "metadata"})
+    assert_same(safetensors_file.read(tmp_path / "w.safetensors"), tensors)
+    foreign.write_file(tmp_path / "v.safetensors", tensors)
+    assert_same(safetensors.numpy.load_file(tmp_path / "v.safetensors"), tensors)
+
+
+def test_a_dtype_without_a_code(tmp_path):
+    with pytest.raises(CheckpointError, match="x: dtype complex128"):
+        foreign.write_file(tmp_path / "w.safetensors", {"x": np.zeros(1, complex)})
+    assert not list(tmp_path.iterdir())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 250), st.binary(min_size=1, max_size=4))
+def test_a_damaged_header_is_never_a_traceback(tmp_path_factory, position, bytes_):
+    path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
+    content = b"".join(bytes(piece) for piece in safetensors_file.encode({"a": BASE, "b": BASE[0], "c": BASE > 3}))
+    path.write_bytes(content[:position] + bytes_ + content[position + len(bytes_) :])
+    try:
+        safetensors_file.read(path)
+    except CheckpointError:
+        pass
