@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     direction = parser.add_mutually_exclusive_group(required=True)
     direction.add_argument("--from", dest="source", metavar="FORMAT", help="official | huggingface: names in FILE")
     direction.add_argument("--to", dest="target", metavar="FORMAT", help="official | huggingface: names to write")
-    parser.add_argument("--output", type=Path, required=True, help="--from: new directory; --to: new .ckpt, .npz or .safetensors")
+    parser.add_argument("--output", type=Path, required=True, help="--from: directory without checkpoints; --to: new .ckpt, .npz or .safetensors")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="--from: tokenizer to copy into the checkpoint")
     dtype_help = "of the weights written (default: %(default)s; training needs it, and it holds float16 and bfloat16 files exactly)"
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help=dtype_help)

@@ -22,7 +22,7 @@ import numpy as np
 from pangu_ms import files
 from pangu_ms.data.corpus import Corpus, Document
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.errors import DataError, OutputError
+from pangu_ms.errors import DataError, OutputError, UserError
 
 _SMALLEST, _LARGEST, _BLOCKS = 1 << 16, 1 << 23, 256
 """A block is about 1/256 of the corpus, between 64 KiB and 8 MiB: many enough to share out evenly, few enough for one directory."""
@@ -76,7 +76,8 @@ def load_block(path: Path) -> Block:
 
 @contextlib.contextmanager
 def work_directory(output: Path, key: str) -> Iterator[Path]:
-    """`OUTPUT.partial`, locked for this process, where the blocks of the run with this key are kept; removed when the run succeeds.
+    """`OUTPUT.partial`, locked for this process, where the blocks of the run with this key are kept; removed when
+    the run succeeds or the corpus proves unusable.
 
     Raises:
         OutputError: it belongs to another corpus or other settings, or another process is working in it.
@@ -88,11 +89,16 @@ def work_directory(output: Path, key: str) -> Iterator[Path]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise OutputError(f"{work}: another `pangu data prepare` is writing it; one at a time; wait for it or name another --output") from error
+                message = f"{work}: another `pangu data prepare` is writing it; one at a time; wait for it or name another --output"
+                raise OutputError(message) from error
             _require_key(work, key)
             for left in output.parent.glob(f".{output.name}.????????.tmp"):
                 shutil.rmtree(left)  # a run killed while it packed; the lock says that nobody else is packing
-            yield work
+            try:
+                yield work
+            except DataError:  # mending the corpus gives another key, so what is here can never be used
+                shutil.rmtree(work)
+                raise
             shutil.rmtree(work)
 
 
@@ -114,7 +120,8 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
         progress: called after each block with the bytes of corpus read for it (on disk) and its tokens.
 
     Raises:
-        DataError: an unreadable corpus, or a worker that died.
+        DataError: an unreadable corpus.
+        UserError: a worker that died.
         OutputError: the disk is full.
     """
     blocks, pending = [], collections.deque()
@@ -134,7 +141,9 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
         while pending:
             _finish(pending.popleft(), report)
     except BrokenProcessPool as error:
-        raise DataError(f"{work}: a worker process died, perhaps for lack of memory; finished blocks are kept; repeat with a smaller --num-workers") from error
+        raise UserError(
+            f"{work}: a worker process died, perhaps for lack of memory; finished blocks are kept; repeat with a smaller --num-workers"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
     return blocks

@@ -27,9 +27,10 @@ def _parser() -> argparse.ArgumentParser:
     shape = argparse.ArgumentDefaultsHelpFormatter
     summary = "encode a corpus and write it as MindRecord rows; can be interrupted and repeated"
     make = verbs.add_parser("prepare", help=summary, description=summary, formatter_class=shape)
-    make.add_argument("--corpus", nargs="+", required=True, metavar="FILE", help="text (one document each) or .jsonl files, .gz or .zst too")
-    make.add_argument("--tokenizer", required=True, metavar="PATH", help="tokenizer directory or released vocab.model")
-    make.add_argument("--output", required=True, metavar="DIR", help="new directory")
+    needed = {"required": True, "default": argparse.SUPPRESS}  # no "(default: None)" in the help
+    make.add_argument("--corpus", nargs="+", **needed, metavar="FILE", help="text (one document each) or .jsonl files, .gz or .zst too")
+    make.add_argument("--tokenizer", **needed, metavar="PATH", help="tokenizer directory or released vocab.model")
+    make.add_argument("--output", **needed, metavar="DIR", help="new directory")
     make.add_argument("--seq-length", type=int, default=1024, help="the model's seq_length; rows have one id more")
     make.add_argument("--held-out", type=float, default=0.02, metavar="SHARE", help="share of documents put aside for evaluation")
     make.add_argument("--num-workers", type=int, metavar="N", help="encoding processes (default: one per core)", default=argparse.SUPPRESS)

@@ -7,6 +7,7 @@ A `.jsonl` line is an object with `text` and optionally `domain`; any other file
 import dataclasses
 import glob
 import gzip
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ class Quarantine:
     """File to write; None only counts."""
     count: int = 0
     empty: int = 0
+    first: str = ""
+    """Where and why of the first bad line."""
 
     def __post_init__(self) -> None:
         self._file = open(self.path, "w", encoding="utf-8") if self.path else None
@@ -42,6 +45,7 @@ class Quarantine:
     def add(self, where: str, reason: str, line: bytes) -> None:
         """Record one bad line."""
         self.count += 1
+        self.first = self.first or f"{where}: {reason}"
         if self._file:
             record = {"where": where, "reason": reason, "line": line.decode("utf-8", "backslashreplace").rstrip("\n")}
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -144,16 +148,47 @@ def _decompressed(path: Path, raw: BinaryIO) -> tuple[BinaryIO, str]:
     if path.suffix == ".gz":
         return gzip.GzipFile(fileobj=raw), path.with_suffix("").suffix
     if path.suffix == ".zst":
-        return _zstandard(path).open(raw, "rb"), path.with_suffix("").suffix
+        return _zstandard_stream(path, raw), path.with_suffix("").suffix
     return raw, path.suffix
 
 
-def _zstandard(path: Path):
+def _zstandard_stream(path: Path, raw: BinaryIO) -> BinaryIO:
     try:
         import zstandard
     except ImportError as error:
         raise DataError(f'{path}: reading .zst needs the package zstandard, which is not installed; pip install "pangu-ms[data]"') from error
-    return zstandard
+    return io.BufferedReader(_Frames(raw, zstandard.ZstdDecompressor()))
+
+
+class _Frames(io.RawIOBase):
+    """Content of Zstandard frames. The package's own stream takes a file that was cut off for a whole one."""
+
+    def __init__(self, raw: BinaryIO, decompressor) -> None:
+        self._raw, self._decompressor = raw, decompressor
+        self._frame, self._input, self._content = None, b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._content and self._advance():
+            pass
+        size = min(len(buffer), len(self._content))
+        buffer[:size], self._content = self._content[:size], self._content[size:]
+        return size
+
+    def _advance(self) -> bool:
+        """Decompress a bit more; False at the end."""
+        self._input = self._input or self._raw.read(1 << 16)
+        if not self._input:
+            if self._frame:
+                raise EOFError("it ends inside a Zstandard frame")
+            return False
+        self._frame = self._frame or self._decompressor.decompressobj()
+        self._content, self._input = memoryview(self._frame.decompress(self._input)), b""
+        if self._frame.eof:
+            self._input, self._frame = self._frame.unused_data, None
+        return True
 
 
 def _damage() -> tuple[type[Exception], ...]:

@@ -76,10 +76,9 @@ class Loader:
         eod_id, pad_id: by default the manifest's, or for official files 6, the id in the released vocabulary (spec A5).
         """
         assert batch_size > 0 and 0 <= rank < world
-        known = records.manifest or {"eod_id": 6, "pad_id": 6}
         self._records, self._batch_size, self._seed, self._shuffle = records, batch_size, seed, shuffle
-        self._eod_id = known["eod_id"] if eod_id is None else eod_id
-        self._pad_id = known["pad_id"] if pad_id is None else pad_id
+        self._eod_id = records.eod_id if eod_id is None else eod_id
+        self._pad_id = records.pad_id if pad_id is None else pad_id
         self._eod_reset, self._rank, self._world = eod_reset, rank, world
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 

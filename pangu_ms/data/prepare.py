@@ -94,7 +94,17 @@ def _usable_cores() -> int:
 
 def _encode(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers: int, progress: bool) -> list[Path]:
     # The MindRecord writer needs mindspore, whose import takes seconds: it overlaps with the workers.
-    threading.Thread(target=_import_mindrecord, daemon=True).start()
+    # Joined, since a process that ends in the middle of it crashes.
+    importing = threading.Thread(target=_import_mindrecord)
+    importing.start()
+    try:
+        return _encode_with_bar(corpus, tokenizer_path, work, num_workers, progress)
+    finally:
+        corpus.quarantine.close()
+        importing.join()
+
+
+def _encode_with_bar(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers: int, progress: bool) -> list[Path]:
     tokens = 0
     with tqdm(total=corpus.size, unit="B", unit_scale=True, desc="encode", disable=None if progress else True) as bar:
 
@@ -104,9 +114,7 @@ def _encode(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers: int, 
             bar.set_postfix_str(f"{tokens / max(bar.format_dict['elapsed'], 1e-3):,.0f} tokens/s", refresh=False)
             bar.update(size)
 
-        blocks = encode_corpus(corpus, tokenizer_path, work, num_workers, advance)
-    corpus.quarantine.close()
-    return blocks
+        return encode_corpus(corpus, tokenizer_path, work, num_workers, advance)
 
 
 def _import_mindrecord() -> None:
@@ -117,8 +125,9 @@ def _split(blocks: list[Path], corpus: Corpus, held_out: float, seq_length: int)
     """The documents, and which of them are held out; DataError if nothing is left to train on."""
     names = ", ".join(map(str, corpus.files[:3])) + (", ..." if len(corpus.files) > 3 else "")
     if not blocks:
-        skipped = f"{corpus.quarantine.empty} empty and {corpus.quarantine.count} bad"
-        raise DataError(f"{names}: no document with text ({skipped}); a corpus needs some; bad lines are listed in OUTPUT.partial/quarantine.jsonl")
+        bad = corpus.quarantine
+        skipped = f"{bad.empty} empty, {bad.count} bad" + (f", first {bad.first}" if bad.count else "")
+        raise DataError(f"{names}: no document with text ({skipped}); a corpus needs some; name files with text")
     table = DocumentTable.of(blocks)
     chosen = table.split(held_out)
     found = int(table.tokens[~chosen].sum())

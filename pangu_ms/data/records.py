@@ -16,6 +16,9 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 
 
+RELEASED_PAD = 6  # pad and end of document in the released vocabulary (spec A5)
+
+
 class RecordSet:
     """One split of a data set, opened but not in memory.
 
@@ -66,6 +69,25 @@ class RecordSet:
         if not names:
             raise DataError(f"{directory}: split {split} is empty (held_out={manifest['held_out']}); prepare again with a larger held_out")
         return cls(str(directory), [directory / name for name in names], manifest)
+
+    @property
+    def eod_id(self) -> int:
+        """End-of-document id; for official files 6, as in the released vocabulary (spec A5)."""
+        return self.manifest["eod_id"] if self.manifest else RELEASED_PAD
+
+    @property
+    def pad_id(self) -> int:
+        """Padding id; for official files 6, as in the released vocabulary (spec A5)."""
+        return self.manifest["pad_id"] if self.manifest else RELEASED_PAD
+
+    @property
+    def directory(self) -> Path | None:
+        """Where `prepare` wrote it; None for official files."""
+        return self.files[0].parent if self.manifest else None
+
+    def has_split(self, split: str) -> bool:
+        """Whether the directory has rows of that split."""
+        return bool(self.manifest and self.manifest["splits"][split]["files"])
 
     def check(self, model, tokenizer: Tokenizer | None = None, evaluation: bool = False) -> None:
         """Compare with a model's config, and with a tokenizer if given.

@@ -140,8 +140,10 @@ class Tokenizer:
         """`encode` of each text, on one thread: the callers run one process per core."""
         try:
             return self._processor.encode([self._segmented(text) for text in texts], num_threads=1)
-        except UnicodeEncodeError as error:
-            raise DataError(f"text: lone surrogate at character {error.start}; text must be valid Unicode; repair the input") from error
+        except (TypeError, UnicodeEncodeError):  # SentencePiece's versions differ
+            for text in texts:
+                _require_unicode(text)
+            raise
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids. Control pieces give nothing, unknown ones U+2047, broken UTF-8 from byte pieces U+FFFD.
@@ -201,6 +203,13 @@ class StreamDecoder:
 
 def _join_words(words: Iterable[str]) -> str:
     return " ".join([_TO_PIECES.get(word, word) for word in words])
+
+
+def _require_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"text: lone surrogate at character {error.start}; text must be valid Unicode; repair the input") from error
 
 
 def _read(path: Path) -> bytes:

@@ -33,8 +33,8 @@ def _parser() -> argparse.ArgumentParser:
         return verb
 
     train = add("train", "train a vocabulary on text", _train)
-    train.add_argument("--corpus", nargs="+", required=True, metavar="FILE", help="text or .jsonl files, .gz or .zst too")
-    train.add_argument("--output", required=True, metavar="DIR", help="new directory for vocab.model and tokenizer.json")
+    train.add_argument("--corpus", nargs="+", required=True, default=argparse.SUPPRESS, metavar="FILE", help="text or .jsonl files, .gz or .zst too")
+    train.add_argument("--output", required=True, default=argparse.SUPPRESS, metavar="DIR", help="new directory for vocab.model and tokenizer.json")
     train.add_argument("--vocab-size", type=int, default=40000, help="number of pieces, specials and 256 bytes included")
     train.add_argument("--segmenter", choices=SEGMENTERS, default="jieba", help="jieba for Chinese, none for code and other languages")
     train.add_argument("--sample-bytes", type=int, default=20_000_000, help="a larger corpus is thinned evenly to at most this much text")
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_common(parser: argparse.ArgumentParser, name: str, meaning: str) -> None:
-    parser.add_argument("--tokenizer", required=True, metavar="PATH", help="tokenizer directory or released vocab.model")
+    parser.add_argument("--tokenizer", required=True, default=argparse.SUPPRESS, metavar="PATH", help="tokenizer directory or released vocab.model")
     parser.add_argument("--file", metavar="FILE", help="read from this file")
     parser.add_argument(name, nargs="*", help=meaning)
 

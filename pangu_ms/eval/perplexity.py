@@ -55,9 +55,9 @@ class Evaluator:
 
 def sequential_batches(records: RecordSet, batch_size: int, eod_reset: bool, max_batches: int = 0) -> Iterator[Batch]:
     """Batches in file order, all of one size: the last is filled up with rows that do not count. `max_batches` 0 means all."""
-    num_batches = -(-len(records) // batch_size)
+    num_batches = -(-records.num_rows // batch_size)
     for i in range(min(num_batches, max_batches or num_batches)):
-        ids = records.read_rows(np.arange(i * batch_size, min((i + 1) * batch_size, len(records))))
+        ids = records.read_rows(np.arange(i * batch_size, min((i + 1) * batch_size, records.num_rows)))
         missing = batch_size - len(ids)
         padding = np.full((missing, ids.shape[1]), records.pad_id, np.int32)  # the pad token never counts
         yield batch_from_ids(np.concatenate([ids, padding]), records.eod_id, records.pad_id, eod_reset)

@@ -38,8 +38,8 @@ def evaluate(checkpoint: store.Checkpoint, records: Path | str, split: str, batc
     rest = evaluator.score(progress_bar(progress, iterable=batches[1:], desc="evaluate", unit="batch"))
     total, tokens = first.total_nats + rest.total_nats, first.num_tokens + rest.num_tokens
     result = {"step": checkpoint.step, "split": split, "tokens": int(tokens), "loss": total / tokens, "perplexity": math.exp(total / tokens)}
-    if held_out.num_bytes and not max_batches:
-        result["bits_per_byte"] = total / math.log(2) / held_out.num_bytes
+    if held_out.manifest and not max_batches:
+        result["bits_per_byte"] = total / math.log(2) / held_out.manifest["splits"][split]["bytes"]
     return result
 
 

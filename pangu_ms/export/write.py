@@ -1,5 +1,6 @@
 """Write a MindIR package from a checkpoint and prove that it computes the same."""
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -94,8 +95,10 @@ def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: byt
     except RuntimeError as error:
         free = shutil.disk_usage(directory).free
         if free < 64 << 20:  # MindSpore does not pass on the system's error
-            raise OSError(28, "No space left on device", str(directory)) from error
+            raise OSError(errno.ENOSPC, "No space left on device", str(directory)) from error
         raise
+    for path in directory.rglob("model*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # MindSpore lets the owner alone read them
 
 
 def write_runner(path: Path) -> None:

@@ -64,6 +64,7 @@ class Run:
         self.config, self.output, self.checkpoints = config, Path(output), Path(output) / "checkpoints"
         self.train_set = RecordSet.open(records, "train")
         self.train_set.check(config.model)
+        self.tokenizer = self.train_set.directory and self.train_set.directory / "tokenizer"
         self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
         runtime.start(config.runtime.device)
         self.model = build_model(config.model)
@@ -108,7 +109,7 @@ class Run:
         groups = {"model": to_arrays(self.model.trainable_params()), "optimizer": to_arrays(self.train_step.parameters())}
         state = {"step": self.step, "guard": self.guard.state()}
         keep = self.config.train.keep_checkpoints
-        store.save(self.checkpoints, self.step, groups, state, self.config, tokenizer=self.train_set.tokenizer_path, keep=keep)
+        store.save(self.checkpoints, self.step, groups, state, self.config, tokenizer=self.tokenizer, keep=keep)
 
     def evaluate(self) -> Score | None:
         """Score the first train.eval_batches batches of the held-out records; None where there are none."""

@@ -99,6 +99,27 @@ def test_death_before_every_single_disk_operation(tmp_path, step, generation, da
     raise AssertionError("a save has fewer than 200 disk operations")
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_death_while_replacing_a_damaged_step_that_has_an_old_one(tmp_path):
+    for number in range(1, 200):
+        root = tmp_path / str(number)
+        save(root, 1).rename(root / "step-00000001.old")
+        (save(root, 2).rename(root / "step-00000001") / "state.json").unlink()
+        lived = _save_and_die(number, root, 1, 1)
+        assert_is_step(store.latest_valid(root)[0], 1)
+        if lived:
+            return
+
+
+def test_a_superseded_old_one_goes_with_the_next_save(tmp_path):
+    save(tmp_path, 1).rename(tmp_path / "step-00000001.old")
+    save(tmp_path, 2)
+    assert_is_step(store.open_checkpoint(tmp_path / "step-00000001.old"), 1)  # alone it is as good as any
+    save(tmp_path / "other", 1, generation=1).rename(tmp_path / "step-00000001")
+    save(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.glob("*step*")) == ["step-00000001", "step-00000002", "step-00000003"]
+
+
 def test_everything_is_flushed_before_the_rename_and_the_root_after(tmp_path, monkeypatch):
     root = tmp_path.resolve() / "root"
     events = []
@@ -175,9 +196,21 @@ def test_a_save_waits_for_another_process(tmp_path):
         child = subprocess.Popen([sys.executable, "-m", "tests.checkpoint.saver", tmp_path, "2"], cwd=REPOSITORY, stdout=subprocess.PIPE)
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(2)
-        assert not (tmp_path / "step-00000002").exists()
+        assert [path.name for path in tmp_path.glob("*step*")] == ["step-00000001"]
     try:
         assert child.stdout.readline() == b"2\n"
     finally:
         child.kill()
         child.communicate()
+
+
+def test_a_file_system_without_locks_still_saves_and_removes_nothing_it_cannot_judge(tmp_path, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    perhaps_under_way = tmp_path / ".step-00000001.0123abcd.tmp"
+    perhaps_under_way.mkdir()
+    save(tmp_path, 1)
+    assert_is_step(store.latest_valid(tmp_path)[0], 1)
+    assert perhaps_under_way.exists() and "has no locks" in caplog.text

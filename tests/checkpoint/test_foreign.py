@@ -108,6 +108,13 @@ def test_a_dtype_without_a_code(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_shape_larger_than_the_file_claims_no_memory(tmp_path):
+    header = b'{"x":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        foreign.read_file(tmp_path / "w.safetensors")
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 250), st.binary(min_size=1, max_size=4))
 def test_a_damaged_header_is_never_a_traceback(tmp_path_factory, position, bytes_):

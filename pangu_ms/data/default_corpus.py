@@ -1,0 +1,50 @@
+"""Text that every machine has: the source of the running Python's standard library. No mindspore import."""
+
+import sysconfig
+from pathlib import Path
+
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.data.corpus import Corpus
+from pangu_ms.data.prepare import prepare
+from pangu_ms.data.tokenizer import train_tokenizer
+from pangu_ms.errors import DataError
+
+SIZE_BYTES = 5_000_000
+NOT_CODE = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "lib2to3", "idlelib", "encodings", "pydoc_data"}
+
+
+def standard_library_files() -> list[str]:
+    """Python files of the standard library by name, tests and tables left out, SIZE_BYTES of them.
+
+    Raises:
+        DataError: this Python came without its sources.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    chosen, size = [], 0
+    for path in sorted(root.rglob("*.py")):
+        if size < SIZE_BYTES and not NOT_CODE & set(path.relative_to(root).parts) and _is_utf8(path):
+            chosen.append(str(path))
+            size += path.stat().st_size
+    if not chosen:
+        raise DataError(f"{root}: holds no Python sources; this Python came without them; name text files with --corpus")
+    return chosen
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return True
+
+
+def build_records(config: RunConfig, corpus_files: list[str], directory: Path, progress: bool = True) -> dict:
+    """Train config.tokenizer on a corpus and prepare it as records for config.model; returns the manifest.
+
+    Writes `tokenizer/` and `records/` into `directory`; what is there already is used.
+    """
+    tokenizer, records = directory / "tokenizer", directory / "records"
+    if not tokenizer.exists():
+        texts = (document.text for document in Corpus(corpus_files))
+        train_tokenizer(texts, config.tokenizer.vocab_size, config.tokenizer.segmenter, progress=progress).save(tokenizer)
+    return prepare(corpus_files, tokenizer, records, config.model.seq_length, config.data.held_out, progress=progress)

@@ -1,0 +1,123 @@
+"""`python -m pangu_ms.mf`: train PanGu-alpha with mindformers.Trainer from a MindFormers YAML that has a `pangu:` section."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pangu_ms import files
+from pangu_ms.errors import ConfigError, UserError
+from pangu_ms.mf import register
+from pangu_ms.mf.settings import resolve
+
+USER_ERROR = 2
+
+
+def load_yaml(name: str) -> dict[str, Any]:
+    """A MindFormers YAML by path, or one that is shipped here by name; a relative base_config is made absolute.
+
+    Raises:
+        ConfigError: neither exists, or it is not a YAML mapping.
+    """
+    shipped = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
+    path = Path(name) if Path(name).is_file() else shipped.get(name)
+    if path is None:
+        raise ConfigError(f"{name}: no such file; name a MindFormers YAML or a shipped one: {', '.join(shipped)}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: found {type(tree).__name__}; a MindFormers configuration is a mapping")
+    bases = tree.get("base_config", [])
+    if bases:
+        tree["base_config"] = [str((path.parent / base).resolve()) for base in ([bases] if isinstance(bases, str) else bases)]
+    return tree
+
+
+def override(tree: dict[str, Any], text: str) -> None:
+    """Apply "section.field=value" to a tree.
+
+    Raises:
+        ConfigError: another form, or a section that is a value.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{text}: an override has the form section.field=value, for example pangu.train.steps=20")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{text}: {parent} is a value, not a section")
+    tree[leaf] = yaml.safe_load(value) if value else ""
+
+
+def train(config_file: Path) -> None:
+    """Run mindformers.Trainer on a YAML. MindFormers must not have been imported with another output directory before.
+
+    Raises:
+        ConfigError: MindFormers or we refuse the configuration.
+    """
+    register()
+    from mindformers import MindFormerConfig, Trainer, build_context
+
+    try:
+        config = MindFormerConfig(str(config_file))
+    except (KeyError, TypeError, ValueError) as error:  # MindFormers' template: unknown keys of its own sections
+        raise ConfigError(f"{config_file}: {error.args[0] if error.args else error}") from None
+    resolve(config, f"{config_file}: pangu")
+    build_context(config)
+    Trainer(config).train()
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the module."""
+    parser = argparse.ArgumentParser(prog="python -m pangu_ms.mf", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("yaml", nargs="?", default="alpha_tiny", metavar="YAML", help="MindFormers YAML with a pangu: section, or a shipped one by name")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="e.g. pangu.train.steps=20 runner_config.batch_size=4")
+    parser.add_argument("--data", metavar="RECORDS", help="directory written by `pangu data prepare`; default: pangu.data.records of the YAML")
+    parser.add_argument("--output", required=True, metavar="DIR", help="new directory: config.yaml, checkpoint/, log/, strategy/")
+    parser.add_argument("--resume", metavar="CHECKPOINT", help="go on from OUTPUT/checkpoint/iteration_N, in the same --output or a new one")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        output = Path(args.output).resolve()
+        tree = resolved_tree(args, output)
+        if not args.resume:
+            files.require_free(output)
+        files.write_text(output / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        os.environ["LOCAL_DEFAULT_PATH"] = str(output)  # where MindFormers puts its logs from its import on
+        train(output / "config.yaml")
+    except UserError as error:
+        print(f"pangu_ms.mf: {error}", file=sys.stderr)
+        return USER_ERROR
+    print(f"{output}: done; checkpoints in {output / 'checkpoint'}")
+    return 0
+
+
+def resolved_tree(args: argparse.Namespace, output: Path) -> dict[str, Any]:
+    """The YAML with what the command line says, checked as far as that needs no MindFormers.
+
+    Raises:
+        ConfigError: see load_yaml, override and settings.resolve; or --resume names no checkpoint.
+    """
+    tree = load_yaml(args.yaml)
+    for text in args.overrides:
+        override(tree, text)
+    if args.data:
+        override(tree, f"pangu.data.records={json.dumps(str(Path(args.data).resolve()))}")
+    if args.resume:
+        if not (Path(args.resume) / "common.json").is_file():
+            raise ConfigError(f"{args.resume}: no checkpoint to resume from; name a directory OUTPUT/checkpoint/iteration_N with a common.json")
+        tree |= {"load_checkpoint": str(Path(args.resume).resolve()), "resume_training": True}
+    tree["output_dir"] = str(output)
+    if "base_config" not in tree:  # else MindFormers must merge first
+        resolve(tree, f"{args.yaml}: pangu")
+    return tree
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

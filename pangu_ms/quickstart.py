@@ -1,0 +1,135 @@
+"""`pangu quickstart`: from text to a verified MindIR package, with the command that does each step alone."""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pangu_ms import files, runtime
+from pangu_ms.compile_cache import cache_root
+from pangu_ms.config.cli import add_config_arguments
+from pangu_ms.config.load import load_config
+
+PROMPTS = ("def __init__(self", "import os\n")
+
+
+@dataclass
+class Report:
+    """What the quickstart did: a row per stage, results by name."""
+
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, stage: str, where: object, what: str, **results: Any) -> None:
+        self.rows.append((stage, str(where), what))
+        self.results |= results
+
+    def table(self) -> str:
+        widths = [max(len(row[i]) for row in self.rows) for i in range(2)]
+        return "\n".join(f"{stage:<{widths[0]}}  {where:<{widths[1]}}  {what}" for stage, where, what in self.rows)
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    parser = argparse.ArgumentParser(prog="pangu quickstart", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--corpus", nargs="+", metavar="FILE", help="your .txt or .jsonl files; default: the source of Python's standard library")
+    parser.add_argument("--output", metavar="DIR", help="new directory; default: a new one below the user's cache directory")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON at the end")
+    parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
+    args = parser.parse_args(argv)
+    config = load_config(args.config, args.overrides)
+    output = Path(args.output) if args.output else cache_root().parent / "quickstart" / time.strftime("%Y-%m-%d-%H%M%S")
+    files.require_free(output)
+    runtime.quiet(args.verbose)
+    began = time.perf_counter()
+    report = run(config, args, output)
+    report.add("total", output, f"{time.perf_counter() - began:.0f} s", seconds=time.perf_counter() - began)
+    print(json.dumps(report.results) if args.json else f"\n{report.table()}")
+    return 0
+
+
+def run(config: Any, args: argparse.Namespace, output: Path) -> Report:
+    """All stages; every one prints the command that repeats it."""
+    from pangu_ms.data.default_corpus import build_records, standard_library_files
+
+    report, named = Report(), [args.config, *args.overrides]
+    corpus = args.corpus or standard_library_files()
+    shown = args.corpus or [f"({len(corpus)} files of {Path(corpus[0]).parent})"]
+    tokenizer, records, package = output / "tokenizer", output / "records", output / "mindir"
+
+    say(args, "tokenizer", "train", "--corpus", *shown, "--vocab-size", config.tokenizer.vocab_size, "--segmenter", config.tokenizer.segmenter, "--output", tokenizer)
+    say(args, "data", "prepare", "--corpus", *shown, "--tokenizer", tokenizer, "--seq-length", config.model.seq_length, "--output", records)
+    output.mkdir(parents=True, exist_ok=True)
+    manifest = build_records(config, corpus, output, progress=not args.json)
+    splits = manifest["splits"]
+    report.add("tokenizer", tokenizer, f"{manifest['vocab_size']} pieces")
+    report.add("records", records, f"{splits['train']['tokens']:,} training and {splits['held_out']['tokens']:,} held-out tokens", records=splits)
+
+    say(args, "train", "--config", *named, "--data", records, "--output", output / "run")
+    train_stage(config, records, output / "run", args, report)
+    say(args, "generate", output / "run", "--prompt", *PROMPTS[:1], "--max-new-tokens", 48)
+    generate_stage(output / "run", args)
+    say(args, "export", output / "run", "--output", package)
+    export_stage(output / "run", package, args, report)
+    return report
+
+
+def say(args: argparse.Namespace, *words: object) -> None:
+    """Print the command that does the coming stage alone."""
+    if not args.json:
+        print("\n$ pangu " + " ".join(w if w.startswith("(") else shlex.quote(w) for w in map(str, words)), flush=True)
+
+
+def train_stage(config: Any, records: Path, output: Path, args: argparse.Namespace, report: Report) -> None:
+    """Train, and set the held-out perplexity beside that of n-grams."""
+    from pangu_ms.eval.report import baselines
+    from pangu_ms.train.loop import train
+
+    result = train(config, records, output, progress=not args.json)
+    ngrams = baselines(records, "held_out", config.model.vocab_size, config.train.batch_size, config.train.eval_batches)
+    scores = {"perplexity": result.held_out.perplexity} | ngrams
+    report.add("checkpoint", output, f"step {result.step}, {config.model.num_parameters() / 1e6:.1f} M parameters, {result.tokens_per_second:,.0f} tokens/s")
+    report.add("held-out perplexity", "", ", ".join(f"{k.removesuffix('perplexity').strip('_') or 'model'} {v:.1f}" for k, v in scores.items()))
+    report.results |= scores | {"tokens_per_second": result.tokens_per_second, "compile_seconds": result.compile_seconds, "step": result.step}
+    if not args.json:
+        print(f"held-out perplexity {scores['perplexity']:.1f}; unigram {ngrams['unigram_perplexity']:.1f}, bigram {ngrams['bigram_perplexity']:.1f}")
+    if scores["perplexity"] >= ngrams["bigram_perplexity"]:
+        print("the model does not beat the bigram: train longer (train.steps) or on more text", file=sys.stderr)
+
+
+def generate_stage(checkpoint: Path, args: argparse.Namespace) -> None:
+    """Show what the model writes."""
+    from pangu_ms.infer.cli import make_generator
+    from pangu_ms.infer.sampling import SamplingConfig
+
+    sampling = SamplingConfig(max_new_tokens=48, temperature=0.8, top_k=40)
+    for result in make_generator(checkpoint, list(PROMPTS), sampling).generate(list(PROMPTS), sampling):
+        if not args.json:
+            print(f"--- {result.prompt}{result.text}")
+
+
+def export_stage(checkpoint: Path, package: Path, args: argparse.Namespace, report: Report) -> None:
+    """Write the package, which verifies itself in a fresh process, and let its own runner write text."""
+    from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.export.write import export_package
+    from pangu_ms.infer.decoder import GraphShape
+
+    opened = open_checkpoint(checkpoint)
+    shape = GraphShape.fitting(opened.config().model.seq_length, 2, opened.config().model.seq_length)
+    verified = export_package(opened, package, shape)["verified"]
+    difference = f"{verified['max_difference']:.3g}"
+    report.add("MindIR package", package, f"largest logit difference from the checkpoint over {verified['steps']} steps: {difference}", mindir=verified)
+    command = [sys.executable, str(package / "run.pyz"), "--prompt", PROMPTS[0], "--max-new-tokens", "24", "--temperature", "0"]
+    say(args, "run-mindir", package, "--prompt", PROMPTS[0], "--max-new-tokens", 24, "--temperature", 0)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    if not args.json:
+        print(done.stdout.rstrip())
+        print(f"largest logit difference of the package from the checkpoint: {difference}")
+
+

@@ -1,0 +1,66 @@
+"""Sampling: what is kept, with which probability, and what penalties do."""
+
+import numpy as np
+import pytest
+
+from pangu_ms.errors import GenerationError
+from pangu_ms.infer.sampling import Sampler, SamplingConfig, keep_top_k, keep_top_p, log_softmax
+
+LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.25, 0.2]))
+
+
+def kept(logits):
+    return np.flatnonzero(np.isfinite(logits)).tolist()
+
+
+def test_top_k_keeps_the_largest():
+    assert kept(keep_top_k(LOGITS, 2)) == [1, 3]
+    assert kept(keep_top_k(LOGITS, 0)) == kept(keep_top_k(LOGITS, 9)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("p, expected", [(0.3, [1]), (0.41, [1, 3]), (0.8, [1, 3, 4]), (0.97, [0, 1, 2, 3, 4]), (1.0, [0, 1, 2, 3, 4])])
+def test_top_p_keeps_the_smallest_set_that_reaches_p(p, expected):
+    assert kept(keep_top_p(LOGITS, p)) == expected
+
+
+def test_sampled_frequencies_are_the_renormalised_probabilities():
+    sampler = Sampler(SamplingConfig(top_k=3, seed=5), [0])
+    drawn = np.bincount([sampler.choose(LOGITS) for _ in range(20000)], minlength=5) / 20000
+    np.testing.assert_allclose(drawn, np.array([0, 0.4, 0, 0.25, 0.2]) / 0.85, atol=0.015)
+
+
+def test_temperature_sharpens_and_zero_is_greedy():
+    assert {Sampler(SamplingConfig(temperature=0), [0]).choose(LOGITS) for _ in range(5)} == {1}
+    sampler = Sampler(SamplingConfig(temperature=0.5, seed=1), [0])
+    drawn = np.bincount([sampler.choose(LOGITS) for _ in range(20000)], minlength=5) / 20000
+    squared = np.exp(2 * LOGITS)
+    np.testing.assert_allclose(drawn, squared / squared.sum(), atol=0.015)
+
+
+def test_frequency_and_presence_count_generated_tokens_alone():
+    sampler = Sampler(SamplingConfig(frequency_penalty=1.5, presence_penalty=0.3), prompt=[0, 1], generated=[3, 3, 4])
+    np.testing.assert_allclose(LOGITS - sampler.penalized(LOGITS), [0, 0, 0, 3.3, 1.8])
+
+
+def test_repetition_penalty_counts_the_prompt_too():
+    logits = np.array([2.0, -2.0, 1.0])
+    sampler = Sampler(SamplingConfig(repetition_penalty=2.0), prompt=[0], generated=[1])
+    np.testing.assert_allclose(sampler.penalized(logits), [1.0, -4.0, 1.0])
+
+
+def test_a_prompt_is_sampled_by_its_number_not_by_its_neighbours():
+    def draw(seed, index):
+        sampler = Sampler(SamplingConfig(seed=seed), [0], index)
+        return [sampler.choose(LOGITS) for _ in range(30)]
+
+    assert draw(1, 2) == draw(1, 2) and draw(1, 2) != draw(1, 3) and draw(1, 2) != draw(2, 2)
+
+
+def test_log_softmax_of_large_logits():
+    np.testing.assert_allclose(np.exp(log_softmax(np.array([1000.0, 1000.0]))), [0.5, 0.5])
+
+
+@pytest.mark.parametrize("field, value", [("top_p", 0.0), ("temperature", -1.0), ("max_new_tokens", 0), ("num_beams", 0), ("repetition_penalty", 0.0)])
+def test_a_bad_option_is_named(field, value):
+    with pytest.raises(GenerationError, match=f"{field}="):
+        SamplingConfig(**{field: value})
