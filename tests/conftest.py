@@ -19,3 +19,46 @@ def private_cache(tmp_path_factory):
 def mindspore_cpu():
     """MindSpore on the CPU in graph mode."""
     runtime.start("CPU")
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """Forty short documents of made-up Python with something to learn in them."""
+    import json
+
+    path = tmp_path_factory.mktemp("corpus") / "code.jsonl"
+    names = ["alpha", "beta", "gamma", "delta"]
+    lines = [f"def {a}_{i}({b}):\n    return {b} + {i}\n\n\nprint({a}_{i}({i}))\n" for i in range(10) for a, b in zip(names, names[1:] + names[:1])]
+    path.write_text("".join(json.dumps({"text": text * 3, "domain": "code"}) + "\n" for text in lines))
+    return path
+
+
+@pytest.fixture(scope="session")
+def records(text_file, tmp_path_factory):
+    """The documents as records of 32 + 1 ids, tokenizer of 384 pieces."""
+    from pangu_ms.data.corpus import Corpus
+    from pangu_ms.data.prepare import prepare
+    from pangu_ms.data.tokenizer import train_tokenizer
+
+    directory = tmp_path_factory.mktemp("data")
+    train_tokenizer((d.text for d in Corpus([str(text_file)])), 384, "none").save(directory / "tokenizer")
+    prepare([str(text_file)], directory / "tokenizer", directory / "records", seq_length=32, held_out=0.2, num_workers=1, progress=False)
+    return directory / "records"
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides():
+    """Overrides that make alpha/tiny as small as the records."""
+    model = ["vocab_size=384", "hidden_size=32", "num_layers=2", "num_heads=4", "seq_length=32"]
+    return [f"model.{m}" for m in model] + ["train.batch_size=4", "train.steps=12", "train.save_every=3", "optimizer.warmup_steps=2"]
+
+
+@pytest.fixture(scope="session")
+def trained_run(records, tiny_overrides, tmp_path_factory, mindspore_cpu):
+    """A finished run of twelve steps."""
+    from pangu_ms.config import load_config
+    from pangu_ms.train.loop import train
+
+    output = tmp_path_factory.mktemp("runs") / "run"
+    train(load_config("alpha/tiny", tiny_overrides), records, output, progress=False)
+    return output

@@ -30,6 +30,11 @@ class Batch:
     segments: np.ndarray
     loss_mask: np.ndarray
 
+    def split(self, parts: int) -> Iterator["Batch"]:
+        """Cut into micro-batches of B / parts rows, in order."""
+        fields = (np.split(array, parts) for array in (self.ids, self.positions, self.segments, self.loss_mask))
+        return (Batch(*arrays) for arrays in zip(*fields))
+
 
 def batch_from_ids(ids: np.ndarray, eod_id: int, pad_id: int, eod_reset: bool) -> Batch:
     """Positions, segments and loss mask of rows of ids.

@@ -1,0 +1,89 @@
+"""The `pangu:` section and the command line, without MindFormers."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+import pangu_ms
+from pangu_ms.errors import ConfigError
+from pangu_ms.mf.__main__ import load_yaml, main, override
+from pangu_ms.mf.settings import publish, resolve
+
+PACKAGE = Path(pangu_ms.__file__).parent
+
+
+@pytest.fixture
+def tree():
+    return load_yaml("alpha_tiny")
+
+
+def test_the_shipped_yaml_is_our_tiny_model(tree):
+    from pangu_ms.config import load_config
+
+    run = resolve(tree)
+    assert run.model == load_config("alpha/tiny").model
+    assert (run.train.steps, run.train.batch_size, run.train.seed, run.runtime.device) == (100, 8, 1, "CPU")
+    publish(tree, run)
+    assert tree["model"]["model_config"]["hidden_size"] == 192 and tree["model"]["model_config"]["type"] == "PanguAlphaConfig"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("pangu.model.hiden_size=64", "pangu: model.hiden_size: unknown key; did you mean hidden_size?"),
+        ("pangu.date.seed=3", "pangu: date: unknown key; did you mean data?"),
+        ("pangu.train.stepps=3", "did you mean steps?"),
+        ("pangu.data.record=x", "did you mean records?"),
+        ("pangu.model.num_heads=5", "must divide hidden_size=192"),
+        ("pangu.train.batch_size=4", "set runner_config.batch_size"),
+        ("pangu.train.eval_every=4", "no counterpart"),
+        ("pangu.optimizer.lr=1", "set optimizer, lr_schedule"),
+        ("pangu.train=null", "train.steps: is required"),
+        ("pangu=null", "needs a mapping"),
+        ("model.model_config.hidden_size=128", "move it to pangu.model.hidden_size"),
+        ("train_dataset.data_loader.type=MindDataset", "named in pangu.data.records"),
+        ("runner_config.epochs=2", "runner_config.epochs=2: "),
+        ("runner_config.gradient_accumulation_steps=2", "MindFormers ignores it"),
+        ("runner_config.sink_mode=true", "runner_config.sink_mode=True: "),
+        ("runner_wrapper.type=MFTrainOneStepCell", "use 'PanguTrainOneStepCell'"),
+        ("use_parallel=true", "use_parallel=True: "),
+        ("do_eval=true", "pangu eval"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_place(tree, change, message):
+    override(tree, change)
+    with pytest.raises(ConfigError) as error:
+        resolve(tree)
+    assert message in str(error.value)
+
+
+def test_the_command_refuses_before_it_writes(tmp_path, capsys):
+    output = tmp_path / "out"
+    for arguments in (["alpha_tiny", "pangu.model.hiden_size=64"], ["nowhere.yaml"], ["alpha_tiny", "--resume", str(tmp_path)], ["alpha_tiny", "steps"]):
+        assert main([*arguments, "--output", str(output)]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not output.exists()
+
+
+def test_a_base_config_is_found_beside_the_file(tmp_path):
+    (tmp_path / "child.yaml").write_text(yaml.safe_dump({"base_config": "../base.yaml"}))
+    assert load_yaml(str(tmp_path / "child.yaml"))["base_config"] == [str((tmp_path / "../base.yaml").resolve())]
+
+
+def test_only_this_package_imports_mindformers():
+    importers = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if any(name.split(".")[0] == "mindformers" for name in names):
+                importers.add(path.parent.name)
+    assert importers == {"mf"}
+
+
+def test_importing_the_package_does_not_import_mindformers(tmp_path):
+    code = "import sys, pangu_ms.mf, pangu_ms.mf.settings, pangu_ms.mf.data, pangu_ms.mf.__main__; print([m for m in ('mindformers', 'mindspore') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip() == "[]"

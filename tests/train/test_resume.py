@@ -1,0 +1,122 @@
+"""A run that is stopped, by its own wish, by a signal or by kill -9, goes on as if it had not been."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from pangu_ms.checkpoint.store import latest_valid, open_checkpoint
+from pangu_ms.config import load_config
+from pangu_ms.errors import ConfigError, OutputError
+
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+
+
+def metrics(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(output):
+    return {row["step"]: (row["loss"], row["grad_norm"]) for row in metrics(output) if "loss" in row}
+
+
+def require_equal_runs(first, second):
+    assert losses(first) == losses(second)
+    a, b = open_checkpoint(first), open_checkpoint(second)
+    assert a.step == b.step and a.state() == b.state()
+    for group in ("model", "optimizer"):
+        expected, found = a.tensors(group), b.tensors(group)
+        assert expected.keys() == found.keys()
+        assert all(np.array_equal(expected[name], found[name]) for name in expected)
+
+
+def command(records, output, overrides, *options):
+    return [sys.executable, "-m", "pangu_ms", "train", "--config", "alpha/tiny", *overrides, "--data", str(records), "--output", str(output), *options]
+
+
+@pytest.mark.parametrize("extra", [[], ["model.dropout=0.2", "train.accumulation_steps=2"], ["model.compute_dtype=float16", "loss_scale.window=4"]])
+def test_stop_and_resume_equal_one_run_bit_for_bit(records, tiny_overrides, tmp_path, extra):
+    from pangu_ms.train.loop import train
+
+    config = load_config("alpha/tiny", tiny_overrides + extra)
+    train(config, records, tmp_path / "whole", progress=False)
+    first = train(config, records, tmp_path / "parts", stop_at=5, progress=False)
+    assert (first.step, first.stopped_by) == (5, "stop_at")
+    train(config, records, tmp_path / "parts", resume=True, progress=False)
+    require_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_signal_ends_the_step_commits_and_asks_to_be_started_again(records, tiny_overrides, trained_run, tmp_path):
+    output = tmp_path / "run"
+    process = subprocess.Popen(command(records, output, [*tiny_overrides, "train.steps=100000", "train.save_every=0"]), stderr=subprocess.PIPE, text=True)
+    while not (output / "metrics.jsonl").exists() or len(losses(output)) < 4:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert "stopped by SIGTERM" in errors and "Traceback" not in errors
+    assert open_checkpoint(output).step == max(losses(output)) + 1
+
+
+def test_kill_minus_nine_at_any_instant_loses_nothing_committed(records, tiny_overrides, trained_run, tmp_path):
+    """Saves after every step, so that most kills hit a save; afterwards the resumed run equals the one that was never killed."""
+    overrides = [*tiny_overrides, "train.save_every=1", "train.keep_checkpoints=2"]
+    output, rng = tmp_path / "run", random.Random(0)
+    reached = 0
+    for _ in range(4):
+        process = subprocess.Popen(command(records, output, [*overrides, "train.steps=12"], "--resume"), stderr=subprocess.PIPE, text=True)
+        while process.poll() is None and not any((output / "checkpoints").glob(f"step-{reached + 1:08d}")):
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.1)
+        process.kill()
+        process.communicate()
+        found, _ = latest_valid(output / "checkpoints")
+        assert found.step > reached or found.step == 12
+        reached = found.step
+    assert subprocess.run(command(records, output, [*overrides, "train.steps=12"], "--resume"), check=False).returncode == 0
+    require_equal_runs(trained_run, output)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(records, tiny_overrides, tmp_path, caplog):
+    from pangu_ms.train.loop import train
+
+    config = load_config("alpha/tiny", tiny_overrides)
+    train(config, records, tmp_path / "run", stop_at=9, progress=False)
+    newest = tmp_path / "run/checkpoints/step-00000009/optimizer.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[-100] ^= 1
+    newest.write_bytes(content)
+    result = train(config, records, tmp_path / "run", resume=True, progress=False)
+    assert "step-00000009" in caplog.text and result.step == 12
+
+
+def test_another_configuration_cannot_resume(records, tiny_overrides, trained_run):
+    from pangu_ms.train.loop import train
+
+    with pytest.raises(ConfigError, match=r"optimizer.lr=0.5 \(was"):
+        train(load_config("alpha/tiny", [*tiny_overrides, "optimizer.lr=0.5"]), records, trained_run, resume=True, progress=False)
+
+
+def test_a_finished_run_is_not_overwritten(records, tiny_overrides, trained_run, tmp_path):
+    from pangu_ms.train.loop import train
+
+    config = load_config("alpha/tiny", tiny_overrides)
+    with pytest.raises(OutputError, match="add --resume"):
+        train(config, records, trained_run, progress=False)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/file").write_text("mine")
+    with pytest.raises(OutputError, match="exists with other content"):
+        train(config, records, tmp_path / "other", progress=False)
+    assert os.listdir(tmp_path / "other") == ["file"]
+
+
+def test_the_model_learns(trained_run):
+    values = [loss for loss, _ in losses(trained_run).values()]
+    assert values[-1] < values[0] - 0.5

@@ -1,0 +1,166 @@
+"""The jitted step against float64 references: gradients, clipping, AdamW, accumulation, and steps that must not happen."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from pangu_ms.config.load import config_from_dict
+from pangu_ms.data.loader import batch_from_ids
+from pangu_ms.errors import TrainingDiverged
+from pangu_ms.train.guard import Guard
+from tests.models.test_alpha import EOD, random_ids, random_parameters, small
+from tests.reference import alpha_numpy
+
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+
+
+def make_config(model=None, **sections):
+    fields = dataclasses.asdict(model or small(num_layers=2, hidden_size=16, seq_length=24))
+    return config_from_dict({"model": fields, "train": {"batch_size": 2} | sections.pop("train", {}), **sections}, "test")
+
+
+def make_step(config, parameters):
+    from pangu_ms.models.build import build_model, fill
+    from pangu_ms.train.step import TrainStep
+
+    model = build_model(config.model)
+    fill(model.trainable_params(), parameters)
+    return model, TrainStep(model, config)
+
+
+def make_batch(config, rows=2, seed=1):
+    ids = np.concatenate([random_ids(config.model, rows, seed)] * 2, axis=1)[:, : config.model.seq_length + 1]
+    return batch_from_ids(ids, EOD, 0, True)
+
+
+def arrays(parameters):
+    return {p.name: p.asnumpy().copy() for p in parameters}
+
+
+def gradients_by_step(config, parameters, batch):
+    """Gradients read off a step without momentum, decay or clipping: m = 0.5 * g."""
+    optimizer = {"beta1": 0.5, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0}
+    _, step = make_step(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer)), parameters)
+    result = step(batch, 0, lr=0.0)
+    return result, {p.name.removeprefix("adam_m."): p.asnumpy() * 2 for p in step.optimizer.m}
+
+
+def test_loss_and_gradients_equal_the_specification():
+    config = make_config()
+    parameters, batch = random_parameters(config.model), make_batch(config)
+    inputs, labels = batch.ids[:, :-1], batch.ids[:, 1:]
+    result, gradients = gradients_by_step(config, parameters, batch)
+    logits = alpha_numpy.forward(config.model, parameters, inputs, EOD)
+    assert result.loss == pytest.approx(alpha_numpy.loss(logits, labels, batch.loss_mask), abs=1e-5)
+    norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values()))
+    assert result.grad_norm == pytest.approx(norm, rel=1e-5)
+    for name in ("word_embedding.weight", "query_embedding.weight", "blocks.0.attention.query.weight", "query_layer.ffn.up.bias", "final_norm.weight"):
+        index = tuple(0 if name.startswith("query_e") else n // 3 for n in parameters[name].shape)
+        expected = alpha_numpy.finite_difference_gradient(config.model, parameters, inputs, labels, batch.loss_mask, EOD, name, index)
+        assert gradients[name][index] == pytest.approx(expected, abs=1e-5), name
+
+
+def test_clipping_and_adamw_equal_the_formula():
+    config = make_config(optimizer={"clip_norm": 0.1, "weight_decay": 0.3})
+    parameters, batches = random_parameters(config.model), [make_batch(config, seed=s) for s in range(3)]
+    model, step = make_step(config, parameters)
+    seen, rates = [], [1e-2, 5e-3, 1e-3]
+    for number, (batch, lr) in enumerate(zip(batches, rates)):
+        before = arrays(model.trainable_params())
+        result, gradients = gradients_by_step(config, before, batch)
+        assert result.grad_norm > 0.1
+        seen.append({name: g * (0.1 / result.grad_norm) for name, g in gradients.items()})
+        step(batch, number, lr)
+    expected = alpha_numpy.adamw_reference(parameters, seen, rates, weight_decay=0.3)
+    for name, value in arrays(model.trainable_params()).items():
+        if name.endswith("key.bias"):
+            continue  # its true gradient is zero; Adam would compare rounding noise
+        np.testing.assert_allclose(value, expected[name], atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_micro_batches_equal_the_large_batch(parts):
+    whole = make_config(train={"batch_size": 4})
+    cut = make_config(train={"batch_size": 4, "accumulation_steps": parts})
+    parameters = random_parameters(whole.model)
+    batch = make_batch(whole, rows=4)
+    batch.loss_mask[0] = 0  # uneven numbers of tokens that count
+    (large_model, large), (small_model, small_step) = make_step(whole, parameters), make_step(cut, parameters)
+    for number in range(2):
+        expected, found = large(batch, number, 1e-2), small_step(batch, number, 1e-2)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-6) and found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+    expected_moments = arrays(large.parameters())
+    for name, value in arrays(small_step.parameters()).items():
+        np.testing.assert_allclose(value, expected_moments[name], atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_spike_or_a_nan_leaves_weights_and_moments_untouched(parts):
+    config = make_config(train={"batch_size": 2, "accumulation_steps": parts})
+    parameters, batch = random_parameters(config.model), make_batch(config)
+    model, step = make_step(config, parameters)
+    assert step(batch, 0, 1e-3).applied
+    weights, moments = arrays(model.trainable_params()), arrays(step.parameters())
+    spike = step(batch, 1, 1e-3, loss_limit=0.5)
+    assert not spike.applied and spike.loss > 0.5
+    infinite = step(batch, 2, 1e-3, scale=float("inf"))
+    assert not infinite.applied
+    for name, value in (arrays(model.trainable_params()) | arrays(step.parameters())).items():
+        assert np.array_equal(value, (weights | moments)[name]), name
+    assert step(batch, 3, 1e-3).applied  # what overflowed did not stay in the sums
+
+
+def test_float16_overflow_halves_the_scale_and_training_goes_on():
+    model = small(num_layers=2, hidden_size=16, compute_dtype="float16")
+    config = make_config(model, loss_scale={"initial": 2.0**40, "window": 3}, guard={"max_skipped": 60})
+    _, step = make_step(config, random_parameters(config.model, deviation=0.1))
+    guard, batch, applied = Guard.create(config), make_batch(config), []
+    for number in range(40):
+        result = step(batch, number, 1e-3, guard.scale)
+        guard.record(config, number, result.loss, result.grad_norm, result.applied)
+        applied.append(result.applied)
+    assert not applied[0] and applied.count(True) > 10
+    assert guard.skipped == applied.count(False) and 1 < guard.scale < 2.0**40
+
+
+def test_the_guard_stops_a_run_that_only_skips():
+    config = make_config(guard={"max_skipped": 3})
+    guard = Guard.create(config)
+    for number in range(2):
+        guard.record(config, number, float("nan"), float("nan"), False)
+    guard.record(config, 2, 2.0, 1.0, True)
+    for number in range(3, 5):
+        guard.record(config, number, float("nan"), float("nan"), False)
+    with pytest.raises(TrainingDiverged, match="step 5: 3 steps in a row were skipped"):
+        guard.record(config, 5, float("nan"), float("nan"), False)
+
+
+def test_a_spike_is_measured_against_the_running_mean():
+    config = make_config(guard={"spike_factor": 2.0, "spike_window": 4})
+    guard = Guard.create(config)
+    for number, loss in enumerate([8.0, 6.0, 4.0, 2.0]):
+        assert guard.loss_limit(config) == float("inf")
+        guard.record(config, number, loss, 1.0, True)
+    assert guard.loss_limit(config) == pytest.approx(2 * 5.0)
+
+
+def test_dropout_repeats_for_a_key_and_keeps_the_mean():
+    from mindspore import Tensor
+
+    from pangu_ms.models.layers import Dropout
+
+    layer = Dropout(0.25, site=3)
+    layer.set_train()
+    ones = Tensor(np.ones((64, 512), np.float32))
+    first, again, other = (layer(ones, Tensor(np.int32(key))).asnumpy() for key in (7, 7, 8))
+    assert np.array_equal(first, again) and (first != other).mean() > 0.3
+    assert set(np.unique(first)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert (first == 0).mean() == pytest.approx(0.25, abs=0.01)
+    zeros = first == 0  # neighbours in a row and in a column are independent: both dropped with probability 1/16
+    assert (zeros[:, 1:] & zeros[:, :-1]).mean() == pytest.approx(1 / 16, abs=0.01)
+    assert (zeros[1:] & zeros[:-1]).mean() == pytest.approx(1 / 16, abs=0.01)
+    other_site = Dropout(0.25, site=4)
+    other_site.set_train()
+    both = (other_site(ones, Tensor(np.int32(7))).asnumpy() == 0) & zeros
+    assert both.mean() == pytest.approx(1 / 16, abs=0.01)
