@@ -6,6 +6,7 @@ import json
 
 from pydantic import TypeAdapter
 
+from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict, dump_config, load_config, presets
 from pangu_ms.config.schema import RunConfig
 
@@ -19,6 +20,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = 
 def field_lines() -> list[str]:
     """One line per field: dotted name, default, description."""
     schema = TypeAdapter(RunConfig).json_schema()
+    inherited = TypeAdapter(ModelConfig).json_schema()["properties"]  # pydantic does not pass a base class's descriptions on
     lines = []
     for section in dataclasses.fields(RunConfig):
         reference = schema["properties"][section.name]
@@ -26,7 +28,8 @@ def field_lines() -> list[str]:
         for name in names:
             for key, field in schema["$defs"][name]["properties"].items():
                 default = f"= {field['default']}" if "default" in field else "(required)"
-                lines.append(f"{section.name}.{key} {default}\n    {field.get('description', '')}")
+                description = field.get("description") or inherited.get(key, {}).get("description", "")
+                lines.append(f"{section.name}.{key} {default}\n    {description}")
     return lines
 
 

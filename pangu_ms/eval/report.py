@@ -9,6 +9,7 @@ from pangu_ms.checkpoint import store
 from pangu_ms.compile_cache import cached_compile
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.data.records import RecordSet
+from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.eval.ngram import NgramModels
 from pangu_ms.eval.perplexity import Evaluator, sequential_batches
 from pangu_ms.models.build import build_model, fill
@@ -24,7 +25,8 @@ def evaluate(checkpoint: store.Checkpoint, records: Path | str, split: str, batc
     """
     config = checkpoint.config()
     held_out = RecordSet.open(records, split)
-    held_out.check(config.model)
+    tokenizer = checkpoint.tokenizer_path()
+    held_out.check(config.model, tokenizer and Tokenizer.load(tokenizer), evaluation=True)
     runtime.start(config.runtime.device)
     weights = checkpoint.tensors("model")
     store.check_names_and_shapes(str(checkpoint.path), weights, config.model.parameter_shapes())

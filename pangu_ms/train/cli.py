@@ -5,10 +5,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from pangu_ms import runtime
+from pangu_ms import files, runtime
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
+from pangu_ms.config.schema import RunConfig
+
+DATA_HELP = "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's corpus, prepared in DIR/data"
 
 
 def main(argv: list[str]) -> int:
@@ -16,8 +20,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="pangu train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="run directory: config.yaml, metrics.jsonl, checkpoints/")
-    parser.add_argument("--data", metavar="RECORDS", help="directory written by `pangu data prepare`, or MindRecord files; default: data.records of the config, else the quickstart's corpus, prepared in OUTPUT/data")
+    parser.add_argument("--data", metavar="RECORDS", help=DATA_HELP)
     parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint in --output; starts anew where there is none")
+    parser.add_argument("--init-from", metavar="CHECKPOINT", help="start a new run from these weights, with a new optimizer")
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="end this session after that step, with a checkpoint")
     parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -28,10 +33,11 @@ def main(argv: list[str]) -> int:
 
     from pangu_ms.train.stop import EXIT_STOPPED
 
-    records = args.data or config.data.records or default_records(config, Path(args.output), args.resume)
+    output = Path(args.output)
+    records = args.data or config.data.records or default_records(config, output, progress=not args.json)
     from pangu_ms.train.loop import train
 
-    result = train(config, records, Path(args.output), args.resume, args.stop_at, progress=not args.json, tensorboard=args.tensorboard)
+    result = train(config, records, output, args.resume, args.init_from, args.stop_at, progress=not args.json, tensorboard=args.tensorboard)
     if args.json:
         held_out = result.held_out and {"loss": result.held_out.loss, "perplexity": result.held_out.perplexity}
         print(json.dumps(dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out}))
@@ -43,6 +49,18 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _notes(result) -> str:
+def default_records(config: RunConfig, output: Path, progress: bool) -> Path:
+    """Records of the standard library's source in OUTPUT/data, made if they are not there yet."""
+    from pangu_ms.data.default_corpus import build_records, standard_library_files
+
+    directory = output / "data"
+    if not (directory / "records").exists():
+        files.require_free(output)
+        directory.mkdir(parents=True)
+        build_records(config, standard_library_files(), directory, progress)
+    return directory / "records"
+
+
+def _notes(result: Any) -> str:
     held_out = f", held-out perplexity {result.held_out.perplexity:.2f}" if result.held_out else ""
     return held_out + (f", {result.skipped} steps skipped" if result.skipped else "")

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mindspore import Parameter
+
 from pangu_ms import files, runtime
 from pangu_ms.checkpoint import store
 from pangu_ms.compile_cache import cached_compile
@@ -17,7 +19,8 @@ from pangu_ms.config.load import config_to_dict, dump_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Batch, Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.errors import ConfigError, OutputError
+from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.errors import ConfigError, OutputError, TrainingDiverged
 from pangu_ms.eval.perplexity import Evaluator, Score, sequential_batches
 from pangu_ms.models.build import build_model, fill, initialize, to_arrays
 from pangu_ms.progress import progress_bar
@@ -27,6 +30,7 @@ from pangu_ms.train.schedule import learning_rate
 from pangu_ms.train.step import TrainStep
 from pangu_ms.train.stop import StopSignal
 
+OWN_DATA = "data"  # records that `pangu train` prepared itself in the output directory
 # What a resumed run may change; anything else would make it another run.
 FREE_TO_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep_checkpoints")
 FREE_SECTIONS = ("runtime", "guard", "tokenizer")
@@ -70,14 +74,16 @@ class Run:
         self.model = build_model(config.model)
         self.train_step = TrainStep(self.model, config)
         self.evaluator = Evaluator(self.model, config.model)
-        self.guard, self.step = Guard.create(config), 0
+        self.guard, self.step, self.restored_from = Guard.create(config), 0, None
 
-    def begin(self, resume: bool) -> None:
-        """Give the model its first values or, with `resume`, those of the newest valid checkpoint.
+    def begin(self, resume: bool, init_from: Path | None = None) -> None:
+        """Give the model its first values, or the weights of `init_from`, or with `resume` the state of the newest valid checkpoint.
 
         Raises:
             OutputError: the directory has other content, or holds a run and `resume` is off.
             ConfigError: the checkpoint is of another run.
+            CheckpointError: `init_from` holds weights of another model.
+            DataError: the records were made with another tokenizer than the checkpoint's.
         """
         checkpoint, passed_over = store.latest_valid(self.checkpoints)
         if resume and checkpoint is None and passed_over:
@@ -87,22 +93,28 @@ class Run:
         if checkpoint:
             self._restore(checkpoint)
         else:
-            if not resume:
+            if {path.name for path in self.output.glob("*")} - {OWN_DATA} and not resume:
                 files.require_free(self.output)
             initialize(self.model, self.config.model, self.config.train.seed)
+            if init_from:
+                self._load(store.open_checkpoint(init_from), {"model": self.model.trainable_params()})
         with files.writing(self.output):
             self.output.mkdir(parents=True, exist_ok=True)
         files.write_text(self.output / "config.yaml", dump_config(self.config))
 
     def _restore(self, checkpoint: store.Checkpoint) -> None:
         require_same_run(checkpoint.config(), self.config, str(checkpoint.path))
-        moments = self.train_step.parameters()
-        for group, parameters in (("model", self.model.trainable_params()), ("optimizer", moments)):
+        self._load(checkpoint, {"model": self.model.trainable_params(), "optimizer": self.train_step.parameters()})
+        state = checkpoint.state()
+        self.step, self.guard, self.restored_from = state["step"], Guard(**state["guard"]), state["step"]
+
+    def _load(self, checkpoint: store.Checkpoint, groups: dict[str, list[Parameter]]) -> None:
+        if checkpoint.tokenizer_path():
+            self.train_set.check(self.config.model, Tokenizer.load(checkpoint.tokenizer_path()))
+        for group, parameters in groups.items():
             tensors = checkpoint.tensors(group)
             store.check_names_and_shapes(str(checkpoint.path), tensors, {p.name: tuple(p.shape) for p in parameters})
             fill(parameters, tensors)
-        state = checkpoint.state()
-        self.step, self.guard = state["step"], Guard(**state["guard"])
 
     def save(self) -> None:
         """Commit a checkpoint of the present step."""
@@ -130,20 +142,27 @@ def train(
     records: Path | str,
     output: Path,
     resume: bool = False,
+    init_from: Path | None = None,
     stop_at: int | None = None,
     progress: bool = True,
     tensorboard: bool = False,
 ) -> TrainResult:
     """Train in `output`, or go on with the run there; ends with a committed checkpoint whether complete or stopped.
 
-    `stop_at` ends this session after that step. SIGTERM and SIGINT end it after the running step.
+    `init_from` is a checkpoint whose weights a new run starts from, as after `pangu convert`. `stop_at` ends this session after that step.
+    SIGTERM and SIGINT end it after the running step.
     """
     run = Run(config, records, output)
-    run.begin(resume)
-    session = Session(run, MetricsWriter(run.output, run.step, tensorboard), stop_at)
-    with StopSignal() as stop, progress_bar(progress, total=config.train.steps, initial=run.step, unit="step", desc="train") as bar:
+    with StopSignal() as stop:
+        run.begin(resume, init_from)
+        session = Session(run, MetricsWriter(run.output, run.step, tensorboard), stop_at)
         try:
-            session.go(stop, bar)
+            with progress_bar(progress, total=config.train.steps, initial=run.step, unit="step", desc="train") as bar:
+                session.go(stop, bar)
+        except TrainingDiverged:
+            run.guard.skipped_in_row = 0  # the weights are those of the last good step: worth keeping
+            run.save()
+            raise
         finally:
             session.metrics.close()
     return session.result()
@@ -161,7 +180,7 @@ class Session:
     def go(self, stop: StopSignal, bar: Any) -> None:
         """Step until the run is complete or something stops it; commit a checkpoint."""
         run, train = self.run, self.run.config.train
-        batches, saved_at = run.batches(), None
+        batches, saved_at = run.batches(), run.restored_from
         while run.step < train.steps and not self.stopped_by:
             self.one_step(next(batches))
             bar.update()
@@ -189,8 +208,8 @@ class Session:
         if run.step % config.train.log_every == 0 or not result.applied:
             values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lr, "loss_scale": run.guard.scale, "skipped": int(not result.applied)}
             self.metrics.write(run.step, **values, tokens_per_second=self.tokens_per_second(1))
-        run.guard.record(config, run.step, result.loss, result.grad_norm, result.applied)
         run.step += 1
+        run.guard.record(config, run.step, result.loss, result.grad_norm, result.applied)
 
     @contextlib.contextmanager
     def _cache_first_step(self) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """Metrics of a run: one JSON object per line, and TensorBoard where asked. No mindspore import."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ class MetricsWriter:
 
     def write(self, step: int, **values: Any) -> None:
         """Write values of a step (0 is the first)."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        # JSON has no NaN: a loss that is not finite is written as its name.
+        self.file.write(json.dumps({"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}) + "\n")
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)

@@ -1,0 +1,138 @@
+"""The MindIR package: equal to its checkpoint, independent of the model code, closed to whoever alters it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pangu_ms.checkpoint.store import open_checkpoint
+from pangu_ms.cli import main
+from pangu_ms.errors import ExportError, OutputError
+from pangu_ms.export.package import Package, read_key
+
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+PROMPTS = ("def alpha_1(beta):", "print(")
+GREEDY = ["--max-new-tokens", "8", "--temperature", "0", "--json"]
+
+
+@pytest.fixture(scope="module")
+def package(trained_run, tmp_path_factory):
+    from pangu_ms.export.write import export_package
+    from pangu_ms.infer.decoder import GraphShape
+
+    directory = tmp_path_factory.mktemp("export") / "package"
+    export_package(open_checkpoint(trained_run), directory, GraphShape.fitting(32, batch_size=2, max_length=32, chunk=8))
+    return directory
+
+
+def copy_of(package, tmp_path):
+    return shutil.copytree(package, tmp_path / "copy")
+
+
+def texts(output):
+    return [json.loads(line)["text"] for line in output.splitlines()]
+
+
+def test_the_export_equals_its_checkpoint(package):
+    verified = json.loads((package / "manifest.json").read_text())["verified"]
+    assert verified["max_difference"] <= 1e-4 and verified["logit_deviation"] > 0.01 and verified["steps"] >= 16
+
+
+def test_package_and_checkpoint_write_the_same_text(package, trained_run, capsys):
+    arguments = [word for prompt in PROMPTS for word in ("--prompt", prompt)] + GREEDY
+    assert main(["generate", str(trained_run), *arguments]) == 0
+    expected = texts(capsys.readouterr().out)
+    assert main(["run-mindir", str(package), *arguments]) == 0
+    assert texts(capsys.readouterr().out) == expected and all(expected)
+
+
+def test_the_package_runs_without_this_code_base(package, tmp_path, capsys):
+    """run.pyz in an isolated interpreter: its modules come from the archive, and no model code is among them."""
+    moved = copy_of(package, tmp_path)
+    probe = (
+        "import sys, runpy; sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0])\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "ours = {n: m.__file__ for n, m in sys.modules.items() if n.startswith('pangu_ms')}\n"
+        "assert all('run.pyz' in f for f in ours.values()), ours\n"
+        "assert not [n for n in ours if '.models' in n or '.config' in n or '.checkpoint' in n], sorted(ours)\n"
+    )
+    command = [sys.executable, "-c", probe, str(moved / "run.pyz"), "--prompt", PROMPTS[0], *GREEDY]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    main(["run-mindir", str(package), "--prompt", PROMPTS[0], *GREEDY])
+    assert texts(done.stdout) == texts(capsys.readouterr().out)
+    assert os.listdir(tmp_path) == ["copy"]
+
+
+@pytest.mark.parametrize("name", ["model.mindir", "tokenizer/vocab.model", "run.pyz"])
+def test_an_altered_file_is_refused(package, tmp_path, name, capsys):
+    copy = copy_of(package, tmp_path)
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    assert main(["run-mindir", str(copy), "--prompt", "x"]) == 2
+    assert f"{name} was altered" in capsys.readouterr().err
+
+
+def test_missing_and_added_files_are_refused(package, tmp_path):
+    copy = copy_of(package, tmp_path)
+    (copy / "model.mindir").rename(copy / "other.mindir")
+    with pytest.raises(ExportError, match="model.mindir is missing; other.mindir was added"):
+        Package.open(copy)
+
+
+def test_a_directory_that_is_no_package(tmp_path):
+    with pytest.raises(ExportError, match="not a MindIR package"):
+        Package.open(tmp_path)
+
+
+def test_an_encrypted_package_needs_its_key(trained_run, tmp_path, capsys):
+    key, wrong = tmp_path / "key", tmp_path / "wrong"
+    key.write_text("0123456789abcdef\n")
+    wrong.write_text("0123456789abcdeX\n")
+    options = ["--output", str(tmp_path / "package"), "--batch-size", "1", "--max-length", "24", "--chunk", "8", "--key-file", str(key)]
+    assert main(["export", str(trained_run), *options]) == 0
+    run = ["run-mindir", str(tmp_path / "package"), "--prompt", PROMPTS[0], *GREEDY]
+    capsys.readouterr()
+    assert main([*run, "--key-file", str(key)]) == 0
+    encrypted = texts(capsys.readouterr().out)
+    assert main(["generate", str(trained_run), "--prompt", PROMPTS[0], *GREEDY]) == 0
+    assert texts(capsys.readouterr().out) == encrypted
+    assert main(run) == 2 and "--key-file" in capsys.readouterr().err
+    assert main([*run, "--key-file", str(wrong)]) == 2 and "cannot be decrypted" in capsys.readouterr().err
+
+
+def test_a_key_of_another_length_is_refused(tmp_path):
+    (tmp_path / "key").write_text("short")
+    with pytest.raises(ExportError, match="holds 5 bytes"):
+        read_key(tmp_path / "key")
+
+
+def test_an_export_that_differs_is_not_committed(trained_run, tmp_path, monkeypatch):
+    from pangu_ms.export import write
+    from pangu_ms.infer.decoder import GraphShape
+
+    actual = write.replay_in_fresh_process
+    monkeypatch.setattr(write, "replay_in_fresh_process", lambda *arguments: actual(*arguments) + 1e-3)
+    with pytest.raises(ExportError, match="logits differ by 0.001"):
+        write.export_package(open_checkpoint(trained_run), tmp_path / "package", GraphShape.fitting(32, 1, 24, 8))
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_disk_full_while_exporting_leaves_nothing(trained_run, tmp_path, monkeypatch):
+    import errno
+
+    from pangu_ms.export import write
+    from pangu_ms.infer.decoder import GraphShape
+
+    def no_room(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(write, "write_graph", no_room)
+    with pytest.raises(OutputError, match="free some room"):
+        write.export_package(open_checkpoint(trained_run), tmp_path / "package", GraphShape.fitting(32, 1, 24, 8))
+    assert os.listdir(tmp_path) == []

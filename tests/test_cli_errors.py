@@ -1,0 +1,106 @@
+"""The mistakes a user will make: one line that says where and what to do, exit code 2, nothing lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from pangu_ms.cli import VERBS, main
+
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+
+
+def fails(capsys, *words):
+    """The message of a command that must end with exit code 2 and one line."""
+    capsys.readouterr()
+    assert main([str(w) for w in words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith(f"pangu {words[0]}: "), error
+    return error
+
+
+@pytest.fixture
+def train(records, tiny_overrides, tmp_path):
+    """A training command with some overrides changed."""
+
+    def command(*overrides, data=records, output=tmp_path / "run", options=()):
+        return ["train", "--config", "alpha/tiny", *tiny_overrides, *overrides, "--data", data, "--output", output, *options]
+
+    return command
+
+
+def test_records_of_another_length_or_vocabulary(train, capsys, tmp_path):
+    assert "rows of 33 ids, model.seq_length=64" in fails(capsys, *train("model.seq_length=64"))
+    assert "prepared with 384 pieces, model.vocab_size=400" in fails(capsys, *train("model.vocab_size=400"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_records_made_with_another_tokenizer(train, trained_run, text_file, capsys, tmp_path):
+    (tmp_path / "other.txt").write_text("".join(f"while x{i} < {i * i}: pass  # {i:b}\n" for i in range(2000)))
+    other = ["--corpus", str(tmp_path / "other.txt"), "--vocab-size", "384", "--segmenter", "none", "--output", str(tmp_path / "t")]
+    assert main(["tokenizer", "train", *other]) == 0
+    prepare = ["--corpus", str(text_file), "--tokenizer", str(tmp_path / "t"), "--seq-length", "32", "--held-out", "0.2", "--num-workers", "1"]
+    assert main(["data", "prepare", *prepare, "--output", str(tmp_path / "r")]) == 0
+    assert "must be the same" in fails(capsys, "eval", trained_run, "--data", tmp_path / "r")
+    copy = shutil.copytree(trained_run, tmp_path / "run")
+    assert "must be the same" in fails(capsys, *train("train.steps=13", data=tmp_path / "r", output=copy, options=["--resume"]))
+
+
+def test_missing_records_and_checkpoints(train, capsys, tmp_path):
+    assert "no MindRecord file" in fails(capsys, *train(data=tmp_path / "none"))
+    assert "no such directory" in fails(capsys, "generate", tmp_path / "none", "--prompt", "x")
+    (tmp_path / "empty").mkdir()
+    assert "no valid checkpoint" in fails(capsys, "export", tmp_path / "empty", "--output", tmp_path / "package")
+
+
+def test_a_checkpoint_of_another_shape(train, trained_run, capsys, tmp_path):
+    message = fails(capsys, *train("model.ffn_hidden_size=64", options=["--init-from", trained_run]))
+    assert "ffn.up.weight (128, 32) instead of (64, 32)" in message
+    assert "model.num_layers=3 (was 2)" in fails(capsys, *train("model.num_layers=3", output=trained_run, options=["--resume"]))
+
+
+def test_prompts_that_cannot_be_continued(trained_run, capsys, tmp_path):
+    assert "must fit in 32; shorten the prompt" in fails(capsys, "generate", trained_run, "--prompt", "x" * 500)
+    assert "prompt 1: is empty" in fails(capsys, "generate", trained_run, "--prompt", "")
+    assert "none.txt: cannot be read" in fails(capsys, "generate", trained_run, "--prompt-file", tmp_path / "none.txt")
+    assert "top_p=2.0" in fails(capsys, "generate", trained_run, "--prompt", "x", "--top-p", "2")
+    (tmp_path / "p.jsonl").write_text('"fine"\n{"text": 1}\n')
+    assert "p.jsonl:2: neither" in fails(capsys, "generate", trained_run, "--prompt-file", tmp_path / "p.jsonl")
+    assert "--stream: 2 prompts" in fails(capsys, "generate", trained_run, "--prompt", "x", "--prompt", "y", "--stream")
+
+
+def test_an_output_directory_with_other_content(train, trained_run, records, text_file, capsys, tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    for words in (
+        ["tokenizer", "train", "--corpus", text_file, "--vocab-size", "384", "--output", tmp_path],
+        ["data", "prepare", "--corpus", text_file, "--tokenizer", records / "tokenizer", "--output", tmp_path],
+        train(output=tmp_path),
+        ["export", trained_run, "--output", tmp_path],
+        ["quickstart", "--output", tmp_path],
+    ):
+        assert "exists with other content" in fails(capsys, *words)
+    assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_verbs_that_do_not_exist(capsys):
+    assert main(["trian"]) == 2
+    assert "did you mean 'train'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_defaults(verb):
+    words = [verb] + {"tokenizer": ["train"], "data": ["prepare"], "config": ["show"]}.get(verb, [])
+    done = subprocess.run([sys.executable, "-m", "pangu_ms", *words, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "usage: pangu" in done.stdout and "default:" in done.stdout
+
+
+def test_nothing_is_written_where_the_user_is(trained_run, records, tmp_path):
+    """Train, evaluate and generate in an empty directory with the output elsewhere."""
+    here = tmp_path / "here"
+    here.mkdir()
+    for words in (["eval", trained_run, "--data", records], ["generate", trained_run, "--prompt", "def", "--max-new-tokens", "3"]):
+        done = subprocess.run([sys.executable, "-m", "pangu_ms", *map(str, words)], cwd=here, capture_output=True, text=True, check=True)
+        assert "WARNING" not in done.stderr + done.stdout
+    assert os.listdir(here) == []
