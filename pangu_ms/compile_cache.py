@@ -5,12 +5,14 @@ the old graph without a word, and two processes write the same files. So each gr
 process uses the cache for one graph (MindSpore fixes the path at the first use), on a copy of its own. No mindspore import.
 """
 
+import ast
 import contextlib
 import functools
 import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib import metadata
@@ -38,19 +40,30 @@ def source_hash() -> str:
     return sha256_json({str(p.relative_to(package)): sha256_file(p) for p in sorted(package.rglob("*.py"))})
 
 
+def entry_script() -> Path | None:
+    """The program's file, which MindSpore parses for its cache; it fails where there is none, as in `python -c` or a notebook."""
+    script = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
+    try:
+        ast.parse(script.read_text(encoding="utf-8"))
+    except (AttributeError, OSError, ValueError, SyntaxError):
+        return None
+    return script
+
+
 @contextlib.contextmanager
 def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
     """Let the one graph compiled in this block come from the cache, or go to it; yields whether it was found.
 
     `identity` names all that the graph depends on beside this package's source and MindSpore's version: its kind, the configuration, the shapes.
-    The second use in a process does nothing, and neither does one where the user set MindSpore's own switch.
+    The second use in a process does nothing, nor does one without a program file or where the user set MindSpore's own switch.
     """
     global _used
-    if not enabled or _used or SWITCH in os.environ:
+    script = entry_script()
+    if not enabled or _used or SWITCH in os.environ or script is None:
         yield False
         return
     _used = True
-    key = sha256_json(identity | {"source": source_hash(), "mindspore": metadata.version("mindspore")})
+    key = sha256_json(identity | {"source": source_hash(), "script": sha256_file(script), "mindspore": metadata.version("mindspore")})
     published = cache_root() / key[:40]
     private = Path(tempfile.mkdtemp(prefix="pangu-compile-"))
     try:

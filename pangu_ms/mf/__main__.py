@@ -9,12 +9,14 @@ from typing import Any
 
 import yaml
 
-from pangu_ms import files
+from pangu_ms import files, runtime
 from pangu_ms.errors import ConfigError, UserError
 from pangu_ms.mf import register
+from pangu_ms.mf.data import step_dataset
 from pangu_ms.mf.settings import resolve
 
 USER_ERROR = 2
+DEFAULT = "alpha_tiny"
 
 
 def load_yaml(name: str) -> dict[str, Any]:
@@ -76,13 +78,15 @@ def train(config_file: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """Entry of the module."""
-    parser = argparse.ArgumentParser(prog="python -m pangu_ms.mf", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("yaml", nargs="?", default="alpha_tiny", metavar="YAML", help="MindFormers YAML with a pangu: section, or a shipped one by name")
+    parser = argparse.ArgumentParser(prog="python -m pangu_ms.mf", description=__doc__)
+    yaml_help = f"MindFormers YAML with a pangu: section, or a shipped one by name (default: {DEFAULT})"
+    parser.add_argument("yaml", nargs="?", default=DEFAULT, metavar="YAML", help=yaml_help)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="e.g. pangu.train.steps=20 runner_config.batch_size=4")
     parser.add_argument("--data", metavar="RECORDS", help="directory written by `pangu data prepare`; default: pangu.data.records of the YAML")
-    parser.add_argument("--output", required=True, metavar="DIR", help="new directory: config.yaml, checkpoint/, log/, strategy/")
-    parser.add_argument("--resume", metavar="CHECKPOINT", help="go on from OUTPUT/checkpoint/iteration_N, in the same --output or a new one")
+    parser.add_argument("--output", required=True, metavar="DIR", help="new directory for config.yaml, checkpoint/, log/ and strategy/")
+    parser.add_argument("--resume", metavar="CHECKPOINT", help="go on from a directory OUTPUT/checkpoint/iteration_N, in the same --output or a new one")
     args = parser.parse_intermixed_args(argv)
+    runtime.quiet()
     try:
         output = Path(args.output).resolve()
         tree = resolved_tree(args, output)
@@ -99,10 +103,10 @@ def main(argv: list[str]) -> int:
 
 
 def resolved_tree(args: argparse.Namespace, output: Path) -> dict[str, Any]:
-    """The YAML with what the command line says, checked as far as that needs no MindFormers.
+    """The YAML with what the command line says, checked with its records as far as that needs no MindFormers.
 
     Raises:
-        ConfigError: see load_yaml, override and settings.resolve; or --resume names no checkpoint.
+        ConfigError, DataError: see load_yaml, override, settings.resolve and data.step_dataset; or --resume names no checkpoint.
     """
     tree = load_yaml(args.yaml)
     for text in args.overrides:
@@ -115,7 +119,7 @@ def resolved_tree(args: argparse.Namespace, output: Path) -> dict[str, Any]:
         tree |= {"load_checkpoint": str(Path(args.resume).resolve()), "resume_training": True}
     tree["output_dir"] = str(output)
     if "base_config" not in tree:  # else MindFormers must merge first
-        resolve(tree, f"{args.yaml}: pangu")
+        step_dataset(resolve(tree, f"{args.yaml}: pangu"))
     return tree
 
 

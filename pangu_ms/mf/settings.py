@@ -11,7 +11,7 @@ from typing import Any
 
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_from_dict
-from pangu_ms.config.schema import RunConfig
+from pangu_ms.config.schema import RunConfig, TrainConfig
 from pangu_ms.errors import ConfigError
 
 OURS = ("model", "data", "train")
@@ -49,8 +49,8 @@ def resolve(config: Mapping[str, Any], where: str = "pangu") -> RunConfig:
     train = section.get("train")
     if not isinstance(train, dict) or "steps" not in train:
         raise ConfigError(f"{where}: train.steps: is required and was not given; it is the length of the run in optimizer steps")
-    given = {"batch_size": runner.get("batch_size") or 1, "seed": config.get("seed") or 1}
-    device = context.get("device_target") or "Ascend"  # MindFormers' default
+    given = {"batch_size": runner.get("batch_size", 1), "seed": config.get("seed", 1)}  # MindFormers' defaults, as the next one
+    device = context.get("device_target", "Ascend")
     run = config_from_dict(section | {"train": train | given, "runtime": {"device": device}}, where)
     _require_supported(config, runner, device)
     _require_no_second_truth(config, run.model)
@@ -66,9 +66,8 @@ def _require_in_place(section: dict[str, Any], where: str) -> None:
     """Refuse fields that we know and MindFormers decides; unknown ones are left to `config_from_dict`."""
     known = {field.name for field in dataclasses.fields(RunConfig)}
     train = section.get("train") if isinstance(section.get("train"), dict) else {}
-    train_fields = {field.name for field in dataclasses.fields(next(f.type for f in dataclasses.fields(RunConfig) if f.name == "train"))}
     misplaced = [key for key in section if key in known and key not in OURS]
-    misplaced += [f"train.{key}" for key in train if key in train_fields and key != "steps"]
+    misplaced += [f"train.{key}" for key in train if hasattr(TrainConfig, key) and key != "steps"]
     for key in misplaced:
         place = MINDFORMERS_PLACE.get(key.rsplit(".", 1)[-1])
         raise ConfigError(f"{where}: {key}: " + (f"MindFormers decides it; set {place}" if place else "has no counterpart in MindFormers' Trainer; remove it"))
@@ -77,7 +76,12 @@ def _require_in_place(section: dict[str, Any], where: str) -> None:
 def _require_supported(config: Mapping[str, Any], runner: Mapping[str, Any], device: str) -> None:
     """Refuse MindFormers settings that it would ignore, or fail on with a message that does not name them."""
     wrapper = _section(config, "runner_wrapper").get("type", "MFTrainOneStepCell")
+    model = _section(config, "model")
     rules = [
+        ("run_mode", config.get("run_mode"), ("finetune", "train"), "it chooses which sections MindFormers reads"),
+        ("trainer.type", _section(config, "trainer").get("type"), ("PanguTrainer",), "it reads the pangu: section"),
+        ("model.model_config.type", _section(model, "model_config").get("type"), ("PanguAlphaConfig",), "pangu.model has its fields"),
+        ("model.arch.type", _section(model, "arch").get("type"), ("PanguAlphaForCausalLM",), "pangu.model has its fields"),
         ("use_parallel", config.get("use_parallel"), (None, False), "pangu_ms.mf runs on one device"),
         ("use_legacy", config.get("use_legacy"), (None, True), "the model is not of MindFormers' core classes"),
         ("do_eval", config.get("do_eval"), (None, False), "evaluate the checkpoint with `pangu eval`"),

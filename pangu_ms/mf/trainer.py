@@ -1,7 +1,7 @@
 """MindFormers' trainer of causal language models, reading the `pangu:` section.
 
 As a file for MindFormers' own registration by path: REGISTER_PATH=<directory of this file>, `trainer: {type: PanguTrainer, auto_register:
-trainer.PanguTrainer}`. MindFormers then runs a copy of it, so all its imports are absolute.
+trainer.PanguTrainer}`. MindFormers then runs a copy of it, which it puts in OM_MODULES_CACHE (./modules), so all imports here are absolute.
 """
 
 from typing import Any, NoReturn

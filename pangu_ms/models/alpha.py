@@ -7,7 +7,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from pangu_ms.config.alpha import AlphaConfig
-from pangu_ms.models.layers import Attention, CacheShape, Dropout, Embedding, FeedForward, LayerNorm, causal_bias
+from pangu_ms.models.layers import Attention, CacheShape, Dropout, Embedding, FeedForward, LayerKey, LayerNorm, causal_bias, compiled_once
 
 
 class Block(nn.Cell):
@@ -17,13 +17,13 @@ class Block(nn.Cell):
     the normalised stream, the query is not normalised, the residual is the stream (spec A1.1 step 4).
     """
 
-    def __init__(self, config: AlphaConfig, dropout_site: int, cache: CacheShape | None):
+    def __init__(self, config: AlphaConfig, cache: CacheShape | None):
         super().__init__()
         self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.attention = Attention(config, dropout_site, cache)
+        self.attention = Attention(config, cache)
         self.ffn_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.ffn = FeedForward(config)
-        self.attention_dropout, self.ffn_dropout = Dropout(config.dropout, dropout_site + 1), Dropout(config.dropout, dropout_site + 2)
+        self.attention_dropout, self.ffn_dropout = Dropout(config.dropout, 1), Dropout(config.dropout, 2)
         self.attention_residual, self.ffn_residual = ops.Add(), ops.Add()
 
     def construct(self, x_BSE, bias_B1SK, slots_N1, key):
@@ -49,8 +49,10 @@ class PanguAlpha(nn.Cell):
         self.position_embedding = Embedding(config.seq_length, config.hidden_size)
         self.query_embedding = Embedding(config.seq_length, config.hidden_size)
         self.add_position, self.embedding_dropout = ops.Add(), Dropout(config.dropout, 0)
-        self.blocks = nn.CellList([Block(config, 3 * i + 1, cache) for i in range(config.num_layers - 1)])
-        self.query_layer = Block(config, 3 * config.num_layers, cache)
+        self.layer_key = LayerKey(config.num_layers)
+        repeated_block = compiled_once(Block)
+        self.blocks = nn.CellList([repeated_block(config, cache) for _ in range(config.num_layers - 1)])
+        self.query_layer = Block(config, cache)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.norm_before_query = config.final_norm_position == "before_query"
         self.head_matmul, self.pick_last, self.cast = ops.MatMul(transpose_b=True), ops.GatherNd(), ops.Cast()
@@ -59,13 +61,14 @@ class PanguAlpha(nn.Cell):
         """Embeddings and ordinary blocks: [B, S, E]."""
         x_BSE = self.add_position(self.word_embedding(ids_BS), self.position_embedding(positions_BS))
         x_BSE = self.cast(self.embedding_dropout(x_BSE, key), self.dtype)
-        for block in self.blocks:
-            x_BSE = block(x_BSE, bias_B1SK, slots_N1, key)
+        for i, block in enumerate(self.blocks):
+            x_BSE = block(x_BSE, bias_B1SK, slots_N1, self.layer_key(key, i))
         return self.final_norm(x_BSE) if self.norm_before_query else x_BSE
 
     def ask(self, x_BSE, residual_BQE, positions_BQ, bias_B1QK, slots_N1, key):
         """Query layer and head: logits [B * Q, V] float32."""
         query_BQE = self.cast(self.query_embedding(positions_BQ), self.dtype)
+        key = self.layer_key(key, len(self.blocks))
         x_BQE = self.query_layer.ask(query_BQE, x_BSE, residual_BQE, bias_B1QK, slots_N1, key)
         x_BQE = x_BQE if self.norm_before_query else self.final_norm(x_BQE)
         logits_TV = self.head_matmul(x_BQE.reshape(-1, x_BQE.shape[-1]), self.cast(self.word_embedding.weight, self.dtype))

@@ -19,6 +19,16 @@ def zeros(name: str, *shape: int) -> Parameter:
     return Parameter(initializer("zeros", shape, ms.float32), name=name)
 
 
+def compiled_once(block_class: type) -> type:
+    """The class whose instances share one compiled graph where the device allows it: MindSpore's lazy_inline, Ascend alone.
+
+    On a CPU it fails while compiling, so there the class is returned as it is. Untested on hardware.
+    """
+    if ms.get_context("device_target") != "Ascend":
+        return block_class
+    return type(block_class.__name__, (block_class,), {"__init__": ms.lazy_inline(block_class.__init__)})
+
+
 class Linear(nn.Cell):
     """y = x W^T + b with W [out, in] and b [out], computed in `dtype`; x [T, in] -> [T, out]."""
 
@@ -102,7 +112,7 @@ ACTIVATIONS = {"gelu": GeluTanh, "gelu_erf": GeluErf, "fast_gelu": FastGelu}
 
 
 class Dropout(nn.Cell):
-    """Dropout whose mask is a function of (key, site, element index) alone, so that a resumed run repeats it; nothing at rate 0.
+    """Dropout whose mask is a function of (key, site in the layer, element index) alone, so that a resumed run repeats it; nothing at rate 0.
 
     The mask compares a 31-bit integer hash with the rate (MindSpore's own dropout differs from run to run on a CPU).
     `key` is an int32 scalar tensor, new for every micro-batch.
@@ -127,6 +137,20 @@ class Dropout(nn.Cell):
         index = ops.arange(0, x.size).astype(ms.int32).reshape(x.shape)
         keep = self.mix(self.xor(index, self.mix(self.xor(key, self.site)))) >= self.threshold
         return x * (keep.astype(x.dtype) * self.keep_scale)
+
+
+class LayerKey(nn.Cell):
+    """The dropout key of one layer. It is an input of the layer, not part of it, so that equal layers can share a compiled graph."""
+
+    def __init__(self, num_layers: int):
+        super().__init__()
+        self.offsets = tuple(Tensor(np.uint32((i + 1) * 0x85EBCA6B & 0xFFFFFFFF).astype(np.int32)) for i in range(num_layers))
+        self.add = ops.Add()
+
+    def construct(self, key, layer):
+        if key is None:
+            return None
+        return self.add(key, self.offsets[layer])  # wraps around
 
 
 @dataclass(frozen=True)
@@ -161,7 +185,7 @@ class Attention(nn.Cell):
     With a cache the new keys and values are written to it and all its positions are attended; `bias` masks the unused ones.
     """
 
-    def __init__(self, config, dropout_site: int, cache: CacheShape | None = None):
+    def __init__(self, config, cache: CacheShape | None = None):
         super().__init__()
         hidden_size, dtype = config.hidden_size, getattr(ms, config.compute_dtype)
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
@@ -170,7 +194,7 @@ class Attention(nn.Cell):
         self.scale, self.scores, self.add_bias = ops.Mul(), ops.BatchMatMul(transpose_b=True), ops.Add()
         self.softmax, self.context, self.cast = ops.Softmax(-1), ops.BatchMatMul(), ops.Cast()
         self.softmax_dtype = getattr(ms, config.softmax_dtype)
-        self.probability_dropout = Dropout(config.dropout, dropout_site)
+        self.probability_dropout = Dropout(config.dropout, 0)
         self.cache = KVCache(cache, config.num_heads, config.head_dim, dtype) if cache else None
 
     def heads(self, x_TE, batch_size):

@@ -51,6 +51,10 @@ def test_the_shipped_yaml_is_our_tiny_model(tree):
         ("runner_config.sink_mode=true", "runner_config.sink_mode=True: "),
         ("runner_wrapper.type=MFTrainOneStepCell", "use 'PanguTrainOneStepCell'"),
         ("use_parallel=true", "use_parallel=True: "),
+        ("run_mode=predict", "use 'train'"),
+        ("trainer.type=CausalLanguageModelingTrainer", "use 'PanguTrainer'"),
+        ("model.arch.type=LlamaForCausalLM", "use 'PanguAlphaForCausalLM'"),
+        ("runner_config.batch_size=0", "train.batch_size=0: must be positive"),
         ("do_eval=true", "pangu eval"),
     ],
 )
@@ -61,12 +65,20 @@ def test_a_mistake_is_refused_with_its_place(tree, change, message):
     assert message in str(error.value)
 
 
-def test_the_command_refuses_before_it_writes(tmp_path, capsys):
-    output = tmp_path / "out"
-    for arguments in (["alpha_tiny", "pangu.model.hiden_size=64"], ["nowhere.yaml"], ["alpha_tiny", "--resume", str(tmp_path)], ["alpha_tiny", "steps"]):
-        assert main([*arguments, "--output", str(output)]) == 2
-        assert capsys.readouterr().err.count("\n") == 1
-    assert not output.exists()
+@pytest.mark.parametrize(
+    "arguments",
+    [["alpha_tiny", "pangu.model.hiden_size=64"], ["nowhere.yaml"], ["alpha_tiny"], ["--data", "nowhere"], ["--resume", "nowhere"], ["alpha_tiny", "steps"]],
+)
+def test_the_command_refuses_before_it_writes(tmp_path, capsys, arguments):
+    assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_names_the_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "default: alpha_tiny" in capsys.readouterr().out
 
 
 def test_a_base_config_is_found_beside_the_file(tmp_path):
@@ -85,5 +97,5 @@ def test_only_this_package_imports_mindformers():
 
 
 def test_importing_the_package_does_not_import_mindformers(tmp_path):
-    code = "import sys, pangu_ms.mf, pangu_ms.mf.settings, pangu_ms.mf.data, pangu_ms.mf.__main__; print([m for m in ('mindformers', 'mindspore') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = "import sys, pangu_ms.mf.settings, pangu_ms.mf.data, pangu_ms.mf.__main__; print({'mindformers', 'mindspore'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip() == "set()"

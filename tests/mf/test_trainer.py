@@ -21,8 +21,8 @@ STEPS, SAVED_AT, BATCH, LR, WEIGHT_DECAY = 12, 6, 4, 3e-3, 0.1
 MODEL = {"vocab_size": 97, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "seq_length": 32, "hidden_act": "fast_gelu", "dropout": 0.1}
 EOD = 6  # of records without a manifest
 BY_PATH = """
-import mindformers
-config = mindformers.MindFormerConfig("by_path.yaml")
+import sys, mindformers
+config = mindformers.MindFormerConfig(sys.argv[1])
 mindformers.build_context(config)
 mindformers.Trainer(config).train()
 """
@@ -121,11 +121,10 @@ def test_registration_by_path_resumes_the_same_trajectory(place, trained):
 
     output = place / "resumed"
     changes = {"trainer": {"type": "PanguTrainer", "auto_register": "trainer.PanguTrainer"}, "output_dir": str(output), "resume_training": True}
-    (place / "resume").mkdir()
-    write_yaml(place / "resume/by_path.yaml", place / "records", load_checkpoint=str(trained / f"checkpoint/iteration_{SAVED_AT:08d}"), **changes)
-    (place / "resume/by_path.yaml").rename(place / "by_path.yaml")
-    code = BY_PATH.replace("by_path.yaml", str(place / "by_path.yaml"))
-    child(["-c", code], place / "elsewhere", REGISTER_PATH=str(Path(pangu_ms.mf.__file__).parent), LOCAL_DEFAULT_PATH=str(output))
+    config = write_yaml(place / "by_path.yaml", place / "records", load_checkpoint=str(trained / f"checkpoint/iteration_{SAVED_AT:08d}"), **changes)
+    directories = {"REGISTER_PATH": str(Path(pangu_ms.mf.__file__).parent), "OM_MODULES_CACHE": str(place / "modules"), "LOCAL_DEFAULT_PATH": str(output)}
+    child(["-c", BY_PATH, str(config)], place / "elsewhere", **directories)
+    assert list((place / "elsewhere").iterdir()) == []
     first = logged(trained)
     assert logged(output) == {step: first[step] for step in range(SAVED_AT + 1, STEPS + 1)}
     last, resumed = weights(trained, STEPS), weights(output, STEPS)
@@ -138,7 +137,8 @@ def test_a_step_that_overflows_changes_no_weight(place):
     wrapper = {"type": "PanguTrainOneStepCell", "use_clip_grad": True, "scale_sense": 2.0**40}
     config = write_yaml(place / "overflow.yaml", place / "records", runner_wrapper=wrapper)
     output = place / "overflow"
-    child(["-m", "pangu_ms.mf", str(config), f"pangu.train.steps={SAVED_AT}", "pangu.model.compute_dtype=float16", "--output", str(output)], place / "overflow_cwd")
+    overrides = [f"pangu.train.steps={SAVED_AT}", "pangu.model.compute_dtype=float16"]
+    child(["-m", "pangu_ms.mf", str(config), *overrides, "--output", str(output)], place / "overflow_cwd")
     assert all(overflow for _, overflow in logged(output).values()) and len(logged(output)) == SAVED_AT
     model = config_from_dict({"model": MODEL}, "test").model
     for name, array in weights(output, SAVED_AT).items():

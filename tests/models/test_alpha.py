@@ -98,3 +98,28 @@ def test_initial_values_depend_on_seed_and_name_alone():
     scaled = initial_value(config, "blocks.0.ffn.down.weight", (64, 256), 1)
     assert abs(scaled.std() * np.sqrt(2 * config.num_layers) - config.init_std) < 1e-3
     assert (initial_value(config, "final_norm.weight", (64,), 1) == 1).all()
+
+
+@pytest.mark.usefixtures("mindspore_cpu")
+def test_blocks_compile_once_on_ascend_alone(monkeypatch):
+    from pangu_ms.models import alpha, layers
+
+    assert layers.compiled_once(alpha.Block) is alpha.Block
+    monkeypatch.setattr(layers.ms, "get_context", lambda name: {"device_target": "Ascend"}[name])
+    blocks = alpha.PanguAlpha(small(num_layers=4)).blocks
+    assert all(isinstance(block, alpha.Block) for block in blocks)
+    assert len({block.cell_init_args for block in blocks}) == 1  # what lazy_inline groups instances by
+
+
+@pytest.mark.usefixtures("mindspore_cpu")
+def test_layers_drop_different_elements():
+    from mindspore import Tensor
+
+    from pangu_ms.models.layers import Dropout, LayerKey
+
+    layer, keys = Dropout(0.5, site=1), LayerKey(3)
+    layer.set_train()
+    ones = Tensor(np.ones((100, 100), np.float32))
+    masks = [layer(ones, keys(Tensor(np.int32(5)), i)).asnumpy() > 0 for i in range(3)]
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        assert (masks[i] & masks[j]).mean() == pytest.approx(0.25, abs=0.02)

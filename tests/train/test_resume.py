@@ -40,7 +40,7 @@ def command(records, output, overrides, *options):
     return [sys.executable, "-m", "pangu_ms", "train", "--config", "alpha/tiny", *overrides, "--data", str(records), "--output", str(output), *options]
 
 
-@pytest.mark.parametrize("extra", [[], ["model.dropout=0.2", "train.accumulation_steps=2"], ["model.compute_dtype=float16", "loss_scale.window=4"]])
+@pytest.mark.parametrize("extra", [[], ["model.dropout=0.2", "train.accumulation_steps=2", "train.eval_every=4"], ["model.compute_dtype=float16", "loss_scale.window=4"]])
 def test_stop_and_resume_equal_one_run_bit_for_bit(records, tiny_overrides, tmp_path, extra):
     from pangu_ms.train.loop import train
 
@@ -120,3 +120,29 @@ def test_a_finished_run_is_not_overwritten(records, tiny_overrides, trained_run,
 def test_the_model_learns(trained_run):
     values = [loss for loss, _ in losses(trained_run).values()]
     assert values[-1] < values[0] - 0.5
+
+
+def test_tensorboard_shows_what_metrics_hold(records, tiny_overrides, tmp_path):
+    from pangu_ms.train.loop import train
+
+    train(load_config("alpha/tiny", [*tiny_overrides, "train.steps=2"]), records, tmp_path / "run", progress=False, tensorboard=True)
+    events = b"".join(path.read_bytes() for path in (tmp_path / "run/tensorboard").iterdir())
+    assert b"grad_norm" in events and b"held_out_loss" in events
+    assert {"held_out_loss", "held_out_perplexity"} <= set(metrics(tmp_path / "run")[-1])
+
+
+def test_a_run_that_diverges_says_what_it_saw_and_keeps_its_weights(records, tiny_overrides, tmp_path, monkeypatch):
+    from pangu_ms.errors import TrainingDiverged
+    from pangu_ms.train import loop
+
+    config = load_config("alpha/tiny", [*tiny_overrides, "guard.max_skipped=3", "train.save_every=0"])
+    monkeypatch.setattr(loop.Guard, "loss_limit", lambda guard, config: float("inf") if guard.seen < 4 else 0.0)
+    with pytest.raises(TrainingDiverged, match="step 7: 3 steps in a row were skipped"):
+        loop.train(config, records, tmp_path / "run", progress=False)
+    monkeypatch.undo()
+    saved = open_checkpoint(tmp_path / "run")
+    assert saved.step == 7 and saved.state()["guard"]["skipped"] == 3
+    loop.train(config, records, tmp_path / "four", stop_at=4, progress=False)
+    expected = open_checkpoint(tmp_path / "four").tensors("model")
+    assert all(np.array_equal(value, expected[name]) for name, value in saved.tensors("model").items())
+    assert loop.train(config, records, tmp_path / "run", resume=True, progress=False).step == 12

@@ -1,0 +1,103 @@
+"""Text generation: batches against single prompts, stop strings and tokens, streaming, lengths."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from pangu_ms.cli import main
+from pangu_ms.infer.sampling import SamplingConfig
+
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+PROMPTS = ["def alpha_1(beta):\n", "p", "return gamma + 7"]
+
+
+@pytest.fixture(scope="module")
+def generator(trained_run):
+    from pangu_ms.infer.cli import make_generator
+
+    return make_generator(trained_run, PROMPTS, SamplingConfig(max_new_tokens=10))
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.5, "seed": 3, "top_k": 50}, {"temperature": 1.0, "repetition_penalty": 1.3, "top_p": 0.9}])
+def test_a_batch_equals_its_prompts_one_by_one(generator, trained_run, options):
+    from pangu_ms.infer.cli import make_generator
+
+    config = SamplingConfig(max_new_tokens=10, **options)
+    together = generator.generate(PROMPTS, config)
+    two_batches = make_generator(trained_run, PROMPTS, config, batch_size=2).generate(PROMPTS, config)
+    assert [r.token_ids for r in together] == [r.token_ids for r in two_batches]
+    assert generator.generate(PROMPTS[:1], config) == together[:1]
+
+
+def test_seeds_differ_and_repeat(generator):
+    texts = [generator.generate(PROMPTS, SamplingConfig(max_new_tokens=10, seed=seed)) for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_streamed_pieces_joined_are_the_text(generator):
+    config, pieces = SamplingConfig(max_new_tokens=12, temperature=1.2), {}
+    results = generator.generate(PROMPTS, config, lambda i, text: pieces.setdefault(i, []).append(text))
+    assert ["".join(pieces.get(i, [])) for i in range(3)] == [r.text for r in results]
+    assert any(len(p) > 1 for p in pieces.values())
+
+
+def test_a_stop_text_is_cut_off_and_never_streamed(generator):
+    config = SamplingConfig(max_new_tokens=12, temperature=0)
+    whole = generator.generate(PROMPTS, config)[0].text
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 2]
+    shown = []
+    result = generator.generate(PROMPTS[:1], SamplingConfig(max_new_tokens=12, temperature=0, stop=(stop, "zzz")), lambda i, text: shown.append(text))[0]
+    assert result.text == whole[: whole.index(stop)] == "".join(shown)
+    assert result.finish_reason == "stop" and len(result.token_ids) < 12
+
+
+def test_a_stop_token_ends_one_sequence_and_not_its_neighbours(generator, monkeypatch):
+    config = SamplingConfig(max_new_tokens=8, temperature=0)
+    plain = generator.generate(PROMPTS, config)
+    stop_id = plain[0].token_ids[2]
+    monkeypatch.setattr(generator.tokenizer, "stop_ids", (stop_id,))
+    stopped = generator.generate(PROMPTS, config)
+    for before, after in zip(plain, stopped):
+        end = before.token_ids.index(stop_id) + 1 if stop_id in before.token_ids else None
+        assert after.token_ids == before.token_ids[:end]
+        assert after.finish_reason == ("stop" if end else "length")
+
+
+def test_the_context_s_end_is_a_length_stop(trained_run):
+    from pangu_ms.infer.cli import make_generator
+
+    config = SamplingConfig(max_new_tokens=500, temperature=0)
+    generator = make_generator(trained_run, PROMPTS[:1], config)
+    result = generator.generate(PROMPTS[:1], config)[0]
+    assert result.finish_reason in ("length", "stop")
+    if result.finish_reason == "length":
+        assert len(generator.tokenizer.encode(PROMPTS[0])) + len(result.token_ids) == 32
+
+
+def test_beams_never_score_below_greedy(trained_run):
+    from pangu_ms.infer.beam import beam_search
+    from pangu_ms.infer.cli import make_generator
+
+    beams = SamplingConfig(max_new_tokens=6, num_beams=4, length_penalty=0.0)
+    generator = make_generator(trained_run, PROMPTS, beams)
+    ids = generator.tokenizer.encode(PROMPTS[0])
+    best = beam_search(generator.decoder, ids, beams, frozenset())
+    greedy = beam_search(generator.decoder, ids, SamplingConfig(max_new_tokens=6), frozenset())[0]
+    assert best[0].log_probability >= greedy.log_probability - 1e-6
+    assert len({h.tokens for h in best}) == 4
+    assert generator.generate(PROMPTS, beams)[0].text
+
+
+def test_the_command_reads_prompts_from_everywhere(trained_run, tmp_path, capsys):
+    (tmp_path / "p.txt").write_text("def a\nprint(\n")
+    (tmp_path / "p.jsonl").write_text('"def a"\n{"prompt": "print("}\n')
+    outputs = []
+    for words in (["--prompt", "def a", "--prompt", "print("], ["--prompt-file", str(tmp_path / "p.txt")], ["--prompt-file", str(tmp_path / "p.jsonl")]):
+        assert main(["generate", str(trained_run), *words, "--temperature", "0", "--max-new-tokens", "5", "--json"]) == 0
+        outputs.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    assert outputs[0] == outputs[1] == outputs[2] and [r["prompt"] for r in outputs[0]] == ["def a", "print("]
+    command = [sys.executable, "-m", "pangu_ms", "generate", str(trained_run), "--stream", "--temperature", "0", "--max-new-tokens", "5"]
+    done = subprocess.run(command, input="def a\n", capture_output=True, text=True, check=True)
+    assert done.stdout == "def a" + outputs[0][0]["text"] + "\n"

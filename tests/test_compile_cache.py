@@ -1,0 +1,73 @@
+"""The compile cache: the second start finds the graph, another configuration never does, damage costs time and nothing else."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import sys
+from pangu_ms import runtime
+runtime.quiet()
+runtime.start("CPU")
+import numpy as np
+from mindspore import Tensor
+from pangu_ms.compile_cache import cached_compile
+from pangu_ms.config import load_config
+from pangu_ms.config.load import config_to_dict
+from pangu_ms.data.loader import batch_from_ids
+from pangu_ms.models.build import build_model, initialize
+from pangu_ms.train.step import TrainStep
+
+model = ["vocab_size=50", "hidden_size=16", "num_layers=2", "num_heads=2", "seq_length=8"]
+config = load_config("alpha/tiny", [f"model.{m}" for m in model] + ["train.batch_size=2"] + sys.argv[1:])
+net = build_model(config.model)
+initialize(net, config.model, 1)
+step = TrainStep(net, config)
+batch = batch_from_ids(np.arange(18, dtype=np.int32).reshape(2, 9), 49, 48, True)
+with cached_compile(True, {"graph": "test", "config": config_to_dict(config)}) as found:
+    step(batch, 0, 0.1)
+results = [step(batch, i, 0.1).loss for i in (1, 2)]
+print(found, *results)
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def start(*overrides, cache=tmp_path / "cache", program=("program.py",)):
+        environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
+        done = subprocess.run([sys.executable, *program, *overrides], env=environment, capture_output=True, text=True, cwd=tmp_path, check=True)
+        return done.stdout.strip().splitlines()[-1].split(" ", 1)
+
+    return start
+
+
+def test_hit_miss_and_damage(run, tmp_path):
+    cold, expected = run()
+    warm, values = run()
+    assert (cold, warm) == ("False", "True") and values == expected
+    # MindSpore's own cache would serve the first graph for each of these, without a word.
+    for override in ("optimizer.weight_decay=50.0", "model.num_layers=3"):
+        found, values = run(override)
+        assert found == "False" and values != expected
+        assert values == run(override, cache=tmp_path / "other")[1]
+    entry = next(p for p in (tmp_path / "cache/pangu_ms/compiled").iterdir())
+    for graph in (tmp_path / "cache/pangu_ms/compiled").rglob("*.mindir"):
+        graph.write_bytes(graph.read_bytes()[:-50])
+    assert run() == ["False", expected] and run() == ["True", expected]
+    shutil.rmtree(entry.parent)
+    assert run() == ["False", expected]
+    assert not [p for p in tmp_path.iterdir() if p.name not in ("cache", "other", "program.py")]
+
+
+def test_a_cache_that_cannot_be_written_changes_nothing(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert run(cache=tmp_path / "file")[0] == "False"
+
+
+def test_a_program_without_a_file_runs_without_the_cache(run):
+    assert run(program=("-c", PROGRAM))[0] == "False"
