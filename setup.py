@@ -18,7 +18,7 @@ setup(
     # The presets in configs/ install as data of the package: a top-level `configs` package would collide with MindFormers' own.
     packages=[*find_packages(include=["pangu_ms", "pangu_ms.*"]), "pangu_ms.configs"],
     package_dir={"pangu_ms": "pangu_ms", "pangu_ms.configs": "configs"},
-    package_data={"pangu_ms.configs": ["*/*.yaml"]},
+    package_data={"pangu_ms.configs": ["*/*.yaml"], "pangu_ms.mf": ["*.yaml"]},
     install_requires=[
         "mindspore>=2.7.2,<2.10,!=2.8.*",
         "mindformers>=1.8,<2",

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ from pangu_ms.checkpoint.names import Format
 from pangu_ms.config import RunConfig, load_config
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.registry import FAMILIES, load_object
+from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import CheckpointError, OutputError
 from pangu_ms.runtime import quiet
 
 _DESCRIPTION = """\
-Into our format:   pangu convert FILE --from official|huggingface --config NAME [model.field=value ...] --output DIR
-Out of it:         pangu convert CHECKPOINT --to official|huggingface --output FILE
+Into our format:   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
+Out of it:         pangu convert CHECKPOINT --to official|huggingface|mindformers --output FILE
 
 FILE is one .ckpt, .npz or .safetensors; 512-part releases must first be merged with MindSpore's transform_checkpoints.
 Names and shapes must be exactly those of the configuration. Nothing is overwritten.
@@ -32,7 +34,7 @@ def import_file(path: Path, source: str, config: RunConfig, output: Path, tokeni
         source: its naming, such as "official".
         config: the model that the weights belong to.
         output: a directory without checkpoints; made if needed.
-        tokenizer: directory to copy into the checkpoint.
+        tokenizer: tokenizer directory, or released vocab.model, to copy into the checkpoint.
         dtype: of the stored weights; training needs float32.
 
     Returns:
@@ -40,15 +42,18 @@ def import_file(path: Path, source: str, config: RunConfig, output: Path, tokeni
 
     Raises:
         CheckpointError: the file is damaged or does not hold exactly the model's parameters.
+        DataError: the tokenizer has another number of pieces than the model.
         OutputError: `output` holds checkpoints, or the disk is full.
     """
     path = Path(path)
     naming = _format(config, source)
     if next(Path(output).glob("step-*"), None):
         raise OutputError(f"{output}: holds checkpoints; nothing is overwritten; name a new --output")
-    tensors = naming.to_ours(str(path), foreign.read_file(path), config.model)
-    state = {"imported": {"file": path.name, "format": source, "sha256": files.sha256_file(path)}}
-    return store.save(output, 0, {"model": _cast(str(path), tensors, dtype)}, state, config, tokenizer)
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = tokenizer and _copy_tokenizer(tokenizer, config, Path(scratch) / "tokenizer")
+        tensors = naming.to_ours(str(path), foreign.read_file(path), config.model)
+        state = {"imported": {"file": path.name, "format": source, "sha256": files.sha256_file(path)}}
+        return store.save(output, 0, {"model": _cast(str(path), tensors, dtype)}, state, config, copy)
 
 
 def export_file(checkpoint: Path, target: str, output: Path, dtype: str = "float32") -> Path:
@@ -100,15 +105,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pangu convert", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("input", type=Path, metavar="FILE|CHECKPOINT", help="file of weights, or checkpoint, run or step directory")
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument("--from", dest="source", metavar="FORMAT", help="official | huggingface: names in FILE")
-    direction.add_argument("--to", dest="target", metavar="FORMAT", help="official | huggingface: names to write")
+    direction.add_argument("--from", dest="source", metavar="FORMAT", help="official | huggingface | mindformers: names in FILE")
+    direction.add_argument("--to", dest="target", metavar="FORMAT", help="official | huggingface | mindformers: names to write")
     parser.add_argument("--output", type=Path, required=True, help="--from: directory without checkpoints; --to: new .ckpt, .npz or .safetensors")
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="--from: tokenizer to copy into the checkpoint")
+    parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="--from: tokenizer directory or vocab.model to copy into the checkpoint")
     dtype_help = "of the weights written (default: %(default)s; training needs it, and it holds float16 and bfloat16 files exactly)"
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help=dtype_help)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     add_config_arguments(parser, default=None)
     return parser
+
+
+def _copy_tokenizer(path: Path, config: RunConfig, directory: Path) -> Path:
+    tokenizer = Tokenizer.load(path)
+    require_vocabulary(tokenizer, config.model.vocab_size)
+    tokenizer.save(directory)
+    return directory
 
 
 def _format(config: RunConfig, name: str) -> Format:

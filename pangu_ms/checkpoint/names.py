@@ -110,3 +110,13 @@ class Format:
 
 def _turned(shape: tuple[int, ...], rule: Rule) -> tuple[int, ...]:
     return shape[::-1] if rule.transpose else shape
+
+
+# What `pangu_ms.mf` trains keeps our names; MindFormers adds its optimizer's state and counters to the same files.
+MINDFORMERS = Format(
+    lambda config: [Rule(name, name) for name in config.parameter_shapes()],
+    ignored=(
+        r"(adam_[mv]|moments?)\..+",
+        r"epoch_num|step_num|global_step|global_batch_size|loss_scale|scale_sense|current_iterator_step|last_overflow_iterator_step",
+    ),
+)

@@ -6,7 +6,7 @@ store torch Linear, [out, in] throughout, as we do. Their last block, h.{num_lay
 A prefix such as `network.` is not stripped: no known release has one, and a name that is not in the table must be seen, not guessed.
 """
 
-from pangu_ms.checkpoint.names import Format, Rule, linear, norm, under
+from pangu_ms.checkpoint.names import MINDFORMERS, Format, Rule, linear, norm, under
 from pangu_ms.config.base import ModelConfig
 
 _GAMMA_BETA = ("gamma", "beta")
@@ -83,4 +83,5 @@ FORMATS = {
         ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),  # buffers: causal mask and its fill value
         copies={"lm_head.weight": "transformer.wte.weight"},
     ),
+    "mindformers": MINDFORMERS,
 }

@@ -12,7 +12,7 @@ import numpy as np
 
 from pangu_ms.data.pack import COLUMN, SPLITS
 from pangu_ms.data.prepare import FORMAT, MANIFEST
-from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import DataError
 
 
@@ -110,11 +110,8 @@ class RecordSet:
                 f"{self.source}: prepared with {self.manifest['vocab_size']} pieces, model.vocab_size={model.vocab_size}: must be equal; "
                 f"set model.vocab_size={self.manifest['vocab_size']} or prepare with the model's tokenizer"
             )
-        if tokenizer and tokenizer.vocab_size != model.vocab_size:
-            raise DataError(
-                f"tokenizer: {tokenizer.vocab_size} pieces, model.vocab_size={model.vocab_size}: must be equal; "
-                f"set model.vocab_size={tokenizer.vocab_size} or name the model's tokenizer"
-            )
+        if tokenizer:
+            require_vocabulary(tokenizer, model.vocab_size)
         if tokenizer and self.manifest and self.manifest["tokenizer"] != tokenizer.fingerprint:
             raise DataError(
                 f"{self.source}: prepared with tokenizer {self.manifest['tokenizer'][:12]}, given {tokenizer.fingerprint[:12]}: must be the same; "

@@ -222,6 +222,15 @@ def _read(path: Path) -> bytes:
         ) from error
 
 
+def require_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise DataError unless tokenizer and model have one vocabulary size."""
+    if tokenizer.vocab_size != vocab_size:
+        raise DataError(
+            f"tokenizer: {tokenizer.vocab_size} pieces, model.vocab_size={vocab_size}: must be equal; "
+            f"set model.vocab_size={tokenizer.vocab_size} or name the model's tokenizer"
+        )
+
+
 def train_tokenizer(
     texts: Iterable[str], vocab_size: int = 40000, segmenter: str = "jieba", sample_bytes: int = 20_000_000, progress: bool = False
 ) -> Tokenizer:

@@ -14,6 +14,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch-size", type=int, default=4, help="sequences per call, fixed in the graph")
     parser.add_argument("--max-length", type=int, default=0, help="longest prompt and continuation in tokens; 0: the model's context")
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call, fixed in the graph")
+    parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer directory or vocab.model; default: the checkpoint's own")
     parser.add_argument("--key-file", metavar="FILE", help="encrypt the graph with the AES key in this file (16, 24 or 32 bytes)")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
@@ -26,18 +27,18 @@ def main(argv: list[str]) -> int:
     from pangu_ms.infer.decoder import GraphShape
 
     files.require_free(args.output)
-    key = read_key(args.key_file)
+    read_key(args.key_file)  # before the work
     checkpoint = open_checkpoint(args.checkpoint)
     seq_length = checkpoint.config().model.seq_length
     shape = GraphShape.fitting(seq_length, args.batch_size, args.max_length or seq_length, args.chunk)
 
     from pangu_ms.export.write import export_package
 
-    manifest = export_package(checkpoint, args.output, shape, args.key_file, key)
+    manifest = export_package(checkpoint, args.output, shape, args.key_file, args.tokenizer)
     if args.json:
         print(json.dumps(manifest, ensure_ascii=False))
     else:
         verified, size = manifest["verified"], sum(entry["bytes"] for entry in manifest["files"].values())
-        print(f"{args.output}: {size / 1e6:.1f} MB, batch {shape.batch_size}, {shape.max_length} tokens" + (", encrypted" if key else ""))
+        print(f"{args.output}: {size / 1e6:.1f} MB, batch {shape.batch_size}, {shape.max_length} tokens" + (", encrypted" if args.key_file else ""))
         print(f"largest logit difference from the checkpoint over {verified['steps']} steps: {verified['max_difference']:.3g}")
     return 0

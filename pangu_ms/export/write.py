@@ -19,10 +19,10 @@ from pangu_ms import __version__, files, runtime
 from pangu_ms.checkpoint.store import Checkpoint
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.errors import ExportError
-from pangu_ms.export.package import FORMAT_VERSION, MANIFEST, file_entries
+from pangu_ms.export.package import FORMAT_VERSION, MANIFEST, file_entries, read_key
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import GraphShape
-from pangu_ms.infer.load import load_decoder
+from pangu_ms.infer.load import load_decoder, load_tokenizer
 
 VERIFIED_STEPS = 32
 # The two graphs run the same kernels on the same values; only MindSpore's own graph rewriting may differ.
@@ -49,8 +49,12 @@ RUNNER_MODULES = (
 )
 
 
-def export_package(checkpoint: Checkpoint, output: Path, shape: GraphShape, key_file: Path | None = None, key: bytes | None = None) -> dict[str, Any]:
-    """Export, verify in a fresh process, commit; returns the manifest. `shape` fixes batch size, chunk and cache.
+def export_package(
+    checkpoint: Checkpoint, output: Path, shape: GraphShape, key_file: Path | None = None, tokenizer: Path | str | None = None
+) -> dict[str, Any]:
+    """Export, verify in a fresh process, commit; returns the manifest.
+
+    `shape` fixes batch size, chunk and cache. The graph is encrypted with the key in `key_file`, if any.
 
     Raises:
         OutputError: `output` has other content, or the disk is full.
@@ -58,10 +62,11 @@ def export_package(checkpoint: Checkpoint, output: Path, shape: GraphShape, key_
     """
     config = checkpoint.config()
     runtime.start(config.runtime.device)
+    key, tokenizer = read_key(key_file), load_tokenizer(checkpoint, tokenizer)
     decoder = load_decoder(checkpoint, shape)
     with files.new_directory(output) as directory:
         write_graph(decoder.graph, shape, directory, key)
-        shutil.copytree(checkpoint.tokenizer_path(), directory / "tokenizer")
+        tokenizer.save(directory / "tokenizer")
         write_runner(directory / "run.pyz")
         manifest = {
             "format_version": FORMAT_VERSION,

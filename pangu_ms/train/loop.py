@@ -185,16 +185,16 @@ class Session:
             self.one_step(next(batches))
             bar.update()
             bar.set_postfix(loss=f"{self.losses[-1]:.3f}", tokens_per_s=f"{self.tokens_per_second():,.0f}", refresh=False)
-            if train.eval_every and run.step % train.eval_every == 0 and run.step < train.steps:
-                self.evaluate()
             self.stopped_by = stop.received or ("stop_at" if run.step == self.stop_at else None)
             if train.save_every and run.step % train.save_every == 0:
                 run.save()
                 saved_at = run.step
-        if run.step == train.steps:
-            self.evaluate()
+            if train.eval_every and run.step % train.eval_every == 0 and run.step < train.steps:
+                self.evaluate()
         if saved_at != run.step:
             run.save()
+        if run.step == train.steps:
+            self.evaluate()
 
     def one_step(self, batch: Batch) -> None:
         """Compute a step, guard it, write its metrics."""

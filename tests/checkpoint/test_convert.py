@@ -27,14 +27,11 @@ def ours_from_half() -> dict[str, np.ndarray]:
 
 
 def test_command_line_there_and_back(tmp_path, official, capsys):
-    tokenizer = tmp_path / "tokenizer"
-    tokenizer.mkdir()
-    (tokenizer / "vocab.model").write_bytes(b"pieces")
-    arguments = ["convert", str(official), "--from", "official", "--config", "alpha/tiny", *OVERRIDES, "--tokenizer", str(tokenizer)]
+    arguments = ["convert", str(official), "--from", "official", "--config", "alpha/tiny", *OVERRIDES]
     assert main([*arguments, "--output", str(tmp_path / "ours"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"output": str(tmp_path / "ours" / "step-00000000"), "format": "official", "dtype": "float32"}
     checkpoint = store.open_checkpoint(tmp_path / "ours")
-    assert checkpoint.step == 0 and checkpoint.config() == small_config(3) and checkpoint.tokenizer_path() is not None
+    assert checkpoint.step == 0 and checkpoint.config() == small_config(3) and checkpoint.tokenizer_path() is None
     assert checkpoint.state()["imported"]["file"] == "pangu.npz"
     assert_same(checkpoint.tensors(), ours_from_half())  # half precision is stored as float32
     for format in ("official", "huggingface"):
@@ -55,9 +52,9 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, official, capsys):
     output = tmp_path / "ours"
     start = ["convert", str(official), "--output", str(output), "--config", "alpha/tiny"]
     for arguments, message in (
-        ([*start, "--from", "official", *SIZES], "pangu.npz: 32 missing: backbone.blocks.2"),
+        ([*start, "--from", "official", *SIZES, "model.num_layers=5"], "pangu.npz: 32 missing: backbone.blocks.2"),
         ([*start, "--from", "official", *OVERRIDES, "model.seq_length=7"], "position_embedding.embedding_table (6, 8) instead of (7, 8)"),
-        ([*start, "--from", "megatron", *OVERRIDES], "megatron: unknown format; alpha weights are known as official, huggingface"),
+        ([*start, "--from", "megatron", *OVERRIDES], "megatron: unknown format; alpha weights are known as official, huggingface, mindformers"),
         ([*start, "--from", "huggingface", *OVERRIDES], "missing: transformer.wte.weight"),
         (["convert", str(tmp_path), "--to", "official", "--output", str(tmp_path / "x.npz")], "no valid checkpoint"),
     ):
@@ -96,3 +93,24 @@ def test_integer_weights_are_refused(tmp_path):
     foreign.write_file(tmp_path / "w.npz", tensors)
     with pytest.raises(CheckpointError, match="final_norm.bias has dtype int8"):
         convert.import_file(tmp_path / "w.npz", "official", small_config(3), tmp_path / "ours")
+
+
+def test_converted_weights_generate_and_train_on(trained_run, records, tiny_overrides, tmp_path, capsys):
+    """Out as the official .ckpt and in again with a bare vocab.model: the same text; a run can start from the weights."""
+    greedy = ["--prompt", "def alpha", "--temperature", "0", "--max-new-tokens", "8"]
+    assert main(["generate", str(trained_run), *greedy]) == 0
+    text = capsys.readouterr().out
+    assert main(["convert", str(trained_run), "--to", "official", "--output", str(tmp_path / "w.ckpt")]) == 0
+    base = ["convert", str(tmp_path / "w.ckpt"), "--from", "official", "--config", "alpha/tiny", *tiny_overrides]
+    assert main([*base, "--output", str(tmp_path / "bare")]) == 0
+    assert main(["generate", str(tmp_path / "bare"), *greedy]) == 2
+    assert "name one with --tokenizer" in capsys.readouterr().err
+    assert main([*base, "--output", str(tmp_path / "x"), "model.vocab_size=385", "--tokenizer", str(records / "tokenizer")]) == 2
+    assert "384 pieces, model.vocab_size=385: must be equal" in capsys.readouterr().err
+    assert main([*base, "--output", str(tmp_path / "full"), "--tokenizer", str(records / "tokenizer")]) == 0
+    capsys.readouterr()
+    assert main(["generate", str(tmp_path / "full"), *greedy]) == 0
+    assert capsys.readouterr().out == text
+    begin = ["--data", str(records), "--output", str(tmp_path / "run"), "--init-from", str(tmp_path / "full"), "--json"]
+    assert main(["train", "--config", "alpha/tiny", *tiny_overrides, "train.steps=1", "optimizer.lr=0", "optimizer.min_lr=0", *begin]) == 0
+    assert_same(store.open_checkpoint(tmp_path / "run").tensors(), store.open_checkpoint(trained_run).tensors())
