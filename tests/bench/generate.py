@@ -56,6 +56,8 @@ def time_decoder(decoder, steps: int) -> dict[str, float]:
 def measure(name: str, batch_size: int, max_length: int, steps: int, directory: Path) -> list[dict]:
     """Both ways for one configuration and batch size."""
     from pangu_ms.checkpoint import store
+    from pangu_ms.data.corpus import Corpus
+    from pangu_ms.data.default_corpus import standard_library_files
     from pangu_ms.data.tokenizer import train_tokenizer
     from pangu_ms.export.package import Package
     from pangu_ms.export.write import export_package
@@ -65,7 +67,8 @@ def measure(name: str, batch_size: int, max_length: int, steps: int, directory: 
 
     config = load_config(name, ["runtime.device=CPU", "model.compute_dtype=float32"])
     tensors = {n: initial_value(config.model, n, s, 0) for n, s in config.model.parameter_shapes().items()}
-    train_tokenizer(["a line of text\n" * 50], 280, "none").save(directory / "tokenizer")
+    texts = (document.text for document in Corpus(standard_library_files()))
+    train_tokenizer(texts, config.model.vocab_size, "none").save(directory / "tokenizer")
     checkpoint = store.open_checkpoint(store.save(directory / "checkpoints", 0, {"model": tensors}, {}, config, directory / "tokenizer"))
     del tensors
     shape = GraphShape.fitting(config.model.seq_length, batch_size, max_length)
