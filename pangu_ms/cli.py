@@ -1,5 +1,6 @@
 """The `pangu` command: a table from verb to module. Each verb is a module with its own `main(argv)`."""
 
+import errno
 import importlib
 import sys
 
@@ -19,7 +20,7 @@ VERBS = {
     "config": ("pangu_ms.config.cli", "show a resolved config, its fields and its size"),
 }
 
-USER_ERROR = 2
+USER_ERROR, INTERRUPTED = 2, 130
 
 
 def usage() -> str:
@@ -47,9 +48,17 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"pangu {argv[0]}: {error}", file=sys.stderr)
         return USER_ERROR
+    except KeyboardInterrupt:
+        print(f"pangu {argv[0]}: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (`pangu ... | head`)
         sys.stderr.close()
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"pangu {argv[0]}: {error.filename or 'disk'}: {error.strerror}; free some room and run the same command again", file=sys.stderr)
+        return USER_ERROR
 
 
 def entry() -> None:

@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -113,7 +113,7 @@ def _require_key(work: Path, key: str) -> None:
         )
 
 
-def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers: int, progress=None) -> list[Path]:
+def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers: int, progress: Callable[[int, int], None] | None = None) -> list[Path]:
     """Encode every block that `work` does not hold yet; returns all blocks' files in corpus order.
 
     Args:
@@ -141,6 +141,8 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
         while pending:
             _finish(pending.popleft(), report)
     except BrokenProcessPool as error:
+        for worker in multiprocessing.active_children():  # the pool waits for the others, and asks them to end only politely
+            worker.kill()
         raise UserError(
             f"{work}: a worker process died, perhaps for lack of memory; finished blocks are kept; repeat with a smaller --num-workers"
         ) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_ms.config.base import ModelConfig
 from pangu_ms.data.pack import COLUMN, SPLITS
 from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
@@ -89,7 +90,7 @@ class RecordSet:
         """Whether the directory has rows of that split."""
         return bool(self.manifest and self.manifest["splits"][split]["files"])
 
-    def check(self, model, tokenizer: Tokenizer | None = None, evaluation: bool = False) -> None:
+    def check(self, model: ModelConfig, tokenizer: Tokenizer | None = None, evaluation: bool = False) -> None:
         """Compare with a model's config, and with a tokenizer if given.
 
         Args:

@@ -11,7 +11,7 @@ from mindspore import Tensor, nn
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.data.loader import Batch, batch_from_ids
 from pangu_ms.data.records import RecordSet
-from pangu_ms.train.loss import TokenLoss, mean_loss
+from pangu_ms.train.loss import TokenLoss, mean_loss, to_tensors
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,6 @@ class Evaluator:
 
     def score(self, batches: Iterable[Batch]) -> Score:
         """Sum over all batches."""
-        from pangu_ms.train.step import to_tensors
-
         total = count = 0.0
         self.loss.set_train(False)
         for batch in batches:

@@ -42,7 +42,8 @@ def main(argv: list[str]) -> int:
         held_out = result.held_out and {"loss": result.held_out.loss, "perplexity": result.held_out.perplexity}
         print(json.dumps(dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out}))
     else:
-        print(f"{result.output}: step {result.step}, loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s" + _notes(result))
+        done = "nothing left to do" if result.loss is None else f"loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s"
+        print(f"{result.output}: step {result.step}, {done}{_notes(result)}")
     if result.stopped_by and result.stopped_by != "stop_at":
         print(f"stopped by {result.stopped_by}; the checkpoint is committed; the same command with --resume goes on", file=sys.stderr)
         return EXIT_STOPPED

@@ -1,7 +1,6 @@
 """The training run: from a configuration and records to committed checkpoints; stopped at any instant, it resumes bit for bit."""
 
 import contextlib
-import math
 import statistics
 import time
 from collections import deque
@@ -43,8 +42,8 @@ class TrainResult:
     output: Path
     step: int
     """Optimizer steps done since the run began."""
-    loss: float
-    """Mean of the training loss over the last 20 steps of this session."""
+    loss: float | None
+    """Mean of the training loss over the last 20 steps of this session; None where it had none to do."""
     held_out: Score | None
     tokens_per_second: float
     """Median over the steps of this session, checkpoints and evaluations excluded."""
@@ -236,7 +235,7 @@ class Session:
         return TrainResult(
             output=self.run.output,
             step=self.run.step,
-            loss=statistics.fmean(self.losses) if self.losses else math.nan,
+            loss=statistics.fmean(self.losses) if self.losses else None,
             held_out=self.held_out,
             tokens_per_second=self.tokens_per_second(len(self.seconds)) if self.seconds else 0.0,
             compile_seconds=self.seconds[0] if self.seconds else 0.0,

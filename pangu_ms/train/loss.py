@@ -4,6 +4,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from pangu_ms.data.loader import Batch
+
+
+def to_tensors(batch: Batch) -> tuple[Tensor, ...]:
+    """The inputs of TokenLoss: ids, positions, segments and loss mask."""
+    return tuple(Tensor(array) for array in (batch.ids, batch.positions, batch.segments, batch.loss_mask))
+
 
 class TokenLoss(nn.Cell):
     """Sum of the cross-entropy over the positions that count, and their number."""

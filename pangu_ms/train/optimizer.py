@@ -14,6 +14,15 @@ def decays(name: str) -> bool:
     return not name.endswith(".bias") and "norm." not in name
 
 
+# HyperMap, not a loop: in a graph each turn of a loop is a call inside the last one, and MindSpore stops at a depth of 1000.
+_update = ops.MultitypeFuncGraph("update")
+
+
+@_update.register("Function", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Number", "Tensor", "Tensor", "Tensor", "Tensor")
+def _update_parameter(update, lr, beta1, beta2, eps, factor, decay, parameter, m, v, gradient):
+    return update(parameter, m, v, lr, beta1, beta2, eps, decay, gradient * factor)
+
+
 class AdamW(nn.Cell):
     """p -= lr * (m / (sqrt(v) + eps) + decay * p), without bias correction, as the official AdamWeightDecay."""
 
@@ -26,11 +35,9 @@ class AdamW(nn.Cell):
         )
         self.decay = tuple(config.weight_decay if decays(p.name) else 0.0 for p in parameters)
         self.beta1, self.beta2, self.eps = (Tensor(value, ms.float32) for value in (config.beta1, config.beta2, config.eps))
-        self.update = ops.AdamWeightDecay()
+        self.update, self.hyper_map = ops.AdamWeightDecay(), ops.HyperMap()
 
     def construct(self, gradients, factor, lr):
         """Apply gradients (float32, in the parameters' order) times `factor`, at learning rate `lr` (float32 scalars)."""
-        for i in range(len(self.decay)):
-            gradient = gradients[i] * factor
-            self.update(self.parameters[i], self.m[i], self.v[i], lr, self.beta1, self.beta2, self.eps, self.decay[i], gradient)
-        return lr
+        update = ops.partial(_update, self.update, lr, self.beta1, self.beta2, self.eps, factor)
+        return self.hyper_map(update, self.decay, self.parameters, self.m, self.v, gradients)

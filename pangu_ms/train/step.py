@@ -12,8 +12,22 @@ from mindspore.common.initializer import initializer
 
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Batch
-from pangu_ms.train.loss import TokenLoss, mean_loss
+from pangu_ms.train.loss import TokenLoss, mean_loss, to_tensors
 from pangu_ms.train.optimizer import AdamW
+
+
+# HyperMap, not loops: see optimizer.py.
+_sum_of_squares, _accumulate = ops.MultitypeFuncGraph("sum_of_squares"), ops.MultitypeFuncGraph("accumulate")
+
+
+@_sum_of_squares.register("Tensor")
+def _tensor_sum_of_squares(gradient):
+    return ops.square(gradient).sum()
+
+
+@_accumulate.register("Function", "Tensor", "Tensor", "Tensor")
+def _accumulate_tensor(assign, first, total, gradient):
+    return assign(total, ops.select(first, gradient, total + gradient))
 
 
 class Gradients(nn.Cell):
@@ -42,16 +56,13 @@ class GuardedUpdate(nn.Cell):
     def __init__(self, optimizer: AdamW, clip_norm: float, micro_batch_tokens: int):
         super().__init__(auto_prefix=False)
         self.optimizer, self.clip_norm, self.micro_batch_tokens = optimizer, clip_norm, float(micro_batch_tokens)
-        self.square, self.total, self.sqrt, self.is_finite = ops.Square(), ops.ReduceSum(), ops.Sqrt(), ops.IsFinite()
+        self.hyper_map, self.add, self.sqrt, self.is_finite = ops.HyperMap(), ops.AddN(), ops.Sqrt(), ops.IsFinite()
         self.minimum, self.both = ops.Minimum(), ops.LogicalAnd()
 
     def construct(self, total, count, gradients, lr, scale, loss_limit):
         """-> (gradient norm of the mean loss before clipping, whether the update was applied)."""
         unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
-        squares = Tensor(0.0, ms.float32)
-        for gradient in gradients:
-            squares = squares + self.total(self.square(gradient))
-        norm = self.sqrt(squares) * unscale
+        norm = self.sqrt(self.add(self.hyper_map(_sum_of_squares, gradients))) * unscale
         applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
         if applied:
             factor = unscale
@@ -83,14 +94,13 @@ class GradientSums(nn.Cell):
         self.sums = ParameterTuple([Parameter(initializer("zeros", p.shape, ms.float32), "accumulated." + p.name, requires_grad=False) for p in weights])
         self.total = Parameter(Tensor(0.0, ms.float32), "accumulated_loss", requires_grad=False)
         self.count = Parameter(Tensor(0.0, ms.float32), "accumulated_tokens", requires_grad=False)
-        self.assign = ops.Assign()
+        self.assign, self.hyper_map = ops.Assign(), ops.HyperMap()
 
     def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key, scale, keep):
         """`keep` is 0 for the first micro-batch of a batch, else 1 (float32 scalar)."""
         total, count, gradients = self.gradients(ids_BS1, positions_BS, segments_BS, mask_BS, key, scale)
         first = keep == 0.0  # select, not a product: the sums of a batch that overflowed are not finite
-        for i in range(len(self.sums)):
-            self.assign(self.sums[i], ops.select(first, gradients[i], self.sums[i] + gradients[i]))
+        self.hyper_map(ops.partial(_accumulate, self.assign, first), self.sums, gradients)
         self.assign(self.total, ops.select(first, total, self.total + total))
         self.assign(self.count, ops.select(first, count, self.count + count))
         return total
@@ -104,11 +114,9 @@ class ApplySums(nn.Cell):
         self.accumulated, self.update = accumulated, update
 
     def construct(self, lr, scale, loss_limit):
-        sums = ()
-        for parameter in self.accumulated.sums:
-            sums = sums + (parameter * 1.0,)
-        norm, applied = self.update(self.accumulated.total * 1.0, self.accumulated.count * 1.0, sums, lr, scale, loss_limit)
-        return self.accumulated.total * 1.0, self.accumulated.count * 1.0, norm, applied
+        total, count = self.accumulated.total * 1.0, self.accumulated.count * 1.0  # values: a graph cannot return parameters
+        norm, applied = self.update(total, count, self.accumulated.sums, lr, scale, loss_limit)
+        return total, count, norm, applied
 
 
 @dataclass(frozen=True)
@@ -160,8 +168,3 @@ class TrainStep:
     def parameters(self) -> list[Parameter]:
         """The optimizer's state: first and second moments."""
         return [*self.optimizer.m, *self.optimizer.v]
-
-
-def to_tensors(batch: Batch) -> tuple[Tensor, ...]:
-    """ids, positions, segments and loss mask as tensors."""
-    return tuple(Tensor(array) for array in (batch.ids, batch.positions, batch.segments, batch.loss_mask))

@@ -164,3 +164,14 @@ def test_dropout_repeats_for_a_key_and_keeps_the_mean():
     other_site.set_train()
     both = (other_site(ones, Tensor(np.int32(7))).asnumpy() == 0) & zeros
     assert both.mean() == pytest.approx(1 / 16, abs=0.01)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_deep_model_compiles(parts):
+    """Loops over parameters are nested calls in a graph: 16 layers were once deeper than MindSpore allows."""
+    model = small(num_layers=20, hidden_size=8, vocab_size=16, num_heads=2)
+    config = make_config(model, train={"batch_size": 2, "accumulation_steps": parts})
+    _, step = make_step(config, random_parameters(model, deviation=0.02))
+    ids = np.random.default_rng(0).integers(4, 16, (2, model.seq_length + 1)).astype(np.int32)
+    losses = [step(batch_from_ids(ids, EOD, 0, True), number, 1e-2).loss for number in range(8)]
+    assert losses[-1] < losses[0]
