@@ -1,6 +1,7 @@
 """`pangu quickstart`: from text to a verified MindIR package, with the command that does each step alone."""
 
 import argparse
+import itertools
 import json
 import shlex
 import subprocess
@@ -15,7 +16,9 @@ from pangu_ms.compile_cache import cache_root
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
 
-PROMPTS = ("def __init__(self", "import os\n")
+CODE_PROMPTS = ["def __init__(self", "import os\n"]
+PROMPT_CHARACTERS = 12  # of a user's own documents
+EXPORT_BATCH = 2
 
 
 @dataclass
@@ -60,6 +63,7 @@ def run(config: Any, args: argparse.Namespace, output: Path) -> Report:
 
     report, named = Report(), [args.config, *args.overrides]
     corpus = args.corpus or standard_library_files()
+    prompts = document_beginnings(corpus) if args.corpus else CODE_PROMPTS
     shown = args.corpus or [f"({len(corpus)} files of {Path(corpus[0]).parent})"]
     tokenizer, records, package = output / "tokenizer", output / "records", output / "mindir"
 
@@ -73,11 +77,20 @@ def run(config: Any, args: argparse.Namespace, output: Path) -> Report:
 
     say(args, "train", "--config", *named, "--data", records, "--output", output / "run")
     train_stage(config, records, output / "run", args, report)
-    say(args, "generate", output / "run", "--prompt", *PROMPTS[:1], "--max-new-tokens", 48)
-    generate_stage(output / "run", args)
-    say(args, "export", output / "run", "--output", package)
+    say(args, "generate", output / "run", *(word for p in prompts for word in ("--prompt", p)), "--max-new-tokens", 48, "--temperature", 0.8, "--top-k", 40)
+    generate_stage(output / "run", prompts, args)
+    say(args, "export", output / "run", "--output", package, "--batch-size", EXPORT_BATCH)
     export_stage(output / "run", package, args, report)
+    say(args, "run-mindir", package, "--prompt", prompts[0], "--max-new-tokens", 24, "--temperature", 0)
+    run_stage(package, prompts[0], args)
     return report
+
+
+def document_beginnings(corpus: list[str]) -> list[str]:
+    """The first characters of two documents."""
+    from pangu_ms.data.corpus import Corpus
+
+    return [document.text[:PROMPT_CHARACTERS] for document in itertools.islice(Corpus(corpus), 2)] or CODE_PROMPTS
 
 
 def say(args: argparse.Namespace, *words: object) -> None:
@@ -90,46 +103,56 @@ def train_stage(config: Any, records: Path, output: Path, args: argparse.Namespa
     """Train, and set the held-out perplexity beside that of n-grams."""
     from pangu_ms.eval.report import baselines
     from pangu_ms.train.loop import train
+    from pangu_ms.train.stop import EXIT_STOPPED
 
     result = train(config, records, output, progress=not args.json)
-    ngrams = baselines(records, "held_out", config.model.vocab_size, config.train.batch_size, config.train.eval_batches)
-    scores = {"perplexity": result.held_out.perplexity} | ngrams
+    if result.stopped_by:
+        print(f"stopped by {result.stopped_by}; the checkpoint in {output} is committed", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
     report.add("checkpoint", output, f"step {result.step}, {config.model.num_parameters() / 1e6:.1f} M parameters, {result.tokens_per_second:,.0f} tokens/s")
-    report.add("held-out perplexity", "", ", ".join(f"{k.removesuffix('perplexity').strip('_') or 'model'} {v:.1f}" for k, v in scores.items()))
-    report.results |= scores | {"tokens_per_second": result.tokens_per_second, "compile_seconds": result.compile_seconds, "step": result.step}
+    report.results |= {"tokens_per_second": result.tokens_per_second, "compile_seconds": result.compile_seconds, "step": result.step}
+    if result.held_out is None:
+        return
+    scores = {"perplexity": result.held_out.perplexity}
+    scores |= baselines(records, "held_out", config.model.vocab_size, config.train.batch_size, config.train.eval_batches)
+    line = ", ".join(f"{name.removesuffix('perplexity').strip('_') or 'model'} {value:.1f}" for name, value in scores.items())
+    report.add("held-out perplexity", "", line)
+    report.results |= scores
     if not args.json:
-        print(f"held-out perplexity {scores['perplexity']:.1f}; unigram {ngrams['unigram_perplexity']:.1f}, bigram {ngrams['bigram_perplexity']:.1f}")
-    if scores["perplexity"] >= ngrams["bigram_perplexity"]:
+        print(f"held-out perplexity: {line}")
+    if scores["perplexity"] >= scores["bigram_perplexity"]:
         print("the model does not beat the bigram: train longer (train.steps) or on more text", file=sys.stderr)
 
 
-def generate_stage(checkpoint: Path, args: argparse.Namespace) -> None:
+def generate_stage(checkpoint: Path, prompts: list[str], args: argparse.Namespace) -> None:
     """Show what the model writes."""
     from pangu_ms.infer.cli import make_generator
     from pangu_ms.infer.sampling import SamplingConfig
 
     sampling = SamplingConfig(max_new_tokens=48, temperature=0.8, top_k=40)
-    for result in make_generator(checkpoint, list(PROMPTS), sampling).generate(list(PROMPTS), sampling):
+    for result in make_generator(checkpoint, prompts, sampling).generate(prompts, sampling):
         if not args.json:
             print(f"--- {result.prompt}{result.text}")
 
 
 def export_stage(checkpoint: Path, package: Path, args: argparse.Namespace, report: Report) -> None:
-    """Write the package, which verifies itself in a fresh process, and let its own runner write text."""
+    """Write the package, which verifies itself against the checkpoint in a fresh process."""
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.export.write import export_package
     from pangu_ms.infer.decoder import GraphShape
 
     opened = open_checkpoint(checkpoint)
-    shape = GraphShape.fitting(opened.config().model.seq_length, 2, opened.config().model.seq_length)
-    verified = export_package(opened, package, shape)["verified"]
-    difference = f"{verified['max_difference']:.3g}"
-    report.add("MindIR package", package, f"largest logit difference from the checkpoint over {verified['steps']} steps: {difference}", mindir=verified)
-    command = [sys.executable, str(package / "run.pyz"), "--prompt", PROMPTS[0], "--max-new-tokens", "24", "--temperature", "0"]
-    say(args, "run-mindir", package, "--prompt", PROMPTS[0], "--max-new-tokens", 24, "--temperature", 0)
+    seq_length = opened.config().model.seq_length
+    verified = export_package(opened, package, GraphShape.fitting(seq_length, EXPORT_BATCH, seq_length))["verified"]
+    line = f"largest logit difference from the checkpoint over {verified['steps']} steps: {verified['max_difference']:.3g}"
+    report.add("MindIR package", package, line, mindir=verified)
+    if not args.json:
+        print(line)
+
+
+def run_stage(package: Path, prompt: str, args: argparse.Namespace) -> None:
+    """Let the package write text by itself: its own runner, in a fresh process."""
+    command = [sys.executable, str(package / "run.pyz"), "--prompt", prompt, "--max-new-tokens", "24", "--temperature", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     if not args.json:
         print(done.stdout.rstrip())
-        print(f"largest logit difference of the package from the checkpoint: {difference}")
-
-

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from pangu_ms import files
+from pangu_ms import files, runtime
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet, load_manifest
@@ -18,6 +18,7 @@ INTERRUPTED = 130  # 128 + SIGINT
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
     args = _parser().parse_args(argv)
+    runtime.quiet()
     return args.run(args)
 
 
