@@ -3,6 +3,7 @@
 import errno
 import importlib
 import sys
+from collections.abc import Callable
 
 from pangu_ms import __version__
 from pangu_ms.errors import UserError
@@ -43,26 +44,32 @@ def main(argv: list[str] | None = None) -> int:
         near = difflib.get_close_matches(argv[0], VERBS, 1)
         print(f"pangu: unknown verb {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see `pangu --help`"), file=sys.stderr)
         return USER_ERROR
+    return guarded(f"pangu {argv[0]}", lambda: importlib.import_module(VERBS[argv[0]][0]).main(argv[1:]) or 0)
+
+
+def guarded(name: str, command: Callable[[], int]) -> int:
+    """Run a command; a user's mistake, a file that cannot be used or an interruption is one line, not a traceback."""
     try:
-        return importlib.import_module(VERBS[argv[0]][0]).main(argv[1:]) or 0
+        return command()
     except UserError as error:
-        print(f"pangu {argv[0]}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print(f"pangu {argv[0]}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (`pangu ... | head`)
         sys.stderr.close()
         return 141
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)):
             raise
-        print(f"pangu {argv[0]}: {error.filename or 'disk'}: {error.strerror}; free some room and run the same command again", file=sys.stderr)
+        print(f"{name}: {error.filename or 'disk'}: {error.strerror}; mend that and run the same command again", file=sys.stderr)
         return USER_ERROR
 
 
 def entry() -> None:
     """Console script."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows escapes
     sys.exit(main())
 
 

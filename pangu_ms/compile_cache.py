@@ -11,6 +11,7 @@ import functools
 import json
 import logging
 import os
+import platform
 import shutil
 import sys
 import tempfile
@@ -63,33 +64,37 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
         yield False
         return
     _used = True
-    key = sha256_json(identity | {"source": source_hash(), "script": sha256_file(script), "mindspore": metadata.version("mindspore")})
+    platform_key = {"machine": platform.machine(), "python": sys.version_info[:2], "mindspore": metadata.version("mindspore")}
+    key = sha256_json(identity | platform_key | {"source": source_hash(), "script": sha256_file(script), "cann": os.environ.get("ASCEND_HOME_PATH", "")})
     published = cache_root() / key[:40]
-    private = Path(tempfile.mkdtemp(prefix="pangu-compile-"))
-    try:
-        found = _copy_if_sound(published, private / "graphs")
-        os.environ |= {SWITCH: "1", PATH: str(private / "graphs")}
+    with tempfile.TemporaryDirectory(prefix="pangu-compile-", ignore_cleanup_errors=True) as directory:
+        private = Path(directory) / "graphs"
+        found = _copy_if_sound(published, private)
+        os.environ |= {SWITCH: "1", PATH: str(private)}
         try:
             yield found
+        except Exception:
+            if found:  # perhaps it was this graph: let the next start compile
+                shutil.rmtree(published, ignore_errors=True)
+            raise
         finally:
             del os.environ[SWITCH], os.environ[PATH]
         if not found:
-            _publish(private / "graphs", published)
-    finally:
-        shutil.rmtree(private, ignore_errors=True)
+            _publish(private, published)
 
 
 def _copy_if_sound(published: Path, private: Path) -> bool:
-    """Copy a published graph; False, and nothing copied, when it is missing, half deleted or altered."""
+    """Copy a published graph; False, and nothing copied, when it is missing or altered (then it is removed) or cannot be copied."""
     try:
         shutil.copytree(published, private)
+        os.utime(published)  # the newest are kept
         checksums = json.loads((private / CHECKSUMS).read_text())
-        if all(sha256_file(private / name) == digest for name, digest in checksums.items()):
+        if all((private / name).is_file() and sha256_file(private / name) == digest for name, digest in checksums.items()):
             return True
-    except (OSError, ValueError, shutil.Error) as error:  # not there, or another process is deleting it: compile
+        shutil.rmtree(published, ignore_errors=True)
+    except (OSError, ValueError, AttributeError, shutil.Error) as error:  # not there, half deleted, or no room for a copy: compile
         log.debug("no usable compiled graph in %s: %s", published, error)
     shutil.rmtree(private, ignore_errors=True)
-    shutil.rmtree(published, ignore_errors=True)
     return False
 
 

@@ -15,6 +15,8 @@ from pangu_ms import files, runtime
 from pangu_ms.compile_cache import cache_root
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.errors import ExportError
 
 CODE_PROMPTS = ["def __init__(self", "import os\n"]
 PROMPT_CHARACTERS = 12  # of a user's own documents
@@ -45,7 +47,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", metavar="DIR", help="new directory; default: a new one below the user's cache directory")
     parser.add_argument("--json", action="store_true", help="print the results as JSON at the end")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     config = load_config(args.config, args.overrides)
     output = Path(args.output) if args.output else cache_root().parent / "quickstart" / time.strftime("%Y-%m-%d-%H%M%S")
     files.require_free(output)
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def run(config: Any, args: argparse.Namespace, output: Path) -> Report:
+def run(config: RunConfig, args: argparse.Namespace, output: Path) -> Report:
     """All stages; every one prints the command that repeats it."""
     from pangu_ms.data.default_corpus import build_records, standard_library_files
 
@@ -77,11 +79,11 @@ def run(config: Any, args: argparse.Namespace, output: Path) -> Report:
 
     say(args, "train", "--config", *named, "--data", records, "--output", output / "run")
     train_stage(config, records, output / "run", args, report)
-    say(args, "generate", output / "run", *(word for p in prompts for word in ("--prompt", p)), "--max-new-tokens", 48, "--temperature", 0.8, "--top-k", 40)
+    say(args, "generate", output / "run", *(f"--prompt={p}" for p in prompts), "--max-new-tokens", 48, "--temperature", 0.8, "--top-k", 40)
     generate_stage(output / "run", prompts, args)
     say(args, "export", output / "run", "--output", package, "--batch-size", EXPORT_BATCH)
     export_stage(output / "run", package, args, report)
-    say(args, "run-mindir", package, "--prompt", prompts[0], "--max-new-tokens", 24, "--temperature", 0)
+    say(args, "run-mindir", package, f"--prompt={prompts[0]}", "--max-new-tokens", 24, "--temperature", 0)
     run_stage(package, prompts[0], args)
     return report
 
@@ -99,7 +101,7 @@ def say(args: argparse.Namespace, *words: object) -> None:
         print("\n$ pangu " + " ".join(w if w.startswith("(") else shlex.quote(w) for w in map(str, words)), flush=True)
 
 
-def train_stage(config: Any, records: Path, output: Path, args: argparse.Namespace, report: Report) -> None:
+def train_stage(config: RunConfig, records: Path, output: Path, args: argparse.Namespace, report: Report) -> None:
     """Train, and set the held-out perplexity beside that of n-grams."""
     from pangu_ms.eval.report import baselines
     from pangu_ms.train.loop import train
@@ -126,11 +128,12 @@ def train_stage(config: Any, records: Path, output: Path, args: argparse.Namespa
 
 def generate_stage(checkpoint: Path, prompts: list[str], args: argparse.Namespace) -> None:
     """Show what the model writes."""
-    from pangu_ms.infer.cli import make_generator
+    from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.infer.load import load_generator
     from pangu_ms.infer.sampling import SamplingConfig
 
     sampling = SamplingConfig(max_new_tokens=48, temperature=0.8, top_k=40)
-    for result in make_generator(checkpoint, prompts, sampling).generate(prompts, sampling):
+    for result in load_generator(open_checkpoint(checkpoint), prompts, sampling).generate(prompts, sampling):
         if not args.json:
             print(f"--- {result.prompt}{result.text}")
 
@@ -152,7 +155,9 @@ def export_stage(checkpoint: Path, package: Path, args: argparse.Namespace, repo
 
 def run_stage(package: Path, prompt: str, args: argparse.Namespace) -> None:
     """Let the package write text by itself: its own runner, in a fresh process."""
-    command = [sys.executable, str(package / "run.pyz"), "--prompt", prompt, "--max-new-tokens", "24", "--temperature", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, str(package / "run.pyz"), f"--prompt={prompt}", "--max-new-tokens", "24", "--temperature", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ExportError(f"{package}: its runner failed: {done.stderr.strip().splitlines()[-1:]}")
     if not args.json:
         print(done.stdout.rstrip())

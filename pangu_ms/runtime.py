@@ -4,6 +4,8 @@ import logging
 import os
 import warnings
 
+from pangu_ms.errors import ConfigError
+
 ERRORS_ONLY = "3"  # GLOG level of MindSpore's C++ log
 
 
@@ -18,8 +20,16 @@ def quiet(verbose: bool = False) -> None:
 
 
 def start(device: str) -> None:
-    """Select the device and graph mode."""
+    """Select the device and graph mode.
+
+    Raises:
+        ConfigError: MindSpore finds no such device here.
+    """
     import mindspore as ms
 
-    ms.set_device(device)
+    try:
+        ms.set_device(device)
+    except (RuntimeError, ValueError) as error:
+        advice = "use runtime.device=CPU model.compute_dtype=float32"
+        raise ConfigError(f"runtime.device={device}: MindSpore finds no such device on this machine; {advice}") from error
     ms.set_context(mode=ms.GRAPH_MODE)

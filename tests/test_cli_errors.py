@@ -45,7 +45,7 @@ def test_records_made_with_another_tokenizer(train, trained_run, text_file, caps
     assert main(["data", "prepare", *prepare, "--output", str(tmp_path / "r")]) == 0
     assert "must be the same" in fails(capsys, "eval", trained_run, "--data", tmp_path / "r")
     copy = shutil.copytree(trained_run, tmp_path / "run")
-    assert "must be the same" in fails(capsys, *train("train.steps=13", data=tmp_path / "r", output=copy, options=["--resume"]))
+    assert "must be the same" in fails(capsys, *train("train.eval_batches=13", data=tmp_path / "r", output=copy, options=["--resume"]))
 
 
 def test_missing_records_and_checkpoints(train, capsys, tmp_path):
@@ -69,6 +69,46 @@ def test_prompts_that_cannot_be_continued(trained_run, capsys, tmp_path):
     (tmp_path / "p.jsonl").write_text('"fine"\n{"text": 1}\n')
     assert "p.jsonl:2: neither" in fails(capsys, "generate", trained_run, "--prompt-file", tmp_path / "p.jsonl")
     assert "--stream: 2 prompts" in fails(capsys, "generate", trained_run, "--prompt", "x", "--prompt", "y", "--stream")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--batch-size", "0"], "batch_size=0: must be at least 1"),
+        (["--chunk", "-1"], "chunk=-1: must be at least 1"),
+        (["--seed", "-1"], "seed=-1: must not be negative"),
+        (["--frequency-penalty", "nan"], "frequency_penalty=nan: must be a number"),
+        (["--temperature", "1e-310"], "temperature=1e-310: must be 0"),
+        (["--num-beams", "3", "--top-k", "5"], "top_k=5: beam search does not sample"),
+        (["--stream", "--json"], "exclude each other"),
+        (["train.steps=3"], "only runtime.* and model.compute_dtype"),
+        (["runtime.device=Ascend"], "runtime.device=Ascend: MindSpore finds no such device"),
+    ],
+)
+def test_options_that_make_no_sense(trained_run, capsys, options, message):
+    assert message in fails(capsys, "generate", trained_run, "--prompt", "x", *options)
+
+
+def test_numbers_that_make_no_sense_elsewhere(train, trained_run, capsys, tmp_path):
+    assert "--stop-at 0: must be at least 1" in fails(capsys, *train(options=["--stop-at", "0"]))
+    assert "--max-length 1: must be between" in fails(capsys, "export", trained_run, "--output", tmp_path / "p", "--max-length", "1")
+    assert "batch_size=0: must be at least 1" in fails(capsys, "export", trained_run, "--output", tmp_path / "p", "--batch-size", "0")
+    assert "tokenizer.vocab_size=1024, model.vocab_size=2048" in fails(capsys, "train", "model.vocab_size=2048", "--output", tmp_path / "r")
+    (tmp_path / "empty.txt").write_text("")
+    assert "holds no prompt" in fails(capsys, "generate", trained_run, "--prompt-file", tmp_path / "empty.txt")
+    assert "not a MindIR package" in fails(capsys, "run-mindir", tmp_path / "empty.txt", "--prompt", "x")
+    assert "is a file" in fails(capsys, *train(output=tmp_path / "empty.txt"))
+
+
+def test_resume_does_not_take_over_another_directory(train, trained_run, capsys, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.yaml").write_text("my: settings\n")
+    assert "my: unknown key" in fails(capsys, *train(output=tmp_path / "mine", options=["--resume"]))
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    assert "exists with other content" in fails(capsys, *train(output=tmp_path / "mine", options=["--resume"]))
+    assert (tmp_path / "mine/config.yaml").read_text() == "my: settings\n"
+    message = fails(capsys, *train("train.steps=24", output=trained_run, options=["--resume"]))
+    assert "train.steps=24 (was 12): would bend the learning rate" in message
 
 
 def test_an_output_directory_with_other_content(train, trained_run, records, text_file, capsys, tmp_path):

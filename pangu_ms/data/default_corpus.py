@@ -7,7 +7,7 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.tokenizer import train_tokenizer
-from pangu_ms.errors import DataError
+from pangu_ms.errors import ConfigError, DataError
 
 SIZE_BYTES = 5_000_000
 NOT_CODE = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "lib2to3", "idlelib", "encodings", "pydoc_data"}
@@ -43,6 +43,9 @@ def build_records(config: RunConfig, corpus_files: list[str], directory: Path, p
 
     Writes `tokenizer/` and `records/` into `directory`; what is there already is used.
     """
+    if config.tokenizer.vocab_size != config.model.vocab_size:
+        sizes = f"tokenizer.vocab_size={config.tokenizer.vocab_size}, model.vocab_size={config.model.vocab_size}"
+        raise ConfigError(f"{sizes}: must be equal where the tokenizer is trained for the model; set both")
     tokenizer, records = directory / "tokenizer", directory / "records"
     if not tokenizer.exists():
         texts = (document.text for document in Corpus(corpus_files))

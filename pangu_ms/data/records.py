@@ -16,7 +16,6 @@ from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import DataError
 
-
 RELEASED_PAD = 6  # pad and end of document in the released vocabulary (spec A5)
 
 

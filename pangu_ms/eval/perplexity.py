@@ -11,7 +11,7 @@ from mindspore import Tensor, nn
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.data.loader import Batch, batch_from_ids
 from pangu_ms.data.records import RecordSet
-from pangu_ms.train.loss import TokenLoss, mean_loss, to_tensors
+from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ import argparse
 import json
 
 from pangu_ms import runtime
+from pangu_ms.infer.cli import OVERRIDES_HELP
+
+MIN_LENGTH = 4  # tokens: a prompt and some steps to verify
 
 
 def main(argv: list[str]) -> int:
@@ -18,23 +21,29 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--key-file", metavar="FILE", help="encrypt the graph with the AES key in this file (16, 24 or 32 bytes)")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
-    args = parser.parse_args(argv)
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
+    args = parser.parse_intermixed_args(argv)
     runtime.quiet(args.verbose)
 
     from pangu_ms import files
     from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.errors import ExportError
     from pangu_ms.export.package import read_key
     from pangu_ms.infer.decoder import GraphShape
+    from pangu_ms.infer.load import checkpoint_config
 
     files.require_free(args.output)
     read_key(args.key_file)  # before the work
     checkpoint = open_checkpoint(args.checkpoint)
-    seq_length = checkpoint.config().model.seq_length
+    config = checkpoint_config(checkpoint, args.overrides)
+    seq_length = config.model.seq_length
+    if args.max_length and not MIN_LENGTH <= args.max_length <= seq_length:
+        raise ExportError(f"--max-length {args.max_length}: must be between {MIN_LENGTH} and the model's context of {seq_length}")
     shape = GraphShape.fitting(seq_length, args.batch_size, args.max_length or seq_length, args.chunk)
 
     from pangu_ms.export.write import export_package
 
-    manifest = export_package(checkpoint, args.output, shape, args.key_file, args.tokenizer)
+    manifest = export_package(checkpoint, args.output, shape, args.key_file, args.tokenizer, config)
     if args.json:
         print(json.dumps(manifest, ensure_ascii=False))
     else:

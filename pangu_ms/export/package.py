@@ -13,7 +13,7 @@ from typing import Any
 
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import ExportError
-from pangu_ms.files import sha256_file
+from pangu_ms.files import sha256_file, sha256_json
 from pangu_ms.infer.decoder import Decoder, GraphShape
 
 FORMAT_VERSION = 1
@@ -31,9 +31,11 @@ def read_key(path: Path | str | None) -> bytes | None:
     if path is None:
         return None
     try:
-        key = Path(path).read_bytes().rstrip(b"\r\n")
+        key = Path(path).read_bytes()
     except OSError as error:
         raise ExportError(f"{path}: the key cannot be read ({error.strerror})") from None
+    if len(key) not in KEY_LENGTHS:
+        key = key.rstrip(b"\r\n")
     if len(key) not in KEY_LENGTHS:
         raise ExportError(f"{path}: holds {len(key)} bytes; an AES key has 16, 24 or 32; make one: openssl rand -hex 16 > {path}")
     return key
@@ -41,8 +43,13 @@ def read_key(path: Path | str | None) -> bytes | None:
 
 def file_entries(directory: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below a directory, the manifest left out."""
-    paths = [p for p in sorted(directory.rglob("*")) if p.is_file() and p.name != MANIFEST]
+    paths = [p for p in sorted(directory.rglob("*")) if p.is_file() and p != directory / MANIFEST]
     return {p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in paths}
+
+
+def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with its own SHA-256."""
+    return manifest | {"sha256": sha256_json(manifest)}
 
 
 @dataclass(frozen=True)
@@ -62,13 +69,15 @@ class Package:
         path = Path(path)
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            entries = manifest["files"]
-        except FileNotFoundError:
+            entries, digest = manifest["files"], manifest.pop("sha256")
+        except (FileNotFoundError, NotADirectoryError):
             raise ExportError(f"{path}: holds no {MANIFEST}; not a MindIR package; write one with `pangu export`") from None
-        except (ValueError, KeyError, OSError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             raise ExportError(f"{path / MANIFEST}: is damaged ({error}); export again") from None
         if manifest.get("format_version") != FORMAT_VERSION:
             raise ExportError(f"{path}: format version {manifest.get('format_version')}; this program reads version {FORMAT_VERSION}; export again")
+        if digest != sha256_json(manifest):
+            raise ExportError(f"{path / MANIFEST}: was altered; the package is not what was exported and is refused; export again")
         found = file_entries(path)
         wrong = [f"{name} is missing" for name in entries if name not in found]
         wrong += [f"{name} was altered" for name in entries if name in found and found[name] != entries[name]]

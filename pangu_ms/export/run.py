@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from pangu_ms import runtime
-from pangu_ms.errors import UserError
+from pangu_ms.cli import guarded
 from pangu_ms.export.package import Package, read_key
 from pangu_ms.infer.arguments import add_generation_arguments, read_prompts, run_and_print, sampling_config
 from pangu_ms.infer.generate import Generator
@@ -29,10 +30,4 @@ def main(argv: list[str], package: str | None = None) -> int:
 
 def entry() -> int:
     """Entry of a package's own run.pyz: the package is the directory that it lies in."""
-    from pathlib import Path
-
-    try:
-        return main(sys.argv[1:], str(Path(sys.argv[0]).resolve().parent))
-    except UserError as error:
-        print(f"run.pyz: {error}", file=sys.stderr)
-        return 2
+    return guarded("run.pyz", lambda: main(sys.argv[1:], str(Path(sys.argv[0]).resolve().parent)))

@@ -17,11 +17,13 @@ from mindspore import Tensor
 
 from pangu_ms import __version__, files, runtime
 from pangu_ms.checkpoint.store import Checkpoint
+from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict
+from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ExportError
-from pangu_ms.export.package import FORMAT_VERSION, MANIFEST, file_entries, read_key
+from pangu_ms.export.package import FORMAT_VERSION, MANIFEST, file_entries, read_key, sealed
 from pangu_ms.infer.cached_model import CachedModel
-from pangu_ms.infer.decoder import GraphShape
+from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import load_decoder, load_tokenizer
 
 VERIFIED_STEPS = 32
@@ -31,6 +33,7 @@ ENCRYPTION_MODE = "AES-GCM"
 # All that running a package takes: no model code. `models`, `config`, `train` and `checkpoint` stay out.
 RUNNER_MODULES = (
     "__init__.py",
+    "cli.py",
     "errors.py",
     "files.py",
     "runtime.py",
@@ -50,7 +53,12 @@ RUNNER_MODULES = (
 
 
 def export_package(
-    checkpoint: Checkpoint, output: Path, shape: GraphShape, key_file: Path | None = None, tokenizer: Path | str | None = None
+    checkpoint: Checkpoint,
+    output: Path,
+    shape: GraphShape,
+    key_file: Path | None = None,
+    tokenizer: Path | str | None = None,
+    config: RunConfig | None = None,
 ) -> dict[str, Any]:
     """Export, verify in a fresh process, commit; returns the manifest.
 
@@ -60,10 +68,10 @@ def export_package(
         OutputError: `output` has other content, or the disk is full.
         ExportError: the exported graph differs from the checkpoint.
     """
-    config = checkpoint.config()
+    config = config or checkpoint.config()
     runtime.start(config.runtime.device)
     key, tokenizer = read_key(key_file), load_tokenizer(checkpoint, tokenizer)
-    decoder = load_decoder(checkpoint, shape)
+    decoder = load_decoder(checkpoint, shape, config)
     with files.new_directory(output) as directory:
         write_graph(decoder.graph, shape, directory, key)
         tokenizer.save(directory / "tokenizer")
@@ -82,9 +90,9 @@ def export_package(
             "checkpoint": {"step": checkpoint.step, "manifest_sha256": files.sha256_file(checkpoint.path / "manifest.json")},
             "files": file_entries(directory),
         }
-        files.write_json(directory / MANIFEST, manifest)
+        files.write_json(directory / MANIFEST, sealed(manifest))
         manifest["verified"] = verify(decoder, directory, config.model, key_file)
-        files.write_json(directory / MANIFEST, manifest)
+        files.write_json(directory / MANIFEST, sealed(manifest))
     return manifest
 
 
@@ -118,7 +126,7 @@ def write_runner(path: Path) -> None:
         zipapp.create_archive(staging, path)
 
 
-def verify(decoder: Any, directory: Path, model: Any, key_file: Path | None) -> dict[str, float]:
+def verify(decoder: Decoder, directory: Path, model: ModelConfig, key_file: Path | None) -> dict[str, float]:
     """Replay the same tokens through checkpoint and package (in a fresh process): prompts of different lengths and 32 steps.
 
     Raises:
@@ -127,7 +135,8 @@ def verify(decoder: Any, directory: Path, model: Any, key_file: Path | None) -> 
     shape = decoder.shape
     steps = min(VERIFIED_STEPS, shape.max_length - 2)
     rng = np.random.default_rng(0)
-    lengths = [1 + (7 * row + 11) % (shape.max_length - steps) for row in range(shape.batch_size)]
+    longest = max(1, shape.max_length - steps)  # prompts from one token to as many as leave room for the steps: all chunks are used
+    lengths = np.linspace(longest, 1, shape.batch_size).astype(int).tolist()
     prompts = [rng.integers(0, model.vocab_size, n).tolist() for n in lengths]
     tokens = rng.integers(0, model.vocab_size, (steps, shape.batch_size)).astype(np.int32)
     expected = replay(decoder, prompts, tokens)
@@ -138,7 +147,7 @@ def verify(decoder: Any, directory: Path, model: Any, key_file: Path | None) -> 
     return {"steps": steps, "max_difference": difference, "logit_deviation": float(expected.std())}
 
 
-def replay(decoder: Any, prompts: list[list[int]], tokens: np.ndarray) -> np.ndarray:
+def replay(decoder: Decoder, prompts: list[list[int]], tokens: np.ndarray) -> np.ndarray:
     """Logits after the prompts and after each of the given tokens: float32 [steps + 1, B, V]."""
     return np.stack([decoder.prefill(prompts)] + [decoder.step(row) for row in tokens])
 

@@ -54,7 +54,14 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     elif not prompts:
         if sys.stdin.isatty():
             raise GenerationError("no prompt; give --prompt TEXT, --prompt-file FILE or text on standard input")
-        prompts = [sys.stdin.read().rstrip("\n")]
+        try:
+            prompts = [sys.stdin.buffer.read().decode("utf-8").rstrip("\n")]
+        except UnicodeDecodeError as error:
+            raise GenerationError(f"standard input: byte {error.start} is not UTF-8; text must be UTF-8; convert it") from None
+    if not prompts:
+        raise GenerationError(f"{args.prompt_file}: holds no prompt; write one per line")
+    if args.stream and args.json:
+        raise GenerationError("--stream and --json: exclude each other; leave one out")
     if args.stream and len(prompts) != 1:
         raise GenerationError(f"--stream: {len(prompts)} prompts; text of several would mix on the terminal; give one, or leave --stream out")
     return prompts
@@ -62,7 +69,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
 
 def _read_prompt_file(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = [line.rstrip("\r") for line in path.read_text(encoding="utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise GenerationError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except OSError as error:
@@ -71,9 +78,13 @@ def _read_prompt_file(path: Path) -> list[str]:
         return [line for line in lines if line]
     prompts = []
     for number, line in enumerate(lines, 1):
+        if not line:
+            continue
         try:
             value = json.loads(line)
             prompts.append(value if isinstance(value, str) else value["prompt"])
+            if not isinstance(prompts[-1], str):
+                raise TypeError
         except (ValueError, KeyError, TypeError):
             raise GenerationError(f"{path}:{number}: neither a JSON string nor an object with a prompt key") from None
     return prompts

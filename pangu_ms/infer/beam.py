@@ -27,6 +27,8 @@ def beam_search(decoder: Decoder, prompt: list[int], config: SamplingConfig, sto
     present score, or at max_new_tokens.
     """
     width = config.num_beams
+    if width > 1:
+        decoder.require_beams(width)
     live, finished = [Hypothesis((), 0.0)], []
     room = min(config.max_new_tokens, decoder.shape.max_length - len(prompt))
     logits = decoder.prefill([prompt] * width)[:1]

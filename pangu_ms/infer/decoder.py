@@ -24,15 +24,32 @@ class GraphShape:
 
     @classmethod
     def fitting(cls, seq_length: int, batch_size: int, max_length: int, chunk: int = 64) -> "GraphShape":
-        """Room for `max_length` tokens (prompt and continuation) per sequence, at most `seq_length`."""
+        """Room for `max_length` tokens (prompt and continuation) per sequence, at most `seq_length`.
+
+        Raises:
+            GenerationError: a size below its least.
+        """
+        for name, value, least in (("batch_size", batch_size, 1), ("chunk", chunk, 1), ("max_length", max_length, 2)):
+            if value < least:
+                raise GenerationError(f"{name}={value}: must be at least {least}")
         length = min(max_length, seq_length)
-        chunk = min(chunk, length)
+        chunk = min(chunk, seq_length)
         return cls(batch_size, chunk, -(-length // chunk) * chunk, seq_length)
 
     @property
     def max_length(self) -> int:
         """Longest sequence, prompt and continuation, in tokens."""
         return min(self.capacity, self.seq_length)
+
+
+    def require_room(self, prompts: list[list[int]]) -> None:
+        """Raise GenerationError for a prompt that is empty or leaves no room for a new token."""
+        for number, prompt in enumerate(prompts, 1):
+            if not prompt:
+                raise GenerationError(f"prompt {number}: is empty; at least one token is needed")
+            if len(prompt) >= self.max_length:
+                found, limit = len(prompt), self.max_length
+                raise GenerationError(f"prompt {number}: has {found} tokens; prompt and continuation must fit in {limit}; shorten the prompt")
 
 
 class Decoder:
@@ -49,9 +66,8 @@ class Decoder:
         Raises:
             GenerationError: a prompt is empty or leaves no room for a new token.
         """
-        for number, prompt in enumerate(prompts):
-            self._require_room(number, len(prompt))
         shape = self.shape
+        shape.require_room(prompts)
         lengths = np.array([len(p) for p in prompts] + [1] * (shape.batch_size - len(prompts)), np.int32)
         ids = np.zeros((shape.batch_size, shape.capacity), np.int32)
         for row, prompt in enumerate(prompts):
@@ -75,23 +91,21 @@ class Decoder:
         self.lengths = self.lengths + 1
         return logits[: len(tokens)]
 
+    def require_beams(self, num_beams: int) -> None:
+        """Raise GenerationError unless that many sequences can be searched."""
+        if self._reorder is None:
+            raise GenerationError(f"num_beams={num_beams}: a MindIR package holds no graph that reorders its cache; use 1, or the checkpoint")
+        if num_beams > self.shape.batch_size:
+            raise GenerationError(f"num_beams={num_beams}: more than the batch of {self.shape.batch_size}; use fewer")
+
     def reorder(self, rows: np.ndarray) -> None:
         """Sequence i becomes what sequence rows[i] was (int [n])."""
         from mindspore import Tensor
 
-        if self._reorder is None:
-            raise GenerationError("num_beams: a MindIR package holds no graph that reorders its cache; use num_beams=1 or the checkpoint")
         full = np.arange(self.shape.batch_size, dtype=np.int32)
         full[: len(rows)] = rows
         self._reorder(Tensor(full))
         self.lengths = self.lengths[full]
-
-    def _require_room(self, number: int, length: int) -> None:
-        if length == 0:
-            raise GenerationError(f"prompt {number + 1}: is empty; at least one token is needed")
-        if length >= self.shape.max_length:
-            limit = self.shape.max_length
-            raise GenerationError(f"prompt {number + 1}: has {length} tokens; prompt and continuation must fit in {limit}; shorten the prompt")
 
     def _call(self, ids: np.ndarray, start: np.ndarray, last: np.ndarray, prefill: bool) -> np.ndarray:
         from mindspore import Tensor

@@ -101,9 +101,9 @@ class Generator:
     def _beams(self, prompt: str, ids: list[int], config: SamplingConfig, index: int, on_text: OnText | None) -> Generation:
         stop_ids = frozenset(self.tokenizer.stop_ids)
         best = beam_search(self.decoder, ids, config, stop_ids)[0]
-        text = self.tokenizer.decode([t for t in best.tokens if t not in stop_ids])
-        for stop in config.stop:
-            text = text.split(stop, 1)[0]
+        whole = self.tokenizer.decode([t for t in best.tokens if t not in stop_ids])
+        text = min((whole.split(stop, 1)[0] for stop in config.stop), key=len, default=whole)
         if on_text:
             on_text(index, text)
-        return Generation(prompt, text, best.tokens, "stop" if best.tokens[-1] in stop_ids else "length")
+        ended = text != whole or best.tokens[-1] in stop_ids
+        return Generation(prompt, text, best.tokens, "stop" if ended else "length")

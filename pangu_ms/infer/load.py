@@ -1,26 +1,46 @@
 """From a checkpoint to a Decoder and its tokenizer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pangu_ms import runtime
 from pangu_ms.checkpoint import store
 from pangu_ms.compile_cache import cached_compile
-from pangu_ms.config.load import config_to_dict
+from pangu_ms.config.load import config_to_dict, load_config
+from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
-from pangu_ms.errors import CheckpointError
+from pangu_ms.errors import CheckpointError, ConfigError
 from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
 from pangu_ms.infer.decoder import Decoder, GraphShape
+from pangu_ms.infer.generate import Generator
+from pangu_ms.infer.sampling import SamplingConfig
 from pangu_ms.models.build import fill
 from pangu_ms.models.layers import CacheShape
 
 
-def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape) -> Decoder:
-    """Build the checkpoint's model with a cache of the given shape and compile it.
+# What may differ where a checkpoint is used from where it was trained.
+FREE_OVERRIDES = ("runtime.", "model.compute_dtype")
+
+
+def checkpoint_config(checkpoint: store.Checkpoint, overrides: Sequence[str] = ()) -> RunConfig:
+    """A checkpoint's configuration, on another device or in another dtype where `overrides` say so.
+
+    Raises:
+        ConfigError: an override of anything else: it would be another model.
+    """
+    for override in overrides:
+        if not override.startswith(FREE_OVERRIDES):
+            raise ConfigError(f"{override}: a checkpoint's model is fixed; only runtime.* and model.compute_dtype can be overridden")
+    return load_config(str(checkpoint.path / "config.yaml"), list(overrides))
+
+
+def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None) -> Decoder:
+    """Build the checkpoint's model with a cache of the given shape and compile it, as `config` says or else its own.
 
     Raises:
         CheckpointError: names or shapes are not those of its own configuration.
     """
-    config = checkpoint.config()
+    config = config or checkpoint.config()
     runtime.start(config.runtime.device)
     weights = checkpoint.tensors("model")
     store.check_names_and_shapes(str(checkpoint.path), weights, config.model.parameter_shapes())
@@ -46,3 +66,25 @@ def load_tokenizer(checkpoint: store.Checkpoint, path: Path | str | None = None)
     tokenizer = Tokenizer.load(found)
     require_vocabulary(tokenizer, checkpoint.config().model.vocab_size)
     return tokenizer
+
+
+def load_generator(
+    checkpoint: store.Checkpoint,
+    prompts: list[str],
+    sampling: SamplingConfig,
+    batch_size: int = 8,
+    chunk: int = 64,
+    tokenizer: Path | str | None = None,
+    config: RunConfig | None = None,
+) -> Generator:
+    """A Generator whose cache has just the room that these prompts need.
+
+    Raises:
+        GenerationError: a prompt is empty or longer than the context, before the model is built.
+    """
+    loaded, config = load_tokenizer(checkpoint, tokenizer), config or checkpoint.config()
+    ids = [loaded.encode(prompt) for prompt in prompts]
+    rows = sampling.num_beams if sampling.num_beams > 1 else min(batch_size, len(prompts))
+    shape = GraphShape.fitting(config.model.seq_length, rows, max(map(len, ids)) + sampling.max_new_tokens, chunk)
+    shape.require_room(ids)
+    return Generator(load_decoder(checkpoint, shape, config), loaded)

@@ -1,5 +1,6 @@
 """From logits to a token: penalties, temperature, top-k, top-p. numpy only."""
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,12 +38,19 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         rules = {
             "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1"),
-            "temperature": (self.temperature >= 0, "must not be negative; 0 is greedy"),
+            "temperature": (self.temperature == 0 or 1e-3 <= self.temperature < math.inf, "must be 0, which is greedy, or at least 0.001"),
             "top_k": (self.top_k >= 0, "must not be negative; 0 keeps all"),
             "top_p": (0 < self.top_p <= 1, "must be in (0, 1]"),
-            "repetition_penalty": (self.repetition_penalty > 0, "must be positive; 1 is off"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "must be positive; 1 is off"),
             "num_beams": (self.num_beams >= 1, "must be at least 1"),
+            "seed": (self.seed >= 0, "must not be negative"),
+            "frequency_penalty": (math.isfinite(self.frequency_penalty), "must be a number"),
+            "presence_penalty": (math.isfinite(self.presence_penalty), "must be a number"),
+            "length_penalty": (math.isfinite(self.length_penalty), "must be a number"),
         }
+        if self.num_beams > 1:
+            for name, unused in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0)):
+                rules[name] = (getattr(self, name) == unused, "beam search does not sample; leave it out, or num_beams")
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise GenerationError(f"{name}={getattr(self, name)}: {rule}")

@@ -12,7 +12,7 @@ from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 from pangu_ms.config.alpha import AlphaConfig
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.models.build import build_model, initialize
-from pangu_ms.train.loss import TokenLoss, mean_loss
+from pangu_ms.models.loss import TokenLoss, mean_loss
 
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)

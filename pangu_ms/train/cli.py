@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pangu_ms import files, runtime
+from pangu_ms import runtime
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.errors import ConfigError
+from pangu_ms.train.directory import OWN_DATA, require_own
 
 DATA_HELP = "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's corpus, prepared in DIR/data"
 
@@ -27,7 +29,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if args.stop_at is not None and args.stop_at < 1:
+        raise ConfigError(f"--stop-at {args.stop_at}: must be at least 1; leave it out to train to the end")
     config = load_config(args.config, args.overrides)
     runtime.quiet(args.verbose)
 
@@ -54,10 +58,10 @@ def default_records(config: RunConfig, output: Path, progress: bool) -> Path:
     """Records of the standard library's source in OUTPUT/data, made if they are not there yet."""
     from pangu_ms.data.default_corpus import build_records, standard_library_files
 
-    directory = output / "data"
+    directory = output / OWN_DATA
     if not (directory / "records").exists():
-        files.require_free(output)
-        directory.mkdir(parents=True)
+        require_own(output)
+        directory.mkdir(parents=True, exist_ok=True)
         build_records(config, standard_library_files(), directory, progress)
     return directory / "records"
 

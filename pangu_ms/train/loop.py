@@ -23,13 +23,13 @@ from pangu_ms.errors import ConfigError, OutputError, TrainingDiverged
 from pangu_ms.eval.perplexity import Evaluator, Score, sequential_batches
 from pangu_ms.models.build import build_model, fill, initialize, to_arrays
 from pangu_ms.progress import progress_bar
+from pangu_ms.train.directory import require_own
 from pangu_ms.train.guard import Guard
-from pangu_ms.train.metrics import MetricsWriter
+from pangu_ms.train.metrics import MetricsWriter, require_tensorboard
 from pangu_ms.train.schedule import learning_rate
 from pangu_ms.train.step import TrainStep
 from pangu_ms.train.stop import StopSignal
 
-OWN_DATA = "data"  # records that `pangu train` prepared itself in the output directory
 # What a resumed run may change; anything else would make it another run.
 FREE_TO_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep_checkpoints")
 FREE_SECTIONS = ("runtime", "guard", "tokenizer")
@@ -92,8 +92,7 @@ class Run:
         if checkpoint:
             self._restore(checkpoint)
         else:
-            if {path.name for path in self.output.glob("*")} - {OWN_DATA} and not resume:
-                files.require_free(self.output)
+            require_own(self.output, resume)
             initialize(self.model, self.config.model, self.config.train.seed)
             if init_from:
                 self._load(store.open_checkpoint(init_from), {"model": self.model.trainable_params()})
@@ -153,6 +152,8 @@ def train(
     """
     run = Run(config, records, output)
     with StopSignal() as stop:
+        if tensorboard:
+            require_tensorboard()
         run.begin(resume, init_from)
         session = Session(run, MetricsWriter(run.output, run.step, tensorboard), stop_at)
         try:
@@ -180,11 +181,12 @@ class Session:
         """Step until the run is complete or something stops it; commit a checkpoint."""
         run, train = self.run, self.run.config.train
         batches, saved_at = run.batches(), run.restored_from
+        self.stopped_by = self._stop_at_reached()
         while run.step < train.steps and not self.stopped_by:
             self.one_step(next(batches))
             bar.update()
             bar.set_postfix(loss=f"{self.losses[-1]:.3f}", tokens_per_s=f"{self.tokens_per_second():,.0f}", refresh=False)
-            self.stopped_by = stop.received or ("stop_at" if run.step == self.stop_at else None)
+            self.stopped_by = stop.received or self._stop_at_reached()
             if train.save_every and run.step % train.save_every == 0:
                 run.save()
                 saved_at = run.step
@@ -194,6 +196,9 @@ class Session:
             run.save()
         if run.step == train.steps:
             self.evaluate()
+
+    def _stop_at_reached(self) -> str | None:
+        return "stop_at" if self.stop_at and self.stop_at <= self.run.step < self.run.config.train.steps else None
 
     def one_step(self, batch: Batch) -> None:
         """Compute a step, guard it, write its metrics."""
@@ -213,8 +218,9 @@ class Session:
     @contextlib.contextmanager
     def _cache_first_step(self) -> Iterator[None]:
         """The first step compiles: from the cache where it has this graph."""
-        config = self.run.config
-        identity = {"graph": "train step", "config": config_to_dict(config)}
+        config, sections = self.run.config, config_to_dict(self.run.config)
+        batch = (config.train.batch_size, config.train.accumulation_steps)
+        identity = {"graph": "train step", "model": sections["model"], "optimizer": sections["optimizer"], "batch": batch, "device": config.runtime.device}
         with cached_compile(config.runtime.compile_cache and not self.seconds, identity) as found:
             yield
             self.cache_hit = self.cache_hit or found
@@ -248,6 +254,13 @@ class Session:
 def require_same_run(stored: RunConfig, wanted: RunConfig, where: str) -> None:
     """Raise ConfigError unless a checkpoint's configuration differs from the wanted one in what a resumed run may change alone."""
     old, new = config_to_dict(stored), config_to_dict(wanted)
+    optimizer = wanted.optimizer
+    if stored.train.steps != wanted.train.steps and optimizer.schedule != "constant" and not optimizer.decay_steps:
+        was = stored.train.steps
+        raise ConfigError(
+            f"{where}: train.steps={wanted.train.steps} (was {was}): would bend the learning rate, which ends its decay at train.steps; "
+            f"end a session early with --stop-at, or plan longer runs with optimizer.decay_steps"
+        )
     changed = [
         f"{section}.{key}={new[section].get(key)!r} (was {old[section].get(key)!r})"
         for section in new

@@ -1,5 +1,6 @@
 """Metrics of a run: one JSON object per line, and TensorBoard where asked. No mindspore import."""
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -42,9 +43,13 @@ def _step_of(line: str) -> float:
         return float("inf")  # a line cut by a killed process
 
 
+def require_tensorboard() -> None:
+    """Raise OutputError unless tensorboardX is installed."""
+    if importlib.util.find_spec("tensorboardX") is None:
+        raise OutputError('--tensorboard: tensorboardX is not installed; run: pip install "pangu-ms[tensorboard]"')
+
+
 def _tensorboard_writer(directory: Path, first_step: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise OutputError('--tensorboard: tensorboardX is not installed; run: pip install "pangu-ms[tensorboard]"') from None
+    from tensorboardX import SummaryWriter
+
     return SummaryWriter(str(directory), purge_step=first_step)

@@ -12,9 +12,8 @@ from mindspore.common.initializer import initializer
 
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Batch
-from pangu_ms.train.loss import TokenLoss, mean_loss, to_tensors
+from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
 from pangu_ms.train.optimizer import AdamW
-
 
 # HyperMap, not loops: see optimizer.py.
 _sum_of_squares, _accumulate = ops.MultitypeFuncGraph("sum_of_squares"), ops.MultitypeFuncGraph("accumulate")
@@ -147,18 +146,20 @@ class TrainStep:
         gradients = Gradients(TokenLoss(model, config.model.vocab_size), self.weights)
         update = GuardedUpdate(self.optimizer, config.optimizer.clip_norm, micro_tokens)
         if config.train.accumulation_steps == 1:
-            self.whole = WholeStep(gradients, update).set_train()
+            self.whole = WholeStep(gradients, update)
         else:
-            self.accumulate = GradientSums(gradients, self.weights).set_train()
-            self.apply = ApplySums(self.accumulate, update).set_train()
+            self.accumulate = GradientSums(gradients, self.weights)
+            self.apply = ApplySums(self.accumulate, update)
 
     def __call__(self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = float("inf")) -> StepResult:
         """One optimizer step; it is skipped when not finite or when the mean loss exceeds `loss_limit`."""
         seed, parts = self.config.train.seed, self.config.train.accumulation_steps
         controls = [Tensor(value, ms.float32) for value in (lr, scale, min(loss_limit, 3e38))]
         if parts == 1:
+            self.whole.set_train()  # an evaluation between steps switched the model's dropout off
             outputs = self.whole(*to_tensors(batch), Tensor(dropout_key(seed, step, 0)), *controls)
         else:
+            self.accumulate.set_train()
             for i, micro in enumerate(batch.split(parts)):
                 self.accumulate(*to_tensors(micro), Tensor(dropout_key(seed, step, i)), controls[1], Tensor(float(i > 0), ms.float32))
             outputs = self.apply(*controls)

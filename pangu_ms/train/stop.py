@@ -1,6 +1,7 @@
 """Stop signals: the running step ends, a checkpoint is committed, the process exits with EXIT_STOPPED. No mindspore import."""
 
 import signal
+import threading
 from types import FrameType
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a scheduler should start the job again
@@ -13,7 +14,8 @@ class StopSignal:
         self.received: str | None = None
 
     def __enter__(self) -> "StopSignal":
-        self.previous = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        heard = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()  # Python allows no others
+        self.previous = {s: signal.signal(s, self._note) for s in heard}
         return self
 
     def __exit__(self, *exception: object) -> None:

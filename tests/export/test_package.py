@@ -78,6 +78,26 @@ def test_an_altered_file_is_refused(package, tmp_path, name, capsys):
     assert f"{name} was altered" in capsys.readouterr().err
 
 
+def test_an_altered_manifest_is_refused(package, tmp_path, capsys):
+    copy = copy_of(package, tmp_path)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["graph"]["capacity"] += 8
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["run-mindir", str(copy), "--prompt", "x"]) == 2
+    assert "manifest.json: was altered" in capsys.readouterr().err
+
+
+def test_beams_need_the_checkpoint(package, capsys):
+    assert main(["run-mindir", str(package), "--prompt", "def", "--num-beams", "2"]) == 2
+    assert "holds no graph that reorders" in capsys.readouterr().err
+
+
+def test_the_export_takes_another_dtype(trained_run, tmp_path):
+    options = ["--output", str(tmp_path / "p"), "--batch-size", "1", "--max-length", "24", "--chunk", "8"]
+    assert main(["export", str(trained_run), "model.compute_dtype=float16", *options]) == 0
+    assert json.loads((tmp_path / "p/manifest.json").read_text())["model"]["compute_dtype"] == "float16"
+
+
 def test_missing_and_added_files_are_refused(package, tmp_path):
     copy = copy_of(package, tmp_path)
     (copy / "model.mindir").rename(copy / "other.mindir")

@@ -31,6 +31,9 @@ class MarkovDecoder:
             row.append(int(token))
         return np.stack([self.logits(row) for row in self.rows[: len(tokens)]])
 
+    def require_beams(self, num_beams):
+        assert num_beams <= self.shape.batch_size
+
     def reorder(self, rows):
         moved = [list(self.rows[i]) for i in rows]
         self.rows = moved + self.rows[len(rows) :]

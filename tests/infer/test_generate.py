@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.cli import main
 from pangu_ms.infer.sampling import SamplingConfig
 
@@ -15,18 +16,18 @@ PROMPTS = ["def alpha_1(beta):\n", "p", "return gamma + 7"]
 
 @pytest.fixture(scope="module")
 def generator(trained_run):
-    from pangu_ms.infer.cli import make_generator
+    from pangu_ms.infer.load import load_generator
 
-    return make_generator(trained_run, PROMPTS, SamplingConfig(max_new_tokens=10))
+    return load_generator(open_checkpoint(trained_run), PROMPTS, SamplingConfig(max_new_tokens=10))
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.5, "seed": 3, "top_k": 50}, {"temperature": 1.0, "repetition_penalty": 1.3, "top_p": 0.9}])
 def test_a_batch_equals_its_prompts_one_by_one(generator, trained_run, options):
-    from pangu_ms.infer.cli import make_generator
+    from pangu_ms.infer.load import load_generator
 
     config = SamplingConfig(max_new_tokens=10, **options)
     together = generator.generate(PROMPTS, config)
-    two_batches = make_generator(trained_run, PROMPTS, config, batch_size=2).generate(PROMPTS, config)
+    two_batches = load_generator(open_checkpoint(trained_run), PROMPTS, config, batch_size=2).generate(PROMPTS, config)
     assert [r.token_ids for r in together] == [r.token_ids for r in two_batches]
     assert generator.generate(PROMPTS[:1], config) == together[:1]
 
@@ -66,10 +67,10 @@ def test_a_stop_token_ends_one_sequence_and_not_its_neighbours(generator, monkey
 
 
 def test_the_context_s_end_is_a_length_stop(trained_run):
-    from pangu_ms.infer.cli import make_generator
+    from pangu_ms.infer.load import load_generator
 
     config = SamplingConfig(max_new_tokens=500, temperature=0)
-    generator = make_generator(trained_run, PROMPTS[:1], config)
+    generator = load_generator(open_checkpoint(trained_run), PROMPTS[:1], config)
     result = generator.generate(PROMPTS[:1], config)[0]
     assert result.finish_reason in ("length", "stop")
     if result.finish_reason == "length":
@@ -78,10 +79,10 @@ def test_the_context_s_end_is_a_length_stop(trained_run):
 
 def test_beams_never_score_below_greedy(trained_run):
     from pangu_ms.infer.beam import beam_search
-    from pangu_ms.infer.cli import make_generator
+    from pangu_ms.infer.load import load_generator
 
     beams = SamplingConfig(max_new_tokens=6, num_beams=4, length_penalty=0.0)
-    generator = make_generator(trained_run, PROMPTS, beams)
+    generator = load_generator(open_checkpoint(trained_run), PROMPTS, beams)
     ids = generator.tokenizer.encode(PROMPTS[0])
     best = beam_search(generator.decoder, ids, beams, frozenset())
     greedy = beam_search(generator.decoder, ids, SamplingConfig(max_new_tokens=6), frozenset())[0]

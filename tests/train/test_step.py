@@ -86,7 +86,7 @@ def test_accumulated_micro_batches_equal_the_large_batch(parts):
     parameters = random_parameters(whole.model)
     batch = make_batch(whole, rows=4)
     batch.loss_mask[0] = 0  # uneven numbers of tokens that count
-    (large_model, large), (small_model, small_step) = make_step(whole, parameters), make_step(cut, parameters)
+    (_, large), (_, small_step) = make_step(whole, parameters), make_step(cut, parameters)
     for number in range(2):
         expected, found = large(batch, number, 1e-2), small_step(batch, number, 1e-2)
         assert found.loss == pytest.approx(expected.loss, rel=1e-6) and found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
@@ -167,6 +167,19 @@ def test_dropout_repeats_for_a_key_and_keeps_the_mean():
 
 
 @pytest.mark.parametrize("parts", [1, 2])
+def test_an_evaluation_before_the_first_step_leaves_dropout_on():
+    from pangu_ms.eval.perplexity import Evaluator
+
+    config = make_config(small(num_layers=2, hidden_size=16, dropout=0.5))
+    parameters, batch = random_parameters(config.model), make_batch(config)
+    model, step = make_step(config, parameters)
+    score = Evaluator(model, config.model).score([batch])
+    first = step(batch, 0, 0.0).loss
+    assert abs(first - score.loss) > 1e-3
+    assert Evaluator(model, config.model).score([batch]).loss == pytest.approx(score.loss)
+    assert step(batch, 0, 0.0).loss == first
+
+
 def test_a_deep_model_compiles(parts):
     """Loops over parameters are nested calls in a graph: 16 layers were once deeper than MindSpore allows."""
     model = small(num_layers=20, hidden_size=8, vocab_size=16, num_heads=2)

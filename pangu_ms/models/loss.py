@@ -1,6 +1,5 @@
 """Masked cross-entropy of next tokens. Source: specification A1.6."""
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 

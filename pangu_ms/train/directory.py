@@ -1,0 +1,22 @@
+"""What a run directory may hold before a run begins in it. No mindspore import."""
+
+from pathlib import Path
+
+from pangu_ms import files
+from pangu_ms.config.load import load_config
+
+OWN_DATA = "data"  # records that `pangu train` prepared itself
+OWN_NAMES = {OWN_DATA, "config.yaml", "metrics.jsonl", "checkpoints", "tensorboard"}
+
+
+def require_own(output: Path, resume: bool = False) -> None:
+    """Raise OutputError unless `output` is new, empty or holds records of its own; with `resume`, also what a run writes.
+
+    Raises:
+        ConfigError: with `resume`, a config.yaml that no run wrote.
+    """
+    allowed = OWN_NAMES if resume else {OWN_DATA}
+    if not output.is_dir() or {path.name for path in output.iterdir()} - allowed:
+        files.require_free(output)
+    if resume and (output / "config.yaml").exists():
+        load_config(str(output / "config.yaml"))  # it is about to be replaced: it must be a run's
