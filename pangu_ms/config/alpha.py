@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pangu_ms.config.base import STRICT, Act, ModelConfig, require
+from pangu_ms.config.base import STRICT, Act, Float, Int, ModelConfig, require
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -12,8 +12,8 @@ class AlphaConfig(ModelConfig):
     """PanGu-alpha: num_layers - 1 ordinary blocks and one query layer (spec A1)."""
 
     family: Literal["alpha"] = "alpha"
-    """Model family; chooses the file in pangu_ms/models."""
-    vocab_size: int = 40000
+    """Model family; chooses the file in pangu_ms/models. Every config states it."""
+    vocab_size: Int = 40000
     """Rows of the word table; must equal the tokenizer's number of pieces. The released vocabulary has 40,000 (spec A2)."""
     hidden_act: Act = "gelu"
     """gelu (tanh form) | gelu_erf | fast_gelu = x * sigmoid(1.702 x), which the released weights used on Ascend (spec A1.4)."""
@@ -21,7 +21,7 @@ class AlphaConfig(ModelConfig):
     """Where the final LayerNorm stands. All released weights: before_query. Official runs with pipeline stages computed after_query (spec A1.2)."""
     softmax_dtype: Literal["float32", "float16"] = "float32"
     """dtype of the attention softmax; float16 is the official default and its FAQ's cure for overflow is float32 (spec A1.3)."""
-    dropout: float = 0.1
+    dropout: Float = 0.1
     """Probability for embeddings, attention probabilities and the outputs of attention and FFN while training (spec A1.3)."""
 
     def __post_init__(self) -> None:

@@ -25,15 +25,18 @@ def find_config(name: str) -> Path:
     """A YAML file by path, or a shipped one by name: "alpha/tiny" or "configs/alpha/tiny.yaml".
 
     Raises:
-        ConfigError: neither exists.
+        ConfigError: neither exists, or the path cannot be followed.
     """
-    if Path(name).is_file():
-        return Path(name)
+    try:
+        if Path(name).is_file():
+            return Path(name)
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read ({error.strerror})") from None
     known = presets()
     short = name.removeprefix("configs/").removesuffix(".yaml")
     if short in known:
         return known[short]
-    raise ConfigError(f"{name}: no such file or shipped config{_nearest(short, known)}; shipped: {', '.join(known)}")
+    raise ConfigError(f"{name}: no such file or shipped config{_nearest(short, known, 'shipped')}")
 
 
 def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -84,9 +87,9 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        raise ConfigError(f"{path}:{mark.line + 1 if mark else '?'}: not YAML: {getattr(error, 'problem', error)}") from None
+        raise ConfigError(f"{path}:{mark.line + 1 if mark else '?'}: not YAML: {_problem(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: found {type(tree).__name__}; a config is a mapping with a `model:` section")
     base = tree.pop("base", None)
@@ -109,14 +112,27 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         if not isinstance(tree.setdefault(parent, {}), dict):
             raise ConfigError(f"{override}: {parent} is a value, not a section")
         tree = tree[parent]
-    tree[leaf] = yaml.safe_load(text) if text else ""
+    try:
+        tree[leaf] = yaml.safe_load(text) if text else ""
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{override}: the value is not YAML: {_problem(error)}; put a text in quotes") from None
+
+
+def _problem(error: Exception) -> str:
+    """What PyYAML found, without its several lines of context; impossible dates are plain ValueErrors."""
+    return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).partition("\n")[0]
 
 
 def _explain(item: dict[str, Any], where: str) -> str:
-    location = [str(part) for part in item["loc"] if part not in FAMILIES]
+    location = [str(part) for part in item["loc"]]
+    family = location.pop(1) if location[:1] == ["model"] and len(location) > 1 else None  # pydantic puts it there; no file has it
     key = ".".join(location)
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{where}: {key}: unknown key{_nearest(location[-1], _fields_at(location[:-1], item))}"
+        return f"{where}: {key}: unknown key{_nearest(location[-1], _fields_at(location[:-1], family))}"
+    if item["type"] == "union_tag_not_found":
+        return f"{where}: {key}.family: is required; known: {', '.join(FAMILIES)}"
+    if item["type"] == "union_tag_invalid":
+        return f"{where}: {key}.family={item['ctx']['tag']}: unknown family{_nearest(item['ctx']['tag'], FAMILIES)}"
     if item["type"] in ("missing", "missing_argument"):
         return f"{where}: {key}: is required and was not given"
     if item["type"] == "value_error":
@@ -125,16 +141,13 @@ def _explain(item: dict[str, Any], where: str) -> str:
     return f"{where}: {key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def _fields_at(location: list[str], item: dict[str, Any]) -> list[str]:
-    if not location:
-        return [f.name for f in dataclasses.fields(RunConfig)]
-    if location == ["model"]:
-        family = next((part for part in item["loc"] if part in FAMILIES), "alpha")
-        return [f.name for f in dataclasses.fields(FAMILIES[family].config)]
-    section = next(f for f in dataclasses.fields(RunConfig) if f.name == location[0])
-    return [f.name for f in dataclasses.fields(section.type)]
+def _fields_at(location: list[str], family: str | None) -> list[str]:
+    section: Any = RunConfig
+    if location:
+        section = FAMILIES[family].config if family else next(f.type for f in dataclasses.fields(RunConfig) if f.name == location[0])
+    return [f.name for f in dataclasses.fields(section)]
 
 
-def _nearest(word: str, known: Any) -> str:
+def _nearest(word: str, known: Any, label: str = "known") -> str:
     near = difflib.get_close_matches(word, list(known), 1, 0.5)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(known)}" if known else ""
+    return f"; did you mean {near[0]}?" if near else f"; {label}: {', '.join(known)}" if known else ""

@@ -11,6 +11,7 @@ from mindspore import Tensor, nn
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.data.loader import Batch, batch_from_ids
 from pangu_ms.data.records import RecordSet
+from pangu_ms.errors import DataError
 from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
 
 
@@ -51,10 +52,23 @@ class Evaluator:
         return Score(total, count)
 
 
+def num_batches(records: RecordSet, batch_size: int, max_batches: int = 0) -> int:
+    """Number of batches that `sequential_batches` makes.
+
+    Raises:
+        DataError: a size or number that makes no batch.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch_size={batch_size}: must be at least 1")
+    if max_batches < 0:
+        raise DataError(f"max_batches={max_batches}: must be at least 0; 0 scores all")
+    available = -(-records.num_rows // batch_size)
+    return min(available, max_batches or available)
+
+
 def sequential_batches(records: RecordSet, batch_size: int, eod_reset: bool, max_batches: int = 0) -> Iterator[Batch]:
     """Batches in file order, all of one size: the last is filled up with rows that do not count. `max_batches` 0 means all."""
-    num_batches = -(-records.num_rows // batch_size)
-    for i in range(min(num_batches, max_batches or num_batches)):
+    for i in range(num_batches(records, batch_size, max_batches)):
         ids = records.read_rows(np.arange(i * batch_size, min((i + 1) * batch_size, records.num_rows)))
         missing = batch_size - len(ids)
         padding = np.full((missing, ids.shape[1]), records.pad_id, np.int32)  # the pad token never counts

@@ -8,46 +8,95 @@ from pangu_ms import runtime
 from pangu_ms.checkpoint import store
 from pangu_ms.compile_cache import cached_compile
 from pangu_ms.config.load import config_to_dict
+from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.errors import DataError
 from pangu_ms.eval.ngram import NgramModels
-from pangu_ms.eval.perplexity import Evaluator, sequential_batches
+from pangu_ms.eval.perplexity import Evaluator, Score, num_batches, sequential_batches
 from pangu_ms.models.build import build_model, fill
 from pangu_ms.progress import progress_bar
 
 COUNTING_ROWS = 4096  # rows per merge of the n-gram counts
 
 
-def evaluate(checkpoint: store.Checkpoint, records: Path | str, split: str, batch_size: int, max_batches: int = 0, progress: bool = True) -> dict[str, Any]:
+def evaluate(
+    checkpoint: store.Checkpoint,
+    records: Path | str,
+    split: str,
+    batch_size: int,
+    max_batches: int = 0,
+    progress: bool = True,
+    config: RunConfig | None = None,
+) -> dict[str, Any]:
     """Score one split of the records.
 
-    Returns step, tokens, loss (nats per token), perplexity and, where the manifest tells the split's size in bytes, bits per byte.
+    Args:
+        batch_size: rows per batch.
+        max_batches: stop after this many; 0 scores all.
+        config: by default the checkpoint's; another one moves it to another device or compute dtype, see `infer.load.checkpoint_config`.
+
+    Returns:
+        step, split, tokens (scored), loss (nats per token), perplexity and, where a manifest tells the split's size, bits_per_byte.
+
+    Raises:
+        DataError: records that do not fit the model, or nothing to score.
+        CheckpointError: names or shapes are not those of its own configuration.
     """
-    config = checkpoint.config()
-    held_out = RecordSet.open(records, split)
+    config = config or checkpoint.config()
+    record_set = RecordSet.open(records, split)
+    total = num_batches(record_set, batch_size, max_batches)
     tokenizer = checkpoint.tokenizer_path()
-    held_out.check(config.model, tokenizer and Tokenizer.load(tokenizer), evaluation=True)
+    record_set.check(config.model, tokenizer and Tokenizer.load(tokenizer), evaluation=True)
     runtime.start(config.runtime.device)
     weights = checkpoint.tensors("model")
     store.check_names_and_shapes(str(checkpoint.path), weights, config.model.parameter_shapes())
     model = build_model(config.model)
     fill(model.trainable_params(), weights)
     evaluator = Evaluator(model, config.model)
-    batches = list(sequential_batches(held_out, batch_size, config.data.eod_reset, max_batches))
-    identity = {"graph": "evaluate", "model": config_to_dict(config)["model"], "batch_size": batch_size, "device": config.runtime.device}
+    batches = sequential_batches(record_set, batch_size, config.data.eod_reset, max_batches)
+    identity = {"graph": "evaluate", "model": config_to_dict(config)["model"], "device": config.runtime.device}
+    identity |= {"batch_size": batch_size, "row_length": record_set.row_length}
     with cached_compile(config.runtime.compile_cache, identity):
-        first = evaluator.score(batches[:1])
-    rest = evaluator.score(progress_bar(progress, iterable=batches[1:], desc="evaluate", unit="batch"))
-    total, tokens = first.total_nats + rest.total_nats, first.num_tokens + rest.num_tokens
-    result = {"step": checkpoint.step, "split": split, "tokens": int(tokens), "loss": total / tokens, "perplexity": math.exp(total / tokens)}
-    if held_out.manifest and not max_batches:
-        result["bits_per_byte"] = total / math.log(2) / held_out.manifest["splits"][split]["bytes"]
+        first = evaluator.score([next(batches)])
+    rest = evaluator.score(progress_bar(progress, iterable=batches, total=total, initial=1, desc="evaluate", unit="batch"))
+    score = _scored(first.total_nats + rest.total_nats, first.num_tokens + rest.num_tokens, record_set, split)
+    result = {"step": checkpoint.step, "split": split, "tokens": int(score.num_tokens), "loss": score.loss, "perplexity": score.perplexity}
+    if record_set.manifest:
+        result["bits_per_byte"] = bits_per_byte(score.loss, record_set.manifest["splits"][split])
     return result
 
 
-def baselines(records: Path | str, split: str, vocab_size: int, batch_size: int, max_batches: int = 0) -> dict[str, float]:
-    """Perplexities of the unigram and the bigram model on the positions that `evaluate` scores."""
-    train_set, held_out = RecordSet.open(records, "train"), RecordSet.open(records, split)
-    models = NgramModels.count(sequential_batches(train_set, COUNTING_ROWS, False), vocab_size)
-    unigram, bigram, tokens = models.score(sequential_batches(held_out, batch_size, False, max_batches))
-    return {"unigram_perplexity": math.exp(unigram / tokens), "bigram_perplexity": math.exp(bigram / tokens)}
+def bits_per_byte(loss: float, split: dict[str, Any]) -> float:
+    """Bits the model needs per UTF-8 byte of a split's text, at a mean loss in nats per token.
+
+    All of the split's tokens are charged at the mean loss, since the scored ones leave some out (the first of every document and of every
+    row) while the bytes are those of the whole text. The tokens include the eod of every document, as a model of texts has to say where
+    each one ends; padding is not among them. So models with different tokenizers can be compared.
+    """
+    return loss * split["tokens"] / (math.log(2) * split["bytes"])
+
+
+def baselines(records: Path | str, split: str, vocab_size: int, batch_size: int, max_batches: int = 0, progress: bool = False) -> dict[str, float | None]:
+    """Perplexities of the unigram and the bigram model on the positions that `evaluate` scores.
+
+    Returns:
+        unigram_perplexity and bigram_perplexity: None for the training split, and so for files without manifest, which are always opened as
+        that: they would be scored on the records they were counted on.
+    """
+    if split == "train":
+        return {"unigram_perplexity": None, "bigram_perplexity": None}
+    train_set, record_set = RecordSet.open(records, "train"), RecordSet.open(records, split)
+    num_batches(record_set, batch_size, max_batches)  # a mistake is told before the counting
+    batches = sequential_batches(train_set, COUNTING_ROWS, False)
+    total = num_batches(train_set, COUNTING_ROWS)
+    models = NgramModels.count(progress_bar(progress, iterable=batches, total=total, desc="count n-grams", unit="batch"), vocab_size)
+    unigram, bigram, tokens = models.score(sequential_batches(record_set, batch_size, False, max_batches))
+    scores = {"unigram_perplexity": unigram, "bigram_perplexity": bigram}
+    return {name: _scored(nats, tokens, record_set, split).perplexity for name, nats in scores.items()}
+
+
+def _scored(nats: float, tokens: float, record_set: RecordSet, split: str) -> Score:
+    if not tokens:
+        raise DataError(f"{record_set.source}: 0 tokens that count in split {split}: must be at least 1; prepare again from more text")
+    return Score(nats, tokens)

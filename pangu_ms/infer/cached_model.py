@@ -3,7 +3,7 @@
 Two static graphs would hold the weights twice, in memory and in a MindIR file; a graph of dynamic length decodes several times slower. So the
 graph has both branches, and a prompt of any length is fed in chunks of one size.
 
-Shapes: B batch, P chunk, C cache positions per sequence, H heads; see models/layers.py.
+Shapes: B batch, P chunk, C cache positions per sequence; see models/layers.py.
 """
 
 import mindspore as ms
@@ -23,8 +23,6 @@ class CachedModel(nn.Cell):
         self.model = build_model(config, cache)
         self.last_position = Tensor(config.seq_length - 1, ms.int32)
         self.slots_C = Tensor(np.arange(cache.capacity, dtype=np.int32))
-        heads = np.arange(cache.batch_size * config.num_heads).reshape(cache.batch_size, config.num_heads, 1)
-        self.row_start_BH1 = Tensor((heads * cache.capacity).astype(np.int32))
         self.batch_B1 = Tensor(np.arange(cache.batch_size, dtype=np.int32).reshape(-1, 1))
         self.minimum, self.concat = ops.Minimum(), ops.Concat(1)
         self.set_train(False)
@@ -42,10 +40,9 @@ class CachedModel(nn.Cell):
     def extend(self, ids_BQ, start_B, last_B):
         slots_BQ = start_B.reshape(-1, 1) + self.slots_C[: ids_BQ.shape[1]].reshape(1, -1)
         positions_BQ = self.minimum(slots_BQ, self.last_position)  # the filling behind a prompt may pass the position table's end
-        slots_N1 = (self.row_start_BH1 + slots_BQ.expand_dims(1)).reshape(-1, 1)
         bias_B1QC = (self.slots_C.reshape(1, 1, 1, -1) > slots_BQ.expand_dims(1).expand_dims(3)).astype(ms.float32) * MASKED
         last_B2 = self.concat((self.batch_B1, last_B.reshape(-1, 1)))
-        return self.model.extend(ids_BQ, positions_BQ, last_B2, bias_B1QC, slots_N1)
+        return self.model.extend(ids_BQ, positions_BQ, last_B2, bias_B1QC, slots_BQ)
 
     def caches(self) -> list[Parameter]:
         """The state: keys and values of every attention."""

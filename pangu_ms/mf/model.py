@@ -31,7 +31,7 @@ class PanguAlphaConfig(PretrainedConfig):
             ConfigError: a field is missing or wrong.
         """
         own = {name: fields.pop(name) for name in _names() if name in fields}
-        alpha = config_from_dict({"model": own, "runtime": {"device": ms.get_context("device_target")}}, type(self).__name__).model
+        alpha = config_from_dict({"model": {"family": "alpha"} | own, "runtime": {"device": ms.get_context("device_target")}}, type(self).__name__).model
         super().__init__(**fields)
         self.initial_seed = initial_seed
         for name in _names():

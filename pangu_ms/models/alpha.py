@@ -26,13 +26,13 @@ class Block(nn.Cell):
         self.attention_dropout, self.ffn_dropout = Dropout(config.dropout, 1), Dropout(config.dropout, 2)
         self.attention_residual, self.ffn_residual = ops.Add(), ops.Add()
 
-    def construct(self, x_BSE, bias_B1SK, slots_N1, key):
+    def construct(self, x_BSE, bias_B1SK, slots_BQ, key):
         a_BSE = self.attention_norm(x_BSE)
-        return self.rest(x_BSE, self.attention(a_BSE, a_BSE, bias_B1SK, slots_N1, key), key)
+        return self.rest(x_BSE, self.attention(a_BSE, a_BSE, bias_B1SK, slots_BQ, key), key)
 
-    def ask(self, query_BQE, x_BSE, residual_BQE, bias_B1QK, slots_N1, key):
+    def ask(self, query_BQE, x_BSE, residual_BQE, bias_B1QK, slots_BQ, key):
         """The query layer: `query` attends to the stream `x`; `residual` is the stream at the query's positions."""
-        return self.rest(residual_BQE, self.attention(query_BQE, self.attention_norm(x_BSE), bias_B1QK, slots_N1, key), key)
+        return self.rest(residual_BQE, self.attention(query_BQE, self.attention_norm(x_BSE), bias_B1QK, slots_BQ, key), key)
 
     def rest(self, x_BSE, attended_BSE, key):
         x_BSE = self.attention_residual(x_BSE, self.attention_dropout(attended_BSE, key))
@@ -57,19 +57,19 @@ class PanguAlpha(nn.Cell):
         self.norm_before_query = config.final_norm_position == "before_query"
         self.head_matmul, self.pick_last, self.cast = ops.MatMul(transpose_b=True), ops.GatherNd(), ops.Cast()
 
-    def stream(self, ids_BS, positions_BS, bias_B1SK, slots_N1, key):
+    def stream(self, ids_BS, positions_BS, bias_B1SK, slots_BQ, key):
         """Embeddings and ordinary blocks: [B, S, E]."""
         x_BSE = self.add_position(self.word_embedding(ids_BS), self.position_embedding(positions_BS))
         x_BSE = self.cast(self.embedding_dropout(x_BSE, key), self.dtype)
         for i, block in enumerate(self.blocks):
-            x_BSE = block(x_BSE, bias_B1SK, slots_N1, self.layer_key(key, i))
+            x_BSE = block(x_BSE, bias_B1SK, slots_BQ, self.layer_key(key, i))
         return self.final_norm(x_BSE) if self.norm_before_query else x_BSE
 
-    def ask(self, x_BSE, residual_BQE, positions_BQ, bias_B1QK, slots_N1, key):
+    def ask(self, x_BSE, residual_BQE, positions_BQ, bias_B1QK, slots_BQ, key):
         """Query layer and head: logits [B * Q, V] float32."""
         query_BQE = self.cast(self.query_embedding(positions_BQ), self.dtype)
         key = self.layer_key(key, len(self.blocks))
-        x_BQE = self.query_layer.ask(query_BQE, x_BSE, residual_BQE, bias_B1QK, slots_N1, key)
+        x_BQE = self.query_layer.ask(query_BQE, x_BSE, residual_BQE, bias_B1QK, slots_BQ, key)
         x_BQE = x_BQE if self.norm_before_query else self.final_norm(x_BQE)
         logits_TV = self.head_matmul(x_BQE.reshape(-1, x_BQE.shape[-1]), self.cast(self.word_embedding.weight, self.dtype))
         return self.cast(logits_TV, ms.float32)
@@ -80,13 +80,13 @@ class PanguAlpha(nn.Cell):
         x_BSE = self.stream(ids_BS, positions_BS, bias_B1SS, None, key)
         return self.ask(x_BSE, x_BSE, positions_BS, bias_B1SS, None, key)
 
-    def extend(self, ids_BQ, positions_BQ, last_B2, bias_B1QC, slots_N1):
+    def extend(self, ids_BQ, positions_BQ, last_B2, bias_B1QC, slots_BQ):
         """Append Q tokens to the cache; logits [B, V] float32 of the token at index `last` = (row, query index), int32 [B, 2].
 
         The query layer is computed for that token alone: nothing follows it that would need the others.
         """
-        x_BQE = self.stream(ids_BQ, positions_BQ, bias_B1QC, slots_N1, None)
+        x_BQE = self.stream(ids_BQ, positions_BQ, bias_B1QC, slots_BQ, None)
         residual_B1E = self.pick_last(x_BQE, last_B2).expand_dims(1)
         positions_B1 = self.pick_last(positions_BQ, last_B2).expand_dims(1)
         bias_B11C = self.pick_last(bias_B1QC.squeeze(1), last_B2).expand_dims(1).expand_dims(1)
-        return self.ask(x_BQE, residual_B1E, positions_B1, bias_B11C, slots_N1, None)
+        return self.ask(x_BQE, residual_B1E, positions_B1, bias_B11C, slots_BQ, None)

@@ -1,4 +1,11 @@
-"""From a configuration to a model with values: built by family, initialised from a seed, or filled from named arrays."""
+"""From a configuration to a model with values: built by family, initialised from a seed, or filled from named arrays.
+
+What a family's model is, beside a Cell whose trainable parameters have the names and shapes of `config.parameter_shapes()`:
+    Model(config, cache: CacheShape | None)
+    construct(ids, positions, segments, key) -> logits float32 [B * S, V]     whole sequences: training, evaluation
+    extend(ids, positions, last, bias, slots) -> logits float32 [B, V]        with a cache: appends tokens, see infer/cached_model.py
+Parameters that are not trainable are the cache.
+"""
 
 import hashlib
 import math

@@ -11,6 +11,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+from pangu_ms.config.base import ModelConfig
+
 MASKED = -1e4  # added to the score of a key that may not be seen; exp underflows to 0 in float32 (spec A1.3)
 
 
@@ -169,13 +171,16 @@ class KVCache(nn.Cell):
         self.shape_BHCD = (shape.batch_size, num_heads, shape.capacity, head_dim)
         rows = (shape.batch_size * num_heads * shape.capacity, head_dim)
         self.keys, self.values = (Parameter(initializer("zeros", rows, dtype), name=n, requires_grad=False) for n in ("keys", "values"))
+        first_rows = np.arange(0, rows[0], shape.capacity, dtype=np.int32)
+        self.first_row_BH1 = Tensor(first_rows.reshape(shape.batch_size, num_heads, 1))
         self.write_key, self.write_value = ops.ScatterNdUpdate(), ops.ScatterNdUpdate()
 
-    def construct(self, k_BHQD, v_BHQD, slots_N1):
-        """Write Q new positions at `slots` (rows of the flat cache, N = B * H * Q); returns all keys and values [B, H, C, D]."""
+    def construct(self, k_BHQD, v_BHQD, slots_BQ):
+        """Write Q new positions at `slots` (cache positions, int32); returns all keys and values [B, H, C, D]."""
         head_dim = self.shape_BHCD[3]
-        keys = self.write_key(self.keys, slots_N1, k_BHQD.reshape(-1, head_dim))
-        values = self.write_value(self.values, slots_N1, v_BHQD.reshape(-1, head_dim))
+        rows_N1 = (self.first_row_BH1 + slots_BQ.expand_dims(1)).reshape(-1, 1)  # of the flat cache, N = B * H * Q
+        keys = self.write_key(self.keys, rows_N1, k_BHQD.reshape(-1, head_dim))
+        values = self.write_value(self.values, rows_N1, v_BHQD.reshape(-1, head_dim))
         return keys.reshape(self.shape_BHCD), values.reshape(self.shape_BHCD)
 
 
@@ -185,7 +190,7 @@ class Attention(nn.Cell):
     With a cache the new keys and values are written to it and all its positions are attended; `bias` masks the unused ones.
     """
 
-    def __init__(self, config, cache: CacheShape | None = None):
+    def __init__(self, config: ModelConfig, cache: CacheShape | None = None):
         super().__init__()
         hidden_size, dtype = config.hidden_size, getattr(ms, config.compute_dtype)
         self.num_heads, self.head_dim = config.num_heads, config.head_dim
@@ -200,14 +205,14 @@ class Attention(nn.Cell):
     def heads(self, x_TE, batch_size):
         return self.split_heads(x_TE.reshape(batch_size, -1, self.num_heads, self.head_dim), (0, 2, 1, 3))
 
-    def construct(self, query_BQE, memory_BKE, bias_B1QK, slots_N1, key):
+    def construct(self, query_BQE, memory_BKE, bias_B1QK, slots_BQ, key):
         B, Q, E = query_BQE.shape
         memory_TE = memory_BKE.reshape(-1, E)
         # The scale goes to the queries, before the product, as a guard against float16 overflow (spec A1.3 splits it over q and k).
         q_BHQD = self.heads(self.scale(self.query(query_BQE.reshape(-1, E)), self.head_dim**-0.5), B)
         k_BHKD, v_BHKD = self.heads(self.key(memory_TE), B), self.heads(self.value(memory_TE), B)
         if self.cache is not None:
-            k_BHKD, v_BHKD = self.cache(k_BHKD, v_BHKD, slots_N1)
+            k_BHKD, v_BHKD = self.cache(k_BHKD, v_BHKD, slots_BQ)
         scores = self.add_bias(self.cast(self.scores(q_BHQD, k_BHKD), self.softmax_dtype), self.cast(bias_B1QK, self.softmax_dtype))
         p_BHQK = self.probability_dropout(self.cast(self.softmax(scores), q_BHQD.dtype), key)
         y_TE = self.merge_heads(self.context(p_BHQK, v_BHKD), (0, 2, 1, 3)).reshape(-1, E)
@@ -217,7 +222,7 @@ class Attention(nn.Cell):
 class FeedForward(nn.Cell):
     """W2 act(W1 x + b1) + b2: [B, S, E] -> [B, S, E]."""
 
-    def __init__(self, config):
+    def __init__(self, config: ModelConfig):
         super().__init__()
         dtype = getattr(ms, config.compute_dtype)
         self.up = Linear(config.hidden_size, config.ffn_hidden_size, dtype)

@@ -18,7 +18,7 @@ from pangu_ms.mf.__main__ import load_yaml
 
 STEPS, SAVED_AT, BATCH, LR, WEIGHT_DECAY = 12, 6, 4, 3e-3, 0.1
 # Dropout is on: its masks are a function of seed and step, so both sides must take the same keys.
-MODEL = {"vocab_size": 97, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "seq_length": 32, "hidden_act": "fast_gelu", "dropout": 0.1}
+MODEL = {"family": "alpha", "vocab_size": 97, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "seq_length": 32, "hidden_act": "fast_gelu", "dropout": 0.1}
 EOD = 6  # of records without a manifest
 BY_PATH = """
 import sys, mindformers
