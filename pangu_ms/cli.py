@@ -31,7 +31,11 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns its exit code. A user's mistake is one line on stderr and exit code 2."""
-    argv = sys.argv[1:] if argv is None else argv
+    return guarded("pangu", lambda: run_verb(sys.argv[1:] if argv is None else argv))
+
+
+def run_verb(argv: list[str]) -> int:
+    """Dispatch to the verb's module."""
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())
         return 0 if argv else USER_ERROR

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 import warnings
 
 from pangu_ms.errors import ConfigError
@@ -11,6 +12,7 @@ ERRORS_ONLY = "3"  # GLOG level of MindSpore's C++ log
 
 def quiet(verbose: bool = False) -> None:
     """Keep warnings and logs of Python and MindSpore from the terminal unless `verbose`; call before mindspore is imported."""
+    os.environ.setdefault("MS_OM_PATH", os.path.join(tempfile.gettempdir(), "pangu_ms"))  # dumps of failed compilations; else the current directory
     if verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         return

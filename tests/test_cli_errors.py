@@ -144,3 +144,8 @@ def test_nothing_is_written_where_the_user_is(trained_run, records, tmp_path):
         done = subprocess.run([sys.executable, "-m", "pangu_ms", *map(str, words)], cwd=here, capture_output=True, text=True, check=True)
         assert "WARNING" not in done.stderr + done.stdout
     assert os.listdir(here) == []
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    done = subprocess.run(f"{sys.executable} -u -m pangu_ms --help | head -1", shell=True, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("pangu ") and done.stderr == ""
