@@ -69,8 +69,10 @@ def run(config: RunConfig, args: argparse.Namespace, output: Path) -> Report:
     shown = args.corpus or [f"({len(corpus)} files of {Path(corpus[0]).parent})"]
     tokenizer, records, package = output / "tokenizer", output / "records", output / "mindir"
 
-    say(args, "tokenizer", "train", "--corpus", *shown, "--vocab-size", config.tokenizer.vocab_size, "--segmenter", config.tokenizer.segmenter, "--output", tokenizer)
-    say(args, "data", "prepare", "--corpus", *shown, "--tokenizer", tokenizer, "--seq-length", config.model.seq_length, "--output", records)
+    vocabulary = ("--vocab-size", config.tokenizer.vocab_size, "--segmenter", config.tokenizer.segmenter)
+    say(args, "tokenizer", "train", "--corpus", *shown, *vocabulary, "--output", tokenizer)
+    shape = ("--seq-length", config.model.seq_length, "--held-out", config.data.held_out)
+    say(args, "data", "prepare", "--corpus", *shown, "--tokenizer", tokenizer, *shape, "--output", records)
     output.mkdir(parents=True, exist_ok=True)
     manifest = build_records(config, corpus, output, progress=not args.json)
     splits = manifest["splits"]

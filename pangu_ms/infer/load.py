@@ -17,7 +17,6 @@ from pangu_ms.infer.sampling import SamplingConfig
 from pangu_ms.models.build import fill
 from pangu_ms.models.layers import CacheShape
 
-
 # What may differ where a checkpoint is used from where it was trained.
 FREE_OVERRIDES = ("runtime.", "model.compute_dtype")
 
