@@ -100,7 +100,7 @@ def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: byt
     """Write model.mindir (or its two-part form) for the static shapes."""
     ids, row = np.zeros((shape.batch_size, shape.chunk), np.int32), np.zeros(shape.batch_size, np.int32)
     encryption = {"enc_key": key, "enc_mode": ENCRYPTION_MODE} if key else {}
-    for cache in graph.caches():  # the file stores the caches' content: let it be zeros, which compress and tell nothing
+    for cache in graph.caches():  # the file stores the caches' content: zeros tell nothing of earlier prompts
         cache.set_data(Tensor(np.zeros(cache.shape, cache.asnumpy().dtype)))
     inputs = (Tensor(ids), Tensor(row), Tensor(row), Tensor(np.bool_(True)))
     try:

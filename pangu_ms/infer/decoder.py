@@ -41,7 +41,6 @@ class GraphShape:
         """Longest sequence, prompt and continuation, in tokens."""
         return min(self.capacity, self.seq_length)
 
-
     def require_room(self, prompts: list[list[int]]) -> None:
         """Raise GenerationError for a prompt that is empty or leaves no room for a new token."""
         for number, prompt in enumerate(prompts, 1):

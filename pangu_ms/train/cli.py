@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", required=True, metavar="DIR", help="run directory: config.yaml, metrics.jsonl, checkpoints/")
     parser.add_argument("--data", metavar="RECORDS", help=DATA_HELP)
     parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint in --output; starts anew where there is none")
-    parser.add_argument("--init-from", metavar="CHECKPOINT", help="start a new run from these weights, with a new optimizer")
+    parser.add_argument("--init-from", metavar="CHECKPOINT", help="start a new run from these weights, with a new optimizer; a run that --resume goes on with keeps its own")
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="end this session after that step, with a checkpoint")
     parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")

@@ -166,6 +166,14 @@ def test_dropout_repeats_for_a_key_and_keeps_the_mean():
     assert both.mean() == pytest.approx(1 / 16, abs=0.01)
 
 
+def test_every_micro_batch_of_a_run_has_its_own_dropout_key():
+    from pangu_ms.train.step import dropout_key
+
+    places = [(seed, step, part) for seed in (1, 2) for step in range(50) for part in range(3)]
+    keys = [int(dropout_key(*place)) for place in places]
+    assert len(set(keys)) == len(places) and keys == [int(dropout_key(*place)) for place in places]
+
+
 def test_an_evaluation_before_the_first_step_leaves_dropout_on():
     from pangu_ms.eval.perplexity import Evaluator
 
