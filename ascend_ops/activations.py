@@ -1,0 +1,184 @@
+"""Activations, each with an optional bias before it, and their gated form. Source: specification A1.4, D3 (eq. 7).
+
+Shapes: x [..., C] float32, float16 or bfloat16; a bias [C] or [1]; scale and shift [n, C] or [n, 1]. Arithmetic is float32, the result has the
+dtype and shape of x. All inputs have gradients.
+"""
+
+import mindspore as ms
+from mindspore import Tensor, ops
+from mindspore.ops import constexpr
+
+from ascend_ops.backend import select
+from ascend_ops.checks import Operand, describe, rule
+from ascend_ops.custom import attribute, filled, gradient_of, kernel, zeros_like
+from ascend_ops.errors import OperatorError
+from ascend_ops.table import ACTIVATION_CODES
+
+
+def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """GELU in its tanh form, of x + bias. Source: Hendrycks and Gimpel 2016."""
+    return _activation("gelu", x, bias)
+
+
+def gelu_erf(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """GELU, exact: u * Phi(u) with u = x + bias. Source: Hendrycks and Gimpel 2016."""
+    return _activation("gelu_erf", x, bias)
+
+
+def fast_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """u * sigmoid(1.702 u) with u = x + bias: what MindSpore's FastGeLU computes. Source: specification A1.4."""
+    return _activation("fast_gelu", x, bias)
+
+
+def silu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+    """u * sigmoid(u) with u = x + bias."""
+    return _activation("silu", x, bias)
+
+
+def series_activation(x: Tensor, scale: Tensor, shift: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
+    """sum_i act(scale_i * (x + bias) + shift_i): PanGu-pi's series informed activation. Source: specification D3, eq. 7.
+
+    Args:
+        x: [..., C].
+        scale, shift: [n, C] or [n, 1], one line a term.
+        bias: [C] or [1], added first.
+        activation: gelu, gelu_erf, fast_gelu or silu.
+    """
+    chosen = select("series_activation", describe(x), describe(scale), describe(shift), describe(bias))
+    code = activation_code("series_activation", activation)
+    bias, scale, shift = _or_zero(bias), ops.cast(scale, ms.float32), ops.cast(shift, ms.float32)
+    if chosen == "composed":
+        return ops.cast(_series(activation, ops.cast(x, ms.float32) + bias, scale, shift), x.dtype)
+    return kernel("SeriesActivation")(x, bias, scale, shift, attribute(code))
+
+
+def swiglu(
+    gate: Tensor,
+    up: Tensor,
+    gate_bias: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "silu",
+) -> Tensor:
+    """phi(gate + gate_bias) * (up + up_bias), phi the activation or, with scale and shift, its series. Source: Shazeer 2020; specification D3.
+
+    Args:
+        gate, up: [..., C], of one dtype.
+        gate_bias, up_bias: [C] or [1].
+        scale, shift: [n, C] or [n, 1], both or neither.
+        activation: silu makes it SwiGLU; gelu, gelu_erf and fast_gelu make its relatives.
+    """
+    chosen = select("swiglu", *(describe(t) for t in (gate, up, gate_bias, up_bias, scale, shift)))
+    code = activation_code("swiglu", activation)
+    gate_bias, up_bias = _or_zero(gate_bias), _or_zero(up_bias)
+    if chosen == "composed":
+        u = ops.cast(gate, ms.float32) + gate_bias
+        phi = _plain(activation, u) if scale is None else _series(activation, u, ops.cast(scale, ms.float32), ops.cast(shift, ms.float32))
+        return ops.cast(phi * (ops.cast(up, ms.float32) + up_bias), gate.dtype)
+    scale, shift = _or_one_term(scale, 1.0), _or_one_term(shift, 0.0)
+    return kernel("SeriesGlu")(gate, up, gate_bias, up_bias, scale, shift, attribute(code))
+
+
+def _activation(name, x, bias):
+    chosen = select(name, describe(x), describe(bias))
+    if chosen == "composed":
+        return ops.cast(_plain(name, ops.cast(x, ms.float32) + _or_zero(bias)), x.dtype)
+    if chosen == "builtin":
+        return _builtin(name, x if bias is None else x + ops.cast(bias, x.dtype))
+    return kernel("SeriesActivation")(x, _or_zero(bias), filled(1.0, 1, 1), filled(0.0, 1, 1), attribute(activation_code(name, name)))
+
+
+def _builtin(name, x):
+    if name == "fast_gelu":
+        return ops.fast_gelu(x)
+    if name == "silu":
+        return ops.silu(x)
+    return ops.gelu(x, approximate="tanh" if name == "gelu" else "none")
+
+
+def _or_zero(bias):
+    return filled(0.0, 1) if bias is None else ops.cast(bias, ms.float32)
+
+
+def _or_one_term(series, value):
+    return filled(value, 1, 1) if series is None else ops.cast(series, ms.float32)
+
+
+def _plain(activation, u):
+    """Composed, float32. x * sigmoid(...) takes a tenth of ops.GeLU's time on a CPU."""
+    if activation == "gelu":
+        return u * ops.sigmoid(1.5957691216057308 * u * (1.0 + 0.044715 * u * u))  # 2 sqrt(2 / pi); the tanh form, exactly
+    if activation == "gelu_erf":
+        return 0.5 * u * (1.0 + ops.erf(u * 0.7071067811865476))  # 1 / sqrt(2)
+    return u * ops.sigmoid(1.702 * u) if activation == "fast_gelu" else u * ops.sigmoid(u)
+
+
+def _series(activation, u, scale, shift):
+    total = _plain(activation, scale[0] * u + shift[0])
+    for i in range(1, scale.shape[0]):
+        total = total + _plain(activation, scale[i] * u + shift[i])
+    return total
+
+
+@gradient_of("SeriesActivation")
+def _series_activation_gradient(x, bias, scale, shift, activation, out, dout):
+    return *kernel("SeriesActivationGrad")(dout, x, bias, scale, shift, activation), zeros_like(activation)
+
+
+@gradient_of("SeriesGlu")
+def _series_glu_gradient(gate, up, gate_bias, up_bias, scale, shift, activation, out, dout):
+    return *kernel("SeriesGluGrad")(dout, gate, up, gate_bias, up_bias, scale, shift, activation), zeros_like(activation)
+
+
+@constexpr
+def activation_code(operator, activation):
+    """The number by which kernels know an activation."""
+    if activation not in ACTIVATION_CODES:
+        raise OperatorError(f"ascend_ops.{operator}: activation={activation!r}: no such activation; use one of {', '.join(ACTIVATION_CODES)}")
+    return ACTIVATION_CODES[activation]
+
+
+@rule("gelu", "gelu_erf", "fast_gelu", "silu")
+def _check_activation(x: Operand, bias: Operand | None) -> None:
+    x.floating()
+    x.rank(1)
+    _check_parameters(x, bias)
+
+
+@rule("series_activation")
+def _check_series(x: Operand, scale: Operand, shift: Operand, bias: Operand | None) -> None:
+    _check_activation(x, bias)
+    _check_terms(x, scale, shift)
+
+
+@rule("swiglu")
+def _check_glu(gate: Operand, up: Operand, gate_bias: Operand | None, up_bias: Operand | None, scale: Operand | None, shift: Operand | None) -> None:
+    _check_activation(gate, gate_bias)
+    up.floating(like=gate)
+    if gate.shape is not None:
+        up.shaped("the shape of gate", gate.shape)
+    _check_parameters(gate, up_bias)
+    if (scale is None) != (shift is None):
+        missing, given = ("scale", shift) if scale is None else ("shift", scale)
+        raise given.refuse(f"is given without {missing}", "a series needs both; give both or neither")
+    if scale is not None:
+        _check_terms(gate, scale, shift)
+
+
+def _check_parameters(x: Operand, *biases: Operand | None) -> None:
+    for bias in biases:
+        if bias is not None:
+            bias.floating()
+            if x.shape is not None:
+                bias.shaped(f"{x.name} has {x.shape[-1]} channels", x.shape[-1:], (1,))
+
+
+def _check_terms(x: Operand, scale: Operand, shift: Operand) -> None:
+    scale.floating()
+    shift.floating()
+    scale.rank(2, 2)
+    if scale.shape is not None and x.shape is not None:
+        terms = scale.shape[0]
+        scale.shaped(f"{x.name} has {x.shape[-1]} channels", (terms, x.shape[-1]), (terms, 1))
+        shift.shaped("the shape of scale", scale.shape)

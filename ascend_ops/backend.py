@@ -1,0 +1,161 @@
+"""Which backend computes an operator: the one place that decides, by device, chip and dtype, and can be asked why.
+
+    builtin   MindSpore's own operator for Ascend
+    ascendc   our Ascend C kernel
+    cpu       our CPU kernel
+    composed  elementary MindSpore operators; runs everywhere, travels inside MindIR, and is what the others are tested against
+
+The first that is available here is taken, in this order, unless `use` or ASCEND_OPS_BACKEND names one. In a graph the choice is made when the
+graph is compiled and stays.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindspore.ops import constexpr
+
+from ascend_ops import build
+from ascend_ops.checks import RULES, operand
+from ascend_ops.custom import device
+from ascend_ops.errors import OperatorError
+from ascend_ops.table import FLOATS, KERNELS, OPERATORS
+
+log = logging.getLogger(__name__)
+BACKENDS = ("builtin", "ascendc", "cpu", "composed")
+VARIABLE = "ASCEND_OPS_BACKEND"
+_forced: ContextVar[str | None] = ContextVar("forced", default=None)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What an operator takes here."""
+
+    backend: str
+    reason: str
+
+
+@contextlib.contextmanager
+def use(backend: str) -> Iterator[None]:
+    """Within this block all operators take `backend`, in every graph compiled and every eager call.
+
+    Raises:
+        OperatorError: no such backend; where an operator is used, that it is not available here.
+    """
+    token = _forced.set(_known(backend, "ascend_ops.use"))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def _known(backend: str, where: str) -> str:
+    if backend in BACKENDS:
+        return backend
+    raise OperatorError(f"{where}: {backend!r}: no such backend; use one of {', '.join(BACKENDS)}")
+
+
+def forced() -> str | None:
+    """The backend that `use` or the environment names, if any."""
+    from_environment = os.environ.get(VARIABLE)
+    return _forced.get() or (_known(from_environment, VARIABLE) if from_environment else None)
+
+
+def identity() -> str:
+    """What a compiled graph depends on of this module and the kernels: for caches of compiled graphs."""
+    return f"{device()} {soc()} {forced()} {_cpu_unavailable()} {build.library_path(build.cpu_level())}"
+
+
+def choose(name: str, dtype: str = "float32") -> Choice:
+    """The backend of operator `name` for inputs of `dtype`, and why.
+
+    Raises:
+        OperatorError: the forced backend cannot compute it here.
+    """
+    named = forced()
+    if named:
+        if why_not := unavailable(name, named, dtype):
+            raise OperatorError(f"ascend_ops.{name}: backend {named}, which was asked for, cannot be taken: {why_not}; use another or none")
+        return Choice(named, "asked for")
+    refusals = []
+    for backend in BACKENDS:
+        if not (why_not := unavailable(name, backend, dtype)):
+            return Choice(backend, "; ".join(refusals) or "first choice")
+        refusals.append(f"{backend}: {why_not}")
+    raise AssertionError("composed is always available")
+
+
+def unavailable(name: str, backend: str, dtype: str) -> str:
+    """Why `backend` cannot compute operator `name` here; empty if it can."""
+    if backend == "composed":
+        return ""
+    if backend == "cpu":
+        return f"the device is {device()}" if device() != "CPU" else _cpu_unavailable()
+    if device() != "Ascend":
+        return f"the device is {device()}"
+    if backend == "builtin":
+        return _builtin_unavailable(name)
+    return _ascendc_unavailable(name, dtype)
+
+
+def _builtin_unavailable(name: str) -> str:
+    operator = OPERATORS[name]
+    if not operator.builtin:
+        return "MindSpore has no operator for it"
+    return "" if soc() in operator.builtin_socs else f"{operator.builtin} is not documented for {soc()}"
+
+
+def _ascendc_unavailable(name: str, dtype: str) -> str:
+    if missing := [k for k in OPERATORS[name].kernels if not KERNELS[k].ascendc]:
+        return f"no Ascend C kernel {missing[0]}"
+    if soc() == "ascend910" and dtype == "bfloat16":
+        return "ascend910 has no bfloat16"
+    installed = os.environ.get("ASCEND_CUSTOM_OPP_PATH", "")
+    if not any((Path(path) / "op_api").is_dir() for path in installed.split(":") if path):
+        return "its kernels are not installed (ascend_ops/ascendc/build.sh, then ASCEND_CUSTOM_OPP_PATH)"
+    return ""
+
+
+@functools.cache
+def _cpu_unavailable() -> str:
+    """Why the CPU library cannot be had; builds it. Says so once."""
+    try:
+        build.build()
+    except OperatorError as error:
+        log.warning("%s. Until then operators are composed of MindSpore's, which is slower.", error)
+        return str(error)
+    return ""
+
+
+@functools.cache
+def soc() -> str:
+    """The Ascend chip in the names of CANN's configurations (ascend910, ascend910b, ascend910_93), or none. Untested on hardware."""
+    if device() != "Ascend":
+        return "none"
+    from mindspore._c_expression import MSContext
+
+    return MSContext.get_instance().get_ascend_soc_version().lower()
+
+
+def explain(dtype: str = "float32") -> dict[str, Choice]:
+    """For every operator the backend that it takes here for `dtype`, and why."""
+    if dtype not in FLOATS:
+        raise OperatorError(f"ascend_ops.explain: {dtype!r}: operators compute in {', '.join(FLOATS)}; name one of them")
+    return {name: choose(name, dtype) for name in OPERATORS}
+
+
+@constexpr
+def select(name, *inputs):
+    """Inside a graph: check the inputs of operator `name`, as `describe` gives them, and return its backend as a constant.
+
+    Raises:
+        OperatorError: an input breaks the operator's rule, or the forced backend cannot be taken.
+    """
+    operands = [operand(name, label, described) for label, described in zip(OPERATORS[name].inputs, inputs, strict=True)]
+    RULES[name](*operands)
+    return choose(name, operands[0].dtype).backend

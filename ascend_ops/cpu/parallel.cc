@@ -1,0 +1,120 @@
+#include "parallel.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace ascend_ops {
+namespace {
+
+int count_threads() {
+  if (const char *text = std::getenv("OMP_NUM_THREADS")) {
+    const int n = std::atoi(text);
+    if (n > 0) return n;
+  }
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+thread_local bool inside = false;  // a task of the pool: what it starts runs on its own thread
+
+// Workers sleep between jobs, after a spin of a few microseconds that spares back-to-back kernels the wake-up.
+class Pool {
+ public:
+  explicit Pool(int workers) : pid_(getpid()) {
+    for (int i = 0; i < workers; ++i) std::thread([this] { work(); }).detach();
+  }
+  pid_t pid() const { return pid_; }
+
+  void run(int64_t count, void (*task)(void *, int64_t), void *context) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      // A worker that woke too late for the last job may still be looking for a task of it.
+      while (active_.load(std::memory_order_acquire) > 0) pause();
+      task_ = task, context_ = context, count_ = count;
+      next_.store(0), finished_.store(0);
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+    take_tasks(task, context, count);
+    while (finished_.load(std::memory_order_acquire) < count) pause();
+  }
+
+ private:
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#else
+    std::this_thread::yield();
+#endif
+  }
+
+  void take_tasks(void (*task)(void *, int64_t), void *context, int64_t count) {
+    for (int64_t i; (i = next_.fetch_add(1)) < count;) {
+      task(context, i);
+      finished_.fetch_add(1, std::memory_order_release);
+    }
+  }
+
+  void work() {
+    constexpr int kSpins = 2000;
+    uint64_t seen = 0;
+    inside = true;
+    for (;;) {
+      for (int i = 0; i < kSpins && generation_.load(std::memory_order_acquire) == seen; ++i) pause();
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return generation_.load() != seen; });
+      seen = generation_.load();
+      active_.fetch_add(1);
+      auto task = task_;
+      auto context = context_;
+      auto count = count_;
+      lock.unlock();
+      take_tasks(task, context, count);
+      active_.fetch_sub(1, std::memory_order_release);
+    }
+  }
+
+  const pid_t pid_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> generation_{0};
+  std::atomic<int64_t> next_{0}, finished_{0};
+  std::atomic<int> active_{0};
+  void (*task_)(void *, int64_t) = nullptr;
+  void *context_ = nullptr;
+  int64_t count_ = 0;
+};
+
+std::mutex pool_mutex;  // held by the one kernel that uses the pool
+Pool *pool = nullptr;   // never freed: its threads live as long as the process
+
+}  // namespace
+
+int num_threads() {
+  static const int n = count_threads();
+  return n;
+}
+
+void detail::run_tasks(int64_t count, void (*task)(void *, int64_t), void *context) {
+  std::unique_lock<std::mutex> lock(pool_mutex, std::defer_lock);
+  // Nested, alone, or beside another kernel that has the pool: on this thread.
+  if (count <= 1 || num_threads() == 1 || inside || !lock.try_lock()) {
+    for (int64_t i = 0; i < count; ++i) task(context, i);
+    return;
+  }
+  if (pool == nullptr || pool->pid() != getpid()) pool = new Pool(num_threads() - 1);  // threads do not survive a fork
+  inside = true;
+  pool->run(count, task, context);
+  inside = false;
+}
+
+}  // namespace ascend_ops

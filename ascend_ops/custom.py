@@ -1,0 +1,123 @@
+"""Kernels of the table as MindSpore primitives, made at first use and kept. Works in a graph and eagerly alike.
+
+What stands under `constexpr` runs while a graph is compiled, and its result is a constant of the graph.
+"""
+
+import functools
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+from mindspore.ops import CustomRegOp, DataType, constexpr
+from mindspore.ops import signature as sig
+from mindspore.ops.composite.multitype_ops.zeros_like_impl import zeros_like  # noqa: F401 - also of a number
+
+from ascend_ops.build import build
+from ascend_ops.table import KERNELS, Kernel
+
+_DATA_TYPES = {
+    "float32": DataType.F32_Default,
+    "float16": DataType.F16_Default,
+    "bfloat16": DataType.BF16_Default,
+    "int32": DataType.I32_Default,
+}
+_gradients: dict[str, Callable] = {}
+
+
+def gradient_of(name: str) -> Callable[[Callable], Callable]:
+    """Decorator: the function is the backward pass of kernel `name`.
+
+    Its arguments are the inputs, the attributes, the outputs and their gradients; it returns a gradient for each input and attribute.
+    """
+
+    def register(function: Callable) -> Callable:
+        _gradients[name] = function
+        return function
+
+    return register
+
+
+def registration(kernel: Kernel, target: str) -> dict:
+    """MindSpore's description of a kernel for `target` (CPU or Ascend): a new one each time, since MindSpore changes what it is given."""
+    info = CustomRegOp(kernel.name)
+    inputs = [port.name for port in kernel.inputs] + (["attributes"] if kernel.attributes and target == "CPU" else [])
+    for i, name in enumerate(inputs):
+        info = info.input(i, name)
+    if target == "Ascend":
+        for attribute in kernel.attributes:
+            info = info.attr(attribute.name, "required", attribute.type)
+    for i, port in enumerate(kernel.outputs):
+        info = info.output(i, port.name)
+    for row in kernel.dtype_rows():
+        dtypes = list(row)
+        if len(inputs) > len(kernel.inputs):
+            dtypes.insert(len(kernel.inputs), "float32")
+        info = info.dtype_format(*(_DATA_TYPES[dtype] for dtype in dtypes))
+    return info.target(target).get_op_info()
+
+
+def output_shapes(kernel: Kernel, shapes: tuple[list[int], ...]) -> tuple[list[int], ...]:
+    """Shapes of a kernel's outputs from those of its inputs, by the table."""
+    by_name = dict(zip((port.name for port in kernel.inputs), shapes, strict=False))
+
+    def dims(term: str) -> list[int]:
+        if term.isdigit():
+            return [int(term)]
+        name, _, index = term.rstrip("]").partition("[")
+        shape = list(by_name[name])
+        return shape if not index else shape[:-1] if index == ":-1" else [shape[int(index)]]
+
+    return tuple(sum((dims(term) for term in output.shape.split()), []) for output in kernel.outputs)
+
+
+def output_dtypes(kernel: Kernel, dtypes: tuple[ms.Type, ...]) -> tuple[ms.Type, ...]:
+    """Dtypes of a kernel's outputs from those of its inputs, by the table."""
+    by_letter = {port.dtype: dtype for port, dtype in zip(kernel.inputs, dtypes, strict=False)}
+    return tuple(by_letter.get(output.dtype) or getattr(ms, output.dtype) for output in kernel.outputs)
+
+
+def _one_or_all(values: tuple) -> tuple | object:
+    return values[0] if len(values) == 1 else values
+
+
+@functools.cache
+def primitive(name: str, target: str) -> ops.Custom:
+    """The primitive of kernel `name` on `target` (CPU or Ascend); builds the CPU library if it is not there yet."""
+    kernel = KERNELS[name]
+    if target == "CPU":
+        function, shape, dtype = f"{build()}:{name}", None, None
+    else:
+        function = f"aclnn{name}"
+        shape = lambda *shapes: _one_or_all(output_shapes(kernel, shapes))  # noqa: E731
+        dtype = lambda *dtypes: _one_or_all(output_dtypes(kernel, dtypes))  # noqa: E731
+    made = ops.Custom(function, shape, dtype, "aot", bprop=_gradients.get(name), reg_info=registration(kernel, target))
+    written = [port.written for port in kernel.inputs] + [False] * bool(kernel.attributes)
+    if any(written):
+        made.add_prim_attr("side_effect_mem", True)  # keeps its place in the order of execution
+        modes = (sig.sig_rw.RW_WRITE if w else sig.sig_rw.RW_READ for w in written)
+        made.set_signatures(tuple(sig.make_sig(f"input{i}", mode) for i, mode in enumerate(modes)))
+    return made
+
+
+def device() -> str:
+    """CPU, GPU or Ascend: what MindSpore computes on."""
+    return ms.get_context("device_target")
+
+
+@constexpr
+def kernel(name):
+    """The primitive of a kernel on this device, as a constant of the graph. Attributes follow its inputs as `attribute` makes them."""
+    return primitive(name, device())
+
+
+@constexpr
+def attribute(*values):
+    """Attributes of a call in the form that this device's kernels take: one tensor on a CPU. A kernel for Ascend has at most one."""
+    return Tensor(np.array(values, np.float32)) if device() == "CPU" else values[0]
+
+
+@constexpr
+def filled(value, *shape):
+    """A float32 tensor of one value, as a constant of the graph."""
+    return Tensor(np.full(shape, value, np.float32))

@@ -1,0 +1,284 @@
+"""The kernels: one entry each, from which everything that describes a kernel elsewhere is generated or checked.
+
+An entry gives inputs, outputs, dtypes and attributes of one device function. From it come the registration with MindSpore for CPU and Ascend
+(custom.py), the C++ shape and dtype inference of the CPU library (build.py), and the aclnn signature that Ascend C sources must have
+(tests/ascend_ops/ascendc). No mindspore here.
+
+Shapes are written as a list of terms: `x` all dimensions of input x, `x[:-1]` all but the last, `x[0]` one of them, `3` a number.
+The dtype `T` stands for the floating type of the call (float32, float16 or bfloat16), the same wherever it appears.
+
+Parameters of a kernel that go with channels (bias, weight, scale, shift) are float32 whatever T is; they hold one value per channel or one for all.
+"""
+
+from dataclasses import dataclass
+
+FLOATS = ("float32", "float16", "bfloat16")
+
+ACTIVATION_CODES = {"gelu": 0, "gelu_erf": 1, "fast_gelu": 2, "silu": 3}
+"""Values of the attribute `activation`."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor that a kernel reads; `written` marks a parameter that it updates in place."""
+
+    name: str
+    dtype: str = "T"
+    written: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor that a kernel makes."""
+
+    name: str
+    shape: str
+    dtype: str = "T"
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A constant of a call. A CPU kernel receives all of them, in this order, as one float32 tensor after its inputs."""
+
+    name: str
+    type: str
+    """int or float."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One device function: `Name` in the CPU library, `aclnnName` on Ascend."""
+
+    name: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    attributes: tuple[Attribute, ...] = ()
+    ascendc: bool = False
+    """Whether an Ascend C kernel of this name exists in ascendc/."""
+
+    def dtype_rows(self) -> tuple[tuple[str, ...], ...]:
+        """The legal dtypes of inputs and outputs together: one row for each float type, or a single one when T is not used."""
+        ports = (*self.inputs, *self.outputs)
+        floats = FLOATS if any(p.dtype == "T" for p in ports) else ("",)
+        return tuple(tuple(t if p.dtype == "T" else p.dtype for p in ports) for t in floats)
+
+    def aclnn_signature(self) -> tuple[tuple[str, str], ...]:
+        """(C type, name) of the arguments of aclnnNameGetWorkspaceSize up to its workspace size: inputs, attributes, outputs."""
+        inputs = tuple(("const aclTensor *", p.name) for p in self.inputs)
+        attributes = tuple(({"int": "int64_t", "float": "double"}[a.type], a.name) for a in self.attributes)
+        return inputs + attributes + tuple(("const aclTensor *", p.name) for p in self.outputs)
+
+
+def _f32(*names: str) -> tuple[Input, ...]:
+    return tuple(Input(name, "float32") for name in names)
+
+
+def _same(*names: str) -> tuple[Output, ...]:
+    """Gradients of float32 inputs: `scale` -> output `dscale` of the same shape."""
+    return tuple(Output("d" + name, name, "float32") for name in names)
+
+
+_ACTIVATION = (Attribute("activation", "int"),)
+_NORM = (Attribute("eps", "float"),)
+_SERIES = _f32("bias", "scale", "shift")  # bias [C] or [1]; scale and shift [n, C] or [n, 1]
+_GATED = _f32("gate_bias", "up_bias", "scale", "shift")
+_ROW_STATISTIC = "x[:-1]"
+
+KERNELS = {
+    kernel.name: kernel
+    for kernel in (
+        # Activations. One pair serves gelu, gelu_erf, fast_gelu and silu (n = 1, scale 1, shift 0) and the series of them.
+        # y = sum_i act(scale_i * (x + bias) + shift_i)
+        Kernel("SeriesActivation", (Input("x"), *_SERIES), (Output("y", "x"),), _ACTIVATION, ascendc=True),
+        Kernel(
+            "SeriesActivationGrad",
+            (Input("dy"), Input("x"), *_SERIES),
+            (Output("dx", "x"), *_same("bias", "scale", "shift")),
+            _ACTIVATION,
+            ascendc=True,
+        ),
+        # y = (sum_i act(scale_i * (gate + gate_bias) + shift_i)) * (up + up_bias); silu with n = 1 is SwiGLU
+        Kernel("SeriesGlu", (Input("gate"), Input("up"), *_GATED), (Output("y", "gate"),), _ACTIVATION, ascendc=True),
+        Kernel(
+            "SeriesGluGrad",
+            (Input("dy"), Input("gate"), Input("up"), *_GATED),
+            (Output("dgate", "gate"), Output("dup", "gate"), *_same("gate_bias", "up_bias", "scale", "shift")),
+            _ACTIVATION,
+            ascendc=True,
+        ),
+        # Norms over the last axis. The Add forms normalise total = x + residual; the gradient of total is that of both.
+        Kernel(
+            "LayerNorm",
+            (Input("x"), *_f32("weight", "bias")),
+            (Output("y", "x"), Output("mean", _ROW_STATISTIC, "float32"), Output("rstd", _ROW_STATISTIC, "float32")),
+            _NORM,
+        ),
+        Kernel(
+            "AddLayerNorm",
+            (Input("x"), Input("residual"), *_f32("weight", "bias")),
+            (Output("y", "x"), Output("total", "x"), Output("mean", _ROW_STATISTIC, "float32"), Output("rstd", _ROW_STATISTIC, "float32")),
+            _NORM,
+        ),
+        # dtotal: what arrives at the sum itself, beside the normalised value
+        Kernel(
+            "LayerNormGrad",
+            (Input("dy"), Input("x"), *_f32("weight", "mean", "rstd")),
+            (Output("dx", "x"), Output("dweight", "weight", "float32"), Output("dbias", "weight", "float32")),
+        ),
+        Kernel(
+            "AddLayerNormGrad",
+            (Input("dy"), Input("dtotal"), Input("total"), *_f32("weight", "mean", "rstd")),
+            (Output("dx", "total"), Output("dweight", "weight", "float32"), Output("dbias", "weight", "float32")),
+        ),
+        Kernel("RmsNorm", (Input("x"), *_f32("weight")), (Output("y", "x"), Output("rstd", _ROW_STATISTIC, "float32")), _NORM),
+        Kernel(
+            "AddRmsNorm",
+            (Input("x"), Input("residual"), *_f32("weight")),
+            (Output("y", "x"), Output("total", "x"), Output("rstd", _ROW_STATISTIC, "float32")),
+            _NORM,
+        ),
+        Kernel("RmsNormGrad", (Input("dy"), Input("x"), *_f32("weight", "rstd")), (Output("dx", "x"), *_same("weight"))),
+        Kernel(
+            "AddRmsNormGrad",
+            (Input("dy"), Input("dtotal"), Input("total"), *_f32("weight", "rstd")),
+            (Output("dx", "total"), *_same("weight")),
+        ),
+        # loss[t] = mask[t] != 0 ? logsumexp(logits[t]) - logits[t, labels[t]] : 0; a masked label may be anything
+        Kernel(
+            "SoftmaxCrossEntropy",
+            (Input("logits"), Input("labels", "int32"), *_f32("mask")),
+            (Output("loss", "labels", "float32"), Output("logsumexp", "labels", "float32")),
+        ),
+        Kernel(
+            "SoftmaxCrossEntropyGrad",
+            (Input("dloss", "float32"), Input("logits"), Input("labels", "int32"), *_f32("mask", "logsumexp")),
+            (Output("dlogits", "logits"),),
+        ),
+        # q [B, Q, H, D], k and v [B, K, G, D], H a multiple of G; key j is seen by query i when k_index[j] <= q_index[i] and their segments agree
+        Kernel(
+            "CausalAttention",
+            (Input("q"), Input("k"), Input("v"), *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment"))),
+            (Output("out", "q"), Output("logsumexp", "q[0] q[2] q[1]", "float32")),
+            (Attribute("scale", "float"),),
+        ),
+        Kernel(
+            "CausalAttentionGrad",
+            (
+                *(Input(n) for n in ("dout", "q", "k", "v")),
+                *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment")),
+                Input("out"),
+                Input("logsumexp", "float32"),
+            ),
+            (Output("dq", "q"), Output("dk", "k"), Output("dv", "v")),
+            (Attribute("scale", "float"),),
+        ),
+        # One pass: m, v and p are updated from gradient * factor. controls = (lr, factor), float32 [2].
+        Kernel(
+            "AdamW",
+            (
+                *(Input(n, "float32", written=True) for n in ("parameter", "m", "v")),
+                Input("gradient"),
+                Input("controls", "float32"),
+            ),
+            (Output("done", "1", "float32"),),
+            tuple(Attribute(n, "float") for n in ("beta1", "beta2", "eps", "weight_decay")),
+        ),
+        Kernel("SquaredNorm", (Input("x"),), (Output("y", "1", "float32"),)),
+        # Routing. order[i] = flat slot (token * top_k + choice) that stands in sorted row i; the sort by expert is stable.
+        Kernel("RreRoute", tuple(Input(n, "int32") for n in ("domain", "ids", "table")), (Output("expert", "ids", "int32"),), ascendc=True),
+        # `experts` [num_experts] gives their number by its length alone, which a shape can depend on
+        Kernel(
+            "MoeDispatch",
+            (Input("x"), Input("expert", "int32"), Input("experts", "int32")),
+            (Output("rows", "expert x[1]"), Output("order", "expert", "int32"), Output("counts", "experts", "int32")),
+            ascendc=True,
+        ),
+        # y[t] = sum_c weights[t, c] * rows[position of slot t * top_k + c]
+        Kernel(
+            "MoeCombine",
+            (Input("rows"), Input("order", "int32"), *_f32("weights")),
+            (Output("y", "weights[0] rows[1]"),),
+            ascendc=True,
+        ),
+        Kernel(
+            "MoeCombineGrad",
+            (Input("dy"), Input("rows"), Input("order", "int32"), *_f32("weights")),
+            (Output("drows", "rows"), *_same("weights")),
+        ),
+        # y = x W^T + bias with float32 weight [out, in] and bias [out], or [1] holding 0 for none
+        Kernel("Linear", (Input("x"), *_f32("weight", "bias")), (Output("y", "x[0] weight[0]"),)),
+        Kernel(
+            "LinearGrad",
+            (Input("dy"), Input("x"), *_f32("weight", "bias")),
+            (Output("dx", "x"), *_same("weight", "bias")),
+        ),
+        # rows of expert e, counts[e] of them in order, times weight[e] [out, in]
+        Kernel(
+            "GroupedMatmul",
+            (Input("x"), Input("weight", "float32"), Input("counts", "int32")),
+            (Output("y", "x[0] weight[1]"),),
+        ),
+        Kernel(
+            "GroupedMatmulGrad",
+            (Input("dy"), Input("x"), Input("weight", "float32"), Input("counts", "int32")),
+            (Output("dx", "x"), *_same("weight")),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One function of the public API and what can compute it."""
+
+    summary: str
+    inputs: tuple[str, ...]
+    """Names of its tensors, as errors call them."""
+    kernels: tuple[str, ...]
+    """Its kernels, forward first; those of the CPU library all exist, of Ascend C where the kernel says so."""
+    builtin: str = ""
+    """MindSpore's own operator for it on Ascend, if there is one."""
+    builtin_socs: tuple[str, ...] = ("ascend910", "ascend910b", "ascend910_93")
+    """Chips that the built-in is documented for."""
+
+
+_SERIES_KERNELS = ("SeriesActivation", "SeriesActivationGrad")
+_NORM_INPUTS = ("x", "weight", "bias", "residual")
+_ATTENTION_INPUTS = ("q", "k", "v", "q_index", "k_index", "q_segment", "k_segment")
+_NEWER = ("ascend910b", "ascend910_93")
+
+OPERATORS = {
+    "gelu": Operator("GELU, tanh form, of x + bias", ("x", "bias"), _SERIES_KERNELS, "gelu"),
+    "gelu_erf": Operator("GELU, exact, of x + bias", ("x", "bias"), _SERIES_KERNELS, "gelu(approximate='none')", _NEWER),
+    "fast_gelu": Operator("x sigmoid(1.702 x) of x + bias", ("x", "bias"), _SERIES_KERNELS, "fast_gelu"),
+    "silu": Operator("x sigmoid(x) of x + bias", ("x", "bias"), _SERIES_KERNELS, "silu"),
+    "series_activation": Operator("PanGu-pi's sum of scaled and shifted activations", ("x", "scale", "shift", "bias"), _SERIES_KERNELS),
+    "swiglu": Operator(
+        "silu (or its series) of a gate, times a value", ("gate", "up", "gate_bias", "up_bias", "scale", "shift"), ("SeriesGlu", "SeriesGluGrad")
+    ),
+    "layer_norm": Operator(
+        "LayerNorm of x, or of x + residual", _NORM_INPUTS, ("LayerNorm", "LayerNormGrad", "AddLayerNorm", "AddLayerNormGrad"), "LayerNorm"
+    ),
+    "rms_norm": Operator(
+        "RMSNorm of x, or of x + residual", ("x", "weight", "residual"), ("RmsNorm", "RmsNormGrad", "AddRmsNorm", "AddRmsNormGrad"), "RmsNorm", _NEWER
+    ),
+    "softmax_cross_entropy": Operator(
+        "loss of each token over [T, V] logits, masked", ("logits", "labels", "mask"), ("SoftmaxCrossEntropy", "SoftmaxCrossEntropyGrad")
+    ),
+    "causal_attention": Operator(
+        "attention within segments, memory linear in the sequence",
+        _ATTENTION_INPUTS,
+        ("CausalAttention", "CausalAttentionGrad"),
+        "flash_attention_score",
+        _NEWER,
+    ),
+    "adamw": Operator("AdamW update of a parameter and its moments in one pass", ("parameter", "m", "v", "gradient"), ("AdamW",), "AdamWeightDecay"),
+    "squared_norm": Operator("sum of squares", ("x",), ("SquaredNorm",)),
+    "rre_route": Operator("expert of each token by a fixed table", ("domain", "ids", "table"), ("RreRoute",)),
+    "moe_dispatch": Operator("tokens sorted by expert, with counts", ("x", "expert"), ("MoeDispatch", "MoeCombine")),
+    "moe_combine": Operator("expert outputs back in token order, weighted", ("rows", "order", "weights"), ("MoeCombine", "MoeCombineGrad")),
+    "grouped_matmul": Operator(
+        "each expert's rows times its weight", ("x", "weight", "counts"), ("GroupedMatmul", "GroupedMatmulGrad"), "GroupedMatmulV4", _NEWER
+    ),
+    "linear": Operator("x W^T + bias in the dtype of x, weight in float32", ("x", "weight", "bias"), ("Linear", "LinearGrad"), "MatMul"),
+}

@@ -1,0 +1,108 @@
+"""Run an operator on a backend, forward and backward, and differentiate a float64 reference numerically."""
+
+from collections.abc import Callable, Sequence
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+
+import ascend_ops
+
+BACKENDS = ("cpu", "composed")
+TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
+"""Relative to max(1, |reference|): 1e-5 by the house rule; for the others two roundings of their type (half an ulp is 2**-11, 2**-8)."""
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """Everything in the test is computed by this backend."""
+    if why_not := ascend_ops.backend.unavailable("gelu", request.param, "float32"):
+        pytest.skip(why_not)
+    with ascend_ops.use(request.param):
+        yield request.param
+
+
+class _Weighted(nn.Cell):
+    """sum over outputs of <output, cotangent> in float32, whose gradients are the operator's."""
+
+    def __init__(self, call: Callable, cotangents: Sequence[np.ndarray]):
+        super().__init__()
+        self.call, self.cotangents = call, tuple(Tensor(c.astype(np.float32)) for c in cotangents)
+
+    def construct(self, *inputs):
+        outputs = self.call(*inputs)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        total = (ops.cast(outputs[0], ms.float32) * self.cotangents[0]).sum()
+        for i in range(1, len(self.cotangents)):
+            total = total + (ops.cast(outputs[i], ms.float32) * self.cotangents[i]).sum()
+        return total
+
+
+class _Plain(nn.Cell):
+    def __init__(self, call: Callable):
+        super().__init__()
+        self.call = call
+
+    def construct(self, *inputs):
+        return self.call(*inputs)
+
+
+def to_tensor(array: np.ndarray, dtype: str = "float32") -> Tensor:
+    """A tensor of `dtype` if the array is of floats, else of its own integer type."""
+    return Tensor(array.astype(np.float32)).astype(getattr(ms, dtype)) if array.dtype.kind == "f" else Tensor(array)
+
+
+def to_float64(tensor: Tensor) -> np.ndarray:
+    """A tensor's values; integers stay integers."""
+    return tensor.asnumpy() if tensor.dtype in (ms.int32, ms.int64, ms.bool_) else tensor.astype(ms.float32).asnumpy().astype(np.float64)
+
+
+def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    """float64 values of an array after it was rounded to `dtype`: what the operator really sees."""
+    return to_float64(to_tensor(array, dtype))
+
+
+def forward(call: Callable, inputs: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
+    """Outputs in graph mode. `call` is a function in a file, as graph mode needs its source."""
+    outputs = _Plain(call)(*inputs)
+    return tuple(to_float64(output) for output in (outputs if isinstance(outputs, tuple) else (outputs,)))
+
+
+def gradients(call: Callable, inputs: Sequence[Tensor], cotangents: Sequence[np.ndarray], positions: Sequence[int]) -> tuple[np.ndarray, ...]:
+    """Gradients in graph mode of sum <output_i, cotangent_i> for the inputs at `positions`; outputs past the cotangents are left out."""
+    found = ms.grad(_Weighted(call, cotangents), grad_position=tuple(positions))(*inputs)
+    return tuple(to_float64(g) for g in (found if isinstance(found, tuple) else (found,)))
+
+
+def numeric_gradients(
+    reference: Callable, inputs: Sequence[np.ndarray], cotangents: Sequence[np.ndarray], positions: Sequence[int], h: float = 1e-6
+) -> tuple[np.ndarray, ...]:
+    """Central differences of sum <output_i, cotangent_i> of a float64 `reference`, one coordinate at a time: for small inputs."""
+
+    def value(arrays: list[np.ndarray]) -> float:
+        outputs = reference(*arrays)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        return float(sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=False)))
+
+    arrays = [np.array(a, np.float64) if a.dtype.kind == "f" else a for a in inputs]
+    result = []
+    for position in positions:
+        target = arrays[position]
+        gradient = np.empty_like(target)
+        for i in np.ndindex(target.shape):
+            kept = target[i]
+            target[i] = kept + h
+            above = value(arrays)
+            target[i] = kept - h
+            gradient[i] = (above - value(arrays)) / (2 * h)
+            target[i] = kept
+        result.append(gradient)
+    return tuple(result)
+
+
+def assert_close(found: np.ndarray, wanted: np.ndarray, dtype: str = "float32", factor: float = 1.0) -> None:
+    """|found - wanted| <= tolerance * max(1, |wanted|) everywhere; `factor` widens it for sums of many rounded terms."""
+    assert found.shape == wanted.shape
+    error = np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted))
+    assert error.max() <= TOLERANCE[dtype] * factor, f"largest error {error.max():.3g} at {np.unravel_index(error.argmax(), error.shape)}"
