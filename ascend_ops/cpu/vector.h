@@ -150,7 +150,8 @@ ASCEND_OPS_INLINE Vec exp(Vec x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   const Vec y = bit_cast<Vec>(bit_cast<IntVec>(p) + (n << 23));
-  return select(nan, x, select(bit_cast<IntVec>(x < -87.3f), Vec{}, y));
+  const Vec bounded = select(bit_cast<IntVec>(x > 88.3f), splat(__builtin_inff()), select(bit_cast<IntVec>(x < -87.3f), Vec{}, y));
+  return select(nan, x, bounded);
 }
 
 ASCEND_OPS_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
