@@ -10,6 +10,7 @@ graph is compiled and stays.
 """
 
 import contextlib
+import ctypes
 import functools
 import logging
 import os
@@ -95,7 +96,9 @@ def unavailable(name: str, backend: str, dtype: str) -> str:
     if backend == "composed":
         return ""
     if backend == "cpu":
-        return f"the device is {device()}" if device() != "CPU" else _cpu_unavailable()
+        if device() != "CPU":
+            return f"the device is {device()}"
+        return _cpu_unavailable() or (_onednn_unavailable() if OPERATORS[name].onednn else "")
     if device() != "Ascend":
         return f"the device is {device()}"
     if backend == "builtin":
@@ -130,6 +133,21 @@ def _cpu_unavailable() -> str:
         log.warning("%s. Until then operators are composed of MindSpore's, which is slower.", error)
         return str(error)
     return ""
+
+
+@functools.cache
+def _onednn_unavailable() -> str:
+    """Why matrix products cannot be had from the oneDNN that MindSpore loads; the CPU library looks for it."""
+    found = ctypes.CDLL(str(build.build())).ascend_ops_onednn_version()
+    return "" if found else "MindSpore has loaded no oneDNN 3 (2.9 brings it, 2.7 has oneDNN 2)"
+
+
+@functools.cache
+def has_bfloat16_products() -> bool:
+    """Whether this CPU multiplies bfloat16 itself (AVX512_BF16 or AMX) and our products can use it; else bfloat16 is slower than float32."""
+    if device() != "CPU" or _cpu_unavailable() or _onednn_unavailable():
+        return False
+    return bool(ctypes.CDLL(str(build.build())).ascend_ops_has_bf16_products())
 
 
 @functools.cache

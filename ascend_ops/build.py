@@ -118,7 +118,7 @@ def sources() -> dict[str, str]:
 
 def library_path(level: str) -> Path:
     """Where the library of these sources, compiler flags, instruction level and machine lives, whether built or not."""
-    identity = [repr(sorted(sources().items())), repr(COMPILE_FLAGS), repr(LEVELS[level]), platform.machine(), platform.libc_ver()[1]]
+    identity = [repr(sorted(sources().items())), repr(COMPILE_FLAGS), repr(LEVELS[level][1]), platform.machine(), platform.libc_ver()[1]]
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()
     return cache_root() / f"{level}-{digest[:20]}" / LIBRARY
 
@@ -180,18 +180,27 @@ def _run(folder: Path, *arguments: str) -> str:
     return arguments[-1]
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `run`."""
+    parser.add_argument("--level", choices=LEVELS, default=cpu_level(), help="instructions to compile for; this processor's best")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Build and print the library's path."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(build(options.level))
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """`python -m ascend_ops.build`: compile the CPU library and print its path."""
     parser = argparse.ArgumentParser(prog="python -m ascend_ops.build", formatter_class=argparse.ArgumentDefaultsHelpFormatter, description=main.__doc__)
-    parser.add_argument("--level", choices=LEVELS, default=cpu_level(), help="instructions to compile for; default: the best that this processor has")
-    options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    add_arguments(parser)
     try:
-        print(build(options.level))
+        return run(parser.parse_args(argv))
     except OperatorError as error:
         print(f"ascend_ops.build: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

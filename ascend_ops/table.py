@@ -155,17 +155,18 @@ KERNELS = {
             (Output("dlogits", "logits"),),
         ),
         # q [B, Q, H, D], k and v [B, K, G, D], H a multiple of G; key j is seen by query i when k_index[j] <= q_index[i] and their segments agree
+        # the last two dimensions of q, k and v may be one: `heads` [H] gives the number of query heads by its length
         Kernel(
             "CausalAttention",
-            (Input("q"), Input("k"), Input("v"), *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment"))),
-            (Output("out", "q"), Output("logsumexp", "q[0] q[2] q[1]", "float32")),
+            (Input("q"), Input("k"), Input("v"), *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment", "heads"))),
+            (Output("out", "q"), Output("logsumexp", "q[0] heads q[1]", "float32")),
             (Attribute("scale", "float"),),
         ),
         Kernel(
             "CausalAttentionGrad",
             (
                 *(Input(n) for n in ("dout", "q", "k", "v")),
-                *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment")),
+                *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment", "heads")),
                 Input("out"),
                 Input("logsumexp", "float32"),
             ),
@@ -205,8 +206,10 @@ KERNELS = {
             (Input("dy"), Input("rows"), Input("order", "int32"), *_f32("weights")),
             (Output("drows", "rows"), *_same("weights")),
         ),
+        # y = x * (hash of seed and element index says keep) / (1 - rate); the gradient is Dropout of dy
+        Kernel("Dropout", (Input("x"), Input("seed", "int32")), (Output("y", "x"),), (Attribute("rate", "float"),)),
         # y = x W^T + bias with float32 weight [out, in] and bias [out], or [1] holding 0 for none
-        Kernel("Linear", (Input("x"), *_f32("weight", "bias")), (Output("y", "x[0] weight[0]"),)),
+        Kernel("Linear", (Input("x"), *_f32("weight", "bias")), (Output("y", "x[:-1] weight[0]"),)),
         Kernel(
             "LinearGrad",
             (Input("dy"), Input("x"), *_f32("weight", "bias")),
@@ -240,6 +243,8 @@ class Operator:
     """MindSpore's own operator for it on Ascend, if there is one."""
     builtin_socs: tuple[str, ...] = ("ascend910", "ascend910b", "ascend910_93")
     """Chips that the built-in is documented for."""
+    onednn: bool = False
+    """Whether the CPU kernel computes through the oneDNN that MindSpore brings."""
 
 
 _SERIES_KERNELS = ("SeriesActivation", "SeriesActivationGrad")
@@ -278,7 +283,8 @@ OPERATORS = {
     "moe_dispatch": Operator("tokens sorted by expert, with counts", ("x", "expert"), ("MoeDispatch", "MoeCombine")),
     "moe_combine": Operator("expert outputs back in token order, weighted", ("rows", "order", "weights"), ("MoeCombine", "MoeCombineGrad")),
     "grouped_matmul": Operator(
-        "each expert's rows times its weight", ("x", "weight", "counts"), ("GroupedMatmul", "GroupedMatmulGrad"), "GroupedMatmulV4", _NEWER
+        "each expert's rows times its weight", ("x", "weight", "counts"), ("GroupedMatmul", "GroupedMatmulGrad"), "GroupedMatmulV4", _NEWER, onednn=True
     ),
-    "linear": Operator("x W^T + bias in the dtype of x, weight in float32", ("x", "weight", "bias"), ("Linear", "LinearGrad"), "MatMul"),
+    "dropout": Operator("dropout by a hash, the same when repeated", ("x", "seed"), ("Dropout",)),
+    "linear": Operator("x W^T + bias in the dtype of x, weight in float32", ("x", "weight", "bias"), ("Linear", "LinearGrad"), "MatMul", onednn=True),
 }

@@ -18,6 +18,7 @@ VERBS = {
     "export": ("pangu_ms.export.cli", "write and verify a MindIR package"),
     "run-mindir": ("pangu_ms.export.run", "continue prompts from a MindIR package"),
     "convert": ("pangu_ms.checkpoint.convert", "official or Hugging Face checkpoint to ours and back"),
+    "ops": ("ascend_ops.cli", "operators and the backend that each takes here; build the CPU kernels"),
     "config": ("pangu_ms.config.cli", "show a resolved config, its fields and its size"),
 }
 

@@ -36,9 +36,11 @@ def cache_root() -> Path:
 
 @functools.cache
 def source_hash() -> str:
-    """SHA-256 over this package's Python files."""
-    package = Path(__file__).parent
-    return sha256_json({str(p.relative_to(package)): sha256_file(p) for p in sorted(package.rglob("*.py"))})
+    """SHA-256 over the Python files of this package and of the operators."""
+    import ascend_ops
+
+    packages = Path(__file__).parent, Path(ascend_ops.__file__).parent
+    return sha256_json({str(p.relative_to(package.parent)): sha256_file(p) for package in packages for p in sorted(package.rglob("*.py"))})
 
 
 def entry_script() -> Path | None:
@@ -63,9 +65,11 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
     if not enabled or _used or SWITCH in os.environ or script is None:
         yield False
         return
+    from ascend_ops.backend import identity as backend_identity
+
     _used = True
     platform_key = {"machine": platform.machine(), "python": sys.version_info[:2], "mindspore": metadata.version("mindspore")}
-    key = sha256_json(identity | platform_key | {"source": source_hash(), "script": sha256_file(script), "cann": os.environ.get("ASCEND_HOME_PATH", "")})
+    key = sha256_json(identity | platform_key | {"source": source_hash(), "script": sha256_file(script), "operators": backend_identity(), "cann": os.environ.get("ASCEND_HOME_PATH", "")})
     published = cache_root() / key[:40]
     with tempfile.TemporaryDirectory(prefix="pangu-compile-", ignore_cleanup_errors=True) as directory:
         private = Path(directory) / "graphs"

@@ -19,6 +19,7 @@ def quiet(verbose: bool = False) -> None:
     os.environ.setdefault("GLOG_v", ERRORS_ONLY)
     warnings.filterwarnings("ignore")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("ascend_ops").setLevel(logging.INFO)  # the first use builds the CPU kernels, which takes a while
 
 
 def start(device: str) -> None:

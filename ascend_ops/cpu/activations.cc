@@ -1,6 +1,6 @@
 // y = sum_i act(scale_i * (x + bias) + shift_i), and the same of a gate times (up + up_bias); with all gradients.
 //
-// Parameters are per channel or one for all. When all are for all, the tensor is walked as rows of one vector, else as rows of its channels:
+// Parameters are per channel or one for all. When all are for all, the tensor is walked in rows of a fixed width, else in rows of its channels:
 // one loop serves both, and partial sums of the parameters' gradients are as wide as a row.
 #include <algorithm>
 #include <cmath>
@@ -8,6 +8,7 @@
 
 #include "kernel.h"
 #include "parallel.h"
+#include "row.h"
 #include "vector.h"
 
 namespace ascend_ops {
@@ -57,6 +58,8 @@ void with_activation(const Call &call, int attribute, F f) {
   throw std::invalid_argument("no such activation");
 }
 
+constexpr int64_t kFlatWidth = 512;  // of a row when no parameter is per channel
+
 struct Parameter {
   const float *data;
   bool per_channel;
@@ -71,7 +74,8 @@ struct Walk {
   const float *scale, *shift;
   bool series_per_channel, wide;
   Parameter bias, up_bias;
-  int64_t width() const { return wide ? channels : kLanes; }
+  bool plain() const { return terms == 1 && !series_per_channel; }  // one scale and shift: constants of the inner loop
+  int64_t width() const { return wide ? channels : kFlatWidth; }
   int64_t rows() const { return (size + width() - 1) / width(); }
   int64_t series_width() const { return series_per_channel ? channels : 1; }
   Parameter scale_of(int64_t i) const { return {scale + i * series_width(), series_per_channel}; }
@@ -92,21 +96,9 @@ Walk make_walk(const Tensor &x, const Tensor &bias, const Tensor *up_bias, const
   return walk;
 }
 
-template <typename T>
-ASCEND_OPS_INLINE Vec load_some(const T *p, int64_t valid) {
-  return __builtin_expect(valid == kLanes, 1) ? load(p) : load(p, valid);
-}
-template <typename T>
-ASCEND_OPS_INLINE void store_some(T *p, Vec v, int64_t valid) {
-  if (__builtin_expect(valid == kLanes, 1)) store(p, v);
-  else store(p, v, valid);
-}
-
-constexpr int64_t kGrain = 1 << 14;  // elements that are worth a thread
-
 // f(offset, channel, valid lanes) over rows [begin, end)
 template <typename F>
-ASCEND_OPS_INLINE void each_vector(const Walk &walk, int64_t begin, int64_t end, const F &f) {
+ASCEND_OPS_INLINE void walk_vectors(const Walk &walk, int64_t begin, int64_t end, const F &f) {
   const int64_t width = walk.width();
   for (int64_t row = begin; row < end; ++row) {
     const int64_t start = row * width, stop = std::min(start + width, walk.size);
@@ -114,80 +106,77 @@ ASCEND_OPS_INLINE void each_vector(const Walk &walk, int64_t begin, int64_t end,
   }
 }
 
-template <bool kGated, typename T, typename Activation>
+template <bool kPlain>
+struct Series {
+  explicit Series(const Walk &walk) : walk_(walk), first_scale_(splat(walk.scale[0])), first_shift_(splat(walk.shift[0])) {}
+  ASCEND_OPS_INLINE int64_t terms() const { return kPlain ? 1 : walk_.terms; }
+  ASCEND_OPS_INLINE Vec scale(int64_t k, int64_t channel, int64_t valid) const { return kPlain ? first_scale_ : walk_.scale_of(k).at(channel, valid); }
+  ASCEND_OPS_INLINE Vec shift(int64_t k, int64_t channel, int64_t valid) const { return kPlain ? first_shift_ : walk_.shift_of(k).at(channel, valid); }
+
+ private:
+  const Walk &walk_;
+  const Vec first_scale_, first_shift_;
+};
+
+template <bool kGated, bool kPlain, typename T, typename Activation>
 void forward(const Walk &walk, const T *x, const T *up, T *y) {
   parallel_ranges(walk.rows(), std::max<int64_t>(1, kGrain / walk.width()), [&](int64_t, int64_t begin, int64_t end) {
-    each_vector(walk, begin, end, [&](int64_t i, int64_t channel, int64_t valid) __attribute__((always_inline)) {
-      const Vec v = load_some(x + i, valid) + walk.bias.at(channel, valid);
+    const Series<kPlain> series(walk);
+    walk_vectors(walk, begin, end, [&](int64_t i, int64_t channel, int64_t valid) __attribute__((always_inline)) {
+      const Vec v = load_upto(x + i, valid) + walk.bias.at(channel, valid);
       Vec total{};
-      for (int64_t k = 0; k < walk.terms; ++k) total += Activation::at(walk.scale_of(k).at(channel, valid) * v + walk.shift_of(k).at(channel, valid)).value;
-      if (kGated) total *= load_some(up + i, valid) + walk.up_bias.at(channel, valid);
-      store_some(y + i, total, valid);
+      for (int64_t k = 0; k < series.terms(); ++k) total += Activation::at(series.scale(k, channel, valid) * v + series.shift(k, channel, valid)).value;
+      if (kGated) total *= load_upto(up + i, valid) + walk.up_bias.at(channel, valid);
+      store_upto(y + i, total, valid);
     });
   });
 }
 
-// Sums over rows, one line of `width` for each: bias, up_bias (gated), then scale and shift of each term. Kept in float32 for a few hundred
-// rows, then added up in float64.
-class Sums {
- public:
-  Sums(int64_t lines, int64_t width) : width_((width + kLanes - 1) / kLanes * kLanes), part_(lines * width_), total_(lines * width_) {}
-  ASCEND_OPS_INLINE void add(int64_t line, int64_t channel, Vec v) {
-    float *p = part_.data() + line * width_ + channel;
-    store(p, load(p) + v);
-  }
-  void flush() {
-    for (size_t i = 0; i < part_.size(); ++i) total_[i] += part_[i], part_[i] = 0.0f;
-  }
-  const double *line(int64_t i) const { return total_.data() + i * width_; }
-
- private:
-  int64_t width_;
-  std::vector<float> part_;
-  std::vector<double> total_;
-};
+// Sums over rows, one line for each: bias, up_bias (gated), then scale and shift of each term.
+using Sums = std::vector<ColumnSums>;
 
 // The gradient of a parameter from the lines of all threads: per channel, or summed to one value.
 void write_gradient(const std::vector<Sums> &sums, int64_t line, int64_t width, bool per_channel, float *out) {
   double all = 0.0;
   for (int64_t c = 0; c < width; ++c) {
     double total = 0.0;
-    for (const Sums &part : sums) total += part.line(line)[c];
+    for (const Sums &part : sums) total += part[line].at(c);
     if (per_channel) out[c] = static_cast<float>(total);
     all += total;
   }
   if (!per_channel) *out = static_cast<float>(all);
 }
 
-template <bool kGated, typename T, typename Activation>
+template <bool kGated, bool kPlain, typename T, typename Activation>
 void backward(const Walk &walk, const T *dy, const T *x, const T *up, T *dx, T *dup, float *dbias, float *dup_bias, float *dscale, float *dshift) {
   constexpr int64_t kFirstTerm = kGated ? 2 : 1;
   const int64_t lines = kFirstTerm + 2 * walk.terms, grain = std::max<int64_t>(1, kGrain / walk.width());
-  constexpr int64_t kRowsInFloat32 = 512;
-  std::vector<Sums> sums(num_ranges(walk.rows(), grain), Sums(lines, walk.width()));
+  std::vector<Sums> sums(num_ranges(walk.rows(), grain), Sums(lines, ColumnSums(walk.width())));
   parallel_ranges(walk.rows(), grain, [&](int64_t range, int64_t begin, int64_t end) {
     Sums &mine = sums[range];
-    for (int64_t row = begin; row < end; row += kRowsInFloat32, mine.flush()) {
-      each_vector(walk, row, std::min(row + kRowsInFloat32, end), [&](int64_t i, int64_t channel, int64_t valid) __attribute__((always_inline)) {
-        const Vec v = load_some(x + i, valid) + walk.bias.at(channel, valid);
-        Vec g = load_some(dy + i, valid), total{}, slope{};
-        const Vec gate_gradient = kGated ? g * (load_some(up + i, valid) + walk.up_bias.at(channel, valid)) : g;
-        for (int64_t k = 0; k < walk.terms; ++k) {
-          const Vec scale = walk.scale_of(k).at(channel, valid);
-          const Activated a = Activation::at(scale * v + walk.shift_of(k).at(channel, valid));
+    const Series<kPlain> series(walk);
+    for (int64_t row = begin; row < end; row += ColumnSums::kRowsInFloat32) {
+      walk_vectors(walk, row, std::min(row + ColumnSums::kRowsInFloat32, end), [&](int64_t i, int64_t channel, int64_t valid) __attribute__((always_inline)) {
+        const Vec v = load_upto(x + i, valid) + walk.bias.at(channel, valid);
+        Vec g = load_upto(dy + i, valid), total{}, slope{};
+        const Vec gate_gradient = kGated ? g * (load_upto(up + i, valid) + walk.up_bias.at(channel, valid)) : g;
+        for (int64_t k = 0; k < series.terms(); ++k) {
+          const Vec scale = series.scale(k, channel, valid);
+          const Activated a = Activation::at(scale * v + series.shift(k, channel, valid));
           if (kGated) total += a.value;
           slope += scale * a.slope;
-          mine.add(kFirstTerm + 2 * k, channel, gate_gradient * a.slope * v);
-          mine.add(kFirstTerm + 2 * k + 1, channel, gate_gradient * a.slope);
+          mine[kFirstTerm + 2 * k].add(channel, gate_gradient * a.slope * v);
+          mine[kFirstTerm + 2 * k + 1].add(channel, gate_gradient * a.slope);
         }
         const Vec gradient = gate_gradient * slope;
-        store_some(dx + i, gradient, valid);
-        mine.add(0, channel, gradient);
+        store_upto(dx + i, gradient, valid);
+        mine[0].add(channel, gradient);
         if (kGated) {
-          store_some(dup + i, g * total, valid);
-          mine.add(1, channel, g * total);
+          store_upto(dup + i, g * total, valid);
+          mine[1].add(channel, g * total);
         }
       });
+      for (ColumnSums &line : mine) line.flush();
     }
   });
   const int64_t width = walk.width();
@@ -199,24 +188,33 @@ void backward(const Walk &walk, const T *dy, const T *x, const T *up, T *dx, T *
   }
 }
 
+// Calls f<T, Activation, kPlain>() as the call's tensor, attribute and walk say.
+template <typename F>
+void dispatch(const Call &call, int tensor, int attribute, const Walk &walk, F f) {
+  with_type(call[tensor], [&](auto t) {
+    with_activation(call, attribute, [&](auto a) {
+      if (walk.plain()) f(t, a, std::true_type{});
+      else f(t, a, std::false_type{});
+    });
+  });
+}
+
 void series_activation(const Call &call) {
   enum { X, BIAS, SCALE, SHIFT, ACTIVATION, Y };
   const Walk walk = make_walk(call[X], call[BIAS], nullptr, call[SCALE], call[SHIFT]);
-  with_type(call[X], [&](auto t) {
+  dispatch(call, X, ACTIVATION, walk, [&](auto t, auto a, auto plain) {
     using T = decltype(t);
-    with_activation(call, ACTIVATION, [&](auto a) { forward<false, T, decltype(a)>(walk, call[X].as<T>(), nullptr, call[Y].as<T>()); });
+    forward<false, plain.value, T, decltype(a)>(walk, call[X].as<T>(), nullptr, call[Y].as<T>());
   });
 }
 
 void series_activation_grad(const Call &call) {
   enum { DY, X, BIAS, SCALE, SHIFT, ACTIVATION, DX, DBIAS, DSCALE, DSHIFT };
   const Walk walk = make_walk(call[X], call[BIAS], nullptr, call[SCALE], call[SHIFT]);
-  with_type(call[X], [&](auto t) {
+  dispatch(call, X, ACTIVATION, walk, [&](auto t, auto a, auto plain) {
     using T = decltype(t);
-    with_activation(call, ACTIVATION, [&](auto a) {
-      backward<false, T, decltype(a)>(walk, call[DY].as<T>(), call[X].as<T>(), nullptr, call[DX].as<T>(), nullptr, call[DBIAS].as<float>(), nullptr,
-                                      call[DSCALE].as<float>(), call[DSHIFT].as<float>());
-    });
+    backward<false, plain.value, T, decltype(a)>(walk, call[DY].as<T>(), call[X].as<T>(), nullptr, call[DX].as<T>(), nullptr, call[DBIAS].as<float>(),
+                                                 nullptr, call[DSCALE].as<float>(), call[DSHIFT].as<float>());
   });
 }
 
@@ -225,9 +223,9 @@ void series_glu(const Call &call) {
   const Tensor up_bias = call[UP_BIAS];
   const Walk walk = make_walk(call[GATE], call[GATE_BIAS], &up_bias, call[SCALE], call[SHIFT]);
   require(call[UP].size() == walk.size, "gate and up must have the same shape");
-  with_type(call[GATE], [&](auto t) {
+  dispatch(call, GATE, ACTIVATION, walk, [&](auto t, auto a, auto plain) {
     using T = decltype(t);
-    with_activation(call, ACTIVATION, [&](auto a) { forward<true, T, decltype(a)>(walk, call[GATE].as<T>(), call[UP].as<T>(), call[Y].as<T>()); });
+    forward<true, plain.value, T, decltype(a)>(walk, call[GATE].as<T>(), call[UP].as<T>(), call[Y].as<T>());
   });
 }
 
@@ -235,12 +233,11 @@ void series_glu_grad(const Call &call) {
   enum { DY, GATE, UP, GATE_BIAS, UP_BIAS, SCALE, SHIFT, ACTIVATION, DGATE, DUP, DGATE_BIAS, DUP_BIAS, DSCALE, DSHIFT };
   const Tensor up_bias = call[UP_BIAS];
   const Walk walk = make_walk(call[GATE], call[GATE_BIAS], &up_bias, call[SCALE], call[SHIFT]);
-  with_type(call[GATE], [&](auto t) {
+  dispatch(call, GATE, ACTIVATION, walk, [&](auto t, auto a, auto plain) {
     using T = decltype(t);
-    with_activation(call, ACTIVATION, [&](auto a) {
-      backward<true, T, decltype(a)>(walk, call[DY].as<T>(), call[GATE].as<T>(), call[UP].as<T>(), call[DGATE].as<T>(), call[DUP].as<T>(),
-                                     call[DGATE_BIAS].as<float>(), call[DUP_BIAS].as<float>(), call[DSCALE].as<float>(), call[DSHIFT].as<float>());
-    });
+    backward<true, plain.value, T, decltype(a)>(walk, call[DY].as<T>(), call[GATE].as<T>(), call[UP].as<T>(), call[DGATE].as<T>(), call[DUP].as<T>(),
+                                                call[DGATE_BIAS].as<float>(), call[DUP_BIAS].as<float>(), call[DSCALE].as<float>(),
+                                                call[DSHIFT].as<float>());
   });
 }
 

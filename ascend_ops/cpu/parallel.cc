@@ -15,7 +15,8 @@ namespace ascend_ops {
 namespace {
 
 int count_threads() {
-  if (const char *text = std::getenv("OMP_NUM_THREADS")) {
+  // Not OMP_NUM_THREADS: MindSpore sets that to 1 for the whole process.
+  if (const char *text = std::getenv("ASCEND_OPS_NUM_THREADS")) {
     const int n = std::atoi(text);
     if (n > 0) return n;
   }

@@ -5,7 +5,7 @@
 
 namespace ascend_ops {
 
-// Threads that a kernel may use: OMP_NUM_THREADS, else the processors that this process may run on.
+// Threads that a kernel may use: ASCEND_OPS_NUM_THREADS, else the processors that this process may run on.
 int num_threads();
 
 namespace detail {

@@ -33,10 +33,23 @@ ASCEND_OPS_INLINE To bit_cast(From from) {
 // mask lanes are -1 or 0
 template <typename V>
 ASCEND_OPS_INLINE V select(IntVec mask, V yes, V no) {
-  return bit_cast<V>((mask & bit_cast<IntVec>(yes)) | (~mask & bit_cast<IntVec>(no)));
+  return mask ? yes : no;
 }
-ASCEND_OPS_INLINE Vec max(Vec a, Vec b) { return select(bit_cast<IntVec>(a > b), a, b); }
-ASCEND_OPS_INLINE Vec min(Vec a, Vec b) { return select(bit_cast<IntVec>(a < b), a, b); }
+// The larger (smaller) of both; b where either is NaN.
+ASCEND_OPS_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+#else
+  return select(bit_cast<IntVec>(a > b), a, b);
+#endif
+}
+ASCEND_OPS_INLINE Vec min(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return bit_cast<Vec>(_mm512_min_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+#else
+  return select(bit_cast<IntVec>(a < b), a, b);
+#endif
+}
 ASCEND_OPS_INLINE Vec abs(Vec a) { return bit_cast<Vec>(bit_cast<UintVec>(a) & 0x7fffffffu); }
 
 // ---- float16 and bfloat16
@@ -111,6 +124,17 @@ ASCEND_OPS_INLINE void store(T *p, Vec v, int64_t n) {
   std::memcpy(p, buffer, n * sizeof(T));
 }
 
+// The same where n is sixteen nearly always.
+template <typename T>
+ASCEND_OPS_INLINE Vec load_upto(const T *p, int64_t n) {
+  return __builtin_expect(n == kLanes, 1) ? load(p) : load(p, n);
+}
+template <typename T>
+ASCEND_OPS_INLINE void store_upto(T *p, Vec v, int64_t n) {
+  if (__builtin_expect(n == kLanes, 1)) store(p, v);
+  else store(p, v, n);
+}
+
 template <typename T>
 ASCEND_OPS_INLINE float to_float(T x) {
   return load(&x, 1)[0];
@@ -135,25 +159,45 @@ ASCEND_OPS_INLINE float max(Vec v) {
 
 // ---- functions. NaN stays NaN in all of them.
 
-// e^x to 2 units in the last place. Source: Cephes expf (Moshier), range reduction by ln 2 in two parts, polynomial of degree 5.
+// 1 / x, to 2 units in the last place.
+ASCEND_OPS_INLINE Vec reciprocal(Vec x) {
+#if defined(__AVX512F__)
+  const Vec guess = bit_cast<Vec>(_mm512_rcp14_ps(bit_cast<__m512>(x)));
+  const Vec better = guess * (2.0f - x * guess);  // Newton's step; NaN where x is 0 or infinite, and there the guess is exact
+  return select(bit_cast<IntVec>(better == better), better, guess);
+#else
+  return 1.0f / x;
+#endif
+}
+
+// e^x to 2 units in the last place; 0 and infinity beyond the range of float32.
+// Source: Cephes expf (Moshier): range reduction by ln 2 in two parts, polynomial of degree 5.
 ASCEND_OPS_INLINE Vec exp(Vec x) {
-  const IntVec nan = bit_cast<IntVec>(x != x);
-  Vec t = min(max(x, splat(-87.3f)), splat(88.3f));
-  const IntVec n = __builtin_convertvector(t * 1.44269504088896341f + select(bit_cast<IntVec>(t < 0.0f), splat(-0.5f), splat(0.5f)), IntVec);
-  const Vec whole = __builtin_convertvector(n, Vec);
-  const Vec r = t - whole * 0.693359375f + whole * 2.12194440e-4f;
+  x = min(splat(89.0f), max(splat(-104.0f), x));  // NaN passes: the bound comes first
+  Vec n;
+#if defined(__AVX512F__)
+  n = bit_cast<Vec>(_mm512_roundscale_ps(bit_cast<__m512>(x * 1.44269504088896341f), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  n = (x * 1.44269504088896341f + magic) - magic;
+#endif
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
   Vec p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.0f;
-  const Vec y = bit_cast<Vec>(bit_cast<IntVec>(p) + (n << 23));
-  const Vec bounded = select(bit_cast<IntVec>(x > 88.3f), splat(__builtin_inff()), select(bit_cast<IntVec>(x < -87.3f), Vec{}, y));
-  return select(nan, x, bounded);
+  p = p * (r * r) + (r + 1.0f);
+#if defined(__AVX512F__)
+  return bit_cast<Vec>(_mm512_scalef_ps(bit_cast<__m512>(p), bit_cast<__m512>(n)));
+#else
+  // 2^n in two factors: n reaches -150 and 128, which one exponent cannot hold. An integer made of NaN is wiped out by p, which is NaN too.
+  const IntVec whole = __builtin_convertvector(select(bit_cast<IntVec>(n == n), n, Vec{}), IntVec), half = whole >> 1;
+  return p * bit_cast<Vec>((half + 127) << 23) * bit_cast<Vec>((whole - half + 127) << 23);
+#endif
 }
 
-ASCEND_OPS_INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp(-x)); }
+ASCEND_OPS_INLINE Vec sigmoid(Vec x) { return reciprocal(1.0f + exp(-x)); }
 
 }  // namespace ascend_ops

@@ -19,8 +19,6 @@ class AlphaConfig(ModelConfig):
     """gelu (tanh form) | gelu_erf | fast_gelu = x * sigmoid(1.702 x), which the released weights used on Ascend (spec A1.4)."""
     final_norm_position: Literal["before_query", "after_query"] = "before_query"
     """Where the final LayerNorm stands. All released weights: before_query. Official runs with pipeline stages computed after_query (spec A1.2)."""
-    softmax_dtype: Literal["float32", "float16"] = "float32"
-    """dtype of the attention softmax; float16 is the official default and its FAQ's cure for overflow is float32 (spec A1.3)."""
     dropout: Float = 0.1
     """Probability for embeddings, attention probabilities and the outputs of attention and FFN while training (spec A1.3)."""
 

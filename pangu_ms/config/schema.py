@@ -190,10 +190,3 @@ class RunConfig:
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        require(
-            not (self.runtime.device == "CPU" and self.model.compute_dtype == "bfloat16"),
-            "model.compute_dtype",
-            "=bfloat16: MindSpore's CPU kernels have no bfloat16 matrix product; use float32 or float16, or runtime.device=Ascend",
-        )

@@ -39,7 +39,7 @@ class Evaluator:
     """Compiles the loss once and scores batches; all must have one shape."""
 
     def __init__(self, model: nn.Cell, config: ModelConfig):
-        self.loss = TokenLoss(model, config.vocab_size)
+        self.loss = TokenLoss(model)
         self.no_dropout = Tensor(0, ms.int32)
 
     def score(self, batches: Iterable[Batch]) -> Score:

@@ -12,7 +12,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.models.build import build_model
-from pangu_ms.models.layers import MASKED, CacheShape
+from pangu_ms.models.layers import CacheShape
 
 
 class CachedModel(nn.Cell):
@@ -40,9 +40,8 @@ class CachedModel(nn.Cell):
     def extend(self, ids_BQ, start_B, last_B):
         slots_BQ = start_B.reshape(-1, 1) + self.slots_C[: ids_BQ.shape[1]].reshape(1, -1)
         positions_BQ = self.minimum(slots_BQ, self.last_position)  # the filling behind a prompt may pass the position table's end
-        bias_B1QC = (self.slots_C.reshape(1, 1, 1, -1) > slots_BQ.expand_dims(1).expand_dims(3)).astype(ms.float32) * MASKED
         last_B2 = self.concat((self.batch_B1, last_B.reshape(-1, 1)))
-        return self.model.extend(ids_BQ, positions_BQ, last_B2, bias_B1QC, slots_BQ)
+        return self.model.extend(ids_BQ, positions_BQ, last_B2, slots_BQ)
 
     def caches(self) -> list[Parameter]:
         """The state: keys and values of every attention."""

@@ -1,5 +1,7 @@
 """From a checkpoint to a Decoder and its tokenizer."""
 
+import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from pangu_ms.infer.sampling import SamplingConfig
 from pangu_ms.models.build import fill
 from pangu_ms.models.layers import CacheShape
 
+log = logging.getLogger(__name__)
 # What may differ where a checkpoint is used from where it was trained.
 FREE_OVERRIDES = ("runtime.", "model.compute_dtype")
 
@@ -40,10 +43,14 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
         CheckpointError: names or shapes are not those of its own configuration.
     """
     config = config or checkpoint.config()
+    model = config.model
+    if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":  # MindSpore cannot write a bfloat16 cache there
+        log.info("generation on a CPU computes in float32")
+        model = dataclasses.replace(model, compute_dtype="float32")
     runtime.start(config.runtime.device)
     weights = checkpoint.tensors("model")
-    store.check_names_and_shapes(str(checkpoint.path), weights, config.model.parameter_shapes())
-    graph = CachedModel(config.model, CacheShape(shape.batch_size, shape.capacity))
+    store.check_names_and_shapes(str(checkpoint.path), weights, model.parameter_shapes())
+    graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
     fill(graph.model.trainable_params(), weights)
     decoder = Decoder(graph, shape, ReorderCaches(graph, shape.batch_size))
     identity = {"graph": "prefill and decode", "model": config_to_dict(config)["model"], "shape": vars(shape), "device": config.runtime.device}

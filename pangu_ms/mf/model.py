@@ -53,7 +53,7 @@ class PanguAlphaForCausalLM(PreTrainedModel):
         alpha = config.to_alpha()
         model = build_model(alpha)
         initialize(model, alpha, config.initial_seed)
-        self.loss = TokenLoss(model, alpha.vocab_size)
+        self.loss = TokenLoss(model)
 
     def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key):
         """See TokenLoss; -> mean loss over the tokens that count, float32 scalar."""

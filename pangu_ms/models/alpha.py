@@ -6,8 +6,9 @@ Shapes: see layers.py. A parameter's name is its path here; pangu_ms/config/alph
 import mindspore as ms
 from mindspore import nn, ops
 
+import ascend_ops
 from pangu_ms.config.alpha import AlphaConfig
-from pangu_ms.models.layers import Attention, CacheShape, Dropout, Embedding, FeedForward, LayerKey, LayerNorm, causal_bias, compiled_once
+from pangu_ms.models.layers import Attention, CacheShape, Dropout, Embedding, FeedForward, LayerKey, LayerNorm, compiled_once
 
 
 class Block(nn.Cell):
@@ -24,19 +25,21 @@ class Block(nn.Cell):
         self.ffn_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.ffn = FeedForward(config)
         self.attention_dropout, self.ffn_dropout = Dropout(config.dropout, 1), Dropout(config.dropout, 2)
-        self.attention_residual, self.ffn_residual = ops.Add(), ops.Add()
+        self.fork_stream, self.fork_two, self.fork_three, self.ffn_residual = ascend_ops.Fork(2), ascend_ops.Fork(2), ascend_ops.Fork(3), ops.Add()
 
-    def construct(self, x_BSE, bias_B1SK, slots_BQ, key):
-        a_BSE = self.attention_norm(x_BSE)
-        return self.rest(x_BSE, self.attention(a_BSE, a_BSE, bias_B1SK, slots_BQ, key), key)
+    def construct(self, x_BSE, segments_BS, slots_BS, key):
+        x_BSE, residual_BSE = self.fork_stream(x_BSE)
+        for_query, for_key, for_value = self.fork_three(self.attention_norm(x_BSE))
+        return self.rest(residual_BSE, self.attention(for_query, for_key, for_value, segments_BS, slots_BS, slots_BS, key), key)
 
-    def ask(self, query_BQE, x_BSE, residual_BQE, bias_B1QK, slots_BQ, key):
+    def ask(self, query_BQE, x_BSE, residual_BQE, segments_BS, slots_BS, query_slots_BQ, key):
         """The query layer: `query` attends to the stream `x`; `residual` is the stream at the query's positions."""
-        return self.rest(residual_BQE, self.attention(query_BQE, self.attention_norm(x_BSE), bias_B1QK, slots_BQ, key), key)
+        for_key, for_value = self.fork_two(self.attention_norm(x_BSE))
+        return self.rest(residual_BQE, self.attention(query_BQE, for_key, for_value, segments_BS, slots_BS, query_slots_BQ, key), key)
 
     def rest(self, x_BSE, attended_BSE, key):
-        x_BSE = self.attention_residual(x_BSE, self.attention_dropout(attended_BSE, key))
-        return self.ffn_residual(x_BSE, self.ffn_dropout(self.ffn(self.ffn_norm(x_BSE)), key))
+        normed_BSE, x_BSE = self.ffn_norm.after_sum(self.attention_dropout(attended_BSE, key), x_BSE)
+        return self.ffn_residual(x_BSE, self.ffn_dropout(self.ffn(normed_BSE), key))
 
 
 class PanguAlpha(nn.Cell):
@@ -55,38 +58,37 @@ class PanguAlpha(nn.Cell):
         self.query_layer = Block(config, cache)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.norm_before_query = config.final_norm_position == "before_query"
-        self.head_matmul, self.pick_last, self.cast = ops.MatMul(transpose_b=True), ops.GatherNd(), ops.Cast()
+        self.fork_stream, self.pick_last, self.cast = ascend_ops.Fork(2), ops.GatherNd(), ops.Cast()
 
-    def stream(self, ids_BS, positions_BS, bias_B1SK, slots_BQ, key):
+    def stream(self, ids_BS, positions_BS, segments_BS, slots_BS, key):
         """Embeddings and ordinary blocks: [B, S, E]."""
         x_BSE = self.add_position(self.word_embedding(ids_BS), self.position_embedding(positions_BS))
         x_BSE = self.cast(self.embedding_dropout(x_BSE, key), self.dtype)
         for i, block in enumerate(self.blocks):
-            x_BSE = block(x_BSE, bias_B1SK, slots_BQ, self.layer_key(key, i))
+            x_BSE = block(x_BSE, segments_BS, slots_BS, self.layer_key(key, i))
         return self.final_norm(x_BSE) if self.norm_before_query else x_BSE
 
-    def ask(self, x_BSE, residual_BQE, positions_BQ, bias_B1QK, slots_BQ, key):
-        """Query layer and head: logits [B * Q, V] float32."""
+    def ask(self, x_BSE, residual_BQE, positions_BQ, segments_BS, slots_BS, query_slots_BQ, key):
+        """Query layer and head: logits [B, Q, V] in the compute dtype."""
         query_BQE = self.cast(self.query_embedding(positions_BQ), self.dtype)
         key = self.layer_key(key, len(self.blocks))
-        x_BQE = self.query_layer.ask(query_BQE, x_BSE, residual_BQE, bias_B1QK, slots_BQ, key)
+        x_BQE = self.query_layer.ask(query_BQE, x_BSE, residual_BQE, segments_BS, slots_BS, query_slots_BQ, key)
         x_BQE = x_BQE if self.norm_before_query else self.final_norm(x_BQE)
-        logits_TV = self.head_matmul(x_BQE.reshape(-1, x_BQE.shape[-1]), self.cast(self.word_embedding.weight, self.dtype))
-        return self.cast(logits_TV, ms.float32)
+        return ascend_ops.linear(x_BQE, self.word_embedding.weight)
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
-        """Logits [B * S, V] float32 of ids, positions and segments, all int32 [B, S]; `key` int32 seeds dropout."""
-        bias_B1SS = causal_bias(segments_BS, ids_BS.shape[1])
-        x_BSE = self.stream(ids_BS, positions_BS, bias_B1SS, None, key)
-        return self.ask(x_BSE, x_BSE, positions_BS, bias_B1SS, None, key)
+        """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]; `key` int32 seeds dropout."""
+        x_BSE, residual_BSE = self.fork_stream(self.stream(ids_BS, positions_BS, segments_BS, None, key))
+        return self.ask(x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key)
 
-    def extend(self, ids_BQ, positions_BQ, last_B2, bias_B1QC, slots_BQ):
-        """Append Q tokens to the cache; logits [B, V] float32 of the token at index `last` = (row, query index), int32 [B, 2].
+    def extend(self, ids_BQ, positions_BQ, last_B2, slots_BQ):
+        """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query index), int32 [B, 2].
 
         The query layer is computed for that token alone: nothing follows it that would need the others.
         """
-        x_BQE = self.stream(ids_BQ, positions_BQ, bias_B1QC, slots_BQ, None)
+        x_BQE = self.stream(ids_BQ, positions_BQ, None, slots_BQ, None)
         residual_B1E = self.pick_last(x_BQE, last_B2).expand_dims(1)
         positions_B1 = self.pick_last(positions_BQ, last_B2).expand_dims(1)
-        bias_B11C = self.pick_last(bias_B1QC.squeeze(1), last_B2).expand_dims(1).expand_dims(1)
-        return self.ask(x_BQE, residual_B1E, positions_B1, bias_B11C, slots_BQ, None)
+        slots_B1 = self.pick_last(slots_BQ, last_B2).expand_dims(1)
+        logits_B1V = self.ask(x_BQE, residual_B1E, positions_B1, None, slots_BQ, slots_B1, None)
+        return self.cast(logits_B1V, ms.float32).squeeze(1)

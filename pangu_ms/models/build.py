@@ -2,8 +2,8 @@
 
 What a family's model is, beside a Cell whose trainable parameters have the names and shapes of `config.parameter_shapes()`:
     Model(config, cache: CacheShape | None)
-    construct(ids, positions, segments, key) -> logits float32 [B * S, V]     whole sequences: training, evaluation
-    extend(ids, positions, last, bias, slots) -> logits float32 [B, V]        with a cache: appends tokens, see infer/cached_model.py
+    construct(ids, positions, segments, key) -> logits [B, S, V]       whole sequences, in the compute dtype: training, evaluation
+    extend(ids, positions, last, slots) -> logits float32 [B, V]        with a cache: appends tokens, see infer/cached_model.py
 Parameters that are not trainable are the cache.
 """
 

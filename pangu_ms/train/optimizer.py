@@ -1,9 +1,10 @@
-"""AdamW with float32 moments, over MindSpore's fused update operator. Source: specification A3.1, A1.8."""
+"""AdamW with float32 moments. Source: specification A3.1, A1.8."""
 
 import mindspore as ms
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, nn, ops
 from mindspore.common.initializer import initializer
 
+import ascend_ops
 from pangu_ms.config.schema import OptimizerConfig
 
 MOMENT_PREFIXES = ("adam_m.", "adam_v.")
@@ -18,9 +19,9 @@ def decays(name: str) -> bool:
 _update = ops.MultitypeFuncGraph("update")
 
 
-@_update.register("Function", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor", "Number", "Tensor", "Tensor", "Tensor", "Tensor")
-def _update_parameter(update, lr, beta1, beta2, eps, factor, decay, parameter, m, v, gradient):
-    return update(parameter, m, v, lr, beta1, beta2, eps, decay, gradient * factor)
+@_update.register("Number", "Number", "Number", "Tensor", "Tensor", "Number", "Tensor", "Tensor", "Tensor", "Tensor")
+def _update_parameter(beta1, beta2, eps, lr, factor, decay, parameter, m, v, gradient):
+    return ascend_ops.adamw(parameter, m, v, gradient, lr, factor, beta1, beta2, eps, decay)
 
 
 class AdamW(nn.Cell):
@@ -34,10 +35,10 @@ class AdamW(nn.Cell):
             for prefix in MOMENT_PREFIXES
         )
         self.decay = tuple(config.weight_decay if decays(p.name) else 0.0 for p in parameters)
-        self.beta1, self.beta2, self.eps = (Tensor(value, ms.float32) for value in (config.beta1, config.beta2, config.eps))
-        self.update, self.hyper_map = ops.AdamWeightDecay(), ops.HyperMap()
+        self.beta1, self.beta2, self.eps = config.beta1, config.beta2, config.eps
+        self.hyper_map = ops.HyperMap()
 
     def construct(self, gradients, factor, lr):
         """Apply gradients (float32, in the parameters' order) times `factor`, at learning rate `lr` (float32 scalars)."""
-        update = ops.partial(_update, self.update, lr, self.beta1, self.beta2, self.eps, factor)
+        update = ops.partial(_update, self.beta1, self.beta2, self.eps, lr, factor)
         return self.hyper_map(update, self.decay, self.parameters, self.m, self.v, gradients)

@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
+import ascend_ops
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Batch
 from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
@@ -21,7 +22,7 @@ _sum_of_squares, _accumulate = ops.MultitypeFuncGraph("sum_of_squares"), ops.Mul
 
 @_sum_of_squares.register("Tensor")
 def _tensor_sum_of_squares(gradient):
-    return ops.square(gradient).sum()
+    return ascend_ops.squared_norm(gradient)
 
 
 @_accumulate.register("Function", "Tensor", "Tensor", "Tensor")
@@ -143,7 +144,7 @@ class TrainStep:
         self.weights = ParameterTuple(model.trainable_params())
         self.optimizer = AdamW(self.weights, config.optimizer)
         micro_tokens = config.train.batch_size // config.train.accumulation_steps * config.model.seq_length
-        gradients = Gradients(TokenLoss(model, config.model.vocab_size), self.weights)
+        gradients = Gradients(TokenLoss(model), self.weights)
         update = GuardedUpdate(self.optimizer, config.optimizer.clip_norm, micro_tokens)
         if config.train.accumulation_steps == 1:
             self.whole = WholeStep(gradients, update)

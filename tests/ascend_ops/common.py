@@ -15,7 +15,7 @@ TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request):
+def backend(request, mindspore_cpu):
     """Everything in the test is computed by this backend."""
     if why_not := ascend_ops.backend.unavailable("gelu", request.param, "float32"):
         pytest.skip(why_not)

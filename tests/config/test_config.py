@@ -73,7 +73,6 @@ def test_a_config_is_frozen():
         ("model=3", "model=3: "),
         ("alpha.steps=3", "alpha: unknown key; known: model, tokenizer"),
         ("model.alpha=3", "model.alpha: unknown key"),
-        ("model.compute_dtype=bfloat16", "model.compute_dtype=bfloat16: MindSpore's CPU kernels"),
         ("data.held_out=1.5", "data.held_out=1.5: must be in [0, 1)"),
         ("train.steps", "an override has the form section.field=value"),
         ("train.steps.x=1", "steps"),

@@ -1,0 +1,137 @@
+"""Products with weights: linear, and its form for rows grouped by expert. Source: MindSpore's Dense and grouped_matmul, which they replace.
+
+Weights are stored in float32, and so are their gradients, whatever the dtype T of the activations. A product sees the weight rounded to T,
+adds up in float32 and rounds once, after the bias (builtin: before it, too). float16 has no products of its own on most CPUs: it is as slow as float32 there.
+"""
+
+import mindspore as ms
+from mindspore import Tensor, ops
+from mindspore.ops import constexpr
+
+from ascend_ops.backend import select
+from ascend_ops.checks import Operand, describe, rule
+from ascend_ops.custom import filled, gradient_of, kernel, zeros_like
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + bias.
+
+    Args:
+        x: [..., in] float32, float16 or bfloat16.
+        weight: [out, in] float32.
+        bias: [out] float32; None for none.
+
+    Returns:
+        [..., out] in the dtype of x. Gradients of weight and bias are float32, never rounded to the dtype of x.
+    """
+    chosen = select("linear", describe(x), describe(weight), describe(bias))
+    if chosen == "composed":
+        y = _over_rows(ops.cast(x, ms.float32), weight, x.dtype)
+        return ops.cast(y if bias is None else y + bias, x.dtype)
+    if chosen == "builtin":
+        y = ops.MatMul(transpose_b=True)(ops.reshape(x, (-1, x.shape[-1])), ops.cast(weight, x.dtype))
+        y = ops.reshape(y, x.shape[:-1] + weight.shape[:1])
+        return y if bias is None else y + ops.cast(bias, x.dtype)
+    return kernel("Linear")(x, weight, filled(0.0, 1) if bias is None else bias)  # one value beside several outputs means none
+
+
+def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """Rows of each expert times its weight: y[i] = x[i] W[e]^T for the expert e that row i belongs to.
+
+    Args:
+        x: [N, in] float32, float16 or bfloat16, rows sorted by expert.
+        weight: [E, out, in] float32.
+        counts: [E] int32, rows of each expert; values known at run time only. They must add up to N, which the CPU kernel checks.
+
+    Returns:
+        [N, out] in the dtype of x. An expert without rows gets a zero gradient.
+
+    Raises:
+        RuntimeError: (cpu) counts are negative or do not add up to N.
+    """
+    chosen = select("grouped_matmul", describe(x), describe(weight), describe(counts))
+    if chosen == "composed":
+        return _composed_groups(x, weight, counts)
+    if chosen == "builtin":
+        return _builtin_groups(x, ops.transpose(ops.cast(weight, x.dtype), (0, 2, 1)), ops.cast(counts, ms.int64))
+    return kernel("GroupedMatmul")(x, weight, counts)
+
+
+def _over_rows(x, weight, dtype):
+    if x.ndim == 2:
+        return _composed(x, weight, dtype)
+    return ops.reshape(_composed(ops.reshape(x, (-1, x.shape[-1])), weight, dtype), x.shape[:-1] + weight.shape[:1])
+
+
+def _composed(x, weight, dtype):
+    """x W^T in float32 of the weight rounded to `dtype`: the CPU has no MatMul of bfloat16, and sums of float16 are too coarse."""
+    # w + (rounded - w) is exact; unlike two casts it does not round the gradient of w
+    seen = weight if dtype == ms.float32 else weight + ops.stop_gradient(ops.cast(ops.cast(weight, dtype), ms.float32) - weight)
+    return ops.MatMul(transpose_b=True)(x, seen)
+
+
+def _composed_groups(x, weight, counts):
+    """One product of all rows for each expert, of which its own are kept: E times the work, right for any counts with static shapes."""
+    wide = ops.cast(x, ms.float32)
+    row = ops.reshape(ops.arange(x.shape[0]), (-1, 1))
+    ends = ops.cumsum(counts, 0)
+    y = ops.zeros((x.shape[0], weight.shape[1]), ms.float32)
+    for e in range(weight.shape[0]):
+        own = ops.logical_and(row >= ends[e] - counts[e], row < ends[e])
+        # rows are masked before the product, too: a NaN in another's row must not reach this expert's gradient
+        y = ops.where(own, _composed(ops.where(own, wide, ops.zeros_like(wide)), weight[e], x.dtype), y)
+    return ops.cast(y, x.dtype)
+
+
+@constexpr
+def _grouped_matmul_v4():
+    from mindspore.ops.auto_generate import GroupedMatmulV4
+
+    return GroupedMatmulV4()
+
+
+def _builtin_groups(x, weight, counts):
+    """As MindFormers calls it (parallel_core/inference/tensor_parallel/grouped_layers.py): weight [E, in, out], int64 counts. Untested on hardware."""
+    return _grouped_matmul_v4()([x], [weight], None, None, None, None, None, None, counts, split_item=3, group_type=0, group_list_type=1)[0]
+
+
+@gradient_of("Linear")
+def _linear_gradient(x, weight, bias, out, dout):
+    return kernel("LinearGrad")(dout, x, weight, bias)
+
+
+@gradient_of("GroupedMatmul")
+def _grouped_matmul_gradient(x, weight, counts, out, dout):
+    return *kernel("GroupedMatmulGrad")(dout, x, weight, counts), zeros_like(counts)
+
+
+@rule("linear")
+def _check_linear(x: Operand, weight: Operand, bias: Operand | None) -> None:
+    x.floating()
+    x.rank(1)
+    _float32(weight)
+    weight.rank(2, 2)
+    if x.shape is not None and weight.shape is not None:
+        weight.shaped(f"x has {x.shape[-1]} channels", (weight.shape[0], x.shape[-1]))
+    if bias is not None:
+        _float32(bias)
+        if weight.shape is not None:
+            bias.shaped(f"weight makes {weight.shape[0]} outputs", weight.shape[:1])
+
+
+@rule("grouped_matmul")
+def _check_grouped(x: Operand, weight: Operand, counts: Operand) -> None:
+    x.floating()
+    x.rank(2, 2)
+    _float32(weight)
+    weight.rank(3, 3)
+    if x.shape is not None and weight.shape is not None:
+        weight.shaped(f"x has {x.shape[-1]} channels", (*weight.shape[:2], x.shape[-1]))
+    counts.int32()
+    if weight.shape is not None:
+        counts.shaped(f"weight has {weight.shape[0]} experts", weight.shape[:1])
+
+
+def _float32(parameter: Operand) -> None:
+    if parameter.dtype != "float32":
+        raise parameter.refuse(f"is {parameter.dtype}", "weights are float32 for every dtype of x; cast it")

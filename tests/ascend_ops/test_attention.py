@@ -1,0 +1,294 @@
+"""Attention against float64 formulas: index patterns, segments, caches, grouped heads, odd sizes, threads."""
+
+import os
+import subprocess
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn
+
+import ascend_ops
+from ascend_ops.attention import causal_attention
+from ascend_ops.build import build
+from ascend_ops.custom import attribute, kernel
+from tests.ascend_ops.common import assert_close, backend, forward, gradients, numeric_gradients, rounded, to_float64, to_tensor  # noqa: F401
+
+UNUSED = 2**30
+
+
+def visible(q_index, k_index, q_segment, k_segment):
+    return (k_index[:, None, :] <= q_index[:, :, None]) & (k_segment[:, None, :] == q_segment[:, :, None])
+
+
+def attention(q, k, v, see, scale=None):
+    """out [B, Q, H, D], logsumexp [B, H, Q] and probabilities [B, H, Q, K] in float64; `see` is [B, Q, K]."""
+    group, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5 if scale is None else scale
+    scores = np.where(see[:, None], np.einsum("bqhd,bkhd->bhqk", q, np.repeat(k, group, 2)) * scale, -np.inf)
+    top = scores.max(-1, keepdims=True)
+    top = np.where(np.isneginf(top), 0, top)
+    p = np.exp(scores - top)
+    total = p.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        logsumexp = (np.log(total) + top)[..., 0]
+    p = p / np.where(total == 0, 1, total)
+    return np.einsum("bhqk,bkhd->bqhd", p, np.repeat(v, group, 2)), logsumexp, p
+
+
+def attention_gradients(q, k, v, see, dout, scale=None):
+    """dq, dk, dv in float64, by the formulas; the numeric gradients of the first test vouch for them."""
+    group, scale = q.shape[2] // k.shape[2], q.shape[3] ** -0.5 if scale is None else scale
+    p = attention(q, k, v, see, scale)[2]
+    dp = np.einsum("bqhd,bkhd->bhqk", dout, np.repeat(v, group, 2))
+    ds = p * (dp - (dp * p).sum(-1, keepdims=True)) * scale
+    dk, dv = np.einsum("bhqk,bqhd->bkhd", ds, q), np.einsum("bhqk,bqhd->bkhd", p, dout)
+    dk, dv = (x.reshape(*k.shape[:3], group, -1).sum(3) for x in (dk, dv))
+    return np.einsum("bhqk,bkhd->bqhd", ds, np.repeat(k, group, 2)), dk, dv
+
+
+def draw(B, Q, K, H, G, D, seed=0):
+    """q, k, v and a gradient of the output."""
+    random = np.random.RandomState(seed)
+    return [random.randn(*shape) for shape in ((B, Q, H, D), (B, K, G, D), (B, K, G, D), (B, Q, H, D))]
+
+
+def positions(pattern, B, Q, K, seed=0):
+    """q_index, k_index, q_segment, k_segment."""
+    random = np.random.RandomState(seed)
+    index, one = (np.tile(np.arange(n), (B, 1)) for n in (Q, K)), [np.zeros((B, n), int) for n in (Q, K)]
+    if pattern == "causal":
+        found = [*index, *one]
+    elif pattern == "packed":
+        found = [*index, *(np.sort(random.randint(0, 4, (B, n)), 1) for n in (Q, K))]
+    elif pattern == "shuffled":
+        found = [random.randint(-3, K, (B, Q)), random.randint(-2, K, (B, K)), random.randint(0, 2, (B, Q)), random.randint(0, 2, (B, K))]
+        found[0][:, Q // 2] = -9  # sees no key
+    else:  # a cache that is filled to somewhere in its middle, the new keys last
+        filled = np.tile(np.arange(K), (B, 1))
+        filled[:, (K + Q) // 2 :] = UNUSED
+        found = [np.tile(np.arange(Q) + (K + Q) // 2 - Q, (B, 1)), filled, *one]
+    return [x.astype(np.int32) for x in found]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("Q", [5, 12])  # a few rows, and a block of them
+def test_values_and_gradients(backend, dtype, Q):  # noqa: F811
+    *arrays, dout = draw(2, Q, 7, 4, 2, 3)
+    index = positions("shuffled", 2, Q, 7)
+    see = visible(*index)
+    assert not see.any(-1).all()
+    exact = [rounded(a, dtype) for a in arrays]
+    tensors = [*(to_tensor(a, dtype) for a in arrays), *map(Tensor, index)]
+    assert_close(forward(causal_attention, tensors)[0], attention(*exact, see)[0], dtype)
+    wanted = numeric_gradients(lambda q, k, v: attention(q, k, v, see)[0], exact, [dout], range(3))
+    for found, expected in zip(gradients(causal_attention, tensors, [dout], range(3)), wanted, strict=True):
+        assert_close(found, expected, dtype, factor=4)  # a sum of rounded terms
+    for found, expected in zip(attention_gradients(*exact, see, dout), wanted, strict=True):
+        assert_close(found, expected)
+
+
+SHAPES = [(1, 1, 1, 1, 1, 1), (2, 70, 70, 4, 2, 16), (1, 130, 130, 1, 1, 64), (2, 3, 290, 6, 2, 20), (1, 65, 129, 8, 1, 80), (3, 64, 64, 2, 1, 128), (1, 20, 33, 3, 3, 200)]
+
+
+@pytest.mark.parametrize("pattern", ["causal", "packed", "shuffled", "cache"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes_and_patterns(backend, shape, pattern):  # noqa: F811
+    B, Q, K = shape[:3]
+    *arrays, dout = draw(*shape)
+    index = positions(pattern, B, Q, K)
+    tensors = [*map(to_tensor, arrays), *map(Tensor, index)]
+    exact, see = [rounded(a, "float32") for a in arrays], visible(*index)
+    assert_close(forward(causal_attention, tensors)[0], attention(*exact, see)[0])
+    for found, expected in zip(gradients(causal_attention, tensors, [dout], range(3)), attention_gradients(*exact, see, dout), strict=True):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 200, 200, 2, 1, 32), (2, 2, 600, 4, 4, 64), (1, 16, 100, 16, 16, 24)], ids=str)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_rounded_once(backend, shape, dtype):  # noqa: F811
+    *arrays, dout = draw(*shape)
+    index = positions("cache", *shape[:3])
+    tensors = [*(to_tensor(a, dtype) for a in arrays), *map(Tensor, index)]
+    exact, see = [rounded(a, dtype) for a in arrays], visible(*index)
+    assert_close(forward(causal_attention, tensors)[0], attention(*exact, see)[0], dtype, factor=0.5)
+    for found, expected in zip(gradients(causal_attention, tensors, [dout], range(3)), attention_gradients(*exact, see, dout), strict=True):
+        assert_close(found, expected, dtype)
+
+
+def with_scale(q, k, v):
+    return causal_attention(q, k, v, scale=0.25)
+
+
+def with_segments(q, k, v, q_segment, k_segment):
+    return causal_attention(q, k, v, q_segment=q_segment, k_segment=k_segment)
+
+
+def test_defaults_and_scale(backend):  # noqa: F811
+    *arrays, _ = draw(2, 6, 9, 2, 2, 5)
+    exact, tensors = [rounded(a, "float32") for a in arrays], [to_tensor(a) for a in arrays]
+    see = visible(*positions("causal", 2, 6, 9))
+    assert_close(forward(causal_attention, tensors)[0], attention(*exact, see)[0])
+    assert_close(forward(with_scale, tensors)[0], attention(*exact, see, 0.25)[0])
+    index = positions("packed", 2, 6, 9)
+    assert_close(forward(with_segments, [*tensors, *map(Tensor, index[2:])])[0], attention(*exact, visible(*index))[0])
+
+
+@pytest.mark.parametrize("Q", [2, 70])
+def test_queries_that_see_nothing_give_zero(backend, Q):  # noqa: F811
+    *arrays, dout = draw(1, Q, 80, 2, 1, 16)
+    tensors = [*map(to_tensor, arrays), *map(Tensor, positions("causal", 1, Q, 80))]
+    tensors[3] = tensors[3] - 1  # the first query is before all keys
+    out = forward(causal_attention, tensors)[0]
+    dq = gradients(causal_attention, tensors, [dout], (0,))[0]
+    assert (out[0, 0] == 0).all() and (dq[0, 0] == 0).all() and (out[0, 1:] != 0).all()
+    tensors[6] = tensors[6] + 1  # no key is of the queries' segment
+    assert (forward(causal_attention, tensors)[0] == 0).all()
+    assert all((g == 0).all() for g in gradients(causal_attention, tensors, [dout], range(3)))
+
+
+def kernel_outputs(q, k, v, q_index, k_index, q_segment, k_segment):
+    return kernel("CausalAttention")(q, k, v, q_index, k_index, q_segment, k_segment, attribute(0.5))
+
+
+@pytest.mark.parametrize("Q", [3, 70])
+def test_kernel_gives_logsumexp(Q):
+    if why_not := ascend_ops.backend.unavailable("causal_attention", "cpu", "float32"):
+        pytest.skip(why_not)
+    *arrays, _ = draw(2, Q, 300, 4, 2, 16)
+    index = positions("shuffled", 2, Q, 300)
+    found = forward(kernel_outputs, [*map(to_tensor, arrays), *map(Tensor, index)])[1]
+    wanted = attention(*(rounded(a, "float32") for a in arrays), visible(*index), 0.5)[1]
+    assert np.isneginf(wanted).any() and (np.isneginf(found) == np.isneginf(wanted)).all()
+    assert_close(np.where(np.isneginf(found), 0, found), np.where(np.isneginf(wanted), 0, wanted))
+
+
+@pytest.mark.parametrize("Q", [4, 70])
+def test_nan_stays_with_the_queries_it_concerns(backend, Q):  # noqa: F811
+    *arrays, _ = draw(1, Q, 100, 2, 2, 16)
+    index = [Tensor(x) for x in positions("cache", 1, Q, 100)]
+    alone = backend == "cpu" or Q > 32  # composed products over all heads at once (few queries) spread a NaN to the other heads
+
+    def outputs(position, at):
+        changed = [a.copy() for a in arrays]
+        changed[position][at] = np.nan
+        return np.isnan(forward(causal_attention, [*map(to_tensor, changed), *index])[0][0])
+
+    nan = outputs(0, (0, 1, 0, 3))
+    assert nan[1, 0].all() and nan[[0, 2]].sum() == 0 and (nan.sum() == 16 or not alone)
+    nan = outputs(2, (0, 0, 1, 2))  # all queries see the first key
+    assert nan[:, 1, 2].all() and (nan.sum() == Q or not alone)
+    nan = outputs(1, (0, 0, 1, 2))
+    assert nan[:, 1].all() and (nan.sum() == Q * 16 or not alone)
+
+
+@pytest.mark.parametrize("Q", [4, 70])
+def test_huge_scores(backend, Q):  # noqa: F811
+    *arrays, _ = draw(1, Q, 100, 2, 2, 16)
+    arrays[0] *= 1e3
+    wanted = attention(*(rounded(a, "float32") for a in arrays), visible(*positions("cache", 1, Q, 100)))[0]
+    found = forward(causal_attention, [*map(to_tensor, arrays), *map(Tensor, positions("cache", 1, Q, 100))])[0]
+    assert_close(found, wanted, factor=100)  # float32 knows a score of 3000 to 2e-4
+
+
+@pytest.mark.parametrize("Q", [4, 70])
+def test_what_unused_slots_hold_is_not_seen(backend, Q):  # noqa: F811
+    *arrays, dout = draw(1, Q, 100, 2, 2, 16)
+    index = positions("cache", 1, Q, 100)
+    exact, see = [rounded(a, "float32") for a in arrays], visible(*index)
+    for i in (1, 2):
+        arrays[i][:, index[1][0] == UNUSED] = 1e15
+    tensors = [*map(to_tensor, arrays), *map(Tensor, index)]
+    assert_close(forward(causal_attention, tensors)[0], attention(*exact, see)[0])
+    dq, dk, dv = gradients(causal_attention, tensors, [dout], range(3))
+    for found, expected in zip((dq, dk, dv), attention_gradients(*exact, see, dout), strict=True):
+        assert_close(found, expected)
+
+
+class _Attention(nn.Cell):
+    def construct(self, q, k, v):
+        return causal_attention(q, k, v)
+
+
+def test_dynamic_shapes(backend):  # noqa: F811
+    net = _Attention()
+    net.set_inputs(*(Tensor(shape=[None, None, heads, 8], dtype=ms.float32) for heads in (4, 2, 2)))
+    for B, S in ((1, 3), (2, 40)):
+        *arrays, _ = draw(B, S, S, 4, 2, 8)
+        found = to_float64(net(*map(to_tensor, arrays)))
+        assert_close(found, attention(*(rounded(a, "float32") for a in arrays), visible(*positions("causal", B, S, S)))[0])
+
+
+def test_eager_views_are_computed_as_they_look(backend):  # noqa: F811
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        *arrays, _ = draw(2, 12, 12, 2, 2, 8)
+        views = [to_tensor(a)[:, ::2] for a in arrays]
+        wanted = attention(*(rounded(a, "float32")[:, ::2] for a in arrays), visible(*positions("causal", 2, 6, 6)))[0]
+        assert_close(to_float64(causal_attention(*views)), wanted)
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
+
+
+THREADS = """
+import ctypes, sys, numpy as np
+library, random = ctypes.CDLL(sys.argv[1]), np.random.RandomState(0)
+def call(name, *arrays):
+    shapes = [(ctypes.c_int64 * a.ndim)(*a.shape) for a in arrays]
+    pointers = lambda values: (ctypes.c_void_p * len(arrays))(*values)
+    dtypes = (ctypes.c_char_p * len(arrays))(*(str(a.dtype).encode() for a in arrays))
+    ranks = (ctypes.c_int * len(arrays))(*(a.ndim for a in arrays))
+    assert not getattr(library, name)(len(arrays), pointers(a.ctypes.data for a in arrays), ranks, pointers(map(ctypes.addressof, shapes)), dtypes, None, None)
+for B, Q, K, G in ((1, 1, 700, 2), (3, 150, 150, 1)):
+    q, dout, out, dq = (random.randn(B, Q, 2, 16).astype("f") for _ in range(4))
+    k, v, dk, dv = (random.randn(B, K, G, 16).astype("f") for _ in range(4))
+    q_index, k_index = (np.tile(np.arange(K - n, K, dtype="i"), (B, 1)) for n in (Q, K))
+    inputs = (q, k, v, q_index, k_index, q_index * 0, k_index * 0)
+    scale, logsumexp = np.array([0.25], "f"), np.empty((B, 2, Q), "f")
+    call("CausalAttention", *inputs, scale, out, logsumexp)
+    call("CausalAttentionGrad", dout, *inputs, out, logsumexp, scale, dq, dk, dv)
+    print(*(x.tobytes().hex() for x in (out, logsumexp, dq, dk, dv)))
+"""
+
+
+def test_number_of_threads_does_not_change_a_bit():
+    if why_not := ascend_ops.backend.unavailable("causal_attention", "cpu", "float32"):
+        pytest.skip(why_not)
+    results = [
+        subprocess.run([sys.executable, "-c", THREADS, str(build())], env=os.environ | {"OMP_NUM_THREADS": n}, capture_output=True, check=True, text=True).stdout
+        for n in ("1", "2", "7")
+    ]
+    assert results[0] and results[0] == results[1] == results[2]
+
+
+def with_query_segments_only(q, k, v, q_segment):
+    return causal_attention(q, k, v, q_segment=q_segment)
+
+
+def with_negative_scale(q, k, v):
+    return causal_attention(q, k, v, scale=-1.0)
+
+
+FLOAT = ms.float32
+
+
+@pytest.mark.parametrize(
+    ("call", "inputs", "message"),
+    [
+        (causal_attention, [((2, 3, 8), FLOAT)] * 3, r"q has shape \(2, 3, 8\); it must have 4 dimensions"),
+        (causal_attention, [((1, 3, 2, 8), FLOAT), *[((1, 0, 2, 8), FLOAT)] * 2], "k has shape .*no dimension may be 0"),
+        (causal_attention, [((1, 3, 2, 8), ms.int32)] * 3, "q is int32; it must be one of float32, float16, bfloat16; cast it"),
+        (causal_attention, [((1, 3, 2, 8), FLOAT), ((1, 3, 2, 8), ms.float16), ((1, 3, 2, 8), FLOAT)], "k is float16 and q is float32; both must have one"),
+        (causal_attention, [((1, 3, 3, 8), FLOAT), *[((1, 3, 2, 8), FLOAT)] * 2], "k has 2 heads and q 3; they must divide those of q"),
+        (causal_attention, [((1, 3, 2, 8), FLOAT), *[((1, 3, 2, 4), FLOAT)] * 2], r"k has shape \(1, 3, 2, 4\); it must be \(1, 3, 2, 8\): batch and head"),
+        (causal_attention, [*[((1, 3, 2, 8), FLOAT)] * 2, ((1, 4, 2, 8), FLOAT)], r"v has shape .*it must be \(1, 3, 2, 8\): the shape of k"),
+        (causal_attention, [*[((1, 3, 2, 8), FLOAT)] * 3, ((1, 3), FLOAT)], "q_index is float32; it must be int32; cast it"),
+        (causal_attention, [*[((2, 3, 2, 8), FLOAT)] * 3, ((1, 3), ms.int32)], r"q_index has shape \(1, 3\); it must be \(2, 3\): the batch and length of q"),
+        (with_query_segments_only, [*[((1, 3, 2, 8), FLOAT)] * 3, ((1, 3), ms.int32)], "q_segment is given without k_segment; .*give both or neither"),
+        (with_negative_scale, [((1, 3, 2, 8), FLOAT)] * 3, "scale=-1.0: it must be a finite number above 0"),
+    ],
+)
+def test_wrong_inputs_are_refused_in_one_line(backend, call, inputs, message):  # noqa: F811
+    with pytest.raises(ascend_ops.OperatorError, match=f"causal_attention: {message}") as error:
+        forward(call, [Tensor(np.ones(shape), dtype) for shape, dtype in inputs])
+    assert "\n" not in str(error.value)

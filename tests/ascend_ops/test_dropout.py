@@ -1,0 +1,48 @@
+"""Dropout: the same mask on every backend and when repeated, the right share, and its gradient."""
+
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from ascend_ops.dropout import dropout, dropout_seed
+from tests.ascend_ops.common import backend, forward, gradients, to_tensor  # noqa: F401
+
+
+def third(x, seed):
+    return dropout(x, seed, 0.3)
+
+
+def seed_of_site_two(key):
+    return dropout_seed(key, 2)
+
+
+def hash_reference(index, seed):
+    """lowbias32 in 64-bit arithmetic."""
+    mask = 0xFFFFFFFF
+    h = (index ^ int(seed)) & mask
+    h = ((h ^ (h >> 16)) * 0x7FEB352D) & mask
+    h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & mask
+    return (h ^ (h >> 16)) & 0x7FFFFFFF
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_mask_is_the_hash_of_index_and_seed(backend, dtype):  # noqa: F811
+    x, seed = np.ones((37, 29)), np.array([1234567], np.int32)
+    kept = [hash_reference(i, seed[0]) >= int(float(np.float32(0.3)) * 2**31) for i in range(x.size)]
+    y = forward(third, [to_tensor(x, dtype), Tensor(seed)])[0]
+    np.testing.assert_array_equal(y != 0, np.reshape(kept, x.shape))
+    np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-2 if dtype == "bfloat16" else 1e-3)
+
+
+def test_share_and_gradient(backend):  # noqa: F811
+    x, seed = np.random.RandomState(0).randn(300, 100) + 10, Tensor(np.array([99], np.int32))
+    y = forward(third, [to_tensor(x), seed])[0]
+    assert abs((y == 0).mean() - 0.3) < 0.01
+    cotangent = np.random.RandomState(1).randn(*x.shape)
+    gradient = gradients(third, [to_tensor(x), seed], [cotangent], [0])[0]
+    np.testing.assert_allclose(gradient, cotangent * (y != 0) / 0.7, rtol=1e-5, atol=1e-6)
+
+
+def test_seeds_differ_by_key():
+    seeds = {int(forward(seed_of_site_two, [Tensor(np.int32(key))])[0]) for key in range(50)}
+    assert len(seeds) == 50

@@ -1,0 +1,117 @@
+"""Cross-entropy against float64."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+
+from ascend_ops.errors import OperatorError
+from ascend_ops.loss import softmax_cross_entropy
+from tests.ascend_ops.common import assert_close, backend, forward, gradients, numeric_gradients, rounded, to_tensor  # noqa: F401
+
+
+def reference(logits, labels, mask):
+    top = logits.max(-1, keepdims=True)
+    logsumexp = np.log(np.exp(logits - top).sum(-1)) + top[:, 0]
+    counts = mask != 0
+    return np.where(counts, logsumexp - logits[np.arange(len(labels)), np.where(counts, labels, 0)], 0.0)
+
+
+def gradient_reference(logits, labels, mask, cotangent):
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    p[np.arange(len(labels)), np.where(mask != 0, labels, 0)] -= 1
+    return p * ((mask != 0) * cotangent)[:, None]
+
+
+def make(tokens, vocab, seed=0, scale=3.0):
+    random = np.random.RandomState(seed)
+    labels, mask = random.randint(0, vocab, tokens).astype(np.int32), random.randint(0, 3, tokens).astype(np.float32)
+    mask[0] = 1.0
+    return random.randn(tokens, vocab) * scale, labels, mask
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_loss_and_gradient(backend, dtype):  # noqa: F811
+    logits, labels, mask = make(5, 23)
+    mask[1:4] = 0.0, -0.5, 0.25
+    labels[1] = -7  # out of range, but masked
+    exact, cotangent = rounded(logits, dtype), np.random.RandomState(1).randn(5)
+    tensors = [to_tensor(logits, dtype), Tensor(labels), Tensor(mask)]
+    assert_close(forward(softmax_cross_entropy, tensors)[0], reference(exact, labels, mask))  # the loss is float32 whatever the logits are
+    found = gradients(softmax_cross_entropy, tensors, [cotangent], [0])[0]
+    assert_close(found, numeric_gradients(reference, [exact, labels, mask], [cotangent], [0])[0], dtype)
+    assert (found[1] == 0).all()
+
+
+@pytest.mark.parametrize(("tokens", "vocab"), [(1, 1), (1, 40003), (3, 2048), (3, 2049), (517, 65), (40, 5000)])
+def test_any_size_and_threads(backend, tokens, vocab):  # noqa: F811
+    logits, labels, mask = make(tokens, vocab, seed=tokens)
+    labels[-1] = vocab - 1
+    tensors = [to_tensor(logits), Tensor(labels), Tensor(mask)]
+    exact, cotangent = rounded(logits, "float32"), np.random.RandomState(1).randn(tokens)
+    assert_close(forward(softmax_cross_entropy, tensors)[0], reference(exact, labels, mask))
+    found = gradients(softmax_cross_entropy, tensors, [cotangent], [0])[0]
+    assert_close(found, gradient_reference(exact, labels, mask, cotangent.astype(np.float32)))
+
+
+def test_huge_and_infinite_logits(backend):  # noqa: F811
+    """Logits far from 0, growing along the row (each block has a new maximum), or -inf as a sampling mask leaves them."""
+    logits = np.random.RandomState(0).randn(4, 5000)
+    logits[0] += 1e4
+    logits[1] = np.linspace(-9e3, 9e3, 5000)
+    logits[2, :3000] = -np.inf
+    logits[3] -= 1e4
+    labels, mask = np.array([7, 4990, 4000, 0], np.int32), np.ones(4, np.float32)
+    tensors = [Tensor(logits.astype(np.float32)), Tensor(labels), Tensor(mask)]
+    exact = logits.astype(np.float32).astype(np.float64)
+    # logsumexp near 1e4 is known to half a unit in its last place, 5e-4
+    np.testing.assert_allclose(forward(softmax_cross_entropy, tensors)[0], reference(exact, labels, mask), rtol=1e-5, atol=1e-3)
+    found = gradients(softmax_cross_entropy, tensors, [np.ones(4)], [0])[0]
+    np.testing.assert_allclose(found, gradient_reference(exact, labels, mask, np.ones(4)), atol=1e-3)
+    assert (found[2, :3000] == 0).all()
+
+
+def test_nan_stays_where_it_counts_and_vanishes_where_it_does_not(backend):  # noqa: F811
+    logits, labels, _ = make(3, 50)
+    logits[:2, 33] = np.nan
+    mask = np.array([1, 0, 1], np.float32)
+    tensors = [to_tensor(logits), Tensor(labels), Tensor(mask)]
+    loss = forward(softmax_cross_entropy, tensors)[0]
+    found = gradients(softmax_cross_entropy, tensors, [np.ones(3)], [0])[0]
+    assert loss[1] == 0 and np.isfinite(loss[2]) and np.isfinite(found[2]).all()
+    if backend == "composed":
+        assert not np.isfinite(loss[0])  # MindSpore's LogSoftmax makes infinity of NaN on a CPU
+    else:
+        assert np.isnan(loss[0]) and np.isnan(found[0]).all() and (found[1] == 0).all()
+
+
+@pytest.mark.parametrize("label", [23, -100])  # MindSpore takes 3 s to report an error
+def test_a_label_out_of_range_is_an_error_where_it_counts(backend, label):  # noqa: F811
+    logits, labels, mask = make(5, 23)
+    labels[2] = label
+    mask[2] = 0.0
+    tensors = [to_tensor(logits), Tensor(labels), Tensor(mask)]
+    assert np.isfinite(forward(softmax_cross_entropy, tensors)[0]).all()
+    mask[2] = 2.0
+    with pytest.raises((RuntimeError, ValueError)):
+        forward(softmax_cross_entropy, [tensors[0], tensors[1], Tensor(mask)])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dtypes", "message"),
+    [
+        ([(2, 3), (3,), (2,)], {}, r"labels has shape \(3,\); it must be \(2,\): the shape of logits"),
+        ([(2, 3), (2,), (2, 1)], {}, r"mask has shape \(2, 1\); it must have 1 dimension; reshape it"),
+        ([(2, 2, 3), (2,), (2,)], {}, r"logits has shape \(2, 2, 3\); it must have 2 dimensions"),
+        ([(2, 3), (2,), (2,)], {1: "int64"}, "labels is int64; it must be int32; cast it"),
+        ([(2, 3), (2,), (2,)], {2: "float16"}, "mask is float16; it must be float32; cast it"),
+        ([(2, 3), (2,), (2,)], {0: "int32"}, "logits is int32; it must be one of float32"),
+        ([(0, 3), (0,), (0,)], {}, "logits has shape .*no dimension may be 0"),
+    ],
+)
+def test_wrong_inputs_are_refused_in_one_line(backend, shapes, dtypes, message):  # noqa: F811
+    usual = ("float32", "int32", "float32")
+    with pytest.raises(OperatorError, match="softmax_cross_entropy: " + message) as error:
+        forward(softmax_cross_entropy, [Tensor(np.ones(shape), getattr(ms, dtypes.get(i, usual[i]))) for i, shape in enumerate(shapes)])
+    assert "\n" not in str(error.value)
