@@ -14,6 +14,7 @@ from mindspore.ops.functional import isconstant
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, device, gradient_of, kernel, zeros_like
+from ascend_ops.dropout import dropout_mask
 from ascend_ops.errors import OperatorError
 
 
@@ -27,6 +28,8 @@ def causal_attention(
     k_segment: Tensor | None = None,
     scale: float | None = None,
     num_heads: int | None = None,
+    dropout_rate: float = 0.0,
+    dropout_seed: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q k^T over the keys that a query sees) v. Softmax and sums are float32; q, k and v have gradients.
 
@@ -40,6 +43,7 @@ def causal_attention(
         q_segment, k_segment: [B, Q] and [B, K] int32, both or neither; default: one segment.
         scale: default D ** -0.5.
         num_heads: H, where q does not show it.
+        dropout_rate, dropout_seed: dropout of the probabilities, by their place in [B, H, Q, K]; see `dropout`.
 
     Returns:
         As q.
@@ -49,22 +53,27 @@ def causal_attention(
 
     Source: Dao 2023, FlashAttention-2; specification A1.3.
     """
-    chosen = select("causal_attention", *(describe(t) for t in (q, k, v, q_index, k_index, q_segment, k_segment)))
-    heads = _heads(num_heads, describe(q), describe(k))
+    chosen = select("causal_attention", *(describe(t) for t in (q, k, v, q_index, k_index, q_segment, k_segment, dropout_seed)))
+    heads = _heads(num_heads, q.ndim, q.shape[2], k.shape[2])
     scale = _scale(scale, q.shape[-1] if q.ndim == 4 else q.shape[-1] // heads.shape[0])
     q_index, k_index = _or_arange(q_index, q), _or_arange(k_index, k)
     q_segment, k_segment = _or_zeros(q_segment, q_index), _or_zeros(k_segment, k_index)
     if chosen == "composed" or chosen == "builtin":
         visible = _visible(q_index, k_index, q_segment, k_segment)
-        out = _with_heads(chosen, _split(q, heads), _split_like(k, q, heads), _split_like(v, q, heads), visible, scale)
+        out = _with_heads(chosen, _split(q, heads), _split_like(k, q, heads), _split_like(v, q, heads), visible, scale, dropout_rate, dropout_seed)
         return ops.cast(out if q.ndim == 4 else ops.reshape(out, q.shape), q.dtype)
-    return kernel("CausalAttention")(q, k, v, q_index, k_index, q_segment, k_segment, heads, attribute(scale))[0]
+    seed = _or_seed(dropout_seed)
+    return kernel("CausalAttention")(q, k, v, q_index, k_index, q_segment, k_segment, heads, seed, attribute(scale, dropout_rate))[0]
 
 
-def _with_heads(chosen, q, k, v, visible, scale):
-    if chosen == "builtin" and _builtin_computes(q.dtype, q.shape[-1]):
+def _with_heads(chosen, q, k, v, visible, scale, dropout_rate, dropout_seed):
+    if chosen == "builtin" and dropout_rate == 0.0 and _builtin_computes(q.dtype, q.shape[-1]):
         return _builtin(q, k, v, visible, scale)
-    return _composed(q, k, v, visible, scale)
+    return _composed(q, k, v, visible, scale, dropout_rate, dropout_seed)
+
+
+def _or_seed(seed):
+    return ops.zeros((1,), ms.int32) if seed is None else seed.reshape(1)
 
 
 def _split(x, heads):
@@ -83,9 +92,9 @@ def _reshapeable(x):
 
 
 @gradient_of("CausalAttention")
-def _causal_attention_gradient(q, k, v, q_index, k_index, q_segment, k_segment, heads, scale, out, dout):
-    gradients = kernel("CausalAttentionGrad")(dout[0], q, k, v, q_index, k_index, q_segment, k_segment, heads, out[0], out[1], scale)
-    return *gradients, *(zeros_like(x) for x in (q_index, k_index, q_segment, k_segment, heads, scale))
+def _causal_attention_gradient(q, k, v, q_index, k_index, q_segment, k_segment, heads, seed, attributes, out, dout):
+    gradients = kernel("CausalAttentionGrad")(dout[0], q, k, v, q_index, k_index, q_segment, k_segment, heads, seed, out[0], out[1], attributes)
+    return *gradients, *(zeros_like(x) for x in (q_index, k_index, q_segment, k_segment, heads, seed, attributes))
 
 
 def _visible(q_index, k_index, q_segment, k_segment):
@@ -100,17 +109,20 @@ def _builtin(q, k, v, visible_BQK, scale):
     return out * ops.cast(_sees_any(visible_BQK), q.dtype)
 
 
-def _composed(q, k, v, visible_BQK, scale):
+def _composed(q, k, v, visible_BQK, scale, dropout_rate, dropout_seed):
     # On a CPU MindSpore's float16 products take twice the time of float32 ones, and bfloat16 ones do not exist.
     product = _product_dtype(q.dtype)
     scaled = ops.cast(ops.cast(q, ms.float32) * scale, product)
     hidden_BQK = ops.cast(ops.logical_not(visible_BQK), ms.float32) * -1e30  # takes half the time of a select; absorbs any score
-    attend = _over_whole_rows if _is_short(q) else _head_by_head
-    out = attend(scaled, ops.cast(k, product), ops.cast(v, product), hidden_BQK)
+    k, v = ops.cast(k, product), ops.cast(v, product)
+    if dropout_rate > 0.0 or not _is_short(q):
+        out = _head_by_head(scaled, k, v, hidden_BQK, dropout_rate, dropout_seed)
+    else:
+        out = _over_whole_rows(scaled, k, v, hidden_BQK)
     return ops.cast(out, ms.float32) * _sees_any(visible_BQK)
 
 
-def _head_by_head(q, k, v, hidden_BQK):
+def _head_by_head(q, k, v, hidden_BQK, dropout_rate, dropout_seed):
     """Products of each head, for which q, k and v are transposed. The query heads of a KV head stand one under the other."""
     B, Q, H, D = q.shape
     G = k.shape[2]
@@ -118,6 +130,8 @@ def _head_by_head(q, k, v, hidden_BQK):
     k_BGKD, v_BGKD = ops.transpose(k, (0, 2, 1, 3)), ops.transpose(v, (0, 2, 1, 3))
     scores = ops.BatchMatMul(transpose_b=True)(q_BGRD, k_BGKD).reshape(B, H, Q, -1)
     p_BHQK = ops.softmax(ops.cast(scores, ms.float32) + hidden_BQK.expand_dims(1), -1)
+    if dropout_rate > 0.0:
+        p_BHQK = p_BHQK * dropout_mask(p_BHQK.shape, dropout_seed, dropout_rate)
     out_BGRD = ops.BatchMatMul()(ops.cast(p_BHQK, v.dtype).reshape(B, G, (H // G) * Q, -1), v_BGKD)
     return ops.transpose(out_BGRD.reshape(B, G, H // G, Q, D), (0, 3, 1, 2, 4)).reshape(B, Q, H, D)
 
@@ -151,7 +165,7 @@ def _or_arange(index, x):
         return index
     if isconstant(x.shape):
         return _arange(x.shape[0], x.shape[1])
-    return ops.cumsum(ops.cast(ops.ones_like(x[:, :, 0, 0]), ms.int32), 1) - 1
+    return ops.cumsum(ops.cast(ops.ones_like(x[:, :, 0, 0] if x.ndim == 4 else x[:, :, 0]), ms.int32), 1) - 1
 
 
 def _or_zeros(segment, index):
@@ -191,20 +205,18 @@ def _scale(scale, head_size):
 
 
 @constexpr
-def _heads(num_heads, q, k):
-    """int32 [H]: a kernel learns the number of heads from its length."""
-    q_shape, k_shape = q[1], k[1]
-    if q_shape is None or len(q_shape) == 4:
-        found = num_heads if q_shape is None else q_shape[2]
-        if num_heads not in (None, found) or not found:
-            raise OperatorError(f"ascend_ops.causal_attention: num_heads={num_heads}: q has {found} heads; leave it out")
-        return Tensor(np.arange(found, dtype=np.int32))
-    if num_heads is None or num_heads < 1 or q_shape[2] % num_heads:
-        raise OperatorError(f"ascend_ops.causal_attention: num_heads={num_heads}: q has shape {q_shape}; its last dimension must hold that many heads")
-    head_size = q_shape[2] // num_heads
-    if k_shape is not None and (k_shape[0] != q_shape[0] or k_shape[2] % head_size or num_heads % (k_shape[2] // head_size)):
-        rule = f"the batch of q, and a number of heads of {head_size} that divides {num_heads}"
-        raise OperatorError(f"ascend_ops.causal_attention: k has shape {k_shape}; it must have {rule}")
+def _heads(num_heads, rank, q_dim, k_dim):
+    """int32 [H]: a kernel learns the number of heads from its length. The dimensions are the third: heads, or heads times head size."""
+    where = f"ascend_ops.causal_attention: num_heads={num_heads}"
+    if rank == 4:
+        if num_heads not in (None, q_dim):
+            raise OperatorError(f"{where}: q has {q_dim} heads; leave it out")
+        return Tensor(np.arange(q_dim, dtype=np.int32))
+    if num_heads is None or num_heads < 1 or q_dim % num_heads:
+        raise OperatorError(f"{where}: the last dimension of q is {q_dim}; it must hold that many heads; name their number")
+    head_size = q_dim // num_heads
+    if k_dim % head_size or num_heads % (k_dim // head_size):
+        raise OperatorError(f"{where}: the last dimension of k is {k_dim}; it must hold heads of {head_size}, whose number divides that of q")
     return Tensor(np.arange(num_heads, dtype=np.int32))
 
 
@@ -217,6 +229,7 @@ def _check_attention(
     k_index: Operand | None,
     q_segment: Operand | None,
     k_segment: Operand | None,
+    dropout_seed: Operand | None,
 ) -> None:
     q.floating()
     q.rank(3, 4)
@@ -225,13 +238,16 @@ def _check_attention(
         x.rank(3 if q.shape is None else len(q.shape), 4 if q.shape is None else len(q.shape))
     if k.shape is not None:
         v.shaped("the shape of k", k.shape)
-    if q.shape is not None and k.shape is not None and len(q.shape) == 4:
-        k.shaped("batch and head size are those of q", (q.shape[0], k.shape[1], k.shape[2], q.shape[3]))
-        if q.shape[2] % k.shape[2]:
+    if q.shape is not None and k.shape is not None:
+        k.shaped("the batch of q, and its head size", (q.shape[0], *k.shape[1:3], *q.shape[3:]))
+        if len(q.shape) == 4 and q.shape[2] % k.shape[2]:
             raise k.refuse(f"has {k.shape[2]} heads and q {q.shape[2]}", "they must divide those of q; repeat or split heads")
     if (q_segment is None) != (k_segment is None):
         missing, given = ("q_segment", k_segment) if q_segment is None else ("k_segment", q_segment)
         raise given.refuse(f"is given without {missing}", "a query sees keys of its own segment; give both or neither")
+    if dropout_seed is not None:
+        dropout_seed.int32()
+        dropout_seed.shaped("one number", (), (1,))
     for stream, positions in ((q, (q_index, q_segment)), (k, (k_index, k_segment))):
         for x in positions:
             if x is not None:

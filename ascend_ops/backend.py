@@ -21,7 +21,7 @@ from pathlib import Path
 
 from mindspore.ops import constexpr
 
-from ascend_ops import build
+from ascend_ops import library
 from ascend_ops.checks import RULES, operand
 from ascend_ops.custom import device
 from ascend_ops.errors import OperatorError
@@ -69,7 +69,7 @@ def forced() -> str | None:
 
 def identity() -> str:
     """What a compiled graph depends on of this module and the kernels: for caches of compiled graphs."""
-    return f"{device()} {soc()} {forced()} {_cpu_unavailable()} {build.library_path(build.cpu_level())}"
+    return f"{device()} {soc()} {forced()} {_cpu_unavailable()} {library.library_path(library.cpu_level())}"
 
 
 def choose(name: str, dtype: str = "float32") -> Choice:
@@ -128,7 +128,7 @@ def _ascendc_unavailable(name: str, dtype: str) -> str:
 def _cpu_unavailable() -> str:
     """Why the CPU library cannot be had; builds it. Says so once."""
     try:
-        build.build()
+        library.build()
     except OperatorError as error:
         log.warning("%s. Until then operators are composed of MindSpore's, which is slower.", error)
         return str(error)
@@ -138,7 +138,7 @@ def _cpu_unavailable() -> str:
 @functools.cache
 def _onednn_unavailable() -> str:
     """Why matrix products cannot be had from the oneDNN that MindSpore loads; the CPU library looks for it."""
-    found = ctypes.CDLL(str(build.build())).ascend_ops_onednn_version()
+    found = ctypes.CDLL(str(library.build())).ascend_ops_onednn_version()
     return "" if found else "MindSpore has loaded no oneDNN 3 (2.9 brings it, 2.7 has oneDNN 2)"
 
 
@@ -147,7 +147,7 @@ def has_bfloat16_products() -> bool:
     """Whether this CPU multiplies bfloat16 itself (AVX512_BF16 or AMX) and our products can use it; else bfloat16 is slower than float32."""
     if device() != "CPU" or _cpu_unavailable() or _onednn_unavailable():
         return False
-    return bool(ctypes.CDLL(str(build.build())).ascend_ops_has_bf16_products())
+    return bool(ctypes.CDLL(str(library.build())).ascend_ops_has_bf16_products())
 
 
 @functools.cache

@@ -1,194 +1,22 @@
-"""The CPU library: compiled from cpu/*.cc at first use, kept in the user's cache, found again by the hash of everything it depends on.
-
-`python -m ascend_ops.build` builds it ahead of time. A library is for one level of instructions (AVX-512, AVX2 or the platform's baseline), which
-is part of its name, so machines of different kinds can share a home directory. No mindspore here.
-"""
+"""`python -m ascend_ops.build`, `pangu ops build`: compile the CPU library ahead of time."""
 
 import argparse
-import concurrent.futures
-import contextlib
-import fcntl
-import hashlib
 import logging
-import os
-import platform
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
+from ascend_ops import library
 from ascend_ops.errors import OperatorError
-from ascend_ops.table import KERNELS, Kernel
-
-log = logging.getLogger(__name__)
-SOURCES = Path(__file__).parent / "cpu"
-LIBRARY = "libascend_ops.so"
-COMPILE_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-pthread")
-
-LEVELS = {
-    "avx512": ({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c")),
-    "avx2": ({"avx2", "fma", "f16c"}, ("-mavx2", "-mfma", "-mf16c")),
-    "baseline": (set(), ()),
-}
-"""Level of instructions -> (processor flags it needs, compiler flags that allow it), best first; `baseline` is SSE2 or NEON."""
-
-
-def cpu_flags() -> set[str]:
-    """What /proc/cpuinfo says of the first processor; empty where it has no such line (aarch64 names them `Features`, which no level needs)."""
-    with contextlib.suppress(OSError):
-        if found := re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return set(found.group(1).split())
-    return set()
-
-
-def cpu_level() -> str:
-    """The best level of instructions that this processor has."""
-    flags = cpu_flags()
-    return next(level for level, (needed, _) in LEVELS.items() if needed <= flags)
-
-
-def compiler() -> str:
-    """The C++ compiler: $CXX or g++.
-
-    Raises:
-        OperatorError: there is none.
-    """
-    name = os.environ.get("CXX", "g++")
-    if found := shutil.which(name):
-        return found
-    raise OperatorError(f"{name}: no such C++ compiler; the CPU kernels are compiled where they run; install g++ or set CXX")
-
-
-def cache_root() -> Path:
-    """Where built libraries live; ASCEND_OPS_CACHE overrides it."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pangu_ms" / "ascend_ops"
-    return Path(os.environ.get("ASCEND_OPS_CACHE") or default)
-
-
-def inference_source() -> str:
-    """C++ that tells MindSpore the shapes and dtypes of every kernel's outputs, generated from the table."""
-    lines = ["#include <cstdint>", "#include <vector>", "enum TypeId : int {};", "using Shape = std::vector<int64_t>;", 'extern "C" {']
-    for kernel in KERNELS.values():
-        shapes = [_shape_expression(kernel, output.shape) for output in kernel.outputs]
-        dtypes = [_dtype_expression(kernel, output.dtype) for output in kernel.outputs]
-        several = len(shapes) > 1
-        body, types = (f"{{{', '.join(v)}}}" if several else v[0] for v in (shapes, dtypes))
-        shape_type, dtype_type = ("std::vector<Shape>", "std::vector<TypeId>") if several else ("Shape", "TypeId")
-        visible = '__attribute__((visibility("default"))) '
-        lines.append(f"{visible}{shape_type} {kernel.name}InferShape(int *ranks, int64_t **shapes, void *) {{ return {body}; }}")
-        lines.append(f"{visible}{dtype_type} {kernel.name}InferType(std::vector<TypeId> types, void *) {{ return {types}; }}")
-    helper = "static Shape join(std::vector<Shape> parts) { Shape s; for (auto &p : parts) s.insert(s.end(), p.begin(), p.end()); return s; }"
-    return "\n".join([*lines[:4], helper, *lines[4:], "}", ""])
-
-
-def _shape_expression(kernel: Kernel, shape: str) -> str:
-    """C++ for a shape of the table."""
-    index = {port.name: i for i, port in enumerate(kernel.inputs)}
-    parts = []
-    for term in shape.split():
-        name, dims = re.fullmatch(r"(\w+)(?:\[(.+)\])?", term).groups()
-        if name.isdigit():
-            parts.append(f"Shape{{{name}}}")
-            continue
-        i = index[name]
-        if dims is None or dims == ":-1":
-            parts.append(f"Shape(shapes[{i}], shapes[{i}] + ranks[{i}]{'' if dims is None else ' - 1'})")
-        else:
-            parts.append(f"Shape{{shapes[{i}][{dims}]}}")
-    return parts[0] if len(parts) == 1 else f"join({{{', '.join(parts)}}})"
-
-
-def _dtype_expression(kernel: Kernel, dtype: str) -> str:
-    """C++ for a dtype of the table: that of an input, or MindSpore's number of a fixed one."""
-    for i, port in enumerate(kernel.inputs):
-        if port.dtype == dtype:
-            return f"types[{i}]"
-    return f"static_cast<TypeId>({ {'float32': 43, 'int32': 34}[dtype] })"  # kNumberTypeFloat32, kNumberTypeInt32 of mindapi/base/type_id.h
-
-
-def sources() -> dict[str, str]:
-    """File name -> text of everything that is compiled, the generated file included."""
-    texts = {path.name: path.read_text() for path in sorted([*SOURCES.glob("*.cc"), *SOURCES.glob("*.h")])}
-    return texts | {"inference.cc": inference_source()}
-
-
-def library_path(level: str) -> Path:
-    """Where the library of these sources, compiler flags, instruction level and machine lives, whether built or not."""
-    identity = [repr(sorted(sources().items())), repr(COMPILE_FLAGS), repr(LEVELS[level][1]), platform.machine(), platform.libc_ver()[1]]
-    digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()
-    return cache_root() / f"{level}-{digest[:20]}" / LIBRARY
-
-
-def build(level: str | None = None) -> Path:
-    """The library of this machine's level (or the given one), compiled unless it is there.
-
-    Several processes may call this at once: one compiles, the others wait for it.
-
-    Raises:
-        OperatorError: no compiler, or it fails; the message holds the first error line.
-    """
-    path = library_path(level or cpu_level())
-    if path.exists():
-        return path
-    compiler()
-    with _locked(path.parent):
-        if not path.exists():
-            _compile(path, LEVELS[level or cpu_level()][1])
-    return path
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time. Where the file system has no locks all compile, which is slower but right: each publishes whole files."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / "lock", "w")
-    except OSError as error:
-        raise OperatorError(f"{directory}: {error.strerror}; the CPU kernels are built there; set ASCEND_OPS_CACHE to a directory that can be written") from error
-    with file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _compile(path: Path, level_flags: tuple[str, ...]) -> None:
-    started = time.monotonic()
-    log.info("building the CPU operators, once: %s", path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="build.") as folder:
-        work = Path(folder)
-        for name, text in sources().items():
-            (work / name).write_text(text)
-        units = sorted(work.glob("*.cc"), key=lambda unit: -unit.stat().st_size)
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda unit: _run(work, "-c", *COMPILE_FLAGS, *level_flags, unit.name, "-o", unit.stem + ".o"), units))
-        _run(work, "-shared", "-pthread", *(Path(o).name for o in objects), "-ldl", "-o", LIBRARY)
-        os.replace(work / LIBRARY, path)
-    log.info("built in %.0f s", time.monotonic() - started)
-
-
-def _run(folder: Path, *arguments: str) -> str:
-    """Run the compiler; returns the file it made."""
-    result = subprocess.run([compiler(), *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    if result.returncode:
-        lines = result.stderr.strip().splitlines() or ["no message"]
-        first = next((line for line in lines if "error" in line), lines[0])
-        raise OperatorError(f"{compiler()}: {first.strip()}; the CPU kernels need a C++17 compiler such as g++ 9; set CXX to another one")
-    return arguments[-1]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `run`."""
-    parser.add_argument("--level", choices=LEVELS, default=cpu_level(), help="instructions to compile for; this processor's best")
+    parser.add_argument("--level", choices=library.LEVELS, default=library.cpu_level(), help="instructions to compile for; this processor's best")
 
 
 def run(options: argparse.Namespace) -> int:
     """Build and print the library's path."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print(build(options.level))
+    print(library.build(options.level))
     return 0
 
 

@@ -13,7 +13,7 @@ from mindspore.ops import CustomRegOp, DataType, constexpr
 from mindspore.ops import signature as sig
 from mindspore.ops.composite.multitype_ops.zeros_like_impl import zeros_like  # noqa: F401 - also of a number
 
-from ascend_ops.build import build
+from ascend_ops import library
 from ascend_ops.table import KERNELS, Kernel
 
 _DATA_TYPES = {
@@ -86,7 +86,7 @@ def primitive(name: str, target: str) -> ops.Custom:
     """The primitive of kernel `name` on `target` (CPU or Ascend); builds the CPU library if it is not there yet."""
     kernel = KERNELS[name]
     if target == "CPU":
-        function, shape, dtype = f"{build()}:{name}", None, None
+        function, shape, dtype = f"{library.build()}:{name}", None, None
     else:
         function = f"aclnn{name}"
         shape = lambda *shapes: _one_or_all(output_shapes(kernel, shapes))  # noqa: E731

@@ -1,7 +1,7 @@
 """The kernels: one entry each, from which everything that describes a kernel elsewhere is generated or checked.
 
 An entry gives inputs, outputs, dtypes and attributes of one device function. From it come the registration with MindSpore for CPU and Ascend
-(custom.py), the C++ shape and dtype inference of the CPU library (build.py), and the aclnn signature that Ascend C sources must have
+(custom.py), the C++ shape and dtype inference of the CPU library (library.py), and the aclnn signature that Ascend C sources must have
 (tests/ascend_ops/ascendc). No mindspore here.
 
 Shapes are written as a list of terms: `x` all dimensions of input x, `x[:-1]` all but the last, `x[0]` one of them, `3` a number.
@@ -158,20 +158,20 @@ KERNELS = {
         # the last two dimensions of q, k and v may be one: `heads` [H] gives the number of query heads by its length
         Kernel(
             "CausalAttention",
-            (Input("q"), Input("k"), Input("v"), *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment", "heads"))),
+            (Input("q"), Input("k"), Input("v"), *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment", "heads", "dropout_seed"))),
             (Output("out", "q"), Output("logsumexp", "q[0] heads q[1]", "float32")),
-            (Attribute("scale", "float"),),
+            (Attribute("scale", "float"), Attribute("dropout_rate", "float")),
         ),
         Kernel(
             "CausalAttentionGrad",
             (
                 *(Input(n) for n in ("dout", "q", "k", "v")),
-                *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment", "heads")),
+                *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment", "heads", "dropout_seed")),
                 Input("out"),
                 Input("logsumexp", "float32"),
             ),
             (Output("dq", "q"), Output("dk", "k"), Output("dv", "v")),
-            (Attribute("scale", "float"),),
+            (Attribute("scale", "float"), Attribute("dropout_rate", "float")),
         ),
         # One pass: m, v and p are updated from gradient * factor. controls = (lr, factor), float32 [2].
         Kernel(
@@ -249,7 +249,7 @@ class Operator:
 
 _SERIES_KERNELS = ("SeriesActivation", "SeriesActivationGrad")
 _NORM_INPUTS = ("x", "weight", "bias", "residual")
-_ATTENTION_INPUTS = ("q", "k", "v", "q_index", "k_index", "q_segment", "k_segment")
+_ATTENTION_INPUTS = ("q", "k", "v", "q_index", "k_index", "q_segment", "k_segment", "dropout_seed")
 _NEWER = ("ascend910b", "ascend910_93")
 
 OPERATORS = {

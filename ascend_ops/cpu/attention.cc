@@ -31,13 +31,14 @@ struct RowBlock {
   int64_t block, first, rows;
   float *q_t;  // [D, 64] scale * log2(e) * q
   float *sums, *top, *total;
-  int32_t *index, *segment;
+  int32_t *index, *segment, *probability;  // probability: place of the row in [B, H, Q, K]
 };
 
 // Scores [keys, 64] of a block, a lane for each row, become 2^(score - top); updates the running maximum and sum, and says by what earlier sums
 // shrink.
-void softmax_block(const Problem &p, const RowBlock &x, bool masked, int64_t key, int64_t keys, float *scores, float *shrink) {
-  const int32_t *key_index = p.keys.index + key, *key_segment = p.keys.segment + key;
+template <bool kDropout>
+void softmax_block(const Problem &p, const RowBlock &x, bool masked, int64_t b, int64_t first, int64_t keys, float *scores, float *shrink) {
+  const int32_t *key_index = p.keys.index + b * p.K + first, *key_segment = p.keys.segment + b * p.K + first;
   for (int64_t r = 0; r < x.rows; r += kLanes) {
     const Vec old = load(x.top + r);
     Vec highest = old;
@@ -58,8 +59,9 @@ void softmax_block(const Problem &p, const RowBlock &x, bool masked, int64_t key
     for (int64_t k = 0; k < keys; ++k) {
       float *at = scores + k * kRows + r;
       const Vec probability = exp2(load(at) - base);
-      store(at, probability);
-      sum += probability;
+      sum += probability;  // of all of them: dropout comes after the softmax
+      if (kDropout) store(at, probability * p.dropout.of(bit_cast<UintVec>(load_int(x.probability + r)) + static_cast<uint32_t>(first + k)));
+      else store(at, probability);
     }
     store(x.top + r, highest), store(x.total + r, sum), store(shrink + r, factor);
   }
@@ -81,7 +83,7 @@ struct Panels : Forward<T> {
 
   void panel(int64_t b, int64_t g, int64_t begin, int64_t end) const {
     const int64_t width = p.width;
-    Workspace space = Workspace::of(kMost * (2 * width + 4) * kRows + (2 * width + kRows) * kKeys + kRows);
+    Workspace space = Workspace::of(kMost * (2 * width + 5) * kRows + (2 * width + kRows) * kKeys + kRows);
     float *keys = space.take(kKeys * width), *values = space.take(kKeys * width), *scores = space.take(kKeys * kRows), *shrink = space.take(kRows);
     RowBlock blocks[kMost];
     for (int64_t i = begin; i < end; ++i) blocks[i - begin] = make_block(space, b, g, i);
@@ -98,7 +100,7 @@ struct Panels : Forward<T> {
           packed = true;
         }
         multiply<false>(n, round_up(x.rows), p.D, keys, width, x.q_t, kRows, scores, kRows, false);
-        softmax_block(p, x, seen == Visible::kSome, b * p.K + key, n, scores, shrink);
+        (p.dropout.drops() ? softmax_block<true> : softmax_block<false>)(p, x, seen == Visible::kSome, b, key, n, scores, shrink);
         for (int64_t r = 0; r < x.rows; ++r)
           for (float *at = x.sums + r * width; at < x.sums + (r + 1) * width; at += kLanes) store(at, load(at) * shrink[r]);
         multiply<true>(x.rows, width, n, scores, kRows, values, width, x.sums, width, true);
@@ -109,16 +111,18 @@ struct Panels : Forward<T> {
   }
 
   RowBlock make_block(Workspace &space, int64_t b, int64_t g, int64_t block) const {
-    RowBlock x{block, block * kRows, std::min(kRows, p.rows - block * kRows), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    RowBlock x{block, block * kRows, std::min(kRows, p.rows - block * kRows), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     x.q_t = space.take(p.width * kRows), x.sums = space.take(p.width * kRows), x.top = space.take(kRows), x.total = space.take(kRows);
     x.index = reinterpret_cast<int32_t *>(space.take(kRows)), x.segment = reinterpret_cast<int32_t *>(space.take(kRows));
+    x.probability = reinterpret_cast<int32_t *>(space.take(kRows));
     pack(x.rows, p.D, p.width, p.scale * kLog2E, x.sums, [&](int64_t i) { return this->q + p.query_at(b, g, x.first + i); });
     transpose(round_up(x.rows), p.width, x.sums, p.width, x.q_t, kRows);
     std::fill(x.sums, x.sums + kRows * p.width, 0.0f);
     std::fill(x.top, x.top + kRows, -kInfinity);
     std::fill(x.total, x.total + kRows, 0.0f);
     for (int64_t i = 0; i < kRows; ++i) {
-      const int64_t at = b * p.Q + std::min(x.first + i, p.rows - 1) / p.group;
+      const int64_t row = std::min(x.first + i, p.rows - 1), at = b * p.Q + row / p.group;
+      x.probability[i] = static_cast<int32_t>(p.probability_at(b, g, row));
       x.index[i] = p.queries.index[at], x.segment[i] = p.queries.segment[at];
     }
     return x;
@@ -231,12 +235,12 @@ struct FewRows : Forward<T> {
 };
 
 void causal_attention(const Call &call) {
-  enum { Q, K, V, Q_INDEX, K_INDEX, Q_SEGMENT, K_SEGMENT, HEADS, SCALE, OUT, LOGSUMEXP };
-  const Problem p = make_problem(call, Q, SCALE);
+  enum { Q, K, V, Q_INDEX, K_INDEX, Q_SEGMENT, K_SEGMENT, HEADS, SEED, ATTRIBUTES, OUT, LOGSUMEXP };
+  const Problem p = make_problem(call, Q, ATTRIBUTES);
   with_type(call[Q], [&](auto t) {
     using T = decltype(t);
     const Forward<T> forward{p, call[Q].as<T>(), call[K].as<T>(), call[V].as<T>(), call[OUT].as<T>(), call[LOGSUMEXP].as<float>()};
-    if (p.rows <= FewRows<T>::kMost) FewRows<T>{forward}.run();
+    if (p.rows <= FewRows<T>::kMost && !p.dropout.drops()) FewRows<T>{forward}.run();
     else Panels<T>{forward}.run();
   });
 }

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <vector>
 
+#include "dropout.h"
 #include "kernel.h"
 #include "parallel.h"
 #include "vector.h"
@@ -198,10 +199,12 @@ struct Problem {
   float scale;
   Positions queries, keys;
   std::vector<Range> row_ranges, key_ranges;
+  DropoutMask dropout;  // of the probabilities, by their place in [B, H, Q, K]
 
   int64_t query_at(int64_t b, int64_t g, int64_t row) const { return ((b * Q + row / group) * H + g * group + row % group) * D; }
   int64_t key_at(int64_t b, int64_t g, int64_t key) const { return ((b * K + key) * G + g) * D; }
   int64_t statistic_at(int64_t b, int64_t g, int64_t row) const { return (b * H + g * group + row % group) * Q + row / group; }
+  uint32_t probability_at(int64_t b, int64_t g, int64_t row) const { return static_cast<uint32_t>(statistic_at(b, g, row) * K); }
   // which of the n <= 16 keys from `key` on a query sees
   ASCEND_OPS_INLINE IntVec visible_keys(int64_t b, int64_t query, int64_t key, int64_t n) const {
     const int32_t *from_index = keys.index + b * K + key, *from_segment = keys.segment + b * K + key;
@@ -219,19 +222,22 @@ struct Problem {
   }
 };
 
-// The inputs of a call from `first` on: q, k, v, q_index, k_index, q_segment, k_segment, heads. The last two dimensions of q, k and v may be one.
-inline Problem make_problem(const Call &call, int first, int scale) {
+// The inputs of a call from `first` on: q, k, v, q_index, k_index, q_segment, k_segment, heads, dropout_seed; then the attributes scale and
+// dropout_rate. The last two dimensions of q, k and v may be one.
+inline Problem make_problem(const Call &call, int first, int attributes) {
   const Tensor q = call[first], k = call[first + 1], v = call[first + 2];
   const int64_t heads = call[first + 7].size();
   require(q.rank >= 3 && k.rank >= 3 && q.size() > 0 && k.size() > 0 && heads > 0, "q, k and v must be [batch, length, heads, head size]");
   Problem p{};
+  p.dropout = DropoutMask(*call[first + 8].as<int32_t>(), call[attributes].as<float>()[1]);
   p.B = q.dim(0), p.Q = q.dim(1), p.H = heads, p.D = q.size() / (p.B * p.Q * heads), p.K = k.dim(1);
   p.G = p.D ? k.size() / (k.dim(0) * p.K * p.D) : 0;
-  require(p.G > 0 && p.H % p.G == 0 && q.size() == p.B * p.Q * p.H * p.D && k.size() == p.B * p.K * p.G * p.D, "k must have the batch and head size of q, and its heads must divide those of q");
+  require(p.G > 0 && p.H % p.G == 0 && q.size() == p.B * p.Q * p.H * p.D && k.size() == p.B * p.K * p.G * p.D,
+          "k must have the batch and head size of q, and its heads must divide those of q");
   require(v.rank == k.rank && v.size() == k.size(), "k and v must have the same shape");
   for (int i = 0; i < 4; ++i)
     require(call[first + 3 + i].size() == p.B * (i % 2 ? p.K : p.Q), "indices and segments must be [batch, length]");
-  p.group = p.H / p.G, p.width = round_up(p.D), p.rows = p.Q * p.group, p.scale = *call[scale].as<float>();
+  p.group = p.H / p.G, p.width = round_up(p.D), p.rows = p.Q * p.group, p.scale = call[attributes].as<float>()[0];
   p.row_blocks = (p.rows + kRows - 1) / kRows, p.key_blocks = (p.K + kKeys - 1) / kKeys;
   p.queries = {call[first + 3].as<int32_t>(), call[first + 5].as<int32_t>(), p.Q};
   p.keys = {call[first + 4].as<int32_t>(), call[first + 6].as<int32_t>(), p.K};

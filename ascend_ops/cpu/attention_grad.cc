@@ -15,7 +15,7 @@ struct Backward {
 
   // Blocks of one (batch, KV head) that a thread has packed. q holds scale * log2(e) * q.
   struct Block {
-    int64_t b, g, row_block, key_block, row, rows, key, keys;
+    int64_t b, g, row, rows, key, keys;
     float *q, *dout, *logsumexp, *delta, *k, *k_t, *v_t, *p, *ds;
   };
 
@@ -32,7 +32,7 @@ struct Backward {
   }
 
   void load_rows(Block &x, int64_t row_block) const {
-    x.row_block = row_block, x.row = row_block * kRows, x.rows = std::min(kRows, p.rows - x.row);
+    x.row = row_block * kRows, x.rows = std::min(kRows, p.rows - x.row);
     pack(x.rows, p.D, p.width, p.scale * kLog2E, x.q, [&](int64_t i) { return q + p.query_at(x.b, x.g, x.row + i); });
     pack(x.rows, p.D, p.width, 1.0f, x.dout, [&](int64_t i) { return dout + p.query_at(x.b, x.g, x.row + i); });
     for (int64_t i = 0; i < x.rows; ++i) {
@@ -42,8 +42,8 @@ struct Backward {
   }
 
   void load_keys(Block &x, int64_t key_block) const {
-    x.key_block = key_block, x.key = key_block * kKeys, x.keys = std::min(kKeys, p.K - x.key);
-    float *v_rows = x.p;  // free at this time, but too small for wide heads: a slice of it at a time
+    x.key = key_block * kKeys, x.keys = std::min(kKeys, p.K - x.key);
+    float *v_rows = x.p;  // free at this time; wide heads go through it in slices
     for (int64_t d = 0; d < p.width; d += kRows) {
       const int64_t width = std::min(kRows, p.width - d);
       pack(x.keys, std::min(kRows, p.D - d), width, 1.0f, v_rows, [&](int64_t j) { return v + p.key_at(x.b, x.g, x.key + j) + d; });
@@ -53,20 +53,25 @@ struct Backward {
     transpose(round_up(x.keys), p.width, x.k, p.width, x.k_t, kKeys);
   }
 
-  // p [rows, keys] = softmax of the scores, ds = p * (dout v^T - delta): the gradient of the scores
+  // p [rows, keys] = softmax of the scores after dropout, ds = p * (dout v^T - delta): the gradient of the scores
   void probabilities(Block &x, bool masked) const {
     const int64_t width = round_up(x.keys);
     multiply<false>(x.rows, width, p.D, x.q, p.width, x.k_t, kKeys, x.p, kKeys, false);
     multiply<false>(x.rows, width, p.D, x.dout, p.width, x.v_t, kKeys, x.ds, kKeys, false);
     for (int64_t i = 0; i < x.rows; ++i) {
       for (int64_t j = 0; j < x.keys; j += kLanes) {
-        Vec probability = exp2(load(x.p + i * kKeys + j) - x.logsumexp[i]);
-        Vec gradient = probability * (load(x.ds + i * kKeys + j) - x.delta[i]);
+        const Vec probability = exp2(load(x.p + i * kKeys + j) - x.logsumexp[i]);
+        Vec dprobability = load(x.ds + i * kKeys + j), kept = probability;
+        if (p.dropout.drops()) {
+          const Vec mask = p.dropout.at(p.probability_at(x.b, x.g, x.row + i) + x.key + j);
+          dprobability *= mask, kept *= mask;
+        }
+        Vec gradient = probability * (dprobability - x.delta[i]);
         if (masked) {
           const IntVec seen = p.visible_keys(x.b, (x.row + i) / p.group, x.key + j, std::min<int64_t>(kLanes, x.keys - j));
-          probability = seen ? probability : Vec{}, gradient = seen ? gradient : Vec{};
+          kept = seen ? kept : Vec{}, gradient = seen ? gradient : Vec{};
         }
-        store(x.p + i * kKeys + j, probability), store(x.ds + i * kKeys + j, gradient);
+        store(x.p + i * kKeys + j, kept), store(x.ds + i * kKeys + j, gradient);
       }
     }
   }
@@ -155,8 +160,8 @@ std::vector<float> row_products(const Problem &p, const T *dout, const T *out) {
 }
 
 void causal_attention_grad(const Call &call) {
-  enum { DOUT, Q, K, V, Q_INDEX, K_INDEX, Q_SEGMENT, K_SEGMENT, HEADS, OUT, LOGSUMEXP, SCALE, DQ, DK, DV };
-  const Problem p = make_problem(call, Q, SCALE);
+  enum { DOUT, Q, K, V, Q_INDEX, K_INDEX, Q_SEGMENT, K_SEGMENT, HEADS, SEED, OUT, LOGSUMEXP, ATTRIBUTES, DQ, DK, DV };
+  const Problem p = make_problem(call, Q, ATTRIBUTES);
   require(call[DOUT].size() == call[Q].size() && call[OUT].size() == call[Q].size(), "dout and out must have the shape of q");
   require(call[LOGSUMEXP].size() == p.B * p.H * p.Q, "logsumexp must be [batch, heads, queries]");
   with_type(call[Q], [&](auto t) {

@@ -14,12 +14,17 @@ ASCEND_OPS_INLINE UintVec mix(UintVec h) {
 
 class DropoutMask {
  public:
-  DropoutMask(int32_t seed, float rate)
+  bool drops() const { return threshold_ > 0; }
+  explicit DropoutMask(int32_t seed = 0, float rate = 0.0f)
       : seed_(static_cast<uint32_t>(seed)), threshold_(static_cast<uint32_t>(double{rate} * 2147483648.0)), scale_(1.0f / (1.0f - rate)) {}
   // What elements [index, index + 16) are multiplied with: 0 or 1 / (1 - rate).
   ASCEND_OPS_INLINE Vec at(int64_t index) const {
     const UintVec lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    const UintVec hash = mix((lanes + static_cast<uint32_t>(index)) ^ seed_);
+    return of(lanes + static_cast<uint32_t>(index));
+  }
+  // The same for sixteen elements that stand anywhere.
+  ASCEND_OPS_INLINE Vec of(UintVec indices) const {
+    const UintVec hash = mix(indices ^ seed_);
     return select(bit_cast<IntVec>(hash >= threshold_), splat(scale_), Vec{});
   }
 

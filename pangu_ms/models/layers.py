@@ -140,7 +140,7 @@ class Attention(nn.Cell):
     def __init__(self, config: ModelConfig, cache: CacheShape | None = None):
         super().__init__()
         hidden_size = config.hidden_size
-        self.num_heads = config.num_heads
+        self.num_heads, self.dropout_rate = config.num_heads, config.dropout
         self.query, self.key, self.value, self.output = (Linear(hidden_size, hidden_size) for _ in range(4))
         self.cache = KVCache(cache, hidden_size, getattr(ms, config.compute_dtype)) if cache else None
 
@@ -149,6 +149,18 @@ class Attention(nn.Cell):
         if self.cache is not None:
             keys_BCE, values_BCE, slots_BC = self.cache(k_BKE, v_BKE, slots_BK)
             y_BQE = ascend_ops.causal_attention(q_BQE, keys_BCE, values_BCE, query_slots_BQ, slots_BC, num_heads=self.num_heads)
+        elif self.training and self.dropout_rate > 0.0:
+            seed = ascend_ops.dropout_seed(key, 0)
+            y_BQE = ascend_ops.causal_attention(
+                q_BQE,
+                k_BKE,
+                v_BKE,
+                q_segment=segments_BK,
+                k_segment=segments_BK,
+                num_heads=self.num_heads,
+                dropout_rate=self.dropout_rate,
+                dropout_seed=seed,
+            )
         else:
             y_BQE = ascend_ops.causal_attention(q_BQE, k_BKE, v_BKE, q_segment=segments_BK, k_segment=segments_BK, num_heads=self.num_heads)
         return self.output(y_BQE)

@@ -3,6 +3,7 @@
 import json
 
 import ascend_ops
+from ascend_ops import library
 from ascend_ops.table import OPERATORS
 from pangu_ms.cli import main
 
@@ -32,4 +33,4 @@ def test_an_unknown_backend_in_the_environment_is_one_line(capsys, monkeypatch):
 
 def test_build_prints_the_library(capsys):
     assert main(["ops", "build"]) == 0
-    assert capsys.readouterr().out.strip() == str(ascend_ops.build.library_path(ascend_ops.build.cpu_level()))
+    assert capsys.readouterr().out.strip() == str(library.library_path(library.cpu_level()))
