@@ -6,12 +6,19 @@
     ascend_ops.explain()                         which backend each operator takes here, and why
 """
 
-from ascend_ops.activations import fast_gelu, gelu, gelu_erf, series_activation, silu, swiglu
+from ascend_ops.activations import (
+    fast_gelu,
+    gelu,
+    gelu_erf,
+    series_activation,
+    silu,
+    swiglu,
+)
+from ascend_ops.addition import Fork, add
 from ascend_ops.attention import causal_attention
 from ascend_ops.backend import BACKENDS, Choice, choose, explain, use
 from ascend_ops.dropout import dropout, dropout_seed
 from ascend_ops.errors import OperatorError
-from ascend_ops.fork import Fork
 from ascend_ops.loss import softmax_cross_entropy
 from ascend_ops.matmul import grouped_matmul, linear
 from ascend_ops.norms import layer_norm, rms_norm

@@ -74,5 +74,6 @@ def _dropout_gradient(x, seed, rate, out, dout):
 @rule("dropout")
 def _check_dropout(x: Operand, seed: Operand) -> None:
     x.floating()
+    x.rank(1)
     seed.int32()
     seed.shaped("one number", (), (1,))

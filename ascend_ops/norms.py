@@ -8,10 +8,10 @@ rounded sum.
 import mindspore as ms
 from mindspore import Tensor, ops
 
+from ascend_ops.addition import Fork
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, gradient_of, kernel, zeros_like
-from ascend_ops.fork import Fork
 
 _fork = Fork(2)
 

@@ -206,6 +206,7 @@ KERNELS = {
             (Input("dy"), Input("rows"), Input("order", "int32"), *_f32("weights")),
             (Output("drows", "rows"), *_same("weights")),
         ),
+        Kernel("Add", (Input("x"), Input("y")), (Output("total", "x"),)),
         # y = x * (hash of seed and element index says keep) / (1 - rate); the gradient is Dropout of dy
         Kernel("Dropout", (Input("x"), Input("seed", "int32")), (Output("y", "x"),), (Attribute("rate", "float"),)),
         # y = x W^T + bias with float32 weight [out, in] and bias [out], or [1] holding 0 for none
@@ -285,6 +286,7 @@ OPERATORS = {
     "grouped_matmul": Operator(
         "each expert's rows times its weight", ("x", "weight", "counts"), ("GroupedMatmul", "GroupedMatmulGrad"), "GroupedMatmulV4", _NEWER, onednn=True
     ),
+    "add": Operator("sum of two tensors of one shape", ("x", "y"), ("Add",), "Add"),
     "dropout": Operator("dropout by a hash, the same when repeated", ("x", "seed"), ("Dropout",)),
     "linear": Operator("x W^T + bias in the dtype of x, weight in float32", ("x", "weight", "bias"), ("Linear", "LinearGrad"), "MatMul", onednn=True),
 }

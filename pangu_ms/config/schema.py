@@ -7,7 +7,15 @@ from pydantic import GetCoreSchemaHandler
 from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, core_schema
 
-from pangu_ms.config.base import STRICT, Float, Int, ModelConfig, require, require_not_negative, require_positive
+from pangu_ms.config.base import (
+    STRICT,
+    Float,
+    Int,
+    ModelConfig,
+    require,
+    require_not_negative,
+    require_positive,
+)
 from pangu_ms.config.registry import FAMILIES
 
 

@@ -7,7 +7,12 @@ from pathlib import Path
 from pangu_ms import runtime
 from pangu_ms.cli import guarded
 from pangu_ms.export.package import Package, read_key
-from pangu_ms.infer.arguments import add_generation_arguments, read_prompts, run_and_print, sampling_config
+from pangu_ms.infer.arguments import (
+    add_generation_arguments,
+    read_prompts,
+    run_and_print,
+    sampling_config,
+)
 from pangu_ms.infer.generate import Generator
 
 

@@ -23,7 +23,13 @@ from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ExportError
-from pangu_ms.export.package import FORMAT_VERSION, MANIFEST, file_entries, read_key, sealed
+from pangu_ms.export.package import (
+    FORMAT_VERSION,
+    MANIFEST,
+    file_entries,
+    read_key,
+    sealed,
+)
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import load_decoder, load_tokenizer

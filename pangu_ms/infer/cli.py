@@ -3,7 +3,12 @@
 import argparse
 
 from pangu_ms import runtime
-from pangu_ms.infer.arguments import add_generation_arguments, read_prompts, run_and_print, sampling_config
+from pangu_ms.infer.arguments import (
+    add_generation_arguments,
+    read_prompts,
+    run_and_print,
+    sampling_config,
+)
 
 OVERRIDES_HELP = "runtime.device=CPU or model.compute_dtype=float32 use a checkpoint elsewhere than where it was trained"
 

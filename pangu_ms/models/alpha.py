@@ -8,7 +8,16 @@ from mindspore import nn, ops
 
 import ascend_ops
 from pangu_ms.config.alpha import AlphaConfig
-from pangu_ms.models.layers import Attention, CacheShape, Dropout, Embedding, FeedForward, LayerKey, LayerNorm, compiled_once
+from pangu_ms.models.layers import (
+    Attention,
+    CacheShape,
+    Dropout,
+    Embedding,
+    FeedForward,
+    LayerKey,
+    LayerNorm,
+    compiled_once,
+)
 
 
 class Block(nn.Cell):
@@ -25,7 +34,7 @@ class Block(nn.Cell):
         self.ffn_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.ffn = FeedForward(config)
         self.attention_dropout, self.ffn_dropout = Dropout(config.dropout, 1), Dropout(config.dropout, 2)
-        self.fork_stream, self.fork_two, self.fork_three, self.ffn_residual = ascend_ops.Fork(2), ascend_ops.Fork(2), ascend_ops.Fork(3), ops.Add()
+        self.fork_stream, self.fork_two, self.fork_three = ascend_ops.Fork(2), ascend_ops.Fork(2), ascend_ops.Fork(3)
 
     def construct(self, x_BSE, segments_BS, slots_BS, key):
         x_BSE, residual_BSE = self.fork_stream(x_BSE)
@@ -39,7 +48,7 @@ class Block(nn.Cell):
 
     def rest(self, x_BSE, attended_BSE, key):
         normed_BSE, x_BSE = self.ffn_norm.after_sum(self.attention_dropout(attended_BSE, key), x_BSE)
-        return self.ffn_residual(x_BSE, self.ffn_dropout(self.ffn(normed_BSE), key))
+        return ascend_ops.add(x_BSE, self.ffn_dropout(self.ffn(normed_BSE), key))
 
 
 class PanguAlpha(nn.Cell):

@@ -14,6 +14,7 @@ from mindspore.common.initializer import initializer
 import ascend_ops
 from pangu_ms.config.base import ModelConfig
 
+
 def zeros(name: str, *shape: int) -> Parameter:
     """A float32 parameter, filled later by `initialize` or from a checkpoint."""
     return Parameter(initializer("zeros", shape, ms.float32), name=name)

@@ -8,7 +8,15 @@ import pytest
 from mindspore import Tensor
 
 import ascend_ops
-from tests.ascend_ops.common import assert_close, backend, forward, gradients, numeric_gradients, rounded, to_tensor  # noqa: F401
+from tests.ascend_ops.common import (  # noqa: F401
+    assert_close,
+    backend,
+    forward,
+    gradients,
+    numeric_gradients,
+    rounded,
+    to_tensor,
+)
 
 erf = np.vectorize(math.erf)
 FORMULAS = {

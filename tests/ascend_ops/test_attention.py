@@ -10,10 +10,19 @@ import pytest
 from mindspore import Tensor, nn
 
 import ascend_ops
-from ascend_ops.attention import causal_attention
 from ascend_ops import library
+from ascend_ops.attention import causal_attention
 from ascend_ops.custom import attribute, kernel
-from tests.ascend_ops.common import assert_close, backend, forward, gradients, numeric_gradients, rounded, to_float64, to_tensor  # noqa: F401
+from tests.ascend_ops.common import (  # noqa: F401
+    assert_close,
+    backend,
+    forward,
+    gradients,
+    numeric_gradients,
+    rounded,
+    to_float64,
+    to_tensor,
+)
 from tests.ascend_ops.test_dropout import hash_reference
 
 UNUSED = 2**30

@@ -7,7 +7,15 @@ from mindspore import Tensor
 
 from ascend_ops.errors import OperatorError
 from ascend_ops.loss import softmax_cross_entropy
-from tests.ascend_ops.common import assert_close, backend, forward, gradients, numeric_gradients, rounded, to_tensor  # noqa: F401
+from tests.ascend_ops.common import (  # noqa: F401
+    assert_close,
+    backend,
+    forward,
+    gradients,
+    numeric_gradients,
+    rounded,
+    to_tensor,
+)
 
 
 def reference(logits, labels, mask):

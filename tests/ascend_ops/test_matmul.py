@@ -7,7 +7,16 @@ from mindspore import Tensor
 
 import ascend_ops
 from ascend_ops.matmul import grouped_matmul, linear
-from tests.ascend_ops.common import assert_close, backend, forward, gradients, numeric_gradients, rounded, to_float64, to_tensor  # noqa: F401
+from tests.ascend_ops.common import (  # noqa: F401
+    assert_close,
+    backend,
+    forward,
+    gradients,
+    numeric_gradients,
+    rounded,
+    to_float64,
+    to_tensor,
+)
 
 DTYPES = ["float32", "float16", "bfloat16"]
 

@@ -7,7 +7,15 @@ from mindspore import Tensor
 
 from ascend_ops.errors import OperatorError
 from ascend_ops.norms import layer_norm, rms_norm
-from tests.ascend_ops.common import assert_close, backend, forward, gradients, numeric_gradients, rounded, to_tensor  # noqa: F401
+from tests.ascend_ops.common import (  # noqa: F401
+    assert_close,
+    backend,
+    forward,
+    gradients,
+    numeric_gradients,
+    rounded,
+    to_tensor,
+)
 
 EPS = 1e-3  # large enough to be seen when it is left out
 

@@ -10,7 +10,15 @@ from mindspore import Tensor, ops
 import ascend_ops
 from ascend_ops.custom import kernel
 from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
-from tests.ascend_ops.common import assert_close, backend, forward, gradients, numeric_gradients, rounded, to_tensor  # noqa: F401
+from tests.ascend_ops.common import (  # noqa: F401
+    assert_close,
+    backend,
+    forward,
+    gradients,
+    numeric_gradients,
+    rounded,
+    to_tensor,
+)
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")  # graph mode: MindSpore's default is eager
 NUM_EXPERTS = 7

@@ -11,7 +11,13 @@ import safetensors.numpy
 
 from pangu_ms.checkpoint import store
 from pangu_ms.errors import CheckpointError
-from tests.checkpoint.common import assert_is_step, assert_same, groups_of, save, small_config
+from tests.checkpoint.common import (
+    assert_is_step,
+    assert_same,
+    groups_of,
+    save,
+    small_config,
+)
 
 
 def test_what_was_saved_comes_back(tmp_path):

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from pangu_ms import cli
 from pangu_ms.data.segment import best_ends, make_segmenter
-from pangu_ms.data.tokenizer import StreamDecoder, Tokenizer, sample_chunks, train_tokenizer
+from pangu_ms.data.tokenizer import (
+    StreamDecoder,
+    Tokenizer,
+    sample_chunks,
+    train_tokenizer,
+)
 from pangu_ms.errors import DataError
 from tests.data.conftest import CHINESE, CODE, documents
 

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from pangu_ms.errors import GenerationError
-from pangu_ms.infer.sampling import Sampler, SamplingConfig, keep_top_k, keep_top_p, log_softmax
+from pangu_ms.infer.sampling import (
+    Sampler,
+    SamplingConfig,
+    keep_top_k,
+    keep_top_p,
+    log_softmax,
+)
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.05, 0.25, 0.2]))
 

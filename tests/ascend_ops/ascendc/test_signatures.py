@@ -5,7 +5,12 @@ import re
 import pytest
 
 from ascend_ops.table import ACTIVATION_CODES, FLOATS
-from tests.ascend_ops.ascendc.ascendc_host import ASCENDC_KERNELS, ROOT, chip_dtypes, snake_case
+from tests.ascend_ops.ascendc.ascendc_host import (
+    ASCENDC_KERNELS,
+    ROOT,
+    chip_dtypes,
+    snake_case,
+)
 
 SHAPES = {
     "SeriesActivation": [(2, 3, 8), (8,), (2, 8), (2, 1)],

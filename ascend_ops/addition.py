@@ -1,0 +1,46 @@
+"""Sums, and one value for several readers, whose gradients are a sum."""
+
+from mindspore import Tensor, nn, ops
+
+from ascend_ops.backend import select
+from ascend_ops.checks import Operand, describe, rule
+from ascend_ops.custom import gradient_of, kernel
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, of one shape and dtype (float32, float16 or bfloat16), rounded once."""
+    chosen = select("add", describe(x), describe(y))
+    if chosen == "composed" or chosen == "builtin":
+        return ops.Add()(x, y)
+    return kernel("Add")(x, y)
+
+
+class Fork(nn.Cell):
+    """(x,) * count, whose gradients are added by `add`. MindSpore's AddN, which does it otherwise, has no bfloat16 on a CPU."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.count = count
+
+    def construct(self, x):
+        return (x,) * self.count
+
+    def bprop(self, x, out, dout):
+        total = dout[0]
+        for i in range(1, self.count):
+            total = add(total, dout[i])
+        return (total,)
+
+
+@gradient_of("Add")
+def _add_gradient(x, y, out, dout):
+    return dout, dout
+
+
+@rule("add")
+def _check_add(x: Operand, y: Operand) -> None:
+    x.floating()
+    x.rank(1)
+    y.floating(like=x)
+    if x.shape is not None:
+        y.shaped("the shape of x", x.shape)
