@@ -140,13 +140,13 @@ def compiled(case: Case, backend: str) -> dict[str, Callable[[], None]]:
     from mindspore import Tensor, ops
 
     import ascend_ops
-    from tests.bench.ops_calls import Both, Forward
+    from tests.bench.ops_calls import Both, First, Forward
 
     tensors = [Tensor(a) for a in case.inputs]
     with ascend_ops.use(backend):
         forward = Forward(case.ours)
-        result = forward(*tensors)
-        cotangent = ops.ones_like(result[0] if isinstance(result, tuple) else result)
+        forward(*tensors)  # compiles, which fixes the backend
+        cotangent = ops.ones_like(First(case.ours)(*tensors))
         runs = {"fwd": lambda: forward(*tensors)}
         if case.backward_bytes:
             both = Both(case.ours, case.differentiable)
@@ -176,15 +176,22 @@ def eager(case: Case) -> dict[str, Callable[[], None]]:
 
 
 def medians(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, taking turns."""
+    """Median milliseconds of each, taking turns; each is called once more before it is timed, as threads and caches are then its own."""
     seconds = {name: [] for name in runs}
-    for round_number in range(rounds + 2):
+    for _ in range(rounds):
         for name, run in runs.items():
+            run()
             began = time.perf_counter()
             run()
-            if round_number >= 2:
-                seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.perf_counter() - began)
     return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+
+
+def launch_time(rounds: int) -> float:
+    """Milliseconds of a graph that computes sixteen numbers: what every time of ours includes."""
+    import ascend_ops
+
+    return medians(compiled(Case("launch", (draw(1, 16),), ascend_ops.silu, ascend_ops.silu, 0), "cpu"), rounds)["fwd"]
 
 
 def measure(case: Case, bandwidth: float, rounds: int, backends: list[str]) -> dict:
@@ -215,9 +222,9 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(threads)
     bandwidth = stream_bandwidth(threads)
     backends = ["cpu"] if args.no_composed else ["cpu", "composed"]
-    rows = []
+    rows, launch = [], launch_time(args.rounds)
     if not args.json:
-        print(f"{threads} threads, {bandwidth / 1e9:.1f} GB/s\n{'milliseconds':<22}{'fwd: ours':>10}{'bytes':>8}{'torch':>8}{'composed':>10}{'ratio':>7}", end="")
+        print(f"{threads} threads, {bandwidth / 1e9:.1f} GB/s, {launch:.2f} ms to launch a graph\n{'milliseconds':<22}{'fwd: ours':>10}{'bytes':>8}{'torch':>8}{'composed':>10}{'ratio':>7}", end="")
         print(f"{'both: ours':>12}{'bytes':>8}{'torch':>8}{'composed':>10}{'ratio':>7}")
     for case in cases():
         if args.only and not any(part in case.name for part in args.only):
@@ -226,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
         if not args.json:
             print(f"{case.name:<22}" + "".join(line(row, which, 10 + 2 * i) for i, which in enumerate(("fwd", "both"))), flush=True)
     if args.json:
-        print(json.dumps({"bandwidth": bandwidth, "threads": threads, "rows": rows}))
+        print(json.dumps({"bandwidth": bandwidth, "launch_ms": launch, "threads": threads, "rows": rows}))
 
 
 def line(row: dict, which: str, width: int) -> str:

@@ -1,8 +1,20 @@
-"""Cells around one operator, in a file of their own since graph mode reads their source."""
+"""Cells around one operator, in a file of their own since graph mode reads their source.
+
+They return single elements: results then live in MindSpore's pool, as inside a model, and not in new memory of the system.
+"""
 
 from mindspore import nn, ops
 
 import ascend_ops
+
+
+def corner(x):
+    """The first element."""
+    if x.ndim == 1:
+        return x[0]
+    if x.ndim == 2:
+        return x[0, 0]
+    return x[0, 0, 0] if x.ndim == 3 else x[0, 0, 0, 0] if x.ndim == 4 else x
 
 
 class Forward(nn.Cell):
@@ -13,7 +25,8 @@ class Forward(nn.Cell):
         self.call = call
 
     def construct(self, *inputs):
-        return self.call(*inputs)
+        outputs = self.call(*inputs)
+        return corner(outputs[0] if isinstance(outputs, tuple) else outputs)
 
 
 class First(nn.Cell):
@@ -41,8 +54,8 @@ class Both(nn.Cell):
         gradients = self.grad(self.call)(*inputs, cotangent)
         kept = ()
         for i in self.positions:
-            kept = kept + (gradients[i],)
-        return output, kept
+            kept = kept + (corner(gradients[i]),)
+        return corner(output), kept
 
 
 def dropout(x, seed):
