@@ -16,7 +16,7 @@ from ascend_ops.activations import (
 )
 from ascend_ops.addition import Fork, add
 from ascend_ops.attention import causal_attention
-from ascend_ops.backend import BACKENDS, Choice, choose, explain, use
+from ascend_ops.backend import BACKENDS, Choice, choose, explain, has_bfloat16_products, use
 from ascend_ops.dropout import dropout, dropout_seed
 from ascend_ops.errors import OperatorError
 from ascend_ops.loss import softmax_cross_entropy
@@ -24,3 +24,29 @@ from ascend_ops.matmul import grouped_matmul, linear
 from ascend_ops.norms import layer_norm, rms_norm
 from ascend_ops.optimizer import adamw, squared_norm
 from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
+
+__all__ = [
+    "(",
+    "BACKENDS",
+    "Choice",
+    "Fork",
+    "OperatorError",
+    "adamw",
+    "add",
+    "causal_attention",
+    "choose",
+    "dropout",
+    "dropout_seed",
+    "explain",
+    "grouped_matmul",
+    "has_bfloat16_products",
+    "layer_norm",
+    "linear",
+    "moe_combine",
+    "moe_dispatch",
+    "rms_norm",
+    "rre_route",
+    "softmax_cross_entropy",
+    "squared_norm",
+    "use",
+]

@@ -14,7 +14,7 @@ from mindspore.ops.functional import isconstant
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, device, gradient_of, kernel, zeros_like
-from ascend_ops.dropout import dropout_mask
+from ascend_ops.dropout import dropout_mask, float32_rate
 from ascend_ops.errors import OperatorError
 
 
@@ -34,7 +34,8 @@ def causal_attention(
     """softmax(scale * q k^T over the keys that a query sees) v. Softmax and sums are float32; q, k and v have gradients.
 
     Query i sees key j if k_index[j] <= q_index[i] and k_segment[j] == q_segment[i]. A query that sees none gives 0, and gradients of 0. Slots of a
-    cache that hold nothing yet get a huge index (2**30); what they hold must be finite.
+    cache that hold nothing yet get a huge index (2**30). All of k and v must be finite: a NaN reaches queries of its batch row that do not see its
+    key, which ones depends on the backend.
 
     Args:
         q: [B, Q, H, D], or [B, Q, H * D] with num_heads; float32, float16 or bfloat16.
@@ -54,6 +55,7 @@ def causal_attention(
     Source: Dao 2023, FlashAttention-2; specification A1.3.
     """
     chosen = select("causal_attention", *(describe(t) for t in (q, k, v, q_index, k_index, q_segment, k_segment, dropout_seed)))
+    dropout_rate = _rate(dropout_rate, describe(dropout_seed))
     heads = _heads(num_heads, q.ndim, q.shape[2], k.shape[2])
     scale = _scale(scale, q.shape[-1] if q.ndim == 4 else q.shape[-1] // heads.shape[0])
     q_index, k_index = _or_arange(q_index, q), _or_arange(k_index, k)
@@ -193,6 +195,13 @@ def _product_dtype(dtype):
 def _builtin_computes(dtype, head_size):
     """Whether flash_attention_score is documented for it."""
     return dtype in (ms.float16, ms.bfloat16) and head_size % 16 == 0 and head_size <= 512
+
+
+@constexpr
+def _rate(rate, seed):
+    if float32_rate("causal_attention", rate) and seed is None:
+        raise OperatorError(f"ascend_ops.causal_attention: dropout_rate={rate} without dropout_seed; ascend_ops.dropout_seed makes one of a step's key")
+    return float32_rate("causal_attention", rate)
 
 
 @constexpr

@@ -69,7 +69,8 @@ def forced() -> str | None:
 
 def identity() -> str:
     """What a compiled graph depends on of this module and the kernels: for caches of compiled graphs."""
-    return f"{device()} {soc()} {forced()} {_cpu_unavailable()} {library.library_path(library.cpu_level())}"
+    choices = [unavailable(name, backend, dtype) for name in OPERATORS for backend in BACKENDS for dtype in FLOATS]
+    return f"{forced()} {choices} {library.library_path(library.cpu_level())}"
 
 
 def choose(name: str, dtype: str = "float32") -> Choice:
@@ -102,14 +103,16 @@ def unavailable(name: str, backend: str, dtype: str) -> str:
     if device() != "Ascend":
         return f"the device is {device()}"
     if backend == "builtin":
-        return _builtin_unavailable(name)
+        return _builtin_unavailable(name, dtype)
     return _ascendc_unavailable(name, dtype)
 
 
-def _builtin_unavailable(name: str) -> str:
+def _builtin_unavailable(name: str, dtype: str) -> str:
     operator = OPERATORS[name]
     if not operator.builtin:
         return "MindSpore has no operator for it"
+    if soc() == "ascend910" and dtype == "bfloat16":
+        return "ascend910 has no bfloat16"
     return "" if soc() in operator.builtin_socs else f"{operator.builtin} is not documented for {soc()}"
 
 
@@ -128,11 +131,15 @@ def _ascendc_unavailable(name: str, dtype: str) -> str:
 def _cpu_unavailable() -> str:
     """Why the CPU library cannot be had; builds it. Says so once."""
     try:
-        library.build()
+        ctypes.CDLL(str(library.build()))
+    except OSError as error:  # truncated, or of another machine
+        why_not = f"{error}; delete it and start again"
     except OperatorError as error:
-        log.warning("%s. Until then operators are composed of MindSpore's, which is slower.", error)
-        return str(error)
-    return ""
+        why_not = str(error)
+    else:
+        return ""
+    log.warning("%s. Until then operators are composed of MindSpore's, which is slower.", why_not)
+    return why_not
 
 
 @functools.cache
@@ -144,10 +151,8 @@ def _onednn_unavailable() -> str:
 
 @functools.cache
 def has_bfloat16_products() -> bool:
-    """Whether this CPU multiplies bfloat16 itself (AVX512_BF16 or AMX) and our products can use it; else bfloat16 is slower than float32."""
-    if device() != "CPU" or _cpu_unavailable() or _onednn_unavailable():
-        return False
-    return bool(ctypes.CDLL(str(library.build())).ascend_ops_has_bf16_products())
+    """Whether this CPU multiplies bfloat16 itself and our products use that; if not, bfloat16 gains nothing over float32."""
+    return not unavailable("linear", "cpu", "bfloat16") and bool({"avx512_bf16", "amx_bf16"} & library.cpu_flags())
 
 
 @functools.cache

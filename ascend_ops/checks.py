@@ -1,7 +1,7 @@
 """What every backend refuses, in the same words. Rules run while a graph is compiled (or at each eager call), before any kernel.
 
 A rule is a plain function of Operands, registered under its operator's name; `select` (backend.py) calls it. Shapes that are not known yet
-(dynamic ones) pass here; the kernels check them again.
+(dynamic ones) pass here; the kernels check them again, in words of their own.
 """
 
 from collections.abc import Callable

@@ -3,6 +3,8 @@
 MindSpore's own dropout differs from run to run on a CPU even with a seed.
 """
 
+import math
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
@@ -11,6 +13,7 @@ from mindspore.ops import constexpr
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, gradient_of, kernel, zeros_like
+from ascend_ops.errors import OperatorError
 
 
 def dropout(x: Tensor, seed: Tensor, rate: float) -> Tensor:
@@ -21,31 +24,50 @@ def dropout(x: Tensor, seed: Tensor, rate: float) -> Tensor:
         seed: int32 scalar or [1], well mixed: `dropout_seed` makes one.
         rate: share of elements that become 0, in [0, 1).
     """
-    if select("dropout", describe(x), describe(seed)) == "composed":
+    chosen = select("dropout", describe(x), describe(seed))
+    rate = checked_rate("dropout", rate)
+    if chosen == "composed":
         return ops.cast(ops.cast(x, ms.float32) * dropout_mask(x.shape, seed, rate), x.dtype)
     return kernel("Dropout")(x, seed.reshape(1), attribute(rate))
 
 
 def dropout_seed(key: Tensor, site: int) -> Tensor:
     """A seed for one place (`site`) of a model from the int32 key of a step."""
-    return _mix(ops.bitwise_xor(key, int32(site * 0x9E3779B1)))  # the golden ratio spreads the sites
+    return _mix(ops.bitwise_xor(key, int32(site * 0x9E3779B1)), int32(0))  # the golden ratio spreads the sites
 
 
 def dropout_mask(shape, seed, rate):
     """float32 factors of `dropout`: 0 or 1 / (1 - rate)."""
     index = element_index(shape)
-    return ops.cast(_mix(ops.bitwise_xor(index, seed)) >= threshold(rate), ms.float32) * (1.0 / (1.0 - rate))
+    return ops.cast(_mix(ops.bitwise_xor(index, seed), seed) >= threshold(rate), ms.float32) * (1.0 / (1.0 - rate))
 
 
-def _mix(h):
-    """31 well mixed bits of int32 numbers. Source: Wellons, "Prospecting for Hash Functions" (lowbias32)."""
-    h = ops.bitwise_xor(h, _shifted(h, 16)) * int32(0x7FEB352D)
+def _mix(h, seed):
+    """31 well mixed bits of int32 numbers (index ^ seed). The seed enters twice, or the masks of two seeds were permutations of each other.
+
+    Source: Wellons, "Prospecting for Hash Functions" (lowbias32); the second entry is ours.
+    """
+    h = ops.bitwise_xor(h, _shifted(h, 16)) * int32(0x7FEB352D) + seed
     h = ops.bitwise_xor(h, _shifted(h, 15)) * int32(0x2C1B3C6D)
     return ops.bitwise_and(ops.bitwise_xor(h, _shifted(h, 16)), int32(0x7FFFFFFF))
 
 
 def _shifted(h, bits):
     return ops.bitwise_and(ops.bitwise_right_shift(h, int32(bits)), int32((1 << (32 - bits)) - 1))  # logical, not arithmetic
+
+
+@constexpr
+def checked_rate(operator, rate):
+    """`float32_rate` as a constant of the graph."""
+    return float32_rate(operator, rate)
+
+
+def float32_rate(operator: str, rate: float) -> float:
+    """The rate as float32 holds it, so that all backends drop the same elements; refused outside [0, 1)."""
+    number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+    if not number or not 0.0 <= float(np.float32(rate)) < 1.0:
+        raise OperatorError(f"ascend_ops.{operator}: dropout rate {rate!r}: it must be a number in [0, 1)")
+    return float(np.float32(rate))
 
 
 @constexpr
@@ -57,6 +79,8 @@ def int32(value):
 @constexpr
 def element_index(shape):
     """0, 1, 2, ... in a tensor of `shape`."""
+    if None in shape or -1 in shape:
+        raise OperatorError(f"ascend_ops.dropout: x has shape {shape}; the composed form needs static dimensions; give the shape")
     return Tensor(np.arange(np.prod(shape, dtype=np.int64)).astype(np.int32).reshape(shape))
 
 
@@ -75,5 +99,7 @@ def _dropout_gradient(x, seed, rate, out, dout):
 def _check_dropout(x: Operand, seed: Operand) -> None:
     x.floating()
     x.rank(1)
+    if x.shape is not None and math.prod(x.shape) >= 2**31:
+        raise x.refuse(f"has {math.prod(x.shape)} elements", "an element's number must fit 31 bits; split it")
     seed.int32()
     seed.shaped("one number", (), (1,))

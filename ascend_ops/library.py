@@ -55,7 +55,7 @@ def compiler() -> str:
     Raises:
         OperatorError: there is none.
     """
-    name = os.environ.get("CXX", "g++")
+    name = os.environ.get("CXX") or "g++"
     if found := shutil.which(name):
         return found
     raise OperatorError(f"{name}: no such C++ compiler; the CPU kernels are compiled where they run; install g++ or set CXX")
@@ -63,8 +63,9 @@ def compiler() -> str:
 
 def cache_root() -> Path:
     """Where built libraries live; ASCEND_OPS_CACHE overrides it."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pangu_ms" / "ascend_ops"
-    return Path(os.environ.get("ASCEND_OPS_CACHE") or default)
+    if named := os.environ.get("ASCEND_OPS_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pangu_ms" / "ascend_ops"
 
 
 def inference_source() -> str:
@@ -133,24 +134,29 @@ def build(level: str | None = None) -> Path:
     if path.exists():
         return path
     compiler()
-    with _locked(path.parent):
-        if not path.exists():
-            _compile(path, LEVELS[level or cpu_level()][1])
+    try:
+        with _locked(path.parent) as alone:
+            if not path.exists():
+                for abandoned in path.parent.glob("build.*") if alone else ():  # of a process that was killed
+                    shutil.rmtree(abandoned, ignore_errors=True)
+                _compile(path, LEVELS[level or cpu_level()][1])
+    except OSError as error:
+        advice = "the CPU kernels are built there; set ASCEND_OPS_CACHE to a directory with room that can be written"
+        raise OperatorError(f"{path.parent}: {error.strerror}; {advice}") from error
     return path
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time. Where the file system has no locks all compile, which is slower but right: each publishes whole files."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = open(directory / "lock", "w")
-    except OSError as error:
-        raise OperatorError(f"{directory}: {error.strerror}; the CPU kernels are built there; set ASCEND_OPS_CACHE to a directory that can be written") from error
-    with file:
-        with contextlib.suppress(OSError):
+def _locked(directory: Path) -> Iterator[bool]:
+    """One process at a time, and whether that holds. Where the file system has no locks all compile, which is slower but right: each publishes whole files."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "w") as file:
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            yield False
+        else:
+            yield True
 
 
 def _compile(path: Path, level_flags: tuple[str, ...]) -> None:
@@ -170,7 +176,11 @@ def _compile(path: Path, level_flags: tuple[str, ...]) -> None:
 
 def _run(folder: Path, *arguments: str) -> str:
     """Run the compiler; returns the file it made."""
-    result = subprocess.run([compiler(), *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        command, environment = [compiler(), *arguments], os.environ | {"LC_ALL": "C"}  # its messages are searched for "error"
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise OperatorError(f"{compiler()}: {error.strerror}; the CPU kernels need a C++17 compiler such as g++ 9; set CXX to another one") from error
     if result.returncode:
         lines = result.stderr.strip().splitlines() or ["no message"]
         first = next((line for line in lines if "error" in line), lines[0])

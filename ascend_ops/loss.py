@@ -20,7 +20,8 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tenso
         [...] float32.
 
     Raises:
-        RuntimeError, ValueError: on a CPU, a token that counts has a label outside [0, V).
+        RuntimeError, ValueError: on a CPU, a token that counts has a label outside [0, V) (cpu: RuntimeError; composed: ValueError). An
+            accelerator cannot stop for values.
     """
     chosen = select("softmax_cross_entropy", describe(logits), describe(labels), describe(mask))
     if chosen == "composed":

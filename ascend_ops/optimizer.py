@@ -58,7 +58,7 @@ def squared_norm(x: Tensor) -> Tensor:
 
 @gradient_of("SquaredNorm")
 def _squared_norm_gradient(x, out, dout):
-    return (ops.cast(2.0 * dout * ops.cast(x, ms.float32), x.dtype),)
+    return (ops.cast(2.0 * ops.reshape(dout, ()) * ops.cast(x, ms.float32), x.dtype),)
 
 
 @rule("adamw")

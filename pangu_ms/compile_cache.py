@@ -69,7 +69,8 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
 
     _used = True
     platform_key = {"machine": platform.machine(), "python": sys.version_info[:2], "mindspore": metadata.version("mindspore")}
-    key = sha256_json(identity | platform_key | {"source": source_hash(), "script": sha256_file(script), "operators": backend_identity(), "cann": os.environ.get("ASCEND_HOME_PATH", "")})
+    sources = {"source": source_hash(), "script": sha256_file(script), "operators": backend_identity(), "cann": os.environ.get("ASCEND_HOME_PATH", "")}
+    key = sha256_json(identity | platform_key | sources)
     published = cache_root() / key[:40]
     with tempfile.TemporaryDirectory(prefix="pangu-compile-", ignore_cleanup_errors=True) as directory:
         private = Path(directory) / "graphs"

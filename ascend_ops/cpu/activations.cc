@@ -84,6 +84,7 @@ struct Walk {
 
 Walk make_walk(const Tensor &x, const Tensor &bias, const Tensor *up_bias, const Tensor &scale, const Tensor &shift) {
   const int64_t channels = x.last();
+  require(x.size() > 0 && scale.size() > 0, "no dimension may be 0");
   auto parameter = [&](const Tensor &t) {
     require(t.size() == 1 || t.size() == channels, "a bias must have one value, or one for each channel");
     return Parameter{t.as<float>(), t.size() > 1};

@@ -83,7 +83,7 @@ struct Panels : Forward<T> {
 
   void panel(int64_t b, int64_t g, int64_t begin, int64_t end) const {
     const int64_t width = p.width;
-    Workspace space = Workspace::of(kMost * (2 * width + 5) * kRows + (2 * width + kRows) * kKeys + kRows);
+    Scratch space = Scratch::of(kMost * (2 * width + 5) * kRows + (2 * width + kRows) * kKeys + kRows);
     float *keys = space.take(kKeys * width), *values = space.take(kKeys * width), *scores = space.take(kKeys * kRows), *shrink = space.take(kRows);
     RowBlock blocks[kMost];
     for (int64_t i = begin; i < end; ++i) blocks[i - begin] = make_block(space, b, g, i);
@@ -110,7 +110,7 @@ struct Panels : Forward<T> {
       for (int64_t r = 0; r < x->rows; ++r) this->write(b, g, x->first + r, x->sums + r * width, x->top[r], x->total[r]);
   }
 
-  RowBlock make_block(Workspace &space, int64_t b, int64_t g, int64_t block) const {
+  RowBlock make_block(Scratch &space, int64_t b, int64_t g, int64_t block) const {
     RowBlock x{block, block * kRows, std::min(kRows, p.rows - block * kRows), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     x.q_t = space.take(p.width * kRows), x.sums = space.take(p.width * kRows), x.top = space.take(kRows), x.total = space.take(kRows);
     x.index = reinterpret_cast<int32_t *>(space.take(kRows)), x.segment = reinterpret_cast<int32_t *>(space.take(kRows));
@@ -151,7 +151,7 @@ struct FewRows : Forward<T> {
 
   void chunk(int64_t b, int64_t begin, float *found) const {
     const int64_t all = this->all(), step = this->step(), end = std::min(begin + kChunk, p.K);
-    Workspace space = Workspace::of(all * (2 * step + (kLanes + 2) * kLanes));
+    Scratch space = Scratch::of(all * (2 * step + (kLanes + 2) * kLanes));
     float *queries = space.take(all * p.width), *products = space.take(all * kLanes * kLanes), *scores = space.take(all * kLanes);
     float *totals = space.take(all * kLanes), *state = space.take(all * step);
     pack(all, p.D, p.width, p.scale * kLog2E, queries, [&](int64_t i) { return this->q + p.query_at(b, i / p.rows, i % p.rows); });

@@ -248,21 +248,21 @@ inline Problem make_problem(const Call &call, int first, int attributes) {
 // ---- blocks
 
 // Buffers of one thread, kept from call to call.
-class Workspace {
+class Scratch {
  public:
   float *take(int64_t count) {
     float *taken = at_;
     at_ += round_up(count);
     return taken;
   }
-  static Workspace of(int64_t count) {
+  static Scratch of(int64_t count) {
     thread_local std::vector<float> memory;
-    if (memory.size() < static_cast<size_t>(count + kLanes)) memory.resize(count + kLanes);
-    return Workspace(reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64));
+    if (memory.size() < static_cast<size_t>(count + kLanes)) memory = std::vector<float>(count + kLanes);
+    return Scratch(reinterpret_cast<float *>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64));
   }
 
  private:
-  explicit Workspace(float *memory) : at_(memory) {}
+  explicit Scratch(float *memory) : at_(memory) {}
   float *at_;
 };
 

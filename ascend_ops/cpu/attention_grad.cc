@@ -21,7 +21,7 @@ struct Backward {
 
   static int64_t block_size(const Problem &p) { return (2 * p.width + 2) * kRows + 4 * p.width * kKeys + 2 * kRows * kKeys; }
 
-  Block make_block(Workspace &space, int64_t b, int64_t g) const {
+  Block make_block(Scratch &space, int64_t b, int64_t g) const {
     Block x{};
     x.b = b, x.g = g;
     for (float **rows : {&x.q, &x.dout}) *rows = space.take(kRows * p.width);
@@ -118,7 +118,7 @@ struct Backward {
   // A task is a KV head: five products for each pair of blocks.
   void by_head(T *dq, T *dk, T *dv) const {
     parallel_tasks(p.B * p.G, [&](int64_t i) {
-      Workspace space = Workspace::of(block_size(p) + 2 * kKeys * p.width + p.rows * p.width);
+      Scratch space = Scratch::of(block_size(p) + 2 * kKeys * p.width + p.rows * p.width);
       Block x = make_block(space, i / p.G, i % p.G);
       float *dk_sums = space.take(kKeys * p.width), *dv_sums = space.take(kKeys * p.width), *dq_sums = space.take(p.rows * p.width);
       std::fill(dq_sums, dq_sums + p.rows * p.width, 0.0f);
@@ -131,7 +131,7 @@ struct Backward {
   void by_block(T *dq, T *dk, T *dv) const {
     const int64_t heads = p.B * p.G;
     parallel_tasks(heads * (p.key_blocks + p.row_blocks), [&](int64_t i) {
-      Workspace space = Workspace::of(block_size(p) + 2 * kKeys * p.width);
+      Scratch space = Scratch::of(block_size(p) + 2 * kKeys * p.width);
       Block x = make_block(space, i % heads / p.G, i % p.G);
       float *sums = space.take(kKeys * p.width), *more_sums = space.take(kKeys * p.width);
       const int64_t block = i / heads;  // first the early keys, which most rows see, then the late rows

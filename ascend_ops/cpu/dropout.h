@@ -5,9 +5,10 @@
 
 namespace ascend_ops {
 
-// 31 well mixed bits. Source: Wellons, "Prospecting for Hash Functions" (lowbias32), on 32-bit integers.
-ASCEND_OPS_INLINE UintVec mix(UintVec h) {
-  h = (h ^ (h >> 16)) * 0x7feb352du;
+// 31 well mixed bits of (index ^ seed). The seed enters twice, or the masks of two seeds were permutations of each other.
+// Source: Wellons, "Prospecting for Hash Functions" (lowbias32), on 32-bit integers; the second entry is ours.
+ASCEND_OPS_INLINE UintVec mix(UintVec h, uint32_t seed) {
+  h = (h ^ (h >> 16)) * 0x7feb352du + seed;
   h = (h ^ (h >> 15)) * 0x2c1b3c6du;
   return (h ^ (h >> 16)) & 0x7fffffffu;
 }
@@ -24,7 +25,7 @@ class DropoutMask {
   }
   // The same for sixteen elements that stand anywhere.
   ASCEND_OPS_INLINE Vec of(UintVec indices) const {
-    const UintVec hash = mix(indices ^ seed_);
+    const UintVec hash = mix(indices ^ seed_, seed_);
     return select(bit_cast<IntVec>(hash >= threshold_), splat(scale_), Vec{});
   }
 

@@ -40,13 +40,10 @@ struct Tensor {
 
 class Call {
  public:
-  Call(int count, void **data, int *ranks, int64_t **shapes, const char **dtypes)
-      : count_(count), data_(data), ranks_(ranks), shapes_(shapes), dtypes_(dtypes) {}
+  Call(void **data, int *ranks, int64_t **shapes, const char **dtypes) : data_(data), ranks_(ranks), shapes_(shapes), dtypes_(dtypes) {}
   Tensor operator[](int i) const { return {data_[i], ranks_[i], shapes_[i], dtypes_[i]}; }
-  int count() const { return count_; }
 
  private:
-  int count_;
   void **data_;
   int *ranks_;
   int64_t **shapes_;
@@ -81,7 +78,7 @@ inline int run(const char *name, void (*kernel)(const Call &), const Call &call)
 
 // Exports `function` (void(const Call &)) to MindSpore under the name that it has in table.py.
 #define ASCEND_OPS_KERNEL(Name, function)                                                                                          \
-  extern "C" __attribute__((visibility("default"))) int Name(int count, void **data, int *ranks, int64_t **shapes,                 \
+  extern "C" __attribute__((visibility("default"))) int Name(int, void **data, int *ranks, int64_t **shapes,                 \
                                                              const char **dtypes, void *, void *) {                                \
-    return ascend_ops::run(#Name, function, ascend_ops::Call(count, data, ranks, shapes, dtypes));                                 \
+    return ascend_ops::run(#Name, function, ascend_ops::Call(data, ranks, shapes, dtypes));                                 \
   }

@@ -15,18 +15,6 @@ namespace {
 
 using onednn::kFloat;
 
-constexpr int64_t kGrain = 1 << 14;  // elements that are worth a thread
-
-template <typename T>
-ASCEND_OPS_INLINE Vec load_some(const T *p, int64_t valid) {
-  return __builtin_expect(valid >= kLanes, 1) ? load(p) : load(p, valid);
-}
-template <typename T>
-ASCEND_OPS_INLINE void store_some(T *p, Vec v, int64_t valid) {
-  if (__builtin_expect(valid >= kLanes, 1)) store(p, v);
-  else store(p, v, valid);
-}
-
 // A float as T holds it.
 ASCEND_OPS_INLINE Vec rounded(Vec v, float) { return v; }
 ASCEND_OPS_INLINE Vec rounded(Vec v, Half) { return widen_half(narrow_half(v)); }
@@ -40,7 +28,7 @@ ASCEND_OPS_INLINE Vec rounded(Vec v, Bfloat16) {
 template <typename From, typename To, typename F>
 void map(const From *from, To *to, int64_t size, const F &f) {
   parallel_ranges((size + kLanes - 1) / kLanes, kGrain / kLanes, [&](int64_t, int64_t begin, int64_t end) {
-    for (int64_t i = begin * kLanes; i < end * kLanes; i += kLanes) store_some(to + i, f(load_some(from + i, size - i)), size - i);
+    for (int64_t i = begin * kLanes; i < end * kLanes; i += kLanes) store_upto(to + i, f(load_upto(from + i, size - i)), size - i);
   });
 }
 template <typename From, typename To>
@@ -186,8 +174,8 @@ void column_sums(const T *dy, int64_t m, int64_t n, float *sums) {
       const int64_t stop = std::min(m, row + kBlock);
       for (int64_t c = begin * kLanes; c < std::min(end * kLanes, n); c += kLanes) {
         Vec total{};
-        for (int64_t r = row; r < stop; ++r) total += load_some(dy + r * n + c, n - c);
-        store_some(sums + c, load_some(sums + c, n - c) + total, n - c);
+        for (int64_t r = row; r < stop; ++r) total += load_upto(dy + r * n + c, n - c);
+        store_upto(sums + c, load_upto(sums + c, n - c) + total, n - c);
       }
     }
   });

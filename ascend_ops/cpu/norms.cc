@@ -17,7 +17,7 @@ namespace {
 // Rows of a tensor, and the ranges of them that threads take.
 struct Rows {
   int64_t count, width;
-  explicit Rows(const Tensor &x) : count(x.rows()), width(x.last()) { require(x.rank >= 1, "x must have at least one dimension"); }
+  explicit Rows(const Tensor &x) : count(x.rows()), width(x.last()) { require(x.size() > 0, "no dimension may be 0"); }
   int64_t grain() const { return std::max<int64_t>(1, kGrain / width); }
 };
 

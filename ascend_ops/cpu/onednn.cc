@@ -23,7 +23,7 @@ namespace ascend_ops {
 namespace {
 
 std::mutex spare_mutex;
-std::multimap<size_t, void *> spare;  // buffers that no call uses, by size
+std::multimap<size_t, void *> &spare = *new std::multimap<size_t, void *>;  // buffers that no call uses, by size; never freed: threads may run at exit
 
 }  // namespace
 
@@ -315,18 +315,3 @@ void multiply(const Product &product, const void *a, const void *b, void *c, con
 }  // namespace ascend_ops
 
 extern "C" __attribute__((visibility("default"))) int ascend_ops_onednn_version() { return ascend_ops::onednn::version(); }
-
-// Whether this processor multiplies bfloat16 faster than float32 (AVX512_BF16 or AMX-BF16).
-extern "C" __attribute__((visibility("default"))) int ascend_ops_has_bf16_products() {
-#if defined(__x86_64__)
-  unsigned a, b, c, d;
-  auto leaf7 = [&](unsigned sub) { __asm__("cpuid" : "=a"(a), "=b"(b), "=c"(c), "=d"(d) : "a"(7), "c"(sub)); };
-  leaf7(0);
-  if (d >> 22 & 1) return 1;  // AMX-BF16
-  if (a < 1) return 0;
-  leaf7(1);
-  return a >> 5 & 1;  // AVX512_BF16
-#else
-  return 0;
-#endif
-}

@@ -5,14 +5,25 @@
 
 #include <algorithm>
 #include <atomic>
+#include <climits>
 #include <condition_variable>
 #include <cstdlib>
+#include <exception>
+#include <fstream>
 #include <mutex>
+#include <system_error>
 #include <thread>
-#include <vector>
 
 namespace ascend_ops {
 namespace {
+
+// Processors' worth of time that a container (cgroup version 2) may use.
+int quota() {
+  double allowed = 0, period = 0;
+  std::ifstream file("/sys/fs/cgroup/cpu.max");  // "200000 100000", or "max 100000" for no limit
+  if (!(file >> allowed >> period) || period <= 0) return INT_MAX;
+  return std::max(1, static_cast<int>(allowed / period + 0.5));
+}
 
 int count_threads() {
   // Not OMP_NUM_THREADS: MindSpore sets that to 1 for the whole process.
@@ -21,8 +32,9 @@ int count_threads() {
     if (n > 0) return n;
   }
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
-  return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const bool known = sched_getaffinity(getpid(), sizeof(set), &set) == 0;
+  const int processors = known ? CPU_COUNT(&set) : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return std::min(processors, quota());
 }
 
 thread_local bool inside = false;  // a task of the pool: what it starts runs on its own thread
@@ -31,7 +43,10 @@ thread_local bool inside = false;  // a task of the pool: what it starts runs on
 class Pool {
  public:
   explicit Pool(int workers) : pid_(getpid()) {
-    for (int i = 0; i < workers; ++i) std::thread([this] { work(); }).detach();
+    try {
+      for (int i = 0; i < workers; ++i) std::thread([this] { work(); }).detach();
+    } catch (const std::system_error &) {  // a limit on threads: those that started do, or none
+    }
   }
   pid_t pid() const { return pid_; }
 
@@ -41,12 +56,16 @@ class Pool {
       // A worker that woke too late for the last job may still be looking for a task of it.
       while (active_.load(std::memory_order_acquire) > 0) pause();
       task_ = task, context_ = context, count_ = count;
-      next_.store(0), finished_.store(0);
+      next_.store(0), finished_.store(0), error_ = nullptr;
       generation_.fetch_add(1, std::memory_order_release);
     }
     wake_.notify_all();
     take_tasks(task, context, count);
-    while (finished_.load(std::memory_order_acquire) < count) pause();
+    for (int64_t spins = 0; finished_.load(std::memory_order_acquire) < count; ++spins) {
+      if (spins < kSpins) pause();
+      else sched_yield();  // more threads than processors
+    }
+    if (error_) std::rethrow_exception(error_);
   }
 
  private:
@@ -60,13 +79,17 @@ class Pool {
 
   void take_tasks(void (*task)(void *, int64_t), void *context, int64_t count) {
     for (int64_t i; (i = next_.fetch_add(1)) < count;) {
-      task(context, i);
+      try {
+        task(context, i);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (!error_) error_ = std::current_exception();
+      }
       finished_.fetch_add(1, std::memory_order_release);
     }
   }
 
   void work() {
-    constexpr int kSpins = 2000;
     uint64_t seen = 0;
     inside = true;
     for (;;) {
@@ -84,6 +107,7 @@ class Pool {
     }
   }
 
+  static constexpr int kSpins = 2000;
   const pid_t pid_;
   std::mutex mutex_;
   std::condition_variable wake_;
@@ -93,6 +117,7 @@ class Pool {
   void (*task_)(void *, int64_t) = nullptr;
   void *context_ = nullptr;
   int64_t count_ = 0;
+  std::exception_ptr error_;  // the first of a job's tasks
 };
 
 std::mutex pool_mutex;  // held by the one kernel that uses the pool
@@ -113,9 +138,11 @@ void detail::run_tasks(int64_t count, void (*task)(void *, int64_t), void *conte
     return;
   }
   if (pool == nullptr || pool->pid() != getpid()) pool = new Pool(num_threads() - 1);  // threads do not survive a fork
-  inside = true;
+  struct Inside {
+    Inside() { inside = true; }
+    ~Inside() { inside = false; }
+  } scope;
   pool->run(count, task, context);
-  inside = false;
 }
 
 }  // namespace ascend_ops

@@ -5,6 +5,8 @@
 
 namespace ascend_ops {
 
+constexpr int64_t kGrain = 1 << 14;  // elements of a simple kernel that are worth a thread
+
 // Threads that a kernel may use: ASCEND_OPS_NUM_THREADS, else the processors that this process may run on.
 int num_threads();
 

@@ -16,9 +16,11 @@
 namespace ascend_ops {
 namespace {
 
-constexpr int64_t kGrain = 1 << 14;  // elements that are worth a thread
 
-int64_t row_grain(int64_t width) { return std::max<int64_t>(1, kGrain / width); }
+int64_t row_grain(int64_t width) {
+  require(width > 0, "no dimension may be 0");
+  return std::max<int64_t>(1, kGrain / width);
+}
 
 // Everything below indexes memory with these values: refuses the first that is not in [0, limit), before anything is written.
 void require_below(const Tensor &values, int64_t limit, const char *name) {

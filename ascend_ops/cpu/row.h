@@ -7,8 +7,6 @@
 
 namespace ascend_ops {
 
-constexpr int64_t kGrain = 1 << 14;  // elements that are worth a thread
-
 // How many lanes of a vector belong to the row. All is a type of its own, so that the loop over whole vectors has no test in it.
 struct All {};
 struct First {

@@ -124,14 +124,14 @@ ASCEND_OPS_INLINE void store(T *p, Vec v, int64_t n) {
   std::memcpy(p, buffer, n * sizeof(T));
 }
 
-// The same where n is sixteen nearly always.
+// The same where n is sixteen or more nearly always.
 template <typename T>
 ASCEND_OPS_INLINE Vec load_upto(const T *p, int64_t n) {
-  return __builtin_expect(n == kLanes, 1) ? load(p) : load(p, n);
+  return __builtin_expect(n >= kLanes, 1) ? load(p) : load(p, n);
 }
 template <typename T>
 ASCEND_OPS_INLINE void store_upto(T *p, Vec v, int64_t n) {
-  if (__builtin_expect(n == kLanes, 1)) store(p, v);
+  if (__builtin_expect(n >= kLanes, 1)) store(p, v);
   else store(p, v, n);
 }
 

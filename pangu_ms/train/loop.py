@@ -1,6 +1,7 @@
 """The training run: from a configuration and records to committed checkpoints; stopped at any instant, it resumes bit for bit."""
 
 import contextlib
+import logging
 import statistics
 import time
 from collections import deque
@@ -11,6 +12,7 @@ from typing import Any
 
 from mindspore import Parameter
 
+import ascend_ops
 from pangu_ms import files, runtime
 from pangu_ms.checkpoint import store
 from pangu_ms.compile_cache import cached_compile
@@ -29,6 +31,8 @@ from pangu_ms.train.metrics import MetricsWriter, require_tensorboard
 from pangu_ms.train.schedule import learning_rate
 from pangu_ms.train.step import TrainStep
 from pangu_ms.train.stop import StopSignal
+
+log = logging.getLogger(__name__)
 
 # What a resumed run may change; anything else would make it another run.
 FREE_TO_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep_checkpoints")
@@ -70,6 +74,8 @@ class Run:
         self.tokenizer = self.train_set.directory and self.train_set.directory / "tokenizer"
         self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
         runtime.start(config.runtime.device)
+        if config.runtime.device == "CPU" and config.model.compute_dtype == "bfloat16" and not ascend_ops.has_bfloat16_products():
+            log.warning("model.compute_dtype=bfloat16: gains nothing here, as this CPU has no bfloat16 products (AVX512_BF16) or they cannot be used")
         self.model = build_model(config.model)
         self.train_step = TrainStep(self.model, config)
         self.evaluator = Evaluator(self.model, config.model)

@@ -373,3 +373,12 @@ def gradients_with_dropout(q, k, v, see, dout, kept):
     dk, dv = np.einsum("bhqk,bqhd->bkhd", ds, q), np.einsum("bhqk,bqhd->bkhd", p * kept, dout)
     dk, dv = (x.reshape(*k.shape[:3], group, -1).sum(3) for x in (dk, dv))
     return np.einsum("bhqk,bkhd->bqhd", ds, np.repeat(k, group, 2)), dk, dv
+
+
+def dropout_without_seed(q, k, v):
+    return causal_attention(q, k, v, dropout_rate=0.1)
+
+
+def test_dropout_needs_a_seed(backend):  # noqa: F811
+    with pytest.raises(ascend_ops.OperatorError, match="dropout_rate=0.1 without dropout_seed"):
+        forward(dropout_without_seed, [*map(to_tensor, draw(1, 3, 3, 1, 1, 4)[:3])])

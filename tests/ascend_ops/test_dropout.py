@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from ascend_ops import OperatorError
 from ascend_ops.dropout import dropout, dropout_seed
 from tests.ascend_ops.common import backend, forward, gradients, to_tensor  # noqa: F401
 
@@ -17,10 +18,10 @@ def seed_of_site_two(key):
 
 
 def hash_reference(index, seed):
-    """lowbias32 in 64-bit arithmetic."""
+    """lowbias32 with the seed added after the first product, in 64-bit arithmetic."""
     mask = 0xFFFFFFFF
     h = (index ^ int(seed)) & mask
-    h = ((h ^ (h >> 16)) * 0x7FEB352D) & mask
+    h = ((h ^ (h >> 16)) * 0x7FEB352D + int(seed)) & mask
     h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & mask
     return (h ^ (h >> 16)) & 0x7FFFFFFF
 
@@ -46,3 +47,27 @@ def test_share_and_gradient(backend):  # noqa: F811
 def test_seeds_differ_by_key():
     seeds = {int(forward(seed_of_site_two, [Tensor(np.int32(key))])[0]) for key in range(50)}
     assert len(seeds) == 50
+
+
+def too_much(x, seed):
+    return dropout(x, seed, 1.0)
+
+
+def less_than_nothing(x, seed):
+    return dropout(x, seed, -0.5)
+
+
+def rounds_to_one(x, seed):
+    return dropout(x, seed, 0.99999999)
+
+
+@pytest.mark.parametrize("call", [too_much, less_than_nothing, rounds_to_one])
+def test_rates_outside_0_and_1_are_refused(backend, call):  # noqa: F811
+    with pytest.raises(OperatorError, match=r"dropout: dropout rate .*: it must be a number in \[0, 1\)"):
+        forward(call, [to_tensor(np.ones(3)), Tensor(np.array([1], np.int32))])
+
+
+def test_masks_of_two_seeds_are_no_permutation_by_xor(backend):  # noqa: F811
+    x, seeds = to_tensor(np.ones(1 << 12)), (5, 5 ^ 0x3F0)
+    first, second = (forward(third, [x, Tensor(np.array([s], np.int32))])[0] for s in seeds)
+    assert (first[np.arange(1 << 12) ^ 0x3F0] != second).any()

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is No
 
 TOY = """
 #include "kernel.h"
-static void toy(const ascend_ops::Call &call) { ascend_ops::require(call.count() == 7, "count must be 7"); }
+static void toy(const ascend_ops::Call &call) { ascend_ops::require(call[0].rank == 7, "rank must be 7"); }
 ASCEND_OPS_KERNEL(Toy, toy)
 """
 
@@ -98,8 +98,10 @@ def toy(tmp_path, monkeypatch):
 
 
 def assert_works(path):
-    function = ctypes.CDLL(str(path)).Toy
-    assert function(7, None, None, None, None, None, None) == 0
+    """The kernel in it takes a tensor of rank 7 and no other."""
+    function, pointer = ctypes.CDLL(str(path)).Toy, (ctypes.c_void_p * 1)()
+    assert function(1, pointer, (ctypes.c_int * 1)(7), pointer, pointer, None, None) == 0
+    assert function(1, pointer, (ctypes.c_int * 1)(6), pointer, pointer, None, None) == 1
 
 
 def assert_only_the_library(path):
@@ -176,6 +178,15 @@ def test_a_compile_error_names_the_compiler_and_the_first_error(toy):
     assert [p.name for p in toy.path.parent.iterdir()] == ["lock"]
     (toy.sources / "toy.cc").write_text(TOY)
     assert_works(library.build("baseline"))
+
+
+def test_a_full_disk_is_an_operator_error_and_leaves_nothing(toy):
+    script = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n" + BUILD_TOY
+    command = [sys.executable, "-c", script, str(Path(library.__file__).parent), str(toy.sources)]
+    found = subprocess.run(command, cwd=ROOT, input="\n", capture_output=True, text=True, timeout=TIMEOUT)
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith(f"ascend_ops.errors.OperatorError: {toy.path.parent}: File too large; ") and "ASCEND_OPS_CACHE" in last
+    assert [p.name for p in toy.path.parent.iterdir()] == ["lock"]
 
 
 def test_the_path_follows_sources_flags_level_and_table(toy, monkeypatch):

@@ -1,4 +1,4 @@
-"""`python -m tests.bench.ops`: every operator at the shapes of a 350M model: ours, composed MindSpore, PyTorch, and the time that its bytes take.
+"""`python -m tests.bench.ops`: the operators at the shapes of a 350M model: ours, composed MindSpore, PyTorch, and the time that its bytes take.
 
 Times are medians of calls that take turns, in milliseconds: `fwd`, and `both` for forward and backward together. Ours and composed are compiled
 graphs, whose launch is included (its time is printed). The bandwidth time is of the bytes that must be read and written once, at the rate of
@@ -54,6 +54,10 @@ def stream_bandwidth(threads: int, size: int = 1 << 25, rounds: int = 7) -> floa
 
 def draw(*shape: int) -> np.ndarray:
     return np.random.RandomState(len(shape)).standard_normal(shape).astype(np.float32)
+
+
+def draw_table() -> np.ndarray:
+    return np.random.RandomState(1).randint(0, EXPERTS, (4, V)).astype(np.int32)
 
 
 def attention_torch(q, k, v):
@@ -131,6 +135,8 @@ def cases() -> list[Case]:
         Case("moe_dispatch", (norm, expert), calls.dispatch, dispatch_torch, 2 * row, 2 * row),
         Case("moe_combine", (norm, order), ascend_ops.moe_combine, lambda r, o: r.new_empty(r.shape).index_copy(0, o.long(), r), 2 * row, 2 * row),
         Case("grouped_matmul", (norm, experts, counts), ascend_ops.grouped_matmul, grouped_torch, 2 * row + experts.nbytes, 4 * row + 2 * experts.nbytes, (0, 1)),
+        Case("add", (norm, norm), ascend_ops.add, lambda x, y: x + y, 3 * row),
+        Case("rre_route", (expert % 4, expert, draw_table()), ascend_ops.rre_route, lambda d, i, t: t[d.long(), i.long()], 12 * T),
         Case("squared_norm", (activation,), ascend_ops.squared_norm, lambda x: x.square().sum(), one),
     ]
 

@@ -121,7 +121,7 @@ class Worker:
         return json.loads(size)
 
 
-def compare(config: RunConfig, arguments: list[str], steps: int) -> dict:
+def compare(config: RunConfig, dtype: str, arguments: list[str], steps: int) -> dict:
     """Steps in turns, after two of each that compile and warm up."""
     workers = {name: Worker(name, arguments) for name in ("ours", "torch")}
     first = {name: worker.step() for name, worker in workers.items()}
@@ -133,6 +133,9 @@ def compare(config: RunConfig, arguments: list[str], steps: int) -> dict:
             losses[name].append(loss)
             if number:
                 seconds[name].append(duration)
+    off = abs(losses["ours"][0] / losses["torch"][0] - 1)
+    if off > (1e-5 if dtype == "float32" else 1e-3):
+        raise SystemExit(f"first losses differ by {off:.1e}: not the same model")
     count = config.train.batch_size * config.model.seq_length
     ratios = [t / o for o, t in zip(seconds["ours"], seconds["torch"], strict=True)]
     return {
@@ -164,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.only:
         serve(args.only, config, args.dtype, args.steps + 2)
         return
-    result = compare(config, arguments, args.steps)
+    result = compare(config, args.dtype, arguments, args.steps)
     if args.json:
         print(json.dumps(result))
         return
