@@ -15,7 +15,6 @@ import functools
 import logging
 import os
 from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from ascend_ops.table import FLOATS, KERNELS, OPERATORS
 log = logging.getLogger(__name__)
 BACKENDS = ("builtin", "ascendc", "cpu", "composed")
 VARIABLE = "ASCEND_OPS_BACKEND"
-_forced: ContextVar[str | None] = ContextVar("forced", default=None)
+_forced: list[str] = []  # by `use`, innermost last; of the process, since MindSpore compiles the branches of a graph in threads of its own
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,11 @@ def use(backend: str) -> Iterator[None]:
     Raises:
         OperatorError: no such backend; where an operator is used, that it is not available here.
     """
-    token = _forced.set(_known(backend, "ascend_ops.use"))
+    _forced.append(_known(backend, "ascend_ops.use"))
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced.pop()
 
 
 def _known(backend: str, where: str) -> str:
@@ -63,8 +62,10 @@ def _known(backend: str, where: str) -> str:
 
 def forced() -> str | None:
     """The backend that `use` or the environment names, if any."""
+    if _forced:
+        return _forced[-1]
     from_environment = os.environ.get(VARIABLE)
-    return _forced.get() or (_known(from_environment, VARIABLE) if from_environment else None)
+    return _known(from_environment, VARIABLE) if from_environment else None
 
 
 def identity() -> str:

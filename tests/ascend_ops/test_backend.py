@@ -331,3 +331,19 @@ def test_a_chip_that_nothing_is_documented_for_is_composed(monkeypatch, installe
 
 def test_without_ascend_there_is_no_chip():
     assert backend.soc() == "none"
+
+
+class Branches(nn.Cell):
+    """An operator in a branch: MindSpore compiles branches in threads of its own."""
+
+    def construct(self, x, first):
+        if first:
+            return ascend_ops.silu(x) * 2.0
+        return ascend_ops.silu(x)
+
+
+def test_use_reaches_the_branches_of_a_graph(mindspore_cpu, tmp_path):
+    x = Tensor(np.ones((3, 5), np.float32))
+    with ascend_ops.use("composed"):
+        ms.export(Branches(), x, Tensor(True), file_name=str(tmp_path / "branches"), file_format="MINDIR")
+    assert b"Custom" not in (tmp_path / "branches.mindir").read_bytes()

@@ -41,6 +41,12 @@ def test_the_export_equals_its_checkpoint(package):
     assert verified["max_difference"] <= 1e-4 and verified["logit_deviation"] > 0.01 and verified["steps"] >= 16
 
 
+def test_the_graph_holds_nothing_of_this_machine(package):
+    """Our CPU kernels would stand in it by the path of their library."""
+    graph = b"".join(path.read_bytes() for path in package.glob("model*"))
+    assert b"Custom" not in graph and b".so" not in graph
+
+
 def test_package_and_checkpoint_write_the_same_text(package, trained_run, capsys):
     arguments = [word for prompt in PROMPTS for word in ("--prompt", prompt)] + GREEDY
     assert main(["generate", str(trained_run), *arguments]) == 0
