@@ -13,6 +13,7 @@ runtime.quiet()
 def private_cache(tmp_path_factory):
     """Keep compiled graphs of the tests out of the user's cache, and share them between the tests' processes."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["ASCEND_OPS_CACHE"] = str(tmp_path_factory.mktemp("operators"))  # apart: tests with a cache of their own need not compile it again
 
 
 @pytest.fixture(scope="session")

@@ -110,8 +110,8 @@ def test_a_label_out_of_range_is_an_error_where_it_counts(backend, label):  # no
     ("shapes", "dtypes", "message"),
     [
         ([(2, 3), (3,), (2,)], {}, r"labels has shape \(3,\); it must be \(2,\): the shape of logits"),
-        ([(2, 3), (2,), (2, 1)], {}, r"mask has shape \(2, 1\); it must have 1 dimension; reshape it"),
-        ([(2, 2, 3), (2,), (2,)], {}, r"logits has shape \(2, 2, 3\); it must have 2 dimensions"),
+        ([(2, 3), (2,), (2, 1)], {}, r"mask has shape \(2, 1\); it must be \(2,\): the shape of logits"),
+        ([(2, 2, 3), (2,), (2,)], {}, r"labels has shape \(2,\); it must be \(2, 2\): the shape of logits"),
         ([(2, 3), (2,), (2,)], {1: "int64"}, "labels is int64; it must be int32; cast it"),
         ([(2, 3), (2,), (2,)], {2: "float16"}, "mask is float16; it must be float32; cast it"),
         ([(2, 3), (2,), (2,)], {0: "int32"}, "logits is int32; it must be one of float32"),
