@@ -88,10 +88,9 @@ def test_nan_stays_where_it_counts_and_vanishes_where_it_does_not(backend):  # n
     loss = forward(softmax_cross_entropy, tensors)[0]
     found = gradients(softmax_cross_entropy, tensors, [np.ones(3)], [0])[0]
     assert loss[1] == 0 and np.isfinite(loss[2]) and np.isfinite(found[2]).all()
-    if backend == "composed":
-        assert not np.isfinite(loss[0])  # MindSpore's LogSoftmax makes infinity of NaN on a CPU
-    else:
-        assert np.isnan(loss[0]) and np.isnan(found[0]).all() and (found[1] == 0).all()
+    assert np.isnan(loss[0])
+    if backend == "cpu":  # gradients of such rows are what MindSpore makes of them otherwise
+        assert np.isnan(found[0]).all() and (found[1] == 0).all()
 
 
 @pytest.mark.parametrize("label", [23, -100])  # MindSpore takes 3 s to report an error

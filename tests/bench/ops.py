@@ -1,8 +1,8 @@
 """`python -m tests.bench.ops`: the operators at the shapes of a 350M model: ours, composed MindSpore, PyTorch, and the time that its bytes take.
 
 Times are medians of calls that take turns, in milliseconds: `fwd`, and `both` for forward and backward together. Ours and composed are compiled
-graphs, whose launch is included (its time is printed); the ratio leaves it out, as a model is launched once. The bandwidth time is of the bytes that must be read and written once, at the rate of
-numpy's a + b over arrays too large for any cache, on all threads.
+graphs, whose launch is included (its time is printed); the ratio leaves it out, as a model is launched once. The bandwidth time is of the bytes
+that must be read and written once, at the rate of numpy's a + b over arrays too large for any cache, on all threads.
 """
 
 import argparse
