@@ -12,27 +12,30 @@ from pangu_ms.checkpoint import foreign, store
 from pangu_ms.checkpoint.names import Format
 from pangu_ms.config import RunConfig, load_config
 from pangu_ms.config.cli import add_config_arguments
+from pangu_ms.config.load import config_from_dict, config_to_dict
 from pangu_ms.config.registry import FAMILIES, load_object
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
-from pangu_ms.errors import CheckpointError, OutputError
+from pangu_ms.errors import CheckpointError, ConfigError, OutputError
 from pangu_ms.runtime import quiet
 
 _DESCRIPTION = """\
 Into our format:   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
+                   pangu convert DIRECTORY --from huggingface --output DIR        its config.json says which model it is
 Out of it:         pangu convert CHECKPOINT --to official|huggingface|mindformers --output FILE
+                   pangu convert CHECKPOINT --to huggingface --output DIRECTORY   with config.json (pi)
 
 FILE is one .ckpt, .npz or .safetensors; 512-part releases must first be merged with MindSpore's transform_checkpoints.
 Names and shapes must be exactly those of the configuration. Nothing is overwritten.
 The number of heads changes no shape, so a wrong model.num_heads cannot be noticed: check a known prompt."""
 
 
-def import_file(path: Path, source: str, config: RunConfig, output: Path, tokenizer: Path | None = None, dtype: str = "float32") -> Path:
-    """Convert one file of weights to OUTPUT/step-00000000.
+def import_file(path: Path, source: str, config: RunConfig | None, output: Path, tokenizer: Path | None = None, dtype: str = "float32") -> Path:
+    """Convert one file or directory of weights to OUTPUT/step-00000000.
 
     Args:
-        path: .ckpt, .npz or .safetensors.
+        path: .ckpt, .npz or .safetensors, or a Hugging Face directory.
         source: its naming, such as "official".
-        config: the model that the weights belong to.
+        config: the model that the weights belong to; None for a directory with config.json, see `directory_config`.
         output: a directory without checkpoints; made if needed.
         tokenizer: tokenizer directory, or released vocab.model, to copy into the checkpoint.
         dtype: of the stored weights; training needs float32.
@@ -42,27 +45,55 @@ def import_file(path: Path, source: str, config: RunConfig, output: Path, tokeni
 
     Raises:
         CheckpointError: the file is damaged or does not hold exactly the model's parameters.
+        ConfigError: `config` and the directory's config.json differ.
         DataError: the tokenizer has another number of pieces than the model.
         OutputError: `output` holds checkpoints, or the disk is full.
     """
     path = Path(path)
+    if path.is_dir():
+        config = directory_config(path, source, config)
+    elif config is None:
+        raise ConfigError(f"{path}: a file of weights does not say which model it is; name its configuration (--config)")
     naming = _format(config, source)
     if next(Path(output).glob("step-*"), None):
         raise OutputError(f"{output}: holds checkpoints; nothing is overwritten; name a new --output")
     with tempfile.TemporaryDirectory() as scratch:
         copy = tokenizer and _copy_tokenizer(tokenizer, config, Path(scratch) / "tokenizer")
-        tensors = naming.to_ours(str(path), foreign.read_file(path), config.model)
-        state = {"imported": {"file": path.name, "format": source, "sha256": files.sha256_file(path)}}
+        tensors = naming.to_ours(str(path), foreign.read_directory(path) if path.is_dir() else foreign.read_file(path), config.model)
+        read = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        state = {"imported": {"file": path.name, "format": source, "sha256": {p.name: files.sha256_file(p) for p in read}}}
         return store.save(output, 0, {"model": _cast(str(path), tensors, dtype)}, state, config, copy)
 
 
+def directory_config(directory: Path, source: str, config: RunConfig | None = None) -> RunConfig:
+    """The configuration that a Hugging Face directory's config.json describes; with `config`, that one, which must describe the same model.
+
+    Raises:
+        CheckpointError: no config.json, or a model that is not ours.
+        ConfigError: `config` differs from it in a field of the model.
+    """
+    tree = foreign.read_config(directory)
+    where = str(Path(directory) / foreign.CONFIG)
+    described = [formats[source].read_config for formats in _all_formats() if source in formats and formats[source].read_config]
+    if not described:
+        raise CheckpointError(f"{directory}: is a directory; {source} weights are one file; name that")
+    fields = described[0](where, tree)
+    if config is None:
+        return config_from_dict({"model": fields}, where)
+    own = config_to_dict(config)["model"]
+    wrong = [f"model.{name}={own.get(name)!r} (config.json: {value!r})" for name, value in fields.items() if own.get(name) != value]
+    if wrong:
+        raise ConfigError(f"{where}: {', '.join(wrong)}: must be equal; correct these, or leave --config out")
+    return config
+
+
 def export_file(checkpoint: Path, target: str, output: Path, dtype: str = "float32") -> Path:
-    """Convert the model of a checkpoint to one file of weights.
+    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory where `output` has no suffix.
 
     Args:
         checkpoint: step directory, checkpoint root or run directory.
         target: naming to write, such as "huggingface".
-        output: a new .ckpt, .npz or .safetensors.
+        output: a new .ckpt, .npz or .safetensors, or a new directory.
         dtype: of the written weights.
 
     Returns:
@@ -73,13 +104,20 @@ def export_file(checkpoint: Path, target: str, output: Path, dtype: str = "float
         OutputError: `output` exists, or the disk is full.
     """
     output = Path(output)
-    foreign.require_known_suffix(output)
+    if output.suffix:
+        foreign.require_known_suffix(output)
     if output.exists():
         raise OutputError(f"{output}: exists; nothing is overwritten; name a new --output or remove it")
     source = store.open_checkpoint(checkpoint)
     config = source.config()
-    tensors = _format(config, target).to_foreign(str(source.path), source.tensors(), config.model)
-    foreign.write_file(output, _cast(str(source.path), tensors, dtype))
+    naming = _format(config, target)
+    if not output.suffix and naming.write_config is None:
+        raise CheckpointError(f"{output}: has no suffix, and {config.model.family} weights have no directory form as {target}; name a .safetensors, .npz or .ckpt")
+    tensors = _cast(str(source.path), naming.to_foreign(str(source.path), source.tensors(), config.model), dtype)
+    if output.suffix:
+        foreign.write_file(output, tensors)
+    else:
+        foreign.write_directory(output, tensors, naming.write_config(config.model) | {"torch_dtype": dtype})
     return output
 
 
@@ -89,9 +127,10 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_intermixed_args(argv)  # the overrides may stand anywhere
     if args.source:
-        if args.config is None:
-            parser.error("--from needs --config NAME: a file of weights does not say which model it is")
-        path = import_file(args.input, args.source, load_config(args.config, args.overrides), args.output, args.tokenizer, args.dtype)
+        if args.config is None and (args.overrides or not args.input.is_dir()):
+            parser.error("--from needs --config NAME: a file of weights does not say which model it is, and overrides have nothing to change")
+        config = load_config(args.config, args.overrides) if args.config else None
+        path = import_file(args.input, args.source, config, args.output, args.tokenizer, args.dtype)
     else:
         if args.config or args.overrides or args.tokenizer:
             parser.error("--to takes no --config, overrides or --tokenizer: a checkpoint has its own")
@@ -103,11 +142,11 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pangu convert", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", type=Path, metavar="FILE|CHECKPOINT", help="file of weights, or checkpoint, run or step directory")
+    parser.add_argument("input", type=Path, metavar="FILE|DIRECTORY|CHECKPOINT", help="file or Hugging Face directory of weights; --to: run, checkpoint or step directory")
     direction = parser.add_mutually_exclusive_group(required=True)
     direction.add_argument("--from", dest="source", metavar="FORMAT", help="official | huggingface | mindformers: names in FILE")
     direction.add_argument("--to", dest="target", metavar="FORMAT", help="official | huggingface | mindformers: names to write")
-    parser.add_argument("--output", type=Path, required=True, help="--from: directory without checkpoints; --to: new .ckpt, .npz or .safetensors")
+    parser.add_argument("--output", type=Path, required=True, help="--from: directory without checkpoints; --to: new .ckpt, .npz, .safetensors or directory")
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="--from: tokenizer directory or vocab.model to copy into the checkpoint")
     dtype_help = "of the weights written (default: %(default)s; training needs it, and it holds float16 and bfloat16 files exactly)"
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help=dtype_help)
@@ -121,6 +160,10 @@ def _copy_tokenizer(path: Path, config: RunConfig, directory: Path) -> Path:
     require_vocabulary(tokenizer, config.model.vocab_size)
     tokenizer.save(directory)
     return directory
+
+
+def _all_formats() -> list[dict[str, Format]]:
+    return [load_object(family.names) for family in FAMILIES.values()]
 
 
 def _format(config: RunConfig, name: str) -> Format:

@@ -1,5 +1,6 @@
-"""One-file weights of other programs: MindSpore .ckpt, numpy .npz and .safetensors. mindspore is imported only for .ckpt."""
+"""Weights of other programs: MindSpore .ckpt, numpy .npz, .safetensors, and Hugging Face directories. mindspore is imported only for .ckpt."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -7,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +17,60 @@ from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.errors import CheckpointError
 
 Tensors = dict[str, np.ndarray]
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """config.json of a Hugging Face directory.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    path = Path(directory) / CONFIG
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(tree, dict):
+            return tree
+        problem = f"a {type(tree).__name__}, not an object"
+    except OSError as error:
+        problem = error.strerror
+    except ValueError as error:
+        problem = f"not JSON: {error}"
+    raise CheckpointError(f"{path}: {problem}; a Hugging Face directory says there what its weights are; restore it, or name the file of weights and --config")
+
+
+def read_directory(directory: Path) -> Tensors:
+    """All tensors of a Hugging Face directory, in one file or in those that its index names.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a tensor stands in two.
+    """
+    directory = Path(directory)
+    index = directory / f"{WEIGHTS}.index.json"
+    names = [WEIGHTS]
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index}: not an index of weights ({error!r}); copy or download it again") from None
+    tensors: Tensors = {}
+    for name in names:
+        shard = read_file(directory / name)
+        if twice := tensors.keys() & shard.keys():
+            raise CheckpointError(f"{directory / name}: {min(twice)} stands in another file too; one is meant; copy or download the directory again")
+        tensors |= shard
+    return tensors
+
+
+def write_directory(directory: Path, tensors: Tensors, config: dict[str, Any]) -> None:
+    """Write a Hugging Face directory, whole or not at all.
+
+    Raises:
+        OutputError: it has other content, or the disk is full.
+    """
+    with files.new_directory(directory) as temporary:
+        _write_safetensors(temporary / WEIGHTS, tensors)
+        files.write_json(temporary / CONFIG, config)
 
 
 def read_file(path: Path) -> Tensors:

@@ -5,7 +5,8 @@ A family adds one file with a table of rules per foreign format; see names_alpha
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,8 +51,12 @@ class Format:
     """(pattern of a whole name, the canonical name it stands for), accepted when reading."""
     ignored: tuple[str, ...] = ()
     """Patterns of whole names that are no weights."""
-    copies: dict[str, str] = field(default_factory=dict)
+    copies: Callable[[ModelConfig], dict[str, str]] = lambda config: {}
     """Tied parameter -> the one it must equal: written always, optional when read."""
+    read_config: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
+    """Fields of our configuration from the format's config.json (its path, its content); None if the format has none."""
+    write_config: Callable[[Any], dict[str, Any]] | None = None
+    """The inverse."""
 
     def to_ours(self, where: str, tensors: Tensors, config: ModelConfig) -> Tensors:
         """Rename and turn the tensors of a foreign file.
@@ -68,7 +73,7 @@ class Format:
             CheckpointError: missing, unexpected, doubled or misshaped parameters, or a tied copy that differs.
         """
         tensors = self._canonical(where, tensors)
-        for copy, original in self.copies.items():
+        for copy, original in self.copies(config).items():
             if copy in tensors and original in tensors and not np.array_equal(tensors[copy], tensors[original]):
                 raise CheckpointError(f"{where}: {copy} differs from {original}; they are one tied parameter in PanGu; untied weights cannot be converted")
             if original in tensors:
@@ -85,7 +90,7 @@ class Format:
         """
         check_names_and_shapes(where, tensors, config.parameter_shapes())
         foreign = {rule.foreign: tensors[rule.ours].T if rule.transpose else tensors[rule.ours] for _, rule in self._checked_rules(config)}
-        return foreign | {copy: foreign[original] for copy, original in self.copies.items()}
+        return foreign | {copy: foreign[original] for copy, original in self.copies(config).items()}
 
     def _checked_rules(self, config: ModelConfig) -> list[tuple[tuple[int, ...], Rule]]:
         """(our shape, rule) in the model's order."""

@@ -81,7 +81,7 @@ FORMATS = {
         _huggingface,
         aliases=((r"(transformer\.h\.\d+\.attn)\.out_proj\.(weight|bias)", r"\1.c_proj.\2"),),
         ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),  # buffers: causal mask and its fill value
-        copies={"lm_head.weight": "transformer.wte.weight"},
+        copies=lambda config: {"lm_head.weight": "transformer.wte.weight"},
     ),
     "mindformers": MINDFORMERS,
 }

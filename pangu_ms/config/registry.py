@@ -6,6 +6,7 @@ from typing import Any
 
 from pangu_ms.config.alpha import AlphaConfig
 from pangu_ms.config.base import ModelConfig
+from pangu_ms.config.pi import PiConfig
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Family:
 
 FAMILIES = {
     "alpha": Family(AlphaConfig, "pangu_ms.models.alpha:PanguAlpha", "pangu_ms.checkpoint.names_alpha:FORMATS"),
+    "pi": Family(PiConfig, "pangu_ms.models.pi:PanguPi", "pangu_ms.checkpoint.names_pi:FORMATS"),
 }
 
 

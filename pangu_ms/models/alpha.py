@@ -30,7 +30,7 @@ class Block(nn.Cell):
     def __init__(self, config: AlphaConfig, cache: CacheShape | None):
         super().__init__()
         self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.attention = Attention(config, cache)
+        self.attention = Attention(config, cache, dropout_rate=config.dropout)
         self.ffn_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.ffn = FeedForward(config)
         self.attention_dropout, self.ffn_dropout = Dropout(config.dropout, 1), Dropout(config.dropout, 2)
@@ -69,26 +69,41 @@ class PanguAlpha(nn.Cell):
         self.norm_before_query = config.final_norm_position == "before_query"
         self.fork_stream, self.pick_last, self.cast = ascend_ops.Fork(2), ops.GatherNd(), ops.Cast()
 
+    def embed(self, ids_BS, positions_BS, key):
+        """What the first layer reads: [B, S, E]."""
+        x_BSE = self.add_position(self.word_embedding(ids_BS), self.position_embedding(positions_BS))
+        return self.cast(self.embedding_dropout(x_BSE, key), self.dtype)
+
     def stream(self, ids_BS, positions_BS, segments_BS, slots_BS, key):
         """Embeddings and ordinary blocks: [B, S, E]."""
-        x_BSE = self.add_position(self.word_embedding(ids_BS), self.position_embedding(positions_BS))
-        x_BSE = self.cast(self.embedding_dropout(x_BSE, key), self.dtype)
+        x_BSE = self.embed(ids_BS, positions_BS, key)
         for i, block in enumerate(self.blocks):
             x_BSE = block(x_BSE, segments_BS, slots_BS, self.layer_key(key, i))
         return self.final_norm(x_BSE) if self.norm_before_query else x_BSE
 
     def ask(self, x_BSE, residual_BQE, positions_BQ, segments_BS, slots_BS, query_slots_BQ, key):
-        """Query layer and head: logits [B, Q, V] in the compute dtype."""
+        """The query layer: [B, Q, E]."""
         query_BQE = self.cast(self.query_embedding(positions_BQ), self.dtype)
         key = self.layer_key(key, len(self.blocks))
-        x_BQE = self.query_layer.ask(query_BQE, x_BSE, residual_BQE, segments_BS, slots_BS, query_slots_BQ, key)
+        return self.query_layer.ask(query_BQE, x_BSE, residual_BQE, segments_BS, slots_BS, query_slots_BQ, key)
+
+    def logits(self, x_BQE):
+        """[B, Q, V] in the compute dtype."""
         x_BQE = x_BQE if self.norm_before_query else self.final_norm(x_BQE)
         return ascend_ops.linear(x_BQE, self.word_embedding.weight)
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
         """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]; `key` int32 seeds dropout."""
         x_BSE, residual_BSE = self.fork_stream(self.stream(ids_BS, positions_BS, segments_BS, None, key))
-        return self.ask(x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key)
+        return self.logits(self.ask(x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key))
+
+    def hidden_states(self, ids_BS, positions_BS, segments_BS):
+        """The embeddings' output and that of each layer, num_layers + 1 of [B, S, E]; the final norm before the query layer belongs to the last."""
+        states = (self.embed(ids_BS, positions_BS, None),)
+        for block in self.blocks:
+            states += (block(states[-1], segments_BS, None, None),)
+        x_BSE = self.final_norm(states[-1]) if self.norm_before_query else states[-1]
+        return states + (self.ask(x_BSE, x_BSE, positions_BS, segments_BS, None, None, None),)
 
     def extend(self, ids_BQ, positions_BQ, last_B2, slots_BQ):
         """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query index), int32 [B, 2].
@@ -99,5 +114,5 @@ class PanguAlpha(nn.Cell):
         residual_B1E = self.pick_last(x_BQE, last_B2).expand_dims(1)
         positions_B1 = self.pick_last(positions_BQ, last_B2).expand_dims(1)
         slots_B1 = self.pick_last(slots_BQ, last_B2).expand_dims(1)
-        logits_B1V = self.ask(x_BQE, residual_B1E, positions_B1, None, slots_BQ, slots_B1, None)
+        logits_B1V = self.logits(self.ask(x_BQE, residual_B1E, positions_B1, None, slots_BQ, slots_B1, None))
         return self.cast(logits_B1V, ms.float32).squeeze(1)

@@ -4,21 +4,19 @@ What a family's model is, beside a Cell whose trainable parameters have the name
     Model(config, cache: CacheShape | None)
     construct(ids, positions, segments, key) -> logits [B, S, V]       whole sequences, in the compute dtype: training, evaluation
     extend(ids, positions, last, slots) -> logits float32 [B, V]        with a cache: appends tokens, see infer/cached_model.py
+    hidden_states(ids, positions, segments) -> tuple of [B, S, E]       output of the embeddings and of each layer, for analyses
 Parameters that are not trainable are the cache.
 """
 
 import hashlib
-import math
+from collections.abc import Iterator
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from pangu_ms.config.base import ModelConfig
+from pangu_ms.config.base import ModelConfig, ParameterSpec
 from pangu_ms.config.registry import FAMILIES, load_object
 from pangu_ms.models.layers import CacheShape
-
-# Matrices that write to the residual stream; their initial deviation shrinks with depth (spec A1.7).
-RESIDUAL_OUTPUTS = ("attention.output.weight", "ffn.down.weight")
 
 
 def build_model(config: ModelConfig, cache: CacheShape | None = None) -> nn.Cell:
@@ -26,22 +24,29 @@ def build_model(config: ModelConfig, cache: CacheShape | None = None) -> nn.Cell
     return load_object(FAMILIES[config.family].model)(config, cache)
 
 
-def initial_value(config: ModelConfig, name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Initial float32 value of one parameter; depends on the seed and its name alone, not on order, rank or device."""
-    if len(shape) == 1:
-        return np.full(shape, 1.0 if name.endswith("norm.weight") else 0.0, np.float32)
-    deviation = config.init_std
-    if config.init_depth_scaled and name.endswith(RESIDUAL_OUTPUTS):
-        deviation /= math.sqrt(2 * config.num_layers)
+def initial_values(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and initial float32 value of every parameter; a value depends on the seed and its name alone, not on order, rank or device."""
+    shapes = config.parameter_shapes()
+    for name, spec in config.parameters().items():
+        yield name, initial_value(spec, name, shapes[name], seed)
+
+
+def initial_value(spec: ParameterSpec, name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Initial float32 value of one parameter."""
+    lines = (-1, *[1] * (len(shape) - 1))  # a mean or deviation for each line of the first dimension, or one for all
+    mean, std = (np.asarray(value, np.float32).reshape(lines) for value in (spec.mean, spec.std))
+    if not std.any():
+        return np.array(np.broadcast_to(mean, shape))
     words = np.frombuffer(hashlib.sha256(f"{seed} {name}".encode()).digest(), np.uint32)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(words.tolist())))
-    return generator.standard_normal(shape, np.float32) * np.float32(deviation)
+    return generator.standard_normal(shape, np.float32) * std + mean
 
 
 def initialize(model: nn.Cell, config: ModelConfig, seed: int) -> None:
     """Give every trainable parameter its initial value."""
-    for parameter in model.trainable_params():
-        parameter.set_data(Tensor(initial_value(config, parameter.name, parameter.shape, seed)))
+    parameters = {parameter.name: parameter for parameter in model.trainable_params()}
+    for name, value in initial_values(config, seed):
+        parameters[name].set_data(Tensor(value))
 
 
 def fill(parameters: list[Parameter], tensors: dict[str, np.ndarray]) -> None:

@@ -1,7 +1,7 @@
 """Layers that the PanGu models share: single-device mathematics over ascend_ops.
 
-Shapes: B batch, S sequence, Q query positions, K key positions, T = B * Q tokens, E hidden, H heads, D head size, F feed-forward, V vocabulary,
-C cache positions per sequence.
+Shapes: B batch, S sequence, Q query positions, K key positions, T = B * Q tokens, E hidden, H heads, G heads of keys and values, D head size,
+A = H * D, F feed-forward, V vocabulary, C cache positions per sequence.
 """
 
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ def compiled_once(block_class: type) -> type:
 
 
 class Linear(nn.Cell):
-    """y = x W^T + b with float32 W [out, in] and b [out], computed in the dtype of x: [..., in] -> [..., out]."""
+    """y = x W^T + b with float32 W [out, in] and b [out], if any, computed in the dtype of x: [..., in] -> [..., out]."""
 
-    def __init__(self, in_size: int, out_size: int):
+    def __init__(self, in_size: int, out_size: int, bias: bool = True):
         super().__init__()
-        self.weight, self.bias = zeros("weight", out_size, in_size), zeros("bias", out_size)
+        self.weight, self.bias = zeros("weight", out_size, in_size), zeros("bias", out_size) if bias else None
 
     def construct(self, x):
         return ascend_ops.linear(x, self.weight, self.bias)
@@ -71,6 +71,21 @@ class LayerNorm(nn.Cell):
     def after_sum(self, x_BSE, residual_BSE):
         """(norm of the sum, the sum)."""
         return ascend_ops.layer_norm(x_BSE, self.weight, self.bias, self.eps, residual_BSE)
+
+
+class RMSNorm(nn.Cell):
+    """RMSNorm over the last axis in float32, returned in the dtype of the input."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = Parameter(initializer("ones", (hidden_size,)), name="weight"), eps
+
+    def construct(self, x_BSE):
+        return ascend_ops.rms_norm(x_BSE, self.weight, self.eps)
+
+    def after_sum(self, x_BSE, residual_BSE):
+        """(norm of the sum, the sum)."""
+        return ascend_ops.rms_norm(x_BSE, self.weight, self.eps, residual_BSE)
 
 
 class Dropout(nn.Cell):
@@ -112,50 +127,55 @@ class CacheShape:
 
 
 class KVCache(nn.Cell):
-    """Keys and values of all past positions of one attention, all heads of a position beside each other: [B, C, E]."""
+    """Keys and values of all past positions of one attention, all heads of a position beside each other: [B, C, G * D]."""
 
     def __init__(self, shape: CacheShape, width: int, dtype: ms.Type):
         super().__init__()
-        self.shape_BCE = (shape.batch_size, shape.capacity, width)
+        self.shape_BCW = (shape.batch_size, shape.capacity, width)
         rows = shape.batch_size * shape.capacity
         self.keys, self.values = (Parameter(initializer("zeros", (rows, width), dtype), name=n, requires_grad=False) for n in ("keys", "values"))
         self.first_row_B1 = Tensor(np.arange(0, rows, shape.capacity, dtype=np.int32).reshape(-1, 1))
         self.slots_BC = Tensor(np.tile(np.arange(shape.capacity, dtype=np.int32), (shape.batch_size, 1)))
         self.write_key, self.write_value = ops.ScatterNdUpdate(), ops.ScatterNdUpdate()
 
-    def construct(self, k_BQE, v_BQE, slots_BQ):
-        """Write Q new positions at `slots` (cache positions, int32); returns all keys and values [B, C, E] and their slots [B, C]."""
+    def construct(self, k_BQW, v_BQW, slots_BQ):
+        """Write Q new positions at `slots` (cache positions, int32); returns all keys and values [B, C, W] and their slots [B, C]."""
         rows_T1 = (self.first_row_B1 + slots_BQ).reshape(-1, 1)  # of the flat cache
-        keys = self.write_key(self.keys, rows_T1, k_BQE.reshape(-1, self.shape_BCE[2]))
-        values = self.write_value(self.values, rows_T1, v_BQE.reshape(-1, self.shape_BCE[2]))
-        return keys.reshape(self.shape_BCE), values.reshape(self.shape_BCE), self.slots_BC
+        keys = self.write_key(self.keys, rows_T1, k_BQW.reshape(-1, self.shape_BCW[2]))
+        values = self.write_value(self.values, rows_T1, v_BQW.reshape(-1, self.shape_BCW[2]))
+        return keys.reshape(self.shape_BCW), values.reshape(self.shape_BCW), self.slots_BC
 
 
 class Attention(nn.Cell):
-    """Multi-head attention with biases; queries may come from another stream than keys and values (spec A1.3).
+    """Multi-head attention; queries may come from another stream than keys and values (spec A1.3), and share the heads of these (spec F1).
 
     A key is seen by the queries of its segment at or after its own position. With a cache the new keys and values are written to it first, and
     all its slots up to the query's own are seen.
     """
 
-    def __init__(self, config: ModelConfig, cache: CacheShape | None = None):
+    def __init__(self, config: ModelConfig, cache: CacheShape | None = None, num_kv_heads: int = 0, bias: bool = True, dropout_rate: float = 0.0):
         super().__init__()
-        hidden_size = config.hidden_size
-        self.num_heads, self.dropout_rate = config.num_heads, config.dropout
-        self.query, self.key, self.value, self.output = (Linear(hidden_size, hidden_size) for _ in range(4))
-        self.cache = KVCache(cache, hidden_size, getattr(ms, config.compute_dtype)) if cache else None
+        sizes, self.num_heads, self.dropout_rate = config.axis_sizes(), config.num_heads, dropout_rate
+        width = sizes["heads"] // config.num_heads * (num_kv_heads or config.num_heads)
+        self.query = Linear(config.hidden_size, sizes["heads"], bias)
+        self.key, self.value = (Linear(config.hidden_size, width, bias) for _ in range(2))
+        self.output = Linear(sizes["heads"], config.hidden_size, bias)
+        self.cache = KVCache(cache, width, getattr(ms, config.compute_dtype)) if cache else None
 
-    def construct(self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, slots_BK, query_slots_BQ, key):
-        q_BQE, k_BKE, v_BKE = self.query(query_BQE), self.key(for_key_BKE), self.value(for_value_BKE)
+    def construct(self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, slots_BK, query_slots_BQ, key, cos_sin_BKD=None):
+        """-> [B, Q, E]. With `cos_sin` (see ascend_ops.rotary_embedding) queries and keys, then of the same positions, are rotated."""
+        q_BQA, k_BKW, v_BKW = self.query(query_BQE), self.key(for_key_BKE), self.value(for_value_BKE)
+        if cos_sin_BKD is not None:
+            q_BQA, k_BKW = ascend_ops.rotary_embedding(q_BQA, cos_sin_BKD), ascend_ops.rotary_embedding(k_BKW, cos_sin_BKD)
         if self.cache is not None:
-            keys_BCE, values_BCE, slots_BC = self.cache(k_BKE, v_BKE, slots_BK)
-            y_BQE = ascend_ops.causal_attention(q_BQE, keys_BCE, values_BCE, query_slots_BQ, slots_BC, num_heads=self.num_heads)
+            keys_BCW, values_BCW, slots_BC = self.cache(k_BKW, v_BKW, slots_BK)
+            y_BQA = ascend_ops.causal_attention(q_BQA, keys_BCW, values_BCW, query_slots_BQ, slots_BC, num_heads=self.num_heads)
         elif self.training and self.dropout_rate > 0.0:
             seed = ascend_ops.dropout_seed(key, 0)
-            y_BQE = ascend_ops.causal_attention(
-                q_BQE,
-                k_BKE,
-                v_BKE,
+            y_BQA = ascend_ops.causal_attention(
+                q_BQA,
+                k_BKW,
+                v_BKW,
                 q_segment=segments_BK,
                 k_segment=segments_BK,
                 num_heads=self.num_heads,
@@ -163,8 +183,8 @@ class Attention(nn.Cell):
                 dropout_seed=seed,
             )
         else:
-            y_BQE = ascend_ops.causal_attention(q_BQE, k_BKE, v_BKE, q_segment=segments_BK, k_segment=segments_BK, num_heads=self.num_heads)
-        return self.output(y_BQE)
+            y_BQA = ascend_ops.causal_attention(q_BQA, k_BKW, v_BKW, q_segment=segments_BK, k_segment=segments_BK, num_heads=self.num_heads)
+        return self.output(y_BQA)
 
 
 class FeedForward(nn.Cell):

@@ -10,11 +10,6 @@ from pangu_ms.config.schema import OptimizerConfig
 MOMENT_PREFIXES = ("adam_m.", "adam_v.")
 
 
-def decays(name: str) -> bool:
-    """Whether weight decay applies: to matrices and embeddings, not to biases and norms (spec A3.1)."""
-    return not name.endswith(".bias") and "norm." not in name
-
-
 # HyperMap, not a loop: in a graph each turn of a loop is a call inside the last one, and MindSpore stops at a depth of 1000.
 _update = ops.MultitypeFuncGraph("update")
 
@@ -27,14 +22,15 @@ def _update_parameter(beta1, beta2, eps, lr, factor, decay, parameter, m, v, gra
 class AdamW(nn.Cell):
     """p -= lr * (m / (sqrt(v) + eps) + decay * p), without bias correction, as the official AdamWeightDecay."""
 
-    def __init__(self, parameters: list[Parameter], config: OptimizerConfig):
+    def __init__(self, parameters: list[Parameter], config: OptimizerConfig, decayed: set[str]):
+        """`decayed`: names of the parameters that weight decay applies to."""
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
         self.m, self.v = (
             ParameterTuple([Parameter(initializer("zeros", p.shape, ms.float32), name=prefix + p.name, requires_grad=False) for p in parameters])
             for prefix in MOMENT_PREFIXES
         )
-        self.decay = tuple(config.weight_decay if decays(p.name) else 0.0 for p in parameters)
+        self.decay = tuple(config.weight_decay if p.name in decayed else 0.0 for p in parameters)
         self.beta1, self.beta2, self.eps = config.beta1, config.beta2, config.eps
         self.hyper_map = ops.HyperMap()
 

@@ -142,7 +142,8 @@ class TrainStep:
     def __init__(self, model: nn.Cell, config: RunConfig):
         self.config = config
         self.weights = ParameterTuple(model.trainable_params())
-        self.optimizer = AdamW(self.weights, config.optimizer)
+        decayed = {name for name, spec in config.model.parameters().items() if spec.decay}
+        self.optimizer = AdamW(self.weights, config.optimizer, decayed)
         micro_tokens = config.train.batch_size // config.train.accumulation_steps * config.model.seq_length
         gradients = Gradients(TokenLoss(model), self.weights)
         update = GuardedUpdate(self.optimizer, config.optimizer.clip_norm, micro_tokens)

@@ -63,10 +63,10 @@ def measure(name: str, batch_size: int, max_length: int, steps: int, directory: 
     from pangu_ms.export.write import export_package
     from pangu_ms.infer.decoder import GraphShape
     from pangu_ms.infer.load import load_decoder
-    from pangu_ms.models.build import initial_value
+    from pangu_ms.models.build import initial_values
 
     config = load_config(name, ["runtime.device=CPU", "model.compute_dtype=float32"])
-    tensors = {n: initial_value(config.model, n, s, 0) for n, s in config.model.parameter_shapes().items()}
+    tensors = dict(initial_values(config.model, 0))
     texts = (document.text for document in Corpus(standard_library_files()))
     train_tokenizer(texts, config.model.vocab_size, "none").save(directory / "tokenizer")
     checkpoint = store.open_checkpoint(store.save(directory / "checkpoints", 0, {"model": tensors}, {}, config, directory / "tokenizer"))

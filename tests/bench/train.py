@@ -33,9 +33,9 @@ def tokens(config: RunConfig, steps: int) -> np.ndarray:
 
 def weights(config: RunConfig) -> dict[str, np.ndarray]:
     """The initial parameters by name."""
-    from pangu_ms.models.build import initial_value
+    from pangu_ms.models.build import initial_values
 
-    return {name: initial_value(config.model, name, shape, 1) for name, shape in config.model.parameter_shapes().items()}
+    return dict(initial_values(config.model, 1))
 
 
 def ours(config: RunConfig) -> Callable[[np.ndarray], float]:
@@ -61,13 +61,13 @@ def peer(config: RunConfig, dtype: str) -> Callable[[np.ndarray], float]:
     """The same in eager PyTorch."""
     import torch
 
-    from pangu_ms.train.optimizer import decays
     from tests.bench.alpha_torch import AlphaTorch
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     model = AlphaTorch(config.model)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights(config).items()})
-    groups = [[p for n, p in model.named_parameters() if decays(n) == decayed] for decayed in (True, False)]
+    specs = config.model.parameters()
+    groups = [[p for n, p in model.named_parameters() if specs[n].decay == decayed] for decayed in (True, False)]
     o = config.optimizer
     settings = [{"params": g, "weight_decay": d} for g, d in zip(groups, (o.weight_decay, 0.0), strict=True)]
     optimizer = torch.optim.AdamW(settings, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=True)

@@ -87,39 +87,24 @@ def test_the_model_has_exactly_the_listed_parameters():
 
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_initial_values_depend_on_seed_and_name_alone():
-    from pangu_ms.models.build import initial_value
+    from pangu_ms.models.build import initial_values
 
     config = small(hidden_size=64)
-    first = initial_value(config, "blocks.0.ffn.up.weight", (256, 64), 1)
-    assert abs(first.std() - config.init_std) < 1e-3 and abs(first.mean()) < 1e-3
-    assert np.array_equal(first, initial_value(config, "blocks.0.ffn.up.weight", (256, 64), 1))
-    assert not np.array_equal(first, initial_value(config, "blocks.0.ffn.up.weight", (256, 64), 2))
-    assert not np.array_equal(first, initial_value(config, "blocks.1.ffn.up.weight", (256, 64), 1))
-    scaled = initial_value(config, "blocks.0.ffn.down.weight", (64, 256), 1)
-    assert abs(scaled.std() * np.sqrt(2 * config.num_layers) - config.init_std) < 1e-3
-    assert (initial_value(config, "final_norm.weight", (64,), 1) == 1).all()
+    first, again, other = (dict(initial_values(config, seed)) for seed in (1, 1, 2))
+    up = "blocks.0.ffn.up.weight"
+    assert abs(first[up].std() - config.init_std) < 1e-3 and abs(first[up].mean()) < 1e-3
+    assert all(np.array_equal(first[name], again[name]) for name in config.parameter_shapes())
+    deeper = dict(initial_values(small(hidden_size=64, num_layers=config.num_layers + 1, init_rule="constant"), 1))
+    assert np.array_equal(first[up], deeper[up])
+    assert not np.array_equal(first[up], other[up]) and not np.array_equal(first[up], first["blocks.1.ffn.up.weight"])
+    assert (first["final_norm.weight"] == 1).all() and (first["final_norm.bias"] == 0).all()
 
 
-@pytest.mark.usefixtures("mindspore_cpu")
-def test_blocks_compile_once_on_ascend_alone(monkeypatch):
-    from pangu_ms.models import alpha, layers
-
-    assert layers.compiled_once(alpha.Block) is alpha.Block
-    monkeypatch.setattr(layers.ms, "get_context", lambda name: {"device_target": "Ascend"}[name])
-    blocks = alpha.PanguAlpha(small(num_layers=4)).blocks
-    assert all(isinstance(block, alpha.Block) for block in blocks)
-    assert len({block.cell_init_args for block in blocks}) == 1  # what lazy_inline groups instances by
-
-
-@pytest.mark.usefixtures("mindspore_cpu")
-def test_layers_drop_different_elements():
-    from mindspore import Tensor
-
-    from pangu_ms.models.layers import Dropout, LayerKey
-
-    layer, keys = Dropout(0.5, site=1), LayerKey(3)
-    layer.set_train()
-    ones = Tensor(np.ones((100, 100), np.float32))
-    masks = [layer(ones, keys(Tensor(np.int32(5)), i)).asnumpy() > 0 for i in range(3)]
-    for i, j in ((0, 1), (1, 2), (0, 2)):
-        assert (masks[i] & masks[j]).mean() == pytest.approx(0.25, abs=0.02)
+def test_the_projections_to_the_residual_stream_follow_the_rule():
+    layers = [f"blocks.{i}" for i in range(3)] + ["query_layer"]
+    for rule, divisors in {"constant": (1, 1, 1, 1), "depth_scaled": (8, 8, 8, 8), "layer_scaled": (2, 4, 6, 8)}.items():
+        config = small(num_layers=4, init_rule=rule)
+        for name, divisor in zip(layers, divisors):
+            for leaf in ("attention.output", "ffn.down"):
+                assert config.parameters()[f"{name}.{leaf}.weight"].std == pytest.approx(config.init_std / divisor**0.5)
+            assert config.parameters()[f"{name}.ffn.up.weight"].std == config.init_std

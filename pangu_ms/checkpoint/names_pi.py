@@ -1,0 +1,108 @@
+"""Foreign names of PanGu-pi: Hugging Face's LLaMA, whose checkpoints load directly, and openPangu-Embedded, which has the same. Source: specification D7, F1.
+
+What LLaMA does not have is named beside it: `self_attn.aug_shortcut.{i}.{down,up}` and `mlp.siaf.{scale,bias}`. All matrices are [out, in] on both sides.
+"""
+
+import re
+from typing import Any
+
+from pangu_ms.checkpoint.names import MINDFORMERS, Format, Rule
+from pangu_ms.config.pi import PiConfig
+from pangu_ms.errors import CheckpointError
+
+# Ours (a pattern) -> theirs, the first that fits.
+_HUGGINGFACE = {
+    r"word_embedding\.": "model.embed_tokens.",
+    r"final_norm\.": "model.norm.",
+    r"head\.": "lm_head.",
+    r"blocks\.(\d+)\.attention_norm\.": r"model.layers.\1.input_layernorm.",
+    r"blocks\.(\d+)\.ffn_norm\.": r"model.layers.\1.post_attention_layernorm.",
+    r"blocks\.(\d+)\.attention\.(.)\w+\.": r"model.layers.\1.self_attn.\2_proj.",  # query, key, value, output
+    r"blocks\.(\d+)\.aug_shortcut\.": r"model.layers.\1.self_attn.aug_shortcut.",
+    r"blocks\.(\d+)\.ffn\.siaf\.shift": r"model.layers.\1.mlp.siaf.bias",
+    r"blocks\.(\d+)\.ffn\.siaf": r"model.layers.\1.mlp.siaf",
+    r"blocks\.(\d+)\.ffn\.(\w+)\.": r"model.layers.\1.mlp.\2_proj.",  # gate, up, down
+}
+
+# Keys of config.json -> our fields.
+_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "intermediate_size": "ffn_hidden_size",
+    "max_position_embeddings": "seq_length",
+    "hidden_act": "hidden_act",
+    "rms_norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "attention_bias": "attention_bias",
+    "tie_word_embeddings": "tie_word_embeddings",
+}
+_ADDITIONS = tuple(name for name in PiConfig.__dataclass_fields__ if name.startswith(("siaf_", "aug_shortcut_")))
+_PLAIN = {"siaf_terms": 1, "aug_shortcut_branches": 0}
+_LLAMA, _OPENPANGU, _PANGU_PI = "llama", ("PanguEmbedded", "openpangu_dense"), "pangu_pi"
+_CHANGES_THE_FUNCTION = {"rope_scaling": None, "mlp_bias": False, "pretraining_tp": 1}  # keys that must be absent, null or this
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "swish": "silu"}
+
+
+def _huggingface(config: PiConfig) -> list[Rule]:
+    return [Rule(name, _foreign(name)) for name in config.parameters()]
+
+
+def _foreign(name: str) -> str:
+    for pattern, replacement in _HUGGINGFACE.items():
+        if re.match(pattern, name):
+            return re.sub(rf"\A{pattern}", replacement, name)
+    raise AssertionError(f"{name} has no foreign name")
+
+
+def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """Fields of PiConfig from a config.json.
+
+    Args:
+        where: begins the message: the file.
+        tree: its content.
+
+    Raises:
+        CheckpointError: another kind of model, or one that computes something that we do not.
+    """
+    kind = tree.get("model_type")
+    if kind not in (_LLAMA, *_OPENPANGU, _PANGU_PI):
+        raise CheckpointError(f"{where}: model_type={kind!r}: must be {_LLAMA}, {', '.join(_OPENPANGU)} or {_PANGU_PI}; only these compute what PanGu-pi does")
+    for key, harmless in _CHANGES_THE_FUNCTION.items():
+        if tree.get(key) not in (None, harmless):
+            raise CheckpointError(f"{where}: {key}={tree[key]!r}: must be {harmless}; such a model is not supported")
+    tree = ({"attention_bias": tree["bias"]} if "bias" in tree else {}) | tree  # openPangu's key
+    if "rope_theta" not in tree and isinstance(tree.get("rope_parameters"), dict):  # transformers 5
+        tree["rope_theta"] = tree["rope_parameters"].get("rope_theta")
+    fields = {ours: tree[theirs] for theirs, ours in _FIELDS.items() if tree.get(theirs) is not None}
+    fields["hidden_act"] = _ACTIVATIONS.get(fields.get("hidden_act"), fields.get("hidden_act", "silu"))
+    additions = {name: tree[name] for name in _ADDITIONS if name in tree} if kind == _PANGU_PI else _PLAIN
+    return {"family": "pi"} | fields | additions
+
+
+def write_config(config: PiConfig) -> dict[str, Any]:
+    """The config.json of a model: a LLaMA's where it is one, else with our additions, which no other program knows."""
+    plain = all(getattr(config, name) == value for name, value in _PLAIN.items())
+    tree = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
+    tree["hidden_act"] = {ours: theirs for theirs, ours in _ACTIVATIONS.items() if ours != "silu"}.get(config.hidden_act, config.hidden_act)
+    tree |= {"model_type": _LLAMA, "architectures": ["LlamaForCausalLM"]} if plain else {"model_type": _PANGU_PI}
+    return tree | ({} if plain else {name: getattr(config, name) for name in _ADDITIONS})
+
+
+def _tied(config: PiConfig) -> dict[str, str]:
+    return {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
+
+
+FORMATS = {
+    "huggingface": Format(
+        _huggingface,
+        ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+        copies=_tied,
+        read_config=read_config,
+        write_config=write_config,
+    ),
+    "mindformers": MINDFORMERS,
+}
