@@ -116,7 +116,7 @@ class PiConfig(ModelConfig):
             return {}
         if self.siaf_mode == "matrices":
             gate = ParameterSpec(("ffn", "embed"), std=0.0 if self.siaf_init == "identity" else noise, decay=True)
-            return {f"ffn.siaf_gates.{i}.weight": gate for i in range(1, terms)}
+            return {f"ffn.siaf_gates.{i}.weight": gate for i in range(terms - 1)}
         axes = ("siaf_term", "ffn" if self.siaf_mode == "channel" else "one")
         mean = (1 / terms,) * terms if self.siaf_init == "mean" else (1.0,) + (0.0,) * (terms - 1)
         std = {"mean": (noise,) * terms, "random": (0.0,) + (noise,) * (terms - 1), "identity": (0.0,) * terms}[self.siaf_init]
