@@ -4,7 +4,7 @@ Nothing is imported or registered until `register()` is called, one of its submo
 mindformers takes 3 seconds and makes a directory ./output. MindFormers' configuration names these types:
 
 * trainer: PanguTrainer, which reads the `pangu:` section (see settings.py) and makes the data set from it
-* model.model_config: PanguAlphaConfig; model.arch: PanguAlphaForCausalLM
+* model.model_config: PanguConfig; model.arch: PanguForCausalLM
 * runner_wrapper: PanguTrainOneStepCell on a CPU, MFTrainOneStepCell elsewhere
 """
 

@@ -1,4 +1,4 @@
-"""`python -m pangu_ms.mf`: train PanGu-alpha with mindformers.Trainer from a MindFormers YAML that has a `pangu:` section."""
+"""`python -m pangu_ms.mf`: train a PanGu model with mindformers.Trainer from a MindFormers YAML that has a `pangu:` section."""
 
 import argparse
 import json

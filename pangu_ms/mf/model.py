@@ -1,4 +1,4 @@
-"""PanGu-alpha as a registered MindFormers model: our model and our loss, with nothing of their own.
+"""The PanGu families as one registered MindFormers model: our model and our loss, with nothing of their own.
 
 Parameters have our names without any prefix, so MindFormers' checkpoints and ours are the same arrays under the same names.
 """
@@ -9,50 +9,53 @@ import mindspore as ms
 from mindformers.models import PretrainedConfig, PreTrainedModel
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from pangu_ms.config.alpha import AlphaConfig
+from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_from_dict
+from pangu_ms.config.registry import FAMILIES
 from pangu_ms.models.build import build_model, initialize
 from pangu_ms.models.loss import TokenLoss, mean_loss
 
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
-class PanguAlphaConfig(PretrainedConfig):
-    """The fields of pangu_ms.config.alpha.AlphaConfig, checked, beside whatever else MindFormers stores in a model's configuration."""
+class PanguConfig(PretrainedConfig):
+    """`family` and the fields of its class in pangu_ms.config, checked, beside whatever else MindFormers stores in a model's configuration."""
 
-    model_type = "pangu_alpha"
+    model_type = "pangu"
     is_composition = True  # says that the class cannot be made without arguments, which MindFormers otherwise does to print it
 
-    def __init__(self, initial_seed: int = 1, **fields):
+    def __init__(self, family: str = "alpha", initial_seed: int = 1, **fields):
         """Args:
+        family: as in our configurations.
         initial_seed: of the initial values.
-        fields: AlphaConfig's, and MindFormers' own.
+        fields: the family's, and MindFormers' own.
 
         Raises:
-            ConfigError: a field is missing or wrong.
+            ConfigError: an unknown family; a field is missing or wrong.
         """
-        own = {name: fields.pop(name) for name in _names() if name in fields}
-        alpha = config_from_dict({"model": {"family": "alpha"} | own, "runtime": {"device": ms.get_context("device_target")}}, type(self).__name__).model
+        own = {name: fields.pop(name) for name in _names(family) if name in fields}
+        device = {"device": ms.get_context("device_target")}
+        model = config_from_dict({"model": {"family": family} | own, "runtime": device}, type(self).__name__).model
         super().__init__(**fields)
         self.initial_seed = initial_seed
-        for name in _names():
-            setattr(self, name, getattr(alpha, name))
+        for name in _names(family):
+            setattr(self, name, getattr(model, name))
 
-    def to_alpha(self) -> AlphaConfig:
+    def to_model_config(self) -> ModelConfig:
         """The same as our own configuration."""
-        return AlphaConfig(**{name: getattr(self, name) for name in _names()})
+        return FAMILIES[self.family].config(**{name: getattr(self, name) for name in _names(self.family)})
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
-class PanguAlphaForCausalLM(PreTrainedModel):
+class PanguForCausalLM(PreTrainedModel):
     """The mean loss of next tokens. Training alone: evaluate and generate with `pangu eval` and `pangu generate`."""
 
-    config_class = PanguAlphaConfig
+    config_class = PanguConfig
 
-    def __init__(self, config: PanguAlphaConfig):
+    def __init__(self, config: PanguConfig):
         super().__init__(config, auto_prefix=False)
-        alpha = config.to_alpha()
-        model = build_model(alpha)
-        initialize(model, alpha, config.initial_seed)
+        own = config.to_model_config()
+        model = build_model(own)
+        initialize(model, own, config.initial_seed)
         self.loss = TokenLoss(model)
 
     def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key):
@@ -67,5 +70,5 @@ class PanguAlphaForCausalLM(PreTrainedModel):
     convert_concat_name = convert_name
 
 
-def _names() -> list[str]:
-    return [field.name for field in dataclasses.fields(AlphaConfig)]
+def _names(family: str) -> list[str]:
+    return [field.name for field in dataclasses.fields(FAMILIES[family].config)] if family in FAMILIES else []  # config_from_dict names the mistake

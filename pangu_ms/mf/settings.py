@@ -80,8 +80,8 @@ def _require_supported(config: Mapping[str, Any], runner: Mapping[str, Any], dev
     rules = [
         ("run_mode", config.get("run_mode"), ("finetune", "train"), "it chooses which sections MindFormers reads"),
         ("trainer.type", _section(config, "trainer").get("type"), ("PanguTrainer",), "it reads the pangu: section"),
-        ("model.model_config.type", _section(model, "model_config").get("type"), ("PanguAlphaConfig",), "pangu.model has its fields"),
-        ("model.arch.type", _section(model, "arch").get("type"), ("PanguAlphaForCausalLM",), "pangu.model has its fields"),
+        ("model.model_config.type", _section(model, "model_config").get("type"), ("PanguConfig",), "pangu.model has its fields"),
+        ("model.arch.type", _section(model, "arch").get("type"), ("PanguForCausalLM",), "pangu.model has its fields"),
         ("use_parallel", config.get("use_parallel"), (None, False), "pangu_ms.mf runs on one device"),
         ("use_legacy", config.get("use_legacy"), (None, True), "the model is not of MindFormers' core classes"),
         ("do_eval", config.get("do_eval"), (None, False), "evaluate the checkpoint with `pangu eval`"),

@@ -11,14 +11,14 @@ from mindformers.trainer import CausalLanguageModelingTrainer
 
 from pangu_ms.errors import ConfigError
 from pangu_ms.mf.data import step_dataset
-from pangu_ms.mf.model import PanguAlphaForCausalLM
+from pangu_ms.mf.model import PanguForCausalLM
 from pangu_ms.mf.settings import publish, resolve
 from pangu_ms.mf.wrapper import PanguTrainOneStepCell  # noqa: F401  registered by its import
 
 
 @MindFormerRegister.register(MindFormerModuleType.TRAINER)
 class PanguTrainer(CausalLanguageModelingTrainer):
-    """Trains PanguAlphaForCausalLM on our records; everything else is MindFormers'."""
+    """Trains PanguForCausalLM on our records; everything else is MindFormers'."""
 
     def train(self, config: Any = None, network: Any = None, **kwargs: Any) -> None:
         """Called by mindformers.Trainer with its whole configuration.
@@ -27,7 +27,7 @@ class PanguTrainer(CausalLanguageModelingTrainer):
             ConfigError, DataError: see settings.resolve and data.step_dataset.
         """
         self.run = resolve(config)
-        if isinstance(network, PanguAlphaForCausalLM) and network.config.to_alpha() != self.run.model:
+        if isinstance(network, PanguForCausalLM) and network.config.to_model_config() != self.run.model:
             raise ConfigError("Trainer(model=...): differs from pangu.model; give one of them the other's fields")
         publish(config, self.run)
         super().train(config=config, network=network, **kwargs)

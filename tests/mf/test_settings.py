@@ -28,7 +28,7 @@ def test_the_shipped_yaml_is_our_tiny_model(tree):
     assert run.model == load_config("alpha/tiny").model
     assert (run.train.steps, run.train.batch_size, run.train.seed, run.runtime.device) == (100, 8, 1, "CPU")
     publish(tree, run)
-    assert tree["model"]["model_config"]["hidden_size"] == 192 and tree["model"]["model_config"]["type"] == "PanguAlphaConfig"
+    assert tree["model"]["model_config"]["hidden_size"] == 192 and tree["model"]["model_config"]["type"] == "PanguConfig"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_the_shipped_yaml_is_our_tiny_model(tree):
         ("use_parallel=true", "use_parallel=True: "),
         ("run_mode=predict", "use 'train'"),
         ("trainer.type=CausalLanguageModelingTrainer", "use 'PanguTrainer'"),
-        ("model.arch.type=LlamaForCausalLM", "use 'PanguAlphaForCausalLM'"),
+        ("model.arch.type=LlamaForCausalLM", "use 'PanguForCausalLM'"),
         ("runner_config.batch_size=0", "train.batch_size=0: must be positive"),
         ("do_eval=true", "pangu eval"),
     ],
