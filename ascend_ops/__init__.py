@@ -23,6 +23,7 @@ from ascend_ops.loss import softmax_cross_entropy
 from ascend_ops.matmul import grouped_matmul, linear
 from ascend_ops.norms import layer_norm, rms_norm
 from ascend_ops.optimizer import adamw, squared_norm
+from ascend_ops.rotary import rotary_embedding, rotary_table
 from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
 
 __all__ = [
@@ -45,6 +46,8 @@ __all__ = [
     "moe_combine",
     "moe_dispatch",
     "rms_norm",
+    "rotary_embedding",
+    "rotary_table",
     "rre_route",
     "softmax_cross_entropy",
     "squared_norm",

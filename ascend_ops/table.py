@@ -209,6 +209,8 @@ KERNELS = {
         Kernel("Add", (Input("x"), Input("y")), (Output("total", "x"),)),
         # y = x * (hash of seed and element index says keep) / (1 - rate); the gradient is Dropout of dy
         Kernel("Dropout", (Input("x"), Input("seed", "int32")), (Output("y", "x"),), (Attribute("rate", "float"),)),
+        # x [B, S, H * D] or [B, S, H, D], cos_sin [B, S, D]: (x1 cos - sign x2 sin, x2 cos + sign x1 sin) of the halves of each head; the gradient has -sign
+        Kernel("RotaryEmbedding", (Input("x"), *_f32("cos_sin")), (Output("y", "x"),), (Attribute("sign", "float"),)),
         # y = x W^T + bias with float32 weight [out, in] and bias [out], or [1] holding 0 for none
         Kernel("Linear", (Input("x"), *_f32("weight", "bias")), (Output("y", "x[:-1] weight[0]"),)),
         Kernel(
@@ -288,5 +290,6 @@ OPERATORS = {
     ),
     "add": Operator("sum of two tensors of one shape", ("x", "y"), ("Add",), "Add"),
     "dropout": Operator("dropout by a hash, the same when repeated", ("x", "seed"), ("Dropout",)),
+    "rotary_embedding": Operator("rotary position embedding, rotate-half form", ("x", "cos_sin"), ("RotaryEmbedding",), "rotary_position_embedding", _NEWER),
     "linear": Operator("x W^T + bias in the dtype of x, weight in float32", ("x", "weight", "bias"), ("Linear", "LinearGrad"), "MatMul", onednn=True),
 }
