@@ -177,7 +177,7 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
 def test_a_config_states_its_family(model):
     with pytest.raises(ConfigError) as error:
         config_from_dict({"model": model}, "a.yaml")
-    assert str(error.value) == "a.yaml: model.family: is required; known: alpha"
+    assert str(error.value) == "a.yaml: model.family: is required; known: alpha, pi"
 
 
 def test_the_family_chooses_the_class_and_its_keys(dummy_family, tmp_path):
@@ -194,9 +194,10 @@ def test_the_family_chooses_the_class_and_its_keys(dummy_family, tmp_path):
         ({"family": "dummy", "num_expert": 8}, "model.num_expert: unknown key; did you mean num_experts?"),
         ({"family": "dummy", "dropuot": 0.1}, "model.dropuot: unknown key; known: "),
         ({"family": "alpha", "dropuot": 0.1}, "model.dropuot: unknown key; did you mean dropout?"),
-        ({"family": "dummy", "num_heads": 5}, "model.num_heads=5: must divide"),
+        ({"family": "dummy", "num_heads": 0}, "model.num_heads=0: must be positive"),
+        ({"family": "alpha", "num_heads": 5}, "model.num_heads=5: must divide"),
         ({"family": "dumy"}, "model.family=dumy: unknown family; did you mean dummy?"),
-        ({}, "model.family: is required; known: alpha, dummy"),
+        ({}, "model.family: is required; known: alpha, pi, dummy"),
     ]
     for model, message in mistakes:
         with pytest.raises(ConfigError) as error:
