@@ -27,7 +27,6 @@ from ascend_ops.rotary import rotary_embedding, rotary_table
 from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
 
 __all__ = [
-    "(",
     "BACKENDS",
     "Choice",
     "Fork",
@@ -39,6 +38,9 @@ __all__ = [
     "dropout",
     "dropout_seed",
     "explain",
+    "fast_gelu",
+    "gelu",
+    "gelu_erf",
     "grouped_matmul",
     "has_bfloat16_products",
     "layer_norm",
@@ -49,7 +51,10 @@ __all__ = [
     "rotary_embedding",
     "rotary_table",
     "rre_route",
+    "series_activation",
+    "silu",
     "softmax_cross_entropy",
     "squared_norm",
+    "swiglu",
     "use",
 ]
