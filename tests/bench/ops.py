@@ -78,6 +78,14 @@ def series_torch(x, scale, shift):
     return sum(gelu(scale[i] * x + shift[i], approximate="tanh") for i in range(2))
 
 
+def rotary_torch(x, cos_sin):
+    import torch
+
+    x1, x2 = x.view(*x.shape[:2], H, -1).chunk(2, -1)
+    cos, sin = cos_sin[:, :, None].chunk(2, -1)
+    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), -1).view_as(x)
+
+
 def dispatch_torch(x, expert):
     order = expert.argsort(stable=True)
     return x[order]
@@ -104,6 +112,7 @@ def cases() -> list[Case]:
     expert = np.random.RandomState(0).randint(0, EXPERTS, T).astype(np.int32)
     counts, order = np.bincount(expert, minlength=EXPERTS).astype(np.int32), np.argsort(expert, kind="stable").astype(np.int32)
     experts = draw(EXPERTS, E, E)
+    sequences, angles = draw(T // S, S, E), np.tile(ascend_ops.rotary_table(S, E // H, 1e4), (T // S, 1, 1))
     plain = [
         Case(name, (activation,), getattr(ascend_ops, name), torch_call, 2 * one, 3 * one)
         for name, torch_call in (
@@ -130,6 +139,7 @@ def cases() -> list[Case]:
         ),
         Case("causal_attention", qkv, ascend_ops.causal_attention, attention_torch, 4 * qkv[0].nbytes, 8 * qkv[0].nbytes, (0, 1, 2)),
         Case("dropout", (activation, np.array([7], np.int32)), calls.dropout, lambda x, s: functional.dropout(x, 0.1), 2 * one, 2 * one),
+        Case("rotary_embedding", (sequences, angles), ascend_ops.rotary_embedding, rotary_torch, 2 * row + angles.nbytes, 2 * row + angles.nbytes),
         Case("linear", (norm, draw(F, E), draw(F)), ascend_ops.linear, functional.linear, row + one + 4 * E * F, 2 * (row + one) + 8 * E * F, (0, 1, 2)),
         Case("linear, 1 token", (draw(1, E), draw(F, E), draw(F)), ascend_ops.linear, functional.linear, 4 * E * F),
         Case("moe_dispatch", (norm, expert), calls.dispatch, dispatch_torch, 2 * row, 2 * row),
