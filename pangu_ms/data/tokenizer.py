@@ -12,8 +12,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache, cached_property
 from pathlib import Path
 
 import sentencepiece
@@ -108,15 +108,23 @@ class Tokenizer:
         except (TypeError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise DataError(f"{path}/tokenizer.json: not what `pangu tokenizer train` writes ({error!r}); train again or restore it") from error
 
-    def save(self, directory: str | Path) -> None:
+    def with_model(self, model: bytes) -> "Tokenizer":
+        """Another SentencePiece model under the same settings."""
+        return Tokenizer(model, self.segmenter, self._settings["eod"])
+
+    def save(self, directory: str | Path, extra: Mapping[str, bytes] | None = None) -> None:
         """Write `vocab.model` and `tokenizer.json` into a new directory, whole or not at all.
+
+        Args:
+            extra: name -> content of further files for the directory.
 
         Raises:
             OutputError: the directory has other content, or the disk is full.
         """
+        contents = {"vocab.model": self.model, "tokenizer.json": (json.dumps(self._settings, indent=2) + "\n").encode(), **(extra or {})}
         with files.new_directory(Path(directory)) as temporary:
-            (temporary / "vocab.model").write_bytes(self.model)
-            (temporary / "tokenizer.json").write_text(json.dumps(self._settings, indent=2) + "\n")
+            for name, content in contents.items():
+                (temporary / name).write_bytes(content)
 
     def id_of(self, piece: str) -> int | None:
         """Id of a piece, or None if the vocabulary lacks it."""
@@ -161,14 +169,10 @@ class Tokenizer:
             raise DataError(f"id {wrong}: outside the vocabulary; must be 0 to {self.vocab_size - 1}; use the tokenizer that made the ids")
 
     def _segmented(self, text: str) -> str:
-        return text if self.segmenter == "none" else _join_words(self._cut(text))
+        return text if self.segmenter == "none" else _join_words(_jieba_cut()(text))
 
     def _restored(self, text: str) -> str:
         return text if self.segmenter == "none" else text.translate(_FROM_PIECES)
-
-    @cached_property
-    def _cut(self):
-        return make_segmenter(SPECIALS)
 
     @cached_property
     def _bytes_of(self) -> list[bytes]:
@@ -199,6 +203,12 @@ class StreamDecoder:
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that never became complete."""
         return self._tokenizer._restored(self._utf8.decode(b"", final=True))
+
+
+@cache
+def _jieba_cut() -> Callable[[str], Iterator[str]]:
+    """One segmenter for all tokenizers: it keeps no state, and reading its dictionary takes half a second."""
+    return make_segmenter(SPECIALS)
 
 
 def _join_words(words: Iterable[str]) -> str:
@@ -255,7 +265,7 @@ def train_tokenizer(
     if not any(chunk.strip() for chunk in sample):
         raise DataError("corpus: has no text; a tokenizer is trained on text; name files with text")
     if segmenter == "jieba":
-        cut = make_segmenter(SPECIALS)
+        cut = _jieba_cut()
         bar = tqdm(sample, desc="segment", unit="chunk", disable=None if progress else True, leave=False)
         sample = [_join_words(cut(chunk)) for chunk in bar]
     return Tokenizer(_train(_without_rare_characters(sample, vocab_size), vocab_size, segmenter), segmenter)

@@ -1,4 +1,4 @@
-"""`pangu tokenizer train|encode|decode`."""
+"""`pangu tokenizer train|compress|encode|decode`."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from pangu_ms import files
+from pangu_ms.data import compress_cli
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.tokenizer import SEGMENTERS, Tokenizer, train_tokenizer
 from pangu_ms.errors import DataError
@@ -38,6 +39,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--vocab-size", type=int, default=40000, help="number of pieces, specials and 256 bytes included")
     train.add_argument("--segmenter", choices=SEGMENTERS, default="jieba", help="jieba for Chinese, none for code and other languages")
     train.add_argument("--sample-bytes", type=int, default=20_000_000, help="a larger corpus is thinned evenly to at most this much text")
+
+    compress_cli.add_arguments(add("compress", compress_cli.SUMMARY, compress_cli.run))
 
     encode = add("encode", "print the ids of texts, one line each", _encode)
     _add_common(encode, "text", "text; standard input if none")

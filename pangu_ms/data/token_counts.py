@@ -1,0 +1,145 @@
+"""How often a tokenizer's pieces occur in a corpus or in records, and how far it compresses text. No mindspore import until records are read.
+
+Padding and ends of documents are not counted: a corpus and the records prepared from it have the same counts.
+
+Legend: V pieces.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from pangu_ms import files
+from pangu_ms.data.blocks import encode_corpus, load_block
+from pangu_ms.data.corpus import Corpus
+from pangu_ms.data.pack import SPLITS
+from pangu_ms.data.records import RecordSet
+from pangu_ms.data.tokenizer import Tokenizer, sample_chunks
+from pangu_ms.errors import DataError
+from pangu_ms.progress import progress_bar
+
+FORMAT = 1
+SAMPLE_BYTES = 1_000_000
+"""Text that is encoded to measure compression; 1 MB of Chinese takes about 2 s, nearly all of it segmentation."""
+_SAMPLE_TOKENS = 300_000
+
+
+def count_corpus(corpus: Corpus, tokenizer_path: str | Path, num_workers: int, progress: bool = True) -> np.ndarray:
+    """Occurrences of each piece in the documents of a corpus: int64 [V].
+
+    Workers are spawned processes: a script that calls this needs `if __name__ == "__main__":`.
+
+    Raises:
+        DataError: an unreadable corpus or tokenizer.
+        UserError: a worker died.
+    """
+    tokenizer = Tokenizer.load(tokenizer_path)
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    with (
+        tempfile.TemporaryDirectory() as work,
+        progress_bar(progress, total=corpus.size, unit="B", unit_scale=True, desc="count") as bar,
+    ):
+
+        def take(size: int, tokens: int) -> None:
+            for path in Path(work).glob("block-*.npz"):  # taken as they are finished: a few at a time are on the disk
+                np.add(counts, _bincount(load_block(path).ids, tokenizer), out=counts)
+                path.unlink()
+            bar.update(size)
+
+        encode_corpus(corpus, Path(tokenizer_path), Path(work), num_workers, take)
+    return counts
+
+
+def open_records(source: str | Path, tokenizer: Tokenizer) -> list[RecordSet]:
+    """Every split of a data set; DataError unless `tokenizer` made it (official files: unless it can have)."""
+    train = RecordSet.open(source)
+    if train.manifest and train.manifest["tokenizer"] != tokenizer.fingerprint:
+        raise DataError(
+            f"{source}: prepared with tokenizer {train.manifest['tokenizer'][:12]}, given {tokenizer.fingerprint[:12]}: must be the same; "
+            f"use {source}/tokenizer"
+        )
+    train.vocab_size = tokenizer.vocab_size  # ids of official files are checked against it
+    return [train, *(RecordSet.open(source, split) for split in SPLITS[1:] if train.has_split(split))]
+
+
+def count_records(record_sets: list[RecordSet], tokenizer: Tokenizer, progress: bool = True) -> np.ndarray:
+    """Occurrences of each piece in the rows of data sets: int64 [V].
+
+    Raises:
+        DataError: a damaged file or an id outside the vocabulary.
+    """
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
+    with progress_bar(progress and bool(record_sets), total=sum(records.num_rows for records in record_sets), unit="row", desc="count") as bar:
+        for records in record_sets:
+            for rows in records.rows():
+                counts += _bincount(rows.ravel(), tokenizer)
+                bar.update(len(rows))
+    return counts
+
+
+def _bincount(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    counts = np.bincount(ids, minlength=tokenizer.vocab_size)
+    counts[[tokenizer.pad_id, tokenizer.eod_id]] = 0
+    return counts
+
+
+def save_counts(path: str | Path, counts: np.ndarray, tokenizer: Tokenizer) -> None:
+    """Write counts as JSON, whole or not at all.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    content = {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "counts": counts.tolist()}
+    files.write_text(Path(path), json.dumps(content) + "\n")
+
+
+def load_counts(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:
+    """Counts that `save_counts` wrote: int64 [V].
+
+    Raises:
+        DataError: not such a file, or of another tokenizer.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+        if content["format"] != FORMAT:
+            raise DataError(f"{path}: format {content['format']}: this version reads format {FORMAT}; update pangu-ms or count again")
+        made, counts = str(content["tokenizer"]), np.array(content["counts"])
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; counts are written by --save-counts; correct the name") from error
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: not what --save-counts writes ({error!r}); count again") from error
+    if made != tokenizer.fingerprint:
+        raise DataError(f"{path}: counted with tokenizer {made[:12]}, given {tokenizer.fingerprint[:12]}: must be the same; count again")
+    if counts.shape != (tokenizer.vocab_size,) or counts.dtype != np.int64 or counts.min() < 0 or not counts.any():
+        raise DataError(f"{path}: must hold {tokenizer.vocab_size} counts, whole numbers from 0 up, not all 0; restore the file or count again")
+    return counts
+
+
+def corpus_sample(corpus: Corpus) -> list[str]:
+    """About SAMPLE_BYTES of text, spread evenly over a corpus."""
+    return sample_chunks((document.text for document in corpus), SAMPLE_BYTES)
+
+
+def records_sample(record_sets: list[RecordSet], tokenizer: Tokenizer) -> list[str]:
+    """Text of rows, spread evenly over data sets, about _SAMPLE_TOKENS in all; documents of a row run together."""
+    return [text for records in record_sets for text in _row_texts(records, tokenizer, _SAMPLE_TOKENS // len(record_sets))]
+
+
+def _row_texts(records: RecordSet, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
+    number = min(records.num_rows, 1 + tokens // records.row_length)
+    for row in records.read_rows(np.linspace(0, records.num_rows - 1, number).astype(np.int64)):
+        yield tokenizer.decode(row[~np.isin(row, (tokenizer.pad_id, tokenizer.eod_id))].tolist())
+
+
+def compression(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
+    """Encode texts: {"tokens_per_character", "bytes_per_token"}.
+
+    Source: PanGu-pi Table 7 (spec D6): compression rate = tokens per character; bytes are those of UTF-8.
+    """
+    tokens = sum(map(len, tokenizer.encode_batch(texts)))
+    return {"tokens_per_character": tokens / sum(map(len, texts)), "bytes_per_token": sum(len(text.encode()) for text in texts) / tokens}
