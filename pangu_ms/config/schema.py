@@ -55,6 +55,8 @@ class DataConfig:
     """The order of the sequences is a function of this seed and the epoch."""
     shuffle: bool = True
     """False reads the records in file order, as the official loader does (spec A6)."""
+    order: str = ""
+    """File of `pangu data resample`: only its rows are read, in its order or, with shuffle, permuted in each epoch. Empty: all (spec E2.4)."""
     held_out: Float = 0.02
     """Share of documents that `prepare` puts aside for evaluation."""
 

@@ -1,4 +1,4 @@
-"""`pangu data prepare|inspect`."""
+"""`pangu data prepare|inspect|losses|resample`."""
 
 import argparse
 import json
@@ -9,15 +9,22 @@ from pangu_ms import files, runtime
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet, load_manifest
+from pangu_ms.data.rounds import resample
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
+from pangu_ms.infer.cli import OVERRIDES_HELP
 
 INTERRUPTED = 130  # 128 + SIGINT
 
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(args, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:  # overrides behind an option, which argparse does not see in a subcommand
+        args.overrides = [*args.overrides, *rest]
     runtime.quiet()
     return args.run(args)
 
@@ -42,7 +49,23 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--rows", type=int, default=2, metavar="N", help="rows of each split to decode")
     show.add_argument("--verify", action="store_true", help="compare every file with its SHA-256")
     show.set_defaults(run=_inspect)
-    for verb in (make, show):
+    score = "the loss of every batch of a finished round under its checkpoint; can be interrupted and repeated"
+    losses = verbs.add_parser("losses", help=score, description=score, formatter_class=shape)
+    losses.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
+    losses.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
+    losses.add_argument("--data", **needed, metavar="RECORDS", help="what the run was trained on; its first epoch is cut into batches again")
+    losses.add_argument("--output", **needed, metavar="FILE.npz", help="new file; while the work lasts, FILE.npz.partial holds what is finished")
+    losses.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: the run's train.batch_size)", default=argparse.SUPPRESS)
+    losses.set_defaults(run=_losses)
+    draw = "draw batches with a high loss for the next round, and write an order file for data.order"
+    again = verbs.add_parser("resample", help=draw, description=draw, formatter_class=shape)
+    again.add_argument("--losses", **needed, metavar="FILE.npz", help="written by `pangu data losses`")
+    again.add_argument("--output", **needed, metavar="ORDER.npz", help="new file")
+    again.add_argument("--keep", type=float, default=0.5, metavar="SHARE", help="share of the batches to keep, in (0, 1]")
+    again.add_argument("--seed", type=int, default=1, help="of the draw")
+    again.add_argument("--temperature", type=float, default=1.0, help="batches are drawn in proportion to exp(loss / temperature)")
+    again.set_defaults(run=_resample)
+    for verb in (make, show, losses, again):
         verb.add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 
@@ -98,6 +121,39 @@ def _decoded(directory: Path, split: str, count: int, tokenizer: Tokenizer) -> l
         return []
     records = RecordSet.open(directory, split)
     return [tokenizer.decode(row.tolist()) for row in records.read_rows(range(min(count, records.num_rows)))]
+
+
+def _losses(args: argparse.Namespace) -> int:
+    from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.eval.batch_losses import batch_losses
+    from pangu_ms.infer.load import checkpoint_config
+
+    checkpoint = open_checkpoint(args.checkpoint)
+    config = checkpoint_config(checkpoint, args.overrides)
+    try:
+        found = batch_losses(checkpoint, args.data, args.output, getattr(args, "batch_size", None), config, progress=not args.json)
+    except KeyboardInterrupt:
+        print(f"pangu data: interrupted; finished losses are in {args.output}.partial; repeat the same command to go on", file=sys.stderr)
+        return INTERRUPTED
+    count, size = found.rows.shape
+    result = {"batches": count, "batch_size": size, "dropped_rows": json.loads(found.made_by)["dropped_rows"]}
+    result |= {"mean_loss": float(found.loss.mean()), "min_loss": float(found.loss.min()), "max_loss": float(found.loss.max())}
+    _print_result(result, args)
+    return 0
+
+
+def _resample(args: argparse.Namespace) -> int:
+    _print_result(resample(args.losses, args.keep, args.seed, args.output, args.temperature), args)
+    return 0
+
+
+def _print_result(result: dict, args: argparse.Namespace) -> None:
+    """One line of JSON, or a table."""
+    if args.json:
+        print(json.dumps(result))
+        return
+    shown = {name: f"{value:,.6g}" if isinstance(value, float) else "-" if value is None else f"{value:,}" for name, value in result.items()}
+    print("\n".join([f"{args.output}:", *(f"  {name.replace('_', ' '):<20}{text:>14}" for name, text in shown.items())]))
 
 
 def _verify(directory: Path, manifest: dict) -> None:

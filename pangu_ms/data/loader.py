@@ -60,7 +60,11 @@ def batch_from_ids(ids: np.ndarray, eod_id: int, pad_id: int, eod_reset: bool) -
 
 
 class Loader:
-    """Endless batches of a record set; each rank of `world` gets its slice of the global batch."""
+    """Endless batches of a record set; each rank of `world` gets its slice of the global batch.
+
+    Attributes:
+        num_rows: rows of an epoch.
+    """
 
     def __init__(
         self,
@@ -73,28 +77,38 @@ class Loader:
         pad_id: int | None = None,
         rank: int = 0,
         world: int = 1,
+        order: np.ndarray | None = None,
     ) -> None:
         """Args:
         batch_size: rows B per rank and step.
         seed: with the epoch it determines the order.
         shuffle: False reads in file order, as the official loader does (spec A6).
         eod_id, pad_id: by default the manifest's, or for official files 6, the id in the released vocabulary (spec A5).
+        order: int64 [M], the rows that an epoch consists of, see `rounds.Order`; by default all in file order.
         """
         assert batch_size > 0 and 0 <= rank < world
         self._records, self._batch_size, self._seed, self._shuffle = records, batch_size, seed, shuffle
         self._eod_id = records.eod_id if eod_id is None else eod_id
         self._pad_id = records.pad_id if pad_id is None else pad_id
         self._eod_reset, self._rank, self._world = eod_reset, rank, world
-        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+        self._order = order
+        self.num_rows = records.num_rows if order is None else len(order)
+        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def epoch_rows(self, epoch: int) -> np.ndarray:
+        """Rows in the order in which an epoch reads them: int64 [num_rows]."""
+        if self._epoch[0] != epoch:
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
+            rows = generator.permutation(self.num_rows) if self._shuffle else np.arange(self.num_rows)
+            self._epoch = (epoch, rows if self._order is None else self._order[rows])
+        return self._epoch[1]
 
     def row_numbers(self, step: int) -> np.ndarray:
         """Rows of this rank's batch in a step: int64 [B]. Step t's global batch is the sample positions [t, t+1) * B * world."""
         first = (step * self._world + self._rank) * self._batch_size
         positions = np.arange(first, first + self._batch_size)
-        if not self._shuffle:
-            return positions % self._records.num_rows
-        epochs, offsets = np.divmod(positions, self._records.num_rows)
-        return np.concatenate([self._epoch_order(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
+        epochs, offsets = np.divmod(positions, self.num_rows)
+        return np.concatenate([self.epoch_rows(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches of steps start_step, start_step + 1, ... without end."""
@@ -104,9 +118,3 @@ class Loader:
             for ids in self._records.read_rows(window).reshape(steps, self._batch_size, -1):
                 yield batch_from_ids(ids, self._eod_id, self._pad_id, self._eod_reset)
             start_step += steps
-
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
-            self._order = (epoch, generator.permutation(self._records.num_rows))
-        return self._order[1]

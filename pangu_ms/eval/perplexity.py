@@ -2,16 +2,23 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
+from pangu_ms import runtime
+from pangu_ms.checkpoint import store
+from pangu_ms.compile_cache import cached_compile
 from pangu_ms.config.base import ModelConfig
+from pangu_ms.config.load import config_to_dict
+from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Batch, batch_from_ids
 from pangu_ms.data.records import RecordSet
 from pangu_ms.errors import DataError
+from pangu_ms.models.build import build_model, fill
 from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
 
 
@@ -42,14 +49,39 @@ class Evaluator:
         self.loss = TokenLoss(model)
         self.no_dropout = Tensor(0, ms.int32)
 
+    @classmethod
+    def load(cls, checkpoint: store.Checkpoint, config: RunConfig) -> "Evaluator":
+        """The checkpoint's model on the device and in the dtype that `config` says.
+
+        Raises:
+            CheckpointError: names or shapes are not those of its own configuration.
+        """
+        runtime.start(config.runtime.device)
+        weights = checkpoint.tensors("model")
+        store.check_names_and_shapes(str(checkpoint.path), weights, config.model.parameter_shapes())
+        model = build_model(config.model)
+        fill(model.trainable_params(), weights)
+        return cls(model, config.model)
+
+    def each(self, batches: Iterable[Batch]) -> Iterator[Score]:
+        """One score for every batch."""
+        self.loss.set_train(False)
+        for batch in batches:
+            total, count = self.loss(*to_tensors(batch), self.no_dropout)
+            yield Score(total.asnumpy().item(), count.asnumpy().item())
+
     def score(self, batches: Iterable[Batch]) -> Score:
         """Sum over all batches."""
         total = count = 0.0
-        self.loss.set_train(False)
-        for batch in batches:
-            batch_total, batch_count = self.loss(*to_tensors(batch), self.no_dropout)
-            total, count = total + batch_total.asnumpy().item(), count + batch_count.asnumpy().item()
+        for score in self.each(batches):
+            total, count = total + score.total_nats, count + score.num_tokens
         return Score(total, count)
+
+
+def cached_evaluator(config: RunConfig, batch_size: int, row_length: int) -> AbstractContextManager[bool]:
+    """Around an evaluator's first batch, which compiles: the graph comes from the compile cache, or goes to it."""
+    identity = {"graph": "evaluate", "model": config_to_dict(config)["model"], "device": config.runtime.device}
+    return cached_compile(config.runtime.compile_cache, identity | {"batch_size": batch_size, "row_length": row_length})
 
 
 def num_batches(records: RecordSet, batch_size: int, max_batches: int = 0) -> int:

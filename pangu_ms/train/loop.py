@@ -20,6 +20,7 @@ from pangu_ms.config.load import config_to_dict, dump_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Batch, Loader
 from pangu_ms.data.records import RecordSet
+from pangu_ms.data.rounds import Order
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import ConfigError, OutputError, TrainingDiverged
 from pangu_ms.eval.perplexity import Evaluator, Score, sequential_batches
@@ -34,8 +35,8 @@ from pangu_ms.train.stop import StopSignal
 
 log = logging.getLogger(__name__)
 
-# What a resumed run may change; anything else would make it another run.
-FREE_TO_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep_checkpoints")
+# What a resumed run may change; anything else would make it another run. An order file may move: its content must stay.
+FREE_TO_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep_checkpoints", "data.order")
 FREE_SECTIONS = ("runtime", "guard", "tokenizer")
 
 
@@ -66,11 +67,12 @@ class Run:
         """Open the records and build model and optimizer; nothing is written yet.
 
         Raises:
-            DataError: the records do not fit the model.
+            DataError: the records do not fit the model, or data.order not the records.
         """
         self.config, self.output, self.checkpoints = config, Path(output), Path(output) / "checkpoints"
         self.train_set = RecordSet.open(records, "train")
         self.train_set.check(config.model)
+        self.order = Order.open(config.data.order, self.train_set)
         self.tokenizer = self.train_set.directory and self.train_set.directory / "tokenizer"
         self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
         runtime.start(config.runtime.device)
@@ -108,8 +110,9 @@ class Run:
 
     def _restore(self, checkpoint: store.Checkpoint) -> None:
         require_same_run(checkpoint.config(), self.config, str(checkpoint.path))
-        self._load(checkpoint, {"model": self.model.trainable_params(), "optimizer": self.train_step.parameters()})
         state = checkpoint.state()
+        self.order.require_unchanged(state, f"{checkpoint.path}: data.order={self.config.data.order}")
+        self._load(checkpoint, {"model": self.model.trainable_params(), "optimizer": self.train_step.parameters()})
         self.step, self.guard, self.restored_from = state["step"], Guard(**state["guard"]), state["step"]
 
     def _load(self, checkpoint: store.Checkpoint, groups: dict[str, list[Parameter]]) -> None:
@@ -123,7 +126,7 @@ class Run:
     def save(self) -> None:
         """Commit a checkpoint of the present step."""
         groups = {"model": to_arrays(self.model.trainable_params()), "optimizer": to_arrays(self.train_step.parameters())}
-        state = {"step": self.step, "guard": self.guard.state()}
+        state = {"step": self.step, "guard": self.guard.state(), "order": self.order.sha256}
         keep = self.config.train.keep_checkpoints
         store.save(self.checkpoints, self.step, groups, state, self.config, tokenizer=self.tokenizer, keep=keep)
 
@@ -137,8 +140,8 @@ class Run:
     def batches(self) -> Iterator[Batch]:
         """The batches from the present step on, for ever."""
         data = self.config.data
-        loader = Loader(self.train_set, self.config.train.batch_size, seed=data.seed, shuffle=data.shuffle, eod_reset=data.eod_reset)
-        return loader.batches(self.step)
+        options = {"seed": data.seed, "shuffle": data.shuffle, "eod_reset": data.eod_reset, "order": self.order.rows}
+        return Loader(self.train_set, self.config.train.batch_size, **options).batches(self.step)
 
 
 def train(

@@ -102,6 +102,16 @@ def test_ranks_share_one_global_batch(official, shuffle):
     assert whole == [sum(step, []) for step in zip(*parts)]
 
 
+def test_an_order_is_all_that_an_epoch_has(official):
+    records, order = RecordSet.open(official), np.array([9, 2, 7, 4, 0])
+    seen = sum(take(Loader(records, 2, seed=7, order=order), 10), [])
+    epochs = [seen[start : start + 5] for start in range(0, 20, 5)]
+    assert all(sorted(epoch) == [0, 2, 4, 7, 9] for epoch in epochs) and len({tuple(epoch) for epoch in epochs}) > 1
+    assert take(Loader(records, 3, shuffle=False, order=order), 3) == [[9, 2, 7], [4, 0, 9], [2, 7, 4]]
+    parts = [take(Loader(records, 1, seed=7, rank=rank, world=2, order=order), 10, start=341) for rank in range(2)]
+    assert [sum(step, []) for step in zip(*parts)] == take(Loader(records, 2, seed=7, order=order), 351)[341:]
+
+
 @pytest.mark.parametrize("start", [1, 5, 340, 341, 342])
 def test_resume_is_the_tail(official, start):
     records = RecordSet.open(official)

@@ -1,0 +1,250 @@
+"""Multi-round training: of the batches that a round read, the next round keeps those that the model finds hard. No mindspore import.
+
+Legend: N batches, B rows in a batch, M rows in an order.
+
+Source: spec E2.4 (PanGu-pi Pro).
+"""
+
+import hashlib
+import io
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_ms import files
+from pangu_ms.data.records import RecordSet
+from pangu_ms.errors import ConfigError, DataError, OutputError
+
+_FINGERPRINT_ROWS = 1024
+"""Rows that tell one record set from another: read in 0.1 s, where hashing the files of a large corpus takes minutes at every start."""
+
+
+@dataclass(frozen=True)
+class BatchLosses:
+    """The loss of every batch of one round under its frozen model.
+
+    Attributes:
+        rows: int64 [N, B], row numbers of the records.
+        loss: float32 [N], nats per token that counts.
+        records: fingerprint of the records.
+        checkpoint: fingerprint of the checkpoint.
+        made_by: JSON object, how it was computed.
+    """
+
+    rows: np.ndarray
+    loss: np.ndarray
+    records: str
+    checkpoint: str
+    made_by: str
+
+    def save(self, path: Path) -> None:
+        """Write it as .npz."""
+        files.write_bytes(path, to_npz(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> "BatchLosses":
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: not such a file, or damaged.
+        """
+        found = cls(**read_npz(path, cls.__annotations__, "name a file that `pangu data losses` wrote")[0])
+        whole = _is_array(found.rows, "i", 2) and _is_array(found.loss, "f", 1) and len(found.rows) == len(found.loss) > 0
+        if not (whole and np.isfinite(found.loss).all()):
+            raise DataError(f"{path}: rows and loss must be int64 [N, B] and N finite numbers; make it again with `pangu data losses`")
+        return found
+
+
+@dataclass(frozen=True)
+class OrderFile:
+    """What an order file holds.
+
+    Attributes:
+        rows: int64 [M], row numbers of the records in the order in which they are read.
+        batch_size: int64 scalar, rows of the batches that were kept or dropped as a whole.
+        records: fingerprint of the records.
+        made_by: JSON object, how it was drawn.
+    """
+
+    rows: np.ndarray
+    batch_size: int
+    records: str
+    made_by: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows a run reads, and in which order.
+
+    Attributes:
+        rows: int64 [M]; None for all rows in file order.
+        sha256: of the order file; "" without one.
+    """
+
+    rows: np.ndarray | None = None
+    sha256: str = ""
+
+    @classmethod
+    def open(cls, path: str | Path, records: RecordSet) -> "Order":
+        """Read an order file made for these records; "" means all rows.
+
+        Raises:
+            DataError: not an order file, damaged, or made for other records.
+        """
+        if not path:
+            return cls()
+        fields, sha256 = read_npz(path, OrderFile.__annotations__, "data.order names a file that `pangu data resample` wrote")
+        found = OrderFile(**fields)
+        if found.records != (own := fingerprint(records)):
+            raise DataError(
+                f"{path}: drawn from records {found.records[:12]}, {records.source} is {own[:12]}: must be the same; "
+                "name the records of the earlier round, or draw again"
+            )
+        whole = _is_array(found.rows, "i", 1) and len(found.rows)
+        if not (whole and found.rows.min() >= 0 and found.rows.max() < records.num_rows):
+            raise DataError(f"{path}: rows must be one or more numbers in [0, {records.num_rows}), the rows of {records.source}; draw again")
+        return cls(found.rows, sha256)
+
+    def require_unchanged(self, state: dict[str, Any], where: str) -> None:
+        """Compare with the order that a run was trained on.
+
+        Args:
+            state: of the run's checkpoint; its "order" is the SHA-256 then, "" or absent for all rows.
+
+        Raises:
+            ConfigError: another order file, or one where there was none, or none where there was one.
+        """
+        was = state.get("order", "")
+        if was != self.sha256:
+            now, then = (text[:12] or "none" for text in (self.sha256, was))
+            raise ConfigError(f"{where}: its SHA-256 is {now}, was {then} in training: must be the same file; restore it, or begin a new run")
+
+
+def fingerprint(records: RecordSet) -> str:
+    """Hex SHA-256 of the number of rows, their length and up to 1,024 of them, spread evenly: the same for a copy of the records."""
+    numbers = np.unique(np.linspace(0, records.num_rows - 1, _FINGERPRINT_ROWS).astype(np.int64))
+    rows = np.ascontiguousarray(records.read_rows(numbers), "<i4")
+    return hashlib.sha256(f"{records.num_rows} {records.row_length} ".encode() + rows.tobytes()).hexdigest()
+
+
+def sample_batches(loss: np.ndarray, keep: float, seed: int, temperature: float = 1.0) -> np.ndarray:
+    """Draw round(keep * N) of N batches without replacement, each time in proportion to exp(loss / temperature) of those that are left.
+
+    The k largest of loss / temperature + Gumbel noise are distributed like k such draws.
+
+    Args:
+        loss: finite, [N], nats per token.
+        keep: share of the batches, in (0, 1].
+        seed: of the noise.
+        temperature: nats; higher is nearer to uniform.
+
+    Returns:
+        Numbers of the batches, ascending: int64 [round(keep * N)].
+
+    Raises:
+        DataError: a value outside its range, or nothing would be kept.
+
+    Source: spec E2.4; Gumbel top-k, arXiv 1903.06059, section 2.3.
+    """
+    count = _number_kept(len(loss), keep, seed, temperature)
+    noise = np.random.Generator(np.random.Philox(seed)).gumbel(size=len(loss))
+    scores = np.asarray(loss, np.float64) / temperature + noise
+    return np.sort(np.argsort(-scores, kind="stable")[:count])
+
+
+def effective_batches(loss: np.ndarray, temperature: float = 1.0) -> float:
+    """Perplexity of softmax(loss / temperature), between 1 and N: among how many equally likely batches the first draw chooses."""
+    logits = np.asarray(loss, np.float64) / temperature
+    log_p = logits - logits.max()
+    log_p -= np.log(np.exp(log_p).sum())
+    return math.exp(-(np.exp(log_p) * log_p).sum())
+
+
+def resample(losses: str | Path, keep: float, seed: int, output: str | Path, temperature: float = 1.0) -> dict[str, Any]:
+    """Draw the batches of the next round and write their rows as an order file, for the setting data.order.
+
+    The kept batches stand in the order in which the earlier round read them.
+
+    Args:
+        losses: written by `BatchLosses.save`.
+        keep, seed, temperature: as in `sample_batches`.
+        output: new file.
+
+    Returns:
+        batches, kept, rows; mean_loss_kept and mean_loss_dropped in nats per token (None where nothing is dropped); effective_batches, and
+        effective_share, the same relative to `batches`: 1 means that the losses are all alike to this temperature.
+
+    Raises:
+        DataError: a value outside its range, or a damaged file.
+        OutputError: `output` exists or cannot be written.
+    """
+    require_new(output)
+    found = BatchLosses.load(Path(losses))
+    kept = sample_batches(found.loss, keep, seed, temperature)
+    dropped = np.delete(found.loss, kept)
+    made_by = {"losses": str(losses), "losses_sha256": files.sha256_file(Path(losses)), "checkpoint": found.checkpoint}
+    made_by |= {"keep": keep, "seed": seed, "temperature": temperature}
+    order = OrderFile(found.rows[kept].reshape(-1), found.rows.shape[1], found.records, json.dumps(made_by))
+    files.write_bytes(Path(output), to_npz(asdict(order)))
+    effective = effective_batches(found.loss, temperature)
+    return {
+        "batches": len(found.loss),
+        "kept": len(kept),
+        "rows": len(order.rows),
+        "mean_loss_kept": found.loss[kept].mean(dtype=np.float64).item(),
+        "mean_loss_dropped": dropped.mean(dtype=np.float64).item() if dropped.size else None,
+        "effective_batches": effective,
+        "effective_share": effective / len(found.loss),
+    }
+
+
+def require_new(path: str | Path) -> None:
+    """Raise OutputError if the file exists: a run may depend on it."""
+    if Path(path).exists():
+        raise OutputError(f"{path}: exists; nothing is overwritten; name a new --output or remove it")
+
+
+def to_npz(fields: dict[str, Any]) -> bytes:
+    """Arrays, numbers and texts as the bytes of an .npz file."""
+    content = io.BytesIO()
+    np.savez(content, **fields)
+    return content.getvalue()
+
+
+def read_npz(path: str | Path, names: Iterable[str], advice: str) -> tuple[dict[str, Any], str]:
+    """Fields of an .npz file, scalars and texts as Python values, and the file's SHA-256.
+
+    Raises:
+        DataError: no such file, not an .npz file, or one without some of the names.
+    """
+    try:
+        content = Path(path).read_bytes()
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            fields = {name: archive[name] if archive[name].ndim else archive[name].item() for name in names}
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: not an .npz file with {', '.join(names)} ({reason}); {advice}") from None
+    return fields, hashlib.sha256(content).hexdigest()
+
+
+def _is_array(value: Any, kind: str, ndim: int) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == kind and value.ndim == ndim
+
+
+def _number_kept(total: int, keep: float, seed: int, temperature: float) -> int:
+    if not 0 < keep <= 1:
+        raise DataError(f"keep={keep}: must be in (0, 1], the share of batches to keep; use e.g. 0.5")
+    if not 1e-6 <= temperature <= 1e6:
+        raise DataError(f"temperature={temperature}: must be in [1e-6, 1e6]; 1 draws in proportion to exp(loss)")
+    if seed < 0:
+        raise DataError(f"seed={seed}: must not be negative; use e.g. 1")
+    if not round(keep * total):
+        raise DataError(f"keep={keep}: keeps none of {total} batches; use a larger share or smaller batches")
+    return round(keep * total)

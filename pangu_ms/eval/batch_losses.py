@@ -1,0 +1,158 @@
+"""The loss of every batch of a finished round under its frozen model, from which `data.rounds` draws the next round. Source: spec E2.4."""
+
+import json
+import math
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_ms import files
+from pangu_ms.checkpoint import store
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.data.loader import Loader
+from pangu_ms.data.records import RecordSet
+from pangu_ms.data.rounds import BatchLosses, Order, fingerprint, read_npz, require_new, to_npz
+from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.errors import DataError
+from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
+from pangu_ms.progress import progress_bar
+
+SAVE_SECONDS = 5.0  # what a killed process loses at most, beside one batch
+
+
+def batch_losses(
+    checkpoint: store.Checkpoint,
+    records: Path | str,
+    output: Path | str,
+    batch_size: int | None = None,
+    config: RunConfig | None = None,
+    progress: bool = True,
+) -> BatchLosses:
+    """Score the batches that the checkpoint's run read in its first epoch and write them to `output`.
+
+    The order of the rows is that of the run's data.seed, data.shuffle and data.order. Rows that do not fill a last batch are left out. Losses
+    found so far stand in OUTPUT.partial, from which the same call goes on.
+
+    Args:
+        records: what the run was trained on.
+        output: new .npz file.
+        batch_size: rows B in a batch; by default the run's train.batch_size.
+        config: as in `eval.report.evaluate`.
+
+    Raises:
+        DataError: records that do not fit the model, too few rows for a batch, a loss that is not finite, or an OUTPUT.partial of other settings.
+        ConfigError: the run's order file is not the one it was trained with.
+        CheckpointError: names or shapes are not those of its own configuration.
+        OutputError: `output` exists or cannot be written.
+    """
+    require_new(output)
+    config = config or checkpoint.config()
+    batch_size = config.train.batch_size if batch_size is None else batch_size
+    record_set, loader = _open(checkpoint, records, batch_size, config)
+    total = loader.num_rows // batch_size
+    identity = {"records": fingerprint(record_set), "checkpoint": files.sha256_json(checkpoint.manifest), "batch_size": batch_size}
+    identity |= {"compute_dtype": config.model.compute_dtype, "device": config.runtime.device}
+    partial = Partial.open(Path(f"{output}.partial"), identity)
+    if len(partial.losses) < total:
+        with partial:
+            _score(partial, total, loader, Evaluator.load(checkpoint, config), cached_evaluator(config, batch_size, record_set.row_length), progress)
+    rows = loader.epoch_rows(0)[: total * batch_size].reshape(total, batch_size)
+    made_by = identity | {"path": str(checkpoint.path), "step": checkpoint.step, "dropped_rows": loader.num_rows - rows.size}
+    found = BatchLosses(rows, np.array(partial.losses, np.float32), identity["records"], identity["checkpoint"], json.dumps(made_by))
+    found.save(Path(output))
+    partial.path.unlink()
+    return found
+
+
+def _open(checkpoint: store.Checkpoint, records: Path | str, batch_size: int, config: RunConfig) -> tuple[RecordSet, Loader]:
+    """The records, checked, and the loader of the run's training steps."""
+    record_set = RecordSet.open(records, "train")
+    tokenizer = checkpoint.tokenizer_path()
+    record_set.check(config.model, tokenizer and Tokenizer.load(tokenizer))
+    data = config.data
+    order = Order.open(data.order, record_set)
+    order.require_unchanged(checkpoint.state(), f"{checkpoint.path}: data.order={data.order}")
+    num_rows = record_set.num_rows if order.rows is None else len(order.rows)
+    if not 1 <= batch_size <= num_rows:
+        raise DataError(f"batch_size={batch_size}: must be in [1, {num_rows}], the rows of the round; name one with --batch-size")
+    return record_set, Loader(record_set, batch_size, seed=data.seed, shuffle=data.shuffle, eod_reset=data.eod_reset, order=order.rows)
+
+
+def _score(partial: "Partial", total: int, loader: Loader, evaluator: Evaluator, compiling: AbstractContextManager[bool], progress: bool) -> None:
+    """Add the losses that are missing; the first batch compiles."""
+    done = len(partial.losses)
+    batches = islice(loader.batches(done), total - done)
+    scores = evaluator.each(progress_bar(progress, iterable=batches, total=total, initial=done, desc="losses", unit="batch"))
+    with compiling:
+        partial.add(next(scores).loss)
+    for score in scores:
+        partial.add(score.loss)
+
+
+@dataclass
+class Partial:
+    """The losses found so far, in a file that is replaced every few seconds and when its block ends, however it ends.
+
+    Attributes:
+        path: OUTPUT.partial.
+        identity: JSON object, what the losses depend on.
+        losses: nats per token of the first batches, rounded to float32.
+    """
+
+    path: Path
+    identity: str
+    losses: list[float]
+    saved_at: float = 0.0
+
+    @classmethod
+    def open(cls, path: Path, identity: dict[str, Any]) -> "Partial":
+        """Go on with the file, or begin it.
+
+        Raises:
+            DataError: it was begun with another checkpoint, records or settings, or is damaged.
+        """
+        found = cls(path, json.dumps(identity, sort_keys=True), [])
+        if path.exists():
+            fields, _ = read_npz(path, ("identity", "losses"), "remove it to begin anew")
+            if fields["identity"] != found.identity:
+                raise DataError(f"{path}: begun with {_difference(fields['identity'], identity)}; repeat that command, name another --output, or remove it")
+            found.losses = fields["losses"].tolist()
+        found.save()  # a place that cannot be written is told before the work
+        return found
+
+    def add(self, loss: float) -> None:
+        """Append the loss of the next batch.
+
+        Raises:
+            DataError: it is not finite.
+        """
+        if not math.isfinite(loss):
+            raise DataError(f"{self.path}: batch {len(self.losses)}: loss {loss}: must be finite; use model.compute_dtype=float32 or another checkpoint")
+        self.losses.append(loss)
+        if time.monotonic() - self.saved_at > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Replace the file."""
+        files.write_bytes(self.path, to_npz({"identity": self.identity, "losses": np.array(self.losses, np.float32)}))
+        self.saved_at = time.monotonic()
+
+    def __enter__(self) -> "Partial":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.save()
+
+
+def _difference(stored: str, identity: dict[str, Any]) -> str:
+    """The settings in which an earlier call differs."""
+    try:
+        was = dict(json.loads(stored))
+    except (TypeError, ValueError):
+        return "nothing that this version knows"
+    return ", ".join(f"{name} {str(was.get(name))[:12]} (now {str(value)[:12]})" for name, value in identity.items() if was.get(name) != value)
