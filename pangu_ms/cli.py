@@ -10,8 +10,8 @@ from pangu_ms.errors import UserError
 
 VERBS = {
     "quickstart": ("pangu_ms.quickstart", "corpus to verified MindIR package, everything in one go"),
-    "tokenizer": ("pangu_ms.data.tokenizer_cli", "train a tokenizer; encode and decode text"),
-    "data": ("pangu_ms.data.cli", "prepare a corpus as records; inspect records"),
+    "tokenizer": ("pangu_ms.data.tokenizer_cli", "train or compress a tokenizer; encode and decode text"),
+    "data": ("pangu_ms.data.cli", "prepare a corpus as records; inspect them; losses of batches, and the next round's order"),
     "train": ("pangu_ms.train.cli", "train or resume a model"),
     "eval": ("pangu_ms.eval.cli", "held-out perplexity, beside unigram and bigram"),
     "generate": ("pangu_ms.infer.cli", "continue prompts from a checkpoint"),
@@ -19,7 +19,10 @@ VERBS = {
     "run-mindir": ("pangu_ms.export.run", "continue prompts from a MindIR package"),
     "convert": ("pangu_ms.checkpoint.convert", "official or Hugging Face checkpoint to ours and back"),
     "ops": ("ascend_ops.cli", "operators and the backend that each takes here; build the CPU kernels"),
-    "config": ("pangu_ms.config.cli", "show a resolved config, its fields and its size"),
+    "model": ("pangu_ms.inherit.cli", "inherit a smaller model from a larger one; add PanGu-pi's parts to a LLaMA"),
+    "analyze": ("pangu_ms.analysis.cli", "feature collapse of a checkpoint, layer by layer"),
+    "study": ("pangu_ms.study.cli", "several runs set beside each other: PanGu-pi's ablation, pi Pro's recipe"),
+    "config": ("pangu_ms.config.cli", "show a resolved config, its fields and its size; shapes of equal size"),
 }
 
 USER_ERROR, INTERRUPTED = 2, 130

@@ -74,10 +74,12 @@ def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
     for key, harmless in _CHANGES_THE_FUNCTION.items():
         if tree.get(key) not in (None, harmless):
             raise CheckpointError(f"{where}: {key}={tree[key]!r}: must be {harmless}; such a model is not supported")
-    tree = ({"attention_bias": tree["bias"]} if "bias" in tree else {}) | tree  # openPangu's key
-    if "rope_theta" not in tree and isinstance(tree.get("rope_parameters"), dict):  # transformers 5
-        tree["rope_theta"] = tree["rope_parameters"].get("rope_theta")
+    rope = tree.get("rope_parameters") or {}  # where transformers 5 puts theta and scaling
+    if rope.get("rope_type", "default") != "default":
+        raise CheckpointError(f"{where}: rope_parameters={rope!r}: rope_type must be default; such a model is not supported")
+    tree = {"rope_theta": rope.get("rope_theta")} | ({"attention_bias": tree["bias"]} if "bias" in tree else {}) | tree  # bias: openPangu's key
     fields = {ours: tree[theirs] for theirs, ours in _FIELDS.items() if tree.get(theirs) is not None}
+    fields = ({"rms_norm_eps": 1e-6} if kind == _LLAMA else {}) | fields  # transformers' default is not ours
     fields["hidden_act"] = _ACTIVATIONS.get(fields.get("hidden_act"), fields.get("hidden_act", "silu"))
     additions = {name: tree[name] for name in _ADDITIONS if name in tree} if kind == _PANGU_PI else _PLAIN
     return {"family": "pi"} | fields | additions
