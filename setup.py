@@ -34,8 +34,9 @@ setup(
     extras_require={
         "data": ["zstandard"],
         "tensorboard": ["tensorboardX"],
+        "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
-        "test": ["pytest", "hypothesis", "zstandard", "tensorboardX"],
+        "test": ["pytest", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10"],
     },
     entry_points={"console_scripts": ["pangu=pangu_ms.cli:entry"]},
 )
