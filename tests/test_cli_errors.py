@@ -131,7 +131,7 @@ def test_verbs_that_do_not_exist(capsys):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_defaults(verb):
-    words = [verb] + {"tokenizer": ["train"], "data": ["prepare"], "config": ["show"], "ops": ["list"]}.get(verb, [])
+    words = [verb] + {"tokenizer": ["train"], "data": ["prepare"], "config": ["show"], "ops": ["list"], "analyze": ["collapse"], "model": ["inherit"], "study": ["pi-ablation"]}.get(verb, [])
     done = subprocess.run([sys.executable, "-m", "pangu_ms", *words, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "usage: pangu" in done.stdout and "default:" in done.stdout
 

@@ -4,17 +4,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pangu_ms import runtime
 from pangu_ms.checkpoint import store
-from pangu_ms.compile_cache import cached_compile
-from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_ms.eval.ngram import NgramModels
-from pangu_ms.eval.perplexity import Evaluator, Score, num_batches, sequential_batches
-from pangu_ms.models.build import build_model, fill
+from pangu_ms.eval.perplexity import Evaluator, Score, cached_evaluator, num_batches, sequential_batches
 from pangu_ms.progress import progress_bar
 
 COUNTING_ROWS = 4096  # rows per merge of the n-gram counts
@@ -48,16 +44,9 @@ def evaluate(
     total = num_batches(record_set, batch_size, max_batches)
     tokenizer = checkpoint.tokenizer_path()
     record_set.check(config.model, tokenizer and Tokenizer.load(tokenizer), evaluation=True)
-    runtime.start(config.runtime.device)
-    weights = checkpoint.tensors("model")
-    store.check_names_and_shapes(str(checkpoint.path), weights, config.model.parameter_shapes())
-    model = build_model(config.model)
-    fill(model.trainable_params(), weights)
-    evaluator = Evaluator(model, config.model)
+    evaluator = Evaluator.load(checkpoint, config)
     batches = sequential_batches(record_set, batch_size, config.data.eod_reset, max_batches)
-    identity = {"graph": "evaluate", "model": config_to_dict(config)["model"], "device": config.runtime.device}
-    identity |= {"batch_size": batch_size, "row_length": record_set.row_length}
-    with cached_compile(config.runtime.compile_cache, identity):
+    with cached_evaluator(config, batch_size, record_set.row_length):
         first = evaluator.score([next(batches)])
     rest = evaluator.score(progress_bar(progress, iterable=batches, total=total, initial=1, desc="evaluate", unit="batch"))
     score = _scored(first.total_nats + rest.total_nats, first.num_tokens + rest.num_tokens, record_set, split)
