@@ -18,8 +18,7 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import CheckpointError, DataError
 from pangu_ms.eval.perplexity import num_batches, sequential_batches
-from pangu_ms.infer.load import checkpoint_config
-from pangu_ms.models.build import build_model, fill
+from pangu_ms.infer.load import checkpoint_config, load_model
 from pangu_ms.progress import progress_bar
 
 
@@ -53,11 +52,7 @@ class Subject:
         Raises:
             CheckpointError: names or shapes are not those of its own configuration.
         """
-        weights = self.checkpoint.tensors("model")
-        store.check_names_and_shapes(str(self.checkpoint.path), weights, self.config.model.parameter_shapes())
-        model = build_model(self.config.model)
-        fill(model.trainable_params(), weights)
-        return model
+        return load_model(self.checkpoint, self.config)
 
 
 class HiddenStates(nn.Cell):

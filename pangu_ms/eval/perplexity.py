@@ -9,7 +9,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from pangu_ms import runtime
 from pangu_ms.checkpoint import store
 from pangu_ms.compile_cache import cached_compile
 from pangu_ms.config.base import ModelConfig
@@ -18,7 +17,7 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Batch, batch_from_ids
 from pangu_ms.data.records import RecordSet
 from pangu_ms.errors import DataError
-from pangu_ms.models.build import build_model, fill
+from pangu_ms.infer.load import load_model
 from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
 
 
@@ -56,12 +55,7 @@ class Evaluator:
         Raises:
             CheckpointError: names or shapes are not those of its own configuration.
         """
-        runtime.start(config.runtime.device)
-        weights = checkpoint.tensors("model")
-        store.check_names_and_shapes(str(checkpoint.path), weights, config.model.parameter_shapes())
-        model = build_model(config.model)
-        fill(model.trainable_params(), weights)
-        return cls(model, config.model)
+        return cls(load_model(checkpoint, config), config.model)
 
     def each(self, batches: Iterable[Batch]) -> Iterator[Score]:
         """One score for every batch."""

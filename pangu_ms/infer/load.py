@@ -1,13 +1,16 @@
-"""From a checkpoint to a Decoder and its tokenizer."""
+"""From a checkpoint to its model, a Decoder and its tokenizer."""
 
 import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from mindspore import nn
+
 from pangu_ms import runtime
 from pangu_ms.checkpoint import store
 from pangu_ms.compile_cache import cached_compile
+from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict, load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
@@ -16,7 +19,7 @@ from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.generate import Generator
 from pangu_ms.infer.sampling import SamplingConfig
-from pangu_ms.models.build import fill
+from pangu_ms.models.build import build_model, fill
 from pangu_ms.models.layers import CacheShape
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,24 @@ def checkpoint_config(checkpoint: store.Checkpoint, overrides: Sequence[str] = (
     return load_config(str(checkpoint.path / "config.yaml"), list(overrides))
 
 
+def load_model(checkpoint: store.Checkpoint, config: RunConfig) -> nn.Cell:
+    """The checkpoint's model with its weights, without a cache, on the device and in the dtype that `config` says.
+
+    Raises:
+        CheckpointError: names or shapes are not those of its own configuration.
+    """
+    runtime.start(config.runtime.device)
+    model = build_model(config.model)
+    _fill(model, checkpoint, config.model)
+    return model
+
+
+def _fill(model: nn.Cell, checkpoint: store.Checkpoint, config: ModelConfig) -> None:
+    weights = checkpoint.tensors("model")
+    store.check_names_and_shapes(str(checkpoint.path), weights, config.parameter_shapes())
+    fill(model.trainable_params(), weights)
+
+
 def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None) -> Decoder:
     """Build the checkpoint's model with a cache of the given shape and compile it, as `config` says or else its own.
 
@@ -48,10 +69,8 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
         log.info("generation on a CPU computes in float32")
         model = dataclasses.replace(model, compute_dtype="float32")
     runtime.start(config.runtime.device)
-    weights = checkpoint.tensors("model")
-    store.check_names_and_shapes(str(checkpoint.path), weights, model.parameter_shapes())
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
-    fill(graph.model.trainable_params(), weights)
+    _fill(graph.model, checkpoint, model)
     decoder = Decoder(graph, shape, ReorderCaches(graph, shape.batch_size))
     identity = {"graph": "prefill and decode", "model": config_to_dict(config)["model"], "shape": vars(shape), "device": config.runtime.device}
     with cached_compile(config.runtime.compile_cache, identity):

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_ms import files
 from pangu_ms.config.iso import Search, find_shapes, head_dim
+from pangu_ms.study.compare import mean_and_deviation, paired_difference
+from pangu_ms.study.runs import Stage, claim, run_stages
+
+from pangu_ms import files
 from pangu_ms.config.load import config_to_dict, load_config
 from pangu_ms.config.pi import PiConfig
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.errors import ConfigError
-from pangu_ms.study.compare import mean_and_deviation, paired_difference
-from pangu_ms.study.runs import Stage, claim, run_stages
 
 STUDY = "pi-pro"
 STEPS = ("baseline", "compact", "tweaked", "inherited", "second_round", "second_round_control")
