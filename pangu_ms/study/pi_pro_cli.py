@@ -1,0 +1,70 @@
+"""`pangu study pi-pro`: PanGu-pi Pro's recipe on a text of one's own."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pangu_ms import runtime
+from pangu_ms.config.cli import add_config_arguments
+from pangu_ms.data.default_corpus import standard_library_files
+from pangu_ms.study.cli import parse_seeds
+from pangu_ms.study.pi_pro import MEANING, make_plan, run_pi_pro
+from pangu_ms.study.plot import plot_chain, require_plot
+from pangu_ms.study.runs import StudyStopped
+from pangu_ms.study.table import plus_minus
+from pangu_ms.train.stop import EXIT_STOPPED
+
+HELP = """Train a baseline, then go through the recipe: compact vocabulary, a deeper shape of equal size, weights of a larger teacher, a second
+round on the batches that are hard. Each step is scored in bits per byte of the same held-out documents, for several seeds. Can be stopped and repeated."""
+CRITERIA = ("random", "l1", "l2", "taylor", "learned")
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the study."""
+    parser = argparse.ArgumentParser(prog="pangu study pi-pro", description=HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_config_arguments(parser, "pi/tiny")
+    parser.add_argument("--output", required=True, default=argparse.SUPPRESS, metavar="DIR", help="directory of the study: runs, logs, results.json")
+    parser.add_argument("--corpus", nargs="+", metavar="FILE", help="text or .jsonl files (default: the source of Python's standard library)")
+    parser.add_argument("--seeds", default="1,2,3", metavar="N,...", help="one chain for each")
+    parser.add_argument("--compact-size", type=int, default=0, metavar="N", help="pieces of the compact vocabulary; 0: half of model.vocab_size")
+    parser.add_argument("--depth", type=int, default=0, metavar="N", help="layers of the tweaked shape; 0: twice the baseline's")
+    parser.add_argument("--teacher-layers", type=int, default=0, metavar="N", help="0: one and a half times the tweaked shape's")
+    parser.add_argument("--teacher-steps", type=int, default=0, metavar="N", help="training steps of the teacher; 0: train.steps")
+    parser.add_argument("--keep", type=float, default=0.5, metavar="SHARE", help="share of the batches that the second round reads")
+    parser.add_argument("--second-lr", type=float, default=0.5, metavar="SHARE", help="learning rate of the second round as a share of the first round's")
+    parser.add_argument("--criterion", choices=CRITERIA, default="taylor", help="how neurons, heads and channels of the teacher are chosen")
+    parser.add_argument("--plot", metavar="FILE", help="also draw the chain, as .png, .pdf or .svg (needs matplotlib)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    args = parser.parse_intermixed_args(argv)
+    if args.plot:
+        require_plot(Path(args.plot))
+    runtime.quiet()
+    teacher = {"num_layers": args.teacher_layers} if args.teacher_layers else None
+    numbers = args.compact_size, args.depth, teacher, args.teacher_steps, args.keep, args.second_lr, args.criterion
+    plan = make_plan(args.config, args.overrides, *numbers)
+    try:
+        corpus = args.corpus or [str(path) for path in standard_library_files()]
+        results = run_pi_pro(plan, args.config, corpus, args.output, parse_seeds(args.seeds), progress=not args.json)
+    except StudyStopped as stopped:
+        print(f"stopped by {stopped}; the same command goes on", file=sys.stderr)
+        return EXIT_STOPPED
+    if args.plot:
+        plot_chain(results, Path(args.plot))
+    print(json.dumps(results) if args.json else chain_table(results))
+    return 0
+
+
+def chain_table(results: dict[str, Any]) -> str:
+    """The chain for the eye."""
+    lines = [f"{'step':<21} {'parameters':>11} {'vocab':>7} {'layers':>6} {'hidden':>6} {'bits per byte':>17}   difference to the step it starts from"]
+    for step, row in results["chain"].items():
+        difference = row.get("difference")
+        told = "" if difference is None else f"{plus_minus(difference['mean'], difference['standard_error'], '+.4f')} ({row['compared_with']})"
+        told += " not distinguishable" if difference and difference["distinguishable"] is False else ""
+        sizes = f"{row['parameters']:>11,} {row['vocab_size']:>7,} {row['num_layers']:>6} {row['hidden_size']:>6}"
+        lines.append(f"{step:<21} {sizes} {plus_minus(row['mean'], row['deviation'], '.4f'):>17}   {told}")
+    teacher = results["teacher"]
+    lines.append(f"teacher: {teacher['parameters']:,} parameters, {teacher['num_layers']} layers, {teacher['bits_per_byte']:.4f} bits per byte")
+    return "\n".join([*lines, "", *(f"{step}: {meaning}" for step, meaning in MEANING.items())])
