@@ -1,14 +1,27 @@
-"""`pangu config show`: what a configuration resolves to, and what its fields mean."""
+"""`pangu config`: what a configuration resolves to, what its fields mean (show), and other shapes of the same size (iso)."""
 
 import argparse
 import dataclasses
 import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
+from pangu_ms.config import iso
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict, dump_config, load_config, presets
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.errors import ConfigError
+from pangu_ms.files import require_free
+from pangu_ms.train.schedule import peak_learning_rate
+
+ISO_NOTES = """
+* the given config
+tables: share of embeddings and head; PanGu-pi Pro recommends less than 20 %
+MFLOP/token: forward pass, {formula}"""
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = "alpha/tiny") -> None:
@@ -42,7 +55,30 @@ def main(argv: list[str]) -> int:
     show.add_argument("--json", action="store_true", help="machine-readable output")
     show.add_argument("--fields", action="store_true", help="list every field with its default and meaning")
     show.add_argument("--list", action="store_true", help="list the shipped configs with their sizes")
+    show.set_defaults(run=run_show)
+    _add_iso(verbs)
     args = parser.parse_args(argv)
+    args.run(args)
+    return 0
+
+
+def _add_iso(verbs: Any) -> None:
+    summary = "depth against width: shapes with the same number of parameters"
+    parser = verbs.add_parser("iso", help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--parameters", metavar="N", help="target size, such as 1.2e9 (default: the config's)", default=argparse.SUPPRESS)
+    parser.add_argument("--depths", metavar="L,L,...", help="numbers of layers (default: a quarter to twice the config's)", default=argparse.SUPPRESS)
+    parser.add_argument("--expansions", metavar="R,R,...", help="ffn_hidden_size / hidden_size (default: the config's)", default=argparse.SUPPRESS)
+    parser.add_argument("--head-dim", metavar="D", help="size of an attention head (default: the config's)", default=argparse.SUPPRESS)
+    parser.add_argument("--multiple", metavar="N", default="8", help="feed-forward widths are multiples of it")
+    parser.add_argument("--tolerance", metavar="SHARE", default="0.01", help="largest difference from the target; a feed-forward width gives way to it")
+    parser.add_argument("--write", metavar="DIR", help="new directory for a YAML per shape within the tolerance", default=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.set_defaults(run=run_iso)
+
+
+def run_show(args: argparse.Namespace) -> None:
+    """`pangu config show`."""
     if args.fields:
         print("\n".join(field_lines()))
     elif args.list:
@@ -50,8 +86,73 @@ def main(argv: list[str]) -> int:
         print(json.dumps(sizes) if args.json else "\n".join(f"{name:<16} {size / 1e6:>12,.1f} M parameters" for name, size in sizes.items()))
     else:
         config = load_config(args.config, args.overrides)
+        size, lr = config.model.num_parameters(), peak_learning_rate(config)
         if args.json:
-            print(json.dumps(config_to_dict(config) | {"num_parameters": config.model.num_parameters()}))
+            print(json.dumps(config_to_dict(config) | {"num_parameters": size, "effective_lr": lr}))
         else:
-            print(f"# {config.model.family}, {config.model.num_parameters():,} parameters\n{dump_config(config)}", end="")
-    return 0
+            print(f"# {config.model.family}, {size:,} parameters, peak learning rate {lr:.4g}\n{dump_config(config)}", end="")
+
+
+def run_iso(args: argparse.Namespace) -> None:
+    """`pangu config iso`."""
+    given = vars(args)
+    config = load_config(args.config, args.overrides)
+    model = config.model
+    search = iso.Search(
+        target=_number("--parameters", given["parameters"], _whole) if "parameters" in given else model.num_parameters(),
+        head_dim=_number("--head-dim", given["head_dim"], _whole) if "head_dim" in given else iso.head_dim(model),
+        multiple=_number("--multiple", args.multiple, _whole),
+        tolerance=_number("--tolerance", args.tolerance, float),
+    )
+    depths = _numbers("--depths", given["depths"], _whole) if "depths" in given else iso.default_depths(model.num_layers)
+    expansions = _numbers("--expansions", given["expansions"], float) if "expansions" in given else [model.ffn_hidden_size / model.hidden_size]
+    if "write" in given:
+        require_free(Path(args.write))
+    shapes = iso.find_shapes(model, search, depths, expansions)
+    written = iso.write_shapes(Path(args.write), args.config, config, shapes) if "write" in given else []
+    own = iso.Shape.of(model, search)
+    if args.json:
+        rows = [shape.row() | {"given": shape == own} for shape in shapes]
+        print(json.dumps({"config": args.config} | vars(search) | {"given": own.row(), "shapes": rows, "flops_formula": iso.FLOPS_FORMULA, "written": written}))
+        return
+    print("\n".join(_table(own, shapes, search)) + ISO_NOTES.format(formula=iso.FLOPS_FORMULA))
+    if written:
+        print(f"written to {args.write}: {', '.join(written)}")
+
+
+def _table(own: iso.Shape, shapes: list[iso.Shape], search: iso.Search) -> list[str]:
+    """The given config first, unless the search found it."""
+    widths = {"layers": 6, "hidden": 6, "heads": 7, "ffn": 7, "ffn/hidden": 10, "parameters": 17, "difference": 10, "tables": 7, "MFLOP/token": 13}
+    lines = [f"{search.target:,} parameters wanted, within {search.tolerance:.4g} of it", "  " + " ".join(f"{name:>{w}}" for name, w in widths.items())]
+    for shape in shapes if own in shapes else [own, *shapes]:
+        row, model = shape.row(), shape.model
+        heads = f"{model.num_heads}/{row['num_kv_heads']}" if row.get("num_kv_heads", model.num_heads) != model.num_heads else str(model.num_heads)
+        lines.append(
+            f"{'*' if shape == own else ' '} {model.num_layers:>6} {model.hidden_size:>6} {heads:>7} {model.ffn_hidden_size:>7} "
+            f"{model.ffn_hidden_size / model.hidden_size:>10.3f} {shape.num_parameters:>17,} {shape.difference:>+10.2%} {shape.table_share:>7.2%} "
+            f"{shape.flops_per_token / 1e6:>13,.1f}{'' if shape.within_tolerance else '  outside the tolerance'}"
+        )
+    return lines
+
+
+def _whole(text: str) -> int:
+    number = float(text)  # 1.2e9 is a whole number
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
+    """The positive numbers of a list such as "4,8,12", each once."""
+    return list(dict.fromkeys(_number(f"{option}={text}", item, kind) for item in text.split(",")))
+
+
+def _number(option: str, text: str, kind: Callable[[str], Any]) -> Any:
+    try:
+        number = kind(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        what = "whole numbers" if kind is _whole else "numbers"
+        raise ConfigError(f"{option}: found {text!r}; it takes positive {what}, separated by commas in a list")
+    return number

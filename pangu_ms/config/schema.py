@@ -73,6 +73,9 @@ class OptimizerConfig:
     """Peak learning rate."""
     min_lr: Float = 1e-6
     """Learning rate at the end of the decay and after it."""
+    base_batch_tokens: Int = 0
+    """Tokens of the batch that lr and min_lr are meant for: both are multiplied by sqrt(train.batch_size * model.seq_length / base_batch_tokens), which is
+    safe for batches below 4 M tokens (spec E2.5). 0 takes them as they are."""
     warmup_steps: Int = 100
     """Steps of linear warm-up from 0. The official code takes 2000 (spec A3.1), more than a trial run has; the large configs say so."""
     decay_steps: Int = 0
@@ -96,7 +99,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.min_lr <= self.lr, "min_lr", f"={self.min_lr}: must be between 0 and lr={self.lr}")
-        require_not_negative(self, warmup_steps="starts at lr", decay_steps="means train.steps")
+        require_not_negative(self, warmup_steps="starts at lr", decay_steps="means train.steps", base_batch_tokens="takes lr as it is")
         require_not_negative(self, weight_decay="switches decay off", clip_norm="switches clipping off")
         require_positive(self, "power", "eps")
         for name in ("beta1", "beta2"):

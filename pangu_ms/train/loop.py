@@ -212,7 +212,7 @@ class Session:
     def one_step(self, batch: Batch) -> None:
         """Compute a step, guard it, write its metrics."""
         run, config = self.run, self.run.config
-        lr = learning_rate(config.optimizer, config.train.steps, run.step)
+        lr = learning_rate(config, run.step)
         began = time.perf_counter()
         with self._cache_first_step():
             result = run.train_step(batch, run.step, lr, run.guard.scale, run.guard.loss_limit(config))

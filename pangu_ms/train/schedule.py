@@ -2,21 +2,37 @@
 
 import math
 
-from pangu_ms.config.schema import OptimizerConfig
+from pangu_ms.config.schema import RunConfig
 
 
-def learning_rate(config: OptimizerConfig, steps: int, step: int) -> float:
-    """Learning rate of `step` (0 is the first) in a run of `steps`.
+def batch_factor(config: RunConfig) -> float:
+    """What optimizer.lr and min_lr are multiplied by: sqrt(batch_tokens / base_batch_tokens), or 1 where base_batch_tokens is 0.
+
+    batch_tokens = train.batch_size * model.seq_length. Source: specification E2.5.
+    """
+    base = config.optimizer.base_batch_tokens
+    return math.sqrt(config.train.batch_size * config.model.seq_length / base) if base else 1.0
+
+
+def peak_learning_rate(config: RunConfig) -> float:
+    """Learning rate at the end of the warm-up."""
+    return batch_factor(config) * config.optimizer.lr
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """Learning rate of `step` (0 is the first).
 
     Linear warm-up to lr over warmup_steps, then a cosine or polynomial decay to min_lr, reached at decay_steps and kept after it. The decay is
-    measured from the end of the warm-up, or from step zero as in the official schedule. Source: specification A3.1.
+    measured from the end of the warm-up, or from step zero as in the official schedule. All of it is scaled by `batch_factor`.
+    Source: specification A3.1, E2.5.
     """
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
-        return config.lr
-    start = config.warmup_steps if config.decay_from == "warmup" else 0
-    end = config.decay_steps or steps
+    optimizer, peak, lowest = config.optimizer, peak_learning_rate(config), batch_factor(config) * config.optimizer.min_lr
+    if step < optimizer.warmup_steps:
+        return peak * (step + 1) / optimizer.warmup_steps
+    if optimizer.schedule == "constant":
+        return peak
+    start = optimizer.warmup_steps if optimizer.decay_from == "warmup" else 0
+    end = optimizer.decay_steps or config.train.steps
     progress = min(1.0, (step - start) / max(1, end - start))
-    share = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else (1 - progress) ** config.power
-    return config.min_lr + (config.lr - config.min_lr) * share
+    share = 0.5 * (1 + math.cos(math.pi * progress)) if optimizer.schedule == "cosine" else (1 - progress) ** optimizer.power
+    return lowest + (peak - lowest) * share
