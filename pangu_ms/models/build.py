@@ -8,38 +8,20 @@ What a family's model is, beside a Cell whose trainable parameters have the name
 Parameters that are not trainable are the cache.
 """
 
-import hashlib
-from collections.abc import Iterator
-
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from pangu_ms.config.base import ModelConfig, ParameterSpec
+from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.registry import FAMILIES, load_object
+from pangu_ms.models.init import initial_value, initial_values
 from pangu_ms.models.layers import CacheShape
+
+__all__ = ["build_model", "fill", "initial_value", "initial_values", "initialize", "to_arrays"]
 
 
 def build_model(config: ModelConfig, cache: CacheShape | None = None) -> nn.Cell:
     """The model of a configuration, all zeros; with `cache` it can `extend` token by token."""
     return load_object(FAMILIES[config.family].model)(config, cache)
-
-
-def initial_values(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and initial float32 value of every parameter; a value depends on the seed and its name alone, not on order, rank or device."""
-    shapes = config.parameter_shapes()
-    for name, spec in config.parameters().items():
-        yield name, initial_value(spec, name, shapes[name], seed)
-
-
-def initial_value(spec: ParameterSpec, name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """Initial float32 value of one parameter."""
-    lines = (-1, *[1] * (len(shape) - 1))  # a mean or deviation for each line of the first dimension, or one for all
-    mean, std = (np.asarray(value, np.float32).reshape(lines) for value in (spec.mean, spec.std))
-    if not std.any():
-        return np.array(np.broadcast_to(mean, shape))
-    words = np.frombuffer(hashlib.sha256(f"{seed} {name}".encode()).digest(), np.uint32)
-    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(words.tolist())))
-    return generator.standard_normal(shape, np.float32) * std + mean
 
 
 def initialize(model: nn.Cell, config: ModelConfig, seed: int) -> None:
