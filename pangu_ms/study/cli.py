@@ -1,0 +1,77 @@
+"""`pangu study`: several runs set beside each other."""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+
+from pangu_ms import runtime
+from pangu_ms.config.cli import add_config_arguments
+from pangu_ms.errors import ConfigError
+from pangu_ms.study.ablation import REMOVED, run_ablation
+from pangu_ms.study.plot import plot_ablation, require_plot
+from pangu_ms.study.runs import StudyStopped
+from pangu_ms.study.table import ablation_table
+from pangu_ms.train.stop import EXIT_STOPPED
+
+STUDIES = {
+    "pi-ablation": ("pangu_ms.study.cli:pi_ablation", "what series activation and augmented shortcut bring: PanGu-pi's variants trained alike"),
+    "latency": ("pangu_ms.study.latency:main", "time per token of several checkpoints, taken in turns"),
+}
+ABLATION_HELP = """Train PanGu-pi without and with its two parts, several seeds each, and compare held-out loss and decoding time: vanilla (neither part),
+widenet (vanilla, widened to the parameters of both), siaf (series activation), as (augmented shortcut), both (the config as it is). Can be stopped and
+repeated: what is done is kept, and further seeds or variants can be added."""
+EQUAL_HELP = "parameters: siaf and as are widened to the parameters of both; width: they are as wide as the config, as in the paper (widenet is widened always)"
+DATA_HELP = "directory written by `pangu data prepare` with a held-out split; default: --corpus, else data.records, else the quickstart's corpus"
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    studies = "\n".join(f"  {name:<12} {summary}" for name, (_, summary) in STUDIES.items())
+    parser = argparse.ArgumentParser(prog="pangu study", description=f"{__doc__}\n\n{studies}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES, metavar="STUDY", help="`pangu study STUDY --help` shows its options")
+    module, function = STUDIES[parser.parse_args(argv[:1]).study][0].split(":")
+    return getattr(importlib.import_module(module), function)(argv[1:])
+
+
+def pi_ablation(argv: list[str]) -> int:
+    """Entry of the study."""
+    parser = argparse.ArgumentParser(prog="pangu study pi-ablation", description=ABLATION_HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_config_arguments(parser, "pi/tiny")
+    parser.add_argument("--output", required=True, default=argparse.SUPPRESS, metavar="DIR", help="directory of the study: runs, logs, results.json")
+    parser.add_argument("--data", metavar="RECORDS", help=DATA_HELP)
+    parser.add_argument("--corpus", nargs="+", default=[], metavar="FILE", help="text or .jsonl files; a tokenizer and records are made of them in DIR/data")
+    parser.add_argument("--seeds", default="1,2,3", metavar="N,...", help="a run of each variant for each; sets train.seed and data.seed")
+    parser.add_argument("--variants", default=",".join(REMOVED), metavar="NAME,...", help="vanilla and some of the others")
+    parser.add_argument("--equal", choices=["parameters", "width"], default="parameters", help=EQUAL_HELP)
+    parser.add_argument("--plot", metavar="FILE", help="also draw losses and decoding times, as .png, .pdf or .svg (needs matplotlib)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    args = parser.parse_intermixed_args(argv)
+    if args.plot:
+        require_plot(Path(args.plot))
+    runtime.quiet()
+    variants = args.variants.split(",")
+    try:
+        results = run_ablation(
+            args.output, args.config, args.overrides, args.data, args.corpus, parse_seeds(args.seeds), variants, args.equal, progress=not args.json
+        )
+    except StudyStopped as stopped:
+        print(f"stopped by {stopped}; the same command goes on", file=sys.stderr)
+        return EXIT_STOPPED
+    if args.plot:
+        plot_ablation(results, Path(args.plot))
+    print(json.dumps(results) if args.json else ablation_table(results))
+    return 0
+
+
+def parse_seeds(text: str) -> list[int]:
+    """"1,2,3" as numbers.
+
+    Raises:
+        ConfigError: something else.
+    """
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: must be whole numbers separated by commas, such as 1,2,3") from None

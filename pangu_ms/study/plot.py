@@ -1,0 +1,44 @@
+"""Picture of an ablation: held-out loss of each variant beside its decoding time. matplotlib is imported when it is drawn."""
+
+import importlib.util
+import io
+from pathlib import Path
+from typing import Any
+
+from pangu_ms import files
+from pangu_ms.errors import OutputError
+
+FORMATS = (".png", ".pdf", ".svg")
+
+
+def require_plot(path: Path) -> None:
+    """Raise OutputError unless a picture can be drawn to `path`: told before long work starts."""
+    if path.suffix not in FORMATS:
+        raise OutputError(f"--plot {path}: the name tells the format; it must end in {', '.join(FORMATS)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise OutputError('--plot: matplotlib is not installed; run: pip install "pangu-ms[plot]"')
+
+
+def plot_ablation(results: dict[str, Any], path: Path) -> None:
+    """Draw results of `run_ablation`: losses (a point per seed, a line at their mean) and latency ratios (median and quartiles)."""
+    from matplotlib.figure import Figure
+
+    names, variants = list(results["variants"]), list(results["variants"].values())
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    losses, latency = figure.subplots(1, 2)
+    for x, variant in enumerate(variants):
+        losses.plot([x] * len(variant["losses"]), variant["losses"].values(), "o", color="C0", alpha=0.7, label="a seed" if x == 0 else None)
+        losses.hlines(variant["loss"]["mean"], x - 0.3, x + 0.3, color="C1", linewidth=3, label="mean" if x == 0 else None)
+        low, high = variant["latency_ratio"]["quartiles"]
+        middle = variant["latency_ratio"]["median"]
+        latency.errorbar(x, middle, [[middle - low], [high - middle]], fmt="o", color="C0", capsize=6)
+    losses.set_ylabel("held-out loss (nats per token)")
+    losses.legend()
+    latency.axhline(1.0, color="0.6", linewidth=1)
+    latency.set_ylabel("ms per token / vanilla's (median, quartiles)")
+    for axes in (losses, latency):
+        axes.set_xticks(range(len(names)), [f"{name}\n{variant['parameters'] / 1e6:.3g} M" for name, variant in zip(names, variants)])
+    figure.suptitle(f"{results['config']}: {results['steps']} steps, seeds {', '.join(map(str, results['seeds']))}")
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=150)
+    files.write_bytes(path, content.getvalue())
