@@ -17,6 +17,7 @@ from pangu_ms.train.stop import EXIT_STOPPED
 
 STUDIES = {
     "pi-ablation": ("pangu_ms.study.cli:pi_ablation", "what series activation and augmented shortcut bring: PanGu-pi's variants trained alike"),
+    "pi-pro": ("pangu_ms.study.pi_pro_cli:main", "pi Pro's recipe step by step: compact vocabulary, shape, inheritance, second round"),
     "latency": ("pangu_ms.study.latency:main", "time per token of several checkpoints, taken in turns"),
 }
 ABLATION_HELP = """Train PanGu-pi without and with its two parts, several seeds each, and compare held-out loss and decoding time: vanilla (neither part),

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.config.iso import Search, find_shapes, head_dim
-from pangu_ms.study.compare import mean_and_deviation, paired_difference
-from pangu_ms.study.runs import Stage, claim, run_stages
-
 from pangu_ms import files
+from pangu_ms.config.iso import Search, find_shapes, head_dim
 from pangu_ms.config.load import config_to_dict, load_config
 from pangu_ms.config.pi import PiConfig
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.errors import ConfigError
+from pangu_ms.study.compare import mean_and_deviation, paired_difference
+from pangu_ms.study.runs import Stage, claim, run_stages
 
 STUDY = "pi-pro"
 STEPS = ("baseline", "compact", "tweaked", "inherited", "second_round", "second_round_control")
@@ -31,7 +30,8 @@ MEANING = {
     "second_round": "that, trained on with the batches that it finds hard (E2.4)",
     "second_round_control": "that, trained on with as many batches drawn evenly",
 }
-EVENLY = 1e9  # a temperature at which all batches are equally likely
+KEPT_ENDS = 3  # layers of the teacher kept at either end (spec E2.3), as far as a student has room for a middle
+EVENLY = 1e6  # a temperature at which all batches are equally likely
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ class Chain:
         criterion = self.plan.criterion
         words = ["model", "inherit", str(self.output / "teacher/run"), "--config", self.config, *self._fields(self.plan.tweaked)]
         words += ["--tokenizer", str(self.tokenizers["compact"]), "--neurons", criterion, "--heads", criterion, "--channels", criterion]
-        words += ["--data", str(self.records["full"]), "--seed", str(seed), "--output", str(start)]
+        kept = str(min(KEPT_ENDS, self.plan.tweaked.num_layers // 3))
+        words += ["--keep-first", kept, "--keep-last", kept, "--data", str(self.records["full"]), "--seed", str(seed), "--output", str(start)]
         return self._stage(start.parent, *words, product=start)
 
     def _second_round(self) -> list[str]:
@@ -206,7 +207,7 @@ class Chain:
         return [f"{s}.{name}={_yaml(value)}" for s, fields in wanted.items() for name, value in fields.items() if found[s].get(name) != value]
 
     def _stage(self, directory: Path, *words: str, product: Path | None = None) -> Stage:
-        return Stage(directory, words, product=product)
+        return Stage(directory, words, config_to_dict(self.plan.base), product)
 
 
 def _yaml(value: Any) -> str:

@@ -13,7 +13,7 @@ from pangu_ms.study.cli import parse_seeds
 from pangu_ms.study.pi_pro import MEANING, make_plan, run_pi_pro
 from pangu_ms.study.plot import plot_chain, require_plot
 from pangu_ms.study.runs import StudyStopped
-from pangu_ms.study.table import plus_minus
+from pangu_ms.study.table import with_error
 from pangu_ms.train.stop import EXIT_STOPPED
 
 HELP = """Train a baseline, then go through the recipe: compact vocabulary, a deeper shape of equal size, weights of a larger teacher, a second
@@ -60,11 +60,17 @@ def chain_table(results: dict[str, Any]) -> str:
     """The chain for the eye."""
     lines = [f"{'step':<21} {'parameters':>11} {'vocab':>7} {'layers':>6} {'hidden':>6} {'bits per byte':>17}   difference to the step it starts from"]
     for step, row in results["chain"].items():
-        difference = row.get("difference")
-        told = "" if difference is None else f"{plus_minus(difference['mean'], difference['standard_error'], '+.4f')} ({row['compared_with']})"
-        told += " not distinguishable" if difference and difference["distinguishable"] is False else ""
         sizes = f"{row['parameters']:>11,} {row['vocab_size']:>7,} {row['num_layers']:>6} {row['hidden_size']:>6}"
-        lines.append(f"{step:<21} {sizes} {plus_minus(row['mean'], row['deviation'], '.4f'):>17}   {told}")
+        score = with_error(format(row["mean"], ".4f"), row["deviation"])
+        lines.append(f"{step:<21} {sizes} {score:>17}   {_difference(row)}".rstrip())
     teacher = results["teacher"]
     lines.append(f"teacher: {teacher['parameters']:,} parameters, {teacher['num_layers']} layers, {teacher['bits_per_byte']:.4f} bits per byte")
     return "\n".join([*lines, "", *(f"{step}: {meaning}" for step, meaning in MEANING.items())])
+
+
+def _difference(row: dict[str, Any]) -> str:
+    if "difference" not in row:
+        return ""
+    difference = row["difference"]
+    noise = " (not distinguishable)" if difference["distinguishable"] is False else ""
+    return f"{with_error(format(difference['mean'], '+.4f'), difference['standard_error'])} to {row['compared_with']}{noise}"

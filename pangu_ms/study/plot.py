@@ -1,4 +1,4 @@
-"""Picture of an ablation: held-out loss of each variant beside its decoding time. matplotlib is imported when it is drawn."""
+"""Pictures of studies. matplotlib is imported when one is drawn."""
 
 import importlib.util
 import io
@@ -39,6 +39,27 @@ def plot_ablation(results: dict[str, Any], path: Path) -> None:
     for axes in (losses, latency):
         axes.set_xticks(range(len(names)), [f"{name}\n{variant['parameters'] / 1e6:.3g} M" for name, variant in zip(names, variants)])
     figure.suptitle(f"{results['config']}: {results['steps']} steps, seeds {', '.join(map(str, results['seeds']))}")
+    _write(figure, path)
+
+
+def plot_chain(results: dict[str, Any], path: Path) -> None:
+    """Draw results of `run_pi_pro`: bits per byte of each step, a line per seed and a thick one at the mean; lower is better."""
+    from matplotlib.figure import Figure
+
+    chain = results["chain"]
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axes = figure.subplots()
+    for seed in results["seeds"]:
+        axes.plot(range(len(chain)), [row["bits_per_byte"][seed] for row in chain.values()], "o-", color="C0", alpha=0.4)
+    axes.plot(range(len(chain)), [row["mean"] for row in chain.values()], "-", color="C1", linewidth=3, label="mean of the seeds")
+    axes.axhline(results["teacher"]["bits_per_byte"], color="0.6", linewidth=1, label=f"teacher, {results['teacher']['parameters'] / 1e6:.3g} M")
+    axes.set_xticks(range(len(chain)), [f"{step.replace('_', ' ')}\n{row['parameters'] / 1e6:.3g} M" for step, row in chain.items()])
+    axes.set_ylabel("held-out bits per byte")
+    axes.legend()
+    _write(figure, path)
+
+
+def _write(figure: Any, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:], dpi=150)
     files.write_bytes(path, content.getvalue())

@@ -23,17 +23,18 @@ def _row(name: str, variant: dict[str, Any], references: list[str]) -> list[str]
     loss, ratio, speed = variant["loss"], variant["latency_ratio"], variant["tokens_per_second"]
     differences = [_difference(variant["difference"].get(reference)) for reference in references]
     timing = [f"{speed:,.0f}" if speed else "-", f"{variant['ms_per_token']:.3f}", f"{ratio['median']:.3f}", "{:.3f} - {:.3f}".format(*ratio["quartiles"])]
-    return [name, f"{variant['parameters']:,}", _with_error(f"{loss['mean']:.4f}", loss["standard_deviation"]), *differences, *timing]
+    return [name, f"{variant['parameters']:,}", with_error(f"{loss['mean']:.4f}", loss["standard_deviation"]), *differences, *timing]
 
 
 def _difference(difference: dict[str, Any] | None) -> str:
     if difference is None:
         return ""
     within_noise = difference["distinguishable"] is False
-    return f"{MARK if within_noise else ''}{_with_error(format(difference['mean'], '+.4f'), difference['standard_error'])}"
+    return f"{MARK if within_noise else ''}{with_error(format(difference['mean'], '+.4f'), difference['standard_error'])}"
 
 
-def _with_error(text: str, error: float | None) -> str:
+def with_error(text: str, error: float | None) -> str:
+    """"text +- error"; one seed has no error."""
     return text if error is None else f"{text} +- {error:.4f}"
 
 
