@@ -1,6 +1,7 @@
 """PanGu-pi Pro's four steps on a text of one's own, each measured by held-out bits per byte. Source: specification E2. No mindspore import.
 
-Bits per byte can be compared between vocabularies, as the held-out documents are the same ones: a hash of a document's text decides.
+Bits per byte can be compared between vocabularies, as the held-out documents are the same ones: a hash of a document's text decides. All runs take
+the same number of steps and tokens, so that a compact vocabulary, with more tokens for a text, reads less text; the second round is extra.
 """
 
 import dataclasses
@@ -63,7 +64,7 @@ def make_plan(
     second_lr: float = 0.5,
     criterion: str = "taylor",
 ) -> Plan:
-    """The chain's models from the baseline's configuration; all students have as many parameters as the baseline, to within 1 % where possible.
+    """The chain's models from the baseline's configuration; all students have as many parameters as the baseline, to within 1 %.
 
     Args:
         config, overrides: the baseline, of family pi; model.vocab_size is the full vocabulary's.
@@ -86,11 +87,19 @@ def make_plan(
     small_vocabulary = dataclasses.replace(base.model, vocab_size=compact_size)
     search = Search(target=base.model.num_parameters(), head_dim=head_dim(base.model))
     expansion = base.model.ffn_hidden_size / base.model.hidden_size
-    compact, tweaked = (find_shapes(small_vocabulary, search, [layers], [expansion])[0].model for layers in (base.model.num_layers, depth))
+    compact, tweaked = (_equal_shape(small_vocabulary, search, layers, expansion) for layers in (base.model.num_layers, depth))
     wide = dict(hidden_size=compact.hidden_size, num_heads=compact.num_heads, num_kv_heads=compact.num_kv_heads, ffn_hidden_size=compact.ffn_hidden_size)
     fields = {"num_layers": depth * 3 // 2} | wide | (teacher_fields or {})
     teacher = dataclasses.replace(base.model, **fields)
     return Plan(base, teacher, compact, tweaked, teacher_steps or base.train.steps, keep, second_lr, criterion)
+
+
+def _equal_shape(model: PiConfig, search: Search, depth: int, expansion: float) -> PiConfig:
+    shape = find_shapes(model, search, [depth], [expansion])[0]
+    if not shape.within_tolerance:
+        nearest = f"the nearest shape of {depth} layers has {shape.num_parameters:,} parameters, the baseline {search.target:,}"
+        raise ConfigError(f"--depth {depth}: {nearest}; they must be equal to within {search.tolerance:.0%}; choose another depth or a larger baseline")
+    return shape.model
 
 
 def run_pi_pro(plan: Plan, config: str, corpus: Sequence[str], output: Path | str, seeds: Sequence[int] = (1, 2, 3), progress: bool = True) -> dict[str, Any]:
