@@ -12,7 +12,7 @@ from pangu_ms.checkpoint import foreign, store
 from pangu_ms.checkpoint.names import Format
 from pangu_ms.config import RunConfig, load_config
 from pangu_ms.config.cli import add_config_arguments
-from pangu_ms.config.load import config_from_dict, config_to_dict
+from pangu_ms.config.load import config_from_dict
 from pangu_ms.config.registry import FAMILIES, load_object
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import CheckpointError, ConfigError, OutputError
@@ -78,10 +78,13 @@ def directory_config(directory: Path, source: str, config: RunConfig | None = No
     if not described:
         raise CheckpointError(f"{directory}: is a directory; {source} weights are one file; name that")
     fields = described[0](where, tree)
+    own_config = config_from_dict({"model": fields}, where)
     if config is None:
-        return config_from_dict({"model": fields}, where)
-    own = config_to_dict(config)["model"]
-    wrong = [f"model.{name}={own.get(name)!r} (config.json: {value!r})" for name, value in fields.items() if own.get(name) != value]
+        return own_config
+    if config.model.family != own_config.model.family:
+        raise ConfigError(f"{where}: describes a model of family {own_config.model.family}, --config one of {config.model.family}; leave --config out")
+    pairs = {name: (getattr(config.model, name), getattr(own_config.model, name)) for name in fields}
+    wrong = [f"model.{name}={given!r} (config.json: {own!r})" for name, (given, own) in pairs.items() if given != own]
     if wrong:
         raise ConfigError(f"{where}: {', '.join(wrong)}: must be equal; correct these, or leave --config out")
     return config
@@ -127,8 +130,12 @@ def main(argv: list[str]) -> int:
     parser = _parser()
     args = parser.parse_intermixed_args(argv)  # the overrides may stand anywhere
     if args.source:
-        if args.config is None and (args.overrides or not args.input.is_dir()):
-            parser.error("--from needs --config NAME: a file of weights does not say which model it is, and overrides have nothing to change")
+        if not args.input.exists():
+            raise CheckpointError(f"{args.input}: no such file or directory; name one file of weights, or a Hugging Face directory")
+        if args.config is None and args.overrides:
+            parser.error("overrides change a --config NAME, and none is given")
+        if args.config is None and not args.input.is_dir():
+            parser.error("--from needs --config NAME: a file of weights does not say which model it is")
         config = load_config(args.config, args.overrides) if args.config else None
         path = import_file(args.input, args.source, config, args.output, args.tokenizer, args.dtype)
     else:

@@ -50,9 +50,12 @@ def read_directory(directory: Path) -> Tensors:
     names = [WEIGHTS]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted({str(Path(name)) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: not an index of weights ({error!r}); copy or download it again") from None
+    if missing := [name for name in names if not (directory / name).is_file()]:
+        where = f"named in {index.name}" if index.is_file() else f"nor {index.name}; PyTorch's .bin files are not read"
+        raise CheckpointError(f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again, as .safetensors")
     tensors: Tensors = {}
     for name in names:
         shard = read_file(directory / name)
@@ -111,7 +114,8 @@ def write_file(path: Path, tensors: Tensors) -> None:
 def require_known_suffix(path: Path) -> None:
     """Raise CheckpointError unless `path` ends in a suffix that can be read and written."""
     if Path(path).suffix not in _FORMATS:
-        raise CheckpointError(f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}; convert it to one of these")
+        remedy = "use one of these (a new directory: a name without a dot)"
+        raise CheckpointError(f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}; {remedy}")
 
 
 def _functions(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, Tensors], None]]:

@@ -40,6 +40,8 @@ _FIELDS = {
     "attention_bias": "attention_bias",
     "tie_word_embeddings": "tie_word_embeddings",
 }
+# What transformers takes for keys that a LLaMA's config.json leaves out; not all are our defaults. Other keys are required or follow from them.
+_LLAMA_DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": False}
 _ADDITIONS = tuple(name for name in PiConfig.__dataclass_fields__ if name.startswith(("siaf_", "aug_shortcut_")))
 _PLAIN = {"siaf_terms": 1, "aug_shortcut_branches": 0}
 _LLAMA, _OPENPANGU, _PANGU_PI = "llama", ("PanguEmbedded", "openpangu_dense"), "pangu_pi"
@@ -78,9 +80,9 @@ def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
     if rope.get("rope_type", "default") != "default":
         raise CheckpointError(f"{where}: rope_parameters={rope!r}: rope_type must be default; such a model is not supported")
     tree = {"rope_theta": rope.get("rope_theta")} | ({"attention_bias": tree["bias"]} if "bias" in tree else {}) | tree  # bias: openPangu's key
-    fields = {ours: tree[theirs] for theirs, ours in _FIELDS.items() if tree.get(theirs) is not None}
-    fields = ({"rms_norm_eps": 1e-6} if kind == _LLAMA else {}) | fields  # transformers' default is not ours
-    fields["hidden_act"] = _ACTIVATIONS.get(fields.get("hidden_act"), fields.get("hidden_act", "silu"))
+    fields = (_LLAMA_DEFAULTS if kind == _LLAMA else {}) | {ours: tree[theirs] for theirs, ours in _FIELDS.items() if tree.get(theirs) is not None}
+    if isinstance(activation := fields.get("hidden_act"), str):
+        fields["hidden_act"] = _ACTIVATIONS.get(activation, activation)
     additions = {name: tree[name] for name in _ADDITIONS if name in tree} if kind == _PANGU_PI else _PLAIN
     return {"family": "pi"} | fields | additions
 

@@ -65,7 +65,7 @@ class PiConfig(ModelConfig):
             self._resolve("num_kv_heads", self.num_heads)
         require_positive(self, "num_kv_heads", "head_dim", "rms_norm_eps", "rope_theta", "siaf_terms", "aug_shortcut_reduction")
         require_not_negative(self, aug_shortcut_branches="is none")
-        require(self.head_dim % 2 == 0, "head_dim", f"={self.head_dim}: must be even, as rotary positions turn pairs; change hidden_size or num_heads")
+        require(self.head_dim % 2 == 0, "head_dim", f"={self.head_dim}: must be even, as rotary positions turn pairs; change it, or hidden_size or num_heads")
         kv_rule = f"={self.num_kv_heads}: must divide num_heads={self.num_heads}; use one of {divisors(self.num_heads)}"
         require(self.num_heads % self.num_kv_heads == 0, "num_kv_heads", kv_rule)
         rule = f"={self.aug_shortcut_reduction}: must divide hidden_size={self.hidden_size}; use one of {divisors(self.hidden_size)}"

@@ -6,6 +6,7 @@ bytes per second against what two threads read from an array in this process.
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -31,10 +32,12 @@ def read_bandwidth(threads: int = 2, size_bytes: int = 1 << 29, rounds: int = 5)
 
 
 def step_bytes(model, shape) -> int:
-    """Bytes that one decoding step reads: every weight but the position tables, and the cache."""
-    tables = 2 * model.seq_length * model.hidden_size
-    cache = 2 * model.num_layers * shape.batch_size * shape.capacity * model.hidden_size
-    return 4 * (model.num_parameters() - tables + cache)
+    """Bytes that one decoding step reads: every weight but the tables of which it takes single rows, and the cache."""
+    shapes, sizes = model.parameter_shapes(), model.axis_sizes()
+    tables = {name for name in shapes if "_embedding." in name} - (set() if "head.weight" in shapes else {"word_embedding.weight"})
+    weights = sum(math.prod(shape) for name, shape in shapes.items() if name not in tables)
+    cache = 2 * model.num_layers * shape.batch_size * shape.capacity * sizes.get("kv_heads", sizes["heads"])
+    return 4 * (weights + cache)
 
 
 def time_decoder(decoder, steps: int) -> dict[str, float]:

@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.cli import main
 from pangu_ms.errors import ExportError, OutputError
 from pangu_ms.export.package import Package, read_key
+from tests.infer.pi_checkpoint import reference_logits, save_pi_checkpoint
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 PROMPTS = ("def alpha_1(beta):", "print(")
@@ -26,6 +28,25 @@ def package(trained_run, tmp_path_factory):
     directory = tmp_path_factory.mktemp("export") / "package"
     export_package(open_checkpoint(trained_run), directory, GraphShape.fitting(32, batch_size=2, max_length=32, chunk=8))
     return directory
+
+
+def test_a_pi_package_computes_the_specification(records, tmp_path, capsys):
+    """Shared heads, series activation and augmented shortcuts travel: logits against numpy float64, text against the checkpoint."""
+    saved, weights = save_pi_checkpoint(tmp_path / "pi", records / "tokenizer")
+    assert main(["export", str(saved.path), "--output", str(tmp_path / "p"), "--batch-size", "2", "--chunk", "8", "--json"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["verified"]["max_difference"] <= 1e-4 and manifest["model"]["family"] == "pi"
+    decoder, rows = Package.open(tmp_path / "p").decoder(), [[7, 300, 5, 81, 9, 9, 44, 2, 201, 6], [12]]
+    found = decoder.prefill(rows)
+    for _ in range(3):
+        np.testing.assert_allclose(found, [reference_logits(weights, row) for row in rows], atol=1e-4)
+        rows = [[*row, int(logits.argmax())] for row, logits in zip(rows, found)]
+        found = decoder.step(np.array([row[-1] for row in rows]))
+    run = ["--prompt", PROMPTS[0], *GREEDY]
+    assert main(["generate", str(saved.path), *run]) == 0
+    expected = capsys.readouterr().out
+    done = subprocess.run([sys.executable, str(tmp_path / "p/run.pyz"), *run], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout == expected and texts(expected)[0]
 
 
 def copy_of(package, tmp_path):

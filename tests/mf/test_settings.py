@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import pangu_ms
+from pangu_ms.config.registry import FAMILIES
 from pangu_ms.errors import ConfigError
 from pangu_ms.mf.__main__ import load_yaml, main, override
 from pangu_ms.mf.settings import publish, resolve
@@ -21,14 +22,17 @@ def tree():
     return load_yaml("alpha_tiny")
 
 
-def test_the_shipped_yaml_is_our_tiny_model(tree):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_shipped_yaml_is_our_tiny_model(family):
     from pangu_ms.config import load_config
 
+    tree = load_yaml(f"{family}_tiny")
     run = resolve(tree)
-    assert run.model == load_config("alpha/tiny").model
+    assert run.model == load_config(f"{family}/tiny").model
     assert (run.train.steps, run.train.batch_size, run.train.seed, run.runtime.device) == (100, 8, 1, "CPU")
     publish(tree, run)
-    assert tree["model"]["model_config"]["hidden_size"] == 192 and tree["model"]["model_config"]["type"] == "PanguConfig"
+    published = tree["model"]["model_config"]
+    assert (published["hidden_size"], published["family"], published["type"]) == (192, family, "PanguConfig")
 
 
 @pytest.mark.parametrize(

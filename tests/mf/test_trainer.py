@@ -12,13 +12,14 @@ import yaml
 
 from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.checkpoint.strict import check_names_and_shapes
-from pangu_ms.config import load_config
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.mf.__main__ import load_yaml
 
 STEPS, SAVED_AT, BATCH, LR, WEIGHT_DECAY = 12, 6, 4, 3e-3, 0.1
 # Dropout is on: its masks are a function of seed and step, so both sides must take the same keys.
 MODEL = {"family": "alpha", "vocab_size": 97, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "seq_length": 32, "hidden_act": "fast_gelu", "dropout": 0.1}
+PI = {"family": "pi", "vocab_size": 97, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden_size": 48, "seq_length": 32}
+PI |= {"siaf_terms": 2, "aug_shortcut_branches": 1, "aug_shortcut_reduction": 4}
 EOD = 6  # of records without a manifest
 BY_PATH = """
 import sys, mindformers
@@ -43,10 +44,10 @@ def place(tmp_path_factory):
     return directory
 
 
-def write_yaml(path: Path, records: Path, **changes) -> Path:
+def write_yaml(path: Path, records: Path, model: dict = MODEL, **changes) -> Path:
     """The shipped YAML with a smaller model, a constant learning rate and a checkpoint in the middle."""
-    tree = load_yaml("alpha_tiny")
-    tree["pangu"] = {"model": MODEL, "data": {"records": str(records)}, "train": {"steps": STEPS}}
+    tree = load_yaml(f"{model['family']}_tiny")
+    tree["pangu"] = {"model": model, "data": {"records": str(records)}, "train": {"steps": STEPS}}
     tree["runner_config"]["batch_size"] = BATCH
     tree["runner_wrapper"]["scale_sense"] = {"type": "DynamicLossScaleUpdateCell", "loss_scale_value": 65536, "scale_factor": 2, "scale_window": 1000}
     tree["lr_schedule"] = {"type": "ConstantWarmUpLR", "learning_rate": LR, "warmup_steps": 0}
@@ -67,11 +68,11 @@ def logged(output: Path) -> dict[int, tuple[float, bool]]:
     return {int(step): (float(loss), overflow == "True") for step, loss, overflow in lines}
 
 
-def weights(output: Path, step: int) -> dict[str, np.ndarray]:
+def weights(output: Path, step: int, model: dict = MODEL) -> dict[str, np.ndarray]:
     """The model's arrays of a checkpoint: exactly our names and shapes."""
     (path,) = (output / f"checkpoint/iteration_{step:08d}").glob("*-model-*.safetensors")
     tensors = safetensors_file.read(path)
-    check_names_and_shapes(str(path), tensors, load_config("alpha/tiny", [f"model.{k}={v}" for k, v in MODEL.items()]).model.parameter_shapes())
+    check_names_and_shapes(str(path), tensors, config_from_dict({"model": model}, "test").model.parameter_shapes())
     return tensors
 
 
@@ -85,6 +86,10 @@ def trained(place):
 
 @pytest.fixture(scope="module")
 def ours(place, mindspore_cpu):
+    return our_own_steps(place)
+
+
+def our_own_steps(place: Path, fields: dict = MODEL) -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses and last weights of our own step on the same records."""
     from pangu_ms.data.loader import Loader
     from pangu_ms.data.records import RecordSet
@@ -92,7 +97,7 @@ def ours(place, mindspore_cpu):
     from pangu_ms.train.step import TrainStep
 
     sections = {"train": {"steps": STEPS, "batch_size": BATCH}, "optimizer": {"lr": LR, "weight_decay": WEIGHT_DECAY}}
-    config = config_from_dict({"model": MODEL} | sections, "test")
+    config = config_from_dict({"model": fields} | sections, "test")
     model = build_model(config.model)
     initialize(model, config.model, config.train.seed)
     step = TrainStep(model, config)
@@ -101,14 +106,23 @@ def ours(place, mindspore_cpu):
     return losses, to_arrays(model.trainable_params())
 
 
-def test_the_trajectory_is_that_of_our_own_step(trained, ours):
-    losses, last = ours
+def require_the_trajectory(output: Path, losses: list[float], last: dict[str, np.ndarray], model: dict = MODEL) -> None:
     assert losses[-1] < losses[0] - 0.5, "the comparison needs a run that learns"
     # The same operators in another graph, and MindFormers logs 6 decimals: measured 6e-7 on both version pairs.
-    np.testing.assert_allclose([loss for loss, _ in logged(trained).values()], losses, rtol=0, atol=5e-6)
-    for name, array in weights(trained, STEPS).items():
+    np.testing.assert_allclose([loss for loss, _ in logged(output).values()], losses, rtol=0, atol=5e-6)
+    for name, array in weights(output, STEPS, model).items():
         # Adam divides rounding errors by small gradients: measured 8e-6, where the weights moved by up to STEPS * LR = 4e-2.
         np.testing.assert_allclose(array, last[name], rtol=0, atol=5e-5, err_msg=name)
+
+
+def test_the_trajectory_is_that_of_our_own_step(trained, ours):
+    require_the_trajectory(trained, *ours)
+
+
+def test_pi_takes_our_own_steps_too(place, mindspore_cpu):
+    config = write_yaml(place / "pi.yaml", place / "records", PI)
+    child(["-m", "pangu_ms.mf", str(config), "--output", str(place / "pi")], place / "pi_cwd")
+    require_the_trajectory(place / "pi", *our_own_steps(place, PI), PI)
 
 
 def test_everything_is_written_to_the_output_directory(place, trained):

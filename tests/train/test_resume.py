@@ -40,11 +40,18 @@ def command(records, output, overrides, *options):
     return [sys.executable, "-m", "pangu_ms", "train", "--config", "alpha/tiny", *overrides, "--data", str(records), "--output", str(output), *options]
 
 
-@pytest.mark.parametrize("extra", [[], ["model.dropout=0.2", "train.accumulation_steps=2", "train.eval_every=4"], ["model.compute_dtype=float16", "loss_scale.window=4"]])
-def test_stop_and_resume_equal_one_run_bit_for_bit(records, tiny_overrides, tmp_path, extra):
+ACCUMULATED, HALF = ["train.accumulation_steps=2", "train.eval_every=4"], ["model.compute_dtype=float16", "loss_scale.window=4"]
+PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches=1", "model.ffn_hidden_size=48"]
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [("alpha/tiny", []), ("alpha/tiny", ["model.dropout=0.2", *ACCUMULATED]), ("alpha/tiny", HALF), ("pi/tiny", PI + ACCUMULATED + HALF)],
+)
+def test_stop_and_resume_equal_one_run_bit_for_bit(records, tiny_overrides, tmp_path, name, extra):
     from pangu_ms.train.loop import train
 
-    config = load_config("alpha/tiny", tiny_overrides + extra)
+    config = load_config(name, tiny_overrides + extra)
     train(config, records, tmp_path / "whole", progress=False)
     first = train(config, records, tmp_path / "parts", stop_at=5, progress=False)
     assert (first.step, first.stopped_by) == (5, "stop_at")

@@ -1,0 +1,132 @@
+"""Hugging Face directories of PanGu-pi: its additions there and back, and what a user may do wrong. No PyTorch needed (test_llama.py needs it)."""
+
+import json
+
+import pytest
+
+from pangu_ms.checkpoint import foreign, store
+from pangu_ms.cli import main
+from tests.checkpoint.common import assert_same
+from tests.infer.pi_checkpoint import MODEL, pi_config, save_pi_checkpoint
+
+OVERRIDES = [f"model.{field}" for field in MODEL]
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    return save_pi_checkpoint(tmp_path_factory.mktemp("pi"))
+
+
+@pytest.fixture
+def directory(ours, tmp_path):
+    """The checkpoint as a Hugging Face directory in two files with an index."""
+    assert main(["convert", str(ours[0].path), "--to", "huggingface", "--output", str(tmp_path / "hf")]) == 0
+    tensors = foreign.read_file(tmp_path / "hf" / foreign.WEIGHTS)
+    (tmp_path / "hf" / foreign.WEIGHTS).unlink()
+    shards = {f"model-{i}-of-2.safetensors": {n: a for k, (n, a) in enumerate(tensors.items()) if k % 2 == i} for i in (0, 1)}
+    for name, shard in shards.items():
+        foreign.write_file(tmp_path / "hf" / name, shard)
+    weight_map = {name: file for file, shard in shards.items() for name in shard}
+    (tmp_path / "hf/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return tmp_path / "hf"
+
+
+def change_config(directory, **changes):
+    tree = json.loads((directory / "config.json").read_text()) | changes
+    (directory / "config.json").write_text(json.dumps({key: value for key, value in tree.items() if value is not None}))
+
+
+def test_the_additions_go_there_and_back(ours, directory, tmp_path):
+    written = json.loads((directory / "config.json").read_text())
+    assert written["model_type"] == "pangu_pi" and "architectures" not in written  # no other program may take it for a LLaMA
+    for name, words in (("bare", []), ("checked", ["--config", "pi/tiny", *OVERRIDES])):
+        assert main(["convert", str(directory), "--from", "huggingface", "--output", str(tmp_path / name), *words]) == 0
+        again = store.open_checkpoint(tmp_path / name)
+        assert again.config().model == pi_config().model
+        assert_same(again.tensors(), ours[1])
+    assert set(again.state()["imported"]["sha256"]) == {"model-0-of-2.safetensors", "model-1-of-2.safetensors"}
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".ckpt"])
+@pytest.mark.parametrize("naming", ["huggingface", "mindformers"])
+def test_every_kind_of_file_gives_the_same_weights_back(ours, tmp_path, naming, suffix):
+    file, back = str(tmp_path / f"w{suffix}"), str(tmp_path / "back")
+    assert main(["convert", str(ours[0].path), "--to", naming, "--output", file]) == 0
+    assert main(["convert", file, "--from", naming, "--config", "pi/tiny", *OVERRIDES, "--output", back]) == 0
+    assert_same(store.open_checkpoint(back).tensors(), ours[1])
+
+
+def remove_a_file(directory):
+    (directory / "model-1-of-2.safetensors").unlink()
+
+
+def cut_a_file(directory):
+    content = (directory / "model-1-of-2.safetensors").read_bytes()
+    (directory / "model-1-of-2.safetensors").write_bytes(content[:-10])
+
+
+def double_a_tensor(directory):
+    foreign.write_file(directory / "model-1-of-2.safetensors", foreign.read_file(directory / "model-0-of-2.safetensors"))
+
+
+def index(text):
+    return lambda directory: (directory / "model.safetensors.index.json").write_text(text)
+
+
+def config(**changes):
+    return lambda directory: change_config(directory, **changes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words", "message"),
+    [
+        (remove_a_file, [], "holds no model-1-of-2.safetensors (named in model.safetensors.index.json); copy or download the directory again"),
+        (cut_a_file, [], "model-1-of-2.safetensors: "),
+        (double_a_tensor, [], "stands in another file too"),
+        (index("{"), [], "not an index of weights (JSONDecodeError"),
+        (index("[]"), [], "not an index of weights (TypeError"),
+        (index('{"weight_map": {"model.norm.weight": 5}}'), [], "not an index of weights (TypeError"),
+        (index('{"weight_map": {"model.norm.weight": "model-0-of-2.safetensors"}}'), [], "missing: "),
+        (lambda directory: (directory / "model.safetensors.index.json").unlink(), [], "holds no model.safetensors (nor model.safetensors.index.json; "),
+        (lambda directory: (directory / "config.json").unlink(), [], "config.json: No such file or directory; a Hugging Face directory says there"),
+        (lambda directory: (directory / "config.json").write_text("[]"), [], "config.json: a list, not an object"),
+        (config(model_type="mistral"), [], "config.json: model_type='mistral': must be llama, PanguEmbedded, openpangu_dense or pangu_pi"),
+        (config(rope_scaling={"type": "linear", "factor": 2.0}), [], "config.json: rope_scaling={'type': 'linear', 'factor': 2.0}: must be None"),
+        (config(siaf_mode="cubic"), [], "config.json: model.siaf_mode='cubic': "),
+        (config(hidden_act=["silu"]), [], "config.json: model.hidden_act=['silu']: "),
+        (config(num_hidden_layers=None), [], "config.json: model.num_layers: is required"),
+        (config(siaf_terms=3), [], "model.layers.0.mlp.siaf."),
+        (config(), ["--config", "pi/tiny", *OVERRIDES, "model.rope_theta=50"], "config.json: model.rope_theta=50.0 (config.json: 100.0): must be equal"),
+        (config(), ["--config", "alpha/tiny"], "config.json: describes a model of family pi, --config one of alpha"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_written(directory, tmp_path, capsys, damage, words, message):
+    damage(directory)
+    assert main(["convert", str(directory), "--from", "huggingface", "--output", str(tmp_path / "new"), *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_key_that_a_llama_leaves_out_is_compared_too(directory, tmp_path, capsys):
+    """transformers takes 1e-6 and 10000 where config.json is silent: another --config would compute something else."""
+    change_config(directory, model_type="llama", rope_theta=None, rms_norm_eps=None)
+    start = ["convert", str(directory), "--from", "huggingface", "--config", "pi/tiny", *OVERRIDES, "--output", str(tmp_path / "new")]
+    assert main(start) == 2
+    error = capsys.readouterr().err
+    assert "model.rope_theta=100.0 (config.json: 10000.0)" in error and "model.rms_norm_eps=1e-05 (config.json: 1e-06)" in error
+
+
+@pytest.mark.parametrize("form", ["hf", "w.safetensors", "dotted.5b"])
+def test_where_an_export_may_go(ours, tmp_path, capsys, form):
+    output = tmp_path / form
+    if form != "dotted.5b":
+        output.mkdir() if not output.suffix else output.write_text("mine")
+    assert main(["convert", str(ours[0].path), "--to", "huggingface", "--output", str(output)]) == 2
+    error = capsys.readouterr().err
+    assert ("a new directory: a name without a dot" if form == "dotted.5b" else "exists; nothing is overwritten") in error
+
+
+def test_an_import_from_nowhere(tmp_path, capsys):
+    assert main(["convert", str(tmp_path / "nowhere"), "--from", "huggingface", "--output", str(tmp_path / "new")]) == 2
+    assert "nowhere: no such file or directory" in capsys.readouterr().err
