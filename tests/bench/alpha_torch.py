@@ -13,6 +13,7 @@ ACTIVATIONS = {
     "gelu": lambda x: functional.gelu(x, approximate="tanh"),
     "gelu_erf": functional.gelu,
     "fast_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": functional.silu,
 }
 
 

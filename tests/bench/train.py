@@ -1,6 +1,6 @@
-"""`python -m tests.bench.train --peer torch`: training steps of one alpha, on the same tokens, in ours and in eager PyTorch, in turns.
+"""`python -m tests.bench.train --peer torch`: training steps of one model, on the same tokens, in ours and in eager PyTorch, in turns.
 
-Both start from the same weights and their first losses must agree. AdamW, clipping at 1, no dropout; PyTorch has its fused AdamW. With --dtype
+`--config tests/bench/pi_10m.yaml` is a PanGu-pi in the size of alpha/10m. Both start from the same weights and their first losses must agree. AdamW, clipping at 1, no dropout; PyTorch has its fused AdamW. With --dtype
 bfloat16 PyTorch computes under autocast and ours with model.compute_dtype=bfloat16. Each has a process of its own and waits while the other computes;
 peak memory is the growth of its resident size since before its model was built.
 """
@@ -19,10 +19,13 @@ import numpy as np
 
 from pangu_ms import runtime
 from pangu_ms.config.load import load_config
+from pangu_ms.config.registry import load_object
 from pangu_ms.config.schema import RunConfig
 
-# gelu, which PyTorch has as one operator; what PyTorch would not compute is off.
-OVERRIDES = ("model.hidden_act=gelu", "model.dropout=0.0", "data.eod_reset=false", "runtime.compile_cache=false")
+# What PyTorch would not compute is off; gelu is an activation that it has as one operator.
+OVERRIDES = ("data.eod_reset=false", "runtime.compile_cache=false")
+FAMILY_OVERRIDES = {"alpha": ("model.hidden_act=gelu", "model.dropout=0.0"), "pi": ()}
+PEERS = {"alpha": "tests.bench.alpha_torch:AlphaTorch", "pi": "tests.bench.pi_torch:PiTorch"}
 
 
 def tokens(config: RunConfig, steps: int) -> np.ndarray:
@@ -61,10 +64,8 @@ def peer(config: RunConfig, dtype: str) -> Callable[[np.ndarray], float]:
     """The same in eager PyTorch."""
     import torch
 
-    from tests.bench.alpha_torch import AlphaTorch
-
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = AlphaTorch(config.model)
+    model = load_object(PEERS[config.model.family])(config.model)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights(config).items()})
     specs = config.model.parameters()
     groups = [[p for n, p in model.named_parameters() if specs[n].decay == decayed] for decayed in (True, False)]
@@ -163,6 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     runtime.quiet()
     overrides = [f"model.compute_dtype={args.dtype}", f"train.batch_size={args.batch_size}", "train.accumulation_steps=1", *OVERRIDES]
+    overrides += FAMILY_OVERRIDES[load_config(args.config).model.family]
     config = load_config(args.config, [*overrides, *args.overrides])
     if args.only:
         serve(args.only, config, args.dtype, args.steps + 2)
