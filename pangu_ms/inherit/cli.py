@@ -19,7 +19,7 @@ from pangu_ms.inherit.units import GROUPS
 
 _ADDITIONS = ("model.siaf_terms=2", "model.siaf_init=identity", "model.aug_shortcut_branches=1", "model.aug_shortcut_init=zero")
 _GROUP_HELP = {
-    "channels": "which hidden channels are kept, the same in the whole model",
+    "channels": "which hidden channels are kept, the same in the whole model; norms then divide by the mean over fewer, which training mends",
     "heads": "which attention heads are kept, in each layer; with shared keys and values, which whole groups of heads",
     "neurons": "which feed-forward channels are kept, in each layer",
 }

@@ -28,6 +28,7 @@ def make_batch(config, rows=4, seed=0):
     from pangu_ms.data.loader import batch_from_ids
 
     ids = np.random.default_rng(seed).integers(4, config.vocab_size, (rows, config.seq_length + 1)).astype(np.int32)
+    ids[0, 5] = ids[1, [2, 9]] = 3  # where documents end: positions that do not count
     return batch_from_ids(ids, 3, 0, True)
 
 

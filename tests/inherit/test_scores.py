@@ -57,7 +57,7 @@ def test_units_that_contribute_nothing_are_found_and_dropped_without_a_change(te
     config, tensors, batch = teacher
     if criterion == "learned":
         shapes = {group: unit_shapes(config)[group] for group in USEFUL}
-        *_, scores = learn_masks(derivatives, [batch], shapes, wanted_units(config, small), MaskOptions(mask_steps=60))
+        *_, scores = learn_masks(derivatives, [batch], shapes, wanted_units(config, small), MaskOptions())
     else:
         scores = taylor_scores(derivatives, [batch]) if criterion == "taylor" else norm_scores(config, tensors, criterion)
     selection = select(config, small, range(3), {group: scores[group] for group in USEFUL})
@@ -97,7 +97,7 @@ def test_derivatives_in_masks_equal_differences_of_the_loss(teacher, derivatives
     for sign in (1, -1):
         masks[group][place] = mask + sign * h
         shifted.append(derivatives(batch, masks)[0])
-    assert found == pytest.approx((shifted[0] - shifted[1]) / (2 * h), rel=0.02, abs=2e-4)
+    assert found == pytest.approx((shifted[0] - shifted[1]) / (2 * h), rel=0.01, abs=2e-4)
 
 
 def test_norms_are_over_all_slices_of_a_unit():
@@ -152,8 +152,10 @@ def test_alpha_drops_units_without_a_change():
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_learned_masks_keep_what_a_quadratic_loss_needs_at_any_scale(scale):
-    """Loss (1 - m)^T C (1 - m) / 2 with costs C on the diagonal: the units of highest cost are kept, and as many masks as wanted stay open."""
-    costs = np.array([[3.0, 0.1, 2.0, 0.0, 5.0, 0.2], [0.1, 4.0, 0.3, 6.0, 0.0, 2.0]])
+    """Loss (1 - m)^T C (1 - m) / 2 with costs C on the diagonal: units of highest cost are kept, and about as many masks as wanted stay open."""
+    costs = np.exp(np.random.default_rng(0).normal(0, 1.5, (2, 64)))
     slopes = lambda batch, masks: (0.0, {"neurons": -scale * costs * (1 - masks["neurons"])})  # noqa: E731
-    *_, scores = learn_masks(slopes, [None], {"neurons": costs.shape}, {"neurons": 3}, MaskOptions())
-    np.testing.assert_array_equal(scores["neurons"] > 0, costs > 1)
+    *_, scores = learn_masks(slopes, [None], {"neurons": costs.shape}, {"neurons": 24}, MaskOptions())
+    highest = [np.sort(np.argsort(of, axis=1)[:, -24:], axis=1) for of in (scores["neurons"], costs)]
+    np.testing.assert_array_equal(*highest)
+    assert (abs((scores["neurons"] > 0).sum(axis=1) - 24) <= 8).all()
