@@ -41,8 +41,8 @@ class PiConfig(ModelConfig):
     siaf_position: Literal["gate", "product"] = "gate"
     """phi in place of the gate's activation, down(phi(gate) * up), or of the gated product, down(phi(act(gate) * up)) (spec D3; not certain)."""
     siaf_init: Literal["random", "mean", "identity"] = "random"
-    """a_1 = 1 and the other a_i normal with init_std; or all a_i 1/n with that noise, since equal terms would stay equal; or the other a_i 0, which
-    leaves the function of the plain activation as it is. b_i = 0 (spec D3; not certain). matrices: identity makes the added gates 0."""
+    """a_1 = 1 and the other a_i normal with init_std; or all a_i 1/n with that noise, since equal terms would stay equal; or the other a_i 0, so that
+    on the gate phi is the plain activation at first. b_i = 0 (spec D3; not certain). matrices: identity makes the added gates 0."""
     aug_shortcut_branches: Int = 1
     """Augmented shortcuts T beside each attention; 0 is none. Their number is not published (spec D2)."""
     aug_shortcut_reduction: Int = 32
