@@ -70,6 +70,7 @@ def test_ratios_do_not_see_a_machine_that_is_slow_for_a_while():
     assert ratios(times)[1] == {"seconds": 5.0, "ratio": 4.0, "ratio_quartiles": [3.0, 5.0]}
 
 
+@pytest.mark.slow
 def test_whole_study(records, tmp_path):
     """Two variants, two seeds; then the same command again, and one seed more."""
     output, plot = tmp_path / "study", tmp_path / "plot.svg"
