@@ -26,7 +26,8 @@ Out of it:         pangu convert CHECKPOINT --to official|huggingface|mindformer
 
 FILE is one .ckpt, .npz or .safetensors; 512-part releases must first be merged with MindSpore's transform_checkpoints.
 Names and shapes must be exactly those of the configuration. Nothing is overwritten.
-The number of heads changes no shape, so a wrong model.num_heads cannot be noticed: check a known prompt."""
+A FILE does not tell what changes no shape, so a wrong number of heads (pi: rope_theta, rms_norm_eps, siaf_position, ...) cannot be noticed:
+check a known prompt. official: the released weights of alpha."""
 
 
 def import_file(path: Path, source: str, config: RunConfig | None, output: Path, tokenizer: Path | None = None, dtype: str = "float32") -> Path:
@@ -115,7 +116,8 @@ def export_file(checkpoint: Path, target: str, output: Path, dtype: str = "float
     config = source.config()
     naming = _format(config, target)
     if not output.suffix and naming.write_config is None:
-        raise CheckpointError(f"{output}: has no suffix, and {config.model.family} weights have no directory form as {target}; name a .safetensors, .npz or .ckpt")
+        rule = f"{config.model.family} weights have no directory form as {target}"
+        raise CheckpointError(f"{output}: has no suffix, and {rule}; name a .safetensors, .npz or .ckpt")
     tensors = _cast(str(source.path), naming.to_foreign(str(source.path), source.tensors(), config.model), dtype)
     if output.suffix:
         foreign.write_file(output, tensors)
@@ -149,9 +151,10 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pangu convert", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("input", type=Path, metavar="FILE|DIRECTORY|CHECKPOINT", help="file or Hugging Face directory of weights; --to: run, checkpoint or step directory")
+    input_help = "file or Hugging Face directory of weights; --to: run, checkpoint or step directory"
+    parser.add_argument("input", type=Path, metavar="FILE|DIRECTORY|CHECKPOINT", help=input_help)
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument("--from", dest="source", metavar="FORMAT", help="official | huggingface | mindformers: names in FILE")
+    direction.add_argument("--from", dest="source", metavar="FORMAT", help="official | huggingface | mindformers: names in the input")
     direction.add_argument("--to", dest="target", metavar="FORMAT", help="official | huggingface | mindformers: names to write")
     parser.add_argument("--output", type=Path, required=True, help="--from: directory without checkpoints; --to: new .ckpt, .npz, .safetensors or directory")
     parser.add_argument("--tokenizer", type=Path, metavar="PATH", help="--from: tokenizer directory or vocab.model to copy into the checkpoint")

@@ -1,4 +1,4 @@
-"""PanGu-alpha for users of MindFormers: its Trainer, its YAML, its callbacks; our model, loss, records and order of the data.
+"""The PanGu models for users of MindFormers: its Trainer, its YAML, its callbacks; our model, loss, records and order of the data.
 
 Nothing is imported or registered until `register()` is called, one of its submodules is imported, or `python -m pangu_ms.mf` runs: importing
 mindformers takes 3 seconds and makes a directory ./output. MindFormers' configuration names these types:

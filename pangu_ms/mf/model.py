@@ -63,6 +63,10 @@ class PanguForCausalLM(PreTrainedModel):
         total, count = self.loss(ids_BS1, positions_BS, segments_BS, mask_BS, key)
         return mean_loss(total, count)
 
+    def no_weight_decay(self) -> set[str]:
+        """Called by MindFormers when it makes an optimizer: by shape alone it would decay those of activations (spec A3.1)."""
+        return {name for name, spec in self.config.to_model_config().parameters().items() if not spec.decay}
+
     def convert_name(self, weight_name: str) -> str:
         """Called by MindFormers when it loads a checkpoint: the names are ours, none needs another."""
         return weight_name

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from pangu_ms.checkpoint import foreign, store
@@ -39,6 +40,10 @@ def change_config(directory, **changes):
 def test_the_additions_go_there_and_back(ours, directory, tmp_path):
     written = json.loads((directory / "config.json").read_text())
     assert written["model_type"] == "pangu_pi" and "architectures" not in written  # no other program may take it for a LLaMA
+    tensors = foreign.read_directory(directory)
+    names = {"mlp.siaf.bias": "ffn.siaf.shift", "mlp.siaf.scale": "ffn.siaf.scale", "self_attn.aug_shortcut.1.up.bias": "aug_shortcut.1.up.bias"}
+    for theirs, name in names.items():
+        np.testing.assert_array_equal(tensors[f"model.layers.1.{theirs}"], ours[1][f"blocks.1.{name}"])
     for name, words in (("bare", []), ("checked", ["--config", "pi/tiny", *OVERRIDES])):
         assert main(["convert", str(directory), "--from", "huggingface", "--output", str(tmp_path / name), *words]) == 0
         again = store.open_checkpoint(tmp_path / name)
