@@ -87,15 +87,15 @@ class PanguAlpha(nn.Cell):
         key = self.layer_key(key, len(self.blocks))
         return self.query_layer.ask(query_BQE, x_BSE, residual_BQE, segments_BS, slots_BS, query_slots_BQ, key)
 
-    def logits(self, x_BQE):
+    def logits(self, x_BQE, table_VE):
         """[B, Q, V] in the compute dtype."""
         x_BQE = x_BQE if self.norm_before_query else self.final_norm(x_BQE)
-        return ascend_ops.linear(x_BQE, self.word_embedding.weight)
+        return ascend_ops.linear(x_BQE, table_VE)
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
         """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]; `key` int32 seeds dropout."""
         x_BSE, residual_BSE = self.fork_stream(self.stream(ids_BS, positions_BS, segments_BS, None, key))
-        return self.logits(self.ask(x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key))
+        return self.logits(self.ask(x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key), self.word_embedding.weight)
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
         """The embeddings' output and that of each layer, num_layers + 1 of [B, S, E]; the final norm before the query layer belongs to the last."""
@@ -110,9 +110,10 @@ class PanguAlpha(nn.Cell):
 
         The query layer is computed for that token alone: nothing follows it that would need the others.
         """
+        table_VE = ops.stop_gradient(self.word_embedding.weight)  # a value: MindSpore copies a parameter read before and after cache writes
         x_BQE = self.stream(ids_BQ, positions_BQ, None, slots_BQ, None)
         residual_B1E = self.pick_last(x_BQE, last_B2).expand_dims(1)
         positions_B1 = self.pick_last(positions_BQ, last_B2).expand_dims(1)
         slots_B1 = self.pick_last(slots_BQ, last_B2).expand_dims(1)
-        logits_B1V = self.logits(self.ask(x_BQE, residual_B1E, positions_B1, None, slots_BQ, slots_B1, None))
+        logits_B1V = self.logits(self.ask(x_BQE, residual_B1E, positions_B1, None, slots_BQ, slots_B1, None), table_VE)
         return self.cast(logits_B1V, ms.float32).squeeze(1)

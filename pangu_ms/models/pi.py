@@ -110,14 +110,17 @@ class PanguPi(nn.Cell):
             x_BSE = block(x_BSE, segments_BS, slots_BS, cos_sin_BSD)
         return x_BSE
 
-    def logits(self, x_BSE):
+    def head_table(self):
+        """[V, E] float32."""
+        return self.word_embedding.weight if self.head is None else self.head.weight
+
+    def logits(self, x_BSE, table_VE):
         """[B, S, V] in the compute dtype."""
-        x_BSE = self.final_norm(x_BSE)
-        return ascend_ops.linear(x_BSE, self.word_embedding.weight) if self.head is None else self.head(x_BSE)
+        return ascend_ops.linear(self.final_norm(x_BSE), table_VE)
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
         """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]. There is no dropout that `key` would seed."""
-        return self.logits(self.stream(ids_BS, positions_BS, segments_BS, None))
+        return self.logits(self.stream(ids_BS, positions_BS, segments_BS, None), self.head_table())
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
         """The embeddings' output and that of each layer: num_layers + 1 of [B, S, E]."""
@@ -129,5 +132,6 @@ class PanguPi(nn.Cell):
 
     def extend(self, ids_BQ, positions_BQ, last_B2, slots_BQ):
         """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query index), int32 [B, 2]."""
+        table_VE = ops.stop_gradient(self.head_table())  # a value: MindSpore copies a parameter read before and after cache writes
         x_B1E = self.pick_last(self.stream(ids_BQ, positions_BQ, None, slots_BQ), last_B2).expand_dims(1)
-        return self.cast(self.logits(x_B1E), ms.float32).squeeze(1)
+        return self.cast(self.logits(x_B1E, table_VE), ms.float32).squeeze(1)

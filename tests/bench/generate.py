@@ -112,10 +112,10 @@ def main() -> None:
         print(json.dumps({"read_bandwidth_gb_per_s": bandwidth / 1e9, "rows": rows}))
         return
     print(f"memory read bandwidth, 2 threads: {bandwidth / 1e9:.1f} GB/s\n")
-    print(f"{'config':<12}{'batch':>6}  {'from':<11}{'start s':>8}{'prefill ms':>12}{'step ms':>9}{'tokens/s':>10}{'read GB/s':>11}{'share':>7}  difference")
+    print(f"{'config':<26}{'batch':>6}  {'from':<11}{'start s':>8}{'prefill ms':>12}{'step ms':>9}{'tokens/s':>10}{'read GB/s':>11}{'share':>7}  difference")
     for row in rows:
         numbers = f"{row['start_s']:>8.1f}{row['prefill_ms']:>12.1f}{row['step_ms']:>9.1f}{row['tokens_per_s']:>10.1f}{row['read_gb_per_s']:>11.1f}"
-        print(f"{row['config']:<12}{row['batch_size']:>6}  {row['from']:<11}{numbers}{row['share_of_bandwidth']:>7.0%}  {row['max_difference']:.2g}")
+        print(f"{row['config']:<26}{row['batch_size']:>6}  {row['from']:<11}{numbers}{row['share_of_bandwidth']:>7.0%}  {row['max_difference']:.2g}")
 
 
 if __name__ == "__main__":
