@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms import files, runtime
-from pangu_ms.analysis.plot import plot_collapse, require_plot
+from pangu_ms.analysis.plot import plot_collapse
 from pangu_ms.errors import ConfigError, OutputError
+from pangu_ms.figure import require_plot
 from pangu_ms.infer.cli import OVERRIDES_HELP
 
 OVERRIDE = re.compile(r"\w+\.[\w.]+=")
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8, help="sequences per batch")
     parser.add_argument("--max-batches", type=int, default=8, help="stop after this many; 0 takes all")
     parser.add_argument("--share", type=float, default=0.8, help="of the variance that the effective dimension carries")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=".png or .svg: all checkpoints over the layers")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=".png, .svg or .pdf: all checkpoints over the layers")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there too")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")

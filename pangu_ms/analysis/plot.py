@@ -1,27 +1,15 @@
-"""Figures of the diagnostics. matplotlib is imported when one is drawn."""
+"""Figures of the diagnostics."""
 
-import importlib.util
-import io
 from pathlib import Path
 from typing import Any
 
-from pangu_ms import files
-from pangu_ms.errors import OutputError
+from pangu_ms.figure import new_figure, require_plot, write_figure
 
-FORMATS = (".png", ".svg")
 PANELS = {
     "effective_dimension": "effective dimension d({share:g})",
     "token_cosine": "cosine of tokens",
     "relative_rank_one_distance": "relative distance to rank one",
 }
-
-
-def require_plot(path: Path) -> None:
-    """Raise OutputError unless a figure can be drawn into a file of that name: its format is known and matplotlib is installed."""
-    if path.suffix.lower() not in FORMATS:
-        raise OutputError(f"{path}: must end with {' or '.join(FORMATS)}; name another --plot")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise OutputError('--plot: matplotlib is not installed; run: pip install "pangu-ms[plot]"')
 
 
 def plot_collapse(results: list[dict[str, Any]], path: Path) -> None:
@@ -34,9 +22,7 @@ def plot_collapse(results: list[dict[str, Any]], path: Path) -> None:
         OutputError: unknown suffix, no matplotlib, or a place that cannot be written.
     """
     require_plot(path)
-    from matplotlib.figure import Figure  # without pyplot there is no window and no global state
-
-    figure = Figure(figsize=(14, 4.5), layout="constrained")
+    figure = new_figure(14, 4.5)
     axes = figure.subplots(1, len(PANELS))
     for axis, (field, title) in zip(axes, PANELS.items()):
         lines = [axis.plot([x["layer"] for x in r["layers"]], [x[field] for x in r["layers"]], marker="o", markersize=3)[0] for r in results]
@@ -45,6 +31,4 @@ def plot_collapse(results: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
     labels = [r["label"].replace("$", r"\$") for r in results]  # no formulas in a path
     figure.legend(lines, labels, loc="outside lower center", ncols=min(len(labels), 4))
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:].lower(), dpi=150)
-    files.write_bytes(path, content.getvalue())
+    write_figure(figure, path)

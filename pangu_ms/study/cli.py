@@ -4,13 +4,16 @@ import argparse
 import importlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pangu_ms import runtime
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.errors import ConfigError
+from pangu_ms.figure import require_plot
 from pangu_ms.study.ablation import REMOVED, run_ablation
-from pangu_ms.study.plot import plot_ablation, require_plot
+from pangu_ms.study.plot import plot_ablation
 from pangu_ms.study.runs import StudyStopped
 from pangu_ms.study.table import ablation_table
 from pangu_ms.train.stop import EXIT_STOPPED
@@ -52,17 +55,26 @@ def pi_ablation(argv: list[str]) -> int:
     if args.plot:
         require_plot(Path(args.plot))
     runtime.quiet()
-    variants = args.variants.split(",")
+    variants, seeds = args.variants.split(","), parse_seeds(args.seeds)
+
+    def run() -> dict[str, Any]:
+        return run_ablation(args.output, args.config, args.overrides, args.data, args.corpus, seeds, variants, args.equal, progress=not args.json)
+
+    return conclude(args, run, ablation_table, plot_ablation)
+
+
+def conclude(
+    args: argparse.Namespace, run: Callable[[], dict[str, Any]], table: Callable[[dict[str, Any]], str], plot: Callable[[dict[str, Any], Path], None]
+) -> int:
+    """Run a study and show its results as its options say; a signal ends it so that the same command goes on."""
     try:
-        results = run_ablation(
-            args.output, args.config, args.overrides, args.data, args.corpus, parse_seeds(args.seeds), variants, args.equal, progress=not args.json
-        )
+        results = run()
     except StudyStopped as stopped:
         print(f"stopped by {stopped}; the same command goes on", file=sys.stderr)
         return EXIT_STOPPED
     if args.plot:
-        plot_ablation(results, Path(args.plot))
-    print(json.dumps(results) if args.json else ablation_table(results))
+        plot(results, Path(args.plot))
+    print(json.dumps(results) if args.json else table(results))
     return 0
 
 

@@ -1,20 +1,17 @@
 """`pangu study pi-pro`: PanGu-pi Pro's recipe on a text of one's own."""
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from pangu_ms import runtime
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.data.default_corpus import standard_library_files
-from pangu_ms.study.cli import parse_seeds
+from pangu_ms.figure import require_plot
+from pangu_ms.study.cli import conclude, parse_seeds
 from pangu_ms.study.pi_pro import MEANING, make_plan, run_pi_pro
-from pangu_ms.study.plot import plot_chain, require_plot
-from pangu_ms.study.runs import StudyStopped
+from pangu_ms.study.plot import plot_chain
 from pangu_ms.study.table import with_error
-from pangu_ms.train.stop import EXIT_STOPPED
 
 HELP = """Train a baseline, then go through the recipe: compact vocabulary, a deeper shape of equal size, weights of a larger teacher, a second
 round on the batches that are hard. Each step is scored in bits per byte of the same held-out documents, for several seeds. Can be stopped and repeated."""
@@ -44,16 +41,8 @@ def main(argv: list[str]) -> int:
     teacher = {"num_layers": args.teacher_layers} if args.teacher_layers else None
     numbers = args.compact_size, args.depth, teacher, args.teacher_steps, args.keep, args.second_lr, args.criterion
     plan = make_plan(args.config, args.overrides, *numbers)
-    try:
-        corpus = args.corpus or [str(path) for path in standard_library_files()]
-        results = run_pi_pro(plan, args.config, corpus, args.output, parse_seeds(args.seeds), progress=not args.json)
-    except StudyStopped as stopped:
-        print(f"stopped by {stopped}; the same command goes on", file=sys.stderr)
-        return EXIT_STOPPED
-    if args.plot:
-        plot_chain(results, Path(args.plot))
-    print(json.dumps(results) if args.json else chain_table(results))
-    return 0
+    corpus, seeds = args.corpus or [str(path) for path in standard_library_files()], parse_seeds(args.seeds)
+    return conclude(args, lambda: run_pi_pro(plan, args.config, corpus, args.output, seeds, progress=not args.json), chain_table, plot_chain)
 
 
 def chain_table(results: dict[str, Any]) -> str:

@@ -1,30 +1,15 @@
-"""Pictures of studies. matplotlib is imported when one is drawn."""
+"""Pictures of studies."""
 
-import importlib.util
-import io
 from pathlib import Path
 from typing import Any
 
-from pangu_ms import files
-from pangu_ms.errors import OutputError
-
-FORMATS = (".png", ".pdf", ".svg")
-
-
-def require_plot(path: Path) -> None:
-    """Raise OutputError unless a picture can be drawn to `path`: told before long work starts."""
-    if path.suffix not in FORMATS:
-        raise OutputError(f"--plot {path}: the name tells the format; it must end in {', '.join(FORMATS)}")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise OutputError('--plot: matplotlib is not installed; run: pip install "pangu-ms[plot]"')
+from pangu_ms.figure import new_figure, write_figure
 
 
 def plot_ablation(results: dict[str, Any], path: Path) -> None:
     """Draw results of `run_ablation`: losses (a point per seed, a line at their mean) and latency ratios (median and quartiles)."""
-    from matplotlib.figure import Figure
-
     names, variants = list(results["variants"]), list(results["variants"].values())
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(9, 4)
     losses, latency = figure.subplots(1, 2)
     for x, variant in enumerate(variants):
         losses.plot([x] * len(variant["losses"]), variant["losses"].values(), "o", color="C0", alpha=0.7, label="a seed" if x == 0 else None)
@@ -39,15 +24,13 @@ def plot_ablation(results: dict[str, Any], path: Path) -> None:
     for axes in (losses, latency):
         axes.set_xticks(range(len(names)), [f"{name}\n{variant['parameters'] / 1e6:.3g} M" for name, variant in zip(names, variants)])
     figure.suptitle(f"{results['config']}: {results['steps']} steps, seeds {', '.join(map(str, results['seeds']))}")
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_chain(results: dict[str, Any], path: Path) -> None:
     """Draw results of `run_pi_pro`: bits per byte of each step, a line per seed and a thick one at the mean; lower is better."""
-    from matplotlib.figure import Figure
-
     chain = results["chain"]
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = new_figure(9, 4)
     axes = figure.subplots()
     for seed in results["seeds"]:
         axes.plot(range(len(chain)), [row["bits_per_byte"][seed] for row in chain.values()], "o-", color="C0", alpha=0.4)
@@ -56,10 +39,4 @@ def plot_chain(results: dict[str, Any], path: Path) -> None:
     axes.set_xticks(range(len(chain)), [f"{step.replace('_', ' ')}\n{row['parameters'] / 1e6:.3g} M" for step, row in chain.items()])
     axes.set_ylabel("held-out bits per byte")
     axes.legend()
-    _write(figure, path)
-
-
-def _write(figure: Any, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=150)
-    files.write_bytes(path, content.getvalue())
+    write_figure(figure, path)

@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from pangu_ms import figure
 from pangu_ms.analysis import cli, plot
 from pangu_ms.analysis.collapse import LayerDiversity
 from pangu_ms.cli import guarded
 from pangu_ms.data.loader import batch_from_ids
-from pangu_ms.errors import CheckpointError, DataError
+from pangu_ms.errors import CheckpointError, DataError, OutputError
 from tests.models.test_alpha import EOD, random_ids, random_parameters, small
 from tests.reference import alpha_numpy
 
@@ -209,7 +210,7 @@ def test_the_table(result, trained_run, records, tmp_path, capsys):
         (["--labels", "a,b"], "--labels a,b: 2 for 1 checkpoints"),
         (["--share", "1"], "share=1.0: must be above 0 and below 1"),
         (["--batch-size", "0"], "batch_size=0: must be at least 1"),
-        (["--plot", "figure.pdf"], "figure.pdf: must end with .png or .svg"),
+        (["--plot", "figure.gif"], "--plot figure.gif: the name tells the format; it must end in .png, .svg, .pdf"),
         (["--output", "."], "is a directory"),
         (["none"], "none: no such directory"),
         (["model.num_layers=3"], "a checkpoint's model is fixed"),
@@ -227,8 +228,8 @@ def test_mistakes_end_with_one_line_before_anything_runs(trained_run, records, m
 
 
 def test_without_matplotlib(monkeypatch, tmp_path):
-    monkeypatch.setattr(plot.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(plot.OutputError, match=r'pip install "pangu-ms\[plot\]"'):
+    monkeypatch.setattr(figure.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(OutputError, match=r'pip install "pangu-ms\[plot\]"'):
         plot.plot_collapse([], tmp_path / "figure.png")
 
 

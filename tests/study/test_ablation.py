@@ -127,7 +127,7 @@ def test_mistakes_are_told_before_the_first_run(records, tmp_path, capsys):
     assert "vanilla is missing" in message(*data, "--variants", "both")
     assert "must be whole numbers" in message(*data, "--seeds", "1,x")
     assert "use --seeds" in message(*data, "train.seed=4")
-    assert "must end in .png, .pdf, .svg" in message(*data, "--plot", "x.docx")
+    assert "must end in .png, .svg, .pdf" in message(*data, "--plot", "x.docx")
     assert "use a config of family pi" in message("--config", "alpha/tiny")
     assert "model.seq_length=64" in message(*data, "model.seq_length=64")
     assert "leave one out" in message(*data, "--corpus", "x.txt")
