@@ -1,6 +1,6 @@
 """`python -m tests.bench.train --peer torch`: training steps of one model, on the same tokens, in ours and in eager PyTorch, in turns.
 
-`--config tests/bench/pi_10m.yaml` is a PanGu-pi in the size of alpha/10m. Both start from the same weights and their first losses must agree.
+`--config pi/10m` is a PanGu-pi in the size of alpha/10m. Both start from the same weights and their first losses must agree.
 AdamW, clipping at 1, no dropout; PyTorch has its fused AdamW. With --dtype bfloat16 PyTorch computes under autocast and ours with
 model.compute_dtype=bfloat16. Each has a process of its own and waits while the other computes; peak memory is the growth of its resident size since
 before its model was built.
