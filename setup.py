@@ -35,6 +35,7 @@ setup(
         "data": ["zstandard"],
         "tensorboard": ["tensorboardX"],
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
+        "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
         "test": ["pytest", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10"],
     },

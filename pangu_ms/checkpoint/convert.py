@@ -60,8 +60,8 @@ def import_file(path: Path, source: str, config: RunConfig | None, output: Path,
         raise OutputError(f"{output}: holds checkpoints; nothing is overwritten; name a new --output")
     with tempfile.TemporaryDirectory() as scratch:
         copy = tokenizer and _copy_tokenizer(tokenizer, config, Path(scratch) / "tokenizer")
-        tensors = naming.to_ours(str(path), foreign.read_directory(path) if path.is_dir() else foreign.read_file(path), config.model)
-        read = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        read = foreign.weight_files(path) if path.is_dir() else [path]
+        tensors = naming.to_ours(str(path), foreign.read_files(read), config.model)
         state = {"imported": {"file": path.name, "format": source, "sha256": {p.name: files.sha256_file(p) for p in read}}}
         return store.save(output, 0, {"model": _cast(str(path), tensors, dtype)}, state, config, copy)
 

@@ -39,11 +39,11 @@ def read_config(directory: Path) -> dict[str, Any]:
     raise CheckpointError(f"{path}: {problem}; a Hugging Face directory says there what its weights are; restore it, or name the file of weights and --config")
 
 
-def read_directory(directory: Path) -> Tensors:
-    """All tensors of a Hugging Face directory, in one file or in those that its index names.
+def weight_files(directory: Path) -> list[Path]:
+    """The files of weights of a Hugging Face directory: one, or those that its index names.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or a tensor stands in two.
+        CheckpointError: a file is missing, or the index is damaged.
     """
     directory = Path(directory)
     index = directory / f"{WEIGHTS}.index.json"
@@ -56,11 +56,20 @@ def read_directory(directory: Path) -> Tensors:
     if missing := [name for name in names if not (directory / name).is_file()]:
         where = f"named in {index.name}" if index.is_file() else f"nor {index.name}; PyTorch's .bin files are not read"
         raise CheckpointError(f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again, as .safetensors")
+    return [directory / name for name in names]
+
+
+def read_files(paths: list[Path]) -> Tensors:
+    """All tensors of some files.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or a tensor stands in two.
+    """
     tensors: Tensors = {}
-    for name in names:
-        shard = read_file(directory / name)
+    for path in paths:
+        shard = read_file(path)
         if twice := tensors.keys() & shard.keys():
-            raise CheckpointError(f"{directory / name}: {min(twice)} stands in another file too; one is meant; copy or download the directory again")
+            raise CheckpointError(f"{path}: {min(twice)} stands in another file too; one is meant; copy or download the directory again")
         tensors |= shard
     return tensors
 

@@ -3,6 +3,7 @@
 What LLaMA does not have is named beside it: `self_attn.aug_shortcut.{i}.{down,up}` and `mlp.siaf.{scale,bias}`. All matrices are [out, in] on both sides.
 """
 
+import json
 import re
 from typing import Any
 
@@ -40,13 +41,15 @@ _FIELDS = {
     "attention_bias": "attention_bias",
     "tie_word_embeddings": "tie_word_embeddings",
 }
-# What transformers takes for keys that a LLaMA's config.json leaves out; not all are our defaults. Other keys are required or follow from them.
-_LLAMA_DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10000.0, "hidden_act": "silu", "attention_bias": False, "tie_word_embeddings": False}
 _ADDITIONS = tuple(name for name in PiConfig.__dataclass_fields__ if name.startswith(("siaf_", "aug_shortcut_")))
 _PLAIN = {"siaf_terms": 1, "aug_shortcut_branches": 0}
 _LLAMA, _OPENPANGU, _PANGU_PI = "llama", ("PanguEmbedded", "openpangu_dense"), "pangu_pi"
+# What these classes take for keys that a config.json leaves out (transformers; spec F1), where it is not required.
+_COMMON = {"hidden_act": "silu", "tie_word_embeddings": False}
+_DEFAULTS = {_LLAMA: _COMMON | {"rms_norm_eps": 1e-6, "rope_theta": 1e4, "attention_bias": False}, _PANGU_PI: {}}
+_DEFAULTS |= {kind: _COMMON | {"rms_norm_eps": 1e-5, "rope_theta": 16e6, "attention_bias": True} for kind in _OPENPANGU}
 _CHANGES_THE_FUNCTION = {"rope_scaling": None, "mlp_bias": False, "pretraining_tp": 1}  # keys that must be absent, null or this
-_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "swish": "silu"}
+_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "quick_gelu": "fast_gelu", "swish": "silu"}
 
 
 def _huggingface(config: PiConfig) -> list[Rule]:
@@ -71,16 +74,18 @@ def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
         CheckpointError: another kind of model, or one that computes something that we do not.
     """
     kind = tree.get("model_type")
-    if kind not in (_LLAMA, *_OPENPANGU, _PANGU_PI):
+    if kind not in _DEFAULTS:
         raise CheckpointError(f"{where}: model_type={kind!r}: must be {_LLAMA}, {', '.join(_OPENPANGU)} or {_PANGU_PI}; only these compute what PanGu-pi does")
-    for key, harmless in _CHANGES_THE_FUNCTION.items():
-        if tree.get(key) not in (None, harmless):
-            raise CheckpointError(f"{where}: {key}={tree[key]!r}: must be {harmless}; such a model is not supported")
     rope = tree.get("rope_parameters") or {}  # where transformers 5 puts theta and scaling
     if rope.get("rope_type", "default") != "default":
         raise CheckpointError(f"{where}: rope_parameters={rope!r}: rope_type must be default; such a model is not supported")
+    if (tree.get("rope_scaling") or {}).get("rope_type") == "default":  # says that nothing is scaled
+        tree = tree | {"rope_scaling": None}
+    for key, harmless in _CHANGES_THE_FUNCTION.items():
+        if tree.get(key) not in (None, harmless):
+            raise CheckpointError(f"{where}: {key}={tree[key]!r}: must be {json.dumps(harmless)}; such a model is not supported")
     tree = {"rope_theta": rope.get("rope_theta")} | ({"attention_bias": tree["bias"]} if "bias" in tree else {}) | tree  # bias: openPangu's key
-    fields = (_LLAMA_DEFAULTS if kind == _LLAMA else {}) | {ours: tree[theirs] for theirs, ours in _FIELDS.items() if tree.get(theirs) is not None}
+    fields = _DEFAULTS[kind] | {ours: tree[theirs] for theirs, ours in _FIELDS.items() if tree.get(theirs) is not None}
     if isinstance(activation := fields.get("hidden_act"), str):
         fields["hidden_act"] = _ACTIVATIONS.get(activation, activation)
     additions = {name: tree[name] for name in _ADDITIONS if name in tree} if kind == _PANGU_PI else _PLAIN

@@ -76,7 +76,7 @@ class ModelConfig:
     num_layers: Int
     """Number of layers; alpha counts its query layer (spec A1)."""
     num_heads: Int
-    """Attention heads; must divide hidden_size. A wrong number loads silently, since it changes no shape (spec A2)."""
+    """Attention heads; must divide hidden_size, unless the family lets head_dim be given. A wrong number loads silently: it changes no shape (spec A2)."""
     ffn_hidden_size: Int = 0
     """Width F of the feed-forward network; 0 means 4 * hidden_size for alpha, and 8/3 * hidden_size rounded up to a multiple of 256 for pi."""
     seq_length: Int = 1024

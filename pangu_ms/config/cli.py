@@ -23,6 +23,8 @@ ISO_NOTES = """
 tables: share of embeddings and head; PanGu-pi Pro recommends less than 20 %
 MFLOP/token: forward pass, {formula}"""
 
+OVERRIDES_HELP = "runtime.device=CPU or model.compute_dtype=float32 use a checkpoint elsewhere than where it was trained"
+
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = "alpha/tiny") -> None:
     """Give a verb `--config NAME` and dotted overrides."""

@@ -94,8 +94,8 @@ def find_shapes(model: ModelConfig, search: Search, depths: list[int], expansion
     Raises:
         ConfigError: a depth or head size that the family refuses, or a target below the smallest shape at every depth.
     """
-    by_depth = {depth: _reshape(model, num_layers=depth) for depth in depths}
-    smallest = min(_size_counter(deep)(_reshape(next(_widths(deep, 1.0, search)), ffn_hidden_size=search.multiple)) for deep in by_depth.values())
+    by_depth = {depth: reshape(model, num_layers=depth) for depth in depths}
+    smallest = min(_size_counter(deep)(reshape(next(_widths(deep, 1.0, search)), ffn_hidden_size=search.multiple)) for deep in by_depth.values())
     if smallest > search.target * (1 + search.tolerance):
         raise ConfigError(
             f"--parameters={search.target}: the smallest shape at these depths has {smallest:,}, {model.vocab_size:,} rows of the word table included; "
@@ -118,9 +118,9 @@ def _closest(model: ModelConfig, expansion: float, search: Search) -> Shape:
 
 def _tuned(model: ModelConfig, count: Callable[[ModelConfig], int], search: Search) -> ModelConfig:
     """The model with the feed-forward width that brings it closest to the target: its size is linear in that width."""
-    slope = count(_reshape(model, ffn_hidden_size=model.ffn_hidden_size + search.multiple)) - count(model)
+    slope = count(reshape(model, ffn_hidden_size=model.ffn_hidden_size + search.multiple)) - count(model)
     steps = round((search.target - count(model)) / slope)
-    return _reshape(model, ffn_hidden_size=max(search.multiple, model.ffn_hidden_size + steps * search.multiple))
+    return reshape(model, ffn_hidden_size=max(search.multiple, model.ffn_hidden_size + steps * search.multiple))
 
 
 def _widths(model: ModelConfig, expansion: float, search: Search) -> Iterator[ModelConfig]:
@@ -135,7 +135,7 @@ def _widths(model: ModelConfig, expansion: float, search: Search) -> Iterator[Mo
         fields = {"hidden_size": hidden, "num_heads": int(heads), "num_kv_heads": int(heads * kv_share), "head_dim": search.head_dim}
         ffn = max(1, round(hidden * expansion / search.multiple)) * search.multiple
         try:
-            yield _reshape(model, **fields, ffn_hidden_size=ffn)
+            yield reshape(model, **fields, ffn_hidden_size=ffn)
             found = True
         except ConfigError as error:
             reason = f": {error}"
@@ -143,8 +143,12 @@ def _widths(model: ModelConfig, expansion: float, search: Search) -> Iterator[Mo
         raise ConfigError(f"--head-dim={search.head_dim}: no multiple of it up to {limit:,} can be the hidden size{reason}; name another --head-dim")
 
 
-def _reshape(model: ModelConfig, **fields: int) -> ModelConfig:
-    """A copy with the fields that its family has changed."""
+def reshape(model: ModelConfig, **fields: int) -> ModelConfig:
+    """A copy with the fields that its family has changed.
+
+    Raises:
+        ConfigError: the family refuses them.
+    """
     known = {field.name for field in dataclasses.fields(model)}
     try:
         return dataclasses.replace(model, **{name: value for name, value in fields.items() if name in known})
@@ -176,7 +180,7 @@ def write_shapes(directory: Path, name: str, config: RunConfig, shapes: list[Sha
     with new_directory(directory) as temporary:
         for file_name, shape in chosen.items():
             run = dataclasses.replace(config, model=shape.model)
-            text = yaml.safe_dump({"base": _base_name(name)} | _differences(load_config(name), run), sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump({"base": _base_name(name)} | differences(load_config(name), run), sort_keys=False, allow_unicode=True)
             write_text(temporary / file_name, f"# {shape.num_parameters:,} parameters, {shape.difference:+.2%} from the target of `pangu config iso`.\n{text}")
             assert load_config(str(temporary / file_name)) == run
     return list(chosen)
@@ -188,8 +192,8 @@ def _base_name(name: str) -> str:
     return next((shipped for shipped, file in presets().items() if file.resolve() == path), str(path))
 
 
-def _differences(base: RunConfig, run: RunConfig) -> dict[str, dict[str, Any]]:
-    """The fields of `run` that `base` has otherwise, and all that make the shape: in the base some of them may be computed from others."""
+def differences(base: RunConfig, run: RunConfig) -> dict[str, dict[str, Any]]:
+    """By section, the fields of `run` that `base` has otherwise, and all that make the shape: in the base some of them may be computed from others."""
     old, new = config_to_dict(base), config_to_dict(run)
     kept = {section: [key for key in new[section] if new[section][key] != old[section].get(key)] for section in new}
     kept["model"] = [key for key in new["model"] if key in kept["model"] or key in SHAPE_FIELDS]

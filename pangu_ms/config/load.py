@@ -48,7 +48,7 @@ def load_config(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunCo
         ConfigError: unknown file or key, wrong type, or values that do not fit together.
     """
     path = find_config(name)
-    tree = _read_with_base(path, ())
+    tree = _with_new_names(_read_with_base(path, ()))
     for override in overrides:
         _apply_override(tree, override)
     return config_from_dict(tree, str(path) if not overrides else f"{path} with {' '.join(overrides)}")
@@ -96,6 +96,15 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return tree
     return _merge(_read_with_base(find_config(str(base)), (*seen, path.resolve())), tree)
+
+
+def _with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier version wrote into checkpoints, as it is called now: init_depth_scaled became one of the values of init_rule."""
+    model = tree.get("model")
+    if isinstance(model, dict) and isinstance(model.get("init_depth_scaled"), bool):
+        rule = {"init_rule": "depth_scaled" if model["init_depth_scaled"] else "constant"}
+        tree = tree | {"model": {key: value for key, value in model.items() if key != "init_depth_scaled"} | rule}
+    return tree
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

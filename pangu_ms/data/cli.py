@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 from pangu_ms import files, runtime
+from pangu_ms.config.cli import OVERRIDES_HELP
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet, load_manifest
 from pangu_ms.data.rounds import resample
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
-from pangu_ms.infer.cli import OVERRIDES_HELP
 
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -124,9 +124,9 @@ def _decoded(directory: Path, split: str, count: int, tokenizer: Tokenizer) -> l
 
 
 def _losses(args: argparse.Namespace) -> int:
+    from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.eval.batch_losses import batch_losses
-    from pangu_ms.infer.load import checkpoint_config
 
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)

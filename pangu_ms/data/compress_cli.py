@@ -108,12 +108,12 @@ def _counts_and_sample(args: argparse.Namespace, tokenizer: "Tokenizer") -> tupl
 
 
 def _count(args: argparse.Namespace, tokenizer: "Tokenizer", corpus: "Corpus | None", records: "list[RecordSet]") -> "np.ndarray":
-    from pangu_ms.data.prepare import _usable_cores
+    from pangu_ms.data.prepare import usable_cores
     from pangu_ms.data.token_counts import count_corpus, count_records
 
     counts = count_records(records, tokenizer, progress=not args.json)
     if corpus:
-        counts += count_corpus(corpus, args.tokenizer, args.num_workers or _usable_cores(), progress=not args.json)
+        counts += count_corpus(corpus, args.tokenizer, args.num_workers or usable_cores(), progress=not args.json)
         if corpus.quarantine.count:
             _log.warning("%d lines had no text and were not counted; `pangu data prepare` lists them", corpus.quarantine.count)
     return counts

@@ -62,7 +62,7 @@ def prepare(
     key |= {"split_paragraphs": split_paragraphs, "format": FORMAT}
     with work_directory(output, files.sha256_json(key)) as work:
         corpus.quarantine = Quarantine(work / "quarantine.jsonl")
-        blocks = _encode(corpus, Path(tokenizer_path), work, num_workers or _usable_cores(), progress)
+        blocks = _encode(corpus, Path(tokenizer_path), work, num_workers or usable_cores(), progress)
         table, chosen = _split(blocks, corpus, held_out, seq_length)
         source = {"inputs": inputs, "split_paragraphs": split_paragraphs, "empty": corpus.quarantine.empty, "quarantined": corpus.quarantine.count}
         with files.new_directory(output) as directory:
@@ -88,7 +88,8 @@ def _require_settings(seq_length: int, held_out: float, num_workers: int | None)
         raise DataError(f"num_workers={num_workers}: must be at least 1; leave it out for one per core")
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """Processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

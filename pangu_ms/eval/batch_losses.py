@@ -33,7 +33,7 @@ def batch_losses(
     config: RunConfig | None = None,
     progress: bool = True,
 ) -> BatchLosses:
-    """Score the batches that the checkpoint's run read in its first epoch and write them to `output`.
+    """Score the batches of the first epoch of the checkpoint's run, also those that a run of less than an epoch did not come to; write them to `output`.
 
     The order of the rows is that of the run's data.seed, data.shuffle and data.order. Rows that do not fill a last batch are left out. Losses
     found so far stand in OUTPUT.partial, from which the same call goes on.

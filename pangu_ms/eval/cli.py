@@ -5,7 +5,7 @@ import json
 import sys
 
 from pangu_ms import runtime
-from pangu_ms.infer.cli import OVERRIDES_HELP
+from pangu_ms.config.cli import OVERRIDES_HELP
 
 SPLIT_HELP = "which records; MindRecord files without manifest are `train`, and then unigram and bigram are left out"
 NO_BASELINES = "left out: counted on training records, not to be compared on `--split train`"
@@ -26,9 +26,9 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     runtime.quiet(args.verbose)
 
+    from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.eval.report import baselines, evaluate
-    from pangu_ms.infer.load import checkpoint_config
 
     checkpoint, progress = open_checkpoint(args.checkpoint), not args.json
     config = checkpoint_config(checkpoint, args.overrides)

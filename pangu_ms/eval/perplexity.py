@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from pangu_ms.checkpoint import store
+from pangu_ms.checkpoint.model import load_model
 from pangu_ms.compile_cache import cached_compile
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict
@@ -17,7 +18,6 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Batch, batch_from_ids
 from pangu_ms.data.records import RecordSet
 from pangu_ms.errors import DataError
-from pangu_ms.infer.load import load_model
 from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
 
 

@@ -30,7 +30,7 @@ def evaluate(
     Args:
         batch_size: rows per batch.
         max_batches: stop after this many; 0 scores all.
-        config: by default the checkpoint's; another one moves it to another device or compute dtype, see `infer.load.checkpoint_config`.
+        config: by default the checkpoint's; another one moves it to another device or compute dtype, see `checkpoint.model.checkpoint_config`.
 
     Returns:
         step, split, tokens (scored), loss (nats per token), perplexity and, where a manifest tells the split's size, bits_per_byte.

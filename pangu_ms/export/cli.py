@@ -4,7 +4,7 @@ import argparse
 import json
 
 from pangu_ms import runtime
-from pangu_ms.infer.cli import OVERRIDES_HELP
+from pangu_ms.config.cli import OVERRIDES_HELP
 
 MIN_LENGTH = 4  # tokens: a prompt and some steps to verify
 
@@ -26,11 +26,11 @@ def main(argv: list[str]) -> int:
     runtime.quiet(args.verbose)
 
     from pangu_ms import files
+    from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.errors import ExportError
     from pangu_ms.export.package import read_key
     from pangu_ms.infer.decoder import GraphShape
-    from pangu_ms.infer.load import checkpoint_config
 
     files.require_free(args.output)
     read_key(args.key_file)  # before the work

@@ -3,14 +3,13 @@
 import argparse
 
 from pangu_ms import runtime
+from pangu_ms.config.cli import OVERRIDES_HELP
 from pangu_ms.infer.arguments import (
     add_generation_arguments,
     read_prompts,
     run_and_print,
     sampling_config,
 )
-
-OVERRIDES_HELP = "runtime.device=CPU or model.compute_dtype=float32 use a checkpoint elsewhere than where it was trained"
 
 
 def main(argv: list[str]) -> int:
@@ -26,8 +25,9 @@ def main(argv: list[str]) -> int:
     sampling, prompts = sampling_config(args), read_prompts(args)
     runtime.quiet(args.verbose)
 
+    from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
-    from pangu_ms.infer.load import checkpoint_config, load_generator
+    from pangu_ms.infer.load import load_generator
 
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)

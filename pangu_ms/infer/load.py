@@ -1,62 +1,24 @@
-"""From a checkpoint to its model, a Decoder and its tokenizer."""
+"""From a checkpoint to a Decoder and its tokenizer."""
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-
-from mindspore import nn
 
 from pangu_ms import runtime
 from pangu_ms.checkpoint import store
+from pangu_ms.checkpoint.model import fill_from
 from pangu_ms.compile_cache import cached_compile
-from pangu_ms.config.base import ModelConfig
-from pangu_ms.config.load import config_to_dict, load_config
+from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
-from pangu_ms.errors import CheckpointError, ConfigError
+from pangu_ms.errors import CheckpointError
 from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.generate import Generator
 from pangu_ms.infer.sampling import SamplingConfig
-from pangu_ms.models.build import build_model, fill
 from pangu_ms.models.layers import CacheShape
 
 log = logging.getLogger(__name__)
-# What may differ where a checkpoint is used from where it was trained.
-FREE_OVERRIDES = ("runtime.", "model.compute_dtype")
-
-
-def checkpoint_config(checkpoint: store.Checkpoint, overrides: Sequence[str] = ()) -> RunConfig:
-    """A checkpoint's configuration, on another device or in another dtype where `overrides` say so.
-
-    Raises:
-        ConfigError: an override of anything else: it would be another model.
-    """
-    for override in overrides:
-        if not override.startswith(FREE_OVERRIDES):
-            raise ConfigError(f"{override}: a checkpoint's model is fixed; only runtime.* and model.compute_dtype can be overridden")
-    return load_config(str(checkpoint.path / "config.yaml"), list(overrides))
-
-
-def load_model(checkpoint: store.Checkpoint, config: RunConfig) -> nn.Cell:
-    """The checkpoint's model with its weights, without a cache, on the device and in the dtype that `config` says.
-
-    Raises:
-        CheckpointError: names or shapes are not those of its own configuration.
-    """
-    runtime.start(config.runtime.device)
-    model = build_model(config.model)
-    _fill(model, checkpoint, config.model)
-    return model
-
-
-def _fill(model: nn.Cell, checkpoint: store.Checkpoint, config: ModelConfig) -> None:
-    weights = checkpoint.tensors("model")
-    store.check_names_and_shapes(str(checkpoint.path), weights, config.parameter_shapes())
-    fill(model.trainable_params(), weights)
-
-
 def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None) -> Decoder:
     """Build the checkpoint's model with a cache of the given shape and compile it, as `config` says or else its own.
 
@@ -70,7 +32,7 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
         model = dataclasses.replace(model, compute_dtype="float32")
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
-    _fill(graph.model, checkpoint, model)
+    fill_from(checkpoint, graph.model, model)
     decoder = Decoder(graph, shape, ReorderCaches(graph, shape.batch_size))
     identity = {"graph": "prefill and decode", "model": config_to_dict(config)["model"], "shape": vars(shape), "device": config.runtime.device}
     with cached_compile(config.runtime.compile_cache, identity):

@@ -18,6 +18,7 @@ from pangu_ms.inherit.scores import CRITERIA
 from pangu_ms.inherit.units import GROUPS
 
 _ADDITIONS = ("model.siaf_terms=2", "model.siaf_init=identity", "model.aug_shortcut_branches=1", "model.aug_shortcut_init=zero")
+_NO_DATA = ("data.records=", "data.order=")  # the teacher's are in its tokens, and of its round
 _GROUP_HELP = {
     "channels": "which hidden channels are kept, the same in the whole model; norms then divide by the mean over fewer, which training mends",
     "heads": "which attention heads are kept, in each layer; with shared keys and values, which whole groups of heads",
@@ -63,7 +64,7 @@ def _inherit(argv: list[str]) -> int:
     choices = _choices(args)
     runtime.quiet(args.verbose)
     teacher = open_checkpoint(args.checkpoint)
-    config = load_config(args.config or str(teacher.path / "config.yaml"), args.overrides)
+    config = load_config(args.config, args.overrides) if args.config else load_config(str(teacher.path / "config.yaml"), [*_NO_DATA, *args.overrides])
     return _run(teacher, config, choices, args, args.tokenizer)
 
 
@@ -78,7 +79,7 @@ def _upgrade(argv: list[str]) -> int:
     old = checkpoint.config().model
     if old.family != "pi":
         raise ConfigError(f"{checkpoint.path}: model.family={old.family}: only pi, which LLaMA is a case of, has parts to add; name another checkpoint")
-    config = load_config(str(checkpoint.path / "config.yaml"), [*_ADDITIONS, *args.overrides])
+    config = load_config(str(checkpoint.path / "config.yaml"), [*_NO_DATA, *_ADDITIONS, *args.overrides])
     fit.require_fit(old, config.model)
     fit.require_same_function(old, config.model)
     if config.model.num_parameters() == old.num_parameters():
@@ -142,4 +143,4 @@ def _table(result: dict[str, Any]) -> list[str]:
         teacher, student = result["loss"]
         lines.append(f"{'loss, ' + result['loss_split']:<22}{teacher:>16.4f}{student:>16.4f}  before training, with the teacher's vocabulary")
     lines.append(f"layers of the teacher: {', '.join(map(str, result['layers']))}")
-    return [*lines, f"wrote {result['output']}; go on with: pangu train --config {result['output']}/config.yaml --init-from {result['output']} --output RUN"]
+    return [*lines, f"wrote {result['output']}; go on with: pangu train --config {result['output']}/config.yaml --init-from {result['output']} --data RECORDS --output RUN"]

@@ -8,7 +8,6 @@ import numpy as np
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Batch, Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import Order
 from pangu_ms.errors import ConfigError
 
 COLUMNS = ("ids", "positions", "segments", "loss_mask", "dropout_key")
@@ -48,8 +47,7 @@ def step_dataset(run: RunConfig) -> Any:
         raise ConfigError("pangu: data.records: is empty; name a directory written by `pangu data prepare` (--data on the command line)")
     records = RecordSet.open(run.data.records, "train")
     records.check(run.model)
-    order = Order.open(run.data.order, records).rows
-    loader = Loader(records, run.train.batch_size, seed=run.data.seed, shuffle=run.data.shuffle, eod_reset=run.data.eod_reset, order=order)
+    loader = Loader(records, run.train.batch_size, seed=run.data.seed, shuffle=run.data.shuffle, eod_reset=run.data.eod_reset)
     source = StepBatches(loader, run.train.steps, run.train.seed)
     # One worker in this process: the source reads forward, and more workers are slower.
     return GeneratorDataset(source, list(COLUMNS), shuffle=False, num_parallel_workers=1, python_multiprocessing=False)

@@ -91,6 +91,8 @@ def _require_supported(config: Mapping[str, Any], runner: Mapping[str, Any], dev
         ("runner_config.stop_step", runner.get("stop_step"), (None, 0), "MindFormers ignores it; set pangu.train.steps"),
         ("runner_config.gradient_accumulation_steps", runner.get("gradient_accumulation_steps"), (None, 1), "MindFormers ignores it on one device"),
     ]
+    order = _section(_section(config, "pangu"), "data").get("order")
+    rules += [("pangu.data.order", order, (None, ""), "a resumed MindFormers run cannot tell that it changed; train such a round with `pangu train`")]
     if device == "CPU":
         rules += [
             ("runner_config.sink_mode", runner.get("sink_mode", True), (False,), "a CPU has no data sinking"),

@@ -13,8 +13,9 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.default_corpus import standard_library_files
 from pangu_ms.data.records import RecordSet
 from pangu_ms.errors import ConfigError
-from pangu_ms.study.compare import confidence, mean_and_deviation, paired_difference
+from pangu_ms.study.compare import confidence, mean_and_deviation, paired_difference, require_seeds
 from pangu_ms.study.runs import Stage, claim, run_stages
+from pangu_ms.study.text import records_stage, tokenizer_stage
 
 STUDY = "pi-ablation"
 PLAIN, NO_SHORTCUT = {"siaf_terms": 1}, {"aug_shortcut_branches": 0}
@@ -99,7 +100,7 @@ def run_ablation(
         UserError: a run failed.
         StudyStopped: a signal ended it.
     """
-    _require_seeds(seeds, overrides)
+    require_seeds(seeds, overrides)
     output, base = Path(output).absolute(), load_config(config, overrides)
     _require_variants(variants)
     fields = {name: changed for name, changed in variant_fields(base.model, equal).items() if name in variants}
@@ -108,28 +109,22 @@ def run_ablation(
     claim(output, STUDY)
     records = str(Path(source).absolute()) if source else prepare_records(base, corpus, output / "data", progress)
     RecordSet.open(records, "held_out").check(base.model)
-    words = ["--config", str(Path(config).absolute()) if Path(config).is_file() else config, f"train.eval_batches={ALL_BATCHES}", *overrides]
+    words = ["--config", str(Path(config).absolute()) if Path(config).is_file() else config, *overrides]
     runs = {(name, seed): _train_stage(output, words, name, seed, fields[name], records) for seed in seeds for name in fields}
     latency = _latency_stage(output, list(fields), seeds[0], base.model.seq_length)
-    *trained, timed = run_stages([*runs.values(), latency], progress)
-    by_run = dict(zip(runs, trained))
+    collapse = [_collapse_stage(output, list(fields), seed, records) for seed in seeds]
+    done = run_stages([*runs.values(), latency, *collapse], progress)
+    by_run, timed, collapsed = dict(zip(runs, done)), done[len(runs)], done[len(runs) + 1 :]
     results = {"study": STUDY, "config": config, "overrides": list(overrides), "equal": equal, "steps": base.train.steps, "records": records}
     results |= {"seeds": list(seeds), "confidence": confidence(len(seeds)) if len(seeds) > 1 else None}
     results["variants"] = {
         name: {"parameters": dataclasses.replace(base.model, **changed).num_parameters(), "fields": changed}
         | summarize(name, {other: [by_run[other, seed] for seed in seeds] for other in fields}, seeds, timing)
+        | {"effective_dimension": summarize_collapse(name, collapsed, seeds)}
         for (name, changed), timing in zip(fields.items(), timed["checkpoints"])
     }
     files.write_json(output / "results.json", results)
     return results
-
-
-def _require_seeds(seeds: Sequence[int], overrides: Sequence[str]) -> None:
-    for override in overrides:
-        if override.startswith(("train.seed=", "data.seed=")):
-            raise ConfigError(f"{override}: a study sets the seeds itself; use --seeds")
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"--seeds {','.join(map(str, seeds))}: must be different whole numbers from 0, such as 1,2,3")
 
 
 def _require_variants(variants: Sequence[str]) -> None:
@@ -149,13 +144,10 @@ def _require_data(base: RunConfig, data: str | None, corpus: Sequence[str], sour
 def prepare_records(base: RunConfig, corpus: Sequence[str], directory: Path, progress: bool) -> str:
     """Tokenizer and records for the configuration, made in `directory` of the corpus or else of the quickstart's; returns the records' path."""
     paths = [str(Path(path).absolute()) for path in corpus] or standard_library_files()
-    tokenizer, records = directory / "tokenizer/tokenizer", directory / "records/records"
-    vocabulary = ("--vocab-size", str(base.model.vocab_size), "--segmenter", base.tokenizer.segmenter)
-    shape = ("--seq-length", str(base.model.seq_length), "--held-out", str(base.data.held_out))
-    train = ("tokenizer", "train", *vocabulary, "--output", str(tokenizer), "--corpus", *paths)
-    prepare = ("data", "prepare", "--tokenizer", str(tokenizer), *shape, "--output", str(records), "--corpus", *paths)
-    run_stages([Stage(tokenizer.parent, train, product=tokenizer), Stage(records.parent, prepare, product=records)], progress)
-    return str(records)
+    tokenizer = tokenizer_stage(directory / "tokenizer", base, paths)
+    records = records_stage(directory / "records", base, paths, tokenizer.product)
+    run_stages([tokenizer, records], progress)
+    return str(records.product)
 
 
 def _run_directory(output: Path, variant: str, seed: int) -> Path:
@@ -164,7 +156,7 @@ def _run_directory(output: Path, variant: str, seed: int) -> Path:
 
 def _train_stage(output: Path, words: Sequence[str], variant: str, seed: int, fields: dict[str, int], records: str) -> Stage:
     """Training of one variant with one seed; its own overrides come last, so that they win."""
-    changed = [*(f"model.{name}={value}" for name, value in fields.items()), f"train.seed={seed}", f"data.seed={seed}"]
+    changed = [*(f"model.{name}={value}" for name, value in fields.items()), f"train.seed={seed}", f"data.seed={seed}", f"train.eval_batches={ALL_BATCHES}"]
     directory = _run_directory(output, variant, seed)
     places = ("--data", records, "--output", str(directory / "run"), "--resume")
     identity = config_to_dict(load_config(words[1], [*words[2:], *changed]))
@@ -176,6 +168,23 @@ def _latency_stage(output: Path, variants: Sequence[str], seed: int, seq_length:
     checkpoints = [str(_run_directory(output, name, seed) / "run") for name in variants]
     tokens = min(TOKENS_PER_ROUND, seq_length - 1)
     return Stage(output / "latency" / f"seed-{seed}-{'-'.join(variants)}", ("study", "latency", *checkpoints, "--tokens", str(tokens)))
+
+
+def _collapse_stage(output: Path, variants: Sequence[str], seed: int, records: str) -> Stage:
+    """Diversity of the features of each layer, of all variants of one seed, over all held-out records."""
+    checkpoints = [str(_run_directory(output, name, seed) / "run") for name in variants]
+    words = ("analyze", "collapse", *checkpoints, "--labels", ",".join(variants), "--data", records, "--max-batches", "0")
+    return Stage(output / "collapse" / f"seed-{seed}-{'-'.join(variants)}", words)
+
+
+def summarize_collapse(name: str, collapsed: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """d(0.8) of one variant, averaged over its layers (spec D6, Fig. 4), from the results of `pangu analyze collapse`, one per seed."""
+    found = {}
+    for seed, result in zip(seeds, collapsed):
+        (layers,) = (checkpoint["layers"] for checkpoint in result["checkpoints"] if checkpoint["label"] == name)
+        found[str(seed)] = statistics.fmean(layer["effective_dimension"] for layer in layers[1:])  # the first is the embedding
+    mean, deviation = mean_and_deviation(list(found.values()))
+    return {"seeds": found, "mean": mean, "standard_deviation": deviation}
 
 
 def summarize(name: str, runs: dict[str, Sequence[dict]], seeds: Sequence[int], timing: dict[str, Any]) -> dict[str, Any]:

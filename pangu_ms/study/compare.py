@@ -6,7 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from pangu_ms.errors import ConfigError
+
 ERRORS = 2.0  # a difference below this many standard errors is called not distinguishable
+
+
+def require_seeds(seeds: Sequence[int], overrides: Sequence[str]) -> None:
+    """Raise ConfigError unless the seeds can be told apart and nothing else sets them."""
+    for override in overrides:
+        if override.startswith(("train.seed=", "data.seed=")):
+            raise ConfigError(f"{override}: a study sets the seeds itself; use --seeds")
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"--seeds {','.join(map(str, seeds))}: must be different whole numbers from 0, such as 1,2,3")
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms import files
-from pangu_ms.config.iso import Search, find_shapes, head_dim
+from pangu_ms.config.iso import Search, differences, find_shapes, head_dim, reshape
 from pangu_ms.config.load import config_to_dict, load_config
 from pangu_ms.config.pi import PiConfig
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.errors import ConfigError
-from pangu_ms.study.compare import mean_and_deviation, paired_difference
+from pangu_ms.inherit.fit import require_fit
+from pangu_ms.study.compare import mean_and_deviation, paired_difference, require_seeds
 from pangu_ms.study.runs import Stage, claim, run_stages
+from pangu_ms.study.text import records_stage, tokenizer_stage
 
 STUDY = "pi-pro"
 STEPS = ("baseline", "compact", "tweaked", "inherited", "second_round", "second_round_control")
@@ -70,7 +72,7 @@ def make_plan(
         config, overrides: the baseline, of family pi; model.vocab_size is the full vocabulary's.
         compact_size: pieces of the compact vocabulary; 0 is half of the full one.
         depth: layers of the tweaked shape; 0 is twice the baseline's.
-        teacher_fields: the teacher's model fields; by default one and a half times the tweaked shape's depth and the compact one's width.
+        teacher_fields: the teacher's model fields; by default one and a half times the tweaked shape's depth, and the larger of both shapes' widths.
         teacher_steps: 0 trains it as long as the others.
         keep, second_lr, criterion: see Plan.
 
@@ -80,17 +82,21 @@ def make_plan(
     base = load_config(config, list(overrides))
     if base.model.family != "pi":
         raise ConfigError(f"model.family={base.model.family}: the recipe is PanGu-pi's; use a config of family pi")
+    if not base.data.held_out:
+        raise ConfigError("data.held_out=0: the steps are compared on held-out documents; use e.g. 0.05")
     compact_size, depth = compact_size or base.model.vocab_size // 2, depth or 2 * base.model.num_layers
-    for name, value, limit in (("--compact-size", compact_size, base.model.vocab_size), ("--keep", keep, 1.0), ("--second-lr", second_lr, 1e9)):
+    limits = {"--compact-size": (compact_size, base.model.vocab_size - 1), "--keep": (keep, 1.0), "--second-lr": (second_lr, 1e9)}
+    for name, (value, limit) in (limits | {"--teacher-steps": (teacher_steps or base.train.steps, 1e9)}).items():
         if not 0 < value <= limit:
-            raise ConfigError(f"{name} {value}: must be above 0 and at most {limit}")
+            raise ConfigError(f"{name} {value}: must be above 0 and at most {limit:g}")
     small_vocabulary = dataclasses.replace(base.model, vocab_size=compact_size)
     search = Search(target=base.model.num_parameters(), head_dim=head_dim(base.model))
     expansion = base.model.ffn_hidden_size / base.model.hidden_size
     compact, tweaked = (_equal_shape(small_vocabulary, search, layers, expansion) for layers in (base.model.num_layers, depth))
-    wide = dict(hidden_size=compact.hidden_size, num_heads=compact.num_heads, num_kv_heads=compact.num_kv_heads, ffn_hidden_size=compact.ffn_hidden_size)
+    wide = {name: max(getattr(compact, name), getattr(tweaked, name)) for name in ("hidden_size", "num_heads", "num_kv_heads", "ffn_hidden_size")}
     fields = {"num_layers": depth * 3 // 2} | wide | (teacher_fields or {})
-    teacher = dataclasses.replace(base.model, **fields)
+    teacher = reshape(base.model, **fields)
+    require_fit(teacher, tweaked)
     return Plan(base, teacher, compact, tweaked, teacher_steps or base.train.steps, keep, second_lr, criterion)
 
 
@@ -119,6 +125,7 @@ def run_pi_pro(plan: Plan, config: str, corpus: Sequence[str], output: Path | st
     Raises:
         ConfigError, DataError, OutputError, UserError, StudyStopped: see run_stages.
     """
+    require_seeds(seeds, ())
     output = Path(output).absolute()
     Corpus(list(corpus))  # tells of a missing file before the work starts
     claim(output, STUDY)
@@ -151,22 +158,17 @@ class Chain:
 
     def data(self) -> list[Stage]:
         """Both tokenizers and both sets of records."""
-        base, plan = self.plan.base, self.plan
         full, compact = self.tokenizers["full"], self.tokenizers["compact"]
-        sizes = "--vocab-size", str(base.model.vocab_size), "--segmenter", base.tokenizer.segmenter
-        pruned = "--records", str(self.records["full"]), "--vocab-size", str(plan.compact.vocab_size), "--corpus", *self.corpus
+        pruned = "--records", str(self.records["full"]), "--vocab-size", str(self.plan.compact.vocab_size)
         return [
-            self._stage(full.parent, "tokenizer", "train", "--corpus", *self.corpus, *sizes, "--output", str(full), product=full),
+            tokenizer_stage(full.parent, self.plan.base, self.corpus),
             self._prepare("full"),
             self._stage(compact.parent, "tokenizer", "compress", "--tokenizer", str(full), *pruned, "--output", str(compact), product=compact),
             self._prepare("compact"),
         ]
 
     def _prepare(self, size: str) -> Stage:
-        records, base = self.records[size], self.plan.base
-        shape = "--seq-length", str(base.model.seq_length), "--held-out", str(base.data.held_out)
-        words = "data", "prepare", "--corpus", *self.corpus, "--tokenizer", str(self.tokenizers[size]), *shape, "--output", str(records)
-        return self._stage(records.parent, *words)  # goes on by itself with what a killed process left
+        return records_stage(self.records[size].parent, self.plan.base, self.corpus, self.tokenizers[size])
 
     def teach(self) -> list[Stage]:
         """The teacher, once for all seeds."""
@@ -182,11 +184,11 @@ class Chain:
         stages += self._trained(at["tweaked"], plan.tweaked, "compact", seeded)
         stages += [self._inherit(start, seed), *self._trained(at["inherited"], plan.tweaked, "compact", seeded, start)]
         measured = "--data", str(self.records["compact"]), "--output", str(losses)
-        stages.append(self._stage(losses.parent, "data", "losses", str(at["inherited"] / "run"), *measured))
+        stages.append(self._stage(losses.parent, "data", "losses", str(at["inherited"] / "run"), *measured, product=losses))
         for step, temperature in (("second_round", 1.0), ("second_round_control", EVENLY)):
             order = at[step] / "order/order.npz"
             drawn = "--losses", str(losses), "--keep", str(plan.keep), "--seed", str(seed), "--temperature", str(temperature)
-            stages.append(self._stage(order.parent, "data", "resample", *drawn, "--output", str(order)))
+            stages.append(self._stage(order.parent, "data", "resample", *drawn, "--output", str(order), product=order))
             stages += self._trained(at[step], plan.tweaked, "compact", [*seeded, f"data.order={order}", *self._second_round()], at["inherited"] / "run")
         return stages
 
@@ -212,8 +214,8 @@ class Chain:
 
     def _fields(self, model: PiConfig) -> list[str]:
         """Overrides that make the baseline's configuration file the plan's with this model."""
-        wanted, found = config_to_dict(dataclasses.replace(self.plan.base, model=model)), config_to_dict(load_config(self.config))
-        return [f"{s}.{name}={_yaml(value)}" for s, fields in wanted.items() for name, value in fields.items() if found[s].get(name) != value]
+        changed = differences(load_config(self.config), dataclasses.replace(self.plan.base, model=model))
+        return [f"{section}.{name}={_yaml(value)}" for section, fields in changed.items() for name, value in fields.items()]
 
     def _stage(self, directory: Path, *words: str, product: Path | None = None) -> Stage:
         return Stage(directory, words, config_to_dict(self.plan.base), product)

@@ -8,14 +8,15 @@ from pangu_ms import runtime
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.data.default_corpus import standard_library_files
 from pangu_ms.figure import require_plot
+from pangu_ms.inherit.scores import CRITERIA
 from pangu_ms.study.cli import conclude, parse_seeds
+from pangu_ms.study.compare import require_seeds
 from pangu_ms.study.pi_pro import MEANING, make_plan, run_pi_pro
 from pangu_ms.study.plot import plot_chain
 from pangu_ms.study.table import with_error
 
 HELP = """Train a baseline, then go through the recipe: compact vocabulary, a deeper shape of equal size, weights of a larger teacher, a second
 round on the batches that are hard. Each step is scored in bits per byte of the same held-out documents, for several seeds. Can be stopped and repeated."""
-CRITERIA = ("random", "l1", "l2", "taylor", "learned")
 
 
 def main(argv: list[str]) -> int:
@@ -40,6 +41,7 @@ def main(argv: list[str]) -> int:
     runtime.quiet()
     teacher = {"num_layers": args.teacher_layers} if args.teacher_layers else None
     numbers = args.compact_size, args.depth, teacher, args.teacher_steps, args.keep, args.second_lr, args.criterion
+    require_seeds(parse_seeds(args.seeds), args.overrides)
     plan = make_plan(args.config, args.overrides, *numbers)
     corpus, seeds = args.corpus or [str(path) for path in standard_library_files()], parse_seeds(args.seeds)
     return conclude(args, lambda: run_pi_pro(plan, args.config, corpus, args.output, seeds, progress=not args.json), chain_table, plot_chain)

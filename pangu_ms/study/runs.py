@@ -46,7 +46,7 @@ class Stage:
     identity: Any = None
     """JSON value: what the result depends on beside the words, such as a configuration's content."""
     product: Path | None = None
-    """A directory that the command wants to be new: removed if a killed process left it."""
+    """A directory or file that the command wants to be new: removed if a process that was killed before it could say so left it."""
 
     @property
     def name(self) -> str:
@@ -68,8 +68,10 @@ class Stage:
     def begin(self) -> None:
         """Note the command; what a killed process left is kept unless it would be in the way."""
         files.write_json(self.directory / "command.json", self._command())
-        if self.product:
-            shutil.rmtree(self.product, ignore_errors=True)
+        if self.product and self.product.is_dir():
+            shutil.rmtree(self.product)
+        elif self.product:
+            self.product.unlink(missing_ok=True)
 
     def _command(self) -> dict[str, Any]:
         return json.loads(json.dumps({"words": self.words, "identity": self.identity}))  # as it will be read back

@@ -5,10 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import foreign, store
+from pangu_ms.checkpoint import convert, foreign, store
 from pangu_ms.cli import main
+from pangu_ms.config.registry import FAMILIES, load_object
 from tests.checkpoint.common import assert_same
 from tests.infer.pi_checkpoint import MODEL, pi_config, save_pi_checkpoint
+from tests.models.test_alpha import our_logits, random_ids
+from tests.models.test_pi import random_parameters, small
+from tests.reference import pi_numpy
 
 OVERRIDES = [f"model.{field}" for field in MODEL]
 
@@ -40,7 +44,7 @@ def change_config(directory, **changes):
 def test_the_additions_go_there_and_back(ours, directory, tmp_path):
     written = json.loads((directory / "config.json").read_text())
     assert written["model_type"] == "pangu_pi" and "architectures" not in written  # no other program may take it for a LLaMA
-    tensors = foreign.read_directory(directory)
+    tensors = foreign.read_files(foreign.weight_files(directory))
     names = {"mlp.siaf.bias": "ffn.siaf.shift", "mlp.siaf.scale": "ffn.siaf.scale", "self_attn.aug_shortcut.1.up.bias": "aug_shortcut.1.up.bias"}
     for theirs, name in names.items():
         np.testing.assert_array_equal(tensors[f"model.layers.1.{theirs}"], ours[1][f"blocks.1.{name}"])
@@ -50,6 +54,25 @@ def test_the_additions_go_there_and_back(ours, directory, tmp_path):
         assert again.config().model == pi_config().model
         assert_same(again.tensors(), ours[1])
     assert set(again.state()["imported"]["sha256"]) == {"model-0-of-2.safetensors", "model-1-of-2.safetensors"}
+
+
+@pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.parametrize("stated", [True, False])
+def test_an_openpangu_directory_loads_and_computes(tmp_path, stated):
+    """Its class has theta 16e6, eps 1e-5 and biases where config.json is silent (spec F1), and calls attention_bias `bias`."""
+    theta = 100.0 if stated else 16e6
+    config = small(num_kv_heads=2, attention_bias=True, rope_theta=theta, aug_shortcut_reduction=32)
+    weights = random_parameters(config)
+    names_pi = load_object(FAMILIES["pi"].names)["huggingface"]
+    tree = names_pi.write_config(config) | {"model_type": "PanguEmbedded"}
+    for key in ("attention_bias", "architectures", *(() if stated else ("rope_theta", "rms_norm_eps", "tie_word_embeddings"))):
+        del tree[key]
+    foreign.write_directory(tmp_path / "hf", names_pi.to_foreign("here", weights, config), tree | ({"bias": True} if stated else {}))
+    (tmp_path / "hf/consolidated.safetensors").write_bytes(b"another form of the weights, not to be read")
+    found = store.open_checkpoint(convert.import_file(tmp_path / "hf", "huggingface", None, tmp_path / "ours"))
+    assert found.config().model == config and list(found.state()["imported"]["sha256"]) == [foreign.WEIGHTS]
+    ids = random_ids(config)
+    np.testing.assert_allclose(our_logits(found.config().model, found.tensors(), ids, False), pi_numpy.forward(config, weights, ids, None), atol=1e-4)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".ckpt"])
@@ -96,7 +119,7 @@ def config(**changes):
         (lambda directory: (directory / "config.json").unlink(), [], "config.json: No such file or directory; a Hugging Face directory says there"),
         (lambda directory: (directory / "config.json").write_text("[]"), [], "config.json: a list, not an object"),
         (config(model_type="mistral"), [], "config.json: model_type='mistral': must be llama, PanguEmbedded, openpangu_dense or pangu_pi"),
-        (config(rope_scaling={"type": "linear", "factor": 2.0}), [], "config.json: rope_scaling={'type': 'linear', 'factor': 2.0}: must be None"),
+        (config(rope_scaling={"type": "linear", "factor": 2.0}), [], "config.json: rope_scaling={'type': 'linear', 'factor': 2.0}: must be null"),
         (config(siaf_mode="cubic"), [], "config.json: model.siaf_mode='cubic': "),
         (config(hidden_act=["silu"]), [], "config.json: model.hidden_act=['silu']: "),
         (config(num_hidden_layers=None), [], "config.json: model.num_layers: is required"),

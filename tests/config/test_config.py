@@ -262,3 +262,9 @@ def test_every_field_has_a_description(capsys):
 def test_no_mindspore_where_none_is_needed(command):
     code = f"{command}\nimport sys\nassert not {{'mindspore', 'mindformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("scaled, rule", [(True, "depth_scaled"), (False, "constant")])
+def test_a_checkpoint_from_before_init_rule_is_read(tmp_path, scaled, rule):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": SIZES | {"family": "alpha", "init_depth_scaled": scaled}}))
+    assert load_config(str(tmp_path / "config.yaml")).model.init_rule == rule

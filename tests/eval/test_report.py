@@ -65,7 +65,7 @@ def test_bits_per_byte_charges_all_tokens_of_the_split(result, records, held_out
 
 
 def test_another_compute_dtype_scores_nearly_the_same(result, checkpoint, records):
-    from pangu_ms.infer.load import checkpoint_config
+    from pangu_ms.checkpoint.model import checkpoint_config
 
     assert checkpoint.config().model.compute_dtype == "float32"
     config = checkpoint_config(checkpoint, ["model.compute_dtype=float16"])

@@ -56,14 +56,41 @@ def test_every_command_trains_the_model_of_the_plan(tmp_path):
     "config, options, message",
     [
         ("alpha/tiny", {}, "model.family=alpha: the recipe is PanGu-pi's"),
-        ("pi/tiny", {"compact_size": 5000}, "--compact-size 5000: must be above 0 and at most 1024"),
+        ("pi/tiny", {"compact_size": 5000}, "--compact-size 5000: must be above 0 and at most 1023"),
         ("pi/tiny", {"keep": 0.0}, "--keep 0.0: must be above 0"),
+        ("pi/tiny", {"compact_size": 1024}, "--compact-size 1024: must be above 0 and at most 1023"),
         ("pi/tiny", {"depth": 400}, "--depth 400: the nearest shape of 400 layers has"),
+        ("pi/tiny", {"teacher_fields": {"num_layers": 3}}, "model.num_layers=8: must not exceed the teacher's 3"),
+        ("pi/tiny", {"teacher_fields": {"num_layers": -1}}, "model.num_layers=-1: must be positive"),
+        ("pi/tiny", {"teacher_steps": -5}, "--teacher-steps -5: must be above 0"),
     ],
 )
 def test_mistakes_are_told_before_the_work(config, options, message):
     with pytest.raises(ConfigError, match=message):
         make_plan(config, [], **options)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--seeds", "1,1"], "--seeds 1,1: must be different whole numbers"),
+        (["train.seed=3"], "train.seed=3: a study sets the seeds itself"),
+        (["data.held_out=0"], "data.held_out=0: the steps are compared on held-out documents"),
+    ],
+)
+def test_settings_that_make_no_study(tmp_path, capsys, words, message):
+    assert main(["study", "pi-pro", "--output", str(tmp_path / "study"), *words]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "study").exists()
+
+
+def test_a_width_that_the_base_computes_is_stated(tmp_path):
+    """The planned width may be the base's while the command, without it, would compute another from the new hidden size."""
+    sizes = "hidden_size: 128\n  num_heads: 4\n  num_layers: 3\n  vocab_size: 2048\n  seq_length: 32\n"
+    (tmp_path / "mine.yaml").write_text(f"model:\n  family: pi\n  {sizes}")
+    base = str(tmp_path / "mine.yaml")
+    made = Chain(make_plan(base), base, ["corpus.txt"], tmp_path)
+    for model in (made.plan.teacher, made.plan.compact, made.plan.tweaked):
+        assert load_config(base, made._fields(model)).model == model
 
 
 def test_a_missing_corpus_is_told_before_the_work(tmp_path, capsys):

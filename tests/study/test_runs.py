@@ -89,6 +89,10 @@ def test_a_killed_stage_is_done_anew_without_the_product_in_its_way(stage, tmp_p
     again = stage("ok", product=product)
     assert run_stages([again], progress=False) == [{"loss": 1.5}] and starts(again) == 2
     assert not product.exists()
+    product.write_text("a file of a stage that was killed before it could say so")
+    (product.parent / "result.json").unlink()
+    run_stages([again], progress=False)
+    assert not product.exists()
 
 
 @pytest.mark.parametrize("changed", [{"what": "ok2"}, {"what": "ok", "identity": {"lr": 2.0}}])

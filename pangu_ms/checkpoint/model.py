@@ -1,0 +1,51 @@
+"""From a checkpoint to its model, also on another device or in another dtype than it was trained with."""
+
+from collections.abc import Sequence
+
+from mindspore import nn
+
+from pangu_ms import runtime
+from pangu_ms.checkpoint import store
+from pangu_ms.config.base import ModelConfig
+from pangu_ms.config.load import load_config
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.errors import ConfigError
+from pangu_ms.models.build import build_model, fill
+
+# What may differ where a checkpoint is used from where it was trained.
+FREE_OVERRIDES = ("runtime.", "model.compute_dtype")
+
+
+def checkpoint_config(checkpoint: store.Checkpoint, overrides: Sequence[str] = ()) -> RunConfig:
+    """A checkpoint's configuration, on another device or in another dtype where `overrides` say so.
+
+    Raises:
+        ConfigError: an override of anything else: it would be another model.
+    """
+    for override in overrides:
+        if not override.startswith(FREE_OVERRIDES):
+            raise ConfigError(f"{override}: a checkpoint's model is fixed; only runtime.* and model.compute_dtype can be overridden")
+    return load_config(str(checkpoint.path / "config.yaml"), list(overrides))
+
+
+def load_model(checkpoint: store.Checkpoint, config: RunConfig) -> nn.Cell:
+    """The checkpoint's model with its weights, without a cache, on the device and in the dtype that `config` says.
+
+    Raises:
+        CheckpointError: names or shapes are not those of its own configuration.
+    """
+    runtime.start(config.runtime.device)
+    model = build_model(config.model)
+    fill_from(checkpoint, model, config.model)
+    return model
+
+
+def fill_from(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfig) -> None:
+    """Give a model of `config` the checkpoint's weights.
+
+    Raises:
+        CheckpointError: names or shapes are not those of `config`.
+    """
+    weights = checkpoint.tensors("model")
+    store.check_names_and_shapes(str(checkpoint.path), weights, config.parameter_shapes())
+    fill(model.trainable_params(), weights)
