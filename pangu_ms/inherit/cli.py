@@ -143,4 +143,5 @@ def _table(result: dict[str, Any]) -> list[str]:
         teacher, student = result["loss"]
         lines.append(f"{'loss, ' + result['loss_split']:<22}{teacher:>16.4f}{student:>16.4f}  before training, with the teacher's vocabulary")
     lines.append(f"layers of the teacher: {', '.join(map(str, result['layers']))}")
-    return [*lines, f"wrote {result['output']}; go on with: pangu train --config {result['output']}/config.yaml --init-from {result['output']} --data RECORDS --output RUN"]
+    output = result["output"]
+    return [*lines, f"wrote {output}; go on with: pangu train --config {output}/config.yaml --init-from {output} --data RECORDS --output RUN"]

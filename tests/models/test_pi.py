@@ -19,7 +19,8 @@ CASES = {
     "pi": {"siaf_terms": 2, "aug_shortcut_branches": 1, "tie_word_embeddings": True},
     "stream": {"siaf_terms": 3, "siaf_mode": "scalar", "aug_shortcut_branches": 2, "aug_shortcut_input": "stream", "aug_shortcut_bias": True},
     "product": {"siaf_terms": 2, "siaf_position": "product", "hidden_act": "gelu", "aug_shortcut_branches": 1, "aug_shortcut_act": "silu"},
-    "scalar product": {"siaf_terms": 2, "siaf_mode": "scalar", "siaf_position": "product", "hidden_act": "gelu_erf", "num_kv_heads": 1, "aug_shortcut_branches": 1, "aug_shortcut_act": "gelu_erf"},
+    "scalar product": {"siaf_terms": 2, "siaf_mode": "scalar", "siaf_position": "product", "hidden_act": "gelu_erf", "num_kv_heads": 1}
+    | {"aug_shortcut_branches": 1, "aug_shortcut_act": "gelu_erf"},
     "matrices": {"siaf_terms": 3, "siaf_mode": "matrices", "hidden_act": "fast_gelu", "aug_shortcut_branches": 1, "aug_shortcut_act": "fast_gelu"},
 }
 EVERYTHING = CASES["openpangu"] | CASES["stream"] | {"siaf_mode": "channel", "rms_norm_eps": 1e-5}
