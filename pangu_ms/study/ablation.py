@@ -91,7 +91,7 @@ def run_ablation(
 
     Returns:
         Parameters, held-out losses (nats per token), their mean and deviation, paired differences to vanilla and widenet, training tokens/s,
-        decoding ms per token and its ratio to vanilla, by variant; confidence is that of two standard errors.
+        decoding ms per token and its ratio to vanilla, effective dimension d(0.8), by variant; confidence is that of two standard errors.
 
     Raises:
         ConfigError: a base, variant, seed or override that cannot be used.
@@ -117,14 +117,17 @@ def run_ablation(
     by_run, timed, collapsed = dict(zip(runs, done)), done[len(runs)], done[len(runs) + 1 :]
     results = {"study": STUDY, "config": config, "overrides": list(overrides), "equal": equal, "steps": base.train.steps, "records": records}
     results |= {"seeds": list(seeds), "confidence": confidence(len(seeds)) if len(seeds) > 1 else None}
+    by_variant = {name: [by_run[name, seed] for seed in seeds] for name in fields}
     results["variants"] = {
-        name: {"parameters": dataclasses.replace(base.model, **changed).num_parameters(), "fields": changed}
-        | summarize(name, {other: [by_run[other, seed] for seed in seeds] for other in fields}, seeds, timing)
-        | {"effective_dimension": summarize_collapse(name, collapsed, seeds)}
+        name: _size(base.model, changed) | summarize(name, by_variant, seeds, timing) | {"effective_dimension": summarize_collapse(name, collapsed, seeds)}
         for (name, changed), timing in zip(fields.items(), timed["checkpoints"])
     }
     files.write_json(output / "results.json", results)
     return results
+
+
+def _size(base: PiConfig, fields: dict[str, int]) -> dict[str, Any]:
+    return {"parameters": dataclasses.replace(base, **fields).num_parameters(), "fields": fields}
 
 
 def _require_variants(variants: Sequence[str]) -> None:
