@@ -43,24 +43,30 @@ def pi_ablation(argv: list[str]) -> int:
     """Entry of the study."""
     parser = argparse.ArgumentParser(prog="pangu study pi-ablation", description=ABLATION_HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser, "pi/tiny")
-    parser.add_argument("--output", required=True, default=argparse.SUPPRESS, metavar="DIR", help="directory of the study: runs, logs, results.json")
     parser.add_argument("--data", metavar="RECORDS", help=DATA_HELP)
     parser.add_argument("--corpus", nargs="+", default=[], metavar="FILE", help="text or .jsonl files; a tokenizer and records are made of them in DIR/data")
-    parser.add_argument("--seeds", default="1,2,3", metavar="N,...", help="a run of each variant for each; sets train.seed and data.seed")
     parser.add_argument("--variants", default=",".join(REMOVED), metavar="NAME,...", help="vanilla and some of the others")
     parser.add_argument("--equal", choices=["parameters", "width"], default="parameters", help=EQUAL_HELP)
-    parser.add_argument("--plot", metavar="FILE", help="also draw losses and decoding times, as .png, .pdf or .svg (needs matplotlib)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    args = parser.parse_intermixed_args(argv)
-    if args.plot:
-        require_plot(Path(args.plot))
-    runtime.quiet()
+    args = parse_study(parser, argv)
     variants, seeds = args.variants.split(","), parse_seeds(args.seeds)
 
     def run() -> dict[str, Any]:
         return run_ablation(args.output, args.config, args.overrides, args.data, args.corpus, seeds, variants, args.equal, progress=not args.json)
 
     return conclude(args, run, ablation_table, plot_ablation)
+
+
+def parse_study(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Add the options that every study has, and parse; a plot that cannot be drawn is told now."""
+    parser.add_argument("--output", required=True, default=argparse.SUPPRESS, metavar="DIR", help="directory of the study: runs, logs, results.json")
+    parser.add_argument("--seeds", default="1,2,3", metavar="N,...", help="a run of everything for each; sets train.seed and data.seed")
+    parser.add_argument("--plot", metavar="FILE", help="also draw the results, as .png, .pdf or .svg (needs matplotlib)")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    args = parser.parse_intermixed_args(argv)
+    if args.plot:
+        require_plot(Path(args.plot))
+    runtime.quiet()
+    return args
 
 
 def conclude(

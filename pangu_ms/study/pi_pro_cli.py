@@ -1,15 +1,12 @@
 """`pangu study pi-pro`: PanGu-pi Pro's recipe on a text of one's own."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from pangu_ms import runtime
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.data.default_corpus import standard_library_files
-from pangu_ms.figure import require_plot
 from pangu_ms.inherit.scores import CRITERIA
-from pangu_ms.study.cli import conclude, parse_seeds
+from pangu_ms.study.cli import conclude, parse_seeds, parse_study
 from pangu_ms.study.compare import require_seeds
 from pangu_ms.study.pi_pro import MEANING, make_plan, run_pi_pro
 from pangu_ms.study.plot import plot_chain
@@ -23,9 +20,7 @@ def main(argv: list[str]) -> int:
     """Entry of the study."""
     parser = argparse.ArgumentParser(prog="pangu study pi-pro", description=HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser, "pi/tiny")
-    parser.add_argument("--output", required=True, default=argparse.SUPPRESS, metavar="DIR", help="directory of the study: runs, logs, results.json")
     parser.add_argument("--corpus", nargs="+", metavar="FILE", help="text or .jsonl files (default: the source of Python's standard library)")
-    parser.add_argument("--seeds", default="1,2,3", metavar="N,...", help="one chain for each")
     parser.add_argument("--compact-size", type=int, default=0, metavar="N", help="pieces of the compact vocabulary; 0: half of model.vocab_size")
     parser.add_argument("--depth", type=int, default=0, metavar="N", help="layers of the tweaked shape; 0: twice the baseline's")
     parser.add_argument("--teacher-layers", type=int, default=0, metavar="N", help="0: one and a half times the tweaked shape's")
@@ -33,17 +28,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--keep", type=float, default=0.5, metavar="SHARE", help="share of the batches that the second round reads")
     parser.add_argument("--second-lr", type=float, default=0.5, metavar="SHARE", help="learning rate of the second round as a share of the first round's")
     parser.add_argument("--criterion", choices=CRITERIA, default="taylor", help="how neurons, heads and channels of the teacher are chosen")
-    parser.add_argument("--plot", metavar="FILE", help="also draw the chain, as .png, .pdf or .svg (needs matplotlib)")
-    parser.add_argument("--json", action="store_true", help="print the results as JSON")
-    args = parser.parse_intermixed_args(argv)
-    if args.plot:
-        require_plot(Path(args.plot))
-    runtime.quiet()
+    args = parse_study(parser, argv)
     teacher = {"num_layers": args.teacher_layers} if args.teacher_layers else None
     numbers = args.compact_size, args.depth, teacher, args.teacher_steps, args.keep, args.second_lr, args.criterion
-    require_seeds(parse_seeds(args.seeds), args.overrides)
-    plan = make_plan(args.config, args.overrides, *numbers)
     corpus, seeds = args.corpus or [str(path) for path in standard_library_files()], parse_seeds(args.seeds)
+    require_seeds(seeds, args.overrides)
+    plan = make_plan(args.config, args.overrides, *numbers)
     return conclude(args, lambda: run_pi_pro(plan, args.config, corpus, args.output, seeds, progress=not args.json), chain_table, plot_chain)
 
 
