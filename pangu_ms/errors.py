@@ -20,6 +20,10 @@ class CheckpointError(UserError):
     """A checkpoint, converted file or its names and shapes."""
 
 
+class PlanError(UserError):
+    """A parallel plan, a strategy file, or a rehearsal that cannot be done here."""
+
+
 class ExportError(UserError):
     """A MindIR package."""
 

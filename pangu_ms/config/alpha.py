@@ -62,3 +62,10 @@ class AlphaConfig(ModelConfig):
         tables = {"word_embedding": "vocab", "position_embedding": "position", "query_embedding": "position"}
         before = {f"{name}.weight": self.matrix(axis, "embed") for name, axis in tables.items()}
         return before, {"final_norm.weight": gain("embed"), "final_norm.bias": bias("embed")}
+
+    def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
+        """See ModelConfig: the query layer reads its table, the final norm stands beside it, and the head is the word table (spec A4)."""
+        before, behind = self.outer_parameters()
+        first = {"word_embedding.weight": (0, -1), "position_embedding.weight": (0,), "query_embedding.weight": (-1,)}
+        assert first.keys() == before.keys()
+        return first | dict.fromkeys(behind, (-1,))

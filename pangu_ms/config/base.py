@@ -125,6 +125,10 @@ class ModelConfig:
         """The parameters before the layers, and those behind them."""
         raise NotImplementedError
 
+    def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
+        """The layers beside which each outer parameter is read, 0 for the first and -1 for the last: a pipeline keeps it on their stages."""
+        raise NotImplementedError
+
     def parameters(self) -> dict[str, ParameterSpec]:
         """Every parameter of the model, in the model's order."""
         before, behind = self.outer_parameters()

@@ -128,6 +128,11 @@ class PiConfig(ModelConfig):
         head = {} if self.tie_word_embeddings else {"head.weight": table}
         return {"word_embedding.weight": table}, {"final_norm.weight": gain("embed")} | head
 
+    def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
+        """See ModelConfig."""
+        before, behind = self.outer_parameters()
+        return dict.fromkeys(before, (0, -1) if self.tie_word_embeddings else (0,)) | dict.fromkeys(behind, (-1,))
+
 
 def _linears(prefix: str, matrices: dict[str, ParameterSpec], with_bias: bool) -> dict[str, ParameterSpec]:
     specs = {}

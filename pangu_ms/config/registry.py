@@ -11,16 +11,17 @@ from pangu_ms.config.pi import PiConfig
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family's parts are; `model` and `names` are "module:object", imported when first used."""
+    """Where a family's parts are; all but `config` are "module:object", imported when first used."""
 
     config: type[ModelConfig]
     model: str
     names: str
+    rules: str
 
 
 FAMILIES = {
-    "alpha": Family(AlphaConfig, "pangu_ms.models.alpha:PanguAlpha", "pangu_ms.checkpoint.names_alpha:FORMATS"),
-    "pi": Family(PiConfig, "pangu_ms.models.pi:PanguPi", "pangu_ms.checkpoint.names_pi:FORMATS"),
+    "alpha": Family(AlphaConfig, "pangu_ms.models.alpha:PanguAlpha", "pangu_ms.checkpoint.names_alpha:FORMATS", "pangu_ms.parallel.rules:ALPHA"),
+    "pi": Family(PiConfig, "pangu_ms.models.pi:PanguPi", "pangu_ms.checkpoint.names_pi:FORMATS", "pangu_ms.parallel.rules:PI"),
 }
 
 

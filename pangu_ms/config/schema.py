@@ -16,6 +16,7 @@ from pangu_ms.config.base import (
     require_not_negative,
     require_positive,
 )
+from pangu_ms.config.parallel import ParallelConfig, check_degrees
 from pangu_ms.config.registry import FAMILIES
 
 
@@ -154,7 +155,7 @@ class TrainConfig:
     steps: Int = 1000
     """Optimizer steps of the whole run."""
     batch_size: Int = 8
-    """Sequences per device in one optimizer step."""
+    """Sequences in one optimizer step, of each of the parallel.data_parallel replicas."""
     accumulation_steps: Int = 1
     """Micro-batches that one step's batch is cut into; must divide batch_size. The result equals the uncut batch."""
     seed: Int = 1
@@ -203,3 +204,12 @@ class RunConfig:
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    def __post_init__(self) -> None:
+        check_degrees(self.parallel, self.model, self.train)
+
+    @property
+    def global_batch_size(self) -> int:
+        """Sequences in one optimizer step over all replicas."""
+        return self.train.batch_size * self.parallel.data_parallel

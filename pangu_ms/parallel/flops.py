@@ -1,0 +1,25 @@
+"""Floating-point operations of a forward pass. No mindspore import."""
+
+import math
+
+from pangu_ms.config.base import ModelConfig
+
+
+def layer_flops_per_token(model: ModelConfig, layer: int) -> int:
+    """Of one layer: 2 for each value of a matrix, and 4 * S * A for scores and context of attention, not halved for the causal mask.
+
+    Source: Narayanan et al. 2021 (arXiv 2104.04473), section 3 and appendix: 24 B S E^2 + 4 B S^2 E for a GPT layer.
+    """
+    sizes = model.axis_sizes()
+    matrices = sum(math.prod(sizes[axis] for axis in spec.axes) for spec in model.layer_parameters(layer).values() if spec.decay)
+    return 2 * matrices + 4 * model.seq_length * sizes["heads"]
+
+
+def head_flops_per_token(model: ModelConfig) -> int:
+    """Of the logits: 2 * V * E."""
+    return 2 * model.vocab_size * model.hidden_size
+
+
+def model_flops_per_token(model: ModelConfig) -> int:
+    """Of the whole forward pass; a training step computes three times as much, with full recomputation four."""
+    return sum(layer_flops_per_token(model, i) for i in range(model.num_layers)) + head_flops_per_token(model)

@@ -1,0 +1,128 @@
+"""Ranks and where they are: MindSpore's order of ranks, and the order in which devices are filled with them. No mindspore import.
+
+MindSpore cuts the ranks into stages, contiguous blocks; inside a stage they are a row-major matrix whose last axis varies fastest: (dp, mp), or
+(dp, ep, mp) where experts are shared. Devices are filled in another order, the heaviest traffic innermost: the model_parallel ranks of one replica lie
+in one server, its pipeline stages in the next ones, replicas outermost (spec A4, topology-aware placement).
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+from pangu_ms.config.parallel import ParallelConfig
+from pangu_ms.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """Place of one rank."""
+
+    stage: int
+    axes: tuple[int, ...]
+    """Index along each axis of the stage's matrix, in the order of `Mesh.axes`."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A place in the cluster, counted from 0."""
+
+    server: int
+    device: int
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Stages, and the axes of the matrix of devices in each of them."""
+
+    num_stages: int
+    axes: tuple[tuple[str, int], ...]
+    """(name, size), slowest first: (("dp", 16), ("mp", 8))."""
+    devices_per_server: int = 8
+
+    @classmethod
+    def of(cls, parallel: ParallelConfig) -> "Mesh":
+        """The mesh of a configuration. With experts dp is data_parallel / expert_parallel, and a batch is cut over dp and ep together."""
+        dp, ep, mp = parallel.data_parallel, parallel.expert_parallel, parallel.model_parallel
+        axes = (("dp", dp), ("mp", mp)) if ep == 1 else (("dp", dp // ep), ("ep", ep), ("mp", mp))
+        return cls(parallel.pipeline_stage, axes, parallel.devices_per_server)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the axes."""
+        return tuple(name for name, _ in self.axes)
+
+    @property
+    def matrix(self) -> tuple[int, ...]:
+        """Sizes of the axes: MindSpore's device matrix."""
+        return tuple(size for _, size in self.axes)
+
+    @property
+    def stage_size(self) -> int:
+        """Ranks of one stage."""
+        return math.prod(self.matrix)
+
+    @property
+    def world(self) -> int:
+        """Ranks of the job."""
+        return self.num_stages * self.stage_size
+
+    def coordinate(self, rank: int) -> Coordinate:
+        """Where a rank is.
+
+        Raises:
+            PlanError: there is no such rank.
+        """
+        if not 0 <= rank < self.world:
+            raise PlanError(f"rank {rank}: the plan has {self.world} devices; ranks are 0 to {self.world - 1}")
+        stage, rest = divmod(rank, self.stage_size)
+        return Coordinate(stage, unravel(rest, self.matrix))
+
+    def rank(self, at: Coordinate) -> int:
+        """The rank at a place."""
+        return at.stage * self.stage_size + ravel(at.axes, self.matrix)
+
+    def group(self, rank: int, *names: str) -> list[int]:
+        """The ranks that differ from `rank` along the named axes alone, itself included, in order."""
+        at = self.coordinate(rank)
+        others = [self.coordinate(r) for r in self.stage_ranks(at.stage)]
+        fixed = [i for i, name in enumerate(self.names) if name not in names]
+        return [self.rank(other) for other in others if all(other.axes[i] == at.axes[i] for i in fixed)]
+
+    def stage_ranks(self, stage: int) -> range:
+        """Ranks of one stage."""
+        return range(stage * self.stage_size, (stage + 1) * self.stage_size)
+
+    def placement(self) -> list[Device]:
+        """For each rank the device that it should have: innermost the last axis (mp), then stages, then the other axes, replicas outermost."""
+        last, stages = self.matrix[-1], self.num_stages
+        devices = []
+        for rank in range(self.world):
+            stage, rest = divmod(rank, self.stage_size)
+            outer, inner = divmod(rest, last)
+            devices.append(Device(*divmod((outer * stages + stage) * last + inner, self.devices_per_server)))
+        return devices
+
+    def servers(self, ranks: list[int]) -> int:
+        """Number of servers that a group of ranks spans when placed."""
+        return len({self._placed[r].server for r in ranks})
+
+    @functools.cached_property
+    def _placed(self) -> list[Device]:
+        return self.placement()
+
+
+def ravel(index: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """Row-major number of an index."""
+    number = 0
+    for i, size in zip(index, shape, strict=True):
+        number = number * size + i
+    return number
+
+
+def unravel(number: int, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Index of a row-major number."""
+    index = []
+    for size in reversed(shape):
+        number, i = divmod(number, size)
+        index.append(i)
+    return tuple(reversed(index))

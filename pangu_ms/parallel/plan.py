@@ -1,0 +1,109 @@
+"""The plan of a run: the layout of every parameter, the stage of every layer, from the configuration alone. No mindspore import."""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pangu_ms.config.base import ParameterSpec
+from pangu_ms.config.registry import FAMILIES, load_object
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.errors import ConfigError
+from pangu_ms.parallel.flops import head_flops_per_token, layer_flops_per_token
+from pangu_ms.parallel.layout import Layout
+from pangu_ms.parallel.mesh import Mesh
+from pangu_ms.parallel.rules import Rules, rules_for
+
+MOMENTS = ("adam_m.", "adam_v.")
+"""Prefixes of the optimizer's two states of each parameter, which lie as the parameter does."""
+OPTIMIZER_SHARD_MIN_BYTES = 64 << 10
+"""With optimizer_shard a smaller slice stays whole: gathering it would cost more than it saves. MindSpore's default of parallel_optimizer_threshold."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one configuration lies on its devices."""
+
+    config: RunConfig
+    mesh: Mesh
+    rules: Rules
+    stage_layers: tuple[int, ...]
+    """Layers of each stage."""
+
+    @classmethod
+    def of(cls, config: RunConfig, num_devices: int = 0) -> "Plan":
+        """The plan of a configuration whose degrees have been checked.
+
+        Args:
+            num_devices: the world it must fit; 0 for any.
+
+        Raises:
+            ConfigError: degrees do not multiply to `num_devices`, or a logical axis has no rule.
+        """
+        parallel = config.parallel
+        if num_devices not in (0, parallel.world):
+            raise ConfigError(
+                f"parallel: data_parallel={parallel.data_parallel} * model_parallel={parallel.model_parallel} * pipeline_stage={parallel.pipeline_stage} "
+                f"= {parallel.world}: must be the number of devices, {num_devices}; change a degree"
+            )
+        rules = rules_for(load_object(FAMILIES[config.model.family].rules), parallel)
+        model = config.model
+        for name, spec in model.parameters().items():
+            if unknown := [axis for axis in spec.axes if axis not in rules]:
+                raise ConfigError(f"plan of {model.family}: {name}: axis {unknown[0]} has no rule; add it to the family's table in pangu_ms/parallel/rules.py")
+        costs = [layer_flops_per_token(model, i) for i in range(model.num_layers)]
+        costs[-1] += head_flops_per_token(model)
+        return cls(config, Mesh.of(parallel), rules, parallel.stage_layers or balance(costs, parallel.pipeline_stage))
+
+    @functools.cached_property
+    def layer_stages(self) -> tuple[int, ...]:
+        """The stage of each layer."""
+        return tuple(stage for stage, count in enumerate(self.stage_layers) for _ in range(count))
+
+    @functools.cached_property
+    def parameter_stages(self) -> dict[str, tuple[int, ...]]:
+        """The stages that hold each parameter, in the model's order; a tied word table is held by the first and the last."""
+        model, stages = self.config.model, self.layer_stages
+        outer = {name: tuple(dict.fromkeys(stages[layer] for layer in layers)) for name, layers in model.outer_parameter_layers().items()}
+        inner = {f"{prefix}.{name}": (stages[i],) for i, prefix in enumerate(model.layer_names()) for name in model.layer_parameters(i)}
+        return {name: (outer | inner)[name] for name in model.parameters()}
+
+    @functools.cached_property
+    def layouts(self) -> dict[str, Layout]:
+        """The layout of every parameter on the devices of a stage that holds it, in the model's order; its moments lie the same way."""
+        return {name: self.layout(spec) for name, spec in self.config.model.parameters().items()}
+
+    def layout(self, spec: ParameterSpec) -> Layout:
+        """The layout of one parameter."""
+        sizes = self.config.model.axis_sizes()
+        shape = tuple(sizes[axis] for axis in spec.axes)
+        plain = Layout(shape, self.mesh.axes, tuple(self.rules[axis] for axis in spec.axes))
+        return with_optimizer_shard(plain) if self.config.parallel.optimizer_shard else plain
+
+    def stage_parameters(self, stage: int) -> list[str]:
+        """Names of the parameters that a stage holds."""
+        return [name for name, stages in self.parameter_stages.items() if stage in stages]
+
+
+def with_optimizer_shard(layout: Layout) -> Layout:
+    """Cut dimension 0 of a float32 parameter once more over the axes that do not cut it, if it is large enough and divides, as MindSpore does."""
+    used = {name for dim in layout.dims for name in dim}
+    free = tuple(name for name, size in layout.axes if name not in used and size > 1)
+    count = functools.reduce(lambda product, name: product * dict(layout.axes)[name], free, 1)
+    if 4 * layout.slice_size < OPTIMIZER_SHARD_MIN_BYTES or layout.slice_shape[0] % count:
+        return layout
+    return Layout(layout.shape, layout.axes, layout.dims, free)
+
+
+def balance(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
+    """Lengths of contiguous, non-empty parts of `costs` whose largest sum is smallest; among equals the earlier parts are longer."""
+    total = [0.0, *itertools.accumulate(costs)]
+    best: dict[int, tuple[float, tuple[int, ...]]] = {end: (total[end], (end,)) for end in range(1, len(costs) + 1)}
+    for stage in range(2, num_stages + 1):
+        best = {end: min(_extended(best, total, end, start) for start in range(stage - 1, end)) for end in range(stage, len(costs) + 1)}
+    return best[len(costs)][1]
+
+
+def _extended(best: dict[int, tuple[float, tuple[int, ...]]], total: list[float], end: int, start: int) -> tuple[float, tuple[int, ...]]:
+    largest, lengths = best[start]
+    return max(largest, total[end] - total[start]), (*lengths, end - start)
