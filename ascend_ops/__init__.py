@@ -14,11 +14,12 @@ from ascend_ops.activations import (
     silu,
     swiglu,
 )
-from ascend_ops.addition import Fork, add
+from ascend_ops.addition import add, fork
 from ascend_ops.attention import causal_attention
 from ascend_ops.backend import BACKENDS, Choice, choose, explain, has_bfloat16_products, use
 from ascend_ops.dropout import dropout, dropout_seed
 from ascend_ops.errors import OperatorError
+from ascend_ops.layout import lay_out, placed
 from ascend_ops.loss import softmax_cross_entropy
 from ascend_ops.matmul import grouped_matmul, linear
 from ascend_ops.norms import layer_norm, rms_norm
@@ -29,7 +30,6 @@ from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
 __all__ = [
     "BACKENDS",
     "Choice",
-    "Fork",
     "OperatorError",
     "adamw",
     "add",
@@ -39,14 +39,17 @@ __all__ = [
     "dropout_seed",
     "explain",
     "fast_gelu",
+    "fork",
     "gelu",
     "gelu_erf",
     "grouped_matmul",
     "has_bfloat16_products",
+    "lay_out",
     "layer_norm",
     "linear",
     "moe_combine",
     "moe_dispatch",
+    "placed",
     "rms_norm",
     "rotary_embedding",
     "rotary_table",

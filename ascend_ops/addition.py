@@ -5,6 +5,7 @@ from mindspore import Tensor, nn, ops
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import gradient_of, kernel
+from ascend_ops.layout import is_laid_out
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
@@ -15,8 +16,28 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     return kernel("Add")(x, y)
 
 
+def fork(count: int) -> nn.Cell:
+    """A cell from x to (x,) * count: one value for several readers, whose gradients are added by `add`.
+
+    MindSpore's AddN, which does it otherwise, has no bfloat16 on a CPU. Under a plan it does it: MindSpore's propagation of layouts ends at a cell
+    with a gradient of its own.
+    """
+    return Copies(count) if is_laid_out() else Fork(count)
+
+
+class Copies(nn.Cell):
+    """(x,) * count."""
+
+    def __init__(self, count: int):
+        super().__init__()
+        self.count = count
+
+    def construct(self, x):
+        return (x,) * self.count
+
+
 class Fork(nn.Cell):
-    """(x,) * count, whose gradients are added by `add`. MindSpore's AddN, which does it otherwise, has no bfloat16 on a CPU."""
+    """(x,) * count, whose gradients are added by `add`."""
 
     def __init__(self, count: int):
         super().__init__()

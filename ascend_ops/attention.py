@@ -16,6 +16,9 @@ from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, device, gradient_of, kernel, zeros_like
 from ascend_ops.dropout import dropout_mask, float32_rate
 from ascend_ops.errors import OperatorError
+from ascend_ops.layout import laid_out, placed
+
+_PER_HEAD = ("batch", "heads", None, None)  # a plan's names of the dimensions; query heads are cut where the heads of keys are
 
 
 def causal_attention(
@@ -117,7 +120,7 @@ def _composed(q, k, v, visible_BQK, scale, dropout_rate, dropout_seed):
     scaled = ops.cast(ops.cast(q, ms.float32) * scale, product)
     hidden_BQK = ops.cast(ops.logical_not(visible_BQK), ms.float32) * -1e30  # takes half the time of a select; absorbs any score
     k, v = ops.cast(k, product), ops.cast(v, product)
-    if dropout_rate > 0.0 or not _is_short(q):
+    if dropout_rate > 0.0 or laid_out() or not _is_short(q):
         out = _head_by_head(scaled, k, v, hidden_BQK, dropout_rate, dropout_seed)
     else:
         out = _over_whole_rows(scaled, k, v, hidden_BQK)
@@ -128,14 +131,14 @@ def _head_by_head(q, k, v, hidden_BQK, dropout_rate, dropout_seed):
     """Products of each head, for which q, k and v are transposed. The query heads of a KV head stand one under the other."""
     B, Q, H, D = q.shape
     G = k.shape[2]
-    q_BGRD = ops.transpose(q.reshape(B, Q, G, H // G, D), (0, 2, 3, 1, 4)).reshape(B, G, -1, D)
+    q_BGRD = ops.transpose(q, (0, 2, 1, 3)).reshape(B, G, (H // G) * Q, D)
     k_BGKD, v_BGKD = ops.transpose(k, (0, 2, 1, 3)), ops.transpose(v, (0, 2, 1, 3))
-    scores = ops.BatchMatMul(transpose_b=True)(q_BGRD, k_BGKD).reshape(B, H, Q, -1)
+    scores = placed("BatchMatMul", (_PER_HEAD, _PER_HEAD), "transpose_b")(q_BGRD, k_BGKD).reshape(B, H, Q, -1)
     p_BHQK = ops.softmax(ops.cast(scores, ms.float32) + hidden_BQK.expand_dims(1), -1)
     if dropout_rate > 0.0:
         p_BHQK = p_BHQK * dropout_mask(p_BHQK.shape, dropout_seed, dropout_rate)
-    out_BGRD = ops.BatchMatMul()(ops.cast(p_BHQK, v.dtype).reshape(B, G, (H // G) * Q, -1), v_BGKD)
-    return ops.transpose(out_BGRD.reshape(B, G, H // G, Q, D), (0, 3, 1, 2, 4)).reshape(B, Q, H, D)
+    out_BGRD = placed("BatchMatMul", (_PER_HEAD, _PER_HEAD))(ops.cast(p_BHQK, v.dtype).reshape(B, G, (H // G) * Q, -1), v_BGKD)
+    return ops.transpose(out_BGRD.reshape(B, H, Q, D), (0, 2, 1, 3))
 
 
 def _over_whole_rows(q, k, v, hidden_BQK):

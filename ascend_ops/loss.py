@@ -6,7 +6,8 @@ from mindspore.ops import constexpr
 
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
-from ascend_ops.custom import device, gradient_of, kernel, zeros_like
+from ascend_ops.custom import device, filled, gradient_of, kernel, zeros_like
+from ascend_ops.layout import laid_out, placed
 
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -32,6 +33,8 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tenso
 
 
 def _composed(logits, labels, mask):
+    if laid_out():
+        return _over_cut_vocabulary(logits, labels, ops.cast(mask != 0, ms.float32))
     counts = mask != 0
     # NLLLoss refuses labels that are out of range, except -100, its ignore_index: a negative one must be another.
     labels = ops.select(counts, ops.maximum(labels, -1), ops.zeros_like(labels))
@@ -40,6 +43,16 @@ def _composed(logits, labels, mask):
     if _loses_nan():
         loss = ops.select(ops.isnan(logits).any(-1), ops.ones_like(loss) * float("nan"), loss)
     return ops.select(counts, loss, ops.zeros_like(loss))
+
+
+def _over_cut_vocabulary(logits, labels, counts):
+    """Of operators that MindSpore can cut along the vocabulary: each device sees its own classes, and sums over them are all-reduced."""
+    of_token, by_class = ("batch", None), ("batch", "vocab")
+    shifted = placed("Sub", (by_class, of_token))(logits, ops.stop_gradient(placed("ReduceMax", (by_class,), "keep_dims")(logits, -1)))
+    exponentials = placed("Exp", (by_class,))(shifted)
+    own = placed("OneHot", (by_class, (), ()))(ops.cast(ops.cast(labels, ms.float32) * counts, ms.int32), logits.shape[-1], filled(1.0), filled(0.0))
+    of_label = placed("ReduceSum", (by_class,))(placed("Mul", (by_class, by_class))(own, shifted), -1)
+    return (ops.log(placed("ReduceSum", (by_class,))(exponentials, -1)) - of_label) * counts
 
 
 @constexpr

@@ -11,25 +11,27 @@ from mindspore.ops import constexpr
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import filled, gradient_of, kernel, zeros_like
+from ascend_ops.layout import Axes, placed
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, axes: Axes | None = None) -> Tensor:
     """x W^T + bias.
 
     Args:
         x: [..., in] float32, float16 or bfloat16.
         weight: [out, in] float32.
         bias: [out] float32; None for none.
+        axes: what a plan calls the dimensions of the weight, such as ("ffn", "embed"); None leaves the product to sharding propagation. See layout.py.
 
     Returns:
         [..., out] in the dtype of x. Gradients of weight and bias are float32, never rounded to the dtype of x.
     """
     chosen = select("linear", describe(x), describe(weight), describe(bias))
     if chosen == "composed":
-        y = _over_rows(ops.cast(x, ms.float32), weight, x.dtype)
+        y = _over_rows(ops.cast(x, ms.float32), weight, x.dtype, axes)
         return ops.cast(y if bias is None else y + bias, x.dtype)
     if chosen == "builtin":
-        y = ops.MatMul(transpose_b=True)(ops.reshape(x, (-1, x.shape[-1])), ops.cast(weight, x.dtype))
+        y = _product(axes)(ops.reshape(x, (-1, x.shape[-1])), ops.cast(weight, x.dtype))
         y = ops.reshape(y, x.shape[:-1] + weight.shape[:1])
         return y if bias is None else y + ops.cast(bias, x.dtype)
     return kernel("Linear")(x, weight, filled(0.0, 1) if bias is None else bias)  # one value beside several outputs means none
@@ -57,17 +59,22 @@ def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     return kernel("GroupedMatmul")(x, weight, counts)
 
 
-def _over_rows(x, weight, dtype):
+def _over_rows(x, weight, dtype, axes):
     if x.ndim == 2:
-        return _composed(x, weight, dtype)
-    return ops.reshape(_composed(ops.reshape(x, (-1, x.shape[-1])), weight, dtype), x.shape[:-1] + weight.shape[:1])
+        return _composed(x, weight, dtype, axes)
+    return ops.reshape(_composed(ops.reshape(x, (-1, x.shape[-1])), weight, dtype, axes), x.shape[:-1] + weight.shape[:1])
 
 
-def _composed(x, weight, dtype):
+def _product(axes):
+    """x W^T of rows x and a weight with these axes."""
+    return placed("MatMul", (("batch", None if axes is None else axes[1]), axes), "transpose_b")
+
+
+def _composed(x, weight, dtype, axes=None):
     """x W^T in float32 of the weight rounded to `dtype`: the CPU has no MatMul of bfloat16, and sums of float16 are too coarse."""
     # w + (rounded - w) is exact; unlike two casts it does not round the gradient of w
     seen = weight if dtype == ms.float32 else weight + ops.stop_gradient(ops.cast(ops.cast(weight, dtype), ms.float32) - weight)
-    return ops.MatMul(transpose_b=True)(x, seen)
+    return _product(axes)(x, seen)
 
 
 def _composed_groups(x, weight, counts):

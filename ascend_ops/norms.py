@@ -12,6 +12,7 @@ from ascend_ops.addition import Fork
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, gradient_of, kernel, zeros_like
+from ascend_ops.layout import laid_out
 
 _fork = Fork(2)
 
@@ -34,7 +35,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, resid
         compute = _composed_layer_norm if chosen == "composed" else _builtin_layer_norm
         if residual is None:
             return compute(x, weight, bias, eps)
-        total, to_normalise = _fork(x + residual)
+        total, to_normalise = _twice(x + residual)
         return compute(to_normalise, weight, bias, eps), total
     if residual is None:
         return kernel("LayerNorm")(x, weight, bias, attribute(eps))[0]
@@ -60,12 +61,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | No
         compute = _composed_rms_norm if chosen == "composed" else _builtin_rms_norm
         if residual is None:
             return compute(x, weight, eps)
-        total, to_normalise = _fork(x + residual)
+        total, to_normalise = _twice(x + residual)
         return compute(to_normalise, weight, eps), total
     if residual is None:
         return kernel("RmsNorm")(x, weight, attribute(eps))[0]
     out = kernel("AddRmsNorm")(x, residual, weight, attribute(eps))
     return out[0], out[1]
+
+
+def _twice(x):
+    return (x, x) if laid_out() else _fork(x)
 
 
 def _composed_layer_norm(x, weight, bias, eps):

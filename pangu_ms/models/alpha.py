@@ -34,7 +34,7 @@ class Block(nn.Cell):
         self.ffn_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.ffn = FeedForward(config)
         self.attention_dropout, self.ffn_dropout = Dropout(config.dropout, 1), Dropout(config.dropout, 2)
-        self.fork_stream, self.fork_two, self.fork_three = ascend_ops.Fork(2), ascend_ops.Fork(2), ascend_ops.Fork(3)
+        self.fork_stream, self.fork_two, self.fork_three = ascend_ops.fork(2), ascend_ops.fork(2), ascend_ops.fork(3)
 
     def construct(self, x_BSE, segments_BS, slots_BS, key):
         x_BSE, residual_BSE = self.fork_stream(x_BSE)
@@ -67,7 +67,7 @@ class PanguAlpha(nn.Cell):
         self.query_layer = Block(config, cache)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.norm_before_query = config.final_norm_position == "before_query"
-        self.fork_stream, self.pick_last, self.cast = ascend_ops.Fork(2), ops.GatherNd(), ops.Cast()
+        self.fork_stream, self.pick_last, self.cast = ascend_ops.fork(2), ops.GatherNd(), ops.Cast()
 
     def embed(self, ids_BS, positions_BS, key):
         """What the first layer reads: [B, S, E]."""
@@ -90,7 +90,7 @@ class PanguAlpha(nn.Cell):
     def logits(self, x_BQE, table_VE):
         """[B, Q, V] in the compute dtype."""
         x_BQE = x_BQE if self.norm_before_query else self.final_norm(x_BQE)
-        return ascend_ops.linear(x_BQE, table_VE)
+        return ascend_ops.linear(x_BQE, table_VE, None, self.word_embedding.axes)
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
         """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]; `key` int32 seeds dropout."""

@@ -36,13 +36,14 @@ class Linear(nn.Cell):
     def __init__(self, in_size: int, out_size: int, bias: bool = True):
         super().__init__()
         self.weight, self.bias = zeros("weight", out_size, in_size), zeros("bias", out_size) if bias else None
+        self.axes = None  # what a plan calls the dimensions of the weight
 
     def construct(self, x):
-        return ascend_ops.linear(x, self.weight, self.bias)
+        return ascend_ops.linear(x, self.weight, self.bias, self.axes)
 
     def without_bias(self, x):
         """x W^T, for a next operator that adds the bias itself."""
-        return ascend_ops.linear(x, self.weight)
+        return ascend_ops.linear(x, self.weight, None, self.axes)
 
 
 class Embedding(nn.Cell):
@@ -51,10 +52,10 @@ class Embedding(nn.Cell):
     def __init__(self, num_rows: int, hidden_size: int):
         super().__init__()
         self.weight = zeros("weight", num_rows, hidden_size)
-        self.lookup = ops.Gather()
+        self.axes = None  # what a plan calls the dimensions of the table
 
     def construct(self, ids_BS):
-        return self.lookup(self.weight, ids_BS, 0)
+        return ascend_ops.placed("Gather", (self.axes, ("batch", None)))(self.weight, ids_BS, 0)
 
 
 class LayerNorm(nn.Cell):

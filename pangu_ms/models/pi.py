@@ -46,7 +46,7 @@ class FeedForward(nn.Cell):
         self.siaf = SeriesScale(config) if self.with_series else None
         self.num_added_gates = config.siaf_terms - 1 if config.siaf_mode == "matrices" else 0
         self.siaf_gates = nn.CellList([Linear(*sizes, bias=False) for _ in range(self.num_added_gates)])
-        self.fork_input, self.fork_up = ascend_ops.Fork(2 + self.num_added_gates), ascend_ops.Fork(1 + self.num_added_gates)
+        self.fork_input, self.fork_up = ascend_ops.fork(2 + self.num_added_gates), ascend_ops.fork(1 + self.num_added_gates)
 
     def construct(self, x_BSE):
         inputs = self.fork_input(x_BSE)
@@ -73,7 +73,7 @@ class Block(nn.Cell):
         self.ffn = FeedForward(config)
         self.num_branches, self.shortcut_reads_stream = config.aug_shortcut_branches, config.aug_shortcut_input == "stream"
         of_stream = self.num_branches if self.shortcut_reads_stream else 0
-        self.fork_stream, self.fork_normed = ascend_ops.Fork(2 + of_stream), ascend_ops.Fork(3 + self.num_branches - of_stream)
+        self.fork_stream, self.fork_normed = ascend_ops.fork(2 + of_stream), ascend_ops.fork(3 + self.num_branches - of_stream)
 
     def construct(self, x_BSE, segments_BS, slots_BS, cos_sin_BSD):
         streams = self.fork_stream(x_BSE)
@@ -116,7 +116,8 @@ class PanguPi(nn.Cell):
 
     def logits(self, x_BSE, table_VE):
         """[B, S, V] in the compute dtype."""
-        return ascend_ops.linear(self.final_norm(x_BSE), table_VE)
+        axes = self.word_embedding.axes if self.head is None else self.head.axes
+        return ascend_ops.linear(self.final_norm(x_BSE), table_VE, None, axes)
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
         """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]. There is no dropout that `key` would seed."""

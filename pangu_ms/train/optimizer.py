@@ -1,8 +1,6 @@
 """AdamW with float32 moments. Source: specification A3.1, A1.8."""
 
-import mindspore as ms
 from mindspore import Parameter, ParameterTuple, nn, ops
-from mindspore.common.initializer import initializer
 
 import ascend_ops
 from pangu_ms.config.schema import OptimizerConfig
@@ -19,6 +17,13 @@ def _update_parameter(beta1, beta2, eps, lr, factor, decay, parameter, m, v, gra
     return ascend_ops.adamw(parameter, m, v, gradient, lr, factor, beta1, beta2, eps, decay)
 
 
+def _moment(parameter: Parameter, prefix: str) -> Parameter:
+    """A float32 state of a parameter: its clone, which MindSpore cuts over devices as it cuts the parameter."""
+    moment = parameter.clone("zeros")
+    moment.name, moment.requires_grad = prefix + parameter.name, False
+    return moment
+
+
 class AdamW(nn.Cell):
     """p -= lr * (m / (sqrt(v) + eps) + decay * p), without bias correction, as the official AdamWeightDecay."""
 
@@ -26,10 +31,7 @@ class AdamW(nn.Cell):
         """`decayed`: names of the parameters that weight decay applies to."""
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
-        self.m, self.v = (
-            ParameterTuple([Parameter(initializer("zeros", p.shape, ms.float32), name=prefix + p.name, requires_grad=False) for p in parameters])
-            for prefix in MOMENT_PREFIXES
-        )
+        self.m, self.v = (ParameterTuple([_moment(p, prefix) for p in parameters]) for prefix in MOMENT_PREFIXES)
         self.decay = tuple(config.weight_decay if p.name in decayed else 0.0 for p in parameters)
         self.beta1, self.beta2, self.eps = config.beta1, config.beta2, config.eps
         self.hyper_map = ops.HyperMap()

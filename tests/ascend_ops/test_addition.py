@@ -7,7 +7,7 @@ from mindspore import Tensor
 import ascend_ops
 from tests.ascend_ops.common import assert_close, backend, forward, gradients, rounded, to_tensor  # noqa: F401
 
-three = ascend_ops.Fork(3)
+three = ascend_ops.fork(3)
 
 
 def forked(x):
