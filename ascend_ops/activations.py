@@ -12,6 +12,7 @@ from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, filled, gradient_of, kernel, zeros_like
 from ascend_ops.errors import OperatorError
+from ascend_ops.layout import laid_out, placed
 from ascend_ops.table import ACTIVATION_CODES
 
 
@@ -115,10 +116,22 @@ def _plain(activation, u):
 
 
 def _series(activation, u, scale, shift):
-    total = _plain(activation, scale[0] * u + shift[0])
+    total = _plain(activation, _term(scale, 0) * u + _term(shift, 0))
     for i in range(1, scale.shape[0]):
-        total = total + _plain(activation, scale[i] * u + shift[i])
+        total = total + _plain(activation, _term(scale, i) * u + _term(shift, i))
     return total
+
+
+def _term(parameters, i):
+    """Line i of [n, C] or [n, 1]."""
+    if laid_out():
+        return placed("Gather", ((None, "ffn" if parameters.shape[1] > 1 else None), ()))(parameters, _number(i), 0)
+    return parameters[i]
+
+
+@constexpr
+def _number(i):
+    return Tensor(i, ms.int32)
 
 
 @gradient_of("SeriesActivation")

@@ -23,9 +23,10 @@ def zeros(name: str, *shape: int) -> Parameter:
 def compiled_once(block_class: type) -> type:
     """The class whose instances share one compiled graph where the device allows it: MindSpore's lazy_inline, Ascend alone.
 
-    On a CPU it fails while compiling, so there the class is returned as it is. Untested on hardware.
+    On a CPU it fails while compiling, and under a plan MindSpore's propagation takes the operators of the shared graph for those of others; there the
+    class is returned as it is. Untested on hardware.
     """
-    if ms.get_context("device_target") != "Ascend":
+    if ms.get_context("device_target") != "Ascend" or ascend_ops.is_laid_out():
         return block_class
     return type(block_class.__name__, (block_class,), {"__init__": ms.lazy_inline(block_class.__init__)})
 

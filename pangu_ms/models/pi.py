@@ -97,15 +97,19 @@ class PanguPi(nn.Cell):
         self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
         self.cos_sin_SD = Tensor(ascend_ops.rotary_table(config.seq_length, config.head_dim, config.rope_theta))
-        self.rotation, self.cast, self.pick_last = ops.Gather(), ops.Cast(), ops.GatherNd()
+        self.cast, self.pick_last = ops.Cast(), ops.GatherNd()
 
     def embed(self, ids_BS):
         """What the first layer reads: [B, S, E]."""
         return self.cast(self.word_embedding(ids_BS), self.dtype)
 
+    def rotation(self, positions_BS):
+        """Cosines and sines of each position: [B, S, D]."""
+        return ascend_ops.placed("Gather", ((None, None), ("batch", None)))(self.cos_sin_SD, positions_BS, 0)
+
     def stream(self, ids_BS, positions_BS, segments_BS, slots_BS):
         """Embeddings and all layers: [B, S, E]."""
-        x_BSE, cos_sin_BSD = self.embed(ids_BS), self.rotation(self.cos_sin_SD, positions_BS, 0)
+        x_BSE, cos_sin_BSD = self.embed(ids_BS), self.rotation(positions_BS)
         for block in self.blocks:
             x_BSE = block(x_BSE, segments_BS, slots_BS, cos_sin_BSD)
         return x_BSE
@@ -125,7 +129,7 @@ class PanguPi(nn.Cell):
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
         """The embeddings' output and that of each layer: num_layers + 1 of [B, S, E]."""
-        cos_sin_BSD = self.rotation(self.cos_sin_SD, positions_BS, 0)
+        cos_sin_BSD = self.rotation(positions_BS)
         states = (self.embed(ids_BS),)
         for block in self.blocks:
             states += (block(states[-1], segments_BS, None, cos_sin_BSD),)

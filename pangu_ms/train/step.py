@@ -20,9 +20,13 @@ from pangu_ms.train.optimizer import AdamW
 _sum_of_squares, _accumulate = ops.MultitypeFuncGraph("sum_of_squares"), ops.MultitypeFuncGraph("accumulate")
 
 
+# Under a plan a rank has slices of gradients: by this mark MindSpore adds up their squares over all ranks, those of equal slices once.
+_of_slices = ops.ExpandDims().add_prim_attr("grad_scale", True)
+
+
 @_sum_of_squares.register("Tensor")
 def _tensor_sum_of_squares(gradient):
-    return ascend_ops.squared_norm(gradient)
+    return _of_slices(ascend_ops.squared_norm(gradient), 0)
 
 
 @_accumulate.register("Function", "Tensor", "Tensor", "Tensor")
@@ -62,7 +66,7 @@ class GuardedUpdate(nn.Cell):
     def construct(self, total, count, gradients, lr, scale, loss_limit):
         """-> (gradient norm of the mean loss before clipping, whether the update was applied)."""
         unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
-        norm = self.sqrt(self.add(self.hyper_map(_sum_of_squares, gradients))) * unscale
+        norm = self.sqrt(self.add(self.hyper_map(_sum_of_squares, gradients)))[0] * unscale
         applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
         if applied:
             factor = unscale
