@@ -116,22 +116,19 @@ def _plain(activation, u):
 
 
 def _series(activation, u, scale, shift):
-    total = _plain(activation, _term(scale, 0) * u + _term(shift, 0))
+    if laid_out():
+        return _series_at_once(activation, u, scale, shift)
+    total = _plain(activation, scale[0] * u + shift[0])
     for i in range(1, scale.shape[0]):
-        total = total + _plain(activation, _term(scale, i) * u + _term(shift, i))
+        total = total + _plain(activation, scale[i] * u + shift[i])
     return total
 
 
-def _term(parameters, i):
-    """Line i of [n, C] or [n, 1]."""
-    if laid_out():
-        return placed("Gather", ((None, "ffn" if parameters.shape[1] > 1 else None), ()))(parameters, _number(i), 0)
-    return parameters[i]
-
-
-@constexpr
-def _number(i):
-    return Tensor(i, ms.int32)
+def _series_at_once(activation, u_BSC, scale, shift):
+    """All terms in one tensor [B, S, n, C]: scale and shift are cut beside u, not by a slice of their own, whose place MindSpore chooses otherwise."""
+    operands = (("batch", None, None, "ffn"), (None, "ffn" if scale.shape[1] > 1 else None))
+    terms = placed("Add", operands)(placed("Mul", operands)(ops.expand_dims(u_BSC, 2), scale), shift)
+    return ops.ReduceSum()(_plain(activation, terms), 2)
 
 
 @gradient_of("SeriesActivation")
