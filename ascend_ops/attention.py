@@ -14,7 +14,7 @@ from mindspore.ops.functional import isconstant
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, device, gradient_of, kernel, zeros_like
-from ascend_ops.dropout import dropout_mask, float32_rate
+from ascend_ops.dropout import by_mindspore, dropout_mask, float32_rate
 from ascend_ops.errors import OperatorError
 from ascend_ops.layout import laid_out, placed
 
@@ -135,7 +135,9 @@ def _head_by_head(q, k, v, hidden_BQK, dropout_rate, dropout_seed):
     k_BGKD, v_BGKD = ops.transpose(k, (0, 2, 1, 3)), ops.transpose(v, (0, 2, 1, 3))
     scores = placed("BatchMatMul", (_PER_HEAD, _PER_HEAD), "transpose_b")(q_BGRD, k_BGKD).reshape(B, H, Q, -1)
     p_BHQK = ops.softmax(ops.cast(scores, ms.float32) + hidden_BQK.expand_dims(1), -1)
-    if dropout_rate > 0.0:
+    if dropout_rate > 0.0 and laid_out():
+        p_BHQK = by_mindspore(dropout_rate)(p_BHQK)[0]
+    elif dropout_rate > 0.0:
         p_BHQK = p_BHQK * dropout_mask(p_BHQK.shape, dropout_seed, dropout_rate)
     out_BGRD = placed("BatchMatMul", (_PER_HEAD, _PER_HEAD))(ops.cast(p_BHQK, v.dtype).reshape(B, G, (H // G) * Q, -1), v_BGKD)
     return ops.transpose(out_BGRD.reshape(B, H, Q, D), (0, 2, 1, 3))

@@ -156,11 +156,30 @@ def has_bfloat16_products() -> bool:
     return not unavailable("linear", "cpu", "bfloat16") and bool({"avx512_bf16", "amx_bf16"} & library.cpu_flags())
 
 
-@functools.cache
+SOCS = ("ascend910", "ascend910b", "ascend910_93")
+_assumed_soc: list[str] = []
+
+
+def assume_soc(name: str) -> None:
+    """From now on choose as on this chip: for graphs that are compiled for a device that is not here.
+
+    Raises:
+        OperatorError: no such chip.
+    """
+    if name not in SOCS:
+        raise OperatorError(f"ascend_ops.assume_soc: {name!r}: no such chip; use one of {', '.join(SOCS)}")
+    _assumed_soc[:] = [name]
+
+
 def soc() -> str:
-    """The Ascend chip in the names of CANN's configurations (ascend910, ascend910b, ascend910_93), or none. Untested on hardware."""
+    """The Ascend chip in the names of CANN's configurations (see SOCS), or none. Untested on hardware."""
     if device() != "Ascend":
         return "none"
+    return _assumed_soc[-1] if _assumed_soc else _soc_here()
+
+
+@functools.cache
+def _soc_here() -> str:
     from mindspore._c_expression import MSContext
 
     return MSContext.get_instance().get_ascend_soc_version().lower()

@@ -1,6 +1,7 @@
 """Dropout whose mask is a function of (seed, element index) alone, so that a resumed or repeated run has the same masks.
 
-MindSpore's own dropout differs from run to run on a CPU even with a seed.
+MindSpore's own dropout differs from run to run on a CPU even with a seed. Under a plan it is taken all the same: a device has slices, and MindSpore
+gives its dropout different seeds for different slices. A run that is resumed there draws other masks.
 """
 
 import math
@@ -14,6 +15,7 @@ from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, gradient_of, kernel, zeros_like
 from ascend_ops.errors import OperatorError
+from ascend_ops.layout import laid_out
 
 
 def dropout(x: Tensor, seed: Tensor, rate: float) -> Tensor:
@@ -26,9 +28,17 @@ def dropout(x: Tensor, seed: Tensor, rate: float) -> Tensor:
     """
     chosen = select("dropout", describe(x), describe(seed))
     rate = checked_rate("dropout", rate)
+    if laid_out():
+        return by_mindspore(rate)(x)[0]
     if chosen == "composed":
         return ops.cast(ops.cast(x, ms.float32) * dropout_mask(x.shape, seed, rate), x.dtype)
     return kernel("Dropout")(x, seed.reshape(1), attribute(rate))
+
+
+@constexpr
+def by_mindspore(rate):
+    """MindSpore's primitive."""
+    return ops.Dropout(keep_prob=1.0 - rate)
 
 
 def dropout_seed(key: Tensor, site: int) -> Tensor:

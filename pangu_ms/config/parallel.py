@@ -31,9 +31,10 @@ class ParallelConfig:
     """Norms and residuals cut over the sequence on the model_parallel devices: all-reduces become reduce-scatters and all-gathers."""
     vocab_embedding: Literal["replicated", "row"] = "replicated"
     """The word table (and head) whole on every model_parallel device, or cut by rows over them."""
-    search_mode: Literal["none", "sharding_propagation", "recursive_programming", "dynamic_programming"] = "none"
-    """none: the plan names every layout (semi_auto_parallel). Else MindSpore's auto_parallel with this search: with sharding_propagation the plan names
-    those of products and tables, and they spread from there; the other two choose all by themselves."""
+    search_mode: Literal["sharding_propagation", "recursive_programming", "dynamic_programming", "none"] = "sharding_propagation"
+    """How MindSpore lays out what the plan does not name. sharding_propagation: the plan names products and tables, and their layouts spread from there;
+    the two searches (of auto_parallel) choose all by themselves; none (semi_auto_parallel) splits every other operator over all devices, which costs
+    redistributions."""
     devices_per_server: Int = 8
     """Devices with fast links among each other (HCCS); 8 in an Atlas 800."""
     stage_layers: tuple[Int, ...] = ()
