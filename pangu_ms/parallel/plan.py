@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from pangu_ms.parallel.rules import Rules, rules_for
 MOMENTS = ("adam_m.", "adam_v.")
 """Prefixes of the optimizer's two states of each parameter, which lie as the parameter does."""
 OPTIMIZER_SHARD_MIN_BYTES = 64 << 10
-"""With optimizer_shard a smaller slice stays whole: gathering it would cost more than it saves. MindSpore's default of parallel_optimizer_threshold."""
+"""With optimizer_shard a smaller parameter (its whole, not its slice) is not cut: gathering it would cost more than it saves. MindSpore's default of
+parallel_optimizer_threshold."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def with_optimizer_shard(layout: Layout) -> Layout:
     used = {name for dim in layout.dims for name in dim}
     free = tuple(name for name, size in layout.axes if name not in used and size > 1)
     count = functools.reduce(lambda product, name: product * dict(layout.axes)[name], free, 1)
-    if 4 * layout.slice_size < OPTIMIZER_SHARD_MIN_BYTES or layout.slice_shape[0] % count:
+    if 4 * math.prod(layout.shape) < OPTIMIZER_SHARD_MIN_BYTES or layout.slice_shape[0] % count:
         return layout
     return Layout(layout.shape, layout.axes, layout.dims, free)
 
