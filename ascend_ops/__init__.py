@@ -19,7 +19,7 @@ from ascend_ops.attention import causal_attention
 from ascend_ops.backend import BACKENDS, Choice, choose, explain, has_bfloat16_products, use
 from ascend_ops.dropout import dropout, dropout_seed
 from ascend_ops.errors import OperatorError
-from ascend_ops.layout import is_laid_out, lay_out, placed
+from ascend_ops.layout import Devices, is_laid_out, lay_out, placed
 from ascend_ops.loss import softmax_cross_entropy
 from ascend_ops.matmul import grouped_matmul, linear
 from ascend_ops.norms import layer_norm, rms_norm
@@ -30,6 +30,7 @@ from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
 __all__ = [
     "BACKENDS",
     "Choice",
+    "Devices",
     "OperatorError",
     "adamw",
     "add",

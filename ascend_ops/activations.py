@@ -15,6 +15,8 @@ from ascend_ops.errors import OperatorError
 from ascend_ops.layout import laid_out, placed
 from ascend_ops.table import ACTIVATION_CODES
 
+_CHANNELS = ("batch", None, "ffn")  # a plan's names of the dimensions of x [B, S, C]
+
 
 def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
     """GELU in its tanh form, of x + bias. Source: Hendrycks and Gimpel 2016."""
@@ -50,7 +52,8 @@ def series_activation(x: Tensor, scale: Tensor, shift: Tensor, bias: Tensor | No
     bias, scale, shift = _or_zero(bias), ops.cast(scale, ms.float32), ops.cast(shift, ms.float32)
     if chosen == "composed":
         return ops.cast(_series(activation, ops.cast(x, ms.float32) + bias, scale, shift), x.dtype)
-    return kernel("SeriesActivation")(x, bias, scale, shift, attribute(code))
+    operands = (_CHANNELS, _of_bias(bias), _of_term(scale), _of_term(shift))
+    return kernel("SeriesActivation", operands, (_CHANNELS,))(x, bias, scale, shift, attribute(code))
 
 
 def swiglu(
@@ -78,7 +81,18 @@ def swiglu(
         phi = _plain(activation, u) if scale is None else _series(activation, u, ops.cast(scale, ms.float32), ops.cast(shift, ms.float32))
         return ops.cast(phi * (ops.cast(up, ms.float32) + up_bias), gate.dtype)
     scale, shift = _or_one_term(scale, 1.0), _or_one_term(shift, 0.0)
-    return kernel("SeriesGlu")(gate, up, gate_bias, up_bias, scale, shift, attribute(code))
+    operands = (_CHANNELS, _CHANNELS, _of_bias(gate_bias), _of_bias(up_bias), _of_term(scale), _of_term(shift))
+    return kernel("SeriesGlu", operands, (_CHANNELS,))(gate, up, gate_bias, up_bias, scale, shift, attribute(code))
+
+
+def _of_bias(bias):
+    """What a plan calls the dimensions of a bias [C] or [1]."""
+    return ("ffn",) if bias.shape[0] > 1 else (None,)
+
+
+def _of_term(series):
+    """What a plan calls the dimensions of scale or shift [n, C] or [n, 1]."""
+    return (None, "ffn") if series.shape[1] > 1 else (None, None)
 
 
 def _activation(name, x, bias):

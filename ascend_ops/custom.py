@@ -14,6 +14,7 @@ from mindspore.ops import signature as sig
 from mindspore.ops.composite.multitype_ops.zeros_like_impl import zeros_like  # noqa: F401 - also of a number
 
 from ascend_ops import library
+from ascend_ops.layout import Axes, devices, is_laid_out
 from ascend_ops.table import KERNELS, Kernel
 
 _DATA_TYPES = {
@@ -84,6 +85,25 @@ def _one_or_all(values: tuple) -> tuple | object:
 @functools.cache
 def primitive(name: str, target: str) -> ops.Custom:
     """The primitive of kernel `name` on `target` (CPU or Ascend); builds the CPU library if it is not there yet."""
+    return _made(name, target)
+
+
+_placed: dict[str, ops.Custom] = {}
+
+
+def placed_primitive(name: str, target: str, operands: tuple[Axes, ...], results: tuple[Axes, ...]) -> ops.Custom:
+    """The same with the layouts that the plan in force gives to its inputs and outputs; see `kernel`."""
+    whole = ((None,),) if KERNELS[name].attributes and target == "CPU" else ()
+    inputs, outputs = devices().layouts(operands + whole), devices().layouts(results)
+    key = f"{name} {target} {[layout.to_dict() for layout in inputs + outputs]}"  # a Layout has no hash
+    if key not in _placed:
+        made = _made(name, target)
+        made.add_prim_attr("self_define_shard", True)  # without it MindSpore refuses layouts of custom operators
+        _placed[key] = made.shard(in_strategy=inputs, out_strategy=outputs)
+    return _placed[key]
+
+
+def _made(name: str, target: str) -> ops.Custom:
     kernel = KERNELS[name]
     if target == "CPU":
         function, shape, dtype = f"{library.build()}:{name}", None, None
@@ -106,9 +126,15 @@ def device() -> str:
 
 
 @constexpr
-def kernel(name):
-    """The primitive of a kernel on this device, as a constant of the graph. Attributes follow its inputs as `attribute` makes them."""
-    return primitive(name, device())
+def kernel(name, operands=None, results=None):
+    """The primitive of a kernel on this device, as a constant of the graph. Attributes follow its inputs as `attribute` makes them.
+
+    Args:
+        operands, results: what a plan calls the dimensions of each input and output, attributes left out; those of its gradient follow from them.
+    """
+    if operands is None or not is_laid_out():
+        return primitive(name, device())
+    return placed_primitive(name, device(), operands, results)
 
 
 @constexpr

@@ -1,7 +1,5 @@
 """The one place that applies a plan to a model: layouts, stages, recomputation, and MindSpore's parallel settings."""
 
-import math
-
 import mindspore as ms
 from mindspore import nn
 
@@ -24,13 +22,7 @@ def begin(plan: Plan, rank: int) -> None:
         threshold = {"parallel_optimizer_threshold": OPTIMIZER_SHARD_MIN_BYTES >> 10}  # in KB
         shard = {"enable_parallel_optimizer": True, "parallel_optimizer_config": threshold}
     ms.set_auto_parallel_context(device_num=world, global_rank=rank, full_batch=True, pipeline_stages=parallel.pipeline_stage, **mode, **shard)
-    ascend_ops.lay_out(cuts(plan))
-
-
-def cuts(plan: Plan) -> dict[str, int]:
-    """Number of parts of each logical axis."""
-    sizes = dict(plan.mesh.axes)
-    return {axis: math.prod(sizes.get(name, 1) for name in names) for axis, names in plan.rules.items()}
+    ascend_ops.lay_out(ascend_ops.Devices(plan.mesh.axes, plan.rules))
 
 
 def apply(plan: Plan, model: nn.Cell) -> None:

@@ -22,12 +22,17 @@ def main() -> int:
     request = json.load(sys.stdin)
     answer, sys.stdout = sys.stdout, sys.stderr  # nothing else may write to it
     with tempfile.TemporaryDirectory(prefix="pangu-rehearse-") as graphs:
-        os.environ |= {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": graphs, "GLOG_v": runtime.ERRORS_ONLY}
-        os.chdir(graphs)  # MindSpore leaves files of failed compilations where it runs
-        runtime.quiet()
+        prepare(Path(graphs))
         report = rehearse_rank(request, Path(graphs))
     json.dump(report, answer)
     return 0
+
+
+def prepare(graphs: Path) -> None:
+    """Let MindSpore write its graphs there; before it compiles."""
+    os.environ |= {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(graphs), "GLOG_v": runtime.ERRORS_ONLY}
+    os.chdir(graphs)  # it leaves files of failed compilations where it runs
+    runtime.quiet()
 
 
 def rehearse_rank(request: dict[str, Any], graphs: Path) -> dict[str, Any]:

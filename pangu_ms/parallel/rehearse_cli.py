@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="pangu plan rehearse", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--ranks", type=_ranks, metavar="N,N,...", help="ranks to compile for; default: the first of every stage")
+    which.add_argument("--ranks", metavar="N,N,...", help="ranks to compile for; default: the first of every stage")
     which.add_argument("--sample", type=int, default=0, metavar="N", help="number of ranks, spread over stages and places in them; 0: one of every stage")
     parser.add_argument("--layers-per-stage", type=int, default=2, metavar="N", help="layers kept on each stage, at full width; 0 keeps all")
     parser.add_argument("--chip", choices=("ascend910", "ascend910b", "ascend910_93"), default="ascend910", help="whose operators the step is made of")
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     config = load_config(args.config, args.overrides)
     config = thinned(config, args.layers_per_stage) if args.layers_per_stage else config
     plan = Plan.of(config)
-    ranks = args.ranks or sample_ranks(plan, args.sample)
+    ranks = _ranks(args.ranks) if args.ranks else sample_ranks(plan, args.sample)
     if args.output:
         with files.writing(args.output):
             args.output.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,41 @@
+"""Compiles a model's step for a virtual rank with series activations by our kernels; prints the report as JSON.
+
+argv: config, rank, overrides. The CPU kernels stand for Ascend's, whose primitives cannot be made without CANN; layouts are attached to both alike. They are
+made before the process becomes virtual, since their constructor looks for CANN afterwards.
+"""
+
+import json
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+import ascend_ops
+from ascend_ops import backend, custom
+from pangu_ms.config.load import config_to_dict, load_config
+from pangu_ms.parallel import rehearse_child
+
+KERNELS = ("SeriesActivation", "SeriesActivationGrad", "SeriesGlu", "SeriesGluGrad")
+BY_KERNELS = ("swiglu", "series_activation", "fast_gelu")
+
+
+def main() -> None:
+    config, rank, *overrides = sys.argv[1:]
+    pools = {name: [custom._made(name, "CPU") for _ in range(4)] for name in KERNELS}
+    patches = [
+        mock.patch.object(custom, "device", lambda: "CPU"),
+        mock.patch.object(custom, "_made", lambda name, target: pools[name].pop()),
+        mock.patch.object(ascend_ops.backend, "choose", lambda name, dtype: backend.Choice("cpu" if name in BY_KERNELS else "composed", "test")),
+        mock.patch.object(ascend_ops, "use", lambda name: mock.MagicMock()),  # it would force them all
+    ]
+    request = {"config": config_to_dict(load_config(config, overrides)), "rank": int(rank), "soc": "", "strategy_file": "", "where": "test"}
+    with TemporaryDirectory() as graphs:
+        rehearse_child.prepare(Path(graphs))
+        for patch in patches:
+            patch.start()
+        report = rehearse_child.rehearse_rank(request, Path(graphs))
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
