@@ -1,0 +1,187 @@
+"""MindSpore's parameter-layout files: read into layouts, written from a plan, compared with one. No mindspore import."""
+
+import functools
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pangu_ms.errors import PlanError
+from pangu_ms.parallel.layout import Layout
+from pangu_ms.parallel.mesh import Mesh
+from pangu_ms.parallel.plan import MOMENTS, Plan
+from pangu_ms.parallel.stored_layout import StoredLayout, layout_item
+from pangu_ms.parallel.strategy_wire import Content, StrategyItem, read_content, write_content
+
+PLACEHOLDER = "Plan-stage"
+"""Begins the one operator of a file written from a plan: MindSpore looks up the stage in the first operator, and ignores names that its model lacks."""
+STATES = (*MOMENTS, "moment1.", "moment2.", "moments.", "lamb_m.", "lamb_v.", "accu_grads.")
+"""Prefixes that MindSpore's optimizers and its accumulation of gradients give to what belongs to a parameter and lies as it does."""
+T = TypeVar("T")
+_STAGED = re.compile(r"(\d+)-(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A tensor that lies otherwise than in a plan."""
+
+    stage: int
+    name: str
+    found: Layout
+    wanted: Layout
+
+
+@dataclass(frozen=True)
+class StrategyFile:
+    """Parameter layouts of one stage, or of all stages in a merged file."""
+
+    path: Path
+    stages: dict[int, dict[str, StoredLayout]]
+    """For each stage its tensors, states of the optimizer included, in the file's order; stage 0 if the file does not say, as MindSpore has it."""
+    is_merged: bool
+
+    @property
+    def stage_size(self) -> int:
+        """Devices of a stage, the same for every tensor."""
+        return next(stored.pattern.num_devices for tensors in self.stages.values() for stored in tensors.values())
+
+    @property
+    def world(self) -> int:
+        """Devices of the stages in this file."""
+        return self.stage_size * len(self.stages)
+
+    def layouts(self, stage: int, slice_shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Layout]:
+        """The layout of each tensor of a stage.
+
+        Args:
+            slice_shapes: what one device holds of each tensor; needed for protobuf files.
+
+        Raises:
+            PlanError: no such stage; a shape is missing or does not fit.
+        """
+        if stage not in self.stages:
+            raise PlanError(f"{self.path}: holds stage {_list(self.stages)}; stage {stage} is wanted; name its file or the merged one")
+        with_slices = slice_shapes or {}
+        return {
+            name: _within(self.path, name, lambda: stored.of_slice(tuple(with_slices[name])) if name in with_slices else stored.whole())
+            for name, stored in self.stages[stage].items()
+        }
+
+    def differences(self, plan: Plan) -> list[Difference]:
+        """Where slices lie otherwise than in a plan, tensor by tensor.
+
+        Raises:
+            PlanError: see `check_against`.
+        """
+        self._check_world(plan)
+        found = []
+        for stage, tensors in self.stages.items():
+            parameters = dict.fromkeys(plan.stage_parameters(stage))
+            owners = {name: parameter_of(name, parameters) for name in tensors}
+            self._check_names(stage, owners, parameters)
+            for name, stored in tensors.items():
+                wanted = plan.layouts[owners[name]]
+                layout = _within(self.path, name, lambda: stored.whole(wanted.shape))
+                if not same_slices(layout, wanted):
+                    found.append(Difference(stage, name, layout, wanted))
+        return found
+
+    def check_against(self, plan: Plan) -> None:
+        """Every slice of the file lies where the plan has it.
+
+        Raises:
+            PlanError: the file is of another world or model, or a tensor lies otherwise.
+        """
+        for first in self.differences(plan):
+            raise PlanError(f"{self.path}: {first.name}: cut {cut_text(first.found)}; the plan has {cut_text(first.wanted)}; use the file of this plan")
+
+    def _check_world(self, plan: Plan) -> None:
+        mesh = plan.mesh
+        if self.stage_size != mesh.stage_size:
+            raise PlanError(f"{self.path}: is of {self.stage_size} devices a stage; the plan has {mesh.stage_size}; use the file of this plan, or its degrees")
+        outside = [stage for stage in self.stages if stage >= mesh.num_stages]
+        if outside or self.is_merged and len(self.stages) != mesh.num_stages:
+            raise PlanError(f"{self.path}: holds stage {_list(self.stages)}; the plan has stages 0 to {mesh.num_stages - 1}; use the file of this plan")
+
+    def _check_names(self, stage: int, owners: dict[str, str | None], parameters: Mapping[str, None]) -> None:
+        where = f"{self.path}: stage {stage}"
+        if unknown := [name for name, owner in owners.items() if owner is None]:
+            raise PlanError(f"{where}: {unknown[0]}: no parameter of this stage of the plan; use the file of this model and plan")
+        if missing := [name for name in parameters if name not in owners]:
+            raise PlanError(f"{where}: {missing[0]} is missing; the plan has it in this stage; use the file of this model and plan")
+
+
+def read_parameter_layouts(path: str | Path, mesh: Mesh | None = None) -> StrategyFile:
+    """Read a file, merged or not, protobuf or JSON.
+
+    Args:
+        mesh: whose axis names are used where sizes agree.
+
+    Raises:
+        PlanError: the file is missing, cut off, no strategy file, or has numbers that do not fit together.
+    """
+    path, content = Path(path), read_content(path)
+    if not content.parallel_layout_item:
+        raise PlanError(f"{path}: holds operators and no parameter layouts; a file saved by strategy_ckpt_save_file or save_param_strategy_file is wanted")
+    own = next((operator.stage for operator in content.parallel_strategy_item.values()), 0)
+    stages: dict[int, dict[str, StoredLayout]] = {}
+    names = [_STAGED.fullmatch(name) for name in content.parallel_layout_item]
+    is_merged = all(names)
+    for match, (name, item) in zip(names, content.parallel_layout_item.items()):
+        stage, tensor = (int(match[1]), match[2]) if is_merged and match else (own, name)
+        stages.setdefault(stage, {})[tensor] = _within(path, name, lambda: StoredLayout.of(item, mesh))
+    _check_sizes(path, stages)
+    return StrategyFile(path, dict(sorted(stages.items())), is_merged)
+
+
+def write_parameter_layouts(plan: Plan, stage: int, path: str | Path) -> None:
+    """Write the layouts of a stage's parameters and moments; JSON if the name ends in .json, else protobuf. MindSpore's tools read and merge them.
+
+    MindSpore's own files also name the operators that read each parameter; here one placeholder tells the stage.
+
+    Raises:
+        PlanError: the plan has no such stage, or a layout that the format cannot tell.
+    """
+    if not 0 <= stage < plan.mesh.num_stages:
+        raise PlanError(f"stage {stage}: the plan has {plan.mesh.num_stages}; stages are 0 to {plan.mesh.num_stages - 1}")
+    with_shape = Path(path).suffix == ".json"
+    items = {name: _within(path, name, lambda: layout_item(plan.layouts[name], with_shape)) for name in plan.stage_parameters(stage)}
+    items |= {prefix + name: item for prefix in MOMENTS for name, item in items.items()}
+    write_content(Content(parallel_layout_item=items, parallel_strategy_item={f"{PLACEHOLDER}{stage}": StrategyItem([[1]], stage)}), path)
+
+
+@functools.lru_cache
+def same_slices(one: Layout, other: Layout) -> bool:
+    """Whether every device holds the same slice in both, whatever the axes are called. Shapes and numbers of devices must agree."""
+    return one == other or all(one.index(rank) == other.index(rank) for rank in range(one.num_devices))
+
+
+def parameter_of(name: str, parameters: Collection[str]) -> str | None:
+    """The parameter that a tensor is, or is a state of."""
+    owners = [name] + [name.removeprefix(prefix) for prefix in STATES if name.startswith(prefix)]
+    return next((owner for owner in owners if owner in parameters), None)
+
+
+def cut_text(layout: Layout) -> str:
+    """Pieces of each dimension with their axes: "8 (dp mp), 1"."""
+    return ", ".join(f"{count} ({' '.join(axes)})" if axes else "1" for count, axes in zip(layout.counts, layout.cuts)) or "not at all"
+
+
+def _check_sizes(path: Path, stages: dict[int, dict[str, StoredLayout]]) -> None:
+    sizes = {stored.pattern.num_devices: f"{name} (stage {stage})" for stage, tensors in stages.items() for name, stored in tensors.items()}
+    if len(sizes) > 1:
+        (one, a), (other, b) = list(sizes.items())[:2]
+        raise PlanError(f"{path}: {a} is on {one} devices, {b} on {other}; must be the same for all; save the strategy again")
+
+
+def _within(path: str | Path, name: str, make: Callable[[], T]) -> T:
+    """What `make` makes; its error gets the file's and the tensor's name."""
+    try:
+        return make()
+    except PlanError as error:
+        raise PlanError(f"{path}: {name}: {error}") from None
+
+
+def _list(stages: Iterable[int]) -> str:
+    return ", ".join(map(str, stages))

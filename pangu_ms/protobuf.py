@@ -1,0 +1,74 @@
+"""Protobuf's wire format in a few lines: messages taken apart and put together without a schema.
+
+The protobuf package, once imported, keeps mindspore from being imported after it. Source: protobuf.dev, "Encoding".
+"""
+
+from collections.abc import Iterator
+
+VARINT, FIXED64, MESSAGE, FIXED32 = 0, 1, 2, 5  # wire types; groups (3, 4) are not in use
+_MAX_SHIFT = 63
+
+
+def fields(message: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
+    """Number, value and whole text of each field of a message.
+
+    Raises:
+        ValueError: the bytes end inside a field, or hold none.
+    """
+    start = 0
+    while start < len(message):
+        tag, at = _varint(message, start)
+        size = {FIXED64: 8, FIXED32: 4}.get(tag & 7, 0)
+        if tag & 7 == VARINT:
+            value, end = _varint(message, at)
+        elif size or tag & 7 == MESSAGE:
+            size, at = (size, at) if size else _varint(message, at)
+            value, end = message[at : at + size], at + size
+        else:
+            raise ValueError(f"byte {start}: no field")
+        if end > len(message):
+            raise ValueError(f"byte {start}: cut off")
+        yield tag >> 3, value, message[start:end]
+        start = end
+
+
+def values(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Number and value of each field of a message."""
+    return ((number, value) for number, value, _ in fields(message))
+
+
+def signed(value: int) -> int:
+    """The int32 or int64 that a varint stands for."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def varint(value: int) -> bytes:
+    """A number, seven bits a byte, the lowest first; negative ones as 64 bits."""
+    value &= (1 << 64) - 1
+    groups = []
+    while value > 127:
+        groups.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*groups, value])
+
+
+def number_field(number: int, value: int) -> bytes:
+    """A field with a whole number."""
+    return varint(number << 3 | VARINT) + varint(value)
+
+
+def message_field(number: int, content: bytes) -> bytes:
+    """A field with a message or a text."""
+    return varint(number << 3 | MESSAGE) + varint(len(content)) + content
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """The number that starts here, and where it ends."""
+    value = shift = 0
+    while at < len(message) and shift <= _MAX_SHIFT:
+        byte = message[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+    raise ValueError(f"byte {at}: cut off inside a number")
