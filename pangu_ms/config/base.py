@@ -48,7 +48,7 @@ def require_not_negative(section: Any, **meaning_of_0: str) -> None:
 
 def divisors(number: int) -> str:
     """Divisors of `number`, for the "use ..." part of a message."""
-    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0 and d <= 256)
+    return ", ".join(str(d) for d in range(1, min(number, 256) + 1) if number % d == 0)
 
 
 @dataclasses.dataclass(frozen=True)
