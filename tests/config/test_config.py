@@ -164,7 +164,7 @@ class DummyConfig(ModelConfig):
 @pytest.fixture
 def dummy_family(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setitem(FAMILIES, "dummy", Family(DummyConfig, "nowhere:Dummy", "nowhere:FORMATS"))
+        patch.setitem(FAMILIES, "dummy", Family(DummyConfig, "nowhere:Dummy", "nowhere:FORMATS", "nowhere:RULES"))
         rebuild_dataclass(RunConfig, force=True)
         yield
     rebuild_dataclass(RunConfig, force=True)
