@@ -129,9 +129,22 @@ def test_verbs_that_do_not_exist(capsys):
     assert "did you mean 'train'" in capsys.readouterr().err
 
 
+SECOND_WORDS = {
+    "tokenizer": "train",
+    "data": "prepare",
+    "config": "show",
+    "ops": "list",
+    "analyze": "collapse",
+    "model": "inherit",
+    "study": "pi-ablation",
+    "plan": "rehearse",
+    "ckpt": "reshard",
+}
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_defaults(verb):
-    words = [verb] + {"tokenizer": ["train"], "data": ["prepare"], "config": ["show"], "ops": ["list"], "analyze": ["collapse"], "model": ["inherit"], "study": ["pi-ablation"]}.get(verb, [])
+    words = [verb, SECOND_WORDS[verb]] if verb in SECOND_WORDS else [verb]
     done = subprocess.run([sys.executable, "-m", "pangu_ms", *words, "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "usage: pangu" in done.stdout and "default:" in done.stdout
 

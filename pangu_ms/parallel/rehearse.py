@@ -55,7 +55,9 @@ class RankReport:
         return 4 * sum(math.prod(shape) for name, shape in self.slices.items() if name.startswith(MOMENTS))
 
 
-def rehearse(config: RunConfig, ranks: Sequence[int], soc: str = "ascend910", strategy_directory: Path | None = None, progress: bool = True) -> list[RankReport]:
+def rehearse(
+    config: RunConfig, ranks: Sequence[int], soc: str = "ascend910", strategy_directory: Path | None = None, progress: bool = True
+) -> list[RankReport]:
     """Compile the training step of `config` for each of `ranks`, one after the other.
 
     Args:

@@ -49,7 +49,8 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps(document))
     else:
-        print(f"{config.model.family}, {config.model.num_layers} layers of full width, {plan.mesh.world} devices: dp, mp = {plan.mesh.matrix}, {plan.mesh.num_stages} stages")
+        axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.axes)
+        print(f"{config.model.family}, {config.model.num_layers} layers of full width; {plan.mesh.world} devices: {axes} x {plan.mesh.num_stages} stages")
         for report in reports:
             print(table(report, args.parameters))
     return 1 if any(report.differences for report in reports) else 0
