@@ -9,9 +9,10 @@ Source: https://github.com/huggingface/safetensors, README, section "Format".
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +26,50 @@ _DTYPES = {
     }.items()
 }  # fmt: skip
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_RAW = _DTYPES | {"BF16": np.dtype("<u2")}
 _METADATA = {"format": "pt"}  # Hugging Face's loaders refuse a file without it
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a header says of a tensor."""
+
+    code: str
+    """The format's name of its dtype, such as "F32"."""
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        """In which its bytes are read and written: a bfloat16 as uint16."""
+        return _RAW[self.code]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def values(self, raw: np.ndarray) -> np.ndarray:
+        """Of an array of `dtype`: itself, or for a bfloat16 a float32, which holds it exactly and whose upper half it is."""
+        return (raw.astype(np.uint32) << 16).view(np.float32) if self.code == "BF16" else raw
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a file has a tensor's bytes."""
+
+    path: Path
+    segments: tuple[tuple[int, int], ...]
+    """(offset, length) in bytes, one after the other."""
+
+    def map(self, spec: Spec) -> np.ndarray:
+        """The tensor in `spec.dtype`, not yet read from the disk unless it lies in several segments."""
+        parts = [np.memmap(self.path, np.uint8, "r", offset, (length,)) for offset, length in self.segments if length]
+        flat = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
+        return flat.view(spec.dtype).reshape(spec.shape)
+
+
+Contents = dict[str, tuple[Spec, Place]]
+"""What a file holds, by name."""
 
 
 def encode(tensors: dict[str, np.ndarray]) -> Iterator[bytes | np.ndarray]:
@@ -37,23 +81,39 @@ def encode(tensors: dict[str, np.ndarray]) -> Iterator[bytes | np.ndarray]:
     Raises:
         CheckpointError: a dtype that the format has no code for.
     """
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # wide types first keeps all of them aligned
+    return encode_lazily({name: spec_of(name, array) for name, array in tensors.items()}, lambda name: tensors[name])
+
+
+def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> Iterator[bytes | np.ndarray]:
+    """`encode` of tensors that `load` gives when their turn has come, in `Spec.dtype` and of the specified shapes."""
+    order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))  # wide types first keeps all of them aligned
     header: dict[str, Any] = {"__metadata__": _METADATA}
     offset = 0
     for name in order:
-        array = tensors[name]
-        header[name] = {"dtype": _code(name, array), "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
-        offset += array.nbytes
+        spec = specs[name]
+        header[name] = {"dtype": spec.code, "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
+        offset += spec.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        array = tensors[name]
-        yield np.ascontiguousarray(array, _DTYPES[_code(name, array)]).reshape(-1).view(np.uint8)
+        yield np.ascontiguousarray(load(name), specs[name].dtype).reshape(-1).view(np.uint8)
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, in the file's dtypes; bfloat16 becomes float32, which holds it exactly.
+def spec_of(name: str, array: np.ndarray) -> Spec:
+    """What the header of a file that holds `array` says.
+
+    Raises:
+        CheckpointError: a dtype that the format has no code for.
+    """
+    code = _CODES.get(array.dtype.newbyteorder("<"))
+    if code is None:
+        raise CheckpointError(f"{name}: dtype {array.dtype} has no place in a safetensors file; convert it to float32")
+    return Spec(code, tuple(array.shape))
+
+
+def index(path: Path) -> Contents:
+    """What a file holds, from its header alone.
 
     Raises:
         CheckpointError: the file cannot be read or is not a whole safetensors file.
@@ -66,29 +126,25 @@ def read(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError(f"header of {length} bytes in a file of {size}")
             header = json.loads(file.read(length))
             header.pop("__metadata__", None)
-            return {name: _read_tensor(file, name, entry, 8 + length, size) for name, entry in header.items()}
+            return {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); name a readable safetensors file") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({type(error).__name__}: {error}); copy or download it again") from None
 
 
-def _code(name: str, array: np.ndarray) -> str:
-    code = _CODES.get(array.dtype.newbyteorder("<"))
-    if code is None:
-        raise CheckpointError(f"{name}: dtype {array.dtype} has no place in a safetensors file; convert it to float32")
-    return code
+def read(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a file, in the file's dtypes; bfloat16 becomes float32, which holds it exactly.
+
+    Raises:
+        CheckpointError: the file cannot be read or is not a whole safetensors file.
+    """
+    return {name: spec.values(np.array(place.map(spec))) for name, (spec, place) in index(path).items()}
 
 
-def _read_tensor(file: BinaryIO, name: str, entry: dict[str, Any], start: int, size: int) -> np.ndarray:
+def _entry(path: Path, name: str, entry: dict[str, Any], start: int, size: int) -> tuple[Spec, Place]:
     begin, end = entry["data_offsets"]
-    bfloat16 = entry["dtype"] == "BF16"
-    dtype = _DTYPES["U16" if bfloat16 else entry["dtype"]]
-    shape = [int(length) for length in entry["shape"]]
-    count = math.prod(shape)
-    if begin < 0 or min(shape, default=0) < 0 or end - begin != count * dtype.itemsize or start + end > size:
-        raise ValueError(f"{name}: bytes {begin} to {end} for {entry['dtype']} {shape}, file of {size} bytes")
-    file.seek(start + begin)
-    array = np.fromfile(file, dtype, count).reshape(shape)
-    # A bfloat16 is the upper half of a float32.
-    return (array.astype(np.uint32) << 16).view(np.float32) if bfloat16 else array
+    spec = Spec(entry["dtype"], tuple(int(length) for length in entry["shape"]))
+    if begin < 0 or min(spec.shape, default=0) < 0 or end - begin != spec.nbytes or start + end > size:
+        raise ValueError(f"{name}: bytes {begin} to {end} for {spec.code} {list(spec.shape)}, file of {size} bytes")
+    return spec, Place(path, ((start + begin, end - begin),))

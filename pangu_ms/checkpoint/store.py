@@ -1,11 +1,12 @@
 """The checkpoint store: directories that are whole or not there. No mindspore import.
 
     ROOT/step-00000100/model.safetensors        one group of tensors; model-00001-of-00003.safetensors ... beyond max_shard_bytes
+                       model-rank-00007.safetensors ... of a checkpoint that is cut over the ranks of a plan: see sharded.py
                        optimizer.safetensors    further groups, if any
                        state.json               what the training loop needs to go on; opaque here
                        config.yaml              the resolved run configuration
                        tokenizer/               copy of the tokenizer, so that text can be generated from this directory alone
-                       manifest.json            written last: size and SHA-256 of every file, versions, git revision
+                       manifest.json            written last: size and SHA-256 of every file, versions, git revision; see manifest.py
 
 A save goes to a temporary name, is flushed and renamed (see commit.py). A reader trusts a step only after its manifest, sizes and digests.
 """
@@ -24,22 +25,23 @@ from typing import Any
 import numpy as np
 
 from pangu_ms import files
-from pangu_ms.checkpoint import commit, safetensors_file
+from pangu_ms.checkpoint import commit, safetensors_file, sharded
+from pangu_ms.checkpoint.manifest import FORMAT_VERSION, MANIFEST, STEP, verified
 from pangu_ms.checkpoint.provenance import provenance
 from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config, load_config
 from pangu_ms.errors import CheckpointError
+from pangu_ms.parallel.plan import Plan
 
-__all__ = ["Checkpoint", "check_names_and_shapes", "latest_valid", "open_checkpoint", "save"]
+__all__ = ["Checkpoint", "check_names_and_shapes", "latest_valid", "open_checkpoint", "save", "write"]
 
 _log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
 MAX_SHARD_BYTES = 4 << 30  # below the 5 GB that object stores take in one request
-_STEP = re.compile(r"step-(\d{8,})(\.old)?")
 
 Tensors = dict[str, np.ndarray]
+Contents = dict[str, Iterable[Any]]
+"""Files by name, each as pieces of bytes."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,32 @@ class Checkpoint:
         """Names of its groups of tensors."""
         return list(self.manifest["tensors"])
 
-    def tensors(self, group: str = "model") -> Tensors:
-        """The tensors of one group by name, with the shapes and dtypes that were saved.
+    def stored(self, group: str = "model") -> sharded.Stored:
+        """The tensors of one group by name, on disk: to be read one at a time, or in parts.
 
         Raises:
-            CheckpointError: it has no such group.
+            CheckpointError: it has no such group, or a rank's file does not fit the plan of its config.yaml.
         """
         if group not in self.groups:
             raise CheckpointError(f"{self.path}: has no {group} tensors; it holds {', '.join(self.groups)}; use another checkpoint")
+        ranks = {int(match[2]): self.path / name for name in self.manifest["files"] if (match := sharded.RANK_FILE.fullmatch(name)) and match[1] == group}
+        if ranks:
+            return sharded.read_ranks(str(self.path), ranks, Plan.of(self.config()))
         shard = re.compile(re.escape(group) + r"(-\d{5}-of-\d{5})?\.safetensors")
-        tensors: Tensors = {}
-        for name in self.manifest["files"]:
-            if shard.fullmatch(name):
-                tensors |= safetensors_file.read(self.path / name)
-        return tensors
+        paths = [self.path / name for name in self.manifest["files"] if shard.fullmatch(name)]
+        return {name: sharded.whole(*entry) for path in paths for name, entry in safetensors_file.index(path).items()}
+
+    def each(self, group: str = "model") -> Iterator[tuple[str, np.ndarray]]:
+        """The tensors of one group, one after the other; see `tensors`."""
+        return ((name, tensor.values()) for name, tensor in self.stored(group).items())
+
+    def tensors(self, group: str = "model") -> Tensors:
+        """The tensors of one group by name, with the shapes and dtypes that were saved; those of a sharded checkpoint are put together.
+
+        Raises:
+            CheckpointError: see `stored`.
+        """
+        return dict(self.each(group))
 
     def state(self) -> dict[str, Any]:
         """What the training loop stored."""
@@ -115,13 +129,24 @@ def save(
         CheckpointError: `tokenizer` is not a directory, or a dtype cannot be stored.
         OutputError: the disk is full or not writable.
     """
+    # Whatever may fail without touching the disk is done first.
+    contents: Contents = {"state.json": [_json(state)], "config.yaml": [dump_config(config).encode()], **tokenizer_files(tokenizer)}
+    for group, tensors in groups.items():
+        for name, names in shards(group, {name: array.nbytes for name, array in tensors.items()}, max_shard_bytes):
+            contents[name] = safetensors_file.encode({name: tensors[name] for name in names})
+    return write(root, step, contents, {group: len(tensors) for group, tensors in groups.items()}, keep)
+
+
+def write(root: Path, step: int, contents: Contents, groups: dict[str, int], keep: int = 0) -> Path:
+    """Commit one step from the bytes of its files; see `save`.
+
+    Args:
+        contents: all files but the manifest; their pieces are made when their turn has come.
+        groups: number of tensors of each group.
+    """
     root = Path(root)
     target = root / f"step-{step:08d}"
-    # Whatever may fail without touching the disk is done first.
-    contents: dict[str, Iterable[Any]] = {"state.json": [_json(state)], "config.yaml": [dump_config(config).encode()], **_tokenizer_files(tokenizer)}
-    for group, tensors in groups.items():
-        contents |= {name: safetensors_file.encode(shard) for name, shard in _shards(group, tensors, max_shard_bytes)}
-    manifest = {"format_version": FORMAT_VERSION, "step": step, **provenance(), "tensors": {group: len(tensors) for group, tensors in groups.items()}}
+    manifest = {"format_version": FORMAT_VERSION, "step": step, **provenance(), "tensors": groups}
     with files.writing(target):
         root.mkdir(parents=True, exist_ok=True)
         with commit.only_saver(root) as alone:
@@ -138,7 +163,7 @@ def save(
     return target
 
 
-def latest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
+def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose files are all there with the right size and digest.
 
     Returns:
@@ -149,7 +174,7 @@ def latest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
     found = None
     for path in _steps(root):
         try:
-            found = _verified(path)
+            found = _open(path, digests, progress)
             break
         except CheckpointError as error:
             passed_over.append(str(error))
@@ -158,8 +183,12 @@ def latest_valid(root: Path) -> tuple[Checkpoint | None, list[str]]:
     return found, passed_over
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, digests: bool = True, progress: bool = False) -> Checkpoint:
     """A step directory itself, or the newest valid one of a checkpoint root or of a run directory that contains `checkpoints/`.
+
+    Args:
+        digests: False checks sizes only, for a first look at what will be opened again.
+        progress: show a bar while digests are computed.
 
     Raises:
         CheckpointError: there is none; the message names what was seen and what is wrong with it.
@@ -167,21 +196,27 @@ def open_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; a checkpoint is a step-* directory, the directory of these, or a run's directory")
-    if (path / MANIFEST).exists() or _STEP.fullmatch(path.resolve().name):
-        return _verified(path)
+    if (path / MANIFEST).exists() or STEP.fullmatch(path.resolve().name):
+        return _open(path, digests, progress)
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    checkpoint, passed_over = latest_valid(root)
+    checkpoint, passed_over = latest_valid(root, digests, progress)
     if checkpoint is None:
         seen = " | ".join(passed_over) or "no step-* directory in it"
         raise CheckpointError(f"{root}: no valid checkpoint ({seen}); name a directory that holds one, or train again")
     return checkpoint
 
 
+def _open(path: Path, digests: bool, progress: bool) -> Checkpoint:
+    manifest = verified(path, digests, progress)
+    return Checkpoint(path, manifest["step"], manifest)
+
+
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:
+def tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:
+    """The files of a tokenizer directory as a step keeps them."""
     if tokenizer is None:
         return {}
     tokenizer = Path(tokenizer)
@@ -190,21 +225,21 @@ def _tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:
     return {f"tokenizer/{path.relative_to(tokenizer).as_posix()}": [path.read_bytes()] for path in sorted(tokenizer.rglob("*")) if path.is_file()}
 
 
-def _shards(group: str, tensors: Tensors, max_bytes: int) -> Iterator[tuple[str, Tensors]]:
-    """File names with their tensors, in the given order; a file exceeds `max_bytes` only if a single tensor does."""
-    shards: list[Tensors] = [{}]
+def shards(group: str, sizes: dict[str, int], max_bytes: int = MAX_SHARD_BYTES) -> Iterator[tuple[str, list[str]]]:
+    """File names with the names of their tensors, in the given order; a file exceeds `max_bytes` only if a single tensor does."""
+    cut: list[list[str]] = [[]]
     room = max_bytes
-    for name, array in tensors.items():
-        if array.nbytes > room and shards[-1]:
-            shards.append({})
+    for name, size in sizes.items():
+        if size > room and cut[-1]:
+            cut.append([])
             room = max_bytes
-        shards[-1][name] = array
-        room -= array.nbytes
-    for number, shard in enumerate(shards, 1):
-        yield f"{group}-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else f"{group}.safetensors", shard
+        cut[-1].append(name)
+        room -= size
+    for number, names in enumerate(cut, 1):
+        yield f"{group}-{number:05d}-of-{len(cut):05d}.safetensors" if len(cut) > 1 else f"{group}.safetensors", names
 
 
-def _write_step(directory: Path, contents: dict[str, Iterable[Any]], manifest: dict[str, Any]) -> None:
+def _write_step(directory: Path, contents: Contents, manifest: dict[str, Any]) -> None:
     """Write and flush all files, the manifest last, and the directories' entries."""
     manifest = manifest | {"files": {name: _write_file(directory / name, pieces) for name, pieces in contents.items()}}
     _write_file(directory / MANIFEST, [_json(manifest | {"sha256": files.sha256_json(manifest)})])
@@ -227,50 +262,14 @@ def _write_file(path: Path, pieces: Iterable[Any]) -> dict[str, Any]:
 
 def _steps(root: Path) -> list[Path]:
     """Step directories, newest first; an `.old` one after the one that replaces it."""
-    found = [(int(match[1]), not match[2], path) for path in root.glob("step-*") if (match := _STEP.fullmatch(path.name)) and path.is_dir()]
+    found = [(int(match[1]), not match[2], path) for path in root.glob("step-*") if (match := STEP.fullmatch(path.name)) and path.is_dir()]
     return [path for _, _, path in sorted(found, reverse=True)]
-
-
-def _verified(path: Path, digests: bool = True) -> Checkpoint:
-    """Open a step directory after checking manifest and sizes and, unless told otherwise, digests.
-
-    Raises:
-        CheckpointError: what is wrong with it.
-    """
-    try:
-        manifest = _read_manifest(path)
-        for name, entry in manifest["files"].items():
-            size = (path / name).stat().st_size
-            if size != entry["bytes"]:
-                raise CheckpointError(f"{path}: {name} has {size} bytes, its manifest says {entry['bytes']}; use another checkpoint")
-            if digests and files.sha256_file(path / name) != entry["sha256"]:
-                raise CheckpointError(f"{path}: {name} has another content than its manifest says (SHA-256); use another checkpoint")
-    except FileNotFoundError as error:
-        name = Path(error.filename).relative_to(path)
-        raise CheckpointError(f"{path}: {name} is missing, so the directory is not whole; use another checkpoint") from None
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); use another checkpoint or mend the disk") from None
-    return Checkpoint(path, manifest["step"], manifest)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        digest = manifest.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise CheckpointError(f"{path}: {MANIFEST} is damaged; use another checkpoint") from None
-    if manifest.get("format_version", 0) != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format version {manifest.get('format_version')}; this program reads {FORMAT_VERSION}; use the pangu_ms that wrote it")
-    match = _STEP.fullmatch(path.name)
-    if digest != files.sha256_json(manifest) or (match and int(match[1]) != manifest["step"]):
-        raise CheckpointError(f"{path}: {MANIFEST} was changed after it was written; use another checkpoint")
-    return manifest
 
 
 def _looks_complete(path: Path) -> bool:
     """Whether manifest and sizes are right; digests of many gigabytes would cost minutes at each save."""
     try:
-        return bool(_verified(path, digests=False))
+        return bool(verified(path, digests=False))
     except CheckpointError:
         return False
 

@@ -1,18 +1,19 @@
 """Strict comparison of tensors with what a configuration expects. No mindspore import."""
 
-import numpy as np
+from collections.abc import Mapping
+from typing import Any
 
 from pangu_ms.errors import CheckpointError
 
 _SHOWN = 5  # names listed of each kind
 
 
-def check_names_and_shapes(where: str, tensors: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]]) -> None:
+def check_names_and_shapes(where: str, tensors: Mapping[str, Any], expected: dict[str, tuple[int, ...]]) -> None:
     """Require exactly the expected names and shapes.
 
     Args:
         where: begins the message: the file or directory.
-        tensors: arrays by name.
+        tensors: arrays by name, or whatever has a shape.
         expected: shapes by name.
 
     Raises:

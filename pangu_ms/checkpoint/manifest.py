@@ -1,0 +1,55 @@
+"""What makes a step directory trustworthy: its manifest, and files of the sizes and digests that it names. No mindspore import."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pangu_ms import files
+from pangu_ms.checkpoint.sharded import RANK_FILE
+from pangu_ms.errors import CheckpointError
+from pangu_ms.progress import progress_bar
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+STEP = re.compile(r"step-(\d{8,})(\.old)?")
+
+
+def verified(path: Path, digests: bool = True, progress: bool = False) -> dict[str, Any]:
+    """The manifest of a step directory after checking it, sizes and, unless told otherwise, digests.
+
+    Raises:
+        CheckpointError: what is wrong with it.
+    """
+    try:
+        manifest = _read(path)
+        sizes = {name: (path / name).stat().st_size for name in manifest["files"]}  # all of them before the first digest, which may take minutes
+        for name, entry in manifest["files"].items():
+            if sizes[name] != entry["bytes"]:
+                raise CheckpointError(f"{path}: {name} has {sizes[name]} bytes, its manifest says {entry['bytes']}; use another checkpoint")
+        with progress_bar(progress, total=sum(sizes.values()), unit="B", unit_scale=True, desc="verify") as bar:
+            for name, entry in manifest["files"].items() if digests else ():
+                if files.sha256_file(path / name) != entry["sha256"]:
+                    raise CheckpointError(f"{path}: {name} has another content than its manifest says (SHA-256); use another checkpoint")
+                bar.update(entry["bytes"])
+    except FileNotFoundError as error:
+        name = str(Path(error.filename).relative_to(path))
+        of_rank = f" (rank {int(match[2])}'s {match[1]} tensors)" if (match := RANK_FILE.fullmatch(name)) else ""
+        raise CheckpointError(f"{path}: {name}{of_rank} is missing, so the directory is not whole; use another checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); use another checkpoint or mend the disk") from None
+    return manifest
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        digest = manifest.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise CheckpointError(f"{path}: {MANIFEST} is damaged; use another checkpoint") from None
+    if manifest.get("format_version", 0) != FORMAT_VERSION:
+        raise CheckpointError(f"{path}: format version {manifest.get('format_version')}; this program reads {FORMAT_VERSION}; use the pangu_ms that wrote it")
+    match = STEP.fullmatch(path.name)
+    if digest != files.sha256_json(manifest) or (match and int(match[1]) != manifest["step"]):
+        raise CheckpointError(f"{path}: {MANIFEST} was changed after it was written; use another checkpoint")
+    return manifest

@@ -1,0 +1,196 @@
+"""MindSpore's own sharded checkpoints: DIR/rank_N/*.ckpt or *.safetensors, with strategy files that say what was cut how. No mindspore import.
+
+Source: checkpoint.proto and _write_parameter_data in mindspore/train/serialization.py; rank_N as mindspore.transform_checkpoints takes them.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pangu_ms.checkpoint import safetensors_file
+from pangu_ms.checkpoint.safetensors_file import Contents, Place, Spec
+from pangu_ms.checkpoint.sharded import Stored, gather, parameter_of, replicated
+from pangu_ms.checkpoint.strict import check_names_and_shapes
+from pangu_ms.config.base import ModelConfig
+from pangu_ms.errors import CheckpointError, PlanError
+from pangu_ms.parallel.layout import Layout
+from pangu_ms.parallel.plan import MOMENTS
+from pangu_ms.parallel.strategy_file import StoredLayout, StrategyFile, read_parameter_layouts
+from pangu_ms.protobuf import signed, values
+
+_CODES = {
+    "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Int64": "I64", "Int32": "I32", "Int16": "I16", "Int8": "I8",
+    "UInt64": "U64", "UInt32": "U32", "UInt16": "U16", "UInt8": "U8", "Bool": "BOOL",
+}  # fmt: skip
+_VALUE = 1  # fields of Checkpoint
+_TAG, _TENSOR = 1, 2  # of Checkpoint.Value
+_DIMS, _TYPE, _CONTENT = 1, 2, 3  # of TensorProto
+_CRC_MARK, _CRC_BYTES = b"crc_num", 17  # behind the message, if it was saved with crc_check
+_RANK = re.compile(r"rank_(\d+)")
+_ACCUMULATED = "accu_grads."
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What was found."""
+
+    groups: dict[str, Stored]
+    """"model" and, if the moments were saved, "optimizer"."""
+    left_out: list[str]
+    """Counters, scales and accumulated gradients, which have no place in our checkpoints."""
+
+
+def open_shards(directory: Path, strategies: list[Path], model: ModelConfig) -> Shards:
+    """The tensors of a sharded checkpoint of `model`, on disk.
+
+    Args:
+        directory: with rank_N/ for each rank, one file in each. Ranks that hold the same slices as another one may be left out.
+        strategies: one merged file, or one for each stage.
+
+    Raises:
+        CheckpointError: files of a needed rank are missing, damaged or too many; or names and shapes are not those of the strategy and the model.
+        PlanError: a strategy file cannot be used.
+    """
+    plan = SourcePlan.read(strategies)
+    paths = rank_files(directory, plan)
+    tensors = gather(str(directory), ((rank, index(path)) for rank, path in paths.items()), plan.layout)
+    for stage, names in plan.stages.items():
+        ranks = range(stage * plan.stage_size, (stage + 1) * plan.stage_size)
+        for name in names:
+            if name not in tensors and parameter_of(name) in model.parameters():
+                where = f"none of the ranks {ranks[0]} to {ranks[-1]} has {name}, which the strategy file names for stage {stage}"
+                raise CheckpointError(f"{directory}: {where}; all parameters are needed; add the files of these ranks")
+    return _grouped(str(directory), tensors, model)
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """What the strategy files say of all stages."""
+
+    stages: dict[int, dict[str, StoredLayout]]
+    stage_size: int
+
+    @classmethod
+    def read(cls, paths: list[Path]) -> "SourcePlan":
+        """From one merged file, or one for each stage.
+
+        Raises:
+            PlanError: a file is not readable, or two are of one stage or of different worlds.
+        """
+        read = [read_parameter_layouts(path) for path in paths]
+        stages: dict[int, dict[str, StoredLayout]] = {}
+        for file in read:
+            _require_fits(file, read[0], stages)
+            stages |= file.stages
+        if set(stages) != set(range(len(stages))):
+            missing = min(set(range(max(stages))) - set(stages))
+            found = f"stages {sorted(stages)} are there, {missing} is not"
+            raise PlanError(f"{paths[0]}: {found}; a file for each stage is needed, or a merged one; name all of them")
+        return cls(stages, read[0].stage_size)
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return self.stage_size * len(self.stages)
+
+    def layout(self, rank: int, name: str, shape: tuple[int, ...]) -> Layout:
+        """The layout of a tensor of which the file of `rank` has `shape`; what no strategy names is whole on every device."""
+        stored = self.stages[rank // self.stage_size]
+        known = stored.get(name) or stored.get(parameter_of(name))
+        try:
+            return known.of_slice(shape) if known else replicated(shape, (("rank", self.stage_size),))
+        except PlanError as error:
+            raise CheckpointError(f"rank {rank}: {name}: {error}") from None
+
+
+def rank_files(directory: Path, plan: SourcePlan) -> dict[int, Path]:
+    """The file of each rank that is there.
+
+    Raises:
+        CheckpointError: no rank at all, one that the strategy has not, or a rank with no file or several.
+    """
+    found = {int(match[1]): path for path in Path(directory).glob("rank_*") if (match := _RANK.fullmatch(path.name)) and path.is_dir()}
+    if not found:
+        raise CheckpointError(f"{directory}: no rank_N directory in it; a sharded checkpoint has rank_0/FILE.ckpt and so on; name their parent")
+    if max(found) >= plan.world:
+        world = f"{len(plan.stages)} stages of {plan.stage_size}"
+        rule = "both must be of one run; name the strategy file of this run"
+        raise CheckpointError(f"{found[max(found)]}: the strategy has {plan.world} ranks ({world}); {rule}")
+    files = {}
+    for rank, path in sorted(found.items()):
+        here = sorted(file for file in path.iterdir() if file.suffix in (".ckpt", ".safetensors"))
+        if len(here) != 1:
+            names = ", ".join(file.name for file in here[:5]) or "no .ckpt or .safetensors"
+            raise CheckpointError(f"{path}: rank {rank} has {names}; must be one file of weights; {'remove all others' if here else 'add it'}")
+        files[rank] = here[0]
+    return files
+
+
+def index(path: Path) -> Contents:
+    """What a .ckpt or .safetensors file holds, without reading the tensors.
+
+    Raises:
+        CheckpointError: it is not a whole file of its kind.
+    """
+    if path.suffix == ".safetensors":
+        return safetensors_file.index(path)
+    try:
+        return _ckpt_index(path)
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: not a whole MindSpore checkpoint ({error}); must be one without encryption; copy or save it again") from None
+
+
+def _ckpt_index(path: Path) -> Contents:
+    content = np.memmap(path, np.uint8, "r")
+    if content[-_CRC_BYTES : -_CRC_BYTES + len(_CRC_MARK)].tobytes() == _CRC_MARK:
+        content = content[:-_CRC_BYTES]
+    found: Contents = {}
+    for name, spec, segment in _ckpt_values(content):
+        segments = found[name][1].segments if name in found else ()  # a large tensor is several values of one name
+        found[name] = spec, Place(path, (*segments, segment))
+    for name, (spec, place) in found.items():
+        length = sum(size for _, size in place.segments)
+        if length != spec.nbytes:
+            raise ValueError(f"{name} has {length} bytes for {spec.code} {list(spec.shape)}")
+    return found
+
+
+def _ckpt_values(content: np.ndarray) -> Iterator[tuple[str, Spec, tuple[int, int]]]:
+    """Name, dtype with shape, and (offset, length) of the bytes of each value. Views of the file are passed on, so that it is not read."""
+    start = content.ctypes.data
+    for number, value in values(memoryview(content)):
+        if number != _VALUE:
+            raise ValueError(f"field {number} is none of a checkpoint")
+        parts = dict(values(value))
+        tensor = list(values(parts[_TENSOR]))
+        fields = dict(tensor)
+        dims = tuple(signed(size) for key, size in tensor if key == _DIMS)
+        data = np.frombuffer(fields[_CONTENT], np.uint8)
+        spec = Spec(_CODES[bytes(fields[_TYPE]).decode()], () if dims == (0,) else dims)
+        yield bytes(parts[_TAG]).decode(), spec, (data.ctypes.data - start, data.size)
+
+
+def _require_fits(file: StrategyFile, first: StrategyFile, stages: dict[int, dict[str, StoredLayout]]) -> None:
+    if twice := sorted(stages.keys() & file.stages.keys()):
+        raise PlanError(f"{file.path}: is of stage {twice[0]}, as one before it; must be of another stage; name one file for each, or the merged one")
+    if file.stage_size != first.stage_size:
+        raise PlanError(f"{file.path}: has {file.stage_size} devices a stage, {first.path} has {first.stage_size}; must be of one run; name its files")
+
+
+def _grouped(where: str, tensors: Stored, model: ModelConfig) -> Shards:
+    shapes = model.parameter_shapes()
+    moments = {prefix + name: shape for prefix in MOMENTS for name, shape in shapes.items()}
+    rest = [name for name in tensors if name not in shapes and name not in moments]
+    left_out = [name for name in rest if name.startswith(_ACCUMULATED) or math.prod(tensors[name].shape) <= 1]
+    unexpected = {name: tensors[name] for name in rest if name not in left_out}
+    check_names_and_shapes(where, {name: tensors[name] for name in shapes if name in tensors} | unexpected, shapes)
+    groups = {"model": {name: tensors[name] for name in shapes}}
+    if any(name in tensors for name in moments):
+        optimizer = {name: tensors[name] for name in moments if name in tensors}
+        check_names_and_shapes(where, optimizer, moments)
+        groups["optimizer"] = optimizer
+    return Shards(groups, left_out)

@@ -1,0 +1,128 @@
+"""Checkpoints from any parallel plan to any other, to and from one whole checkpoint. No mindspore import.
+
+Each file of the target is written from its first byte to its last, each tensor of it made, when its turn has come, from those parts of the source's files
+that it needs. So memory holds one slice of the target (and the pages of the slices that it comes from), whatever the number of ranks.
+"""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_ms.checkpoint import safetensors_file, sharded, store
+from pangu_ms.checkpoint.safetensors_file import Spec
+from pangu_ms.checkpoint.sharded import Slices, Stored
+from pangu_ms.checkpoint.strict import check_names_and_shapes
+from pangu_ms.config import RunConfig, dump_config
+from pangu_ms.errors import CheckpointError, OutputError
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be resharded."""
+
+    where: str
+    """Begins the messages."""
+    step: int
+    groups: dict[str, Stored]
+    state: bytes
+    """state.json as it stands."""
+    tokenizer: Path | None = None
+
+    @classmethod
+    def of(cls, checkpoint: store.Checkpoint) -> "Source":
+        """A checkpoint of ours, whole or sharded."""
+        groups = {group: checkpoint.stored(group) for group in checkpoint.groups}
+        return cls(str(checkpoint.path), checkpoint.step, groups, (checkpoint.path / "state.json").read_bytes(), checkpoint.tokenizer_path())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, each counted once."""
+        return sum(tensor.spec.nbytes for tensors in self.groups.values() for tensor in tensors.values())
+
+
+def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, progress: bool = False) -> Path:
+    """Write a checkpoint whose tensors lie as `config.parallel` has it; a kill or a full disk at any instant leaves nothing but a temporary.
+
+    Args:
+        source: read only.
+        root: of the new checkpoint: a directory that is empty or not there yet.
+        config: the source's, with the new section `parallel`.
+        whole: write it as one device does, whatever the plan.
+        progress: show a bar.
+
+    Returns:
+        The new step's directory.
+
+    Raises:
+        CheckpointError: the tensors are not those of the configuration's model.
+        OutputError: `root` has other content, or the disk has not enough room.
+    """
+    check(source, root, config)
+    contents: store.Contents = {"state.json": [source.state], "config.yaml": [dump_config(config).encode()], **store.tokenizer_files(source.tokenizer)}
+    plan = Plan.of(config)
+    with progress_bar(progress, total=source.nbytes, unit="B", unit_scale=True, desc="reshard") as bar:
+        for group, tensors in source.groups.items():
+            for name, parts in _files(group, tensors, None if whole else plan):
+                contents[name] = _counted(_encoded(tensors, parts), bar)
+        return store.write(root, source.step, contents, {group: len(tensors) for group, tensors in source.groups.items()})
+
+
+def check(source: Source, root: Path, config: RunConfig) -> None:
+    """Whatever `reshard` refuses, before a byte is read or written; raises what it raises."""
+    require_unused(root)
+    _require_model(source, config)
+    _require_room(root, source.nbytes)
+
+
+def require_unused(root: Path) -> None:
+    """Raise OutputError unless a new checkpoint may go there: what a killed save leaves does not count."""
+    root = Path(root)
+    if root.exists() and not root.is_dir():
+        raise OutputError(f"{root}: is a file; a checkpoint goes into a directory; name another --output")
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        if path.name != ".lock" and not (path.name.startswith(".step-") and path.suffix == ".tmp"):
+            raise OutputError(f"{root}: has other content ({path.name}); nothing is overwritten; name a new --output or empty it")
+
+
+def _files(group: str, tensors: Stored, plan: Plan | None) -> Iterator[tuple[str, dict[str, Slices]]]:
+    """Names of a group's files, each with the parts of tensors that it gets; without a plan as `store.save` has them."""
+    if plan:
+        for rank, parts in sharded.rank_tensors(plan, {name: tensor.shape for name, tensor in tensors.items()}):
+            yield sharded.rank_file(group, rank), parts
+    else:
+        for file, names in store.shards(group, {name: tensor.spec.nbytes for name, tensor in tensors.items()}):
+            yield file, {name: tensors[name].all for name in names}
+
+
+def _encoded(tensors: Stored, parts: dict[str, Slices]) -> Iterator[Any]:
+    specs = {name: Spec(tensors[name].spec.code, tuple(s.stop - s.start for s in part)) for name, part in parts.items()}
+    return safetensors_file.encode_lazily(specs, lambda name: tensors[name].read(parts[name]))
+
+
+def _counted(pieces: Iterable[Any], bar: Any) -> Iterator[Any]:
+    for piece in pieces:
+        yield piece
+        bar.update(len(piece) if isinstance(piece, np.ndarray) else 0)  # the header is no tensor
+
+
+def _require_model(source: Source, config: RunConfig) -> None:
+    shapes = config.model.parameter_shapes()
+    check_names_and_shapes(source.where, source.groups.get("model", {}), shapes)
+    for group, tensors in source.groups.items():
+        for name, tensor in tensors.items():
+            shape = shapes.get(sharded.parameter_of(name), tensor.shape)
+            if tensor.shape != shape:
+                rule = f"the configuration has its parameter as {list(shape)}"
+                raise CheckpointError(f"{source.where}: {group} tensor {name} is {list(tensor.shape)}; {rule}; use the one that belongs to these weights")
+
+
+def _require_room(root: Path, needed: int) -> None:
+    there = next(path for path in (Path(root).absolute(), *Path(root).absolute().parents) if path.is_dir())
+    if (free := shutil.disk_usage(there).free) < needed:
+        raise OutputError(f"{root}: {free / 2**30:,.1f} GiB are free; the tensors take {needed / 2**30:,.1f} GiB; free some room or name another --output")
