@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.files import sha256_file, sha256_json
+from pangu_ms.runtime import place
 
 log = logging.getLogger(__name__)
 SWITCH, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
@@ -68,7 +69,8 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
     from ascend_ops.backend import identity as backend_identity
 
     _used = True
-    platform_key = {"machine": platform.machine(), "python": sys.version_info[:2], "mindspore": metadata.version("mindspore")}
+    # "place": MindSpore puts a rank's files under the rank's number, and what it made for another number of ranks may differ
+    platform_key = {"place": place(), "machine": platform.machine(), "python": sys.version_info[:2], "mindspore": metadata.version("mindspore")}
     sources = {"source": source_hash(), "script": sha256_file(script), "operators": backend_identity(), "cann": os.environ.get("ASCEND_HOME_PATH", "")}
     key = sha256_json(identity | platform_key | sources)
     published = cache_root() / key[:40]

@@ -1,7 +1,9 @@
 """Start MindSpore for this process: quiet, on the configured device, in graph mode. No mindspore import until `start`."""
 
+import atexit
 import logging
 import os
+import sys
 import tempfile
 import warnings
 
@@ -36,3 +38,24 @@ def start(device: str) -> None:
         advice = "use runtime.device=CPU model.compute_dtype=float32"
         raise ConfigError(f"runtime.device={device}: MindSpore finds no such device on this machine; {advice}") from error
     ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def place() -> tuple[int, int]:
+    """This process's rank and the number of ranks of its job, as whoever started it says: (0, 1) where it stands alone."""
+    return int(os.environ.get("RANK_ID", 0)), int(os.environ.get("RANK_SIZE", 1))
+
+
+def join_ranks() -> str:
+    """Join the other ranks: afterwards collectives work. Returns a name of the job that no other job of this machine has meanwhile."""
+    import mindspore as ms
+
+    ms.communication.init()
+    atexit.register(_silence)  # after everything else of ours, before MindSpore's own leave-taking
+    return os.environ["MS_SCHED_PORT"]
+
+
+def _silence() -> None:
+    """MindSpore writes lines of its network threads to stderr while the process ends, whatever the log level."""
+    sys.stderr.flush()
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)

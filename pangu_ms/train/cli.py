@@ -13,6 +13,7 @@ from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.train.directory import OWN_DATA, require_own
+from pangu_ms.train.launch import needs_ranks, require_executable, train_on_ranks
 
 DATA_HELP = "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's corpus, prepared in DIR/data"
 
@@ -33,12 +34,15 @@ def main(argv: list[str]) -> int:
     if args.stop_at is not None and args.stop_at < 1:
         raise ConfigError(f"--stop-at {args.stop_at}: must be at least 1; leave it out to train to the end")
     config = load_config(args.config, args.overrides)
+    require_executable(config)
     runtime.quiet(args.verbose)
 
     from pangu_ms.train.stop import EXIT_STOPPED
 
     output = Path(args.output)
     records = args.data or config.data.records or default_records(config, output, progress=not args.json)
+    if needs_ranks(config):
+        return train_on_ranks(argv, config, records, output, args.resume)
     from pangu_ms.train.loop import train
 
     result = train(config, records, output, args.resume, args.init_from, args.stop_at, progress=not args.json, tensorboard=args.tensorboard)

@@ -22,23 +22,19 @@ from pangu_ms.data.loader import Batch, Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import Order
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.errors import ConfigError, OutputError, TrainingDiverged
+from pangu_ms.errors import TrainingDiverged
 from pangu_ms.eval.perplexity import Evaluator, Score, sequential_batches
 from pangu_ms.models.build import build_model, fill, initialize, to_arrays
+from pangu_ms.parallel.collective import Replicas
 from pangu_ms.progress import progress_bar
-from pangu_ms.train.directory import require_own
 from pangu_ms.train.guard import Guard
 from pangu_ms.train.metrics import MetricsWriter, require_tensorboard
+from pangu_ms.train.resume import starting_point
 from pangu_ms.train.schedule import learning_rate
 from pangu_ms.train.step import TrainStep
 from pangu_ms.train.stop import StopSignal
 
 log = logging.getLogger(__name__)
-
-# What a resumed run may change; anything else would make it another run. An order file may move: its content must stay.
-FREE_TO_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep_checkpoints", "data.order")
-FREE_SECTIONS = ("runtime", "guard", "tokenizer")
-
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -76,10 +72,11 @@ class Run:
         self.tokenizer = self.train_set.directory and self.train_set.directory / "tokenizer"
         self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
         runtime.start(config.runtime.device)
+        self.replicas = Replicas.join(config)
         if config.runtime.device == "CPU" and config.model.compute_dtype == "bfloat16" and not ascend_ops.has_bfloat16_products():
             log.warning("model.compute_dtype=bfloat16: gains nothing here, as this CPU has no bfloat16 products (AVX512_BF16) or they cannot be used")
         self.model = build_model(config.model)
-        self.train_step = TrainStep(self.model, config)
+        self.train_step = TrainStep(self.model, config, self.replicas)
         self.evaluator = Evaluator(self.model, config.model)
         self.guard, self.step, self.restored_from = Guard.create(config), 0, None
 
@@ -92,24 +89,20 @@ class Run:
             CheckpointError: `init_from` holds weights of another model.
             DataError: the records were made with another tokenizer than the checkpoint's.
         """
-        checkpoint, passed_over = store.latest_valid(self.checkpoints)
-        if resume and checkpoint is None and passed_over:
-            raise OutputError(f"{self.checkpoints}: no valid checkpoint to resume from: {'; '.join(passed_over)}")
-        if checkpoint and not resume:
-            raise OutputError(f"{self.output}: holds a run at step {checkpoint.step}; add --resume to go on with it, or name a new --output")
+        checkpoint = starting_point(self.config, self.output, resume)
+        self.replicas.agree()  # all have looked before the first one writes
         if checkpoint:
             self._restore(checkpoint)
         else:
-            require_own(self.output, resume)
             initialize(self.model, self.config.model, self.config.train.seed)
             if init_from:
                 self._load(store.open_checkpoint(init_from), {"model": self.model.trainable_params()})
-        with files.writing(self.output):
-            self.output.mkdir(parents=True, exist_ok=True)
-        files.write_text(self.output / "config.yaml", dump_config(self.config))
+        if self.replicas.leads:
+            with files.writing(self.output):
+                self.output.mkdir(parents=True, exist_ok=True)
+            files.write_text(self.output / "config.yaml", dump_config(self.config))
 
     def _restore(self, checkpoint: store.Checkpoint) -> None:
-        require_same_run(checkpoint.config(), self.config, str(checkpoint.path))
         state = checkpoint.state()
         self.order.require_unchanged(state, f"{checkpoint.path}: data.order={self.config.data.order}")
         self._load(checkpoint, {"model": self.model.trainable_params(), "optimizer": self.train_step.parameters()})
@@ -124,23 +117,25 @@ class Run:
             fill(parameters, tensors)
 
     def save(self) -> None:
-        """Commit a checkpoint of the present step."""
+        """Commit a checkpoint of the present step: rank 0 does."""
+        if not self.replicas.leads:
+            return
         groups = {"model": to_arrays(self.model.trainable_params()), "optimizer": to_arrays(self.train_step.parameters())}
         state = {"step": self.step, "guard": self.guard.state(), "order": self.order.sha256}
         keep = self.config.train.keep_checkpoints
         store.save(self.checkpoints, self.step, groups, state, self.config, tokenizer=self.tokenizer, keep=keep)
 
     def evaluate(self) -> Score | None:
-        """Score the first train.eval_batches batches of the held-out records; None where there are none."""
-        if self.held_out_set is None:
+        """Score the first train.eval_batches global batches of the held-out records on rank 0; None elsewhere and where there are none."""
+        if self.held_out_set is None or not self.replicas.leads:
             return None
-        train = self.config.train
-        return self.evaluator.score(sequential_batches(self.held_out_set, train.batch_size, self.config.data.eod_reset, train.eval_batches))
+        train, world = self.config.train, self.replicas.world  # in batches of the size that fits a replica
+        return self.evaluator.score(sequential_batches(self.held_out_set, train.batch_size, self.config.data.eod_reset, train.eval_batches * world))
 
     def batches(self) -> Iterator[Batch]:
-        """The batches from the present step on, for ever."""
-        data = self.config.data
-        options = {"seed": data.seed, "shuffle": data.shuffle, "eod_reset": data.eod_reset, "order": self.order.rows}
+        """This replica's batches from the present step on, for ever."""
+        data, place = self.config.data, {"rank": self.replicas.rank, "world": self.replicas.world}
+        options = {"seed": data.seed, "shuffle": data.shuffle, "eod_reset": data.eod_reset, "order": self.order.rows, **place}
         return Loader(self.train_set, self.config.train.batch_size, **options).batches(self.step)
 
 
@@ -157,30 +152,32 @@ def train(
     """Train in `output`, or go on with the run there; ends with a committed checkpoint whether complete or stopped.
 
     `init_from` is a checkpoint whose weights a new run starts from, as after `pangu convert`. `stop_at` ends this session after that step.
-    SIGTERM and SIGINT end it after the running step.
+    SIGTERM and SIGINT end it after the running step. With replicas every rank calls this; rank 0 alone writes, evaluates and shows progress.
     """
     run = Run(config, records, output)
     with StopSignal() as stop:
         if tensorboard:
             require_tensorboard()
         run.begin(resume, init_from)
-        session = Session(run, MetricsWriter(run.output, run.step, tensorboard), stop_at)
+        leads = run.replicas.leads
+        session = Session(run, MetricsWriter(run.output, run.step, tensorboard) if leads else None, stop_at)
         try:
-            with progress_bar(progress, total=config.train.steps, initial=run.step, unit="step", desc="train") as bar:
+            with progress_bar(progress and leads, total=config.train.steps, initial=run.step, unit="step", desc="train") as bar:
                 session.go(stop, bar)
         except TrainingDiverged:
             run.guard.skipped_in_row = 0  # the weights are those of the last good step: worth keeping
             run.save()
+            run.replicas.agree()  # nobody leaves, and ends the job, before that is done
             raise
         finally:
-            session.metrics.close()
+            session.close()
     return session.result()
 
 
 class Session:
     """The loop of one process over a run."""
 
-    def __init__(self, run: Run, metrics: MetricsWriter, stop_at: int | None):
+    def __init__(self, run: Run, metrics: MetricsWriter | None, stop_at: int | None):
         self.run, self.metrics, self.stop_at = run, metrics, stop_at
         self.seconds: list[float] = []
         self.losses: deque[float] = deque(maxlen=20)
@@ -195,7 +192,7 @@ class Session:
             self.one_step(next(batches))
             bar.update()
             bar.set_postfix(loss=f"{self.losses[-1]:.3f}", tokens_per_s=f"{self.tokens_per_second():,.0f}", refresh=False)
-            self.stopped_by = stop.received or self._stop_at_reached()
+            self.stopped_by = run.replicas.agree(stop.received) or self._stop_at_reached()
             if train.save_every and run.step % train.save_every == 0:
                 run.save()
                 saved_at = run.step
@@ -205,6 +202,7 @@ class Session:
             run.save()
         if run.step == train.steps:
             self.evaluate()
+        run.replicas.agree()
 
     def _stop_at_reached(self) -> str | None:
         return "stop_at" if self.stop_at and self.stop_at <= self.run.step < self.run.config.train.steps else None
@@ -220,7 +218,7 @@ class Session:
         self.losses.append(result.loss)
         if run.step % config.train.log_every == 0 or not result.applied:
             values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lr, "loss_scale": run.guard.scale, "skipped": int(not result.applied)}
-            self.metrics.write(run.step, **values, tokens_per_second=self.tokens_per_second(1))
+            self._write(run.step, **values, tokens_per_second=self.tokens_per_second(1))
         run.step += 1
         run.guard.record(config, run.step, result.loss, result.grad_norm, result.applied)
 
@@ -228,7 +226,7 @@ class Session:
     def _cache_first_step(self) -> Iterator[None]:
         """The first step compiles: from the cache where it has this graph."""
         config, sections = self.run.config, config_to_dict(self.run.config)
-        batch = (config.train.batch_size, config.train.accumulation_steps)
+        batch = (config.train.batch_size, config.train.accumulation_steps, self.run.train_step.in_one_graph)
         identity = {"graph": "train step", "model": sections["model"], "optimizer": sections["optimizer"], "batch": batch, "device": config.runtime.device}
         with cached_compile(config.runtime.compile_cache and not self.seconds, identity) as found:
             yield
@@ -238,12 +236,21 @@ class Session:
         """Score the held-out records and write the result."""
         self.held_out = self.run.evaluate()
         if self.held_out:
-            self.metrics.write(self.run.step - 1, held_out_loss=self.held_out.loss, held_out_perplexity=self.held_out.perplexity)
+            self._write(self.run.step - 1, held_out_loss=self.held_out.loss, held_out_perplexity=self.held_out.perplexity)
+
+    def _write(self, step: int, **values: Any) -> None:
+        if self.metrics:
+            self.metrics.write(step, **values)
+
+    def close(self) -> None:
+        """Close the metrics."""
+        if self.metrics:
+            self.metrics.close()
 
     def tokens_per_second(self, last: int = 20) -> float:
-        """Over the last steps; the first, which compiles, does not count once there are others."""
+        """Of all replicas, over the last steps; the first, which compiles, does not count once there are others."""
         seconds = self.seconds[1:][-last:] or self.seconds
-        return self.run.config.train.batch_size * self.run.config.model.seq_length / statistics.median(seconds)
+        return self.run.config.global_batch_size * self.run.config.model.seq_length / statistics.median(seconds)
 
     def result(self) -> TrainResult:
         """The summary of this session."""
@@ -258,24 +265,3 @@ class Session:
             skipped=self.run.guard.skipped,
             stopped_by=self.stopped_by,
         )
-
-
-def require_same_run(stored: RunConfig, wanted: RunConfig, where: str) -> None:
-    """Raise ConfigError unless a checkpoint's configuration differs from the wanted one in what a resumed run may change alone."""
-    old, new = config_to_dict(stored), config_to_dict(wanted)
-    optimizer = wanted.optimizer
-    if stored.train.steps != wanted.train.steps and optimizer.schedule != "constant" and not optimizer.decay_steps:
-        was = stored.train.steps
-        raise ConfigError(
-            f"{where}: train.steps={wanted.train.steps} (was {was}): would bend the learning rate, which ends its decay at train.steps; "
-            f"end a session early with --stop-at, or plan longer runs with optimizer.decay_steps"
-        )
-    changed = [
-        f"{section}.{key}={new[section].get(key)!r} (was {old[section].get(key)!r})"
-        for section in new
-        if section not in FREE_SECTIONS
-        for key in new[section]
-        if new[section][key] != old[section].get(key) and f"{section}.{key}" not in FREE_TO_CHANGE
-    ]
-    if changed:
-        raise ConfigError(f"{where}: was trained with another configuration: {', '.join(changed)}; resume with the old values or start in a new --output")

@@ -8,10 +8,10 @@ from pangu_ms.config.schema import RunConfig
 def batch_factor(config: RunConfig) -> float:
     """What optimizer.lr and min_lr are multiplied by: sqrt(batch_tokens / base_batch_tokens), or 1 where base_batch_tokens is 0.
 
-    batch_tokens = train.batch_size * model.seq_length. Source: specification E2.5.
+    batch_tokens = global_batch_size * model.seq_length. Source: specification E2.5.
     """
     base = config.optimizer.base_batch_tokens
-    return math.sqrt(config.train.batch_size * config.model.seq_length / base) if base else 1.0
+    return math.sqrt(config.global_batch_size * config.model.seq_length / base) if base else 1.0
 
 
 def peak_learning_rate(config: RunConfig) -> float:

@@ -14,6 +14,7 @@ import ascend_ops
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Batch
 from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
+from pangu_ms.parallel.collective import Replicas, SumOverReplicas
 from pangu_ms.train.optimizer import AdamW
 
 # HyperMap, not loops: see optimizer.py.
@@ -111,15 +112,21 @@ class GradientSums(nn.Cell):
 
 
 class ApplySums(nn.Cell):
-    """The update from accumulated gradients."""
+    """The update from accumulated gradients, those of all replicas together."""
 
-    def __init__(self, accumulated: GradientSums, update: GuardedUpdate):
+    def __init__(self, accumulated: GradientSums, update: GuardedUpdate, replicas: Replicas):
         super().__init__(auto_prefix=False)
-        self.accumulated, self.update = accumulated, update
+        self.accumulated, self.update, self.stack = accumulated, update, ops.Stack()
+        self.over_replicas = SumOverReplicas() if replicas.world > 1 else None
 
     def construct(self, lr, scale, loss_limit):
         total, count = self.accumulated.total * 1.0, self.accumulated.count * 1.0  # values: a graph cannot return parameters
-        norm, applied = self.update(total, count, self.accumulated.sums, lr, scale, loss_limit)
+        gradients = self.accumulated.sums
+        if self.over_replicas is not None:
+            both = self.over_replicas((self.stack((total, count)),))[0]
+            total, count = both[0], both[1]
+            gradients = self.over_replicas(gradients)
+        norm, applied = self.update(total, count, gradients, lr, scale, loss_limit)
         return total, count, norm, applied
 
 
@@ -141,33 +148,37 @@ def dropout_key(seed: int, step: int, micro_batch: int) -> np.int32:
 
 
 class TrainStep:
-    """Runs optimizer steps on batches; owns the optimizer state."""
+    """Runs optimizer steps on batches; owns the optimizer state. With replicas each of them calls it with its own part of the batch."""
 
-    def __init__(self, model: nn.Cell, config: RunConfig):
-        self.config = config
+    def __init__(self, model: nn.Cell, config: RunConfig, replicas: Replicas = Replicas()):
+        self.config, self.replicas = config, replicas
         self.weights = ParameterTuple(model.trainable_params())
         decayed = {name for name, spec in config.model.parameters().items() if spec.decay}
         self.optimizer = AdamW(self.weights, config.optimizer, decayed)
         micro_tokens = config.train.batch_size // config.train.accumulation_steps * config.model.seq_length
         gradients = Gradients(TokenLoss(model), self.weights)
         update = GuardedUpdate(self.optimizer, config.optimizer.clip_norm, micro_tokens)
-        if config.train.accumulation_steps == 1:
+        self.in_one_graph = config.train.accumulation_steps == 1 and replicas.world == 1
+        if self.in_one_graph:
             self.whole = WholeStep(gradients, update)
         else:
             self.accumulate = GradientSums(gradients, self.weights)
-            self.apply = ApplySums(self.accumulate, update)
+            self.apply = ApplySums(self.accumulate, update, replicas)
 
     def __call__(self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = float("inf")) -> StepResult:
         """One optimizer step; it is skipped when not finite or when the mean loss exceeds `loss_limit`."""
         seed, parts = self.config.train.seed, self.config.train.accumulation_steps
         controls = [Tensor(value, ms.float32) for value in (lr, scale, min(loss_limit, 3e38))]
-        if parts == 1:
+        if self.in_one_graph:
             self.whole.set_train()  # an evaluation between steps switched the model's dropout off
             outputs = self.whole(*to_tensors(batch), Tensor(dropout_key(seed, step, 0)), *controls)
         else:
             self.accumulate.set_train()
             for i, micro in enumerate(batch.split(parts)):
-                self.accumulate(*to_tensors(micro), Tensor(dropout_key(seed, step, i)), controls[1], Tensor(float(i > 0), ms.float32))
+                key = dropout_key(seed, step, self.replicas.rank * parts + i)  # the micro-batch's place in the global batch
+                total = self.accumulate(*to_tensors(micro), Tensor(key), controls[1], Tensor(float(i > 0), ms.float32))
+            total.asnumpy()  # the device has finished: nothing but the sum over the replicas is left to wait for
+            self.replicas.agree()
             outputs = self.apply(*controls)
         total, count, norm, applied = (output.asnumpy().item() for output in outputs)
         return StepResult(mean_loss(total, count), norm, bool(applied))

@@ -1,0 +1,139 @@
+"""Training on two processes with MindSpore's collectives: it equals one process, stops and resumes as one, and ends when a rank is killed."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from pangu_ms.checkpoint.store import latest_valid, open_checkpoint
+from pangu_ms.config import load_config
+from pangu_ms.errors import ConfigError
+from tests.parallel.test_processes import alive, wait_until
+from tests.train.test_resume import command, losses, metrics, require_equal_runs
+
+pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+
+
+@pytest.fixture(scope="module")
+def two_and_one(tmp_path_factory):
+    """What the cases of replica_program give on each of two ranks, and in this process alone."""
+    from pangu_ms.parallel.collective import Replicas
+    from pangu_ms.parallel.processes import run_ranks
+    from tests.train.replica_program import all_cases
+
+    directory = tmp_path_factory.mktemp("replicas")
+    assert run_ranks(lambda rank: [sys.executable, "-m", "tests.train.replica_program", str(directory)], 2, directory) == 0
+    return dict(np.load(directory / "rank_0.npz")), dict(np.load(directory / "rank_1.npz")), all_cases(Replicas())
+
+
+@pytest.mark.parametrize("case", ["sgd", "sgd_cut"])
+def test_momentum_sgd_equals_one_process(two_and_one, case):
+    """Momentum and weights depend on the scale of the gradients, which AdamW would hide; sgd_cut has accumulation and dropout too."""
+    first, second, alone = two_and_one
+    names = [name for name in alone if name.startswith(f"{case}/")]
+    assert len(names) > 20 and first[f"{case}/rows"][-1, 0] < first[f"{case}/rows"][0, 0] - 0.1
+    for name in names:
+        np.testing.assert_allclose(first[name], alone[name], atol=1e-4, rtol=1e-4, err_msg=name)
+        assert np.array_equal(first[name], second[name]), name
+
+
+def test_what_one_rank_cannot_apply_none_does_and_the_limit_sees_the_global_loss(two_and_one):
+    first, second, alone = two_and_one
+    for name in (name for name in alone if name.startswith("guard/")):
+        assert np.array_equal(first[name], second[name], equal_nan=True), name
+        if name != "guard/rows":
+            np.testing.assert_allclose(first[name], alone[name], atol=1e-4, err_msg=name)
+    rows = first["guard/rows"]
+    np.testing.assert_allclose(rows, alone["guard/rows"], atol=1e-4)
+    assert rows[:, 1].tolist() == [1, 0, 0, 1] and rows[1:3, 2].all() and not np.isfinite(rows[1, 0])
+
+
+def test_a_signal_stops_all_ranks_at_one_step_and_a_killed_rank_ends_the_job(records, tiny_overrides, trained_run, tmp_path):
+    """One run, stopped, resumed, killed and resumed, against one that was not, bit for bit, and against one process."""
+    from pangu_ms.train.loop import train
+
+    fixed = [*tiny_overrides, "optimizer.decay_steps=100", "model.dropout=0.2", "train.keep_checkpoints=0", "train.save_every=5"]
+    ranks = [*fixed, "train.batch_size=2", "parallel.data_parallel=2"]
+    output, endless = tmp_path / "run", [*ranks, "train.steps=100000"]
+
+    process = start(records, output, endless)
+    wait_for_step(process, output, 3)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75 and errors.count("stopped by SIGTERM") == 1 and "Traceback" not in errors, errors
+    stopped = open_checkpoint(output).step
+    assert stopped == max(losses(output)) + 1
+
+    process = start(records, output, endless, "--resume")
+    wait_for_step(process, output, stopped + 7)
+    children = [int(pid) for pid in re.findall(r"\d+", open(f"/proc/{process.pid}/task/{process.pid}/children").read())]
+    os.kill(next(pid for pid in children if b"RANK_ID=1\0" in open(f"/proc/{pid}/environ", "rb").read()), signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + 9 and time.monotonic() - killed < 15 and "rank 1 was killed by SIGKILL" in errors and "Traceback" not in errors, errors
+    wait_until(lambda: not any(map(alive, children)))
+    found = latest_valid(output / "checkpoints")[0].step
+    assert found > stopped
+
+    steps = found + 3
+    both = [start(records, directory, [*ranks, f"train.steps={steps}"], "--resume", "--json") for directory in (tmp_path / "whole", output)]
+    for process in both:
+        printed, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    require_equal_runs(tmp_path / "whole", output)
+    result = json.loads(printed)
+    assert result["step"] == steps and result["held_out"] and result["cache_hit"] and len(metrics(output)) == steps + 1
+
+    alone = train(load_config("alpha/tiny", [*fixed, "train.accumulation_steps=2", f"train.steps={steps}"]), records, tmp_path / "alone", progress=False)
+    np.testing.assert_allclose([*losses(tmp_path / "alone").values()], [*losses(output).values()], atol=1e-4, rtol=1e-4)
+    assert alone.held_out.loss == pytest.approx(result["held_out"]["loss"], abs=1e-4) and alone.held_out.num_tokens > 0
+
+
+def start(records, output, overrides, *options):
+    return subprocess.Popen(command(records, output, overrides, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_step(process, output, step):
+    while not (output / "metrics.jsonl").exists() or max(losses(output), default=0) < step:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+
+
+def test_only_what_a_cpu_executes_is_begun(records, tiny_overrides, tmp_path, capsys):
+    from pangu_ms.cli import main
+    from pangu_ms.train.loop import train
+
+    def told(*overrides):
+        assert main(["train", "--data", str(records), "--output", str(tmp_path / "new"), *tiny_overrides, *overrides]) == 2
+        return capsys.readouterr().err
+
+    for field, others in {"model_parallel=2": [], "pipeline_stage=2": ["parallel.micro_batch_num=2"], "optimizer_shard=true": []}.items():
+        assert re.search(rf"parallel.{field}: a CPU trains with data_parallel alone; rehearse", told(f"parallel.{field}", *others), re.IGNORECASE)
+    assert "vocab_size" in told("parallel.data_parallel=2", "model.vocab_size=64")  # told once, before ranks start
+    assert not (tmp_path / "new").exists()
+    with pytest.raises(ConfigError, match="this job has 1 process"):
+        train(load_config("alpha/tiny", [*tiny_overrides, "parallel.data_parallel=2"]), records, tmp_path / "new", progress=False)
+
+
+def test_a_resumed_run_may_share_its_global_batch_out_anew():
+    from pangu_ms.train.resume import require_same_run
+
+    def config(batch_size, data_parallel):
+        return load_config("alpha/tiny", [f"train.batch_size={batch_size}", f"parallel.data_parallel={data_parallel}", "parallel.devices_per_server=4"])
+
+    require_same_run(config(8, 1), config(4, 2), "checkpoint")
+    with pytest.raises(ConfigError, match=r"parallel.data_parallel=2 \(was 1\)"):
+        require_same_run(config(8, 1), config(8, 2), "checkpoint")
+
+
+def test_the_learning_rate_sees_the_global_batch():
+    from pangu_ms.train.schedule import peak_learning_rate
+
+    shared = [load_config("alpha/tiny", ["optimizer.base_batch_tokens=1024", f"train.batch_size={8 // n}", f"parallel.data_parallel={n}"]) for n in (1, 2, 8)]
+    assert {peak_learning_rate(config) for config in shared} == {peak_learning_rate(shared[0])}
