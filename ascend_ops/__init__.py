@@ -14,14 +14,14 @@ from ascend_ops.activations import (
     silu,
     swiglu,
 )
-from ascend_ops.addition import add, fork
+from ascend_ops.addition import add, add_to_stream, fork
 from ascend_ops.attention import causal_attention
 from ascend_ops.backend import BACKENDS, Choice, choose, explain, has_bfloat16_products, use
 from ascend_ops.dropout import dropout, dropout_seed
 from ascend_ops.errors import OperatorError
 from ascend_ops.layout import Devices, is_laid_out, lay_out, placed
 from ascend_ops.loss import softmax_cross_entropy
-from ascend_ops.matmul import grouped_matmul, linear
+from ascend_ops.matmul import grouped_matmul, linear, logits
 from ascend_ops.norms import layer_norm, rms_norm
 from ascend_ops.optimizer import adamw, squared_norm
 from ascend_ops.rotary import rotary_embedding, rotary_table
@@ -34,6 +34,7 @@ __all__ = [
     "OperatorError",
     "adamw",
     "add",
+    "add_to_stream",
     "causal_attention",
     "choose",
     "dropout",
@@ -49,6 +50,7 @@ __all__ = [
     "lay_out",
     "layer_norm",
     "linear",
+    "logits",
     "moe_combine",
     "moe_dispatch",
     "placed",

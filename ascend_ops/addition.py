@@ -5,7 +5,7 @@ from mindspore import Tensor, nn, ops
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import gradient_of, kernel
-from ascend_ops.layout import is_laid_out
+from ascend_ops.layout import STREAM, as_before, as_stream, is_laid_out, laid_out, placed
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
@@ -14,6 +14,13 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     if chosen == "composed" or chosen == "builtin":
         return ops.Add()(x, y)
     return kernel("Add")(x, y)
+
+
+def add_to_stream(x: Tensor, y: Tensor) -> Tensor:
+    """`add` of the residual stream [B, S, E] and something of its shape, which under a plan lie as the stream does."""
+    if laid_out():
+        return as_before(placed("Add", (STREAM, STREAM))(as_stream(x), as_stream(y)), x)
+    return add(x, y)
 
 
 def fork(count: int) -> nn.Cell:

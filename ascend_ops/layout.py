@@ -11,7 +11,11 @@ from dataclasses import dataclass
 from mindspore import Layout, ops
 from mindspore.ops import Primitive, constexpr
 
-Axes = tuple[str | None, ...]
+Names = str | tuple[str, ...] | None
+"""What one dimension is called: several names cut it one inside the other, None is a whole one."""
+Axes = tuple[Names, ...]
+STREAM: Axes = (("batch", "sequence"), "embed")
+"""Of the residual stream as rows, one for each token: batch and sequence are cut together, since no cut of the sequence alone is one of rows."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,19 @@ class Devices:
     rules: dict[str, tuple[str, ...]]
     """The axes that cut each named dimension, such as {"batch": ("dp",), "heads": ("mp",), "embed": ()}."""
 
-    def parts(self, name: str | None) -> int:
-        """Number of parts of a dimension; None is a whole one."""
+    def cutting(self, names: Names) -> tuple[str, ...]:
+        """The axes of more than one device that cut a dimension.
+
+        Raises:
+            KeyError: the plan does not know a name.
+        """
         sizes = dict(self.axes)
-        return 1 if name is None else math.prod(sizes.get(axis, 1) for axis in self.rules[name])
+        each = () if names is None else (names,) if isinstance(names, str) else names
+        return tuple(axis for name in each for axis in self.rules[name] if sizes.get(axis, 1) > 1)
+
+    def parts(self, names: Names) -> int:
+        """Number of parts of a dimension."""
+        return math.prod(dict(self.axes)[axis] for axis in self.cutting(names))
 
     def strategy(self, operands: tuple[Axes, ...]) -> tuple[tuple[int, ...], ...]:
         """MindSpore's strategy of an operator: for each operand the number of parts of each dimension."""
@@ -36,11 +49,8 @@ class Devices:
         """The same as MindSpore's Layouts, which custom operators take in place of a strategy."""
         names, sizes = zip(*self.axes, strict=True)
         layout = Layout(sizes, names)
-        return tuple(layout(*(self._cutting(name) for name in axes)) for axes in operands)
-
-    def _cutting(self, name: str | None) -> str | tuple[str, ...]:
-        cutting = () if name is None else tuple(axis for axis in self.rules[name] if dict(self.axes).get(axis, 1) > 1)
-        return "None" if not cutting else cutting[0] if len(cutting) == 1 else cutting
+        dims = [[self.cutting(names) for names in axes] for axes in operands]
+        return tuple(layout(*("None" if not cut else cut[0] if len(cut) == 1 else cut for cut in dim)) for dim in dims)
 
 
 _devices: Devices | None = None  # of the process: a graph is compiled in several threads
@@ -63,9 +73,10 @@ def is_laid_out() -> bool:
 
 
 @functools.cache
-def _primitive(kind: str, strategy: tuple | None, attributes: tuple[str, ...]) -> Primitive:
+def _primitive(kind: str, strategies: tuple, attributes: tuple[str, ...]) -> Primitive:
+    """`strategies`: none, that of the inputs, or those of inputs and outputs."""
     primitive = getattr(ops, kind)(**dict.fromkeys(attributes, True))
-    return primitive if strategy is None else primitive.shard(strategy)
+    return primitive.shard(*strategies) if strategies else primitive
 
 
 @constexpr
@@ -81,10 +92,32 @@ def placed(kind, operands, *attributes):
         KeyError: the plan does not know a name.
     """
     known = is_laid_out() and all(axes is not None for axes in operands)
-    return _primitive(kind, _devices.strategy(operands) if known else None, attributes)
+    return _primitive(kind, (_devices.strategy(operands),) if known else (), attributes)
+
+
+@constexpr
+def placed_product(axes):
+    """`placed` MatMul of rows and the transpose of a weight with these axes. Where it adds up parts of the stream, each device gets its rows of the sum."""
+    if not is_laid_out() or axes is None:
+        return _primitive("MatMul", (), ("transpose_b",))
+    whole = all(_devices.parts(axis) == 1 for axis in axes)  # such a product needs no more rows than the device's own of the stream
+    strategies = (_devices.strategy(((STREAM[0] if whole else "batch", axes[1]), axes)),)
+    if axes[0] == "embed" and _devices.parts("sequence") > 1 and _devices.parts(axes[1]) > 1:
+        strategies += (_devices.strategy((STREAM,)),)
+    return _primitive("MatMul", strategies, ("transpose_b",))
 
 
 @constexpr
 def laid_out():
     """`is_laid_out`, inside a graph."""
     return is_laid_out()
+
+
+def as_stream(x):
+    """Inside a graph: [B, S, E] as rows [B * S, E] where a plan is in force, else as it is."""
+    return ops.reshape(x, (-1, x.shape[-1])) if laid_out() and x.ndim == 3 else x
+
+
+def as_before(rows, x):
+    """Inside a graph: undoes `as_stream(x)`."""
+    return ops.reshape(rows, x.shape) if laid_out() and x.ndim == 3 else rows

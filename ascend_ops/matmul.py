@@ -11,7 +11,7 @@ from mindspore.ops import constexpr
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import filled, gradient_of, kernel, zeros_like
-from ascend_ops.layout import Axes, placed
+from ascend_ops.layout import Axes, placed, placed_product
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, axes: Axes | None = None) -> Tensor:
@@ -35,6 +35,28 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, axes: Axes | N
         y = ops.reshape(y, x.shape[:-1] + weight.shape[:1])
         return y if bias is None else y + ops.cast(bias, x.dtype)
     return kernel("Linear")(x, weight, filled(0.0, 1) if bias is None else bias)  # one value beside several outputs means none
+
+
+def logits(x: Tensor, table: Tensor) -> Tensor:
+    """x W^T with the table of a vocabulary: `linear` with axes ("vocab", "embed").
+
+    Args:
+        x: [..., E] float32, float16 or bfloat16.
+        table: [V, E] float32.
+
+    Returns:
+        [..., V] in the dtype of x.
+    """
+    chosen = select("linear", describe(x), describe(table), None)
+    if chosen == "cpu" or chosen == "ascendc":
+        return kernel("Linear")(x, table, filled(0.0, 1))
+    # Written out, not a call of `linear`: in a pipeline MindSpore gives nodes that were parsed from one line of code one layout.
+    product = placed("MatMul", (("batch", "embed"), ("vocab", "embed")), "transpose_b")
+    if chosen == "composed":
+        y = product(ops.reshape(ops.cast(x, ms.float32), (-1, x.shape[-1])), _rounded_table(table, x.dtype))
+    else:
+        y = product(ops.reshape(x, (-1, x.shape[-1])), ops.cast(table, x.dtype))
+    return ops.cast(ops.reshape(y, x.shape[:-1] + table.shape[:1]), x.dtype)
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
@@ -67,7 +89,7 @@ def _over_rows(x, weight, dtype, axes):
 
 def _product(axes):
     """x W^T of rows x and a weight with these axes."""
-    return placed("MatMul", (("batch", None if axes is None else axes[1]), axes), "transpose_b")
+    return placed_product(axes)
 
 
 def _composed(x, weight, dtype, axes=None):
@@ -75,6 +97,10 @@ def _composed(x, weight, dtype, axes=None):
     # w + (rounded - w) is exact; unlike two casts it does not round the gradient of w
     seen = weight if dtype == ms.float32 else weight + ops.stop_gradient(ops.cast(ops.cast(weight, dtype), ms.float32) - weight)
     return _product(axes)(x, seen)
+
+
+def _rounded_table(table, dtype):
+    return table if dtype == ms.float32 else table + ops.stop_gradient(ops.cast(ops.cast(table, dtype), ms.float32) - table)
 
 
 def _composed_groups(x, weight, counts):

@@ -16,6 +16,7 @@ from pangu_ms.models.layers import (
     FeedForward,
     LayerKey,
     LayerNorm,
+    Logits,
     compiled_once,
 )
 
@@ -36,19 +37,18 @@ class Block(nn.Cell):
         self.attention_dropout, self.ffn_dropout = Dropout(config.dropout, 1), Dropout(config.dropout, 2)
         self.fork_stream, self.fork_two, self.fork_three = ascend_ops.fork(2), ascend_ops.fork(2), ascend_ops.fork(3)
 
-    def construct(self, x_BSE, segments_BS, slots_BS, key):
-        x_BSE, residual_BSE = self.fork_stream(x_BSE)
-        for_query, for_key, for_value = self.fork_three(self.attention_norm(x_BSE))
-        return self.rest(residual_BSE, self.attention(for_query, for_key, for_value, segments_BS, slots_BS, slots_BS, key), key)
-
-    def ask(self, query_BQE, x_BSE, residual_BQE, segments_BS, slots_BS, query_slots_BQ, key):
-        """The query layer: `query` attends to the stream `x`; `residual` is the stream at the query's positions."""
-        for_key, for_value = self.fork_two(self.attention_norm(x_BSE))
-        return self.rest(residual_BQE, self.attention(query_BQE, for_key, for_value, segments_BS, slots_BS, query_slots_BQ, key), key)
-
-    def rest(self, x_BSE, attended_BSE, key):
-        normed_BSE, x_BSE = self.ffn_norm.after_sum(self.attention_dropout(attended_BSE, key), x_BSE)
-        return ascend_ops.add(x_BSE, self.ffn_dropout(self.ffn(normed_BSE), key))
+    def construct(self, x_BSE, segments_BS, slots_BS, key, query_BQE=None, residual_BQE=None, query_slots_BQ=None):
+        """The query layer alone is given a query, which attends to the stream `x`, and at its positions the stream and the cache slots."""
+        if query_BQE is None:
+            x_BSE, residual_BSE = self.fork_stream(x_BSE)
+            for_query, for_key, for_value = self.fork_three(self.attention_norm(x_BSE))
+            query_slots_BQ = slots_BS
+        else:
+            for_query, residual_BSE = query_BQE, residual_BQE
+            for_key, for_value = self.fork_two(self.attention_norm(x_BSE))
+        attended_BSE = self.attention(for_query, for_key, for_value, segments_BS, slots_BS, query_slots_BQ, key)
+        normed_BSE, x_BSE = self.ffn_norm.after_sum(self.attention_dropout(attended_BSE, key), residual_BSE)
+        return ascend_ops.add_to_stream(x_BSE, self.ffn_dropout(self.ffn(normed_BSE), key))
 
 
 class PanguAlpha(nn.Cell):
@@ -66,6 +66,7 @@ class PanguAlpha(nn.Cell):
         self.blocks = nn.CellList([repeated_block(config, cache) for _ in range(config.num_layers - 1)])
         self.query_layer = Block(config, cache)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.product_with_table = Logits()
         self.norm_before_query = config.final_norm_position == "before_query"
         self.fork_stream, self.pick_last, self.cast = ascend_ops.fork(2), ops.GatherNd(), ops.Cast()
 
@@ -85,12 +86,12 @@ class PanguAlpha(nn.Cell):
         """The query layer: [B, Q, E]."""
         query_BQE = self.cast(self.query_embedding(positions_BQ), self.dtype)
         key = self.layer_key(key, len(self.blocks))
-        return self.query_layer.ask(query_BQE, x_BSE, residual_BQE, segments_BS, slots_BS, query_slots_BQ, key)
+        return self.query_layer(x_BSE, segments_BS, slots_BS, key, query_BQE, residual_BQE, query_slots_BQ)
 
     def logits(self, x_BQE, table_VE):
         """[B, Q, V] in the compute dtype."""
         x_BQE = x_BQE if self.norm_before_query else self.final_norm(x_BQE)
-        return ascend_ops.linear(x_BQE, table_VE, None, self.word_embedding.axes)
+        return self.product_with_table(x_BQE, table_VE)
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
         """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]; `key` int32 seeds dropout."""

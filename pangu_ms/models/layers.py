@@ -4,6 +4,7 @@ Shapes: B batch, S sequence, Q query positions, K key positions, T = B * Q token
 A = H * D, F feed-forward, V vocabulary, C cache positions per sequence.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -29,6 +30,17 @@ def compiled_once(block_class: type) -> type:
     if ms.get_context("device_target") != "Ascend" or ascend_ops.is_laid_out():
         return block_class
     return type(block_class.__name__, (block_class,), {"__init__": ms.lazy_inline(block_class.__init__)})
+
+
+class Operator(nn.Cell):
+    """An operator as a cell, since MindSpore recomputes cells: what is cheap to compute again and large to keep."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        super().__init__()
+        self.function = function
+
+    def construct(self, *inputs):
+        return self.function(*inputs)
 
 
 class Linear(nn.Cell):
@@ -57,6 +69,13 @@ class Embedding(nn.Cell):
 
     def construct(self, ids_BS):
         return ascend_ops.placed("Gather", (self.axes, ("batch", None)))(self.weight, ids_BS, 0)
+
+
+class Logits(nn.Cell):
+    """x W^T with a table [V, E] that another cell owns: [B, S, E] -> [B, S, V]. A cell of its own, since a pipeline gives stages to cells."""
+
+    def construct(self, x_BSE, table_VE):
+        return ascend_ops.logits(x_BSE, table_VE)
 
 
 class LayerNorm(nn.Cell):
@@ -162,6 +181,7 @@ class Attention(nn.Cell):
         self.query = Linear(config.hidden_size, sizes["heads"], bias)
         self.key, self.value = (Linear(config.hidden_size, width, bias) for _ in range(2))
         self.output = Linear(sizes["heads"], config.hidden_size, bias)
+        self.mix = Operator(ascend_ops.causal_attention)
         self.cache = KVCache(cache, width, getattr(ms, config.compute_dtype)) if cache else None
 
     def construct(self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, slots_BK, query_slots_BQ, key, cos_sin_BKD=None):
@@ -172,20 +192,10 @@ class Attention(nn.Cell):
         if self.cache is not None:
             keys_BCW, values_BCW, slots_BC = self.cache(k_BKW, v_BKW, slots_BK)
             y_BQA = ascend_ops.causal_attention(q_BQA, keys_BCW, values_BCW, query_slots_BQ, slots_BC, num_heads=self.num_heads)
-        elif self.training and self.dropout_rate > 0.0:
-            seed = ascend_ops.dropout_seed(key, 0)
-            y_BQA = ascend_ops.causal_attention(
-                q_BQA,
-                k_BKW,
-                v_BKW,
-                q_segment=segments_BK,
-                k_segment=segments_BK,
-                num_heads=self.num_heads,
-                dropout_rate=self.dropout_rate,
-                dropout_seed=seed,
-            )
         else:
-            y_BQA = ascend_ops.causal_attention(q_BQA, k_BKW, v_BKW, q_segment=segments_BK, k_segment=segments_BK, num_heads=self.num_heads)
+            rate = self.dropout_rate if self.training else 0.0
+            seed = ascend_ops.dropout_seed(key, 0) if rate > 0.0 else None
+            y_BQA = self.mix(q_BQA, k_BKW, v_BKW, None, None, segments_BK, segments_BK, None, self.num_heads, rate, seed)
         return self.output(y_BQA)
 
 
@@ -196,7 +206,7 @@ class FeedForward(nn.Cell):
         super().__init__()
         self.up = Linear(config.hidden_size, config.ffn_hidden_size)
         self.down = Linear(config.ffn_hidden_size, config.hidden_size)
-        self.activation = getattr(ascend_ops, config.hidden_act)
+        self.activation = Operator(getattr(ascend_ops, config.hidden_act))
 
     def construct(self, x_BSE):
         return self.down(self.activation(self.up.without_bias(x_BSE), self.up.bias))

@@ -8,7 +8,7 @@ from mindspore import Tensor, nn, ops
 
 import ascend_ops
 from pangu_ms.config.pi import PiConfig
-from pangu_ms.models.layers import Attention, CacheShape, Embedding, Linear, RMSNorm, compiled_once, zeros
+from pangu_ms.models.layers import Attention, CacheShape, Embedding, Linear, Logits, Operator, RMSNorm, compiled_once, zeros
 
 
 class AugmentedShortcut(nn.Cell):
@@ -19,7 +19,7 @@ class AugmentedShortcut(nn.Cell):
         bottleneck = config.axis_sizes()["bottleneck"]
         self.down = Linear(config.hidden_size, bottleneck, config.aug_shortcut_bias)
         self.up = Linear(bottleneck, config.hidden_size, config.aug_shortcut_bias)
-        self.activation = getattr(ascend_ops, config.aug_shortcut_act)
+        self.activation = Operator(getattr(ascend_ops, config.aug_shortcut_act))
 
     def construct(self, x_BSE):
         return self.up(self.activation(self.down.without_bias(x_BSE), self.down.bias))
@@ -42,6 +42,7 @@ class FeedForward(nn.Cell):
         sizes = config.hidden_size, config.ffn_hidden_size
         self.gate, self.up, self.down = Linear(*sizes, bias=False), Linear(*sizes, bias=False), Linear(*sizes[::-1], bias=False)
         self.activation, self.position = config.hidden_act, config.siaf_position
+        self.glu, self.series = Operator(ascend_ops.swiglu), Operator(ascend_ops.series_activation)
         self.with_series = config.siaf_terms > 1 and config.siaf_mode != "matrices"
         self.siaf = SeriesScale(config) if self.with_series else None
         self.num_added_gates = config.siaf_terms - 1 if config.siaf_mode == "matrices" else 0
@@ -52,12 +53,13 @@ class FeedForward(nn.Cell):
         inputs = self.fork_input(x_BSE)
         gate_BSF, ups = self.gate(inputs[0]), self.fork_up(self.up(inputs[1]))
         if self.with_series and self.position == "gate":
-            return self.down(ascend_ops.swiglu(gate_BSF, ups[0], scale=self.siaf.scale, shift=self.siaf.shift, activation=self.activation))
-        y_BSF = ascend_ops.swiglu(gate_BSF, ups[0], activation=self.activation)
+            return self.down(self.glu(gate_BSF, ups[0], None, None, self.siaf.scale, self.siaf.shift, self.activation))
+        y_BSF = self.glu(gate_BSF, ups[0], None, None, None, None, self.activation)
         if self.with_series:
-            y_BSF = ascend_ops.series_activation(y_BSF, self.siaf.scale, self.siaf.shift, activation=self.activation)
+            y_BSF = self.series(y_BSF, self.siaf.scale, self.siaf.shift, None, self.activation)
         for i in range(self.num_added_gates):  # phi(gate) * up, term by term
-            y_BSF = ascend_ops.add(y_BSF, ascend_ops.swiglu(self.siaf_gates[i](inputs[2 + i]), ups[1 + i], activation=self.activation))
+            term_BSF = self.glu(self.siaf_gates[i](inputs[2 + i]), ups[1 + i], None, None, None, None, self.activation)
+            y_BSF = ascend_ops.add(y_BSF, term_BSF)
         return self.down(y_BSF)
 
 
@@ -80,9 +82,9 @@ class Block(nn.Cell):
         normed = self.fork_normed(self.attention_norm(streams[0]))
         y_BSE = self.attention(normed[0], normed[1], normed[2], segments_BS, slots_BS, slots_BS, None, cos_sin_BSD)
         for i in range(self.num_branches):
-            y_BSE = ascend_ops.add(y_BSE, self.aug_shortcut[i](streams[2 + i] if self.shortcut_reads_stream else normed[3 + i]))
+            y_BSE = ascend_ops.add_to_stream(y_BSE, self.aug_shortcut[i](streams[2 + i] if self.shortcut_reads_stream else normed[3 + i]))
         normed_BSE, x_BSE = self.ffn_norm.after_sum(y_BSE, streams[1])
-        return ascend_ops.add(x_BSE, self.ffn(normed_BSE))
+        return ascend_ops.add_to_stream(x_BSE, self.ffn(normed_BSE))
 
 
 class PanguPi(nn.Cell):
@@ -96,6 +98,7 @@ class PanguPi(nn.Cell):
         self.blocks = nn.CellList([repeated_block(config, cache) for _ in range(config.num_layers)])
         self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.product_with_table = Logits()
         self.cos_sin_SD = Tensor(ascend_ops.rotary_table(config.seq_length, config.head_dim, config.rope_theta))
         self.cast, self.pick_last = ops.Cast(), ops.GatherNd()
 
@@ -120,8 +123,7 @@ class PanguPi(nn.Cell):
 
     def logits(self, x_BSE, table_VE):
         """[B, S, V] in the compute dtype."""
-        axes = self.word_embedding.axes if self.head is None else self.head.axes
-        return ascend_ops.linear(self.final_norm(x_BSE), table_VE, None, axes)
+        return self.product_with_table(self.final_norm(x_BSE), table_VE)
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
         """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]. There is no dropout that `key` would seed."""

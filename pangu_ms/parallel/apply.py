@@ -2,8 +2,10 @@
 
 import mindspore as ms
 from mindspore import nn
+from mindspore.parallel._cost_model_context import _set_algo_single_loop
 
 import ascend_ops
+from pangu_ms.models.layers import Operator
 from pangu_ms.parallel.plan import OPTIMIZER_SHARD_MIN_BYTES, Plan
 
 
@@ -21,6 +23,7 @@ def begin(plan: Plan, rank: int) -> None:
     if parallel.optimizer_shard:
         threshold = {"parallel_optimizer_threshold": OPTIMIZER_SHARD_MIN_BYTES >> 10}  # in KB
         shard = {"enable_parallel_optimizer": True, "parallel_optimizer_config": threshold}
+    _set_algo_single_loop(False)  # else the propagation takes the operators of two lists of cells for those of one loop, and mixes them up
     ms.set_auto_parallel_context(device_num=world, global_rank=rank, full_batch=True, pipeline_stages=parallel.pipeline_stage, **mode, **shard)
     ascend_ops.lay_out(ascend_ops.Devices(plan.mesh.axes, plan.rules))
 
@@ -31,3 +34,26 @@ def apply(plan: Plan, model: nn.Cell) -> None:
     for _, cell in model.cells_and_names():
         if hasattr(cell, "axes"):
             cell.axes = specs[cell.weight.name].axes
+    for parameter in model.trainable_params():
+        parameter.parallel_optimizer = len(plan.parameter_stages[parameter.name]) == 1
+    if plan.mesh.num_stages > 1:
+        _set_stages(plan, model)
+    for cell in _recomputed(plan, model):
+        cell.recompute()
+
+
+def _set_stages(plan: Plan, model: nn.Cell) -> None:
+    stages = dict(zip(plan.config.model.layer_names(), plan.layer_stages))
+    for name, layers in plan.config.model.outer_parameter_layers().items():
+        stages[name.rpartition(".")[0]] = plan.layer_stages[layers[0]]  # a tied table's cell is the embedding
+    stages["product_with_table"] = plan.layer_stages[-1]
+    for prefix, stage in stages.items():
+        model.get_sub_cell(prefix).pipeline_stage = stage
+
+
+def _recomputed(plan: Plan, model: nn.Cell) -> list[nn.Cell]:
+    if plan.config.parallel.recompute == "full":
+        return [model.get_sub_cell(name) for name in plan.config.model.layer_names()]
+    if plan.config.parallel.recompute == "selective":
+        return [cell for _, cell in model.cells_and_names() if isinstance(cell, Operator)]
+    return []

@@ -73,14 +73,14 @@ class Plan:
     @functools.cached_property
     def layouts(self) -> dict[str, Layout]:
         """The layout of every parameter on the devices of a stage that holds it, in the model's order; its moments lie the same way."""
-        return {name: self.layout(spec) for name, spec in self.config.model.parameters().items()}
+        return {name: self.layout(spec, len(self.parameter_stages[name])) for name, spec in self.config.model.parameters().items()}
 
-    def layout(self, spec: ParameterSpec) -> Layout:
-        """The layout of one parameter."""
+    def layout(self, spec: ParameterSpec, num_stages: int = 1) -> Layout:
+        """The layout of one parameter, held by `num_stages` stages: with several optimizer_shard leaves it, since MindSpore 2.9 cannot compile it."""
         sizes = self.config.model.axis_sizes()
         shape = tuple(sizes[axis] for axis in spec.axes)
         plain = Layout(shape, self.mesh.axes, tuple(self.rules[axis] for axis in spec.axes))
-        return with_optimizer_shard(plain) if self.config.parallel.optimizer_shard else plain
+        return with_optimizer_shard(plain) if self.config.parallel.optimizer_shard and num_stages == 1 else plain
 
     def stage_parameters(self, stage: int) -> list[str]:
         """Names of the parameters that a stage holds."""

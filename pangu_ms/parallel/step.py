@@ -5,23 +5,38 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn
 
 from pangu_ms.models.loss import TokenLoss
+from pangu_ms.parallel.pipeline import PipelineStep
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.train.optimizer import AdamW
 from pangu_ms.train.step import Gradients, GuardedUpdate, WholeStep
 
 
 def build_step(plan: Plan, model: nn.Cell) -> nn.Cell:
-    """The step of `train.step` for a model that `apply` has laid out, with the batch of all replicas."""
-    config = plan.config
+    """The step for a model that `apply` has laid out, with the batch of all replicas: `train.step.WholeStep`, with stages PipelineStep."""
+    config, parallel = plan.config, plan.config.parallel
     weights = ParameterTuple(model.trainable_params())
     decayed = {name for name, spec in config.model.parameters().items() if spec.decay}
-    update = GuardedUpdate(AdamW(weights, config.optimizer, decayed), config.optimizer.clip_norm, config.global_batch_size * config.model.seq_length)
-    return WholeStep(Gradients(TokenLoss(model), weights), update)
+    micro_tokens = config.global_batch_size // parallel.micro_batch_num * config.model.seq_length
+    update = GuardedUpdate(AdamW(weights, config.optimizer, decayed), config.optimizer.clip_norm, micro_tokens, _num_uncounted(plan))
+    if parallel.pipeline_stage == 1:
+        return WholeStep(Gradients(TokenLoss(model), weights), update)
+    return PipelineStep(TokenLoss(model), update, plan.mesh, parallel.micro_batch_num, parallel.optimizer_shard)
+
+
+def _num_uncounted(plan: Plan) -> int:
+    """1 where this rank's stage is the last of a tied word table: it has a part of the gradient, the first stage has the sum."""
+    stage = plan.mesh.coordinate(ms.get_auto_parallel_context("global_rank")).stage
+    again = [name for name, (first, *others) in plan.parameter_stages.items() if stage in others]
+    assert again == list(plan.parameter_stages)[: len(again)], "the tied table is the first parameter"
+    return len(again)
 
 
 def step_inputs(plan: Plan) -> tuple[Tensor, ...]:
     """Inputs of that step, of the right shapes and dtypes."""
-    B, S = plan.config.global_batch_size, plan.config.model.seq_length
+    B, S, parallel = plan.config.global_batch_size, plan.config.model.seq_length, plan.config.parallel
     ids, index, mask = np.zeros((B, S + 1), np.int32), np.zeros((B, S), np.int32), np.ones((B, S), np.float32)
+    batch = Tensor(ids), Tensor(index), Tensor(index), Tensor(mask)
+    if parallel.pipeline_stage > 1:
+        return *batch, Tensor(np.ones(parallel.micro_batch_num, np.int32))  # a dropout key for each micro-batch
     controls = (Tensor(value, ms.float32) for value in (1e-3, 1.0, 3e38))  # learning rate, loss scale, loss limit
-    return Tensor(ids), Tensor(index), Tensor(index), Tensor(mask), Tensor(np.int32(1)), *controls
+    return *batch, Tensor(np.int32(1)), *controls

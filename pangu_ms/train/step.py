@@ -58,8 +58,10 @@ class Gradients(nn.Cell):
 class GuardedUpdate(nn.Cell):
     """Unscale and clip gradients, then update, unless something is not finite or the loss exceeds its limit."""
 
-    def __init__(self, optimizer: AdamW, clip_norm: float, micro_batch_tokens: int):
+    def __init__(self, optimizer: AdamW, clip_norm: float, micro_batch_tokens: int, num_uncounted: int = 0):
+        """`num_uncounted`: leading gradients that the norm leaves out, since another pipeline stage counts them."""
         super().__init__(auto_prefix=False)
+        self.num_uncounted = num_uncounted
         self.optimizer, self.clip_norm, self.micro_batch_tokens = optimizer, clip_norm, float(micro_batch_tokens)
         self.hyper_map, self.add, self.sqrt, self.is_finite = ops.HyperMap(), ops.AddN(), ops.Sqrt(), ops.IsFinite()
         self.minimum, self.both = ops.Minimum(), ops.LogicalAnd()
@@ -67,7 +69,7 @@ class GuardedUpdate(nn.Cell):
     def construct(self, total, count, gradients, lr, scale, loss_limit):
         """-> (gradient norm of the mean loss before clipping, whether the update was applied)."""
         unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
-        norm = self.sqrt(self.add(self.hyper_map(_sum_of_squares, gradients)))[0] * unscale
+        norm = self.sqrt(self.add(self.hyper_map(_sum_of_squares, gradients[self.num_uncounted :])))[0] * unscale
         applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
         if applied:
             factor = unscale
