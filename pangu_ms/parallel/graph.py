@@ -25,6 +25,7 @@ class Collective:
     group: str
     """MindSpore's name of its group."""
     group_size: int
+    """Ranks that take part: 2 of a Send or Receive."""
     op: str
     """sum, max or empty."""
     bytes: int
@@ -49,14 +50,16 @@ def collectives(lines: Iterable[str], world: int) -> Iterator[Collective]:
         elif call and not types and line.lstrip().startswith(": ("):
             types = line
         elif call and (scope := _SCOPE.search(line)):
-            yield _collective(call, types, scope[1], world)
+            found = _collective(call, types, scope[1], world)
+            if found.group_size > 1:  # MindSpore leaves some over one rank, which move nothing
+                yield found
             call = ""
 
 
 def _collective(call: str, types: str, scope: str, world: int) -> Collective:
     kind, group = _CALL.search(call).groups()
     ranks, op, parameter = _RANKS.search(call), re.search(r"\bop: \"(\w+)\"", call), _PARAMETER.search(call)
-    size = world if group == WORLD else len([r for r in ranks[1].split(",") if r.strip()]) if ranks else int(group.split("-")[0])
+    size = 2 if kind in ("Send", "Receive") else world if group == WORLD else len([r for r in ranks[1].split(",") if r.strip()]) if ranks else int(group.split("-")[0])
     return Collective(kind, group, size, op[1] if op else "", _largest(types), parameter[1] if parameter else "", scope)
 
 

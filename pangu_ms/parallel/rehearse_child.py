@@ -30,7 +30,7 @@ def main() -> int:
 
 def prepare(graphs: Path) -> None:
     """Let MindSpore write its graphs there; before it compiles."""
-    os.environ |= {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(graphs), "GLOG_v": runtime.ERRORS_ONLY}
+    os.environ |= {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(graphs), "MS_DEV_DUMP_IR_PASSES": "validate", "GLOG_v": runtime.ERRORS_ONLY}
     os.chdir(graphs)  # it leaves files of failed compilations where it runs
     runtime.quiet()
 

@@ -18,6 +18,12 @@ LINES = """
   %81(CNode_5) = AllReduce(%9) {instance name: x} primitive_attrs: {group: "2-500", op: "sum", rank_list: (0, 1)} cnode_attrs: {}
       : (<Tensor[Float32], ()>) -> (<Tensor[Float32], ()>)
       # Fullname with scope: (Default/model/AllReduce-op2)
+  %82(CNode_6) = Receive(%9) {instance name: x} primitive_attrs: {sr_tag: I64(0), src_rank: I64(0), group: "hccl_world_group"} cnode_attrs: {}
+      : (<Tensor[Float32], (2, 8)>) -> (<Tensor[Float32], (2, 8)>)
+      # Fullname with scope: (Default/model/Receive-op0)
+  %83(CNode_7) = AllReduce(%9) {instance name: x} primitive_attrs: {group: "1-500", op: "sum", rank_list: (0)} cnode_attrs: {}
+      : (<Tensor[Float32], (8)>) -> (<Tensor[Float32], (8)>)
+      # Fullname with scope: (Default/model/AllReduce-op3)
 """.splitlines()
 
 
@@ -27,8 +33,9 @@ def test_kind_group_bytes_and_parameter_of_each() -> None:
         Collective("AllReduce", "hccl_world_group", 16, "sum", 32 * 2, "norm.weight", "Default/model/AllReduce-op1"),
         Collective("AllGather", "4-77", 4, "", 32 * 32 * 2, "", "Default/model/AllGather-op0"),
         Collective("AllReduce", "2-500", 2, "sum", 4, "", "Default/model/AllReduce-op2"),
+        Collective("Receive", "hccl_world_group", 2, "", 64, "", "Default/model/Receive-op0"),
     ]
 
 
 def test_totals_by_kind_and_size_of_group() -> None:
-    assert totals(collectives(LINES, 16)) == [("AllReduce", 2, 2, 32772), ("AllGather", 4, 1, 2048), ("AllReduce", 16, 1, 64)]
+    assert totals(collectives(LINES, 16)) == [("AllReduce", 2, 2, 32772), ("AllGather", 4, 1, 2048), ("AllReduce", 16, 1, 64), ("Receive", 2, 1, 64)]
