@@ -95,16 +95,29 @@ def placed(kind, operands, *attributes):
     return _primitive(kind, (_devices.strategy(operands),) if known else (), attributes)
 
 
+def _rows(axes: Axes) -> tuple[str, ...]:
+    """How the rows of a product with a weight are cut: one that the devices do not share needs no more rows than the device's own of the stream."""
+    return STREAM[0] if all(_devices.parts(axis) == 1 for axis in axes) else ("batch",)
+
+
 @constexpr
 def placed_product(axes):
     """`placed` MatMul of rows and the transpose of a weight with these axes. Where it adds up parts of the stream, each device gets its rows of the sum."""
     if not is_laid_out() or axes is None:
         return _primitive("MatMul", (), ("transpose_b",))
-    whole = all(_devices.parts(axis) == 1 for axis in axes)  # such a product needs no more rows than the device's own of the stream
-    strategies = (_devices.strategy(((STREAM[0] if whole else "batch", axes[1]), axes)),)
+    strategies = (_devices.strategy(((_rows(axes), axes[1]), axes)),)
     if axes[0] == "embed" and _devices.parts("sequence") > 1 and _devices.parts(axes[1]) > 1:
         strategies += (_devices.strategy((STREAM,)),)
     return _primitive("MatMul", strategies, ("transpose_b",))
+
+
+@constexpr
+def placed_bias(axes):
+    """`placed` Add of what `placed_product` makes and a bias."""
+    if not is_laid_out() or axes is None:
+        return _primitive("Add", (), ())
+    rows = STREAM[0] if axes[0] == "embed" else _rows(axes)
+    return _primitive("Add", (_devices.strategy(((rows, axes[0]), axes[:1])),), ())
 
 
 @constexpr

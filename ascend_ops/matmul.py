@@ -11,7 +11,7 @@ from mindspore.ops import constexpr
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import filled, gradient_of, kernel, zeros_like
-from ascend_ops.layout import Axes, placed, placed_product
+from ascend_ops.layout import Axes, placed, placed_bias, placed_product
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, axes: Axes | None = None) -> Tensor:
@@ -28,12 +28,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, axes: Axes | N
     """
     chosen = select("linear", describe(x), describe(weight), describe(bias))
     if chosen == "composed":
-        y = _over_rows(ops.cast(x, ms.float32), weight, x.dtype, axes)
-        return ops.cast(y if bias is None else y + bias, x.dtype)
+        return ops.cast(_over_rows(ops.cast(x, ms.float32), weight, bias, x.dtype, axes), x.dtype)
     if chosen == "builtin":
         y = _product(axes)(ops.reshape(x, (-1, x.shape[-1])), ops.cast(weight, x.dtype))
-        y = ops.reshape(y, x.shape[:-1] + weight.shape[:1])
-        return y if bias is None else y + ops.cast(bias, x.dtype)
+        y = y if bias is None else placed_bias(axes)(y, ops.cast(bias, x.dtype))
+        return ops.reshape(y, x.shape[:-1] + weight.shape[:1])
     return kernel("Linear")(x, weight, filled(0.0, 1) if bias is None else bias)  # one value beside several outputs means none
 
 
@@ -81,10 +80,11 @@ def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     return kernel("GroupedMatmul")(x, weight, counts)
 
 
-def _over_rows(x, weight, dtype, axes):
-    if x.ndim == 2:
-        return _composed(x, weight, dtype, axes)
-    return ops.reshape(_composed(ops.reshape(x, (-1, x.shape[-1])), weight, dtype, axes), x.shape[:-1] + weight.shape[:1])
+def _over_rows(x, weight, bias, dtype, axes):
+    rows = x if x.ndim == 2 else ops.reshape(x, (-1, x.shape[-1]))
+    y = _composed(rows, weight, dtype, axes)
+    y = y if bias is None else placed_bias(axes)(y, bias)
+    return y if x.ndim == 2 else ops.reshape(y, x.shape[:-1] + weight.shape[:1])
 
 
 def _product(axes):
