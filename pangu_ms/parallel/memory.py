@@ -60,14 +60,9 @@ def optimizer_bytes(plan: Plan, stage: int) -> int:
     return 2 * parameter_bytes(plan, stage)
 
 
-def micro_batches(plan: Plan) -> int:
-    """Micro-batches of a step: those of the pipeline or of accumulation."""
-    return max(plan.config.parallel.micro_batch_num, plan.config.train.accumulation_steps)
-
-
 def micro_batch_size(plan: Plan) -> int:
     """Sequences b of a micro-batch of one replica."""
-    return plan.config.train.batch_size // micro_batches(plan)
+    return plan.config.train.batch_size // plan.num_micro_batches
 
 
 def in_flight(plan: Plan, stage: int) -> int:
@@ -75,7 +70,7 @@ def in_flight(plan: Plan, stage: int) -> int:
 
     Source: Narayanan et al. 2021 (arXiv 2104.04473), section 2.2.
     """
-    return min(plan.mesh.num_stages - stage, micro_batches(plan)) if plan.mesh.num_stages > 1 else 1
+    return min(plan.mesh.num_stages - stage, plan.num_micro_batches) if plan.mesh.num_stages > 1 else 1
 
 
 def composed_attention(model: ModelConfig, chip: Chip) -> bool:
@@ -147,27 +142,29 @@ def _state(plan: Plan, stage: int, slices: Slices) -> list[Line]:
     values = slices.stage(stage, slices.cut)
     shard = ", cut over equal replicas" if plan.config.parallel.optimizer_shard else ""
     lines = [Line("parameters", 4 * values, f"4 * {values:,} values{shard}"), Line("moments", 8 * values, f"2 * 4 * {values:,}")]
-    # All stay until the global norm is known. Accumulation adds each micro-batch's to them.
-    lines.append(Line("gradients", 4 * values, f"4 * {values:,}, float32" + (", sums over micro-batches" if micro_batches(plan) > 1 else "")))
-    if plan.config.parallel.optimizer_shard or micro_batches(plan) > 1:
+    # All stay until the global norm is known. Sums over micro-batches are not cut by the optimizer: MindSpore reduces them once a step.
+    lines.append(Line("gradients", 4 * values, f"4 * {values:,}, float32"))
+    if plan.num_micro_batches > 1 and shard:
+        plain = slices.stage(stage, slices.plain)
+        lines.append(Line("sums over micro-batches", 4 * plain, f"4 * {plain:,}, not cut by the optimizer"))
+    if plan.config.parallel.optimizer_shard or plan.num_micro_batches > 1:
         why = "before it is reduced or added"
         lines.append(Line("gradient of one layer", 4 * slices.largest(stage), f"4 * {slices.largest(stage):,}: the largest layer or table {why}"))
     return lines
 
 
 def _weights(plan: Plan, stage: int, slices: Slices) -> list[Line]:
-    """Parameters as products read them: cast and gathered. Full recomputation casts and gathers again for the backward pass."""
+    """Parameters as products read them: cast and gathered. Full recomputation casts again for the backward pass; what was gathered stays for the step."""
     parallel, dtype = plan.config.parallel, plan.config.model.compute_dtype
     c = DTYPE_BYTES[dtype]
     if c == 4 and not parallel.optimizer_shard:
         return []
-    if parallel.recompute != "full":
+    if parallel.recompute != "full" or parallel.optimizer_shard:
         values, tables = slices.stage(stage, slices.plain), sum(slices.outer(stage, part) for part in slices.sharded.values())
-        formula = f"{c} * {values:,}, whole stage: kept for the backward pass" + (f"; 4 * {tables:,} of gathered tables" if tables else "")
+        formula = f"{c} * {values:,}, whole stage: kept for the step" + (f"; 4 * {tables:,} of gathered tables" if tables else "")
         return [Line(f"weights in {dtype}", c * values + 4 * tables, formula)]
-    ahead, values = 2 if parallel.optimizer_shard else 1, slices.largest(stage)
-    formula = f"{c} * {ahead} * {values:,}: the largest layer or table" + ", and the next gathered" * (ahead - 1)
-    return [Line(f"weights in {dtype}", c * ahead * values, formula)]
+    values = slices.largest(stage)
+    return [Line(f"weights in {dtype}", c * values, f"{c} * {values:,}: the largest layer or table")]
 
 
 def _activations(plan: Plan, stage: int, chip: Chip) -> tuple[list[Line], list[Line]]:

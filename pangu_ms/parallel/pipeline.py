@@ -1,4 +1,4 @@
-"""The training step over pipeline stages: micro-batches that MindSpore's compiler cuts into sends and receives."""
+"""The training step in micro-batches: over pipeline stages MindSpore's compiler makes sends and receives of them, without stages it adds up gradients."""
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -28,11 +28,15 @@ def _clear_after(applied, accumulated, gradient):
 class MicroBatches(nn.Cell):
     """TokenLoss of each micro-batch, summed. MindSpore finds the loop by the class of its slices and the marks of its sums."""
 
-    def __init__(self, loss: TokenLoss, num_micro_batches: int):
+    def __init__(self, loss: TokenLoss, num_micro_batches: int, num_stages: int):
         super().__init__(auto_prefix=False)
         self.loss, self.num_micro_batches = loss, num_micro_batches
         self.slices = nn.CellList([_MicroBatch(num_micro_batches) for _ in range(num_micro_batches)])
-        self.sums = [[ops.Add().add_prim_attr("pipeline_end", i) for i in range(num_micro_batches)] for _ in range(2)]
+        if num_stages == 1:
+            for cell in self.slices:
+                cell.strided_slice.add_prim_attr("grad_accu_num", num_micro_batches)
+        end = "pipeline_end" if num_stages > 1 else "forward_end"
+        self.sums = [[ops.Add().add_prim_attr(end, i) for i in range(num_micro_batches)] for _ in range(2)]
 
     def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, keys_M):
         total, count = self.loss(*self.slices[0](0, ids_BS1, positions_BS, segments_BS, mask_BS, keys_M))
@@ -42,7 +46,7 @@ class MicroBatches(nn.Cell):
         return total, count
 
 
-class PipelineStep(nn.Cell):
+class MicroBatchStep(nn.Cell):
     """One optimizer step: gradients of all micro-batches, then `GuardedUpdate`, which decides alike on every stage.
 
     Every input of such a graph must be cut into micro-batches: what is not, the controls, are parameters, to be set by `control` before a step.
@@ -51,11 +55,11 @@ class PipelineStep(nn.Cell):
     def __init__(self, loss: TokenLoss, update: GuardedUpdate, mesh: Mesh, num_micro_batches: int, optimizer_shard: bool):
         """`optimizer_shard`: then gradients are those of the whole batch; else these are left in the sums."""
         super().__init__(auto_prefix=False)
-        self.loss, self.update, self.optimizer_shard = MicroBatches(loss, num_micro_batches), update, optimizer_shard
+        self.loss, self.update, self.optimizer_shard = MicroBatches(loss, num_micro_batches, mesh.num_stages), update, optimizer_shard
         self.weights = update.optimizer.parameters
         self.accumulated: ParameterTuple = self.weights.clone(prefix="accu_grads", init="zeros")  # MindSpore knows them by this prefix
         self.gradients, self.hyper_map = ops.GradOperation(get_by_list=True, sens_param=True), ops.HyperMap()
-        self.of_all_stages = ops.AllReduce(group=_stages_group(mesh, ms.get_auto_parallel_context("global_rank")))
+        self.of_all_stages = ops.AllReduce(group=_stages_group(mesh, ms.get_auto_parallel_context("global_rank"))) if mesh.num_stages > 1 else None
         self.stack, self.unstack = ops.Stack(), ops.Unstack()
         names = "learning_rate", "loss_scale", "loss_limit"
         self.lr, self.scale, self.loss_limit = (Parameter(Tensor(1.0, ms.float32), name, requires_grad=False) for name in names)
@@ -72,8 +76,9 @@ class PipelineStep(nn.Cell):
         total, count = self.loss(*inputs)  # 0 on all stages but the last
         weight_of_total = ops.ones_like(total) * (self.scale / self.update.micro_batch_tokens)
         gradients = self.gradients(self.loss, self.weights)(*inputs, (weight_of_total, self.zero))
-        # in one tensor: on the other stages MindSpore would merge two equal sums of zeros into one, and wait for each other in vain
-        total, count = self.unstack(self.of_all_stages(self.stack((total, count))))
+        if self.of_all_stages is not None:
+            # in one tensor: on the other stages MindSpore would merge two equal sums of zeros into one, and wait for each other in vain
+            total, count = self.unstack(self.of_all_stages(self.stack((total, count))))
         whole = gradients if self.optimizer_shard else self.hyper_map(_after, self.accumulated, gradients)
         norm, applied = self.update(total, count, whole, self.lr, self.scale, self.loss_limit)
         cleared = self.hyper_map(ops.partial(_clear, applied), self.accumulated, gradients)

@@ -57,6 +57,11 @@ class Plan:
         costs[-1] += head_flops_per_token(model)
         return cls(config, Mesh.of(parallel), rules, parallel.stage_layers or balance(costs, parallel.pipeline_stage))
 
+    @property
+    def num_micro_batches(self) -> int:
+        """Of a step: those that flow through the stages, or those whose gradients are accumulated."""
+        return max(self.config.parallel.micro_batch_num, self.config.train.accumulation_steps)
+
     @functools.cached_property
     def layer_stages(self) -> tuple[int, ...]:
         """The stage of each layer."""

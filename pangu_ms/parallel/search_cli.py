@@ -10,7 +10,6 @@ from pangu_ms.errors import PlanError
 from pangu_ms.parallel.cluster import GIB
 from pangu_ms.parallel.estimate import Estimate, describe, overrides
 from pangu_ms.parallel.estimate_cli import add_chip_arguments, chip_and_hbm, notes
-from pangu_ms.parallel.memory import micro_batches
 from pangu_ms.parallel.search import Found, Near, difference, search
 
 
@@ -58,7 +57,7 @@ _HEADING = " ".join(f"{name:>{width}}" for name, width in _COLUMNS.items())
 
 def _row(estimate: Estimate) -> str:
     parallel, train = estimate.plan.config.parallel, estimate.plan.config.train
-    cells = [parallel.data_parallel, parallel.model_parallel, parallel.pipeline_stage, train.batch_size, micro_batches(estimate.plan)]
+    cells = [parallel.data_parallel, parallel.model_parallel, parallel.pipeline_stage, train.batch_size, estimate.plan.num_micro_batches]
     cells += [_yes(parallel.optimizer_shard), parallel.recompute, _yes(parallel.sequence_parallel), parallel.vocab_embedding]
     cells += [f"{estimate.bytes / GIB:.2f}", f"{estimate.tokens_per_second:,.0f}", f"{estimate.tokens_per_second_per_device:,.1f}", f"{estimate.mfu:.1%}"]
     return " ".join(f"{cell:>{width}}" for cell, width in zip(cells, _COLUMNS.values(), strict=True))

@@ -70,7 +70,8 @@ class Slices:
         specs = {spec.axes: spec for kind in set(layer_kinds(plan.config.model)) for spec in plan.config.model.layer_parameters(kind).values()}
         before, behind = plan.config.model.outer_parameters()
         specs |= {spec.axes: spec for spec in (before | behind).values()}
-        self.layouts = {axes: plan.layout(spec) for axes, spec in specs.items()}
+        stages = {axes: len({plan.layer_stages[layer] for layer in layers}) for axes, layers in outer_axes(plan.config.model)}
+        self.layouts = {axes: plan.layout(spec, stages.get(axes, 1)) for axes, spec in specs.items()}
         self.cut = {axes: layout.slice_size for axes, layout in self.layouts.items()}
         self.plain = {axes: math.prod(self.sizes[a] // self.devices(a) for a in axes) for axes in specs}
         self.sharded = self._by_group({axes: layout.optimizer_axes for axes, layout in self.layouts.items()})

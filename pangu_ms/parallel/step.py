@@ -5,22 +5,22 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn
 
 from pangu_ms.models.loss import TokenLoss
-from pangu_ms.parallel.pipeline import PipelineStep
+from pangu_ms.parallel.pipeline import MicroBatchStep
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.train.optimizer import AdamW
 from pangu_ms.train.step import Gradients, GuardedUpdate, WholeStep
 
 
 def build_step(plan: Plan, model: nn.Cell) -> nn.Cell:
-    """The step for a model that `apply` has laid out, with the batch of all replicas: `train.step.WholeStep`, with stages PipelineStep."""
-    config, parallel = plan.config, plan.config.parallel
+    """The step for a model that `apply` has laid out, with the batch of all replicas: `train.step.WholeStep`, in micro-batches MicroBatchStep."""
+    config, parts = plan.config, plan.num_micro_batches
     weights = ParameterTuple(model.trainable_params())
     decayed = {name for name, spec in config.model.parameters().items() if spec.decay}
-    micro_tokens = config.global_batch_size // parallel.micro_batch_num * config.model.seq_length
+    micro_tokens = config.global_batch_size // parts * config.model.seq_length
     update = GuardedUpdate(AdamW(weights, config.optimizer, decayed), config.optimizer.clip_norm, micro_tokens, _num_uncounted(plan))
-    if parallel.pipeline_stage == 1:
+    if parts == 1:
         return WholeStep(Gradients(TokenLoss(model), weights), update)
-    return PipelineStep(TokenLoss(model), update, plan.mesh, parallel.micro_batch_num, parallel.optimizer_shard)
+    return MicroBatchStep(TokenLoss(model), update, plan.mesh, parts, config.parallel.optimizer_shard)
 
 
 def _num_uncounted(plan: Plan) -> int:
@@ -33,10 +33,10 @@ def _num_uncounted(plan: Plan) -> int:
 
 def step_inputs(plan: Plan) -> tuple[Tensor, ...]:
     """Inputs of that step, of the right shapes and dtypes."""
-    B, S, parallel = plan.config.global_batch_size, plan.config.model.seq_length, plan.config.parallel
+    B, S = plan.config.global_batch_size, plan.config.model.seq_length
     ids, index, mask = np.zeros((B, S + 1), np.int32), np.zeros((B, S), np.int32), np.ones((B, S), np.float32)
     batch = Tensor(ids), Tensor(index), Tensor(index), Tensor(mask)
-    if parallel.pipeline_stage > 1:
-        return *batch, Tensor(np.ones(parallel.micro_batch_num, np.int32))  # a dropout key for each micro-batch
+    if plan.num_micro_batches > 1:
+        return *batch, Tensor(np.ones(plan.num_micro_batches, np.int32))  # a dropout key for each micro-batch
     controls = (Tensor(value, ms.float32) for value in (1e-3, 1.0, 3e38))  # learning rate, loss scale, loss limit
     return *batch, Tensor(np.int32(1)), *controls

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pangu_ms.parallel.cluster import Chip, bandwidth
 from pangu_ms.parallel.flops import model_flops_per_token
-from pangu_ms.parallel.memory import DTYPE_BYTES, composed_attention, micro_batch_size, micro_batches
+from pangu_ms.parallel.memory import DTYPE_BYTES, composed_attention, micro_batch_size
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.slices import Slices, distinct_stages, layer_axes, stage_kinds
 
@@ -42,7 +42,7 @@ def step_terms(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
     Under 1F1B a step takes m micro-batches on the slowest stage and one on each of the others. Source: Narayanan et al. 2021 (arXiv 2104.04473),
     section 2.2, whose (p - 1) / m is this with equal stages.
     """
-    m = micro_batches(plan)
+    m = plan.num_micro_batches
     stages = [(_compute(plan, chip, slices, stage), _tensor_parallel(plan, chip, stage), count) for stage, count in distinct_stages(plan)]
     compute, exchange, _ = max(stages, key=lambda stage: stage[0] + stage[1])
     micro = compute + exchange
@@ -79,14 +79,15 @@ def _layer_flops(plan: Plan, chip: Chip, slices: Slices, kind: int) -> int:
 
 
 def _tensor_parallel(plan: Plan, chip: Chip, stage: int) -> float:
-    """Seconds of a micro-batch's all-reduces on one stage: two a layer forward, two backward, one when the layer is recomputed.
+    """Seconds of a micro-batch's all-reduces on one stage: two a layer forward, two backward, one or with stages two when the layer is recomputed.
 
     With sequence_parallel each is a reduce-scatter and an all-gather of the same traffic. A vocabulary cut by rows adds one at each end.
     """
     parallel, mp = plan.config.parallel, plan.config.parallel.model_parallel
     if mp == 1:
         return 0.0
-    count = plan.stage_layers[stage] * (5 if parallel.recompute == "full" else 4)
+    again = 0 if parallel.recompute != "full" else 1 if plan.mesh.num_stages == 1 else 2
+    count = plan.stage_layers[stage] * (4 + again)
     count += (parallel.vocab_embedding == "row") * ((stage == 0) + (stage == plan.mesh.num_stages - 1))
     return count * 2 * (mp - 1) / mp * _stream_bytes(plan) / bandwidth(chip, plan.mesh, ("mp",))[0]
 
@@ -98,7 +99,7 @@ def _stream_bytes(plan: Plan) -> int:
 
 
 def _send_receive(plan: Plan, chip: Chip) -> Term:
-    m, cut = micro_batches(plan), plan.config.parallel.model_parallel if plan.config.parallel.sequence_parallel else 1
+    m, cut = plan.num_micro_batches, plan.config.parallel.model_parallel if plan.config.parallel.sequence_parallel else 1
     speed, link = bandwidth(chip, plan.mesh, ("stage",))
     size = _stream_bytes(plan) // cut
     formula = f"{m} * 2 * {size:,} bytes at {speed / 1e9:g} GB/s {link}, {chip.overlap:.0%} hidden"
@@ -108,9 +109,8 @@ def _send_receive(plan: Plan, chip: Chip) -> Term:
 def _exchange(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
     """Gradients of equal slices, and parameters cut over them. Stages do this at once, so the one with most counts.
 
-    Gradients travel in float32 (MindSpore's gradient_fp32_sync): whole ones are all-reduced once a step; with optimizer_shard they are
-    reduce-scattered after each micro-batch, since only slices are accumulated, and parameters are gathered, those of layers in the compute dtype
-    and tables in float32, again for the backward pass with full recomputation. Kinds, groups and bytes are those that `pangu plan rehearse` counts.
+    Gradients travel in float32 (MindSpore's gradient_fp32_sync): whole ones are all-reduced; with optimizer_shard
+    they are reduce-scattered, and parameters are gathered, those of layers in the compute dtype and tables in float32. Each of these once a step. Kinds, groups and bytes are those that `pangu plan rehearse` counts.
     """
     terms: dict[str, Term] = {}
     for stage, _ in distinct_stages(plan):
@@ -120,26 +120,25 @@ def _exchange(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
 
 
 def _gather(plan: Plan, chip: Chip, slices: Slices, stage: int) -> list[Term]:
-    times, c = 2 if plan.config.parallel.recompute == "full" else 1, DTYPE_BYTES[plan.config.model.compute_dtype]
-    sizes = {names: times * (c * slices.layers(stage, part) + 4 * slices.outer(stage, part)) for names, part in slices.sharded.items()}
-    return _collectives(plan, chip, "gather parameters", [("all-gather", times, 1, sizes)])
+    c = DTYPE_BYTES[plan.config.model.compute_dtype]
+    sizes = {names: c * slices.layers(stage, part) + 4 * slices.outer(stage, part) for names, part in slices.sharded.items()}
+    return _collectives(plan, chip, "gather parameters", [("all-gather", 1, sizes)])
 
 
 def _reduce(plan: Plan, chip: Chip, slices: Slices, stage: int) -> list[Term]:
-    m = micro_batches(plan)
-    scattered = {names: m * 4 * slices.stage(stage, part) for names, part in slices.sharded.items()}
+    scattered = {names: 4 * slices.stage(stage, part) for names, part in slices.sharded.items()}
     reduced = {names: 4 * slices.stage(stage, part) for names, part in slices.whole.items()}
-    return _collectives(plan, chip, "reduce gradients", [("reduce-scatter", m, 1, scattered), ("all-reduce", 1, 2, reduced)])
+    return _collectives(plan, chip, "reduce gradients", [("reduce-scatter", 1, scattered), ("all-reduce", 2, reduced)])
 
 
-def _collectives(plan: Plan, chip: Chip, name: str, kinds: list[tuple[str, int, int, dict[tuple[str, ...], int]]]) -> list[Term]:
-    """One term of (kind, times, passes of the ring, bytes by group) collectives."""
+def _collectives(plan: Plan, chip: Chip, name: str, kinds: list[tuple[str, int, dict[tuple[str, ...], int]]]) -> list[Term]:
+    """One term of (kind, passes of the ring, bytes by group) collectives."""
     total, parts = 0.0, []
-    for kind, times, passes, sizes in kinds:
+    for kind, passes, sizes in kinds:
         for names, size in sizes.items():
             seconds, where = _ring(plan, chip, names, passes * size)
             total += seconds
-            parts += [f"{kind} of {times} * {size / times / 1e6:,.1f} MB over {where}"] if size else []
+            parts += [f"{kind} of {size / 1e6:,.1f} MB over {where}"] if size else []
     return [Term(name, total, f"{'; '.join(parts)}; {chip.overlap:.0%} hidden")] if parts else []
 
 
