@@ -88,7 +88,8 @@ def _composed_layer_norm(x, weight, bias, eps):
 
 def _composed_rms_norm(x, weight, eps):
     u = ops.cast(x, ms.float32)
-    return ops.cast(u * ops.rsqrt(_mean(u * u) + eps) * weight, x.dtype)
+    # Square: of u * u, where u is an all-reduce, MindSpore 2.9's parallel compiler makes a wrong gradient (it moves the all-reduce behind the sum of both).
+    return ops.cast(u * ops.rsqrt(_mean(ops.square(u)) + eps) * weight, x.dtype)
 
 
 def _builtin_layer_norm(x, weight, bias, eps):

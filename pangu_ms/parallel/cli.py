@@ -8,6 +8,7 @@ ACTIONS = {
     "estimate": ("pangu_ms.parallel.estimate_cli", "memory of a device and time of a step, line by line"),
     "search": ("pangu_ms.parallel.search_cli", "the plans that fit a number of devices, fastest first"),
     "rehearse": ("pangu_ms.parallel.rehearse_cli", "compile the training step for virtual ranks with MindSpore's own compiler"),
+    "execute": ("pangu_ms.parallel.execute_cli", "run the ranks' graphs as CPU processes, and compare them with one process"),
     "inspect": ("pangu_ms.parallel.inspect_cli", "a strategy file of MindSpore as a table"),
 }
 

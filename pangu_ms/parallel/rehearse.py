@@ -92,10 +92,11 @@ def run_child(config: RunConfig, rank: int, soc: str, strategy_file: str = "") -
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
     if done.returncode == 0:
         return json.loads(done.stdout)
-    raise PlanError(f"rehearsal of rank {rank}: {_reason(done)}; see `pangu plan show`, or try it with fewer degrees")
+    raise PlanError(f"rehearsal of rank {rank}: {reason_of(done)}; see `pangu plan show`, or try it with fewer degrees")
 
 
-def _reason(done: subprocess.CompletedProcess) -> str:
+def reason_of(done: subprocess.CompletedProcess) -> str:
+    """Why a child process that compiles failed, in one line."""
     if done.returncode < 0:
         return f"MindSpore's compiler ended with {signal.Signals(-done.returncode).name}"
     if found := _COMPLAINT.search(done.stderr):
