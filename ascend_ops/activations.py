@@ -1,7 +1,7 @@
 """Activations, each with an optional bias before it, and their gated form. Source: specification A1.4, D3 (eq. 7).
 
 Shapes: x [..., C] float32, float16 or bfloat16; a bias [C] or [1]; scale and shift [n, C] or [n, 1]. Arithmetic is float32, the result has the
-dtype and shape of x. All inputs have gradients.
+dtype and shape of x. All inputs have gradients. `channels` is what a plan calls the last dimension (see layout.py); a series is on "ffn".
 """
 
 import mindspore as ms
@@ -18,24 +18,24 @@ from ascend_ops.table import ACTIVATION_CODES
 _CHANNELS = ("batch", None, "ffn")  # a plan's names of the dimensions of x [B, S, C]
 
 
-def gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+def gelu(x: Tensor, bias: Tensor | None = None, channels: str = "ffn") -> Tensor:
     """GELU in its tanh form, of x + bias. Source: Hendrycks and Gimpel 2016."""
-    return _activation("gelu", x, bias)
+    return _activation("gelu", x, bias, channels)
 
 
-def gelu_erf(x: Tensor, bias: Tensor | None = None) -> Tensor:
+def gelu_erf(x: Tensor, bias: Tensor | None = None, channels: str = "ffn") -> Tensor:
     """GELU, exact: u * Phi(u) with u = x + bias. Source: Hendrycks and Gimpel 2016."""
-    return _activation("gelu_erf", x, bias)
+    return _activation("gelu_erf", x, bias, channels)
 
 
-def fast_gelu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+def fast_gelu(x: Tensor, bias: Tensor | None = None, channels: str = "ffn") -> Tensor:
     """u * sigmoid(1.702 u) with u = x + bias: what MindSpore's FastGeLU computes. Source: specification A1.4."""
-    return _activation("fast_gelu", x, bias)
+    return _activation("fast_gelu", x, bias, channels)
 
 
-def silu(x: Tensor, bias: Tensor | None = None) -> Tensor:
+def silu(x: Tensor, bias: Tensor | None = None, channels: str = "ffn") -> Tensor:
     """u * sigmoid(u) with u = x + bias."""
-    return _activation("silu", x, bias)
+    return _activation("silu", x, bias, channels)
 
 
 def series_activation(x: Tensor, scale: Tensor, shift: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
@@ -52,7 +52,7 @@ def series_activation(x: Tensor, scale: Tensor, shift: Tensor, bias: Tensor | No
     bias, scale, shift = _or_zero(bias), ops.cast(scale, ms.float32), ops.cast(shift, ms.float32)
     if chosen == "composed":
         return ops.cast(_series(activation, ops.cast(x, ms.float32) + bias, scale, shift), x.dtype)
-    operands = (_CHANNELS, _of_bias(bias), _of_term(scale), _of_term(shift))
+    operands = (_CHANNELS, _of_bias(bias, "ffn"), _of_term(scale), _of_term(shift))
     return kernel("SeriesActivation", operands, (_CHANNELS,))(x, bias, scale, shift, attribute(code))
 
 
@@ -81,13 +81,13 @@ def swiglu(
         phi = _plain(activation, u) if scale is None else _series(activation, u, ops.cast(scale, ms.float32), ops.cast(shift, ms.float32))
         return ops.cast(phi * (ops.cast(up, ms.float32) + up_bias), gate.dtype)
     scale, shift = _or_one_term(scale, 1.0), _or_one_term(shift, 0.0)
-    operands = (_CHANNELS, _CHANNELS, _of_bias(gate_bias), _of_bias(up_bias), _of_term(scale), _of_term(shift))
+    operands = (_CHANNELS, _CHANNELS, _of_bias(gate_bias, "ffn"), _of_bias(up_bias, "ffn"), _of_term(scale), _of_term(shift))
     return kernel("SeriesGlu", operands, (_CHANNELS,))(gate, up, gate_bias, up_bias, scale, shift, attribute(code))
 
 
-def _of_bias(bias):
+def _of_bias(bias, channels):
     """What a plan calls the dimensions of a bias [C] or [1]."""
-    return ("ffn",) if bias.shape[0] > 1 else (None,)
+    return (channels,) if bias.shape[0] > 1 else (None,)
 
 
 def _of_term(series):
@@ -95,13 +95,21 @@ def _of_term(series):
     return (None, "ffn") if series.shape[1] > 1 else (None, None)
 
 
-def _activation(name, x, bias):
+def _activation(name, x, bias, channels):
     chosen = select(name, describe(x), describe(bias))
     if chosen == "composed":
-        return ops.cast(_plain(name, ops.cast(x, ms.float32) + _or_zero(bias)), x.dtype)
+        return ops.cast(_plain(name, _plus(ops.cast(x, ms.float32), bias, channels)), x.dtype)
     if chosen == "builtin":
-        return _builtin(name, x if bias is None else x + ops.cast(bias, x.dtype))
-    return kernel("SeriesActivation")(x, _or_zero(bias), filled(1.0, 1, 1), filled(0.0, 1, 1), attribute(activation_code(name, name)))
+        return _builtin(name, _plus(x, bias, channels))
+    bias, of_x = _or_zero(bias), ("batch", None, channels)
+    compute = kernel("SeriesActivation", (of_x, _of_bias(bias, channels), (None, None), (None, None)), (of_x,))
+    return compute(x, bias, filled(1.0, 1, 1), filled(0.0, 1, 1), attribute(activation_code(name, name)))
+
+
+def _plus(x, bias, channels):
+    if bias is None:
+        return x
+    return placed("Add", (("batch", None, channels) if x.ndim == 3 else None, _of_bias(bias, channels)))(x, ops.cast(bias, x.dtype))
 
 
 def _builtin(name, x):

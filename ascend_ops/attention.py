@@ -171,7 +171,7 @@ def _or_arange(index, x):
     if index is not None:
         return index
     if isconstant(x.shape):
-        return _arange(x.shape[0], x.shape[1])
+        return _arange(1 if laid_out() else x.shape[0], x.shape[1])  # MindSpore does not always cut a constant as it cuts the batch
     return ops.cumsum(ops.cast(ops.ones_like(x[:, :, 0, 0] if x.ndim == 4 else x[:, :, 0]), ms.int32), 1) - 1
 
 

@@ -22,7 +22,7 @@ class AugmentedShortcut(nn.Cell):
         self.activation = Operator(getattr(ascend_ops, config.aug_shortcut_act))
 
     def construct(self, x_BSE):
-        return self.up(self.activation(self.down.without_bias(x_BSE), self.down.bias))
+        return self.up(self.activation(self.down.without_bias(x_BSE), self.down.bias, "bottleneck"))
 
 
 class SeriesScale(nn.Cell):

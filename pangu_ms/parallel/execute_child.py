@@ -5,6 +5,7 @@
     python -m pangu_ms.parallel.execute_child single DIR           writes single.npz
 """
 
+import functools
 import json
 import os
 import sys
@@ -49,7 +50,7 @@ def compile_rank(plan: Plan, rank: int, directory: Path) -> dict[str, Any]:
     from pangu_ms.models.build import build_model
     from pangu_ms.parallel import apply, virtual_cluster
     from pangu_ms.parallel.execute_graph import ExportedGraph
-    from pangu_ms.parallel.execute_step import VerificationStep
+    from pangu_ms.parallel.execute_step import with_momentum_sgd
     from pangu_ms.parallel.step import build_step
 
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -59,8 +60,8 @@ def compile_rank(plan: Plan, rank: int, directory: Path) -> dict[str, Any]:
     apply.apply(plan, model)
     path = directory / execute.graph_name(rank)
     with ascend_ops.use("composed"):
-        step = VerificationStep(build_step(plan, model)).set_train()
-        ms.export(step, *_inputs(plan.config, 0), file_name=str(path.with_suffix("")), file_format="MINDIR")
+        step = with_momentum_sgd(build_step(plan, model)).set_train()
+        ms.export(step, *_inputs(plan.config, 0, plan.num_micro_batches), file_name=str(path.with_suffix("")), file_format="MINDIR")
     graph = ExportedGraph(path)
     answer = {"collectives": graph.collectives(), "groups": graph.groups()}
     if any(answer["collectives"][kind] for kind in execute.EMULATED):
@@ -75,23 +76,29 @@ def run_rank(plan: Plan, rank: int, steps: int, directory: Path) -> None:
     from mindspore import Tensor, nn
     from mindspore.communication import create_group
 
+    from pangu_ms.parallel.pipeline import CONTROLS
+
     runtime.start("CPU")
     ms.communication.init()
     for name, ranks in json.loads((directory / execute.GROUPS).read_text()).items():
         if rank in ranks:
             create_group(name, ranks)
     slices = {name: np.ascontiguousarray(value[plan.layouts[name].slices(rank)]) for name, value in execute.starting_values(plan.config)}
-    step = nn.GraphCell(ms.load(str(directory / execute.graph_name(rank))), params_init={name: Tensor(value) for name, value in slices.items()})
+    values = {name: Tensor(value) for name, value in slices.items()}
+    if plan.num_micro_batches > 1:
+        values |= dict(zip(CONTROLS, _controls()))
+    step = nn.GraphCell(ms.load(str(directory / execute.graph_name(rank))), params_init=values)
     parameters = {parameter.name: parameter for parameter in step.get_parameters()}
     assert slices.keys() <= parameters.keys(), "MindSpore renamed parameters on export"
-    _run(step, plan.config, steps, lambda: {name: parameters[name].asnumpy() for name in slices}, directory / execute.result_name(rank))
+    inputs = functools.partial(_inputs, plan.config, parts=plan.num_micro_batches)
+    _run(step, plan.config, steps, inputs, lambda: {name: parameters[name].asnumpy() for name in slices}, directory / execute.result_name(rank))
 
 
 def run_single(config: RunConfig, steps: int, directory: Path) -> None:
     """The ordinary training step of one process."""
     import ascend_ops
     from pangu_ms.models.build import build_model, fill, to_arrays
-    from pangu_ms.parallel.execute_step import VerificationStep
+    from pangu_ms.parallel.execute_step import with_momentum_sgd
     from pangu_ms.train.step import TrainStep
 
     runtime.start("CPU")
@@ -99,32 +106,47 @@ def run_single(config: RunConfig, steps: int, directory: Path) -> None:
         model = build_model(config.model)
         weights = model.trainable_params()
         fill(weights, dict(execute.starting_values(config)))
-        step = VerificationStep(TrainStep(model, config).whole).set_train()
-        _run(step, config, steps, lambda: to_arrays(weights), directory / execute.SINGLE)
+        step = with_momentum_sgd(TrainStep(model, config).whole).set_train()
+        _run(step, config, steps, functools.partial(_inputs, config), lambda: to_arrays(weights), directory / execute.SINGLE)
 
 
-def _run(step: Callable[..., Any], config: RunConfig, steps: int, parameters: Callable[[], dict[str, np.ndarray]], path: Path) -> None:
+def _run(
+    step: Callable[..., Any],
+    config: RunConfig,
+    steps: int,
+    inputs: Callable[[int], list[Any]],
+    parameters: Callable[[], dict[str, np.ndarray]],
+    path: Path,
+) -> None:
     """Take the steps, then write what `execute.compare` reads."""
     history, gradients = [], {}
     for number in range(steps):
-        outputs = step(*_inputs(config, number))
+        outputs = step(*inputs(number))
         total, count, norm, applied, *rest = outputs
-        history.append([float(value.asnumpy()) for value in (total, count, norm, applied)])
-        if number == 0:
+        history.append([float(value.asnumpy().ravel()[0]) for value in (total, count, norm, applied)])
+        if number == 0 and rest:
             rest = rest[0] if isinstance(rest[0], tuple) else rest  # MindIR flattens the tuple of gradients
             gradients = {"gradient " + name: value.asnumpy() for name, value in zip(config.model.parameters(), rest, strict=True)}
     after = {"parameter " + name: value for name, value in parameters().items()}
     np.savez(path, history=np.array(history), **gradients, **after)
 
 
-def _inputs(config: RunConfig, number: int) -> list[Any]:
-    import mindspore as ms
+def _inputs(config: RunConfig, number: int, parts: int = 1) -> list[Any]:
+    """Of a step in `parts` micro-batches."""
     from mindspore import Tensor
 
     from pangu_ms.models.loss import to_tensors
 
-    controls = (Tensor(value, ms.float32) for value in (execute.LEARNING_RATE, 1.0, 3e38))  # learning rate, loss scale, loss limit
-    return [*to_tensors(execute.batch(config, number)), Tensor(np.int32(1)), *controls]
+    batch = to_tensors(execute.batch(config, number))
+    return [*batch, Tensor(np.int32(1)), *_controls()] if parts == 1 else [*batch, Tensor(np.ones(parts, np.int32))]
+
+
+def _controls() -> list[Any]:
+    """Learning rate, loss scale and loss limit."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    return [Tensor(value, ms.float32) for value in (execute.LEARNING_RATE, 1.0, 3e38)]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ AdamW divides a gradient by its own size, so a wrong scale of gradients would no
 
 from mindspore import Parameter, ParameterTuple, nn, ops
 
+from pangu_ms.parallel.pipeline import MicroBatchStep
 from pangu_ms.train.step import WholeStep
 
 MOMENTUM = 0.9
@@ -31,14 +32,18 @@ class MomentumSGD(nn.Cell):
         return self.hyper_map(ops.partial(_apply, self.operator, MOMENTUM, lr, factor), self.parameters, self.velocities, gradients)
 
 
+def with_momentum_sgd(step: WholeStep | MicroBatchStep) -> nn.Cell:
+    """The step with MomentumSGD; one of a whole batch also returns its gradients. `step` must not be used any more."""
+    step.update.optimizer = MomentumSGD(step.update.optimizer.parameters)
+    return step if isinstance(step, MicroBatchStep) else VerificationStep(step)
+
+
 class VerificationStep(nn.Cell):
-    """A training step that also returns its gradients, and whose optimizer is MomentumSGD."""
+    """A training step that also returns its gradients."""
 
     def __init__(self, step: WholeStep):
-        """`step` gives its parts away: it must not be used any more."""
         super().__init__(auto_prefix=False)
         self.gradients, self.update = step.gradients, step.update
-        self.update.optimizer = MomentumSGD(step.update.optimizer.parameters)
 
     def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key, lr, scale, loss_limit):
         """-> (sum of losses, tokens that count, norm, whether applied, gradients in the order of the weights)."""

@@ -9,6 +9,9 @@ from pangu_ms.models.loss import TokenLoss
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train.step import GuardedUpdate
 
+CONTROLS = ("learning_rate", "loss_scale", "loss_limit")
+"""Names of the parameters that `MicroBatchStep.control` sets."""
+
 # HyperMap, not whole tuples: MindSpore drops the parameters of other stages from these.
 _after, _clear = ops.MultitypeFuncGraph("after"), ops.MultitypeFuncGraph("clear")
 
@@ -61,8 +64,7 @@ class MicroBatchStep(nn.Cell):
         self.gradients, self.hyper_map = ops.GradOperation(get_by_list=True, sens_param=True), ops.HyperMap()
         self.of_all_stages = ops.AllReduce(group=_stages_group(mesh, ms.get_auto_parallel_context("global_rank"))) if mesh.num_stages > 1 else None
         self.stack, self.unstack = ops.Stack(), ops.Unstack()
-        names = "learning_rate", "loss_scale", "loss_limit"
-        self.lr, self.scale, self.loss_limit = (Parameter(Tensor(1.0, ms.float32), name, requires_grad=False) for name in names)
+        self.lr, self.scale, self.loss_limit = (Parameter(Tensor(1.0, ms.float32), name, requires_grad=False) for name in CONTROLS)
         self.zero = Tensor(0.0, ms.float32)
         self.loss.set_grad()
 
