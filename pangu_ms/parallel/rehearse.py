@@ -129,12 +129,24 @@ def _report(plan: Plan, raw: dict[str, Any]) -> RankReport:
     )
 
 
-def thinned(config: RunConfig, layers_per_stage: int) -> RunConfig:
-    """The same widths and degrees with at most that many layers on a stage: compilation time grows with their number, layouts do not."""
+def thinned(config: RunConfig, layers_per_stage: int = 0, micro_batches: int = 0) -> RunConfig:
+    """The same widths and degrees with fewer layers and micro-batches: compilation time grows with both, slices and the collectives of each do not.
+
+    Args:
+        layers_per_stage: at most that many on a stage; 0 keeps all.
+        micro_batches: about that many, but as many as stages, each as large as before; 0 keeps all.
+    """
     stages = config.parallel.pipeline_stage
-    if config.model.num_layers <= stages * layers_per_stage:
+    if layers_per_stage and config.model.num_layers > stages * layers_per_stage:
+        config = replace(config, model={"num_layers": max(2, stages * layers_per_stage)}, parallel={"stage_layers": ()})
+    present = Plan.of(config).num_micro_batches
+    kept = min(present, max(micro_batches, stages)) if micro_batches else present
+    if kept == present:
         return config
-    return replace(config, model={"num_layers": max(2, stages * layers_per_stage)}, parallel={"stage_layers": ()})
+    number = {"micro_batch_num": kept} if stages > 1 else {}
+    accumulated = {"accumulation_steps": kept} if stages == 1 else {}
+    batch = {"batch_size": config.train.batch_size // present * kept}
+    return replace(config, parallel=number, train=batch | accumulated)
 
 
 def sample_ranks(plan: Plan, number: int = 0) -> list[int]:

@@ -27,16 +27,16 @@ def main(argv: list[str]) -> int:
     which.add_argument("--ranks", metavar="N,N,...", help="ranks to compile for; default: the first of every stage")
     which.add_argument("--sample", type=int, default=0, metavar="N", help="number of ranks, spread over stages and places in them; 0: one of every stage")
     parser.add_argument("--layers-per-stage", type=int, default=2, metavar="N", help="layers kept on each stage, at full width; 0 keeps all")
+    parser.add_argument("--micro-batches", type=int, default=0, metavar="N", help="micro-batches kept, as many as stages at least; 0 keeps all")
     parser.add_argument("--chip", choices=("ascend910", "ascend910b", "ascend910_93"), default="ascend910", help="whose operators the step is made of")
     parser.add_argument("--composed", action="store_true", help="elementary operators instead, which a CPU could execute")
     parser.add_argument("--output", type=Path, metavar="DIR", help="write report.json and MindSpore's strategy files of the ranks there")
     parser.add_argument("--parameters", action="store_true", help="also print the slice of every parameter")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_intermixed_args(argv)
-    if args.sample < 0 or args.layers_per_stage < 0:
-        raise ConfigError("--sample and --layers-per-stage: must not be negative")
-    config = load_config(args.config, args.overrides)
-    config = thinned(config, args.layers_per_stage) if args.layers_per_stage else config
+    if min(args.sample, args.layers_per_stage, args.micro_batches) < 0:
+        raise ConfigError("--sample, --layers-per-stage, --micro-batches: must not be negative; 0 takes all")
+    config = thinned(load_config(args.config, args.overrides), args.layers_per_stage, args.micro_batches)
     plan = Plan.of(config)
     ranks = _ranks(args.ranks) if args.ranks else sample_ranks(plan, args.sample)
     if args.output:

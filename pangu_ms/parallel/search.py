@@ -21,6 +21,8 @@ from pangu_ms.progress import progress_bar
 
 SERVERS_OF_A_MATRIX = 4
 """model_parallel above this many servers is not tried: the all-reduces of every layer would go over the network."""
+MOST_MICRO_BATCHES = 32
+"""More are not tried: the graph holds each of them, and MindSpore's compiler took 13 GB for 32 of the 200B model's stages."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ Variant = tuple[dict[str, Any], dict[str, Any]]
 def _variants(pp: int, mp: int, dp: int, batch: int) -> Iterator[list[Variant]]:
     """Groups of variants whose parameters lie alike, each from the least memory to the most."""
     degrees = {"num_devices": 0, "stage_layers": (), "pipeline_stage": pp, "model_parallel": mp, "data_parallel": dp}
-    micros = [n for n in reversed(_divisors(batch)) if pp == 1 or n >= pp]
+    micros = [n for n in reversed(_divisors(batch)) if n <= MOST_MICRO_BATCHES and (pp == 1 or n >= pp)]
     for shard, vocab in itertools.product((True, False) if dp * mp > 1 else (False,), ("row", "replicated") if mp > 1 else ("replicated",)):
         lying = degrees | {"optimizer_shard": shard, "vocab_embedding": vocab}
         group = itertools.product(("full", "selective", "none"), (True, False) if mp > 1 else (False,), micros)

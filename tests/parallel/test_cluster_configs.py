@@ -1,0 +1,42 @@
+"""The shipped cluster configurations: NAME_DEVICESxMEMORYgib.yaml."""
+
+import re
+
+import pytest
+
+from pangu_ms.config.load import load_config, presets
+from pangu_ms.parallel.cluster import CHIPS, GIB
+from pangu_ms.parallel.estimate import Estimate
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.rehearse import rehearse, sample_ranks, thinned
+
+CLUSTERS = {name: [int(n) for n in match.groups()] for name in presets() if (match := re.search(r"_(\d+)x(\d+)gib$", name))}
+IN_EVERY_RUN = ("alpha/13b_64x32gib", "pi/7b_16x64gib")  # stages, sequence, optimizer's cut and row table; stages, replicas and recomputed attention
+
+
+def chip(gib: int) -> str:
+    """Cards of 32 GiB are the 910's, of 64 GiB the 910B's."""
+    return "ascend910" if gib == 32 else "ascend910b"
+
+
+def test_the_published_clusters_and_all_sizes_are_there():
+    assert {"alpha/2_6b_512x32gib", "alpha/13b_1024x32gib", "alpha/200b_2048x32gib"} < CLUSTERS.keys()
+    for size in ("alpha/2_6b", "alpha/13b", "pi/7b"):
+        assert {f"{size}_{n}x{gib}gib" for n in (8, 16, 64, 128) for gib in (32, 64)} < CLUSTERS.keys()
+
+
+@pytest.mark.parametrize("name", CLUSTERS)
+def test_each_fits_by_the_estimate_that_it_states(name):
+    devices, gib = CLUSTERS[name]
+    found = Estimate.of(Plan.of(load_config(name), devices), CHIPS[chip(gib)], gib * GIB)
+    assert found.excess <= 0
+    stated = float(re.search(r"Predicted ([\d.]+) GiB", presets()[name].read_text())[1])
+    assert found.bytes / GIB == pytest.approx(stated, abs=0.051)
+
+
+@pytest.mark.parametrize("name", [name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.slow) for name in CLUSTERS])
+def test_mindspores_compiler_agrees_with_the_plan(name):
+    """A rank of the last stage, at full width, with one layer on a stage and as few micro-batches as there are stages."""
+    config = thinned(load_config(name), 1, 2)
+    (report,) = rehearse(config, sample_ranks(Plan.of(config), 2)[-1:], soc=chip(CLUSTERS[name][1]), progress=False)
+    assert report.differences == []
