@@ -5,7 +5,7 @@ from mindspore import Tensor, nn, ops
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import gradient_of, kernel
-from ascend_ops.layout import STREAM, as_before, as_stream, is_laid_out, laid_out, placed
+from ascend_ops.layout import as_before, as_stream, is_laid_out, laid_out, placed_on_stream
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
@@ -19,7 +19,8 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 def add_to_stream(x: Tensor, y: Tensor) -> Tensor:
     """`add` of the residual stream [B, S, E] and something of its shape, which under a plan lie as the stream does."""
     if laid_out():
-        return as_before(placed("Add", (STREAM, STREAM))(as_stream(x), as_stream(y)), x)
+        rows = as_stream(x)
+        return as_before(placed_on_stream("Add", rows.ndim, 2)(rows, as_stream(y)), x)
     return add(x, y)
 
 

@@ -126,11 +126,27 @@ def laid_out():
     return is_laid_out()
 
 
+@constexpr
+def placed_on_stream(kind, rank, num_operands, *attributes):
+    """`placed` operator on the residual stream, as rows (rank 2) or [B, S, E]."""
+    axes = {2: STREAM, 3: ("batch", None, "embed")}.get(rank)
+    known = is_laid_out() and axes is not None
+    return _primitive(kind, (_devices.strategy((axes,) * num_operands),) if known else (), attributes)
+
+
+@constexpr
+def _sequence_is_cut():
+    return is_laid_out() and _devices.parts("sequence") > 1
+
+
 def as_stream(x):
-    """Inside a graph: [B, S, E] as rows [B * S, E] where a plan is in force, else as it is."""
-    return ops.reshape(x, (-1, x.shape[-1])) if laid_out() and x.ndim == 3 else x
+    """Inside a graph: [B, S, E] as rows [B * S, E] where a plan cuts the sequence, else as it is.
+
+    Rows only there: at the ends of a pipeline stage MindSpore sends and receives a tensor whole over the replicas if it comes from a reshape.
+    """
+    return ops.reshape(x, (-1, x.shape[-1])) if _sequence_is_cut() and x.ndim == 3 else x
 
 
 def as_before(rows, x):
     """Inside a graph: undoes `as_stream(x)`."""
-    return ops.reshape(rows, x.shape) if laid_out() and x.ndim == 3 else rows
+    return ops.reshape(rows, x.shape) if _sequence_is_cut() and x.ndim == 3 else rows

@@ -12,7 +12,7 @@ from ascend_ops.addition import Fork
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, gradient_of, kernel, zeros_like
-from ascend_ops.layout import STREAM, as_before, as_stream, laid_out, placed
+from ascend_ops.layout import as_before, as_stream, laid_out, placed_on_stream
 
 _fork = Fork(2)
 
@@ -36,7 +36,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, resid
         rows = as_stream(x)
         if residual is None:
             return as_before(compute(rows, weight, bias, eps), x)
-        total, to_normalise = _twice(placed("Add", (STREAM, STREAM))(rows, as_stream(residual)))
+        total, to_normalise = _twice(placed_on_stream("Add", rows.ndim, 2)(rows, as_stream(residual)))
         return as_before(compute(to_normalise, weight, bias, eps), x), as_before(total, x)
     if residual is None:
         return kernel("LayerNorm")(x, weight, bias, attribute(eps))[0]
@@ -63,7 +63,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | No
         rows = as_stream(x)
         if residual is None:
             return as_before(compute(rows, weight, eps), x)
-        total, to_normalise = _twice(placed("Add", (STREAM, STREAM))(rows, as_stream(residual)))
+        total, to_normalise = _twice(placed_on_stream("Add", rows.ndim, 2)(rows, as_stream(residual)))
         return as_before(compute(to_normalise, weight, eps), x), as_before(total, x)
     if residual is None:
         return kernel("RmsNorm")(x, weight, attribute(eps))[0]
@@ -76,7 +76,7 @@ def _twice(x):
 
 
 def _mean(u):
-    return placed("ReduceMean", (STREAM,), "keep_dims")(u, -1)
+    return placed_on_stream("ReduceMean", u.ndim, 1, "keep_dims")(u, -1)
 
 
 def _composed_layer_norm(x, weight, bias, eps):

@@ -28,7 +28,8 @@ class ParallelConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     """What the backward pass computes again instead of keeping: nothing | attention's probabilities and activations | all but each layer's input."""
     sequence_parallel: bool = False
-    """Norms and residuals cut over the sequence on the model_parallel devices: all-reduces become reduce-scatters and all-gathers."""
+    """Norms and residuals cut over the sequence on the model_parallel devices: all-reduces become reduce-scatters and all-gathers. With stages
+    and replicas it costs more than it saves: MindSpore then sends the stream of all replicas between stages."""
     vocab_embedding: Literal["replicated", "row"] = "replicated"
     """The word table (and head) whole on every model_parallel device, or cut by rows over them."""
     search_mode: Literal["sharding_propagation", "recursive_programming", "dynamic_programming", "none"] = "sharding_propagation"

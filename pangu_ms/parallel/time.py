@@ -99,9 +99,10 @@ def _stream_bytes(plan: Plan) -> int:
 
 
 def _send_receive(plan: Plan, chip: Chip) -> Term:
-    m, cut = plan.num_micro_batches, plan.config.parallel.model_parallel if plan.config.parallel.sequence_parallel else 1
+    """With sequence_parallel MindSpore sends the stream of all replicas, and gathers it before: the rows of its pieces are no cut of the batch."""
+    m, replicas = plan.num_micro_batches, plan.config.parallel.data_parallel if plan.config.parallel.sequence_parallel else 1
     speed, link = bandwidth(chip, plan.mesh, ("stage",))
-    size = _stream_bytes(plan) // cut
+    size = _stream_bytes(plan) * replicas
     formula = f"{m} * 2 * {size:,} bytes at {speed / 1e9:g} GB/s {link}, {chip.overlap:.0%} hidden"
     return Term("send and receive", (1 - chip.overlap) * m * 2 * size / speed, formula)
 
