@@ -33,7 +33,7 @@ def start(device: str) -> None:
     import mindspore as ms
 
     try:
-        ms.set_device(device)
+        ms.set_device(device, int(os.environ.get("DEVICE_ID", 0)) if device == "Ascend" else None)  # by itself MindSpore takes 0 unless msrun started it
     except (RuntimeError, ValueError) as error:
         advice = "use runtime.device=CPU model.compute_dtype=float32"
         raise ConfigError(f"runtime.device={device}: MindSpore finds no such device on this machine; {advice}") from error

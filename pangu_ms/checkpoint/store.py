@@ -11,13 +11,12 @@
 A save goes to a temporary name, is flushed and renamed (see commit.py). A reader trusts a step only after its manifest, sizes and digests.
 """
 
-import hashlib
+import contextlib
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ import numpy as np
 
 from pangu_ms import files
 from pangu_ms.checkpoint import commit, safetensors_file, sharded
-from pangu_ms.checkpoint.manifest import FORMAT_VERSION, MANIFEST, STEP, verified
-from pangu_ms.checkpoint.provenance import provenance
+from pangu_ms.checkpoint.manifest import MANIFEST, STEP, verified
+from pangu_ms.checkpoint.step_files import Contents, json_bytes, write_step
 from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config, load_config
 from pangu_ms.errors import CheckpointError
@@ -40,8 +39,6 @@ _log = logging.getLogger(__name__)
 MAX_SHARD_BYTES = 4 << 30  # below the 5 GB that object stores take in one request
 
 Tensors = dict[str, np.ndarray]
-Contents = dict[str, Iterable[Any]]
-"""Files by name, each as pieces of bytes."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +127,7 @@ def save(
         OutputError: the disk is full or not writable.
     """
     # Whatever may fail without touching the disk is done first.
-    contents: Contents = {"state.json": [_json(state)], "config.yaml": [dump_config(config).encode()], **tokenizer_files(tokenizer)}
+    contents = description(state, config, tokenizer)
     for group, tensors in groups.items():
         for name, names in shards(group, {name: array.nbytes for name, array in tensors.items()}, max_shard_bytes):
             contents[name] = safetensors_file.encode({name: tensors[name] for name in names})
@@ -144,23 +141,38 @@ def write(root: Path, step: int, contents: Contents, groups: dict[str, int], kee
         contents: all files but the manifest; their pieces are made when their turn has come.
         groups: number of tensors of each group.
     """
-    root = Path(root)
-    target = root / f"step-{step:08d}"
-    manifest = {"format_version": FORMAT_VERSION, "step": step, **provenance(), "tensors": groups}
+    with new_step(root, step, keep) as temporary:
+        write_step(temporary, contents, step, groups)
+    return step_path(root, step)
+
+
+def step_path(root: Path, step: int) -> Path:
+    """The directory of a committed step."""
+    return Path(root) / f"step-{step:08d}"
+
+
+@contextlib.contextmanager
+def new_step(root: Path, step: int, keep: int = 0, temporary: Path | None = None) -> Iterator[Path]:
+    """Yield the name of a directory, to be made and filled by `write_step`, that is committed when the block ends without an error; see `save`.
+
+    Args:
+        temporary: that name where several processes have to know it; one that `commit.leftovers` finds.
+    """
+    root, target = Path(root), step_path(root, step)
     with files.writing(target):
         root.mkdir(parents=True, exist_ok=True)
         with commit.only_saver(root) as alone:
             if alone:
                 commit.remove_leftovers(root, _looks_complete)
-            temporary = commit.temporary_name(target)
+            temporary = temporary or commit.temporary_name(target)
+            shutil.rmtree(temporary, ignore_errors=True)  # a killed save's, where the file system has no locks
             try:
-                _write_step(temporary, contents, manifest)
+                yield temporary
                 commit.commit(temporary, target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
             if keep:
                 _retain(root, target, keep)
-    return target
 
 
 def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tuple[Checkpoint | None, list[str]]:
@@ -211,8 +223,9 @@ def _open(path: Path, digests: bool, progress: bool) -> Checkpoint:
     return Checkpoint(path, manifest["step"], manifest)
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+def description(state: dict[str, Any], config: RunConfig, tokenizer: Path | None) -> Contents:
+    """The files of a step that hold no tensors."""
+    return {"state.json": [json_bytes(state)], "config.yaml": [dump_config(config).encode()], **tokenizer_files(tokenizer)}
 
 
 def tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:
@@ -237,27 +250,6 @@ def shards(group: str, sizes: dict[str, int], max_bytes: int = MAX_SHARD_BYTES) 
         room -= size
     for number, names in enumerate(cut, 1):
         yield f"{group}-{number:05d}-of-{len(cut):05d}.safetensors" if len(cut) > 1 else f"{group}.safetensors", names
-
-
-def _write_step(directory: Path, contents: Contents, manifest: dict[str, Any]) -> None:
-    """Write and flush all files, the manifest last, and the directories' entries."""
-    manifest = manifest | {"files": {name: _write_file(directory / name, pieces) for name, pieces in contents.items()}}
-    _write_file(directory / MANIFEST, [_json(manifest | {"sha256": files.sha256_json(manifest)})])
-    for path in [p for p in directory.rglob("*") if p.is_dir()] + [directory]:
-        files.sync_path(path)
-
-
-def _write_file(path: Path, pieces: Iterable[Any]) -> dict[str, Any]:
-    """Write pieces of bytes to a new file, flushed; its size and digest, taken from memory and not read back from the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
-    with open(path, "xb") as file:
-        for piece in pieces:
-            file.write(piece)
-            digest.update(piece)
-        file.flush()
-        os.fsync(file.fileno())
-        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
 def _steps(root: Path) -> list[Path]:

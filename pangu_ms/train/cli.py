@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     if args.stop_at is not None and args.stop_at < 1:
         raise ConfigError(f"--stop-at {args.stop_at}: must be at least 1; leave it out to train to the end")
     config = load_config(args.config, args.overrides)
-    require_executable(config)
+    require_executable(config, args.data or config.data.records)
     runtime.quiet(args.verbose)
 
     from pangu_ms.train.stop import EXIT_STOPPED

@@ -13,24 +13,44 @@ from pangu_ms.train.directory import OWN_LOGS
 from pangu_ms.train.resume import starting_point
 
 REHEARSED_ONLY = ("model_parallel", "pipeline_stage", "expert_parallel", "optimizer_shard", "sequence_parallel")
+OWN_CHOICE = ("recursive_programming", "dynamic_programming")
 
 
-def require_executable(config: RunConfig) -> None:
+def require_executable(config: RunConfig, records: str | None = None) -> None:
     """Raise ConfigError unless this program can train with the configuration's degrees on its device.
 
-    The place for another way of execution: a launcher that starts Ascend ranks (each sees its RANK_ID and RANK_SIZE) lifts its rule here.
+    On a CPU it starts the ranks itself, and they are replicas. On Ascend a launcher starts one process for each rank of any plan (untested on hardware).
+
+    Args:
+        records: where they are prepared, if they are.
     """
     parallel, device = config.parallel, config.runtime.device
-    for field in REHEARSED_ONLY:
-        if (value := getattr(parallel, field)) > 1 or value is True:
-            raise ConfigError(f"parallel.{field}={value}: a CPU trains with data_parallel alone; rehearse the plan with `pangu plan rehearse`")
-    if device != "CPU" and parallel.world > 1:
-        raise ConfigError(f"parallel.data_parallel={parallel.data_parallel}: several ranks train on a CPU alone; found runtime.device={device}; set it to 1")
+    if device == "CPU":
+        for field in REHEARSED_ONLY:
+            if (value := getattr(parallel, field)) > 1 or value is True:
+                raise ConfigError(f"parallel.{field}={value}: a CPU trains with data_parallel alone; rehearse the plan with `pangu plan rehearse`")
+    elif parallel.world > 1:
+        require_job_of(config)
+        if parallel.search_mode in OWN_CHOICE:
+            rule = "lays parameters out by itself, and checkpoints lie as the plan says"
+            raise ConfigError(f"parallel.search_mode={parallel.search_mode}: {rule}; train with sharding_propagation or none")
+        if records is None:
+            raise ConfigError("data.records: none; ranks that a launcher starts share records; run `pangu data prepare` first and name its directory by --data")
+
+
+def require_job_of(config: RunConfig) -> None:
+    """Raise ConfigError unless the job has as many processes as the plan has ranks."""
+    world, wanted = runtime.place()[1], config.parallel.world
+    if world != wanted:
+        raise ConfigError(
+            f"parallel: the plan has {wanted} ranks; this job has {world} process(es) (RANK_SIZE); must be equal; on {config.runtime.device} a launcher "
+            "starts `pangu train` once for each device, with RANK_ID and RANK_SIZE"
+        )
 
 
 def needs_ranks(config: RunConfig) -> bool:
     """Whether this process has to start the ranks, not being one of them."""
-    return config.parallel.world > 1 and runtime.place()[1] == 1
+    return config.runtime.device == "CPU" and config.parallel.world > 1 and runtime.place()[1] == 1
 
 
 def train_on_ranks(argv: list[str], config: RunConfig, records: Path | str, output: Path, resume: bool) -> int:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mindspore import Parameter
-
 import ascend_ops
 from pangu_ms import files, runtime
 from pangu_ms.checkpoint import store
@@ -23,15 +21,13 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import Order
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import TrainingDiverged
-from pangu_ms.eval.perplexity import Evaluator, Score, sequential_batches
-from pangu_ms.models.build import build_model, fill, initialize, to_arrays
-from pangu_ms.parallel.collective import Replicas
+from pangu_ms.eval.perplexity import Score
 from pangu_ms.progress import progress_bar
 from pangu_ms.train.guard import Guard
 from pangu_ms.train.metrics import MetricsWriter, require_tensorboard
+from pangu_ms.train.placement import initialize, load, place
 from pangu_ms.train.resume import starting_point
 from pangu_ms.train.schedule import learning_rate
-from pangu_ms.train.step import TrainStep
 from pangu_ms.train.stop import StopSignal
 
 log = logging.getLogger(__name__)
@@ -49,7 +45,7 @@ class TrainResult:
     tokens_per_second: float
     """Median over the steps of this session, checkpoints and evaluations excluded."""
     compile_seconds: float
-    """Time of this session's first step, compilation included."""
+    """Time of this session's first step, compilation included; a plan is compiled before it."""
     cache_hit: bool
     skipped: int
     stopped_by: str | None
@@ -72,12 +68,10 @@ class Run:
         self.tokenizer = self.train_set.directory and self.train_set.directory / "tokenizer"
         self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
         runtime.start(config.runtime.device)
-        self.replicas = Replicas.join(config)
         if config.runtime.device == "CPU" and config.model.compute_dtype == "bfloat16" and not ascend_ops.has_bfloat16_products():
             log.warning("model.compute_dtype=bfloat16: gains nothing here, as this CPU has no bfloat16 products (AVX512_BF16) or they cannot be used")
-        self.model = build_model(config.model)
-        self.train_step = TrainStep(self.model, config, self.replicas)
-        self.evaluator = Evaluator(self.model, config.model)
+        self.placement = place(config)
+        self.ranks, self.train_step = self.placement.ranks, self.placement.train_step
         self.guard, self.step, self.restored_from = Guard.create(config), 0, None
 
     def begin(self, resume: bool, init_from: Path | None = None) -> None:
@@ -88,16 +82,18 @@ class Run:
             ConfigError: the checkpoint is of another run.
             CheckpointError: `init_from` holds weights of another model.
             DataError: the records were made with another tokenizer than the checkpoint's.
+            PlanError: MindSpore does not follow the plan.
         """
-        checkpoint = starting_point(self.config, self.output, resume)
-        self.replicas.agree()  # all have looked before the first one writes
+        checkpoint = self.placement.find(lambda: starting_point(self.config, self.output, resume))
+        weights = self.placement.find(lambda: store.open_checkpoint(init_from)) if init_from and not checkpoint else None
+        self.placement.prepare()
         if checkpoint:
             self._restore(checkpoint)
+        elif weights:
+            self._load(weights, "model")
         else:
-            initialize(self.model, self.config.model, self.config.train.seed)
-            if init_from:
-                self._load(store.open_checkpoint(init_from), {"model": self.model.trainable_params()})
-        if self.replicas.leads:
+            initialize(self.placement)
+        if self.ranks.leads:
             with files.writing(self.output):
                 self.output.mkdir(parents=True, exist_ok=True)
             files.write_text(self.output / "config.yaml", dump_config(self.config))
@@ -105,38 +101,29 @@ class Run:
     def _restore(self, checkpoint: store.Checkpoint) -> None:
         state = checkpoint.state()
         self.order.require_unchanged(state, f"{checkpoint.path}: data.order={self.config.data.order}")
-        self._load(checkpoint, {"model": self.model.trainable_params(), "optimizer": self.train_step.parameters()})
+        self._load(checkpoint, "model", "optimizer")
         self.step, self.guard, self.restored_from = state["step"], Guard(**state["guard"]), state["step"]
 
-    def _load(self, checkpoint: store.Checkpoint, groups: dict[str, list[Parameter]]) -> None:
+    def _load(self, checkpoint: store.Checkpoint, *groups: str) -> None:
         if checkpoint.tokenizer_path():
             self.train_set.check(self.config.model, Tokenizer.load(checkpoint.tokenizer_path()))
-        for group, parameters in groups.items():
-            tensors = checkpoint.tensors(group)
-            store.check_names_and_shapes(str(checkpoint.path), tensors, {p.name: tuple(p.shape) for p in parameters})
-            fill(parameters, tensors)
+        for group in groups:
+            load(self.placement, checkpoint, group)
 
     def save(self) -> None:
-        """Commit a checkpoint of the present step: rank 0 does."""
-        if not self.replicas.leads:
-            return
-        groups = {"model": to_arrays(self.model.trainable_params()), "optimizer": to_arrays(self.train_step.parameters())}
+        """Commit a checkpoint of the present step; every rank calls it."""
         state = {"step": self.step, "guard": self.guard.state(), "order": self.order.sha256}
-        keep = self.config.train.keep_checkpoints
-        store.save(self.checkpoints, self.step, groups, state, self.config, tokenizer=self.tokenizer, keep=keep)
+        self.placement.save(self.checkpoints, self.step, state, self.tokenizer)
 
     def evaluate(self) -> Score | None:
-        """Score the first train.eval_batches global batches of the held-out records on rank 0; None elsewhere and where there are none."""
-        if self.held_out_set is None or not self.replicas.leads:
-            return None
-        train, world = self.config.train, self.replicas.world  # in batches of the size that fits a replica
-        return self.evaluator.score(sequential_batches(self.held_out_set, train.batch_size, self.config.data.eod_reset, train.eval_batches * world))
+        """Score the first train.eval_batches global batches of the held-out records on rank 0; None elsewhere, under a plan, and where there are none."""
+        return self.placement.evaluate(self.held_out_set) if self.held_out_set else None
 
     def batches(self) -> Iterator[Batch]:
-        """This replica's batches from the present step on, for ever."""
-        data, place = self.config.data, {"rank": self.replicas.rank, "world": self.replicas.world}
-        options = {"seed": data.seed, "shuffle": data.shuffle, "eod_reset": data.eod_reset, "order": self.order.rows, **place}
-        return Loader(self.train_set, self.config.train.batch_size, **options).batches(self.step)
+        """This rank's batches from the present step on, for ever."""
+        data = self.config.data
+        options = {"seed": data.seed, "shuffle": data.shuffle, "eod_reset": data.eod_reset, "order": self.order.rows}
+        return Loader(self.train_set, **self.placement.batch, **options).batches(self.step)
 
 
 def train(
@@ -152,14 +139,14 @@ def train(
     """Train in `output`, or go on with the run there; ends with a committed checkpoint whether complete or stopped.
 
     `init_from` is a checkpoint whose weights a new run starts from, as after `pangu convert`. `stop_at` ends this session after that step.
-    SIGTERM and SIGINT end it after the running step. With replicas every rank calls this; rank 0 alone writes, evaluates and shows progress.
+    SIGTERM and SIGINT end it after the running step. With several ranks each calls this; rank 0 alone writes metrics, evaluates and shows progress.
     """
     run = Run(config, records, output)
     with StopSignal() as stop:
         if tensorboard:
             require_tensorboard()
         run.begin(resume, init_from)
-        leads = run.replicas.leads
+        leads = run.ranks.leads
         session = Session(run, MetricsWriter(run.output, run.step, tensorboard) if leads else None, stop_at)
         try:
             with progress_bar(progress and leads, total=config.train.steps, initial=run.step, unit="step", desc="train") as bar:
@@ -167,7 +154,7 @@ def train(
         except TrainingDiverged:
             run.guard.skipped_in_row = 0  # the weights are those of the last good step: worth keeping
             run.save()
-            run.replicas.agree()  # nobody leaves, and ends the job, before that is done
+            run.ranks.agree()  # nobody leaves, and ends the job, before that is done
             raise
         finally:
             session.close()
@@ -192,7 +179,7 @@ class Session:
             self.one_step(next(batches))
             bar.update()
             bar.set_postfix(loss=f"{self.losses[-1]:.3f}", tokens_per_s=f"{self.tokens_per_second():,.0f}", refresh=False)
-            self.stopped_by = run.replicas.agree(stop.received) or self._stop_at_reached()
+            self.stopped_by = run.ranks.agree(stop.received) or self._stop_at_reached()
             if train.save_every and run.step % train.save_every == 0:
                 run.save()
                 saved_at = run.step
@@ -202,7 +189,7 @@ class Session:
             run.save()
         if run.step == train.steps:
             self.evaluate()
-        run.replicas.agree()
+        run.ranks.agree()
 
     def _stop_at_reached(self) -> str | None:
         return "stop_at" if self.stop_at and self.stop_at <= self.run.step < self.run.config.train.steps else None
@@ -228,7 +215,8 @@ class Session:
         config, sections = self.run.config, config_to_dict(self.run.config)
         batch = (config.train.batch_size, config.train.accumulation_steps, self.run.train_step.in_one_graph)
         identity = {"graph": "train step", "model": sections["model"], "optimizer": sections["optimizer"], "batch": batch, "device": config.runtime.device}
-        with cached_compile(config.runtime.compile_cache and not self.seconds, identity) as found:
+        enabled = config.runtime.compile_cache and self.run.placement.cacheable and not self.seconds
+        with cached_compile(enabled, identity) as found:
             yield
             self.cache_hit = self.cache_hit or found
 
@@ -248,7 +236,7 @@ class Session:
             self.metrics.close()
 
     def tokens_per_second(self, last: int = 20) -> float:
-        """Of all replicas, over the last steps; the first, which compiles, does not count once there are others."""
+        """Of all ranks, over the last steps; the first, which compiles, does not count once there are others."""
         seconds = self.seconds[1:][-last:] or self.seconds
         return self.run.config.global_batch_size * self.run.config.model.seq_length / statistics.median(seconds)
 

@@ -48,8 +48,11 @@ def save(root: Path, config: RunConfig, groups=None, **options) -> Path:
     return store.save(root, 5, groups or whole_arrays(config), {"step": 5, "words": "whole \u9e4f"}, config, **options)
 
 
-def rank_slice(plan, name: str, array: np.ndarray, rank: int) -> tuple[np.ndarray, bool] | None:
-    """What a rank holds by the rules as words say them, and whether it is the first to hold it; None if its stage has it not."""
+def rank_slice(plan, name: str, array: np.ndarray, rank: int, tied: bool = True) -> tuple[np.ndarray, bool] | None:
+    """What a rank holds by the rules as words say them, and whether it is the first to hold it; None if its stage has it not.
+
+    `tied`: the word table is read by the first and the last stage, so that the optimizer leaves it whole where these are two.
+    """
     dp, mp, pp, shard, row, *layers = plan
     stage, (i, j) = rank // (dp * mp), divmod(rank % (dp * mp), mp)
     base = name.removeprefix("adam_m.").removeprefix("adam_v.")
@@ -58,14 +61,15 @@ def rank_slice(plan, name: str, array: np.ndarray, rank: int) -> tuple[np.ndarra
         stages = [int(np.searchsorted(np.cumsum(layers), layer, "right"))]
     else:
         stages = [pp - 1] if base.startswith(("query_embedding", "final_norm", "head")) else [0]
-    tied = base == "word_embedding.weight" and stage == pp - 1
-    if stage not in stages and not tied:
+    if tied and base == "word_embedding.weight":
+        stages = sorted({0, pp - 1})
+    if stage not in stages:
         return None
     dim = next((d for part, d in CUT_DIM.items() if layer is not None and part in base and "shortcut" not in base and "norm" not in base), None)
     dim = 0 if row and base in ("word_embedding.weight", "head.weight") else dim
     part = array if dim is None else np.split(array, mp, dim)[j]
     free, at = (dp * mp, i * mp + j) if dim is None else (dp, i)
-    if shard and array.ndim and 4 * array.size >= 65536 and part.shape[0] % free == 0:
+    if shard and len(stages) == 1 and array.ndim and 4 * array.size >= 65536 and part.shape[0] % free == 0:
         return np.split(part, free)[at], stage == stages[0]
     return part, at == 0 and stage == stages[0]
 
@@ -73,10 +77,10 @@ def rank_slice(plan, name: str, array: np.ndarray, rank: int) -> tuple[np.ndarra
 def assert_lies_as(checkpoint: store.Checkpoint, plan, groups: dict[str, dict[str, np.ndarray]]) -> None:
     """Every rank's file has exactly the slices that the rank is the first to hold, and no other file is there."""
     dp, mp, pp = plan[:3]
-    wanted = {}
+    wanted, tied = {}, "head.weight" not in groups["model"]
     for group, tensors in groups.items():
         for rank in range(dp * mp * pp):
-            held = {name: rank_slice(plan, name, array, rank) for name, array in tensors.items()}
+            held = {name: rank_slice(plan, name, array, rank, tied) for name, array in tensors.items()}
             own = {name: found[0] for name, found in held.items() if found and found[1]}
             wanted |= {f"{group}-rank-{rank:05d}.safetensors": own} if own else {}
     assert {path.name for path in checkpoint.path.glob("*.safetensors")} == wanted.keys()

@@ -1,0 +1,46 @@
+"""The ranks of a job on Ascend devices, on any number of hosts: they find each other and agree by sums over all of them. Untested on hardware."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from pangu_ms import runtime
+from pangu_ms.checkpoint.save_ranks import FAILED
+
+WORDS = (FAILED, "SIGTERM", "SIGINT")
+"""What ranks can bring to a meeting; of several the first counts."""
+TEXT_BYTES = 4096
+
+
+class DeviceRanks:
+    """This process among the ranks of a job, with the interface of `Replicas`. A rank waits for the others as long as HCCL_EXEC_TIMEOUT says."""
+
+    def __init__(self, rank: int, world: int):
+        self.rank, self.world = rank, world
+        self._all_reduce = ops.AllReduce()  # called outside a graph: no plan cuts it
+
+    @classmethod
+    def join(cls) -> "DeviceRanks":
+        """Find the others; the device has been selected."""
+        ms.communication.init()
+        return cls(*runtime.place())
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that commits, and writes metrics."""
+        return self.rank == 0
+
+    def agree(self, word: str | None = None) -> str | None:
+        """Wait until all ranks are here; returns the first of WORDS that any of them brought, the same on all."""
+        brought = self._sum([word == known for known in WORDS])
+        return next((known for known, number in zip(WORDS, brought) if number), None)
+
+    def tell(self, text: str = "") -> str:
+        """Rank 0's text of at most TEXT_BYTES, on all ranks."""
+        own = text.encode() if self.leads else b""
+        assert len(own) <= TEXT_BYTES, f"{len(own)} bytes"
+        return bytes(self._sum([*own, *bytes(TEXT_BYTES - len(own))]).astype(np.uint8)).rstrip(b"\0").decode()
+
+    def _sum(self, values: list[int]) -> np.ndarray:
+        """float32, exact: whole numbers below 2^24 on all devices."""
+        return self._all_reduce(Tensor(np.array(values, np.float32))).asnumpy()

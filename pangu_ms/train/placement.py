@@ -1,0 +1,168 @@
+"""Where a run's model lies: whole in this process (alone, or as a CPU's replica), or in slices on the ranks of a plan. Who loads, saves and agrees."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mindspore import Parameter, Tensor
+
+from pangu_ms.checkpoint import sharded, store
+from pangu_ms.checkpoint.save_ranks import FAILED, save_rank
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.data.records import RecordSet
+from pangu_ms.eval.perplexity import Evaluator, Score, sequential_batches
+from pangu_ms.models.build import build_model, initial_value, to_arrays
+from pangu_ms.parallel import apply
+from pangu_ms.parallel.collective import Replicas
+from pangu_ms.parallel.device_ranks import DeviceRanks
+from pangu_ms.parallel.meeting import PeerLost
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.planned_step import PlannedStep
+from pangu_ms.train.launch import require_job_of
+from pangu_ms.train.step import TrainStep
+
+log = logging.getLogger(__name__)
+
+Read = Callable[[str, sharded.Slices], np.ndarray]
+"""From a tensor's name and the part that is wanted."""
+Find = Callable[[], store.Checkpoint | None]
+
+
+class Whole:
+    """Every process has the whole model; rank 0 alone saves and evaluates."""
+
+    cacheable = True
+    """Whether the compiled step may come from the compile cache."""
+
+    def __init__(self, config: RunConfig):
+        self.config, self.ranks = config, Replicas.join(config)
+        self.model = build_model(config.model)
+        self.train_step = TrainStep(self.model, config, self.ranks)
+        self.evaluator = Evaluator(self.model, config.model)
+        self.groups = {"model": self.model.trainable_params(), "optimizer": self.train_step.parameters()}
+        self.batch = {"batch_size": config.train.batch_size, "rank": self.ranks.rank, "world": self.ranks.world}
+
+    def find(self, find: Find) -> store.Checkpoint | None:
+        """The checkpoint that each rank finds."""
+        found = find()
+        self.ranks.agree()  # all have looked before the first one writes
+        return found
+
+    def prepare(self) -> None:
+        """What is long, and to be done before parameters are set: nothing."""
+
+    def part(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
+        """What this rank has of a tensor."""
+        return tuple(slice(0, size) for size in shape)
+
+    def save(self, root: Path, step: int, state: dict[str, Any], tokenizer: Path | None) -> None:
+        """Commit a checkpoint of a step."""
+        if self.ranks.leads:
+            arrays = {group: to_arrays(parameters) for group, parameters in self.groups.items()}
+            store.save(root, step, arrays, state, self.config, tokenizer=tokenizer, keep=self.config.train.keep_checkpoints)
+
+    def evaluate(self, held_out: RecordSet) -> Score | None:
+        """Score train.eval_batches global batches, in batches of the size that fits a replica, on rank 0; None elsewhere."""
+        train = self.config.train
+        if not self.ranks.leads:
+            return None
+        return self.evaluator.score(sequential_batches(held_out, train.batch_size, self.config.data.eod_reset, train.eval_batches * self.ranks.world))
+
+
+class Planned:
+    """Each rank has the slices of its stage that the plan gives it, computes its part of each step, and saves its own slices. Untested on hardware."""
+
+    cacheable = False  # the cache's key names neither plan nor rank
+
+    def __init__(self, config: RunConfig):
+        self.config, self.ranks, self.plan = config, DeviceRanks.join(), Plan.of(config)
+        apply.begin(self.plan, self.ranks.rank)
+        model = build_model(config.model)
+        apply.apply(self.plan, model)
+        self.train_step = PlannedStep(self.plan, model, self.ranks.rank)
+        self.groups = {"model": self.train_step.weights, "optimizer": self.train_step.parameters()}
+        self.batch = {"batch_size": config.global_batch_size, "rank": 0, "world": 1}  # MindSpore cuts it
+
+    def find(self, find: Find) -> store.Checkpoint | None:
+        """The checkpoint that rank 0 finds and verifies; the others look at sizes alone, since digests of terabytes are computed once."""
+        if self.ranks.leads:
+            try:
+                found = find()
+            except Exception:
+                self.ranks.tell(FAILED)
+                raise
+            self.ranks.tell(str(found.path) if found else "")
+            return found
+        path = self.ranks.tell()
+        if path == FAILED:
+            raise PeerLost
+        return store.open_checkpoint(Path(path), digests=False) if path else None
+
+    def prepare(self) -> None:
+        """Compile the step; raises PlanError where MindSpore does not follow the plan."""
+        self.train_step.compile()
+
+    def part(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
+        """What this rank has of a tensor."""
+        return sharded.layout_in(self.plan, name, shape).slices(self.ranks.rank % self.plan.mesh.stage_size)
+
+    def save(self, root: Path, step: int, state: dict[str, Any], tokenizer: Path | None) -> None:
+        """Commit a checkpoint of a step; all ranks do together."""
+        own = {parameter.name: parameter for parameters in self.groups.values() for parameter in parameters}
+        shapes = whole_shapes(self.config)
+        keep = self.config.train.keep_checkpoints
+        save_rank(root, step, self.plan, self.ranks.rank, shapes, lambda name: own[name].asnumpy(), state, self.ranks.agree, tokenizer, keep)
+
+    def evaluate(self, held_out: RecordSet) -> None:
+        """Nothing: rank 0 has not the whole model."""
+
+
+Placement = Whole | Planned
+
+
+def place(config: RunConfig) -> Placement:
+    """Lay a run's model out as its device executes it; the device has been selected.
+
+    Raises:
+        ConfigError: the job has another number of processes than the configuration.
+    """
+    if config.runtime.device == "CPU" or config.parallel.world == 1:
+        return Whole(config)
+    require_job_of(config)
+    placement = Planned(config)
+    if placement.ranks.leads:
+        log.warning("no rank has the whole model, so that held-out records are not scored during this run; `pangu eval` scores its checkpoints")
+    return placement
+
+
+def whole_shapes(config: RunConfig) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes of all tensors of a checkpoint of a run by name, for each group."""
+    model = config.model.parameter_shapes()
+    return {"model": model, "optimizer": {prefix + name: shape for prefix in sharded.MOMENTS for name, shape in model.items()}}
+
+
+def initialize(placement: Placement) -> None:
+    """Give every parameter its initial value; moments are zero as built."""
+    config = placement.config
+    specs, shapes = config.model.parameters(), config.model.parameter_shapes()
+    fill(placement, placement.groups["model"], shapes, lambda name, part: initial_value(specs[name], name, shapes[name], config.train.seed)[part])
+
+
+def load(placement: Placement, checkpoint: store.Checkpoint, group: str) -> None:
+    """Give a group of parameters the checkpoint's values, whatever plan it was saved with.
+
+    Raises:
+        CheckpointError: names or shapes are not those of the configuration.
+    """
+    stored, shapes = checkpoint.stored(group), whole_shapes(placement.config)[group]
+    store.check_names_and_shapes(str(checkpoint.path), stored, shapes)
+    fill(placement, placement.groups[group], shapes, lambda name, part: stored[name].spec.values(stored[name].read(part)))
+
+
+def fill(placement: Placement, parameters: list[Parameter], shapes: dict[str, tuple[int, ...]], read: Read) -> None:
+    """Set parameters to their parts, one after the other: memory holds one tensor beside them."""
+    for parameter in parameters:
+        values = read(parameter.name, placement.part(parameter.name, shapes[parameter.name]))
+        parameter.set_data(Tensor(np.ascontiguousarray(values, np.float32)), slice_shape=parameter.sliced)

@@ -1,0 +1,97 @@
+"""What of planned training is not the device: a rank's compiled step, its slices loaded and saved, what ranks tell each other, what is refused."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pangu_ms.checkpoint import store
+from pangu_ms.checkpoint.reshard import Source, reshard
+from pangu_ms.config.load import load_config
+from pangu_ms.errors import CheckpointError, ConfigError
+from pangu_ms.models.init import initial_values
+from pangu_ms.parallel.meeting import PeerLost
+from pangu_ms.parallel.processes import run_ranks
+from pangu_ms.train.launch import needs_ranks, require_executable
+from tests.checkpoint.common import assert_same
+from tests.checkpoint.rank_saver import groups
+from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice
+from tests.train.planned_child import TEXT
+
+ANOTHER_PLAN = (2, 4, 1, 1, 0, 4)
+
+
+@pytest.mark.parametrize(("rank", "plan"), [(3, (2, 2, 1, 1, 1, 4)), (4, (2, 2, 2, 0, 1, 2, 2))])
+def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path, rank, plan):
+    """Rank 3 of dp 2 x mp 2 with the optimizer's cut, and the first of the second stage of two. Slices are cut by the rules in words."""
+    arrays, state = groups(), {"step": 5}
+    whole = store.open_checkpoint(store.save(tmp_path / "whole", 5, arrays, state, planned(ALPHA, plan)))
+    reshard(Source.of(whole), tmp_path / "source", planned(ALPHA, ANOTHER_PLAN))
+    command = [sys.executable, "-m", "tests.train.planned_child", "virtual", tmp_path, str(rank), json.dumps(plan)]
+    child = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert child.returncode == 0, child.stderr[-3000:]
+    found = dict(np.load(tmp_path / "held.npz"))
+    assert found.pop("graphs") == 1 and found.pop("control").tolist() == [0.25, 8.0] and found.pop("sliced")
+
+    first = {f"first/{name}": value for name, value in initial_values(planned(ALPHA, plan).model, planned(ALPHA, plan).train.seed)}
+    first |= {f"first/{name}": np.zeros_like(value) for name, value in arrays["optimizer"].items()}
+    everything = {name: value for tensors in arrays.values() for name, value in tensors.items()}
+    parts = {name: rank_slice(plan, name.removeprefix("first/"), value, rank) for name, value in (everything | first).items()}
+    assert_same(found, {name: part[0] for name, part in parts.items() if part})
+
+    files = sorted(path.name for path in (tmp_path / "saved/.step-00000005.ranks.tmp").glob("*.safetensors"))
+    assert files == [f"{group}-rank-{rank:05d}.safetensors" for group in ("model", "optimizer")]
+    same = reshard(Source.of(whole), tmp_path / "same", planned(ALPHA, plan))
+    assert all((tmp_path / "saved/.step-00000005.ranks.tmp" / file).read_bytes() == (same / file).read_bytes() for file in files)
+
+
+def test_ranks_agree_by_sums_that_no_plan_cuts(tmp_path):
+    assert run_ranks(lambda rank: [sys.executable, "-m", "tests.train.planned_child", "words", str(tmp_path)], 2, tmp_path / "logs") == 0
+    both = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2)]
+    assert both[0] == both[1] == [[None, "SIGTERM", "SIGINT", "failed"], [TEXT, ""]]
+
+
+def test_what_rank_0_cannot_find_ends_the_others_too(tmp_path):
+    """Instead of leaving them in a collective."""
+    from pangu_ms.train.placement import Planned
+
+    class Ranks:
+        said = "nothing yet"
+
+        def __init__(self, leads):
+            self.leads = leads
+
+        def tell(self, text=""):
+            Ranks.said = text if self.leads else Ranks.said
+            return Ranks.said
+
+    first, second = (object.__new__(Planned) for _ in range(2))
+    first.ranks, second.ranks = Ranks(True), Ranks(False)
+    with pytest.raises(CheckpointError, match="no such directory"):
+        first.find(lambda: store.open_checkpoint(tmp_path / "none"))
+    with pytest.raises(PeerLost):
+        second.find(lambda: pytest.fail("rank 0 alone verifies digests"))
+    assert first.find(lambda: None) is None and second.find(lambda: None) is None
+    store.save(tmp_path, 5, groups(), {}, planned(ALPHA, ANOTHER_PLAN))
+    assert first.find(lambda: store.open_checkpoint(tmp_path)).path == second.find(lambda: None).path
+
+
+def test_on_ascend_a_launcher_starts_the_ranks_of_any_plan(monkeypatch):
+    def told(*overrides, records="records"):
+        config = load_config("alpha/tiny", ["runtime.device=Ascend", "parallel.data_parallel=2", "parallel.model_parallel=2", *overrides])
+        assert not needs_ranks(config)
+        require_executable(config, records)
+
+    with pytest.raises(ConfigError, match=r"the plan has 4 ranks; this job has 1 process\(es\) \(RANK_SIZE\)"):
+        told()
+    monkeypatch.setenv("RANK_SIZE", "4")
+    told("parallel.optimizer_shard=true")
+    with pytest.raises(ConfigError, match="search_mode=recursive_programming: lays parameters out by itself"):
+        told("parallel.search_mode=recursive_programming")
+    with pytest.raises(ConfigError, match="pangu data prepare"):
+        told(records=None)
+    monkeypatch.setenv("RANK_SIZE", "8")
+    with pytest.raises(ConfigError, match="has 4 ranks; this job has 8"):
+        told()
