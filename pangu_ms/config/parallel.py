@@ -36,6 +36,8 @@ class ParallelConfig:
     """How MindSpore lays out what the plan does not name. sharding_propagation: the plan names products and tables, and their layouts spread from there;
     the two searches (of auto_parallel) choose all by themselves; none (semi_auto_parallel) splits every other operator over all devices, which costs
     redistributions."""
+    operator_strategies: str = ""
+    """JSON file of MindSpore's operator strategies, read instead of propagating: made by hand or by `pangu plan rehearse --output`. Needs sharding_propagation."""
     devices_per_server: Int = 8
     """Devices with fast links among each other (HCCS); 8 in an Atlas 800."""
     stage_layers: tuple[Int, ...] = ()
@@ -75,6 +77,11 @@ class ParallelConfig:
             len(self.stage_layers) in (0, self.pipeline_stage),
             "stage_layers",
             f": names {len(self.stage_layers)} stages; pipeline_stage={self.pipeline_stage}; give one number for each stage, or none",
+        )
+        require(
+            not self.operator_strategies or self.search_mode == "sharding_propagation",
+            "operator_strategies",
+            f"={self.operator_strategies}: MindSpore reads it with search_mode=sharding_propagation alone; found {self.search_mode}; change one of them",
         )
         require(
             not self.sequence_parallel or self.model_parallel > 1,

@@ -1,11 +1,15 @@
 """The one place that applies a plan to a model: layouts, stages, recomputation, and MindSpore's parallel settings."""
 
+from pathlib import Path
+
 import mindspore as ms
 from mindspore import nn
+from mindspore.parallel import set_op_strategy_config
 from mindspore.parallel._cost_model_context import _set_algo_single_loop
 
 import ascend_ops
 from pangu_ms.models.layers import Operator
+from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies
 from pangu_ms.parallel.plan import OPTIMIZER_SHARD_MIN_BYTES, Plan
 
 
@@ -14,6 +18,9 @@ def begin(plan: Plan, rank: int) -> None:
 
     Args:
         rank: this process's.
+
+    Raises:
+        PlanError: parallel.operator_strategies is no such file, or of another number of devices.
     """
     parallel, world = plan.config.parallel, plan.mesh.world
     mode = {"parallel_mode": "semi_auto_parallel"}
@@ -25,6 +32,9 @@ def begin(plan: Plan, rank: int) -> None:
         shard = {"enable_parallel_optimizer": True, "parallel_optimizer_config": threshold}
     _set_algo_single_loop(False)  # else the propagation takes the operators of two lists of cells for those of one loop, and mixes them up
     ms.set_auto_parallel_context(device_num=world, global_rank=rank, full_batch=True, pipeline_stages=parallel.pipeline_stage, **mode, **shard)
+    if parallel.operator_strategies:
+        check_operators(parallel.operator_strategies, read_operator_strategies(parallel.operator_strategies), plan)
+        set_op_strategy_config("LOAD", str(Path(parallel.operator_strategies).absolute()))
     ascend_ops.lay_out(ascend_ops.Devices(plan.mesh.axes, plan.rules))
 
 

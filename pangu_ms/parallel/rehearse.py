@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pangu_ms.config.load import config_to_dict, replace
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import PlanError
 from pangu_ms.parallel.graph import Collective
+from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies
 from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.progress import progress_bar
 
@@ -62,7 +64,8 @@ def rehearse(
 
     Args:
         soc: the Ascend chip whose operators the step is made of (ascend910, ascend910b, ascend910_93); empty: elementary ones, as a CPU can execute.
-        strategy_directory: where MindSpore's parameter-layout file of each rank is written: strategy_rank_N.ckpt.
+        strategy_directory: where MindSpore's files of each rank are written: strategy_rank_N.ckpt (parameter layouts) and, of sharding
+            propagation, operators_rank_N.json (operator strategies).
 
     Raises:
         PlanError: MindSpore refuses the plan, or cannot be used for rehearsals here.
@@ -70,24 +73,37 @@ def rehearse(
     plan = Plan.of(config)
     for rank in ranks:
         plan.mesh.coordinate(rank)  # checks it
+    if config.parallel.operator_strategies:
+        _check_operator_strategies(plan, ranks[0], soc)
     return list(_reports(plan, ranks, soc, strategy_directory, progress))
+
+
+def _check_operator_strategies(plan: Plan, rank: int, soc: str) -> None:
+    """Every operator of the model is in the file, and no other: compiled once without it, since MindSpore fails obscurely or passes over a name."""
+    path = plan.config.parallel.operator_strategies
+    operators = read_operator_strategies(path)
+    check_operators(path, operators, plan)
+    with tempfile.TemporaryDirectory(prefix="pangu-rehearse-") as directory:
+        run_child(replace(plan.config, parallel={"operator_strategies": ""}), rank, soc, directory)
+        check_operators(path, operators, plan, read_operator_strategies(f"{directory}/operators_rank_{rank}.json"))
 
 
 def _reports(plan: Plan, ranks: Sequence[int], soc: str, directory: Path | None, progress: bool) -> Iterator[RankReport]:
     with progress_bar(progress, total=len(ranks), unit="rank", desc="rehearse") as bar:
         for rank in ranks:
-            file = str(directory.absolute() / f"strategy_rank_{rank}.ckpt") if directory else ""
-            yield _report(plan, run_child(plan.config, rank, soc, file))
+            yield _report(plan, run_child(plan.config, rank, soc, str(directory.absolute()) if directory else ""))
             bar.update()
 
 
-def run_child(config: RunConfig, rank: int, soc: str, strategy_file: str = "") -> dict[str, Any]:
+def run_child(config: RunConfig, rank: int, soc: str, output: str = "") -> dict[str, Any]:
     """The report of `rehearse_child` for one rank.
 
     Raises:
         PlanError: it failed; with MindSpore's reason in one line.
     """
-    request = {"config": config_to_dict(config), "rank": rank, "soc": soc, "strategy_file": strategy_file, "where": "rehearsal"}
+    if path := config.parallel.operator_strategies:
+        config = replace(config, parallel={"operator_strategies": str(Path(path).absolute())})  # the child works elsewhere
+    request = {"config": config_to_dict(config), "rank": rank, "soc": soc, "output": output, "where": "rehearsal"}
     command = [sys.executable, "-m", "pangu_ms.parallel.rehearse_child"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
     if done.returncode == 0:

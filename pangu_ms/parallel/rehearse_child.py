@@ -18,7 +18,7 @@ from pangu_ms.parallel.plan import Plan
 
 
 def main() -> int:
-    """Reads a request {"config", "rank", "soc", "strategy_file", "where"} from stdin and writes a report to stdout, both JSON."""
+    """Reads a request {"config", "rank", "soc", "output", "where"} from stdin and writes a report to stdout, both JSON."""
     request = json.load(sys.stdin)
     answer, sys.stdout = sys.stdout, sys.stderr  # nothing else may write to it
     with tempfile.TemporaryDirectory(prefix="pangu-rehearse-") as graphs:
@@ -49,8 +49,10 @@ def rehearse_rank(request: dict[str, Any], graphs: Path) -> dict[str, Any]:
     ms.set_context(mode=ms.GRAPH_MODE)
     virtual_cluster.enter(plan.mesh.world, rank)
     apply.begin(plan, rank)
-    if request["strategy_file"]:
-        ms.set_auto_parallel_context(strategy_ckpt_save_file=request["strategy_file"])
+    if request["output"]:
+        ms.set_auto_parallel_context(strategy_ckpt_save_file=f"{request['output']}/strategy_rank_{rank}.ckpt")
+        if plan.config.parallel.search_mode == "sharding_propagation" and not plan.config.parallel.operator_strategies:
+            ms.parallel.set_op_strategy_config("SAVE", f"{request['output']}/operators_rank_{rank}.json")
     began = time.perf_counter()
     model = build_model(plan.config.model)
     apply.apply(plan, model)

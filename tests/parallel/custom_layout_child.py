@@ -28,7 +28,7 @@ def main() -> None:
         mock.patch.object(ascend_ops.backend, "choose", lambda name, dtype: backend.Choice("cpu" if name in BY_KERNELS else "composed", "test")),
         mock.patch.object(ascend_ops, "use", lambda name: mock.MagicMock()),  # it would force them all
     ]
-    request = {"config": config_to_dict(load_config(config, overrides)), "rank": int(rank), "soc": "", "strategy_file": "", "where": "test"}
+    request = {"config": config_to_dict(load_config(config, overrides)), "rank": int(rank), "soc": "", "output": "", "where": "test"}
     with TemporaryDirectory() as graphs:
         rehearse_child.prepare(Path(graphs))
         for patch in patches:

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from pangu_ms.cli import main
-from pangu_ms.config.load import load_config
+from pangu_ms.config.load import load_config, replace
 from pangu_ms.errors import PlanError
 from pangu_ms.parallel import rehearse as rehearsal
+from pangu_ms.parallel.graph import totals
+from pangu_ms.parallel.operator_file import OperatorStrategy, read_operator_strategies, write_operator_strategies
 from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.rehearse import rehearse, sample_ranks, thinned
 
@@ -90,6 +92,32 @@ def test_the_command_line_writes_a_report_and_strategy_files(tmp_path: Path, cap
     assert summary["collectives"][0].keys() == {"kind", "group_size", "count", "bytes"}
     (stored,) = json.loads((tmp_path / "out" / "report.json").read_text())
     assert stored["operators"] and (tmp_path / "out" / "strategy_rank_1.ckpt").stat().st_size > 0
+    assert stored["operators"].keys() <= read_operator_strategies(tmp_path / "out" / "operators_rank_1.json").keys()
+
+
+def test_operator_strategies_must_name_every_operator_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler knows stands in a file that it writes; here a stand-in writes it."""
+    known = [OperatorStrategy(f"Default/model/{kind}-op0", ((2, 1), (1, 1))) for kind in ("MatMul", "Mul")]
+    monkeypatch.setattr(rehearsal, "run_child", lambda config, rank, soc, output: write_operator_strategies(known, f"{output}/operators_rank_{rank}.json"))
+    for name, operators, message in (
+        ("unknown", [*known, OperatorStrategy("Default/model/Mull-op0", ((2, 1), (1, 1)))], "Mull-op0: the model has no such operator; .* did you mean"),
+        ("missing", known[:1], "Default/model/Mul-op0 is missing"),
+        ("devices", [OperatorStrategy("Default/model/MatMul-op0", ((3, 1), (1, 1))), known[1]], "3 must divide the 2 devices"),
+    ):
+        path = tmp_path / f"{name}.json"
+        write_operator_strategies(operators, path)
+        config = load_config("alpha/tiny", ["parallel.data_parallel=2", f"parallel.operator_strategies={path}"])
+        with pytest.raises(PlanError, match=message):
+            rehearse(config, [0], progress=False)
+
+
+@pytest.mark.slow
+def test_saved_operator_strategies_make_the_same_graph(tmp_path: Path) -> None:
+    config = load_config("alpha/tiny", [*TWO_BY_TWO, "model.num_layers=2"])
+    (saved,) = rehearse(config, [1], "", tmp_path, progress=False)
+    loading = replace(config, parallel={"operator_strategies": f"{tmp_path}/operators_rank_1.json"})
+    (again,) = rehearse(loading, [1], "", progress=False)
+    assert again.layouts == saved.layouts and totals(again.collectives) == totals(saved.collectives)
 
 
 def test_bad_ranks_and_a_refusing_compiler_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
