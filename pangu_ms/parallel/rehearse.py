@@ -64,8 +64,8 @@ def rehearse(
 
     Args:
         soc: the Ascend chip whose operators the step is made of (ascend910, ascend910b, ascend910_93); empty: elementary ones, as a CPU can execute.
-        strategy_directory: where MindSpore's files of each rank are written: strategy_rank_N.ckpt (parameter layouts) and, of sharding
-            propagation, operators_rank_N.json (operator strategies).
+        strategy_directory: where MindSpore's files of each rank are written: strategy_rank_N.ckpt (parameter layouts) and, of rank 0
+            under sharding propagation, operators_rank_0.json (operator strategies).
 
     Raises:
         PlanError: MindSpore refuses the plan, or cannot be used for rehearsals here.
@@ -74,18 +74,21 @@ def rehearse(
     for rank in ranks:
         plan.mesh.coordinate(rank)  # checks it
     if config.parallel.operator_strategies:
-        _check_operator_strategies(plan, ranks[0], soc)
+        _check_operator_strategies(plan, soc)
     return list(_reports(plan, ranks, soc, strategy_directory, progress))
 
 
-def _check_operator_strategies(plan: Plan, rank: int, soc: str) -> None:
-    """Every operator of the model is in the file, and no other: compiled once without it, since MindSpore fails obscurely or passes over a name."""
+def _check_operator_strategies(plan: Plan, soc: str) -> None:
+    """Every operator of the model is in the file, and no other: compiled once without it, since MindSpore fails obscurely or passes over a name.
+
+    For rank 0, whose operators MindSpore writes alone.
+    """
     path = plan.config.parallel.operator_strategies
     operators = read_operator_strategies(path)
     check_operators(path, operators, plan)
     with tempfile.TemporaryDirectory(prefix="pangu-rehearse-") as directory:
-        run_child(replace(plan.config, parallel={"operator_strategies": ""}), rank, soc, directory)
-        check_operators(path, operators, plan, read_operator_strategies(f"{directory}/operators_rank_{rank}.json"))
+        run_child(replace(plan.config, parallel={"operator_strategies": ""}), 0, soc, directory)
+        check_operators(path, operators, plan, read_operator_strategies(f"{directory}/operators_rank_0.json"))
 
 
 def _reports(plan: Plan, ranks: Sequence[int], soc: str, directory: Path | None, progress: bool) -> Iterator[RankReport]:

@@ -51,7 +51,7 @@ def rehearse_rank(request: dict[str, Any], graphs: Path) -> dict[str, Any]:
     apply.begin(plan, rank)
     if request["output"]:
         ms.set_auto_parallel_context(strategy_ckpt_save_file=f"{request['output']}/strategy_rank_{rank}.ckpt")
-        if plan.config.parallel.search_mode == "sharding_propagation" and not plan.config.parallel.operator_strategies:
+        if rank == 0 and plan.config.parallel.search_mode == "sharding_propagation" and not plan.config.parallel.operator_strategies:
             ms.parallel.set_op_strategy_config("SAVE", f"{request['output']}/operators_rank_{rank}.json")
     began = time.perf_counter()
     model = build_model(plan.config.model)

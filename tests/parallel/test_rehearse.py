@@ -86,13 +86,13 @@ def test_custom_kernels_carry_their_layouts() -> None:
 
 def test_the_command_line_writes_a_report_and_strategy_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["parallel.data_parallel=2", "model.num_layers=2"]
-    assert main(["plan", "rehearse", "--config", "alpha/tiny", *overrides, "--ranks", "1", "--json", "--output", str(tmp_path / "out")]) == 0
+    assert main(["plan", "rehearse", "--config", "alpha/tiny", *overrides, "--ranks", "0", "--json", "--output", str(tmp_path / "out")]) == 0
     (summary,) = json.loads(capsys.readouterr().out)
-    assert summary["rank"] == 1 and summary["differences"] == []
+    assert summary["rank"] == 0 and summary["differences"] == []
     assert summary["collectives"][0].keys() == {"kind", "group_size", "count", "bytes"}
     (stored,) = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert stored["operators"] and (tmp_path / "out" / "strategy_rank_1.ckpt").stat().st_size > 0
-    assert stored["operators"].keys() <= read_operator_strategies(tmp_path / "out" / "operators_rank_1.json").keys()
+    assert stored["operators"] and (tmp_path / "out" / "strategy_rank_0.ckpt").stat().st_size > 0
+    assert stored["operators"].keys() <= read_operator_strategies(tmp_path / "out" / "operators_rank_0.json").keys()
 
 
 def test_operator_strategies_must_name_every_operator_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,9 +114,9 @@ def test_operator_strategies_must_name_every_operator_and_no_other(tmp_path: Pat
 @pytest.mark.slow
 def test_saved_operator_strategies_make_the_same_graph(tmp_path: Path) -> None:
     config = load_config("alpha/tiny", [*TWO_BY_TWO, "model.num_layers=2"])
-    (saved,) = rehearse(config, [1], "", tmp_path, progress=False)
-    loading = replace(config, parallel={"operator_strategies": f"{tmp_path}/operators_rank_1.json"})
-    (again,) = rehearse(loading, [1], "", progress=False)
+    (saved,) = rehearse(config, [0], "", tmp_path, progress=False)
+    loading = replace(config, parallel={"operator_strategies": f"{tmp_path}/operators_rank_0.json"})
+    (again,) = rehearse(loading, [0], "", progress=False)
     assert again.layouts == saved.layouts and totals(again.collectives) == totals(saved.collectives)
 
 
