@@ -37,7 +37,8 @@ class ParallelConfig:
     the two searches (of auto_parallel) choose all by themselves; none (semi_auto_parallel) splits every other operator over all devices, which costs
     redistributions."""
     operator_strategies: str = ""
-    """JSON file of MindSpore's operator strategies, read instead of propagating: made by hand or by `pangu plan rehearse --ranks 0 --output`. Needs sharding_propagation."""
+    """JSON file of MindSpore's operator strategies, read instead of propagating: made by hand or by `pangu plan rehearse --ranks 0 --output`.
+    Needs search_mode=sharding_propagation."""
     devices_per_server: Int = 8
     """Devices with fast links among each other (HCCS); 8 in an Atlas 800."""
     stage_layers: tuple[Int, ...] = ()

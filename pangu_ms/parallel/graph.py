@@ -59,7 +59,12 @@ def collectives(lines: Iterable[str], world: int) -> Iterator[Collective]:
 def _collective(call: str, types: str, scope: str, world: int) -> Collective:
     kind, group = _CALL.search(call).groups()
     ranks, op, parameter = _RANKS.search(call), re.search(r"\bop: \"(\w+)\"", call), _PARAMETER.search(call)
-    size = 2 if kind in ("Send", "Receive") else world if group == WORLD else len([r for r in ranks[1].split(",") if r.strip()]) if ranks else int(group.split("-")[0])
+    if kind in ("Send", "Receive"):
+        size = 2
+    elif group == WORLD:
+        size = world
+    else:
+        size = len([r for r in ranks[1].split(",") if r.strip()]) if ranks else int(group.split("-")[0])
     return Collective(kind, group, size, op[1] if op else "", _largest(types), parameter[1] if parameter else "", scope)
 
 

@@ -110,8 +110,9 @@ def _send_receive(plan: Plan, chip: Chip) -> Term:
 def _exchange(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
     """Gradients of equal slices, and parameters cut over them. Stages do this at once, so the one with most counts.
 
-    Gradients travel in float32 (MindSpore's gradient_fp32_sync): whole ones are all-reduced; with optimizer_shard
-    they are reduce-scattered, and parameters are gathered, those of layers in the compute dtype and tables in float32. Each of these once a step. Kinds, groups and bytes are those that `pangu plan rehearse` counts.
+    Gradients travel in float32 (MindSpore's gradient_fp32_sync): whole ones are all-reduced; with optimizer_shard they are reduce-scattered, and
+    parameters are gathered, those of layers in the compute dtype and tables in float32. Each of these once a step. Kinds, groups and bytes are those
+    that `pangu plan rehearse` counts.
     """
     terms: dict[str, Term] = {}
     for stage, _ in distinct_stages(plan):
