@@ -1,5 +1,6 @@
 """`pangu train` on several processes: what can be executed, what is checked before they start, how they are started. No mindspore import."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from pangu_ms.parallel.processes import run_ranks
 from pangu_ms.train.directory import OWN_LOGS
 from pangu_ms.train.resume import starting_point
 
-REHEARSED_ONLY = ("model_parallel", "pipeline_stage", "expert_parallel", "optimizer_shard", "sequence_parallel")
+FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")
+"""Fields of the section `parallel` that a CPU has a use for; the others must be as they come."""
 OWN_CHOICE = ("recursive_programming", "dynamic_programming")
 
 
@@ -26,9 +28,9 @@ def require_executable(config: RunConfig, records: str | None = None) -> None:
     """
     parallel, device = config.parallel, config.runtime.device
     if device == "CPU":
-        for field in REHEARSED_ONLY:
-            if (value := getattr(parallel, field)) > 1 or value is True:
-                raise ConfigError(f"parallel.{field}={value}: a CPU trains with data_parallel alone; rehearse the plan with `pangu plan rehearse`")
+        for field in dataclasses.fields(parallel):
+            if field.name not in FOR_ANY_DEVICE and (value := getattr(parallel, field.name)) != field.default:
+                raise ConfigError(f"parallel.{field.name}={value}: a CPU trains with data_parallel alone; rehearse the plan with `pangu plan rehearse`")
     elif parallel.world > 1:
         require_job_of(config)
         if parallel.search_mode in OWN_CHOICE:
