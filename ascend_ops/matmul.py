@@ -30,7 +30,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, axes: Axes | N
     if chosen == "composed":
         return ops.cast(_over_rows(ops.cast(x, ms.float32), weight, bias, x.dtype, axes), x.dtype)
     if chosen == "builtin":
-        y = _product(axes)(ops.reshape(x, (-1, x.shape[-1])), ops.cast(weight, x.dtype))
+        y = placed_product(axes)(ops.reshape(x, (-1, x.shape[-1])), ops.cast(weight, x.dtype))
         y = y if bias is None else placed_bias(axes)(y, ops.cast(bias, x.dtype))
         return ops.reshape(y, x.shape[:-1] + weight.shape[:1])
     return kernel("Linear")(x, weight, filled(0.0, 1) if bias is None else bias)  # one value beside several outputs means none
@@ -87,16 +87,11 @@ def _over_rows(x, weight, bias, dtype, axes):
     return y if x.ndim == 2 else ops.reshape(y, x.shape[:-1] + weight.shape[:1])
 
 
-def _product(axes):
-    """x W^T of rows x and a weight with these axes."""
-    return placed_product(axes)
-
-
 def _composed(x, weight, dtype, axes=None):
     """x W^T in float32 of the weight rounded to `dtype`: the CPU has no MatMul of bfloat16, and sums of float16 are too coarse."""
     # w + (rounded - w) is exact; unlike two casts it does not round the gradient of w
     seen = weight if dtype == ms.float32 else weight + ops.stop_gradient(ops.cast(ops.cast(weight, dtype), ms.float32) - weight)
-    return _product(axes)(x, seen)
+    return placed_product(axes)(x, seen)
 
 
 def _rounded_table(table, dtype):

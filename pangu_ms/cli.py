@@ -13,7 +13,7 @@ VERBS = {
     "tokenizer": ("pangu_ms.data.tokenizer_cli", "train or compress a tokenizer; encode and decode text"),
     "data": ("pangu_ms.data.cli", "prepare a corpus as records; inspect them; losses of batches, and the next round's order"),
     "train": ("pangu_ms.train.cli", "train or resume a model"),
-    "plan": ("pangu_ms.parallel.cli", "how a run is laid over devices: show, estimate, search, rehearse; strategy files"),
+    "plan": ("pangu_ms.parallel.cli", "how a run is laid over devices: show, estimate, search, rehearse, execute; strategy files"),
     "eval": ("pangu_ms.eval.cli", "held-out perplexity, beside unigram and bigram"),
     "generate": ("pangu_ms.infer.cli", "continue prompts from a checkpoint"),
     "export": ("pangu_ms.export.cli", "write and verify a MindIR package"),

@@ -41,7 +41,14 @@ def start(device: str) -> None:
 
 
 def place() -> tuple[int, int]:
-    """This process's rank and the number of ranks of its job, as whoever started it says: (0, 1) where it stands alone."""
+    """This process's rank and the number of ranks of its job, as whoever started it says: (0, 1) where it stands alone.
+
+    Raises:
+        ConfigError: RANK_ID or RANK_SIZE is no number.
+    """
+    for name in ("RANK_ID", "RANK_SIZE"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise ConfigError(f"{name}={os.environ[name]!r}: an environment variable that launchers set; must be a whole number; unset or correct it")
     return int(os.environ.get("RANK_ID", 0)), int(os.environ.get("RANK_SIZE", 1))
 
 
@@ -49,6 +56,8 @@ def join_ranks() -> str:
     """Join the other ranks: afterwards collectives work. Returns a name of the job that no other job of this machine has meanwhile."""
     import mindspore as ms
 
+    if "MS_SCHED_PORT" not in os.environ:
+        raise ConfigError("RANK_SIZE: is above 1, but MS_SCHED_PORT is not set; a launcher sets both; unset RANK_SIZE to let `pangu train` start a CPU's ranks")
     ms.communication.init()
     atexit.register(_silence)  # after everything else of ours, before MindSpore's own leave-taking
     return os.environ["MS_SCHED_PORT"]

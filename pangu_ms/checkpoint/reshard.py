@@ -18,7 +18,7 @@ from pangu_ms.checkpoint.sharded import Slices, Stored
 from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config
 from pangu_ms.errors import CheckpointError, OutputError
-from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.plan import Plan, parameter_of
 from pangu_ms.progress import progress_bar
 
 
@@ -116,7 +116,7 @@ def _require_model(source: Source, config: RunConfig) -> None:
     check_names_and_shapes(source.where, source.groups.get("model", {}), shapes)
     for group, tensors in source.groups.items():
         for name, tensor in tensors.items():
-            shape = shapes.get(sharded.parameter_of(name), tensor.shape)
+            shape = shapes.get(parameter_of(name), tensor.shape)
             if tensor.shape != shape:
                 rule = f"the configuration has its parameter as {list(shape)}"
                 raise CheckpointError(f"{source.where}: {group} tensor {name} is {list(tensor.shape)}; {rule}; use the one that belongs to these weights")

@@ -19,7 +19,7 @@ from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.checkpoint.safetensors_file import Contents, Place, Spec
 from pangu_ms.errors import CheckpointError
 from pangu_ms.parallel.layout import Layout
-from pangu_ms.parallel.plan import MOMENTS, Plan
+from pangu_ms.parallel.plan import Plan, parameter_of
 
 Index = tuple[int, ...]
 Slices = tuple[slice, ...]
@@ -83,11 +83,6 @@ def layout_in(plan: Plan, name: str, shape: tuple[int, ...]) -> Layout:
 def replicated(shape: tuple[int, ...], axes: tuple[tuple[str, int], ...]) -> Layout:
     """A tensor that every device has whole."""
     return Layout(shape, axes, ((),) * len(shape))
-
-
-def parameter_of(name: str) -> str:
-    """The parameter that a tensor is, or is a moment of."""
-    return next((name.removeprefix(prefix) for prefix in MOMENTS if name.startswith(prefix)), name)
 
 
 def gather(where: str, files: Iterable[tuple[int, Contents]], layout_of: LayoutOf) -> Stored:

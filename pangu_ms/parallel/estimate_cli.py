@@ -16,7 +16,8 @@ from pangu_ms.parallel.time import MFU_FORMULA
 
 NOTES = """parameters and moments are exact; all other numbers are predictions that were never checked on hardware
 {chip}: {source}
-achievable share of the peak {achievable:g}: fitted on {fitted}"""
+achievable share of the peak {achievable:g}: fitted on {fitted}
+links are those of the placement that `pangu plan show` prints"""
 
 
 def main(argv: list[str]) -> int:
@@ -69,7 +70,7 @@ def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Es
     memory = estimate.memory.get(stage) or stage_memory(estimate.plan, stage, chip, estimate.slices)
     lines += [f"  {line.name:<20} {line.bytes / GIB:>9.3f}  {line.formula}" for line in memory]
     lines.append(f"  {'total':<20} {sum(line.bytes for line in memory) / GIB:>9.3f}")
-    lines += [verdict(estimate), *(f"  {way_text(change, after)}" for change, after in ways)]
+    lines += [verdict(estimate) + ("; cheapest changes:" if ways else ""), *(f"  {way_text(change, after)}" for change, after in ways)]
     if ways and ways[0][1].excess > 0:
         lines.append(f"  none of these is enough; `pangu plan search --config {name} --devices N` tries them together")
     lines += ["", f"{'time of a step':<22} {'ms':>9}  formula"]
@@ -83,13 +84,14 @@ def verdict(estimate: Estimate) -> str:
     """Whether it fits, and by how much."""
     hbm, stage = estimate.hbm_bytes / GIB, estimate.worst_stage
     if estimate.excess > 0:
-        return f"does not fit: stage {stage} needs {estimate.bytes / GIB:.2f} GiB, {estimate.excess / GIB:.2f} GiB more than {hbm:g}; cheapest changes:"
+        return f"does not fit: stage {stage} needs {estimate.bytes / GIB:.2f} GiB, {estimate.excess / GIB:.2f} GiB more than {hbm:g}"
     return f"fits: stage {stage}, which holds most, leaves {-estimate.excess / GIB:.2f} of {hbm:g} GiB"
 
 
 def way_text(change: Change, after: Estimate) -> str:
     """One change and what it brings."""
     fits = "" if after.excess <= 0 else f", still {after.excess / GIB:.2f} too many"
+    fits += f", {after.plan.config.global_batch_size} sequences a step" if "parallel.data_parallel" in change else ""
     each = after.tokens_per_second_per_device
     return f"{describe(change)} ({after.plan.mesh.world} devices): {after.bytes / GIB:.2f} GiB{fits}, {each:,.0f} tokens/s per card"
 

@@ -26,8 +26,9 @@ from pangu_ms.errors import PlanError
 from pangu_ms.models.init import initial_values
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.processes import run_ranks
-from pangu_ms.parallel.rehearse import reason_of
+from pangu_ms.parallel.rehearse import reason_of, with_absolute_paths
 from pangu_ms.progress import progress_bar
+from pangu_ms.train.stop import EXIT_STOPPED
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest value of a tensor. Rounding in another order makes 1e-6 to 1e-5."""
@@ -90,12 +91,14 @@ def execute(config: RunConfig, steps: int = 20, progress: bool = True) -> Execut
     plan = Plan.of(config)
     with tempfile.TemporaryDirectory(prefix="pangu-execute-") as name, progress_bar(progress, total=plan.mesh.world + 2, desc="execute") as bar:
         directory = Path(name)
-        (directory / REQUEST).write_text(json.dumps({"config": config_to_dict(config), "steps": steps}))
+        (directory / REQUEST).write_text(json.dumps({"config": config_to_dict(with_absolute_paths(config)), "steps": steps}))
         collectives, groups = _compile(plan, directory, bar)
         (directory / GROUPS).write_text(json.dumps(dict(sorted(groups.items()))))  # all ranks make them in one order
         _child("the single process", "single", name)
         bar.update()
         if code := run_ranks(lambda rank: [*_CHILD, "run", name, str(rank)], plan.mesh.world, directory, {"GLOG_v": "3"}):
+            if code == EXIT_STOPPED or code > 128:
+                raise PlanError(f"execution: stopped (exit code {code}); run the same command again")
             raise PlanError(f"execution: a rank failed with exit code {code}: {_last_error(directory)}; see `pangu plan rehearse`")
         bar.update()
         single = dict(np.load(directory / SINGLE))
@@ -116,6 +119,10 @@ def check(config: RunConfig, steps: int) -> None:
     rules = (
         (steps > 0, f"--steps {steps}: must be positive"),
         (parallel.pipeline_stage == 1, f"parallel.pipeline_stage={parallel.pipeline_stage}: a CPU cannot send and receive between stages; {rehearse}"),
+        (
+            parallel.search_mode in ("sharding_propagation", "none"),
+            f"parallel.search_mode={parallel.search_mode}: lays parameters out by itself, so that the plan's slices are not its own; {rehearse}",
+        ),
         (parallel.expert_parallel == 1, f"parallel.expert_parallel={parallel.expert_parallel}: a CPU has no all-to-all; {rehearse}"),
         (1 < parallel.world <= MAX_RANKS, f"parallel: {parallel.world} rank(s): an execution needs 2 to {MAX_RANKS}; change a degree, or {rehearse}"),
         (model.compute_dtype == "float32", f"model.compute_dtype={model.compute_dtype}: rounding would hide differences; use model.compute_dtype=float32"),

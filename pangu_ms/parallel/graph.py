@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-_KINDS = "AllReduce|AllGather|ReduceScatter|AlltoAllV|AlltoAll|AllToAll|Broadcast|Send|Receive"
+_KINDS = "AllReduce|AllGather|ReduceScatter|AlltoAllV|AlltoAll|AllToAll|NeighborExchange|Broadcast|Send|Receive"
 _CALL = re.compile(rf"= (?:\w+(?:::\w+)*::)?(?:PrimFunc_)?({_KINDS})\(.*?\bgroup: \"([^\"]*)\"")
 _RANKS = re.compile(r"(?:group_rank_ids|rank_list): \(([^)]*)\)")
 _TYPES = re.compile(r"<Tensor\[(\w+)\](?:, \(([^)]*)\))?>")

@@ -173,7 +173,7 @@ def _size(shape: tuple[int, ...] | None) -> str:
 
 def _verdict(config: str, file: StrategyFile | None, differences: list[Difference], every: bool) -> list[str]:
     if not file:
-        return [f"fits the devices and stages of {config}"]
+        return [f"fits the devices and stages of {config}; operators are compared by `pangu plan rehearse` with parallel.operator_strategies"]
     if not differences:
         return [f"every slice lies where {config} has it"]
     rows: list[Row] = []

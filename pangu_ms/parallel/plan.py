@@ -92,6 +92,11 @@ class Plan:
         return [name for name, stages in self.parameter_stages.items() if stage in stages]
 
 
+def parameter_of(name: str) -> str:
+    """The parameter that a tensor of a checkpoint is, or is a moment of."""
+    return next((name.removeprefix(prefix) for prefix in MOMENTS if name.startswith(prefix)), name)
+
+
 def with_optimizer_shard(layout: Layout) -> Layout:
     """Cut dimension 0 of a float32 parameter once more over the axes that do not cut it, if it is large enough and divides, as MindSpore does."""
     used = {name for dim in layout.dims for name in dim}

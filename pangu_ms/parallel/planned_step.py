@@ -7,7 +7,7 @@ from mindspore import dtype as mstype
 from pangu_ms.data.loader import Batch
 from pangu_ms.errors import PlanError
 from pangu_ms.models.loss import mean_loss, to_tensors
-from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.plan import Plan, parameter_of
 from pangu_ms.parallel.step import build_step, step_inputs
 from pangu_ms.train.step import StepResult, dropout_key
 
@@ -29,8 +29,8 @@ class PlannedStep:
             PlanError: MindSpore has laid out a parameter otherwise than the plan.
         """
         self.cell.compile(*step_inputs(self.plan))
-        for parameter in self.weights:
-            wanted = self.plan.layouts[parameter.name].slice_shape
+        for parameter in (*self.weights, *self.parameters()):
+            wanted = self.plan.layouts[parameter_of(parameter.name)].slice_shape
             if tuple(parameter.shape) != wanted:
                 found = f"MindSpore gives rank {self.rank} {list(parameter.shape)} of it"
                 raise PlanError(f"{parameter.name}: {found}; the plan says {list(wanted)}; use other degrees; `pangu plan rehearse` shows whether they fit")

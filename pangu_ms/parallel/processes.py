@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pangu_ms.errors import PlanError
-from pangu_ms.train.stop import StopSignal
+from pangu_ms.train.stop import EXIT_STOPPED, StopSignal
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def run_ranks(command_for_rank: Callable[[int], Sequence[str]], num_ranks: int, 
         environment: variables beside the present ones and those of MindSpore's cluster (MS_ROLE, RANK_ID, ...).
 
     Returns:
-        0, or the exit code of the rank that failed first; 128 + N where signal N killed it.
+        0, or the exit code of the rank that failed first; 128 + N where signal N killed it; EXIT_STOPPED where a signal came before they started.
 
     Raises:
         PlanError: MindSpore's scheduler did not start.
@@ -58,7 +58,7 @@ def run_ranks(command_for_rank: Callable[[int], Sequence[str]], num_ranks: int, 
             for rank in range(num_ranks if not stop.received else 0):
                 own = {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank), "RANK_ID": str(rank), "DEVICE_ID": str(rank)}
                 processes.append(_start(command_for_rank(rank), shared | own, log_dir / f"rank_{rank}.log" if rank else None))
-            return _watch(processes[1:], log_dir, stop)
+            return _watch(processes[1:], log_dir, stop) if processes[1:] else EXIT_STOPPED
         finally:
             for process in processes:
                 process.kill()  # nothing to those that have ended

@@ -104,14 +104,18 @@ def run_child(config: RunConfig, rank: int, soc: str, output: str = "") -> dict[
     Raises:
         PlanError: it failed; with MindSpore's reason in one line.
     """
-    if path := config.parallel.operator_strategies:
-        config = replace(config, parallel={"operator_strategies": str(Path(path).absolute())})  # the child works elsewhere
-    request = {"config": config_to_dict(config), "rank": rank, "soc": soc, "output": output, "where": "rehearsal"}
+    request = {"config": config_to_dict(with_absolute_paths(config)), "rank": rank, "soc": soc, "output": output, "where": "rehearsal"}
     command = [sys.executable, "-m", "pangu_ms.parallel.rehearse_child"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
     if done.returncode == 0:
         return json.loads(done.stdout)
     raise PlanError(f"rehearsal of rank {rank}: {reason_of(done)}; see `pangu plan show`, or try it with fewer degrees")
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """For a child process, which works elsewhere."""
+    path = config.parallel.operator_strategies
+    return replace(config, parallel={"operator_strategies": str(Path(path).absolute())}) if path else config
 
 
 def reason_of(done: subprocess.CompletedProcess) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from pangu_ms import files
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
+from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError, PlanError
 from pangu_ms.parallel.graph import totals
 from pangu_ms.parallel.plan import Plan
@@ -36,24 +37,35 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     if min(args.sample, args.layers_per_stage, args.micro_batches) < 0:
         raise ConfigError("--sample, --layers-per-stage, --micro-batches: must not be negative; 0 takes all")
-    config = thinned(load_config(args.config, args.overrides), args.layers_per_stage, args.micro_batches)
+    whole = load_config(args.config, args.overrides)
+    # a file of operator strategies names those of every layer and micro-batch
+    config = whole if whole.parallel.operator_strategies else thinned(whole, args.layers_per_stage, args.micro_batches)
     plan = Plan.of(config)
     ranks = _ranks(args.ranks) if args.ranks else sample_ranks(plan, args.sample)
     if args.output:
+        files.require_free(args.output)
         with files.writing(args.output):
             args.output.mkdir(parents=True, exist_ok=True)
     reports = rehearse(config, ranks, "" if args.composed else args.chip, args.output, progress=not args.json)
-    document = [_summary(report) for report in reports]
+    compiled = kept(whole, config)
     if args.output:
-        files.write_text(args.output / "report.json", json.dumps([dataclasses.asdict(report) for report in reports], indent=1) + "\n")
+        details = compiled | {"ranks": [dataclasses.asdict(report) for report in reports]}
+        files.write_text(args.output / "report.json", json.dumps(details, indent=1) + "\n")
     if args.json:
-        print(json.dumps(document))
+        print(json.dumps(compiled | {"ranks": [_summary(report) for report in reports]}))
     else:
         axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.axes)
-        print(f"{config.model.family}, {config.model.num_layers} layers of full width; {plan.mesh.world} devices: {axes} x {plan.mesh.num_stages} stages")
+        parts = "{layers[0]} of {layers[1]} layers, {micro_batches[0]} of {micro_batches[1]} micro-batches, full width".format(**compiled)
+        print(f"{config.model.family}: {parts}; {plan.mesh.world} devices: {axes} x {plan.mesh.num_stages} stages of {list(plan.stage_layers)} layers")
         for report in reports:
             print(table(report, args.parameters))
     return 1 if any(report.differences for report in reports) else 0
+
+
+def kept(whole: RunConfig, config: RunConfig) -> dict[str, list[int]]:
+    """How much of a configuration was compiled: [compiled, whole] of layers and micro-batches."""
+    micro = [Plan.of(one).num_micro_batches for one in (config, whole)]
+    return {"layers": [config.model.num_layers, whole.model.num_layers], "micro_batches": micro}
 
 
 def table(report: RankReport, with_parameters: bool) -> str:

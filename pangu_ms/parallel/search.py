@@ -154,12 +154,20 @@ def _one_of_each(estimates: Iterable[Estimate]) -> list[Estimate]:
 
 def nothing_fits(least: Estimate, hbm_bytes: int, margin: float) -> str:
     """What to say when nothing fits: the plan that needs least, and the three cheapest ways from it."""
-    ways = [f"{describe(change)} ({after.plan.mesh.world} devices, {after.bytes / GIB:.2f} GiB)" for change, after in ways_to_fit(least, True)]
+    found = ways_to_fit(least, True)
+    ways = [f"{describe(change)} ({_after(change, after)})" for change, after in found]
+    verdict = "cheapest ways from there" if any(after.excess <= 0 for _, after in found) else "no single change suffices; nearest"
     room = f"{hbm_bytes / GIB:g} GiB with {margin:.0%} free"
     return (
         f"search: {least.plan.mesh.world} devices: no plan fits in {room}; least needs {least.bytes / GIB:.2f} GiB: {' '.join(overrides(least.plan.config))}; "
-        f"cheapest ways from there: {'; '.join(ways)}"
+        f"{verdict}: {'; '.join(ways) or 'none'}"
     )
+
+
+def _after(change: Change, after: Estimate) -> str:
+    """What a change leads to; more replicas mean a larger batch."""
+    batch = f", {after.plan.config.global_batch_size} sequences a step" if "parallel.data_parallel" in change else ""
+    return f"{after.plan.mesh.world} devices, {after.bytes / GIB:.2f} GiB{batch}"
 
 
 def difference(best: Estimate, other: Estimate) -> list[tuple[str, float, float]]:

@@ -5,14 +5,17 @@ import json
 import math
 import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
+from pangu_ms import files
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.parallel.cluster import GIB
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.memory import optimizer_bytes, parameter_bytes
 from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.strategy_file import write_parameter_layouts
 
 SHOWN_RANKS = 8
 
@@ -23,12 +26,24 @@ def main(argv: list[str]) -> int:
     add_config_arguments(parser, "alpha/13b")
     parser.add_argument("--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product")
     parser.add_argument("--rank", type=int, metavar="R", help="only what this rank holds, with its slices (default: all)", default=argparse.SUPPRESS)
+    parser.add_argument("--strategy-files", type=Path, metavar="DIR", help="also write MindSpore's parameter-layout file of each stage: strategy_stage_N.ckpt")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     args = parser.parse_intermixed_args(argv)
     plan, rank = Plan.of(load_config(args.config, args.overrides), args.devices), vars(args).get("rank")
+    if args.strategy_files:
+        write_strategy_files(plan, args.strategy_files)
     shown = as_dict(args.config, plan, rank)
     print(json.dumps(shown) if args.json else table(shown))
     return 0
+
+
+def write_strategy_files(plan: Plan, directory: Path) -> None:
+    """One file for each stage, as MindSpore's compiler would write it: for its own tools, such as merge_pipeline_strategys and transform_checkpoints."""
+    files.require_free(directory)
+    with files.writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    for stage in range(plan.mesh.num_stages):
+        write_parameter_layouts(plan, stage, directory / f"strategy_stage_{stage}.ckpt")
 
 
 def as_dict(name: str, plan: Plan, rank: int | None) -> dict[str, Any]:

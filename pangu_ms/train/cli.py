@@ -46,7 +46,9 @@ def main(argv: list[str]) -> int:
     from pangu_ms.train.loop import train
 
     result = train(config, records, output, args.resume, args.init_from, args.stop_at, progress=not args.json, tensorboard=args.tensorboard)
-    if args.json:
+    if runtime.place()[0] > 0:
+        pass  # rank 0 speaks for all
+    elif args.json:
         held_out = result.held_out and {"loss": result.held_out.loss, "perplexity": result.held_out.perplexity}
         print(json.dumps(dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out}))
     else:

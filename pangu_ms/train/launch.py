@@ -27,11 +27,12 @@ def require_executable(config: RunConfig, records: str | None = None) -> None:
         records: where they are prepared, if they are.
     """
     parallel, device = config.parallel, config.runtime.device
-    if device == "CPU":
+    if device == "CPU" or parallel.world == 1:
+        who = "a CPU trains with data_parallel alone" if device == "CPU" else "one device trains without a plan"
         for field in dataclasses.fields(parallel):
             if field.name not in FOR_ANY_DEVICE and (value := getattr(parallel, field.name)) != field.default:
-                raise ConfigError(f"parallel.{field.name}={value}: a CPU trains with data_parallel alone; rehearse the plan with `pangu plan rehearse`")
-    elif parallel.world > 1:
+                raise ConfigError(f"parallel.{field.name}={value}: {who}; rehearse the plan with `pangu plan rehearse`")
+    else:
         require_job_of(config)
         if parallel.search_mode in OWN_CHOICE:
             rule = "lays parameters out by itself, and checkpoints lie as the plan says"

@@ -4,9 +4,7 @@ from mindspore import Parameter, ParameterTuple, nn, ops
 
 import ascend_ops
 from pangu_ms.config.schema import OptimizerConfig
-
-MOMENT_PREFIXES = ("adam_m.", "adam_v.")
-
+from pangu_ms.parallel.plan import MOMENTS
 
 # HyperMap, not a loop: in a graph each turn of a loop is a call inside the last one, and MindSpore stops at a depth of 1000.
 _update = ops.MultitypeFuncGraph("update")
@@ -31,7 +29,7 @@ class AdamW(nn.Cell):
         """`decayed`: names of the parameters that weight decay applies to."""
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
-        self.m, self.v = (ParameterTuple([_moment(p, prefix) for p in parameters]) for prefix in MOMENT_PREFIXES)
+        self.m, self.v = (ParameterTuple([_moment(p, prefix) for p in parameters]) for prefix in MOMENTS)
         self.decay = tuple(config.weight_decay if p.name in decayed else 0.0 for p in parameters)
         self.beta1, self.beta2, self.eps = config.beta1, config.beta2, config.eps
         self.hyper_map = ops.HyperMap()

@@ -18,9 +18,9 @@ from pangu_ms.parallel import apply
 from pangu_ms.parallel.collective import Replicas
 from pangu_ms.parallel.device_ranks import DeviceRanks
 from pangu_ms.parallel.meeting import PeerLost
-from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.planned_step import PlannedStep
-from pangu_ms.train.launch import require_job_of
+from pangu_ms.train.launch import require_executable
 from pangu_ms.train.step import TrainStep
 
 log = logging.getLogger(__name__)
@@ -126,11 +126,11 @@ def place(config: RunConfig) -> Placement:
     """Lay a run's model out as its device executes it; the device has been selected.
 
     Raises:
-        ConfigError: the job has another number of processes than the configuration.
+        ConfigError: the job has another number of processes than the configuration, or its device cannot execute the plan.
     """
+    require_executable(config, config.data.records or "given")
     if config.runtime.device == "CPU" or config.parallel.world == 1:
         return Whole(config)
-    require_job_of(config)
     placement = Planned(config)
     if placement.ranks.leads:
         log.warning("no rank has the whole model, so that held-out records are not scored during this run; `pangu eval` scores its checkpoints")
@@ -140,7 +140,7 @@ def place(config: RunConfig) -> Placement:
 def whole_shapes(config: RunConfig) -> dict[str, dict[str, tuple[int, ...]]]:
     """Shapes of all tensors of a checkpoint of a run by name, for each group."""
     model = config.model.parameter_shapes()
-    return {"model": model, "optimizer": {prefix + name: shape for prefix in sharded.MOMENTS for name, shape in model.items()}}
+    return {"model": model, "optimizer": {prefix + name: shape for prefix in MOMENTS for name, shape in model.items()}}
 
 
 def initialize(placement: Placement) -> None:

@@ -87,10 +87,12 @@ def test_custom_kernels_carry_their_layouts() -> None:
 def test_the_command_line_writes_a_report_and_strategy_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = ["parallel.data_parallel=2", "model.num_layers=2"]
     assert main(["plan", "rehearse", "--config", "alpha/tiny", *overrides, "--ranks", "0", "--json", "--output", str(tmp_path / "out")]) == 0
-    (summary,) = json.loads(capsys.readouterr().out)
+    printed = json.loads(capsys.readouterr().out)
+    (summary,) = printed["ranks"]
+    assert printed["layers"] == [2, 2] and printed["micro_batches"] == [1, 1]
     assert summary["rank"] == 0 and summary["differences"] == []
     assert summary["collectives"][0].keys() == {"kind", "group_size", "count", "bytes"}
-    (stored,) = json.loads((tmp_path / "out" / "report.json").read_text())
+    (stored,) = json.loads((tmp_path / "out" / "report.json").read_text())["ranks"]
     assert stored["operators"] and (tmp_path / "out" / "strategy_rank_0.ckpt").stat().st_size > 0
     assert stored["operators"].keys() <= read_operator_strategies(tmp_path / "out" / "operators_rank_0.json").keys()
 

@@ -92,7 +92,7 @@ def test_when_nothing_fits_three_ways_are_named_and_each_works(capsys):
     ways = ways.strip().split("; ")
     assert len(ways) == 3
     for way in ways:
-        change, devices, size = re.fullmatch(r"(.*) \((\d+) devices, ([\d.]+) GiB\)", way).groups()
+        change, devices, size = re.fullmatch(r"(.*) \((\d+) devices, ([\d.]+) GiB(?:, \d+ sequences a step)?\)", way).groups()
         after = estimate("alpha/200b", words.split() + change.split())
         assert after.plan.mesh.world == int(devices) > 64 and after.bytes / GIB == pytest.approx(float(size), abs=0.006) and after.bytes <= 0.95 * 32 * GIB
 

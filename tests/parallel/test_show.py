@@ -8,6 +8,7 @@ import pytest
 from pangu_ms.cli import main
 from pangu_ms.config import load_config
 from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.strategy_file import read_parameter_layouts
 
 DEGREES = ["data_parallel=2", "model_parallel=8", "pipeline_stage=4", "micro_batch_num=4", "vocab_embedding=row", "optimizer_shard=true"]
 FIELDS = [*(f"parallel.{d}" for d in DEGREES), "train.batch_size=4"]
@@ -39,6 +40,13 @@ def test_stages_and_collapsed_parameters_add_up(show):
     assert shown["placement"] == [[at.server, at.device] for at in plan.mesh.placement()]
     groups = {group["axis"]: (group["ranks"], group["servers"]) for group in shown["groups"]}
     assert groups == {"dp": ([0, 8], 2), "mp": (list(range(8)), 1), "stage": ([0, 16, 32, 48], 4)}
+
+
+def test_a_plan_is_written_as_mindspores_strategy_files(show, tmp_path):
+    show("--config", "alpha/13b", "--strategy-files", str(tmp_path / "files"), "--json", *FIELDS)
+    plan = Plan.of(load_config("alpha/13b", FIELDS))
+    for stage in range(plan.mesh.num_stages):
+        assert read_parameter_layouts(tmp_path / "files" / f"strategy_stage_{stage}.ckpt", plan.mesh).differences(plan) == []
 
 
 def test_one_rank_shows_its_place_and_its_slices(show):

@@ -38,7 +38,8 @@ def piece(array, name, rank, dp=1, mp=1, pp=1, optimizer_shard=False, rows=False
     is_cut_in_rows = any(part in name for part in (".query.", ".key.", ".value.", ".up.")) or rows and "word_embedding" in name
     is_cut_in_columns = name.endswith((".output.weight", ".down.weight"))
     part = np.split(array, mp, 0)[m] if is_cut_in_rows else np.split(array, mp, 1)[m] if is_cut_in_columns else array
-    if not optimizer_shard or array.nbytes < 64 << 10:
+    of_two_stages = pp > 1 and "word_embedding" in name  # alpha's head is the word table
+    if not optimizer_shard or array.nbytes < 64 << 10 or of_two_stages:
         return part
     replicas, replica = (dp, d) if is_cut_in_rows or is_cut_in_columns else (dp * mp, rank)
     return np.split(part, replicas, 0)[replica]
