@@ -184,7 +184,7 @@ def test_a_graph_keeps_the_backend_that_it_was_compiled_with(cpu_library, tmp_pa
 
 def test_eager_calls_follow_use_at_each_call(cpu_library, monkeypatch):
     calls = []
-    monkeypatch.setattr(activations, "kernel", lambda name: calls.append(name) or custom.kernel(name))
+    monkeypatch.setattr(activations, "kernel", lambda name, *layouts: calls.append(name) or custom.kernel(name, *layouts))
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
         x = Tensor([1.0, -2.0])
