@@ -19,7 +19,7 @@ from ascend_ops.attention import causal_attention
 from ascend_ops.backend import BACKENDS, Choice, choose, explain, has_bfloat16_products, use
 from ascend_ops.dropout import dropout, dropout_seed
 from ascend_ops.errors import OperatorError
-from ascend_ops.layout import Devices, is_laid_out, lay_out, placed
+from ascend_ops.layout import Devices, as_rows, from_rows, is_laid_out, lay_out, placed
 from ascend_ops.loss import softmax_cross_entropy
 from ascend_ops.matmul import grouped_matmul, linear, logits
 from ascend_ops.norms import layer_norm, rms_norm
@@ -33,6 +33,7 @@ __all__ = [
     "Devices",
     "OperatorError",
     "adamw",
+    "as_rows",
     "add",
     "add_to_stream",
     "causal_attention",
@@ -42,6 +43,7 @@ __all__ = [
     "explain",
     "fast_gelu",
     "fork",
+    "from_rows",
     "gelu",
     "gelu_erf",
     "grouped_matmul",

@@ -150,3 +150,13 @@ def as_stream(x):
 def as_before(rows, x):
     """Inside a graph: undoes `as_stream(x)`."""
     return ops.reshape(rows, x.shape) if _sequence_is_cut() and x.ndim == 3 else rows
+
+
+def as_rows(x):
+    """Inside a graph: [B, S, E] as rows [B * S, E] where a plan is in force, else as it is: between two products nothing then has to be guessed."""
+    return ops.reshape(x, (-1, x.shape[-1])) if laid_out() and x.ndim == 3 else x
+
+
+def from_rows(rows, x):
+    """Inside a graph: undoes `as_rows(x)`."""
+    return ops.reshape(rows, x.shape) if laid_out() and x.ndim == 3 else rows

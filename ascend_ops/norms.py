@@ -59,7 +59,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | No
     chosen = select("rms_norm", describe(x), describe(weight), describe(residual))
     weight = ops.cast(weight, ms.float32)
     if chosen == "composed" or chosen == "builtin":
-        compute = _composed_rms_norm if chosen == "composed" else _builtin_rms_norm
+        # Under a plan composed: the gradient of MindSpore's own is float32 for a float16 weight, which the sum over micro-batches refuses.
+        compute = _composed_rms_norm if chosen == "composed" or laid_out() else _builtin_rms_norm
         rows = as_stream(x)
         if residual is None:
             return as_before(compute(rows, weight, eps), x)

@@ -15,6 +15,7 @@ from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, gradient_of, kernel, zeros_like
 from ascend_ops.errors import OperatorError
+from ascend_ops.layout import laid_out
 
 
 def rotary_embedding(x: Tensor, cos_sin: Tensor) -> Tensor:
@@ -34,7 +35,8 @@ def rotary_embedding(x: Tensor, cos_sin: Tensor) -> Tensor:
     if chosen == "composed" or chosen == "builtin":
         heads_BSHD = ops.reshape(ops.cast(x, ms.float32), (x.shape[0], x.shape[1], -1, cos_sin.shape[2]))
         cos, sin = ops.Split(-1, 2)(ops.stop_gradient(cos_sin).expand_dims(2))
-        compute = _builtin if chosen == "builtin" and _builtin_computes(heads_BSHD) else _composed
+        # MindSpore's propagation gives the operands of its rotary operator strategies that it then refuses
+        compute = _builtin if chosen == "builtin" and not laid_out() and _builtin_computes(heads_BSHD) else _composed
         return ops.cast(ops.reshape(compute(heads_BSHD, cos, sin), x.shape), x.dtype)
     return kernel("RotaryEmbedding")(x, cos_sin, attribute(1.0))
 

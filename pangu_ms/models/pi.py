@@ -22,7 +22,8 @@ class AugmentedShortcut(nn.Cell):
         self.activation = Operator(getattr(ascend_ops, config.aug_shortcut_act))
 
     def construct(self, x_BSE):
-        return self.up(self.activation(self.down.without_bias(x_BSE), self.down.bias, "bottleneck"))
+        rows = ascend_ops.as_rows(x_BSE)
+        return ascend_ops.from_rows(self.up(self.activation(self.down.without_bias(rows), self.down.bias, "bottleneck")), x_BSE)
 
 
 class SeriesScale(nn.Cell):

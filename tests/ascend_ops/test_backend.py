@@ -247,7 +247,7 @@ def test_every_operator_has_kernels_and_a_rule():
 
 
 def test_the_public_functions_are_the_operators():
-    about_operators = {"choose", "explain", "use", "dropout_seed", "rotary_table", "lay_out", "is_laid_out", "fork", "logits", "add_to_stream"}
+    about_operators = {"choose", "explain", "use", "dropout_seed", "rotary_table", "lay_out", "is_laid_out", "fork", "logits", "add_to_stream", "as_rows", "from_rows"}
     functions = {name for name, value in vars(ascend_ops).items() if inspect.isfunction(value) and not name.startswith("_")}
     assert functions - about_operators == OPERATORS.keys()
     for name, operator in OPERATORS.items():  # errors call inputs as the caller does

@@ -70,7 +70,6 @@ def test_a_gradient_of_zero_is_compared_by_the_size_of_the_others():
         ("parallel.data_parallel=16", "needs 2 to 8"),
         ("model.dropout=0.1", "model.dropout=0.1"),
         ("model.compute_dtype=float16", "compute_dtype=float16"),
-        ("train.accumulation_steps=2", "accumulation_steps=2"),
     ],
 )
 def test_what_a_cpu_cannot_execute_is_one_line(override, words, capsys):
