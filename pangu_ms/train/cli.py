@@ -13,7 +13,7 @@ from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.train.directory import OWN_DATA, require_own
-from pangu_ms.train.launch import needs_ranks, require_executable, train_on_ranks
+from pangu_ms.train.launch import needs_ranks, require_executable, require_shared_records, train_on_ranks
 
 DATA_HELP = "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's corpus, prepared in DIR/data"
 
@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
     if args.stop_at is not None and args.stop_at < 1:
         raise ConfigError(f"--stop-at {args.stop_at}: must be at least 1; leave it out to train to the end")
     config = load_config(args.config, args.overrides)
-    require_executable(config, args.data or config.data.records)
+    require_executable(config)
+    require_shared_records(config, args.data or config.data.records)
     runtime.quiet(args.verbose)
 
     from pangu_ms.train.stop import EXIT_STOPPED
@@ -46,14 +47,8 @@ def main(argv: list[str]) -> int:
     from pangu_ms.train.loop import train
 
     result = train(config, records, output, args.resume, args.init_from, args.stop_at, progress=not args.json, tensorboard=args.tensorboard)
-    if runtime.place()[0] > 0:
-        pass  # rank 0 speaks for all
-    elif args.json:
-        held_out = result.held_out and {"loss": result.held_out.loss, "perplexity": result.held_out.perplexity}
-        print(json.dumps(dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out}))
-    else:
-        done = "nothing left to do" if result.loss is None else f"loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s"
-        print(f"{result.output}: step {result.step}, {done}{_notes(result)}")
+    if runtime.place()[0] == 0:  # rank 0 speaks for all
+        print(_as_json(result) if args.json else _in_words(result))
     if result.stopped_by and result.stopped_by != "stop_at":
         print(f"stopped by {result.stopped_by}; the checkpoint is committed; the same command with --resume goes on", file=sys.stderr)
         return EXIT_STOPPED
@@ -70,6 +65,16 @@ def default_records(config: RunConfig, output: Path, progress: bool) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         build_records(config, standard_library_files(), directory, progress)
     return directory / "records"
+
+
+def _as_json(result: Any) -> str:
+    held_out = result.held_out and {"loss": result.held_out.loss, "perplexity": result.held_out.perplexity}
+    return json.dumps(dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out})
+
+
+def _in_words(result: Any) -> str:
+    done = "nothing left to do" if result.loss is None else f"loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s"
+    return f"{result.output}: step {result.step}, {done}{_notes(result)}"
 
 
 def _notes(result: Any) -> str:

@@ -18,13 +18,10 @@ FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")
 OWN_CHOICE = ("recursive_programming", "dynamic_programming")
 
 
-def require_executable(config: RunConfig, records: str | None = None) -> None:
+def require_executable(config: RunConfig) -> None:
     """Raise ConfigError unless this program can train with the configuration's degrees on its device.
 
     On a CPU it starts the ranks itself, and they are replicas. On Ascend a launcher starts one process for each rank of any plan (untested on hardware).
-
-    Args:
-        records: where they are prepared, if they are.
     """
     parallel, device = config.parallel, config.runtime.device
     if device == "CPU" or parallel.world == 1:
@@ -37,8 +34,12 @@ def require_executable(config: RunConfig, records: str | None = None) -> None:
         if parallel.search_mode in OWN_CHOICE:
             rule = "lays parameters out by itself, and checkpoints lie as the plan says"
             raise ConfigError(f"parallel.search_mode={parallel.search_mode}: {rule}; train with sharding_propagation or none")
-        if records is None:
-            raise ConfigError("data.records: none; ranks that a launcher starts share records; run `pangu data prepare` first and name its directory by --data")
+
+
+def require_shared_records(config: RunConfig, records: str) -> None:
+    """Raise ConfigError if ranks that a launcher starts would each prepare records of their own (`records` is empty)."""
+    if config.runtime.device != "CPU" and config.parallel.world > 1 and not records:
+        raise ConfigError("data.records: none; ranks that a launcher starts share records; run `pangu data prepare` first and name its directory by --data")
 
 
 def require_job_of(config: RunConfig) -> None:

@@ -128,7 +128,7 @@ def place(config: RunConfig) -> Placement:
     Raises:
         ConfigError: the job has another number of processes than the configuration, or its device cannot execute the plan.
     """
-    require_executable(config, config.data.records or "given")
+    require_executable(config)
     if config.runtime.device == "CPU" or config.parallel.world == 1:
         return Whole(config)
     placement = Planned(config)
