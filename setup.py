@@ -16,9 +16,9 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10,<3.13",
     # The presets in configs/ install as data of the package: a top-level `configs` package would collide with MindFormers' own.
-    packages=[*find_packages(include=["pangu_ms", "pangu_ms.*", "ascend_ops"]), "pangu_ms.configs"],
+    packages=[*find_packages(include=["pangu_ms", "pangu_ms.*", "ascend_ops", "run", "run.*"]), "pangu_ms.configs"],
     package_dir={"pangu_ms": "pangu_ms", "pangu_ms.configs": "configs"},
-    package_data={"pangu_ms.configs": ["*/*.yaml"], "pangu_ms.mf": ["*.yaml"], "ascend_ops": ["cpu/*.cc", "cpu/*.h", "ascendc/*", "ascendc/*/*"]},
+    package_data={"pangu_ms.configs": ["*/*.yaml"], "pangu_ms.mf": ["*.yaml"], "run": ["*.sh", "manifest/templates/*"], "ascend_ops": ["cpu/*.cc", "cpu/*.h", "ascendc/*", "ascendc/*/*"]},
     install_requires=[
         "mindspore>=2.7.2,<2.10,!=2.8.*",
         "mindformers>=1.8,<2",

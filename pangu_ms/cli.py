@@ -1,12 +1,11 @@
 """The `pangu` command: a table from verb to module. Each verb is a module with its own `main(argv)`."""
 
-import errno
-import importlib
 import sys
-from collections.abc import Callable
 
 from pangu_ms import __version__
-from pangu_ms.errors import UserError
+from run import cli as run_cli
+from run import console
+from run.console import guarded
 
 VERBS = {
     "quickstart": ("pangu_ms.quickstart", "corpus to verified MindIR package, everything in one go"),
@@ -24,13 +23,13 @@ VERBS = {
     "model": ("pangu_ms.inherit.cli", "inherit a smaller model from a larger one; add PanGu-pi's parts to a LLaMA"),
     "analyze": ("pangu_ms.analysis.cli", "feature collapse of a checkpoint, layer by layer"),
     "study": ("pangu_ms.study.cli", "several runs set beside each other: PanGu-pi's ablation, pi Pro's recipe"),
+    **run_cli.VERBS,
     "config": ("pangu_ms.config.cli", "show a resolved config, its fields and its size; shapes of equal size"),
 }
 
-USER_ERROR, INTERRUPTED = 2, 130
-
 
 def usage() -> str:
+    """What `--help` shows."""
     lines = [f"pangu {__version__}: train, evaluate, serve and export PanGu models on MindSpore", "", "usage: pangu VERB [options]   (pangu VERB --help)", ""]
     return "\n".join(lines + [f"  {verb:<12} {summary}" for verb, (_, summary) in VERBS.items()])
 
@@ -42,39 +41,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_verb(argv: list[str]) -> int:
     """Dispatch to the verb's module."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if argv else USER_ERROR
-    if argv[0] in ("-V", "--version"):
+    if argv[:1] in (["-V"], ["--version"]):
         print(__version__)
         return 0
-    if argv[0] not in VERBS:
-        import difflib
-
-        near = difflib.get_close_matches(argv[0], VERBS, 1)
-        print(f"pangu: unknown verb {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else "see `pangu --help`"), file=sys.stderr)
-        return USER_ERROR
-    return guarded(f"pangu {argv[0]}", lambda: importlib.import_module(VERBS[argv[0]][0]).main(argv[1:]) or 0)
-
-
-def guarded(name: str, command: Callable[[], int]) -> int:
-    """Run a command; a user's mistake, a file that cannot be used or an interruption is one line, not a traceback."""
-    try:
-        return command()
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return USER_ERROR
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away (`pangu ... | head`)
-        sys.stderr.close()
-        return 141
-    except OSError as error:
-        if not (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)):
-            raise
-        print(f"{name}: {error.filename or 'disk'}: {error.strerror}; mend that and run the same command again", file=sys.stderr)
-        return USER_ERROR
+    return console.run_verb("pangu", VERBS, usage(), argv)
 
 
 def entry() -> None:

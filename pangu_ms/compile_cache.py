@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.files import sha256_file, sha256_json
 from pangu_ms.runtime import place
+from run.files import sha256_file, sha256_json
 
 log = logging.getLogger(__name__)
 SWITCH, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"

@@ -4,8 +4,9 @@ Their text has the form "where: what was found; the rule; what to do".
 """
 
 
-class UserError(ValueError):
-    """A mistake in what the user gave; every error class below is one."""
+from run.errors import OutputError, UserError
+
+__all__ = ["CheckpointError", "ConfigError", "DataError", "ExportError", "GenerationError", "OutputError", "PlanError", "TrainingDiverged", "UserError"]
 
 
 class ConfigError(UserError):
@@ -26,10 +27,6 @@ class PlanError(UserError):
 
 class ExportError(UserError):
     """A MindIR package."""
-
-
-class OutputError(UserError):
-    """A place that cannot be written: it has other content, or the disk is full."""
 
 
 class GenerationError(UserError):

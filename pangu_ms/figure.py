@@ -5,8 +5,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from pangu_ms import files
 from pangu_ms.errors import OutputError
+from run import files
 
 FORMATS = (".png", ".svg", ".pdf")
 

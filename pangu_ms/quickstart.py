@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pangu_ms import files, runtime
+from pangu_ms import runtime
 from pangu_ms.compile_cache import cache_root
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ExportError
+from run import files
 
 CODE_PROMPTS = ["def __init__(self", "import os\n"]
 PROMPT_CHARACTERS = 12  # of a user's own documents
@@ -107,7 +108,7 @@ def train_stage(config: RunConfig, records: Path, output: Path, args: argparse.N
     """Train, and set the held-out perplexity beside that of n-grams."""
     from pangu_ms.eval.report import baselines
     from pangu_ms.train.loop import train
-    from pangu_ms.train.stop import EXIT_STOPPED
+    from run.exit_codes import EXIT_STOPPED
 
     result = train(config, records, output, progress=not args.json)
     if result.stopped_by:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms import files
 from pangu_ms.checkpoint import foreign, store
 from pangu_ms.checkpoint.names import Format
 from pangu_ms.config import RunConfig, load_config
@@ -17,6 +16,7 @@ from pangu_ms.config.registry import FAMILIES, load_object
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import CheckpointError, ConfigError, OutputError
 from pangu_ms.runtime import quiet
+from run import files
 
 _DESCRIPTION = """\
 Into our format:   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR

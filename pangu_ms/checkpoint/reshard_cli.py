@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pangu_ms import files
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.mindspore_shards import open_shards
 from pangu_ms.checkpoint.reshard import Source, check, require_unused, reshard
@@ -18,6 +17,7 @@ from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import CheckpointError, ConfigError
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train.guard import Guard
+from run import files
 
 _DESCRIPTION = """\
 From plan to plan:     pangu ckpt reshard CHECKPOINT --output DIR parallel.model_parallel=8 [parallel.FIELD=VALUE ...]

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms import files
 from pangu_ms.checkpoint import safetensors_file, sharded, step_files, store
 from pangu_ms.checkpoint.safetensors_file import Spec
 from pangu_ms.checkpoint.sharded import Slices
 from pangu_ms.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
+from run import files
 
 FAILED = "failed"
 """What a rank that cannot go on brings to the others."""

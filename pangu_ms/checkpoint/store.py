@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms import files
 from pangu_ms.checkpoint import commit, safetensors_file, sharded
 from pangu_ms.checkpoint.manifest import MANIFEST, STEP, verified
 from pangu_ms.checkpoint.step_files import Contents, json_bytes, write_step
@@ -31,6 +30,7 @@ from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config, load_config
 from pangu_ms.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
+from run import files
 
 __all__ = ["Checkpoint", "check_names_and_shapes", "latest_valid", "open_checkpoint", "save", "write"]
 

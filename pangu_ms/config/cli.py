@@ -15,8 +15,8 @@ from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict, dump_config, load_config, presets
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
-from pangu_ms.files import require_free
 from pangu_ms.train.schedule import peak_learning_rate
+from run.files import require_free
 
 ISO_NOTES = """
 * the given config

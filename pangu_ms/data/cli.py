@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from pangu_ms import files, runtime
+from pangu_ms import runtime
 from pangu_ms.config.cli import OVERRIDES_HELP
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.prepare import prepare
@@ -13,6 +13,7 @@ from pangu_ms.data.records import RecordSet, load_manifest
 from pangu_ms.data.rounds import resample
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
+from run import files
 
 INTERRUPTED = 130  # 128 + SIGINT
 

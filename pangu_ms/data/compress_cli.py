@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pangu_ms import files, runtime
+from pangu_ms import runtime
 from pangu_ms.errors import DataError, OutputError
+from run import files
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from pangu_ms import __version__, files
+from pangu_ms import __version__
 from pangu_ms.data.blocks import encode_corpus, work_directory
 from pangu_ms.data.corpus import Corpus, Quarantine
 from pangu_ms.data.pack import SPLITS, DocumentTable, pack_rows, write_split
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
+from run import files
 
 MANIFEST = "manifest.json"
 FORMAT = 1

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms import files
 from pangu_ms.data.blocks import encode_corpus, load_block
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.pack import SPLITS
@@ -20,6 +19,7 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer, sample_chunks
 from pangu_ms.errors import DataError
 from pangu_ms.progress import progress_bar
+from run import files
 
 FORMAT = 1
 SAMPLE_BYTES = 1_000_000

@@ -19,9 +19,9 @@ from pathlib import Path
 import sentencepiece
 from tqdm import tqdm
 
-from pangu_ms import files
 from pangu_ms.data.segment import make_segmenter
 from pangu_ms.errors import DataError
+from run import files
 
 FORMAT = 1
 SEGMENTERS = ("jieba", "none")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms import files
 from pangu_ms.checkpoint import store
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Loader
@@ -21,6 +20,7 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
 from pangu_ms.progress import progress_bar
+from run import files
 
 SAVE_SECONDS = 5.0  # what a killed process loses at most, beside one batch
 

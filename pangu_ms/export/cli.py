@@ -25,12 +25,12 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     runtime.quiet(args.verbose)
 
-    from pangu_ms import files
     from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.errors import ExportError
     from pangu_ms.export.package import read_key
     from pangu_ms.infer.decoder import GraphShape
+    from run import files
 
     files.require_free(args.output)
     read_key(args.key_file)  # before the work

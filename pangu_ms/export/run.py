@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 from pangu_ms import runtime
-from pangu_ms.cli import guarded
 from pangu_ms.export.package import Package, read_key
 from pangu_ms.infer.arguments import (
     add_generation_arguments,
@@ -14,6 +13,7 @@ from pangu_ms.infer.arguments import (
     sampling_config,
 )
 from pangu_ms.infer.generate import Generator
+from run.console import guarded
 
 
 def main(argv: list[str], package: str | None = None) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Tensor
 
 import ascend_ops
-from pangu_ms import __version__, files, runtime
+from pangu_ms import __version__, runtime
 from pangu_ms.checkpoint.store import Checkpoint
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict
@@ -33,6 +33,7 @@ from pangu_ms.export.package import (
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import load_decoder, load_tokenizer
+from run import files
 
 VERIFIED_STEPS = 32
 # On a CPU the checkpoint runs our kernels and the package MindSpore's operators: two implementations, which round apart.

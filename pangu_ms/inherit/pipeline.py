@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms import files, runtime
+from pangu_ms import runtime
 from pangu_ms.checkpoint import store
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.schema import RunConfig
@@ -22,6 +22,7 @@ from pangu_ms.inherit.masks import MaskOptions, learn_masks
 from pangu_ms.inherit.selection import Selection, check_layers, select, spaced_layers, wanted_units
 from pangu_ms.inherit.units import Units, unit_shapes
 from pangu_ms.progress import progress_bar
+from run import files
 
 Tensors = dict[str, np.ndarray]
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 
-from pangu_ms import files, runtime
+from pangu_ms import runtime
 from pangu_ms.errors import ConfigError, UserError
 from pangu_ms.mf import register
 from pangu_ms.mf.data import step_dataset
 from pangu_ms.mf.settings import resolve
+from run import files
 
 USER_ERROR = 2
 DEFAULT = "alpha_tiny"

@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pangu_ms.errors import PlanError
-from pangu_ms.train.stop import EXIT_STOPPED, StopSignal
+from pangu_ms.train.stop import StopSignal
+from run.exit_codes import EXIT_STOPPED
 
 log = logging.getLogger(__name__)
 

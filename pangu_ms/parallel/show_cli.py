@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pangu_ms import files
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.parallel.cluster import GIB
@@ -16,6 +15,7 @@ from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.memory import optimizer_bytes, parameter_bytes
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
+from run import files
 
 SHOWN_RANKS = 8
 

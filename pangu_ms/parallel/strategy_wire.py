@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from pangu_ms import files
 from pangu_ms.errors import PlanError
 from pangu_ms.protobuf import message_field, number_field, signed, values
+from run import files
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Whole = Annotated[int, Field(strict=True)]

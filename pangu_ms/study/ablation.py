@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pangu_ms import files
 from pangu_ms.config.load import config_to_dict, load_config
 from pangu_ms.config.pi import PiConfig
 from pangu_ms.config.schema import RunConfig
@@ -16,6 +15,7 @@ from pangu_ms.errors import ConfigError
 from pangu_ms.study.compare import confidence, mean_and_deviation, paired_difference, require_seeds
 from pangu_ms.study.runs import Stage, claim, run_stages
 from pangu_ms.study.text import records_stage, tokenizer_stage
+from run import files
 
 STUDY = "pi-ablation"
 PLAIN, NO_SHORTCUT = {"siaf_terms": 1}, {"aug_shortcut_branches": 0}

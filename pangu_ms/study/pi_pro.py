@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_ms import files
 from pangu_ms.config.iso import Search, differences, find_shapes, head_dim, reshape
 from pangu_ms.config.load import config_to_dict, load_config
 from pangu_ms.config.pi import PiConfig
@@ -21,6 +20,7 @@ from pangu_ms.inherit.fit import require_fit
 from pangu_ms.study.compare import mean_and_deviation, paired_difference, require_seeds
 from pangu_ms.study.runs import Stage, claim, run_stages
 from pangu_ms.study.text import records_stage, tokenizer_stage
+from run import files
 
 STUDY = "pi-pro"
 STEPS = ("baseline", "compact", "tweaked", "inherited", "second_round", "second_round_control")

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pangu_ms import files
 from pangu_ms.errors import OutputError, UserError
 from pangu_ms.progress import progress_bar
-from pangu_ms.train.stop import EXIT_STOPPED, StopSignal
+from pangu_ms.train.stop import StopSignal
+from run import files
+from run.exit_codes import EXIT_STOPPED
 
 PROGRAM = (sys.executable, "-m", "pangu_ms")
 POLL_S = 0.3

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pangu_ms import files
 from pangu_ms.config.load import load_config
+from run import files
 
 OWN_DATA = "data"  # records that `pangu train` prepared itself
 OWN_LOGS = "logs"  # of ranks

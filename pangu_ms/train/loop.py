@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ascend_ops
-from pangu_ms import files, runtime
+from pangu_ms import runtime
 from pangu_ms.checkpoint import store
 from pangu_ms.compile_cache import cached_compile
 from pangu_ms.config.load import config_to_dict, dump_config
@@ -29,6 +29,7 @@ from pangu_ms.train.placement import initialize, load, place
 from pangu_ms.train.resume import starting_point
 from pangu_ms.train.schedule import learning_rate
 from pangu_ms.train.stop import StopSignal
+from run import files
 
 log = logging.getLogger(__name__)
 

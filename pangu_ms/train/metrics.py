@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.errors import OutputError
-from pangu_ms.files import write_text
+from run.files import write_text
 
 
 class MetricsWriter:

@@ -4,17 +4,17 @@ import signal
 import threading
 from types import FrameType
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: a scheduler should start the job again
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last one is Slurm's --signal=USR1, before a job's time is over
 
 
 class StopSignal:
-    """Within this context SIGTERM and SIGINT are noted, not obeyed; a second SIGINT is obeyed."""
+    """Within this context STOP_SIGNALS are noted, not obeyed; a second SIGINT is obeyed."""
 
     def __init__(self) -> None:
         self.received: str | None = None
 
     def __enter__(self) -> "StopSignal":
-        heard = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()  # Python allows no others
+        heard = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()  # Python allows no others
         self.previous = {s: signal.signal(s, self._note) for s in heard}
         return self
 

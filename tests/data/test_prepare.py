@@ -15,11 +15,12 @@ import pytest
 
 import pangu_ms.data.blocks as blocks
 import pangu_ms.data.pack as pack
-from pangu_ms import cli, files
+from pangu_ms import cli
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError, OutputError, UserError
+from run import files
 from tests.data.conftest import documents, write_jsonl
 
 

@@ -1,0 +1,26 @@
+"""`python -m run VERB`: the verbs of the launch layer, which `pangu` has, too."""
+
+import sys
+
+from run.console import guarded, run_verb
+
+VERBS = {
+    "launch": ("run.launch_cli", "start a verb on all devices of a cluster or on CPU processes; watch it to its end"),
+    "ranktable": ("run.ranktable_cli", "rank tables: make, merge, check, show, convert, wait for one, order it by a plan"),
+    "doctor": ("run.doctor.cli", "what is wrong with this host, its devices, network and disks, and the fix"),
+    "manifest": ("run.manifest.cli", "Slurm script, Volcano job, ModelArts command or Dockerfile of a run"),
+    "status": ("run.status_cli", "the ranks of a job: state, step, speed, last heartbeat"),
+    "logs": ("run.logs_cli", "logs of a job's ranks; the distinct errors of all of them, explained"),
+}
+
+
+def usage(program: str = "python -m run") -> str:
+    """What `--help` shows."""
+    head = ["The launch layer of the PanGu toolkit", "", f"usage: {program} VERB [options]   ({program} VERB --help)", ""]
+    return "\n".join(head + [f"  {verb:<12} {summary}" for verb, (_, summary) in VERBS.items()])
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    return guarded("run", lambda: run_verb("run", VERBS, usage(), words))

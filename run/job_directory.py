@@ -1,0 +1,90 @@
+"""OUTPUT/job: what a launcher writes of a job, and what `pangu status`, `pangu logs` and people read.
+
+    job.json             id, command, launch options, world, hosts, versions, environment (secrets masked), start time
+    config.yaml          the resolved configuration
+    rank_table.json      the rank table as used, where there is one
+    events.jsonl         one line per event: {"time", "event", "attempt", ...}; see EVENTS
+    status.json          state of every rank, replaced every STATUS_S seconds
+    logs/rank_N/output.log (.1, .2, ...)   what rank N wrote, rotated; stacks.log where they were dumped; ascend/ CANN's own logs
+    logs/scheduler/output.log              MindSpore's scheduler
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from run import files
+from run.errors import LaunchError
+
+NAME = "job"
+EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")
+"""started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step, tokens_per_second). checkpoint: step.
+slow: rank, seconds, median. hang: ranks, phase, step. failure: rank, host, code, step, phase, words, log (first cause first). signal: name.
+restart: wait_s, reason. ended: exit_code."""
+STATUS_S, STEP_EVENT_S = 1.0, 10.0
+
+STATES = ("starting", "running", "stopping", "waiting", "ended")
+"""Of a job: `waiting` is the pause before a restart. Of a rank: starting, running, ended."""
+
+
+class JobDirectory:
+    """The directory of one job; the launcher of the first host writes it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def find(cls, where: Path | str) -> "JobDirectory":
+        """The job directory at `where`, which may be the run's directory above it.
+
+        Raises:
+            LaunchError: there is none.
+        """
+        for path in (Path(where) / NAME, Path(where)):
+            if (path / "job.json").is_file():
+                return cls(path)
+        raise LaunchError(f"{where}: no job was launched there (no {NAME}/job.json); name the --output of a `pangu launch`")
+
+    @property
+    def logs(self) -> Path:
+        """Directory of all logs."""
+        return self.path / "logs"
+
+    def rank_log(self, rank: int) -> Path:
+        """What a rank wrote last."""
+        return self.logs / f"rank_{rank}" / "output.log"
+
+    def write_job(self, description: dict[str, Any], config: str | None, rank_table: dict[str, Any] | None) -> None:
+        """What is known before ranks start."""
+        files.write_json(self.path / "job.json", description)
+        if config is not None:
+            files.write_text(self.path / "config.yaml", config)
+        if rank_table is not None:
+            files.write_json(self.path / "rank_table.json", rank_table)
+
+    def write_event(self, event: str, attempt: int, **facts: Any) -> None:
+        """Append an event."""
+        assert event in EVENTS, event
+        with files.writing(self.path), open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": time.time(), "event": event, "attempt": attempt, **facts}, ensure_ascii=False) + "\n")
+
+    def write_status(self, status: dict[str, Any]) -> None:
+        """Replace the status: {"time", "attempt", "state", "exit_code", "ranks": [{"rank", "host", "device", "pid", "state", "phase", "step",
+        "tokens_per_second", "beat" (time of the last heartbeat, s), "exit_code"}]}; what is not known is None."""
+        files.write_json(self.path / "status.json", status)
+
+    def job(self) -> dict[str, Any]:
+        """Content of job.json."""
+        return json.loads((self.path / "job.json").read_text(encoding="utf-8"))
+
+    def status(self) -> dict[str, Any] | None:
+        """Content of status.json; None before the first one."""
+        path = self.path / "status.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def events(self) -> list[dict[str, Any]]:
+        """All events; a last line that is being written is left out."""
+        path = self.path / "events.jsonl"
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
