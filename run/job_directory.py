@@ -11,6 +11,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +56,13 @@ class JobDirectory:
         """What a rank wrote last."""
         return self.logs / f"rank_{rank}" / "output.log"
 
-    def write_job(self, description: dict[str, Any], config: str | None, rank_table: dict[str, Any] | None) -> None:
-        """What is known before ranks start."""
-        files.write_json(self.path / "job.json", description)
-        if config is not None:
+    def write_job(self, description: Mapping[str, Any]) -> None:
+        """What is known before ranks start: job.json, with "config" (YAML text) and "rank_table" in files of their own where they are given."""
+        apart = {"config", "rank_table"}
+        files.write_json(self.path / "job.json", {key: value for key, value in description.items() if key not in apart})
+        if config := description.get("config"):
             files.write_text(self.path / "config.yaml", config)
-        if rank_table is not None:
+        if rank_table := description.get("rank_table"):
             files.write_json(self.path / "rank_table.json", rank_table)
 
     def write_event(self, event: str, attempt: int, **facts: Any) -> None:

@@ -25,10 +25,10 @@ from pangu_ms.data.loader import Batch
 from pangu_ms.errors import PlanError
 from pangu_ms.models.init import initial_values
 from pangu_ms.parallel.plan import Plan
-from pangu_ms.parallel.processes import run_ranks
 from pangu_ms.parallel.rehearse import reason_of, with_absolute_paths
 from pangu_ms.progress import progress_bar
 from run.exit_codes import EXIT_STOPPED
+from run.launch import run_ranks
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest value of a tensor. Rounding in another order makes 1e-6 to 1e-5."""
@@ -40,7 +40,7 @@ MAX_RANKS, MAX_PARAMETERS = 8, 50_000_000
 REQUEST, GROUPS, SINGLE = "request.json", "groups.json", "single.npz"
 NATIVE, EMULATED = ("AllReduce sum",), ("AllGather", "ReduceScatter sum", "AllReduce max")
 """Collectives that a CPU has, and those that execute_graph.py makes of them."""
-_CHILD = [sys.executable, "-m", "pangu_ms.parallel.execute_child"]
+_CHILD = ["-m", "pangu_ms.parallel.execute_child"]
 _HISTORY = ("total loss", "tokens", "gradient norm", "applied")
 
 
@@ -96,7 +96,7 @@ def execute(config: RunConfig, steps: int = 20, progress: bool = True) -> Execut
         (directory / GROUPS).write_text(json.dumps(dict(sorted(groups.items()))))  # all ranks make them in one order
         _child("the single process", "single", name)
         bar.update()
-        if code := run_ranks(lambda rank: [*_CHILD, "run", name, str(rank)], plan.mesh.world, directory, {"GLOG_v": "3"}):
+        if code := run_ranks(lambda rank: [*_CHILD, "run", name, str(rank)], plan.mesh.world, directory, {"GLOG_v": "3"}, stream_rank=None, name="pangu plan"):
             if code == EXIT_STOPPED or code > 128:
                 raise PlanError(f"execution: stopped (exit code {code}); run the same command again")
             raise PlanError(f"execution: a rank failed with exit code {code}: {_last_error(directory)}; see `pangu plan rehearse`")
@@ -193,11 +193,6 @@ def graph_name(rank: int) -> str:
     return f"rank_{rank}.mindir"
 
 
-def log_name(rank: int) -> str:
-    """File of what a rank said."""
-    return f"rank_{rank}.log"
-
-
 def result_name(rank: int) -> str:
     """File of what a rank computed."""
     return f"rank_{rank}.npz"
@@ -221,13 +216,13 @@ def _compile(plan: Plan, directory: Path, bar: Any) -> tuple[dict[str, int], dic
 
 def _last_error(directory: Path) -> str:
     """The first line of the ranks' logs that names an error."""
-    logs = [path.read_text(errors="replace") for path in sorted(directory.glob("rank_*.log"))]
+    logs = [path.read_text(errors="replace") for path in sorted((directory / "logs").glob("rank_*/output.log"))]
     found = re.search(r"^\w+(?:\.\w+)*(?:Error|Exception): *(.*)$", "\n".join(logs), re.MULTILINE)
     return found[0] if found else "no message"
 
 
 def _child(who: str, *arguments: str) -> Any:
-    done = subprocess.run([*_CHILD, *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *_CHILD, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise PlanError(f"execution of {who}: {reason_of(done)}; see `pangu plan rehearse`")
     return json.loads(done.stdout) if done.stdout else None

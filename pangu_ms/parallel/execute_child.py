@@ -34,8 +34,6 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] == "compile":
         json.dump(compile_rank(Plan.of(config), int(argv[2]), directory), answer)
     elif argv[0] == "run":
-        log = os.open(directory / execute.log_name(int(argv[2])), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, sys.stderr.fileno())  # rank 0 has the terminal, where MindSpore's notices do not belong
         run_rank(Plan.of(config), int(argv[2]), steps, directory)
     else:
         run_single(execute.on_one_device(config), steps, directory)

@@ -7,7 +7,7 @@ or compiles. So they meet first. The name is an abstract one (Linux): no file is
 import time
 from multiprocessing.connection import Client, Connection, Listener
 
-from pangu_ms.parallel.processes import EXIT_PEER_LOST
+from run.exit_codes import EXIT_PEER_LOST
 
 START_S = 60.0
 

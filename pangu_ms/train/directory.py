@@ -6,17 +6,17 @@ from pangu_ms.config.load import load_config
 from run import files
 
 OWN_DATA = "data"  # records that `pangu train` prepared itself
-OWN_LOGS = "logs"  # of ranks
-OWN_NAMES = {OWN_DATA, OWN_LOGS, "config.yaml", "metrics.jsonl", "checkpoints", "tensorboard"}
+OWN_JOB = "job"  # of the launcher: logs, events, status
+OWN_NAMES = {OWN_DATA, OWN_JOB, "config.yaml", "metrics.jsonl", "checkpoints", "tensorboard"}
 
 
 def require_own(output: Path, resume: bool = False) -> None:
-    """Raise OutputError unless `output` is new, empty or holds records of its own or logs; with `resume`, also what a run writes.
+    """Raise OutputError unless `output` is new, empty or holds records of its own or a launcher's job directory; with `resume`, also what a run writes.
 
     Raises:
         ConfigError: with `resume`, a config.yaml that no run wrote.
     """
-    allowed = OWN_NAMES if resume else {OWN_DATA, OWN_LOGS}
+    allowed = OWN_NAMES if resume else {OWN_DATA, OWN_JOB}
     if not output.is_dir() or {path.name for path in output.iterdir()} - allowed:
         files.require_free(output)
     if resume and (output / "config.yaml").exists():

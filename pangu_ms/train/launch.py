@@ -1,7 +1,6 @@
 """`pangu train` on several processes: what can be executed, what is checked before they start, how they are started. No mindspore import."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 from pangu_ms import runtime
@@ -9,9 +8,9 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import Order
 from pangu_ms.errors import ConfigError
-from pangu_ms.parallel.processes import run_ranks
-from pangu_ms.train.directory import OWN_LOGS
+from pangu_ms.train.directory import OWN_JOB
 from pangu_ms.train.resume import starting_point
+from run.launch import run_ranks
 
 FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")
 """Fields of the section `parallel` that a CPU has a use for; the others must be as they come."""
@@ -67,4 +66,4 @@ def train_on_ranks(argv: list[str], config: RunConfig, records: Path | str, outp
     train_set.check(config.model)
     Order.open(config.data.order, train_set)
     starting_point(config, output, resume)
-    return run_ranks(lambda rank: [sys.executable, "-m", "pangu_ms", "train", *argv], config.parallel.world, output / OWN_LOGS)
+    return run_ranks(lambda rank: ["-m", "pangu_ms", "train", *argv], config.parallel.world, output / OWN_JOB, name="pangu train")

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -24,11 +23,11 @@ pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 def two_and_one(tmp_path_factory):
     """What the cases of replica_program give on each of two ranks, and in this process alone."""
     from pangu_ms.parallel.collective import Replicas
-    from pangu_ms.parallel.processes import run_ranks
+    from run.launch import run_ranks
     from tests.train.replica_program import all_cases
 
     directory = tmp_path_factory.mktemp("replicas")
-    assert run_ranks(lambda rank: [sys.executable, "-m", "tests.train.replica_program", str(directory)], 2, directory) == 0
+    assert run_ranks(lambda rank: ["-m", "tests.train.replica_program", str(directory)], 2, directory) == 0
     return dict(np.load(directory / "rank_0.npz")), dict(np.load(directory / "rank_1.npz")), all_cases(Replicas())
 
 

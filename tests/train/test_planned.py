@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,8 +13,8 @@ from pangu_ms.config.load import load_config
 from pangu_ms.errors import CheckpointError, ConfigError
 from pangu_ms.models.init import initial_values
 from pangu_ms.parallel.meeting import PeerLost
-from pangu_ms.parallel.processes import run_ranks
 from pangu_ms.train.launch import needs_ranks, require_executable
+from run.launch import run_ranks
 from tests.checkpoint.common import assert_same
 from tests.checkpoint.rank_saver import groups
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice
@@ -30,7 +29,7 @@ def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path, rank
     arrays, state = groups(), {"step": 5}
     whole = store.open_checkpoint(store.save(tmp_path / "whole", 5, arrays, state, planned(ALPHA, plan)))
     reshard(Source.of(whole), tmp_path / "source", planned(ALPHA, ANOTHER_PLAN))
-    command = [sys.executable, "-m", "tests.train.planned_child", "virtual", tmp_path, str(rank), json.dumps(plan)]
+    command = ["-m", "tests.train.planned_child", "virtual", tmp_path, str(rank), json.dumps(plan)]
     child = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert child.returncode == 0, child.stderr[-3000:]
     found = dict(np.load(tmp_path / "held.npz"))
@@ -49,7 +48,7 @@ def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path, rank
 
 
 def test_ranks_agree_by_sums_that_no_plan_cuts(tmp_path):
-    assert run_ranks(lambda rank: [sys.executable, "-m", "tests.train.planned_child", "words", str(tmp_path)], 2, tmp_path / "logs") == 0
+    assert run_ranks(lambda rank: ["-m", "tests.train.planned_child", "words", str(tmp_path)], 2, tmp_path / "logs") == 0
     both = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2)]
     assert both[0] == both[1] == [[None, "SIGTERM", "SIGINT", "failed"], [TEXT, ""]]
 

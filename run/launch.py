@@ -1,0 +1,94 @@
+"""Run a job's ranks of this host to their end: as the leader, or as a host that obeys the leader. The Python entry of the launch layer."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from run import files, orphans
+from run.exit_codes import EXIT_HOST
+from run.host import Host
+from run.job import Job, Place
+from run.job_directory import JobDirectory
+from run.leader import Leader
+from run.links import Link, join
+from run.terminal import Terminal
+
+HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LOCAL_SERVER = "localhost"
+
+
+def run_job(job: Job) -> int:
+    """Run it; call this from the main thread.
+
+    SIGTERM, SIGINT and SIGUSR1 are passed on to all ranks of all hosts, which are waited for; a second SIGINT ends them at once. The first cause of a
+    failure is told on stderr. Whatever happens, none of this host's ranks is left.
+
+    Returns:
+        0; the exit code of the rank that failed first, 128 + N where signal N killed it; or a code of run/exit_codes.py.
+
+    Raises:
+        LaunchError: the job cannot be started.
+        OutputError: its directory cannot be written.
+    """
+    with files.writing(job.directory.path):
+        job.directory.logs.mkdir(parents=True, exist_ok=True)
+    if job.leads:
+        job.directory.write_job(job.description)
+    with orphans.guarded(job.identity):
+        return asyncio.run(_lead(job) if job.leads else _follow(job))
+
+
+def run_ranks(words: Callable[[int], Sequence[str]], num_ranks: int, directory: Path, environment: Mapping[str, str] | None = None, **options: Any) -> int:
+    """Run processes of this machine under MindSpore's scheduler, as `run_job` does.
+
+    Args:
+        words: of a rank, after `python`: ("-m", MODULE, ...) or ("-c", PROGRAM, ...).
+        directory: the job directory.
+        environment: variables beside the present ones and those of MindSpore's cluster (MS_ROLE, RANK_ID, ...).
+        options: further fields of `Job`.
+    """
+    places = [Place(rank, LOCAL_SERVER, rank) for rank in range(num_ranks)]
+    return run_job(Job(words, places, JobDirectory(directory), LOCAL_SERVER, environment=environment or {}, **options))
+
+
+async def _lead(job: Job) -> int:
+    leader = Leader(job, Terminal(job.stream_rank))
+    _hear(lambda name: leader.messages.put_nowait({"is": "signal", "name": name}))
+    return await leader.lead()
+
+
+async def _follow(job: Job) -> int:
+    """Obey the leader until it says how the job ended, or is gone."""
+    early: list[str] = []
+    _hear(early.append)
+    link = await join(job)
+    _hear(lambda name: link.send({"is": "signal", "name": name}))
+    for name in early:
+        link.send({"is": "signal", "name": name})
+    alive = asyncio.create_task(link.keep_alive())
+    host = Host(job, Terminal(job.stream_rank), link.send)
+    try:
+        return await _obey(host, link)
+    finally:
+        alive.cancel()
+        host.kill()
+        await link.close()
+
+
+async def _obey(host: Host, link: Link) -> int:
+    while command := await link.receive():
+        if command["do"] == "end":
+            if command["text"]:
+                print(f"{host.job.name}: {command['text']}", file=sys.stderr)
+            return command["code"]
+        host.do(command)
+    print(f"{host.job.name}: the first host ({host.job.servers[0]}) is gone; this host's ranks were ended; look at that host", file=sys.stderr)
+    return EXIT_HOST
+
+
+def _hear(use: Callable[[str], None]) -> None:
+    for number in HEARD:
+        asyncio.get_running_loop().add_signal_handler(number, use, number.name)

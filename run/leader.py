@@ -1,0 +1,268 @@
+"""The launcher that decides: starts attempts, listens to all ranks, finds who fails, hangs or is slow, ends an attempt, restarts or gives up."""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from run import scheduler, verdict, watchdog
+from run.console import INTERRUPTED
+from run.errors import LaunchError, OutputError
+from run.exit_codes import EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
+from run.host import Host
+from run.job import Job
+from run.job_directory import STATUS_S, STEP_EVENT_S
+from run.links import Hosts
+from run.terminal import Terminal
+from run.verdict import Failure
+from run.watchdog import ENDED, RankState
+
+Message = dict[str, Any]
+TICK_S, MAX_BACKOFF_S, STACKS_WAIT_S = 0.1, 300.0, 3.0
+
+
+class Leader:
+    """One job from its first start to its end."""
+
+    def __init__(self, job: Job, terminal: Terminal):
+        self.job, self.terminal = job, terminal
+        self.messages: asyncio.Queue[Message] = asyncio.Queue()
+        self.local = Host(job, terminal, self.messages.put_nowait)
+        self.hosts = Hosts(job, self.messages.put_nowait)
+        self.attempt, self.states, self.exits, self.stacks = 0, [], [], []
+        self.signals: list[str] = []
+        self.lost: list[str] = []
+        self._state, self._exit_code = "starting", None
+        self._written = self._step_event = 0.0
+        self._was_ready, self._slow = False, set()
+
+    async def lead(self) -> int:
+        """Run the job; returns its exit code."""
+        code, text = EXIT_HOST, "the first host's launcher ended"
+        try:
+            if missing := await self.hosts.gather(self._tell):
+                text = f"{len(missing)} of {len(self.job.servers)} hosts did not come within {self.job.limits.host_s:.0f} s: {', '.join(missing[:16])}"
+                self._event("failure", kind="host", code=code, ranks=[], step=None, phase=None, words=[text])
+                self._tell(f"{text}; start `pangu launch` there with the same words, or leave them out of the job")
+                return code
+            code, text = await self._attempts()
+            return code
+        except LaunchError as error:
+            code, text = 2, str(error)
+            raise
+        finally:
+            self.local.kill()
+            self._finish(code)
+            await self.hosts.close(code, text)
+
+    async def _attempts(self) -> tuple[int, str]:
+        previous: Failure | None = None
+        for self.attempt in itertools.count(1):
+            code, failure = await self._one_attempt()
+            if failure is None:
+                return code, ""
+            self._event("failure", **failure.event())
+            if text := failure.text():
+                self._tell(f"{text}")
+            reason = self._why_not_again(failure, previous)
+            if reason is not None:
+                if self.job.max_restarts and reason:
+                    self._tell(f"no restart: {reason}")
+                return failure.code, failure.summary
+            previous = failure
+            if await self._pause(min(MAX_BACKOFF_S, self.job.limits.backoff_s * 2 ** (self.attempt - 1))):
+                return EXIT_STOPPED, ""
+        raise AssertionError
+
+    def _why_not_again(self, failure: Failure, previous: Failure | None) -> str | None:
+        """Why there is no restart after this failure; None if there is one."""
+        if failure.code in verdict.NOT_RESTARTED or self.signals:
+            return ""
+        if self.lost:
+            return "a host was lost; start the job again when it is back"
+        if self.attempt > self.job.max_restarts:
+            return f"there were {self.job.max_restarts} (--max-restarts)"
+        if previous and previous.signature() == failure.signature():
+            return f"the same step ({failure.step}) failed the same way twice"
+        return None
+
+    async def _pause(self, seconds: float) -> bool:
+        """Wait before a restart; True if a signal came."""
+        self._event("restart", wait_s=seconds, reason="failure")
+        self._tell(f"restart {self.attempt} of {self.job.max_restarts} from the last checkpoint in {seconds:.0f} s")
+        self._state = "waiting"
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self.signals and not self.lost:
+            await self._listen()
+        return bool(self.signals)
+
+    async def _one_attempt(self) -> tuple[int, Failure | None]:
+        """Start all ranks and see them to their end; returns the job's exit code if it need not be told, else the failure."""
+        now = time.monotonic()
+        self.states = [RankState(place, now) for place in self.job.places]
+        self.exits, self.stacks, self._state, self._was_ready, self._slow = [], [], "starting", False, set()
+        self._event("started", world=self.job.world, hosts=self.job.servers)
+        address = await self._with_signals(scheduler.start(self.job)) if self.job.start == "cluster" else None
+        if self.signals:
+            return EXIT_STOPPED, None
+        self._send({"do": "start", "attempt": self.attempt, "resume": self.attempt > 1, "scheduler": address})
+        try:
+            failure = await self._watch()
+            return (failure.code, failure) if failure else (self._code_of_the_end(), None)
+        finally:
+            await self._end_all()
+
+    async def _with_signals(self, work: Any) -> Any:
+        """Await something; give up when a signal comes."""
+        task = asyncio.ensure_future(work)
+        while not task.done() and not self.signals:
+            await self._listen()
+        if not task.done():
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            return None
+        return task.result()
+
+    async def _watch(self) -> Failure | None:
+        """Until every rank has ended, or the attempt has to be ended; None if no rank is at fault."""
+        limits, stop_by, passed_on = self.job.limits, None, 0
+        while any(state.runs for state in self.states):
+            await self._listen()
+            now = time.monotonic()
+            if self.lost:
+                return verdict.of_host(self.lost[0], self.states)
+            if any(message["code"] not in (0, EXIT_STOPPED) for message in self.exits):
+                return await self._failed()
+            if len(self.signals) > passed_on:
+                if self.signals[passed_on:].count("SIGINT") and passed_on or not all(state.ready for state in self.states):
+                    return None  # a second Ctrl-C, or nobody has begun: there is nothing to wait for
+                stop_by, passed_on = stop_by or now + limits.stop_s, len(self.signals)
+                self._state = "stopping"
+                self._send({"do": "signal", "name": self.signals[0]})
+            hung = watchdog.hung(self.states, limits, now)
+            if not hung and stop_by and now > stop_by:
+                hung = [state for state in self.states if state.runs]
+            if hung:
+                return await self._hung(hung, now)
+            self._report(now)
+        return None
+
+    async def _failed(self) -> Failure:
+        """A rank failed: let the others end by themselves, which shows who came first and who only followed."""
+        await self._until_ended(0 if any(message["code"] < 0 for message in self.exits) else self.job.limits.grace_s)
+        exits, left = list(self.exits), [state for state in self.states if state.runs]
+        if left:
+            await self._dump_stacks([state.place.rank for state in left])
+        if left and all(message["code"] in (0, EXIT_PEER_LOST, EXIT_STOPPED) for message in exits):
+            return verdict.of_hang(self.states, left, time.monotonic() - min(state.heard for state in left), self.stacks)
+        return verdict.of_exit(self.job, self.states, exits)
+
+    async def _hung(self, hung: list[RankState], now: float) -> Failure:
+        seconds = now - min(state.heard for state in hung)
+        self._event("hang", ranks=[state.place.rank for state in hung], phase=hung[0].phase, step=hung[0].step)
+        await self._dump_stacks([state.place.rank for state in self.states if state.runs])
+        return verdict.of_hang(self.states, hung, seconds, self.stacks)
+
+    async def _dump_stacks(self, ranks: Sequence[int]) -> None:
+        self._send({"do": "stacks", "ranks": list(ranks)})
+        deadline = time.monotonic() + STACKS_WAIT_S
+        while len(self.stacks) < len(ranks) and time.monotonic() < deadline:
+            await self._listen()
+
+    async def _end_all(self) -> None:
+        """SIGTERM, a while, SIGKILL; afterwards nothing of this attempt is left on any host."""
+        self._state = "stopping"
+        if any(state.runs for state in self.states) and not self.signals.count("SIGINT") > 1:
+            self._send({"do": "signal", "name": "SIGTERM"})
+            await self._until_ended(self.job.limits.grace_s)
+        self._send({"do": "kill"})
+        await self._until_ended(self.job.limits.grace_s)
+
+    async def _until_ended(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while any(state.runs for state in self.states) and time.monotonic() < deadline:
+            await self._listen()
+
+    def _code_of_the_end(self) -> int:
+        if self.signals.count("SIGINT") > 1 and any(state.runs for state in self.states):
+            return INTERRUPTED
+        codes = [state.exit_code for state in self.states]
+        return EXIT_STOPPED if self.signals and any(code != 0 for code in codes) or EXIT_STOPPED in codes else 0
+
+    async def _listen(self) -> None:
+        """Take in the messages that are there, or wait for one for TICK_S; the status is written now and then."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            self._take(await asyncio.wait_for(self.messages.get(), TICK_S))
+        while not self.messages.empty():
+            self._take(self.messages.get_nowait())
+        self._write_status()
+
+    def _take(self, message: Message) -> None:
+        kind, now = message["is"], time.monotonic()
+        if kind == "beat":
+            self.states[message["rank"]].hear(message, now)
+            if "saved" in message:
+                self._event("checkpoint", step=message["saved"])
+        elif kind == "exit":
+            state = self.states[message["rank"]]
+            state.state, state.exit_code = ENDED, message["code"]
+            self.exits.append(message)
+        elif kind == "stacks":
+            self.stacks.append(message)
+        elif kind == "signal":
+            self.signals.append(message["name"])
+            self._event("signal", name=message["name"], host=message.get("host", self.job.server))
+        elif kind == "lost":
+            self.lost.append(message["host"])
+            for state in self.states:
+                if state.place.server == message["host"]:
+                    state.state = ENDED
+
+    def _report(self, now: float) -> None:
+        """Events of a job that goes on."""
+        if not self._was_ready and all(state.ready for state in self.states):
+            self._was_ready = True
+            self._state = "running" if self._state == "starting" else self._state
+            self._event("ready")
+        steps = [state.step for state in self.states if state.step is not None]
+        if steps and now - self._step_event > STEP_EVENT_S:
+            self._step_event = now
+            self._event("step", step=min(steps), tokens_per_second=self.states[0].tokens_per_second)
+        for state, seconds, median in watchdog.slow(self.states):
+            if state.place.rank not in self._slow:
+                self._slow.add(state.place.rank)
+                self._event("slow", rank=state.place.rank, seconds=seconds, median=median)
+                who = f"rank {state.place.rank} (host {state.place.server}, device {state.place.device})"
+                self._tell(f"{who} is slow: {seconds:.2f} s of its own a step, the others {median:.2f} s; the job goes on")
+
+    def _send(self, command: Message) -> None:
+        self.local.do(command)
+        for server in self.job.servers[1:]:
+            self.hosts.send(server, command)
+
+    def _tell(self, text: str) -> None:
+        self.terminal.tell(f"{self.job.name}: {text}")
+
+    def _event(self, event: str, **facts: Any) -> None:
+        try:
+            self.job.directory.write_event(event, self.attempt, **facts)
+        except OutputError as error:
+            self._tell(f"{error}")  # a full disk does not end a job that trains
+
+    def _write_status(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if not at_once and now - self._written < STATUS_S:
+            return
+        self._written = now
+        status = {"time": time.time(), "attempt": self.attempt, "state": self._state, "exit_code": self._exit_code}
+        with contextlib.suppress(OutputError):  # the events have told of it
+            self.job.directory.write_status(status | {"ranks": [state.as_dict() for state in self.states]})
+
+    def _finish(self, code: int) -> None:
+        self._state, self._exit_code = "ended", code
+        self._event("ended", exit_code=code)
+        self._write_status(at_once=True)
+

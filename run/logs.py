@@ -1,0 +1,55 @@
+"""Logs of ranks: written with rotation, read from their end."""
+
+import os
+import re
+from pathlib import Path
+
+MAX_BYTES, KEEP = 64 << 20, 10
+SHOWN_LINES, TAIL_BYTES = 12, 64 << 10
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
+
+class RotatingLog:
+    """Bytes into PATH, a new file for each process; when it has MAX_BYTES it becomes PATH.1, PATH.1 becomes PATH.2, and the oldest of KEEP goes."""
+
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES, keep: int = KEEP):
+        self.path, self.max_bytes, self.keep = path, max_bytes, keep
+        self._file = open(path, "ab", buffering=0)
+        if self._file.tell():
+            self._rotate()
+        self.lost: OSError | None = None
+        """Why bytes were dropped, such as a full disk: a rank does not stop for its log."""
+
+    def write(self, content: bytes) -> None:
+        """Append; never raises for a disk that is full."""
+        try:
+            if self._file.tell() + len(content) > self.max_bytes and self._file.tell():
+                self._rotate()
+            self._file.write(content)
+        except OSError as error:
+            self.lost = error
+
+    def _rotate(self) -> None:
+        self._file.close()
+        for number in range(self.keep - 1, 0, -1):
+            older = self.path.with_name(f"{self.path.name}.{number}")
+            newer = self.path.with_name(f"{self.path.name}.{number - 1}") if number > 1 else self.path
+            if newer.exists():
+                os.replace(newer, older)
+        self._file = open(self.path, "ab", buffering=0)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
+    """The last lines that are not empty, without a terminal's colours and the earlier states of a progress bar; "(nothing)" where there are none."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        text = ""
+    lines = [_ESCAPES.sub("", line).rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
+    return [line for line in lines if line.strip()][-count:] or ["(nothing)"]

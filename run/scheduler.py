@@ -1,0 +1,77 @@
+"""MindSpore's scheduler: the process where the ranks of a dynamic cluster meet."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from pathlib import Path
+
+from run.errors import LaunchError
+from run.job import Job
+from run.logs import last_lines
+from run.orphans import JOB
+from run.process import RankProcess
+from run.terminal import Terminal
+
+LOCAL = "127.0.0.1"
+PROGRAM = "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"  # returns when all ranks have left; needs no device of its own
+START_S, POLL_S, TRIES = 120.0, 0.05, 3
+NUMBER = -1
+_LISTEN = "0A"  # state in /proc/net/tcp
+
+
+async def start(job: Job) -> tuple[str, int]:
+    """Start it and wait until it listens, since a rank that comes first may wait half a minute before it tries again; returns its address.
+
+    Raises:
+        LaunchError: the port is taken, or the scheduler ended.
+    """
+    log_dir = job.directory.logs / "scheduler"
+    for _ in range(1 if job.master else TRIES):  # another process may take a free port first
+        host, port = job.master or (LOCAL, free_port())
+        require_free(host, port)
+        variables = os.environ | dict(job.environment) | {"MS_ROLE": "MS_SCHED", "MS_SCHED_HOST": host, "MS_SCHED_PORT": str(port)}
+        variables |= {"MS_WORKER_NUM": str(job.world), JOB: job.identity}
+        process = RankProcess(NUMBER, ["-c", PROGRAM], variables, log_dir, Terminal(None), lambda message: None)
+        if await _listens(process, port):
+            return host, port
+        process.kill()
+    ending = last_lines(log_dir / "output.log")[-1]
+    raise LaunchError(f"{log_dir / 'output.log'}: MindSpore's scheduler did not start: {ending}; mend what its log says and run the same command again")
+
+
+def free_port() -> int:
+    """A port of this host that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind((LOCAL, 0))
+        return probe.getsockname()[1]
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise LaunchError if a port cannot be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as a listener does: what a job before left in TIME_WAIT is no hindrance
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            advice = "the first host's address and a free port (and the next one) are needed; end the other job, or name them by --master-address, --master-port"
+            raise LaunchError(f"{host}:{port}: cannot be listened on ({error.strerror or error}); {advice}") from error
+
+
+async def _listens(process: RankProcess, port: int) -> bool:
+    """Wait until that very process listens on the port; False if it ends or takes too long."""
+    deadline = time.monotonic() + START_S
+    while not process.ended.is_set() and time.monotonic() < deadline:
+        if _has_listener(process.pid, port):
+            return True
+        await asyncio.sleep(POLL_S)
+    return False
+
+
+def _has_listener(pid: int, port: int) -> bool:
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        own = {os.readlink(descriptor) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
+        rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+        return any(row[1].endswith(f":{port:04X}") and row[3] == _LISTEN and f"socket:[{row[9]}]" in own for row in rows)
+    return False
