@@ -7,7 +7,8 @@ or compiles. So they meet first. The name is an abstract one (Linux): no file is
 import time
 from multiprocessing.connection import Client, Connection, Listener
 
-from pangu_ms.parallel.processes import EXIT_PEER_LOST
+from run.exit_codes import EXIT_PEER_LOST
+from run.heartbeat import WAIT, beat
 
 START_S = 60.0
 
@@ -43,6 +44,7 @@ class Meeting:
         Raises:
             PeerLost: another rank is gone.
         """
+        beat(WAIT)
         try:
             if self._rank:
                 self._peers[0].send_bytes(word.encode())
