@@ -41,23 +41,25 @@ TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
 ENCRYPTION_MODE = "AES-GCM"
 # All that running a package takes: no model code. `models`, `config`, `train` and `checkpoint` stay out.
 RUNNER_MODULES = (
-    "__init__.py",
-    "cli.py",
-    "errors.py",
-    "files.py",
-    "runtime.py",
-    "data/__init__.py",
-    "data/segment.py",
-    "data/tokenizer.py",
-    "infer/__init__.py",
-    "infer/arguments.py",
-    "infer/beam.py",
-    "infer/decoder.py",
-    "infer/generate.py",
-    "infer/sampling.py",
-    "export/__init__.py",
-    "export/package.py",
-    "export/run.py",
+    "pangu_ms/__init__.py",
+    "pangu_ms/errors.py",
+    "pangu_ms/runtime.py",
+    "pangu_ms/data/__init__.py",
+    "pangu_ms/data/segment.py",
+    "pangu_ms/data/tokenizer.py",
+    "pangu_ms/infer/__init__.py",
+    "pangu_ms/infer/arguments.py",
+    "pangu_ms/infer/beam.py",
+    "pangu_ms/infer/decoder.py",
+    "pangu_ms/infer/generate.py",
+    "pangu_ms/infer/sampling.py",
+    "pangu_ms/export/__init__.py",
+    "pangu_ms/export/package.py",
+    "pangu_ms/export/run.py",
+    "run/__init__.py",
+    "run/console.py",
+    "run/errors.py",
+    "run/files.py",
 )
 
 
@@ -128,10 +130,10 @@ def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: byt
 
 def write_runner(path: Path) -> None:
     """Pack this package's runner into one executable file."""
-    source = Path(__file__).resolve().parents[1]
+    source = Path(__file__).resolve().parents[2]
     with tempfile.TemporaryDirectory() as staging:
         for module in RUNNER_MODULES:
-            target = Path(staging) / "pangu_ms" / module
+            target = Path(staging) / module
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / module, target)
         (Path(staging) / "__main__.py").write_text("import sys\n\nfrom pangu_ms.export.run import entry\n\nsys.exit(entry())\n")

@@ -8,6 +8,7 @@ from pangu_ms import runtime
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.parallel.meeting import Meeting
+from run.heartbeat import INIT, WAIT, beat
 
 _sum_each = ops.MultitypeFuncGraph("sum_each")
 
@@ -50,7 +51,12 @@ class Replicas:
                 f"parallel.data_parallel={config.parallel.data_parallel}: this job has {world} process(es) (RANK_SIZE); must be equal; "
                 "start it with `pangu train`, which starts a CPU's ranks by itself"
             )
-        return cls(rank, world, Meeting(runtime.join_ranks(), rank, world) if world > 1 else None)
+        if world == 1:
+            return cls()
+        beat(WAIT)  # for those that start late
+        meeting = Meeting(runtime.join_ranks(), rank, world)
+        beat(INIT)
+        return cls(rank, world, meeting)
 
     @property
     def leads(self) -> bool:

@@ -6,8 +6,10 @@ from mindspore import Tensor, ops
 
 from pangu_ms import runtime
 from pangu_ms.checkpoint.save_ranks import FAILED
+from pangu_ms.train.stop import STOP_SIGNALS
+from run.heartbeat import INIT, WAIT, beat
 
-WORDS = (FAILED, "SIGTERM", "SIGINT")
+WORDS = (FAILED, *(number.name for number in STOP_SIGNALS))
 """What ranks can bring to a meeting; of several the first counts."""
 TEXT_BYTES = 4096
 
@@ -22,7 +24,9 @@ class DeviceRanks:
     @classmethod
     def join(cls) -> "DeviceRanks":
         """Find the others; the device has been selected."""
+        beat(WAIT)
         ms.communication.init()
+        beat(INIT)
         return cls(*runtime.place())
 
     @property
@@ -43,4 +47,5 @@ class DeviceRanks:
 
     def _sum(self, values: list[int]) -> np.ndarray:
         """float32, exact: whole numbers below 2^24 on all devices."""
+        beat(WAIT)
         return self._all_reduce(Tensor(np.array(values, np.float32))).asnumpy()

@@ -8,6 +8,7 @@ import time
 from multiprocessing.connection import Client, Connection, Listener
 
 from run.exit_codes import EXIT_PEER_LOST
+from run.heartbeat import WAIT, beat
 
 START_S = 60.0
 
@@ -43,6 +44,7 @@ class Meeting:
         Raises:
             PeerLost: another rank is gone.
         """
+        beat(WAIT)
         try:
             if self._rank:
                 self._peers[0].send_bytes(word.encode())

@@ -18,8 +18,12 @@ from pangu_ms.train.launch import needs_ranks, require_executable, require_share
 DATA_HELP = "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's corpus, prepared in DIR/data"
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the verb."""
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The verb's words.
+
+    Raises:
+        ConfigError: --stop-at is no step.
+    """
     parser = argparse.ArgumentParser(prog="pangu train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="run directory: config.yaml, metrics.jsonl, checkpoints/")
@@ -33,6 +37,12 @@ def main(argv: list[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     if args.stop_at is not None and args.stop_at < 1:
         raise ConfigError(f"--stop-at {args.stop_at}: must be at least 1; leave it out to train to the end")
+    return args
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    args = parse(argv)
     config = load_config(args.config, args.overrides)
     require_executable(config)
     require_shared_records(config, args.data or config.data.records)

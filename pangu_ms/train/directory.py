@@ -3,20 +3,20 @@
 from pathlib import Path
 
 from pangu_ms.config.load import load_config
-from run import files
+from run import files, job_directory
 
 OWN_DATA = "data"  # records that `pangu train` prepared itself
-OWN_JOB = "job"  # of the launcher: logs, events, status
-OWN_NAMES = {OWN_DATA, OWN_JOB, "config.yaml", "metrics.jsonl", "checkpoints", "tensorboard"}
+BEFORE_A_RUN = {OWN_DATA, job_directory.NAME}
+OWN_NAMES = BEFORE_A_RUN | {"config.yaml", "metrics.jsonl", "checkpoints", "tensorboard"}
 
 
 def require_own(output: Path, resume: bool = False) -> None:
-    """Raise OutputError unless `output` is new, empty or holds records of its own or a launcher's job directory; with `resume`, also what a run writes.
+    """Raise OutputError unless `output` is new, empty or holds records of its own or a launcher's job; with `resume`, also what a run writes.
 
     Raises:
         ConfigError: with `resume`, a config.yaml that no run wrote.
     """
-    allowed = OWN_NAMES if resume else {OWN_DATA, OWN_JOB}
+    allowed = OWN_NAMES if resume else BEFORE_A_RUN
     if not output.is_dir() or {path.name for path in output.iterdir()} - allowed:
         files.require_free(output)
     if resume and (output / "config.yaml").exists():

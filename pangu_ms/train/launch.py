@@ -8,8 +8,8 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import Order
 from pangu_ms.errors import ConfigError
-from pangu_ms.train.directory import OWN_JOB
 from pangu_ms.train.resume import starting_point
+from run import job_directory
 from run.launch import run_ranks
 
 FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")
@@ -18,21 +18,26 @@ OWN_CHOICE = ("recursive_programming", "dynamic_programming")
 
 
 def require_executable(config: RunConfig) -> None:
-    """Raise ConfigError unless this program can train with the configuration's degrees on its device.
+    """Raise ConfigError unless this process, with the others of its job, can train with the configuration's degrees on its device."""
+    require_trainable(config)
+    if config.runtime.device != "CPU" and config.parallel.world > 1:
+        require_job_of(config)
 
-    On a CPU it starts the ranks itself, and they are replicas. On Ascend a launcher starts one process for each rank of any plan (untested on hardware).
+
+def require_trainable(config: RunConfig) -> None:
+    """Raise ConfigError unless this program can train with the configuration's degrees on its device, once its ranks are started.
+
+    On a CPU ranks are replicas. On Ascend there is one process for each rank of any plan (untested on hardware).
     """
     parallel, device = config.parallel, config.runtime.device
     if device == "CPU" or parallel.world == 1:
         who = "a CPU trains with data_parallel alone" if device == "CPU" else "one device trains without a plan"
         for field in dataclasses.fields(parallel):
             if field.name not in FOR_ANY_DEVICE and (value := getattr(parallel, field.name)) != field.default:
-                raise ConfigError(f"parallel.{field.name}={value}: {who}; rehearse the plan with `pangu plan rehearse`")
-    else:
-        require_job_of(config)
-        if parallel.search_mode in OWN_CHOICE:
-            rule = "lays parameters out by itself, and checkpoints lie as the plan says"
-            raise ConfigError(f"parallel.search_mode={parallel.search_mode}: {rule}; train with sharding_propagation or none")
+                raise ConfigError(f"parallel.{field.name}={value}: {who}; rehearse the plan with `pangu plan rehearse`, or `pangu launch --smoke` a thinned model")
+    elif parallel.search_mode in OWN_CHOICE:
+        rule = "lays parameters out by itself, and checkpoints lie as the plan says"
+        raise ConfigError(f"parallel.search_mode={parallel.search_mode}: {rule}; train with sharding_propagation or none")
 
 
 def require_shared_records(config: RunConfig, records: str) -> None:
@@ -51,6 +56,13 @@ def require_job_of(config: RunConfig) -> None:
         )
 
 
+def require_readable(config: RunConfig, records: Path | str) -> None:
+    """Raise DataError unless the records can be read and fit the model, and data.order the records. Imports mindspore, which reads them."""
+    train_set = RecordSet.open(records, "train")
+    train_set.check(config.model)
+    Order.open(config.data.order, train_set)
+
+
 def needs_ranks(config: RunConfig) -> bool:
     """Whether this process has to start the ranks, not being one of them."""
     return config.runtime.device == "CPU" and config.parallel.world > 1 and runtime.place()[1] == 1
@@ -62,8 +74,6 @@ def train_on_ranks(argv: list[str], config: RunConfig, records: Path | str, outp
     Raises:
         UserError: the records, the output directory or the checkpoint in it do not fit the configuration.
     """
-    train_set = RecordSet.open(records, "train")
-    train_set.check(config.model)
-    Order.open(config.data.order, train_set)
-    starting_point(config, output, resume)
-    return run_ranks(lambda rank: ["-m", "pangu_ms", "train", *argv], config.parallel.world, output / OWN_JOB, name="pangu train")
+    starting_point(config, output, resume, digests=False)
+    require_readable(config, records)
+    return run_ranks(lambda rank: ["-m", "pangu_ms", "train", *argv], config.parallel.world, output / job_directory.NAME, name="pangu train")

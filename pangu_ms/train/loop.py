@@ -30,6 +30,7 @@ from pangu_ms.train.resume import starting_point
 from pangu_ms.train.schedule import learning_rate
 from pangu_ms.train.stop import StopSignal
 from run import files
+from run.heartbeat import DATA, EVALUATE, INIT, SAVE, STEP, beat
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class Run:
             PlanError: MindSpore does not follow the plan.
         """
         checkpoint = self.placement.find(lambda: starting_point(self.config, self.output, resume))
+        beat(INIT)  # the ranks have met
         weights = self.placement.find(lambda: store.open_checkpoint(init_from)) if init_from and not checkpoint else None
         self.placement.prepare()
         if checkpoint:
@@ -113,11 +115,15 @@ class Run:
 
     def save(self) -> None:
         """Commit a checkpoint of the present step; every rank calls it."""
+        beat(SAVE, self.step)
         state = {"step": self.step, "guard": self.guard.state(), "order": self.order.sha256}
         self.placement.save(self.checkpoints, self.step, state, self.tokenizer)
+        if self.ranks.leads:
+            beat(SAVE, self.step, saved=self.step)
 
     def evaluate(self) -> Score | None:
         """Score the first train.eval_batches global batches of the held-out records on rank 0; None elsewhere, under a plan, and where there are none."""
+        beat(EVALUATE, self.step)
         return self.placement.evaluate(self.held_out_set) if self.held_out_set else None
 
     def batches(self) -> Iterator[Batch]:
@@ -140,12 +146,14 @@ def train(
     """Train in `output`, or go on with the run there; ends with a committed checkpoint whether complete or stopped.
 
     `init_from` is a checkpoint whose weights a new run starts from, as after `pangu convert`. `stop_at` ends this session after that step.
-    SIGTERM and SIGINT end it after the running step. With several ranks each calls this; rank 0 alone writes metrics, evaluates and shows progress.
+    STOP_SIGNALS end it after the running step, or before the first one, with a checkpoint of step 0 where the run is new. With several ranks each calls
+    this; rank 0 alone writes metrics, evaluates and shows progress.
     """
-    run = Run(config, records, output)
     with StopSignal() as stop:
+        beat(INIT)
         if tensorboard:
             require_tensorboard()
+        run = Run(config, records, output)
         run.begin(resume, init_from)
         leads = run.ranks.leads
         session = Session(run, MetricsWriter(run.output, run.step, tensorboard) if leads else None, stop_at)
@@ -175,12 +183,15 @@ class Session:
         """Step until the run is complete or something stops it; commit a checkpoint."""
         run, train = self.run, self.run.config.train
         batches, saved_at = run.batches(), run.restored_from
-        self.stopped_by = self._stop_at_reached()
+        self._agree_to_stop(stop)
         while run.step < train.steps and not self.stopped_by:
-            self.one_step(next(batches))
+            beat(DATA, run.step, **self._speed())
+            batch = next(batches)
+            beat(STEP, run.step, **self._speed())
+            self.one_step(batch)
             bar.update()
             bar.set_postfix(loss=f"{self.losses[-1]:.3f}", tokens_per_s=f"{self.tokens_per_second():,.0f}", refresh=False)
-            self.stopped_by = run.ranks.agree(stop.received) or self._stop_at_reached()
+            self._agree_to_stop(stop)
             if train.save_every and run.step % train.save_every == 0:
                 run.save()
                 saved_at = run.step
@@ -191,6 +202,9 @@ class Session:
         if run.step == train.steps:
             self.evaluate()
         run.ranks.agree()
+
+    def _agree_to_stop(self, stop: StopSignal) -> None:
+        self.stopped_by = self.run.ranks.agree(stop.received) or self._stop_at_reached()
 
     def _stop_at_reached(self) -> str | None:
         return "stop_at" if self.stop_at and self.stop_at <= self.run.step < self.run.config.train.steps else None
@@ -240,6 +254,9 @@ class Session:
         """Of all ranks, over the last steps; the first, which compiles, does not count once there are others."""
         seconds = self.seconds[1:][-last:] or self.seconds
         return self.run.config.global_batch_size * self.run.config.model.seq_length / statistics.median(seconds)
+
+    def _speed(self) -> dict[str, float]:
+        return {"tokens_per_second": self.tokens_per_second()} if self.seconds else {}
 
     def result(self) -> TrainResult:
         """The summary of this session."""

@@ -22,6 +22,7 @@ from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.planned_step import PlannedStep
 from pangu_ms.train.launch import require_executable
 from pangu_ms.train.step import TrainStep
+from run.heartbeat import SAVE, beat
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,13 @@ class Planned:
         own = {parameter.name: parameter for parameters in self.groups.values() for parameter in parameters}
         shapes = whole_shapes(self.config)
         keep = self.config.train.keep_checkpoints
-        save_rank(root, step, self.plan, self.ranks.rank, shapes, lambda name: own[name].asnumpy(), state, self.ranks.agree, tokenizer, keep)
+
+        def agree(word: str | None) -> str | None:
+            answer = self.ranks.agree(word)
+            beat(SAVE, step)
+            return answer
+
+        save_rank(root, step, self.plan, self.ranks.rank, shapes, lambda name: own[name].asnumpy(), state, agree, tokenizer, keep)
 
     def evaluate(self, held_out: RecordSet) -> None:
         """Nothing: rank 0 has not the whole model."""

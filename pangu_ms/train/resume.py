@@ -14,14 +14,16 @@ FREE_SECTIONS = ("runtime", "guard", "tokenizer")
 FREE_WITH_BATCH = ("parallel", "train.batch_size")  # while the global batch stays: then each step reads the rows that it would have read
 
 
-def starting_point(config: RunConfig, output: Path, resume: bool) -> store.Checkpoint | None:
+def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool = True) -> store.Checkpoint | None:
     """The checkpoint in `output` that a run goes on from; None where it starts anew.
+
+    Without `digests` sizes alone are looked at: enough before ranks start, one of which computes them.
 
     Raises:
         OutputError: the directory has other content, or holds a run and `resume` is off, or no checkpoint in it is valid.
         ConfigError: the checkpoint is of another run.
     """
-    checkpoint, passed_over = store.latest_valid(output / "checkpoints")
+    checkpoint, passed_over = store.latest_valid(output / "checkpoints", digests)
     if resume and checkpoint is None and passed_over:
         raise OutputError(f"{output / 'checkpoints'}: no valid checkpoint to resume from: {'; '.join(passed_over)}")
     if checkpoint and not resume:

@@ -16,6 +16,7 @@ from pangu_ms.data.loader import Batch
 from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
 from pangu_ms.parallel.collective import Replicas, SumOverReplicas
 from pangu_ms.train.optimizer import AdamW
+from run.heartbeat import STEP, beat
 
 # HyperMap, not loops: see optimizer.py.
 _sum_of_squares, _accumulate = ops.MultitypeFuncGraph("sum_of_squares"), ops.MultitypeFuncGraph("accumulate")
@@ -181,6 +182,7 @@ class TrainStep:
                 total = self.accumulate(*to_tensors(micro), Tensor(key), controls[1], Tensor(float(i > 0), ms.float32))
             total.asnumpy()  # the device has finished: nothing but the sum over the replicas is left to wait for
             self.replicas.agree()
+            beat(STEP, step)
             outputs = self.apply(*controls)
         total, count, norm, applied = (output.asnumpy().item() for output in outputs)
         return StepResult(mean_loss(total, count), norm, bool(applied))

@@ -64,7 +64,7 @@ def words(directory: Path) -> None:
 
     ranks = DeviceRanks.join()
     ms.set_auto_parallel_context(device_num=2, global_rank=ranks.rank, full_batch=True, pipeline_stages=2, parallel_mode="semi_auto_parallel")
-    brought = [(None, None), (None, "SIGTERM"), ("SIGINT", None), ("SIGINT", "failed")]
+    brought = [(None, None), (None, "SIGTERM"), ("SIGINT", None), ("SIGINT", "failed"), ("SIGUSR1", None)]
     heard = [ranks.agree(pair[ranks.rank]) for pair in brought]
     told = [ranks.tell(TEXT if ranks.leads else ""), ranks.tell("")]
     (directory / f"rank_{ranks.rank}.json").write_text(json.dumps([heard, told]))

@@ -1,11 +1,16 @@
-"""What each rank of test_data_parallel runs: steps on its part of the batches; rank 0 alone, or all, write what they got to DIRECTORY/rank_N.npz."""
+"""What each rank of test_data_parallel runs: steps on its part of the batches; rank 0 alone, or all, write what they got to DIRECTORY/rank_N.npz.
 
+Their heartbeats go to DIRECTORY/heart_N.
+"""
+
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
 from pangu_ms import runtime
+from run.heartbeat import DESCRIPTOR
 from tests.models.test_alpha import random_parameters, small
 from tests.train.test_step import arrays, make_batch, make_config
 
@@ -75,6 +80,7 @@ if __name__ == "__main__":
     runtime.start("CPU")
     from pangu_ms.parallel.collective import Replicas
 
+    os.environ[DESCRIPTOR] = str(os.open(f"{sys.argv[1]}/heart_{os.environ['RANK_ID']}", os.O_WRONLY | os.O_CREAT))
     replicas = Replicas.join(config_of(2, 1))
     np.savez(Path(sys.argv[1]) / f"rank_{replicas.rank}.npz", **all_cases(replicas))
     replicas.agree()

@@ -28,13 +28,13 @@ def two_and_one(tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("replicas")
     assert run_ranks(lambda rank: ["-m", "tests.train.replica_program", str(directory)], 2, directory) == 0
-    return dict(np.load(directory / "rank_0.npz")), dict(np.load(directory / "rank_1.npz")), all_cases(Replicas())
+    return dict(np.load(directory / "rank_0.npz")), dict(np.load(directory / "rank_1.npz")), all_cases(Replicas()), directory
 
 
 @pytest.mark.parametrize("case", ["sgd", "sgd_cut"])
 def test_momentum_sgd_equals_one_process(two_and_one, case):
     """Momentum and weights depend on the scale of the gradients, which AdamW would hide; sgd_cut has accumulation and dropout too."""
-    first, second, alone = two_and_one
+    first, second, alone, _ = two_and_one
     names = [name for name in alone if name.startswith(f"{case}/")]
     assert len(names) > 20 and first[f"{case}/rows"][-1, 0] < first[f"{case}/rows"][0, 0] - 0.1
     for name in names:
@@ -43,7 +43,7 @@ def test_momentum_sgd_equals_one_process(two_and_one, case):
 
 
 def test_what_one_rank_cannot_apply_none_does_and_the_limit_sees_the_global_loss(two_and_one):
-    first, second, alone = two_and_one
+    first, second, alone, _ = two_and_one
     for name in (name for name in alone if name.startswith("guard/")):
         assert np.array_equal(first[name], second[name], equal_nan=True), name
         if name != "guard/rows":
@@ -51,6 +51,16 @@ def test_what_one_rank_cannot_apply_none_does_and_the_limit_sees_the_global_loss
     rows = first["guard/rows"]
     np.testing.assert_allclose(rows, alone["guard/rows"], atol=1e-4)
     assert rows[:, 1].tolist() == [1, 0, 0, 1] and rows[1:3, 2].all() and not np.isfinite(rows[1, 0])
+
+
+def test_a_rank_that_computes_after_a_meeting_does_not_say_that_it_waits(two_and_one):
+    from tests.train.replica_program import STEPS
+
+    for rank in range(2):
+        beats = [json.loads(line) for line in (two_and_one[-1] / f"heart_{rank}").read_text().splitlines()]
+        steps = [*range(STEPS), *range(STEPS), *range(4)]
+        assert [beat["phase"] for beat in beats] == ["wait", "init", *["wait", "step"] * len(steps), "wait"]
+        assert [beat["step"] for beat in beats if beat["phase"] == "step"] == steps
 
 
 def test_a_signal_stops_all_ranks_at_one_step_and_a_killed_rank_ends_the_job(records, tiny_overrides, trained_run, tmp_path):

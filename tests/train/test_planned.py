@@ -50,7 +50,7 @@ def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path, rank
 def test_ranks_agree_by_sums_that_no_plan_cuts(tmp_path):
     assert run_ranks(lambda rank: ["-m", "tests.train.planned_child", "words", str(tmp_path)], 2, tmp_path / "logs") == 0
     both = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2)]
-    assert both[0] == both[1] == [[None, "SIGTERM", "SIGINT", "failed"], [TEXT, ""]]
+    assert both[0] == both[1] == [[None, "SIGTERM", "SIGINT", "failed", "SIGUSR1"], [TEXT, ""]]
 
 
 def test_what_rank_0_cannot_find_ends_the_others_too(tmp_path):
