@@ -5,7 +5,9 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -82,7 +84,8 @@ class RankProcess:
             return os.pipe()
         ours, theirs = os.openpty()
         tty.setraw(theirs)  # the terminal behind it does what is to be done with a line's end
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, fcntl.ioctl(2, termios.TIOCGWINSZ, bytes(8)))
+        columns, lines = shutil.get_terminal_size()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         return ours, theirs
 
     def _listen(self, descriptor: int, use: Callable[[bytes], None]) -> None:
