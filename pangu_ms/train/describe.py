@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--follower", action="store_true", help="not the first host: write nothing, leave the output directory to the one that is")
     cut = argv.index("--") if "--" in argv else len(argv)
     options, words = parser.parse_args(argv[:cut]), argv[cut + 1 :]
-    args = parse(words)
+    args = parse([*words, "--output", ""] if options.placement else words)
     runtime.quiet(args.verbose)
     added = added_words(args, getattr(options, "num_ranks", None), getattr(options, "device", None), options.smoke)
     config = load_config(args.config, [*args.overrides, *added])

@@ -1,0 +1,146 @@
+"""The file of a rank table as a JSON object, and what is wrong with the file before its content matters."""
+
+import json
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 32 << 20
+"""A table of 2048 ranks takes 0.3 MB; what is larger is another file."""
+BOM = b"\xef\xbb\xbf"
+KNOWN_NAMES = ("jobstart_hccl.json", "hccl.json")
+"""ModelArts' and Ascend Operator's names; ModelArts' RANK_TABLE_FILE is the directory of its file."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a rank table."""
+
+    place: str
+    """`server_list[1].device[3].rank_id`, `line 3 column 7`, or `file`."""
+    found: str
+    rule: str
+    """The rule, and what to do."""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.found}; {self.rule}"
+
+
+class _Unusable(Exception):
+    """Nothing further can be checked."""
+
+    def __init__(self, place: str, found: str, rule: str):
+        self.fault = Fault(place, found, rule)
+
+
+class JsonObject(dict):
+    """A JSON object that remembers which of its keys were given more than once; the last one counts."""
+
+    doubled: tuple[str, ...] = ()
+
+
+def load(path: Path | str, lenient: bool = False) -> tuple[JsonObject | None, list[Fault]]:
+    """Read a file that should hold one JSON object.
+
+    Args:
+        path: the file.
+        lenient: take a byte order mark for granted.
+
+    Returns:
+        the object, None where there is none; and the faults.
+    """
+    faults: list[Fault] = []
+    try:
+        text = _text(_bytes(Path(path)), faults, lenient)
+        value = _value(text, faults)
+    except _Unusable as error:
+        return None, [*faults, error.fault]
+    return value, faults
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            inside = [name for name in KNOWN_NAMES if (path / name).is_file()]
+            raise _Unusable("file", "is a directory", f"a rank table is a file; name {path / inside[0] if inside else 'the file in it'}")
+        if not stat.S_ISREG(status.st_mode):
+            raise _Unusable("file", "is not a regular file", "every rank reads it again; save it as a file and name that")
+        if status.st_size > MAX_BYTES:
+            raise _Unusable("file", f"has {status.st_size >> 20} MiB", f"a rank table has at most {MAX_BYTES >> 20} MiB; name the right file")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise _Unusable("file", "is not there", "name another, make one (`pangu ranktable make`) or wait for it (`pangu ranktable wait`)") from error
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
+        raise _Unusable("file", f"cannot be read ({getattr(error, 'strerror', None) or error})", "name a file that this user can read") from error
+
+
+def _text(data: bytes, faults: list[Fault], lenient: bool) -> str:
+    if data.startswith(BOM):
+        data = data[len(BOM):]
+        if not lenient:
+            faults.append(Fault("line 1 column 1", "a byte order mark", "HCCL reads plain UTF-8; `pangu ranktable convert` writes the file without it"))
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise _Unusable(f"line {line}", f"byte 0x{data[error.start]:02x} is not UTF-8", "rank tables are UTF-8; save the file so") from error
+    if not text.strip():
+        raise _Unusable("file", "is empty", "wait for who writes it (`pangu ranktable wait`), or make one (`pangu ranktable make`)")
+    return text
+
+
+def _value(text: str, faults: list[Fault]) -> JsonObject:
+    constants: list[str] = []
+    try:
+        value = json.loads(text, object_pairs_hook=_pairs, parse_constant=constants.append)
+    except json.JSONDecodeError as error:
+        raise _syntax(text, error) from error
+    except RecursionError as error:
+        raise _Unusable("file", "is nested too deeply", "a rank table has at most six levels; name the right file") from error
+    except ValueError as error:  # a number of more digits than Python converts
+        raise _Unusable("file", "has a number of thousands of digits", "numbers in a rank table are small; name the right file") from error
+    if not isinstance(value, JsonObject):
+        raise _Unusable("file", f"is {_kind(value)}", "a rank table is one JSON object {...}; name the right file")
+    faults += [Fault("file", f"has {name}", "JSON has no such value; write a string") for name in dict.fromkeys(constants)]
+    faults += _doubled(value, "")
+    return value
+
+
+def _syntax(text: str, error: json.JSONDecodeError) -> _Unusable:
+    place = f"line {error.lineno} column {error.colno}"
+    line = text.splitlines()[error.lineno - 1].strip() if error.lineno <= len(text.splitlines()) else ""
+    if "//" in line or line.startswith("#"):
+        return _Unusable(place, "a comment", "JSON has no comments; remove it")
+    if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
+        return _Unusable(place, "the file ends in the middle", "it is truncated or still being written; copy it again, or `pangu ranktable wait`")
+    return _Unusable(place, error.msg[0].lower() + error.msg[1:], "must be JSON; mend this line")
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> JsonObject:
+    made = JsonObject(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        made.doubled = tuple(name for name in made if names.count(name) > 1)
+    return made
+
+
+def _doubled(value: Any, place: str) -> list[Fault]:
+    if isinstance(value, JsonObject):
+        own = [Fault(join(place, name), "is given more than once", "a key stands once in an object; remove all but one") for name in value.doubled]
+        return own + [fault for name, item in value.items() if isinstance(item, (dict, list)) for fault in _doubled(item, join(place, name))]
+    if isinstance(value, list):
+        return [fault for i, item in enumerate(value) if isinstance(item, (dict, list)) for fault in _doubled(item, f"{place}[{i}]")]
+    return []
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def join(place: str, name: str) -> str:
+    """Place of a member of an object."""
+    name = name if name.isascii() and name.isprintable() else json.dumps(name)
+    return f"{place}.{name}" if place else name
