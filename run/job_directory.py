@@ -1,6 +1,6 @@
 """OUTPUT/job: what a launcher writes of a job, and what `pangu status`, `pangu logs` and people read.
 
-    job.json             id, command, launch options, world, hosts, versions, environment (secrets masked), start time
+    job.json             id, time of start, command, world, hosts, versions, environment (secrets masked), ...
     config.yaml          the resolved configuration
     rank_table.json      the rank table as used, where there is one
     events.jsonl         one line per event: {"time", "event", "attempt", ...}; see EVENTS
@@ -21,7 +21,8 @@ from run.errors import LaunchError
 NAME = "job"
 EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")
 """started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step, tokens_per_second). checkpoint: step.
-slow: rank, seconds, median. hang: ranks, phase, step. failure: rank, host, code, step, phase, words, log (first cause first). signal: name.
+slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank (the first cause; None where a host did not come), host, log, ranks
+(all at fault), step, phase, words (last lines). signal: name, host.
 restart: wait_s, reason. ended: exit_code."""
 STATUS_S, STEP_EVENT_S = 1.0, 10.0
 
@@ -64,12 +65,16 @@ class JobDirectory:
             files.write_text(self.path / "config.yaml", config)
         if rank_table := description.get("rank_table"):
             files.write_json(self.path / "rank_table.json", rank_table)
+        self._append("\n")  # should an earlier launcher have been killed in the middle of a line
 
     def write_event(self, event: str, attempt: int, **facts: Any) -> None:
         """Append an event."""
         assert event in EVENTS, event
+        self._append(json.dumps({"time": time.time(), "event": event, "attempt": attempt, **facts}, ensure_ascii=False) + "\n")
+
+    def _append(self, line: str) -> None:
         with files.writing(self.path), open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"time": time.time(), "event": event, "attempt": attempt, **facts}, ensure_ascii=False) + "\n")
+            file.write(line)
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace the status: {"time", "attempt", "state", "exit_code", "ranks": [{"rank", "host", "device", "pid", "state", "phase", "step",
@@ -86,7 +91,14 @@ class JobDirectory:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def events(self) -> list[dict[str, Any]]:
-        """All events; a last line that is being written is left out."""
+        """All events; a line that a killed launcher left unfinished, or that one is writing, is left out."""
         path = self.path / "events.jsonl"
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-        return [json.loads(line) for line in lines]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        return [event for event in map(_whole, filter(None, lines)) if event]
+
+
+def _whole(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None

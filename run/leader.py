@@ -44,7 +44,7 @@ class Leader:
         try:
             if missing := await self.hosts.gather(self._tell):
                 text = f"{len(missing)} of {len(self.job.servers)} hosts did not come within {self.job.limits.host_s:.0f} s: {', '.join(missing[:16])}"
-                self._event("failure", kind="host", code=code, ranks=[], step=None, phase=None, words=[text])
+                self._event("failure", kind="host", code=code, rank=None, host=missing[0], words=[text])
                 self._tell(f"{text}; start `pangu launch` there with the same words, or leave them out of the job")
                 return code
             code, text = await self._attempts()
@@ -63,9 +63,9 @@ class Leader:
             code, failure = await self._one_attempt()
             if failure is None:
                 return code, ""
-            self._event("failure", **failure.event())
+            self._event("failure", **failure.event(self.job))
             if text := failure.text():
-                self._tell(f"{text}")
+                self._tell(text)
             reason = self._why_not_again(failure, previous)
             if reason is not None:
                 if self.job.max_restarts and reason:

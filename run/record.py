@@ -33,5 +33,5 @@ def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def description(identity: str) -> dict[str, Any]:
     """Who, where, with what."""
-    own = {"id": identity, "started": time.time(), "command": sys.argv, "directory": os.getcwd(), "host": socket.gethostname(), "launcher_pid": os.getpid()}
+    own = {"id": identity, "time": time.time(), "command": sys.argv, "directory": os.getcwd(), "host": socket.gethostname(), "launcher_pid": os.getpid()}
     return own | {"versions": versions(), "environment": environment()}

@@ -42,9 +42,11 @@ class Failure:
         """Equal for failures that are the same but for numbers: same step, same way."""
         return self.kind, self.code, self.step, re.sub(r"\d+", "N", self.words[-1] if self.words else self.summary)
 
-    def event(self) -> dict[str, Any]:
+    def event(self, job: Job) -> dict[str, Any]:
         """The event `failure`."""
-        return {"kind": self.kind, "code": self.code, "ranks": list(self.ranks), "step": self.step, "phase": self.phase, "words": list(self.words)}
+        rank = self.ranks[0]
+        where = {"rank": rank, "host": job.places[rank].server, "log": str(job.directory.rank_log(rank)), "ranks": list(self.ranks)}
+        return where | {"kind": self.kind, "code": self.code, "step": self.step, "phase": self.phase, "words": list(self.words)}
 
 
 def shell_code(code: int) -> int:

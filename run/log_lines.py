@@ -1,0 +1,123 @@
+"""Reading logs that may be large, rotated, cut off or no text: never a whole file in memory."""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+MAX_LINE = 4096
+"""Bytes of a line that are shown; the rest of a longer one is left out."""
+BLOCK = 1 << 16
+POLL_S = 0.2
+CUT = " ...[cut]"
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+def rotated(log: Path) -> list[Path]:
+    """The files of a log that exist, oldest first: log.2, log.1, log."""
+    numbers = sorted((int(path.suffix[1:]) for path in log.parent.glob(f"{log.name}.*") if path.suffix[1:].isdigit()), reverse=True)
+    return [log.with_name(f"{log.name}.{number}") for number in numbers] + ([log] if log.is_file() else [])
+
+
+def clean(line: bytes) -> str:
+    """A line as text: without control characters, of a progress bar only what it showed last."""
+    shown = next((part for part in reversed(line.split(b"\r")) if part.strip()), b"")
+    return _CONTROL.sub("", shown[:MAX_LINE].decode(errors="replace")).rstrip() + (CUT if len(shown) > MAX_LINE else "")
+
+
+def bounded(unfinished: bytes) -> bytes:
+    """What is kept of a line whose end has not been read: its begin, or of a progress bar its end."""
+    return unfinished[-2 * MAX_LINE :] if b"\r" in unfinished else unfinished[: 2 * MAX_LINE]
+
+
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """The lines from the present place on."""
+    rest = b""
+    while block := file.read(BLOCK):
+        *lines, rest = (rest + block).split(b"\n")
+        rest = bounded(rest)
+        yield from lines
+    if rest:
+        yield rest
+
+
+def tail(log: Path, count: int) -> list[str]:
+    """The last `count` lines of a log and, where it is shorter, of the files that it was rotated to."""
+    lines: list[str] = []
+    for path in reversed(rotated(log)):
+        if len(lines) >= count:
+            break
+        with open(path, "rb") as file:
+            file.seek(_begin_of_last(file, count - len(lines)))
+            lines = [*map(clean, lines_of(file)), *lines]
+    return lines
+
+
+def _begin_of_last(file: BinaryIO, count: int) -> int:
+    """Where the last `count` lines begin."""
+    size = position = file.seek(0, os.SEEK_END)
+    while position > 0:
+        start = max(0, position - BLOCK)
+        file.seek(start)
+        block = file.read(position - start)
+        found = len(block)
+        while (found := block.rfind(b"\n", 0, found)) >= 0:
+            if start + found == size - 1:
+                continue  # it ends the last line
+            count -= 1
+            if count == 0:
+                return start + found + 1
+        position = start
+    return 0
+
+
+def follow(log: Path, ended: Callable[[], bool], count: int) -> Iterator[str]:
+    """The last `count` lines of a log's present file and all that come, over rotations, until the job has ended and nothing more comes.
+
+    Args:
+        ended: whether the job has; asked before each look at the log.
+    """
+    file, rest = _open(log), b""
+    if file:
+        file.seek(_begin_of_last(file, count) if count else file.seek(0, os.SEEK_END))
+    while True:
+        over = ended()
+        file = file or _open(log)
+        while file:
+            if block := file.read(BLOCK):
+                *lines, rest = (rest + block).split(b"\n")
+                rest = bounded(rest)
+                yield from map(clean, lines)
+            elif following := _following(file, log):
+                file = following
+            else:
+                break
+        if over:
+            break
+        time.sleep(POLL_S)
+    if rest:
+        yield clean(rest)
+
+
+def _following(file: BinaryIO, log: Path) -> BinaryIO | None:
+    """Where to read on after a file's end: its begin if it was emptied, the next newer file if it was rotated; None where nothing has come yet."""
+    files = rotated(log)
+    own = os.fstat(file.fileno())  # looked at after the names: to a file that was renamed nothing is added
+    if own.st_size != file.tell():
+        file.seek(0 if own.st_size < file.tell() else file.tell())
+        return file
+    inodes = [path.stat().st_ino for path in files if path.exists()]
+    newer = files[inodes.index(own.st_ino) + 1 :] if own.st_ino in inodes else files  # it may have been rotated out of all
+    following = _open(newer[0]) if newer else None
+    if following:
+        file.close()
+    return following
+
+
+def _open(path: Path) -> BinaryIO | None:
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        return None
