@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from run import scheduler, verdict, watchdog
+from run.ascend_errors import explain
 from run.console import INTERRUPTED
 from run.errors import LaunchError, OutputError
 from run.exit_codes import EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
@@ -44,7 +45,7 @@ class Leader:
         try:
             if missing := await self.hosts.gather(self._tell):
                 text = f"{len(missing)} of {len(self.job.servers)} hosts did not come within {self.job.limits.host_s:.0f} s: {', '.join(missing[:16])}"
-                self._event("failure", kind="host", code=code, rank=None, host=missing[0], words=[text])
+                self._event("failure", kind="host", code=code, rank=None, host=missing[0], summary=text, words=[])
                 self._tell(f"{text}; start `pangu launch` there with the same words, or leave them out of the job")
                 return code
             code, text = await self._attempts()
@@ -65,7 +66,8 @@ class Leader:
                 return code, ""
             self._event("failure", **failure.event(self.job))
             if text := failure.text():
-                self._tell(text)
+                explanation = explain("\n".join(failure.words))
+                self._tell(text + (f"\n  -> {explanation.line}" if explanation else ""))
             reason = self._why_not_again(failure, previous)
             if reason is not None:
                 if self.job.max_restarts and reason:

@@ -230,3 +230,10 @@ def words_of(failure: dict[str, Any]) -> str:
     """The last words of the rank of a failure event, on one line."""
     words = failure.get("words") or ""
     return " ".join((words if isinstance(words, str) else "\n".join(map(str, words))).split())
+
+
+def cause_in_words(failure: dict[str, Any]) -> str:
+    """A failure event on one line: what happened, and the last line of the rank's log."""
+    words = failure.get("words") or []
+    last = f": {str(words[-1]).strip()}" if words and failure.get("kind") == "exit" else ""
+    return f"{failure.get('summary', 'unknown')}{last}"

@@ -10,7 +10,7 @@ from typing import Any
 
 from run.errors import LaunchError
 from run.job_directory import JobDirectory
-from run.log_errors import SCHEDULER, DistinctError, distinct_errors, words_of
+from run.log_errors import SCHEDULER, DistinctError, cause_in_words, distinct_errors
 from run.log_lines import follow, rotated, tail
 from run.status import clock, ranks_text
 from run.status_cli import is_over, read_json
@@ -85,7 +85,7 @@ def show_errors(directory: JobDirectory, limit: int, as_json: bool) -> int:
         print(json.dumps({"cause": failure, "errors": [_as_json(error) for error in shown], "distinct": len(errors), "unread": unread}, ensure_ascii=False))
         return 0
     if failure:
-        print(_cause(failure))
+        print(f"first cause, at {clock(failure['time'])}: {cause_in_words(failure)}")
     for error in shown:
         print(_in_words(error, directory))
     if not errors:
@@ -104,13 +104,6 @@ def _as_json(error: DistinctError) -> dict[str, Any]:
         "text": error.text, "count": error.count, **owners, "first_time": error.time, "log": str(error.log), "frame": error.frame,
         "cause": error.cause, "explanation": explanation,
     }
-
-
-def _cause(failure: dict[str, Any]) -> str:
-    place = f"rank {failure.get('rank')}" + (f" on {failure['host']}" if failure.get("host") else "")
-    when = f" in phase {failure['phase']}" if failure.get("phase") else ""
-    when += f" after step {failure['step']}" if failure.get("step") is not None else ""
-    return f"first cause: {place} failed with exit code {failure.get('code')}{when} at {clock(failure['time'])}: {words_of(failure)[-300:] or '(no words)'}"
 
 
 def _in_words(error: DistinctError, directory: JobDirectory) -> str:

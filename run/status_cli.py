@@ -13,7 +13,7 @@ from typing import Any
 from run.ascend_errors import explain
 from run.errors import LaunchError
 from run.job_directory import JobDirectory
-from run.log_errors import words_of
+from run.log_errors import cause_in_words, words_of
 from run.status import GONE, STUCK, JobStatus, Rank, clock, duration, group_ranks, job_status, ranks_text
 
 CLOCK_S = 60.0
@@ -159,9 +159,8 @@ def _header(status: JobStatus) -> list[str]:
     if status.slow:
         lines.append("slow: " + ", ".join(f"rank {slow['rank']} ({_seconds(slow['seconds'])}, median {_seconds(slow['median'])})" for slow in status.slow[:8]))
     if status.failure:
-        words = words_of(status.failure)
-        lines.append(f"first cause: rank {status.failure.get('rank')}, exit code {status.failure.get('code')}: {words[-200:] or '(no words)'}")
-        lines += [f"  -> {explanation.line}"] if (explanation := explain(words)) else []
+        lines.append(f"first cause: {cause_in_words(status.failure)}")
+        lines += [f"  -> {explanation.line}"] if (explanation := explain(words_of(status.failure))) else []
     return [line for line in lines if line]
 
 

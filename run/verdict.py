@@ -27,6 +27,9 @@ class Failure:
     step: int | None
     phase: str | None
     summary: str
+    """What happened, in a line."""
+    place: str = ""
+    """Where its words are, in a file."""
     words: tuple[str, ...] = ()
     """The last lines of the rank's log, or its stacks."""
     told: bool = False
@@ -36,7 +39,7 @@ class Failure:
         """What the user is told; nothing where the terminal has shown a rank's line on the user's mistake."""
         if self.told and self.code == USER_ERROR:
             return ""
-        return "\n  ".join([self.summary, *(() if self.told else self.words)])
+        return "\n  ".join([self.summary + (f"; {self.place}" if self.place else ""), *(() if self.told else self.words)])
 
     def signature(self) -> tuple[Any, ...]:
         """Equal for failures that are the same but for numbers: same step, same way."""
@@ -46,7 +49,7 @@ class Failure:
         """The event `failure`."""
         rank = self.ranks[0]
         where = {"rank": rank, "host": job.places[rank].server, "log": str(job.directory.rank_log(rank)), "ranks": list(self.ranks)}
-        return where | {"kind": self.kind, "code": self.code, "step": self.step, "phase": self.phase, "words": list(self.words)}
+        return where | {"kind": self.kind, "code": self.code, "step": self.step, "phase": self.phase, "summary": self.summary, "words": list(self.words)}
 
 
 def shell_code(code: int) -> int:
@@ -75,9 +78,9 @@ def of_exit(job: Job, states: Sequence[RankState], exits: Sequence[dict[str, Any
     also = f"; so did {ranks_in_words(others)}" if others else ""
     streamed = job.stream_rank in (cause["rank"], *others) and code == USER_ERROR or job.stream_rank == cause["rank"] and code > 0
     log = job.directory.rank_log(cause["rank"])
-    words = f"its words are above and in {log}" if streamed else f"{log} ends with:"
-    summary = f"{_who(state)} {how}{_at(state)}{memory}{also}; {words}"
-    return Failure("exit", shell_code(code), (cause["rank"],), state.step, state.phase, summary, tuple(cause["words"]), streamed)
+    place = f"its words are above and in {log}" if streamed else f"{log} ends with:"
+    summary = f"{_who(state)} {how}{_at(state)}{memory}{also}"
+    return Failure("exit", shell_code(code), (cause["rank"],), state.step, state.phase, summary, place, tuple(cause["words"]), streamed)
 
 
 def of_hang(states: Sequence[RankState], hung: Sequence[RankState], seconds: float, stacks: Sequence[dict[str, Any]]) -> Failure:
@@ -85,8 +88,9 @@ def of_hang(states: Sequence[RankState], hung: Sequence[RankState], seconds: flo
     first, ranks = hung[0], tuple(state.place.rank for state in hung)
     everyone = "; all ranks that run are silent" if len(hung) > 1 and len(hung) == sum(state.runs for state in states) else ""
     where = next((m for m in stacks if m["rank"] == first.place.rank), {"lines": [], "path": "no file"})
-    summary = f"{ranks_in_words(ranks)} silent for {seconds:.0f} s{_at(first)}{everyone}; stacks of all ranks were dumped, those of rank {first.place.rank} to {where['path']}:"
-    return Failure("hang", EXIT_HANG, ranks, first.step, first.phase, summary, tuple(where["lines"]))
+    summary = f"{ranks_in_words(ranks)} silent for {seconds:.0f} s{_at(first)}{everyone}"
+    place = f"the stacks of all ranks were dumped, those of rank {first.place.rank} to {where['path']}:"
+    return Failure("hang", EXIT_HANG, ranks, first.step, first.phase, summary, place, tuple(where["lines"]))
 
 
 def of_host(server: str, states: Sequence[RankState]) -> Failure:

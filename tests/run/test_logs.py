@@ -55,7 +55,7 @@ def test_one_fault_of_many_ranks_is_one_error_and_the_first_cause_comes_first(jo
         put(job, rank, f"step 1\n{waits}\n" + (own if rank != 17 else TRACEBACK + "ValueError: row 5: token 70000 is outside the vocabulary\n"))
     lost = "The node: 17 is timed out. It may exit with exception, please check this node's log."
     put(job, "scheduler", GLOG.format("DISTRIBUTED", 1, 59, "meta_server_node.cc", 3, lost) + "\n")
-    job.write_event("failure", 0, rank=17, host="h", code=1, step=3, phase="step", words=["ValueError: row 5: token 70000 is outside the vocabulary"], log="")
+    job.write_event("failure", 0, kind="exit", summary="rank 17 failed in phase step", rank=17, host="h", code=1, step=3, phase="step", words=["ValueError: row 5: token 70000 is outside the vocabulary"], log="")
     job.write_event("failure", 0, rank=2, host="h", code=1, step=3, phase="step", words=["RuntimeError: EI0006"], log="")
     seen = found(job, capsys)
     assert seen["cause"]["rank"] == 17
@@ -67,7 +67,7 @@ def test_one_fault_of_many_ranks_is_one_error_and_the_first_cause_comes_first(jo
     assert (timeout["count"], timeout["explanation"]["code"]) == (63, "EI0006") and 17 not in timeout["ranks"]
     assert main(["logs", str(job.path), "--errors"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("first cause: rank 17 on h failed with exit code 1 in phase step after step 3") and "63 x  ranks 0-16,18-63 " in out
+    assert "rank 17 failed in phase step: ValueError: row 5" in out.splitlines()[0] and "63 x  ranks 0-16,18-63 " in out
 
 
 def test_errors_are_ordered_by_the_time_in_the_line_else_by_the_files(job, capsys):
