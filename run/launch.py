@@ -16,14 +16,15 @@ from run.leader import Leader
 from run.links import Link, join
 from run.terminal import Terminal
 
-HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+HEARD = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT", signal.SIGUSR1: "SIGUSR1", signal.SIGHUP: "SIGTERM"}
+"""Signals of the launcher, and what its ranks get. A terminal that goes away (SIGHUP) stops a job in order, but for one that nohup protects."""
 LOCAL_SERVER = "localhost"
 
 
 def run_job(job: Job) -> int:
     """Run it; call this from the main thread.
 
-    SIGTERM, SIGINT and SIGUSR1 are passed on to all ranks of all hosts, which are waited for; a second SIGINT ends them at once. The first cause of a
+    SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop all ranks of all hosts, which are waited for; a second SIGINT ends them at once. The first cause of a
     failure is told on stderr. Whatever happens, none of this host's ranks is left.
 
     Returns:
@@ -90,5 +91,6 @@ async def _obey(host: Host, link: Link) -> int:
 
 
 def _hear(use: Callable[[str], None]) -> None:
-    for number in HEARD:
-        asyncio.get_running_loop().add_signal_handler(number, use, number.name)
+    for number, name in HEARD.items():
+        if signal.getsignal(number) != signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, use, name)

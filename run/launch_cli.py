@@ -10,6 +10,7 @@ import json
 import shlex
 import sys
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,15 +168,20 @@ def plan(job: Job) -> list[dict[str, Any]]:
 
 
 def plan_table(job: Job) -> str:
-    """The same for people."""
-    others = [place for place in job.places if place.server != job.server]
-    lines = [f"{job.world} ranks on {len(job.servers)} host(s); {job.servers[0]} leads; this is {job.server}"]
-    for row in plan(job):
-        lines += ["", f"rank {row['rank']}: host {row['host']}, device {row['device']}; {row['log']}"]
-        lines += [f"  {name}={value}" for name, value in row["environment"].items()] + ["  " + shlex.join(row["command"])]
-    if others:
-        lines += ["", "other hosts:", *(f"  rank {place.rank}: host {place.server}, device {place.device}" for place in others)]
-    return "\n".join(lines)
+    """The same for people: what all ranks of this host share, then each rank's own."""
+    rows = plan(job)
+    shared = {name: value for name, value in rows[0]["environment"].items() if all(row["environment"].get(name) == value for row in rows)}
+    lines = [f"{job.world} ranks on {len(job.servers)} host(s); {job.servers[0]} leads; this is {job.server}", "", shlex.join(rows[0]["command"])]
+    lines += ["", "all ranks of this host", *_variables(shared)]
+    for row in rows:
+        own = {name: value for name, value in row["environment"].items() if name not in shared}
+        lines += ["", f"rank {row['rank']}: device {row['device']}, {row['log']}", *_variables(own)]
+    others = [f"  rank {place.rank}: host {place.server}, device {place.device}" for place in job.places if place.server != job.server]
+    return "\n".join([*lines, *(["", "other hosts", *others] if others else [])])
+
+
+def _variables(variables: Mapping[str, str]) -> list[str]:
+    return [f"  {name}={value}" for name, value in variables.items()]
 
 
 def _say(text: str) -> None:

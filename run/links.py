@@ -84,7 +84,7 @@ class Hosts:
             return []
         host, port = self._job.master
         require_free(host, port + 1)
-        self._server = await asyncio.start_server(self._welcome, host, port + 1, limit=LINE_BYTES)
+        self._server = await asyncio.start_server(self._welcome, host, port + 1, limit=LINE_BYTES, backlog=1024)
         began = told = time.monotonic()
         while (missing := set(self._job.servers[1:]) - self.links.keys()) and time.monotonic() - began < self._job.limits.host_s:
             await asyncio.sleep(RETRY_S)
