@@ -1,0 +1,70 @@
+"""What a manifest has to know of a configuration: how many servers, and how many devices on each."""
+
+import collections
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from run.console import USER_ERROR
+from run.errors import LaunchError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Devices that a run needs."""
+
+    hosts: int
+    devices: int
+    """On each host."""
+    on_ascend: bool
+
+
+def plan_of(words: Sequence[str]) -> Plan:
+    """The plan of `pangu train WORDS`, after its own checks, in a process of its own: nothing of that program is imported here.
+
+    Raises:
+        LaunchError: the configuration is wrong, or its ranks do not fill servers evenly.
+    """
+    command = [sys.executable, "-m", "pangu_ms.train.describe", "--placement", "--", *words]
+    return from_description(json.loads(_output(command).splitlines()[-1]))
+
+
+def from_description(description: dict) -> Plan:
+    """The plan of a description: {"world", "device", "placement": [[server, device], ...], ...}.
+
+    Raises:
+        LaunchError: servers would have unequal numbers of ranks.
+    """
+    counts = collections.Counter(server for server, _ in description["placement"])
+    if len(set(counts.values())) > 1:
+        most, least = max(counts.values()), min(counts.values())
+        raise LaunchError(
+            f"parallel: {description['world']} ranks lie {most} on one server and {least} on another; a scheduler gives each server the same; "
+            "choose a number of ranks that fills the servers, or another parallel.devices_per_server"
+        )
+    return Plan(len(counts), max(counts.values()), description["device"].upper() != "CPU")
+
+
+def require_ascend(kind: str, plan: Plan) -> None:
+    """Raise LaunchError for a run on the CPU: a cluster's scheduler would reserve devices for nothing."""
+    if not plan.on_ascend:
+        what_to_do = "add runtime.device=Ascend, or use `pangu manifest docker`"
+        raise LaunchError(f"runtime.device=CPU: `pangu manifest {kind}` asks a cluster for Ascend devices; {what_to_do}")
+
+
+def version() -> str:
+    """Version of the package that the run is started with."""
+    return _output([sys.executable, "-m", "pangu_ms", "--version"]).strip()
+
+
+def _output(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    if done.returncode == USER_ERROR:
+        raise LaunchError(last.removeprefix("pangu train: "))
+    if done.returncode:
+        raise LaunchError(f"{shlex.join(command)}: ended with {done.returncode}: {last}; this package must be installed for it; mend that")
+    return done.stdout

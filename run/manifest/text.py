@@ -1,0 +1,76 @@
+"""Filling templates: each value is quoted for the language that it goes into."""
+
+import json
+import re
+import shlex
+import string
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+class _Template(string.Template):
+    delimiter = "@@"  # $ is the shell's
+
+
+def fill(template: str, **values: Any) -> str:
+    """Text of a template with its placeholders @@name replaced; each value has been quoted before. An @@include(FILE) of it is read first."""
+    text = re.sub(r"@@include\(([\w.]+)\)\n", lambda match: _read(match[1]), _read(template))
+    return _Template(text).substitute(values).rstrip("\n") + "\n"
+
+
+def _read(name: str) -> str:
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def shell_words(words: Iterable[str]) -> str:
+    """Words for bash, one argument each."""
+    return shlex.join(words)
+
+
+def exports(environment: Mapping[str, str]) -> str:
+    """Lines of bash that set variables."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
+
+
+def yaml_block(value: Any, indent: int = 0) -> str:
+    """Value as YAML, its lines indented; strings of several lines stay readable."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """Literal style for scripts; no aliases."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def text(dumper: yaml.SafeDumper, string: str) -> yaml.Node:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", string, style="|" if "\n" in string else None)
+
+    Dumper.add_representer(str, text)
+    return textwrap.indent(yaml.dump(value, Dumper=Dumper, sort_keys=False, width=1 << 20, allow_unicode=True), " " * indent).rstrip("\n")
+
+
+def pod_argument(word: str) -> str:
+    """A word of a container's command as Kubernetes wants it, which replaces $(NAME) and takes $$ for $.
+
+    Source: Kubernetes API, Container.args.
+    """
+    return re.sub(r"\$(?=[$(])", "$$", word)
+
+
+def docker_list(words: Iterable[str]) -> str:
+    """Words in the exec form of a Dockerfile's instruction."""
+    return json.dumps(list(words))
+
+
+def docker_literal(word: str) -> str:
+    """A word of COPY, in which Docker replaces variables."""
+    return word.replace("\\", "\\\\").replace("$", "\\$")
+
+
+def docker_value(value: str) -> str:
+    """A quoted value for ENV and ARG."""
+    return '"' + docker_literal(value).replace('"', '\\"') + '"'

@@ -1,0 +1,87 @@
+"""What all kinds of manifest have: mistakes in one line, files written whole, the plan."""
+
+import json
+
+import pytest
+
+from run.console import guarded
+from run.errors import LaunchError
+from run.manifest.cli import KINDS, main
+from run.manifest.plan import Plan, from_description
+from tests.run.manifest.tools import MOUNT, WORDS, written
+
+MISTAKES = [
+    ("slurm", ["--env", "1A=b"], "--env 1A=b: must be NAME=VALUE"),
+    ("slurm", ["--grace", "10"], "--grace 10: must be from 60"),
+    ("slurm", ["--partition", "a\n#SBATCH --uid=0"], "--partition 'a\\n#SBATCH --uid=0': has a control character"),
+    ("slurm", ["train.x=1\nrm"], "has a control character"),
+    ("slurm", ["--time", "tomorrow"], "--time tomorrow: is not of Slurm's form"),
+    ("slurm", ["--job-name", "My Job"], "--job-name My Job: must be"),
+    ("volcano", [*MOUNT, "--memory", "lots"], "--memory lots: is not a quantity"),
+    ("volcano", [*MOUNT, "--mount", "data:/x"], "--mount data:/x: must be HOST:PATH"),
+    ("volcano", [*MOUNT, "--mount", "/other:/out"], "/out is mounted twice"),
+    ("volcano", [*MOUNT, "--init-from", "/elsewhere"], "--init-from /elsewhere: lies in no --mount"),
+    ("volcano", ["--mount", "/shared:/ou"], "lies in no --mount"),
+    ("volcano", [*MOUNT, "--node-selector", "a"], "--node-selector a: must be KEY=VALUE"),
+    ("volcano", [*MOUNT, "--namespace", "A"], "--namespace A: must be"),
+    ("modelarts", ["--output-dir", "out"], "--output-dir out: must be an absolute path"),
+]
+
+
+@pytest.mark.parametrize("kind,words,says", MISTAKES)
+def test_mistakes_are_one_line_and_write_nothing(capsys, tmp_path, kind, words, says):
+    output = tmp_path / "file"
+    assert guarded("pangu", lambda: main([kind, *WORDS, *words, "--output", str(output)])) == 2
+    out, err = capsys.readouterr()
+    assert says in err and err.count("\n") == 1 and out == "" and not output.exists()
+
+
+@pytest.mark.parametrize("kind", ["slurm", "volcano", "modelarts"])
+def test_a_cpu_run_asks_for_no_ascend_cluster(capsys, plan, kind):
+    plan.value = Plan(1, 2, on_ascend=False)
+    assert main([kind, *WORDS, *(MOUNT if kind == "volcano" else [])]) == 2
+    assert "runtime.device=CPU" in capsys.readouterr().err
+
+
+def test_a_config_file_that_the_job_cannot_see_is_refused(capsys, tmp_path, monkeypatch):
+    (tmp_path / "x.yaml").write_text("base: alpha/tiny\n")
+    (tmp_path / "context").mkdir()
+    monkeypatch.chdir(tmp_path / "context")
+    words = ["--config", str(tmp_path / "x.yaml"), "--output-dir", "/out/x"]
+    for kind, extra, says in (("volcano", MOUNT, "does not see this file"), ("modelarts", [], "does not see this file"), ("docker", [], "lies outside")):
+        assert main([kind, *words, *extra]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_file_is_written_and_told(capsys, tmp_path):
+    path = tmp_path / "deep" / "job.sh"
+    told = written(capsys, "slurm", *WORDS, "--output", str(path))
+    assert told == f"{path}: 2 server(s) with 8 device(s) each; submit it with `sbatch {path}`\n"
+    report = json.loads(written(capsys, "slurm", *WORDS, "--json"))
+    assert report["text"] == path.read_text() and (report["hosts"], report["devices_per_host"]) == (2, 8)
+
+
+def test_unequal_servers_are_refused():
+    even = {"world": 4, "device": "CPU", "placement": [[1, 0], [0, 0], [0, 1], [1, 1]]}
+    assert from_description(even) == Plan(2, 2, on_ascend=False)
+    with pytest.raises(LaunchError, match="3 ranks lie 2 on one server and 1 on another"):
+        from_description({"world": 3, "device": "Ascend", "placement": [[0, 0], [0, 1], [1, 0]]})
+
+
+def test_the_plan_comes_from_the_configuration():
+    """The real program, asked in a process of its own: the 200B plan's 128 devices."""
+    pytest.importorskip("pangu_ms.train.describe")
+    from run.manifest.plan import plan_of
+
+    words = ["--config", "alpha/200b_128x64gib", "runtime.device=Ascend", "--output", "/nowhere"]
+    assert plan_of(words) == Plan(16, 8, on_ascend=True)
+    with pytest.raises(LaunchError, match="alpha/nope: no such file or shipped config"):
+        plan_of(["--config", "alpha/nope", "--output", "/nowhere"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_shows_defaults(capsys, kind):
+    with pytest.raises(SystemExit):
+        main([kind, "--help"])
+    out = capsys.readouterr().out
+    assert "(default: 300)" in out and "None" not in out and "==SUPPRESS==" not in out and "[]" not in out
