@@ -8,6 +8,7 @@ run's state saved, so that a scheduler may start it again; 124 for a rank that h
 import argparse
 import json
 import shlex
+import subprocess
 import sys
 import uuid
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ DEFAULTS = Limits()
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
     args = parse(argv)
+    if {"-h", "--help"} & set(args.words):
+        return subprocess.call([sys.executable, "-m", "pangu_ms", args.verb, "--help"])
     program = ask(args, "--follower")
     table, here = cluster(args, program)
     if here == 0 and not args.dry_run:

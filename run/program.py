@@ -37,19 +37,44 @@ class Refused(SystemExit):
 
 
 def describe(words: Sequence[str], *options: str) -> Program:
-    """Ask it about `train WORDS`.
+    """Ask it about `train WORDS`; it checks them, and tells of long work on stderr.
 
     Args:
-        options: --num-ranks N, --device D, --smoke, --placement (only where ranks go), --follower (write nothing).
+        options: --num-ranks N, --device D, --smoke, --follower (write nothing).
 
     Raises:
         Refused: the words have a mistake, which stands on stderr.
         LaunchError: the program is not installed here, or broke.
     """
-    done = subprocess.run([sys.executable, "-m", MODULE, *options, "--", *words], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(_command(words, *options), stdout=subprocess.PIPE, text=True)
     if done.returncode == USER_ERROR:
         raise Refused(USER_ERROR)
+    return _answer(done)
+
+
+def placement(words: Sequence[str]) -> Program:
+    """Ask it where the ranks of a configuration go, and nothing else; `words` are --config NAME and overrides.
+
+    Raises:
+        LaunchError: the words have a mistake, or the program is not installed here, or broke.
+    """
+    done = subprocess.run(_command(words, "--placement"), capture_output=True, text=True)
+    if done.returncode == USER_ERROR:
+        raise LaunchError(done.stderr.strip().rpartition("\n")[2].removeprefix("pangu train: "))
+    return _answer(done)
+
+
+def _command(words: Sequence[str], *options: str) -> list[str]:
+    return [sys.executable, "-m", MODULE, *options, "--", *words]
+
+
+def _answer(done: subprocess.CompletedProcess) -> Program:
     if done.returncode:
-        raise LaunchError(f"{sys.executable} -m {MODULE}: failed with exit code {done.returncode}; the package pangu_ms must be installed on this host")
-    answer: dict[str, Any] = json.loads(done.stdout)
+        last = (done.stderr or "").strip().rpartition("\n")[2]
+        raise LaunchError(f"{sys.executable} -m {MODULE}: failed with exit code {done.returncode}: {last}; the package pangu_ms must be installed on this host")
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])  # a library may have said something before
+    except ValueError:
+        advice = "see that this host has the same version of the package pangu_ms as the others"
+        raise LaunchError(f"{sys.executable} -m {MODULE}: no description but {done.stdout.strip()[:80]!r}; {advice}") from None
     return Program(**{key: answer[key] for key in Program.__dataclass_fields__ if key in answer})

@@ -1,15 +1,15 @@
 """What a manifest has to know of a configuration: how many servers, and how many devices on each."""
 
 import collections
-import json
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from run.console import USER_ERROR
+from run import program
 from run.errors import LaunchError
+from run.program import Program
 
 
 @dataclass(frozen=True)
@@ -23,29 +23,28 @@ class Plan:
 
 
 def plan_of(words: Sequence[str]) -> Plan:
-    """The plan of `pangu train WORDS`, after its own checks, in a process of its own: nothing of that program is imported here.
+    """The plan of `pangu train WORDS`.
 
     Raises:
         LaunchError: the configuration is wrong, or its ranks do not fill servers evenly.
     """
-    command = [sys.executable, "-m", "pangu_ms.train.describe", "--placement", "--", *words]
-    return from_description(json.loads(_output(command).splitlines()[-1]))
+    return of_program(program.placement(words))
 
 
-def from_description(description: dict) -> Plan:
-    """The plan of a description: {"world", "device", "placement": [[server, device], ...], ...}.
+def of_program(answer: Program) -> Plan:
+    """The plan of a program's answer.
 
     Raises:
         LaunchError: servers would have unequal numbers of ranks.
     """
-    counts = collections.Counter(server for server, _ in description["placement"])
+    counts = collections.Counter(server for server, _ in answer.placement)
     if len(set(counts.values())) > 1:
         most, least = max(counts.values()), min(counts.values())
         raise LaunchError(
-            f"parallel: {description['world']} ranks lie {most} on one server and {least} on another; a scheduler gives each server the same; "
+            f"parallel: {answer.world} ranks lie {most} on one server and {least} on another; a scheduler gives each server the same; "
             "choose a number of ranks that fills the servers, or another parallel.devices_per_server"
         )
-    return Plan(len(counts), max(counts.values()), description["device"].upper() != "CPU")
+    return Plan(len(counts), max(counts.values()), answer.device != "CPU")
 
 
 def require_ascend(kind: str, plan: Plan) -> None:
@@ -57,14 +56,8 @@ def require_ascend(kind: str, plan: Plan) -> None:
 
 def version() -> str:
     """Version of the package that the run is started with."""
-    return _output([sys.executable, "-m", "pangu_ms", "--version"]).strip()
-
-
-def _output(command: Sequence[str]) -> str:
+    command = [sys.executable, "-m", "pangu_ms", "--version"]
     done = subprocess.run(command, capture_output=True, text=True)
-    last = (done.stderr.strip().splitlines() or [""])[-1]
-    if done.returncode == USER_ERROR:
-        raise LaunchError(last.removeprefix("pangu train: "))
     if done.returncode:
-        raise LaunchError(f"{shlex.join(command)}: ended with {done.returncode}: {last}; this package must be installed for it; mend that")
-    return done.stdout
+        raise LaunchError(f"{shlex.join(command)}: ended with {done.returncode}; this package must be installed for it; mend that")
+    return done.stdout.strip()

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from run import files
+from run import files, program
 from run.console import USER_ERROR
 from run.errors import RankTableError
-from run.program import describe
 from run.rank_table.forms import FORMS, as_form, made_table, merged
 from run.rank_table.hccn import HCCN_CONF, HCCN_TOOL, device_addresses
 from run.rank_table.table import RankTable, check, wait_completed
@@ -217,7 +216,7 @@ def run_order(args: argparse.Namespace) -> int:
 
 def placement_of(words: list[str]) -> list[tuple[int, int]]:
     """For each rank of a configuration's plan the server and the device there that it should have; `words` are --config NAME and overrides."""
-    return [(server, device) for server, device in describe(words, "--placement").placement]
+    return [(server, device) for server, device in program.placement(words).placement]
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:

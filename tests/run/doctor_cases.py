@@ -86,6 +86,11 @@ def describe(text, code=0):
     return change
 
 
+def describe_fault(text):
+    """The same of a configuration with a mistake."""
+    return describe(f"' >&2; echo 'pangu train: {text}' >&2; echo '", 2)
+
+
 def both(*changes):
     return lambda host: [change(host) for change in changes]
 
@@ -250,7 +255,7 @@ CASES = {
     "another's address": (variables(HCCL_IF_IP="10.0.0.2"), "environment", "FAIL", "HCCL_IF_IP", "10.0.0.2 is not of this host"),
     "no such interface": (variables(HCCL_SOCKET_IFNAME="=eth"), "environment", "FAIL", "HCCL_SOCKET_IFNAME", "fits no interface of this host (eth0, lo)"),
     # configuration
-    "other world": (describe('{"world": 8, "placement": []}'), "configuration", "FAIL", "configuration", "8 ranks; "),
-    "bad configuration": (describe("pangu: a.yaml: no such field", 2), "configuration", "FAIL", "configuration", "pangu: a.yaml: no such field"),
+    "other world": (describe('{"world": 8, "device": "Ascend", "placement": [], "devices_per_server": 8}'), "configuration", "FAIL", "configuration", "8 ranks; "),
+    "bad configuration": (describe_fault("a.yaml: no such field"), "configuration", "FAIL", "configuration", "a.yaml: no such field"),
     "strange description": (describe("hello"), "configuration", "FAIL", "configuration", "no description but 'hello'"),
 }

@@ -51,7 +51,7 @@ def test_each_fault_has_its_line(host, case):
 
 
 def test_a_healthy_server_has_no_fault(host):
-    describe('a warning first\n{"world": 16}')(host)
+    describe('a warning first\n{"world": 16, "device": "Ascend", "placement": [], "devices_per_server": 8}')(host)
     host.environment |= {"HCCL_IF_IP": "10.0.0.1", "HCCL_SOCKET_IFNAME": "^lo", "HCCL_CONNECT_TIMEOUT": "600"}
     host.environment |= {"https_proxy": "http://proxy", "no_proxy": "10.0.0.0/24"}
     assert faults(host) == []
@@ -131,7 +131,9 @@ def test_a_tool_that_hangs_leaves_no_process(host):
     assert "gave no answer in 0.2 s" in host.site().tool("npu-smi", "info", timeout_s=0.2).problem
     assert time.monotonic() - begin < 3
     child = int((host.answers / "npu-smi info.pid").read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() - begin < 10
+        time.sleep(0.02)  # SIGKILL takes its time on a busy machine
 
 
 def test_spans_and_numbers():

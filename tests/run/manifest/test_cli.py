@@ -7,7 +7,8 @@ import pytest
 from run.console import guarded
 from run.errors import LaunchError
 from run.manifest.cli import KINDS, main
-from run.manifest.plan import Plan, from_description
+from run.manifest.plan import Plan, of_program
+from run.program import Program
 from tests.run.manifest.tools import MOUNT, WORDS, written
 
 MISTAKES = [
@@ -62,15 +63,13 @@ def test_a_file_is_written_and_told(capsys, tmp_path):
 
 
 def test_unequal_servers_are_refused():
-    even = {"world": 4, "device": "CPU", "placement": [[1, 0], [0, 0], [0, 1], [1, 1]]}
-    assert from_description(even) == Plan(2, 2, on_ascend=False)
+    assert of_program(Program(4, "CPU", [[1, 0], [0, 0], [0, 1], [1, 1]], 8)) == Plan(2, 2, on_ascend=False)
     with pytest.raises(LaunchError, match="3 ranks lie 2 on one server and 1 on another"):
-        from_description({"world": 3, "device": "Ascend", "placement": [[0, 0], [0, 1], [1, 0]]})
+        of_program(Program(3, "Ascend", [[0, 0], [0, 1], [1, 0]], 8))
 
 
 def test_the_plan_comes_from_the_configuration():
     """The real program, asked in a process of its own: the 200B plan's 128 devices."""
-    pytest.importorskip("pangu_ms.train.describe")
     from run.manifest.plan import plan_of
 
     words = ["--config", "alpha/200b_128x64gib", "runtime.device=Ascend", "--output", "/nowhere"]
