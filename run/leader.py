@@ -146,7 +146,7 @@ class Leader:
                 self._send({"do": "signal", "name": self.signals[0]})
             hung = watchdog.hung(self.states, limits, now)
             if not hung and stop_by and now > stop_by:
-                hung = [state for state in self.states if state.runs]
+                hung = watchdog.overdue([state for state in self.states if state.runs])
             if hung:
                 return await self._hung(hung, now)
             self._report(now)
@@ -159,7 +159,8 @@ class Leader:
         if left:
             await self._dump_stacks([state.place.rank for state in left])
         if left and all(message["code"] in (0, EXIT_PEER_LOST, EXIT_STOPPED) for message in exits):
-            return verdict.of_hang(self.states, left, time.monotonic() - min(state.heard for state in left), self.stacks)
+            hung = watchdog.overdue(left)
+            return verdict.of_hang(self.states, hung, time.monotonic() - min(state.heard for state in hung), self.stacks)
         return verdict.of_exit(self.job, self.states, exits)
 
     async def _hung(self, hung: list[RankState], now: float) -> Failure:
