@@ -25,18 +25,19 @@ class RotatingLog:
         try:
             if self._file.tell() + len(content) > self.max_bytes and self._file.tell():
                 self._rotate()
-            self._file.write(content)
+            while content:
+                content = content[self._file.write(content) :]
         except OSError as error:
-            self.lost = error
+            self.lost = self.lost or error
 
     def _rotate(self) -> None:
-        self._file.close()
         for number in range(self.keep - 1, 0, -1):
             older = self.path.with_name(f"{self.path.name}.{number}")
             newer = self.path.with_name(f"{self.path.name}.{number - 1}") if number > 1 else self.path
             if newer.exists():
                 os.replace(newer, older)
-        self._file = open(self.path, "ab", buffering=0)
+        full, self._file = self._file, open(self.path, "ab", buffering=0)
+        full.close()
 
     def close(self) -> None:
         """Close the file."""
