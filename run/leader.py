@@ -37,7 +37,7 @@ class Leader:
         self.lost: list[str] = []
         self._state, self._exit_code = "starting", None
         self._written = self._step_event = 0.0
-        self._was_ready, self._slow = False, set()
+        self._was_ready, self._slow, self._full = False, set(), False
 
     async def lead(self) -> int:
         """Run the job; returns its exit code."""
@@ -252,8 +252,10 @@ class Leader:
     def _event(self, event: str, **facts: Any) -> None:
         try:
             self.job.directory.write_event(event, self.attempt, **facts)
-        except OutputError as error:
-            self._tell(f"{error}")  # a full disk does not end a job that trains
+        except OutputError as error:  # a full disk does not end a job that trains
+            if not self._full:
+                self._tell(f"{self.job.directory.path}: {error.__cause__}; the job goes on, and events may be missing; free some room")
+            self._full = True
 
     def _write_status(self, at_once: bool = False) -> None:
         now = time.monotonic()
