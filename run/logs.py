@@ -6,6 +6,7 @@ from pathlib import Path
 
 MAX_BYTES, KEEP = 64 << 20, 10
 SHOWN_LINES, TAIL_BYTES = 12, 64 << 10
+CRASH = "Fatal Python error"
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -53,4 +54,6 @@ def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
     except FileNotFoundError:
         text = ""
     lines = [_ESCAPES.sub("", line).rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
-    return [line for line in lines if line.strip()][-count:] or ["(nothing)"]
+    lines = [line for line in lines if line.strip()]
+    crash = next((place for place, line in enumerate(lines) if line.startswith(CRASH)), -count)  # its stack begins with the innermost call
+    return lines[crash:][:count] or ["(nothing)"]
