@@ -93,7 +93,7 @@ class JobDirectory:
     def events(self) -> list[dict[str, Any]]:
         """All events; a line that a killed launcher left unfinished, or that one is writing, is left out."""
         path = self.path / "events.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
         return [event for event in map(_whole, filter(None, lines)) if event]
 
 

@@ -37,7 +37,7 @@ class Leader:
         self.lost: list[str] = []
         self._state, self._exit_code = "starting", None
         self._written = self._step_event = 0.0
-        self._was_ready, self._slow = False, set()
+        self._was_ready, self._slow, self._full = False, set(), False
 
     async def lead(self) -> int:
         """Run the job; returns its exit code."""
@@ -146,7 +146,7 @@ class Leader:
                 self._send({"do": "signal", "name": self.signals[0]})
             hung = watchdog.hung(self.states, limits, now)
             if not hung and stop_by and now > stop_by:
-                hung = [state for state in self.states if state.runs]
+                hung = watchdog.overdue([state for state in self.states if state.runs])
             if hung:
                 return await self._hung(hung, now)
             self._report(now)
@@ -159,7 +159,8 @@ class Leader:
         if left:
             await self._dump_stacks([state.place.rank for state in left])
         if left and all(message["code"] in (0, EXIT_PEER_LOST, EXIT_STOPPED) for message in exits):
-            return verdict.of_hang(self.states, left, time.monotonic() - min(state.heard for state in left), self.stacks)
+            hung = watchdog.overdue(left)
+            return verdict.of_hang(self.states, hung, time.monotonic() - min(state.heard for state in hung), self.stacks)
         return verdict.of_exit(self.job, self.states, exits)
 
     async def _hung(self, hung: list[RankState], now: float) -> Failure:
@@ -251,8 +252,10 @@ class Leader:
     def _event(self, event: str, **facts: Any) -> None:
         try:
             self.job.directory.write_event(event, self.attempt, **facts)
-        except OutputError as error:
-            self._tell(f"{error}")  # a full disk does not end a job that trains
+        except OutputError as error:  # a full disk does not end a job that trains
+            if not self._full:
+                self._tell(f"{self.job.directory.path}: {error.__cause__}; the job goes on, and events may be missing; free some room")
+            self._full = True
 
     def _write_status(self, at_once: bool = False) -> None:
         now = time.monotonic()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 MAX_BYTES, KEEP = 64 << 20, 10
 SHOWN_LINES, TAIL_BYTES = 12, 64 << 10
+CRASH = "Fatal Python error"
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -25,18 +26,19 @@ class RotatingLog:
         try:
             if self._file.tell() + len(content) > self.max_bytes and self._file.tell():
                 self._rotate()
-            self._file.write(content)
+            while content:
+                content = content[self._file.write(content) :]
         except OSError as error:
-            self.lost = error
+            self.lost = self.lost or error
 
     def _rotate(self) -> None:
-        self._file.close()
         for number in range(self.keep - 1, 0, -1):
             older = self.path.with_name(f"{self.path.name}.{number}")
             newer = self.path.with_name(f"{self.path.name}.{number - 1}") if number > 1 else self.path
             if newer.exists():
                 os.replace(newer, older)
-        self._file = open(self.path, "ab", buffering=0)
+        full, self._file = self._file, open(self.path, "ab", buffering=0)
+        full.close()
 
     def close(self) -> None:
         """Close the file."""
@@ -52,4 +54,6 @@ def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
     except FileNotFoundError:
         text = ""
     lines = [_ESCAPES.sub("", line).rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
-    return [line for line in lines if line.strip()][-count:] or ["(nothing)"]
+    lines = [line for line in lines if line.strip()]
+    crash = next((place for place, line in enumerate(lines) if line.startswith(CRASH)), -count)  # its stack begins with the innermost call
+    return lines[crash:][:count] or ["(nothing)"]

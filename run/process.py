@@ -113,8 +113,11 @@ class RankProcess:
         os.close(descriptor)
 
     def _output(self, content: bytes, stdout: bool) -> None:
+        whole = self.log.lost is None
         self.log.write(content)
         self.terminal.show(self.number, content, stdout)
+        if whole and self.log.lost:
+            self.terminal.tell(f"{self.log.path}: {self.log.lost.strerror}; the rank goes on, and what it writes from here on may be missing; free some room")
 
     def _heard(self, content: bytes) -> None:
         *lines, self._beats = (self._beats + content).split(b"\n")

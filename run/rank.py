@@ -25,6 +25,7 @@ def main() -> None:
     if cores := os.environ.get(CORES):
         os.sched_setaffinity(0, map(int, cores.split(",")))
     stacks = open(os.environ[STACKS], "a")  # kept open: faulthandler writes to its descriptor from the signal handler
+    faulthandler.enable()  # a crash in native code leaves a stack in the log, too
     faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True, chain=False)
     beat(START)
     _become(sys.argv[1:])

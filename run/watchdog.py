@@ -80,6 +80,11 @@ def hung(states: Sequence[RankState], limits: Limits, now: float) -> list[RankSt
     return active or (silent if len(silent) == len(running) else [])
 
 
+def overdue(running: Sequence[RankState]) -> list[RankState]:
+    """Whose fault it is that these ranks have not ended: those that do not wait for others; all, if all of them wait."""
+    return [state for state in running if state.phase != WAIT] or list(running)
+
+
 def slow(states: Sequence[RankState]) -> list[tuple[RankState, float, float]]:
     """(rank, its seconds, median of all): ranks whose own work takes clearly longer. What is inside a collective cannot be told apart."""
     measured = [(state, statistics.median(state.work)) for state in states if state.runs and len(state.work) == SLOW_STEPS]

@@ -1,0 +1,44 @@
+"""`python -m tests.faults.light_launch JSON`: launch tests.faults.light as `pangu launch` launches `train`.
+
+Keys: output, steps; world (3), servers (["localhost"]), server (the first), start, master ([host, port]), max_restarts, limits (fields of Limits),
+scheduler (a program instead of MindSpore's), file_bytes (no longer file can be written by this process), job_dir, stream, resume.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+from run import scheduler
+from run.console import guarded
+from run.job import Job, Limits, Place
+from run.job_directory import NAME, JobDirectory
+from run.launch import run_job
+
+QUICK = {"start_s": 60.0, "grace_s": 0.5, "backoff_s": 0.2, "host_s": 20.0}
+
+
+def job_of(spec):
+    """The job that JSON describes."""
+    servers, world = spec.get("servers", ["localhost"]), spec.get("world", 3)
+    each = world // len(servers)
+    return Job(
+        words=lambda rank: ["-m", "tests.faults.light", spec["output"], str(spec["steps"]), *(["--resume"] if spec.get("resume") else [])],
+        places=[Place(rank, servers[rank // each], rank % each) for rank in range(world)],
+        directory=JobDirectory(Path(spec.get("job_dir", Path(spec["output"]) / NAME))),
+        server=spec.get("server", servers[0]),
+        start=spec.get("start", "rank-table"),
+        master=tuple(spec["master"]) if "master" in spec else None,
+        resume_words=("--resume",),
+        max_restarts=spec.get("max_restarts", 0),
+        stream_rank=spec.get("stream", 0),
+        limits=Limits(**QUICK | spec.get("limits", {})),
+    )
+
+
+if __name__ == "__main__":
+    spec = json.loads(sys.argv[1])
+    scheduler.PROGRAM = spec.get("scheduler", scheduler.PROGRAM)
+    if "file_bytes" in spec:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (spec["file_bytes"], resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    sys.exit(guarded("pangu launch", lambda: run_job(job_of(spec))))
