@@ -1,0 +1,98 @@
+"""`pangu launch`: whose rank runs where, with which variables; mistakes are found before anything starts."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from run.console import guarded
+from run.launch_cli import main, parse
+from run.record import MASK, environment
+from tests.faults.rank_tables import dump, table
+
+
+@pytest.fixture
+def launch(capfd):
+    def start(*words):
+        try:
+            code = guarded("pangu launch", lambda: main([str(word) for word in words]))
+        except SystemExit as refused:  # the program has told of the mistake
+            code = refused.code
+        return code, *capfd.readouterr()
+
+    return start
+
+
+def dry(launch, *words):
+    code, out, err = launch("--dry-run", "--json", *words)
+    assert code == 0, err
+    return json.loads(out)
+
+
+def test_ranks_of_a_plan_find_their_devices(launch, tmp_path, records):
+    """2 stages of dp 2 x mp 2 on two servers: a replica's stages share a server, MindSpore's ranks of a stage do not."""
+    (tmp_path / "hccl.json").write_bytes(dump(table(2, 4)))
+    degrees = ["parallel.data_parallel=2", "parallel.model_parallel=2", "parallel.pipeline_stage=2", "parallel.micro_batch_num=2", "parallel.devices_per_server=4"]
+    model = ["model.num_heads=4", "model.vocab_size=384", "model.seq_length=32", "runtime.device=Ascend"]
+    words = ["train", "--config", "alpha/tiny", "--data", records, "--output", tmp_path / "run", *model, *degrees]
+    rows = [dry(launch, "--rank-table", tmp_path / "hccl.json", "--server-id", server, *words) for server in ("10.0.0.0", "10.0.0.1")]
+    assert [[row["rank"] for row in host] for host in rows] == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    for row in rows[0] + rows[1]:
+        variables = row["environment"]
+        assert (variables["RANK_ID"], variables["DEVICE_ID"], variables["RANK_SIZE"]) == (str(row["rank"]), str(row["device"]), "8")
+        assert variables["RANK_TABLE_FILE"] == str(tmp_path / "run/job/rank_table.json") and "MS_ROLE" not in variables and "PANGU_CORES" in variables
+        assert row["command"][1:5] == ["-m", "pangu_ms", "train", "--config"]
+    clustered = dry(launch, "--start", "cluster", "--rank-table", tmp_path / "hccl.json", "--server-id", "10.0.0.1", *words)[0]["environment"]
+    assert (clustered["MS_ROLE"], clustered["MS_SCHED_HOST"], clustered["MS_SCHED_PORT"]) == ("MS_WORKER", "10.0.0.0", "8118")
+    assert clustered["MS_WORKER_NUM"] == "8" and "RANK_TABLE_FILE" not in clustered
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_the_launcher_become_words_of_the_run(launch, tmp_path, records, tiny_overrides):
+    rows = dry(launch, "--num-ranks", 4, "--bind", "numa", "train", "--data", records, "--output", tmp_path, *tiny_overrides)
+    assert len(rows) == 4 and rows[3]["command"][-1] == "parallel.data_parallel=4" and rows[3]["environment"]["MS_NODE_ID"] == "3"
+    smoke = dry(launch, "--smoke", "train", "--config", "pi/7b_64x32gib", "--output", tmp_path)
+    assert len(smoke) == 2 and "parallel.data_parallel=2" in smoke[0]["command"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["eval", "run"], "eval: runs on one device"),
+        (["--stream", "first", "train"], "--stream first: must be the number of a rank, or none"),
+        (["--start", "rank-table", "train"], "--start rank-table: needs --rank-table FILE"),
+        (["--rank-table", "a", "--hosts", "b", "train"], "--hosts: the rank table names the hosts"),
+        (["--grace", "-1", "train"], "--grace -1: must not be negative"),
+        (["--num-ranks", "3", "train", "--output", "OUT", "parallel.data_parallel=2"], "--num-ranks: parallel.data_parallel=2 is given, too"),
+        (["--hosts", "a,b", "--server-id", "a", "train", "--data", "RECORDS", "--output", "OUT", "SIZES", "parallel.data_parallel=3"], "2 hosts cannot share 3 ranks"),
+        (["--hosts", "a,b", "--server-id", "c", "train", "--data", "RECORDS", "--output", "OUT", "SIZES", "parallel.data_parallel=2"], "no server is called c"),
+        (["train", "--data", "RECORDS", "--output", "OUT", "SIZES", "model.vocab_size=7"], "vocab_size"),
+        (["train", "--output", "OUT", "model.hiden_size=8"], "hidden_size"),
+        (["--rank-table", "nowhere.json", "train", "--data", "RECORDS", "--output", "OUT", "SIZES"], "nowhere.json"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(launch, tmp_path, records, tiny_overrides, words, says):
+    filled = [x for word in words for x in {"OUT": [tmp_path / "out"], "RECORDS": [records], "SIZES": tiny_overrides}.get(word, [word])]
+    code, _, err = launch(*filled)
+    assert code == 2 and says in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_the_launch_layer_starts_without_heavy_modules():
+    program = "import sys; from run.cli import main; import run.launch_cli; print(sorted({'mindspore', 'numpy', 'pangu_ms'} & set(sys.modules)))"
+    began = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
+    assert time.monotonic() - began < 5  # a third of a second on an idle machine
+
+
+def test_help_names_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = capsys.readouterr().out
+    assert "(default: 600)" in shown and "None" not in shown
+
+
+def test_secrets_are_not_written_down():
+    given = {"HOME": "/h", "OBS_SECRET_ACCESS_KEY": "x", "GITHUB_TOKEN": "y", "RANK_ID": "3", "MY_PASSWORD": "z"}
+    assert environment(given) == {"GITHUB_TOKEN": MASK, "HOME": "/h", "MY_PASSWORD": MASK, "OBS_SECRET_ACCESS_KEY": MASK, "RANK_ID": "3"}
