@@ -20,7 +20,7 @@ from run.errors import LaunchError
 from run.job import Job, Limits, Place
 from run.job_directory import NAME, JobDirectory
 from run.launch import LOCAL_SERVER, run_job
-from run.program import Program, describe
+from run.program import Program, describe, placement
 from run.rank_table import Device, RankTable, Server, wait_completed
 
 CPU = "CPU"
@@ -33,11 +33,10 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     if {"-h", "--help"} & set(args.words):
         return subprocess.call([sys.executable, "-m", "pangu_ms", args.verb, "--help"])
-    program = ask(args, "--follower")
-    table, here = cluster(args, program)
-    if here == 0 and not args.dry_run:
-        program = ask(args)  # the first host prepares records, and checks the directory
-    job = job_of(args, program, table, here)
+    options = program_options(args)
+    table, here = cluster(args, placement(args.words, *options))
+    leads = here == 0 and not args.dry_run  # the first host prepares records, and checks the directory
+    job = job_of(args, describe(args.words, *options, *([] if leads else ["--follower"])), table, here)
     if args.dry_run:
         print(json.dumps(plan(job)) if args.json else plan_table(job))
         return 0
@@ -93,12 +92,11 @@ def _seconds(group: Any, name: str, default: float, text: str) -> None:
     group.add_argument(name, type=float, default=default, metavar="S", help=f"{text} (default: %(default)g)")
 
 
-def ask(args: argparse.Namespace, *more: str) -> Program:
-    """Ask the program what it needs; it checks what can be checked without a device."""
+def program_options(args: argparse.Namespace) -> list[str]:
+    """Launch options that change what the program is asked."""
     options = ["--smoke"] if args.smoke else []
     options += ["--device", args.device] if args.device else []
-    options += ["--num-ranks", str(args.num_ranks)] if args.num_ranks is not None else []
-    return describe(args.words, *options, *more)
+    return options + (["--num-ranks", str(args.num_ranks)] if args.num_ranks is not None else [])
 
 
 def cluster(args: argparse.Namespace, program: Program) -> tuple[RankTable, int]:
@@ -111,8 +109,8 @@ def cluster(args: argparse.Namespace, program: Program) -> tuple[RankTable, int]
     table = _given_table(args, program)
     if program.device == CPU and table.world != program.world:
         raise LaunchError(f"{args.rank_table or args.hosts}: has {table.world} devices for {program.world} ranks; must be equal; change parallel.data_parallel")
-    placement = program.placement if program.device != CPU else [(s, d) for s, server in enumerate(table.servers) for d in range(len(server.devices))]
-    return table.ordered(placement), table.this_server(args.server_id) if len(table.servers) > 1 or args.rank_table else 0
+    in_order = [(s, d) for s, server in enumerate(table.servers) for d in range(len(server.devices))]
+    return table.ordered(in_order if program.device == CPU else program.placement), table.this_server(args.server_id) if len(table.servers) > 1 or args.rank_table else 0
 
 
 def _given_table(args: argparse.Namespace, program: Program) -> RankTable:

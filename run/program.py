@@ -52,13 +52,13 @@ def describe(words: Sequence[str], *options: str) -> Program:
     return _answer(done)
 
 
-def placement(words: Sequence[str]) -> Program:
-    """Ask it where the ranks of a configuration go, and nothing else; `words` are --config NAME and overrides.
+def placement(words: Sequence[str], *options: str) -> Program:
+    """Ask it where the ranks of a configuration go, and nothing else: quick; `words` are --config NAME and overrides at least.
 
     Raises:
         LaunchError: the words have a mistake, or the program is not installed here, or broke.
     """
-    done = subprocess.run(_command(words, "--placement"), capture_output=True, text=True)
+    done = subprocess.run(_command(words, *options, "--placement"), capture_output=True, text=True)
     if done.returncode == USER_ERROR:
         raise LaunchError(done.stderr.strip().rpartition("\n")[2].removeprefix("pangu train: "))
     return _answer(done)
