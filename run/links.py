@@ -148,8 +148,8 @@ class Hosts:
         return None
 
 
-async def join(job: Job) -> Link:
-    """Connect to the leader as one of its hosts.
+async def join(job: Job, signals: list[str]) -> Link | None:
+    """Connect to the leader as one of its hosts; None if there are signals before that.
 
     Raises:
         LaunchError: it is not there in time.
@@ -157,6 +157,8 @@ async def join(job: Job) -> Link:
     host, port = job.master
     deadline = time.monotonic() + job.limits.host_s
     while time.monotonic() < deadline:
+        if signals:
+            return None
         try:
             link = Link(*await asyncio.open_connection(host, port + 1, limit=LINE_BYTES))
         except OSError:
