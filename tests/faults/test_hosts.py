@@ -66,6 +66,16 @@ def test_a_host_that_never_comes_is_named(tmp_path):
     assert alone.code == 2 and re.fullmatch(r"pangu launch: 127.0.0.1:\d+: no launcher of the first host \(a\) came within 1 s; .*\n", alone.stderr), alone.stderr
 
 
+@pytest.mark.parametrize("server", ["a", "b"])
+def test_a_signal_ends_the_wait_for_a_host(tmp_path, server):
+    alone = Pair(tmp_path / "run", limits={"host_s": 300.0}).start(server)
+    wait_for(lambda: len(alone.alive()) == 2)  # the launcher and its guard
+    time.sleep(0.5)
+    alone.process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert alone.finish().code == EXIT_STOPPED and time.monotonic() - began < 3
+
+
 def test_the_first_cause_on_another_host_is_told_where_the_job_is_led(tmp_path):
     pair = Pair(tmp_path / "run", [fault(3, "step", "raise", 7)]).both()
     assert pair.finish() == (1, 1)
@@ -101,11 +111,9 @@ def test_a_death_on_one_host_restarts_both(tmp_path):
     pair.a.require_records()
 
 
-@pytest.mark.parametrize("deed", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_host_that_is_lost_ends_the_job(tmp_path, deed, request):
-    """A launcher that is killed, and (slow, for a sign of life has to be missed) one whose machine stands still."""
-    if deed == signal.SIGSTOP and not request.config.getoption("-m") == "slow":
-        pytest.skip("takes half a minute; run with -m slow")
+@pytest.mark.parametrize("deed", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+def test_a_host_that_is_lost_ends_the_job(tmp_path, deed):
+    """A launcher that is killed, and one whose machine stands still: signs of life have to be missed."""
     pair = Pair(tmp_path / "run", steps=100000, pause=0.02, max_restarts=3).both()
     wait_for(lambda: computing(pair))
     pair.b.process.send_signal(deed)
