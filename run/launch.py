@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from run import files, orphans
-from run.exit_codes import EXIT_HOST
+from run.exit_codes import EXIT_HOST, EXIT_STOPPED
 from run.host import Host
 from run.job import Job, Place
 from run.job_directory import JobDirectory
@@ -65,7 +65,9 @@ async def _follow(job: Job) -> int:
     """Obey the leader until it says how the job ended, or is gone."""
     early: list[str] = []
     _hear(early.append)
-    link = await join(job)
+    link = await join(job, early)
+    if link is None:
+        return EXIT_STOPPED
     _hear(lambda name: link.send({"is": "signal", "name": name}))
     for name in early:
         link.send({"is": "signal", "name": name})

@@ -43,7 +43,11 @@ class Leader:
         """Run the job; returns its exit code."""
         code, text = EXIT_HOST, "the first host's launcher ended"
         try:
-            if missing := await self.hosts.gather(self._tell):
+            missing = await self._with_signals(self.hosts.gather(self._tell))
+            if self.signals:
+                code, text = EXIT_STOPPED, ""
+                return code
+            if missing:
                 text = f"{len(missing)} of {len(self.job.servers)} hosts did not come within {self.job.limits.host_s:.0f} s: {', '.join(missing[:16])}"
                 self._event("failure", kind="host", code=code, rank=None, host=missing[0], summary=text, words=[])
                 self._tell(f"{text}; start `pangu launch` there with the same words, or leave them out of the job")

@@ -40,11 +40,9 @@ class Link:
         while True:
             try:
                 line = await asyncio.wait_for(self._reader.readline(), LOST_S)
-            except (OSError, asyncio.TimeoutError):
+            except (OSError, asyncio.TimeoutError, ValueError):  # the last one: a line without an end
                 return None
-            if not line.endswith(b"\n"):
-                return None
-            if (message := json.loads(line)) != {}:
+            if (message := _parsed(line)) != {}:
                 return message
 
     async def keep_alive(self) -> None:
@@ -60,6 +58,15 @@ class Link:
             self._writer.close()
         except (OSError, asyncio.TimeoutError):
             return  # it is gone
+
+
+def _parsed(line: bytes) -> Message | None:
+    """None where the line is no whole message: the other side is gone, or a stranger."""
+    try:
+        message = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
 
 
 class Hosts:
@@ -84,7 +91,7 @@ class Hosts:
             return []
         host, port = self._job.master
         require_free(host, port + 1)
-        self._server = await asyncio.start_server(self._welcome, host, port + 1, limit=LINE_BYTES, backlog=1024)
+        self._server = await asyncio.start_server(self._begin, host, port + 1, limit=LINE_BYTES, backlog=1024)
         began = told = time.monotonic()
         while (missing := set(self._job.servers[1:]) - self.links.keys()) and time.monotonic() - began < self._job.limits.host_s:
             await asyncio.sleep(RETRY_S)
@@ -109,11 +116,14 @@ class Hosts:
         for task in self._tasks:
             task.cancel()
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._tasks.add(asyncio.current_task())
-        link = Link(reader, writer)
+    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """In a task of our own: asyncio shows a traceback where one that it made is cancelled (Python 3.11 and older)."""
+        self._tasks.add(asyncio.create_task(self._welcome(Link(reader, writer))))
+
+    async def _welcome(self, link: Link) -> None:
         hello = await link.receive()
         if hello is None:
+            await link.close()
             return
         server = hello.get("host")
         if fault := self._fault(hello):
@@ -138,8 +148,8 @@ class Hosts:
         return None
 
 
-async def join(job: Job) -> Link:
-    """Connect to the leader as one of its hosts.
+async def join(job: Job, signals: list[str]) -> Link | None:
+    """Connect to the leader as one of its hosts; None if there are signals before that.
 
     Raises:
         LaunchError: it is not there in time.
@@ -147,6 +157,8 @@ async def join(job: Job) -> Link:
     host, port = job.master
     deadline = time.monotonic() + job.limits.host_s
     while time.monotonic() < deadline:
+        if signals:
+            return None
         try:
             link = Link(*await asyncio.open_connection(host, port + 1, limit=LINE_BYTES))
         except OSError:

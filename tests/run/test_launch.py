@@ -1,0 +1,139 @@
+"""Ranks as processes: their environment, the word of the one that fails, and that none survives. MindSpore's scheduler is played by a few lines."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from run import host, scheduler
+from run.errors import LaunchError
+from run.exit_codes import EXIT_PEER_LOST
+from run.job import Limits
+from run.job_directory import JobDirectory
+from run.launch import run_ranks
+from tests.faults.common import wait_for
+
+SCHEDULER = "import os, socket, time; s = socket.create_server(('127.0.0.1', int(os.environ['MS_SCHED_PORT']))); time.sleep(60)"
+FAILS_ONCE = "import os, sys; from pathlib import Path; p = Path(os.environ['MARK']); p.exists() or (p.touch(), sys.exit('port taken'))\n" + SCHEDULER
+QUICK = Limits(grace_s=1.0)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(scheduler, "PROGRAM", SCHEDULER)
+
+
+def run(tmp_path, *programs, limits=QUICK, environment=None, **options):
+    began = time.monotonic()
+    code = run_ranks(lambda rank: ["-c", programs[rank]], len(programs), tmp_path / "job", environment, limits=limits, **options)
+    return code, time.monotonic() - began
+
+
+def log(tmp_path, rank):
+    return JobDirectory(tmp_path / "job").rank_log(rank).read_text()
+
+
+def alive(pid):
+    try:
+        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_rank_knows_its_place_and_only_rank_0_has_the_terminal(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("ASCEND_OPS_NUM_THREADS", "7")
+    monkeypatch.setenv("RANK_TABLE_FILE", "/of/another/job")
+    names = "MS_ROLE RANK_ID RANK_SIZE MS_WORKER_NUM MS_NODE_ID DEVICE_ID MS_SCHED_HOST MINE ASCEND_OPS_NUM_THREADS".split()
+    program = f"import os, sys; print(*(os.environ[name] for name in {names}), os.environ.get('RANK_TABLE_FILE'), len(sys.argv))"
+    assert run(tmp_path, program, program, environment={"MINE": "yes"})[0] == 0
+    assert capfd.readouterr().out == log(tmp_path, 0) == "MS_WORKER 0 2 2 0 0 127.0.0.1 yes 7 None 1\n"
+    assert log(tmp_path, 1) == "MS_WORKER 1 2 2 1 1 127.0.0.1 yes 7 None 1\n"
+
+
+def test_a_log_is_of_one_launch_and_the_one_before_is_kept(tmp_path):
+    for word in ("first", "second"):
+        run(tmp_path, f"print({word!r})")
+    assert log(tmp_path, 0) == "second\n" and (tmp_path / "job/logs/rank_0/output.log.1").read_text() == "first\n"
+
+
+def test_the_rank_that_fails_is_shown_and_the_others_end(tmp_path, capfd):
+    stubborn = "import os, signal, time; signal.signal(15, signal.SIG_IGN); open('{}', 'w').write(str(os.getpid())); time.sleep(60)"
+    code, seconds = run(tmp_path, stubborn.format(tmp_path / "pid"), "import time, sys; print('why it failed'); time.sleep(0.5); sys.exit(3)")
+    told = capfd.readouterr().err
+    assert code == 3 and seconds < 12 and not alive(int((tmp_path / "pid").read_text()))
+    assert re.search(r"rank 1 \(.*\) failed with exit code 3 .*rank_1/output.log ends with:\n  why it failed\n", told), told
+    assert run(tmp_path, "import time; time.sleep(60)", "import os; os.kill(os.getpid(), 9)")[0] == 128 + 9
+    told = capfd.readouterr().err
+    assert re.search(r"rank 1 \(.*\) was killed by SIGKILL", told) and "out-of-memory" not in told
+
+
+def test_a_rank_that_the_kernel_kills_for_want_of_memory_is_told_so(tmp_path, capfd, monkeypatch):
+    counters = tmp_path / "vmstat"
+    counters.write_text("nr_free_pages 5\noom_kill 7\n")
+    monkeypatch.setattr(host, "VMSTAT", counters)
+    assert run(tmp_path, f"import os; open({str(counters)!r}, 'w').write('oom_kill 8'); os.kill(os.getpid(), 9)")[0] == 128 + 9
+    assert "was killed by SIGKILL" in (told := capfd.readouterr().err) and "out-of-memory killer" in told
+
+
+def test_a_rank_that_misses_another_is_not_the_cause(tmp_path, capfd):
+    lost = f"import sys; sys.exit({EXIT_PEER_LOST})"
+    assert run(tmp_path, lost, "import time, sys; time.sleep(0.4); sys.exit(9)")[0] == 9
+    assert re.search(r"rank 1 \(.*\) failed with exit code 9", capfd.readouterr().err)
+
+
+def test_a_rank_that_goes_on_after_another_was_missed_is_the_cause(tmp_path, capfd):
+    lost = f"import sys; sys.exit({EXIT_PEER_LOST})"
+    busy = "import time\nfrom run.heartbeat import beat\nbeat('step', 5)\ntime.sleep(60)"
+    waits = "import time\nfrom run.heartbeat import beat\nbeat('wait')\ntime.sleep(60)"
+    assert run(tmp_path, waits, busy, f"import time; time.sleep(0.5); {lost}")[0] == 124
+    assert re.search(r"rank 1 silent for \d+ s in phase step of step 5", capfd.readouterr().err)
+
+
+def test_a_mistake_that_all_make_is_told_once_by_rank_0(tmp_path, capfd):
+    assert run(tmp_path, "import sys, time; time.sleep(0.5); print('a: b; c', file=sys.stderr); sys.exit(2)", "import sys; sys.exit(2)")[0] == 2
+    assert capfd.readouterr().err == "a: b; c\n"
+
+
+def test_another_port_is_tried_and_a_scheduler_that_never_starts_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "PROGRAM", FAILS_ONCE)
+    assert run(tmp_path, "pass", environment={"MARK": str(tmp_path / "mark")})[0] == 0
+    assert "port taken" in (tmp_path / "job/logs/scheduler/output.log.1").read_text()
+    monkeypatch.setattr(scheduler, "PROGRAM", "import sys; sys.exit('no room')")
+    with pytest.raises(LaunchError, match=r"scheduler/output.log: .* did not start: no room; "):
+        run(tmp_path, f"open('{tmp_path / 'ran'}', 'w')")
+    assert not (tmp_path / "ran").exists()
+    assert JobDirectory(tmp_path / "job").events()[-1]["exit_code"] == 2
+
+
+RANK = """
+import os, signal, sys, time
+from run.heartbeat import beat
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+beat("init")
+open(os.environ["PIDS"] + os.environ["RANK_ID"], "w").write(str(os.getpid()))
+time.sleep(60)
+"""
+PARENT = f"""
+import sys
+from pathlib import Path
+from run import scheduler
+from run.launch import run_ranks
+scheduler.PROGRAM = {SCHEDULER!r}
+sys.exit(run_ranks(lambda rank: ["-c", {RANK!r}], 2, Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+def test_a_signal_reaches_all_and_no_rank_survives_its_parent(tmp_path, number, code):
+    pids = [tmp_path / "pid0", tmp_path / "pid1"]
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "job")], env=os.environ | {"PIDS": str(tmp_path / "pid")})
+    wait_for(lambda: all(path.exists() and path.read_text() for path in pids))
+    children = [int(pid) for pid in re.findall(r"\d+", open(f"/proc/{parent.pid}/task/{parent.pid}/children").read())]
+    assert len(children) == 4  # the scheduler and the guard, too
+    parent.send_signal(number)
+    assert parent.wait(timeout=10) == code
+    wait_for(lambda: not any(map(alive, children)), 3)
