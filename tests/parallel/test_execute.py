@@ -20,7 +20,7 @@ def tiny(family: str, *parallel: str):
     return load_config(f"{family}/tiny", [*TINY, *(PI if family == "pi" else []), *(f"parallel.{field}" for field in parallel)])
 
 
-def executed(family: str, *parallel: str, steps: int = 8) -> execute.Execution:
+def executed(family: str, *parallel: str, steps: int = 20) -> execute.Execution:
     found = execute.execute(tiny(family, *parallel), steps, progress=False)
     assert len(found.losses) == steps
     assert found.agrees, [one for one in found.differences if one.error > execute.TOLERANCE]

@@ -15,7 +15,7 @@ from tests.models.test_alpha import random_parameters, small
 from tests.train.test_step import arrays, make_batch, make_config
 
 RATE = 0.3
-STEPS = 10
+STEPS = 20
 
 
 def config_of(replicas, parts, dropout=0.0, rows=4):
