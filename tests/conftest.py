@@ -13,7 +13,9 @@ runtime.quiet()
 def private_cache(tmp_path_factory):
     """Keep compiled graphs of the tests out of the user's cache, and share them between the tests' processes."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    os.environ["ASCEND_OPS_CACHE"] = str(tmp_path_factory.mktemp("operators"))  # apart: tests with a cache of their own need not compile it again
+    # Apart: tests with a cache of their own need not compile the operators again. Workers of pytest-xdist share them: the base of each lies in the run's.
+    base = tmp_path_factory.getbasetemp()
+    os.environ["ASCEND_OPS_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "operators")
 
 
 @pytest.fixture(scope="session")

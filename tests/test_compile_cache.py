@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -56,12 +55,9 @@ def test_hit_miss_and_damage(run, tmp_path):
         found, values = run(override)
         assert found == "False" and values != expected
         assert values == run(override, cache=tmp_path / "other")[1]
-    entry = next(p for p in (tmp_path / "cache/pangu_ms/compiled").iterdir())
     for graph in (tmp_path / "cache/pangu_ms/compiled").rglob("*.mindir"):
         graph.write_bytes(graph.read_bytes()[:-50])
     assert run() == ["False", expected] and run() == ["True", expected]
-    shutil.rmtree(entry.parent)
-    assert run() == ["False", expected]
     assert not [p for p in tmp_path.iterdir() if p.name not in ("cache", "other", "program.py")]
 
 

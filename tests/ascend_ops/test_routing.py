@@ -34,12 +34,13 @@ def choose_experts(*shape, num_experts=NUM_EXPERTS, seed=0):
 
 @contextlib.contextmanager
 def eagerly():
-    """Calls here run eagerly. What fails inside a graph costs three seconds, so most of the failures are tried here."""
-    ms.set_context(mode=ms.PYNATIVE_MODE)
+    """Calls here run eagerly, one after the other. What fails inside a graph costs three seconds, so most of the failures are tried here."""
+    # Else calls behind the one that failed run, too, and on a busy machine a later test is told of their failures.
+    ms.set_context(mode=ms.PYNATIVE_MODE, pynative_synchronize=True)
     try:
         yield
     finally:
-        ms.set_context(mode=ms.GRAPH_MODE)
+        ms.set_context(mode=ms.GRAPH_MODE, pynative_synchronize=False)
 
 
 def assert_stops(call, *tensors):

@@ -1,9 +1,9 @@
 """What a launcher is told of a run before ranks start, and cluster configurations made small enough for a CPU."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
@@ -45,18 +45,16 @@ def refused(told):
 def test_a_cluster_of_2048_is_told_in_a_second_without_mindspore():
     program = "import sys; from pangu_ms.train import describe; describe.main(sys.argv[1:]); sys.exit('mindspore' in sys.modules)"
     words = ["--placement", "--", "--config", CLUSTER, "--output", "nowhere"]
-    seconds = []
-    for _ in range(3):
-        began = time.monotonic()
-        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
-        seconds.append(time.monotonic() - began)
-        assert done.returncode == 0, done.stderr
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    after = os.times()
+    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     mesh = Mesh.of(load_config(CLUSTER).parallel)
     assert found.keys() == {"world", "device", "placement", "devices_per_server"} and (found["world"], found["device"]) == (2048, "Ascend")
     assert found["placement"] == [[d.server, d.device] for d in mesh.placement()] and len({map(tuple, found["placement"])}) == 1
     assert len({tuple(place) for place in found["placement"]}) == 2048 and max(server for server, _ in found["placement"]) == 255
-    assert min(seconds) < 2  # 0.7 s on free cores
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 2  # 0.7 s of one core, whoever else has it
 
 
 def test_options_become_words_that_train_understands(told):
