@@ -63,7 +63,7 @@ def test_a_host_that_never_comes_is_named(tmp_path):
     alone.require_records()
     assert not alone.events("started") and alone.events("failure")[0]["host"] == "b"
     alone = Pair(tmp_path / "other", limits={"host_s": 1.0}).start("b").finish()
-    assert alone.code == 2 and re.fullmatch(r"pangu launch: 127.0.0.1:\d+: no launcher of the first host \(a\) came within 1 s; .*\n", alone.stderr), alone.stderr
+    assert alone.code == 2 and re.fullmatch(r"pangu launch: 127.0.0.1:\d+: no launcher of the first host \(a\) came .*\n", alone.stderr), alone.stderr
 
 
 @pytest.mark.parametrize("server", ["a", "b"])
@@ -79,7 +79,8 @@ def test_a_signal_ends_the_wait_for_a_host(tmp_path, server):
 def test_the_first_cause_on_another_host_is_told_where_the_job_is_led(tmp_path):
     pair = Pair(tmp_path / "run", [fault(3, "step", "raise", 7)]).both()
     assert pair.finish() == (1, 1)
-    assert re.search(r"rank 3 \(host b, device 1\) failed with exit code 1 in phase step of step 7(.|\n)*Broken: broken on purpose", pair.a.stderr), pair.a.stderr
+    told = r"rank 3 \(host b, device 1\) failed with exit code 1 in phase step of step 7(.|\n)*Broken: broken on purpose"
+    assert re.search(told, pair.a.stderr), pair.a.stderr
     assert "rank 3 (host b, device 1)" in pair.b.stderr and "PeerLost" not in pair.a.stderr + pair.b.stderr
     assert pair.a.events("failure")[0]["words"][-1].endswith("Broken: broken on purpose") and max(checkpoints(pair.output)) == 6
 
@@ -136,7 +137,10 @@ def test_a_leader_that_is_killed_ends_the_other_host(tmp_path):
     assert re.fullmatch(r"pangu launch: the first host \(a\) is gone; .*\n", pair.b.stderr), pair.b.stderr
 
 
-@pytest.mark.parametrize(("change", "told"), [({"steps": 11}, "launches something else than a"), ({"servers": ["a", "c"], "server": "c"}, "is none of the hosts")])
+OTHERS = [({"steps": 11}, "launches something else than a"), ({"servers": ["a", "c"], "server": "c"}, "is none of the hosts")]
+
+
+@pytest.mark.parametrize(("change", "told"), OTHERS)
 def test_a_host_that_launches_something_else_is_sent_away_and_the_right_one_may_come(tmp_path, change, told):
     pair = Pair(tmp_path / "run")
     pair.start("a")

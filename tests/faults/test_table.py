@@ -64,7 +64,7 @@ DEATHS = [
     Case("raises while reading", [fault(2, "data", "raise", 7)], 1, blamed=(2, "data", 7), words="Broken: broken on purpose", kept=6),
     Case("raises in a step", [fault(1, "step", "raise", 7)], 1, blamed=(1, "step", 7), words="Broken: broken on purpose", kept=6),
     Case("the streamed rank raises", [fault(0, "step", "raise", 7)], 1, blamed=(0, "step", 7), says="broken on purpose(.|\n)*its words are above", kept=6),
-    Case("leaves in a step", [fault(2, "step", "exit", 7)], 9, blamed=(2, "step", 7), words="about to leave", says="exit code 9 in phase step of step 7", kept=6),
+    Case("leaves in a step", [fault(2, "step", "exit", 7)], 9, blamed=(2, "step", 7), words="about to leave", says="code 9 in phase step of step 7", kept=6),
     Case("killed in a step", [fault(1, "step", "sigkill", 7)], 137, blamed=(1, "step", 7), says="rank 1 .* was killed by SIGKILL", kept=6, resumes=True),
     Case("crashes in a step", [fault(1, "step", "segv", 7)], 139, blamed=(1, "step", 7), words="in _crash", says="rank 1 .* was killed by SIGSEGV", kept=6),
     Case("has no memory left", [fault(2, "step", "memory", 7)], 1, blamed=(2, "step", 7), words="MemoryError", kept=6),
@@ -98,7 +98,8 @@ STOPS = [
     Case("SIGINT twice", [fault(2, "step", "hang", 7), *by("launcher_sigint sleep launcher_sigint")], 130, "signal signal", within=2.0, kept=6),
     Case("hangs after SIGTERM", [fault(2, "step", "stubborn", 7), *by("launcher_sigterm")], EXIT_HANG, "signal hang failure", (2, "step", 7), kept=6,
          options={"limits": {"stop_s": 1.0}}),
-    Case("fails after SIGTERM", [*by("launcher_sigterm sleep"), fault(1, "step", "exit", 7)], 9, "signal failure", (1, "step", 7), kept=6, options={"max_restarts": 3}),
+    Case("fails after SIGTERM", [*by("launcher_sigterm sleep"), fault(1, "step", "exit", 7)], 9, "signal failure", (1, "step", 7), kept=6,
+         options={"max_restarts": 3}),
 ]
 RESTARTS = [
     Case("recovers from a death", [fault(1, "step", "sigkill", 7)], 0, "failure restart", (1, "step", 7), kept=STEPS, options={"max_restarts": 1}),
@@ -119,7 +120,8 @@ CASES = [*DEATHS, *HANGS, SLOW_ONE, *STOPS, *RESTARTS]
 @pytest.fixture(scope="module")
 def running(request, tmp_path_factory):
     """Case name -> future of its launch, for the rows that were asked for."""
-    asked = [item.callspec.params["case"] for item in request.session.items if getattr(item, "originalname", "") == "test_row" and item.fspath == request.fspath]
+    rows = [item for item in request.session.items if item.fspath == request.fspath and item.originalname == "test_row"]
+    asked = [item.callspec.params["case"] for item in rows]
     place = tmp_path_factory.mktemp("table")
     with ThreadPoolExecutor(AT_A_TIME) as pool:
         yield {case.name: pool.submit(run, case, place / re.sub(r"\W", "_", case.name)) for case in asked}

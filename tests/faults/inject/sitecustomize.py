@@ -1,8 +1,8 @@
 """Faults for the ranks of a launched job, from outside of the product: Python imports this file in every process that has its directory on PYTHONPATH.
 
-FAULT is JSON, [{"rank": 2, "at": "step", "step": 5, "do": "sigkill"}, ...]: the deed is done when that rank beats that phase (of run.heartbeat) of that step, or
-with "at": "import" before anything else. Further keys: "times" (how often in all of the job; default 1, 0: always), "seconds". FAULT_LOG is a file that gets
-a line of JSON for each deed: {"time", "rank", "fault" (its number), "phase", "step"}.
+FAULT is JSON, [{"rank": 2, "at": "step", "step": 5, "do": "sigkill"}, ...]: the deed is done when that rank beats that phase (of run.heartbeat) of that
+step, or with "at": "import" before anything else. Further keys: "times" (how often in all of the job; default 1, 0: always), "seconds". FAULT_LOG is a
+file that gets a line of JSON for each deed: {"time", "rank", "fault" (its number), "phase", "step"}.
 """
 
 import json
@@ -71,6 +71,7 @@ DEEDS = {
     "stubborn": _stubborn,
     "sigkill": lambda fault: os.kill(os.getpid(), signal.SIGKILL),
     "sigstop": lambda fault: os.kill(os.getpid(), signal.SIGSTOP),
+    "note": lambda fault: None,
     "sleep": lambda fault: time.sleep(fault["seconds"]),
     "talk": lambda fault: print("x" * 20000, flush=True),
     "babble": lambda fault: os.write(1, b"\xff\x00\n\r\x1b[31m no \xc2\x85 end "),
