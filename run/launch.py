@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from run import files, orphans
+from run import files, orphans, record
 from run.exit_codes import EXIT_HOST, EXIT_STOPPED
 from run.host import Host
 from run.job import Job, Place
@@ -37,7 +37,7 @@ def run_job(job: Job) -> int:
     with files.writing(job.directory.path):
         job.directory.logs.mkdir(parents=True, exist_ok=True)
     if job.leads:
-        job.directory.write_job(job.description)
+        job.directory.write_job(record.description(job.identity) | {"world": job.world, "hosts": job.servers, "start": job.start} | dict(job.description))
     with orphans.guarded(job.identity):
         return asyncio.run(_lead(job) if job.leads else _follow(job))
 

@@ -10,12 +10,10 @@ import json
 import shlex
 import subprocess
 import sys
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from run import record
 from run.errors import LaunchError
 from run.job import Job, Limits, Place
 from run.job_directory import NAME, JobDirectory
@@ -132,9 +130,8 @@ def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: i
     places = [Place(rank, server.server_id, device.device_id) for rank, (server, device) in table.ranks().items()]
     on_cpu, start = program.device == CPU, args.start or ("rank-table" if args.rank_table else "cluster")
     several = len(table.servers) > 1
-    identity = uuid.uuid4().hex
-    facts = {"verb": args.verb, "words": list(program.words), "device": program.device, "world": program.world, "start": start, "config": program.config}
-    facts |= {"hosts": [server.server_id for server in table.servers], "total_steps": program.total_steps, "tokens_per_step": program.tokens_per_step}
+    facts = {"verb": args.verb, "words": list(program.words), "device": program.device, "config": program.config}
+    facts |= {"total_steps": program.total_steps, "tokens_per_step": program.tokens_per_step}
     return Job(
         words=lambda rank: ["-m", "pangu_ms", args.verb, *program.words],
         places=places,
@@ -147,8 +144,7 @@ def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: i
         bind=args.bind == "numa" or args.bind is None and not on_cpu,
         stream_rank=None if args.stream == "none" else int(args.stream),
         limits=Limits(args.host_timeout, args.start_timeout, args.hang_timeout, args.stop_timeout, args.grace, args.backoff),
-        description=record.description(identity) | facts | ({"rank_table": table.as_dict()} if args.rank_table else {}),
-        identity=identity,
+        description=facts | ({"rank_table": table.as_dict()} if args.rank_table else {}),
     )
 
 

@@ -12,12 +12,12 @@ from typing import Any
 from pangu_ms import runtime
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.strict import check_names_and_shapes
-from pangu_ms.config.load import dump_config, load_config
+from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train.cli import default_records, parse
-from pangu_ms.train.launch import require_readable, require_shared_records, require_trainable
+from pangu_ms.train.launch import described, require_readable, require_shared_records, require_trainable
 from pangu_ms.train.metrics import require_tensorboard
 from pangu_ms.train.resume import starting_point
 from pangu_ms.train.smoke import thinned
@@ -46,8 +46,7 @@ def main(argv: list[str]) -> int:
     description = ranks_and_devices(config)
     if not options.placement:
         check(args, config, options.follower)
-        description |= {"words": [*words, *added], "output": args.output, "config": dump_config(config)}
-        description |= {"total_steps": config.train.steps, "tokens_per_step": config.global_batch_size * config.model.seq_length}
+        description |= {"words": [*words, *added], "output": args.output} | described(config)
     print(json.dumps(description))
     return 0
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from pangu_ms import runtime
+from pangu_ms.config.load import dump_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import Order
@@ -76,4 +78,12 @@ def train_on_ranks(argv: list[str], config: RunConfig, records: Path | str, outp
     """
     starting_point(config, output, resume, digests=False)
     require_readable(config, records)
-    return run_ranks(lambda rank: ["-m", "pangu_ms", "train", *argv], config.parallel.world, output / job_directory.NAME, name="pangu train")
+    facts = {"verb": "train", "words": argv, "device": config.runtime.device} | described(config)
+    directory, world = output / job_directory.NAME, config.parallel.world
+    return run_ranks(lambda rank: ["-m", "pangu_ms", "train", *argv], world, directory, name="pangu train", description=facts)
+
+
+def described(config: RunConfig) -> dict[str, Any]:
+    """What a launcher writes down of a run: its resolved configuration, how long it is."""
+    tokens = config.global_batch_size * config.model.seq_length
+    return {"config": dump_config(config), "total_steps": config.train.steps, "tokens_per_step": tokens}
