@@ -10,9 +10,9 @@
 """
 
 import json
-import os
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank
 (all at fault), step, phase, words (last lines). signal: name, host.
 restart: wait_s, reason. ended: exit_code."""
 STATUS_S, STEP_EVENT_S = 1.0, 10.0
+RATE_EVENTS = 30
+"""The last step events, from which the remaining time is reckoned."""
 
 STATES = ("starting", "running", "stopping", "waiting", "ended")
 """Of a job: `waiting` is the pause before a restart. Of a rank: starting, running, ended."""
@@ -37,7 +39,7 @@ class JobDirectory:
     def __init__(self, path: Path):
         self.path = path
         self._launch: str | None = None
-        self._events, self._read = [], 0
+        self._forget()
 
     @classmethod
     def find(cls, where: Path | str) -> "JobDirectory":
@@ -109,30 +111,40 @@ class JobDirectory:
         return min(self.job().get("time", 0.0), (self.path / "job.json").stat().st_mtime)
 
     def events(self, launch: str | None = None) -> list[dict[str, Any]]:
-        """Events so far; one object reads each but once. A line that a killed launcher left unfinished, or that one is writing, is left out.
+        """All events; a line that a killed launcher left unfinished, or that one is writing, is left out.
 
         Args:
             launch: "id" of job.json, for the events of that launch alone; None for those of all launches here.
         """
-        self._read_on()
-        return [event for event in self._events if launch is None or event.get("id") == launch]
+        return [event for event, _ in self._read_from(0) if launch in (None, event.get("id"))]
 
-    def _read_on(self) -> None:
+    def latest_events(self, launch: str | None = None) -> list[dict[str, Any]]:
+        """As `events`, but of step events the last RATE_EVENTS alone and after the others; asked again it reads what is new alone."""
+        path = self.path / "events.jsonl"
+        if path.exists() and path.stat().st_size < self._end:  # another directory is there now
+            self._forget()
+        for event, self._end in self._read_from(self._end):
+            (self._steps if event["event"] == "step" else self._others).append(event)
+        return [event for event in (*self._others, *self._steps) if launch in (None, event.get("id"))]
+
+    def _forget(self) -> None:
+        self._others, self._steps, self._end = [], deque(maxlen=RATE_EVENTS), 0
+
+    def _read_from(self, place: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Whole events from a place in the file on, with the places where they end."""
         path = self.path / "events.jsonl"
         if not path.exists():
             return
         with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size < self._read:  # another directory is there now
-                self._events, self._read = [], 0
-            file.seek(self._read)
-            content = file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self._read += len(whole)
-        self._events += filter(None, map(_parsed, whole.split(b"\n")))
+            file.seek(place)
+            for line in file:
+                place += len(line)
+                if line.endswith(b"\n") and (event := _parsed(line)):
+                    yield event, place
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        return json.loads(line.decode(errors="replace")) if line else None
+        return json.loads(line.decode(errors="replace"))
     except json.JSONDecodeError:
         return None

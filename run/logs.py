@@ -7,7 +7,7 @@ from run.log_lines import clean, lines_of
 
 MAX_BYTES, KEEP = 64 << 20, 10
 SHOWN_LINES, TAIL_BYTES = 12, 64 << 10
-CRASH = "Fatal Python error"
+CRASH, OUTERMOST_FIRST = "Fatal Python error", "Traceback (most recent call last):"
 
 
 class RotatingLog:
@@ -48,7 +48,7 @@ class RotatingLog:
 def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
     """The last lines of one file that are not empty, as `log_lines.clean` has them; "(nothing)" where there are none.
 
-    Where Python itself crashed: from its first word on, as the innermost call follows it.
+    Where Python itself crashed: from its first word on, since of the stack that follows the innermost call comes first.
     """
     try:
         with open(path, "rb") as file:
@@ -56,5 +56,6 @@ def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
             lines = [line for line in map(clean, lines_of(file)) if line]
     except FileNotFoundError:
         lines = []
-    crash = next((place for place, line in enumerate(lines) if line.startswith(CRASH)), -count)
-    return lines[crash:][:count] or ["(nothing)"]
+    crash = next((place for place, line in enumerate(lines) if line.startswith(CRASH)), len(lines))
+    crashed = lines[crash:]
+    return (crashed[:count] if OUTERMOST_FIRST not in crashed else []) or lines[-count:] or ["(nothing)"]

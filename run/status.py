@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from run.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
+from run.job_directory import RATE_EVENTS
 
 GONE_S, FAR_GONE_S = 10.0, 90.0
 """A launcher writes its status every second; one of this host that has not for so long is gone or stuck. Of another host later: its clock may
@@ -14,7 +15,6 @@ differ by some seconds, and a shared file system may show what was a minute ago 
 SILENT_S = 30.0
 MAX_ROWS, MAX_ODD = 32, 16
 """More ranks than MAX_ROWS are grouped; of them up to MAX_ODD that stand out are shown one by one."""
-RATE_EVENTS = 30
 GONE, STUCK = "gone", "stuck"
 """States that a launcher cannot write itself: it is dead; it lives and does not write."""
 KILLED = (-15, -9, 143, 137)
@@ -82,12 +82,13 @@ def job_status(
 
     Args:
         status: content of status.json; None before the first one.
+        events: of the present launch; each kind in its order.
         now: seconds since the epoch.
         launcher_lives: whether its process is seen; None where it is on another host.
     """
     written = status["time"] if status else job.get("time")
     age = None if written is None else max(0.0, now - written)
-    status = status or {"state": "starting", "attempt": events[-1]["attempt"] if events else 0, "exit_code": None, "ranks": []}
+    status = status or {"state": "starting", "attempt": max((event["attempt"] for event in events), default=0), "exit_code": None, "ranks": []}
     state = _state(status["state"], age, launcher_lives)
     of_attempt = [event for event in events if event["attempt"] == status["attempt"]]
     steps = [event for event in of_attempt if event["event"] == "step"]

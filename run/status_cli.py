@@ -79,7 +79,7 @@ def _fitting(lines: list[str], height: int) -> list[str]:
 def observe(directory: JobDirectory) -> JobStatus:
     """The job as it is now."""
     job = read_json(directory, "job.json")
-    status, events = read_json(directory, "status.json"), directory.events(job.get("id"))
+    status, events = read_json(directory, "status.json"), directory.latest_events(job.get("id"))
     return job_status(job, status, events, time.time(), launcher_lives(job), total_steps(directory, job))
 
 

@@ -143,6 +143,8 @@ def test_last_words_of_a_rank_are_its_last_lines_as_pangu_logs_shows_them(tmp_pa
     assert len(last_lines(log)) == 12 and last_lines(tmp_path / "none") == ["(nothing)"]
     log.write_text("before\nFatal Python error: Segmentation fault\n\n" + "".join(f"  File {number}\n" for number in range(40)))
     assert last_lines(log, 3) == ["Fatal Python error: Segmentation fault", "  File 0", "  File 1"]
+    log.write_text("Fatal Python error: init_import_site: Failed to import the site module\n" + TRACEBACK + "SystemExit: 9\n")
+    assert last_lines(log, 2) == ["    return run()", "SystemExit: 9"]
     log.write_text("\n \r\n")
     assert last_lines(log) == ["(nothing)"]
 

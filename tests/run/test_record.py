@@ -65,11 +65,15 @@ def test_status_is_replaced_whole_without_waiting_for_the_disk(directory, monkey
 def test_each_event_is_read_once_and_when_it_is_whole(directory):
     path = directory.path / "events.jsonl"
     directory.write_event("ready", 1)
-    seen = directory.events()
+    seen = directory.latest_events("first")
+    assert seen == directory.events() and [event["event"] for event in seen] == ["ready"]
     path.write_bytes(b"x" * path.stat().st_size)  # what was read is not read again
-    for part, steps in (('{"event": "step", "st', []), ('ep": 5}\n{"cut by a killed launcher\n', [5]), ('{"event": "step", "step": 6}\n', [5, 6])):
+    row = '{{"event": "step", "id": "first", "step": {}}}\n'.format
+    many = "".join(map(row, range(7, 99)))
+    for part, steps in ((row(5)[:15], []), (row(5)[15:] + '{"cut by a killed launcher\n', [5]), (row(6), [5, 6]), (many, range(69, 99))):
         with open(path, "a") as file:
             file.write(part)
-        assert directory.events() == seen + [{"event": "step", "step": step} for step in steps]
+        assert directory.latest_events("first") == seen + [json.loads(row(step)) for step in steps]
+    assert directory.latest_events("second") == []
     path.write_text('{"event": "ended"}\n')  # the directory was removed and made anew
-    assert directory.events() == [{"event": "ended"}]
+    assert directory.latest_events() == [{"event": "ended"}]
