@@ -131,7 +131,7 @@ class JobDirectory:
         self._others, self._steps, self._end = [], deque(maxlen=RATE_EVENTS), 0
 
     def _read_from(self, place: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """Whole events from a place in the file on, with the places where they end."""
+        """Events from a place in the file on, with the places where they end; a line that is being written is no JSON yet."""
         path = self.path / "events.jsonl"
         if not path.exists():
             return
@@ -139,7 +139,7 @@ class JobDirectory:
             file.seek(place)
             for line in file:
                 place += len(line)
-                if line.endswith(b"\n") and (event := _parsed(line)):
+                if event := _parsed(line):
                     yield event, place
 
 

@@ -50,7 +50,8 @@ def show_log(directory: JobDirectory, rank: str | None, count: int, following: b
     log, began = _log(directory, owner), directory.began()
     written = rotated(log, began)
     if not following and not written:
-        raise LaunchError(f"{log}: is not there; {owner if owner == SCHEDULER else 'rank ' + owner} wrote nothing or runs on another disk; see `pangu status`")
+        who = owner if owner == SCHEDULER else f"rank {owner}"
+        raise LaunchError(f"{log}: holds nothing of the last launch; {who} wrote nothing or runs on another disk; see `pangu status`")
     lines = follow(log, lambda: is_over(directory), count if written else 0) if following else tail(log, count, began)
     if as_json:
         print(json.dumps({"rank": owner if owner == SCHEDULER else int(owner), "log": str(log), "lines": lines}, ensure_ascii=False))

@@ -124,7 +124,7 @@ def test_logs_and_failures_of_an_earlier_launch_are_left_out(job, capsys):
     assert seen["cause"] is None and [error["text"] for error in seen["errors"]] == ["RuntimeError: new"]
     assert main(["logs", str(job.path)]) == 0  # of rank 0: that rank 3 failed is long ago
     assert capsys.readouterr().out == "new 1\nRuntimeError: new\n"
-    assert main(["logs", str(job.path), "--rank", "3"]) == 2 and "is not there" in capsys.readouterr().err
+    assert main(["logs", str(job.path), "--rank", "3"]) == 2 and "holds nothing" in capsys.readouterr().err
 
 
 def test_logs_of_this_launch_are_not_left_out_where_clocks_differ(job, capsys):
@@ -229,7 +229,7 @@ def test_follow_of_a_job_that_has_ended_ends(job, capsys):
 @pytest.mark.parametrize(
     "argv, word",
     [
-        (["--rank", "2048"], "has ranks 0 to 2047"), (["--rank", "-1"], "no such rank"), (["--rank", "7"], "is not there"), (["--lines", "0"], "--lines 0"),
+        (["--rank", "2048"], "has ranks 0 to 2047"), (["--rank", "-1"], "no such rank"), (["--rank", "7"], "holds nothing"), (["--lines", "0"], "--lines 0"),
         (["--errors", "--follow"], "has no --errors"), (["--follow", "--json"], "has no --json"),
     ],
 )
