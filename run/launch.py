@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ from run.exit_codes import EXIT_HOST, EXIT_STOPPED
 from run.host import Host
 from run.job import Job, Place
 from run.job_directory import JobDirectory
-from run.leader import Leader
-from run.links import Link, join
+from run.leader import LAST_WRITES_S, Leader
+from run.links import LeaderMissing, Link, join
 from run.terminal import Terminal
 
 HEARD = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT", signal.SIGUSR1: "SIGUSR1", signal.SIGHUP: "SIGTERM"}
@@ -56,40 +55,51 @@ def run_ranks(words: Callable[[int], Sequence[str]], num_ranks: int, directory: 
 
 
 async def _lead(job: Job) -> int:
-    leader = Leader(job, Terminal(job.stream_rank))
-    _hear(lambda name: leader.messages.put_nowait({"is": "signal", "name": name}))
-    return await leader.lead()
+    terminal = Terminal(job.stream_rank)
+    try:
+        leader = Leader(job, terminal)
+        _hear(lambda name: leader.messages.put_nowait({"is": "signal", "name": name}))
+        return await leader.lead()
+    finally:
+        terminal.close()
 
 
 async def _follow(job: Job) -> int:
     """Obey the leader until it says how the job ended, or is gone."""
-    early: list[str] = []
+    terminal, early = Terminal(job.stream_rank), []
     _hear(early.append)
-    link = await join(job, early)
-    if link is None:
-        return EXIT_STOPPED
+    try:
+        link = await join(job, early)
+        return EXIT_STOPPED if link is None else await _obey_to_the_end(job, terminal, link, early)
+    except LeaderMissing as error:
+        terminal.tell(f"{job.name}: {error}")
+        return EXIT_HOST
+    finally:
+        terminal.close()
+
+
+async def _obey_to_the_end(job: Job, terminal: Terminal, link: Link, early: list[str]) -> int:
+    leaving = False
     _hear(lambda name: link.send({"is": "signal", "name": name}))
     for name in early:
         link.send({"is": "signal", "name": name})
     alive = asyncio.create_task(link.keep_alive())
-    host = Host(job, Terminal(job.stream_rank), link.send)
+    host = Host(job, terminal, lambda message: None if leaving else link.send(message))
     try:
-        return await _obey(host, link)
+        while command := await link.receive():
+            if command["do"] == "end":
+                if command["text"]:
+                    terminal.tell(f"{job.name}: {command['text']}")
+                return command["code"]
+            host.do(command)
+        terminal.tell(f"{job.name}: the first host ({job.servers[0]}) is gone; this host's ranks were ended; look at that host")
+        return EXIT_HOST
     finally:
+        leaving = True  # what is killed now failed by itself in nobody's eyes
         alive.cancel()
         host.kill()
+        host.disk.close(LAST_WRITES_S)
         await link.close()
-
-
-async def _obey(host: Host, link: Link) -> int:
-    while command := await link.receive():
-        if command["do"] == "end":
-            if command["text"]:
-                print(f"{host.job.name}: {command['text']}", file=sys.stderr)
-            return command["code"]
-        host.do(command)
-    print(f"{host.job.name}: the first host ({host.job.servers[0]}) is gone; this host's ranks were ended; look at that host", file=sys.stderr)
-    return EXIT_HOST
 
 
 def _hear(use: Callable[[str], None]) -> None:

@@ -63,7 +63,7 @@ def test_a_host_that_never_comes_is_named(tmp_path):
     alone.require_records()
     assert not alone.events("started") and alone.events("failure")[0]["host"] == "b"
     alone = Pair(tmp_path / "other", limits={"host_s": 1.0}).start("b").finish()
-    assert alone.code == 2 and re.fullmatch(r"pangu launch: 127.0.0.1:\d+: no launcher of the first host \(a\) came .*\n", alone.stderr), alone.stderr
+    assert alone.code == EXIT_HOST and re.fullmatch(r"pangu launch: 127.0.0.1:\d+: no launcher of the first host \(a\) came .*\n", alone.stderr), alone.stderr
 
 
 @pytest.mark.parametrize("server", ["a", "b"])
