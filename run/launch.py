@@ -1,23 +1,31 @@
 """Run a job's ranks of this host to their end: as the leader, or as a host that obeys the leader. The Python entry of the launch layer."""
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import Callable, Mapping, Sequence
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from run import files, orphans, record
+from run.errors import LaunchError
 from run.exit_codes import EXIT_HOST, EXIT_STOPPED
 from run.host import Host
 from run.job import Job, Place
-from run.job_directory import JobDirectory
+from run.job_directory import STATUS_S, JobDirectory
 from run.leader import LAST_WRITES_S, Leader
 from run.links import LeaderMissing, Link, join
 from run.terminal import Terminal
+from run.watchdog import ENDED
 
 HEARD = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT", signal.SIGUSR1: "SIGUSR1", signal.SIGHUP: "SIGTERM"}
 """Signals of the launcher, and what its ranks get. A terminal that goes away (SIGHUP) stops a job in order, but for one that nohup protects."""
 LOCAL_SERVER = "localhost"
+TAKEOVER_S = 15.0
 
 
 def run_job(job: Job) -> int:
@@ -36,9 +44,44 @@ def run_job(job: Job) -> int:
     with files.writing(job.directory.path):
         job.directory.logs.mkdir(parents=True, exist_ok=True)
     if job.leads:
+        require_alone(job.directory)
         job.directory.write_job(record.description(job.identity) | {"world": job.world, "hosts": job.servers, "start": job.start} | dict(job.description))
     with orphans.guarded(job.identity):
         return asyncio.run(_lead(job) if job.leads else _follow(job))
+
+
+def require_alone(directory: JobDirectory) -> None:
+    """Raise LaunchError if the launcher of another job works in the same directory: both would write the same checkpoints.
+
+    Its status says so for as long as it changes. Takes up to TAKEOVER_S where a launcher of another host was killed.
+    """
+    status, job = directory.status(), directory.job() if (directory.path / "job.json").exists() else {}
+    if not status or status["state"] == ENDED or job.get("host") == socket.gethostname() and not psutil.pid_exists(job["launcher_pid"]):
+        return
+    deadline = time.monotonic() + TAKEOVER_S
+    while time.monotonic() < deadline:
+        time.sleep(STATUS_S / 2)
+        present = directory.status()
+        if present["state"] == ENDED:
+            return
+        if present["time"] != status["time"]:
+            who = f"process {job.get('launcher_pid')} on host {job.get('host')}"
+            raise LaunchError(f"{directory.path}: another launcher ({who}) runs a job there; end it, or name another --output")
+
+
+@contextlib.contextmanager
+def stopped_early() -> Iterator[None]:
+    """Within this context a signal of HEARD ends what the launcher prepares, child processes too: nothing is lost, EXIT_STOPPED."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(EXIT_STOPPED)
+
+    previous = {number: signal.signal(number, stop) for number in HEARD if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def run_ranks(words: Callable[[int], Sequence[str]], num_ranks: int, directory: Path, environment: Mapping[str, str] | None = None, **options: Any) -> int:
