@@ -1,9 +1,10 @@
 """Run a job's ranks of this host to their end: as the leader, or as a host that obeys the leader. The Python entry of the launch layer."""
 
 import asyncio
+import contextlib
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,23 @@ def run_ranks(words: Callable[[int], Sequence[str]], num_ranks: int, directory: 
     """
     places = [Place(rank, LOCAL_SERVER, rank) for rank in range(num_ranks)]
     return run_job(Job(words, places, JobDirectory(directory), LOCAL_SERVER, environment=environment or {}, **options))
+
+
+@contextlib.contextmanager
+def stopped_early() -> Iterator[None]:
+    """Until `run_job` hears the signals of a launcher, and after it, they end this process in order, with EXIT_STOPPED; Ctrl-C as ever."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(EXIT_STOPPED)
+
+    numbers = [number for number in HEARD if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 async def _lead(job: Job) -> int:

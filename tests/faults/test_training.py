@@ -57,6 +57,19 @@ def newest(output):
     return found.step if found else 0
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_STOPPED), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_launcher_that_ends_before_ranks_start_leaves_nothing(runs, tmp_path, number, code):
+    """While records are prepared for a run that names none."""
+    words = runs.words[: runs.words.index("--data")]
+    launch = ["-m", "pangu_ms", "launch", "--device", "cpu", "--num-ranks", "2", "train", *words, "--output", str(tmp_path / "run")]
+    job = Launch(launch, tmp_path / "run")
+    wait_for(lambda: job.process.poll() is not None or len(job.alive()) > 2 and (tmp_path / "run").exists())
+    job.process.send_signal(number)
+    began = time.monotonic()
+    assert job.finish().code == code and time.monotonic() - began < 5
+    assert "Traceback" not in job.stderr and not (tmp_path / "run/job").exists(), job.stderr
+
+
 def test_a_hang_and_a_death_are_recovered_from_bit_for_bit(runs, whole, tmp_path):
     faults = [fault(2, "step", "stubborn", 7), fault(1, "step", "sigkill", 13)]
     job = runs.start(tmp_path / "run", faults, "--max-restarts", "2", "--hang-timeout", "8").finish(400)
