@@ -3,9 +3,11 @@
 Commands   {"do": "start", "attempt", "resume", "scheduler"}, {"do": "signal", "name"}, {"do": "kill"}, {"do": "stacks", "ranks"}
 Messages   {"is": "beat", "rank", "pid", "phase", "step", ...}, {"is": "exit", "rank", "code", "time", "words" (last lines of its log)},
            {"is": "stacks", "rank", "path", "lines"}, {"is": "oom", "count"}, {"is": "cannot_start", "words"}
+           each with the "attempt" that its rank belongs to
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,11 +33,13 @@ class Host:
         self.job, self.terminal, self.tell = job, terminal, tell
         self.ranks: dict[int, RankProcess] = {}
         self._oom_kills = oom_kills()
+        self._attempt = 0
 
     def do(self, command: Message) -> None:
         """Obey the leader."""
         kind = command["do"]
         if kind == "start":
+            self._attempt = command["attempt"]
             self._start(command["resume"], command["scheduler"] and tuple(command["scheduler"]))
         elif kind == "signal":
             for process in self.ranks.values():
@@ -58,25 +62,30 @@ class Host:
 
     def _start(self, resume: bool, scheduler: tuple[str, int] | None) -> None:
         self._oom_kills = oom_kills()
+        heard = functools.partial(self._heard, self._attempt)
         for place in self.job.local:
             words, variables = self.job.rank_words(place.rank, resume), self.job.variables(place, scheduler)
             try:
-                self.ranks[place.rank] = RankProcess(place.rank, words, variables, self.job.log_dir(place.rank), self.terminal, self._heard)
+                self.ranks[place.rank] = RankProcess(place.rank, words, variables, self.job.log_dir(place.rank), self.terminal, heard)
             except OSError as error:
-                self.tell({"is": "exit", "rank": place.rank, "code": 1, "time": time.time(), "words": [f"could not be started: {error}"]})
+                words = [f"could not be started: {error}"]
+                self.tell({"is": "exit", "rank": place.rank, "attempt": self._attempt, "code": 1, "time": time.time(), "words": words})
 
-    def _heard(self, message: Message) -> None:
+    def _heard(self, attempt: int, message: Message) -> None:
+        message["attempt"] = attempt
         if message["is"] == "exit":
             message["words"] = last_lines(self.job.directory.rank_log(message["rank"]))
             message["oom"] = message["code"] == -9 and oom_kills() > self._oom_kills
         self.tell(message)
 
     async def _stacks(self, processes: list[RankProcess]) -> None:
+        attempt = self._attempt
         for process in processes:
             process.dump_stacks()
         await asyncio.sleep(STACKS_S)
         for process in processes:
-            self.tell({"is": "stacks", "rank": process.number, "path": str(process.stacks), "lines": last_lines(process.stacks, MAX_STACK_LINES)})
+            lines = last_lines(process.stacks, MAX_STACK_LINES)
+            self.tell({"is": "stacks", "rank": process.number, "attempt": attempt, "path": str(process.stacks), "lines": lines})
 
 
 def place_of(job: Job, number: int) -> Place:

@@ -209,6 +209,8 @@ class Leader:
 
     def _take(self, message: Message) -> None:
         kind, now = message["is"], time.monotonic()
+        if message.get("attempt", self.attempt) != self.attempt:
+            return  # of ranks that a slow host has ended late
         if kind == "beat":
             self.states[message["rank"]].hear(message, now)
             if "saved" in message:
