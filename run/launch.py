@@ -69,21 +69,6 @@ def require_alone(directory: JobDirectory) -> None:
             raise LaunchError(f"{directory.path}: another launcher ({who}) runs a job there; end it, or name another --output")
 
 
-@contextlib.contextmanager
-def stopped_early() -> Iterator[None]:
-    """Within this context a signal of HEARD ends what the launcher prepares, child processes too: nothing is lost, EXIT_STOPPED."""
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(EXIT_STOPPED)
-
-    previous = {number: signal.signal(number, stop) for number in HEARD if signal.getsignal(number) != signal.SIG_IGN}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def run_ranks(words: Callable[[int], Sequence[str]], num_ranks: int, directory: Path, environment: Mapping[str, str] | None = None, **options: Any) -> int:
     """Run processes of this machine under MindSpore's scheduler, as `run_job` does.
 
@@ -95,6 +80,23 @@ def run_ranks(words: Callable[[int], Sequence[str]], num_ranks: int, directory: 
     """
     places = [Place(rank, LOCAL_SERVER, rank) for rank in range(num_ranks)]
     return run_job(Job(words, places, JobDirectory(directory), LOCAL_SERVER, environment=environment or {}, **options))
+
+
+@contextlib.contextmanager
+def stopped_early() -> Iterator[None]:
+    """Until `run_job` hears the signals of a launcher, and after it, they end this process in order, with EXIT_STOPPED; Ctrl-C as ever."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(EXIT_STOPPED)
+
+    numbers = [number for number in HEARD if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 async def _lead(job: Job) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 MAX_BYTES, KEEP = 64 << 20, 10
 SHOWN_LINES, TAIL_BYTES = 12, 64 << 10
-CRASH = "Fatal Python error"
+CRASH = re.compile(r"Fatal Python error: (Segmentation fault|Aborted|Bus error|Illegal instruction|Floating)")
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 
@@ -55,5 +55,5 @@ def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
         text = ""
     lines = [_ESCAPES.sub("", line).rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
     lines = [line for line in lines if line.strip()]
-    crash = next((place for place, line in enumerate(lines) if line.startswith(CRASH)), -count)  # its stack begins with the innermost call
+    crash = next((place for place, line in enumerate(lines) if CRASH.match(line)), -count)  # its stack begins with the innermost call
     return lines[crash:][:count] or ["(nothing)"]

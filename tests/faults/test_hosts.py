@@ -112,6 +112,13 @@ def test_a_death_on_one_host_restarts_both(tmp_path):
     pair.a.require_records()
 
 
+def test_what_a_slow_host_tells_of_an_attempt_does_not_count_in_the_next_one(tmp_path):
+    faults = [fault(2, "step", "launcher_still", 7, seconds=5), fault(0, "step", "sleep", 7, seconds=0.5), fault(0, "step", "exit", 7)]
+    pair = Pair(tmp_path / "run", faults, max_restarts=1, limits={"grace_s": 0.1}).both()
+    assert pair.finish() == (0, 0), pair.a.stderr
+    assert [event["rank"] for event in pair.a.events("failure")] == [0] and checkpoints(pair.output)[10] == expected(WORLD, 10)
+
+
 @pytest.mark.parametrize("deed", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_host_that_is_lost_ends_the_job(tmp_path, deed):
     """A launcher that is killed, and one whose machine stands still: signs of life have to be missed."""
