@@ -57,8 +57,14 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part."""
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+    """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: the file; directories above it are made.
+        content: all of it.
+        durable: flush it to disk; without, a power cut may lose or empty it: for what is written anew every second.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with writing(path):
@@ -66,10 +72,12 @@ def write_bytes(path: Path, content: bytes) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
-            sync_path(path.parent)
+            if durable:
+                sync_path(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -1,15 +1,16 @@
 """OUTPUT/job: what a launcher writes of a job, and what `pangu status`, `pangu logs` and people read.
 
-    job.json             id, time of start, command, world, hosts, versions, environment (secrets masked), ...
+    job.json             of the last launch here: id, time of start, command, world, hosts, versions, environment (secrets masked), ...
     config.yaml          the resolved configuration
     rank_table.json      the rank table as used, where there is one
-    events.jsonl         one line per event: {"time", "event", "attempt", ...}; see EVENTS
+    events.jsonl         one line per event of all launches here: {"time", "id" (of the launch), "event", "attempt", ...}; see EVENTS
     status.json          state of every rank, replaced every STATUS_S seconds
     logs/rank_N/output.log (.1, .2, ...)   what rank N wrote, rotated; stacks.log where they were dumped; ascend/ CANN's own logs
     logs/scheduler/output.log              MindSpore's scheduler
 """
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,8 @@ class JobDirectory:
 
     def __init__(self, path: Path):
         self.path = path
+        self._launch: str | None = None
+        self._events, self._read = [], 0
 
     @classmethod
     def find(cls, where: Path | str) -> "JobDirectory":
@@ -58,7 +61,14 @@ class JobDirectory:
         return self.logs / f"rank_{rank}" / "output.log"
 
     def write_job(self, description: Mapping[str, Any]) -> None:
-        """What is known before ranks start: job.json, with "config" (YAML text) and "rank_table" in files of their own where they are given."""
+        """What is known before ranks start: job.json, with "config" (YAML text) and "rank_table" in files of their own where they are given.
+
+        Nothing of an earlier launch is left but its events and its logs. Later events are of the launch with the "id" that is given here.
+        """
+        self._launch = description.get("id")
+        with files.writing(self.path):
+            for name in ("status.json", "config.yaml", "rank_table.json"):
+                (self.path / name).unlink(missing_ok=True)
         apart = {"config", "rank_table"}
         files.write_json(self.path / "job.json", {key: value for key, value in description.items() if key not in apart})
         if config := description.get("config"):
@@ -70,7 +80,7 @@ class JobDirectory:
     def write_event(self, event: str, attempt: int, **facts: Any) -> None:
         """Append an event."""
         assert event in EVENTS, event
-        self._append(json.dumps({"time": time.time(), "event": event, "attempt": attempt, **facts}, ensure_ascii=False) + "\n")
+        self._append(json.dumps({"time": time.time(), "id": self._launch, "event": event, "attempt": attempt, **facts}, ensure_ascii=False) + "\n")
 
     def _append(self, line: str) -> None:
         with files.writing(self.path), open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
@@ -78,8 +88,9 @@ class JobDirectory:
 
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace the status: {"time", "attempt", "state", "exit_code", "ranks": [{"rank", "host", "device", "pid", "state", "phase", "step",
-        "tokens_per_second", "beat" (time of the last heartbeat, s), "exit_code"}]}; what is not known is None."""
-        files.write_json(self.path / "status.json", status)
+        "tokens_per_second", "beat" (time of the last heartbeat on its host's clock, s), "silent_s" (since it came, on the leader's), "exit_code"}]};
+        what is not known is None. It is written whole, but not flushed to disk: the next one comes soon."""
+        files.write_bytes(self.path / "status.json", json.dumps(status, ensure_ascii=False).encode(), durable=False)
 
     def job(self) -> dict[str, Any]:
         """Content of job.json."""
@@ -90,15 +101,38 @@ class JobDirectory:
         path = self.path / "status.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def events(self) -> list[dict[str, Any]]:
-        """All events; a line that a killed launcher left unfinished, or that one is writing, is left out."""
+    def began(self) -> float:
+        """What was written before this time, and to be told by a file's own, is not of the last launch.
+
+        The file system's clock may be another than the launcher's, and in a copied directory all files are new: the earlier time counts.
+        """
+        return min(self.job().get("time", 0.0), (self.path / "job.json").stat().st_mtime)
+
+    def events(self, launch: str | None = None) -> list[dict[str, Any]]:
+        """Events so far; one object reads each but once. A line that a killed launcher left unfinished, or that one is writing, is left out.
+
+        Args:
+            launch: "id" of job.json, for the events of that launch alone; None for those of all launches here.
+        """
+        self._read_on()
+        return [event for event in self._events if launch is None or event.get("id") == launch]
+
+    def _read_on(self) -> None:
         path = self.path / "events.jsonl"
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-        return [event for event in map(_whole, filter(None, lines)) if event]
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size < self._read:  # another directory is there now
+                self._events, self._read = [], 0
+            file.seek(self._read)
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read += len(whole)
+        self._events += filter(None, map(_parsed, whole.split(b"\n")))
 
 
-def _whole(line: str) -> dict[str, Any] | None:
+def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
+        return json.loads(line.decode(errors="replace")) if line else None
     except json.JSONDecodeError:
         return None

@@ -18,7 +18,7 @@ from run.arguments import LEAST_S, MOST_S, PORTS, host_names, require_between
 from run.errors import LaunchError
 from run.job import Job, Limits, Place
 from run.job_directory import NAME, JobDirectory
-from run.launch import LOCAL_SERVER, run_job
+from run.launch import LOCAL_SERVER, run_job, stopped_early
 from run.program import Program, describe, placement
 from run.rank_table import Device, RankTable, Server, wait_completed
 from run.rank_table.rules import address
@@ -46,6 +46,12 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     if {"-h", "--help"} & set(args.words):
         return subprocess.call([sys.executable, "-m", "pangu_ms", args.verb, "--help"])
+    with stopped_early():
+        return launch(args)
+
+
+def launch(args: argparse.Namespace) -> int:
+    """Find this host's part of the job, and run it."""
     options = program_options(args)
     table, here = cluster(args, placement(args.words, *options))
     leads = here == 0 and not args.dry_run  # the first host prepares records, and checks the directory

@@ -9,7 +9,7 @@ from typing import Any
 
 from run.ascend_errors import CODE_PATTERN, Explanation, codes_of, explain
 from run.job_directory import JobDirectory
-from run.log_lines import BLOCK, bounded, clean, rotated
+from run.log_lines import BLOCK, bounded, clean, rotated, written_since
 
 SCHEDULER = "scheduler"
 MAX_TEXT, MAX_DISTINCT, MESSAGE_LINES = 600, 2000, 8
@@ -166,12 +166,12 @@ def _time(text: str) -> float | None:
 
 
 def logs_of(directory: JobDirectory) -> list[tuple[int | str, list[Path]]]:
-    """(rank or "scheduler", files of its logs, oldest first) of all that has logs."""
-    logs = []
+    """(rank or "scheduler", files of its logs of the last launch, oldest first) of all that has logs."""
+    logs, began = [], directory.began()
     for path in directory.logs.glob("*"):
         owner = SCHEDULER if path.name == SCHEDULER else int(path.name[5:]) if re.fullmatch(r"rank_\d+", path.name) else None
         if owner is not None:
-            logs.append((owner, [*sorted(path.glob("ascend/**/*.log")), *rotated(path / "output.log")]))
+            logs.append((owner, [*written_since(sorted(path.glob("ascend/**/*.log")), began), *rotated(path / "output.log", began)]))
     return sorted(logs, key=lambda pair: (isinstance(pair[0], str), pair[0]))
 
 

@@ -1,9 +1,10 @@
 """Reading logs that may be large, rotated, cut off or no text: never a whole file in memory."""
 
+import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,10 +16,21 @@ CUT = " ...[cut]"
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
-def rotated(log: Path) -> list[Path]:
-    """The files of a log that exist, oldest first: log.2, log.1, log."""
+def rotated(log: Path, since: float = 0.0) -> list[Path]:
+    """The files of a log that exist and were written to after a time, oldest first: log.2, log.1, log."""
     numbers = sorted((int(path.suffix[1:]) for path in log.parent.glob(f"{log.name}.*") if path.suffix[1:].isdigit()), reverse=True)
-    return [log.with_name(f"{log.name}.{number}") for number in numbers] + ([log] if log.is_file() else [])
+    files = [log.with_name(f"{log.name}.{number}") for number in numbers] + ([log] if log.is_file() else [])
+    return written_since(files, since) if since else files
+
+
+def written_since(files: Iterable[Path], since: float) -> list[Path]:
+    """Those of the files that were last written to after a time."""
+    found = []
+    for path in files:
+        with contextlib.suppress(FileNotFoundError):  # renamed since its name was looked up
+            if path.stat().st_mtime >= since:
+                found.append(path)
+    return found
 
 
 def clean(line: bytes) -> str:
@@ -43,10 +55,10 @@ def lines_of(file: BinaryIO) -> Iterator[bytes]:
         yield rest
 
 
-def tail(log: Path, count: int) -> list[str]:
-    """The last `count` lines of a log and, where it is shorter, of the files that it was rotated to."""
+def tail(log: Path, count: int, since: float = 0.0) -> list[str]:
+    """The last `count` lines of a log and, where it is shorter, of the files that it was rotated to after a time."""
     lines: list[str] = []
-    for path in reversed(rotated(log)):
+    for path in reversed(rotated(log, since)):
         if len(lines) >= count:
             break
         with open(path, "rb") as file:

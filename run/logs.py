@@ -4,10 +4,11 @@ import os
 import re
 from pathlib import Path
 
+from run.log_lines import clean, lines_of
+
 MAX_BYTES, KEEP = 64 << 20, 10
 SHOWN_LINES, TAIL_BYTES = 12, 64 << 10
-CRASH = "Fatal Python error"
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+CRASH = re.compile(r"Fatal Python error: (Segmentation fault|Aborted|Bus error|Illegal instruction|Floating)")
 
 
 class RotatingLog:
@@ -46,14 +47,15 @@ class RotatingLog:
 
 
 def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
-    """The last lines that are not empty, without a terminal's colours and the earlier states of a progress bar; "(nothing)" where there are none."""
+    """The last lines of one file that are not empty, as `log_lines.clean` has them; "(nothing)" where there are none.
+
+    Where Python itself crashed: from its first word on, as the innermost call follows it.
+    """
     try:
         with open(path, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            text = file.read().decode(errors="replace")
+            lines = [line for line in map(clean, lines_of(file)) if line]
     except FileNotFoundError:
-        text = ""
-    lines = [_ESCAPES.sub("", line).rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
-    lines = [line for line in lines if line.strip()]
-    crash = next((place for place, line in enumerate(lines) if line.startswith(CRASH)), -count)  # its stack begins with the innermost call
+        lines = []
+    crash = next((place for place, line in enumerate(lines) if CRASH.match(line)), -count)
     return lines[crash:][:count] or ["(nothing)"]

@@ -47,10 +47,11 @@ def show_log(directory: JobDirectory, rank: str | None, count: int, following: b
     """Print the last lines of a log, and with `following` those that come; returns the exit code."""
     failure = first_failure(directory)
     owner = rank if rank is not None else str((failure or {}).get("rank") or 0)
-    log = _log(directory, owner)
-    if not following and not rotated(log):
+    log, began = _log(directory, owner), directory.began()
+    written = rotated(log, began)
+    if not following and not written:
         raise LaunchError(f"{log}: is not there; {owner if owner == SCHEDULER else 'rank ' + owner} wrote nothing or runs on another disk; see `pangu status`")
-    lines = follow(log, lambda: is_over(directory), count) if following else tail(log, count)
+    lines = follow(log, lambda: is_over(directory), count if written else 0) if following else tail(log, count, began)
     if as_json:
         print(json.dumps({"rank": owner if owner == SCHEDULER else int(owner), "log": str(log), "lines": lines}, ensure_ascii=False))
         return 0
@@ -72,7 +73,8 @@ def _log(directory: JobDirectory, owner: str) -> Path:
 
 def first_failure(directory: JobDirectory) -> dict[str, Any] | None:
     """The event of the first failure in the last attempt that has one."""
-    failures = [event for event in read_json(directory, "events.jsonl") if event["event"] == "failure"]
+    events = directory.events(read_json(directory, "job.json").get("id"))
+    failures = [event for event in events if event["event"] == "failure"]
     return next((event for event in failures if event["attempt"] == failures[-1]["attempt"]), None)
 
 

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 PACKAGES = ("pangu-ms", "mindspore", "mindformers", "numpy")
-SECRET = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|_KEY\b|APIKEY|_AK\b|_SK\b", re.IGNORECASE)
+SECRET = re.compile(r"PASS|PWD|AUTH|SECRET|TOKEN|CREDENTIAL|KEY|(?:^|_)[AS]K(?:_|$)", re.IGNORECASE)
+LOGIN = re.compile(r"//[^/\s]*@")
+"""USER:PASSWORD@ in an address; up to the last @, since a password may have one, too."""
 MASK = "(not written down)"
 
 
@@ -27,11 +29,20 @@ def versions() -> dict[str, str | None]:
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Environment variables in order; those whose name tells of a secret are masked."""
-    return {name: MASK if SECRET.search(name) else variables[name] for name in sorted(variables)}
+    """Environment variables in order; values whose name tells of a secret are masked, and logins in addresses."""
+    return {_text(name): MASK if SECRET.search(name) else _public(variables[name]) for name in sorted(variables)}
+
+
+def _public(words: str) -> str:
+    return LOGIN.sub("//***@", _text(words))
+
+
+def _text(words: str) -> str:
+    return words.encode(errors="replace").decode()  # a variable or a word may hold bytes that are no UTF-8, which JSON cannot
 
 
 def description(identity: str) -> dict[str, Any]:
     """Who, where, with what."""
-    own = {"id": identity, "time": time.time(), "command": sys.argv, "directory": os.getcwd(), "host": socket.gethostname(), "launcher_pid": os.getpid()}
+    own = {"id": identity, "time": time.time(), "host": socket.gethostname(), "launcher_pid": os.getpid()}
+    own |= {"command": [_public(word) for word in sys.argv], "directory": _text(os.getcwd())}
     return own | {"versions": versions(), "environment": environment()}

@@ -7,22 +7,28 @@ import socket
 import time
 from pathlib import Path
 
+from run.aside import Aside
 from run.errors import LaunchError
 from run.job import Job
 from run.logs import last_lines
 from run.orphans import JOB
-from run.process import RankProcess
-from run.terminal import Terminal
+from run.process import RankProcess, Tell
 
 LOCAL = "127.0.0.1"
+DEAF = "import signal; [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]; "
+"""A signal to a whole job is for its ranks: they still need the scheduler while they save."""
 PROGRAM = "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"  # returns when all ranks have left; needs no device of its own
 START_S, POLL_S, TRIES = 120.0, 0.05, 3
 NUMBER = -1
 _LISTEN = "0A"  # state in /proc/net/tcp
 
 
-async def start(job: Job) -> tuple[str, int]:
+async def start(job: Job, disk: Aside, tell: Tell) -> tuple[str, int]:
     """Start it and wait until it listens, since a rank that comes first may wait half a minute before it tries again; returns its address.
+
+    Args:
+        disk: writes its log.
+        tell: called with {"is": "exit", "code", ...} when it ends.
 
     Raises:
         LaunchError: the port is taken, or the scheduler ended.
@@ -33,7 +39,7 @@ async def start(job: Job) -> tuple[str, int]:
         require_free(host, port)
         variables = os.environ | dict(job.environment) | {"MS_ROLE": "MS_SCHED", "MS_SCHED_HOST": host, "MS_SCHED_PORT": str(port)}
         variables |= {"MS_WORKER_NUM": str(job.world), JOB: job.identity}
-        process = RankProcess(NUMBER, ["-c", PROGRAM], variables, log_dir, Terminal(None), lambda message: None)
+        process = RankProcess(NUMBER, ["-c", DEAF + PROGRAM], variables, log_dir, None, disk, tell)
         if await _listens(process, port):
             return host, port
         process.kill()

@@ -8,8 +8,9 @@ from typing import Any
 
 from run.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
 
-GONE_S = 10.0
-"""A launcher writes its status every second; one that has not for so long is gone."""
+GONE_S, FAR_GONE_S = 10.0, 90.0
+"""A launcher writes its status every second; one of this host that has not for so long is gone or stuck. Of another host later: its clock may
+differ by some seconds, and a shared file system may show what was a minute ago (NFS keeps attributes for up to 60 s, acregmax)."""
 SILENT_S = 30.0
 MAX_ROWS, MAX_ODD = 32, 16
 """More ranks than MAX_ROWS are grouped; of them up to MAX_ODD that stand out are shown one by one."""
@@ -82,7 +83,7 @@ def job_status(
     Args:
         status: content of status.json; None before the first one.
         now: seconds since the epoch.
-        launcher_lives: None where that cannot be seen from this host.
+        launcher_lives: whether its process is seen; None where it is on another host.
     """
     written = status["time"] if status else job.get("time")
     age = None if written is None else max(0.0, now - written)
@@ -91,7 +92,9 @@ def job_status(
     of_attempt = [event for event in events if event["attempt"] == status["attempt"]]
     steps = [event for event in of_attempt if event["event"] == "step"]
     failures = [event for event in of_attempt if event["event"] == "failure"]
-    ranks = ranks_of(status["ranks"], written if state in ("ended", GONE) else now, [event.get("rank") for event in failures])
+    over = state in ("ended", GONE)
+    since = 0.0 if over or launcher_lives is None or age is None else age
+    ranks = ranks_of(status["ranks"], written if over else now, [event.get("rank") for event in failures], since)
     step = max([rank.step for rank in ranks if rank.step is not None] + [event["step"] for event in steps[-1:]], default=None)
     speeds = [event.get("tokens_per_second") for event in steps[-1:]] + [rank.tokens_per_second for rank in ranks]
     checkpoints = [event for event in events if event["event"] == "checkpoint"]
@@ -110,10 +113,9 @@ def job_status(
 def _state(state: str, age: float | None, launcher_lives: bool | None) -> str:
     if state == "ended":
         return state
-    silent = age is not None and age > GONE_S
-    if launcher_lives is False or (silent and launcher_lives is None):
-        return GONE
-    return STUCK if silent else state
+    if age is None or age <= (FAR_GONE_S if launcher_lives is None else GONE_S):
+        return state
+    return STUCK if launcher_lives else GONE
 
 
 def _slow(event: dict[str, Any]) -> dict[str, Any]:
@@ -129,22 +131,30 @@ def _eta(steps: Sequence[dict[str, Any]], step: int | None, total: int | None) -
     return max(0, total - step) * seconds / done if done > 0 else None
 
 
-def ranks_of(entries: Sequence[dict[str, Any]], now: float | None, failed: Sequence[int | None] = ()) -> list[Rank]:
+def ranks_of(entries: Sequence[dict[str, Any]], now: float | None, failed: Sequence[int | None] = (), since: float = 0.0) -> list[Rank]:
     """The ranks of a status, with what stands out noted.
 
     Args:
-        now: the time up to which silence is counted.
+        now: the time up to which silence is counted where the status has only the rank's own time of its last heartbeat.
         failed: ranks of failure events: those that were killed after them did not fail.
+        since: seconds since the leader told how long each rank was silent, as far as this host's clock can tell.
     """
     running = collections.Counter(entry["step"] for entry in entries if entry.get("step") is not None)
     usual = max(running, key=lambda step: (running[step], step), default=None)
-    return [_rank(entry, usual, now, failed) for entry in sorted(entries, key=lambda entry: entry["rank"])]
+    return [_rank(entry, usual, _silence(entry, now, since), failed) for entry in sorted(entries, key=lambda entry: entry["rank"])]
 
 
-def _rank(entry: dict[str, Any], usual: int | None, now: float | None, failed: Sequence[int | None]) -> Rank:
-    get, ended = entry.get, entry["state"] == "ended"
-    beat, step, code = get("beat"), get("step"), get("exit_code")
-    silence = None if beat is None or now is None or ended else max(0.0, now - beat)
+def _silence(entry: dict[str, Any], now: float | None, since: float) -> float | None:
+    if entry["state"] == "ended":
+        return None
+    if entry.get("silent_s") is not None:
+        return entry["silent_s"] + since
+    beat = entry.get("beat")
+    return None if beat is None or now is None else max(0.0, now - beat)
+
+
+def _rank(entry: dict[str, Any], usual: int | None, silence: float | None, failed: Sequence[int | None]) -> Rank:
+    get, step, code = entry.get, entry.get("step"), entry.get("exit_code")
     stopped = bool(failed) and code in KILLED and entry["rank"] not in failed
     facts = {
         FAILED: code not in (None, 0, EXIT_STOPPED, EXIT_PEER_LOST) and not stopped,

@@ -4,12 +4,12 @@ import argparse
 import dataclasses
 import json
 import shutil
-import socket
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from run import this_host
 from run.ascend_errors import explain
 from run.errors import LaunchError
 from run.job_directory import JobDirectory
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     if plot:
         from run.status_plot import draw
 
-        draw(directory.path, observe(directory), read_json(directory, "events.jsonl"), plot)
+        draw(directory.path, observe(directory), directory.events(read_json(directory, "job.json").get("id")), plot)
         print(f"{plot}: written", file=sys.stderr)
     return 0 if last.well else 1
 
@@ -79,7 +79,7 @@ def _fitting(lines: list[str], height: int) -> list[str]:
 def observe(directory: JobDirectory) -> JobStatus:
     """The job as it is now."""
     job = read_json(directory, "job.json")
-    status, events = read_json(directory, "status.json"), read_json(directory, "events.jsonl")
+    status, events = read_json(directory, "status.json"), directory.events(job.get("id"))
     return job_status(job, status, events, time.time(), launcher_lives(job), total_steps(directory, job))
 
 
@@ -90,12 +90,12 @@ def is_over(directory: JobDirectory) -> bool:
 
 
 def read_json(directory: JobDirectory, name: str) -> Any:
-    """Content of job.json, status.json or events.jsonl.
+    """Content of job.json or status.json.
 
     Raises:
         LaunchError: it is damaged.
     """
-    read = {"job.json": directory.job, "status.json": directory.status, "events.jsonl": directory.events}[name]
+    read = {"job.json": directory.job, "status.json": directory.status}[name]
     try:
         return read()
     except ValueError as error:  # no JSON, or no UTF-8
@@ -119,28 +119,20 @@ def total_steps(directory: JobDirectory, job: dict[str, Any]) -> int | None:
 
 
 def launcher_lives(job: dict[str, Any]) -> bool | None:
-    """Whether the leading launcher's process lives; None where it is on another host, or not known."""
-    pid, hosts = job.get("launcher_pid"), job.get("hosts") or []
-    first = hosts[0] if hosts else None
-    name = first.get("host") if isinstance(first, dict) else first
-    if pid is None or name is None or not _is_this_host(str(name)):
+    """Whether the leading launcher's process is among those of this host; None where it is on another host.
+
+    A container may have its host's name and not see its processes: only of a launcher that is silent does this say something.
+    """
+    if job.get("launcher_pid") is None or job.get("host") not in this_host.names():
         return None
     import psutil
 
     try:
-        process = psutil.Process(pid)
+        process = psutil.Process(job["launcher_pid"])
         begun_before = job.get("time") is None or process.create_time() <= job["time"] + CLOCK_S  # else another process has its number
         return begun_before and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _is_this_host(name: str) -> bool:
-    if name in ("localhost", socket.gethostname(), socket.gethostname().split(".")[0]) or name.startswith("127."):
-        return True
-    import psutil
-
-    return any(address.address == name for addresses in psutil.net_if_addrs().values() for address in addresses)
 
 
 def in_words(status: JobStatus) -> list[str]:

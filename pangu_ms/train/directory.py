@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pangu_ms.config.load import load_config
+from pangu_ms.errors import ConfigError, OutputError
 from run import files, job_directory
 
 OWN_DATA = "data"  # records that `pangu train` prepared itself
@@ -18,6 +19,19 @@ def require_own(output: Path, resume: bool = False) -> None:
     """
     allowed = OWN_NAMES if resume else BEFORE_A_RUN
     if not output.is_dir() or {path.name for path in output.iterdir()} - allowed:
+        if not resume and _began_a_run(output):
+            raise OutputError(f"{output}: holds a run without a checkpoint; add --resume to begin it again, or name a new --output")
         files.require_free(output)
     if resume and (output / "config.yaml").exists():
         load_config(str(output / "config.yaml"))  # it is about to be replaced: it must be a run's
+
+
+def _began_a_run(output: Path) -> bool:
+    """Whether there is a run that has saved nothing yet, and nothing else: what `--resume` begins again."""
+    if not (output / "config.yaml").is_file() or {path.name for path in output.iterdir()} - OWN_NAMES or any(output.glob("checkpoints/*")):
+        return False
+    try:
+        load_config(str(output / "config.yaml"))
+    except ConfigError:
+        return False
+    return True

@@ -14,6 +14,7 @@ from run.cli import main
 from run.job_directory import JobDirectory
 from run.log_errors import distinct_errors, errors_in, normal
 from run.log_lines import MAX_LINE, follow, tail
+from run.logs import last_lines
 
 GLOG = "[ERROR] {}({},7f720d60cb80,python):2026-11-21-12:07:{:02d}.879.003 [{}:{}] Func] {}"
 TRACEBACK = """Traceback (most recent call last):
@@ -55,7 +56,8 @@ def test_one_fault_of_many_ranks_is_one_error_and_the_first_cause_comes_first(jo
         put(job, rank, f"step 1\n{waits}\n" + (own if rank != 17 else TRACEBACK + "ValueError: row 5: token 70000 is outside the vocabulary\n"))
     lost = "The node: 17 is timed out. It may exit with exception, please check this node's log."
     put(job, "scheduler", GLOG.format("DISTRIBUTED", 1, 59, "meta_server_node.cc", 3, lost) + "\n")
-    job.write_event("failure", 0, kind="exit", summary="rank 17 failed in phase step", rank=17, host="h", code=1, step=3, phase="step", words=["ValueError: row 5: token 70000 is outside the vocabulary"], log="")
+    facts = {"host": "h", "code": 1, "step": 3, "phase": "step", "log": "", "words": ["ValueError: row 5: token 70000 is outside the vocabulary"]}
+    job.write_event("failure", 0, kind="exit", summary="rank 17 failed in phase step", rank=17, **facts)
     job.write_event("failure", 0, rank=2, host="h", code=1, step=3, phase="step", words=["RuntimeError: EI0006"], log="")
     seen = found(job, capsys)
     assert seen["cause"]["rank"] == 17
@@ -73,7 +75,8 @@ def test_one_fault_of_many_ranks_is_one_error_and_the_first_cause_comes_first(jo
 def test_errors_are_ordered_by_the_time_in_the_line_else_by_the_files(job, capsys):
     put(job, 0, GLOG.format("ME", 1, 30, "a.py", 1, "second") + "\n")
     put(job, 1, GLOG.format("ME", 1, 10, "a.py", 1, "first") + "\n" + GLOG.format("ME", 1, 40, "a.py", 1, "second") + "\n")
-    os.utime(put(job, 2, "ValueError: oldest file\n"), (1000, 1000))
+    for path in (put(job, 2, "ValueError: oldest file\n"), job.path / "job.json"):
+        os.utime(path, (1000, 1000))
     put(job, 3, "ValueError: newest file\n")
     assert [error["text"].split()[-1] for error in found(job, capsys)["errors"]] == ["file", "first", "second", "file"]
     assert [error["count"] for error in found(job, capsys)["errors"]] == [1, 1, 2, 1]
@@ -109,6 +112,39 @@ def test_cann_logs_rotated_files_and_different_codes(job, capsys):
     put(job, 1, "OSError: [Errno 28] No space left on device: '/data/rank_1/a'\n", "output.log.1")
     seen = {error["explanation"]["code"]: error["count"] for error in found(job, capsys)["errors"]}
     assert seen == {"507014": 1, "507035": 1, "disk full": 2}
+
+
+def test_logs_and_failures_of_an_earlier_launch_are_left_out(job, capsys):
+    job.write_event("failure", 0, rank=3, code=1, words=["ValueError: old"], kind="exit", summary="rank 3 failed")
+    put(job, 0, "new 1\nRuntimeError: new\n")
+    for log in (put(job, 0, "old\nValueError: old\n", "output.log.1"), put(job, 0, "EI0006: old\n", "ascend/plog.log"), put(job, 3, "ValueError: old\n")):
+        os.utime(log, (time.time() - 60, time.time() - 60))
+    job.write_job({"id": "y", "world": 2048, "time": time.time() - 30})
+    seen = found(job, capsys)
+    assert seen["cause"] is None and [error["text"] for error in seen["errors"]] == ["RuntimeError: new"]
+    assert main(["logs", str(job.path)]) == 0  # of rank 0: that rank 3 failed is long ago
+    assert capsys.readouterr().out == "new 1\nRuntimeError: new\n"
+    assert main(["logs", str(job.path), "--rank", "3"]) == 2 and "is not there" in capsys.readouterr().err
+
+
+def test_logs_of_this_launch_are_not_left_out_where_clocks_differ(job, capsys):
+    """The launcher's clock is an hour ahead of the file system's; the directory was copied, job.json last."""
+    log = put(job, 0, "RuntimeError: new\n")
+    for ahead, copied in ((3600, 0), (-10, 100)):
+        job.write_job({"id": "y", "time": time.time() + ahead})
+        os.utime(job.path / "job.json", (log.stat().st_mtime + copied,) * 2)
+        assert len(found(job, capsys)["errors"]) == 1
+
+
+def test_last_words_of_a_rank_are_its_last_lines_as_pangu_logs_shows_them(tmp_path):
+    log = tmp_path / "output.log"
+    log.write_bytes(b"x" * (1 << 20) + b"\n" + b"".join(b"line %d\n\n" % number for number in range(40)) + b"\x1b[31mred\x1b[0m\r\n 10%\r 20%\r\nend")
+    assert last_lines(log, 4) == ["line 39", "red", " 20%", "end"] == [line for line in tail(log, 6) if line][-4:]
+    assert len(last_lines(log)) == 12 and last_lines(tmp_path / "none") == ["(nothing)"]
+    log.write_text("before\nFatal Python error: Segmentation fault\n\n" + "".join(f"  File {number}\n" for number in range(40)))
+    assert last_lines(log, 3) == ["Fatal Python error: Segmentation fault", "  File 0", "  File 1"]
+    log.write_text("\n \r\n")
+    assert last_lines(log) == ["(nothing)"]
 
 
 def test_junk_huge_lines_cut_files_and_unreadable_places_are_survived(job, capsys):

@@ -22,6 +22,10 @@ def rank(number, step=120, **facts):
     return {**entry, "tokens_per_second": None, "beat": time.time(), "exit_code": None, **facts}
 
 
+HERE = {"host": socket.gethostname(), "launcher_pid": os.getpid()}
+"""Facts of a launcher that lives on this host."""
+
+
 def write(path, ranks, state="running", age=0.0, config="train:\n  steps: 1000\n", exit_code=None, **job):
     """A job directory as a launcher leaves it; `age` is how long ago it wrote its status."""
     directory = JobDirectory(path / "job")
@@ -58,17 +62,19 @@ def test_header_says_speed_remaining_time_checkpoint_and_slow_ranks():
 
 
 def test_exit_code_and_words_of_jobs_that_run_end_fail_and_vanish(tmp_path, capsys):
-    here, dead = socket.gethostname(), subprocess.Popen(["true"])
+    dead = subprocess.Popen(["true"])
     dead.wait()
-    lives = {"hosts": [here], "launcher_pid": os.getpid(), "time": time.time()}
+    lives, far = {**HERE, "time": time.time()}, {**HERE, "host": "far-away", "hosts": ["localhost"]}
     for name, options, code, words in (
         ("runs", lives, 0, "running"),
         ("complete", {"state": "ended", "exit_code": 0, "age": 9000}, 0, "ended, exit code 0"),
         ("stopped", {"state": "ended", "exit_code": EXIT_STOPPED, "age": 9000}, 0, "exit code 75"),
         ("failed", {"state": "ended", "exit_code": 1, "age": 9000}, 1, "exit code 1"),
-        ("other_host", {"hosts": ["far-away"], "launcher_pid": os.getpid(), "age": 60}, 1, "launcher gone since"),
-        ("killed", {"hosts": [here], "launcher_pid": dead.pid, "age": 1}, 1, "launcher gone since"),
-        ("pid_of_another", {"hosts": [here], "launcher_pid": os.getpid(), "time": 1000.0, "age": 1}, 1, "launcher gone since"),
+        ("other_host_s_late_clock", {**far, "age": 80}, 0, "running"),
+        ("other_host", {**far, "age": 100}, 1, "launcher gone since"),
+        ("host_of_this_container", {**HERE, "launcher_pid": dead.pid, "age": 5}, 0, "running"),
+        ("killed", {**HERE, "launcher_pid": dead.pid, "age": 15}, 1, "launcher gone since"),
+        ("pid_of_another", {**HERE, "time": 1000.0, "age": 15}, 1, "launcher gone since"),
         ("stuck", {**lives, "age": 60}, 1, "written nothing for 60 s"),
     ):
         write(tmp_path / name, [rank(0)], **options)
@@ -81,6 +87,29 @@ def test_silence_is_counted_until_the_status_where_the_launcher_is_gone():
     gone = job_status({}, status, [], 9000.0, None, None)
     assert gone.state == "gone" and [row.silent_s for row in gone.ranks] == [5.0, 40.0]
     assert [row.notes for row in gone.ranks] == [(), ("silent",)]
+
+
+@pytest.mark.parametrize(("state", "lives", "silent"), [("running", True, 12.0), ("running", None, 7.0), ("ended", True, 7.0)])
+def test_silence_is_what_the_leader_measured_whatever_the_ranks_clocks_say(state, lives, silent):
+    """On the leader's host what has passed since is added."""
+    ranks = [rank(0, beat=9000.0, silent_s=7.0), rank(1, beat=10.0, silent_s=7.0), rank(2, silent_s=7.0, state="ended")]
+    status = {"time": 100.0, "attempt": 1, "state": state, "exit_code": 0 if state == "ended" else None, "ranks": ranks}
+    assert [row.silent_s for row in job_status({}, status, [], 105.0, lives, None).ranks] == [silent, silent, None]
+
+
+def test_an_earlier_launch_in_the_same_directory_is_not_this_one(tmp_path, capsys):
+    directory = write(tmp_path, [rank(0)], state="ended", exit_code=1, id="first")
+    directory.write_event("failure", 0, rank=0, kind="exit", summary="old cause", words=[])
+    directory.write_event("restart", 0, wait_s=1)
+    directory.write_event("checkpoint", 0, step=7)
+    again = JobDirectory(directory.path)
+    again.write_job({**HERE, "id": "second", "time": time.time()})
+    assert shown(capsys, tmp_path) == (0, "job second, attempt 0, starting\n")
+    again.write_event("checkpoint", 0, step=9)
+    again.write_status({"time": time.time(), "attempt": 0, "state": "ended", "exit_code": 0, "ranks": [rank(0)]})
+    code, out = shown(capsys, tmp_path)
+    assert code == 0 and "old cause" not in out and "restarts" not in out and "checkpoint of step 9" in out and " of 1000" not in out
+    assert [event["step"] for event in directory.events() if event["event"] == "checkpoint"] == [7, 9]
 
 
 def test_thousands_of_ranks_are_groups_and_who_stands_out_comes_first():
@@ -109,7 +138,8 @@ def test_ranks_that_the_launcher_stopped_did_not_fail():
 def test_first_cause_is_explained_and_json_holds_all_ranks(tmp_path, capsys):
     directory = write(tmp_path, [rank(number) for number in range(100)], state="ended", exit_code=1)
     for number, words in ((3, ["RuntimeError:", "EI0006: Getting socket times out."]), (4, "later")):
-        directory.write_event("failure", 0, kind="exit", summary=f"rank {number} failed", rank=number, host="host-0", code=1, step=120, phase="step", words=words, log="")
+        facts = {"rank": number, "host": "host-0", "code": 1, "step": 120, "phase": "step", "words": words, "log": ""}
+        directory.write_event("failure", 0, kind="exit", summary=f"rank {number} failed", **facts)
     code, out = shown(capsys, tmp_path)
     assert code == 1 and "first cause: rank 3 failed: EI0006" in out and "HCCL_CONNECT_TIMEOUT" in out and "later" not in out
     assert "0-99  13 hosts" in out and "step 120 of 1000" in out
@@ -134,7 +164,7 @@ def test_mistakes_are_one_line(tmp_path, capsys):
 
 def test_watch_redraws_in_place_on_a_terminal_until_the_job_ends(tmp_path):
     ranks = [rank(number) for number in range(4)]
-    directory = write(tmp_path, ranks, launcher_pid=os.getpid(), hosts=[socket.gethostname()], time=time.time())
+    directory = write(tmp_path, ranks, **HERE, time=time.time())
     terminal, child_end = pty.openpty()
     command = [sys.executable, "-m", "run", "status", str(tmp_path), "--watch", "--interval", "0.1"]
     child = subprocess.Popen(command, stdout=child_end, stderr=child_end, env={**os.environ, "COLUMNS": "100", "LINES": "40"})

@@ -1,0 +1,75 @@
+"""What is written down of a job: no secrets, whole files, and nothing of the launch before."""
+
+import json
+import os
+import sys
+
+import pytest
+
+from run import record
+from run.job_directory import JobDirectory
+from run.record import MASK, environment
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """A job directory that one launch has written to."""
+    made = JobDirectory(tmp_path / "job")
+    made.write_job({"id": "first", "time": 1.0, "config": "train:\n  steps: 3\n", "rank_table": {"version": "1.0"}})
+    return made
+
+
+def test_secrets_are_not_written_down():
+    secret = "GITHUB_TOKEN MY_PASSWORD OBS_SECRET_ACCESS_KEY MYSQL_PWD PGPASSFILE REGISTRY_AUTH KEY API_KEY_2 OPENAI_APIKEY OBS_AK hw_sk SK_2 AWS_CREDENTIALS"
+    public = {"HOME": "/h", "RANK_ID": "3", "MS_SKIP_TASK": "1", "TASKS": "2", "LANG": "C"}
+    assert environment({**public, **dict.fromkeys(secret.split(), "x")}) == {**public, **dict.fromkeys(secret.split(), MASK)}
+
+
+def test_passwords_in_addresses_are_not_written_down(monkeypatch):
+    given = {"http_proxy": "http://user:pa@ss@proxy:3128/a", "INDEX": "https://u:p@a/simple https://token@b/simple", "MAIL": "a@b", "AT": "http://h/x@y"}
+    shown = {"http_proxy": "http://***@proxy:3128/a", "INDEX": "https://***@a/simple https://***@b/simple", "MAIL": "a@b", "AT": "http://h/x@y"}
+    assert environment(given) == shown
+    monkeypatch.setattr(sys, "argv", ["pangu", "launch", "--data", "s3://ak:sk@bucket/records"])
+    assert record.description("x")["command"][-1] == "s3://***@bucket/records"
+
+
+def test_bytes_that_are_no_text_do_not_hinder_a_launch(directory, monkeypatch):
+    monkeypatch.setitem(os.environb, b"NO_TEXT", b"caf\xe9")
+    monkeypatch.setattr(sys, "argv", ["pangu", os.fsdecode(b"caf\xe9")])
+    directory.write_job(record.description("x"))
+    assert directory.job()["environment"]["NO_TEXT"] == directory.job()["command"][1] == "caf?"
+
+
+def test_a_launch_leaves_no_file_of_the_one_before_but_its_history(directory):
+    directory.write_status({"time": 1.0, "attempt": 1, "state": "ended", "exit_code": 0, "ranks": []})
+    directory.write_event("ended", 1, exit_code=0)
+    assert {path.name for path in directory.path.iterdir()} == {"job.json", "config.yaml", "rank_table.json", "status.json", "events.jsonl"}
+    JobDirectory(directory.path).write_job({"id": "second", "time": 2.0})
+    assert {path.name for path in directory.path.iterdir()} == {"job.json", "events.jsonl"}
+    assert (directory.status(), len(directory.events()), directory.events("second")) == (None, 1, [])
+
+
+def test_status_is_replaced_whole_without_waiting_for_the_disk(directory, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    ranks = [{"rank": number} for number in range(2048)]
+    directory.write_status({"ranks": []})
+    with open(directory.path / "status.json") as reader:
+        directory.write_status({"ranks": ranks})
+        assert json.load(reader) == {"ranks": []} and directory.status() == {"ranks": ranks}
+    assert not flushed and (directory.path / "status.json").stat().st_size < 2048 * 20
+    directory.write_job({"id": "x"})
+    assert len(flushed) == 2  # the file and its name
+
+
+def test_each_event_is_read_once_and_when_it_is_whole(directory):
+    path = directory.path / "events.jsonl"
+    directory.write_event("ready", 1)
+    seen = directory.events()
+    path.write_bytes(b"x" * path.stat().st_size)  # what was read is not read again
+    for part, steps in (('{"event": "step", "st', []), ('ep": 5}\n{"cut by a killed launcher\n', [5]), ('{"event": "step", "step": 6}\n', [5, 6])):
+        with open(path, "a") as file:
+            file.write(part)
+        assert directory.events() == seen + [{"event": "step", "step": step} for step in steps]
+    path.write_text('{"event": "ended"}\n')  # the directory was removed and made anew
+    assert directory.events() == [{"event": "ended"}]
