@@ -27,16 +27,21 @@ def launch(capfd):
     return start
 
 
+@pytest.fixture
+def unchecked(tmp_path, monkeypatch):
+    """Runs are not looked at but for their ranks: reading records takes seconds."""
+    change = functools.partial(dataclasses.replace, words=["--config", "alpha/tiny"], output=str(tmp_path / "run"))
+    monkeypatch.setattr(launch_cli, "describe", lambda words, *options: change(launch_cli.placement(words)))
+
+
 def dry(launch, *words):
     code, out, err = launch("--dry-run", "--json", *words)
     assert code == 0, err
     return json.loads(out)
 
 
-def test_ranks_of_a_plan_find_their_devices(launch, tmp_path, monkeypatch):
+def test_ranks_of_a_plan_find_their_devices(launch, unchecked, tmp_path):
     """2 stages of dp 2 x mp 2 on two servers: a replica's stages share a server, MindSpore's ranks of a stage do not."""
-    unchecked = functools.partial(dataclasses.replace, words=["--config", "alpha/tiny"], output=str(tmp_path / "run"))
-    monkeypatch.setattr(launch_cli, "describe", lambda words, *options: unchecked(launch_cli.placement(words)))  # no records are read: seconds
     (tmp_path / "hccl.json").write_bytes(dump(table(2, 4)))
     degrees = ["parallel.data_parallel=2", "parallel.model_parallel=2", "parallel.pipeline_stage=2", "parallel.micro_batch_num=2", "parallel.devices_per_server=4"]
     words = ["train", "--config", "alpha/tiny", "--output", tmp_path / "run", "model.num_heads=4", "runtime.device=Ascend", *degrees]
@@ -61,10 +66,8 @@ def test_options_of_the_launcher_become_words_of_the_run(launch, tmp_path, recor
     assert len(smoke) == 2 and "parallel.data_parallel=2" in smoke[0]["command"]
 
 
-def test_devices_are_counted_among_the_visible_ones(launch, tmp_path, monkeypatch):
+def test_devices_are_counted_among_the_visible_ones(launch, unchecked, tmp_path, monkeypatch):
     """A container shows devices 4 to 7 alone: the table keeps the host's numbers, ranks open 0 to 3, and a dry run says so."""
-    unchecked = functools.partial(dataclasses.replace, words=["--config", "alpha/tiny"], output=str(tmp_path / "run"))
-    monkeypatch.setattr(launch_cli, "describe", lambda words, *options: unchecked(launch_cli.placement(words)))
     monkeypatch.setenv("ASCEND_VISIBLE_DEVICES", "4-7")
     four = table(1, 8)
     four["server_list"][0]["device"] = [device | {"rank_id": str(i)} for i, device in enumerate(four["server_list"][0]["device"][4:])]
@@ -78,9 +81,9 @@ def test_devices_are_counted_among_the_visible_ones(launch, tmp_path, monkeypatc
     assert "DEVICE_ID counts those" not in launch("--dry-run", *words)[1]
 
 
-def test_cpu_ranks_of_several_hosts_are_for_one_machine(launch, tmp_path, records, tiny_overrides):
+def test_cpu_ranks_of_several_hosts_are_for_one_machine(launch, unchecked):
     """Who is reached by a loopback address is on this machine; anybody else's ranks would wait for each other in vain."""
-    words = ["train", "--data", records, "--output", tmp_path / "run", *tiny_overrides, "parallel.data_parallel=2"]
+    words = ["train", "--config", "alpha/tiny", "parallel.data_parallel=2"]
     code, _, err = launch("--dry-run", "--hosts", "a,b", "--server-id", "b", *words)
     assert code == 2 and "a: leads CPU ranks of several hosts" in err
     for where in (["--hosts", "127.0.0.1,127.0.0.2", "--server-id", "127.0.0.2"], ["--hosts", "a,b", "--server-id", "b", "--master-address", "127.0.0.1"]):
