@@ -1,8 +1,8 @@
 """The ranks of one host, as the leader commands them. Commands and messages are plain dictionaries: they travel over a socket as they are.
 
 Commands   {"do": "start", "attempt", "resume", "scheduler"}, {"do": "signal", "name"}, {"do": "kill"}, {"do": "stacks", "ranks"}
-Messages   {"is": "beat", "rank", "pid", "phase", "step", ...}, {"is": "exit", "rank", "code", "time", "words" (last lines of its log)},
-           {"is": "stacks", "rank", "path", "lines"}, {"is": "oom", "count"}, {"is": "cannot_start", "words"}
+Messages   {"is": "beat", "rank", "pid", "phase", "step", ...}, {"is": "exit", "rank", "code", "time", "words" (last lines of its log), "oom", "started"},
+           {"is": "stacks", "rank", "path", "lines"}; each with its "attempt": the leader drops those of an earlier one
 """
 
 import asyncio
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from run import orphans
-from run.job import Job, Place
+from run.aside import Aside
+from run.job import Job
 from run.logs import last_lines
 from run.process import RankProcess
 from run.terminal import Terminal
@@ -30,20 +31,22 @@ class Host:
     def __init__(self, job: Job, terminal: Terminal, tell: Callable[[Message], None]):
         self.job, self.terminal, self.tell = job, terminal, tell
         self.ranks: dict[int, RankProcess] = {}
-        self._oom_kills = oom_kills()
+        self.disk = Aside("disk")
+        self._attempt = 0
 
     def do(self, command: Message) -> None:
         """Obey the leader."""
         kind = command["do"]
         if kind == "start":
-            self._start(command["resume"], command["scheduler"] and tuple(command["scheduler"]))
+            self._attempt = command["attempt"]
+            self._start(self._attempt, command["resume"], command["scheduler"] and tuple(command["scheduler"]))
         elif kind == "signal":
             for process in self.ranks.values():
                 process.signal(command["name"])
         elif kind == "kill":
             self.kill()
         elif kind == "stacks":
-            asyncio.get_running_loop().create_task(self._stacks([self.ranks[r] for r in command["ranks"] if r in self.ranks]))
+            asyncio.get_running_loop().create_task(self._stacks(self._attempt, [self.ranks[r] for r in command["ranks"] if r in self.ranks]))
 
     def kill(self) -> None:
         """End all ranks, and everything that they started, at once."""
@@ -51,37 +54,40 @@ class Host:
             process.kill()
         orphans.sweep(self.job.identity)
 
-    async def ended(self) -> None:
-        """Wait until no rank runs."""
-        for process in list(self.ranks.values()):
-            await process.ended.wait()
+    def _start(self, attempt: int, resume: bool, scheduler: tuple[str, int] | None) -> None:
+        oom_before = oom_kills()
 
-    def _start(self, resume: bool, scheduler: tuple[str, int] | None) -> None:
-        self._oom_kills = oom_kills()
+        def tell(message: Message) -> None:
+            if message["is"] == "exit":
+                message |= {"oom": message["code"] == -9 and oom_kills() > oom_before, "started": True}
+                log = self.job.directory.rank_log(message["rank"])
+                self.disk.ask(lambda: _words(log), lambda lines: self.tell(message | {"attempt": attempt, "words": lines}))
+            else:
+                self.tell(message | {"attempt": attempt})
+
         for place in self.job.local:
             words, variables = self.job.rank_words(place.rank, resume), self.job.variables(place, scheduler)
             try:
-                self.ranks[place.rank] = RankProcess(place.rank, words, variables, self.job.log_dir(place.rank), self.terminal, self._heard)
+                log_dir = self.job.log_dir(place.rank)
+                self.ranks[place.rank] = RankProcess(place.rank, words, variables, log_dir, self.terminal, self.disk, tell)
             except OSError as error:
-                self.tell({"is": "exit", "rank": place.rank, "code": 1, "time": time.time(), "words": [f"could not be started: {error}"]})
+                failed = {"is": "exit", "rank": place.rank, "code": 1, "time": time.time(), "started": False}
+                self.tell(failed | {"attempt": attempt, "words": [f"could not be started: {error}"]})
 
-    def _heard(self, message: Message) -> None:
-        if message["is"] == "exit":
-            message["words"] = last_lines(self.job.directory.rank_log(message["rank"]))
-            message["oom"] = message["code"] == -9 and oom_kills() > self._oom_kills
-        self.tell(message)
-
-    async def _stacks(self, processes: list[RankProcess]) -> None:
+    async def _stacks(self, attempt: int, processes: list[RankProcess]) -> None:
         for process in processes:
             process.dump_stacks()
         await asyncio.sleep(STACKS_S)
         for process in processes:
-            self.tell({"is": "stacks", "rank": process.number, "path": str(process.stacks), "lines": last_lines(process.stacks, MAX_STACK_LINES)})
+            lines = last_lines(process.stacks, MAX_STACK_LINES)
+            self.tell({"is": "stacks", "attempt": attempt, "rank": process.number, "path": str(process.stacks), "lines": lines})
 
 
-def place_of(job: Job, number: int) -> Place:
-    """Where a rank is."""
-    return job.places[number]
+def _words(log: Path) -> list[str]:
+    try:
+        return last_lines(log)
+    except OSError as error:
+        return [f"(cannot be read: {error.strerror})"]
 
 
 def oom_kills() -> int:

@@ -1,17 +1,30 @@
 """What a launcher starts: where each rank goes, its words and its environment, and how long to wait for what."""
 
+import math
 import os
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from run import binding, rank
+from run import binding, files, rank
+from run.devices import visible_numbers
 from run.job_directory import JobDirectory
 from run.orphans import JOB
 
-CLUSTER_VARIABLES = ("MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_NUM", "MS_NODE_ID", "RANK_TABLE_FILE")
+CLUSTER_VARIABLES = {"MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_TOPO_TIMEOUT", "MS_WORKER_NUM", "MS_SERVER_NUM", "MS_LOCAL_WORKER"}
+CLUSTER_VARIABLES |= {"MS_NODE_ID", "MS_NODE_RANK", "MS_SIMULATION_LEVEL", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH"}
+CLUSTER_VARIABLES |= {"RANK_ID", "RANK_SIZE", "DEVICE_ID", "ASCEND_DEVICE_ID", "OMPI_COMMAND"}
+MPI = "OMPI_COMM_WORLD_"
+"""What another launcher or the user's shell may have set, and a rank would take for its own place.
+Source: mindspore/parallel/cluster/process_entity/_api.py (msrun), mindspore/communication; Ascend Operator's and ModelArts' pods."""
+
+
+def inherited() -> dict[str, str]:
+    """This process's environment without what says where a process stands in a cluster."""
+    return {name: value for name, value in os.environ.items() if name not in CLUSTER_VARIABLES and not name.startswith(MPI)}
 
 
 @dataclass(frozen=True)
@@ -68,8 +81,10 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables beside those of this process and of the cluster."""
     limits: Limits = Limits()
+    rank_table: Mapping[str, Any] | None = None
+    """What HCCL reads, where `start` is "rank-table"."""
     description: Mapping[str, Any] = field(default_factory=dict)
-    """For job.json, with with "config" and "rank_table" as JobDirectory.write_job has them."""
+    """For job.json, with "config" and "rank_table" as JobDirectory.write_job has them."""
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Marks this launcher's processes."""
 
@@ -98,18 +113,41 @@ class Job:
         words = list(self.words(number))
         return words + [word for word in self.resume_words if resume and word not in words]
 
+    def cluster_variables(self, scheduler: tuple[str, int]) -> dict[str, str]:
+        """What MindSpore's scheduler and the ranks that meet there must have in common."""
+        host, port = scheduler
+        timeout = str(math.ceil(self.limits.start_s))
+        return {"MS_WORKER_NUM": str(self.world), "MS_SCHED_HOST": host, "MS_SCHED_PORT": str(port), "MS_TOPO_TIMEOUT": timeout}
+
     def own_variables(self, place: Place, scheduler: tuple[str, int] | None) -> dict[str, str]:
         """What is set for one rank; what a user may override comes first in `variables`."""
-        own = {"RANK_ID": str(place.rank), "RANK_SIZE": str(self.world), "DEVICE_ID": str(place.device)}
+        index = self.local.index(place)
+        own = {"RANK_ID": str(place.rank), "RANK_SIZE": str(self.world), "DEVICE_ID": str(self.device_numbers()[index])}
         if scheduler:
-            host, port = scheduler
-            own |= {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(place.rank), "MS_WORKER_NUM": str(self.world), "MS_SCHED_HOST": host, "MS_SCHED_PORT": str(port)}
+            own |= self.cluster_variables(scheduler) | {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(place.rank)}
         else:
-            own["RANK_TABLE_FILE"] = str((self.directory.path / "rank_table.json").resolve())
+            own["RANK_TABLE_FILE"] = str(self.rank_table_path)
         if self.bind:
-            index = [mate.rank for mate in self.local].index(place.rank)
             own[rank.CORES] = ",".join(map(str, binding.cores_of(index, len(self.local), binding.numa_nodes())))
         return own | {JOB: self.identity}
+
+    def device_numbers(self) -> list[int]:
+        """DEVICE_ID of each of this host's ranks."""
+        return visible_numbers([place.device for place in self.local], inherited() | dict(self.environment))
+
+    @property
+    def rank_table_path(self) -> Path:
+        """This host's own copy: another host's may come late through a shared disk, or never."""
+        return (self.directory.path / f"rank_table_{re.sub(r'[^A-Za-z0-9_.-]', '_', self.server)}.json").resolve()
+
+    def write_rank_table(self) -> None:
+        """Write this host's copy of the rank table, where the job has one; to be done before its ranks start.
+
+        Raises:
+            OutputError: the job directory cannot be written.
+        """
+        if self.rank_table is not None:
+            files.write_json(self.rank_table_path, self.rank_table)
 
     def defaults(self, place: Place) -> dict[str, str]:
         """What the user's own variables override: processors shared out, quick tries to join, CANN's logs beside the rank's."""
@@ -118,14 +156,13 @@ class Job:
             "ASCEND_OPS_NUM_THREADS": str(threads),
             "MS_RETRY_INTERVAL_LOWER": "1",  # 1 s instead of 3 to 5 between a rank's tries to join the others
             "MS_RETRY_INTERVAL_UPPER": "1",
-            "MS_TOPO_TIMEOUT": str(int(self.limits.start_s)),
+            "PYTHONUNBUFFERED": "1",  # the last words of a rank that is killed
             "ASCEND_PROCESS_LOG_PATH": str(self.log_dir(place.rank) / "ascend"),
         }
 
     def variables(self, place: Place, scheduler: tuple[str, int] | None) -> dict[str, str]:
         """The whole environment of a rank."""
-        inherited = {name: value for name, value in os.environ.items() if name not in CLUSTER_VARIABLES}
-        return self.defaults(place) | inherited | dict(self.environment) | self.own_variables(place, scheduler)
+        return self.defaults(place) | inherited() | dict(self.environment) | self.own_variables(place, scheduler)
 
     def log_dir(self, number: int) -> Path:
         """Where a rank's logs are."""

@@ -1,24 +1,31 @@
 """Run a job's ranks of this host to their end: as the leader, or as a host that obeys the leader. The Python entry of the launch layer."""
 
 import asyncio
+import contextlib
 import signal
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from run import files, orphans, record
+from run.errors import LaunchError
 from run.exit_codes import EXIT_HOST, EXIT_STOPPED
 from run.host import Host
 from run.job import Job, Place
-from run.job_directory import JobDirectory
-from run.leader import Leader
-from run.links import Link, join
+from run.job_directory import STATUS_S, JobDirectory
+from run.leader import LAST_WRITES_S, Leader
+from run.links import LeaderMissing, Link, join
 from run.terminal import Terminal
+from run.watchdog import ENDED
 
 HEARD = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT", signal.SIGUSR1: "SIGUSR1", signal.SIGHUP: "SIGTERM"}
 """Signals of the launcher, and what its ranks get. A terminal that goes away (SIGHUP) stops a job in order, but for one that nohup protects."""
 LOCAL_SERVER = "localhost"
+TAKEOVER_S = 15.0
 
 
 def run_job(job: Job) -> int:
@@ -37,9 +44,30 @@ def run_job(job: Job) -> int:
     with files.writing(job.directory.path):
         job.directory.logs.mkdir(parents=True, exist_ok=True)
     if job.leads:
+        require_alone(job.directory)
         job.directory.write_job(record.description(job.identity) | {"world": job.world, "hosts": job.servers, "start": job.start} | dict(job.description))
+    job.write_rank_table()
     with orphans.guarded(job.identity):
         return asyncio.run(_lead(job) if job.leads else _follow(job))
+
+
+def require_alone(directory: JobDirectory) -> None:
+    """Raise LaunchError if the launcher of another job works in the same directory: both would write the same checkpoints.
+
+    Its status says so for as long as it changes. Takes up to TAKEOVER_S where a launcher of another host was killed.
+    """
+    status, job = directory.status(), directory.job() if (directory.path / "job.json").exists() else {}
+    if not status or status["state"] == ENDED or job.get("host") == socket.gethostname() and not psutil.pid_exists(job["launcher_pid"]):
+        return
+    deadline = time.monotonic() + TAKEOVER_S
+    while time.monotonic() < deadline:
+        time.sleep(STATUS_S / 2)
+        present = directory.status()
+        if present["state"] == ENDED:
+            return
+        if present["time"] != status["time"]:
+            who = f"process {job.get('launcher_pid')} on host {job.get('host')}"
+            raise LaunchError(f"{directory.path}: another launcher ({who}) runs a job there; end it, or name another --output")
 
 
 def run_ranks(words: Callable[[int], Sequence[str]], num_ranks: int, directory: Path, environment: Mapping[str, str] | None = None, **options: Any) -> int:
@@ -55,41 +83,69 @@ def run_ranks(words: Callable[[int], Sequence[str]], num_ranks: int, directory: 
     return run_job(Job(words, places, JobDirectory(directory), LOCAL_SERVER, environment=environment or {}, **options))
 
 
+@contextlib.contextmanager
+def stopped_early() -> Iterator[None]:
+    """Until `run_job` hears the signals of a launcher, and after it, they end this process in order, with EXIT_STOPPED; Ctrl-C as ever."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(EXIT_STOPPED)
+
+    numbers = [number for number in HEARD if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
 async def _lead(job: Job) -> int:
-    leader = Leader(job, Terminal(job.stream_rank))
-    _hear(lambda name: leader.messages.put_nowait({"is": "signal", "name": name}))
-    return await leader.lead()
+    terminal = Terminal(job.stream_rank)
+    try:
+        leader = Leader(job, terminal)
+        _hear(lambda name: leader.messages.put_nowait({"is": "signal", "name": name}))
+        return await leader.lead()
+    finally:
+        terminal.close()
 
 
 async def _follow(job: Job) -> int:
     """Obey the leader until it says how the job ended, or is gone."""
-    early: list[str] = []
+    terminal, early = Terminal(job.stream_rank), []
     _hear(early.append)
-    link = await join(job, early)
-    if link is None:
-        return EXIT_STOPPED
+    try:
+        link = await join(job, early)
+        return EXIT_STOPPED if link is None else await _obey_to_the_end(job, terminal, link, early)
+    except LeaderMissing as error:
+        terminal.tell(f"{job.name}: {error}")
+        return EXIT_HOST
+    finally:
+        terminal.close()
+
+
+async def _obey_to_the_end(job: Job, terminal: Terminal, link: Link, early: list[str]) -> int:
+    leaving = False
     _hear(lambda name: link.send({"is": "signal", "name": name}))
     for name in early:
         link.send({"is": "signal", "name": name})
     alive = asyncio.create_task(link.keep_alive())
-    host = Host(job, Terminal(job.stream_rank), link.send)
+    host = Host(job, terminal, lambda message: None if leaving else link.send(message))
     try:
-        return await _obey(host, link)
+        while command := await link.receive():
+            if command["do"] == "end":
+                if command["text"]:
+                    terminal.tell(f"{job.name}: {command['text']}")
+                return command["code"]
+            host.do(command)
+        terminal.tell(f"{job.name}: the first host ({job.servers[0]}) is gone; this host's ranks were ended; look at that host")
+        return EXIT_HOST
     finally:
+        leaving = True  # what is killed now failed by itself in nobody's eyes
         alive.cancel()
         host.kill()
+        host.disk.close(LAST_WRITES_S)
         await link.close()
-
-
-async def _obey(host: Host, link: Link) -> int:
-    while command := await link.receive():
-        if command["do"] == "end":
-            if command["text"]:
-                print(f"{host.job.name}: {command['text']}", file=sys.stderr)
-            return command["code"]
-        host.do(command)
-    print(f"{host.job.name}: the first host ({host.job.servers[0]}) is gone; this host's ranks were ended; look at that host", file=sys.stderr)
-    return EXIT_HOST
 
 
 def _hear(use: Callable[[str], None]) -> None:

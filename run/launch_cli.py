@@ -12,18 +12,33 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from run.arguments import LEAST_S, MOST_S, PORTS, host_names, require_between
 from run.errors import LaunchError
 from run.job import Job, Limits, Place
 from run.job_directory import NAME, JobDirectory
-from run.launch import LOCAL_SERVER, run_job
+from run.launch import LOCAL_SERVER, run_job, stopped_early
 from run.program import Program, describe, placement
 from run.rank_table import Device, RankTable, Server, wait_completed
+from run.rank_table.rules import address
 
 CPU = "CPU"
 VERBS = ("train",)
 DEFAULTS = Limits()
+NUMBERS = {"master_port": PORTS, "max_restarts": (0, 1000)}
+NUMBERS |= dict.fromkeys(("wait_table", "backoff", "grace"), (0, MOST_S))
+NUMBERS |= dict.fromkeys(("hang_timeout", "start_timeout", "stop_timeout", "host_timeout"), (LEAST_S, MOST_S))
+"""Least and most of each number."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise LaunchError."""
+        where = "put `train` before its options, and the launcher's own before `train`; " if "unrecognized" in message or "required" in message else ""
+        raise LaunchError(f"{message}; {where}see `pangu launch --help`")
 
 
 def main(argv: list[str]) -> int:
@@ -31,6 +46,12 @@ def main(argv: list[str]) -> int:
     args = parse(argv)
     if {"-h", "--help"} & set(args.words):
         return subprocess.call([sys.executable, "-m", "pangu_ms", args.verb, "--help"])
+    with stopped_early():
+        return launch(args)
+
+
+def launch(args: argparse.Namespace) -> int:
+    """Find this host's part of the job, and run it."""
     options = program_options(args)
     table, here = cluster(args, placement(args.words, *options))
     leads = here == 0 and not args.dry_run  # the first host prepares records, and checks the directory
@@ -42,8 +63,12 @@ def main(argv: list[str]) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    """Launch options, then the verb and its words."""
-    parser = argparse.ArgumentParser(prog="pangu launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Launch options, then the verb and its words.
+
+    Raises:
+        LaunchError: they are wrong by themselves, whatever the run is.
+    """
+    parser = Parser(prog="pangu launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = parser.add_argument_group("where ranks run (default: this host)")
     where.add_argument("--rank-table", type=Path, metavar="FILE", help="rank table; its devices get ranks in the plan's order")
     where.add_argument("--wait-table", type=float, default=0, metavar="S", help="wait so long for a table that is not completed yet (default: %(default)s)")
@@ -72,18 +97,28 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("verb", metavar="train", help="what to run")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="its options: see `pangu train --help`")
     args = parser.parse_args(argv)
+    require_sound(args)
+    args.hosts = None if args.hosts is None else host_names("--hosts", args.hosts)
+    return args
+
+
+def require_sound(args: argparse.Namespace) -> None:
+    """Raise LaunchError for options that cannot be meant."""
     if args.verb not in VERBS:
         raise LaunchError(f"{args.verb}: runs on one device; ranks are launched for {', '.join(VERBS)}; run `pangu {args.verb}` itself")
     if args.stream != "none" and not args.stream.isdecimal():
-        raise LaunchError(f"--stream {args.stream}: must be the number of a rank, or none")
-    if args.rank_table and args.hosts:
-        raise LaunchError("--hosts: the rank table names the hosts; leave one of them out")
+        raise LaunchError(f"--stream {args.stream}: must be the number of a rank, or none; choose one")
+    if args.rank_table and args.hosts is not None:
+        raise LaunchError("--hosts: the rank table names the hosts; only one of them can; leave one of them out")
     if args.start == "rank-table" and not args.rank_table:
         raise LaunchError("--start rank-table: needs --rank-table FILE; name one, or use --start cluster")
-    for name in ("max_restarts", "backoff", "hang_timeout", "start_timeout", "stop_timeout", "host_timeout", "grace"):
-        if getattr(args, name) < 0:
-            raise LaunchError(f"--{name.replace('_', '-')} {getattr(args, name):g}: must not be negative")
-    return args
+    if args.json and not args.dry_run:
+        raise LaunchError("--json: is of --dry-run, while ranks own the terminal of a job; add --dry-run, or see `pangu status --json`")
+    for name in ("server_id", "master_address"):
+        if getattr(args, name) == "":
+            raise LaunchError(f"--{name.replace('_', '-')} '': is empty; must be a name or an address; leave it out to have it found")
+    for name, (least, most) in NUMBERS.items():
+        require_between(f"--{name.replace('_', '-')}", getattr(args, name), least, most)
 
 
 def _seconds(group: Any, name: str, default: float, text: str) -> None:
@@ -106,18 +141,36 @@ def cluster(args: argparse.Namespace, program: Program) -> tuple[RankTable, int]
     """
     table = _given_table(args, program)
     if program.device == CPU and table.world != program.world:
-        raise LaunchError(f"{args.rank_table or args.hosts}: has {table.world} devices for {program.world} ranks; must be equal; change parallel.data_parallel")
+        raise LaunchError(f"{args.rank_table}: has {table.world} devices for {program.world} ranks; must be equal; change parallel.data_parallel")
     in_order = [(s, d) for s, server in enumerate(table.servers) for d in range(len(server.devices))]
-    return table.ordered(in_order if program.device == CPU else program.placement), table.this_server(args.server_id) if len(table.servers) > 1 or args.rank_table else 0
+    if args.stream != "none" and int(args.stream) >= table.world:
+        raise LaunchError(f"--stream {args.stream}: the job has {table.world} ranks; must be one of 0 to {table.world - 1}, or none; choose such a rank")
+    here = table.this_server(args.server_id) if len(table.servers) > 1 or args.rank_table else 0
+    if program.device == CPU and len(table.servers) > 1:
+        require_one_machine(master_address(args, table))
+    return table.ordered(in_order if program.device == CPU else program.placement), here
+
+
+def master_address(args: argparse.Namespace, table: RankTable) -> str:
+    """Where the other hosts reach the first one."""
+    return args.master_address or table.servers[0].server_id
+
+
+def require_one_machine(master: str) -> None:
+    """Raise LaunchError unless all launchers must be on one machine, where alone CPU ranks meet: who reaches a loopback address is there."""
+    ip = address(master)
+    if master != LOCAL_SERVER and not (ip and ip.is_loopback):
+        advice = "leave out --hosts, or with several launchers on one machine add --master-address 127.0.0.1 and a --server-id to each"
+        raise LaunchError(f"{master}: leads CPU ranks of several hosts; they can meet on one machine alone, by a loopback address; {advice}")
 
 
 def _given_table(args: argparse.Namespace, program: Program) -> RankTable:
     if args.rank_table:
         return wait_completed(args.rank_table, args.wait_table, _say) if args.wait_table else RankTable.read(args.rank_table)
-    hosts = [host.strip() for host in args.hosts.split(",")] if args.hosts else [args.server_id or LOCAL_SERVER]
+    hosts = args.hosts or [args.server_id or LOCAL_SERVER]
     each, rest = divmod(program.world, len(hosts))
     if rest or not each:
-        raise LaunchError(f"--hosts {args.hosts}: {len(hosts)} hosts cannot share {program.world} ranks equally; name as many as the plan has")
+        raise LaunchError(f"--hosts {','.join(hosts)}: {len(hosts)} hosts cannot share {program.world} ranks equally; name as many as the plan has")
     if program.device != CPU and each > program.devices_per_server:
         advice = "name all hosts by --rank-table or --hosts, or try the configuration on a CPU with --smoke"
         raise LaunchError(f"{', '.join(hosts)}: {each} ranks on a host of {program.devices_per_server} devices (parallel.devices_per_server); {advice}")
@@ -128,8 +181,8 @@ def _given_table(args: argparse.Namespace, program: Program) -> RankTable:
 def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: int) -> Job:
     """The job as this host sees it."""
     places = [Place(rank, server.server_id, device.device_id) for rank, (server, device) in table.ranks().items()]
-    on_cpu, start = program.device == CPU, args.start or ("rank-table" if args.rank_table else "cluster")
-    several = len(table.servers) > 1
+    on_cpu, several = program.device == CPU, len(table.servers) > 1
+    start = "cluster" if on_cpu else args.start or ("rank-table" if args.rank_table else "cluster")
     facts = {"verb": args.verb, "words": list(program.words), "device": program.device, "config": program.config}
     facts |= {"total_steps": program.total_steps, "tokens_per_step": program.tokens_per_step}
     return Job(
@@ -137,13 +190,14 @@ def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: i
         places=places,
         directory=JobDirectory(args.job_dir or Path(program.output) / NAME),
         server=table.servers[here].server_id,
-        start="cluster" if on_cpu else start,
-        master=(args.master_address or table.servers[0].server_id, args.master_port) if several else None,
+        start=start,
+        master=(master_address(args, table), args.master_port) if several else None,
         resume_words=("--resume",),
         max_restarts=args.max_restarts,
         bind=args.bind == "numa" or args.bind is None and not on_cpu,
         stream_rank=None if args.stream == "none" else int(args.stream),
         limits=Limits(args.host_timeout, args.start_timeout, args.hang_timeout, args.stop_timeout, args.grace, args.backoff),
+        rank_table=table.as_dict() if start == "rank-table" else None,
         description=facts | ({"rank_table": table.as_dict()} if args.rank_table else {}),
     )
 
@@ -170,6 +224,8 @@ def plan_table(job: Job) -> str:
     shared = {name: value for name, value in rows[0]["environment"].items() if all(row["environment"].get(name) == value for row in rows)}
     lines = [f"{job.world} ranks on {len(job.servers)} host(s); {job.servers[0]} leads; this is {job.server}", "", shlex.join(rows[0]["command"])]
     lines += ["", "all ranks of this host", *_variables(shared)]
+    if any(int(row["environment"]["DEVICE_ID"]) != row["device"] for row in rows):
+        lines += ["", "A part of this host's devices is visible: DEVICE_ID counts those."]
     for row in rows:
         own = {name: value for name, value in row["environment"].items() if name not in shared}
         lines += ["", f"rank {row['rank']}: device {row['device']}, {row['log']}", *_variables(own)]

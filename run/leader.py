@@ -16,12 +16,18 @@ from run.host import Host
 from run.job import Job
 from run.job_directory import STATUS_S, STEP_EVENT_S
 from run.links import Hosts
+from run.logs import last_lines
 from run.terminal import Terminal
 from run.verdict import Failure
 from run.watchdog import ENDED, RankState
 
 Message = dict[str, Any]
 TICK_S, MAX_BACKOFF_S, STACKS_WAIT_S = 0.1, 300.0, 3.0
+SETTLE_S = 1.0
+"""After a rank was killed: who else ends in this time may be the cause, or not."""
+KILLED_S = 120.0
+"""For killed processes to leave their devices before a restart: a driver may hold them for long."""
+LAST_WRITES_S = 10.0
 
 
 class Leader:
@@ -35,9 +41,11 @@ class Leader:
         self.attempt, self.states, self.exits, self.stacks = 0, [], [], []
         self.signals: list[str] = []
         self.lost: list[str] = []
+        self.scheduler_ended: Message | None = None
+        self.disk = self.local.disk
         self._state, self._exit_code = "starting", None
         self._written = self._step_event = 0.0
-        self._was_ready, self._slow, self._full = False, set(), False
+        self._was_ready, self._slow, self._full, self._writes = False, set(), False, False
 
     async def lead(self) -> int:
         """Run the job; returns its exit code."""
@@ -61,6 +69,7 @@ class Leader:
             self.local.kill()
             self._finish(code)
             await self.hosts.close(code, text)
+            self.disk.close(LAST_WRITES_S)
 
     async def _attempts(self) -> tuple[int, str]:
         previous: Failure | None = None
@@ -78,6 +87,9 @@ class Leader:
                     self._tell(f"no restart: {reason}")
                 return failure.code, failure.summary
             previous = failure
+            if left := await self._left():
+                self._tell(f"no restart: {watchdog.ranks_in_words(left)} did not end within {KILLED_S:.0f} s of SIGKILL and may still hold devices; look at their hosts")
+                return failure.code, failure.summary
             if await self._pause(min(MAX_BACKOFF_S, self.job.limits.backoff_s * 2 ** (self.attempt - 1))):
                 return EXIT_STOPPED, ""
         raise AssertionError
@@ -97,20 +109,25 @@ class Leader:
     async def _pause(self, seconds: float) -> bool:
         """Wait before a restart; True if a signal came."""
         self._event("restart", wait_s=seconds, reason="failure")
-        self._tell(f"restart {self.attempt} of {self.job.max_restarts} from the last checkpoint in {seconds:.0f} s")
+        self._tell(f"restart {self.attempt} of {self.job.max_restarts} from the last checkpoint in {seconds:.0f} s; present logs become output.log.1")
         self._state = "waiting"
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.signals and not self.lost:
             await self._listen()
         return bool(self.signals)
 
+    async def _left(self) -> list[int]:
+        """Ranks that outlive SIGKILL."""
+        await self._until_ended(KILLED_S)
+        return [state.place.rank for state in self.states if state.runs]
+
     async def _one_attempt(self) -> tuple[int, Failure | None]:
         """Start all ranks and see them to their end; returns the job's exit code if it need not be told, else the failure."""
         now = time.monotonic()
         self.states = [RankState(place, now) for place in self.job.places]
-        self.exits, self.stacks, self._state, self._was_ready, self._slow = [], [], "starting", False, set()
+        self.exits, self.stacks, self._state, self._was_ready, self._slow, self.scheduler_ended = [], [], "starting", False, set(), None
         self._event("started", world=self.job.world, hosts=self.job.servers)
-        address = await self._with_signals(scheduler.start(self.job)) if self.job.start == "cluster" else None
+        address = await self._with_signals(scheduler.start(self.job, self.disk, self._scheduler_tells)) if self.job.start == "cluster" else None
         if self.signals:
             return EXIT_STOPPED, None
         self._send({"do": "start", "attempt": self.attempt, "resume": self.attempt > 1, "scheduler": address})
@@ -140,6 +157,8 @@ class Leader:
             now = time.monotonic()
             if self.lost:
                 return verdict.of_host(self.lost[0], self.states)
+            if self.scheduler_ended and self.scheduler_ended["code"]:
+                return await self._without_scheduler()
             if any(message["code"] not in (0, EXIT_STOPPED) for message in self.exits):
                 return await self._failed()
             if len(self.signals) > passed_on:
@@ -153,12 +172,14 @@ class Leader:
                 hung = watchdog.overdue([state for state in self.states if state.runs])
             if hung:
                 return await self._hung(hung, now)
-            self._report(now)
         return None
 
     async def _failed(self) -> Failure:
         """A rank failed: let the others end by themselves, which shows who came first and who only followed."""
-        await self._until_ended(0 if any(message["code"] < 0 for message in self.exits) else self.job.limits.grace_s)
+        killed = any(message["code"] < 0 for message in self.exits)
+        await self._until_ended(min(SETTLE_S, self.job.limits.grace_s) if killed else self.job.limits.grace_s)
+        if self.lost:  # its ranks may have been heard of before
+            return verdict.of_host(self.lost[0], self.states)
         exits, left = list(self.exits), [state for state in self.states if state.runs]
         if left:
             await self._dump_stacks([state.place.rank for state in left])
@@ -166,6 +187,15 @@ class Leader:
             hung = watchdog.overdue(left)
             return verdict.of_hang(self.states, hung, time.monotonic() - min(state.heard for state in hung), self.stacks)
         return verdict.of_exit(self.job, self.states, exits)
+
+    async def _without_scheduler(self) -> Failure:
+        words = last_lines(self.job.directory.logs / "scheduler" / "output.log")
+        await self._until_ended(SETTLE_S)  # what ranks say of it goes to their logs
+        return verdict.of_scheduler(self.job, self.scheduler_ended["code"], words)
+
+    def _scheduler_tells(self, message: Message) -> None:
+        if message["is"] == "exit":
+            self.messages.put_nowait(message | {"is": "scheduler", "attempt": self.attempt})
 
     async def _hung(self, hung: list[RankState], now: float) -> Failure:
         seconds = now - min(state.heard for state in hung)
@@ -205,10 +235,15 @@ class Leader:
             self._take(await asyncio.wait_for(self.messages.get(), TICK_S))
         while not self.messages.empty():
             self._take(self.messages.get_nowait())
-        self._write_status()
+        if (now := time.monotonic()) - self._written > STATUS_S:
+            self._written = now
+            self._report(now)
+            self._write_status(now)
 
     def _take(self, message: Message) -> None:
         kind, now = message["is"], time.monotonic()
+        if message.get("attempt", self.attempt) != self.attempt:
+            return  # of a process that outlived its attempt
         if kind == "beat":
             self.states[message["rank"]].hear(message, now)
             if "saved" in message:
@@ -219,10 +254,12 @@ class Leader:
             self.exits.append(message)
         elif kind == "stacks":
             self.stacks.append(message)
+        elif kind == "scheduler":
+            self.scheduler_ended = message
         elif kind == "signal":
             self.signals.append(message["name"])
             self._event("signal", name=message["name"], host=message.get("host", self.job.server))
-        elif kind == "lost":
+        elif kind == "lost" and self.attempt:  # before, it may come again
             self.lost.append(message["host"])
             for state in self.states:
                 if state.place.server == message["host"]:
@@ -230,12 +267,12 @@ class Leader:
 
     def _report(self, now: float) -> None:
         """Events of a job that goes on."""
-        if not self._was_ready and all(state.ready for state in self.states):
+        if not self._was_ready and self.states and all(state.ready for state in self.states):
             self._was_ready = True
             self._state = "running" if self._state == "starting" else self._state
             self._event("ready")
         steps = [state.step for state in self.states if state.step is not None]
-        if steps and now - self._step_event > STEP_EVENT_S:
+        if steps and now - self._step_event > STEP_EVENT_S and self._state == "running":
             self._step_event = now
             self._event("step", step=min(steps), tokens_per_second=self.states[0].tokens_per_second)
         for state, seconds, median in watchdog.slow(self.states):
@@ -254,24 +291,34 @@ class Leader:
         self.terminal.tell(f"{self.job.name}: {text}")
 
     def _event(self, event: str, **facts: Any) -> None:
+        facts = {"time": time.time(), **facts}
+        attempt = self.attempt
+        self.disk.do(lambda: self._write_event(event, attempt, facts))
+
+    def _write_event(self, event: str, attempt: int, facts: dict[str, Any]) -> None:
         try:
-            self.job.directory.write_event(event, self.attempt, **facts)
+            self.job.directory.write_event(event, attempt, **facts)
         except OutputError as error:  # a full disk does not end a job that trains
             if not self._full:
                 self._tell(f"{self.job.directory.path}: {error.__cause__}; the job goes on, and events may be missing; free some room")
             self._full = True
 
-    def _write_status(self, at_once: bool = False) -> None:
-        now = time.monotonic()
-        if not at_once and now - self._written < STATUS_S:
-            return
-        self._written = now
+    def _write_status(self, now: float) -> None:
+        """Unless the last one is still being written."""
         status = {"time": time.time(), "attempt": self.attempt, "state": self._state, "exit_code": self._exit_code}
+        status |= {"ranks": [state.as_dict(now) for state in self.states]}
+        if not self._writes:
+            self._writes = True
+            self.disk.do(lambda: self._replace_status(status))
+
+    def _replace_status(self, status: dict[str, Any]) -> None:
         with contextlib.suppress(OutputError):  # the events have told of it
-            self.job.directory.write_status(status | {"ranks": [state.as_dict() for state in self.states]})
+            self.job.directory.write_status(status)
+        self._writes = False
 
     def _finish(self, code: int) -> None:
         self._state, self._exit_code = "ended", code
         self._event("ended", exit_code=code)
-        self._write_status(at_once=True)
+        self._writes = False
+        self._write_status(time.monotonic())
 

@@ -2,26 +2,37 @@
 
 import asyncio
 import hashlib
+import ipaddress
 import json
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from run import record
+from run.console import USER_ERROR
 from run.errors import LaunchError
+from run.exit_codes import EXIT_HOST
 from run.job import Job
 from run.scheduler import require_free
 
 Message = dict[str, Any]
-ALIVE_S, LOST_S = 2.0, 20.0
+ALIVE_S, LOST_S = 2.0, 60.0
 """Seconds between signs of life, and without one until a host counts as lost."""
 TELL_S, RETRY_S = 10.0, 0.2
 LINE_BYTES = 1 << 24
 
 
+class LeaderMissing(Exception):
+    """No launcher of the first host: not the user's mistake, but a matter of time."""
+
+
 def digest(job: Job) -> str:
-    """Equal on hosts that launch the same: places and words."""
+    """Equal on hosts that launch the same: places, words, resolved configuration and versions."""
     places = [(place.rank, place.server, place.device) for place in job.places]
-    return hashlib.sha256(json.dumps([places, job.rank_words(0, False)[1:], job.start, job.max_restarts]).encode()).hexdigest()
+    packages = {name: version for name, version in record.versions().items() if name in record.PACKAGES}
+    same = [places, job.rank_words(0, False)[1:], job.start, job.max_restarts, job.description.get("config"), packages]
+    return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 
 
 class Link:
@@ -90,6 +101,7 @@ class Hosts:
         if not missing:
             return []
         host, port = self._job.master
+        require_reachable(host, self._job.servers)
         require_free(host, port + 1)
         self._server = await asyncio.start_server(self._begin, host, port + 1, limit=LINE_BYTES, backlog=1024)
         began = told = time.monotonic()
@@ -108,7 +120,7 @@ class Hosts:
     async def close(self, code: int, text: str) -> None:
         """Tell all hosts how the job ended, and let them go."""
         self._closing = True
-        for link in self.links.values():
+        for link in list(self.links.values()):
             link.send({"do": "end", "code": code, "text": text})
             await link.close()
         if self._server:
@@ -126,25 +138,48 @@ class Hosts:
             await link.close()
             return
         server = hello.get("host")
+        if server in self.links:
+            await self._refuse(link, EXIT_HOST, f"host {server}: is there already; start one launcher on each host, or name them apart by --server-id")
+            return
         if fault := self._fault(hello):
-            link.send({"do": "end", "code": 2, "text": fault})
-            await link.close()
+            await self._refuse(link, USER_ERROR, fault)
             return
         self.links[server] = link
-        self._tasks.add(asyncio.create_task(link.keep_alive()))
-        while message := await link.receive():
-            self._tell(message | {"host": server})
-        if not self._closing:
-            self._tell({"is": "lost", "host": server})
+        alive = asyncio.create_task(link.keep_alive())
+        try:
+            while message := await link.receive():
+                self._tell(message | {"host": server})
+        finally:
+            alive.cancel()
+            del self.links[server]  # until all are here it may come again
+            if not self._closing:
+                self._tell({"is": "lost", "host": server})
+
+    async def _refuse(self, link: Link, code: int, text: str) -> None:
+        link.send({"do": "end", "code": code, "text": text})
+        await link.close()
 
     def _fault(self, hello: Message) -> str | None:
         server = hello.get("host")
         if server not in self._job.servers[1:]:
             return f"host {server}: is none of the hosts that {self._job.server} waits for; use the same rank table or --hosts everywhere"
-        if server in self.links:
-            return f"host {server}: is there already; start one launcher on each host, or name them apart by --server-id"
         if hello.get("digest") != digest(self._job):
             return f"host {server}: launches something else than {self._job.server}; use the same command, rank table and configuration on all hosts"
+        return None
+
+
+def require_reachable(host: str, servers: Sequence[str]) -> None:
+    """Raise LaunchError if this host's own name stands for an address that only it can reach (127.0.1.1 in Debian's /etc/hosts)."""
+    if _is_loopback(host) and any(_is_loopback(server) is False for server in servers):
+        where = "stands for a loopback address here, which other hosts cannot reach"
+        raise LaunchError(f"{host}: {where}; name this host's address in the cluster by --master-address, or correct /etc/hosts")
+
+
+def _is_loopback(host: str) -> bool | None:
+    """None for a name that cannot be resolved here."""
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    except OSError:
         return None
 
 
@@ -152,7 +187,7 @@ async def join(job: Job, signals: list[str]) -> Link | None:
     """Connect to the leader as one of its hosts; None if there are signals before that.
 
     Raises:
-        LaunchError: it is not there in time.
+        LeaderMissing: it is not there in time.
     """
     host, port = job.master
     deadline = time.monotonic() + job.limits.host_s
@@ -167,4 +202,4 @@ async def join(job: Job, signals: list[str]) -> Link | None:
         link.send({"is": "hello", "host": job.server, "digest": digest(job)})
         return link
     where = f"{host}:{port + 1}"
-    raise LaunchError(f"{where}: no launcher of the first host ({job.servers[0]}) came within {job.limits.host_s:.0f} s; start it there, and see that the port is open")
+    raise LeaderMissing(f"{where}: no launcher of the first host ({job.servers[0]}) came within {job.limits.host_s:.0f} s; start it there, and see that the port is open")

@@ -1,13 +1,14 @@
 """Logs of ranks: written with rotation, read from their end."""
 
 import os
+import re
 from pathlib import Path
 
 from run.log_lines import clean, lines_of
 
 MAX_BYTES, KEEP = 64 << 20, 10
 SHOWN_LINES, TAIL_BYTES = 12, 64 << 10
-CRASH, OUTERMOST_FIRST = "Fatal Python error", "Traceback (most recent call last):"
+CRASH = re.compile(r"Fatal Python error: (Segmentation fault|Aborted|Bus error|Illegal instruction|Floating)")
 
 
 class RotatingLog:
@@ -48,7 +49,7 @@ class RotatingLog:
 def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
     """The last lines of one file that are not empty, as `log_lines.clean` has them; "(nothing)" where there are none.
 
-    Where Python itself crashed: from its first word on, since of the stack that follows the innermost call comes first.
+    Where native code crashed: from the first word on that, as of the stack that follows the innermost call comes first.
     """
     try:
         with open(path, "rb") as file:
@@ -56,6 +57,5 @@ def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
             lines = [line for line in map(clean, lines_of(file)) if line]
     except FileNotFoundError:
         lines = []
-    crash = next((place for place, line in enumerate(lines) if line.startswith(CRASH)), len(lines))
-    crashed = lines[crash:]
-    return (crashed[:count] if OUTERMOST_FIRST not in crashed else []) or lines[-count:] or ["(nothing)"]
+    crash = next((place for place, line in enumerate(lines) if CRASH.match(line)), -count)
+    return lines[crash:][:count] or ["(nothing)"]

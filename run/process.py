@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 import tty
 from collections.abc import Callable, Mapping, Sequence
@@ -18,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from run import heartbeat, rank
+from run.aside import Aside
 from run.logs import RotatingLog
 from run.terminal import Terminal
 
+Tell = Callable[[dict[str, Any]], None]
 READ_BYTES = 1 << 16
 DRAIN_READS = 1000
 """Reads after a process has ended, since what it started may hold the pipe open and go on writing."""
@@ -29,21 +32,22 @@ DRAIN_READS = 1000
 class RankProcess:
     """A running rank. Output goes to its log and the terminal, heartbeats and the exit code to `tell`."""
 
-    def __init__(self, number: int, words: Sequence[str], environment: Mapping[str, str], log_dir: Path, terminal: Terminal, tell: Callable[[dict[str, Any]], None]):
+    def __init__(self, number: int, words: Sequence[str], environment: Mapping[str, str], log_dir: Path, terminal: Terminal | None, disk: Aside, tell: Tell):
         """Start `python WORDS`; call it where an event loop runs.
 
         Args:
             number: of the rank; -1 for MindSpore's scheduler.
+            terminal: shows what it says, beside the log.
+            disk: writes the log.
             tell: called with {"is": "beat", "rank", "phase", "step", ...} and once with {"is": "exit", "rank", "code"}; a code below 0 is a signal.
         """
-        self.number, self.tell, self.terminal, self.ended = number, tell, terminal, asyncio.Event()
+        self.number, self.tell, self.terminal, self.disk, self.ended = number, tell, terminal, disk, asyncio.Event()
         log_dir.mkdir(parents=True, exist_ok=True)
         self.log, self.stacks = RotatingLog(log_dir / "output.log"), log_dir / "stacks.log"
         self._uses: dict[int, Callable[[bytes], None]] = {}
         self._beats = b""
         self._process = self._start(words, environment)
-        self._exit = os.pidfd_open(self._process.pid)
-        asyncio.get_running_loop().add_reader(self._exit, self._on_exit)
+        threading.Thread(target=self._wait, args=(asyncio.get_running_loop(),), daemon=True).start()  # kernels before 5.3 have no pidfd
 
     @property
     def pid(self) -> int:
@@ -57,8 +61,9 @@ class RankProcess:
 
     def kill(self) -> None:
         """End its whole process group at once."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        if not self.ended.is_set():  # later the number may be another's
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def dump_stacks(self) -> None:
         """Have all its threads' stacks written to `stacks`; asynchronous."""
@@ -80,7 +85,7 @@ class RankProcess:
 
     def _terminal_or_pipe(self) -> tuple[int, int]:
         """A terminal for the rank that is streamed to one: its progress bar sees it."""
-        if not (self.terminal.is_tty and self.number == self.terminal.stream_rank):
+        if not (self.terminal and self.terminal.is_tty and self.number == self.terminal.stream_rank):
             return os.pipe()
         ours, theirs = os.openpty()
         tty.setraw(theirs)  # the terminal behind it does what is to be done with a line's end
@@ -113,10 +118,14 @@ class RankProcess:
         os.close(descriptor)
 
     def _output(self, content: bytes, stdout: bool) -> None:
+        self.disk.do(lambda: self._write(content), len(content))
+        if self.terminal:
+            self.terminal.show(self.number, content, stdout)
+
+    def _write(self, content: bytes) -> None:
         whole = self.log.lost is None
         self.log.write(content)
-        self.terminal.show(self.number, content, stdout)
-        if whole and self.log.lost:
+        if whole and self.log.lost and self.terminal:
             self.terminal.tell(f"{self.log.path}: {self.log.lost.strerror}; the rank goes on, and what it writes from here on may be missing; free some room")
 
     def _heard(self, content: bytes) -> None:
@@ -124,10 +133,12 @@ class RankProcess:
         for line in lines:
             self.tell({"is": "beat", "rank": self.number, "pid": self.pid} | json.loads(line))
 
-    def _on_exit(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._exit)
-        os.close(self._exit)
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         code = self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the launcher has ended
+            loop.call_soon_threadsafe(self._on_exit, code)
+
+    def _on_exit(self, code: int) -> None:
         self.kill()  # what it left in its group
         for descriptor in list(self._uses):
             reads = 0
@@ -135,6 +146,6 @@ class RankProcess:
                 reads += 1
             if descriptor in self._uses:
                 self._close(descriptor)
-        self.log.close()
+        self.disk.do(self.log.close)
         self.ended.set()
         self.tell({"is": "exit", "rank": self.number, "code": code, "time": time.time()})

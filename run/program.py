@@ -1,12 +1,15 @@
 """What a launcher asks the program that it is to start: how many ranks it needs, where they go, what its words become."""
 
 import json
+import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from run import orphans
 from run.console import USER_ERROR
 from run.errors import LaunchError
 
@@ -46,7 +49,9 @@ def describe(words: Sequence[str], *options: str) -> Program:
         Refused: the words have a mistake, which stands on stderr.
         LaunchError: the program is not installed here, or broke.
     """
-    done = subprocess.run(_command(words, *options), stdout=subprocess.PIPE, text=True)
+    marker = uuid.uuid4().hex
+    with orphans.guarded(marker):  # it may prepare records, with processes of its own
+        done = subprocess.run(_command(words, *options), stdout=subprocess.PIPE, text=True, env=os.environ | {orphans.JOB: marker})
     if done.returncode == USER_ERROR:
         raise Refused(USER_ERROR)
     return _answer(done)

@@ -24,7 +24,7 @@ def main() -> None:
     _die_with(int(os.environ[LAUNCHER]))
     if cores := os.environ.get(CORES):
         os.sched_setaffinity(0, map(int, cores.split(",")))
-    stacks = open(os.environ[STACKS], "a")  # kept open: faulthandler writes to its descriptor from the signal handler
+    stacks = open(os.environ[STACKS], "w")  # kept open: faulthandler writes to its descriptor from the signal handler
     faulthandler.enable()  # a crash in native code leaves a stack in the log, too
     faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True, chain=False)
     beat(START)

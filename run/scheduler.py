@@ -2,27 +2,35 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
+from run.aside import Aside
 from run.errors import LaunchError
-from run.job import Job
+from run.job import Job, inherited
 from run.logs import last_lines
 from run.orphans import JOB
-from run.process import RankProcess
-from run.terminal import Terminal
+from run.process import RankProcess, Tell
 
 LOCAL = "127.0.0.1"
+DEAF = "import signal; [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]; "
+"""A signal to a whole job is for its ranks: they still need the scheduler while they save."""
 PROGRAM = "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"  # returns when all ranks have left; needs no device of its own
 START_S, POLL_S, TRIES = 120.0, 0.05, 3
 NUMBER = -1
 _LISTEN = "0A"  # state in /proc/net/tcp
 
 
-async def start(job: Job) -> tuple[str, int]:
+async def start(job: Job, disk: Aside, tell: Tell) -> tuple[str, int]:
     """Start it and wait until it listens, since a rank that comes first may wait half a minute before it tries again; returns its address.
+
+    Args:
+        disk: writes its log.
+        tell: called with {"is": "exit", "code", ...} when it ends.
 
     Raises:
         LaunchError: the port is taken, or the scheduler ended.
@@ -31,14 +39,21 @@ async def start(job: Job) -> tuple[str, int]:
     for _ in range(1 if job.master else TRIES):  # another process may take a free port first
         host, port = job.master or (LOCAL, free_port())
         require_free(host, port)
-        variables = os.environ | dict(job.environment) | {"MS_ROLE": "MS_SCHED", "MS_SCHED_HOST": host, "MS_SCHED_PORT": str(port)}
-        variables |= {"MS_WORKER_NUM": str(job.world), JOB: job.identity}
-        process = RankProcess(NUMBER, ["-c", PROGRAM], variables, log_dir, Terminal(None), lambda message: None)
+        variables = inherited() | dict(job.environment) | job.cluster_variables((host, port)) | {"MS_ROLE": "MS_SCHED", JOB: job.identity}
+        listening = asyncio.Event()
+        process = RankProcess(NUMBER, ["-c", DEAF + PROGRAM], variables, log_dir, None, disk, functools.partial(_pass_on, listening, tell))
         if await _listens(process, port):
+            listening.set()
             return host, port
         process.kill()
     ending = last_lines(log_dir / "output.log")[-1]
     raise LaunchError(f"{log_dir / 'output.log'}: MindSpore's scheduler did not start: {ending}; mend what its log says and run the same command again")
+
+
+def _pass_on(listening: asyncio.Event, tell: Tell, message: dict[str, Any]) -> None:
+    """Of one that does not come up `start` tells."""
+    if listening.is_set():
+        tell(message)
 
 
 def free_port() -> int:

@@ -4,9 +4,12 @@ import os
 import re
 import sys
 
+from run.aside import Aside
+
 _ERROR = re.compile(rb"(?:^|\s)(?:\w+Error|Traceback|\[(?:ERROR|CRITICAL)\]|FATAL|core dumped)\b")
 _CLEAR_LINE = b"\r\x1b[K"
 MAX_LINE = 400
+LAST_WORDS_S = 5.0
 
 
 class Terminal:
@@ -15,12 +18,13 @@ class Terminal:
     def __init__(self, stream_rank: int | None):
         self.stream_rank = stream_rank
         self.is_tty = sys.stderr.isatty()
+        self._aside = Aside("terminal")
         self._rest: dict[int, bytes] = {}
 
     def show(self, rank: int, content: bytes, stdout: bool) -> None:
         """Pass the streamed rank's bytes on; of another rank show the lines that tell of an error."""
         if rank == self.stream_rank:
-            _write(1 if stdout else 2, content)
+            self._write(1 if stdout else 2, content)
             return
         *lines, self._rest[rank] = (self._rest.get(rank, b"") + content).split(b"\n")
         self._rest[rank] = self._rest[rank][-MAX_LINE:]
@@ -33,7 +37,14 @@ class Terminal:
         self._say(text.encode())
 
     def _say(self, line: bytes) -> None:
-        _write(2, (_CLEAR_LINE if self.is_tty else b"") + line + b"\n")  # a bar draws itself anew
+        self._write(2, (_CLEAR_LINE if self.is_tty else b"") + line + b"\n")  # a bar draws itself anew
+
+    def _write(self, descriptor: int, content: bytes) -> None:
+        self._aside.do(lambda: _write(descriptor, content), len(content))  # of what nobody reads for long the log has the rest
+
+    def close(self) -> None:
+        """Give the last words LAST_WORDS_S to be written."""
+        self._aside.close(LAST_WORDS_S)
 
 
 def _write(descriptor: int, content: bytes) -> None:

@@ -7,7 +7,7 @@ usage() {
 Start a training run on all devices of a cluster, or on CPU processes, and watch it to its end.
 
 usage: run/train.sh [launch options] train --config NAME --output DIR [train options] [section.field=value ...]
-       run/train.sh --config NAME --output DIR ...        without launch options the word train may be left out
+       run/train.sh --config NAME --output DIR ...        before one of --config, --output, --data or section.field=value train may be left out
 
   run/train.sh --rank-table hccl.json train --config alpha/13b_8x64gib --data records --output run
   run/train.sh --device cpu --num-ranks 2 train --config alpha/tiny --output run
@@ -23,8 +23,8 @@ case "${1:-}" in
     "") usage; exit 2;;
     -h|--help) usage; exit 0;;
 esac
-verb=(train)
-for word in "$@"; do
-    [[ $word != train ]] || verb=()
-done
-exec "${PYTHON:-python3}" -m run launch "${verb[@]}" "$@"
+verb=()
+case "$1" in  # no launch options
+    --config|--config=*|--output|--output=*|--data|--data=*|[!-]*=*) verb=(train);;
+esac
+exec "${PYTHON:-python3}" -m run launch ${verb[@]+"${verb[@]}"} "$@"  # bash 4.3 and older have no empty array under set -u

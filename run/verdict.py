@@ -11,6 +11,8 @@ from run.exit_codes import EXIT_HANG, EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
 from run.job import Job
 from run.watchdog import RankState, ranks_in_words
 
+_CONSEQUENCES = (-signal.SIGABRT, -signal.SIGTERM, EXIT_PEER_LOST, EXIT_STOPPED)
+"""Exit codes of ranks that may only have missed another one, the least likely cause last."""
 NOT_RESTARTED = (0, USER_ERROR, EXIT_STOPPED, INTERRUPTED)
 
 
@@ -19,11 +21,11 @@ class Failure:
     """The first cause of an attempt's end."""
 
     kind: str
-    """exit | hang | host | start"""
+    """exit | hang | host | scheduler"""
     code: int
     """The job's exit code."""
     ranks: tuple[int, ...]
-    """Whose fault it is, as far as can be told; a lost host's."""
+    """Whose fault it is, as far as can be told; a lost host's; none for the scheduler."""
     step: int | None
     phase: str | None
     summary: str
@@ -47,8 +49,9 @@ class Failure:
 
     def event(self, job: Job) -> dict[str, Any]:
         """The event `failure`."""
-        rank = self.ranks[0]
-        where = {"rank": rank, "host": job.places[rank].server, "log": str(job.directory.rank_log(rank)), "ranks": list(self.ranks)}
+        rank = self.ranks[0] if self.ranks else None
+        where = {"rank": rank, "host": job.servers[0], "log": None} if rank is None else _where(job, rank)
+        where |= {"ranks": list(self.ranks)}
         return where | {"kind": self.kind, "code": self.code, "step": self.step, "phase": self.phase, "summary": self.summary, "words": list(self.words)}
 
 
@@ -58,10 +61,12 @@ def shell_code(code: int) -> int:
 
 
 def first_exit(exits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The exit that came first of those that are causes: a rank that only misses another is none, unless there is no other."""
+    """The exit that came first of those most likely to be causes; None where all are 0.
+
+    A rank that only misses another says so (EXIT_PEER_LOST); in MindSpore's own network it ends itself by SIGTERM or aborts.
+    """
     failed = [message for message in exits if message["code"] != 0]
-    causes = [message for message in failed if message["code"] not in (EXIT_PEER_LOST, EXIT_STOPPED)]
-    return next(iter(causes or failed), None)
+    return min(failed, key=lambda message: _CONSEQUENCES.index(message["code"]) if message["code"] in _CONSEQUENCES else -1, default=None)
 
 
 def of_exit(job: Job, states: Sequence[RankState], exits: Sequence[dict[str, Any]]) -> Failure:
@@ -76,7 +81,7 @@ def of_exit(job: Job, states: Sequence[RankState], exits: Sequence[dict[str, Any
     memory = "; the kernel's out-of-memory killer was at work on that host: use a smaller batch or more memory" if cause.get("oom") else ""
     others = [m["rank"] for m in exits if m is not cause and m["code"] not in (0, EXIT_PEER_LOST, EXIT_STOPPED)]
     also = f"; so did {ranks_in_words(others)}" if others else ""
-    streamed = job.stream_rank in (cause["rank"], *others) and code == USER_ERROR or job.stream_rank == cause["rank"] and code > 0
+    streamed = job.stream_rank in (cause["rank"], *others) and code == USER_ERROR or job.stream_rank == cause["rank"] and code > 0 and cause["started"]
     log = job.directory.rank_log(cause["rank"])
     place = f"its words are above and in {log}" if streamed else f"{log} ends with:"
     summary = f"{_who(state)} {how}{_at(state)}{memory}{also}"
@@ -98,6 +103,17 @@ def of_host(server: str, states: Sequence[RankState]) -> Failure:
     there = [state for state in states if state.place.server == server]
     summary = f"host {server} was lost ({ranks_in_words([state.place.rank for state in there])}): its launcher ended or the network failed; look at that host"
     return Failure("host", EXIT_HOST, tuple(state.place.rank for state in there), max((s.step or 0 for s in states), default=None), None, summary)
+
+
+def of_scheduler(job: Job, code: int, words: Sequence[str]) -> Failure:
+    """The failure of an attempt whose MindSpore scheduler ended: the ranks cannot go on."""
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    place = f"{job.directory.logs / 'scheduler' / 'output.log'} ends with:"
+    return Failure("scheduler", shell_code(code) or 1, (), None, None, f"MindSpore's scheduler {how} while ranks ran", place, tuple(words))
+
+
+def _where(job: Job, rank: int) -> dict[str, Any]:
+    return {"rank": rank, "host": job.places[rank].server, "log": str(job.directory.rank_log(rank))}
 
 
 def _who(state: RankState) -> str:

@@ -66,23 +66,28 @@ class RankState:
         """Whether its program has begun, and hears signals."""
         return self.phase != START
 
-    def as_dict(self) -> dict[str, Any]:
-        """A row of status.json."""
+    def as_dict(self, now: float) -> dict[str, Any]:
+        """A row of status.json; "silent_s" by the leader's clock alone."""
         own = {"rank": self.place.rank, "host": self.place.server, "device": self.place.device, "pid": self.pid, "state": self.state, "phase": self.phase}
-        return own | {"step": self.step, "tokens_per_second": self.tokens_per_second, "beat": self.beat_time, "exit_code": self.exit_code}
+        return own | {"step": self.step, "tokens_per_second": self.tokens_per_second, "beat": self.beat_time, "exit_code": self.exit_code, "silent_s": round(now - self.heard, 1)}
 
 
 def hung(states: Sequence[RankState], limits: Limits, now: float) -> list[RankState]:
-    """Ranks that have been silent for too long and do not wait for others; all that run, if all of them wait."""
+    """Ranks that have been silent for too long and do not wait for others; all that run, if all of them wait. Most likely the one first that is
+    behind in steps or was heard first: the others may be waiting for it in a collective."""
     running = [state for state in states if state.runs]
     silent = [state for state in running if now - state.heard > (limits.hang_s if state.stepped else limits.start_s)]
     active = [state for state in silent if state.phase != WAIT]
-    return active or (silent if len(silent) == len(running) else [])
+    return sorted(active or (silent if len(silent) == len(running) else []), key=_behind)
 
 
 def overdue(running: Sequence[RankState]) -> list[RankState]:
     """Whose fault it is that these ranks have not ended: those that do not wait for others; all, if all of them wait."""
-    return [state for state in running if state.phase != WAIT] or list(running)
+    return sorted([state for state in running if state.phase != WAIT] or running, key=_behind)
+
+
+def _behind(state: RankState) -> tuple[int, float]:
+    return -1 if state.step is None else state.step, state.heard
 
 
 def slow(states: Sequence[RankState]) -> list[tuple[RankState, float, float]]:

@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from run.arguments import PORTS, host_names, require_between
 from run.doctor import clock, devices, environment, fabric, hccl, hosts, machine, network, plan, storage, versions
 from run.doctor.check import FAIL, OK, WARN, Line, run_check
 from run.doctor.site import Site
-from run.errors import RankTableError
+from run.errors import LaunchError, RankTableError
 
 KINDS = {
     "versions": versions.CHECKS,
@@ -44,7 +45,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("pangu doctor", description=__doc__, epilog=_EPILOG, formatter_class=_Help)
     parser.add_argument("overrides", nargs="*", help="overrides of --config, such as parallel.data_parallel=8")
     parser.add_argument("--rank-table", help="compare this host and its devices with a rank table (default: none)")
-    parser.add_argument("--server-id", help="which server of the table this host is (default: found by its addresses)")
+    parser.add_argument("--hosts", metavar="A,B", help="hosts of a job without a rank table; the first one leads (default: this host alone)")
+    parser.add_argument("--server-id", help="which server of the table or of --hosts this host is (default: found by its addresses)")
+    parser.add_argument("--master-address", metavar="HOST", help="where the first host is reached (default: its name in the table or in --hosts)")
     parser.add_argument("--config", help="configuration of the run: are its ranks those of the rank table (default: none)")
     output = "directory of the run: room, speed, clock, and which hosts see it; made if it is not there (default: not looked at)"
     parser.add_argument("--output", type=Path, help=output)
@@ -54,8 +57,9 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.overrides and not options.config:
         parser.error(f"{options.overrides[0]}: overrides need a --config")
-    if not 0 < options.master_port < 65535:
-        parser.error(f"--master-port {options.master_port}: must be 1 to 65534, as the next one is taken, too")
+    require_between("--master-port", options.master_port, *PORTS)
+    if options.rank_table and options.hosts is not None:
+        raise LaunchError("--hosts: the rank table names the hosts; only one of them can; leave one of them out")
     lines = {}
     for kind, found in examine(site_of(options)):
         lines[kind] = found
@@ -80,6 +84,7 @@ def site_of(options: argparse.Namespace) -> Site:
     output = options.output.absolute() if options.output else None
     config = ("--config", options.config, *options.overrides) if options.config else ()
     names = {"table_path": options.rank_table, "table_fault": fault, "server_id": options.server_id, "master_port": options.master_port}
+    names |= {"hosts": () if options.hosts is None else tuple(host_names("--hosts", options.hosts)), "master_address": options.master_address}
     return Site(wanted_device=options.device, table=table, output=output, config=config, **names)
 
 

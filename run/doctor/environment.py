@@ -90,7 +90,7 @@ def devices(site: Site) -> Iterator[Line]:
         found = f"{device}, but ASCEND_RT_VISIBLE_DEVICES={visible} shows {len(ids)}: devices are counted among those"
         yield fail("DEVICE_ID", found, UNSET.format("DEVICE_ID"))
     if len(ids) < site.num_processes:
-        found = f"{visible} shows {len(ids)} devices; the rank table has {site.num_processes} on this server"
+        found = f"{visible} shows {len(ids)} devices; the job has {site.num_processes} on this server"
         yield fail("ASCEND_RT_VISIBLE_DEVICES", found, "unset it: the rank table says which devices a job has")
 
 

@@ -59,7 +59,7 @@ def _read(where: Path, own: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 def _missing(site: Site, markers: list[dict[str, Any]]) -> Iterator[Line]:
     known = {address for entry in markers for address in entry["addresses"] if address not in ("127.0.0.1", "::1", "localhost")}
-    servers = site.table.servers if site.table else ()
+    servers = site.roster.servers if site.roster else ()
     missing = [server.server_id for server in servers if server is not site.server and not known & {server.server_id, *server.addresses}]
     if missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""

@@ -1,4 +1,4 @@
-"""This host's own network: its place in the rank table, names of servers, ports. No other host is spoken to."""
+"""This host's own network: its place among the servers of the job, their names, ports. No other host is spoken to."""
 
 import ipaddress
 import socket
@@ -35,24 +35,24 @@ def own_addresses() -> set[str]:
 
 
 def rank_table(site: Site) -> Iterator[Line]:
-    """The rank table can be read, and this host is in it."""
+    """The rank table can be read, and this host is in it, or among --hosts."""
     if site.table_fault:
         words = textwrap.shorten(site.table_fault, MOST_WORDS, placeholder=" ...")
         yield fail("rank table", words, f"`pangu ranktable check {site.table_path}` names every fault")
-    if site.table is None:
+    if site.roster is None:
         return
+    what, has = ("rank table", f"{site.table.world} ranks on {site.num_servers} servers") if site.table else ("hosts", f"{site.num_servers} servers")
     try:
-        number = site.table.this_server(site.server_id)
+        number = site.roster.this_server(site.server_id)
     except RankTableError as error:
-        yield fail("rank table", f"this host is not in it: {error}", "run on a server of the table, name its line by --server-id, or make the table anew")
+        yield fail(what, f"this host is not in it: {error}", "run on one of its servers, say which one this is by --server-id, or name the right ones")
         return
-    server = site.table.servers[number]
-    yield ok("rank table", f"{site.table.world} ranks on {site.num_servers} servers; this is server {number}, {server.server_id}")
+    yield ok(what, f"{has}; this is server {number}, {site.roster.servers[number].server_id}")
 
 
 def names(site: Site) -> Iterator[Line]:
-    """Servers of the rank table that have no address but a name are known by it, and so is this host."""
-    servers = site.table.servers if site.table else ()
+    """Servers of the job that have no address but a name are known by it, and so is this host."""
+    servers = site.roster.servers if site.roster else ()
     named = [server for server in servers if server.addresses and not any(map(is_address, server.addresses))]
     with ThreadPoolExecutor(16) as pool:
         known = list(pool.map(lambda server: any(map(_resolved, server.addresses)), named))
@@ -70,6 +70,21 @@ def names(site: Site) -> Iterator[Line]:
         yield warn("own name", f"{own} is {address}, which other hosts cannot reach", fix)
 
 
+def first_host(site: Site) -> Iterator[Line]:
+    """Where the first host is reached is an address that other hosts can reach."""
+    if site.num_servers < 2:
+        return
+    name = site.master_address or site.roster.servers[0].server_id
+    address = name if is_address(name) else _resolved(name)
+    fix = "give it its network address in /etc/hosts on each host, or name that by --master-address"
+    if address is None:
+        yield fail("first host", f"{name} has no address", fix)
+    elif ipaddress.ip_address(address).is_loopback:
+        yield fail("first host", f"{name} is {address} here, which other hosts cannot reach", fix)
+    else:
+        yield ok("first host", f"reached at {address}")
+
+
 def _resolved(name: str) -> str | None:
     try:
         return socket.getaddrinfo(name, None)[0][4][0]
@@ -79,7 +94,7 @@ def _resolved(name: str) -> str | None:
 
 def ports(site: Site) -> Iterator[Line]:
     """The scheduler's port and the leader's, the next one, are free on the first server."""
-    if site.table and site.server is not site.table.servers[0]:
+    if site.roster and site.server is not site.roster.servers[0]:
         return  # only the first server listens
     for port, use in ((site.master_port, "MindSpore's scheduler"), (site.master_port + 1, "the launcher")):
         if _is_free(port):
@@ -131,7 +146,7 @@ def proxies(site: Site) -> Iterator[Line]:
     proxy = next((name for name in ("http_proxy", "https_proxy", "all_proxy") if name in environment), None)
     if proxy is None:
         return
-    servers = [address for server in (site.table.servers if site.table else ()) for address in server.addresses]
+    servers = [address for server in (site.roster.servers if site.roster else ()) for address in server.addresses]
     wanted = servers or [environment.get("ms_sched_host", "127.0.0.1")]
     exempt = [entry.strip() for entry in environment.get("no_proxy", "").split(",") if entry.strip()]
     if through := [address for address in wanted if not any(_covers(entry, address) for entry in exempt)]:
@@ -150,4 +165,4 @@ def _covers(entry: str, address: str) -> bool:
     return address.endswith("." + entry.lstrip("."))
 
 
-CHECKS = (rank_table, names, ports, hccl_ports, proxies)
+CHECKS = (rank_table, names, first_host, ports, hccl_ports, proxies)

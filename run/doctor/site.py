@@ -48,6 +48,10 @@ class Site:
     table_path: str | None = None
     table_fault: str | None = None
     """Why the rank table at `table_path` could not be read."""
+    hosts: tuple[str, ...] = ()
+    """Of a job without a rank table; the first one leads."""
+    master_address: str | None = None
+    """Where the first host is reached; None: by its name in the table or among the hosts."""
     server_id: str | None = None
     output: Path | None = None
     config: tuple[str, ...] = ()
@@ -89,22 +93,29 @@ class Site:
         return self.wanted_device or ("ascend" if there else "cpu")
 
     @functools.cached_property
+    def roster(self) -> "RankTable | None":
+        """The servers of the job: the rank table, or one without devices of `hosts`; None where neither is given."""
+        from run.rank_table import RankTable, Server
+
+        return self.table or (RankTable(tuple(Server(host, (), (host,)) for host in self.hosts)) if self.hosts else None)
+
+    @functools.cached_property
     def server(self) -> "Server | None":
-        """This host in the rank table; None where it is not there."""
+        """This host among the servers of the job; None where it is not there."""
         try:
-            return self.table.servers[self.table.this_server(self.server_id)] if self.table else None
+            return self.roster.servers[self.roster.this_server(self.server_id)] if self.roster else None
         except RankTableError:
             return None
 
     @property
     def num_servers(self) -> int:
         """Servers of the job."""
-        return len(self.table.servers) if self.table else 1
+        return len(self.roster.servers) if self.roster else 1
 
     @property
     def num_processes(self) -> int:
         """Ranks that this host will have, as far as the rank table says."""
-        return len(self.server.devices) if self.server else 1
+        return len(self.server.devices) or 1 if self.server else 1
 
 
 def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> Answer:

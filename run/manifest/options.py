@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from run import files
+from run.arguments import MOST_S, PORTS, require_between
 from run.errors import LaunchError
 from run.manifest.plan import Plan
 
@@ -53,11 +54,11 @@ class Parser(argparse.ArgumentParser):
         for option, value, least, most in (
             ("--max-restarts", args.max_restarts, 0, 1000),
             ("--grace", args.grace, MIN_GRACE_S, 24 * 3600),
-            ("--master-port", args.master_port, 1024, 65534),
+            ("--master-port", args.master_port, *PORTS),
             ("--max-requeues", getattr(args, "max_requeues", 0), 0, 10000),
+            ("--table-timeout", getattr(args, "table_timeout", 0), 0, MOST_S),
         ):
-            if not least <= value <= most:
-                raise LaunchError(f"{option} {value}: must be from {least} to {most}; choose such a number")
+            require_between(option, value, least, most)
         return args
 
     def add_requeues(self) -> None:

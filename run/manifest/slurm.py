@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     see_from_anywhere(args)
     plan = plan_of(train_words(args))
     require_ascend("slurm", plan)
-    return deliver(args, plan, script(args, plan), "submit it with `sbatch {file}`")
+    return deliver(args, plan, script(args, plan), "submit it with `sbatch {file}`, cancel it with `scancel --batch --signal=TERM JOB`")
 
 
 def see_from_anywhere(args: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from run import files, program
+from run.arguments import MOST_S, require_between
 from run.console import USER_ERROR
 from run.errors import RankTableError
 from run.rank_table.forms import FORMS, as_form, made_table, merged
@@ -197,6 +198,7 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
 
 def run_wait(args: argparse.Namespace) -> int:
     """Wait for a completed table; what is missing is said meanwhile."""
+    require_between("--timeout", args.timeout, 0, MOST_S)
     print(_summary(args.file, wait_completed(args.file, args.timeout, lambda words: print(words, file=sys.stderr, flush=True))))
     return 0
 

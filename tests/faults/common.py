@@ -13,6 +13,7 @@ from run.job_directory import EVENTS, NAME, STATES, JobDirectory
 
 INJECT, ROOT = Path(__file__).parent / "inject", Path(__file__).parents[2]
 LEFT_S = 3.0
+STARTED: list["Launch"] = []
 
 
 def free_ports():
@@ -44,6 +45,7 @@ class Launch:
             [sys.executable, *words], env=os.environ | own | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
         )
         self.code, self.ended = None, float("inf")
+        STARTED.append(self)
 
     def finish(self, timeout=60):
         """Wait for its end, and require that nothing is left of it."""

@@ -1,7 +1,7 @@
 """`python -m tests.faults.light_launch JSON`: launch tests.faults.light as `pangu launch` launches `train`.
 
 Keys: output, steps; world (3), servers (["localhost"]), server (the first), start, master ([host, port]), max_restarts, limits (fields of Limits),
-scheduler (a program instead of MindSpore's), file_bytes (no longer file can be written by this process), job_dir, stream, resume.
+scheduler (a program instead of MindSpore's), file_bytes (no longer file can be written once the job has begun), job_dir, stream, resume.
 """
 
 import json
@@ -36,9 +36,20 @@ def job_of(spec):
     )
 
 
+def fill_the_disk(file_bytes):
+    """No file can be longer than that once job.json is written."""
+    write_job = JobDirectory.write_job
+
+    def write_the_last(self, description):
+        write_job(self, description)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    JobDirectory.write_job = write_the_last
+
+
 if __name__ == "__main__":
     spec = json.loads(sys.argv[1])
     scheduler.PROGRAM = spec.get("scheduler", scheduler.PROGRAM)
     if "file_bytes" in spec:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (spec["file_bytes"], resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        fill_the_disk(spec["file_bytes"])
     sys.exit(guarded("pangu launch", lambda: run_job(job_of(spec))))

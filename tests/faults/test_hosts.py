@@ -63,7 +63,7 @@ def test_a_host_that_never_comes_is_named(tmp_path):
     alone.require_records()
     assert not alone.events("started") and alone.events("failure")[0]["host"] == "b"
     alone = Pair(tmp_path / "other", limits={"host_s": 1.0}).start("b").finish()
-    assert alone.code == 2 and re.fullmatch(r"pangu launch: 127.0.0.1:\d+: no launcher of the first host \(a\) came .*\n", alone.stderr), alone.stderr
+    assert alone.code == EXIT_HOST and re.fullmatch(r"pangu launch: 127.0.0.1:\d+: no launcher of the first host \(a\) came .*\n", alone.stderr), alone.stderr
 
 
 @pytest.mark.parametrize("server", ["a", "b"])
@@ -110,6 +110,13 @@ def test_a_death_on_one_host_restarts_both(tmp_path):
     assert checkpoints(pair.output)[10] == expected(WORLD, 10)
     assert [event["rank"] for event in pair.a.events("failure")] == [3, 1] and len(pair.a.events("started")) == 3
     pair.a.require_records()
+
+
+def test_what_a_slow_host_tells_of_an_attempt_does_not_count_in_the_next_one(tmp_path):
+    faults = [fault(2, "step", "launcher_still", 7, seconds=5), fault(0, "step", "sleep", 7, seconds=0.5), fault(0, "step", "exit", 7)]
+    pair = Pair(tmp_path / "run", faults, max_restarts=1, limits={"grace_s": 0.1}).both()
+    assert pair.finish() == (0, 0), pair.a.stderr
+    assert [event["rank"] for event in pair.a.events("failure")] == [0] and checkpoints(pair.output)[10] == expected(WORLD, 10)
 
 
 @pytest.mark.parametrize("deed", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])

@@ -3,11 +3,12 @@
 Each row is a job of its own. Rows run a few at a time, since most of their time is waiting for limits.
 """
 
+import os
 import re
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tests.faults.light import checkpoints, expected
 
 AT_A_TIME, STEPS = 4, 10
 NOTABLE = ("signal", "slow", "hang", "failure", "restart")
-SHORT = {"start_s": 2.5, "hang_s": 2.5}
+SHORT = {"start_s": 5.0, "hang_s": 3.0}
 ENDLESS = {"steps": 60, "pause": 0.03}
 
 
@@ -48,7 +49,7 @@ class Case:
     """On the terminal."""
     kept: int | None = None
     """Step of the newest checkpoint; None: any, 0: there is none."""
-    within: float = 8.0
+    within: float = 12.0
     """Seconds from the last fault to the end of the launcher."""
     resumes: bool = False
     """Whether the same job with --resume is tried, too."""
@@ -71,7 +72,8 @@ DEATHS = [
     Case("raises while saving", [fault(0, "save", "raise", 6)], 1, blamed=(0, "save", 6), kept=3, resumes=True),
     Case("killed while saving", [fault(0, "save", "sigkill", 6)], 137, blamed=(0, "save", 6), kept=3),
     Case("two die at once", [fault(1, "step", "sigkill", 7), fault(2, "step", "sigkill", 7)], 137, blamed=(None, "step", 7), kept=6),
-    Case("a mistake of all", [fault(rank, "init", "mistake") for rank in range(3)], 2, blamed=(None, "init", None), words="must be even", kept=0),
+    Case("a mistake of all", [fault(rank, "init", "mistake") for rank in range(3)], 2, blamed=(None, "init", None), words="must be even",
+         says=r"\Alight: seq_length=3: must be even; use 4\n\Z", kept=0),
 ]
 HANGS = [
     Case("hangs at interpreter start", [fault(1, "import", "hang")], EXIT_HANG, "hang failure", (1, "start", None), says="rank 1 silent", kept=0),
@@ -83,7 +85,7 @@ HANGS = [
     Case("is stopped", [fault(1, "step", "sigstop", 7)], EXIT_HANG, "hang failure", (1, "step", 7), kept=6),
     Case("hangs and ignores SIGTERM", [fault(1, "step", "stubborn", 7)], EXIT_HANG, "hang failure", (1, "step", 7), "in _stubborn", kept=6),
 ]
-HANGS = [Case(**vars(case) | {"options": {"limits": SHORT}}) for case in HANGS]
+HANGS = [replace(case, options={"limits": SHORT}) for case in HANGS]
 SLOW = fault(1, "data", "sleep", times=0, seconds=0.6)
 SLOW_ONE = Case("is slow", [SLOW], 0, "slow", says="rank 1 .* is slow: 0.6. s of its own a step", kept=8, options={"steps": 8, "limits": {"hang_s": 20.0}})
 STOPS = [
@@ -119,12 +121,13 @@ CASES = [*DEATHS, *HANGS, SLOW_ONE, *STOPS, *RESTARTS]
 
 @pytest.fixture(scope="module")
 def running(request, tmp_path_factory):
-    """Case name -> future of its launch, for the rows that were asked for."""
+    """What a row's launch gave; those that were asked for run ahead, but where pytest-xdist shares them out."""
     rows = [item for item in request.session.items if item.fspath == request.fspath and item.originalname == "test_row"]
-    asked = [item.callspec.params["case"] for item in rows]
+    ahead = [] if "PYTEST_XDIST_WORKER" in os.environ else [item.callspec.params["case"] for item in rows]
     place = tmp_path_factory.mktemp("table")
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        yield {case.name: pool.submit(run, case, place / re.sub(r"\W", "_", case.name)) for case in asked}
+        futures = {case.name: pool.submit(run, case, place / re.sub(r"\W", "_", case.name)) for case in ahead}
+        yield lambda case: futures[case.name].result() if case.name in futures else run(case, place / re.sub(r"\W", "_", case.name))
 
 
 def run(case, output):
@@ -138,7 +141,7 @@ def run(case, output):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_row(running, case):
-    job, kept, again, steps = running[case.name].result()
+    job, kept, again, steps = running(case)
     assert job.code == case.code, job.stderr
     assert len(job.deeds) >= 1 and job.seconds < case.within
     assert " ".join(event["event"] for event in job.events(*NOTABLE)) == case.events
@@ -153,12 +156,12 @@ def test_row(running, case):
 
 
 def require_first_cause(job, case, failure):
-    """The rank that failed is named, with the last words of its own log, once."""
+    """The rank that failed is named, with the last words of its own log; those that only followed are not."""
     if case.blamed:
         assert (failure["phase"], failure["step"]) == case.blamed[1:] and case.blamed[0] in (None, *failure["ranks"])
     assert re.search(case.words, "\n".join(failure["words"]))
-    assert f"rank {failure['ranks'][0]} " in job.stderr or case.code == 2
-    assert "PeerLost" not in job.stderr and (not case.words or len(re.findall(case.words, job.stderr)) <= (2 if "Traceback" in job.stderr else 1))
+    assert failure["summary"].startswith(f"rank {failure['ranks'][0]} ") and (failure["summary"] in job.stderr or case.code == 2)
+    assert "PeerLost" not in job.stderr
 
 
 def require_nothing_lost(job, case, kept):

@@ -20,7 +20,8 @@ from tests.faults.test_table import fault
 from tests.train.test_resume import losses, require_equal_runs
 
 RANKS, STEPS, SAVE_EVERY = 4, 30, 5
-SLOWED = fault(0, "data", "sleep", seconds=0.1, times=0)  # else all steps are done before a signal comes
+SLOWED = [fault(0, "data", "sleep", seconds=0.1, times=0)]  # else all steps are done before a signal comes
+SLOW_SAVES = [fault(0, "save", "sleep", seconds=0.3, times=0)]  # else hardly any signal comes in one
 NOTED = [fault(0, phase, "note", times=0) for phase in PHASES]
 
 
@@ -57,6 +58,19 @@ def newest(output):
     return found.step if found else 0
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_STOPPED), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_launcher_that_ends_before_ranks_start_leaves_nothing(runs, tmp_path, number, code):
+    """While records are prepared for a run that names none."""
+    words = runs.words[: runs.words.index("--data")]
+    launch = ["-m", "pangu_ms", "launch", "--device", "cpu", "--num-ranks", "2", "train", *words, "--output", str(tmp_path / "run")]
+    job = Launch(launch, tmp_path / "run")
+    wait_for(lambda: job.process.poll() is not None or len(job.alive()) > 2 and (tmp_path / "run").exists())
+    job.process.send_signal(number)
+    began = time.monotonic()
+    assert job.finish().code == code and time.monotonic() - began < 5
+    assert "Traceback" not in job.stderr and not (tmp_path / "run/job").exists(), job.stderr
+
+
 def test_a_hang_and_a_death_are_recovered_from_bit_for_bit(runs, whole, tmp_path):
     faults = [fault(2, "step", "stubborn", 7), fault(1, "step", "sigkill", 13)]
     job = runs.start(tmp_path / "run", faults, "--max-restarts", "2", "--hang-timeout", "8").finish(400)
@@ -72,17 +86,17 @@ def test_a_hang_and_a_death_are_recovered_from_bit_for_bit(runs, whole, tmp_path
 
 def test_signals_at_random_instants_stop_all_ranks_at_one_step_and_nothing_is_lost(runs, whole, tmp_path):
     output, rng, instants = tmp_path / "run", random.Random(7), []
-    chain(runs, output, rng, ["early", "late", "late"], instants, STEPS)
+    chain(runs, output, rng, ["early", "late", "late"], instants, SLOWED, STEPS)
     last = runs.start(output, resume=True).finish(300)
     assert last.code == 0, last.stderr
     require_equal_runs(whole, output)
 
 
-def chain(runs, output, rng, kinds, instants, steps):
+def chain(runs, output, rng, kinds, instants, faults, steps):
     """Sessions of one run, each stopped by a signal at a random instant, while its ranks start (early) or after its first steps (late)."""
     for kind in kinds:
         before = newest(output)
-        job = runs.start(output, [SLOWED, *NOTED], resume=before > 0 or output.exists(), steps=steps)
+        job = runs.start(output, [*NOTED, *faults], resume=before > 0 or output.exists(), steps=steps)
         wait_for(lambda: job.events("started"), 120)
         if kind == "late":
             wait_for(lambda: job.process.poll() is not None or any((row["step"] or 0) > before for row in job.deeds), 180)
@@ -116,7 +130,7 @@ def test_signals_at_twenty_random_instants(runs, trained_run, tmp_path):
     output, rng, instants = tmp_path / "run", random.Random(20), []
     kinds = ["late", *rng.sample(["early"] * 7 + ["late"] * 12, 19)]
     try:
-        chain(runs, output, rng, kinds, instants, 100000)
+        chain(runs, output, rng, kinds, instants, SLOWED + SLOW_SAVES, 100000)
     finally:
         print(*map(json.dumps, instants), sep="\n")
     steps = newest(output) + 3

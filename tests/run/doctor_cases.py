@@ -18,6 +18,12 @@ def alone(host):
     (host.options["output"] / "job/doctor/host-b.json").unlink()
 
 
+def without_table(host, *names):
+    """A job of several hosts that --hosts names."""
+    host.table = None
+    host.options["hosts"] = names
+
+
 def no_chrony(host, answer):
     host.no_tool("chronyc")
     host.answer("timedatectl show -p NTPSynchronized", answer)
@@ -160,6 +166,13 @@ CASES = {
     "unknown server": (lambda h: h.write_table(servers=("host-a", "host-z")), "network", "FAIL", "server names", "no address for host-z"),
     "own name unknown": (lambda h: h.names({}), "network", "WARN", "own name", "host-a has no address"),
     "own name is local": (lambda h: h.names({"host-a": "127.0.1.1"}), "network", "WARN", "own name", "host-a is 127.0.1.1, which other hosts cannot reach"),
+    "first host is local": (lambda h: (h.names({"host-a": "127.0.1.1", "host-b": "10.0.0.2"}), without_table(h, "host-a", "host-b")),
+        "network", "FAIL", "first host", "host-a is 127.0.1.1 here, which other hosts cannot reach"),
+    "own name is local, hosts": (lambda h: (h.names({"host-a": "127.0.1.1", "host-b": "10.0.0.2"}), without_table(h, "host-b", "host-a")),
+        "network", "WARN", "own name", "host-a is 127.0.1.1, which other hosts cannot reach"),
+    "unknown first host": (lambda h: h.options.update(master_address="leader"), "network", "FAIL", "first host", "leader has no address"),
+    "not among the hosts": (lambda h: without_table(h, "10.0.0.8", "10.0.0.9"), "network", "FAIL", "hosts", "this host is not in it"),
+    "host of --hosts not seen": (lambda h: without_table(h, "10.0.0.1", "10.0.0.2", "10.0.0.3"), "hosts", "WARN", "shared directory", "no word of 10.0.0.3"),
     "port taken": (lambda h: holding(h, 0), "network", "FAIL", "", f"taken by pid {os.getpid()}"),
     "next port taken": (lambda h: holding(h, 1), "network", "FAIL", "", "the launcher needs it"),
     "port of a hidden process": (lambda h: (holding(h, 0), h.patch(psutil, "net_connections", lambda kind: [])),
@@ -238,7 +251,7 @@ CASES = {
     "device not visible": (variables(ASCEND_RT_VISIBLE_DEVICES="4,5,6,7", DEVICE_ID="4"),
         "environment", "FAIL", "DEVICE_ID", "4, but ASCEND_RT_VISIBLE_DEVICES=4,5,6,7 shows 4"),
     "too few visible": (variables(ASCEND_RT_VISIBLE_DEVICES="4,5,6,7"),
-        "environment", "FAIL", "ASCEND_RT_VISIBLE_DEVICES", "shows 4 devices; the rank table has 8"),
+        "environment", "FAIL", "ASCEND_RT_VISIBLE_DEVICES", "shows 4 devices; the job has 8"),
     "debug log": (variables(GLOG_v="0"), "environment", "WARN", "GLOG_v", "for looking for errors"),
     "simulation": (variables(MS_SIMULATION_LEVEL="1"), "environment", "WARN", "MS_SIMULATION_LEVEL", "for looking for errors"),
     "no log level": (variables(GLOG_v="info"), "environment", "WARN", "GLOG_v", "'info' is no level"),

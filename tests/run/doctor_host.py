@@ -160,7 +160,7 @@ class Host:
         own = versions.all_versions(Site(environment=self.environment, root=self.root))
         where = self.options["output"] / "job" / "doctor"
         where.mkdir(parents=True, exist_ok=True)
-        word = {"host": "host-b", "addresses": ["10.0.0.2"], "time": time.time() - age, "skew_s": skew, "versions": own | changed}
+        word = {"host": "host-b", "addresses": ["10.0.0.2", "host-b"], "time": time.time() - age, "skew_s": skew, "versions": own | changed}
         (where / "host-b.json").write_text(json.dumps(word))
 
     def site(self) -> Site:

@@ -1,6 +1,7 @@
 """The doctor on a made-up server: nothing to say of a healthy one, and for each fault its line."""
 
 import json
+import re
 import resource
 import socket
 import time
@@ -11,6 +12,7 @@ import pytest
 from run.doctor import check, cli, npu, versions
 from run.doctor.check import OK, WARN, fail, ok, run_check
 from run.doctor.site import Site, numbers, spans
+from run.errors import LaunchError
 from tests.run.doctor_cases import CASES, alone, describe, holding
 from tests.run.doctor_host import CANN, Host, recorded
 
@@ -166,11 +168,36 @@ def test_a_bad_rank_table_is_a_line_and_the_rest_is_looked_at(host, capsys, monk
     assert code == 1 and f"pangu ranktable check {host.table}" in out and "write speed" in out
 
 
-@pytest.mark.parametrize("words", [["train.steps=1"], ["--master-port", "65535"]])
-def test_wrong_options(words, capsys):
-    with pytest.raises(SystemExit) as stop:
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--hosts", ""], "--hosts '': has an empty name"),
+        (["--hosts", "a,a"], "--hosts a,a: has a twice"),
+        (["--rank-table", "x", "--hosts", "a"], "--hosts: the rank table names the hosts"),
+        (["--master-port", "65535"], "--master-port 65535: must be from 1024 to 65534"),
+    ],
+)
+def test_wrong_options(words, says):
+    with pytest.raises(LaunchError, match=re.escape(says)):
         cli.main(words)
-    assert stop.value.code == 2 and words[-1] in capsys.readouterr().err
+
+
+def test_overrides_need_a_configuration(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train.steps=1"])
+    assert stop.value.code == 2 and "train.steps=1: overrides need a --config" in capsys.readouterr().err
+
+
+def test_a_healthy_job_without_a_table(host, capsys, monkeypatch):
+    """The words of `pangu launch --hosts`: nothing to say, on the first host and with another address of it."""
+    host.names({"host-a": "10.0.0.1", "host-b": "10.0.0.2"})
+    host.table = None
+    monkeypatch.setattr(cli, "Site", lambda **options: Site(environment=host.environment, root=host.root, **options))
+    for first, address in (((), "10.0.0.1"), (("--master-address", "10.0.7.1"), "10.0.7.1")):
+        words = ["--hosts", "host-a,host-b", "--output", str(host.options["output"]), "--master-port", str(host.options["master_port"]), *first]
+        code = cli.main(words)
+        out = capsys.readouterr().out
+        assert code == 0 and ", 0 WARN, 0 FAIL" in out and "2 servers; this is server 0, host-a" in out and f"reached at {address}" in out
 
 
 def test_help_is_quick_and_tells_defaults(capsys):

@@ -27,16 +27,21 @@ def launch(capfd):
     return start
 
 
+@pytest.fixture
+def unchecked(tmp_path, monkeypatch):
+    """Runs are not looked at but for their ranks: reading records takes seconds."""
+    change = functools.partial(dataclasses.replace, words=["--config", "alpha/tiny"], output=str(tmp_path / "run"))
+    monkeypatch.setattr(launch_cli, "describe", lambda words, *options: change(launch_cli.placement(words)))
+
+
 def dry(launch, *words):
     code, out, err = launch("--dry-run", "--json", *words)
     assert code == 0, err
     return json.loads(out)
 
 
-def test_ranks_of_a_plan_find_their_devices(launch, tmp_path, monkeypatch):
+def test_ranks_of_a_plan_find_their_devices(launch, unchecked, tmp_path):
     """2 stages of dp 2 x mp 2 on two servers: a replica's stages share a server, MindSpore's ranks of a stage do not."""
-    unchecked = functools.partial(dataclasses.replace, words=["--config", "alpha/tiny"], output=str(tmp_path / "run"))
-    monkeypatch.setattr(launch_cli, "describe", lambda words, *options: unchecked(launch_cli.placement(words)))  # no records are read: seconds
     (tmp_path / "hccl.json").write_bytes(dump(table(2, 4)))
     degrees = ["parallel.data_parallel=2", "parallel.model_parallel=2", "parallel.pipeline_stage=2", "parallel.micro_batch_num=2", "parallel.devices_per_server=4"]
     words = ["train", "--config", "alpha/tiny", "--output", tmp_path / "run", "model.num_heads=4", "runtime.device=Ascend", *degrees]
@@ -45,7 +50,8 @@ def test_ranks_of_a_plan_find_their_devices(launch, tmp_path, monkeypatch):
     for row in rows[0] + rows[1]:
         variables = row["environment"]
         assert (variables["RANK_ID"], variables["DEVICE_ID"], variables["RANK_SIZE"]) == (str(row["rank"]), str(row["device"]), "8")
-        assert variables["RANK_TABLE_FILE"] == str(tmp_path / "run/job/rank_table.json") and "MS_ROLE" not in variables and "PANGU_CORES" in variables
+        assert variables["RANK_TABLE_FILE"] == str(tmp_path / f"run/job/rank_table_{row['host']}.json")
+        assert "MS_ROLE" not in variables and "PANGU_CORES" in variables
         assert row["command"][1:5] == ["-m", "pangu_ms", "train", "--config"]
     clustered = dry(launch, "--start", "cluster", "--rank-table", tmp_path / "hccl.json", "--server-id", "10.0.0.1", *words)[0]["environment"]
     assert (clustered["MS_ROLE"], clustered["MS_SCHED_HOST"], clustered["MS_SCHED_PORT"]) == ("MS_WORKER", "10.0.0.0", "8118")
@@ -60,6 +66,30 @@ def test_options_of_the_launcher_become_words_of_the_run(launch, tmp_path, recor
     assert len(smoke) == 2 and "parallel.data_parallel=2" in smoke[0]["command"]
 
 
+def test_devices_are_counted_among_the_visible_ones(launch, unchecked, tmp_path, monkeypatch):
+    """A container shows devices 4 to 7 alone: the table keeps the host's numbers, ranks open 0 to 3, and a dry run says so."""
+    monkeypatch.setenv("ASCEND_VISIBLE_DEVICES", "4-7")
+    four = table(1, 8)
+    four["server_list"][0]["device"] = [device | {"rank_id": str(i)} for i, device in enumerate(four["server_list"][0]["device"][4:])]
+    (tmp_path / "hccl.json").write_bytes(dump(four))
+    words = ["--rank-table", tmp_path / "hccl.json", "--server-id", "10.0.0.0", "train", "--config", "alpha/tiny", "runtime.device=Ascend"]
+    words += ["parallel.data_parallel=4", "parallel.devices_per_server=4"]
+    rows = dry(launch, *words)
+    assert [(row["device"], row["environment"]["DEVICE_ID"]) for row in rows] == [(4, "0"), (5, "1"), (6, "2"), (7, "3")]
+    assert "DEVICE_ID counts those" in launch("--dry-run", *words)[1]
+    monkeypatch.delenv("ASCEND_VISIBLE_DEVICES")
+    assert "DEVICE_ID counts those" not in launch("--dry-run", *words)[1]
+
+
+def test_cpu_ranks_of_several_hosts_are_for_one_machine(launch, unchecked):
+    """Who is reached by a loopback address is on this machine; anybody else's ranks would wait for each other in vain."""
+    words = ["train", "--config", "alpha/tiny", "parallel.data_parallel=2"]
+    code, _, err = launch("--dry-run", "--hosts", "a,b", "--server-id", "b", *words)
+    assert code == 2 and "a: leads CPU ranks of several hosts" in err
+    for where in (["--hosts", "127.0.0.1,127.0.0.2", "--server-id", "127.0.0.2"], ["--hosts", "a,b", "--server-id", "b", "--master-address", "127.0.0.1"]):
+        assert [(row["rank"], row["environment"]["MS_SCHED_HOST"]) for row in dry(launch, *where, *words)] == [(1, "127.0.0.1")]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -67,7 +97,25 @@ def test_options_of_the_launcher_become_words_of_the_run(launch, tmp_path, recor
         (["--stream", "first", "train"], "--stream first: must be the number of a rank, or none"),
         (["--start", "rank-table", "train"], "--start rank-table: needs --rank-table FILE"),
         (["--rank-table", "a", "--hosts", "b", "train"], "--hosts: the rank table names the hosts"),
-        (["--grace", "-1", "train"], "--grace -1: must not be negative"),
+        (["--grace", "-1", "train"], "--grace -1: must be from 0"),
+        (["--master-port", "70000", "train"], "--master-port 70000: must be from 1024 to 65534"),
+        (["--master-port", "-5", "train"], "--master-port -5: must be from 1024"),
+        (["--start-timeout", "inf", "train"], "--start-timeout inf: must be from 0.1 to 10000000"),
+        (["--hang-timeout", "0", "train"], "--hang-timeout 0: must be from 0.1"),
+        (["--backoff", "nan", "train"], "--backoff nan: must be from 0"),
+        (["--wait-table", "-1", "train"], "--wait-table -1: must be from 0"),
+        (["--max-restarts", "-1", "train"], "--max-restarts -1: must be from 0"),
+        (["--max-restarts", "many", "train"], "argument --max-restarts: invalid int value: 'many'; see `pangu launch --help`"),
+        (["--hosts", "", "train"], "--hosts '': has an empty name"),
+        (["--hosts", "a,,b", "train"], "--hosts 'a,,b': has an empty name"),
+        (["--hosts", "a, b,a", "train"], "--hosts a, b,a: has a twice"),
+        (["--hosts", "node[1-4]", "train"], "scontrol show hostnames"),
+        (["--rank-table", "a", "--hosts", "", "train"], "--hosts: the rank table names the hosts"),
+        (["--server-id", "", "train"], "--server-id '': is empty"),
+        (["--json", "train"], "--json: is of --dry-run"),
+        (["--config", "alpha/tiny", "--output", "OUT"], "unrecognized arguments: --config; put `train` before its options"),
+        (["--config=alpha/tiny"], "put `train` before its options"),
+        (["--stream", "2", "train", "--data", "RECORDS", "--output", "OUT", "SIZES", "parallel.data_parallel=2"], "--stream 2: the job has 2 ranks"),
         (["--num-ranks", "3", "train", "--output", "OUT", "parallel.data_parallel=2"], "--num-ranks: parallel.data_parallel=2 is given, too"),
         (["--hosts", "a,b", "--server-id", "a", "train", "--data", "RECORDS", "--output", "OUT", "SIZES", "parallel.data_parallel=3"], "2 hosts cannot share 3 ranks"),
         (["--hosts", "a,b", "--server-id", "c", "train", "--data", "RECORDS", "--output", "OUT", "SIZES", "parallel.data_parallel=2"], "no server is called c"),

@@ -61,6 +61,12 @@ def _launcher(number):
     return lambda fault: os.kill(int(os.environ["PANGU_LAUNCHER"]), number)
 
 
+def _still(fault):
+    """The launcher stands still for a while, as on a machine that is too busy."""
+    launcher = os.environ["PANGU_LAUNCHER"]
+    subprocess.Popen(["/bin/sh", "-c", f"kill -STOP {launcher}; sleep {fault['seconds']}; kill -CONT {launcher}"], env={}, start_new_session=True)
+
+
 DEEDS = {
     "raise": _raise,
     "exit": _exit,
@@ -76,6 +82,7 @@ DEEDS = {
     "talk": lambda fault: print("x" * 20000, flush=True),
     "babble": lambda fault: os.write(1, b"\xff\x00\n\r\x1b[31m no \xc2\x85 end "),
     "daemon": lambda fault: subprocess.Popen(["sleep", "300"], start_new_session=True),
+    "launcher_still": _still,
     "launcher_sigkill": _launcher(signal.SIGKILL),
     "launcher_sigterm": _launcher(signal.SIGTERM),
     "launcher_sigint": _launcher(signal.SIGINT),

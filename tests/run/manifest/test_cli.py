@@ -16,6 +16,8 @@ MISTAKES = [
     ("slurm", ["--grace", "10"], "--grace 10: must be from 60"),
     ("slurm", ["--partition", "a\n#SBATCH --uid=0"], "--partition 'a\\n#SBATCH --uid=0': has a control character"),
     ("slurm", ["train.x=1\nrm"], "has a control character"),
+    ("slurm", ["--master-port", "65535"], "--master-port 65535: must be from 1024 to 65534"),
+    ("volcano", [*MOUNT, "--table-timeout", "-1"], "--table-timeout -1: must be from 0"),
     ("slurm", ["--time", "tomorrow"], "--time tomorrow: is not of Slurm's form"),
     ("slurm", ["--job-name", "My Job"], "--job-name My Job: must be"),
     ("volcano", [*MOUNT, "--memory", "lots"], "--memory lots: is not a quantity"),
@@ -57,7 +59,7 @@ def test_a_config_file_that_the_job_cannot_see_is_refused(capsys, tmp_path, monk
 def test_a_file_is_written_and_told(capsys, tmp_path):
     path = tmp_path / "deep" / "job.sh"
     told = written(capsys, "slurm", *WORDS, "--output", str(path))
-    assert told == f"{path}: 2 server(s) with 8 device(s) each; submit it with `sbatch {path}`\n"
+    assert told == f"{path}: 2 server(s) with 8 device(s) each; submit it with `sbatch {path}`, cancel it with `scancel --batch --signal=TERM JOB`\n"
     report = json.loads(written(capsys, "slurm", *WORDS, "--json"))
     assert report["text"] == path.read_text() and (report["hosts"], report["devices_per_host"]) == (2, 8)
 

@@ -27,6 +27,12 @@ def test_slurm_reserves_what_the_plan_needs(capsys, plan):
     assert plan.asked == [TRAIN]
 
 
+def test_slurm_says_how_a_job_is_cancelled_with_its_state_saved(capsys):
+    """Plain scancel would kill all of it after 30 s; the signal that the script is told to be sent is one that it waits for."""
+    text = written(capsys, "slurm", *WORDS)
+    assert "# Cancel it with `scancel --batch --signal=TERM JOB`" in text.split("\nset -u\n")[0] and "' TERM\n" in text
+
+
 def test_slurm_starts_one_launcher_on_each_host_with_the_words_unchanged(slurm):
     process, heard = slurm()
     assert process.returncode == 0, process.err
