@@ -40,8 +40,10 @@ def test_words_stay_whole_and_the_verb_is_there(run):
     assert heard(run(*words))["words"] == ["-m", "run", "launch", *words]
 
 
-LEFT_OUT = [["--config", "a b", "--output", "o"], ["--output", "train", "--config", "c"], ["--config=train"], ["--data=train"], ["train.steps=5", "--output", "train"]]
-GIVEN = [["--num-ranks", "2", "--config", "train"], ["--grace=5", "train"], ["train", "--output", "train"], ["eval", "--config", "c"], ["--job-dir", "train", "train"]]
+LEFT_OUT = [["--config", "a b", "--output", "o"], ["--output", "train", "--config", "c"], ["--config=train"], ["--data=train"]]
+LEFT_OUT += [["train.steps=5", "--output", "train"]]
+GIVEN = [["--num-ranks", "2", "--config", "train"], ["--grace=5", "train"], ["train", "--output", "train"], ["eval", "--config", "c"]]
+GIVEN += [["--job-dir", "train", "train"]]
 
 
 @pytest.mark.parametrize("words", LEFT_OUT)
