@@ -46,6 +46,7 @@ def run_job(job: Job) -> int:
     if job.leads:
         require_alone(job.directory)
         job.directory.write_job(record.description(job.identity) | {"world": job.world, "hosts": job.servers, "start": job.start} | dict(job.description))
+    job.write_rank_table()
     with orphans.guarded(job.identity):
         return asyncio.run(_lead(job) if job.leads else _follow(job))
 

@@ -2,14 +2,16 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from run.aside import Aside
 from run.errors import LaunchError
-from run.job import Job
+from run.job import Job, inherited
 from run.logs import last_lines
 from run.orphans import JOB
 from run.process import RankProcess, Tell
@@ -37,14 +39,21 @@ async def start(job: Job, disk: Aside, tell: Tell) -> tuple[str, int]:
     for _ in range(1 if job.master else TRIES):  # another process may take a free port first
         host, port = job.master or (LOCAL, free_port())
         require_free(host, port)
-        variables = os.environ | dict(job.environment) | {"MS_ROLE": "MS_SCHED", "MS_SCHED_HOST": host, "MS_SCHED_PORT": str(port)}
-        variables |= {"MS_WORKER_NUM": str(job.world), JOB: job.identity}
-        process = RankProcess(NUMBER, ["-c", DEAF + PROGRAM], variables, log_dir, None, disk, tell)
+        variables = inherited() | dict(job.environment) | job.cluster_variables((host, port)) | {"MS_ROLE": "MS_SCHED", JOB: job.identity}
+        listening = asyncio.Event()
+        process = RankProcess(NUMBER, ["-c", DEAF + PROGRAM], variables, log_dir, None, disk, functools.partial(_pass_on, listening, tell))
         if await _listens(process, port):
+            listening.set()
             return host, port
         process.kill()
     ending = last_lines(log_dir / "output.log")[-1]
     raise LaunchError(f"{log_dir / 'output.log'}: MindSpore's scheduler did not start: {ending}; mend what its log says and run the same command again")
+
+
+def _pass_on(listening: asyncio.Event, tell: Tell, message: dict[str, Any]) -> None:
+    """Of one that does not come up `start` tells."""
+    if listening.is_set():
+        tell(message)
 
 
 def free_port() -> int:
