@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms import runtime
-from pangu_ms.checkpoint import store
-from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train.cli import default_records, parse
-from pangu_ms.train.launch import described, require_readable, require_shared_records, require_trainable
-from pangu_ms.train.metrics import require_tensorboard
-from pangu_ms.train.resume import starting_point
+from pangu_ms.train.launch import described, require_readable, require_shared_records, require_startable, require_trainable
 from pangu_ms.train.smoke import thinned
 from run.console import guarded
 
@@ -98,16 +94,12 @@ def check(args: argparse.Namespace, config: RunConfig, follower: bool) -> None:
     """Raise a UserError for what would end the ranks as soon as they start. The first host makes the default records, where none are named."""
     named = _named_records(args, config)
     require_shared_records(config, named)
-    if args.tensorboard:
-        require_tensorboard()
     if follower:
         if named:
             require_readable(config, named)
         return
     output = Path(args.output)
-    if starting_point(config, output, args.resume, digests=False) is None and args.init_from:
-        checkpoint = store.open_checkpoint(args.init_from, digests=False)
-        check_names_and_shapes(str(checkpoint.path), checkpoint.stored("model"), config.model.parameter_shapes())
+    require_startable(config, output, args.resume, args.init_from, args.tensorboard)
     require_readable(config, named or default_records(config, output, progress=not args.json))
 
 

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms import runtime
+from pangu_ms.checkpoint import store
+from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config.load import dump_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import Order
 from pangu_ms.errors import ConfigError
+from pangu_ms.train.metrics import require_tensorboard
 from pangu_ms.train.resume import starting_point
 from run import job_directory
 from run.launch import run_ranks
@@ -58,6 +61,15 @@ def require_job_of(config: RunConfig) -> None:
         )
 
 
+def require_startable(config: RunConfig, output: Path, resume: bool, init_from: str | None, tensorboard: bool) -> None:
+    """Raise a UserError for what, beside the records, would end the ranks of a job as soon as they start; the words are those of `pangu train`."""
+    if tensorboard:
+        require_tensorboard()
+    if starting_point(config, output, resume, digests=False) is None and init_from:
+        checkpoint = store.open_checkpoint(init_from, digests=False)
+        check_names_and_shapes(str(checkpoint.path), checkpoint.stored("model"), config.model.parameter_shapes())
+
+
 def require_readable(config: RunConfig, records: Path | str) -> None:
     """Raise DataError unless the records can be read and fit the model, and data.order the records. Imports mindspore, which reads them."""
     train_set = RecordSet.open(records, "train")
@@ -74,9 +86,12 @@ def train_on_ranks(argv: list[str], config: RunConfig, records: Path | str, outp
     """Check what can be checked, then run `pangu train` with `argv` on every rank; returns the exit code.
 
     Raises:
-        UserError: the records, the output directory or the checkpoint in it do not fit the configuration.
+        UserError: the records, the output directory, the checkpoint in it or that of --init-from do not fit the configuration.
     """
-    starting_point(config, output, resume, digests=False)
+    from pangu_ms.train.cli import parse  # which imports this module
+
+    args = parse(argv)
+    require_startable(config, output, resume, args.init_from, args.tensorboard)
     require_readable(config, records)
     facts = {"verb": "train", "words": argv, "device": config.runtime.device} | described(config)
     directory, world = output / job_directory.NAME, config.parallel.world

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import psutil
 
+from run import this_host
 from run.doctor.check import Line, fail, ok, warn
-from run.doctor.network import is_address, own_addresses
+from run.doctor.network import is_address
 from run.doctor.site import Site
 
 RANGES = {
@@ -44,7 +45,7 @@ def addresses(site: Site) -> Iterator[Line]:
     if address is not None:
         if not is_address(address):
             yield fail("HCCL_IF_IP", f"{address!r} is not an address", "unset it, or name this host's address")
-        elif address not in own_addresses():
+        elif address not in this_host.addresses():
             yield fail("HCCL_IF_IP", f"{address} is not of this host", "each host has its own: unset it, or use HCCL_SOCKET_IFNAME")
         else:
             yield ok("HCCL_IF_IP", address)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from run import files
-from run.doctor import clock, network, versions
+from run import files, this_host
+from run.doctor import clock, versions
 from run.doctor.check import Line, fail, ok, warn
 from run.doctor.site import Site
 from run.doctor.storage import doctor_directory
@@ -38,7 +38,7 @@ def all_hosts(site: Site) -> Iterator[Line]:
 def marker(site: Site, where: Path) -> dict[str, Any]:
     """What the others need to know of this host."""
     seconds, _ = clock.skew(where)
-    names = sorted({*network.own_addresses(), socket.gethostname(), *([site.server.server_id] if site.server else [])})
+    names = sorted({*this_host.names(), *([site.server.server_id] if site.server else [])})
     return {"host": socket.gethostname(), "addresses": names, "time": time.time() - seconds, "skew_s": seconds, "versions": versions.all_versions(site)}
 
 

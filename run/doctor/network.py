@@ -28,12 +28,6 @@ def is_address(word: str) -> bool:
     return True
 
 
-def own_addresses() -> set[str]:
-    """IP addresses of this host's interfaces."""
-    families = (socket.AF_INET, socket.AF_INET6)
-    return {entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries if entry.family in families}
-
-
 def rank_table(site: Site) -> Iterator[Line]:
     """The rank table can be read, and this host is in it, or among --hosts."""
     if site.table_fault:

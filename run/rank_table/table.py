@@ -4,13 +4,13 @@ Read in any form (see parse.py), checked completely, written as 1.0, or 1.2 wher
 """
 
 import dataclasses
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from run import this_host
 from run.errors import RankTableError
 from run.rank_table.json_file import Fault, load
 from run.rank_table.parse import COMPLETED, INITIALIZING, DeviceEntry, Parsed, ServerEntry, parse
@@ -128,7 +128,7 @@ class RankTable:
         Raises:
             RankTableError: there is none, or more than one.
         """
-        own = [server_id] if server_id is not None else _own_names()
+        own = [server_id] if server_id is not None else this_host.names()
         names = {_normal(name) for name in own}
         found = [i for i, server in enumerate(self.servers) if names & {_normal(name) for name in (server.server_id, *server.addresses)}]
         if len(found) == 1:
@@ -256,12 +256,3 @@ def _misplaced(table: RankTable, placement: Sequence[tuple[int, int]]) -> list[F
 def _normal(name: str) -> str:
     ip = address(name)
     return str(ip) if ip else name.lower()
-
-
-def _own_names() -> list[str]:
-    """Addresses and names of this machine."""
-    import psutil
-
-    host = socket.gethostname()
-    ips = [one.address.split("%")[0] for group in psutil.net_if_addrs().values() for one in group if one.family in (socket.AF_INET, socket.AF_INET6)]
-    return list(dict.fromkeys([host, host.split(".")[0], *ips]))

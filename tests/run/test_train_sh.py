@@ -38,7 +38,22 @@ def heard(done):
 def test_words_stay_whole_and_the_verb_is_there(run):
     words = ["--rank-table", "$t *.json", "train", "--config", "a b.yaml", "x.y=1 2", "--output", "o'p", ""]
     assert heard(run(*words))["words"] == ["-m", "run", "launch", *words]
-    assert heard(run("--config", "a b", "--output", "o"))["words"] == ["-m", "run", "launch", "train", "--config", "a b", "--output", "o"]
+
+
+LEFT_OUT = [["--config", "a b", "--output", "o"], ["--output", "train", "--config", "c"], ["--config=train"], ["--data=train"]]
+LEFT_OUT += [["train.steps=5", "--output", "train"]]
+GIVEN = [["--num-ranks", "2", "--config", "train"], ["--grace=5", "train"], ["train", "--output", "train"], ["eval", "--config", "c"]]
+GIVEN += [["--job-dir", "train", "train"]]
+
+
+@pytest.mark.parametrize("words", LEFT_OUT)
+def test_the_verb_is_added_before_an_option_of_its_own(run, words):
+    assert heard(run(*words))["words"] == ["-m", "run", "launch", "train", *words]
+
+
+@pytest.mark.parametrize("words", GIVEN)
+def test_and_nowhere_else(run, words):
+    assert heard(run(*words))["words"] == ["-m", "run", "launch", *words]
 
 
 def test_it_runs_where_the_caller_stands_and_finds_its_own_tree(run, tmp_path):
