@@ -3,6 +3,7 @@
 The slow tests print their numbers; run them with -m slow -s.
 """
 
+import functools
 import json
 import random
 import re
@@ -45,11 +46,16 @@ def runs(records, tiny_overrides):
 
 @pytest.fixture(scope="module")
 def whole(runs, trained_run, tmp_path_factory):
-    """The run that nothing happens to; `trained_run` has built the CPU's kernels."""
-    job = runs.start(tmp_path_factory.mktemp("whole") / "run").finish(300)
-    assert job.code == 0, job.stderr
-    job.require_records()
-    return job.output
+    """The run that nothing happens to, of so many ranks; `trained_run` has built the CPU's kernels."""
+
+    @functools.cache
+    def output(ranks):
+        job = runs.start(tmp_path_factory.mktemp("whole") / "run", ranks=ranks).finish(300)
+        assert job.code == 0, job.stderr
+        job.require_records()
+        return job.output
+
+    return output
 
 
 def newest(output):
@@ -72,16 +78,16 @@ def test_a_launcher_that_ends_before_ranks_start_leaves_nothing(runs, tmp_path, 
 
 
 def test_a_hang_and_a_death_are_recovered_from_bit_for_bit(runs, whole, tmp_path):
-    faults = [fault(2, "step", "stubborn", 7), fault(1, "step", "sigkill", 13)]
-    job = runs.start(tmp_path / "run", faults, "--max-restarts", "2", "--hang-timeout", "8").finish(400)
+    faults = [fault(1, "step", "stubborn", 7), fault(0, "step", "sigkill", 13)]
+    job = runs.start(tmp_path / "run", faults, "--max-restarts", "2", "--hang-timeout", "8", ranks=2).finish(400)
     assert job.code == 0, job.stderr
     job.require_records()
     hang, death = job.events("failure")
-    assert (hang["kind"], hang["ranks"], hang["phase"], hang["step"]) == ("hang", [2], "step", 7) and " in _stubborn" in job.stderr
+    assert (hang["kind"], hang["ranks"], hang["phase"], hang["step"]) == ("hang", [1], "step", 7) and " in _stubborn" in job.stderr
     assert 8 <= hang["time"] - job.deeds[0]["time"] < 16
-    assert (death["code"], death["rank"], death["step"]) == (137, 1, 13) and death["time"] - job.deeds[1]["time"] < 8
+    assert (death["code"], death["rank"], death["step"]) == (137, 0, 13) and death["time"] - job.deeds[1]["time"] < 8
     assert [event["step"] for event in job.events("checkpoint")] == [5, 10, 15, 20, 25, 30]
-    require_equal_runs(whole, job.output)
+    require_equal_runs(whole(2), job.output)
 
 
 def test_signals_at_random_instants_stop_all_ranks_at_one_step_and_nothing_is_lost(runs, whole, tmp_path):
@@ -89,7 +95,7 @@ def test_signals_at_random_instants_stop_all_ranks_at_one_step_and_nothing_is_lo
     chain(runs, output, rng, ["early", "late", "late"], instants, SLOWED, STEPS)
     last = runs.start(output, resume=True).finish(300)
     assert last.code == 0, last.stderr
-    require_equal_runs(whole, output)
+    require_equal_runs(whole(RANKS), output)
 
 
 def chain(runs, output, rng, kinds, instants, faults, steps):
