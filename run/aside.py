@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import queue
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -49,5 +50,8 @@ class Aside:
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
             work, size = item
-            work()
+            try:
+                work()
+            except Exception:
+                traceback.print_exc()  # an error of ours: shown, but the launcher must not go deaf by it
             self._waiting -= size
