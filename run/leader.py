@@ -9,12 +9,12 @@ from typing import Any
 
 from run import scheduler, verdict, watchdog
 from run.ascend_errors import explain
+from run.chronicle import STOPPING, WAITING, Chronicle
 from run.console import INTERRUPTED
-from run.errors import LaunchError, OutputError
+from run.errors import LaunchError
 from run.exit_codes import EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
 from run.host import Host
 from run.job import Job
-from run.job_directory import STATUS_S, STEP_EVENT_S
 from run.links import Hosts
 from run.logs import last_lines
 from run.terminal import Terminal
@@ -43,22 +43,20 @@ class Leader:
         self.lost: list[str] = []
         self.scheduler_ended: Message | None = None
         self.disk = self.local.disk
-        self._state, self._exit_code = "starting", None
-        self._written = self._step_event = 0.0
-        self._was_ready, self._slow, self._full, self._writes = False, set(), False, False
+        self.chronicle = Chronicle(job, terminal, self.disk)
 
     async def lead(self) -> int:
         """Run the job; returns its exit code."""
         code, text = EXIT_HOST, "the first host's launcher ended"
         try:
-            missing = await self._with_signals(self.hosts.gather(self._tell))
+            missing = await self._with_signals(self.hosts.gather(self.chronicle.tell))
             if self.signals:
                 code, text = EXIT_STOPPED, ""
                 return code
             if missing:
                 text = f"{len(missing)} of {len(self.job.servers)} hosts did not come within {self.job.limits.host_s:.0f} s: {', '.join(missing[:16])}"
-                self._event("failure", kind="host", code=code, rank=None, host=missing[0], summary=text, words=[])
-                self._tell(f"{text}; start `pangu launch` there with the same words, or leave them out of the job")
+                self.chronicle.event("failure", kind="host", code=code, rank=None, host=missing[0], summary=text, words=[])
+                self.chronicle.tell(f"{text}; start `pangu launch` there with the same words, or leave them out of the job")
                 return code
             code, text = await self._attempts()
             return code
@@ -67,7 +65,7 @@ class Leader:
             raise
         finally:
             self.local.kill()
-            self._finish(code)
+            self.chronicle.end(code, self.states)
             await self.hosts.close(code, text)
             self.disk.close(LAST_WRITES_S)
 
@@ -77,18 +75,18 @@ class Leader:
             code, failure = await self._one_attempt()
             if failure is None:
                 return code, ""
-            self._event("failure", **failure.event(self.job))
+            self.chronicle.event("failure", **failure.event(self.job))
             if text := failure.text():
                 explanation = explain("\n".join(failure.words))
-                self._tell(text + (f"\n  -> {explanation.line}" if explanation else ""))
+                self.chronicle.tell(text + (f"\n  -> {explanation.line}" if explanation else ""))
             reason = self._why_not_again(failure, previous)
             if reason is not None:
                 if self.job.max_restarts and reason:
-                    self._tell(f"no restart: {reason}")
+                    self.chronicle.tell(f"no restart: {reason}")
                 return failure.code, failure.summary
             previous = failure
             if left := await self._left():
-                self._tell(f"no restart: {watchdog.ranks_in_words(left)} did not end within {KILLED_S:.0f} s of SIGKILL and may still hold devices; look at their hosts")
+                self.chronicle.tell(f"no restart: {watchdog.ranks_in_words(left)} did not end within {KILLED_S:.0f} s of SIGKILL and may still hold devices; look at their hosts")
                 return failure.code, failure.summary
             if await self._pause(min(MAX_BACKOFF_S, self.job.limits.backoff_s * 2 ** (self.attempt - 1))):
                 return EXIT_STOPPED, ""
@@ -108,9 +106,9 @@ class Leader:
 
     async def _pause(self, seconds: float) -> bool:
         """Wait before a restart; True if a signal came."""
-        self._event("restart", wait_s=seconds, reason="failure")
-        self._tell(f"restart {self.attempt} of {self.job.max_restarts} from the last checkpoint in {seconds:.0f} s; present logs become output.log.1")
-        self._state = "waiting"
+        self.chronicle.event("restart", wait_s=seconds, reason="failure")
+        self.chronicle.tell(f"restart {self.attempt} of {self.job.max_restarts} from the last checkpoint in {seconds:.0f} s; present logs become output.log.1")
+        self.chronicle.state = WAITING
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.signals and not self.lost:
             await self._listen()
@@ -125,8 +123,8 @@ class Leader:
         """Start all ranks and see them to their end; returns the job's exit code if it need not be told, else the failure."""
         now = time.monotonic()
         self.states = [RankState(place, now) for place in self.job.places]
-        self.exits, self.stacks, self._state, self._was_ready, self._slow, self.scheduler_ended = [], [], "starting", False, set(), None
-        self._event("started", world=self.job.world, hosts=self.job.servers)
+        self.exits, self.stacks, self.scheduler_ended = [], [], None
+        self.chronicle.begin(self.attempt)
         address = await self._with_signals(scheduler.start(self.job, self.disk, self._scheduler_tells)) if self.job.start == "cluster" else None
         if self.signals:
             return EXIT_STOPPED, None
@@ -165,7 +163,7 @@ class Leader:
                 if self.signals[passed_on:].count("SIGINT") and passed_on or not all(state.ready for state in self.states):
                     return None  # a second Ctrl-C, or nobody has begun: there is nothing to wait for
                 stop_by, passed_on = stop_by or now + limits.stop_s, len(self.signals)
-                self._state = "stopping"
+                self.chronicle.state = STOPPING
                 self._send({"do": "signal", "name": self.signals[0]})
             hung = watchdog.hung(self.states, limits, now)
             if not hung and stop_by and now > stop_by:
@@ -199,7 +197,7 @@ class Leader:
 
     async def _hung(self, hung: list[RankState], now: float) -> Failure:
         seconds = now - min(state.heard for state in hung)
-        self._event("hang", ranks=[state.place.rank for state in hung], phase=hung[0].phase, step=hung[0].step)
+        self.chronicle.event("hang", ranks=[state.place.rank for state in hung], phase=hung[0].phase, step=hung[0].step)
         await self._dump_stacks([state.place.rank for state in self.states if state.runs])
         return verdict.of_hang(self.states, hung, seconds, self.stacks)
 
@@ -211,7 +209,7 @@ class Leader:
 
     async def _end_all(self) -> None:
         """SIGTERM, a while, SIGKILL; afterwards nothing of this attempt is left on any host."""
-        self._state = "stopping"
+        self.chronicle.state = STOPPING
         if any(state.runs for state in self.states) and not self.signals.count("SIGINT") > 1:
             self._send({"do": "signal", "name": "SIGTERM"})
             await self._until_ended(self.job.limits.grace_s)
@@ -230,15 +228,12 @@ class Leader:
         return EXIT_STOPPED if self.signals and any(code != 0 for code in codes) or EXIT_STOPPED in codes else 0
 
     async def _listen(self) -> None:
-        """Take in the messages that are there, or wait for one for TICK_S; the status is written now and then."""
+        """Take in the messages that are there, or wait for one for TICK_S; the chronicle is kept."""
         with contextlib.suppress(asyncio.TimeoutError):
             self._take(await asyncio.wait_for(self.messages.get(), TICK_S))
         while not self.messages.empty():
             self._take(self.messages.get_nowait())
-        if (now := time.monotonic()) - self._written > STATUS_S:
-            self._written = now
-            self._report(now)
-            self._write_status(now)
+        self.chronicle.look(self.states)
 
     def _take(self, message: Message) -> None:
         kind, now = message["is"], time.monotonic()
@@ -247,7 +242,7 @@ class Leader:
         if kind == "beat":
             self.states[message["rank"]].hear(message, now)
             if "saved" in message:
-                self._event("checkpoint", step=message["saved"])
+                self.chronicle.event("checkpoint", step=message["saved"])
         elif kind == "exit":
             state = self.states[message["rank"]]
             state.state, state.exit_code = ENDED, message["code"]
@@ -258,67 +253,14 @@ class Leader:
             self.scheduler_ended = message
         elif kind == "signal":
             self.signals.append(message["name"])
-            self._event("signal", name=message["name"], host=message.get("host", self.job.server))
+            self.chronicle.event("signal", name=message["name"], host=message.get("host", self.job.server))
         elif kind == "lost" and self.attempt:  # before, it may come again
             self.lost.append(message["host"])
             for state in self.states:
                 if state.place.server == message["host"]:
                     state.state = ENDED
 
-    def _report(self, now: float) -> None:
-        """Events of a job that goes on."""
-        if not self._was_ready and self.states and all(state.ready for state in self.states):
-            self._was_ready = True
-            self._state = "running" if self._state == "starting" else self._state
-            self._event("ready")
-        steps = [state.step for state in self.states if state.step is not None]
-        if steps and now - self._step_event > STEP_EVENT_S and self._state == "running":
-            self._step_event = now
-            self._event("step", step=min(steps), tokens_per_second=self.states[0].tokens_per_second)
-        for state, seconds, median in watchdog.slow(self.states):
-            if state.place.rank not in self._slow:
-                self._slow.add(state.place.rank)
-                self._event("slow", rank=state.place.rank, seconds=seconds, median=median)
-                who = f"rank {state.place.rank} (host {state.place.server}, device {state.place.device})"
-                self._tell(f"{who} is slow: {seconds:.2f} s of its own a step, the others {median:.2f} s; the job goes on")
-
     def _send(self, command: Message) -> None:
         self.local.do(command)
         for server in self.job.servers[1:]:
             self.hosts.send(server, command)
-
-    def _tell(self, text: str) -> None:
-        self.terminal.tell(f"{self.job.name}: {text}")
-
-    def _event(self, event: str, **facts: Any) -> None:
-        facts = {"time": time.time(), **facts}
-        attempt = self.attempt
-        self.disk.do(lambda: self._write_event(event, attempt, facts))
-
-    def _write_event(self, event: str, attempt: int, facts: dict[str, Any]) -> None:
-        try:
-            self.job.directory.write_event(event, attempt, **facts)
-        except OutputError as error:  # a full disk does not end a job that trains
-            if not self._full:
-                self._tell(f"{self.job.directory.path}: {error.__cause__}; the job goes on, and events may be missing; free some room")
-            self._full = True
-
-    def _write_status(self, now: float) -> None:
-        """Unless the last one is still being written."""
-        status = {"time": time.time(), "attempt": self.attempt, "state": self._state, "exit_code": self._exit_code}
-        status |= {"ranks": [state.as_dict(now) for state in self.states]}
-        if not self._writes:
-            self._writes = True
-            self.disk.do(lambda: self._replace_status(status))
-
-    def _replace_status(self, status: dict[str, Any]) -> None:
-        with contextlib.suppress(OutputError):  # the events have told of it
-            self.job.directory.write_status(status)
-        self._writes = False
-
-    def _finish(self, code: int) -> None:
-        self._state, self._exit_code = "ended", code
-        self._event("ended", exit_code=code)
-        self._writes = False
-        self._write_status(time.monotonic())
-
