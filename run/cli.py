@@ -5,12 +5,12 @@ import sys
 from run.console import guarded, run_verb
 
 VERBS = {
-    "launch": ("run.launch_cli", "start a verb on all devices of a cluster or on CPU processes; watch it to its end"),
+    "launch": ("run.launch.cli", "start a verb on all devices of a cluster or on CPU processes; watch it to its end"),
     "ranktable": ("run.rank_table.cli", "rank tables: make, merge, check, show, convert, wait for one, order it by a plan"),
     "doctor": ("run.doctor.cli", "what is wrong with this host, its devices, network and disks, and the fix"),
     "manifest": ("run.manifest.cli", "Slurm script, Volcano job, ModelArts command or Dockerfile of a run"),
-    "status": ("run.status_cli", "the ranks of a job: state, step, speed, last heartbeat"),
-    "logs": ("run.logs_cli", "logs of a job's ranks; the distinct errors of all of them, explained"),
+    "status": ("run.report.status_cli", "the ranks of a job: state, step, speed, last heartbeat"),
+    "logs": ("run.report.logs_cli", "logs of a job's ranks; the distinct errors of all of them, explained"),
 }
 
 

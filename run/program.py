@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from run import orphans
 from run.console import USER_ERROR
 from run.errors import LaunchError
+from run.supervise import orphans
 
 MODULE = "pangu_ms.train.describe"
 

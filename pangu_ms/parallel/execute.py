@@ -28,7 +28,7 @@ from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rehearse import reason_of, with_absolute_paths
 from pangu_ms.progress import progress_bar
 from run.exit_codes import EXIT_STOPPED
-from run.launch import run_ranks
+from run.launch.start import run_ranks
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest value of a tensor. Rounding in another order makes 1e-6 to 1e-5."""

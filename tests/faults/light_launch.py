@@ -9,11 +9,11 @@ import resource
 import sys
 from pathlib import Path
 
-from run import scheduler
 from run.console import guarded
-from run.job import Job, Limits, Place
 from run.job_directory import NAME, JobDirectory
-from run.launch import run_job
+from run.launch.job import Job, Limits, Place
+from run.launch.start import run_job
+from run.supervise import scheduler
 
 QUICK = {"start_s": 60.0, "grace_s": 0.5, "backoff_s": 0.2, "host_s": 20.0}
 

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from run.job import Job, Limits, Place, inherited
 from run.job_directory import JobDirectory
+from run.launch.job import Job, Limits, Place, inherited
 from run.rank_table import RankTable
 from tests.faults.rank_tables import table
 

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from run import host, scheduler
 from run.errors import LaunchError
 from run.exit_codes import EXIT_PEER_LOST
-from run.job import Limits
 from run.job_directory import JobDirectory
-from run.launch import run_ranks
+from run.launch.job import Limits
+from run.launch.start import run_ranks
+from run.supervise import host, scheduler
 from tests.faults.common import wait_for
 
 SCHEDULER = "import os, socket, time; s = socket.create_server(('127.0.0.1', int(os.environ['MS_SCHED_PORT']))); time.sleep(60)"
@@ -120,8 +120,8 @@ time.sleep(60)
 PARENT = f"""
 import sys
 from pathlib import Path
-from run import scheduler
-from run.launch import run_ranks
+from run.supervise import scheduler
+from run.launch.start import run_ranks
 scheduler.PROGRAM = {SCHEDULER!r}
 sys.exit(run_ranks(lambda rank: ["-c", {RANK!r}], 2, Path(sys.argv[1])))
 """

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from run import launch_cli
 from run.console import guarded
-from run.launch_cli import main, parse
+from run.launch.cli import main, parse
+from run.launch import cli as launch_cli
 from tests.faults.rank_tables import dump, table
 
 

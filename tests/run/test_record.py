@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from run import record
 from run.job_directory import JobDirectory
-from run.record import MASK, environment
+from run.launch import record
+from run.launch.record import MASK, environment
 
 
 @pytest.fixture

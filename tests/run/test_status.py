@@ -13,7 +13,7 @@ import pytest
 from run.cli import main
 from run.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
 from run.job_directory import JobDirectory
-from run.status import group_ranks, job_status, ranks_of, ranks_text
+from run.report.status import group_ranks, job_status, ranks_of, ranks_text
 
 
 def rank(number, step=120, **facts):

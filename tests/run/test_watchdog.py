@@ -3,8 +3,8 @@
 import pytest
 
 from run.heartbeat import DATA, INIT, SAVE, STEP, WAIT
-from run.job import Limits, Place
-from run.watchdog import RankState, hung, slow
+from run.launch.job import Limits, Place
+from run.supervise.watchdog import RankState, hung, slow
 
 LIMITS = Limits(hang_s=10.0, start_s=100.0)
 

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from run import binding, files, rank
-from run.devices import visible_numbers
+from run import files
 from run.job_directory import JobDirectory
-from run.orphans import JOB
+from run.launch import binding
+from run.launch.devices import visible_numbers
+from run.supervise import rank
+from run.supervise.orphans import JOB
 
 CLUSTER_VARIABLES = {"MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_TOPO_TIMEOUT", "MS_WORKER_NUM", "MS_SERVER_NUM", "MS_LOCAL_WORKER"}
 CLUSTER_VARIABLES |= {"MS_NODE_ID", "MS_NODE_RANK", "MS_SIMULATION_LEVEL", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH"}

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 
-from run.aside import Aside
+from run.supervise.aside import Aside
 
 _ERROR = re.compile(rb"(?:^|\s)(?:\w+Error|Traceback|\[(?:ERROR|CRITICAL)\]|FATAL|core dumped)\b")
 _CLEAR_LINE = b"\r\x1b[K"

@@ -8,7 +8,7 @@ from typing import Any
 
 from run import files
 from run.errors import LaunchError
-from run.status import JobStatus
+from run.report.status import JobStatus
 
 FORMATS = (".png", ".svg", ".pdf")
 MARKS = {"failure": "tab:red", "hang": "tab:purple", "restart": "tab:orange", "signal": "tab:brown", "slow": "tab:olive", "ended": "black"}

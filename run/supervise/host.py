@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from run import orphans
-from run.aside import Aside
-from run.job import Job
-from run.logs import last_lines
-from run.process import RankProcess
-from run.terminal import Terminal
+from run.launch.job import Job
+from run.supervise import orphans
+from run.supervise.aside import Aside
+from run.supervise.logs import last_lines
+from run.supervise.process import RankProcess
+from run.supervise.terminal import Terminal
 
 Message = dict[str, Any]
 STACKS_S = 1.0

@@ -7,9 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from run.ascend_errors import CODE_PATTERN, Explanation, codes_of, explain
 from run.job_directory import JobDirectory
-from run.log_lines import BLOCK, bounded, clean, rotated, written_since
+from run.report.ascend_errors import CODE_PATTERN, Explanation, codes_of, explain
+from run.report.log_lines import BLOCK, bounded, clean, rotated, written_since
 
 SCHEDULER = "scheduler"
 MAX_TEXT, MAX_DISTINCT, MESSAGE_LINES = 600, 2000, 8

@@ -10,10 +10,10 @@ from typing import Any
 
 from run.errors import LaunchError
 from run.job_directory import JobDirectory
-from run.log_errors import SCHEDULER, DistinctError, cause_in_words, distinct_errors
-from run.log_lines import follow, rotated, tail
-from run.status import clock, ranks_text
-from run.status_cli import is_over, read_json
+from run.report.log_errors import SCHEDULER, DistinctError, cause_in_words, distinct_errors
+from run.report.log_lines import follow, rotated, tail
+from run.report.status import clock, ranks_text
+from run.report.status_cli import is_over, read_json
 
 COUNTER_S = 1.0
 

@@ -7,19 +7,19 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from run import scheduler, verdict, watchdog
-from run.ascend_errors import explain
-from run.chronicle import STOPPING, WAITING, Chronicle
 from run.console import INTERRUPTED
 from run.errors import LaunchError
 from run.exit_codes import EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
-from run.host import Host
-from run.job import Job
-from run.links import Hosts
-from run.logs import last_lines
-from run.terminal import Terminal
-from run.verdict import Failure
-from run.watchdog import ENDED, RankState
+from run.launch.job import Job
+from run.report.ascend_errors import explain
+from run.supervise import scheduler, verdict, watchdog
+from run.supervise.chronicle import STOPPING, WAITING, Chronicle
+from run.supervise.host import Host
+from run.supervise.links import Hosts
+from run.supervise.logs import last_lines
+from run.supervise.terminal import Terminal
+from run.supervise.verdict import Failure
+from run.supervise.watchdog import ENDED, RankState
 
 Message = dict[str, Any]
 TICK_S, MAX_BACKOFF_S, STACKS_WAIT_S = 0.1, 300.0, 3.0

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from run import record
 from run.console import USER_ERROR
 from run.errors import LaunchError
 from run.exit_codes import EXIT_HOST
-from run.job import Job
-from run.scheduler import require_free
+from run.launch import record
+from run.launch.job import Job
+from run.supervise.scheduler import require_free
 
 Message = dict[str, Any]
 ALIVE_S, LOST_S = 2.0, 60.0

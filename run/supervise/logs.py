@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from run.log_lines import clean, lines_of
+from run.report.log_lines import clean, lines_of
 
 MAX_BYTES, KEEP = 64 << 20, 10
 SHOWN_LINES, TAIL_BYTES = 12, 64 << 10

@@ -5,13 +5,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from run import watchdog
-from run.aside import Aside
 from run.errors import OutputError
-from run.job import Job
 from run.job_directory import STATUS_S, STEP_EVENT_S
-from run.terminal import Terminal
-from run.watchdog import RankState
+from run.launch.job import Job
+from run.supervise import watchdog
+from run.supervise.aside import Aside
+from run.supervise.terminal import Terminal
+from run.supervise.watchdog import RankState
 
 STARTING, RUNNING, STOPPING, WAITING, ENDED = "starting", "running", "stopping", "waiting", "ended"
 

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from run import heartbeat, rank
-from run.aside import Aside
-from run.logs import RotatingLog
-from run.terminal import Terminal
+from run import heartbeat
+from run.supervise import rank
+from run.supervise.aside import Aside
+from run.supervise.logs import RotatingLog
+from run.supervise.terminal import Terminal
 
 Tell = Callable[[dict[str, Any]], None]
 READ_BYTES = 1 << 16
@@ -72,7 +73,7 @@ class RankProcess:
     def _start(self, words: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
         out, err, heart = os.pipe(), self._terminal_or_pipe(), os.pipe()
         own = {rank.LAUNCHER: str(os.getpid()), rank.STACKS: str(self.stacks), heartbeat.DESCRIPTOR: str(heart[1])}
-        command = [sys.executable, "-m", "run.rank", *words]
+        command = [sys.executable, "-m", "run.supervise.rank", *words]
         streams = {"stdin": subprocess.DEVNULL, "stdout": out[1], "stderr": err[1]}
         try:  # a session of its own: Ctrl-C on a terminal reaches ranks from the launcher alone
             return subprocess.Popen(command, env=dict(environment) | own, pass_fds=(heart[1],), start_new_session=True, **streams)

@@ -8,8 +8,8 @@ from typing import Any
 
 from run.console import INTERRUPTED, USER_ERROR
 from run.exit_codes import EXIT_HANG, EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
-from run.job import Job
-from run.watchdog import RankState, ranks_in_words
+from run.launch.job import Job
+from run.supervise.watchdog import RankState, ranks_in_words
 
 _CONSEQUENCES = (-signal.SIGABRT, -signal.SIGTERM, EXIT_PEER_LOST, EXIT_STOPPED)
 """Exit codes of ranks that may only have missed another one, the least likely cause last."""

@@ -1,7 +1,7 @@
 """The first lines of a rank, before its program: it dies with its launcher, keeps to its cores, shows its stacks when asked, beats.
 
-    python -m run.rank -m MODULE ARGUMENTS    as `python -m MODULE ARGUMENTS`
-    python -m run.rank -c PROGRAM             as `python -c PROGRAM`
+    python -m run.supervise.rank -m MODULE ARGUMENTS    as `python -m MODULE ARGUMENTS`
+    python -m run.supervise.rank -c PROGRAM             as `python -c PROGRAM`
 """
 
 import ctypes

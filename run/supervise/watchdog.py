@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from run.heartbeat import DATA, START, STEP, WAIT
-from run.job import Limits, Place
+from run.launch.job import Limits, Place
 
 STARTING, RUNNING, ENDED = "starting", "running", "ended"
 SLOW_RATIO, SLOW_S, SLOW_STEPS = 2.0, 0.5, 5

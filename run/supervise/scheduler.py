@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from run.aside import Aside
 from run.errors import LaunchError
-from run.job import Job, inherited
-from run.logs import last_lines
-from run.orphans import JOB
-from run.process import RankProcess, Tell
+from run.launch.job import Job, inherited
+from run.supervise.aside import Aside
+from run.supervise.logs import last_lines
+from run.supervise.orphans import JOB
+from run.supervise.process import RankProcess, Tell
 
 LOCAL = "127.0.0.1"
 DEAF = "import signal; [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]; "

@@ -16,9 +16,9 @@ from typing import Any, NoReturn
 
 from run.arguments import LEAST_S, MOST_S, PORTS, host_names, require_between
 from run.errors import LaunchError
-from run.job import Job, Limits, Place
 from run.job_directory import NAME, JobDirectory
-from run.launch import LOCAL_SERVER, run_job, stopped_early
+from run.launch.job import Job, Limits, Place
+from run.launch.start import LOCAL_SERVER, run_job, stopped_early
 from run.program import Program, describe, placement
 from run.rank_table import Device, RankTable, Server, wait_completed
 from run.rank_table.rules import address

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from run import this_host
-from run.ascend_errors import explain
 from run.errors import LaunchError
 from run.job_directory import JobDirectory
-from run.log_errors import cause_in_words, words_of
-from run.status import GONE, STUCK, JobStatus, Rank, clock, duration, group_ranks, job_status, ranks_text
+from run.report.ascend_errors import explain
+from run.report.log_errors import cause_in_words, words_of
+from run.report.status import GONE, STUCK, JobStatus, Rank, clock, duration, group_ranks, job_status, ranks_text
 
 CLOCK_S = 60.0
 """By how much a clock may have been set since a process began."""
@@ -34,13 +34,13 @@ def main(argv: list[str]) -> int:
         raise LaunchError(f"--interval {args.interval:g}: must be from 0.1 to 3600 s; leave it out for 2")
     plot = Path(args.plot) if hasattr(args, "plot") else None
     if plot:
-        from run.status_plot import require_plot
+        from run.report.status_plot import require_plot
 
         require_plot(plot)
     directory = JobDirectory.find(args.dir)
     last = watch(directory, args.interval, args.json) if args.watch and (args.json or sys.stdout.isatty()) else show(directory, args.json)
     if plot:
-        from run.status_plot import draw
+        from run.report.status_plot import draw
 
         draw(directory.path, observe(directory), directory.events(read_json(directory, "job.json").get("id")), plot)
         print(f"{plot}: written", file=sys.stderr)

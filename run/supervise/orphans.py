@@ -47,7 +47,7 @@ def sweep(job: str) -> int:
 def guarded(job: str) -> Iterator[None]:
     """Within this context a guard watches this process; afterwards, however it ends, no process of the job is left."""
     reader, writer = os.pipe()
-    command = [sys.executable, "-m", "run.orphans", str(reader), job]
+    command = [sys.executable, "-m", "run.supervise.orphans", str(reader), job]
     guard = subprocess.Popen(command, pass_fds=(reader,), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     os.close(reader)
     try:

@@ -1,0 +1,1 @@
+"""What starts where, and the command that starts it."""

@@ -1,0 +1,1 @@
+"""Jobs looked at from outside: status and logs."""

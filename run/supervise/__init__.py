@@ -1,0 +1,1 @@
+"""Ranks while they run: started, listened to, judged, ended."""
