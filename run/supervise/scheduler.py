@@ -39,7 +39,7 @@ async def start(job: Job, disk: Aside, tell: Tell) -> tuple[str, int]:
     for _ in range(1 if job.master else TRIES):  # another process may take a free port first
         host, port = job.master or (LOCAL, free_port())
         require_free(host, port)
-        variables = inherited() | dict(job.environment) | job.cluster_variables((host, port)) | {"MS_ROLE": "MS_SCHED", JOB: job.identity}
+        variables = inherited() | dict(job.environment) | job.cluster_variables((host, port)) | {"MS_ROLE": "MS_SCHED", "PYTHONUNBUFFERED": "1", JOB: job.identity}
         listening = asyncio.Event()
         process = RankProcess(NUMBER, ["-c", DEAF + PROGRAM], variables, log_dir, None, disk, functools.partial(_pass_on, listening, tell))
         if await _listens(process, port):

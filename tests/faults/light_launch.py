@@ -1,19 +1,22 @@
 """`python -m tests.faults.light_launch JSON`: launch tests.faults.light as `pangu launch` launches `train`.
 
 Keys: output, steps; world (3), servers (["localhost"]), server (the first), start, master ([host, port]), max_restarts, limits (fields of Limits),
-scheduler (a program instead of MindSpore's), file_bytes (no longer file can be written once the job has begun), job_dir, stream, resume.
+scheduler (a program instead of MindSpore's), file_bytes (no longer file can be written once the job has begun), stall_s (so long takes the third write of the status), lost_s (without a sign of
+life a host is lost), job_dir, stream, resume.
 """
 
+import itertools
 import json
 import resource
 import sys
+import time
 from pathlib import Path
 
 from run.console import guarded
 from run.job_directory import NAME, JobDirectory
 from run.launch.job import Job, Limits, Place
 from run.launch.start import run_job
-from run.supervise import scheduler
+from run.supervise import links, scheduler
 
 QUICK = {"start_s": 60.0, "grace_s": 0.5, "backoff_s": 0.2, "host_s": 20.0}
 
@@ -47,9 +50,23 @@ def fill_the_disk(file_bytes):
     JobDirectory.write_job = write_the_last
 
 
+def stall_the_disk(seconds):
+    """As a shared file system does that is busy with a checkpoint."""
+    write_status, writes = JobDirectory.write_status, itertools.count(1)
+
+    def write_slowly(self, status):
+        time.sleep(seconds if next(writes) == 3 else 0)
+        write_status(self, status)
+
+    JobDirectory.write_status = write_slowly
+
+
 if __name__ == "__main__":
     spec = json.loads(sys.argv[1])
     scheduler.PROGRAM = spec.get("scheduler", scheduler.PROGRAM)
     if "file_bytes" in spec:
         fill_the_disk(spec["file_bytes"])
+    stall_the_disk(spec.get("stall_s", 0))
+    if "lost_s" in spec:
+        links.LOST_S, links.ALIVE_S = spec["lost_s"], spec["lost_s"] / 10
     sys.exit(guarded("pangu launch", lambda: run_job(job_of(spec))))

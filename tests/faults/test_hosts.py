@@ -57,6 +57,12 @@ def test_a_job_of_two_hosts_and_one_that_comes_late(tmp_path):
     assert pair.a.history[0]["hosts"] == ["a", "b"]
 
 
+def test_a_disk_that_stalls_for_longer_than_a_host_may_be_silent_ends_nothing(tmp_path):
+    pair = Pair(tmp_path / "run", steps=400, stall_s=4.0, lost_s=2.0).both()
+    assert pair.finish() == (0, 0) and pair.a.stderr == pair.b.stderr == ""
+    assert pair.a.ended - pair.a.history[0]["time"] > 4
+
+
 def test_a_host_that_never_comes_is_named(tmp_path):
     alone = Pair(tmp_path / "run", limits={"host_s": 1.0}).start("a").finish()
     assert alone.code == EXIT_HOST and re.search(r"1 of 2 hosts did not come within 1 s: b;", alone.stderr), alone.stderr

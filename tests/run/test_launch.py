@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from run.errors import LaunchError
 from run.exit_codes import EXIT_PEER_LOST
 from run.job_directory import JobDirectory
+from run.launch import start
 from run.launch.job import Limits
 from run.launch.start import run_ranks
 from run.supervise import host, scheduler
@@ -137,3 +139,42 @@ def test_a_signal_reaches_all_and_no_rank_survives_its_parent(tmp_path, number, 
     parent.send_signal(number)
     assert parent.wait(timeout=10) == code
     wait_for(lambda: not any(map(alive, children)), 3)
+
+
+def test_a_scheduler_that_dies_is_the_cause(tmp_path, monkeypatch, capfd):
+    """Without it MindSpore ends the ranks by SIGTERM, which would look like their own fault."""
+    monkeypatch.setattr(scheduler, "PROGRAM", SCHEDULER.replace("time.sleep(60)", "print('no memory'); time.sleep(1); os._exit(5)"))
+    code, _ = run(tmp_path, "import time; time.sleep(60)", "import os, time; time.sleep(2); os.kill(os.getpid(), 15)")
+    said = capfd.readouterr().err
+    assert code == 5 and "MindSpore's scheduler ended with exit code 5 while ranks ran" in said and "\n  no memory" in said
+    assert JobDirectory(tmp_path / "job").events()[-2]["kind"] == "scheduler"
+
+
+def test_a_signal_to_everybody_does_not_take_the_scheduler_from_ranks_that_save(tmp_path):
+    save = "import os, signal, time; signal.signal(15, lambda *_: None); os.kill(int(open(os.environ['PID']).read()), 15); time.sleep(1)"
+    tell = SCHEDULER.replace("import os", "import os; open(os.environ['PID'], 'w').write(str(os.getpid())); import sys", 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "PROGRAM", tell)
+        assert run(tmp_path, save, "import time; time.sleep(2)", environment={"PID": str(tmp_path / "pid")})[0] == 0
+
+
+def test_two_launchers_do_not_share_a_directory(tmp_path, monkeypatch):
+    directory = JobDirectory(tmp_path / "job")
+    directory.write_job({"id": "other", "host": "elsewhere", "launcher_pid": 1})
+    going = threading.Event()
+
+    def other():
+        while not going.wait(0.1):
+            directory.write_status({"time": time.time(), "attempt": 1, "state": "running", "exit_code": None, "ranks": []})
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    try:
+        time.sleep(0.3)
+        with pytest.raises(LaunchError, match="another launcher .process 1 on host elsewhere. runs a job there"):
+            run(tmp_path, "pass")
+    finally:
+        going.set()
+        thread.join()
+    monkeypatch.setattr(start, "TAKEOVER_S", 1.0)
+    assert run(tmp_path, "pass")[0] == 0  # it was killed: its status stands still

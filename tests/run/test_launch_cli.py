@@ -10,8 +10,8 @@ import time
 import pytest
 
 from run.console import guarded
-from run.launch.cli import main, parse
 from run.launch import cli as launch_cli
+from run.launch.cli import main, parse
 from tests.faults.rank_tables import dump, table
 
 

@@ -37,6 +37,14 @@ def test_who_waits_for_the_silent_one_does_not_hang(phase):
     assert named(states, 11.9) == [] and named(states, 12.1) == [1]
 
 
+def test_of_silent_ranks_the_one_that_is_behind_is_named_first():
+    """The others compute, and wait for it inside a collective."""
+    states = stepped(4)
+    for rank, phase, step, now in ((0, STEP, 7, 3.0), (1, STEP, 7, 2.5), (2, DATA, 6, 2.9), (3, STEP, 7, 3.0)):
+        hear(states[rank], phase, now, step)
+    assert named(states, 20.0) == [2, 1, 0, 3]
+
+
 def test_until_its_first_step_is_done_a_rank_may_compile_for_long():
     states = ranks()
     for state in states:

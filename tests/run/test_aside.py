@@ -1,0 +1,49 @@
+"""What may block is done aside: in order, within bounds, whatever goes wrong in it."""
+
+import asyncio
+import threading
+import time
+
+from run.supervise import aside
+from run.supervise.aside import Aside
+
+
+def test_nobody_waits_for_what_blocks_and_all_is_done_in_order():
+    worker, gate, done = Aside("test"), threading.Event(), []
+    began = time.monotonic()
+    worker.do(gate.wait)
+    for number in range(1000):
+        worker.do(lambda number=number: done.append(number), size=1)
+    assert time.monotonic() - began < 5 and not done
+    gate.set()
+    worker.close(30)
+    assert done == list(range(1000))
+
+
+def test_what_waits_is_bounded_and_an_end_does_not_wait_for_ever(monkeypatch):
+    monkeypatch.setattr(aside, "LIMIT_BYTES", 10)
+    worker, gate, done = Aside("test"), threading.Event(), []
+    worker.do(gate.wait)
+    assert [worker.do(lambda: done.append(1), size=4) for _ in range(4)] == [True, True, False, False]
+    assert worker.do(lambda: done.append(2))  # what has no size is never dropped
+    worker.close(0.1)
+    gate.set()
+    worker.close(30)
+    assert done == [1, 1, 2]
+
+
+def test_an_error_is_shown_and_the_next_is_done(capfd):
+    worker, done = Aside("test"), []
+    worker.do(lambda: 1 / 0)
+    worker.do(lambda: done.append(1))
+    worker.close(30)
+    assert done == [1] and "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_answers_come_to_the_event_loop():
+    async def main():
+        answers: asyncio.Queue = asyncio.Queue()
+        Aside("test").ask(threading.get_ident, answers.put_nowait)
+        return await asyncio.wait_for(answers.get(), 30)
+
+    assert asyncio.run(main()) != threading.get_ident()
