@@ -184,7 +184,7 @@ def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tu
     root = Path(root)
     passed_over = [f"{path}: a save or removal that did not finish; ignored" for path in commit.leftovers(root)]
     found = None
-    for path in _steps(root):
+    for path in step_directories(root):
         try:
             found = _open(path, digests, progress)
             break
@@ -252,7 +252,7 @@ def shards(group: str, sizes: dict[str, int], max_bytes: int = MAX_SHARD_BYTES) 
         yield f"{group}-{number:05d}-of-{len(cut):05d}.safetensors" if len(cut) > 1 else f"{group}.safetensors", names
 
 
-def _steps(root: Path) -> list[Path]:
+def step_directories(root: Path) -> list[Path]:
     """Step directories, newest first; an `.old` one after the one that replaces it."""
     found = [(int(match[1]), not match[2], path) for path in root.glob("step-*") if (match := STEP.fullmatch(path.name)) and path.is_dir()]
     return [path for _, _, path in sorted(found, reverse=True)]
@@ -268,7 +268,7 @@ def _looks_complete(path: Path) -> bool:
 
 def _retain(root: Path, written: Path, keep: int) -> None:
     """Remove all steps older than the newest `keep` complete ones; damaged newer ones stay, to be named when the run resumes."""
-    steps = _steps(root)
+    steps = step_directories(root)
     complete = [path for path in steps if path == written or _looks_complete(path)]
     for path in steps[steps.index(complete[:keep][-1]) + 1 :]:
         if path != written:

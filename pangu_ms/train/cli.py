@@ -51,9 +51,9 @@ def main(argv: list[str]) -> int:
     from run.exit_codes import EXIT_STOPPED
 
     output = Path(args.output)
-    records = args.data or config.data.records or default_records(config, output, progress=not args.json)
+    records = args.data or config.data.records or default_records(config, output, args.resume, progress=not args.json)
     if needs_ranks(config):
-        return train_on_ranks(argv, config, records, output, args.resume)
+        return train_on_ranks(argv, args, config, records)
     from pangu_ms.train.loop import train
 
     result = train(config, records, output, args.resume, args.init_from, args.stop_at, progress=not args.json, tensorboard=args.tensorboard)
@@ -65,13 +65,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def default_records(config: RunConfig, output: Path, progress: bool) -> Path:
+def default_records(config: RunConfig, output: Path, resume: bool, progress: bool) -> Path:
     """Records of the standard library's source in OUTPUT/data, made if they are not there yet."""
     from pangu_ms.data.default_corpus import build_records, standard_library_files
 
     directory = output / OWN_DATA
     if not (directory / "records").exists():
-        require_own(output)
+        require_own(output, resume)
         directory.mkdir(parents=True, exist_ok=True)
         build_records(config, standard_library_files(), directory, progress)
     return directory / "records"

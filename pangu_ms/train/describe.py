@@ -100,7 +100,7 @@ def check(args: argparse.Namespace, config: RunConfig, follower: bool) -> None:
         return
     output = Path(args.output)
     require_startable(config, output, args.resume, args.init_from, args.tensorboard)
-    require_readable(config, named or default_records(config, output, progress=not args.json))
+    require_readable(config, named or default_records(config, output, args.resume, progress=not args.json))
 
 
 def _named_records(args: argparse.Namespace, config: RunConfig) -> str:

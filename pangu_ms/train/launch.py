@@ -1,5 +1,6 @@
 """`pangu train` on several processes: what can be executed, what is checked before they start, how they are started. No mindspore import."""
 
+import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -82,16 +83,14 @@ def needs_ranks(config: RunConfig) -> bool:
     return config.runtime.device == "CPU" and config.parallel.world > 1 and runtime.place()[1] == 1
 
 
-def train_on_ranks(argv: list[str], config: RunConfig, records: Path | str, output: Path, resume: bool) -> int:
-    """Check what can be checked, then run `pangu train` with `argv` on every rank; returns the exit code.
+def train_on_ranks(argv: list[str], args: argparse.Namespace, config: RunConfig, records: Path | str) -> int:
+    """Check what can be checked, then run `pangu train` with `argv`, parsed in `args`, on every rank; returns the exit code.
 
     Raises:
         UserError: the records, the output directory, the checkpoint in it or that of --init-from do not fit the configuration.
     """
-    from pangu_ms.train.cli import parse  # which imports this module
-
-    args = parse(argv)
-    require_startable(config, output, resume, args.init_from, args.tensorboard)
+    output = Path(args.output)
+    require_startable(config, output, args.resume, args.init_from, args.tensorboard)
     require_readable(config, records)
     facts = {"verb": "train", "words": argv, "device": config.runtime.device} | described(config)
     directory, world = output / job_directory.NAME, config.parallel.world

@@ -24,7 +24,7 @@ def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool 
         ConfigError: the checkpoint is of another run.
     """
     checkpoint, passed_over = store.latest_valid(output / "checkpoints", digests)
-    if resume and checkpoint is None and passed_over:
+    if resume and checkpoint is None and store.step_directories(output / "checkpoints"):  # what a killed first save left is no checkpoint
         raise OutputError(f"{output / 'checkpoints'}: no valid checkpoint to resume from: {'; '.join(passed_over)}")
     if checkpoint and not resume:
         raise OutputError(f"{output}: holds a run at step {checkpoint.step}; add --resume to go on with it, or name a new --output")

@@ -27,7 +27,8 @@ from run.supervise.watchdog import ENDED
 HEARD = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT", signal.SIGUSR1: "SIGUSR1", signal.SIGHUP: "SIGTERM"}
 """Signals of the launcher, and what its ranks get. A terminal that goes away (SIGHUP) stops a job in order, but for one that nohup protects."""
 LOCAL_SERVER = "localhost"
-TAKEOVER_S = 15.0
+GONE_S, TAKEOVER_S = 2.5, 15.0
+"""How long the status of another launcher must stand still before this one takes over: where its process is gone, and else."""
 
 
 def run_job(job: Job) -> int:
@@ -59,9 +60,10 @@ def require_alone(directory: JobDirectory) -> None:
     Its status says so for as long as it changes. Takes up to TAKEOVER_S where a launcher of another host was killed.
     """
     status, job = directory.status(), directory.job() if (directory.path / "job.json").exists() else {}
-    if not status or status["state"] == ENDED or job.get("host") == socket.gethostname() and not psutil.pid_exists(job["launcher_pid"]):
+    if not status or status["state"] == ENDED:
         return
-    deadline = time.monotonic() + TAKEOVER_S
+    gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(job.get("launcher_pid", 0))  # unless in another container of that name
+    deadline = time.monotonic() + (GONE_S if gone else TAKEOVER_S)
     while time.monotonic() < deadline:
         time.sleep(STATUS_S / 2)
         present = directory.status()

@@ -43,3 +43,11 @@ def test_where_resume_would_be_refused_it_is_not_advised(begin, files):
 
 def test_records_and_a_launchers_job_may_be_there_before_a_run(begin):
     assert begin({"job/job.json": "{}", "data/records": ""}) is None
+
+
+def test_what_a_killed_first_save_left_does_not_stop_a_resumed_run(begin, tmp_path):
+    (tmp_path / "checkpoints/.step-00000005.0123abcd.tmp").mkdir(parents=True)
+    assert begin(RUN, resume=True) is None
+    (tmp_path / "checkpoints/step-00000005").mkdir()
+    with pytest.raises(OutputError, match="no valid checkpoint to resume from: .*step-00000005"):
+        begin(RUN, resume=True)
