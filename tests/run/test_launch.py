@@ -178,3 +178,16 @@ def test_two_launchers_do_not_share_a_directory(tmp_path, monkeypatch):
         thread.join()
     monkeypatch.setattr(start, "TAKEOVER_S", 1.0)
     assert run(tmp_path, "pass")[0] == 0  # it was killed: its status stands still
+
+
+def test_a_terminal_that_nobody_reads_does_not_hold_up_a_job(tmp_path):
+    """A pager, Ctrl-S, a connection that hangs: ranks go on, and their logs have it all."""
+    program = "import sys\nfrom pathlib import Path\nfrom run.launch.start import run_ranks\nfrom run.supervise import scheduler, terminal\n"
+    program += f"scheduler.PROGRAM = {SCHEDULER!r}\nterminal.LAST_WORDS_S = 0.5\n"
+    program += "sys.exit(run_ranks(lambda rank: ['-c', 'print(\"x\" * 1000000)'], 2, Path(sys.argv[1])))\n"
+    reader, writer = os.pipe()
+    try:
+        assert subprocess.run([sys.executable, "-c", program, str(tmp_path / "job")], stdout=writer, timeout=60).returncode == 0
+    finally:
+        os.close(reader), os.close(writer)
+    assert len(log(tmp_path, 0)) == 1000001
