@@ -139,6 +139,8 @@ SECOND_WORDS = {
     "study": "pi-ablation",
     "plan": "rehearse",
     "ckpt": "reshard",
+    "ranktable": "make",
+    "manifest": "slurm",
 }
 
 

@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Entry of the verb; returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
-        print("\n".join([__doc__ or "", "", *(f"  {name:<8} {summary}" for name, (_, _, summary) in ACTIONS.items())]))
+        print("\n".join([__doc__ or "", "", "usage: pangu ranktable ACTION [options]", "", *(f"  {name:<8} {summary}" for name, (_, _, summary) in ACTIONS.items())]))
         print("\n`pangu ranktable ACTION --help` shows its options")
         return 0 if words else USER_ERROR
     if words[0] not in ACTIONS:

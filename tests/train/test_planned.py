@@ -29,7 +29,7 @@ def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path, rank
     arrays, state = groups(), {"step": 5}
     whole = store.open_checkpoint(store.save(tmp_path / "whole", 5, arrays, state, planned(ALPHA, plan)))
     reshard(Source.of(whole), tmp_path / "source", planned(ALPHA, ANOTHER_PLAN))
-    command = ["-m", "tests.train.planned_child", "virtual", tmp_path, str(rank), json.dumps(plan)]
+    command = [sys.executable, "-m", "tests.train.planned_child", "virtual", tmp_path, str(rank), json.dumps(plan)]
     child = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert child.returncode == 0, child.stderr[-3000:]
     found = dict(np.load(tmp_path / "held.npz"))
