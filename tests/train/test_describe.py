@@ -102,7 +102,7 @@ def test_what_would_end_the_ranks_is_told_before_they_start(refused, told, train
 
 def test_default_records_are_made_by_the_first_host_alone(capsys, tmp_path, monkeypatch, records):
     made = []
-    monkeypatch.setattr(describe, "default_records", lambda config, output, progress: made.append(output) or records)
+    monkeypatch.setattr(describe, "default_records", lambda config, output, resume, progress: made.append(output) or records)
     words = ["--", "--config", CLUSTER, "--output", str(tmp_path / "run"), "model.vocab_size=384", "model.seq_length=32"]
     with pytest.raises(UserError, match="data.records: none; ranks that a launcher starts share records"):
         describe.main(words)
