@@ -4,9 +4,11 @@ Each row is a job of its own. Rows run a few at a time, since most of their time
 """
 
 import os
+import random
 import re
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -238,3 +240,21 @@ def test_a_rank_may_write_anything(tmp_path):
     job = launch_light(tmp_path / "run", [fault(1, "step", "babble", 4), fault(1, "step", "exit", 4)]).finish()
     assert job.code == 9 and b"\xff\x00" in job.job.rank_log(1).read_bytes()
     assert "no \x85 end" in job.events("failure")[0]["words"][-1] and "no \x85 end" in job.stderr
+
+
+def test_signals_at_twenty_random_instants_stop_four_ranks_at_one_step(tmp_path):
+    """Each session goes on where the one before was stopped, and every checkpoint is that of a run that never was."""
+    rng, output, reached = random.Random(11), tmp_path / "run", 0
+    for session in range(20):
+        job = launch_light(output, world=4, steps=100000, resume=session > 0)
+        wait_for(lambda: job.events("started"))
+        time.sleep(rng.uniform(0.0, 1.2))
+        job.process.send_signal(rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]))
+        job.finish()
+        assert job.code == EXIT_STOPPED and not job.stderr, job.stderr
+        job.require_records()
+        saved = checkpoints(output)
+        assert max(saved, default=0) >= reached and all(value == expected(4, step) for step, value in saved.items())
+        assert len(job.events("checkpoint")) == len({event["step"] for event in job.events("checkpoint")})
+        reached = max(saved, default=0)
+    assert reached > 20
