@@ -22,6 +22,8 @@ CLUSTER_VARIABLES |= {"RANK_ID", "RANK_SIZE", "DEVICE_ID", "ASCEND_DEVICE_ID", "
 MPI = "OMPI_COMM_WORLD_"
 """What another launcher or the user's shell may have set, and a rank would take for its own place.
 Source: mindspore/parallel/cluster/process_entity/_api.py (msrun), mindspore/communication; Ascend Operator's and ModelArts' pods."""
+MINDSPORE_LATER_S = 300.0
+"""How much later than --start-timeout MindSpore's scheduler gives up: the launcher's watchdog knows which rank is missing, MindSpore does not say."""
 
 
 def inherited() -> dict[str, str]:
@@ -118,7 +120,7 @@ class Job:
     def cluster_variables(self, scheduler: tuple[str, int]) -> dict[str, str]:
         """What MindSpore's scheduler and the ranks that meet there must have in common."""
         host, port = scheduler
-        timeout = str(math.ceil(self.limits.start_s))
+        timeout = str(math.ceil(self.limits.start_s + MINDSPORE_LATER_S))
         return {"MS_WORKER_NUM": str(self.world), "MS_SCHED_HOST": host, "MS_SCHED_PORT": str(port), "MS_TOPO_TIMEOUT": timeout}
 
     def own_variables(self, place: Place, scheduler: tuple[str, int] | None) -> dict[str, str]:

@@ -32,7 +32,7 @@ def test_what_another_launcher_left_in_the_environment_is_no_ranks(job, monkeypa
 
 def test_scheduler_and_ranks_wait_equally_long(job):
     common = job(limits=Limits(start_s=90.5)).cluster_variables(("10.0.0.1", 8118))
-    assert common == {"MS_WORKER_NUM": "2", "MS_SCHED_HOST": "10.0.0.1", "MS_SCHED_PORT": "8118", "MS_TOPO_TIMEOUT": "91"}
+    assert common == {"MS_WORKER_NUM": "2", "MS_SCHED_HOST": "10.0.0.1", "MS_SCHED_PORT": "8118", "MS_TOPO_TIMEOUT": "391"}
     variables = job(limits=Limits(start_s=90.5), environment={"MS_TOPO_TIMEOUT": "5"}).variables(PLACES[1], ("10.0.0.1", 8118))
     assert common.items() <= variables.items()
 
