@@ -2,7 +2,7 @@
 
     job.json             of the last launch here: id, time of start, command, world, hosts, versions, environment (secrets masked), ...
     config.yaml          the resolved configuration
-    rank_table.json      the rank table as used, where there is one
+    rank_table.json      the rank table as used, where there is one; rank_table_HOST.json the copy that a host's ranks read
     events.jsonl         one line per event of all launches here: {"time", "id" (of the launch), "event", "attempt", ...}; see EVENTS
     status.json          state of every rank, replaced every STATUS_S seconds
     logs/rank_N/output.log (.1, .2, ...)   what rank N wrote, rotated; stacks.log where they were dumped; ascend/ CANN's own logs
@@ -23,13 +23,14 @@ NAME = "job"
 EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")
 """started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step, tokens_per_second). checkpoint: step.
 slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank (the first cause; None where a host did not come), host, log, ranks
-(all at fault), step, phase, words (last lines). signal: name, host.
+(all at fault), step, phase, summary (a line), words (last lines). signal: name, host.
 restart: wait_s, reason. ended: exit_code."""
 STATUS_S, STEP_EVENT_S = 1.0, 10.0
 RATE_EVENTS = 30
 """The last step events, from which the remaining time is reckoned."""
 
 STATES = ("starting", "running", "stopping", "waiting", "ended")
+STARTING, RUNNING, STOPPING, WAITING, ENDED = STATES
 """Of a job: `waiting` is the pause before a restart. Of a rank: starting, running, ended."""
 
 

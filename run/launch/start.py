@@ -14,7 +14,7 @@ import psutil
 from run import files
 from run.errors import LaunchError
 from run.exit_codes import EXIT_HOST, EXIT_STOPPED
-from run.job_directory import STATUS_S, JobDirectory
+from run.job_directory import ENDED, STATUS_S, JobDirectory
 from run.launch import record
 from run.launch.job import Job, Place
 from run.supervise import orphans
@@ -22,7 +22,6 @@ from run.supervise.host import Host
 from run.supervise.leader import LAST_WRITES_S, Leader
 from run.supervise.links import LeaderMissing, Link, join
 from run.supervise.terminal import Terminal
-from run.supervise.watchdog import ENDED
 
 HEARD = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT", signal.SIGUSR1: "SIGUSR1", signal.SIGHUP: "SIGTERM"}
 """Signals of the launcher, and what its ranks get. A terminal that goes away (SIGHUP) stops a job in order, but for one that nohup protects."""

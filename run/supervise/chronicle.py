@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from run.errors import OutputError
-from run.job_directory import STATUS_S, STEP_EVENT_S
+from run.job_directory import ENDED, RUNNING, STARTING, STATUS_S, STEP_EVENT_S
 from run.launch.job import Job
 from run.supervise import watchdog
 from run.supervise.aside import Aside
 from run.supervise.terminal import Terminal
 from run.supervise.watchdog import RankState
-
-STARTING, RUNNING, STOPPING, WAITING, ENDED = "starting", "running", "stopping", "waiting", "ended"
 
 
 class Chronicle:

@@ -10,16 +10,17 @@ from typing import Any
 from run.console import INTERRUPTED
 from run.errors import LaunchError
 from run.exit_codes import EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
+from run.job_directory import ENDED, STOPPING, WAITING
 from run.launch.job import Job
 from run.report.ascend_errors import explain
 from run.supervise import scheduler, verdict, watchdog
-from run.supervise.chronicle import STOPPING, WAITING, Chronicle
+from run.supervise.chronicle import Chronicle
 from run.supervise.host import Host
 from run.supervise.links import Hosts
 from run.supervise.logs import last_lines
 from run.supervise.terminal import Terminal
 from run.supervise.verdict import Failure
-from run.supervise.watchdog import ENDED, RankState
+from run.supervise.watchdog import RankState
 
 Message = dict[str, Any]
 TICK_S, MAX_BACKOFF_S, STACKS_WAIT_S = 0.1, 300.0, 3.0

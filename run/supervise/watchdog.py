@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from run.heartbeat import DATA, START, STEP, WAIT
+from run.job_directory import ENDED, RUNNING, STARTING
 from run.launch.job import Limits, Place
 
-STARTING, RUNNING, ENDED = "starting", "running", "ended"
 SLOW_RATIO, SLOW_S, SLOW_STEPS = 2.0, 0.5, 5
 """A rank is slow if its own work took this many times the median of all ranks and this much longer, in the median of these many steps."""
 MAX_NAMED = 16

@@ -129,7 +129,7 @@ sys.exit(run_ranks(lambda rank: ["-c", {RANK!r}], 2, Path(sys.argv[1])))
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGKILL, -9)])
 def test_a_signal_reaches_all_and_no_rank_survives_its_parent(tmp_path, number, code):
     pids = [tmp_path / "pid0", tmp_path / "pid1"]
     parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path / "job")], env=os.environ | {"PIDS": str(tmp_path / "pid")})
