@@ -16,9 +16,13 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10,<3.13",
     # The presets in configs/ install as data of the package: a top-level `configs` package would collide with MindFormers' own.
-    packages=[*find_packages(include=["pangu_ms", "pangu_ms.*", "ascend_ops", "run", "run.*"]), "pangu_ms.configs"],
-    package_dir={"pangu_ms": "pangu_ms", "pangu_ms.configs": "configs"},
-    package_data={"pangu_ms.configs": ["*/*.yaml"], "pangu_ms.mf": ["*.yaml"], "run": ["*.sh", "manifest/templates/*"], "ascend_ops": ["cpu/*.cc", "cpu/*.h", "ascendc/*", "ascendc/*/*"]},
+    packages=[
+        *find_packages(include=["pangu_ms", "pangu_ms.*", "ascend_ops"]),
+        *find_packages("run"),  # `pangu_run`: a package named `run` would be shadowed by any run.py in the working directory
+        "pangu_ms.configs",
+    ],
+    package_dir={"": ".", "pangu_run": "run/pangu_run", "pangu_ms.configs": "configs"},
+    package_data={"pangu_ms.configs": ["*/*.yaml"], "pangu_ms.mf": ["*.yaml"], "pangu_run": ["manifest/templates/*"], "ascend_ops": ["cpu/*.cc", "cpu/*.h", "ascendc/*", "ascendc/*/*"]},
     install_requires=[
         "mindspore>=2.7.2,<2.10,!=2.8.*",
         "mindformers>=1.8,<2",
@@ -37,7 +41,7 @@ setup(
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
-        "test": ["pytest", "pytest-xdist", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10"],
+        "test": ["pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10"],
     },
     entry_points={"console_scripts": ["pangu=pangu_ms.cli:entry"]},
 )

@@ -3,9 +3,9 @@
 import sys
 
 from pangu_ms import __version__
-from run import cli as run_cli
-from run import console
-from run.console import guarded
+from pangu_run import cli as run_cli
+from pangu_run import console
+from pangu_run.console import guarded
 
 VERBS = {
     "quickstart": ("pangu_ms.quickstart", "corpus to verified MindIR package, everything in one go"),

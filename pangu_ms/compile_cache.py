@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.runtime import place
-from run.files import sha256_file, sha256_json
+from pangu_run.files import sha256_file, sha256_json
 
 log = logging.getLogger(__name__)
 SWITCH, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"

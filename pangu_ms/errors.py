@@ -4,7 +4,7 @@ Their text has the form "where: what was found; the rule; what to do".
 """
 
 
-from run.errors import OutputError, UserError
+from pangu_run.errors import OutputError, UserError
 
 __all__ = ["CheckpointError", "ConfigError", "DataError", "ExportError", "GenerationError", "OutputError", "PlanError", "TrainingDiverged", "UserError"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.errors import OutputError
-from run import files
+from pangu_run import files
 
 FORMATS = (".png", ".svg", ".pdf")
 

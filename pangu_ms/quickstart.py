@@ -17,7 +17,7 @@ from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ExportError
-from run import files
+from pangu_run import files
 
 CODE_PROMPTS = ["def __init__(self", "import os\n"]
 PROMPT_CHARACTERS = 12  # of a user's own documents
@@ -108,7 +108,7 @@ def train_stage(config: RunConfig, records: Path, output: Path, args: argparse.N
     """Train, and set the held-out perplexity beside that of n-grams."""
     from pangu_ms.eval.report import baselines
     from pangu_ms.train.loop import train
-    from run.exit_codes import EXIT_STOPPED
+    from pangu_run.exit_codes import EXIT_STOPPED
 
     result = train(config, records, output, progress=not args.json)
     if result.stopped_by:

@@ -13,12 +13,12 @@ usage: run/train.sh [launch options] train --config NAME --output DIR [train opt
   run/train.sh --device cpu --num-ranks 2 train --config alpha/tiny --output run
 
 PYTHON names the interpreter (default: python3). The exit code is the launcher's.
-`python -m run launch --help` and `python -m pangu_ms train --help` list the options of both.
+`python -m pangu_run launch --help` and `python -m pangu_ms train --help` list the options of both.
 TEXT
 }
 
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd -P) || exit
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$root:$root/run${PYTHONPATH:+:$PYTHONPATH}"
 case "${1:-}" in
     "") usage; exit 2;;
     -h|--help) usage; exit 0;;
@@ -27,4 +27,4 @@ verb=()
 case "$1" in  # no launch options
     --config|--config=*|--output|--output=*|--data|--data=*|[!-]*=*) verb=(train);;
 esac
-exec "${PYTHON:-python3}" -m run launch ${verb[@]+"${verb[@]}"} "$@"  # bash 4.3 and older have no empty array under set -u
+exec "${PYTHON:-python3}" -m pangu_run launch ${verb[@]+"${verb[@]}"} "$@"  # bash 4.3 and older have no empty array under set -u

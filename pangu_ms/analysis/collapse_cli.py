@@ -12,7 +12,7 @@ from pangu_ms.analysis.plot import plot_collapse
 from pangu_ms.config.cli import OVERRIDES_HELP
 from pangu_ms.errors import ConfigError, OutputError
 from pangu_ms.figure import require_plot
-from run import files
+from pangu_run import files
 
 OVERRIDE = re.compile(r"\w+\.[\w.]+=")
 TOKENS_PER_DIMENSION = 10  # isotropic features: d(0.8) is 3 % low at 100 tokens per dimension, 14 % at 10, 52 % at 1 (sampled, E = 256)

@@ -16,7 +16,7 @@ from pangu_ms.config.registry import FAMILIES, load_object
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import CheckpointError, ConfigError, OutputError
 from pangu_ms.runtime import quiet
-from run import files
+from pangu_run import files
 
 _DESCRIPTION = """\
 Into our format:   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR

@@ -14,7 +14,7 @@ import numpy as np
 
 from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.errors import CheckpointError
-from run import files
+from pangu_run import files
 
 Tensors = dict[str, np.ndarray]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory

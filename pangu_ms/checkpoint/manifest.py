@@ -8,7 +8,7 @@ from typing import Any
 from pangu_ms.checkpoint.sharded import RANK_FILE
 from pangu_ms.errors import CheckpointError
 from pangu_ms.progress import progress_bar
-from run import files
+from pangu_run import files
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

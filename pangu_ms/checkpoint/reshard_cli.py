@@ -17,7 +17,7 @@ from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import CheckpointError, ConfigError
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train.guard import Guard
-from run import files
+from pangu_run import files
 
 _DESCRIPTION = """\
 From plan to plan:     pangu ckpt reshard CHECKPOINT --output DIR parallel.model_parallel=8 [parallel.FIELD=VALUE ...]

@@ -20,7 +20,7 @@ from pangu_ms.checkpoint.safetensors_file import Spec
 from pangu_ms.checkpoint.sharded import Slices
 from pangu_ms.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
-from run import files
+from pangu_run import files
 
 FAILED = "failed"
 """What a rank that cannot go on brings to the others."""

@@ -30,7 +30,7 @@ from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config, load_config
 from pangu_ms.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
-from run import files
+from pangu_run import files
 
 __all__ = ["Checkpoint", "check_names_and_shapes", "latest_valid", "open_checkpoint", "save", "write"]
 

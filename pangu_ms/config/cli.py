@@ -16,7 +16,7 @@ from pangu_ms.config.load import config_to_dict, dump_config, load_config, prese
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.train.schedule import peak_learning_rate
-from run.files import require_free
+from pangu_run.files import require_free
 
 ISO_NOTES = """
 * the given config

@@ -19,7 +19,7 @@ from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict, find_config, load_config, presets
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
-from run.files import new_directory, write_text
+from pangu_run.files import new_directory, write_text
 
 SHAPE_FIELDS = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_hidden_size")
 TABLE_AXES = ("vocab", "position")  # tables are read row by row; every other matrix is multiplied

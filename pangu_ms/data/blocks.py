@@ -22,7 +22,7 @@ import numpy as np
 from pangu_ms.data.corpus import Corpus, Document
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError, OutputError, UserError
-from run import files
+from pangu_run import files
 
 _SMALLEST, _LARGEST, _BLOCKS = 1 << 16, 1 << 23, 256
 """A block is about 1/256 of the corpus, between 64 KiB and 8 MiB: many enough to share out evenly, few enough for one directory."""

@@ -13,7 +13,7 @@ from pangu_ms.data.records import RecordSet, load_manifest
 from pangu_ms.data.rounds import resample
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
-from run import files
+from pangu_run import files
 
 INTERRUPTED = 130  # 128 + SIGINT
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pangu_ms import runtime
 from pangu_ms.errors import DataError, OutputError
-from run import files
+from pangu_run import files
 
 if TYPE_CHECKING:
     import numpy as np

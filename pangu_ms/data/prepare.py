@@ -15,7 +15,7 @@ from pangu_ms.data.corpus import Corpus, Quarantine
 from pangu_ms.data.pack import SPLITS, DocumentTable, pack_rows, write_split
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
-from run import files
+from pangu_run import files
 
 MANIFEST = "manifest.json"
 FORMAT = 1

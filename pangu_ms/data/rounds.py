@@ -20,7 +20,7 @@ import numpy as np
 
 from pangu_ms.data.records import RecordSet
 from pangu_ms.errors import ConfigError, DataError, OutputError
-from run import files
+from pangu_run import files
 
 _FINGERPRINT_ROWS = 1024
 """Rows that tell one record set from another: read in 0.1 s, where hashing the files of a large corpus takes minutes at every start."""

@@ -19,7 +19,7 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer, sample_chunks
 from pangu_ms.errors import DataError
 from pangu_ms.progress import progress_bar
-from run import files
+from pangu_run import files
 
 FORMAT = 1
 SAMPLE_BYTES = 1_000_000

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pangu_ms.data.segment import make_segmenter
 from pangu_ms.errors import DataError
-from run import files
+from pangu_run import files
 
 FORMAT = 1
 SEGMENTERS = ("jieba", "none")

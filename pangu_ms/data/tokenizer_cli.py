@@ -11,7 +11,7 @@ from pangu_ms.data import compress_cli
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.tokenizer import SEGMENTERS, Tokenizer, train_tokenizer
 from pangu_ms.errors import DataError
-from run import files
+from pangu_run import files
 
 _log = logging.getLogger(__name__)
 

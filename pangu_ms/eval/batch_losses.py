@@ -20,7 +20,7 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
 from pangu_ms.progress import progress_bar
-from run import files
+from pangu_run import files
 
 SAVE_SECONDS = 5.0  # what a killed process loses at most, beside one batch
 

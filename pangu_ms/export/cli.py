@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     from pangu_ms.errors import ExportError
     from pangu_ms.export.package import read_key
     from pangu_ms.infer.decoder import GraphShape
-    from run import files
+    from pangu_run import files
 
     files.require_free(args.output)
     read_key(args.key_file)  # before the work

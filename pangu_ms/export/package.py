@@ -14,7 +14,7 @@ from typing import Any
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import ExportError
 from pangu_ms.infer.decoder import Decoder, GraphShape
-from run.files import sha256_file, sha256_json
+from pangu_run.files import sha256_file, sha256_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

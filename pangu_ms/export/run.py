@@ -13,7 +13,7 @@ from pangu_ms.infer.arguments import (
     sampling_config,
 )
 from pangu_ms.infer.generate import Generator
-from run.console import guarded
+from pangu_run.console import guarded
 
 
 def main(argv: list[str], package: str | None = None) -> int:

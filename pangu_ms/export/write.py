@@ -17,6 +17,8 @@ import numpy as np
 from mindspore import Tensor
 
 import ascend_ops
+import pangu_ms
+import pangu_run
 from pangu_ms import __version__, runtime
 from pangu_ms.checkpoint.store import Checkpoint
 from pangu_ms.config.base import ModelConfig
@@ -33,7 +35,7 @@ from pangu_ms.export.package import (
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import load_decoder, load_tokenizer
-from run import files
+from pangu_run import files
 
 VERIFIED_STEPS = 32
 # On a CPU the checkpoint runs our kernels and the package MindSpore's operators: two implementations, which round apart.
@@ -56,10 +58,10 @@ RUNNER_MODULES = (
     "pangu_ms/export/__init__.py",
     "pangu_ms/export/package.py",
     "pangu_ms/export/run.py",
-    "run/__init__.py",
-    "run/console.py",
-    "run/errors.py",
-    "run/files.py",
+    "pangu_run/__init__.py",
+    "pangu_run/console.py",
+    "pangu_run/errors.py",
+    "pangu_run/files.py",
 )
 
 
@@ -130,12 +132,12 @@ def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: byt
 
 def write_runner(path: Path) -> None:
     """Pack this package's runner into one executable file."""
-    source = Path(__file__).resolve().parents[2]
+    packages = {package.__name__: Path(package.__file__).resolve().parents[1] for package in (pangu_ms, pangu_run)}
     with tempfile.TemporaryDirectory() as staging:
         for module in RUNNER_MODULES:
             target = Path(staging) / module
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / module, target)
+            shutil.copyfile(packages[module.partition("/")[0]] / module, target)
         (Path(staging) / "__main__.py").write_text("import sys\n\nfrom pangu_ms.export.run import entry\n\nsys.exit(entry())\n")
         zipapp.create_archive(staging, path)
 

@@ -22,7 +22,7 @@ from pangu_ms.inherit.masks import MaskOptions, learn_masks
 from pangu_ms.inherit.selection import Selection, check_layers, select, spaced_layers, wanted_units
 from pangu_ms.inherit.units import Units, unit_shapes
 from pangu_ms.progress import progress_bar
-from run import files
+from pangu_run import files
 
 Tensors = dict[str, np.ndarray]
 

@@ -14,7 +14,7 @@ from pangu_ms.errors import ConfigError, UserError
 from pangu_ms.mf import register
 from pangu_ms.mf.data import step_dataset
 from pangu_ms.mf.settings import resolve
-from run import files
+from pangu_run import files
 
 USER_ERROR = 2
 DEFAULT = "alpha_tiny"

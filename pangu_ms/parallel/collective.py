@@ -8,7 +8,7 @@ from pangu_ms import runtime
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.parallel.meeting import Meeting
-from run.heartbeat import INIT, WAIT, beat
+from pangu_run.heartbeat import INIT, WAIT, beat
 
 _sum_each = ops.MultitypeFuncGraph("sum_each")
 

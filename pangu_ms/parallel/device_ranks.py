@@ -7,7 +7,7 @@ from mindspore import Tensor, ops
 from pangu_ms import runtime
 from pangu_ms.checkpoint.save_ranks import FAILED
 from pangu_ms.train.stop import STOP_SIGNALS
-from run.heartbeat import INIT, WAIT, beat
+from pangu_run.heartbeat import INIT, WAIT, beat
 
 WORDS = (FAILED, *(number.name for number in STOP_SIGNALS))
 """What ranks can bring to a meeting; of several the first counts."""

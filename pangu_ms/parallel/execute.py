@@ -27,8 +27,8 @@ from pangu_ms.models.init import initial_values
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rehearse import reason_of, with_absolute_paths
 from pangu_ms.progress import progress_bar
-from run.exit_codes import EXIT_STOPPED
-from run.launch.start import run_ranks
+from pangu_run.exit_codes import EXIT_STOPPED
+from pangu_run.launch.start import run_ranks
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest value of a tensor. Rounding in another order makes 1e-6 to 1e-5."""

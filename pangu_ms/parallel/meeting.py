@@ -7,8 +7,8 @@ or compiles. So they meet first. The name is an abstract one (Linux): no file is
 import time
 from multiprocessing.connection import Client, Connection, Listener
 
-from run.exit_codes import EXIT_PEER_LOST
-from run.heartbeat import WAIT, beat
+from pangu_run.exit_codes import EXIT_PEER_LOST
+from pangu_run.heartbeat import WAIT, beat
 
 START_S = 60.0
 

@@ -13,7 +13,7 @@ from pangu_ms.errors import ConfigError, PlanError
 from pangu_ms.parallel.graph import totals
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rehearse import RankReport, rehearse, sample_ranks, thinned
-from run import files
+from pangu_run import files
 
 DESCRIPTION = """Compile the real training step for ranks of a cluster that is not there, with MindSpore's own parallel compiler, on this CPU. Prints each
 rank's collectives and bytes, and says where the compiler disagrees with the plan. Nothing is executed. Unsupported by MindSpore: it works with the

@@ -15,7 +15,7 @@ from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.memory import optimizer_bytes, parameter_bytes
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
-from run import files
+from pangu_run import files
 
 SHOWN_RANKS = 8
 

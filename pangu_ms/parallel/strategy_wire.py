@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from pangu_ms.errors import PlanError
 from pangu_ms.protobuf import message_field, number_field, signed, values
-from run import files
+from pangu_run import files
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Whole = Annotated[int, Field(strict=True)]

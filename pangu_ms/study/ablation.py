@@ -15,7 +15,7 @@ from pangu_ms.errors import ConfigError
 from pangu_ms.study.compare import confidence, mean_and_deviation, paired_difference, require_seeds
 from pangu_ms.study.runs import Stage, claim, run_stages
 from pangu_ms.study.text import records_stage, tokenizer_stage
-from run import files
+from pangu_run import files
 
 STUDY = "pi-ablation"
 PLAIN, NO_SHORTCUT = {"siaf_terms": 1}, {"aug_shortcut_branches": 0}

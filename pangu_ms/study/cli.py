@@ -16,7 +16,7 @@ from pangu_ms.study.ablation import REMOVED, run_ablation
 from pangu_ms.study.plot import plot_ablation
 from pangu_ms.study.runs import StudyStopped
 from pangu_ms.study.table import ablation_table
-from run.exit_codes import EXIT_STOPPED
+from pangu_run.exit_codes import EXIT_STOPPED
 
 STUDIES = {
     "pi-ablation": ("pangu_ms.study.cli:pi_ablation", "what series activation and augmented shortcut bring: PanGu-pi's variants trained alike"),

@@ -20,7 +20,7 @@ from pangu_ms.inherit.fit import require_fit
 from pangu_ms.study.compare import mean_and_deviation, paired_difference, require_seeds
 from pangu_ms.study.runs import Stage, claim, run_stages
 from pangu_ms.study.text import records_stage, tokenizer_stage
-from run import files
+from pangu_run import files
 
 STUDY = "pi-pro"
 STEPS = ("baseline", "compact", "tweaked", "inherited", "second_round", "second_round_control")

@@ -24,8 +24,8 @@ from typing import IO, Any
 from pangu_ms.errors import OutputError, UserError
 from pangu_ms.progress import progress_bar
 from pangu_ms.train.stop import StopSignal
-from run import files
-from run.exit_codes import EXIT_STOPPED
+from pangu_run import files
+from pangu_run.exit_codes import EXIT_STOPPED
 
 PROGRAM = (sys.executable, "-m", "pangu_ms")
 POLL_S = 0.3

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     require_shared_records(config, args.data or config.data.records)
     runtime.quiet(args.verbose)
 
-    from run.exit_codes import EXIT_STOPPED
+    from pangu_run.exit_codes import EXIT_STOPPED
 
     output = Path(args.output)
     records = args.data or config.data.records or default_records(config, output, args.resume, progress=not args.json)

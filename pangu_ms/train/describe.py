@@ -17,7 +17,7 @@ from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train.cli import default_records, parse
 from pangu_ms.train.launch import described, require_readable, require_shared_records, require_startable, require_trainable
 from pangu_ms.train.smoke import thinned
-from run.console import guarded
+from pangu_run.console import guarded
 
 DEVICES = {"cpu": "CPU", "ascend": "Ascend"}
 SMOKE_RANKS = 2

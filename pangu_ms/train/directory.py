@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pangu_ms.config.load import load_config
 from pangu_ms.errors import ConfigError, OutputError
-from run import files, job_directory
+from pangu_run import files, job_directory
 
 OWN_DATA = "data"  # records that `pangu train` prepared itself
 BEFORE_A_RUN = {OWN_DATA, job_directory.NAME}

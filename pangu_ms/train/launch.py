@@ -15,8 +15,8 @@ from pangu_ms.data.rounds import Order
 from pangu_ms.errors import ConfigError
 from pangu_ms.train.metrics import require_tensorboard
 from pangu_ms.train.resume import starting_point
-from run import job_directory
-from run.launch.start import run_ranks
+from pangu_run import job_directory
+from pangu_run.launch.start import run_ranks
 
 FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")
 """Fields of the section `parallel` that a CPU has a use for; the others must be as they come."""

@@ -29,8 +29,8 @@ from pangu_ms.train.placement import initialize, load, place
 from pangu_ms.train.resume import starting_point
 from pangu_ms.train.schedule import learning_rate
 from pangu_ms.train.stop import StopSignal
-from run import files
-from run.heartbeat import DATA, EVALUATE, INIT, SAVE, STEP, beat
+from pangu_run import files
+from pangu_run.heartbeat import DATA, EVALUATE, INIT, SAVE, STEP, beat
 
 log = logging.getLogger(__name__)
 

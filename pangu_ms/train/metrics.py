@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.errors import OutputError
-from run.files import write_text
+from pangu_run.files import write_text
 
 
 class MetricsWriter:

@@ -22,7 +22,7 @@ from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.planned_step import PlannedStep
 from pangu_ms.train.launch import require_executable
 from pangu_ms.train.step import TrainStep
-from run.heartbeat import SAVE, beat
+from pangu_run.heartbeat import SAVE, beat
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pangu_ms.data.loader import Batch
 from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
 from pangu_ms.parallel.collective import Replicas, SumOverReplicas
 from pangu_ms.train.optimizer import AdamW
-from run.heartbeat import STEP, beat
+from pangu_run.heartbeat import STEP, beat
 
 # HyperMap, not loops: see optimizer.py.
 _sum_of_squares, _accumulate = ops.MultitypeFuncGraph("sum_of_squares"), ops.MultitypeFuncGraph("accumulate")

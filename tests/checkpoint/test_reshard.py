@@ -70,7 +70,7 @@ def test_the_command_goes_there_and_back(tmp_path, in_slices, capsys):
 
 
 def test_mistakes_are_told_before_anything_is_read_or_written(tmp_path, in_slices, capsys, monkeypatch):
-    monkeypatch.setattr("run.files.sha256_file", lambda path: pytest.fail("digests take minutes"))
+    monkeypatch.setattr("pangu_run.files.sha256_file", lambda path: pytest.fail("digests take minutes"))
     to = ["--output", tmp_path / "c"]
     assert "must divide num_heads=4" in fails(capsys, in_slices, *to, "parallel.model_parallel=8")
     assert "micro_batch_num=7: must divide train.batch_size=12" in fails(capsys, in_slices, *to, "parallel.micro_batch_num=7")

@@ -20,7 +20,7 @@ from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError, OutputError, UserError
-from run import files
+from pangu_run import files
 from tests.data.conftest import documents, write_jsonl
 
 

@@ -9,7 +9,7 @@ import time
 import uuid
 from pathlib import Path
 
-from run.job_directory import EVENTS, NAME, STATES, JobDirectory
+from pangu_run.job_directory import EVENTS, NAME, STATES, JobDirectory
 
 INJECT, ROOT = Path(__file__).parent / "inject", Path(__file__).parents[2]
 LEFT_S = 3.0
@@ -38,7 +38,7 @@ class Launch:
         self.output = Path(output)
         self.log = self.output.with_name(f"{self.output.name}.{uuid.uuid4().hex[:8]}.deeds")
         self.log.touch()
-        path = os.pathsep.join([str(INJECT), str(ROOT), os.environ.get("PYTHONPATH", "")])
+        path = os.pathsep.join(filter(None, [str(INJECT), str(ROOT), str(ROOT / "run"), os.environ.get("PYTHONPATH")]))
         own = {"PYTHONPATH": path, "FAULT": json.dumps(list(faults)), "FAULT_LOG": str(self.log)}
         self.began = time.time()
         self.process = subprocess.Popen(

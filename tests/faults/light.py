@@ -17,9 +17,9 @@ from pathlib import Path
 
 from pangu_ms.parallel.meeting import Meeting
 from pangu_ms.train.stop import StopSignal
-from run import files
-from run.exit_codes import EXIT_STOPPED
-from run.heartbeat import DATA, INIT, SAVE, STEP, WAIT, beat
+from pangu_run import files
+from pangu_run.exit_codes import EXIT_STOPPED
+from pangu_run.heartbeat import DATA, INIT, SAVE, STEP, WAIT, beat
 
 SAVE_EVERY = 3
 

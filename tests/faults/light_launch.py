@@ -12,11 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-from run.console import guarded
-from run.job_directory import NAME, JobDirectory
-from run.launch.job import Job, Limits, Place
-from run.launch.start import run_job
-from run.supervise import links, scheduler
+from pangu_run.console import guarded
+from pangu_run.job_directory import NAME, JobDirectory
+from pangu_run.launch.job import Job, Limits, Place
+from pangu_run.launch.start import run_job
+from pangu_run.supervise import links, scheduler
 
 QUICK = {"start_s": 60.0, "grace_s": 0.5, "backoff_s": 0.2, "host_s": 20.0}
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from run.errors import RankTableError
-from run.rank_table import RankTable, check
+from pangu_run.errors import RankTableError
+from pangu_run.rank_table import RankTable, check
 from tests.faults.rank_tables import BAD, GOOD
 
 

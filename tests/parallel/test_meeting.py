@@ -7,7 +7,7 @@ import time
 import pytest
 
 from pangu_ms.parallel.meeting import Meeting, PeerLost
-from run.exit_codes import EXIT_PEER_LOST
+from pangu_run.exit_codes import EXIT_PEER_LOST
 
 
 def test_ranks_meet_agree_on_the_first_word_and_notice_who_is_gone():

@@ -8,7 +8,7 @@ import time
 
 import psutil
 
-from run.doctor import cli, site, storage
+from pangu_run.doctor import cli, site, storage
 from tests.run.doctor_host import CANN, GIB, recorded
 
 

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 
 import psutil
 
-from run.doctor import storage, versions
-from run.doctor.site import Site
-from run.rank_table import RankTable
+from pangu_run.doctor import storage, versions
+from pangu_run.doctor.site import Site
+from pangu_run.rank_table import RankTable
 
 RECORDED = Path(__file__).parent / "recorded"
 SCRIPT = """#!/bin/sh

@@ -4,8 +4,8 @@ import asyncio
 import threading
 import time
 
-from run.supervise import aside
-from run.supervise.aside import Aside
+from pangu_run.supervise import aside
+from pangu_run.supervise.aside import Aside
 
 
 def test_nobody_waits_for_what_blocks_and_all_is_done_in_order():

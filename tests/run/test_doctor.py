@@ -9,10 +9,10 @@ import time
 import psutil
 import pytest
 
-from run.doctor import check, cli, npu, versions
-from run.doctor.check import OK, WARN, fail, ok, run_check
-from run.doctor.site import Site, numbers, spans
-from run.errors import LaunchError
+from pangu_run.doctor import check, cli, npu, versions
+from pangu_run.doctor.check import OK, WARN, fail, ok, run_check
+from pangu_run.doctor.site import Site, numbers, spans
+from pangu_run.errors import LaunchError
 from tests.run.doctor_cases import CASES, alone, describe, holding
 from tests.run.doctor_host import CANN, Host, recorded
 

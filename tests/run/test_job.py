@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from run.job_directory import JobDirectory
-from run.launch.job import Job, Limits, Place, inherited
-from run.rank_table import RankTable
+from pangu_run.job_directory import JobDirectory
+from pangu_run.launch.job import Job, Limits, Place, inherited
+from pangu_run.rank_table import RankTable
 from tests.faults.rank_tables import table
 
 PLACES = [Place(0, "a", 0), Place(1, "b", 0)]

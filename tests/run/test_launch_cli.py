@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from run.console import guarded
-from run.launch import cli as launch_cli
-from run.launch.cli import main, parse
+from pangu_run.console import guarded
+from pangu_run.launch import cli as launch_cli
+from pangu_run.launch.cli import main, parse
 from tests.faults.rank_tables import dump, table
 
 
@@ -131,7 +131,7 @@ def test_mistakes_are_one_line_and_leave_nothing(launch, tmp_path, records, tiny
 
 
 def test_the_launch_layer_starts_without_heavy_modules():
-    program = "import sys; from run.cli import main; import run.launch.cli; print(sorted({'mindspore', 'numpy', 'pangu_ms'} & set(sys.modules)))"
+    program = "import sys; from pangu_run.cli import main; import pangu_run.launch.cli; print(sorted({'mindspore', 'numpy', 'pangu_ms'} & set(sys.modules)))"
     began = time.monotonic()
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
     assert time.monotonic() - began < 5  # a third of a second on an idle machine

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from run.cli import main
-from run.job_directory import JobDirectory
-from run.report.ascend_errors import CODES, MESSAGES, explain
-from run.report.log_errors import distinct_errors, errors_in, normal
-from run.report.log_lines import MAX_LINE, follow, tail
-from run.supervise.logs import last_lines
+from pangu_run.cli import main
+from pangu_run.job_directory import JobDirectory
+from pangu_run.report.ascend_errors import CODES, MESSAGES, explain
+from pangu_run.report.log_errors import distinct_errors, errors_in, normal
+from pangu_run.report.log_lines import MAX_LINE, follow, tail
+from pangu_run.supervise.logs import last_lines
 
 GLOG = "[ERROR] {}({},7f720d60cb80,python):2026-11-21-12:07:{:02d}.879.003 [{}:{}] Func] {}"
 TRACEBACK = """Traceback (most recent call last):
@@ -167,7 +167,7 @@ def test_memory_does_not_grow_with_the_logs(job):
     for rank in range(4):
         put(job, rank, (f"step {rank} " + "loss 1.234\n") * (1 << 20) + "RuntimeError: last\n")
     program = (
-        "import sys\nfrom run.job_directory import JobDirectory\nfrom run.report.log_errors import distinct_errors\n"
+        "import sys\nfrom pangu_run.job_directory import JobDirectory\nfrom pangu_run.report.log_errors import distinct_errors\n"
         "errors, unread = distinct_errors(JobDirectory.find(sys.argv[1]), None, lambda done, total: None)\n"
         "print(len(errors), errors[0].count, open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
@@ -176,7 +176,7 @@ def test_memory_does_not_grow_with_the_logs(job):
 
 
 def test_an_error_at_any_place_of_the_blocks_is_found(job, monkeypatch):
-    monkeypatch.setattr("run.report.log_errors.BLOCK", 512)  # longer than the traceback, as blocks are
+    monkeypatch.setattr("pangu_run.report.log_errors.BLOCK", 512)  # longer than the traceback, as blocks are
     lines = ["fine " * 3] * 80 + [*TRACEBACK.splitlines(), "PeerLost"] + ["fine"] * 400
     for shift in range(0, 512, 7):
         put(job, 0, "." * shift + "\n" + "\n".join(lines) + "\n")
@@ -185,7 +185,7 @@ def test_an_error_at_any_place_of_the_blocks_is_found(job, monkeypatch):
 
 
 def test_last_lines_over_blocks_and_rotated_files(job, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("run.report.log_lines.BLOCK", 7)
+    monkeypatch.setattr("pangu_run.report.log_lines.BLOCK", 7)
     lines = [f"line {number}" for number in range(30)]
     for number, part in (("output.log.10", lines[:5]), ("output.log.2", lines[5:10]), ("output.log.1", lines[10:20]), ("output.log", lines[20:])):
         log = put(job, 5, "\n".join(part) + "\n", number)

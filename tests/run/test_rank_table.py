@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from run.console import guarded
-from run.errors import LaunchError, RankTableError
-from run.rank_table import RankTable, check, wait_completed
-from run.rank_table import table as table_module
-from run.rank_table.cli import main
-from run.rank_table.forms import as_form, made_table, merged
+from pangu_run.console import guarded
+from pangu_run.errors import LaunchError, RankTableError
+from pangu_run.rank_table import RankTable, check, wait_completed
+from pangu_run.rank_table import table as table_module
+from pangu_run.rank_table.cli import main
+from pangu_run.rank_table.forms import as_form, made_table, merged
 from tests.faults.rank_tables import dump, group, operator, super_pods, table
 
 HCCN_CONF = """# made by the installer
@@ -233,7 +233,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
 
     placement = [(d % 2, d // 2) for d in range(8)]
     described = []
-    monkeypatch.setattr("run.rank_table.cli.placement_of", lambda words: described.append(words) or placement)
+    monkeypatch.setattr("pangu_run.rank_table.cli.placement_of", lambda words: described.append(words) or placement)
     code, printed, _ = run(capsys, "check", path, "--config", "a.yaml", "parallel.data_parallel=2")
     assert code == 2 and "6 of 8 ranks are not where the plan has them: rank 1 is on server 0, device 1" in printed
     assert run(capsys, "order", path, "--config", "a.yaml", "parallel.data_parallel=2", "--output", tmp_path / "ordered.json")[0] == 0
@@ -264,7 +264,7 @@ def test_a_plan_orders_a_table(tmp_path):
 
 
 def test_help_needs_little():
-    code = "import sys; from run.rank_table.cli import main\ntry: main(['check', '--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from pangu_run.rank_table.cli import main\ntry: main(['check', '--help'])\nexcept SystemExit: pass\n"
     code += "print([name for name in ('mindspore', 'pangu_ms', 'numpy', 'psutil') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n") and "None)" not in done.stdout

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from run.job_directory import JobDirectory
-from run.launch import record
-from run.launch.record import MASK, environment
+from pangu_run.job_directory import JobDirectory
+from pangu_run.launch import record
+from pangu_run.launch.record import MASK, environment
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import time
 
 import pytest
 
-from run.cli import main
-from run.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
-from run.job_directory import JobDirectory
-from run.report.status import group_ranks, job_status, ranks_of, ranks_text
+from pangu_run.cli import main
+from pangu_run.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
+from pangu_run.job_directory import JobDirectory
+from pangu_run.report.status import group_ranks, job_status, ranks_of, ranks_text
 
 
 def rank(number, step=120, **facts):
@@ -166,7 +166,7 @@ def test_watch_redraws_in_place_on_a_terminal_until_the_job_ends(tmp_path):
     ranks = [rank(number) for number in range(4)]
     directory = write(tmp_path, ranks, **HERE, time=time.time())
     terminal, child_end = pty.openpty()
-    command = [sys.executable, "-m", "run", "status", str(tmp_path), "--watch", "--interval", "0.1"]
+    command = [sys.executable, "-m", "pangu_run", "status", str(tmp_path), "--watch", "--interval", "0.1"]
     child = subprocess.Popen(command, stdout=child_end, stderr=child_end, env={**os.environ, "COLUMNS": "100", "LINES": "40"})
     os.close(child_end)
     text = os.read(terminal, 1 << 16).decode()
@@ -194,6 +194,6 @@ def test_plot_is_a_picture_of_steps_and_events(tmp_path, capsys):
 
 def test_verbs_start_fast_without_mindspore_or_pangu_ms():
     for verb in ("status", "logs"):
-        program = f"import sys; from run.cli import main\ntry: main(['{verb}', '--help'])\nexcept SystemExit: pass\nprint(sorted(sys.modules), file=sys.stderr)"
+        program = f"import sys; from pangu_run.cli import main\ntry: main(['{verb}', '--help'])\nexcept SystemExit: pass\nprint(sorted(sys.modules), file=sys.stderr)"
         modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
         assert not any(f"'{name}'" in modules for name in ("mindspore", "pangu_ms", "numpy", "matplotlib", "yaml", "psutil"))

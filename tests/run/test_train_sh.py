@@ -37,7 +37,7 @@ def heard(done):
 
 def test_words_stay_whole_and_the_verb_is_there(run):
     words = ["--rank-table", "$t *.json", "train", "--config", "a b.yaml", "x.y=1 2", "--output", "o'p", ""]
-    assert heard(run(*words))["words"] == ["-m", "run", "launch", *words]
+    assert heard(run(*words))["words"] == ["-m", "pangu_run", "launch", *words]
 
 
 LEFT_OUT = [["--config", "a b", "--output", "o"], ["--output", "train", "--config", "c"], ["--config=train"], ["--data=train"]]
@@ -48,12 +48,12 @@ GIVEN += [["--job-dir", "train", "train"]]
 
 @pytest.mark.parametrize("words", LEFT_OUT)
 def test_the_verb_is_added_before_an_option_of_its_own(run, words):
-    assert heard(run(*words))["words"] == ["-m", "run", "launch", "train", *words]
+    assert heard(run(*words))["words"] == ["-m", "pangu_run", "launch", "train", *words]
 
 
 @pytest.mark.parametrize("words", GIVEN)
 def test_and_nowhere_else(run, words):
-    assert heard(run(*words))["words"] == ["-m", "run", "launch", *words]
+    assert heard(run(*words))["words"] == ["-m", "pangu_run", "launch", *words]
 
 
 def test_it_runs_where_the_caller_stands_and_finds_its_own_tree(run, tmp_path):
@@ -61,7 +61,7 @@ def test_it_runs_where_the_caller_stands_and_finds_its_own_tree(run, tmp_path):
     link.symlink_to(SCRIPT)
     for script in (SCRIPT, link):
         report = heard(run("--output", "o", script=script, PYTHONPATH="/mine"))
-        assert report["path"] == f"{SCRIPT.parents[1]}:/mine"
+        assert report["path"] == f"{SCRIPT.parents[1]}:{SCRIPT.parent}:/mine"
         assert report["cwd"] == str(tmp_path / "else where")
 
 

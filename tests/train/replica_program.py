@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from pangu_ms import runtime
-from run import heartbeat
-from run.heartbeat import DESCRIPTOR
+from pangu_run import heartbeat
+from pangu_run.heartbeat import DESCRIPTOR
 from tests.models.test_alpha import random_parameters, small
 from tests.train.test_step import arrays, make_batch, make_config
 

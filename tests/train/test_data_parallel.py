@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 def two_and_one(tmp_path_factory):
     """What the cases of replica_program give on each of two ranks, and in this process alone."""
     from pangu_ms.parallel.collective import Replicas
-    from run.launch.start import run_ranks
+    from pangu_run.launch.start import run_ranks
     from tests.train.replica_program import all_cases
 
     directory = tmp_path_factory.mktemp("replicas")

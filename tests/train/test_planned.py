@@ -15,7 +15,7 @@ from pangu_ms.errors import CheckpointError, ConfigError
 from pangu_ms.models.init import initial_values
 from pangu_ms.parallel.meeting import PeerLost
 from pangu_ms.train.launch import needs_ranks, require_executable
-from run.launch.start import run_ranks
+from pangu_run.launch.start import run_ranks
 from tests.checkpoint.common import assert_same
 from tests.checkpoint.rank_saver import groups
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from run.console import guarded
-from run.errors import LaunchError
-from run.manifest.cli import KINDS, main
-from run.manifest.plan import Plan, of_program
-from run.program import Program
+from pangu_run.console import guarded
+from pangu_run.errors import LaunchError
+from pangu_run.manifest.cli import KINDS, main
+from pangu_run.manifest.plan import Plan, of_program
+from pangu_run.program import Program
 from tests.run.manifest.tools import MOUNT, WORDS, written
 
 MISTAKES = [
@@ -72,7 +72,7 @@ def test_unequal_servers_are_refused():
 
 def test_the_plan_comes_from_the_configuration():
     """The real program, asked in a process of its own: the 200B plan's 128 devices."""
-    from run.manifest.plan import plan_of
+    from pangu_run.manifest.plan import plan_of
 
     words = ["--config", "alpha/200b_128x64gib", "runtime.device=Ascend", "--output", "/nowhere"]
     assert plan_of(words) == Plan(16, 8, on_ascend=True)

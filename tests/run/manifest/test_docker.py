@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from run.manifest.plan import Plan
-from run.manifest.text import docker_literal, docker_value
+from pangu_run.manifest.plan import Plan
+from pangu_run.manifest.text import docker_literal, docker_value
 from tests.run.manifest.schemas import instructions
 from tests.run.manifest.tools import LAUNCH, NASTY, WORDS, written
 

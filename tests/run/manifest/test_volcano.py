@@ -5,8 +5,8 @@ import signal
 import pytest
 import yaml
 
-from run.manifest.plan import Plan
-from run.manifest.text import pod_argument
+from pangu_run.manifest.plan import Plan
+from pangu_run.manifest.text import pod_argument
 from tests.run.manifest.schemas import ASCENDJOB, VOLCANO, expanded, faults
 from tests.run.manifest.tools import LAUNCH, MOUNT, NASTY, WORDS, calls, execute, signals, written
 

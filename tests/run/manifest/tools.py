@@ -5,7 +5,7 @@ import os
 import subprocess
 import time
 
-from run.manifest.cli import main
+from pangu_run.manifest.cli import main
 
 NASTY = "a b'c\"d$HOME$(PATH)$$x`id`\\n;#&*"
 TRAIN = ["--config", "alpha/13b", "parallel.num_devices=16", "--output", f"/out/{NASTY}", "--data", "/out/data", "--resume"]

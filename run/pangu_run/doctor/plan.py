@@ -1,0 +1,27 @@
+"""The run's configuration: it can be read, and its plan has as many ranks as the rank table."""
+
+from collections.abc import Iterator
+
+from pangu_run import program
+from pangu_run.doctor.check import Line, fail, ok
+from pangu_run.doctor.site import Site
+from pangu_run.errors import LaunchError
+
+
+def configuration(site: Site) -> Iterator[Line]:
+    """Ask the program, in a process of its own, for the ranks of --config."""
+    if not site.config:
+        return
+    try:
+        world = program.placement(site.config).world
+    except LaunchError as error:
+        yield fail("configuration", str(error), "mend it: `pangu config show` shows it resolved, or says the same fault")
+        return
+    if site.table and site.table.world != world:
+        found = f"{world} ranks; {site.table_path} has {site.table.world}"
+        yield fail("configuration", found, "change the section `parallel` (data_parallel first), or take a rank table of that size")
+    else:
+        yield ok("configuration", f"{world} rank(s)")
+
+
+CHECKS = (configuration,)

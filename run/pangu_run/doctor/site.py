@@ -1,0 +1,157 @@
+"""What the checks look at: this host's files, tools and variables, and what the user said of the job."""
+
+import contextlib
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pangu_run.errors import RankTableError
+
+if TYPE_CHECKING:
+    from pangu_run.rank_table import RankTable, Server
+
+TOOL_S = 10.0
+TOOL_PLACES = ("/usr/local/sbin", "/usr/local/bin", "/usr/local/Ascend/driver/tools")
+"""Where Ascend's installers put npu-smi and hccn_tool, beside PATH."""
+TRACES = ("/dev/davinci_manager", "/usr/local/Ascend/driver/version.info")
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a tool said."""
+
+    text: str
+    problem: str | None = None
+    """Why it is no answer: not found, exit code, no answer in time."""
+    missing: bool = False
+    """The tool is not installed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """One host, and the job that it is to run."""
+
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    root: Path = Path("/")
+    """Where absolute paths begin; tests have a made-up host."""
+    wanted_device: str | None = None
+    """cpu or ascend; None is what is there."""
+    table: "RankTable | None" = None
+    table_path: str | None = None
+    table_fault: str | None = None
+    """Why the rank table at `table_path` could not be read."""
+    hosts: tuple[str, ...] = ()
+    """Of a job without a rank table; the first one leads."""
+    master_address: str | None = None
+    """Where the first host is reached; None: by its name in the table or among the hosts."""
+    server_id: str | None = None
+    output: Path | None = None
+    config: tuple[str, ...] = ()
+    """--config X and overrides."""
+    master_port: int = 8118
+    _answers: dict[tuple[str, ...], Answer] = field(default_factory=dict, init=False)
+
+    def path(self, absolute: str) -> Path:
+        """A file of this host."""
+        return self.root / absolute.lstrip("/")
+
+    def read(self, absolute: str) -> str | None:
+        """Text of a file of this host; None where there is none that can be read."""
+        try:
+            return self.path(absolute).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+
+    def tool(self, name: str, *words: str, timeout_s: float | None = None) -> Answer:
+        """What a tool of this host says within `timeout_s` seconds, TOOL_S of them unless said; each command is run once."""
+        if (command := (name, *words)) not in self._answers:
+            self._answers[command] = self._run(name, *words, timeout_s=timeout_s or TOOL_S)
+        return self._answers[command]
+
+    def _run(self, name: str, *words: str, timeout_s: float) -> Answer:
+        places = [*self.environment.get("PATH", "").split(os.pathsep), *(str(self.path(p)) for p in TOOL_PLACES)]
+        path = shutil.which(name, path=os.pathsep.join(filter(None, places)))
+        if path is None:
+            return Answer("", f"{name} is not installed", missing=True)
+        try:
+            return _run([path, *words], dict(self.environment), timeout_s)
+        except OSError as error:
+            return Answer("", f"`{' '.join([name, *words])}`: {error.strerror}")
+
+    @functools.cached_property
+    def device(self) -> str:
+        """cpu or ascend."""
+        there = any(self.path(trace).exists() for trace in TRACES) or not self.tool("npu-smi", "info").missing
+        return self.wanted_device or ("ascend" if there else "cpu")
+
+    @functools.cached_property
+    def roster(self) -> "RankTable | None":
+        """The servers of the job: the rank table, or one without devices of `hosts`; None where neither is given."""
+        from pangu_run.rank_table import RankTable, Server
+
+        return self.table or (RankTable(tuple(Server(host, (), (host,)) for host in self.hosts)) if self.hosts else None)
+
+    @functools.cached_property
+    def server(self) -> "Server | None":
+        """This host among the servers of the job; None where it is not there."""
+        try:
+            return self.roster.servers[self.roster.this_server(self.server_id)] if self.roster else None
+        except RankTableError:
+            return None
+
+    @property
+    def num_servers(self) -> int:
+        """Servers of the job."""
+        return len(self.roster.servers) if self.roster else 1
+
+    @property
+    def num_processes(self) -> int:
+        """Ranks that this host will have, as far as the rank table says."""
+        return len(self.server.devices) or 1 if self.server else 1
+
+
+def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> Answer:
+    name = " ".join([Path(command[0]).name, *command[1:]])
+    with tempfile.TemporaryFile() as output:  # a file: a pipe is held open by a grandchild that hangs
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it may hang in a driver, where no signal reaches it
+                process.wait(1.0)
+            return Answer("", f"`{name}` gave no answer in {timeout_s:g} s")
+        output.seek(0)
+        text = output.read(_MOST_BYTES).decode(errors="replace")
+    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "no word")
+    return Answer(text, f"`{name}` ended with exit code {code}: {last}" if code else None)
+
+
+def spans(numbers: Iterable[int]) -> str:
+    """0-3,5 for 0, 1, 2, 3 and 5."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def numbers(text: str) -> set[int]:
+    """The inverse of `spans`."""
+    pairs = [part.split("-") for part in text.strip().split(",") if part.strip()]
+    return {number for pair in pairs for number in range(int(pair[0]), int(pair[-1]) + 1)}
+
+
+def gib(num_bytes: float) -> str:
+    """Bytes as people read them."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"

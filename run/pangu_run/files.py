@@ -1,0 +1,126 @@
+"""Files written whole or not at all: temporary name, flush to disk, rename. No mindspore import."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pangu_run.errors import OutputError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file, or the entries of a directory, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission while writing `path` into one line for the user.
+
+    Raises:
+        OutputError: no room, or not allowed to write there.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise OutputError(f"{path}: {error.strerror}; nothing was committed; free some room and run the same command again") from error
+        if error.errno in _NOT_ALLOWED or isinstance(error, NotADirectoryError):
+            raise OutputError(f"{path}: cannot be written ({error.strerror}); name another --output") from error
+        raise
+
+
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+    """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: the file; directories above it are made.
+        content: all of it.
+        durable: flush it to disk; without, a power cut may lose or empty it: for what is written anew every second.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(content)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+            if durable:
+                sync_path(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, content: str) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_bytes` of indented JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `target` that becomes `target`, flushed, when the block ends without an error.
+
+    Raises:
+        OutputError: `target` exists and is not an empty directory, or the disk is full.
+    """
+    target = Path(target)
+    require_free(target)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with writing(target):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for path in sorted(temporary.rglob("*")) + [temporary]:
+                sync_path(path)
+            if target.is_dir():
+                target.rmdir()
+            os.rename(temporary, target)
+            sync_path(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_free(target: Path) -> None:
+    """Raise OutputError unless `target` does not exist yet or is an empty directory."""
+    target = Path(target)
+    if target.is_dir():
+        if next(target.iterdir(), None) is not None:
+            raise OutputError(f"{target}: exists with other content; nothing is overwritten; name a new --output or remove it")
+    elif target.exists():
+        raise OutputError(f"{target}: exists and is a file; --output names a directory; name another one")

@@ -1,0 +1,151 @@
+"""OUTPUT/job: what a launcher writes of a job, and what `pangu status`, `pangu logs` and people read.
+
+    job.json             of the last launch here: id, time of start, command, world, hosts, versions, environment (secrets masked), ...
+    config.yaml          the resolved configuration
+    rank_table.json      the rank table as used, where there is one; rank_table_HOST.json the copy that a host's ranks read
+    events.jsonl         one line per event of all launches here: {"time", "id" (of the launch), "event", "attempt", ...}; see EVENTS
+    status.json          state of every rank, replaced every STATUS_S seconds
+    logs/rank_N/output.log (.1, .2, ...)   what rank N wrote, rotated; stacks.log where they were dumped; ascend/ CANN's own logs
+    logs/scheduler/output.log              MindSpore's scheduler
+"""
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pangu_run import files
+from pangu_run.errors import LaunchError
+
+NAME = "job"
+EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")
+"""started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step, tokens_per_second). checkpoint: step.
+slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank (the first cause; None where a host did not come), host, log, ranks
+(all at fault), step, phase, summary (a line), words (last lines). signal: name, host.
+restart: wait_s, reason. ended: exit_code."""
+STATUS_S, STEP_EVENT_S = 1.0, 10.0
+RATE_EVENTS = 30
+"""The last step events, from which the remaining time is reckoned."""
+
+STATES = ("starting", "running", "stopping", "waiting", "ended")
+STARTING, RUNNING, STOPPING, WAITING, ENDED = STATES
+"""Of a job: `waiting` is the pause before a restart. Of a rank: starting, running, ended."""
+
+
+class JobDirectory:
+    """The directory of one job; the launcher of the first host writes it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._launch: str | None = None
+        self._forget()
+
+    @classmethod
+    def find(cls, where: Path | str) -> "JobDirectory":
+        """The job directory at `where`, which may be the run's directory above it.
+
+        Raises:
+            LaunchError: there is none.
+        """
+        for path in (Path(where) / NAME, Path(where)):
+            if (path / "job.json").is_file():
+                return cls(path)
+        raise LaunchError(f"{where}: no job was launched there (no {NAME}/job.json); name the --output of a `pangu launch`")
+
+    @property
+    def logs(self) -> Path:
+        """Directory of all logs."""
+        return self.path / "logs"
+
+    def rank_log(self, rank: int) -> Path:
+        """What a rank wrote last."""
+        return self.logs / f"rank_{rank}" / "output.log"
+
+    def write_job(self, description: Mapping[str, Any]) -> None:
+        """What is known before ranks start: job.json, with "config" (YAML text) and "rank_table" in files of their own where they are given.
+
+        Nothing of an earlier launch is left but its events and its logs. Later events are of the launch with the "id" that is given here.
+        """
+        self._launch = description.get("id")
+        with files.writing(self.path):
+            for name in ("status.json", "config.yaml", "rank_table.json"):
+                (self.path / name).unlink(missing_ok=True)
+        apart = {"config", "rank_table"}
+        files.write_json(self.path / "job.json", {key: value for key, value in description.items() if key not in apart})
+        if config := description.get("config"):
+            files.write_text(self.path / "config.yaml", config)
+        if rank_table := description.get("rank_table"):
+            files.write_json(self.path / "rank_table.json", rank_table)
+        self._append("\n")  # should an earlier launcher have been killed in the middle of a line
+
+    def write_event(self, event: str, attempt: int, **facts: Any) -> None:
+        """Append an event."""
+        assert event in EVENTS, event
+        self._append(json.dumps({"time": time.time(), "id": self._launch, "event": event, "attempt": attempt, **facts}, ensure_ascii=False) + "\n")
+
+    def _append(self, line: str) -> None:
+        with files.writing(self.path), open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(line)
+
+    def write_status(self, status: dict[str, Any]) -> None:
+        """Replace the status: {"time", "attempt", "state", "exit_code", "ranks": [{"rank", "host", "device", "pid", "state", "phase", "step",
+        "tokens_per_second", "beat" (time of the last heartbeat on its host's clock, s), "silent_s" (since it came, on the leader's), "exit_code"}]};
+        what is not known is None. It is written whole, but not flushed to disk: the next one comes soon."""
+        files.write_bytes(self.path / "status.json", json.dumps(status, ensure_ascii=False).encode(), durable=False)
+
+    def job(self) -> dict[str, Any]:
+        """Content of job.json."""
+        return json.loads((self.path / "job.json").read_text(encoding="utf-8"))
+
+    def status(self) -> dict[str, Any] | None:
+        """Content of status.json; None before the first one."""
+        path = self.path / "status.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def began(self) -> float:
+        """What was written before this time, and to be told by a file's own, is not of the last launch.
+
+        The file system's clock may be another than the launcher's, and in a copied directory all files are new: the earlier time counts.
+        """
+        return min(self.job().get("time", 0.0), (self.path / "job.json").stat().st_mtime)
+
+    def events(self, launch: str | None = None) -> list[dict[str, Any]]:
+        """All events; a line that a killed launcher left unfinished, or that one is writing, is left out.
+
+        Args:
+            launch: "id" of job.json, for the events of that launch alone; None for those of all launches here.
+        """
+        return [event for event, _ in self._read_from(0) if launch in (None, event.get("id"))]
+
+    def latest_events(self, launch: str | None = None) -> list[dict[str, Any]]:
+        """As `events`, but of step events the last RATE_EVENTS alone and after the others; asked again it reads what is new alone."""
+        path = self.path / "events.jsonl"
+        if path.exists() and path.stat().st_size < self._end:  # another directory is there now
+            self._forget()
+        for event, self._end in self._read_from(self._end):
+            (self._steps if event["event"] == "step" else self._others).append(event)
+        return [event for event in (*self._others, *self._steps) if launch in (None, event.get("id"))]
+
+    def _forget(self) -> None:
+        self._others, self._steps, self._end = [], deque(maxlen=RATE_EVENTS), 0
+
+    def _read_from(self, place: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Events from a place in the file on, with the places where they end; a line that is being written is no JSON yet."""
+        path = self.path / "events.jsonl"
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            file.seek(place)
+            for line in file:
+                place += len(line)
+                if event := _parsed(line):
+                    yield event, place
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        return json.loads(line.decode(errors="replace"))
+    except json.JSONDecodeError:
+        return None

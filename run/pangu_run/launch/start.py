@@ -1,0 +1,157 @@
+"""Run a job's ranks of this host to their end: as the leader, or as a host that obeys the leader. The Python entry of the launch layer."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pangu_run import files
+from pangu_run.errors import LaunchError
+from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
+from pangu_run.job_directory import ENDED, STATUS_S, JobDirectory
+from pangu_run.launch import record
+from pangu_run.launch.job import Job, Place
+from pangu_run.supervise import orphans
+from pangu_run.supervise.host import Host
+from pangu_run.supervise.leader import LAST_WRITES_S, Leader
+from pangu_run.supervise.links import LeaderMissing, Link, join
+from pangu_run.supervise.terminal import Terminal
+
+HEARD = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT", signal.SIGUSR1: "SIGUSR1", signal.SIGHUP: "SIGTERM"}
+"""Signals of the launcher, and what its ranks get. A terminal that goes away (SIGHUP) stops a job in order, but for one that nohup protects."""
+LOCAL_SERVER = "localhost"
+GONE_S, TAKEOVER_S = 2.5, 15.0
+"""How long the status of another launcher must stand still before this one takes over: where its process is gone, and else."""
+
+
+def run_job(job: Job) -> int:
+    """Run it; call this from the main thread.
+
+    SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop all ranks of all hosts, which are waited for; a second SIGINT ends them at once. The first cause of a
+    failure is told on stderr. Whatever happens, none of this host's ranks is left.
+
+    Returns:
+        0; the exit code of the rank that failed first, 128 + N where signal N killed it; or a code of pangu_run/exit_codes.py.
+
+    Raises:
+        LaunchError: the job cannot be started.
+        OutputError: its directory cannot be written.
+    """
+    with files.writing(job.directory.path):
+        job.directory.logs.mkdir(parents=True, exist_ok=True)
+    if job.leads:
+        require_alone(job.directory)
+        job.directory.write_job(record.description(job.identity) | {"world": job.world, "hosts": job.servers, "start": job.start} | dict(job.description))
+    job.write_rank_table()
+    with orphans.guarded(job.identity):
+        return asyncio.run(_lead(job) if job.leads else _follow(job))
+
+
+def require_alone(directory: JobDirectory) -> None:
+    """Raise LaunchError if the launcher of another job works in the same directory: both would write the same checkpoints.
+
+    Its status says so for as long as it changes. Takes up to TAKEOVER_S where a launcher of another host was killed.
+    """
+    status, job = directory.status(), directory.job() if (directory.path / "job.json").exists() else {}
+    if not status or status["state"] == ENDED:
+        return
+    gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(job.get("launcher_pid", 0))  # unless in another container of that name
+    deadline = time.monotonic() + (GONE_S if gone else TAKEOVER_S)
+    while time.monotonic() < deadline:
+        time.sleep(STATUS_S / 2)
+        present = directory.status()
+        if present["state"] == ENDED:
+            return
+        if present["time"] != status["time"]:
+            who = f"process {job.get('launcher_pid')} on host {job.get('host')}"
+            raise LaunchError(f"{directory.path}: another launcher ({who}) runs a job there; end it, or name another --output")
+
+
+def run_ranks(words: Callable[[int], Sequence[str]], num_ranks: int, directory: Path, environment: Mapping[str, str] | None = None, **options: Any) -> int:
+    """Run processes of this machine under MindSpore's scheduler, as `run_job` does.
+
+    Args:
+        words: of a rank, after `python`: ("-m", MODULE, ...) or ("-c", PROGRAM, ...).
+        directory: the job directory.
+        environment: variables beside the present ones and those of MindSpore's cluster (MS_ROLE, RANK_ID, ...).
+        options: further fields of `Job`.
+    """
+    places = [Place(rank, LOCAL_SERVER, rank) for rank in range(num_ranks)]
+    return run_job(Job(words, places, JobDirectory(directory), LOCAL_SERVER, environment=environment or {}, **options))
+
+
+@contextlib.contextmanager
+def stopped_early() -> Iterator[None]:
+    """Until `run_job` hears the signals of a launcher, and after it, they end this process in order, with EXIT_STOPPED; Ctrl-C as ever."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(EXIT_STOPPED)
+
+    numbers = [number for number in HEARD if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+async def _lead(job: Job) -> int:
+    terminal = Terminal(job.stream_rank)
+    try:
+        leader = Leader(job, terminal)
+        _hear(lambda name: leader.messages.put_nowait({"is": "signal", "name": name}))
+        return await leader.lead()
+    finally:
+        terminal.close()
+
+
+async def _follow(job: Job) -> int:
+    """Obey the leader until it says how the job ended, or is gone."""
+    terminal, early = Terminal(job.stream_rank), []
+    _hear(early.append)
+    try:
+        link = await join(job, early)
+        return EXIT_STOPPED if link is None else await _obey_to_the_end(job, terminal, link, early)
+    except LeaderMissing as error:
+        terminal.tell(f"{job.name}: {error}")
+        return EXIT_HOST
+    finally:
+        terminal.close()
+
+
+async def _obey_to_the_end(job: Job, terminal: Terminal, link: Link, early: list[str]) -> int:
+    leaving = False
+    _hear(lambda name: link.send({"is": "signal", "name": name}))
+    for name in early:
+        link.send({"is": "signal", "name": name})
+    alive = asyncio.create_task(link.keep_alive())
+    host = Host(job, terminal, lambda message: None if leaving else link.send(message))
+    try:
+        while command := await link.receive():
+            if command["do"] == "end":
+                if command["text"]:
+                    terminal.tell(f"{job.name}: {command['text']}")
+                return command["code"]
+            host.do(command)
+        terminal.tell(f"{job.name}: the first host ({job.servers[0]}) is gone; this host's ranks were ended; look at that host")
+        return EXIT_HOST
+    finally:
+        leaving = True  # what is killed now failed by itself in nobody's eyes
+        alive.cancel()
+        host.kill()
+        host.disk.close(LAST_WRITES_S)
+        await link.close()
+
+
+def _hear(use: Callable[[str], None]) -> None:
+    for number, name in HEARD.items():
+        if signal.getsignal(number) != signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, use, name)

@@ -1,0 +1,44 @@
+"""Directories of the servers inside a container, and what has to lie in them."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from pangu_run.errors import LaunchError
+
+
+def parse_mounts(mounts: Sequence[str]) -> list[tuple[str, str]]:
+    """(HOST, PATH) of each HOST:PATH.
+
+    Raises:
+        LaunchError: a word is none, or a path is mounted twice.
+    """
+    pairs = []
+    for mount in mounts:
+        host, _, path = mount.partition(":")
+        if not (host.startswith("/") and path.startswith("/") and ":" not in path):
+            raise LaunchError(f"--mount {mount}: must be HOST:PATH, two absolute paths; write it as /data:/data")
+        if path in [other for _, other in pairs]:
+            raise LaunchError(f"--mount {mount}: {path} is mounted twice; a path shows one directory; leave one out")
+        pairs.append((host, path))
+    return pairs
+
+
+def seen_config(config: str, mounts: Sequence[str]) -> str:
+    """The configuration as the container sees it: a shipped one by its name, a file of this machine by its path under a mount.
+
+    Raises:
+        LaunchError: it is a file that no mount shows.
+    """
+    if not Path(config).is_file():
+        return config
+    path = Path(config).resolve()
+    for host, inside in parse_mounts(mounts):
+        if path.is_relative_to(Path(host).resolve()):
+            return str(PurePosixPath(inside) / path.relative_to(Path(host).resolve()))
+    raise LaunchError(f"--config {config}: the job does not see this file; it must lie in a --mount; add --mount {path.parent}:PATH, or use a shipped config")
+
+
+def require_mounted(option: str, path: str, mounts: Sequence[str]) -> None:
+    """Raise LaunchError for a path of the container that no mount shows: it would be empty at first, and gone with the pod."""
+    if not any(PurePosixPath(path).is_relative_to(inside) for _, inside in parse_mounts(mounts)) or ".." in PurePosixPath(path).parts:
+        raise LaunchError(f"{option} {path}: lies in no --mount, so it goes with the pod; must be on shared storage; add --mount HOST:{path}")

@@ -1,0 +1,63 @@
+"""What a manifest has to know of a configuration: how many servers, and how many devices on each."""
+
+import collections
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pangu_run import program
+from pangu_run.errors import LaunchError
+from pangu_run.program import Program
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Devices that a run needs."""
+
+    hosts: int
+    devices: int
+    """On each host."""
+    on_ascend: bool
+
+
+def plan_of(words: Sequence[str]) -> Plan:
+    """The plan of `pangu train WORDS`.
+
+    Raises:
+        LaunchError: the configuration is wrong, or its ranks do not fill servers evenly.
+    """
+    return of_program(program.placement(words))
+
+
+def of_program(answer: Program) -> Plan:
+    """The plan of a program's answer.
+
+    Raises:
+        LaunchError: servers would have unequal numbers of ranks.
+    """
+    counts = collections.Counter(server for server, _ in answer.placement)
+    if len(set(counts.values())) > 1:
+        most, least = max(counts.values()), min(counts.values())
+        raise LaunchError(
+            f"parallel: {answer.world} ranks lie {most} on one server and {least} on another; a scheduler gives each server the same; "
+            "choose a number of ranks that fills the servers, or another parallel.devices_per_server"
+        )
+    return Plan(len(counts), max(counts.values()), answer.device != "CPU")
+
+
+def require_ascend(kind: str, plan: Plan) -> None:
+    """Raise LaunchError for a run on the CPU: a cluster's scheduler would reserve devices for nothing."""
+    if not plan.on_ascend:
+        what_to_do = "add runtime.device=Ascend, or use `pangu manifest docker`"
+        raise LaunchError(f"runtime.device=CPU: `pangu manifest {kind}` asks a cluster for Ascend devices; {what_to_do}")
+
+
+def version() -> str:
+    """Version of the package that the run is started with."""
+    command = [sys.executable, "-m", "pangu_ms", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise LaunchError(f"{shlex.join(command)}: ended with {done.returncode}; this package must be installed for it; mend that")
+    return done.stdout.strip()

@@ -1,0 +1,58 @@
+"""Addresses of this host's devices: from hccn.conf, or asked from hccn_tool."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from pangu_run.errors import RankTableError
+
+HCCN_CONF = "/etc/hccn.conf"
+HCCN_TOOL = "hccn_tool"
+DRIVER_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
+"""Where the driver installs it; it is not always in PATH."""
+TIMEOUT_S = 20.0
+_LINE = re.compile(r"\s*address_([0-9]+)\s*=\s*(\S+)\s*")
+_ANSWER = re.compile(r"ipaddr\s*:\s*(\S+)")
+
+
+def device_addresses(device_ids: list[int], hccn_conf: str = HCCN_CONF, hccn_tool: str = HCCN_TOOL) -> list[str]:
+    """Address of each device of this host; hccn_tool is asked for those that hccn.conf does not have.
+
+    Raises:
+        RankTableError: a device's address is not known.
+    """
+    known = read_conf(hccn_conf) if Path(hccn_conf).is_file() else {}
+    tool = shutil.which(hccn_tool) or (shutil.which(DRIVER_TOOL) if hccn_tool == HCCN_TOOL else None)
+    if tool:
+        known |= {device: ip for device in device_ids if device not in known and (ip := ask_tool(tool, device))}
+    if lacking := [str(device) for device in device_ids if device not in known]:
+        sources = f"{hccn_conf} ({'read' if Path(hccn_conf).is_file() else 'not there'}) and {hccn_tool} ({'asked' if tool else 'not there'})"
+        raise RankTableError(f"{sources}: no address of device {', '.join(lacking)}; each device needs one; give all by --device-ips, or fewer --devices")
+    return [known[device] for device in device_ids]
+
+
+def read_conf(path: str) -> dict[int, str]:
+    """Address of each device in a hccn.conf: lines `address_N=ip`.
+
+    Raises:
+        RankTableError: a device has two of them.
+    """
+    known: dict[int, str] = {}
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        if not (match := _LINE.fullmatch(line)):
+            continue
+        device, ip = int(match.group(1)), match.group(2)
+        if known.setdefault(device, ip) != ip:
+            raise RankTableError(f"{path}: device {device} has {known[device]} and {ip}; a device has one address; remove the wrong line")
+    return known
+
+
+def ask_tool(tool: str, device: int) -> str | None:
+    """What `hccn_tool -i N -ip -g` answers; None where it fails."""
+    try:
+        done = subprocess.run([tool, "-i", str(device), "-ip", "-g"], capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return None
+    match = _ANSWER.search(done.stdout)
+    return match.group(1) if match and done.returncode == 0 else None

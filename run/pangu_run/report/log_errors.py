@@ -1,0 +1,239 @@
+"""The distinct errors in the logs of all ranks: found by streaming, counted after numbers, addresses and times are taken out."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pangu_run.job_directory import JobDirectory
+from pangu_run.report.ascend_errors import CODE_PATTERN, Explanation, codes_of, explain
+from pangu_run.report.log_lines import BLOCK, bounded, clean, rotated, written_since
+
+SCHEDULER = "scheduler"
+MAX_TEXT, MAX_DISTINCT, MESSAGE_LINES = 600, 2000, 8
+
+_MARKS = (
+    b"Traceback (most recent", b"[ERROR]", b"[CRITICAL]", b"[EXCEPTION]", b"Error", b"Exception", b"terminate called", b"Segmentation fault", b"Killed",
+    b"pangu ", b"pangu:",
+)
+_CODE_MARK = re.compile(rb"E[0-9A-Z]\d{4}[^0-9A-Za-z]")
+_GLOG = re.compile(r"\[(?:ERROR|CRITICAL|EXCEPTION)\] ?(\w+)\([^)]*\): ?(\d{4}-\d\d-\d\d[- ]\d\d:\d\d:\d\d)[.\d]* ?(?:\[([^\]]*)\])? ?(.*)")
+_LESSER = re.compile(r"^\[(?:WARNING|INFO|DEBUG|EVENT|TRACE)\] ?\w+\(")
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[- ]\d\d:\d\d:\d\d")
+_HEADER = "Traceback (most recent call last):"
+_FRAME = re.compile(r'^\s+File "([^"]+)", line (\d+)(?:, in (.+))?$')
+_PROJECT = re.compile(r"(?:^|/)((?:pangu_ms|ascend_ops|run)/[\w/]+\.py)$")
+_CANN = re.compile(rf"^\W*{CODE_PATTERN}(?=[:\s\[(])|\({CODE_PATTERN}\)[:.]")
+_LONE = re.compile(
+    r"^(?:Fatal Python error: .+|terminate called .+|Segmentation fault.*|Bus error.*|Killed$|(?:pangu|run)(?: [a-z-]+)?: .+"
+    r"|(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception):(?: .*|$))"
+)
+_RULE = re.compile(r"^[-=\s]*$")
+_EMPTY_MESSAGE = re.compile(r"(?:Error|Exception|Inner Error!):?\s*$")
+_VARIABLE = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{8,}(?:-[0-9a-f]{4,})*\b|\d+(?:[.:-]\d+)*")
+_REPEATED = re.compile(r"#(?:[\s,;\[\]()]*#)+")
+
+
+@dataclass
+class Found:
+    """An error in one place of one log."""
+
+    text: str
+    time: float | None = None
+    """Seconds since the epoch; None where the line has none."""
+    frame: str | None = None
+    """The deepest frame of a traceback in the project's files, else its deepest."""
+
+
+@dataclass
+class DistinctError:
+    """What the same errors of several ranks have in common."""
+
+    text: str
+    """As it was first seen."""
+    time: float
+    log: Path
+    """Where it was first seen."""
+    frame: str | None
+    explanation: Explanation | None
+    cause: bool = False
+    """Whether the launcher took it for the first cause."""
+    count: int = 0
+    owners: set[int | str] = field(default_factory=set)
+    """Ranks, and "scheduler"."""
+
+
+def normal(text: str) -> str:
+    """A text without what differs from rank to rank: numbers, addresses, times, lists of them."""
+    return _REPEATED.sub("#", _VARIABLE.sub("#", text)).strip()
+
+
+def suspect_lines(path: Path) -> Iterator[str]:
+    """The lines of those blocks of a file that may hold an error, and of the blocks after them."""
+    with open(path, "rb") as file:
+        rest, before = b"", False
+        while block := file.read(BLOCK):
+            block = rest + block
+            marked = any(mark in block for mark in _MARKS) or _CODE_MARK.search(block) is not None
+            end = block.rfind(b"\n") + 1
+            if marked or before:
+                yield from map(clean, block[:end].split(b"\n")[:-1])
+            rest = bounded(block[end:])
+            before = marked
+        if rest:
+            yield clean(rest)
+
+
+def errors_in(lines: Iterable[str]) -> Iterator[Found]:
+    """The errors of one log in their order."""
+    parser = _Parser()
+    for line in lines:
+        yield from parser.feed(line)
+    yield from parser.end()
+
+
+class _Parser:
+    """Where in a traceback, or in a message of several lines, the reading of a log is."""
+
+    def __init__(self) -> None:
+        self.traceback, self.frame = False, None
+        self.unfinished: Found | None = None
+        self.patience = 0
+
+    def feed(self, line: str) -> Iterator[Found]:
+        if found := _GLOG.search(line):  # may stand between the lines of a traceback
+            yield _logged(found)
+        elif _LESSER.match(line):
+            return
+        elif self.unfinished:
+            yield from self._more(line)
+        elif _HEADER in line:
+            self.traceback, self.frame = True, None
+        elif self.traceback and (not line or line[0].isspace()):
+            self.frame = _deeper(self.frame, place) if (place := _FRAME.match(line)) else self.frame
+        elif self.traceback or _CANN.search(line) or _LONE.match(line):
+            yield from self._found(Found(line, _time(line), self.frame if self.traceback else None))
+
+    def _found(self, error: Found) -> Iterator[Found]:
+        self.traceback = False
+        if _EMPTY_MESSAGE.search(error.text):
+            self.unfinished, self.patience = error, MESSAGE_LINES
+        else:
+            yield error
+
+    def _more(self, line: str) -> Iterator[Found]:
+        """The message follows, after rules and a title such as `- Memory not enough:`."""
+        self.patience -= 1
+        text = "" if _RULE.match(line) else line.strip().removeprefix("- ")
+        self.unfinished.text = f"{self.unfinished.text.rstrip()} {text}"
+        if self.patience == 0 or (text and not text.endswith(":")):
+            yield from self.end()
+
+    def end(self) -> Iterator[Found]:
+        """What is left when nothing more comes."""
+        if self.unfinished:
+            yield self.unfinished
+        elif self.traceback:
+            yield Found("(a traceback that is cut off)", None, self.frame)
+        self.unfinished, self.traceback = None, False
+
+
+def _logged(found: re.Match) -> Found:
+    """A line of MindSpore's or CANN's logger."""
+    module, time, place, text = found.groups()
+    file = re.sub(r":\d+.*", "", place or "").rsplit("/", 1)[-1]
+    return Found(f"[{module} {file}] {text}" if file else f"[{module}] {text}", _time(time))
+
+
+def _deeper(frame: str | None, place: re.Match) -> str | None:
+    """The deepest frame so far: one of the project's files goes before others."""
+    path, number, name = place.groups()
+    own = _PROJECT.search(path)
+    if not own and frame and frame.startswith(("pangu_ms/", "ascend_ops/", "run/")):
+        return frame
+    return f"{own[1] if own else path.rsplit('/', 1)[-1]}:{number}" + (f" in {name}" if name else "")
+
+
+def _time(text: str) -> float | None:
+    if not (found := _TIME.search(text)):
+        return None
+    try:
+        return datetime.strptime(found[0].replace(" ", "-"), "%Y-%m-%d-%H:%M:%S").timestamp()
+    except ValueError:
+        return None
+
+
+def logs_of(directory: JobDirectory) -> list[tuple[int | str, list[Path]]]:
+    """(rank or "scheduler", files of its logs of the last launch, oldest first) of all that has logs."""
+    logs, began = [], directory.began()
+    for path in directory.logs.glob("*"):
+        owner = SCHEDULER if path.name == SCHEDULER else int(path.name[5:]) if re.fullmatch(r"rank_\d+", path.name) else None
+        if owner is not None:
+            logs.append((owner, [*written_since(sorted(path.glob("ascend/**/*.log")), began), *rotated(path / "output.log", began)]))
+    return sorted(logs, key=lambda pair: (isinstance(pair[0], str), pair[0]))
+
+
+def distinct_errors(directory: JobDirectory, cause: dict[str, Any] | None, progress: Callable[[int, int], None]) -> tuple[list[DistinctError], list[str]]:
+    """Collect the errors of all logs.
+
+    Args:
+        cause: the event of the first failure; errors that its words or its rank's last lines show are put first.
+        progress: called with (logs read, logs).
+
+    Returns:
+        Errors by the time at which each was first seen, the cause before all; and what could not be read, in words.
+    """
+    errors: dict[tuple, DistinctError] = {}
+    logs, unread, left_out = logs_of(directory), [], 0
+    for number, (owner, paths) in enumerate(logs):
+        progress(number, len(logs))
+        for path in paths:
+            try:
+                written = path.stat().st_mtime
+                for found in errors_in(suspect_lines(path)):
+                    left_out += not _count(errors, owner, path, written, found)
+            except OSError as error:
+                unread.append(f"{path}: {error.strerror}")
+    progress(len(logs), len(logs))
+    if left_out:
+        unread.append(f"{left_out} errors beyond the first {MAX_DISTINCT} distinct ones were not counted")
+    _mark_cause(errors.values(), cause)
+    return sorted(errors.values(), key=lambda error: (not error.cause, error.time)), unread
+
+
+def _count(errors: dict[tuple, DistinctError], owner: int | str, path: Path, written: float, found: Found) -> bool:
+    text = found.text.strip()[:MAX_TEXT]
+    key = (codes_of(text), normal(text), found.frame)
+    if key not in errors and len(errors) >= MAX_DISTINCT:
+        return False
+    time = written if found.time is None else found.time
+    error = errors.setdefault(key, DistinctError(text, time, path, found.frame, explain(text)))
+    if time < error.time:
+        error.text, error.time, error.log = text, time, path
+    error.count += 1
+    error.owners.add(owner)
+    return True
+
+
+def _mark_cause(errors: Iterable[DistinctError], cause: dict[str, Any] | None) -> None:
+    if cause is None:
+        return
+    words = normal(words_of(cause))
+    for error in errors:
+        shown = error.text.split("] ", 1)[-1] if error.text.startswith("[") else error.text
+        error.cause = cause.get("rank") in error.owners and len(shown) > 3 and normal(shown) in words
+
+
+def words_of(failure: dict[str, Any]) -> str:
+    """The last words of the rank of a failure event, on one line."""
+    words = failure.get("words") or ""
+    return " ".join((words if isinstance(words, str) else "\n".join(map(str, words))).split())
+
+
+def cause_in_words(failure: dict[str, Any]) -> str:
+    """A failure event on one line: what happened, and the last line of the rank's log."""
+    words = failure.get("words") or []
+    last = f": {str(words[-1]).strip()}" if words and failure.get("kind") == "exit" else ""
+    return f"{failure.get('summary', 'unknown')}{last}"

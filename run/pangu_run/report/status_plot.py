@@ -1,0 +1,60 @@
+"""`pangu status --plot`: a job's step over time, where its ranks are, and its events. matplotlib is imported when one is drawn."""
+
+import importlib.util
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pangu_run import files
+from pangu_run.errors import LaunchError
+from pangu_run.report.status import JobStatus
+
+FORMATS = (".png", ".svg", ".pdf")
+MARKS = {"failure": "tab:red", "hang": "tab:purple", "restart": "tab:orange", "signal": "tab:brown", "slow": "tab:olive", "ended": "black"}
+
+
+def require_plot(path: Path) -> None:
+    """Raise LaunchError unless a figure can be drawn into a file of that name."""
+    if path.suffix.lower() not in FORMATS:
+        raise LaunchError(f"--plot {path}: the name tells the format; it must end in {', '.join(FORMATS)}; name another file")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise LaunchError('--plot: matplotlib is not installed; a figure needs it; run: pip install "pangu-ms[plot]"')
+
+
+def draw(job: Path, status: JobStatus, events: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw the step events of each attempt as a line, checkpoints as points, other events as vertical lines, and the ranks' present steps.
+
+    Raises:
+        OutputError: a place that cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    start = events[0]["time"] if events else 0.0
+    for attempt in sorted({event["attempt"] for event in events}):
+        steps = [event for event in events if event["event"] == "step" and event["attempt"] == attempt]
+        axes.plot([event["time"] - start for event in steps], [event["step"] for event in steps], label=f"attempt {attempt}")
+    saved = [event for event in events if event["event"] == "checkpoint"]
+    axes.plot([event["time"] - start for event in saved], [event["step"] for event in saved], "kv", markersize=5, label="checkpoint")
+    named = set()
+    for event in events:
+        if color := MARKS.get(event["event"]):
+            axes.axvline(event["time"] - start, color=color, linestyle=":", label=None if event["event"] in named else event["event"])
+            named.add(event["event"])
+    _ranks(axes, status, events, start)
+    axes.set(xlabel="s since the first attempt began", ylabel="step", title=f"{status.id}: {status.state}, {len(status.ranks)} ranks ({job})")
+    axes.legend(loc="upper left", fontsize="small")
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:].lower(), dpi=150)
+    files.write_bytes(path, content.getvalue())
+
+
+def _ranks(axes: Any, status: JobStatus, events: Sequence[dict[str, Any]], start: float) -> None:
+    """Where each rank is now: all on one point unless some are behind."""
+    known = [rank for rank in status.ranks if rank.step is not None]
+    if known and events:
+        last = max(event["time"] for event in events) - start
+        colors = ["tab:red" if rank.notes else "tab:green" for rank in known]
+        axes.scatter([last] * len(known), [rank.step for rank in known], s=18, color=colors, label="ranks now", zorder=3)

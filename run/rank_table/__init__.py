@@ -1,5 +1,0 @@
-"""Rank tables: which device of which server has which rank."""
-
-from run.rank_table.table import Device, Fault, RankTable, Server, check, wait_completed
-
-__all__ = ["Device", "Fault", "RankTable", "Server", "check", "wait_completed"]
