@@ -5,11 +5,14 @@ The protobuf package, once imported, keeps mindspore from being imported after i
 
 from collections.abc import Iterator
 
+Bytes = bytes | memoryview
+"""What a message is read from; its parts are of the same type, so that those of a memoryview are no copies."""
+
 VARINT, FIXED64, MESSAGE, FIXED32 = 0, 1, 2, 5  # wire types; groups (3, 4) are not in use
 _MAX_SHIFT = 63
 
 
-def fields(message: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
+def fields(message: Bytes) -> Iterator[tuple[int, int | Bytes, Bytes]]:
     """Number, value and whole text of each field of a message.
 
     Raises:
@@ -32,7 +35,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes, bytes]]:
         start = end
 
 
-def values(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def values(message: Bytes) -> Iterator[tuple[int, int | Bytes]]:
     """Number and value of each field of a message."""
     return ((number, value) for number, value, _ in fields(message))
 
@@ -62,7 +65,7 @@ def message_field(number: int, content: bytes) -> bytes:
     return varint(number << 3 | MESSAGE) + varint(len(content)) + content
 
 
-def _varint(message: bytes, at: int) -> tuple[int, int]:
+def _varint(message: Bytes, at: int) -> tuple[int, int]:
     """The number that starts here, and where it ends."""
     value = shift = 0
     while at < len(message) and shift <= _MAX_SHIFT:

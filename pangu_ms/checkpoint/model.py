@@ -10,7 +10,7 @@ from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
-from pangu_ms.models.build import build_model, fill
+from pangu_ms.models.build import build_model, fill, weights
 
 # What may differ where a checkpoint is used from where it was trained.
 FREE_OVERRIDES = ("runtime.", "model.compute_dtype")
@@ -46,6 +46,6 @@ def fill_from(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfig)
     Raises:
         CheckpointError: names or shapes are not those of `config`.
     """
-    weights = checkpoint.tensors("model")
-    store.check_names_and_shapes(str(checkpoint.path), weights, config.parameter_shapes())
-    fill(model.trainable_params(), weights)
+    tensors = checkpoint.tensors("model")
+    store.check_names_and_shapes(str(checkpoint.path), tensors, config.parameter_shapes())
+    fill(weights(model), tensors)

@@ -106,10 +106,15 @@ def spec_of(name: str, array: np.ndarray) -> Spec:
     Raises:
         CheckpointError: a dtype that the format has no code for.
     """
-    code = _CODES.get(array.dtype.newbyteorder("<"))
+    code = code_of(array.dtype)
     if code is None:
         raise CheckpointError(f"{name}: dtype {array.dtype} has no place in a safetensors file; convert it to float32")
     return Spec(code, tuple(array.shape))
+
+
+def code_of(dtype: np.dtype) -> str | None:
+    """The format's name of a dtype of any byte order; None where it has none."""
+    return _CODES.get(dtype.newbyteorder("<"))
 
 
 def index(path: Path) -> Contents:

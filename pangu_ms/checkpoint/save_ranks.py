@@ -46,7 +46,7 @@ def save_rank(
     Args:
         root: directory of the run's checkpoints, the same for all ranks.
         shapes: of the whole tensors by name, for each group.
-        load: float32 slice that this rank holds of a tensor; called for those that it stores, one after the other.
+        load: slice that this rank holds of a tensor; called for those that it stores, one after the other.
         agree: the meeting of the ranks.
 
     Returns:
@@ -94,12 +94,14 @@ def _write_part(shared: Path, plan: Plan, rank: int, shapes: dict[str, dict[str,
     for group, tensors in shapes.items():
         if own := dict(sharded.rank_tensors(plan, tensors)).get(rank):
             file = sharded.rank_file(group, rank)
-            entries[file] = step_files.write_file(shared / file, _encoded(own, load))
+            entries[file] = step_files.write_file(shared / file, _encoded(plan, own, load))
     files.write_json(_note(shared, rank), entries)
 
 
-def _encoded(own: dict[str, Slices], load: Callable[[str], np.ndarray]) -> Iterator[Any]:
-    specs = {name: Spec("F32", tuple(s.stop - s.start for s in part)) for name, part in own.items()}
+def _encoded(plan: Plan, own: dict[str, Slices], load: Callable[[str], np.ndarray]) -> Iterator[Any]:
+    dtypes = {name: spec.dtype for name, spec in plan.config.model.parameters().items()}  # moments, which are not in it, are float32
+    codes = {name: safetensors_file.code_of(np.dtype(dtypes.get(name, "float32"))) for name in own}
+    specs = {name: Spec(codes[name], tuple(s.stop - s.start for s in part)) for name, part in own.items()}
 
     def checked(name: str) -> np.ndarray:
         array = load(name)

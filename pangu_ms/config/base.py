@@ -63,6 +63,14 @@ class ParameterSpec:
     """Initial standard deviation, likewise."""
     decay: bool = False
     """Whether weight decay applies: to matrices and embeddings, not to biases, norms and activation parameters (spec A3.1)."""
+    trainable: bool = True
+    """False: it has no gradient and no moments, and training leaves it as it is. It is a weight all the same: initialised, saved, loaded, resharded,
+    exported."""
+    dtype: Literal["float32", "int32"] = "float32"
+    """As it is kept and stored; a table of whole numbers is int32 and not trainable."""
+
+    def __post_init__(self) -> None:
+        assert self.dtype == "float32" or not self.trainable, "whole numbers have no gradient"
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -140,8 +148,13 @@ class ModelConfig:
         sizes = self.axis_sizes()
         return {name: tuple(sizes[axis] for axis in spec.axes) for name, spec in self.parameters().items()}
 
+    def trainable_parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """`parameter_shapes` of those that training changes."""
+        shapes = self.parameter_shapes()
+        return {name: shapes[name] for name, spec in self.parameters().items() if spec.trainable}
+
     def num_parameters(self) -> int:
-        """Number of trainable values."""
+        """Number of values, those that training leaves as they are included."""
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
     def matrix(self, out_axis: str, in_axis: str) -> ParameterSpec:

@@ -17,7 +17,6 @@ from functools import cache, cached_property
 from pathlib import Path
 
 import sentencepiece
-from tqdm import tqdm
 
 from pangu_ms.data.segment import make_segmenter
 from pangu_ms.errors import DataError
@@ -265,6 +264,8 @@ def train_tokenizer(
     if not any(chunk.strip() for chunk in sample):
         raise DataError("corpus: has no text; a tokenizer is trained on text; name files with text")
     if segmenter == "jieba":
+        from tqdm import tqdm  # here: a MindIR package runs without it
+
         cut = _jieba_cut()
         bar = tqdm(sample, desc="segment", unit="chunk", disable=None if progress else True, leave=False)
         sample = [_join_words(cut(chunk)) for chunk in bar]

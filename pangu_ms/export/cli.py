@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call, fixed in the graph")
     parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer directory or vocab.model; default: the checkpoint's own")
     parser.add_argument("--key-file", metavar="FILE", help="encrypt the graph with the AES key in this file (16, 24 or 32 bytes)")
+    parser.add_argument("--sign-key", metavar="FILE", help="sign the manifest with the Ed25519 private key in this PEM file")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
@@ -43,7 +44,7 @@ def main(argv: list[str]) -> int:
 
     from pangu_ms.export.write import export_package
 
-    manifest = export_package(checkpoint, args.output, shape, args.key_file, args.tokenizer, config)
+    manifest = export_package(checkpoint, args.output, shape, args.key_file, args.tokenizer, config, args.sign_key)
     if args.json:
         print(json.dumps(manifest, ensure_ascii=False))
     else:

@@ -2,24 +2,36 @@
 
     model.mindir | model_graph.mindir + model_variables/   prefill and cached decoding over one copy of the weights
     tokenizer/                                             SentencePiece model and its settings
-    run.pyz                                                `python run.pyz --prompt ...`: the runner of this file, needs mindspore and the tokenizer's packages
+    run.pyz                                                `python run.pyz --prompt ...`: the runner of this file
+    requirements.txt                                       what run.pyz needs: pip install -r requirements.txt
     manifest.json                                          sha256 of every file, model, signatures, versions; written last
+    manifest.sig                                           of a signed package: see signature.py
+
+The hashes find accidents: a file that was cut off, altered or mixed up. Whoever wants to deceive computes them anew; against that there is the
+signature. Either way the graph may hold nothing that makes MindSpore open a library, run Python or write files: see graph_file.py.
 """
 
+import dataclasses
 import json
+import mmap
+import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import ExportError
+from pangu_ms.export.graph_file import GraphFile
+from pangu_ms.export.signature import SIGNATURE, require_signed
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_run.files import sha256_file, sha256_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+MAX_MANIFEST_BYTES = 16 << 20  # a manifest has some kilobytes
 GRAPH_NAMES = ("model.mindir", "model_graph.mindir")  # MindSpore writes the second form for more than 1 GB of weights
 KEY_LENGTHS = (16, 24, 32)
+ENCRYPTION_MODES = ("AES-GCM", "AES-CBC")
 
 
 def read_key(path: Path | str | None) -> bytes | None:
@@ -31,7 +43,8 @@ def read_key(path: Path | str | None) -> bytes | None:
     if path is None:
         return None
     try:
-        key = Path(path).read_bytes()
+        with open(path, "rb") as file:
+            key = file.read(1024)
     except OSError as error:
         raise ExportError(f"{path}: the key cannot be read ({error.strerror})") from None
     if len(key) not in KEY_LENGTHS:
@@ -42,9 +55,17 @@ def read_key(path: Path | str | None) -> bytes | None:
 
 
 def file_entries(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file below a directory, the manifest left out."""
-    paths = [p for p in sorted(directory.rglob("*")) if p.is_file() and p != directory / MANIFEST]
-    return {p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in paths}
+    """Size and SHA-256 of every file below a directory, but for the manifest and its signature."""
+    return {name: _entry(path) for name, path in _files(directory).items()}
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    paths = [p for p in sorted(directory.rglob("*")) if p.is_file() and p not in (directory / MANIFEST, directory / SIGNATURE)]
+    return {p.relative_to(directory).as_posix(): p for p in paths}
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -60,53 +81,144 @@ class Package:
     manifest: dict[str, Any]
 
     @classmethod
-    def open(cls, path: Path | str) -> "Package":
-        """Check every hash.
+    def open(cls, path: Path | str, verify_key: Path | str | None = None) -> "Package":
+        """Check every hash, and with `verify_key`, a PEM file, first of all the signature.
 
         Raises:
-            ExportError: not a package, or a file is missing, altered or was added.
+            ExportError: not a package; a file is missing, altered or was added; no signature, or one by another key.
         """
         path = Path(path)
+        content = _read_manifest(path)
+        if verify_key:
+            require_signed(path, content, verify_key)
         try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            entries, digest = manifest["files"], manifest.pop("sha256")
-        except (FileNotFoundError, NotADirectoryError):
-            raise ExportError(f"{path}: holds no {MANIFEST}; not a MindIR package; write one with `pangu export`") from None
-        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            raise ExportError(f"{path / MANIFEST}: is damaged ({error}); export again") from None
+            manifest = json.loads(content)
+            digest = manifest.pop("sha256")
+            intact = digest == sha256_json(manifest)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ExportError(f"{path / MANIFEST}: is damaged ({type(error).__name__}: {error}); export again") from None
         if manifest.get("format_version") != FORMAT_VERSION:
             raise ExportError(f"{path}: format version {manifest.get('format_version')}; this program reads version {FORMAT_VERSION}; export again")
-        if digest != sha256_json(manifest):
+        if not intact:
             raise ExportError(f"{path / MANIFEST}: was altered; the package is not what was exported and is refused; export again")
-        found = file_entries(path)
-        wrong = [f"{name} is missing" for name in entries if name not in found]
-        wrong += [f"{name} was altered" for name in entries if name in found and found[name] != entries[name]]
-        wrong += [f"{name} was added" for name in found if name not in entries]
-        if wrong:
-            raise ExportError(f"{path}: {'; '.join(wrong)}; the package is not what was exported and is refused; export again")
+        if wrong := _odd(manifest):
+            raise ExportError(f"{path / MANIFEST}: {wrong}; no export writes that; export again")
+        if changed := _changed(path, manifest["files"]):
+            raise ExportError(f"{path}: {'; '.join(changed)}; the package is not what was exported and is refused; export again")
         return cls(path, manifest)
+
+    @property
+    def shape(self) -> GraphShape:
+        """The static shapes of its graph."""
+        return GraphShape(**self.manifest["graph"])
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with."""
         return Tokenizer.load(self.path / "tokenizer")
 
+    def require_key(self, key: bytes | None) -> None:
+        """Raise ExportError unless a key is given where the graph is encrypted, and none where it is not."""
+        mode = self.manifest["encryption"]
+        if mode and key is None:
+            raise ExportError(f"{self.path}: the graph is encrypted ({mode}); give its key with --key-file")
+        if key is not None and not mode:
+            raise ExportError(f"{self.path}: the graph is not encrypted, so that anybody may have made it; leave --key-file out, or export it with the key")
+
     def decoder(self, key: bytes | None = None) -> Decoder:
-        """Load the graph into MindSpore.
+        """Load the graph into MindSpore, once it is known to hold nothing but mathematics of the manifest's shapes.
 
         Raises:
-            ExportError: the package is encrypted and the key is missing or wrong.
+            ExportError: a key is missing, wrong or of no use; the graph would load a library, run Python, write files or read others; it has other shapes.
         """
         import mindspore as ms
         from mindspore import nn
 
-        mode = self.manifest["encryption"]
-        if mode and key is None:
-            raise ExportError(f"{self.path}: the graph is encrypted ({mode}); give its key with --key-file")
-        graph = next(self.path / name for name in GRAPH_NAMES if (self.path / name).exists())
+        self.require_key(key)
+        mode, graph = self.manifest["encryption"], self._graph()
+        self._require_harmless(graph, key)
         try:
             loaded = ms.load(str(graph), **({"dec_key": key, "dec_mode": mode} if mode else {}))
         except RuntimeError as error:
-            if not mode:
-                raise
-            raise ExportError(f"{graph}: cannot be decrypted; the key in --key-file is not the one it was exported with") from error
-        return Decoder(nn.GraphCell(loaded), GraphShape(**self.manifest["graph"]))
+            reason = str(error).strip().partition("\n")[0]
+            raise ExportError(f"{graph}: MindSpore {ms.__version__} cannot load it ({reason}); export it again with this version") from error
+        return Decoder(nn.GraphCell(loaded), self.shape)
+
+    def _graph(self) -> Path:
+        return next(self.path / name for name in GRAPH_NAMES if name in self.manifest["files"])
+
+    def _require_harmless(self, graph: Path, key: bytes | None) -> None:
+        try:
+            found = GraphFile.read(_content(graph, key, self.manifest["encryption"]))
+        except ExportError:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise ExportError(f"{graph}: is no MindIR ({error}); the package is refused; export again") from None
+        if found.refused:
+            raise ExportError(f"{graph}: holds {found.refused[0]}; a package's graph may run nothing but MindSpore's own operators; it is refused")
+        if strange := found.locations - self.manifest["files"].keys():
+            raise ExportError(f"{graph}: has weights in {min(strange)}, which is no file of the package; it is refused")
+        shape = self.shape
+        rows = {dims[:1] == [shape.batch_size * shape.capacity] for name, dims in found.parameters.items() if name.endswith((".cache.keys", ".cache.values"))}
+        if rows != {True} or found.inputs[:1] != [[shape.batch_size, shape.chunk]]:
+            raise ExportError(f"{self.path / MANIFEST}: graph={self.manifest['graph']}: the graph itself has other shapes; the package is refused; export again")
+
+
+def _content(graph: Path, key: bytes | None, mode: str) -> memoryview:
+    """The bytes of a MindIR file, decrypted."""
+    if not mode:
+        with open(graph, "rb") as file:
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    from mindspore._c_expression import _decrypt  # what ms.load itself uses
+
+    content = _decrypt(str(graph), key, len(key), mode)
+    if not content:
+        raise ExportError(f"{graph}: cannot be decrypted; the key in --key-file is not the one it was exported with")
+    return memoryview(content)
+
+
+def _read_manifest(path: Path) -> bytes:
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        raise ExportError(f"{path}: holds no {MANIFEST}; not a MindIR package; write one with `pangu export`")
+    try:
+        with open(manifest, "rb") as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise ExportError(f"{manifest}: cannot be read ({error.strerror})") from None
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise ExportError(f"{manifest}: has more than {MAX_MANIFEST_BYTES >> 20} MB; not a MindIR package; write one with `pangu export`")
+    return content
+
+
+def _odd(manifest: dict[str, Any]) -> str:
+    """The first thing in a manifest, sealed or not, that no export writes; empty where there is none."""
+    entries, graph = manifest.get("files"), manifest.get("graph")
+    if not isinstance(entries, dict) or not any(name in entries for name in GRAPH_NAMES):
+        return "files: names no graph"
+    for name, entry in entries.items():
+        plain = PurePosixPath(name)
+        if plain.is_absolute() or ".." in plain.parts or str(plain) != name or not name.isprintable():
+            return f"files: {name!a} is no file of the package"
+        if not isinstance(entry, dict) or not _is_size(entry.get("bytes"), 0) or not re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256"))):
+            return f"files: {name}: has no size and digest"
+    names = [field.name for field in dataclasses.fields(GraphShape)]
+    if not isinstance(graph, dict) or sorted(graph) != sorted(names) or not all(_is_size(value, 1) for value in graph.values()):
+        return f"graph: must have whole numbers above 0 for {', '.join(names)}"
+    if graph["capacity"] % graph["chunk"] or graph["chunk"] > graph["seq_length"]:
+        return f"graph={graph}: its sizes do not fit together"
+    for name, known in (("encryption", ("", *ENCRYPTION_MODES)), ("target", ("CPU", "Ascend"))):
+        if manifest.get(name) not in known:
+            return f"{name}: must be one of {', '.join(map(repr, known))}"
+    return ""
+
+
+def _is_size(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 40
+
+
+def _changed(path: Path, entries: dict[str, dict[str, Any]]) -> list[str]:
+    """What differs from the manifest's entries; nothing is read but files of the right size."""
+    found = _files(path)
+    missing = [f"{name} is missing" for name in entries if name not in found]
+    altered = [f"{name} was altered" for name, entry in entries.items() if name in found and (found[name].stat().st_size != entry["bytes"] or _entry(found[name]) != entry)]
+    return missing + altered + [f"{name} was added" for name in found if name not in entries]

@@ -1,5 +1,6 @@
-"""`python -m pangu_ms.export.replay PACKAGE TOKENS.npz LOGITS.npy [KEY_FILE]`: run given tokens through a package, for `verify`."""
+"""`python -m pangu_ms.export.replay PACKAGE TOKENS.npz ANSWER.npz [KEY_FILE]`: run given tokens through a package, for `verify`."""
 
+import hashlib
 import sys
 
 import numpy as np
@@ -8,15 +9,22 @@ from pangu_ms import runtime
 from pangu_ms.export.package import Package, read_key
 
 
+def digest(array: np.ndarray) -> str:
+    """Hex SHA-256 of an array: dtype, shape and bytes."""
+    return hashlib.sha256(f"{array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
 def main(package: str, request: str, answer: str, key_file: str = "") -> None:
-    """Write logits float32 [steps + 1, B, V]."""
+    """Write `logits` float32 [steps + 1, B, V], and `names` and `digests` of the parameters as they were loaded."""
     runtime.quiet()
     opened = Package.open(package)
     runtime.start(opened.manifest["target"])
     decoder = opened.decoder(read_key(key_file or None))
+    digests = {parameter.name: digest(parameter.asnumpy()) for parameter in decoder.graph.get_parameters()}
     given = np.load(request)
     prompts = [given[f"prompt_{i}"].tolist() for i in range(len(given.files) - 1)]
-    np.save(answer, np.stack([decoder.prefill(prompts)] + [decoder.step(row) for row in given["tokens"]]))
+    logits = np.stack([decoder.prefill(prompts)] + [decoder.step(row) for row in given["tokens"]])
+    np.savez(answer, logits=logits, names=np.array(list(digests)), digests=np.array(list(digests.values())))
 
 
 if __name__ == "__main__":

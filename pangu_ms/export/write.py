@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import zipapp
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,11 +35,14 @@ from pangu_ms.export.package import (
     read_key,
     sealed,
 )
+from pangu_ms.export.replay import digest
+from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import load_decoder, load_tokenizer
 from pangu_run import files
 
+RUNNER_REQUIREMENTS = ("mindspore", "numpy", "sentencepiece", "jieba")
 VERIFIED_STEPS = 32
 # On a CPU the checkpoint runs our kernels and the package MindSpore's operators: two implementations, which round apart.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
@@ -45,6 +51,7 @@ ENCRYPTION_MODE = "AES-GCM"
 RUNNER_MODULES = (
     "pangu_ms/__init__.py",
     "pangu_ms/errors.py",
+    "pangu_ms/protobuf.py",
     "pangu_ms/runtime.py",
     "pangu_ms/data/__init__.py",
     "pangu_ms/data/segment.py",
@@ -56,8 +63,11 @@ RUNNER_MODULES = (
     "pangu_ms/infer/generate.py",
     "pangu_ms/infer/sampling.py",
     "pangu_ms/export/__init__.py",
+    "pangu_ms/export/graph_file.py",
     "pangu_ms/export/package.py",
     "pangu_ms/export/run.py",
+    "pangu_ms/export/runner.py",
+    "pangu_ms/export/signature.py",
     "pangu_run/__init__.py",
     "pangu_run/console.py",
     "pangu_run/errors.py",
@@ -72,23 +82,29 @@ def export_package(
     key_file: Path | None = None,
     tokenizer: Path | str | None = None,
     config: RunConfig | None = None,
+    sign_key: Path | None = None,
 ) -> dict[str, Any]:
     """Export, verify in a fresh process, commit; returns the manifest.
 
-    `shape` fixes batch size, chunk and cache. The graph is encrypted with the key in `key_file`, if any.
+    `shape` fixes batch size, chunk and cache. The graph is encrypted with the key in `key_file`, and the manifest signed
+    with the private key in `sign_key`, if any.
 
     Raises:
         OutputError: `output` has other content, or the disk is full.
-        ExportError: the exported graph differs from the checkpoint.
+        ExportError: the exported graph differs from the checkpoint; or a key cannot be used.
     """
     config = config or checkpoint.config()
     runtime.start(config.runtime.device)
     key, tokenizer = read_key(key_file), load_tokenizer(checkpoint, tokenizer)
+    if sign_key:
+        read_signing_key(sign_key)  # before the work
     decoder = load_decoder(checkpoint, shape, config)
+    trial = Trial.run(decoder, config.model.vocab_size)
     with files.new_directory(output) as directory:
         write_graph(decoder.graph, shape, directory, key)
         tokenizer.save(directory / "tokenizer")
         write_runner(directory / "run.pyz")
+        files.write_text(directory / "requirements.txt", "".join(f"{name}=={metadata.version(name)}\n" for name in RUNNER_REQUIREMENTS))
         manifest = {
             "format_version": FORMAT_VERSION,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -104,8 +120,10 @@ def export_package(
             "files": file_entries(directory),
         }
         files.write_json(directory / MANIFEST, sealed(manifest))
-        manifest["verified"] = verify(decoder, directory, config.model, key_file)
+        manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file)
         files.write_json(directory / MANIFEST, sealed(manifest))
+        if sign_key:
+            files.write_bytes(directory / SIGNATURE, sign((directory / MANIFEST).read_bytes(), sign_key))
     return manifest
 
 
@@ -120,7 +138,8 @@ def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: byt
     portable = ascend_ops.use("composed") if ms.get_context("device_target") == "CPU" else contextlib.nullcontext()
     try:
         with portable:
-            ms.export(graph, *inputs, file_name=str(directory / "model"), file_format="MINDIR", **encryption)
+            with plain_name(directory) as plain:
+                ms.export(graph, *inputs, file_name=f"{plain}/model", file_format="MINDIR", **encryption)
     except RuntimeError as error:
         free = shutil.disk_usage(directory).free
         if free < 64 << 20:  # MindSpore does not pass on the system's error
@@ -128,6 +147,16 @@ def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: byt
         raise
     for path in directory.rglob("model*"):
         path.chmod(0o755 if path.is_dir() else 0o644)  # MindSpore lets the owner alone read them
+
+
+@contextlib.contextmanager
+def plain_name(directory: Path) -> Iterator[str]:
+    """A name of a directory that MindSpore takes, whatever its own is: `ms.export` refuses all but letters, digits and @ _ - . : / in a path."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def write_runner(path: Path) -> None:
@@ -138,43 +167,64 @@ def write_runner(path: Path) -> None:
             target = Path(staging) / module
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(packages[module.partition("/")[0]] / module, target)
-        (Path(staging) / "__main__.py").write_text("import sys\n\nfrom pangu_ms.export.run import entry\n\nsys.exit(entry())\n")
+        (Path(staging) / "__main__.py").write_text("import sys\n\nfrom pangu_ms.export.runner import entry\n\nsys.exit(entry())\n")
         zipapp.create_archive(staging, path)
 
 
-def verify(decoder: Decoder, directory: Path, model: ModelConfig, key_file: Path | None) -> dict[str, float]:
-    """Replay the same tokens through checkpoint and package (in a fresh process): prompts of different lengths and 32 steps.
+@dataclass(frozen=True)
+class Trial:
+    """Tokens for checkpoint and package: prompts of different lengths and 32 steps, and what the checkpoint makes of them."""
+
+    prompts: list[list[int]]
+    tokens: np.ndarray
+    """int32 [steps, B]"""
+    expected: np.ndarray
+    """Logits after the prompts and after each token, float32 [steps + 1, B, V]."""
+
+    @classmethod
+    def run(cls, decoder: Decoder, vocab_size: int) -> "Trial":
+        """Ask the checkpoint's model, as it was filled from the file: before anything is exported from it, which could change it.
+
+        Raises:
+            ExportError: its logits are not finite.
+        """
+        shape, rng = decoder.shape, np.random.default_rng(0)
+        steps = min(VERIFIED_STEPS, shape.max_length - 2)
+        longest = max(1, shape.max_length - steps)  # prompts from one token to as many as leave room for the steps: all chunks are used
+        lengths = np.linspace(longest, 1, shape.batch_size).astype(int).tolist()
+        prompts = [rng.integers(0, vocab_size, n).tolist() for n in lengths]
+        tokens = rng.integers(0, vocab_size, (steps, shape.batch_size)).astype(np.int32)
+        expected = np.stack([decoder.prefill(prompts)] + [decoder.step(row) for row in tokens])
+        if not np.isfinite(expected).all():
+            raise ExportError("the checkpoint's logits are not finite; its weights are damaged or overflow in this dtype; use another, or another compute_dtype")
+        return cls(prompts, tokens, expected)
+
+
+def verify(trial: Trial, checkpoint: Checkpoint, directory: Path, model: ModelConfig, key_file: Path | None) -> dict[str, float]:
+    """Compare a package, in a fresh process, with the checkpoint: each weight with the file's, bit for bit, and the logits of the trial.
 
     Raises:
-        ExportError: the largest difference of a logit exceeds the tolerance.
+        ExportError: a weight is missing or another one, or the largest difference of a logit exceeds the tolerance.
     """
-    shape = decoder.shape
-    steps = min(VERIFIED_STEPS, shape.max_length - 2)
-    rng = np.random.default_rng(0)
-    longest = max(1, shape.max_length - steps)  # prompts from one token to as many as leave room for the steps: all chunks are used
-    lengths = np.linspace(longest, 1, shape.batch_size).astype(int).tolist()
-    prompts = [rng.integers(0, model.vocab_size, n).tolist() for n in lengths]
-    tokens = rng.integers(0, model.vocab_size, (steps, shape.batch_size)).astype(np.int32)
-    expected = replay(decoder, prompts, tokens)
-    actual = replay_in_fresh_process(directory, prompts, tokens, key_file)
-    difference = float(np.abs(actual - expected).max())
+    actual, found = replay_in_fresh_process(directory, trial.prompts, trial.tokens, key_file)
+    dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
+    wrong = [name for name, array in checkpoint.each() if found.get(name) != digest(array.astype(dtypes[name]))]
+    if wrong:
+        raise ExportError(f"{directory}: the exported graph does not hold the checkpoint's {wrong[0]} ({len(wrong)} such weights); not exported")
+    difference = float(np.abs(actual - trial.expected).max())
     if not difference <= TOLERANCE[model.compute_dtype]:
         raise ExportError(f"{directory}: the exported graph's logits differ by {difference:.3g}; at most {TOLERANCE[model.compute_dtype]:g} is right; not exported")
-    return {"steps": steps, "max_difference": difference, "logit_deviation": float(expected.std())}
+    return {"steps": len(trial.tokens), "weights": len(dtypes), "max_difference": difference, "logit_deviation": float(trial.expected.std())}
 
 
-def replay(decoder: Decoder, prompts: list[list[int]], tokens: np.ndarray) -> np.ndarray:
-    """Logits after the prompts and after each of the given tokens: float32 [steps + 1, B, V]."""
-    return np.stack([decoder.prefill(prompts)] + [decoder.step(row) for row in tokens])
-
-
-def replay_in_fresh_process(directory: Path, prompts: list[list[int]], tokens: np.ndarray, key_file: Path | None) -> np.ndarray:
-    """`replay` by a process that has the package alone."""
+def replay_in_fresh_process(directory: Path, prompts: list[list[int]], tokens: np.ndarray, key_file: Path | None) -> tuple[np.ndarray, dict[str, str]]:
+    """Logits as `Trial.expected`, and the digest of each parameter, by a process that has the package alone."""
     with tempfile.TemporaryDirectory() as scratch:
-        request, answer = Path(scratch) / "tokens.npz", Path(scratch) / "logits.npy"
+        request, answer = Path(scratch) / "tokens.npz", Path(scratch) / "answer.npz"
         np.savez(request, tokens=tokens, **{f"prompt_{i}": np.array(p, np.int32) for i, p in enumerate(prompts)})
         command = [sys.executable, "-m", "pangu_ms.export.replay", str(directory), str(request), str(answer), str(key_file or "")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ExportError(f"{directory}: the exported graph does not run: {done.stderr.strip().splitlines()[-1:]}")
-        return np.load(answer)
+            raise ExportError(f"{directory}: the exported graph does not run: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        found = np.load(answer)
+        return found["logits"], dict(zip(found["names"].tolist(), found["digests"].tolist()))

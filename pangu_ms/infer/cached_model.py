@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_ms.config.base import ModelConfig
-from pangu_ms.models.build import build_model
+from pangu_ms.models.build import build_model, caches
 from pangu_ms.models.layers import CacheShape
 
 
@@ -45,7 +45,7 @@ class CachedModel(nn.Cell):
 
     def caches(self) -> list[Parameter]:
         """The state: keys and values of every attention."""
-        return [p for p in self.model.get_parameters() if not p.requires_grad]
+        return caches(self.model)
 
 
 class ReorderCaches(nn.Cell):

@@ -9,6 +9,9 @@ import numpy as np
 from pangu_ms.errors import GenerationError
 
 
+NO_BEAMS = "a MindIR package holds no graph that reorders its cache; use 1, or the checkpoint"
+
+
 @dataclass(frozen=True)
 class GraphShape:
     """The static shapes of a prefill-and-decode graph."""
@@ -93,7 +96,7 @@ class Decoder:
     def require_beams(self, num_beams: int) -> None:
         """Raise GenerationError unless that many sequences can be searched."""
         if self._reorder is None:
-            raise GenerationError(f"num_beams={num_beams}: a MindIR package holds no graph that reorders its cache; use 1, or the checkpoint")
+            raise GenerationError(f"num_beams={num_beams}: {NO_BEAMS}")
         if num_beams > self.shape.batch_size:
             raise GenerationError(f"num_beams={num_beams}: more than the batch of {self.shape.batch_size}; use fewer")
 

@@ -1,5 +1,6 @@
 """The generation loop: batches of ragged prompts, stop tokens and strings, streaming. numpy only; the graph is behind a Decoder."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -10,7 +11,13 @@ from pangu_ms.infer.beam import beam_search
 from pangu_ms.infer.decoder import Decoder
 from pangu_ms.infer.sampling import Sampler, SamplingConfig
 
+log = logging.getLogger(__name__)
 OnText = Callable[[int, str], None]
+
+
+def encode(tokenizer: Tokenizer, prompts: list[str]) -> list[list[int]]:
+    """Token ids of each prompt."""
+    return [tokenizer.encode(prompt) for prompt in prompts]
 
 
 @dataclass(frozen=True)
@@ -69,15 +76,20 @@ class Generator:
         """Continue every prompt, a batch at a time; `on_text(prompt index, new text)` is called as text appears.
 
         Raises:
-            GenerationError: a prompt is empty or longer than the context.
+            GenerationError: a prompt is empty or longer than the context; or the model's logits are not numbers.
         """
-        ids = [self.tokenizer.encode(prompt) for prompt in prompts]
+        ids = encode(self.tokenizer, prompts)
         if config.num_beams > 1:
-            return [self._beams(prompt, ids[i], config, i, on_text) for i, prompt in enumerate(prompts)]
-        size, results = self.decoder.shape.batch_size, []
-        for first in range(0, len(prompts), size):
-            sequences = self._batch(ids[first : first + size], config, first, on_text)
-            results += [Generation(p, s.text, tuple(s.ids), s.finish_reason) for p, s in zip(prompts[first : first + size], sequences)]
+            results = [self._beams(prompt, ids[i], config, i, on_text) for i, prompt in enumerate(prompts)]
+        else:
+            size, results = self.decoder.shape.batch_size, []
+            for first in range(0, len(prompts), size):
+                sequences = self._batch(ids[first : first + size], config, first, on_text)
+                results += [Generation(p, s.text, tuple(s.ids), s.finish_reason) for p, s in zip(prompts[first : first + size], sequences)]
+        for number, result in enumerate(results, 1):
+            if result.finish_reason == "length" and (made := len(result.token_ids)) < config.max_new_tokens:
+                context = self.decoder.shape.max_length
+                log.warning("prompt %d: ends after %d of max_new_tokens=%d, where the context of %d tokens is full", number, made, config.max_new_tokens, context)
         return results
 
     def _batch(self, prompts: list[list[int]], config: SamplingConfig, first: int, on_text: OnText | None) -> list[_Sequence]:

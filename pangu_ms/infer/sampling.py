@@ -94,8 +94,15 @@ class Sampler:
         self.random = np.random.default_rng([self.config.seed, self.index])
 
     def penalized(self, logits: np.ndarray) -> np.ndarray:
-        """Logits [V] after the three penalties."""
+        """Logits [V] after the three penalties.
+
+        Raises:
+            GenerationError: a logit is not finite.
+        """
         config = self.config
+        if not np.isfinite(logits).all():
+            where = f"prompt {self.index + 1}: the model's logits behind {len(self.generated)} new tokens hold {logits[~np.isfinite(logits)][0]}"
+            raise GenerationError(f"{where}; they must be numbers; the weights are damaged or overflow: use another checkpoint, or model.compute_dtype=float32")
         logits = logits.astype(np.float64)
         if config.repetition_penalty != 1:
             seen = np.unique(np.array(self.prompt + self.generated, np.int64))

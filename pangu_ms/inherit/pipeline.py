@@ -181,10 +181,10 @@ class _Calibration:
 
     def _loss(self, config: ModelConfig, tensors: Tensors) -> float:
         from pangu_ms.eval.perplexity import Evaluator, sequential_batches
-        from pangu_ms.models.build import build_model, fill
+        from pangu_ms.models.build import build_model, fill, weights
 
         model = build_model(config)
-        fill(model.trainable_params(), tensors)
+        fill(weights(model), tensors)
         choices, batches = self.choices, self.batches
         if self.held_out:
             batches = sequential_batches(self.held_out, choices.batch_size, self.eod_reset, choices.calibration_batches)

@@ -59,8 +59,9 @@ def unit_sums(config: ModelConfig, values: Callable[[str], np.ndarray]) -> Units
     shapes = unit_shapes(config)
     sums = {group: np.zeros(shape) for group, shape in shapes.items()}
     for layer, name, spec in places(config):
-        array = values(full_name(config, layer, name))
-        for dim, group, row in _unit_dims(layer, spec):
+        dims = list(_unit_dims(layer, spec))
+        array = values(full_name(config, layer, name)) if dims else None
+        for dim, group, row in dims:
             others = tuple(d for d in range(array.ndim) if d != dim)
             sums[group][row] += array.sum(axis=others, dtype=np.float64).reshape(shapes[group][1], -1).sum(axis=1)
     return sums

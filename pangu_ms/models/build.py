@@ -1,40 +1,73 @@
 """From a configuration to a model with values: built by family, initialised from a seed, or filled from named arrays.
 
-What a family's model is, beside a Cell whose trainable parameters have the names and shapes of `config.parameter_shapes()`:
+What a family's model is, beside a Cell whose weights have the names, shapes and dtypes of `config.parameters()`:
     Model(config, cache: CacheShape | None)
     construct(ids, positions, segments, key) -> logits [B, S, V]       whole sequences, in the compute dtype: training, evaluation
     extend(ids, positions, last, slots) -> logits float32 [B, V]        with a cache: appends tokens, see infer/cached_model.py
     hidden_states(ids, positions, segments) -> tuple of [B, S, E]       output of the embeddings and of each layer, for analyses
-Parameters that are not trainable are the cache.
+Its parameters are weights, trainable or not, and the state of its KVCaches: `weights` and `caches` tell them apart by the class of the cell.
 """
 
+from collections.abc import Iterable
+
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.registry import FAMILIES, load_object
+from pangu_ms.errors import CheckpointError
 from pangu_ms.models.init import initial_value, initial_values
-from pangu_ms.models.layers import CacheShape
+from pangu_ms.models.layers import CacheShape, KVCache
 
-__all__ = ["build_model", "fill", "initial_value", "initial_values", "initialize", "to_arrays"]
+__all__ = ["build_model", "caches", "fill", "initial_value", "initial_values", "initialize", "to_arrays", "value_of", "weights"]
 
 
 def build_model(config: ModelConfig, cache: CacheShape | None = None) -> nn.Cell:
     """The model of a configuration, all zeros; with `cache` it can `extend` token by token."""
-    return load_object(FAMILIES[config.family].model)(config, cache)
+    model = load_object(FAMILIES[config.family].model)(config, cache)
+    specs = config.parameters()
+    for weight in weights(model):
+        weight.requires_grad = specs[weight.name].trainable
+    return model
+
+
+def caches(model: nn.Cell) -> list[Parameter]:
+    """The state of a generation: keys and values of every attention."""
+    return [state for _, cell in model.cells_and_names() if isinstance(cell, KVCache) for state in (cell.keys, cell.values)]
+
+
+def weights(model: nn.Cell) -> list[Parameter]:
+    """What a checkpoint holds, trainable or not: every parameter but the caches, in the model's order."""
+    states = {id(state) for state in caches(model)}
+    return [parameter for parameter in model.get_parameters() if id(parameter) not in states]
 
 
 def initialize(model: nn.Cell, config: ModelConfig, seed: int) -> None:
-    """Give every trainable parameter its initial value."""
-    parameters = {parameter.name: parameter for parameter in model.trainable_params()}
-    for name, value in initial_values(config, seed):
-        parameters[name].set_data(Tensor(value))
+    """Give every weight its initial value."""
+    fill(weights(model), dict(initial_values(config, seed)))
 
 
-def fill(parameters: list[Parameter], tensors: dict[str, np.ndarray]) -> None:
-    """Set parameters from float arrays of the same names and shapes (the caller has checked both)."""
+def fill(parameters: Iterable[Parameter], tensors: dict[str, np.ndarray]) -> None:
+    """Set parameters from arrays of the same names and shapes (the caller has checked both).
+
+    Raises:
+        CheckpointError: see `value_of`.
+    """
     for parameter in parameters:
-        parameter.set_data(Tensor(np.ascontiguousarray(tensors[parameter.name], np.float32)))
+        parameter.set_data(Tensor(value_of(parameter, tensors[parameter.name])))
+
+
+def value_of(parameter: Parameter, array: np.ndarray) -> np.ndarray:
+    """An array as the parameter keeps it: contiguous, in its dtype.
+
+    Raises:
+        CheckpointError: fractions for whole numbers, or the other way round.
+    """
+    dtype = np.dtype(ms.dtype_to_nptype(parameter.dtype))
+    if array.dtype.kind != dtype.kind:
+        raise CheckpointError(f"{parameter.name}: is stored as {array.dtype}; the model has it as {dtype}; use the checkpoint of this model")
+    return np.ascontiguousarray(array, dtype)
 
 
 def to_arrays(parameters: list[Parameter]) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from mindspore.parallel import set_op_strategy_config
 from mindspore.parallel._cost_model_context import _set_algo_single_loop
 
 import ascend_ops
+from pangu_ms.models.build import weights
 from pangu_ms.models.layers import Operator
 from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies
 from pangu_ms.parallel.plan import OPTIMIZER_SHARD_MIN_BYTES, Plan
@@ -44,7 +45,7 @@ def apply(plan: Plan, model: nn.Cell) -> None:
     for _, cell in model.cells_and_names():
         if hasattr(cell, "axes"):
             cell.axes = specs[cell.weight.name].axes
-    for parameter in model.trainable_params():
+    for parameter in weights(model):
         parameter.parallel_optimizer = len(plan.parameter_stages[parameter.name]) == 1
     if plan.mesh.num_stages > 1:
         _set_stages(plan, model)

@@ -156,8 +156,8 @@ def batch(config: RunConfig, number: int) -> Batch:
 def starting_values(config: RunConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Initial values of the whole model; with noise, so that biases and scales that begin at 0 or 1 are not equal in all slices."""
     for i, (name, value) in enumerate(initial_values(config.model, config.train.seed)):
-        noise = np.random.default_rng([config.train.seed, i]).standard_normal(value.shape)
-        yield name, (value + 0.02 * noise).astype(np.float32)
+        noise = 0.02 * np.random.default_rng([config.train.seed, i]).standard_normal(value.shape)
+        yield name, (value + noise).astype(np.float32) if value.dtype == np.float32 else value
 
 
 def compare(plan: Plan, single: Mapping[str, np.ndarray], ranks: list[Mapping[str, np.ndarray]]) -> list[Difference]:
@@ -172,10 +172,11 @@ def compare(plan: Plan, single: Mapping[str, np.ndarray], ranks: list[Mapping[st
         expected = single["history"][:, column]
         found.append(_difference(name, "history", [(expected, rank["history"][:, column]) for rank in ranks], np.abs(expected).max()))
     for kind in ("gradient", "parameter") if plan.num_micro_batches == 1 else ("parameter",):
-        sizes = {name: float(np.abs(single[f"{kind} {name}"]).max()) for name in plan.layouts}
+        names = plan.config.model.trainable_parameter_shapes() if kind == "gradient" else plan.layouts
+        sizes = {name: float(np.abs(single[f"{kind} {name}"]).max()) for name in names}
         floor = SMALLEST_SIZE * max(sizes.values())
-        for name, layout in plan.layouts.items():
-            whole = single[f"{kind} {name}"]
+        for name in names:
+            layout, whole = plan.layouts[name], single[f"{kind} {name}"]
             pairs = [(whole[layout.slices(i)], rank[f"{kind} {name}"]) for i, rank in enumerate(ranks)]
             found.append(_difference(name, kind, pairs, max(sizes[name], floor)))
     return found

@@ -95,17 +95,17 @@ def run_rank(plan: Plan, rank: int, steps: int, directory: Path) -> None:
 def run_single(config: RunConfig, steps: int, directory: Path) -> None:
     """The ordinary training step of one process."""
     import ascend_ops
-    from pangu_ms.models.build import build_model, fill, to_arrays
+    from pangu_ms.models.build import build_model, fill, to_arrays, weights
     from pangu_ms.parallel.execute_step import with_momentum_sgd
     from pangu_ms.train.step import TrainStep
 
     runtime.start("CPU")
     with ascend_ops.use("composed"):
         model = build_model(config.model)
-        weights = model.trainable_params()
-        fill(weights, dict(execute.starting_values(config)))
+        every = weights(model)
+        fill(every, dict(execute.starting_values(config)))
         step = with_momentum_sgd(TrainStep(model, config).whole).set_train()
-        _run(step, config, steps, functools.partial(_inputs, config), lambda: to_arrays(weights), directory / execute.SINGLE)
+        _run(step, config, steps, functools.partial(_inputs, config), lambda: to_arrays(every), directory / execute.SINGLE)
 
 
 def _run(
@@ -124,7 +124,7 @@ def _run(
         history.append([float(value.asnumpy().ravel()[0]) for value in (total, count, norm, applied)])
         if number == 0 and rest:
             rest = rest[0] if isinstance(rest[0], tuple) else rest  # MindIR flattens the tuple of gradients
-            gradients = {"gradient " + name: value.asnumpy() for name, value in zip(config.model.parameters(), rest, strict=True)}
+            gradients = {"gradient " + name: value.asnumpy() for name, value in zip(config.model.trainable_parameter_shapes(), rest, strict=True)}
     after = {"parameter " + name: value for name, value in parameters().items()}
     np.savez(path, history=np.array(history), **gradients, **after)
 

@@ -6,6 +6,7 @@ from mindspore import dtype as mstype
 
 from pangu_ms.data.loader import Batch
 from pangu_ms.errors import PlanError
+from pangu_ms.models.build import weights
 from pangu_ms.models.loss import mean_loss, to_tensors
 from pangu_ms.parallel.plan import Plan, parameter_of
 from pangu_ms.parallel.step import build_step, step_inputs
@@ -19,7 +20,7 @@ class PlannedStep:
         """Build the step of a model that `apply` has laid out."""
         self.plan, self.rank = plan, rank
         self.held = set(plan.stage_parameters(plan.mesh.coordinate(rank).stage))
-        self.weights = [p for p in model.trainable_params() if p.name in self.held]
+        self.weights = [p for p in weights(model) if p.name in self.held]
         self.cell = build_step(plan, model).set_train()
 
     def compile(self) -> None:

@@ -132,7 +132,8 @@ def _report(plan: Plan, raw: dict[str, Any]) -> RankReport:
     stage = plan.mesh.coordinate(raw["rank"]).stage
     states = {prefix + name: name for name in plan.layouts for prefix in ("", *MOMENTS)}
     slices = {name: tuple(raw["parameters"][name]) for name in raw["layouts"] if name in states}  # layouts leave the optimizer's cut out
-    expected = {prefix + name: plan.layouts[name] for name in plan.stage_parameters(stage) for prefix in ("", *MOMENTS)}
+    trained = plan.config.model.trainable_parameter_shapes()
+    expected = {prefix + name: plan.layouts[name] for name in plan.stage_parameters(stage) for prefix in ("", *MOMENTS) if not prefix or name in trained}
     differences = [f"{name}: is on the rank, but not on stage {stage} of the plan" for name in slices if name not in expected]
     for name, layout in expected.items():
         if name not in slices:

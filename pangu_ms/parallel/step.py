@@ -36,18 +36,18 @@ def build_step(plan: Plan, model: nn.Cell) -> nn.Cell:
     weights = ParameterTuple(model.trainable_params())
     decayed = {name for name, spec in config.model.parameters().items() if spec.decay}
     micro_tokens = config.global_batch_size // parts * config.model.seq_length
-    update = GuardedUpdate(AdamW(weights, config.optimizer, decayed), config.optimizer.clip_norm, micro_tokens, _num_uncounted(plan))
+    update = GuardedUpdate(AdamW(weights, config.optimizer, decayed), config.optimizer.clip_norm, micro_tokens, _num_uncounted(plan, weights))
     if parts == 1:
         return WholeStep(RankGradients(TokenLoss(model), weights, plan.mesh.stage_size), update)
     return MicroBatchStep(TokenLoss(model), update, plan.mesh, parts, config.parallel.optimizer_shard)
 
 
-def _num_uncounted(plan: Plan) -> int:
+def _num_uncounted(plan: Plan, weights: ParameterTuple) -> int:
     """1 where this rank's stage is the last of a tied word table: it has a part of the gradient, the first stage has the sum."""
     stage = plan.mesh.coordinate(ms.get_auto_parallel_context("global_rank")).stage
     again = [name for name, (first, *others) in plan.parameter_stages.items() if stage in others]
     assert again == list(plan.parameter_stages)[: len(again)], "the tied table is the first parameter"
-    return len(again)
+    return len({parameter.name for parameter in weights} & set(again))  # 0 where it is not trained
 
 
 def step_inputs(plan: Plan) -> tuple[Tensor, ...]:

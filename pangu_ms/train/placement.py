@@ -13,7 +13,7 @@ from pangu_ms.checkpoint.save_ranks import FAILED, save_rank
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.records import RecordSet
 from pangu_ms.eval.perplexity import Evaluator, Score, sequential_batches
-from pangu_ms.models.build import build_model, initial_value, to_arrays
+from pangu_ms.models.build import build_model, initial_value, to_arrays, value_of, weights
 from pangu_ms.parallel import apply
 from pangu_ms.parallel.collective import Replicas
 from pangu_ms.parallel.device_ranks import DeviceRanks
@@ -42,7 +42,7 @@ class Whole:
         self.model = build_model(config.model)
         self.train_step = TrainStep(self.model, config, self.ranks)
         self.evaluator = Evaluator(self.model, config.model)
-        self.groups = {"model": self.model.trainable_params(), "optimizer": self.train_step.parameters()}
+        self.groups = {"model": weights(self.model), "optimizer": self.train_step.parameters()}
         self.batch = {"batch_size": config.train.batch_size, "rank": self.ranks.rank, "world": self.ranks.world}
 
     def find(self, find: Find) -> store.Checkpoint | None:
@@ -146,12 +146,13 @@ def place(config: RunConfig) -> Placement:
 
 def whole_shapes(config: RunConfig) -> dict[str, dict[str, tuple[int, ...]]]:
     """Shapes of all tensors of a checkpoint of a run by name, for each group."""
-    model = config.model.parameter_shapes()
-    return {"model": model, "optimizer": {prefix + name: shape for prefix in MOMENTS for name, shape in model.items()}}
+    trained = config.model.trainable_parameter_shapes()
+    moments = {prefix + name: shape for prefix in MOMENTS for name, shape in trained.items()}
+    return {"model": config.model.parameter_shapes(), "optimizer": moments}
 
 
 def initialize(placement: Placement) -> None:
-    """Give every parameter its initial value; moments are zero as built."""
+    """Give every weight its initial value; moments are zero as built."""
     config = placement.config
     specs, shapes = config.model.parameters(), config.model.parameter_shapes()
     fill(placement, placement.groups["model"], shapes, lambda name, part: initial_value(specs[name], name, shapes[name], config.train.seed)[part])
@@ -172,4 +173,4 @@ def fill(placement: Placement, parameters: list[Parameter], shapes: dict[str, tu
     """Set parameters to their parts, one after the other: memory holds one tensor beside them."""
     for parameter in parameters:
         values = read(parameter.name, placement.part(parameter.name, shapes[parameter.name]))
-        parameter.set_data(Tensor(np.ascontiguousarray(values, np.float32)), slice_shape=parameter.sliced)
+        parameter.set_data(Tensor(value_of(parameter, values)), slice_shape=parameter.sliced)

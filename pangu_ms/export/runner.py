@@ -1,0 +1,18 @@
+"""Entry of a package's run.pyz: the package is the directory that it lies in. Nothing is imported here that may be missing."""
+
+import sys
+from pathlib import Path
+
+
+def entry() -> int:
+    """Run the package; a Python package that is not installed is one line."""
+    package = Path(sys.argv[0]).resolve().parent
+    try:
+        from pangu_ms.export.run import main
+        from pangu_run.console import guarded
+
+        return guarded("run.pyz", lambda: main(sys.argv[1:], str(package)))
+    except ModuleNotFoundError as error:
+        needed = package / "requirements.txt"
+        print(f"run.pyz: the Python package {error.name} is not installed; a package runs with those of its list; pip install -r {needed}", file=sys.stderr)
+        return 2

@@ -1,0 +1,74 @@
+"""An Ed25519 signature over a package's manifest, which holds the hash of everything else: who has the private key made the package.
+
+Keys are PEM files, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them. Needs the `cryptography` package.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.errors import ExportError
+
+SIGNATURE = "manifest.sig"
+"""64 bytes, in the package."""
+
+
+def sign(content: bytes, key_file: Path | str) -> bytes:
+    """The signature of some bytes with the private key in `key_file`.
+
+    Raises:
+        ExportError: no such key, or no `cryptography` package.
+    """
+    return read_signing_key(key_file).sign(content)
+
+
+def read_signing_key(key_file: Path | str) -> Any:
+    """The private key of --sign-key; raises ExportError where it is none."""
+    serialization, ed25519 = _library("--sign-key")
+    return _key(key_file, lambda pem: serialization.load_pem_private_key(pem, None), ed25519.Ed25519PrivateKey, "private", "openssl genpkey -algorithm ed25519")
+
+
+def read_verifying_key(key_file: Path | str) -> Any:
+    """The public key of --verify-key; raises ExportError where it is none."""
+    serialization, ed25519 = _library("--verify-key")
+    return _key(key_file, serialization.load_pem_public_key, ed25519.Ed25519PublicKey, "public", "openssl pkey -in PRIVATE -pubout")
+
+
+def require_signed(package: Path, content: bytes, key_file: Path | str) -> None:
+    """Check a package's signature of its manifest's bytes.
+
+    Raises:
+        ExportError: there is none, or it was not made with the private key that belongs to `key_file`.
+    """
+    from cryptography.exceptions import InvalidSignature
+
+    key, path = read_verifying_key(key_file), package / SIGNATURE
+    if not path.is_file():
+        raise ExportError(f"{package}: is not signed; --verify-key asks for {SIGNATURE} in it; export again with --sign-key")
+    try:
+        with open(path, "rb") as file:
+            key.verify(file.read(1024), content)
+    except InvalidSignature:
+        raise ExportError(f"{path}: is no signature of {package.name}/manifest.json by the key of {key_file}; the package is refused") from None
+
+
+def _library(option: str) -> tuple[Any, Any]:
+    try:
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError:
+        raise ExportError(f"{option}: signatures need the package cryptography; install it: pip install cryptography") from None
+    return serialization, ed25519
+
+
+def _key(path: Path | str, load: Any, kind: type, word: str, command: str) -> Any:
+    try:
+        pem = Path(path).read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path}: the key cannot be read ({error.strerror})") from None
+    try:
+        key = load(pem)
+    except Exception:  # the library's errors have no common class, and say nothing that a user could use
+        key = None
+    if not isinstance(key, kind):
+        raise ExportError(f"{path}: is no Ed25519 {word} key in PEM form; make one: {command}")
+    return key

@@ -1,0 +1,73 @@
+"""A model with weights that training leaves as they are, for the time of a `with frozen():`, in any process.
+
+Its family is alpha with one frozen matrix and an int32 table [vocab_size], a permutation that the ids go through before they are embedded.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from unittest import mock
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from pangu_ms.config.alpha import AlphaConfig
+from pangu_ms.config.base import ParameterSpec
+from pangu_ms.config.registry import FAMILIES
+from pangu_ms.models.alpha import PanguAlpha
+
+MATRIX, TABLE = "blocks.0.ffn.up.weight", "token_map.rows"
+
+
+class TokenMap(nn.Cell):
+    """ids -> rows[ids], int32."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.rows, self.gather = Parameter(Tensor(np.zeros(vocab_size, np.int32)), name="rows", requires_grad=False), ops.Gather()
+
+    def construct(self, ids):
+        return self.gather(self.rows, ids, 0)
+
+
+class MappedAlpha(PanguAlpha):
+    """PanguAlpha over mapped ids."""
+
+    def __init__(self, config, cache=None):
+        super().__init__(config, cache)
+        self.token_map = TokenMap(config.vocab_size)
+
+    def embed(self, ids_BS, positions_BS, key):
+        return super().embed(self.token_map(ids_BS), positions_BS, key)
+
+
+def permutation(vocab_size: int) -> np.ndarray:
+    """What the table begins with: int32."""
+    return np.random.default_rng(5).permutation(vocab_size).astype(np.int32)
+
+
+@contextlib.contextmanager
+def frozen(table: bool = True) -> Iterator[None]:
+    """Alpha with a frozen matrix, and with `table` the int32 one."""
+    layer, outer, layers = AlphaConfig.layer_parameters, AlphaConfig.outer_parameters, AlphaConfig.outer_parameter_layers
+
+    def layer_parameters(self, number):
+        specs = layer(self, number)
+        return specs | ({"ffn.up.weight": dataclasses.replace(specs["ffn.up.weight"], trainable=False)} if number == 0 else {})
+
+    def outer_parameters(self):
+        before, behind = outer(self)
+        return before, behind | {TABLE: ParameterSpec(("vocab",), mean=tuple(permutation(self.vocab_size).tolist()), trainable=False, dtype="int32")}
+
+    def outer_parameter_layers(self):
+        with mock.patch.object(AlphaConfig, "outer_parameters", outer):
+            return layers(self) | {TABLE: (0,)}
+
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(AlphaConfig, "layer_parameters", layer_parameters))
+        if table:
+            patches.enter_context(mock.patch.object(AlphaConfig, "outer_parameters", outer_parameters))
+            patches.enter_context(mock.patch.object(AlphaConfig, "outer_parameter_layers", outer_parameter_layers))
+            family = dataclasses.replace(FAMILIES["alpha"], model="tests.frozen:MappedAlpha")
+            patches.enter_context(mock.patch.dict(FAMILIES, {"alpha": family}))
+        yield
