@@ -14,6 +14,8 @@ setup(
     description="Train, evaluate, serve and export the PanGu language models on MindSpore",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10,<3.13",
     # The presets in configs/ install as data of the package: a top-level `configs` package would collide with MindFormers' own.
     packages=[
