@@ -83,9 +83,9 @@ def test_the_package_runs_without_this_code_base(package, tmp_path, capsys):
         "import sys, runpy; sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0])\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        "ours = {n: m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] in ('pangu_ms', 'run')}\n"
+        "ours = {n: m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] in ('pangu_ms', 'pangu_run')}\n"
         "assert all('run.pyz' in f for f in ours.values()), ours\n"
-        "assert len(ours) > 10 and 'run.files' in ours, sorted(ours)\n"
+        "assert len(ours) > 10 and 'pangu_run.files' in ours, sorted(ours)\n"
         "assert not [n for n in ours if '.models' in n or '.config' in n or '.checkpoint' in n], sorted(ours)\n"
     )
     command = [sys.executable, "-c", probe, str(moved / "run.pyz"), "--prompt", PROMPTS[0], *GREEDY]
