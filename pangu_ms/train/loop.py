@@ -108,8 +108,8 @@ class Run:
         self.step, self.guard, self.restored_from = state["step"], Guard(**state["guard"]), state["step"]
 
     def _load(self, checkpoint: store.Checkpoint, *groups: str) -> None:
-        if checkpoint.tokenizer_path():
-            self.train_set.check(self.config.model, Tokenizer.load(checkpoint.tokenizer_path()))
+        if tokenizer := checkpoint.tokenizer_path():
+            self.train_set.check(self.config.model, Tokenizer.load(tokenizer))
         for group in groups:
             load(self.placement, checkpoint, group)
 
@@ -128,9 +128,9 @@ class Run:
 
     def batches(self) -> Iterator[Batch]:
         """This rank's batches from the present step on, for ever."""
-        data = self.config.data
-        options = {"seed": data.seed, "shuffle": data.shuffle, "eod_reset": data.eod_reset, "order": self.order.rows}
-        return Loader(self.train_set, **self.placement.batch, **options).batches(self.step)
+        data, part = self.config.data, self.placement.batch
+        options: dict[str, Any] = {"seed": data.seed, "shuffle": data.shuffle, "eod_reset": data.eod_reset, "order": self.order.rows}
+        return Loader(self.train_set, part["batch_size"], rank=part["rank"], world=part["world"], **options).batches(self.step)
 
 
 def train(
@@ -177,7 +177,9 @@ class Session:
         self.run, self.metrics, self.stop_at = run, metrics, stop_at
         self.seconds: list[float] = []
         self.losses: deque[float] = deque(maxlen=20)
-        self.cache_hit, self.held_out, self.stopped_by = False, None, None
+        self.cache_hit = False
+        self.held_out: Score | None = None
+        self.stopped_by: str | None = None
 
     def go(self, stop: StopSignal, bar: Any) -> None:
         """Step until the run is complete or something stops it; commit a checkpoint."""
