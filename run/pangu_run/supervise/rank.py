@@ -11,6 +11,7 @@ import runpy
 import signal
 import sys
 
+from pangu_run import stop_signals
 from pangu_run.heartbeat import START, beat
 
 LAUNCHER, CORES, STACKS = "PANGU_LAUNCHER", "PANGU_CORES", "PANGU_STACKS"
@@ -28,7 +29,8 @@ def main() -> None:
     faulthandler.enable()  # a crash in native code leaves a stack in the log, too
     faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True, chain=False)
     beat(START)
-    _become(sys.argv[1:])
+    with stop_signals.command(stops=False):
+        _become(sys.argv[1:])
 
 
 def _die_with(launcher: int) -> None:
