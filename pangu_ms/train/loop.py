@@ -23,6 +23,7 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import TrainingDiverged
 from pangu_ms.eval.perplexity import Score
 from pangu_ms.progress import progress_bar
+from pangu_ms.train import global_batch
 from pangu_ms.train.guard import Guard
 from pangu_ms.train.metrics import MetricsWriter, require_tensorboard
 from pangu_ms.train.placement import initialize, load, place
@@ -106,6 +107,10 @@ class Run:
         self.order.require_unchanged(state, f"{checkpoint.path}: data.order={self.config.data.order}")
         self._load(checkpoint, "model", "optimizer")
         self.step, self.guard, self.restored_from = state["step"], Guard(**state["guard"]), state["step"]
+        was = state.get("graph_batch_size") or global_batch.graph_batch_size(checkpoint.config())  # 0.1.0 has not written it
+        self.guard.scale = global_batch.carried_scale(self.guard.scale, self.config, was)
+        if self.ranks.leads and global_batch.draws_other_masks(self.config, was):
+            log.warning("model.dropout=%g: micro-batches have another size from step %d on, and dropout draws other masks", self.config.model.dropout, self.step)
 
     def _load(self, checkpoint: store.Checkpoint, *groups: str) -> None:
         if tokenizer := checkpoint.tokenizer_path():
@@ -117,6 +122,7 @@ class Run:
         """Commit a checkpoint of the present step; every rank calls it."""
         beat(SAVE, self.step)
         state = {"step": self.step, "guard": self.guard.state(), "order": self.order.sha256}
+        state["graph_batch_size"] = global_batch.graph_batch_size(self.config)
         self.placement.save(self.checkpoints, self.step, state, self.tokenizer)
         if self.ranks.leads:
             beat(SAVE, self.step, saved=self.step)
