@@ -33,8 +33,6 @@ def prepare(
 ) -> dict:
     """Encode a corpus, split it in train and held_out, cut it in rows of seq_length + 1 ids and write them with `manifest.json`.
 
-    Workers are spawned processes: a script that calls this needs `if __name__ == "__main__":`.
-
     Args:
         corpus_files: files or patterns, see `Corpus`.
         tokenizer_path: tokenizer directory or released vocab.model; copied to OUTPUT/tokenizer.

@@ -30,8 +30,6 @@ _SAMPLE_TOKENS = 300_000
 def count_corpus(corpus: Corpus, tokenizer_path: str | Path, num_workers: int, progress: bool = True) -> np.ndarray:
     """Occurrences of each piece in the documents of a corpus: int64 [V].
 
-    Workers are spawned processes: a script that calls this needs `if __name__ == "__main__":`.
-
     Raises:
         DataError: an unreadable corpus or tokenizer.
         UserError: a worker died.

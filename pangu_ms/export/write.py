@@ -4,7 +4,6 @@ import contextlib
 import errno
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import zipapp
@@ -36,6 +35,7 @@ from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import load_decoder, load_tokenizer
 from pangu_run import files
+from pangu_run.isolated import python_command, python_environment
 
 VERIFIED_STEPS = 32
 # On a CPU the checkpoint runs our kernels and the package MindSpore's operators: two implementations, which round apart.
@@ -173,8 +173,8 @@ def replay_in_fresh_process(directory: Path, prompts: list[list[int]], tokens: n
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch) / "tokens.npz", Path(scratch) / "logits.npy"
         np.savez(request, tokens=tokens, **{f"prompt_{i}": np.array(p, np.int32) for i, p in enumerate(prompts)})
-        command = [sys.executable, "-m", "pangu_ms.export.replay", str(directory), str(request), str(answer), str(key_file or "")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = python_command("pangu_ms.export.replay", str(directory), str(request), str(answer), str(key_file or ""))
+        done = subprocess.run(command, env=python_environment(), capture_output=True, text=True, check=False)
         if done.returncode:
             raise ExportError(f"{directory}: the exported graph does not run: {done.stderr.strip().splitlines()[-1:]}")
         return np.load(answer)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from pangu_run.arguments import LEAST_S, MOST_S, PORTS, host_names, require_between
 from pangu_run.errors import LaunchError
+from pangu_run.isolated import python_command, python_environment
 from pangu_run.job_directory import NAME, JobDirectory
 from pangu_run.launch.job import Job, Limits, Place
 from pangu_run.launch.start import LOCAL_SERVER, run_job
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     """Entry of the verb."""
     args = parse(argv)
     if {"-h", "--help"} & set(args.words):
-        return subprocess.call([sys.executable, "-m", "pangu_ms", args.verb, "--help"])
+        return subprocess.call(python_command("pangu_ms", args.verb, "--help"), env=python_environment())
     return launch(args)
 
 

@@ -1,7 +1,9 @@
 """The first lines of a rank, before its program: it dies with its launcher, keeps to its cores, shows its stacks when asked, beats.
 
-    python -m pangu_run.supervise.rank -m MODULE ARGUMENTS    as `python -m MODULE ARGUMENTS`
-    python -m pangu_run.supervise.rank -c PROGRAM             as `python -c PROGRAM`
+    python -m pangu_run.supervise.rank -m MODULE ARGUMENTS    as `python -P -m MODULE ARGUMENTS`
+    python -m pangu_run.supervise.rank -c PROGRAM             as `python -P -c PROGRAM`
+
+-P: nothing is imported from the working directory (see isolated.py).
 """
 
 import ctypes
