@@ -153,6 +153,7 @@ def _settings(tokenizer: Tokenizer, seq_length: int, held_out: float) -> dict:
         "pad_id": tokenizer.pad_id,
         "eod_id": tokenizer.eod_id,
         "tokenizer": tokenizer.fingerprint,
+        "segmenter_version": tokenizer.segmenter_version,
         "versions": {
             "pangu_ms": __version__,
             "mindspore": mindspore.__version__,
