@@ -120,7 +120,7 @@ class Corpus:
         if records and not any(json_texts.has_field(record, self._text_field) for record in records):
             raise DataError(
                 f"{path}: its JSON objects have no field {self._text_field or 'text'}; there are {json_texts.shown_names(records[0])}; "
-                "name one with --text-field (of data prepare, tokenizer train, quickstart), or take the file as it is with --plain-text"
+                "name one with --text-field (`pangu data prepare` and `tokenizer train` have it), or take the file as it is with --plain-text"
             )
         return form
 

@@ -331,7 +331,8 @@ def _without_rare_characters(sample: list[str], vocab_size: int) -> list[str]:
 
 def _train(sample: list[str], vocab_size: int, segmenter: str) -> bytes:
     model = io.BytesIO()
-    lossless = {"remove_extra_whitespaces": False, "add_dummy_prefix": False, "allow_whitespace_only_pieces": True}
+    # A space has a piece of its own even where the sample has none: its three bytes alone would not be read back as a space.
+    lossless = {"required_chars": "\u2581", "remove_extra_whitespaces": False, "add_dummy_prefix": False, "allow_whitespace_only_pieces": True}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sample),

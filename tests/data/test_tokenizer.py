@@ -207,6 +207,11 @@ def test_training_is_repeatable(segmenter):
     assert train_tokenizer(iter(texts), 500, segmenter).model == train_tokenizer(iter(texts), 500, segmenter).model
 
 
+def test_lossless_without_a_space_in_the_sample():
+    tokenizer = train_tokenizer([text.replace(" ", "") for text in CHINESE] * 20, 400, "none")
+    assert tokenizer.decode(tokenizer.encode("a b  " + CHINESE[1])) == "a b  " + CHINESE[1]
+
+
 def test_many_characters_fit_a_small_vocabulary():
     text = "".join(map(chr, range(0x4E00, 0x5E00))) + "\0" + CODE[:5000]
     assert train_tokenizer([text], 300, "none").vocab_size == 300
