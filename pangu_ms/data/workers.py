@@ -34,6 +34,7 @@ class Workers:
             start: what each calls first, with `arguments`; picklable.
         """
         self._first, self._processes = (start, arguments), []
+        self._closing, self._lock = False, threading.Lock()
         self._idle: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(number)  # one waits for each process
 
@@ -42,6 +43,8 @@ class Workers:
 
     def __exit__(self, *exception: object) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            self._closing = True  # a thread that is about to start a process must not: nobody would kill it
         for process in self._processes:
             process.kill()  # what it writes is whole or not there
         self._threads.shutdown()
@@ -70,8 +73,11 @@ class Workers:
 
     def _start(self) -> subprocess.Popen:
         command = python_command(__name__)
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environment())
-        self._processes.append(process)
+        with self._lock:
+            if self._closing:
+                raise WorkerDied("the pool is closed")
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environment())
+            self._processes.append(process)
         function, arguments = self._first
         if function:
             _ask(process, function, arguments)
