@@ -14,6 +14,8 @@ setup(
     description="Train, evaluate, serve and export the PanGu language models on MindSpore",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10,<3.13",
     # The presets in configs/ install as data of the package: a top-level `configs` package would collide with MindFormers' own.
     packages=[
@@ -41,7 +43,7 @@ setup(
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
-        "test": ["pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10"],
+        "test": ["pytest", "pytest-xdist", "pytest-timeout", "mypy", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10"],
     },
     entry_points={"console_scripts": ["pangu=pangu_ms.cli:entry"]},
 )

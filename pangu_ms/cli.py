@@ -4,7 +4,7 @@ import sys
 
 from pangu_ms import __version__
 from pangu_run import cli as run_cli
-from pangu_run import console
+from pangu_run import console, stop_signals
 from pangu_run.console import guarded
 
 VERBS = {
@@ -50,7 +50,9 @@ def run_verb(argv: list[str]) -> int:
 def entry() -> None:
     """Console script."""
     sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows escapes
-    sys.exit(main())
+    with stop_signals.command(stops=sys.argv[1:2] in (["train"], ["launch"])):
+        code = main()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

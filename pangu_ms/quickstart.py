@@ -18,6 +18,7 @@ from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ExportError
 from pangu_run import files
+from pangu_run.isolated import python_environment
 
 CODE_PROMPTS = ["def __init__(self", "import os\n"]
 PROMPT_CHARACTERS = 12  # of a user's own documents
@@ -159,7 +160,7 @@ def export_stage(checkpoint: Path, package: Path, args: argparse.Namespace, repo
 def run_stage(package: Path, prompt: str, args: argparse.Namespace) -> None:
     """Let the package write text by itself: its own runner, in a fresh process."""
     command = [sys.executable, str(package / "run.pyz"), f"--prompt={prompt}", "--max-new-tokens", "24", "--temperature", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=python_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ExportError(f"{package}: its runner failed: {done.stderr.strip().splitlines()[-1:]}")
     if not args.json:

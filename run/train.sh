@@ -18,7 +18,9 @@ TEXT
 }
 
 root=$(cd -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." && pwd -P) || exit
-export PYTHONPATH="$root:$root/run${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$root:$root/run${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1
+PYTHONPATH=$(printf %s "$PYTHONPATH" | tr -s :)  # an empty part would be the working directory, of which nothing is imported
+PYTHONPATH=${PYTHONPATH%:}
 case "${1:-}" in
     "") usage; exit 2;;
     -h|--help) usage; exit 0;;
@@ -27,4 +29,4 @@ verb=()
 case "$1" in  # no launch options
     --config|--config=*|--output|--output=*|--data|--data=*|[!-]*=*) verb=(train);;
 esac
-exec "${PYTHON:-python3}" -m pangu_run launch ${verb[@]+"${verb[@]}"} "$@"  # bash 4.3 and older have no empty array under set -u
+exec "${PYTHON:-python3}" "$root/run/pangu_run/isolated.py" pangu_run launch ${verb[@]+"${verb[@]}"} "$@"  # bash 4.3 and older have no empty array under set -u

@@ -45,11 +45,28 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         digest = manifest.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(f"{path}: {MANIFEST} is damaged; use another checkpoint") from None
     if manifest.get("format_version", 0) != FORMAT_VERSION:
         raise CheckpointError(f"{path}: format version {manifest.get('format_version')}; this program reads {FORMAT_VERSION}; use the pangu_ms that wrote it")
     match = STEP.fullmatch(path.name)
-    if digest != files.sha256_json(manifest) or (match and int(match[1]) != manifest["step"]):
+    if not _is_whole(manifest) or digest != files.sha256_json(manifest) or (match and int(match[1]) != manifest["step"]):
         raise CheckpointError(f"{path}: {MANIFEST} was changed after it was written; use another checkpoint")
     return manifest
+
+
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    """Whether it has a step, files of the directory with sizes and digests, and groups of tensors: a digest does not say who computed it."""
+    entries, groups = manifest.get("files"), manifest.get("tensors")
+    return (
+        type(manifest.get("step")) is int
+        and isinstance(entries, dict)
+        and all(_is_entry(name, entry) for name, entry in entries.items())
+        and isinstance(groups, dict)
+        and all(type(count) is int for count in groups.values())
+    )
+
+
+def _is_entry(name: str, entry: Any) -> bool:
+    inside = name != MANIFEST and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return inside and isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)

@@ -11,11 +11,12 @@ from pangu_ms.checkpoint.mindspore_shards import open_shards
 from pangu_ms.checkpoint.reshard import Source, check, require_unused, reshard
 from pangu_ms.config import RunConfig, load_config
 from pangu_ms.config.cli import add_config_arguments
-from pangu_ms.config.load import config_to_dict
+from pangu_ms.config.load import config_to_dict, dump_config
 from pangu_ms.config.parallel import ParallelConfig
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import CheckpointError, ConfigError
 from pangu_ms.parallel.mesh import Mesh
+from pangu_ms.train import global_batch
 from pangu_ms.train.guard import Guard
 from pangu_run import files
 
@@ -27,8 +28,10 @@ From MindSpore's own:  pangu ckpt reshard --from-mindspore DIR --strategy FILE .
 
 CHECKPOINT is a step directory, a directory of these, or a run's, whole or sharded. Its plan is the section `parallel` of its config.yaml, which the new
 checkpoint has with the changes that you name. Bits are kept; model, optimizer, state and tokenizer come along. Memory: about one parameter.
+DIR is then a run: `pangu train --config DIR/config.yaml --data RECORDS --output DIR --resume` goes on with it. (To go on with CHECKPOINT's own run
+on another number of cards no reshard is needed: `pangu train --resume` reads from any plan what each rank needs.)
 A sharded checkpoint stores every slice once, in the file of the first rank that holds it; eval, generate, export and convert read it as it is.
-train.batch_size is that of one replica: with another data_parallel give it too, or the global batch changes."""
+The global batch stays: train.batch_size, that of one replica, and the micro-batches follow data_parallel unless you give train.batch_size."""
 
 _BATCH = ("train.batch_size", "train.accumulation_steps")
 
@@ -36,9 +39,10 @@ _BATCH = ("train.batch_size", "train.accumulation_steps")
 def main(argv: list[str]) -> int:
     """Entry of the action."""
     args = _arguments(argv)
-    require_unused(args.output)
+    _require_new_run(args.output)
     source, old, new, left_out = _from_mindspore(args) if args.from_mindspore else _from_ours(args)
-    path = reshard(source, args.output, new, args.whole, progress=True)
+    path = reshard(source, _root(args), new, args.whole, progress=True)
+    files.write_text(args.output / "config.yaml", dump_config(new))
     result = _result(path, source, old, new, args.whole) | {"left_out": left_out}
     print(json.dumps(result) if args.json else _text(result))
     return 0
@@ -47,7 +51,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="pangu ckpt reshard", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="what to reshard; left out with --from-mindspore")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="for the new step directory: a directory that is empty or not there yet")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="run directory to make, with the new step below checkpoints/: empty or not there yet")
     whole_help = "write one whole checkpoint; its plan is that of one device (with CHECKPOINT: or that of --config), with your overrides"
     parser.add_argument("--whole", action="store_true", help=whole_help)
     step_help = "CHECKPOINT's step (default: its newest valid one); --from-mindspore: optimizer steps that were done (default: 0)"
@@ -85,11 +89,35 @@ def _from_ours(args: argparse.Namespace) -> tuple[Source, RunConfig, RunConfig, 
 
     def planned(checkpoint: store.Checkpoint) -> tuple[Source, RunConfig, RunConfig]:
         old = checkpoint.config()
-        return Source.of(checkpoint), old, _with_plan(checkpoint.path / "config.yaml", old, section, args.overrides)
+        new = _with_plan(checkpoint.path / "config.yaml", old, section, args.overrides)
+        if not any(word.startswith("train.batch_size=") for word in args.overrides):
+            new = _with_plan(checkpoint.path / "config.yaml", old, section, [*args.overrides, *_keeping_batch(old, new)])
+        return Source.of(checkpoint), old, new
 
     source, _, new = planned(store.open_checkpoint(path, digests=False))
-    check(source, args.output, new)  # before digests, which may take minutes
+    check(source, _root(args), new)  # before digests, which may take minutes
     return *planned(store.open_checkpoint(path, progress=True)), []
+
+
+def _keeping_batch(old: RunConfig, new: RunConfig) -> list[str]:
+    if new.global_batch_size == old.global_batch_size:
+        return []
+    keeping = global_batch.overrides_for(new, old.global_batch_size)
+    if keeping is None:
+        cannot = global_batch.why_not(new, old.global_batch_size)
+        rule = "must stay, or a run that goes on reads other samples"
+        raise ConfigError(f"the global batch of {old.global_batch_size} sequences: {cannot}; {rule}; use other degrees, or give train.batch_size to change it")
+    return keeping
+
+
+def _require_new_run(output: Path) -> None:
+    """Raise OutputError unless `output` is empty or not there, but for what a killed reshard leaves."""
+    inside = sorted(output.iterdir()) if output.is_dir() else []
+    require_unused(output / "checkpoints" if [path.name for path in inside] == ["checkpoints"] else output)
+
+
+def _root(args: argparse.Namespace) -> Path:
+    return args.output / "checkpoints"
 
 
 def _from_mindspore(args: argparse.Namespace) -> tuple[Source, RunConfig | None, RunConfig, list[str]]:
@@ -144,7 +172,7 @@ def _text(result: dict[str, Any]) -> str:
     lines = [f"wrote {result['output']}, {how}: {tensors} tensors, {result['bytes'] / 2**30:,.2f} GiB in {result['files']:,} files"]
     before, after = result["global_batch_size"].values()
     if before not in (None, after):
-        lines.append(f"note: the global batch is now {after} sequences, it was {before}; override train.batch_size, that of one replica, to keep it")
+        lines.append(f"note: the global batch is now {after} sequences, it was {before}; leave train.batch_size, that of one replica, out to keep it")
     if result["left_out"]:
         lines.append(f"left out, as not of the model or its optimizer: {', '.join(result['left_out'])}")
     return "\n".join(lines)

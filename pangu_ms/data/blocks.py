@@ -7,20 +7,16 @@ import fcntl
 import hashlib
 import io
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 
 from pangu_ms.data.corpus import Corpus, Document
 from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.data.workers import WorkerDied, Workers
 from pangu_ms.errors import DataError, OutputError, UserError
 from pangu_run import files
 
@@ -125,29 +121,24 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
         OutputError: the disk is full.
     """
     blocks, pending = [], collections.deque()
-    # Spawned, not forked: the parent imports mindspore (threads) while the workers run.
-    pool = ProcessPoolExecutor(num_workers, multiprocessing.get_context("spawn"), _start_worker, (str(tokenizer_path),))
     report = progress or (lambda size, tokens: None)
     try:
-        for number, (documents, size) in enumerate(_cut(corpus)):
-            path = work / f"block-{number:06d}.npz"
-            blocks.append(path)
-            if path.exists():
-                report(size, int(load_block(path).tokens.sum()))
-                continue
-            while len(pending) > 2 * num_workers:  # bounds the text in memory
+        with Workers(num_workers, _start_worker, str(tokenizer_path)) as workers:
+            for number, (documents, size) in enumerate(_cut(corpus)):
+                path = work / f"block-{number:06d}.npz"
+                blocks.append(path)
+                if path.exists():
+                    report(size, int(load_block(path).tokens.sum()))
+                    continue
+                while len(pending) > 2 * num_workers:  # bounds the text in memory
+                    _finish(pending.popleft(), report)
+                pending.append((workers.submit(_encode_block, documents, path), size))
+            while pending:
                 _finish(pending.popleft(), report)
-            pending.append((pool.submit(_encode_block, documents, path), size))
-        while pending:
-            _finish(pending.popleft(), report)
-    except BrokenProcessPool as error:
-        for worker in multiprocessing.active_children():  # the pool waits for the others, and asks them to end only politely
-            worker.kill()
+    except WorkerDied as error:
         raise UserError(
             f"{work}: a worker process died, perhaps for lack of memory; finished blocks are kept; repeat with a smaller --num-workers"
         ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
     return blocks
 
 
@@ -175,14 +166,7 @@ _tokenizer: Tokenizer | None = None  # of a worker process; loading it costs hal
 
 def _start_worker(tokenizer_path: str) -> None:
     global _tokenizer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     _tokenizer = Tokenizer.load(tokenizer_path)
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()  # returns when the parent is gone, by kill -9 too
-    os._exit(1)
 
 
 def _encode_block(documents: list[Document], path: Path) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pangu_ms import runtime
 from pangu_ms.config.cli import OVERRIDES_HELP
+from pangu_ms.data.corpus import add_corpus_options, corpus_options
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet, load_manifest
@@ -37,7 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     summary = "encode a corpus and write it as MindRecord rows; can be interrupted and repeated"
     make = verbs.add_parser("prepare", help=summary, description=summary, formatter_class=shape)
     needed = {"required": True, "default": argparse.SUPPRESS}  # no "(default: None)" in the help
-    make.add_argument("--corpus", nargs="+", **needed, metavar="FILE", help="text (one document each) or .jsonl files, .gz or .zst too")
+    make.add_argument("--corpus", nargs="+", **needed, metavar="FILE", help="text (one document each), JSON lines or arrays; .gz or .zst too")
+    add_corpus_options(make)
     make.add_argument("--tokenizer", **needed, metavar="PATH", help="tokenizer directory or released vocab.model")
     make.add_argument("--output", **needed, metavar="DIR", help="new directory")
     make.add_argument("--seq-length", type=int, default=1024, help="the model's seq_length; rows have one id more")
@@ -75,7 +77,15 @@ def _prepare(args: argparse.Namespace) -> int:
     workers = getattr(args, "num_workers", None)
     try:
         manifest = prepare(
-            args.corpus, args.tokenizer, args.output, args.seq_length, args.held_out, workers, args.split_paragraphs, progress=not args.json
+            args.corpus,
+            args.tokenizer,
+            args.output,
+            args.seq_length,
+            args.held_out,
+            workers,
+            args.split_paragraphs,
+            progress=not args.json,
+            **corpus_options(args),
         )
     except KeyboardInterrupt:
         print(f"pangu data: interrupted; finished blocks are in {args.output}.partial; repeat the same command to go on", file=sys.stderr)
@@ -93,6 +103,8 @@ def _table(manifest: dict) -> list[str]:
         lines.append(f"  {name:<20}{split['documents']:>12,}{split['tokens']:>16,}{split['bytes']:>16,}{split['rows']:>10,}{split['pad_tokens']:>8,}")
         for domain, counts in split["domains"].items():
             lines.append(f"    {domain:<18}{counts['documents']:>12,}{counts['tokens']:>16,}{counts['bytes']:>16,}")
+    if manifest.get("taken"):
+        lines.append("  files taken as " + ", ".join(f"{form}: {count}" for form, count in manifest["taken"].items()))
     if manifest["empty"] or manifest["quarantined"]:
         lines.append(f"  not taken: {manifest['empty']} empty texts, {manifest['quarantined']} bad lines (quarantine.jsonl)")
     return lines

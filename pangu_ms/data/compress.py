@@ -42,10 +42,10 @@ class VocabMap:
         if not (len(ids) and ids[0] >= 0 and ids[-1] < self.source_vocab_size and (np.diff(ids) > 0).all()):
             raise DataError(f"{self.where}: old_ids must be strictly increasing, from 0 to {self.source_vocab_size - 1}; restore the file or compress again")
 
-    def require(self, source_fingerprint: str, source_vocab_size: int) -> None:
-        """Raise DataError unless this is the full tokenizer that the map was made from."""
-        found, given = f"{self.source_fingerprint[:12]} ({self.source_vocab_size})", f"{source_fingerprint[:12]} ({source_vocab_size})"
-        if (self.source_fingerprint, self.source_vocab_size) != (source_fingerprint, source_vocab_size):
+    def require(self, source: Tokenizer, source_vocab_size: int) -> None:
+        """Raise DataError unless this is the full tokenizer that the map was made from, and the vocabulary of its model."""
+        found, given = f"{self.source_fingerprint[:12]} ({self.source_vocab_size})", f"{source.fingerprint[:12]} ({source_vocab_size})"
+        if self.source_vocab_size != source_vocab_size or not source.made(self.source_fingerprint, self.where):
             raise DataError(
                 f"{self.where}: made from tokenizer {found}, given {given} (fingerprint, pieces): must be the same; "
                 "compress the tokenizer of the model whose rows are taken"
@@ -81,7 +81,7 @@ def load_vocab_map(directory: str | Path) -> VocabMap:
             raise
         raise DataError(f"{path}: not a vocabulary map ({error!r}); restore it or compress again") from error
     tokenizer = Tokenizer.load(directory)
-    if (found.fingerprint, len(found.old_ids)) != (tokenizer.fingerprint, tokenizer.vocab_size):
+    if len(found.old_ids) != tokenizer.vocab_size or not tokenizer.made(found.fingerprint, str(path)):
         raise DataError(f"{path}: of tokenizer {found.fingerprint[:12]}, beside it is {tokenizer.fingerprint[:12]}; must be the same; compress again")
     return found
 

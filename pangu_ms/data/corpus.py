@@ -1,23 +1,31 @@
-"""Documents out of text and JSON-lines files. Nothing is dropped in silence: bad lines go to a quarantine, empty texts are counted.
+"""Documents out of text and JSON files. Nothing is dropped in silence: bad lines go to a quarantine, empty texts are counted.
 
-A `.jsonl` line is an object with `text` and optionally `domain`; any other file is UTF-8 text and one document. Both may be compressed,
-`.gz` or `.zst`.
+What a file holds is told by its content: JSON lines or a JSON array of objects, each a document with its text in one field and optionally
+a `domain`; any other file is UTF-8 text and one document. All may be compressed, `.gz` or `.zst`.
 """
 
+import argparse
+import collections
+import contextlib
 import dataclasses
+import functools
 import glob
-import gzip
-import io
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from pangu_ms.data import json_texts, streams
+from pangu_ms.data.json_texts import ARRAY, LINES, TEXT
 from pangu_ms.errors import DataError
 
+_log = logging.getLogger(__name__)
+
 UNKNOWN_DOMAIN = "unknown"
-_BOM = b"\xef\xbb\xbf"
+_SHOWN = 1000
+"""Bytes of a bad line that the quarantine keeps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Document:
 
 @dataclasses.dataclass
 class Quarantine:
-    """What was not taken: bad lines, written as JSON lines with where, reason and the line itself, and the number of empty texts."""
+    """What was not taken: bad lines, written as JSON lines with where, reason and the beginning of the line, and the number of empty texts."""
 
     path: Path | None = None
     """File to write; None only counts."""
@@ -47,7 +55,8 @@ class Quarantine:
         self.count += 1
         self.first = self.first or f"{where}: {reason}"
         if self._file:
-            record = {"where": where, "reason": reason, "line": line.decode("utf-8", "backslashreplace").rstrip("\n")}
+            shown = line[:_SHOWN].decode("utf-8", "backslashreplace").rstrip("\n") + ("..." if len(line) > _SHOWN else "")
+            record = {"where": where, "reason": reason, "line": shown}
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def close(self) -> None:
@@ -61,65 +70,119 @@ class Corpus:
 
     Attributes:
         files: the files, patterns expanded.
+        forms: of each file: JSON lines, a JSON array or plain text.
         size: their bytes on disk.
         position: bytes on disk read so far by the latest iteration.
     """
 
-    def __init__(self, names: list[str], split_paragraphs: bool = False, quarantine: Quarantine | None = None) -> None:
-        """Name the files; each must be a readable file now, so that a wrong name costs no time.
+    def __init__(
+        self,
+        names: list[str],
+        split_paragraphs: bool = False,
+        quarantine: Quarantine | None = None,
+        text_field: str | None = None,
+        plain_text: bool = False,
+    ) -> None:
+        """Name the files; each must be a readable file with the field now, so that a wrong name costs no time.
 
         Args:
             names: files or patterns; the shell usually expands them before.
             split_paragraphs: every paragraph (blank line between) is a document of its own, as the official builder does (spec A6).
             quarantine: where bad lines go; by default they are only counted.
+            text_field: where a JSON object has its text, `a.b` for b inside a: a string, or a conversation (a list of messages with role and
+                content), which becomes a line `role: content` for each message. By default `text`, or else `messages`.
+            plain_text: take every file as plain text, JSON too.
 
         Raises:
-            DataError: no file, or one that is missing, a directory or unreadable.
+            DataError: no file, or one that is missing, a directory or unreadable, or has JSON objects without the field.
         """
         self.files = [path for name in names for path in _expand(str(name))]
         if not self.files:
             raise DataError("corpus: no file was named; name .txt or .jsonl files (.gz and .zst too)")
         for path in self.files:
-            _require_readable(path)
+            streams.require_readable(path)
+        self._split_paragraphs, self._text_field = split_paragraphs, text_field
+        self.forms = [TEXT if plain_text else self._form(path) for path in self.files]
+        if not plain_text:
+            _tell_surprises(zip(self.files, self.forms))
         self.size = sum(path.stat().st_size for path in self.files)
         self.position = 0
         self.quarantine = quarantine or Quarantine()
-        self._split_paragraphs = split_paragraphs
+
+    def taken(self) -> dict[str, int]:
+        """Number of files by form."""
+        return dict(collections.Counter(self.forms))
+
+    def _form(self, path: Path) -> str:
+        """Form of a file; DataError if it holds JSON objects, none of which has the field at its beginning."""
+        with open(path, "rb") as raw, _reading(path):
+            form, records = json_texts.form_of(streams.content(path, raw), _inner_suffix(path))
+        if records and not any(json_texts.has_field(record, self._text_field) for record in records):
+            raise DataError(
+                f"{path}: its JSON objects have no field {self._text_field or 'text'}; there are {json_texts.shown_names(records[0])}; "
+                "name one with --text-field (`pangu data prepare` and `tokenizer train` have it), or take the file as it is with --plain-text"
+            )
+        return form
 
     def __iter__(self) -> Iterator[Document]:
         """Yield every document with text.
 
         Raises:
-            DataError: a text file that is not UTF-8, or a compressed file that is damaged.
+            DataError: a text file that is not UTF-8, or a file that is damaged or a bomb.
         """
         finished = 0
-        for path in self.files:
+        for path, form in zip(self.files, self.forms):
             with open(path, "rb") as raw:
-                for document in self._documents(path, raw):
+                for document in self._documents(path, form, raw):
                     self.position = finished + raw.tell()
                     yield from self._parts(document)
             finished += path.stat().st_size
             self.position = finished
 
-    def _documents(self, path: Path, raw: BinaryIO) -> Iterator[Document]:
-        stream, suffix = _decompressed(path, raw)
-        try:
-            yield from self._lines(path, stream) if suffix == ".jsonl" else _whole(stream)
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: byte {error.start} is not UTF-8; text must be UTF-8; convert it (iconv -f GB18030 -t UTF-8)") from error
-        except (OSError, EOFError, *_damage()) as error:
-            raise DataError(f"{path}: cannot be read to its end ({error}); the file is damaged or cut off; fetch it again") from error
+    def _documents(self, path: Path, form: str, raw: BinaryIO) -> Iterator[Document]:
+        read = {LINES: self._lines, ARRAY: self._array, TEXT: self._plain}[form]
+        with _reading(path):
+            yield from read(path, streams.content(path, raw))
 
     def _lines(self, path: Path, stream: BinaryIO) -> Iterator[Document]:
-        for number, line in enumerate(stream, 1):
-            line = line.removeprefix(_BOM) if number == 1 else line
-            if not line.strip():
+        for number, (line, whole) in enumerate(streams.lines(stream), 1):
+            if not line.removeprefix(json_texts.BOM).strip():
                 self.quarantine.empty += 1
                 continue
             try:
-                yield _parse(line)
+                if not whole:
+                    raise ValueError(f"longer than {streams.LONGEST:,} bytes")
+                yield self._document(json_texts.parse(line))
             except ValueError as error:
                 self.quarantine.add(f"{path}:{number}", str(error), line)
+
+    def _array(self, path: Path, stream: BinaryIO) -> Iterator[Document]:
+        values = enumerate(json_texts.elements(stream), 1)
+        while True:
+            try:
+                number, value = next(values)
+            except StopIteration:
+                return
+            except ValueError as error:
+                raise DataError(f"{path}: {error}; it begins as a JSON array and must be one; mend it, or take it as it is with --plain-text") from error
+            try:
+                yield self._document(value)
+            except ValueError as error:
+                self.quarantine.add(f"{path}[{number}]", str(error), json.dumps(value).encode())
+
+    def _document(self, record: Any) -> Document:
+        return Document(*json_texts.text_and_domain(record, self._text_field, UNKNOWN_DOMAIN))
+
+    def _plain(self, path: Path, stream: BinaryIO) -> Iterator[Document]:
+        start = 0
+        for piece in streams.pieces(stream):
+            try:
+                yield Document((piece.removeprefix(json_texts.BOM) if not start else piece).decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: byte {start + error.start} is not UTF-8; text must be UTF-8; convert it (iconv -f GB18030 -t UTF-8)"
+                ) from error
+            start += len(piece)
 
     def _parts(self, document: Document) -> Iterator[Document]:
         for text in document.text.split("\n\n") if self._split_paragraphs else [document.text]:
@@ -129,99 +192,48 @@ class Corpus:
                 self.quarantine.empty += 1
 
 
+def add_corpus_options(parser: argparse.ArgumentParser) -> None:
+    """The options that `corpus_options` reads."""
+    field = "where JSON objects have their text, a.b for b inside a; a string, or a list of messages (default: text, or else messages)"
+    parser.add_argument("--text-field", metavar="NAME", default=argparse.SUPPRESS, help=field)
+    parser.add_argument("--plain-text", action="store_true", help="take every file as plain text, JSON too")
+
+
+def corpus_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `Corpus`."""
+    return {"text_field": getattr(args, "text_field", None), "plain_text": args.plain_text}
+
+
+def _tell_surprises(files: Iterable[tuple[Path, str]]) -> None:
+    """One line for each kind of file whose name says another form than its content."""
+    surprises: dict[tuple[str, str], list[Path]] = {}
+    for path, form in files:
+        suffix = _inner_suffix(path)
+        if form != (LINES if suffix in json_texts.LINE_SUFFIXES else TEXT) or suffix == ".json":
+            surprises.setdefault((suffix, form), []).append(path)
+    for (suffix, form), paths in surprises.items():
+        named = f"named {suffix}" if suffix else "without a suffix"
+        _tell(f"corpus: {len(paths)} {'file' if len(paths) == 1 else 'files'} {named}: taken as {form} by content (first: {paths[0]})")
+
+
+@functools.cache  # one process reads a corpus several times
+def _tell(line: str) -> None:
+    _log.warning(line)
+
+
 def _expand(name: str) -> list[Path]:
     matches = [] if os.path.exists(name) else sorted(glob.glob(name, recursive=True))
     return [Path(match) for match in matches or [name]]
 
 
-def _require_readable(path: Path) -> None:
-    if path.is_dir():
-        raise DataError(f"{path}: is a directory; a corpus is a list of files; name them, e.g. {path}/*.jsonl")
+def _inner_suffix(path: Path) -> str:
+    """Suffix without that of compression."""
+    return path.with_suffix("").suffix if path.suffix in streams.COMPRESSED else path.suffix
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        open(path, "rb").close()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; every corpus file must be readable; correct the name or its permissions") from error
-
-
-def _decompressed(path: Path, raw: BinaryIO) -> tuple[BinaryIO, str]:
-    """Stream of the content, and the suffix that tells its form."""
-    if path.suffix == ".gz":
-        return gzip.GzipFile(fileobj=raw), path.with_suffix("").suffix
-    if path.suffix == ".zst":
-        return _zstandard_stream(path, raw), path.with_suffix("").suffix
-    return raw, path.suffix
-
-
-def _zstandard_stream(path: Path, raw: BinaryIO) -> BinaryIO:
-    try:
-        import zstandard
-    except ImportError as error:
-        raise DataError(f'{path}: reading .zst needs the package zstandard, which is not installed; pip install "pangu-ms[data]"') from error
-    return io.BufferedReader(_Frames(raw, zstandard.ZstdDecompressor()))
-
-
-class _Frames(io.RawIOBase):
-    """Content of Zstandard frames. The package's own stream takes a file that was cut off for a whole one."""
-
-    def __init__(self, raw: BinaryIO, decompressor) -> None:
-        self._raw, self._decompressor = raw, decompressor
-        self._frame, self._input, self._content = None, b"", b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer) -> int:
-        while not self._content and self._advance():
-            pass
-        size = min(len(buffer), len(self._content))
-        buffer[:size], self._content = self._content[:size], self._content[size:]
-        return size
-
-    def _advance(self) -> bool:
-        """Decompress a bit more; False at the end."""
-        self._input = self._input or self._raw.read(1 << 16)
-        if not self._input:
-            if self._frame:
-                raise EOFError("it ends inside a Zstandard frame")
-            return False
-        self._frame = self._frame or self._decompressor.decompressobj()
-        self._content, self._input = memoryview(self._frame.decompress(self._input)), b""
-        if self._frame.eof:
-            self._input, self._frame = self._frame.unused_data, None
-        return True
-
-
-def _damage() -> tuple[type[Exception], ...]:
-    """What decompressors raise on damaged input beside OSError and EOFError."""
-    import zlib
-
-    try:
-        import zstandard
-    except ImportError:
-        return (zlib.error,)
-    return (zlib.error, zstandard.ZstdError)
-
-
-def _whole(stream: BinaryIO) -> Iterator[Document]:
-    yield Document(stream.read().removeprefix(_BOM).decode("utf-8"))
-
-
-def _parse(line: bytes) -> Document:
-    """The document of one JSON line; ValueError with the reason if there is none."""
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 at byte {error.start}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(record, dict) or "text" not in record:
-        raise ValueError("no field text")
-    text, domain = record["text"], record.get("domain") or UNKNOWN_DOMAIN
-    for field, value in (("text", text), ("domain", domain)):
-        if not isinstance(value, str):
-            raise ValueError(f"{field} is {type(value).__name__}, not a string")
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{field} has a lone surrogate") from None
-    return Document(text, domain)
+        yield
+    except streams.damage() as error:
+        raise DataError(f"{path}: cannot be read to its end ({error}); the file is damaged or cut off; fetch it again") from error

@@ -30,10 +30,10 @@ def prepare(
     num_workers: int | None = None,
     split_paragraphs: bool = False,
     progress: bool = True,
+    text_field: str | None = None,
+    plain_text: bool = False,
 ) -> dict:
     """Encode a corpus, split it in train and held_out, cut it in rows of seq_length + 1 ids and write them with `manifest.json`.
-
-    Workers are spawned processes: a script that calls this needs `if __name__ == "__main__":`.
 
     Args:
         corpus_files: files or patterns, see `Corpus`.
@@ -43,6 +43,7 @@ def prepare(
         num_workers: encoding processes; by default the number of usable cores.
         split_paragraphs: every paragraph is a document.
         progress: show a bar if stderr is a terminal.
+        text_field, plain_text: as in `Corpus`.
 
     Returns:
         The manifest.
@@ -57,15 +58,17 @@ def prepare(
     _require_settings(seq_length, held_out, num_workers)
     files.require_free(output)
     tokenizer = Tokenizer.load(tokenizer_path)
-    corpus = Corpus(corpus_files, split_paragraphs)
+    corpus = Corpus(corpus_files, split_paragraphs, text_field=text_field, plain_text=plain_text)
     inputs = [{"path": str(path), "size": path.stat().st_size, "sha256": files.sha256_file(path)} for path in corpus.files]
     key = {"inputs": [i["sha256"] for i in inputs], "names": [p.name for p in corpus.files], "tokenizer": tokenizer.fingerprint}
-    key |= {"split_paragraphs": split_paragraphs, "format": FORMAT}
+    how = {"split_paragraphs": split_paragraphs, "text_field": text_field, "plain_text": plain_text}
+    key |= how | {"format": FORMAT}
     with work_directory(output, files.sha256_json(key)) as work:
         corpus.quarantine = Quarantine(work / "quarantine.jsonl")
         blocks = _encode(corpus, Path(tokenizer_path), work, num_workers or usable_cores(), progress)
         table, chosen = _split(blocks, corpus, held_out, seq_length)
-        source = {"inputs": inputs, "split_paragraphs": split_paragraphs, "empty": corpus.quarantine.empty, "quarantined": corpus.quarantine.count}
+        source = {"inputs": inputs, "taken": corpus.taken()} | how
+        source |= {"empty": corpus.quarantine.empty, "quarantined": corpus.quarantine.count}
         with files.new_directory(output) as directory:
             tokenizer.save(directory / "tokenizer")
             if corpus.quarantine.count:
@@ -153,6 +156,7 @@ def _settings(tokenizer: Tokenizer, seq_length: int, held_out: float) -> dict:
         "pad_id": tokenizer.pad_id,
         "eod_id": tokenizer.eod_id,
         "tokenizer": tokenizer.fingerprint,
+        "segmenter_version": tokenizer.segmenter_version,
         "versions": {
             "pangu_ms": __version__,
             "mindspore": mindspore.__version__,

@@ -112,12 +112,24 @@ class RecordSet:
             )
         if tokenizer:
             require_vocabulary(tokenizer, model.vocab_size)
-        if tokenizer and self.manifest and self.manifest["tokenizer"] != tokenizer.fingerprint:
-            raise DataError(
-                f"{self.source}: prepared with tokenizer {self.manifest['tokenizer'][:12]}, given {tokenizer.fingerprint[:12]}: must be the same; "
-                f"use {self.source}/tokenizer or prepare again"
-            )
+        if tokenizer:
+            self.require_tokenizer(tokenizer)
         self.vocab_size = model.vocab_size
+
+    def require_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise DataError unless `tokenizer` made the rows; official files do not tell."""
+        if not self.manifest or tokenizer.made(self.manifest["tokenizer"], self.source):
+            return
+        was, here = self.manifest.get("segmenter_version", {}), tokenizer.segmenter_version
+        if was and here and was != here:
+            raise DataError(
+                f"{self.source}: cut into words by {_shown(was)}, here is {_shown(here)}: must be the same; "
+                f"pip install jieba=={was['jieba']}, or prepare again"
+            )
+        raise DataError(
+            f"{self.source}: prepared with tokenizer {self.manifest['tokenizer'][:12]}, given {tokenizer.fingerprint[:12]}: must be the same; "
+            f"use {self.source}/tokenizer or prepare again"
+        )
 
     def read_rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Rows by number, in the order given, repetitions included: int32 [len(indices), row_length]. About 25,000 rows of 1,025 ids a second.
@@ -163,6 +175,10 @@ class RecordSet:
                 f"{self.source}: cannot be read as MindRecord with a column {COLUMN} ({reason.strip()}); "
                 "every file needs its .db beside it and its own name; restore the files or prepare again"
             ) from error
+
+
+def _shown(version: dict[str, str]) -> str:
+    return f"jieba {version['jieba']} with dictionary {version['dictionary'][:12]}"
 
 
 def load_manifest(directory: Path) -> dict:

@@ -30,8 +30,6 @@ _SAMPLE_TOKENS = 300_000
 def count_corpus(corpus: Corpus, tokenizer_path: str | Path, num_workers: int, progress: bool = True) -> np.ndarray:
     """Occurrences of each piece in the documents of a corpus: int64 [V].
 
-    Workers are spawned processes: a script that calls this needs `if __name__ == "__main__":`.
-
     Raises:
         DataError: an unreadable corpus or tokenizer.
         UserError: a worker died.
@@ -56,11 +54,7 @@ def count_corpus(corpus: Corpus, tokenizer_path: str | Path, num_workers: int, p
 def open_records(source: str | Path, tokenizer: Tokenizer) -> list[RecordSet]:
     """Every split of a data set; DataError unless `tokenizer` made it (official files: unless it can have)."""
     train = RecordSet.open(source)
-    if train.manifest and train.manifest["tokenizer"] != tokenizer.fingerprint:
-        raise DataError(
-            f"{source}: prepared with tokenizer {train.manifest['tokenizer'][:12]}, given {tokenizer.fingerprint[:12]}: must be the same; "
-            f"use {source}/tokenizer"
-        )
+    train.require_tokenizer(tokenizer)
     train.vocab_size = tokenizer.vocab_size  # ids of official files are checked against it
     return [train, *(RecordSet.open(source, split) for split in SPLITS[1:] if train.has_split(split))]
 
@@ -113,7 +107,7 @@ def load_counts(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: not what --save-counts writes ({error!r}); count again") from error
-    if made != tokenizer.fingerprint:
+    if not tokenizer.made(made, str(path)):
         raise DataError(f"{path}: counted with tokenizer {made[:12]}, given {tokenizer.fingerprint[:12]}: must be the same; count again")
     if counts.shape != (tokenizer.vocab_size,) or counts.dtype != np.int64 or counts.min() < 0 or not counts.any():
         raise DataError(f"{path}: must hold {tokenizer.vocab_size} counts, whole numbers from 0 up, not all 0; restore the file or count again")

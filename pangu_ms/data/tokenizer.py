@@ -11,6 +11,7 @@ import collections
 import hashlib
 import io
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, cached_property
@@ -18,9 +19,11 @@ from pathlib import Path
 
 import sentencepiece
 
-from pangu_ms.data.segment import make_segmenter
+from pangu_ms.data.segment import make_segmenter, segmenter_version
 from pangu_ms.errors import DataError
 from pangu_run import files
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 SEGMENTERS = ("jieba", "none")
@@ -48,7 +51,9 @@ class Tokenizer:
             with the pad id 6 (spec A5, A6), whatever else the vocabulary holds.
         bos_id, eos_id: ids of <s> and </s>, or None.
         stop_ids: ids that end a generated text, sorted: eot, eod and the <eod> piece.
-        fingerprint: SHA-256 over the model and the settings; two tokenizers with equal fingerprints give equal ids.
+        fingerprint: SHA-256 over the model, the settings and, with segmenter jieba, its version and dictionary; two tokenizers with equal
+            fingerprints give equal ids.
+        segmenter_version: what the segmenter's words depend on; empty for none.
     """
 
     def __init__(self, model: bytes, segmenter: str = "jieba", eod: str = "<eod>", where: str = "tokenizer") -> None:
@@ -86,8 +91,24 @@ class Tokenizer:
         self.bos_id, self.eos_id = self.id_of("<s>"), self.id_of("</s>")
 
     @property
+    def segmenter_version(self) -> dict[str, str]:
+        return segmenter_version() if self.segmenter == "jieba" else {}
+
+    @property
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.model + json.dumps(self._settings, sort_keys=True).encode()).hexdigest()
+        return self._hash_with(self._settings | self.segmenter_version)
+
+    def _hash_with(self, settings: dict) -> str:
+        return hashlib.sha256(self.model + json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+    def made(self, fingerprint: str, where: str) -> bool:
+        """Whether `fingerprint`, found in `where`, is this tokenizer's. The older form without the segmenter's version counts, with a warning."""
+        if fingerprint == self.fingerprint:
+            return True
+        if fingerprint != self._hash_with(self._settings):
+            return False
+        _warn_of_old(fingerprint, where)
+        return True
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -205,6 +226,11 @@ class StreamDecoder:
 
 
 @cache
+def _warn_of_old(fingerprint: str, where: str) -> None:
+    _log.warning("%s: its tokenizer fingerprint %s tells nothing of the jieba that cut the text; it is taken to be the one installed here", where, fingerprint)
+
+
+@cache
 def _jieba_cut() -> Callable[[str], Iterator[str]]:
     """One segmenter for all tokenizers: it keeps no state, and reading its dictionary takes half a second."""
     return make_segmenter(SPECIALS)
@@ -306,7 +332,8 @@ def _without_rare_characters(sample: list[str], vocab_size: int) -> list[str]:
 
 def _train(sample: list[str], vocab_size: int, segmenter: str) -> bytes:
     model = io.BytesIO()
-    lossless = {"remove_extra_whitespaces": False, "add_dummy_prefix": False, "allow_whitespace_only_pieces": True}
+    # A space has a piece of its own even where the sample has none: its three bytes alone would not be read back as a space.
+    lossless = {"required_chars": "\u2581", "remove_extra_whitespaces": False, "add_dummy_prefix": False, "allow_whitespace_only_pieces": True}
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sample),

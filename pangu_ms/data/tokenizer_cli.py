@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from pangu_ms.data import compress_cli
-from pangu_ms.data.corpus import Corpus
+from pangu_ms.data.corpus import Corpus, add_corpus_options, corpus_options
 from pangu_ms.data.tokenizer import SEGMENTERS, Tokenizer, train_tokenizer
 from pangu_ms.errors import DataError
 from pangu_run import files
@@ -34,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
         return verb
 
     train = add("train", "train a vocabulary on text", _train)
-    train.add_argument("--corpus", nargs="+", required=True, default=argparse.SUPPRESS, metavar="FILE", help="text or .jsonl files, .gz or .zst too")
+    train.add_argument("--corpus", nargs="+", required=True, default=argparse.SUPPRESS, metavar="FILE", help="text, JSON lines or arrays; .gz or .zst too")
+    add_corpus_options(train)
     train.add_argument("--output", required=True, default=argparse.SUPPRESS, metavar="DIR", help="new directory for vocab.model and tokenizer.json")
     train.add_argument("--vocab-size", type=int, default=40000, help="number of pieces, specials and 256 bytes included")
     train.add_argument("--segmenter", choices=SEGMENTERS, default="jieba", help="jieba for Chinese, none for code and other languages")
@@ -58,14 +59,14 @@ def _add_common(parser: argparse.ArgumentParser, name: str, meaning: str) -> Non
 
 def _train(args: argparse.Namespace) -> None:
     files.require_free(Path(args.output))
-    corpus, started = Corpus(args.corpus), time.perf_counter()
+    corpus, started = Corpus(args.corpus, **corpus_options(args)), time.perf_counter()
     tokenizer = train_tokenizer((d.text for d in corpus), args.vocab_size, args.segmenter, args.sample_bytes, progress=not args.json)
     tokenizer.save(args.output)
     bad, seconds = corpus.quarantine.count, round(time.perf_counter() - started, 1)
     if bad:
         _log.warning("%d lines had no text and were not used; `pangu data prepare` lists them", bad)
     result = {"output": args.output, "vocab_size": tokenizer.vocab_size, "segmenter": args.segmenter, "fingerprint": tokenizer.fingerprint}
-    result |= {"seconds": seconds, "bad_lines": bad}
+    result |= {"seconds": seconds, "bad_lines": bad, "taken": corpus.taken()}
     print(json.dumps(result) if args.json else f"{args.output}: {tokenizer.vocab_size} pieces, segmenter {args.segmenter}, {seconds} s")
 
 

@@ -5,7 +5,6 @@ import errno
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import zipapp
@@ -41,6 +40,7 @@ from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import load_decoder, load_tokenizer
 from pangu_run import files
+from pangu_run.isolated import python_command, python_environment
 
 RUNNER_REQUIREMENTS = ("mindspore", "numpy", "sentencepiece", "jieba")
 VERIFIED_STEPS = 32
@@ -222,8 +222,8 @@ def replay_in_fresh_process(directory: Path, prompts: list[list[int]], tokens: n
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch) / "tokens.npz", Path(scratch) / "answer.npz"
         np.savez(request, tokens=tokens, **{f"prompt_{i}": np.array(p, np.int32) for i, p in enumerate(prompts)})
-        command = [sys.executable, "-m", "pangu_ms.export.replay", str(directory), str(request), str(answer), str(key_file or "")]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = python_command("pangu_ms.export.replay", str(directory), str(request), str(answer), str(key_file or ""))
+        done = subprocess.run(command, env=python_environment(), capture_output=True, text=True, check=False)
         if done.returncode:
             raise ExportError(f"{directory}: the exported graph does not run: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
         found = np.load(answer)

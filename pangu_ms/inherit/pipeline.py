@@ -99,7 +99,7 @@ def _vocabulary(teacher: store.Checkpoint, new: ModelConfig, tokenizer: Path | N
     found = load_vocab_map(tokenizer)
     if own is None:
         raise CheckpointError(f"{teacher.path}: holds no tokenizer, so --tokenizer cannot be checked against it; convert it again with its tokenizer")
-    found.require(Tokenizer.load(own).fingerprint, size)
+    found.require(Tokenizer.load(own), size)
     if len(found.old_ids) != new.vocab_size:
         raise ConfigError(f"model.vocab_size={new.vocab_size}: {tokenizer} has {len(found.old_ids)} pieces: must be equal; set it to that")
     return found.old_ids, Path(tokenizer)

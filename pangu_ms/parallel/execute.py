@@ -7,7 +7,6 @@ import dataclasses
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -28,6 +27,7 @@ from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rehearse import reason_of, with_absolute_paths
 from pangu_ms.progress import progress_bar
 from pangu_run.exit_codes import EXIT_STOPPED
+from pangu_run.isolated import python_command, python_environment
 from pangu_run.launch.start import run_ranks
 
 TOLERANCE = 1e-4
@@ -40,7 +40,7 @@ MAX_RANKS, MAX_PARAMETERS = 8, 50_000_000
 REQUEST, GROUPS, SINGLE = "request.json", "groups.json", "single.npz"
 NATIVE, EMULATED = ("AllReduce sum",), ("AllGather", "ReduceScatter sum", "AllReduce max")
 """Collectives that a CPU has, and those that execute_graph.py makes of them."""
-_CHILD = ["-m", "pangu_ms.parallel.execute_child"]
+_CHILD = "pangu_ms.parallel.execute_child"
 _HISTORY = ("total loss", "tokens", "gradient norm", "applied")
 
 
@@ -223,7 +223,7 @@ def _last_error(directory: Path) -> str:
 
 
 def _child(who: str, *arguments: str) -> Any:
-    done = subprocess.run([sys.executable, *_CHILD, *arguments], capture_output=True, text=True)
+    done = subprocess.run(python_command(_CHILD, *arguments), env=python_environment(), capture_output=True, text=True)
     if done.returncode:
         raise PlanError(f"execution of {who}: {reason_of(done)}; see `pangu plan rehearse`")
     return json.loads(done.stdout) if done.stdout else None

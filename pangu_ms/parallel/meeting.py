@@ -4,8 +4,11 @@ A collective of MindSpore's CPU backend gives up after 30 s, a constant in its l
 or compiles. So they meet first. The name is an abstract one (Linux): no file is left behind, and two jobs of a machine do not meet.
 """
 
+import os
+import socket
+import struct
 import time
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Client, Connection, wait
 
 from pangu_run.exit_codes import EXIT_PEER_LOST
 from pangu_run.heartbeat import WAIT, beat
@@ -28,14 +31,10 @@ class Meeting:
         name: the job's, the same on all ranks and no other job's.
 
         Raises:
-            PeerLost: no rank 0 within START_S seconds.
+            PeerLost: not all of them within START_S seconds.
         """
         address = f"\0pangu-ms-{name}"
-        if rank:
-            self._peers = [_connect(address)]
-        else:
-            with Listener(address, "AF_UNIX", backlog=world) as listener:
-                self._peers = [listener.accept() for _ in range(world - 1)]
+        self._peers = [_connect(address)] if rank else _accept(address, world - 1)
         self._rank = rank
 
     def agree(self, word: str = "") -> str:
@@ -49,13 +48,44 @@ class Meeting:
             if self._rank:
                 self._peers[0].send_bytes(word.encode())
                 return self._peers[0].recv_bytes().decode()
-            words = [word, *(peer.recv_bytes().decode() for peer in self._peers)]
-            answer = next(filter(None, words), "")
+            answer = next(filter(None, [word, *self._heard()]), "")
             for peer in self._peers:
                 peer.send_bytes(answer.encode())
             return answer
         except (EOFError, OSError):
             raise PeerLost from None
+
+    def _heard(self) -> list[str]:
+        """A word of each peer. All of them are listened to until the last has spoken: a silent one must not hide that another is gone."""
+        words = {}
+        while len(words) < len(self._peers):
+            for peer in wait(self._peers):
+                words[peer] = peer.recv_bytes().decode()  # who has spoken says no more before the answer, so this raises EOFError then
+        return [words[peer] for peer in self._peers]
+
+
+def _accept(address: str, count: int) -> list[Connection]:
+    deadline, peers = time.monotonic() + START_S, []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen(count)
+        while len(peers) < count:
+            listener.settimeout(max(0.0, deadline - time.monotonic()))
+            try:
+                peer, _ = listener.accept()
+            except OSError:  # the time is over
+                raise PeerLost from None
+            if _user(peer) == os.getuid():  # any user of the machine can reach the name
+                peer.setblocking(True)
+                peers.append(Connection(peer.detach()))
+            else:
+                peer.close()
+    return peers
+
+
+def _user(peer: socket.socket) -> int:
+    _, user, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return user
 
 
 def _connect(address: str) -> Connection:

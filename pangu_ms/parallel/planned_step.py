@@ -1,4 +1,4 @@
-"""Optimizer steps of one rank of a plan, with the interface of `train.step.TrainStep`. Compilation is tested on virtual ranks; untested on hardware."""
+"""Optimizer steps of one rank of a plan, an `OptimizerStep`. Compilation is tested on virtual ranks; untested on hardware."""
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
@@ -15,6 +15,8 @@ from pangu_ms.train.step import StepResult, dropout_key
 
 class PlannedStep:
     """Runs steps on batches of all replicas, which MindSpore cuts; owns this rank's slices of the optimizer state."""
+
+    in_one_graph = True
 
     def __init__(self, plan: Plan, model: nn.Cell, rank: int):
         """Build the step of a model that `apply` has laid out."""

@@ -9,7 +9,6 @@ import math
 import re
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from pangu_ms.parallel.graph import Collective
 from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies
 from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.progress import progress_bar
+from pangu_run.isolated import python_command, python_environment
 
 _COMPLAINT = re.compile(r"^\[ERROR\] (?:PARALLEL|PIPELINE)\([^)]*\):\S+ \[[^]]*\] \w+\] (.*)$", re.MULTILINE)
 
@@ -105,8 +105,8 @@ def run_child(config: RunConfig, rank: int, soc: str, output: str = "") -> dict[
         PlanError: it failed; with MindSpore's reason in one line.
     """
     request = {"config": config_to_dict(with_absolute_paths(config)), "rank": rank, "soc": soc, "output": output, "where": "rehearsal"}
-    command = [sys.executable, "-m", "pangu_ms.parallel.rehearse_child"]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
+    command = python_command("pangu_ms.parallel.rehearse_child")
+    done = subprocess.run(command, env=python_environment(), input=json.dumps(request), capture_output=True, text=True)
     if done.returncode == 0:
         return json.loads(done.stdout)
     raise PlanError(f"rehearsal of rank {rank}: {reason_of(done)}; see `pangu plan show`, or try it with fewer degrees")

@@ -14,7 +14,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,8 @@ from pangu_ms.progress import progress_bar
 from pangu_ms.train.stop import StopSignal
 from pangu_run import files
 from pangu_run.exit_codes import EXIT_STOPPED
+from pangu_run.isolated import python_command, python_environment
 
-PROGRAM = (sys.executable, "-m", "pangu_ms")
 POLL_S = 0.3
 SHOWN_WORDS = 60  # of a command on the terminal; command.json has all
 
@@ -142,7 +141,7 @@ def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, A
             _lock(log, stage)
             stage.begin()
             before = log.tell()
-            code, printed = _execute([*PROGRAM, *stage.words, "--json"], log, stop, tick)
+            code, printed = _execute(python_command("pangu_ms", *stage.words, "--json"), log, stop, tick)
     if code == 0:
         result = json.loads(printed.splitlines()[-1])
         files.write_json(stage.directory / "result.json", result)
@@ -166,7 +165,8 @@ def _lock(log: IO[bytes], stage: Stage) -> None:
 
 def _execute(command: list[str], log: IO[bytes], stop: StopSignal, tick: Callable[[], Any]) -> tuple[int, str]:
     """Exit code and stdout. In a session of its own, so that Ctrl-C on a terminal reaches the child once, from here."""
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": log, "text": True, "start_new_session": True}
+    process = subprocess.Popen(command, env=python_environment(), **options)
     passed_on = False
     try:
         while True:

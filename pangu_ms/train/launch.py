@@ -67,7 +67,7 @@ def require_startable(config: RunConfig, output: Path, resume: bool, init_from: 
     if tensorboard:
         require_tensorboard()
     if starting_point(config, output, resume, digests=False) is None and init_from:
-        checkpoint = store.open_checkpoint(init_from, digests=False)
+        checkpoint = store.open_checkpoint(Path(init_from), digests=False)
         check_names_and_shapes(str(checkpoint.path), checkpoint.stored("model"), config.model.parameter_shapes())
 
 

@@ -23,6 +23,7 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import TrainingDiverged
 from pangu_ms.eval.perplexity import Score
 from pangu_ms.progress import progress_bar
+from pangu_ms.train import global_batch
 from pangu_ms.train.guard import Guard
 from pangu_ms.train.metrics import MetricsWriter, require_tensorboard
 from pangu_ms.train.placement import initialize, load, place
@@ -106,10 +107,14 @@ class Run:
         self.order.require_unchanged(state, f"{checkpoint.path}: data.order={self.config.data.order}")
         self._load(checkpoint, "model", "optimizer")
         self.step, self.guard, self.restored_from = state["step"], Guard(**state["guard"]), state["step"]
+        was = state.get("graph_batch_size") or global_batch.graph_batch_size(checkpoint.config())  # 0.1.0 has not written it
+        self.guard.scale = global_batch.carried_scale(self.guard.scale, self.config, was)
+        if self.ranks.leads and global_batch.draws_other_masks(self.config, was):
+            log.warning("model.dropout=%g: micro-batches have another size from step %d on, and dropout draws other masks", self.config.model.dropout, self.step)
 
     def _load(self, checkpoint: store.Checkpoint, *groups: str) -> None:
-        if checkpoint.tokenizer_path():
-            self.train_set.check(self.config.model, Tokenizer.load(checkpoint.tokenizer_path()))
+        if tokenizer := checkpoint.tokenizer_path():
+            self.train_set.check(self.config.model, Tokenizer.load(tokenizer))
         for group in groups:
             load(self.placement, checkpoint, group)
 
@@ -117,6 +122,7 @@ class Run:
         """Commit a checkpoint of the present step; every rank calls it."""
         beat(SAVE, self.step)
         state = {"step": self.step, "guard": self.guard.state(), "order": self.order.sha256}
+        state["graph_batch_size"] = global_batch.graph_batch_size(self.config)
         self.placement.save(self.checkpoints, self.step, state, self.tokenizer)
         if self.ranks.leads:
             beat(SAVE, self.step, saved=self.step)
@@ -128,9 +134,9 @@ class Run:
 
     def batches(self) -> Iterator[Batch]:
         """This rank's batches from the present step on, for ever."""
-        data = self.config.data
-        options = {"seed": data.seed, "shuffle": data.shuffle, "eod_reset": data.eod_reset, "order": self.order.rows}
-        return Loader(self.train_set, **self.placement.batch, **options).batches(self.step)
+        data, part = self.config.data, self.placement.batch
+        options: dict[str, Any] = {"seed": data.seed, "shuffle": data.shuffle, "eod_reset": data.eod_reset, "order": self.order.rows}
+        return Loader(self.train_set, part["batch_size"], rank=part["rank"], world=part["world"], **options).batches(self.step)
 
 
 def train(
@@ -177,7 +183,9 @@ class Session:
         self.run, self.metrics, self.stop_at = run, metrics, stop_at
         self.seconds: list[float] = []
         self.losses: deque[float] = deque(maxlen=20)
-        self.cache_hit, self.held_out, self.stopped_by = False, None, None
+        self.cache_hit = False
+        self.held_out: Score | None = None
+        self.stopped_by: str | None = None
 
     def go(self, stop: StopSignal, bar: Any) -> None:
         """Step until the run is complete or something stops it; commit a checkpoint."""

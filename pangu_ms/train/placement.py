@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from mindspore import Parameter, Tensor
@@ -15,13 +15,13 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.eval.perplexity import Evaluator, Score, sequential_batches
 from pangu_ms.models.build import build_model, initial_value, to_arrays, value_of, weights
 from pangu_ms.parallel import apply
-from pangu_ms.parallel.collective import Replicas
+from pangu_ms.parallel.collective import Ranks, Replicas
 from pangu_ms.parallel.device_ranks import DeviceRanks
 from pangu_ms.parallel.meeting import PeerLost
 from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.planned_step import PlannedStep
 from pangu_ms.train.launch import require_executable
-from pangu_ms.train.step import TrainStep
+from pangu_ms.train.step import OptimizerStep, TrainStep
 from pangu_run.heartbeat import SAVE, beat
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,45 @@ Read = Callable[[str, sharded.Slices], np.ndarray]
 Find = Callable[[], store.Checkpoint | None]
 
 
+class Placement(Protocol):
+    """What the loop needs of it."""
+
+    config: RunConfig
+    cacheable: bool
+    """Whether the compiled step may come from the compile cache."""
+    groups: dict[str, list[Parameter]]
+    """What a checkpoint holds: this rank's parameters, by group of tensors."""
+    batch: dict[str, int]
+    """batch_size, rank and world of the loader of this rank's batches."""
+
+    @property
+    def ranks(self) -> Ranks:
+        """This process among those of the job."""
+
+    @property
+    def train_step(self) -> OptimizerStep:
+        """The step."""
+
+    def find(self, find: Find) -> store.Checkpoint | None:
+        """The checkpoint that the ranks go on from."""
+
+    def prepare(self) -> None:
+        """What is long, and to be done before parameters are set."""
+
+    def part(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
+        """What this rank has of a tensor."""
+
+    def save(self, root: Path, step: int, state: dict[str, Any], tokenizer: Path | None) -> None:
+        """Commit a checkpoint of a step; every rank calls it."""
+
+    def evaluate(self, held_out: RecordSet) -> Score | None:
+        """Score train.eval_batches global batches of held-out records; None where this rank does not."""
+
+
 class Whole:
     """Every process has the whole model; rank 0 alone saves and evaluates."""
 
     cacheable = True
-    """Whether the compiled step may come from the compile cache."""
 
     def __init__(self, config: RunConfig):
         self.config, self.ranks = config, Replicas.join(config)
@@ -124,9 +158,6 @@ class Planned:
 
     def evaluate(self, held_out: RecordSet) -> None:
         """Nothing: rank 0 has not the whole model."""
-
-
-Placement = Whole | Planned
 
 
 def place(config: RunConfig) -> Placement:

@@ -6,12 +6,15 @@ from pangu_ms.checkpoint import store
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError, OutputError
+from pangu_ms.train import global_batch
 from pangu_ms.train.directory import require_own
+from pangu_ms.train.schedule import decay_end
 
 # What a resumed run may change; anything else would make it another run. An order file may move: its content must stay.
 FREE_TO_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep_checkpoints", "data.order")
 FREE_SECTIONS = ("runtime", "guard", "tokenizer")
-FREE_WITH_BATCH = ("parallel", "train.batch_size")  # while the global batch stays: then each step reads the rows that it would have read
+FREE_WITH_BATCH = ("parallel", "train.batch_size", "train.accumulation_steps")  # the global batch stays: each step reads the rows that it would have read
+OF_THE_SCHEDULE = ("optimizer.decay_steps",)  # see _require_same_rates
 
 
 def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool = True) -> store.Checkpoint | None:
@@ -29,23 +32,22 @@ def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool 
     if checkpoint and not resume:
         raise OutputError(f"{output}: holds a run at step {checkpoint.step}; add --resume to go on with it, or name a new --output")
     if checkpoint:
-        require_same_run(checkpoint.config(), config, str(checkpoint.path))
+        require_same_run(checkpoint.config(), config, str(checkpoint.path), checkpoint.step)
     else:
         require_own(output, resume)
     return checkpoint
 
 
-def require_same_run(stored: RunConfig, wanted: RunConfig, where: str) -> None:
-    """Raise ConfigError unless a checkpoint's configuration differs from the wanted one in what a resumed run may change alone."""
+def require_same_run(stored: RunConfig, wanted: RunConfig, where: str, step: int | None = None) -> None:
+    """Raise ConfigError unless a checkpoint's configuration differs from the wanted one in what a resumed run may change alone.
+
+    Args:
+        where: the checkpoint.
+        step: its step; None for one that is past the warm-up.
+    """
+    _require_same_rates(stored, wanted, where, step)
     old, new = config_to_dict(stored), config_to_dict(wanted)
-    optimizer = wanted.optimizer
-    if stored.train.steps != wanted.train.steps and optimizer.schedule != "constant" and not optimizer.decay_steps:
-        was = stored.train.steps
-        raise ConfigError(
-            f"{where}: train.steps={wanted.train.steps} (was {was}): would bend the learning rate, which ends its decay at train.steps; "
-            f"end a session early with --stop-at, or plan longer runs with optimizer.decay_steps"
-        )
-    free = FREE_TO_CHANGE + FREE_SECTIONS + (FREE_WITH_BATCH if stored.global_batch_size == wanted.global_batch_size else ())
+    free = FREE_TO_CHANGE + FREE_SECTIONS + FREE_WITH_BATCH + OF_THE_SCHEDULE
     changed = [
         f"{section}.{key}={new[section].get(key)!r} (was {old[section].get(key)!r})"
         for section in new
@@ -55,3 +57,29 @@ def require_same_run(stored: RunConfig, wanted: RunConfig, where: str) -> None:
     ]
     if changed:
         raise ConfigError(f"{where}: was trained with another configuration: {', '.join(changed)}; resume with the old values or start in a new --output")
+    _require_same_global_batch(stored, wanted, where)
+
+
+def _require_same_rates(stored: RunConfig, wanted: RunConfig, where: str, step: int | None) -> None:
+    """The rates of the steps that are done must be those of the wanted configuration: until the warm-up is over no decay has begun."""
+    was, now = decay_end(stored), decay_end(wanted)
+    if was is None or now in (was, None) or step is not None and step <= wanted.optimizer.warmup_steps:
+        return
+    raise ConfigError(
+        f"{where}: the decay of the learning rate would end at step {now} (train.steps or optimizer.decay_steps), it was to end at {was}: that would bend it; "
+        f"add optimizer.decay_steps={was}, which keeps it whatever train.steps is (from there on the rate is min_lr), or start a new run with --init-from {where}"
+    )
+
+
+def _require_same_global_batch(stored: RunConfig, wanted: RunConfig, where: str) -> None:
+    size, train, parallel = stored.global_batch_size, wanted.train, wanted.parallel
+    if wanted.global_batch_size == size:
+        return
+    found = f"train.batch_size={train.batch_size} * parallel.data_parallel={parallel.data_parallel} is a global batch of {wanted.global_batch_size} sequences"
+    keeping = global_batch.overrides_for(wanted, size)
+    if keeping is None:
+        others = f"`pangu plan search --config {where}/config.yaml --devices {parallel.world} --global-batch {size}` finds plans that can"
+        advice = f"this plan cannot ({global_batch.why_not(wanted, size)}); {others}"
+    else:
+        advice = f"add {' '.join(keeping)}"
+    raise ConfigError(f"{where}: {found}; must stay {size}, or the run would read other samples; {advice}")

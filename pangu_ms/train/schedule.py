@@ -19,6 +19,12 @@ def peak_learning_rate(config: RunConfig) -> float:
     return batch_factor(config) * config.optimizer.lr
 
 
+def decay_end(config: RunConfig) -> int | None:
+    """Step at which min_lr is reached; None where the rate does not decay."""
+    optimizer = config.optimizer
+    return None if optimizer.schedule == "constant" else optimizer.decay_steps or config.train.steps
+
+
 def learning_rate(config: RunConfig, step: int) -> float:
     """Learning rate of `step` (0 is the first).
 
@@ -29,10 +35,10 @@ def learning_rate(config: RunConfig, step: int) -> float:
     optimizer, peak, lowest = config.optimizer, peak_learning_rate(config), batch_factor(config) * config.optimizer.min_lr
     if step < optimizer.warmup_steps:
         return peak * (step + 1) / optimizer.warmup_steps
-    if optimizer.schedule == "constant":
+    end = decay_end(config)
+    if end is None:
         return peak
     start = optimizer.warmup_steps if optimizer.decay_from == "warmup" else 0
-    end = optimizer.decay_steps or config.train.steps
     progress = min(1.0, (step - start) / max(1, end - start))
     share = 0.5 * (1 + math.cos(math.pi * progress)) if optimizer.schedule == "cosine" else (1 - progress) ** optimizer.power
     return lowest + (peak - lowest) * share

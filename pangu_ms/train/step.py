@@ -4,6 +4,7 @@ A step whose loss or gradient is not finite, or whose loss exceeds a limit, leav
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import mindspore as ms
 import numpy as np
@@ -143,6 +144,19 @@ class StepResult:
     """Global norm before clipping."""
     applied: bool
     """False: the step was skipped, weights and moments are as before."""
+
+
+class OptimizerStep(Protocol):
+    """What the loop needs of a step, whoever executes it; owns the optimizer's state."""
+
+    in_one_graph: bool
+    """Whether one compiled graph is the whole step."""
+
+    def __call__(self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = float("inf")) -> StepResult:
+        """One optimizer step on this rank's batch; it is skipped when not finite or when the mean loss exceeds `loss_limit`."""
+
+    def parameters(self) -> list[Parameter]:
+        """The optimizer's state that this rank holds: first and second moments."""
 
 
 def dropout_key(seed: int, step: int, micro_batch: int) -> np.int32:

@@ -1,28 +1,31 @@
 """Stop signals: the running step ends, a checkpoint is committed, the process exits with EXIT_STOPPED. No mindspore import."""
 
-import signal
-import threading
-from types import FrameType
+import contextlib
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last one is Slurm's --signal=USR1, before a job's time is over
+from pangu_run import stop_signals
 
 
 class StopSignal:
-    """Within this context STOP_SIGNALS are noted, not obeyed; a second SIGINT is obeyed."""
+    """Within this context STOP_SIGNALS are noted, not obeyed; a second SIGINT is obeyed.
+
+    Once a command has left it, with its state saved, no signal counts any more: see `stop_signals.handled`.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._interrupts, self._leaving = 0, False
 
     def __enter__(self) -> "StopSignal":
-        heard = STOP_SIGNALS if threading.current_thread() is threading.main_thread() else ()  # Python allows no others
-        self.previous = {s: signal.signal(s, self._note) for s in heard}
+        self._context = contextlib.ExitStack()
+        self._context.enter_context(stop_signals.handled(self._note))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        self._leaving = True
+        self._context.close()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received and number == signal.SIGINT:
+    def _note(self, name: str) -> None:
+        self.received = self.received or name
+        self._interrupts += name == "SIGINT"
+        if self._interrupts > 1 and not self._leaving:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name

@@ -1,7 +1,6 @@
 """What a launcher asks the program that it is to start: how many ranks it needs, where they go, what its words become."""
 
 import json
-import os
 import subprocess
 import sys
 import uuid
@@ -11,6 +10,7 @@ from typing import Any
 
 from pangu_run.console import USER_ERROR
 from pangu_run.errors import LaunchError
+from pangu_run.isolated import python_command, python_environment
 from pangu_run.supervise import orphans
 
 MODULE = "pangu_ms.train.describe"
@@ -51,7 +51,8 @@ def describe(words: Sequence[str], *options: str) -> Program:
     """
     marker = uuid.uuid4().hex
     with orphans.guarded(marker):  # it may prepare records, with processes of its own
-        done = subprocess.run(_command(words, *options), stdout=subprocess.PIPE, text=True, env=os.environ | {orphans.JOB: marker})
+        environment = python_environment() | {orphans.JOB: marker}
+        done = subprocess.run(_command(words, *options), env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode == USER_ERROR:
         raise Refused(USER_ERROR)
     return _answer(done)
@@ -63,14 +64,14 @@ def placement(words: Sequence[str], *options: str) -> Program:
     Raises:
         LaunchError: the words have a mistake, or the program is not installed here, or broke.
     """
-    done = subprocess.run(_command(words, *options, "--placement"), capture_output=True, text=True)
+    done = subprocess.run(_command(words, *options, "--placement"), env=python_environment(), capture_output=True, text=True)
     if done.returncode == USER_ERROR:
         raise LaunchError(done.stderr.strip().rpartition("\n")[2].removeprefix("pangu train: "))
     return _answer(done)
 
 
 def _command(words: Sequence[str], *options: str) -> list[str]:
-    return [sys.executable, "-m", MODULE, *options, "--", *words]
+    return python_command(MODULE, *options, "--", *words)
 
 
 def _answer(done: subprocess.CompletedProcess) -> Program:

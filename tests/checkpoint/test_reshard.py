@@ -60,10 +60,10 @@ def in_slices(tmp_path):
 
 
 def test_the_command_goes_there_and_back(tmp_path, in_slices, capsys):
-    assert cli.main(["ckpt", "reshard", str(in_slices.parent), "--output", str(tmp_path / "c"), "--whole", "--step", "5", "train.batch_size=24", "--json"]) == 0
+    assert cli.main(["ckpt", "reshard", str(in_slices.parent), "--output", str(tmp_path / "c"), "--whole", "--step", "5", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["whole"] and result["global_batch_size"] == {"before": 24, "after": 24} and result["parallel"]["pipeline_stage"] == 1
-    assert (tmp_path / "c/step-00000005/model.safetensors").read_bytes() == (tmp_path / "a/step-00000005/model.safetensors").read_bytes()
+    assert (tmp_path / "c/checkpoints/step-00000005/model.safetensors").read_bytes() == (tmp_path / "a/step-00000005/model.safetensors").read_bytes()
     assert cli.main(["ckpt", "reshard", str(tmp_path / "c"), "--output", str(tmp_path / "d"), "parallel.model_parallel=4"]) == 0
     assert "for 4 ranks (pp 1, dp 1, mp 4)" in capsys.readouterr().out
     assert_same(store.open_checkpoint(tmp_path / "d").tensors("optimizer"), whole_arrays(store.open_checkpoint(tmp_path / "d").config())["optimizer"])

@@ -90,7 +90,7 @@ def test_map_specials_bytes_and_settings(tokenizers, compressed, segmenter, tmp_
     assert (loaded.pad_id, loaded.eod_id, loaded.stop_ids) == (full.pad_id, full.eod_id, full.stop_ids)
     kept = compressed[segmenter].kept
     assert kept["special"] == 7 and kept["byte"] == 256 and sum(kept.values()) == 400
-    vocab_map.require(full.fingerprint, full.vocab_size)
+    vocab_map.require(full, full.vocab_size)
 
 
 def test_map_travels_with_checkpoints(compressed, tmp_path):
@@ -270,7 +270,7 @@ def test_errors_name_the_rule(tokenizer_path, tmp_path, compressed, tokenizers, 
         assert text in capfd.readouterr().err, arguments
     assert not (tmp_path / "new").exists()
     with pytest.raises(DataError, match="compress the tokenizer of the model"):
-        compressed["none"].vocab_map.require(tokenizers["jieba"].fingerprint, 600)
+        compressed["none"].vocab_map.require(tokenizers["jieba"], 600)
 
 
 def test_foreign_records_are_refused(prepared, tokenizers, tmp_path, capfd):

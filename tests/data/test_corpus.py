@@ -8,6 +8,7 @@ import sys
 import pytest
 import zstandard
 
+from pangu_ms.data import streams
 from pangu_ms.data.corpus import Corpus, Document, Quarantine
 from pangu_ms.errors import DataError
 
@@ -21,6 +22,79 @@ def test_json_lines(tmp_path, name, pack):
     corpus = Corpus([tmp_path / name])
     assert list(corpus) == EXPECTED == list(corpus)
     assert corpus.position == corpus.size
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.ndjson", "wiki_00", "a.txt", "a.json.gz", "array.json", "array.jsonl.gz", "pretty.json"])
+def test_content_tells_the_form(tmp_path, name):
+    array = json.dumps([json.loads(line) for line in RECORDS.splitlines()], indent=2 if "pretty" in name else None).encode()
+    content = array if name[0] in "ap" and ("array" in name or "pretty" in name) else RECORDS
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    corpus = Corpus([tmp_path / name])
+    assert list(corpus) == EXPECTED
+    assert corpus.taken() == {"a JSON array" if content == array else "JSON lines": 1}
+    assert list(Corpus([tmp_path / name], plain_text=True)) == [Document(content.decode())]
+
+
+def test_what_is_no_json_lines_stays_text(tmp_path):
+    for name, content in {"package.json": '{\n  "text": "a",\n  "b": [1]\n}\n', "a.md": 'see\n{"text": "a"}\n', "b.py": "[x for x in y]\n"}.items():
+        (tmp_path / name).write_text(content)
+        assert list(Corpus([tmp_path / name])) == [Document(content)]
+
+
+def test_surprises_are_one_line_a_kind(tmp_path, caplog):
+    for number in range(50):
+        (tmp_path / f"{number}.json").write_bytes(RECORDS)
+    (tmp_path / "a.jsonl").write_bytes(RECORDS)
+    Corpus([tmp_path / "*"])
+    assert [record.getMessage()[:56] for record in caplog.records] == ["corpus: 50 files named .json: taken as JSON lines by con"]
+
+
+def test_fields(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"data": {"text": "a"}, "id": "7"}\n' * 3)
+    with pytest.raises(DataError, match="no field text; there are data.text, id; name one with --text-field"):
+        Corpus([path])
+    assert list(Corpus([path], text_field="data.text")) == [Document("a")] * 3
+    parts = [{"type": "text", "text": "x"}, {"type": "image"}, {"type": "text", "text": "y"}]
+    records = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": parts}]}, {"messages": ["no"]}, {"text": "t", "messages": []}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    corpus = Corpus([path])
+    assert [d.text for d in corpus] == ["user: hi\nassistant: xy", "t"]
+    assert corpus.quarantine.first.endswith("a.jsonl:2: messages is a list, but not of messages with role and content")
+
+
+def test_byte_order_mark_in_the_middle_and_deep_nesting(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes((b"\xef\xbb\xbf" + RECORDS) * 2 + b"[" * 100_000 + b"\n" + b'{"a":' * 100_000 + b"\n")
+    corpus = Corpus([tmp_path / "a.jsonl"])
+    assert list(corpus) == EXPECTED * 2 and corpus.quarantine.count == 2 and "nested too deeply" in corpus.quarantine.first
+
+
+@pytest.mark.parametrize("content", ['[{"text": "a"}, {"text"', '[{"text": "a"} {"text": "b"}]', '[{"text": "a"}] []', '[{"text": "a"},]', '[{"a":' * 50_000])
+def test_damaged_arrays(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError, match="it begins as a JSON array"):
+        list(Corpus([tmp_path / "a.json"]))
+
+
+def test_bombs_and_long_lines(tmp_path, monkeypatch):
+    zeros = bytes(1 << 27)
+    for name, pack in {"a.jsonl.gz": gzip.compress, "a.txt.gz": gzip.compress, "a.txt.zst": zstandard.ZstdCompressor().compress}.items():
+        (tmp_path / name).write_bytes(pack(zeros))
+        with pytest.raises(DataError, match="text does not shrink to a 200th"):
+            list(Corpus([tmp_path / name]))
+    monkeypatch.setattr(streams, "LONGEST", 1000)
+    (tmp_path / "a.jsonl").write_bytes(RECORDS + b'{"text": "' + b"x" * 5000 + b'"}\n' + RECORDS)
+    corpus = Corpus([tmp_path / "a.jsonl"])
+    assert list(corpus) == EXPECTED * 2 and corpus.quarantine.first.endswith("a.jsonl:3: longer than 1,000 bytes")
+    text = "\u4f60\u597d\U0001f600" * 500 + "\n\n" + "abc\n" * 400
+    (tmp_path / "a.txt").write_text(text)
+    parts = [d.text for d in Corpus([tmp_path / "a.txt"])]
+    assert "".join(parts) == text and 5 < len(parts) and max(len(part.encode()) for part in parts) <= 1000
+
+
+def test_devices_are_refused():
+    with pytest.raises(DataError, match="no regular file"):
+        Corpus(["/dev/zero"])
 
 
 def test_text_files_patterns_and_paragraphs(tmp_path):

@@ -1,5 +1,6 @@
 """Rows, order, sharding, resume; positions, segments and loss mask against the literal algorithm."""
 
+import hashlib
 import itertools
 import types
 
@@ -147,6 +148,21 @@ def test_check_compares_with_the_model(prepared, official, tokenizers):
     small.check(model(8, 15))
     with pytest.raises(DataError, match=r"id 18: must be in \[0, 15\)"):
         list(small.rows())
+
+
+def test_check_compares_the_segmenter(prepared, tokenizers, caplog):
+    records, jieba = RecordSet.open(prepared[0]), tokenizers["jieba"]
+    records.manifest = records.manifest | {"tokenizer": jieba.fingerprint, "segmenter_version": jieba.segmenter_version}
+    records.check(model(63, 600), jieba)
+    records.manifest |= {"tokenizer": "0" * 64, "segmenter_version": {"jieba": "0.39", "dictionary": "1" * 64}}
+    with pytest.raises(DataError, match=r"cut into words by jieba 0.39 with dictionary 1{12}, here is jieba .*pip install jieba==0.39"):
+        records.check(model(63, 600), jieba)
+    settings = b'{"eod": "<eod>", "format": 1, "segmenter": "jieba"}'  # as version 0.1.0 made it
+    old = hashlib.sha256(jieba.model + settings).hexdigest()
+    del records.manifest["segmenter_version"]
+    records.manifest["tokenizer"] = old
+    records.check(model(63, 600), jieba)
+    assert not caplog.records or old in caplog.text  # told once in a process
 
 
 def test_unusable_records(official, prepared, tmp_path):

@@ -84,8 +84,8 @@ def test_killed_run_goes_on_where_it_was(prepared, big_corpus, tokenizer_path, t
 
     kept = {path.name: path.stat().st_mtime_ns for path in work.glob("block-*")}
     encoded = []
-    submit = blocks.ProcessPoolExecutor.submit
-    monkeypatch.setattr(blocks.ProcessPoolExecutor, "submit", lambda *a, **k: encoded.append(a[3].name) or submit(*a, **k))
+    submit = blocks.Workers.submit
+    monkeypatch.setattr(blocks.Workers, "submit", lambda *a, **k: encoded.append(a[3].name) or submit(*a, **k))
     remove = shutil.rmtree  # the work directory stays to be looked at
     monkeypatch.setattr(shutil, "rmtree", lambda path, **options: None if path == work else remove(path, **options))
     (tmp_path / ".out.0123abcd.tmp").mkdir()  # as a kill during packing leaves it
@@ -173,8 +173,8 @@ def test_bad_settings_and_places(tokenizer_path, tmp_path, monkeypatch):
 
 def test_a_worker_that_dies(tokenizer_path, tmp_path, monkeypatch):
     corpus = write_jsonl(tmp_path / "a.jsonl", documents(50))
-    submit = blocks.ProcessPoolExecutor.submit
-    monkeypatch.setattr(blocks.ProcessPoolExecutor, "submit", lambda pool, function, *arguments: submit(pool, os._exit, 1))
+    submit = blocks.Workers.submit
+    monkeypatch.setattr(blocks.Workers, "submit", lambda pool, function, *arguments: submit(pool, os._exit, 1))
     with pytest.raises(UserError, match="a worker process died"):
         run(corpus, tokenizer_path, tmp_path / "out")
     assert (tmp_path / "out.partial").is_dir()
@@ -190,7 +190,7 @@ def test_full_disk_while_packing(tokenizer_path, tmp_path, monkeypatch):
         with pytest.raises(OutputError, match="no space left on the disk; the encoded blocks are kept"):
             run(corpus, tokenizer_path, tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out.partial"]
-    monkeypatch.setattr(blocks.ProcessPoolExecutor, "submit", _raiser(AssertionError("nothing is encoded again")))
+    monkeypatch.setattr(blocks.Workers, "submit", _raiser(AssertionError("nothing is encoded again")))
     assert run(corpus, tokenizer_path, tmp_path / "out")["splits"]["train"]["documents"] == 50
 
 

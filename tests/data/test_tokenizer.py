@@ -1,8 +1,14 @@
 """Round trips, specials, released files, streaming, training and its errors."""
 
+import hashlib
 import io
 import json
+import marshal
+import os
+import subprocess
+import sys
 from math import log
+from pathlib import Path
 
 import jieba
 import pytest
@@ -10,8 +16,9 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pangu_ms.data.tokenizer as tokenizer_module
 from pangu_ms import cli
-from pangu_ms.data.segment import best_ends, make_segmenter
+from pangu_ms.data.segment import best_ends, frequencies, make_segmenter
 from pangu_ms.data.tokenizer import (
     StreamDecoder,
     Tokenizer,
@@ -72,6 +79,53 @@ def test_jieba_mode_is_the_official_recipe(tokenizers):
     ids = tokenizers["jieba"].encode(text)
     assert ids == processor.encode(joined)
     assert tokenizers["jieba"].decode(ids) == processor.decode(ids).replace(" ", "").replace("\u2582", " ").replace("\u2583", "\n")
+
+
+_ENCODE = """
+import sys
+from pangu_ms.data.tokenizer import Tokenizer
+tokenizer = Tokenizer.load(sys.argv[1])
+print(tokenizer.fingerprint, tokenizer.encode(sys.argv[2]))
+"""
+
+
+def test_ids_do_not_depend_on_jiebas_cache_in_the_shared_directory(tokenizers, tmp_path):
+    tokenizers["jieba"].save(tmp_path / "t")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    poison = marshal.dumps(({CHINESE[0][:5]: 1013, CHINESE[0][:2]: 1, "\u5929\u6c14\u4e0d": 100000}, 101014))
+    (temporary / "jieba.cache").write_bytes(poison)
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")} | {"TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", _ENCODE, str(tmp_path / "t"), CHINESE[0]]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
+    processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizers["jieba"].model)
+    reference = jieba.Tokenizer()
+    reference.FREQ, reference.total = reference.gen_pfdict(reference.get_dict_file())
+    reference.initialized = True
+    assert shown == f"{tokenizers['jieba'].fingerprint} {processor.encode(' '.join(reference.cut(CHINESE[0])))}\n"
+    assert [path.name for path in temporary.iterdir()] == ["jieba.cache"] and (temporary / "jieba.cache").read_bytes() == poison
+
+
+def test_dictionary_is_read_as_jieba_reads_it():
+    reference = jieba.Tokenizer()
+    assert frequencies(Path(jieba.__file__).with_name("dict.txt").read_bytes()) == reference.gen_pfdict(reference.get_dict_file())
+    with pytest.raises(DataError, match="line 2: .*install jieba again"):
+        frequencies("\u4e00 2 m\n\u4e8c x m\n".encode())
+
+
+def test_fingerprint_tells_of_the_segmenter(tokenizers, monkeypatch):
+    before = {name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()}
+    monkeypatch.setattr(tokenizer_module, "segmenter_version", lambda: {"jieba": jieba.__version__, "dictionary": "0" * 64})
+    assert tokenizers["jieba"].fingerprint != before["jieba"] and tokenizers["none"].fingerprint == before["none"]
+    assert not tokenizers["jieba"].made(before["jieba"], "records")
+
+
+def test_older_fingerprint_is_accepted_with_one_warning(tokenizers, caplog):
+    settings = json.dumps({"eod": "<eod>", "format": 1, "segmenter": "jieba"})
+    old = hashlib.sha256(tokenizers["jieba"].model + settings.encode()).hexdigest()
+    assert tokenizers["jieba"].made(old, "records") and tokenizers["jieba"].made(old, "records")
+    assert [old in record.getMessage() for record in caplog.records] == [True]
+    assert not tokenizers["none"].made(old, "records")
 
 
 def test_special_words_do_not_reach_jieba_itself(tokenizers):
@@ -151,6 +205,11 @@ def test_ids_and_texts_out_of_range(tokenizers):
 def test_training_is_repeatable(segmenter):
     texts = CHINESE * 5 + [CODE[:20000]]
     assert train_tokenizer(iter(texts), 500, segmenter).model == train_tokenizer(iter(texts), 500, segmenter).model
+
+
+def test_lossless_without_a_space_in_the_sample():
+    tokenizer = train_tokenizer([text.replace(" ", "") for text in CHINESE] * 20, 400, "none")
+    assert tokenizer.decode(tokenizer.encode("a b  " + CHINESE[1])) == "a b  " + CHINESE[1]
 
 
 def test_many_characters_fit_a_small_vocabulary():

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pangu_ms.parallel.meeting import Meeting
 from pangu_ms.train.stop import StopSignal
-from pangu_run import files
+from pangu_run import files, stop_signals
 from pangu_run.exit_codes import EXIT_STOPPED
 from pangu_run.heartbeat import DATA, INIT, SAVE, STEP, WAIT, beat
 
@@ -106,7 +106,8 @@ if __name__ == "__main__":
     parser.add_argument("steps", type=int)
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
-    with StopSignal() as stop:
-        beat(INIT)
-        code = Light(args.output, args.steps, args.resume).run(stop)
+    with stop_signals.command(stops=True):
+        with StopSignal() as stop:
+            beat(INIT)
+            code = Light(args.output, args.steps, args.resume).run(stop)
     sys.exit(code)

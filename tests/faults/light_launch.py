@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from pangu_run import stop_signals
 from pangu_run.console import guarded
 from pangu_run.job_directory import NAME, JobDirectory
 from pangu_run.launch.job import Job, Limits, Place
@@ -69,4 +70,6 @@ if __name__ == "__main__":
     stall_the_disk(spec.get("stall_s", 0))
     if "lost_s" in spec:
         links.LOST_S, links.ALIVE_S = spec["lost_s"], spec["lost_s"] / 10
-    sys.exit(guarded("pangu launch", lambda: run_job(job_of(spec))))
+    with stop_signals.command(stops=True):
+        code = guarded("pangu launch", lambda: run_job(job_of(spec)))
+    sys.exit(code)

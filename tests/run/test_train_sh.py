@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "run/train.sh"
+START = str(SCRIPT.parent / "pangu_run/isolated.py")
 RECORDER = f"""#!{sys.executable}
 import json, os, sys
 print(json.dumps({{"words": sys.argv[1:], "path": os.environ["PYTHONPATH"], "cwd": os.getcwd()}}))
@@ -37,7 +38,7 @@ def heard(done):
 
 def test_words_stay_whole_and_the_verb_is_there(run):
     words = ["--rank-table", "$t *.json", "train", "--config", "a b.yaml", "x.y=1 2", "--output", "o'p", ""]
-    assert heard(run(*words))["words"] == ["-m", "pangu_run", "launch", *words]
+    assert heard(run(*words))["words"] == [START, "pangu_run", "launch", *words]
 
 
 LEFT_OUT = [["--config", "a b", "--output", "o"], ["--output", "train", "--config", "c"], ["--config=train"], ["--data=train"]]
@@ -48,19 +49,19 @@ GIVEN += [["--job-dir", "train", "train"]]
 
 @pytest.mark.parametrize("words", LEFT_OUT)
 def test_the_verb_is_added_before_an_option_of_its_own(run, words):
-    assert heard(run(*words))["words"] == ["-m", "pangu_run", "launch", "train", *words]
+    assert heard(run(*words))["words"] == [START, "pangu_run", "launch", "train", *words]
 
 
 @pytest.mark.parametrize("words", GIVEN)
 def test_and_nowhere_else(run, words):
-    assert heard(run(*words))["words"] == ["-m", "pangu_run", "launch", *words]
+    assert heard(run(*words))["words"] == [START, "pangu_run", "launch", *words]
 
 
 def test_it_runs_where_the_caller_stands_and_finds_its_own_tree(run, tmp_path):
     link = tmp_path / "link.sh"
     link.symlink_to(SCRIPT)
     for script in (SCRIPT, link):
-        report = heard(run("--output", "o", script=script, PYTHONPATH="/mine"))
+        report = heard(run("--output", "o", script=script, PYTHONPATH=":/mine::"))
         assert report["path"] == f"{SCRIPT.parents[1]}:{SCRIPT.parent}:/mine"
         assert report["cwd"] == str(tmp_path / "else where")
 

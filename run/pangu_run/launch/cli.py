@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 
 from pangu_run.arguments import LEAST_S, MOST_S, PORTS, host_names, require_between
 from pangu_run.errors import LaunchError
+from pangu_run.isolated import python_command, python_environment
 from pangu_run.job_directory import NAME, JobDirectory
 from pangu_run.launch.job import Job, Limits, Place
-from pangu_run.launch.start import LOCAL_SERVER, run_job, stopped_early
+from pangu_run.launch.start import LOCAL_SERVER, run_job
 from pangu_run.program import Program, describe, placement
 from pangu_run.rank_table import Device, RankTable, Server, wait_completed
 from pangu_run.rank_table.rules import address
@@ -45,9 +46,8 @@ def main(argv: list[str]) -> int:
     """Entry of the verb."""
     args = parse(argv)
     if {"-h", "--help"} & set(args.words):
-        return subprocess.call([sys.executable, "-m", "pangu_ms", args.verb, "--help"])
-    with stopped_early():
-        return launch(args)
+        return subprocess.call(python_command("pangu_ms", args.verb, "--help"), env=python_environment())
+    return launch(args)
 
 
 def launch(args: argparse.Namespace) -> int:

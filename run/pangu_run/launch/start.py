@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from pangu_run import files
+from pangu_run import files, stop_signals
 from pangu_run.errors import LaunchError
 from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_run.job_directory import ENDED, STATUS_S, JobDirectory
@@ -23,8 +22,6 @@ from pangu_run.supervise.leader import LAST_WRITES_S, Leader
 from pangu_run.supervise.links import LeaderMissing, Link, join
 from pangu_run.supervise.terminal import Terminal
 
-HEARD = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "SIGINT", signal.SIGUSR1: "SIGUSR1", signal.SIGHUP: "SIGTERM"}
-"""Signals of the launcher, and what its ranks get. A terminal that goes away (SIGHUP) stops a job in order, but for one that nohup protects."""
 LOCAL_SERVER = "localhost"
 GONE_S, TAKEOVER_S = 2.5, 15.0
 """How long the status of another launcher must stand still before this one takes over: where its process is gone, and else."""
@@ -49,8 +46,9 @@ def run_job(job: Job) -> int:
         require_alone(job.directory)
         job.directory.write_job(record.description(job.identity) | {"world": job.world, "hosts": job.servers, "start": job.start} | dict(job.description))
     job.write_rank_table()
-    with orphans.guarded(job.identity):
-        return asyncio.run(_lead(job) if job.leads else _follow(job))
+    signals = Signals()
+    with stop_signals.handled(signals.note), orphans.guarded(job.identity):
+        return asyncio.run(_lead(job, signals) if job.leads else _follow(job, signals))
 
 
 def require_alone(directory: JobDirectory) -> None:
@@ -86,40 +84,48 @@ def run_ranks(words: Callable[[int], Sequence[str]], num_ranks: int, directory: 
     return run_job(Job(words, places, JobDirectory(directory), LOCAL_SERVER, environment=environment or {}, **options))
 
 
-@contextlib.contextmanager
-def stopped_early() -> Iterator[None]:
-    """Until `run_job` hears the signals of a launcher, and after it, they end this process in order, with EXIT_STOPPED; Ctrl-C as ever."""
+class Signals:
+    """Those that this launcher has been sent, and who wants to know."""
 
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(EXIT_STOPPED)
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._use: Callable[[str], None] | None = None
 
-    numbers = [number for number in HEARD if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL]
-    for number in numbers:
-        signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+    def note(self, name: str) -> None:
+        """Handler of `stop_signals.handled`. Ranks are told of a terminal that went away as of any other stop."""
+        self.names.append("SIGTERM" if name == "SIGHUP" else name)
+        if self._use:
+            self._use(self.names[-1])
+
+    @contextlib.contextmanager
+    def passed_on(self, use: Callable[[str], None]) -> Iterator[None]:
+        """Within this context `use` is called in the running event loop: with what came before, too."""
+        loop = asyncio.get_running_loop()
+        self._use = lambda name: loop.call_soon_threadsafe(use, name)  # which wakes the loop, too
+        try:
+            for name in self.names:
+                use(name)
+            yield
+        finally:
+            self._use = None
 
 
-async def _lead(job: Job) -> int:
+async def _lead(job: Job, signals: Signals) -> int:
     terminal = Terminal(job.stream_rank)
     try:
         leader = Leader(job, terminal)
-        _hear(lambda name: leader.messages.put_nowait({"is": "signal", "name": name}))
-        return await leader.lead()
+        with signals.passed_on(lambda name: leader.messages.put_nowait({"is": "signal", "name": name})):
+            return await leader.lead()
     finally:
         terminal.close()
 
 
-async def _follow(job: Job) -> int:
+async def _follow(job: Job, signals: Signals) -> int:
     """Obey the leader until it says how the job ended, or is gone."""
-    terminal, early = Terminal(job.stream_rank), []
-    _hear(early.append)
+    terminal = Terminal(job.stream_rank)
     try:
-        link = await join(job, early)
-        return EXIT_STOPPED if link is None else await _obey_to_the_end(job, terminal, link, early)
+        link = await join(job, signals.names)
+        return EXIT_STOPPED if link is None else await _obey_to_the_end(job, terminal, link, signals)
     except LeaderMissing as error:
         terminal.tell(f"{job.name}: {error}")
         return EXIT_HOST
@@ -127,20 +133,18 @@ async def _follow(job: Job) -> int:
         terminal.close()
 
 
-async def _obey_to_the_end(job: Job, terminal: Terminal, link: Link, early: list[str]) -> int:
+async def _obey_to_the_end(job: Job, terminal: Terminal, link: Link, signals: Signals) -> int:
     leaving = False
-    _hear(lambda name: link.send({"is": "signal", "name": name}))
-    for name in early:
-        link.send({"is": "signal", "name": name})
     alive = asyncio.create_task(link.keep_alive())
     host = Host(job, terminal, lambda message: None if leaving else link.send(message))
     try:
-        while command := await link.receive():
-            if command["do"] == "end":
-                if command["text"]:
-                    terminal.tell(f"{job.name}: {command['text']}")
-                return command["code"]
-            host.do(command)
+        with signals.passed_on(lambda name: link.send({"is": "signal", "name": name})):
+            while command := await link.receive():
+                if command["do"] == "end":
+                    if command["text"]:
+                        terminal.tell(f"{job.name}: {command['text']}")
+                    return command["code"]
+                host.do(command)
         terminal.tell(f"{job.name}: the first host ({job.servers[0]}) is gone; this host's ranks were ended; look at that host")
         return EXIT_HOST
     finally:
@@ -149,9 +153,3 @@ async def _obey_to_the_end(job: Job, terminal: Terminal, link: Link, early: list
         host.kill()
         host.disk.close(LAST_WRITES_S)
         await link.close()
-
-
-def _hear(use: Callable[[str], None]) -> None:
-    for number, name in HEARD.items():
-        if signal.getsignal(number) != signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(number, use, name)

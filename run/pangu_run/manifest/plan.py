@@ -3,12 +3,12 @@
 import collections
 import shlex
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pangu_run import program
 from pangu_run.errors import LaunchError
+from pangu_run.isolated import python_command, python_environment
 from pangu_run.program import Program
 
 
@@ -56,8 +56,8 @@ def require_ascend(kind: str, plan: Plan) -> None:
 
 def version() -> str:
     """Version of the package that the run is started with."""
-    command = [sys.executable, "-m", "pangu_ms", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = python_command("pangu_ms", "--version")
+    done = subprocess.run(command, env=python_environment(), capture_output=True, text=True)
     if done.returncode:
         raise LaunchError(f"{shlex.join(command)}: ended with {done.returncode}; this package must be installed for it; mend that")
     return done.stdout.strip()

@@ -150,7 +150,7 @@ class Leader:
 
     async def _watch(self) -> Failure | None:
         """Until every rank has ended, or the attempt has to be ended; None if no rank is at fault."""
-        limits, stop_by, passed_on = self.job.limits, None, 0
+        limits, stop_by = self.job.limits, None
         while any(state.runs for state in self.states):
             await self._listen()
             now = time.monotonic()
@@ -160,10 +160,10 @@ class Leader:
                 return await self._without_scheduler()
             if any(message["code"] not in (0, EXIT_STOPPED) for message in self.exits):
                 return await self._failed()
-            if len(self.signals) > passed_on:
-                if self.signals[passed_on:].count("SIGINT") and passed_on or not all(state.ready for state in self.states):
-                    return None  # a second Ctrl-C, or nobody has begun: there is nothing to wait for
-                stop_by, passed_on = stop_by or now + limits.stop_s, len(self.signals)
+            if self.signals and self._may_end_at_once(stop_by is None):
+                return None
+            if self.signals and stop_by is None:  # told once: who has saved and is leaving needs no second word
+                stop_by = now + limits.stop_s
                 self.chronicle.state = STOPPING
                 self._send({"do": "signal", "name": self.signals[0]})
             hung = watchdog.hung(self.states, limits, now)
@@ -173,13 +173,22 @@ class Leader:
                 return await self._hung(hung, now)
         return None
 
-    async def _failed(self) -> Failure:
-        """A rank failed: let the others end by themselves, which shows who came first and who only followed."""
+    def _may_end_at_once(self, first: bool) -> bool:
+        """A second Ctrl-C, or nobody has begun: there is nothing to wait for."""
+        return self._interrupted_twice() or first and not all(state.ready for state in self.states)
+
+    def _interrupted_twice(self) -> bool:
+        return self.signals.count("SIGINT") > 1
+
+    async def _failed(self) -> Failure | None:
+        """A rank failed: let the others end by themselves, which shows who came first and who only followed. None if that was a signal to all of the job."""
         killed = any(message["code"] < 0 for message in self.exits)
         await self._until_ended(min(SETTLE_S, self.job.limits.grace_s) if killed else self.job.limits.grace_s)
         if self.lost:  # its ranks may have been heard of before
             return verdict.of_host(self.lost[0], self.states)
         exits, left = list(self.exits), [state for state in self.states if state.runs]
+        if self.signals and verdict.are_stops(exits) and (killed or not left):
+            return None
         if left:
             await self._dump_stacks([state.place.rank for state in left])
         if left and all(message["code"] in (0, EXIT_PEER_LOST, EXIT_STOPPED) for message in exits):
@@ -211,7 +220,7 @@ class Leader:
     async def _end_all(self) -> None:
         """SIGTERM, a while, SIGKILL; afterwards nothing of this attempt is left on any host."""
         self.chronicle.state = STOPPING
-        if any(state.runs for state in self.states) and not self.signals.count("SIGINT") > 1:
+        if any(state.runs for state in self.states) and not self._interrupted_twice():
             self._send({"do": "signal", "name": "SIGTERM"})
             await self._until_ended(self.job.limits.grace_s)
         self._send({"do": "kill"})
@@ -223,7 +232,7 @@ class Leader:
             await self._listen()
 
     def _code_of_the_end(self) -> int:
-        if self.signals.count("SIGINT") > 1 and any(state.runs for state in self.states):
+        if self._interrupted_twice() and any(state.runs for state in self.states):
             return INTERRUPTED
         codes = [state.exit_code for state in self.states]
         return EXIT_STOPPED if self.signals and any(code != 0 for code in codes) or EXIT_STOPPED in codes else 0

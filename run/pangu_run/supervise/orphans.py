@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pangu_run.isolated import python_command, python_environment
+
 JOB = "PANGU_JOB"
 ROUNDS, PAUSE_S = 50, 0.05
 
@@ -47,8 +49,8 @@ def sweep(job: str) -> int:
 def guarded(job: str) -> Iterator[None]:
     """Within this context a guard watches this process; afterwards, however it ends, no process of the job is left."""
     reader, writer = os.pipe()
-    command = [sys.executable, "-m", "pangu_run.supervise.orphans", str(reader), job]
-    guard = subprocess.Popen(command, pass_fds=(reader,), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    command = python_command("pangu_run.supervise.orphans", str(reader), job)
+    guard = subprocess.Popen(command, env=python_environment(), pass_fds=(reader,), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     os.close(reader)
     try:
         yield

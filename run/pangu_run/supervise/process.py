@@ -9,7 +9,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import sys
 import termios
 import threading
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_run import heartbeat
+from pangu_run.isolated import python_command, python_environment
 from pangu_run.supervise import rank
 from pangu_run.supervise.aside import Aside
 from pangu_run.supervise.logs import RotatingLog
@@ -73,10 +73,10 @@ class RankProcess:
     def _start(self, words: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen:
         out, err, heart = os.pipe(), self._terminal_or_pipe(), os.pipe()
         own = {rank.LAUNCHER: str(os.getpid()), rank.STACKS: str(self.stacks), heartbeat.DESCRIPTOR: str(heart[1])}
-        command = [sys.executable, "-m", "pangu_run.supervise.rank", *words]
+        command = python_command("pangu_run.supervise.rank", *words)
         streams = {"stdin": subprocess.DEVNULL, "stdout": out[1], "stderr": err[1]}
         try:  # a session of its own: Ctrl-C on a terminal reaches ranks from the launcher alone
-            return subprocess.Popen(command, env=dict(environment) | own, pass_fds=(heart[1],), start_new_session=True, **streams)
+            return subprocess.Popen(command, env=python_environment(environment) | own, pass_fds=(heart[1],), start_new_session=True, **streams)
         finally:
             for _, theirs in (out, err, heart):
                 os.close(theirs)

@@ -1,7 +1,9 @@
 """The first lines of a rank, before its program: it dies with its launcher, keeps to its cores, shows its stacks when asked, beats.
 
-    python -m pangu_run.supervise.rank -m MODULE ARGUMENTS    as `python -m MODULE ARGUMENTS`
-    python -m pangu_run.supervise.rank -c PROGRAM             as `python -c PROGRAM`
+    python -m pangu_run.supervise.rank -m MODULE ARGUMENTS    as `python -P -m MODULE ARGUMENTS`
+    python -m pangu_run.supervise.rank -c PROGRAM             as `python -P -c PROGRAM`
+
+-P: nothing is imported from the working directory (see isolated.py).
 """
 
 import ctypes
@@ -11,6 +13,7 @@ import runpy
 import signal
 import sys
 
+from pangu_run import stop_signals
 from pangu_run.heartbeat import START, beat
 
 LAUNCHER, CORES, STACKS = "PANGU_LAUNCHER", "PANGU_CORES", "PANGU_STACKS"
@@ -28,7 +31,8 @@ def main() -> None:
     faulthandler.enable()  # a crash in native code leaves a stack in the log, too
     faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True, chain=False)
     beat(START)
-    _become(sys.argv[1:])
+    with stop_signals.command(stops=False):
+        _become(sys.argv[1:])
 
 
 def _die_with(launcher: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pangu_run.console import INTERRUPTED, USER_ERROR
 from pangu_run.exit_codes import EXIT_HANG, EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
 from pangu_run.launch.job import Job
+from pangu_run.stop_signals import STOP_SIGNALS
 from pangu_run.supervise.watchdog import RankState, ranks_in_words
 
 _CONSEQUENCES = (-signal.SIGABRT, -signal.SIGTERM, EXIT_PEER_LOST, EXIT_STOPPED)
@@ -69,6 +70,19 @@ def first_exit(exits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     return min(failed, key=lambda message: _CONSEQUENCES.index(message["code"]) if message["code"] in _CONSEQUENCES else -1, default=None)
 
 
+def are_stops(exits: Sequence[dict[str, Any]]) -> bool:
+    """Whether ranks ended by nothing but stop signals, as where a scheduler sends them to all processes of a job, and not to the launcher alone."""
+    return all(message["code"] in (0, EXIT_STOPPED, EXIT_PEER_LOST, *(-number for number in STOP_SIGNALS)) for message in exits)
+
+
+def signal_name(number: int) -> str:
+    """"SIGTERM"; "signal 42" where it has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def of_exit(job: Job, states: Sequence[RankState], exits: Sequence[dict[str, Any]]) -> Failure:
     """The failure of an attempt in which a rank ended with an error.
 
@@ -77,7 +91,7 @@ def of_exit(job: Job, states: Sequence[RankState], exits: Sequence[dict[str, Any
     """
     cause = first_exit(exits)
     state, code = states[cause["rank"]], cause["code"]
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+    how = f"was killed by {signal_name(-code)}" if code < 0 else f"failed with exit code {code}"
     memory = "; the kernel's out-of-memory killer was at work on that host: use a smaller batch or more memory" if cause.get("oom") else ""
     others = [m["rank"] for m in exits if m is not cause and m["code"] not in (0, EXIT_PEER_LOST, EXIT_STOPPED)]
     also = f"; so did {ranks_in_words(others)}" if others else ""
@@ -107,7 +121,7 @@ def of_host(server: str, states: Sequence[RankState]) -> Failure:
 
 def of_scheduler(job: Job, code: int, words: Sequence[str]) -> Failure:
     """The failure of an attempt whose MindSpore scheduler ended: the ranks cannot go on."""
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
     place = f"{job.directory.logs / 'scheduler' / 'output.log'} ends with:"
     return Failure("scheduler", shell_code(code) or 1, (), None, None, f"MindSpore's scheduler {how} while ranks ran", place, tuple(words))
 

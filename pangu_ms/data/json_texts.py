@@ -1,0 +1,217 @@
+"""Texts in JSON: which files hold JSON lines or an array, told by content, and the text of a record."""
+
+import codecs
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from pangu_ms.data.streams import LONGEST
+
+LINES, ARRAY, TEXT = "JSON lines", "a JSON array", "plain text"
+LINE_SUFFIXES = (".jsonl", ".ndjson")
+DEFAULT_FIELDS = ("text", "messages")
+BOM = b"\xef\xbb\xbf"
+_HEAD = 1 << 16
+"""Bytes in which the form of a file is looked for; a longer first line is read to its end."""
+_ARRAY_BEGIN = re.compile(rb'\s*\[\s*\{\s*["}]')
+_WHITE, _DECODER = " \t\r\n", json.JSONDecoder()
+_SPACE, _OPENING, _CLOSING, _NEXT = map(re.compile, (r"[ \t\r\n]*", r"\ufeff?[ \t\r\n]*\[", r"[ \t\r\n]*\]", r"[ \t\r\n]*([,\]])"))
+_MOST_NAMES, _DEEPEST_NAME = 8, 4
+
+
+def form_of(stream: BinaryIO, suffix: str) -> tuple[str, list[dict]]:
+    """How a file is read, and the records at its beginning.
+
+    JSON lines: most of the first lines are JSON objects, or the name says so. An array: it begins with `[{"`. All else is plain text.
+
+    Args:
+        stream: its content, at the beginning.
+        suffix: of its name, without that of compression.
+    """
+    head = stream.read(_HEAD)
+    if _ARRAY_BEGIN.match(head.removeprefix(BOM)):
+        return ARRAY, _first_of_array(head.removeprefix(BOM))
+    begun = head.removeprefix(BOM).lstrip()
+    if begun[:1] == b"{" and b"\n" not in begun:
+        head += stream.readline(LONGEST)
+    found = head.split(b"\n")
+    if len(head) == _HEAD and len(found) > 1:
+        found.pop()  # cut off
+    found = [line for line in found if line.strip()]
+    records = [record for record in map(_object, found) if record]
+    if suffix in LINE_SUFFIXES or 2 * len(records) > len(found):
+        return LINES, records
+    return TEXT, []
+
+
+def _object(line: bytes) -> dict | None:
+    try:
+        record = parse(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _first_of_array(head: bytes) -> list[dict]:
+    text = head.decode("utf-8", "ignore")
+    try:
+        record, _ = json.JSONDecoder().raw_decode(text, text.index("{"))
+    except (ValueError, RecursionError):
+        return []
+    return [record]
+
+
+def parse(line: bytes) -> Any:
+    """The JSON value of a line; ValueError with the reason if there is none. A byte order mark, as `cat a b` leaves it, is no part of it."""
+    try:
+        return json.loads(line.removeprefix(BOM).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from error
+    except RecursionError as error:
+        raise ValueError("not JSON: nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
+
+
+def elements(stream: BinaryIO) -> Iterator[Any]:
+    """The values of a JSON array, of which only one at a time is in memory.
+
+    Raises:
+        ValueError: not an array and nothing else, or a value that is no JSON, or one longer than LONGEST.
+    """
+    text, number = _Growing(stream), 1
+    text.take(_OPENING)
+    if text.take(_CLOSING, optional=True):
+        return text.require_end()
+    while True:
+        yield text.value(f"value {number} of the array")
+        if text.take(_NEXT)[1] == "]":
+            return text.require_end()
+        number += 1
+
+
+class _Growing:
+    """The part of a stream of JSON that is not taken yet; more is read when it is needed."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream, self._decoder = stream, codecs.getincrementaldecoder("utf-8")()
+        self._text, self._at, self._ended = "", 0, False
+
+    def take(self, pattern: re.Pattern, optional: bool = False) -> re.Match | None:
+        """Take what matches; only white space may be before its end."""
+        while not (found := pattern.match(self._text, self._at)):
+            rest = self._text[self._at : self._at + 20]
+            if self._ended or rest.strip(_WHITE):
+                if optional:
+                    return None
+                raise ValueError(f"{rest!r} is no part of a JSON array")
+            self._grow()
+        self._at = found.end()
+        return found
+
+    def value(self, name: str) -> Any:
+        """Take a JSON value."""
+        while True:
+            self._at = _SPACE.match(self._text, self._at).end()
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+                if end < len(self._text) or self._ended:  # a number may go on in what is not read yet
+                    self._at = end
+                    return value
+            except RecursionError:
+                raise ValueError(f"{name}: nested too deeply") from None
+            except ValueError as error:
+                if self._ended:
+                    raise ValueError(f"{name}: {error}") from None
+            if len(self._text) - self._at > LONGEST:
+                raise ValueError(f"{name}: no JSON, or longer than {LONGEST:,} characters")
+            self._grow()
+
+    def require_end(self) -> None:
+        """Raise ValueError if anything but white space is left."""
+        while not (rest := self._text[self._at :].strip(_WHITE)) and not self._ended:
+            self._at = len(self._text)
+            self._grow()
+        if rest:
+            raise ValueError(f"{rest[:20]!r} behind its end; a file holds one array")
+
+    def _grow(self) -> None:
+        block = self._stream.read(max(1 << 20, len(self._text) - self._at))  # doubles: a long value is not tried again and again
+        self._ended = not block
+        try:
+            self._text, self._at = self._text[self._at :] + self._decoder.decode(block, final=self._ended), 0
+        except UnicodeDecodeError:
+            raise ValueError("not UTF-8") from None
+
+
+def text_and_domain(record: Any, field: str | None, default_domain: str) -> tuple[str, str]:
+    """The text of a record, and its domain; ValueError with the reason if there is none.
+
+    Args:
+        field: its name, `a.b` for b inside a; by default `text`, or else `messages`. The value is a string or a conversation.
+    """
+    if not isinstance(record, dict):
+        raise ValueError(f"no field {field or DEFAULT_FIELDS[0]}: it is no JSON object")
+    names = (field,) if field else DEFAULT_FIELDS
+    name = next((name for name in names if look_up(record, name) is not None), names[0])
+    text, domain = look_up(record, name), record.get("domain") or default_domain
+    if text is None:
+        raise ValueError(f"no field {name}; there are {shown_names(record)}")
+    if isinstance(text, list):
+        text = conversation(text, name)
+    for label, value in ((name, text), ("domain", domain)):
+        if not isinstance(value, str):
+            raise ValueError(f"{label} is {type(value).__name__}, not a string")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{label} has a lone surrogate") from None
+    return text, domain
+
+
+def look_up(record: dict, name: str) -> Any:
+    """The value of `name`, or of b inside a for `a.b`; None if there is none."""
+    if name in record:
+        return record[name]
+    value: Any = record
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def conversation(messages: list, name: str) -> str:
+    """Messages, objects with role and content, as plain text: a line `role: content` each; ValueError if it is not a list of such.
+
+    Content is a string or, as in OpenAI's form, a list of parts with a text each.
+    """
+    spoken = []
+    for message in messages:
+        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+        if isinstance(content, list):
+            content = "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+        if not (isinstance(role, str) and isinstance(content, str)):
+            raise ValueError(f"{name} is a list, but not of messages with role and content")
+        spoken.append(f"{role}: {content}")
+    return "\n".join(spoken)
+
+
+def has_field(record: dict, field: str | None) -> bool:
+    """Whether a record has the field that its text is taken from."""
+    return any(look_up(record, name) is not None for name in ((field,) if field else DEFAULT_FIELDS))
+
+
+def field_names(record: dict, prefix: str = "", depth: int = 1) -> Iterator[str]:
+    """Names under which a record has a string or a list, nested ones as `a.b`."""
+    for name, value in record.items():
+        if isinstance(value, (str, list)):
+            yield prefix + name
+        elif isinstance(value, dict) and depth < _DEEPEST_NAME:
+            yield from field_names(value, f"{prefix}{name}.", depth + 1)
+
+
+def shown_names(record: dict) -> str:
+    """The names for a message."""
+    names = list(field_names(record))
+    return (", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")) or "none with text"
+

@@ -1,0 +1,151 @@
+"""Files of text as streams of bytes in bounded memory: decompressed, cut in lines, checked for what no text is.
+
+`.gz` and `.zst` are told by name. What a compressed file holds is not known before it is read: a line or a document of any length, or
+gigabytes of zeros in a few kilobytes. No line longer than LONGEST is held, and content that grows by more than LARGEST_RATIO is refused.
+"""
+
+import gzip
+import io
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from pangu_ms.errors import DataError
+
+LONGEST = 1 << 25
+"""Bytes of the longest line, JSON record or document: 32 MiB, about 10 million tokens, which take 1 GB to encode."""
+LARGEST_RATIO, _FREE = 200, 1 << 26
+"""Text shrinks to a fifth, logs to a hundredth; gzip reaches 1,030 with zeros, Zstandard 16,000. The first 64 MiB may have any ratio."""
+_SHOWN = 1000
+"""Bytes kept of a line that is too long."""
+_ZSTD_INPUT = 1 << 11
+"""Bytes decompressed at once: at most 64 MiB come of them (4 bytes make a block of 128 KiB)."""
+COMPRESSED = (".gz", ".zst")
+
+
+def require_readable(path: Path) -> None:
+    """Raise DataError unless it is a regular file that can be opened: a device or a pipe has no size and may have no end."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a directory; a corpus is a list of files; name them, e.g. {path}/*.jsonl")
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; every corpus file must be readable; correct the name or its permissions") from error
+    if not regular:
+        raise DataError(f"{path}: is no regular file; a corpus is read more than once; write the text into a file")
+
+
+def content(path: Path, raw: BinaryIO) -> BinaryIO:
+    """The decompressed content of an open file."""
+    if path.suffix == ".gz":
+        return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=raw), path, raw), 1 << 16)
+    if path.suffix == ".zst":
+        return io.BufferedReader(_Bounded(_frames(path, raw), path, raw), 1 << 16)
+    return raw
+
+
+def damage() -> tuple[type[Exception], ...]:
+    """What is raised on damaged input."""
+    errors = (OSError, EOFError, zlib.error)
+    try:
+        import zstandard
+    except ImportError:
+        return errors
+    return (*errors, zstandard.ZstdError)
+
+
+def lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
+    """Each line, and whether it is whole: of one longer than LONGEST only the beginning is given."""
+    while line := stream.readline(LONGEST + 1):
+        whole = len(line) <= LONGEST or line.endswith(b"\n")
+        if not whole:
+            line = line[:_SHOWN]
+            while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
+                pass
+        yield line, whole
+
+
+def pieces(stream: BinaryIO) -> Iterator[bytes]:
+    """The content in parts of at most LONGEST bytes, cut behind an empty line, else behind a line, else between two characters."""
+    rest = b""
+    while part := stream.read(LONGEST - len(rest)):
+        whole = rest + part
+        end = len(whole) if len(whole) < LONGEST else _last_cut(whole)
+        yield whole[:end]
+        rest = whole[end:]
+    if rest:
+        yield rest
+
+
+def _last_cut(text: bytes) -> int:
+    """Where to cut a text that goes on."""
+    for mark in (b"\n\n", b"\n"):
+        if (at := text.rfind(mark)) > len(text) // 2:
+            return at + len(mark)
+    end = len(text)
+    while end > len(text) - 4 and text[end - 1] & 0xC0 == 0x80:  # continuation bytes of UTF-8
+        end -= 1
+    return end - 1 if text[end - 1] >= 0xC0 else len(text)
+
+
+class _Bounded(io.RawIOBase):
+    """A decompressing stream that refuses content far larger than the file."""
+
+    def __init__(self, stream, path: Path, raw: BinaryIO) -> None:
+        self._stream, self._path, self._raw, self._size = stream, path, raw, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        size = self._stream.readinto(buffer)
+        self._size += size
+        if self._size > _FREE and self._size > LARGEST_RATIO * self._raw.tell():
+            raise DataError(
+                f"{self._path}: {self._raw.tell():,} bytes hold over {self._size:,}; text does not shrink to a {LARGEST_RATIO}th; "
+                "look at its content; if it is what you want, decompress it and name the plain file"
+            )
+        return size
+
+
+def _frames(path: Path, raw: BinaryIO) -> "_Frames":
+    try:
+        import zstandard
+    except ImportError as error:
+        raise DataError(f'{path}: reading .zst needs the package zstandard, which is not installed; pip install "pangu-ms[data]"') from error
+    return _Frames(raw, zstandard.ZstdDecompressor())
+
+
+class _Frames(io.RawIOBase):
+    """Content of Zstandard frames. The package's own stream takes a file that was cut off for a whole one."""
+
+    def __init__(self, raw: BinaryIO, decompressor) -> None:
+        self._raw, self._decompressor = raw, decompressor
+        self._frame, self._input, self._content = None, b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self._content and self._advance():
+            pass
+        size = min(len(buffer), len(self._content))
+        buffer[:size], self._content = self._content[:size], self._content[size:]
+        return size
+
+    def _advance(self) -> bool:
+        """Decompress a bit more; False at the end."""
+        self._input = self._input or self._raw.read(_ZSTD_INPUT)
+        if not self._input:
+            if self._frame:
+                raise EOFError("it ends inside a Zstandard frame")
+            return False
+        self._frame = self._frame or self._decompressor.decompressobj()
+        self._content, self._input = memoryview(self._frame.decompress(self._input)), b""
+        if self._frame.eof:
+            self._input, self._frame = self._frame.unused_data, None
+        return True

@@ -1,0 +1,50 @@
+"""One global batch shared out over another number of cards: what to set, and what else then belongs to the layout. No mindspore import."""
+
+from pangu_ms.config.schema import RunConfig
+
+
+def overrides_for(config: RunConfig, global_batch_size: int) -> list[str] | None:
+    """Overrides with which `config` takes `global_batch_size` sequences in a step; None where its replicas or stages cannot share that out.
+
+    A micro-batch gets at most as many sequences as it has in `config`, so that it still fits the card.
+    """
+    parallel, train = config.parallel, config.train
+    batch_size, rest = divmod(global_batch_size, parallel.data_parallel)
+    if rest or batch_size < parallel.pipeline_stage:
+        return None
+    in_stages = parallel.pipeline_stage > 1
+    section, field = ("parallel", "micro_batch_num") if in_stages else ("train", "accumulation_steps")
+    now = getattr(getattr(config, section), field)
+    fitting = range(parallel.pipeline_stage, batch_size + 1)
+    parts = next(n for n in fitting if batch_size % n == 0 and batch_size // n <= train.batch_size // now)
+    wanted = {"train.batch_size": (train.batch_size, batch_size), f"{section}.{field}": (now, parts)}
+    return [f"{name}={new}" for name, (old, new) in wanted.items() if old != new]
+
+
+def why_not(config: RunConfig, global_batch_size: int) -> str:
+    """Where `overrides_for` is None: what stands in the way."""
+    parallel = config.parallel
+    if global_batch_size % parallel.data_parallel:
+        return f"parallel.data_parallel={parallel.data_parallel} does not divide it"
+    each = global_batch_size // parallel.data_parallel
+    return f"each of data_parallel={parallel.data_parallel} replicas gets {each} of it, fewer than pipeline_stage={parallel.pipeline_stage} stages"
+
+
+def graph_batch_size(config: RunConfig) -> int:
+    """Sequences that one pass of the compiled gradients sees, by whose tokens they are divided.
+
+    A process that has the whole model sees its replica's micro-batch; the graph of a plan sees that of all replicas, which MindSpore cuts.
+    """
+    parts = max(config.parallel.micro_batch_num, config.train.accumulation_steps)
+    by_itself = config.runtime.device == "CPU" or config.parallel.world == 1
+    return (config.train.batch_size if by_itself else config.global_batch_size) // parts
+
+
+def carried_scale(scale: float, config: RunConfig, was: int) -> float:
+    """The loss scale of a run that goes on with another `graph_batch_size` than it `was`: float16 gradients keep the size that they had."""
+    return max(1.0, scale * graph_batch_size(config) / was) if config.model.compute_dtype == "float16" else scale
+
+
+def draws_other_masks(config: RunConfig, was: int) -> bool:
+    """Whether dropout draws other masks than with the `graph_batch_size` that was: they belong to the place of an element in its micro-batch."""
+    return getattr(config.model, "dropout", 0) > 0 and graph_batch_size(config) != was

@@ -1,0 +1,19 @@
+"""The classes that stand in for each other on a CPU and on Ascend are what the loop takes them for: a type checker reads what no CPU executes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MODULES = ["train", "parallel/planned_step.py", "parallel/device_ranks.py", "parallel/collective.py", "parallel/meeting.py"]
+
+
+def checked(tmp_path, root):
+    options = ["--python-executable", sys.executable, "--ignore-missing-imports", "--follow-imports=silent", "--cache-dir", str(tmp_path / "cache")]
+    command = [sys.executable, "-m", "mypy", *options, *(str(root / "pangu_ms" / module) for module in MODULES)]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+
+
+def test_steps_ranks_and_placements_have_the_interfaces_that_the_loop_uses(tmp_path):
+    done = checked(tmp_path, ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
