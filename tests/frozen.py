@@ -46,9 +46,17 @@ def permutation(vocab_size: int) -> np.ndarray:
     return np.random.default_rng(5).permutation(vocab_size).astype(np.int32)
 
 
+ORIGINAL = {name: getattr(AlphaConfig, name) for name in ("layer_parameters", "outer_parameters", "outer_parameter_layers")}
+
+
+def unfrozen() -> contextlib.AbstractContextManager:
+    """Alpha as it is, inside of `frozen()`."""
+    return mock.patch.multiple(AlphaConfig, **ORIGINAL)
+
+
 @contextlib.contextmanager
-def frozen(table: bool = True) -> Iterator[None]:
-    """Alpha with a frozen matrix, and with `table` the int32 one."""
+def frozen() -> Iterator[None]:
+    """Alpha with the frozen matrix and the int32 table."""
     layer, outer, layers = AlphaConfig.layer_parameters, AlphaConfig.outer_parameters, AlphaConfig.outer_parameter_layers
 
     def layer_parameters(self, number):
@@ -65,9 +73,8 @@ def frozen(table: bool = True) -> Iterator[None]:
 
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(AlphaConfig, "layer_parameters", layer_parameters))
-        if table:
-            patches.enter_context(mock.patch.object(AlphaConfig, "outer_parameters", outer_parameters))
-            patches.enter_context(mock.patch.object(AlphaConfig, "outer_parameter_layers", outer_parameter_layers))
-            family = dataclasses.replace(FAMILIES["alpha"], model="tests.frozen:MappedAlpha")
-            patches.enter_context(mock.patch.dict(FAMILIES, {"alpha": family}))
+        patches.enter_context(mock.patch.object(AlphaConfig, "outer_parameters", outer_parameters))
+        patches.enter_context(mock.patch.object(AlphaConfig, "outer_parameter_layers", outer_parameter_layers))
+        family = dataclasses.replace(FAMILIES["alpha"], model="tests.frozen:MappedAlpha")
+        patches.enter_context(mock.patch.dict(FAMILIES, {"alpha": family}))
         yield

@@ -165,7 +165,12 @@ def test_an_export_that_differs_is_not_committed(trained_run, tmp_path, monkeypa
     from pangu_ms.infer.decoder import GraphShape
 
     actual = write.replay_in_fresh_process
-    monkeypatch.setattr(write, "replay_in_fresh_process", lambda *arguments: actual(*arguments) + 1e-3)
+
+    def shifted(*arguments):
+        logits, *others = actual(*arguments)
+        return logits + 1e-3, *others
+
+    monkeypatch.setattr(write, "replay_in_fresh_process", shifted)
     with pytest.raises(ExportError, match="logits differ by 0.001"):
         write.export_package(open_checkpoint(trained_run), tmp_path / "package", GraphShape.fitting(32, 1, 24, 8))
     assert os.listdir(tmp_path) == []

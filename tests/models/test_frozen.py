@@ -1,6 +1,5 @@
 """Weights that training leaves as they are: no gradient, no moments, and in all else weights. See tests/frozen.py."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -9,8 +8,13 @@ import pytest
 from pangu_ms.checkpoint import store
 from pangu_ms.cli import main
 from pangu_ms.config import load_config
-from tests.frozen import MATRIX, TABLE, frozen, permutation
+from tests.frozen import MATRIX, TABLE, frozen, permutation, unfrozen
 from tests.reference import alpha_numpy
+
+
+@pytest.fixture(scope="module")
+def config(tiny_overrides):
+    return load_config("alpha/tiny", [*tiny_overrides, "model.dropout=0.0"]).model
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +59,7 @@ def test_they_are_resharded_to_a_plan_and_back(run, tmp_path):
             assert all(np.array_equal(found[name], value) and found[name].dtype == value.dtype for name, value in whole.tensors(group).items())
 
 
-def test_they_are_exported(run, tmp_path, capsys):
+def test_they_are_exported(run, config, tmp_path, capsys):
     """Against numpy float64 over the numbers of the checkpoint's file."""
     from pangu_ms.export.package import Package
 
@@ -64,8 +68,7 @@ def test_they_are_exported(run, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["verified"]["max_difference"] <= 1e-4
     weights, prompt = store.open_checkpoint(run / "whole").tensors(), [7, 300, 5, 81, 9]
     ids = weights.pop(TABLE)[[prompt]]
-    config = dataclasses.replace(store.open_checkpoint(run / "whole").config().model)
-    with frozen(table=False):
+    with unfrozen():
         expected = alpha_numpy.forward(config, weights, ids, None)
     np.testing.assert_allclose(Package.open(tmp_path / "package").decoder().prefill([prompt])[0], expected[0, -1], atol=1e-4)
 
