@@ -7,6 +7,7 @@ is part of its name, so machines of different kinds can share a home directory. 
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import hashlib
 import logging
 import os
@@ -131,12 +132,14 @@ def build(level: str | None = None) -> Path:
         OperatorError: no compiler, or it fails; the message holds the first error line.
     """
     path = library_path(level or cpu_level())
-    if path.exists():
+    if _is_sound(path):
         return path
     compiler()
     try:
         with _locked(path.parent) as alone:
-            if not path.exists():
+            if not _is_sound(path):
+                if path.exists():
+                    log.warning("%s: has not the hash that stands beside it (damaged, or of an older version); built again", path)
                 for abandoned in path.parent.glob("build.*") if alone else ():  # of a process that was killed
                     shutil.rmtree(abandoned, ignore_errors=True)
                 _compile(path, LEVELS[level or cpu_level()][1])
@@ -144,6 +147,24 @@ def build(level: str | None = None) -> Path:
         advice = "the CPU kernels are built there; set ASCEND_OPS_CACHE to a directory with room that can be written"
         raise OperatorError(f"{path.parent}: {error.strerror}; {advice}") from error
     return path
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a library is there whose bytes have the hash beside it; read once for each state of the file."""
+    try:
+        status = path.stat()
+        return _has_hash(path, status.st_ino, status.st_size, status.st_mtime_ns)
+    except OSError:  # one of the two is not there
+        return False
+
+
+@functools.lru_cache(maxsize=16)
+def _has_hash(path: Path, *state: int) -> bool:
+    return _hash_file(path).read_text("ascii", "replace").strip() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _hash_file(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
 
 
 @contextlib.contextmanager
@@ -170,8 +191,18 @@ def _compile(path: Path, level_flags: tuple[str, ...]) -> None:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             objects = list(pool.map(lambda unit: _run(work, "-c", *COMPILE_FLAGS, *level_flags, unit.name, "-o", unit.stem + ".o"), units))
         _run(work, "-shared", "-pthread", *(Path(o).name for o in objects), "-ldl", "-o", LIBRARY)
-        os.replace(work / LIBRARY, path)
+        _publish(work / LIBRARY, path)
     log.info("built in %.0f s", time.monotonic() - started)
+
+
+def _publish(built: Path, path: Path) -> None:
+    """Move a library to its place, and its hash after it; both are on the disk before they have their names: a power cut leaves a pair or no pair."""
+    digest = built.with_name(_hash_file(path).name)
+    digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest() + "\n")
+    for source, target in ((built, path), (digest, _hash_file(path))):
+        with open(source, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(source, target)
 
 
 def _run(folder: Path, *arguments: str) -> str:

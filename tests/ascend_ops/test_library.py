@@ -105,7 +105,7 @@ def assert_works(path):
 
 
 def assert_only_the_library(path):
-    assert sorted(p.name for p in path.parent.iterdir()) == [library.LIBRARY, "lock"]
+    assert sorted(p.name for p in path.parent.iterdir()) == [library.LIBRARY, library.LIBRARY + ".sha256", "lock"]
 
 
 def test_processes_that_start_together_build_once(toy):
@@ -154,6 +154,38 @@ def test_what_is_built_is_not_built_again_and_needs_no_compiler(toy, monkeypatch
     monkeypatch.setenv("CXX", "/nonexistent/g++")
     assert library.build("baseline") == first
     assert toy.calls == calls
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "no hash", "cut hash"])
+def test_a_damaged_library_is_built_again_with_one_line(toy, damage, caplog):
+    """What MindSpore would load is never what was not built here, in a process that finds it so and in one that has used it."""
+    path = library.build("baseline")
+    content, digest = path.read_bytes(), path.with_name(path.name + ".sha256")
+    flipped = bytearray(content)
+    flipped[len(flipped) // 2] ^= 1
+    damaged = {"flipped": flipped, "cut": content[: len(content) // 2], "empty": b"", "no hash": content, "cut hash": content}[damage]
+    path.unlink()  # a process may have it mapped
+    path.write_bytes(damaged)
+    if damage == "no hash":
+        digest.unlink()
+    elif damage == "cut hash":
+        digest.write_text(digest.read_text()[:20])
+    caplog.clear()
+    assert library.build("baseline") == path
+    assert_works(path)
+    assert_only_the_library(path)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and warnings[0].startswith(f"{path}: ") and "built again" in warnings[0]
+
+
+def test_a_library_is_on_the_disk_before_it_has_its_name(toy, monkeypatch):
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+    real = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: (done.append(f"-> {Path(target).name}"), real(source, target)))
+    library.build("baseline")
+    name, digest = library.LIBRARY, library.LIBRARY + ".sha256"
+    assert done == [name, f"-> {name}", digest, f"-> {digest}"]
 
 
 def test_build_compiles_for_the_level_that_it_is_given(toy, capsys):
