@@ -40,6 +40,7 @@ setup(
     extras_require={
         "data": ["zstandard"],
         "tensorboard": ["tensorboardX"],
+        "sign": ["cryptography"],  # export --sign-key, run-mindir --verify-key
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
