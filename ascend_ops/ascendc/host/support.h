@@ -47,7 +47,7 @@ constexpr Row ROWS[] = {
     {Call::DataCopy, HALF, HALF, true, true},             // as above
     {Call::DataCopy, INT32, INT32, true, true},           // as above
     {Call::DataCopy, BFLOAT16, BFLOAT16, false, true},    // as above
-    {Call::DataCopyPad, FLOAT, FLOAT, false, true},       // "GMToUB" and "UBToGM unaligned copy (DataCopyPad)".md; c100: reports "not supported"
+    {Call::DataCopyPad, FLOAT, FLOAT, false, true},       // "GMToUB" and "UBToGM unaligned copy (DataCopyPad)".md; c100: an empty macro, nothing is copied
     {Call::DataCopyPad, HALF, HALF, false, true},         // as above
     {Call::DataCopyPad, INT32, INT32, false, true},       // as above
     {Call::DataCopyPad, BFLOAT16, BFLOAT16, false, true},  // as above
