@@ -25,6 +25,7 @@ from pangu_ms.eval.perplexity import Score
 from pangu_ms.progress import progress_bar
 from pangu_ms.train import bend, global_batch
 from pangu_ms.train.confirm import LookAhead, good_loss
+from pangu_ms.train.directory import RunLock
 from pangu_ms.train.guard import Guard
 from pangu_ms.train.metrics import MetricsWriter, require_tensorboard
 from pangu_ms.train.placement import initialize, load, place
@@ -87,6 +88,7 @@ class Run:
         self.refused: int | None = None
         """Step of the last one that it refused to commit."""
         self.bends: list[bend.Bend] = []
+        self.lock = RunLock(self.output)
 
     def begin(self, resume: bool, init_from: Path | None = None, resume_from: int | None = None) -> None:
         """Give the model its first values, or the weights of `init_from`, or with `resume` the state of the newest valid checkpoint.
@@ -100,7 +102,7 @@ class Run:
             DataError: the records were made with another tokenizer than the checkpoint's.
             PlanError: MindSpore does not follow the plan.
         """
-        checkpoint = self.placement.find(lambda: starting_point(self.config, self.output, resume, resume_from=resume_from))
+        checkpoint = self.placement.find(lambda: self._starting_point(resume, resume_from))
         beat(INIT)  # the ranks have met
         weights = self.placement.find(lambda: store.open_checkpoint(init_from)) if init_from and not checkpoint else None
         self.placement.prepare()
@@ -111,9 +113,12 @@ class Run:
         else:
             initialize(self.placement)
         if self.ranks.leads:
-            with files.writing(self.output):
-                self.output.mkdir(parents=True, exist_ok=True)
             files.write_text(self.output / "config.yaml", bend.comments(self.bends) + dump_config(self.config))
+
+    def _starting_point(self, resume: bool, resume_from: int | None) -> store.Checkpoint | None:
+        if self.ranks.leads:
+            self.lock.acquire()  # what is found holds until the end
+        return starting_point(self.config, self.output, resume, resume_from=resume_from)
 
     def _restore(self, checkpoint: store.Checkpoint, bent: bool) -> None:
         state = checkpoint.state()
@@ -154,6 +159,10 @@ class Run:
         if self.ranks.leads:
             beat(SAVE, self.step, saved=self.step)
 
+    def close(self) -> None:
+        """Let others train in the directory."""
+        self.lock.release()
+
     def evaluate(self) -> Score | None:
         """Score the first train.eval_batches global batches of the held-out records on rank 0; None elsewhere, under a plan, and where there are none."""
         beat(EVALUATE, self.step)
@@ -192,17 +201,22 @@ def train(
         if tensorboard:
             require_tensorboard()
         run = Run(config, records, output)
-        run.begin(resume, init_from, resume_from)
-        leads = run.ranks.leads
-        session = Session(run, MetricsWriter(run.output, run.step, tensorboard) if leads else None, stop_at)
-        try:
-            with progress_bar(progress and leads, total=config.train.steps, initial=run.step, unit="step", desc="train") as bar:
-                session.go(stop, bar)
-        except TrainingDiverged as error:
-            run.ranks.agree()  # nobody leaves, and ends the job, before all know why
-            raise TrainingDiverged(f"{error}; {bend.advice(config, run.saved)}") from None
-        finally:
-            session.close()
+        with contextlib.closing(run):
+            run.begin(resume, init_from, resume_from)
+            return _go(run, stop, stop_at, progress, tensorboard)
+
+
+def _go(run: Run, stop: StopSignal, stop_at: int | None, progress: bool, tensorboard: bool) -> TrainResult:
+    leads, steps = run.ranks.leads, run.config.train.steps
+    session = Session(run, MetricsWriter(run.output, run.step, tensorboard) if leads else None, stop_at)
+    try:
+        with progress_bar(progress and leads, total=steps, initial=run.step, unit="step", desc="train") as bar:
+            session.go(stop, bar)
+    except TrainingDiverged as error:
+        run.ranks.agree()  # nobody leaves, and ends the job, before all know why
+        raise TrainingDiverged(f"{error}; {bend.advice(run.config, run.saved)}") from None
+    finally:
+        session.close()
     return session.result()
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pangu_ms.checkpoint.store import latest_valid, open_checkpoint
 from pangu_ms.config import load_config
-from pangu_ms.errors import ConfigError, OutputError
+from pangu_ms.errors import ConfigError, OutputError, UserError
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
@@ -205,3 +205,30 @@ def test_a_bad_batch_alone_does_not_refuse_a_checkpoint_and_batches_stay_in_orde
     assert good_loss(step, Guard(), config, 5, batches) == 3.0 and asked == [(5, NO_UPDATE), (6, NO_UPDATE)]
     assert [str(next(batches)) for _ in range(4)] == ["nan", "3.0", "1.0", "2.0"]
     assert good_loss(step, Guard(), config, 5, LookAhead(iter([float("nan"), 1e6, float("inf")]))) is None
+
+
+def test_two_runs_in_one_directory_do_not_mix(records, tiny_overrides, tmp_path):
+    """The second of two is refused, whatever it was asked, and the first ends as if it had been alone; a killed one holds nothing up."""
+    output, endless = tmp_path / "run", [*tiny_overrides, "train.steps=100000", "optimizer.decay_steps=100"]
+    first = subprocess.Popen(command(records, output, endless), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        while not (output / "metrics.jsonl").exists():
+            assert first.poll() is None, first.stdout.read()
+            time.sleep(0.05)
+        for options in ((), ("--resume",)):
+            second = subprocess.run(command(records, output, endless, *options), capture_output=True, text=True, timeout=120)
+            assert second.returncode == 2 and f"process {first.pid} on" in second.stderr, second.stderr
+            assert second.stderr.count("\n") == 1
+    finally:
+        first.kill()
+        first.wait()
+    done = subprocess.run(command(records, output, [*endless[:-2], "train.steps=2", "optimizer.decay_steps=100"], "--resume"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_mistake_found_late_leaves_no_directory(records, tiny_overrides, trained_run, tmp_path):
+    from pangu_ms.train.loop import train
+
+    with pytest.raises(UserError):
+        train(load_config("alpha/tiny", [*tiny_overrides, "model.ffn_hidden_size=64"]), records, tmp_path / "new", init_from=trained_run, progress=False)
+    assert not (tmp_path / "new").exists()
