@@ -31,6 +31,7 @@ setup(
         "safetensors>=0.4.5,<0.8",  # 0.8.0 writes wrong values for non-contiguous arrays
         "numpy",
         "sentencepiece>=0.2",
+        "tokenizers>=0.19",  # tokenizer.json of Hugging Face directories; encode_special_tokens
         "jieba",
         "pydantic>=2.7,<3",
         "pyyaml",

@@ -235,6 +235,8 @@ def tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:
     tokenizer = Path(tokenizer)
     if not tokenizer.is_dir():
         raise CheckpointError(f"{tokenizer}: no such directory; a tokenizer is a directory; name the one that `pangu tokenizer train` wrote")
+    if any(tokenizer.glob("*.safetensors")):
+        raise CheckpointError(f"{tokenizer}: holds weights beside the tokenizer; a checkpoint keeps the tokenizer alone; copy its files to a directory of their own")
     return {f"tokenizer/{path.relative_to(tokenizer).as_posix()}": [path.read_bytes()] for path in sorted(tokenizer.rglob("*")) if path.is_file()}
 
 

@@ -1,7 +1,7 @@
 """Text to ids and back: SentencePiece, after jieba's word segmentation for Chinese. No jieba import until Chinese text is encoded.
 
-A tokenizer is a directory with `vocab.model` (SentencePiece) and `tokenizer.json`, or a released bare `vocab.model`. Round trip is exact for
-any text without U+2581 (SentencePiece's own space) and, with segmenter jieba, without U+2582 and U+2583 (they stand for space and newline).
+A tokenizer is a directory with `vocab.model` (SentencePiece) and `tokenizer.json`, or a released bare `vocab.model`, or what a Hugging Face
+directory has (see huggingface.py). Round trip of our own is exact for any text without U+2581 (SentencePiece's own space) and, with segmenter jieba, without U+2582 and U+2583 (they stand for space and newline).
 
 Source: spec A5.
 """
@@ -51,11 +51,14 @@ class Tokenizer:
             eod, eod to pad, eot to eod. eod of a bare released file is its <pad>: the released models were trained on documents that end
             with the pad id 6 (spec A5, A6), whatever else the vocabulary holds.
         bos_id, eos_id: ids of <s> and </s>, or None.
+        first_ids: what stands before each prompt and document, such as a LLaMA's bos; our own have none.
         stop_ids: ids that end a generated text, sorted: eot, eod and the <eod> piece.
         fingerprint: SHA-256 over the model, the settings and, with segmenter jieba, its version and dictionary; two tokenizers with equal
             fingerprints give equal ids.
         segmenter_version: what the segmenter's words depend on; empty for none.
     """
+
+    first_ids: tuple[int, ...] = ()
 
     def __init__(self, model: bytes, segmenter: str = "jieba", eod: str = "<eod>", where: str = "tokenizer") -> None:
         """Wrap a serialised SentencePiece model.
@@ -113,14 +116,21 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a tokenizer directory, or a released `vocab.model`, which implies segmenter jieba.
+        """Read a tokenizer directory, ours or Hugging Face's, or a bare model: a released `vocab.model`, which implies jieba, or else a LLaMA's.
 
         Raises:
             DataError: nothing there, or not a tokenizer.
         """
+        from pangu_ms.data import huggingface  # which is made of what stands here
+
         path = Path(path)
         if not path.is_dir():
-            return cls(_read(path), "jieba", "<pad>", str(path))
+            if path.name != huggingface.FAST and has_our_pieces(model := _read(path)):
+                return cls(model, "jieba", "<pad>", str(path))
+            beside = path.name in (huggingface.SENTENCEPIECE, huggingface.FAST) and path.exists()  # its settings
+            return cls.load(path.parent) if beside else huggingface.HuggingFaceTokenizer.load(path)
+        if huggingface.is_directory_of(path):
+            return huggingface.HuggingFaceTokenizer.load(path)
         try:
             settings = json.loads(_read(path / "tokenizer.json"))
             if settings["format"] != FORMAT:
@@ -171,11 +181,18 @@ class Tokenizer:
             return self._processor.encode([self._segmented(text) for text in texts], num_threads=1)
         except (TypeError, UnicodeEncodeError):  # SentencePiece's versions differ
             for text in texts:
-                _require_unicode(text)
+                require_unicode(text)
             raise
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that a model is to continue: `first_ids` and `encode`."""
+        return [*self.first_ids, *self.encode(text)]
+
+    def decode(self, ids: Iterable[int], continuation: bool = False) -> str:
         """Text of ids. Control pieces give nothing, unknown ones U+2047, broken UTF-8 from byte pieces U+FFFD.
+
+        Args:
+            continuation: the ids go on from others, so that a space at their beginning is the text's.
 
         Raises:
             DataError: an id outside the vocabulary.
@@ -210,7 +227,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text of ids that arrive one by one; the pieces of text joined equal `Tokenizer.decode` of the ids."""
+    """Text of ids that arrive one by one; the pieces of text joined equal `Tokenizer.decode` of the ids as a continuation."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -241,11 +258,21 @@ def _join_words(words: Iterable[str]) -> str:
     return " ".join([_TO_PIECES.get(word, word) for word in words])
 
 
-def _require_unicode(text: str) -> None:
+def require_unicode(text: str) -> None:
+    """Raise DataError for a lone surrogate, which no UTF-8 file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"text: lone surrogate at character {error.start}; text must be valid Unicode; repair the input") from error
+
+
+def has_our_pieces(model: bytes) -> bool:
+    """Whether a bare model is a released one: jieba's words are joined by U+2582 and U+2583, and no other vocabulary has these specials."""
+    try:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except RuntimeError:
+        return True  # which then says what is wrong with it
+    return any(processor.id_to_piece(processor.piece_to_id(piece)) == piece for piece in (SPACE, NEWLINE, *SPECIALS[3:]) if piece != "<pad>")
 
 
 def _read(path: Path) -> bytes:

@@ -45,9 +45,13 @@ ENCRYPTION_MODE = "AES-GCM"
 RUNNER_MODULES = (
     "pangu_ms/__init__.py",
     "pangu_ms/errors.py",
+    "pangu_ms/protobuf.py",
     "pangu_ms/runtime.py",
+    "pangu_ms/small_json.py",
     "pangu_ms/data/__init__.py",
+    "pangu_ms/data/huggingface.py",
     "pangu_ms/data/segment.py",
+    "pangu_ms/data/special_tokens.py",
     "pangu_ms/data/tokenizer.py",
     "pangu_ms/infer/__init__.py",
     "pangu_ms/infer/arguments.py",

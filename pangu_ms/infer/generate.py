@@ -71,7 +71,7 @@ class Generator:
         Raises:
             GenerationError: a prompt is empty or longer than the context.
         """
-        ids = [self.tokenizer.encode(prompt) for prompt in prompts]
+        ids = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
         if config.num_beams > 1:
             return [self._beams(prompt, ids[i], config, i, on_text) for i, prompt in enumerate(prompts)]
         size, results = self.decoder.shape.batch_size, []
@@ -101,7 +101,7 @@ class Generator:
     def _beams(self, prompt: str, ids: list[int], config: SamplingConfig, index: int, on_text: OnText | None) -> Generation:
         stop_ids = frozenset(self.tokenizer.stop_ids)
         best = beam_search(self.decoder, ids, config, stop_ids)[0]
-        whole = self.tokenizer.decode([t for t in best.tokens if t not in stop_ids])
+        whole = self.tokenizer.decode([t for t in best.tokens if t not in stop_ids], continuation=True)
         text = min((whole.split(stop, 1)[0] for stop in config.stop), key=len, default=whole)
         if on_text:
             on_text(index, text)

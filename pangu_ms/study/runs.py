@@ -27,6 +27,7 @@ from pangu_run import files
 from pangu_run.exit_codes import EXIT_STOPPED
 from pangu_run.isolated import python_command, python_environment
 
+PROGRAM = tuple(python_command("pangu_ms"))
 POLL_S = 0.3
 SHOWN_WORDS = 60  # of a command on the terminal; command.json has all
 
@@ -141,7 +142,7 @@ def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, A
             _lock(log, stage)
             stage.begin()
             before = log.tell()
-            code, printed = _execute(python_command("pangu_ms", *stage.words, "--json"), log, stop, tick)
+            code, printed = _execute([*PROGRAM, *stage.words, "--json"], log, stop, tick)
     if code == 0:
         result = json.loads(printed.splitlines()[-1])
         files.write_json(stage.directory / "result.json", result)

@@ -99,7 +99,7 @@ def check(args: argparse.Namespace, config: RunConfig, follower: bool) -> None:
             require_readable(config, named)
         return
     output = Path(args.output)
-    require_startable(config, output, args.resume, args.init_from, args.tensorboard)
+    require_startable(config, args)
     require_readable(config, named or default_records(config, output, args.resume, progress=not args.json))
 
 
