@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_run import yaml_file
 
-_SHORT = reprlib.Repr(maxstring=200, maxlong=60, maxother=200)
+_SHOWN = 200  # characters of a wrong value
 _PACKAGE = Path(__file__).resolve().parents[1]
 PRESET_DIRECTORIES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # installed | checkout
 
@@ -137,7 +136,8 @@ def _explain(item: dict[str, Any], where: str) -> str:
     if item["type"] == "value_error":
         error = item["ctx"]["error"]
         return f"{where}: {key + '.' if key else ''}{error}"
-    return f"{where}: {key}={_SHORT.repr(item['input'])}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    found = repr(item["input"])
+    return f"{where}: {key}={found if len(found) <= _SHOWN else found[:_SHOWN] + '...'}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 def _fields_at(location: list[str], family: str | None) -> list[str]:

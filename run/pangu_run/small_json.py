@@ -16,14 +16,14 @@ class Missing(ValueError):
     """There is no such file."""
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_object(path: Path, finite: bool = True) -> dict[str, Any]:
+    """The object in a JSON file; see `parse`.
 
     Raises:
         Missing: there is no file.
         ValueError: what is wrong with it, in a few words.
     """
-    return parse_object(read_bytes(path))
+    return parse_object(read_bytes(path), finite)
 
 
 def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
