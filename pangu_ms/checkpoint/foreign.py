@@ -1,6 +1,5 @@
 """Weights of other programs: MindSpore .ckpt, numpy .npz, .safetensors, and Hugging Face directories. mindspore is imported only for .ckpt."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ import numpy as np
 
 from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.errors import CheckpointError
-from pangu_run import files
+from pangu_run import files, small_json
 
 Tensors = dict[str, np.ndarray]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
@@ -28,15 +27,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = Path(directory) / CONFIG
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(tree, dict):
-            return tree
-        problem = f"a {type(tree).__name__}, not an object"
-    except OSError as error:
-        problem = error.strerror
+        return small_json.read_object(path)
     except ValueError as error:
-        problem = f"not JSON: {error}"
-    raise CheckpointError(f"{path}: {problem}; a Hugging Face directory says there what its weights are; restore it, or name the file of weights and --config")
+        raise CheckpointError(f"{path}: {error}; a Hugging Face directory says there what its weights are; restore it, or name the file of weights and --config")
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -50,7 +43,7 @@ def weight_files(directory: Path) -> list[Path]:
     names = [WEIGHTS]
     if index.is_file():
         try:
-            names = sorted({str(Path(name)) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+            names = sorted({str(Path(name)) for name in small_json.read_object(index)["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: not an index of weights ({error!r}); copy or download it again") from None
     if missing := [name for name in names if not (directory / name).is_file()]:

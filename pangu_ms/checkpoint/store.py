@@ -12,7 +12,6 @@ A save goes to a temporary name, is flushed and renamed (see commit.py). A reade
 """
 
 import contextlib
-import json
 import logging
 import re
 import shutil
@@ -30,7 +29,7 @@ from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config, load_config
 from pangu_ms.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
-from pangu_run import files
+from pangu_run import files, small_json
 
 __all__ = ["Checkpoint", "check_names_and_shapes", "latest_valid", "open_checkpoint", "save", "write"]
 
@@ -83,8 +82,15 @@ class Checkpoint:
         return dict(self.each(group))
 
     def state(self) -> dict[str, Any]:
-        """What the training loop stored."""
-        return json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        """What the training loop stored.
+
+        Raises:
+            CheckpointError: state.json is damaged.
+        """
+        try:
+            return small_json.parse_object((self.path / "state.json").read_bytes(), finite=False)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: state.json is damaged ({error}); use another checkpoint") from None
 
     def config(self) -> RunConfig:
         """The configuration of the run that saved it."""

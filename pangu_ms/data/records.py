@@ -4,7 +4,6 @@ Legend: N rows, S sequence length.
 """
 
 import glob
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from pangu_ms.data.pack import COLUMN, SPLITS
 from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import DataError
+from pangu_run import small_json
 
 RELEASED_PAD = 6  # pad and end of document in the released vocabulary (spec A5)
 
@@ -189,12 +189,12 @@ def load_manifest(directory: Path) -> dict:
     """
     path = Path(directory) / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = small_json.read_object(path)
         if manifest["format"] != FORMAT:
             raise DataError(f"{path}: format {manifest['format']}: this version reads format {FORMAT}; update pangu-ms or prepare again")
         return manifest
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; `pangu data prepare` writes it last; name its output directory") from error
+    except small_json.Missing as error:
+        raise DataError(f"{path}: {error}; `pangu data prepare` writes it last; name its output directory") from error
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from pangu_ms.data.segment import make_segmenter, segmenter_version
 from pangu_ms.errors import DataError
-from pangu_run import files
+from pangu_run import files, small_json
 
 _log = logging.getLogger(__name__)
 
@@ -132,11 +132,13 @@ class Tokenizer:
         if huggingface.is_directory_of(path):
             return huggingface.HuggingFaceTokenizer.load(path)
         try:
-            settings = json.loads(_read(path / "tokenizer.json"))
+            settings = small_json.parse_object(_read(path / "tokenizer.json"))
             if settings["format"] != FORMAT:
                 raise DataError(f"{path}/tokenizer.json: format {settings['format']}: this version reads format {FORMAT}; update pangu-ms")
             return cls(_read(path / "vocab.model"), settings["segmenter"], settings.get("eod", "<eod>"), str(path))
-        except (TypeError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (TypeError, KeyError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(f"{path}/tokenizer.json: not what `pangu tokenizer train` writes ({error!r}); train again or restore it") from error
 
     def with_model(self, model: bytes) -> "Tokenizer":

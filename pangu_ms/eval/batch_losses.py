@@ -20,7 +20,7 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
 from pangu_ms.progress import progress_bar
-from pangu_run import files
+from pangu_run import files, small_json
 
 SAVE_SECONDS = 5.0  # what a killed process loses at most, beside one batch
 
@@ -152,7 +152,7 @@ class Partial:
 def _difference(stored: str, identity: dict[str, Any]) -> str:
     """The settings in which an earlier call differs."""
     try:
-        was = dict(json.loads(stored))
+        was = small_json.parse_object(stored)
     except (TypeError, ValueError):
         return "nothing that this version knows"
     return ", ".join(f"{name} {str(was.get(name))[:12]} (now {str(value)[:12]})" for name, value in identity.items() if was.get(name) != value)

@@ -47,7 +47,6 @@ RUNNER_MODULES = (
     "pangu_ms/errors.py",
     "pangu_ms/protobuf.py",
     "pangu_ms/runtime.py",
-    "pangu_ms/small_json.py",
     "pangu_ms/data/__init__.py",
     "pangu_ms/data/huggingface.py",
     "pangu_ms/data/segment.py",
@@ -66,6 +65,7 @@ RUNNER_MODULES = (
     "pangu_run/console.py",
     "pangu_run/errors.py",
     "pangu_run/files.py",
+    "pangu_run/small_json.py",
 )
 
 

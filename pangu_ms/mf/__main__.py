@@ -14,7 +14,7 @@ from pangu_ms.errors import ConfigError, UserError
 from pangu_ms.mf import register
 from pangu_ms.mf.data import step_dataset
 from pangu_ms.mf.settings import resolve
-from pangu_run import files
+from pangu_run import files, yaml_file
 
 USER_ERROR = 2
 DEFAULT = "alpha_tiny"
@@ -30,10 +30,7 @@ def load_yaml(name: str) -> dict[str, Any]:
     path = Path(name) if Path(name).is_file() else shipped.get(name)
     if path is None:
         raise ConfigError(f"{name}: no such file; name a MindFormers YAML or a shipped one: {', '.join(shipped)}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    tree = yaml_file.read(path, ConfigError)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: found {type(tree).__name__}; a MindFormers configuration is a mapping")
     bases = tree.get("base_config", [])
@@ -56,7 +53,10 @@ def override(tree: dict[str, Any], text: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"{text}: {parent} is a value, not a section")
-    tree[leaf] = yaml.safe_load(value) if value else ""
+    try:
+        tree[leaf] = yaml_file.parse(value) if value else ""
+    except yaml_file.YamlError as error:
+        raise ConfigError(f"{text}: the value is not YAML: {error}; put a text in quotes") from None
 
 
 def train(config_file: Path) -> None:

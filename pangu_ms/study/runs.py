@@ -23,7 +23,7 @@ from typing import IO, Any
 from pangu_ms.errors import OutputError, UserError
 from pangu_ms.progress import progress_bar
 from pangu_ms.train.stop import StopSignal
-from pangu_run import files
+from pangu_run import files, small_json
 from pangu_run.exit_codes import EXIT_STOPPED
 from pangu_run.isolated import python_command, python_environment
 
@@ -193,8 +193,8 @@ def _read_json(path: Path) -> Any:
         OutputError: it is not JSON: not written by a study.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        return small_json.parse(small_json.read_bytes(path), finite=False)
+    except small_json.Missing:
         return None
     except ValueError as error:
-        raise OutputError(f"{path}: is not JSON ({error}); a study writes it whole; name another --output, or remove it") from None
+        raise OutputError(f"{path}: {error}; a study writes it whole; name another --output, or remove it") from None

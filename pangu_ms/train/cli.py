@@ -14,6 +14,7 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.train.directory import OWN_DATA, require_own
 from pangu_ms.train.launch import needs_ranks, require_executable, require_shared_records, train_on_ranks
+from pangu_ms.train.schedule import decay_end
 
 DATA_HELP = "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's corpus, prepared in DIR/data"
 BEND_HELP = "go on from the checkpoint of that step, where optimizer.lr, min_lr and clip_norm may change; those behind it are set aside; repeated, it goes on"
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
     options = {"stop_at": args.stop_at, "progress": not args.json, "tensorboard": args.tensorboard, "resume_from": args.resume_from}
     result = train(config, records, output, args.resume, args.init_from, **options)
     if runtime.place()[0] == 0:  # rank 0 speaks for all
-        print(_as_json(result) if args.json else _in_words(result))
+        print(_as_json(result) if args.json else _in_words(result, config))
     if result.stopped_by and result.stopped_by != "stop_at":
         print(f"stopped by {result.stopped_by}; {_saved(result)}; the same command with --resume goes on", file=sys.stderr)
         return EXIT_STOPPED
@@ -88,9 +89,16 @@ def _as_json(result: Any) -> str:
     return json.dumps(dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out})
 
 
-def _in_words(result: Any) -> str:
-    done = "nothing left to do" if result.loss is None else f"loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s"
-    return f"{result.output}: step {result.step}, {done}{_notes(result)}"
+def _in_words(result: Any, config: RunConfig) -> str:
+    finished = result.loss is None
+    done = "nothing left to do" if finished else f"loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s"
+    return f"{result.output}: step {result.step}, {done}{_notes(result)}" + (f"; to lengthen the run, add {_lengthening(config)}" if finished else "")
+
+
+def _lengthening(config: RunConfig) -> str:
+    """What goes on with a finished run: the rates of its steps stay as they were, so a decay ends where it did."""
+    end = decay_end(config)
+    return "a larger train.steps" + (f" and optimizer.decay_steps={end}" if end and end != config.optimizer.decay_steps else "")
 
 
 def _saved(result: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.errors import OutputError
+from pangu_run import small_json
 from pangu_run.files import write_text
 
 
@@ -45,7 +46,7 @@ class MetricsWriter:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return small_json.parse_object(line, finite=False)["step"]
     except (ValueError, KeyError):
         return float("inf")  # a line cut by a killed process
 

@@ -109,11 +109,11 @@ def total_steps(directory: JobDirectory, job: dict[str, Any]) -> int | None:
     path = directory.path / "config.yaml"
     if not path.is_file():
         return None
-    import yaml
+    from pangu_run import yaml_file
 
     try:
-        steps = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("train", {}).get("steps")
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        steps = (yaml_file.read(path, LaunchError) or {}).get("train", {}).get("steps")
+    except (LaunchError, AttributeError):
         return None  # as for a configuration without steps: only the remaining time is not shown
     return steps if isinstance(steps, int) else None
 
