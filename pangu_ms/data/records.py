@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from pangu_ms.config.base import ModelConfig
-from pangu_ms.data.pack import COLUMN, SPLITS
+from pangu_ms.data.pack import COLUMN, SPLITS, row_digests
 from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import DataError
+from pangu_run import files
 
 RELEASED_PAD = 6  # pad and end of document in the released vocabulary (spec A5)
+
+_DAMAGED = "the files were damaged or changed (`pangu data inspect --verify` names which); restore them or prepare again"
 
 
 class RecordSet:
@@ -32,12 +35,14 @@ class RecordSet:
         vocab_size: ids must be below it; None until `check` for official files.
     """
 
-    def __init__(self, source: str, paths: list[Path], manifest: dict | None = None) -> None:
-        self.source, self.files, self.manifest = source, paths, manifest
+    def __init__(self, source: str, paths: list[Path], manifest: dict | None = None, digests: np.ndarray | None = None) -> None:
+        self.source, self.files, self.manifest, self._digests = source, paths, manifest, digests
         self.vocab_size: int | None = manifest["vocab_size"] if manifest else None
         self.num_rows = self._guarded(lambda: self._dataset(shuffle=False).get_dataset_size())
         if self.num_rows < 1:
             raise DataError(f"{source}: has no rows; training and evaluation need some; prepare it again from more text")
+        if digests is not None and len(digests) != self.num_rows:
+            raise DataError(f"{source}: {self.num_rows} rows, {len(digests)} digests; must be as many; {_DAMAGED}")
         self.row_length = len(self.read_rows([0])[0])
         self.seq_length = self.row_length - 1
 
@@ -68,7 +73,11 @@ class RecordSet:
         names = manifest["splits"][split]["files"]
         if not names:
             raise DataError(f"{directory}: split {split} is empty (held_out={manifest['held_out']}); prepare again with a larger held_out")
-        return cls(str(directory), [directory / name for name in names], manifest)
+        paths = [directory / name for name in names]
+        for index in (path.with_name(f"{path.name}.db") for path in paths):  # small, and MindRecord trusts it
+            if index.is_file() and files.sha256_file(index) != manifest["files"].get(index.name):
+                raise DataError(f"{index}: its SHA-256 differs from the manifest's; {_DAMAGED}")
+        return cls(str(directory), paths, manifest, _load_digests(directory, manifest["splits"][split]))
 
     @property
     def eod_id(self) -> int:
@@ -141,7 +150,12 @@ class RecordSet:
 
         wanted, inverse = np.unique(np.asarray(indices, np.int64), return_inverse=True)  # ascending: the file is read forward
         assert len(wanted) and wanted[0] >= 0 and wanted[-1] < self.num_rows, f"rows {wanted} of {self.num_rows}"
-        return self._stacked(self._dataset(sampler=SubsetSampler(wanted.tolist())))[inverse]
+        rows = self._stacked(self._dataset(sampler=SubsetSampler(wanted.tolist())))
+        if self._digests is not None:
+            wrong = wanted[row_digests(rows) != self._digests[wanted]] if len(rows) == len(wanted) else wanted
+            if len(wrong):
+                raise DataError(f"{self.source}: row {wrong[0]} is not as it was written; {_DAMAGED}")
+        return rows[inverse]
 
     def rows(self, size: int = 512) -> Iterator[np.ndarray]:
         """All rows in file order, in arrays int32 [<= size, row_length]."""
@@ -157,6 +171,8 @@ class RecordSet:
     def _stacked(self, dataset) -> np.ndarray:
         rows = self._guarded(lambda: [row[COLUMN] for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)])
         lengths = {len(row) for row in rows}
+        if not rows:
+            raise DataError(f"{self.source}: rows cannot be read; {_DAMAGED}")
         if len(lengths) > 1:
             raise DataError(f"{self.source}: rows of {min(lengths)} to {max(lengths)} ids; all must have one length; prepare again")
         ids = np.stack(rows).astype(np.int32, copy=False)
@@ -177,6 +193,33 @@ class RecordSet:
             ) from error
 
 
+def _load_digests(directory: Path, split: dict) -> np.ndarray | None:
+    """Digest of each row of a split, not in memory; None where an earlier version wrote the records."""
+    if not (name := split.get("digests")):
+        return None
+    path = directory / name
+    try:
+        digests = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {_DAMAGED}") from error
+    if digests.ndim != 1 or digests.dtype != np.dtype("<u8"):
+        raise DataError(f"{path}: must hold one 64-bit number for each row; {_DAMAGED}")
+    return digests
+
+
+def _require_form(manifest: dict) -> None:
+    """Raise TypeError or ValueError unless everything that is read later is there, and files are named inside the directory."""
+    for name in ("vocab_size", "pad_id", "eod_id", "seq_length"):
+        if type(manifest[name]) is not int or not 0 <= manifest[name] < 1 << 31:
+            raise ValueError(f"{name}={manifest[name]!r}")
+    if not (isinstance(manifest["tokenizer"], str) and isinstance(manifest["files"], dict) and isinstance(manifest.get("segmenter_version", {}), dict)):
+        raise TypeError("tokenizer, files or segmenter_version is of another type")
+    for split in (manifest["splits"][name] for name in SPLITS):
+        names = [*split["files"], *filter(None, [split.get("digests")])]
+        if not isinstance(split["files"], list) or any(not isinstance(name, str) or Path(name).name != name for name in names):
+            raise ValueError(f"files {names}: must be names in the directory")
+
+
 def _shown(version: dict[str, str]) -> str:
     return f"jieba {version['jieba']} with dictionary {version['dictionary'][:12]}"
 
@@ -192,10 +235,11 @@ def load_manifest(directory: Path) -> dict:
         manifest = json.loads(path.read_text())
         if manifest["format"] != FORMAT:
             raise DataError(f"{path}: format {manifest['format']}: this version reads format {FORMAT}; update pangu-ms or prepare again")
+        _require_form(manifest)
         return manifest
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; `pangu data prepare` writes it last; name its output directory") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: not a manifest ({error!r}); restore it or prepare again") from error

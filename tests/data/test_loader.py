@@ -2,6 +2,8 @@
 
 import hashlib
 import itertools
+import json
+import shutil
 import types
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_ms.data.loader import Loader, batch_from_ids
+from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
@@ -163,6 +166,74 @@ def test_check_compares_the_segmenter(prepared, tokenizers, caplog):
     records.manifest["tokenizer"] = old
     records.check(model(63, 600), jieba)
     assert not caplog.records or old in caplog.text  # told once in a process
+
+
+@pytest.fixture(scope="session")
+def small_records(tokenizer_path, tmp_path_factory):
+    from tests.data.conftest import documents, write_jsonl
+
+    place = tmp_path_factory.mktemp("small")
+    corpus = write_jsonl(place / "a.jsonl", documents(60))
+    prepare([corpus], tokenizer_path, place / "out", seq_length=15, held_out=0.0, num_workers=1, progress=False)
+    return place / "out"
+
+
+def _damaged(source, target, change, name="train-00000.mindrecord"):
+    shutil.copytree(source, target)
+    path = target / name
+    content = bytearray(path.read_bytes())
+    change(content)
+    path.write_bytes(content)
+    return target
+
+
+def test_damaged_rows_are_found(small_records, tmp_path):
+    whole = np.concatenate(list(RecordSet.open(small_records).rows()))
+    at = (small_records / "train-00000.mindrecord").read_bytes().index(whole[7].astype("<i4").tobytes())
+
+    def flip(content):
+        content[at + 8] ^= 1
+
+    def zero(content):
+        content[at : at + 4096] = bytes(4096)
+
+    for number, (change, name) in enumerate([(flip, "train-00000.mindrecord"), (zero, "train-00000.mindrecord")]):
+        with pytest.raises(DataError, match="row 7 is not as it was written"):
+            list(RecordSet.open(_damaged(small_records, tmp_path / str(number), change, name)).rows())
+    for name, text in {"train-00000.mindrecord.db": "SHA-256 differs", "train-digests.npy": "cannot be read|must hold|not as it was written|digests"}.items():
+        with pytest.raises(DataError, match=text):
+            list(RecordSet.open(_damaged(small_records, tmp_path / name, lambda content: content.__setitem__(-3, content[-3] ^ 1), name)).rows())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["splits"]["train"].update(files=["/dev/zero"]),
+        lambda m: m["splits"]["train"].update(files=["../x"]),
+        lambda m: m["splits"]["train"].update(digests="/dev/zero"),
+        lambda m: m["splits"].update(train=[]),
+        lambda m: m.update(vocab_size="600"),
+        lambda m: m.pop("tokenizer"),
+        lambda m: m.update(files=None),
+    ],
+)
+def test_edited_manifests(small_records, tmp_path, change):
+    shutil.copytree(small_records, tmp_path / "r")
+    manifest = json.loads((tmp_path / "r/manifest.json").read_text())
+    change(manifest)
+    (tmp_path / "r/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="not a manifest"):
+        RecordSet.open(tmp_path / "r")
+
+
+def test_records_of_an_earlier_version_have_no_digests(small_records, tmp_path):
+    shutil.copytree(small_records, tmp_path / "r")
+    manifest = json.loads((tmp_path / "r/manifest.json").read_text())
+    for split in manifest["splits"].values():
+        del split["digests"]
+    (tmp_path / "r/manifest.json").write_text(json.dumps(manifest))
+    expected = np.concatenate(list(RecordSet.open(small_records).rows()))
+    assert np.array_equal(np.concatenate(list(RecordSet.open(tmp_path / "r").rows())), expected)
 
 
 def test_unusable_records(official, prepared, tmp_path):
