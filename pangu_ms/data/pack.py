@@ -16,6 +16,8 @@ COLUMN = "input_ids"
 _FILE_BYTES = 1 << 28
 """Ids in one file; larger splits get several."""
 _BATCH_ROWS = 1024
+DIGEST_BYTES = 8
+"""Of one row: against accidents, which it overlooks once in 2^64; it adds 0.2 % to rows of 1,025 ids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ def write_split(directory: Path, split: str, rows: Iterator[np.ndarray], row_len
     """Write a split's rows as MindRecord files `SPLIT-00000.mindrecord`, ...
 
     Returns:
-        {"files": names, "rows": number, "digests": name of the .npy file with the digest of each row}.
+        {"files": names, "rows": number, "digests": name of the file with `row_digests` of all rows, if any}.
 
     Raises:
         OutputError: the disk is full.
@@ -95,14 +97,15 @@ def write_split(directory: Path, split: str, rows: Iterator[np.ndarray], row_len
         total += len(group)
         digests.append(row_digests(group))
         _write_file(directory / names[-1], group)
-    np.save(directory / f"{split}-digests.npy", np.concatenate(digests) if digests else np.empty(0, "<u8"))
-    return {"files": names, "rows": total, "digests": f"{split}-digests.npy"}
+    if not total:
+        return {"files": names, "rows": total}
+    (directory / f"{split}.digests").write_bytes(b"".join(digests))
+    return {"files": names, "rows": total, "digests": f"{split}.digests"}
 
 
-def row_digests(rows: np.ndarray) -> np.ndarray:
-    """BLAKE2b of each row's little-endian int32 ids, cut to 64 bits: uint64 [n]. A row is checked when it is read: no pass of its own."""
-    rows = np.ascontiguousarray(rows, "<i4")
-    return np.array([int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "little") for row in rows], "<u8")
+def row_digests(rows: np.ndarray) -> bytes:
+    """BLAKE2b of each row's little-endian int32 ids, `DIGEST_BYTES` each, one after the other: a row is checked when it is read, without a pass of its own."""
+    return b"".join(hashlib.blake2b(row, digest_size=DIGEST_BYTES).digest() for row in np.ascontiguousarray(rows, "<i4"))
 
 
 def _groups(rows: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -4,14 +4,15 @@ Legend: N rows, S sequence length.
 """
 
 import glob
-import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from pangu_ms import small_json
 from pangu_ms.config.base import ModelConfig
-from pangu_ms.data.pack import COLUMN, SPLITS, row_digests
+from pangu_ms.data.pack import COLUMN, DIGEST_BYTES, SPLITS, row_digests
 from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import DataError
@@ -42,7 +43,7 @@ class RecordSet:
         if self.num_rows < 1:
             raise DataError(f"{source}: has no rows; training and evaluation need some; prepare it again from more text")
         if digests is not None and len(digests) != self.num_rows:
-            raise DataError(f"{source}: {self.num_rows} rows, {len(digests)} digests; must be as many; {_DAMAGED}")
+            raise DataError(f"{source}: has {self.num_rows} rows and {len(digests)} digests of rows; must be as many; {_DAMAGED}")
         self.row_length = len(self.read_rows([0])[0])
         self.seq_length = self.row_length - 1
 
@@ -151,11 +152,17 @@ class RecordSet:
         wanted, inverse = np.unique(np.asarray(indices, np.int64), return_inverse=True)  # ascending: the file is read forward
         assert len(wanted) and wanted[0] >= 0 and wanted[-1] < self.num_rows, f"rows {wanted} of {self.num_rows}"
         rows = self._stacked(self._dataset(sampler=SubsetSampler(wanted.tolist())))
-        if self._digests is not None:
-            wrong = wanted[row_digests(rows) != self._digests[wanted]] if len(rows) == len(wanted) else wanted
-            if len(wrong):
-                raise DataError(f"{self.source}: row {wrong[0]} is not as it was written; {_DAMAGED}")
+        self._require_as_written(wanted, rows)
         return rows[inverse]
+
+    def _require_as_written(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        if len(rows) != len(numbers):
+            raise DataError(f"{self.source}: {len(rows)} of {len(numbers)} rows can be read; {_DAMAGED}")
+        if self._digests is None:
+            return
+        differs = np.frombuffer(row_digests(rows), self._digests.dtype) != self._digests[numbers]
+        if differs.any():
+            raise DataError(f"{self.source}: row {numbers[differs][0]} is not as it was written; {_DAMAGED}")
 
     def rows(self, size: int = 512) -> Iterator[np.ndarray]:
         """All rows in file order, in arrays int32 [<= size, row_length]."""
@@ -170,9 +177,9 @@ class RecordSet:
 
     def _stacked(self, dataset) -> np.ndarray:
         rows = self._guarded(lambda: [row[COLUMN] for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)])
+        if not rows or any(row.ndim != 1 or row.dtype.kind != "i" for row in rows):
+            raise DataError(f"{self.source}: rows cannot be read, or are no rows of whole numbers; {_DAMAGED}")
         lengths = {len(row) for row in rows}
-        if not rows:
-            raise DataError(f"{self.source}: rows cannot be read; {_DAMAGED}")
         if len(lengths) > 1:
             raise DataError(f"{self.source}: rows of {min(lengths)} to {max(lengths)} ids; all must have one length; prepare again")
         ids = np.stack(rows).astype(np.int32, copy=False)
@@ -197,27 +204,40 @@ def _load_digests(directory: Path, split: dict) -> np.ndarray | None:
     """Digest of each row of a split, not in memory; None where an earlier version wrote the records."""
     if not (name := split.get("digests")):
         return None
-    path = directory / name
-    try:
-        digests = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); {_DAMAGED}") from error
-    if digests.ndim != 1 or digests.dtype != np.dtype("<u8"):
-        raise DataError(f"{path}: must hold one 64-bit number for each row; {_DAMAGED}")
-    return digests
+    path, size = directory / name, DIGEST_BYTES * split["rows"]
+    if not path.is_file() or path.stat().st_size != size or not size:
+        raise DataError(f"{path}: must be a file of {DIGEST_BYTES} bytes for each of {split['rows']} rows; {_DAMAGED}")
+    return np.memmap(path, f"<u{DIGEST_BYTES}", "r")
+
+
+_COUNTS = ("documents", "tokens", "bytes")
 
 
 def _require_form(manifest: dict) -> None:
-    """Raise TypeError or ValueError unless everything that is read later is there, and files are named inside the directory."""
-    for name in ("vocab_size", "pad_id", "eod_id", "seq_length"):
-        if type(manifest[name]) is not int or not 0 <= manifest[name] < 1 << 31:
-            raise ValueError(f"{name}={manifest[name]!r}")
-    if not (isinstance(manifest["tokenizer"], str) and isinstance(manifest["files"], dict) and isinstance(manifest.get("segmenter_version", {}), dict)):
-        raise TypeError("tokenizer, files or segmenter_version is of another type")
+    """Raise KeyError or ValueError unless everything that is read later is there, and the files that it names are in its directory."""
+    _require_numbers(manifest, "vocab_size", "pad_id", "eod_id", "seq_length", "empty", "quarantined")
+    if not re.fullmatch("[0-9a-f]{64}", str(manifest["tokenizer"])):
+        raise ValueError("tokenizer: not a fingerprint")
+    version = manifest.get("segmenter_version", {})
+    if version and not all(re.fullmatch("[0-9a-zA-Z.+]+", str(version[name])) for name in ("jieba", "dictionary")):
+        raise ValueError("segmenter_version: not jieba's version and dictionary")
+    _require_numbers(manifest.get("taken", {}))
     for split in (manifest["splits"][name] for name in SPLITS):
-        names = [*split["files"], *filter(None, [split.get("digests")])]
-        if not isinstance(split["files"], list) or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        _require_numbers(split, *_COUNTS, "rows", "pad_tokens")
+        for counts in split["domains"].values():
+            _require_numbers(counts, *_COUNTS)
+        names = split["files"] + ([split["digests"]] if "digests" in split else [])
+        if any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise ValueError(f"files {names}: must be names in the directory")
+    if not all(isinstance(digest, str) for digest in manifest["files"].values()):
+        raise ValueError("files: not SHA-256 by name")
+
+
+def _require_numbers(tree: dict, *names: str) -> None:
+    """Raise KeyError or ValueError unless these, or else all, are whole numbers that are not negative."""
+    wrong = [name for name in names or tree if type(tree[name]) is not int or not 0 <= tree[name] < 1 << 63]
+    if wrong:
+        raise ValueError(f"{wrong[0]}={tree[wrong[0]]!r:.40}: must be a whole number")
 
 
 def _shown(version: dict[str, str]) -> str:
@@ -231,18 +251,19 @@ def load_manifest(directory: Path) -> dict:
         DataError: none there, or not one that this version reads.
     """
     path = Path(directory) / MANIFEST
+    if not path.exists():
+        raise DataError(f"{path}: No such file or directory; `pangu data prepare` writes it last; name its output directory")
     try:
-        manifest = json.loads(path.read_text())
+        manifest = small_json.read_object(path)
         if manifest["format"] != FORMAT:
-            raise DataError(f"{path}: format {manifest['format']}: this version reads format {FORMAT}; update pangu-ms or prepare again")
+            raise DataError(f"{path}: format {manifest['format']!r}: this version reads format {FORMAT}; update pangu-ms or prepare again")
         _require_form(manifest)
         return manifest
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; `pangu data prepare` writes it last; name its output directory") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: not a manifest ({error!r}); restore it or prepare again") from error
+    except DataError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error if isinstance(error, ValueError) else repr(error)
+        raise DataError(f"{path}: not a manifest ({reason}); restore it or prepare again") from error
 
 
 def _official_files(source: str | Path | Sequence[str | Path]) -> list[Path]:

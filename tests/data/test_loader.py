@@ -188,21 +188,43 @@ def _damaged(source, target, change, name="train-00000.mindrecord"):
 
 
 def test_damaged_rows_are_found(small_records, tmp_path):
+    """Bits and pages of the rows' own bytes: what is read is what was written, or it is refused."""
     whole = np.concatenate(list(RecordSet.open(small_records).rows()))
-    at = (small_records / "train-00000.mindrecord").read_bytes().index(whole[7].astype("<i4").tobytes())
+    content = np.frombuffer((small_records / "train-00000.mindrecord").read_bytes(), np.uint8)
+    used = np.flatnonzero(content)
+    used = used[used > 1 << 20]  # behind the header
+    refused = []
+    for number, at in enumerate(used[:: len(used) // 40]):
 
-    def flip(content):
-        content[at + 8] ^= 1
+        def flip(content, at=at):
+            content[at] ^= 4
 
-    def zero(content):
-        content[at : at + 4096] = bytes(4096)
+        def zero(content, at=at):
+            content[at : at + 4096] = bytes(len(content[at : at + 4096]))
 
-    for number, (change, name) in enumerate([(flip, "train-00000.mindrecord"), (zero, "train-00000.mindrecord")]):
-        with pytest.raises(DataError, match="row 7 is not as it was written"):
-            list(RecordSet.open(_damaged(small_records, tmp_path / str(number), change, name)).rows())
-    for name, text in {"train-00000.mindrecord.db": "SHA-256 differs", "train-digests.npy": "cannot be read|must hold|not as it was written|digests"}.items():
-        with pytest.raises(DataError, match=text):
-            list(RecordSet.open(_damaged(small_records, tmp_path / name, lambda content: content.__setitem__(-3, content[-3] ^ 1), name)).rows())
+        damaged = _damaged(small_records, tmp_path / str(number), zero if number % 4 == 0 else flip)
+        try:
+            assert np.array_equal(np.concatenate(list(RecordSet.open(damaged).rows())), whole)
+        except DataError as error:
+            refused.append(str(error))
+    assert sum("is not as it was written" in text for text in refused) > 3, refused
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("train-00000.mindrecord.db", "SHA-256 differs"), ("train.digests", "row [0-9]+ is not as it was written"), ("tokenizer/vocab.model", "SHA-256 differs")],
+)
+def test_damage_beside_the_rows_is_found(small_records, tmp_path, name, text):
+    damaged = _damaged(small_records, tmp_path / "r", lambda content: content.__setitem__(-3, content[-3] ^ 1), name)
+    with pytest.raises(DataError, match=text):
+        list(RecordSet.open(damaged).rows())
+        Tokenizer.load(damaged / "tokenizer")
+
+
+def test_digests_of_fewer_rows_are_refused(small_records, tmp_path):
+    damaged = _damaged(small_records, tmp_path / "r", lambda content: content.__delitem__(slice(8)), "train.digests")
+    with pytest.raises(DataError, match="must be a file of 8 bytes for each of [0-9]+ rows"):
+        RecordSet.open(damaged)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +234,11 @@ def test_damaged_rows_are_found(small_records, tmp_path):
         lambda m: m["splits"]["train"].update(files=["../x"]),
         lambda m: m["splits"]["train"].update(digests="/dev/zero"),
         lambda m: m["splits"].update(train=[]),
+        lambda m: m["splits"]["train"].pop("rows"),
+        lambda m: m["splits"]["train"].update(tokens="7"),
+        lambda m: m["splits"]["train"].update(domains={"zh": []}),
+        lambda m: m.update(taken={"text": "7"}),
+        lambda m: m.update(segmenter_version={"jieba": "\u009b31m", "dictionary": "1"}),
         lambda m: m.update(vocab_size="600"),
         lambda m: m.pop("tokenizer"),
         lambda m: m.update(files=None),
