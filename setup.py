@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "pangu_ms/__init__.py").rea
 setup(
     name="pangu-ms",
     version=VERSION,
-    description="Train, evaluate, serve and export the PanGu language models on MindSpore",
+    description="Train, evaluate and export the PanGu language models on MindSpore",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

@@ -13,6 +13,7 @@ from pangu_ms.config.cli import OVERRIDES_HELP
 from pangu_ms.errors import ConfigError, OutputError
 from pangu_ms.figure import require_plot
 from pangu_run import files
+from pangu_run.arguments import Parser
 
 OVERRIDE = re.compile(r"\w+\.[\w.]+=")
 TOKENS_PER_DIMENSION = 10  # isotropic features: d(0.8) is 3 % low at 100 tokens per dimension, 14 % at 10, 52 % at 1 (sampled, E = 256)
@@ -62,7 +63,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pangu analyze collapse", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu analyze collapse", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     words = f"run directories, their checkpoints directories, or single steps; also section.field=value: {OVERRIDES_HELP}"
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=words)
     parser.add_argument("--data", required=True, metavar="RECORDS", help="directory written by `pangu data prepare`, or MindRecord files")

@@ -16,6 +16,7 @@ from pangu_ms.config.load import config_to_dict, dump_config, load_config, prese
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.train.schedule import peak_learning_rate
+from pangu_run.arguments import Parser
 from pangu_run.files import require_free
 
 ISO_NOTES = """
@@ -50,7 +51,7 @@ def field_lines() -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(prog="pangu config")
+    parser = Parser(prog="pangu config")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     show = verbs.add_parser("show", help="print a resolved config and the model's size", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(show)

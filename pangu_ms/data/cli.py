@@ -15,6 +15,7 @@ from pangu_ms.data.rounds import resample
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_run import files
+from pangu_run.arguments import Parser
 
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pangu data")
+    parser = Parser(prog="pangu data")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     shape = argparse.ArgumentDefaultsHelpFormatter
     summary = "encode a corpus and write it as MindRecord rows; can be interrupted and repeated"

@@ -17,7 +17,7 @@ import sentencepiece
 
 from pangu_ms.data.special_tokens import ADDED, CONFIG, GENERATION, SETTINGS, SPECIAL_TOKENS, SpecialTokens
 from pangu_ms.data.tokenizer import SPACE as JIEBA_SPACE
-from pangu_ms.data.tokenizer import Tokenizer, require_unicode
+from pangu_ms.data.tokenizer import Tokenizer, processor_of, require_unicode
 from pangu_ms.errors import DataError
 from pangu_ms.protobuf import fields, message_field, number_field
 from pangu_run import files, small_json
@@ -181,12 +181,7 @@ class SentencePieces:
         self.rule = {"prefix": self.strips_space, "legacy": self._legacy, "added": {str(i): token for i, (token, _) in sorted(special.added.items())}}
         # White space goes through as it stands; what is put before a text is decided here.
         as_it_stands = message_field(_NORMALIZER, number_field(3, 0) + number_field(4, 0))
-        try:
-            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            changed = _with_specials(model, processor, special)
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=changed + as_it_stands)
-        except RuntimeError:
-            raise ValueError("not a SentencePiece model") from None
+        self._processor = processor_of(_with_specials(model, processor_of(model), special) + as_it_stands)
         self.size: int = self._processor.get_piece_size()
 
     def encode(self, texts: list[str]) -> list[list[int]]:

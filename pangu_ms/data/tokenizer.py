@@ -27,6 +27,7 @@ from pangu_run import files, small_json
 _log = logging.getLogger(__name__)
 
 FORMAT = 1
+_MODEL_DIGEST = "vocab_model_sha256"
 SEGMENTERS = ("jieba", "none")
 SPECIALS = ("<unk>", "<s>", "</s>", "<sep>", "<pad>", "<eod>", "<eot>")
 SPACE, NEWLINE = "\u2582", "\u2583"
@@ -69,10 +70,10 @@ class Tokenizer:
         if segmenter not in SEGMENTERS:
             raise DataError(f"{where}: segmenter={segmenter!r}: must be one of {', '.join(SEGMENTERS)}")
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.vocab_size: int = self._processor.get_piece_size()
-        except RuntimeError as error:
-            raise DataError(f"{where}: not a SentencePiece model; a tokenizer needs one; train one with `pangu tokenizer train`") from error
+            self._processor = processor_of(model)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}; a tokenizer needs one; train one with `pangu tokenizer train`") from error
+        self.vocab_size: int = self._processor.get_piece_size()
         self.model, self.segmenter = model, segmenter
         self._settings = {"format": FORMAT, "segmenter": segmenter, "eod": eod}
         self._set_ids(eod, where)
@@ -134,12 +135,18 @@ class Tokenizer:
         try:
             settings = small_json.parse_object(_read(path / "tokenizer.json"))
             if settings["format"] != FORMAT:
-                raise DataError(f"{path}/tokenizer.json: format {settings['format']}: this version reads format {FORMAT}; update pangu-ms")
-            return cls(_read(path / "vocab.model"), settings["segmenter"], settings.get("eod", "<eod>"), str(path))
-        except (TypeError, KeyError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{path}/tokenizer.json: not what `pangu tokenizer train` writes ({error!r}); train again or restore it") from error
+                raise DataError(f"{path}/tokenizer.json: format {settings['format']!r}: this version reads format {FORMAT}; update pangu-ms")
+            segmenter, eod, digest = settings["segmenter"], settings.get("eod", "<eod>"), settings.get(_MODEL_DIGEST)
+            if not isinstance(eod, str):
+                raise ValueError(f"eod={eod!r:.40}")
+        except DataError:
+            raise
+        except (ValueError, KeyError) as error:
+            raise DataError(f"{path}/tokenizer.json: not what `pangu tokenizer train` writes ({error}); train again or restore it") from error
+        model = _read(path / "vocab.model")
+        if digest not in (None, hashlib.sha256(model).hexdigest()):  # None: of version 0.1.0
+            raise DataError(f"{path}/vocab.model: its SHA-256 differs from tokenizer.json's; it was damaged or changed; restore both files or train again")
+        return cls(model, segmenter, eod, str(path))
 
     def with_model(self, model: bytes) -> "Tokenizer":
         """Another SentencePiece model under the same settings."""
@@ -154,7 +161,8 @@ class Tokenizer:
         Raises:
             OutputError: the directory has other content, or the disk is full.
         """
-        contents = {"vocab.model": self.model, "tokenizer.json": (json.dumps(self._settings, indent=2) + "\n").encode(), **(extra or {})}
+        settings = self._settings | {_MODEL_DIGEST: hashlib.sha256(self.model).hexdigest()}
+        contents = {"vocab.model": self.model, "tokenizer.json": (json.dumps(settings, indent=2) + "\n").encode(), **(extra or {})}
         with files.new_directory(Path(directory)) as temporary:
             for name, content in contents.items():
                 (temporary / name).write_bytes(content)
@@ -268,21 +276,37 @@ def require_unicode(text: str) -> None:
         raise DataError(f"text: lone surrogate at character {error.start}; text must be valid Unicode; repair the input") from error
 
 
+def processor_of(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    """A serialised SentencePiece model, loaded.
+
+    Raises:
+        ValueError: it is none.
+    """
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.load_from_serialized_proto(model)  # the constructor takes empty bytes for no model at all
+    except (RuntimeError, UnicodeDecodeError):  # the latter of its own message
+        raise ValueError("not a SentencePiece model") from None
+    if not processor.get_piece_size():
+        raise ValueError("not a SentencePiece model: it has no pieces")
+    return processor
+
+
 def has_our_pieces(model: bytes) -> bool:
     """Whether a bare model is a released one: jieba's words are joined by U+2582 and U+2583, and no other vocabulary has these specials."""
     try:
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError:
+        processor = processor_of(model)
+    except ValueError:
         return True  # which then says what is wrong with it
     return any(processor.id_to_piece(processor.piece_to_id(piece)) == piece for piece in (SPACE, NEWLINE, *SPECIALS[3:]) if piece != "<pad>")
 
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return small_json.read_bytes(path)
+    except ValueError as error:
         raise DataError(
-            f"{path}: {error.strerror}; a tokenizer is a vocab.model file or a directory with vocab.model and tokenizer.json; "
+            f"{path}: {error}; a tokenizer is a vocab.model file or a directory with vocab.model and tokenizer.json; "
             "name one, or make one with `pangu tokenizer train`"
         ) from error
 

@@ -12,6 +12,7 @@ from pangu_ms.data.corpus import Corpus, add_corpus_options, corpus_options
 from pangu_ms.data.tokenizer import SEGMENTERS, Tokenizer, train_tokenizer
 from pangu_ms.errors import DataError
 from pangu_run import files
+from pangu_run.arguments import Parser
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pangu tokenizer")
+    parser = Parser(prog="pangu tokenizer")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(name: str, summary: str, run) -> argparse.ArgumentParser:

@@ -5,13 +5,14 @@ import json
 
 from pangu_ms import runtime
 from pangu_ms.config.cli import OVERRIDES_HELP
+from pangu_run.arguments import Parser
 
 MIN_LENGTH = 4  # tokens: a prompt and some steps to verify
 
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(prog="pangu export", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu export", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
     parser.add_argument("--output", required=True, metavar="DIR", help="new directory of the package")
     parser.add_argument("--batch-size", type=int, default=4, help="sequences per call, fixed in the graph")

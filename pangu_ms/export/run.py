@@ -13,12 +13,13 @@ from pangu_ms.infer.arguments import (
     sampling_config,
 )
 from pangu_ms.infer.generate import Generator
+from pangu_run.arguments import Parser
 from pangu_run.console import guarded
 
 
 def main(argv: list[str], package: str | None = None) -> int:
     """Entry of the verb; `package` is given where the command is part of one."""
-    parser = argparse.ArgumentParser(prog="pangu run-mindir", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu run-mindir", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     if package is None:
         parser.add_argument("package", metavar="PACKAGE", help="a directory written by `pangu export`")
     parser.add_argument("--key-file", metavar="FILE", help="file with the AES key of an encrypted package")

@@ -62,6 +62,7 @@ RUNNER_MODULES = (
     "pangu_ms/export/package.py",
     "pangu_ms/export/run.py",
     "pangu_run/__init__.py",
+    "pangu_run/arguments.py",
     "pangu_run/console.py",
     "pangu_run/errors.py",
     "pangu_run/files.py",

@@ -15,6 +15,7 @@ from pangu_ms.mf import register
 from pangu_ms.mf.data import step_dataset
 from pangu_ms.mf.settings import resolve
 from pangu_run import files, yaml_file
+from pangu_run.arguments import Parser
 
 USER_ERROR = 2
 DEFAULT = "alpha_tiny"
@@ -79,7 +80,7 @@ def train(config_file: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """Entry of the module."""
-    parser = argparse.ArgumentParser(prog="python -m pangu_ms.mf", description=__doc__)
+    parser = Parser(prog="python -m pangu_ms.mf", description=__doc__)
     yaml_help = f"MindFormers YAML with a pangu: section, or a shipped one by name (default: {DEFAULT})"
     parser.add_argument("yaml", nargs="?", default=DEFAULT, metavar="YAML", help=yaml_help)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="e.g. pangu.train.steps=20 runner_config.batch_size=4")

@@ -14,6 +14,7 @@ from pangu_ms.parallel.graph import totals
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rehearse import RankReport, rehearse, sample_ranks, thinned
 from pangu_run import files
+from pangu_run.arguments import Parser
 
 DESCRIPTION = """Compile the real training step for ranks of a cluster that is not there, with MindSpore's own parallel compiler, on this CPU. Prints each
 rank's collectives and bytes, and says where the compiler disagrees with the plan. Nothing is executed. Unsupported by MindSpore: it works with the
@@ -22,7 +23,7 @@ versions that it was tried on."""
 
 def main(argv: list[str]) -> int:
     """Entry of the action; 1 where the compiler and the plan disagree."""
-    parser = argparse.ArgumentParser(prog="pangu plan rehearse", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu plan rehearse", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ranks", metavar="N,N,...", help="ranks to compile for; default: the first of every stage")

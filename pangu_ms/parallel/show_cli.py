@@ -16,13 +16,14 @@ from pangu_ms.parallel.memory import optimizer_bytes, parameter_bytes
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from pangu_run import files
+from pangu_run.arguments import Parser
 
 SHOWN_RANKS = 8
 
 
 def main(argv: list[str]) -> int:
     """Entry of the action."""
-    parser = argparse.ArgumentParser(prog="pangu plan show", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu plan show", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser, "alpha/13b")
     parser.add_argument("--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product")
     parser.add_argument("--rank", type=int, metavar="R", help="only what this rank holds, with its slices (default: all)", default=argparse.SUPPRESS)

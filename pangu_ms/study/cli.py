@@ -16,6 +16,7 @@ from pangu_ms.study.ablation import REMOVED, run_ablation
 from pangu_ms.study.plot import plot_ablation
 from pangu_ms.study.runs import StudyStopped
 from pangu_ms.study.table import ablation_table
+from pangu_run.arguments import Parser
 from pangu_run.exit_codes import EXIT_STOPPED
 
 STUDIES = {
@@ -33,7 +34,7 @@ DATA_HELP = "directory written by `pangu data prepare` with a held-out split; de
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
     studies = "\n".join(f"  {name:<12} {summary}" for name, (_, summary) in STUDIES.items())
-    parser = argparse.ArgumentParser(prog="pangu study", description=f"{__doc__}\n\n{studies}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="pangu study", description=f"{__doc__}\n\n{studies}", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES, metavar="STUDY", help="`pangu study STUDY --help` shows its options")
     module, function = STUDIES[parser.parse_args(argv[:1]).study][0].split(":")
     return getattr(importlib.import_module(module), function)(argv[1:])
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 def pi_ablation(argv: list[str]) -> int:
     """Entry of the study."""
-    parser = argparse.ArgumentParser(prog="pangu study pi-ablation", description=ABLATION_HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu study pi-ablation", description=ABLATION_HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser, "pi/tiny")
     parser.add_argument("--data", metavar="RECORDS", help=DATA_HELP)
     parser.add_argument("--corpus", nargs="+", default=[], metavar="FILE", help="text or .jsonl files; a tokenizer and records are made of them in DIR/data")

@@ -15,6 +15,7 @@ from pangu_ms.errors import ConfigError
 from pangu_ms.train.directory import OWN_DATA, require_own
 from pangu_ms.train.launch import needs_ranks, require_executable, require_shared_records, train_on_ranks
 from pangu_ms.train.schedule import decay_end
+from pangu_run.arguments import Parser
 
 DATA_HELP = "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's corpus, prepared in DIR/data"
 BEND_HELP = "go on from the checkpoint of that step, where optimizer.lr, min_lr and clip_norm may change; those behind it are set aside; repeated, it goes on"
@@ -26,7 +27,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     Raises:
         ConfigError: --stop-at or --resume-from is no step.
     """
-    parser = argparse.ArgumentParser(prog="pangu train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="run directory: config.yaml, metrics.jsonl, checkpoints/")
     parser.add_argument("--data", metavar="RECORDS", help=DATA_HELP)

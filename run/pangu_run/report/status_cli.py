@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_run import this_host
+from pangu_run.arguments import Parser
 from pangu_run.errors import LaunchError
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.ascend_errors import explain
@@ -23,7 +24,7 @@ COLUMNS = ("rank", "host", "device", "state", "phase", "step", "tokens/s", "last
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(prog="pangu status", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu status", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("dir", metavar="DIR", help="--output of a `pangu launch`, or the job directory in it")
     parser.add_argument("--watch", action="store_true", help="on a terminal redraw until the job ends; with --json print a line each time")
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks of --watch")
