@@ -24,7 +24,13 @@ setup(
         "pangu_ms.configs",
     ],
     package_dir={"": ".", "pangu_run": "run/pangu_run", "pangu_ms.configs": "configs"},
-    package_data={"pangu_ms.configs": ["*/*.yaml"], "pangu_ms.mf": ["*.yaml"], "pangu_run": ["manifest/templates/*"], "ascend_ops": ["cpu/*.cc", "cpu/*.h", "ascendc/*", "ascendc/*/*"]},
+    package_data={
+        "pangu_ms.configs": ["*/*.yaml"],
+        "pangu_ms.mf": ["*.yaml"],
+        "pangu_run": ["manifest/templates/*"],
+        "ascend_ops": ["cpu/**", "ascendc/**"],
+    },
+    exclude_package_data={"ascend_ops": ["ascendc/opp/**"]},  # where build.sh installs what it built
     install_requires=[
         "mindspore>=2.7.2,<2.10,!=2.8.*",
         "mindformers>=1.8,<2",
@@ -44,7 +50,7 @@ setup(
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
-        "test": ["pytest", "pytest-xdist", "pytest-timeout", "mypy", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10"],
+        "test": ["setuptools>=70.1", "pytest", "pytest-xdist", "pytest-timeout", "mypy", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10"],
     },
     entry_points={"console_scripts": ["pangu=pangu_ms.cli:entry"]},
 )
