@@ -1,11 +1,32 @@
-"""What the command lines of the launch layer check of numbers and names."""
+"""What command lines check of numbers, names and places to write."""
 
+import argparse
+from typing import Any
+
+from pangu_run import files
 from pangu_run.errors import LaunchError
 
 PORTS = (1024, 65534)
 """Of MindSpore's scheduler: no privileged port, and the next one, which the leader takes, is a port, too."""
 LEAST_S, MOST_S = 0.1, 1e7
 """Seconds of a time that must be above 0, and of any time: four months, an end for what would else be infinite."""
+
+
+class NewFile(argparse.Action):
+    """Of an option that names a file to write: it must not be there yet, which is told before the work starts; then `files.write_new` writes it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        if values != self.default:  # such as "-" for the terminal
+            files.require_new(values, self.option_strings[0])
+        setattr(namespace, self.dest, values)
+
+
+class NewDirectory(argparse.Action):
+    """As NewFile, of an option that names a directory to make: it may be there if it is empty."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        files.require_free(values, self.option_strings[0])
+        setattr(namespace, self.dest, values)
 
 
 def require_between(option: str, value: float, least: float, most: float) -> None:
