@@ -4,7 +4,6 @@ import argparse
 import json
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pangu_ms import runtime
