@@ -111,8 +111,7 @@ def export_file(checkpoint: Path, target: str, output: Path, dtype: str = "float
     output = Path(output)
     if output.suffix:
         foreign.require_known_suffix(output)
-    if output.exists():
-        raise OutputError(f"{output}: exists; nothing is overwritten; name a new --output or remove it")
+    files.require_new(output) if output.suffix else files.require_free(output)
     source = store.open_checkpoint(checkpoint)
     config = source.config()
     naming = _format(config, target)

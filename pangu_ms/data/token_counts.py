@@ -84,10 +84,10 @@ def save_counts(path: str | Path, counts: np.ndarray, tokenizer: Tokenizer) -> N
     """Write counts as JSON, whole or not at all.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file exists or cannot be written.
     """
     content = {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "counts": counts.tolist()}
-    files.write_text(Path(path), json.dumps(content) + "\n")
+    files.write_new(Path(path), json.dumps(content) + "\n")
 
 
 def load_counts(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:

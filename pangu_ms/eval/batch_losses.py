@@ -15,7 +15,7 @@ from pangu_ms.checkpoint import store
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import BatchLosses, Order, fingerprint, read_npz, require_new, to_npz
+from pangu_ms.data.rounds import BatchLosses, Order, fingerprint, read_npz, to_npz
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
@@ -50,7 +50,7 @@ def batch_losses(
         CheckpointError: names or shapes are not those of its own configuration.
         OutputError: `output` exists or cannot be written.
     """
-    require_new(output)
+    files.require_new(Path(output))
     config = config or checkpoint.config()
     batch_size = config.train.batch_size if batch_size is None else batch_size
     record_set, loader = _open(checkpoint, records, batch_size, config)

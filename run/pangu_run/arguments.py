@@ -1,10 +1,11 @@
-"""The parser of all command lines, and what those of the launch layer check of numbers and names."""
+"""The parser of all command lines, and what they check of numbers, names and places to write."""
 
 import argparse
 import difflib
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from pangu_run import files
 from pangu_run.errors import LaunchError
 
 PORTS = (1024, 65534)
@@ -31,6 +32,23 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(match[1], re.split(r"[', ]+", match[2]), 1)
             return f"did you mean {near[0]}? " if near else ""
         return ""
+
+
+class NewFile(argparse.Action):
+    """Of an option that names a file to write: it must not be there yet, which is told before the work starts; then `files.write_new` writes it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        if values != self.default:  # such as "-" for the terminal
+            files.require_new(values, self.option_strings[0])
+        setattr(namespace, self.dest, values)
+
+
+class NewDirectory(argparse.Action):
+    """As NewFile, of an option that names a directory to make: it may be there if it is empty."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        files.require_free(values, self.option_strings[0])
+        setattr(namespace, self.dest, values)
 
 
 def require_between(option: str, value: float, least: float, most: float) -> None:

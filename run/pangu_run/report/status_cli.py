@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_run import this_host
-from pangu_run.arguments import Parser
+from pangu_run.arguments import NewFile, Parser
 from pangu_run.errors import LaunchError
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.ascend_errors import explain
@@ -19,6 +19,7 @@ from pangu_run.report.status import GONE, STUCK, JobStatus, Rank, clock, duratio
 
 CLOCK_S = 60.0
 """By how much a clock may have been set since a process began."""
+PLOT_HELP = "also draw steps over time and events into this new file (.png, .svg, .pdf; needs matplotlib)"
 COLUMNS = ("rank", "host", "device", "state", "phase", "step", "tokens/s", "last beat", "")
 
 
@@ -29,13 +30,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--watch", action="store_true", help="on a terminal redraw until the job ends; with --json print a line each time")
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks of --watch")
     parser.add_argument("--json", action="store_true", help="print JSON, all ranks")
-    parser.add_argument("--plot", metavar="FILE", default=argparse.SUPPRESS, help="also draw steps over time and events (.png, .svg, .pdf; needs matplotlib)")
+    parser.add_argument("--plot", action=NewFile, metavar="FILE", default=argparse.SUPPRESS, help=PLOT_HELP)
     args = parser.parse_args(argv)
     if not 0.1 <= args.interval <= 3600:
         raise LaunchError(f"--interval {args.interval:g}: must be from 0.1 to 3600 s; leave it out for 2")
     plot = Path(args.plot) if hasattr(args, "plot") else None
     if plot:
-        from pangu_run.report.status_plot import require_plot
+        from pangu_run.figure import require_plot
 
         require_plot(plot)
     directory = JobDirectory.find(args.dir)
