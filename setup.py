@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "pangu_ms/__init__.py").rea
 setup(
     name="pangu-ms",
     version=VERSION,
-    description="Train, evaluate, serve and export the PanGu language models on MindSpore",
+    description="Train, evaluate and export the PanGu language models on MindSpore",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -24,13 +24,20 @@ setup(
         "pangu_ms.configs",
     ],
     package_dir={"": ".", "pangu_run": "run/pangu_run", "pangu_ms.configs": "configs"},
-    package_data={"pangu_ms.configs": ["*/*.yaml"], "pangu_ms.mf": ["*.yaml"], "pangu_run": ["manifest/templates/*"], "ascend_ops": ["cpu/*.cc", "cpu/*.h", "ascendc/*", "ascendc/*/*"]},
+    package_data={
+        "pangu_ms.configs": ["*/*.yaml"],
+        "pangu_ms.mf": ["*.yaml"],
+        "pangu_run": ["manifest/templates/*"],
+        "ascend_ops": ["cpu/**", "ascendc/**"],
+    },
+    exclude_package_data={"ascend_ops": ["ascendc/opp/**"]},  # where build.sh installs what it built
     install_requires=[
         "mindspore>=2.7.2,<2.10,!=2.8.*",
         "mindformers>=1.8,<2",
         "safetensors>=0.4.5,<0.8",  # 0.8.0 writes wrong values for non-contiguous arrays
         "numpy",
         "sentencepiece>=0.2",
+        "tokenizers>=0.19",  # tokenizer.json of Hugging Face directories; encode_special_tokens
         "jieba",
         "pydantic>=2.7,<3",
         "pyyaml",
@@ -44,7 +51,7 @@ setup(
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
-        "test": ["pytest", "pytest-xdist", "pytest-timeout", "mypy", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10"],
+        "test": ["setuptools>=70.1", "pytest", "pytest-xdist", "pytest-timeout", "mypy", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10"],
     },
     entry_points={"console_scripts": ["pangu=pangu_ms.cli:entry"]},
 )

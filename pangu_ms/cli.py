@@ -30,7 +30,7 @@ VERBS = {
 
 def usage() -> str:
     """What `--help` shows."""
-    lines = [f"pangu {__version__}: train, evaluate, serve and export PanGu models on MindSpore", "", "usage: pangu VERB [options]   (pangu VERB --help)", ""]
+    lines = [f"pangu {__version__}: train, evaluate and export PanGu models on MindSpore", "", "usage: pangu VERB [options]   (pangu VERB --help)", ""]
     return "\n".join(lines + [f"  {verb:<12} {summary}" for verb, (_, summary) in VERBS.items()])
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.runtime import place
+from pangu_run import small_json
 from pangu_run.files import sha256_file, sha256_json
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def _copy_if_sound(published: Path, private: Path) -> bool:
     try:
         shutil.copytree(published, private)
         os.utime(published)  # the newest are kept
-        checksums = json.loads((private / CHECKSUMS).read_text())
+        checksums = small_json.read_object(private / CHECKSUMS)
         if all((private / name).is_file() and sha256_file(private / name) == digest for name, digest in checksums.items()):
             return True
         shutil.rmtree(published, ignore_errors=True)

@@ -18,6 +18,7 @@ from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ExportError
 from pangu_run import files
+from pangu_run.arguments import NewDirectory, Parser
 from pangu_run.isolated import python_environment
 
 CODE_PROMPTS = ["def __init__(self", "import os\n"]
@@ -43,10 +44,10 @@ class Report:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(prog="pangu quickstart", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu quickstart", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--corpus", nargs="+", metavar="FILE", help="your .txt or .jsonl files; default: the source of Python's standard library")
-    parser.add_argument("--output", metavar="DIR", help="new directory; default: a new one below the user's cache directory")
+    parser.add_argument("--output", action=NewDirectory, metavar="DIR", help="new directory; default: a new one below the user's cache directory")
     parser.add_argument("--json", action="store_true", help="print the results as JSON at the end")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
     args = parser.parse_intermixed_args(argv)

@@ -10,9 +10,10 @@ from typing import Any
 from pangu_ms import runtime
 from pangu_ms.analysis.plot import plot_collapse
 from pangu_ms.config.cli import OVERRIDES_HELP
-from pangu_ms.errors import ConfigError, OutputError
-from pangu_ms.figure import require_plot
+from pangu_ms.errors import ConfigError
 from pangu_run import files
+from pangu_run.arguments import NewFile, Parser
+from pangu_run.figure import require_plot
 
 OVERRIDE = re.compile(r"\w+\.[\w.]+=")
 TOKENS_PER_DIMENSION = 10  # isotropic features: d(0.8) is 3 % low at 100 tokens per dimension, 14 % at 10, 52 % at 1 (sampled, E = 256)
@@ -24,8 +25,6 @@ def main(argv: list[str]) -> int:
     overrides = [word for word in args.checkpoints if OVERRIDE.match(word) and not Path(word).exists()]
     paths = [word for word in args.checkpoints if word not in overrides]
     labels = _labels(args.labels, paths)
-    for path in filter(None, (args.output, args.plot)):
-        _require_file(path)
     if args.plot:
         require_plot(args.plot)
     runtime.quiet(args.verbose)
@@ -39,7 +38,7 @@ def main(argv: list[str]) -> int:
         results.append({"label": label, "checkpoint": str(subject.checkpoint.path)} | measured)
     report = {"data": str(args.data), "split": args.split, "checkpoints": results}
     if args.output:
-        files.write_json(args.output, report)
+        files.write_new(args.output, files.json_text(report))
     if args.plot:
         plot_collapse(results, args.plot)
     print(json.dumps(report) if args.json else "\n\n".join(table(result) for result in results))
@@ -62,7 +61,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pangu analyze collapse", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu analyze collapse", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     words = f"run directories, their checkpoints directories, or single steps; also section.field=value: {OVERRIDES_HELP}"
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=words)
     parser.add_argument("--data", required=True, metavar="RECORDS", help="directory written by `pangu data prepare`, or MindRecord files")
@@ -71,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8, help="sequences per batch")
     parser.add_argument("--max-batches", type=int, default=8, help="stop after this many; 0 takes all")
     parser.add_argument("--share", type=float, default=0.8, help="of the variance that the effective dimension carries")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=".png, .svg or .pdf: all checkpoints over the layers")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write the JSON there too")
+    parser.add_argument("--plot", type=Path, action=NewFile, metavar="FILE", help="new .png, .svg or .pdf: all checkpoints over the layers")
+    parser.add_argument("--output", type=Path, action=NewFile, metavar="FILE", help="write the JSON into this new file, too")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
     return parser
@@ -85,11 +84,6 @@ def _labels(given: str | None, paths: list[str]) -> list[str]:
     if len(labels) != len(paths) or not all(labels):
         raise ConfigError(f"--labels {given}: {len(labels)} for {len(paths)} checkpoints: must be one for each, not empty; separate them by commas")
     return labels
-
-
-def _require_file(path: Path) -> None:
-    if path.is_dir():
-        raise OutputError(f"{path}: is a directory; the output is a file; name a file in it")
 
 
 def _few_tokens(result: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.figure import new_figure, require_plot, write_figure
+from pangu_run.figure import new_figure, require_plot, write_figure
 
 PANELS = {
     "effective_dimension": "effective dimension d({share:g})",

@@ -17,6 +17,7 @@ from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import CheckpointError, ConfigError, OutputError
 from pangu_ms.runtime import quiet
 from pangu_run import files
+from pangu_run.arguments import Parser
 
 _DESCRIPTION = """\
 Into our format:   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
@@ -110,8 +111,7 @@ def export_file(checkpoint: Path, target: str, output: Path, dtype: str = "float
     output = Path(output)
     if output.suffix:
         foreign.require_known_suffix(output)
-    if output.exists():
-        raise OutputError(f"{output}: exists; nothing is overwritten; name a new --output or remove it")
+    files.require_new(output) if output.suffix else files.require_free(output)
     source = store.open_checkpoint(checkpoint)
     config = source.config()
     naming = _format(config, target)
@@ -150,7 +150,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pangu convert", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="pangu convert", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     input_help = "file or Hugging Face directory of weights; --to: run, checkpoint or step directory"
     parser.add_argument("input", type=Path, metavar="FILE|DIRECTORY|CHECKPOINT", help=input_help)
     direction = parser.add_mutually_exclusive_group(required=True)

@@ -1,9 +1,10 @@
 """Weights of other programs: MindSpore .ckpt, numpy .npz, .safetensors, and Hugging Face directories. mindspore is imported only for .ckpt."""
 
-import json
 import os
 import shutil
+import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.checkpoint import safetensors_file
+from pangu_ms.checkpoint import mindspore_shards, safetensors_file
 from pangu_ms.errors import CheckpointError
-from pangu_run import files
+from pangu_run import files, small_json
 
 Tensors = dict[str, np.ndarray]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
@@ -28,15 +29,9 @@ def read_config(directory: Path) -> dict[str, Any]:
     """
     path = Path(directory) / CONFIG
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(tree, dict):
-            return tree
-        problem = f"a {type(tree).__name__}, not an object"
-    except OSError as error:
-        problem = error.strerror
+        return small_json.read_object(path)
     except ValueError as error:
-        problem = f"not JSON: {error}"
-    raise CheckpointError(f"{path}: {problem}; a Hugging Face directory says there what its weights are; restore it, or name the file of weights and --config")
+        raise CheckpointError(f"{path}: {error}; a Hugging Face directory says there what its weights are; restore it, or name the file of weights and --config") from None
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -50,9 +45,11 @@ def weight_files(directory: Path) -> list[Path]:
     names = [WEIGHTS]
     if index.is_file():
         try:
-            names = sorted({str(Path(name)) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+            names = sorted({str(Path(name)) for name in small_json.read_object(index)["weight_map"].values()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: not an index of weights ({error!r}); copy or download it again") from None
+    if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise CheckpointError(f"{index}: names {outside[0]}; its files must lie in its directory; copy them there and correct the index")
     if missing := [name for name in names if not (directory / name).is_file()]:
         where = f"named in {index.name}" if index.is_file() else f"nor {index.name}; PyTorch's .bin files are not read"
         raise CheckpointError(f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again, as .safetensors")
@@ -135,11 +132,13 @@ def _functions(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, T
 def _read_ckpt(path: Path) -> Tensors:
     import mindspore as ms
 
+    mindspore_shards.index(path)  # MindSpore copies contents of another length than their dims: past the array's end, or zeros instead
     try:
         parameters = ms.load_checkpoint(str(path))
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole MindSpore checkpoint ({str(error).splitlines()[0]}); copy or download it again") from None
-    return {name: (value.float() if value.dtype == ms.bfloat16 else value).asnumpy() for name, value in parameters.items()}
+    weights = {name: value for name, value in parameters.items() if isinstance(value, ms.Tensor)}  # texts may be saved beside them
+    return {name: (value.float() if value.dtype == ms.bfloat16 else value).asnumpy() for name, value in weights.items()}
 
 
 def _write_ckpt(path: Path, tensors: Tensors) -> None:
@@ -151,9 +150,19 @@ def _write_ckpt(path: Path, tensors: Tensors) -> None:
 def _read_npz(path: Path) -> Tensors:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise CheckpointError(f"{path}: not a whole .npz archive ({error}); copy or download it again") from None
+            tensors = {name: archive[name] for name in archive.files}
+    except _NPZ_ERRORS as error:
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: not a whole .npz archive ({said}); copy or download it again") from None
+
+    if strange := [name for name, array in tensors.items() if not isinstance(array, np.ndarray)]:
+        raise CheckpointError(f"{path}: {strange[0]} is no array; must be an archive of numpy arrays; remove it, or name the right file")
+    return tensors
+
+
+# What numpy and zipfile raise for damaged archives: headers are Python literals, members may be encrypted or packed in another way.
+_NPZ_ERRORS = (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, MemoryError, RuntimeError, OverflowError)
+_NPZ_ERRORS += (struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 def _write_npz(path: Path, tensors: Tensors) -> None:

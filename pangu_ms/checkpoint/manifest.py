@@ -1,6 +1,5 @@
 """What makes a step directory trustworthy: its manifest, and files of the sizes and digests that it names. No mindspore import."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from pangu_ms.checkpoint.sharded import RANK_FILE
 from pangu_ms.errors import CheckpointError
 from pangu_ms.progress import progress_bar
-from pangu_run import files
+from pangu_run import files, small_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -43,7 +42,7 @@ def verified(path: Path, digests: bool = True, progress: bool = False) -> dict[s
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = small_json.parse_object((path / MANIFEST).read_bytes())
         digest = manifest.pop("sha256")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(f"{path}: {MANIFEST} is damaged; use another checkpoint") from None

@@ -5,7 +5,7 @@ Source: checkpoint.proto and _write_parameter_data in mindspore/train/serializat
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ _CODES = {
 _VALUE = 1  # fields of Checkpoint
 _TAG, _TENSOR = 1, 2  # of Checkpoint.Value
 _DIMS, _TYPE, _CONTENT = 1, 2, 3  # of TensorProto
+_TEXT = b"str"  # the type of a text that was saved beside the weights
 _CRC_MARK, _CRC_BYTES = b"crc_num", 17  # behind the message, if it was saved with crc_check
 _RANK = re.compile(r"rank_(\d+)")
 _ACCUMULATED = "accu_grads."
@@ -149,9 +150,13 @@ def _ckpt_index(path: Path) -> Contents:
     if content[-_CRC_BYTES : -_CRC_BYTES + len(_CRC_MARK)].tobytes() == _CRC_MARK:
         content = content[:-_CRC_BYTES]
     found: Contents = {}
+    last = None
     for name, spec, segment in _ckpt_values(content):
+        if name in found and (name != last or found[name][0] != spec):
+            raise ValueError(f"{name} stands there twice")
         segments = found[name][1].segments if name in found else ()  # a large tensor is several values of one name
         found[name] = spec, Place(path, (*segments, segment))
+        last = name
     for name, (spec, place) in found.items():
         length = sum(size for _, size in place.segments)
         if length != spec.nbytes:
@@ -165,13 +170,30 @@ def _ckpt_values(content: np.ndarray) -> Iterator[tuple[str, Spec, tuple[int, in
     for number, value in values(memoryview(content)):
         if number != _VALUE:
             raise ValueError(f"field {number} is none of a checkpoint")
-        parts = dict(values(value))
+        parts = _singles(values(value))
         tensor = list(values(parts[_TENSOR]))
-        fields = dict(tensor)
+        fields = _singles(pair for pair in tensor if pair[0] != _DIMS)
+        if bytes(fields[_TYPE]) == _TEXT:
+            continue
         dims = tuple(signed(size) for key, size in tensor if key == _DIMS)
+        if min(dims, default=0) < 0:
+            raise ValueError(f"dims {list(dims)}")
         data = np.frombuffer(fields[_CONTENT], np.uint8)
         spec = Spec(_CODES[bytes(fields[_TYPE]).decode()], () if dims == (0,) else dims)
         yield bytes(parts[_TAG]).decode(), spec, (data.ctypes.data - start, data.size)
+
+
+def _singles(pairs: Iterable[tuple[int, int | bytes]]) -> dict[int, int | bytes]:
+    """Fields that stand once; protobuf would merge two of one number.
+
+    Raises:
+        ValueError: a number stands there twice.
+    """
+    pairs = list(pairs)
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field stands there twice")
+    return found
 
 
 def _require_fits(file: StrategyFile, first: StrategyFile, stages: dict[int, dict[str, StoredLayout]]) -> None:

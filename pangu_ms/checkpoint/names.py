@@ -52,7 +52,9 @@ class Format:
     ignored: tuple[str, ...] = ()
     """Patterns of whole names that are no weights."""
     copies: Callable[[ModelConfig], dict[str, str]] = lambda config: {}
-    """Tied parameter -> the one it must equal: written always, optional when read."""
+    """Tied parameter -> the one it must equal: optional when read."""
+    writes_copies: bool = True
+    """Whether files of the format hold the tied parameters too."""
     read_config: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
     """Fields of our configuration from the format's config.json (its path, its content); None if the format has none."""
     write_config: Callable[[Any], dict[str, Any]] | None = None
@@ -83,14 +85,14 @@ class Format:
         return {rule.ours: tensors[rule.foreign].T if rule.transpose else tensors[rule.foreign] for _, rule in rules}
 
     def to_foreign(self, where: str, tensors: Tensors, config: ModelConfig) -> Tensors:
-        """The inverse of `to_ours`, tied copies included; transposed arrays are views.
+        """The inverse of `to_ours`, tied copies included where the format writes them; transposed arrays are views.
 
         Raises:
             CheckpointError: `tensors` are not exactly the parameters of `config`.
         """
         check_names_and_shapes(where, tensors, config.parameter_shapes())
         foreign = {rule.foreign: tensors[rule.ours].T if rule.transpose else tensors[rule.ours] for _, rule in self._checked_rules(config)}
-        return foreign | {copy: foreign[original] for copy, original in self.copies(config).items()}
+        return foreign if not self.writes_copies else foreign | {copy: foreign[original] for copy, original in self.copies(config).items()}
 
     def _checked_rules(self, config: ModelConfig) -> list[tuple[tuple[int, ...], Rule]]:
         """(our shape, rule) in the model's order."""

@@ -48,7 +48,17 @@ _LLAMA, _OPENPANGU, _PANGU_PI = "llama", ("PanguEmbedded", "openpangu_dense"), "
 _COMMON = {"hidden_act": "silu", "tie_word_embeddings": False}
 _DEFAULTS = {_LLAMA: _COMMON | {"rms_norm_eps": 1e-6, "rope_theta": 1e4, "attention_bias": False}, _PANGU_PI: {}}
 _DEFAULTS |= {kind: _COMMON | {"rms_norm_eps": 1e-5, "rope_theta": 16e6, "attention_bias": True} for kind in _OPENPANGU}
-_CHANGES_THE_FUNCTION = {"rope_scaling": None, "mlp_bias": False, "pretraining_tp": 1}  # keys that must be absent, null or this
+_CHANGES_THE_FUNCTION = {"mlp_bias": False, "pretraining_tp": 1, "partial_rotary_factor": 1}  # keys that must be absent, null or this
+_ROPE = ("rope_parameters", "rope_scaling")  # theta and scaling: transformers 5, and before it
+_ROPE_KINDS = ("rope_type", "type")  # "type" before transformers 4.43
+_UNSCALED = {"factor": 1, "partial_rotary_factor": 1}
+# Keys of configuration_llama.py and configuration_utils.py (transformers) that change no logits: training, generation, bookkeeping.
+_HARMLESS = re.compile(
+    r"_.*|architectures|model_type|(torch_)?dtype|\w*version|initializer_range|use_cache|auto_map|\w+_token_id|\w*dropout|name_or_path|attn_implementation|"
+    r"output_\w+|(use_)?return_dict(_in_generate)?|id2label|label2id|problem_type|task_specific_params|tokenizer_class|chunk_size_feed_forward|"
+    r"torchscript|max_length|min_length|max_new_tokens|do_sample|early_stopping|num_(return_sequences|beams|beam_groups)|diversity_penalty|temperature|"
+    r"top_[kp]|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|is_decoder|rope_theta|bias"
+)
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "quick_gelu": "fast_gelu", "swish": "silu"}
 
 
@@ -76,20 +86,52 @@ def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
     kind = tree.get("model_type")
     if kind not in _DEFAULTS:
         raise CheckpointError(f"{where}: model_type={kind!r}: must be {_LLAMA}, {', '.join(_OPENPANGU)} or {_PANGU_PI}; only these compute what PanGu-pi does")
-    rope = tree.get("rope_parameters") or {}  # where transformers 5 puts theta and scaling
-    if rope.get("rope_type", "default") != "default":
-        raise CheckpointError(f"{where}: rope_parameters={rope!r}: rope_type must be default; such a model is not supported")
-    if (tree.get("rope_scaling") or {}).get("rope_type") == "default":  # says that nothing is scaled
-        tree = tree | {"rope_scaling": None}
+    tree = {key: value for key, value in tree.items() if value is not None} | _theta(where, tree)
     for key, harmless in _CHANGES_THE_FUNCTION.items():
         if tree.get(key) not in (None, harmless):
             raise CheckpointError(f"{where}: {key}={tree[key]!r}: must be {json.dumps(harmless)}; such a model is not supported")
-    tree = {"rope_theta": rope.get("rope_theta")} | ({"attention_bias": tree["bias"]} if "bias" in tree else {}) | tree  # bias: openPangu's key
+    _require_understood(where, tree, kind)
+    tree = ({"attention_bias": tree["bias"]} if "bias" in tree else {}) | tree  # bias: openPangu's key
     fields = _DEFAULTS[kind] | {ours: tree[theirs] for theirs, ours in _FIELDS.items() if tree.get(theirs) is not None}
     if isinstance(activation := fields.get("hidden_act"), str):
         fields["hidden_act"] = _ACTIVATIONS.get(activation, activation)
     additions = {name: tree[name] for name in _ADDITIONS if name in tree} if kind == _PANGU_PI else _PLAIN
     return {"family": "pi"} | fields | additions
+
+
+def _theta(where: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """The one rope_theta of a config.json, wherever it stands.
+
+    Raises:
+        CheckpointError: positions are scaled, or two places name different values.
+    """
+    found = {"rope_theta": tree["rope_theta"]} if tree.get("rope_theta") is not None else {}
+    for key in _ROPE:
+        rope = tree.get(key) or {}
+        if not isinstance(rope, dict) or _is_scaled(rope):
+            raise CheckpointError(f"{where}: {key}={rope!r}: must be null, or of type default with rope_theta alone; such a model is not supported")
+        if rope.get("rope_theta") is not None:
+            found[f"{key}.rope_theta"] = rope["rope_theta"]
+    values = list(found.values())
+    if any(value != values[0] for value in values):
+        said = ", ".join(f"{name}={value!r}" for name, value in found.items())
+        raise CheckpointError(f"{where}: {said}: must be equal; remove the one that the model was not trained with")
+    return {"rope_theta": values[0]} if values else {}
+
+
+def _is_scaled(rope: dict[str, Any]) -> bool:
+    """Whether anything there but theta may change the function."""
+    if any(rope.get(key) not in (None, "default") for key in _ROPE_KINDS):
+        return True
+    return any(value is not None and _UNSCALED.get(key) != value for key, value in rope.items() if key not in (*_ROPE_KINDS, "rope_theta"))
+
+
+def _require_understood(where: str, tree: dict[str, Any], kind: str) -> None:
+    """Raise CheckpointError for a key that may change the function; what is null, false, 0 or empty switches nothing on."""
+    known = {*_FIELDS, *_CHANGES_THE_FUNCTION, *_ROPE, *(_ADDITIONS if kind == _PANGU_PI else ())}
+    for key, value in tree.items():
+        if value and key not in known and not _HARMLESS.fullmatch(key):
+            raise CheckpointError(f"{where}: {key[:80]}={str(value)[:80]!r}: is not understood, and may change what the model computes; remove it if it does not")
 
 
 def write_config(config: PiConfig) -> dict[str, Any]:
@@ -108,8 +150,9 @@ def _tied(config: PiConfig) -> dict[str, str]:
 FORMATS = {
     "huggingface": Format(
         _huggingface,
-        ignored=(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
+        ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
         copies=_tied,
+        writes_copies=False,  # transformers ties the head itself
         read_config=read_config,
         write_config=write_config,
     ),

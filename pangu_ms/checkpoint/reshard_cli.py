@@ -19,6 +19,7 @@ from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train import global_batch
 from pangu_ms.train.guard import Guard
 from pangu_run import files
+from pangu_run.arguments import Parser
 
 _DESCRIPTION = """\
 From plan to plan:     pangu ckpt reshard CHECKPOINT --output DIR parallel.model_parallel=8 [parallel.FIELD=VALUE ...]
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pangu ckpt reshard", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="pangu ckpt reshard", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="what to reshard; left out with --from-mindspore")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="run directory to make, with the new step below checkpoints/: empty or not there yet")
     whole_help = "write one whole checkpoint; its plan is that of one device (with CHECKPOINT: or that of --config), with your overrides"

@@ -27,6 +27,7 @@ _DTYPES = {
 }  # fmt: skip
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _RAW = _DTYPES | {"BF16": np.dtype("<u2")}
+_MAX_HEADER = 100_000_000  # bytes; the reference library's limit
 _METADATA = {"format": "pt"}  # Hugging Face's loaders refuse a file without it
 
 
@@ -127,11 +128,13 @@ def index(path: Path) -> Contents:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if 8 + length > size:
+            if 8 + length > size or length > _MAX_HEADER:
                 raise ValueError(f"header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_once)
             header.pop("__metadata__", None)
-            return {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
+            contents = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
+            _require_gapless(contents, 8 + length, size)
+            return contents
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); name a readable safetensors file") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -147,9 +150,30 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return {name: spec.values(np.array(place.map(spec))) for name, (spec, place) in index(path).items()}
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no name stands twice: readers differ in which one they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands there twice")
+    return found
+
+
+def _require_gapless(contents: Contents, start: int, size: int) -> None:
+    """Raise ValueError unless the tensors fill the file, one behind the other, as the reference library demands."""
+    for name, (_, place) in sorted(contents.items(), key=lambda item: item[1][1].segments):
+        ((begin, length),) = place.segments
+        if begin != start:
+            raise ValueError(f"{name} begins at byte {begin}, what is before it ends at {start}")
+        start += length
+    if start != size:
+        raise ValueError(f"{size - start} bytes behind the last tensor")
+
+
 def _entry(path: Path, name: str, entry: dict[str, Any], start: int, size: int) -> tuple[Spec, Place]:
     begin, end = entry["data_offsets"]
-    spec = Spec(entry["dtype"], tuple(int(length) for length in entry["shape"]))
+    spec = Spec(entry["dtype"], tuple(entry["shape"]))
+    if any(type(number) is not int for number in (begin, end, *spec.shape)):
+        raise ValueError(f"{name}: shape and data_offsets must be whole numbers")
     if begin < 0 or min(spec.shape, default=0) < 0 or end - begin != spec.nbytes or start + end > size:
         raise ValueError(f"{name}: bytes {begin} to {end} for {spec.code} {list(spec.shape)}, file of {size} bytes")
     return spec, Place(path, ((start + begin, end - begin),))

@@ -12,7 +12,6 @@ A save goes to a temporary name, is flushed and renamed (see commit.py). A reade
 """
 
 import contextlib
-import json
 import logging
 import re
 import shutil
@@ -30,7 +29,7 @@ from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config, load_config
 from pangu_ms.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
-from pangu_run import files
+from pangu_run import files, small_json
 
 __all__ = ["Checkpoint", "check_names_and_shapes", "latest_valid", "open_checkpoint", "save", "write"]
 
@@ -83,8 +82,15 @@ class Checkpoint:
         return dict(self.each(group))
 
     def state(self) -> dict[str, Any]:
-        """What the training loop stored."""
-        return json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        """What the training loop stored.
+
+        Raises:
+            CheckpointError: state.json is damaged.
+        """
+        try:
+            return small_json.parse_object((self.path / "state.json").read_bytes(), finite=False)
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: state.json is damaged ({error}); use another checkpoint") from None
 
     def config(self) -> RunConfig:
         """The configuration of the run that saved it."""
@@ -235,6 +241,8 @@ def tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:
     tokenizer = Path(tokenizer)
     if not tokenizer.is_dir():
         raise CheckpointError(f"{tokenizer}: no such directory; a tokenizer is a directory; name the one that `pangu tokenizer train` wrote")
+    if any(tokenizer.glob("*.safetensors")):
+        raise CheckpointError(f"{tokenizer}: holds weights beside the tokenizer; a checkpoint keeps the tokenizer alone; copy its files to a directory of their own")
     return {f"tokenizer/{path.relative_to(tokenizer).as_posix()}": [path.read_bytes()] for path in sorted(tokenizer.rglob("*")) if path.is_file()}
 
 

@@ -16,7 +16,7 @@ from pangu_ms.config.load import config_to_dict, dump_config, load_config, prese
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.train.schedule import peak_learning_rate
-from pangu_run.files import require_free
+from pangu_run.arguments import NewDirectory, Parser
 
 ISO_NOTES = """
 * the given config
@@ -50,7 +50,7 @@ def field_lines() -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(prog="pangu config")
+    parser = Parser(prog="pangu config")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     show = verbs.add_parser("show", help="print a resolved config and the model's size", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(show)
@@ -74,7 +74,7 @@ def _add_iso(verbs: Any) -> None:
     parser.add_argument("--head-dim", metavar="D", help="size of an attention head (default: the config's)", default=argparse.SUPPRESS)
     parser.add_argument("--multiple", metavar="N", default="8", help="feed-forward widths are multiples of it")
     parser.add_argument("--tolerance", metavar="SHARE", default="0.01", help="largest difference from the target; a feed-forward width gives way to it")
-    parser.add_argument("--write", metavar="DIR", help="new directory for a YAML per shape within the tolerance", default=argparse.SUPPRESS)
+    parser.add_argument("--write", action=NewDirectory, metavar="DIR", help="new directory for a YAML per shape within the tolerance", default=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.set_defaults(run=run_iso)
 
@@ -108,8 +108,6 @@ def run_iso(args: argparse.Namespace) -> None:
     )
     depths = _numbers("--depths", given["depths"], _whole) if "depths" in given else iso.default_depths(model.num_layers)
     expansions = _numbers("--expansions", given["expansions"], float) if "expansions" in given else [model.ffn_hidden_size / model.hidden_size]
-    if "write" in given:
-        require_free(Path(args.write))
     shapes = iso.find_shapes(model, search, depths, expansions)
     written = iso.write_shapes(Path(args.write), args.config, config, shapes) if "write" in given else []
     own = iso.Shape.of(model, search)

@@ -11,7 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from pangu_ms.config.registry import FAMILIES
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
+from pangu_run import yaml_file
 
+_SHOWN = 200  # characters of a wrong value
 _PACKAGE = Path(__file__).resolve().parents[1]
 PRESET_DIRECTORIES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # installed | checkout
 
@@ -81,15 +83,7 @@ def replace(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
 def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"{path}: base: the files name each other in a circle; remove one base line")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        raise ConfigError(f"{path}:{mark.line + 1 if mark else '?'}: not YAML: {_problem(error)}") from None
+    tree = yaml_file.read(path, ConfigError)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: found {type(tree).__name__}; a config is a mapping with a `model:` section")
     base = tree.pop("base", None)
@@ -122,14 +116,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"{override}: {parent} is a value, not a section")
         tree = tree[parent]
     try:
-        tree[leaf] = yaml.safe_load(text) if text else ""
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{override}: the value is not YAML: {_problem(error)}; put a text in quotes") from None
-
-
-def _problem(error: Exception) -> str:
-    """What PyYAML found, without its several lines of context; impossible dates are plain ValueErrors."""
-    return getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).partition("\n")[0]
+        tree[leaf] = yaml_file.parse(text) if text else ""
+    except yaml_file.YamlError as error:
+        raise ConfigError(f"{override}: the value is not YAML: {error}; put a text in quotes") from None
 
 
 def _explain(item: dict[str, Any], where: str) -> str:
@@ -147,7 +136,8 @@ def _explain(item: dict[str, Any], where: str) -> str:
     if item["type"] == "value_error":
         error = item["ctx"]["error"]
         return f"{where}: {key + '.' if key else ''}{error}"
-    return f"{where}: {key}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    found = repr(item["input"])
+    return f"{where}: {key}={found if len(found) <= _SHOWN else found[:_SHOWN] + '...'}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 def _fields_at(location: list[str], family: str | None) -> list[str]:

@@ -50,9 +50,9 @@ class Block:
 
 
 def encode_documents(tokenizer: Tokenizer, documents: list[Document]) -> Block:
-    """Encode documents, each followed by eod."""
+    """Encode documents, each after the tokenizer's first ids, if it has any, and followed by eod."""
     texts = [document.text for document in documents]
-    encoded = tokenizer.encode_batch(texts)
+    encoded = [[*tokenizer.first_ids, *ids] for ids in tokenizer.encode_batch(texts)]
     raw = [text.encode() for text in texts]
     tokens = np.array([len(ids) + 1 for ids in encoded], np.int64)
     flat = np.full(tokens.sum(), tokenizer.eod_id, np.int32)

@@ -15,6 +15,7 @@ from pangu_ms.data.rounds import resample
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_run import files
+from pangu_run.arguments import NewDirectory, NewFile, Parser
 
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pangu data")
+    parser = Parser(prog="pangu data")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     shape = argparse.ArgumentDefaultsHelpFormatter
     summary = "encode a corpus and write it as MindRecord rows; can be interrupted and repeated"
@@ -41,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--corpus", nargs="+", **needed, metavar="FILE", help="text (one document each), JSON lines or arrays; .gz or .zst too")
     add_corpus_options(make)
     make.add_argument("--tokenizer", **needed, metavar="PATH", help="tokenizer directory or released vocab.model")
-    make.add_argument("--output", **needed, metavar="DIR", help="new directory")
+    make.add_argument("--output", action=NewDirectory, **needed, metavar="DIR", help="new directory")
     make.add_argument("--seq-length", type=int, default=1024, help="the model's seq_length; rows have one id more")
     make.add_argument("--held-out", type=float, default=0.02, metavar="SHARE", help="share of documents put aside for evaluation")
     make.add_argument("--num-workers", type=int, metavar="N", help="encoding processes (default: one per core)", default=argparse.SUPPRESS)
@@ -57,13 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     losses.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
     losses.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
     losses.add_argument("--data", **needed, metavar="RECORDS", help="what the run was trained on; its first epoch is cut into batches again")
-    losses.add_argument("--output", **needed, metavar="FILE.npz", help="new file; while the work lasts, FILE.npz.partial holds what is finished")
+    partial = "new file; while the work lasts, FILE.npz.partial holds what is finished"
+    losses.add_argument("--output", action=NewFile, **needed, metavar="FILE.npz", help=partial)
     losses.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: the run's train.batch_size)", default=argparse.SUPPRESS)
     losses.set_defaults(run=_losses)
     draw = "draw batches with a high loss for the next round, and write an order file for data.order"
     again = verbs.add_parser("resample", help=draw, description=draw, formatter_class=shape)
     again.add_argument("--losses", **needed, metavar="FILE.npz", help="written by `pangu data losses`")
-    again.add_argument("--output", **needed, metavar="ORDER.npz", help="new file")
+    again.add_argument("--output", action=NewFile, **needed, metavar="ORDER.npz", help="new file")
     again.add_argument("--keep", type=float, default=0.5, metavar="SHARE", help="share of the batches to keep, in (0, 1]")
     again.add_argument("--seed", type=int, default=1, help="of the draw")
     again.add_argument("--temperature", type=float, default=1.0, help="batches are drawn in proportion to exp(loss / temperature)")

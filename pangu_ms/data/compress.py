@@ -14,6 +14,7 @@ import numpy as np
 from pangu_ms.data.piece_table import BYTE, NORMAL, PieceTable
 from pangu_ms.data.tokenizer import SPECIALS, Tokenizer
 from pangu_ms.errors import DataError
+from pangu_run import small_json
 
 MAP_FILE = "vocab_map.json"
 FORMAT = 1
@@ -67,15 +68,15 @@ def load_vocab_map(directory: str | Path) -> VocabMap:
     """
     path = Path(directory) / MAP_FILE
     try:
-        content = json.loads(path.read_bytes())
+        content = small_json.read_object(path)
         if content["format"] != FORMAT:
             raise DataError(f"{path}: format {content['format']}: this version reads format {FORMAT}; update pangu-ms")
         old_ids = np.array(content["old_ids"])
         if old_ids.ndim != 1 or old_ids.dtype != np.int64:
             raise TypeError("old_ids is not a list of whole numbers")
         found = VocabMap(str(content["source_fingerprint"]), str(content["fingerprint"]), int(content["source_vocab_size"]), old_ids, str(path))
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; `pangu tokenizer compress` writes it beside vocab.model; name its output directory") from error
+    except small_json.Missing as error:
+        raise DataError(f"{path}: {error}; `pangu tokenizer compress` writes it beside vocab.model; name its output directory") from error
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise

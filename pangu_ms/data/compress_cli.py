@@ -4,12 +4,11 @@ import argparse
 import json
 import logging
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pangu_ms import runtime
-from pangu_ms.errors import DataError, OutputError
-from pangu_run import files
+from pangu_ms.errors import DataError
+from pangu_run.arguments import NewDirectory, NewFile
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +22,7 @@ _log = logging.getLogger(__name__)
 SUMMARY = "drop a tokenizer's rare pieces; text of any kind can still be encoded (PanGu-pi Pro)"
 _ABSENT = dict.fromkeys(("vocab_size", "sizes", "output", "corpus", "records", "counts", "save_counts", "num_workers"))
 """Options without a default; argparse would print "(default: None)" for them."""
+_OUTPUT_HELP = "new directory for vocab.model, tokenizer.json and vocab_map.json"
 _SHOWN = 5
 """Unreachable pieces that the pretty report spells out."""
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--sizes", metavar="N,N,...", default=argparse.SUPPRESS, help="write nothing; show coverage and compression of these sizes, to choose one"
     )
-    parser.add_argument("--output", metavar="DIR", default=argparse.SUPPRESS, help="new directory for vocab.model, tokenizer.json and vocab_map.json")
+    parser.add_argument("--output", action=NewDirectory, metavar="DIR", default=argparse.SUPPRESS, help=_OUTPUT_HELP)
     parser.add_argument(
         "--corpus", nargs="+", metavar="FILE", default=argparse.SUPPRESS, help="count pieces in these text or .jsonl files, .gz or .zst too"
     )
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     counts.add_argument(
         "--counts", metavar="FILE", default=argparse.SUPPRESS, help="use these counts; --corpus or --records then only give the sample for compression"
     )
-    counts.add_argument("--save-counts", metavar="FILE", default=argparse.SUPPRESS, help="write the counts, for --counts of later runs")
+    counts.add_argument("--save-counts", action=NewFile, metavar="FILE", default=argparse.SUPPRESS, help="write the counts into this new file, for --counts of later runs")
     parser.add_argument("--num-workers", type=int, metavar="N", default=argparse.SUPPRESS, help="encoding processes (default: one per core)")
     parser.add_argument("--no-closure", action="store_true", help="prune by count alone; pieces whose merges are gone can no longer be produced")
 
@@ -86,10 +86,6 @@ def _check_files(args: argparse.Namespace) -> None:
         raise DataError("compress: nothing to count pieces in; the frequent ones are kept; name --corpus, --records or --counts")
     if args.num_workers is not None and args.num_workers < 1:
         raise DataError(f"num_workers={args.num_workers}: must be at least 1; leave it out for one per core")
-    if args.output:
-        files.require_free(Path(args.output))
-    if args.save_counts and Path(args.save_counts).exists():
-        raise OutputError(f"{args.save_counts}: exists; counts are not overwritten; use it with --counts or name another --save-counts")
 
 
 def _counts_and_sample(args: argparse.Namespace, tokenizer: "Tokenizer") -> tuple["np.ndarray", list[str]]:

@@ -1,6 +1,7 @@
 """From encoded blocks to rows of one length in MindRecord files, split in train and held_out. mindspore is imported when the first row is written."""
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ COLUMN = "input_ids"
 _FILE_BYTES = 1 << 28
 """Ids in one file; larger splits get several."""
 _BATCH_ROWS = 1024
+DIGEST_BYTES = 8
+"""Of one row: against accidents, which it overlooks once in 2^64; it adds 0.2 % to rows of 1,025 ids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +86,26 @@ def write_split(directory: Path, split: str, rows: Iterator[np.ndarray], row_len
     """Write a split's rows as MindRecord files `SPLIT-00000.mindrecord`, ...
 
     Returns:
-        {"files": names, "rows": number}.
+        {"files": names, "rows": number, "digests": name of the file with `row_digests` of all rows, if any}.
 
     Raises:
         OutputError: the disk is full.
     """
-    names, total = [], 0
+    names, total, digests = [], 0, []
     for group in _groups(rows, max(1, _FILE_BYTES // (4 * row_length))):
         names.append(f"{split}-{len(names):05d}.mindrecord")
         total += len(group)
+        digests.append(row_digests(group))
         _write_file(directory / names[-1], group)
-    return {"files": names, "rows": total}
+    if not total:
+        return {"files": names, "rows": total}
+    (directory / f"{split}.digests").write_bytes(b"".join(digests))
+    return {"files": names, "rows": total, "digests": f"{split}.digests"}
+
+
+def row_digests(rows: np.ndarray) -> bytes:
+    """BLAKE2b of each row's little-endian int32 ids, `DIGEST_BYTES` each, one after the other: a row is checked when it is read, without a pass of its own."""
+    return b"".join(hashlib.blake2b(row, digest_size=DIGEST_BYTES).digest() for row in np.ascontiguousarray(rows, "<i4"))
 
 
 def _groups(rows: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -4,19 +4,22 @@ Legend: N rows, S sequence length.
 """
 
 import glob
-import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from pangu_ms.config.base import ModelConfig
-from pangu_ms.data.pack import COLUMN, SPLITS
+from pangu_ms.data.pack import COLUMN, DIGEST_BYTES, SPLITS, row_digests
 from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import DataError
+from pangu_run import files, small_json
 
 RELEASED_PAD = 6  # pad and end of document in the released vocabulary (spec A5)
+
+_DAMAGED = "the files were damaged or changed (`pangu data inspect --verify` names which); restore them or prepare again"
 
 
 class RecordSet:
@@ -32,12 +35,14 @@ class RecordSet:
         vocab_size: ids must be below it; None until `check` for official files.
     """
 
-    def __init__(self, source: str, paths: list[Path], manifest: dict | None = None) -> None:
-        self.source, self.files, self.manifest = source, paths, manifest
+    def __init__(self, source: str, paths: list[Path], manifest: dict | None = None, digests: np.ndarray | None = None) -> None:
+        self.source, self.files, self.manifest, self._digests = source, paths, manifest, digests
         self.vocab_size: int | None = manifest["vocab_size"] if manifest else None
         self.num_rows = self._guarded(lambda: self._dataset(shuffle=False).get_dataset_size())
         if self.num_rows < 1:
             raise DataError(f"{source}: has no rows; training and evaluation need some; prepare it again from more text")
+        if digests is not None and len(digests) != self.num_rows:
+            raise DataError(f"{source}: has {self.num_rows} rows and {len(digests)} digests of rows; must be as many; {_DAMAGED}")
         self.row_length = len(self.read_rows([0])[0])
         self.seq_length = self.row_length - 1
 
@@ -68,7 +73,11 @@ class RecordSet:
         names = manifest["splits"][split]["files"]
         if not names:
             raise DataError(f"{directory}: split {split} is empty (held_out={manifest['held_out']}); prepare again with a larger held_out")
-        return cls(str(directory), [directory / name for name in names], manifest)
+        paths = [directory / name for name in names]
+        for index in (path.with_name(f"{path.name}.db") for path in paths):  # small, and MindRecord trusts it
+            if index.is_file() and files.sha256_file(index) != manifest["files"].get(index.name):
+                raise DataError(f"{index}: its SHA-256 differs from the manifest's; {_DAMAGED}")
+        return cls(str(directory), paths, manifest, _load_digests(directory, manifest["splits"][split]))
 
     @property
     def eod_id(self) -> int:
@@ -141,7 +150,18 @@ class RecordSet:
 
         wanted, inverse = np.unique(np.asarray(indices, np.int64), return_inverse=True)  # ascending: the file is read forward
         assert len(wanted) and wanted[0] >= 0 and wanted[-1] < self.num_rows, f"rows {wanted} of {self.num_rows}"
-        return self._stacked(self._dataset(sampler=SubsetSampler(wanted.tolist())))[inverse]
+        rows = self._stacked(self._dataset(sampler=SubsetSampler(wanted.tolist())))
+        self._require_as_written(wanted, rows)
+        return rows[inverse]
+
+    def _require_as_written(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+        if len(rows) != len(numbers):
+            raise DataError(f"{self.source}: {len(rows)} of {len(numbers)} rows can be read; {_DAMAGED}")
+        if self._digests is None:
+            return
+        differs = np.frombuffer(row_digests(rows), self._digests.dtype) != self._digests[numbers]
+        if differs.any():
+            raise DataError(f"{self.source}: row {numbers[differs][0]} is not as it was written; {_DAMAGED}")
 
     def rows(self, size: int = 512) -> Iterator[np.ndarray]:
         """All rows in file order, in arrays int32 [<= size, row_length]."""
@@ -156,6 +176,8 @@ class RecordSet:
 
     def _stacked(self, dataset) -> np.ndarray:
         rows = self._guarded(lambda: [row[COLUMN] for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)])
+        if not rows or any(row.ndim != 1 or row.dtype.kind != "i" for row in rows):
+            raise DataError(f"{self.source}: rows cannot be read, or are no rows of whole numbers; {_DAMAGED}")
         lengths = {len(row) for row in rows}
         if len(lengths) > 1:
             raise DataError(f"{self.source}: rows of {min(lengths)} to {max(lengths)} ids; all must have one length; prepare again")
@@ -177,6 +199,46 @@ class RecordSet:
             ) from error
 
 
+def _load_digests(directory: Path, split: dict) -> np.ndarray | None:
+    """Digest of each row of a split, not in memory; None where an earlier version wrote the records."""
+    if not (name := split.get("digests")):
+        return None
+    path, size = directory / name, DIGEST_BYTES * split["rows"]
+    if not path.is_file() or path.stat().st_size != size or not size:
+        raise DataError(f"{path}: must be a file of {DIGEST_BYTES} bytes for each of {split['rows']} rows; {_DAMAGED}")
+    return np.memmap(path, f"<u{DIGEST_BYTES}", "r")
+
+
+_COUNTS = ("documents", "tokens", "bytes")
+
+
+def _require_form(manifest: dict) -> None:
+    """Raise KeyError or ValueError unless everything that is read later is there, and the files that it names are in its directory."""
+    _require_numbers(manifest, "vocab_size", "pad_id", "eod_id", "seq_length", "empty", "quarantined")
+    if not re.fullmatch("[0-9a-f]{64}", str(manifest["tokenizer"])):
+        raise ValueError("tokenizer: not a fingerprint")
+    version = manifest.get("segmenter_version", {})
+    if version and not all(re.fullmatch("[0-9a-zA-Z.+]+", str(version[name])) for name in ("jieba", "dictionary")):
+        raise ValueError("segmenter_version: not jieba's version and dictionary")
+    _require_numbers(manifest.get("taken", {}))
+    for split in (manifest["splits"][name] for name in SPLITS):
+        _require_numbers(split, *_COUNTS, "rows", "pad_tokens")
+        for counts in split["domains"].values():
+            _require_numbers(counts, *_COUNTS)
+        names = split["files"] + ([split["digests"]] if "digests" in split else [])
+        if any(not isinstance(name, str) or Path(name).name != name for name in names):
+            raise ValueError(f"files {names}: must be names in the directory")
+    if not all(isinstance(digest, str) for digest in manifest["files"].values()):
+        raise ValueError("files: not SHA-256 by name")
+
+
+def _require_numbers(tree: dict, *names: str) -> None:
+    """Raise KeyError or ValueError unless these, or else all, are whole numbers that are not negative."""
+    wrong = [name for name in names or tree if type(tree[name]) is not int or not 0 <= tree[name] < 1 << 63]
+    if wrong:
+        raise ValueError(f"{wrong[0]}={tree[wrong[0]]!r:.40}: must be a whole number")
+
+
 def _shown(version: dict[str, str]) -> str:
     return f"jieba {version['jieba']} with dictionary {version['dictionary'][:12]}"
 
@@ -188,17 +250,21 @@ def load_manifest(directory: Path) -> dict:
         DataError: none there, or not one that this version reads.
     """
     path = Path(directory) / MANIFEST
+    if not path.exists():
+        raise DataError(f"{path}: No such file or directory; `pangu data prepare` writes it last; name its output directory")
     try:
-        manifest = json.loads(path.read_text())
+        manifest = small_json.read_object(path)
         if manifest["format"] != FORMAT:
-            raise DataError(f"{path}: format {manifest['format']}: this version reads format {FORMAT}; update pangu-ms or prepare again")
+            raise DataError(f"{path}: format {manifest['format']!r}: this version reads format {FORMAT}; update pangu-ms or prepare again")
+        _require_form(manifest)
         return manifest
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; `pangu data prepare` writes it last; name its output directory") from error
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: not a manifest ({error!r}); restore it or prepare again") from error
+    except DataError:
+        raise
+    except small_json.Missing as error:
+        raise DataError(f"{path}: {error}; `pangu data prepare` writes it last; name its output directory") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = error if isinstance(error, ValueError) else repr(error)
+        raise DataError(f"{path}: not a manifest ({reason}); restore it or prepare again") from error
 
 
 def _official_files(source: str | Path | Sequence[str | Path]) -> list[Path]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.data.records import RecordSet
-from pangu_ms.errors import ConfigError, DataError, OutputError
+from pangu_ms.errors import ConfigError, DataError
 from pangu_run import files
 
 _FINGERPRINT_ROWS = 1024
@@ -46,7 +46,7 @@ class BatchLosses:
 
     def save(self, path: Path) -> None:
         """Write it as .npz."""
-        files.write_bytes(path, to_npz(asdict(self)))
+        files.write_new(path, to_npz(asdict(self)))
 
     @classmethod
     def load(cls, path: Path) -> "BatchLosses":
@@ -185,14 +185,14 @@ def resample(losses: str | Path, keep: float, seed: int, output: str | Path, tem
         DataError: a value outside its range, or a damaged file.
         OutputError: `output` exists or cannot be written.
     """
-    require_new(output)
+    files.require_new(Path(output))
     found = BatchLosses.load(Path(losses))
     kept = sample_batches(found.loss, keep, seed, temperature)
     dropped = np.delete(found.loss, kept)
     made_by = {"losses": str(losses), "losses_sha256": files.sha256_file(Path(losses)), "checkpoint": found.checkpoint}
     made_by |= {"keep": keep, "seed": seed, "temperature": temperature}
     order = OrderFile(found.rows[kept].reshape(-1), found.rows.shape[1], found.records, json.dumps(made_by))
-    files.write_bytes(Path(output), to_npz(asdict(order)))
+    files.write_new(Path(output), to_npz(asdict(order)))
     effective = effective_batches(found.loss, temperature)
     return {
         "batches": len(found.loss),
@@ -203,12 +203,6 @@ def resample(losses: str | Path, keep: float, seed: int, output: str | Path, tem
         "effective_batches": effective,
         "effective_share": effective / len(found.loss),
     }
-
-
-def require_new(path: str | Path) -> None:
-    """Raise OutputError if the file exists: a run may depend on it."""
-    if Path(path).exists():
-        raise OutputError(f"{path}: exists; nothing is overwritten; name a new --output or remove it")
 
 
 def to_npz(fields: dict[str, Any]) -> bytes:

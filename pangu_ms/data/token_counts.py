@@ -19,7 +19,7 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer, sample_chunks
 from pangu_ms.errors import DataError
 from pangu_ms.progress import progress_bar
-from pangu_run import files
+from pangu_run import files, small_json
 
 FORMAT = 1
 SAMPLE_BYTES = 1_000_000
@@ -84,10 +84,10 @@ def save_counts(path: str | Path, counts: np.ndarray, tokenizer: Tokenizer) -> N
     """Write counts as JSON, whole or not at all.
 
     Raises:
-        OutputError: the file cannot be written.
+        OutputError: the file exists or cannot be written.
     """
     content = {"format": FORMAT, "tokenizer": tokenizer.fingerprint, "counts": counts.tolist()}
-    files.write_text(Path(path), json.dumps(content) + "\n")
+    files.write_new(Path(path), json.dumps(content) + "\n")
 
 
 def load_counts(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:
@@ -97,12 +97,12 @@ def load_counts(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:
         DataError: not such a file, or of another tokenizer.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = small_json.read_object(Path(path))
         if content["format"] != FORMAT:
             raise DataError(f"{path}: format {content['format']}: this version reads format {FORMAT}; update pangu-ms or count again")
         made, counts = str(content["tokenizer"]), np.array(content["counts"])
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; counts are written by --save-counts; correct the name") from error
+    except small_json.Missing as error:
+        raise DataError(f"{path}: {error}; counts are written by --save-counts; correct the name") from error
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise

@@ -1,7 +1,7 @@
 """Text to ids and back: SentencePiece, after jieba's word segmentation for Chinese. No jieba import until Chinese text is encoded.
 
-A tokenizer is a directory with `vocab.model` (SentencePiece) and `tokenizer.json`, or a released bare `vocab.model`. Round trip is exact for
-any text without U+2581 (SentencePiece's own space) and, with segmenter jieba, without U+2582 and U+2583 (they stand for space and newline).
+A tokenizer is a directory with `vocab.model` (SentencePiece) and `tokenizer.json`, or a released bare `vocab.model`, or what a Hugging Face
+directory has (see huggingface.py). Round trip of our own is exact for any text without U+2581 (SentencePiece's own space) and, with segmenter jieba, without U+2582 and U+2583 (they stand for space and newline).
 
 Source: spec A5.
 """
@@ -21,11 +21,12 @@ import sentencepiece
 
 from pangu_ms.data.segment import make_segmenter, segmenter_version
 from pangu_ms.errors import DataError
-from pangu_run import files
+from pangu_run import files, small_json
 
 _log = logging.getLogger(__name__)
 
 FORMAT = 1
+_MODEL_DIGEST = "vocab_model_sha256"
 SEGMENTERS = ("jieba", "none")
 SPECIALS = ("<unk>", "<s>", "</s>", "<sep>", "<pad>", "<eod>", "<eot>")
 SPACE, NEWLINE = "\u2582", "\u2583"
@@ -50,11 +51,14 @@ class Tokenizer:
             eod, eod to pad, eot to eod. eod of a bare released file is its <pad>: the released models were trained on documents that end
             with the pad id 6 (spec A5, A6), whatever else the vocabulary holds.
         bos_id, eos_id: ids of <s> and </s>, or None.
+        first_ids: what stands before each prompt and document, such as a LLaMA's bos; our own have none.
         stop_ids: ids that end a generated text, sorted: eot, eod and the <eod> piece.
         fingerprint: SHA-256 over the model, the settings and, with segmenter jieba, its version and dictionary; two tokenizers with equal
             fingerprints give equal ids.
         segmenter_version: what the segmenter's words depend on; empty for none.
     """
+
+    first_ids: tuple[int, ...] = ()
 
     def __init__(self, model: bytes, segmenter: str = "jieba", eod: str = "<eod>", where: str = "tokenizer") -> None:
         """Wrap a serialised SentencePiece model.
@@ -65,10 +69,10 @@ class Tokenizer:
         if segmenter not in SEGMENTERS:
             raise DataError(f"{where}: segmenter={segmenter!r}: must be one of {', '.join(SEGMENTERS)}")
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            self.vocab_size: int = self._processor.get_piece_size()
-        except RuntimeError as error:
-            raise DataError(f"{where}: not a SentencePiece model; a tokenizer needs one; train one with `pangu tokenizer train`") from error
+            self._processor = processor_of(model)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}; a tokenizer needs one; train one with `pangu tokenizer train`") from error
+        self.vocab_size: int = self._processor.get_piece_size()
         self.model, self.segmenter = model, segmenter
         self._settings = {"format": FORMAT, "segmenter": segmenter, "eod": eod}
         self._set_ids(eod, where)
@@ -112,21 +116,36 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a tokenizer directory, or a released `vocab.model`, which implies segmenter jieba.
+        """Read a tokenizer directory, ours or Hugging Face's, or a bare model: a released `vocab.model`, which implies jieba, or else a LLaMA's.
 
         Raises:
             DataError: nothing there, or not a tokenizer.
         """
+        from pangu_ms.data import huggingface  # which is made of what stands here
+
         path = Path(path)
         if not path.is_dir():
-            return cls(_read(path), "jieba", "<pad>", str(path))
+            if path.name != huggingface.FAST and has_our_pieces(model := _read(path)):
+                return cls(model, "jieba", "<pad>", str(path))
+            beside = path.name in (huggingface.SENTENCEPIECE, huggingface.FAST) and path.exists()  # its settings
+            return cls.load(path.parent) if beside else huggingface.HuggingFaceTokenizer.load(path)
+        if huggingface.is_directory_of(path):
+            return huggingface.HuggingFaceTokenizer.load(path)
         try:
-            settings = json.loads(_read(path / "tokenizer.json"))
+            settings = small_json.parse_object(_read(path / "tokenizer.json"))
             if settings["format"] != FORMAT:
-                raise DataError(f"{path}/tokenizer.json: format {settings['format']}: this version reads format {FORMAT}; update pangu-ms")
-            return cls(_read(path / "vocab.model"), settings["segmenter"], settings.get("eod", "<eod>"), str(path))
-        except (TypeError, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise DataError(f"{path}/tokenizer.json: not what `pangu tokenizer train` writes ({error!r}); train again or restore it") from error
+                raise DataError(f"{path}/tokenizer.json: format {settings['format']!r}: this version reads format {FORMAT}; update pangu-ms")
+            segmenter, eod, digest = settings["segmenter"], settings.get("eod", "<eod>"), settings.get(_MODEL_DIGEST)
+            if not isinstance(eod, str):
+                raise ValueError(f"eod={eod!r:.40}")
+        except DataError:
+            raise
+        except (ValueError, KeyError) as error:
+            raise DataError(f"{path}/tokenizer.json: not what `pangu tokenizer train` writes ({error}); train again or restore it") from error
+        model = _read(path / "vocab.model")
+        if digest not in (None, hashlib.sha256(model).hexdigest()):  # None: of version 0.1.0
+            raise DataError(f"{path}/vocab.model: its SHA-256 differs from tokenizer.json's; it was damaged or changed; restore both files or train again")
+        return cls(model, segmenter, eod, str(path))
 
     def with_model(self, model: bytes) -> "Tokenizer":
         """Another SentencePiece model under the same settings."""
@@ -141,7 +160,8 @@ class Tokenizer:
         Raises:
             OutputError: the directory has other content, or the disk is full.
         """
-        contents = {"vocab.model": self.model, "tokenizer.json": (json.dumps(self._settings, indent=2) + "\n").encode(), **(extra or {})}
+        settings = self._settings | {_MODEL_DIGEST: hashlib.sha256(self.model).hexdigest()}
+        contents = {"vocab.model": self.model, "tokenizer.json": (json.dumps(settings, indent=2) + "\n").encode(), **(extra or {})}
         with files.new_directory(Path(directory)) as temporary:
             for name, content in contents.items():
                 (temporary / name).write_bytes(content)
@@ -170,11 +190,18 @@ class Tokenizer:
             return self._processor.encode([self._segmented(text) for text in texts], num_threads=1)
         except (TypeError, UnicodeEncodeError):  # SentencePiece's versions differ
             for text in texts:
-                _require_unicode(text)
+                require_unicode(text)
             raise
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text that a model is to continue: `first_ids` and `encode`."""
+        return [*self.first_ids, *self.encode(text)]
+
+    def decode(self, ids: Iterable[int], continuation: bool = False) -> str:
         """Text of ids. Control pieces give nothing, unknown ones U+2047, broken UTF-8 from byte pieces U+FFFD.
+
+        Args:
+            continuation: the ids go on from others, so that a space at their beginning is the text's.
 
         Raises:
             DataError: an id outside the vocabulary.
@@ -209,7 +236,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text of ids that arrive one by one; the pieces of text joined equal `Tokenizer.decode` of the ids."""
+    """Text of ids that arrive one by one; the pieces of text joined equal `Tokenizer.decode` of the ids as a continuation."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -240,19 +267,45 @@ def _join_words(words: Iterable[str]) -> str:
     return " ".join([_TO_PIECES.get(word, word) for word in words])
 
 
-def _require_unicode(text: str) -> None:
+def require_unicode(text: str) -> None:
+    """Raise DataError for a lone surrogate, which no UTF-8 file can hold."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(f"text: lone surrogate at character {error.start}; text must be valid Unicode; repair the input") from error
 
 
+def processor_of(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    """A serialised SentencePiece model, loaded.
+
+    Raises:
+        ValueError: it is none.
+    """
+    processor = sentencepiece.SentencePieceProcessor()
+    try:
+        processor.load_from_serialized_proto(model)  # the constructor takes empty bytes for no model at all
+    except (RuntimeError, UnicodeDecodeError):  # the latter of its own message
+        raise ValueError("not a SentencePiece model") from None
+    if not processor.get_piece_size():
+        raise ValueError("not a SentencePiece model: it has no pieces")
+    return processor
+
+
+def has_our_pieces(model: bytes) -> bool:
+    """Whether a bare model is a released one: jieba's words are joined by U+2582 and U+2583, and no other vocabulary has these specials."""
+    try:
+        processor = processor_of(model)
+    except ValueError:
+        return True  # which then says what is wrong with it
+    return any(processor.id_to_piece(processor.piece_to_id(piece)) == piece for piece in (SPACE, NEWLINE, *SPECIALS[3:]) if piece != "<pad>")
+
+
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except OSError as error:
+        return small_json.read_bytes(path)
+    except ValueError as error:
         raise DataError(
-            f"{path}: {error.strerror}; a tokenizer is a vocab.model file or a directory with vocab.model and tokenizer.json; "
+            f"{path}: {error}; a tokenizer is a vocab.model file or a directory with vocab.model and tokenizer.json; "
             "name one, or make one with `pangu tokenizer train`"
         ) from error
 

@@ -11,7 +11,7 @@ from pangu_ms.data import compress_cli
 from pangu_ms.data.corpus import Corpus, add_corpus_options, corpus_options
 from pangu_ms.data.tokenizer import SEGMENTERS, Tokenizer, train_tokenizer
 from pangu_ms.errors import DataError
-from pangu_run import files
+from pangu_run.arguments import NewDirectory, Parser
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pangu tokenizer")
+    parser = Parser(prog="pangu tokenizer")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(name: str, summary: str, run) -> argparse.ArgumentParser:
@@ -36,7 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     train = add("train", "train a vocabulary on text", _train)
     train.add_argument("--corpus", nargs="+", required=True, default=argparse.SUPPRESS, metavar="FILE", help="text, JSON lines or arrays; .gz or .zst too")
     add_corpus_options(train)
-    train.add_argument("--output", required=True, default=argparse.SUPPRESS, metavar="DIR", help="new directory for vocab.model and tokenizer.json")
+    where = "new directory for vocab.model and tokenizer.json"
+    train.add_argument("--output", action=NewDirectory, required=True, default=argparse.SUPPRESS, metavar="DIR", help=where)
     train.add_argument("--vocab-size", type=int, default=40000, help="number of pieces, specials and 256 bytes included")
     train.add_argument("--segmenter", choices=SEGMENTERS, default="jieba", help="jieba for Chinese, none for code and other languages")
     train.add_argument("--sample-bytes", type=int, default=20_000_000, help="a larger corpus is thinned evenly to at most this much text")
@@ -58,7 +59,6 @@ def _add_common(parser: argparse.ArgumentParser, name: str, meaning: str) -> Non
 
 
 def _train(args: argparse.Namespace) -> None:
-    files.require_free(Path(args.output))
     corpus, started = Corpus(args.corpus, **corpus_options(args)), time.perf_counter()
     tokenizer = train_tokenizer((d.text for d in corpus), args.vocab_size, args.segmenter, args.sample_bytes, progress=not args.json)
     tokenizer.save(args.output)

@@ -15,12 +15,12 @@ from pangu_ms.checkpoint import store
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import BatchLosses, Order, fingerprint, read_npz, require_new, to_npz
+from pangu_ms.data.rounds import BatchLosses, Order, fingerprint, read_npz, to_npz
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
 from pangu_ms.progress import progress_bar
-from pangu_run import files
+from pangu_run import files, small_json
 
 SAVE_SECONDS = 5.0  # what a killed process loses at most, beside one batch
 
@@ -50,7 +50,7 @@ def batch_losses(
         CheckpointError: names or shapes are not those of its own configuration.
         OutputError: `output` exists or cannot be written.
     """
-    require_new(output)
+    files.require_new(Path(output))
     config = config or checkpoint.config()
     batch_size = config.train.batch_size if batch_size is None else batch_size
     record_set, loader = _open(checkpoint, records, batch_size, config)
@@ -152,7 +152,7 @@ class Partial:
 def _difference(stored: str, identity: dict[str, Any]) -> str:
     """The settings in which an earlier call differs."""
     try:
-        was = dict(json.loads(stored))
+        was = small_json.parse_object(stored)
     except (TypeError, ValueError):
         return "nothing that this version knows"
     return ", ".join(f"{name} {str(was.get(name))[:12]} (now {str(value)[:12]})" for name, value in identity.items() if was.get(name) != value)

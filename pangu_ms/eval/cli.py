@@ -6,6 +6,7 @@ import sys
 
 from pangu_ms import runtime
 from pangu_ms.config.cli import OVERRIDES_HELP
+from pangu_run.arguments import Parser
 
 SPLIT_HELP = "which records; MindRecord files without manifest are `train`, and then unigram and bigram are left out"
 NO_BASELINES = "left out: counted on training records, not to be compared on `--split train`"
@@ -13,7 +14,7 @@ NO_BASELINES = "left out: counted on training records, not to be compared on `--
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(prog="pangu eval", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu eval", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
     parser.add_argument("--data", required=True, metavar="RECORDS", help="directory written by `pangu data prepare`, or MindRecord files")

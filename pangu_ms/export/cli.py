@@ -5,15 +5,16 @@ import json
 
 from pangu_ms import runtime
 from pangu_ms.config.cli import OVERRIDES_HELP
+from pangu_run.arguments import NewDirectory, Parser
 
 MIN_LENGTH = 4  # tokens: a prompt and some steps to verify
 
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(prog="pangu export", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu export", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
-    parser.add_argument("--output", required=True, metavar="DIR", help="new directory of the package")
+    parser.add_argument("--output", action=NewDirectory, required=True, metavar="DIR", help="new directory of the package")
     parser.add_argument("--batch-size", type=int, default=4, help="sequences per call, fixed in the graph")
     parser.add_argument("--max-length", type=int, default=0, help="longest prompt and continuation in tokens; 0: the model's context")
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call, fixed in the graph")
@@ -31,9 +32,7 @@ def main(argv: list[str]) -> int:
     from pangu_ms.errors import ExportError
     from pangu_ms.export.package import read_key
     from pangu_ms.infer.decoder import GraphShape
-    from pangu_run import files
 
-    files.require_free(args.output)
     read_key(args.key_file)  # before the work
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)

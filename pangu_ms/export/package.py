@@ -1,7 +1,7 @@
 """A MindIR package: a directory that runs without the model code.
 
     model.mindir | model_graph.mindir + model_variables/   prefill and cached decoding over one copy of the weights
-    tokenizer/                                             SentencePiece model and its settings
+    tokenizer/                                             SentencePiece model and its settings, or Hugging Face's files
     run.pyz                                                `python run.pyz --prompt ...`: the runner of this file
     requirements.txt                                       what run.pyz needs: pip install -r requirements.txt
     manifest.json                                          sha256 of every file, model, signatures, versions; written last

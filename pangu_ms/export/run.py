@@ -12,12 +12,13 @@ from pangu_ms.infer.arguments import (
     sampling_config,
 )
 from pangu_ms.infer.decoder import NO_BEAMS
-from pangu_ms.infer.generate import Generator, encode
+from pangu_ms.infer.generate import Generator
+from pangu_run.arguments import Parser
 
 
 def main(argv: list[str], package: str | None = None) -> int:
     """Entry of the verb; `package` is given where the command is part of one."""
-    parser = argparse.ArgumentParser(prog="pangu run-mindir", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu run-mindir", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     if package is None:
         parser.add_argument("package", metavar="PACKAGE", help="a directory written by `pangu export`")
         # Not where the program itself is part of what is to be verified.
@@ -30,7 +31,7 @@ def main(argv: list[str], package: str | None = None) -> int:
     opened = Package.open(package or args.package, None if package else args.verify_key)
     opened.require_key(key)
     tokenizer = opened.tokenizer()
-    opened.shape.require_room(encode(tokenizer, prompts))  # mistakes are found before MindSpore is started
+    opened.shape.require_room([tokenizer.encode_prompt(p) for p in prompts])  # mistakes are found before MindSpore is started
     if config.num_beams > 1:
         raise GenerationError(f"num_beams={config.num_beams}: {NO_BEAMS}")
     runtime.quiet(args.verbose)

@@ -54,7 +54,9 @@ RUNNER_MODULES = (
     "pangu_ms/protobuf.py",
     "pangu_ms/runtime.py",
     "pangu_ms/data/__init__.py",
+    "pangu_ms/data/huggingface.py",
     "pangu_ms/data/segment.py",
+    "pangu_ms/data/special_tokens.py",
     "pangu_ms/data/tokenizer.py",
     "pangu_ms/infer/__init__.py",
     "pangu_ms/infer/arguments.py",
@@ -69,9 +71,11 @@ RUNNER_MODULES = (
     "pangu_ms/export/runner.py",
     "pangu_ms/export/signature.py",
     "pangu_run/__init__.py",
+    "pangu_run/arguments.py",
     "pangu_run/console.py",
     "pangu_run/errors.py",
     "pangu_run/files.py",
+    "pangu_run/small_json.py",
 )
 
 

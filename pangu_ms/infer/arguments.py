@@ -9,6 +9,7 @@ from pathlib import Path
 from pangu_ms.errors import GenerationError
 from pangu_ms.infer.generate import Generation, Generator
 from pangu_ms.infer.sampling import SamplingConfig
+from pangu_run import small_json
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,7 +82,7 @@ def _read_prompt_file(path: Path) -> list[str]:
         if not line:
             continue
         try:
-            value = json.loads(line)
+            value = small_json.parse(line)
             prompts.append(value if isinstance(value, str) else value["prompt"])
             if not isinstance(prompts[-1], str):
                 raise TypeError

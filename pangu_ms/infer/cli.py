@@ -10,11 +10,12 @@ from pangu_ms.infer.arguments import (
     run_and_print,
     sampling_config,
 )
+from pangu_run.arguments import Parser
 
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(prog="pangu generate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu generate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
     add_generation_arguments(parser)

@@ -15,11 +15,6 @@ log = logging.getLogger(__name__)
 OnText = Callable[[int, str], None]
 
 
-def encode(tokenizer: Tokenizer, prompts: list[str]) -> list[list[int]]:
-    """Token ids of each prompt."""
-    return [tokenizer.encode(prompt) for prompt in prompts]
-
-
 @dataclass(frozen=True)
 class Generation:
     """The continuation of one prompt."""
@@ -78,7 +73,7 @@ class Generator:
         Raises:
             GenerationError: a prompt is empty or longer than the context; or the model's logits are not numbers.
         """
-        ids = encode(self.tokenizer, prompts)
+        ids = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
         if config.num_beams > 1:
             results = [self._beams(prompt, ids[i], config, i, on_text) for i, prompt in enumerate(prompts)]
         else:
@@ -113,7 +108,7 @@ class Generator:
     def _beams(self, prompt: str, ids: list[int], config: SamplingConfig, index: int, on_text: OnText | None) -> Generation:
         stop_ids = frozenset(self.tokenizer.stop_ids)
         best = beam_search(self.decoder, ids, config, stop_ids)[0]
-        whole = self.tokenizer.decode([t for t in best.tokens if t not in stop_ids])
+        whole = self.tokenizer.decode([t for t in best.tokens if t not in stop_ids], continuation=True)
         text = min((whole.split(stop, 1)[0] for stop in config.stop), key=len, default=whole)
         if on_text:
             on_text(index, text)

@@ -70,7 +70,7 @@ def load_generator(
         GenerationError: a prompt is empty or longer than the context, before the model is built.
     """
     loaded, config = load_tokenizer(checkpoint, tokenizer), config or checkpoint.config()
-    ids = [loaded.encode(prompt) for prompt in prompts]
+    ids = [loaded.encode_prompt(prompt) for prompt in prompts]
     rows = sampling.num_beams if sampling.num_beams > 1 else min(batch_size, len(prompts))
     shape = GraphShape.fitting(config.model.seq_length, rows, max(map(len, ids)) + sampling.max_new_tokens, chunk)
     shape.require_room(ids)

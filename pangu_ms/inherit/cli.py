@@ -16,6 +16,7 @@ from pangu_ms.inherit.masks import MaskOptions
 from pangu_ms.inherit.pipeline import Choices, inherit
 from pangu_ms.inherit.scores import CRITERIA
 from pangu_ms.inherit.units import GROUPS
+from pangu_run.arguments import Parser
 
 _ADDITIONS = ("model.siaf_terms=2", "model.siaf_init=identity", "model.aug_shortcut_branches=1", "model.aug_shortcut_init=zero")
 _NO_DATA = ("data.records=", "data.order=")  # the teacher's are in its tokens, and of its round
@@ -37,7 +38,7 @@ _MASK_HELP = {
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
     verbs = {"inherit": _inherit, "upgrade": _upgrade}
-    parser = argparse.ArgumentParser(prog="pangu model", description=__doc__, epilog="pangu model VERB --help says more.")
+    parser = Parser(prog="pangu model", description=__doc__, epilog="pangu model VERB --help says more.")
     parser.add_argument("verb", choices=list(verbs), help="inherit: a smaller model from a larger one; upgrade: a pi model from a LLaMA one")
     return verbs[parser.parse_args(argv[:1]).verb](argv[1:])
 
@@ -89,7 +90,7 @@ def _upgrade(argv: list[str]) -> int:
 
 def _parser(verb: str, what: str, description: str | None, overrides: str) -> argparse.ArgumentParser:
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(prog=f"pangu model {verb}", description=description, formatter_class=formatter)
+    parser = Parser(prog=f"pangu model {verb}", description=description, formatter_class=formatter)
     parser.add_argument("checkpoint", metavar=what, type=Path, help="a run directory, its checkpoints directory, or one step of it")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=overrides)
     parser.add_argument("--output", required=True, default=argparse.SUPPRESS, type=Path, metavar="DIR", help="directory without checkpoints; made if needed")

@@ -14,7 +14,8 @@ from pangu_ms.errors import ConfigError, UserError
 from pangu_ms.mf import register
 from pangu_ms.mf.data import step_dataset
 from pangu_ms.mf.settings import resolve
-from pangu_run import files
+from pangu_run import files, yaml_file
+from pangu_run.arguments import Parser
 
 USER_ERROR = 2
 DEFAULT = "alpha_tiny"
@@ -30,10 +31,7 @@ def load_yaml(name: str) -> dict[str, Any]:
     path = Path(name) if Path(name).is_file() else shipped.get(name)
     if path is None:
         raise ConfigError(f"{name}: no such file; name a MindFormers YAML or a shipped one: {', '.join(shipped)}")
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    tree = yaml_file.read(path, ConfigError)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: found {type(tree).__name__}; a MindFormers configuration is a mapping")
     bases = tree.get("base_config", [])
@@ -56,7 +54,10 @@ def override(tree: dict[str, Any], text: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"{text}: {parent} is a value, not a section")
-    tree[leaf] = yaml.safe_load(value) if value else ""
+    try:
+        tree[leaf] = yaml_file.parse(value) if value else ""
+    except yaml_file.YamlError as error:
+        raise ConfigError(f"{text}: the value is not YAML: {error}; put a text in quotes") from None
 
 
 def train(config_file: Path) -> None:
@@ -79,7 +80,7 @@ def train(config_file: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """Entry of the module."""
-    parser = argparse.ArgumentParser(prog="python -m pangu_ms.mf", description=__doc__)
+    parser = Parser(prog="python -m pangu_ms.mf", description=__doc__)
     yaml_help = f"MindFormers YAML with a pangu: section, or a shipped one by name (default: {DEFAULT})"
     parser.add_argument("yaml", nargs="?", default=DEFAULT, metavar="YAML", help=yaml_help)
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="e.g. pangu.train.steps=20 runner_config.batch_size=4")

@@ -3,6 +3,8 @@
 import argparse
 import importlib
 
+from pangu_run.arguments import Parser
+
 ACTIONS = {
     "show": ("pangu_ms.parallel.show_cli", "stages, placement and the layout of every parameter"),
     "estimate": ("pangu_ms.parallel.estimate_cli", "memory of a device and time of a step, line by line"),
@@ -16,7 +18,7 @@ ACTIONS = {
 def main(argv: list[str]) -> int:
     """Entry of the verb: each action is a module with its own main(argv)."""
     actions = "\n".join(f"  {name:<9} {summary}" for name, (_, summary) in ACTIONS.items())
-    parser = argparse.ArgumentParser(prog="pangu plan", description=f"{__doc__}\n\n{actions}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="pangu plan", description=f"{__doc__}\n\n{actions}", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=ACTIONS, metavar="ACTION", help="`pangu plan ACTION --help` shows its options")
     module, _ = ACTIONS[parser.parse_args(argv[:1]).action]
     return importlib.import_module(module).main(argv[1:])

@@ -13,6 +13,7 @@ from pangu_ms.parallel.estimate import Change, Estimate, describe, published_row
 from pangu_ms.parallel.memory import stage_memory
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.time import MFU_FORMULA
+from pangu_run.arguments import Parser
 
 NOTES = """parameters and moments are exact; all other numbers are predictions that were never checked on hardware
 {chip}: {source}
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pangu plan estimate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu plan estimate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser, "alpha/13b")
     parser.add_argument("--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product")
     add_chip_arguments(parser)

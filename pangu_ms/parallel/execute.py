@@ -96,7 +96,7 @@ def execute(config: RunConfig, steps: int = 20, progress: bool = True) -> Execut
         (directory / GROUPS).write_text(json.dumps(dict(sorted(groups.items()))))  # all ranks make them in one order
         _child("the single process", "single", name)
         bar.update()
-        if code := run_ranks(lambda rank: [*_CHILD, "run", name, str(rank)], plan.mesh.world, directory, {"GLOG_v": "3"}, stream_rank=None, name="pangu plan"):
+        if code := run_ranks(lambda rank: ["-m", _CHILD, "run", name, str(rank)], plan.mesh.world, directory, {"GLOG_v": "3"}, stream_rank=None, name="pangu plan"):
             if code == EXIT_STOPPED or code > 128:
                 raise PlanError(f"execution: stopped (exit code {code}); run the same command again")
             raise PlanError(f"execution: a rank failed with exit code {code}: {_last_error(directory)}; see `pangu plan rehearse`")

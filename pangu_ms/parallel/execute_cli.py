@@ -7,6 +7,7 @@ import json
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.parallel.execute import TOLERANCE, Execution, execute
+from pangu_run.arguments import Parser
 
 DESCRIPTION = """Compile the training step of each rank with MindSpore's own parallel compiler, run the ranks' graphs as CPU processes with real
 collectives, and compare with a single process without a plan: loss and gradient norm of each step, every gradient of the first step, every parameter
@@ -16,7 +17,7 @@ reduce-scatter and the maximum over ranks: they are emulated by all-reduce, and 
 
 def main(argv: list[str]) -> int:
     """Entry of the action; 1 where ranks and the single process differ."""
-    parser = argparse.ArgumentParser(prog="pangu plan execute", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu plan execute", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps on random batches")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")

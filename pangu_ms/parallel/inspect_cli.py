@@ -15,6 +15,7 @@ from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.stored_layout import StoredLayout
 from pangu_ms.parallel.strategy_file import Difference, StrategyFile, cut_text, parameter_of, read_parameter_layouts
 from pangu_ms.parallel.strategy_wire import read_content
+from pangu_run.arguments import Parser
 
 DIFFERENT = 1
 """Exit code when a file differs from the plan, as of diff."""
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         "Layers that lie alike are one line, * for their numbers. Exit code with --config: 0 the same slices, 1 other slices, 2 another model or world. "
         "Operators are checked for devices, stages and parameters."
     )
-    parser = argparse.ArgumentParser(prog="pangu plan inspect", description=__doc__, epilog=notes, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu plan inspect", description=__doc__, epilog=notes, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE", help="strategy file; JSON if its name ends in .json, else protobuf")
     add_config_arguments(parser, default=None)
     parser.add_argument("--all", action="store_true", help="every layer and every state of the optimizer on its own line")

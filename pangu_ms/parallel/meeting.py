@@ -57,15 +57,18 @@ class Meeting:
 
     def _heard(self) -> list[str]:
         """A word of each peer. All of them are listened to until the last has spoken: a silent one must not hide that another is gone."""
-        words = {}
+        words: dict[Connection, str] = {}
         while len(words) < len(self._peers):
-            for peer in wait(self._peers):
-                words[peer] = peer.recv_bytes().decode()  # who has spoken says no more before the answer, so this raises EOFError then
+            ready = wait(self._peers)
+            for peer in self._peers:
+                if peer in ready:
+                    words[peer] = peer.recv_bytes().decode()  # who has spoken says no more before the answer: here is its end
         return [words[peer] for peer in self._peers]
 
 
 def _accept(address: str, count: int) -> list[Connection]:
-    deadline, peers = time.monotonic() + START_S, []
+    deadline = time.monotonic() + START_S
+    peers: list[Connection] = []
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(count)

@@ -14,6 +14,7 @@ from pangu_ms.parallel.graph import totals
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rehearse import RankReport, rehearse, sample_ranks, thinned
 from pangu_run import files
+from pangu_run.arguments import NewDirectory, Parser
 
 DESCRIPTION = """Compile the real training step for ranks of a cluster that is not there, with MindSpore's own parallel compiler, on this CPU. Prints each
 rank's collectives and bytes, and says where the compiler disagrees with the plan. Nothing is executed. Unsupported by MindSpore: it works with the
@@ -22,7 +23,7 @@ versions that it was tried on."""
 
 def main(argv: list[str]) -> int:
     """Entry of the action; 1 where the compiler and the plan disagree."""
-    parser = argparse.ArgumentParser(prog="pangu plan rehearse", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu plan rehearse", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ranks", metavar="N,N,...", help="ranks to compile for; default: the first of every stage")
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--micro-batches", type=int, default=0, metavar="N", help="micro-batches kept, as many as stages at least; 0 keeps all")
     parser.add_argument("--chip", choices=("ascend910", "ascend910b", "ascend910_93"), default="ascend910", help="whose operators the step is made of")
     parser.add_argument("--composed", action="store_true", help="elementary operators instead, which a CPU could execute")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="write report.json and MindSpore's strategy files of the ranks there")
+    parser.add_argument("--output", type=Path, action=NewDirectory, metavar="DIR", help="new directory for report.json and MindSpore's strategy files of the ranks")
     parser.add_argument("--parameters", action="store_true", help="also print the slice of every parameter")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_intermixed_args(argv)
@@ -43,7 +44,6 @@ def main(argv: list[str]) -> int:
     plan = Plan.of(config)
     ranks = _ranks(args.ranks) if args.ranks else sample_ranks(plan, args.sample)
     if args.output:
-        files.require_free(args.output)
         with files.writing(args.output):
             args.output.mkdir(parents=True, exist_ok=True)
     reports = rehearse(config, ranks, "" if args.composed else args.chip, args.output, progress=not args.json)

@@ -11,6 +11,7 @@ from pangu_ms.parallel.cluster import GIB
 from pangu_ms.parallel.estimate import Estimate, describe, overrides
 from pangu_ms.parallel.estimate_cli import add_chip_arguments, chip_and_hbm, notes
 from pangu_ms.parallel.search import Found, Near, difference, search
+from pangu_run.arguments import Parser
 
 
 def main(argv: list[str]) -> int:
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     about = f"{__doc__} Degrees, micro-batches, optimizer_shard, recompute, sequence_parallel and vocab_embedding are searched; the batch of a step stays."
-    parser = argparse.ArgumentParser(prog="pangu plan search", description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu plan search", description=about, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser, "alpha/13b")
     parser.add_argument("--devices", type=int, required=True, default=argparse.SUPPRESS, metavar="N", help="cards of the job")
     add_chip_arguments(parser)

@@ -16,17 +16,19 @@ from pangu_ms.parallel.memory import optimizer_bytes, parameter_bytes
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from pangu_run import files
+from pangu_run.arguments import NewDirectory, Parser
 
 SHOWN_RANKS = 8
+STRATEGY_FILES_HELP = "also write MindSpore's parameter-layout file of each stage into this new directory: strategy_stage_N.ckpt"
 
 
 def main(argv: list[str]) -> int:
     """Entry of the action."""
-    parser = argparse.ArgumentParser(prog="pangu plan show", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu plan show", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser, "alpha/13b")
     parser.add_argument("--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product")
     parser.add_argument("--rank", type=int, metavar="R", help="only what this rank holds, with its slices (default: all)", default=argparse.SUPPRESS)
-    parser.add_argument("--strategy-files", type=Path, metavar="DIR", help="also write MindSpore's parameter-layout file of each stage: strategy_stage_N.ckpt")
+    parser.add_argument("--strategy-files", type=Path, action=NewDirectory, metavar="DIR", help=STRATEGY_FILES_HELP)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     args = parser.parse_intermixed_args(argv)
     plan, rank = Plan.of(load_config(args.config, args.overrides), args.devices), vars(args).get("rank")
@@ -39,7 +41,7 @@ def main(argv: list[str]) -> int:
 
 def write_strategy_files(plan: Plan, directory: Path) -> None:
     """One file for each stage, as MindSpore's compiler would write it: for its own tools, such as merge_pipeline_strategys and transform_checkpoints."""
-    files.require_free(directory)
+    files.require_free(directory, "--strategy-files")
     with files.writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
     for stage in range(plan.mesh.num_stages):

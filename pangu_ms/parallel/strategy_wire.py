@@ -13,7 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from pangu_ms.errors import PlanError
 from pangu_ms.protobuf import message_field, number_field, signed, values
-from pangu_run import files
+from pangu_run import files, small_json
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Whole = Annotated[int, Field(strict=True)]
@@ -87,7 +87,7 @@ def read_content(path: str | Path) -> Content:
         raise PlanError(f"{path}: no such file; a strategy file is wanted; check the path")
     text = path.read_bytes()
     try:
-        tree = json.loads(text) if path.suffix == ".json" else _tree(text)
+        tree = small_json.parse(text) if path.suffix == ".json" else _tree(text)
         sections = [key for key in tree if key.startswith("parallel_")] if isinstance(tree, dict) else []
         if not sections:
             raise ValueError("no parameters and no operators in it")

@@ -11,12 +11,13 @@ from typing import Any
 from pangu_ms import runtime
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.errors import ConfigError
-from pangu_ms.figure import require_plot
 from pangu_ms.study.ablation import REMOVED, run_ablation
 from pangu_ms.study.plot import plot_ablation
 from pangu_ms.study.runs import StudyStopped
 from pangu_ms.study.table import ablation_table
+from pangu_run.arguments import NewFile, Parser
 from pangu_run.exit_codes import EXIT_STOPPED
+from pangu_run.figure import require_plot
 
 STUDIES = {
     "pi-ablation": ("pangu_ms.study.cli:pi_ablation", "what series activation and augmented shortcut bring: PanGu-pi's variants trained alike"),
@@ -33,7 +34,7 @@ DATA_HELP = "directory written by `pangu data prepare` with a held-out split; de
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
     studies = "\n".join(f"  {name:<12} {summary}" for name, (_, summary) in STUDIES.items())
-    parser = argparse.ArgumentParser(prog="pangu study", description=f"{__doc__}\n\n{studies}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="pangu study", description=f"{__doc__}\n\n{studies}", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES, metavar="STUDY", help="`pangu study STUDY --help` shows its options")
     module, function = STUDIES[parser.parse_args(argv[:1]).study][0].split(":")
     return getattr(importlib.import_module(module), function)(argv[1:])
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
 
 def pi_ablation(argv: list[str]) -> int:
     """Entry of the study."""
-    parser = argparse.ArgumentParser(prog="pangu study pi-ablation", description=ABLATION_HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu study pi-ablation", description=ABLATION_HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser, "pi/tiny")
     parser.add_argument("--data", metavar="RECORDS", help=DATA_HELP)
     parser.add_argument("--corpus", nargs="+", default=[], metavar="FILE", help="text or .jsonl files; a tokenizer and records are made of them in DIR/data")
@@ -60,7 +61,7 @@ def parse_study(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Na
     """Add the options that every study has, and parse; a plot that cannot be drawn is told now."""
     parser.add_argument("--output", required=True, default=argparse.SUPPRESS, metavar="DIR", help="directory of the study: runs, logs, results.json")
     parser.add_argument("--seeds", default="1,2,3", metavar="N,...", help="a run of everything for each; sets train.seed and data.seed")
-    parser.add_argument("--plot", metavar="FILE", help="also draw the results, as .png, .pdf or .svg (needs matplotlib)")
+    parser.add_argument("--plot", action=NewFile, metavar="FILE", help="also draw the results into this new file, as .png, .pdf or .svg (needs matplotlib)")
     parser.add_argument("--json", action="store_true", help="print the results as JSON")
     args = parser.parse_intermixed_args(argv)
     if args.plot:

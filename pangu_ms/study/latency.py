@@ -16,13 +16,14 @@ from pangu_ms import runtime
 from pangu_ms.errors import GenerationError
 from pangu_ms.progress import progress_bar
 from pangu_ms.study.compare import ratios
+from pangu_run.arguments import Parser
 
 PROMPT_TOKENS, WARM_UP_TOKENS = 1, 4
 
 
 def main(argv: list[str]) -> int:
     """Entry of the study."""
-    parser = argparse.ArgumentParser(prog="pangu study latency", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu study latency", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="run directories or checkpoints; the first is what the others are compared with")
     parser.add_argument("--tokens", type=int, default=16, help="tokens that each decodes per round")
     parser.add_argument("--rounds", type=int, default=40, help="rounds timed")

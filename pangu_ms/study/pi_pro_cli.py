@@ -11,6 +11,7 @@ from pangu_ms.study.compare import require_seeds
 from pangu_ms.study.pi_pro import MEANING, make_plan, run_pi_pro
 from pangu_ms.study.plot import plot_chain
 from pangu_ms.study.table import with_error
+from pangu_run.arguments import Parser
 
 HELP = """Train a baseline, then go through the recipe: compact vocabulary, a deeper shape of equal size, weights of a larger teacher, a second
 round on the batches that are hard. Each step is scored in bits per byte of the same held-out documents, for several seeds. Can be stopped and repeated."""
@@ -18,7 +19,7 @@ round on the batches that are hard. Each step is scored in bits per byte of the 
 
 def main(argv: list[str]) -> int:
     """Entry of the study."""
-    parser = argparse.ArgumentParser(prog="pangu study pi-pro", description=HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu study pi-pro", description=HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser, "pi/tiny")
     parser.add_argument("--corpus", nargs="+", metavar="FILE", help="text or .jsonl files (default: the source of Python's standard library)")
     parser.add_argument("--compact-size", type=int, default=0, metavar="N", help="pieces of the compact vocabulary; 0: half of model.vocab_size")

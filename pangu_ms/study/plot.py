@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.figure import new_figure, write_figure
+from pangu_run.figure import new_figure, write_figure
 
 
 def plot_ablation(results: dict[str, Any], path: Path) -> None:

@@ -23,10 +23,11 @@ from typing import IO, Any
 from pangu_ms.errors import OutputError, UserError
 from pangu_ms.progress import progress_bar
 from pangu_ms.train.stop import StopSignal
-from pangu_run import files
+from pangu_run import files, small_json
 from pangu_run.exit_codes import EXIT_STOPPED
 from pangu_run.isolated import python_command, python_environment
 
+PROGRAM = tuple(python_command("pangu_ms"))
 POLL_S = 0.3
 SHOWN_WORDS = 60  # of a command on the terminal; command.json has all
 
@@ -141,7 +142,7 @@ def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, A
             _lock(log, stage)
             stage.begin()
             before = log.tell()
-            code, printed = _execute(python_command("pangu_ms", *stage.words, "--json"), log, stop, tick)
+            code, printed = _execute([*PROGRAM, *stage.words, "--json"], log, stop, tick)
     if code == 0:
         result = json.loads(printed.splitlines()[-1])
         files.write_json(stage.directory / "result.json", result)
@@ -192,8 +193,8 @@ def _read_json(path: Path) -> Any:
         OutputError: it is not JSON: not written by a study.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+        return small_json.parse(small_json.read_bytes(path), finite=False)
+    except small_json.Missing:
         return None
     except ValueError as error:
-        raise OutputError(f"{path}: is not JSON ({error}); a study writes it whole; name another --output, or remove it") from None
+        raise OutputError(f"{path}: {error}; a study writes it whole; name another --output, or remove it") from None

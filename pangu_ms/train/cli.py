@@ -14,21 +14,25 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.train.directory import OWN_DATA, require_own
 from pangu_ms.train.launch import needs_ranks, require_executable, require_shared_records, train_on_ranks
+from pangu_ms.train.schedule import decay_end
+from pangu_run.arguments import Parser
 
 DATA_HELP = "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's corpus, prepared in DIR/data"
+BEND_HELP = "go on from the checkpoint of that step, where optimizer.lr, min_lr and clip_norm may change; those behind it are set aside; repeated, it goes on"
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """The verb's words.
 
     Raises:
-        ConfigError: --stop-at is no step.
+        ConfigError: --stop-at or --resume-from is no step.
     """
-    parser = argparse.ArgumentParser(prog="pangu train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="run directory: config.yaml, metrics.jsonl, checkpoints/")
     parser.add_argument("--data", metavar="RECORDS", help=DATA_HELP)
     parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint in --output; starts anew where there is none")
+    parser.add_argument("--resume-from", type=int, metavar="STEP", help=BEND_HELP)
     parser.add_argument("--init-from", metavar="CHECKPOINT", help="start a new run from these weights, with a new optimizer; a run that --resume goes on with keeps its own")
     parser.add_argument("--stop-at", type=int, metavar="STEP", help="end this session after that step, with a checkpoint")
     parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
@@ -37,6 +41,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)
     if args.stop_at is not None and args.stop_at < 1:
         raise ConfigError(f"--stop-at {args.stop_at}: must be at least 1; leave it out to train to the end")
+    if args.resume_from is not None and args.resume_from < 0:
+        raise ConfigError(f"--resume-from {args.resume_from}: must be the step of a checkpoint; see OUTPUT/checkpoints")
+    args.resume = args.resume or args.resume_from is not None
     return args
 
 
@@ -56,11 +63,12 @@ def main(argv: list[str]) -> int:
         return train_on_ranks(argv, args, config, records)
     from pangu_ms.train.loop import train
 
-    result = train(config, records, output, args.resume, args.init_from, args.stop_at, progress=not args.json, tensorboard=args.tensorboard)
+    options = {"stop_at": args.stop_at, "progress": not args.json, "tensorboard": args.tensorboard, "resume_from": args.resume_from}
+    result = train(config, records, output, args.resume, args.init_from, **options)
     if runtime.place()[0] == 0:  # rank 0 speaks for all
-        print(_as_json(result) if args.json else _in_words(result))
+        print(_as_json(result) if args.json else _in_words(result, config))
     if result.stopped_by and result.stopped_by != "stop_at":
-        print(f"stopped by {result.stopped_by}; the checkpoint is committed; the same command with --resume goes on", file=sys.stderr)
+        print(f"stopped by {result.stopped_by}; {_saved(result)}; the same command with --resume goes on", file=sys.stderr)
         return EXIT_STOPPED
     return 0
 
@@ -82,9 +90,23 @@ def _as_json(result: Any) -> str:
     return json.dumps(dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out})
 
 
-def _in_words(result: Any) -> str:
-    done = "nothing left to do" if result.loss is None else f"loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s"
-    return f"{result.output}: step {result.step}, {done}{_notes(result)}"
+def _in_words(result: Any, config: RunConfig) -> str:
+    finished = result.loss is None
+    done = "nothing left to do" if finished else f"loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s"
+    return f"{result.output}: step {result.step}, {done}{_notes(result)}" + (f"; to lengthen the run, add {_lengthening(config)}" if finished else "")
+
+
+def _lengthening(config: RunConfig) -> str:
+    """What goes on with a finished run: the rates of its steps stay as they were, so a decay ends where it did."""
+    end = decay_end(config)
+    return "a larger train.steps" + (f" and optimizer.decay_steps={end}" if end and end != config.optimizer.decay_steps else "")
+
+
+def _saved(result: Any) -> str:
+    if result.saved == result.step:
+        return "the checkpoint is committed"
+    before = "there is none before it" if result.saved is None else f"the newest one is of step {result.saved}"
+    return f"no checkpoint of step {result.step} is committed, since the losses after it are bad; {before}"
 
 
 def _notes(result: Any) -> str:

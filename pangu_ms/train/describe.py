@@ -17,6 +17,7 @@ from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train.cli import default_records, parse
 from pangu_ms.train.launch import described, require_readable, require_shared_records, require_startable, require_trainable
 from pangu_ms.train.smoke import thinned
+from pangu_run.arguments import Parser
 from pangu_run.console import guarded
 
 DEVICES = {"cpu": "CPU", "ascend": "Ascend"}
@@ -25,7 +26,7 @@ SMOKE_RANKS = 2
 
 def main(argv: list[str]) -> int:
     """Entry of the command."""
-    parser = argparse.ArgumentParser(prog="python -m pangu_ms.train.describe", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="python -m pangu_ms.train.describe", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     nothing = argparse.SUPPRESS  # no "(default: None)"
     parser.add_argument("--num-ranks", type=int, metavar="N", default=nothing, help="processes; default: those of the plan, with --smoke 2")
     parser.add_argument("--device", choices=DEVICES, default=nothing, help="where they run; default: runtime.device")
@@ -99,7 +100,7 @@ def check(args: argparse.Namespace, config: RunConfig, follower: bool) -> None:
             require_readable(config, named)
         return
     output = Path(args.output)
-    require_startable(config, output, args.resume, args.init_from, args.tensorboard)
+    require_startable(config, args)
     require_readable(config, named or default_records(config, output, args.resume, progress=not args.json))
 
 

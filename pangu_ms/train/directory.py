@@ -1,14 +1,77 @@
 """What a run directory may hold before a run begins in it. No mindspore import."""
 
+import fcntl
+import logging
+import os
+import socket
 from pathlib import Path
+from typing import IO
 
 from pangu_ms.config.load import load_config
 from pangu_ms.errors import ConfigError, OutputError
 from pangu_run import files, job_directory
 
+_log = logging.getLogger(__name__)
+
+CONFIG, LOCK = "config.yaml", ".lock"
 OWN_DATA = "data"  # records that `pangu train` prepared itself
-BEFORE_A_RUN = {OWN_DATA, job_directory.NAME}
-OWN_NAMES = BEFORE_A_RUN | {"config.yaml", "metrics.jsonl", "checkpoints", "tensorboard"}
+BEFORE_A_RUN = {OWN_DATA, job_directory.NAME, LOCK}
+OWN_NAMES = BEFORE_A_RUN | {CONFIG, "metrics.jsonl", "checkpoints", "tensorboard"}
+
+
+class RunLock:
+    """Whoever holds it is the only run in a directory; its leading rank does, from before it looks for checkpoints to its end.
+
+    The kernel drops the lock of a process that dies, so nothing is left to clean up; a `lockf` lock is not inherited by children, which may outlive
+    it. Across hosts it holds where the shared file system passes locks on (NFS 4, Lustre with -o flock).
+    """
+
+    def __init__(self, output: Path):
+        """Nothing is touched yet."""
+        self._output, self._path = output, output / LOCK
+        self._file: IO[str] | None = None
+        self._made: list[Path] = []
+
+    def acquire(self) -> None:
+        """Take it; the directory is made if it is not there.
+
+        Raises:
+            OutputError: another run holds it, or the directory cannot be written.
+        """
+        if not self._output.is_dir():
+            files.require_free(self._output)
+        with files.writing(self._output):
+            self._made = [path for path in (self._path, self._output) if not path.exists()]
+            self._output.mkdir(parents=True, exist_ok=True)
+            file = open(self._path, "a+")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            holder = file.read(100).strip() or "another process"
+            file.close()
+            raise OutputError(f"{self._output}: {holder} trains in it; one at a time; wait for it or end it, or name a new --output") from None
+        except OSError as error:
+            _log.warning("%s: this file system has no locks (%s); see that no second run is started in it", self._output, error.strerror)
+        if not self._path.exists():  # another one removed it, see `release`, after we had opened it
+            file.close()
+            return self.acquire()
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        self._file = file
+
+    def release(self) -> None:
+        """Give it back. Where no run began nothing is left that was not there before."""
+        if self._file is None:
+            return
+        if not (self._output / CONFIG).exists():
+            if self._path in self._made:
+                self._path.unlink()
+            if self._output in self._made and not os.listdir(self._output):
+                self._output.rmdir()
+        self._file.close()
+        self._file = None
 
 
 def require_own(output: Path, resume: bool = False) -> None:
@@ -22,16 +85,16 @@ def require_own(output: Path, resume: bool = False) -> None:
         if not resume and _began_a_run(output):
             raise OutputError(f"{output}: holds a run without a checkpoint; add --resume to begin it again, or name a new --output")
         files.require_free(output)
-    if resume and (output / "config.yaml").exists():
-        load_config(str(output / "config.yaml"))  # it is about to be replaced: it must be a run's
+    if resume and (output / CONFIG).exists():
+        load_config(str(output / CONFIG))  # it is about to be replaced: it must be a run's
 
 
 def _began_a_run(output: Path) -> bool:
     """Whether there is a run that has saved nothing yet, and nothing else: what `--resume` begins again."""
-    if not (output / "config.yaml").is_file() or {path.name for path in output.iterdir()} - OWN_NAMES or any(output.glob("checkpoints/*")):
+    if not (output / CONFIG).is_file() or {path.name for path in output.iterdir()} - OWN_NAMES or any(output.glob("checkpoints/*")):
         return False
     try:
-        load_config(str(output / "config.yaml"))
+        load_config(str(output / CONFIG))
     except ConfigError:
         return False
     return True

@@ -7,6 +7,10 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import TrainingDiverged
 
 
+NONSENSE = 4.0
+"""A loss above so many times ln(vocab_size), that of guessing, speaks against the weights: a model that is only bad stays near guessing."""
+
+
 @dataclass
 class Guard:
     """Decides before a step what is allowed and learns after it what happened; its state is part of a checkpoint."""
@@ -33,6 +37,10 @@ class Guard:
             return math.inf
         return config.guard.spike_factor * self.mean_loss
 
+    def is_good(self, config: RunConfig, loss: float) -> bool:
+        """Whether a mean loss speaks for the weights that it was computed with, so that they are worth a checkpoint."""
+        return math.isfinite(loss) and loss <= min(self.loss_limit(config), NONSENSE * math.log(config.model.vocab_size))
+
     def record(self, config: RunConfig, step: int, loss: float, grad_norm: float, applied: bool) -> None:
         """Take a step's outcome.
 
@@ -52,8 +60,7 @@ class Guard:
         if self.skipped_in_row >= config.guard.max_skipped:
             raise TrainingDiverged(
                 f"step {step}: {self.skipped_in_row} steps in a row were skipped (loss {loss:.4g}, gradient norm {grad_norm:.4g}, "
-                f"loss scale {self.scale:g}, running mean {self.mean_loss:.4g}); the limit is guard.max_skipped={config.guard.max_skipped}; "
-                "resume from the last checkpoint with a lower optimizer.lr, or look at the data"
+                f"loss scale {self.scale:g}, running mean {self.mean_loss:.4g}); the limit is guard.max_skipped={config.guard.max_skipped}"
             )
 
     def _rescale(self, config: RunConfig, overflow: bool) -> None:

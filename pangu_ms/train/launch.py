@@ -62,12 +62,12 @@ def require_job_of(config: RunConfig) -> None:
         )
 
 
-def require_startable(config: RunConfig, output: Path, resume: bool, init_from: str | None, tensorboard: bool) -> None:
+def require_startable(config: RunConfig, args: argparse.Namespace) -> None:
     """Raise a UserError for what, beside the records, would end the ranks of a job as soon as they start; the words are those of `pangu train`."""
-    if tensorboard:
+    if args.tensorboard:
         require_tensorboard()
-    if starting_point(config, output, resume, digests=False) is None and init_from:
-        checkpoint = store.open_checkpoint(Path(init_from), digests=False)
+    if starting_point(config, Path(args.output), args.resume, digests=False, resume_from=args.resume_from) is None and args.init_from:
+        checkpoint = store.open_checkpoint(Path(args.init_from), digests=False)
         check_names_and_shapes(str(checkpoint.path), checkpoint.stored("model"), config.model.parameter_shapes())
 
 
@@ -90,7 +90,7 @@ def train_on_ranks(argv: list[str], args: argparse.Namespace, config: RunConfig,
         UserError: the records, the output directory, the checkpoint in it or that of --init-from do not fit the configuration.
     """
     output = Path(args.output)
-    require_startable(config, output, args.resume, args.init_from, args.tensorboard)
+    require_startable(config, args)
     require_readable(config, records)
     facts = {"verb": "train", "words": argv, "device": config.runtime.device} | described(config)
     directory, world = output / job_directory.NAME, config.parallel.world

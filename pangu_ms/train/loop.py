@@ -23,7 +23,9 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import TrainingDiverged
 from pangu_ms.eval.perplexity import Score
 from pangu_ms.progress import progress_bar
-from pangu_ms.train import global_batch
+from pangu_ms.train import bend, global_batch
+from pangu_ms.train.confirm import LookAhead, good_loss
+from pangu_ms.train.directory import RunLock
 from pangu_ms.train.guard import Guard
 from pangu_ms.train.metrics import MetricsWriter, require_tensorboard
 from pangu_ms.train.placement import initialize, load, place
@@ -34,6 +36,9 @@ from pangu_run import files
 from pangu_run.heartbeat import DATA, EVALUATE, INIT, SAVE, STEP, beat
 
 log = logging.getLogger(__name__)
+
+STOP_AT = "stop_at"
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -53,6 +58,8 @@ class TrainResult:
     skipped: int
     stopped_by: str | None
     """Name of the signal, "stop_at", or None when the run is complete."""
+    saved: int | None
+    """Step of the newest checkpoint; not `step` where a signal came while the losses were bad."""
 
 
 class Run:
@@ -75,10 +82,18 @@ class Run:
             log.warning("model.compute_dtype=bfloat16: gains nothing here, as this CPU has no bfloat16 products (AVX512_BF16) or they cannot be used")
         self.placement = place(config)
         self.ranks, self.train_step = self.placement.ranks, self.placement.train_step
-        self.guard, self.step, self.restored_from = Guard.create(config), 0, None
+        self.guard, self.step = Guard.create(config), 0
+        self.saved: int | None = None
+        """Step of the newest checkpoint that this process restored or committed."""
+        self.refused: int | None = None
+        """Step of the last one that it refused to commit."""
+        self.bends: list[bend.Bend] = []
+        self.lock = RunLock(self.output)
 
-    def begin(self, resume: bool, init_from: Path | None = None) -> None:
+    def begin(self, resume: bool, init_from: Path | None = None, resume_from: int | None = None) -> None:
         """Give the model its first values, or the weights of `init_from`, or with `resume` the state of the newest valid checkpoint.
+
+        `resume_from` bends the run at the checkpoint of that step: see bend.py.
 
         Raises:
             OutputError: the directory has other content, or holds a run and `resume` is off.
@@ -87,30 +102,38 @@ class Run:
             DataError: the records were made with another tokenizer than the checkpoint's.
             PlanError: MindSpore does not follow the plan.
         """
-        checkpoint = self.placement.find(lambda: starting_point(self.config, self.output, resume))
+        checkpoint = self.placement.find(lambda: self._starting_point(resume, resume_from))
         beat(INIT)  # the ranks have met
         weights = self.placement.find(lambda: store.open_checkpoint(init_from)) if init_from and not checkpoint else None
         self.placement.prepare()
         if checkpoint:
-            self._restore(checkpoint)
+            self._restore(checkpoint, bent=checkpoint.step == resume_from)
         elif weights:
             self._load(weights, "model")
         else:
             initialize(self.placement)
         if self.ranks.leads:
-            with files.writing(self.output):
-                self.output.mkdir(parents=True, exist_ok=True)
-            files.write_text(self.output / "config.yaml", dump_config(self.config))
+            files.write_text(self.output / "config.yaml", bend.comments(self.bends) + dump_config(self.config))
 
-    def _restore(self, checkpoint: store.Checkpoint) -> None:
+    def _starting_point(self, resume: bool, resume_from: int | None) -> store.Checkpoint | None:
+        if self.ranks.leads:
+            self.lock.acquire()  # what is found holds until the end
+        return starting_point(self.config, self.output, resume, resume_from=resume_from)
+
+    def _restore(self, checkpoint: store.Checkpoint, bent: bool) -> None:
         state = checkpoint.state()
         self.order.require_unchanged(state, f"{checkpoint.path}: data.order={self.config.data.order}")
         self._load(checkpoint, "model", "optimizer")
-        self.step, self.guard, self.restored_from = state["step"], Guard(**state["guard"]), state["step"]
+        self.step, self.guard, self.saved, self.bends = state["step"], Guard(**state["guard"]), state["step"], state.get("bends", [])
         was = state.get("graph_batch_size") or global_batch.graph_batch_size(checkpoint.config())  # 0.1.0 has not written it
         self.guard.scale = global_batch.carried_scale(self.guard.scale, self.config, was)
         if self.ranks.leads and global_batch.draws_other_masks(self.config, was):
-            log.warning("model.dropout=%g: micro-batches have another size from step %d on, and dropout draws other masks", self.config.model.dropout, self.step)
+            dropout = getattr(self.config.model, "dropout", 0)
+            log.warning("model.dropout=%g: micro-batches have another size from step %d on, and dropout draws other masks", dropout, self.step)
+        if bent:
+            self.bends = [*self.bends, bend.made(checkpoint, self.config)]
+            if self.ranks.leads:
+                bend.set_aside(self.checkpoints, self.step)
 
     def _load(self, checkpoint: store.Checkpoint, *groups: str) -> None:
         if tokenizer := checkpoint.tokenizer_path():
@@ -118,14 +141,27 @@ class Run:
         for group in groups:
             load(self.placement, checkpoint, group)
 
-    def save(self) -> None:
-        """Commit a checkpoint of the present step; every rank calls it."""
+    def save(self, batches: LookAhead) -> None:
+        """Commit a checkpoint of the present step, unless the losses after it, on the next batches, speak against it; every rank calls it. Once a step."""
+        if self.step in (self.saved, self.refused):
+            return
+        loss_after = None
+        if self.step:  # initial weights have nothing to show
+            beat(EVALUATE, self.step)
+            if (loss_after := good_loss(self.train_step, self.guard, self.config, self.step, batches)) is None:
+                self.refused = self.step
+                return
         beat(SAVE, self.step)
-        state = {"step": self.step, "guard": self.guard.state(), "order": self.order.sha256}
+        state = {"step": self.step, "guard": self.guard.state(), "order": self.order.sha256, "loss_after": loss_after, "bends": self.bends}
         state["graph_batch_size"] = global_batch.graph_batch_size(self.config)
         self.placement.save(self.checkpoints, self.step, state, self.tokenizer)
+        self.saved = self.step
         if self.ranks.leads:
             beat(SAVE, self.step, saved=self.step)
+
+    def close(self) -> None:
+        """Let others train in the directory."""
+        self.lock.release()
 
     def evaluate(self) -> Score | None:
         """Score the first train.eval_batches global batches of the held-out records on rank 0; None elsewhere, under a plan, and where there are none."""
@@ -148,31 +184,39 @@ def train(
     stop_at: int | None = None,
     progress: bool = True,
     tensorboard: bool = False,
+    resume_from: int | None = None,
 ) -> TrainResult:
     """Train in `output`, or go on with the run there; ends with a committed checkpoint whether complete or stopped.
 
     `init_from` is a checkpoint whose weights a new run starts from, as after `pangu convert`. `stop_at` ends this session after that step.
     STOP_SIGNALS end it after the running step, or before the first one, with a checkpoint of step 0 where the run is new. With several ranks each calls
-    this; rank 0 alone writes metrics, evaluates and shows progress.
+    this; rank 0 alone writes metrics, evaluates and shows progress. `resume_from` is the step of a checkpoint at which the run is bent; see bend.py.
+
+    Raises:
+        TrainingDiverged: guard.max_skipped steps in a row were skipped, or the losses after the last step are bad; checkpoints are as they were.
+        UserError: see `Run.begin`.
     """
     with StopSignal() as stop:
         beat(INIT)
         if tensorboard:
             require_tensorboard()
         run = Run(config, records, output)
-        run.begin(resume, init_from)
-        leads = run.ranks.leads
-        session = Session(run, MetricsWriter(run.output, run.step, tensorboard) if leads else None, stop_at)
-        try:
-            with progress_bar(progress and leads, total=config.train.steps, initial=run.step, unit="step", desc="train") as bar:
-                session.go(stop, bar)
-        except TrainingDiverged:
-            run.guard.skipped_in_row = 0  # the weights are those of the last good step: worth keeping
-            run.save()
-            run.ranks.agree()  # nobody leaves, and ends the job, before that is done
-            raise
-        finally:
-            session.close()
+        with contextlib.closing(run):
+            run.begin(resume, init_from, resume_from)
+            return _go(run, stop, stop_at, progress, tensorboard)
+
+
+def _go(run: Run, stop: StopSignal, stop_at: int | None, progress: bool, tensorboard: bool) -> TrainResult:
+    leads, steps = run.ranks.leads, run.config.train.steps
+    session = Session(run, MetricsWriter(run.output, run.step, tensorboard) if leads else None, stop_at)
+    try:
+        with progress_bar(progress and leads, total=steps, initial=run.step, unit="step", desc="train") as bar:
+            session.go(stop, bar)
+    except TrainingDiverged as error:
+        run.ranks.agree()  # nobody leaves, and ends the job, before all know why
+        raise TrainingDiverged(f"{error}; {bend.advice(run.config, run.saved)}") from None
+    finally:
+        session.close()
     return session.result()
 
 
@@ -190,7 +234,9 @@ class Session:
     def go(self, stop: StopSignal, bar: Any) -> None:
         """Step until the run is complete or something stops it; commit a checkpoint."""
         run, train = self.run, self.run.config.train
-        batches, saved_at = run.batches(), run.restored_from
+        batches = LookAhead(run.batches())
+        if self.metrics and run.bends and run.bends[-1]["step"] == run.step:
+            self.metrics.note(run.step, bent=bend.in_words(run.bends[-1]))
         self._agree_to_stop(stop)
         while run.step < train.steps and not self.stopped_by:
             beat(DATA, run.step, **self._speed())
@@ -201,12 +247,12 @@ class Session:
             bar.set_postfix(loss=f"{self.losses[-1]:.3f}", tokens_per_s=f"{self.tokens_per_second():,.0f}", refresh=False)
             self._agree_to_stop(stop)
             if train.save_every and run.step % train.save_every == 0:
-                run.save()
-                saved_at = run.step
+                run.save(batches)
             if train.eval_every and run.step % train.eval_every == 0 and run.step < train.steps:
                 self.evaluate()
-        if saved_at != run.step:
-            run.save()
+        run.save(batches)
+        if run.saved != run.step and self.stopped_by in (None, STOP_AT):  # who sent a signal starts the run again
+            raise TrainingDiverged(f"step {run.step}: is the last one, and the losses after it are bad")
         if run.step == train.steps:
             self.evaluate()
         run.ranks.agree()
@@ -215,7 +261,7 @@ class Session:
         self.stopped_by = self.run.ranks.agree(stop.received) or self._stop_at_reached()
 
     def _stop_at_reached(self) -> str | None:
-        return "stop_at" if self.stop_at and self.stop_at <= self.run.step < self.run.config.train.steps else None
+        return STOP_AT if self.stop_at and self.stop_at <= self.run.step < self.run.config.train.steps else None
 
     def one_step(self, batch: Batch) -> None:
         """Compute a step, guard it, write its metrics."""
@@ -278,4 +324,5 @@ class Session:
             cache_hit=self.cache_hit,
             skipped=self.run.guard.skipped,
             stopped_by=self.stopped_by,
+            saved=self.run.saved,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.errors import OutputError
+from pangu_run import small_json
 from pangu_run.files import write_text
 
 
@@ -21,13 +22,20 @@ class MetricsWriter:
         self.file = open(self.path, "a", buffering=1)
         self.board = _tensorboard_writer(directory / "tensorboard", first_step) if tensorboard else None
 
-    def write(self, step: int, **values: Any) -> None:
+    def write(self, step: int, **values: float) -> None:
         """Write values of a step (0 is the first)."""
         # JSON has no NaN: a loss that is not finite is written as its name.
-        self.file.write(json.dumps({"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()}) + "\n")
+        self._line({"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()})
         if self.board:
             for name, value in values.items():
                 self.board.add_scalar(name, value, step)
+
+    def note(self, step: int, **words: str) -> None:
+        """Write what happened before a step."""
+        self._line({"step": step} | words)
+
+    def _line(self, values: dict[str, Any]) -> None:
+        self.file.write(json.dumps(values) + "\n")
 
     def close(self) -> None:
         """Flush and close."""
@@ -38,7 +46,7 @@ class MetricsWriter:
 
 def _step_of(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return small_json.parse_object(line, finite=False)["step"]
     except (ValueError, KeyError):
         return float("inf")  # a line cut by a killed process
 

@@ -6,7 +6,7 @@ from pangu_ms.checkpoint import store
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError, OutputError
-from pangu_ms.train import global_batch
+from pangu_ms.train import bend, global_batch
 from pangu_ms.train.directory import require_own
 from pangu_ms.train.schedule import decay_end
 
@@ -17,15 +17,19 @@ FREE_WITH_BATCH = ("parallel", "train.batch_size", "train.accumulation_steps")  
 OF_THE_SCHEDULE = ("optimizer.decay_steps",)  # see _require_same_rates
 
 
-def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool = True) -> store.Checkpoint | None:
-    """The checkpoint in `output` that a run goes on from; None where it starts anew.
+def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool = True, resume_from: int | None = None) -> store.Checkpoint | None:
+    """The checkpoint in `output` that a run goes on from; None where it starts anew. `resume_from`: the step at which the run is bent, see bend.py.
 
     Without `digests` sizes alone are looked at: enough before ranks start, one of which computes them.
 
     Raises:
-        OutputError: the directory has other content, or holds a run and `resume` is off, or no checkpoint in it is valid.
+        OutputError: the directory has other content, or holds a run and `resume` is off, or no checkpoint in it is valid, or it has none of `resume_from`.
         ConfigError: the checkpoint is of another run.
     """
+    if resume_from is not None:
+        start, bends = bend.starting_point(config, output / "checkpoints", resume_from, digests)
+        require_same_run(start.config(), config, str(start.path), start.step, bend.BENDABLE if bends else ())
+        return start
     checkpoint, passed_over = store.latest_valid(output / "checkpoints", digests)
     if resume and checkpoint is None and store.step_directories(output / "checkpoints"):  # what a killed first save left is no checkpoint
         raise OutputError(f"{output / 'checkpoints'}: no valid checkpoint to resume from: {'; '.join(passed_over)}")
@@ -38,16 +42,17 @@ def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool 
     return checkpoint
 
 
-def require_same_run(stored: RunConfig, wanted: RunConfig, where: str, step: int | None = None) -> None:
+def require_same_run(stored: RunConfig, wanted: RunConfig, where: str, step: int | None = None, also_free: tuple[str, ...] = ()) -> None:
     """Raise ConfigError unless a checkpoint's configuration differs from the wanted one in what a resumed run may change alone.
 
     Args:
         where: the checkpoint.
         step: its step; None for one that is past the warm-up.
+        also_free: fields that may change, too.
     """
     _require_same_rates(stored, wanted, where, step)
     old, new = config_to_dict(stored), config_to_dict(wanted)
-    free = FREE_TO_CHANGE + FREE_SECTIONS + FREE_WITH_BATCH + OF_THE_SCHEDULE
+    free = FREE_TO_CHANGE + FREE_SECTIONS + FREE_WITH_BATCH + OF_THE_SCHEDULE + also_free
     changed = [
         f"{section}.{key}={new[section].get(key)!r} (was {old[section].get(key)!r})"
         for section in new
@@ -56,7 +61,9 @@ def require_same_run(stored: RunConfig, wanted: RunConfig, where: str, step: int
         if new[section][key] != old[section].get(key) and f"{section}.{key}" not in free
     ]
     if changed:
-        raise ConfigError(f"{where}: was trained with another configuration: {', '.join(changed)}; resume with the old values or start in a new --output")
+        bendable = all(change.partition("=")[0] in bend.BENDABLE for change in changed)
+        other = "add --resume-from STEP, the number of a checkpoint, to bend the run there" if bendable else "start in a new --output"
+        raise ConfigError(f"{where}: was trained with another configuration: {', '.join(changed)}; resume with the old values, or {other}")
     _require_same_global_batch(stored, wanted, where)
 
 

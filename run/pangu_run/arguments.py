@@ -1,11 +1,54 @@
-"""What the command lines of the launch layer check of numbers and names."""
+"""The parser of all command lines, and what they check of numbers, names and places to write."""
 
+import argparse
+import difflib
+import re
+from typing import Any, NoReturn
+
+from pangu_run import files
 from pangu_run.errors import LaunchError
 
 PORTS = (1024, 65534)
 """Of MindSpore's scheduler: no privileged port, and the next one, which the leader takes, is a port, too."""
 LEAST_S, MOST_S = 0.1, 1e7
 """Seconds of a time that must be above 0, and of any time: four months, an end for what would else be infinite."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, with the nearest option, and ends with exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit."""
+        self.exit(2, f"{self.prog}: {message}; {self._nearest(message)}see `{self.prog} --help`\n".replace("\r", " ").replace("\n", " ").strip() + "\n")
+
+    def _nearest(self, message: str) -> str:
+        """The option or choice that an unknown word may stand for."""
+        if match := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
+            below = [parser for action in self._actions if isinstance(action, argparse._SubParsersAction) for parser in action.choices.values()]
+            known = [name for parser in [self, *below] for action in parser._actions for name in action.option_strings]
+            near = difflib.get_close_matches(match[1], known, 1)
+            return f"did you mean {near[0]}? " if near else ""
+        if match := re.match(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            near = difflib.get_close_matches(match[1], re.split(r"[', ]+", match[2]), 1)
+            return f"did you mean {near[0]}? " if near else ""
+        return ""
+
+
+class NewFile(argparse.Action):
+    """Of an option that names a file to write: it must not be there yet, which is told before the work starts; then `files.write_new` writes it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        if values != self.default:  # such as "-" for the terminal
+            files.require_new(values, self.option_strings[0])
+        setattr(namespace, self.dest, values)
+
+
+class NewDirectory(argparse.Action):
+    """As NewFile, of an option that names a directory to make: it may be there if it is empty."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        files.require_free(values, self.option_strings[0])
+        setattr(namespace, self.dest, values)
 
 
 def require_between(option: str, value: float, least: float, most: float) -> None:

@@ -89,7 +89,35 @@ def write_text(path: Path, content: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`write_bytes` of indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON with a line's end."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_new(path: Path, content: bytes | str) -> None:
+    """Write a file that a user named: whole or not at all, and never over another one. `write_bytes` is for files that are the program's own.
+
+    Raises:
+        OutputError: `path` exists or cannot be written.
+    """
+    require_new(path)
+    write_bytes(path, content.encode() if isinstance(content, str) else content)
+
+
+def require_new(path: Path, option: str = "--output") -> None:
+    """Raise OutputError if a file that a user named exists, or could not be made: a run may depend on it."""
+    path = Path(path)
+    if os.path.lexists(path):
+        what = "is a directory; the output is a file; name a file in it" if path.is_dir() else f"exists; nothing is overwritten; name a new {option} or remove it"
+        raise OutputError(f"{path}: {what}")
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise OutputError(f"{path}: {above} is no directory; a file goes into one; name another {option}")
+    if not os.access(above, os.W_OK):
+        raise OutputError(f"{path}: {above} cannot be written; name another {option}")
 
 
 @contextlib.contextmanager
@@ -116,11 +144,11 @@ def new_directory(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def require_free(target: Path) -> None:
+def require_free(target: Path, option: str = "--output") -> None:
     """Raise OutputError unless `target` does not exist yet or is an empty directory."""
     target = Path(target)
     if target.is_dir():
         if next(target.iterdir(), None) is not None:
-            raise OutputError(f"{target}: exists with other content; nothing is overwritten; name a new --output or remove it")
+            raise OutputError(f"{target}: exists with other content; nothing is overwritten; name a new {option} or remove it")
     elif target.exists():
-        raise OutputError(f"{target}: exists and is a file; --output names a directory; name another one")
+        raise OutputError(f"{target}: exists and is a file; nothing is overwritten; {option} names a directory; name another one")

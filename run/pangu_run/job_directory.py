@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files
+from pangu_run import files, small_json
 from pangu_run.errors import LaunchError
 
 NAME = "job"
@@ -97,12 +97,12 @@ class JobDirectory:
 
     def job(self) -> dict[str, Any]:
         """Content of job.json."""
-        return json.loads((self.path / "job.json").read_text(encoding="utf-8"))
+        return small_json.read_object(self.path / "job.json", finite=False)
 
     def status(self) -> dict[str, Any] | None:
         """Content of status.json; None before the first one."""
         path = self.path / "status.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return small_json.read_object(path, finite=False) if path.exists() else None
 
     def began(self) -> float:
         """What was written before this time, and to be told by a file's own, is not of the last launch.
@@ -146,6 +146,7 @@ class JobDirectory:
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        return json.loads(line.decode(errors="replace"))
-    except json.JSONDecodeError:
+        event = small_json.parse_object(line.decode(errors="replace"), finite=False)
+    except ValueError:
         return None
+    return event if isinstance(event.get("event"), str) else None

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pangu_ms import figure
+from pangu_run import figure
 from pangu_ms.analysis import cli, plot
 from pangu_ms.analysis.collapse import LayerDiversity
 from pangu_ms.cli import guarded

@@ -111,8 +111,8 @@ def config(**changes):
         (remove_a_file, [], "holds no model-1-of-2.safetensors (named in model.safetensors.index.json); copy or download the directory again"),
         (cut_a_file, [], "model-1-of-2.safetensors: "),
         (double_a_tensor, [], "stands in another file too"),
-        (index("{"), [], "not an index of weights (JSONDecodeError"),
-        (index("[]"), [], "not an index of weights (TypeError"),
+        (index("{"), [], "not an index of weights (ValueError('not JSON"),
+        (index("[]"), [], "not an index of weights (ValueError"),
         (index('{"weight_map": {"model.norm.weight": 5}}'), [], "not an index of weights (TypeError"),
         (index('{"weight_map": {"model.norm.weight": "model-0-of-2.safetensors"}}'), [], "missing: "),
         (lambda directory: (directory / "model.safetensors.index.json").unlink(), [], "holds no model.safetensors (nor model.safetensors.index.json; "),
@@ -120,6 +120,15 @@ def config(**changes):
         (lambda directory: (directory / "config.json").write_text("[]"), [], "config.json: a list, not an object"),
         (config(model_type="mistral"), [], "config.json: model_type='mistral': must be llama, PanguEmbedded, openpangu_dense or pangu_pi"),
         (config(rope_scaling={"type": "linear", "factor": 2.0}), [], "config.json: rope_scaling={'type': 'linear', 'factor': 2.0}: must be null"),
+        (config(rope_parameters={"type": "linear", "factor": 4.0}), [], "config.json: rope_parameters={'type': 'linear', 'factor': 4.0}: must be"),
+        (config(rope_parameters={"factor": 4.0}), [], "config.json: rope_parameters={'factor': 4.0}: must be"),
+        (config(rope_parameters={"rope_theta": 50.0}), [], "config.json: rope_theta=100.0, rope_parameters.rope_theta=50.0: must be equal"),
+        (config(partial_rotary_factor=0.5), [], "config.json: partial_rotary_factor=0.5: must be 1"),
+        (config(use_qk_norm=True), [], "config.json: use_qk_norm='True': is not understood"),
+        (index('{"weight_map": {"model.norm.weight": "../model.safetensors"}}'), [], "names ../model.safetensors; its files must lie in its directory"),
+        (index('{"weight_map": {"model.norm.weight": "/dev/zero"}}'), [], "names /dev/zero; its files must lie in its directory"),
+        (index("[" * 100_000), [], "nested too deeply"),
+        (lambda directory: (directory / "config.json").write_text('{"a":' * 100_000), [], "config.json: not JSON: nested too deeply"),
         (config(siaf_mode="cubic"), [], "config.json: model.siaf_mode='cubic': "),
         (config(hidden_act=["silu"]), [], "config.json: model.hidden_act=['silu']: "),
         (config(num_hidden_layers=None), [], "config.json: model.num_layers: is required"),
@@ -136,9 +145,26 @@ def test_a_mistake_is_one_line_before_anything_is_written(directory, tmp_path, c
     assert not (tmp_path / "new").exists()
 
 
+def test_what_changes_nothing_is_accepted(ours, directory, tmp_path):
+    harmless = {"rope_scaling": {"type": "default"}, "rope_parameters": {"rope_type": "default", "rope_theta": 100.0}, "sliding_window": None}
+    change_config(directory, **harmless, use_cache=True, torch_dtype="bfloat16", attention_dropout=0.1, use_qk_norm=False)
+    shard = directory / "model-1-of-2.safetensors"
+    frequencies = {f"model.{where}rotary_emb.inv_freq": np.ones(4, np.float32) for where in ("", "layers.0.self_attn.")}
+    foreign.write_file(shard, foreign.read_file(shard) | frequencies)
+    assert_same(store.open_checkpoint(convert.import_file(directory, "huggingface", None, tmp_path / "new")).tensors(), ours[1])
+
+
+def test_a_tied_model_has_no_head_of_its_own():
+    config = small(tie_word_embeddings=True)
+    naming = load_object(FAMILIES["pi"].names)["huggingface"]
+    written = naming.to_foreign("here", random_parameters(config), config)
+    assert "lm_head.weight" not in written and "model.embed_tokens.weight" in written
+
+
 def test_a_key_that_a_llama_leaves_out_is_compared_too(directory, tmp_path, capsys):
     """transformers takes 1e-6 and 10000 where config.json is silent: another --config would compute something else."""
-    change_config(directory, model_type="llama", rope_theta=None, rms_norm_eps=None)
+    additions = {name: None for name in json.loads((directory / "config.json").read_text()) if name.startswith(("siaf_", "aug_shortcut_"))}
+    change_config(directory, model_type="llama", rope_theta=None, rms_norm_eps=None, **additions)
     start = ["convert", str(directory), "--from", "huggingface", "--config", "pi/tiny", *OVERRIDES, "--output", str(tmp_path / "new")]
     assert main(start) == 2
     error = capsys.readouterr().err

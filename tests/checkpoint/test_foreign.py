@@ -1,7 +1,9 @@
 """One-file weights: .ckpt, .npz, .safetensors."""
 
+import json
 import os
 import resource
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,8 +11,9 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_ms.checkpoint import foreign, safetensors_file
+from pangu_ms.checkpoint import foreign, mindspore_shards, safetensors_file
 from pangu_ms.errors import CheckpointError, OutputError
+from pangu_ms.protobuf import message_field, number_field
 from tests.checkpoint.common import assert_same
 
 SUFFIXES = [".ckpt", ".npz", ".safetensors"]
@@ -125,3 +128,80 @@ def test_a_damaged_header_is_never_a_traceback(tmp_path_factory, position, bytes
         safetensors_file.read(path)
     except CheckpointError:
         pass
+
+
+SOUND = {"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}, "b": {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]}}
+
+
+def with_second(**changes):
+    return json.dumps(SOUND | {"b": SOUND["b"] | changes})
+
+
+@pytest.mark.parametrize(
+    ("header", "size"),
+    [
+        (with_second(data_offsets=[1, 3]), 3),  # overlaps
+        (with_second(data_offsets=[3, 5]), 5),  # leaves a hole
+        (json.dumps(SOUND), 5),  # leaves bytes behind
+        (with_second(shape=[2.0]), 4),
+        ('{"a":' * 100_000, 4),
+    ],
+)
+def test_a_header_that_the_library_refuses(tmp_path, header, size):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(size))
+    with pytest.raises(Exception):
+        safetensors.numpy.load_file(path)
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        safetensors_file.read(path)
+
+
+def test_a_header_that_names_a_tensor_twice(tmp_path):
+    header = json.dumps(SOUND)[:-1] + ',"a":' + json.dumps(SOUND["a"]) + "}"
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
+    with pytest.raises(CheckpointError, match="a name stands there twice"):
+        safetensors_file.read(tmp_path / "w.safetensors")
+
+
+def ckpt(content, dims=(2, 3), times=1):
+    """A MindSpore checkpoint with one float32 tensor."""
+    tensor = b"".join(number_field(1, dim) for dim in dims) + message_field(2, b"Float32") + message_field(3, content)
+    return message_field(1, message_field(1, b"x") + message_field(2, tensor)) * times
+
+
+@pytest.mark.parametrize("content", [ckpt(bytes(4000)), ckpt(bytes(8)), ckpt(bytes(24), times=2), ckpt(bytes(24), dims=(-2, -3)), ckpt(bytes(24), dims=(1 << 40, 1 << 40))])
+def test_a_ckpt_whose_content_is_not_what_its_dims_say(tmp_path, content, monkeypatch):
+    import mindspore
+
+    monkeypatch.setattr(mindspore, "load_checkpoint", None)  # which would write past the array's end
+    path = tmp_path / "w.ckpt"
+    path.write_bytes(content)
+    for read in (foreign.read_file, mindspore_shards.index):
+        with pytest.raises(CheckpointError, match="not a whole MindSpore checkpoint"):
+            read(path)
+
+
+def test_a_ckpt_of_these_parts_is_read(tmp_path):
+    (tmp_path / "w.ckpt").write_bytes(ckpt(BASE[0].tobytes()))
+    assert_same(foreign.read_file(tmp_path / "w.ckpt"), {"x": BASE[0].reshape(2, 3)})
+
+
+def test_text_beside_the_weights_of_a_ckpt(tmp_path):
+    import mindspore as ms
+
+    ms.save_checkpoint([{"name": "x", "data": ms.Tensor(BASE)}], str(tmp_path / "w.ckpt"), append_dict={"epoch": 3, "said": "hello"})
+    assert_same({"x": foreign.read_file(tmp_path / "w.ckpt")["x"]}, {"x": BASE})
+
+
+@pytest.mark.parametrize("member", [b"", b"text", b"\x93NUMPY\x01\x00\x10\x00(((((((((((((((("])
+def test_an_npz_with_a_strange_member(tmp_path, member):
+    with zipfile.ZipFile(tmp_path / "w.npz", "w") as archive:
+        archive.writestr("x.npy", member)
+    with pytest.raises(CheckpointError, match="w.npz: "):
+        foreign.read_file(tmp_path / "w.npz")
+
+
+def test_an_npz_with_objects(tmp_path):
+    np.savez(tmp_path / "w.npz", x=np.array([{}]))
+    with pytest.raises(CheckpointError, match="not a whole .npz archive"):
+        foreign.read_file(tmp_path / "w.npz")

@@ -64,7 +64,8 @@ def test_a_killed_rank_leaves_no_step_and_the_next_save_cleans_up(root):
     for rank in (6, 0):
         well, words = save(root, 7, f"{rank}:killed:4")
         assert not well and words == dict.fromkeys(set(range(8)) - {rank}, "PeerLost: 70")
-        assert entries(root) == ([".step-00000007.ranks.tmp"] if rank == 0 else []) + ["step-00000005"]
+        # Rank 0 removes what was begun, but notices the loss while others may still write; who removes it if rank 0 is gone? The next save.
+        assert set(entries(root)) - {".step-00000007.ranks.tmp"} == {"step-00000005"}
         assert store.latest_valid(root)[0].step == 5
     for step in (7, 8):
         assert save(root, step) == (True, {})

@@ -2,6 +2,8 @@
 
 import hashlib
 import itertools
+import json
+import shutil
 import types
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_ms.data.loader import Loader, batch_from_ids
+from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
@@ -163,6 +166,101 @@ def test_check_compares_the_segmenter(prepared, tokenizers, caplog):
     records.manifest["tokenizer"] = old
     records.check(model(63, 600), jieba)
     assert not caplog.records or old in caplog.text  # told once in a process
+
+
+@pytest.fixture(scope="session")
+def small_records(tokenizer_path, tmp_path_factory):
+    from tests.data.conftest import documents, write_jsonl
+
+    place = tmp_path_factory.mktemp("small")
+    corpus = write_jsonl(place / "a.jsonl", documents(60))
+    prepare([corpus], tokenizer_path, place / "out", seq_length=15, held_out=0.0, num_workers=1, progress=False)
+    return place / "out"
+
+
+def _damaged(source, target, change, name="train-00000.mindrecord"):
+    shutil.copytree(source, target)
+    path = target / name
+    content = bytearray(path.read_bytes())
+    change(content)
+    path.write_bytes(content)
+    return target
+
+
+def test_damaged_rows_are_found(small_records, tmp_path):
+    """Bits and pages of the rows' own bytes: what is read is what was written, or it is refused."""
+    whole = np.concatenate(list(RecordSet.open(small_records).rows()))
+    content = np.frombuffer((small_records / "train-00000.mindrecord").read_bytes(), np.uint8)
+    used = np.flatnonzero(content)
+    used = used[used > 1 << 20]  # behind the header
+    refused = []
+    for number, at in enumerate(used[:: len(used) // 40]):
+
+        def flip(content, at=at):
+            content[at] ^= 4
+
+        def zero(content, at=at):
+            content[at : at + 4096] = bytes(len(content[at : at + 4096]))
+
+        damaged = _damaged(small_records, tmp_path / str(number), zero if number % 4 == 0 else flip)
+        try:
+            assert np.array_equal(np.concatenate(list(RecordSet.open(damaged).rows())), whole)
+        except DataError as error:
+            refused.append(str(error))
+    assert sum("is not as it was written" in text for text in refused) > 3, refused
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("train-00000.mindrecord.db", "SHA-256 differs"), ("train.digests", "row [0-9]+ is not as it was written"), ("tokenizer/vocab.model", "SHA-256 differs")],
+)
+def test_damage_beside_the_rows_is_found(small_records, tmp_path, name, text):
+    damaged = _damaged(small_records, tmp_path / "r", lambda content: content.__setitem__(-3, content[-3] ^ 1), name)
+    with pytest.raises(DataError, match=text):
+        list(RecordSet.open(damaged).rows())
+        Tokenizer.load(damaged / "tokenizer")
+
+
+def test_digests_of_fewer_rows_are_refused(small_records, tmp_path):
+    damaged = _damaged(small_records, tmp_path / "r", lambda content: content.__delitem__(slice(8)), "train.digests")
+    with pytest.raises(DataError, match="must be a file of 8 bytes for each of [0-9]+ rows"):
+        RecordSet.open(damaged)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["splits"]["train"].update(files=["/dev/zero"]),
+        lambda m: m["splits"]["train"].update(files=["../x"]),
+        lambda m: m["splits"]["train"].update(digests="/dev/zero"),
+        lambda m: m["splits"].update(train=[]),
+        lambda m: m["splits"]["train"].pop("rows"),
+        lambda m: m["splits"]["train"].update(tokens="7"),
+        lambda m: m["splits"]["train"].update(domains={"zh": []}),
+        lambda m: m.update(taken={"text": "7"}),
+        lambda m: m.update(segmenter_version={"jieba": "\u009b31m", "dictionary": "1"}),
+        lambda m: m.update(vocab_size="600"),
+        lambda m: m.pop("tokenizer"),
+        lambda m: m.update(files=None),
+    ],
+)
+def test_edited_manifests(small_records, tmp_path, change):
+    shutil.copytree(small_records, tmp_path / "r")
+    manifest = json.loads((tmp_path / "r/manifest.json").read_text())
+    change(manifest)
+    (tmp_path / "r/manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match="not a manifest"):
+        RecordSet.open(tmp_path / "r")
+
+
+def test_records_of_an_earlier_version_have_no_digests(small_records, tmp_path):
+    shutil.copytree(small_records, tmp_path / "r")
+    manifest = json.loads((tmp_path / "r/manifest.json").read_text())
+    for split in manifest["splits"].values():
+        split.pop("digests", None)
+    (tmp_path / "r/manifest.json").write_text(json.dumps(manifest))
+    expected = np.concatenate(list(RecordSet.open(small_records).rows()))
+    assert np.array_equal(np.concatenate(list(RecordSet.open(tmp_path / "r").rows())), expected)
 
 
 def test_unusable_records(official, prepared, tmp_path):

@@ -143,6 +143,7 @@ def test_files_that_are_not_what_was_asked_for(losses, train_set, tmp_path):
         with pytest.raises(DataError, match=f"{name}: not an .npz file with rows, .*data.order names a file"):
             Order.open(tmp_path / name, train_set)
     for loss in (np.float32([np.nan] * 10), losses.loss[:9], np.arange(10)):
+        (tmp_path / "wrong.npz").unlink(missing_ok=True)
         dataclasses.replace(losses, loss=loss).save(tmp_path / "wrong.npz")
         with pytest.raises(DataError, match="wrong.npz: rows and loss must be"):
             resample(tmp_path / "wrong.npz", 0.5, 1, tmp_path / "new.npz")

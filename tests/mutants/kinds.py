@@ -76,7 +76,8 @@ _STEP = Kind("step-00000000", "model.safetensors", _RESHARD, exact=True, imports
 _HF = Kind("hf", "config.json", ("convert", "{input}", "--from", "huggingface", "--output", "{output}"), "json")
 _FOREIGN = ("convert", "{input}", "--from", "official", "--config", "{source}/config.yaml", "--output", "{output}")
 _TOKENIZER = Kind("tokenizer", "tokenizer.json", ("tokenizer", "encode", "--tokenizer", "{input}", "def alpha(x): \u6625\u7720"), "json", exact=True)
-_RECORDS = Kind("records", "manifest.json", ("data", "inspect", "{input}", "--json"), "json", imports=("mindspore", "mindspore.dataset"))
+_INSPECT = ("data", "inspect", "{input}", "--rows", "100000", "--json")
+_RECORDS = Kind("records", "manifest.json", _INSPECT, "json", imports=("mindspore", "mindspore.dataset"))
 _PACKAGE = ("run-mindir", "{input}", "--prompt", "def", "--max-new-tokens", "2", "--temperature", "0")
 
 KINDS = {
@@ -100,7 +101,9 @@ KINDS = {
     "tokenizer settings": _TOKENIZER,
     "tokenizer model": _with(_TOKENIZER, file="vocab.model", form="bytes"),
     "records manifest": _RECORDS,
-    "records": _with(_RECORDS, file="*.mindrecord*", form="bytes"),
+    "records": _with(_RECORDS, file="*.mindrecord", form="bytes", exact=True),
+    "records index": _with(_RECORDS, file="*.mindrecord.db", form="bytes", exact=True),
+    "records digests": _with(_RECORDS, file="*.digests", form="bytes", exact=True),
     "losses of batches": Kind("losses.npz", "", ("data", "resample", "--losses", "{input}", "--output", "{output}.npz")),
     "strategy file": Kind("strategy.ckpt", "", ("plan", "inspect", "{input}")),
     "strategy JSON": Kind("strategy.json", "", ("plan", "inspect", "{input}"), "json"),

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import sys
 
 import yaml
 
@@ -84,13 +85,23 @@ def yaml_of(content, rng):
     deed = rng.choice(["value", "value", "value", "bomb", "twice", "tag"])
     if deed == "value":
         deed, changed = value_of(yaml.safe_load(content), rng)
-        return deed, yaml.safe_dump(changed).encode()
+        return deed, _dumped(changed)
     if deed == "bomb":
         levels = "\n".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 25))
         return deed, content + b"\nl0: &l0 [x]\n" + levels.encode() + b"\n"
     if deed == "twice":
         return deed, content + b"\n" + content
     return deed, content + b"\nextra: !!python/object/apply:os.system ['exit 3']\n"
+
+
+def _dumped(value):
+    """YAML of a value of any depth; PyYAML takes several frames for each level."""
+    usual = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        return yaml.safe_dump(value).encode()
+    finally:
+        sys.setrecursionlimit(usual)
 
 
 def generator(*words):

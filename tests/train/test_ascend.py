@@ -1,6 +1,5 @@
 """What runs on a host when runtime.device is Ascend, with the device stubbed (tests/stub_ascend): launched training from start to end, and one device's verbs."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,10 +13,10 @@ from pangu_ms.config import load_config
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.models.init import initial_values
-from tests.faults.common import INJECT, ROOT, free_ports
+from tests.faults.common import ROOT, free_ports
 from tests.faults.rank_tables import dump, table
 from tests.stub_ascend.sitecustomize import executed, loss_of
-from tests.train.test_resume import losses, metrics
+from tests.train.test_resume import losses
 
 STUB = Path(__file__).parents[1] / "stub_ascend"
 SMALL = ["model.num_layers=2", "train.batch_size=2", "train.keep_checkpoints=0", "runtime.device=Ascend", "model.compute_dtype=float32"]

@@ -47,7 +47,7 @@ def test_a_run_tells_each_phase_once(records, tiny_overrides, tmp_path, heard):
     result = run(records, [*tiny_overrides, "train.steps=4", "train.save_every=2", "train.eval_every=3"], tmp_path / "run")
     beats = heard()
     steps = {step: [("data", step), ("step", step)] for step in range(4)}
-    saves = {step: [("save", step), ("save", step)] for step in (2, 4)}
+    saves = {step: [("evaluate", step), ("save", step), ("save", step)] for step in (2, 4)}  # evaluate: is the loss after the step good?
     begin = [("init", None), ("init", None)]
     assert [what for what, _ in beats] == [*begin, *steps[0], *steps[1], *saves[2], *steps[2], ("evaluate", 3), *steps[3], *saves[4], ("evaluate", 4)]
     assert [facts["saved"] for _, facts in beats if "saved" in facts] == [2, 4]
@@ -71,9 +71,9 @@ def signalled_at(monkeypatch, name):
 
     original = getattr(loop, name)
 
-    def with_signal(*arguments):
+    def with_signal(*arguments, **options):
         os.kill(os.getpid(), signal.SIGUSR1)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(loop, name, with_signal)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from pangu_ms.checkpoint.store import latest_valid, open_checkpoint
 from pangu_ms.config import load_config
-from pangu_ms.errors import ConfigError, OutputError
+from pangu_ms.errors import ConfigError, OutputError, UserError
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
@@ -138,18 +139,96 @@ def test_tensorboard_shows_what_metrics_hold(records, tiny_overrides, tmp_path):
     assert {"held_out_loss", "held_out_perplexity"} <= set(metrics(tmp_path / "run")[-1])
 
 
-def test_a_run_that_diverges_says_what_it_saw_and_keeps_its_weights(records, tiny_overrides, tmp_path, monkeypatch):
+def steps_of(output):
+    return sorted(int(path.name[5:]) for path in (output / "checkpoints").glob("step-*"))
+
+
+def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_works(records, tiny_overrides, tmp_path, capsys):
+    """At rate 1 the loss is nonsense from the fifth step on, but finite."""
+    from pangu_ms.cli import main
+
+    run = tmp_path / "run"
+    overrides = [*tiny_overrides, "optimizer.warmup_steps=20", "train.save_every=1", "train.keep_checkpoints=0"]
+    words = ["train", "--config", "alpha/tiny", *overrides, "--data", str(records), "--output", str(run), "--json"]
+    assert main([*words, "optimizer.lr=1"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pangu train: ")]
+    good = open_checkpoint(run)
+    assert good.step == steps_of(run)[-1] < 6 and good.state()["loss_after"] < 4 * np.log(384)
+    advised = re.search(rf"the newest good checkpoint is of step {good.step};.* as by `(--resume-from {good.step} optimizer.lr=[^`]+)`", line)[1].split()
+
+    assert main([*words, "--resume", *advised[2:]]) == 2  # the rate alone: the line names the option
+    assert "add --resume-from STEP" in capsys.readouterr().err
+    first = str(steps_of(run)[0])
+    for number, options in enumerate(([*advised, "--stop-at", "9"], advised, [advised[0], first, *advised[2:]], [advised[0], first, *advised[2:]])):
+        assert main([*words, *options]) == 0, capsys.readouterr().err
+        if number < 2:
+            assert [bend["step"] for bend in open_checkpoint(run).state()["bends"]] == [good.step]
+    told = f"optimizer.lr={advised[2].partition('=')[2]} (was 1.0)"
+    assert f"# bent at step {first}: {told}" in (run / "config.yaml").read_text()
+    assert [(row["step"], row["bent"]) for row in metrics(run) if "bent" in row] == [(int(first), told)]
+    (aside,) = (run / "checkpoints").glob("before-bend-*")  # the last command found its bend, and had nothing to do
+    assert aside.name == f"before-bend-1-at-{int(first):08d}" and len(list(aside.iterdir())) == 12 - int(first)
+    assert open_checkpoint(run).state()["loss_after"] < 4 * np.log(384)  # good in that sense alone: a tenth of the rate may still be too much
+    assert main([*words, *advised[:1], "77", *advised[2:]]) == 2 and "has no checkpoint of that step; there are those of steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop_at", [None, 8])
+def test_a_streak_of_skipped_steps_is_part_of_the_state_and_never_saved_as_good(records, tiny_overrides, tmp_path, monkeypatch, stop_at):
     from pangu_ms.errors import TrainingDiverged
     from pangu_ms.train import loop
 
-    config = load_config("alpha/tiny", [*tiny_overrides, "guard.max_skipped=3", "train.save_every=0"])
+    overrides = [*tiny_overrides, "train.save_every=3", "train.keep_checkpoints=1"]
     monkeypatch.setattr(loop.Guard, "loss_limit", lambda guard, config: float("inf") if guard.seen < 4 else 0.0)
+    with pytest.raises(TrainingDiverged, match="--resume-from 3 "):  # as it would be had the session been a longer one
+        loop.train(load_config("alpha/tiny", overrides), records, tmp_path / "run", stop_at=stop_at, progress=False)
+    assert steps_of(tmp_path / "run") == [3] and open_checkpoint(tmp_path / "run").state()["guard"]["skipped_in_row"] == 0
     with pytest.raises(TrainingDiverged, match="step 7: 3 steps in a row were skipped"):
-        loop.train(config, records, tmp_path / "run", progress=False)
+        loop.train(load_config("alpha/tiny", [*overrides, "guard.max_skipped=3"]), records, tmp_path / "run", resume=True, progress=False)
     monkeypatch.undo()
-    saved = open_checkpoint(tmp_path / "run")
-    assert saved.step == 7 and saved.state()["guard"]["skipped"] == 3
-    loop.train(config, records, tmp_path / "four", stop_at=4, progress=False)
-    expected = open_checkpoint(tmp_path / "four").tensors("model")
-    assert all(np.array_equal(value, expected[name]) for name, value in saved.tensors("model").items())
-    assert loop.train(config, records, tmp_path / "run", resume=True, progress=False).step == 12
+    loop.train(load_config("alpha/tiny", overrides), records, tmp_path / "run", resume=True, progress=False)
+    loop.train(load_config("alpha/tiny", overrides), records, tmp_path / "whole", progress=False)
+    require_equal_runs(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_bad_batch_alone_does_not_refuse_a_checkpoint_and_batches_stay_in_order():
+    from types import SimpleNamespace
+
+    from pangu_ms.train.confirm import NO_UPDATE, LookAhead, good_loss
+    from pangu_ms.train.guard import Guard
+
+    config, batches, asked = load_config("alpha/tiny"), LookAhead(iter([float("nan"), 3.0, 1.0, 2.0])), []
+
+    def step(batch, number, lr, scale, limit):
+        asked.append((number, limit))
+        return SimpleNamespace(loss=batch)
+
+    assert good_loss(step, Guard(), config, 5, batches) == 3.0 and asked == [(5, NO_UPDATE), (6, NO_UPDATE)]
+    assert [str(next(batches)) for _ in range(4)] == ["nan", "3.0", "1.0", "2.0"]
+    assert good_loss(step, Guard(), config, 5, LookAhead(iter([float("nan"), 1e6, float("inf")]))) is None
+
+
+def test_two_runs_in_one_directory_do_not_mix(records, tiny_overrides, tmp_path):
+    """The second of two is refused, whatever it was asked, and the first ends as if it had been alone; a killed one holds nothing up."""
+    output, endless = tmp_path / "run", [*tiny_overrides, "train.steps=100000", "optimizer.decay_steps=100"]
+    first = subprocess.Popen(command(records, output, endless), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        while not (output / "metrics.jsonl").exists():
+            assert first.poll() is None, first.stdout.read()
+            time.sleep(0.05)
+        for options in ((), ("--resume",)):
+            second = subprocess.run(command(records, output, endless, *options), capture_output=True, text=True, timeout=120)
+            assert second.returncode == 2 and f"process {first.pid} on" in second.stderr, second.stderr
+            assert second.stderr.count("\n") == 1
+    finally:
+        first.kill()
+        first.wait()
+    done = subprocess.run(command(records, output, [*endless[:-2], "train.steps=2", "optimizer.decay_steps=100"], "--resume"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_mistake_found_late_leaves_no_directory(records, tiny_overrides, trained_run, tmp_path):
+    from pangu_ms.train.loop import train
+
+    with pytest.raises(UserError):
+        train(load_config("alpha/tiny", [*tiny_overrides, "model.ffn_hidden_size=64"]), records, tmp_path / "new", init_from=trained_run, progress=False)
+    assert not (tmp_path / "new").exists()

@@ -13,15 +13,12 @@
     HOST_TILING name;                                                                                                               \
     host::Require(host::ThisCore().launch->tilingBytes == sizeof(name), "GET_TILING_DATA", "the size differs from that of op_host"); \
     std::memcpy(static_cast<void *>(&name), argument, sizeof(name))
-#define KERNEL_TASK_TYPE_DEFAULT(type) static_assert(host::type >= 0, "kernel type")
+#define KERNEL_TASK_TYPE_DEFAULT(type)     \
+    HOST_CALL(KernelTaskType, void, void); \
+    static_assert(host::type >= 0, "kernel type")
 
 namespace host {
 enum KernelType { KERNEL_TYPE_AIV_ONLY, KERNEL_TYPE_MIX_AIV_1_0 };
-
-template <typename T>
-constexpr bool IsVectorType() {
-    return std::is_same<T, float>::value || std::is_same<T, half>::value || std::is_same<T, int32_t>::value;
-}
 
 template <typename D, typename S>
 void CheckOverlap(const AscendC::LocalTensor<D> &d, const AscendC::LocalTensor<S> &s, uint64_t count, const char *api) {
@@ -31,7 +28,6 @@ void CheckOverlap(const AscendC::LocalTensor<D> &d, const AscendC::LocalTensor<S
 
 template <typename T, typename F>
 void Unary(const char *api, const AscendC::LocalTensor<T> &d, const AscendC::LocalTensor<T> &s, int32_t n, F f) {
-    static_assert(IsVectorType<T>(), "the vector unit does not compute in this type: Cast first");
     CheckOverlap(d, s, n, api);
     const T *a = s.Span(0, n, PIPE_V, false, api);
     T *o = d.Span(0, n, PIPE_V, true, api);
@@ -42,7 +38,6 @@ void Unary(const char *api, const AscendC::LocalTensor<T> &d, const AscendC::Loc
 
 template <typename T, typename F>
 void Binary(const char *api, const AscendC::LocalTensor<T> &d, const AscendC::LocalTensor<T> &s, const AscendC::LocalTensor<T> &t, int32_t n, F f) {
-    static_assert(IsVectorType<T>(), "the vector unit does not compute in this type: Cast first");
     CheckOverlap(d, s, n, api);
     CheckOverlap(d, t, n, api);
     const T *a = s.Span(0, n, PIPE_V, false, api), *b = t.Span(0, n, PIPE_V, false, api);
@@ -59,24 +54,27 @@ void RequireBlocks(uint64_t count, const char *api) {
 }  // namespace host
 
 namespace AscendC {
-inline GM_ADDR GetUserWorkspace(GM_ADDR workspace) { return workspace + host::SYSTEM_WORKSPACE; }
+inline GM_ADDR GetUserWorkspace(GM_ADDR workspace) {
+    HOST_CALL(GetUserWorkspace, void, void);
+    return workspace + host::SYSTEM_WORKSPACE;
+}
 
 template <pipe_t P>
 void PipeBarrier() {
+    HOST_CALL(PipeBarrier, void, void);
     host::Core &core = host::ThisCore();
     P == PIPE_ALL ? ++core.allBarriers : ++core.vectorBarriers;
 }
 
-#if HOST_CHIP >= 220
-// On ascend910 only the form with flags in global memory exists.
 template <bool isAIVOnly = true>
 void SyncAll() {
+    HOST_CALL(SyncAll, std::enable_if_t<isAIVOnly>, void);
     host::ThisCore().launch->barrier.Wait();
     ++host::ThisCore().epoch;
 }
-#endif
 template <bool isAIVOnly = true>
 void SyncAll(const GlobalTensor<int32_t> &flags, const LocalTensor<int32_t> &scratch, int32_t cores = 0) {
+    HOST_CALL(SyncAllWithFlags, int32_t, int32_t);
     host::Core &core = host::ThisCore();
     const uint64_t needed = (cores ? cores : GetBlockNum()) * host::BLOCK / sizeof(int32_t);
     host::Require(flags.GetSize() >= needed, "SyncAll", "gmWorkspace is shorter than 32 bytes a core");
@@ -90,16 +88,17 @@ void SyncAll(const GlobalTensor<int32_t> &flags, const LocalTensor<int32_t> &scr
 // ---- copies
 template <typename T>
 void DataCopy(const LocalTensor<T> &d, const GlobalTensor<T> &s, uint32_t n) {
+    HOST_CALL(DataCopy, T, T);
     host::RequireBlocks<T>(n, "DataCopy");
     std::memcpy(static_cast<void *>(d.Span(0, n, PIPE_MTE2, true, "DataCopy")), s.Read(0, n, "DataCopy"), n * sizeof(T));
 }
 template <typename T>
 void DataCopy(const GlobalTensor<T> &d, const LocalTensor<T> &s, uint32_t n) {
+    HOST_CALL(DataCopy, T, T);
     host::RequireBlocks<T>(n, "DataCopy");
     std::memcpy(static_cast<void *>(d.Write(0, n, false, "DataCopy")), s.Span(0, n, PIPE_MTE3, false, "DataCopy"), n * sizeof(T));
 }
 
-#if HOST_CHIP >= 220
 template <typename T>
 void CheckPad(const DataCopyExtParams &p) {
     host::Require(p.blockCount >= 1 && p.blockCount <= 4095, "DataCopyPad", "blockCount must be from 1 to 4095");
@@ -107,6 +106,7 @@ void CheckPad(const DataCopyExtParams &p) {
 }
 template <typename T>
 void DataCopyPad(const LocalTensor<T> &d, const GlobalTensor<T> &s, const DataCopyExtParams &p, const DataCopyPadExtParams<T> &pad) {
+    HOST_CALL(DataCopyPad, T, T);
     CheckPad<T>(p);
     const uint64_t length = p.blockLen / sizeof(T), padded = host::RoundUp(p.blockLen, host::BLOCK) / sizeof(T);
     const uint64_t local = padded + p.dstStride * host::BLOCK / sizeof(T), global = length + p.srcStride / sizeof(T);
@@ -118,6 +118,7 @@ void DataCopyPad(const LocalTensor<T> &d, const GlobalTensor<T> &s, const DataCo
 }
 template <typename T>
 void DataCopyPad(const GlobalTensor<T> &d, const LocalTensor<T> &s, const DataCopyExtParams &p) {
+    HOST_CALL(DataCopyPad, T, T);
     CheckPad<T>(p);
     const uint64_t length = p.blockLen / sizeof(T), padded = host::RoundUp(p.blockLen, host::BLOCK) / sizeof(T);
     const uint64_t local = padded + p.srcStride * host::BLOCK / sizeof(T), global = length + p.dstStride / sizeof(T);
@@ -126,58 +127,75 @@ void DataCopyPad(const GlobalTensor<T> &d, const LocalTensor<T> &s, const DataCo
         std::memcpy(static_cast<void *>(d.Write(b * global, length, false, "DataCopyPad")), from, p.blockLen);
     }
 }
-#endif
 
 // ---- vector instructions, form with a count of elements
 template <typename T>
 void Exp(const LocalTensor<T> &d, const LocalTensor<T> &s, int32_t n) {
+    HOST_CALL(Exp, T, T);
     host::Unary("Exp", d, s, n, [](T x) { return std::exp(static_cast<float>(x)); });
 }
 template <typename T>
 void Abs(const LocalTensor<T> &d, const LocalTensor<T> &s, int32_t n) {
+    HOST_CALL(Abs, T, T);
     host::Unary("Abs", d, s, n, [](T x) { return std::fabs(static_cast<float>(x)); });
 }
 template <typename T>
 void Adds(const LocalTensor<T> &d, const LocalTensor<T> &s, T v, int32_t n) {
+    HOST_CALL(Adds, T, T);
     host::Unary("Adds", d, s, n, [v](T x) { return x + v; });
 }
 template <typename T>
 void Muls(const LocalTensor<T> &d, const LocalTensor<T> &s, T v, int32_t n) {
+    HOST_CALL(Muls, T, T);
     host::Unary("Muls", d, s, n, [v](T x) { return x * v; });
 }
 template <typename T>
 void Maxs(const LocalTensor<T> &d, const LocalTensor<T> &s, T v, int32_t n) {
+    HOST_CALL(Maxs, T, T);
     host::Unary("Maxs", d, s, n, [v](T x) { return x < v ? v : x; });
 }
 template <typename T>
+void Max(const LocalTensor<T> &d, const LocalTensor<T> &s, const LocalTensor<T> &t, int32_t n) {
+    HOST_CALL(Max, T, T);
+    host::Binary("Max", d, s, t, n, [](T x, T y) { return x < y ? y : x; });
+}
+template <typename T>
 void Add(const LocalTensor<T> &d, const LocalTensor<T> &s, const LocalTensor<T> &t, int32_t n) {
+    HOST_CALL(Add, T, T);
     host::Binary("Add", d, s, t, n, [](T x, T y) { return x + y; });
 }
 template <typename T>
 void Sub(const LocalTensor<T> &d, const LocalTensor<T> &s, const LocalTensor<T> &t, int32_t n) {
+    HOST_CALL(Sub, T, T);
     host::Binary("Sub", d, s, t, n, [](T x, T y) { return x - y; });
 }
 template <typename T>
 void Mul(const LocalTensor<T> &d, const LocalTensor<T> &s, const LocalTensor<T> &t, int32_t n) {
+    HOST_CALL(Mul, T, T);
     host::Binary("Mul", d, s, t, n, [](T x, T y) { return x * y; });
 }
 template <typename T>
 void Div(const LocalTensor<T> &d, const LocalTensor<T> &s, const LocalTensor<T> &t, int32_t n) {
-    static_assert(!std::is_integral<T>::value, "Div does not take integers");
+    HOST_CALL(Div, T, T);
     host::Binary("Div", d, s, t, n, [](T x, T y) { return x / y; });
 }
 template <typename T>
 void Axpy(const LocalTensor<T> &d, const LocalTensor<T> &s, T v, int32_t n) {
+    HOST_CALL(Axpy, T, T);
+    const bool chunks = n * sizeof(T) >= 2 * 255 * 256;  // two times 255 repeats of 256 bytes
+    host::Require(!chunks || HOST_CHIP >= 220, "Axpy", "so many elements are computed wrongly by CANN's ascend910 header; use pieces");
     host::Binary("Axpy", d, d, s, n, [v](T a, T x) { return a + v * x; });
 }
 template <typename T>
 void Duplicate(const LocalTensor<T> &d, T v, int32_t n) {
+    HOST_CALL(Duplicate, T, T);
     T *o = d.Span(0, n, PIPE_V, true, "Duplicate");
     std::fill(o, o + n, v);
 }
 // dst[0] = sum; the work tensor holds one partial sum for each 256 bytes, rounded up to whole blocks
 template <typename T>
 void ReduceSum(const LocalTensor<T> &d, const LocalTensor<T> &s, const LocalTensor<T> &work, int32_t n) {
+    HOST_CALL(ReduceSum, T, T);
     const uint64_t partials = host::RoundUp((n * sizeof(T) + 255) / 256, host::BLOCK / sizeof(T));
     work.Span(0, partials, PIPE_V, true, "ReduceSum");
     const T *a = s.Span(0, n, PIPE_V, false, "ReduceSum");
@@ -205,9 +223,8 @@ D RoundTo(S x, RoundMode mode) {
 }
 template <typename D, typename S>
 void Cast(const LocalTensor<D> &d, const LocalTensor<S> &s, RoundMode mode, uint32_t n) {
+    HOST_CALL(Cast, D, S);
     constexpr bool bf16 = std::is_same<D, bfloat16_t>::value || std::is_same<S, bfloat16_t>::value;
-    static_assert(!std::is_same<D, S>::value, "Cast needs two types");
-    static_assert(HOST_CHIP >= 220 || !bf16, "Cast from or to bfloat16_t does not exist on ascend910");
     constexpr bool narrow = sizeof(D) < sizeof(S);
     host::Require(narrow || std::is_integral<D>::value || mode == RoundMode::CAST_NONE, "Cast", "a lossless conversion takes CAST_NONE");
     host::Require(!(narrow && bf16) || mode == RoundMode::CAST_RINT, "Cast", "float to bfloat16_t takes CAST_RINT here, not CAST_NONE");

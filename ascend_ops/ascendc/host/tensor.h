@@ -6,6 +6,7 @@
 #include <exception>
 
 #include "core.h"
+#include "support.h"
 
 namespace host {
 inline const char *PipeName(pipe_t p) {
@@ -76,11 +77,19 @@ struct UbBuffer {
 }  // namespace host
 
 namespace AscendC {
-inline int64_t GetBlockIdx() { return host::ThisCore().index; }
-inline int64_t GetBlockNum() { return host::ThisCore().launch->cores; }
+inline int64_t GetBlockIdx() {
+    HOST_CALL(GetBlockIdx, void, void);
+    return host::ThisCore().index;
+}
+inline int64_t GetBlockNum() {
+    HOST_CALL(GetBlockNum, void, void);
+    return host::ThisCore().launch->cores;
+}
 
 template <typename T>
 class LocalTensor {
+    HOST_CALL(LocalTensor, T, T);
+
   public:
     T GetValue(uint32_t i) const { return *Span(i, 1, PIPE_S, false, "LocalTensor::GetValue"); }
     void SetValue(uint32_t i, T v) const { *Span(i, 1, PIPE_S, true, "LocalTensor::SetValue") = v; }
@@ -116,6 +125,8 @@ class LocalTensor {
 
 template <typename T>
 class GlobalTensor {
+    HOST_CALL(GlobalTensor, T, T);
+
   public:
     void SetGlobalBuffer(T *address, uint64_t size) {
         address_ = address;
@@ -158,6 +169,8 @@ class GlobalTensor {
 // Queue between two pipes: the buffer goes free -> AllocTensor -> EnQue -> DeQue -> FreeTensor.
 template <TPosition SRC, TPosition DST, int32_t DEPTH>
 class TQueBind {
+    HOST_CALL(TQueBind, void, void);
+
   public:
     static constexpr pipe_t PRODUCER = SRC == TPosition::VECIN ? PIPE_MTE2 : PIPE_V;
     static constexpr pipe_t CONSUMER = DST == TPosition::VECOUT ? PIPE_MTE3 : PIPE_V;
@@ -233,6 +246,8 @@ class TQue : public TQueBind<P, P, DEPTH> {};  // VECIN: copy in to vector; VECO
 
 template <TPosition P = TPosition::VECCALC>
 class TBuf {
+    HOST_CALL(TBuf, void, void);
+
   public:
     template <typename T>
     LocalTensor<T> Get() {
@@ -245,10 +260,16 @@ class TBuf {
 };
 
 class TPipe {
+    HOST_CALL(TPipe, void, void);
+
   public:
     TPipe() { host::ThisCore().ubUsed = 0; }
     template <TPosition S, TPosition D, int32_t DEPTH>
     void InitBuffer(TQueBind<S, D, DEPTH> &queue, uint8_t count, uint32_t bytes) {
+        uint64_t &events = events_[TQueBind<S, D, DEPTH>::PRODUCER][TQueBind<S, D, DEPTH>::CONSUMER];
+        events += count;
+        host::Require(events <= host::QUEUE_EVENTS, "InitBuffer", "queues between the same two pipes have " + host::Text(events) + " buffers; the chip has " +
+                                                                      host::Text(host::QUEUE_EVENTS) + " events for them");
         for (uint8_t i = 0; i < count; ++i) {
             queue.buffers.push_back(Take(bytes));
             queue.buffers.back()->state = host::UbBuffer::FREE;
@@ -271,6 +292,7 @@ class TPipe {
         b->data.assign(host::RoundUp(bytes, host::BLOCK), 0xFF);
         return b;
     }
+    uint64_t events_[PIPE_ALL][PIPE_ALL] = {};  // buffers of queues by producer and consumer
 };
 }  // namespace AscendC
 #endif

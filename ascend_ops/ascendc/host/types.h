@@ -68,6 +68,9 @@ struct DataCopyPadExtParams {
 namespace host {
 constexpr uint64_t BLOCK = 32;
 constexpr uint64_t UB_BYTES = HOST_CHIP >= 220 ? 192 * 1024 : 256 * 1024;
+// Events between two pipes (QUE_MAX_EVENT in CANN). A buffer of a queue holds one from FreeTensor until it is allocated again, so that all
+// queues between the same two pipes together may have no more buffers (AllocTensor.md).
+constexpr uint64_t QUEUE_EVENTS = HOST_CHIP >= 220 ? 8 : 4;
 constexpr uint64_t SYSTEM_WORKSPACE = 4096;  // stands for the part of the workspace that belongs to the library
 
 [[noreturn]] inline void Fail(const std::string &api, const std::string &rule) { throw std::runtime_error(api + ": " + rule); }

@@ -91,9 +91,9 @@ class Activation {
         ordered::Mul(d, d, t, n);
         ordered::Muls(d, d, -0.5f, n);
         ordered::Adds(d, d, 0.5f, n);
-        // sign(v) = v / max(|v|, tiny): 0 at 0
+        // sign(v) = v / (|v| + tiny): 0 at 0, exact where float32 drops the tiny part (ascend910 has no Maxs)
         ordered::Abs(t, v, n);
-        ordered::Maxs(t, t, 1e-30f, n);
+        ordered::Adds(t, t, 1e-30f, n);
         ordered::Div(t, v, t, n);
         ordered::Mul(d, d, t, n);
         ordered::Adds(d, d, 0.5f, n);

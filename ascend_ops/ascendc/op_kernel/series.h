@@ -154,7 +154,7 @@ class SeriesBase {
 // Gradients of the parameters: sums over all rows, and over all columns for a tensor with one value for all channels.
 // Each core keeps a sum for every column of its tile, writes its part to the workspace, and after a barrier the parts are added in the order of
 // the cores, so that the result does not depend on which core is faster. The parts of a channel-wise slot are rows [slot][rowCore][C], those
-// of another one value for each core.
+// of another one block of LANES values for each core, which add up to its sum.
 template <typename T, uint32_t BIASES>
 class SeriesGradBase : public SeriesBase<T, BIASES> {
   protected:
@@ -218,15 +218,17 @@ class SeriesGradBase : public SeriesBase<T, BIASES> {
         return this->t_.singleParts + (static_cast<uint64_t>(slot) * Cores() + core) * LANES;
     }
 
+    // The first block becomes the sum of the blocks, lane by lane: float32 has no ReduceSum on ascend910.
+    __aicore__ inline void FoldBlocks(const Floats &blocks, uint32_t count) { FoldRows(blocks, RowBlock{count, LANES, LANES}); }
+
     __aicore__ inline void WriteSingleParts() {
-        Floats part = part_.template Get<float>();
         for (uint32_t slot = 0; slot < this->slots_.Count(); ++slot) {
             if (this->slots_.Channelwise(slot)) {
                 continue;
             }
-            AscendC::ReduceSum(part, Sum(slot), part[LANES], this->t_.tileColumns);
+            FoldBlocks(Sum(slot), this->t_.tileColumns / LANES);
             PipeBarrier<PIPE_ALL>();
-            DataCopy(workspaceGm_[SinglePartOffset(slot, static_cast<uint32_t>(GetBlockIdx()))], part, LANES);
+            DataCopy(workspaceGm_[SinglePartOffset(slot, static_cast<uint32_t>(GetBlockIdx()))], Sum(slot), LANES);
             PipeBarrier<PIPE_ALL>();
         }
     }
@@ -238,9 +240,11 @@ class SeriesGradBase : public SeriesBase<T, BIASES> {
         Floats part = part_.template Get<float>();
         DataCopy(part, workspaceGm_[SinglePartOffset(slot, 0)], Cores() * LANES);
         PipeBarrier<PIPE_ALL>();
+        FoldBlocks(part, Cores());
+        PipeBarrier<PIPE_ALL>();
         float total = 0.0f;
-        for (uint32_t core = 0; core < Cores(); ++core) {
-            total += part.GetValue(core * LANES);
+        for (uint32_t lane = 0; lane < LANES; ++lane) {
+            total += part.GetValue(lane);
         }
         part.SetValue(0, total);
         PipeBarrier<PIPE_ALL>();

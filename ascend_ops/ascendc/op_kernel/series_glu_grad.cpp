@@ -38,9 +38,9 @@ class SeriesGluGrad : public SeriesGradBase<T, 2> {
 
   private:
     __aicore__ inline void InitQueues() {
-        this->pipe_.InitBuffer(dyQueue_, QUEUE_BUFFERS, this->BlockLength() * sizeof(T));
-        this->pipe_.InitBuffer(gateQueue_, QUEUE_BUFFERS, this->BlockLength() * sizeof(T));
-        this->pipe_.InitBuffer(upQueue_, QUEUE_BUFFERS, this->BlockLength() * sizeof(T));
+        this->pipe_.InitBuffer(dyQueue_, QueueBuffers(3), this->BlockLength() * sizeof(T));
+        this->pipe_.InitBuffer(gateQueue_, QueueBuffers(3), this->BlockLength() * sizeof(T));
+        this->pipe_.InitBuffer(upQueue_, QueueBuffers(3), this->BlockLength() * sizeof(T));
         this->pipe_.InitBuffer(dgateQueue_, QUEUE_BUFFERS, this->BlockLength() * sizeof(T));
         this->pipe_.InitBuffer(dupQueue_, QUEUE_BUFFERS, this->BlockLength() * sizeof(T));
         for (auto &work : work_) {

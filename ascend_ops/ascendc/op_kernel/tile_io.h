@@ -12,6 +12,12 @@ constexpr uint32_t QUEUE_BUFFERS = 2;
 // Shares of cores are multiples of this many rows or elements: with 4-byte elements one cache line, so that no two cores touch the same.
 constexpr uint32_t SHARE_UNIT = 16;
 
+// Buffers of each of `queues` queues between the same two pipes: two, so that copies and vector instructions overlap, where the events of the
+// chip suffice (a buffer holds one of 4 on ascend910, of 8 on ascend910b, while it is free).
+__aicore__ constexpr uint32_t QueueBuffers(uint32_t queues) {
+    return (__CCE_AICORE__ >= 220 ? 8 : 4) / queues >= QUEUE_BUFFERS ? QUEUE_BUFFERS : 1;
+}
+
 __aicore__ inline uint32_t CeilDiv(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 __aicore__ inline uint32_t RoundUp(uint32_t a, uint32_t unit) { return CeilDiv(a, unit) * unit; }
 __aicore__ inline uint32_t Min(uint32_t a, uint32_t b) { return a < b ? a : b; }

@@ -14,7 +14,6 @@ __aicore__ inline void Exp(const Floats &d, const Floats &s, uint32_t n) { Ascen
 __aicore__ inline void Abs(const Floats &d, const Floats &s, uint32_t n) { AscendC::Abs(d, s, n); PipeBarrier<PIPE_V>(); }
 __aicore__ inline void Adds(const Floats &d, const Floats &s, float v, uint32_t n) { AscendC::Adds(d, s, v, n); PipeBarrier<PIPE_V>(); }
 __aicore__ inline void Muls(const Floats &d, const Floats &s, float v, uint32_t n) { AscendC::Muls(d, s, v, n); PipeBarrier<PIPE_V>(); }
-__aicore__ inline void Maxs(const Floats &d, const Floats &s, float v, uint32_t n) { AscendC::Maxs(d, s, v, n); PipeBarrier<PIPE_V>(); }
 __aicore__ inline void Add(const Floats &d, const Floats &s, const Floats &t, uint32_t n) { AscendC::Add(d, s, t, n); PipeBarrier<PIPE_V>(); }
 __aicore__ inline void Sub(const Floats &d, const Floats &s, const Floats &t, uint32_t n) { AscendC::Sub(d, s, t, n); PipeBarrier<PIPE_V>(); }
 __aicore__ inline void Mul(const Floats &d, const Floats &s, const Floats &t, uint32_t n) { AscendC::Mul(d, s, t, n); PipeBarrier<PIPE_V>(); }
@@ -68,14 +67,19 @@ __aicore__ inline void MulRow(const LocalTensor<float> &d, const LocalTensor<flo
     PipeBarrier<PIPE_V>();
 }
 
-// total += sum of the rows. The rows are folded onto each other in halves, which is fast, rounds little and destroys them.
-__aicore__ inline void AddFoldedRows(const LocalTensor<float> &total, const LocalTensor<float> &rows, const RowBlock &b) {
+// The first row becomes the sum of the rows. They are folded onto each other in halves, which is fast, rounds little and destroys them.
+__aicore__ inline void FoldRows(const LocalTensor<float> &rows, const RowBlock &b) {
     uint32_t left = b.rows;
     while (left > 1) {
         const uint32_t folded = left / 2;
         ordered::Add(rows, rows, rows[(left - folded) * b.pitch], folded * b.pitch);
         left -= folded;
     }
+}
+
+// total += sum of the rows, which are lost
+__aicore__ inline void AddFoldedRows(const LocalTensor<float> &total, const LocalTensor<float> &rows, const RowBlock &b) {
+    FoldRows(rows, b);
     ordered::Add(total, total, rows, b.columns);
 }
 }  // namespace pangu

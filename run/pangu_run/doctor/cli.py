@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pangu_run.arguments import PORTS, host_names, require_between
+from pangu_run.arguments import PORTS, Parser, host_names, require_between
 from pangu_run.doctor import clock, devices, environment, fabric, hccl, hosts, machine, network, plan, storage, versions
 from pangu_run.doctor.check import FAIL, OK, WARN, Line, run_check
 from pangu_run.doctor.site import Site
@@ -42,7 +42,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 def main(argv: list[str]) -> int:
     """The verb."""
-    parser = argparse.ArgumentParser("pangu doctor", description=__doc__, epilog=_EPILOG, formatter_class=_Help)
+    parser = Parser("pangu doctor", description=__doc__, epilog=_EPILOG, formatter_class=_Help)
     parser.add_argument("overrides", nargs="*", help="overrides of --config, such as parallel.data_parallel=8")
     parser.add_argument("--rank-table", help="compare this host and its devices with a rank table (default: none)")
     parser.add_argument("--hosts", metavar="A,B", help="hosts of a job without a rank table; the first one leads (default: this host alone)")

@@ -1,13 +1,12 @@
 """What the doctors of the other hosts left in OUTPUT/job/doctor/HOST.json: whether all see one directory, have one clock and the same versions."""
 
-import json
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files, this_host
+from pangu_run import files, small_json, this_host
 from pangu_run.doctor import clock, versions
 from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site
@@ -46,7 +45,7 @@ def _read(where: Path, own: str) -> tuple[list[dict[str, Any]], list[str]]:
     found, broken = [], []
     for path in sorted(where.glob("*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = small_json.read_object(path)
             entry = {"host": str(content["host"]), "addresses": list(content["addresses"]), "versions": dict(content["versions"])}
             entry |= {"time": float(content["time"]), "skew_s": float(content["skew_s"])}
         except (OSError, ValueError, KeyError, TypeError):

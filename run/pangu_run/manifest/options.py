@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_run import files
-from pangu_run.arguments import MOST_S, PORTS, require_between
+from pangu_run.arguments import MOST_S, PORTS, NewFile, require_between
 from pangu_run.errors import LaunchError
 from pangu_run.manifest.plan import Plan
 
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         job.add_argument("--master-port", type=int, default=8118, metavar="PORT", help="port of MindSpore's scheduler; the next one is the launchers'")
         job.add_argument("--grace", type=int, default=300, metavar="SECONDS", help="time to end a step and commit a checkpoint when asked to stop")
         job.add_argument("--env", action="append", metavar="NAME=VALUE", default=NOTHING, help="variable of the job; may be given several times")
-        own.add_argument("--output", default="-", metavar="FILE", help="where to write it; - is the terminal")
+        own.add_argument("--output", action=NewFile, default="-", metavar="FILE", help="new file to write it to; - is the terminal")
         own.add_argument("--json", action="store_true", help="print what was written, and how to submit it, as JSON")
 
     def read(self, argv: list[str]) -> argparse.Namespace:
@@ -126,7 +126,7 @@ def deliver(args: argparse.Namespace, plan: Plan, text: str, submit: str) -> int
     """
     to_file = args.output != "-"
     if to_file:
-        files.write_text(Path(args.output), text)
+        files.write_new(Path(args.output), text)
     command = submit.format(file=args.output if to_file else "FILE")
     if args.json:
         known: dict[str, Any] = {"output": args.output, "hosts": plan.hosts, "devices_per_host": plan.devices, "submit": command}

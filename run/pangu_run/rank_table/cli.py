@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_run import files, program
-from pangu_run.arguments import MOST_S, require_between
+from pangu_run.arguments import MOST_S, NewFile, Parser, require_between
 from pangu_run.console import USER_ERROR
 from pangu_run.errors import RankTableError
 from pangu_run.rank_table.forms import FORMS, as_form, made_table, merged
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         near = difflib.get_close_matches(words[0], ACTIONS, 1) or [", ".join(ACTIONS)]
         raise RankTableError(f"pangu ranktable: no action {words[0]!r}; known ones are in `pangu ranktable --help`; use {near[0]}")
     add_arguments, run, summary = ACTIONS[words[0]]
-    parser = argparse.ArgumentParser(prog=f"pangu ranktable {words[0]}", description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=_Help)
+    parser = Parser(prog=f"pangu ranktable {words[0]}", description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=_Help)
     add_arguments(parser)
     return run(parser.parse_intermixed_args(words[1:]))
 
@@ -226,7 +226,7 @@ def _add_file(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", metavar="FILE", help="where to write the table; otherwise it is printed")
+    parser.add_argument("--output", action=NewFile, metavar="FILE", help="new file to write the table to; otherwise it is printed")
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -242,7 +242,7 @@ def _write(value: dict[str, Any], output: str | None) -> int:
     if output is None:
         print(json.dumps(value, indent=2))
     else:
-        files.write_json(Path(output), value)
+        files.write_new(Path(output), files.json_text(value))
         print(_summary(output, RankTable.read(output)))
     return 0
 

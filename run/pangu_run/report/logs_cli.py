@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pangu_run.arguments import Parser
 from pangu_run.errors import LaunchError
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.log_errors import SCHEDULER, DistinctError, cause_in_words, distinct_errors
@@ -20,7 +21,7 @@ COUNTER_S = 1.0
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(prog="pangu logs", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu logs", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("dir", metavar="DIR", help="--output of a `pangu launch`, or the job directory in it")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--rank", metavar="N", default=argparse.SUPPRESS, help=f"whose log, or {SCHEDULER!r}; left out: the rank that failed first, else 0")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_run import this_host
+from pangu_run.arguments import NewFile, Parser
 from pangu_run.errors import LaunchError
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.ascend_errors import explain
@@ -18,23 +19,24 @@ from pangu_run.report.status import GONE, STUCK, JobStatus, Rank, clock, duratio
 
 CLOCK_S = 60.0
 """By how much a clock may have been set since a process began."""
+PLOT_HELP = "also draw steps over time and events into this new file (.png, .svg, .pdf; needs matplotlib)"
 COLUMNS = ("rank", "host", "device", "state", "phase", "step", "tokens/s", "last beat", "")
 
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(prog="pangu status", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu status", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("dir", metavar="DIR", help="--output of a `pangu launch`, or the job directory in it")
     parser.add_argument("--watch", action="store_true", help="on a terminal redraw until the job ends; with --json print a line each time")
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks of --watch")
     parser.add_argument("--json", action="store_true", help="print JSON, all ranks")
-    parser.add_argument("--plot", metavar="FILE", default=argparse.SUPPRESS, help="also draw steps over time and events (.png, .svg, .pdf; needs matplotlib)")
+    parser.add_argument("--plot", action=NewFile, metavar="FILE", default=argparse.SUPPRESS, help=PLOT_HELP)
     args = parser.parse_args(argv)
     if not 0.1 <= args.interval <= 3600:
         raise LaunchError(f"--interval {args.interval:g}: must be from 0.1 to 3600 s; leave it out for 2")
     plot = Path(args.plot) if hasattr(args, "plot") else None
     if plot:
-        from pangu_run.report.status_plot import require_plot
+        from pangu_run.figure import require_plot
 
         require_plot(plot)
     directory = JobDirectory.find(args.dir)
@@ -109,11 +111,11 @@ def total_steps(directory: JobDirectory, job: dict[str, Any]) -> int | None:
     path = directory.path / "config.yaml"
     if not path.is_file():
         return None
-    import yaml
+    from pangu_run import yaml_file
 
     try:
-        steps = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("train", {}).get("steps")
-    except (yaml.YAMLError, AttributeError, UnicodeDecodeError):
+        steps = (yaml_file.read(path, LaunchError) or {}).get("train", {}).get("steps")
+    except (LaunchError, AttributeError):
         return None  # as for a configuration without steps: only the remaining time is not shown
     return steps if isinstance(steps, int) else None
 

@@ -1,36 +1,22 @@
 """`pangu status --plot`: a job's step over time, where its ranks are, and its events. matplotlib is imported when one is drawn."""
 
-import importlib.util
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files
-from pangu_run.errors import LaunchError
+from pangu_run.figure import new_figure, write_figure
 from pangu_run.report.status import JobStatus
 
-FORMATS = (".png", ".svg", ".pdf")
 MARKS = {"failure": "tab:red", "hang": "tab:purple", "restart": "tab:orange", "signal": "tab:brown", "slow": "tab:olive", "ended": "black"}
-
-
-def require_plot(path: Path) -> None:
-    """Raise LaunchError unless a figure can be drawn into a file of that name."""
-    if path.suffix.lower() not in FORMATS:
-        raise LaunchError(f"--plot {path}: the name tells the format; it must end in {', '.join(FORMATS)}; name another file")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise LaunchError('--plot: matplotlib is not installed; a figure needs it; run: pip install "pangu-ms[plot]"')
 
 
 def draw(job: Path, status: JobStatus, events: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the step events of each attempt as a line, checkpoints as points, other events as vertical lines, and the ranks' present steps.
 
     Raises:
-        OutputError: a place that cannot be written.
+        OutputError: `path` exists or cannot be written.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = new_figure(9, 4.5)
     axes = figure.subplots()
     start = events[0]["time"] if events else 0.0
     for attempt in sorted({event["attempt"] for event in events}):
@@ -46,9 +32,7 @@ def draw(job: Path, status: JobStatus, events: Sequence[dict[str, Any]], path: P
     _ranks(axes, status, events, start)
     axes.set(xlabel="s since the first attempt began", ylabel="step", title=f"{status.id}: {status.state}, {len(status.ranks)} ranks ({job})")
     axes.legend(loc="upper left", fontsize="small")
-    content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:].lower(), dpi=150)
-    files.write_bytes(path, content.getvalue())
+    write_figure(figure, path)
 
 
 def _ranks(axes: Any, status: JobStatus, events: Sequence[dict[str, Any]], start: float) -> None:

@@ -20,7 +20,9 @@ Message = dict[str, Any]
 ALIVE_S, LOST_S = 2.0, 60.0
 """Seconds between signs of life, and without one until a host counts as lost."""
 TELL_S, RETRY_S = 10.0, 0.2
-LINE_BYTES = 1 << 24
+LINE_BYTES = 1 << 20
+HELLO_S, STRANGERS = 5.0, 64
+"""For a connection to say who it is, and how many may be about it beside the hosts that are waited for."""
 
 
 class LeaderMissing(Exception):
@@ -46,11 +48,11 @@ class Link:
         if not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
 
-    async def receive(self) -> Message | None:
+    async def receive(self, wait_s: float = LOST_S) -> Message | None:
         """The next message that is not a mere sign of life; None when the other side is gone."""
         while True:
             try:
-                line = await asyncio.wait_for(self._reader.readline(), LOST_S)
+                line = await asyncio.wait_for(self._reader.readline(), wait_s)
             except (OSError, asyncio.TimeoutError, ValueError):  # the last one: a line without an end
                 return None
             if (message := _parsed(line)) != {}:
@@ -68,14 +70,18 @@ class Link:
             await asyncio.wait_for(self._writer.drain(), ALIVE_S)
             self._writer.close()
         except (OSError, asyncio.TimeoutError):
-            return  # it is gone
+            self.drop()  # it is gone
+
+    def drop(self) -> None:
+        """Close at once, whatever is left."""
+        self._writer.transport.abort()
 
 
 def _parsed(line: bytes) -> Message | None:
     """None where the line is no whole message: the other side is gone, or a stranger."""
     try:
         message = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None
 
@@ -89,6 +95,8 @@ class Hosts:
         self.links: dict[str, Link] = {}
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task] = set()
+        self._strangers: dict[Link, None] = {}
+        self._digest = ""
         self._closing = False
 
     async def gather(self, say: Callable[[str], None]) -> list[str]:
@@ -100,10 +108,11 @@ class Hosts:
         missing = set(self._job.servers[1:])
         if not missing:
             return []
+        self._digest = digest(self._job)
         host, port = self._job.master
         require_reachable(host, self._job.servers)
         require_free(host, port + 1)
-        self._server = await asyncio.start_server(self._begin, host, port + 1, limit=LINE_BYTES, backlog=1024)
+        self._server = await asyncio.start_server(self._begin, host, port + 1, limit=LINE_BYTES, backlog=STRANGERS)
         began = told = time.monotonic()
         while (missing := set(self._job.servers[1:]) - self.links.keys()) and time.monotonic() - began < self._job.limits.host_s:
             await asyncio.sleep(RETRY_S)
@@ -120,9 +129,7 @@ class Hosts:
     async def close(self, code: int, text: str) -> None:
         """Tell all hosts how the job ended, and let them go."""
         self._closing = True
-        for link in list(self.links.values()):
-            link.send({"do": "end", "code": code, "text": text})
-            await link.close()
+        await asyncio.gather(*(self._refuse(link, code, text) for link in list(self.links.values())))  # at once: many may be silent
         if self._server:
             self._server.close()
         for task in self._tasks:
@@ -130,14 +137,23 @@ class Hosts:
 
     def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """In a task of our own: asyncio shows a traceback where one that it made is cancelled (Python 3.11 and older)."""
-        self._tasks.add(asyncio.create_task(self._welcome(Link(reader, writer))))
+        link = Link(reader, writer)
+        self._strangers[link] = None
+        if len(self._strangers) > len(self._job.servers) + STRANGERS:
+            oldest = next(iter(self._strangers))  # a host says who it is at once
+            del self._strangers[oldest]
+            oldest.drop()
+        task = asyncio.create_task(self._welcome(link))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _welcome(self, link: Link) -> None:
-        hello = await link.receive()
+        hello = await link.receive(HELLO_S)
+        self._strangers.pop(link, None)
         if hello is None:
             await link.close()
             return
-        server = hello.get("host")
+        server = str(hello.get("host"))
         if server in self.links:
             await self._refuse(link, EXIT_HOST, f"host {server}: is there already; start one launcher on each host, or name them apart by --server-id")
             return
@@ -148,12 +164,21 @@ class Hosts:
         alive = asyncio.create_task(link.keep_alive())
         try:
             while message := await link.receive():
-                self._tell(message | {"host": server})
+                if self._may_tell(server, message):
+                    self._tell(message | {"host": server})
         finally:
             alive.cancel()
             del self.links[server]  # until all are here it may come again
             if not self._closing:
                 self._tell({"is": "lost", "host": server})
+
+    def _may_tell(self, server: str, message: Message) -> bool:
+        """Whether a host may say this: signals, and what its own ranks do; that a host is lost, only the leader finds."""
+        kind, rank = message.get("is"), message.get("rank")
+        if kind == "signal":
+            return isinstance(message.get("name"), str)
+        own = type(rank) is int and 0 <= rank < len(self._job.places) and self._job.places[rank].server == server
+        return own and kind in ("beat", "exit", "stacks")
 
     async def _refuse(self, link: Link, code: int, text: str) -> None:
         link.send({"do": "end", "code": code, "text": text})
@@ -163,7 +188,7 @@ class Hosts:
         server = hello.get("host")
         if server not in self._job.servers[1:]:
             return f"host {server}: is none of the hosts that {self._job.server} waits for; use the same rank table or --hosts everywhere"
-        if hello.get("digest") != digest(self._job):
+        if hello.get("digest") != self._digest:
             return f"host {server}: launches something else than {self._job.server}; use the same command, rank table and configuration on all hosts"
         return None
 
@@ -195,8 +220,8 @@ async def join(job: Job, signals: list[str]) -> Link | None:
         if signals:
             return None
         try:
-            link = Link(*await asyncio.open_connection(host, port + 1, limit=LINE_BYTES))
-        except OSError:
+            link = Link(*await asyncio.wait_for(asyncio.open_connection(host, port + 1, limit=LINE_BYTES), HELLO_S))
+        except (OSError, asyncio.TimeoutError):
             await asyncio.sleep(RETRY_S)
             continue
         link.send({"is": "hello", "host": job.server, "digest": digest(job)})

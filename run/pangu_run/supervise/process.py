@@ -132,7 +132,12 @@ class RankProcess:
     def _heard(self, content: bytes) -> None:
         *lines, self._beats = (self._beats + content).split(b"\n")
         for line in lines:
-            self.tell({"is": "beat", "rank": self.number, "pid": self.pid} | json.loads(line))
+            try:
+                beat = json.loads(line)
+            except ValueError:
+                continue  # a library of the rank wrote into the descriptor: no beat
+            if isinstance(beat, dict):
+                self.tell({"is": "beat", "rank": self.number, "pid": self.pid} | beat)
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         code = self._process.wait()

@@ -108,6 +108,20 @@ KERNEL(ub_exhausted) {
     TBuf<TPosition::VECCALC> large;
     p.pipe.InitBuffer(large, 256 * 1024);
 }
+KERNEL(nine_queue_buffers) {
+    TQue<TPosition::VECIN, 1> more;
+    p.pipe.InitBuffer(more, 7, 32);
+}
+KERNEL(five_queue_buffers) {
+    TQue<TPosition::VECIN, 1> more;
+    p.pipe.InitBuffer(more, 3, 32);
+}
+KERNEL(long_axpy) {
+    TBuf<TPosition::VECCALC> large;
+    p.pipe.InitBuffer(large, 2 * 255 * 256);
+    LocalTensor<float> t = large.Get<float>();
+    Axpy(t, t, 1.0f, 2 * 255 * 64);
+}
 KERNEL(local_overflow) { Duplicate(p.buf.Get<float>(), 0.0f, 33); }
 KERNEL(tail_overrun) {
     LocalTensor<float> t = p.in.AllocTensor<float>();

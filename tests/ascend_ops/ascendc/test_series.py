@@ -121,6 +121,19 @@ def test_activations_far_from_zero(host, chip, name):
 
 
 @pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("name", ref.CODES)
+def test_activations_at_zero_and_around_it(host, chip, name):
+    """0, -0, denormal and small numbers: gelu_erf divides by |v|, which no chip may do at 0."""
+    sizes = np.array([0.0, 1e-45, 1e-38, 1e-30, 1e-20, 1e-10, 1e-5, 1e-3, 0.1], np.float32)
+    x = np.stack([sizes, -sizes])
+    params = [np.zeros(1, np.float32), np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)]
+    (y,) = host.run("SeriesActivation", chip, 1, [x, *params], ref.CODES[name])
+    assert_close(y, ref.act(name, x.astype(np.float64)), "float32")
+    dx, *_ = host.run("SeriesActivationGrad", chip, 1, [np.ones_like(x), x, *params], ref.CODES[name])
+    assert_close(dx, ref.slope(name, x.astype(np.float64)), "float32")
+
+
+@pytest.mark.parametrize("chip", CHIPS)
 def test_parameter_gradients_repeat_bit_for_bit(host, chip):
     """The sums do not depend on which core is faster."""
     rng = np.random.default_rng(5)

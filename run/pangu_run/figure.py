@@ -5,8 +5,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.errors import OutputError
 from pangu_run import files
+from pangu_run.errors import OutputError
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -30,8 +30,8 @@ def write_figure(figure: Any, path: Path) -> None:
     """Write it in the format that the suffix names.
 
     Raises:
-        OutputError: a place that cannot be written.
+        OutputError: `path` exists or cannot be written.
     """
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:].lower(), dpi=150)
-    files.write_bytes(path, content.getvalue())
+    files.write_new(path, content.getvalue())

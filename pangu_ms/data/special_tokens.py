@@ -1,0 +1,87 @@
+"""Which tokens of a Hugging Face directory are special, and where they go. Source: transformers 4.57, tokenization_utils_base.py."""
+
+from collections.abc import Mapping
+from typing import Any
+
+SETTINGS, SPECIAL_TOKENS, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+GENERATION, CONFIG = "generation_config.json", "config.json"
+_LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast")
+_OF_LLAMA = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": None}
+
+
+class SpecialTokens:
+    """The settings of a tokenizer.
+
+    Attributes:
+        tokenizer_class: as stated; a LLaMA's where the directory is silent.
+        is_llama: whether transformers opens it with its LLaMA classes.
+        has_known_class: whether its SentencePiece model is encoded as a LLaMA's; openPangu's own class does.
+        add_bos: whether bos is put before a text.
+        add_prefix_space: None where the settings are silent.
+        legacy: transformers' name for "a text that begins with a space gets one more".
+        named: content of bos, eos, unk and pad, or None.
+        added: id -> content and whether it is special, of tokens that the settings list.
+        contents: all special tokens.
+        vocab_size: of config.json, or None.
+    """
+
+    SOURCES = (SETTINGS, SPECIAL_TOKENS, ADDED, GENERATION, CONFIG)
+
+    def __init__(self, trees: Mapping[str, dict[str, Any]]) -> None:
+        """Read the settings from the JSON objects of the files that there are.
+
+        Raises:
+            ValueError, TypeError, AttributeError: a value of a wrong kind.
+        """
+        settings, special_map = trees.get(SETTINGS, {}), trees.get(SPECIAL_TOKENS, {})
+        self._generation, self._config = trees.get(GENERATION, {}), trees.get(CONFIG, {})
+        self.tokenizer_class = settings.get("tokenizer_class") or _LLAMA[0]
+        self.is_llama = self.tokenizer_class in _LLAMA
+        self.has_known_class = self.is_llama or "pangu" in self.tokenizer_class.lower()
+        self.add_bos, self.legacy = settings.get("add_bos_token", True), settings.get("legacy") is not False
+        self.add_prefix_space: bool | None = settings.get("add_prefix_space")
+        listed = settings.get("added_tokens_decoder")
+        # As transformers: where the settings list the added tokens, they come first; in older directories the map does.
+        order = [settings, special_map] if listed is not None else [special_map, settings]
+        defaults = _OF_LLAMA if self.has_known_class else dict.fromkeys(_OF_LLAMA)
+        self.named = {name: _named(f"{name}_token", order, default) for name, default in defaults.items()}
+        further = [_content(token) for tree in order for token in tree.get("additional_special_tokens") or []]
+        self.contents = {content for content in [*self.named.values(), *further] if content is not None}
+        self.added: dict[int, tuple[str, bool]] = {int(index): (content, content in self.contents) for content, index in trees.get(ADDED, {}).items()}
+        self.added |= {int(index): (_content(token), token.get("special") is True or _content(token) in self.contents) for index, token in (listed or {}).items()}
+        self.contents |= {content for content, special in self.added.values() if special}
+        self.vocab_size: int | None = _whole(self._config.get("vocab_size"))
+        if self.vocab_size is not None and not 0 < self.vocab_size <= 1 << 24:
+            raise ValueError(f"{CONFIG}: vocab_size={self.vocab_size}")
+
+    def end_ids(self, vocab_size: int) -> list[int]:
+        """What ends a generated text, as generation_config.json says, or else config.json."""
+        given = next((tree["eos_token_id"] for tree in (self._generation, self._config) if tree.get("eos_token_id") is not None), [])
+        ids = [_whole(index) for index in (given if isinstance(given, list) else [given])]
+        if wrong := [index for index in ids if index is None or index >= vocab_size]:
+            raise ValueError(f"eos_token_id={given!r}: {wrong[0]} is no id of a vocabulary of {vocab_size}")
+        return [index for index in ids if index >= 0]  # -1 stands for none
+
+    def pad_id(self, vocab_size: int) -> int | None:
+        """The padding id where no pad_token is named, as the same files say."""
+        given = next((tree["pad_token_id"] for tree in (self._generation, self._config) if tree.get("pad_token_id") is not None), None)
+        index = _whole(given)
+        return index if index is not None and 0 <= index < vocab_size else None
+
+
+def _named(key: str, order: list[dict[str, Any]], default: str | None) -> str | None:
+    found = next((tree[key] for tree in order if key in tree), default)
+    return None if found is None else _content(found)
+
+
+def _content(token: Any) -> str:
+    content = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(content, str) or not content:
+        raise ValueError(f"token {token!r} has no content")
+    return content
+
+
+def _whole(value: Any) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise ValueError(f"{value!r} is no whole number")
+    return value

@@ -1,0 +1,57 @@
+"""A finished run can be lengthened where the rates of its steps stay what they were, and messages say how."""
+
+import re
+import shutil
+
+import pytest
+
+from pangu_ms import cli
+from pangu_ms.config import load_config
+from pangu_ms.errors import ConfigError
+from pangu_ms.train.resume import require_same_run
+from pangu_ms.train.schedule import learning_rate
+from tests.train.test_resume import losses
+
+BASE = ["train.steps=12", "optimizer.warmup_steps=2"]
+
+
+def config(*overrides):
+    return load_config("alpha/tiny", [*BASE, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "step"),
+    [
+        ([], ["train.steps=24", "optimizer.decay_steps=12"], 12),
+        (["optimizer.schedule=constant"], ["train.steps=24", "optimizer.schedule=constant"], 12),
+        (["optimizer.decay_steps=40"], ["optimizer.decay_steps=40", "train.steps=24"], 12),
+        ([], ["train.steps=24"], 2),  # no decay has begun
+    ],
+)
+def test_a_longer_run_whose_done_steps_had_the_same_rates_goes_on(was, now, step):
+    stored, wanted = config(*was), config(*now)
+    require_same_run(stored, wanted, "ckpt", step)
+    assert all(learning_rate(stored, done) == learning_rate(wanted, done) for done in range(step))
+
+
+@pytest.mark.parametrize("was", [[], ["optimizer.decay_steps=40"]])
+def test_other_rates_are_refused_and_the_advice_keeps_them(was):
+    stored, wanted = config(*was), config("train.steps=24")
+    with pytest.raises(ConfigError) as refused:
+        require_same_run(stored, wanted, "ckpt", 12)
+    advised = config("train.steps=24", re.search(r"add (optimizer.decay_steps=\d+)", str(refused.value))[1])
+    require_same_run(stored, advised, "ckpt", 12)
+    assert all(learning_rate(stored, step) == learning_rate(advised, step) for step in range(12))
+
+
+def test_a_finished_run_says_how_it_is_lengthened_and_that_works(records, tiny_overrides, trained_run, tmp_path, capsys):
+    shutil.copytree(trained_run, tmp_path / "run")
+    command = ["train", "--config", "alpha/tiny", *tiny_overrides, "--data", str(records), "--output", str(tmp_path / "run"), "--resume"]
+    assert cli.main(command) == 0
+    added = re.search(r"nothing left to do.*; to lengthen the run, add a larger train.steps and (optimizer.decay_steps=\d+)", capsys.readouterr().out)[1]
+    assert cli.main([*command, "train.steps=14", added]) == 0
+    before, after = losses(trained_run), losses(tmp_path / "run")
+    assert sorted(after) == list(range(14)) and all(after[step] == before[step] for step in before)
+    capsys.readouterr()
+    assert cli.main([*command, "train.steps=14", added]) == 0
+    assert capsys.readouterr().out.endswith("; to lengthen the run, add a larger train.steps\n")  # the decay's end is given
