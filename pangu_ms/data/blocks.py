@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import hashlib
 import io
-import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from pangu_ms.data.corpus import Corpus, Document
+from pangu_ms.data.npz_file import read_npz
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.data.workers import WorkerDied, Workers
 from pangu_ms.errors import DataError, OutputError, UserError
-from pangu_run import files
+from pangu_run import files, small_json
 
+_log = logging.getLogger(__name__)
 _SMALLEST, _LARGEST, _BLOCKS = 1 << 16, 1 << 23, 256
 """A block is about 1/256 of the corpus, between 64 KiB and 8 MiB: many enough to share out evenly, few enough for one directory."""
 
@@ -65,9 +67,13 @@ def encode_documents(tokenizer: Tokenizer, documents: list[Document]) -> Block:
 
 
 def load_block(path: Path) -> Block:
-    """Read a committed block."""
-    with np.load(path, allow_pickle=False) as content:
-        return Block(**content)
+    """Read a committed block.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    fields, _ = read_npz(path, [field.name for field in dataclasses.fields(Block)], "run the same command again")
+    return Block(**fields)
 
 
 @contextlib.contextmanager
@@ -100,9 +106,16 @@ def work_directory(output: Path, key: str) -> Iterator[Path]:
 
 def _require_key(work: Path, key: str) -> None:
     path = work / "key.json"
-    if not path.exists():
+    try:
+        found = small_json.read_object(path, form={"key": str})["key"]
+    except ValueError as error:
+        if not isinstance(error, small_json.Missing):
+            _log.warning("%s: is damaged (%s), as a crash may leave it; nothing tells what its blocks were made of, so all are made anew", path, error)
+        for block in work.glob("block-*.npz"):
+            block.unlink()
         files.write_json(path, {"key": key})
-    elif json.loads(path.read_text())["key"] != key:
+        return
+    if found != key:
         raise OutputError(
             f"{work}: holds an interrupted run with another corpus, tokenizer or split_paragraphs; it can only be finished with the same; "
             "repeat that command, remove the directory or name another --output"
@@ -127,8 +140,8 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
             for number, (documents, size) in enumerate(_cut(corpus)):
                 path = work / f"block-{number:06d}.npz"
                 blocks.append(path)
-                if path.exists():
-                    report(size, int(load_block(path).tokens.sum()))
+                if (block := _finished(path)) is not None:
+                    report(size, int(block.tokens.sum()))
                     continue
                 while len(pending) > 2 * num_workers:  # bounds the text in memory
                     _finish(pending.popleft(), report)
@@ -140,6 +153,17 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
             f"{work}: a worker process died, perhaps for lack of memory; finished blocks are kept; repeat with a smaller --num-workers"
         ) from error
     return blocks
+
+
+def _finished(path: Path) -> Block | None:
+    """The block that an earlier run committed; None where there is none, or one that is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return load_block(path)
+    except DataError as error:
+        _log.warning("%s; it is made anew", str(error).partition("; ")[0])
+        return None
 
 
 def _finish(entry: tuple[Future, int], report) -> None:

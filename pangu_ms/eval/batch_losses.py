@@ -15,7 +15,8 @@ from pangu_ms.checkpoint import store
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import BatchLosses, Order, fingerprint, read_npz, to_npz
+from pangu_ms.data.npz_file import read_npz, to_npz
+from pangu_ms.data.rounds import BatchLosses, Order, fingerprint
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
@@ -121,7 +122,10 @@ class Partial:
             fields, _ = read_npz(path, ("identity", "losses"), "remove it to begin anew")
             if fields["identity"] != found.identity:
                 raise DataError(f"{path}: begun with {_difference(fields['identity'], identity)}; repeat that command, name another --output, or remove it")
-            found.losses = fields["losses"].tolist()
+            losses = fields["losses"]
+            if not isinstance(losses, np.ndarray) or losses.dtype != np.float32 or losses.ndim != 1:
+                raise DataError(f"{path}: its losses are no row of float32; it is damaged; remove it to begin anew")
+            found.losses = losses.tolist()
         found.save()  # a place that cannot be written is told before the work
         return found
 

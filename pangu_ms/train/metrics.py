@@ -8,7 +8,7 @@ from typing import Any
 
 from pangu_ms.errors import OutputError
 from pangu_run import small_json
-from pangu_run.files import write_text
+from pangu_run.files import write_bytes
 
 
 class MetricsWriter:
@@ -17,8 +17,8 @@ class MetricsWriter:
     def __init__(self, directory: Path, first_step: int, tensorboard: bool):
         self.path = directory / "metrics.jsonl"
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step_of(line) < first_step]
-            write_text(self.path, "".join(line + "\n" for line in kept))
+            kept = [line for line in self.path.read_bytes().split(b"\n") if _step_of(line) < first_step]
+            write_bytes(self.path, b"".join(line + b"\n" for line in kept))
         self.file = open(self.path, "a", buffering=1)
         self.board = _tensorboard_writer(directory / "tensorboard", first_step) if tensorboard else None
 
@@ -44,11 +44,13 @@ class MetricsWriter:
             self.board.close()
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
+    """The step that a line tells of; infinity where a crash cut or emptied it."""
     try:
-        return small_json.parse_object(line, finite=False)["step"]
-    except (ValueError, KeyError):
-        return float("inf")  # a line cut by a killed process
+        step = small_json.parse_object(line, finite=False).get("step")
+    except ValueError:
+        return math.inf
+    return step if type(step) is int else math.inf
 
 
 def require_tensorboard() -> None:
