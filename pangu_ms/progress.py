@@ -11,4 +11,4 @@ def progress_bar(enabled: bool = True, **options: Any) -> Any:
     from tqdm import tqdm
 
     interval = 0.2 if sys.stderr.isatty() else LOG_INTERVAL_S
-    return tqdm(disable=not enabled, mininterval=interval, maxinterval=interval, dynamic_ncols=True, **options)
+    return tqdm(file=raw(sys.stderr), disable=not enabled, mininterval=interval, maxinterval=interval, dynamic_ncols=True, **options)

@@ -2,11 +2,11 @@
 
 import argparse
 import json
-import sys
 
 from pangu_ms import runtime
 from pangu_ms.config.cli import OVERRIDES_HELP
 from pangu_run.arguments import Parser
+from pangu_run.console import tell
 
 SPLIT_HELP = "which records; MindRecord files without manifest are `train`, and then unigram and bigram are left out"
 NO_BASELINES = "left out: counted on training records, not to be compared on `--split train`"
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
             print(f"{name.replace('_', ' '):<20} {_shown(value)}")
         return 0
     if None in result.values():
-        print(f"pangu eval: unigram and bigram {NO_BASELINES}", file=sys.stderr)
+        tell(f"pangu eval: unigram and bigram {NO_BASELINES}")
     print(json.dumps(result))
     return 0
 

@@ -6,6 +6,7 @@ import json
 from pangu_ms import runtime
 from pangu_ms.config.cli import OVERRIDES_HELP
 from pangu_run.arguments import NewDirectory, Parser
+from pangu_run.console import show
 
 MIN_LENGTH = 4  # tokens: a prompt and some steps to verify
 
@@ -48,6 +49,6 @@ def main(argv: list[str]) -> int:
         print(json.dumps(manifest, ensure_ascii=False))
     else:
         verified, size = manifest["verified"], sum(entry["bytes"] for entry in manifest["files"].values())
-        print(f"{args.output}: {size / 1e6:.1f} MB, batch {shape.batch_size}, {shape.max_length} tokens" + (", encrypted" if args.key_file else ""))
+        show(f"{args.output}: {size / 1e6:.1f} MB, batch {shape.batch_size}, {shape.max_length} tokens" + (", encrypted" if args.key_file else ""))
         print(f"largest logit difference from the checkpoint over {verified['steps']} steps: {verified['max_difference']:.3g}")
     return 0
