@@ -3,6 +3,8 @@
 import sys
 from typing import Any
 
+from pangu_run.console import raw
+
 LOG_INTERVAL_S = 20.0
 
 

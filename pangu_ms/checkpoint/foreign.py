@@ -7,18 +7,20 @@ import tempfile
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pangu_ms.checkpoint import mindspore_shards, safetensors_file
+from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store
+from pangu_ms.checkpoint.dtypes import BFLOAT16, to_bfloat16, widened
 from pangu_ms.errors import CheckpointError
 from pangu_run import files, small_json
 
 Tensors = dict[str, np.ndarray]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
+INDEX = f"{WEIGHTS}.index.json"  # which of several files has which tensor
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def weight_files(directory: Path) -> list[Path]:
         CheckpointError: a file is missing, or the index is damaged.
     """
     directory = Path(directory)
-    index = directory / f"{WEIGHTS}.index.json"
+    index = directory / INDEX
     names = [WEIGHTS]
     if index.is_file():
         try:
@@ -71,19 +73,29 @@ def read_files(paths: list[Path]) -> Tensors:
     return tensors
 
 
-def write_directory(directory: Path, tensors: Tensors, config: dict[str, Any]) -> None:
-    """Write a Hugging Face directory, whole or not at all.
+def write_directory(directory: Path, tensors: Tensors, contents: Mapping[str, bytes], max_shard_bytes: int = store.MAX_SHARD_BYTES) -> None:
+    """Write a Hugging Face directory, whole or not at all: the weights in one file or, beyond `max_shard_bytes`, in several with an index.
+
+    Args:
+        contents: name -> content of its other files.
 
     Raises:
         OutputError: it has other content, or the disk is full.
     """
+    sizes = {name: array.nbytes for name, array in tensors.items()}
+    shards = dict(store.shards(Path(WEIGHTS).stem, sizes, max_shard_bytes))
     with files.new_directory(directory) as temporary:
-        _write_safetensors(temporary / WEIGHTS, tensors)
-        files.write_json(temporary / CONFIG, config)
+        for file, names in shards.items():
+            _write_safetensors(temporary / file, {name: tensors[name] for name in names})
+        if len(shards) > 1:
+            weight_map = {name: file for file, names in shards.items() for name in names}
+            files.write_json(temporary / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content)
 
 
 def read_file(path: Path) -> Tensors:
-    """All tensors of a file, in its dtypes; bfloat16 becomes float32.
+    """All tensors of a file, in its dtypes; a bfloat16 as BFLOAT16.
 
     Raises:
         CheckpointError: unknown suffix, or the file is missing, damaged or of another kind.
@@ -117,11 +129,13 @@ def write_file(path: Path, tensors: Tensors) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def require_known_suffix(path: Path) -> None:
-    """Raise CheckpointError unless `path` ends in a suffix that can be read and written."""
+def require_known_suffix(path: Path, dtype: str = "float32") -> None:
+    """Raise CheckpointError unless `path` ends in a suffix that can be read, and written with this dtype."""
     if Path(path).suffix not in _FORMATS:
         remedy = "use one of these (a new directory: a name without a dot)"
         raise CheckpointError(f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}; {remedy}")
+    if dtype == "bfloat16" and Path(path).suffix == ".npz":
+        raise CheckpointError(f"{path}: numpy's files have no bfloat16; it goes into a .safetensors, a .ckpt or a directory; name one, or another --dtype")
 
 
 def _functions(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, Tensors], None]]:
@@ -138,13 +152,17 @@ def _read_ckpt(path: Path) -> Tensors:
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole MindSpore checkpoint ({str(error).splitlines()[0]}); copy or download it again") from None
     weights = {name: value for name, value in parameters.items() if isinstance(value, ms.Tensor)}  # texts may be saved beside them
-    return {name: (value.float() if value.dtype == ms.bfloat16 else value).asnumpy() for name, value in weights.items()}
+    return {name: to_bfloat16(value.float().asnumpy()) if value.dtype == ms.bfloat16 else value.asnumpy() for name, value in weights.items()}
 
 
 def _write_ckpt(path: Path, tensors: Tensors) -> None:
     import mindspore as ms
 
-    ms.save_checkpoint([{"name": name, "data": ms.Tensor(np.asarray(array, order="C"))} for name, array in tensors.items()], str(path))
+    def tensor(array: np.ndarray) -> ms.Tensor:
+        made = ms.Tensor(np.asarray(widened(array), order="C"))
+        return made.astype(ms.bfloat16) if array.dtype == BFLOAT16 else made
+
+    ms.save_checkpoint([{"name": name, "data": tensor(array)} for name, array in tensors.items()], str(path))
 
 
 def _read_npz(path: Path) -> Tensors:

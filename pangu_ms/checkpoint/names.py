@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pangu_ms.checkpoint.dtypes import widened
 from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.errors import CheckpointError
@@ -55,6 +56,8 @@ class Format:
     """Tied parameter -> the one it must equal: optional when read."""
     writes_copies: bool = True
     """Whether files of the format hold the tied parameters too."""
+    model_types: tuple[str, ...] = ()
+    """What a config.json of the format calls its models; none if the format has no config.json."""
     read_config: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
     """Fields of our configuration from the format's config.json (its path, its content); None if the format has none."""
     write_config: Callable[[Any], dict[str, Any]] | None = None
@@ -76,7 +79,7 @@ class Format:
         """
         tensors = self._canonical(where, tensors)
         for copy, original in self.copies(config).items():
-            if copy in tensors and original in tensors and not np.array_equal(tensors[copy], tensors[original]):
+            if copy in tensors and original in tensors and not np.array_equal(widened(tensors[copy]), widened(tensors[original])):
                 raise CheckpointError(f"{where}: {copy} differs from {original}; they are one tied parameter in PanGu; untied weights cannot be converted")
             if original in tensors:
                 tensors.pop(copy, None)

@@ -6,7 +6,11 @@ store torch Linear, [out, in] throughout, as we do. Their last block, h.{num_lay
 A prefix such as `network.` is not stripped: no known release has one, and a name that is not in the table must be seen, not guessed.
 """
 
+from typing import Any
+
+from pangu_ms.checkpoint.config_json import own_activation, require_understood, written_activation
 from pangu_ms.checkpoint.names import MINDFORMERS, Format, Rule, linear, norm, under
+from pangu_ms.config.alpha import AlphaConfig
 from pangu_ms.config.base import ModelConfig
 
 _GAMMA_BETA = ("gamma", "beta")
@@ -32,6 +36,37 @@ _HUGGINGFACE_LAYER = [
     *linear("ffn.up", "mlp.c_fc"),
     *linear("ffn.down", "mlp.c_proj"),
 ]
+
+
+_MODEL_TYPE = "pangu_alpha"
+# Keys of config.json -> our fields.
+_FIELDS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "ffn_hidden_size",
+    "max_position_embeddings": "seq_length",
+    "hidden_act": "hidden_act",
+    "layer_norm_eps": "layer_norm_eps",
+    "final_norm_position": "final_norm_position",
+    "dropout": "dropout",
+}
+
+
+def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
+    """Fields of AlphaConfig from a config.json that `write_config` made; see names_pi.py."""
+    require_understood(where, tree, {*_FIELDS, "tie_word_embeddings"})
+    fields = {ours: tree[theirs] for theirs, ours in _FIELDS.items() if tree.get(theirs) is not None}
+    if "hidden_act" in fields:
+        fields["hidden_act"] = own_activation(fields["hidden_act"])
+    return {"family": "alpha"} | fields
+
+
+def write_config(config: AlphaConfig) -> dict[str, Any]:
+    """The config.json of a model, which no other program knows."""
+    tree = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
+    return tree | {"hidden_act": written_activation(config.hidden_act), "model_type": _MODEL_TYPE, "tie_word_embeddings": True}
 
 
 def _layers(config: ModelConfig, block: str, query_layer: str, table: list[Rule]) -> list[Rule]:
@@ -82,6 +117,9 @@ FORMATS = {
         aliases=((r"(transformer\.h\.\d+\.attn)\.out_proj\.(weight|bias)", r"\1.c_proj.\2"),),
         ignored=(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",),  # buffers: causal mask and its fill value
         copies=lambda config: {"lm_head.weight": "transformer.wte.weight"},
+        model_types=(_MODEL_TYPE,),
+        read_config=read_config,
+        write_config=write_config,
     ),
     "mindformers": MINDFORMERS,
 }

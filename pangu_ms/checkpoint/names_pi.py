@@ -7,6 +7,7 @@ import json
 import re
 from typing import Any
 
+from pangu_ms.checkpoint.config_json import own_activation, require_understood, written_activation
 from pangu_ms.checkpoint.names import MINDFORMERS, Format, Rule
 from pangu_ms.config.pi import PiConfig
 from pangu_ms.errors import CheckpointError
@@ -46,20 +47,12 @@ _PLAIN = {"siaf_terms": 1, "aug_shortcut_branches": 0}
 _LLAMA, _OPENPANGU, _PANGU_PI = "llama", ("PanguEmbedded", "openpangu_dense"), "pangu_pi"
 # What these classes take for keys that a config.json leaves out (transformers; spec F1), where it is not required.
 _COMMON = {"hidden_act": "silu", "tie_word_embeddings": False}
-_DEFAULTS = {_LLAMA: _COMMON | {"rms_norm_eps": 1e-6, "rope_theta": 1e4, "attention_bias": False}, _PANGU_PI: {}}
-_DEFAULTS |= {kind: _COMMON | {"rms_norm_eps": 1e-5, "rope_theta": 16e6, "attention_bias": True} for kind in _OPENPANGU}
+_DEFAULTS = {_LLAMA: _COMMON | {"rms_norm_eps": 1e-6, "rope_theta": 1e4, "attention_bias": False}}
+_DEFAULTS |= {kind: _COMMON | {"rms_norm_eps": 1e-5, "rope_theta": 16e6, "attention_bias": True} for kind in _OPENPANGU} | {_PANGU_PI: {}}
 _CHANGES_THE_FUNCTION = {"mlp_bias": False, "pretraining_tp": 1, "partial_rotary_factor": 1}  # keys that must be absent, null or this
 _ROPE = ("rope_parameters", "rope_scaling")  # theta and scaling: transformers 5, and before it
 _ROPE_KINDS = ("rope_type", "type")  # "type" before transformers 4.43
 _UNSCALED = {"factor": 1, "partial_rotary_factor": 1}
-# Keys of configuration_llama.py and configuration_utils.py (transformers) that change no logits: training, generation, bookkeeping.
-_HARMLESS = re.compile(
-    r"_.*|architectures|model_type|(torch_)?dtype|\w*version|initializer_range|use_cache|auto_map|\w+_token_id|\w*dropout|name_or_path|attn_implementation|"
-    r"output_\w+|(use_)?return_dict(_in_generate)?|id2label|label2id|problem_type|task_specific_params|tokenizer_class|chunk_size_feed_forward|"
-    r"torchscript|max_length|min_length|max_new_tokens|do_sample|early_stopping|num_(return_sequences|beams|beam_groups)|diversity_penalty|temperature|"
-    r"top_[kp]|typical_p|repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|is_decoder|rope_theta|bias"
-)
-_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf", "quick_gelu": "fast_gelu", "swish": "silu"}
 
 
 def _huggingface(config: PiConfig) -> list[Rule]:
@@ -78,23 +71,22 @@ def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         where: begins the message: the file.
-        tree: its content.
+        tree: its content, whose model_type is one of the format's.
 
     Raises:
-        CheckpointError: another kind of model, or one that computes something that we do not.
+        CheckpointError: a model that computes something that we do not.
     """
-    kind = tree.get("model_type")
-    if kind not in _DEFAULTS:
-        raise CheckpointError(f"{where}: model_type={kind!r}: must be {_LLAMA}, {', '.join(_OPENPANGU)} or {_PANGU_PI}; only these compute what PanGu-pi does")
+    kind = tree["model_type"]
     tree = {key: value for key, value in tree.items() if value is not None} | _theta(where, tree)
     for key, harmless in _CHANGES_THE_FUNCTION.items():
         if tree.get(key) not in (None, harmless):
             raise CheckpointError(f"{where}: {key}={tree[key]!r}: must be {json.dumps(harmless)}; such a model is not supported")
-    _require_understood(where, tree, kind)
+    known = {*_FIELDS, "bias", "rope_theta", *_CHANGES_THE_FUNCTION, *_ROPE, *(_ADDITIONS if kind == _PANGU_PI else ())}
+    require_understood(where, tree, known)
     tree = ({"attention_bias": tree["bias"]} if "bias" in tree else {}) | tree  # bias: openPangu's key
     fields = _DEFAULTS[kind] | {ours: tree[theirs] for theirs, ours in _FIELDS.items() if tree.get(theirs) is not None}
-    if isinstance(activation := fields.get("hidden_act"), str):
-        fields["hidden_act"] = _ACTIVATIONS.get(activation, activation)
+    if "hidden_act" in fields:
+        fields["hidden_act"] = own_activation(fields["hidden_act"])
     additions = {name: tree[name] for name in _ADDITIONS if name in tree} if kind == _PANGU_PI else _PLAIN
     return {"family": "pi"} | fields | additions
 
@@ -126,19 +118,11 @@ def _is_scaled(rope: dict[str, Any]) -> bool:
     return any(value is not None and _UNSCALED.get(key) != value for key, value in rope.items() if key not in (*_ROPE_KINDS, "rope_theta"))
 
 
-def _require_understood(where: str, tree: dict[str, Any], kind: str) -> None:
-    """Raise CheckpointError for a key that may change the function; what is null, false, 0 or empty switches nothing on."""
-    known = {*_FIELDS, *_CHANGES_THE_FUNCTION, *_ROPE, *(_ADDITIONS if kind == _PANGU_PI else ())}
-    for key, value in tree.items():
-        if value and key not in known and not _HARMLESS.fullmatch(key):
-            raise CheckpointError(f"{where}: {key[:80]}={str(value)[:80]!r}: is not understood, and may change what the model computes; remove it if it does not")
-
-
 def write_config(config: PiConfig) -> dict[str, Any]:
     """The config.json of a model: a LLaMA's where it is one, else with our additions, which no other program knows."""
     plain = all(getattr(config, name) == value for name, value in _PLAIN.items())
     tree = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
-    tree["hidden_act"] = {ours: theirs for theirs, ours in _ACTIVATIONS.items() if ours != "silu"}.get(config.hidden_act, config.hidden_act)
+    tree["hidden_act"] = written_activation(config.hidden_act)
     tree |= {"model_type": _LLAMA, "architectures": ["LlamaForCausalLM"]} if plain else {"model_type": _PANGU_PI}
     return tree | ({} if plain else {name: getattr(config, name) for name in _ADDITIONS})
 
@@ -153,6 +137,7 @@ FORMATS = {
         ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
         copies=_tied,
         writes_copies=False,  # transformers ties the head itself
+        model_types=tuple(_DEFAULTS),
         read_config=read_config,
         write_config=write_config,
     ),

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from pangu_ms.checkpoint.dtypes import BFLOAT16, bits, name_of, widened
 from pangu_ms.errors import CheckpointError
 
 _DTYPES = {
@@ -25,7 +26,7 @@ _DTYPES = {
         "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?",
     }.items()
 }  # fmt: skip
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()} | {BFLOAT16: "BF16"}
 _RAW = _DTYPES | {"BF16": np.dtype("<u2")}
 _MAX_HEADER = 100_000_000  # bytes; the reference library's limit
 _METADATA = {"format": "pt"}  # Hugging Face's loaders refuse a file without it
@@ -45,13 +46,18 @@ class Spec:
         return _RAW[self.code]
 
     @property
+    def dtype_name(self) -> str:
+        """Everyday name of the tensor's dtype."""
+        return name_of(BFLOAT16 if self.code == "BF16" else self.dtype)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of its values."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def values(self, raw: np.ndarray) -> np.ndarray:
         """Of an array of `dtype`: itself, or for a bfloat16 a float32, which holds it exactly and whose upper half it is."""
-        return (raw.astype(np.uint32) << 16).view(np.float32) if self.code == "BF16" else raw
+        return widened(raw.view(BFLOAT16)) if self.code == "BF16" else raw
 
 
 @dataclass(frozen=True)
@@ -77,12 +83,12 @@ def encode(tensors: dict[str, np.ndarray]) -> Iterator[bytes | np.ndarray]:
     """The bytes of a safetensors file, in pieces that can be written one after the other.
 
     Args:
-        tensors: arrays of any shape and memory order; little-endian and contiguous copies are made where needed, one at a time.
+        tensors: arrays of any shape and memory order, a bfloat16 as BFLOAT16; little-endian and contiguous copies are made where needed, one at a time.
 
     Raises:
         CheckpointError: a dtype that the format has no code for.
     """
-    return encode_lazily({name: spec_of(name, array) for name, array in tensors.items()}, lambda name: tensors[name])
+    return encode_lazily({name: spec_of(name, array) for name, array in tensors.items()}, lambda name: bits(tensors[name]))
 
 
 def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> Iterator[bytes | np.ndarray]:
@@ -142,12 +148,13 @@ def index(path: Path) -> Contents:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, in the file's dtypes; bfloat16 becomes float32, which holds it exactly.
+    """All tensors of a file, in the file's dtypes; a bfloat16 as BFLOAT16.
 
     Raises:
         CheckpointError: the file cannot be read or is not a whole safetensors file.
     """
-    return {name: spec.values(np.array(place.map(spec))) for name, (spec, place) in index(path).items()}
+    raw = {name: (spec, np.array(place.map(spec))) for name, (spec, place) in index(path).items()}
+    return {name: array.view(BFLOAT16) if spec.code == "BF16" else array for name, (spec, array) in raw.items()}
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

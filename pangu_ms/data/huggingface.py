@@ -47,6 +47,9 @@ class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer as a Hugging Face directory describes it; see `Tokenizer` for the attributes.
 
     eod, what ends a document, is the directory's eos; its pad, where it has none, too. `stop_ids` are those of its generation_config.json as well.
+
+    Attributes:
+        of_pieces: whether its SentencePiece model encodes, and not its tokenizer.json.
     """
 
     def __init__(self, contents: Mapping[str, bytes], where: str) -> None:
@@ -59,10 +62,10 @@ class HuggingFaceTokenizer(Tokenizer):
         try:
             special = SpecialTokens({name: small_json.parse_object(content) for name, content in contents.items() if name in SpecialTokens.SOURCES})
             # A LLaMA's add_prefix_space makes transformers build from the SentencePiece model even where there is a tokenizer.json.
-            of_pieces = SENTENCEPIECE in contents and (FAST not in contents or (special.is_llama and special.add_prefix_space is not None))
-            self.model = contents[SENTENCEPIECE if of_pieces else FAST]
-            self._table = SentencePieces(self.model, special) if of_pieces else FastPieces(self.model, special)
-            if of_pieces and self._table.id_of(JIEBA_SPACE) is not None:
+            self.of_pieces = SENTENCEPIECE in contents and (FAST not in contents or (special.is_llama and special.add_prefix_space is not None))
+            self.model = contents[SENTENCEPIECE if self.of_pieces else FAST]
+            self._table = SentencePieces(self.model, special) if self.of_pieces else FastPieces(self.model, special)
+            if self.of_pieces and self._table.id_of(JIEBA_SPACE) is not None:
                 raise ValueError(f"{SENTENCEPIECE} is PanGu-alpha's vocabulary of jieba's words; name that file itself")
             self._take_ids(special, where)
         except KeyError:
@@ -116,7 +119,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self.bos_id, self.eos_id = named["bos"], ends[0]
         self.eod_id = self.eot_id = ends[0]
         pad = named["pad"] if named["pad"] is not None else special.pad_id(self.vocab_size)
-        self.pad_id = self.eod_id if pad is None else pad
+        self.has_pad, self.pad_id = pad is not None, self.eod_id if pad is None else pad
         self.unk_id = self.eod_id if named["unk"] is None else named["unk"]
         self.stop_ids = tuple(sorted(set(ends)))
         self.first_ids = self._first_ids(special)

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
 
@@ -50,6 +51,7 @@ class Tokenizer:
         pad_id, eod_id, eot_id, unk_id: ids of the padding, end-of-document, end-of-text and unknown pieces. Missing ones fall back: pad to
             eod, eod to pad, eot to eod. eod of a bare released file is its <pad>: the released models were trained on documents that end
             with the pad id 6 (spec A5, A6), whatever else the vocabulary holds.
+        has_pad: whether pad_id is a padding piece, and not what replaces it.
         bos_id, eos_id: ids of <s> and </s>, or None.
         first_ids: what stands before each prompt and document, such as a LLaMA's bos; our own have none.
         stop_ids: ids that end a generated text, sorted: eot, eod and the <eod> piece.
@@ -88,7 +90,7 @@ class Tokenizer:
         if not ends:
             raise DataError(f"{where}: has neither <eod> nor <pad>; documents need an end; train one with `pangu tokenizer train`")
         self.eod_id: int = ends[0]
-        self.pad_id: int = self.eod_id if pad is None else pad
+        self.has_pad, self.pad_id = pad is not None, self.eod_id if pad is None else pad
         self.eot_id: int = self.eod_id if eot is None else eot
         self.stop_ids: tuple[int, ...] = tuple(sorted({self.eot_id, self.eod_id, self.eod_id if own_eod is None else own_eod}))
         self.unk_id: int = self._processor.unk_id()
@@ -121,16 +123,18 @@ class Tokenizer:
         Raises:
             DataError: nothing there, or not a tokenizer.
         """
-        from pangu_ms.data import huggingface  # which is made of what stands here
+        from pangu_ms.data import huggingface, huggingface_files  # which are made of what stands here
 
         path = Path(path)
         if not path.is_dir():
+            if path.name == huggingface.SENTENCEPIECE and (own := huggingface_files.own_tokenizer(path.parent)):
+                return own
             if path.name != huggingface.FAST and has_our_pieces(model := _read(path)):
                 return cls(model, "jieba", "<pad>", str(path))
             beside = path.name in (huggingface.SENTENCEPIECE, huggingface.FAST) and path.exists()  # its settings
             return cls.load(path.parent) if beside else huggingface.HuggingFaceTokenizer.load(path)
         if huggingface.is_directory_of(path):
-            return huggingface.HuggingFaceTokenizer.load(path)
+            return huggingface_files.own_tokenizer(path) or huggingface.HuggingFaceTokenizer.load(path)
         try:
             settings = small_json.parse_object(_read(path / "tokenizer.json"))
             if settings["format"] != FORMAT:
@@ -146,6 +150,16 @@ class Tokenizer:
         if digest not in (None, hashlib.sha256(model).hexdigest()):  # None: of version 0.1.0
             raise DataError(f"{path}/vocab.model: its SHA-256 differs from tokenizer.json's; it was damaged or changed; restore both files or train again")
         return cls(model, segmenter, eod, str(path))
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids that no text has: of control pieces and the unknown one."""
+        return [i for i in range(self.vocab_size) if self._processor.is_control(i) or self._processor.is_unknown(i)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What beside the model determines the ids."""
+        return dict(self._settings)
 
     def with_model(self, model: bytes) -> "Tokenizer":
         """Another SentencePiece model under the same settings."""

@@ -29,7 +29,10 @@ def ours_from_half() -> dict[str, np.ndarray]:
 def test_command_line_there_and_back(tmp_path, official, capsys):
     arguments = ["convert", str(official), "--from", "official", "--config", "alpha/tiny", *OVERRIDES]
     assert main([*arguments, "--output", str(tmp_path / "ours"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"output": str(tmp_path / "ours" / "step-00000000"), "format": "official", "dtype": "float32"}
+    told = json.loads(capsys.readouterr().out)
+    notes = told.pop("notes")
+    assert told == {"output": str(tmp_path / "ours" / "step-00000000"), "format": "official", "dtype": "float32"}
+    assert notes[0] == "weights: float16 widened to float32, which holds them exactly" and notes[1].startswith("tokenizer: none comes along; name one with --tokenizer")
     checkpoint = store.open_checkpoint(tmp_path / "ours")
     assert checkpoint.step == 0 and checkpoint.config() == small_config(3) and checkpoint.tokenizer_path() is None
     assert checkpoint.state()["imported"]["file"] == "pangu.npz"

@@ -67,7 +67,8 @@ def test_an_openpangu_directory_loads_and_computes(tmp_path, stated):
     tree = names_pi.write_config(config) | {"model_type": "PanguEmbedded"}
     for key in ("attention_bias", "architectures", *(() if stated else ("rope_theta", "rms_norm_eps", "tie_word_embeddings"))):
         del tree[key]
-    foreign.write_directory(tmp_path / "hf", names_pi.to_foreign("here", weights, config), tree | ({"bias": True} if stated else {}))
+    content = json.dumps(tree | ({"bias": True} if stated else {})).encode()
+    foreign.write_directory(tmp_path / "hf", names_pi.to_foreign("here", weights, config), {"config.json": content})
     (tmp_path / "hf/consolidated.safetensors").write_bytes(b"another form of the weights, not to be read")
     found = store.open_checkpoint(convert.import_file(tmp_path / "hf", "huggingface", None, tmp_path / "ours"))
     assert found.config().model == config and list(found.state()["imported"]["sha256"]) == [foreign.WEIGHTS]
@@ -118,7 +119,7 @@ def config(**changes):
         (lambda directory: (directory / "model.safetensors.index.json").unlink(), [], "holds no model.safetensors (nor model.safetensors.index.json; "),
         (lambda directory: (directory / "config.json").unlink(), [], "config.json: No such file or directory; a Hugging Face directory says there"),
         (lambda directory: (directory / "config.json").write_text("[]"), [], "config.json: a list, not an object"),
-        (config(model_type="mistral"), [], "config.json: model_type='mistral': must be llama, PanguEmbedded, openpangu_dense or pangu_pi"),
+        (config(model_type="mistral"), [], "config.json: model_type='mistral': must be one of pangu_alpha, llama, PanguEmbedded, openpangu_dense, pangu_pi"),
         (config(rope_scaling={"type": "linear", "factor": 2.0}), [], "config.json: rope_scaling={'type': 'linear', 'factor': 2.0}: must be null"),
         (config(rope_parameters={"type": "linear", "factor": 4.0}), [], "config.json: rope_parameters={'type': 'linear', 'factor': 4.0}: must be"),
         (config(rope_parameters={"factor": 4.0}), [], "config.json: rope_parameters={'factor': 4.0}: must be"),
@@ -175,10 +176,12 @@ def test_a_key_that_a_llama_leaves_out_is_compared_too(directory, tmp_path, caps
 def test_where_an_export_may_go(ours, tmp_path, capsys, form):
     output = tmp_path / form
     if form != "dotted.5b":
-        output.mkdir() if not output.suffix else output.write_text("mine")
+        file = output if output.suffix else output / "mine"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
     assert main(["convert", str(ours[0].path), "--to", "huggingface", "--output", str(output)]) == 2
     error = capsys.readouterr().err
-    assert ("a new directory: a name without a dot" if form == "dotted.5b" else "exists; nothing is overwritten") in error
+    assert ("a new directory: a name without a dot" if form == "dotted.5b" else "nothing is overwritten") in error
 
 
 def test_an_import_from_nowhere(tmp_path, capsys):

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_ms.checkpoint import foreign, mindspore_shards, safetensors_file
+from pangu_ms.checkpoint.dtypes import BFLOAT16, widened
 from pangu_ms.errors import CheckpointError, OutputError
 from pangu_ms.protobuf import message_field, number_field
 from tests.checkpoint.common import assert_same
@@ -68,13 +69,13 @@ def test_full_disk_keeps_the_old_file(tmp_path, suffix):
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_bfloat16_is_read_as_float32(tmp_path):
+def test_bfloat16_is_read_bit_for_bit(tmp_path):
     values = np.array([[1.0, -2.5], [3.140625, 1e-30], [np.inf, 0.0]], np.float32)
     upper = (values.view(np.uint32) >> 16).astype(np.uint16)  # exact for all but 1e-30
     path = tmp_path / "w.safetensors"
     safetensors.numpy.save_file({"x": upper}, path)
     _retype(path)
-    found = foreign.read_file(path)["x"]
+    found = widened(foreign.read_file(path)["x"])
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, values, rtol=2**-7)
     np.testing.assert_array_equal(found[:1], values[:1])
@@ -94,7 +95,12 @@ def test_bfloat16_of_mindspore(tmp_path):
 
     path = tmp_path / "w.ckpt"
     ms.save_checkpoint([{"name": "x", "data": ms.Tensor(BASE).astype(ms.bfloat16)}], str(path))
-    assert_same(foreign.read_file(path), {"x": BASE})
+    found = foreign.read_file(path)["x"]
+    assert found.dtype == BFLOAT16
+    assert_same({"x": widened(found)}, {"x": BASE})
+    foreign.write_file(tmp_path / "v.ckpt", {"x": found})
+    assert ms.load_checkpoint(str(tmp_path / "v.ckpt"))["x"].dtype == ms.bfloat16
+    assert_same(foreign.read_file(tmp_path / "v.ckpt"), {"x": found})
 
 
 def test_files_of_the_library_are_read(tmp_path):
