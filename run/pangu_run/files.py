@@ -57,20 +57,21 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
-def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+def write_bytes(path: Path, content: bytes, durable: bool = True, private: bool = False) -> None:
     """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part.
 
     Args:
         path: the file; directories above it are made.
         content: all of it.
         durable: flush it to disk; without, a power cut may lose or empty it: for what is written anew every second.
+        private: nobody but its owner can read it (mode 0600), at no time.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+            with open(temporary, "wb", opener=_private if private else None) as file:
                 file.write(content)
                 if durable:
                     file.flush()
@@ -82,14 +83,18 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, content: str) -> None:
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def write_text(path: Path, content: str, private: bool = False) -> None:
     """`write_bytes` of UTF-8 text."""
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(), private=private)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, private: bool = False) -> None:
     """`write_bytes` of indented JSON."""
-    write_text(path, json_text(value))
+    write_text(path, json_text(value), private)
 
 
 def json_text(value: Any) -> str:
@@ -97,14 +102,14 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def write_new(path: Path, content: bytes | str) -> None:
+def write_new(path: Path, content: bytes | str, private: bool = False) -> None:
     """Write a file that a user named: whole or not at all, and never over another one. `write_bytes` is for files that are the program's own.
 
     Raises:
         OutputError: `path` exists or cannot be written.
     """
     require_new(path)
-    write_bytes(path, content.encode() if isinstance(content, str) else content)
+    write_bytes(path, content.encode() if isinstance(content, str) else content, private=private)
 
 
 def require_new(path: Path, option: str = "--output") -> None:

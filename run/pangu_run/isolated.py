@@ -16,6 +16,8 @@ from collections.abc import Mapping
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """Where this package lies: site-packages, or `run/` of a checkout, which has the other packages beside it."""
+JOB_SECRET = "PANGU_JOB_SECRET"
+"""Variable with what launchers of one job know each other by (see supervise/seal.py): no other process of a job needs it, so none inherits it."""
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -24,11 +26,12 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 
 def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Variables (by default this process's) under which a Python process and its children leave the working directory out.
+    """Variables (by default this process's) under which a Python process and its children leave the working directory out; without JOB_SECRET.
 
     An empty part of PYTHONPATH, as `PYTHONPATH=$PYTHONPATH:DIR` makes one, names the working directory, too.
     """
     found = dict(os.environ if variables is None else variables) | {"PYTHONSAFEPATH": "1"}
+    found.pop(JOB_SECRET, None)
     if "PYTHONPATH" in found:
         found["PYTHONPATH"] = os.pathsep.join(filter(None, found["PYTHONPATH"].split(os.pathsep)))
     return found

@@ -1,6 +1,7 @@
 """OUTPUT/job: what a launcher writes of a job, and what `pangu status`, `pangu logs` and people read.
 
-    job.json             of the last launch here: id, time of start, command, world, hosts, versions, environment (secrets masked), ...
+    job.json             of the last launch here: id, time of start, command, world, hosts, versions, environment (what the run
+                         depends on, secrets masked), ...; its owner's alone
     config.yaml          the resolved configuration
     rank_table.json      the rank table as used, where there is one; rank_table_HOST.json the copy that a host's ranks read
     events.jsonl         one line per event of all launches here: {"time", "id" (of the launch), "event", "attempt", ...}; see EVENTS
@@ -95,7 +96,7 @@ class JobDirectory:
             for name in ("status.json", "config.yaml", "rank_table.json"):
                 (self.path / name).unlink(missing_ok=True)
         apart = {"config", "rank_table"}
-        files.write_json(self.path / "job.json", {key: value for key, value in description.items() if key not in apart})
+        files.write_json(self.path / "job.json", {key: value for key, value in description.items() if key not in apart}, private=True)
         if config := description.get("config"):
             files.write_text(self.path / "config.yaml", config)
         if rank_table := description.get("rank_table"):

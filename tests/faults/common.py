@@ -13,6 +13,7 @@ from pangu_run.job_directory import EVENTS, NAME, STATES, JobDirectory
 
 INJECT, ROOT = Path(__file__).parent / "inject", Path(__file__).parents[2]
 LEFT_S = 3.0
+SECRET = "a secret of one job, for tests alone"
 STARTED: list["Launch"] = []
 
 
@@ -108,12 +109,12 @@ class Launch:
         assert len(set(pids)) == len(pids) and not any(Path(f"/proc/{pid}/environ").exists() and pid in self.alive() for pid in pids)
 
 
-def launch_light(output, faults=(), pause=0.01, **spec):
+def launch_light(output, faults=(), pause=0.01, secret=SECRET, **spec):
     """A job of tests.faults.light; see light_launch for `spec`."""
     spec = {"output": str(output), "steps": 10} | spec
     words = ["-m", "tests.faults.light_launch", json.dumps(spec)]
     output.mkdir(parents=True, exist_ok=True)
-    return Launch(words, output, faults, LIGHT_NAME=f"light-{output}", LIGHT_PAUSE=str(pause))
+    return Launch(words, output, faults, LIGHT_NAME=f"light-{output}", LIGHT_PAUSE=str(pause), PANGU_JOB_SECRET=secret)
 
 
 def wait_for(condition, seconds=30.0):

@@ -2,7 +2,8 @@
 
 Keys: output, steps; world (3), servers (["localhost"]), server (the first), start, master ([host, port]), max_restarts, limits (fields of Limits),
 scheduler (a program instead of MindSpore's), file_bytes (no longer file can be written once the job has begun), stall_s (so long takes the third write of the status), lost_s (without a sign of
-life a host is lost), job_dir, stream, resume.
+life a host is lost), descriptors (how many files the launcher may have open), strangers (how many connections it lets wait), version (of the launcher), hello_s (for one to say who it is), nonsense
+(messages that it sends beside each of its own), job_dir, stream, resume.
 """
 
 import itertools
@@ -62,6 +63,18 @@ def stall_the_disk(seconds):
     JobDirectory.write_status = write_slowly
 
 
+def talk_nonsense(words):
+    """With each message of this host comes one that no launcher would send."""
+    send, others = links.Link.send, itertools.cycle(words)
+
+    def send_both(self, message):
+        send(self, message)
+        if "do" not in message and message.get("is") != "join":
+            send(self, next(others))
+
+    links.Link.send = send_both
+
+
 if __name__ == "__main__":
     spec = json.loads(sys.argv[1])
     scheduler.PROGRAM = spec.get("scheduler", scheduler.PROGRAM)
@@ -70,6 +83,15 @@ if __name__ == "__main__":
     stall_the_disk(spec.get("stall_s", 0))
     if "lost_s" in spec:
         links.LOST_S, links.ALIVE_S = spec["lost_s"], spec["lost_s"] / 10
+    if "descriptors" in spec:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spec["descriptors"],) * 2)
+    if "strangers" in spec:
+        links.most_strangers = lambda hosts: spec["strangers"]
+    if "version" in spec:
+        links.version = lambda: spec["version"]
+    links.HELLO_S = spec.get("hello_s", links.HELLO_S)
+    if "nonsense" in spec:
+        talk_nonsense(spec["nonsense"])
     with stop_signals.command(stops=True):
         code = guarded("pangu launch", lambda: run_job(job_of(spec)))
     sys.exit(code)

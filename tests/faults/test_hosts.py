@@ -2,14 +2,11 @@
 
 import re
 import signal
-import socket
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from pangu_run.exit_codes import EXIT_HANG, EXIT_HOST, EXIT_STOPPED
-from pangu_run.supervise.links import Hosts
 from tests.faults.common import free_ports, launch_light, wait_for
 from tests.faults.light import checkpoints, expected
 from tests.faults.test_table import fault
@@ -163,61 +160,3 @@ def test_a_host_that_launches_something_else_is_sent_away_and_the_right_one_may_
     assert other.code == 2 and len(other.stderr.splitlines()) == 1 and told in other.stderr, other.stderr
     pair.start("b")
     assert pair.finish() == (0, 0) and checkpoints(pair.output)[10] == expected(WORLD, 10)
-
-
-def test_ports_of_the_leader_and_strangers_at_its_door(tmp_path):
-    pair = Pair(tmp_path / "run")
-    port = pair.options["master"][1] + 1
-    with socket.create_server(("127.0.0.1", port)):
-        taken = pair.start("a").finish()
-    assert taken.code == 2 and re.fullmatch(rf"pangu launch: 127.0.0.1:{port}: cannot be listened on .*\n", taken.stderr), taken.stderr
-    pair.start("a")
-    wait_for(lambda: knocks(port, b"GET / HTTP/1.1\r\n\r\n"))
-    knocks(port, b'{"is": "hello"}\n'), knocks(port, b"[]\n"), knocks(port, b"\xff" * 100)
-    pair.start("b")
-    assert pair.finish() == (0, 0) and "Traceback" not in pair.a.stderr, pair.a.stderr
-
-
-def test_silent_strangers_and_forged_messages_end_nothing(tmp_path):
-    pair = Pair(tmp_path / "run")
-    port = pair.options["master"][1] + 1
-    pair.start("a")
-    wait_for(lambda: knocks(port, b""))
-    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
-    wait_for(lambda: sum(closed(stranger) for stranger in idle) >= 100)  # the oldest make room
-    knocks(port, b"[" * 100000 + b"\n"), knocks(port, b'{"is": "hello", "host": ["b"]}\n')
-    pair.start("b")
-    assert pair.finish() == (0, 0) and pair.a.stderr == pair.b.stderr == "", pair.a.stderr
-    for stranger in idle:
-        stranger.close()
-
-
-FORGED = [{"is": "lost"}, {"is": "scheduler", "code": 1}, {"is": "exit", "rank": 0}, {"is": "beat", "rank": "2"}, {"is": "beat", "rank": -1}, {"is": "signal"}, {"x": 1}]
-
-
-def test_a_host_tells_of_its_own_ranks_alone():
-    job = SimpleNamespace(places=[SimpleNamespace(server=server) for server in "aabb"])
-    hosts = Hosts(job, None)
-    assert not any(hosts._may_tell("b", message) for message in FORGED)
-    assert all(hosts._may_tell("b", {"is": kind, "rank": 3}) for kind in ("beat", "exit", "stacks")) and hosts._may_tell("b", {"is": "signal", "name": "SIGTERM"})
-
-
-def closed(stranger):
-    """Whether the other side has closed."""
-    stranger.setblocking(False)
-    try:
-        return stranger.recv(1) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-def knocks(port, words):
-    """Whether somebody listens; a stranger's words are said."""
-    try:
-        with socket.create_connection(("127.0.0.1", port)) as stranger:
-            stranger.sendall(words)
-            return True
-    except OSError:
-        return False

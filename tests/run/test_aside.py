@@ -4,8 +4,12 @@ import asyncio
 import threading
 import time
 
-from pangu_run.supervise import aside
+from pangu_run.job_directory import JobDirectory
+from pangu_run.launch.job import Job, Place
+from pangu_run.supervise import aside, host
 from pangu_run.supervise.aside import Aside
+from pangu_run.supervise.leader import Leader
+from pangu_run.supervise.terminal import Terminal
 
 
 def test_nobody_waits_for_what_blocks_and_all_is_done_in_order():
@@ -47,3 +51,22 @@ def test_answers_come_to_the_event_loop():
         return await asyncio.wait_for(answers.get(), 30)
 
     assert asyncio.run(main()) != threading.get_ident()
+
+
+def test_logs_that_come_slowly_do_not_hold_up_the_event_loop(tmp_path, monkeypatch):
+    """Stacks that a host is asked for, and the scheduler's last words: from a disk that takes a second."""
+    monkeypatch.setattr(host, "last_lines", lambda *_: time.sleep(1.0) or ["words"])
+    monkeypatch.setattr(host, "STACKS_S", 0.0)
+    rank = type("Rank", (), {"number": 0, "stacks": tmp_path / "x", "dump_stacks": lambda self: None})()
+
+    async def main():
+        leader = Leader(Job(lambda rank: [], [Place(0, "a", 0)], JobDirectory(tmp_path), "a"), Terminal(None))
+        leader.scheduler_ended = {"code": 5}
+        latest, longest, done = time.monotonic(), 0.0, asyncio.gather(leader.local._stacks(1, [rank]), leader._without_scheduler())
+        while not done.done():
+            await asyncio.sleep(0.01)
+            longest, latest = max(longest, time.monotonic() - latest), time.monotonic()
+        assert done.result()[1].words == ("words",) and leader.messages.get_nowait()["lines"] == ["words"]
+        return longest
+
+    assert asyncio.run(main()) < 0.7

@@ -20,24 +20,39 @@ def directory(tmp_path):
 
 
 def test_secrets_are_not_written_down():
-    secret = "GITHUB_TOKEN MY_PASSWORD OBS_SECRET_ACCESS_KEY MYSQL_PWD PGPASSFILE REGISTRY_AUTH KEY API_KEY_2 OPENAI_APIKEY OBS_AK hw_sk SK_2 AWS_CREDENTIALS"
-    public = {"HOME": "/h", "RANK_ID": "3", "MS_SKIP_TASK": "1", "TASKS": "2", "LANG": "C"}
-    assert environment({**public, **dict.fromkeys(secret.split(), "x")}) == {**public, **dict.fromkeys(secret.split(), MASK)}
+    words = "GITHUB_TOKEN MY_PASSWORD OBS_SECRET_ACCESS_KEY MYSQL_PWD PGPASSFILE REGISTRY_AUTH KEY API_KEY_2 OPENAI_APIKEY OBS_AK hw_sk SK_2 AWS_CREDENTIALS"
+    secret = [f"SLURM_{name}" for name in words.split()] + ["PANGU_JOB_SECRET"]
+    public = {"HOME": "/h", "RANK_ID": "3", "MS_SKIP_TASK": "1", "MS_TASKS": "2", "LANG": "C", "LD_LIBRARY_PATH": "/l", "PYTHONPATH": "/p", "ASCEND_HOME_PATH": "/a"}
+    assert environment({**public, **dict.fromkeys(secret, "x")}) == {**public, **dict.fromkeys(secret, MASK)}
+
+
+def test_variables_that_are_somebody_elses_are_not_written_down():
+    assert environment(dict.fromkeys([*"MYSQL_PWD HISTFILE GIT_ASKPASS COMPANY_DB DBUS_ADDRESS LS_COLORS WEBHOOK PS1 MSG PATHS".split()], "x")) == {}
+
+
+def test_the_record_of_a_launch_is_its_owners_alone(directory):
+    mode = os.umask(0)
+    try:
+        (directory.path / "job.json").chmod(0o644)  # as a launcher before this one left it
+        directory.write_job({"id": "second"})
+    finally:
+        os.umask(mode)
+    assert (directory.path / "job.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_passwords_in_addresses_are_not_written_down(monkeypatch):
-    given = {"http_proxy": "http://user:pa@ss@proxy:3128/a", "INDEX": "https://u:p@a/simple https://token@b/simple", "MAIL": "a@b", "AT": "http://h/x@y"}
-    shown = {"http_proxy": "http://***@proxy:3128/a", "INDEX": "https://***@a/simple https://***@b/simple", "MAIL": "a@b", "AT": "http://h/x@y"}
+    given = {"http_proxy": "http://user:pa@ss@proxy:3128/a", "MA_INDEX": "https://u:p@a/simple https://token@b/simple", "MA_L": "a@b", "MA_T": "http://h/x@y"}
+    shown = {"http_proxy": "http://***@proxy:3128/a", "MA_INDEX": "https://***@a/simple https://***@b/simple", "MA_L": "a@b", "MA_T": "http://h/x@y"}
     assert environment(given) == shown
     monkeypatch.setattr(sys, "argv", ["pangu", "launch", "--data", "s3://ak:sk@bucket/records"])
     assert record.description("x")["command"][-1] == "s3://***@bucket/records"
 
 
 def test_bytes_that_are_no_text_do_not_hinder_a_launch(directory, monkeypatch):
-    monkeypatch.setitem(os.environb, b"NO_TEXT", b"caf\xe9")
+    monkeypatch.setitem(os.environb, b"PANGU_NO_TEXT", b"caf\xe9")
     monkeypatch.setattr(sys, "argv", ["pangu", os.fsdecode(b"caf\xe9")])
     directory.write_job(record.description("x"))
-    assert directory.job()["environment"]["NO_TEXT"] == directory.job()["command"][1] == "caf?"
+    assert directory.job()["environment"]["PANGU_NO_TEXT"] == directory.job()["command"][1] == "caf?"
 
 
 def test_a_launch_leaves_no_file_of_the_one_before_but_its_history(directory):

@@ -15,6 +15,7 @@ from pangu_run.launch import binding
 from pangu_run.launch.devices import visible_numbers
 from pangu_run.supervise import rank
 from pangu_run.supervise.orphans import JOB
+from pangu_run.supervise.seal import job_secret
 
 CLUSTER_VARIABLES = {"MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_TOPO_TIMEOUT", "MS_WORKER_NUM", "MS_SERVER_NUM", "MS_LOCAL_WORKER"}
 CLUSTER_VARIABLES |= {"MS_NODE_ID", "MS_NODE_RANK", "MS_SIMULATION_LEVEL", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH"}
@@ -91,6 +92,8 @@ class Job:
     """For job.json, with "config" and "rank_table" as JobDirectory.write_job has them."""
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Marks this launcher's processes."""
+    secret: bytes = field(default_factory=job_secret, repr=False)
+    """What the job's launchers know each other by; empty where there is none."""
 
     @property
     def world(self) -> int:

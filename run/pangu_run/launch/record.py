@@ -12,6 +12,12 @@ from typing import Any
 
 PACKAGES = ("pangu-ms", "mindspore", "mindformers", "numpy")
 SECRET = re.compile(r"PASS|PWD|AUTH|SECRET|TOKEN|CREDENTIAL|KEY|(?:^|_)[AS]K(?:_|$)", re.IGNORECASE)
+DEPENDED_ON = re.compile(
+    r"(PANGU|MS|MINDSPORE|GLOG|HCCL|HCCN|ASCEND|ACL|CANN|RANK|DEVICE|SLURM|VC|MA|OMP|GOMP|KMP|MKL|OPENBLAS|ONEDNN|DNNL|MALLOC|CONDA|LC|XDG)_\w*"
+    r"|PYTHON\w+|(\w+_)?(PATH|HOME|PRELOAD)|VIRTUAL_ENV|TMPDIR|LANG|TZ|USER|HOSTNAME|(no|https?)_proxy",
+    re.IGNORECASE,
+)
+"""Names that a run can depend on: of what it is made of, of the scheduler that started it, of places. Others may be anybody's, and are not written down."""
 LOGIN = re.compile(r"//[^/\s]*@")
 """USER:PASSWORD@ in an address; up to the last @, since a password may have one, too."""
 MASK = "(not written down)"
@@ -29,8 +35,9 @@ def versions() -> dict[str, str | None]:
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Environment variables in order; values whose name tells of a secret are masked, and logins in addresses."""
-    return {_text(name): MASK if SECRET.search(name) else _public(variables[name]) for name in sorted(variables)}
+    """Environment variables that a run can depend on, in order; values whose name tells of a secret are masked, and logins in addresses."""
+    names = sorted(name for name in variables if DEPENDED_ON.fullmatch(name))
+    return {_text(name): MASK if SECRET.search(name) else _public(variables[name]) for name in names}
 
 
 def _public(words: str) -> str:

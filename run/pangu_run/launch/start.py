@@ -16,10 +16,11 @@ from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_run.job_directory import ENDED, STATUS_S, JobDirectory
 from pangu_run.launch import record
 from pangu_run.launch.job import Job, Place
-from pangu_run.supervise import orphans
+from pangu_run.supervise import messages, orphans
 from pangu_run.supervise.host import Host
 from pangu_run.supervise.leader import LAST_WRITES_S, Leader
-from pangu_run.supervise.links import LeaderMissing, Link, join
+from pangu_run.supervise.links import Link, NotJoined, join
+from pangu_run.supervise.seal import require_long
 from pangu_run.supervise.terminal import Terminal
 
 LOCAL_SERVER = "localhost"
@@ -40,6 +41,7 @@ def run_job(job: Job) -> int:
         LaunchError: the job cannot be started.
         OutputError: its directory cannot be written.
     """
+    require_long(job.secret)
     with files.writing(job.directory.path):
         job.directory.logs.mkdir(parents=True, exist_ok=True)
     if job.leads:
@@ -130,9 +132,10 @@ async def _follow(job: Job, signals: Signals) -> int:
     try:
         link = await join(job, signals.names)
         return EXIT_STOPPED if link is None else await _obey_to_the_end(job, terminal, link, signals)
-    except LeaderMissing as error:
-        terminal.tell(f"{job.name}: {error}")
-        return EXIT_HOST
+    except NotJoined as error:
+        if str(error):
+            terminal.tell(f"{job.name}: {error}")
+        return error.code
     finally:
         terminal.close()
 
@@ -143,12 +146,14 @@ async def _obey_to_the_end(job: Job, terminal: Terminal, link: Link, signals: Si
     host = Host(job, terminal, lambda message: None if leaving else link.send(message))
     try:
         with signals.passed_on(lambda name: link.send({"is": "signal", "name": name})):
-            while command := await link.receive():
-                if command["do"] == "end":
+            while words := await link.receive():
+                command = messages.from_leader(words)
+                if command and command["do"] == "end":
                     if command["text"]:
                         terminal.tell(f"{job.name}: {command['text']}")
                     return command["code"]
-                host.do(command)
+                if command:
+                    host.do(command)
         terminal.tell(f"{job.name}: the first host ({job.servers[0]}) is gone; this host's ranks were ended; look at that host")
         return EXIT_HOST
     finally:

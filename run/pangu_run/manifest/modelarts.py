@@ -4,6 +4,7 @@ import shlex
 from pathlib import PurePosixPath
 
 from pangu_run.errors import LaunchError
+from pangu_run.manifest import secret
 from pangu_run.manifest.mounts import seen_config
 from pangu_run.manifest.options import NOTHING, Parser, deliver, launch_words, train_words
 from pangu_run.manifest.plan import plan_of, require_ascend
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> int:
         rank_table=shlex.quote(args.rank_table),
         table_timeout=args.table_timeout,
         exports=exports(args.env),
+        secret=secret.COMMENT if plan.hosts > 1 else "",
         words=shell_words(launch_words(args, seen_config(args.config, args.mount))),
     )
     return deliver(args, plan, text, "upload it and set the boot command `bash {file}`")

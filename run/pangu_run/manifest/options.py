@@ -11,6 +11,7 @@ from pangu_run import files
 from pangu_run.arguments import MOST_S, PORTS, NewFile, require_between
 from pangu_run.console import show
 from pangu_run.errors import LaunchError
+from pangu_run.isolated import JOB_SECRET
 from pangu_run.manifest.plan import Plan
 
 MARGIN_S = 30
@@ -88,6 +89,9 @@ def environment(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         if not re.match(r"[A-Za-z_]\w*=", pair, re.ASCII):
             raise LaunchError(f"--env {pair}: must be NAME=VALUE with a NAME of letters, digits and _; write it so")
+        if pair.startswith(f"{JOB_SECRET}="):
+            advice = "leave it out: Slurm's and Volcano's files make a fresh one; to ModelArts or `docker run` give it as a variable of the job"
+            raise LaunchError(f"--env {JOB_SECRET}: would stand in a file or image that others read; a secret does not belong there; {advice}")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
@@ -119,15 +123,16 @@ def launch_words(args: argparse.Namespace, config: str | None = None) -> list[st
     return [*own, "train", *train_words(args, config)]
 
 
-def deliver(args: argparse.Namespace, plan: Plan, text: str, submit: str) -> int:
+def deliver(args: argparse.Namespace, plan: Plan, text: str, submit: str, private: bool = False) -> int:
     """Write the text where it should go, whole or not at all, and say how it is used; returns the exit code.
 
     Args:
         submit: command that hands FILE to the scheduler; {file} stands for it.
+        private: the text has a secret; the file is its owner's alone.
     """
     to_file = args.output != "-"
     if to_file:
-        files.write_new(Path(args.output), text)
+        files.write_new(Path(args.output), text, private)
     command = submit.format(file=args.output if to_file else "FILE")
     if args.json:
         known: dict[str, Any] = {"output": args.output, "hosts": plan.hosts, "devices_per_host": plan.devices, "submit": command}

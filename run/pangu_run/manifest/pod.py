@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
+from pangu_run.manifest import secret
 from pangu_run.manifest.mounts import parse_mounts
 from pangu_run.manifest.plan import Plan
 from pangu_run.manifest.text import fill, pod_argument
@@ -32,7 +33,7 @@ def pod_spec(args: argparse.Namespace, plan: Plan, name: str, words: list[str]) 
         **network,
         **selector,
         "affinity": apart("job-name" if by_operator else "volcano.sh/job-name", name),
-        "containers": [container(args, plan, words)],
+        "containers": [container(args, plan, name, words)],
         "volumes": [{"name": volume, **source} for volume, _, source in volumes(args, name)],
     }
 
@@ -43,7 +44,7 @@ def apart(label: str, name: str) -> dict[str, Any]:
     return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
-def container(args: argparse.Namespace, plan: Plan, words: list[str]) -> dict[str, Any]:
+def container(args: argparse.Namespace, plan: Plan, name: str, words: list[str]) -> dict[str, Any]:
     """The container: its script starts the launcher with the words that follow it."""
     table = {"table": f"{TABLE_DIRECTORY}/hccl.json", "table_timeout": args.table_timeout}
     script = fill(f"{args.kind}_start.sh.tmpl", **table, host=EXIT_HOST, stopped=EXIT_STOPPED)
@@ -54,7 +55,7 @@ def container(args: argparse.Namespace, plan: Plan, words: list[str]) -> dict[st
         "imagePullPolicy": "IfNotPresent",
         "command": ["/bin/bash", "-c"],
         "args": [pod_argument(word) for word in (script, "pangu", *words)],
-        "env": variables(args),
+        "env": variables(args) + ([secret.variable(name)] if plan.hosts > 1 else []),
         "ports": [{"name": "ascendjob-port", "containerPort": PORT}],
         "resources": {"limits": limits, "requests": dict(limits)},
         "volumeMounts": [{"name": volume, "mountPath": path} | ({"readOnly": True} if path == DRIVER else {}) for volume, path, _ in volumes(args, "")],

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pangu_run.errors import LaunchError
 from pangu_run.exit_codes import EXIT_STOPPED
+from pangu_run.manifest import secret
 from pangu_run.manifest.options import NOTHING, Parser, deliver, job_name, launch_words, train_words
 from pangu_run.manifest.plan import Plan, plan_of, require_ascend
 from pangu_run.manifest.text import exports, fill, shell_words
@@ -63,6 +64,7 @@ def script(args: argparse.Namespace, plan: Plan) -> str:
         optional="".join(optional),
         prepare=f"{args.prepare}\n" if args.prepare else "",
         exports=exports(args.env),
+        secret=secret.SHELL if plan.hosts > 1 else "",
         grace=args.grace,
         words=shell_words(launch_words(args)),
         stopped=EXIT_STOPPED,

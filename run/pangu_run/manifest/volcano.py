@@ -5,6 +5,7 @@ from typing import Any
 
 from pangu_run.errors import LaunchError
 from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
+from pangu_run.manifest import secret
 from pangu_run.manifest.mounts import parse_mounts, require_mounted, seen_config
 from pangu_run.manifest.options import NOTHING, Parser, deliver, job_name, launch_words, train_words
 from pangu_run.manifest.plan import plan_of, require_ascend, version
@@ -38,11 +39,12 @@ def main(argv: list[str]) -> int:
         restart_policy="ExitCode" if args.max_requeues else "Never",
         pod=yaml_block(pod_spec(args, plan, name, words), 10),
         workers=workers(plan.hosts, args.max_requeues) if args.kind == "ascendjob" else "",
+        secret=secret.resource(name, args.namespace) if plan.hosts > 1 else "",
         host=EXIT_HOST,
         stopped=EXIT_STOPPED,
         **{key: yaml_block(value).removesuffix("\n...") for key, value in scalars.items()},
     )
-    return deliver(args, plan, text, "submit it with `kubectl apply -f {file}`")
+    return deliver(args, plan, text, "submit it with `kubectl apply -f {file}`", private=plan.hosts > 1)
 
 
 def add_options(parser: Parser) -> None:

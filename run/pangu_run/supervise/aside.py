@@ -42,6 +42,12 @@ class Aside:
 
         self.do(answer)
 
+    async def result(self, work: Callable[[], Any]) -> Any:
+        """Do it in turn, and wait for its result while the event loop goes on."""
+        done = asyncio.get_running_loop().create_future()
+        self.ask(work, lambda result: None if done.done() else done.set_result(result))
+        return await done
+
     def close(self, seconds: float) -> None:
         """Wait until all is done, but not for ever."""
         self._queue.put(None)

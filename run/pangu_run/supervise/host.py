@@ -1,8 +1,6 @@
-"""The ranks of one host, as the leader commands them. Commands and messages are plain dictionaries: they travel over a socket as they are.
+"""The ranks of one host, as the leader commands them. Commands and messages are plain dictionaries (see messages.py): they travel over a socket as they are.
 
-Commands   {"do": "start", "attempt", "resume", "scheduler"}, {"do": "signal", "name"}, {"do": "kill"}, {"do": "stacks", "ranks"}
-Messages   {"is": "beat", "rank", "pid", "phase", "step", ...}, {"is": "exit", "rank", "code", "time", "words" (last lines of its log), "oom", "started"},
-           {"is": "stacks", "rank", "path", "lines"}; each with its "attempt": the leader drops those of an earlier one
+Each message has its "attempt": the leader drops those of an earlier one.
 """
 
 import asyncio
@@ -14,7 +12,7 @@ from typing import Any
 from pangu_run.launch.job import Job
 from pangu_run.supervise import orphans
 from pangu_run.supervise.aside import Aside
-from pangu_run.supervise.logs import last_lines
+from pangu_run.supervise.logs import SHOWN_LINES, last_lines
 from pangu_run.supervise.process import RankProcess
 from pangu_run.supervise.terminal import Terminal
 
@@ -39,7 +37,7 @@ class Host:
         kind = command["do"]
         if kind == "start":
             self._attempt = command["attempt"]
-            self._start(self._attempt, command["resume"], command["scheduler"] and tuple(command["scheduler"]))
+            self._start(self._attempt, command["resume"], command["scheduler"])
         elif kind == "signal":
             for process in self.ranks.values():
                 process.signal(command["name"])
@@ -61,7 +59,7 @@ class Host:
             if message["is"] == "exit":
                 message |= {"oom": message["code"] == -9 and oom_kills() > oom_before, "started": True}
                 log = self.job.directory.rank_log(message["rank"])
-                self.disk.ask(lambda: _words(log), lambda lines: self.tell(message | {"attempt": attempt, "words": lines}))
+                self.disk.ask(lambda: words_of(log), lambda lines: self.tell(message | {"attempt": attempt, "words": lines}))
             else:
                 self.tell(message | {"attempt": attempt})
 
@@ -79,13 +77,14 @@ class Host:
             process.dump_stacks()
         await asyncio.sleep(STACKS_S)
         for process in processes:
-            lines = last_lines(process.stacks, MAX_STACK_LINES)
+            lines = await self.disk.result(lambda path=process.stacks: words_of(path, MAX_STACK_LINES))
             self.tell({"is": "stacks", "attempt": attempt, "rank": process.number, "path": str(process.stacks), "lines": lines})
 
 
-def _words(log: Path) -> list[str]:
+def words_of(log: Path, count: int = SHOWN_LINES) -> list[str]:
+    """As `last_lines`, also of a log that cannot be read; on a shared disk it may take long."""
     try:
-        return last_lines(log)
+        return last_lines(log, count)
     except OSError as error:
         return [f"(cannot be read: {error.strerror})"]
 

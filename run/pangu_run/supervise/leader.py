@@ -15,9 +15,8 @@ from pangu_run.launch.job import Job
 from pangu_run.report.ascend_errors import explain
 from pangu_run.supervise import scheduler, verdict, watchdog
 from pangu_run.supervise.chronicle import Chronicle
-from pangu_run.supervise.host import Host
+from pangu_run.supervise.host import Host, words_of
 from pangu_run.supervise.links import Hosts
-from pangu_run.supervise.logs import last_lines
 from pangu_run.supervise.terminal import Terminal
 from pangu_run.supervise.verdict import Failure
 from pangu_run.supervise.watchdog import RankState
@@ -39,7 +38,8 @@ class Leader:
         self.messages: asyncio.Queue[Message] = asyncio.Queue()
         self.local = Host(job, terminal, self.messages.put_nowait)
         self.hosts = Hosts(job, self.messages.put_nowait)
-        self.attempt, self.states, self.exits, self.stacks = 0, [], [], []
+        self.attempt, self.states, self.exits = 0, [], []
+        self.stacks: dict[int, Message] = {}
         self.signals: list[str] = []
         self.lost: list[str] = []
         self.scheduler_ended: Message | None = None
@@ -124,7 +124,7 @@ class Leader:
         """Start all ranks and see them to their end; returns the job's exit code if it need not be told, else the failure."""
         now = time.monotonic()
         self.states = [RankState(place, now) for place in self.job.places]
-        self.exits, self.stacks, self.scheduler_ended = [], [], None
+        self.exits, self.stacks, self.scheduler_ended = [], {}, None
         self.chronicle.begin(self.attempt)
         address = await self._with_signals(scheduler.start(self.job, self.disk, self._scheduler_tells)) if self.job.start == "cluster" else None
         if self.signals:
@@ -193,11 +193,11 @@ class Leader:
             await self._dump_stacks([state.place.rank for state in left])
         if left and all(message["code"] in (0, EXIT_PEER_LOST, EXIT_STOPPED) for message in exits):
             hung = watchdog.overdue(left)
-            return verdict.of_hang(self.states, hung, time.monotonic() - min(state.heard for state in hung), self.stacks)
+            return verdict.of_hang(self.states, hung, time.monotonic() - min(state.heard for state in hung), [*self.stacks.values()])
         return verdict.of_exit(self.job, self.states, exits)
 
     async def _without_scheduler(self) -> Failure:
-        words = last_lines(self.job.directory.logs / "scheduler" / "output.log")
+        words = await self.disk.result(lambda: words_of(self.job.directory.logs / "scheduler" / "output.log"))
         await self._until_ended(SETTLE_S)  # what ranks say of it goes to their logs
         return verdict.of_scheduler(self.job, self.scheduler_ended["code"], words)
 
@@ -209,7 +209,7 @@ class Leader:
         seconds = now - min(state.heard for state in hung)
         self.chronicle.event("hang", ranks=[state.place.rank for state in hung], phase=hung[0].phase, step=hung[0].step)
         await self._dump_stacks([state.place.rank for state in self.states if state.runs])
-        return verdict.of_hang(self.states, hung, seconds, self.stacks)
+        return verdict.of_hang(self.states, hung, seconds, [*self.stacks.values()])
 
     async def _dump_stacks(self, ranks: Sequence[int]) -> None:
         self._send({"do": "stacks", "ranks": list(ranks)})
@@ -249,16 +249,16 @@ class Leader:
         kind, now = message["is"], time.monotonic()
         if message.get("attempt", self.attempt) != self.attempt:
             return  # of a process that outlived its attempt
-        if kind == "beat":
-            self.states[message["rank"]].hear(message, now)
+        state = self.states[message["rank"]] if kind in ("beat", "exit") else None
+        if kind == "beat" and state.runs:
+            state.hear(message, now)
             if "saved" in message:
                 self.chronicle.event("checkpoint", step=message["saved"])
-        elif kind == "exit":
-            state = self.states[message["rank"]]
+        elif kind == "exit" and state.runs:
             state.state, state.exit_code = ENDED, message["code"]
             self.exits.append(message)
         elif kind == "stacks":
-            self.stacks.append(message)
+            self.stacks[message["rank"]] = message
         elif kind == "scheduler":
             self.scheduler_ended = message
         elif kind == "signal":

@@ -1,9 +1,18 @@
-"""Launchers of several hosts, connected to the leader's: lines of JSON over TCP, and both sides notice when the other one is gone."""
+"""Launchers of several hosts, connected to the leader's: lines of JSON over TCP, and both sides notice when the other one is gone.
+
+A host says hello, the leader says hello, each with its version and a random number; from then on each line is sealed (see seal.py). The host's first
+sealed line says what it launches, the leader's first one whether the host may stay.
+"""
 
 import asyncio
+import contextlib
+import errno
+import functools
 import hashlib
 import ipaddress
 import json
+import resource
+import secrets
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -12,21 +21,31 @@ from typing import Any
 from pangu_run.console import USER_ERROR
 from pangu_run.errors import LaunchError
 from pangu_run.exit_codes import EXIT_HOST
+from pangu_run.isolated import JOB_SECRET
 from pangu_run.launch import record
 from pangu_run.launch.job import Job
+from pangu_run.supervise import messages
 from pangu_run.supervise.scheduler import require_free
+from pangu_run.supervise.seal import ADVICE, Seal
 
 Message = dict[str, Any]
 ALIVE_S, LOST_S = 2.0, 60.0
 """Seconds between signs of life, and without one until a host counts as lost."""
 TELL_S, RETRY_S = 10.0, 0.2
-LINE_BYTES = 1 << 20
-HELLO_S, STRANGERS = 5.0, 64
-"""For a connection to say who it is, and how many may be about it beside the hosts that are waited for."""
+READ_BYTES, HELLO_BYTES, LINE_BYTES = 1 << 16, 1 << 12, 1 << 20
+"""Of one read, and of a line before and after it is known who writes."""
+HELLO_S, STRANGERS, BACKLOG = 5.0, 64, 1024
+"""For a connection to say who it is; how many may be about it beside the hosts that are waited for; how many the kernel keeps until they are accepted."""
+PROTOCOL = 2
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-class LeaderMissing(Exception):
-    """No launcher of the first host: not the user's mistake, but a matter of time."""
+class NotJoined(Exception):
+    """This host is no part of the job: no launcher of the first host came in time, or it sent this one away. Not always this user's mistake."""
+
+    def __init__(self, code: int, text: str):
+        super().__init__(text)
+        self.code = code
 
 
 def digest(job: Job) -> str:
@@ -37,26 +56,57 @@ def digest(job: Job) -> str:
     return hashlib.sha256(json.dumps(same).encode()).hexdigest()
 
 
+@functools.cache
+def version() -> str:
+    """Of this launcher: launchers of other versions may mean other things by the same words."""
+    return f"{record.versions()['pangu-ms'] or 'not installed'}, protocol {PROTOCOL}"
+
+
 class Link:
     """One connection, either side."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self._reader, self._writer = reader, writer
+        self._read, self._most = bytearray(), HELLO_BYTES
+        self._said = self._heard = b""
+        self._own: Seal | None = None
+        self._other: Seal | None = None
+        self.forged = False
+        """Whether a line came that is not from who has the job's secret."""
+
+    def say(self, message: Message) -> None:
+        """Send the first line, which is not sealed."""
+        self._said = _text(message)
+        self._write(self._said)
+
+    async def hear(self) -> Message | None:
+        """The other side's first line; None when that is gone, or no launcher."""
+        self._heard = await self._line()
+        return _parsed(self._heard)
+
+    def seal(self, secret: bytes, leads: bool) -> None:
+        """From here on all lines are sealed."""
+        hellos = (self._said, self._heard) if leads else (self._heard, self._said)
+        self._own, self._other = (Seal(secret, direction, hellos) for direction in ((b"leader", b"host") if leads else (b"host", b"leader")))
+
+    def trust(self) -> None:
+        """From here on the other side may write long lines: it has the job's secret."""
+        self._most = LINE_BYTES
 
     def send(self, message: Message) -> None:
-        """Send without waiting."""
-        if not self._writer.is_closing():
-            self._writer.write(json.dumps(message).encode() + b"\n")
+        """Send a sealed line without waiting."""
+        self._write(self._own.sealed(_text(message)))
 
-    async def receive(self, wait_s: float = LOST_S) -> Message | None:
-        """The next message that is not a mere sign of life; None when the other side is gone."""
-        while True:
-            try:
-                line = await asyncio.wait_for(self._reader.readline(), wait_s)
-            except (OSError, asyncio.TimeoutError, ValueError):  # the last one: a line without an end
+    async def receive(self) -> Message | None:
+        """The next sealed line that is not a mere sign of life; None when the other side is gone, or is not who it was."""
+        while line := await self._line():
+            text = self._other.opened(line)
+            if text is None:
+                self.forged = True
                 return None
-            if (message := _parsed(line)) != {}:
+            if (message := _parsed(text)) != {}:
                 return message
+        return None
 
     async def keep_alive(self) -> None:
         """Send signs of life for ever."""
@@ -76,11 +126,35 @@ class Link:
         """Close at once, whatever is left."""
         self._writer.transport.abort()
 
+    def _write(self, line: bytes) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(line + b"\n")
 
-def _parsed(line: bytes) -> Message | None:
-    """None where the line is no whole message: the other side is gone, or a stranger."""
+    async def _line(self) -> bytes:
+        """The next line without its end; b"" when the other side is gone, or writes without end."""
+        while (end := self._read.find(b"\n", max(0, len(self._read) - READ_BYTES))) < 0 and len(self._read) <= self._most:
+            try:
+                content = await asyncio.wait_for(self._reader.read(READ_BYTES), LOST_S)
+            except (OSError, asyncio.TimeoutError):
+                return b""
+            if not content:
+                return b""
+            self._read += content
+        if not 0 <= end <= self._most:
+            return b""
+        line = bytes(self._read[:end])
+        del self._read[: end + 1]
+        return line
+
+
+def _text(message: Message) -> bytes:
+    return json.dumps(message, ensure_ascii=False).encode(errors="replace")
+
+
+def _parsed(text: bytes) -> Message | None:
+    """None where the text is no message: the other side is gone, or a stranger."""
     try:
-        message = json.loads(line) if line.endswith(b"\n") else None
+        message = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None
@@ -93,14 +167,19 @@ class Hosts:
         """Messages of hosts go to `tell`, with "host"; {"is": "lost", "host"} when one is gone."""
         self._job, self._tell = job, tell
         self.links: dict[str, Link] = {}
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task] = set()
         self._strangers: dict[Link, None] = {}
         self._digest = ""
         self._closing = False
+        self._say: Callable[[str], None] = lambda text: None
+        self._said: set[str] = set()
 
     async def gather(self, say: Callable[[str], None]) -> list[str]:
         """Wait until every host is here; returns those that have not come in time.
+
+        Args:
+            say: shows a line to the user.
 
         Raises:
             LaunchError: the leader's port is taken.
@@ -108,11 +187,15 @@ class Hosts:
         missing = set(self._job.servers[1:])
         if not missing:
             return []
-        self._digest = digest(self._job)
+        self._say, self._digest = say, digest(self._job)
         host, port = self._job.master
         require_reachable(host, self._job.servers)
         require_free(host, port + 1)
-        self._server = await asyncio.start_server(self._begin, host, port + 1, limit=LINE_BYTES, backlog=STRANGERS)
+        if not self._job.secret:
+            say(f"{JOB_SECRET} is not set: whoever reaches {host}:{port + 1} can stop this job or read its errors; {ADVICE}")
+        self._listener = socket.create_server((host, port + 1), backlog=BACKLOG)
+        self._listener.setblocking(False)
+        self._spawn(self._accept())
         began = told = time.monotonic()
         while (missing := set(self._job.servers[1:]) - self.links.keys()) and time.monotonic() - began < self._job.limits.host_s:
             await asyncio.sleep(RETRY_S)
@@ -130,42 +213,89 @@ class Hosts:
         """Tell all hosts how the job ended, and let them go."""
         self._closing = True
         await asyncio.gather(*(self._refuse(link, code, text) for link in list(self.links.values())))  # at once: many may be silent
-        if self._server:
-            self._server.close()
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._listener:
+            self._listener.close()
 
-    def _begin(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """In a task of our own: asyncio shows a traceback where one that it made is cancelled (Python 3.11 and older)."""
-        link = Link(reader, writer)
-        self._strangers[link] = None
-        if len(self._strangers) > len(self._job.servers) + STRANGERS:
-            oldest = next(iter(self._strangers))  # a host says who it is at once
-            del self._strangers[oldest]
-            oldest.drop()
-        task = asyncio.create_task(self._welcome(link))
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    async def _accept(self) -> None:
+        """Take connections in for ever. asyncio's own server tells of missing file descriptors once for each connection that waits, without end."""
+        while True:
+            try:
+                connection, _ = await asyncio.get_running_loop().sock_accept(self._listener)
+                link = Link(*await asyncio.open_connection(sock=connection, limit=READ_BYTES))
+            except OSError as error:
+                if error.errno in _NO_ROOM:
+                    self._say_once(f"no room for another connection ({error.strerror}); strangers are sent away for it; raise `ulimit -n` where this repeats")
+                    self._leave_strangers(0)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self._strangers[link] = None
+            self._leave_strangers(most_strangers(len(self._job.servers)))
+            self._spawn(self._welcome(link))
+
+    def _leave_strangers(self, most: int) -> None:
+        """The oldest go first: a host says who it is at once, and comes again."""
+        while len(self._strangers) > most:
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.drop()
+
     async def _welcome(self, link: Link) -> None:
-        hello = await link.receive(HELLO_S)
-        self._strangers.pop(link, None)
-        if hello is None:
+        try:
+            server = await asyncio.wait_for(self._admit(link), HELLO_S)
+        except asyncio.TimeoutError:
+            server = None
+        if server is None:
             await link.close()
+            self._strangers.pop(link, None)
             return
-        server = str(hello.get("host"))
-        if server in self.links:
-            await self._refuse(link, EXIT_HOST, f"host {server}: is there already; start one launcher on each host, or name them apart by --server-id")
-            return
-        if fault := self._fault(hello):
-            await self._refuse(link, USER_ERROR, fault)
-            return
+        self._strangers.pop(link, None)
+        await self._attend(server, link)
+
+    async def _admit(self, link: Link) -> str | None:
+        """The host that a connection is of; None for a stranger."""
+        words = await link.hear()
+        hello = messages.HELLO.read(words)
+        if hello is None:
+            if words and words.get("is") == "hello":  # protocol 1, which takes an answer that is not sealed
+                link.say({"do": "end", "code": USER_ERROR, "text": self._other_version(str(words.get("host")), "of an earlier version")})
+            return None
+        server = hello["host"]
+        link.say({"is": "hello", "host": self._job.server, "version": version(), "nonce": secrets.token_hex(16)})
+        if hello["version"] != version():
+            self._say_of(server, self._other_version(server, hello["version"]))
+            return None  # it says the same to its user
+        link.seal(self._job.secret, leads=True)
+        joins = messages.JOIN.read(await link.receive())
+        if link.forged:
+            self._say_of(server, f"host {server}: a launcher came by that name with another {JOB_SECRET} or none, and was sent away; {ADVICE}")
+            link.send({})  # not sealed as it would be there, which tells its user
+            return None
+        if joins is None:
+            return None
+        fault = self._fault(server, joins["digest"])
+        if fault:
+            await self._refuse(link, *fault)
+            return None
         self.links[server] = link
+        link.trust()
+        link.send({"do": "welcome"})
+        return server
+
+    async def _attend(self, server: str, link: Link) -> None:
         alive = asyncio.create_task(link.keep_alive())
         try:
-            while message := await link.receive():
-                if self._may_tell(server, message):
+            while words := await link.receive():
+                if (message := messages.from_host(words)) and self._may_tell(server, message):
                     self._tell(message | {"host": server})
+            link.drop()
         finally:
             alive.cancel()
             del self.links[server]  # until all are here it may come again
@@ -173,24 +303,39 @@ class Hosts:
                 self._tell({"is": "lost", "host": server})
 
     def _may_tell(self, server: str, message: Message) -> bool:
-        """Whether a host may say this: signals, and what its own ranks do; that a host is lost, only the leader finds."""
-        kind, rank = message.get("is"), message.get("rank")
-        if kind == "signal":
-            return isinstance(message.get("name"), str)
-        own = type(rank) is int and 0 <= rank < len(self._job.places) and self._job.places[rank].server == server
-        return own and kind in ("beat", "exit", "stacks")
+        """Whether this is the host's own to tell: of signals, and of its own ranks."""
+        return "rank" not in message or message["rank"] < self._job.world and self._job.places[message["rank"]].server == server
+
+    def _say_of(self, server: str, text: str) -> None:
+        if server in self._job.servers[1:]:  # what a stranger calls itself is not shown
+            self._say_once(text)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
 
     async def _refuse(self, link: Link, code: int, text: str) -> None:
         link.send({"do": "end", "code": code, "text": text})
         await link.close()
 
-    def _fault(self, hello: Message) -> str | None:
-        server = hello.get("host")
+    def _other_version(self, server: str, found: str) -> str:
+        return f"host {server}: its launcher is {found}, that of {self._job.server} is {version()}; one job has launchers of one version; install the same on all hosts"
+
+    def _fault(self, server: str, found: str) -> tuple[int, str] | None:
+        """Why a host that has the secret may not stay: exit code and text."""
+        if server in self.links:
+            return EXIT_HOST, f"host {server}: is there already; start one launcher on each host, or name them apart by --server-id"
         if server not in self._job.servers[1:]:
-            return f"host {server}: is none of the hosts that {self._job.server} waits for; use the same rank table or --hosts everywhere"
-        if hello.get("digest") != self._digest:
-            return f"host {server}: launches something else than {self._job.server}; use the same command, rank table and configuration on all hosts"
+            return USER_ERROR, f"host {server}: is none of the hosts that {self._job.server} waits for; use the same rank table or --hosts everywhere"
+        if found != self._digest:
+            return USER_ERROR, f"host {server}: launches something else than {self._job.server}; use the same command, rank table and configuration on all hosts"
         return None
+
+
+def most_strangers(hosts: int) -> int:
+    """How many connections may be about to say who they are: never so many that none of this process's file descriptors are left for its ranks."""
+    return min(hosts + STRANGERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
 
 def require_reachable(host: str, servers: Sequence[str]) -> None:
@@ -212,19 +357,61 @@ async def join(job: Job, signals: list[str]) -> Link | None:
     """Connect to the leader as one of its hosts; None if there are signals before that.
 
     Raises:
-        LeaderMissing: it is not there in time.
+        NotJoined: it is not there in time, or does not take this host.
     """
+    task = asyncio.create_task(_join(job))
+    while not task.done() and not signals:
+        await asyncio.wait({task}, timeout=RETRY_S)
+    if task.done():
+        return task.result()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return None
+
+
+async def _join(job: Job) -> Link:
     host, port = job.master
     deadline = time.monotonic() + job.limits.host_s
     while time.monotonic() < deadline:
-        if signals:
-            return None
-        try:
-            link = Link(*await asyncio.wait_for(asyncio.open_connection(host, port + 1, limit=LINE_BYTES), HELLO_S))
-        except (OSError, asyncio.TimeoutError):
-            await asyncio.sleep(RETRY_S)
-            continue
-        link.send({"is": "hello", "host": job.server, "digest": digest(job)})
-        return link
+        with contextlib.suppress(OSError, asyncio.TimeoutError):
+            link = Link(*await asyncio.wait_for(asyncio.open_connection(host, port + 1, limit=READ_BYTES), HELLO_S))
+            joined = False
+            try:
+                if joined := await asyncio.wait_for(_introduce(job, link), max(HELLO_S, deadline - time.monotonic())):
+                    return link
+            finally:
+                if not joined:
+                    link.drop()
+        await asyncio.sleep(RETRY_S)
     where = f"{host}:{port + 1}"
-    raise LeaderMissing(f"{where}: no launcher of the first host ({job.servers[0]}) came within {job.limits.host_s:.0f} s; start it there, and see that the port is open")
+    advice = "start it there, and see that the port is open"
+    raise NotJoined(EXIT_HOST, f"{where}: no launcher of the first host ({job.servers[0]}) came within {job.limits.host_s:.0f} s; {advice}")
+
+
+async def _introduce(job: Job, link: Link) -> bool:
+    """Whether the leader takes this host; False where it is to be tried again.
+
+    Raises:
+        NotJoined: it does not.
+    """
+    leader = f"{job.master[0]}:{job.master[1] + 1}"
+    link.say({"is": "hello", "host": job.server, "version": version(), "nonce": secrets.token_hex(16)})
+    words = await link.hear()
+    if words is None:
+        return False
+    hello = messages.HELLO.read(words)
+    if hello is None or hello["version"] != version():
+        theirs = f"is {hello['version']}" if hello else "is of an earlier version, or none of ours"
+        advice = "one job has launchers of one version; install the same on all hosts"
+        raise NotJoined(USER_ERROR, f"{leader}: the launcher there {theirs}, that of {job.server} is {version()}; {advice}")
+    link.seal(job.secret, leads=False)
+    link.send({"is": "join", "digest": digest(job)})
+    answer = messages.from_leader(await link.receive())
+    if link.forged:
+        fault = f"has another {JOB_SECRET} than that of {job.server}, or none" if job.secret else f"has a {JOB_SECRET}, that of {job.server} has none"
+        raise NotJoined(USER_ERROR, f"{leader}: the launcher there {fault}; {ADVICE}")
+    if answer and answer["do"] == "end":
+        raise NotJoined(answer["code"], answer["text"])
+    link.trust()
+    return answer is not None

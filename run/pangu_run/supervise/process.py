@@ -19,7 +19,7 @@ from typing import Any
 
 from pangu_run import heartbeat
 from pangu_run.isolated import python_command, python_environment
-from pangu_run.supervise import rank
+from pangu_run.supervise import messages, rank
 from pangu_run.supervise.aside import Aside
 from pangu_run.supervise.logs import RotatingLog
 from pangu_run.supervise.terminal import Terminal
@@ -133,10 +133,10 @@ class RankProcess:
         *lines, self._beats = (self._beats + content).split(b"\n")
         for line in lines:
             try:
-                beat = json.loads(line)
-            except ValueError:
+                beat = messages.BEAT.read(json.loads(line))
+            except (ValueError, RecursionError):
                 continue  # a library of the rank wrote into the descriptor: no beat
-            if isinstance(beat, dict):
+            if beat:
                 self.tell({"is": "beat", "rank": self.number, "pid": self.pid} | beat)
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:

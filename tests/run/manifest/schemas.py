@@ -48,7 +48,7 @@ def faults(value, shape, place="$"):
 
 EXPRESSION = Fields(key_=str, operator_={"In", "NotIn", "Exists", "DoesNotExist"}, values=[str])
 TERM = Fields(labelSelector=Fields(matchExpressions=[EXPRESSION]), topologyKey_=str)
-VARIABLE = Fields(name_=re.compile(r"[A-Za-z_]\w*"), value=str, valueFrom=Fields(fieldRef=Fields(fieldPath_=str)))
+VARIABLE = Fields(name_=re.compile(r"[A-Za-z_]\w*"), value=str, valueFrom=Fields(fieldRef=Fields(fieldPath_=str), secretKeyRef=Fields(name_=NAME, key_=str)))
 QUANTITIES = Map(QUANTITY)
 CONTAINER = Fields(
     name_={"ascend"},
@@ -86,6 +86,7 @@ ASCENDJOB = Fields(
         replicaSpecs_=Fields(Scheduler=REPLICAS, Worker=REPLICAS),
     ),
 )
+SECRET = Fields(apiVersion_={"v1"}, kind_={"Secret"}, metadata_=Fields(name_=NAME, namespace=NAME), type={"Opaque"}, stringData=Map(str))
 EVENTS = {"*", "PodPending", "PodRunning", "PodFailed", "PodEvicted", "Unknown", "TaskCompleted", "OutOfSync", "CommandIssued", "JobUpdated", "TaskFailed"}
 ACTIONS = {"AbortJob", "RestartJob", "RestartTask", "TerminateJob", "CompleteJob", "ResumeJob"}
 VOLCANO = Fields(

@@ -12,7 +12,7 @@ from tests.run.manifest.tools import LAUNCH, MOUNT, NASTY, WORDS, calls, execute
 
 
 def load(capsys, kind, *words):
-    job = yaml.safe_load(written(capsys, "volcano", *WORDS, *MOUNT, "--image", "i:1", "--kind", kind, *words))
+    *_, job = yaml.safe_load_all(written(capsys, "volcano", *WORDS, *MOUNT, "--image", "i:1", "--kind", kind, *words))
     pods = [spec["template"]["spec"] for spec in job["spec"].get("replicaSpecs", {}).values()] or [task["template"]["spec"] for task in job["spec"]["tasks"]]
     return job, pods
 
@@ -107,7 +107,7 @@ def test_a_config_file_is_named_as_the_pod_sees_it(capsys, tmp_path):
     config.parent.mkdir()
     config.write_text("base: alpha/tiny\n")
     words = ["--config", str(config), "--output-dir", "/out/x", "--image", "i:1", "--mount", f"{tmp_path}:/out"]
-    job = yaml.safe_load(written(capsys, "volcano", *words))
+    *_, job = yaml.safe_load_all(written(capsys, "volcano", *words))
     args = job["spec"]["replicaSpecs"]["Scheduler"]["template"]["spec"]["containers"][0]["args"]
     assert args[args.index("--config") + 1] == "/out/sub/my run.yaml" and job["metadata"]["name"] == "pangu-my-run"
 
