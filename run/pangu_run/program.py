@@ -14,6 +14,7 @@ from pangu_run.isolated import python_command, python_environment
 from pangu_run.supervise import orphans
 
 MODULE = "pangu_ms.train.describe"
+CPU = "CPU"
 
 
 @dataclass(frozen=True)
