@@ -27,6 +27,8 @@ class Program:
     placement: Sequence[tuple[int, int]]
     """(server, device), counted from 0, that each rank should have."""
     devices_per_server: int
+    chip: str = ""
+    """ascend910, ascend910b, or nothing where the configuration does not say."""
     words: Sequence[str] = ()
     """After the verb."""
     output: str = ""

@@ -10,11 +10,12 @@ from typing import Any
 from pangu_run import files
 from pangu_run.arguments import MOST_S, PORTS, NewFile, require_between
 from pangu_run.errors import LaunchError
-from pangu_run.manifest.plan import Plan
+from pangu_run.manifest.plan import FIRST, Plan
 
 MARGIN_S = 30
 """The launcher ends its ranks this long before the scheduler would end the launcher."""
 MIN_GRACE_S = 60
+UNCONFIRMED = "MindSpore documents the 910B and its successors from 2.7 on; whether it still runs on the first 910 is unconfirmed: try one device first"
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,46}[a-z0-9])?")  # a Service's name (RFC 1035), with room for "-worker-1234" in a pod's
 NOTHING = argparse.SUPPRESS  # no "(default: None)"
 
@@ -125,6 +126,8 @@ def deliver(args: argparse.Namespace, plan: Plan, text: str, submit: str) -> int
         submit: command that hands FILE to the scheduler; {file} stands for it.
     """
     to_file = args.output != "-"
+    if plan.on_ascend and plan.chip == FIRST:
+        print(f"pangu manifest: runtime.chip={FIRST}: {UNCONFIRMED}", file=sys.stderr)
     if to_file:
         files.write_new(Path(args.output), text)
     command = submit.format(file=args.output if to_file else "FILE")
