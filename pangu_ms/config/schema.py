@@ -187,6 +187,8 @@ class RuntimeConfig:
 
     device: Literal["CPU", "Ascend"] = "CPU"
     """MindSpore device target. Ascend is untested: no device was at hand."""
+    chip: Literal["", "ascend910", "ascend910b"] = ""
+    """Card that the plan is laid out for: `pangu plan` takes its rates and memory, `pangu manifest` its image and labels. Empty: not said."""
     compile_cache: bool = True
     """Keep compiled graphs in the user's cache directory; they can be deleted at any time."""
 

@@ -74,6 +74,9 @@ CHIPS = {
     ),
 }
 
+DEFAULT_CHIP = "ascend910"
+"""Where neither the command nor runtime.chip says."""
+
 
 def require_dtype(chip: Chip, dtype: str) -> None:
     """The chip's peak holds for this compute dtype.

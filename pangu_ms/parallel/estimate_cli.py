@@ -7,8 +7,9 @@ from typing import Any
 
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
+from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import PlanError
-from pangu_ms.parallel.cluster import CHIPS, GIB, Chip, parse_bytes
+from pangu_ms.parallel.cluster import CHIPS, DEFAULT_CHIP, GIB, Chip, parse_bytes
 from pangu_ms.parallel.estimate import Change, Estimate, describe, published_rows, ways_to_fit
 from pangu_ms.parallel.memory import stage_memory
 from pangu_ms.parallel.plan import Plan
@@ -28,8 +29,9 @@ def main(argv: list[str]) -> int:
         rows = published_rows()
         print(json.dumps({"published": rows, "chip": dataclasses.asdict(CHIPS["ascend910"])}) if args.json else published_table(rows))
         return 0
-    plan = Plan.of(load_config(args.config, args.overrides), args.devices)
-    chip, hbm = chip_and_hbm(args)
+    config = load_config(args.config, args.overrides)
+    plan = Plan.of(config, args.devices)
+    chip, hbm = chip_and_hbm(args, config)
     estimate = Estimate.of(plan, chip, hbm)
     stage = estimate.worst_stage if args.stage is None else args.stage
     if not 0 <= stage < plan.mesh.num_stages:
@@ -52,13 +54,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_chip_arguments(parser: argparse.ArgumentParser) -> None:
     """`--chip NAME` and `--hbm SIZE`."""
-    parser.add_argument("--chip", choices=CHIPS, default="ascend910", help="whose published rates are used")
+    parser.add_argument("--chip", choices=CHIPS, default=argparse.SUPPRESS, help=f"whose published rates are used (default: runtime.chip, or {DEFAULT_CHIP})")
     parser.add_argument("--hbm", metavar="SIZE", help="memory of a card, such as 32GiB or 64GB (default: the chip's)", default=argparse.SUPPRESS)
 
 
-def chip_and_hbm(args: argparse.Namespace) -> tuple[Chip, int]:
-    """What `add_chip_arguments` asked for."""
-    chip, given = CHIPS[args.chip], vars(args).get("hbm")
+def chip_and_hbm(args: argparse.Namespace, config: RunConfig) -> tuple[Chip, int]:
+    """What `add_chip_arguments` asked for, or else the configuration says."""
+    chip, given = CHIPS[vars(args).get("chip") or config.runtime.chip or DEFAULT_CHIP], vars(args).get("hbm")
     return chip, chip.hbm_bytes if given is None else parse_bytes("--hbm", given)
 
 

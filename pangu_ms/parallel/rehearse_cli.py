@@ -10,6 +10,7 @@ from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError, PlanError
+from pangu_ms.parallel.cluster import DEFAULT_CHIP
 from pangu_ms.parallel.graph import totals
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rehearse import RankReport, rehearse, sample_ranks, thinned
@@ -30,7 +31,7 @@ def main(argv: list[str]) -> int:
     which.add_argument("--sample", type=int, default=0, metavar="N", help="number of ranks, spread over stages and places in them; 0: one of every stage")
     parser.add_argument("--layers-per-stage", type=int, default=2, metavar="N", help="layers kept on each stage, at full width; 0 keeps all")
     parser.add_argument("--micro-batches", type=int, default=0, metavar="N", help="micro-batches kept, as many as stages at least; 0 keeps all")
-    parser.add_argument("--chip", choices=("ascend910", "ascend910b", "ascend910_93"), default="ascend910", help="whose operators the step is made of")
+    parser.add_argument("--chip", choices=("ascend910", "ascend910b", "ascend910_93"), default=argparse.SUPPRESS, help=f"whose operators the step is made of (default: runtime.chip, or {DEFAULT_CHIP})")
     parser.add_argument("--composed", action="store_true", help="elementary operators instead, which a CPU could execute")
     parser.add_argument("--output", type=Path, action=NewDirectory, metavar="DIR", help="new directory for report.json and MindSpore's strategy files of the ranks")
     parser.add_argument("--parameters", action="store_true", help="also print the slice of every parameter")
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     if args.output:
         with files.writing(args.output):
             args.output.mkdir(parents=True, exist_ok=True)
-    reports = rehearse(config, ranks, "" if args.composed else args.chip, args.output, progress=not args.json)
+    reports = rehearse(config, ranks, "" if args.composed else vars(args).get("chip") or config.runtime.chip or DEFAULT_CHIP, args.output, progress=not args.json)
     compiled = kept(whole, config)
     if args.output:
         details = compiled | {"ranks": [dataclasses.asdict(report) for report in reports]}

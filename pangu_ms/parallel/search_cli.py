@@ -19,8 +19,8 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
     if args.top < 1 or not 0 <= args.margin < 1:
         raise PlanError(f"--top {args.top} --margin {args.margin:g}: top must be at least 1, margin a share from 0 to below 1; change them")
-    chip, hbm = chip_and_hbm(args)
     config = load_config(args.config, args.overrides)
+    chip, hbm = chip_and_hbm(args, config)
     found = search(config, args.devices, chip, hbm, args.global_batch, args.margin, progress=not args.json)
     print(json.dumps(as_dict(args, found)) if args.json else report(args, found, hbm))
     return 0

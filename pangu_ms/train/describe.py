@@ -85,10 +85,11 @@ def _require_smoke(args: argparse.Namespace, device: str | None) -> None:
 
 
 def ranks_and_devices(config: RunConfig) -> dict[str, Any]:
-    """world, device, devices_per_server, and for each rank the [server, device] that it should have, counted from 0."""
+    """world, device, chip, devices_per_server, and for each rank the [server, device] that it should have, counted from 0."""
     parallel = config.parallel
     placement = [[place.server, place.device] for place in Mesh.of(parallel).placement()]
-    return {"world": parallel.world, "device": config.runtime.device, "devices_per_server": parallel.devices_per_server, "placement": placement}
+    device = {"device": config.runtime.device, "chip": config.runtime.chip, "devices_per_server": parallel.devices_per_server}
+    return {"world": parallel.world, **device, "placement": placement}
 
 
 def check(args: argparse.Namespace, config: RunConfig, follower: bool) -> None:

@@ -14,6 +14,7 @@ from pangu_run.isolated import python_command, python_environment
 from pangu_run.supervise import orphans
 
 MODULE = "pangu_ms.train.describe"
+CPU = "CPU"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Program:
     placement: Sequence[tuple[int, int]]
     """(server, device), counted from 0, that each rank should have."""
     devices_per_server: int
+    chip: str = ""
+    """ascend910, ascend910b, or nothing where the configuration does not say."""
     words: Sequence[str] = ()
     """After the verb."""
     output: str = ""

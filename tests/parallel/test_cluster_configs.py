@@ -1,10 +1,12 @@
 """The shipped cluster configurations: NAME_DEVICESxMEMORYgib.yaml."""
 
+import json
 import re
 
 import pytest
 
 from pangu_ms.config.load import load_config, presets
+from pangu_ms.parallel import estimate_cli
 from pangu_ms.parallel.cluster import CHIPS, GIB
 from pangu_ms.parallel.estimate import Estimate
 from pangu_ms.parallel.plan import Plan
@@ -28,10 +30,20 @@ def test_the_published_clusters_and_all_sizes_are_there():
 @pytest.mark.parametrize("name", CLUSTERS)
 def test_each_fits_by_the_estimate_that_it_states(name):
     devices, gib = CLUSTERS[name]
-    found = Estimate.of(Plan.of(load_config(name), devices), CHIPS[chip(gib)], gib * GIB)
+    config = load_config(name)
+    assert config.runtime.chip == chip(gib)
+    found = Estimate.of(Plan.of(config, devices), CHIPS[chip(gib)], gib * GIB)
     assert found.excess <= 0
     stated = float(re.search(r"Predicted ([\d.]+) GiB", presets()[name].read_text())[1])
     assert found.bytes / GIB == pytest.approx(stated, abs=0.051)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"), [(["alpha/13b_16x64gib"], "ascend910b"), (["alpha/13b_16x32gib"], "ascend910"), (["alpha/13b_16x64gib", "--chip", "ascend910"], "ascend910")]
+)
+def test_the_chip_is_the_configurations_unless_given(capsys, words, name):
+    assert estimate_cli.main(["--config", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["chip"]["name"] == name
 
 
 @pytest.mark.parametrize("name", [name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.slow) for name in CLUSTERS])

@@ -12,7 +12,11 @@ import pytest
 from pangu_run.console import guarded
 from pangu_run.launch import cli as launch_cli
 from pangu_run.launch.cli import main, parse
+from pangu_run.rank_table import cli as rank_table_cli
 from tests.faults.rank_tables import dump, table
+
+ON_ASCEND = ["runtime.device=Ascend", "parallel.devices_per_server=4", "parallel.data_parallel=2", "parallel.model_parallel=2"]
+ON_ASCEND += ["parallel.pipeline_stage=2", "parallel.micro_batch_num=2"]
 
 
 @pytest.fixture
@@ -79,6 +83,26 @@ def test_devices_are_counted_among_the_visible_ones(launch, unchecked, tmp_path,
     assert "DEVICE_ID counts those" in launch("--dry-run", *words)[1]
     monkeypatch.delenv("ASCEND_VISIBLE_DEVICES")
     assert "DEVICE_ID counts those" not in launch("--dry-run", *words)[1]
+
+
+@pytest.mark.parametrize(
+    ("servers", "devices", "degrees", "fits"),
+    [
+        (2, 4, ON_ASCEND, True),
+        (4, 2, ON_ASCEND, False),
+        (2, 8, ON_ASCEND, False),
+        (4, 2, ["parallel.data_parallel=8"], True),
+        (4, 1, ["parallel.data_parallel=8"], False),
+    ],
+    ids=["in another order", "small servers", "too many", "CPU", "too few for the CPU"],
+)
+def test_a_table_that_is_launched_has_no_faults_and_the_other_way_round(launch, unchecked, tmp_path, capfd, servers, devices, degrees, fits):
+    (tmp_path / "hccl.json").write_bytes(dump(table(servers, devices)))
+    plan = ["--config", "alpha/tiny", "model.num_heads=4", *degrees]
+    where = ["--rank-table", tmp_path / "hccl.json", "--server-id", "10.0.0.0", "--master-address", "127.0.0.1"]
+    launched, _, error = launch("--dry-run", *where, "train", *plan)
+    assert launched == (0 if fits else 2), error
+    assert rank_table_cli.main(["check", str(tmp_path / "hccl.json"), *plan]) == launched, capfd.readouterr().out
 
 
 def test_cpu_ranks_of_several_hosts_are_for_one_machine(launch, unchecked):

@@ -16,7 +16,9 @@ from pangu_run.errors import LaunchError, RankTableError
 from pangu_run.rank_table import RankTable, check, wait_completed
 from pangu_run.rank_table import table as table_module
 from pangu_run.rank_table.cli import main
+from pangu_run.program import Program
 from pangu_run.rank_table.forms import as_form, made_table, merged
+from pangu_run.rank_table.table import misplaced
 from tests.faults.rank_tables import dump, group, operator, super_pods, table
 
 HCCN_CONF = """# made by the installer
@@ -60,8 +62,8 @@ def test_made_ordered_split_and_merged(tmp_path_factory, servers, devices, chanc
     assert [device.device_ip for _, device in ordered.ranks().values()] == [ips[s][d] for s, d in placement]
     assert ordered.ordered(places) == made
     written(path, ordered.as_dict())
-    assert check(path, placement=placement) == []
-    assert bool(check(path, placement=places)) == (placement != places)
+    assert check(path, placement=placement) == check(path, placement=places) == [] and misplaced(RankTable.read(path), placement) == []
+    assert bool(misplaced(RankTable.read(path), places)) == (placement != places)
 
     cuts = sorted({0, *(chance.randrange(servers) for _ in range(2)), servers})
     parts = [made_table([f"host-{s}" for s in range(a, b)], list(range(devices)), ips[a:b]) for a, b in zip(cuts, cuts[1:])]
@@ -233,12 +235,12 @@ def test_command_line(tmp_path, capsys, monkeypatch):
 
     placement = [(d % 2, d // 2) for d in range(8)]
     described = []
-    monkeypatch.setattr("pangu_run.rank_table.cli.placement_of", lambda words: described.append(words) or placement)
+    monkeypatch.setattr("pangu_run.rank_table.cli.program.placement", lambda words: described.append(words) or Program(8, "Ascend", placement, 4))
     code, printed, _ = run(capsys, "check", path, "--config", "a.yaml", "parallel.data_parallel=2")
-    assert code == 2 and "6 of 8 ranks are not where the plan has them: rank 1 is on server 0, device 1" in printed
+    assert code == 0 and "no faults\n  6 of 8 ranks are not where the plan wants them (the first is 1): `pangu launch` numbers them so by itself" in printed
     assert run(capsys, "order", path, "--config", "a.yaml", "parallel.data_parallel=2", "--output", tmp_path / "ordered.json")[0] == 0
     assert described == [["--config", "a.yaml", "parallel.data_parallel=2"]] * 2
-    assert run(capsys, "check", tmp_path / "ordered.json", "--config", "a.yaml")[0] == 0
+    assert run(capsys, "check", tmp_path / "ordered.json", "--config", "a.yaml")[1].endswith("no faults\n")
 
     numbers = json.loads(dump(table(1, 4)).decode().replace('": "0"', '": 0'))
     del numbers["version"], numbers["status"]
@@ -251,15 +253,34 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert code == 2 and "use order" in error
 
 
-def test_a_plan_orders_a_table(tmp_path):
+def test_converting_keeps_super_pods(tmp_path, capsys):
+    """A table of an A3 cluster whose writer gave numbers: they become strings, and nothing else changes."""
+    whole = super_pods(4, 2, 2)
+    for server in whole["server_list"]:
+        server["host_ip"] = "172.16.0.1"
+        for device in server["device"]:
+            device |= {"device_port": "16666", "backup_device_ip": "192.168.9.9"}
+    numbers = json.loads(dump(whole))
+    for server in numbers["server_list"]:
+        for device in server["device"]:
+            device |= {name: int(device[name]) for name in ("rank_id", "device_id", "super_device_id")}
+    code, printed, error = run(capsys, "convert", written(tmp_path / "a3.json", numbers))
+    assert (code, error) == (0, "") and json.loads(printed) == whole
+    for form in ("1.0", "group"):
+        code, printed, error = run(capsys, "convert", tmp_path / "a3.json", "--to", form)
+        assert code == 0 and "super_pod" not in printed
+        assert error == f"pangu ranktable: {tmp_path}/a3.json: form {form} has no super pods, so they are left out; without --to they are kept\n"
+
+
+def test_a_plan_orders_a_table(tmp_path, capsys):
     """13B on 64 devices: tensor-parallel groups and the two stages of a replica lie in one server, though ranks of stages are 32 apart."""
     path = written(tmp_path / "hccl.json", table(8, 8))
-    assert main(["check", str(path), "--config", "alpha/13b_64x32gib"]) == 2
+    assert main(["check", str(path), "--config", "alpha/13b_64x32gib"]) == 0 and "56 of 64 ranks are not where" in capsys.readouterr().out
     assert main(["order", str(path), "--config", "alpha/13b_64x32gib", "--output", str(tmp_path / "ordered.json")]) == 0
     ranks = RankTable.read(tmp_path / "ordered.json").ranks()
     for first in range(0, 32, 4):
         assert len({ranks[stage + first + i][0].server_id for i in range(4) for stage in (0, 32)}) == 1
-    assert main(["check", str(tmp_path / "ordered.json"), "--config", "alpha/13b_64x32gib"]) == 0
+    assert main(["check", str(tmp_path / "ordered.json"), "--config", "alpha/13b_64x32gib"]) == 0 and "not where" not in capsys.readouterr().out
     with pytest.raises(LaunchError, match="alpha/13c"):
         main(["check", str(path), "--config", "alpha/13c"])
 

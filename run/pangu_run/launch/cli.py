@@ -21,11 +21,10 @@ from pangu_run.isolated import python_command, python_environment
 from pangu_run.job_directory import NAME, JobDirectory
 from pangu_run.launch.job import Job, Limits, Place
 from pangu_run.launch.start import LOCAL_SERVER, run_job
-from pangu_run.program import Program, describe, placement
+from pangu_run.program import CPU, Program, describe, placement
 from pangu_run.rank_table import Device, RankTable, Server, wait_completed
 from pangu_run.rank_table.rules import address
 
-CPU = "CPU"
 VERBS = ("train",)
 DEFAULTS = Limits()
 NUMBERS = {"master_port": PORTS, "max_restarts": (0, 1000)}

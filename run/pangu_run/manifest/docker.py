@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pangu_run.errors import LaunchError
 from pangu_run.manifest.options import NOTHING, Parser, deliver, launch_words, train_words
-from pangu_run.manifest.plan import Plan, plan_of, version
+from pangu_run.manifest.plan import FIRST, Plan, image, plan_of, version
 from pangu_run.manifest.text import docker_list, docker_literal, docker_value, fill
 
-ASCEND_BASE = "quay.io/ascend/cann:9.0.0-910b-ubuntu22.04-py3.11"
+ASCEND_BASE = "quay.io/ascend/cann:9.0.0-{product}-ubuntu22.04-py3.11"
 CPU_BASE = "python:3.11-slim-bookworm"
 MINDSPORE, MINDFORMERS = "2.9.0", "1.9.0"
 """The pair for CANN 9.0. Source: MindFormers' version table."""
@@ -20,19 +20,19 @@ CONFIG = "/etc/pangu/config.yaml"
 def main(argv: list[str]) -> int:
     """Entry of the kind; returns the exit code."""
     parser = Parser("docker", __doc__, output_dir="/output")
-    bases = f"{ASCEND_BASE}, for the CPU {CPU_BASE}"
+    bases = f"{ASCEND_BASE.format(product='910b')}, or -910- where runtime.chip is {FIRST}; for the CPU {CPU_BASE}"
     parser.add_argument("--base", metavar="IMAGE", default=NOTHING, help=f"base image with apt-get and Python; default: {bases}")
     parser.add_argument("--mindspore", default=MINDSPORE, metavar="VERSION", help="version to install")
     parser.add_argument("--mindformers", default=MINDFORMERS, metavar="VERSION", help="version to install; each goes with one MindSpore and one CANN")
     args = parser.read(argv)
     plan = plan_of(train_words(args))
     number = version()
-    tag = f"pangu-ms:{number}"
+    tag = image(plan)
     config = CONFIG if Path(args.config).is_file() else args.config
     text = fill(
         "dockerfile.tmpl",
         config=args.config,
-        base=docker_value(args.base or (ASCEND_BASE if plan.on_ascend else CPU_BASE)),
+        base=docker_value(args.base or (ASCEND_BASE.format(product=plan.product) if plan.on_ascend else CPU_BASE)),
         packages="tini" if plan.on_ascend else "g++ tini",  # g++ builds our operators for the CPU; CANN's image has one
         group="HwHiAiUser" if plan.on_ascend else "pangu",
         wheel=f"pangu_ms-{number}-py3-none-any.whl",

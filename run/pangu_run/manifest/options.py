@@ -9,14 +9,15 @@ from typing import Any
 
 from pangu_run import files
 from pangu_run.arguments import MOST_S, PORTS, NewFile, require_between
-from pangu_run.console import show
+from pangu_run.console import show, tell
 from pangu_run.errors import LaunchError
 from pangu_run.isolated import JOB_SECRET
-from pangu_run.manifest.plan import Plan
+from pangu_run.manifest.plan import FIRST, Plan
 
 MARGIN_S = 30
 """The launcher ends its ranks this long before the scheduler would end the launcher."""
 MIN_GRACE_S = 60
+UNCONFIRMED = "MindSpore documents the 910B and its successors from 2.7 on; whether it still runs on the first 910 is unconfirmed: try one device first"
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,46}[a-z0-9])?")  # a Service's name (RFC 1035), with room for "-worker-1234" in a pod's
 NOTHING = argparse.SUPPRESS  # no "(default: None)"
 
@@ -131,6 +132,8 @@ def deliver(args: argparse.Namespace, plan: Plan, text: str, submit: str, privat
         private: the text has a secret; the file is its owner's alone.
     """
     to_file = args.output != "-"
+    if plan.on_ascend and plan.chip == FIRST:
+        tell(f"pangu manifest: runtime.chip={FIRST}: {UNCONFIRMED}")
     if to_file:
         files.write_new(Path(args.output), text, private)
     command = submit.format(file=args.output if to_file else "FILE")

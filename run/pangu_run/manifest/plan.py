@@ -11,6 +11,10 @@ from pangu_run.errors import LaunchError
 from pangu_run.isolated import python_command, python_environment
 from pangu_run.program import Program
 
+FIRST = "ascend910"
+PRODUCTS = {FIRST: "910", "ascend910b": "910b", "": "910b"}
+"""Where the configuration does not say, the later one: MindSpore documents it alone."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -20,6 +24,13 @@ class Plan:
     devices: int
     """On each host."""
     on_ascend: bool
+    chip: str = ""
+    """runtime.chip; see PRODUCTS."""
+
+    @property
+    def product(self) -> str:
+        """The device as image tags and labels call it."""
+        return PRODUCTS[self.chip]
 
 
 def plan_of(words: Sequence[str]) -> Plan:
@@ -44,7 +55,7 @@ def of_program(answer: Program) -> Plan:
             f"parallel: {answer.world} ranks lie {most} on one server and {least} on another; a scheduler gives each server the same; "
             "choose a number of ranks that fills the servers, or another parallel.devices_per_server"
         )
-    return Plan(len(counts), max(counts.values()), answer.device != "CPU")
+    return Plan(len(counts), max(counts.values()), answer.device != program.CPU, answer.chip)
 
 
 def require_ascend(kind: str, plan: Plan) -> None:
@@ -52,6 +63,11 @@ def require_ascend(kind: str, plan: Plan) -> None:
     if not plan.on_ascend:
         what_to_do = "add runtime.device=Ascend, or use `pangu manifest docker`"
         raise LaunchError(f"runtime.device=CPU: `pangu manifest {kind}` asks a cluster for Ascend devices; {what_to_do}")
+
+
+def image(plan: Plan) -> str:
+    """Name of the image that `pangu manifest docker` makes for a plan."""
+    return f"pangu-ms:{version()}" + (f"-{plan.product}" if plan.chip == FIRST else "")
 
 
 def version() -> str:

@@ -8,7 +8,7 @@ from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_run.manifest import secret
 from pangu_run.manifest.mounts import parse_mounts, require_mounted, seen_config
 from pangu_run.manifest.options import NOTHING, Parser, deliver, job_name, launch_words, train_words
-from pangu_run.manifest.plan import plan_of, require_ascend, version
+from pangu_run.manifest.plan import image, plan_of, require_ascend
 from pangu_run.manifest.pod import pod_spec
 from pangu_run.manifest.text import fill, yaml_block
 
@@ -26,7 +26,8 @@ def main(argv: list[str]) -> int:
     check(args)
     plan = plan_of(train_words(args))
     require_ascend("volcano", plan)
-    args.image = args.image or f"pangu-ms:{version()}"
+    args.ring_controller = args.ring_controller or f"ascend-{plan.product}"
+    args.image = args.image or image(plan)
     words = launch_words(args, seen_config(args.config, args.mount))
     name = job_name(args)
     scalars = {"name": name, "namespace": args.namespace, "queue": args.queue, "ring_controller": args.ring_controller}
@@ -52,10 +53,11 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--kind", choices=("ascendjob", "volcano"), default="ascendjob", help="resource: MindCluster's AscendJob or Volcano's Job")
     parser.add_argument("--namespace", default="default", help="Kubernetes namespace")
     parser.add_argument("--queue", default="default", help="Volcano queue")
-    parser.add_argument("--image", default=NOTHING, help="image made with `pangu manifest docker`; default: pangu-ms:VERSION")
+    parser.add_argument("--image", default=NOTHING, help="image made with `pangu manifest docker`; default: its pangu-ms:VERSION, or -910 behind it for the first 910")
     parser.add_argument("--mount", action="append", metavar="HOST:PATH", default=NOTHING, help="HOST of the servers is PATH in the pods; may be repeated")
     parser.add_argument("--resource", default="huawei.com/Ascend910", help="what the device plugin calls a device")
-    parser.add_argument("--ring-controller", default="ascend-910b", metavar="LABEL", help="MindCluster's label of the product: ascend-910 or ascend-910b")
+    label = "MindCluster's label of the product: ascend-910 or ascend-910b; default: by runtime.chip, and ascend-910b where it is not said"
+    parser.add_argument("--ring-controller", default=NOTHING, metavar="LABEL", help=label)
     parser.add_argument("--memory", metavar="SIZE", default=NOTHING, help="memory of each pod, such as 512Gi; default: no limit")
     parser.add_argument("--cpu", metavar="NUMBER", default=NOTHING, help="processors of each pod, such as 160; default: no limit")
     parser.add_argument("--shared-memory", metavar="SIZE", default="16Gi", help="size of /dev/shm")

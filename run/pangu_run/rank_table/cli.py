@@ -13,7 +13,7 @@ from pangu_run.console import USER_ERROR, show, tell
 from pangu_run.errors import RankTableError
 from pangu_run.rank_table.forms import FORMS, as_form, made_table, merged
 from pangu_run.rank_table.hccn import HCCN_CONF, HCCN_TOOL, device_addresses
-from pangu_run.rank_table.table import RankTable, check, wait_completed
+from pangu_run.rank_table.table import RankTable, check, misplaced, wait_completed
 
 SHOWN_FAULTS = 100
 TIMEOUT_S = 1800.0
@@ -163,10 +163,11 @@ def run_check(args: argparse.Namespace) -> int:
     """Print every fault; 2 if there are any."""
     if args.config is None and args.overrides:
         raise RankTableError(f"{args.overrides[0]}: overrides change a plan; name the plan by --config")
-    placement = placement_of(["--config", args.config, *args.overrides]) if args.config is not None else None
-    if args.world is not None and placement is not None and args.world != len(placement):
-        raise RankTableError(f"--world {args.world}: the plan of {args.config} has {len(placement)} ranks; must be equal; leave out --world")
-    faults = check(args.file, args.world, placement)
+    plan = program.placement(["--config", args.config, *args.overrides]) if args.config is not None else None
+    if args.world is not None and plan is not None and args.world != plan.world:
+        raise RankTableError(f"--world {args.world}: the plan of {args.config} has {plan.world} ranks; must be equal; leave out --world")
+    placement = plan.placement if plan is not None and plan.device != program.CPU else None  # CPU ranks go anywhere
+    faults = check(args.file, plan.world if plan else args.world, placement)
     if args.json:
         print(json.dumps([vars(fault) for fault in faults]))
     elif faults:
@@ -174,20 +175,27 @@ def run_check(args: argparse.Namespace) -> int:
         if len(faults) > SHOWN_FAULTS:
             print(f"  and {len(faults) - SHOWN_FAULTS} more; --json has all")
     else:
-        show(_summary(args.file, RankTable.read(args.file)) + ", no faults")
+        table = RankTable.read(args.file)
+        show(_summary(args.file, table) + ", no faults")
+        if placement is not None and (elsewhere := misplaced(table, placement)):
+            how = "`pangu launch` numbers them so by itself; for another launcher do it by `pangu ranktable order`"
+            show(f"  {len(elsewhere)} of {table.world} ranks are not where the plan wants them (the first is {elsewhere[0]}): {how}")
     return USER_ERROR if faults else 0
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:
     """Options of `convert`."""
     _add_file(parser)
-    parser.add_argument("--to", choices=FORMS, default="1.0", help="form")
+    parser.add_argument("--to", choices=FORMS, help="form (default: 1.2 where the table has super pods, else 1.0)")
     _add_output(parser)
 
 
 def run_convert(args: argparse.Namespace) -> int:
     """Write a table in another form."""
-    return _write(as_form(RankTable.read(args.file, lenient=True), args.to), args.output)
+    table = RankTable.read(args.file, lenient=True)
+    if args.to not in (None, "1.2") and table.has_super_pods:
+        print(f"pangu ranktable: {args.file}: form {args.to} has no super pods, so they are left out; without --to they are kept", file=sys.stderr)
+    return _write(as_form(table, args.to) if args.to else table.as_dict(), args.output)
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:
@@ -213,12 +221,7 @@ def add_order(parser: argparse.ArgumentParser) -> None:
 def run_order(args: argparse.Namespace) -> int:
     """Write a table whose ranks are where a plan wants them."""
     table = RankTable.read(args.file)
-    return _write(table.ordered(placement_of(["--config", args.config, *args.overrides])).as_dict(), args.output)
-
-
-def placement_of(words: list[str]) -> list[tuple[int, int]]:
-    """For each rank of a configuration's plan the server and the device there that it should have; `words` are --config NAME and overrides."""
-    return [(server, device) for server, device in program.placement(words).placement]
+    return _write(table.ordered(program.placement(["--config", args.config, *args.overrides]).placement).as_dict(), args.output)
 
 
 def _add_file(parser: argparse.ArgumentParser) -> None:

@@ -36,7 +36,7 @@ def merged(tables: list[RankTable], names: list[str]) -> RankTable:
     """
     forms = {table.version for table in tables}
     if len(forms) > 1:
-        raise RankTableError(f"{' + '.join(names)}: forms {', '.join(sorted(forms))}; must be of one form; `pangu ranktable convert` them first")
+        raise RankTableError(f"{' + '.join(names)}: forms {', '.join(sorted(forms))}; must be of one form; `pangu ranktable convert --to 1.0` them first")
     servers, first = [], 0
     for table in tables:
         for server in table.servers:

@@ -97,6 +97,11 @@ class RankTable:
         """Number of ranks."""
         return sum(len(server.devices) for server in self.servers)
 
+    @property
+    def has_super_pods(self) -> bool:
+        """Whether servers are in super pods."""
+        return any(server.super_pod_id is not None for server in self.servers)
+
     def ranks(self) -> dict[int, tuple[Server, Device]]:
         """Server and device of each rank, in order of ranks."""
         return dict(sorted((device.rank_id, (server, device)) for server in self.servers for device in server.devices))
@@ -141,7 +146,7 @@ class RankTable:
         """Content of the file that HCCL reads: form 1.2 where there are super pods, else 1.0."""
         from pangu_run.rank_table.forms import as_form
 
-        return as_form(self, "1.2" if any(server.super_pod_id is not None for server in self.servers) else "1.0")
+        return as_form(self, "1.2" if self.has_super_pods else "1.0")
 
 
 def check(path: Path | str, world: int | None = None, placement: Sequence[tuple[int, int]] | None = None) -> list[Fault]:
@@ -150,7 +155,7 @@ def check(path: Path | str, world: int | None = None, placement: Sequence[tuple[
     Args:
         path: the file.
         world: number of ranks that the table must have.
-        placement: for each rank where it must be; see `RankTable.ordered`.
+        placement: for each rank where the plan wants it: the devices must fit, their order need not, since `pangu launch` orders them; see `misplaced`.
     """
     value, faults = load(path)
     parsed, further = _parsed(value, False)
@@ -159,8 +164,15 @@ def check(path: Path | str, world: int | None = None, placement: Sequence[tuple[
     if wanted is not None and devices and devices != wanted:
         faults.append(Fault("rank_id", f"the table has {devices} ranks", f"the plan has {wanted}; take other servers, or change the section `parallel`"))
     elif placement is not None and not faults:
-        faults += _misplaced(RankTable.of(value, str(path)), placement)
+        fault = _misfit(RankTable.of(value, str(path)), placement)
+        faults += [fault] if fault else []
     return faults
+
+
+def misplaced(table: RankTable, placement: Sequence[tuple[int, int]]) -> list[int]:
+    """Ranks that are not where a plan wants them, in a table that it fits; `RankTable.ordered` puts them there."""
+    at = {device.rank_id: (s, d) for s, server in enumerate(table.servers) for d, device in enumerate(server.devices)}
+    return [rank for rank, place in enumerate(placement) if at[rank] != tuple(place)]
 
 
 def wait_completed(path: Path | str, timeout_s: float, tell: Callable[[str], None]) -> RankTable:
@@ -239,18 +251,6 @@ def _misfit(table: RankTable, placement: Sequence[tuple[int, int]]) -> Fault | N
     found = f"{len(table.servers)} servers with {len(own)} devices"
     rule = f"the plan has {len(wanted)} ranks" + (f", one on device {outside[1]} of server {outside[0]}" if outside else "")
     return Fault("server_list", found, f"{rule}; must fit; take other servers, or set parallel.devices_per_server")
-
-
-def _misplaced(table: RankTable, placement: Sequence[tuple[int, int]]) -> list[Fault]:
-    if fault := _misfit(table, placement):
-        return [fault]
-    at = {device.rank_id: (s, d) for s, server in enumerate(table.servers) for d, device in enumerate(server.devices)}
-    wrong = [rank for rank, place in enumerate(placement) if at[rank] != tuple(place)]
-    if not wrong:
-        return []
-    first, place = wrong[0], placement[wrong[0]]
-    found = f"{len(wrong)} of {len(at)} ranks are not where the plan has them: rank {first} is on server {at[first][0]}, device {at[first][1]}"
-    return [Fault("rank_id", found, f"the plan has it on server {place[0]}, device {place[1]}; `pangu ranktable order` numbers the devices so")]
 
 
 def _normal(name: str) -> str:

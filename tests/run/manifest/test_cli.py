@@ -1,6 +1,7 @@
 """What all kinds of manifest have: mistakes in one line, files written whole, the plan."""
 
 import json
+import re
 
 import pytest
 
@@ -75,9 +76,27 @@ def test_the_plan_comes_from_the_configuration():
     from pangu_run.manifest.plan import plan_of
 
     words = ["--config", "alpha/200b_128x64gib", "runtime.device=Ascend", "--output", "/nowhere"]
-    assert plan_of(words) == Plan(16, 8, on_ascend=True)
+    assert plan_of(words) == Plan(16, 8, True, "ascend910b")
+    assert plan_of([*words, "runtime.chip=ascend910"]).product == "910"
     with pytest.raises(LaunchError, match="alpha/nope: no such file or shipped config"):
         plan_of(["--config", "alpha/nope", "--output", "/nowhere"])
+
+
+@pytest.mark.parametrize(("chip", "product"), [("ascend910", "910"), ("ascend910b", "910b"), ("", "910b")])
+def test_a_plan_of_the_first_910_names_it(capsys, plan, chip, product):
+    """Image, its base and label are of the plan's chip; that MindSpore may not run there is said."""
+    plan.value = Plan(2, 8, True, chip)
+    texts = {}
+    for kind in KINDS:
+        assert main([kind, *WORDS, *(MOUNT if kind == "volcano" else [])]) == 0
+        texts[kind], error = capsys.readouterr()
+        assert ("unconfirmed" in error) == (product == "910") and error.count("\n") <= 1
+    base = next(line for line in texts["docker"].splitlines() if line.startswith("ARG BASE="))
+    assert re.search(r"-(910\w*)-", base)[1] == product
+    assert set(re.findall(r"ring-controller.atlas: (.*)", texts["volcano"])) == {f"ascend-{product}"}
+    tag = re.search(r"--tag (\S+)", texts["docker"])[1]
+    assert f"image: {tag}\n" in texts["volcano"] and tag.endswith("-910") == (product == "910")
+    assert "ascend-910b" in written(capsys, "volcano", *WORDS, *MOUNT, "--ring-controller", "ascend-910b")  # as the user says
 
 
 @pytest.mark.parametrize("kind", KINDS)
