@@ -2,7 +2,8 @@
 
 MindSpore numbers the graphs of a process and compares source files alone: the same script with another learning rate or number of layers gets
 the old graph without a word, and two processes write the same files. So each graph has a directory named by the hash of its identity, a
-process uses the cache for one graph (MindSpore fixes the path at the first use), on a copy of its own. No mindspore import.
+process uses the cache for one graph (MindSpore fixes the path at the first use), on a copy of its own. What is published is on the disk before it
+has its name, beside the hash of each file; an entry that is not what its hashes say is removed with a line, and compiled anew. No mindspore import.
 """
 
 import ast
@@ -22,7 +23,7 @@ from typing import Any
 
 from pangu_ms.runtime import place
 from pangu_run import small_json
-from pangu_run.files import sha256_file, sha256_json
+from pangu_run.files import sha256_file, sha256_json, sync_path
 
 log = logging.getLogger(__name__)
 SWITCH, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
@@ -82,7 +83,8 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
         try:
             yield found
         except Exception:
-            if found:  # perhaps it was this graph: let the next start compile
+            if found:  # perhaps it was this graph
+                log.warning("%s: this compiled graph from the cache was in use when the first call failed; removed: the next start compiles", published)
                 shutil.rmtree(published, ignore_errors=True)
             raise
         finally:
@@ -92,31 +94,55 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
 
 
 def _copy_if_sound(published: Path, private: Path) -> bool:
-    """Copy a published graph; False, and nothing copied, when it is missing or altered (then it is removed) or cannot be copied."""
+    """Copy a published graph; False, and nothing copied, when it is missing, damaged (then it is removed, with a line) or cannot be copied."""
+    if not published.is_dir():
+        return False
     try:
         shutil.copytree(published, private)
         os.utime(published)  # the newest are kept
-        checksums = small_json.read_object(private / CHECKSUMS)
-        if all((private / name).is_file() and sha256_file(private / name) == digest for name, digest in checksums.items()):
-            return True
+        damage = _damage(private)
+    except (OSError, shutil.Error) as error:  # half deleted by another process, or no room for a copy: compile
+        log.info("compiled graph not taken from %s: %s", published, error)
+        damage = None
+    if damage == "":
+        return True
+    if damage:
+        log.warning("%s: this compiled graph in the cache is damaged (%s); removed and compiled again", published, damage)
         shutil.rmtree(published, ignore_errors=True)
-    except (OSError, ValueError, AttributeError, shutil.Error) as error:  # not there, half deleted, or no room for a copy: compile
-        log.debug("no usable compiled graph in %s: %s", published, error)
     shutil.rmtree(private, ignore_errors=True)
     return False
 
 
+def _damage(entry: Path) -> str:
+    """What in an entry is not as it was published; empty where all is."""
+    try:
+        digests = small_json.read_object(entry / CHECKSUMS)
+    except (OSError, ValueError) as error:
+        return f"{CHECKSUMS}: {error}"
+    found = {name for name in _contents(entry) if name != CHECKSUMS}
+    if not digests or found != digests.keys():
+        return f"{min(found ^ digests.keys(), default=CHECKSUMS)}: in one of directory and {CHECKSUMS} alone, or nothing in both"
+    return next((f"{name} has another hash" for name, digest in digests.items() if sha256_file(entry / name) != digest), "")
+
+
+def _contents(directory: Path) -> list[str]:
+    return [str(path.relative_to(directory)) for path in sorted(directory.rglob("*")) if path.is_file()]
+
+
 def _publish(private: Path, published: Path) -> None:
     """Move a new graph to its place; without a writable cache directory the run goes on without one."""
-    files = [p for p in private.rglob("*") if p.is_file()]
-    if not files:
+    names = _contents(private)
+    if not names:
         return
     try:
-        (private / CHECKSUMS).write_text(json.dumps({str(p.relative_to(private)): sha256_file(p) for p in files}))
+        (private / CHECKSUMS).write_text(json.dumps({name: sha256_file(private / name) for name in names}))
         published.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=published.parent, prefix=".new-") as staging:
-            shutil.copytree(private, Path(staging) / "graphs")
-            os.rename(Path(staging) / "graphs", published)  # fails if another process was first: theirs is as good
+            copied = Path(shutil.copytree(private, Path(staging) / "graphs"))
+            for path in (*copied.rglob("*"), copied):
+                sync_path(path)
+            os.rename(copied, published)  # fails if another process was first: theirs is as good
+            sync_path(published.parent)
         entries = sorted((p for p in published.parent.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime)
         for old in entries[:-KEPT_GRAPHS]:
             shutil.rmtree(old, ignore_errors=True)

@@ -15,6 +15,7 @@ from pangu_ms.config.alpha import AlphaConfig
 from pangu_ms.config.base import ParameterSpec
 from pangu_ms.config.registry import FAMILIES
 from pangu_ms.models.alpha import PanguAlpha
+from pangu_ms.parallel import slices
 
 MATRIX, TABLE = "blocks.0.ffn.up.weight", "token_map.rows"
 
@@ -49,9 +50,13 @@ def permutation(vocab_size: int) -> np.ndarray:
 ORIGINAL = {name: getattr(AlphaConfig, name) for name in ("layer_parameters", "outer_parameters", "outer_parameter_layers")}
 
 
-def unfrozen() -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def unfrozen() -> Iterator[None]:
     """Alpha as it is, inside of `frozen()`."""
-    return mock.patch.multiple(AlphaConfig, **ORIGINAL)
+    with mock.patch.multiple(AlphaConfig, **ORIGINAL):
+        _forget()
+        yield
+    _forget()
 
 
 @contextlib.contextmanager
@@ -77,4 +82,12 @@ def frozen() -> Iterator[None]:
         patches.enter_context(mock.patch.object(AlphaConfig, "outer_parameter_layers", outer_parameter_layers))
         family = dataclasses.replace(FAMILIES["alpha"], model="tests.frozen:MappedAlpha")
         patches.enter_context(mock.patch.dict(FAMILIES, {"alpha": family}))
+        _forget()
         yield
+    _forget()
+
+
+def _forget() -> None:
+    """What was kept of a configuration with other weights."""
+    for kept in (slices.layer_kinds, slices.layer_counts, slices.outer_kinds):
+        kept.cache_clear()

@@ -1,11 +1,15 @@
 """The compile cache: the second start finds the graph, another configuration never does, damage costs time and nothing else."""
 
 import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+
+from pangu_ms import compile_cache
 
 PROGRAM = """
 import sys
@@ -55,10 +59,72 @@ def test_hit_miss_and_damage(run, tmp_path):
         found, values = run(override)
         assert found == "False" and values != expected
         assert values == run(override, cache=tmp_path / "other")[1]
-    for graph in (tmp_path / "cache/pangu_ms/compiled").rglob("*.mindir"):
-        graph.write_bytes(graph.read_bytes()[:-50])
-    assert run() == ["False", expected] and run() == ["True", expected]
+    for damage in (lambda content: content[:-50], flipped, lambda content: b""):
+        for graph in (tmp_path / "cache/pangu_ms/compiled").rglob("*.mindir"):
+            graph.write_bytes(damage(graph.read_bytes()))
+        assert run() == ["False", expected]
+    assert run() == ["True", expected]
     assert not [p for p in tmp_path.iterdir() if p.name not in ("cache", "other", "program.py")]
+
+
+def flipped(content):
+    """One bit in the middle."""
+    return content[: len(content) // 2] + bytes([content[len(content) // 2] ^ 1]) + content[len(content) // 2 + 1 :]
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.fixture
+def published(tmp_path):
+    """An entry of two files, and a place for a copy of it."""
+    private, entry = tmp_path / "private", tmp_path / "compiled/entry"
+    (private / "rank_0").mkdir(parents=True)
+    (private / "rank_0/graph.mindir").write_bytes(bytes(range(256)))
+    (private / "dependencies.json").write_text("{}")
+    compile_cache._publish(private, entry)
+    shutil.rmtree(private)
+    return entry, private
+
+
+def test_a_sound_entry_is_copied_without_a_word(published, caplog):
+    entry, private = published
+    assert compile_cache._copy_if_sound(entry, private) and (private / "rank_0/graph.mindir").read_bytes() == bytes(range(256))
+    assert not compile_cache._copy_if_sound(entry.with_name("other"), private.with_name("second")) and not caplog.records
+
+
+@pytest.mark.parametrize("name", ["rank_0/graph.mindir", "dependencies.json", "checksums.json"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(flipped(path.read_bytes())),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(b"{}" if path.name == "checksums.json" else b"[]"),
+        lambda path: path.write_bytes(b"[" * 100_000),
+        remove,
+        lambda path: path.with_name("added").write_bytes(b""),
+    ],
+    ids=["flipped", "cut", "empty", "no digests", "deep", "missing", "added"],
+)
+def test_a_damaged_entry_is_removed_with_one_line(published, caplog, name, damage):
+    entry, private = published
+    damage(entry / name)
+    assert not compile_cache._copy_if_sound(entry, private) and not entry.exists() and not private.exists()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING and "damaged" in record.getMessage() and str(entry) in record.getMessage() and "\n" not in record.getMessage()
+
+
+def test_an_entry_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Each of its files and directories, then the name, then the directory with the name."""
+    done, sync, rename = [], compile_cache.sync_path, os.rename
+    monkeypatch.setattr(compile_cache, "sync_path", lambda path: done.append(path.name) or sync(path))
+    monkeypatch.setattr(os, "rename", lambda source, target: done.append("renamed") or rename(source, target))
+    (tmp_path / "private/rank_0").mkdir(parents=True)
+    (tmp_path / "private/rank_0/graph.mindir").write_bytes(b"graph")
+    compile_cache._publish(tmp_path / "private", tmp_path / "compiled/entry")
+    assert sorted(done[:4]) == ["checksums.json", "graph.mindir", "graphs", "rank_0"] and done[4:] == ["renamed", "compiled"]
 
 
 def test_pangu_train_never_takes_the_graph_of_another_pi(records, tiny_overrides, tmp_path):

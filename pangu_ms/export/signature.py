@@ -1,6 +1,7 @@
 """An Ed25519 signature over a package's manifest, which holds the hash of everything else: who has the private key made the package.
 
 Keys are PEM files, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them. Needs the `cryptography` package.
+The private key has no password; file rights keep it.
 """
 
 from pathlib import Path
@@ -24,13 +25,13 @@ def sign(content: bytes, key_file: Path | str) -> bytes:
 def read_signing_key(key_file: Path | str) -> Any:
     """The private key of --sign-key; raises ExportError where it is none."""
     serialization, ed25519 = _library("--sign-key")
-    return _key(key_file, lambda pem: serialization.load_pem_private_key(pem, None), ed25519.Ed25519PrivateKey, "private", "openssl genpkey -algorithm ed25519")
+    return _key(key_file, lambda pem: serialization.load_pem_private_key(pem, None), ed25519.Ed25519PrivateKey, "private", "openssl genpkey -algorithm ed25519 -out PRIVATE.pem")
 
 
 def read_verifying_key(key_file: Path | str) -> Any:
     """The public key of --verify-key; raises ExportError where it is none."""
     serialization, ed25519 = _library("--verify-key")
-    return _key(key_file, serialization.load_pem_public_key, ed25519.Ed25519PublicKey, "public", "openssl pkey -in PRIVATE -pubout")
+    return _key(key_file, serialization.load_pem_public_key, ed25519.Ed25519PublicKey, "public", "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem")
 
 
 def require_signed(package: Path, content: bytes, key_file: Path | str) -> None:
@@ -39,9 +40,9 @@ def require_signed(package: Path, content: bytes, key_file: Path | str) -> None:
     Raises:
         ExportError: there is none, or it was not made with the private key that belongs to `key_file`.
     """
-    from cryptography.exceptions import InvalidSignature
-
     key, path = read_verifying_key(key_file), package / SIGNATURE
+    from cryptography.exceptions import InvalidSignature  # there, since a key could be read
+
     if not path.is_file():
         raise ExportError(f"{package}: is not signed; --verify-key asks for {SIGNATURE} in it; export again with --sign-key")
     try:

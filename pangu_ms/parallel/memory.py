@@ -16,7 +16,7 @@ from pangu_ms.config.pi import PiConfig
 from pangu_ms.errors import PlanError
 from pangu_ms.parallel.cluster import Chip
 from pangu_ms.parallel.plan import Plan
-from pangu_ms.parallel.slices import Slices, stage_kinds
+from pangu_ms.parallel.slices import Slices, stage_kinds, trained
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 HCCL_BUFFER_BYTES = 2 * 200 * 10**6
@@ -50,14 +50,20 @@ class Kept:
 
 
 def parameter_bytes(plan: Plan, stage: int) -> int:
-    """Bytes of float32 parameters on a device of a stage: 4 * sum of the slices of `plan.layouts`."""
+    """Bytes of parameters (float32, int32) on a device of a stage: 4 * sum of the slices of `plan.layouts`."""
     slices = Slices(plan)
     return 4 * slices.stage(stage, slices.cut)
 
 
 def optimizer_bytes(plan: Plan, stage: int) -> int:
-    """Bytes of the two float32 moments of each parameter on a device of a stage."""
-    return 2 * parameter_bytes(plan, stage)
+    """Bytes of the two float32 moments of each parameter that is trained on a device of a stage."""
+    slices = Slices(plan)
+    return 8 * slices.stage(stage, trained(slices.cut))
+
+
+def state_bytes(slices: Slices, stage: int) -> int:
+    """Bytes of parameters, moments and gradients on a device of a stage: what any plan needs at least."""
+    return 4 * slices.stage(stage, slices.cut) + 12 * slices.stage(stage, trained(slices.cut))
 
 
 def micro_batch_size(plan: Plan) -> int:
@@ -139,17 +145,17 @@ def stage_memory(plan: Plan, stage: int, chip: Chip, slices: Slices) -> list[Lin
 
 
 def _state(plan: Plan, stage: int, slices: Slices) -> list[Line]:
-    values = slices.stage(stage, slices.cut)
+    values, moved = slices.stage(stage, slices.cut), slices.stage(stage, trained(slices.cut))
     shard = ", cut over equal replicas" if plan.config.parallel.optimizer_shard else ""
-    lines = [Line("parameters", 4 * values, f"4 * {values:,} values{shard}"), Line("moments", 8 * values, f"2 * 4 * {values:,}")]
+    lines = [Line("parameters", 4 * values, f"4 * {values:,} values{shard}"), Line("moments", 8 * moved, f"2 * 4 * {moved:,}")]
     # All stay until the global norm is known. Sums over micro-batches are not cut by the optimizer: MindSpore reduces them once a step.
-    lines.append(Line("gradients", 4 * values, f"4 * {values:,}, float32"))
+    lines.append(Line("gradients", 4 * moved, f"4 * {moved:,}, float32"))
     if plan.num_micro_batches > 1 and shard:
-        plain = slices.stage(stage, slices.plain)
+        plain = slices.stage(stage, trained(slices.plain))
         lines.append(Line("sums over micro-batches", 4 * plain, f"4 * {plain:,}, not cut by the optimizer"))
     if plan.config.parallel.optimizer_shard or plan.num_micro_batches > 1:
-        why = "before it is reduced or added"
-        lines.append(Line("gradient of one layer", 4 * slices.largest(stage), f"4 * {slices.largest(stage):,}: the largest layer or table {why}"))
+        largest = slices.largest(stage, trained(slices.plain))
+        lines.append(Line("gradient of one layer", 4 * largest, f"4 * {largest:,}: the largest layer or table before it is reduced or added"))
     return lines
 
 
@@ -163,7 +169,7 @@ def _weights(plan: Plan, stage: int, slices: Slices) -> list[Line]:
         values, tables = slices.stage(stage, slices.plain), sum(slices.outer(stage, part) for part in slices.sharded.values())
         formula = f"{c} * {values:,}, whole stage: kept for the step" + (f"; 4 * {tables:,} of gathered tables" if tables else "")
         return [Line(f"weights in {dtype}", c * values + 4 * tables, formula)]
-    values = slices.largest(stage)
+    values = slices.largest(stage, slices.plain)
     return [Line(f"weights in {dtype}", c * values, f"{c} * {values:,}: the largest layer or table")]
 
 

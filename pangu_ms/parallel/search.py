@@ -14,6 +14,7 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import PlanError
 from pangu_ms.parallel.cluster import GIB, Chip, require_dtype
 from pangu_ms.parallel.estimate import Change, Estimate, changed, describe, overrides, savings, ways_to_fit
+from pangu_ms.parallel.memory import state_bytes
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rules import rules_for
 from pangu_ms.parallel.slices import distinct_stages
@@ -126,7 +127,7 @@ def _estimates(config: RunConfig, group: list[Variant], chip: Chip, hbm_bytes: i
             continue
         plan = dataclasses.replace(first.plan, config=changed_config, rules=rules_for(table, changed_config.parallel))
         yield dataclasses.replace(first, plan=plan)
-        if 16 * max(first.slices.stage(stage, first.slices.cut) for stage, _ in distinct_stages(plan)) > hbm_bytes:
+        if max(state_bytes(first.slices, stage) for stage, _ in distinct_stages(plan)) > hbm_bytes:
             return
 
 

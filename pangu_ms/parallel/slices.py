@@ -4,34 +4,46 @@ import functools
 import math
 import re
 from collections import Counter
+from typing import NamedTuple
 
-from pangu_ms.config.base import ModelConfig
+from pangu_ms.config.base import ModelConfig, ParameterSpec
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import Plan
 
-Axes = tuple[str, ...]
+
+class Kind(NamedTuple):
+    """What decides how a parameter lies, and whether it has moments and a gradient."""
+
+    axes: tuple[str, ...]
+    trainable: bool
+    decay: bool
+
+    @classmethod
+    def of(cls, spec: ParameterSpec) -> "Kind":
+        """The kind of one parameter."""
+        return cls(spec.axes, spec.trainable, spec.decay)
 
 
 @functools.lru_cache
 def layer_kinds(model: ModelConfig) -> tuple[int, ...]:
     """For each layer the first one that is of its kind: same parameters, same role."""
     first: dict[tuple, int] = {}
-    kinds = ((tuple(spec.axes for spec in model.layer_parameters(i).values()), re.sub(r"\d+", "", name)) for i, name in enumerate(model.layer_names()))
+    kinds = ((tuple(Kind.of(spec) for spec in model.layer_parameters(i).values()), re.sub(r"\d+", "", name)) for i, name in enumerate(model.layer_names()))
     return tuple(first.setdefault(kind, i) for i, kind in enumerate(kinds))
 
 
 @functools.lru_cache
-def layer_axes(model: ModelConfig, layer: int) -> Counter[Axes]:
-    """How many parameters of each tuple of axes a layer has."""
-    return Counter(spec.axes for spec in model.layer_parameters(layer).values())
+def layer_counts(model: ModelConfig, layer: int) -> Counter[Kind]:
+    """How many parameters of each kind a layer has."""
+    return Counter(Kind.of(spec) for spec in model.layer_parameters(layer).values())
 
 
 @functools.lru_cache
-def outer_axes(model: ModelConfig) -> tuple[tuple[Axes, tuple[int, ...]], ...]:
-    """(axes, layers that read it) of each parameter outside the layers."""
+def outer_kinds(model: ModelConfig) -> tuple[tuple[Kind, tuple[int, ...]], ...]:
+    """(kind, layers that read it) of each parameter outside the layers."""
     before, behind = model.outer_parameters()
     layers = model.outer_parameter_layers()
-    return tuple((spec.axes, layers[name]) for name, spec in (before | behind).items())
+    return tuple((Kind.of(spec), layers[name]) for name, spec in (before | behind).items())
 
 
 def stage_kinds(plan: Plan, stage: int) -> Counter[int]:
@@ -48,16 +60,16 @@ def distinct_stages(plan: Plan) -> list[tuple[int, int]]:
     return [(sorts.index(sort), count[sort]) for sort in count]
 
 
-def stage_outer(plan: Plan, stage: int) -> list[Axes]:
-    """Axes of the parameters outside layers that a stage holds."""
-    return [axes for axes, layers in outer_axes(plan.config.model) if stage in {plan.layer_stages[layer] for layer in layers}]
+def stage_outer(plan: Plan, stage: int) -> list[Kind]:
+    """Kinds of the parameters outside layers that a stage holds."""
+    return [kind for kind, layers in outer_kinds(plan.config.model) if stage in {plan.layer_stages[layer] for layer in layers}]
 
 
 class Slices:
-    """Values of a plan's parameters by their axes, so that a thousand parameters cost a dozen layouts.
+    """Values of a plan's parameters by their kind, so that a thousand parameters cost a dozen layouts.
 
     `cut` is what a device stores, `plain` what it had without the optimizer's cut, `sharded` and `whole` are `plain` of what the
-    optimizer cuts and of the rest, by the axes of devices that had or have equal slices and so exchange gradients.
+    optimizer cuts and of the rest, by the axes of devices that had or have equal slices. What has gradients is `trained` of these.
     Plans that differ in batch, micro-batches, recompute and sequence_parallel alone can share one.
 
     Raises:
@@ -67,43 +79,47 @@ class Slices:
     def __init__(self, plan: Plan):
         self.plan, self.sizes = plan, plan.config.model.axis_sizes()
         self.at = dict(plan.mesh.axes)
-        specs = {spec.axes: spec for kind in set(layer_kinds(plan.config.model)) for spec in plan.config.model.layer_parameters(kind).values()}
         before, behind = plan.config.model.outer_parameters()
-        specs |= {spec.axes: spec for spec in (before | behind).values()}
-        stages = {axes: len({plan.layer_stages[layer] for layer in layers}) for axes, layers in outer_axes(plan.config.model)}
-        self.layouts = {axes: plan.layout(spec, stages.get(axes, 1)) for axes, spec in specs.items()}
-        self.cut = {axes: layout.slice_size for axes, layout in self.layouts.items()}
-        self.plain = {axes: math.prod(self.sizes[a] // self.devices(a) for a in axes) for axes in specs}
-        self.sharded = self._by_group({axes: layout.optimizer_axes for axes, layout in self.layouts.items()})
-        self.whole = self._by_group({axes: () if layout.optimizer_axes else _free_axes(layout) for axes, layout in self.layouts.items()})
-        self.matrices = {axes for axes, spec in specs.items() if spec.decay}
+        layers = [spec for first in set(layer_kinds(plan.config.model)) for spec in plan.config.model.layer_parameters(first).values()]
+        specs = {Kind.of(spec): spec for spec in (*layers, *(before | behind).values())}
+        stages = {kind: len({plan.layer_stages[layer] for layer in layers}) for kind, layers in outer_kinds(plan.config.model)}
+        self.layouts = {kind: plan.layout(spec, stages.get(kind, 1)) for kind, spec in specs.items()}
+        self.cut = {kind: layout.slice_size for kind, layout in self.layouts.items()}
+        self.plain = {kind: math.prod(self.sizes[a] // self.devices(a) for a in kind.axes) for kind in specs}
+        self.sharded = self._by_group({kind: layout.optimizer_axes for kind, layout in self.layouts.items()})
+        self.whole = self._by_group({kind: () if layout.optimizer_axes else _free_axes(layout) for kind, layout in self.layouts.items()})
 
-    def _by_group(self, groups: dict[Axes, tuple[str, ...]]) -> dict[tuple[str, ...], dict[Axes, int]]:
-        return {names: {axes: size * (groups[axes] == names) for axes, size in self.plain.items()} for names in dict.fromkeys(groups.values()) if names}
+    def _by_group(self, groups: dict[Kind, tuple[str, ...]]) -> dict[tuple[str, ...], dict[Kind, int]]:
+        return {names: {kind: size * (groups[kind] == names) for kind, size in self.plain.items()} for names in dict.fromkeys(groups.values()) if names}
 
     def devices(self, axis: str) -> int:
         """Devices that share a logical axis."""
         return math.prod(self.at[name] for name in self.plan.rules[axis])
 
-    def layer(self, kind: int, sizes: dict[Axes, int]) -> int:
-        """Values of one layer; `sizes` is `cut`, `plain` or one of `sharded` or `whole`."""
-        return sum(n * sizes[axes] for axes, n in layer_axes(self.plan.config.model, kind).items())
+    def layer(self, first: int, sizes: dict[Kind, int]) -> int:
+        """Values of a layer like `first`; `sizes` is `cut`, `plain`, one of `sharded` or `whole`, or `trained` of one."""
+        return sum(n * sizes[kind] for kind, n in layer_counts(self.plan.config.model, first).items())
 
-    def stage(self, stage: int, sizes: dict[Axes, int]) -> int:
+    def stage(self, stage: int, sizes: dict[Kind, int]) -> int:
         """Values of one stage."""
         return self.layers(stage, sizes) + self.outer(stage, sizes)
 
-    def layers(self, stage: int, sizes: dict[Axes, int]) -> int:
+    def layers(self, stage: int, sizes: dict[Kind, int]) -> int:
         """Values of a stage's layers."""
-        return sum(n * self.layer(kind, sizes) for kind, n in stage_kinds(self.plan, stage).items())
+        return sum(n * self.layer(first, sizes) for first, n in stage_kinds(self.plan, stage).items())
 
-    def outer(self, stage: int, sizes: dict[Axes, int]) -> int:
+    def outer(self, stage: int, sizes: dict[Kind, int]) -> int:
         """Values of a stage's tables and final norm."""
-        return sum(sizes[axes] for axes in stage_outer(self.plan, stage))
+        return sum(sizes[kind] for kind in stage_outer(self.plan, stage))
 
-    def largest(self, stage: int) -> int:
-        """Values of the largest layer or table of a stage, before the optimizer's cut."""
-        return max([self.layer(kind, self.plain) for kind in stage_kinds(self.plan, stage)] + [self.plain[axes] for axes in stage_outer(self.plan, stage)])
+    def largest(self, stage: int, sizes: dict[Kind, int]) -> int:
+        """Values of the largest layer or table of a stage."""
+        return max([self.layer(first, sizes) for first in stage_kinds(self.plan, stage)] + [sizes[kind] for kind in stage_outer(self.plan, stage)])
+
+
+def trained(sizes: dict[Kind, int]) -> dict[Kind, int]:
+    """`sizes` with nothing of the parameters that training leaves as they are."""
+    return {kind: size * kind.trainable for kind, size in sizes.items()}
 
 
 def _free_axes(layout: Layout) -> tuple[str, ...]:

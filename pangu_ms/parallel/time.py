@@ -12,7 +12,7 @@ from pangu_ms.parallel.cluster import Chip, bandwidth
 from pangu_ms.parallel.flops import model_flops_per_token
 from pangu_ms.parallel.memory import DTYPE_BYTES, composed_attention, micro_batch_size
 from pangu_ms.parallel.plan import Plan
-from pangu_ms.parallel.slices import Slices, distinct_stages, layer_axes, stage_kinds
+from pangu_ms.parallel.slices import Slices, distinct_stages, stage_kinds, trained
 
 MFU_FORMULA = "tokens/s per card * 3 * forward FLOP per token / peak; attention not halved for the causal mask, recomputation not counted"
 
@@ -68,14 +68,18 @@ def _compute(plan: Plan, chip: Chip, slices: Slices, stage: int) -> float:
     return (layers + head) * micro_batch_size(plan) * model.seq_length / (chip.peak_flops * chip.achievable)
 
 
-def _layer_flops(plan: Plan, chip: Chip, slices: Slices, kind: int) -> int:
-    """For one token on one device; matrices that mp does not cut are multiplied on each of its devices."""
+def _layer_flops(plan: Plan, chip: Chip, slices: Slices, first: int) -> int:
+    """For one token on one device in a layer like `first`; matrices that mp does not cut are multiplied on each of its devices.
+
+    A frozen matrix has no gradient of its own to compute, one of the two products of its backward pass.
+    """
     model, mode = plan.config.model, plan.config.parallel.recompute
-    matrices = sum(n * slices.plain[axes] for axes, n in layer_axes(model, kind).items() if axes in slices.matrices)
+    matrices = {kind: size * kind.decay for kind, size in slices.plain.items()}
+    every, moved = slices.layer(first, matrices), slices.layer(first, trained(matrices))
     attention = 2 * model.seq_length * slices.sizes["heads"] // plan.config.parallel.model_parallel  # scores; the context takes as much
-    forward = 2 * matrices + 2 * attention
+    forward = 2 * every + 2 * attention
     again = {"none": 0, "selective": attention if composed_attention(model, chip) else 0, "full": forward}[mode]
-    return 3 * forward + again
+    return 3 * forward - 2 * (every - moved) + again
 
 
 def _tensor_parallel(plan: Plan, chip: Chip, stage: int) -> float:
@@ -128,8 +132,8 @@ def _gather(plan: Plan, chip: Chip, slices: Slices, stage: int) -> list[Term]:
 
 
 def _reduce(plan: Plan, chip: Chip, slices: Slices, stage: int) -> list[Term]:
-    scattered = {names: 4 * slices.stage(stage, part) for names, part in slices.sharded.items()}
-    reduced = {names: 4 * slices.stage(stage, part) for names, part in slices.whole.items()}
+    scattered = {names: 4 * slices.stage(stage, trained(part)) for names, part in slices.sharded.items()}
+    reduced = {names: 4 * slices.stage(stage, trained(part)) for names, part in slices.whole.items()}
     return _collectives(plan, chip, "reduce gradients", [("reduce-scatter", 1, scattered), ("all-reduce", 2, reduced)])
 
 
@@ -152,7 +156,7 @@ def _ring(plan: Plan, chip: Chip, names: tuple[str, ...], size: int) -> tuple[fl
 
 
 def _update(plan: Plan, chip: Chip, slices: Slices) -> Term:
-    values = max(slices.stage(stage, slices.cut) for stage, _ in distinct_stages(plan))
+    values = max(slices.stage(stage, trained(slices.cut)) for stage, _ in distinct_stages(plan))
     formula = f"7 * 4 * {values:,} bytes at {chip.hbm_bandwidth / 1e12:g} TB/s: AdamW reads parameter, gradient, moments and writes three"
     return Term("update", 7 * 4 * values / chip.hbm_bandwidth, formula)
 

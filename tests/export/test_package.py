@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
@@ -13,21 +12,12 @@ from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.cli import main
 from pangu_ms.errors import ExportError, OutputError
 from pangu_ms.export.package import Package, read_key
+from tests.export.common import copy_of
 from tests.infer.pi_checkpoint import reference_logits, save_pi_checkpoint
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 PROMPTS = ("def alpha_1(beta):", "print(")
 GREEDY = ["--max-new-tokens", "8", "--temperature", "0", "--json"]
-
-
-@pytest.fixture(scope="module")
-def package(trained_run, tmp_path_factory):
-    from pangu_ms.export.write import export_package
-    from pangu_ms.infer.decoder import GraphShape
-
-    directory = tmp_path_factory.mktemp("export") / "package"
-    export_package(open_checkpoint(trained_run), directory, GraphShape.fitting(32, batch_size=2, max_length=32, chunk=8))
-    return directory
 
 
 def test_a_pi_package_computes_the_specification(records, tmp_path, capsys):
@@ -47,10 +37,6 @@ def test_a_pi_package_computes_the_specification(records, tmp_path, capsys):
     expected = capsys.readouterr().out
     done = subprocess.run([sys.executable, str(tmp_path / "p/run.pyz"), *run], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout == expected and texts(expected)[0]
-
-
-def copy_of(package, tmp_path):
-    return shutil.copytree(package, tmp_path / "copy")
 
 
 def texts(output):

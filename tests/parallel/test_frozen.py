@@ -1,0 +1,82 @@
+"""Weights that training leaves as they are, under a plan: see tests/frozen.py."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from pangu_ms.config import load_config
+from pangu_ms.parallel import execute, memory, rehearse
+from pangu_ms.parallel.cluster import CHIPS, bandwidth
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.slices import Slices
+from pangu_ms.parallel.time import step_terms
+from pangu_run.isolated import python_command
+from pangu_run.launch.start import run_ranks
+from tests.frozen import MATRIX, TABLE, frozen, unfrozen
+
+CHILD = "tests.frozen_child"
+SMALL = ["model.vocab_size=64", "model.hidden_size=128", "model.num_layers=2", "model.num_heads=4", "model.seq_length=16", "model.dropout=0.0"]
+SMALL += ["train.batch_size=2", "tokenizer.vocab_size=64", "parallel.data_parallel=2", "parallel.model_parallel=2"]
+SHARD, STAGES = "parallel.optimizer_shard=true", ("parallel.pipeline_stage=2", "parallel.micro_batch_num=2")
+
+
+@pytest.fixture(autouse=True)
+def with_frozen_weights(monkeypatch):
+    """Here and in child processes."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    for module in (execute, rehearse):
+        monkeypatch.setattr(module, "python_command", lambda module, *arguments: python_command(CHILD, module, *arguments))
+    monkeypatch.setattr(execute, "run_ranks", lambda command, *rest, **options: run_ranks(lambda rank: ["-m", CHILD, *command(rank)[1:]], *rest, **options))
+    with frozen():
+        yield
+
+
+def laid_out(*fields):
+    return Plan.of(load_config("alpha/tiny", [*SMALL, *fields]))
+
+
+@pytest.mark.parametrize("fields", [(), (SHARD,), STAGES, (SHARD, *STAGES)])
+def test_memory_has_moments_and_gradients_of_what_is_trained_alone(fields):
+    """The bytes of every slice added up, name by name."""
+    plan = laid_out(*fields)
+    for stage in range(plan.mesh.num_stages):
+        held = {name: 4 * math.prod(plan.layouts[name].slice_shape) for name in plan.stage_parameters(stage)}
+        moved = sum(size for name, size in held.items() if name not in (MATRIX, TABLE))
+        assert (moved < sum(held.values())) == (stage == 0)
+        lines = {line.name: line.bytes for line in memory.stage_memory(plan, stage, CHIPS["ascend910"], Slices(plan))}
+        assert (lines["parameters"], lines["moments"], lines["gradients"]) == (sum(held.values()), 2 * moved, moved)
+        assert (memory.parameter_bytes(plan, stage), memory.optimizer_bytes(plan, stage)) == (sum(held.values()), 2 * moved)
+        assert memory.state_bytes(Slices(plan), stage) == sum(held.values()) + 3 * moved
+
+
+def test_time_has_no_gradient_of_a_frozen_matrix():
+    """By hand: one of two products of its backward pass, its exchange over dp and its update are saved; the table adds none of these."""
+    chip, plan = CHIPS["ascend910"], laid_out()
+    less = {term.name: term.seconds for term in step_terms(plan, chip, Slices(plan))}
+    with unfrozen():
+        plain = laid_out()
+        more = {term.name: term.seconds for term in step_terms(plain, chip, Slices(plain))}
+    cut, tokens = 4 * 128 * 128 // 2, 2 * 16
+    assert more["compute"] - less["compute"] == pytest.approx(2 * cut * tokens / (chip.peak_flops * chip.achievable))
+    assert more["update"] - less["update"] == pytest.approx(7 * 4 * cut / chip.hbm_bandwidth)
+    ring = (1 - chip.overlap) * 2 * 1 / 2 * 4 * cut / bandwidth(chip, plan.mesh, ("dp",))[0]  # all-reduce over two
+    assert more["reduce gradients"] - less["reduce gradients"] == pytest.approx(ring)
+
+
+@pytest.mark.slow
+def test_ranks_with_frozen_weights_compute_what_one_process_does():
+    found = execute.execute(laid_out(SHARD).config, 5, progress=False)
+    assert found.agrees, [one for one in found.differences if one.error > execute.TOLERANCE]
+    names = {kind: {one.name for one in found.differences if one.kind == kind} for kind in ("gradient", "parameter")}
+    assert names["parameter"] - names["gradient"] == {MATRIX, TABLE}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", [(SHARD,), STAGES])
+def test_the_compiler_makes_moments_of_what_is_trained_alone(fields):
+    """MindSpore's own count of a rank of each stage."""
+    plan = laid_out(*fields)
+    for report in rehearse.rehearse(plan.config, rehearse.sample_ranks(plan), progress=False):
+        assert report.differences == []
+        assert (report.parameter_bytes, report.optimizer_bytes) == (memory.parameter_bytes(plan, report.stage), memory.optimizer_bytes(plan, report.stage))
