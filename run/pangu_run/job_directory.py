@@ -16,10 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files, small_json
+from pangu_run import files, format_version, small_json
 from pangu_run.errors import LaunchError
 
 NAME = "job"
+FORMAT_VERSION = 1
+"""Of the whole directory; job.json says it."""
 EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")
 """started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step, tokens_per_second). checkpoint: step.
 slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank (the first cause; None where a host did not come), host, log, ranks
@@ -73,7 +75,8 @@ class JobDirectory:
             for name in ("status.json", "config.yaml", "rank_table.json"):
                 (self.path / name).unlink(missing_ok=True)
         apart = {"config", "rank_table"}
-        files.write_json(self.path / "job.json", {key: value for key, value in description.items() if key not in apart})
+        told = {key: value for key, value in description.items() if key not in apart}
+        files.write_json(self.path / "job.json", {format_version.KEY: FORMAT_VERSION} | told)
         if config := description.get("config"):
             files.write_text(self.path / "config.yaml", config)
         if rank_table := description.get("rank_table"):
@@ -96,8 +99,16 @@ class JobDirectory:
         files.write_bytes(self.path / "status.json", json.dumps(status, ensure_ascii=False).encode(), durable=False)
 
     def job(self) -> dict[str, Any]:
-        """Content of job.json."""
-        return small_json.read_object(self.path / "job.json", finite=False)
+        """Content of job.json.
+
+        Raises:
+            LaunchError: a newer version of this program wrote it.
+            ValueError: it is damaged.
+        """
+        path = self.path / "job.json"
+        found = small_json.read_object(path, finite=False)
+        format_version.require_known(found.get(format_version.KEY, format_version.FIRST), FORMAT_VERSION, path, LaunchError)
+        return found
 
     def status(self) -> dict[str, Any] | None:
         """Content of status.json; None before the first one."""

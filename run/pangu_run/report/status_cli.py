@@ -95,11 +95,13 @@ def read_json(directory: JobDirectory, name: str) -> Any:
     """Content of job.json or status.json.
 
     Raises:
-        LaunchError: it is damaged.
+        LaunchError: it is damaged, or a newer version of this program wrote it.
     """
     read = {"job.json": directory.job, "status.json": directory.status}[name]
     try:
         return read()
+    except LaunchError:
+        raise
     except ValueError as error:  # no JSON, or no UTF-8
         raise LaunchError(f"{directory.path / name}: is damaged ({error}); the launcher writes it whole; mend it or see {directory.logs}") from error
 
