@@ -6,7 +6,6 @@ from typing import Any, TextIO
 
 from pangu_run.console import raw
 
-from pangu_run.console import raw
 
 LOG_INTERVAL_S = 20.0
 USUAL_COLUMNS = 80

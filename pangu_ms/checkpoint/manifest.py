@@ -7,17 +7,23 @@ from typing import Any
 from pangu_ms.checkpoint.sharded import RANK_FILE
 from pangu_ms.errors import CheckpointError
 from pangu_ms.progress import progress_bar
-from pangu_run import files, small_json
+from pangu_run import files, format_version, small_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 was that of version 0.1.0, whose config.yaml and state.json have no format version; it is still read."""
 MANIFEST = "manifest.json"
 STEP = re.compile(r"step-(\d{8,})(\.old)?")
+
+
+class NewerCheckpoint(CheckpointError):
+    """Whole, and written by a newer version: to go on from an older one instead would lose the steps between."""
 
 
 def verified(path: Path, digests: bool = True, progress: bool = False) -> dict[str, Any]:
     """The manifest of a step directory after checking it, sizes and, unless told otherwise, digests.
 
     Raises:
+        NewerCheckpoint: a newer version of this program wrote it.
         CheckpointError: what is wrong with it.
     """
     try:
@@ -43,13 +49,12 @@ def verified(path: Path, digests: bool = True, progress: bool = False) -> dict[s
 def _read(path: Path) -> dict[str, Any]:
     try:
         manifest = small_json.parse_object((path / MANIFEST).read_bytes())
-        digest = manifest.pop("sha256")
+        intact = manifest.pop("sha256") == files.sha256_json(manifest)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         raise CheckpointError(f"{path}: {MANIFEST} is damaged; use another checkpoint") from None
-    if manifest.get("format_version", 0) != FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format version {manifest.get('format_version')}; this program reads {FORMAT_VERSION}; use the pangu_ms that wrote it")
+    format_version.require_known(manifest.get(format_version.KEY), FORMAT_VERSION, path, NewerCheckpoint if intact else CheckpointError)
     match = STEP.fullmatch(path.name)
-    if not _is_whole(manifest) or digest != files.sha256_json(manifest) or (match and int(match[1]) != manifest["step"]):
+    if not intact or not _is_whole(manifest) or (match and int(match[1]) != manifest["step"]):
         raise CheckpointError(f"{path}: {MANIFEST} was changed after it was written; use another checkpoint")
     return manifest
 

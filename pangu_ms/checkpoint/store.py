@@ -23,18 +23,19 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.checkpoint import commit, safetensors_file, sharded
-from pangu_ms.checkpoint.manifest import MANIFEST, STEP, verified
+from pangu_ms.checkpoint.manifest import MANIFEST, STEP, NewerCheckpoint, verified
 from pangu_ms.checkpoint.step_files import Contents, json_bytes, write_step
 from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config, load_config
 from pangu_ms.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
-from pangu_run import files, small_json
+from pangu_run import files, format_version, small_json
 
 __all__ = ["Checkpoint", "check_names_and_shapes", "latest_valid", "open_checkpoint", "save", "write"]
 
 _log = logging.getLogger(__name__)
 
+STATE, STATE_VERSION = "state.json", 1
 MAX_SHARD_BYTES = 4 << 30  # below the 5 GB that object stores take in one request
 
 Tensors = dict[str, np.ndarray]
@@ -85,12 +86,14 @@ class Checkpoint:
         """What the training loop stored.
 
         Raises:
-            CheckpointError: state.json is damaged.
+            CheckpointError: state.json is damaged, or was written by a newer version of this program.
         """
         try:
-            return small_json.parse_object((self.path / "state.json").read_bytes(), finite=False)
+            state = small_json.parse_object((self.path / STATE).read_bytes(), finite=False)
         except ValueError as error:
-            raise CheckpointError(f"{self.path}: state.json is damaged ({error}); use another checkpoint") from None
+            raise CheckpointError(f"{self.path}: {STATE} is damaged ({error}); use another checkpoint") from None
+        format_version.require_known(state.pop(format_version.KEY, format_version.FIRST), STATE_VERSION, self.path / STATE, CheckpointError)
+        return state
 
     def config(self) -> RunConfig:
         """The configuration of the run that saved it."""
@@ -186,6 +189,9 @@ def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tu
 
     Returns:
         The checkpoint or None, and one line for each newer or unfinished directory that was passed over; the lines are logged as warnings.
+
+    Raises:
+        NewerCheckpoint: the newest is of a newer version of this program.
     """
     root = Path(root)
     passed_over = [f"{path}: a save or removal that did not finish; ignored" for path in commit.leftovers(root)]
@@ -194,6 +200,8 @@ def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tu
         try:
             found = _open(path, digests, progress)
             break
+        except NewerCheckpoint:
+            raise
         except CheckpointError as error:
             passed_over.append(str(error))
     for line in passed_over:
@@ -231,7 +239,7 @@ def _open(path: Path, digests: bool, progress: bool) -> Checkpoint:
 
 def description(state: dict[str, Any], config: RunConfig, tokenizer: Path | None) -> Contents:
     """The files of a step that hold no tensors."""
-    return {"state.json": [json_bytes(state)], "config.yaml": [dump_config(config).encode()], **tokenizer_files(tokenizer)}
+    return {STATE: [json_bytes({format_version.KEY: STATE_VERSION} | state)], "config.yaml": [dump_config(config).encode()], **tokenizer_files(tokenizer)}
 
 
 def tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:

@@ -11,8 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from pangu_ms.config.registry import FAMILIES
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
-from pangu_run import yaml_file
+from pangu_run import format_version, yaml_file
 
+FORMAT_VERSION = 1
 _SHOWN = 200  # characters of a wrong value
 _PACKAGE = Path(__file__).resolve().parents[1]
 PRESET_DIRECTORIES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # installed | checkout
@@ -71,7 +72,7 @@ def config_to_dict(config: RunConfig) -> dict[str, Any]:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal object."""
-    return yaml.safe_dump(config_to_dict(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump({format_version.KEY: FORMAT_VERSION} | config_to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def replace(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
@@ -86,6 +87,7 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     tree = yaml_file.read(path, ConfigError)
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: found {type(tree).__name__}; a config is a mapping with a `model:` section")
+    format_version.require_known(tree.pop(format_version.KEY, format_version.FIRST), FORMAT_VERSION, path, ConfigError)
     base = tree.pop("base", None)
     if base is None:
         return tree

@@ -14,7 +14,7 @@ import numpy as np
 from pangu_ms.data.piece_table import BYTE, NORMAL, PieceTable
 from pangu_ms.data.tokenizer import SPECIALS, Tokenizer
 from pangu_ms.errors import DataError
-from pangu_run import small_json
+from pangu_run import format_version, small_json
 
 MAP_FILE = "vocab_map.json"
 FORMAT = 1
@@ -69,8 +69,7 @@ def load_vocab_map(directory: str | Path) -> VocabMap:
     path = Path(directory) / MAP_FILE
     try:
         content = small_json.read_object(path)
-        if content["format"] != FORMAT:
-            raise DataError(f"{path}: format {content['format']}: this version reads format {FORMAT}; update pangu-ms")
+        format_version.require_known(content["format"], FORMAT, path, DataError)
         old_ids = np.array(content["old_ids"])
         if old_ids.ndim != 1 or old_ids.dtype != np.int64:
             raise TypeError("old_ids is not a list of whole numbers")

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", action=NewDirectory, metavar="DIR", default=argparse.SUPPRESS, help=_OUTPUT_HELP)
     parser.add_argument(
-        "--corpus", nargs="+", metavar="FILE", default=argparse.SUPPRESS, help="count pieces in these text or .jsonl files, .gz or .zst too"
+        "--corpus", nargs="+", metavar="FILE", default=argparse.SUPPRESS, help="count pieces in these files: text, JSON lines or arrays, .gz or .zst too"
     )
     parser.add_argument(
         "--records", metavar="DIR", default=argparse.SUPPRESS, help="count pieces in records that the tokenizer made, beside or instead of --corpus"

@@ -194,7 +194,7 @@ class Corpus:
 
 def add_corpus_options(parser: argparse.ArgumentParser) -> None:
     """The options that `corpus_options` reads."""
-    field = "where JSON objects have their text, a.b for b inside a; a string, or a list of messages (default: text, or else messages)"
+    field = "where JSON objects have their text, a.b for b inside a; a string, or a conversation: a list of messages with role and content (default: text, or else messages)"
     parser.add_argument("--text-field", metavar="NAME", default=argparse.SUPPRESS, help=field)
     parser.add_argument("--plain-text", action="store_true", help="take every file as plain text, JSON too")
 

@@ -15,7 +15,7 @@ from pangu_ms.data.pack import COLUMN, DIGEST_BYTES, SPLITS, row_digests
 from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import DataError
-from pangu_run import files, small_json
+from pangu_run import files, format_version, small_json
 
 RELEASED_PAD = 6  # pad and end of document in the released vocabulary (spec A5)
 
@@ -254,8 +254,7 @@ def load_manifest(directory: Path) -> dict:
         raise DataError(f"{path}: No such file or directory; `pangu data prepare` writes it last; name its output directory")
     try:
         manifest = small_json.read_object(path)
-        if manifest["format"] != FORMAT:
-            raise DataError(f"{path}: format {manifest['format']!r}: this version reads format {FORMAT}; update pangu-ms or prepare again")
+        format_version.require_known(manifest["format"], FORMAT, path, DataError)
         _require_form(manifest)
         return manifest
     except DataError:

@@ -19,7 +19,7 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer, sample_chunks
 from pangu_ms.errors import DataError
 from pangu_ms.progress import progress_bar
-from pangu_run import files, small_json
+from pangu_run import files, format_version, small_json
 
 FORMAT = 1
 SAMPLE_BYTES = 1_000_000
@@ -98,8 +98,7 @@ def load_counts(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:
     """
     try:
         content = small_json.read_object(Path(path))
-        if content["format"] != FORMAT:
-            raise DataError(f"{path}: format {content['format']}: this version reads format {FORMAT}; update pangu-ms or count again")
+        format_version.require_known(content["format"], FORMAT, path, DataError)
         made, counts = str(content["tokenizer"]), np.array(content["counts"])
     except small_json.Missing as error:
         raise DataError(f"{path}: {error}; counts are written by --save-counts; correct the name") from error

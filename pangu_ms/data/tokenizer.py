@@ -22,7 +22,7 @@ import sentencepiece
 
 from pangu_ms.data.segment import make_segmenter, segmenter_version
 from pangu_ms.errors import DataError
-from pangu_run import files, small_json
+from pangu_run import files, format_version, small_json
 
 _log = logging.getLogger(__name__)
 
@@ -137,8 +137,7 @@ class Tokenizer:
             return huggingface_files.own_tokenizer(path) or huggingface.HuggingFaceTokenizer.load(path)
         try:
             settings = small_json.parse_object(_read(path / "tokenizer.json"))
-            if settings["format"] != FORMAT:
-                raise DataError(f"{path}/tokenizer.json: format {settings['format']!r}: this version reads format {FORMAT}; update pangu-ms")
+            format_version.require_known(settings["format"], FORMAT, path / "tokenizer.json", DataError)
             segmenter, eod, digest = settings["segmenter"], settings.get("eod", "<eod>"), settings.get(_MODEL_DIGEST)
             if not isinstance(eod, str):
                 raise ValueError(f"eod={eod!r:.40}")

@@ -24,6 +24,7 @@ from pangu_ms.errors import ExportError
 from pangu_ms.export.graph_file import GraphFile
 from pangu_ms.export.signature import SIGNATURE, require_signed
 from pangu_ms.infer.decoder import Decoder, GraphShape
+from pangu_run import format_version
 from pangu_run.files import sha256_file, sha256_json
 
 FORMAT_VERSION = 1
@@ -97,8 +98,7 @@ class Package:
             intact = digest == sha256_json(manifest)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ExportError(f"{path / MANIFEST}: is damaged ({type(error).__name__}: {error}); export again") from None
-        if manifest.get("format_version") != FORMAT_VERSION:
-            raise ExportError(f"{path}: format version {manifest.get('format_version')}; this program reads version {FORMAT_VERSION}; export again")
+        format_version.require_known(manifest.get(format_version.KEY), FORMAT_VERSION, path / MANIFEST, ExportError)
         if not intact:
             raise ExportError(f"{path / MANIFEST}: was altered; the package is not what was exported and is refused; export again")
         if wrong := _odd(manifest):

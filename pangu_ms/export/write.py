@@ -75,6 +75,7 @@ RUNNER_MODULES = (
     "pangu_run/console.py",
     "pangu_run/errors.py",
     "pangu_run/files.py",
+    "pangu_run/format_version.py",
     "pangu_run/small_json.py",
 )
 

@@ -18,12 +18,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files, small_json
+from pangu_run import files, format_version, small_json
 from pangu_run.errors import LaunchError
 from pangu_run.small_json import TIME, Form
 
 _log = logging.getLogger(__name__)
 NAME = "job"
+FORMAT_VERSION = 1
+"""Of the whole directory; job.json says it."""
 EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")
 """started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step, tokens_per_second). checkpoint: step.
 slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank (the first cause; None where a host did not come), host, log, ranks
@@ -96,7 +98,8 @@ class JobDirectory:
             for name in ("status.json", "config.yaml", "rank_table.json"):
                 (self.path / name).unlink(missing_ok=True)
         apart = {"config", "rank_table"}
-        files.write_json(self.path / "job.json", {key: value for key, value in description.items() if key not in apart}, private=True)
+        told = {key: value for key, value in description.items() if key not in apart}
+        files.write_json(self.path / "job.json", {format_version.KEY: FORMAT_VERSION} | told, private=True)
         if config := description.get("config"):
             files.write_text(self.path / "config.yaml", config)
         if rank_table := description.get("rank_table"):
@@ -122,13 +125,16 @@ class JobDirectory:
         """Content of job.json.
 
         Raises:
-            LaunchError: there is none, or it is damaged.
+            LaunchError: there is none, it is damaged, or a newer version of this program wrote it.
         """
+        path = self.path / "job.json"
         try:
-            return small_json.read_object(self.path / "job.json", False, _JOB_FORM)
+            found = small_json.read_object(path, False, _JOB_FORM)
         except ValueError as error:
             advice = f"see {self.logs} for what the ranks wrote; the next `pangu launch` there writes the file anew"
-            raise LaunchError(f"{self.path / 'job.json'}: is damaged ({error}); a launcher writes it whole; {advice}") from error
+            raise LaunchError(f"{path}: is damaged ({error}); a launcher writes it whole; {advice}") from error
+        format_version.require_known(found.get(format_version.KEY, format_version.FIRST), FORMAT_VERSION, path, LaunchError)
+        return found
 
     def status(self) -> dict[str, Any] | None:
         """Content of status.json; None before the first one, and with a warning where it is damaged: it is not flushed, so a power cut may empty it."""

@@ -36,7 +36,7 @@ def test_manifest_says_what_and_who(tmp_path):
     assert manifest["tensors"] == {"model": 2, "optimizer": 2}
     assert manifest["files"].keys() == {"model.safetensors", "optimizer.safetensors", "state.json", "config.yaml"}
     assert {"python", "pangu_ms", "mindspore", "numpy"} <= manifest["versions"].keys()
-    assert manifest["format_version"] == 1 and manifest["created"].endswith("+00:00") and "git_revision" in manifest
+    assert manifest["format_version"] == 2 and manifest["created"].endswith("+00:00") and "git_revision" in manifest
 
 
 def test_views_of_any_memory_order_keep_their_values(tmp_path):
@@ -85,7 +85,7 @@ DAMAGE = {
     "manifest cut": (lambda step: os.truncate(step / "manifest.json", 50), "manifest.json is damaged"),
     "manifest list": (lambda step: (step / "manifest.json").write_text("[]"), "manifest.json is damaged"),
     "empty": (lambda step: [path.unlink() for path in step.iterdir()], "manifest.json is missing"),
-    "newer format": (lambda step: _edit(step, format_version=2), "format version 2"),
+    "newer format": (lambda step: _edit(step, format_version=3), "format version 3"),
     "edited": (lambda step: _edit(step, step=5), "was changed after it was written"),
 }
 

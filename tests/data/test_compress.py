@@ -257,7 +257,7 @@ def test_errors_name_the_rule(tokenizer_path, tmp_path, compressed, tokenizers, 
         (["--vocab-size", "400", *counted], "--output: missing"),
         (["--vocab-size", "400", *new], "name --corpus, --records or --counts"),
         (["--vocab-size", "400", "--output", str(tmp_path), *counted], "nothing is overwritten"),
-        (["--vocab-size", "400", *new, *counted, "--save-counts", corpus], "nothing is overwritten"),
+        (["--vocab-size", "400", *new, *counted, "--save-counts", corpus], "nothing is overwritten; name a new --save-counts"),
         (["--vocab-size", "400", *new, *counted, "--num-workers", "0"], "num_workers=0"),
         (["--vocab-size", "400", *new, "--corpus", empty, "--num-workers", "1"], "hold no text"),
         (["--vocab-size", "400", *new, "--counts", str(tmp_path / "none.json")], "No such file"),
@@ -286,7 +286,7 @@ def test_damaged_maps_are_refused(compressed, tokenizer_path, tmp_path):
     good = json.loads(path.read_text())
     ids = good["old_ids"]
     cases = [
-        ({"format": 2}, "reads format 1"),
+        ({"format": 2}, "a newer version"),
         ({"old_ids": ids[::-1]}, "strictly increasing"),
         ({"old_ids": [*ids[:-1], 600]}, "from 0 to 599"),
         ({"old_ids": [*ids[:-1], 0.5]}, "not a vocabulary map"),

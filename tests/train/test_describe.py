@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
-from pangu_ms.config.load import config_from_dict, load_config, presets
+from pangu_ms.config.load import load_config, presets
 from pangu_ms.errors import UserError
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train import describe
@@ -52,16 +51,17 @@ def test_a_cluster_of_2048_is_told_in_a_second_without_mindspore():
     found = json.loads(done.stdout)
     mesh = Mesh.of(load_config(CLUSTER).parallel)
     assert found.keys() == {"world", "device", "chip", "placement", "devices_per_server"}
-        assert (found["world"], found["device"], found["chip"]) == (2048, "Ascend", "ascend910")
+    assert (found["world"], found["device"], found["chip"]) == (2048, "Ascend", "ascend910")
     assert found["placement"] == [[d.server, d.device] for d in mesh.placement()] and len({map(tuple, found["placement"])}) == 1
     assert len({tuple(place) for place in found["placement"]}) == 2048 and max(server for server, _ in found["placement"]) == 255
     assert after.children_user + after.children_system - before.children_user - before.children_system < 2  # 0.7 s of one core, whoever else has it
 
 
-def test_options_become_words_that_train_understands(told):
+def test_options_become_words_that_train_understands(told, tmp_path):
     found = told("--num-ranks", "3", "--device", "cpu", words=["runtime.compile_cache=false"])
     assert (found["world"], found["device"], found["words"][-1]) == (3, "CPU", "parallel.data_parallel=3")
-    config = config_from_dict(yaml.safe_load(found["config"]), "config")
+    (tmp_path / "config.yaml").write_text(found["config"])
+    config = load_config(str(tmp_path / "config.yaml"))
     assert config.parallel.data_parallel == 3 and not config.runtime.compile_cache
     assert (found["total_steps"], found["tokens_per_step"]) == (12, 3 * 4 * 32)
     assert told()["words"][-1].endswith("run") and told("--num-ranks", "1")["world"] == 1
