@@ -94,10 +94,11 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
 def _copy_if_sound(published: Path, private: Path) -> bool:
     """Copy a published graph; False, and nothing copied, when it is missing or altered (then it is removed) or cannot be copied."""
     try:
-        shutil.copytree(published, private)
+        shutil.copytree(published, private, symlinks=True)  # a link to a device has no end; none is published
         os.utime(published)  # the newest are kept
         checksums = small_json.read_object(private / CHECKSUMS)
-        if all((private / name).is_file() and sha256_file(private / name) == digest for name, digest in checksums.items()):
+        (private / CHECKSUMS).unlink()
+        if checksums and checksums == _checksums(private):
             return True
         shutil.rmtree(published, ignore_errors=True)
     except (OSError, ValueError, AttributeError, shutil.Error) as error:  # not there, half deleted, or no room for a copy: compile
@@ -106,13 +107,16 @@ def _copy_if_sound(published: Path, private: Path) -> bool:
     return False
 
 
+def _checksums(directory: Path) -> dict[str, str]:
+    return {str(path.relative_to(directory)): sha256_file(path) for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
 def _publish(private: Path, published: Path) -> None:
     """Move a new graph to its place; without a writable cache directory the run goes on without one."""
-    files = [p for p in private.rglob("*") if p.is_file()]
-    if not files:
+    if not any(path.is_file() for path in private.rglob("*")):
         return
     try:
-        (private / CHECKSUMS).write_text(json.dumps({str(p.relative_to(private)): sha256_file(p) for p in files}))
+        (private / CHECKSUMS).write_text(json.dumps(_checksums(private)))
         published.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=published.parent, prefix=".new-") as staging:
             shutil.copytree(private, Path(staging) / "graphs")

@@ -88,7 +88,7 @@ class Checkpoint:
             CheckpointError: state.json is damaged.
         """
         try:
-            return small_json.parse_object((self.path / "state.json").read_bytes(), finite=False)
+            return small_json.read_object(self.path / "state.json", finite=False)
         except ValueError as error:
             raise CheckpointError(f"{self.path}: state.json is damaged ({error}); use another checkpoint") from None
 

@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import hashlib
 import io
-import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -14,11 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_ms import npz_file
 from pangu_ms.data.corpus import Corpus, Document
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.data.workers import WorkerDied, Workers
 from pangu_ms.errors import DataError, OutputError, UserError
-from pangu_run import files
+from pangu_run import files, small_json
+
+log = logging.getLogger(__name__)
 
 _SMALLEST, _LARGEST, _BLOCKS = 1 << 16, 1 << 23, 256
 """A block is about 1/256 of the corpus, between 64 KiB and 8 MiB: many enough to share out evenly, few enough for one directory."""
@@ -65,9 +68,34 @@ def encode_documents(tokenizer: Tokenizer, documents: list[Document]) -> Block:
 
 
 def load_block(path: Path) -> Block:
-    """Read a committed block."""
-    with np.load(path, allow_pickle=False) as content:
-        return Block(**content)
+    """Read a committed block.
+
+    Raises:
+        OutputError: it is damaged.
+    """
+    try:
+        found = Block(**npz_file.read(path, [field.name for field in dataclasses.fields(Block)]))
+        _require_form(found)
+        return found
+    except ValueError as error:
+        raise OutputError(f"{path}: is damaged ({error}); remove it and repeat the command, which encodes it anew") from None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether there is a committed block that can be read; another one is encoded anew."""
+    try:
+        return path.exists() and bool(load_block(path))
+    except OutputError as error:
+        log.warning("%s", error)
+        return False
+
+
+def _require_form(block: Block) -> None:
+    columns = [block.tokens, block.sizes, block.keys, block.domains]
+    if [array.dtype.kind for array in (block.ids, *columns)] != ["i", "i", "i", "u", "U"] or {array.shape for array in columns} != {(len(block.tokens),)}:
+        raise ValueError("its columns are not those of documents")
+    if block.ids.ndim != 1 or block.tokens.min(initial=1) < 1 or block.tokens.sum() != len(block.ids):
+        raise ValueError(f"{block.ids.size} ids in documents of {block.tokens.sum()}")
 
 
 @contextlib.contextmanager
@@ -102,7 +130,12 @@ def _require_key(work: Path, key: str) -> None:
     path = work / "key.json"
     if not path.exists():
         files.write_json(path, {"key": key})
-    elif json.loads(path.read_text())["key"] != key:
+        return
+    try:
+        found = small_json.read_object(path).get("key")
+    except ValueError as error:
+        raise OutputError(f"{path}: {error}; it says which run was interrupted; remove {work}, and what it has done, or name another --output") from None
+    if found != key:
         raise OutputError(
             f"{work}: holds an interrupted run with another corpus, tokenizer or split_paragraphs; it can only be finished with the same; "
             "repeat that command, remove the directory or name another --output"
@@ -127,7 +160,7 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
             for number, (documents, size) in enumerate(_cut(corpus)):
                 path = work / f"block-{number:06d}.npz"
                 blocks.append(path)
-                if path.exists():
+                if is_whole(path):
                     report(size, int(load_block(path).tokens.sum()))
                     continue
                 while len(pending) > 2 * num_workers:  # bounds the text in memory

@@ -29,6 +29,7 @@ from pangu_run.isolated import python_command, python_environment
 
 PROGRAM = tuple(python_command("pangu_ms"))
 POLL_S = 0.3
+_DIGEST = "result_sha256"
 SHOWN_WORDS = 60  # of a command on the terminal; command.json has all
 
 
@@ -64,7 +65,18 @@ class Stage:
         if begun is not None and begun != self._command():
             rule = "its result would not be this one's; name a new --output, or remove the directory to do it anew"
             raise OutputError(f"{self.directory}: was begun by another command or configuration (see command.json in it); {rule}")
-        return _read_json(self.directory / "result.json")
+        path = self.directory / "result.json"
+        sealed = _read_json(path)
+        if sealed is None:
+            return None
+        digest = sealed.pop(_DIGEST, None) if isinstance(sealed, dict) else ""
+        if digest not in (None, files.sha256_json(sealed)):  # None: of version 0.1.0
+            raise OutputError(f"{path}: was changed after it was written; remove it to do the stage anew")
+        return sealed
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Keep what the command printed."""
+        files.write_json(self.directory / "result.json", result | {_DIGEST: files.sha256_json(result)})
 
     def begin(self) -> None:
         """Note the command; what a killed process left is kept unless it would be in the way."""
@@ -96,7 +108,8 @@ def claim(output: Path, study: str) -> None:
         files.require_free(output)
         files.write_json(output / "study.json", {"study": study})
     elif found != {"study": study}:
-        raise OutputError(f"{output}: holds the study {found.get('study')!r}, not {study!r}; a study needs a directory of its own; name another --output")
+        other = found.get("study") if isinstance(found, dict) else None
+        raise OutputError(f"{output}: holds the study {other!r:.60}, not {study!r}; a study needs a directory of its own; name another --output")
 
 
 def run_stages(stages: Sequence[Stage], progress: bool = True) -> list[dict[str, Any]]:
@@ -145,7 +158,7 @@ def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, A
             code, printed = _execute([*PROGRAM, *stage.words, "--json"], log, stop, tick)
     if code == 0:
         result = json.loads(printed.splitlines()[-1])
-        files.write_json(stage.directory / "result.json", result)
+        stage.finish(result)
         return result
     if stop.received or code == EXIT_STOPPED:
         raise StudyStopped(stop.received or f"a signal to {stage.name}")

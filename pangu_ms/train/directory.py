@@ -43,7 +43,7 @@ class RunLock:
         with files.writing(self._output):
             self._made = [path for path in (self._path, self._output) if not path.exists()]
             self._output.mkdir(parents=True, exist_ok=True)
-            file = open(self._path, "a+")
+            file = open(self._path, "a+", errors="replace")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
