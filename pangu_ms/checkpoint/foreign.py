@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms import npz_file
 from pangu_ms.checkpoint import mindspore_shards, safetensors_file
+from pangu_ms.data import npz_file
 from pangu_ms.errors import CheckpointError
 from pangu_run import files, small_json
 

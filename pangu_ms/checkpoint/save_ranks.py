@@ -8,7 +8,6 @@ committed by one rename. Whoever fails tells the others there; where a rank dies
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from pangu_ms.checkpoint.safetensors_file import Spec
 from pangu_ms.checkpoint.sharded import Slices
 from pangu_ms.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
-from pangu_run import files
+from pangu_run import files, small_json
 
 FAILED = "failed"
 """What a rank that cannot go on brings to the others."""
@@ -121,10 +120,13 @@ def _taken(shared: Path, groups: list[str], world: int) -> dict[str, Any]:
     for rank in range(world):
         note = _note(shared, rank)
         try:
-            noted |= json.loads(note.read_text())
-        except FileNotFoundError:
+            noted |= small_json.read_object(note)
+        except small_json.Missing:
             rule = "the run's directory must lie on a file system that all hosts share"
             raise CheckpointError(f"{shared}: rank {rank} has written nothing there; {rule}; name such an --output") from None
+        except ValueError as error:
+            rule = "ranks write it whole; mend that disk, then `--resume` goes on from the checkpoint before"
+            raise CheckpointError(f"{note}: is damaged ({error}); {rule}") from None
         note.unlink()
     names = (sharded.rank_file(group, rank) for group in groups for rank in range(world))
     return {name: noted[name] for name in names if name in noted}

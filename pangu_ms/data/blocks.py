@@ -14,15 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms import npz_file
 from pangu_ms.data.corpus import Corpus, Document
+from pangu_ms.data.npz_file import read_npz
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.data.workers import WorkerDied, Workers
 from pangu_ms.errors import DataError, OutputError, UserError
 from pangu_run import files, small_json
 
-log = logging.getLogger(__name__)
-
+_log = logging.getLogger(__name__)
 _SMALLEST, _LARGEST, _BLOCKS = 1 << 16, 1 << 23, 256
 """A block is about 1/256 of the corpus, between 64 KiB and 8 MiB: many enough to share out evenly, few enough for one directory."""
 
@@ -71,31 +70,17 @@ def load_block(path: Path) -> Block:
     """Read a committed block.
 
     Raises:
-        OutputError: it is damaged.
+        DataError: it is damaged.
     """
-    try:
-        found = Block(**npz_file.read(path, [field.name for field in dataclasses.fields(Block)]))
-        _require_form(found)
-        return found
-    except ValueError as error:
-        raise OutputError(f"{path}: is damaged ({error}); remove it and repeat the command, which encodes it anew") from None
-
-
-def is_whole(path: Path) -> bool:
-    """Whether there is a committed block that can be read; another one is encoded anew."""
-    try:
-        return path.exists() and bool(load_block(path))
-    except OutputError as error:
-        log.warning("%s", error)
-        return False
-
-
-def _require_form(block: Block) -> None:
-    columns = [block.tokens, block.sizes, block.keys, block.domains]
-    if [array.dtype.kind for array in (block.ids, *columns)] != ["i", "i", "i", "u", "U"] or {array.shape for array in columns} != {(len(block.tokens),)}:
-        raise ValueError("its columns are not those of documents")
-    if block.ids.ndim != 1 or block.tokens.min(initial=1) < 1 or block.tokens.sum() != len(block.ids):
-        raise ValueError(f"{block.ids.size} ids in documents of {block.tokens.sum()}")
+    advice = "run the same command again"
+    fields, _ = read_npz(path, [field.name for field in dataclasses.fields(Block)], advice)
+    found = Block(**fields)
+    columns = [found.tokens, found.sizes, found.keys, found.domains]
+    whole = all(isinstance(array, np.ndarray) for array in (found.ids, *columns)) and {array.shape for array in columns} == {(len(found.tokens),)}
+    whole = whole and [array.dtype.kind for array in (found.ids, *columns)] == ["i", "i", "i", "u", "U"]
+    if not (whole and found.ids.ndim == 1 and (found.tokens > 0).all() and found.tokens.sum() == len(found.ids)):
+        raise DataError(f"{path}: its columns are not those of documents; {advice}")
+    return found
 
 
 @contextlib.contextmanager
@@ -128,13 +113,15 @@ def work_directory(output: Path, key: str) -> Iterator[Path]:
 
 def _require_key(work: Path, key: str) -> None:
     path = work / "key.json"
-    if not path.exists():
+    try:
+        found = small_json.read_object(path, form={"key": str})["key"]
+    except ValueError as error:
+        if not isinstance(error, small_json.Missing):
+            _log.warning("%s: is damaged (%s), as a crash may leave it; nothing tells what its blocks were made of, so all are made anew", path, error)
+        for block in work.glob("block-*.npz"):
+            block.unlink()
         files.write_json(path, {"key": key})
         return
-    try:
-        found = small_json.read_object(path).get("key")
-    except ValueError as error:
-        raise OutputError(f"{path}: {error}; it says which run was interrupted; remove {work}, and what it has done, or name another --output") from None
     if found != key:
         raise OutputError(
             f"{work}: holds an interrupted run with another corpus, tokenizer or split_paragraphs; it can only be finished with the same; "
@@ -160,8 +147,8 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
             for number, (documents, size) in enumerate(_cut(corpus)):
                 path = work / f"block-{number:06d}.npz"
                 blocks.append(path)
-                if is_whole(path):
-                    report(size, int(load_block(path).tokens.sum()))
+                if (block := _finished(path)) is not None:
+                    report(size, int(block.tokens.sum()))
                     continue
                 while len(pending) > 2 * num_workers:  # bounds the text in memory
                     _finish(pending.popleft(), report)
@@ -173,6 +160,17 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
             f"{work}: a worker process died, perhaps for lack of memory; finished blocks are kept; repeat with a smaller --num-workers"
         ) from error
     return blocks
+
+
+def _finished(path: Path) -> Block | None:
+    """The block that an earlier run committed; None where there is none, or one that is damaged."""
+    if not path.exists():
+        return None
+    try:
+        return load_block(path)
+    except DataError as error:
+        _log.warning("%s; it is made anew", str(error).partition("; ")[0])
+        return None
 
 
 def _finish(entry: tuple[Future, int], report) -> None:

@@ -3,6 +3,7 @@
 numpy's own reader takes a shape at its word, unpacks what a kilobyte may grow to, and raises some fifteen classes of errors.
 """
 
+import io
 import math
 import struct
 import tokenize
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
+from pangu_ms.errors import DataError
 from pangu_run import files
 
 LARGEST_RATIO, _FREE = 200, 1 << 26
@@ -90,6 +92,21 @@ def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.nda
     return array.reshape(shape, order="F" if in_columns else "C")
 
 
-def scalar(array: np.ndarray) -> Any:
-    """An array, or for one without dimensions its Python value."""
-    return array if array.ndim else array.item()
+def to_npz(fields: dict[str, Any]) -> bytes:
+    """Arrays, numbers and texts as the bytes of an .npz file."""
+    content = io.BytesIO()
+    np.savez(content, **fields)
+    return content.getvalue()
+
+
+def read_npz(path: str | Path, names: Iterable[str], advice: str) -> tuple[dict[str, Any], str]:
+    """Fields of an .npz file, scalars and texts as Python values, and the file's SHA-256.
+
+    Raises:
+        DataError: no such file, not an .npz file, or one without some of the names.
+    """
+    try:
+        arrays, digest = read_hashed(Path(path), names)
+    except ValueError as error:
+        raise DataError(f"{path}: not an .npz file with {', '.join(names)} ({error}); {advice}") from None
+    return {name: array if array.ndim else array.item() for name, array in arrays.items()}, digest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms import npz_file
+from pangu_ms.data import npz_file
 from pangu_ms.data.blocks import load_block
 from pangu_ms.errors import OutputError
 

@@ -6,17 +6,15 @@ Source: spec E2.4 (PanGu-pi Pro).
 """
 
 import hashlib
-import io
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pangu_ms import npz_file
+from pangu_ms.data.npz_file import read_npz, to_npz
 from pangu_ms.data.records import RecordSet
 from pangu_ms.errors import ConfigError, DataError
 from pangu_run import files
@@ -213,26 +211,6 @@ def resample(losses: str | Path, keep: float, seed: int, output: str | Path, tem
         "effective_batches": effective,
         "effective_share": effective / len(found.loss),
     }
-
-
-def to_npz(fields: dict[str, Any]) -> bytes:
-    """Arrays, numbers and texts as the bytes of an .npz file."""
-    content = io.BytesIO()
-    np.savez(content, **fields)
-    return content.getvalue()
-
-
-def read_npz(path: str | Path, names: Iterable[str], advice: str) -> tuple[dict[str, Any], str]:
-    """Fields of an .npz file, scalars and texts as Python values, and the file's SHA-256.
-
-    Raises:
-        DataError: no such file, not an .npz file, or one without some of the names.
-    """
-    try:
-        arrays, digest = npz_file.read_hashed(Path(path), names)
-    except ValueError as error:
-        raise DataError(f"{path}: not an .npz file with {', '.join(names)} ({error}); {advice}") from None
-    return {name: npz_file.scalar(array) for name, array in arrays.items()}, digest
 
 
 def _is_array(value: Any, kind: str, ndim: int) -> bool:

@@ -15,7 +15,8 @@ from pangu_ms.checkpoint import store
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import BatchLosses, Order, fingerprint, read_npz, to_npz
+from pangu_ms.data.npz_file import read_npz, to_npz
+from pangu_ms.data.rounds import BatchLosses, Order, fingerprint
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
@@ -57,7 +58,7 @@ def batch_losses(
     total = loader.num_rows // batch_size
     identity = {"records": fingerprint(record_set), "checkpoint": files.sha256_json(checkpoint.manifest), "batch_size": batch_size}
     identity |= {"compute_dtype": config.model.compute_dtype, "device": config.runtime.device}
-    partial = Partial.open(Path(f"{output}.partial"), identity, total)
+    partial = Partial.open(Path(f"{output}.partial"), identity)
     if len(partial.losses) < total:
         with partial:
             _score(partial, total, loader, Evaluator.load(checkpoint, config), cached_evaluator(config, batch_size, record_set.row_length), progress)
@@ -110,8 +111,8 @@ class Partial:
     saved_at: float = 0.0
 
     @classmethod
-    def open(cls, path: Path, identity: dict[str, Any], total: int) -> "Partial":
-        """Go on with the file, which has `total` losses when it is complete, or begin it.
+    def open(cls, path: Path, identity: dict[str, Any]) -> "Partial":
+        """Go on with the file, or begin it.
 
         Raises:
             DataError: it was begun with another checkpoint, records or settings, or is damaged.
@@ -122,8 +123,8 @@ class Partial:
             if fields["identity"] != found.identity:
                 raise DataError(f"{path}: begun with {_difference(fields['identity'], identity)}; repeat that command, name another --output, or remove it")
             losses = fields["losses"]
-            if not (isinstance(losses, np.ndarray) and losses.dtype.kind == "f" and losses.ndim == 1 and len(losses) <= total and np.isfinite(losses).all()):
-                raise DataError(f"{path}: losses must be at most {total} finite numbers; remove it to begin anew")
+            if not (isinstance(losses, np.ndarray) and losses.dtype == np.float32 and losses.ndim == 1 and np.isfinite(losses).all()):
+                raise DataError(f"{path}: its losses are no row of finite numbers of float32; it is damaged; remove it to begin anew")
             found.losses = losses.tolist()
         found.save()  # a place that cannot be written is told before the work
         return found

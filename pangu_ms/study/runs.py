@@ -9,6 +9,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -27,6 +28,7 @@ from pangu_run import files, small_json
 from pangu_run.exit_codes import EXIT_STOPPED
 from pangu_run.isolated import python_command, python_environment
 
+_log = logging.getLogger(__name__)
 PROGRAM = tuple(python_command("pangu_ms"))
 POLL_S = 0.3
 _DIGEST = "result_sha256"
@@ -62,17 +64,19 @@ class Stage:
             OutputError: the directory belongs to another command.
         """
         begun = _read_json(self.directory / "command.json")
-        if begun is not None and begun != self._command():
+        if begun is None:
+            return None  # whatever result there is, nobody knows of what
+        if begun != self._command():
             rule = "its result would not be this one's; name a new --output, or remove the directory to do it anew"
             raise OutputError(f"{self.directory}: was begun by another command or configuration (see command.json in it); {rule}")
         path = self.directory / "result.json"
-        sealed = _read_json(path)
-        if sealed is None:
+        result = _read_json(path)
+        if not isinstance(result, dict):
             return None
-        digest = sealed.pop(_DIGEST, None) if isinstance(sealed, dict) else ""
-        if digest not in (None, files.sha256_json(sealed)):  # None: of version 0.1.0
+        digest = result.pop(_DIGEST, None)
+        if digest not in (None, files.sha256_json(result)):  # None: of version 0.1.0
             raise OutputError(f"{path}: was changed after it was written; remove it to do the stage anew")
-        return sealed
+        return result
 
     def finish(self, result: dict[str, Any]) -> None:
         """Keep what the command printed."""
@@ -103,13 +107,15 @@ def claim(output: Path, study: str) -> None:
     Raises:
         OutputError: it has other content, or is the directory of another study.
     """
-    found = _read_json(output / "study.json")
+    path, whole = output / "study.json", {"study": study}
+    found = _read_json(path)
     if found is None:
-        files.require_free(output)
-        files.write_json(output / "study.json", {"study": study})
-    elif found != {"study": study}:
-        other = found.get("study") if isinstance(found, dict) else None
-        raise OutputError(f"{output}: holds the study {other!r:.60}, not {study!r}; a study needs a directory of its own; name another --output")
+        if not path.exists():
+            files.require_free(output)
+        files.write_json(path, whole)
+    elif found != whole:
+        held = f"the study {found['study']!r}" if isinstance(found, dict) and "study" in found else "a study.json of something else"
+        raise OutputError(f"{output}: holds {held}, not {study!r}; a study needs a directory of its own; name another --output")
 
 
 def run_stages(stages: Sequence[Stage], progress: bool = True) -> list[dict[str, Any]]:
@@ -200,14 +206,11 @@ def _execute(command: list[str], log: IO[bytes], stop: StopSignal, tick: Callabl
 
 
 def _read_json(path: Path) -> Any:
-    """The file's value; None where there is no file.
-
-    Raises:
-        OutputError: it is not JSON: not written by a study.
-    """
+    """The file's value; None where there is no file, or one that a crash emptied: what it stood for is done anew."""
     try:
         return small_json.parse(small_json.read_bytes(path), finite=False)
     except small_json.Missing:
         return None
     except ValueError as error:
-        raise OutputError(f"{path}: {error}; a study writes it whole; name another --output, or remove it") from None
+        _log.warning("%s: is damaged (%s), as a crash may leave it; taken as not there", path, error)
+        return None

@@ -86,7 +86,11 @@ def require_own(output: Path, resume: bool = False) -> None:
             raise OutputError(f"{output}: holds a run without a checkpoint; add --resume to begin it again, or name a new --output")
         files.require_free(output)
     if resume and (output / CONFIG).exists():
-        load_config(str(output / CONFIG))  # it is about to be replaced: it must be a run's
+        try:
+            load_config(str(output / CONFIG))  # it is about to be replaced: it must be a run's
+        except ConfigError as error:
+            advice = "if a crash or a slip of the hand left it so, remove it and run the same command again, which writes it anew"
+            raise ConfigError(f"{error}; --resume replaces no file but a run's; {advice}") from error
 
 
 def _began_a_run(output: Path) -> bool:

@@ -53,11 +53,12 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _step_of(line: bytes) -> float:
+    """The step that a line tells of; infinity where a crash cut or emptied it."""
     try:
-        step = small_json.parse_object(line, finite=False)["step"]
-    except (ValueError, KeyError):
-        step = None  # a line cut by a killed process
-    return step if isinstance(step, int) and line.endswith(b"\n") else math.inf
+        step = small_json.parse_object(line, finite=False).get("step")
+    except ValueError:
+        return math.inf
+    return step if type(step) is int and line.endswith(b"\n") else math.inf
 
 
 def require_tensorboard() -> None:

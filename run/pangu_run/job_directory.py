@@ -10,6 +10,7 @@
 """
 
 import json
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,9 @@ from typing import Any
 
 from pangu_run import files, small_json
 from pangu_run.errors import LaunchError
+from pangu_run.small_json import TIME, Form
 
+_log = logging.getLogger(__name__)
 NAME = "job"
 EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")
 """started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step, tokens_per_second). checkpoint: step.
@@ -33,6 +36,24 @@ STATES = ("starting", "running", "stopping", "waiting", "ended")
 STARTING, RUNNING, STOPPING, WAITING, ENDED = STATES
 """Of a job: `waiting` is the pause before a restart. Of a rank: starting, running, ended."""
 
+_RANK, _STEP, _ATTEMPT, _PID = range(1 << 31), range(1 << 62), range(1 << 31), range(1, 1 << 31)
+_JOB_FORM: Form = {
+    "id": (str, int, None), "time": (TIME, None), "host": (str, None), "launcher_pid": (_PID, None), "world": (_RANK, None), "total_steps": (_STEP, None),
+}
+_RANK_FORM: Form = {
+    "rank": _RANK, "state": frozenset(STATES), "host": (str, None), "device": (int, None), "phase": (str, None), "step": (_STEP, None),
+    "tokens_per_second": (float, None), "beat": (TIME, None), "silent_s": (TIME, None), "exit_code": (int, None),
+}
+_STATUS_FORM: Form = {"time": TIME, "attempt": _ATTEMPT, "state": frozenset(STATES), "exit_code": (int, None), "ranks": [_RANK_FORM]}
+_EVENT_FORM: Form = {"event": str, "time": TIME, "attempt": _ATTEMPT}
+_EVENT_FORMS: dict[str, Form] = {
+    "step": {"step": _STEP, "tokens_per_second": (float, None)},
+    "checkpoint": {"step": _STEP},
+    "slow": {"rank": _RANK, "seconds": (float, None), "median": (float, None)},
+    "failure": {"rank": (_RANK, None), "ranks": ([_RANK], None), "kind": (str, None), "words": ([str], None), "summary": (str, None)},
+}
+"""What readers rely on: a crash or another program may have left something else."""
+
 
 class JobDirectory:
     """The directory of one job; the launcher of the first host writes it."""
@@ -40,6 +61,7 @@ class JobDirectory:
     def __init__(self, path: Path):
         self.path = path
         self._launch: str | None = None
+        self._warned = False
         self._forget()
 
     @classmethod
@@ -96,23 +118,38 @@ class JobDirectory:
         files.write_bytes(self.path / "status.json", json.dumps(status, ensure_ascii=False).encode(), durable=False)
 
     def job(self) -> dict[str, Any]:
-        """Content of job.json."""
-        return small_json.read_object(self.path / "job.json", finite=False)
+        """Content of job.json.
+
+        Raises:
+            LaunchError: there is none, or it is damaged.
+        """
+        try:
+            return small_json.read_object(self.path / "job.json", False, _JOB_FORM)
+        except ValueError as error:
+            advice = f"see {self.logs} for what the ranks wrote; the next `pangu launch` there writes the file anew"
+            raise LaunchError(f"{self.path / 'job.json'}: is damaged ({error}); a launcher writes it whole; {advice}") from error
 
     def status(self) -> dict[str, Any] | None:
-        """Content of status.json; None before the first one."""
-        path = self.path / "status.json"
-        return small_json.read_object(path, finite=False) if path.exists() else None
+        """Content of status.json; None before the first one, and with a warning where it is damaged: it is not flushed, so a power cut may empty it."""
+        try:
+            return small_json.read_object(self.path / "status.json", False, _STATUS_FORM)
+        except small_json.Missing:
+            return None
+        except ValueError as error:
+            if not self._warned:  # not at each look
+                _log.warning("%s: is damaged (%s), as a crash may leave it; taken as not there", self.path / "status.json", error)
+            self._warned = True
+            return None
 
     def began(self) -> float:
         """What was written before this time, and to be told by a file's own, is not of the last launch.
 
         The file system's clock may be another than the launcher's, and in a copied directory all files are new: the earlier time counts.
         """
-        return min(self.job().get("time", 0.0), (self.path / "job.json").stat().st_mtime)
+        return min(self.job().get("time") or 0.0, (self.path / "job.json").stat().st_mtime)
 
     def events(self, launch: str | None = None) -> list[dict[str, Any]]:
-        """All events; a line that a killed launcher left unfinished, or that one is writing, is left out.
+        """All events; a line that a crash cut off or emptied, or that is being written, is left out.
 
         Args:
             launch: "id" of job.json, for the events of that launch alone; None for those of all launches here.
@@ -149,4 +186,5 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         event = small_json.parse_object(line.decode(errors="replace"), finite=False)
     except ValueError:
         return None
-    return event if isinstance(event.get("event"), str) else None
+    sound = not small_json.misfit(event, _EVENT_FORM) and not small_json.misfit(event, _EVENT_FORMS.get(event["event"], dict))
+    return event if sound else None

@@ -4,6 +4,7 @@ Every error is a ValueError that says in a few words what is wrong; who reads th
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,33 @@ class Missing(ValueError):
     """There is no such file."""
 
 
-def read_object(path: Path, finite: bool = True) -> dict[str, Any]:
-    """The object in a JSON file; see `parse`.
+@dataclass(frozen=True)
+class Between:
+    """Form of a number from `least` to `most`, which no NaN is; see `misfit`."""
+
+    least: float
+    most: float
+
+    def __contains__(self, value: Any) -> bool:
+        return self.least <= value <= self.most
+
+
+TIME = Between(0, 1e11)
+"""Form of seconds, since the epoch or between two moments, that a calendar can show."""
+Form = type | range | Between | frozenset | None | tuple | list | dict
+
+
+def read_object(path: Path, finite: bool = True, form: Form = dict) -> dict[str, Any]:
+    """The object in a JSON file; see `parse` and `misfit`.
 
     Raises:
         Missing: there is no file.
         ValueError: what is wrong with it, in a few words.
     """
-    return parse_object(read_bytes(path), finite)
+    found = parse_object(read_bytes(path), finite)
+    if wrong := misfit(found, form):
+        raise ValueError(wrong)
+    return found
 
 
 def read_bytes(path: Path, limit: int = LIMIT, pipes: bool = False) -> bytes:
@@ -63,6 +83,35 @@ def parse_object(content: bytes | str, finite: bool = True) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ValueError(f"a {type(tree).__name__}, not an object")
     return tree
+
+
+def misfit(value: Any, form: Form, place: str = "") -> str:
+    """What of a JSON value has not the form that it should have, in a few words; "" where all has.
+
+    Args:
+        form: a type, where a bool is no number and a whole number is a float, too; a range or a Between of numbers; a frozenset of texts;
+            None: null, or a key that is not there; (form, form): any of them; [form]: a list of such; {key: form}: an object with these keys at least.
+    """
+    if isinstance(form, tuple):
+        found = [misfit(value, one, place) for one in form]
+        return "" if "" in found else found[0]
+    if isinstance(form, list) and isinstance(value, list):
+        return next(filter(None, (misfit(item, form[0], f"{place}[{i}]") for i, item in enumerate(value))), "")
+    if isinstance(form, dict) and isinstance(value, dict):
+        return next(filter(None, (misfit(value.get(key), below, f"{place}.{key}".lstrip(".")) for key, below in form.items())), "")
+    if _fits(value, form):
+        return ""
+    return f"{place or 'it'} is " + (type(value).__name__ if isinstance(value, (list, dict)) else repr(value)[:_CUT])
+
+
+def _fits(value: Any, form: Form) -> bool:
+    if form is None:
+        return value is None
+    if isinstance(form, (range, Between)):
+        return type(value) in ((int,) if isinstance(form, range) else (int, float)) and value in form
+    if isinstance(form, frozenset):
+        return isinstance(value, str) and value in form
+    return isinstance(form, type) and (type(value) is form or form is float and type(value) is int)
 
 
 def parse(content: bytes | str, finite: bool = True) -> Any:

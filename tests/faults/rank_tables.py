@@ -166,6 +166,7 @@ BAD: dict[str, tuple[bytes, list[str]]] = {
     "infinity": (changed(two, (D + "rank_id", float("inf"))), ["file: has Infinity"]),
     "deep": (b"[" * 200_000 + b"]" * 200_000, ["is nested too deeply"]),
     "deep object": (b'{"a":' * 200_000 + b"1" + b"}" * 200_000, ["is nested too deeply"]),
+    "deep below a device": (changed(two, (D + "device_id", json.loads("[" * 500 + "]" * 500))), ["file: is nested too deeply"]),
     "endless number": (dump(two()).replace(b'"1.0"', b"9" * 5000), ["thousands of digits"]),
     "doubled key": (dump(two()).replace(b'"version": "1.0"', b'"version": "1.0", "version": "1.0"'), ["version: is given more than once"]),
     "doubled key of a device": (dump(two()).replace(b'"rank_id": "7"', b'"rank_id": "6", "rank_id": "7"'), [f"{LAST}.rank_id: is given more than once"]),

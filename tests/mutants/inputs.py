@@ -12,7 +12,8 @@ from pangu_ms.checkpoint import convert, foreign, safetensors_file
 from pangu_ms.config import dump_config
 from pangu_ms.data.blocks import encode_documents
 from pangu_ms.data.corpus import Document
-from pangu_ms.data.rounds import BatchLosses, OrderFile, to_npz
+from pangu_ms.data.npz_file import to_npz
+from pangu_ms.data.rounds import BatchLosses, OrderFile
 from pangu_ms.data.token_counts import save_counts
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.export import package, signature

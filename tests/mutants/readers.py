@@ -37,7 +37,7 @@ def partial_losses(file):
     """As `pangu data losses`, continued."""
     from pangu_ms.eval.batch_losses import Partial
 
-    print(Partial.open(Path(file), IDENTITY, 8).losses)
+    print(Partial.open(Path(file), IDENTITY).losses)
 
 
 def order(file):
@@ -61,7 +61,7 @@ def blocks(work):
 
     output = Path(work).with_suffix("")
     with blocks.work_directory(output, "k" * 64) as directory:
-        paths = [path for path in sorted(directory.glob("block-*.npz")) if blocks.is_whole(path)]
+        paths = [path for path in sorted(directory.glob("block-*.npz")) if blocks._finished(path)]
         print(len(paths) and DocumentTable.of(paths).summary(slice(None)))
 
 

@@ -191,7 +191,7 @@ def test_last_lines_over_blocks_and_rotated_files(job, tmp_path, monkeypatch, ca
         log = put(job, 5, "\n".join(part) + "\n", number)
     for count in (1, 5, 10, 11, 23, 30, 99):
         assert tail(log.with_name("output.log"), count) == lines[-count:], count
-    job.write_event("failure", 0, rank=5, code=1, words="")
+    job.write_event("failure", 0, rank=5, code=1, words=[])
     assert main(["logs", str(job.path), "--lines", "2"]) == 0  # no --rank: whose failed first
     assert capsys.readouterr().out == "line 28\nline 29\n"
 

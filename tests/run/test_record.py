@@ -52,12 +52,12 @@ def test_a_launch_leaves_no_file_of_the_one_before_but_its_history(directory):
 def test_status_is_replaced_whole_without_waiting_for_the_disk(directory, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fsync", flushed.append)
-    ranks = [{"rank": number} for number in range(2048)]
-    directory.write_status({"ranks": []})
+    before, after = ({"time": 1.0, "attempt": 0, "state": "running", "ranks": [{"rank": n, "state": "running"} for n in range(size)]} for size in (0, 2048))
+    directory.write_status(before)
     with open(directory.path / "status.json") as reader:
-        directory.write_status({"ranks": ranks})
-        assert json.load(reader) == {"ranks": []} and directory.status() == {"ranks": ranks}
-    assert not flushed and (directory.path / "status.json").stat().st_size < 2048 * 20
+        directory.write_status(after)
+        assert json.load(reader) == before and directory.status() == after
+    assert not flushed and (directory.path / "status.json").stat().st_size < 2048 * 50
     directory.write_job({"id": "x"})
     assert len(flushed) == 2  # the file and its name
 
@@ -68,12 +68,12 @@ def test_each_event_is_read_once_and_when_it_is_whole(directory):
     seen = directory.latest_events("first")
     assert seen == directory.events() and [event["event"] for event in seen] == ["ready"]
     path.write_bytes(b"x" * path.stat().st_size)  # what was read is not read again
-    row = '{{"event": "step", "id": "first", "step": {}}}\n'.format
+    row = '{{"event": "step", "id": "first", "time": 1, "attempt": 1, "step": {}}}\n'.format
     many = "".join(map(row, range(7, 99)))
     for part, steps in ((row(5)[:15], []), (row(5)[15:] + '{"cut by a killed launcher\n', [5]), (row(6), [5, 6]), (many, range(69, 99))):
         with open(path, "a") as file:
             file.write(part)
         assert directory.latest_events("first") == seen + [json.loads(row(step)) for step in steps]
     assert directory.latest_events("second") == []
-    path.write_text('{"event": "ended"}\n')  # the directory was removed and made anew
-    assert directory.latest_events() == [{"event": "ended"}]
+    path.write_text('{"event": "ended", "time": 2, "attempt": 1}\n')  # the directory was removed and made anew
+    assert directory.latest_events() == [{"event": "ended", "time": 2, "attempt": 1}]

@@ -47,3 +47,23 @@ def test_files(tmp_path):
         small_json.read_object(tmp_path / "list")
     with pytest.raises(ValueError, match="more than 2 bytes"):
         small_json.read_bytes(tmp_path / "list", 2)
+
+
+FORM = {"time": small_json.TIME, "step": (range(100), None), "ranks": [{"rank": range(8), "state": frozenset(("running", "ended"))}], "id": (str, int)}
+GOOD = {"time": 1, "ranks": [{"rank": 7, "state": "ended", "more": {}}], "id": "a"}
+MISFITS = [
+    ({"time": True}, "time is True"), ({"time": float("nan")}, "time is nan"), ({"time": None}, "time is None"), ({"time": 1e12}, "time is 1000000000000.0"),
+    ({"step": 1.0}, "step is 1.0"), ({"step": -1}, "step is -1"), ({"step": 10**39}, "step is 1000"), ({"ranks": {}}, "ranks is dict"),
+    ({"ranks": [{"rank": 1, "state": "ended"}, 3]}, r"ranks\[1\] is 3"), ({"ranks": [{"state": "ended"}]}, r"ranks\[0\].rank is None"),
+    ({"ranks": [{"rank": 1, "state": ["ended"]}]}, r"ranks\[0\].state is list"), ({"ranks": [{"rank": 1, "state": "\x1b[2J\u202e"}]}, r"ranks\[0\].state is '\\x1b\[2J\\u202e'"),
+    ({"id": False}, "id is False"),
+]
+
+
+def test_forms(tmp_path):
+    assert small_json.misfit(GOOD, FORM) == small_json.misfit(GOOD | {"step": 99, "time": 1.5}, FORM) == ""
+    assert small_json.misfit([], FORM) == "it is list"
+    for change, says in MISFITS:
+        (tmp_path / "file").write_text(json.dumps(GOOD | change))
+        with pytest.raises(ValueError, match=f"^{says}"):
+            small_json.read_object(tmp_path / "file", False, FORM)

@@ -155,7 +155,7 @@ def test_job_that_has_not_written_a_status_yet(tmp_path, capsys):
 
 def test_mistakes_are_one_line(tmp_path, capsys):
     directory = write(tmp_path, [rank(0)])
-    (directory.path / "status.json").write_text('{"time": ')
+    (directory.path / "job.json").write_text('{"time": ')
     for argv, word in (([tmp_path / "no"], "no job was launched there"), ([tmp_path, "--interval", "0"], "--interval 0"), ([tmp_path], "is damaged")):
         assert main(["status", *map(str, argv)]) == 2
         error = capsys.readouterr().err

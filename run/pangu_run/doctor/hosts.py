@@ -16,6 +16,8 @@ OLD_S = 24 * 3600.0
 MUST_BE_EQUAL = ("python", "mindspore", "mindformers", "cann")
 """Another minor version of one of these may compile another graph: ranks then wait for each other in different collectives."""
 
+_FORM: small_json.Form = {"host": str, "addresses": [str], "time": small_json.TIME, "skew_s": small_json.Between(-1e11, 1e11), "versions": dict}
+
 
 def all_hosts(site: Site) -> Iterator[Line]:
     """Leave this host's word, and read the others'."""
@@ -45,10 +47,8 @@ def _read(where: Path, own: str) -> tuple[list[dict[str, Any]], list[str]]:
     found, broken = [], []
     for path in sorted(where.glob("*.json")):
         try:
-            content = small_json.read_object(path)
-            entry = {"host": str(content["host"]), "addresses": list(content["addresses"]), "versions": dict(content["versions"])}
-            entry |= {"time": float(content["time"]), "skew_s": float(content["skew_s"])}
-        except (OSError, ValueError, KeyError, TypeError):
+            entry = small_json.read_object(path, form=_FORM)
+        except ValueError:
             broken.append(path.name)
             continue
         if entry["host"] != own:

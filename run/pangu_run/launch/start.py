@@ -56,18 +56,22 @@ def require_alone(directory: JobDirectory) -> None:
 
     Its status says so for as long as it changes. Takes up to TAKEOVER_S where a launcher of another host was killed.
     """
-    status, job = directory.status(), directory.job() if (directory.path / "job.json").exists() else {}
-    if not status or status["state"] == ENDED:
+    status = directory.status()
+    if not (directory.path / "status.json").exists() or status and status["state"] == ENDED:
         return
-    gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(job.get("launcher_pid", 0))  # unless in another container of that name
+    try:
+        job = directory.job()
+    except LaunchError:
+        job = {}  # a crash emptied it: who launched is not known, the status tells whether they still do
+    gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(job.get("launcher_pid") or 0)  # unless in another container of that name
     deadline = time.monotonic() + (GONE_S if gone else TAKEOVER_S)
     while time.monotonic() < deadline:
         time.sleep(STATUS_S / 2)
         present = directory.status()
-        if present["state"] == ENDED:
+        if present and present["state"] == ENDED:
             return
-        if present["time"] != status["time"]:
-            who = f"process {job.get('launcher_pid')} on host {job.get('host')}"
+        if present and (status is None or present["time"] != status["time"]):
+            who = f"process {job.get('launcher_pid')} on host {job.get('host')}" if job else "nobody knows whose"
             raise LaunchError(f"{directory.path}: another launcher ({who}) runs a job there; end it, or name another --output")
 
 

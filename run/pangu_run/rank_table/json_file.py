@@ -8,6 +8,8 @@ from typing import Any
 
 MAX_BYTES = 32 << 20
 """A table of 2048 ranks takes 0.3 MB; what is larger is another file."""
+MAX_LEVELS = 32
+"""A table has six; further keys of whoever wrote it may have some of their own."""
 BOM = b"\xef\xbb\xbf"
 KNOWN_NAMES = ("jobstart_hccl.json", "hccl.json")
 """ModelArts' and Ascend Operator's names; ModelArts' RANK_TABLE_FILE is the directory of its file."""
@@ -98,7 +100,7 @@ def _value(text: str, faults: list[Fault]) -> JsonObject:
     except json.JSONDecodeError as error:
         raise _syntax(text, error) from error
     except RecursionError as error:
-        raise _Unusable("file", "is nested too deeply", "a rank table has at most six levels; name the right file") from error
+        raise _too_deep() from error
     except ValueError as error:  # a number of more digits than Python converts
         raise _Unusable("file", "has a number of thousands of digits", "numbers in a rank table are small; name the right file") from error
     if not isinstance(value, JsonObject):
@@ -126,13 +128,19 @@ def _pairs(pairs: list[tuple[str, Any]]) -> JsonObject:
     return made
 
 
-def _doubled(value: Any, place: str) -> list[Fault]:
+def _doubled(value: Any, place: str, levels: int = MAX_LEVELS) -> list[Fault]:
+    if not levels:
+        raise _too_deep()
     if isinstance(value, JsonObject):
         own = [Fault(join(place, name), "is given more than once", "a key stands once in an object; remove all but one") for name in value.doubled]
-        return own + [fault for name, item in value.items() if isinstance(item, (dict, list)) for fault in _doubled(item, join(place, name))]
-    if isinstance(value, list):
-        return [fault for i, item in enumerate(value) if isinstance(item, (dict, list)) for fault in _doubled(item, f"{place}[{i}]")]
-    return []
+        below = [(item, join(place, name)) for name, item in value.items()]
+    else:
+        own, below = [], [(item, f"{place}[{i}]") for i, item in enumerate(value)]
+    return own + [fault for item, where in below if isinstance(item, (dict, list)) for fault in _doubled(item, where, levels - 1)]
+
+
+def _too_deep() -> _Unusable:
+    return _Unusable("file", "is nested too deeply", "a rank table has at most six levels; name the right file")
 
 
 def _kind(value: Any) -> str:

@@ -14,7 +14,7 @@ from pangu_run.job_directory import JobDirectory
 from pangu_run.report.log_errors import SCHEDULER, DistinctError, cause_in_words, distinct_errors
 from pangu_run.report.log_lines import follow, rotated, tail
 from pangu_run.report.status import clock, ranks_text
-from pangu_run.report.status_cli import is_over, read_json
+from pangu_run.report.status_cli import is_over
 
 COUNTER_S = 1.0
 
@@ -66,7 +66,7 @@ def show_log(directory: JobDirectory, rank: str | None, count: int, following: b
 def _log(directory: JobDirectory, owner: str) -> Path:
     if owner == SCHEDULER:
         return directory.logs / SCHEDULER / "output.log"
-    world = read_json(directory, "job.json").get("world")
+    world = directory.job().get("world")
     if not owner.isdecimal() or (isinstance(world, int) and int(owner) >= world):
         known = f"the job has ranks 0 to {world - 1}" if isinstance(world, int) else "ranks are numbers from 0"
         raise LaunchError(f"--rank {owner}: no such rank; {known}; name one of them, or {SCHEDULER}")
@@ -75,7 +75,7 @@ def _log(directory: JobDirectory, owner: str) -> Path:
 
 def first_failure(directory: JobDirectory) -> dict[str, Any] | None:
     """The event of the first failure in the last attempt that has one."""
-    events = directory.events(read_json(directory, "job.json").get("id"))
+    events = directory.events(directory.job().get("id"))
     failures = [event for event in events if event["event"] == "failure"]
     return next((event for event in failures if event["attempt"] == failures[-1]["attempt"]), None)
 

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     if plot:
         from pangu_run.report.status_plot import draw
 
-        draw(directory.path, observe(directory), directory.events(read_json(directory, "job.json").get("id")), plot)
+        draw(directory.path, observe(directory), directory.events(directory.job().get("id")), plot)
         print(f"{plot}: written", file=sys.stderr)
     return 0 if last.well else 1
 
@@ -80,28 +80,15 @@ def _fitting(lines: list[str], height: int) -> list[str]:
 
 def observe(directory: JobDirectory) -> JobStatus:
     """The job as it is now."""
-    job = read_json(directory, "job.json")
-    status, events = read_json(directory, "status.json"), directory.latest_events(job.get("id"))
+    job = directory.job()
+    status, events = directory.status(), directory.latest_events(job.get("id"))
     return job_status(job, status, events, time.time(), launcher_lives(job), total_steps(directory, job))
 
 
 def is_over(directory: JobDirectory) -> bool:
     """Whether the job has ended or its launcher is gone."""
-    job = read_json(directory, "job.json")
-    return job_status(job, read_json(directory, "status.json"), [], time.time(), launcher_lives(job), None).over
-
-
-def read_json(directory: JobDirectory, name: str) -> Any:
-    """Content of job.json or status.json.
-
-    Raises:
-        LaunchError: it is damaged.
-    """
-    read = {"job.json": directory.job, "status.json": directory.status}[name]
-    try:
-        return read()
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise LaunchError(f"{directory.path / name}: is damaged ({error}); the launcher writes it whole; mend it or see {directory.logs}") from error
+    job = directory.job()
+    return job_status(job, directory.status(), [], time.time(), launcher_lives(job), None).over
 
 
 def total_steps(directory: JobDirectory, job: dict[str, Any]) -> int | None:
