@@ -98,7 +98,7 @@ def _copy_if_sound(published: Path, private: Path) -> bool:
     if not published.is_dir():
         return False
     try:
-        shutil.copytree(published, private)
+        shutil.copytree(published, private, symlinks=True)  # a link to a device has no end; none is published
         os.utime(published)  # the newest are kept
         damage = _damage(private)
     except (OSError, shutil.Error) as error:  # half deleted by another process, or no room for a copy: compile

@@ -2,11 +2,7 @@
 
 import os
 import shutil
-import struct
 import tempfile
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +11,7 @@ import numpy as np
 
 from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store
 from pangu_ms.checkpoint.dtypes import BFLOAT16, to_bfloat16, widened
+from pangu_ms.data import npz_file
 from pangu_ms.errors import CheckpointError
 from pangu_run import files, small_json
 
@@ -167,20 +164,9 @@ def _write_ckpt(path: Path, tensors: Tensors) -> None:
 
 def _read_npz(path: Path) -> Tensors:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            tensors = {name: archive[name] for name in archive.files}
-    except _NPZ_ERRORS as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not a whole .npz archive ({said}); copy or download it again") from None
-
-    if strange := [name for name, array in tensors.items() if not isinstance(array, np.ndarray)]:
-        raise CheckpointError(f"{path}: {strange[0]} is no array; must be an archive of numpy arrays; remove it, or name the right file")
-    return tensors
-
-
-# What numpy and zipfile raise for damaged archives: headers are Python literals, members may be encrypted or packed in another way.
-_NPZ_ERRORS = (ValueError, OSError, EOFError, KeyError, TypeError, AttributeError, IndexError, SyntaxError, MemoryError, RuntimeError, OverflowError)
-_NPZ_ERRORS += (struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+        return npz_file.read(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not a whole .npz archive ({error}); copy or download it again") from None
 
 
 def _write_npz(path: Path, tensors: Tensors) -> None:

@@ -1,6 +1,7 @@
 """What makes a step directory trustworthy: its manifest, and files of the sizes and digests that it names. No mindspore import."""
 
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def verified(path: Path, digests: bool = True, progress: bool = False) -> dict[s
     """
     try:
         manifest = _read(path)
-        sizes = {name: (path / name).stat().st_size for name in manifest["files"]}  # all of them before the first digest, which may take minutes
+        sizes = {name: _size(path / name) for name in manifest["files"]}  # all of them before the first digest, which may take minutes
         for name, entry in manifest["files"].items():
             if sizes[name] != entry["bytes"]:
                 raise CheckpointError(f"{path}: {name} has {sizes[name]} bytes, its manifest says {entry['bytes']}; use another checkpoint")
@@ -48,15 +49,24 @@ def verified(path: Path, digests: bool = True, progress: bool = False) -> dict[s
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        manifest = small_json.parse_object((path / MANIFEST).read_bytes())
+        manifest = small_json.read_object(path / MANIFEST)
         intact = manifest.pop("sha256") == files.sha256_json(manifest)
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise CheckpointError(f"{path}: {MANIFEST} is damaged; use another checkpoint") from None
+    except small_json.Missing:
+        raise CheckpointError(f"{path}: {MANIFEST} is missing, so the directory is not whole; use another checkpoint") from None
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: {MANIFEST} is damaged ({error}); use another checkpoint") from None
     format_version.require_known(manifest.get(format_version.KEY), FORMAT_VERSION, path, NewerCheckpoint if intact else CheckpointError)
     match = STEP.fullmatch(path.name)
     if not intact or not _is_whole(manifest) or (match and int(match[1]) != manifest["step"]):
         raise CheckpointError(f"{path}: {MANIFEST} was changed after it was written; use another checkpoint")
     return manifest
+
+
+def _size(file: Path) -> int:
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise CheckpointError(f"{file.parent}: {file.name} is not an ordinary file; use another checkpoint")
+    return found.st_size
 
 
 def _is_whole(manifest: dict[str, Any]) -> bool:

@@ -21,6 +21,7 @@ from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import MOMENTS
 from pangu_ms.parallel.strategy_file import StoredLayout, StrategyFile, read_parameter_layouts
 from pangu_ms.protobuf import signed, values
+from pangu_run import files
 
 _CODES = {
     "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Int64": "I64", "Int32": "I32", "Int16": "I16", "Int8": "I8",
@@ -121,14 +122,14 @@ def rank_files(directory: Path, plan: SourcePlan) -> dict[int, Path]:
         world = f"{len(plan.stages)} stages of {plan.stage_size}"
         rule = "both must be of one run; name the strategy file of this run"
         raise CheckpointError(f"{found[max(found)]}: the strategy has {plan.world} ranks ({world}); {rule}")
-    files = {}
+    chosen = {}
     for rank, path in sorted(found.items()):
         here = sorted(file for file in path.iterdir() if file.suffix in (".ckpt", ".safetensors"))
         if len(here) != 1:
             names = ", ".join(file.name for file in here[:5]) or "no .ckpt or .safetensors"
             raise CheckpointError(f"{path}: rank {rank} has {names}; must be one file of weights; {'remove all others' if here else 'add it'}")
-        files[rank] = here[0]
-    return files
+        chosen[rank] = here[0]
+    return chosen
 
 
 def index(path: Path) -> Contents:
@@ -140,8 +141,9 @@ def index(path: Path) -> Contents:
     if path.suffix == ".safetensors":
         return safetensors_file.index(path)
     try:
+        files.open_ordinary(path).close()
         return _ckpt_index(path)
-    except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"{path}: not a whole MindSpore checkpoint ({error}); must be one without encryption; copy or save it again") from None
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from pangu_ms.checkpoint.dtypes import BFLOAT16, bits, name_of, widened
 from pangu_ms.errors import CheckpointError
+from pangu_run import files, small_json
 
 _DTYPES = {
     code: np.dtype(name)
@@ -131,19 +132,21 @@ def index(path: Path) -> Contents:
         CheckpointError: the file cannot be read or is not a whole safetensors file.
     """
     try:
-        with open(path, "rb") as file:
+        with files.open_ordinary(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if 8 + length > size or length > _MAX_HEADER:
                 raise ValueError(f"header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length), object_pairs_hook=_once)
-            header.pop("__metadata__", None)
+            header = small_json.parse_object(file.read(length))
+            notes = header.pop("__metadata__", {})
+            if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+                raise ValueError("__metadata__ must be texts by name")
             contents = {name: _entry(path, name, entry, 8 + length, size) for name, entry in header.items()}
             _require_gapless(contents, 8 + length, size)
             return contents
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); name a readable safetensors file") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({type(error).__name__}: {error}); copy or download it again") from None
 
 
@@ -155,14 +158,6 @@ def read(path: Path) -> dict[str, np.ndarray]:
     """
     raw = {name: (spec, np.array(place.map(spec))) for name, (spec, place) in index(path).items()}
     return {name: array.view(BFLOAT16) if spec.code == "BF16" else array for name, (spec, array) in raw.items()}
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which no name stands twice: readers differ in which one they take."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a name stands there twice")
-    return found
 
 
 def _require_gapless(contents: Contents, start: int, size: int) -> None:

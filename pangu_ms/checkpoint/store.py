@@ -89,7 +89,7 @@ class Checkpoint:
             CheckpointError: state.json is damaged, or was written by a newer version of this program.
         """
         try:
-            state = small_json.parse_object((self.path / STATE).read_bytes(), finite=False)
+            state = small_json.read_object(self.path / STATE, finite=False)
         except ValueError as error:
             raise CheckpointError(f"{self.path}: {STATE} is damaged ({error}); use another checkpoint") from None
         format_version.require_known(state.pop(format_version.KEY, format_version.FIRST), STATE_VERSION, self.path / STATE, CheckpointError)

@@ -72,8 +72,15 @@ def load_block(path: Path) -> Block:
     Raises:
         DataError: it is damaged.
     """
-    fields, _ = read_npz(path, [field.name for field in dataclasses.fields(Block)], "run the same command again")
-    return Block(**fields)
+    advice = "run the same command again"
+    fields, _ = read_npz(path, [field.name for field in dataclasses.fields(Block)], advice)
+    found = Block(**fields)
+    columns = [found.tokens, found.sizes, found.keys, found.domains]
+    whole = all(isinstance(array, np.ndarray) for array in (found.ids, *columns)) and {array.shape for array in columns} == {(len(found.tokens),)}
+    whole = whole and [array.dtype.kind for array in (found.ids, *columns)] == ["i", "i", "i", "u", "U"]
+    if not (whole and found.ids.ndim == 1 and (found.tokens > 0).all() and found.tokens.sum() == len(found.ids)):
+        raise DataError(f"{path}: its columns are not those of documents; {advice}")
+    return found
 
 
 @contextlib.contextmanager

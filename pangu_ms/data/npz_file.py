@@ -1,7 +1,12 @@
-"""Arrays, numbers and texts in .npz files. No mindspore import."""
+""".npz archives from anywhere: plain arrays of the size that the file has, read in bounded memory. No mindspore import.
 
-import hashlib
+numpy's own reader takes a shape at its word, unpacks what a kilobyte may grow to, and raises some fifteen classes of errors.
+"""
+
 import io
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -9,11 +14,83 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 
 from pangu_ms.errors import DataError
-from pangu_run import format_version
+from pangu_run import files, format_version
 
 FORMAT_VERSION = 1
+LARGEST_RATIO, _FREE = 200, 1 << 26
+"""Weights hardly shrink, zeros to a thousandth; the first 64 MiB may have any ratio."""
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # 3.0 is for names of fields, which are refused
+_KINDS, _PART = "biufcU", 1 << 24
+# Headers are Python literals, members may be encrypted or packed in a way that zipfile does not know.
+_ERRORS = (ValueError, OSError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, RuntimeError, OverflowError, RecursionError)
+_ERRORS += (struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
+
+
+def read(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an archive by name: numbers, booleans and texts.
+
+    Args:
+        path: the file.
+        names: those that are wanted; None for all.
+
+    Raises:
+        ValueError: what is wrong with it, in a few words.
+    """
+    return read_hashed(path, names)[0]
+
+
+def read_hashed(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, np.ndarray], str]:
+    """As `read`, with the hex SHA-256 of the file.
+
+    Raises:
+        ValueError: what is wrong with it, in a few words.
+    """
+    try:
+        with files.open_ordinary(path) as file:
+            digest = files.sha256_open(file)
+            with zipfile.ZipFile(file) as archive:
+                members = _members(archive)
+                wanted = members if names is None else {name: members[name] for name in names}
+                return {name: _array(archive, name, info) for name, info in wanted.items()}, digest
+    except KeyError as error:
+        raise ValueError(f"has no {error}") from None
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from None
+    except _ERRORS as error:
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from None
+
+
+def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    infos = archive.infolist()
+    found = {info.filename.removesuffix(".npy"): info for info in infos}
+    if len(found) < len(infos):
+        raise ValueError("a name stands there twice")
+    packed, unpacked = sum(info.compress_size for info in infos), sum(info.file_size for info in infos)
+    if unpacked > _FREE + LARGEST_RATIO * packed:
+        raise ValueError(f"{packed:,} bytes would become {unpacked:,}; arrays do not shrink to a {LARGEST_RATIO}th; write it uncompressed")
+    return found
+
+
+def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as member:
+        version = npy.read_magic(member)
+        if version not in _HEADERS:
+            raise ValueError(f"{name} is of version {version} of numpy's form")
+        shape, in_columns, dtype = _HEADERS[version](member)
+        if dtype.kind not in _KINDS:
+            raise ValueError(f"{name} holds {dtype}; must be numbers, booleans or texts")
+        size = math.prod(shape)
+        if min(shape, default=0) < 0 or size * dtype.itemsize != info.file_size - member.tell():
+            raise ValueError(f"{name} says {dtype} {list(shape)} and has {info.file_size - member.tell():,} bytes")
+        raw, at = np.empty(size * dtype.itemsize, np.uint8), 0
+        while part := member.read(_PART):  # to the end, where zipfile compares the checksum
+            raw[at : at + len(part)] = np.frombuffer(part, np.uint8)
+            at += len(part)
+    array = raw.view(dtype) if raw.size else np.empty(size, dtype)
+    return array.reshape(shape, order="F" if in_columns else "C")
 
 
 def to_npz(fields: dict[str, Any]) -> bytes:
@@ -30,14 +107,10 @@ def read_npz(path: str | Path, names: Iterable[str], advice: str) -> tuple[dict[
         DataError: no such file, not an .npz file, one without some of the names, or one of a newer version of this program.
     """
     try:
-        content = Path(path).read_bytes()
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            version = archive[format_version.KEY].item() if format_version.KEY in archive else format_version.FIRST
-            format_version.require_known(version, FORMAT_VERSION, path, DataError)
-            fields = {name: archive[name] if archive[name].ndim else archive[name].item() for name in names}
-    except DataError:
-        raise
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
+        arrays, digest = read_hashed(Path(path))
+        version = arrays[format_version.KEY].item() if format_version.KEY in arrays else format_version.FIRST
+        format_version.require_known(version, FORMAT_VERSION, path, DataError)
+        return {name: arrays[name] if arrays[name].ndim else arrays[name].item() for name in names}, digest
+    except (ValueError, KeyError) as error:
+        reason = f"has no {error}" if isinstance(error, KeyError) else error
         raise DataError(f"{path}: not an .npz file with {', '.join(names)} ({reason}); {advice}") from None
-    return fields, hashlib.sha256(content).hexdigest()

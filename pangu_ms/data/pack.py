@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_ms.data import npz_file
 from pangu_ms.data.blocks import load_block
 from pangu_ms.errors import OutputError
 
@@ -34,9 +35,9 @@ class DocumentTable:
         """Gather it from committed blocks."""
         columns = {field.name: [] for field in dataclasses.fields(cls)}
         for path in blocks:
-            with np.load(path, allow_pickle=False) as content:  # reads only what is asked for, not the ids
-                for name, parts in columns.items():
-                    parts.append(content[name])
+            content = npz_file.read(path, columns)  # only what is asked for, not the ids
+            for name, parts in columns.items():
+                parts.append(content[name])
         return cls(**{name: np.concatenate(parts) for name, parts in columns.items()})
 
     def split(self, held_out: float) -> np.ndarray:

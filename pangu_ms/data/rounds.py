@@ -54,7 +54,7 @@ class BatchLosses:
         """
         found = cls(**read_npz(path, cls.__annotations__, "name a file that `pangu data losses` wrote")[0])
         whole = _is_array(found.rows, "i", 2) and _is_array(found.loss, "f", 1) and len(found.rows) == len(found.loss) > 0
-        if not (whole and np.isfinite(found.loss).all()):
+        if not (whole and found.rows.shape[1] and found.rows.min() >= 0 and np.isfinite(found.loss).all() and _is_text(found.records, found.checkpoint, found.made_by)):
             raise DataError(f"{path}: rows and loss must be int64 [N, B] and N finite numbers; make it again with `pangu data losses`")
         return found
 
@@ -74,6 +74,19 @@ class OrderFile:
     batch_size: int
     records: str
     made_by: str
+
+    @classmethod
+    def load(cls, path: str | Path) -> tuple["OrderFile", str]:
+        """Read what `resample` wrote, with its SHA-256.
+
+        Raises:
+            DataError: not such a file, or damaged.
+        """
+        fields, sha256 = read_npz(path, cls.__annotations__, "data.order names a file that `pangu data resample` wrote")
+        found = cls(**fields)
+        if not (_is_array(found.rows, "i", 1) and len(found.rows) and found.rows.min() >= 0 and _is_text(found.records)):
+            raise DataError(f"{path}: rows must be one or more numbers from 0 up, the rows of the records that it names; draw again")
+        return found, sha256
 
 
 @dataclass(frozen=True)
@@ -97,15 +110,13 @@ class Order:
         """
         if not path:
             return cls()
-        fields, sha256 = read_npz(path, OrderFile.__annotations__, "data.order names a file that `pangu data resample` wrote")
-        found = OrderFile(**fields)
+        found, sha256 = OrderFile.load(path)
         if found.records != (own := fingerprint(records)):
             raise DataError(
                 f"{path}: drawn from records {found.records[:12]}, {records.source} is {own[:12]}: must be the same; "
                 "name the records of the earlier round, or draw again"
             )
-        whole = _is_array(found.rows, "i", 1) and len(found.rows)
-        if not (whole and found.rows.min() >= 0 and found.rows.max() < records.num_rows):
+        if found.rows.max() >= records.num_rows:
             raise DataError(f"{path}: rows must be one or more numbers in [0, {records.num_rows}), the rows of {records.source}; draw again")
         return cls(found.rows, sha256)
 
@@ -118,7 +129,7 @@ class Order:
         Raises:
             ConfigError: another order file, or one where there was none, or none where there was one.
         """
-        was = state.get("order", "")
+        was = str(state.get("order", ""))
         if was != self.sha256:
             now, then = (text[:12] or "none" for text in (self.sha256, was))
             raise ConfigError(f"{where}: its SHA-256 is {now}, was {then} in training: must be the same file; restore it, or begin a new run")
@@ -204,6 +215,10 @@ def resample(losses: str | Path, keep: float, seed: int, output: str | Path, tem
 
 def _is_array(value: Any, kind: str, ndim: int) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind == kind and value.ndim == ndim
+
+
+def _is_text(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _number_kept(total: int, keep: float, seed: int, temperature: float) -> int:

@@ -11,6 +11,7 @@ from pangu_ms.data import compress_cli
 from pangu_ms.data.corpus import Corpus, add_corpus_options, corpus_options
 from pangu_ms.data.tokenizer import SEGMENTERS, Tokenizer, train_tokenizer
 from pangu_ms.errors import DataError
+from pangu_run import small_json
 from pangu_run.arguments import NewDirectory, Parser
 from pangu_run.console import show
 
@@ -77,12 +78,12 @@ def _inputs(args: argparse.Namespace, given: list[str]) -> list[str]:
         raise DataError(f"--file {args.file}: text was given as arguments too; only one source can be used; leave one out")
     try:
         if args.file:
-            return [Path(args.file).read_bytes().decode("utf-8")]
+            return [small_json.read_bytes(Path(args.file), pipes=True).decode("utf-8")]
         return given or [sys.stdin.buffer.read().decode("utf-8")]
-    except OSError as error:
-        raise DataError(f"{args.file}: {error.strerror}; --file names a readable text file; correct it") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{args.file or 'standard input'}: byte {error.start} is not UTF-8; text must be UTF-8; convert it") from error
+    except ValueError as error:
+        raise DataError(f"{args.file}: {error}; --file names a readable text file; correct it") from error
 
 
 def _encode(args: argparse.Namespace) -> None:

@@ -123,8 +123,8 @@ class Partial:
             if fields["identity"] != found.identity:
                 raise DataError(f"{path}: begun with {_difference(fields['identity'], identity)}; repeat that command, name another --output, or remove it")
             losses = fields["losses"]
-            if not isinstance(losses, np.ndarray) or losses.dtype != np.float32 or losses.ndim != 1:
-                raise DataError(f"{path}: its losses are no row of float32; it is damaged; remove it to begin anew")
+            if not (isinstance(losses, np.ndarray) and losses.dtype == np.float32 and losses.ndim == 1 and np.isfinite(losses).all()):
+                raise DataError(f"{path}: its losses are no row of finite numbers of float32; it is damaged; remove it to begin anew")
             found.losses = losses.tolist()
         found.save()  # a place that cannot be written is told before the work
         return found

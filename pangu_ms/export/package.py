@@ -12,7 +12,6 @@ signature. Either way the graph may hold nothing that makes MindSpore open a lib
 """
 
 import dataclasses
-import json
 import mmap
 import re
 from dataclasses import dataclass
@@ -24,13 +23,14 @@ from pangu_ms.errors import ExportError
 from pangu_ms.export.graph_file import GraphFile
 from pangu_ms.export.signature import SIGNATURE, require_signed
 from pangu_ms.infer.decoder import Decoder, GraphShape
-from pangu_run import format_version
+from pangu_run import format_version, small_json
 from pangu_run.files import sha256_file, sha256_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20  # a manifest has some kilobytes
 GRAPH_NAMES = ("model.mindir", "model_graph.mindir")  # MindSpore writes the second form for more than 1 GB of weights
+MAX_KEY_BYTES = 1 << 16
 KEY_LENGTHS = (16, 24, 32)
 ENCRYPTION_MODES = ("AES-GCM", "AES-CBC")
 
@@ -44,10 +44,9 @@ def read_key(path: Path | str | None) -> bytes | None:
     if path is None:
         return None
     try:
-        with open(path, "rb") as file:
-            key = file.read(1024)
-    except OSError as error:
-        raise ExportError(f"{path}: the key cannot be read ({error.strerror})") from None
+        key = small_json.read_bytes(Path(path), MAX_KEY_BYTES, pipes=True)
+    except ValueError as error:
+        raise ExportError(f"{path}: the key cannot be read ({error})") from None
     if len(key) not in KEY_LENGTHS:
         key = key.rstrip(b"\r\n")
     if len(key) not in KEY_LENGTHS:
@@ -93,11 +92,11 @@ class Package:
         if verify_key:
             require_signed(path, content, verify_key)
         try:
-            manifest = json.loads(content)
+            manifest = small_json.parse_object(content)
             digest = manifest.pop("sha256")
             intact = digest == sha256_json(manifest)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ExportError(f"{path / MANIFEST}: is damaged ({type(error).__name__}: {error}); export again") from None
+        except (ValueError, KeyError) as error:
+            raise ExportError(f"{path / MANIFEST}: is damaged ({error}); export again") from None
         format_version.require_known(manifest.get(format_version.KEY), FORMAT_VERSION, path / MANIFEST, ExportError)
         if not intact:
             raise ExportError(f"{path / MANIFEST}: was altered; the package is not what was exported and is refused; export again")
@@ -135,7 +134,7 @@ class Package:
 
         self.require_key(key)
         mode, graph = self.manifest["encryption"], self._graph()
-        self._require_harmless(graph, key)
+        self.require_harmless(key)
         try:
             loaded = ms.load(str(graph), **({"dec_key": key, "dec_mode": mode} if mode else {}))
         except RuntimeError as error:
@@ -146,7 +145,9 @@ class Package:
     def _graph(self) -> Path:
         return next(self.path / name for name in GRAPH_NAMES if name in self.manifest["files"])
 
-    def _require_harmless(self, graph: Path, key: bytes | None) -> None:
+    def require_harmless(self, key: bytes | None = None) -> None:
+        """Raise ExportError unless the graph holds nothing but mathematics of the manifest's shapes and the package's own weights."""
+        graph = self._graph()
         try:
             found = GraphFile.read(_content(graph, key, self.manifest["encryption"]))
         except ExportError:
@@ -181,13 +182,9 @@ def _read_manifest(path: Path) -> bytes:
     if not manifest.is_file():
         raise ExportError(f"{path}: holds no {MANIFEST}; not a MindIR package; write one with `pangu export`")
     try:
-        with open(manifest, "rb") as file:
-            content = file.read(MAX_MANIFEST_BYTES + 1)
-    except OSError as error:
-        raise ExportError(f"{manifest}: cannot be read ({error.strerror})") from None
-    if len(content) > MAX_MANIFEST_BYTES:
-        raise ExportError(f"{manifest}: has more than {MAX_MANIFEST_BYTES >> 20} MB; not a MindIR package; write one with `pangu export`")
-    return content
+        return small_json.read_bytes(manifest, MAX_MANIFEST_BYTES)
+    except ValueError as error:
+        raise ExportError(f"{manifest}: {error}; not a MindIR package; write one with `pangu export`") from None
 
 
 def _odd(manifest: dict[str, Any]) -> str:

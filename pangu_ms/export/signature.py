@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.errors import ExportError
+from pangu_run import small_json
 
 SIGNATURE = "manifest.sig"
 """64 bytes, in the package."""
+MAX_PEM_BYTES = 1 << 20
 
 
 def sign(content: bytes, key_file: Path | str) -> bytes:
@@ -63,9 +65,9 @@ def _library(option: str) -> tuple[Any, Any]:
 
 def _key(path: Path | str, load: Any, kind: type, word: str, command: str) -> Any:
     try:
-        pem = Path(path).read_bytes()
-    except OSError as error:
-        raise ExportError(f"{path}: the key cannot be read ({error.strerror})") from None
+        pem = small_json.read_bytes(Path(path), MAX_PEM_BYTES, pipes=True)
+    except ValueError as error:
+        raise ExportError(f"{path}: the key cannot be read ({error})") from None
     try:
         key = load(pem)
     except Exception:  # the library's errors have no common class, and say nothing that a user could use

@@ -70,11 +70,11 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
 
 def _read_prompt_file(path: Path) -> list[str]:
     try:
-        lines = [line.rstrip("\r") for line in path.read_text(encoding="utf-8-sig").split("\n")]
+        lines = [line.rstrip("\r") for line in small_json.read_bytes(path, pipes=True).decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
         raise GenerationError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    except OSError as error:
-        raise GenerationError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise GenerationError(f"{path}: cannot be read ({error}); name a file of prompts, one a line") from None
     if path.suffix != ".jsonl":
         return [line for line in lines if line]
     prompts = []

@@ -83,9 +83,12 @@ def read_content(path: str | Path) -> Content:
         PlanError: it is missing, cut off, or no strategy file.
     """
     path = Path(path)
-    if not path.is_file():
-        raise PlanError(f"{path}: no such file; a strategy file is wanted; check the path")
-    text = path.read_bytes()
+    try:
+        text = small_json.read_bytes(path)
+    except small_json.Missing:
+        raise PlanError(f"{path}: no such file; a strategy file is wanted; check the path") from None
+    except ValueError as error:
+        raise PlanError(f"{path}: {error}; {NOT_A_FILE}") from None
     try:
         tree = small_json.parse(text) if path.suffix == ".json" else _tree(text)
         sections = [key for key in tree if key.startswith("parallel_")] if isinstance(tree, dict) else []

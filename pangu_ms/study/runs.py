@@ -31,6 +31,7 @@ from pangu_run.isolated import python_command, python_environment
 _log = logging.getLogger(__name__)
 PROGRAM = tuple(python_command("pangu_ms"))
 POLL_S = 0.3
+_DIGEST = "result_sha256"
 SHOWN_WORDS = 60  # of a command on the terminal; command.json has all
 
 
@@ -68,8 +69,18 @@ class Stage:
         if begun != self._command():
             rule = "its result would not be this one's; name a new --output, or remove the directory to do it anew"
             raise OutputError(f"{self.directory}: was begun by another command or configuration (see command.json in it); {rule}")
-        result = _read_json(self.directory / "result.json")
-        return result if isinstance(result, dict) else None
+        path = self.directory / "result.json"
+        result = _read_json(path)
+        if not isinstance(result, dict):
+            return None
+        digest = result.pop(_DIGEST, None)
+        if digest not in (None, files.sha256_json(result)):  # None: of version 0.1.0
+            raise OutputError(f"{path}: was changed after it was written; remove it to do the stage anew")
+        return result
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Keep what the command printed."""
+        files.write_json(self.directory / "result.json", result | {_DIGEST: files.sha256_json(result)})
 
     def begin(self) -> None:
         """Note the command; what a killed process left is kept unless it would be in the way."""
@@ -153,7 +164,7 @@ def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, A
             code, printed = _execute([*PROGRAM, *stage.words, "--json"], log, stop, tick)
     if code == 0:
         result = json.loads(printed.splitlines()[-1])
-        files.write_json(stage.directory / "result.json", result)
+        stage.finish(result)
         return result
     if stop.received or code == EXIT_STOPPED:
         raise StudyStopped(stop.received or f"a signal to {stage.name}")

@@ -6,12 +6,12 @@ The checkpoints behind that step belong to the run as it was: they are set aside
 import logging
 import os
 from pathlib import Path
-from typing import TypedDict
 
 from pangu_ms.checkpoint import commit, store
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import OutputError
+from pangu_ms.train.state import Bend, RunState
 from pangu_run import files
 
 log = logging.getLogger(__name__)
@@ -20,14 +20,6 @@ BENDABLE = ("optimizer.lr", "optimizer.min_lr", "optimizer.clip_norm")
 """What may change where a run is bent."""
 LOWER = 0.1
 """The advised factor of a learning rate that diverged."""
-
-
-class Bend(TypedDict):
-    """One bend, as a checkpoint's state keeps it."""
-
-    step: int
-    changed: list[str]
-    """"section.field=new (was old)", of BENDABLE."""
 
 
 def made(checkpoint: store.Checkpoint, wanted: RunConfig) -> Bend:
@@ -72,7 +64,7 @@ def _bent(checkpoint: store.Checkpoint | None, config: RunConfig, step: int) -> 
     """Whether it is of a run that was last bent at that step and has the wanted values."""
     if checkpoint is None or checkpoint.step <= step or made(checkpoint, config)["changed"]:
         return False
-    bends = checkpoint.state().get("bends", [])
+    bends = RunState.of(checkpoint).bends
     return bool(bends) and bends[-1]["step"] == step
 
 

@@ -31,6 +31,7 @@ from pangu_ms.train.metrics import MetricsWriter, require_tensorboard
 from pangu_ms.train.placement import initialize, load, place
 from pangu_ms.train.resume import starting_point
 from pangu_ms.train.schedule import learning_rate
+from pangu_ms.train.state import RunState
 from pangu_ms.train.stop import StopSignal
 from pangu_run import files
 from pangu_run.heartbeat import DATA, EVALUATE, INIT, SAVE, STEP, beat
@@ -121,11 +122,11 @@ class Run:
         return starting_point(self.config, self.output, resume, resume_from=resume_from)
 
     def _restore(self, checkpoint: store.Checkpoint, bent: bool) -> None:
-        state = checkpoint.state()
-        self.order.require_unchanged(state, f"{checkpoint.path}: data.order={self.config.data.order}")
+        state = RunState.of(checkpoint)
+        self.order.require_unchanged(checkpoint.state(), f"{checkpoint.path}: data.order={self.config.data.order}")
         self._load(checkpoint, "model", "optimizer")
-        self.step, self.guard, self.saved, self.bends = state["step"], Guard(**state["guard"]), state["step"], state.get("bends", [])
-        was = state.get("graph_batch_size") or global_batch.graph_batch_size(checkpoint.config())  # 0.1.0 has not written it
+        self.step, self.guard, self.saved, self.bends = state.step, state.guard, state.step, list(state.bends)
+        was = state.graph_batch_size or global_batch.graph_batch_size(checkpoint.config())  # 0.1.0 has not written it
         self.guard.scale = global_batch.carried_scale(self.guard.scale, self.config, was)
         if self.ranks.leads and global_batch.draws_other_masks(self.config, was):
             dropout = getattr(self.config.model, "dropout", 0)

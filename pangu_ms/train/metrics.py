@@ -3,12 +3,13 @@
 import importlib.util
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pangu_ms.errors import OutputError
 from pangu_run import small_json
-from pangu_run.files import write_bytes
+from pangu_run.files import open_ordinary, write_bytes
 
 
 class MetricsWriter:
@@ -17,8 +18,7 @@ class MetricsWriter:
     def __init__(self, directory: Path, first_step: int, tensorboard: bool):
         self.path = directory / "metrics.jsonl"
         if self.path.exists():
-            kept = [line for line in self.path.read_bytes().split(b"\n") if _step_of(line) < first_step]
-            write_bytes(self.path, b"".join(line + b"\n" for line in kept))
+            write_bytes(self.path, b"".join(line for line in _lines(self.path) if _step_of(line) < first_step))
         self.file = open(self.path, "a", buffering=1)
         self.board = _tensorboard_writer(directory / "tensorboard", first_step) if tensorboard else None
 
@@ -44,13 +44,21 @@ class MetricsWriter:
             self.board.close()
 
 
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with open_ordinary(path) as file:
+            yield from file
+    except ValueError as error:
+        raise OutputError(f"{path}: {error}; a run appends its metrics there; remove it or name a new --output") from None
+
+
 def _step_of(line: bytes) -> float:
     """The step that a line tells of; infinity where a crash cut or emptied it."""
     try:
         step = small_json.parse_object(line, finite=False).get("step")
     except ValueError:
         return math.inf
-    return step if type(step) is int else math.inf
+    return step if type(step) is int and line.endswith(b"\n") else math.inf
 
 
 def require_tensorboard() -> None:

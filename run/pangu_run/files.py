@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pangu_run.errors import OutputError
 
@@ -19,11 +20,30 @@ _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+        return sha256_open(file)
+
+
+def sha256_open(file: BinaryIO) -> str:
+    """Hex SHA-256 of what is left of an open file."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 22):
+        digest.update(block)
     return digest.hexdigest()
+
+
+def open_ordinary(path: Path) -> BinaryIO:
+    """Open a file for reading; a device has no end, and a pipe that nobody writes to waits for ever.
+
+    Raises:
+        ValueError: it is no ordinary file.
+        OSError: it cannot be opened.
+    """
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("is not an ordinary file")
+    return file
 
 
 def sha256_json(value: Any) -> str:

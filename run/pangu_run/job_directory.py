@@ -180,9 +180,9 @@ class JobDirectory:
         path = self.path / "events.jsonl"
         if not path.exists():
             return
-        with open(path, "rb") as file:
+        with files.open_ordinary(path) as file:
             file.seek(place)
-            for line in file:
+            while line := file.readline(1 << 20):
                 place += len(line)
                 if event := _parsed(line):
                     yield event, place

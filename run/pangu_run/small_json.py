@@ -10,6 +10,7 @@ from typing import Any
 
 LIMIT = 128 << 20
 """Bytes; the largest such file, a tokenizer.json of 260,000 pieces, has 33 MB."""
+MAX_DEPTH = 100
 _CUT = 40  # characters of a name that are shown, and digits of a whole number: transformers writes 10**30 for "no limit"
 
 
@@ -46,15 +47,20 @@ def read_object(path: Path, finite: bool = True, form: Form = dict) -> dict[str,
     return found
 
 
-def read_bytes(path: Path, limit: int = LIMIT) -> bytes:
+def read_bytes(path: Path, limit: int = LIMIT, pipes: bool = False) -> bytes:
     """The content of an ordinary file of at most `limit` bytes.
+
+    Args:
+        path: the file.
+        limit: beyond which it is another file than the one that was meant.
+        pipes: take anything that can be read, such as the /dev/fd/63 of a shell's <(...).
 
     Raises:
         Missing: there is no file.
         ValueError: what is wrong with it, in a few words.
     """
     try:
-        if path.exists() and not path.is_file():
+        if not pipes and path.exists() and not path.is_file():
             raise ValueError("is not an ordinary file")
         with open(path, "rb") as file:
             content = file.read(limit + 1)
@@ -119,11 +125,24 @@ def parse(content: bytes | str, finite: bool = True) -> Any:
     """
     hooks: dict[str, Any] = {"parse_constant": _refused, "parse_float": _float} if finite else {}
     try:
-        return json.loads(content, object_pairs_hook=_object, parse_int=_whole, **hooks)
+        tree = json.loads(content, object_pairs_hook=_object, parse_int=_whole, **hooks)
+        _require_flat(tree)
+        return tree
     except RecursionError:
         raise ValueError("not JSON: nested too deeply") from None
     except ValueError as error:
         raise ValueError(f"not JSON: {error}") from None
+
+
+def _require_flat(tree: Any) -> None:
+    """Who reads it goes down by calls of functions, two or three for each level."""
+    level = [tree] if isinstance(tree, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return
+        below = (value for node in level for value in (node.values() if isinstance(node, dict) else node))
+        level = [value for value in below if isinstance(value, (dict, list))]
+    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def test_a_header_that_the_library_refuses(tmp_path, header, size):
 def test_a_header_that_names_a_tensor_twice(tmp_path):
     header = json.dumps(SOUND)[:-1] + ',"a":' + json.dumps(SOUND["a"]) + "}"
     (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(4))
-    with pytest.raises(CheckpointError, match="a name stands there twice"):
+    with pytest.raises(CheckpointError, match="key 'a' stands twice"):
         safetensors_file.read(tmp_path / "w.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""Every kind of file that the product reads: how to make a good one, which command reads it, how to seal it anew."""
+"""Every kind of file that the product reads: how it is damaged, which command reads it, how to seal it anew."""
 
 import hashlib
 import json
@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.mutants import mutate
-
-Mutator = Callable[[bytes, object], tuple[str, bytes]]
 
 
 @dataclass(frozen=True)
@@ -20,11 +18,21 @@ class Kind:
     file: str
     """Of that directory, the file to damage (a pattern); "" where the input is itself the file."""
     command: tuple[str, ...]
-    """Of `pangu`; {input}: the damaged copy, {output}: a new place."""
+    """Of `pangu`, or the name of a function of readers.py, with a colon; {input}: the damaged copy, {output}: a new place, {source}: of good inputs."""
     form: str = "bytes"
-    """What damage it takes: bytes, json, yaml, or sealed (JSON with its own digest)."""
+    """What damage it takes; see mutate.DAMAGES."""
     exact: bool = False
     """Whether what is taken must give what the good one gives: digests promise so."""
+    share: float = 0.0
+    """Of the damaged ones, at least so many are taken: refusing all is no way to pass."""
+    endless: bool = False
+    """Whether it may have any size, such as a log."""
+    steady: bool = True
+    """Whether it gives the same each time."""
+    waits: bool = False
+    """Whether it may be a pipe, as a shell's <(...) gives one: then a pipe that nobody writes to is waited for."""
+    optional: bool = False
+    """Whether there may be none."""
     imports: tuple[str, ...] = ()
     """What the reader imports first, before the reading processes are forked."""
     refusals: tuple[int, ...] = (2,)
@@ -40,9 +48,7 @@ class Kind:
         """One damaged content."""
         if self.form == "bytes" or rng.random() < 0.3:
             return mutate.bytes_of(content, rng)
-        if self.form == "yaml":
-            return mutate.yaml_of(content, rng)
-        return mutate.json_of(content, rng, seal if self.form == "sealed" else lambda value: value)
+        return mutate.DAMAGES[self.form](content, rng, *([seal] if self.form == "sealed" else []))
 
 
 def seal(manifest):
@@ -62,49 +68,124 @@ def reseal(directory: Path, name: str) -> None:
     path.write_text(json.dumps(seal(manifest), ensure_ascii=False), encoding="utf-8")
 
 
-def _with(base: Kind, **changes) -> Kind:
-    return Kind(**(vars(base) | changes))
+def reseal_tokenizer(directory: Path, name: str) -> None:
+    """Give tokenizer.json the digest of the damaged model."""
+    path = directory / "tokenizer.json"
+    settings = json.loads(path.read_bytes()) | {"vocab_model_sha256": hashlib.sha256((directory / name).read_bytes()).hexdigest()}
+    path.write_text(json.dumps(settings))
 
 
-_CONFIG = Kind("config.yaml", "", ("config", "show", "--config", "{input}", "--json"), "yaml")
+def _with(base: Kind, file: str | None = None, form: str = "bytes", share: float = 0.0, **changes) -> Kind:
+    """Another file of the same input."""
+    return Kind(**(vars(base) | {"file": base.file if file is None else file, "form": form, "share": share} | changes))
+
+
+_CONFIG = Kind("config.yaml", "", ("config", "show", "--config", "{input}", "--json"), "yaml", share=0.05)
 _TABLE = Kind("table.json", "", ("ranktable", "check", "{input}"), "json", starts="  ")
-_STATUS = Kind("job", "status.json", ("status", "{input}", "--json"), "json", refusals=(1, 2))
-_LOGS = Kind("job", "events.jsonl", ("logs", "{input}", "--errors"), refusals=(1, 2))
-_RESHARD = ("ckpt", "reshard", "{input}", "--whole", "--output", "{output}")
+_HOSTS = Kind("hosts", "", ("ranktable", "make", "--hosts", "{input}", "--devices", "2"), share=0.2)
+_HCCN = Kind("hccn.conf", "", ("ranktable", "make", "--hosts", "10.0.0.1", "--devices", "2", "--hccn-tool", "none", "--hccn-conf", "{input}"), share=0.2)
+_STATUS = Kind("job", "status.json", ("status", "{input}", "--json"), "json", refusals=(1, 2), optional=True, steady=False)
+_LOGS = Kind("job", "events.jsonl", ("logs", "{input}", "--errors"), "lines", refusals=(1, 2), share=0.3, endless=True, optional=True)
+
 _CKPT_IMPORTS = ("pangu_ms.checkpoint.reshard_cli", "pangu_ms.checkpoint.reshard")
-_STEP = Kind("step-00000000", "model.safetensors", _RESHARD, exact=True, imports=_CKPT_IMPORTS, product="step-00000000/*.safetensors")
-_HF = Kind("hf", "config.json", ("convert", "{input}", "--from", "huggingface", "--output", "{output}"), "json")
+_RESHARD = ("ckpt", "reshard", "{input}", "--whole", "--output", "{output}")
+_STEP = Kind("step-00000000", "model.safetensors", _RESHARD, exact=True, imports=_CKPT_IMPORTS, product="step-0000000[05]/*.safetensors")
+_RANKS = _with(_STEP, "model-rank-00002.safetensors", source="step-00000005")
+_STATE = Kind("step-00000000", "state.json", (":state", "{input}"), "json", share=0.2, imports=("pangu_ms.train.state",), after=reseal)
+_MS_COMMAND = ("ckpt", "reshard", "--from-mindspore", "{input}", "--strategy", "{source}/strategy.ckpt", "--config", "{source}/planned.yaml", "--whole", "--output", "{output}")
+_MS_SHARDS = Kind("ms", "rank_1/m.ckpt", _MS_COMMAND, imports=_CKPT_IMPORTS, product="step-*/*.safetensors", share=0.1)
+
+_HF = Kind("hf", "config.json", ("convert", "{input}", "--from", "huggingface", "--output", "{output}"), "json", share=0.02)
 _FOREIGN = ("convert", "{input}", "--from", "official", "--config", "{source}/config.yaml", "--output", "{output}")
-_TOKENIZER = Kind("tokenizer", "tokenizer.json", ("tokenizer", "encode", "--tokenizer", "{input}", "def alpha(x): \u6625\u7720"), "json", exact=True)
+_NPZ = Kind("weights.npz", "", _FOREIGN, "npz", share=0.02)
+
+_ENCODE = ("tokenizer", "encode", "--tokenizer", "{input}", "def alpha(x): \u6625\u7720")
+_TOKENIZER = Kind("tokenizer", "tokenizer.json", _ENCODE, "json", exact=True, share=0.05)
+_LLAMA = Kind("llama", "tokenizer_config.json", _ENCODE, "json", share=0.1, optional=True)
+_FAST = _with(_LLAMA, "tokenizer.json", "json", 0.1, source="llama3", imports=("tokenizers",), optional=False)
+_TEXT = Kind("text.txt", "", ("tokenizer", "encode", "--tokenizer", "{source}/tokenizer", "--file", "{input}"), share=0.2, waits=True)
+_COUNTS_COMMAND = ("tokenizer", "compress", "--tokenizer", "{source}/tokenizer", "--counts", "{input}", "--vocab-size", "380", "--output", "{output}")
+_COUNTS = Kind("counts.json", "", _COUNTS_COMMAND, "json")
+
+_CORPUS_COMMAND = ("tokenizer", "train", "--corpus", "{input}", "--vocab-size", "300", "--segmenter", "none", "--output", "{output}")
+_CORPUS = Kind("corpus.jsonl", "", _CORPUS_COMMAND, "lines", share=0.3, endless=True)
 _INSPECT = ("data", "inspect", "{input}", "--rows", "100000", "--json")
-_RECORDS = Kind("records", "manifest.json", _INSPECT, "json", imports=("mindspore", "mindspore.dataset"))
-_PACKAGE = ("run-mindir", "{input}", "--prompt", "def", "--max-new-tokens", "2", "--temperature", "0")
+_RECORDS = Kind("records", "manifest.json", _INSPECT, "json", share=0.02, imports=("mindspore", "mindspore.dataset"))
+_BLOCKS = Kind("prepared.partial", "key.json", (":blocks", "{input}"), "json")
+_RESAMPLE = ("data", "resample", "--losses", "{input}", "--output", "{output}.npz")
+
+_PACKAGE = Kind("package", "manifest.json", (":package", "{input}"), "json", exact=True)
+_KEY = Kind("aes.key", "", (":aes_key", "{input}"), share=0.1, waits=True)
+_STUDY = Kind("study", "study.json", (":study", "{input}"), "json", optional=True)
 
 KINDS = {
     "config": _CONFIG,
     "rank table": _TABLE,
+    "hosts file": _HOSTS,
+    "device addresses": _HCCN,
     "job status": _STATUS,
-    "job description": _with(_STATUS, file="job.json"),
-    "job events": _with(_STATUS, file="events.jsonl", form="bytes"),
+    "job description": _with(_STATUS, "job.json", "json"),
+    "job events": _with(_STATUS, "events.jsonl", "lines", 0.7, endless=True),
     "job events of logs": _LOGS,
-    "log": _with(_LOGS, file="logs/rank_0/*"),
+    "log": _with(_LOGS, "logs/rank_0/*", share=0.9),
+    "strategy file": Kind("strategy.ckpt", "", ("plan", "inspect", "{input}"), share=0.02),
+    "operator strategies": Kind("strategy.json", "", ("plan", "inspect", "{input}"), "json", share=0.05),
+    "parameter layouts": Kind("layouts.json", "", ("plan", "inspect", "{input}"), "json", share=0.05),
+    "losses of batches": Kind("losses.npz", "", _RESAMPLE, "npz", share=0.02),
+    "losses so far": Kind("losses.partial", "", (":partial_losses", "{input}"), "npz", share=0.02, optional=True),
+    "order of rows": Kind("order.npz", "", (":order", "{input}"), "npz", share=0.02),
+    "prompts": Kind("prompts.txt", "", (":prompts", "{input}"), share=0.2, waits=True),
+    "prompts in JSON": Kind("prompts.jsonl", "", (":prompts", "{input}"), "lines", share=0.1, waits=True),
+    "AES key": _KEY,
+    "signing key": Kind("private.pem", "", (":signing_key", "{input}"), waits=True, imports=("cryptography",)),
+    "verifying key": Kind("public.pem", "", (":verifying_key", "{input}"), exact=True, waits=True, imports=("cryptography",)),
+    "metrics": Kind("run", "metrics.jsonl", (":metrics", "{input}"), "lines", share=0.7, endless=True, optional=True),
+    "study": _STUDY,
+    "study's command": _with(_STUDY, "stage/command.json", "json"),
+    "study's result": _with(_STUDY, "stage/result.json", "json"),
+    "compile cache": Kind("graph", "checksums.json", (":compiled", "{input}"), "json", exact=True),
+    "compiled graph": Kind("graph", "rank_0/graph.mindir", (":compiled", "{input}"), exact=True),
+    "MindIR manifest": _PACKAGE,
+    "MindIR manifest, sealed": _with(_PACKAGE, form="sealed", exact=False, share=0.02),
+    "MindIR graph": _with(_PACKAGE, "model.mindir", exact=True),
+    "MindIR graph, sealed": _with(_PACKAGE, "model.mindir", exact=False, share=0.02, after=reseal),
+    "MindIR signature": _with(_PACKAGE, "manifest.sig", exact=True, command=(":signature", "{input}", "{source}/public.pem"), imports=("cryptography",)),
     "checkpoint tensors": _STEP,
-    "checkpoint manifest": _with(_STEP, file="manifest.json", form="json"),
-    "checkpoint manifest, sealed": _with(_STEP, file="manifest.json", form="sealed", exact=False),
-    "checkpoint tensors, sealed": _with(_STEP, exact=False, after=reseal),
-    "checkpoint config, sealed": _with(_STEP, file="config.yaml", form="yaml", after=reseal),
-    "checkpoint state, sealed": _with(_STEP, file="state.json", form="json", after=reseal),
+    "checkpoint manifest": _with(_STEP, "manifest.json", "json"),
+    "checkpoint manifest, sealed": _with(_STEP, "manifest.json", "sealed", 0.1, exact=False),
+    "checkpoint tensors, sealed": _with(_STEP, form="safetensors", share=0.05, exact=False, after=reseal),
+    "checkpoint of ranks": _RANKS,
+    "checkpoint of ranks, sealed": _with(_RANKS, form="safetensors", share=0.05, exact=False, after=reseal),
+    "manifest of ranks, sealed": _with(_RANKS, "manifest.json", "sealed", 0.1, exact=False),
+    "checkpoint config, sealed": _with(_STEP, "config.yaml", "yaml", 0.1, after=reseal),
+    "checkpoint state, sealed": _STATE,
     "Hugging Face config": _HF,
-    "Hugging Face weights": _with(_HF, file="model.safetensors", form="bytes"),
-    "npz weights": Kind("weights.npz", "", _FOREIGN),
-    "ckpt weights": Kind("weights.ckpt", "", _FOREIGN, imports=("mindspore",)),
+    "Hugging Face weights": _with(_HF, "model-2.safetensors", "safetensors", 0.05),
+    "Hugging Face index": _with(_HF, "model.safetensors.index.json", "json", 0.02),
+    "npz weights": _NPZ,
     "tokenizer settings": _TOKENIZER,
-    "tokenizer model": _with(_TOKENIZER, file="vocab.model", form="bytes"),
+    "tokenizer model": _with(_TOKENIZER, "vocab.model"),
+    "tokenizer model, sealed": _with(_TOKENIZER, "vocab.model", exact=False, share=0.05, after=reseal_tokenizer),
+    "LLaMA tokenizer settings": _LLAMA,
+    "LLaMA tokenizer model": _with(_LLAMA, "tokenizer.model", share=0.05, optional=False),
+    "LLaMA special tokens": _with(_LLAMA, "special_tokens_map.json", "json", 0.2),
+    "LLaMA generation config": _with(_LLAMA, "generation_config.json", "json", 0.2),
+    "tokenizer.json": _FAST,
+    "text to encode": _TEXT,
+    "counts of pieces": _COUNTS,
+    "vocabulary map": Kind("compact", "vocab_map.json", (":vocab_map", "{input}"), "json"),
+    "JSON lines": _CORPUS,
+    "JSON array": _with(_CORPUS, source="corpus.json", form="json", share=0.2),
+    "plain text": _with(_CORPUS, source="corpus.txt", share=0.3),
+    "compressed lines": _with(_CORPUS, source="corpus.jsonl.gz", form="gz", share=0.1),
+    "Zstandard lines": _with(_CORPUS, source="corpus.jsonl.zst"),
+    "key of encoded blocks": _BLOCKS,
+    "encoded blocks": _with(_BLOCKS, "block-000000.npz", "npz", 0.02, optional=True),
+    "ckpt weights": Kind("weights.ckpt", "", _FOREIGN, share=0.02, imports=("mindspore",)),
+    "MindSpore shards": _MS_SHARDS,
     "records manifest": _RECORDS,
-    "records": _with(_RECORDS, file="*.mindrecord", form="bytes", exact=True),
-    "records index": _with(_RECORDS, file="*.mindrecord.db", form="bytes", exact=True),
-    "records digests": _with(_RECORDS, file="*.digests", form="bytes", exact=True),
-    "losses of batches": Kind("losses.npz", "", ("data", "resample", "--losses", "{input}", "--output", "{output}.npz")),
-    "strategy file": Kind("strategy.ckpt", "", ("plan", "inspect", "{input}")),
-    "strategy JSON": Kind("strategy.json", "", ("plan", "inspect", "{input}"), "json"),
+    "records": _with(_RECORDS, "*.mindrecord", exact=True),
+    "records index": _with(_RECORDS, "*.mindrecord.db", exact=True),
+    "records digests": _with(_RECORDS, "*.digests", exact=True),
 }
+"""Those that need mindspore come last: from there on it is in every reading process."""

@@ -1,44 +1,66 @@
-"""Reads damaged files with the product's own commands, each in a forked process with limits; prints what became of them, a JSON line each.
+"""Reads damaged files with the product's own commands, each in a forked process with limits; tells what became of them, a JSON line each.
 
-    python -m tests.mutants.read DIRECTORY KIND FIRST COUNT
+    python -m tests.mutants.read DIRECTORY     then, line by line on standard input: {"name": KIND, "count": N}
 """
 
+import hashlib
 import importlib
 import json
 import os
 import resource
 import shutil
+import signal
 import sys
 import traceback
 from pathlib import Path
 
+from tests.mutants import mutate, readers
+from tests.mutants.kinds import KINDS
+
 MEMORY_BYTES, SECONDS = 2 << 30, 20
+WAITS = 4 * SECONDS  # on a busy machine; whoever waits for a pipe or a lock waits longer
 BROKE = 99
 
 
-def main(directory, name, first, count):
-    """Read the good file, then the damaged ones."""
+def main(directory):
+    """Serve requests until standard input ends."""
     from pangu_ms import runtime
-    from pangu_ms.cli import VERBS
-    from tests.mutants.kinds import KINDS
-    from tests.mutants.mutate import generator
 
     runtime.quiet()
-    kind, directory = KINDS[name], Path(directory)
-    for module in ("numpy", "yaml", "pangu_ms.config", VERBS[kind.command[0]][0], *kind.imports):  # once, not in each child
-        importlib.import_module(module)
+    out = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        request = json.loads(line)
+        for outcome in outcomes(Path(directory), **request):
+            print(json.dumps(outcome), file=out, flush=True)
+
+
+def outcomes(directory, name, count):
+    """What becomes of the good file, of the same in other words, of odd files in its place, and of damaged ones."""
+    kind = KINDS[name]
+    load(kind)
     scratch = directory / f"scratch-{os.getpid()}"
     target, content = copied(kind, directory, scratch)
-    print(json.dumps({"number": -1, "deed": "none", **read(kind, directory, scratch)}), flush=True)
-    for number in range(first, first + count):
-        target, _ = copied(kind, directory, scratch)
-        deed, damaged = kind.mutants(content, generator(name, number))
-        target.write_bytes(damaged)
-        if kind.after:
-            kind.after(scratch / kind.source, kind.file)
-        outcome = read(kind, directory, scratch)
-        print(json.dumps({"number": number, "deed": deed, "same": damaged == content, **outcome}), flush=True)
+    yield {"deed": "none", **read(kind, directory, scratch)}
+    again = mutate.reformatted(content, kind.form)
+    if again is not None:
+        yield {"deed": "reformatted", **damaged(kind, directory, scratch, again)}
+    for deed, put in mutate.ODD_FILES.items():
+        if not (deed == "4 GiB" and kind.endless or deed == "a pipe" and kind.waits):
+            yield {"deed": deed, **damaged(kind, directory, scratch, put)}
+    for number in range(count):
+        deed, changed = kind.mutants(content, mutate.generator(name, number))
+        yield {"deed": f"{number}: {deed}", **damaged(kind, directory, scratch, changed)}
     shutil.rmtree(scratch)
+    yield {"deed": "end"}
+
+
+def load(kind):
+    """Import what the command needs once, not in each process."""
+    from pangu_ms.cli import VERBS
+
+    verb = () if kind.command[0][0] == ":" else (VERBS[kind.command[0]][0],)
+    for module in ("numpy", "yaml", "pangu_ms.config", *verb, *kind.imports):
+        importlib.import_module(module)
 
 
 def copied(kind, directory, scratch):
@@ -49,6 +71,19 @@ def copied(kind, directory, scratch):
     shutil.copytree(source, copy) if source.is_dir() else shutil.copyfile(source, copy)
     target = next(path for path in sorted(copy.glob(kind.file)) if path.is_file()) if kind.file else copy
     return target, target.read_bytes()
+
+
+def damaged(kind, directory, scratch, change):
+    """Read a copy whose file has other bytes, or is what `change` makes in its place."""
+    target, content = copied(kind, directory, scratch)
+    if callable(change):
+        target.unlink()
+        change(target)
+        return read(kind, directory, scratch)
+    target.write_bytes(change)
+    if kind.after:
+        kind.after(scratch / kind.source, kind.file)
+    return {"same": change == content, **read(kind, directory, scratch)}
 
 
 def read(kind, directory, scratch):
@@ -63,14 +98,8 @@ def read(kind, directory, scratch):
     product = "".join(sorted(str(p.read_bytes()) for p in (scratch / "output").glob(kind.product))) if kind.product else out
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     used = {"mib": max(0, usage.ru_maxrss - base) >> 10, "seconds": round(usage.ru_utime + usage.ru_stime, 2)}
-    return {"code": os.waitstatus_to_exitcode(status), "said": err or out[-2000:], "product": hash_of(product), **used}
-
-
-def hash_of(text):
-    """Short enough for a line."""
-    import hashlib
-
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    digest = hashlib.sha256(product.encode(errors="replace")).hexdigest()
+    return {"code": os.waitstatus_to_exitcode(status), "said": err or out[-2000:], "product": digest, **used}
 
 
 def _become(words, out, err):
@@ -80,11 +109,13 @@ def _become(words, out, err):
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES,) * 2)
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    signal.alarm(WAITS)  # nobody catches it: the process ends
     code = BROKE
     try:
         from pangu_ms.cli import main as pangu
+        from pangu_run.console import guarded
 
-        code = pangu(words)
+        code = guarded("pangu", lambda: getattr(readers, words[0][1:])(*words[1:])) if words[0][0] == ":" else pangu(words)
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else BROKE
     except BaseException:
@@ -95,4 +126,4 @@ def _become(words, out, err):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1])

@@ -12,7 +12,7 @@ from pangu_run.arguments import MOST_S, NewFile, Parser, require_between
 from pangu_run.console import USER_ERROR, show, tell
 from pangu_run.errors import RankTableError
 from pangu_run.rank_table.forms import FORMS, as_form, made_table, merged
-from pangu_run.rank_table.hccn import HCCN_CONF, HCCN_TOOL, device_addresses
+from pangu_run.rank_table.hccn import HCCN_CONF, HCCN_TOOL, device_addresses, read_lines
 from pangu_run.rank_table.table import RankTable, check, misplaced, wait_completed
 
 SHOWN_FAULTS = 100
@@ -88,7 +88,7 @@ def read_hosts(text: str) -> list[tuple[str, list[str]]]:
         RankTableError: there are none.
     """
     if Path(text).is_file():
-        rows = [line.split("#")[0].split() for line in Path(text).read_text(encoding="utf-8", errors="replace").splitlines()]
+        rows = [line.split("#")[0].split() for line in read_lines(Path(text))]
         hosts = [(row[0], [ip for word in row[1:] for ip in word.split(",") if ip]) for row in rows if row]
     else:
         hosts = [(host.strip(), []) for host in text.split(",") if host.strip()]

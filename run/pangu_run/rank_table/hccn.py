@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from pangu_run import small_json
 from pangu_run.errors import RankTableError
 
 HCCN_CONF = "/etc/hccn.conf"
@@ -12,6 +13,8 @@ HCCN_TOOL = "hccn_tool"
 DRIVER_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
 """Where the driver installs it; it is not always in PATH."""
 TIMEOUT_S = 20.0
+MAX_BYTES = 1 << 24
+"""Of a file with a line for each host or device."""
 _LINE = re.compile(r"\s*address_([0-9]+)\s*=\s*(\S+)\s*")
 _ANSWER = re.compile(r"ipaddr\s*:\s*(\S+)")
 
@@ -39,13 +42,25 @@ def read_conf(path: str) -> dict[int, str]:
         RankTableError: a device has two of them.
     """
     known: dict[int, str] = {}
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_lines(Path(path)):
         if not (match := _LINE.fullmatch(line)):
             continue
         device, ip = int(match.group(1)), match.group(2)
         if known.setdefault(device, ip) != ip:
             raise RankTableError(f"{path}: device {device} has {known[device]} and {ip}; a device has one address; remove the wrong line")
     return known
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a small file.
+
+    Raises:
+        RankTableError: it cannot be read, or is another file than was meant.
+    """
+    try:
+        return small_json.read_bytes(path, MAX_BYTES).decode("utf-8", "replace").splitlines()
+    except ValueError as error:
+        raise RankTableError(f"{path}: cannot be read ({error}); name the right file") from None
 
 
 def ask_tool(tool: str, device: int) -> str | None:

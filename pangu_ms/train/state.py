@@ -1,0 +1,53 @@
+"""What a checkpoint of a run says beside its tensors: state.json, checked before it is used. No mindspore import."""
+
+import json
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
+
+from pangu_ms.checkpoint import store
+from pangu_ms.errors import CheckpointError
+from pangu_ms.train.guard import Guard
+
+
+class Bend(TypedDict):
+    """One bend, as a checkpoint's state keeps it."""
+
+    step: int
+    changed: list[str]
+    """"section.field=new (was old)"."""
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="ignore", strict=True, allow_inf_nan=False))
+class RunState:
+    """The state of a run after some steps."""
+
+    step: int
+    """Optimizer steps done."""
+    guard: Guard
+    order: str = ""
+    """SHA-256 of the order file; "" without one."""
+    bends: tuple[Bend, ...] = ()
+    graph_batch_size: int | None = None
+    """Sequences in one call of the graph; version 0.1.0 has not written it."""
+
+    @classmethod
+    def of(cls, checkpoint: store.Checkpoint) -> "RunState":
+        """The state that a checkpoint's run can go on from.
+
+        Raises:
+            CheckpointError: state.json is damaged, or not of a run.
+        """
+        try:
+            found: RunState = _TYPE.validate_json(json.dumps(checkpoint.state()))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise CheckpointError(f"{checkpoint.path}: state.json: {place}: {first['msg']}; a run cannot go on from it; use another checkpoint") from None
+        if found.step != checkpoint.step:
+            raise CheckpointError(f"{checkpoint.path}: state.json says step {found.step}, the manifest {checkpoint.step}; use another checkpoint")
+        return found
+
+
+_TYPE = TypeAdapter(RunState)
