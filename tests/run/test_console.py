@@ -74,13 +74,13 @@ def test_words_of_the_command_line_are_shown(capsys):
 
 @pytest.fixture
 def job(tmp_path):
-    """The directory of a job whose every text steers."""
+    """The directory of a job whose texts steer, in a form that is read."""
     directory = JobDirectory(tmp_path / "job")
     directory.write_job({"id": STEERS, "world": 1, "time": time.time()})
     failure = {"kind": "exit", "summary": STEERS, "rank": 0, "host": STEERS, "code": 1, "step": 3, "phase": STEERS, "log": STEERS, "words": [STEERS]}
     directory.write_event("failure", 0, **failure)
-    rank = {"rank": 0, "host": STEERS, "device": STEERS, "pid": 1, "state": STEERS, "phase": STEERS, "step": 1, "tokens_per_second": None, "exit_code": 1}
-    directory.write_status({"time": time.time(), "attempt": 0, "state": STEERS, "exit_code": 1, "ranks": [rank | {"beat": time.time()}]})
+    rank = {"rank": 0, "host": STEERS, "device": 0, "pid": 1, "state": "ended", "phase": STEERS, "step": 1, "tokens_per_second": None, "exit_code": 1}
+    directory.write_status({"time": time.time(), "attempt": 0, "state": "ended", "exit_code": 1, "ranks": [rank | {"beat": time.time()}]})
     log = directory.rank_log(0)
     log.parent.mkdir(parents=True)
     log.write_text(f"begin {STEERS}\nRuntimeError: {STEERS} EI0006\n")
