@@ -145,7 +145,7 @@ def test_launchers_that_tell_no_version_are_refused_too(tmp_path):
         answer = json.loads(old.makefile().readline())
     assert (answer["do"], answer["code"]) == ("end", 2) and "host b: its launcher is of an earlier version, that of a is " in answer["text"]
     pair.a.process.terminate()
-    assert pair.a.finish().code == EXIT_STOPPED
+    assert pair.a.finish().code == EXIT_STOPPED and pair.a.stderr.count("host b: its launcher is of an earlier version") == 1
     pair = Pair(tmp_path / "other")
     with socket.create_server(("127.0.0.1", pair.options["master"][1] + 1)) as server:
         pair.start("b")

@@ -265,7 +265,9 @@ class Hosts:
         hello = messages.HELLO.read(words)
         if hello is None:
             if words and words.get("is") == "hello":  # protocol 1, which takes an answer that is not sealed
-                link.say({"do": "end", "code": USER_ERROR, "text": self._other_version(str(words.get("host")), "of an earlier version")})
+                text = self._other_version(server := str(words.get("host")), "of an earlier version")
+                self._say_of(server, text)
+                link.say({"do": "end", "code": USER_ERROR, "text": text})
             return None
         server = hello["host"]
         link.say({"is": "hello", "host": self._job.server, "version": version(), "nonce": secrets.token_hex(16)})
