@@ -132,6 +132,8 @@ def test_launchers_of_different_versions_refuse_each_other_by_name(tmp_path):
     led(pair)
     other = pair.start("b", version="0.0.1, protocol 2").finish()
     assert other.code == 2 and re.search(r"the launcher there is 9.9.9, protocol 2, that of b is 0.0.1, protocol 2; .* install the same on all hosts\n$", other.stderr)
+    for number in range(20):  # who has not the secret fills no terminal
+        knocks(pair.options["master"][1] + 1, json.dumps({"is": "hello", "host": "b", "version": str(number), "nonce": ""}).encode() + b"\n")
     pair.start("b")
     assert pair.finish() == (0, 0)
     assert re.fullmatch(r"pangu launch: host b: its launcher is 0.0.1, protocol 2, that of a is 9.9.9, protocol 2; .*\n", pair.a.stderr), pair.a.stderr
