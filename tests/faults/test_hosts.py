@@ -92,7 +92,7 @@ def test_the_first_cause_on_another_host_is_told_where_the_job_is_led(tmp_path):
 
 def test_a_hang_on_another_host_is_found_and_shown(tmp_path):
     pair = Pair(tmp_path / "run", [fault(2, "step", "stubborn", 7)], limits={"start_s": 2.5, "hang_s": 2.5}).both()
-    assert pair.finish() == (EXIT_HANG, EXIT_HANG) and pair.a.seconds < 8
+    assert pair.finish() == (EXIT_HANG, EXIT_HANG) and pair.a.seconds < 20
     assert re.search(r"rank 2 silent for \d s in phase step of step 7(.|\n)* in _stubborn", pair.a.stderr), pair.a.stderr
     assert pair.a.events("hang")[0]["ranks"] == [2]
 

@@ -1,6 +1,7 @@
 """What may block is done aside: in order, within bounds, whatever goes wrong in it."""
 
 import asyncio
+import errno
 import threading
 import time
 
@@ -8,8 +9,10 @@ from pangu_run.job_directory import JobDirectory
 from pangu_run.launch.job import Job, Place
 from pangu_run.supervise import aside, host
 from pangu_run.supervise.aside import Aside
+from pangu_run.supervise.chronicle import Chronicle
 from pangu_run.supervise.leader import Leader
 from pangu_run.supervise.terminal import Terminal
+from tests.faults.common import wait_for
 
 
 def test_nobody_waits_for_what_blocks_and_all_is_done_in_order():
@@ -70,3 +73,23 @@ def test_logs_that_come_slowly_do_not_hold_up_the_event_loop(tmp_path, monkeypat
         return longest
 
     assert asyncio.run(main()) < 0.7
+
+
+def test_a_disk_that_cannot_be_written_for_a_while_leaves_no_status_behind(tmp_path, monkeypatch, capfd):
+    """Whatever the error, such as a process without file descriptors: the next second's status is written again, and no traceback is shown."""
+    job = Job(lambda rank: [], [Place(0, "a", 0)], JobDirectory(tmp_path), "a")
+    disk, terminal = Aside("disk"), Terminal(None)
+    chronicle = Chronicle(job, terminal, disk)
+    write, broken = JobDirectory.write_status, [OSError(errno.EMFILE, "Too many open files"), OSError(errno.EIO, "Input/output error")]
+    monkeypatch.setattr(JobDirectory, "write_status", lambda self, status: fails(broken.pop()) if broken else write(self, status))
+
+    def fails(error):
+        raise error
+
+    for _ in range(3):
+        chronicle._looked = 0.0
+        chronicle.look([])
+        wait_for(lambda: not chronicle._writing)
+    disk.close(30.0)
+    terminal.close()
+    assert job.directory.status()["state"] == "starting" and "Traceback" not in capfd.readouterr().err

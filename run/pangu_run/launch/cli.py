@@ -3,6 +3,8 @@
 One launcher runs on each host, with the same words everywhere; that of the first host leads. Exit code: 0; that of the rank that failed first, or
 128 + N where signal N killed it; 2 for a mistake; 69 for a host that did not come or was lost; 75 when stopped by SIGTERM, SIGINT or SIGUSR1 with the
 run's state saved, so that a scheduler may start it again; 124 for a rank that hung.
+
+Launchers of several hosts know each other by PANGU_JOB_SECRET, the same random value (`openssl rand -hex 32`) in the environment of each.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from pangu_run.launch.start import LOCAL_SERVER, run_job
 from pangu_run.program import CPU, Program, describe, placement
 from pangu_run.rank_table import Device, RankTable, Server, wait_completed
 from pangu_run.rank_table.rules import address
+from pangu_run.supervise.seal import job_secret, require_long
 
 VERBS = ("train",)
 DEFAULTS = Limits()
@@ -52,6 +55,7 @@ def main(argv: list[str]) -> int:
 
 def launch(args: argparse.Namespace) -> int:
     """Find this host's part of the job, and run it."""
+    require_long(job_secret())
     options = program_options(args)
     table, here = cluster(args, placement(args.words, *options))
     leads = here == 0 and not args.dry_run  # the first host prepares records, and checks the directory

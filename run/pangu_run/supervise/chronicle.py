@@ -73,9 +73,10 @@ class Chronicle:
     def _write_event(self, event: str, attempt: int, facts: dict[str, Any]) -> None:
         try:
             self.job.directory.write_event(event, attempt, **facts)
-        except OutputError as error:  # a full disk does not end a job that trains
+        except (OutputError, OSError) as error:  # a full disk, or no file descriptor left, does not end a job that trains
             if not self._full:
-                self.tell(f"{self.job.directory.path}: {error.__cause__}; the job goes on, and events may be missing; free some room")
+                advice = "free some room" if isinstance(error, OutputError) else "mend that"
+                self.tell(f"{self.job.directory.path}: {error.__cause__ or error}; the job goes on, and events may be missing; {advice}")
             self._full = True
 
     def _write_status(self, states: Sequence[RankState], now: float) -> None:
@@ -87,6 +88,6 @@ class Chronicle:
             self.disk.do(lambda: self._replace_status(status))
 
     def _replace_status(self, status: dict[str, Any]) -> None:
-        with contextlib.suppress(OutputError):  # the events have told of it
+        with contextlib.suppress(OutputError, OSError):  # the events have told of it
             self.job.directory.write_status(status)
         self._writing = False

@@ -232,7 +232,7 @@ class Hosts:
                 link = Link(*await asyncio.open_connection(sock=connection, limit=READ_BYTES))
             except OSError as error:
                 if error.errno in _NO_ROOM:
-                    self._say_once(f"no room for another connection ({error.strerror}); strangers are sent away for it; raise `ulimit -n` where this repeats")
+                    self._say_once("room", f"no room for another connection ({error.strerror}); strangers are sent away for it; raise `ulimit -n` where this repeats")
                     self._leave_strangers(0)
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -265,17 +265,19 @@ class Hosts:
         hello = messages.HELLO.read(words)
         if hello is None:
             if words and words.get("is") == "hello":  # protocol 1, which takes an answer that is not sealed
-                link.say({"do": "end", "code": USER_ERROR, "text": self._other_version(str(words.get("host")), "of an earlier version")})
+                text = self._other_version(server := str(words.get("host")), "of an earlier version")
+                self._say_of(server, "version", text)
+                link.say({"do": "end", "code": USER_ERROR, "text": text})
             return None
         server = hello["host"]
         link.say({"is": "hello", "host": self._job.server, "version": version(), "nonce": secrets.token_hex(16)})
         if hello["version"] != version():
-            self._say_of(server, self._other_version(server, hello["version"]))
+            self._say_of(server, "version", self._other_version(server, hello["version"]))
             return None  # it says the same to its user
         link.seal(self._job.secret, leads=True)
         joins = messages.JOIN.read(await link.receive())
         if link.forged:
-            self._say_of(server, f"host {server}: a launcher came by that name with another {JOB_SECRET} or none, and was sent away; {ADVICE}")
+            self._say_of(server, "secret", f"host {server}: a launcher came by that name with another {JOB_SECRET} or none, and was sent away; {ADVICE}")
             link.send({})  # not sealed as it would be there, which tells its user
             return None
         if joins is None:
@@ -306,13 +308,14 @@ class Hosts:
         """Whether this is the host's own to tell: of signals, and of its own ranks."""
         return "rank" not in message or message["rank"] < self._job.world and self._job.places[message["rank"]].server == server
 
-    def _say_of(self, server: str, text: str) -> None:
+    def _say_of(self, server: str, kind: str, text: str) -> None:
         if server in self._job.servers[1:]:  # what a stranger calls itself is not shown
-            self._say_once(text)
+            self._say_once(f"{kind} {server}", text)
 
-    def _say_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
+    def _say_once(self, what: str, text: str) -> None:
+        """Strangers may come without end; the user is told of each kind once."""
+        if what not in self._said:
+            self._said.add(what)
             self._say(text)
 
     async def _refuse(self, link: Link, code: int, text: str) -> None:

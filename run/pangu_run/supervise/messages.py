@@ -24,7 +24,7 @@ Reader = Callable[[Any], Any]
 """Of one field: returns its value, or raises ValueError."""
 MOST = 1 << 50
 """Of counts; and of seconds and tokens, which are floats."""
-MOST_ITEMS = 1 << 16
+MOST_ITEMS, LONGEST_NAME = 1 << 16, 256
 
 
 def _require(holds: bool, value: Any) -> Any:
@@ -61,9 +61,13 @@ def _text(value: Any) -> str:
     return clean(_require(type(value) is str, value).encode(errors="replace").replace(b"\n", b" "))
 
 
+def _name(value: Any) -> str:
+    return _text(_require(type(value) is str and len(value) <= LONGEST_NAME, value))
+
+
 def _address(value: Any) -> tuple[str, int]:
     host, port = _require(type(value) is list and len(value) == 2, value)
-    return _text(host), _whole(1, 65535)(port)
+    return _name(host), _whole(1, 65535)(port)
 
 
 _count, _attempt, _signal = _whole(0, MOST), _whole(1, MOST), _one_of(tuple(number.name for number in STOP_SIGNALS))
@@ -87,9 +91,9 @@ class Form:
             return None
 
 
-HELLO = Form({"host": _text, "version": _text, "nonce": _text})
+HELLO = Form({"host": _name, "version": _name, "nonce": _name})
 """The first line of either side, of which nothing is believed yet."""
-JOIN = Form({"digest": _text})
+JOIN = Form({"digest": _name})
 BEAT = Form({"phase": _one_of(PHASES), "step": _or_none(_count), "time": _number}, {"tokens_per_second": _number, "saved": _count})
 _OWN = {"attempt": _attempt, "rank": _count}
 HOST = {
