@@ -52,7 +52,7 @@ def test_a_cluster_of_2048_is_told_in_a_second_without_mindspore():
     found = json.loads(done.stdout)
     mesh = Mesh.of(load_config(CLUSTER).parallel)
     assert found.keys() == {"world", "device", "chip", "placement", "devices_per_server"}
-        assert (found["world"], found["device"], found["chip"]) == (2048, "Ascend", "ascend910")
+    assert (found["world"], found["device"], found["chip"]) == (2048, "Ascend", "ascend910")
     assert found["placement"] == [[d.server, d.device] for d in mesh.placement()] and len({map(tuple, found["placement"])}) == 1
     assert len({tuple(place) for place in found["placement"]}) == 2048 and max(server for server, _ in found["placement"]) == 255
     assert after.children_user + after.children_system - before.children_user - before.children_system < 2  # 0.7 s of one core, whoever else has it
