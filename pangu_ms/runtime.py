@@ -8,6 +8,7 @@ import tempfile
 import warnings
 
 from pangu_ms.errors import ConfigError
+from pangu_run.cluster_variables import unset_command
 from pangu_run.console import LogFormatter
 
 ERRORS_ONLY = "3"  # GLOG level of MindSpore's C++ log
@@ -51,12 +52,23 @@ def place() -> tuple[int, int]:
     """This process's rank and the number of ranks of its job, as whoever started it says: (0, 1) where it stands alone.
 
     Raises:
-        ConfigError: RANK_ID or RANK_SIZE is no number.
+        ConfigError: RANK_ID or RANK_SIZE is no number, or the rank is not below their number.
     """
     for name in ("RANK_ID", "RANK_SIZE"):
         if not os.environ.get(name, "0").isdecimal():
-            raise ConfigError(f"{name}={os.environ[name]!r}: an environment variable that launchers set; must be a whole number; unset or correct it")
-    return int(os.environ.get("RANK_ID", 0)), int(os.environ.get("RANK_SIZE", 1))
+            raise ConfigError(f"{name}={os.environ[name]!r}: an environment variable that launchers set; must be a whole number; run `{unset_command()}`")
+    rank, world = int(os.environ.get("RANK_ID", 0)), int(os.environ.get("RANK_SIZE", 1))
+    if rank >= world:
+        size = os.environ.get("RANK_SIZE", "not set")
+        raise ConfigError(f"RANK_ID={rank}: RANK_SIZE is {size}, and ranks begin at 0; a launcher sets both; where none did, run `{unset_command()}`")
+    return rank, world
+
+
+def require_replicas(wanted: int) -> None:
+    """Raise ConfigError unless this job of CPU processes has as many as there are replicas."""
+    if (world := place()[1]) != wanted:
+        advice = f"where no launcher started it, run `{unset_command()}`, and `pangu train` starts a CPU's ranks by itself"
+        raise ConfigError(f"parallel.data_parallel={wanted}: this job has {world} process(es) (RANK_SIZE); must be equal; {advice}")
 
 
 def join_ranks() -> str:
@@ -64,7 +76,8 @@ def join_ranks() -> str:
     import mindspore as ms
 
     if "MS_SCHED_PORT" not in os.environ:
-        raise ConfigError("RANK_SIZE: is above 1, but MS_SCHED_PORT is not set; a launcher sets both; unset RANK_SIZE to let `pangu train` start a CPU's ranks")
+        rule = "is above 1, but MS_SCHED_PORT is not set; a launcher sets both"
+        raise ConfigError(f"RANK_SIZE: {rule}; run `{unset_command()}`, and `pangu train` starts a CPU's ranks by itself")
     ms.communication.init()
     atexit.register(_silence)  # after everything else of ours, before MindSpore's own leave-taking
     return os.environ["MS_SCHED_PORT"]

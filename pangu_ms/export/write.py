@@ -72,6 +72,7 @@ RUNNER_MODULES = (
     "pangu_ms/export/signature.py",
     "pangu_run/__init__.py",
     "pangu_run/arguments.py",
+    "pangu_run/cluster_variables.py",
     "pangu_run/console.py",
     "pangu_run/errors.py",
     "pangu_run/files.py",

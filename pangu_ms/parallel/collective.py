@@ -7,7 +7,6 @@ from mindspore import nn, ops
 
 from pangu_ms import runtime
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import ConfigError
 from pangu_ms.parallel.meeting import Meeting
 from pangu_run.heartbeat import INIT, WAIT, beat
 
@@ -65,12 +64,8 @@ class Replicas:
         Raises:
             ConfigError: the job has another number of processes than the configuration.
         """
+        runtime.require_replicas(config.parallel.data_parallel)
         rank, world = runtime.place()
-        if world != config.parallel.data_parallel:
-            raise ConfigError(
-                f"parallel.data_parallel={config.parallel.data_parallel}: this job has {world} process(es) (RANK_SIZE); must be equal; "
-                "start it with `pangu train`, which starts a CPU's ranks by itself"
-            )
         if world == 1:
             return cls()
         beat(WAIT)  # for those that start late

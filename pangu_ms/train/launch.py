@@ -16,6 +16,7 @@ from pangu_ms.errors import ConfigError
 from pangu_ms.train.metrics import require_tensorboard
 from pangu_ms.train.resume import starting_point
 from pangu_run import job_directory
+from pangu_run.cluster_variables import unset_command
 from pangu_run.launch.start import run_ranks
 
 FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")
@@ -26,7 +27,9 @@ OWN_CHOICE = ("recursive_programming", "dynamic_programming")
 def require_executable(config: RunConfig) -> None:
     """Raise ConfigError unless this process, with the others of its job, can train with the configuration's degrees on its device."""
     require_trainable(config)
-    if config.runtime.device != "CPU" and config.parallel.world > 1:
+    if config.runtime.device == "CPU" and not needs_ranks(config):
+        runtime.require_replicas(config.parallel.data_parallel)
+    elif config.runtime.device != "CPU" and config.parallel.world > 1:
         require_job_of(config)
 
 
@@ -56,9 +59,10 @@ def require_job_of(config: RunConfig) -> None:
     """Raise ConfigError unless the job has as many processes as the plan has ranks."""
     world, wanted = runtime.place()[1], config.parallel.world
     if world != wanted:
+        left = f"where no launcher set these variables, run `{command}`; " if (command := unset_command()) else ""
         raise ConfigError(
-            f"parallel: the plan has {wanted} ranks; this job has {world} process(es) (RANK_SIZE); must be equal; on {config.runtime.device} a launcher "
-            "starts `pangu train` once for each device, with RANK_ID and RANK_SIZE"
+            f"parallel: the plan has {wanted} ranks; this job has {world} process(es) (RANK_SIZE); must be equal; {left}start it by `pangu launch`, "
+            f"which starts `pangu train` once for each {config.runtime.device} device"
         )
 
 

@@ -8,7 +8,7 @@ from pangu_run.doctor import versions
 from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site
 
-UNSET = "unset {}: the launcher sets it for each rank"
+UNSET = "`unset {}`: the launcher sets it for each rank"
 ROLES = ("MS_WORKER", "MS_SCHED", "MS_PSERVER")
 LEFT_ON = {
     "GLOG_v": ("0", "1"),
@@ -34,11 +34,11 @@ def ranks(site: Site) -> Iterator[Line]:
     elif "RANK_ID" in values:
         rank, world = values["RANK_ID"], values["RANK_SIZE"]
         if rank.isdecimal() and world.isdecimal() and int(rank) >= int(world):
-            yield fail("RANK_ID", f"{rank} of RANK_SIZE={world}: ranks begin at 0", UNSET.format("both"))
+            yield fail("RANK_ID", f"{rank} of RANK_SIZE={world}: ranks begin at 0", UNSET.format("RANK_ID RANK_SIZE"))
         else:
-            yield warn("RANK_ID", f"{rank} of {world} is set where a job is started, not by its launcher", UNSET.format("both"))
+            yield warn("RANK_ID", f"{rank} of {world} is set where a job is started, not by its launcher", UNSET.format("RANK_ID RANK_SIZE"))
     if (size := values.get("RANK_SIZE")) and (workers := values.get("MS_WORKER_NUM")) and size != workers:
-        yield fail("MS_WORKER_NUM", f"{workers}, but RANK_SIZE={size}", UNSET.format("both"))
+        yield fail("MS_WORKER_NUM", f"{workers}, but RANK_SIZE={size}", UNSET.format("MS_WORKER_NUM RANK_SIZE"))
 
 
 def cluster(site: Site) -> Iterator[Line]:
@@ -55,7 +55,7 @@ def cluster(site: Site) -> Iterator[Line]:
     if port is not None and not (port.isdecimal() and 0 < int(port) < 65536):
         yield fail("MS_SCHED_PORT", f"{port!r} is not a port, 1 to 65535", UNSET.format("MS_SCHED_PORT"))
     if host in ("127.0.0.1", "localhost") and site.num_servers > 1:
-        yield fail("MS_SCHED_HOST", f"{host} on a job of {site.num_servers} servers", "unset it: the launcher takes the first server's address")
+        yield fail("MS_SCHED_HOST", f"{host} on a job of {site.num_servers} servers", "`unset MS_SCHED_HOST`: the launcher takes the first server's address")
 
 
 def rank_table_file(site: Site) -> Iterator[Line]:
@@ -64,13 +64,13 @@ def rank_table_file(site: Site) -> Iterator[Line]:
     paths = {name: values[name] for name in ("RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH") if values.get(name)}
     for name, path in paths.items():
         if not Path(path).is_file():
-            yield fail(name, f"{path} is no file", f"unset {name}, and name the table by --rank-table")
+            yield fail(name, f"{path} is no file", f"`unset {name}`, and name the table by --rank-table")
         elif site.table_path and Path(path).resolve() != Path(site.table_path).resolve():
-            yield warn(name, f"{path}, but --rank-table is {site.table_path}", f"unset {name}: the launcher's option is taken")
+            yield warn(name, f"{path}, but --rank-table is {site.table_path}", f"`unset {name}`: the launcher's option is taken")
     if len(set(paths.values())) > 1:
-        yield fail("RANK_TABLE_FILE", " and ".join(f"{name}={path}" for name, path in paths.items()), "unset both, and name the table by --rank-table")
+        yield fail("RANK_TABLE_FILE", " and ".join(f"{name}={path}" for name, path in paths.items()), "`unset RANK_TABLE_FILE MINDSPORE_HCCL_CONFIG_PATH`, and name the table by --rank-table")
     if paths and values.get("MS_ROLE"):
-        yield fail("MS_ROLE", f"{values['MS_ROLE']} with {next(iter(paths))}: two ways to start a cluster", "unset one; `pangu launch --start` chooses")
+        yield fail("MS_ROLE", f"{values['MS_ROLE']} with {next(iter(paths))}: two ways to start a cluster", f"`unset MS_ROLE {' '.join(paths)}`; `pangu launch --start` chooses")
 
 
 def devices(site: Site) -> Iterator[Line]:
@@ -91,7 +91,7 @@ def devices(site: Site) -> Iterator[Line]:
         yield fail("DEVICE_ID", found, UNSET.format("DEVICE_ID"))
     if len(ids) < site.num_processes:
         found = f"{visible} shows {len(ids)} devices; the job has {site.num_processes} on this server"
-        yield fail("ASCEND_RT_VISIBLE_DEVICES", found, "unset it: the rank table says which devices a job has")
+        yield fail("ASCEND_RT_VISIBLE_DEVICES", found, "`unset ASCEND_RT_VISIBLE_DEVICES`: the rank table says which devices a job has")
 
 
 def debugging(site: Site) -> Iterator[Line]:
@@ -99,7 +99,7 @@ def debugging(site: Site) -> Iterator[Line]:
     values = site.environment
     for name, slow in LEFT_ON.items():
         if values.get(name) in slow:
-            yield warn(name, f"{values[name]}, for looking for errors: slow, and fills disks", f"unset {name}")
+            yield warn(name, f"{values[name]}, for looking for errors: slow, and fills disks", f"`unset {name}`")
     level = values.get("GLOG_v")
     if level is not None and level not in ("0", "1", "2", "3", "4"):
         yield warn("GLOG_v", f"{level!r} is no level, 0 (debug) to 4 (critical)", "export GLOG_v=2, or 3 for errors alone")
@@ -123,7 +123,7 @@ def threads(site: Site) -> Iterator[Line]:
     if value is None:
         return
     if not value.isdecimal() or int(value) < 1:
-        yield fail("OMP_NUM_THREADS", f"{value!r} is not a number of threads", "unset it, or name 1 or more")
+        yield fail("OMP_NUM_THREADS", f"{value!r} is not a number of threads", "`unset OMP_NUM_THREADS`, or name 1 or more")
     elif int(value) * site.num_processes > allowed:
         found = f"{value} for each of {site.num_processes} rank(s), on {allowed} cores"
         yield warn("OMP_NUM_THREADS", found, f"export OMP_NUM_THREADS={max(1, allowed // site.num_processes)}")

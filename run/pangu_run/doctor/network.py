@@ -65,7 +65,7 @@ def names(site: Site) -> Iterator[Line]:
 
 
 def first_host(site: Site) -> Iterator[Line]:
-    """Where the first host is reached is an address that other hosts can reach."""
+    """The first host has an address here that may be another host's; nothing is sent there."""
     if site.num_servers < 2:
         return
     name = site.master_address or site.roster.servers[0].server_id
@@ -76,7 +76,7 @@ def first_host(site: Site) -> Iterator[Line]:
     elif ipaddress.ip_address(address).is_loopback:
         yield fail("first host", f"{name} is {address} here, which other hosts cannot reach", fix)
     else:
-        yield ok("first host", f"reached at {address}")
+        yield ok("first host", f"its address is {address}; it was not spoken to: it need not run yet")
 
 
 def _resolved(name: str) -> str | None:

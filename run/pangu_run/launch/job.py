@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pangu_run import files
+from pangu_run.cluster_variables import inherited
 from pangu_run.job_directory import JobDirectory
 from pangu_run.launch import binding
 from pangu_run.launch.devices import visible_numbers
@@ -17,19 +18,8 @@ from pangu_run.supervise import rank
 from pangu_run.supervise.orphans import JOB
 from pangu_run.supervise.seal import job_secret
 
-CLUSTER_VARIABLES = {"MS_ROLE", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_TOPO_TIMEOUT", "MS_WORKER_NUM", "MS_SERVER_NUM", "MS_LOCAL_WORKER"}
-CLUSTER_VARIABLES |= {"MS_NODE_ID", "MS_NODE_RANK", "MS_SIMULATION_LEVEL", "RANK_TABLE_FILE", "MINDSPORE_HCCL_CONFIG_PATH"}
-CLUSTER_VARIABLES |= {"RANK_ID", "RANK_SIZE", "DEVICE_ID", "ASCEND_DEVICE_ID", "OMPI_COMMAND"}
-MPI = "OMPI_COMM_WORLD_"
-"""What another launcher or the user's shell may have set, and a rank would take for its own place.
-Source: mindspore/parallel/cluster/process_entity/_api.py (msrun), mindspore/communication; Ascend Operator's and ModelArts' pods."""
 MINDSPORE_LATER_S = 300.0
 """How much later than --start-timeout MindSpore's scheduler gives up: the launcher's watchdog knows which rank is missing, MindSpore does not say."""
-
-
-def inherited() -> dict[str, str]:
-    """This process's environment without what says where a process stands in a cluster."""
-    return {name: value for name, value in os.environ.items() if name not in CLUSTER_VARIABLES and not name.startswith(MPI)}
 
 
 @dataclass(frozen=True)
