@@ -64,6 +64,7 @@ class HuggingFaceTokenizer(Tokenizer):
             # A LLaMA's add_prefix_space makes transformers build from the SentencePiece model even where there is a tokenizer.json.
             self.of_pieces = SENTENCEPIECE in contents and (FAST not in contents or (special.is_llama and special.add_prefix_space is not None))
             self.model = contents[SENTENCEPIECE if self.of_pieces else FAST]
+            self.requirements = () if self.of_pieces else ("tokenizers",)
             self._table = SentencePieces(self.model, special) if self.of_pieces else FastPieces(self.model, special)
             if self.of_pieces and self._table.id_of(JIEBA_SPACE) is not None:
                 raise ValueError(f"{SENTENCEPIECE} is PanGu-alpha's vocabulary of jieba's words; name that file itself")

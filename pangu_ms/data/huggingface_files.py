@@ -7,7 +7,7 @@ has no jieba. The settings name ours too, so that what nobody changed comes back
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.data.huggingface import FAST, SENTENCEPIECE, HuggingFaceTokenizer, is_directory_of
+from pangu_ms.data.huggingface import FAST, SENTENCEPIECE, HuggingFaceTokenizer
 from pangu_ms.data.special_tokens import GENERATION, SETTINGS
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_run import files, small_json
@@ -21,12 +21,10 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def find(directory: Path) -> Path | None:
     """What `Tokenizer.load` can read in a directory of weights, or None if it has no tokenizer."""
     directory = Path(directory)
-    if is_directory_of(directory):
+    if any((directory / name).exists() for name in (SENTENCEPIECE, FAST, SETTINGS)):
         return directory
     released = directory / "vocab.model"
-    if released.is_file():
-        return directory if (directory / FAST).is_file() else released
-    return None
+    return released if released.exists() else None
 
 
 def files_of(tokenizer: Tokenizer) -> dict[str, bytes]:

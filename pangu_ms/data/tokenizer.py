@@ -54,6 +54,7 @@ class Tokenizer:
         has_pad: whether pad_id is a padding piece, and not what replaces it.
         bos_id, eos_id: ids of <s> and </s>, or None.
         first_ids: what stands before each prompt and document, such as a LLaMA's bos; our own have none.
+        requirements: packages that it needs beside sentencepiece and jieba.
         stop_ids: ids that end a generated text, sorted: eot, eod and the <eod> piece.
         fingerprint: SHA-256 over the model, the settings and, with segmenter jieba, its version and dictionary; two tokenizers with equal
             fingerprints give equal ids.
@@ -61,6 +62,7 @@ class Tokenizer:
     """
 
     first_ids: tuple[int, ...] = ()
+    requirements: tuple[str, ...] = ()
 
     def __init__(self, model: bytes, segmenter: str = "jieba", eod: str = "<eod>", where: str = "tokenizer") -> None:
         """Wrap a serialised SentencePiece model.

@@ -119,7 +119,10 @@ def test_a_tokenizer_that_cannot_be_read_and_both_ways_out(llama, tmp_path, caps
     assert not (tmp_path / "ours").exists()
     assert main([*command, str(tmp_path / "bare"), "--no-tokenizer"]) == 0
     assert store.open_checkpoint(tmp_path / "bare").tokenizer_path() is None
-    (tmp_path / "a.model").write_bytes((directory / "tokenizer.model").read_bytes())
+    (directory / "tokenizer_config.json").unlink()
+    (directory / "tokenizer.model").rename(tmp_path / "a.model")
+    (directory / "tokenizer.json").write_text('{"model": ')
+    assert main([*command, str(tmp_path / "broken")]) == 2 and "tokenizer.json: not what" in capsys.readouterr().err  # there is one, and it is broken
     assert main([*command, str(tmp_path / "named"), "--tokenizer", str(tmp_path / "a.model")]) == 0
     assert load_tokenizer(store.open_checkpoint(tmp_path / "named")).encode_prompt("a b")[0] == 1
 

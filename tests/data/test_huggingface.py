@@ -79,6 +79,7 @@ def test_specials_are_what_the_directory_says_and_never_come_out_of_text(variant
     assert tokenizer.decode([tokenizer.eod_id, *tokenizer.first_ids]) == ""
     if name in ("extended", "llama3"):
         assert tokenizer.decode([tokenizer.vocab_size - 1]) == ""  # a row to spare
+    assert tokenizer.requirements == (("tokenizers",) if name in ("llama1_fast", "llama2_fast", "llama3") else ())
     tokenizer.save(tmp_path / "copy")
     copy = Tokenizer.load(tmp_path / "copy")
     assert copy.fingerprint == tokenizer.fingerprint and copy.encode_prompt("a b") == tokenizer.encode_prompt("a b")
