@@ -17,7 +17,7 @@ PARTS = {
     "meeting": ["tests/parallel/test_meeting.py"],
     "locks": ["tests/train/test_directory.py", "-k", "lock"],
     "workers": ["tests/data/test_prepare.py", "-k", "worker_that_dies or interrupt"],
-    "signals": ["tests/faults/test_signals.py"],
+    "signals": ["tests/faults/test_signals.py", "-m", "", "-k", "not pangu_train"],
     "launcher": ["tests/faults/test_table.py", "-k", "daemon or pauses or survives or port_that"],
     "leader": ["tests/faults/test_hosts.py", "-k", "late or signal or death or killed or sent_away or strangers"],
 }
