@@ -16,7 +16,7 @@ from ascend_ops.activations import (
 )
 from ascend_ops.addition import add, add_to_stream, fork
 from ascend_ops.attention import causal_attention
-from ascend_ops.backend import BACKENDS, Choice, choose, explain, has_bfloat16_products, use
+from ascend_ops.backend import BACKENDS, PORTABLE, Choice, choose, explain, has_bfloat16_products, use
 from ascend_ops.dropout import dropout, dropout_seed
 from ascend_ops.errors import OperatorError
 from ascend_ops.layout import Devices, as_rows, from_rows, is_laid_out, lay_out, placed
@@ -32,6 +32,7 @@ __all__ = [
     "Choice",
     "Devices",
     "OperatorError",
+    "PORTABLE",
     "adamw",
     "as_rows",
     "add",

@@ -28,6 +28,9 @@ from ascend_ops.table import FLOATS, KERNELS, OPERATORS
 
 log = logging.getLogger(__name__)
 BACKENDS = ("builtin", "ascendc", "cpu", "composed")
+PORTABLE = "portable"
+"""A word for `use`: the first backend that is MindSpore's own. In a graph our kernels stand by the path of a library, which other machines have not."""
+OURS = ("ascendc", "cpu")
 VARIABLE = "ASCEND_OPS_BACKEND"
 _forced: list[str] = []  # by `use`, innermost last; of the process, since MindSpore compiles the branches of a graph in threads of its own
 
@@ -42,7 +45,7 @@ class Choice:
 
 @contextlib.contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Within this block all operators take `backend`, in every graph compiled and every eager call.
+    """Within this block all operators take `backend`, or with PORTABLE one of MindSpore's own, in every graph compiled and every eager call.
 
     Raises:
         OperatorError: no such backend; where an operator is used, that it is not available here.
@@ -55,7 +58,7 @@ def use(backend: str) -> Iterator[None]:
 
 
 def _known(backend: str, where: str) -> str:
-    if backend in BACKENDS:
+    if backend in (*BACKENDS, PORTABLE):
         return backend
     raise OperatorError(f"{where}: {backend!r}: no such backend; use one of {', '.join(BACKENDS)}")
 
@@ -81,16 +84,22 @@ def choose(name: str, dtype: str = "float32") -> Choice:
         OperatorError: the forced backend cannot compute it here.
     """
     named = forced()
-    if named:
+    if named and named != PORTABLE:
         if why_not := unavailable(name, named, dtype):
             raise OperatorError(f"ascend_ops.{name}: backend {named}, which was asked for, cannot be taken: {why_not}; use another or none")
         return Choice(named, "asked for")
     refusals = []
     for backend in BACKENDS:
-        if not (why_not := unavailable(name, backend, dtype)):
+        ours = named == PORTABLE and backend in OURS
+        if not (why_not := "the graph is to be portable" if ours else unavailable(name, backend, dtype)):
             return Choice(backend, "; ".join(refusals) or "first choice")
         refusals.append(f"{backend}: {why_not}")
     raise AssertionError("composed is always available")
+
+
+def has_graphs_of_one_process() -> bool:
+    """Whether graphs compiled here may name libraries that MindSpore makes for each process: those of Ascend C kernels do."""
+    return any(not unavailable(name, "ascendc", dtype) for name in OPERATORS for dtype in FLOATS)
 
 
 def unavailable(name: str, backend: str, dtype: str) -> str:

@@ -3,8 +3,11 @@
 What stands under `constexpr` runs while a graph is compiled, and its result is a constant of the graph.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+import os
+import tempfile
+from collections.abc import Callable, Iterator
 
 import mindspore as ms
 import numpy as np
@@ -23,6 +26,7 @@ _DATA_TYPES = {
     "bfloat16": DataType.BF16_Default,
     "int32": DataType.I32_Default,
 }
+_LAUNCHERS = "MS_COMPILER_CACHE_PATH"
 _gradients: dict[str, Callable] = {}
 
 
@@ -111,13 +115,33 @@ def _made(name: str, target: str) -> ops.Custom:
         function = f"aclnn{name}"
         shape = lambda *shapes: _one_or_all(output_shapes(kernel, shapes))  # noqa: E731
         dtype = lambda *dtypes: _one_or_all(output_dtypes(kernel, dtypes))  # noqa: E731
-    made = ops.Custom(function, shape, dtype, "aot", bprop=_gradients.get(name), reg_info=registration(kernel, target))
+    with _launchers_aside() if target == "Ascend" else contextlib.nullcontext():
+        made = ops.Custom(function, shape, dtype, "aot", bprop=_gradients.get(name), reg_info=registration(kernel, target))
     written = [port.written for port in kernel.inputs] + [False] * bool(kernel.attributes)
     if any(written):
         made.add_prim_attr("side_effect_mem", True)  # keeps its place in the order of execution
         modes = (sig.sig_rw.RW_WRITE if w else sig.sig_rw.RW_READ for w in written)
         made.set_signatures(tuple(sig.make_sig(f"input{i}", mode) for i, mode in enumerate(modes)))
     return made
+
+
+@contextlib.contextmanager
+def _launchers_aside() -> Iterator[None]:
+    """For each kernel of Ascend MindSpore compiles a library that launches it, into the directory of this variable or else the current one."""
+    before = os.environ.get(_LAUNCHERS)
+    os.environ[_LAUNCHERS] = _own_directory().name
+    try:
+        yield
+    finally:
+        del os.environ[_LAUNCHERS]
+        if before is not None:
+            os.environ[_LAUNCHERS] = before
+
+
+@functools.cache
+def _own_directory() -> tempfile.TemporaryDirectory[str]:
+    """A directory that goes with the process."""
+    return tempfile.TemporaryDirectory(prefix="ascend-ops-", ignore_cleanup_errors=True)
 
 
 def device() -> str:

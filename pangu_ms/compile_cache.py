@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pangu_ms.runtime import place
 from pangu_run import small_json
 from pangu_run.files import sha256_file, sha256_json, sync_path
 
@@ -60,20 +61,22 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
     """Let the one graph compiled in this block come from the cache, or go to it; yields whether it was found.
 
     `identity` names all that the graph depends on beside this package's source and MindSpore's version: its kind, the configuration, the shapes.
-    The second use in a process does nothing, nor does one without a program file or where the user set MindSpore's own switch.
+    The second use in a process does nothing, nor does one without a program file, where the user set MindSpore's own switch, or with Ascend C kernels.
     """
     global _used
     script = entry_script()
     if not enabled or _used or SWITCH in os.environ or script is None:
         yield False
         return
-    from ascend_ops.backend import identity as backend_identity
+    from ascend_ops import backend
 
+    if backend.has_graphs_of_one_process():
+        yield False
+        return
     _used = True
     # "place": MindSpore puts a rank's files under the rank's number, and what it made for another number of ranks may differ
-    place = [os.environ.get(name, "") for name in ("RANK_ID", "RANK_SIZE")]
-    platform_key = {"place": place, "machine": platform.machine(), "python": sys.version_info[:2], "mindspore": metadata.version("mindspore")}
-    sources = {"source": source_hash(), "script": sha256_file(script), "operators": backend_identity(), "cann": os.environ.get("ASCEND_HOME_PATH", "")}
+    platform_key = {"place": place(), "machine": platform.machine(), "python": sys.version_info[:2], "mindspore": metadata.version("mindspore")}
+    sources = {"source": source_hash(), "script": sha256_file(script), "operators": backend.identity(), "cann": os.environ.get("ASCEND_HOME_PATH", "")}
     key = sha256_json(identity | platform_key | sources)
     published = cache_root() / key[:40]
     with tempfile.TemporaryDirectory(prefix="pangu-compile-", ignore_cleanup_errors=True) as directory:

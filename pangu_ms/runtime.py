@@ -33,19 +33,33 @@ def _log_lines(level: int, form: str) -> None:
 
 
 def start(device: str) -> None:
-    """Select the device and graph mode.
+    """Select the device and graph mode; where MindSpore computes already on that device, graph mode alone.
 
     Raises:
-        ConfigError: MindSpore finds no such device here.
+        ConfigError: MindSpore finds no such device here, or has computed on another one; or DEVICE_ID is no number.
     """
     import mindspore as ms
 
+    number = _whole_number("DEVICE_ID", 0) if device == "Ascend" else None  # by itself MindSpore takes 0 unless msrun started it
+    present = ms.get_context("device_target")
     try:
-        ms.set_device(device, int(os.environ.get("DEVICE_ID", 0)) if device == "Ascend" else None)  # by itself MindSpore takes 0 unless msrun started it
+        ms.set_device(device, number)
     except (RuntimeError, ValueError) as error:
-        advice = "use runtime.device=CPU model.compute_dtype=float32"
-        raise ConfigError(f"runtime.device={device}: MindSpore finds no such device on this machine; {advice}") from error
+        if not any(words in str(error) for words in ("has been initialized", "can not be modified")):
+            advice = "use runtime.device=CPU model.compute_dtype=float32"
+            raise ConfigError(f"runtime.device={device}: MindSpore finds no such device on this machine; {advice}") from error
+        if present != device or number not in (None, ms.get_context("device_id")):
+            where = device if number is None else f"{device} (DEVICE_ID={number})"
+            raise ConfigError(f"runtime.device={where}: MindSpore has computed on another device of type {present}; a process keeps its own; start a new one") from error
     ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def _whole_number(name: str, default: int) -> int:
+    """The value of an environment variable that a launcher sets."""
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ConfigError(f"{name}={value!r}: an environment variable that launchers set; must be a whole number; run `unset {name}`")
+    return int(value)
 
 
 def place() -> tuple[int, int]:
@@ -54,10 +68,7 @@ def place() -> tuple[int, int]:
     Raises:
         ConfigError: RANK_ID or RANK_SIZE is no number, or the rank is not below their number.
     """
-    for name in ("RANK_ID", "RANK_SIZE"):
-        if not os.environ.get(name, "0").isdecimal():
-            raise ConfigError(f"{name}={os.environ[name]!r}: an environment variable that launchers set; must be a whole number; run `{unset_command()}`")
-    rank, world = int(os.environ.get("RANK_ID", 0)), int(os.environ.get("RANK_SIZE", 1))
+    rank, world = _whole_number("RANK_ID", 0), _whole_number("RANK_SIZE", 1)
     if rank >= world:
         size = os.environ.get("RANK_SIZE", "not set")
         raise ConfigError(f"RANK_ID={rank}: RANK_SIZE is {size}, and ranks begin at 0; a launcher sets both; where none did, run `{unset_command()}`")

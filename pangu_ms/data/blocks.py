@@ -1,6 +1,5 @@
 """Encoding a corpus in blocks: several processes, each block committed on its own, so that an interrupted run repeats only what is missing."""
 
-import collections
 import contextlib
 import dataclasses
 import fcntl
@@ -9,7 +8,7 @@ import io
 import logging
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +139,8 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
         UserError: a worker that died.
         OutputError: the disk is full.
     """
-    blocks, pending = [], collections.deque()
+    blocks: list[Path] = []
+    pending: dict[Future, int] = {}
     report = progress or (lambda size, tokens: None)
     try:
         with Workers(num_workers, _start_worker, str(tokenizer_path)) as workers:
@@ -151,10 +151,10 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
                     report(size, int(block.tokens.sum()))
                     continue
                 while len(pending) > 2 * num_workers:  # bounds the text in memory
-                    _finish(pending.popleft(), report)
-                pending.append((workers.submit(_encode_block, documents, path), size))
+                    _finish_some(pending, report)
+                pending[workers.submit(_encode_block, documents, path)] = size
             while pending:
-                _finish(pending.popleft(), report)
+                _finish_some(pending, report)
     except WorkerDied as error:
         raise UserError(
             f"{work}: a worker process died, perhaps for lack of memory; finished blocks are kept; repeat with a smaller --num-workers"
@@ -173,9 +173,11 @@ def _finished(path: Path) -> Block | None:
         return None
 
 
-def _finish(entry: tuple[Future, int], report) -> None:
-    future, size = entry
-    report(size, future.result())
+def _finish_some(pending: dict[Future, int], report: Callable[[int, int], None]) -> None:
+    """Wait for whichever is next: a slow block must not hide that the worker of another one is gone."""
+    done, _ = wait(pending, return_when=FIRST_COMPLETED)
+    for future in [future for future in pending if future in done]:
+        report(pending.pop(future), future.result())
 
 
 def _cut(corpus: Corpus) -> Iterator[tuple[list[Document], int]]:

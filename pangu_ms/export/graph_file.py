@@ -1,7 +1,7 @@
 """What a MindIR file would make MindSpore do beside computing, read from its bytes before MindSpore loads it. No mindspore import.
 
-A `Custom` operator names a library, which MindSpore opens while it loads the file; others run Python or write files. Field numbers are those of
-mind_ir.proto as MindSpore 2.9 has it (mindspore/train/mind_ir_pb2.py).
+A `Custom` operator names a library, which MindSpore opens while it loads the file, also one of CANN (in `custom_callback_func`, what launches it);
+others run Python or write files. Field numbers are those of mind_ir.proto as MindSpore 2.9 has it (mindspore/train/mind_ir_pb2.py).
 """
 
 import re
@@ -23,8 +23,6 @@ CODE = re.compile(r"Custom|PyFunc|PyExecute|PyInterpret|Dump|Summary|Print|HostC
 """Operators that run code from outside of MindSpore, or write; also behind a prefix."""
 REFERENCE = "REF::"
 """Begins the type of a node that names one of the model's primitives, where the operator stands."""
-INSTALLED = re.compile(r"aclnn\w+")
-"""A kernel of the CANN installation, which is found by its name there: no path."""
 
 
 @dataclass
@@ -66,7 +64,7 @@ class GraphFile:
         names = [_text(value) for value in _all(operator, type_number)]
         attributes = [_attribute(_message(value)) for number in attribute_numbers for value in _all(operator, number)]
         for name in names:  # a field given twice: whichever MindSpore reads
-            if CODE.search(name) and not name.startswith(REFERENCE) and not _is_installed(name, attributes):
+            if CODE.search(name) and not name.startswith(REFERENCE):
                 functions = [text for key, texts in attributes if key == "func_name" for text in texts]
                 self.refused.append(" ".join([name, *functions]))
         for number in attribute_numbers:
@@ -84,13 +82,6 @@ class GraphFile:
         for name in _all(tensor, TENSOR_NAME):
             self.parameters[_text(name).rpartition(":")[2]] = _dims(tensor)
         self.locations |= {_text(location) for external in _all(tensor, TENSOR_EXTERNAL) for location in _all(_message(external), EXTERNAL_LOCATION)}
-
-
-def _is_installed(name: str, attributes: list[tuple[str, list[str]]]) -> bool:
-    """Whether a Custom operator is one that CANN finds by its name."""
-    functions = [text for key, texts in attributes if key == "func_name" for text in texts]
-    kinds = [text for key, texts in attributes if key == "func_type" for text in texts]
-    return "Custom" in name and bool(functions) and all(INSTALLED.fullmatch(f) for f in functions) and set(kinds) == {"aot"}
 
 
 def _attribute(attribute: Any) -> tuple[str, list[str]]:

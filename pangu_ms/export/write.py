@@ -142,12 +142,9 @@ def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: byt
     for cache in graph.caches():  # the file stores the caches' content: zeros tell nothing of earlier prompts
         cache.set_data(Tensor(np.zeros(cache.shape, cache.asnumpy().dtype)))
     inputs = (Tensor(ids), Tensor(row), Tensor(row), Tensor(np.bool_(True)))
-    # Our CPU kernels stand in a graph by their library's path here; what travels is composed of MindSpore's own operators.
-    portable = ascend_ops.use("composed") if ms.get_context("device_target") == "CPU" else contextlib.nullcontext()
     try:
-        with portable:
-            with plain_name(directory) as plain:
-                ms.export(graph, *inputs, file_name=f"{plain}/model", file_format="MINDIR", **encryption)
+        with ascend_ops.use(ascend_ops.PORTABLE), plain_name(directory) as plain:
+            ms.export(graph, *inputs, file_name=f"{plain}/model", file_format="MINDIR", **encryption)
     except RuntimeError as error:
         free = shutil.disk_usage(directory).free
         if free < 64 << 20:  # MindSpore does not pass on the system's error

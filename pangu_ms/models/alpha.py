@@ -62,7 +62,7 @@ class PanguAlpha(nn.Cell):
         self.query_embedding = Embedding(config.seq_length, config.hidden_size)
         self.add_position, self.embedding_dropout = ops.Add(), Dropout(config.dropout, 0)
         self.layer_key = LayerKey(config.num_layers)
-        repeated_block = compiled_once(Block)
+        repeated_block = compiled_once(Block, cache)
         self.blocks = nn.CellList([repeated_block(config, cache) for _ in range(config.num_layers - 1)])
         self.query_layer = Block(config, cache)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)

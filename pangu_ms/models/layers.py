@@ -21,13 +21,14 @@ def zeros(name: str, *shape: int) -> Parameter:
     return Parameter(initializer("zeros", shape, ms.float32), name=name)
 
 
-def compiled_once(block_class: type) -> type:
+def compiled_once(block_class: type, cache: "CacheShape | None" = None) -> type:
     """The class whose instances share one compiled graph where the device allows it: MindSpore's lazy_inline, Ascend alone.
 
-    On a CPU it fails while compiling, and under a plan MindSpore's propagation takes the operators of the shared graph for those of others; there the
-    class is returned as it is. Untested on hardware.
+    On a CPU it fails while compiling, and under a plan MindSpore's propagation takes the operators of the shared graph for those of others. With a cache
+    a graph has blocks of two lengths, for prompts and for single tokens, and the shared graph keeps the sizes of the first. There the class is returned
+    as it is. Untested on hardware.
     """
-    if ms.get_context("device_target") != "Ascend" or ascend_ops.is_laid_out():
+    if ms.get_context("device_target") != "Ascend" or ascend_ops.is_laid_out() or cache:
         return block_class
     return type(block_class.__name__, (block_class,), {"__init__": ms.lazy_inline(block_class.__init__)})
 

@@ -95,7 +95,7 @@ class PanguPi(nn.Cell):
         super().__init__()
         self.dtype = getattr(ms, config.compute_dtype)
         self.word_embedding = Embedding(config.vocab_size, config.hidden_size)
-        repeated_block = compiled_once(Block)
+        repeated_block = compiled_once(Block, cache)
         self.blocks = nn.CellList([repeated_block(config, cache) for _ in range(config.num_layers)])
         self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)

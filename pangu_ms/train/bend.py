@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 BENDABLE = ("optimizer.lr", "optimizer.min_lr", "optimizer.clip_norm")
 """What may change where a run is bent."""
 LOWER = 0.1
-"""The advised factor of a learning rate that diverged."""
+"""The advised factor of a learning rate that diverged; at most the default is advised."""
 
 
 def made(checkpoint: store.Checkpoint, wanted: RunConfig) -> Bend:
@@ -92,7 +92,8 @@ def set_aside(root: Path, step: int) -> None:
 def advice(config: RunConfig, good: int | None) -> str:
     """What to do about a run that diverged; `good`: step of its newest good checkpoint, if it has one."""
     optimizer = config.optimizer
-    lower = f"optimizer.lr={optimizer.lr * LOWER:g}" + (f" optimizer.min_lr={optimizer.min_lr * LOWER:g}" if optimizer.min_lr > optimizer.lr * LOWER else "")
+    lr = min(optimizer.lr * LOWER, type(optimizer)().lr)
+    lower = f"optimizer.lr={lr:g}" + (f" optimizer.min_lr={lr * LOWER:g}" if optimizer.min_lr > lr else "")
     if good is None:
         return f"no checkpoint was committed yet; begin again with a lower rate, as by `--resume {lower}`, and save more often (train.save_every), or look at the data"
     return f"the newest good checkpoint is of step {good}; go on from it, or from an earlier one, with a lower rate, as by `--resume-from {good} {lower}`, or look at the data"

@@ -73,6 +73,20 @@ def test_use_wins_over_the_variable(monkeypatch):
         backends()
 
 
+def test_a_portable_graph_has_no_kernel_of_ours(monkeypatch, tmp_path):
+    """They stand in a graph by the path of a library."""
+    with ascend_ops.use(ascend_ops.PORTABLE):
+        assert backends() == {"composed"}
+    (tmp_path / "op_api").mkdir()
+    monkeypatch.setenv("ASCEND_CUSTOM_OPP_PATH", str(tmp_path))
+    for name, answer in (("device", "Ascend"), ("soc", "ascend910b")):
+        monkeypatch.setattr(backend, name, lambda answer=answer: answer)
+    assert backends() == {"builtin", "ascendc", "composed"} and backend.has_graphs_of_one_process()
+    monkeypatch.setenv("ASCEND_OPS_BACKEND", "ascendc")
+    with ascend_ops.use(ascend_ops.PORTABLE):
+        assert backends() == {"builtin", "composed"}
+
+
 def test_an_empty_variable_forces_nothing(monkeypatch):
     unforced = ascend_ops.explain()
     monkeypatch.setenv("ASCEND_OPS_BACKEND", "")

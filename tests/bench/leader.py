@@ -27,7 +27,7 @@ from pangu_run.launch.job import Job, Limits, Place
 from pangu_run.launch.start import run_job
 from pangu_run.supervise import messages
 from pangu_run.supervise.leader import Leader
-from pangu_run.supervise.links import Link, join
+from pangu_run.supervise.links import join
 from tests.faults.common import free_ports
 
 RANK = "import signal, sys; from pangu_run.heartbeat import beat; signal.signal(15, lambda *_: sys.exit(75)); beat('step', 0); signal.pause()"

@@ -180,6 +180,17 @@ def test_a_worker_that_dies(tokenizer_path, tmp_path, monkeypatch):
     assert (tmp_path / "out.partial").is_dir()
 
 
+def test_a_worker_that_dies_is_noticed_while_an_earlier_one_is_silent(tokenizer_path, tmp_path, monkeypatch):
+    corpus = write_jsonl(tmp_path / "a.jsonl", documents(3000))
+    monkeypatch.setattr(blocks, "_SMALLEST", 1 << 12)
+    submit, functions = blocks.Workers.submit, iter([(time.sleep, 600), (os._exit, 1)])
+    monkeypatch.setattr(blocks.Workers, "submit", lambda pool, function, *arguments: submit(pool, *next(functions, (function, *arguments))))
+    began = time.monotonic()
+    with pytest.raises(UserError, match="a worker process died"):
+        run(corpus, tokenizer_path, tmp_path / "out", num_workers=2)
+    assert time.monotonic() - began < 120
+
+
 def test_full_disk_while_packing(tokenizer_path, tmp_path, monkeypatch):
     from mindspore.mindrecord import FileWriter
 

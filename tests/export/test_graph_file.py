@@ -34,6 +34,10 @@ def test_a_custom_operator_with_a_library_is_refused_wherever_it_stands(content)
     assert [words.rpartition(" ")[2] for words in GraphFile.read(content).refused] == ["./evil.so:run"]
 
 
-def test_mathematics_and_installed_kernels_are_not_refused():
-    kernel = [attribute("func_name", "aclnnPanguGelu"), attribute("func_type", "aot")]
-    assert GraphFile.read(message_field(7, graph(node("MatMul", [])) + graph(node("Custom", kernel)))).refused == []
+def test_a_kernel_of_cann_is_refused_since_a_library_launches_it():
+    kernel = [attribute("func_name", "aclnnPanguGelu"), attribute("func_type", "aot"), attribute("custom_callback_func", "/evil.so:run")]
+    assert GraphFile.read(message_field(7, graph(node("Custom", kernel)))).refused == ["Custom aclnnPanguGelu"]
+
+
+def test_mathematics_is_not_refused():
+    assert GraphFile.read(message_field(7, graph(node("MatMul", [])))).refused == []

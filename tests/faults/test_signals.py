@@ -1,6 +1,7 @@
 """Any number of stop signals, of any kind, in any order, at any moment: the exit code is that of the first one, and what it saved is there.
 
-The launcher with ranks without MindSpore, and one such rank alone, which stops as `pangu train` does; `pangu train` itself in the slow tier.
+The launcher with ranks without MindSpore, and one such rank alone, which stops as `pangu train` does; `pangu train` itself, and more moments of the
+same, in the slow tier.
 """
 
 import os
@@ -29,7 +30,7 @@ def storm(process, rng, pause):
     return [signal.Signals(number).name for number in sent]
 
 
-@pytest.mark.parametrize("moment", ["started", "ready", "checkpoint"])
+@pytest.mark.parametrize("moment", [pytest.param("started", marks=pytest.mark.slow), pytest.param("ready", marks=pytest.mark.slow), "checkpoint"])
 def test_a_storm_of_signals_ends_a_job_as_one_signal_does(tmp_path, moment):
     rng, output = random.Random(moment), tmp_path / "run"
     for session, pause in enumerate((0.003, 0.03, 0.3)):
@@ -70,6 +71,7 @@ def test_a_signal_after_the_last_step_does_not_make_a_finished_run_a_failed_one(
         assert process.returncode in (0, EXIT_STOPPED)
 
 
+@pytest.mark.slow
 def test_ctrl_c_twice_ends_a_rank_alone_at_once(tmp_path):
     process = rank_alone(tmp_path, 100000, pause=60)
     time.sleep(2.0)
@@ -81,6 +83,7 @@ def test_ctrl_c_twice_ends_a_rank_alone_at_once(tmp_path):
     assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1] and not checkpoints(tmp_path)
 
 
+@pytest.mark.slow
 def test_signals_to_all_processes_of_a_job_stop_it(tmp_path):
     """As Slurm and some container runtimes send them: to the ranks, too, whether these have begun or not."""
     rng, output = random.Random(8), tmp_path / "run"

@@ -1,5 +1,8 @@
 """What `pangu train --output DIR` says of a directory that holds something: the advice works."""
 
+import subprocess
+import sys
+
 import pytest
 
 from pangu_ms.config.load import dump_config, load_config
@@ -51,3 +54,50 @@ def test_what_a_killed_first_save_left_does_not_stop_a_resumed_run(begin, tmp_pa
     (tmp_path / "checkpoints/step-00000005").mkdir()
     with pytest.raises(OutputError, match="no valid checkpoint to resume from: .*step-00000005"):
         begin(RUN, resume=True)
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from pangu_ms.errors import OutputError
+from pangu_ms.train.directory import RunLock
+lock = RunLock(Path(sys.argv[1]))
+sys.stdin.readline()
+try:
+    lock.acquire()
+except OutputError as error:
+    print(f"refused: {error}", flush=True)
+    sys.exit(0)
+print("holds", flush=True)
+sys.stdin.readline()
+lock.release()
+"""
+
+
+def holders(output, number):
+    """Processes that all ask for the lock of a directory as soon as all are there, and the first word of each."""
+    processes = [subprocess.Popen([sys.executable, "-c", HOLD, output], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(number)]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return processes, [process.stdout.readline() for process in processes]
+
+
+@pytest.mark.parametrize("end", ["release", "kill"])
+def test_one_of_many_gets_the_lock_of_a_directory_and_its_end_frees_it(tmp_path, end):
+    """The directory is not there; a holder that was killed leaves its file, and one without a run leaves nothing."""
+    output = tmp_path / "run"
+    processes, words = holders(output, 4)
+    (winner,) = [process for process, word in zip(processes, words) if word == "holds\n"]
+    others = [word for word in words if word != "holds\n"]
+    assert len(others) == 3 and all(f"{output}: " in word and "trains in it; one at a time" in word for word in others)
+    assert any(f"process {winner.pid} on" in word for word in others) or all("another process" in word for word in others)
+    if end == "kill":
+        winner.kill()
+    winner.communicate("\n" if end == "release" else None)
+    assert output.exists() == (end == "kill")
+    (again,), (word,) = holders(output, 1)
+    again.communicate("\n")
+    assert word == "holds\n"
+    for process in processes:
+        process.communicate()

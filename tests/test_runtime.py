@@ -1,0 +1,53 @@
+"""A process's device: chosen at any time, also when MindSpore has computed something already; what is refused says why."""
+
+import subprocess
+import sys
+
+import pytest
+
+from pangu_ms import runtime
+from pangu_ms.errors import ConfigError
+
+AFTER_AN_OPERATION = """
+import numpy, mindspore
+from pangu_ms import runtime
+mindspore.ops.ones_like(mindspore.Tensor(numpy.ones(3, numpy.float32))).asnumpy()
+mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
+for _ in range(2):
+    runtime.start("CPU")
+    assert mindspore.get_context("mode") == mindspore.GRAPH_MODE
+"""
+
+
+def test_the_cpu_can_be_chosen_after_any_operation():
+    done = subprocess.run([sys.executable, "-c", AFTER_AN_OPERATION], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """MindSpore as it is once it has computed on Ascend device 2."""
+    import mindspore as ms
+
+    def set_device(target, number=None):
+        raise RuntimeError("The runtime has been initialized, please set it before the kernel is executed")
+
+    monkeypatch.setattr(ms, "set_device", set_device)
+    monkeypatch.setattr(ms, "get_context", {"device_target": "Ascend", "device_id": 2}.get)
+    monkeypatch.setattr(ms, "set_context", lambda mode: None)
+
+
+@pytest.mark.parametrize(("device", "number", "refused"), [("Ascend", "2", ""), ("Ascend", "3", "Ascend (DEVICE_ID=3)"), ("CPU", "2", "CPU")])
+def test_a_process_keeps_the_device_that_it_computed_on(computed, monkeypatch, device, number, refused):
+    monkeypatch.setenv("DEVICE_ID", number)
+    if not refused:
+        return runtime.start(device)
+    with pytest.raises(ConfigError) as error:
+        runtime.start(device)
+    assert str(error.value).startswith(f"runtime.device={refused}: MindSpore has computed on another device of type Ascend; ")
+
+
+def test_a_device_number_that_is_none_is_named(monkeypatch):
+    monkeypatch.setenv("DEVICE_ID", "npu0")
+    with pytest.raises(ConfigError, match="^DEVICE_ID='npu0': .* must be a whole number"):
+        runtime.start("Ascend")
