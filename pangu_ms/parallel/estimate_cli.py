@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import shlex
 from typing import Any
 
 from pangu_ms.config.cli import add_config_arguments
@@ -73,7 +74,7 @@ def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Es
     lines.append(f"  {'total':<20} {sum(line.bytes for line in memory) / GIB:>9.3f}")
     lines += [verdict(estimate) + ("; cheapest changes:" if ways else ""), *(f"  {way_text(change, after)}" for change, after in ways)]
     if ways and ways[0][1].excess > 0:
-        lines.append(f"  none of these is enough; `pangu plan search --config {name} --devices N` tries them together")
+        lines.append(f"  none of these is enough; `pangu plan search --config {shlex.quote(name)} --devices N` tries them together")
     lines += ["", f"{'time of a step':<22} {'ms':>9}  formula"]
     lines += [f"  {term.name:<20} {term.seconds * 1e3:>9.1f}  {term.formula}" for term in estimate.terms]
     lines.append(f"  {'total':<20} {estimate.seconds * 1e3:>9.1f}")
