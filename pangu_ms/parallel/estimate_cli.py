@@ -1,4 +1,4 @@
-"""`pangu plan estimate`: bytes on a device and seconds of a step, line by line."""
+"""`pangu plan estimate`: bytes on a device and seconds of a step, line by line; exit code 0 where it fits, 1 where it does not."""
 
 import argparse
 import dataclasses
@@ -21,6 +21,8 @@ NOTES = """parameters and moments are exact; all other numbers are predictions t
 achievable share of the peak {achievable:g}: fitted on {fitted}
 links are those of the placement that `pangu plan show` prints"""
 
+DOES_NOT_FIT = 1
+
 
 def main(argv: list[str]) -> int:
     """Entry of the action."""
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
         raise PlanError(f"--stage {stage}: the plan has {plan.mesh.num_stages}; use 0 to {plan.mesh.num_stages - 1}")
     ways = ways_to_fit(estimate) if estimate.excess > 0 else []
     print(json.dumps(as_dict(args.config, estimate, ways)) if args.json else table(args.config, estimate, stage, ways))
-    return 0
+    return DOES_NOT_FIT if estimate.excess > 0 else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 def add_chip_arguments(parser: argparse.ArgumentParser) -> None:
     """`--chip NAME` and `--hbm SIZE`."""
     parser.add_argument("--chip", choices=CHIPS, default="ascend910", help="whose published rates are used")
-    parser.add_argument("--hbm", metavar="SIZE", help="memory of a card, such as 32GiB or 64GB (default: the chip's)", default=argparse.SUPPRESS)
+    parser.add_argument("--hbm", metavar="SIZE", help="memory of a card, such as 32GiB or 64GB; a bare number is GiB (default: the chip's)", default=argparse.SUPPRESS)
 
 
 def chip_and_hbm(args: argparse.Namespace) -> tuple[Chip, int]:
