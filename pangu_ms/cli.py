@@ -49,7 +49,7 @@ def run_verb(argv: list[str]) -> int:
 
 def entry() -> None:
     """Console script."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 shows escapes
+    console.guard_streams()
     with stop_signals.command(stops=sys.argv[1:2] in (["train"], ["launch"])):
         code = main()
     sys.exit(code)

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 
 from pangu_ms.errors import ConfigError
+from pangu_run.console import LogFormatter
 
 ERRORS_ONLY = "3"  # GLOG level of MindSpore's C++ log
 
@@ -16,12 +17,18 @@ def quiet(verbose: bool = False) -> None:
     """Keep warnings and logs of Python and MindSpore from the terminal unless `verbose`; call before mindspore is imported."""
     os.environ.setdefault("MS_OM_PATH", os.path.join(tempfile.gettempdir(), "pangu_ms"))  # dumps of failed compilations; else the current directory
     if verbose:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        _log_lines(logging.INFO, "%(name)s: %(message)s")
         return
     os.environ.setdefault("GLOG_v", ERRORS_ONLY)
     warnings.filterwarnings("ignore")
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    _log_lines(logging.WARNING, "%(message)s")
     logging.getLogger("ascend_ops").setLevel(logging.INFO)  # the first use builds the CPU kernels, which takes a while
+
+
+def _log_lines(level: int, form: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter(form))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def start(device: str) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from pangu_ms.config.cli import OVERRIDES_HELP
 from pangu_ms.errors import ConfigError
 from pangu_run import files
 from pangu_run.arguments import NewFile, Parser
+from pangu_run.console import show, tell
 from pangu_run.figure import require_plot
 
 OVERRIDE = re.compile(r"\w+\.[\w.]+=")
@@ -41,10 +41,10 @@ def main(argv: list[str]) -> int:
         files.write_new(args.output, files.json_text(report))
     if args.plot:
         plot_collapse(results, args.plot)
-    print(json.dumps(report) if args.json else "\n\n".join(table(result) for result in results))
+    show(json.dumps(report) if args.json else "\n\n".join(table(result) for result in results))
     for result in results:
         if result["tokens"] < TOKENS_PER_DIMENSION * result["hidden_size"]:
-            print(f"pangu analyze: {result['label']}: {_few_tokens(result)}", file=sys.stderr)
+            tell(f"pangu analyze: {result['label']}: {_few_tokens(result)}")
     return 0
 
 

@@ -18,6 +18,7 @@ from pangu_ms.errors import CheckpointError, ConfigError, OutputError
 from pangu_ms.runtime import quiet
 from pangu_run import files
 from pangu_run.arguments import Parser
+from pangu_run.console import show
 
 _DESCRIPTION = """\
 Into our format:   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
@@ -145,7 +146,7 @@ def main(argv: list[str]) -> int:
             parser.error("--to takes no --config, overrides or --tokenizer: a checkpoint has its own")
         path = export_file(args.input, args.target, args.output, args.dtype)
     result = {"output": str(path), "format": args.source or args.target, "dtype": args.dtype}
-    print(json.dumps(result) if args.json else f"wrote {path} ({'from' if args.source else 'to'} {result['format']}, {args.dtype})")
+    show(json.dumps(result) if args.json else f"wrote {path} ({'from' if args.source else 'to'} {result['format']}, {args.dtype})")
     return 0
 
 

@@ -20,6 +20,7 @@ from pangu_ms.train import global_batch
 from pangu_ms.train.guard import Guard
 from pangu_run import files
 from pangu_run.arguments import Parser
+from pangu_run.console import show
 
 _DESCRIPTION = """\
 From plan to plan:     pangu ckpt reshard CHECKPOINT --output DIR parallel.model_parallel=8 [parallel.FIELD=VALUE ...]
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> int:
     path = reshard(source, _root(args), new, args.whole, progress=True)
     files.write_text(args.output / "config.yaml", dump_config(new))
     result = _result(path, source, old, new, args.whole) | {"left_out": left_out}
-    print(json.dumps(result) if args.json else _text(result))
+    show(json.dumps(result) if args.json else _text(result))
     return 0
 
 

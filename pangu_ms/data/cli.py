@@ -2,11 +2,10 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 from pangu_ms import runtime
-from pangu_ms.config.cli import OVERRIDES_HELP
+from pangu_ms.config.cli import add_override_arguments
 from pangu_ms.data.corpus import add_corpus_options, corpus_options
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.prepare import prepare
@@ -16,6 +15,7 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_run import files
 from pangu_run.arguments import NewDirectory, NewFile, Parser
+from pangu_run.console import show, tell
 
 INTERRUPTED = 130  # 128 + SIGINT
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     score = "the loss of every batch of a finished round under its checkpoint; can be interrupted and repeated"
     losses = verbs.add_parser("losses", help=score, description=score, formatter_class=shape)
     losses.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
-    losses.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
+    add_override_arguments(losses)
     losses.add_argument("--data", **needed, metavar="RECORDS", help="what the run was trained on; its first epoch is cut into batches again")
     partial = "new file; while the work lasts, FILE.npz.partial holds what is finished"
     losses.add_argument("--output", action=NewFile, **needed, metavar="FILE.npz", help=partial)
@@ -90,9 +90,9 @@ def _prepare(args: argparse.Namespace) -> int:
             **corpus_options(args),
         )
     except KeyboardInterrupt:
-        print(f"pangu data: interrupted; finished blocks are in {args.output}.partial; repeat the same command to go on", file=sys.stderr)
+        tell(f"pangu data: interrupted; finished blocks are in {args.output}.partial; repeat the same command to go on")
         return INTERRUPTED
-    print(json.dumps(manifest) if args.json else "\n".join([f"{args.output}:", *_table(manifest)]))
+    show(json.dumps(manifest) if args.json else "\n".join([f"{args.output}:", *_table(manifest)]))
     return 0
 
 
@@ -122,10 +122,10 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"manifest": manifest, "rows": rows, "verified": args.verify}))
         return 0
-    print("\n".join([f"{directory}:", *_table(manifest)]))
+    show("\n".join([f"{directory}:", *_table(manifest)]))
     for name, texts in rows.items():
         for number, text in enumerate(texts):
-            print(f"--- {name} row {number}\n{text}")
+            show(f"--- {name} row {number}\n{text}")
     if args.verify:
         print(f"{len(manifest['files'])} files verified")
     return 0
@@ -148,7 +148,7 @@ def _losses(args: argparse.Namespace) -> int:
     try:
         found = batch_losses(checkpoint, args.data, args.output, getattr(args, "batch_size", None), config, progress=not args.json)
     except KeyboardInterrupt:
-        print(f"pangu data: interrupted; finished losses are in {args.output}.partial; repeat the same command to go on", file=sys.stderr)
+        tell(f"pangu data: interrupted; finished losses are in {args.output}.partial; repeat the same command to go on")
         return INTERRUPTED
     count, size = found.rows.shape
     result = {"batches": count, "batch_size": size, "dropped_rows": json.loads(found.made_by)["dropped_rows"]}
@@ -168,7 +168,7 @@ def _print_result(result: dict, args: argparse.Namespace) -> None:
         print(json.dumps(result))
         return
     shown = {name: f"{value:,.6g}" if isinstance(value, float) else "-" if value is None else f"{value:,}" for name, value in result.items()}
-    print("\n".join([f"{args.output}:", *(f"  {name.replace('_', ' '):<20}{text:>14}" for name, text in shown.items())]))
+    show("\n".join([f"{args.output}:", *(f"  {name.replace('_', ' '):<20}{text:>14}" for name, text in shown.items())]))
 
 
 def _verify(directory: Path, manifest: dict) -> None:

@@ -7,7 +7,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from pangu_ms import __version__
 from pangu_ms.data.blocks import encode_corpus, work_directory
@@ -15,6 +14,7 @@ from pangu_ms.data.corpus import Corpus, Quarantine
 from pangu_ms.data.pack import SPLITS, DocumentTable, pack_rows, write_split
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
+from pangu_ms.progress import progress_bar
 from pangu_run import files
 
 MANIFEST = "manifest.json"
@@ -111,7 +111,7 @@ def _encode(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers: int, 
 
 def _encode_with_bar(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers: int, progress: bool) -> list[Path]:
     tokens = 0
-    with tqdm(total=corpus.size, unit="B", unit_scale=True, desc="encode", disable=None if progress else True) as bar:
+    with progress_bar(progress, total=corpus.size, unit="B", unit_scale=True, desc="encode") as bar:
 
         def advance(size: int, new_tokens: int) -> None:
             nonlocal tokens

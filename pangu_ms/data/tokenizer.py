@@ -343,11 +343,10 @@ def train_tokenizer(
     if not any(chunk.strip() for chunk in sample):
         raise DataError("corpus: has no text; a tokenizer is trained on text; name files with text")
     if segmenter == "jieba":
-        from tqdm import tqdm  # here: a MindIR package runs without it
+        from pangu_ms.progress import progress_bar  # here: a MindIR package runs without it
 
         cut = _jieba_cut()
-        bar = tqdm(sample, desc="segment", unit="chunk", disable=None if progress else True, leave=False)
-        sample = [_join_words(cut(chunk)) for chunk in bar]
+        sample = [_join_words(cut(chunk)) for chunk in progress_bar(progress, iterable=sample, desc="segment", unit="chunk", leave=False)]
     return Tokenizer(_train(_without_rare_characters(sample, vocab_size), vocab_size, segmenter), segmenter)
 
 

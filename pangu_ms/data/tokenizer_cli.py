@@ -13,6 +13,7 @@ from pangu_ms.data.tokenizer import SEGMENTERS, Tokenizer, train_tokenizer
 from pangu_ms.errors import DataError
 from pangu_run import small_json
 from pangu_run.arguments import NewDirectory, Parser
+from pangu_run.console import show
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def _train(args: argparse.Namespace) -> None:
         _log.warning("%d lines had no text and were not used; `pangu data prepare` lists them", bad)
     result = {"output": args.output, "vocab_size": tokenizer.vocab_size, "segmenter": args.segmenter, "fingerprint": tokenizer.fingerprint}
     result |= {"seconds": seconds, "bad_lines": bad, "taken": corpus.taken()}
-    print(json.dumps(result) if args.json else f"{args.output}: {tokenizer.vocab_size} pieces, segmenter {args.segmenter}, {seconds} s")
+    show(json.dumps(result) if args.json else f"{args.output}: {tokenizer.vocab_size} pieces, segmenter {args.segmenter}, {seconds} s")
 
 
 def _inputs(args: argparse.Namespace, given: list[str]) -> list[str]:

@@ -4,8 +4,9 @@ import argparse
 import json
 
 from pangu_ms import runtime
-from pangu_ms.config.cli import OVERRIDES_HELP
+from pangu_ms.config.cli import add_override_arguments
 from pangu_run.arguments import NewDirectory, Parser
+from pangu_run.console import show
 
 MIN_LENGTH = 4  # tokens: a prompt and some steps to verify
 
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sign-key", metavar="FILE", help="sign the manifest with the Ed25519 private key in this PEM file")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
+    add_override_arguments(parser)
     args = parser.parse_intermixed_args(argv)
     runtime.quiet(args.verbose)
 
@@ -48,6 +49,6 @@ def main(argv: list[str]) -> int:
         print(json.dumps(manifest, ensure_ascii=False))
     else:
         verified, size = manifest["verified"], sum(entry["bytes"] for entry in manifest["files"].values())
-        print(f"{args.output}: {size / 1e6:.1f} MB, batch {shape.batch_size}, {shape.max_length} tokens" + (", encrypted" if args.key_file else ""))
+        show(f"{args.output}: {size / 1e6:.1f} MB, batch {shape.batch_size}, {shape.max_length} tokens" + (", encrypted" if args.key_file else ""))
         print(f"largest logit difference from the checkpoint over {verified['steps']} steps: {verified['max_difference']:.3g}")
     return 0

@@ -9,8 +9,9 @@ def entry() -> int:
     package = Path(sys.argv[0]).resolve().parent
     try:
         from pangu_ms.export.run import main
-        from pangu_run.console import guarded
+        from pangu_run.console import guard_streams, guarded
 
+        guard_streams()
         return guarded("run.pyz", lambda: main(sys.argv[1:], str(package)))
     except ModuleNotFoundError as error:
         needed = package / "requirements.txt"

@@ -16,6 +16,7 @@ from pangu_ms.mf.data import step_dataset
 from pangu_ms.mf.settings import resolve
 from pangu_run import files, yaml_file
 from pangu_run.arguments import Parser
+from pangu_run.console import tell
 
 USER_ERROR = 2
 DEFAULT = "alpha_tiny"
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> int:
         os.environ["LOCAL_DEFAULT_PATH"] = str(output)  # where MindFormers puts its logs from its import on
         train(output / "config.yaml")
     except UserError as error:
-        print(f"pangu_ms.mf: {error}", file=sys.stderr)
+        tell(f"pangu_ms.mf: {error}")
         return USER_ERROR
     print(f"{output}: done; checkpoints in {output / 'checkpoint'}")
     return 0

@@ -16,6 +16,7 @@ from pangu_ms.parallel.stored_layout import StoredLayout
 from pangu_ms.parallel.strategy_file import Difference, StrategyFile, cut_text, parameter_of, read_parameter_layouts
 from pangu_ms.parallel.strategy_wire import read_content
 from pangu_run.arguments import Parser
+from pangu_run.console import show
 
 DIFFERENT = 1
 """Exit code when a file differs from the plan, as of diff."""
@@ -39,9 +40,9 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps(_report(args.file, file, plan, operators.values()) | {"differences": [_difference(d) for d in differences] if plan else None}))
     else:
-        print("\n".join(_lines(file, plan, operators.values(), args.all)))
+        show("\n".join(_lines(file, plan, operators.values(), args.all)))
         if plan:
-            print("\n" + "\n".join(_verdict(args.config, file, differences, args.all)))
+            show("\n" + "\n".join(_verdict(args.config, file, differences, args.all)))
     return DIFFERENT if differences else 0
 
 

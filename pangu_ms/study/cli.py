@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from pangu_ms.study.plot import plot_ablation
 from pangu_ms.study.runs import StudyStopped
 from pangu_ms.study.table import ablation_table
 from pangu_run.arguments import NewFile, Parser
+from pangu_run.console import show, tell
 from pangu_run.exit_codes import EXIT_STOPPED
 from pangu_run.figure import require_plot
 
@@ -77,11 +77,11 @@ def conclude(
     try:
         results = run()
     except StudyStopped as stopped:
-        print(f"stopped by {stopped}; the same command goes on", file=sys.stderr)
+        tell(f"stopped by {stopped}; the same command goes on")
         return EXIT_STOPPED
     if args.plot:
         plot(results, Path(args.plot))
-    print(json.dumps(results) if args.json else table(results))
+    show(json.dumps(results) if args.json else table(results))
     return 0
 
 

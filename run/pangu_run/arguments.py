@@ -6,6 +6,7 @@ import re
 from typing import Any, NoReturn
 
 from pangu_run import files
+from pangu_run.console import USER_ERROR, tell
 from pangu_run.errors import LaunchError
 
 PORTS = (1024, 65534)
@@ -19,7 +20,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the line and exit."""
-        self.exit(2, f"{self.prog}: {message}; {self._nearest(message)}see `{self.prog} --help`\n".replace("\r", " ").replace("\n", " ").strip() + "\n")
+        tell(f"{self.prog}: {message}; {self._nearest(message)}see `{self.prog} --help`")
+        self.exit(USER_ERROR)
 
     def _nearest(self, message: str) -> str:
         """The option or choice that an unknown word may stand for."""

@@ -245,7 +245,8 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     path.write_bytes(b"\xef\xbb\xbf" + dump(numbers))
     code, printed, _ = run(capsys, "check", path)
     assert code == 2 and "byte order mark" in printed and "is the number 0" in printed and "version: is missing" in printed
-    assert run(capsys, "convert", path, "--output", path)[0] == 0 and json.loads(path.read_bytes()) == RankTable.of(table(1, 4), "").as_dict()
+    new = tmp_path / "new.json"
+    assert run(capsys, "convert", path, "--output", new)[0] == 0 and json.loads(new.read_bytes()) == RankTable.of(table(1, 4), "").as_dict()
     code, _, error = run(capsys, "ordr", path)
     assert code == 2 and "use order" in error
 

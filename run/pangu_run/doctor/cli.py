@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pangu_run.arguments import PORTS, Parser, host_names, require_between
+from pangu_run.console import printable, raw
 from pangu_run.doctor import clock, devices, environment, fabric, hccl, hosts, machine, network, plan, storage, versions
 from pangu_run.doctor.check import FAIL, OK, WARN, Line, run_check
 from pangu_run.doctor.site import Site
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
     for kind, found in examine(site_of(options)):
         lines[kind] = found
         if not options.json and found:
-            print(pretty(kind, found, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ), flush=True)
+            print(pretty(kind, found, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ), file=raw(sys.stdout), flush=True)
     levels = [line.level for found in lines.values() for line in found]
     counts = {level: levels.count(level) for level in (OK, WARN, FAIL)}
     print(as_json(lines, counts) if options.json else ", ".join(f"{count} {level}" for level, count in counts.items()))
@@ -99,9 +100,9 @@ def pretty(kind: str, lines: list[Line], colour: bool) -> str:
     shown = [kind]
     for line in lines:
         level = f"{COLOURS[line.level]}{line.level:<4}\033[0m" if colour else f"{line.level:<4}"
-        shown.append(f"  {level}  {line.what:<{_WIDTH}}  {line.found}")
+        shown.append(f"  {level}  {line.what:<{_WIDTH}}  {printable(line.found)}")
         if line.fix:
-            shown.append(f"  {'':<4}  {'':<{_WIDTH}}  -> {line.fix}")
+            shown.append(f"  {'':<4}  {'':<{_WIDTH}}  -> {printable(line.fix)}")
     return "\n".join(shown)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pangu_run.arguments import LEAST_S, MOST_S, PORTS, host_names, require_between
+from pangu_run.console import show, tell
 from pangu_run.errors import LaunchError
 from pangu_run.isolated import python_command, python_environment
 from pangu_run.job_directory import NAME, JobDirectory
@@ -57,7 +58,7 @@ def launch(args: argparse.Namespace) -> int:
     leads = here == 0 and not args.dry_run  # the first host prepares records, and checks the directory
     job = job_of(args, describe(args.words, *options, *([] if leads else ["--follower"])), table, here)
     if args.dry_run:
-        print(json.dumps(plan(job)) if args.json else plan_table(job))
+        show(json.dumps(plan(job)) if args.json else plan_table(job))
         return 0
     return run_job(job)
 
@@ -238,4 +239,4 @@ def _variables(variables: Mapping[str, str]) -> list[str]:
 
 
 def _say(text: str) -> None:
-    print(f"pangu launch: {text}", file=sys.stderr)
+    tell(f"pangu launch: {text}")

@@ -3,12 +3,14 @@
 import argparse
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from pangu_run import files
 from pangu_run.arguments import MOST_S, PORTS, NewFile, require_between
+from pangu_run.console import show
 from pangu_run.errors import LaunchError
 from pangu_run.manifest.plan import Plan
 
@@ -127,12 +129,12 @@ def deliver(args: argparse.Namespace, plan: Plan, text: str, submit: str) -> int
     to_file = args.output != "-"
     if to_file:
         files.write_new(Path(args.output), text)
-    command = submit.format(file=args.output if to_file else "FILE")
+    command = submit.format(file=shlex.quote(args.output) if to_file else "FILE")
     if args.json:
         known: dict[str, Any] = {"output": args.output, "hosts": plan.hosts, "devices_per_host": plan.devices, "submit": command}
         print(json.dumps(known if to_file else known | {"text": text}))
     elif to_file:
-        print(f"{args.output}: {plan.hosts} server(s) with {plan.devices} device(s) each; {command}")
+        show(f"{args.output}: {plan.hosts} server(s) with {plan.devices} device(s) each; {command}")
     else:
         sys.stdout.write(text)
     return 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from pangu_run import files, program
 from pangu_run.arguments import MOST_S, NewFile, Parser, require_between
-from pangu_run.console import USER_ERROR
+from pangu_run.console import USER_ERROR, show, tell
 from pangu_run.errors import RankTableError
 from pangu_run.rank_table.forms import FORMS, as_form, made_table, merged
 from pangu_run.rank_table.hccn import HCCN_CONF, HCCN_TOOL, device_addresses, read_lines
@@ -146,8 +146,8 @@ def run_show(args: argparse.Namespace) -> int:
     names = [name for name in rows[0] if name != "super_pod" or any(row[name] is not None for row in rows)]
     lines = [names] + [["-" if row[name] is None else str(row[name]) for name in names] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    print(_summary(args.file, table))
-    print("\n".join("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines))
+    show(_summary(args.file, table))
+    show("\n".join("  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines))
     return 0
 
 
@@ -170,11 +170,11 @@ def run_check(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps([vars(fault) for fault in faults]))
     elif faults:
-        print("\n".join([f"{args.file}: {len(faults)} fault{'s' * (len(faults) > 1)}", *(f"  {fault}" for fault in faults[:SHOWN_FAULTS])]))
+        show("\n".join([f"{args.file}: {len(faults)} fault{'s' * (len(faults) > 1)}", *(f"  {fault}" for fault in faults[:SHOWN_FAULTS])]))
         if len(faults) > SHOWN_FAULTS:
             print(f"  and {len(faults) - SHOWN_FAULTS} more; --json has all")
     else:
-        print(_summary(args.file, RankTable.read(args.file)) + ", no faults")
+        show(_summary(args.file, RankTable.read(args.file)) + ", no faults")
     return USER_ERROR if faults else 0
 
 
@@ -199,7 +199,7 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
 def run_wait(args: argparse.Namespace) -> int:
     """Wait for a completed table; what is missing is said meanwhile."""
     require_between("--timeout", args.timeout, 0, MOST_S)
-    print(_summary(args.file, wait_completed(args.file, args.timeout, lambda words: print(words, file=sys.stderr, flush=True))))
+    show(_summary(args.file, wait_completed(args.file, args.timeout, tell)))
     return 0
 
 
@@ -243,7 +243,7 @@ def _write(value: dict[str, Any], output: str | None) -> int:
         print(json.dumps(value, indent=2))
     else:
         files.write_new(Path(output), files.json_text(value))
-        print(_summary(output, RankTable.read(output)))
+        show(_summary(output, RankTable.read(output)))
     return 0
 
 

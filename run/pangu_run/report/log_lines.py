@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from pangu_run.console import printable
+
 MAX_LINE = 4096
 """Bytes of a line that are shown; the rest of a longer one is left out."""
 BLOCK = 1 << 16
 POLL_S = 0.2
 CUT = " ...[cut]"
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+_CONTROL = re.compile(r"(?:\x1b\[|\x9b)[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def rotated(log: Path, since: float = 0.0) -> list[Path]:
@@ -34,9 +36,9 @@ def written_since(files: Iterable[Path], since: float) -> list[Path]:
 
 
 def clean(line: bytes) -> str:
-    """A line as text: without control characters, of a progress bar only what it showed last."""
+    """A line as text: without colours and controls, other characters that steer a terminal as `printable` shows them; of a progress bar only what it showed last."""
     shown = next((part for part in reversed(line.split(b"\r")) if part.strip()), b"")
-    return _CONTROL.sub("", shown[:MAX_LINE].decode(errors="replace")).rstrip() + (CUT if len(shown) > MAX_LINE else "")
+    return printable(_CONTROL.sub("", shown[:MAX_LINE].decode(errors="replace"))).rstrip() + (CUT if len(shown) > MAX_LINE else "")
 
 
 def bounded(unfinished: bytes) -> bytes:

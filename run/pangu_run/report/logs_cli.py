@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_run.arguments import Parser
+from pangu_run.console import raw, show, tell
 from pangu_run.errors import LaunchError
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.log_errors import SCHEDULER, DistinctError, cause_in_words, distinct_errors
@@ -57,9 +58,9 @@ def show_log(directory: JobDirectory, rank: str | None, count: int, following: b
     if as_json:
         print(json.dumps({"rank": owner if owner == SCHEDULER else int(owner), "log": str(log), "lines": lines}, ensure_ascii=False))
         return 0
-    print(f"{log}:", file=sys.stderr)
+    tell(f"{log}:")
     for line in lines:
-        print(line, flush=following)
+        show(line)
     return 0
 
 
@@ -89,15 +90,15 @@ def show_errors(directory: JobDirectory, limit: int, as_json: bool) -> int:
         print(json.dumps({"cause": failure, "errors": [_as_json(error) for error in shown], "distinct": len(errors), "unread": unread}, ensure_ascii=False))
         return 0
     if failure:
-        print(f"first cause, at {clock(failure['time'])}: {cause_in_words(failure)}")
+        show(f"first cause, at {clock(failure['time'])}: {cause_in_words(failure)}")
     for error in shown:
-        print(_in_words(error, directory))
+        show(_in_words(error, directory))
     if not errors:
-        print(f"{directory.logs}: no errors found")
+        show(f"{directory.logs}: no errors found")
     if len(errors) > len(shown):
         print(f"{len(errors) - len(shown)} more distinct errors; --lines 0 shows all")
     for line in unread:
-        print(f"not read: {line}", file=sys.stderr)
+        tell(f"not read: {line}")
     return 0
 
 
@@ -130,4 +131,4 @@ class Counter:
         """Say that `done` of `total` are done; the last call takes the line away."""
         if sys.stderr.isatty() and (self.shown or time.monotonic() - self.began > COUNTER_S):
             self.shown = True
-            print(f"\r{self.what}: {done} of {total}" if done < total else "\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print(f"\r{self.what}: {done} of {total}" if done < total else "\r\x1b[K", end="", file=raw(sys.stderr), flush=True)

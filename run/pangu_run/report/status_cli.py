@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pangu_run import this_host
+from pangu_run import console, this_host
 from pangu_run.arguments import NewFile, Parser
 from pangu_run.errors import LaunchError
 from pangu_run.job_directory import JobDirectory
@@ -45,14 +45,17 @@ def main(argv: list[str]) -> int:
         from pangu_run.report.status_plot import draw
 
         draw(directory.path, observe(directory), directory.events(directory.job().get("id")), plot)
-        print(f"{plot}: written", file=sys.stderr)
+        console.tell(f"{plot}: written")
     return 0 if last.well else 1
 
 
 def show(directory: JobDirectory, as_json: bool) -> JobStatus:
     """Print the job once."""
     status = observe(directory)
-    print(json.dumps(dataclasses.asdict(status), ensure_ascii=False) if as_json else "\n".join(in_words(status)), flush=True)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(status), ensure_ascii=False), flush=True)
+    else:
+        console.show("\n".join(in_words(status)))
     return status
 
 
@@ -65,9 +68,9 @@ def watch(directory: JobDirectory, interval: float, as_json: bool) -> JobStatus:
         else:
             status = observe(directory)
             size = shutil.get_terminal_size()
-            lines = [line[: size.columns - 1] for line in in_words(status)]
+            lines = [console.printable(line)[: size.columns - 1] for line in in_words(status)]
             lines = lines if status.over else _fitting(lines, size.lines - 1)
-            print((f"\x1b[{drawn}F" if drawn else "") + "\x1b[J" + "\n".join(lines), flush=True)
+            print((f"\x1b[{drawn}F" if drawn else "") + "\x1b[J" + "\n".join(lines), file=console.raw(sys.stdout), flush=True)
             drawn = len(lines)
         if status.over:
             return status
