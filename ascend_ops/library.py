@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ascend_ops.errors import OperatorError
 from ascend_ops.table import KERNELS, Kernel
+from pangu_run.files import user_cache
 
 log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "cpu"
@@ -66,7 +67,7 @@ def cache_root() -> Path:
     """Where built libraries live; ASCEND_OPS_CACHE overrides it."""
     if named := os.environ.get("ASCEND_OPS_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pangu_ms" / "ascend_ops"
+    return user_cache() / "ascend_ops"
 
 
 def inference_source() -> str:

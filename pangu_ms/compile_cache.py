@@ -23,7 +23,7 @@ from typing import Any
 
 from pangu_ms.runtime import place
 from pangu_run import small_json
-from pangu_run.files import sha256_file, sha256_json, sync_path
+from pangu_run.files import sha256_file, sha256_json, sync_path, user_cache
 
 log = logging.getLogger(__name__)
 SWITCH, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
@@ -34,7 +34,7 @@ _used = False
 
 def cache_root() -> Path:
     """The user's cache directory for compiled graphs; it can be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pangu_ms" / "compiled"
+    return user_cache() / "compiled"
 
 
 @functools.cache

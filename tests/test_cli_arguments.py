@@ -1,5 +1,7 @@
 """Mistakes in options: one line, with the nearest name, exit code 2, no page of usage."""
 
+import json
+
 import pytest
 
 from pangu_ms.cli import main
@@ -28,3 +30,50 @@ def test_one_line_with_the_nearest_name(words, advice, capsys):
         code = stop.code
     error = capsys.readouterr().err
     assert code == 2 and error.count("\n") == 1 and error.startswith(f"pangu {words[0]}") and advice in error, error
+
+
+@pytest.mark.parametrize(
+    ("words", "advice"),
+    [
+        (["convert", "a.bin", "b.bin", "--from", "official", "--output", "x"], "b.bin: is no override, which has the form section.field=value"),
+        (["generate", "run", "other", "--prompt", "x"], "other: is no override"),
+        (["eval", "run", "other", "--data", "x"], "other: is no override"),
+        (["export", "run", "other", "--output", "x"], "other: is no override"),
+        (["train", "alpha/tyni", "--output", "x"], "did you mean --config alpha/tiny?"),
+        (["train", "alpha/tiny", "--config", "pi/tiny", "--output", "x"], "pi/tiny"),
+        (["config", "show", "alpha/tiny", "--config", "pi/tiny"], "a run has one"),
+        (["ckpt", "reshard", "run", "alpha/tiny", "--output", "x"], "alpha/tiny: is no override"),
+    ],
+)
+def test_words_that_are_no_overrides(words, advice, capsys):
+    test_one_line_with_the_nearest_name(words, advice, capsys)
+
+
+def test_a_config_may_be_named_without_its_option(capsys, tmp_path):
+    assert main(["config", "show", "--config", "pi/tiny", "train.steps=7"]) == 0
+    wanted = capsys.readouterr().out
+    (tmp_path / "my.yaml").write_text("base: pi/tiny\n")
+    for name in ("pi/tiny", "configs/pi/tiny.yaml", str(tmp_path / "my.yaml")):
+        assert main(["config", "show", name, "train.steps=7"]) == 0
+        assert capsys.readouterr().out == wanted
+    assert main(["plan", "show", "--json", "train.steps=7", "pi/tiny"]) == main(["plan", "show", "--json", "--config", "pi/tiny", "train.steps=7"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
+def test_fields_as_json(capsys):
+    assert main(["config", "show", "--fields", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    steps = next(row for row in rows if row["name"] == "train.steps")
+    assert steps["default"] and not steps["required"] and steps["description"]
+    assert {row["family"] for row in rows if row["name"] == "model.hidden_size"} == {"alpha", "pi"}
+
+
+def test_help_is_a_verb(capsys):
+    assert main(["help"]) == 0 == main(["--help"])
+    text = capsys.readouterr().out
+    assert text[: len(text) // 2] == text[len(text) // 2 :]
+    for words, usage in ((["help", "eval"], "usage: pangu eval"), (["help", "plan", "show"], "usage: pangu plan show")):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 0 and usage in capsys.readouterr().out

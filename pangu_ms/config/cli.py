@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import difflib
 import json
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from pydantic import TypeAdapter
 from pangu_ms.config import iso
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict, dump_config, load_config, presets
+from pangu_ms.config.registry import FAMILIES
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.train.schedule import peak_learning_rate
@@ -28,24 +30,70 @@ OVERRIDES_HELP = "runtime.device=CPU or model.compute_dtype=float32 use a checkp
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str | None = "alpha/tiny") -> None:
     """Give a verb `--config NAME` and dotted overrides."""
-    parser.add_argument("--config", default=default, metavar="NAME", help="YAML file or shipped config (default: %(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="override a field, e.g. train.steps=100")
+    parser.add_argument("--config", action=_Config, default=default, metavar="NAME", help="YAML file or shipped config (default: %(default)s)")
+    overrides = parser.add_argument("overrides", nargs="*", action=_Overrides, metavar="section.field=value", help="override a field, e.g. train.steps=100")
+    overrides.takes_name = default is not None
 
 
-def field_lines() -> list[str]:
-    """One line per field: dotted name, default, description."""
+def add_override_arguments(parser: argparse.ArgumentParser, text: str = OVERRIDES_HELP) -> None:
+    """Give a verb that takes its configuration from a checkpoint dotted overrides; `text` is their help."""
+    parser.add_argument("overrides", nargs="*", action=_Overrides, metavar="section.field=value", help=text)
+
+
+class _Config(argparse.Action):
+    """Of `--config NAME`: remembers that it was given."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        _name_config(parser, namespace, values)
+
+
+class _Overrides(argparse.Action):
+    """Refuses words of another form, such as a second file from a shell's pattern; `pangu plan show alpha/13b` means --config."""
+
+    takes_name = False
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        names = [word for word in values if self.takes_name and (word.removeprefix("configs/").removesuffix(".yaml") in presets() or _is_yaml(word))]
+        for name in names:
+            _name_config(parser, namespace, name)
+        namespace.overrides = [word for word in values if word not in names]
+        for word in namespace.overrides:
+            if "=" not in word.lstrip("="):
+                near = difflib.get_close_matches(word, presets(), 1) if self.takes_name else []
+                hint = f" (or did you mean --config {near[0]}?)" if near else ""
+                parser.error(f"{word}: is no override, which has the form section.field=value, for example runtime.device=CPU{hint}")
+
+
+def _is_yaml(word: str) -> bool:
+    return word.endswith((".yaml", ".yml")) and "=" not in Path(word).name and Path(word).is_file()
+
+
+def _name_config(parser: argparse.ArgumentParser, namespace: argparse.Namespace, name: str) -> None:
+    if (given := getattr(namespace, "named_config", name)) != name:
+        parser.error(f"{name}: {given} is named as the configuration, too; a run has one; leave one out")
+    namespace.config = namespace.named_config = name
+
+
+def fields() -> list[dict[str, Any]]:
+    """Each field: dotted name, whether it is required, default, description."""
     schema = TypeAdapter(RunConfig).json_schema()
     inherited = TypeAdapter(ModelConfig).json_schema()["properties"]  # pydantic does not pass a base class's descriptions on
-    lines = []
+    families = {family.config.__name__: name for name, family in FAMILIES.items()}
+    rows = []
     for section in dataclasses.fields(RunConfig):
         reference = schema["properties"][section.name]
         names = [r["$ref"].rsplit("/", 1)[1] for r in reference.get("oneOf", [reference]) if "$ref" in r]
         for name in names:
             for key, field in schema["$defs"][name]["properties"].items():
-                default = f"= {field['default']}" if "default" in field else "(required)"
                 description = field.get("description") or inherited.get(key, {}).get("description", "")
-                lines.append(f"{section.name}.{key} {default}\n    {description}")
-    return lines
+                row = {"name": f"{section.name}.{key}", "family": families.get(name), "required": "default" not in field}
+                rows.append(row | {"default": field.get("default"), "description": description})
+    return rows
+
+
+def field_lines() -> list[str]:
+    """Two lines per field, for the eye."""
+    return [f"{row['name']} {'(required)' if row['required'] else '= ' + str(row['default'])}\n    {row['description']}" for row in fields()]
 
 
 def main(argv: list[str]) -> int:
@@ -82,7 +130,7 @@ def _add_iso(verbs: Any) -> None:
 def run_show(args: argparse.Namespace) -> None:
     """`pangu config show`."""
     if args.fields:
-        print("\n".join(field_lines()))
+        print(json.dumps(fields()) if args.json else "\n".join(field_lines()))
     elif args.list:
         sizes = {name: load_config(name).model.num_parameters() for name in presets()}
         print(json.dumps(sizes) if args.json else "\n".join(f"{name:<16} {size / 1e6:>12,.1f} M parameters" for name, size in sizes.items()))

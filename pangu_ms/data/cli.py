@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from pangu_ms import runtime
-from pangu_ms.config.cli import OVERRIDES_HELP
+from pangu_ms.config.cli import add_override_arguments
 from pangu_ms.data.corpus import add_corpus_options, corpus_options
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.prepare import prepare
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     score = "the loss of every batch of a finished round under its checkpoint; can be interrupted and repeated"
     losses = verbs.add_parser("losses", help=score, description=score, formatter_class=shape)
     losses.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
-    losses.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
+    add_override_arguments(losses)
     losses.add_argument("--data", **needed, metavar="RECORDS", help="what the run was trained on; its first epoch is cut into batches again")
     partial = "new file; while the work lasts, FILE.npz.partial holds what is finished"
     losses.add_argument("--output", action=NewFile, **needed, metavar="FILE.npz", help=partial)

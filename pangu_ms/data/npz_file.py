@@ -50,11 +50,12 @@ def read_hashed(path: Path, names: Iterable[str] | None = None) -> tuple[dict[st
     """
     try:
         with files.open_ordinary(path) as file:
-            digest = files.sha256_open(file)
             with zipfile.ZipFile(file) as archive:
                 members = _members(archive)
                 wanted = members if names is None else {name: members[name] for name in names}
-                return {name: _array(archive, name, info) for name, info in wanted.items()}, digest
+                arrays = {name: _array(archive, name, info) for name, info in wanted.items()}
+            file.seek(0)
+            return arrays, files.sha256_open(file)
     except KeyError as error:
         raise ValueError(f"has no {error}") from None
     except OSError as error:

@@ -7,6 +7,7 @@ import glob
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,29 +56,24 @@ class RecordSet:
         Raises:
             DataError: nothing there, a damaged or foreign file, or a split that the data do not have.
         """
-        if split not in SPLITS:
-            raise DataError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
-        path = Path(source) if isinstance(source, (str, Path)) else None
-        if path and (path / MANIFEST).is_file():
-            return cls._of_manifest(path, split)
-        paths = _official_files(source)
-        if not paths:
-            raise DataError(f"{source}: no MindRecord file; name a directory written by `pangu data prepare`, or files with an {COLUMN} column")
-        if split != "train":
-            raise DataError(f"{source}: MindRecord files without {MANIFEST} have no split {split!r}; name the files of that split themselves")
-        return cls(str(source), paths)
-
-    @classmethod
-    def _of_manifest(cls, directory: Path, split: str) -> "RecordSet":
-        manifest = load_manifest(directory)
-        names = manifest["splits"][split]["files"]
-        if not names:
-            raise DataError(f"{directory}: split {split} is empty (held_out={manifest['held_out']}); prepare again with a larger held_out")
-        paths = [directory / name for name in names]
+        directory, paths, manifest = _located(source, split)
+        if manifest is None:
+            return cls(str(source), paths)
         for index in (path.with_name(f"{path.name}.db") for path in paths):  # small, and MindRecord trusts it
             if index.is_file() and files.sha256_file(index) != manifest["files"].get(index.name):
                 raise DataError(f"{index}: its SHA-256 differs from the manifest's; {_DAMAGED}")
         return cls(str(directory), paths, manifest, _load_digests(directory, manifest["splits"][split]))
+
+    @staticmethod
+    def require_declared(source: str | Path, split: str, model: ModelConfig) -> None:
+        """What `open` and `check` find wrong with names and the manifest alone, without mindspore; they look again, and at the rows, too.
+
+        Raises:
+            DataError: as theirs.
+        """
+        _, _, manifest = _located(source, split)
+        if manifest:
+            _require_fit(str(source), manifest["seq_length"] + 1, manifest, model)
 
     @property
     def eod_id(self) -> int:
@@ -108,17 +104,7 @@ class RecordSet:
         Raises:
             DataError: lengths or vocabularies differ.
         """
-        lengths = (model.seq_length + 1, model.seq_length) if evaluation else (model.seq_length + 1,)
-        if self.row_length not in lengths:
-            raise DataError(
-                f"{self.source}: rows of {self.row_length} ids, model.seq_length={model.seq_length}: a row has seq_length + 1 ids; "
-                f"set model.seq_length={self.seq_length} or prepare with --seq-length {model.seq_length}"
-            )
-        if self.manifest and self.manifest["vocab_size"] != model.vocab_size:
-            raise DataError(
-                f"{self.source}: prepared with {self.manifest['vocab_size']} pieces, model.vocab_size={model.vocab_size}: must be equal; "
-                f"set model.vocab_size={self.manifest['vocab_size']} or prepare with the model's tokenizer"
-            )
+        _require_fit(self.source, self.row_length, self.manifest, model, evaluation)
         if tokenizer:
             require_vocabulary(tokenizer, model.vocab_size)
         if tokenizer:
@@ -197,6 +183,40 @@ class RecordSet:
                 f"{self.source}: cannot be read as MindRecord with a column {COLUMN} ({reason.strip()}); "
                 "every file needs its .db beside it and its own name; restore the files or prepare again"
             ) from error
+
+
+def _located(source: str | Path | Sequence[str | Path], split: str) -> tuple[Path | None, list[Path], dict[str, Any] | None]:
+    """The directory with a manifest, if it is one, the split's files, and the manifest; see `RecordSet.open`."""
+    if split not in SPLITS:
+        raise DataError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
+    path = Path(source) if isinstance(source, (str, Path)) else None
+    if path and (path / MANIFEST).is_file():
+        manifest = load_manifest(path)
+        names = manifest["splits"][split]["files"]
+        if not names:
+            raise DataError(f"{path}: split {split} is empty (held_out={manifest['held_out']}); prepare again with a larger held_out")
+        return path, [path / name for name in names], manifest
+    paths = _official_files(source)
+    if not paths:
+        raise DataError(f"{source}: no MindRecord file; name a directory written by `pangu data prepare`, or files with an {COLUMN} column")
+    if split != "train":
+        raise DataError(f"{source}: MindRecord files without {MANIFEST} have no split {split!r}; name the files of that split themselves")
+    return None, paths, None
+
+
+def _require_fit(source: str, row_length: int, manifest: dict[str, Any] | None, model: ModelConfig, evaluation: bool = False) -> None:
+    """Raise DataError unless rows and pieces are those of the model; see `RecordSet.check`."""
+    lengths = (model.seq_length + 1, model.seq_length) if evaluation else (model.seq_length + 1,)
+    if row_length not in lengths:
+        raise DataError(
+            f"{source}: rows of {row_length} ids, model.seq_length={model.seq_length}: a row has seq_length + 1 ids; "
+            f"set model.seq_length={row_length - 1} or prepare with --seq-length {model.seq_length}"
+        )
+    if manifest and manifest["vocab_size"] != model.vocab_size:
+        raise DataError(
+            f"{source}: prepared with {manifest['vocab_size']} pieces, model.vocab_size={model.vocab_size}: must be equal; "
+            f"set model.vocab_size={manifest['vocab_size']} or prepare with the model's tokenizer"
+        )
 
 
 def _load_digests(directory: Path, split: dict) -> np.ndarray | None:

@@ -4,7 +4,7 @@ import argparse
 import json
 
 from pangu_ms import runtime
-from pangu_ms.config.cli import OVERRIDES_HELP
+from pangu_ms.config.cli import add_override_arguments
 from pangu_run.arguments import Parser
 from pangu_run.console import tell
 
@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     """Entry of the verb."""
     parser = Parser(prog="pangu eval", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
+    add_override_arguments(parser)
     parser.add_argument("--data", required=True, metavar="RECORDS", help="directory written by `pangu data prepare`, or MindRecord files")
     parser.add_argument("--split", default="held_out", choices=["held_out", "train"], help=SPLIT_HELP)
     parser.add_argument("--batch-size", type=int, default=8, help="sequences per batch")

@@ -4,7 +4,7 @@ import argparse
 import json
 
 from pangu_ms import runtime
-from pangu_ms.config.cli import OVERRIDES_HELP
+from pangu_ms.config.cli import add_override_arguments
 from pangu_run.arguments import NewDirectory, Parser
 from pangu_run.console import show
 
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sign-key", metavar="FILE", help="sign the manifest with the Ed25519 private key in this PEM file")
     parser.add_argument("--json", action="store_true", help="print the manifest")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
+    add_override_arguments(parser)
     args = parser.parse_intermixed_args(argv)
     runtime.quiet(args.verbose)
 

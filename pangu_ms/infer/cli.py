@@ -3,7 +3,7 @@
 import argparse
 
 from pangu_ms import runtime
-from pangu_ms.config.cli import OVERRIDES_HELP
+from pangu_ms.config.cli import add_override_arguments
 from pangu_ms.infer.arguments import (
     add_generation_arguments,
     read_prompts,
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     """Entry of the verb."""
     parser = Parser(prog="pangu generate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=OVERRIDES_HELP)
+    add_override_arguments(parser)
     add_generation_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=8, help="prompts at once, at most")
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call of the prefill graph")

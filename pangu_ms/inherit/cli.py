@@ -8,6 +8,7 @@ from typing import Any
 
 from pangu_ms import runtime
 from pangu_ms.checkpoint.store import Checkpoint, open_checkpoint
+from pangu_ms.config.cli import add_override_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
@@ -92,7 +93,7 @@ def _parser(verb: str, what: str, description: str | None, overrides: str) -> ar
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = Parser(prog=f"pangu model {verb}", description=description, formatter_class=formatter)
     parser.add_argument("checkpoint", metavar=what, type=Path, help="a run directory, its checkpoints directory, or one step of it")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help=overrides)
+    add_override_arguments(parser, overrides)
     parser.add_argument("--output", required=True, default=argparse.SUPPRESS, type=Path, metavar="DIR", help="directory without checkpoints; made if needed")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")

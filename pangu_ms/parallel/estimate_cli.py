@@ -1,8 +1,9 @@
-"""`pangu plan estimate`: bytes on a device and seconds of a step, line by line."""
+"""`pangu plan estimate`: bytes on a device and seconds of a step, line by line; exit code 0 where it fits, 1 where it does not."""
 
 import argparse
 import dataclasses
 import json
+import shlex
 from typing import Any
 
 from pangu_ms.config.cli import add_config_arguments
@@ -21,6 +22,8 @@ NOTES = """parameters and moments are exact; all other numbers are predictions t
 achievable share of the peak {achievable:g}: fitted on {fitted}
 links are those of the placement that `pangu plan show` prints"""
 
+DOES_NOT_FIT = 1
+
 
 def main(argv: list[str]) -> int:
     """Entry of the action."""
@@ -38,7 +41,7 @@ def main(argv: list[str]) -> int:
         raise PlanError(f"--stage {stage}: the plan has {plan.mesh.num_stages}; use 0 to {plan.mesh.num_stages - 1}")
     ways = ways_to_fit(estimate) if estimate.excess > 0 else []
     print(json.dumps(as_dict(args.config, estimate, ways)) if args.json else table(args.config, estimate, stage, ways))
-    return 0
+    return DOES_NOT_FIT if estimate.excess > 0 else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
 def add_chip_arguments(parser: argparse.ArgumentParser) -> None:
     """`--chip NAME` and `--hbm SIZE`."""
     parser.add_argument("--chip", choices=CHIPS, default=argparse.SUPPRESS, help=f"whose published rates are used (default: runtime.chip, or {DEFAULT_CHIP})")
-    parser.add_argument("--hbm", metavar="SIZE", help="memory of a card, such as 32GiB or 64GB (default: the chip's)", default=argparse.SUPPRESS)
+    parser.add_argument("--hbm", metavar="SIZE", help="memory of a card, such as 32GiB or 64GB; a bare number is GiB (default: the chip's)", default=argparse.SUPPRESS)
 
 
 def chip_and_hbm(args: argparse.Namespace, config: RunConfig) -> tuple[Chip, int]:
@@ -75,7 +78,7 @@ def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Es
     lines.append(f"  {'total':<20} {sum(line.bytes for line in memory) / GIB:>9.3f}")
     lines += [verdict(estimate) + ("; cheapest changes:" if ways else ""), *(f"  {way_text(change, after)}" for change, after in ways)]
     if ways and ways[0][1].excess > 0:
-        lines.append(f"  none of these is enough; `pangu plan search --config {name} --devices N` tries them together")
+        lines.append(f"  none of these is enough; `pangu plan search --config {shlex.quote(name)} --devices N` tries them together")
     lines += ["", f"{'time of a step':<22} {'ms':>9}  formula"]
     lines += [f"  {term.name:<20} {term.seconds * 1e3:>9.1f}  {term.formula}" for term in estimate.terms]
     lines.append(f"  {'total':<20} {estimate.seconds * 1e3:>9.1f}")

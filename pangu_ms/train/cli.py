@@ -1,6 +1,7 @@
 """`pangu train`: train a model on prepared records, or go on with a run."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -11,9 +12,10 @@ from pangu_ms import runtime
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.data.records import RecordSet
 from pangu_ms.errors import ConfigError
-from pangu_ms.train.directory import OWN_DATA, require_own
-from pangu_ms.train.launch import needs_ranks, require_executable, require_shared_records, train_on_ranks
+from pangu_ms.train.directory import OWN_DATA, RunLock, require_own
+from pangu_ms.train.launch import needs_ranks, require_executable, require_shared_records, require_startable, train_on_ranks
 from pangu_ms.train.schedule import decay_end
 from pangu_run.arguments import Parser
 
@@ -58,7 +60,12 @@ def main(argv: list[str]) -> int:
     from pangu_run.exit_codes import EXIT_STOPPED
 
     output = Path(args.output)
+    alone = runtime.place()[1] == 1 and not needs_ranks(config)  # ranks have been checked by who starts them, or will be
+    if alone:  # mistakes are told before MindSpore is imported, which takes seconds, and before records are made
+        require_startable_alone(config, args)
     records = args.data or config.data.records or default_records(config, output, args.resume, progress=not args.json)
+    if alone:
+        RecordSet.require_declared(records, "train", config.model)
     if needs_ranks(config):
         return train_on_ranks(argv, args, config, records)
     from pangu_ms.train.loop import train
@@ -71,6 +78,13 @@ def main(argv: list[str]) -> int:
         print(f"stopped by {result.stopped_by}; {_saved(result)}; the same command with --resume goes on", file=sys.stderr)
         return EXIT_STOPPED
     return 0
+
+
+def require_startable_alone(config: RunConfig, args: argparse.Namespace) -> None:
+    """As `require_startable`; another run in the directory is told first."""
+    with contextlib.closing(RunLock(Path(args.output))) as lock:
+        lock.acquire()
+        require_startable(config, args)
 
 
 def default_records(config: RunConfig, output: Path, resume: bool, progress: bool) -> Path:

@@ -61,6 +61,10 @@ class RunLock:
         file.flush()
         self._file = file
 
+    def close(self) -> None:
+        """As `release`."""
+        self.release()
+
     def release(self) -> None:
         """Give it back. Where no run began nothing is left that was not there before."""
         if self._file is None:

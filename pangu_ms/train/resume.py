@@ -1,5 +1,6 @@
 """Where a run begins: anew in its directory, or at its newest checkpoint if that is of the same run. No mindspore import."""
 
+import shlex
 from pathlib import Path
 
 from pangu_ms.checkpoint import store
@@ -85,7 +86,7 @@ def _require_same_global_batch(stored: RunConfig, wanted: RunConfig, where: str)
     found = f"train.batch_size={train.batch_size} * parallel.data_parallel={parallel.data_parallel} is a global batch of {wanted.global_batch_size} sequences"
     keeping = global_batch.overrides_for(wanted, size)
     if keeping is None:
-        others = f"`pangu plan search --config {where}/config.yaml --devices {parallel.world} --global-batch {size}` finds plans that can"
+        others = f"`pangu plan search --config {shlex.quote(f'{where}/config.yaml')} --devices {parallel.world} --global-batch {size}` finds plans that can"
         advice = f"this plan cannot ({global_batch.why_not(wanted, size)}); {others}"
     else:
         advice = f"add {' '.join(keeping)}"

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,29 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def user_cache() -> Path:
+    """The user's directory for what can be made again: $XDG_CACHE_HOME/pangu_ms or ~/.cache/pangu_ms.
+
+    A user whom the system does not know, as in a container that was given a number, or whose home cannot be written has one of its own in the
+    temporary directory.
+
+    Raises:
+        OutputError: that one is another user's, who could put there what is then run.
+    """
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "pangu_ms"
+    with contextlib.suppress(RuntimeError):  # no HOME, and no such user
+        found = Path.home() / ".cache" / "pangu_ms"
+        if os.access(next(place for place in (found, *found.parents) if place.exists()), os.W_OK):
+            return found
+    private = Path(tempfile.gettempdir()) / f"pangu_ms-{os.getuid()}"
+    private.mkdir(mode=0o700, exist_ok=True)
+    there = private.lstat()
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OutputError(f"{private}: others can write there; a cache is the user's own; set XDG_CACHE_HOME to a directory that is")
+    return private
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank
 (all at fault), step, phase, summary (a line), words (last lines). signal: name, host.
 restart: wait_s, reason. ended: exit_code."""
 STATUS_S, STEP_EVENT_S = 1.0, 10.0
+LONGEST_EVENT = 1 << 20  # bytes
 RATE_EVENTS = 30
 """The last step events, from which the remaining time is reckoned."""
 
@@ -180,9 +181,13 @@ class JobDirectory:
         path = self.path / "events.jsonl"
         if not path.exists():
             return
-        with files.open_ordinary(path) as file:
+        try:
+            opened = files.open_ordinary(path)
+        except ValueError as error:
+            raise LaunchError(f"{path}: {error}; a launcher appends to it; remove it, and the job goes on without what it told") from None
+        with opened as file:
             file.seek(place)
-            while line := file.readline(1 << 20):
+            while line := file.readline(LONGEST_EVENT):
                 place += len(line)
                 if event := _parsed(line):
                     yield event, place

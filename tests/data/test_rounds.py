@@ -153,7 +153,7 @@ def test_files_that_are_not_what_was_asked_for(losses, train_set, tmp_path):
 def test_rows_that_the_records_do_not_have(losses, train_set, tmp_path, rows):
     rows = np.array([train_set.num_rows] if rows == "num_rows" else rows, None if rows else np.int64)
     np.savez(tmp_path / "bad.npz", rows=rows, batch_size=2, records=rounds.fingerprint(train_set), made_by="{}")
-    with pytest.raises(DataError, match=rf"bad.npz: rows must be one or more numbers (from 0 up|in \[0, {train_set.num_rows}\))"):
+    with pytest.raises(DataError, match=r"bad.npz: rows must be one or more numbers (from 0 up|in \[0, \d+\)), the rows of"):
         Order.open(tmp_path / "bad.npz", train_set)
 
 

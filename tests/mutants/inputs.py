@@ -18,7 +18,7 @@ from pangu_ms.data.token_counts import save_counts
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.export import package, signature
 from pangu_ms.infer.decoder import GraphShape
-from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from pangu_ms.protobuf import message_field, number_field
 from pangu_ms.study.runs import Stage, claim
@@ -59,7 +59,7 @@ def _job(root):
     (root / "table.json").write_bytes(dump(table(2, 2)))
     (root / "hosts").write_text("# two hosts\n10.0.0.1 192.168.0.1,192.168.0.2\n10.0.0.2  192.168.0.3,192.168.0.4\n")
     (root / "hccn.conf").write_text("address_0=192.168.0.1\nnetmask_0=255.255.0.0\naddress_1=192.168.0.2\n")
-    log = write(root, [rank(0), rank(1)]).logs / "rank_0" / "output.log"
+    log = write(root, [rank(0), rank(1)], state="ended", exit_code=0).logs / "rank_0" / "output.log"
     log.parent.mkdir(parents=True)
     log.write_text("step 1\nTraceback (most recent call last):\n  File \"x.py\", line 1\nValueError: no\n" * 20)
 
@@ -113,7 +113,7 @@ def _shards(root):
     ms.merge_pipeline_strategys(str(root / "strategies"), str(root / "strategy.ckpt"))
     for number in range(4):
         held = {name: rank_slice(RANKS, name, array, number) for name, array in model.items()}
-        values = [{"name": name, "data": ms.Tensor(np.ascontiguousarray(found[0]))} for name, found in held.items() if found]
+        values = [{"name": prefix + name, "data": ms.Tensor(np.ascontiguousarray(found[0]))} for name, found in held.items() if found for prefix in ("", *MOMENTS)]
         (root / "ms" / f"rank_{number}").mkdir(parents=True)
         ms.save_checkpoint(values, str(root / "ms" / f"rank_{number}" / "m.ckpt"))
 

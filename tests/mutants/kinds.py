@@ -33,8 +33,6 @@ class Kind:
     """Whether it may be a pipe, as a shell's <(...) gives one: then a pipe that nobody writes to is waited for."""
     optional: bool = False
     """Whether there may be none."""
-    imports: tuple[str, ...] = ()
-    """What the reader imports first, before the reading processes are forked."""
     refusals: tuple[int, ...] = (2,)
     """Exit codes that say no."""
     starts: str = "pangu"
@@ -87,13 +85,12 @@ _HCCN = Kind("hccn.conf", "", ("ranktable", "make", "--hosts", "10.0.0.1", "--de
 _STATUS = Kind("job", "status.json", ("status", "{input}", "--json"), "json", refusals=(1, 2), optional=True, steady=False)
 _LOGS = Kind("job", "events.jsonl", ("logs", "{input}", "--errors"), "lines", refusals=(1, 2), share=0.3, endless=True, optional=True)
 
-_CKPT_IMPORTS = ("pangu_ms.checkpoint.reshard_cli", "pangu_ms.checkpoint.reshard")
 _RESHARD = ("ckpt", "reshard", "{input}", "--whole", "--output", "{output}")
-_STEP = Kind("step-00000000", "model.safetensors", _RESHARD, exact=True, imports=_CKPT_IMPORTS, product="step-0000000[05]/*.safetensors")
+_STEP = Kind("step-00000000", "model.safetensors", _RESHARD, exact=True, product="step-0000000[05]/*.safetensors")
 _RANKS = _with(_STEP, "model-rank-00002.safetensors", source="step-00000005")
-_STATE = Kind("step-00000000", "state.json", (":state", "{input}"), "json", share=0.2, imports=("pangu_ms.train.state",), after=reseal)
+_STATE = Kind("step-00000000", "state.json", (":state", "{input}"), "json", share=0.2, after=reseal)
 _MS_COMMAND = ("ckpt", "reshard", "--from-mindspore", "{input}", "--strategy", "{source}/strategy.ckpt", "--config", "{source}/planned.yaml", "--whole", "--output", "{output}")
-_MS_SHARDS = Kind("ms", "rank_1/m.ckpt", _MS_COMMAND, imports=_CKPT_IMPORTS, product="step-*/*.safetensors", share=0.1)
+_MS_SHARDS = Kind("ms", "rank_1/m.ckpt", _MS_COMMAND, product="step-*/*.safetensors", share=0.03)
 
 _HF = Kind("hf", "config.json", ("convert", "{input}", "--from", "huggingface", "--output", "{output}"), "json", share=0.02)
 _FOREIGN = ("convert", "{input}", "--from", "official", "--config", "{source}/config.yaml", "--output", "{output}")
@@ -102,15 +99,15 @@ _NPZ = Kind("weights.npz", "", _FOREIGN, "npz", share=0.02)
 _ENCODE = ("tokenizer", "encode", "--tokenizer", "{input}", "def alpha(x): \u6625\u7720")
 _TOKENIZER = Kind("tokenizer", "tokenizer.json", _ENCODE, "json", exact=True, share=0.05)
 _LLAMA = Kind("llama", "tokenizer_config.json", _ENCODE, "json", share=0.1, optional=True)
-_FAST = _with(_LLAMA, "tokenizer.json", "json", 0.1, source="llama3", imports=("tokenizers",), optional=False)
+_FAST = _with(_LLAMA, "tokenizer.json", "json", 0.1, source="llama3", optional=False)
 _TEXT = Kind("text.txt", "", ("tokenizer", "encode", "--tokenizer", "{source}/tokenizer", "--file", "{input}"), share=0.2, waits=True)
 _COUNTS_COMMAND = ("tokenizer", "compress", "--tokenizer", "{source}/tokenizer", "--counts", "{input}", "--vocab-size", "380", "--output", "{output}")
-_COUNTS = Kind("counts.json", "", _COUNTS_COMMAND, "json")
+_COUNTS = Kind("counts.json", "", _COUNTS_COMMAND, "json", product="vocab.model")
 
 _CORPUS_COMMAND = ("tokenizer", "train", "--corpus", "{input}", "--vocab-size", "300", "--segmenter", "none", "--output", "{output}")
-_CORPUS = Kind("corpus.jsonl", "", _CORPUS_COMMAND, "lines", share=0.3, endless=True)
+_CORPUS = Kind("corpus.jsonl", "", _CORPUS_COMMAND, "lines", share=0.3, endless=True, product="vocab.model")
 _INSPECT = ("data", "inspect", "{input}", "--rows", "100000", "--json")
-_RECORDS = Kind("records", "manifest.json", _INSPECT, "json", share=0.02, imports=("mindspore", "mindspore.dataset"))
+_RECORDS = Kind("records", "manifest.json", _INSPECT, "json", share=0.02)
 _BLOCKS = Kind("prepared.partial", "key.json", (":blocks", "{input}"), "json")
 _RESAMPLE = ("data", "resample", "--losses", "{input}", "--output", "{output}.npz")
 
@@ -132,24 +129,23 @@ KINDS = {
     "operator strategies": Kind("strategy.json", "", ("plan", "inspect", "{input}"), "json", share=0.05),
     "parameter layouts": Kind("layouts.json", "", ("plan", "inspect", "{input}"), "json", share=0.05),
     "losses of batches": Kind("losses.npz", "", _RESAMPLE, "npz", share=0.02),
-    "losses so far": Kind("losses.partial", "", (":partial_losses", "{input}"), "npz", share=0.02, optional=True),
     "order of rows": Kind("order.npz", "", (":order", "{input}"), "npz", share=0.02),
     "prompts": Kind("prompts.txt", "", (":prompts", "{input}"), share=0.2, waits=True),
     "prompts in JSON": Kind("prompts.jsonl", "", (":prompts", "{input}"), "lines", share=0.1, waits=True),
     "AES key": _KEY,
-    "signing key": Kind("private.pem", "", (":signing_key", "{input}"), waits=True, imports=("cryptography",)),
-    "verifying key": Kind("public.pem", "", (":verifying_key", "{input}"), exact=True, waits=True, imports=("cryptography",)),
+    "signing key": Kind("private.pem", "", (":signing_key", "{input}"), waits=True),
+    "verifying key": Kind("public.pem", "", (":verifying_key", "{input}"), exact=True, waits=True),
     "metrics": Kind("run", "metrics.jsonl", (":metrics", "{input}"), "lines", share=0.7, endless=True, optional=True),
     "study": _STUDY,
     "study's command": _with(_STUDY, "stage/command.json", "json"),
     "study's result": _with(_STUDY, "stage/result.json", "json"),
-    "compile cache": Kind("graph", "checksums.json", (":compiled", "{input}"), "json", exact=True),
-    "compiled graph": Kind("graph", "rank_0/graph.mindir", (":compiled", "{input}"), exact=True),
+    "compile cache": Kind("graph", "checksums.json", (":compiled", "{input}"), "json", exact=True, endless=True),
+    "compiled graph": Kind("graph", "rank_0/graph.mindir", (":compiled", "{input}"), exact=True, endless=True),
     "MindIR manifest": _PACKAGE,
     "MindIR manifest, sealed": _with(_PACKAGE, form="sealed", exact=False, share=0.02),
     "MindIR graph": _with(_PACKAGE, "model.mindir", exact=True),
     "MindIR graph, sealed": _with(_PACKAGE, "model.mindir", exact=False, share=0.02, after=reseal),
-    "MindIR signature": _with(_PACKAGE, "manifest.sig", exact=True, command=(":signature", "{input}", "{source}/public.pem"), imports=("cryptography",)),
+    "MindIR signature": _with(_PACKAGE, "manifest.sig", exact=True, command=(":signature", "{input}", "{source}/public.pem")),
     "checkpoint tensors": _STEP,
     "checkpoint manifest": _with(_STEP, "manifest.json", "json"),
     "checkpoint manifest, sealed": _with(_STEP, "manifest.json", "sealed", 0.1, exact=False),
@@ -181,11 +177,12 @@ KINDS = {
     "Zstandard lines": _with(_CORPUS, source="corpus.jsonl.zst"),
     "key of encoded blocks": _BLOCKS,
     "encoded blocks": _with(_BLOCKS, "block-000000.npz", "npz", 0.02, optional=True),
-    "ckpt weights": Kind("weights.ckpt", "", _FOREIGN, share=0.02, imports=("mindspore",)),
+    "losses so far": Kind("losses.partial", "", (":partial_losses", "{input}"), "npz", share=0.02, optional=True),
+    "ckpt weights": Kind("weights.ckpt", "", _FOREIGN, share=0.02),
     "MindSpore shards": _MS_SHARDS,
     "records manifest": _RECORDS,
     "records": _with(_RECORDS, "*.mindrecord", exact=True),
-    "records index": _with(_RECORDS, "*.mindrecord.db", exact=True),
+    "records index": _with(_RECORDS, "*.mindrecord.db", exact=True, endless=True),
     "records digests": _with(_RECORDS, "*.digests", exact=True),
 }
 """Those that need mindspore come last: from there on it is in every reading process."""

@@ -3,6 +3,7 @@
     python -m tests.mutants.read DIRECTORY     then, line by line on standard input: {"name": KIND, "count": N}
 """
 
+import contextlib
 import hashlib
 import importlib
 import json
@@ -37,10 +38,11 @@ def main(directory):
 def outcomes(directory, name, count):
     """What becomes of the good file, of the same in other words, of odd files in its place, and of damaged ones."""
     kind = KINDS[name]
-    load(kind)
+    importlib.import_module("pangu_ms.cli")
     scratch = directory / f"scratch-{os.getpid()}"
     target, content = copied(kind, directory, scratch)
     yield {"deed": "none", **read(kind, directory, scratch)}
+    load(scratch)
     again = mutate.reformatted(content, kind.form)
     if again is not None:
         yield {"deed": "reformatted", **damaged(kind, directory, scratch, again)}
@@ -54,13 +56,11 @@ def outcomes(directory, name, count):
     yield {"deed": "end"}
 
 
-def load(kind):
-    """Import what the command needs once, not in each process."""
-    from pangu_ms.cli import VERBS
-
-    verb = () if kind.command[0][0] == ":" else (VERBS[kind.command[0]][0],)
-    for module in ("numpy", "yaml", "pangu_ms.config", *verb, *kind.imports):
-        importlib.import_module(module)
+def load(scratch):
+    """Import what the command imported once, not in each process."""
+    for name in (scratch / "modules").read_text().split():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def copied(kind, directory, scratch):
@@ -92,7 +92,7 @@ def read(kind, directory, scratch):
     said = scratch / "stdout", scratch / "stderr"
     child = os.fork()
     if not child:
-        _become(words, *said)
+        _become(words, *said, scratch / "modules")
     _, status, usage = os.wait4(child, 0)
     out, err = (path.read_bytes().decode(errors="replace") for path in said)
     product = "".join(sorted(str(p.read_bytes()) for p in (scratch / "output").glob(kind.product))) if kind.product else out
@@ -102,7 +102,8 @@ def read(kind, directory, scratch):
     return {"code": os.waitstatus_to_exitcode(status), "said": err or out[-2000:], "product": digest, **used}
 
 
-def _become(words, out, err):
+def _become(words, out, err, modules):
+    known = set(sys.modules)
     for descriptor, path in ((1, out), (2, err)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -122,6 +123,7 @@ def _become(words, out, err):
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
+    modules.write_text("\n".join(name for name in sys.modules if name not in known and name != "__main__"))
     os._exit(code or 0)
 
 

@@ -44,7 +44,7 @@ def order(file):
     """As `pangu train data.order=FILE`, but for the records."""
     from pangu_ms.data.rounds import OrderFile
 
-    print(OrderFile.load(file))
+    print(OrderFile.load(file)[0])
 
 
 def vocab_map(tokenizer):
@@ -62,7 +62,7 @@ def blocks(work):
     output = Path(work).with_suffix("")
     with blocks.work_directory(output, "k" * 64) as directory:
         paths = [path for path in sorted(directory.glob("block-*.npz")) if blocks._finished(path)]
-        print(len(paths) and DocumentTable.of(paths).summary(slice(None)))
+        print(len(paths) and DocumentTable.of(paths))
 
 
 def study(output):

@@ -1,6 +1,7 @@
 """This host's own network: its place among the servers of the job, their names, ports. No other host is spoken to."""
 
 import ipaddress
+import shlex
 import socket
 import textwrap
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ def rank_table(site: Site) -> Iterator[Line]:
     """The rank table can be read, and this host is in it, or among --hosts."""
     if site.table_fault:
         words = textwrap.shorten(site.table_fault, MOST_WORDS, placeholder=" ...")
-        yield fail("rank table", words, f"`pangu ranktable check {site.table_path}` names every fault")
+        yield fail("rank table", words, f"`pangu ranktable check {shlex.quote(str(site.table_path))}` names every fault")
     if site.roster is None:
         return
     what, has = ("rank table", f"{site.table.world} ranks on {site.num_servers} servers") if site.table else ("hosts", f"{site.num_servers} servers")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def deliver(args: argparse.Namespace, plan: Plan, text: str, submit: str, privat
         tell(f"pangu manifest: runtime.chip={FIRST}: {UNCONFIRMED}")
     if to_file:
         files.write_new(Path(args.output), text, private)
-    command = submit.format(file=args.output if to_file else "FILE")
+    command = submit.format(file=shlex.quote(args.output) if to_file else "FILE")
     if args.json:
         known: dict[str, Any] = {"output": args.output, "hosts": plan.hosts, "devices_per_host": plan.devices, "submit": command}
         print(json.dumps(known if to_file else known | {"text": text}))
