@@ -14,11 +14,10 @@ from pangu_ms.analysis.collapse import LayerDiversity
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.model import checkpoint_config, load_model
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.loader import Batch
+from pangu_ms.data.loader import Batch, num_batches, sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import CheckpointError, DataError
-from pangu_ms.eval.perplexity import num_batches, sequential_batches
 from pangu_ms.progress import progress_bar
 
 

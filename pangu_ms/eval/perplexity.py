@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn
 
 from pangu_ms.checkpoint import store
@@ -15,9 +14,7 @@ from pangu_ms.compile_cache import cached_compile
 from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.loader import Batch, batch_from_ids
-from pangu_ms.data.records import RecordSet
-from pangu_ms.errors import DataError
+from pangu_ms.data.loader import Batch
 from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
 
 
@@ -76,26 +73,3 @@ def cached_evaluator(config: RunConfig, batch_size: int, row_length: int) -> Abs
     """Around an evaluator's first batch, which compiles: the graph comes from the compile cache, or goes to it."""
     identity = {"graph": "evaluate", "model": config_to_dict(config)["model"], "device": config.runtime.device}
     return cached_compile(config.runtime.compile_cache, identity | {"batch_size": batch_size, "row_length": row_length})
-
-
-def num_batches(records: RecordSet, batch_size: int, max_batches: int = 0) -> int:
-    """Number of batches that `sequential_batches` makes.
-
-    Raises:
-        DataError: a size or number that makes no batch.
-    """
-    if batch_size < 1:
-        raise DataError(f"batch_size={batch_size}: must be at least 1")
-    if max_batches < 0:
-        raise DataError(f"max_batches={max_batches}: must be at least 0; 0 scores all")
-    available = -(-records.num_rows // batch_size)
-    return min(available, max_batches or available)
-
-
-def sequential_batches(records: RecordSet, batch_size: int, eod_reset: bool, max_batches: int = 0) -> Iterator[Batch]:
-    """Batches in file order, all of one size: the last is filled up with rows that do not count. `max_batches` 0 means all."""
-    for i in range(num_batches(records, batch_size, max_batches)):
-        ids = records.read_rows(np.arange(i * batch_size, min((i + 1) * batch_size, records.num_rows)))
-        missing = batch_size - len(ids)
-        padding = np.full((missing, ids.shape[1]), records.pad_id, np.int32)  # the pad token never counts
-        yield batch_from_ids(np.concatenate([ids, padding]), records.eod_id, records.pad_id, eod_reset)

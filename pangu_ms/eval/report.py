@@ -1,17 +1,23 @@
-"""Held-out perplexity of a checkpoint, beside unigram and bigram models counted on the training records."""
+"""Held-out perplexity of a checkpoint, beside unigram and bigram models counted on the training records.
+
+mindspore is imported when records are opened and the model is loaded, behind all checks that need neither.
+"""
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pangu_ms.checkpoint import store
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.data.loader import num_batches, require_batches, sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.errors import DataError
+from pangu_ms.errors import CheckpointError, DataError
 from pangu_ms.eval.ngram import NgramModels
-from pangu_ms.eval.perplexity import Evaluator, Score, cached_evaluator, num_batches, sequential_batches
 from pangu_ms.progress import progress_bar
+
+if TYPE_CHECKING:
+    from pangu_ms.eval.perplexity import Score
 
 COUNTING_ROWS = 4096  # rows per merge of the n-gram counts
 
@@ -37,19 +43,25 @@ def evaluate(
 
     Raises:
         DataError: records that do not fit the model, or nothing to score.
-        CheckpointError: names or shapes are not those of its own configuration.
+        CheckpointError: names or shapes are not those of its own configuration; or its loss is no number.
     """
-    config = config or checkpoint.config()
+    require_batches(batch_size, max_batches)
+    config, tokenizer = config or checkpoint.config(), checkpoint.tokenizer_path()
+    loaded = tokenizer and Tokenizer.load(tokenizer)
     record_set = RecordSet.open(records, split)
     total = num_batches(record_set, batch_size, max_batches)
-    tokenizer = checkpoint.tokenizer_path()
-    record_set.check(config.model, tokenizer and Tokenizer.load(tokenizer), evaluation=True)
+    record_set.check(config.model, loaded, evaluation=True)
+
+    from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
+
     evaluator = Evaluator.load(checkpoint, config)
     batches = sequential_batches(record_set, batch_size, config.data.eod_reset, max_batches)
     with cached_evaluator(config, batch_size, record_set.row_length):
         first = evaluator.score([next(batches)])
+    _require_numbers(checkpoint, first)
     rest = evaluator.score(progress_bar(progress, iterable=batches, total=total, initial=1, desc="evaluate", unit="batch"))
     score = _scored(first.total_nats + rest.total_nats, first.num_tokens + rest.num_tokens, record_set, split)
+    _require_numbers(checkpoint, score)
     result = {"step": checkpoint.step, "split": split, "tokens": int(score.num_tokens), "loss": score.loss, "perplexity": score.perplexity}
     if record_set.manifest:
         result["bits_per_byte"] = bits_per_byte(score.loss, record_set.manifest["splits"][split])
@@ -85,7 +97,15 @@ def baselines(records: Path | str, split: str, vocab_size: int, batch_size: int,
     return {name: _scored(nats, tokens, record_set, split).perplexity for name, nats in scores.items()}
 
 
-def _scored(nats: float, tokens: float, record_set: RecordSet, split: str) -> Score:
+def _scored(nats: float, tokens: float, record_set: RecordSet, split: str) -> "Score":
+    from pangu_ms.eval.perplexity import Score
+
     if not tokens:
         raise DataError(f"{record_set.source}: 0 tokens that count in split {split}: must be at least 1; prepare again from more text")
     return Score(nats, tokens)
+
+
+def _require_numbers(checkpoint: store.Checkpoint, score: "Score") -> None:
+    if not math.isfinite(score.total_nats):
+        advice = "use another checkpoint, or float32 (model.compute_dtype=float32)"
+        raise CheckpointError(f"{checkpoint.path}: the loss is {score.total_nats}; it must be a number; the weights are damaged or overflow: {advice}")

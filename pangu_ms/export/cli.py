@@ -32,11 +32,16 @@ def main(argv: list[str]) -> int:
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.errors import ExportError
     from pangu_ms.export.package import read_key
+    from pangu_ms.export.signature import read_signing_key
     from pangu_ms.infer.decoder import GraphShape
+    from pangu_ms.infer.load import load_tokenizer
 
-    read_key(args.key_file)  # before the work
+    read_key(args.key_file)  # all that can be wrong is found before MindSpore is imported
+    if args.sign_key:
+        read_signing_key(args.sign_key)
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
+    load_tokenizer(checkpoint, args.tokenizer)
     seq_length = config.model.seq_length
     if args.max_length and not MIN_LENGTH <= args.max_length <= seq_length:
         raise ExportError(f"--max-length {args.max_length}: must be between {MIN_LENGTH} and the model's context of {seq_length}")

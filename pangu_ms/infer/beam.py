@@ -1,5 +1,6 @@
 """Beam search over a Decoder. numpy only."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,11 @@ class Hypothesis:
         return self.log_probability / max(1, len(self.tokens)) ** length_penalty
 
 
-def beam_search(decoder: Decoder, prompt: list[int], config: SamplingConfig, stop_ids: frozenset[int]) -> list[Hypothesis]:
+def beam_search(decoder: Decoder, prompt: list[int], config: SamplingConfig, stop_ids: frozenset[int], index: int = 0) -> list[Hypothesis]:
     """The best `num_beams` continuations, best first. A stop token ends a hypothesis and counts in its score and length.
 
     The live beams are kept by log-probability; the search ends when the worst kept hypothesis beats what any live beam can still reach with its
-    present score, or at max_new_tokens.
+    present score, or at max_new_tokens. `index` is the prompt's, for messages.
     """
     width = config.num_beams
     if width > 1:
@@ -33,7 +34,7 @@ def beam_search(decoder: Decoder, prompt: list[int], config: SamplingConfig, sto
     room = min(config.max_new_tokens, decoder.shape.max_length - len(prompt))
     logits = decoder.prefill([prompt] * width)[:1]
     for step in range(room):
-        candidates, parents = _candidates(live, logits, prompt, config, width + len(stop_ids) * len(live))
+        candidates, parents = _candidates(live, logits, Sampler(config, prompt, index), width + len(stop_ids) * len(live))
         kept, rows = [], []
         for candidate, parent in zip(candidates, parents):
             if candidate.tokens[-1] in stop_ids:
@@ -50,9 +51,9 @@ def beam_search(decoder: Decoder, prompt: list[int], config: SamplingConfig, sto
     return sorted(finished + live, key=lambda h: -h.score(config.length_penalty))[:width]
 
 
-def _candidates(live: list[Hypothesis], logits: np.ndarray, prompt: list[int], config: SamplingConfig, count: int) -> tuple[list[Hypothesis], list[int]]:
+def _candidates(live: list[Hypothesis], logits: np.ndarray, sampler: Sampler, count: int) -> tuple[list[Hypothesis], list[int]]:
     """The `count` best continuations of all live beams by one token, with their parents' rows."""
-    penalized = [Sampler(config, prompt, generated=list(h.tokens)).penalized(row) for h, row in zip(live, logits)]
+    penalized = [dataclasses.replace(sampler, generated=list(h.tokens)).penalized(row) for h, row in zip(live, logits)]
     scores = log_softmax(np.stack(penalized)) + np.array([[h.log_probability] for h in live])
     vocab_size = scores.shape[1]
     best = np.argsort(-scores, axis=None, kind="stable")[:count]

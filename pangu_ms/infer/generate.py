@@ -107,7 +107,7 @@ class Generator:
 
     def _beams(self, prompt: str, ids: list[int], config: SamplingConfig, index: int, on_text: OnText | None) -> Generation:
         stop_ids = frozenset(self.tokenizer.stop_ids)
-        best = beam_search(self.decoder, ids, config, stop_ids)[0]
+        best = beam_search(self.decoder, ids, config, stop_ids, index)[0]
         whole = self.tokenizer.decode([t for t in best.tokens if t not in stop_ids], continuation=True)
         text = min((whole.split(stop, 1)[0] for stop in config.stop), key=len, default=whole)
         if on_text:

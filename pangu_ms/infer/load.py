@@ -1,4 +1,4 @@
-"""From a checkpoint to a Decoder and its tokenizer."""
+"""From a checkpoint to a Decoder and its tokenizer. mindspore is imported when the model is built, behind all checks."""
 
 import dataclasses
 import logging
@@ -12,19 +12,22 @@ from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import CheckpointError
-from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.generate import Generator
 from pangu_ms.infer.sampling import SamplingConfig
-from pangu_ms.models.layers import CacheShape
 
 log = logging.getLogger(__name__)
+
+
 def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None) -> Decoder:
     """Build the checkpoint's model with a cache of the given shape and compile it, as `config` says or else its own.
 
     Raises:
         CheckpointError: names or shapes are not those of its own configuration.
     """
+    from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
+    from pangu_ms.models.layers import CacheShape
+
     config = config or checkpoint.config()
     model = config.model
     if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":  # MindSpore cannot write a bfloat16 cache there

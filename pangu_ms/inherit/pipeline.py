@@ -180,7 +180,8 @@ class _Calibration:
         return {"loss": found, "loss_split": "held_out" if self.held_out else "train"}
 
     def _loss(self, config: ModelConfig, tensors: Tensors) -> float:
-        from pangu_ms.eval.perplexity import Evaluator, sequential_batches
+        from pangu_ms.data.loader import sequential_batches
+        from pangu_ms.eval.perplexity import Evaluator
         from pangu_ms.models.build import build_model, fill, weights
 
         model = build_model(config)

@@ -11,8 +11,9 @@ from mindspore import Parameter, Tensor
 from pangu_ms.checkpoint import sharded, store
 from pangu_ms.checkpoint.save_ranks import FAILED, save_rank
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.data.loader import sequential_batches
 from pangu_ms.data.records import RecordSet
-from pangu_ms.eval.perplexity import Evaluator, Score, sequential_batches
+from pangu_ms.eval.perplexity import Evaluator, Score
 from pangu_ms.models.build import build_model, initial_value, to_arrays, value_of, weights
 from pangu_ms.parallel import apply
 from pangu_ms.parallel.collective import Ranks, Replicas

@@ -12,7 +12,7 @@ from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.cli import main
 from pangu_ms.errors import ExportError, OutputError
 from pangu_ms.export.package import Package, read_key
-from tests.export.common import copy_of
+from tests.export.common import copy_of, reseal
 from tests.infer.pi_checkpoint import reference_logits, save_pi_checkpoint
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -175,3 +175,16 @@ def test_the_disk_full_while_exporting_leaves_nothing(trained_run, tmp_path, mon
     with pytest.raises(OutputError, match="free some room"):
         write.export_package(open_checkpoint(trained_run), tmp_path / "package", GraphShape.fitting(32, 1, 24, 8))
     assert os.listdir(tmp_path) == []
+
+
+def test_a_package_whose_weights_are_no_numbers_is_one_line(package, trained_run, tmp_path, capsys):
+    """Its hashes are right: the NaN was in the weights that it was made of."""
+    copy, weight = copy_of(package, tmp_path), open_checkpoint(trained_run).tensors()["final_norm.weight"].tobytes()
+    content = (copy / "model.mindir").read_bytes()
+    assert content.count(weight) == 1
+    (copy / "model.mindir").write_bytes(content.replace(weight, np.full(len(weight) // 4, np.nan, np.float32).tobytes()))
+    reseal(copy)
+    for words in (["--temperature", "0"], ["--top-k", "5"]):
+        assert main(["run-mindir", str(copy), "--prompt", "a", "--prompt", "print(", *words]) == 2
+        out, error = capsys.readouterr()
+        assert out == "" and error.count("\n") == 1 and "prompt 1: the model's logits behind 0 new tokens hold nan; they must be numbers" in error
