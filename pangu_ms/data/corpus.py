@@ -163,6 +163,8 @@ class Corpus:
                 number, value = next(values)
             except StopIteration:
                 return
+            except DataError:  # of the stream: it is no matter of JSON
+                raise
             except ValueError as error:
                 raise DataError(f"{path}: {error}; it begins as a JSON array and must be one; mend it, or take it as it is with --plain-text") from error
             try:

@@ -83,7 +83,10 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        number = super().construct_yaml_int(node)
+        try:
+            number = super().construct_yaml_int(node)
+        except ValueError:  # beyond Python's own limit of digits, or none behind 0b
+            raise YamlError(f"{node.value[:20]!r} begins no whole number of at most 64 bits", node.start_mark) from None
         if abs(number) >= _WHOLE_NUMBERS:
             raise YamlError(f"{node.value[:20]}... is a whole number of more than 64 bits", node.start_mark)
         return number

@@ -82,6 +82,9 @@ def test_bombs_and_long_lines(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(pack(zeros))
         with pytest.raises(DataError, match="text does not shrink to a 200th"):
             list(Corpus([tmp_path / name]))
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'[{"text": "a"},' + b" " * (1 << 27) + b'{"text": "b"}]'))
+    with pytest.raises(DataError, match=r"text does not shrink to a 200th; look at its content; [^;]*$"):
+        list(Corpus([tmp_path / "a.json.gz"]))
     monkeypatch.setattr(streams, "LONGEST", 1000)
     (tmp_path / "a.jsonl").write_bytes(RECORDS + b'{"text": "' + b"x" * 5000 + b'"}\n' + RECORDS)
     corpus = Corpus([tmp_path / "a.jsonl"])
