@@ -100,8 +100,8 @@ class Follower:
     def exit(self, code: int) -> None:
         """All its ranks end."""
         while self.left:
-            message = {"is": "exit", "attempt": 1, "rank": self.left.pop(), "code": code, "time": time.time(), "words": ["(nothing)"], "started": True, "oom": False}
-            self.link.send(message)
+            message = {"is": "exit", "attempt": 1, "rank": self.left.pop(), "code": code, "time": time.time()}
+            self.link.send(message | {"words": ["(nothing)"], "started": True, "oom": False})
 
 
 async def one_job(args: argparse.Namespace, directory: Path, lose: bool) -> dict:

@@ -131,7 +131,8 @@ def test_launchers_of_different_versions_refuse_each_other_by_name(tmp_path):
     pair = Pair(tmp_path / "run", version="9.9.9, protocol 2")
     led(pair)
     other = pair.start("b", version="0.0.1, protocol 2").finish()
-    assert other.code == 2 and re.search(r"the launcher there is 9.9.9, protocol 2, that of b is 0.0.1, protocol 2; .* install the same on all hosts\n$", other.stderr)
+    told = r"the launcher there is 9.9.9, protocol 2, that of b is 0.0.1, protocol 2; .* install the same on all hosts\n$"
+    assert other.code == 2 and re.search(told, other.stderr), other.stderr
     for number in range(20):  # who has not the secret fills no terminal
         knocks(pair.options["master"][1] + 1, json.dumps({"is": "hello", "host": "b", "version": str(number), "nonce": ""}).encode() + b"\n")
     pair.start("b")
@@ -164,7 +165,8 @@ def test_a_host_that_has_the_secret_and_talks_nonsense_ends_nothing(tmp_path):
     pair = Pair(tmp_path / "run", steps=30)
     led(pair)
     beat = {"is": "beat", "attempt": 1, "rank": 2, "pid": 1, "step": 1, "time": 1.0}
-    pair.start("b", nonsense=[beat, beat | {"phase": None}, {"is": "exit", "rank": 99}, {"is": "exit", "attempt": 1, "rank": 2}, {"is": "signal", "name": "x"}, {"x": 1}])
+    nonsense = [beat, beat | {"phase": None}, {"is": "exit", "rank": 99}, {"is": "exit", "attempt": 1, "rank": 2}, {"is": "signal", "name": "x"}, {"x": 1}]
+    pair.start("b", nonsense=nonsense)
     assert pair.finish() == (0, 0) and pair.a.stderr == pair.b.stderr == "", pair.a.stderr
 
 

@@ -35,7 +35,7 @@ LEADER = [
 ]
 JUNK = [None, True, False, -1, 0, 1, 2**31, 2**70, 10**400, 1.5, -0.5, math.inf, math.nan, "", "x", "SIGKILL", "SIGNOSUCH", "\ud800", "\x1b[2J", "a\nb", "x" * 9000]
 JUNK += [[], {}, [1], [None], ["\ud800"], [[]], {"x": []}, ["h", -1], ["h", 1, 2], [[0] * 70000]]
-ROUNDS = 3000
+ROUNDS = 1500
 
 
 def damaged(rng, whole):
@@ -145,6 +145,7 @@ def test_what_is_right_comes_back_as_it_was():
 
 
 FORGED = [{"is": "lost"}, {"is": "lost", "host": "a"}, {"is": "scheduler", "code": 1}, {"is": "exit", "rank": 3}, {"is": "beat", "rank": "3"}, {"is": "signal"}]
+FORGED += [HOST[0] | {"time": time} for time in (math.nan, math.inf, -1.0, 10**400, True, "1")]
 FORGED += [HOST[0] | {"attempt": 0}, HOST[0] | {"rank": -1}, HOST[0] | {"phase": "x"}, HOST[1] | {"code": None}, HOST[3] | {"name": "SIGKILL"}, {"x": 1}, {}, None]
 
 

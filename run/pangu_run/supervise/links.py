@@ -37,6 +37,7 @@ READ_BYTES, HELLO_BYTES, LINE_BYTES = 1 << 16, 1 << 12, 1 << 20
 HELLO_S, STRANGERS, BACKLOG = 5.0, 64, 1024
 """For a connection to say who it is; how many may be about it beside the hosts that are waited for; how many the kernel keeps until they are accepted."""
 PROTOCOL = 2
+ONE_VERSION = "one job has launchers of one version; install the same on all hosts"
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -323,7 +324,7 @@ class Hosts:
         await link.close()
 
     def _other_version(self, server: str, found: str) -> str:
-        return f"host {server}: its launcher is {found}, that of {self._job.server} is {version()}; one job has launchers of one version; install the same on all hosts"
+        return f"host {server}: its launcher is {found}, that of {self._job.server} is {version()}; {ONE_VERSION}"
 
     def _fault(self, server: str, found: str) -> tuple[int, str] | None:
         """Why a host that has the secret may not stay: exit code and text."""
@@ -406,8 +407,7 @@ async def _introduce(job: Job, link: Link) -> bool:
     hello = messages.HELLO.read(words)
     if hello is None or hello["version"] != version():
         theirs = f"is {hello['version']}" if hello else "is of an earlier version, or none of ours"
-        advice = "one job has launchers of one version; install the same on all hosts"
-        raise NotJoined(USER_ERROR, f"{leader}: the launcher there {theirs}, that of {job.server} is {version()}; {advice}")
+        raise NotJoined(USER_ERROR, f"{leader}: the launcher there {theirs}, that of {job.server} is {version()}; {ONE_VERSION}")
     link.seal(job.secret, leads=False)
     link.send({"is": "join", "digest": digest(job)})
     answer = messages.from_leader(await link.receive())

@@ -21,7 +21,8 @@ def test_kubernetes_gets_a_fresh_secret_that_all_pods_name(capsys, kind):
         secret, job = yaml.safe_load_all(written(capsys, "volcano", *words))
         values.add(secret["stringData"][NAME])
         assert faults(secret, SECRET) == [] and secret["metadata"]["namespace"] == job["metadata"]["namespace"]
-        pods = [spec["template"]["spec"] for spec in job["spec"].get("replicaSpecs", {}).values()] or [task["template"]["spec"] for task in job["spec"]["tasks"]]
+        groups = job["spec"]["tasks"] if kind == "volcano" else job["spec"]["replicaSpecs"].values()
+        pods = [group["template"]["spec"] for group in groups]
         named = {"name": NAME, "valueFrom": {"secretKeyRef": {"name": secret["metadata"]["name"], "key": NAME}}}
         assert all(named in pod["containers"][0]["env"] for pod in pods) and secret["stringData"][NAME] not in json.dumps(job)
     assert len(values) == 2 and all(len(value) == 64 for value in values)
