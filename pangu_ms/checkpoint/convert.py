@@ -84,9 +84,9 @@ def import_file(
     say(f"weights: {dtypes.change({dtypes.name_of(array.dtype) for array in tensors.values()}, dtype)}")
     say(f"tokenizer: {_described(loaded) if loaded else 'none comes along; name one with --tokenizer wherever text is read or written'}")
     with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / "tokenizer" if loaded else None
+        copy = None
         if loaded:
-            loaded.save(copy)
+            loaded.save(copy := Path(scratch) / "tokenizer")
         return store.save(output, 0, {"model": dtypes.cast(str(path), tensors, dtype)}, state, config, copy)
 
 
