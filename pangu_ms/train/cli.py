@@ -111,9 +111,10 @@ def _in_words(result: Any, config: RunConfig) -> str:
 
 
 def _lengthening(config: RunConfig) -> str:
-    """What goes on with a finished run: the rates of its steps stay as they were, so a decay ends where it did."""
-    end = decay_end(config)
-    return "a larger train.steps" + (f" and optimizer.decay_steps={end}" if end and end != config.optimizer.decay_steps else "")
+    """What goes on with a finished run: the rates of its steps stay as they were, so a decay that began ends where it did."""
+    end, warmup = decay_end(config), config.optimizer.warmup_steps
+    keeps_end = end and end > warmup and end != config.optimizer.decay_steps
+    return "a larger train.steps" + (f" and optimizer.decay_steps={end}" if keeps_end else "")
 
 
 def _saved(result: Any) -> str:

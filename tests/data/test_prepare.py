@@ -242,3 +242,21 @@ def test_command_line(prepared, big_corpus, tokenizer_path, tmp_path, capfd):
     assert "SHA-256 differs" in capfd.readouterr().err
     assert cli.main(argv) == 2
     assert "nothing is overwritten" in capfd.readouterr().err
+
+
+def test_what_was_taken_as_what_is_said_and_each_form_gives_its_text(tokenizer_path, tmp_path, capfd):
+    """Ways in which people keep text, each with its own words; what the records hold is read back with the tokenizer alone."""
+    (tmp_path / "wiki_00").write_text(json.dumps({"doc": {"text": "from a nested field"}}) + "\n")
+    (tmp_path / "list.json").write_text(json.dumps([{"doc": {"text": "from an array"}}]))
+    chat = [{"role": "user", "content": "from a"}, {"role": "assistant", "content": "chat"}]
+    (tmp_path / "chat.ndjson").write_text(json.dumps({"doc": {"text": chat}}) + "\n")
+    (tmp_path / "note.txt").write_text("from plain text")
+    names = [str(tmp_path / name) for name in ("wiki_00", "list.json", "chat.ndjson", "note.txt")]
+    texts, tokenizer = ["from a nested field", "from an array", "user: from a\nassistant: chat", "from plain text"], Tokenizer.load(tokenizer_path)
+    length = sum(len(tokenizer.encode(text)) + 1 for text in texts) - 1  # one row
+    words = ["--tokenizer", tokenizer_path, "--output", tmp_path / "out", "--seq-length", length, "--held-out", 0, "--num-workers", 1]
+    assert cli.main(["data", "prepare", "--corpus", *names, "--text-field", "doc.text", *map(str, words)]) == 0
+    assert "files taken as JSON lines: 2, a JSON array: 1, plain text: 1" in capfd.readouterr().out
+    (row,) = RecordSet.open(tmp_path / "out").read_rows([0])
+    read = np.split(row, np.flatnonzero(row == tokenizer.eod_id) + 1)[:-1]
+    assert [tokenizer.decode(document[:-1].tolist()) for document in read] == texts

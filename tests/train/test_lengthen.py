@@ -8,6 +8,7 @@ import pytest
 from pangu_ms import cli
 from pangu_ms.config import load_config
 from pangu_ms.errors import ConfigError
+from pangu_ms.train import cli as train_cli
 from pangu_ms.train.resume import require_same_run
 from pangu_ms.train.schedule import learning_rate
 from tests.train.test_resume import losses
@@ -42,6 +43,16 @@ def test_other_rates_are_refused_and_the_advice_keeps_them(was):
     advised = config("train.steps=24", re.search(r"add (optimizer.decay_steps=\d+)", str(refused.value))[1])
     require_same_run(stored, advised, "ckpt", 12)
     assert all(learning_rate(stored, step) == learning_rate(advised, step) for step in range(12))
+
+
+@pytest.mark.parametrize("was", [[], ["optimizer.warmup_steps=12"], ["optimizer.warmup_steps=40"], ["optimizer.schedule=constant"]])
+def test_the_advice_for_a_finished_run_is_taken_and_keeps_the_rates(was):
+    """Also where the run ended within its warm-up: a decay that never began has no end to keep, and none may lie there."""
+    stored = config(*was)
+    added = re.findall(r"optimizer.decay_steps=\d+", train_cli._lengthening(stored))
+    longer = config(*was, "train.steps=24", *added)
+    require_same_run(stored, longer, "ckpt", 12)
+    assert all(learning_rate(stored, done) == learning_rate(longer, done) for done in range(12))
 
 
 def test_a_finished_run_says_how_it_is_lengthened_and_that_works(records, tiny_overrides, trained_run, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +26,9 @@ TEXT = "\u6625\u7720\u4e0d\u89ba\u66c9\uff0c\u767d\u65e5\u4f9d\u5c71\u76e1\u3002
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory):
     """The files, not to be changed."""
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path_factory.mktemp("old"), filter="data")
-    return next(tmp_path_factory.getbasetemp().glob("old*/0.1.0"))
+    directory = tmp_path_factory.mktemp("old")
+    shutil.unpack_archive(ARCHIVE, directory)
+    return directory / "0.1.0"
 
 
 @pytest.fixture
