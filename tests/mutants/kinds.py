@@ -27,6 +27,8 @@ class Kind:
     """Of the damaged ones, at least so many are taken: refusing all is no way to pass."""
     endless: bool = False
     """Whether it may have any size, such as a log."""
+    forgiving: bool = False
+    """Whether a damaged one, as a crash may leave it, is done without."""
     steady: bool = True
     """Whether it gives the same each time."""
     waits: bool = False
@@ -59,16 +61,19 @@ def seal(manifest):
 
 
 def reseal(directory: Path, name: str) -> None:
-    """Give the damaged file its new size and digest in manifest.json, and seal that."""
-    path = directory / "manifest.json"
-    manifest, content = json.loads(path.read_bytes()), (directory / name).read_bytes()
-    manifest["files"][name].update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+    """Give the damaged file its new size and digest in manifest.json, and seal that; a device or a pipe has size 0."""
+    path, file = directory / "manifest.json", directory / name
+    manifest, size = json.loads(path.read_bytes()), file.stat().st_size if file.exists() else 0
+    content = file.read_bytes() if file.is_file() and size < mutate.HUGE else b""
+    manifest["files"][name].update(bytes=size, sha256=hashlib.sha256(content).hexdigest())
     path.write_text(json.dumps(seal(manifest), ensure_ascii=False), encoding="utf-8")
 
 
 def reseal_tokenizer(directory: Path, name: str) -> None:
     """Give tokenizer.json the digest of the damaged model."""
     path = directory / "tokenizer.json"
+    if not (directory / name).is_file() or (directory / name).stat().st_size == mutate.HUGE:
+        return
     settings = json.loads(path.read_bytes()) | {"vocab_model_sha256": hashlib.sha256((directory / name).read_bytes()).hexdigest()}
     path.write_text(json.dumps(settings))
 
@@ -82,15 +87,15 @@ _CONFIG = Kind("config.yaml", "", ("config", "show", "--config", "{input}", "--j
 _TABLE = Kind("table.json", "", ("ranktable", "check", "{input}"), "json", starts="  ")
 _HOSTS = Kind("hosts", "", ("ranktable", "make", "--hosts", "{input}", "--devices", "2"), share=0.2)
 _HCCN = Kind("hccn.conf", "", ("ranktable", "make", "--hosts", "10.0.0.1", "--devices", "2", "--hccn-tool", "none", "--hccn-conf", "{input}"), share=0.2)
-_STATUS = Kind("job", "status.json", ("status", "{input}", "--json"), "json", refusals=(1, 2), optional=True, steady=False)
-_LOGS = Kind("job", "events.jsonl", ("logs", "{input}", "--errors"), "lines", refusals=(1, 2), share=0.3, endless=True, optional=True)
+_STATUS = Kind("job", "status.json", ("status", "{input}", "--json"), "json", refusals=(1, 2), optional=True, steady=False, forgiving=True)
+_LOGS = Kind("job", "events.jsonl", ("logs", "{input}", "--errors"), "lines", refusals=(1, 2), share=0.3, endless=True, optional=True, forgiving=True)
 
 _RESHARD = ("ckpt", "reshard", "{input}", "--whole", "--output", "{output}")
-_STEP = Kind("step-00000000", "model.safetensors", _RESHARD, exact=True, product="step-0000000[05]/*.safetensors")
+_STEP = Kind("step-00000000", "model.safetensors", _RESHARD, exact=True, product="checkpoints/step-*/*.safetensors")
 _RANKS = _with(_STEP, "model-rank-00002.safetensors", source="step-00000005")
 _STATE = Kind("step-00000000", "state.json", (":state", "{input}"), "json", share=0.2, after=reseal)
 _MS_COMMAND = ("ckpt", "reshard", "--from-mindspore", "{input}", "--strategy", "{source}/strategy.ckpt", "--config", "{source}/planned.yaml", "--whole", "--output", "{output}")
-_MS_SHARDS = Kind("ms", "rank_1/m.ckpt", _MS_COMMAND, product="step-*/*.safetensors", share=0.03)
+_MS_SHARDS = Kind("ms", "rank_1/m.ckpt", _MS_COMMAND, product="checkpoints/step-*/*.safetensors", share=0.03)
 
 _HF = Kind("hf", "config.json", ("convert", "{input}", "--from", "huggingface", "--output", "{output}"), "json", share=0.02)
 _FOREIGN = ("convert", "{input}", "--from", "official", "--config", "{source}/config.yaml", "--output", "{output}")
@@ -105,15 +110,15 @@ _COUNTS_COMMAND = ("tokenizer", "compress", "--tokenizer", "{source}/tokenizer",
 _COUNTS = Kind("counts.json", "", _COUNTS_COMMAND, "json", product="vocab.model")
 
 _CORPUS_COMMAND = ("tokenizer", "train", "--corpus", "{input}", "--vocab-size", "300", "--segmenter", "none", "--output", "{output}")
-_CORPUS = Kind("corpus.jsonl", "", _CORPUS_COMMAND, "lines", share=0.3, endless=True, product="vocab.model")
+_CORPUS = Kind("corpus.jsonl", "", _CORPUS_COMMAND, "lines", share=0.3, endless=True, product="vocab.model", forgiving=True)
 _INSPECT = ("data", "inspect", "{input}", "--rows", "100000", "--json")
 _RECORDS = Kind("records", "manifest.json", _INSPECT, "json", share=0.02)
-_BLOCKS = Kind("prepared.partial", "key.json", (":blocks", "{input}"), "json")
+_BLOCKS = Kind("prepared.partial", "key.json", (":blocks", "{input}"), "json", forgiving=True)
 _RESAMPLE = ("data", "resample", "--losses", "{input}", "--output", "{output}.npz")
 
 _PACKAGE = Kind("package", "manifest.json", (":package", "{input}"), "json", exact=True)
 _KEY = Kind("aes.key", "", (":aes_key", "{input}"), share=0.1, waits=True)
-_STUDY = Kind("study", "study.json", (":study", "{input}"), "json", optional=True)
+_STUDY = Kind("study", "study.json", (":study", "{input}"), "json", optional=True, forgiving=True)
 
 KINDS = {
     "config": _CONFIG,
@@ -135,7 +140,7 @@ KINDS = {
     "AES key": _KEY,
     "signing key": Kind("private.pem", "", (":signing_key", "{input}"), waits=True),
     "verifying key": Kind("public.pem", "", (":verifying_key", "{input}"), exact=True, waits=True),
-    "metrics": Kind("run", "metrics.jsonl", (":metrics", "{input}"), "lines", share=0.7, endless=True, optional=True),
+    "metrics": Kind("run", "metrics.jsonl", (":metrics", "{input}"), "lines", share=0.7, endless=True, optional=True, forgiving=True),
     "study": _STUDY,
     "study's command": _with(_STUDY, "stage/command.json", "json"),
     "study's result": _with(_STUDY, "stage/result.json", "json"),

@@ -143,8 +143,9 @@ def safetensors_of(content, rng):
     header, data = json.loads(content[8:start]), content[start:]
     name = rng.choice([key for key in header if key != "__metadata__"])
     deed = rng.choice(["value", "value", "overlap", "hole", "twice", "trailing", "length"])
-    if deed == "overlap":
-        header["again"] = header[name]
+    if deed == "overlap":  # with another tensor of its size, if there is one
+        alike = [key for key in header if key != name and header[key].get("shape") == header[name]["shape"]]
+        header[alike[0] if alike else "again"] = header[name]
     elif deed == "hole":
         del header[name]
     elif deed == "trailing":
@@ -230,6 +231,16 @@ def reformatted(content, form):
 DAMAGES = {
     "bytes": bytes_of, "json": json_of, "sealed": json_of, "lines": lines_of, "yaml": yaml_of, "safetensors": safetensors_of, "npz": npz_of, "gz": gzip_of,
 }  # fmt: skip
+
+
+NEVER = {
+    "safetensors": {"overlap", "hole", "twice", "trailing", "length"},
+    "npz": {"twice", "objects", "pickle", "text", "fields", "shape", "bomb"},
+    "yaml": {"bomb", "deep", "twice", "tag"},
+    "json": {"twice"},
+    "sealed": {"twice"},
+}
+"""What no reader may take: the reference libraries refuse it, readers differ in what they make of it, or it runs code or has no end."""
 
 
 def generator(*words):

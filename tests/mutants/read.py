@@ -75,15 +75,15 @@ def copied(kind, directory, scratch):
 
 def damaged(kind, directory, scratch, change):
     """Read a copy whose file has other bytes, or is what `change` makes in its place."""
-    target, content = copied(kind, directory, scratch)
+    target, _ = copied(kind, directory, scratch)
     if callable(change):
         target.unlink()
         change(target)
-        return read(kind, directory, scratch)
-    target.write_bytes(change)
+    else:
+        target.write_bytes(change)
     if kind.after:
         kind.after(scratch / kind.source, kind.file)
-    return {"same": change == content, **read(kind, directory, scratch)}
+    return read(kind, directory, scratch)
 
 
 def read(kind, directory, scratch):
