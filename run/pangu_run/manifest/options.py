@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files
+from pangu_run import arguments, files
 from pangu_run.arguments import MOST_S, PORTS, NewFile, require_between
+from pangu_run.cluster_variables import CLUSTER_VARIABLES
 from pangu_run.errors import LaunchError
 from pangu_run.manifest.plan import FIRST, Plan
 
@@ -20,7 +21,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]{0,46}[a-z0-9])?")  # a Service's name (RFC 
 NOTHING = argparse.SUPPRESS  # no "(default: None)"
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(arguments.Parser):
     """Parser of one kind, with the options that all have."""
 
     def __init__(self, kind: str, about: str | None, output_dir: str | None = None):
@@ -88,6 +89,8 @@ def environment(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         if not re.match(r"[A-Za-z_]\w*=", pair, re.ASCII):
             raise LaunchError(f"--env {pair}: must be NAME=VALUE with a NAME of letters, digits and _; write it so")
+        if (name := pair.partition("=")[0]) in CLUSTER_VARIABLES:
+            raise LaunchError(f"--env {pair}: the launcher takes {name} away and sets its own for each rank; leave it out")
     return dict(pair.split("=", 1) for pair in pairs)
 
 
