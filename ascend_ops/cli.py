@@ -5,11 +5,12 @@ import json
 
 from ascend_ops import build
 from ascend_ops.table import FLOATS, OPERATORS
+from pangu_run.arguments import Parser
 
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = argparse.ArgumentParser(prog="pangu ops", description=__doc__)
+    parser = Parser(prog="pangu ops", description=__doc__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     listing = verbs.add_parser("list", help="operators, their backends here, and why", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     listing.add_argument("--dtype", choices=FLOATS, default="float32", help="of the inputs")

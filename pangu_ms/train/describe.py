@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--smoke", action="store_true", help="a thinned model on CPU processes instead of the plan")
     parser.add_argument("--placement", action="store_true", help="ranks and devices alone: no output, no records")
     parser.add_argument("--follower", action="store_true", help="not the first host: write nothing, leave the output directory to the one that is")
+    parser.add_argument("--skip-paths", action="store_true", help="look at no path but the configuration's: others may be on the cluster alone")
     cut = argv.index("--") if "--" in argv else len(argv)
     options, words = parser.parse_args(argv[:cut]), argv[cut + 1 :]
     args = parse([*words, "--output", ""] if options.placement else words)
@@ -42,8 +43,8 @@ def main(argv: list[str]) -> int:
     require_trainable(config)
     description = ranks_and_devices(config)
     if not options.placement:
-        check(args, config, options.follower)
-        description |= {"words": [*words, *added], "output": args.output} | described(config)
+        unchecked = check(args, config, options.follower, options.skip_paths)
+        description |= {"words": [*words, *added], "output": args.output, "unchecked": unchecked} | described(config)
     print(json.dumps(description))
     return 0
 
@@ -92,17 +93,26 @@ def ranks_and_devices(config: RunConfig) -> dict[str, Any]:
     return {"world": parallel.world, **device, "placement": placement}
 
 
-def check(args: argparse.Namespace, config: RunConfig, follower: bool) -> None:
-    """Raise a UserError for what would end the ranks as soon as they start. The first host makes the default records, where none are named."""
+def check(args: argparse.Namespace, config: RunConfig, follower: bool, skip_paths: bool) -> list[str]:
+    """Raise a UserError for what would end the ranks as soon as they start. The first host makes the default records, where none are named.
+
+    Returns:
+        the paths that were not looked at, as they were given.
+    """
     named = _named_records(args, config)
     require_shared_records(config, named)
+    unchecked = [f"--output {args.output}", *([f"--init-from {args.init_from}"] if args.init_from else [])]
+    if skip_paths:
+        fields = {"data.order": config.data.order, "parallel.operator_strategies": config.parallel.operator_strategies}
+        return [*([f"records {named}"] if named else []), *unchecked, *(f"{name}={path}" for name, path in fields.items() if path)]
     if follower:
         if named:
             require_readable(config, named)
-        return
+        return unchecked
     output = Path(args.output)
     require_startable(config, args)
     require_readable(config, named or default_records(config, output, args.resume, progress=not args.json))
+    return []
 
 
 def _named_records(args: argparse.Namespace, config: RunConfig) -> str:

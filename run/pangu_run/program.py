@@ -29,6 +29,8 @@ class Program:
     devices_per_server: int
     chip: str = ""
     """ascend910, ascend910b, or nothing where the configuration does not say."""
+    unchecked: Sequence[str] = ()
+    """Paths that were not looked at."""
     words: Sequence[str] = ()
     """After the verb."""
     output: str = ""
@@ -46,7 +48,7 @@ def describe(words: Sequence[str], *options: str) -> Program:
     """Ask it about `train WORDS`; it checks them, and tells of long work on stderr.
 
     Args:
-        options: --num-ranks N, --device D, --smoke, --follower (write nothing).
+        options: --num-ranks N, --device D, --smoke, --follower (write nothing), --skip-paths (look at no path).
 
     Raises:
         Refused: the words have a mistake, which stands on stderr.

@@ -137,6 +137,14 @@ def test_cpu_ranks_of_several_hosts_are_for_one_machine(launch, unchecked):
         (["--rank-table", "a", "--hosts", "", "train"], "--hosts: the rank table names the hosts"),
         (["--server-id", "", "train"], "--server-id '': is empty"),
         (["--json", "train"], "--json: is of --dry-run"),
+        (["--skip-paths", "train"], "--skip-paths: is of --dry-run"),
+        (["--dryrun", "train"], "unrecognized arguments: --dryrun; did you mean --dry-run? put `train` before its options"),
+        (["--max-restart=x", "--hots", "a", "train"], "argument --max-restarts: invalid int value: 'x'"),
+        (["--hots", "a", "train"], "did you mean --hosts?"),
+        (["--device", "asend", "train"], "; did you mean ascend?"),
+        (["trian", "--config", "alpha/tiny"], "trian: ranks are launched for train; did you mean train?"),
+        (["train", "--confg", "alpha/tiny", "--output", "OUT"], "did you mean --config?"),
+        ([], "the following arguments are required: train"),
         (["--config", "alpha/tiny", "--output", "OUT"], "unrecognized arguments: --config; put `train` before its options"),
         (["--config=alpha/tiny"], "put `train` before its options"),
         (["--stream", "2", "train", "--data", "RECORDS", "--output", "OUT", "SIZES", "parallel.data_parallel=2"], "--stream 2: the job has 2 ranks"),
@@ -152,6 +160,20 @@ def test_mistakes_are_one_line_and_leave_nothing(launch, tmp_path, records, tiny
     filled = [x for word in words for x in {"OUT": [tmp_path / "out"], "RECORDS": [records], "SIZES": tiny_overrides}.get(word, [word])]
     code, _, err = launch(*filled)
     assert code == 2 and says in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_login_node_needs_none_of_the_clusters_paths(launch, tmp_path):
+    """What was not looked at is said; without the option what is missing is a mistake."""
+    (tmp_path / "hccl.json").write_bytes(dump(table(2, 8)))
+    (tmp_path / "mine.yaml").write_text("base: alpha/13b_16x64gib\n")
+    cluster = ["--data", "/cluster/records", "--output", "/cluster/run", "--init-from", "/cluster/weights"]
+    words = ["--rank-table", tmp_path / "hccl.json", "--server-id", "10.0.0.1", "train", "--config", tmp_path / "mine.yaml", *cluster]
+    code, _, err = launch("--dry-run", *words)
+    assert code == 2 and "/cluster/records: no MindRecord file" in err
+    code, out, err = launch("--dry-run", "--skip-paths", "--json", *words, "data.order=/cluster/order.npz")
+    assert code == 0 and [row["rank"] for row in json.loads(out)] == list(range(8, 16))
+    unchecked = "records /cluster/records, --output /cluster/run, --init-from /cluster/weights, data.order=/cluster/order.npz"
+    assert err == f"pangu launch: not checked here: {unchecked}\n"
 
 
 def test_the_launch_layer_starts_without_heavy_modules():

@@ -8,14 +8,16 @@ Launchers of several hosts know each other by PANGU_JOB_SECRET, the same random 
 """
 
 import argparse
+import difflib
 import json
 import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from pangu_run import arguments
 from pangu_run.arguments import LEAST_S, MOST_S, PORTS, host_names, require_between
 from pangu_run.console import show, tell
 from pangu_run.errors import LaunchError
@@ -36,13 +38,12 @@ NUMBERS |= dict.fromkeys(("hang_timeout", "start_timeout", "stop_timeout", "host
 """Least and most of each number."""
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like all others."""
+class Parser(arguments.Parser):
+    """Knows where an option that it does not know may belong."""
 
-    def error(self, message: str) -> NoReturn:
-        """Raise LaunchError."""
+    def _nearest(self, message: str) -> str:
         where = "put `train` before its options, and the launcher's own before `train`; " if "unrecognized" in message or "required" in message else ""
-        raise LaunchError(f"{message}; {where}see `pangu launch --help`")
+        return super()._nearest(message) + where
 
 
 def main(argv: list[str]) -> int:
@@ -59,8 +60,11 @@ def launch(args: argparse.Namespace) -> int:
     options = program_options(args)
     table, here = cluster(args, placement(args.words, *options))
     leads = here == 0 and not args.dry_run  # the first host prepares records, and checks the directory
-    job = job_of(args, describe(args.words, *options, *([] if leads else ["--follower"])), table, here)
+    described = describe(args.words, *options, *([] if leads else ["--follower"]), *(["--skip-paths"] if args.skip_paths else []))
+    job = job_of(args, described, table, here)
     if args.dry_run:
+        if described.unchecked:
+            _say(f"not checked here: {', '.join(described.unchecked)}")
         show(json.dumps(plan(job)) if args.json else plan_table(job))
         return 0
     return run_job(job)
@@ -87,6 +91,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     start.add_argument("--master-port", type=int, default=8118, metavar="P", help="MindSpore's scheduler; the leader has the next port (default: %(default)s)")
     start.add_argument("--bind", choices=("numa", "none"), help="keep ranks to cores of their NUMA node (default: numa on Ascend, none on CPU)")
     start.add_argument("--dry-run", action="store_true", help="print what would start, rank by rank")
+    start.add_argument("--skip-paths", action="store_true", help="with --dry-run: look at no records, checkpoint or output, as on a node that does not have them")
     start.add_argument("--json", action="store_true", help="with --dry-run: machine-readable output")
     watch = parser.add_argument_group("how they are watched")
     watch.add_argument("--max-restarts", type=int, default=0, metavar="N", help="restarts from the last valid checkpoint after failures (default: %(default)s)")
@@ -109,6 +114,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def require_sound(args: argparse.Namespace) -> None:
     """Raise LaunchError for options that cannot be meant."""
     if args.verb not in VERBS:
+        if difflib.get_close_matches(args.verb, VERBS, 1):
+            raise LaunchError(f"{args.verb}: ranks are launched for {', '.join(VERBS)}; did you mean {VERBS[0]}? see `pangu launch --help`")
         raise LaunchError(f"{args.verb}: runs on one device; ranks are launched for {', '.join(VERBS)}; run `pangu {args.verb}` itself")
     if args.stream != "none" and not args.stream.isdecimal():
         raise LaunchError(f"--stream {args.stream}: must be the number of a rank, or none; choose one")
@@ -118,6 +125,8 @@ def require_sound(args: argparse.Namespace) -> None:
         raise LaunchError("--start rank-table: needs --rank-table FILE; name one, or use --start cluster")
     if args.json and not args.dry_run:
         raise LaunchError("--json: is of --dry-run, while ranks own the terminal of a job; add --dry-run, or see `pangu status --json`")
+    if args.skip_paths and not args.dry_run:
+        raise LaunchError("--skip-paths: is of --dry-run, while ranks need what the paths hold; add --dry-run, or leave it out")
     for name in ("server_id", "master_address"):
         if getattr(args, name) == "":
             raise LaunchError(f"--{name.replace('_', '-')} '': is empty; must be a name or an address; leave it out to have it found")

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files
+from pangu_run import arguments, files
 from pangu_run.arguments import MOST_S, PORTS, NewFile, require_between
+from pangu_run.cluster_variables import CLUSTER_VARIABLES
 from pangu_run.console import show, tell
 from pangu_run.errors import LaunchError
 from pangu_run.isolated import JOB_SECRET
@@ -23,7 +24,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]{0,46}[a-z0-9])?")  # a Service's name (RFC 
 NOTHING = argparse.SUPPRESS  # no "(default: None)"
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(arguments.Parser):
     """Parser of one kind, with the options that all have."""
 
     def __init__(self, kind: str, about: str | None, output_dir: str | None = None):
@@ -94,6 +95,8 @@ def environment(pairs: list[str]) -> dict[str, str]:
         if pair.startswith(f"{JOB_SECRET}="):
             advice = "leave it out: Slurm's and Volcano's files make a fresh one; to ModelArts or `docker run` give it as a variable of the job"
             raise LaunchError(f"--env {JOB_SECRET}: would stand in a file or image that others read; a secret does not belong there; {advice}")
+        if (name := pair.partition("=")[0]) in CLUSTER_VARIABLES:
+            raise LaunchError(f"--env {pair}: the launcher takes {name} away and sets its own for each rank; leave it out")
     return dict(pair.split("=", 1) for pair in pairs)
 
 

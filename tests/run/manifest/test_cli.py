@@ -14,6 +14,7 @@ from tests.run.manifest.tools import MOUNT, WORDS, written
 
 MISTAKES = [
     ("slurm", ["--env", "1A=b"], "--env 1A=b: must be NAME=VALUE"),
+    ("slurm", ["--env", "RANK_SIZE=8"], "--env RANK_SIZE=8: the launcher takes RANK_SIZE away"),
     ("slurm", ["--grace", "10"], "--grace 10: must be from 60"),
     ("slurm", ["--partition", "a\n#SBATCH --uid=0"], "--partition 'a\\n#SBATCH --uid=0': has a control character"),
     ("slurm", ["train.x=1\nrm"], "has a control character"),
