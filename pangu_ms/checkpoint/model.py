@@ -1,8 +1,9 @@
-"""From a checkpoint to its model, also on another device or in another dtype than it was trained with."""
+"""From a checkpoint to its model, also on another device or in another dtype than it was trained with. mindspore is imported when a model is loaded."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-
-from mindspore import nn
+from typing import TYPE_CHECKING
 
 from pangu_ms import runtime
 from pangu_ms.checkpoint import store
@@ -10,7 +11,9 @@ from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
-from pangu_ms.models.build import build_model, fill, weights
+
+if TYPE_CHECKING:
+    from mindspore import nn
 
 # What may differ where a checkpoint is used from where it was trained.
 FREE_OVERRIDES = ("runtime.", "model.compute_dtype")
@@ -34,6 +37,8 @@ def load_model(checkpoint: store.Checkpoint, config: RunConfig) -> nn.Cell:
     Raises:
         CheckpointError: names or shapes are not those of its own configuration.
     """
+    from pangu_ms.models.build import build_model
+
     runtime.start(config.runtime.device)
     model = build_model(config.model)
     fill_from(checkpoint, model, config.model)
@@ -46,6 +51,8 @@ def fill_from(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfig)
     Raises:
         CheckpointError: names or shapes are not those of `config`.
     """
+    from pangu_ms.models.build import fill, weights
+
     tensors = checkpoint.tensors("model")
     store.check_names_and_shapes(str(checkpoint.path), tensors, config.parameter_shapes())
     fill(weights(model), tensors)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files
+from pangu_run import arguments, files
 from pangu_run.arguments import MOST_S, PORTS, NewFile, require_between
 from pangu_run.console import show
 from pangu_run.errors import LaunchError
@@ -21,7 +21,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]{0,46}[a-z0-9])?")  # a Service's name (RFC 
 NOTHING = argparse.SUPPRESS  # no "(default: None)"
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(arguments.Parser):
     """Parser of one kind, with the options that all have."""
 
     def __init__(self, kind: str, about: str | None, output_dir: str | None = None):
