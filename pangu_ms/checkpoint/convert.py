@@ -14,7 +14,7 @@ from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.config.registry import FAMILIES, load_object
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
-from pangu_ms.errors import CheckpointError, ConfigError, OutputError
+from pangu_ms.errors import CheckpointError, ConfigError
 from pangu_ms.runtime import quiet
 from pangu_run import files
 from pangu_run.arguments import Parser
@@ -58,8 +58,7 @@ def import_file(path: Path, source: str, config: RunConfig | None, output: Path,
     elif config is None:
         raise ConfigError(f"{path}: a file of weights does not say which model it is; name its configuration (--config)")
     naming = _format(config, source)
-    if next(Path(output).glob("step-*"), None):
-        raise OutputError(f"{output}: holds checkpoints; nothing is overwritten; name a new --output")
+    store.require_no_checkpoints(output)
     with tempfile.TemporaryDirectory() as scratch:
         copy = tokenizer and _copy_tokenizer(tokenizer, config, Path(scratch) / "tokenizer")
         read = foreign.weight_files(path) if path.is_dir() else [path]
