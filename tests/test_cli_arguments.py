@@ -1,10 +1,11 @@
 """Mistakes in options: one line, with the nearest name, exit code 2, no page of usage."""
 
 import json
+import re
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli import VERBS, main
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,8 @@ from pangu_ms.cli import main
         (["generate"], "CHECKPOINT"),
         (["tokenizer", "encode", "x"], "--tokenizer"),
         (["train", "--output"], "expected one argument"),
+        (["train", "--otput", "run"], "--otput: did you mean --output?"),
+        (["manifest", "slurm", "--config", "alpha/tiny", "--output-dri=x"], "--output-dri: did you mean --output-dir?"),
     ],
 )
 def test_one_line_with_the_nearest_name(words, advice, capsys):
@@ -82,3 +85,23 @@ def test_help_is_a_verb(capsys):
         with pytest.raises(SystemExit) as stop:
             main(words)
         assert stop.value.code == 0 and usage in capsys.readouterr().out
+
+
+ACTIONS = {
+    "tokenizer": ["train", "compress", "encode", "decode"], "data": ["prepare", "inspect", "losses", "resample"], "config": ["show", "iso"],
+    "plan": ["show", "estimate", "search", "rehearse", "execute", "inspect"], "ckpt": ["reshard"], "model": ["inherit", "upgrade"],
+    "analyze": ["collapse"], "study": ["pi-ablation", "pi-pro", "latency"], "ranktable": ["make", "merge", "check", "show", "convert", "wait", "order"],
+    "manifest": ["slurm", "volcano", "modelarts", "docker"],
+}  # fmt: skip
+COMMANDS = [[verb, *action] for verb in VERBS if verb not in ("launch", "ops") for action in ([[a] for a in ACTIONS[verb]] if verb in ACTIONS else [[]])]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_names_the_option_that_was_misspelt(words, capsys):
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    option = max(re.findall(r"^ +(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE), key=len)
+    misspelt = option[:-2] + option[-1] + option[-2] + "x"
+    test_one_line_with_the_nearest_name([*words, misspelt], f"did you mean {option}?", capsys)
+    if words[1:]:
+        test_one_line_with_the_nearest_name([words[0], words[1] + "x"], words[1], capsys)

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms import runtime
+from pangu_ms.analysis.collapse import LayerDiversity
 from pangu_ms.analysis.plot import plot_collapse
+from pangu_ms.checkpoint.model import checkpoint_config
+from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.config.cli import OVERRIDES_HELP
+from pangu_ms.data.records import RecordSet
 from pangu_ms.errors import ConfigError
 from pangu_run import files
 from pangu_run.arguments import NewFile, Parser
@@ -28,8 +32,9 @@ def main(argv: list[str]) -> int:
     if args.plot:
         require_plot(args.plot)
     runtime.quiet(args.verbose)
+    _require_sound(args, paths, overrides)
 
-    from pangu_ms.analysis.run import Subject, collapse
+    from pangu_ms.analysis.run import Subject, collapse  # with MindSpore, which takes seconds
 
     subjects = [Subject.open(path, args.data, args.split, overrides) for path in paths]  # all, before the first one runs
     results = []
@@ -46,6 +51,16 @@ def main(argv: list[str]) -> int:
         if result["tokens"] < TOKENS_PER_DIMENSION * result["hidden_size"]:
             tell(f"pangu analyze: {result['label']}: {_few_tokens(result)}")
     return 0
+
+
+def _require_sound(args: argparse.Namespace, paths: list[str], overrides: list[str]) -> None:
+    """Raise a UserError for numbers, checkpoints and records that `Subject.open` and `collapse` would refuse."""
+    if args.batch_size < 1 or args.max_batches < 0:
+        raise ConfigError(f"--batch-size {args.batch_size} --max-batches {args.max_batches}: must be at least 1 and 0; 0 batches takes all")
+    LayerDiversity(1, args.share)
+    for path in paths:
+        config = checkpoint_config(open_checkpoint(Path(path), digests=False), overrides)
+        RecordSet.require_declared(args.data, args.split, config.model, evaluation=True)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from pangu_ms.config.load import config_from_dict
 from pangu_ms.config.registry import FAMILIES, load_object
 from pangu_ms.data import huggingface_files
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
-from pangu_ms.errors import CheckpointError, ConfigError, DataError, OutputError
+from pangu_ms.errors import CheckpointError, ConfigError, DataError
 from pangu_ms.runtime import quiet
 from pangu_run import files
 from pangu_run.arguments import Parser
@@ -75,8 +75,7 @@ def import_file(
     elif config is None:
         raise ConfigError(f"{path}: a file of weights does not say which model it is; name its configuration (--config)")
     naming = _format(config, source)
-    if next(Path(output).glob("step-*"), None):
-        raise OutputError(f"{output}: holds checkpoints; nothing is overwritten; name a new --output")
+    store.require_no_checkpoints(output)
     loaded = _tokenizer_of(path, tokenizer, with_tokenizer, config)
     read = foreign.weight_files(path) if path.is_dir() else [path]
     tensors = naming.to_ours(str(path), foreign.read_files(read), config.model)

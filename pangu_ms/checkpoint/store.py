@@ -27,7 +27,7 @@ from pangu_ms.checkpoint.manifest import MANIFEST, STEP, NewerCheckpoint, verifi
 from pangu_ms.checkpoint.step_files import Contents, json_bytes, write_step
 from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config, load_config
-from pangu_ms.errors import CheckpointError
+from pangu_ms.errors import CheckpointError, OutputError
 from pangu_ms.parallel.plan import Plan
 from pangu_run import files, format_version, small_json
 
@@ -272,6 +272,12 @@ def step_directories(root: Path) -> list[Path]:
     """Step directories, newest first; an `.old` one after the one that replaces it."""
     found = [(int(match[1]), not match[2], path) for path in root.glob("step-*") if (match := STEP.fullmatch(path.name)) and path.is_dir()]
     return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def require_no_checkpoints(output: Path) -> None:
+    """Raise OutputError if a checkpoint of step 0 would stand beside others in `output`, or in a run's directory, and be taken for theirs."""
+    if next(Path(output).glob("step-*"), None) or next(Path(output).glob("checkpoints/step-*"), None):
+        raise OutputError(f"{output}: holds checkpoints; nothing is overwritten; name a new --output")
 
 
 def _looks_complete(path: Path) -> bool:

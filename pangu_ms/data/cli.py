@@ -141,10 +141,15 @@ def _decoded(directory: Path, split: str, count: int, tokenizer: Tokenizer) -> l
 def _losses(args: argparse.Namespace) -> int:
     from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
-    from pangu_ms.eval.batch_losses import batch_losses
 
+    if (batch_size := getattr(args, "batch_size", 1)) < 1:
+        raise DataError(f"--batch-size {batch_size}: must be at least 1; leave it out for the run's own")
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
+    RecordSet.require_declared(args.data, "train", config.model)
+
+    from pangu_ms.eval.batch_losses import batch_losses  # with MindSpore, which takes seconds
+
     try:
         found = batch_losses(checkpoint, args.data, args.output, getattr(args, "batch_size", None), config, progress=not args.json)
     except KeyboardInterrupt:

@@ -65,7 +65,7 @@ class RecordSet:
         return cls(str(directory), paths, manifest, _load_digests(directory, manifest["splits"][split]))
 
     @staticmethod
-    def require_declared(source: str | Path, split: str, model: ModelConfig) -> None:
+    def require_declared(source: str | Path, split: str, model: ModelConfig, evaluation: bool = False) -> None:
         """What `open` and `check` find wrong with names and the manifest alone, without mindspore; they look again, and at the rows, too.
 
         Raises:
@@ -73,7 +73,7 @@ class RecordSet:
         """
         _, _, manifest = _located(source, split)
         if manifest:
-            _require_fit(str(source), manifest["seq_length"] + 1, manifest, model)
+            _require_fit(str(source), manifest["seq_length"] + 1, manifest, model, evaluation)
 
     @property
     def eod_id(self) -> int:

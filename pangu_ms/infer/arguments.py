@@ -56,7 +56,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
         if sys.stdin.isatty():
             raise GenerationError("no prompt; give --prompt TEXT, --prompt-file FILE or text on standard input")
         try:
-            prompts = [sys.stdin.buffer.read().decode("utf-8").rstrip("\n")]
+            prompts = [sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")]  # as Windows writes text
         except UnicodeDecodeError as error:
             raise GenerationError(f"standard input: byte {error.start} is not UTF-8; text must be UTF-8; convert it") from None
     if not prompts:

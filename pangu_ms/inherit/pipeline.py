@@ -15,7 +15,7 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.compress import load_vocab_map
 from pangu_ms.data.loader import Batch, Loader
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.errors import CheckpointError, ConfigError, OutputError
+from pangu_ms.errors import CheckpointError, ConfigError
 from pangu_ms.inherit import fit, scores
 from pangu_ms.inherit.gather import gather
 from pangu_ms.inherit.masks import MaskOptions, learn_masks
@@ -66,8 +66,7 @@ def inherit(
         CheckpointError: the teacher's tensors are not those of its configuration.
         OutputError: `output` holds checkpoints.
     """
-    if next(Path(output).glob("step-*"), None):
-        raise OutputError(f"{output}: holds checkpoints; nothing is overwritten; name a new --output")
+    store.require_no_checkpoints(output)
     old, new = teacher.config().model, config.model
     fit.require_fit(old, new)
     vocab, own_tokenizer = _vocabulary(teacher, new, tokenizer)

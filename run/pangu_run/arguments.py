@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from pangu_run import files
@@ -18,18 +19,28 @@ LEAST_S, MOST_S = 0.1, 1e7
 class Parser(argparse.ArgumentParser):
     """Tells a mistake in one line, with the nearest option, and ends with exit code 2."""
 
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; the words are kept for the message of an error."""
+        self._words = args or self._words
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print the line and exit."""
         tell(f"{self.prog}: {message}; {self._nearest(message)}see `{self.prog} --help`")
         self.exit(USER_ERROR)
 
     def _nearest(self, message: str) -> str:
-        """The option or choice that an unknown word may stand for."""
-        if match := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
+        """The option or choice that an unknown word may stand for; where something is missing, it may be what a misspelt option was to give."""
+        if match := re.match(r"(unrecognized arguments|the following arguments are required): ", message):
             below = [parser for action in self._actions if isinstance(action, argparse._SubParsersAction) for parser in action.choices.values()]
             known = [name for parser in [self, *below] for action in parser._actions for name in action.option_strings]
-            near = difflib.get_close_matches(match[1], known, 1)
-            return f"did you mean {near[0]}? " if near else ""
+            words = [*self._words, *message[match.end() :].split()] if match[1].startswith("unrec") else self._words
+            options = [word.partition("=")[0] for word in words if word[:1] == "-"]
+            unknown = next((option for option in options if not any(name.startswith(option) for name in known)), None)
+            near = difflib.get_close_matches(unknown, known, 1) if unknown else []
+            return f"{unknown}: did you mean {near[0]}? " if near and match[1].startswith("the") else f"did you mean {near[0]}? " if near else ""
         if match := re.match(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message):
             near = difflib.get_close_matches(match[1], re.split(r"[', ]+", match[2]), 1)
             return f"did you mean {near[0]}? " if near else ""

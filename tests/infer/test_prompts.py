@@ -1,0 +1,35 @@
+"""Where prompts come from."""
+
+import argparse
+import io
+import sys
+
+import pytest
+
+from pangu_ms.infer.arguments import add_generation_arguments, read_prompts
+
+
+def prompts(*words):
+    parser = argparse.ArgumentParser()
+    add_generation_arguments(parser)
+    return read_prompts(parser.parse_args(words))
+
+
+@pytest.mark.parametrize(
+    "content, prompt",
+    [
+        (b"def f(x):\n", "def f(x):"),
+        (b"\xef\xbb\xbfdef f(x):\r\n    return\r\n", "def f(x):\n    return"),
+        ("\ufeff\u76d8\u53e4".encode(), "\u76d8\u53e4"),
+        (b"100 %\rdone\n", "100 %\rdone"),
+    ],
+)
+def test_standard_input_is_one_prompt_without_marks_of_its_encoding(content, prompt, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert prompts() == [prompt]
+
+
+def test_a_file_of_windows_has_the_same_prompts(tmp_path):
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbffirst\r\n\r\nsecond\r\n")
+    (tmp_path / "p.jsonl").write_bytes(b'\xef\xbb\xbf"first"\r\n{"prompt": "second"}\r\n')
+    assert prompts("--prompt-file", str(tmp_path / "p.txt")) == prompts("--prompt-file", str(tmp_path / "p.jsonl")) == ["first", "second"]
