@@ -136,6 +136,11 @@ class HuggingFaceTokenizer(Tokenizer):
         index = None if piece is None else self._table.id_of(piece)
         return index if index is not None and index < self.vocab_size else None
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """See `Tokenizer`."""
+        return ("sentencepiece", "tokenizers") if isinstance(self._table, FastPieces) else ("sentencepiece",)
+
     def with_model(self, model: bytes) -> "Tokenizer":
         """Not for these: their specials stand in several files."""
         raise DataError("tokenizer: has Hugging Face's form; only tokenizers of `pangu tokenizer train` and released vocab.model files can be cut; use one of these")

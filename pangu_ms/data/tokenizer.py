@@ -56,6 +56,7 @@ class Tokenizer:
         fingerprint: SHA-256 over the model, the settings and, with segmenter jieba, its version and dictionary; two tokenizers with equal
             fingerprints give equal ids.
         segmenter_version: what the segmenter's words depend on; empty for none.
+        packages: Python packages that it needs.
     """
 
     first_ids: tuple[int, ...] = ()
@@ -97,6 +98,10 @@ class Tokenizer:
     @property
     def segmenter_version(self) -> dict[str, str]:
         return segmenter_version() if self.segmenter == "jieba" else {}
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return ("sentencepiece", "jieba") if self.segmenter == "jieba" else ("sentencepiece",)
 
     @property
     def fingerprint(self) -> str:
