@@ -42,6 +42,16 @@ def test_ids_and_texts_are_those_of_transformers(variant):
         assert tokenizer.decode(tokenizer.encode(text)) == text or not keeps_it, text
 
 
+def test_packages_are_those_that_it_cannot_be_read_without(variant, tmp_path, monkeypatch):
+    _, tokenizer = variant
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    if "tokenizers" in tokenizer.packages:
+        with pytest.raises(DataError, match="pip install tokenizers"):
+            Tokenizer.load(tmp_path / "hf")
+    else:
+        assert Tokenizer.load(tmp_path / "hf").packages == ("sentencepiece",)
+
+
 def test_a_continuation_keeps_its_space_and_streaming_agrees(variant):
     name, tokenizer = variant
     ids = tokenizer.encode("fox jumps")
