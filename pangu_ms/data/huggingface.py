@@ -64,7 +64,6 @@ class HuggingFaceTokenizer(Tokenizer):
             # A LLaMA's add_prefix_space makes transformers build from the SentencePiece model even where there is a tokenizer.json.
             self.of_pieces = SENTENCEPIECE in contents and (FAST not in contents or (special.is_llama and special.add_prefix_space is not None))
             self.model = contents[SENTENCEPIECE if self.of_pieces else FAST]
-            self.requirements = () if self.of_pieces else ("tokenizers",)
             self._table = SentencePieces(self.model, special) if self.of_pieces else FastPieces(self.model, special)
             if self.of_pieces and self._table.id_of(JIEBA_SPACE) is not None:
                 raise ValueError(f"{SENTENCEPIECE} is PanGu-alpha's vocabulary of jieba's words; name that file itself")
@@ -139,6 +138,11 @@ class HuggingFaceTokenizer(Tokenizer):
     def _id_inside(self, piece: str | None) -> int | None:
         index = None if piece is None else self._table.id_of(piece)
         return index if index is not None and index < self.vocab_size else None
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """See `Tokenizer`."""
+        return ("sentencepiece", "tokenizers") if isinstance(self._table, FastPieces) else ("sentencepiece",)
 
     def with_model(self, model: bytes) -> "Tokenizer":
         """Not for these: their specials stand in several files."""

@@ -54,15 +54,14 @@ class Tokenizer:
         has_pad: whether pad_id is a padding piece, and not what replaces it.
         bos_id, eos_id: ids of <s> and </s>, or None.
         first_ids: what stands before each prompt and document, such as a LLaMA's bos; our own have none.
-        requirements: packages that it needs beside sentencepiece and jieba.
         stop_ids: ids that end a generated text, sorted: eot, eod and the <eod> piece.
         fingerprint: SHA-256 over the model, the settings and, with segmenter jieba, its version and dictionary; two tokenizers with equal
             fingerprints give equal ids.
         segmenter_version: what the segmenter's words depend on; empty for none.
+        packages: Python packages that it needs.
     """
 
     first_ids: tuple[int, ...] = ()
-    requirements: tuple[str, ...] = ()
 
     def __init__(self, model: bytes, segmenter: str = "jieba", eod: str = "<eod>", where: str = "tokenizer") -> None:
         """Wrap a serialised SentencePiece model.
@@ -101,6 +100,10 @@ class Tokenizer:
     @property
     def segmenter_version(self) -> dict[str, str]:
         return segmenter_version() if self.segmenter == "jieba" else {}
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return ("sentencepiece", "jieba") if self.segmenter == "jieba" else ("sentencepiece",)
 
     @property
     def fingerprint(self) -> str:

@@ -1,5 +1,6 @@
 """Entry of a package's run.pyz: the package is the directory that it lies in. Nothing is imported here that may be missing."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,6 +15,6 @@ def entry() -> int:
         guard_streams()
         return guarded("run.pyz", lambda: main(sys.argv[1:], str(package)))
     except ModuleNotFoundError as error:
-        needed = package / "requirements.txt"
-        print(f"run.pyz: the Python package {error.name} is not installed; a package runs with those of its list; pip install -r {needed}", file=sys.stderr)
+        needed = shlex.quote(str(package / "requirements.txt"))
+        print(f"run.pyz: the Python package {error.name} is not installed; install what this package needs: pip install -r {needed}", file=sys.stderr)
         return 2

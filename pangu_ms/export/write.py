@@ -42,7 +42,8 @@ from pangu_ms.infer.load import load_decoder, load_tokenizer
 from pangu_run import files
 from pangu_run.isolated import python_command, python_environment
 
-RUNNER_REQUIREMENTS = ("mindspore", "numpy", "sentencepiece", "jieba")  # and those of the tokenizer
+RUNNER_PACKAGES = ("mindspore", "numpy")
+"""What a package needs beside its tokenizer's."""
 VERIFIED_STEPS = 32
 # On a CPU the checkpoint runs our kernels and the package MindSpore's operators: two implementations, which round apart.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
@@ -111,7 +112,7 @@ def export_package(
         write_graph(decoder.graph, shape, directory, key)
         tokenizer.save(directory / "tokenizer")
         write_runner(directory / "run.pyz")
-        needed = (*RUNNER_REQUIREMENTS, *tokenizer.requirements)
+        needed = (*RUNNER_PACKAGES, *tokenizer.packages)
         files.write_text(directory / "requirements.txt", "".join(f"{name}=={metadata.version(name)}\n" for name in needed))
         manifest = {
             "format_version": FORMAT_VERSION,

@@ -42,6 +42,16 @@ def test_ids_and_texts_are_those_of_transformers(variant):
         assert tokenizer.decode(tokenizer.encode(text)) == text or not keeps_it, text
 
 
+def test_packages_are_those_that_it_cannot_be_read_without(variant, tmp_path, monkeypatch):
+    _, tokenizer = variant
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    if "tokenizers" in tokenizer.packages:
+        with pytest.raises(DataError, match="pip install tokenizers"):
+            Tokenizer.load(tmp_path / "hf")
+    else:
+        assert Tokenizer.load(tmp_path / "hf").packages == ("sentencepiece",)
+
+
 def test_a_continuation_keeps_its_space_and_streaming_agrees(variant):
     name, tokenizer = variant
     ids = tokenizer.encode("fox jumps")
@@ -79,7 +89,7 @@ def test_specials_are_what_the_directory_says_and_never_come_out_of_text(variant
     assert tokenizer.decode([tokenizer.eod_id, *tokenizer.first_ids]) == ""
     if name in ("extended", "llama3"):
         assert tokenizer.decode([tokenizer.vocab_size - 1]) == ""  # a row to spare
-    assert tokenizer.requirements == (("tokenizers",) if name in ("llama1_fast", "llama2_fast", "llama3") else ())
+    assert ("tokenizers" in tokenizer.packages) == (name in ("llama1_fast", "llama2_fast", "llama3"))
     tokenizer.save(tmp_path / "copy")
     copy = Tokenizer.load(tmp_path / "copy")
     assert copy.fingerprint == tokenizer.fingerprint and copy.encode_prompt("a b") == tokenizer.encode_prompt("a b")

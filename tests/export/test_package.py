@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -80,6 +81,50 @@ def test_the_package_runs_without_this_code_base(package, tmp_path, capsys):
     main(["run-mindir", str(package), "--prompt", PROMPTS[0], *GREEDY])
     assert texts(done.stdout) == texts(capsys.readouterr().out)
     assert os.listdir(tmp_path) == ["copy"]
+
+
+WITHOUT = (
+    "import runpy, sys\n"
+    "missing, sys.argv = sys.argv[1].split(','), sys.argv[2:]\n"
+    "sys.modules.update(dict.fromkeys(missing)); sys.path.insert(0, sys.argv[0])\n"
+    "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+)
+
+
+def run_without(package, missing, where, *options):
+    """run.pyz where some Python packages are not installed."""
+    command = [sys.executable, "-c", WITHOUT, missing, str(package / "run.pyz"), "--prompt", "print(", "--max-new-tokens", "2", *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=where, check=False)
+
+
+def test_the_package_runs_without_what_its_list_does_not_name(package, tmp_path):
+    needed = {line.partition("==")[0] for line in (package / "requirements.txt").read_text().splitlines()}
+    assert needed == {"mindspore", "numpy", "sentencepiece"}  # its tokenizer has no segmenter
+    done = run_without(package, "jieba,tqdm,tokenizers,cryptography,pydantic,yaml", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("print(")
+
+
+@pytest.mark.parametrize("name", ["sentencepiece", "numpy", "mindspore", "jieba"])
+def test_a_python_package_that_is_not_installed_is_one_line(package, tmp_path, name):
+    """It advises a list that is there, also behind a space."""
+    (tmp_path / "a b").mkdir()
+    copy = copy_of(package, tmp_path / "a b")
+    if name == "jieba":
+        settings = copy / "tokenizer/tokenizer.json"
+        settings.write_text(settings.read_text().replace('"none"', '"jieba"'))
+        reseal(copy)
+    done = run_without(copy, name, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    assert f"the Python package {name} is not installed" in done.stderr
+    advised = shlex.split(done.stderr.rpartition("needs: ")[2])
+    assert advised[:3] == ["pip", "install", "-r"] and open(advised[3]).read().startswith("mindspore==")
+
+
+def test_a_list_names_what_the_tokenizer_needs(records):
+    from pangu_ms.data.tokenizer import Tokenizer
+
+    plain = Tokenizer.load(records / "tokenizer")
+    assert plain.packages == ("sentencepiece",) and Tokenizer(plain.model, "jieba").packages == ("sentencepiece", "jieba")
 
 
 @pytest.mark.parametrize("name", ["model.mindir", "tokenizer/vocab.model", "run.pyz"])

@@ -1,19 +1,28 @@
 """Weights that training leaves as they are, under a plan: see tests/frozen.py."""
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pangu_ms.checkpoint import store
+from pangu_ms.checkpoint.reshard import Source, reshard
 from pangu_ms.config import load_config
+from pangu_ms.models.init import initial_values
 from pangu_ms.parallel import execute, memory, rehearse
 from pangu_ms.parallel.cluster import CHIPS, bandwidth
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.slices import Slices
 from pangu_ms.parallel.time import step_terms
+from pangu_ms.train.placement import whole_shapes
 from pangu_run.isolated import python_command
 from pangu_run.launch.start import run_ranks
-from tests.frozen import MATRIX, TABLE, frozen, unfrozen
+from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice
+from tests.frozen import MATRIX, TABLE, frozen, permutation, unfrozen
 
 CHILD = "tests.frozen_child"
 SMALL = ["model.vocab_size=64", "model.hidden_size=128", "model.num_layers=2", "model.num_heads=4", "model.seq_length=16", "model.dropout=0.0"]
@@ -80,3 +89,32 @@ def test_the_compiler_makes_moments_of_what_is_trained_alone(fields):
     for report in rehearse.rehearse(plan.config, rehearse.sample_ranks(plan), progress=False):
         assert report.differences == []
         assert (report.parameter_bytes, report.optimizer_bytes) == (memory.parameter_bytes(plan, report.stage), memory.optimizer_bytes(plan, report.stage))
+
+
+@pytest.mark.slow
+def test_a_rank_loads_and_saves_its_slices_of_them(tmp_path):
+    """Of its parameters, initial values and what a checkpoint has; of moments only those of what is trained. Slices are cut by the rules in words."""
+    plan, rank = (2, 2, 1, 1, 0, 4), 3
+    config, rng = planned(ALPHA, plan), np.random.default_rng(3)
+    shapes = whole_shapes(config)
+    arrays = {group: {name: rng.standard_normal(shape).astype(np.float32) for name, shape in named.items()} for group, named in shapes.items()}
+    arrays["model"][TABLE] = permutation(config.model.vocab_size)[::-1].copy()
+    source = store.save(tmp_path / "source", 5, arrays, {"step": 5}, config)
+    command = [sys.executable, "-m", CHILD, "tests.train.planned_child", "virtual", tmp_path, str(rank), json.dumps(plan)]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stderr[-3000:]
+    found = dict(np.load(tmp_path / "held.npz"))
+
+    expected = {name: value for tensors in arrays.values() for name, value in tensors.items()}
+    expected |= {f"first/{name}": value for name, value in initial_values(config.model, config.train.seed)}
+    assert not [name for name in found if name.startswith("adam_") and name.endswith((MATRIX, TABLE))]
+    names = [name for name in found if name.removeprefix("first/") in arrays["model"] or name in arrays["optimizer"]]
+    assert {MATRIX, TABLE, f"first/{MATRIX}", f"first/{TABLE}", "adam_m.blocks.1.ffn.up.weight"} <= set(names)
+    for name in names:
+        part, _ = rank_slice(plan, name.removeprefix("first/"), expected[name], rank)
+        assert found[name].dtype == part.dtype and np.array_equal(found[name], part), name
+
+    same = reshard(Source.of(store.open_checkpoint(source)), tmp_path / "same", config)
+    for group in arrays:
+        file = f"{group}-rank-{rank:05d}.safetensors"
+        assert (tmp_path / "saved/.step-00000005.ranks.tmp" / file).read_bytes() == (same / file).read_bytes()
