@@ -47,10 +47,9 @@ def set_device(target, device_id=None):
     ms.set_context(mode=ms.GRAPH_MODE)
     virtual_cluster.enter(world, rank)
     backend.assume_soc(os.environ.get("ASCEND_STUB_SOC", SOC))
-    if "stand_ins" not in real:
-        stand_in_for_cells()
-        if world > 1:
-            stand_in_for_ranks(rank, world)
+    if not real.get("entered"):
+        real["entered"] = True
+        stand_in_for_ranks(rank, world) if world > 1 else stand_in_for_cells()
 
 
 def stand_in_for_ranks(rank, world):

@@ -1,7 +1,9 @@
 """A run goes on with any plan of its model and global batch; where the global batch is another one, the message says what to add, and that works."""
 
 import itertools
+import json
 import re
+import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -95,6 +97,22 @@ def test_where_no_share_exists_the_advised_search_finds_plans(tmp_path, capsys):
     require_same_run(stored, load_config("pi/7b", best), str(tmp_path))
 
 
+def test_a_run_of_one_process_goes_on_in_two(records, tiny_overrides, trained_run, tmp_path):
+    """From a checkpoint in its middle: the end is about that of the run that stayed in one process."""
+    shutil.copytree(trained_run, tmp_path / "run")
+    for path in (tmp_path / "run/checkpoints").glob("step-*"):
+        if path.name > "step-00000009":
+            shutil.rmtree(path)
+    (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics(trained_run) if row["step"] < 9))
+    ranks = ["train.batch_size=2", "parallel.data_parallel=2", "train.eval_every=0"]
+    done = subprocess.run(command(records, tmp_path / "run", [*tiny_overrides, *ranks], "--resume"), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    require_about_equal(trained_run, tmp_path / "run", 1e-4)
+    assert open_checkpoint(tmp_path / "run").config().parallel.data_parallel == 2
+    assert held_out_loss(tmp_path / "run") == pytest.approx(held_out_loss(trained_run), abs=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_a_run_goes_from_one_process_to_two_and_back(records, tiny_overrides, trained_run, tmp_path):
     """Accumulation of two, then two replicas, then one whole batch: losses as of the run that had one whole batch all the time."""

@@ -226,6 +226,29 @@ def test_two_runs_in_one_directory_do_not_mix(records, tiny_overrides, tmp_path)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_launched_and_unlaunched_runs_in_one_directory_do_not_mix(records, tiny_overrides, tmp_path):
+    """Whichever is first, the second is refused in one line, whether it comes with a launcher or without."""
+    endless = [*tiny_overrides, "train.steps=100000", "optimizer.decay_steps=100", "train.save_every=0"]  # a save that is under way would be told of
+    alone, launched = (command(records, tmp_path / name, endless) for name in ("alone", "launched"))
+    launched[3:3] = launcher = ["launch", "--device", "cpu", "--num-ranks", "1"]
+    seconds = {"alone": [*alone[:3], *launcher, *alone[3:]], "launched": [word for word in launched if word not in launcher]}
+    for name, first in (("alone", alone), ("launched", launched)):
+        running = subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
+        try:
+            while not (tmp_path / name / "metrics.jsonl").exists():
+                assert running.poll() is None
+                time.sleep(0.05)
+            for again in (seconds[name], first):
+                done = subprocess.run([*again, "--resume"], capture_output=True, text=True, timeout=300)
+                assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+                assert re.search(r"trains in it; one at a time|another launcher .* runs a job there", done.stderr)
+        finally:
+            running.terminate()
+            running.wait(120)
+
+
 def test_a_mistake_found_late_leaves_no_directory(records, tiny_overrides, trained_run, tmp_path):
     from pangu_ms.train.loop import train
 
