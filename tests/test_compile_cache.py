@@ -59,11 +59,9 @@ def test_hit_miss_and_damage(run, tmp_path):
         found, values = run(override)
         assert found == "False" and values != expected
         assert values == run(override, cache=tmp_path / "other")[1]
-    for damage in (lambda content: content[:-50], flipped, lambda content: b""):
-        for graph in (tmp_path / "cache/pangu_ms/compiled").rglob("*.mindir"):
-            graph.write_bytes(damage(graph.read_bytes()))
-        assert run() == ["False", expected]
-    assert run() == ["True", expected]
+    for graph in (tmp_path / "cache/pangu_ms/compiled").rglob("*.mindir"):
+        graph.write_bytes(flipped(graph.read_bytes()))
+    assert run() == ["False", expected] and run() == ["True", expected]
     assert not [p for p in tmp_path.iterdir() if p.name not in ("cache", "other", "program.py")]
 
 

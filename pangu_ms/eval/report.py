@@ -47,7 +47,7 @@ def evaluate(
     """
     require_batches(batch_size, max_batches)
     config, tokenizer = config or checkpoint.config(), checkpoint.tokenizer_path()
-    loaded = tokenizer and Tokenizer.load(tokenizer)
+    loaded = Tokenizer.load(tokenizer) if tokenizer else None
     record_set = RecordSet.open(records, split)
     total = num_batches(record_set, batch_size, max_batches)
     record_set.check(config.model, loaded, evaluation=True)

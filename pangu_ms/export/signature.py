@@ -27,13 +27,15 @@ def sign(content: bytes, key_file: Path | str) -> bytes:
 def read_signing_key(key_file: Path | str) -> Any:
     """The private key of --sign-key; raises ExportError where it is none."""
     serialization, ed25519 = _library("--sign-key")
-    return _key(key_file, lambda pem: serialization.load_pem_private_key(pem, None), ed25519.Ed25519PrivateKey, "private", "openssl genpkey -algorithm ed25519 -out PRIVATE.pem")
+    command = "openssl genpkey -algorithm ed25519 -out PRIVATE.pem"
+    return _key(key_file, lambda pem: serialization.load_pem_private_key(pem, None), ed25519.Ed25519PrivateKey, "private", command)
 
 
 def read_verifying_key(key_file: Path | str) -> Any:
     """The public key of --verify-key; raises ExportError where it is none."""
     serialization, ed25519 = _library("--verify-key")
-    return _key(key_file, serialization.load_pem_public_key, ed25519.Ed25519PublicKey, "public", "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem")
+    command = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem"
+    return _key(key_file, serialization.load_pem_public_key, ed25519.Ed25519PublicKey, "public", command)
 
 
 def require_signed(package: Path, content: bytes, key_file: Path | str) -> None:

@@ -101,8 +101,9 @@ class Sampler:
         """
         config = self.config
         if not np.isfinite(logits).all():
-            where = f"prompt {self.index + 1}: the model's logits behind {len(self.generated)} new tokens hold {logits[~np.isfinite(logits)][0]}"
-            raise GenerationError(f"{where}; they must be numbers; the weights are damaged or overflow: use another checkpoint, or float32 (model.compute_dtype=float32)")
+            where, found = f"prompt {self.index + 1}: the model's logits behind {len(self.generated)} new tokens", logits[~np.isfinite(logits)][0]
+            advice = "use another checkpoint, or float32 (model.compute_dtype=float32)"
+            raise GenerationError(f"{where} hold {found}; they must be numbers; the weights are damaged or overflow: {advice}")
         logits = logits.astype(np.float64)
         if config.repetition_penalty != 1:
             seen = np.unique(np.array(self.prompt + self.generated, np.int64))
