@@ -13,6 +13,7 @@ from pangu_ms.errors import ConfigError
 # A string under a field is its description: `pangu config show --fields` prints it.
 STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+MOST_LAYERS = 4096  # the deepest models have some hundreds
 Act = Literal["gelu", "gelu_erf", "fast_gelu", "silu"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
@@ -38,6 +39,12 @@ def require_positive(section: Any, *names: str) -> None:
     """Each named field of `section` is above 0."""
     for name in names:
         require(getattr(section, name) > 0, name, f"={getattr(section, name)}: must be positive")
+
+
+def require_at_most(section: Any, most: int, *names: str) -> None:
+    """Each named field of `section` is a number of things that are counted out one by one: a file with 2**63 of them would take all memory."""
+    for name in names:
+        require(getattr(section, name) <= most, name, f"={getattr(section, name)}: must be at most {most}; use a smaller one")
 
 
 def require_not_negative(section: Any, **meaning_of_0: str) -> None:
@@ -101,6 +108,7 @@ class ModelConfig:
         if self.ffn_hidden_size == 0:
             self._resolve("ffn_hidden_size", self.default_ffn_hidden_size())
         require_positive(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "ffn_hidden_size", "seq_length", "init_std")
+        require_at_most(self, MOST_LAYERS, "num_layers")
 
     def _resolve(self, field: str, value: Any) -> None:
         """Replace a 0 that stands for a computed value."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pangu_ms.config.base import STRICT, Act, Float, Int, ModelConfig, ParameterSpec, bias, divisors, gain, require, require_not_negative, require_positive
+from pangu_ms.config.base import STRICT, Act, Float, Int, ModelConfig, ParameterSpec, bias, divisors, gain, require, require_at_most, require_not_negative, require_positive
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -65,6 +65,7 @@ class PiConfig(ModelConfig):
             self._resolve("num_kv_heads", self.num_heads)
         require_positive(self, "num_kv_heads", "head_dim", "rms_norm_eps", "rope_theta", "siaf_terms", "aug_shortcut_reduction")
         require_not_negative(self, aug_shortcut_branches="is none")
+        require_at_most(self, 64, "siaf_terms", "aug_shortcut_branches")
         require(self.head_dim % 2 == 0, "head_dim", f"={self.head_dim}: must be even, as rotary positions turn pairs; change it, or hidden_size or num_heads")
         kv_rule = f"={self.num_kv_heads}: must divide num_heads={self.num_heads}; use one of {divisors(self.num_heads)}"
         require(self.num_heads % self.num_kv_heads == 0, "num_kv_heads", kv_rule)

@@ -85,7 +85,7 @@ def _with(base: Kind, file: str | None = None, form: str = "bytes", share: float
 
 _CONFIG = Kind("config.yaml", "", ("config", "show", "--config", "{input}", "--json"), "yaml", share=0.05)
 _TABLE = Kind("table.json", "", ("ranktable", "check", "{input}"), "json", starts="  ")
-_HOSTS = Kind("hosts", "", ("ranktable", "make", "--hosts", "{input}", "--devices", "2"), share=0.2)
+_HOSTS = Kind("hosts", "", ("ranktable", "make", "--hosts", "{input}", "--devices", "2"), share=0.02)
 _HCCN = Kind("hccn.conf", "", ("ranktable", "make", "--hosts", "10.0.0.1", "--devices", "2", "--hccn-tool", "none", "--hccn-conf", "{input}"), share=0.2)
 _STATUS = Kind("job", "status.json", ("status", "{input}", "--json"), "json", refusals=(1, 2), optional=True, steady=False, forgiving=True)
 _LOGS = Kind("job", "events.jsonl", ("logs", "{input}", "--errors"), "lines", refusals=(1, 2), share=0.3, endless=True, optional=True, forgiving=True)
@@ -93,7 +93,7 @@ _LOGS = Kind("job", "events.jsonl", ("logs", "{input}", "--errors"), "lines", re
 _RESHARD = ("ckpt", "reshard", "{input}", "--whole", "--output", "{output}")
 _STEP = Kind("step-00000000", "model.safetensors", _RESHARD, exact=True, product="checkpoints/step-*/*.safetensors")
 _RANKS = _with(_STEP, "model-rank-00002.safetensors", source="step-00000005")
-_STATE = Kind("step-00000000", "state.json", (":state", "{input}"), "json", share=0.2, after=reseal)
+_STATE = Kind("step-00000000", "state.json", (":state", "{input}"), "json", share=0.1, after=reseal)
 _MS_COMMAND = ("ckpt", "reshard", "--from-mindspore", "{input}", "--strategy", "{source}/strategy.ckpt", "--config", "{source}/planned.yaml", "--whole", "--output", "{output}")
 _MS_SHARDS = Kind("ms", "rank_1/m.ckpt", _MS_COMMAND, product="checkpoints/step-*/*.safetensors", share=0.03)
 
@@ -103,8 +103,8 @@ _NPZ = Kind("weights.npz", "", _FOREIGN, "npz", share=0.02)
 
 _ENCODE = ("tokenizer", "encode", "--tokenizer", "{input}", "def alpha(x): \u6625\u7720")
 _TOKENIZER = Kind("tokenizer", "tokenizer.json", _ENCODE, "json", exact=True, share=0.05)
-_LLAMA = Kind("llama", "tokenizer_config.json", _ENCODE, "json", share=0.1, optional=True)
-_FAST = _with(_LLAMA, "tokenizer.json", "json", 0.1, source="llama3", optional=False)
+_LLAMA = Kind("llama", "tokenizer_config.json", _ENCODE, "json", share=0.05, optional=True)
+_FAST = _with(_LLAMA, "tokenizer.json", "json", 0.03, source="llama3", optional=False)
 _TEXT = Kind("text.txt", "", ("tokenizer", "encode", "--tokenizer", "{source}/tokenizer", "--file", "{input}"), share=0.2, waits=True)
 _COUNTS_COMMAND = ("tokenizer", "compress", "--tokenizer", "{source}/tokenizer", "--counts", "{input}", "--vocab-size", "380", "--output", "{output}")
 _COUNTS = Kind("counts.json", "", _COUNTS_COMMAND, "json", product="vocab.model")
@@ -158,19 +158,19 @@ KINDS = {
     "checkpoint of ranks": _RANKS,
     "checkpoint of ranks, sealed": _with(_RANKS, form="safetensors", share=0.05, exact=False, after=reseal),
     "manifest of ranks, sealed": _with(_RANKS, "manifest.json", "sealed", 0.1, exact=False),
-    "checkpoint config, sealed": _with(_STEP, "config.yaml", "yaml", 0.1, after=reseal),
+    "checkpoint config, sealed": _with(_STEP, "config.yaml", "yaml", 0.03, after=reseal),
     "checkpoint state, sealed": _STATE,
     "Hugging Face config": _HF,
     "Hugging Face weights": _with(_HF, "model-2.safetensors", "safetensors", 0.05),
     "Hugging Face index": _with(_HF, "model.safetensors.index.json", "json", 0.02),
     "npz weights": _NPZ,
     "tokenizer settings": _TOKENIZER,
-    "tokenizer model": _with(_TOKENIZER, "vocab.model"),
-    "tokenizer model, sealed": _with(_TOKENIZER, "vocab.model", exact=False, share=0.05, after=reseal_tokenizer),
+    "tokenizer model": _with(_TOKENIZER, "vocab.model", command=(":tokenizer", "{input}")),
+    "tokenizer model, sealed": _with(_TOKENIZER, "vocab.model", exact=False, share=0.01, command=(":tokenizer", "{input}"), after=reseal_tokenizer),
     "LLaMA tokenizer settings": _LLAMA,
-    "LLaMA tokenizer model": _with(_LLAMA, "tokenizer.model", share=0.05, optional=False),
-    "LLaMA special tokens": _with(_LLAMA, "special_tokens_map.json", "json", 0.2),
-    "LLaMA generation config": _with(_LLAMA, "generation_config.json", "json", 0.2),
+    "LLaMA tokenizer model": _with(_LLAMA, "tokenizer.model", share=0.01, optional=False),
+    "LLaMA special tokens": _with(_LLAMA, "special_tokens_map.json", "json", 0.05),
+    "LLaMA generation config": _with(_LLAMA, "generation_config.json", "json", 0.05),
     "tokenizer.json": _FAST,
     "text to encode": _TEXT,
     "counts of pieces": _COUNTS,
@@ -186,8 +186,8 @@ KINDS = {
     "ckpt weights": Kind("weights.ckpt", "", _FOREIGN, share=0.02),
     "MindSpore shards": _MS_SHARDS,
     "records manifest": _RECORDS,
-    "records": _with(_RECORDS, "*.mindrecord", exact=True),
-    "records index": _with(_RECORDS, "*.mindrecord.db", exact=True, endless=True),
-    "records digests": _with(_RECORDS, "*.digests", exact=True),
+    "records": _with(_RECORDS, "*.mindrecord", exact=True, command=(":rows", "{input}")),
+    "records index": _with(_RECORDS, "*.mindrecord.db", exact=True, command=(":rows", "{input}"), endless=True),
+    "records digests": _with(_RECORDS, "*.digests", exact=True, command=(":rows", "{input}")),
 }
 """Those that need mindspore come last: from there on it is in every reading process."""

@@ -54,6 +54,23 @@ def vocab_map(tokenizer):
     print(load_vocab_map(tokenizer))
 
 
+def tokenizer(directory):
+    """As every command that has a tokenizer."""
+    from pangu_ms.data.tokenizer import Tokenizer
+
+    loaded = Tokenizer.load(directory)
+    print(loaded.fingerprint, loaded.encode_prompt("def alpha(x): \u6625\u7720"))
+
+
+def rows(records):
+    """As `pangu train`, which reads all of them in time."""
+    from pangu_ms.data.records import RecordSet
+
+    for split in ("train", "held_out"):
+        for part in RecordSet.open(records, split).rows():
+            print(part.tolist())
+
+
 def blocks(work):
     """As `pangu data prepare`, continued."""
     from pangu_ms.data import blocks
