@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
     which.add_argument("--sample", type=int, default=0, metavar="N", help="number of ranks, spread over stages and places in them; 0: one of every stage")
     parser.add_argument("--layers-per-stage", type=int, default=2, metavar="N", help="layers kept on each stage, at full width; 0 keeps all")
     parser.add_argument("--micro-batches", type=int, default=0, metavar="N", help="micro-batches kept, as many as stages at least; 0 keeps all")
-    parser.add_argument("--chip", choices=("ascend910", "ascend910b", "ascend910_93"), default=argparse.SUPPRESS, help=f"whose operators the step is made of (default: runtime.chip, or {DEFAULT_CHIP})")
+    about = f"whose operators the step is made of (default: runtime.chip, or {DEFAULT_CHIP})"
+    parser.add_argument("--chip", choices=("ascend910", "ascend910b", "ascend910_93"), default=argparse.SUPPRESS, help=about)
     parser.add_argument("--composed", action="store_true", help="elementary operators instead, which a CPU could execute")
     parser.add_argument("--output", type=Path, action=NewDirectory, metavar="DIR", help="new directory for report.json and MindSpore's strategy files of the ranks")
     parser.add_argument("--parameters", action="store_true", help="also print the slice of every parameter")

@@ -68,9 +68,11 @@ def rank_table_file(site: Site) -> Iterator[Line]:
         elif site.table_path and Path(path).resolve() != Path(site.table_path).resolve():
             yield warn(name, f"{path}, but --rank-table is {site.table_path}", f"`unset {name}`: the launcher's option is taken")
     if len(set(paths.values())) > 1:
-        yield fail("RANK_TABLE_FILE", " and ".join(f"{name}={path}" for name, path in paths.items()), "`unset RANK_TABLE_FILE MINDSPORE_HCCL_CONFIG_PATH`, and name the table by --rank-table")
+        found = " and ".join(f"{name}={path}" for name, path in paths.items())
+        yield fail("RANK_TABLE_FILE", found, f"`unset {' '.join(paths)}`, and name the table by --rank-table")
     if paths and values.get("MS_ROLE"):
-        yield fail("MS_ROLE", f"{values['MS_ROLE']} with {next(iter(paths))}: two ways to start a cluster", f"`unset MS_ROLE {' '.join(paths)}`; `pangu launch --start` chooses")
+        fix = f"`unset MS_ROLE {' '.join(paths)}`; `pangu launch --start` chooses"
+        yield fail("MS_ROLE", f"{values['MS_ROLE']} with {next(iter(paths))}: two ways to start a cluster", fix)
 
 
 def devices(site: Site) -> Iterator[Line]:

@@ -53,7 +53,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--kind", choices=("ascendjob", "volcano"), default="ascendjob", help="resource: MindCluster's AscendJob or Volcano's Job")
     parser.add_argument("--namespace", default="default", help="Kubernetes namespace")
     parser.add_argument("--queue", default="default", help="Volcano queue")
-    parser.add_argument("--image", default=NOTHING, help="image made with `pangu manifest docker`; default: its pangu-ms:VERSION, or -910 behind it for the first 910")
+    parser.add_argument("--image", default=NOTHING, help="image; default: what `pangu manifest docker` makes for this plan")
     parser.add_argument("--mount", action="append", metavar="HOST:PATH", default=NOTHING, help="HOST of the servers is PATH in the pods; may be repeated")
     parser.add_argument("--resource", default="huawei.com/Ascend910", help="what the device plugin calls a device")
     label = "MindCluster's label of the product: ascend-910 or ascend-910b; default: by runtime.chip, and ascend-910b where it is not said"
