@@ -1,4 +1,4 @@
-"""Weights of other programs: MindSpore .ckpt, numpy .npz, .safetensors, and Hugging Face directories. mindspore is imported only for .ckpt."""
+"""Weights of other programs: MindSpore .ckpt, numpy .npz, .safetensors, and Hugging Face directories. mindspore is imported only to write .ckpt."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store
-from pangu_ms.checkpoint.dtypes import BFLOAT16, to_bfloat16, widened
+from pangu_ms.checkpoint.dtypes import BFLOAT16, widened
 from pangu_ms.data import npz_file
 from pangu_ms.errors import CheckpointError
 from pangu_run import files, small_json
@@ -141,23 +141,15 @@ def _functions(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, T
 
 
 def _read_ckpt(path: Path) -> Tensors:
-    import mindspore as ms
-
-    mindspore_shards.index(path)  # MindSpore copies contents of another length than their dims: past the array's end, or zeros instead
-    try:
-        parameters = ms.load_checkpoint(str(path))
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole MindSpore checkpoint ({str(error).splitlines()[0]}); copy or download it again") from None
-    weights = {name: value for name, value in parameters.items() if isinstance(value, ms.Tensor)}  # texts may be saved beside them
-    return {name: to_bfloat16(value.float().asnumpy()) if value.dtype == ms.bfloat16 else value.asnumpy() for name, value in weights.items()}
+    # Not by MindSpore: it copies contents of another length than their dims past the array's end, and turns a bfloat16 on a device.
+    return safetensors_file.load(mindspore_shards.index(path))
 
 
 def _write_ckpt(path: Path, tensors: Tensors) -> None:
     import mindspore as ms
 
     def tensor(array: np.ndarray) -> ms.Tensor:
-        made = ms.Tensor(np.asarray(widened(array), order="C"))
-        return made.astype(ms.bfloat16) if array.dtype == BFLOAT16 else made
+        return ms.Tensor(np.asarray(widened(array), order="C"), dtype=ms.bfloat16 if array.dtype == BFLOAT16 else None)
 
     ms.save_checkpoint([{"name": name, "data": tensor(array)} for name, array in tensors.items()], str(path))
 

@@ -156,7 +156,12 @@ def read(path: Path) -> dict[str, np.ndarray]:
     Raises:
         CheckpointError: the file cannot be read or is not a whole safetensors file.
     """
-    raw = {name: (spec, np.array(place.map(spec))) for name, (spec, place) in index(path).items()}
+    return load(index(path))
+
+
+def load(contents: Contents) -> dict[str, np.ndarray]:
+    """The tensors themselves; see `read`."""
+    raw = {name: (spec, np.array(place.map(spec))) for name, (spec, place) in contents.items()}
     return {name: array.view(BFLOAT16) if spec.code == "BF16" else array for name, (spec, array) in raw.items()}
 
 

@@ -94,7 +94,7 @@ def test_bfloat16_of_mindspore(tmp_path):
     import mindspore as ms
 
     path = tmp_path / "w.ckpt"
-    ms.save_checkpoint([{"name": "x", "data": ms.Tensor(BASE).astype(ms.bfloat16)}], str(path))
+    ms.save_checkpoint([{"name": "x", "data": ms.Tensor(BASE, dtype=ms.bfloat16)}], str(path))
     found = foreign.read_file(path)["x"]
     assert found.dtype == BFLOAT16
     assert_same({"x": widened(found)}, {"x": BASE})
