@@ -194,7 +194,9 @@ class Config(State):
     def make(self, root):
         from pangu_ms.config import dump_config
 
-        (root / "config.yaml").write_text(dump_config(small_config()))
+        text = dump_config(small_config())
+        half = text.rindex(":") - 1  # within a name: half of a YAML file may be one, and says then whose directory it is
+        (root / "config.yaml").write_text(text + "\n" * (2 * half - len(text)))
         return root / "config.yaml"
 
     def use(self, root):
