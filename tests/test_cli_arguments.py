@@ -43,7 +43,7 @@ def test_one_line_with_the_nearest_name(words, advice, capsys):
 @pytest.mark.parametrize(
     ("words", "advice"),
     [
-        (["convert", "a.bin", "b.bin", "--from", "official", "--output", "x"], "b.bin: is no override, which has the form section.field=value"),
+        (["convert", "a.bin", "b.bin", "--from", "official", "--output", "x"], "b.bin: is no override; an override has the form section.field=value"),
         (["generate", "run", "other", "--prompt", "x"], "other: is no override"),
         (["eval", "run", "other", "--data", "x"], "other: is no override"),
         (["export", "run", "other", "--output", "x"], "other: is no override"),

@@ -41,10 +41,11 @@ def add_override_arguments(parser: argparse.ArgumentParser, text: str = OVERRIDE
 
 
 class _Config(argparse.Action):
-    """Of `--config NAME`: remembers that it was given."""
+    """Of `--config NAME`; the last one counts, but not against a name without the option."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
-        _name_config(parser, namespace, values)
+        _require_one(values, getattr(namespace, "config_word", values))
+        namespace.config = namespace.config_option = values
 
 
 class _Overrides(argparse.Action):
@@ -55,23 +56,24 @@ class _Overrides(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
         names = [word for word in values if self.takes_name and (word.removeprefix("configs/").removesuffix(".yaml") in presets() or _is_yaml(word))]
         for name in names:
-            _name_config(parser, namespace, name)
+            _require_one(name, getattr(namespace, "config_option", name), getattr(namespace, "config_word", name))
+            namespace.config = namespace.config_word = name
         namespace.overrides = [word for word in values if word not in names]
         for word in namespace.overrides:
             if "=" not in word.lstrip("="):
                 near = difflib.get_close_matches(word, presets(), 1) if self.takes_name else []
                 hint = f" (or did you mean --config {near[0]}?)" if near else ""
-                parser.error(f"{word}: is no override, which has the form section.field=value, for example runtime.device=CPU{hint}")
+                raise ConfigError(f"{word}: is no override; an override has the form section.field=value, for example runtime.device=CPU{hint}")
 
 
 def _is_yaml(word: str) -> bool:
     return word.endswith((".yaml", ".yml")) and "=" not in Path(word).name and Path(word).is_file()
 
 
-def _name_config(parser: argparse.ArgumentParser, namespace: argparse.Namespace, name: str) -> None:
-    if (given := getattr(namespace, "named_config", name)) != name:
-        parser.error(f"{name}: {given} is named as the configuration, too; a run has one; leave one out")
-    namespace.config = namespace.named_config = name
+def _require_one(name: str, *others: str) -> None:
+    for other in others:
+        if other != name:
+            raise ConfigError(f"{name}: {other} is named as the configuration, too; a run has one; leave one out")
 
 
 def fields() -> list[dict[str, Any]]:
