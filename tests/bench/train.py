@@ -23,6 +23,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -122,9 +123,11 @@ def serve(name: str, config: RunConfig, dtype: str, steps: int) -> None:
 class Worker:
     """A process that trains on command. Two in one process would disturb each other: MindSpore binds the threads that PyTorch then shares."""
 
-    def __init__(self, name: str, arguments: list[str]):
+    def __init__(self, name: str, arguments: list[str], cache: str):
         command = [sys.executable, "-m", "tests.bench.train", *arguments, "--only", name]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # torch.compile's own cache, in the temporary directory, keeps what a killed run left half written.
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, name)}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
     def step(self) -> tuple[float, float]:
         """(loss, seconds) of the next step."""
@@ -141,7 +144,12 @@ class Worker:
 
 def compare(config: RunConfig, dtype: str, arguments: list[str], steps: int) -> dict:
     """Steps in turns, after two of each that compile and warm up."""
-    workers = {name: Worker(name, arguments) for name in ("ours", *PEERS[dtype])}
+    with tempfile.TemporaryDirectory(prefix="inductor-") as cache:
+        workers = {name: Worker(name, arguments, cache) for name in ("ours", *PEERS[dtype])}
+        return _compare(workers, config, dtype, steps)
+
+
+def _compare(workers: dict[str, Worker], config: RunConfig, dtype: str, steps: int) -> dict:
     first = {name: worker.step() for name, worker in workers.items()}
     seconds = {name: [] for name in workers}
     losses = {name: [loss] for name, (loss, _) in first.items()}
