@@ -11,7 +11,7 @@ import numpy as np
 from pangu_ms import __version__
 from pangu_ms.data.blocks import encode_corpus, work_directory
 from pangu_ms.data.corpus import Corpus, Quarantine
-from pangu_ms.data.pack import SPLITS, DocumentTable, pack_rows, write_split
+from pangu_ms.data.pack import SPLITS, DocumentTable, header_digest, pack_rows, write_split
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.errors import DataError
 from pangu_ms.progress import progress_bar
@@ -79,6 +79,7 @@ def prepare(
                 counts = table.summary(members) | write_split(directory, name, rows, seq_length + 1)
                 splits[name] = counts | {"pad_tokens": counts["rows"] * (seq_length + 1) - counts["tokens"]}
             manifest = _settings(tokenizer, seq_length, held_out) | {"splits": splits} | source | {"files": _hashes(directory)}
+            manifest["headers"] = {path.name: header_digest(path) for path in sorted(directory.glob("*.mindrecord"))}
             files.write_json(directory / MANIFEST, manifest)
     return manifest
 

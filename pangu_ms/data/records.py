@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.config.base import ModelConfig
-from pangu_ms.data.pack import COLUMN, DIGEST_BYTES, SPLITS, row_digests
+from pangu_ms.data.pack import COLUMN, DIGEST_BYTES, SPLITS, header_digest, row_digests
 from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.errors import DataError
@@ -62,6 +62,7 @@ class RecordSet:
         for index in (path.with_name(f"{path.name}.db") for path in paths):  # small, and MindRecord trusts it
             if index.is_file() and files.sha256_file(index) != manifest["files"].get(index.name):
                 raise DataError(f"{index}: its SHA-256 differs from the manifest's; {_DAMAGED}")
+        _require_headers(paths, manifest.get("headers", {}))
         return cls(str(directory), paths, manifest, _load_digests(directory, manifest["splits"][split]))
 
     @staticmethod
@@ -219,6 +220,17 @@ def _require_fit(source: str, row_length: int, manifest: dict[str, Any] | None, 
         )
 
 
+def _require_headers(paths: list[Path], digests: dict[str, str]) -> None:
+    """Raise DataError for a file whose header is not as it was written; an earlier version wrote no digests."""
+    for path in paths:
+        try:
+            wrong = digests and header_digest(path) != digests.get(path.name)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}; {_DAMAGED}") from None
+        if wrong:
+            raise DataError(f"{path}: its header's SHA-256 differs from the manifest's; {_DAMAGED}")
+
+
 def _load_digests(directory: Path, split: dict) -> np.ndarray | None:
     """Digest of each row of a split, not in memory; None where an earlier version wrote the records."""
     if not (name := split.get("digests")):
@@ -248,7 +260,7 @@ def _require_form(manifest: dict) -> None:
         names = split["files"] + ([split["digests"]] if "digests" in split else [])
         if any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise ValueError(f"files {names}: must be names in the directory")
-    if not all(isinstance(digest, str) for digest in manifest["files"].values()):
+    if not all(isinstance(digest, str) for digest in [*manifest["files"].values(), *manifest.get("headers", {}).values()]):
         raise ValueError("files: not SHA-256 by name")
 
 

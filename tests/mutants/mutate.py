@@ -29,13 +29,13 @@ ODD_FILES = {
 
 def bytes_of(content, rng):
     """One damaged copy, and what was done to it."""
-    at = rng.randrange(len(content)) if content else 0
+    at = _place(content, rng)
     length = rng.choice([1, 4, 64, 4096])
     deed = rng.choice(["flip", "flips", "cut", "empty", "splice", "zero", "drop", "append", "nest"])
     if deed == "flip":
         return deed, _flipped(content, [at], rng)
     if deed == "flips":
-        return deed, _flipped(content, [rng.randrange(max(1, len(content))) for _ in range(16)], rng)
+        return deed, _flipped(content, [_place(content, rng) for _ in range(16)], rng)
     if deed == "nest":
         return deed, rng.choice([b"[", b'{"a":']) * DEEP
     changed = {
@@ -47,6 +47,16 @@ def bytes_of(content, rng):
         "append": content + bytes(rng.randrange(256) for _ in range(length)),
     }
     return deed, changed[deed]
+
+
+def _place(content, rng):
+    """A place in the content, more often one that holds something than one in the zeros of an empty page."""
+    at = 0
+    for _ in range(200 if content else 0):
+        at = rng.randrange(len(content))
+        if content[at] or rng.random() < 0.005:
+            break
+    return at
 
 
 def _flipped(content, places, rng):
