@@ -21,7 +21,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.runtime import place
 from pangu_run import small_json
 from pangu_run.files import sha256_file, sha256_json, sync_path, user_cache
 
@@ -75,7 +74,8 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
         return
     _used = True
     # "place": MindSpore puts a rank's files under the rank's number, and what it made for another number of ranks may differ
-    platform_key = {"place": place(), "machine": platform.machine(), "python": sys.version_info[:2], "mindspore": metadata.version("mindspore")}
+    place = [os.environ.get(name, "") for name in ("RANK_ID", "RANK_SIZE")]
+    platform_key = {"place": place, "machine": platform.machine(), "python": sys.version_info[:2], "mindspore": metadata.version("mindspore")}
     sources = {"source": source_hash(), "script": sha256_file(script), "operators": backend.identity(), "cann": os.environ.get("ASCEND_HOME_PATH", "")}
     key = sha256_json(identity | platform_key | sources)
     published = cache_root() / key[:40]
