@@ -108,6 +108,7 @@ def _copy_if_sound(published: Path, private: Path) -> bool:
         log.info("compiled graph not taken from %s: %s", published, error)
         damage = None
     if damage == "":
+        (private / CHECKSUMS).unlink()
         return True
     if damage:
         log.warning("%s: this compiled graph in the cache is damaged (%s); removed and compiled again", published, damage)

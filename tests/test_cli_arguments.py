@@ -105,3 +105,20 @@ def test_every_command_names_the_option_that_was_misspelt(words, capsys):
     test_one_line_with_the_nearest_name([*words, misspelt], f"did you mean {option}?", capsys)
     if words[1:]:
         test_one_line_with_the_nearest_name([words[0], words[1] + "x"], words[1], capsys)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run-mindir", "package", "--prompt", "x", "--verify-key", ""],
+        ["export", "run", "--output", "x", "--sign-key="],
+        ["train", "--config", "alpha/tiny", "--output", "x", "--init-from", ""],
+        ["train", "--config", "alpha/tiny", "--output", "x", "--data", ""],
+        ["generate", "run", "--prompt", "x", "--tokenizer", ""],
+        ["convert", "run", "--to", "official", "--output", ""],
+        ["launch", "--rank-table", "", "train", "--config", "alpha/tiny", "--output", "x"],
+    ],
+)
+def test_an_empty_value_is_not_an_option_that_was_left_out(words, capsys):
+    """Such as "$KEY" of a variable that is not set: without the key nothing would be verified."""
+    test_one_line_with_the_nearest_name(words, ": is empty; give a value, or leave the option out", capsys)

@@ -112,6 +112,8 @@ def read_npz(path: str | Path, names: Iterable[str], advice: str) -> tuple[dict[
         version = arrays[format_version.KEY].item() if format_version.KEY in arrays else format_version.FIRST
         format_version.require_known(version, FORMAT_VERSION, path, DataError)
         return {name: arrays[name] if arrays[name].ndim else arrays[name].item() for name in names}, digest
+    except DataError:
+        raise
     except (ValueError, KeyError) as error:
         reason = f"has no {error}" if isinstance(error, KeyError) else error
         raise DataError(f"{path}: not an .npz file with {', '.join(names)} ({reason}); {advice}") from None

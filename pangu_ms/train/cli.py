@@ -114,7 +114,7 @@ def _lengthening(config: RunConfig) -> str:
     """What goes on with a finished run: the rates of its steps stay as they were, so a decay that began ends where it did."""
     end, warmup = decay_end(config), config.optimizer.warmup_steps
     keeps_end = end and end > warmup and end != config.optimizer.decay_steps
-    return "a larger train.steps" + (f" and optimizer.decay_steps={end}" if keeps_end else "")
+    return f"a train.steps above {config.train.steps}" + (f" and optimizer.decay_steps={end}" if keeps_end else "")
 
 
 def _saved(result: Any) -> str:

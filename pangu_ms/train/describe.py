@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--skip-paths", action="store_true", help="look at no path but the configuration's: others may be on the cluster alone")
     cut = argv.index("--") if "--" in argv else len(argv)
     options, words = parser.parse_args(argv[:cut]), argv[cut + 1 :]
-    args = parse([*words, "--output", ""] if options.placement else words)
+    args = parse([*words, "--output", "none"] if options.placement else words)
     runtime.quiet(args.verbose)
     added = added_words(args, getattr(options, "num_ranks", None), getattr(options, "device", None), options.smoke)
     config = load_config(args.config, [*args.overrides, *added])

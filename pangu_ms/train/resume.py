@@ -30,6 +30,7 @@ def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool 
     if resume_from is not None:
         start, bends = bend.starting_point(config, output / "checkpoints", resume_from, digests)
         require_same_run(start.config(), config, str(start.path), start.step, bend.BENDABLE if bends else ())
+        _require_steps_left(start, config, at_least=start.step + bends)
         return start
     checkpoint, passed_over = store.latest_valid(output / "checkpoints", digests)
     if resume and checkpoint is None and store.step_directories(output / "checkpoints"):  # what a killed first save left is no checkpoint
@@ -38,9 +39,17 @@ def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool 
         raise OutputError(f"{output}: holds a run at step {checkpoint.step}; add --resume to go on with it, or name a new --output")
     if checkpoint:
         require_same_run(checkpoint.config(), config, str(checkpoint.path), checkpoint.step)
+        _require_steps_left(checkpoint, config, at_least=checkpoint.step)
     else:
         require_own(output, resume)
     return checkpoint
+
+
+def _require_steps_left(checkpoint: store.Checkpoint, wanted: RunConfig, at_least: int) -> None:
+    """A run is not shortened behind its back, and where it is bent there is something to train: nothing is set aside for nothing."""
+    if wanted.train.steps < at_least:
+        found = f"{checkpoint.path}: is of step {checkpoint.step}, and train.steps={wanted.train.steps}"
+        raise ConfigError(f"{found}; a run that goes on from there has {at_least} steps or more; add train.steps={at_least} or more")
 
 
 def require_same_run(stored: RunConfig, wanted: RunConfig, where: str, step: int | None = None, also_free: tuple[str, ...] = ()) -> None:
@@ -64,7 +73,7 @@ def require_same_run(stored: RunConfig, wanted: RunConfig, where: str, step: int
     if changed:
         bendable = all(change.partition("=")[0] in bend.BENDABLE for change in changed)
         other = "add --resume-from STEP, the number of a checkpoint, to bend the run there" if bendable else "start in a new --output"
-        raise ConfigError(f"{where}: was trained with another configuration: {', '.join(changed)}; resume with the old values, or {other}")
+        raise ConfigError(f"{where}: was trained with another configuration: {', '.join(changed)}; resume with the old values, which {where}/config.yaml has, or {other}")
     _require_same_global_batch(stored, wanted, where)
 
 

@@ -10,6 +10,8 @@ from pangu_run import files
 from pangu_run.console import USER_ERROR, tell
 from pangu_run.errors import LaunchError
 
+TEXT = "TEXT"
+"""Placeholder of options whose value may be empty."""
 PORTS = (1024, 65534)
 """Of MindSpore's scheduler: no privileged port, and the next one, which the leader takes, is a port, too."""
 LEAST_S, MOST_S = 0.1, 1e7
@@ -25,6 +27,12 @@ class Parser(argparse.ArgumentParser):
         """As argparse; the words are kept for the message of an error."""
         self._words = args or self._words
         return super().parse_known_args(args, namespace)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """As argparse; an option's empty value, as an unset variable of a shell gives it, is never taken for an option that was left out."""
+        if action.option_strings and "" in arg_strings and action.metavar != TEXT:
+            raise argparse.ArgumentError(action, "is empty; give a value, or leave the option out")
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
         """Print the line and exit."""

@@ -74,7 +74,7 @@ def user_cache() -> Path:
         return Path(named) / "pangu_ms"
     with contextlib.suppress(RuntimeError):  # no HOME, and no such user
         found = Path.home() / ".cache" / "pangu_ms"
-        if os.access(next(place for place in (found, *found.parents) if place.exists()), os.W_OK):
+        if os.environ.get("HOME", "/")[:1] == "/" and os.access(next(place for place in (found, *found.parents) if place.exists()), os.W_OK):
             return found
     private = Path(tempfile.gettempdir()) / f"pangu_ms-{os.getuid()}"
     private.mkdir(mode=0o700, exist_ok=True)

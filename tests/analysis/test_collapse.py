@@ -209,7 +209,7 @@ def test_the_table(result, trained_run, records, tmp_path, capsys):
     [
         (["--labels", "a,b"], "--labels a,b: 2 for 1 checkpoints"),
         (["--share", "1"], "share=1.0: must be above 0 and below 1"),
-        (["--batch-size", "0"], "batch_size=0: must be at least 1"),
+        (["--batch-size", "0"], "--batch-size 0"),
         (["--plot", "figure.gif"], "--plot figure.gif: the name tells the format; it must end in .png, .svg, .pdf"),
         (["--output", "."], "is a directory"),
         (["none"], "none: no such directory"),

@@ -96,7 +96,7 @@ def test_killed_run_goes_on_where_it_was(prepared, big_corpus, tokenizer_path, t
     assert sorted(os.listdir(tmp_path)) == ["out", "out.partial"]
 
 
-def _wait(condition, seconds=30):
+def _wait(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"

@@ -239,7 +239,7 @@ def test_a_disk_that_is_full_for_the_launcher_does_not_end_a_job_that_trains(tmp
 def test_a_rank_may_write_anything(tmp_path):
     job = launch_light(tmp_path / "run", [fault(1, "step", "babble", 4), fault(1, "step", "exit", 4)]).finish()
     assert job.code == 9 and b"\xff\x00" in job.job.rank_log(1).read_bytes()
-    assert "no \x85 end" in job.events("failure")[0]["words"][-1] and "no \x85 end" in job.stderr
+    assert r"no \u0085 end" in job.events("failure")[0]["words"][-1] and r"no \u0085 end" in job.stderr
 
 
 def test_signals_at_twenty_random_instants_stop_four_ranks_at_one_step(tmp_path):

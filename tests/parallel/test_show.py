@@ -81,5 +81,6 @@ def test_help_has_defaults(action, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plan", action, "--help"])
     out = capsys.readouterr().out
+    out = " ".join(out.split())
     assert stop.value.code == 0 and "(default: alpha/13b)" in out and "--json" in out
-    assert action == "show" or "ascend910b" in out and "(default: ascend910)" in out
+    assert action == "show" or "ascend910b" in out and "(default: runtime.chip, or ascend910)" in out

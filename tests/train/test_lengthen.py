@@ -59,10 +59,22 @@ def test_a_finished_run_says_how_it_is_lengthened_and_that_works(records, tiny_o
     shutil.copytree(trained_run, tmp_path / "run")
     command = ["train", "--config", "alpha/tiny", *tiny_overrides, "--data", str(records), "--output", str(tmp_path / "run"), "--resume"]
     assert cli.main(command) == 0
-    added = re.search(r"nothing left to do.*; to lengthen the run, add a larger train.steps and (optimizer.decay_steps=\d+)", capsys.readouterr().out)[1]
+    added = re.search(r"nothing left to do.*; to lengthen the run, add a train.steps above \d+ and (optimizer.decay_steps=\d+)", capsys.readouterr().out)[1]
     assert cli.main([*command, "train.steps=14", added]) == 0
     before, after = losses(trained_run), losses(tmp_path / "run")
     assert sorted(after) == list(range(14)) and all(after[step] == before[step] for step in before)
     capsys.readouterr()
     assert cli.main([*command, "train.steps=14", added]) == 0
-    assert capsys.readouterr().out.endswith("; to lengthen the run, add a larger train.steps\n")  # the decay's end is given
+    assert re.search(r"; to lengthen the run, add a train.steps above \d+\n$", capsys.readouterr().out)  # the decay's end is given
+
+
+def test_a_run_is_not_shortened_and_not_bent_for_nothing(records, tiny_overrides, trained_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    command = ["train", "--config", "alpha/tiny", *tiny_overrides, "--data", str(records), "--output", str(run)]
+    shorter = ["train.steps=11", "optimizer.decay_steps=12"]
+    for options in (["--resume", *shorter], ["--resume-from", "12"], ["--resume-from", "12", "optimizer.lr=1e-3"]):
+        assert cli.main([*command, *options]) == 2
+        assert re.search(r"step 12, and train.steps=1[12]; .* add train.steps=1[23] or more\n$", capsys.readouterr().err)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

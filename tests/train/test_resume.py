@@ -163,7 +163,8 @@ def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_work
         assert main([*words, *options]) == 0, capsys.readouterr().err
         if number < 2:
             assert [bend["step"] for bend in open_checkpoint(run).state()["bends"]] == [good.step]
-    told = f"optimizer.lr={advised[2].partition('=')[2]} (was 1.0)"
+    was = {"optimizer.lr": "1.0", "optimizer.min_lr": "0.0002"}
+    told = ", ".join(f"{name}={float(value)!r} (was {was[name]})" for name, _, value in (word.partition("=") for word in advised[2:]))
     assert f"# bent at step {first}: {told}" in (run / "config.yaml").read_text()
     assert [(row["step"], row["bent"]) for row in metrics(run) if "bent" in row] == [(int(first), told)]
     (aside,) = (run / "checkpoints").glob("before-bend-*")  # the last command found its bend, and had nothing to do

@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0 if words else USER_ERROR
     if words[0] not in ACTIONS:
         near = difflib.get_close_matches(words[0], ACTIONS, 1) or [", ".join(ACTIONS)]
-        raise RankTableError(f"pangu ranktable: no action {words[0]!r}; known ones are in `pangu ranktable --help`; use {near[0]}")
+        raise RankTableError(f"no action {words[0]!r}; known ones are in `pangu ranktable --help`; use {near[0]}")
     add_arguments, run, summary = ACTIONS[words[0]]
     parser = Parser(prog=f"pangu ranktable {words[0]}", description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=_Help)
     add_arguments(parser)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pangu_run.console import printable
+
 MAX_BYTES = 32 << 20
 """A table of 2048 ranks takes 0.3 MB; what is larger is another file."""
 MAX_LEVELS = 32
@@ -26,7 +28,7 @@ class Fault:
     """The rule, and what to do."""
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.found}; {self.rule}"
+        return printable(f"{self.place}: {self.found}; {self.rule}", keep="")
 
 
 class _Unusable(Exception):
