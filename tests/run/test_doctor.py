@@ -171,7 +171,7 @@ def test_a_bad_rank_table_is_a_line_and_the_rest_is_looked_at(host, capsys, monk
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--hosts", ""], "--hosts '': has an empty name"),
+        (["--hosts", ","], "--hosts ',': has an empty name"),
         (["--hosts", "a,a"], "--hosts a,a: has a twice"),
         (["--rank-table", "x", "--hosts", "a"], "--hosts: the rank table names the hosts"),
         (["--master-port", "65535"], "--master-port 65535: must be from 1024 to 65534"),

@@ -127,9 +127,6 @@ def require_sound(args: argparse.Namespace) -> None:
         raise LaunchError("--json: is of --dry-run, while ranks own the terminal of a job; add --dry-run, or see `pangu status --json`")
     if args.skip_paths and not args.dry_run:
         raise LaunchError("--skip-paths: is of --dry-run, while ranks need what the paths hold; add --dry-run, or leave it out")
-    for name in ("server_id", "master_address"):
-        if getattr(args, name) == "":
-            raise LaunchError(f"--{name.replace('_', '-')} '': is empty; must be a name or an address; leave it out to have it found")
     for name, (least, most) in NUMBERS.items():
         require_between(f"--{name.replace('_', '-')}", getattr(args, name), least, most)
 
