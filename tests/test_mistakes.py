@@ -1,36 +1,10 @@
 """Mistakes of every verb are one line, before MindSpore is imported, which takes seconds, and nothing is written: one child runs the whole table."""
 
-import json
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 
-PROGRAM = """
-import contextlib, io, json, sys, traceback
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "mindspore":
-            raise AssertionError("MindSpore is imported")
-
-sys.meta_path.insert(0, Blocked())
-from pangu_ms.cli import main
-answers = []
-for words in json.load(sys.stdin):
-    error = io.StringIO()
-    with contextlib.redirect_stderr(error), contextlib.redirect_stdout(io.StringIO()):
-        try:
-            code = main(words)
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            code = traceback.format_exc()
-    answers.append([code, error.getvalue()])
-json.dump(answers, sys.stdout)
-"""
+from tests.without_mindspore import answers_to
 
 TRAIN = "train --config RUN/config.yaml --data RECORDS"
 PREPARE = "data prepare --tokenizer RECORDS/tokenizer --output NEW --corpus"
@@ -132,11 +106,10 @@ def place(trained_run, records, tmp_path_factory):
 @pytest.fixture(scope="module")
 def answers(place):
     """(exit code or traceback, stderr) of each."""
-    words = [command.split() for command in MISTAKES]
     before = sorted(path for path in place.rglob("*"))
-    done = subprocess.run([sys.executable, "-c", PROGRAM], input=json.dumps(words), cwd=place, capture_output=True, text=True, check=True, env=os.environ)
+    found = answers_to([command.split() for command in MISTAKES], cwd=place)
     assert sorted(path for path in place.rglob("*")) == before
-    return dict(zip(MISTAKES, json.loads(done.stdout), strict=True))
+    return dict(zip(MISTAKES, found, strict=True))
 
 
 @pytest.mark.parametrize("command", MISTAKES)
