@@ -51,7 +51,7 @@ setup(
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
-        "test": ["setuptools>=70.1", "pytest", "pytest-xdist", "pytest-timeout", "mypy", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10"],
+        "test": ["setuptools>=70.1", "pytest", "pytest-xdist", "pytest-timeout", "mypy", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10", "cryptography"],
     },
     entry_points={"console_scripts": ["pangu=pangu_ms.cli:entry"]},
 )
