@@ -10,9 +10,15 @@ from pangu_run.console import guarded
 VERBS = {
     "quickstart": ("pangu_ms.quickstart", "corpus to verified MindIR package, everything in one go"),
     "tokenizer": ("pangu_ms.data.tokenizer_cli", "train or compress a tokenizer; encode and decode text"),
-    "data": ("pangu_ms.data.cli", "prepare a corpus as records; inspect them; losses of batches, and the next round's order"),
+    "data": (
+        "pangu_ms.data.cli",
+        "prepare a corpus as records; inspect them; losses of batches, and the next round's order",
+    ),
     "train": ("pangu_ms.train.cli", "train or resume a model"),
-    "plan": ("pangu_ms.parallel.cli", "how a run is laid over devices: show, estimate, search, rehearse, execute; strategy files"),
+    "plan": (
+        "pangu_ms.parallel.cli",
+        "how a run is laid over devices: show, estimate, search, rehearse, execute; strategy files",
+    ),
     "eval": ("pangu_ms.eval.cli", "held-out perplexity, beside unigram and bigram"),
     "generate": ("pangu_ms.infer.cli", "continue prompts from a checkpoint"),
     "export": ("pangu_ms.export.cli", "write and verify a MindIR package"),
@@ -30,7 +36,12 @@ VERBS = {
 
 def usage() -> str:
     """What `--help` shows."""
-    lines = [f"pangu {__version__}: train, evaluate and export PanGu models on MindSpore", "", "usage: pangu VERB [options]   (pangu VERB --help)", ""]
+    lines = [
+        f"pangu {__version__}: train, evaluate and export PanGu models on MindSpore",
+        "",
+        "usage: pangu VERB [options]   (pangu VERB --help)",
+        "",
+    ]
     return "\n".join(lines + [f"  {verb:<12} {summary}" for verb, (_, summary) in VERBS.items()])
 
 

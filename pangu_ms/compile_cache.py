@@ -1,9 +1,11 @@
-"""MindSpore's compile cache made safe: keyed by everything a graph depends on, private while in use, published in one step.
+"""MindSpore's compile cache made safe: keyed by everything a graph depends on, private while in use, published in one
+step.
 
-MindSpore numbers the graphs of a process and compares source files alone: the same script with another learning rate or number of layers gets
-the old graph without a word, and two processes write the same files. So each graph has a directory named by the hash of its identity, a
-process uses the cache for one graph (MindSpore fixes the path at the first use), on a copy of its own. What is published is on the disk before it
-has its name, beside the hash of each file; an entry that is not what its hashes say is removed with a line, and compiled anew. No mindspore import.
+MindSpore numbers the graphs of a process and compares source files alone: the same script with another learning rate or
+number of layers gets the old graph without a word, and two processes write the same files. So each graph has a
+directory named by the hash of its identity, a process uses the cache for one graph (MindSpore fixes the path at the
+first use), on a copy of its own. What is published is on the disk before it has its name, beside the hash of each file;
+an entry that is not what its hashes say is removed with a line, and compiled anew. No mindspore import.
 """
 
 import ast
@@ -42,11 +44,18 @@ def source_hash() -> str:
     import ascend_ops
 
     packages = Path(__file__).parent, Path(ascend_ops.__file__).parent
-    return sha256_json({str(p.relative_to(package.parent)): sha256_file(p) for package in packages for p in sorted(package.rglob("*.py"))})
+    return sha256_json(
+        {
+            str(p.relative_to(package.parent)): sha256_file(p)
+            for package in packages
+            for p in sorted(package.rglob("*.py"))
+        }
+    )
 
 
 def entry_script() -> Path | None:
-    """The program's file, which MindSpore parses for its cache; it fails where there is none, as in `python -c` or a notebook."""
+    """The program's file, which MindSpore parses for its cache; it fails where there is none, as in `python -c` or a
+    notebook."""
     script = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
     try:
         ast.parse(script.read_text(encoding="utf-8"))
@@ -59,8 +68,9 @@ def entry_script() -> Path | None:
 def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
     """Let the one graph compiled in this block come from the cache, or go to it; yields whether it was found.
 
-    `identity` names all that the graph depends on beside this package's source and MindSpore's version: its kind, the configuration, the shapes.
-    The second use in a process does nothing, nor does one without a program file, where the user set MindSpore's own switch, or with Ascend C kernels.
+    `identity` names all that the graph depends on beside this package's source and MindSpore's version: its kind, the
+    configuration, the shapes. The second use in a process does nothing, nor does one without a program file, where the
+    user set MindSpore's own switch, or with Ascend C kernels.
     """
     global _used
     script = entry_script()
@@ -73,10 +83,21 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
         yield False
         return
     _used = True
-    # "place": MindSpore puts a rank's files under the rank's number, and what it made for another number of ranks may differ
+    # "place": MindSpore puts a rank's files under the rank's number, and what it made for another number of ranks
+    # may differ
     place = [os.environ.get(name, "") for name in ("RANK_ID", "RANK_SIZE")]
-    platform_key = {"place": place, "machine": platform.machine(), "python": sys.version_info[:2], "mindspore": metadata.version("mindspore")}
-    sources = {"source": source_hash(), "script": sha256_file(script), "operators": backend.identity(), "cann": os.environ.get("ASCEND_HOME_PATH", "")}
+    platform_key = {
+        "place": place,
+        "machine": platform.machine(),
+        "python": sys.version_info[:2],
+        "mindspore": metadata.version("mindspore"),
+    }
+    sources = {
+        "source": source_hash(),
+        "script": sha256_file(script),
+        "operators": backend.identity(),
+        "cann": os.environ.get("ASCEND_HOME_PATH", ""),
+    }
     key = sha256_json(identity | platform_key | sources)
     published = cache_root() / key[:40]
     with tempfile.TemporaryDirectory(prefix="pangu-compile-", ignore_cleanup_errors=True) as directory:
@@ -87,7 +108,11 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
             yield found
         except Exception:
             if found:  # perhaps it was this graph
-                log.warning("%s: this compiled graph from the cache was in use when the first call failed; removed: the next start compiles", published)
+                log.warning(
+                    "%s: this compiled graph from the cache was in use when the first call failed; removed: the next"
+                    " start compiles",
+                    published,
+                )
                 shutil.rmtree(published, ignore_errors=True)
             raise
         finally:
@@ -97,7 +122,8 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
 
 
 def _copy_if_sound(published: Path, private: Path) -> bool:
-    """Copy a published graph; False, and nothing copied, when it is missing, damaged (then it is removed, with a line) or cannot be copied."""
+    """Copy a published graph; False, and nothing copied, when it is missing, damaged (then it is removed, with a line)
+    or cannot be copied."""
     if not published.is_dir():
         return False
     try:
@@ -111,7 +137,9 @@ def _copy_if_sound(published: Path, private: Path) -> bool:
         (private / CHECKSUMS).unlink()
         return True
     if damage:
-        log.warning("%s: this compiled graph in the cache is damaged (%s); removed and compiled again", published, damage)
+        log.warning(
+            "%s: this compiled graph in the cache is damaged (%s); removed and compiled again", published, damage
+        )
         shutil.rmtree(published, ignore_errors=True)
     shutil.rmtree(private, ignore_errors=True)
     return False
@@ -125,8 +153,13 @@ def _damage(entry: Path) -> str:
         return f"{CHECKSUMS}: {error}"
     found = {name for name in _contents(entry) if name != CHECKSUMS}
     if not digests or found != digests.keys():
-        return f"{min(found ^ digests.keys(), default=CHECKSUMS)}: in one of directory and {CHECKSUMS} alone, or nothing in both"
-    return next((f"{name} has another hash" for name, digest in digests.items() if sha256_file(entry / name) != digest), "")
+        return (
+            f"{min(found ^ digests.keys(), default=CHECKSUMS)}: in one of directory and {CHECKSUMS} alone, or nothing"
+            " in both"
+        )
+    return next(
+        (f"{name} has another hash" for name, digest in digests.items() if sha256_file(entry / name) != digest), ""
+    )
 
 
 def _contents(directory: Path) -> list[str]:
@@ -147,7 +180,9 @@ def _publish(private: Path, published: Path) -> None:
                 sync_path(path)
             os.rename(copied, published)  # fails if another process was first: theirs is as good
             sync_path(published.parent)
-        entries = sorted((p for p in published.parent.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime)
+        entries = sorted(
+            (p for p in published.parent.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime
+        )
         for old in entries[:-KEPT_GRAPHS]:
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:

@@ -3,10 +3,19 @@
 Their text has the form "where: what was found; the rule; what to do".
 """
 
-
 from pangu_run.errors import OutputError, UserError
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "ExportError", "GenerationError", "OutputError", "PlanError", "TrainingDiverged", "UserError"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ExportError",
+    "GenerationError",
+    "OutputError",
+    "PlanError",
+    "TrainingDiverged",
+    "UserError",
+]
 
 
 class ConfigError(UserError):

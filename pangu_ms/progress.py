@@ -6,7 +6,6 @@ from typing import Any, TextIO
 
 from pangu_run.console import raw
 
-
 LOG_INTERVAL_S = 20.0
 USUAL_COLUMNS = 80
 _LOG_LINE = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"

@@ -44,10 +44,22 @@ class Report:
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = Parser(prog="pangu quickstart", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="pangu quickstart", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add_config_arguments(parser)
-    parser.add_argument("--corpus", nargs="+", metavar="FILE", help="your .txt or .jsonl files; default: the source of Python's standard library")
-    parser.add_argument("--output", action=NewDirectory, metavar="DIR", help="new directory; default: a new one below the user's cache directory")
+    parser.add_argument(
+        "--corpus",
+        nargs="+",
+        metavar="FILE",
+        help="your .txt or .jsonl files; default: the source of Python's standard library",
+    )
+    parser.add_argument(
+        "--output",
+        action=NewDirectory,
+        metavar="DIR",
+        help="new directory; default: a new one below the user's cache directory",
+    )
     parser.add_argument("--json", action="store_true", help="print the results as JSON at the end")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
     args = parser.parse_intermixed_args(argv)
@@ -80,11 +92,27 @@ def run(config: RunConfig, args: argparse.Namespace, output: Path) -> Report:
     manifest = build_records(config, corpus, output, progress=not args.json)
     splits = manifest["splits"]
     report.add("tokenizer", tokenizer, f"{manifest['vocab_size']} pieces")
-    report.add("records", records, f"{splits['train']['tokens']:,} training and {splits['held_out']['tokens']:,} held-out tokens", records=splits)
+    report.add(
+        "records",
+        records,
+        f"{splits['train']['tokens']:,} training and {splits['held_out']['tokens']:,} held-out tokens",
+        records=splits,
+    )
 
     say(args, "train", "--config", *named, "--data", records, "--output", output / "run")
     train_stage(config, records, output / "run", args, report)
-    say(args, "generate", output / "run", *(f"--prompt={p}" for p in prompts), "--max-new-tokens", 48, "--temperature", 0.8, "--top-k", 40)
+    say(
+        args,
+        "generate",
+        output / "run",
+        *(f"--prompt={p}" for p in prompts),
+        "--max-new-tokens",
+        48,
+        "--temperature",
+        0.8,
+        "--top-k",
+        40,
+    )
     generate_stage(output / "run", prompts, args)
     say(args, "export", output / "run", "--output", package, "--batch-size", EXPORT_BATCH)
     export_stage(output / "run", package, args, report)
@@ -116,13 +144,26 @@ def train_stage(config: RunConfig, records: Path, output: Path, args: argparse.N
     if result.stopped_by:
         print(f"stopped by {result.stopped_by}; the checkpoint in {output} is committed", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
-    report.add("checkpoint", output, f"step {result.step}, {config.model.num_parameters() / 1e6:.1f} M parameters, {result.tokens_per_second:,.0f} tokens/s")
-    report.results |= {"tokens_per_second": result.tokens_per_second, "compile_seconds": result.compile_seconds, "step": result.step}
+    report.add(
+        "checkpoint",
+        output,
+        f"step {result.step}, {config.model.num_parameters() / 1e6:.1f} M parameters, {result.tokens_per_second:,.0f}"
+        " tokens/s",
+    )
+    report.results |= {
+        "tokens_per_second": result.tokens_per_second,
+        "compile_seconds": result.compile_seconds,
+        "step": result.step,
+    }
     if result.held_out is None:
         return
     scores = {"perplexity": result.held_out.perplexity}
-    scores |= baselines(records, "held_out", config.model.vocab_size, config.train.batch_size, config.train.eval_batches)
-    line = ", ".join(f"{name.removesuffix('perplexity').strip('_') or 'model'} {value:.1f}" for name, value in scores.items())
+    scores |= baselines(
+        records, "held_out", config.model.vocab_size, config.train.batch_size, config.train.eval_batches
+    )
+    line = ", ".join(
+        f"{name.removesuffix('perplexity').strip('_') or 'model'} {value:.1f}" for name, value in scores.items()
+    )
     report.add("held-out perplexity", "", line)
     report.results |= scores
     if not args.json:
@@ -152,7 +193,9 @@ def export_stage(checkpoint: Path, package: Path, args: argparse.Namespace, repo
     opened = open_checkpoint(checkpoint)
     seq_length = opened.config().model.seq_length
     verified = export_package(opened, package, GraphShape.fitting(seq_length, EXPORT_BATCH, seq_length))["verified"]
-    line = f"largest logit difference from the checkpoint over {verified['steps']} steps: {verified['max_difference']:.3g}"
+    line = (
+        f"largest logit difference from the checkpoint over {verified['steps']} steps: {verified['max_difference']:.3g}"
+    )
     report.add("MindIR package", package, line, mindir=verified)
     if not args.json:
         print(line)
@@ -160,7 +203,15 @@ def export_stage(checkpoint: Path, package: Path, args: argparse.Namespace, repo
 
 def run_stage(package: Path, prompt: str, args: argparse.Namespace) -> None:
     """Let the package write text by itself: its own runner, in a fresh process."""
-    command = [sys.executable, str(package / "run.pyz"), f"--prompt={prompt}", "--max-new-tokens", "24", "--temperature", "0"]
+    command = [
+        sys.executable,
+        str(package / "run.pyz"),
+        f"--prompt={prompt}",
+        "--max-new-tokens",
+        "24",
+        "--temperature",
+        "0",
+    ]
     done = subprocess.run(command, env=python_environment(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ExportError(f"{package}: its runner failed: {done.stderr.strip().splitlines()[-1:]}")

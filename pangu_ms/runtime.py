@@ -1,4 +1,5 @@
-"""Start MindSpore for this process: quiet, on the configured device, in graph mode. No mindspore import until `start`."""
+"""Start MindSpore for this process: quiet, on the configured device, in graph mode. No mindspore import until
+`start`."""
 
 import atexit
 import logging
@@ -15,8 +16,11 @@ ERRORS_ONLY = "3"  # GLOG level of MindSpore's C++ log
 
 
 def quiet(verbose: bool = False) -> None:
-    """Keep warnings and logs of Python and MindSpore from the terminal unless `verbose`; call before mindspore is imported."""
-    os.environ.setdefault("MS_OM_PATH", os.path.join(tempfile.gettempdir(), "pangu_ms"))  # dumps of failed compilations; else the current directory
+    """Keep warnings and logs of Python and MindSpore from the terminal unless `verbose`; call before mindspore is
+    imported."""
+    os.environ.setdefault(
+        "MS_OM_PATH", os.path.join(tempfile.gettempdir(), "pangu_ms")
+    )  # dumps of failed compilations; else the current directory
     if verbose:
         _log_lines(logging.INFO, "%(name)s: %(message)s")
         return
@@ -40,17 +44,24 @@ def start(device: str) -> None:
     """
     import mindspore as ms
 
-    number = _whole_number("DEVICE_ID", 0) if device == "Ascend" else None  # by itself MindSpore takes 0 unless msrun started it
+    number = (
+        _whole_number("DEVICE_ID", 0) if device == "Ascend" else None
+    )  # by itself MindSpore takes 0 unless msrun started it
     present = ms.get_context("device_target")
     try:
         ms.set_device(device, number)
     except (RuntimeError, ValueError) as error:
         if not any(words in str(error) for words in ("has been initialized", "can not be modified")):
             advice = "use runtime.device=CPU model.compute_dtype=float32"
-            raise ConfigError(f"runtime.device={device}: MindSpore finds no such device on this machine; {advice}") from error
+            raise ConfigError(
+                f"runtime.device={device}: MindSpore finds no such device on this machine; {advice}"
+            ) from error
         if present != device or number not in (None, ms.get_context("device_id")):
             where = device if number is None else f"{device} (DEVICE_ID={number})"
-            raise ConfigError(f"runtime.device={where}: MindSpore has computed on another device of type {present}; a process keeps its own; start a new one") from error
+            raise ConfigError(
+                f"runtime.device={where}: MindSpore has computed on another device of type {present}; a process keeps"
+                " its own; start a new one"
+            ) from error
     ms.set_context(mode=ms.GRAPH_MODE)
 
 
@@ -58,7 +69,9 @@ def _whole_number(name: str, default: int) -> int:
     """The value of an environment variable that a launcher sets."""
     value = os.environ.get(name, str(default))
     if not value.isdecimal():
-        raise ConfigError(f"{name}={value!r}: an environment variable that launchers set; must be a whole number; run `unset {name}`")
+        raise ConfigError(
+            f"{name}={value!r}: an environment variable that launchers set; must be a whole number; run `unset {name}`"
+        )
     return int(value)
 
 
@@ -71,24 +84,34 @@ def place() -> tuple[int, int]:
     rank, world = _whole_number("RANK_ID", 0), _whole_number("RANK_SIZE", 1)
     if rank >= world:
         size = os.environ.get("RANK_SIZE", "not set")
-        raise ConfigError(f"RANK_ID={rank}: RANK_SIZE is {size}, and ranks begin at 0; a launcher sets both; where none did, run `{unset_command()}`")
+        raise ConfigError(
+            f"RANK_ID={rank}: RANK_SIZE is {size}, and ranks begin at 0; a launcher sets both; where none did, run"
+            f" `{unset_command()}`"
+        )
     return rank, world
 
 
 def require_replicas(wanted: int) -> None:
     """Raise ConfigError unless this job of CPU processes has as many as there are replicas."""
     if (world := place()[1]) != wanted:
-        advice = f"where no launcher started it, run `{unset_command()}`, and `pangu train` starts a CPU's ranks by itself"
-        raise ConfigError(f"parallel.data_parallel={wanted}: this job has {world} process(es) (RANK_SIZE); must be equal; {advice}")
+        advice = (
+            f"where no launcher started it, run `{unset_command()}`, and `pangu train` starts a CPU's ranks by itself"
+        )
+        raise ConfigError(
+            f"parallel.data_parallel={wanted}: this job has {world} process(es) (RANK_SIZE); must be equal; {advice}"
+        )
 
 
 def join_ranks() -> str:
-    """Join the other ranks: afterwards collectives work. Returns a name of the job that no other job of this machine has meanwhile."""
+    """Join the other ranks: afterwards collectives work. Returns a name of the job that no other job of this machine
+    has meanwhile."""
     import mindspore as ms
 
     if "MS_SCHED_PORT" not in os.environ:
         rule = "is above 1, but MS_SCHED_PORT is not set; a launcher sets both"
-        raise ConfigError(f"RANK_SIZE: {rule}; run `{unset_command()}`, and `pangu train` starts a CPU's ranks by itself")
+        raise ConfigError(
+            f"RANK_SIZE: {rule}; run `{unset_command()}`, and `pangu train` starts a CPU's ranks by itself"
+        )
     ms.communication.init()
     atexit.register(_silence)  # after everything else of ours, before MindSpore's own leave-taking
     return os.environ["MS_SCHED_PORT"]

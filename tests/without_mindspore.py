@@ -32,6 +32,13 @@ json.dump(answers, sys.stdout)
 
 def answers_to(commands, cwd=None):
     """[exit code or traceback, stderr] of each command, a list of words."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], input=json.dumps(commands), cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(commands),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

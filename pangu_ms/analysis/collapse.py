@@ -1,4 +1,5 @@
-"""How diverse the features of one layer are: effective dimension, likeness of tokens, distance to the collapse. No mindspore import.
+"""How diverse the features of one layer are: effective dimension, likeness of tokens, distance to the collapse. No
+mindspore import.
 
 Legend: B batch, S sequence length, T tokens of one sequence that count, E hidden.
 """
@@ -20,11 +21,14 @@ def effective_dimension(covariance_EE: np.ndarray, share: float) -> int:
     carried = np.cumsum(eigenvalues)
     if carried[-1] == 0.0:
         return 0
-    return int(np.argmax(carried >= share * carried[-1] * (1 - 1e-9))) + 1  # a share reached exactly stays so after rounding
+    return (
+        int(np.argmax(carried >= share * carried[-1] * (1 - 1e-9))) + 1
+    )  # a share reached exactly stays so after rounding
 
 
 def token_cosine(features_TE: np.ndarray) -> float:
-    """Mean cosine between two different tokens of a sequence, float64 [T, E], T >= 2; a zero feature has cosine 0 with every other.
+    """Mean cosine between two different tokens of a sequence, float64 [T, E], T >= 2; a zero feature has cosine 0 with
+    every other.
 
     The squared norm of the sum of the unit vectors holds each pair twice, and each token with itself.
     """
@@ -75,9 +79,11 @@ class LayerDiversity:
         """The measures of all sequences so far, of which there must be one.
 
         Returns:
-            effective_dimension: int, of the covariance of all tokens; at most E and num_tokens - 1; 0 if all tokens are equal.
+            effective_dimension: int, of the covariance of all tokens; at most E and num_tokens - 1; 0 if all tokens are
+                equal.
             token_cosine: in [-1, 1], mean over sequences; 1 if the tokens of a sequence have one direction.
-            rank_one_distance: d_M(Z) = min_x ||Z - 1 x^T||_F, mean over sequences; 0 if the tokens of a sequence are equal.
+            rank_one_distance: d_M(Z) = min_x ||Z - 1 x^T||_F, mean over sequences; 0 if the tokens of a sequence are
+                equal.
             relative_rank_one_distance: d_M(Z) / ||Z||_F in [0, 1], mean over sequences.
 
         Source: spec D1.

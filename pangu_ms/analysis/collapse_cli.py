@@ -20,7 +20,9 @@ from pangu_run.console import show, tell
 from pangu_run.figure import require_plot
 
 OVERRIDE = re.compile(r"\w+\.[\w.]+=")
-TOKENS_PER_DIMENSION = 10  # isotropic features: d(0.8) is 3 % low at 100 tokens per dimension, 14 % at 10, 52 % at 1 (sampled, E = 256)
+TOKENS_PER_DIMENSION = (
+    10  # isotropic features: d(0.8) is 3 % low at 100 tokens per dimension, 14 % at 10, 52 % at 1 (sampled, E = 256)
+)
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +38,9 @@ def main(argv: list[str]) -> int:
 
     from pangu_ms.analysis.run import Subject, collapse  # with MindSpore, which takes seconds
 
-    subjects = [Subject.open(path, args.data, args.split, overrides) for path in paths]  # all, before the first one runs
+    subjects = [
+        Subject.open(path, args.data, args.split, overrides) for path in paths
+    ]  # all, before the first one runs
     results = []
     for label, subject in zip(labels, subjects):
         measured = collapse(subject, args.batch_size, args.max_batches, args.share, progress=not args.json)
@@ -56,7 +60,10 @@ def main(argv: list[str]) -> int:
 def _require_sound(args: argparse.Namespace, paths: list[str], overrides: list[str]) -> None:
     """Raise a UserError for numbers, checkpoints and records that `Subject.open` and `collapse` would refuse."""
     if args.batch_size < 1 or args.max_batches < 0:
-        raise ConfigError(f"--batch-size {args.batch_size} --max-batches {args.max_batches}: must be at least 1 and 0; 0 batches takes all")
+        raise ConfigError(
+            f"--batch-size {args.batch_size} --max-batches {args.max_batches}: must be at least 1 and 0; 0 batches"
+            " takes all"
+        )
     LayerDiversity(1, args.share)
     for path in paths:
         config = checkpoint_config(open_checkpoint(Path(path), digests=False), overrides)
@@ -66,27 +73,55 @@ def _require_sound(args: argparse.Namespace, paths: list[str], overrides: list[s
 def table(result: dict[str, Any]) -> str:
     """One checkpoint's measures for the eye."""
     tokens = f"{result['tokens']:,} tokens in {result['sequences']:,} sequences"
-    lines = [f"{result['label']}: {result['family']}, hidden_size {result['hidden_size']}, step {result['step']}, {tokens}"]
+    lines = [
+        f"{result['label']}: {result['family']}, hidden_size {result['hidden_size']}, step {result['step']}, {tokens}"
+    ]
     d_share = f"d({result['share']:g})"
     lines.append(f"  {'':<12}{d_share:>10}{'token cosine':>16}{'distance to rank one':>24}{'relative':>12}")
     for layer in result["layers"]:
         distance, relative = layer["rank_one_distance"], layer["relative_rank_one_distance"]
-        lines.append(f"  {layer['name']:<12}{layer['effective_dimension']:>10,}{layer['token_cosine']:>16.4f}{distance:>24,.4g}{relative:>12.4f}")
+        lines.append(
+            f"  {layer['name']:<12}{layer['effective_dimension']:>10,}{layer['token_cosine']:>16.4f}{distance:>24,.4g}{relative:>12.4f}"
+        )
     return "\n".join(lines)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="pangu analyze collapse", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    words = f"run directories, their checkpoints directories, or single steps; also section.field=value: {OVERRIDES_HELP}"
+    parser = Parser(
+        prog="pangu analyze collapse", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    words = (
+        f"run directories, their checkpoints directories, or single steps; also section.field=value: {OVERRIDES_HELP}"
+    )
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=words)
-    parser.add_argument("--data", required=True, metavar="RECORDS", help="directory written by `pangu data prepare`, or MindRecord files")
-    parser.add_argument("--labels", metavar="A,B", help="names in table and figure, one for each checkpoint; else the paths")
-    parser.add_argument("--split", default="held_out", choices=["held_out", "train"], help="which records; MindRecord files without manifest are `train`")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="RECORDS",
+        help="directory written by `pangu data prepare`, or MindRecord files",
+    )
+    parser.add_argument(
+        "--labels", metavar="A,B", help="names in table and figure, one for each checkpoint; else the paths"
+    )
+    parser.add_argument(
+        "--split",
+        default="held_out",
+        choices=["held_out", "train"],
+        help="which records; MindRecord files without manifest are `train`",
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="sequences per batch")
     parser.add_argument("--max-batches", type=int, default=8, help="stop after this many; 0 takes all")
     parser.add_argument("--share", type=float, default=0.8, help="of the variance that the effective dimension carries")
-    parser.add_argument("--plot", type=Path, action=NewFile, metavar="FILE", help="new .png, .svg or .pdf: all checkpoints over the layers")
-    parser.add_argument("--output", type=Path, action=NewFile, metavar="FILE", help="write the JSON into this new file, too")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        action=NewFile,
+        metavar="FILE",
+        help="new .png, .svg or .pdf: all checkpoints over the layers",
+    )
+    parser.add_argument(
+        "--output", type=Path, action=NewFile, metavar="FILE", help="write the JSON into this new file, too"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
     return parser
@@ -97,7 +132,10 @@ def _labels(given: str | None, paths: list[str]) -> list[str]:
         raise ConfigError("CHECKPOINT: none given, only overrides: must be at least one; name a run directory")
     labels = given.split(",") if given is not None else paths
     if len(labels) != len(paths) or not all(labels):
-        raise ConfigError(f"--labels {given}: {len(labels)} for {len(paths)} checkpoints: must be one for each, not empty; separate them by commas")
+        raise ConfigError(
+            f"--labels {given}: {len(labels)} for {len(paths)} checkpoints: must be one for each, not empty; separate"
+            " them by commas"
+        )
     return labels
 
 

@@ -25,7 +25,10 @@ def plot_collapse(results: list[dict[str, Any]], path: Path) -> None:
     figure = new_figure(14, 4.5)
     axes = figure.subplots(1, len(PANELS))
     for axis, (field, title) in zip(axes, PANELS.items()):
-        lines = [axis.plot([x["layer"] for x in r["layers"]], [x[field] for x in r["layers"]], marker="o", markersize=3)[0] for r in results]
+        lines = [
+            axis.plot([x["layer"] for x in r["layers"]], [x[field] for x in r["layers"]], marker="o", markersize=3)[0]
+            for r in results
+        ]
         axis.set(title=title.format(share=results[0]["share"]), xlabel="layer (0 is the embedding)")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)

@@ -73,11 +73,13 @@ class HiddenStates(nn.Cell):
         return [state.asnumpy() for state in self(*(Tensor(np.ascontiguousarray(array)) for array in inputs))]
 
 
-def collapse(subject: Subject, batch_size: int = 8, max_batches: int = 8, share: float = 0.8, progress: bool = True) -> dict[str, Any]:
+def collapse(
+    subject: Subject, batch_size: int = 8, max_batches: int = 8, share: float = 0.8, progress: bool = True
+) -> dict[str, Any]:
     """Measure the diversity of each layer's features over the first batches of a split.
 
-    Tokens count as in evaluation: padding and end of document do not. With `data.eod_reset` attention and positions restart behind a
-    document; the row with all its documents remains one sequence.
+    Tokens count as in evaluation: padding and end of document do not. With `data.eod_reset` attention and positions
+    restart behind a document; the row with all its documents remains one sequence.
 
     Args:
         batch_size: rows per batch; all its states are in memory at once, (num_layers + 1) * B * S * E float32.
@@ -85,8 +87,8 @@ def collapse(subject: Subject, batch_size: int = 8, max_batches: int = 8, share:
         share: of the variance, for the effective dimension.
 
     Returns:
-        step, family, hidden_size, tokens and sequences (measured), share, layers: a list of layer (0 is the embedding), name, and the measures of
-        `LayerDiversity.result`.
+        step, family, hidden_size, tokens and sequences (measured), share, layers: a list of layer (0 is the embedding),
+        name, and the measures of `LayerDiversity.result`.
 
     Raises:
         ConfigError, DataError: a share or size that makes no sense; no sequence with two tokens that count.
@@ -98,12 +100,17 @@ def collapse(subject: Subject, batch_size: int = 8, max_batches: int = 8, share:
     model = subject.model()
     states, names = HiddenStates(model), layer_names(model, len(layers))
     batches = sequential_batches(records, batch_size, config.data.eod_reset, max_batches)
-    for batch in progress_bar(progress, iterable=batches, total=total, desc=f"analyze step {subject.checkpoint.step}", unit="batch"):
+    for batch in progress_bar(
+        progress, iterable=batches, total=total, desc=f"analyze step {subject.checkpoint.step}", unit="batch"
+    ):
         for layer, name, features in zip(layers, names, states.of(batch), strict=True):
             _require_finite(features[batch.loss_mask != 0], f"{subject.checkpoint.path}: {name}")
             layer.update(features, batch.loss_mask)
     if not layers[0].num_sequences:
-        raise DataError(f"{records.source}: 0 sequences with two tokens that count: must be at least 1; take more batches, or prepare again from more text")
+        raise DataError(
+            f"{records.source}: 0 sequences with two tokens that count: must be at least 1; take more batches, or"
+            " prepare again from more text"
+        )
     return {
         "step": subject.checkpoint.step,
         "family": config.model.family,
@@ -116,11 +123,15 @@ def collapse(subject: Subject, batch_size: int = 8, max_batches: int = 8, share:
 
 
 def layer_names(model: nn.Cell, count: int) -> list[str]:
-    """Names of the hidden states: the embedding, then the layers from 1; a query layer is called so, since it asks with other features."""
+    """Names of the hidden states: the embedding, then the layers from 1; a query layer is called so, since it asks with
+    other features."""
     names = ["embedding", *(f"layer {i}" for i in range(1, count))]
     return names[:-1] + ["query layer"] if hasattr(model, "query_layer") else names
 
 
 def _require_finite(features: np.ndarray, where: str) -> None:
     if not np.isfinite(features).all():
-        raise CheckpointError(f"{where}: features that are not finite: all must be; use model.compute_dtype=float32, or another checkpoint")
+        raise CheckpointError(
+            f"{where}: features that are not finite: all must be; use model.compute_dtype=float32, or another"
+            " checkpoint"
+        )

@@ -1,4 +1,5 @@
-"""What every family's reader and writer of a config.json shares. Source: transformers 4.57, configuration_utils.py, configuration_llama.py."""
+"""What every family's reader and writer of a config.json shares. Source: transformers 4.57, configuration_utils.py,
+configuration_llama.py."""
 
 import re
 from collections.abc import Iterable
@@ -15,12 +16,19 @@ _HARMLESS = re.compile(
     r"repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids|(begin_)?suppress_tokens|"
     r"exponential_decay_length_penalty|remove_invalid_values|is_decoder|is_llama_config|transformers\.js_config|unsloth_\w+"
 )
-_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu", "gelu_new": "gelu", "gelu": "gelu_erf", "quick_gelu": "fast_gelu", "swish": "silu"}
+_ACTIVATIONS = {
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_new": "gelu",
+    "gelu": "gelu_erf",
+    "quick_gelu": "fast_gelu",
+    "swish": "silu",
+}
 _WRITTEN = {"gelu": "gelu_pytorch_tanh", "gelu_erf": "gelu", "fast_gelu": "quick_gelu"}
 
 
 def require_understood(where: str, tree: dict[str, Any], known: Iterable[str]) -> None:
-    """Raise CheckpointError for a key that may change the function; what is null, false, 0 or empty switches nothing on.
+    """Raise CheckpointError for a key that may change the function; what is null, false, 0 or empty switches nothing
+    on.
 
     Args:
         where: begins the message: the file.
@@ -30,7 +38,10 @@ def require_understood(where: str, tree: dict[str, Any], known: Iterable[str]) -
     known = set(known)
     for key, value in tree.items():
         if value and key not in known and not _HARMLESS.fullmatch(key):
-            raise CheckpointError(f"{where}: {key[:80]}={str(value)[:80]!r}: is not understood, and may change what the model computes; remove it if it does not")
+            raise CheckpointError(
+                f"{where}: {key[:80]}={str(value)[:80]!r}: is not understood, and may change what the model computes;"
+                " remove it if it does not"
+            )
 
 
 def own_activation(name: Any) -> Any:

@@ -55,7 +55,8 @@ def import_file(
         source: its naming, such as "official".
         config: the model that the weights belong to; None for a directory with config.json, see `directory_config`.
         output: a directory without checkpoints; made if needed.
-        tokenizer: tokenizer directory, or released vocab.model, to copy into the checkpoint; None takes that of the directory.
+        tokenizer: tokenizer directory, or released vocab.model, to copy into the checkpoint; None takes that of the
+            directory.
         dtype: of the stored weights: float32, which training needs, float16 or bfloat16.
         with_tokenizer: False leaves the directory's tokenizer out.
         say: is told what became of dtypes and tokenizer.
@@ -73,7 +74,9 @@ def import_file(
     if path.is_dir():
         config = directory_config(path, source, config)
     elif config is None:
-        raise ConfigError(f"{path}: a file of weights does not say which model it is; name its configuration (--config)")
+        raise ConfigError(
+            f"{path}: a file of weights does not say which model it is; name its configuration (--config)"
+        )
     naming = _format(config, source)
     store.require_no_checkpoints(output)
     loaded = _tokenizer_of(path, tokenizer, with_tokenizer, config)
@@ -81,7 +84,10 @@ def import_file(
     tensors = naming.to_ours(str(path), foreign.read_files(read), config.model)
     state = {"imported": {"file": path.name, "format": source, "sha256": {p.name: files.sha256_file(p) for p in read}}}
     say(f"weights: {dtypes.change({dtypes.name_of(array.dtype) for array in tensors.values()}, dtype)}")
-    say(f"tokenizer: {_described(loaded) if loaded else 'none comes along; name one with --tokenizer wherever text is read or written'}")
+    say(
+        "tokenizer:"
+        f" {_described(loaded) if loaded else 'none comes along; name one with --tokenizer wherever text is read or written'}"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         copy = None
         if loaded:
@@ -90,7 +96,8 @@ def import_file(
 
 
 def directory_config(directory: Path, source: str, config: RunConfig | None = None) -> RunConfig:
-    """The configuration that a Hugging Face directory's config.json describes; with `config`, that one, which must describe the same model.
+    """The configuration that a Hugging Face directory's config.json describes; with `config`, that one, which must
+    describe the same model.
 
     Raises:
         CheckpointError: no config.json, or a model that is not ours.
@@ -105,13 +112,19 @@ def directory_config(directory: Path, source: str, config: RunConfig | None = No
     naming = next((naming for naming in described if kind in naming.model_types), None)
     if naming is None:
         known = ", ".join(name for naming in described for name in naming.model_types)
-        raise CheckpointError(f"{where}: model_type={kind!r:.80}: must be one of {known}; only these compute what PanGu models do; convert another model")
+        raise CheckpointError(
+            f"{where}: model_type={kind!r:.80}: must be one of {known}; only these compute what PanGu models do;"
+            " convert another model"
+        )
     fields = naming.read_config(where, tree)
     own_config = config_from_dict({"model": fields}, where)
     if config is None:
         return own_config
     if config.model.family != own_config.model.family:
-        raise ConfigError(f"{where}: describes a model of family {own_config.model.family}, --config one of {config.model.family}; leave --config out")
+        raise ConfigError(
+            f"{where}: describes a model of family {own_config.model.family}, --config one of {config.model.family};"
+            " leave --config out"
+        )
     pairs = {name: (getattr(config.model, name), getattr(own_config.model, name)) for name in fields}
     wrong = [f"model.{name}={given!r} (config.json: {own!r})" for name, (given, own) in pairs.items() if given != own]
     if wrong:
@@ -120,9 +133,15 @@ def directory_config(directory: Path, source: str, config: RunConfig | None = No
 
 
 def export_file(
-    checkpoint: Path, target: str, output: Path, dtype: str = "float32", max_shard_bytes: int = store.MAX_SHARD_BYTES, say: Say = _log.info
+    checkpoint: Path,
+    target: str,
+    output: Path,
+    dtype: str = "float32",
+    max_shard_bytes: int = store.MAX_SHARD_BYTES,
+    say: Say = _log.info,
 ) -> Path:
-    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory where `output` has no suffix.
+    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory where `output` has no
+    suffix.
 
     Args:
         checkpoint: step directory, checkpoint root or run directory.
@@ -160,7 +179,10 @@ def export_file(
             say("tokenizer: stays behind, as a file of weights has no room for it; a directory takes it along")
         return output
     tree = naming.write_config(config.model)
-    say(f"config.json: model_type={tree['model_type']}{'' if 'architectures' in tree else ', which transformers has no class for; `pangu convert --from huggingface` reads it'}")
+    say(
+        "config.json:"
+        f" model_type={tree['model_type']}{'' if 'architectures' in tree else ', which transformers has no class for; `pangu convert --from huggingface` reads it'}"
+    )
     say(f"tokenizer: {_described(tokenizer, to_transformers=True) if tokenizer else 'the checkpoint has none'}")
     ids = huggingface_files.token_ids(tokenizer) if tokenizer else dict.fromkeys(huggingface_files.TOKEN_IDS)
     contents = huggingface_files.files_of(tokenizer) if tokenizer else {}
@@ -177,35 +199,67 @@ def main(argv: list[str]) -> int:
     notes: list[str] = []
     if args.source:
         if not args.input.exists():
-            raise CheckpointError(f"{args.input}: no such file or directory; name one file of weights, or a Hugging Face directory")
+            raise CheckpointError(
+                f"{args.input}: no such file or directory; name one file of weights, or a Hugging Face directory"
+            )
         if args.config is None and args.overrides:
             parser.error("overrides change a --config NAME, and none is given")
         if args.config is None and not args.input.is_dir():
             parser.error("--from needs --config NAME: a file of weights does not say which model it is")
         config = load_config(args.config, args.overrides) if args.config else None
-        path = import_file(args.input, args.source, config, args.output, args.tokenizer, args.dtype, not args.no_tokenizer, notes.append)
+        path = import_file(
+            args.input,
+            args.source,
+            config,
+            args.output,
+            args.tokenizer,
+            args.dtype,
+            not args.no_tokenizer,
+            notes.append,
+        )
     else:
         if args.config or args.overrides or args.tokenizer or args.no_tokenizer:
             parser.error("--to takes no --config, overrides, --tokenizer or --no-tokenizer: a checkpoint has its own")
         path = export_file(args.input, args.target, args.output, args.dtype, say=notes.append)
     result = {"output": str(path), "format": args.source or args.target, "dtype": args.dtype, "notes": notes}
-    show(json.dumps(result) if args.json else "\n".join([*notes, f"wrote {path} ({'from' if args.source else 'to'} {result['format']}, {args.dtype})"]))
+    show(
+        json.dumps(result)
+        if args.json
+        else "\n".join([*notes, f"wrote {path} ({'from' if args.source else 'to'} {result['format']}, {args.dtype})"])
+    )
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="pangu convert", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="pangu convert", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     input_help = "file or Hugging Face directory of weights; --to: run, checkpoint or step directory"
     parser.add_argument("input", type=Path, metavar="FILE|DIRECTORY|CHECKPOINT", help=input_help)
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument("--from", dest="source", metavar="FORMAT", help="official | huggingface | mindformers: names in the input")
-    direction.add_argument("--to", dest="target", metavar="FORMAT", help="official | huggingface | mindformers: names to write")
-    parser.add_argument("--output", type=Path, required=True, help="--from: directory without checkpoints; --to: new .ckpt, .npz, .safetensors or directory")
+    direction.add_argument(
+        "--from", dest="source", metavar="FORMAT", help="official | huggingface | mindformers: names in the input"
+    )
+    direction.add_argument(
+        "--to", dest="target", metavar="FORMAT", help="official | huggingface | mindformers: names to write"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="--from: directory without checkpoints; --to: new .ckpt, .npz, .safetensors or directory",
+    )
     which = parser.add_mutually_exclusive_group()
-    tokenizer_help = "--from: tokenizer directory or vocab.model to copy into the checkpoint (default: that of the DIRECTORY, if it has one)"
+    tokenizer_help = (
+        "--from: tokenizer directory or vocab.model to copy into the checkpoint (default: that of the DIRECTORY, if it"
+        " has one)"
+    )
     which.add_argument("--tokenizer", type=Path, metavar="PATH", help=tokenizer_help)
     which.add_argument("--no-tokenizer", action="store_true", help="--from: leave the DIRECTORY's tokenizer out")
-    dtype_help = "of the weights written (default: %(default)s; training needs it, and it holds float16 and bfloat16 files exactly); rounds to the nearest, ties to even"
+    dtype_help = (
+        "of the weights written (default: %(default)s; training needs it, and it holds float16 and bfloat16 files"
+        " exactly); rounds to the nearest, ties to even"
+    )
     parser.add_argument("--dtype", choices=dtypes.NAMES, default="float32", help=dtype_help)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     add_config_arguments(parser, default=None)
@@ -228,9 +282,15 @@ def _tokenizer_of(path: Path, named: Path | None, wanted: bool, config: RunConfi
 def _described(tokenizer: Tokenizer, to_transformers: bool = False) -> str:
     """A tokenizer in a few words."""
     ids = huggingface_files.token_ids(tokenizer)
-    told = f"{tokenizer.vocab_size:,} ids, " + ", ".join(f"{name.split('_')[0]} {'none' if value is None else value}" for name, value in ids.items())
+    told = f"{tokenizer.vocab_size:,} ids, " + ", ".join(
+        f"{name.split('_')[0]} {'none' if value is None else value}" for name, value in ids.items()
+    )
     unreadable = to_transformers and not huggingface_files.transformers_reads(tokenizer)
-    return told + ("; transformers has no class that segments with jieba; `pangu convert --from huggingface` reads it" if unreadable else "")
+    return told + (
+        "; transformers has no class that segments with jieba; `pangu convert --from huggingface` reads it"
+        if unreadable
+        else ""
+    )
 
 
 def _all_formats() -> list[dict[str, Format]]:
@@ -240,5 +300,8 @@ def _all_formats() -> list[dict[str, Format]]:
 def _format(config: RunConfig, name: str) -> Format:
     formats = load_object(FAMILIES[config.model.family].names)
     if name not in formats:
-        raise CheckpointError(f"{name}: unknown format; {config.model.family} weights are known as {', '.join(formats)}; name one of these")
+        raise CheckpointError(
+            f"{name}: unknown format; {config.model.family} weights are known as {', '.join(formats)}; name one of"
+            " these"
+        )
     return formats[name]

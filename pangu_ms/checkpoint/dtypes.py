@@ -8,7 +8,13 @@ BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 """The bits of a bfloat16: a dtype of its own, so that nobody takes them for numbers and computes with them."""
 NAMES = ("float32", "float16", "bfloat16")
 """What weights can be written as."""
-_EXACT = {("float16", "float32"), ("bfloat16", "float32"), ("float16", "float64"), ("bfloat16", "float64"), ("float32", "float64")}
+_EXACT = {
+    ("float16", "float32"),
+    ("bfloat16", "float32"),
+    ("float16", "float64"),
+    ("bfloat16", "float64"),
+    ("float32", "float64"),
+}
 
 
 def name_of(dtype: np.dtype) -> str:
@@ -27,7 +33,8 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Rounded to the nearest bfloat16, of two equally near ones to the one whose last bit is 0. What is too large becomes infinite."""
+    """Rounded to the nearest bfloat16, of two equally near ones to the one whose last bit is 0. What is too large
+    becomes infinite."""
     whole = np.ascontiguousarray(array, np.float32).view(np.uint32)
     upper = whole >> 16
     upper &= 1  # a tie goes up only from an odd one
@@ -57,7 +64,10 @@ def _cast(where: str, name: str, array: np.ndarray, dtype: str) -> np.ndarray:
         with np.errstate(over="ignore"):  # reported below
             made = to_bfloat16(widened(array)) if dtype == "bfloat16" else widened(array).astype(dtype)
     if not np.isfinite(widened(made)).all():
-        raise CheckpointError(f"{where}: {name} has values that are not finite in {dtype}; use float32, or another file if it holds NaN or Inf itself")
+        raise CheckpointError(
+            f"{where}: {name} has values that are not finite in {dtype}; use float32, or another file if it holds NaN"
+            " or Inf itself"
+        )
     return made
 
 

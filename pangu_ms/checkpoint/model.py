@@ -1,4 +1,5 @@
-"""From a checkpoint to its model, also on another device or in another dtype than it was trained with. mindspore is imported when a model is loaded."""
+"""From a checkpoint to its model, also on another device or in another dtype than it was trained with. mindspore is
+imported when a model is loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def checkpoint_config(checkpoint: store.Checkpoint, overrides: Sequence[str] = (
     """
     for override in overrides:
         if not override.startswith(FREE_OVERRIDES):
-            raise ConfigError(f"{override}: a checkpoint's model is fixed; only runtime.* and model.compute_dtype can be overridden")
+            raise ConfigError(
+                f"{override}: a checkpoint's model is fixed; only runtime.* and model.compute_dtype can be overridden"
+            )
     return load_config(str(checkpoint.path / "config.yaml"), list(overrides))
 
 

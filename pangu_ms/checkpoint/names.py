@@ -59,7 +59,8 @@ class Format:
     model_types: tuple[str, ...] = ()
     """What a config.json of the format calls its models; none if the format has no config.json."""
     read_config: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
-    """Fields of our configuration from the format's config.json (its path, its content); None if the format has none."""
+    """Fields of our configuration from the format's config.json (its path, its content); None if the format has
+    none."""
     write_config: Callable[[Any], dict[str, Any]] | None = None
     """The inverse."""
 
@@ -79,8 +80,15 @@ class Format:
         """
         tensors = self._canonical(where, tensors)
         for copy, original in self.copies(config).items():
-            if copy in tensors and original in tensors and not np.array_equal(widened(tensors[copy]), widened(tensors[original])):
-                raise CheckpointError(f"{where}: {copy} differs from {original}; they are one tied parameter in PanGu; untied weights cannot be converted")
+            if (
+                copy in tensors
+                and original in tensors
+                and not np.array_equal(widened(tensors[copy]), widened(tensors[original]))
+            ):
+                raise CheckpointError(
+                    f"{where}: {copy} differs from {original}; they are one tied parameter in PanGu; untied weights"
+                    " cannot be converted"
+                )
             if original in tensors:
                 tensors.pop(copy, None)
         rules = self._checked_rules(config)
@@ -94,15 +102,24 @@ class Format:
             CheckpointError: `tensors` are not exactly the parameters of `config`.
         """
         check_names_and_shapes(where, tensors, config.parameter_shapes())
-        foreign = {rule.foreign: tensors[rule.ours].T if rule.transpose else tensors[rule.ours] for _, rule in self._checked_rules(config)}
-        return foreign if not self.writes_copies else foreign | {copy: foreign[original] for copy, original in self.copies(config).items()}
+        foreign = {
+            rule.foreign: tensors[rule.ours].T if rule.transpose else tensors[rule.ours]
+            for _, rule in self._checked_rules(config)
+        }
+        return (
+            foreign
+            if not self.writes_copies
+            else foreign | {copy: foreign[original] for copy, original in self.copies(config).items()}
+        )
 
     def _checked_rules(self, config: ModelConfig) -> list[tuple[tuple[int, ...], Rule]]:
         """(our shape, rule) in the model's order."""
         rules = self.rules(config)
         by_name = {rule.ours: rule for rule in rules}
         shapes = config.parameter_shapes()
-        assert by_name.keys() == shapes.keys() and len(rules) == len(by_name) == len({rule.foreign for rule in rules}), "table and model disagree"
+        assert by_name.keys() == shapes.keys() and len(rules) == len(by_name) == len(
+            {rule.foreign for rule in rules}
+        ), "table and model disagree"
         return [(shape, by_name[name]) for name, shape in shapes.items()]
 
     def _canonical(self, where: str, tensors: Tensors) -> Tensors:
@@ -113,7 +130,10 @@ class Format:
             for pattern, replacement in self.aliases:
                 name = re.sub(rf"\A(?:{pattern})\Z", replacement, name)
             if name in canonical:
-                raise CheckpointError(f"{where}: {name} stands there twice, under two spellings; one is meant; remove the other from the file")
+                raise CheckpointError(
+                    f"{where}: {name} stands there twice, under two spellings; one is meant; remove the other from the"
+                    " file"
+                )
             canonical[name] = array
         return canonical
 

@@ -1,9 +1,11 @@
 """Foreign names of PanGu-alpha. Source: specification A7.1 (official) and A7.3 (Hugging Face ports).
 
-The official query, key and value are [out, in] (MindSpore Dense); its other matrices are [in, out] (class Mapping). The Hugging Face ports
-store torch Linear, [out, in] throughout, as we do. Their last block, h.{num_layers - 1}, is the query layer.
+The official query, key and value are [out, in] (MindSpore Dense); its other matrices are [in, out] (class Mapping). The
+Hugging Face ports store torch Linear, [out, in] throughout, as we do. Their last block, h.{num_layers - 1}, is the
+query layer.
 
-A prefix such as `network.` is not stripped: no known release has one, and a name that is not in the table must be seen, not guessed.
+A prefix such as `network.` is not stripped: no known release has one, and a name that is not in the table must be seen,
+not guessed.
 """
 
 from typing import Any
@@ -66,7 +68,11 @@ def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
 def write_config(config: AlphaConfig) -> dict[str, Any]:
     """The config.json of a model, which no other program knows."""
     tree = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
-    return tree | {"hidden_act": written_activation(config.hidden_act), "model_type": _MODEL_TYPE, "tie_word_embeddings": True}
+    return tree | {
+        "hidden_act": written_activation(config.hidden_act),
+        "model_type": _MODEL_TYPE,
+        "tie_word_embeddings": True,
+    }
 
 
 def _layers(config: ModelConfig, block: str, query_layer: str, table: list[Rule]) -> list[Rule]:
@@ -101,7 +107,10 @@ FORMATS = {
             # The 2021 class Mapping.
             (r"(.+\.(?:attention\.projection|output\.mapping|output\.projection))\.mapping_(weight|bias)", r"\1.\2"),
             # The 2021 network and its numpy dump.
-            (r"backbone\.(word|position)_embedding\.embedding_table", r"backbone.embedding.\1_embedding.embedding_table"),
+            (
+                r"backbone\.(word|position)_embedding\.embedding_table",
+                r"backbone.embedding.\1_embedding.embedding_table",
+            ),
             # Embeddings that were loaded from .npy files.
             (r"(?:backbone\.)?(word|position)_embedding_table", r"backbone.embedding.\1_embedding.embedding_table"),
             (r"(?:backbone\.)?query_embedding_table", r"backbone.top_query_embedding.embedding_table"),

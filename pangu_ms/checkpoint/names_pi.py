@@ -1,6 +1,8 @@
-"""Foreign names of PanGu-pi: Hugging Face's LLaMA, whose checkpoints load directly, and openPangu-Embedded, which has the same. Source: specification D7, F1.
+"""Foreign names of PanGu-pi: Hugging Face's LLaMA, whose checkpoints load directly, and openPangu-Embedded, which has
+the same. Source: specification D7, F1.
 
-What LLaMA does not have is named beside it: `self_attn.aug_shortcut.{i}.{down,up}` and `mlp.siaf.{scale,bias}`. All matrices are [out, in] on both sides.
+What LLaMA does not have is named beside it: `self_attn.aug_shortcut.{i}.{down,up}` and `mlp.siaf.{scale,bias}`. All
+matrices are [out, in] on both sides.
 """
 
 import json
@@ -48,8 +50,14 @@ _LLAMA, _OPENPANGU, _PANGU_PI = "llama", ("PanguEmbedded", "openpangu_dense"), "
 # What these classes take for keys that a config.json leaves out (transformers; spec F1), where it is not required.
 _COMMON = {"hidden_act": "silu", "tie_word_embeddings": False}
 _DEFAULTS = {_LLAMA: _COMMON | {"rms_norm_eps": 1e-6, "rope_theta": 1e4, "attention_bias": False}}
-_DEFAULTS |= {kind: _COMMON | {"rms_norm_eps": 1e-5, "rope_theta": 16e6, "attention_bias": True} for kind in _OPENPANGU} | {_PANGU_PI: {}}
-_CHANGES_THE_FUNCTION = {"mlp_bias": False, "pretraining_tp": 1, "partial_rotary_factor": 1}  # keys that must be absent, null or this
+_DEFAULTS |= {
+    kind: _COMMON | {"rms_norm_eps": 1e-5, "rope_theta": 16e6, "attention_bias": True} for kind in _OPENPANGU
+} | {_PANGU_PI: {}}
+_CHANGES_THE_FUNCTION = {
+    "mlp_bias": False,
+    "pretraining_tp": 1,
+    "partial_rotary_factor": 1,
+}  # keys that must be absent, null or this
 _ROPE = ("rope_parameters", "rope_scaling")  # theta and scaling: transformers 5, and before it
 _ROPE_KINDS = ("rope_type", "type")  # "type" before transformers 4.43
 _UNSCALED = {"factor": 1, "partial_rotary_factor": 1}
@@ -80,7 +88,9 @@ def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
     tree = {key: value for key, value in tree.items() if value is not None} | _theta(where, tree)
     for key, harmless in _CHANGES_THE_FUNCTION.items():
         if tree.get(key) not in (None, harmless):
-            raise CheckpointError(f"{where}: {key}={tree[key]!r}: must be {json.dumps(harmless)}; such a model is not supported")
+            raise CheckpointError(
+                f"{where}: {key}={tree[key]!r}: must be {json.dumps(harmless)}; such a model is not supported"
+            )
     known = {*_FIELDS, "bias", "rope_theta", *_CHANGES_THE_FUNCTION, *_ROPE, *(_ADDITIONS if kind == _PANGU_PI else ())}
     require_understood(where, tree, known)
     tree = ({"attention_bias": tree["bias"]} if "bias" in tree else {}) | tree  # bias: openPangu's key
@@ -101,7 +111,10 @@ def _theta(where: str, tree: dict[str, Any]) -> dict[str, Any]:
     for key in _ROPE:
         rope = tree.get(key) or {}
         if not isinstance(rope, dict) or _is_scaled(rope):
-            raise CheckpointError(f"{where}: {key}={rope!r}: must be null, or of type default with rope_theta alone; such a model is not supported")
+            raise CheckpointError(
+                f"{where}: {key}={rope!r}: must be null, or of type default with rope_theta alone; such a model is not"
+                " supported"
+            )
         if rope.get("rope_theta") is not None:
             found[f"{key}.rope_theta"] = rope["rope_theta"]
     values = list(found.values())
@@ -115,7 +128,11 @@ def _is_scaled(rope: dict[str, Any]) -> bool:
     """Whether anything there but theta may change the function."""
     if any(rope.get(key) not in (None, "default") for key in _ROPE_KINDS):
         return True
-    return any(value is not None and _UNSCALED.get(key) != value for key, value in rope.items() if key not in (*_ROPE_KINDS, "rope_theta"))
+    return any(
+        value is not None and _UNSCALED.get(key) != value
+        for key, value in rope.items()
+        if key not in (*_ROPE_KINDS, "rope_theta")
+    )
 
 
 def write_config(config: PiConfig) -> dict[str, Any]:

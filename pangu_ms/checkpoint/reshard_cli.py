@@ -51,15 +51,38 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="pangu ckpt reshard", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="what to reshard; left out with --from-mindspore")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="run directory to make, with the new step below checkpoints/: empty or not there yet")
-    whole_help = "write one whole checkpoint; its plan is that of one device (with CHECKPOINT: or that of --config), with your overrides"
+    parser = Parser(
+        prog="pangu ckpt reshard", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "checkpoint", nargs="?", metavar="CHECKPOINT", help="what to reshard; left out with --from-mindspore"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="run directory to make, with the new step below checkpoints/: empty or not there yet",
+    )
+    whole_help = (
+        "write one whole checkpoint; its plan is that of one device (with CHECKPOINT: or that of --config), with your"
+        " overrides"
+    )
     parser.add_argument("--whole", action="store_true", help=whole_help)
-    step_help = "CHECKPOINT's step (default: its newest valid one); --from-mindspore: optimizer steps that were done (default: 0)"
+    step_help = (
+        "CHECKPOINT's step (default: its newest valid one); --from-mindspore: optimizer steps that were done"
+        " (default: 0)"
+    )
     parser.add_argument("--step", type=int, metavar="N", help=step_help)
-    parser.add_argument("--from-mindspore", type=Path, metavar="DIR", help="MindSpore's own checkpoint: DIR/rank_N/, a .ckpt or .safetensors in each")
-    parser.add_argument("--strategy", type=Path, nargs="+", metavar="FILE", help="its strategy files: one merged, or one for each stage")
+    parser.add_argument(
+        "--from-mindspore",
+        type=Path,
+        metavar="DIR",
+        help="MindSpore's own checkpoint: DIR/rank_N/, a .ckpt or .safetensors in each",
+    )
+    parser.add_argument(
+        "--strategy", type=Path, nargs="+", metavar="FILE", help="its strategy files: one merged, or one for each stage"
+    )
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer to copy, with --from-mindspore")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     add_config_arguments(parser, default=None)
@@ -72,7 +95,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     if args.from_mindspore:
         args.overrides = [word for word in (args.checkpoint, *args.overrides) if word]
         if not args.strategy or not args.config:
-            parser.error("--from-mindspore needs --strategy FILE and --config NAME: its files do not say how tensors were cut, and which model it is")
+            parser.error(
+                "--from-mindspore needs --strategy FILE and --config NAME: its files do not say how tensors were cut,"
+                " and which model it is"
+            )
     elif args.strategy or args.tokenizer:
         parser.error("--strategy and --tokenizer go with --from-mindspore: a checkpoint of ours has its own")
     elif args.checkpoint is None or "=" in args.checkpoint and not Path(args.checkpoint).exists():
@@ -85,7 +111,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 def _from_ours(args: argparse.Namespace) -> tuple[Source, RunConfig, RunConfig, list[str]]:
     for override in args.overrides:
         if not override.startswith("parallel.") and override.partition("=")[0] not in _BATCH:
-            raise ConfigError(f"{override}: a checkpoint keeps its configuration; only parallel.*, {' and '.join(_BATCH)} can be changed; leave it out")
+            raise ConfigError(
+                f"{override}: a checkpoint keeps its configuration; only parallel.*, {' and '.join(_BATCH)} can be"
+                " changed; leave it out"
+            )
     section = load_config(args.config).parallel if args.config else ParallelConfig() if args.whole else None
     path = _step_path(Path(args.checkpoint), args.step)
 
@@ -93,7 +122,9 @@ def _from_ours(args: argparse.Namespace) -> tuple[Source, RunConfig, RunConfig, 
         old = checkpoint.config()
         new = _with_plan(checkpoint.path / "config.yaml", old, section, args.overrides)
         if not any(word.startswith("train.batch_size=") for word in args.overrides):
-            new = _with_plan(checkpoint.path / "config.yaml", old, section, [*args.overrides, *_keeping_batch(old, new)])
+            new = _with_plan(
+                checkpoint.path / "config.yaml", old, section, [*args.overrides, *_keeping_batch(old, new)]
+            )
         return Source.of(checkpoint), old, new
 
     source, _, new = planned(store.open_checkpoint(path, digests=False))
@@ -108,7 +139,10 @@ def _keeping_batch(old: RunConfig, new: RunConfig) -> list[str]:
     if keeping is None:
         cannot = global_batch.why_not(new, old.global_batch_size)
         rule = "must stay, or a run that goes on reads other samples"
-        raise ConfigError(f"the global batch of {old.global_batch_size} sequences: {cannot}; {rule}; use other degrees, or give train.batch_size to change it")
+        raise ConfigError(
+            f"the global batch of {old.global_batch_size} sequences: {cannot}; {rule}; use other degrees, or give"
+            " train.batch_size to change it"
+        )
     return keeping
 
 
@@ -129,10 +163,19 @@ def _from_mindspore(args: argparse.Namespace) -> tuple[Source, RunConfig | None,
     if args.tokenizer:
         require_vocabulary(Tokenizer.load(args.tokenizer), new.model.vocab_size)
     shards = open_shards(args.from_mindspore, args.strategy, new.model)
-    imported = {"directory": args.from_mindspore.name, "format": "mindspore", "sha256": {path.name: files.sha256_file(path) for path in args.strategy}}
+    imported = {
+        "directory": args.from_mindspore.name,
+        "format": "mindspore",
+        "sha256": {path.name: files.sha256_file(path) for path in args.strategy},
+    }
     step = args.step or 0
     state = {"step": step, "guard": Guard.create(new).state(), "imported": imported}  # a run can go on from here
-    return Source(str(args.from_mindspore), step, shards.groups, json.dumps(state, indent=2).encode(), args.tokenizer), None, new, shards.left_out
+    return (
+        Source(str(args.from_mindspore), step, shards.groups, json.dumps(state, indent=2).encode(), args.tokenizer),
+        None,
+        new,
+        shards.left_out,
+    )
 
 
 def _step_path(path: Path, step: int | None) -> Path:
@@ -171,10 +214,16 @@ def _text(result: dict[str, Any]) -> str:
     axes = ", ".join(f"{name} {size}" for name, size in result["mesh"].items())
     how = "whole" if result["whole"] else f"for {result['ranks']:,} ranks ({axes})"
     tensors = ", ".join(f"{count:,} {group}" for group, count in result["tensors"].items())
-    lines = [f"wrote {result['output']}, {how}: {tensors} tensors, {result['bytes'] / 2**30:,.2f} GiB in {result['files']:,} files"]
+    lines = [
+        f"wrote {result['output']}, {how}: {tensors} tensors, {result['bytes'] / 2**30:,.2f} GiB in {result['files']:,}"
+        " files"
+    ]
     before, after = result["global_batch_size"].values()
     if before not in (None, after):
-        lines.append(f"note: the global batch is now {after} sequences, it was {before}; leave train.batch_size, that of one replica, out to keep it")
+        lines.append(
+            f"note: the global batch is now {after} sequences, it was {before}; leave train.batch_size, that of one"
+            " replica, out to keep it"
+        )
     if result["left_out"]:
         lines.append(f"left out, as not of the model or its optimizer: {', '.join(result['left_out'])}")
     return "\n".join(lines)

@@ -23,11 +23,16 @@ def check_names_and_shapes(where: str, tensors: Mapping[str, Any], expected: dic
     wrong = {
         "missing": [name for name in expected if name not in tensors],
         "unexpected": [name for name in tensors if name not in expected],
-        "of another shape": [f"{name} {found} instead of {shape}" for name, (found, shape) in both.items() if found != shape],
+        "of another shape": [
+            f"{name} {found} instead of {shape}" for name, (found, shape) in both.items() if found != shape
+        ],
     }
     found = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in wrong.items() if names)
     if found:
-        raise CheckpointError(f"{where}: {found}; names and shapes must be exactly those of the configuration; use the one that belongs to these weights")
+        raise CheckpointError(
+            f"{where}: {found}; names and shapes must be exactly those of the configuration; use the one that belongs"
+            " to these weights"
+        )
 
 
 def _some(names: list[str]) -> str:

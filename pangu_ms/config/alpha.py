@@ -14,24 +14,30 @@ class AlphaConfig(ModelConfig):
     family: Literal["alpha"] = "alpha"
     """Model family; chooses the file in pangu_ms/models. Every config states it."""
     vocab_size: Int = 40000
-    """Rows of the word table; must equal the tokenizer's number of pieces. The released vocabulary has 40,000 (spec A2)."""
+    """Rows of the word table; must equal the tokenizer's number of pieces. The released vocabulary has 40,000 (spec
+    A2)."""
     hidden_act: Literal["gelu", "gelu_erf", "fast_gelu"] = "gelu"
-    """gelu (tanh form) | gelu_erf | fast_gelu = x * sigmoid(1.702 x), which the released weights used on Ascend (spec A1.4)."""
+    """gelu (tanh form) | gelu_erf | fast_gelu = x * sigmoid(1.702 x), which the released weights used on Ascend (spec
+    A1.4)."""
     layer_norm_eps: Float = 1e-5
     """Added to the variance (spec A1.1)."""
     final_norm_position: Literal["before_query", "after_query"] = "before_query"
-    """Where the final LayerNorm stands. All released weights: before_query. Official runs with pipeline stages computed after_query (spec A1.2)."""
+    """Where the final LayerNorm stands. All released weights: before_query. Official runs with pipeline stages computed
+    after_query (spec A1.2)."""
     dropout: Float = 0.1
-    """Probability for embeddings, attention probabilities and the outputs of attention and FFN while training (spec A1.3)."""
+    """Probability for embeddings, attention probabilities and the outputs of attention and FFN while training (spec
+    A1.3)."""
     init_rule: Literal["constant", "depth_scaled", "layer_scaled"] = "depth_scaled"
-    """init_std of the projections that write to the residual stream: as it is, divided by sqrt(2 * num_layers) (spec A1.7, OLD and HF), or in
-    layer i from 0 by sqrt(2 * (i + 1)) (InternLM)."""
+    """init_std of the projections that write to the residual stream: as it is, divided by sqrt(2 * num_layers) (spec
+    A1.7, OLD and HF), or in layer i from 0 by sqrt(2 * (i + 1)) (InternLM)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_heads_divide_hidden_size()
         require_positive(self, "layer_norm_eps")
-        require(self.num_layers >= 2, "num_layers", f"={self.num_layers}: must be at least 2, one block and the query layer")
+        require(
+            self.num_layers >= 2, "num_layers", f"={self.num_layers}: must be at least 2, one block and the query layer"
+        )
         require(0 <= self.dropout < 1, "dropout", f"={self.dropout}: must be in [0, 1)")
 
     @property
@@ -41,7 +47,13 @@ class AlphaConfig(ModelConfig):
 
     def axis_sizes(self) -> dict[str, int]:
         """See ModelConfig."""
-        return {"vocab": self.vocab_size, "position": self.seq_length, "embed": self.hidden_size, "heads": self.hidden_size, "ffn": self.ffn_hidden_size}
+        return {
+            "vocab": self.vocab_size,
+            "position": self.seq_length,
+            "embed": self.hidden_size,
+            "heads": self.hidden_size,
+            "ffn": self.ffn_hidden_size,
+        }
 
     def layer_names(self) -> list[str]:
         """See ModelConfig: the query layer is the last."""
@@ -51,8 +63,14 @@ class AlphaConfig(ModelConfig):
         """See ModelConfig."""
         specs = {"attention_norm.weight": gain("embed"), "attention_norm.bias": bias("embed")}
         for name in ("query", "key", "value"):
-            specs |= {f"attention.{name}.weight": self.matrix("heads", "embed"), f"attention.{name}.bias": bias("heads")}
-        specs |= {"attention.output.weight": self.residual_matrix("heads", layer), "attention.output.bias": bias("embed")}
+            specs |= {
+                f"attention.{name}.weight": self.matrix("heads", "embed"),
+                f"attention.{name}.bias": bias("heads"),
+            }
+        specs |= {
+            "attention.output.weight": self.residual_matrix("heads", layer),
+            "attention.output.bias": bias("embed"),
+        }
         specs |= {"ffn_norm.weight": gain("embed"), "ffn_norm.bias": bias("embed")}
         specs |= {"ffn.up.weight": self.matrix("ffn", "embed"), "ffn.up.bias": bias("ffn")}
         return specs | {"ffn.down.weight": self.residual_matrix("ffn", layer), "ffn.down.bias": bias("embed")}
@@ -64,7 +82,8 @@ class AlphaConfig(ModelConfig):
         return before, {"final_norm.weight": gain("embed"), "final_norm.bias": bias("embed")}
 
     def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
-        """See ModelConfig: the query layer reads its table, the final norm stands beside it, and the head is the word table (spec A4)."""
+        """See ModelConfig: the query layer reads its table, the final norm stands beside it, and the head is the word
+        table (spec A4)."""
         before, behind = self.outer_parameters()
         first = {"word_embedding.weight": (0, -1), "position_embedding.weight": (0,), "query_embedding.weight": (-1,)}
         assert first.keys() == before.keys()

@@ -42,13 +42,19 @@ def require_positive(section: Any, *names: str) -> None:
 
 
 def require_at_most(section: Any, most: int, *names: str) -> None:
-    """Each named field of `section` is a number of things that are counted out one by one: a file with 2**63 of them would take all memory."""
+    """Each named field of `section` is a number of things that are counted out one by one: a file with 2**63 of them
+    would take all memory."""
     for name in names:
-        require(getattr(section, name) <= most, name, f"={getattr(section, name)}: must be at most {most}; use a smaller one")
+        require(
+            getattr(section, name) <= most,
+            name,
+            f"={getattr(section, name)}: must be at most {most}; use a smaller one",
+        )
 
 
 def require_not_negative(section: Any, **meaning_of_0: str) -> None:
-    """Each named field of `section` is 0 or more; the message says what 0 does: require_not_negative(self, keep="keeps all")."""
+    """Each named field of `section` is 0 or more; the message says what 0 does: require_not_negative(self, keep="keeps
+    all")."""
     for name, meaning in meaning_of_0.items():
         require(getattr(section, name) >= 0, name, f"={getattr(section, name)}: must not be negative; 0 {meaning}")
 
@@ -69,10 +75,11 @@ class ParameterSpec:
     std: float | tuple[float, ...] = 0.0
     """Initial standard deviation, likewise."""
     decay: bool = False
-    """Whether weight decay applies: to matrices and embeddings, not to biases, norms and activation parameters (spec A3.1)."""
+    """Whether weight decay applies: to matrices and embeddings, not to biases, norms and activation parameters (spec
+    A3.1)."""
     trainable: bool = True
-    """False: it has no gradient and no moments, and training leaves it as it is. It is a weight all the same: initialised, saved, loaded, resharded,
-    exported."""
+    """False: it has no gradient and no moments, and training leaves it as it is. It is a weight all the same:
+    initialised, saved, loaded, resharded, exported."""
     dtype: Literal["float32", "int32"] = "float32"
     """As it is kept and stored; a table of whole numbers is int32 and not trainable."""
 
@@ -91,23 +98,29 @@ class ModelConfig:
     num_layers: Int
     """Number of layers; alpha counts its query layer (spec A1)."""
     num_heads: Int
-    """Attention heads; must divide hidden_size, unless the family lets head_dim be given. A wrong number loads silently: it changes no shape (spec A2)."""
+    """Attention heads; must divide hidden_size, unless the family lets head_dim be given. A wrong number loads
+    silently: it changes no shape (spec A2)."""
     ffn_hidden_size: Int = 0
-    """Width F of the feed-forward network; 0 means 4 * hidden_size for alpha, and 8/3 * hidden_size rounded up to a multiple of 256 for pi."""
+    """Width F of the feed-forward network; 0 means 4 * hidden_size for alpha, and 8/3 * hidden_size rounded up to a
+    multiple of 256 for pi."""
     seq_length: Int = 1024
     """Context length in tokens, and rows of the position tables."""
     compute_dtype: Dtype = "float32"
-    """dtype of matrix products and the residual stream; norms, softmax and loss stay float32. A CPU has no bfloat16 products."""
+    """dtype of matrix products and the residual stream; norms, softmax and loss stay float32. A CPU has no bfloat16
+    products."""
     init_std: Float = 0.02
     """Standard deviation of the normal initialisation (spec A1.7 lists 0.01 and 0.02)."""
     init_rule: Literal["constant", "depth_scaled", "layer_scaled"] = "constant"
-    """init_std of the projections that write to the residual stream: as it is (pi Pro found that best, spec E2.2), divided by sqrt(2 * num_layers)
-    (GPT-2; spec A1.7, OLD and HF), or in layer i from 0 by sqrt(2 * (i + 1)) (InternLM)."""
+    """init_std of the projections that write to the residual stream: as it is (pi Pro found that best, spec E2.2),
+    divided by sqrt(2 * num_layers) (GPT-2; spec A1.7, OLD and HF), or in layer i from 0 by sqrt(2 * (i + 1))
+    (InternLM)."""
 
     def __post_init__(self) -> None:
         if self.ffn_hidden_size == 0:
             self._resolve("ffn_hidden_size", self.default_ffn_hidden_size())
-        require_positive(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "ffn_hidden_size", "seq_length", "init_std")
+        require_positive(
+            self, "vocab_size", "hidden_size", "num_layers", "num_heads", "ffn_hidden_size", "seq_length", "init_std"
+        )
         require_at_most(self, MOST_LAYERS, "num_layers")
 
     def _resolve(self, field: str, value: Any) -> None:
@@ -142,13 +155,18 @@ class ModelConfig:
         raise NotImplementedError
 
     def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
-        """The layers beside which each outer parameter is read, 0 for the first and -1 for the last: a pipeline keeps it on their stages."""
+        """The layers beside which each outer parameter is read, 0 for the first and -1 for the last: a pipeline keeps
+        it on their stages."""
         raise NotImplementedError
 
     def parameters(self) -> dict[str, ParameterSpec]:
         """Every parameter of the model, in the model's order."""
         before, behind = self.outer_parameters()
-        layers = {f"{prefix}.{name}": spec for i, prefix in enumerate(self.layer_names()) for name, spec in self.layer_parameters(i).items()}
+        layers = {
+            f"{prefix}.{name}": spec
+            for i, prefix in enumerate(self.layer_names())
+            for name, spec in self.layer_parameters(i).items()
+        }
         return before | layers | behind
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:

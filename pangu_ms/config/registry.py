@@ -1,4 +1,5 @@
-"""The model families. A new family is a line here, its fields in config/, its mathematics in models/ and its YAML files."""
+"""The model families. A new family is a line here, its fields in config/, its mathematics in models/ and its YAML
+files."""
 
 import importlib
 from dataclasses import dataclass
@@ -20,8 +21,15 @@ class Family:
 
 
 FAMILIES = {
-    "alpha": Family(AlphaConfig, "pangu_ms.models.alpha:PanguAlpha", "pangu_ms.checkpoint.names_alpha:FORMATS", "pangu_ms.parallel.rules:ALPHA"),
-    "pi": Family(PiConfig, "pangu_ms.models.pi:PanguPi", "pangu_ms.checkpoint.names_pi:FORMATS", "pangu_ms.parallel.rules:PI"),
+    "alpha": Family(
+        AlphaConfig,
+        "pangu_ms.models.alpha:PanguAlpha",
+        "pangu_ms.checkpoint.names_alpha:FORMATS",
+        "pangu_ms.parallel.rules:ALPHA",
+    ),
+    "pi": Family(
+        PiConfig, "pangu_ms.models.pi:PanguPi", "pangu_ms.checkpoint.names_pi:FORMATS", "pangu_ms.parallel.rules:PI"
+    ),
 }
 
 

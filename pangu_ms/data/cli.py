@@ -39,14 +39,30 @@ def _parser() -> argparse.ArgumentParser:
     summary = "encode a corpus and write it as MindRecord rows; can be interrupted and repeated"
     make = verbs.add_parser("prepare", help=summary, description=summary, formatter_class=shape)
     needed = {"required": True, "default": argparse.SUPPRESS}  # no "(default: None)" in the help
-    make.add_argument("--corpus", nargs="+", **needed, metavar="FILE", help="text (one document each), JSON lines or arrays; .gz or .zst too")
+    make.add_argument(
+        "--corpus",
+        nargs="+",
+        **needed,
+        metavar="FILE",
+        help="text (one document each), JSON lines or arrays; .gz or .zst too",
+    )
     add_corpus_options(make)
     make.add_argument("--tokenizer", **needed, metavar="PATH", help="tokenizer directory or released vocab.model")
     make.add_argument("--output", action=NewDirectory, **needed, metavar="DIR", help="new directory")
     make.add_argument("--seq-length", type=int, default=1024, help="the model's seq_length; rows have one id more")
-    make.add_argument("--held-out", type=float, default=0.02, metavar="SHARE", help="share of documents put aside for evaluation")
-    make.add_argument("--num-workers", type=int, metavar="N", help="encoding processes (default: one per core)", default=argparse.SUPPRESS)
-    make.add_argument("--split-paragraphs", action="store_true", help="a blank line ends a document, as in the official builder")
+    make.add_argument(
+        "--held-out", type=float, default=0.02, metavar="SHARE", help="share of documents put aside for evaluation"
+    )
+    make.add_argument(
+        "--num-workers",
+        type=int,
+        metavar="N",
+        help="encoding processes (default: one per core)",
+        default=argparse.SUPPRESS,
+    )
+    make.add_argument(
+        "--split-paragraphs", action="store_true", help="a blank line ends a document, as in the official builder"
+    )
     make.set_defaults(run=_prepare)
     show = verbs.add_parser("inspect", help="show what a directory holds", formatter_class=shape)
     show.add_argument("directory", metavar="DIR", help="written by `pangu data prepare`")
@@ -55,20 +71,37 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(run=_inspect)
     score = "the loss of every batch of a finished round under its checkpoint; can be interrupted and repeated"
     losses = verbs.add_parser("losses", help=score, description=score, formatter_class=shape)
-    losses.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
+    losses.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it"
+    )
     add_override_arguments(losses)
-    losses.add_argument("--data", **needed, metavar="RECORDS", help="what the run was trained on; its first epoch is cut into batches again")
+    losses.add_argument(
+        "--data",
+        **needed,
+        metavar="RECORDS",
+        help="what the run was trained on; its first epoch is cut into batches again",
+    )
     partial = "new file; while the work lasts, FILE.npz.partial holds what is finished"
     losses.add_argument("--output", action=NewFile, **needed, metavar="FILE.npz", help=partial)
-    losses.add_argument("--batch-size", type=int, metavar="N", help="rows in a batch (default: the run's train.batch_size)", default=argparse.SUPPRESS)
+    losses.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="rows in a batch (default: the run's train.batch_size)",
+        default=argparse.SUPPRESS,
+    )
     losses.set_defaults(run=_losses)
     draw = "draw batches with a high loss for the next round, and write an order file for data.order"
     again = verbs.add_parser("resample", help=draw, description=draw, formatter_class=shape)
     again.add_argument("--losses", **needed, metavar="FILE.npz", help="written by `pangu data losses`")
     again.add_argument("--output", action=NewFile, **needed, metavar="ORDER.npz", help="new file")
-    again.add_argument("--keep", type=float, default=0.5, metavar="SHARE", help="share of the batches to keep, in (0, 1]")
+    again.add_argument(
+        "--keep", type=float, default=0.5, metavar="SHARE", help="share of the batches to keep, in (0, 1]"
+    )
     again.add_argument("--seed", type=int, default=1, help="of the draw")
-    again.add_argument("--temperature", type=float, default=1.0, help="batches are drawn in proportion to exp(loss / temperature)")
+    again.add_argument(
+        "--temperature", type=float, default=1.0, help="batches are drawn in proportion to exp(loss / temperature)"
+    )
     again.set_defaults(run=_resample)
     for verb in (make, show, losses, again):
         verb.add_argument("--json", action="store_true", help="machine-readable output")
@@ -98,17 +131,24 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _table(manifest: dict) -> list[str]:
     """The manifest for the eye."""
-    lines = [f"  seq_length {manifest['seq_length']}, {manifest['vocab_size']} pieces, tokenizer {manifest['tokenizer'][:12]}"]
+    lines = [
+        f"  seq_length {manifest['seq_length']}, {manifest['vocab_size']} pieces, tokenizer"
+        f" {manifest['tokenizer'][:12]}"
+    ]
     lines.append(f"  {'':<20}{'documents':>12}{'tokens':>16}{'bytes':>16}{'rows':>10}{'pad':>8}")
     for name in SPLITS:
         split = manifest["splits"][name]
-        lines.append(f"  {name:<20}{split['documents']:>12,}{split['tokens']:>16,}{split['bytes']:>16,}{split['rows']:>10,}{split['pad_tokens']:>8,}")
+        lines.append(
+            f"  {name:<20}{split['documents']:>12,}{split['tokens']:>16,}{split['bytes']:>16,}{split['rows']:>10,}{split['pad_tokens']:>8,}"
+        )
         for domain, counts in split["domains"].items():
             lines.append(f"    {domain:<18}{counts['documents']:>12,}{counts['tokens']:>16,}{counts['bytes']:>16,}")
     if manifest.get("taken"):
         lines.append("  files taken as " + ", ".join(f"{form}: {count}" for form, count in manifest["taken"].items()))
     if manifest["empty"] or manifest["quarantined"]:
-        lines.append(f"  not taken: {manifest['empty']} empty texts, {manifest['quarantined']} bad lines (quarantine.jsonl)")
+        lines.append(
+            f"  not taken: {manifest['empty']} empty texts, {manifest['quarantined']} bad lines (quarantine.jsonl)"
+        )
     return lines
 
 
@@ -118,7 +158,9 @@ def _inspect(args: argparse.Namespace) -> int:
     if args.verify:
         _verify(directory, manifest)
     tokenizer = Tokenizer.load(directory / "tokenizer")
-    rows = {name: _decoded(directory, name, args.rows, tokenizer) for name in SPLITS if manifest["splits"][name]["rows"]}
+    rows = {
+        name: _decoded(directory, name, args.rows, tokenizer) for name in SPLITS if manifest["splits"][name]["rows"]
+    }
     if args.json:
         print(json.dumps({"manifest": manifest, "rows": rows, "verified": args.verify}))
         return 0
@@ -151,13 +193,19 @@ def _losses(args: argparse.Namespace) -> int:
     from pangu_ms.eval.batch_losses import batch_losses  # with MindSpore, which takes seconds
 
     try:
-        found = batch_losses(checkpoint, args.data, args.output, getattr(args, "batch_size", None), config, progress=not args.json)
+        found = batch_losses(
+            checkpoint, args.data, args.output, getattr(args, "batch_size", None), config, progress=not args.json
+        )
     except KeyboardInterrupt:
         tell(f"pangu data: interrupted; finished losses are in {args.output}.partial; repeat the same command to go on")
         return INTERRUPTED
     count, size = found.rows.shape
     result = {"batches": count, "batch_size": size, "dropped_rows": json.loads(found.made_by)["dropped_rows"]}
-    result |= {"mean_loss": float(found.loss.mean()), "min_loss": float(found.loss.min()), "max_loss": float(found.loss.max())}
+    result |= {
+        "mean_loss": float(found.loss.mean()),
+        "min_loss": float(found.loss.min()),
+        "max_loss": float(found.loss.max()),
+    }
     _print_result(result, args)
     return 0
 
@@ -172,7 +220,10 @@ def _print_result(result: dict, args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(result))
         return
-    shown = {name: f"{value:,.6g}" if isinstance(value, float) else "-" if value is None else f"{value:,}" for name, value in result.items()}
+    shown = {
+        name: f"{value:,.6g}" if isinstance(value, float) else "-" if value is None else f"{value:,}"
+        for name, value in result.items()
+    }
     show("\n".join([f"{args.output}:", *(f"  {name.replace('_', ' '):<20}{text:>14}" for name, text in shown.items())]))
 
 
@@ -182,4 +233,7 @@ def _verify(directory: Path, manifest: dict) -> None:
         if not path.is_file():
             raise DataError(f"{path}: is missing; the manifest lists it; restore it or prepare again")
         if files.sha256_file(path) != expected:
-            raise DataError(f"{path}: its SHA-256 differs from the manifest's; the file was damaged or changed; restore it or prepare again")
+            raise DataError(
+                f"{path}: its SHA-256 differs from the manifest's; the file was damaged or changed; restore it or"
+                " prepare again"
+            )

@@ -30,19 +30,39 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
     def add(name: str, summary: str, run) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        verb = verbs.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
         verb.set_defaults(run=run)
         verb.add_argument("--json", action="store_true", help="machine-readable output")
         return verb
 
     train = add("train", "train a vocabulary on text", _train)
-    train.add_argument("--corpus", nargs="+", required=True, default=argparse.SUPPRESS, metavar="FILE", help="text, JSON lines or arrays; .gz or .zst too")
+    train.add_argument(
+        "--corpus",
+        nargs="+",
+        required=True,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="text, JSON lines or arrays; .gz or .zst too",
+    )
     add_corpus_options(train)
     where = "new directory for vocab.model and tokenizer.json"
-    train.add_argument("--output", action=NewDirectory, required=True, default=argparse.SUPPRESS, metavar="DIR", help=where)
-    train.add_argument("--vocab-size", type=int, default=40000, help="number of pieces, specials and 256 bytes included")
-    train.add_argument("--segmenter", choices=SEGMENTERS, default="jieba", help="jieba for Chinese, none for code and other languages")
-    train.add_argument("--sample-bytes", type=int, default=20_000_000, help="a larger corpus is thinned evenly to at most this much text")
+    train.add_argument(
+        "--output", action=NewDirectory, required=True, default=argparse.SUPPRESS, metavar="DIR", help=where
+    )
+    train.add_argument(
+        "--vocab-size", type=int, default=40000, help="number of pieces, specials and 256 bytes included"
+    )
+    train.add_argument(
+        "--segmenter", choices=SEGMENTERS, default="jieba", help="jieba for Chinese, none for code and other languages"
+    )
+    train.add_argument(
+        "--sample-bytes",
+        type=int,
+        default=20_000_000,
+        help="a larger corpus is thinned evenly to at most this much text",
+    )
 
     compress_cli.add_arguments(add("compress", compress_cli.SUMMARY, compress_cli.run))
 
@@ -55,33 +75,54 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_common(parser: argparse.ArgumentParser, name: str, meaning: str) -> None:
-    parser.add_argument("--tokenizer", required=True, default=argparse.SUPPRESS, metavar="PATH", help="tokenizer directory or released vocab.model")
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        default=argparse.SUPPRESS,
+        metavar="PATH",
+        help="tokenizer directory or released vocab.model",
+    )
     parser.add_argument("--file", metavar="FILE", help="read from this file")
     parser.add_argument(name, nargs="*", help=meaning)
 
 
 def _train(args: argparse.Namespace) -> None:
     corpus, started = Corpus(args.corpus, **corpus_options(args)), time.perf_counter()
-    tokenizer = train_tokenizer((d.text for d in corpus), args.vocab_size, args.segmenter, args.sample_bytes, progress=not args.json)
+    tokenizer = train_tokenizer(
+        (d.text for d in corpus), args.vocab_size, args.segmenter, args.sample_bytes, progress=not args.json
+    )
     tokenizer.save(args.output)
     bad, seconds = corpus.quarantine.count, round(time.perf_counter() - started, 1)
     if bad:
         _log.warning("%d lines had no text and were not used; `pangu data prepare` lists them", bad)
-    result = {"output": args.output, "vocab_size": tokenizer.vocab_size, "segmenter": args.segmenter, "fingerprint": tokenizer.fingerprint}
+    result = {
+        "output": args.output,
+        "vocab_size": tokenizer.vocab_size,
+        "segmenter": args.segmenter,
+        "fingerprint": tokenizer.fingerprint,
+    }
     result |= {"seconds": seconds, "bad_lines": bad, "taken": corpus.taken()}
-    show(json.dumps(result) if args.json else f"{args.output}: {tokenizer.vocab_size} pieces, segmenter {args.segmenter}, {seconds} s")
+    show(
+        json.dumps(result)
+        if args.json
+        else f"{args.output}: {tokenizer.vocab_size} pieces, segmenter {args.segmenter}, {seconds} s"
+    )
 
 
 def _inputs(args: argparse.Namespace, given: list[str]) -> list[str]:
     """The texts to work on: arguments, a file, or standard input."""
     if args.file and given:
-        raise DataError(f"--file {args.file}: text was given as arguments too; only one source can be used; leave one out")
+        raise DataError(
+            f"--file {args.file}: text was given as arguments too; only one source can be used; leave one out"
+        )
     try:
         if args.file:
             return [small_json.read_bytes(Path(args.file), pipes=True).decode("utf-8")]
         return given or [sys.stdin.buffer.read().decode("utf-8")]
     except UnicodeDecodeError as error:
-        raise DataError(f"{args.file or 'standard input'}: byte {error.start} is not UTF-8; text must be UTF-8; convert it") from error
+        raise DataError(
+            f"{args.file or 'standard input'}: byte {error.start} is not UTF-8; text must be UTF-8; convert it"
+        ) from error
     except ValueError as error:
         raise DataError(f"{args.file}: {error}; --file names a readable text file; correct it") from error
 
@@ -91,7 +132,11 @@ def _encode(args: argparse.Namespace) -> None:
     for text in _inputs(args, args.text):
         ids = tokenizer.encode(text)
         shown = [tokenizer.piece_of(i) for i in ids] if args.pieces else ids
-        print(json.dumps({"text": text, "ids": ids, "pieces": [tokenizer.piece_of(i) for i in ids]}) if args.json else " ".join(map(str, shown)))
+        print(
+            json.dumps({"text": text, "ids": ids, "pieces": [tokenizer.piece_of(i) for i in ids]})
+            if args.json
+            else " ".join(map(str, shown))
+        )
 
 
 def _decode(args: argparse.Namespace) -> None:

@@ -1,4 +1,5 @@
-"""`pangu eval`: held-out perplexity of a checkpoint, beside that of unigram and bigram models counted on its training records."""
+"""`pangu eval`: held-out perplexity of a checkpoint, beside that of unigram and bigram models counted on its training
+records."""
 
 import argparse
 import json
@@ -15,14 +16,25 @@ NO_BASELINES = "left out: counted on training records, not to be compared on `--
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
     parser = Parser(prog="pangu eval", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it"
+    )
     add_override_arguments(parser)
-    parser.add_argument("--data", required=True, metavar="RECORDS", help="directory written by `pangu data prepare`, or MindRecord files")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="RECORDS",
+        help="directory written by `pangu data prepare`, or MindRecord files",
+    )
     parser.add_argument("--split", default="held_out", choices=["held_out", "train"], help=SPLIT_HELP)
     parser.add_argument("--batch-size", type=int, default=8, help="sequences per batch")
     parser.add_argument("--max-batches", type=int, default=0, help="stop after this many; 0 scores all")
     parser.add_argument("--no-baselines", action="store_true", help="leave unigram and bigram out")
-    parser.add_argument("--json", action="store_true", help="machine-readable output; null for a unigram and bigram that cannot be compared")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="machine-readable output; null for a unigram and bigram that cannot be compared",
+    )
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
     args = parser.parse_intermixed_args(argv)
     runtime.quiet(args.verbose)

@@ -1,4 +1,5 @@
-"""`python -m pangu_ms.export.replay PACKAGE TOKENS.npz ANSWER.npz [KEY_FILE]`: run given tokens through a package, for `verify`."""
+"""`python -m pangu_ms.export.replay PACKAGE TOKENS.npz ANSWER.npz [KEY_FILE]`: run given tokens through a package, for
+`verify`."""
 
 import hashlib
 import sys

@@ -18,11 +18,17 @@ from pangu_run.arguments import Parser
 
 def main(argv: list[str], package: str | None = None) -> int:
     """Entry of the verb; `package` is given where the command is part of one."""
-    parser = Parser(prog="pangu run-mindir", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="pangu run-mindir", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     if package is None:
         parser.add_argument("package", metavar="PACKAGE", help="a directory written by `pangu export`")
         # Not where the program itself is part of what is to be verified.
-        parser.add_argument("--verify-key", metavar="FILE", help="refuse the package unless it was signed with the key of this Ed25519 public key, a PEM file")
+        parser.add_argument(
+            "--verify-key",
+            metavar="FILE",
+            help="refuse the package unless it was signed with the key of this Ed25519 public key, a PEM file",
+        )
     parser.add_argument("--key-file", metavar="FILE", help="file with the AES key of an encrypted package")
     add_generation_arguments(parser)
     args = parser.parse_args(argv)
@@ -31,11 +37,12 @@ def main(argv: list[str], package: str | None = None) -> int:
     opened = Package.open(package or args.package, None if package else args.verify_key)
     opened.require_key(key)
     tokenizer = opened.tokenizer()
-    opened.shape.require_room([tokenizer.encode_prompt(p) for p in prompts])  # mistakes are found before MindSpore is started
+    opened.shape.require_room(
+        [tokenizer.encode_prompt(p) for p in prompts]
+    )  # mistakes are found before MindSpore is started
     if config.num_beams > 1:
         raise GenerationError(f"num_beams={config.num_beams}: {NO_BEAMS}")
     runtime.quiet(args.verbose)
     runtime.start(opened.manifest["target"])
     run_and_print(Generator(opened.decoder(key), tokenizer), prompts, config, args)
     return 0
-

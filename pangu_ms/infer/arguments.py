@@ -14,8 +14,14 @@ from pangu_run import small_json
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     """Prompts, sampling and output."""
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be given several times")
-    parser.add_argument("--prompt-file", metavar="FILE", help="one prompt per line, or a .jsonl file of strings or of objects with a prompt key")
+    parser.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="a prompt; may be given several times"
+    )
+    parser.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        help="one prompt per line, or a .jsonl file of strings or of objects with a prompt key",
+    )
     parser.add_argument("--stream", action="store_true", help="print text as it appears (one prompt)")
     parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
@@ -33,8 +39,15 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     }
     for field in dataclasses.fields(SamplingConfig):
         if field.name != "stop":
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default, help=helps[field.name])
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; may be given several times")
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                type=type(field.default),
+                default=field.default,
+                help=helps[field.name],
+            )
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end at this text; may be given several times"
+    )
 
 
 def sampling_config(args: argparse.Namespace) -> SamplingConfig:
@@ -56,15 +69,22 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
         if sys.stdin.isatty():
             raise GenerationError("no prompt; give --prompt TEXT, --prompt-file FILE or text on standard input")
         try:
-            prompts = [sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")]  # as Windows writes text
+            prompts = [
+                sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").rstrip("\n")
+            ]  # as Windows writes text
         except UnicodeDecodeError as error:
-            raise GenerationError(f"standard input: byte {error.start} is not UTF-8; text must be UTF-8; convert it") from None
+            raise GenerationError(
+                f"standard input: byte {error.start} is not UTF-8; text must be UTF-8; convert it"
+            ) from None
     if not prompts:
         raise GenerationError(f"{args.prompt_file}: holds no prompt; write one per line")
     if args.stream and args.json:
         raise GenerationError("--stream and --json: exclude each other; leave one out")
     if args.stream and len(prompts) != 1:
-        raise GenerationError(f"--stream: {len(prompts)} prompts; text of several would mix on the terminal; give one, or leave --stream out")
+        raise GenerationError(
+            f"--stream: {len(prompts)} prompts; text of several would mix on the terminal; give one, or leave"
+            " --stream out"
+        )
     return prompts
 
 
@@ -91,7 +111,9 @@ def _read_prompt_file(path: Path) -> list[str]:
     return prompts
 
 
-def run_and_print(generator: Generator, prompts: list[str], config: SamplingConfig, args: argparse.Namespace) -> list[Generation]:
+def run_and_print(
+    generator: Generator, prompts: list[str], config: SamplingConfig, args: argparse.Namespace
+) -> list[Generation]:
     """Generate and print: streamed, as JSON lines, or one text per prompt."""
     if args.stream:
         print(prompts[0], end="", flush=True)
@@ -103,5 +125,10 @@ def run_and_print(generator: Generator, prompts: list[str], config: SamplingConf
         if args.json:
             print(json.dumps(dataclasses.asdict(result), ensure_ascii=False))
         else:
-            print(("" if number == 0 else "\n") + (f"[{number + 1}] " if len(results) > 1 else "") + result.prompt + result.text)
+            print(
+                ("" if number == 0 else "\n")
+                + (f"[{number + 1}] " if len(results) > 1 else "")
+                + result.prompt
+                + result.text
+            )
     return results

@@ -16,12 +16,16 @@ from pangu_run.arguments import Parser
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
     parser = Parser(prog="pangu generate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it")
+    parser.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it"
+    )
     add_override_arguments(parser)
     add_generation_arguments(parser)
     parser.add_argument("--batch-size", type=int, default=8, help="prompts at once, at most")
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call of the prefill graph")
-    parser.add_argument("--tokenizer", metavar="PATH", help="tokenizer directory or vocab.model; default: the checkpoint's own")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="tokenizer directory or vocab.model; default: the checkpoint's own"
+    )
     args = parser.parse_intermixed_args(argv)
     sampling, prompts = sampling_config(args), read_prompts(args)
     runtime.quiet(args.verbose)

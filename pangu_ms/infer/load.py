@@ -1,4 +1,5 @@
-"""From a checkpoint to a Decoder and its tokenizer. mindspore is imported when the model is built, behind all checks."""
+"""From a checkpoint to a Decoder and its tokenizer. mindspore is imported when the model is built, behind all
+checks."""
 
 import dataclasses
 import logging
@@ -30,14 +31,21 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
 
     config = config or checkpoint.config()
     model = config.model
-    if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":  # MindSpore cannot write a bfloat16 cache there
+    if (
+        config.runtime.device == "CPU" and model.compute_dtype == "bfloat16"
+    ):  # MindSpore cannot write a bfloat16 cache there
         log.info("generation on a CPU computes in float32")
         model = dataclasses.replace(model, compute_dtype="float32")
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
     fill_from(checkpoint, graph.model, model)
     decoder = Decoder(graph, shape, ReorderCaches(graph, shape.batch_size))
-    identity = {"graph": "prefill and decode", "model": config_to_dict(config)["model"], "shape": vars(shape), "device": config.runtime.device}
+    identity = {
+        "graph": "prefill and decode",
+        "model": config_to_dict(config)["model"],
+        "shape": vars(shape),
+        "device": config.runtime.device,
+    }
     with cached_compile(config.runtime.compile_cache, identity):
         decoder.prefill([[0]])
     return decoder
@@ -52,7 +60,10 @@ def load_tokenizer(checkpoint: store.Checkpoint, path: Path | str | None = None)
     """
     found = path or checkpoint.tokenizer_path()
     if found is None:
-        raise CheckpointError(f"{checkpoint.path}: holds no tokenizer, as it came from weights or records without one; name one with --tokenizer")
+        raise CheckpointError(
+            f"{checkpoint.path}: holds no tokenizer, as it came from weights or records without one; name one with"
+            " --tokenizer"
+        )
     tokenizer = Tokenizer.load(found)
     require_vocabulary(tokenizer, checkpoint.config().model.vocab_size)
     return tokenizer

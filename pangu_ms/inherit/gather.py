@@ -1,4 +1,5 @@
-"""A student's parameters from its teacher's: each one is the teacher's, gathered along every axis. No mindspore import."""
+"""A student's parameters from its teacher's: each one is the teacher's, gathered along every axis. No mindspore
+import."""
 
 import numpy as np
 
@@ -10,15 +11,19 @@ from pangu_ms.models.init import initial_value
 HEAD, WORD_TABLE = "head.weight", "word_embedding.weight"
 
 
-def gather(teacher: ModelConfig, tensors: dict[str, np.ndarray], student: ModelConfig, selection: Selection, seed: int = 1) -> dict[str, np.ndarray]:
+def gather(
+    teacher: ModelConfig, tensors: dict[str, np.ndarray], student: ModelConfig, selection: Selection, seed: int = 1
+) -> dict[str, np.ndarray]:
     """The parameters of `student`, which `fit.require_fit` has found to fit.
 
-    What is kept whole is the teacher's array itself, bit for bit. What the teacher lacks has the initial value of `student`; so have the added
-    lines of axes that may grow (siaf_term, bottleneck), and these axes give their first lines where they shrink. An untied head of a tied
-    teacher is its word table. Where the student has fewer heads of keys and values for its query heads, each is the mean of the teacher's.
+    What is kept whole is the teacher's array itself, bit for bit. What the teacher lacks has the initial value of
+    `student`; so have the added lines of axes that may grow (siaf_term, bottleneck), and these axes give their first
+    lines where they shrink. An untied head of a tied teacher is its word table. Where the student has fewer heads of
+    keys and values for its query heads, each is the mean of the teacher's.
 
-    The norms' divisor is taken over fewer channels: where the dropped ones were zero, RMSNorm's output shrinks by sqrt(E' / E); where they
-    were as large as the kept ones, it stays. The gains are inherited as they are, for training to mend.
+    The norms' divisor is taken over fewer channels: where the dropped ones were zero, RMSNorm's output shrinks by
+    sqrt(E' / E); where they were as large as the kept ones, it stays. The gains are inherited as they are, for training
+    to mend.
 
     Args:
         teacher: configuration of `tensors`.
@@ -44,7 +49,9 @@ def gather(teacher: ModelConfig, tensors: dict[str, np.ndarray], student: ModelC
     return inherited
 
 
-def _positions(teacher: ModelConfig, student: ModelConfig, selection: Selection, axis: str, layer: int | None) -> np.ndarray:
+def _positions(
+    teacher: ModelConfig, student: ModelConfig, selection: Selection, axis: str, layer: int | None
+) -> np.ndarray:
     """Places along a teacher's axis, int64 [new length, M]: a new line is the mean of M old ones."""
     if axis == "vocab":
         return selection.vocab[:, None]
@@ -66,7 +73,9 @@ def _take(array: np.ndarray, dim: int, positions: np.ndarray) -> np.ndarray:
     return np.take(array, positions[:, 0], axis=dim)
 
 
-def _completed(source: np.ndarray | None, spec: ParameterSpec, name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+def _completed(
+    source: np.ndarray | None, spec: ParameterSpec, name: str, shape: tuple[int, ...], seed: int
+) -> np.ndarray:
     """`source` where it has the whole shape, else initial values with `source` in the first lines."""
     if source is not None and source.shape == shape:
         return source

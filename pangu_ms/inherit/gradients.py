@@ -17,7 +17,8 @@ from pangu_ms.train.step import Gradients
 class MaskDerivatives:
     """Derivatives in masks that multiply the slices of units, from the plain gradient graph, which is compiled once.
 
-    A mask m on a unit makes its slices m * w, so dL/dm is the sum over the slices of w * dL/d(m * w). Computed in float32, without dropout.
+    A mask m on a unit makes its slices m * w, so dL/dm is the sum over the slices of w * dL/d(m * w). Computed in
+    float32, without dropout.
     """
 
     def __init__(self, config: ModelConfig, tensors: dict[str, np.ndarray]):
@@ -32,7 +33,8 @@ class MaskDerivatives:
         self.gradients.set_train(False)
 
     def __call__(self, batch: Batch, masks: Units) -> tuple[float, Units]:
-        """Mean loss of the batch with masked weights, and its derivative in the mask of each unit; a group without masks has masks of 1."""
+        """Mean loss of the batch with masked weights, and its derivative in the mask of each unit; a group without
+        masks has masks of 1."""
         values = masked(self.config, self.tensors, masks)
         fill(self.weights, values)
         total, count, gradients = self.gradients(*to_tensors(batch), Tensor(0, ms.int32), Tensor(1.0, ms.float32))
@@ -40,4 +42,6 @@ class MaskDerivatives:
         by_name = {parameter.name: gradient for parameter, gradient in zip(self.masked, gradients)}
         sums = unit_sums(self.config, lambda name: values[name] * by_name[name].asnumpy())
         unscale = batch.loss_mask.size / (count + 1e-5)
-        return mean_loss(total, count), {group: values * unscale / masks.get(group, 1.0) for group, values in sums.items()}
+        return mean_loss(total, count), {
+            group: values * unscale / masks.get(group, 1.0) for group, values in sums.items()
+        }

@@ -1,6 +1,7 @@
 """Importance by masks learned on frozen weights. No mindspore import.
 
-The paper publishes that a learnable criterion is best, not how it is learned (spec E2.3); this is one possible implementation.
+The paper publishes that a learnable criterion is best, not how it is learned (spec E2.3); this is one possible
+implementation.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,23 +28,32 @@ class MaskOptions:
     mask_lr: float = 0.05
     """Adam's learning rate of the logits."""
     mask_start: float = 0.0
-    """First logit of every mask; 0 is a mask of 1/2. Near 1 (start 3) the slopes of a trained model are noise, and worse units were chosen."""
+    """First logit of every mask; 0 is a mask of 1/2. Near 1 (start 3) the slopes of a trained model are noise, and
+    worse units were chosen."""
     mask_first_temperature: float = 1.0
     """A mask is sigmoid(logit / temperature); the temperature falls geometrically from here."""
     mask_last_temperature: float = 0.1
     """The temperature of the last step; the lower, the nearer the masks are to 0 and 1."""
     mask_penalty: float = 1.0
-    """Weight of the push towards the wanted number, in units of the root mean square of the loss's derivatives in the masks of a row."""
+    """Weight of the push towards the wanted number, in units of the root mean square of the loss's derivatives in the
+    masks of a row."""
 
     def __post_init__(self) -> None:
         require_positive(self, "mask_steps", "mask_lr", "mask_first_temperature", "mask_last_temperature")
         require_not_negative(self, mask_penalty="is no push")
-        rule = f"={self.mask_last_temperature}: must not exceed mask_first_temperature={self.mask_first_temperature}; lower it"
+        rule = (
+            f"={self.mask_last_temperature}: must not exceed mask_first_temperature={self.mask_first_temperature};"
+            " lower it"
+        )
         require(self.mask_last_temperature <= self.mask_first_temperature, "mask_last_temperature", rule)
 
 
 def learn_masks(
-    derivatives: Derivatives, batches: Sequence[Batch], shapes: dict[str, tuple[int, int]], wanted: dict[str, int], options: MaskOptions
+    derivatives: Derivatives,
+    batches: Sequence[Batch],
+    shapes: dict[str, tuple[int, int]],
+    wanted: dict[str, int],
+    options: MaskOptions,
 ) -> Iterator[Units]:
     """Minimise the mean loss over sigmoid masks while their sum in each row is pushed towards the wanted number.
 
@@ -67,7 +77,8 @@ def learn_masks(
             slope = slopes[group] + options.mask_penalty * budgets[group].push(slopes[group], mask)
             gradient = slope * mask * (1 - mask) / temperature
             first[group] = _BETA1 * first[group] + (1 - _BETA1) * gradient
-            # One second moment for a row: with one for each unit all move equally while the push dominates, and their order is lost.
+            # One second moment for a row: with one for each unit all move equally while the push
+            # dominates, and their order is lost.
             second[group] = _BETA2 * second[group] + (1 - _BETA2) * np.mean(gradient**2, axis=1, keepdims=True)
             mean, square = first[group] / (1 - _BETA1**step), second[group] / (1 - _BETA2**step)
             logits[group] = logits[group] - options.mask_lr * mean / (np.sqrt(square) + _EPS)
@@ -80,7 +91,8 @@ def _temperature(options: MaskOptions, step: int) -> float:
 
 
 class _Budget:
-    """The penalty's derivative in the masks of each row: a push on all of them, with a multiplier that grows while too many are open.
+    """The penalty's derivative in the masks of each row: a push on all of them, with a multiplier that grows while too
+    many are open.
 
     It is measured in the root mean square of the loss's slopes so far, so that the scale of the loss does not matter.
     """

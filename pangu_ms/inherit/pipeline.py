@@ -47,7 +47,12 @@ class Choices:
 
 
 def inherit(
-    teacher: store.Checkpoint, config: RunConfig, output: Path, choices: Choices, tokenizer: Path | None = None, progress: bool = True
+    teacher: store.Checkpoint,
+    config: RunConfig,
+    output: Path,
+    choices: Choices,
+    tokenizer: Path | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Write a student's first checkpoint, OUTPUT/step-00000000; its state says what it was made of.
 
@@ -58,7 +63,8 @@ def inherit(
         tokenizer: directory of a compact tokenizer with its map to the teacher's; None keeps the teacher's.
 
     Returns:
-        output; layers, sizes and parameters, [teacher's, student's] each; criteria by group (None: all kept); losses with the records' split, if any.
+        output; layers, sizes and parameters, [teacher's, student's] each; criteria by group (None: all kept); losses
+        with the records' split, if any.
 
     Raises:
         ConfigError: the student cannot have this teacher.
@@ -70,7 +76,9 @@ def inherit(
     old, new = teacher.config().model, config.model
     fit.require_fit(old, new)
     vocab, own_tokenizer = _vocabulary(teacher, new, tokenizer)
-    layers = spaced_layers(old, new, choices.keep_first, choices.keep_last) if choices.layers is None else choices.layers
+    layers = (
+        spaced_layers(old, new, choices.keep_first, choices.keep_last) if choices.layers is None else choices.layers
+    )
     check_layers(old, new, layers)
     criteria = _needed_criteria(old, new, choices)
     data = _Calibration(teacher, config, choices) if choices.data else None
@@ -79,28 +87,49 @@ def inherit(
 
     thin = dataclasses.replace(old, num_layers=new.num_layers)
     thin_tensors = gather(old, tensors, thin, select(old, thin, layers, {}))
-    selection = select(old, new, layers, _scores(thin, thin_tensors, wanted_units(old, new), criteria, choices, data, progress), vocab)
+    selection = select(
+        old, new, layers, _scores(thin, thin_tensors, wanted_units(old, new), criteria, choices, data, progress), vocab
+    )
     losses = data.losses(old, tensors, new, selection, progress) if data else {}
-    made_of = {"teacher": str(teacher.path), "step": teacher.step, "manifest_sha256": files.sha256_json(teacher.manifest)}
-    how = {"criteria": criteria, "choices": dataclasses.asdict(choices) | {"data": choices.data and str(choices.data)}, "selection": selection.to_json()}
+    made_of = {
+        "teacher": str(teacher.path),
+        "step": teacher.step,
+        "manifest_sha256": files.sha256_json(teacher.manifest),
+    }
+    how = {
+        "criteria": criteria,
+        "choices": dataclasses.asdict(choices) | {"data": choices.data and str(choices.data)},
+        "selection": selection.to_json(),
+    }
     student = gather(old, tensors, new, selection, choices.seed)
     path = store.save(output, 0, {"model": student}, {"inherited": made_of | how}, config, own_tokenizer)
     return {"output": str(path), "layers": list(layers), **_sizes(old, new), "criteria": criteria, **losses}
 
 
-def _vocabulary(teacher: store.Checkpoint, new: ModelConfig, tokenizer: Path | None) -> tuple[np.ndarray | None, Path | None]:
+def _vocabulary(
+    teacher: store.Checkpoint, new: ModelConfig, tokenizer: Path | None
+) -> tuple[np.ndarray | None, Path | None]:
     """Old id of each new one (None: equal), and the student's tokenizer."""
     own, size = teacher.tokenizer_path(), teacher.config().model.vocab_size
     if tokenizer is None:
         if new.vocab_size != size:
-            raise ConfigError(f"model.vocab_size={new.vocab_size}: the teacher has {size}: must be equal without --tokenizer; name a compact tokenizer")
+            raise ConfigError(
+                f"model.vocab_size={new.vocab_size}: the teacher has {size}: must be equal without --tokenizer; name a"
+                " compact tokenizer"
+            )
         return None, own
     found = load_vocab_map(tokenizer)
     if own is None:
-        raise CheckpointError(f"{teacher.path}: holds no tokenizer, so --tokenizer cannot be checked against it; convert it again with its tokenizer")
+        raise CheckpointError(
+            f"{teacher.path}: holds no tokenizer, so --tokenizer cannot be checked against it; convert it again with"
+            " its tokenizer"
+        )
     found.require(Tokenizer.load(own), size)
     if len(found.old_ids) != new.vocab_size:
-        raise ConfigError(f"model.vocab_size={new.vocab_size}: {tokenizer} has {len(found.old_ids)} pieces: must be equal; set it to that")
+        raise ConfigError(
+            f"model.vocab_size={new.vocab_size}: {tokenizer} has {len(found.old_ids)} pieces: must be equal; set it to"
+            " that"
+        )
     return found.old_ids, Path(tokenizer)
 
 
@@ -110,12 +139,20 @@ def _needed_criteria(old: ModelConfig, new: ModelConfig, choices: Choices) -> di
     needed = {group: choices.criteria[group] if wanted[group] < units else None for group, (_, units) in shapes.items()}
     for group, criterion in needed.items():
         if criterion in scores.NEED_DATA and not choices.data:
-            raise ConfigError(f"--{group} {criterion}: needs the loss on some data; add --data RECORDS, or use l1, l2 or random")
+            raise ConfigError(
+                f"--{group} {criterion}: needs the loss on some data; add --data RECORDS, or use l1, l2 or random"
+            )
     return needed
 
 
 def _scores(
-    thin: ModelConfig, tensors: Tensors, wanted: dict[str, int], criteria: dict[str, str | None], choices: Choices, data: "_Calibration | None", progress: bool
+    thin: ModelConfig,
+    tensors: Tensors,
+    wanted: dict[str, int],
+    criteria: dict[str, str | None],
+    choices: Choices,
+    data: "_Calibration | None",
+    progress: bool,
 ) -> Units:
     """Of each group that has a criterion."""
     found: Units = {}
@@ -125,11 +162,15 @@ def _scores(
         if criterion == "random":
             made = scores.random_scores(thin, choices.seed)
         elif criterion == "taylor":
-            made = scores.taylor_scores(derivatives, progress_bar(progress, iterable=data.batches, desc="taylor", unit="batch"))
+            made = scores.taylor_scores(
+                derivatives, progress_bar(progress, iterable=data.batches, desc="taylor", unit="batch")
+            )
         elif criterion == "learned":
             shapes = {group: unit_shapes(thin)[group] for group in groups}
             steps = learn_masks(derivatives, data.batches, shapes, wanted, choices.masks)
-            for made in progress_bar(progress, iterable=steps, total=choices.masks.mask_steps, desc="learn masks", unit="step"):
+            for made in progress_bar(
+                progress, iterable=steps, total=choices.masks.mask_steps, desc="learn masks", unit="step"
+            ):
                 pass
         else:
             made = scores.norm_scores(thin, tensors, criterion)
@@ -138,7 +179,17 @@ def _scores(
 
 
 def _sizes(old: ModelConfig, new: ModelConfig) -> dict[str, list[int]]:
-    names = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "ffn_hidden_size", "vocab_size", "seq_length", "siaf_terms", "aug_shortcut_branches")
+    names = (
+        "num_layers",
+        "hidden_size",
+        "num_heads",
+        "num_kv_heads",
+        "ffn_hidden_size",
+        "vocab_size",
+        "seq_length",
+        "siaf_terms",
+        "aug_shortcut_branches",
+    )
     sizes = {name: [getattr(old, name), getattr(new, name)] for name in names if hasattr(old, name)}
     return sizes | {"parameters": [old.num_parameters(), new.num_parameters()]}
 
@@ -167,7 +218,9 @@ class _Calibration:
 
         return MaskDerivatives(config, tensors)
 
-    def losses(self, old: ModelConfig, tensors: Tensors, new: ModelConfig, selection: Selection, progress: bool) -> dict[str, Any]:
+    def losses(
+        self, old: ModelConfig, tensors: Tensors, new: ModelConfig, selection: Selection, progress: bool
+    ) -> dict[str, Any]:
         """Of the teacher and of the student with the teacher's vocabulary and context, which the records need."""
         same = dataclasses.replace(new, vocab_size=old.vocab_size, seq_length=old.seq_length)
         whole = dataclasses.replace(selection, vocab=np.arange(old.vocab_size))

@@ -31,17 +31,25 @@ class Selection:
         return {"layers": list(self.layers)} | {name: getattr(self, name).tolist() for name in (*GROUPS, "vocab")}
 
 
-def select(teacher: ModelConfig, student: ModelConfig, layers: Sequence[int], scores: Units, vocab: np.ndarray | None = None) -> Selection:
+def select(
+    teacher: ModelConfig, student: ModelConfig, layers: Sequence[int], scores: Units, vocab: np.ndarray | None = None
+) -> Selection:
     """Keep the units with the highest scores.
 
     Args:
         layers: teacher's layer of each student layer.
-        scores: by group [rows, units of the teacher], rows as the student has; a group of which all is kept may be left out.
+        scores: by group [rows, units of the teacher], rows as the student has; a group of which all is kept may be left
+            out.
         vocab: int64 [V'], old id of each new one; None keeps the first ids in order.
     """
     wanted = wanted_units(teacher, student)
-    kept = {group: _highest(scores.get(group, np.zeros(shape)), wanted[group]) for group, shape in _student_rows(teacher, student).items()}
-    return Selection(tuple(layers), **kept, vocab=np.arange(student.vocab_size) if vocab is None else np.asarray(vocab, np.int64))
+    kept = {
+        group: _highest(scores.get(group, np.zeros(shape)), wanted[group])
+        for group, shape in _student_rows(teacher, student).items()
+    }
+    return Selection(
+        tuple(layers), **kept, vocab=np.arange(student.vocab_size) if vocab is None else np.asarray(vocab, np.int64)
+    )
 
 
 def wanted_units(teacher: ModelConfig, student: ModelConfig) -> dict[str, int]:
@@ -51,7 +59,10 @@ def wanted_units(teacher: ModelConfig, student: ModelConfig) -> dict[str, int]:
 
 
 def _student_rows(teacher: ModelConfig, student: ModelConfig) -> dict[str, tuple[int, int]]:
-    return {group: (1 if group == "channels" else student.num_layers, units) for group, (_, units) in unit_shapes(teacher).items()}
+    return {
+        group: (1 if group == "channels" else student.num_layers, units)
+        for group, (_, units) in unit_shapes(teacher).items()
+    }
 
 
 def _highest(scores: np.ndarray, count: int) -> np.ndarray:
@@ -59,7 +70,9 @@ def _highest(scores: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :count], axis=1)
 
 
-def spaced_layers(teacher: ModelConfig, student: ModelConfig, keep_first: int = 3, keep_last: int = 3) -> tuple[int, ...]:
+def spaced_layers(
+    teacher: ModelConfig, student: ModelConfig, keep_first: int = 3, keep_last: int = 3
+) -> tuple[int, ...]:
     """The first and last layers, and uniformly spaced ones between.
 
     Raises:
@@ -85,9 +98,14 @@ def check_layers(teacher: ModelConfig, student: ModelConfig, layers: Sequence[in
     shown, names = ",".join(map(str, layers)), teacher.layer_names()
     ascending = all(a < b for a, b in zip(layers, layers[1:]))
     if len(layers) != student.num_layers or not ascending or not 0 <= layers[0] <= layers[-1] < teacher.num_layers:
-        rule = f"must be model.num_layers={student.num_layers} different ones in order, from 0 to {teacher.num_layers - 1}"
+        rule = (
+            f"must be model.num_layers={student.num_layers} different ones in order, from 0 to {teacher.num_layers - 1}"
+        )
         raise ConfigError(f"--layers {shown}: {len(layers)} layers: {rule}; correct the list or set model.num_layers")
     for own, layer in zip(student.layer_names(), layers):
         if own.rstrip("0123456789") != names[layer].rstrip("0123456789"):
             last = f"the last is the {names[-1]} and is inherited by the last"
-            raise ConfigError(f"--layers {shown}: the student's {own} from {names[layer]}: {last}; end the list with {teacher.num_layers - 1}")
+            raise ConfigError(
+                f"--layers {shown}: the student's {own} from {names[layer]}: {last}; end the list with"
+                f" {teacher.num_layers - 1}"
+            )

@@ -1,11 +1,12 @@
-"""Units of a model that can be kept or dropped as a whole, and the slices of parameters that belong to each. No mindspore import.
+"""Units of a model that can be kept or dropped as a whole, and the slices of parameters that belong to each. No
+mindspore import.
 
     channels    hidden channels, the same ones in the whole model
     heads       in each layer, a head of keys and values with the query heads that share it
     neurons     in each layer, a channel of the feed-forward network
 
-A unit's slices are all places along its axis of all parameters that have it. Values by unit are arrays [rows, units]: a row for each layer,
-one row for the channels.
+A unit's slices are all places along its axis of all parameters that have it. Values by unit are arrays [rows, units]: a
+row for each layer, one row for the channels.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,11 +30,16 @@ def query_heads_per_unit(config: ModelConfig) -> int:
 def unit_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """(rows, units) of each group."""
     heads = config.num_heads // query_heads_per_unit(config)
-    return {"channels": (1, config.hidden_size), "heads": (config.num_layers, heads), "neurons": (config.num_layers, config.ffn_hidden_size)}
+    return {
+        "channels": (1, config.hidden_size),
+        "heads": (config.num_layers, heads),
+        "neurons": (config.num_layers, config.ffn_hidden_size),
+    }
 
 
 def places(config: ModelConfig) -> Iterator[tuple[int | None, str, ParameterSpec]]:
-    """Layer (None outside of them), name behind the layer's prefix, and description of every parameter, in the model's order."""
+    """Layer (None outside of them), name behind the layer's prefix, and description of every parameter, in the model's
+    order."""
     before, behind = config.outer_parameters()
     yield from ((None, name, spec) for name, spec in before.items())
     for layer in range(config.num_layers):
@@ -76,6 +82,8 @@ def masked(config: ModelConfig, tensors: dict[str, np.ndarray], masks: Units) ->
         for dim, group, row in _unit_dims(layer, spec):
             if group in masks:
                 mask = masks[group][row].astype(np.float32)
-                array = array * np.repeat(mask, array.shape[dim] // len(mask)).reshape([-1 if d == dim else 1 for d in range(array.ndim)])
+                array = array * np.repeat(mask, array.shape[dim] // len(mask)).reshape(
+                    [-1 if d == dim else 1 for d in range(array.ndim)]
+                )
         result[full] = array
     return result

@@ -1,4 +1,5 @@
-"""`python -m pangu_ms.mf`: train a PanGu model with mindformers.Trainer from a MindFormers YAML that has a `pangu:` section."""
+"""`python -m pangu_ms.mf`: train a PanGu model with mindformers.Trainer from a MindFormers YAML that has a `pangu:`
+section."""
 
 import argparse
 import json
@@ -37,7 +38,9 @@ def load_yaml(name: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: found {type(tree).__name__}; a MindFormers configuration is a mapping")
     bases = tree.get("base_config", [])
     if bases:
-        tree["base_config"] = [str((path.parent / base).resolve()) for base in ([bases] if isinstance(bases, str) else bases)]
+        tree["base_config"] = [
+            str((path.parent / base).resolve()) for base in ([bases] if isinstance(bases, str) else bases)
+        ]
     return tree
 
 
@@ -84,10 +87,25 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="python -m pangu_ms.mf", description=__doc__)
     yaml_help = f"MindFormers YAML with a pangu: section, or a shipped one by name (default: {DEFAULT})"
     parser.add_argument("yaml", nargs="?", default=DEFAULT, metavar="YAML", help=yaml_help)
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="e.g. pangu.train.steps=20 runner_config.batch_size=4")
-    parser.add_argument("--data", metavar="RECORDS", help="directory written by `pangu data prepare`; default: pangu.data.records of the YAML")
-    parser.add_argument("--output", required=True, metavar="DIR", help="new directory for config.yaml, checkpoint/, log/ and strategy/")
-    parser.add_argument("--resume", metavar="CHECKPOINT", help="go on from a directory OUTPUT/checkpoint/iteration_N, in the same --output or a new one")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.field=value",
+        help="e.g. pangu.train.steps=20 runner_config.batch_size=4",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="RECORDS",
+        help="directory written by `pangu data prepare`; default: pangu.data.records of the YAML",
+    )
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="new directory for config.yaml, checkpoint/, log/ and strategy/"
+    )
+    parser.add_argument(
+        "--resume",
+        metavar="CHECKPOINT",
+        help="go on from a directory OUTPUT/checkpoint/iteration_N, in the same --output or a new one",
+    )
     args = parser.parse_intermixed_args(argv)
     runtime.quiet()
     try:
@@ -109,7 +127,8 @@ def resolved_tree(args: argparse.Namespace, output: Path) -> dict[str, Any]:
     """The YAML with what the command line says, checked with its records as far as that needs no MindFormers.
 
     Raises:
-        ConfigError, DataError: see load_yaml, override, settings.resolve and data.step_dataset; or --resume names no checkpoint.
+        ConfigError, DataError: see load_yaml, override, settings.resolve and data.step_dataset; or --resume names no
+            checkpoint.
     """
     tree = load_yaml(args.yaml)
     for text in args.overrides:
@@ -118,7 +137,10 @@ def resolved_tree(args: argparse.Namespace, output: Path) -> dict[str, Any]:
         override(tree, f"pangu.data.records={json.dumps(str(Path(args.data).resolve()))}")
     if args.resume:
         if not (Path(args.resume) / "common.json").is_file():
-            raise ConfigError(f"{args.resume}: no checkpoint to resume from; name a directory OUTPUT/checkpoint/iteration_N with a common.json")
+            raise ConfigError(
+                f"{args.resume}: no checkpoint to resume from; name a directory OUTPUT/checkpoint/iteration_N with a"
+                " common.json"
+            )
         tree |= {"load_checkpoint": str(Path(args.resume).resolve()), "resume_training": True}
     tree["output_dir"] = str(output)
     if "base_config" not in tree:  # else MindFormers must merge first

@@ -1,4 +1,5 @@
-"""Our loader as a MindSpore data set whose n-th element is the whole batch of step n. mindspore is imported when it is made."""
+"""Our loader as a MindSpore data set whose n-th element is the whole batch of step n. mindspore is imported when it is
+made."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,8 @@ COLUMNS = ("ids", "positions", "segments", "loss_mask", "dropout_key")
 
 
 class StepBatches:
-    """Batches by number of the step, so that a data set that skips n elements resumes at step n. Reads forward; a jump opens a new window."""
+    """Batches by number of the step, so that a data set that skips n elements resumes at step n. Reads forward; a jump
+    opens a new window."""
 
     def __init__(self, loader: Loader, num_steps: int, seed: int):
         self._loader, self._num_steps, self._seed = loader, num_steps, seed
@@ -44,10 +46,15 @@ def step_dataset(run: RunConfig) -> Any:
     from mindspore.dataset import GeneratorDataset
 
     if not run.data.records:
-        raise ConfigError("pangu: data.records: is empty; name a directory written by `pangu data prepare` (--data on the command line)")
+        raise ConfigError(
+            "pangu: data.records: is empty; name a directory written by `pangu data prepare` (--data on the command"
+            " line)"
+        )
     records = RecordSet.open(run.data.records, "train")
     records.check(run.model)
-    loader = Loader(records, run.train.batch_size, seed=run.data.seed, shuffle=run.data.shuffle, eod_reset=run.data.eod_reset)
+    loader = Loader(
+        records, run.train.batch_size, seed=run.data.seed, shuffle=run.data.shuffle, eod_reset=run.data.eod_reset
+    )
     source = StepBatches(loader, run.train.steps, run.train.seed)
     # One worker in this process: the source reads forward, and more workers are slower.
     return GeneratorDataset(source, list(COLUMNS), shuffle=False, num_parallel_workers=1, python_multiprocessing=False)

@@ -1,6 +1,7 @@
 """The PanGu families as one registered MindFormers model: our model and our loss, with nothing of their own.
 
-Parameters have our names without any prefix, so MindFormers' checkpoints and ours are the same arrays under the same names.
+Parameters have our names without any prefix, so MindFormers' checkpoints and ours are the same arrays under the same
+names.
 """
 
 import dataclasses
@@ -18,10 +19,13 @@ from pangu_ms.models.loss import TokenLoss, mean_loss
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
 class PanguConfig(PretrainedConfig):
-    """`family` and the fields of its class in pangu_ms.config, checked, beside whatever else MindFormers stores in a model's configuration."""
+    """`family` and the fields of its class in pangu_ms.config, checked, beside whatever else MindFormers stores in a
+    model's configuration."""
 
     model_type = "pangu"
-    is_composition = True  # says that the class cannot be made without arguments, which MindFormers otherwise does to print it
+    is_composition = (
+        True  # says that the class cannot be made without arguments, which MindFormers otherwise does to print it
+    )
 
     def __init__(self, family: str = "alpha", initial_seed: int = 1, **fields):
         """Args:
@@ -64,7 +68,8 @@ class PanguForCausalLM(PreTrainedModel):
         return mean_loss(total, count)
 
     def no_weight_decay(self) -> set[str]:
-        """Called by MindFormers when it makes an optimizer: by shape alone it would decay those of activations (spec A3.1)."""
+        """Called by MindFormers when it makes an optimizer: by shape alone it would decay those of activations (spec
+        A3.1)."""
         return {name for name, spec in self.config.to_model_config().parameters().items() if not spec.decay}
 
     def convert_name(self, weight_name: str) -> str:
@@ -75,4 +80,6 @@ class PanguForCausalLM(PreTrainedModel):
 
 
 def _names(family: str) -> list[str]:
-    return [field.name for field in dataclasses.fields(FAMILIES[family].config)] if family in FAMILIES else []  # config_from_dict names the mistake
+    return (
+        [field.name for field in dataclasses.fields(FAMILIES[family].config)] if family in FAMILIES else []
+    )  # config_from_dict names the mistake

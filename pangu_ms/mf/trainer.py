@@ -1,7 +1,8 @@
 """MindFormers' trainer of causal language models, reading the `pangu:` section.
 
-As a file for MindFormers' own registration by path: REGISTER_PATH=<directory of this file>, `trainer: {type: PanguTrainer, auto_register:
-trainer.PanguTrainer}`. MindFormers then runs a copy of it, which it puts in OM_MODULES_CACHE (./modules), so all imports here are absolute.
+As a file for MindFormers' own registration by path: REGISTER_PATH=<directory of this file>, `trainer: {type:
+PanguTrainer, auto_register: trainer.PanguTrainer}`. MindFormers then runs a copy of it, which it puts in
+OM_MODULES_CACHE (./modules), so all imports here are absolute.
 """
 
 from typing import Any, NoReturn
@@ -42,4 +43,6 @@ class PanguTrainer(CausalLanguageModelingTrainer):
 
     def predict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not offered: MindFormers' generation needs operators that a CPU lacks."""
-        raise ConfigError("Trainer.predict: not offered by PanguTrainer; import the checkpoint and use `pangu generate`")
+        raise ConfigError(
+            "Trainer.predict: not offered by PanguTrainer; import the checkpoint and use `pangu generate`"
+        )

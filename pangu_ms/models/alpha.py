@@ -24,8 +24,9 @@ from pangu_ms.models.layers import (
 class Block(nn.Cell):
     """Attention and feed-forward, each behind a LayerNorm and beside a residual connection.
 
-    An ordinary block asks with its own normalised stream. The query layer is the same block given another query: keys and values come from
-    the normalised stream, the query is not normalised, the residual is the stream (spec A1.1 step 4).
+    An ordinary block asks with its own normalised stream. The query layer is the same block given another query: keys
+    and values come from the normalised stream, the query is not normalised, the residual is the stream (spec A1.1 step
+    4).
     """
 
     def __init__(self, config: AlphaConfig, cache: CacheShape | None):
@@ -38,7 +39,8 @@ class Block(nn.Cell):
         self.fork_stream, self.fork_two, self.fork_three = ascend_ops.fork(2), ascend_ops.fork(2), ascend_ops.fork(3)
 
     def construct(self, x_BSE, segments_BS, slots_BS, key, query_BQE=None, residual_BQE=None, query_slots_BQ=None):
-        """The query layer alone is given a query, which attends to the stream `x`, and at its positions the stream and the cache slots."""
+        """The query layer alone is given a query, which attends to the stream `x`, and at its positions the stream and
+        the cache slots."""
         if query_BQE is None:
             x_BSE, residual_BSE = self.fork_stream(x_BSE)
             for_query, for_key, for_value = self.fork_three(self.attention_norm(x_BSE))
@@ -52,7 +54,8 @@ class Block(nn.Cell):
 
 
 class PanguAlpha(nn.Cell):
-    """The language model. `construct` computes all logits of whole sequences; `extend` those of the last token, with a cache."""
+    """The language model. `construct` computes all logits of whole sequences; `extend` those of the last token, with a
+    cache."""
 
     def __init__(self, config: AlphaConfig, cache: CacheShape | None = None):
         super().__init__()
@@ -94,12 +97,16 @@ class PanguAlpha(nn.Cell):
         return self.product_with_table(x_BQE, table_VE)
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
-        """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]; `key` int32 seeds dropout."""
+        """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]; `key` int32 seeds
+        dropout."""
         x_BSE, residual_BSE = self.fork_stream(self.stream(ids_BS, positions_BS, segments_BS, None, key))
-        return self.logits(self.ask(x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key), self.word_embedding.weight)
+        return self.logits(
+            self.ask(x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key), self.word_embedding.weight
+        )
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
-        """The embeddings' output and that of each layer, num_layers + 1 of [B, S, E]; the final norm before the query layer belongs to the last."""
+        """The embeddings' output and that of each layer, num_layers + 1 of [B, S, E]; the final norm before the query
+        layer belongs to the last."""
         states = (self.embed(ids_BS, positions_BS, None),)
         for block in self.blocks:
             states += (block(states[-1], segments_BS, None, None),)
@@ -107,11 +114,14 @@ class PanguAlpha(nn.Cell):
         return states + (self.ask(x_BSE, x_BSE, positions_BS, segments_BS, None, None, None),)
 
     def extend(self, ids_BQ, positions_BQ, last_B2, slots_BQ):
-        """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query index), int32 [B, 2].
+        """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query
+        index), int32 [B, 2].
 
         The query layer is computed for that token alone: nothing follows it that would need the others.
         """
-        table_VE = ops.stop_gradient(self.word_embedding.weight)  # a value: MindSpore copies a parameter read before and after cache writes
+        table_VE = ops.stop_gradient(
+            self.word_embedding.weight
+        )  # a value: MindSpore copies a parameter read before and after cache writes
         x_BQE = self.stream(ids_BQ, positions_BQ, None, slots_BQ, None)
         residual_B1E = self.pick_last(x_BQE, last_B2).expand_dims(1)
         positions_B1 = self.pick_last(positions_BQ, last_B2).expand_dims(1)

@@ -9,7 +9,8 @@ from pangu_ms.config.base import ModelConfig, ParameterSpec
 
 
 def initial_values(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and initial value, in its own dtype, of every parameter; a value depends on the seed and its name alone, not on order, rank or device."""
+    """Name and initial value, in its own dtype, of every parameter; a value depends on the seed and its name alone, not
+    on order, rank or device."""
     shapes = config.parameter_shapes()
     for name, spec in config.parameters().items():
         yield name, initial_value(spec, name, shapes[name], seed)

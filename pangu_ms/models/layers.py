@@ -1,7 +1,7 @@
 """Layers that the PanGu models share: single-device mathematics over ascend_ops.
 
-Shapes: B batch, S sequence, Q query positions, K key positions, T = B * Q tokens, E hidden, H heads, G heads of keys and values, D head size,
-A = H * D, F feed-forward, V vocabulary, C cache positions per sequence.
+Shapes: B batch, S sequence, Q query positions, K key positions, T = B * Q tokens, E hidden, H heads, G heads of keys
+and values, D head size, A = H * D, F feed-forward, V vocabulary, C cache positions per sequence.
 """
 
 from collections.abc import Callable
@@ -22,11 +22,12 @@ def zeros(name: str, *shape: int) -> Parameter:
 
 
 def compiled_once(block_class: type, cache: "CacheShape | None" = None) -> type:
-    """The class whose instances share one compiled graph where the device allows it: MindSpore's lazy_inline, Ascend alone.
+    """The class whose instances share one compiled graph where the device allows it: MindSpore's lazy_inline, Ascend
+    alone.
 
-    On a CPU it fails while compiling, and under a plan MindSpore's propagation takes the operators of the shared graph for those of others. With a cache
-    a graph has blocks of two lengths, for prompts and for single tokens, and the shared graph keeps the sizes of the first. There the class is returned
-    as it is. Untested on hardware.
+    On a CPU it fails while compiling, and under a plan MindSpore's propagation takes the operators of the shared graph
+    for those of others. With a cache a graph has blocks of two lengths, for prompts and for single tokens, and the
+    shared graph keeps the sizes of the first. There the class is returned as it is. Untested on hardware.
     """
     if ms.get_context("device_target") != "Ascend" or ascend_ops.is_laid_out() or cache:
         return block_class
@@ -45,7 +46,8 @@ class Operator(nn.Cell):
 
 
 class Linear(nn.Cell):
-    """y = x W^T + b with float32 W [out, in] and b [out], if any, computed in the dtype of x: [..., in] -> [..., out]."""
+    """y = x W^T + b with float32 W [out, in] and b [out], if any, computed in the dtype of x: [..., in] -> [...,
+    out]."""
 
     def __init__(self, in_size: int, out_size: int, bias: bool = True):
         super().__init__()
@@ -73,7 +75,8 @@ class Embedding(nn.Cell):
 
 
 class Logits(nn.Cell):
-    """x W^T with a table [V, E] that another cell owns: [B, S, E] -> [B, S, V]. A cell of its own, since a pipeline gives stages to cells."""
+    """x W^T with a table [V, E] that another cell owns: [B, S, E] -> [B, S, V]. A cell of its own, since a pipeline
+    gives stages to cells."""
 
     def construct(self, x_BSE, table_VE):
         return ascend_ops.logits(x_BSE, table_VE)
@@ -84,7 +87,10 @@ class LayerNorm(nn.Cell):
 
     def __init__(self, hidden_size: int, eps: float):
         super().__init__()
-        self.weight, self.bias = Parameter(initializer("ones", (hidden_size,)), name="weight"), zeros("bias", hidden_size)
+        self.weight, self.bias = (
+            Parameter(initializer("ones", (hidden_size,)), name="weight"),
+            zeros("bias", hidden_size),
+        )
         self.eps = eps
 
     def construct(self, x_BSE):
@@ -127,11 +133,14 @@ class Dropout(nn.Cell):
 
 
 class LayerKey(nn.Cell):
-    """The dropout key of one layer. It is an input of the layer, not part of it, so that equal layers can share a compiled graph."""
+    """The dropout key of one layer. It is an input of the layer, not part of it, so that equal layers can share a
+    compiled graph."""
 
     def __init__(self, num_layers: int):
         super().__init__()
-        self.offsets = tuple(Tensor(np.uint32((i + 1) * 0x85EBCA6B & 0xFFFFFFFF).astype(np.int32)) for i in range(num_layers))
+        self.offsets = tuple(
+            Tensor(np.uint32((i + 1) * 0x85EBCA6B & 0xFFFFFFFF).astype(np.int32)) for i in range(num_layers)
+        )
         self.add = ops.Add()
 
     def construct(self, key, layer):
@@ -149,19 +158,24 @@ class CacheShape:
 
 
 class KVCache(nn.Cell):
-    """Keys and values of all past positions of one attention, all heads of a position beside each other: [B, C, G * D]."""
+    """Keys and values of all past positions of one attention, all heads of a position beside each other: [B, C, G *
+    D]."""
 
     def __init__(self, shape: CacheShape, width: int, dtype: ms.Type):
         super().__init__()
         self.shape_BCW = (shape.batch_size, shape.capacity, width)
         rows = shape.batch_size * shape.capacity
-        self.keys, self.values = (Parameter(initializer("zeros", (rows, width), dtype), name=n, requires_grad=False) for n in ("keys", "values"))
+        self.keys, self.values = (
+            Parameter(initializer("zeros", (rows, width), dtype), name=n, requires_grad=False)
+            for n in ("keys", "values")
+        )
         self.first_row_B1 = Tensor(np.arange(0, rows, shape.capacity, dtype=np.int32).reshape(-1, 1))
         self.slots_BC = Tensor(np.tile(np.arange(shape.capacity, dtype=np.int32), (shape.batch_size, 1)))
         self.write_key, self.write_value = ops.ScatterNdUpdate(), ops.ScatterNdUpdate()
 
     def construct(self, k_BQW, v_BQW, slots_BQ):
-        """Write Q new positions at `slots` (cache positions, int32); returns all keys and values [B, C, W] and their slots [B, C]."""
+        """Write Q new positions at `slots` (cache positions, int32); returns all keys and values [B, C, W] and their
+        slots [B, C]."""
         rows_T1 = (self.first_row_B1 + slots_BQ).reshape(-1, 1)  # of the flat cache
         keys = self.write_key(self.keys, rows_T1, k_BQW.reshape(-1, self.shape_BCW[2]))
         values = self.write_value(self.values, rows_T1, v_BQW.reshape(-1, self.shape_BCW[2]))
@@ -169,13 +183,21 @@ class KVCache(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Multi-head attention; queries may come from another stream than keys and values (spec A1.3), and share the heads of these (spec F1).
+    """Multi-head attention; queries may come from another stream than keys and values (spec A1.3), and share the heads
+    of these (spec F1).
 
-    A key is seen by the queries of its segment at or after its own position. With a cache the new keys and values are written to it first, and
-    all its slots up to the query's own are seen.
+    A key is seen by the queries of its segment at or after its own position. With a cache the new keys and values are
+    written to it first, and all its slots up to the query's own are seen.
     """
 
-    def __init__(self, config: ModelConfig, cache: CacheShape | None = None, num_kv_heads: int = 0, bias: bool = True, dropout_rate: float = 0.0):
+    def __init__(
+        self,
+        config: ModelConfig,
+        cache: CacheShape | None = None,
+        num_kv_heads: int = 0,
+        bias: bool = True,
+        dropout_rate: float = 0.0,
+    ):
         super().__init__()
         sizes, self.num_heads, self.dropout_rate = config.axis_sizes(), config.num_heads, dropout_rate
         width = sizes["heads"] // config.num_heads * (num_kv_heads or config.num_heads)
@@ -185,18 +207,28 @@ class Attention(nn.Cell):
         self.mix = Operator(ascend_ops.causal_attention)
         self.cache = KVCache(cache, width, getattr(ms, config.compute_dtype)) if cache else None
 
-    def construct(self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, slots_BK, query_slots_BQ, key, cos_sin_BKD=None):
-        """-> [B, Q, E]. With `cos_sin` (see ascend_ops.rotary_embedding) queries and keys, then of the same positions, are rotated."""
+    def construct(
+        self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, slots_BK, query_slots_BQ, key, cos_sin_BKD=None
+    ):
+        """-> [B, Q, E]. With `cos_sin` (see ascend_ops.rotary_embedding) queries and keys, then of the same positions,
+        are rotated."""
         q_BQA, k_BKW, v_BKW = self.query(query_BQE), self.key(for_key_BKE), self.value(for_value_BKE)
         if cos_sin_BKD is not None:
-            q_BQA, k_BKW = ascend_ops.rotary_embedding(q_BQA, cos_sin_BKD), ascend_ops.rotary_embedding(k_BKW, cos_sin_BKD)
+            q_BQA, k_BKW = (
+                ascend_ops.rotary_embedding(q_BQA, cos_sin_BKD),
+                ascend_ops.rotary_embedding(k_BKW, cos_sin_BKD),
+            )
         if self.cache is not None:
             keys_BCW, values_BCW, slots_BC = self.cache(k_BKW, v_BKW, slots_BK)
-            y_BQA = ascend_ops.causal_attention(q_BQA, keys_BCW, values_BCW, query_slots_BQ, slots_BC, num_heads=self.num_heads)
+            y_BQA = ascend_ops.causal_attention(
+                q_BQA, keys_BCW, values_BCW, query_slots_BQ, slots_BC, num_heads=self.num_heads
+            )
         else:
             rate = self.dropout_rate if self.training else 0.0
             seed = ascend_ops.dropout_seed(key, 0) if rate > 0.0 else None
-            y_BQA = self.mix(q_BQA, k_BKW, v_BKW, None, None, segments_BK, segments_BK, None, self.num_heads, rate, seed)
+            y_BQA = self.mix(
+                q_BQA, k_BKW, v_BKW, None, None, segments_BK, segments_BK, None, self.num_heads, rate, seed
+            )
         return self.output(y_BQA)
 
 

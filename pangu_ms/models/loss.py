@@ -20,7 +20,8 @@ class TokenLoss(nn.Cell):
         self.total = ops.ReduceSum()
 
     def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key):
-        """ids int32 [B, S+1]; positions, segments int32 and mask float32 [B, S] -> (sum of losses, sum of mask), float32 scalars."""
+        """ids int32 [B, S+1]; positions, segments int32 and mask float32 [B, S] -> (sum of losses, sum of mask),
+        float32 scalars."""
         logits_BSV = self.model(ids_BS1[:, :-1], positions_BS, segments_BS, key)
         loss_BS = ascend_ops.softmax_cross_entropy(logits_BSV, ids_BS1[:, 1:], mask_BS)
         return self.total(loss_BS * mask_BS), self.total(mask_BS)

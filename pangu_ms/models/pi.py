@@ -8,11 +8,22 @@ from mindspore import Tensor, nn, ops
 
 import ascend_ops
 from pangu_ms.config.pi import PiConfig
-from pangu_ms.models.layers import Attention, CacheShape, Embedding, Linear, Logits, Operator, RMSNorm, compiled_once, zeros
+from pangu_ms.models.layers import (
+    Attention,
+    CacheShape,
+    Embedding,
+    Linear,
+    Logits,
+    Operator,
+    RMSNorm,
+    compiled_once,
+    zeros,
+)
 
 
 class AugmentedShortcut(nn.Cell):
-    """One branch beside attention, up(act(down(z))): [B, S, E] -> [B, S, E] token by token, through E / r channels (spec D2, eq. 4)."""
+    """One branch beside attention, up(act(down(z))): [B, S, E] -> [B, S, E] token by token, through E / r channels
+    (spec D2, eq. 4)."""
 
     def __init__(self, config: PiConfig):
         super().__init__()
@@ -23,7 +34,9 @@ class AugmentedShortcut(nn.Cell):
 
     def construct(self, x_BSE):
         rows = ascend_ops.as_rows(x_BSE)
-        return ascend_ops.from_rows(self.up(self.activation(self.down.without_bias(rows), self.down.bias, "bottleneck")), x_BSE)
+        return ascend_ops.from_rows(
+            self.up(self.activation(self.down.without_bias(rows), self.down.bias, "bottleneck")), x_BSE
+        )
 
 
 class SeriesScale(nn.Cell):
@@ -36,19 +49,27 @@ class SeriesScale(nn.Cell):
 
 
 class FeedForward(nn.Cell):
-    """The gated feed-forward network with phi(x) = sum_i act(a_i x + b_i) in one of two places (spec D3): [B, S, E] -> [B, S, E]."""
+    """The gated feed-forward network with phi(x) = sum_i act(a_i x + b_i) in one of two places (spec D3): [B, S, E] ->
+    [B, S, E]."""
 
     def __init__(self, config: PiConfig):
         super().__init__()
         sizes = config.hidden_size, config.ffn_hidden_size
-        self.gate, self.up, self.down = Linear(*sizes, bias=False), Linear(*sizes, bias=False), Linear(*sizes[::-1], bias=False)
+        self.gate, self.up, self.down = (
+            Linear(*sizes, bias=False),
+            Linear(*sizes, bias=False),
+            Linear(*sizes[::-1], bias=False),
+        )
         self.activation, self.position = config.hidden_act, config.siaf_position
         self.glu, self.series = Operator(ascend_ops.swiglu), Operator(ascend_ops.series_activation)
         self.with_series = config.siaf_terms > 1 and config.siaf_mode != "matrices"
         self.siaf = SeriesScale(config) if self.with_series else None
         self.num_added_gates = config.siaf_terms - 1 if config.siaf_mode == "matrices" else 0
         self.siaf_gates = nn.CellList([Linear(*sizes, bias=False) for _ in range(self.num_added_gates)])
-        self.fork_input, self.fork_up = ascend_ops.fork(2 + self.num_added_gates), ascend_ops.fork(1 + self.num_added_gates)
+        self.fork_input, self.fork_up = (
+            ascend_ops.fork(2 + self.num_added_gates),
+            ascend_ops.fork(1 + self.num_added_gates),
+        )
 
     def construct(self, x_BSE):
         inputs = self.fork_input(x_BSE)
@@ -74,22 +95,31 @@ class Block(nn.Cell):
         self.aug_shortcut = nn.CellList([AugmentedShortcut(config) for _ in range(config.aug_shortcut_branches)])
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.ffn = FeedForward(config)
-        self.num_branches, self.shortcut_reads_stream = config.aug_shortcut_branches, config.aug_shortcut_input == "stream"
+        self.num_branches, self.shortcut_reads_stream = (
+            config.aug_shortcut_branches,
+            config.aug_shortcut_input == "stream",
+        )
         of_stream = self.num_branches if self.shortcut_reads_stream else 0
-        self.fork_stream, self.fork_normed = ascend_ops.fork(2 + of_stream), ascend_ops.fork(3 + self.num_branches - of_stream)
+        self.fork_stream, self.fork_normed = (
+            ascend_ops.fork(2 + of_stream),
+            ascend_ops.fork(3 + self.num_branches - of_stream),
+        )
 
     def construct(self, x_BSE, segments_BS, slots_BS, cos_sin_BSD):
         streams = self.fork_stream(x_BSE)
         normed = self.fork_normed(self.attention_norm(streams[0]))
         y_BSE = self.attention(normed[0], normed[1], normed[2], segments_BS, slots_BS, slots_BS, None, cos_sin_BSD)
         for i in range(self.num_branches):
-            y_BSE = ascend_ops.add_to_stream(y_BSE, self.aug_shortcut[i](streams[2 + i] if self.shortcut_reads_stream else normed[3 + i]))
+            y_BSE = ascend_ops.add_to_stream(
+                y_BSE, self.aug_shortcut[i](streams[2 + i] if self.shortcut_reads_stream else normed[3 + i])
+            )
         normed_BSE, x_BSE = self.ffn_norm.after_sum(y_BSE, streams[1])
         return ascend_ops.add_to_stream(x_BSE, self.ffn(normed_BSE))
 
 
 class PanguPi(nn.Cell):
-    """The language model. `construct` computes all logits of whole sequences; `extend` those of the last token, with a cache."""
+    """The language model. `construct` computes all logits of whole sequences; `extend` those of the last token, with a
+    cache."""
 
     def __init__(self, config: PiConfig, cache: CacheShape | None = None):
         super().__init__()
@@ -127,7 +157,8 @@ class PanguPi(nn.Cell):
         return self.product_with_table(self.final_norm(x_BSE), table_VE)
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
-        """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]. There is no dropout that `key` would seed."""
+        """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]. There is no dropout
+        that `key` would seed."""
         return self.logits(self.stream(ids_BS, positions_BS, segments_BS, None), self.head_table())
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
@@ -139,7 +170,10 @@ class PanguPi(nn.Cell):
         return states
 
     def extend(self, ids_BQ, positions_BQ, last_B2, slots_BQ):
-        """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query index), int32 [B, 2]."""
-        table_VE = ops.stop_gradient(self.head_table())  # a value: MindSpore copies a parameter read before and after cache writes
+        """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query
+        index), int32 [B, 2]."""
+        table_VE = ops.stop_gradient(
+            self.head_table()
+        )  # a value: MindSpore copies a parameter read before and after cache writes
         x_B1E = self.pick_last(self.stream(ids_BQ, positions_BQ, None, slots_BQ), last_B2).expand_dims(1)
         return self.cast(self.logits(x_B1E, table_VE), ms.float32).squeeze(1)

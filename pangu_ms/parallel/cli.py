@@ -9,8 +9,14 @@ ACTIONS = {
     "show": ("pangu_ms.parallel.show_cli", "stages, placement and the layout of every parameter"),
     "estimate": ("pangu_ms.parallel.estimate_cli", "memory of a device and time of a step, line by line"),
     "search": ("pangu_ms.parallel.search_cli", "the plans that fit a number of devices, fastest first"),
-    "rehearse": ("pangu_ms.parallel.rehearse_cli", "compile the training step for virtual ranks with MindSpore's own compiler"),
-    "execute": ("pangu_ms.parallel.execute_cli", "run the ranks' graphs as CPU processes, and compare them with one process"),
+    "rehearse": (
+        "pangu_ms.parallel.rehearse_cli",
+        "compile the training step for virtual ranks with MindSpore's own compiler",
+    ),
+    "execute": (
+        "pangu_ms.parallel.execute_cli",
+        "run the ranks' graphs as CPU processes, and compare them with one process",
+    ),
     "inspect": ("pangu_ms.parallel.inspect_cli", "a strategy file of MindSpore as a table"),
 }
 
@@ -18,7 +24,11 @@ ACTIONS = {
 def main(argv: list[str]) -> int:
     """Entry of the verb: each action is a module with its own main(argv)."""
     actions = "\n".join(f"  {name:<9} {summary}" for name, (_, summary) in ACTIONS.items())
-    parser = Parser(prog="pangu plan", description=f"{__doc__}\n\n{actions}", formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=ACTIONS, metavar="ACTION", help="`pangu plan ACTION --help` shows its options")
+    parser = Parser(
+        prog="pangu plan", description=f"{__doc__}\n\n{actions}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "action", choices=ACTIONS, metavar="ACTION", help="`pangu plan ACTION --help` shows its options"
+    )
     module, _ = ACTIONS[parser.parse_args(argv[:1]).action]
     return importlib.import_module(module).main(argv[1:])

@@ -1,4 +1,5 @@
-"""What the memory and time model knows of hardware: published figures and two fitted or assumed shares. No mindspore import.
+"""What the memory and time model knows of hardware: published figures and two fitted or assumed shares. No mindspore
+import.
 
 Nothing here was measured by this project, which had no Ascend device.
 """
@@ -31,7 +32,8 @@ class Chip:
     roce_bandwidth: float
     """Bytes per second that a card sends to other servers."""
     flash_attention: bool
-    """Whether MindSpore documents flash_attention_score for it; otherwise the attention probabilities are written out."""
+    """Whether MindSpore documents flash_attention_score for it; otherwise the attention probabilities are written
+    out."""
     achievable: float
     """Share of the peak that matrix products and everything between them reach together; see `fitted`."""
     fitted: str
@@ -39,12 +41,16 @@ class Chip:
     source: str
     """Where the published figures are from."""
     overlap: float = 0.5
-    """Share of the communication of gradients, gathered parameters and stages that is hidden behind compute. Assumed."""
+    """Share of the communication of gradients, gathered parameters and stages that is hidden behind compute.
+    Assumed."""
     reserve_bytes: int = 2 * GIB
     """Runtime, streams, kernels, fragmentation. Assumed: MindSpore 1.x gave programs 30 GB of the 910's 32."""
 
 
-FITTED = "alpha 2.6B at 4075 tokens/s per card on Ascend 910 (spec A9.1), taken as dp 8, mp 1, optimizer_shard, full recompute"
+FITTED = (
+    "alpha 2.6B at 4075 tokens/s per card on Ascend 910 (spec A9.1), taken as dp 8, mp 1, optimizer_shard, full"
+    " recompute"
+)
 CHIPS = {
     "ascend910": Chip(
         name="ascend910",
@@ -57,7 +63,10 @@ CHIPS = {
         flash_attention=False,
         achievable=0.359,
         fitted=FITTED,
-        source="Huawei at Hot Chips 31 (2019): 256 TFLOPS fp16, HBM 1.2 TB/s, three HCCS ports of 240 Gb/s; Atlas 800: 8 cards, 100 Gb/s RoCE each",
+        source=(
+            "Huawei at Hot Chips 31 (2019): 256 TFLOPS fp16, HBM 1.2 TB/s, three HCCS ports of 240 Gb/s; Atlas 800: 8"
+            " cards, 100 Gb/s RoCE each"
+        ),
     ),
     "ascend910b": Chip(
         name="ascend910b",
@@ -70,7 +79,10 @@ CHIPS = {
         flash_attention=True,
         achievable=0.359,
         fitted="nothing: the 910's share",
-        source="third parties on the 910B3 in Atlas 800T A2: 313 TFLOPS fp16, HBM 1.6 TB/s, HCCS 392 GB/s both ways together, 200 Gb/s RoCE",
+        source=(
+            "third parties on the 910B3 in Atlas 800T A2: 313 TFLOPS fp16, HBM 1.6 TB/s, HCCS 392 GB/s both ways"
+            " together, 200 Gb/s RoCE"
+        ),
     ),
 }
 
@@ -98,7 +110,10 @@ def parse_bytes(option: str, text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text)
     size = float(match[1]) * UNITS.get(match[2], 0) if match else 0
     if size < 1:
-        raise PlanError(f"{option} {text}: must be a positive size in {', '.join(unit for unit in UNITS if unit)}; for example 32GiB")
+        raise PlanError(
+            f"{option} {text}: must be a positive size in {', '.join(unit for unit in UNITS if unit)}; for example"
+            " 32GiB"
+        )
     return int(size)
 
 

@@ -1,4 +1,5 @@
-"""The replicas of a data-parallel run, seen from one of them: who it is, where they wait for each other, and the sum over them in a graph."""
+"""The replicas of a data-parallel run, seen from one of them: who it is, where they wait for each other, and the sum
+over them in a graph."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -79,5 +80,6 @@ class Replicas:
         return self.rank == 0
 
     def agree(self, word: str | None = None) -> str | None:
-        """Wait until all replicas are here, for as long as it takes; returns the first word that any of them brought, the same on all."""
+        """Wait until all replicas are here, for as long as it takes; returns the first word that any of them brought,
+        the same on all."""
         return (self.meeting.agree(word or "") or None) if self.meeting else word

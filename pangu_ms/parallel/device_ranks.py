@@ -1,4 +1,5 @@
-"""The ranks of a job on Ascend devices, on any number of hosts: they find each other and agree by sums over all of them. Untested on hardware."""
+"""The ranks of a job on Ascend devices, on any number of hosts: they find each other and agree by sums over all of
+them. Untested on hardware."""
 
 import mindspore as ms
 import numpy as np
@@ -15,7 +16,8 @@ TEXT_BYTES = 4096
 
 
 class DeviceRanks:
-    """This process among the ranks of a job, with the interface of `Replicas`. A rank waits for the others as long as HCCL_EXEC_TIMEOUT says."""
+    """This process among the ranks of a job, with the interface of `Replicas`. A rank waits for the others as long as
+    HCCL_EXEC_TIMEOUT says."""
 
     def __init__(self, rank: int, world: int):
         self.rank, self.world = rank, world

@@ -1,4 +1,5 @@
-"""Memory and time of a plan together, changes that would save memory, and predictions beside published numbers. No mindspore import."""
+"""Memory and time of a plan together, changes that would save memory, and predictions beside published numbers. No
+mindspore import."""
 
 import functools
 import itertools
@@ -43,7 +44,9 @@ class Estimate:
     @functools.cached_property
     def memory(self) -> dict[int, list[Line]]:
         """Lines of the first stage of each sort; the others of a sort hold no more."""
-        return {stage: stage_memory(self.plan, stage, self.chip, self.slices) for stage, _ in distinct_stages(self.plan)}
+        return {
+            stage: stage_memory(self.plan, stage, self.chip, self.slices) for stage, _ in distinct_stages(self.plan)
+        }
 
     @functools.cached_property
     def worst_stage(self) -> int:
@@ -107,9 +110,14 @@ SEARCHED = {
 
 
 def overrides(config: RunConfig) -> list[str]:
-    """The searched fields as they are pasted behind `--config`, and what a base may say of another number of devices."""
+    """The searched fields as they are pasted behind `--config`, and what a base may say of another number of
+    devices."""
     reset = ["parallel.num_devices=0", f"parallel.stage_layers={list(config.parallel.stage_layers)}"]
-    return reset + [f"{section}.{name}={_text(getattr(getattr(config, section), name))}" for section, names in SEARCHED.items() for name in names]
+    return reset + [
+        f"{section}.{name}={_text(getattr(getattr(config, section), name))}"
+        for section, names in SEARCHED.items()
+        for name in names
+    ]
 
 
 def describe(change: Change) -> str:
@@ -123,7 +131,9 @@ def _text(value: Any) -> str:
 
 def changed(estimate: Estimate, change: Change) -> Estimate | None:
     """The estimate with some fields changed; None where the configuration refuses that."""
-    sections: dict[str, dict[str, Any]] = {"parallel": {"num_devices": 0} | ({"stage_layers": ()} if "parallel.pipeline_stage" in change else {})}
+    sections: dict[str, dict[str, Any]] = {
+        "parallel": {"num_devices": 0} | ({"stage_layers": ()} if "parallel.pipeline_stage" in change else {})
+    }
     for key, value in change.items():
         section, name = key.split(".")
         sections.setdefault(section, {})[name] = value
@@ -162,7 +172,8 @@ def growths(config: RunConfig, factor: int) -> Iterator[Change]:
 
 
 def ways_to_fit(estimate: Estimate, more_devices_only: bool = False) -> list[tuple[Change, Estimate]]:
-    """The three cheapest changes that make a plan fit, fewest devices first, then most tokens per second; where none does, those that come closest.
+    """The three cheapest changes that make a plan fit, fewest devices first, then most tokens per second; where none
+    does, those that come closest.
 
     A saving on the same devices (two together where one is not enough), or more devices in one direction.
     """
@@ -183,7 +194,9 @@ def ways_to_fit(estimate: Estimate, more_devices_only: bool = False) -> list[tup
 
 def _saving(estimate: Estimate, changes: list[Change]) -> list[tuple[Change, Estimate]]:
     """The changes that are allowed and save something."""
-    return [(change, after) for change in changes if (after := changed(estimate, change)) and after.bytes < estimate.bytes]
+    return [
+        (change, after) for change in changes if (after := changed(estimate, change)) and after.bytes < estimate.bytes
+    ]
 
 
 @dataclass(frozen=True)
@@ -204,15 +217,26 @@ PUBLISHED = (
         4075,
         "8 cards, dp 8, mp 1 as in the MindFormers YAML (spec A4)",
     ),
-    Published("alpha/13b", ("parallel.model_parallel=8", *_PUBLISHED_PARALLEL), 575, "8 cards, dp 1, mp 8: spec A4, N/8 replicas"),
     Published(
         "alpha/13b",
-        ("parallel.data_parallel=4", "parallel.model_parallel=4", "parallel.optimizer_shard=true", *_PUBLISHED_PARALLEL),
+        ("parallel.model_parallel=8", *_PUBLISHED_PARALLEL),
+        575,
+        "8 cards, dp 1, mp 8: spec A4, N/8 replicas",
+    ),
+    Published(
+        "alpha/13b",
+        (
+            "parallel.data_parallel=4",
+            "parallel.model_parallel=4",
+            "parallel.optimizer_shard=true",
+            *_PUBLISHED_PARALLEL,
+        ),
         575,
         "16 cards, dp 4, mp 4: spec A4, MindFormers comment",
     ),
 )
-"""Spec A9.1. The chip's achievable share was fitted on the first; the others are predictions. The cards of the 13B run are not stated."""
+"""Spec A9.1. The chip's achievable share was fitted on the first; the others are predictions. The cards of the 13B run
+are not stated."""
 
 
 def published_rows() -> list[dict[str, Any]]:
@@ -221,6 +245,11 @@ def published_rows() -> list[dict[str, Any]]:
     for i, run in enumerate(PUBLISHED):
         estimate = Estimate.of(Plan.of(load_config(run.config, run.overrides)), CHIPS["ascend910"])
         ratio = estimate.tokens_per_second_per_device / run.tokens_per_second_per_device
-        published = {"config": run.config, "assumption": run.assumption, "published": run.tokens_per_second_per_device, "fitted": i == 0}
+        published = {
+            "config": run.config,
+            "assumption": run.assumption,
+            "published": run.tokens_per_second_per_device,
+            "fitted": i == 0,
+        }
         rows.append(published | {"ratio": ratio} | estimate.row())
     return rows

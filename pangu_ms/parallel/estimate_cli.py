@@ -1,4 +1,5 @@
-"""`pangu plan estimate`: bytes on a device and seconds of a step, line by line; exit code 0 where it fits, 1 where it does not."""
+"""`pangu plan estimate`: bytes on a device and seconds of a step, line by line; exit code 0 where it fits, 1 where it
+does not."""
 
 import argparse
 import dataclasses
@@ -30,7 +31,11 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
     if args.published:
         rows = published_rows()
-        print(json.dumps({"published": rows, "chip": dataclasses.asdict(CHIPS["ascend910"])}) if args.json else published_table(rows))
+        print(
+            json.dumps({"published": rows, "chip": dataclasses.asdict(CHIPS["ascend910"])})
+            if args.json
+            else published_table(rows)
+        )
         return 0
     config = load_config(args.config, args.overrides)
     plan = Plan.of(config, args.devices)
@@ -45,20 +50,38 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="pangu plan estimate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="pangu plan estimate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add_config_arguments(parser, "alpha/13b")
-    parser.add_argument("--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product")
+    parser.add_argument(
+        "--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product"
+    )
     add_chip_arguments(parser)
     parser.add_argument("--stage", type=int, metavar="N", help="show this stage instead of the one that holds most")
-    parser.add_argument("--published", action="store_true", help="instead: predictions beside published throughputs of alpha 2.6B and 13B")
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="instead: predictions beside published throughputs of alpha 2.6B and 13B",
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 
 
 def add_chip_arguments(parser: argparse.ArgumentParser) -> None:
     """`--chip NAME` and `--hbm SIZE`."""
-    parser.add_argument("--chip", choices=CHIPS, default=argparse.SUPPRESS, help=f"whose published rates are used (default: runtime.chip, or {DEFAULT_CHIP})")
-    parser.add_argument("--hbm", metavar="SIZE", help="memory of a card, such as 32GiB or 64GB; a bare number is GiB (default: the chip's)", default=argparse.SUPPRESS)
+    parser.add_argument(
+        "--chip",
+        choices=CHIPS,
+        default=argparse.SUPPRESS,
+        help=f"whose published rates are used (default: runtime.chip, or {DEFAULT_CHIP})",
+    )
+    parser.add_argument(
+        "--hbm",
+        metavar="SIZE",
+        help="memory of a card, such as 32GiB or 64GB; a bare number is GiB (default: the chip's)",
+        default=argparse.SUPPRESS,
+    )
 
 
 def chip_and_hbm(args: argparse.Namespace, config: RunConfig) -> tuple[Chip, int]:
@@ -71,14 +94,23 @@ def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Es
     """The estimate for the eye."""
     parallel, chip = estimate.plan.config.parallel, estimate.chip
     degrees = f"dp {parallel.data_parallel}, mp {parallel.model_parallel}, pp {parallel.pipeline_stage}"
-    heading = f"{name} on {estimate.plan.mesh.world} x {chip.name}: {degrees}, {estimate.plan.config.global_batch_size} sequences a step"
+    heading = (
+        f"{name} on {estimate.plan.mesh.world} x {chip.name}: {degrees}, {estimate.plan.config.global_batch_size}"
+        " sequences a step"
+    )
     lines = [heading, "", f"{f'memory of stage {stage}':<22} {'GiB':>9}  formula (bytes)"]
     memory = estimate.memory.get(stage) or stage_memory(estimate.plan, stage, chip, estimate.slices)
     lines += [f"  {line.name:<20} {line.bytes / GIB:>9.3f}  {line.formula}" for line in memory]
     lines.append(f"  {'total':<20} {sum(line.bytes for line in memory) / GIB:>9.3f}")
-    lines += [verdict(estimate) + ("; cheapest changes:" if ways else ""), *(f"  {way_text(change, after)}" for change, after in ways)]
+    lines += [
+        verdict(estimate) + ("; cheapest changes:" if ways else ""),
+        *(f"  {way_text(change, after)}" for change, after in ways),
+    ]
     if ways and ways[0][1].excess > 0:
-        lines.append(f"  none of these is enough; `pangu plan search --config {shlex.quote(name)} --devices N` tries them together")
+        lines.append(
+            f"  none of these is enough; `pangu plan search --config {shlex.quote(name)} --devices N` tries them"
+            " together"
+        )
     lines += ["", f"{'time of a step':<22} {'ms':>9}  formula"]
     lines += [f"  {term.name:<20} {term.seconds * 1e3:>9.1f}  {term.formula}" for term in estimate.terms]
     lines.append(f"  {'total':<20} {estimate.seconds * 1e3:>9.1f}")
@@ -90,7 +122,10 @@ def verdict(estimate: Estimate) -> str:
     """Whether it fits, and by how much."""
     hbm, stage = estimate.hbm_bytes / GIB, estimate.worst_stage
     if estimate.excess > 0:
-        return f"does not fit: stage {stage} needs {estimate.bytes / GIB:.2f} GiB, {estimate.excess / GIB:.2f} GiB more than {hbm:g}"
+        return (
+            f"does not fit: stage {stage} needs {estimate.bytes / GIB:.2f} GiB, {estimate.excess / GIB:.2f} GiB more"
+            f" than {hbm:g}"
+        )
     return f"fits: stage {stage}, which holds most, leaves {-estimate.excess / GIB:.2f} of {hbm:g} GiB"
 
 
@@ -99,7 +134,10 @@ def way_text(change: Change, after: Estimate) -> str:
     fits = "" if after.excess <= 0 else f", still {after.excess / GIB:.2f} too many"
     fits += f", {after.plan.config.global_batch_size} sequences a step" if "parallel.data_parallel" in change else ""
     each = after.tokens_per_second_per_device
-    return f"{describe(change)} ({after.plan.mesh.world} devices): {after.bytes / GIB:.2f} GiB{fits}, {each:,.0f} tokens/s per card"
+    return (
+        f"{describe(change)} ({after.plan.mesh.world} devices): {after.bytes / GIB:.2f} GiB{fits}, {each:,.0f} tokens/s"
+        " per card"
+    )
 
 
 def speed(estimate: Estimate) -> str:
@@ -132,7 +170,10 @@ def published_table(rows: list[dict[str, Any]]) -> str:
     """Predictions beside published numbers."""
     lines = [f"{'config':<12} {'published':>9} {'ours':>8} {'ratio':>6} {'MFU':>6} {'GiB':>6}  taken as"]
     for row in rows:
-        ours, fitted = f"{row['tokens_per_second_per_device']:,.0f}", "; fitted on this" if row["fitted"] else "; predicted"
+        ours, fitted = (
+            f"{row['tokens_per_second_per_device']:,.0f}",
+            ("; fitted on this" if row["fitted"] else "; predicted"),
+        )
         numbers = f"{row['published']:>9,.0f} {ours:>8} {row['ratio']:>6.3f} {row['mfu']:>6.1%} {row['gib']:>6.1f}"
         lines.append(f"{row['config']:<12} {numbers}  {row['assumption']}{fitted}")
     told = "tokens/s per Ascend 910 card. GiB: of our float32 parameters; the official code kept float16 ones\nMFU: "

@@ -1,6 +1,8 @@
-"""Execution: the graphs that MindSpore's parallel compiler makes for the ranks of a plan, run by as many CPU processes, beside one process without plan.
+"""Execution: the graphs that MindSpore's parallel compiler makes for the ranks of a plan, run by as many CPU processes,
+beside one process without plan.
 
-Compared are the loss and norm of every step, the gradients of the first step and the parameters after the last, of every rank. No mindspore import.
+Compared are the loss and norm of every step, the gradients of the first step and the parameters after the last, of
+every rank. No mindspore import.
 """
 
 import dataclasses
@@ -33,7 +35,8 @@ from pangu_run.launch.start import run_ranks
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest value of a tensor. Rounding in another order makes 1e-6 to 1e-5."""
 SMALLEST_SIZE = 1e-3
-"""A tensor smaller than this part of the largest one counts as that large: alpha's key biases have a gradient of zero, up to rounding."""
+"""A tensor smaller than this part of the largest one counts as that large: alpha's key biases have a gradient of zero,
+up to rounding."""
 LEARNING_RATE = 0.05
 """With momentum and gradients clipped at 1: weights move by percents in 20 steps, and nothing diverges."""
 MAX_RANKS, MAX_PARAMETERS = 8, 50_000_000
@@ -89,17 +92,31 @@ def execute(config: RunConfig, steps: int = 20, progress: bool = True) -> Execut
     """
     check(config, steps)
     plan = Plan.of(config)
-    with tempfile.TemporaryDirectory(prefix="pangu-execute-") as name, progress_bar(progress, total=plan.mesh.world + 2, desc="execute") as bar:
+    with (
+        tempfile.TemporaryDirectory(prefix="pangu-execute-") as name,
+        progress_bar(progress, total=plan.mesh.world + 2, desc="execute") as bar,
+    ):
         directory = Path(name)
-        (directory / REQUEST).write_text(json.dumps({"config": config_to_dict(with_absolute_paths(config)), "steps": steps}))
+        (directory / REQUEST).write_text(
+            json.dumps({"config": config_to_dict(with_absolute_paths(config)), "steps": steps})
+        )
         collectives, groups = _compile(plan, directory, bar)
         (directory / GROUPS).write_text(json.dumps(dict(sorted(groups.items()))))  # all ranks make them in one order
         _child("the single process", "single", name)
         bar.update()
-        if code := run_ranks(lambda rank: ["-m", _CHILD, "run", name, str(rank)], plan.mesh.world, directory, {"GLOG_v": "3"}, stream_rank=None, name="pangu plan"):
+        if code := run_ranks(
+            lambda rank: ["-m", _CHILD, "run", name, str(rank)],
+            plan.mesh.world,
+            directory,
+            {"GLOG_v": "3"},
+            stream_rank=None,
+            name="pangu plan",
+        ):
             if code == EXIT_STOPPED or code > 128:
                 raise PlanError(f"execution: stopped (exit code {code}); run the same command again")
-            raise PlanError(f"execution: a rank failed with exit code {code}: {_last_error(directory)}; see `pangu plan rehearse`")
+            raise PlanError(
+                f"execution: a rank failed with exit code {code}: {_last_error(directory)}; see `pangu plan rehearse`"
+            )
         bar.update()
         single = dict(np.load(directory / SINGLE))
         ranks = [dict(np.load(directory / result_name(rank))) for rank in range(plan.mesh.world)]
@@ -118,18 +135,45 @@ def check(config: RunConfig, steps: int) -> None:
     rehearse = "rehearse it: `pangu plan rehearse`"
     rules = (
         (steps > 0, f"--steps {steps}: must be positive"),
-        (parallel.pipeline_stage == 1, f"parallel.pipeline_stage={parallel.pipeline_stage}: a CPU cannot send and receive between stages; {rehearse}"),
+        (
+            parallel.pipeline_stage == 1,
+            (
+                f"parallel.pipeline_stage={parallel.pipeline_stage}: a CPU cannot send and receive between stages;"
+                f" {rehearse}"
+            ),
+        ),
         (
             parallel.search_mode in ("sharding_propagation", "none"),
-            f"parallel.search_mode={parallel.search_mode}: lays parameters out by itself, so that the plan's slices are not its own; {rehearse}",
+            (
+                f"parallel.search_mode={parallel.search_mode}: lays parameters out by itself, so that the plan's slices"
+                f" are not its own; {rehearse}"
+            ),
         ),
-        (parallel.expert_parallel == 1, f"parallel.expert_parallel={parallel.expert_parallel}: a CPU has no all-to-all; {rehearse}"),
-        (1 < parallel.world <= MAX_RANKS, f"parallel: {parallel.world} rank(s): an execution needs 2 to {MAX_RANKS}; change a degree, or {rehearse}"),
-        (model.compute_dtype == "float32", f"model.compute_dtype={model.compute_dtype}: rounding would hide differences; use model.compute_dtype=float32"),
-        (getattr(model, "dropout", 0.0) == 0.0, f"model.dropout={getattr(model, 'dropout', 0.0)}: ranks draw other masks; use model.dropout=0"),
+        (
+            parallel.expert_parallel == 1,
+            f"parallel.expert_parallel={parallel.expert_parallel}: a CPU has no all-to-all; {rehearse}",
+        ),
+        (
+            1 < parallel.world <= MAX_RANKS,
+            f"parallel: {parallel.world} rank(s): an execution needs 2 to {MAX_RANKS}; change a degree, or {rehearse}",
+        ),
+        (
+            model.compute_dtype == "float32",
+            (
+                f"model.compute_dtype={model.compute_dtype}: rounding would hide differences; use"
+                " model.compute_dtype=float32"
+            ),
+        ),
+        (
+            getattr(model, "dropout", 0.0) == 0.0,
+            f"model.dropout={getattr(model, 'dropout', 0.0)}: ranks draw other masks; use model.dropout=0",
+        ),
         (
             model.num_parameters() <= MAX_PARAMETERS,
-            f"model: {model.num_parameters():,} parameters: an execution takes {MAX_PARAMETERS:,} at most; use fewer layers, or a smaller config",
+            (
+                f"model: {model.num_parameters():,} parameters: an execution takes {MAX_PARAMETERS:,} at most; use"
+                " fewer layers, or a smaller config"
+            ),
         ),
     )
     for holds, message in rules:
@@ -154,7 +198,8 @@ def batch(config: RunConfig, number: int) -> Batch:
 
 
 def starting_values(config: RunConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Initial values of the whole model; with noise, so that biases and scales that begin at 0 or 1 are not equal in all slices."""
+    """Initial values of the whole model; with noise, so that biases and scales that begin at 0 or 1 are not equal in
+    all slices."""
     for i, (name, value) in enumerate(initial_values(config.model, config.train.seed)):
         noise = 0.02 * np.random.default_rng([config.train.seed, i]).standard_normal(value.shape)
         yield name, (value + noise).astype(np.float32) if value.dtype == np.float32 else value
@@ -164,13 +209,18 @@ def compare(plan: Plan, single: Mapping[str, np.ndarray], ranks: list[Mapping[st
     """Every rank's losses, gradients and parameters against the slices of the single process's that the plan gives it.
 
     Args:
-        single: "history" [steps, 4] and "gradient NAME", "parameter NAME" of whole tensors; a step in micro-batches gives no gradients.
+        single: "history" [steps, 4] and "gradient NAME", "parameter NAME" of whole tensors; a step in micro-batches
+            gives no gradients.
         ranks: the same for each rank, of slices.
     """
     found = []
     for column, name in enumerate(_HISTORY):
         expected = single["history"][:, column]
-        found.append(_difference(name, "history", [(expected, rank["history"][:, column]) for rank in ranks], np.abs(expected).max()))
+        found.append(
+            _difference(
+                name, "history", [(expected, rank["history"][:, column]) for rank in ranks], np.abs(expected).max()
+            )
+        )
     for kind in ("gradient", "parameter") if plan.num_micro_batches == 1 else ("parameter",):
         names = plan.config.model.trainable_parameter_shapes() if kind == "gradient" else plan.layouts
         sizes = {name: float(np.abs(single[f"{kind} {name}"]).max()) for name in names}
@@ -184,7 +234,10 @@ def compare(plan: Plan, single: Mapping[str, np.ndarray], ranks: list[Mapping[st
 
 def _difference(name: str, kind: str, pairs: list[tuple[np.ndarray, np.ndarray]], size: float) -> Difference:
     """`pairs`: expected and found, of each rank."""
-    errors = [float(np.abs(found - expected).max() / size) if found.shape == expected.shape else np.inf for expected, found in pairs]
+    errors = [
+        float(np.abs(found - expected).max() / size) if found.shape == expected.shape else np.inf
+        for expected, found in pairs
+    ]
     errors = [np.inf if np.isnan(error) else error for error in errors]
     return Difference(name, kind, max(errors), int(np.argmax(errors)))
 
@@ -211,7 +264,9 @@ def _compile(plan: Plan, directory: Path, bar: Any) -> tuple[dict[str, int], dic
         answers = list(pool.map(one, range(plan.mesh.world)))
     collectives = Counter(answers[0]["collectives"])
     if missing := [kind for answer in answers for kind in answer["collectives"] if kind not in (*NATIVE, *EMULATED)]:
-        raise PlanError(f"execution: the plan needs {missing[0]}, which a CPU has not; rehearse it: `pangu plan rehearse`")
+        raise PlanError(
+            f"execution: the plan needs {missing[0]}, which a CPU has not; rehearse it: `pangu plan rehearse`"
+        )
     return dict(collectives), {name: ranks for answer in answers for name, ranks in answer["groups"].items()}
 
 

@@ -1,8 +1,10 @@
-"""The processes of an execution: a virtual rank that exports its graph, a rank that runs one, and the single process that they are compared with.
+"""The processes of an execution: a virtual rank that exports its graph, a rank that runs one, and the single process
+that they are compared with.
 
-    python -m pangu_ms.parallel.execute_child compile DIR RANK     writes rank_N.mindir; its collectives and groups to stdout, JSON
-    python -m pangu_ms.parallel.execute_child run DIR RANK         writes rank_N.npz
-    python -m pangu_ms.parallel.execute_child single DIR           writes single.npz
+python -m pangu_ms.parallel.execute_child compile DIR RANK     writes rank_N.mindir; its collectives and groups to
+stdout, JSON
+python -m pangu_ms.parallel.execute_child run DIR RANK         writes rank_N.npz
+python -m pangu_ms.parallel.execute_child single DIR           writes single.npz
 """
 
 import functools
@@ -59,7 +61,12 @@ def compile_rank(plan: Plan, rank: int, directory: Path) -> dict[str, Any]:
     path = directory / execute.graph_name(rank)
     with ascend_ops.use("composed"):
         step = with_momentum_sgd(build_step(plan, model)).set_train()
-        ms.export(step, *_inputs(plan.config, 0, plan.num_micro_batches), file_name=str(path.with_suffix("")), file_format="MINDIR")
+        ms.export(
+            step,
+            *_inputs(plan.config, 0, plan.num_micro_batches),
+            file_name=str(path.with_suffix("")),
+            file_format="MINDIR",
+        )
     graph = ExportedGraph(path)
     answer = {"collectives": graph.collectives(), "groups": graph.groups()}
     if any(answer["collectives"][kind] for kind in execute.EMULATED):
@@ -81,7 +88,10 @@ def run_rank(plan: Plan, rank: int, steps: int, directory: Path) -> None:
     for name, ranks in json.loads((directory / execute.GROUPS).read_text()).items():
         if rank in ranks:
             create_group(name, ranks)
-    slices = {name: np.ascontiguousarray(value[plan.layouts[name].slices(rank)]) for name, value in execute.starting_values(plan.config)}
+    slices = {
+        name: np.ascontiguousarray(value[plan.layouts[name].slices(rank)])
+        for name, value in execute.starting_values(plan.config)
+    }
     values = {name: Tensor(value) for name, value in slices.items()}
     if plan.num_micro_batches > 1:
         values |= dict(zip(CONTROLS, _controls()))
@@ -89,7 +99,14 @@ def run_rank(plan: Plan, rank: int, steps: int, directory: Path) -> None:
     parameters = {parameter.name: parameter for parameter in step.get_parameters()}
     assert slices.keys() <= parameters.keys(), "MindSpore renamed parameters on export"
     inputs = functools.partial(_inputs, plan.config, parts=plan.num_micro_batches)
-    _run(step, plan.config, steps, inputs, lambda: {name: parameters[name].asnumpy() for name in slices}, directory / execute.result_name(rank))
+    _run(
+        step,
+        plan.config,
+        steps,
+        inputs,
+        lambda: {name: parameters[name].asnumpy() for name in slices},
+        directory / execute.result_name(rank),
+    )
 
 
 def run_single(config: RunConfig, steps: int, directory: Path) -> None:
@@ -105,7 +122,14 @@ def run_single(config: RunConfig, steps: int, directory: Path) -> None:
         every = weights(model)
         fill(every, dict(execute.starting_values(config)))
         step = with_momentum_sgd(TrainStep(model, config).whole).set_train()
-        _run(step, config, steps, functools.partial(_inputs, config), lambda: to_arrays(every), directory / execute.SINGLE)
+        _run(
+            step,
+            config,
+            steps,
+            functools.partial(_inputs, config),
+            lambda: to_arrays(every),
+            directory / execute.SINGLE,
+        )
 
 
 def _run(
@@ -124,7 +148,10 @@ def _run(
         history.append([float(value.asnumpy().ravel()[0]) for value in (total, count, norm, applied)])
         if number == 0 and rest:
             rest = rest[0] if isinstance(rest[0], tuple) else rest  # MindIR flattens the tuple of gradients
-            gradients = {"gradient " + name: value.asnumpy() for name, value in zip(config.model.trainable_parameter_shapes(), rest, strict=True)}
+            gradients = {
+                "gradient " + name: value.asnumpy()
+                for name, value in zip(config.model.trainable_parameter_shapes(), rest, strict=True)
+            }
     after = {"parameter " + name: value for name, value in parameters().items()}
     np.savez(path, history=np.array(history), **gradients, **after)
 

@@ -17,7 +17,9 @@ reduce-scatter and the maximum over ranks: they are emulated by all-reduce, and 
 
 def main(argv: list[str]) -> int:
     """Entry of the action; 1 where ranks and the single process differ."""
-    parser = Parser(prog="pangu plan execute", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="pangu plan execute", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add_config_arguments(parser)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps on random batches")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
@@ -28,7 +30,10 @@ def main(argv: list[str]) -> int:
         fields = dataclasses.asdict(found) | {"worst": [dataclasses.asdict(one) for one in found.worst]}
         print(json.dumps(fields | {"agrees": found.agrees, "tolerance": TOLERANCE}))
     else:
-        print(f"{config.model.family}, {config.model.num_layers} layers, {config.parallel.world} ranks, {args.steps} steps of momentum SGD")
+        print(
+            f"{config.model.family}, {config.model.num_layers} layers, {config.parallel.world} ranks, {args.steps}"
+            " steps of momentum SGD"
+        )
         print(table(found))
     return 0 if found.agrees else 1
 
@@ -39,7 +44,10 @@ def table(found: Execution) -> str:
     lines = [f"  collectives of a step: {calls}"]
     lines += [f"  emulated, as a CPU lacks them: {', '.join(found.emulated)}"] if found.emulated else []
     lines += [f"  mean loss {found.losses[0]:.6f} at the first step, {found.losses[-1]:.6f} at the last"]
-    lines += [f"  {one.kind:<10} largest relative difference {one.error:.1e} ({one.name}, rank {one.rank})" for one in found.worst]
+    lines += [
+        f"  {one.kind:<10} largest relative difference {one.error:.1e} ({one.name}, rank {one.rank})"
+        for one in found.worst
+    ]
     wrong = [one for one in found.differences if one.error > TOLERANCE]
     lines += [f"  DIFFERS {one.kind} {one.name}: {one.error:.1e} on rank {one.rank}" for one in wrong]
     return "\n".join(lines + ([] if wrong else [f"  the ranks compute what one process computes, to {TOLERANCE:g}"]))

@@ -1,6 +1,7 @@
 """Collectives of an exported graph: which they are, and those that a CPU lacks made of the one that it has.
 
-In a group of ranks MindSpore's CPU backend has AllReduce of float sums (its AllGather knows the whole world alone). From that are made, value for value:
+In a group of ranks MindSpore's CPU backend has AllReduce of float sums (its AllGather knows the whole world alone).
+From that are made, value for value:
     ReduceScatter(x)     the rank's part of AllReduce(x) along dimension 0
     AllGather(x)         AllReduce of x in the rank's place among zeros
     AllReduce(x, max)    the largest of AllGather(x)'s parts
@@ -17,7 +18,18 @@ from mindspore.train import mind_ir_pb2
 
 from pangu_ms.parallel.execute import EMULATED
 
-COLLECTIVES = ("AllReduce", "AllGather", "ReduceScatter", "AlltoAll", "AlltoAllV", "AllToAll", "NeighborExchange", "Broadcast", "Send", "Receive")
+COLLECTIVES = (
+    "AllReduce",
+    "AllGather",
+    "ReduceScatter",
+    "AlltoAll",
+    "AlltoAllV",
+    "AllToAll",
+    "NeighborExchange",
+    "Broadcast",
+    "Send",
+    "Receive",
+)
 _FUNCTION = mind_ir_pb2.PrimitiveProto.PrimType.PRIMITIVE_FUNCTION
 _FLOAT32 = mind_ir_pb2.TensorProto.FLOAT
 
@@ -33,11 +45,18 @@ class ExportedGraph:
 
     def groups(self) -> dict[str, list[int]]:
         """Ranks of each group that a collective names."""
-        return {_attribute(p, "group").s.decode(): _ranks(p) for p in self.primitives.values() if p.op_type in COLLECTIVES}
+        return {
+            _attribute(p, "group").s.decode(): _ranks(p) for p in self.primitives.values() if p.op_type in COLLECTIVES
+        }
 
     def collectives(self) -> Counter[str]:
         """Number of calls of each kind ("AllReduce sum")."""
-        return Counter(_kind(primitive) for graph in self._graphs() for node in graph.node if (primitive := self._collective(node)) is not None)
+        return Counter(
+            _kind(primitive)
+            for graph in self._graphs()
+            for node in graph.node
+            if (primitive := self._collective(node)) is not None
+        )
 
     def emulate(self, rank: int) -> None:
         """Replace what a CPU lacks by what it has, for one rank; see the module."""
@@ -84,8 +103,12 @@ class ExportedGraph:
         call.name = call.output[0] = node.name
         return call
 
-    def _call(self, op_type: str, like: Any, inputs: Sequence[str], shape: Sequence[int], collective: Any = None) -> Any:
-        node = mind_ir_pb2.NodeProto(op_type=f"REF::{self._primitive(op_type, collective)}", domain=like.domain, input=inputs)
+    def _call(
+        self, op_type: str, like: Any, inputs: Sequence[str], shape: Sequence[int], collective: Any = None
+    ) -> Any:
+        node = mind_ir_pb2.NodeProto(
+            op_type=f"REF::{self._primitive(op_type, collective)}", domain=like.domain, input=inputs
+        )
         node.name = self._name(op_type)
         node.output.append(node.name)
         node.attribute.append(_attribute(like, "shape"))
@@ -99,7 +122,9 @@ class ExportedGraph:
         if collective is not None:
             primitive.prim_type = collective.prim_type
             primitive.attribute.extend(a for a in collective.attribute if a.name not in ("op", "rank_size"))
-            primitive.attribute.append(mind_ir_pb2.AttributeProto(name="op", s=b"sum", type=mind_ir_pb2.AttributeProto.STRING))
+            primitive.attribute.append(
+                mind_ir_pb2.AttributeProto(name="op", s=b"sum", type=mind_ir_pb2.AttributeProto.STRING)
+            )
         self.model.primitives.append(primitive)
         return primitive.name
 
@@ -110,7 +135,9 @@ class ExportedGraph:
         if isinstance(value, bool):
             node.attribute.append(kinds(name="value", i=int(value), type=kinds.BOOL))
         else:
-            node.attribute.append(kinds(name="value", type=kinds.TUPLE, values=[kinds(ints=[i], type=kinds.INT64) for i in value]))
+            node.attribute.append(
+                kinds(name="value", type=kinds.TUPLE, values=[kinds(ints=[i], type=kinds.INT64) for i in value])
+            )
         return node
 
     def _tensor(self, value: np.ndarray) -> Any:

@@ -1,4 +1,5 @@
-"""The step that is executed: a training step's own loss, gradients, norm, clipping and guard, with momentum SGD for AdamW.
+"""The step that is executed: a training step's own loss, gradients, norm, clipping and guard, with momentum SGD for
+AdamW.
 
 AdamW divides a gradient by its own size, so a wrong scale of gradients would not show in its weights.
 """
@@ -24,12 +25,17 @@ class MomentumSGD(nn.Cell):
     def __init__(self, parameters: list[Parameter]):
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
-        self.velocities = self.parameters.clone("velocity", "zeros")  # clones are cut over devices as their parameters are
+        self.velocities = self.parameters.clone(
+            "velocity", "zeros"
+        )  # clones are cut over devices as their parameters are
         self.operator, self.hyper_map = ops.ApplyMomentum(), ops.HyperMap()
 
     def construct(self, gradients, factor, lr):
-        """Apply gradients (float32, in the parameters' order) times `factor`, at learning rate `lr` (float32 scalars)."""
-        return self.hyper_map(ops.partial(_apply, self.operator, MOMENTUM, lr, factor), self.parameters, self.velocities, gradients)
+        """Apply gradients (float32, in the parameters' order) times `factor`, at learning rate `lr` (float32
+        scalars)."""
+        return self.hyper_map(
+            ops.partial(_apply, self.operator, MOMENTUM, lr, factor), self.parameters, self.velocities, gradients
+        )
 
 
 def with_momentum_sgd(step: WholeStep | MicroBatchStep) -> nn.Cell:

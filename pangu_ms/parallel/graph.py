@@ -70,7 +70,10 @@ def _collective(call: str, types: str, scope: str, world: int) -> Collective:
 
 def _largest(types: str) -> int:
     """Bytes of the largest tensor in a line of types."""
-    found = [_BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n.strip()) for dtype, shape in _TYPES.findall(types)]
+    found = [
+        _BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(",") if n.strip())
+        for dtype, shape in _TYPES.findall(types)
+    ]
     return max(found, default=0)
 
 
@@ -81,4 +84,7 @@ def totals(found: Iterable[Collective]) -> list[tuple[str, int, int, int]]:
     for one in found:
         numbers[one.kind, one.group_size] += 1
         sizes[one.kind, one.group_size] += one.bytes
-    return sorted(((kind, size, number, sizes[kind, size]) for (kind, size), number in numbers.items()), key=lambda row: (-row[3], row))
+    return sorted(
+        ((kind, size, number, sizes[kind, size]) for (kind, size), number in numbers.items()),
+        key=lambda row: (-row[3], row),
+    )

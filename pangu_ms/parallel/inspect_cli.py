@@ -1,4 +1,5 @@
-"""`pangu plan inspect`: a strategy file of MindSpore as a table, or beside a plan: parameter layouts (protobuf or JSON) or operator strategies (JSON)."""
+"""`pangu plan inspect`: a strategy file of MindSpore as a table, or beside a plan: parameter layouts (protobuf or JSON)
+or operator strategies (JSON)."""
 
 import argparse
 import json
@@ -10,7 +11,13 @@ from typing import Any
 from pangu_ms.config.cli import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.errors import ConfigError
-from pangu_ms.parallel.operator_file import OperandLayout, OperatorStrategy, Slices, check_operators, read_operator_strategies
+from pangu_ms.parallel.operator_file import (
+    OperandLayout,
+    OperatorStrategy,
+    Slices,
+    check_operators,
+    read_operator_strategies,
+)
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.stored_layout import StoredLayout
 from pangu_ms.parallel.strategy_file import Difference, StrategyFile, cut_text, parameter_of, read_parameter_layouts
@@ -29,7 +36,9 @@ def main(argv: list[str]) -> int:
     """Entry of the action."""
     args = _parser().parse_intermixed_args(argv)
     if args.overrides and args.config is None:
-        raise ConfigError(f"{args.overrides[0]}: an override without a configuration; must follow --config NAME; give one")
+        raise ConfigError(
+            f"{args.overrides[0]}: an override without a configuration; must follow --config NAME; give one"
+        )
     plan = Plan.of(load_config(args.config, args.overrides)) if args.config else None
     content = read_content(args.file)
     operators = read_operator_strategies(args.file)
@@ -38,7 +47,12 @@ def main(argv: list[str]) -> int:
     if plan:
         check_operators(args.file, operators, plan)
     if args.json:
-        print(json.dumps(_report(args.file, file, plan, operators.values()) | {"differences": [_difference(d) for d in differences] if plan else None}))
+        print(
+            json.dumps(
+                _report(args.file, file, plan, operators.values())
+                | {"differences": [_difference(d) for d in differences] if plan else None}
+            )
+        )
     else:
         show("\n".join(_lines(file, plan, operators.values(), args.all)))
         if plan:
@@ -48,30 +62,53 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     notes = (
-        "Layers that lie alike are one line, * for their numbers. Exit code with --config: 0 the same slices, 1 other slices, 2 another model or world. "
-        "Operators are checked for devices, stages and parameters."
+        "Layers that lie alike are one line, * for their numbers. Exit code with --config: 0 the same slices, 1 other"
+        " slices, 2 another model or world. Operators are checked for devices, stages and parameters."
     )
-    parser = Parser(prog="pangu plan inspect", description=__doc__, epilog=notes, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("file", type=Path, metavar="FILE", help="strategy file; JSON if its name ends in .json, else protobuf")
+    parser = Parser(
+        prog="pangu plan inspect",
+        description=__doc__,
+        epilog=notes,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="strategy file; JSON if its name ends in .json, else protobuf"
+    )
     add_config_arguments(parser, default=None)
-    parser.add_argument("--all", action="store_true", help="every layer and every state of the optimizer on its own line")
+    parser.add_argument(
+        "--all", action="store_true", help="every layer and every state of the optimizer on its own line"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable output, always with every tensor")
     return parser
 
 
-def _report(path: Path, file: StrategyFile | None, plan: Plan | None, operators: Iterable[OperatorStrategy]) -> dict[str, Any]:
+def _report(
+    path: Path, file: StrategyFile | None, plan: Plan | None, operators: Iterable[OperatorStrategy]
+) -> dict[str, Any]:
     tensors = [
         _tensor(stored, _shape(name, stored, plan)) | {"stage": stage, "name": name}
         for stage, group in (file.stages if file else {}).items()
         for name, stored in group.items()
     ]
     rows = [
-        {"key": o.key, "stage": o.stage, "inputs": _operands(o.in_strategies, o.in_layouts), "outputs": _operands(o.out_strategies, o.out_layouts)}
+        {
+            "key": o.key,
+            "stage": o.stage,
+            "inputs": _operands(o.in_strategies, o.in_layouts),
+            "outputs": _operands(o.out_strategies, o.out_layouts),
+        }
         for o in operators
     ]
     kind = "parameter layouts" if file else "operator strategies"
     stages = list(file.stages) if file else sorted({row["stage"] for row in rows})
-    return {"file": str(path), "kind": kind, "stages": stages, "stage_size": file.stage_size if file else None, "parameters": tensors, "operators": rows}
+    return {
+        "file": str(path),
+        "kind": kind,
+        "stages": stages,
+        "stage_size": file.stage_size if file else None,
+        "parameters": tensors,
+        "operators": rows,
+    }
 
 
 def _shape(name: str, stored: StoredLayout, plan: Plan | None) -> tuple[int, ...] | None:
@@ -82,20 +119,38 @@ def _shape(name: str, stored: StoredLayout, plan: Plan | None) -> tuple[int, ...
 def _tensor(stored: StoredLayout, shape: tuple[int, ...] | None) -> dict[str, Any]:
     pattern = stored.pattern
     slice_shape = stored.whole(shape).slice_shape if shape else None
-    counts = {"counts": pattern.counts, "dims": pattern.dims, "optimizer_axes": pattern.optimizer_axes, "axes": pattern.axes}
+    counts = {
+        "counts": pattern.counts,
+        "dims": pattern.dims,
+        "optimizer_axes": pattern.optimizer_axes,
+        "axes": pattern.axes,
+    }
     return {"shape": shape, "slice_shape": slice_shape} | counts
 
 
 def _difference(difference: Difference) -> dict[str, Any]:
-    return {"stage": difference.stage, "name": difference.name, "file": cut_text(difference.found), "plan": cut_text(difference.wanted)}
+    return {
+        "stage": difference.stage,
+        "name": difference.name,
+        "file": cut_text(difference.found),
+        "plan": cut_text(difference.wanted),
+    }
 
 
-def _lines(file: StrategyFile | None, plan: Plan | None, operators: Iterable[OperatorStrategy], every: bool) -> list[str]:
+def _lines(
+    file: StrategyFile | None, plan: Plan | None, operators: Iterable[OperatorStrategy], every: bool
+) -> list[str]:
     lines = []
     if file:
         merged = " (merged)" if file.is_merged else ""
-        lines += [f"parameter layouts: stage {_numbers(list(file.stages))}{merged}, {file.stage_size} devices a stage", ""]
-        lines += table(["parameter", "", "stage", "states", "shape", "slice", "pieces (axes)", "devices"], _parameter_rows(file, plan, every))
+        lines += [
+            f"parameter layouts: stage {_numbers(list(file.stages))}{merged}, {file.stage_size} devices a stage",
+            "",
+        ]
+        lines += table(
+            ["parameter", "", "stage", "states", "shape", "slice", "pieces (axes)", "devices"],
+            _parameter_rows(file, plan, every),
+        )
     if rows := _operator_rows(operators, every):
         lines += ([""] if lines else []) + table(["operator", "", "stage", "inputs", "outputs"], rows)
     return lines
@@ -104,12 +159,15 @@ def _lines(file: StrategyFile | None, plan: Plan | None, operators: Iterable[Ope
 def _parameter_rows(file: StrategyFile, plan: Plan | None, every: bool) -> list[tuple[str, ...]]:
     rows: list[Row] = []
     for stage, tensors in file.stages.items():
-        rows += _with_states(stage, {name: _cells(stored, _shape(name, stored, plan)) for name, stored in tensors.items()}, every)
+        rows += _with_states(
+            stage, {name: _cells(stored, _shape(name, stored, plan)) for name, stored in tensors.items()}, every
+        )
     return _collapsed(rows, every)
 
 
 def _with_states(stage: int, cells: dict[str, tuple[str, ...]], every: bool) -> list[Row]:
-    """Rows with the states of the optimizer as first cell; a state whose cells are its parameter's is in that one's row, unless `every`."""
+    """Rows with the states of the optimizer as first cell; a state whose cells are its parameter's is in that one's
+    row, unless `every`."""
     states: dict[str, list[str]] = {name: [] for name in sorted(cells, key=_in_order)}
     for name in sorted(cells):
         owner = parameter_of(name, cells.keys() - {name})
@@ -121,22 +179,34 @@ def _with_states(stage: int, cells: dict[str, tuple[str, ...]], every: bool) -> 
 
 def _cells(stored: StoredLayout, shape: tuple[int, ...] | None) -> tuple[str, ...]:
     slice_shape = stored.whole(shape).slice_shape if shape else None
-    return _size(shape), _size(slice_shape), cut_text(stored.pattern), " x ".join(f"{name} {size}" for name, size in stored.pattern.axes)
+    return (
+        _size(shape),
+        _size(slice_shape),
+        cut_text(stored.pattern),
+        " x ".join(f"{name} {size}" for name, size in stored.pattern.axes),
+    )
 
 
 def _operator_rows(operators: Iterable[OperatorStrategy], every: bool) -> list[tuple[str, ...]]:
     rows = [
-        (o.key, o.stage, (_operands_text(o.in_strategies, o.in_layouts), _operands_text(o.out_strategies, o.out_layouts)))
+        (
+            o.key,
+            o.stage,
+            (_operands_text(o.in_strategies, o.in_layouts), _operands_text(o.out_strategies, o.out_layouts)),
+        )
         for o in sorted(operators, key=lambda o: _in_order(o.key))
     ]
     return _collapsed(rows, every)
 
 
 def _collapsed(rows: Sequence[Row], every: bool) -> list[tuple[str, ...]]:
-    """Name, count, stages, cells: rows that differ in stage and the numbers in their name alone become one, unless `every`."""
+    """Name, count, stages, cells: rows that differ in stage and the numbers in their name alone become one, unless
+    `every`."""
     groups: dict[tuple[Any, ...], list[tuple[str, int]]] = {}
     for name, stage, cells in rows:
-        groups.setdefault((name, stage, cells) if every else (_LAYER.sub("*", name), 0, cells), []).append((name, stage))
+        groups.setdefault((name, stage, cells) if every else (_LAYER.sub("*", name), 0, cells), []).append(
+            (name, stage)
+        )
     lines = []
     for (pattern, _, cells), members in groups.items():
         names, stages = {name for name, _ in members}, sorted({stage for _, stage in members})
@@ -146,7 +216,7 @@ def _collapsed(rows: Sequence[Row], every: bool) -> list[tuple[str, ...]]:
 
 
 def _numbers(numbers: Sequence[int]) -> str:
-    """"0-15" or "0,15"."""
+    """ "0-15" or "0,15"."""
     together = len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
     return f"{numbers[0]}-{numbers[-1]}" if together else ",".join(map(str, numbers))
 
@@ -160,7 +230,9 @@ def _operands(strategies: tuple[Slices, ...], layouts: tuple[OperandLayout, ...]
     """Counts of each operand, and its layout where one was given."""
     count = max(len(strategies), len(layouts))
     padded = zip((*strategies, *[None] * (count - len(strategies))), (*layouts, *[None] * (count - len(layouts))))
-    return [{"counts": counts} | ({"axes": layout.axes, "dims": layout.dims} if layout else {}) for counts, layout in padded]
+    return [
+        {"counts": counts} | ({"axes": layout.axes, "dims": layout.dims} if layout else {}) for counts, layout in padded
+    ]
 
 
 def _operands_text(strategies: tuple[Slices, ...], layouts: tuple[OperandLayout, ...]) -> str:
@@ -175,12 +247,17 @@ def _size(shape: tuple[int, ...] | None) -> str:
 
 def _verdict(config: str, file: StrategyFile | None, differences: list[Difference], every: bool) -> list[str]:
     if not file:
-        return [f"fits the devices and stages of {config}; operators are compared by `pangu plan rehearse` with parallel.operator_strategies"]
+        return [
+            f"fits the devices and stages of {config}; operators are compared by `pangu plan rehearse` with"
+            " parallel.operator_strategies"
+        ]
     if not differences:
         return [f"every slice lies where {config} has it"]
     rows: list[Row] = []
     for stage in file.stages:
-        rows += _with_states(stage, {d.name: (cut_text(d.found), cut_text(d.wanted)) for d in differences if d.stage == stage}, every)
+        rows += _with_states(
+            stage, {d.name: (cut_text(d.found), cut_text(d.wanted)) for d in differences if d.stage == stage}, every
+        )
     head = ["parameter", "", "stage", "states", "file", "plan"]
     return [f"{len(differences)} tensors lie otherwise than {config} has them:", *table(head, _collapsed(rows, every))]
 

@@ -1,7 +1,8 @@
 """Where the ranks of one machine wait for each other, however long it takes. No mindspore import.
 
-A collective of MindSpore's CPU backend gives up after 30 s, a constant in its library: no rank may enter one while another still saves, evaluates
-or compiles. So they meet first. The name is an abstract one (Linux): no file is left behind, and two jobs of a machine do not meet.
+A collective of MindSpore's CPU backend gives up after 30 s, a constant in its library: no rank may enter one while
+another still saves, evaluates or compiles. So they meet first. The name is an abstract one (Linux): no file is left
+behind, and two jobs of a machine do not meet.
 """
 
 import os
@@ -56,13 +57,16 @@ class Meeting:
             raise PeerLost from None
 
     def _heard(self) -> list[str]:
-        """A word of each peer. All of them are listened to until the last has spoken: a silent one must not hide that another is gone."""
+        """A word of each peer. All of them are listened to until the last has spoken: a silent one must not hide that
+        another is gone."""
         words: dict[Connection, str] = {}
         while len(words) < len(self._peers):
             ready = wait(self._peers)
             for peer in self._peers:
                 if peer in ready:
-                    words[peer] = peer.recv_bytes().decode()  # who has spoken says no more before the answer: here is its end
+                    words[peer] = (
+                        peer.recv_bytes().decode()
+                    )  # who has spoken says no more before the answer: here is its end
         return [words[peer] for peer in self._peers]
 
 

@@ -1,4 +1,5 @@
-"""The training step in micro-batches: over pipeline stages MindSpore's compiler makes sends and receives of them, without stages it adds up gradients."""
+"""The training step in micro-batches: over pipeline stages MindSpore's compiler makes sends and receives of them,
+without stages it adds up gradients."""
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -29,7 +30,8 @@ def _clear_after(applied, accumulated, gradient):
 
 
 class MicroBatches(nn.Cell):
-    """TokenLoss of each micro-batch, summed. MindSpore finds the loop by the class of its slices and the marks of its sums."""
+    """TokenLoss of each micro-batch, summed. MindSpore finds the loop by the class of its slices and the marks of its
+    sums."""
 
     def __init__(self, loss: TokenLoss, num_micro_batches: int, num_stages: int):
         super().__init__(auto_prefix=False)
@@ -52,19 +54,34 @@ class MicroBatches(nn.Cell):
 class MicroBatchStep(nn.Cell):
     """One optimizer step: gradients of all micro-batches, then `GuardedUpdate`, which decides alike on every stage.
 
-    Every input of such a graph must be cut into micro-batches: what is not, the controls, are parameters, to be set by `control` before a step.
+    Every input of such a graph must be cut into micro-batches: what is not, the controls, are parameters, to be set by
+    `control` before a step.
     """
 
-    def __init__(self, loss: TokenLoss, update: GuardedUpdate, mesh: Mesh, num_micro_batches: int, optimizer_shard: bool):
+    def __init__(
+        self, loss: TokenLoss, update: GuardedUpdate, mesh: Mesh, num_micro_batches: int, optimizer_shard: bool
+    ):
         """`optimizer_shard`: then gradients are those of the whole batch; else these are left in the sums."""
         super().__init__(auto_prefix=False)
-        self.loss, self.update, self.optimizer_shard = MicroBatches(loss, num_micro_batches, mesh.num_stages), update, optimizer_shard
+        self.loss, self.update, self.optimizer_shard = (
+            MicroBatches(loss, num_micro_batches, mesh.num_stages),
+            update,
+            optimizer_shard,
+        )
         self.weights = update.optimizer.parameters
-        self.accumulated: ParameterTuple = self.weights.clone(prefix="accu_grads", init="zeros")  # MindSpore knows them by this prefix
+        self.accumulated: ParameterTuple = self.weights.clone(
+            prefix="accu_grads", init="zeros"
+        )  # MindSpore knows them by this prefix
         self.gradients, self.hyper_map = ops.GradOperation(get_by_list=True, sens_param=True), ops.HyperMap()
-        self.of_all_stages = ops.AllReduce(group=_stages_group(mesh, ms.get_auto_parallel_context("global_rank"))) if mesh.num_stages > 1 else None
+        self.of_all_stages = (
+            ops.AllReduce(group=_stages_group(mesh, ms.get_auto_parallel_context("global_rank")))
+            if mesh.num_stages > 1
+            else None
+        )
         self.stack, self.unstack = ops.Stack(), ops.Unstack()
-        self.lr, self.scale, self.loss_limit = (Parameter(Tensor(1.0, ms.float32), name, requires_grad=False) for name in CONTROLS)
+        self.lr, self.scale, self.loss_limit = (
+            Parameter(Tensor(1.0, ms.float32), name, requires_grad=False) for name in CONTROLS
+        )
         self.zero = Tensor(0.0, ms.float32)
         self.loss.set_grad()
 
@@ -79,7 +96,8 @@ class MicroBatchStep(nn.Cell):
         weight_of_total = ops.ones_like(total) * (self.scale / self.update.micro_batch_tokens)
         gradients = self.gradients(self.loss, self.weights)(*inputs, (weight_of_total, self.zero))
         if self.of_all_stages is not None:
-            # in one tensor: on the other stages MindSpore would merge two equal sums of zeros into one, and wait for each other in vain
+            # in one tensor: on the other stages MindSpore would merge two equal sums of zeros into one,
+            # and wait for each other in vain
             total, count = self.unstack(self.of_all_stages(self.stack((total, count))))
         whole = gradients if self.optimizer_shard else self.hyper_map(_after, self.accumulated, gradients)
         norm, applied = self.update(total, count, whole, self.lr, self.scale, self.loss_limit)

@@ -1,4 +1,5 @@
-"""Optimizer steps of one rank of a plan, an `OptimizerStep`. Compilation is tested on virtual ranks; untested on hardware."""
+"""Optimizer steps of one rank of a plan, an `OptimizerStep`. Compilation is tested on virtual ranks; untested on
+hardware."""
 
 import numpy as np
 from mindspore import Parameter, Tensor, nn
@@ -36,11 +37,18 @@ class PlannedStep:
             wanted = self.plan.layouts[parameter_of(parameter.name)].slice_shape
             if tuple(parameter.shape) != wanted:
                 found = f"MindSpore gives rank {self.rank} {list(parameter.shape)} of it"
-                raise PlanError(f"{parameter.name}: {found}; the plan says {list(wanted)}; use other degrees; `pangu plan rehearse` shows whether they fit")
+                raise PlanError(
+                    f"{parameter.name}: {found}; the plan says {list(wanted)}; use other degrees; `pangu plan rehearse`"
+                    " shows whether they fit"
+                )
 
-    def __call__(self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = float("inf")) -> StepResult:
+    def __call__(
+        self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = float("inf")
+    ) -> StepResult:
         """One optimizer step on the batch of all replicas, which every rank is given; the result is the same on all."""
-        total, count, norm, applied = (output.asnumpy().item() for output in self.cell(*self.inputs(batch, step, lr, scale, min(loss_limit, 3e38))))
+        total, count, norm, applied = (
+            output.asnumpy().item() for output in self.cell(*self.inputs(batch, step, lr, scale, min(loss_limit, 3e38)))
+        )
         return StepResult(mean_loss(total, count), norm, bool(applied))
 
     def inputs(self, batch: Batch, step: int, lr: float, scale: float, loss_limit: float) -> tuple[Tensor, ...]:
@@ -48,11 +56,20 @@ class PlannedStep:
         parts = self.plan.num_micro_batches
         keys = np.array([dropout_key(self.plan.config.train.seed, step, i) for i in range(parts)], np.int32)
         if parts == 1:
-            return *to_tensors(batch), Tensor(keys[0]), *(Tensor(value, mstype.float32) for value in (lr, scale, loss_limit))
+            return (
+                *to_tensors(batch),
+                Tensor(keys[0]),
+                *(Tensor(value, mstype.float32) for value in (lr, scale, loss_limit)),
+            )
         self.cell.control(lr, scale, loss_limit)
         return *to_tensors(batch), Tensor(keys)
 
     def parameters(self) -> list[Parameter]:
         """The optimizer's state of the parameters that this rank's stage holds: first and second moments."""
         optimizer = self.cell.update.optimizer
-        return [state for states in (optimizer.m, optimizer.v) for weight, state in zip(optimizer.parameters, states) if weight.name in self.held]
+        return [
+            state
+            for states in (optimizer.m, optimizer.v)
+            for weight, state in zip(optimizer.parameters, states)
+            if weight.name in self.held
+        ]

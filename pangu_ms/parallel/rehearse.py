@@ -1,4 +1,5 @@
-"""Rehearsal: MindSpore's own parallel compiler run for virtual ranks of a plan, each in a child process, and what it made checked against the plan.
+"""Rehearsal: MindSpore's own parallel compiler run for virtual ranks of a plan, each in a child process, and what it
+made checked against the plan.
 
 No mindspore import here. Shapes, layouts and collectives are MindSpore's; nothing is executed.
 """
@@ -58,14 +59,19 @@ class RankReport:
 
 
 def rehearse(
-    config: RunConfig, ranks: Sequence[int], soc: str = "ascend910", strategy_directory: Path | None = None, progress: bool = True
+    config: RunConfig,
+    ranks: Sequence[int],
+    soc: str = "ascend910",
+    strategy_directory: Path | None = None,
+    progress: bool = True,
 ) -> list[RankReport]:
     """Compile the training step of `config` for each of `ranks`, one after the other.
 
     Args:
-        soc: the Ascend chip whose operators the step is made of (ascend910, ascend910b, ascend910_93); empty: elementary ones, as a CPU can execute.
-        strategy_directory: where MindSpore's files of each rank are written: strategy_rank_N.ckpt (parameter layouts) and, of rank 0
-            under sharding propagation, operators_rank_0.json (operator strategies).
+        soc: the Ascend chip whose operators the step is made of (ascend910, ascend910b, ascend910_93); empty:
+            elementary ones, as a CPU can execute.
+        strategy_directory: where MindSpore's files of each rank are written: strategy_rank_N.ckpt (parameter layouts)
+            and, of rank 0 under sharding propagation, operators_rank_0.json (operator strategies).
 
     Raises:
         PlanError: MindSpore refuses the plan, or cannot be used for rehearsals here.
@@ -79,7 +85,8 @@ def rehearse(
 
 
 def _check_operator_strategies(plan: Plan, soc: str) -> None:
-    """Every operator of the model is in the file, and no other: compiled once without it, since MindSpore fails obscurely or passes over a name.
+    """Every operator of the model is in the file, and no other: compiled once without it, since MindSpore fails
+    obscurely or passes over a name.
 
     For rank 0, whose operators MindSpore writes alone.
     """
@@ -91,7 +98,9 @@ def _check_operator_strategies(plan: Plan, soc: str) -> None:
         check_operators(path, operators, plan, read_operator_strategies(f"{directory}/operators_rank_0.json"))
 
 
-def _reports(plan: Plan, ranks: Sequence[int], soc: str, directory: Path | None, progress: bool) -> Iterator[RankReport]:
+def _reports(
+    plan: Plan, ranks: Sequence[int], soc: str, directory: Path | None, progress: bool
+) -> Iterator[RankReport]:
     with progress_bar(progress, total=len(ranks), unit="rank", desc="rehearse") as bar:
         for rank in ranks:
             yield _report(plan, run_child(plan.config, rank, soc, str(directory.absolute()) if directory else ""))
@@ -104,7 +113,13 @@ def run_child(config: RunConfig, rank: int, soc: str, output: str = "") -> dict[
     Raises:
         PlanError: it failed; with MindSpore's reason in one line.
     """
-    request = {"config": config_to_dict(with_absolute_paths(config)), "rank": rank, "soc": soc, "output": output, "where": "rehearsal"}
+    request = {
+        "config": config_to_dict(with_absolute_paths(config)),
+        "rank": rank,
+        "soc": soc,
+        "output": output,
+        "where": "rehearsal",
+    }
     command = python_command("pangu_ms.parallel.rehearse_child")
     done = subprocess.run(command, env=python_environment(), input=json.dumps(request), capture_output=True, text=True)
     if done.returncode == 0:
@@ -125,16 +140,29 @@ def reason_of(done: subprocess.CompletedProcess) -> str:
     if found := _COMPLAINT.search(done.stderr):
         return f"MindSpore refuses the plan: {found[1].strip()}"
     lines = [line for line in done.stderr.splitlines() if re.match(r"\w+(\.\w+)*(Error|Exception)\b", line)]
-    return lines[-1].partition(": ")[2] if lines and "PlanError" in lines[-1] else f"failed: {(lines or done.stderr.splitlines() or ['no message'])[-1]}"
+    return (
+        lines[-1].partition(": ")[2]
+        if lines and "PlanError" in lines[-1]
+        else f"failed: {(lines or done.stderr.splitlines() or ['no message'])[-1]}"
+    )
 
 
 def _report(plan: Plan, raw: dict[str, Any]) -> RankReport:
     stage = plan.mesh.coordinate(raw["rank"]).stage
     states = {prefix + name: name for name in plan.layouts for prefix in ("", *MOMENTS)}
-    slices = {name: tuple(raw["parameters"][name]) for name in raw["layouts"] if name in states}  # layouts leave the optimizer's cut out
+    slices = {
+        name: tuple(raw["parameters"][name]) for name in raw["layouts"] if name in states
+    }  # layouts leave the optimizer's cut out
     trained = plan.config.model.trainable_parameter_shapes()
-    expected = {prefix + name: plan.layouts[name] for name in plan.stage_parameters(stage) for prefix in ("", *MOMENTS) if not prefix or name in trained}
-    differences = [f"{name}: is on the rank, but not on stage {stage} of the plan" for name in slices if name not in expected]
+    expected = {
+        prefix + name: plan.layouts[name]
+        for name in plan.stage_parameters(stage)
+        for prefix in ("", *MOMENTS)
+        if not prefix or name in trained
+    }
+    differences = [
+        f"{name}: is on the rank, but not on stage {stage} of the plan" for name in slices if name not in expected
+    ]
     for name, layout in expected.items():
         if name not in slices:
             differences.append(f"{name}: is not on the rank, but on stage {stage} of the plan")
@@ -154,7 +182,8 @@ def _report(plan: Plan, raw: dict[str, Any]) -> RankReport:
 
 
 def thinned(config: RunConfig, layers_per_stage: int = 0, micro_batches: int = 0) -> RunConfig:
-    """The same widths and degrees with fewer layers and micro-batches: compilation time grows with both, slices and the collectives of each do not.
+    """The same widths and degrees with fewer layers and micro-batches: compilation time grows with both, slices and the
+    collectives of each do not.
 
     Args:
         layers_per_stage: at most that many on a stage; 0 keeps all.
@@ -177,7 +206,10 @@ def sample_ranks(plan: Plan, number: int = 0) -> list[int]:
     """One rank of every stage, or `number` ranks: of as many stages, then of different places in them."""
     mesh = plan.mesh
     number = min(number or mesh.num_stages, mesh.world)
-    stages = [round(i * (mesh.num_stages - 1) / max(1, min(number, mesh.num_stages) - 1)) for i in range(min(number, mesh.num_stages))]
+    stages = [
+        round(i * (mesh.num_stages - 1) / max(1, min(number, mesh.num_stages) - 1))
+        for i in range(min(number, mesh.num_stages))
+    ]
     chosen: dict[int, None] = {}
     for i in range(number):
         turn, stage = divmod(i, len(stages))

@@ -1,4 +1,5 @@
-"""One virtual rank: compiles a plan's training step and reports what the compiler made of it. A process of its own: `enter` changes it for good."""
+"""One virtual rank: compiles a plan's training step and reports what the compiler made of it. A process of its own:
+`enter` changes it for good."""
 
 import contextlib
 import dataclasses
@@ -18,7 +19,8 @@ from pangu_ms.parallel.plan import Plan
 
 
 def main() -> int:
-    """Reads a request {"config", "rank", "soc", "output", "where"} from stdin and writes a report to stdout, both JSON."""
+    """Reads a request {"config", "rank", "soc", "output", "where"} from stdin and writes a report to stdout, both
+    JSON."""
     request = json.load(sys.stdin)
     answer, sys.stdout = sys.stdout, sys.stderr  # nothing else may write to it
     with tempfile.TemporaryDirectory(prefix="pangu-rehearse-") as graphs:
@@ -30,7 +32,12 @@ def main() -> int:
 
 def prepare(graphs: Path) -> None:
     """Let MindSpore write its graphs there; before it compiles."""
-    os.environ |= {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(graphs), "MS_DEV_DUMP_IR_PASSES": "validate", "GLOG_v": runtime.ERRORS_ONLY}
+    os.environ |= {
+        "MS_DEV_SAVE_GRAPHS": "2",
+        "MS_DEV_SAVE_GRAPHS_PATH": str(graphs),
+        "MS_DEV_DUMP_IR_PASSES": "validate",
+        "GLOG_v": runtime.ERRORS_ONLY,
+    }
     os.chdir(graphs)  # it leaves files of failed compilations where it runs
     runtime.quiet()
 
@@ -51,7 +58,11 @@ def rehearse_rank(request: dict[str, Any], graphs: Path) -> dict[str, Any]:
     apply.begin(plan, rank)
     if request["output"]:
         ms.set_auto_parallel_context(strategy_ckpt_save_file=f"{request['output']}/strategy_rank_{rank}.ckpt")
-        if rank == 0 and plan.config.parallel.search_mode == "sharding_propagation" and not plan.config.parallel.operator_strategies:
+        if (
+            rank == 0
+            and plan.config.parallel.search_mode == "sharding_propagation"
+            and not plan.config.parallel.operator_strategies
+        ):
             ms.parallel.set_op_strategy_config("SAVE", f"{request['output']}/operators_rank_{rank}.json")
     began = time.perf_counter()
     model = build_model(plan.config.model)

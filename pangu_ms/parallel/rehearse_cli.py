@@ -24,17 +24,47 @@ versions that it was tried on."""
 
 def main(argv: list[str]) -> int:
     """Entry of the action; 1 where the compiler and the plan disagree."""
-    parser = Parser(prog="pangu plan rehearse", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="pangu plan rehearse", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     add_config_arguments(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ranks", metavar="N,N,...", help="ranks to compile for; default: the first of every stage")
-    which.add_argument("--sample", type=int, default=0, metavar="N", help="number of ranks, spread over stages and places in them; 0: one of every stage")
-    parser.add_argument("--layers-per-stage", type=int, default=2, metavar="N", help="layers kept on each stage, at full width; 0 keeps all")
-    parser.add_argument("--micro-batches", type=int, default=0, metavar="N", help="micro-batches kept, as many as stages at least; 0 keeps all")
+    which.add_argument(
+        "--sample",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of ranks, spread over stages and places in them; 0: one of every stage",
+    )
+    parser.add_argument(
+        "--layers-per-stage",
+        type=int,
+        default=2,
+        metavar="N",
+        help="layers kept on each stage, at full width; 0 keeps all",
+    )
+    parser.add_argument(
+        "--micro-batches",
+        type=int,
+        default=0,
+        metavar="N",
+        help="micro-batches kept, as many as stages at least; 0 keeps all",
+    )
     about = f"whose operators the step is made of (default: runtime.chip, or {DEFAULT_CHIP})"
-    parser.add_argument("--chip", choices=("ascend910", "ascend910b", "ascend910_93"), default=argparse.SUPPRESS, help=about)
-    parser.add_argument("--composed", action="store_true", help="elementary operators instead, which a CPU could execute")
-    parser.add_argument("--output", type=Path, action=NewDirectory, metavar="DIR", help="new directory for report.json and MindSpore's strategy files of the ranks")
+    parser.add_argument(
+        "--chip", choices=("ascend910", "ascend910b", "ascend910_93"), default=argparse.SUPPRESS, help=about
+    )
+    parser.add_argument(
+        "--composed", action="store_true", help="elementary operators instead, which a CPU could execute"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        action=NewDirectory,
+        metavar="DIR",
+        help="new directory for report.json and MindSpore's strategy files of the ranks",
+    )
     parser.add_argument("--parameters", action="store_true", help="also print the slice of every parameter")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_intermixed_args(argv)
@@ -48,7 +78,13 @@ def main(argv: list[str]) -> int:
     if args.output:
         with files.writing(args.output):
             args.output.mkdir(parents=True, exist_ok=True)
-    reports = rehearse(config, ranks, "" if args.composed else vars(args).get("chip") or config.runtime.chip or DEFAULT_CHIP, args.output, progress=not args.json)
+    reports = rehearse(
+        config,
+        ranks,
+        "" if args.composed else vars(args).get("chip") or config.runtime.chip or DEFAULT_CHIP,
+        args.output,
+        progress=not args.json,
+    )
     compiled = kept(whole, config)
     if args.output:
         details = compiled | {"ranks": [dataclasses.asdict(report) for report in reports]}
@@ -57,8 +93,13 @@ def main(argv: list[str]) -> int:
         print(json.dumps(compiled | {"ranks": [_summary(report) for report in reports]}))
     else:
         axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.axes)
-        parts = "{layers[0]} of {layers[1]} layers, {micro_batches[0]} of {micro_batches[1]} micro-batches, full width".format(**compiled)
-        print(f"{config.model.family}: {parts}; {plan.mesh.world} devices: {axes} x {plan.mesh.num_stages} stages of {list(plan.stage_layers)} layers")
+        parts = "{layers[0]} of {layers[1]} layers, {micro_batches[0]} of {micro_batches[1]} micro-batches, full width".format(
+            **compiled
+        )
+        print(
+            f"{config.model.family}: {parts}; {plan.mesh.world} devices: {axes} x {plan.mesh.num_stages} stages of"
+            f" {list(plan.stage_layers)} layers"
+        )
         for report in reports:
             print(table(report, args.parameters))
     return 1 if any(report.differences for report in reports) else 0
@@ -73,10 +114,13 @@ def kept(whole: RunConfig, config: RunConfig) -> dict[str, list[int]]:
 def table(report: RankReport, with_parameters: bool) -> str:
     """One rank for a terminal."""
     lines = [
-        f"rank {report.rank}, stage {report.stage}: compiled in {report.seconds:.1f} s, {report.peak_bytes / 2**30:.2f} GiB; "
-        f"parameters {report.parameter_bytes:,} bytes, moments {report.optimizer_bytes:,} bytes"
+        f"rank {report.rank}, stage {report.stage}: compiled in {report.seconds:.1f} s, {report.peak_bytes / 2**30:.2f}"
+        f" GiB; parameters {report.parameter_bytes:,} bytes, moments {report.optimizer_bytes:,} bytes"
     ]
-    lines += [f"  {kind:<14} group of {size:<5} x {number:<5} {total / 2**20:>12,.2f} MiB" for kind, size, number, total in totals(report.collectives)]
+    lines += [
+        f"  {kind:<14} group of {size:<5} x {number:<5} {total / 2**20:>12,.2f} MiB"
+        for kind, size, number, total in totals(report.collectives)
+    ]
     if with_parameters:
         lines += [f"  {name:<60} {list(shape)}" for name, shape in report.slices.items()]
     agree = "the compiler's slices are those of the plan"

@@ -1,6 +1,7 @@
 """Which mesh axes cut each logical axis: the tables that plans are made from. No mindspore import.
 
-The logical axes of parameters are those of `ModelConfig.parameters()`; batch and sequence are those of activations. () means whole on every device.
+The logical axes of parameters are those of `ModelConfig.parameters()`; batch and sequence are those of activations. ()
+means whole on every device.
 """
 
 from pangu_ms.config.parallel import ParallelConfig
@@ -32,5 +33,9 @@ def rules_for(table: Rules, parallel: ParallelConfig) -> Rules:
         "sequence": ("mp",) if parallel.sequence_parallel else table["sequence"],
         "vocab": ("mp",) if parallel.vocab_embedding == "row" else table["vocab"],
     }
-    sizes = {"dp": parallel.data_parallel // parallel.expert_parallel, "ep": parallel.expert_parallel, "mp": parallel.model_parallel}
+    sizes = {
+        "dp": parallel.data_parallel // parallel.expert_parallel,
+        "ep": parallel.expert_parallel,
+        "mp": parallel.model_parallel,
+    }
     return {axis: tuple(name for name in names if sizes[name] > 1) for axis, names in decided.items()}

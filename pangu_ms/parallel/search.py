@@ -23,12 +23,14 @@ from pangu_ms.progress import progress_bar
 SERVERS_OF_A_MATRIX = 4
 """model_parallel above this many servers is not tried: the all-reduces of every layer would go over the network."""
 MOST_MICRO_BATCHES = 32
-"""More are not tried: the graph holds each of them, and MindSpore's compiler took 13 GB for 32 of the 200B model's stages."""
+"""More are not tried: the graph holds each of them, and MindSpore's compiler took 13 GB for 32 of the 200B model's
+stages."""
 
 
 @dataclass(frozen=True)
 class Near:
-    """A plan that does not fit but would be faster, and the change that makes it fit at the least cost of time, if one does."""
+    """A plan that does not fit but would be faster, and the change that makes it fit at the least cost of time, if one
+    does."""
 
     estimate: Estimate
     change: Change | None
@@ -46,7 +48,15 @@ class Found:
     fitting: int
 
 
-def search(config: RunConfig, devices: int, chip: Chip, hbm_bytes: int, global_batch: int = 0, margin: float = 0.05, progress: bool = True) -> Found:
+def search(
+    config: RunConfig,
+    devices: int,
+    chip: Chip,
+    hbm_bytes: int,
+    global_batch: int = 0,
+    margin: float = 0.05,
+    progress: bool = True,
+) -> Found:
     """All valid plans of a model on `devices`, with the same number of sequences a step.
 
     Args:
@@ -63,8 +73,9 @@ def search(config: RunConfig, devices: int, chip: Chip, hbm_bytes: int, global_b
     estimates = list(candidates(config, devices, batch, chip, limit, progress))
     if not estimates:
         raise PlanError(
-            f"search: {devices} devices, {batch} sequences a step: no plan is valid; degrees must multiply to the devices, mp divide num_heads="
-            f"{config.model.num_heads}, dp the sequences, pp not exceed num_layers={config.model.num_layers}; change --devices or --global-batch"
+            f"search: {devices} devices, {batch} sequences a step: no plan is valid; degrees must multiply to the"
+            f" devices, mp divide num_heads={config.model.num_heads}, dp the sequences, pp not exceed"
+            f" num_layers={config.model.num_layers}; change --devices or --global-batch"
         )
     fitting = [e for e in estimates if e.excess <= 0]
     if not fitting:
@@ -73,13 +84,19 @@ def search(config: RunConfig, devices: int, chip: Chip, hbm_bytes: int, global_b
     return Found(ranked, near_misses(estimates, ranked[0]), len(estimates), len(fitting))
 
 
-def candidates(config: RunConfig, devices: int, global_batch: int, chip: Chip, hbm_bytes: int, progress: bool = True) -> Iterator[Estimate]:
-    """Every plan that the configuration's own rules accept, without switches that have no effect (a cut over one device).
+def candidates(
+    config: RunConfig, devices: int, global_batch: int, chip: Chip, hbm_bytes: int, progress: bool = True
+) -> Iterator[Estimate]:
+    """Every plan that the configuration's own rules accept, without switches that have no effect (a cut over one
+    device).
 
     Of plans whose parameters, moments and gradients alone do not fit, only the one that needs least.
     """
     if devices < 1 or global_batch < 1:
-        raise PlanError(f"search: --devices {devices}, {global_batch} sequences a step: both must be positive; change --devices or --global-batch")
+        raise PlanError(
+            f"search: --devices {devices}, {global_batch} sequences a step: both must be positive; change --devices or"
+            " --global-batch"
+        )
     degrees = list(_degrees(config, devices, global_batch))
     for pp, mp, dp in progress_bar(progress, iterable=degrees, desc="degrees", unit="", leave=False):
         for group in _variants(pp, mp, dp, global_batch // dp):
@@ -92,7 +109,13 @@ def _degrees(config: RunConfig, devices: int, global_batch: int) -> Iterator[tup
     stages = [pp for pp in _divisors(devices) if pp <= model.num_layers]
     for pp, mp in itertools.product(stages, _divisors(devices)):
         dp, rest = divmod(devices, pp * mp)
-        if not (rest or global_batch % dp or dp % parallel.expert_parallel or model.num_heads % mp or mp > SERVERS_OF_A_MATRIX * parallel.devices_per_server):
+        if not (
+            rest
+            or global_batch % dp
+            or dp % parallel.expert_parallel
+            or model.num_heads % mp
+            or mp > SERVERS_OF_A_MATRIX * parallel.devices_per_server
+        ):
             yield pp, mp, dp
 
 
@@ -104,7 +127,9 @@ def _variants(pp: int, mp: int, dp: int, batch: int) -> Iterator[list[Variant]]:
     """Groups of variants whose parameters lie alike, each from the least memory to the most."""
     degrees = {"num_devices": 0, "stage_layers": (), "pipeline_stage": pp, "model_parallel": mp, "data_parallel": dp}
     micros = [n for n in reversed(_divisors(batch)) if n <= MOST_MICRO_BATCHES and (pp == 1 or n >= pp)]
-    for shard, vocab in itertools.product((True, False) if dp * mp > 1 else (False,), ("row", "replicated") if mp > 1 else ("replicated",)):
+    for shard, vocab in itertools.product(
+        (True, False) if dp * mp > 1 else (False,), ("row", "replicated") if mp > 1 else ("replicated",)
+    ):
         lying = degrees | {"optimizer_shard": shard, "vocab_embedding": vocab}
         group = itertools.product(("full", "selective", "none"), (True, False) if mp > 1 else (False,), micros)
         yield [
@@ -139,7 +164,9 @@ def near_misses(estimates: Iterable[Estimate], best: Estimate) -> list[Near]:
 
 def _near(estimate: Estimate) -> Near:
     config = estimate.plan.config
-    after = [(change, other) for change in savings(config) if (other := changed(estimate, change)) and other.excess <= 0]
+    after = [
+        (change, other) for change in savings(config) if (other := changed(estimate, change)) and other.excess <= 0
+    ]
     change, other = min(after, key=lambda pair: pair[1].seconds, default=(None, None))
     return Near(estimate, change, other)
 
@@ -157,11 +184,15 @@ def nothing_fits(least: Estimate, hbm_bytes: int, margin: float) -> str:
     """What to say when nothing fits: the plan that needs least, and the three cheapest ways from it."""
     found = ways_to_fit(least, True)
     ways = [f"{describe(change)} ({_after(change, after)})" for change, after in found]
-    verdict = "cheapest ways from there" if any(after.excess <= 0 for _, after in found) else "no single change suffices; nearest"
+    verdict = (
+        "cheapest ways from there"
+        if any(after.excess <= 0 for _, after in found)
+        else "no single change suffices; nearest"
+    )
     room = f"{hbm_bytes / GIB:g} GiB with {margin:.0%} free"
     return (
-        f"search: {least.plan.mesh.world} devices: no plan fits in {room}; least needs {least.bytes / GIB:.2f} GiB: {' '.join(overrides(least.plan.config))}; "
-        f"{verdict}: {'; '.join(ways) or 'none'}"
+        f"search: {least.plan.mesh.world} devices: no plan fits in {room}; least needs {least.bytes / GIB:.2f} GiB:"
+        f" {' '.join(overrides(least.plan.config))}; {verdict}: {'; '.join(ways) or 'none'}"
     )
 
 

@@ -19,15 +19,25 @@ from pangu_run import files
 from pangu_run.arguments import NewDirectory, Parser
 
 SHOWN_RANKS = 8
-STRATEGY_FILES_HELP = "also write MindSpore's parameter-layout file of each stage into this new directory: strategy_stage_N.ckpt"
+STRATEGY_FILES_HELP = (
+    "also write MindSpore's parameter-layout file of each stage into this new directory: strategy_stage_N.ckpt"
+)
 
 
 def main(argv: list[str]) -> int:
     """Entry of the action."""
     parser = Parser(prog="pangu plan show", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser, "alpha/13b")
-    parser.add_argument("--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product")
-    parser.add_argument("--rank", type=int, metavar="R", help="only what this rank holds, with its slices (default: all)", default=argparse.SUPPRESS)
+    parser.add_argument(
+        "--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product"
+    )
+    parser.add_argument(
+        "--rank",
+        type=int,
+        metavar="R",
+        help="only what this rank holds, with its slices (default: all)",
+        default=argparse.SUPPRESS,
+    )
     parser.add_argument("--strategy-files", type=Path, action=NewDirectory, metavar="DIR", help=STRATEGY_FILES_HELP)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     args = parser.parse_intermixed_args(argv)
@@ -40,7 +50,8 @@ def main(argv: list[str]) -> int:
 
 
 def write_strategy_files(plan: Plan, directory: Path) -> None:
-    """One file for each stage, as MindSpore's compiler would write it: for its own tools, such as merge_pipeline_strategys and transform_checkpoints."""
+    """One file for each stage, as MindSpore's compiler would write it: for its own tools, such as
+    merge_pipeline_strategys and transform_checkpoints."""
     files.require_free(directory, "--strategy-files")
     with files.writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -55,7 +66,12 @@ def as_dict(name: str, plan: Plan, rank: int | None) -> dict[str, Any]:
         PlanError: there is no such rank.
     """
     stage = None if rank is None else plan.mesh.coordinate(rank).stage
-    shown = {"config": name, "devices": plan.mesh.world, "num_parameters": plan.config.model.num_parameters(), "degrees": _degrees(plan)}
+    shown = {
+        "config": name,
+        "devices": plan.mesh.world,
+        "num_parameters": plan.config.model.num_parameters(),
+        "degrees": _degrees(plan),
+    }
     shown |= {"axes": plan.mesh.axes, "groups": _groups(plan, rank or 0)}
     stages = range(plan.mesh.num_stages) if stage is None else [stage]
     shown |= {"stages": [_stage(plan, s) for s in stages], "parameters": parameter_rows(plan, rank)}
@@ -63,11 +79,20 @@ def as_dict(name: str, plan: Plan, rank: int | None) -> dict[str, Any]:
     if rank is None:
         return shown | {"placement": [[at.server, at.device] for at in placement]}
     coordinate = dict(zip(plan.mesh.names, plan.mesh.coordinate(rank).axes))
-    return shown | {"rank": rank, "coordinate": {"stage": stage} | coordinate, "server": placement[rank].server, "device": placement[rank].device}
+    return shown | {
+        "rank": rank,
+        "coordinate": {"stage": stage} | coordinate,
+        "server": placement[rank].server,
+        "device": placement[rank].device,
+    }
 
 
 def _degrees(plan: Plan) -> dict[str, Any]:
-    return {name: getattr(plan.config.parallel, name) for name in plan.config.parallel.__dataclass_fields__ if name not in ("num_devices", "stage_layers")}
+    return {
+        name: getattr(plan.config.parallel, name)
+        for name in plan.config.parallel.__dataclass_fields__
+        if name not in ("num_devices", "stage_layers")
+    }
 
 
 def _groups(plan: Plan, rank: int) -> list[dict[str, Any]]:
@@ -83,16 +108,25 @@ def _stage(plan: Plan, stage: int) -> dict[str, Any]:
     layers = [name for name, at in zip(plan.config.model.layer_names(), plan.layer_stages) if at == stage]
     ranks = plan.mesh.stage_ranks(stage)
     sizes = {"parameter_bytes": parameter_bytes(plan, stage), "optimizer_bytes": optimizer_bytes(plan, stage)}
-    return {"stage": stage, "layers": layers, "ranks": [ranks.start, ranks.stop - 1], "servers": plan.mesh.servers(list(ranks))} | sizes
+    return {
+        "stage": stage,
+        "layers": layers,
+        "ranks": [ranks.start, ranks.stop - 1],
+        "servers": plan.mesh.servers(list(ranks)),
+    } | sizes
 
 
 def parameter_rows(plan: Plan, rank: int | None = None) -> list[dict[str, Any]]:
-    """One row for all parameters that are alike but for a number in their name; with a rank those of its stage, and where its slices begin and end."""
+    """One row for all parameters that are alike but for a number in their name; with a rank those of its stage, and
+    where its slices begin and end."""
     stage = None if rank is None else plan.mesh.coordinate(rank).stage
     alike: Counter[tuple[str, Layout]] = Counter()
     for name in plan.layouts if stage is None else plan.stage_parameters(stage):
         alike[re.sub(r"\d+", "*", name), plan.layouts[name]] += 1
-    return [_row(name, count, layout, None if rank is None else rank % plan.mesh.stage_size) for (name, layout), count in alike.items()]
+    return [
+        _row(name, count, layout, None if rank is None else rank % plan.mesh.stage_size)
+        for (name, layout), count in alike.items()
+    ]
 
 
 def _row(name: str, count: int, layout: Layout, rank: int | None) -> dict[str, Any]:
@@ -111,7 +145,13 @@ def _row(name: str, count: int, layout: Layout, rank: int | None) -> dict[str, A
 def table(shown: dict[str, Any]) -> str:
     """The plan for the eye."""
     lines = [f"{shown['config']}: {shown['num_parameters']:,} parameters on {_plural(shown['devices'], 'device')}"]
-    lines.append("  " + ", ".join(f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in shown["degrees"].items()))
+    lines.append(
+        "  "
+        + ", ".join(
+            f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+            for name, value in shown["degrees"].items()
+        )
+    )
     if "rank" in shown:
         at = ", ".join(f"{name} {index}" for name, index in shown["coordinate"].items())
         lines.append(f"  rank {shown['rank']}: {at}; placed on server {shown['server']}, device {shown['device']}")
@@ -120,11 +160,17 @@ def table(shown: dict[str, Any]) -> str:
 
 
 def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
-    lines = [f"{'stage':>5} {'layers':>6}  {'first to last':<28} {'ranks':>13} {'servers':>7} {'parameters GiB':>14} {'moments GiB':>11}"]
+    lines = [
+        f"{'stage':>5} {'layers':>6}  {'first to last':<28} {'ranks':>13} {'servers':>7} {'parameters GiB':>14}"
+        f" {'moments GiB':>11}"
+    ]
     for stage in stages:
         layers, ranks = stage["layers"], "{}-{}".format(*stage["ranks"])
         sizes = f"{stage['parameter_bytes'] / GIB:>14.3f} {stage['optimizer_bytes'] / GIB:>11.3f}"
-        lines.append(f"{stage['stage']:>5} {len(layers):>6}  {f'{layers[0]} to {layers[-1]}':<28} {ranks:>13} {stage['servers']:>7} {sizes}")
+        lines.append(
+            f"{stage['stage']:>5} {len(layers):>6}  {f'{layers[0]} to {layers[-1]}':<28} {ranks:>13}"
+            f" {stage['servers']:>7} {sizes}"
+        )
     return lines
 
 
@@ -144,10 +190,20 @@ def _plural(count: int, noun: str) -> str:
 
 def _parameter_lines(rows: list[dict[str, Any]]) -> list[str]:
     last = "slice of this rank" if rows and "slice" in rows[0] else "a device's slice"
-    lines = [f"{'parameter (float32)':<42} {'count':>5} {'shape':>16}  {'cut over':<16} {'copies':>6} {'KiB each':>12}  {last}"]
+    lines = [
+        f"{'parameter (float32)':<42} {'count':>5} {'shape':>16}  {'cut over':<16} {'copies':>6} {'KiB each':>12} "
+        f" {last}"
+    ]
     for row in rows:
         cuts = " x ".join("*".join(axes) or "-" for axes in row["cuts"])
-        part = ", ".join(f"{start}:{stop}" for start, stop in row["slice"]) if "slice" in row else " x ".join(map(str, row["slice_shape"]))
+        part = (
+            ", ".join(f"{start}:{stop}" for start, stop in row["slice"])
+            if "slice" in row
+            else " x ".join(map(str, row["slice_shape"]))
+        )
         shape = " x ".join(map(str, row["shape"]))
-        lines.append(f"{row['name']:<42} {row['count']:>5} {shape:>16}  {cuts:<16} {row['copies']:>6} {row['bytes'] / 1024:>12,.1f}  {part}")
+        lines.append(
+            f"{row['name']:<42} {row['count']:>5} {shape:>16}  {cuts:<16} {row['copies']:>6}"
+            f" {row['bytes'] / 1024:>12,.1f}  {part}"
+        )
     return lines

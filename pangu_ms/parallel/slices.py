@@ -1,4 +1,5 @@
-"""How many values a device of each stage holds, from a dozen layouts instead of a thousand: what memory and time are computed from. No mindspore import."""
+"""How many values a device of each stage holds, from a dozen layouts instead of a thousand: what memory and time are
+computed from. No mindspore import."""
 
 import functools
 import math
@@ -28,7 +29,10 @@ class Kind(NamedTuple):
 def layer_kinds(model: ModelConfig) -> tuple[int, ...]:
     """For each layer the first one that is of its kind: same parameters, same role."""
     first: dict[tuple, int] = {}
-    kinds = ((tuple(Kind.of(spec) for spec in model.layer_parameters(i).values()), re.sub(r"\d+", "", name)) for i, name in enumerate(model.layer_names()))
+    kinds = (
+        (tuple(Kind.of(spec) for spec in model.layer_parameters(i).values()), re.sub(r"\d+", "", name))
+        for i, name in enumerate(model.layer_names())
+    )
     return tuple(first.setdefault(kind, i) for i, kind in enumerate(kinds))
 
 
@@ -53,7 +57,8 @@ def stage_kinds(plan: Plan, stage: int) -> Counter[int]:
 
 
 def distinct_stages(plan: Plan) -> list[tuple[int, int]]:
-    """(stage, how many are like it) of the first stage of each sort; a later one of a sort never holds more, since fewer micro-batches are in flight."""
+    """(stage, how many are like it) of the first stage of each sort; a later one of a sort never holds more, since
+    fewer micro-batches are in flight."""
     last = len(plan.stage_layers) - 1
     sorts = [(frozenset(stage_kinds(plan, s).items()), s == 0, s == last) for s in range(last + 1)]
     count = Counter(sorts)
@@ -62,15 +67,19 @@ def distinct_stages(plan: Plan) -> list[tuple[int, int]]:
 
 def stage_outer(plan: Plan, stage: int) -> list[Kind]:
     """Kinds of the parameters outside layers that a stage holds."""
-    return [kind for kind, layers in outer_kinds(plan.config.model) if stage in {plan.layer_stages[layer] for layer in layers}]
+    return [
+        kind
+        for kind, layers in outer_kinds(plan.config.model)
+        if stage in {plan.layer_stages[layer] for layer in layers}
+    ]
 
 
 class Slices:
     """Values of a plan's parameters by their kind, so that a thousand parameters cost a dozen layouts.
 
-    `cut` is what a device stores, `plain` what it had without the optimizer's cut, `sharded` and `whole` are `plain` of what the
-    optimizer cuts and of the rest, by the axes of devices that had or have equal slices. What has gradients is `trained` of these.
-    Plans that differ in batch, micro-batches, recompute and sequence_parallel alone can share one.
+    `cut` is what a device stores, `plain` what it had without the optimizer's cut, `sharded` and `whole` are `plain` of
+    what the optimizer cuts and of the rest, by the axes of devices that had or have equal slices. What has gradients is
+    `trained` of these. Plans that differ in batch, micro-batches, recompute and sequence_parallel alone can share one.
 
     Raises:
         PlanError: devices do not divide a dimension.
@@ -80,24 +89,37 @@ class Slices:
         self.plan, self.sizes = plan, plan.config.model.axis_sizes()
         self.at = dict(plan.mesh.axes)
         before, behind = plan.config.model.outer_parameters()
-        layers = [spec for first in set(layer_kinds(plan.config.model)) for spec in plan.config.model.layer_parameters(first).values()]
+        layers = [
+            spec
+            for first in set(layer_kinds(plan.config.model))
+            for spec in plan.config.model.layer_parameters(first).values()
+        ]
         specs = {Kind.of(spec): spec for spec in (*layers, *(before | behind).values())}
-        stages = {kind: len({plan.layer_stages[layer] for layer in layers}) for kind, layers in outer_kinds(plan.config.model)}
+        stages = {
+            kind: len({plan.layer_stages[layer] for layer in layers}) for kind, layers in outer_kinds(plan.config.model)
+        }
         self.layouts = {kind: plan.layout(spec, stages.get(kind, 1)) for kind, spec in specs.items()}
         self.cut = {kind: layout.slice_size for kind, layout in self.layouts.items()}
         self.plain = {kind: math.prod(self.sizes[a] // self.devices(a) for a in kind.axes) for kind in specs}
         self.sharded = self._by_group({kind: layout.optimizer_axes for kind, layout in self.layouts.items()})
-        self.whole = self._by_group({kind: () if layout.optimizer_axes else _free_axes(layout) for kind, layout in self.layouts.items()})
+        self.whole = self._by_group(
+            {kind: () if layout.optimizer_axes else _free_axes(layout) for kind, layout in self.layouts.items()}
+        )
 
     def _by_group(self, groups: dict[Kind, tuple[str, ...]]) -> dict[tuple[str, ...], dict[Kind, int]]:
-        return {names: {kind: size * (groups[kind] == names) for kind, size in self.plain.items()} for names in dict.fromkeys(groups.values()) if names}
+        return {
+            names: {kind: size * (groups[kind] == names) for kind, size in self.plain.items()}
+            for names in dict.fromkeys(groups.values())
+            if names
+        }
 
     def devices(self, axis: str) -> int:
         """Devices that share a logical axis."""
         return math.prod(self.at[name] for name in self.plan.rules[axis])
 
     def layer(self, first: int, sizes: dict[Kind, int]) -> int:
-        """Values of a layer like `first`; `sizes` is `cut`, `plain`, one of `sharded` or `whole`, or `trained` of one."""
+        """Values of a layer like `first`; `sizes` is `cut`, `plain`, one of `sharded` or `whole`, or `trained` of
+        one."""
         return sum(n * sizes[kind] for kind, n in layer_counts(self.plan.config.model, first).items())
 
     def stage(self, stage: int, sizes: dict[Kind, int]) -> int:
@@ -114,7 +136,10 @@ class Slices:
 
     def largest(self, stage: int, sizes: dict[Kind, int]) -> int:
         """Values of the largest layer or table of a stage."""
-        return max([self.layer(first, sizes) for first in stage_kinds(self.plan, stage)] + [sizes[kind] for kind in stage_outer(self.plan, stage)])
+        return max(
+            [self.layer(first, sizes) for first in stage_kinds(self.plan, stage)]
+            + [sizes[kind] for kind in stage_outer(self.plan, stage)]
+        )
 
 
 def trained(sizes: dict[Kind, int]) -> dict[Kind, int]:

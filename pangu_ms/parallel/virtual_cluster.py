@@ -1,11 +1,14 @@
-"""A cluster that is not there: MindSpore's parallel compiler made to run for one rank of N Ascend devices on the CPU wheel. Unsupported by MindSpore.
+"""A cluster that is not there: MindSpore's parallel compiler made to run for one rank of N Ascend devices on the CPU
+wheel. Unsupported by MindSpore.
 
-The compiler's parallel passes refuse a CPU, and its code generation needs a device. So compilation stops after the front end, the live context is
-told that the device is an Ascend one, and the Python side of communication is replaced. This changes the process for good: use it in a child process.
+The compiler's parallel passes refuse a CPU, and its code generation needs a device. So compilation stops after the
+front end, the live context is told that the device is an Ascend one, and the Python side of communication is replaced.
+This changes the process for good: use it in a child process.
 
-It rests on the wheel's internals: the layout of a C++ string (libstdc++'s old ABI) and two mangled symbols. Everything that can be is checked before
-anything is written. Shapes, layouts and collectives of such a compilation are right; a stub communicator says 2048 ranks where the compiler asks
-for a group's size as a number, so numbers in such graphs need care (see execute.py). Nothing else may depend on this module.
+It rests on the wheel's internals: the layout of a C++ string (libstdc++'s old ABI) and two mangled symbols. Everything
+that can be is checked before anything is written. Shapes, layouts and collectives of such a compilation are right; a
+stub communicator says 2048 ranks where the compiler asks for a group's size as a number, so numbers in such graphs need
+care (see execute.py). Nothing else may depend on this module.
 """
 
 import ctypes
@@ -31,7 +34,10 @@ def why_not() -> str:
     import mindspore
 
     if mindspore.__version__ not in KNOWN_VERSIONS:
-        return f"MindSpore {mindspore.__version__}: it was tried on {', '.join(KNOWN_VERSIONS)} alone, and rests on their internals"
+        return (
+            f"MindSpore {mindspore.__version__}: it was tried on {', '.join(KNOWN_VERSIONS)} alone, and rests on their"
+            " internals"
+        )
     try:
         slot = _device_target_slot()
     except (OSError, AttributeError) as error:
@@ -112,7 +118,8 @@ def _device_target_slot() -> int:
 
 
 def _is_old_abi_string(slot: int, text: bytes) -> bool:
-    """Whether the pointer at `slot` leads to `text` with an old-ABI header in front of it. Reads no more than a new-ABI string has."""
+    """Whether the pointer at `slot` leads to `text` with an old-ABI header in front of it. Reads no more than a new-ABI
+    string has."""
     characters = ctypes.c_void_p.from_address(slot).value
     if ctypes.c_uint64.from_address(slot + 8).value == len(text) and characters == slot + 16:
         return False  # a new-ABI string: pointer, length, characters in place

@@ -41,9 +41,11 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> di
 
 
 def confidence(num_pairs: int, errors: float = ERRORS) -> float:
-    """Probability that a mean of normal differences lies within so many standard errors of the truth: Student's t, num_pairs - 1 degrees of freedom.
+    """Probability that a mean of normal differences lies within so many standard errors of the truth: Student's t,
+    num_pairs - 1 degrees of freedom.
 
-    By the midpoint rule, after t = sqrt(degrees) tan(angle) has made the density cos(angle) ** (degrees - 1). At least two pairs.
+    By the midpoint rule, after t = sqrt(degrees) tan(angle) has made the density cos(angle) ** (degrees - 1). At least
+    two pairs.
     """
     degrees = num_pairs - 1
 
@@ -58,10 +60,13 @@ def ratios(seconds: Sequence[Sequence[float]]) -> list[dict[str, float]]:
     """Times of several things taken in turns: rows are rounds, columns things; the first is the reference.
 
     Returns:
-        For each thing: the median of its times, the median over the rounds of its time divided by the reference's of the same round, and the
+        For each thing: the median of its times, the median over the rounds of its time divided by the reference's of
+            the same round, and the
         quartiles of that ratio. What slows the machine down for a while slows both of a pair, and cancels.
     """
     times = np.asarray(seconds, float)
     relative = times / times[:, :1]
     rows = zip(np.median(times, axis=0), *np.percentile(relative, (25, 50, 75), axis=0))
-    return [{"seconds": float(t), "ratio": float(q2), "ratio_quartiles": [float(q1), float(q3)]} for t, q1, q2, q3 in rows]
+    return [
+        {"seconds": float(t), "ratio": float(q2), "ratio_quartiles": [float(q1), float(q3)]} for t, q1, q2, q3 in rows
+    ]

@@ -1,7 +1,8 @@
 """`pangu study latency`: time per token of cached decoding of several checkpoints, taken in turns in one process.
 
-Batch 1, a cache of the model's whole context. Every round lets each checkpoint decode some tokens; its time divided by the first checkpoint's in
-the same round is free of what slows the machine down for a while. The order within a round moves on from round to round.
+Batch 1, a cache of the model's whole context. Every round lets each checkpoint decode some tokens; its time divided by
+the first checkpoint's in the same round is free of what slows the machine down for a while. The order within a round
+moves on from round to round.
 """
 
 import argparse
@@ -23,8 +24,15 @@ PROMPT_TOKENS, WARM_UP_TOKENS = 1, 4
 
 def main(argv: list[str]) -> int:
     """Entry of the study."""
-    parser = Parser(prog="pangu study latency", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="run directories or checkpoints; the first is what the others are compared with")
+    parser = Parser(
+        prog="pangu study latency", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="run directories or checkpoints; the first is what the others are compared with",
+    )
     parser.add_argument("--tokens", type=int, default=16, help="tokens that each decodes per round")
     parser.add_argument("--rounds", type=int, default=40, help="rounds timed")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
@@ -45,7 +53,8 @@ def measure(paths: Sequence[str], tokens: int, rounds: int, progress: bool = Tru
     """Time decoding; all models are in memory at once.
 
     Returns:
-        For each checkpoint: checkpoint (its path), ms_per_token (median), ratio to the first one (median over rounds), ratio_quartiles.
+        For each checkpoint: checkpoint (its path), ms_per_token (median), ratio to the first one (median over rounds),
+            ratio_quartiles.
 
     Raises:
         GenerationError: no round, no token, or more tokens than a context holds.
@@ -60,8 +69,13 @@ def measure(paths: Sequence[str], tokens: int, rounds: int, progress: bool = Tru
     for checkpoint in opened:
         room = checkpoint.config().model.seq_length - PROMPT_TOKENS
         if tokens > room:
-            raise GenerationError(f"--tokens {tokens}: {checkpoint.path} has room for {room} after a prompt of {PROMPT_TOKENS}; use at most {room}")
-    decoders = [_decoder(checkpoint) for checkpoint in progress_bar(progress, iterable=opened, desc="compile", unit="model")]
+            raise GenerationError(
+                f"--tokens {tokens}: {checkpoint.path} has room for {room} after a prompt of {PROMPT_TOKENS}; use at"
+                f" most {room}"
+            )
+    decoders = [
+        _decoder(checkpoint) for checkpoint in progress_bar(progress, iterable=opened, desc="compile", unit="model")
+    ]
     seconds = np.zeros((rounds, len(decoders)))
     for round_number in progress_bar(progress, iterable=range(rounds), desc="measure", unit="round"):
         for i in np.roll(np.arange(len(decoders)), -round_number):

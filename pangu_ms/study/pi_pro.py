@@ -1,7 +1,9 @@
-"""PanGu-pi Pro's four steps on a text of one's own, each measured by held-out bits per byte. Source: specification E2. No mindspore import.
+"""PanGu-pi Pro's four steps on a text of one's own, each measured by held-out bits per byte. Source: specification E2.
+No mindspore import.
 
-Bits per byte can be compared between vocabularies, as the held-out documents are the same ones: a hash of a document's text decides. All runs take
-the same number of steps and tokens, so that a compact vocabulary, with more tokens for a text, reads less text; the second round is extra.
+Bits per byte can be compared between vocabularies, as the held-out documents are the same ones: a hash of a document's
+text decides. All runs take the same number of steps and tokens, so that a compact vocabulary, with more tokens for a
+text, reads less text; the second round is extra.
 """
 
 import dataclasses
@@ -24,7 +26,13 @@ from pangu_run import files
 
 STUDY = "pi-pro"
 STEPS = ("baseline", "compact", "tweaked", "inherited", "second_round", "second_round_control")
-PREVIOUS = {"compact": "baseline", "tweaked": "compact", "inherited": "tweaked", "second_round": "second_round_control", "second_round_control": "inherited"}
+PREVIOUS = {
+    "compact": "baseline",
+    "tweaked": "compact",
+    "inherited": "tweaked",
+    "second_round": "second_round_control",
+    "second_round_control": "inherited",
+}
 MEANING = {
     "baseline": "the base, full vocabulary, random weights",
     "compact": "compact vocabulary, the body widened to the same number of parameters (E2.1)",
@@ -66,13 +74,15 @@ def make_plan(
     second_lr: float = 0.5,
     criterion: str = "taylor",
 ) -> Plan:
-    """The chain's models from the baseline's configuration; all students have as many parameters as the baseline, to within 1 %.
+    """The chain's models from the baseline's configuration; all students have as many parameters as the baseline, to
+    within 1 %.
 
     Args:
         config, overrides: the baseline, of family pi; model.vocab_size is the full vocabulary's.
         compact_size: pieces of the compact vocabulary; 0 is half of the full one.
         depth: layers of the tweaked shape; 0 is twice the baseline's.
-        teacher_fields: the teacher's model fields; by default one and a half times the tweaked shape's depth, and the larger of both shapes' widths.
+        teacher_fields: the teacher's model fields; by default one and a half times the tweaked shape's depth, and the
+            larger of both shapes' widths.
         teacher_steps: 0 trains it as long as the others.
         keep, second_lr, criterion: see Plan.
 
@@ -85,15 +95,24 @@ def make_plan(
     if not base.data.held_out:
         raise ConfigError("data.held_out=0: the steps are compared on held-out documents; use e.g. 0.05")
     compact_size, depth = compact_size or base.model.vocab_size // 2, depth or 2 * base.model.num_layers
-    limits = {"--compact-size": (compact_size, base.model.vocab_size - 1), "--keep": (keep, 1.0), "--second-lr": (second_lr, 1e9)}
+    limits = {
+        "--compact-size": (compact_size, base.model.vocab_size - 1),
+        "--keep": (keep, 1.0),
+        "--second-lr": (second_lr, 1e9),
+    }
     for name, (value, limit) in (limits | {"--teacher-steps": (teacher_steps or base.train.steps, 1e9)}).items():
         if not 0 < value <= limit:
             raise ConfigError(f"{name} {value}: must be above 0 and at most {limit:g}")
     small_vocabulary = dataclasses.replace(base.model, vocab_size=compact_size)
     search = Search(target=base.model.num_parameters(), head_dim=head_dim(base.model))
     expansion = base.model.ffn_hidden_size / base.model.hidden_size
-    compact, tweaked = (_equal_shape(small_vocabulary, search, layers, expansion) for layers in (base.model.num_layers, depth))
-    wide = {name: max(getattr(compact, name), getattr(tweaked, name)) for name in ("hidden_size", "num_heads", "num_kv_heads", "ffn_hidden_size")}
+    compact, tweaked = (
+        _equal_shape(small_vocabulary, search, layers, expansion) for layers in (base.model.num_layers, depth)
+    )
+    wide = {
+        name: max(getattr(compact, name), getattr(tweaked, name))
+        for name in ("hidden_size", "num_heads", "num_kv_heads", "ffn_hidden_size")
+    }
     fields = {"num_layers": depth * 3 // 2} | wide | (teacher_fields or {})
     teacher = reshape(base.model, **fields)
     require_fit(teacher, tweaked)
@@ -103,13 +122,27 @@ def make_plan(
 def _equal_shape(model: PiConfig, search: Search, depth: int, expansion: float) -> PiConfig:
     shape = find_shapes(model, search, [depth], [expansion])[0]
     if not shape.within_tolerance:
-        nearest = f"the nearest shape of {depth} layers has {shape.num_parameters:,} parameters, the baseline {search.target:,}"
-        raise ConfigError(f"--depth {depth}: {nearest}; they must be equal to within {search.tolerance:.0%}; choose another depth or a larger baseline")
+        nearest = (
+            f"the nearest shape of {depth} layers has {shape.num_parameters:,} parameters, the baseline"
+            f" {search.target:,}"
+        )
+        raise ConfigError(
+            f"--depth {depth}: {nearest}; they must be equal to within {search.tolerance:.0%}; choose another depth or"
+            " a larger baseline"
+        )
     return shape.model
 
 
-def run_pi_pro(plan: Plan, config: str, corpus: Sequence[str], output: Path | str, seeds: Sequence[int] = (1, 2, 3), progress: bool = True) -> dict[str, Any]:
-    """Run the chain for every seed, the teacher once; writes and returns OUTPUT/results.json. An interrupted study goes on.
+def run_pi_pro(
+    plan: Plan,
+    config: str,
+    corpus: Sequence[str],
+    output: Path | str,
+    seeds: Sequence[int] = (1, 2, 3),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run the chain for every seed, the teacher once; writes and returns OUTPUT/results.json. An interrupted study goes
+    on.
 
     Args:
         plan: see `make_plan`.
@@ -120,7 +153,8 @@ def run_pi_pro(plan: Plan, config: str, corpus: Sequence[str], output: Path | st
         progress: show a bar.
 
     Returns:
-        By step: parameters, shape, bits per byte of each seed with mean and deviation, and the paired difference to the step before it.
+        By step: parameters, shape, bits per byte of each seed with mean and deviation, and the paired difference to the
+            step before it.
 
     Raises:
         ConfigError, DataError, OutputError, UserError, StudyStopped: see run_stages.
@@ -134,8 +168,17 @@ def run_pi_pro(plan: Plan, config: str, corpus: Sequence[str], output: Path | st
     for seed in seeds:
         stages += chain.student(seed)
     done = dict(zip((stage.directory for stage in stages), run_stages(stages, progress)))
-    bits = {step: {seed: done[chain.directory(step, seed) / "eval"]["bits_per_byte"] for seed in seeds} for step in STEPS}
-    results = {"study": STUDY, "config": config, "corpus": chain.corpus, "seeds": list(seeds), "steps": plan.base.train.steps, "criterion": plan.criterion}
+    bits = {
+        step: {seed: done[chain.directory(step, seed) / "eval"]["bits_per_byte"] for seed in seeds} for step in STEPS
+    }
+    results = {
+        "study": STUDY,
+        "config": config,
+        "corpus": chain.corpus,
+        "seeds": list(seeds),
+        "steps": plan.base.train.steps,
+        "criterion": plan.criterion,
+    }
     results["teacher"] = {"bits_per_byte": done[output / "teacher/eval"]["bits_per_byte"]} | _shape(plan.teacher)
     results["tokenizer"] = done[output / "tokenizer/compact"]
     models = {"baseline": plan.base.model, "compact": plan.compact}
@@ -163,7 +206,17 @@ class Chain:
         return [
             tokenizer_stage(full.parent, self.plan.base, self.corpus),
             self._prepare("full"),
-            self._stage(compact.parent, "tokenizer", "compress", "--tokenizer", str(full), *pruned, "--output", str(compact), product=compact),
+            self._stage(
+                compact.parent,
+                "tokenizer",
+                "compress",
+                "--tokenizer",
+                str(full),
+                *pruned,
+                "--output",
+                str(compact),
+                product=compact,
+            ),
             self._prepare("compact"),
         ]
 
@@ -172,7 +225,9 @@ class Chain:
 
     def teach(self) -> list[Stage]:
         """The teacher, once for all seeds."""
-        return self._trained(self.output / "teacher", self.plan.teacher, "full", [f"train.steps={self.plan.teacher_steps}"])
+        return self._trained(
+            self.output / "teacher", self.plan.teacher, "full", [f"train.steps={self.plan.teacher_steps}"]
+        )
 
     def student(self, seed: int) -> list[Stage]:
         """All steps of one seed."""
@@ -184,38 +239,103 @@ class Chain:
         stages += self._trained(at["tweaked"], plan.tweaked, "compact", seeded)
         stages += [self._inherit(start, seed), *self._trained(at["inherited"], plan.tweaked, "compact", seeded, start)]
         measured = "--data", str(self.records["compact"]), "--output", str(losses)
-        stages.append(self._stage(losses.parent, "data", "losses", str(at["inherited"] / "run"), *measured, product=losses))
+        stages.append(
+            self._stage(losses.parent, "data", "losses", str(at["inherited"] / "run"), *measured, product=losses)
+        )
         for step, temperature in (("second_round", 1.0), ("second_round_control", EVENLY)):
             order = at[step] / "order/order.npz"
-            drawn = "--losses", str(losses), "--keep", str(plan.keep), "--seed", str(seed), "--temperature", str(temperature)
+            drawn = (
+                "--losses",
+                str(losses),
+                "--keep",
+                str(plan.keep),
+                "--seed",
+                str(seed),
+                "--temperature",
+                str(temperature),
+            )
             stages.append(self._stage(order.parent, "data", "resample", *drawn, "--output", str(order), product=order))
-            stages += self._trained(at[step], plan.tweaked, "compact", [*seeded, f"data.order={order}", *self._second_round()], at["inherited"] / "run")
+            stages += self._trained(
+                at[step],
+                plan.tweaked,
+                "compact",
+                [*seeded, f"data.order={order}", *self._second_round()],
+                at["inherited"] / "run",
+            )
         return stages
 
     def _inherit(self, start: Path, seed: int) -> Stage:
         criterion = self.plan.criterion
-        words = ["model", "inherit", str(self.output / "teacher/run"), "--config", self.config, *self._fields(self.plan.tweaked)]
-        words += ["--tokenizer", str(self.tokenizers["compact"]), "--neurons", criterion, "--heads", criterion, "--channels", criterion]
+        words = [
+            "model",
+            "inherit",
+            str(self.output / "teacher/run"),
+            "--config",
+            self.config,
+            *self._fields(self.plan.tweaked),
+        ]
+        words += [
+            "--tokenizer",
+            str(self.tokenizers["compact"]),
+            "--neurons",
+            criterion,
+            "--heads",
+            criterion,
+            "--channels",
+            criterion,
+        ]
         kept = str(min(KEPT_ENDS, self.plan.tweaked.num_layers // 3))
-        words += ["--keep-first", kept, "--keep-last", kept, "--data", str(self.records["full"]), "--seed", str(seed), "--output", str(start)]
+        words += [
+            "--keep-first",
+            kept,
+            "--keep-last",
+            kept,
+            "--data",
+            str(self.records["full"]),
+            "--seed",
+            str(seed),
+            "--output",
+            str(start),
+        ]
         return self._stage(start.parent, *words, product=start)
 
     def _second_round(self) -> list[str]:
         base, plan = self.plan.base, self.plan
-        rates = [f"optimizer.lr={plan.second_lr * base.optimizer.lr}", f"optimizer.min_lr={plan.second_lr * base.optimizer.min_lr}"]
+        rates = [
+            f"optimizer.lr={plan.second_lr * base.optimizer.lr}",
+            f"optimizer.min_lr={plan.second_lr * base.optimizer.min_lr}",
+        ]
         return [f"train.steps={max(1, round(plan.keep * base.train.steps))}", *rates]
 
-    def _trained(self, directory: Path, model: PiConfig, size: str, overrides: list[str], start: Path | None = None) -> list[Stage]:
+    def _trained(
+        self, directory: Path, model: PiConfig, size: str, overrides: list[str], start: Path | None = None
+    ) -> list[Stage]:
         """Training (random weights, or those of `start`) and a score of all held-out records."""
         run, records = directory / "run", str(self.records[size])
-        words = ["train", "--config", self.config, *self._fields(model), *overrides, "--data", records, "--output", str(run), "--resume"]
+        words = [
+            "train",
+            "--config",
+            self.config,
+            *self._fields(model),
+            *overrides,
+            "--data",
+            records,
+            "--output",
+            str(run),
+            "--resume",
+        ]
         words += ["--init-from", str(start)] if start else []
-        return [self._stage(directory / "train", *words), self._stage(directory / "eval", "eval", str(run), "--data", records, "--no-baselines")]
+        return [
+            self._stage(directory / "train", *words),
+            self._stage(directory / "eval", "eval", str(run), "--data", records, "--no-baselines"),
+        ]
 
     def _fields(self, model: PiConfig) -> list[str]:
         """Overrides that make the baseline's configuration file the plan's with this model."""
         changed = differences(load_config(self.config), dataclasses.replace(self.plan.base, model=model))
-        return [f"{section}.{name}={_yaml(value)}" for section, fields in changed.items() for name, value in fields.items()]
+        return [
+            f"{section}.{name}={_yaml(value)}" for section, fields in changed.items() for name, value in fields.items()
+        ]
 
     def _stage(self, directory: Path, *words: str, product: Path | None = None) -> Stage:
         return Stage(directory, words, config_to_dict(self.plan.base), product)

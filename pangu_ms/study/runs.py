@@ -1,9 +1,9 @@
 """Stages of a study: `pangu` commands, each in a process and a directory of its own, done once. No mindspore import.
 
-    OUTPUT/study.json          which study this is
-    OUTPUT/STAGE/command.json  what the stage does
-    OUTPUT/STAGE/log.txt       what its process wrote to stderr; locked while it lives
-    OUTPUT/STAGE/result.json   what it printed with --json; there when the stage is done
+OUTPUT/study.json          which study this is
+OUTPUT/STAGE/command.json  what the stage does
+OUTPUT/STAGE/log.txt       what its process wrote to stderr; locked while it lives
+OUTPUT/STAGE/result.json   what it printed with --json; there when the stage is done
 """
 
 import contextlib
@@ -41,7 +41,8 @@ class StudyStopped(Exception):
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of a study. It must go on by itself with what a killed process of it left, as `pangu train --resume` does."""
+    """One command of a study. It must go on by itself with what a killed process of it left, as `pangu train --resume`
+    does."""
 
     directory: Path
     """Where command, log and result go; the command's own outputs belong in it too."""
@@ -50,7 +51,8 @@ class Stage:
     identity: Any = None
     """JSON value: what the result depends on beside the words, such as a configuration's content."""
     product: Path | None = None
-    """A directory or file that the command wants to be new: removed if a process that was killed before it could say so left it."""
+    """A directory or file that the command wants to be new: removed if a process that was killed before it could say so
+    left it."""
 
     @property
     def name(self) -> str:
@@ -68,7 +70,9 @@ class Stage:
             return None  # whatever result there is, nobody knows of what
         if begun != self._command():
             rule = "its result would not be this one's; name a new --output, or remove the directory to do it anew"
-            raise OutputError(f"{self.directory}: was begun by another command or configuration (see command.json in it); {rule}")
+            raise OutputError(
+                f"{self.directory}: was begun by another command or configuration (see command.json in it); {rule}"
+            )
         path = self.directory / "result.json"
         result = _read_json(path)
         if not isinstance(result, dict):
@@ -114,8 +118,14 @@ def claim(output: Path, study: str) -> None:
             files.require_free(output)
         files.write_json(path, whole)
     elif found != whole:
-        held = f"the study {found['study']!r}" if isinstance(found, dict) and "study" in found else "a study.json of something else"
-        raise OutputError(f"{output}: holds {held}, not {study!r}; a study needs a directory of its own; name another --output")
+        held = (
+            f"the study {found['study']!r}"
+            if isinstance(found, dict) and "study" in found
+            else "a study.json of something else"
+        )
+        raise OutputError(
+            f"{output}: holds {held}, not {study!r}; a study needs a directory of its own; name another --output"
+        )
 
 
 def run_stages(stages: Sequence[Stage], progress: bool = True) -> list[dict[str, Any]]:
@@ -127,13 +137,15 @@ def run_stages(stages: Sequence[Stage], progress: bool = True) -> list[dict[str,
         progress: show a bar of stages and the command and time of each.
 
     Raises:
-        OutputError: a stage's directory belongs to another command (told before the first stage starts), or another process works in it.
+        OutputError: a stage's directory belongs to another command (told before the first stage starts), or another
+            process works in it.
         UserError: a stage failed; the text has the last line of its stderr.
         StudyStopped: a signal came.
     """
     results = [stage.result() for stage in stages]
     done = sum(result is not None for result in results)
-    # miniters: the elapsed time moves within a stage too, at the bar's own pace; smoothing: which would else spoil the estimate.
+    # miniters: the elapsed time moves within a stage too, at the bar's own pace; smoothing: which would else
+    # spoil the estimate.
     options = {"total": len(stages), "initial": done, "unit": "stage", "desc": "study", "miniters": 0, "smoothing": 0}
     with StopSignal() as stop, progress_bar(progress, **options) as bar:
         for number, stage in enumerate(stages):
@@ -171,11 +183,15 @@ def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, A
     lines = log_path.read_bytes()[before:].decode(errors="replace").split("\n")
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
     said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-    raise UserError(f"{log_path}: `pangu {stage.words[0]}` {how}: {said}; mend that and run the same command again: stages that are done are kept")
+    raise UserError(
+        f"{log_path}: `pangu {stage.words[0]}` {how}: {said}; mend that and run the same command again: stages that are"
+        " done are kept"
+    )
 
 
 def _lock(log: IO[bytes], stage: Stage) -> None:
-    """The child inherits the lock with its stderr: it holds as long as either process lives, even when this one was killed."""
+    """The child inherits the lock with its stderr: it holds as long as either process lives, even when this one was
+    killed."""
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -185,7 +201,13 @@ def _lock(log: IO[bytes], stage: Stage) -> None:
 
 def _execute(command: list[str], log: IO[bytes], stop: StopSignal, tick: Callable[[], Any]) -> tuple[int, str]:
     """Exit code and stdout. In a session of its own, so that Ctrl-C on a terminal reaches the child once, from here."""
-    options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": log, "text": True, "start_new_session": True}
+    options = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": log,
+        "text": True,
+        "start_new_session": True,
+    }
     process = subprocess.Popen(command, env=python_environment(), **options)
     passed_on = False
     try:

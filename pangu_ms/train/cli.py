@@ -15,12 +15,24 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.data.records import RecordSet
 from pangu_ms.errors import ConfigError
 from pangu_ms.train.directory import OWN_DATA, RunLock, require_own
-from pangu_ms.train.launch import needs_ranks, require_executable, require_shared_records, require_startable, train_on_ranks
+from pangu_ms.train.launch import (
+    needs_ranks,
+    require_executable,
+    require_shared_records,
+    require_startable,
+    train_on_ranks,
+)
 from pangu_ms.train.schedule import decay_end
 from pangu_run.arguments import Parser
 
-DATA_HELP = "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's corpus, prepared in DIR/data"
-BEND_HELP = "go on from the checkpoint of that step, where optimizer.lr, min_lr and clip_norm may change; those behind it are set aside; repeated, it goes on"
+DATA_HELP = (
+    "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's"
+    " corpus, prepared in DIR/data"
+)
+BEND_HELP = (
+    "go on from the checkpoint of that step, where optimizer.lr, min_lr and clip_norm may change; those behind it are"
+    " set aside; repeated, it goes on"
+)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -31,12 +43,24 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     parser = Parser(prog="pangu train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add_config_arguments(parser)
-    parser.add_argument("--output", required=True, metavar="DIR", help="run directory: config.yaml, metrics.jsonl, checkpoints/")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="run directory: config.yaml, metrics.jsonl, checkpoints/"
+    )
     parser.add_argument("--data", metavar="RECORDS", help=DATA_HELP)
-    parser.add_argument("--resume", action="store_true", help="go on from the newest valid checkpoint in --output; starts anew where there is none")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest valid checkpoint in --output; starts anew where there is none",
+    )
     parser.add_argument("--resume-from", type=int, metavar="STEP", help=BEND_HELP)
-    parser.add_argument("--init-from", metavar="CHECKPOINT", help="start a new run from these weights, with a new optimizer; a run that --resume goes on with keeps its own")
-    parser.add_argument("--stop-at", type=int, metavar="STEP", help="end this session after that step, with a checkpoint")
+    parser.add_argument(
+        "--init-from",
+        metavar="CHECKPOINT",
+        help="start a new run from these weights, with a new optimizer; a run that --resume goes on with keeps its own",
+    )
+    parser.add_argument(
+        "--stop-at", type=int, metavar="STEP", help="end this session after that step, with a checkpoint"
+    )
     parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
@@ -60,7 +84,9 @@ def main(argv: list[str]) -> int:
     from pangu_run.exit_codes import EXIT_STOPPED
 
     output = Path(args.output)
-    alone = runtime.place()[1] == 1 and not needs_ranks(config)  # ranks have been checked by who starts them, or will be
+    alone = runtime.place()[1] == 1 and not needs_ranks(
+        config
+    )  # ranks have been checked by who starts them, or will be
     if alone:  # mistakes are told before MindSpore is imported, which takes seconds, and before records are made
         require_startable_alone(config, args)
     records = args.data or config.data.records or default_records(config, output, args.resume, progress=not args.json)
@@ -70,12 +96,19 @@ def main(argv: list[str]) -> int:
         return train_on_ranks(argv, args, config, records)
     from pangu_ms.train.loop import train
 
-    options = {"stop_at": args.stop_at, "progress": not args.json, "tensorboard": args.tensorboard, "resume_from": args.resume_from}
+    options = {
+        "stop_at": args.stop_at,
+        "progress": not args.json,
+        "tensorboard": args.tensorboard,
+        "resume_from": args.resume_from,
+    }
     result = train(config, records, output, args.resume, args.init_from, **options)
     if runtime.place()[0] == 0:  # rank 0 speaks for all
         print(_as_json(result) if args.json else _in_words(result, config))
     if result.stopped_by and result.stopped_by != "stop_at":
-        print(f"stopped by {result.stopped_by}; {_saved(result)}; the same command with --resume goes on", file=sys.stderr)
+        print(
+            f"stopped by {result.stopped_by}; {_saved(result)}; the same command with --resume goes on", file=sys.stderr
+        )
         return EXIT_STOPPED
     return 0
 
@@ -107,11 +140,14 @@ def _as_json(result: Any) -> str:
 def _in_words(result: Any, config: RunConfig) -> str:
     finished = result.loss is None
     done = "nothing left to do" if finished else f"loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s"
-    return f"{result.output}: step {result.step}, {done}{_notes(result)}" + (f"; to lengthen the run, add {_lengthening(config)}" if finished else "")
+    return f"{result.output}: step {result.step}, {done}{_notes(result)}" + (
+        f"; to lengthen the run, add {_lengthening(config)}" if finished else ""
+    )
 
 
 def _lengthening(config: RunConfig) -> str:
-    """What goes on with a finished run: the rates of its steps stay as they were, so a decay that began ends where it did."""
+    """What goes on with a finished run: the rates of its steps stay as they were, so a decay that began ends where it
+    did."""
     end, warmup = decay_end(config), config.optimizer.warmup_steps
     keeps_end = end and end > warmup and end != config.optimizer.decay_steps
     return f"a train.steps above {config.train.steps}" + (f" and optimizer.decay_steps={end}" if keeps_end else "")

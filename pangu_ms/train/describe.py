@@ -1,4 +1,5 @@
-"""`python -m pangu_ms.train.describe [options] -- WORDS`: what a launcher has to know of `pangu train WORDS`, as JSON, after all checks that need no device.
+"""`python -m pangu_ms.train.describe [options] -- WORDS`: what a launcher has to know of `pangu train WORDS`, as JSON,
+after all checks that need no device.
 
 mindspore is imported where records are read, and only there.
 """
@@ -15,7 +16,13 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.errors import ConfigError
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train.cli import default_records, parse
-from pangu_ms.train.launch import described, require_readable, require_shared_records, require_startable, require_trainable
+from pangu_ms.train.launch import (
+    described,
+    require_readable,
+    require_shared_records,
+    require_startable,
+    require_trainable,
+)
 from pangu_ms.train.smoke import thinned
 from pangu_run.arguments import Parser
 from pangu_run.console import guarded
@@ -26,14 +33,32 @@ SMOKE_RANKS = 2
 
 def main(argv: list[str]) -> int:
     """Entry of the command."""
-    parser = Parser(prog="python -m pangu_ms.train.describe", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(
+        prog="python -m pangu_ms.train.describe",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     nothing = argparse.SUPPRESS  # no "(default: None)"
-    parser.add_argument("--num-ranks", type=int, metavar="N", default=nothing, help="processes; default: those of the plan, with --smoke 2")
+    parser.add_argument(
+        "--num-ranks",
+        type=int,
+        metavar="N",
+        default=nothing,
+        help="processes; default: those of the plan, with --smoke 2",
+    )
     parser.add_argument("--device", choices=DEVICES, default=nothing, help="where they run; default: runtime.device")
     parser.add_argument("--smoke", action="store_true", help="a thinned model on CPU processes instead of the plan")
     parser.add_argument("--placement", action="store_true", help="ranks and devices alone: no output, no records")
-    parser.add_argument("--follower", action="store_true", help="not the first host: write nothing, leave the output directory to the one that is")
-    parser.add_argument("--skip-paths", action="store_true", help="look at no path but the configuration's: others may be on the cluster alone")
+    parser.add_argument(
+        "--follower",
+        action="store_true",
+        help="not the first host: write nothing, leave the output directory to the one that is",
+    )
+    parser.add_argument(
+        "--skip-paths",
+        action="store_true",
+        help="look at no path but the configuration's: others may be on the cluster alone",
+    )
     cut = argv.index("--") if "--" in argv else len(argv)
     options, words = parser.parse_args(argv[:cut]), argv[cut + 1 :]
     args = parse([*words, "--output", "none"] if options.placement else words)
@@ -49,7 +74,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def added_words(args: argparse.Namespace, num_ranks: int | None = None, device: str | None = None, smoke: bool = False) -> list[str]:
+def added_words(
+    args: argparse.Namespace, num_ranks: int | None = None, device: str | None = None, smoke: bool = False
+) -> list[str]:
     """Overrides that the launcher's options stand for, to be put behind the words of `train`.
 
     Raises:
@@ -71,7 +98,10 @@ def added_words(args: argparse.Namespace, num_ranks: int | None = None, device: 
         if "--device" in added and config.model.compute_dtype != "float32" and "model.compute_dtype" not in given:
             added["--device"]["model.compute_dtype"] = "float32"
     elif num_ranks not in (None, config.parallel.world):
-        raise ConfigError(f"--num-ranks {num_ranks}: the plan has {config.parallel.world} ranks; must be equal on {target}; leave it out or change the plan")
+        raise ConfigError(
+            f"--num-ranks {num_ranks}: the plan has {config.parallel.world} ranks; must be equal on {target}; leave it"
+            " out or change the plan"
+        )
     for option, fields in added.items():
         for name in fields.keys() & given.keys():
             raise ConfigError(f"{option}: {name}={given[name]} is given, too; they must agree; leave one of them out")
@@ -82,19 +112,27 @@ def _require_smoke(args: argparse.Namespace, device: str | None) -> None:
     if device == "ascend":
         raise ConfigError("--smoke: runs on CPU processes; found --device ascend; leave one of them out")
     if args.init_from:
-        raise ConfigError(f"--smoke: --init-from {args.init_from}: these weights do not fit a thinned model; leave --init-from out")
+        raise ConfigError(
+            f"--smoke: --init-from {args.init_from}: these weights do not fit a thinned model; leave --init-from out"
+        )
 
 
 def ranks_and_devices(config: RunConfig) -> dict[str, Any]:
-    """world, device, chip, devices_per_server, and for each rank the [server, device] that it should have, counted from 0."""
+    """world, device, chip, devices_per_server, and for each rank the [server, device] that it should have, counted from
+    0."""
     parallel = config.parallel
     placement = [[place.server, place.device] for place in Mesh.of(parallel).placement()]
-    device = {"device": config.runtime.device, "chip": config.runtime.chip, "devices_per_server": parallel.devices_per_server}
+    device = {
+        "device": config.runtime.device,
+        "chip": config.runtime.chip,
+        "devices_per_server": parallel.devices_per_server,
+    }
     return {"world": parallel.world, **device, "placement": placement}
 
 
 def check(args: argparse.Namespace, config: RunConfig, follower: bool, skip_paths: bool) -> list[str]:
-    """Raise a UserError for what would end the ranks as soon as they start. The first host makes the default records, where none are named.
+    """Raise a UserError for what would end the ranks as soon as they start. The first host makes the default records,
+    where none are named.
 
     Returns:
         the paths that were not looked at, as they were given.
@@ -104,7 +142,11 @@ def check(args: argparse.Namespace, config: RunConfig, follower: bool, skip_path
     unchecked = [f"--output {args.output}", *([f"--init-from {args.init_from}"] if args.init_from else [])]
     if skip_paths:
         fields = {"data.order": config.data.order, "parallel.operator_strategies": config.parallel.operator_strategies}
-        return [*([f"records {named}"] if named else []), *unchecked, *(f"{name}={path}" for name, path in fields.items() if path)]
+        return [
+            *([f"records {named}"] if named else []),
+            *unchecked,
+            *(f"{name}={path}" for name, path in fields.items() if path),
+        ]
     if follower:
         if named:
             require_readable(config, named)

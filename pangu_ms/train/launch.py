@@ -1,4 +1,5 @@
-"""`pangu train` on several processes: what can be executed, what is checked before they start, how they are started. No mindspore import."""
+"""`pangu train` on several processes: what can be executed, what is checked before they start, how they are started. No
+mindspore import."""
 
 import argparse
 import dataclasses
@@ -25,7 +26,8 @@ OWN_CHOICE = ("recursive_programming", "dynamic_programming")
 
 
 def require_executable(config: RunConfig) -> None:
-    """Raise ConfigError unless this process, with the others of its job, can train with the configuration's degrees on its device."""
+    """Raise ConfigError unless this process, with the others of its job, can train with the configuration's degrees on
+    its device."""
     require_trainable(config)
     if config.runtime.device == "CPU" and not needs_ranks(config):
         runtime.require_replicas(config.parallel.data_parallel)
@@ -34,7 +36,8 @@ def require_executable(config: RunConfig) -> None:
 
 
 def require_trainable(config: RunConfig) -> None:
-    """Raise ConfigError unless this program can train with the configuration's degrees on its device, once its ranks are started.
+    """Raise ConfigError unless this program can train with the configuration's degrees on its device, once its ranks
+    are started.
 
     On a CPU ranks are replicas. On Ascend there is one process for each rank of any plan (untested on hardware).
     """
@@ -43,16 +46,25 @@ def require_trainable(config: RunConfig) -> None:
         who = "a CPU trains with data_parallel alone" if device == "CPU" else "one device trains without a plan"
         for field in dataclasses.fields(parallel):
             if field.name not in FOR_ANY_DEVICE and (value := getattr(parallel, field.name)) != field.default:
-                raise ConfigError(f"parallel.{field.name}={value}: {who}; rehearse the plan with `pangu plan rehearse`, or `pangu launch --smoke` a thinned model")
+                raise ConfigError(
+                    f"parallel.{field.name}={value}: {who}; rehearse the plan with `pangu plan rehearse`, or `pangu"
+                    " launch --smoke` a thinned model"
+                )
     elif parallel.search_mode in OWN_CHOICE:
         rule = "lays parameters out by itself, and checkpoints lie as the plan says"
-        raise ConfigError(f"parallel.search_mode={parallel.search_mode}: {rule}; train with sharding_propagation or none")
+        raise ConfigError(
+            f"parallel.search_mode={parallel.search_mode}: {rule}; train with sharding_propagation or none"
+        )
 
 
 def require_shared_records(config: RunConfig, records: str) -> None:
-    """Raise ConfigError if ranks that a launcher starts would each prepare records of their own (`records` is empty)."""
+    """Raise ConfigError if ranks that a launcher starts would each prepare records of their own (`records` is
+    empty)."""
     if config.runtime.device != "CPU" and config.parallel.world > 1 and not records:
-        raise ConfigError("data.records: none; ranks that a launcher starts share records; run `pangu data prepare` first and name its directory by --data")
+        raise ConfigError(
+            "data.records: none; ranks that a launcher starts share records; run `pangu data prepare` first and name"
+            " its directory by --data"
+        )
 
 
 def require_job_of(config: RunConfig) -> None:
@@ -61,22 +73,28 @@ def require_job_of(config: RunConfig) -> None:
     if world != wanted:
         left = f"where no launcher set these variables, run `{command}`; " if (command := unset_command()) else ""
         raise ConfigError(
-            f"parallel: the plan has {wanted} ranks; this job has {world} process(es) (RANK_SIZE); must be equal; {left}start it by `pangu launch`, "
-            f"which starts `pangu train` once for each {config.runtime.device} device"
+            f"parallel: the plan has {wanted} ranks; this job has {world} process(es) (RANK_SIZE); must be equal;"
+            f" {left}start it by `pangu launch`, which starts `pangu train` once for each {config.runtime.device}"
+            " device"
         )
 
 
 def require_startable(config: RunConfig, args: argparse.Namespace) -> None:
-    """Raise a UserError for what, beside the records, would end the ranks of a job as soon as they start; the words are those of `pangu train`."""
+    """Raise a UserError for what, beside the records, would end the ranks of a job as soon as they start; the words are
+    those of `pangu train`."""
     if args.tensorboard:
         require_tensorboard()
-    if starting_point(config, Path(args.output), args.resume, digests=False, resume_from=args.resume_from) is None and args.init_from:
+    if (
+        starting_point(config, Path(args.output), args.resume, digests=False, resume_from=args.resume_from) is None
+        and args.init_from
+    ):
         checkpoint = store.open_checkpoint(Path(args.init_from), digests=False)
         check_names_and_shapes(str(checkpoint.path), checkpoint.stored("model"), config.model.parameter_shapes())
 
 
 def require_readable(config: RunConfig, records: Path | str) -> None:
-    """Raise DataError unless the records can be read and fit the model, and data.order the records. Imports mindspore, which reads them."""
+    """Raise DataError unless the records can be read and fit the model, and data.order the records. Imports mindspore,
+    which reads them."""
     train_set = RecordSet.open(records, "train")
     train_set.check(config.model)
     Order.open(config.data.order, train_set)
@@ -88,17 +106,21 @@ def needs_ranks(config: RunConfig) -> bool:
 
 
 def train_on_ranks(argv: list[str], args: argparse.Namespace, config: RunConfig, records: Path | str) -> int:
-    """Check what can be checked, then run `pangu train` with `argv`, parsed in `args`, on every rank; returns the exit code.
+    """Check what can be checked, then run `pangu train` with `argv`, parsed in `args`, on every rank; returns the exit
+    code.
 
     Raises:
-        UserError: the records, the output directory, the checkpoint in it or that of --init-from do not fit the configuration.
+        UserError: the records, the output directory, the checkpoint in it or that of --init-from do not fit the
+            configuration.
     """
     output = Path(args.output)
     require_startable(config, args)
     require_readable(config, records)
     facts = {"verb": "train", "words": argv, "device": config.runtime.device} | described(config)
     directory, world = output / job_directory.NAME, config.parallel.world
-    return run_ranks(lambda rank: ["-m", "pangu_ms", "train", *argv], world, directory, name="pangu train", description=facts)
+    return run_ranks(
+        lambda rank: ["-m", "pangu_ms", "train", *argv], world, directory, name="pangu train", description=facts
+    )
 
 
 def described(config: RunConfig) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def _lines(path: Path) -> Iterator[bytes]:
         with open_ordinary(path) as file:
             yield from file
     except ValueError as error:
-        raise OutputError(f"{path}: {error}; a run appends its metrics there; remove it or name a new --output") from None
+        raise OutputError(
+            f"{path}: {error}; a run appends its metrics there; remove it or name a new --output"
+        ) from None
 
 
 def _step_of(line: bytes) -> float:

@@ -1,4 +1,5 @@
-"""Stop signals: the running step ends, a checkpoint is committed, the process exits with EXIT_STOPPED. No mindspore import."""
+"""Stop signals: the running step ends, a checkpoint is committed, the process exits with EXIT_STOPPED. No mindspore
+import."""
 
 import contextlib
 

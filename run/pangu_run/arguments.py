@@ -29,7 +29,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """As argparse; an option's empty value, as an unset variable of a shell gives it, is never taken for an option that was left out."""
+        """As argparse; an option's empty value, as an unset variable of a shell gives it, is never taken for an option
+        that was left out."""
         if action.option_strings and "" in arg_strings and action.metavar != TEXT:
             raise argparse.ArgumentError(action, "is empty; give a value, or leave the option out")
         return super()._get_values(action, arg_strings)
@@ -40,15 +41,27 @@ class Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR)
 
     def _nearest(self, message: str) -> str:
-        """The option or choice that an unknown word may stand for; where something is missing, it may be what a misspelt option was to give."""
+        """The option or choice that an unknown word may stand for; where something is missing, it may be what a
+        misspelt option was to give."""
         if match := re.match(r"(unrecognized arguments|the following arguments are required): ", message):
-            below = [parser for action in self._actions if isinstance(action, argparse._SubParsersAction) for parser in action.choices.values()]
+            below = [
+                parser
+                for action in self._actions
+                if isinstance(action, argparse._SubParsersAction)
+                for parser in action.choices.values()
+            ]
             known = [name for parser in [self, *below] for action in parser._actions for name in action.option_strings]
             words = [*self._words, *message[match.end() :].split()] if match[1].startswith("unrec") else self._words
             options = [word.partition("=")[0] for word in words if word[:1] == "-"]
             unknown = next((option for option in options if not any(name.startswith(option) for name in known)), None)
             near = difflib.get_close_matches(unknown, known, 1) if unknown else []
-            return f"{unknown}: did you mean {near[0]}? " if near and match[1].startswith("the") else f"did you mean {near[0]}? " if near else ""
+            return (
+                f"{unknown}: did you mean {near[0]}? "
+                if near and match[1].startswith("the")
+                else f"did you mean {near[0]}? "
+                if near
+                else ""
+            )
         if match := re.match(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message):
             near = difflib.get_close_matches(match[1], re.split(r"[', ]+", match[2]), 1)
             return f"did you mean {near[0]}? " if near else ""
@@ -56,9 +69,16 @@ class Parser(argparse.ArgumentParser):
 
 
 class NewFile(argparse.Action):
-    """Of an option that names a file to write: it must not be there yet, which is told before the work starts; then `files.write_new` writes it."""
+    """Of an option that names a file to write: it must not be there yet, which is told before the work starts; then
+    `files.write_new` writes it."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         if values != self.default:  # such as "-" for the terminal
             files.require_new(values, self.option_strings[0])
         setattr(namespace, self.dest, values)
@@ -67,7 +87,13 @@ class NewFile(argparse.Action):
 class NewDirectory(argparse.Action):
     """As NewFile, of an option that names a directory to make: it may be there if it is empty."""
 
-    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         files.require_free(values, self.option_strings[0])
         setattr(namespace, self.dest, values)
 
@@ -86,9 +112,17 @@ def host_names(option: str, text: str) -> list[str]:
     """
     names = [name.strip() for name in text.split(",")]
     if "[" in text:
-        raise LaunchError(f'{option} {text}: has Slurm\'s short form of names; must be NAME,NAME; give "$(scontrol show hostnames LIST | paste -sd, -)"')
+        raise LaunchError(
+            f"{option} {text}: has Slurm's short form of names; must be NAME,NAME; give \"$(scontrol show hostnames"
+            ' LIST | paste -sd, -)"'
+        )
     if "" in names:
-        raise LaunchError(f"{option} {text!r}: has an empty name; must be NAME,NAME; name each host, or leave {option} out for a job of this host alone")
+        raise LaunchError(
+            f"{option} {text!r}: has an empty name; must be NAME,NAME; name each host, or leave {option} out for a job"
+            " of this host alone"
+        )
     if twice := {name for name in names if names.count(name) > 1}:
-        raise LaunchError(f"{option} {text}: has {', '.join(sorted(twice))} twice; each host has one launcher; name each once")
+        raise LaunchError(
+            f"{option} {text}: has {', '.join(sorted(twice))} twice; each host has one launcher; name each once"
+        )
     return names

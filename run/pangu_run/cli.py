@@ -5,8 +5,14 @@ import sys
 from pangu_run.console import guarded, run_verb
 
 VERBS = {
-    "launch": ("pangu_run.launch.cli", "start a verb on all devices of a cluster or on CPU processes; watch it to its end"),
-    "ranktable": ("pangu_run.rank_table.cli", "rank tables: make, merge, check, show, convert, wait for one, order it by a plan"),
+    "launch": (
+        "pangu_run.launch.cli",
+        "start a verb on all devices of a cluster or on CPU processes; watch it to its end",
+    ),
+    "ranktable": (
+        "pangu_run.rank_table.cli",
+        "rank tables: make, merge, check, show, convert, wait for one, order it by a plan",
+    ),
     "doctor": ("pangu_run.doctor.cli", "what is wrong with this host, its devices, network and disks, and the fix"),
     "manifest": ("pangu_run.manifest.cli", "Slurm script, Volcano job, ModelArts command or Dockerfile of a run"),
     "status": ("pangu_run.report.status_cli", "the ranks of a job: state, step, speed, last heartbeat"),
@@ -16,7 +22,12 @@ VERBS = {
 
 def usage(program: str = "python -m pangu_run") -> str:
     """What `--help` shows."""
-    head = ["The launch layer of the PanGu toolkit", "", f"usage: {program} VERB [options]   ({program} VERB --help)", ""]
+    head = [
+        "The launch layer of the PanGu toolkit",
+        "",
+        f"usage: {program} VERB [options]   ({program} VERB --help)",
+        "",
+    ]
     return "\n".join(head + [f"  {verb:<12} {summary}" for verb, (_, summary) in VERBS.items()])
 
 

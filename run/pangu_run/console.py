@@ -1,4 +1,5 @@
-"""What every command of the project does with its terminal, and with a user's mistake: one line, its exit code, no traceback."""
+"""What every command of the project does with its terminal, and with a user's mistake: one line, its exit code, no
+traceback."""
 
 import errno
 import io
@@ -13,19 +14,25 @@ from pangu_run.errors import UserError
 
 USER_ERROR, INTERRUPTED, READER_GONE = 2, 130, 141
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode categories of characters that a terminal obeys or that turn or break a line: C0, C1, bidirectional and other formats, lone surrogates."""
+"""Unicode categories of characters that a terminal obeys or that turn or break a line: C0, C1, bidirectional and other
+formats, lone surrogates."""
 _HARMLESS = "\u00ad\u200c\u200d"
 """Formats inside words: soft hyphen, and what keeps letters or parts of an emoji apart or together."""
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    r"""Text from a file, a peer or a model as a terminal may have it: what would move or hide something there is shown as \u009b is, as in JSON.
+    r"""Text from a file, a peer or a model as a terminal may have it: what would move or hide something there is shown
+    as \u009b is, as in JSON.
 
     Args:
         text: any.
         keep: control characters that are meant; "" for what must stay one line.
     """
-    return text if text.isprintable() else "".join(c if c in keep or not _is_unseen(c) else json.dumps(c)[1:-1] for c in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c in keep or not _is_unseen(c) else json.dumps(c)[1:-1] for c in text)
+    )
 
 
 def _is_unseen(character: str) -> bool:
@@ -43,7 +50,8 @@ def tell(text: str) -> None:
 
 
 class TerminalText:
-    """A text stream to a terminal; what is written to it goes through `printable`. Its other attributes are the stream's."""
+    """A text stream to a terminal; what is written to it goes through `printable`. Its other attributes are the
+    stream's."""
 
     def __init__(self, stream: TextIO):
         self.raw_text = stream
@@ -59,7 +67,8 @@ class TerminalText:
 
 
 def guard_streams() -> None:
-    """From here on what is printed to a terminal cannot steer it; a terminal that is not UTF-8 shows escapes. Files and pipes get every byte."""
+    """From here on what is printed to a terminal cannot steer it; a terminal that is not UTF-8 shows escapes. Files and
+    pipes get every byte."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
@@ -102,7 +111,8 @@ def guarded(name: str, command: Callable[[], int]) -> int:
 
 
 def run_verb(program: str, verbs: dict[str, tuple[str, str]], usage: str, argv: list[str]) -> int:
-    """Dispatch to a verb's module, which has a `main(argv)`; `verbs` maps a verb to (module, summary). `help VERB` is `VERB --help`."""
+    """Dispatch to a verb's module, which has a `main(argv)`; `verbs` maps a verb to (module, summary). `help VERB` is
+    `VERB --help`."""
     import difflib
     import importlib
 
@@ -113,6 +123,9 @@ def run_verb(program: str, verbs: dict[str, tuple[str, str]], usage: str, argv: 
         return 0 if argv else USER_ERROR
     if argv[0] not in verbs:
         near = difflib.get_close_matches(argv[0], verbs, 1)
-        tell(f"{program}: unknown verb {argv[0]!r}; " + (f"did you mean {near[0]!r}?" if near else f"see `{program} --help`"))
+        tell(
+            f"{program}: unknown verb {argv[0]!r}; "
+            + (f"did you mean {near[0]!r}?" if near else f"see `{program} --help`")
+        )
         return USER_ERROR
     return guarded(f"{program} {argv[0]}", lambda: importlib.import_module(verbs[argv[0]][0]).main(argv[1:]) or 0)

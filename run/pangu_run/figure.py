@@ -1,4 +1,5 @@
-"""Pictures in files: checked before long work, written whole or not at all. matplotlib is imported when one is drawn."""
+"""Pictures in files: checked before long work, written whole or not at all. matplotlib is imported when one is
+drawn."""
 
 import importlib.util
 import io
@@ -12,9 +13,12 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def require_plot(path: Path) -> None:
-    """Raise OutputError unless a figure can be drawn into a file of that name: its format is known and matplotlib is installed."""
+    """Raise OutputError unless a figure can be drawn into a file of that name: its format is known and matplotlib is
+    installed."""
     if path.suffix.lower() not in FORMATS:
-        raise OutputError(f"--plot {path}: the name tells the format; it must end in {', '.join(FORMATS)}; name another file")
+        raise OutputError(
+            f"--plot {path}: the name tells the format; it must end in {', '.join(FORMATS)}; name another file"
+        )
     if importlib.util.find_spec("matplotlib") is None:
         raise OutputError('--plot: matplotlib is not installed; run: pip install "pangu-ms[plot]"')
 

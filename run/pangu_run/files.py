@@ -49,7 +49,9 @@ def open_ordinary(path: Path) -> BinaryIO:
 
 def sha256_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value, independent of key order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
+    ).hexdigest()
 
 
 def sync_path(path: Path) -> None:
@@ -64,8 +66,8 @@ def sync_path(path: Path) -> None:
 def user_cache() -> Path:
     """The user's directory for what can be made again: $XDG_CACHE_HOME/pangu_ms or ~/.cache/pangu_ms.
 
-    A user whom the system does not know, as in a container that was given a number, or whose home cannot be written has one of its own in the
-    temporary directory.
+    A user whom the system does not know, as in a container that was given a number, or whose home cannot be written has
+    one of its own in the temporary directory.
 
     Raises:
         OutputError: that one is another user's, who could put there what is then run.
@@ -74,13 +76,17 @@ def user_cache() -> Path:
         return Path(named) / "pangu_ms"
     with contextlib.suppress(RuntimeError):  # no HOME, and no such user
         found = Path.home() / ".cache" / "pangu_ms"
-        if os.environ.get("HOME", "/")[:1] == "/" and os.access(next(place for place in (found, *found.parents) if place.exists()), os.W_OK):
+        if os.environ.get("HOME", "/")[:1] == "/" and os.access(
+            next(place for place in (found, *found.parents) if place.exists()), os.W_OK
+        ):
             return found
     private = Path(tempfile.gettempdir()) / f"pangu_ms-{os.getuid()}"
     private.mkdir(mode=0o700, exist_ok=True)
     there = private.lstat()
     if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OutputError(f"{private}: others can write there; a cache is the user's own; set XDG_CACHE_HOME to a directory that is")
+        raise OutputError(
+            f"{private}: others can write there; a cache is the user's own; set XDG_CACHE_HOME to a directory that is"
+        )
     return private
 
 
@@ -95,7 +101,9 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_ROOM:
-            raise OutputError(f"{path}: {error.strerror}; nothing was committed; free some room and run the same command again") from error
+            raise OutputError(
+                f"{path}: {error.strerror}; nothing was committed; free some room and run the same command again"
+            ) from error
         if error.errno in _NOT_ALLOWED or isinstance(error, NotADirectoryError):
             raise OutputError(f"{path}: cannot be written ({error.strerror}); name another --output") from error
         raise
@@ -147,7 +155,8 @@ def json_text(value: Any) -> str:
 
 
 def write_new(path: Path, content: bytes | str, private: bool = False) -> None:
-    """Write a file that a user named: whole or not at all, and never over another one. `write_bytes` is for files that are the program's own.
+    """Write a file that a user named: whole or not at all, and never over another one. `write_bytes` is for files that
+    are the program's own.
 
     Raises:
         OutputError: `path` exists or cannot be written.
@@ -160,7 +169,11 @@ def require_new(path: Path, option: str = "--output") -> None:
     """Raise OutputError if a file that a user named exists, or could not be made: a run may depend on it."""
     path = Path(path)
     if os.path.lexists(path):
-        what = "is a directory; the output is a file; name a file in it" if path.is_dir() else f"exists; nothing is overwritten; name a new {option} or remove it"
+        what = (
+            "is a directory; the output is a file; name a file in it"
+            if path.is_dir()
+            else f"exists; nothing is overwritten; name a new {option} or remove it"
+        )
         raise OutputError(f"{path}: {what}")
     above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     if not above.is_dir():
@@ -198,6 +211,10 @@ def require_free(target: Path, option: str = "--output") -> None:
     target = Path(target)
     if target.is_dir():
         if next(target.iterdir(), None) is not None:
-            raise OutputError(f"{target}: exists with other content; nothing is overwritten; name a new {option} or remove it")
+            raise OutputError(
+                f"{target}: exists with other content; nothing is overwritten; name a new {option} or remove it"
+            )
     elif target.exists():
-        raise OutputError(f"{target}: exists and is a file; nothing is overwritten; {option} names a directory; name another one")
+        raise OutputError(
+            f"{target}: exists and is a file; nothing is overwritten; {option} names a directory; name another one"
+        )

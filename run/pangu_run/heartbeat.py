@@ -1,4 +1,5 @@
-"""What a rank tells its launcher: which phase of which step it is in. One line of JSON through a pipe for each change; nothing on disk, no waiting.
+"""What a rank tells its launcher: which phase of which step it is in. One line of JSON through a pipe for each change;
+nothing on disk, no waiting.
 
 A rank that no launcher started beats into nothing.
 """
@@ -12,8 +13,8 @@ DESCRIPTOR = "PANGU_HEART"
 """Variable with the number of the pipe that the launcher left open for this rank."""
 
 START, INIT, DATA, STEP, SAVE, EVALUATE, WAIT = "start", "init", "data", "step", "save", "evaluate", "wait"
-"""Phases: before the program's first words, building and loading, reading a batch, computing it (compiling the first), saving, evaluating,
-waiting for other ranks. Who waits is not who hangs."""
+"""Phases: before the program's first words, building and loading, reading a batch, computing it (compiling the first),
+saving, evaluating, waiting for other ranks. Who waits is not who hangs."""
 PHASES = (START, INIT, DATA, STEP, SAVE, EVALUATE, WAIT)
 
 

@@ -1,6 +1,7 @@
 """Python processes that import nothing from the working directory, where a user's `json.py` or `run.py` may lie.
 
-    python PATH/isolated.py MODULE ARGUMENTS    as `python -m MODULE ARGUMENTS`, whose first place to look for modules is the working directory
+    python PATH/isolated.py MODULE ARGUMENTS    as `python -m MODULE ARGUMENTS`, whose first place to look for modules
+    is the working directory
 
 `python -P` and PYTHONSAFEPATH do the same from Python 3.11 on, and reach the children of such a process.
 """
@@ -17,7 +18,8 @@ from collections.abc import Mapping
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 """Where this package lies: site-packages, or `run/` of a checkout, which has the other packages beside it."""
 JOB_SECRET = "PANGU_JOB_SECRET"
-"""Variable with what launchers of one job know each other by (see supervise/seal.py): no other process of a job needs it, so none inherits it."""
+"""Variable with what launchers of one job know each other by (see supervise/seal.py): no other process of a job needs
+it, so none inherits it."""
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -26,7 +28,8 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 
 def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Variables (by default this process's) under which a Python process and its children leave the working directory out; without JOB_SECRET.
+    """Variables (by default this process's) under which a Python process and its children leave the working directory
+    out; without JOB_SECRET.
 
     An empty part of PYTHONPATH, as `PYTHONPATH=$PYTHONPATH:DIR` makes one, names the working directory, too.
     """
@@ -39,7 +42,9 @@ def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, 
 
 def main() -> None:
     """Become the module."""
-    sys.path += [place for place in (ROOT, os.path.dirname(ROOT)) if place not in sys.path]  # a checkout that is not installed
+    sys.path += [
+        place for place in (ROOT, os.path.dirname(ROOT)) if place not in sys.path
+    ]  # a checkout that is not installed
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

@@ -1,4 +1,5 @@
-"""JSON that a user or a crash may have damaged: read whole, but no device, nothing without end, nothing nested until Python gives up.
+"""JSON that a user or a crash may have damaged: read whole, but no device, nothing without end, nothing nested until
+Python gives up.
 
 Every error is a ValueError that says in a few words what is wrong; who reads the file says which file and what to do.
 """
@@ -11,7 +12,9 @@ from typing import Any
 LIMIT = 128 << 20
 """Bytes; the largest such file, a tokenizer.json of 260,000 pieces, has 33 MB."""
 MAX_DEPTH = 100
-_CUT = 40  # characters of a name that are shown, and digits of a whole number: transformers writes 10**30 for "no limit"
+_CUT = (
+    40  # characters of a name that are shown, and digits of a whole number: transformers writes 10**30 for "no limit"
+)
 
 
 class Missing(ValueError):
@@ -89,8 +92,9 @@ def misfit(value: Any, form: Form, place: str = "") -> str:
     """What of a JSON value has not the form that it should have, in a few words; "" where all has.
 
     Args:
-        form: a type, where a bool is no number and a whole number is a float, too; a range or a Between of numbers; a frozenset of texts;
-            None: null, or a key that is not there; (form, form): any of them; [form]: a list of such; {key: form}: an object with these keys at least.
+        form: a type, where a bool is no number and a whole number is a float, too; a range or a Between of numbers; a
+            frozenset of texts; None: null, or a key that is not there; (form, form): any of them; [form]: a list of
+            such; {key: form}: an object with these keys at least.
     """
     if isinstance(form, tuple):
         found = [misfit(value, one, place) for one in form]
@@ -98,7 +102,10 @@ def misfit(value: Any, form: Form, place: str = "") -> str:
     if isinstance(form, list) and isinstance(value, list):
         return next(filter(None, (misfit(item, form[0], f"{place}[{i}]") for i, item in enumerate(value))), "")
     if isinstance(form, dict) and isinstance(value, dict):
-        return next(filter(None, (misfit(value.get(key), below, f"{place}.{key}".lstrip(".")) for key, below in form.items())), "")
+        return next(
+            filter(None, (misfit(value.get(key), below, f"{place}.{key}".lstrip(".")) for key, below in form.items())),
+            "",
+        )
     if _fits(value, form):
         return ""
     return f"{place or 'it'} is " + (type(value).__name__ if isinstance(value, (list, dict)) else repr(value)[:_CUT])
@@ -149,7 +156,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in made if names.count(name) > 1)[:_CUT]!r} stands twice in one object")
+        raise ValueError(
+            f"key {next(name for name in made if names.count(name) > 1)[:_CUT]!r} stands twice in one object"
+        )
     return made
 
 

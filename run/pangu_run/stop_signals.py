@@ -1,7 +1,8 @@
 """Signals that ask a process to stop: from when on they are heard, and when no more.
 
-A command that was told to stop is stopping: whatever else comes may end it at once (Ctrl-C twice, while it says so), but never changes the exit code of
-what is saved already. So between the last save and the interpreter's end these signals are ignored, not given back to the system, which would kill.
+A command that was told to stop is stopping: whatever else comes may end it at once (Ctrl-C twice, while it says so),
+but never changes the exit code of what is saved already. So between the last save and the interpreter's end these
+signals are ignored, not given back to the system, which would kill.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ _is_command = False
 
 
 def heard() -> list[signal.Signals]:
-    """STOP_SIGNALS but those that whoever started this process has it ignore (SIGHUP under nohup, SIGINT behind a script's &)."""
+    """STOP_SIGNALS but those that whoever started this process has it ignore (SIGHUP under nohup, SIGINT behind a
+    script's &)."""
     if threading.current_thread() is not threading.main_thread():
         return []  # Python allows no handlers there
     return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
@@ -36,7 +38,8 @@ def ignore() -> None:
 def handled(use: Callable[[str], None]) -> Iterator[None]:
     """Within this context `use` is called with the name of each signal that comes; it must not wait.
 
-    Afterwards the handlers from before are back, but for a command that was told to stop: its process ignores what else comes.
+    Afterwards the handlers from before are back, but for a command that was told to stop: its process ignores what else
+    comes.
     """
     came = []
 
@@ -58,7 +61,8 @@ def command(stops: bool) -> Iterator[None]:
     """This process is one command, and ends with this context.
 
     Args:
-        stops: the command knows how to stop, by `handled`; until it has begun, a signal ends it in order with EXIT_STOPPED; Ctrl-C as ever.
+        stops: the command knows how to stop, by `handled`; until it has begun, a signal ends it in order with
+            EXIT_STOPPED; Ctrl-C as ever.
     """
     global _is_command
     _is_command = True
@@ -68,7 +72,9 @@ def command(stops: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        ignore()  # the exit code stands; Python gives handlers of its own, but not this, back to the system before it ends
+        # the exit code stands; Python gives handlers of its own, but not this, back to the system before it
+        # ends
+        ignore()
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

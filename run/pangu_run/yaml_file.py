@@ -1,4 +1,5 @@
-"""YAML that a user wrote or a crash damaged, read in bounded memory and time: no key twice, no tags that make objects, no aliases that multiply."""
+"""YAML that a user wrote or a crash damaged, read in bounded memory and time: no key twice, no tags that make objects,
+no aliases that multiply."""
 
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ def _require_bounded(node: yaml.Node, known: dict[int, int]) -> int:
         children = node.value
     known[id(node)] = 1 + sum(_require_bounded(child, known) for child in children)
     if known[id(node)] > MAX_VALUES:
-        raise YamlError(f"stands for more than {MAX_VALUES:,} values, aliases counted as what they stand for", node.start_mark)
+        raise YamlError(
+            f"stands for more than {MAX_VALUES:,} values, aliases counted as what they stand for", node.start_mark
+        )
     return known[id(node)]
 
 
@@ -127,4 +130,8 @@ def _require_different(node: yaml.MappingNode) -> None:
             raise YamlError("a key that is a list or a mapping; keys are texts", key.start_mark)
         first = seen.setdefault(key.value, key)
         if first is not key:
-            raise YamlError(f"{key.value[:60]!r} is given here and in line {first.start_mark.line + 1}; a key stands once: keep one of the two", key.start_mark)
+            raise YamlError(
+                f"{key.value[:60]!r} is given here and in line {first.start_mark.line + 1}; a key stands once: keep one"
+                " of the two",
+                key.start_mark,
+            )

@@ -1,4 +1,5 @@
-"""Measures of collapse against closed forms and brute force; the states and the whole command against the numpy float64 model."""
+"""Measures of collapse against closed forms and brute force; the states and the whole command against the numpy float64
+model."""
 
 import json
 
@@ -61,17 +62,26 @@ def test_equal_tokens_have_collapsed():
     collapsed = measure(np.broadcast_to(rows, (2, 9, 16)))
     assert collapsed["effective_dimension"] == 0
     assert collapsed["token_cosine"] == pytest.approx(1, abs=1e-12)
-    assert collapsed["rank_one_distance"] == pytest.approx(0, abs=1e-12) and collapsed["relative_rank_one_distance"] == pytest.approx(0, abs=1e-12)
-    different = measure(np.stack([np.broadcast_to(z, (9, 16)) for z in (rows, -2 * rows)]))  # sequences differ, their tokens do not
+    assert collapsed["rank_one_distance"] == pytest.approx(0, abs=1e-12) and collapsed[
+        "relative_rank_one_distance"
+    ] == pytest.approx(0, abs=1e-12)
+    different = measure(
+        np.stack([np.broadcast_to(z, (9, 16)) for z in (rows, -2 * rows)])
+    )  # sequences differ, their tokens do not
     assert different["effective_dimension"] == 1
-    assert different["token_cosine"] == pytest.approx(1) and different["rank_one_distance"] == pytest.approx(0, abs=1e-12)
-    rounded = rows * (1 + np.random.default_rng(2).choice([0, 6e-8], (1, 9, 16)))  # by a unit in the last place of float32
+    assert different["token_cosine"] == pytest.approx(1) and different["rank_one_distance"] == pytest.approx(
+        0, abs=1e-12
+    )
+    rounded = rows * (
+        1 + np.random.default_rng(2).choice([0, 6e-8], (1, 9, 16))
+    )  # by a unit in the last place of float32
     assert measure(rounded)["effective_dimension"] == 0
 
 
 @pytest.mark.parametrize("count", [11, 86])
 def test_orthogonal_tokens(count):
-    """Orthonormal tokens: their covariance has count - 1 equal eigenvalues, so that a share of 0.8 is reached exactly; d_M^2 = count - 1."""
+    """Orthonormal tokens: their covariance has count - 1 equal eigenvalues, so that a share of 0.8 is reached exactly;
+    d_M^2 = count - 1."""
     result = measure(np.eye(count)[None])
     assert result["effective_dimension"] == 0.8 * (count - 1)
     assert result["token_cosine"] == pytest.approx(0, abs=1e-12)
@@ -87,7 +97,9 @@ def test_a_layer_of_zeros():
 @pytest.mark.parametrize("batches", [1, 3])
 def test_brute_force_with_masks_and_batches(batches):
     generator = np.random.default_rng(2)
-    features = (generator.normal(size=(7, 12, 10)) * np.geomspace(5, 0.1, 10) + generator.normal(size=10)).astype(np.float32)
+    features = (generator.normal(size=(7, 12, 10)) * np.geomspace(5, 0.1, 10) + generator.normal(size=10)).astype(
+        np.float32
+    )
     mask = (generator.random((7, 12)) < 0.6).astype(np.float32)
     mask[1], mask[2], mask[2, 4] = 0, 0, 1  # nothing, and a single token: no diversity to measure
     features[mask == 0] = 1e6
@@ -179,7 +191,19 @@ def run(capsys, *words):
 def test_two_checkpoints_from_the_command_line(result, trained_run, records, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     first, figure = trained_run / "checkpoints/step-00000009", tmp_path / "new/figure.svg"
-    words = [first, "--data", records, "--batch-size", 4, "--max-batches", 0, trained_run, "model.compute_dtype=float32", "--labels", "early,$late_$"]
+    words = [
+        first,
+        "--data",
+        records,
+        "--batch-size",
+        4,
+        "--max-batches",
+        0,
+        trained_run,
+        "model.compute_dtype=float32",
+        "--labels",
+        "early,$late_$",
+    ]
     out = run(capsys, *words, "--json", "--plot", figure, "--output", tmp_path / "report.json")
     report = json.loads(out)
     assert report == json.loads((tmp_path / "report.json").read_text())
@@ -189,14 +213,19 @@ def test_two_checkpoints_from_the_command_line(result, trained_run, records, tmp
         assert ours == pytest.approx(expected)
     assert early["layers"][1]["token_cosine"] != late["layers"][1]["token_cosine"]
     drawn = figure.read_text()
-    assert all(f"<!-- {text} -->" in drawn for text in ("early", "effective dimension d(0.8)", "cosine of tokens", "relative distance to rank one"))
+    assert all(
+        f"<!-- {text} -->" in drawn
+        for text in ("early", "effective dimension d(0.8)", "cosine of tokens", "relative distance to rank one")
+    )
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["figure.svg", "new", "report.json"]  # no temporary file left
 
 
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_the_table(result, trained_run, records, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    out = run(capsys, trained_run, "--data", records, "--batch-size", 4, "--max-batches", 0, "--plot", tmp_path / "figure.PNG")
+    out = run(
+        capsys, trained_run, "--data", records, "--batch-size", 4, "--max-batches", 0, "--plot", tmp_path / "figure.PNG"
+    )
     last = result["layers"][-1]
     row = next(line for line in out.splitlines() if "query layer" in line).split()
     assert row[2:4] == [str(last["effective_dimension"]), f"{last['token_cosine']:.4f}"]
@@ -222,7 +251,10 @@ def test_mistakes_end_with_one_line_before_anything_runs(trained_run, records, m
 
     monkeypatch.setattr(Subject, "model", None)
     capsys.readouterr()
-    assert guarded("pangu analyze", lambda: cli.main(["collapse", str(trained_run), "--data", str(records), *options])) == 2
+    assert (
+        guarded("pangu analyze", lambda: cli.main(["collapse", str(trained_run), "--data", str(records), *options]))
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error
 

@@ -1,9 +1,11 @@
-"""A rank without MindSpore: it meets the others, beats, hears signals, saves and resumes as `pangu train` does, in a fraction of a second.
+"""A rank without MindSpore: it meets the others, beats, hears signals, saves and resumes as `pangu train` does, in a
+fraction of a second.
 
     python -m tests.faults.light OUTPUT STEPS [--resume]
 
-What it computes is a list of numbers, each from the one before and a sum over all ranks. A checkpoint, OUTPUT/step_NNNNNN.json, has all of them. Variables:
-LIGHT_NAME (the job's, alone on its machine), LIGHT_PAUSE (seconds a step).
+What it computes is a list of numbers, each from the one before and a sum over all ranks. A checkpoint,
+OUTPUT/step_NNNNNN.json, has all of them. Variables: LIGHT_NAME (the job's, alone on its machine), LIGHT_PAUSE (seconds
+a step).
 """
 
 import argparse
@@ -100,7 +102,9 @@ class Light:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)  # the launcher's disk may be full: not this one's
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2
+    )  # the launcher's disk may be full: not this one's
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("steps", type=int)

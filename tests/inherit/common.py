@@ -10,18 +10,36 @@ PLAIN = {"siaf_terms": 1, "aug_shortcut_branches": 0}
 
 def small_pi(**fields) -> PiConfig:
     """V 40, E 24, H 6 of 4 channels, F 10, S 16."""
-    sizes = {"vocab_size": 40, "hidden_size": 24, "num_layers": 3, "num_heads": 6, "head_dim": 4, "ffn_hidden_size": 10, "seq_length": 16}
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 24,
+        "num_layers": 3,
+        "num_heads": 6,
+        "head_dim": 4,
+        "ffn_hidden_size": 10,
+        "seq_length": 16,
+    }
     return PiConfig(**sizes | {"aug_shortcut_reduction": 4} | fields)
 
 
 def small_alpha(**fields) -> AlphaConfig:
-    sizes = {"vocab_size": 40, "hidden_size": 24, "num_layers": 3, "num_heads": 6, "ffn_hidden_size": 10, "seq_length": 16}
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 24,
+        "num_layers": 3,
+        "num_heads": 6,
+        "ffn_hidden_size": 10,
+        "seq_length": 16,
+    }
     return AlphaConfig(**sizes | {"dropout": 0.0} | fields)
 
 
 def random_tensors(config, seed=0, deviation=0.3) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
-    return {name: generator.normal(0, deviation, shape).astype(np.float32) for name, shape in config.parameter_shapes().items()}
+    return {
+        name: generator.normal(0, deviation, shape).astype(np.float32)
+        for name, shape in config.parameter_shapes().items()
+    }
 
 
 def make_batch(config, rows=4, seed=0):

@@ -1,4 +1,5 @@
-"""`pangu model inherit` and `upgrade` from the command line: what is written, what is refused, and how training goes on."""
+"""`pangu model inherit` and `upgrade` from the command line: what is written, what is refused, and how training goes
+on."""
 
 import dataclasses
 import json
@@ -42,16 +43,37 @@ def test_a_student_inherits_from_a_run_and_trains_on(trained_run, records, tmp_p
     data = ["--data", records, "--batch-size", "4", "--calibration-batches", "2"]
     assert run("inherit", trained_run, *SMALLER, *criteria, *data, "--output", output, "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["hidden_size"] == [32, 24] and result["criteria"] == {"channels": "l1", "heads": "taylor", "neurons": "learned"}
+    assert result["hidden_size"] == [32, 24] and result["criteria"] == {
+        "channels": "l1",
+        "heads": "taylor",
+        "neurons": "learned",
+    }
     assert result["loss_split"] == "held_out" and result["loss"][0] < result["loss"][1] < 12
     student, teacher = store.open_checkpoint(output), store.open_checkpoint(trained_run)
     made_of = student.state()["inherited"]
-    assert made_of["step"] == 12 and len(made_of["manifest_sha256"]) == 64 and made_of["choices"]["masks"]["mask_steps"] == 5
-    assert student.config().model.num_parameters() == result["parameters"][1] == sum(array.size for array in student.tensors().values())
+    assert (
+        made_of["step"] == 12
+        and len(made_of["manifest_sha256"]) == 64
+        and made_of["choices"]["masks"]["mask_steps"] == 5
+    )
+    assert (
+        student.config().model.num_parameters()
+        == result["parameters"][1]
+        == sum(array.size for array in student.tensors().values())
+    )
     kept = made_of["selection"]
     expected = teacher.tensors()["blocks.0.ffn.up.weight"][np.ix_(kept["neurons"][0], kept["channels"][0])]
     np.testing.assert_array_equal(student.tensors()["blocks.0.ffn.up.weight"], expected)
-    start = ["train", "--config", str(student.path / "config.yaml"), "train.steps=4", "--init-from", str(output), "--data", str(records)]
+    start = [
+        "train",
+        "--config",
+        str(student.path / "config.yaml"),
+        "train.steps=4",
+        "--init-from",
+        str(output),
+        "--data",
+        str(records),
+    ]
     assert main([*start, "--output", str(tmp_path / "run"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] < result["loss"][1]
 
@@ -59,7 +81,10 @@ def test_a_student_inherits_from_a_run_and_trains_on(trained_run, records, tmp_p
 def test_the_table_names_what_was_inherited(trained_run, tmp_path, capsys):
     assert run("inherit", trained_run, "model.ffn_hidden_size=64", "--output", tmp_path / "o") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "ffn_hidden_size                    128              64  neurons: l2" in lines and "layers of the teacher: 0, 1" in lines
+    assert (
+        "ffn_hidden_size                    128              64  neurons: l2" in lines
+        and "layers of the teacher: 0, 1" in lines
+    )
     assert next(line for line in lines if line.startswith("hidden_size")).split() == ["hidden_size", "32", "32"]
     assert f"--init-from {tmp_path / 'o' / 'step-00000000'}" in lines[-1]
 
@@ -68,7 +93,18 @@ def test_a_compact_vocabulary_keeps_the_logits_of_its_tokens(trained_run, tmp_pa
     teacher = store.open_checkpoint(trained_run)
     tokenizer, old_ids = Tokenizer.load(teacher.tokenizer_path()), np.r_[0:271, 280:384:2]
     compact = _compact(tokenizer, old_ids, tmp_path)
-    assert run("inherit", trained_run, f"model.vocab_size={len(old_ids)}", "--tokenizer", compact, "--output", tmp_path / "o") == 0
+    assert (
+        run(
+            "inherit",
+            trained_run,
+            f"model.vocab_size={len(old_ids)}",
+            "--tokenizer",
+            compact,
+            "--output",
+            tmp_path / "o",
+        )
+        == 0
+    )
     student, config = store.open_checkpoint(tmp_path / "o"), teacher.config().model
     assert Tokenizer.load(student.tokenizer_path()).vocab_size == len(old_ids)
     batch = make_batch(student.config().model)
@@ -78,7 +114,15 @@ def test_a_compact_vocabulary_keeps_the_logits_of_its_tokens(trained_run, tmp_pa
     capsys.readouterr()
     wrong = ["inherit", trained_run, "--tokenizer", compact, "--output", tmp_path / "x"]
     assert f"has {len(old_ids)} pieces: must be equal" in error_of(capsys, *wrong)
-    again = ["inherit", tmp_path / "o", f"model.vocab_size={len(old_ids)}", "--tokenizer", compact, "--output", tmp_path / "x"]
+    again = [
+        "inherit",
+        tmp_path / "o",
+        f"model.vocab_size={len(old_ids)}",
+        "--tokenizer",
+        compact,
+        "--output",
+        tmp_path / "x",
+    ]
     assert "made from tokenizer" in error_of(capsys, *again)
 
 
@@ -97,7 +141,16 @@ def test_an_upgraded_model_computes_the_same_and_its_additions_learn(tmp_path, c
     from pangu_ms.models.build import build_model, fill, to_arrays
     from pangu_ms.train.step import TrainStep
 
-    more = [] if old is PLAIN else ["model.siaf_terms=3", "model.aug_shortcut_branches=2", "model.aug_shortcut_reduction=3", "model.attention_bias=true"]
+    more = (
+        []
+        if old is PLAIN
+        else [
+            "model.siaf_terms=3",
+            "model.aug_shortcut_branches=2",
+            "model.aug_shortcut_reduction=3",
+            "model.attention_bias=true",
+        ]
+    )
     config = small_pi(num_layers=1, **old)
     tensors, output = saved(tmp_path / "old", config), tmp_path / "new"
     assert run("upgrade", tmp_path / "old", *more, "train.batch_size=4", "--output", output, "--json") == 0
@@ -105,24 +158,41 @@ def test_an_upgraded_model_computes_the_same_and_its_additions_learn(tmp_path, c
     assert result["parameters"][1] > result["parameters"][0]
     upgraded, batch = store.open_checkpoint(output), make_batch(config)
     run_config, new = upgraded.config(), upgraded.tensors()
-    np.testing.assert_allclose(logits(run_config.model, new, batch), logits(config, tensors, batch), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        logits(run_config.model, new, batch), logits(config, tensors, batch), rtol=1e-6, atol=1e-6
+    )
     model = build_model(run_config.model)
     fill(model.trainable_params(), new)
     TrainStep(model, run_config)(batch, 0, 1e-2)
     after, last = to_arrays(model.trainable_params()), run_config.model.aug_shortcut_branches - 1
     for name in ("ffn.siaf.scale", "ffn.siaf.shift"):
         assert (after[f"blocks.0.{name}"][-1] != new[f"blocks.0.{name}"][-1]).all()
-    assert not new[f"blocks.0.aug_shortcut.{last}.up.weight"].any() and after[f"blocks.0.aug_shortcut.{last}.up.weight"].all()
+    assert (
+        not new[f"blocks.0.aug_shortcut.{last}.up.weight"].any()
+        and after[f"blocks.0.aug_shortcut.{last}.up.weight"].all()
+    )
 
 
 @pytest.mark.parametrize(
     ("old", "overrides", "message"),
     [
-        (PLAIN, ["model.siaf_init=mean"], "model.siaf_init=mean: the additions would change the model's function; set model.siaf_init=identity"),
+        (
+            PLAIN,
+            ["model.siaf_init=mean"],
+            "model.siaf_init=mean: the additions would change the model's function; set model.siaf_init=identity",
+        ),
         (PLAIN, ["model.siaf_position=product"], "set model.siaf_position=gate"),
         (PLAIN, ["model.aug_shortcut_init=normal"], "set model.aug_shortcut_init=zero"),
-        (PLAIN, ["model.ffn_hidden_size=8"], "model.ffn_hidden_size=8: must stay 10; `pangu model inherit` changes sizes"),
-        ({"aug_shortcut_reduction": 2}, ["model.aug_shortcut_reduction=4"], "would cut the teacher's branches; set it to 2 or less"),
+        (
+            PLAIN,
+            ["model.ffn_hidden_size=8"],
+            "model.ffn_hidden_size=8: must stay 10; `pangu model inherit` changes sizes",
+        ),
+        (
+            {"aug_shortcut_reduction": 2},
+            ["model.aug_shortcut_reduction=4"],
+            "would cut the teacher's branches; set it to 2 or less",
+        ),
         ({"siaf_terms": 3}, [], "model.siaf_terms=2: the teacher has 3, and no term can be dropped"),
         ({}, [], "has these parts already"),
     ],
@@ -139,7 +209,10 @@ def test_upgrades_that_would_change_the_function(tmp_path, capsys, old, override
         (["model.num_layers=1"], "model.num_layers=1"),
         (["--layers", "0,x"], "--layers 0,x: must be numbers separated by commas"),
         (["--layers", "1,0"], "must be model.num_layers=2 different ones in order"),
-        (["model.ffn_hidden_size=64", "--neurons", "taylor"], "--neurons taylor: needs the loss on some data; add --data"),
+        (
+            ["model.ffn_hidden_size=64", "--neurons", "taylor"],
+            "--neurons taylor: needs the loss on some data; add --data",
+        ),
         (["model.vocab_size=300"], "the teacher has 384: must be equal without --tokenizer"),
         (["--config", "pi/tiny"], "the teacher is alpha"),
         (["--mask-steps", "0"], "mask_steps=0: must be positive"),
@@ -153,5 +226,7 @@ def test_mistakes_are_one_line(trained_run, tmp_path, capsys, arguments, message
 
 
 def test_nothing_is_overwritten_and_alpha_cannot_be_upgraded(trained_run, tmp_path, capsys):
-    assert "holds checkpoints; nothing is overwritten" in error_of(capsys, "inherit", trained_run, "--output", trained_run / "checkpoints")
+    assert "holds checkpoints; nothing is overwritten" in error_of(
+        capsys, "inherit", trained_run, "--output", trained_run / "checkpoints"
+    )
     assert "model.family=alpha: only pi" in error_of(capsys, "upgrade", trained_run, "--output", tmp_path / "o")

@@ -12,14 +12,24 @@ from pangu_ms.inherit.selection import Selection, check_layers, select, spaced_l
 from pangu_ms.models.init import initial_values
 from tests.inherit.common import PLAIN, logits, make_batch, random_tensors, small_alpha, small_pi
 
-EVERYTHING = {"siaf_mode": "matrices", "siaf_terms": 3, "aug_shortcut_branches": 2, "attention_bias": True, "aug_shortcut_bias": True, "num_kv_heads": 2}
+EVERYTHING = {
+    "siaf_mode": "matrices",
+    "siaf_terms": 3,
+    "aug_shortcut_branches": 2,
+    "attention_bias": True,
+    "aug_shortcut_bias": True,
+    "num_kv_heads": 2,
+}
 
 
 def all_of(teacher, student):
     return select(teacher, student, range(student.num_layers), {})
 
 
-@pytest.mark.parametrize("config", [small_alpha(), small_pi(), small_pi(**EVERYTHING), small_pi(tie_word_embeddings=True, siaf_mode="scalar")])
+@pytest.mark.parametrize(
+    "config",
+    [small_alpha(), small_pi(), small_pi(**EVERYTHING), small_pi(tie_word_embeddings=True, siaf_mode="scalar")],
+)
 def test_a_student_of_full_size_is_the_teacher_bit_for_bit(config):
     tensors = random_tensors(config)
     fit.require_fit(config, config)
@@ -29,9 +39,14 @@ def test_a_student_of_full_size_is_the_teacher_bit_for_bit(config):
 
 
 def test_every_value_of_an_awkward_shape_is_the_right_one_of_the_teacher():
-    """Groups of two query heads, three layers of five, an E that the bottleneck follows, and a vocabulary in between."""
-    teacher = small_pi(num_layers=5, num_kv_heads=3, aug_shortcut_branches=2, attention_bias=True, aug_shortcut_bias=True)
-    student = dataclasses.replace(teacher, num_layers=3, hidden_size=16, num_heads=4, num_kv_heads=2, ffn_hidden_size=7, vocab_size=9)
+    """Groups of two query heads, three layers of five, an E that the bottleneck follows, and a vocabulary in
+    between."""
+    teacher = small_pi(
+        num_layers=5, num_kv_heads=3, aug_shortcut_branches=2, attention_bias=True, aug_shortcut_bias=True
+    )
+    student = dataclasses.replace(
+        teacher, num_layers=3, hidden_size=16, num_heads=4, num_kv_heads=2, ffn_hidden_size=7, vocab_size=9
+    )
     fit.require_fit(teacher, student)
     random, old = np.random.default_rng(3), random_tensors(teacher)
     pick = lambda size, count: np.sort(random.permutation(size)[:count])  # noqa: E731
@@ -44,7 +59,9 @@ def test_every_value_of_an_awkward_shape_is_the_right_one_of_the_teacher():
         block = int(name.split(".")[1]) if name.startswith("blocks") else None
         of_teacher = name if block is None else name.replace(f"blocks.{block}", f"blocks.{layers[block]}")
         kv_rows = [] if block is None else [4 * g + d for g in groups[block] for d in range(4)]
-        query_rows = [] if block is None else [4 * (2 * g + h) + d for g in groups[block] for h in range(2) for d in range(4)]
+        query_rows = (
+            [] if block is None else [4 * (2 * g + h) + d for g in groups[block] for h in range(2) for d in range(4)]
+        )
         ffn = [] if block is None else list(neurons[block])
         first = list(range(4))  # of the bottleneck's six
         kept = {
@@ -90,15 +107,29 @@ def test_heads_that_share_equal_keys_and_values_are_pooled_without_a_change():
 
 def test_what_the_teacher_lacks_begins_as_the_student_says():
     teacher = small_pi(tie_word_embeddings=True, siaf_terms=2, aug_shortcut_branches=1)
-    wider = {"siaf_terms": 3, "siaf_init": "identity", "aug_shortcut_branches": 2, "aug_shortcut_reduction": 3, "aug_shortcut_bias": True}
-    student, tensors = dataclasses.replace(teacher, tie_word_embeddings=False, aug_shortcut_init="zero", **wider), random_tensors(teacher)
+    wider = {
+        "siaf_terms": 3,
+        "siaf_init": "identity",
+        "aug_shortcut_branches": 2,
+        "aug_shortcut_reduction": 3,
+        "aug_shortcut_bias": True,
+    }
+    student, tensors = (
+        dataclasses.replace(teacher, tie_word_embeddings=False, aug_shortcut_init="zero", **wider),
+        random_tensors(teacher),
+    )
     fit.require_fit(teacher, student)
     new, initial = gather(teacher, tensors, student, all_of(teacher, student), seed=5), dict(initial_values(student, 5))
     np.testing.assert_array_equal(new["head.weight"], tensors["word_embedding.weight"])
-    np.testing.assert_array_equal(new["blocks.1.ffn.siaf.scale"], np.concatenate([tensors["blocks.1.ffn.siaf.scale"], np.zeros((1, 10))]))
+    np.testing.assert_array_equal(
+        new["blocks.1.ffn.siaf.scale"], np.concatenate([tensors["blocks.1.ffn.siaf.scale"], np.zeros((1, 10))])
+    )
     grown, old = new["blocks.2.aug_shortcut.0.down.weight"], tensors["blocks.2.aug_shortcut.0.down.weight"]
     np.testing.assert_array_equal(grown, np.concatenate([old, initial["blocks.2.aug_shortcut.0.down.weight"][6:]]))
-    assert initial["blocks.2.aug_shortcut.0.down.weight"][6:].std() > 0.01 and not new["blocks.2.aug_shortcut.0.up.weight"][:, 6:].any()
+    assert (
+        initial["blocks.2.aug_shortcut.0.down.weight"][6:].std() > 0.01
+        and not new["blocks.2.aug_shortcut.0.up.weight"][:, 6:].any()
+    )
     added = [name for name in new if "aug_shortcut.1" in name or "aug_shortcut.0" in name and "bias" in name]
     assert len(added) == 3 * 6 and all(np.array_equal(new[name], initial[name]) for name in added)
 
@@ -109,7 +140,9 @@ def test_layers_are_the_first_the_last_and_evenly_spaced_ones():
     assert chosen[:3] == (0, 1, 2) and chosen[-3:] == (26, 27, 28) and set(np.diff(chosen)) == {1, 2}
     assert layers(4, 4) == (0, 1, 2, 3) and layers(9, 4, 1, 1) == (0, 2, 6, 8) and layers(12, 6) == (0, 1, 2, 9, 10, 11)
     assert all(len(set(layers(24, new))) == new for new in range(6, 24))
-    with pytest.raises(ConfigError, match=r"model.num_layers=5: the first 3 and the last 3 layers must find room in it; lower"):
+    with pytest.raises(
+        ConfigError, match=r"model.num_layers=5: the first 3 and the last 3 layers must find room in it; lower"
+    ):
         layers(9, 5)
 
 
@@ -121,7 +154,10 @@ def test_a_list_of_layers_must_fit(layers):
 
 def test_the_query_layer_is_inherited_by_the_query_layer():
     check_layers(small_alpha(num_layers=5), small_alpha(), (0, 2, 4))
-    with pytest.raises(ConfigError, match=r"the student's query_layer from blocks.3: the last is the query_layer .* end the list with 4"):
+    with pytest.raises(
+        ConfigError,
+        match=r"the student's query_layer from blocks.3: the last is the query_layer .* end the list with 4",
+    ):
         check_layers(small_alpha(num_layers=5), small_alpha(), (0, 2, 3))
 
 
@@ -130,7 +166,10 @@ def test_the_query_layer_is_inherited_by_the_query_layer():
     [
         ({"hidden_size": 28, "num_heads": 6}, "model.hidden_size=28: must not exceed the teacher's 24"),
         ({"num_layers": 4}, "model.num_layers=4: must not exceed the teacher's 3"),
-        ({"num_heads": 3, "num_kv_heads": 3, "head_dim": 8}, "heads of 8 channels, the teacher's have 4: must be equal"),
+        (
+            {"num_heads": 3, "num_kv_heads": 3, "head_dim": 8},
+            "heads of 8 channels, the teacher's have 4: must be equal",
+        ),
         ({"rope_theta": 5e5}, "model.rope_theta=500000.0: must be the teacher's"),
         ({"siaf_position": "product"}, "model.siaf_position=product: must be the teacher's"),
         ({"num_heads": 3, "num_kv_heads": 3}, "1 query heads would share one, a multiple of the teacher's 2 must"),

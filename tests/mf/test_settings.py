@@ -71,7 +71,14 @@ def test_a_mistake_is_refused_with_its_place(tree, change, message):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["alpha_tiny", "pangu.model.hiden_size=64"], ["nowhere.yaml"], ["alpha_tiny"], ["--data", "nowhere"], ["--resume", "nowhere"], ["alpha_tiny", "steps"]],
+    [
+        ["alpha_tiny", "pangu.model.hiden_size=64"],
+        ["nowhere.yaml"],
+        ["alpha_tiny"],
+        ["--data", "nowhere"],
+        ["--resume", "nowhere"],
+        ["alpha_tiny", "steps"],
+    ],
 )
 def test_the_command_refuses_before_it_writes(tmp_path, capsys, arguments):
     assert main([*arguments, "--output", str(tmp_path / "out")]) == 2
@@ -94,12 +101,26 @@ def test_only_this_package_imports_mindformers():
     importers = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             if any(name.split(".")[0] == "mindformers" for name in names):
                 importers.add(path.parent.name)
     assert importers == {"mf"}
 
 
 def test_importing_the_package_does_not_import_mindformers(tmp_path):
-    code = "import sys, pangu_ms.mf.settings, pangu_ms.mf.data, pangu_ms.mf.__main__; print({'mindformers', 'mindspore'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    code = (
+        "import sys, pangu_ms.mf.settings, pangu_ms.mf.data, pangu_ms.mf.__main__; print({'mindformers', 'mindspore'} &"
+        " set(sys.modules))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "set()"
+    )

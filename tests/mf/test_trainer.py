@@ -17,8 +17,26 @@ from pangu_ms.mf.__main__ import load_yaml
 
 STEPS, SAVED_AT, BATCH, LR, WEIGHT_DECAY = 12, 6, 4, 3e-3, 0.1
 # Dropout is on: its masks are a function of seed and step, so both sides must take the same keys.
-MODEL = {"family": "alpha", "vocab_size": 97, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "seq_length": 32, "hidden_act": "fast_gelu", "dropout": 0.1}
-PI = {"family": "pi", "vocab_size": 97, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_hidden_size": 48, "seq_length": 32}
+MODEL = {
+    "family": "alpha",
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_layers": 3,
+    "num_heads": 4,
+    "seq_length": 32,
+    "hidden_act": "fast_gelu",
+    "dropout": 0.1,
+}
+PI = {
+    "family": "pi",
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "ffn_hidden_size": 48,
+    "seq_length": 32,
+}
 PI |= {"siaf_terms": 2, "aug_shortcut_branches": 1, "aug_shortcut_reduction": 4}
 EOD = 6  # of records without a manifest
 BY_PATH = """
@@ -49,7 +67,12 @@ def write_yaml(path: Path, records: Path, model: dict = MODEL, **changes) -> Pat
     tree = load_yaml(f"{model['family']}_tiny")
     tree["pangu"] = {"model": model, "data": {"records": str(records)}, "train": {"steps": STEPS}}
     tree["runner_config"]["batch_size"] = BATCH
-    tree["runner_wrapper"]["scale_sense"] = {"type": "DynamicLossScaleUpdateCell", "loss_scale_value": 65536, "scale_factor": 2, "scale_window": 1000}
+    tree["runner_wrapper"]["scale_sense"] = {
+        "type": "DynamicLossScaleUpdateCell",
+        "loss_scale_value": 65536,
+        "scale_factor": 2,
+        "scale_window": 1000,
+    }
     tree["lr_schedule"] = {"type": "ConstantWarmUpLR", "learning_rate": LR, "warmup_steps": 0}
     tree["callbacks"][1]["save_checkpoint_steps"] = SAVED_AT
     path.write_text(yaml.safe_dump(tree | changes))
@@ -58,13 +81,17 @@ def write_yaml(path: Path, records: Path, model: dict = MODEL, **changes) -> Pat
 
 def child(arguments: list[str], cwd: Path, **environment: str) -> None:
     cwd.mkdir()
-    done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=os.environ | environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 def logged(output: Path) -> dict[int, tuple[float, bool]]:
     """Loss and overflow by number of the step, from the log of MFLossMonitor."""
-    lines = re.findall(r"step:\[ *(\d+)/.*loss:\[([\d.]+)/.*overflow cond: (\w+)", (output / "log/rank_0/info.log").read_text())
+    lines = re.findall(
+        r"step:\[ *(\d+)/.*loss:\[([\d.]+)/.*overflow cond: (\w+)", (output / "log/rank_0/info.log").read_text()
+    )
     return {int(step): (float(loss), overflow == "True") for step, loss, overflow in lines}
 
 
@@ -80,7 +107,10 @@ def weights(output: Path, step: int, model: dict = MODEL) -> dict[str, np.ndarra
 def trained(place):
     """Output of the command, run in an empty directory."""
     config = write_yaml(place / "run.yaml", place / "nowhere")
-    child(["-m", "pangu_ms.mf", str(config), "--data", str(place / "records"), "--output", str(place / "out")], place / "empty")
+    child(
+        ["-m", "pangu_ms.mf", str(config), "--data", str(place / "records"), "--output", str(place / "out")],
+        place / "empty",
+    )
     return place / "out"
 
 
@@ -111,7 +141,8 @@ def require_the_trajectory(output: Path, losses: list[float], last: dict[str, np
     # The same operators in another graph, and MindFormers logs 6 decimals: measured 6e-7 on both version pairs.
     np.testing.assert_allclose([loss for loss, _ in logged(output).values()], losses, rtol=0, atol=5e-6)
     for name, array in weights(output, STEPS, model).items():
-        # Adam divides rounding errors by small gradients: measured 8e-6, where the weights moved by up to STEPS * LR = 4e-2.
+        # Adam divides rounding errors by small gradients: measured 8e-6, where the weights moved by up to
+        # STEPS * LR = 4e-2.
         np.testing.assert_allclose(array, last[name], rtol=0, atol=5e-5, err_msg=name)
 
 
@@ -134,9 +165,22 @@ def test_registration_by_path_resumes_the_same_trajectory(place, trained):
     import pangu_ms.mf
 
     output = place / "resumed"
-    changes = {"trainer": {"type": "PanguTrainer", "auto_register": "trainer.PanguTrainer"}, "output_dir": str(output), "resume_training": True}
-    config = write_yaml(place / "by_path.yaml", place / "records", load_checkpoint=str(trained / f"checkpoint/iteration_{SAVED_AT:08d}"), **changes)
-    directories = {"REGISTER_PATH": str(Path(pangu_ms.mf.__file__).parent), "OM_MODULES_CACHE": str(place / "modules"), "LOCAL_DEFAULT_PATH": str(output)}
+    changes = {
+        "trainer": {"type": "PanguTrainer", "auto_register": "trainer.PanguTrainer"},
+        "output_dir": str(output),
+        "resume_training": True,
+    }
+    config = write_yaml(
+        place / "by_path.yaml",
+        place / "records",
+        load_checkpoint=str(trained / f"checkpoint/iteration_{SAVED_AT:08d}"),
+        **changes,
+    )
+    directories = {
+        "REGISTER_PATH": str(Path(pangu_ms.mf.__file__).parent),
+        "OM_MODULES_CACHE": str(place / "modules"),
+        "LOCAL_DEFAULT_PATH": str(output),
+    }
     child(["-c", BY_PATH, str(config)], place / "elsewhere", **directories)
     assert list((place / "elsewhere").iterdir()) == []
     first = logged(trained)

@@ -1,6 +1,7 @@
-"""Reads damaged files with the product's own commands, each in a forked process with limits; tells what became of them, a JSON line each.
+"""Reads damaged files with the product's own commands, each in a forked process with limits; tells what became of them,
+a JSON line each.
 
-    python -m tests.mutants.read DIRECTORY     then, line by line on standard input: {"name": KIND, "count": N}
+python -m tests.mutants.read DIRECTORY     then, line by line on standard input: {"name": KIND, "count": N}
 """
 
 import contextlib
@@ -88,14 +89,18 @@ def damaged(kind, directory, scratch, change):
 
 def read(kind, directory, scratch):
     """Run the command in a child; returns exit code, what it said, its product, memory and time."""
-    words = [word.format(input=scratch / kind.source, output=scratch / "output", source=directory) for word in kind.command]
+    words = [
+        word.format(input=scratch / kind.source, output=scratch / "output", source=directory) for word in kind.command
+    ]
     said = scratch / "stdout", scratch / "stderr"
     child = os.fork()
     if not child:
         _become(words, *said, scratch / "modules")
     _, status, usage = os.wait4(child, 0)
     out, err = (path.read_bytes().decode(errors="replace") for path in said)
-    product = "".join(sorted(str(p.read_bytes()) for p in (scratch / "output").glob(kind.product))) if kind.product else out
+    product = (
+        "".join(sorted(str(p.read_bytes()) for p in (scratch / "output").glob(kind.product))) if kind.product else out
+    )
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     used = {"mib": max(0, usage.ru_maxrss - base) >> 10, "seconds": round(usage.ru_utime + usage.ru_stime, 2)}
     digest = hashlib.sha256(product.encode(errors="replace")).hexdigest()
@@ -116,7 +121,9 @@ def _become(words, out, err, modules):
         from pangu_ms.cli import main as pangu
         from pangu_run.console import guarded
 
-        code = guarded("pangu", lambda: getattr(readers, words[0][1:])(*words[1:])) if words[0][0] == ":" else pangu(words)
+        code = (
+            guarded("pangu", lambda: getattr(readers, words[0][1:])(*words[1:])) if words[0][0] == ":" else pangu(words)
+        )
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else BROKE
     except BaseException:

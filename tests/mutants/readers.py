@@ -1,4 +1,5 @@
-"""Readers of files that no command of `pangu` reads before it computes for seconds: the product's own functions, called as their commands call them."""
+"""Readers of files that no command of `pangu` reads before it computes for seconds: the product's own functions, called
+as their commands call them."""
 
 import argparse
 import json

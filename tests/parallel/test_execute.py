@@ -1,4 +1,5 @@
-"""Ranks of a plan as processes against one process. The comparison itself is checked on made-up results with known errors."""
+"""Ranks of a plan as processes against one process. The comparison itself is checked on made-up results with known
+errors."""
 
 import json
 
@@ -11,13 +12,22 @@ from pangu_ms.errors import PlanError
 from pangu_ms.parallel import execute
 from pangu_ms.parallel.plan import Plan
 
-TINY = ["model.vocab_size=64", "model.hidden_size=32", "model.num_layers=2", "model.num_heads=4", "model.seq_length=16", "train.batch_size=2"]
+TINY = [
+    "model.vocab_size=64",
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "model.num_heads=4",
+    "model.seq_length=16",
+    "train.batch_size=2",
+]
 TINY += ["tokenizer.vocab_size=64"]
 PI = ["model.ffn_hidden_size=64"]
 
 
 def tiny(family: str, *parallel: str):
-    return load_config(f"{family}/tiny", [*TINY, *(PI if family == "pi" else []), *(f"parallel.{field}" for field in parallel)])
+    return load_config(
+        f"{family}/tiny", [*TINY, *(PI if family == "pi" else []), *(f"parallel.{field}" for field in parallel)]
+    )
 
 
 def executed(family: str, *parallel: str, steps: int = 20) -> execute.Execution:
@@ -31,10 +41,17 @@ def executed(family: str, *parallel: str, steps: int = 20) -> execute.Execution:
 def made_up(plan: Plan):
     """What a single process might have computed, and what ranks have to of it."""
     generator = np.random.default_rng(0)
-    tensors = {f"{kind} {name}": generator.standard_normal(lay.shape) for name, lay in plan.layouts.items() for kind in ("gradient", "parameter")}
+    tensors = {
+        f"{kind} {name}": generator.standard_normal(lay.shape)
+        for name, lay in plan.layouts.items()
+        for kind in ("gradient", "parameter")
+    }
     history = np.column_stack([generator.random((5, 3)) + 1, np.ones(5)])
     cut = {name: plan.layouts[name.split(" ")[1]] for name in tensors}
-    ranks = [{"history": history} | {name: value[cut[name].slices(rank)].copy() for name, value in tensors.items()} for rank in range(plan.mesh.world)]
+    ranks = [
+        {"history": history} | {name: value[cut[name].slices(rank)].copy() for name, value in tensors.items()}
+        for rank in range(plan.mesh.world)
+    ]
     return {"history": history} | tensors, ranks
 
 
@@ -44,10 +61,17 @@ def test_comparison_finds_a_rank_that_differs_and_only_it():
     assert {one.error for one in execute.compare(plan, single, ranks)} == {0.0}
     name = next(name for name, layout in plan.layouts.items() if layout.counts != (1,) * len(layout.counts))
     ranks[3][f"gradient {name}"] *= 1.001  # a wrong scale
-    ranks[1][f"parameter {name}"], ranks[0][f"parameter {name}"] = ranks[0][f"parameter {name}"], ranks[1][f"parameter {name}"]  # the wrong slices
+    ranks[1][f"parameter {name}"], ranks[0][f"parameter {name}"] = (
+        ranks[0][f"parameter {name}"],
+        ranks[1][f"parameter {name}"],
+    )  # the wrong slices
     ranks[2]["history"] = single["history"] + [0, 0, np.nan, 0]
     wrong = [one for one in execute.compare(plan, single, ranks) if one.error > execute.TOLERANCE]
-    assert [(one.kind, one.name) for one in wrong] == [("history", "gradient norm"), ("gradient", name), ("parameter", name)]
+    assert [(one.kind, one.name) for one in wrong] == [
+        ("history", "gradient norm"),
+        ("gradient", name),
+        ("parameter", name),
+    ]
     assert wrong[1].rank == 3 and wrong[1].error == pytest.approx(1e-3, rel=0.5)
 
 
@@ -56,7 +80,9 @@ def test_a_gradient_of_zero_is_compared_by_the_size_of_the_others():
     single, ranks = made_up(plan)
     key, rng = "gradient blocks.0.attention.key.bias", np.random.default_rng(1)
     single[key] = 1e-9 * rng.standard_normal(single[key].shape)
-    assert [f"{one.kind} {one.name}" for one in execute.compare(plan, single, ranks) if one.error > execute.TOLERANCE] == [key]  # theirs are not 0
+    assert [
+        f"{one.kind} {one.name}" for one in execute.compare(plan, single, ranks) if one.error > execute.TOLERANCE
+    ] == [key]  # theirs are not 0
     for rank in ranks:
         rank[key] = 1e-9 * rng.standard_normal(rank[key].shape)
     assert all(one.error <= execute.TOLERANCE for one in execute.compare(plan, single, ranks))
@@ -80,7 +106,9 @@ def test_what_a_cpu_cannot_execute_is_one_line(override, words, capsys):
 
 
 def test_collectives_that_cannot_be_emulated_are_refused_with_their_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(execute, "_child", lambda who, mode, *rest: {"collectives": {"AllReduce sum": 3, "AlltoAll": 2}, "groups": {}})
+    monkeypatch.setattr(
+        execute, "_child", lambda who, mode, *rest: {"collectives": {"AllReduce sum": 3, "AlltoAll": 2}, "groups": {}}
+    )
     with pytest.raises(PlanError, match="AlltoAll, which a CPU has not; rehearse it"):
         execute.execute(tiny("alpha", "data_parallel=2"), progress=False)
 
@@ -115,6 +143,11 @@ def test_grid(family, parallel):
 
 @pytest.mark.slow
 def test_command_line_reports_agreement(capfd):
-    assert main(["plan", "execute", "--config", "alpha/tiny", *TINY, "parallel.model_parallel=2", "--steps", "2", "--json"]) == 0
+    assert (
+        main(
+            ["plan", "execute", "--config", "alpha/tiny", *TINY, "parallel.model_parallel=2", "--steps", "2", "--json"]
+        )
+        == 0
+    )
     found = json.loads(capfd.readouterr().out)
     assert found["agrees"] and len(found["losses"]) == 2 and len(found["worst"]) == 3

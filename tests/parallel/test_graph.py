@@ -38,4 +38,9 @@ def test_kind_group_bytes_and_parameter_of_each() -> None:
 
 
 def test_totals_by_kind_and_size_of_group() -> None:
-    assert totals(collectives(LINES, 16)) == [("AllReduce", 2, 2, 32772), ("AllGather", 4, 1, 2048), ("AllReduce", 16, 1, 64), ("Receive", 2, 1, 64)]
+    assert totals(collectives(LINES, 16)) == [
+        ("AllReduce", 2, 2, 32772),
+        ("AllGather", 4, 1, 2048),
+        ("AllReduce", 16, 1, 64),
+        ("Receive", 2, 1, 64),
+    ]

@@ -30,9 +30,32 @@ def kept(laid, layer=0, chip=A910):
 PLANS = [
     ("alpha/tiny", "data_parallel=2"),
     ("alpha/2_6b", "data_parallel=4", "model_parallel=2", "optimizer_shard=true"),
-    ("alpha/2_6b", "data_parallel=2", "model_parallel=2", "pipeline_stage=4", "micro_batch_num=4", "vocab_embedding=row", "optimizer_shard=true"),
-    ("pi/openpangu_7b", "data_parallel=2", "model_parallel=4", "pipeline_stage=2", "micro_batch_num=2", "optimizer_shard=true", "train.batch_size=2"),
-    ("pi/tiny", "model_parallel=2", "pipeline_stage=3", "micro_batch_num=4", "model.tie_word_embeddings=true", "model.siaf_mode=matrices"),
+    (
+        "alpha/2_6b",
+        "data_parallel=2",
+        "model_parallel=2",
+        "pipeline_stage=4",
+        "micro_batch_num=4",
+        "vocab_embedding=row",
+        "optimizer_shard=true",
+    ),
+    (
+        "pi/openpangu_7b",
+        "data_parallel=2",
+        "model_parallel=4",
+        "pipeline_stage=2",
+        "micro_batch_num=2",
+        "optimizer_shard=true",
+        "train.batch_size=2",
+    ),
+    (
+        "pi/tiny",
+        "model_parallel=2",
+        "pipeline_stage=3",
+        "micro_batch_num=4",
+        "model.tie_word_embeddings=true",
+        "model.siaf_mode=matrices",
+    ),
 ]
 
 
@@ -50,7 +73,10 @@ def test_parameters_and_moments_are_the_slices_of_the_layouts(case):
         assert (shown["parameters"], shown["moments"], shown["gradients"]) == (held, 2 * held, held)
         everywhere += held * laid.mesh.stage_size
     shapes = laid.config.model.parameter_shapes()
-    copies = {name: laid.mesh.stage_size // math.prod(layout.counts) * len(laid.parameter_stages[name]) for name, layout in laid.layouts.items()}
+    copies = {
+        name: laid.mesh.stage_size // math.prod(layout.counts) * len(laid.parameter_stages[name])
+        for name, layout in laid.layouts.items()
+    }
     assert everywhere == sum(4 * math.prod(shape) * copies[name] for name, shape in shapes.items())
 
 
@@ -70,15 +96,21 @@ def test_activations_of_alpha_are_those_of_korthikanti(t, dropout):
     S, E, H = 1024, 5120, 40
     scores = H * S * S // t
     with_masks = dropout > 0
-    theirs = S * E * (8 + 2 * with_masks) + 24 * S * E // t + (5 if with_masks else 2) * scores  # 34 and 5 with 1-byte masks, tensor parallel
+    theirs = (
+        S * E * (8 + 2 * with_masks) + 24 * S * E // t + (5 if with_masks else 2) * scores
+    )  # 34 and 5 with 1-byte masks, tensor parallel
     ours, dropped = kept(plan("alpha/13b", f"model_parallel={t}", f"model.dropout={dropout}"))
-    assert ours - theirs == with_masks * (6 * S * E + 3 * scores) + (2 if with_masks else 4) * scores  # 4-byte masks; softmax in float32 beside its cast
+    assert (
+        ours - theirs == with_masks * (6 * S * E + 3 * scores) + (2 if with_masks else 4) * scores
+    )  # 4-byte masks; softmax in float32 beside its cast
     assert dropped == (10 if with_masks else 6) * scores + 2 * S * 4 * E // t
     if t > 1:
         theirs = ((34 if with_masks else 32) * S * E + (5 if with_masks else 2) * H * S * S) // t
         ours, _ = kept(plan("alpha/13b", f"model_parallel={t}", "sequence_parallel=true", f"model.dropout={dropout}"))
         gathered = 4 * S * E - 4 * S * E // t
-        assert ours - theirs == gathered + with_masks * (6 * S * E // t + 3 * scores) + (2 if with_masks else 4) * scores
+        assert (
+            ours - theirs == gathered + with_masks * (6 * S * E // t + 3 * scores) + (2 if with_masks else 4) * scores
+        )
     query, _ = kept(plan("alpha/13b", f"model_parallel={t}", f"model.dropout={dropout}"), layer=39)
     assert query - kept(plan("alpha/13b", f"model_parallel={t}", f"model.dropout={dropout}"))[0] == 2 * S * E
 
@@ -87,10 +119,16 @@ def test_attention_is_written_out_where_no_flash_attention_computes_it():
     S, H = 1024, 40
     plain = plan("alpha/13b", "model.dropout=0.0")
     assert kept(plain)[0] - kept(plain, chip=A910B)[0] == 6 * H * S * S - 64 * H * S
-    assert kept(plan("alpha/13b"), chip=A910B) == kept(plan("alpha/13b"))  # with dropout our attention is composed everywhere
-    assert memory.composed_attention(plan("alpha/13b", "model.dropout=0.0", "model.compute_dtype=float32").config.model, A910B)
+    assert kept(plan("alpha/13b"), chip=A910B) == kept(
+        plan("alpha/13b")
+    )  # with dropout our attention is composed everywhere
+    assert memory.composed_attention(
+        plan("alpha/13b", "model.dropout=0.0", "model.compute_dtype=float32").config.model, A910B
+    )
     fields = ["model.dropout=0.0", "model.compute_dtype=float32"]
-    assert kept(plan("alpha/13b", *fields))[0] == 4 * (S * 5120 * 16) + 4 * H * S * S  # float32: the softmax is what the product reads
+    assert (
+        kept(plan("alpha/13b", *fields))[0] == 4 * (S * 5120 * 16) + 4 * H * S * S
+    )  # float32: the softmax is what the product reads
 
 
 def test_activations_of_pi_by_hand():
@@ -103,15 +141,32 @@ def test_activations_of_pi_by_hand():
     common = 2 * S * (2 * E + 2 * E) + 2 * S * (2 * E + 2 * KV) // mp + 64 * H * S // mp
     siaf, branch = 3 * 2 * S * F // mp, 2 * 2 * S * E // 32
     assert layer("model.siaf_terms=1", "model.aug_shortcut_branches=0") == common + siaf
-    assert layer("model.siaf_terms=2", "model.aug_shortcut_branches=2") == common + siaf + 2 * branch  # a series needs nothing more
-    assert layer("model.siaf_terms=2", "model.aug_shortcut_branches=0", "model.siaf_position=product") == common + 4 * 2 * S * F // mp
-    assert layer("model.siaf_terms=3", "model.aug_shortcut_branches=0", "model.siaf_mode=matrices") == common + 5 * 2 * S * F // mp
-    assert layer("model.siaf_terms=1", "model.aug_shortcut_branches=0", "model.num_kv_heads=2") == common + siaf - 2 * 2 * S * (KV - KV // 7) // mp
+    assert (
+        layer("model.siaf_terms=2", "model.aug_shortcut_branches=2") == common + siaf + 2 * branch
+    )  # a series needs nothing more
+    assert (
+        layer("model.siaf_terms=2", "model.aug_shortcut_branches=0", "model.siaf_position=product")
+        == common + 4 * 2 * S * F // mp
+    )
+    assert (
+        layer("model.siaf_terms=3", "model.aug_shortcut_branches=0", "model.siaf_mode=matrices")
+        == common + 5 * 2 * S * F // mp
+    )
+    assert (
+        layer("model.siaf_terms=1", "model.aug_shortcut_branches=0", "model.num_kv_heads=2")
+        == common + siaf - 2 * 2 * S * (KV - KV // 7) // mp
+    )
 
 
 def test_pipeline_stages_hold_their_micro_batches_in_flight():
     S, E, b = 1024, 5120, 2
-    fields = ["pipeline_stage=4", "micro_batch_num=3", "recompute=full", "train.batch_size=6", "stage_layers=[10,10,10,10]"]
+    fields = [
+        "pipeline_stage=4",
+        "micro_batch_num=3",
+        "recompute=full",
+        "train.batch_size=6",
+        "stage_layers=[10,10,10,10]",
+    ]
 
     def stored(fields, stage):
         return lines(plan("alpha/13b", *fields), stage)["activations"]
@@ -126,28 +181,57 @@ def test_pipeline_stages_hold_their_micro_batches_in_flight():
 
 
 def test_recompute_gives_memory_back_for_one_layer():
-    modes = {mode: lines(plan("alpha/13b", "model_parallel=8", f"recompute={mode}"), 0) for mode in ("none", "selective", "full")}
+    modes = {
+        mode: lines(plan("alpha/13b", "model_parallel=8", f"recompute={mode}"), 0)
+        for mode in ("none", "selective", "full")
+    }
     laid = plan("alpha/13b", "model_parallel=8")
     whole, dropped = kept(laid)
     extra = kept(laid, 39)[0] - whole
     stored = {mode: found["activations"] // 8 for mode, found in modes.items()}
-    assert stored == {"none": 40 * whole + extra, "selective": 40 * (whole - dropped) + extra, "full": 40 * 2 * 1024 * 5120}
-    assert modes["none"]["weights in float16"] == memory.parameter_bytes(laid, 0) // 2  # kept from the forward to the backward pass
-    assert modes["full"]["weights in float16"] == 2 * 40000 * 5120  # only the word table, larger than a layer on 8 devices
+    assert stored == {
+        "none": 40 * whole + extra,
+        "selective": 40 * (whole - dropped) + extra,
+        "full": 40 * 2 * 1024 * 5120,
+    }
+    assert (
+        modes["none"]["weights in float16"] == memory.parameter_bytes(laid, 0) // 2
+    )  # kept from the forward to the backward pass
+    assert (
+        modes["full"]["weights in float16"] == 2 * 40000 * 5120
+    )  # only the word table, larger than a layer on 8 devices
 
 
 def test_optimizer_shard_cuts_state_and_adds_whole_layers():
-    plain, cut = (plan("alpha/13b", "data_parallel=4", "model_parallel=4", f"optimizer_shard={flag}", "recompute=full") for flag in ("false", "true"))
-    tables = (40000 + 2 * 1024) * 5120  # whole on each of the 4 model_parallel devices, so cut over 16; small parameters stay whole
+    plain, cut = (
+        plan("alpha/13b", "data_parallel=4", "model_parallel=4", f"optimizer_shard={flag}", "recompute=full")
+        for flag in ("false", "true")
+    )
+    tables = (
+        40000 + 2 * 1024
+    ) * 5120  # whole on each of the 4 model_parallel devices, so cut over 16; small parameters stay whole
     assert memory.parameter_bytes(cut, 0) == pytest.approx(4 * (40 * 12 * 5120**2 + tables) / 16, rel=3e-3)
     assert memory.parameter_bytes(plain, 0) == pytest.approx(4 * (40 * 12 * 5120**2 / 4 + tables), rel=1e-3)
     kept = plan("alpha/13b", "data_parallel=4", "model_parallel=4", "optimizer_shard=true")
-    assert lines(kept, 0)["weights in float16"] == memory.parameter_bytes(plain, 0) // 2 + 4 * tables  # tables are gathered in float32
+    assert (
+        lines(kept, 0)["weights in float16"] == memory.parameter_bytes(plain, 0) // 2 + 4 * tables
+    )  # tables are gathered in float32
     before, after = lines(plain, 0), lines(cut, 0)
     assert "gradient of one layer" not in before and after["gradient of one layer"] == 4 * 40000 * 5120
-    assert after["weights in float16"] == lines(kept, 0)["weights in float16"]  # gathered once a step, whatever is recomputed
-    sums = plan("alpha/13b", "data_parallel=4", "model_parallel=4", "optimizer_shard=true", "recompute=full", "train.accumulation_steps=2")
-    assert lines(sums, 0)["sums over micro-batches"] == memory.parameter_bytes(plain, 0)  # MindSpore's accu_grads, which the optimizer does not cut
+    assert (
+        after["weights in float16"] == lines(kept, 0)["weights in float16"]
+    )  # gathered once a step, whatever is recomputed
+    sums = plan(
+        "alpha/13b",
+        "data_parallel=4",
+        "model_parallel=4",
+        "optimizer_shard=true",
+        "recompute=full",
+        "train.accumulation_steps=2",
+    )
+    assert lines(sums, 0)["sums over micro-batches"] == memory.parameter_bytes(
+        plain, 0
+    )  # MindSpore's accu_grads, which the optimizer does not cut
     assert lines(sums, 0)["gradients"] == memory.parameter_bytes(cut, 0) and "sums over micro-batches" not in after
     assert before["communicators"] == after["communicators"] == 3 * 400_000_000  # all, dp, mp
 
@@ -155,7 +239,9 @@ def test_optimizer_shard_cuts_state_and_adds_whole_layers():
 def test_the_last_stage_has_the_logits():
     fields = ["model_parallel=8", "pipeline_stage=2", "micro_batch_num=8", "recompute=none", "model.seq_length=128"]
     whole, rows = (lines(plan("alpha/13b", *fields, f"vocab_embedding={how}"), 1) for how in ("replicated", "row"))
-    assert whole["head and loss"] == 128 * (2 * 2 * 5120 + 10 * 40000) and "head and loss" not in lines(plan("alpha/13b", *fields), 0)
+    assert whole["head and loss"] == 128 * (2 * 2 * 5120 + 10 * 40000) and "head and loss" not in lines(
+        plan("alpha/13b", *fields), 0
+    )
     assert rows.get("head and loss", 128 * (2 * 2 * 5120 + 10 * 5000)) == 128 * (2 * 2 * 5120 + 10 * 5000)
 
 
@@ -163,4 +249,8 @@ def test_a_later_stage_of_a_sort_never_holds_more():
     laid = plan("alpha/13b", "pipeline_stage=8", "micro_batch_num=8", "model_parallel=2")
     totals = [sum(lines(laid, s).values()) for s in range(8)]
     shown = [stage for stage, _ in distinct_stages(laid)]
-    assert max(totals) == max(totals[s] for s in shown) and sum(count for _, count in distinct_stages(laid)) == 8 and len(shown) < 8
+    assert (
+        max(totals) == max(totals[s] for s in shown)
+        and sum(count for _, count in distinct_stages(laid)) == 8
+        and len(shown) < 8
+    )

@@ -1,4 +1,5 @@
-"""Rehearsals: MindSpore's own compiler against the plan. Each compiles in a child process; `-m slow` holds the shipped cluster configs."""
+"""Rehearsals: MindSpore's own compiler against the plan. Each compiles in a child process; `-m slow` holds the shipped
+cluster configs."""
 
 import json
 import subprocess
@@ -27,7 +28,9 @@ def alpha() -> tuple[Plan, rehearsal.RankReport]:
     return Plan.of(config), rehearse(config, [3], soc="", progress=False)[0]
 
 
-def test_the_compiler_cuts_every_parameter_and_moment_as_the_plan_says(alpha: tuple[Plan, rehearsal.RankReport]) -> None:
+def test_the_compiler_cuts_every_parameter_and_moment_as_the_plan_says(
+    alpha: tuple[Plan, rehearsal.RankReport],
+) -> None:
     plan, report = alpha
     assert report.differences == []
     assert report.slices.keys() == {prefix + name for name in plan.layouts for prefix in ("", *MOMENTS)}
@@ -43,18 +46,29 @@ def test_layouts_are_those_of_the_plan_not_only_their_shapes(alpha: tuple[Plan, 
         if 2 in layout.tensor_map or layout.dims != ((),) * len(layout.dims):
             matrix, tensor_map = report.layouts[name][:2]
             kept = [size for size in matrix if size > 1]
-            assert kept == [2, 2] and [m if m == -1 or matrix[len(matrix) - 1 - m] == 1 else m for m in tensor_map] == list(layout.tensor_map), name
+            assert kept == [2, 2] and [
+                m if m == -1 or matrix[len(matrix) - 1 - m] == 1 else m for m in tensor_map
+            ] == list(layout.tensor_map), name
 
 
 def test_collectives_of_a_layer_are_megatrons(alpha: tuple[Plan, rehearsal.RankReport]) -> None:
-    """Two all-reduces over mp forward and two backward for each layer: one more is a forgotten layout. Source: Shoeybi et al. 2019, section 3."""
+    """Two all-reduces over mp forward and two backward for each layer: one more is a forgotten layout. Source: Shoeybi
+    et al. 2019, section 3."""
     _, report = alpha
-    over_mp = Counter(c.scope.rpartition("/")[0].endswith("Grad_AllReduce") for c in report.collectives if _in_layer(c) and not c.parameter)
+    over_mp = Counter(
+        c.scope.rpartition("/")[0].endswith("Grad_AllReduce")
+        for c in report.collectives
+        if _in_layer(c) and not c.parameter
+    )
     assert over_mp == {False: 4, True: 4}
 
 
 def _in_layer(collective: rehearsal.Collective) -> bool:
-    return collective.kind == "AllReduce" and collective.group_size == 2 and ("Block" in collective.scope or "Linear" in collective.scope)
+    return (
+        collective.kind == "AllReduce"
+        and collective.group_size == 2
+        and ("Block" in collective.scope or "Linear" in collective.scope)
+    )
 
 
 def test_a_difference_between_compiler_and_plan_is_told(alpha: tuple[Plan, rehearsal.RankReport]) -> None:
@@ -65,13 +79,15 @@ def test_a_difference_between_compiler_and_plan_is_told(alpha: tuple[Plan, rehea
         "parameters": {name: [1] if name == "blocks.0.ffn.up.weight" else shape for name, shape in report.slices.items()},
     }  # fmt: skip
     assert rehearsal._report(plan, raw).differences == [
-        "blocks.0.ffn.up.weight: has shape [1], the plan says " + str(list(plan.layouts["blocks.0.ffn.up.weight"].slice_shape)),
+        "blocks.0.ffn.up.weight: has shape [1], the plan says "
+        + str(list(plan.layouts["blocks.0.ffn.up.weight"].slice_shape)),
         "final_norm.bias: is not on the rank, but on stage 0 of the plan",
     ]
 
 
 def test_custom_kernels_carry_their_layouts() -> None:
-    """Series activations by kernels: parameters cut, their gradients summed over the replicas, and nothing redistributed."""
+    """Series activations by kernels: parameters cut, their gradients summed over the replicas, and nothing
+    redistributed."""
     overrides = [*TWO_BY_TWO, "model.num_layers=1", "model.siaf_position=product"]
     child = Path(__file__).with_name("custom_layout_child.py")
     done = subprocess.run([sys.executable, child, "pi/tiny", "1", *overrides], capture_output=True, text=True)
@@ -84,9 +100,27 @@ def test_custom_kernels_carry_their_layouts() -> None:
     assert raw["layouts"]["blocks.0.ffn.siaf.scale"][:2] == [[2, 2], [-1, 0]]
 
 
-def test_the_command_line_writes_a_report_and_strategy_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_writes_a_report_and_strategy_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     overrides = ["parallel.data_parallel=2", "model.num_layers=2"]
-    assert main(["plan", "rehearse", "--config", "alpha/tiny", *overrides, "--ranks", "0", "--json", "--output", str(tmp_path / "out")]) == 0
+    assert (
+        main(
+            [
+                "plan",
+                "rehearse",
+                "--config",
+                "alpha/tiny",
+                *overrides,
+                "--ranks",
+                "0",
+                "--json",
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
     printed = json.loads(capsys.readouterr().out)
     (summary,) = printed["ranks"]
     assert printed["layers"] == [2, 2] and printed["micro_batches"] == [1, 1]
@@ -97,14 +131,28 @@ def test_the_command_line_writes_a_report_and_strategy_files(tmp_path: Path, cap
     assert stored["operators"].keys() <= read_operator_strategies(tmp_path / "out" / "operators_rank_0.json").keys()
 
 
-def test_operator_strategies_must_name_every_operator_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operator_strategies_must_name_every_operator_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the compiler knows stands in a file that it writes; here a stand-in writes it."""
     known = [OperatorStrategy(f"Default/model/{kind}-op0", ((2, 1), (1, 1))) for kind in ("MatMul", "Mul")]
-    monkeypatch.setattr(rehearsal, "run_child", lambda config, rank, soc, output: write_operator_strategies(known, f"{output}/operators_rank_{rank}.json"))
+    monkeypatch.setattr(
+        rehearsal,
+        "run_child",
+        lambda config, rank, soc, output: write_operator_strategies(known, f"{output}/operators_rank_{rank}.json"),
+    )
     for name, operators, message in (
-        ("unknown", [*known, OperatorStrategy("Default/model/Mull-op0", ((2, 1), (1, 1)))], "Mull-op0: the model has no such operator; .* did you mean"),
+        (
+            "unknown",
+            [*known, OperatorStrategy("Default/model/Mull-op0", ((2, 1), (1, 1)))],
+            "Mull-op0: the model has no such operator; .* did you mean",
+        ),
         ("missing", known[:1], "Default/model/Mul-op0 is missing"),
-        ("devices", [OperatorStrategy("Default/model/MatMul-op0", ((3, 1), (1, 1))), known[1]], "3 must divide the 2 devices"),
+        (
+            "devices",
+            [OperatorStrategy("Default/model/MatMul-op0", ((3, 1), (1, 1))), known[1]],
+            "3 must divide the 2 devices",
+        ),
     ):
         path = tmp_path / f"{name}.json"
         write_operator_strategies(operators, path)
@@ -122,12 +170,17 @@ def test_saved_operator_strategies_make_the_same_graph(tmp_path: Path) -> None:
     assert again.layouts == saved.layouts and totals(again.collectives) == totals(saved.collectives)
 
 
-def test_bad_ranks_and_a_refusing_compiler_are_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_ranks_and_a_refusing_compiler_are_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main(["plan", "rehearse", "--config", "alpha/tiny", "--ranks", "9"]) == 2
     assert capsys.readouterr().err == "pangu plan: rank 9: the plan has 1 devices; ranks are 0 to 0\n"
     assert main(["plan", "rehearse", "--config", "alpha/tiny", "--ranks", "a"]) == 2
     assert "numbers with commas" in capsys.readouterr().err
-    said = "[ERROR] PARALLEL(1,7f,python):2026-01-01-00:00:00.0.0 [mindspore/x/matmul_info.cc:1] Init] MatMulInfo7: 5 must divide 32\nTraceback"
+    said = (
+        "[ERROR] PARALLEL(1,7f,python):2026-01-01-00:00:00.0.0 [mindspore/x/matmul_info.cc:1] Init] MatMulInfo7: 5 must"
+        " divide 32\nTraceback"
+    )
     monkeypatch.setattr(rehearsal.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", said))
     with pytest.raises(PlanError, match="rank 0: MindSpore refuses the plan: MatMulInfo7: 5 must divide 32; "):
         rehearsal.run_child(load_config("alpha/tiny"), 0, "")
@@ -149,14 +202,20 @@ def test_an_unknown_mindspore_is_refused_before_anything_is_changed() -> None:
 
 
 def test_thinning_keeps_widths_and_degrees() -> None:
-    config = load_config("alpha/13b", ["parallel.pipeline_stage=4", "parallel.micro_batch_num=4", "parallel.stage_layers=[10,10,10,10]"])
+    config = load_config(
+        "alpha/13b", ["parallel.pipeline_stage=4", "parallel.micro_batch_num=4", "parallel.stage_layers=[10,10,10,10]"]
+    )
     thin = thinned(config, 2)
     assert thin.model.num_layers == 8 and Plan.of(thin).stage_layers == (2, 2, 2, 2)
     assert thin.model.hidden_size == config.model.hidden_size and thinned(config, 10) == config
 
 
 def test_samples_have_every_stage_first_and_then_other_places() -> None:
-    plan = Plan.of(load_config("alpha/13b", ["parallel.pipeline_stage=4", "parallel.micro_batch_num=4", "parallel.data_parallel=4"]))
+    plan = Plan.of(
+        load_config(
+            "alpha/13b", ["parallel.pipeline_stage=4", "parallel.micro_batch_num=4", "parallel.data_parallel=4"]
+        )
+    )
     assert sample_ranks(plan) == [0, 4, 8, 12]
     assert sample_ranks(plan, 2) == [0, 12]
     more = sample_ranks(plan, 8)

@@ -1,4 +1,5 @@
-"""The search against brute force over every combination of fields, and what it says of the best, the near and the impossible."""
+"""The search against brute force over every combination of fields, and what it says of the best, the near and the
+impossible."""
 
 import itertools
 import json
@@ -30,12 +31,24 @@ def every_plan(config, devices, batch):
     for dp, mp, pp in itertools.product(numbers, repeat=3):
         if dp * mp * pp != devices or batch % dp:
             continue
-        switches = itertools.product((False, True), ("none", "selective", "full"), (False, True), ("replicated", "row"), numbers, numbers)
+        switches = itertools.product(
+            (False, True), ("none", "selective", "full"), (False, True), ("replicated", "row"), numbers, numbers
+        )
         for shard, recompute, sequence, vocab, micro, accumulation in switches:
-            parallel = {"data_parallel": dp, "model_parallel": mp, "pipeline_stage": pp, "micro_batch_num": micro, "optimizer_shard": shard}
+            parallel = {
+                "data_parallel": dp,
+                "model_parallel": mp,
+                "pipeline_stage": pp,
+                "micro_batch_num": micro,
+                "optimizer_shard": shard,
+            }
             parallel |= {"recompute": recompute, "sequence_parallel": sequence, "vocab_embedding": vocab}
             try:
-                yield Plan.of(replace(config, parallel=parallel, train={"batch_size": batch // dp, "accumulation_steps": accumulation}))
+                yield Plan.of(
+                    replace(
+                        config, parallel=parallel, train={"batch_size": batch // dp, "accumulation_steps": accumulation}
+                    )
+                )
             except (ValidationError, PlanError):
                 continue
 
@@ -46,19 +59,50 @@ def test_nothing_valid_that_fits_is_faster_than_the_best(hbm, devices):
     found = search(config, devices, A910, hbm, margin=0, progress=False)
     fitting = [e for e in (Estimate.of(plan, A910, hbm) for plan in every_plan(config, devices, 4)) if e.excess <= 0]
     assert fitting and found.ranked[0].seconds == pytest.approx(min(e.seconds for e in fitting))
-    degrees = {(e.plan.config.parallel.data_parallel, e.plan.config.parallel.model_parallel, e.plan.config.parallel.pipeline_stage) for e in fitting}
+    degrees = {
+        (
+            e.plan.config.parallel.data_parallel,
+            e.plan.config.parallel.model_parallel,
+            e.plan.config.parallel.pipeline_stage,
+        )
+        for e in fitting
+    }
     assert len(found.ranked) == len(degrees)
     assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(found.ranked))
 
 
 def test_every_plan_keeps_the_batch_the_devices_and_the_margin(capsys):
-    assert main(["plan", "search", "--config", "alpha/13b", "--devices", "64", "--global-batch", "256", "--margin", "0.5", "--top", "50", "--json"]) == 0
+    assert (
+        main(
+            [
+                "plan",
+                "search",
+                "--config",
+                "alpha/13b",
+                "--devices",
+                "64",
+                "--global-batch",
+                "256",
+                "--margin",
+                "0.5",
+                "--top",
+                "50",
+                "--json",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert len(found["plans"]) > 5 and found["fitting"] < found["tried"]
     for row in found["plans"]:
         again = estimate("alpha/13b", row["overrides"])
-        assert (again.plan.mesh.world, again.plan.config.global_batch_size) == (64, 256) and again.bytes <= 0.5 * 32 * GIB
-        assert again.tokens_per_second == pytest.approx(row["tokens_per_second"]) and again.bytes / GIB == pytest.approx(row["gib"])
+        assert (again.plan.mesh.world, again.plan.config.global_batch_size) == (
+            64,
+            256,
+        ) and again.bytes <= 0.5 * 32 * GIB
+        assert again.tokens_per_second == pytest.approx(
+            row["tokens_per_second"]
+        ) and again.bytes / GIB == pytest.approx(row["gib"])
     assert found["near"]
     for row in found["near"]:
         near = estimate("alpha/13b", row["overrides"], int(0.5 * 32 * GIB))
@@ -69,7 +113,17 @@ def test_every_plan_keeps_the_batch_the_devices_and_the_margin(capsys):
 
 
 def test_the_report_explains_itself_and_can_be_pasted(capsys):
-    command = ["plan", "search", "--config", "alpha/13b", "--devices", "16", "--global-batch", "64", "model.num_layers=12"]
+    command = [
+        "plan",
+        "search",
+        "--config",
+        "alpha/13b",
+        "--devices",
+        "16",
+        "--global-batch",
+        "64",
+        "model.num_layers=12",
+    ]
     assert main(command) == 0
     out = capsys.readouterr().out
     *_, last = out.strip().splitlines()
@@ -92,9 +146,15 @@ def test_when_nothing_fits_three_ways_are_named_and_each_works(capsys):
     ways = ways.strip().split("; ")
     assert len(ways) == 3
     for way in ways:
-        change, devices, size = re.fullmatch(r"(.*) \((\d+) devices, ([\d.]+) GiB(?:, \d+ sequences a step)?\)", way).groups()
+        change, devices, size = re.fullmatch(
+            r"(.*) \((\d+) devices, ([\d.]+) GiB(?:, \d+ sequences a step)?\)", way
+        ).groups()
         after = estimate("alpha/200b", words.split() + change.split())
-        assert after.plan.mesh.world == int(devices) > 64 and after.bytes / GIB == pytest.approx(float(size), abs=0.006) and after.bytes <= 0.95 * 32 * GIB
+        assert (
+            after.plan.mesh.world == int(devices) > 64
+            and after.bytes / GIB == pytest.approx(float(size), abs=0.006)
+            and after.bytes <= 0.95 * 32 * GIB
+        )
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,11 @@ def test_logs_that_come_slowly_do_not_hold_up_the_event_loop(tmp_path, monkeypat
     async def main():
         leader = Leader(Job(lambda rank: [], [Place(0, "a", 0)], JobDirectory(tmp_path), "a"), Terminal(None))
         leader.scheduler_ended = {"code": 5}
-        latest, longest, done = time.monotonic(), 0.0, asyncio.gather(leader.local._stacks(1, [rank]), leader._without_scheduler())
+        latest, longest, done = (
+            time.monotonic(),
+            0.0,
+            asyncio.gather(leader.local._stacks(1, [rank]), leader._without_scheduler()),
+        )
         while not done.done():
             await asyncio.sleep(0.01)
             longest, latest = max(longest, time.monotonic() - latest), time.monotonic()
@@ -76,12 +80,21 @@ def test_logs_that_come_slowly_do_not_hold_up_the_event_loop(tmp_path, monkeypat
 
 
 def test_a_disk_that_cannot_be_written_for_a_while_leaves_no_status_behind(tmp_path, monkeypatch, capfd):
-    """Whatever the error, such as a process without file descriptors: the next second's status is written again, and no traceback is shown."""
+    """Whatever the error, such as a process without file descriptors: the next second's status is written again, and no
+    traceback is shown."""
     job = Job(lambda rank: [], [Place(0, "a", 0)], JobDirectory(tmp_path), "a")
     disk, terminal = Aside("disk"), Terminal(None)
     chronicle = Chronicle(job, terminal, disk)
-    write, broken = JobDirectory.write_status, [OSError(errno.EMFILE, "Too many open files"), OSError(errno.EIO, "Input/output error")]
-    monkeypatch.setattr(JobDirectory, "write_status", lambda self, status: fails(broken.pop()) if broken else write(self, status))
+    write, broken = (
+        JobDirectory.write_status,
+        [
+            OSError(errno.EMFILE, "Too many open files"),
+            OSError(errno.EIO, "Input/output error"),
+        ],
+    )
+    monkeypatch.setattr(
+        JobDirectory, "write_status", lambda self, status: fails(broken.pop()) if broken else write(self, status)
+    )
 
     def fails(error):
         raise error

@@ -1,9 +1,10 @@
-"""Ascend devices that are not there, from outside of the product: Python imports this file in every process that has its directory on PYTHONPATH.
+"""Ascend devices that are not there, from outside of the product: Python imports this file in every process that has
+its directory on PYTHONPATH.
 
-With ASCEND_STUB set, `mindspore.set_device("Ascend")` makes the process a rank of a virtual cluster (of one, where it stands alone), whose graphs
-MindSpore compiles for an Ascend chip. What a device would do is stubbed there, and nothing else: sums over ranks go through a meeting of this machine,
-and a compiled graph is not executed: a stand-in of its cell answers (`executed`, `loss_of`, `logits_of`). Devices that were opened are noted in
-ASCEND_STUB.devices, one a line.
+With ASCEND_STUB set, `mindspore.set_device("Ascend")` makes the process a rank of a virtual cluster (of one, where it
+stands alone), whose graphs MindSpore compiles for an Ascend chip. What a device would do is stubbed there, and nothing
+else: sums over ranks go through a meeting of this machine, and a compiled graph is not executed: a stand-in of its cell
+answers (`executed`, `loss_of`, `logits_of`). Devices that were opened are noted in ASCEND_STUB.devices, one a line.
 """
 
 import os
@@ -78,7 +79,11 @@ def sums_of(rank, world):
     from pangu_ms.parallel.meeting import Meeting
 
     meeting = Meeting(os.environ["ASCEND_STUB"], rank, world)
-    return lambda ranks, values: np.sum([json.loads(meeting.agree(json.dumps([*map(int, values)]) if r == rank else "")) for r in range(world)], axis=0, dtype=np.float32)
+    return lambda ranks, values: np.sum(
+        [json.loads(meeting.agree(json.dumps([*map(int, values)]) if r == rank else "")) for r in range(world)],
+        axis=0,
+        dtype=np.float32,
+    )
 
 
 class Executed:
@@ -91,9 +96,13 @@ class Executed:
         return getattr(self.cell, name)
 
     def __call__(self, *inputs):
-        assert self.cell(*inputs) is None and len(self.cell.compile_cache) == 1, "the inputs are not those that it was compiled for"
+        assert self.cell(*inputs) is None and len(self.cell.compile_cache) == 1, (
+            "the inputs are not those that it was compiled for"
+        )
         limit = inputs[-1] if self.step.plan.num_micro_batches == 1 else self.cell.loss_limit
-        return update([*self.step.weights, *self.step.parameters()], *loss_of(inputs[0].asnumpy(), inputs[3].asnumpy()), limit)
+        return update(
+            [*self.step.weights, *self.step.parameters()], *loss_of(inputs[0].asnumpy(), inputs[3].asnumpy()), limit
+        )
 
 
 def update(parameters, total, count, change, limit):
@@ -176,8 +185,13 @@ class Cells:
         import numpy as np
         from mindspore import Tensor
 
-        shape, num_states = (*positions.shape, cell.model.word_embedding.weight.shape[1]), len(cell.model.blocks) + hasattr(cell.model, "query_layer") + 1
-        return tuple(Tensor(np.random.default_rng(i).standard_normal(shape).astype(np.float32)) for i in range(num_states))
+        shape, num_states = (
+            (*positions.shape, cell.model.word_embedding.weight.shape[1]),
+            len(cell.model.blocks) + hasattr(cell.model, "query_layer") + 1,
+        )
+        return tuple(
+            Tensor(np.random.default_rng(i).standard_normal(shape).astype(np.float32)) for i in range(num_states)
+        )
 
 
 def start(device):

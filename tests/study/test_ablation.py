@@ -15,7 +15,15 @@ from pangu_ms.study.ablation import REMOVED, run_ablation, variant_fields
 from pangu_ms.study.compare import confidence, paired_difference, ratios
 from pangu_ms.study.table import ablation_table
 
-SIZES = ["vocab_size=384", "hidden_size=32", "num_layers=1", "num_heads=4", "ffn_hidden_size=64", "aug_shortcut_reduction=4", "seq_length=32"]
+SIZES = [
+    "vocab_size=384",
+    "hidden_size=32",
+    "num_layers=1",
+    "num_heads=4",
+    "ffn_hidden_size=64",
+    "aug_shortcut_reduction=4",
+    "seq_length=32",
+]
 OVERRIDES = [*(f"model.{size}" for size in SIZES), "train.batch_size=4", "train.steps=6", "optimizer.warmup_steps=2"]
 
 
@@ -34,9 +42,13 @@ def test_variants_of_the_1b_model_have_the_parameters_they_claim(terms):
     assert base.num_parameters() == both
     one_multiple = 12 * 8 * (3 * 2048 + 4)
     counts = {name: parameters_by_hand(fields) for name, fields in variant_fields(base).items()}
-    assert {name: abs(both - count) <= one_multiple / 2 for name, count in counts.items()} == {name: name != "vanilla" for name in REMOVED}
+    assert {name: abs(both - count) <= one_multiple / 2 for name, count in counts.items()} == {
+        name: name != "vanilla" for name in REMOVED
+    }
     narrow = variant_fields(base, "width")
-    assert {name: fields["ffn_hidden_size"] == 5632 for name, fields in narrow.items()} == {name: name != "widenet" for name in REMOVED}
+    assert {name: fields["ffn_hidden_size"] == 5632 for name, fields in narrow.items()} == {
+        name: name != "widenet" for name in REMOVED
+    }
     parts = {name: (fields["siaf_terms"], fields["aug_shortcut_branches"]) for name, fields in narrow.items()}
     assert parts == {"vanilla": (1, 0), "widenet": (1, 0), "siaf": (terms, 0), "as": (1, 1), "both": (terms, 1)}
     for name, fields in variant_fields(base).items():
@@ -51,11 +63,16 @@ def test_a_base_without_a_part_is_refused():
 def test_statistics_by_hand():
     # differences 0.1, 0.3, 0.2: mean 0.2, deviation 0.1, error 0.1 / sqrt(3) = 0.0577
     found = paired_difference([1.1, 5.3, 3.2], [1.0, 5.0, 3.0])
-    assert found == {"mean": pytest.approx(0.2), "standard_error": pytest.approx(0.1 / math.sqrt(3)), "distinguishable": True}
+    assert found == {
+        "mean": pytest.approx(0.2),
+        "standard_error": pytest.approx(0.1 / math.sqrt(3)),
+        "distinguishable": True,
+    }
     assert paired_difference([1.1, 4.9, 3.1], [1.0, 5.0, 3.0])["distinguishable"] is False  # 0.033 +- 0.067
     assert paired_difference([1.0, 2.0], [1.0, 2.0])["distinguishable"] is False
     assert paired_difference([1.5], [1.0]) == {"mean": 0.5, "standard_error": None, "distinguishable": None}
-    # Student's t with 1 and 2 degrees of freedom in closed form: 2 atan(t) / pi and t / sqrt(2 + t^2); with many, the normal's erf(t / sqrt(2)).
+    # Student's t with 1 and 2 degrees of freedom in closed form: 2 atan(t) / pi and t / sqrt(2 + t^2); with many,
+    # the normal's erf(t / sqrt(2)).
     exact = 2 * math.atan(2) / math.pi, 2 / math.sqrt(6), math.erf(math.sqrt(2))
     assert [confidence(2), confidence(3), confidence(10001)] == pytest.approx(exact, abs=1e-4)
 
@@ -74,7 +91,20 @@ def test_ratios_do_not_see_a_machine_that_is_slow_for_a_while():
 def test_whole_study(records, tmp_path):
     """Two variants, two seeds; then the same command again, and one seed more."""
     output, plot = tmp_path / "study", tmp_path / "plot.svg"
-    words = [sys.executable, "-m", "pangu_ms", "study", "pi-ablation", *OVERRIDES, "--data", records, "--output", output, "--variants", "vanilla,both"]
+    words = [
+        sys.executable,
+        "-m",
+        "pangu_ms",
+        "study",
+        "pi-ablation",
+        *OVERRIDES,
+        "--data",
+        records,
+        "--output",
+        output,
+        "--variants",
+        "vanilla,both",
+    ]
     words = [*map(str, words), "--seeds", "1,2"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -84,7 +114,9 @@ def test_whole_study(records, tmp_path):
     commands = [line for line in done.stdout.splitlines() if line.startswith("$ pangu ")]
     assert [line.split()[2] for line in commands] == ["train"] * 4 + ["study"]
     times = {path: path.stat().st_mtime_ns for path in output.glob("*/*/result.json")}
-    again = run_ablation(output, overrides=OVERRIDES, data=str(records), seeds=[1, 2], variants=["vanilla", "both"], progress=False)
+    again = run_ablation(
+        output, overrides=OVERRIDES, data=str(records), seeds=[1, 2], variants=["vanilla", "both"], progress=False
+    )
     assert again == results and times == {path: path.stat().st_mtime_ns for path in output.glob("*/*/result.json")}
     pytest.importorskip("matplotlib")
     from pangu_ms.study.plot import plot_ablation
@@ -109,7 +141,9 @@ def require_honest(results, output):
             assert all(getattr(config.model, field) == value for field, value in variant["fields"].items())
         assert variant["ms_per_token"] > 0 and variant["tokens_per_second"] > 0
     losses = [list(variant["losses"].values()) for variant in results["variants"].values()]
-    assert results["variants"]["both"]["difference"]["vanilla"]["mean"] == pytest.approx(np.mean(losses[1]) - np.mean(losses[0]))
+    assert results["variants"]["both"]["difference"]["vanilla"]["mean"] == pytest.approx(
+        np.mean(losses[1]) - np.mean(losses[0])
+    )
     assert results["variants"]["vanilla"]["latency_ratio"]["median"] == 1.0
     assert len({loss for pair in losses for loss in pair}) == 4
 

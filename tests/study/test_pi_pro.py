@@ -10,7 +10,14 @@ from pangu_ms.errors import ConfigError
 from pangu_ms.study.pi_pro import PREVIOUS, STEPS, Chain, make_plan
 from pangu_ms.study.pi_pro_cli import chain_table
 
-SIZES = ["model.vocab_size=800", "model.hidden_size=64", "model.num_heads=2", "model.num_layers=2", "model.ffn_hidden_size=160", "model.seq_length=32"]
+SIZES = [
+    "model.vocab_size=800",
+    "model.hidden_size=64",
+    "model.num_heads=2",
+    "model.num_layers=2",
+    "model.ffn_hidden_size=160",
+    "model.seq_length=32",
+]
 SHORT = ["train.steps=8", "train.batch_size=4", "train.save_every=0", "optimizer.warmup_steps=2"]
 SEGMENTER = ["tokenizer.segmenter=none", "tokenizer.vocab_size=800"]
 
@@ -24,7 +31,10 @@ def test_all_students_have_the_baselines_parameters():
     wanted = load_config("pi/tiny").model.num_parameters()
     for model in (plan.compact, plan.tweaked):
         assert abs(model.num_parameters() / wanted - 1) <= 0.01 and model.vocab_size == 300
-    assert (plan.compact.num_layers, plan.tweaked.num_layers) == (4, 10) and plan.tweaked.hidden_size < plan.compact.hidden_size
+    assert (plan.compact.num_layers, plan.tweaked.num_layers) == (
+        4,
+        10,
+    ) and plan.tweaked.hidden_size < plan.compact.hidden_size
     assert plan.teacher.num_layers >= plan.tweaked.num_layers and plan.teacher.vocab_size == 1024
     for field in ("hidden_size", "num_heads", "ffn_hidden_size"):
         assert getattr(plan.teacher, field) >= getattr(plan.tweaked, field), field
@@ -84,7 +94,8 @@ def test_settings_that_make_no_study(tmp_path, capsys, words, message):
 
 
 def test_a_width_that_the_base_computes_is_stated(tmp_path):
-    """The planned width may be the base's while the command, without it, would compute another from the new hidden size."""
+    """The planned width may be the base's while the command, without it, would compute another from the new hidden
+    size."""
     sizes = "hidden_size: 128\n  num_heads: 4\n  num_layers: 3\n  vocab_size: 2048\n  seq_length: 32\n"
     (tmp_path / "mine.yaml").write_text(f"model:\n  family: pi\n  {sizes}")
     base = str(tmp_path / "mine.yaml")
@@ -100,7 +111,20 @@ def test_a_missing_corpus_is_told_before_the_work(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_chain_end_to_end_and_again(text_file, tmp_path, capsys):
-    command = ["study", "pi-pro", "--corpus", str(text_file), "--output", str(tmp_path / "study"), "--seeds", "3", "--json", *SIZES, *SHORT, *SEGMENTER]
+    command = [
+        "study",
+        "pi-pro",
+        "--corpus",
+        str(text_file),
+        "--output",
+        str(tmp_path / "study"),
+        "--seeds",
+        "3",
+        "--json",
+        *SIZES,
+        *SHORT,
+        *SEGMENTER,
+    ]
     command += ["--compact-size", "400", "data.held_out=0.2"]
     assert main(command) == 0
     first = json.loads(capsys.readouterr().out)
@@ -108,7 +132,10 @@ def test_the_chain_end_to_end_and_again(text_file, tmp_path, capsys):
     for step, row in first["chain"].items():
         assert 0 < row["bits_per_byte"]["3"] < 10 and row.get("compared_with") == PREVIOUS.get(step)
     starts = json.loads((tmp_path / "study/seed-3/inherited/start/result.json").read_text())
-    assert starts["criteria"]["channels"] == "taylor" and starts["parameters"][1] == first["chain"]["inherited"]["parameters"]
+    assert (
+        starts["criteria"]["channels"] == "taylor"
+        and starts["parameters"][1] == first["chain"]["inherited"]["parameters"]
+    )
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "study").rglob("*.safetensors")}
     assert main(command) == 0  # all stages are done
     assert json.loads(capsys.readouterr().out) == first

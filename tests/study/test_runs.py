@@ -106,7 +106,12 @@ def test_another_command_or_configuration_is_refused_before_anything_runs(stage,
 
 def test_a_failing_stage_tells_its_last_line_and_can_be_repeated(stage):
     for _ in range(2):
-        with pytest.raises(UserError, match=r"one/log.txt: `pangu .*` failed with exit code 1: pangu train: where: what; the rule; what to do; mend"):
+        with pytest.raises(
+            UserError,
+            match=(
+                r"one/log.txt: `pangu .*` failed with exit code 1: pangu train: where: what; the rule; what to do; mend"
+            ),
+        ):
             run_stages([stage("fail"), stage("ok", "two")], progress=False)
     assert starts(stage("fail")) == 2 and not stage("ok", "two").directory.exists()
 

@@ -46,14 +46,31 @@ def main(argv: list[str]) -> int:
     parser = Parser("pangu doctor", description=__doc__, epilog=_EPILOG, formatter_class=_Help)
     parser.add_argument("overrides", nargs="*", help="overrides of --config, such as parallel.data_parallel=8")
     parser.add_argument("--rank-table", help="compare this host and its devices with a rank table (default: none)")
-    parser.add_argument("--hosts", metavar="A,B", help="hosts of a job without a rank table; the first one leads (default: this host alone)")
-    parser.add_argument("--server-id", help="which server of the table or of --hosts this host is (default: found by its addresses)")
-    parser.add_argument("--master-address", metavar="HOST", help="where the first host is reached (default: its name in the table or in --hosts)")
-    parser.add_argument("--config", help="configuration of the run: are its ranks those of the rank table (default: none)")
-    output = "directory of the run: room, speed, clock, and which hosts see it; made if it is not there (default: not looked at)"
+    parser.add_argument(
+        "--hosts",
+        metavar="A,B",
+        help="hosts of a job without a rank table; the first one leads (default: this host alone)",
+    )
+    parser.add_argument(
+        "--server-id", help="which server of the table or of --hosts this host is (default: found by its addresses)"
+    )
+    parser.add_argument(
+        "--master-address",
+        metavar="HOST",
+        help="where the first host is reached (default: its name in the table or in --hosts)",
+    )
+    parser.add_argument(
+        "--config", help="configuration of the run: are its ranks those of the rank table (default: none)"
+    )
+    output = (
+        "directory of the run: room, speed, clock, and which hosts see it; made if it is not there (default: not"
+        " looked at)"
+    )
     parser.add_argument("--output", type=Path, help=output)
     parser.add_argument("--device", choices=("cpu", "ascend"), help="what the job needs (default: what is there)")
-    parser.add_argument("--master-port", type=int, default=8118, help="port of MindSpore's scheduler; the launcher takes the next one")
+    parser.add_argument(
+        "--master-port", type=int, default=8118, help="port of MindSpore's scheduler; the launcher takes the next one"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     options = parser.parse_args(argv)
     if options.overrides and not options.config:
@@ -65,7 +82,11 @@ def main(argv: list[str]) -> int:
     for kind, found in examine(site_of(options)):
         lines[kind] = found
         if not options.json and found:
-            print(pretty(kind, found, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ), file=raw(sys.stdout), flush=True)
+            print(
+                pretty(kind, found, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ),
+                file=raw(sys.stdout),
+                flush=True,
+            )
     levels = [line.level for found in lines.values() for line in found]
     counts = {level: levels.count(level) for level in (OK, WARN, FAIL)}
     print(as_json(lines, counts) if options.json else ", ".join(f"{count} {level}" for level, count in counts.items()))
@@ -84,8 +105,16 @@ def site_of(options: argparse.Namespace) -> Site:
             fault = str(error)
     output = options.output.absolute() if options.output else None
     config = ("--config", options.config, *options.overrides) if options.config else ()
-    names = {"table_path": options.rank_table, "table_fault": fault, "server_id": options.server_id, "master_port": options.master_port}
-    names |= {"hosts": () if options.hosts is None else tuple(host_names("--hosts", options.hosts)), "master_address": options.master_address}
+    names = {
+        "table_path": options.rank_table,
+        "table_fault": fault,
+        "server_id": options.server_id,
+        "master_port": options.master_port,
+    }
+    names |= {
+        "hosts": () if options.hosts is None else tuple(host_names("--hosts", options.hosts)),
+        "master_address": options.master_address,
+    }
     return Site(wanted_device=options.device, table=table, output=output, config=config, **names)
 
 
@@ -109,4 +138,6 @@ def pretty(kind: str, lines: list[Line], colour: bool) -> str:
 def as_json(lines: dict[str, list[Line]], counts: dict[str, int]) -> str:
     """All lines, and how many of each level."""
     rows = [{"kind": kind, **vars(line)} for kind, found in lines.items() for line in found]
-    return json.dumps({"host": socket.gethostname(), "time": time.time(), "counts": counts, "lines": rows}, ensure_ascii=False)
+    return json.dumps(
+        {"host": socket.gethostname(), "time": time.time(), "counts": counts, "lines": rows}, ensure_ascii=False
+    )

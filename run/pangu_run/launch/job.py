@@ -19,7 +19,8 @@ from pangu_run.supervise.orphans import JOB
 from pangu_run.supervise.seal import job_secret
 
 MINDSPORE_LATER_S = 300.0
-"""How much later than --start-timeout MindSpore's scheduler gives up: the launcher's watchdog knows which rank is missing, MindSpore does not say."""
+"""How much later than --start-timeout MindSpore's scheduler gives up: the launcher's watchdog knows which rank is
+missing, MindSpore does not say."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Job:
     start: Literal["cluster", "rank-table"] = "cluster"
     """How ranks find each other: MindSpore's scheduler, or the rank table (RANK_TABLE_FILE)."""
     master: tuple[str, int] | None = None
-    """Address and port of MindSpore's scheduler; the leader's own port is the next one. None: one host, ports are chosen."""
+    """Address and port of MindSpore's scheduler; the leader's own port is the next one. None: one host, ports are
+    chosen."""
     resume_words: Sequence[str] = ()
     """Added to `words` on a restart."""
     max_restarts: int = 0
@@ -114,7 +116,12 @@ class Job:
         """What MindSpore's scheduler and the ranks that meet there must have in common."""
         host, port = scheduler
         timeout = str(math.ceil(self.limits.start_s + MINDSPORE_LATER_S))
-        return {"MS_WORKER_NUM": str(self.world), "MS_SCHED_HOST": host, "MS_SCHED_PORT": str(port), "MS_TOPO_TIMEOUT": timeout}
+        return {
+            "MS_WORKER_NUM": str(self.world),
+            "MS_SCHED_HOST": host,
+            "MS_SCHED_PORT": str(port),
+            "MS_TOPO_TIMEOUT": timeout,
+        }
 
     def own_variables(self, place: Place, scheduler: tuple[str, int] | None) -> dict[str, str]:
         """What is set for one rank; what a user may override comes first in `variables`."""
@@ -147,7 +154,8 @@ class Job:
             files.write_json(self.rank_table_path, self.rank_table)
 
     def defaults(self, place: Place) -> dict[str, str]:
-        """What the user's own variables override: processors shared out, quick tries to join, CANN's logs beside the rank's."""
+        """What the user's own variables override: processors shared out, quick tries to join, CANN's logs beside the
+        rank's."""
         threads = max(1, len(os.sched_getaffinity(0)) // len(self.local))
         return {
             "ASCEND_OPS_NUM_THREADS": str(threads),

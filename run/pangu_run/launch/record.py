@@ -17,7 +17,8 @@ DEPENDED_ON = re.compile(
     r"|PYTHON\w+|(\w+_)?(PATH|HOME|PRELOAD)|VIRTUAL_ENV|TMPDIR|LANG|TZ|USER|HOSTNAME|(no|https?)_proxy",
     re.IGNORECASE,
 )
-"""Names that a run can depend on: of what it is made of, of the scheduler that started it, of places. Others may be anybody's, and are not written down."""
+"""Names that a run can depend on: of what it is made of, of the scheduler that started it, of places. Others may be
+anybody's, and are not written down."""
 LOGIN = re.compile(r"//[^/\s]*@")
 """USER:PASSWORD@ in an address; up to the last @, since a password may have one, too."""
 MASK = "(not written down)"
@@ -35,7 +36,8 @@ def versions() -> dict[str, str | None]:
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Environment variables that a run can depend on, in order; values whose name tells of a secret are masked, and logins in addresses."""
+    """Environment variables that a run can depend on, in order; values whose name tells of a secret are masked, and
+    logins in addresses."""
     names = sorted(name for name in variables if DEPENDED_ON.fullmatch(name))
     return {_text(name): MASK if SECRET.search(name) else _public(variables[name]) for name in names}
 
@@ -45,7 +47,9 @@ def _public(words: str) -> str:
 
 
 def _text(words: str) -> str:
-    return words.encode(errors="replace").decode()  # a variable or a word may hold bytes that are no UTF-8, which JSON cannot
+    return words.encode(
+        errors="replace"
+    ).decode()  # a variable or a word may hold bytes that are no UTF-8, which JSON cannot
 
 
 def description(identity: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Run a job's ranks of this host to their end: as the leader, or as a host that obeys the leader. The Python entry of the launch layer."""
+"""Run a job's ranks of this host to their end: as the leader, or as a host that obeys the leader. The Python entry of
+the launch layer."""
 
 import asyncio
 import contextlib
@@ -25,17 +26,19 @@ from pangu_run.supervise.terminal import Terminal
 
 LOCAL_SERVER = "localhost"
 GONE_S, TAKEOVER_S = 2.5, 15.0
-"""How long the status of another launcher must stand still before this one takes over: where its process is gone, and else."""
+"""How long the status of another launcher must stand still before this one takes over: where its process is gone, and
+else."""
 
 
 def run_job(job: Job) -> int:
     """Run it; call this from the main thread.
 
-    SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop all ranks of all hosts, which are waited for; a second SIGINT ends them at once. The first cause of a
-    failure is told on stderr. Whatever happens, none of this host's ranks is left.
+    SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop all ranks of all hosts, which are waited for; a second SIGINT ends them at
+    once. The first cause of a failure is told on stderr. Whatever happens, none of this host's ranks is left.
 
     Returns:
-        0; the exit code of the rank that failed first, 128 + N where signal N killed it; or a code of pangu_run/exit_codes.py.
+        0; the exit code of the rank that failed first, 128 + N where signal N killed it; or a code of
+        pangu_run/exit_codes.py.
 
     Raises:
         LaunchError: the job cannot be started.
@@ -46,7 +49,11 @@ def run_job(job: Job) -> int:
         job.directory.logs.mkdir(parents=True, exist_ok=True)
     if job.leads:
         require_alone(job.directory)
-        job.directory.write_job(record.description(job.identity) | {"world": job.world, "hosts": job.servers, "start": job.start} | dict(job.description))
+        job.directory.write_job(
+            record.description(job.identity)
+            | {"world": job.world, "hosts": job.servers, "start": job.start}
+            | dict(job.description)
+        )
     job.write_rank_table()
     signals = Signals()
     with stop_signals.handled(signals.note), orphans.guarded(job.identity):
@@ -54,7 +61,8 @@ def run_job(job: Job) -> int:
 
 
 def require_alone(directory: JobDirectory) -> None:
-    """Raise LaunchError if the launcher of another job works in the same directory: both would write the same checkpoints.
+    """Raise LaunchError if the launcher of another job works in the same directory: both would write the same
+    checkpoints.
 
     Its status says so for as long as it changes. Takes up to TAKEOVER_S where a launcher of another host was killed.
     """
@@ -65,7 +73,9 @@ def require_alone(directory: JobDirectory) -> None:
         job = directory.job()
     except LaunchError:
         job = {}  # a crash emptied it: who launched is not known, the status tells whether they still do
-    gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(job.get("launcher_pid") or 0)  # unless in another container of that name
+    gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(
+        job.get("launcher_pid") or 0
+    )  # unless in another container of that name
     deadline = time.monotonic() + (GONE_S if gone else TAKEOVER_S)
     while time.monotonic() < deadline:
         time.sleep(STATUS_S / 2)
@@ -74,10 +84,18 @@ def require_alone(directory: JobDirectory) -> None:
             return
         if present and (status is None or present["time"] != status["time"]):
             who = f"process {job.get('launcher_pid')} on host {job.get('host')}" if job else "nobody knows whose"
-            raise LaunchError(f"{directory.path}: another launcher ({who}) runs a job there; end it, or name another --output")
+            raise LaunchError(
+                f"{directory.path}: another launcher ({who}) runs a job there; end it, or name another --output"
+            )
 
 
-def run_ranks(words: Callable[[int], Sequence[str]], num_ranks: int, directory: Path, environment: Mapping[str, str] | None = None, **options: Any) -> int:
+def run_ranks(
+    words: Callable[[int], Sequence[str]],
+    num_ranks: int,
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    **options: Any,
+) -> int:
     """Run processes of this machine under MindSpore's scheduler, as `run_job` does.
 
     Args:
@@ -154,7 +172,9 @@ async def _obey_to_the_end(job: Job, terminal: Terminal, link: Link, signals: Si
                     return command["code"]
                 if command:
                     host.do(command)
-        terminal.tell(f"{job.name}: the first host ({job.servers[0]}) is gone; this host's ranks were ended; look at that host")
+        terminal.tell(
+            f"{job.name}: the first host ({job.servers[0]}) is gone; this host's ranks were ended; look at that host"
+        )
         return EXIT_HOST
     finally:
         leaving = True  # what is killed now failed by itself in nobody's eyes

@@ -25,10 +25,27 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="pangu logs", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("dir", metavar="DIR", help="--output of a `pangu launch`, or the job directory in it")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--rank", metavar="N", default=argparse.SUPPRESS, help=f"whose log, or {SCHEDULER!r}; left out: the rank that failed first, else 0")
-    which.add_argument("--errors", action="store_true", help="the distinct errors in all logs, explained: first cause first, then by time")
-    parser.add_argument("--follow", action="store_true", help="go on with what is written, over rotations, until the job ends")
-    parser.add_argument("--lines", type=int, default=50, metavar="N", help="how many last lines, or distinct errors, to show; 0 shows all errors")
+    which.add_argument(
+        "--rank",
+        metavar="N",
+        default=argparse.SUPPRESS,
+        help=f"whose log, or {SCHEDULER!r}; left out: the rank that failed first, else 0",
+    )
+    which.add_argument(
+        "--errors",
+        action="store_true",
+        help="the distinct errors in all logs, explained: first cause first, then by time",
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="go on with what is written, over rotations, until the job ends"
+    )
+    parser.add_argument(
+        "--lines",
+        type=int,
+        default=50,
+        metavar="N",
+        help="how many last lines, or distinct errors, to show; 0 shows all errors",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
     _check(args)
@@ -42,7 +59,10 @@ def _check(args: argparse.Namespace) -> None:
     if args.lines < 0 or (args.lines == 0 and not (args.errors or args.follow)):
         raise LaunchError(f"--lines {args.lines}: must be at least 1; leave it out to see 50")
     if args.follow and (args.errors or args.json):
-        raise LaunchError(f"--follow: shows lines of one log as they come; has no {'--errors' if args.errors else '--json'}; leave one of the two out")
+        raise LaunchError(
+            f"--follow: shows lines of one log as they come; has no {'--errors' if args.errors else '--json'}; leave"
+            " one of the two out"
+        )
 
 
 def show_log(directory: JobDirectory, rank: str | None, count: int, following: bool, as_json: bool) -> int:
@@ -53,10 +73,17 @@ def show_log(directory: JobDirectory, rank: str | None, count: int, following: b
     written = rotated(log, began)
     if not following and not written:
         who = owner if owner == SCHEDULER else f"rank {owner}"
-        raise LaunchError(f"{log}: holds nothing of the last launch; {who} wrote nothing or runs on another disk; see `pangu status`")
+        raise LaunchError(
+            f"{log}: holds nothing of the last launch; {who} wrote nothing or runs on another disk; see `pangu status`"
+        )
     lines = follow(log, lambda: is_over(directory), count if written else 0) if following else tail(log, count, began)
     if as_json:
-        print(json.dumps({"rank": owner if owner == SCHEDULER else int(owner), "log": str(log), "lines": lines}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"rank": owner if owner == SCHEDULER else int(owner), "log": str(log), "lines": lines},
+                ensure_ascii=False,
+            )
+        )
         return 0
     tell(f"{log}:")
     for line in lines:
@@ -87,7 +114,17 @@ def show_errors(directory: JobDirectory, limit: int, as_json: bool) -> int:
     errors, unread = distinct_errors(directory, failure, Counter("reading logs"))
     shown = errors[: limit or None]
     if as_json:
-        print(json.dumps({"cause": failure, "errors": [_as_json(error) for error in shown], "distinct": len(errors), "unread": unread}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {
+                    "cause": failure,
+                    "errors": [_as_json(error) for error in shown],
+                    "distinct": len(errors),
+                    "unread": unread,
+                },
+                ensure_ascii=False,
+            )
+        )
         return 0
     if failure:
         show(f"first cause, at {clock(failure['time'])}: {cause_in_words(failure)}")
@@ -103,17 +140,28 @@ def show_errors(directory: JobDirectory, limit: int, as_json: bool) -> int:
 
 
 def _as_json(error: DistinctError) -> dict[str, Any]:
-    owners = {"ranks": sorted(owner for owner in error.owners if isinstance(owner, int)), "scheduler": SCHEDULER in error.owners}
+    owners = {
+        "ranks": sorted(owner for owner in error.owners if isinstance(owner, int)),
+        "scheduler": SCHEDULER in error.owners,
+    }
     explanation = error.explanation and {**dataclasses.asdict(error.explanation), "line": error.explanation.line}
     return {
-        "text": error.text, "count": error.count, **owners, "first_time": error.time, "log": str(error.log), "frame": error.frame,
-        "cause": error.cause, "explanation": explanation,
+        "text": error.text,
+        "count": error.count,
+        **owners,
+        "first_time": error.time,
+        "log": str(error.log),
+        "frame": error.frame,
+        "cause": error.cause,
+        "explanation": explanation,
     }
 
 
 def _in_words(error: DistinctError, directory: JobDirectory) -> str:
     ranks = ranks_text(owner for owner in error.owners if isinstance(owner, int))
-    owners = ", ".join(filter(None, (f"ranks {ranks}" if ranks else "", SCHEDULER if SCHEDULER in error.owners else "")))
+    owners = ", ".join(
+        filter(None, (f"ranks {ranks}" if ranks else "", SCHEDULER if SCHEDULER in error.owners else ""))
+    )
     lines = [f"{'* ' if error.cause else '  '}{error.count} x  {owners}  {clock(error.time)}  {error.text}"]
     if error.explanation:
         lines.append(f"      -> {error.explanation.line}")
@@ -131,4 +179,9 @@ class Counter:
         """Say that `done` of `total` are done; the last call takes the line away."""
         if sys.stderr.isatty() and (self.shown or time.monotonic() - self.began > COUNTER_S):
             self.shown = True
-            print(f"\r{self.what}: {done} of {total}" if done < total else "\r\x1b[K", end="", file=raw(sys.stderr), flush=True)
+            print(
+                f"\r{self.what}: {done} of {total}" if done < total else "\r\x1b[K",
+                end="",
+                file=raw(sys.stderr),
+                flush=True,
+            )

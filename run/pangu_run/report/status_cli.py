@@ -1,4 +1,5 @@
-"""`pangu status`: what the ranks of a job do; exit code 0 where it runs or ended well, 1 where it failed or its launcher is gone."""
+"""`pangu status`: what the ranks of a job do; exit code 0 where it runs or ended well, 1 where it failed or its
+launcher is gone."""
 
 import argparse
 import dataclasses
@@ -27,7 +28,11 @@ def main(argv: list[str]) -> int:
     """Entry of the verb."""
     parser = Parser(prog="pangu status", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("dir", metavar="DIR", help="--output of a `pangu launch`, or the job directory in it")
-    parser.add_argument("--watch", action="store_true", help="on a terminal redraw until the job ends; with --json print a line each time")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="on a terminal redraw until the job ends; with --json print a line each time",
+    )
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks of --watch")
     parser.add_argument("--json", action="store_true", help="print JSON, all ranks")
     parser.add_argument("--plot", action=NewFile, metavar="FILE", default=argparse.SUPPRESS, help=PLOT_HELP)
@@ -40,7 +45,11 @@ def main(argv: list[str]) -> int:
 
         require_plot(plot)
     directory = JobDirectory.find(args.dir)
-    last = watch(directory, args.interval, args.json) if args.watch and (args.json or sys.stdout.isatty()) else show(directory, args.json)
+    last = (
+        watch(directory, args.interval, args.json)
+        if args.watch and (args.json or sys.stdout.isatty())
+        else show(directory, args.json)
+    )
     if plot:
         from pangu_run.report.status_plot import draw
 
@@ -70,7 +79,11 @@ def watch(directory: JobDirectory, interval: float, as_json: bool) -> JobStatus:
             size = shutil.get_terminal_size()
             lines = [console.printable(line)[: size.columns - 1] for line in in_words(status)]
             lines = lines if status.over else _fitting(lines, size.lines - 1)
-            print((f"\x1b[{drawn}F" if drawn else "") + "\x1b[J" + "\n".join(lines), file=console.raw(sys.stdout), flush=True)
+            print(
+                (f"\x1b[{drawn}F" if drawn else "") + "\x1b[J" + "\n".join(lines),
+                file=console.raw(sys.stdout),
+                flush=True,
+            )
             drawn = len(lines)
         if status.over:
             return status
@@ -113,7 +126,8 @@ def total_steps(directory: JobDirectory, job: dict[str, Any]) -> int | None:
 def launcher_lives(job: dict[str, Any]) -> bool | None:
     """Whether the leading launcher's process is among those of this host; None where it is on another host.
 
-    A container may have its host's name and not see its processes: only of a launcher that is silent does this say something.
+    A container may have its host's name and not see its processes: only of a launcher that is silent does this say
+    something.
     """
     if job.get("launcher_pid") is None or job.get("host") not in this_host.names():
         return None
@@ -121,7 +135,9 @@ def launcher_lives(job: dict[str, Any]) -> bool | None:
 
     try:
         process = psutil.Process(job["launcher_pid"])
-        begun_before = job.get("time") is None or process.create_time() <= job["time"] + CLOCK_S  # else another process has its number
+        begun_before = (
+            job.get("time") is None or process.create_time() <= job["time"] + CLOCK_S
+        )  # else another process has its number
         return begun_before and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
@@ -134,14 +150,28 @@ def in_words(status: JobStatus) -> list[str]:
 
 def _header(status: JobStatus) -> list[str]:
     ended = f", exit code {status.exit_code}" if status.exit_code is not None else ""
-    lines = [f"job {status.id}, attempt {status.attempt}, {status.state}{ended}" + (f", {status.restarts} restarts" if status.restarts else "")]
+    lines = [
+        f"job {status.id}, attempt {status.attempt}, {status.state}{ended}"
+        + (f", {status.restarts} restarts" if status.restarts else "")
+    ]
     if status.state == GONE:
-        lines.append(f"launcher gone since {clock(time.time() - (status.age_s or 0))} ({duration(status.age_s)}); it ended without a word")
+        lines.append(
+            f"launcher gone since {clock(time.time() - (status.age_s or 0))} ({duration(status.age_s)}); it ended"
+            " without a word"
+        )
     if status.state == STUCK:
-        lines.append(f"launcher lives but has written nothing for {duration(status.age_s)}: is its disk full or its host halted?")
+        lines.append(
+            f"launcher lives but has written nothing for {duration(status.age_s)}: is its disk full or its host halted?"
+        )
     lines.append(", ".join(_progress(status)))
     if status.slow:
-        lines.append("slow: " + ", ".join(f"rank {slow['rank']} ({_seconds(slow['seconds'])}, median {_seconds(slow['median'])})" for slow in status.slow[:8]))
+        lines.append(
+            "slow: "
+            + ", ".join(
+                f"rank {slow['rank']} ({_seconds(slow['seconds'])}, median {_seconds(slow['median'])})"
+                for slow in status.slow[:8]
+            )
+        )
     if status.failure:
         lines.append(f"first cause: {cause_in_words(status.failure)}")
         lines += [f"  -> {explanation.line}"] if (explanation := explain(words_of(status.failure))) else []
@@ -153,7 +183,11 @@ def _progress(status: JobStatus) -> list[str]:
     parts = [f"step {status.step}{total}"] if status.step is not None else []
     parts += [f"{status.tokens_per_second:,.0f} tokens/s"] if status.tokens_per_second is not None else []
     parts += [f"ETA {duration(status.eta_s)}"] if status.eta_s is not None else []
-    return parts + ([f"checkpoint of step {status.checkpoint['step']} {duration(status.checkpoint['age_s'])} ago"] if status.checkpoint else [])
+    return parts + (
+        [f"checkpoint of step {status.checkpoint['step']} {duration(status.checkpoint['age_s'])} ago"]
+        if status.checkpoint
+        else []
+    )
 
 
 def _seconds(value: float | None) -> str:
@@ -171,4 +205,14 @@ def _cells(row: Rank) -> tuple[str, ...]:
     device, step = ("-" if value is None else str(value) for value in (row.device, row.step))
     speed = "-" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
     ended = f"ended ({row.exit_code})" if row.state == "ended" and row.exit_code is not None else row.state
-    return ranks_text(row.ranks), host, device, ended, row.phase or "-", step, speed, duration(row.silent_s), ", ".join(row.notes)
+    return (
+        ranks_text(row.ranks),
+        host,
+        device,
+        ended,
+        row.phase or "-",
+        step,
+        speed,
+        duration(row.silent_s),
+        ", ".join(row.notes),
+    )

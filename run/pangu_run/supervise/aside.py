@@ -1,6 +1,8 @@
-"""Work that may block for long, such as a disk that stalls or a terminal that nobody reads: done in order by a thread of its own.
+"""Work that may block for long, such as a disk that stalls or a terminal that nobody reads: done in order by a thread
+of its own.
 
-The launcher's event loop must never wait for either: other hosts would take it for dead, and ranks would wait for their pipes.
+The launcher's event loop must never wait for either: other hosts would take it for dead, and ranks would wait for their
+pipes.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-"""What people and programs are told of a job while it runs: lines on the terminal, events, the status. Nothing here waits for a disk."""
+"""What people and programs are told of a job while it runs: lines on the terminal, events, the status. Nothing here
+waits for a disk."""
 
 import contextlib
 import time
@@ -68,15 +69,23 @@ class Chronicle:
                 self._slow.add(state.place.rank)
                 self.event("slow", rank=state.place.rank, seconds=seconds, median=median)
                 who = f"rank {state.place.rank} (host {state.place.server}, device {state.place.device})"
-                self.tell(f"{who} is slow: {seconds:.2f} s of its own a step, the others {median:.2f} s; the job goes on")
+                self.tell(
+                    f"{who} is slow: {seconds:.2f} s of its own a step, the others {median:.2f} s; the job goes on"
+                )
 
     def _write_event(self, event: str, attempt: int, facts: dict[str, Any]) -> None:
         try:
             self.job.directory.write_event(event, attempt, **facts)
-        except (OutputError, OSError) as error:  # a full disk, or no file descriptor left, does not end a job that trains
+        except (
+            OutputError,
+            OSError,
+        ) as error:  # a full disk, or no file descriptor left, does not end a job that trains
             if not self._full:
                 advice = "free some room" if isinstance(error, OutputError) else "mend that"
-                self.tell(f"{self.job.directory.path}: {error.__cause__ or error}; the job goes on, and events may be missing; {advice}")
+                self.tell(
+                    f"{self.job.directory.path}: {error.__cause__ or error}; the job goes on, and events may be"
+                    f" missing; {advice}"
+                )
             self._full = True
 
     def _write_status(self, states: Sequence[RankState], now: float) -> None:

@@ -1,4 +1,5 @@
-"""The ranks of one host, as the leader commands them. Commands and messages are plain dictionaries (see messages.py): they travel over a socket as they are.
+"""The ranks of one host, as the leader commands them. Commands and messages are plain dictionaries (see messages.py):
+they travel over a socket as they are.
 
 Each message has its "attempt": the leader drops those of an earlier one.
 """
@@ -44,7 +45,9 @@ class Host:
         elif kind == "kill":
             self.kill()
         elif kind == "stacks":
-            asyncio.get_running_loop().create_task(self._stacks(self._attempt, [self.ranks[r] for r in command["ranks"] if r in self.ranks]))
+            asyncio.get_running_loop().create_task(
+                self._stacks(self._attempt, [self.ranks[r] for r in command["ranks"] if r in self.ranks])
+            )
 
     def kill(self) -> None:
         """End all ranks, and everything that they started, at once."""
@@ -59,7 +62,9 @@ class Host:
             if message["is"] == "exit":
                 message |= {"oom": message["code"] == -9 and oom_kills() > oom_before, "started": True}
                 log = self.job.directory.rank_log(message["rank"])
-                self.disk.ask(lambda: words_of(log), lambda lines: self.tell(message | {"attempt": attempt, "words": lines}))
+                self.disk.ask(
+                    lambda: words_of(log), lambda lines: self.tell(message | {"attempt": attempt, "words": lines})
+                )
             else:
                 self.tell(message | {"attempt": attempt})
 
@@ -67,7 +72,9 @@ class Host:
             words, variables = self.job.rank_words(place.rank, resume), self.job.variables(place, scheduler)
             try:
                 log_dir = self.job.log_dir(place.rank)
-                self.ranks[place.rank] = RankProcess(place.rank, words, variables, log_dir, self.terminal, self.disk, tell)
+                self.ranks[place.rank] = RankProcess(
+                    place.rank, words, variables, log_dir, self.terminal, self.disk, tell
+                )
             except OSError as error:
                 failed = {"is": "exit", "rank": place.rank, "code": 1, "time": time.time(), "started": False}
                 self.tell(failed | {"attempt": attempt, "words": [f"could not be started: {error}"]})
@@ -78,7 +85,15 @@ class Host:
         await asyncio.sleep(STACKS_S)
         for process in processes:
             lines = await self.disk.result(lambda path=process.stacks: words_of(path, MAX_STACK_LINES))
-            self.tell({"is": "stacks", "attempt": attempt, "rank": process.number, "path": str(process.stacks), "lines": lines})
+            self.tell(
+                {
+                    "is": "stacks",
+                    "attempt": attempt,
+                    "rank": process.number,
+                    "path": str(process.stacks),
+                    "lines": lines,
+                }
+            )
 
 
 def words_of(log: Path, count: int = SHOWN_LINES) -> list[str]:

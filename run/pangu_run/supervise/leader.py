@@ -1,4 +1,5 @@
-"""The launcher that decides: starts attempts, listens to all ranks, finds who fails, hangs or is slow, ends an attempt, restarts or gives up."""
+"""The launcher that decides: starts attempts, listens to all ranks, finds who fails, hangs or is slow, ends an attempt,
+restarts or gives up."""
 
 import asyncio
 import contextlib
@@ -55,9 +56,16 @@ class Leader:
                 code, text = EXIT_STOPPED, ""
                 return code
             if missing:
-                text = f"{len(missing)} of {len(self.job.servers)} hosts did not come within {self.job.limits.host_s:.0f} s: {', '.join(missing[:16])}"
-                self.chronicle.event("failure", kind="host", code=code, rank=None, host=missing[0], summary=text, words=[])
-                self.chronicle.tell(f"{text}; start `pangu launch` there with the same words, or leave them out of the job")
+                text = (
+                    f"{len(missing)} of {len(self.job.servers)} hosts did not come within {self.job.limits.host_s:.0f}"
+                    f" s: {', '.join(missing[:16])}"
+                )
+                self.chronicle.event(
+                    "failure", kind="host", code=code, rank=None, host=missing[0], summary=text, words=[]
+                )
+                self.chronicle.tell(
+                    f"{text}; start `pangu launch` there with the same words, or leave them out of the job"
+                )
                 return code
             code, text = await self._attempts()
             return code
@@ -87,7 +95,10 @@ class Leader:
                 return failure.code, failure.summary
             previous = failure
             if left := await self._left():
-                self.chronicle.tell(f"no restart: {watchdog.ranks_in_words(left)} did not end within {KILLED_S:.0f} s of SIGKILL and may still hold devices; look at their hosts")
+                self.chronicle.tell(
+                    f"no restart: {watchdog.ranks_in_words(left)} did not end within {KILLED_S:.0f} s of SIGKILL and"
+                    " may still hold devices; look at their hosts"
+                )
                 return failure.code, failure.summary
             if await self._pause(min(MAX_BACKOFF_S, self.job.limits.backoff_s * 2 ** (self.attempt - 1))):
                 return EXIT_STOPPED, ""
@@ -108,7 +119,10 @@ class Leader:
     async def _pause(self, seconds: float) -> bool:
         """Wait before a restart; True if a signal came."""
         self.chronicle.event("restart", wait_s=seconds, reason="failure")
-        self.chronicle.tell(f"restart {self.attempt} of {self.job.max_restarts} from the last checkpoint in {seconds:.0f} s; present logs become output.log.1")
+        self.chronicle.tell(
+            f"restart {self.attempt} of {self.job.max_restarts} from the last checkpoint in {seconds:.0f} s; present"
+            " logs become output.log.1"
+        )
         self.chronicle.state = WAITING
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and not self.signals and not self.lost:
@@ -121,12 +135,17 @@ class Leader:
         return [state.place.rank for state in self.states if state.runs]
 
     async def _one_attempt(self) -> tuple[int, Failure | None]:
-        """Start all ranks and see them to their end; returns the job's exit code if it need not be told, else the failure."""
+        """Start all ranks and see them to their end; returns the job's exit code if it need not be told, else the
+        failure."""
         now = time.monotonic()
         self.states = [RankState(place, now) for place in self.job.places]
         self.exits, self.stacks, self.scheduler_ended = [], {}, None
         self.chronicle.begin(self.attempt)
-        address = await self._with_signals(scheduler.start(self.job, self.disk, self._scheduler_tells)) if self.job.start == "cluster" else None
+        address = (
+            await self._with_signals(scheduler.start(self.job, self.disk, self._scheduler_tells))
+            if self.job.start == "cluster"
+            else None
+        )
         if self.signals:
             return EXIT_STOPPED, None
         self._send({"do": "start", "attempt": self.attempt, "resume": self.attempt > 1, "scheduler": address})
@@ -181,7 +200,8 @@ class Leader:
         return self.signals.count("SIGINT") > 1
 
     async def _failed(self) -> Failure | None:
-        """A rank failed: let the others end by themselves, which shows who came first and who only followed. None if that was a signal to all of the job."""
+        """A rank failed: let the others end by themselves, which shows who came first and who only followed. None if
+        that was a signal to all of the job."""
         killed = any(message["code"] < 0 for message in self.exits)
         await self._until_ended(min(SETTLE_S, self.job.limits.grace_s) if killed else self.job.limits.grace_s)
         if self.lost:  # its ranks may have been heard of before
@@ -193,7 +213,9 @@ class Leader:
             await self._dump_stacks([state.place.rank for state in left])
         if left and all(message["code"] in (0, EXIT_PEER_LOST, EXIT_STOPPED) for message in exits):
             hung = watchdog.overdue(left)
-            return verdict.of_hang(self.states, hung, time.monotonic() - min(state.heard for state in hung), [*self.stacks.values()])
+            return verdict.of_hang(
+                self.states, hung, time.monotonic() - min(state.heard for state in hung), [*self.stacks.values()]
+            )
         return verdict.of_exit(self.job, self.states, exits)
 
     async def _without_scheduler(self) -> Failure:

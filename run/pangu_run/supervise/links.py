@@ -1,7 +1,8 @@
-"""Launchers of several hosts, connected to the leader's: lines of JSON over TCP, and both sides notice when the other one is gone.
+"""Launchers of several hosts, connected to the leader's: lines of JSON over TCP, and both sides notice when the other
+one is gone.
 
-A host says hello, the leader says hello, each with its version and a random number; from then on each line is sealed (see seal.py). The host's first
-sealed line says what it launches, the leader's first one whether the host may stay.
+A host says hello, the leader says hello, each with its version and a random number; from then on each line is sealed
+(see seal.py). The host's first sealed line says what it launches, the leader's first one whether the host may stay.
 """
 
 import asyncio
@@ -35,14 +36,16 @@ TELL_S, RETRY_S = 10.0, 0.2
 READ_BYTES, HELLO_BYTES, LINE_BYTES = 1 << 16, 1 << 12, 1 << 20
 """Of one read, and of a line before and after it is known who writes."""
 HELLO_S, STRANGERS, BACKLOG = 5.0, 64, 1024
-"""For a connection to say who it is; how many may be about it beside the hosts that are waited for; how many the kernel keeps until they are accepted."""
+"""For a connection to say who it is; how many may be about it beside the hosts that are waited for; how many the kernel
+keeps until they are accepted."""
 PROTOCOL = 2
 ONE_VERSION = "one job has launchers of one version; install the same on all hosts"
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class NotJoined(Exception):
-    """This host is no part of the job: no launcher of the first host came in time, or it sent this one away. Not always this user's mistake."""
+    """This host is no part of the job: no launcher of the first host came in time, or it sent this one away. Not always
+    this user's mistake."""
 
     def __init__(self, code: int, text: str):
         super().__init__(text)
@@ -88,7 +91,9 @@ class Link:
     def seal(self, secret: bytes, leads: bool) -> None:
         """From here on all lines are sealed."""
         hellos = (self._said, self._heard) if leads else (self._heard, self._said)
-        self._own, self._other = (Seal(secret, direction, hellos) for direction in ((b"leader", b"host") if leads else (b"host", b"leader")))
+        self._own, self._other = (
+            Seal(secret, direction, hellos) for direction in ((b"leader", b"host") if leads else (b"host", b"leader"))
+        )
 
     def trust(self) -> None:
         """From here on the other side may write long lines: it has the job's secret."""
@@ -99,7 +104,8 @@ class Link:
         self._write(self._own.sealed(_text(message)))
 
     async def receive(self) -> Message | None:
-        """The next sealed line that is not a mere sign of life; None when the other side is gone, or is not who it was."""
+        """The next sealed line that is not a mere sign of life; None when the other side is gone, or is not who it
+        was."""
         while line := await self._line():
             text = self._other.opened(line)
             if text is None:
@@ -133,7 +139,9 @@ class Link:
 
     async def _line(self) -> bytes:
         """The next line without its end; b"" when the other side is gone, or writes without end."""
-        while (end := self._read.find(b"\n", max(0, len(self._read) - READ_BYTES))) < 0 and len(self._read) <= self._most:
+        while (end := self._read.find(b"\n", max(0, len(self._read) - READ_BYTES))) < 0 and len(
+            self._read
+        ) <= self._most:
             try:
                 content = await asyncio.wait_for(self._reader.read(READ_BYTES), LOST_S)
             except (OSError, asyncio.TimeoutError):
@@ -193,12 +201,17 @@ class Hosts:
         require_reachable(host, self._job.servers)
         require_free(host, port + 1)
         if not self._job.secret:
-            say(f"{JOB_SECRET} is not set: whoever reaches {host}:{port + 1} can stop this job or read its errors; {ADVICE}")
+            say(
+                f"{JOB_SECRET} is not set: whoever reaches {host}:{port + 1} can stop this job or read its errors;"
+                f" {ADVICE}"
+            )
         self._listener = socket.create_server((host, port + 1), backlog=BACKLOG)
         self._listener.setblocking(False)
         self._spawn(self._accept())
         began = told = time.monotonic()
-        while (missing := set(self._job.servers[1:]) - self.links.keys()) and time.monotonic() - began < self._job.limits.host_s:
+        while (
+            missing := set(self._job.servers[1:]) - self.links.keys()
+        ) and time.monotonic() - began < self._job.limits.host_s:
             await asyncio.sleep(RETRY_S)
             if time.monotonic() - told > TELL_S:
                 told = time.monotonic()
@@ -213,7 +226,9 @@ class Hosts:
     async def close(self, code: int, text: str) -> None:
         """Tell all hosts how the job ended, and let them go."""
         self._closing = True
-        await asyncio.gather(*(self._refuse(link, code, text) for link in list(self.links.values())))  # at once: many may be silent
+        await asyncio.gather(
+            *(self._refuse(link, code, text) for link in list(self.links.values()))
+        )  # at once: many may be silent
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -226,14 +241,19 @@ class Hosts:
         task.add_done_callback(self._tasks.discard)
 
     async def _accept(self) -> None:
-        """Take connections in for ever. asyncio's own server tells of missing file descriptors once for each connection that waits, without end."""
+        """Take connections in for ever. asyncio's own server tells of missing file descriptors once for each connection
+        that waits, without end."""
         while True:
             try:
                 connection, _ = await asyncio.get_running_loop().sock_accept(self._listener)
                 link = Link(*await asyncio.open_connection(sock=connection, limit=READ_BYTES))
             except OSError as error:
                 if error.errno in _NO_ROOM:
-                    self._say_once("room", f"no room for another connection ({error.strerror}); strangers are sent away for it; raise `ulimit -n` where this repeats")
+                    self._say_once(
+                        "room",
+                        f"no room for another connection ({error.strerror}); strangers are sent away for it; raise"
+                        " `ulimit -n` where this repeats",
+                    )
                     self._leave_strangers(0)
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -278,7 +298,12 @@ class Hosts:
         link.seal(self._job.secret, leads=True)
         joins = messages.JOIN.read(await link.receive())
         if link.forged:
-            self._say_of(server, "secret", f"host {server}: a launcher came by that name with another {JOB_SECRET} or none, and was sent away; {ADVICE}")
+            self._say_of(
+                server,
+                "secret",
+                f"host {server}: a launcher came by that name with another {JOB_SECRET} or none, and was sent away;"
+                f" {ADVICE}",
+            )
             link.send({})  # not sealed as it would be there, which tells its user
             return None
         if joins is None:
@@ -307,7 +332,11 @@ class Hosts:
 
     def _may_tell(self, server: str, message: Message) -> bool:
         """Whether this is the host's own to tell: of signals, and of its own ranks."""
-        return "rank" not in message or message["rank"] < self._job.world and self._job.places[message["rank"]].server == server
+        return (
+            "rank" not in message
+            or message["rank"] < self._job.world
+            and self._job.places[message["rank"]].server == server
+        )
 
     def _say_of(self, server: str, kind: str, text: str) -> None:
         if server in self._job.servers[1:]:  # what a stranger calls itself is not shown
@@ -329,24 +358,43 @@ class Hosts:
     def _fault(self, server: str, found: str) -> tuple[int, str] | None:
         """Why a host that has the secret may not stay: exit code and text."""
         if server in self.links:
-            return EXIT_HOST, f"host {server}: is there already; start one launcher on each host, or name them apart by --server-id"
+            return (
+                EXIT_HOST,
+                f"host {server}: is there already; start one launcher on each host, or name them apart by --server-id",
+            )
         if server not in self._job.servers[1:]:
-            return USER_ERROR, f"host {server}: is none of the hosts that {self._job.server} waits for; use the same rank table or --hosts everywhere"
+            return (
+                USER_ERROR,
+                (
+                    f"host {server}: is none of the hosts that {self._job.server} waits for; use the same rank table or"
+                    " --hosts everywhere"
+                ),
+            )
         if found != self._digest:
-            return USER_ERROR, f"host {server}: launches something else than {self._job.server}; use the same command, rank table and configuration on all hosts"
+            return (
+                USER_ERROR,
+                (
+                    f"host {server}: launches something else than {self._job.server}; use the same command, rank table"
+                    " and configuration on all hosts"
+                ),
+            )
         return None
 
 
 def most_strangers(hosts: int) -> int:
-    """How many connections may be about to say who they are: never so many that none of this process's file descriptors are left for its ranks."""
+    """How many connections may be about to say who they are: never so many that none of this process's file descriptors
+    are left for its ranks."""
     return min(hosts + STRANGERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
 
 def require_reachable(host: str, servers: Sequence[str]) -> None:
-    """Raise LaunchError if this host's own name stands for an address that only it can reach (127.0.1.1 in Debian's /etc/hosts)."""
+    """Raise LaunchError if this host's own name stands for an address that only it can reach (127.0.1.1 in Debian's
+    /etc/hosts)."""
     if _is_loopback(host) and any(_is_loopback(server) is False for server in servers):
         where = "stands for a loopback address here, which other hosts cannot reach"
-        raise LaunchError(f"{host}: {where}; name this host's address in the cluster by --master-address, or correct /etc/hosts")
+        raise LaunchError(
+            f"{host}: {where}; name this host's address in the cluster by --master-address, or correct /etc/hosts"
+        )
 
 
 def _is_loopback(host: str) -> bool | None:
@@ -390,7 +438,10 @@ async def _join(job: Job) -> Link:
         await asyncio.sleep(RETRY_S)
     where = f"{host}:{port + 1}"
     advice = "start it there, and see that the port is open"
-    raise NotJoined(EXIT_HOST, f"{where}: no launcher of the first host ({job.servers[0]}) came within {job.limits.host_s:.0f} s; {advice}")
+    raise NotJoined(
+        EXIT_HOST,
+        f"{where}: no launcher of the first host ({job.servers[0]}) came within {job.limits.host_s:.0f} s; {advice}",
+    )
 
 
 async def _introduce(job: Job, link: Link) -> bool:
@@ -407,12 +458,18 @@ async def _introduce(job: Job, link: Link) -> bool:
     hello = messages.HELLO.read(words)
     if hello is None or hello["version"] != version():
         theirs = f"is {hello['version']}" if hello else "is of an earlier version, or none of ours"
-        raise NotJoined(USER_ERROR, f"{leader}: the launcher there {theirs}, that of {job.server} is {version()}; {ONE_VERSION}")
+        raise NotJoined(
+            USER_ERROR, f"{leader}: the launcher there {theirs}, that of {job.server} is {version()}; {ONE_VERSION}"
+        )
     link.seal(job.secret, leads=False)
     link.send({"is": "join", "digest": digest(job)})
     answer = messages.from_leader(await link.receive())
     if link.forged:
-        fault = f"has another {JOB_SECRET} than that of {job.server}, or none" if job.secret else f"has a {JOB_SECRET}, that of {job.server} has none"
+        fault = (
+            f"has another {JOB_SECRET} than that of {job.server}, or none"
+            if job.secret
+            else f"has a {JOB_SECRET}, that of {job.server} has none"
+        )
         raise NotJoined(USER_ERROR, f"{leader}: the launcher there {fault}; {ADVICE}")
     if answer and answer["do"] == "end":
         raise NotJoined(answer["code"], answer["text"])

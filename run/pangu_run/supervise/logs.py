@@ -12,7 +12,8 @@ CRASH = re.compile(r"Fatal Python error: (Segmentation fault|Aborted|Bus error|I
 
 
 class RotatingLog:
-    """Bytes into PATH, a new file for each process; when it has MAX_BYTES it becomes PATH.1, PATH.1 becomes PATH.2, and the oldest of KEEP goes."""
+    """Bytes into PATH, a new file for each process; when it has MAX_BYTES it becomes PATH.1, PATH.1 becomes PATH.2, and
+    the oldest of KEEP goes."""
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES, keep: int = KEEP):
         self.path, self.max_bytes, self.keep = path, max_bytes, keep

@@ -1,12 +1,16 @@
 """What launchers and ranks say to each other, field by field: the one place where it is checked.
 
-Whoever reads a message reads it here first. It comes back with the fields that are named here and no others, each of the type and within the bounds that
-are named here, texts without control characters; a message that breaks a rule comes back as None and is left out. So nothing that a peer says can raise.
+Whoever reads a message reads it here first. It comes back with the fields that are named here and no others, each of
+the type and within the bounds that are named here, texts without control characters; a message that breaks a rule comes
+back as None and is left out. So nothing that a peer says can raise.
 
     from a rank    {"phase", "step", "time", ...}: see pangu_run/heartbeat.py
-    from a host    {"is": "beat", "attempt", "rank", "pid" and the rank's own}, {"is": "exit", "attempt", "rank", "code", "time", "words" (last lines of its
-                   log), "started", "oom"}, {"is": "stacks", "attempt", "rank", "path", "lines"}, {"is": "signal", "name"}
-    from the leader    {"do": "welcome"}, {"do": "start", "attempt", "resume", "scheduler" ([host, port] or None)}, {"do": "signal", "name"}, {"do": "kill"},
+    from a host    {"is": "beat", "attempt", "rank", "pid" and the rank's own}, {"is": "exit", "attempt", "rank",
+    "code", "time", "words" (last lines of its
+                   log), "started", "oom"}, {"is": "stacks", "attempt", "rank", "path", "lines"}, {"is": "signal",
+                   "name"}
+    from the leader    {"do": "welcome"}, {"do": "start", "attempt", "resume", "scheduler" ([host, port] or None)},
+    {"do": "signal", "name"}, {"do": "kill"},
                    {"do": "stacks", "ranks"}, {"do": "end", "code", "text"}
 """
 
@@ -93,11 +97,16 @@ class Form:
 HELLO = Form({"host": _name, "version": _name, "nonce": _name})
 """The first line of either side, of which nothing is believed yet."""
 JOIN = Form({"digest": _name})
-BEAT = Form({"phase": _one_of(PHASES), "step": _or_none(_count), "time": _number}, {"tokens_per_second": _number, "saved": _count})
+BEAT = Form(
+    {"phase": _one_of(PHASES), "step": _or_none(_count), "time": _number},
+    {"tokens_per_second": _number, "saved": _count},
+)
 _OWN = {"attempt": _attempt, "rank": _count}
 HOST = {
     "beat": Form(_OWN | {"pid": _count} | dict(BEAT.required), BEAT.optional),
-    "exit": Form(_OWN | {"code": _whole(-128, 255), "time": _number, "words": _list_of(_text), "started": _flag}, {"oom": _flag}),
+    "exit": Form(
+        _OWN | {"code": _whole(-128, 255), "time": _number, "words": _list_of(_text), "started": _flag}, {"oom": _flag}
+    ),
     "stacks": Form(_OWN | {"path": _text, "lines": _list_of(_text)}),
     "signal": Form({"name": _signal}),
 }

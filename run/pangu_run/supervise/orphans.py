@@ -1,7 +1,8 @@
-"""No process of a job outlives its launcher: not the children of ranks, not those with sessions of their own, not when the launcher is killed.
+"""No process of a job outlives its launcher: not the children of ranks, not those with sessions of their own, not when
+the launcher is killed.
 
-Every process of a job inherits the variable PANGU_JOB. A guard, a process of its own, waits for the end of a pipe that the launcher holds open, then
-kills whoever still has that variable.
+Every process of a job inherits the variable PANGU_JOB. A guard, a process of its own, waits for the end of a pipe that
+the launcher holds open, then kills whoever still has that variable.
 """
 
 import contextlib
@@ -50,7 +51,14 @@ def guarded(job: str) -> Iterator[None]:
     """Within this context a guard watches this process; afterwards, however it ends, no process of the job is left."""
     reader, writer = os.pipe()
     command = python_command("pangu_run.supervise.orphans", str(reader), job)
-    guard = subprocess.Popen(command, env=python_environment(), pass_fds=(reader,), start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    guard = subprocess.Popen(
+        command,
+        env=python_environment(),
+        pass_fds=(reader,),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
     os.close(reader)
     try:
         yield

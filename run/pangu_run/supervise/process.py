@@ -33,14 +33,24 @@ DRAIN_READS = 1000
 class RankProcess:
     """A running rank. Output goes to its log and the terminal, heartbeats and the exit code to `tell`."""
 
-    def __init__(self, number: int, words: Sequence[str], environment: Mapping[str, str], log_dir: Path, terminal: Terminal | None, disk: Aside, tell: Tell):
+    def __init__(
+        self,
+        number: int,
+        words: Sequence[str],
+        environment: Mapping[str, str],
+        log_dir: Path,
+        terminal: Terminal | None,
+        disk: Aside,
+        tell: Tell,
+    ):
         """Start `python WORDS`; call it where an event loop runs.
 
         Args:
             number: of the rank; -1 for MindSpore's scheduler.
             terminal: shows what it says, beside the log.
             disk: writes the log.
-            tell: called with {"is": "beat", "rank", "phase", "step", ...} and once with {"is": "exit", "rank", "code"}; a code below 0 is a signal.
+            tell: called with {"is": "beat", "rank", "phase", "step", ...} and once with {"is": "exit", "rank", "code"};
+                a code below 0 is a signal.
         """
         self.number, self.tell, self.terminal, self.disk, self.ended = number, tell, terminal, disk, asyncio.Event()
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -48,7 +58,9 @@ class RankProcess:
         self._uses: dict[int, Callable[[bytes], None]] = {}
         self._beats = b""
         self._process = self._start(words, environment)
-        threading.Thread(target=self._wait, args=(asyncio.get_running_loop(),), daemon=True).start()  # kernels before 5.3 have no pidfd
+        threading.Thread(
+            target=self._wait, args=(asyncio.get_running_loop(),), daemon=True
+        ).start()  # kernels before 5.3 have no pidfd
 
     @property
     def pid(self) -> int:
@@ -76,7 +88,13 @@ class RankProcess:
         command = python_command("pangu_run.supervise.rank", *words)
         streams = {"stdin": subprocess.DEVNULL, "stdout": out[1], "stderr": err[1]}
         try:  # a session of its own: Ctrl-C on a terminal reaches ranks from the launcher alone
-            return subprocess.Popen(command, env=python_environment(environment) | own, pass_fds=(heart[1],), start_new_session=True, **streams)
+            return subprocess.Popen(
+                command,
+                env=python_environment(environment) | own,
+                pass_fds=(heart[1],),
+                start_new_session=True,
+                **streams,
+            )
         finally:
             for _, theirs in (out, err, heart):
                 os.close(theirs)
@@ -127,7 +145,10 @@ class RankProcess:
         whole = self.log.lost is None
         self.log.write(content)
         if whole and self.log.lost and self.terminal:
-            self.terminal.tell(f"{self.log.path}: {self.log.lost.strerror}; the rank goes on, and what it writes from here on may be missing; free some room")
+            self.terminal.tell(
+                f"{self.log.path}: {self.log.lost.strerror}; the rank goes on, and what it writes from here on may be"
+                " missing; free some room"
+            )
 
     def _heard(self, content: bytes) -> None:
         *lines, self._beats = (self._beats + content).split(b"\n")

@@ -1,4 +1,5 @@
-"""The first lines of a rank, before its program: it dies with its launcher, keeps to its cores, shows its stacks when asked, beats.
+"""The first lines of a rank, before its program: it dies with its launcher, keeps to its cores, shows its stacks when
+asked, beats.
 
     python -m pangu_run.supervise.rank -m MODULE ARGUMENTS    as `python -P -m MODULE ARGUMENTS`
     python -m pangu_run.supervise.rank -c PROGRAM             as `python -P -c PROGRAM`

@@ -1,7 +1,9 @@
-"""What keeps strangers out of a job: its secret, which all its launchers have, and the code (HMAC-SHA256) that each line between them carries.
+"""What keeps strangers out of a job: its secret, which all its launchers have, and the code (HMAC-SHA256) that each
+line between them carries.
 
-The key of each direction of each connection is made of the secret and of both first lines, which hold random numbers: a line counts once, at its place, on
-the connection and in the direction that it was written for. Without a secret the key is known to everybody, and the code protects against accidents alone.
+The key of each direction of each connection is made of the secret and of both first lines, which hold random numbers: a
+line counts once, at its place, on the connection and in the direction that it was written for. Without a secret the key
+is known to everybody, and the code protects against accidents alone.
 """
 
 import hashlib
@@ -13,7 +15,9 @@ from pangu_run.isolated import JOB_SECRET
 
 LEAST = 16
 """Characters of a secret: who records a connection can try short ones."""
-ADVICE = f"give all launchers of the job the same random value, as `export {JOB_SECRET}=$(openssl rand -hex 32)` makes one"
+ADVICE = (
+    f"give all launchers of the job the same random value, as `export {JOB_SECRET}=$(openssl rand -hex 32)` makes one"
+)
 CODE_BYTES = 64
 
 
@@ -35,7 +39,8 @@ class Seal:
         """
         Args:
             direction: who writes the lines.
-            hellos: the first lines of the connection, in an order that both sides agree on; each holds a random number of its writer.
+            hellos: the first lines of the connection, in an order that both sides agree on; each holds a random number
+                of its writer.
         """
         self._key = hmac.digest(secret, b"\n".join([direction, *hellos]), "sha256")
         self._count = 0

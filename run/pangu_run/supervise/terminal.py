@@ -1,4 +1,5 @@
-"""The launcher's terminal: one rank has it, with its progress bar; of the others only errors are shown, with their rank.
+"""The launcher's terminal: one rank has it, with its progress bar; of the others only errors are shown, with their
+rank.
 
 What ranks and peers say cannot steer a terminal; a file or a pipe gets the one rank's output byte for byte.
 """
@@ -50,7 +51,9 @@ class Terminal:
         self._write(2, (_CLEAR_LINE if self.is_tty else b"") + line.encode() + b"\n")  # a bar draws itself anew
 
     def _write(self, descriptor: int, content: bytes) -> None:
-        self._aside.do(lambda: _write(descriptor, content), len(content))  # of what nobody reads for long the log has the rest
+        self._aside.do(
+            lambda: _write(descriptor, content), len(content)
+        )  # of what nobody reads for long the log has the rest
 
     def close(self) -> None:
         """Give the last words LAST_WORDS_S to be written."""

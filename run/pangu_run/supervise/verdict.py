@@ -42,7 +42,9 @@ class Failure:
         """What the user is told; nothing where the terminal has shown a rank's line on the user's mistake."""
         if self.told and self.code == USER_ERROR:
             return ""
-        return "\n  ".join([self.summary + (f"; {self.place}" if self.place else ""), *(() if self.told else self.words)])
+        return "\n  ".join(
+            [self.summary + (f"; {self.place}" if self.place else ""), *(() if self.told else self.words)]
+        )
 
     def signature(self) -> tuple[Any, ...]:
         """Equal for failures that are the same but for numbers: same step, same way."""
@@ -53,7 +55,14 @@ class Failure:
         rank = self.ranks[0] if self.ranks else None
         where = {"rank": rank, "host": job.servers[0], "log": None} if rank is None else _where(job, rank)
         where |= {"ranks": list(self.ranks)}
-        return where | {"kind": self.kind, "code": self.code, "step": self.step, "phase": self.phase, "summary": self.summary, "words": list(self.words)}
+        return where | {
+            "kind": self.kind,
+            "code": self.code,
+            "step": self.step,
+            "phase": self.phase,
+            "summary": self.summary,
+            "words": list(self.words),
+        }
 
 
 def shell_code(code: int) -> int:
@@ -64,19 +73,27 @@ def shell_code(code: int) -> int:
 def first_exit(exits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The exit that came first of those most likely to be causes; None where all are 0.
 
-    A rank that only misses another says so (EXIT_PEER_LOST); in MindSpore's own network it ends itself by SIGTERM or aborts.
+    A rank that only misses another says so (EXIT_PEER_LOST); in MindSpore's own network it ends itself by SIGTERM or
+    aborts.
     """
     failed = [message for message in exits if message["code"] != 0]
-    return min(failed, key=lambda message: _CONSEQUENCES.index(message["code"]) if message["code"] in _CONSEQUENCES else -1, default=None)
+    return min(
+        failed,
+        key=lambda message: _CONSEQUENCES.index(message["code"]) if message["code"] in _CONSEQUENCES else -1,
+        default=None,
+    )
 
 
 def are_stops(exits: Sequence[dict[str, Any]]) -> bool:
-    """Whether ranks ended by nothing but stop signals, as where a scheduler sends them to all processes of a job, and not to the launcher alone."""
-    return all(message["code"] in (0, EXIT_STOPPED, EXIT_PEER_LOST, *(-number for number in STOP_SIGNALS)) for message in exits)
+    """Whether ranks ended by nothing but stop signals, as where a scheduler sends them to all processes of a job, and
+    not to the launcher alone."""
+    return all(
+        message["code"] in (0, EXIT_STOPPED, EXIT_PEER_LOST, *(-number for number in STOP_SIGNALS)) for message in exits
+    )
 
 
 def signal_name(number: int) -> str:
-    """"SIGTERM"; "signal 42" where it has no name."""
+    """ "SIGTERM"; "signal 42" where it has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -92,20 +109,45 @@ def of_exit(job: Job, states: Sequence[RankState], exits: Sequence[dict[str, Any
     cause = first_exit(exits)
     state, code = states[cause["rank"]], cause["code"]
     how = f"was killed by {signal_name(-code)}" if code < 0 else f"failed with exit code {code}"
-    memory = "; the kernel's out-of-memory killer was at work on that host: use a smaller batch or more memory" if cause.get("oom") else ""
+    memory = (
+        "; the kernel's out-of-memory killer was at work on that host: use a smaller batch or more memory"
+        if cause.get("oom")
+        else ""
+    )
     others = [m["rank"] for m in exits if m is not cause and m["code"] not in (0, EXIT_PEER_LOST, EXIT_STOPPED)]
     also = f"; so did {ranks_in_words(others)}" if others else ""
-    streamed = job.stream_rank in (cause["rank"], *others) and code == USER_ERROR or job.stream_rank == cause["rank"] and code > 0 and cause["started"]
+    streamed = (
+        job.stream_rank in (cause["rank"], *others)
+        and code == USER_ERROR
+        or job.stream_rank == cause["rank"]
+        and code > 0
+        and cause["started"]
+    )
     log = job.directory.rank_log(cause["rank"])
     place = f"its words are above and in {log}" if streamed else f"{log} ends with:"
     summary = f"{_who(state)} {how}{_at(state)}{memory}{also}"
-    return Failure("exit", shell_code(code), (cause["rank"],), state.step, state.phase, summary, place, tuple(cause["words"]), streamed)
+    return Failure(
+        "exit",
+        shell_code(code),
+        (cause["rank"],),
+        state.step,
+        state.phase,
+        summary,
+        place,
+        tuple(cause["words"]),
+        streamed,
+    )
 
 
-def of_hang(states: Sequence[RankState], hung: Sequence[RankState], seconds: float, stacks: Sequence[dict[str, Any]]) -> Failure:
-    """The failure of an attempt in which ranks were silent for too long; `stacks` are the messages with what they were doing."""
+def of_hang(
+    states: Sequence[RankState], hung: Sequence[RankState], seconds: float, stacks: Sequence[dict[str, Any]]
+) -> Failure:
+    """The failure of an attempt in which ranks were silent for too long; `stacks` are the messages with what they were
+    doing."""
     first, ranks = hung[0], tuple(state.place.rank for state in hung)
-    everyone = "; all ranks that run are silent" if len(hung) > 1 and len(hung) == sum(state.runs for state in states) else ""
+    everyone = (
+        "; all ranks that run are silent" if len(hung) > 1 and len(hung) == sum(state.runs for state in states) else ""
+    )
     where = next((m for m in stacks if m["rank"] == first.place.rank), {"lines": [], "path": "no file"})
     summary = f"{ranks_in_words(ranks)} silent for {seconds:.0f} s{_at(first)}{everyone}"
     place = f"the stacks of all ranks were dumped, those of rank {first.place.rank} to {where['path']}:"
@@ -115,15 +157,34 @@ def of_hang(states: Sequence[RankState], hung: Sequence[RankState], seconds: flo
 def of_host(server: str, states: Sequence[RankState]) -> Failure:
     """The failure of an attempt in which the connection to a host's launcher was lost."""
     there = [state for state in states if state.place.server == server]
-    summary = f"host {server} was lost ({ranks_in_words([state.place.rank for state in there])}): its launcher ended or the network failed; look at that host"
-    return Failure("host", EXIT_HOST, tuple(state.place.rank for state in there), max((s.step or 0 for s in states), default=None), None, summary)
+    summary = (
+        f"host {server} was lost ({ranks_in_words([state.place.rank for state in there])}): its launcher ended or the"
+        " network failed; look at that host"
+    )
+    return Failure(
+        "host",
+        EXIT_HOST,
+        tuple(state.place.rank for state in there),
+        max((s.step or 0 for s in states), default=None),
+        None,
+        summary,
+    )
 
 
 def of_scheduler(job: Job, code: int, words: Sequence[str]) -> Failure:
     """The failure of an attempt whose MindSpore scheduler ended: the ranks cannot go on."""
     how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
     place = f"{job.directory.logs / 'scheduler' / 'output.log'} ends with:"
-    return Failure("scheduler", shell_code(code) or 1, (), None, None, f"MindSpore's scheduler {how} while ranks ran", place, tuple(words))
+    return Failure(
+        "scheduler",
+        shell_code(code) or 1,
+        (),
+        None,
+        None,
+        f"MindSpore's scheduler {how} while ranks ran",
+        place,
+        tuple(words),
+    )
 
 
 def _where(job: Job, rank: int) -> dict[str, Any]:

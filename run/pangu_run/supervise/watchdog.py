@@ -11,7 +11,8 @@ from pangu_run.job_directory import ENDED, RUNNING, STARTING
 from pangu_run.launch.job import Limits, Place
 
 SLOW_RATIO, SLOW_S, SLOW_STEPS = 2.0, 0.5, 5
-"""A rank is slow if its own work took this many times the median of all ranks and this much longer, in the median of these many steps."""
+"""A rank is slow if its own work took this many times the median of all ranks and this much longer, in the median of
+these many steps."""
 MAX_NAMED = 16
 
 
@@ -33,7 +34,8 @@ class RankState:
     """The rank's own clock at its last beat, in seconds since the epoch."""
     exit_code: int | None = None
     work: deque = field(default_factory=lambda: deque(maxlen=SLOW_STEPS))
-    """Seconds of its own in each of the last steps: reading the batch, and the step, which in its collectives waits for others."""
+    """Seconds of its own in each of the last steps: reading the batch, and the step, which in its collectives waits for
+    others."""
     _phase_began: float = 0.0
     _working: float = 0.0
 
@@ -68,13 +70,27 @@ class RankState:
 
     def as_dict(self, now: float) -> dict[str, Any]:
         """A row of status.json; "silent_s" by the leader's clock alone."""
-        own = {"rank": self.place.rank, "host": self.place.server, "device": self.place.device, "pid": self.pid, "state": self.state, "phase": self.phase}
-        return own | {"step": self.step, "tokens_per_second": self.tokens_per_second, "beat": self.beat_time, "exit_code": self.exit_code, "silent_s": round(now - self.heard, 1)}
+        own = {
+            "rank": self.place.rank,
+            "host": self.place.server,
+            "device": self.place.device,
+            "pid": self.pid,
+            "state": self.state,
+            "phase": self.phase,
+        }
+        return own | {
+            "step": self.step,
+            "tokens_per_second": self.tokens_per_second,
+            "beat": self.beat_time,
+            "exit_code": self.exit_code,
+            "silent_s": round(now - self.heard, 1),
+        }
 
 
 def hung(states: Sequence[RankState], limits: Limits, now: float) -> list[RankState]:
-    """Ranks that have been silent for too long and do not wait for others; all that run, if all of them wait. Most likely the one first that is
-    behind in steps or was heard first: the others may be waiting for it in a collective."""
+    """Ranks that have been silent for too long and do not wait for others; all that run, if all of them wait. Most
+    likely the one first that is behind in steps or was heard first: the others may be waiting for it in a
+    collective."""
     running = [state for state in states if state.runs]
     silent = [state for state in running if now - state.heard > (limits.hang_s if state.stepped else limits.start_s)]
     active = [state for state in silent if state.phase != WAIT]
@@ -82,7 +98,8 @@ def hung(states: Sequence[RankState], limits: Limits, now: float) -> list[RankSt
 
 
 def overdue(running: Sequence[RankState]) -> list[RankState]:
-    """Whose fault it is that these ranks have not ended: those that do not wait for others; all, if all of them wait."""
+    """Whose fault it is that these ranks have not ended: those that do not wait for others; all, if all of them
+    wait."""
     return sorted([state for state in running if state.phase != WAIT] or running, key=_behind)
 
 
@@ -91,15 +108,28 @@ def _behind(state: RankState) -> tuple[int, float]:
 
 
 def slow(states: Sequence[RankState]) -> list[tuple[RankState, float, float]]:
-    """(rank, its seconds, median of all): ranks whose own work takes clearly longer. What is inside a collective cannot be told apart."""
-    measured = [(state, statistics.median(state.work)) for state in states if state.runs and len(state.work) == SLOW_STEPS]
+    """(rank, its seconds, median of all): ranks whose own work takes clearly longer. What is inside a collective cannot
+    be told apart."""
+    measured = [
+        (state, statistics.median(state.work)) for state in states if state.runs and len(state.work) == SLOW_STEPS
+    ]
     if len(measured) < 2:
         return []
-    median = statistics.median(seconds for _, seconds in measured) if len(measured) > 2 else min(seconds for _, seconds in measured)
-    return [(state, seconds, median) for state, seconds in measured if seconds > SLOW_RATIO * median and seconds - median > SLOW_S]
+    median = (
+        statistics.median(seconds for _, seconds in measured)
+        if len(measured) > 2
+        else min(seconds for _, seconds in measured)
+    )
+    return [
+        (state, seconds, median)
+        for state, seconds in measured
+        if seconds > SLOW_RATIO * median and seconds - median > SLOW_S
+    ]
 
 
 def ranks_in_words(ranks: Sequence[int]) -> str:
-    """"rank 3" or "ranks 1, 2, 5 and 9 more"."""
-    named = ", ".join(map(str, ranks[:MAX_NAMED])) + (f" and {len(ranks) - MAX_NAMED} more" if len(ranks) > MAX_NAMED else "")
+    """ "rank 3" or "ranks 1, 2, 5 and 9 more"."""
+    named = ", ".join(map(str, ranks[:MAX_NAMED])) + (
+        f" and {len(ranks) - MAX_NAMED} more" if len(ranks) > MAX_NAMED else ""
+    )
     return f"rank{'s' if len(ranks) > 1 else ''} {named}"
