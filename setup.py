@@ -29,7 +29,7 @@ setup(
     package_dir={"": ".", "pangu_run": "run/pangu_run", "pangu_ms.configs": "configs"},
     package_data={
         "pangu_ms.configs": ["*/*.yaml"],
-        "pangu_ms.mf": ["*.yaml"],
+        "pangu_ms.mindformers": ["*.yaml"],
         "pangu_run": ["manifest/templates/*"],
         "ascend_ops": ["cpu/**", "ascendc/**"],
     },
@@ -67,5 +67,5 @@ setup(
             "cryptography",
         ],
     },
-    entry_points={"console_scripts": ["pangu=pangu_ms.cli:entry"]},
+    entry_points={"console_scripts": ["pangu=pangu_ms.cli.main:entry"]},
 )

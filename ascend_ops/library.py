@@ -24,7 +24,7 @@ from pathlib import Path
 
 from ascend_ops.errors import OperatorError
 from ascend_ops.table import KERNELS, Kernel
-from pangu_run.files import user_cache
+from pangu_ms.core.files import user_cache
 
 log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "cpu"

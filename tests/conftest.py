@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 
 runtime.quiet()
 

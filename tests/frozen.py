@@ -12,11 +12,11 @@ from unittest import mock
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from pangu_ms.config.alpha import AlphaConfig
-from pangu_ms.config.base import ParameterSpec
-from pangu_ms.config.registry import FAMILIES
-from pangu_ms.models.alpha import PanguAlpha
-from pangu_ms.parallel import slices
+from pangu_ms.models.alpha.config import AlphaConfig
+from pangu_ms.models.common.config import ParameterSpec
+from pangu_ms.models.registry import FAMILIES
+from pangu_ms.models.alpha.model import PanguAlpha
+from pangu_ms.planner import slices
 
 MATRIX, TABLE = "blocks.0.ffn.up.weight", "token_map.rows"
 

@@ -28,7 +28,7 @@ compiled graphs is stubbed everywhere, and nothing else unless said.
     CANN's headers (one empty file) operators: choice by chip and dtype, built-in attention   here (float16 and
     bfloat16), tests/ascend_ops/test_backend.py
     Ascend C kernels themselves                               tests/ascend_ops/ascendc (executed by the host header)
-    mf: device_target of MindFormers' context                 tests/mf/test_settings.py                              not
+    mf: device_target of MindFormers' context                 tests/mindformers/test_settings.py                              not
     executed
     manifest, doctor                                          tests/run
     recorded outputs of the tools
@@ -49,14 +49,14 @@ from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import BatchLosses
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.models.init import initial_values
+from pangu_ms.models.common.init import initial_values
 from tests.faults.common import ROOT
 from tests.stub_ascend.sitecustomize import executed, loss_of
 
 PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches=1", "model.ffn_hidden_size=48"]
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = main(words)

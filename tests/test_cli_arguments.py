@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pangu_ms.cli import VERBS, main
+from pangu_ms.cli.main import VERBS, main
 
 
 @pytest.mark.parametrize(

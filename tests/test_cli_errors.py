@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pangu_ms.cli import VERBS, main
+from pangu_ms.cli.main import VERBS, main
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 

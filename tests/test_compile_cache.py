@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from pangu_ms import compile_cache
+from pangu_ms.core import compile_cache
 
 PROGRAM = """
 import sys
@@ -19,7 +19,7 @@ runtime.quiet()
 runtime.start("CPU")
 import numpy as np
 from mindspore import Tensor
-from pangu_ms.compile_cache import cached_compile
+from pangu_ms.core.compile_cache import cached_compile
 from pangu_ms.config import load_config
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.data.loader import batch_from_ids

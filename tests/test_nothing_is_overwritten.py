@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pangu_ms.cli import VERBS, main
-from pangu_run import files
-from pangu_run.arguments import NewDirectory, NewFile
-from pangu_run.errors import OutputError
+from pangu_ms.cli.main import VERBS, main
+from pangu_ms.core import files
+from pangu_ms.core.parser import NewDirectory, NewFile
+from pangu_ms.core.errors import OutputError
 
 WRITES = re.compile(
     r"--(output|plot|save|write)|(^| |;|,)(where to |also )?(write(?! nothing)|draw) |\bnew"

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 
 ODD = "a b(1)=x,\u76d8\u53e4'q\"$HOME;&*?[z]{y}%s#~:-"
 

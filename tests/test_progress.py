@@ -10,7 +10,7 @@ from fcntl import ioctl
 
 import pytest
 
-from pangu_ms import progress
+from pangu_ms.core import progress
 
 
 def run(steps=4, **options):

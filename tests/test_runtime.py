@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from pangu_ms import runtime
-from pangu_ms.errors import ConfigError
+from pangu_ms.core import runtime
+from pangu_ms.core.errors import ConfigError
 
 AFTER_AN_OPERATION = """
 import numpy, mindspore

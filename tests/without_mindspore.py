@@ -14,7 +14,7 @@ class Blocked:
             raise AssertionError("{IMPORTED}")
 
 sys.meta_path.insert(0, Blocked())
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 answers = []
 for words in json.load(sys.stdin):
     error = io.StringIO()

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pangu_run.files import sync_path
+from pangu_ms.core.files import sync_path
 
 _log = logging.getLogger(__name__)
 _one_thread = threading.Lock()  # lockf excludes processes, not threads

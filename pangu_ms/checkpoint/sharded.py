@@ -19,7 +19,7 @@ import numpy as np
 
 from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.checkpoint.safetensors_file import Contents, Place, Spec
-from pangu_ms.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import Plan, parameter_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pangu_ms.checkpoint.manifest import FORMAT_VERSION, MANIFEST
 from pangu_ms.checkpoint.provenance import provenance
-from pangu_run import files
+from pangu_ms.core import files
 
 Contents = dict[str, Iterable[Any]]
 """Files by name, each as pieces of bytes."""

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from pangu_ms.config.base import STRICT, Int, ModelConfig, divisors, require, require_not_negative, require_positive
+from pangu_ms.core.fields import STRICT, Int, divisors, require, require_not_negative, require_positive
+from pangu_ms.models.common.config import ModelConfig
 
 
 @dataclass(frozen=True, config=STRICT)

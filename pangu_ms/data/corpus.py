@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from pangu_ms.data import json_texts, streams
 from pangu_ms.data.json_texts import ARRAY, LINES, TEXT
-from pangu_ms.errors import DataError
+from pangu_ms.core.errors import DataError
 
 _log = logging.getLogger(__name__)
 

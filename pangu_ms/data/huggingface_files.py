@@ -11,7 +11,7 @@ from typing import Any
 from pangu_ms.data.huggingface import FAST, SENTENCEPIECE, HuggingFaceTokenizer
 from pangu_ms.data.special_tokens import GENERATION, SETTINGS
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_run import files, small_json
+from pangu_ms.core import files, small_json
 
 _LLAMA, _FAST_CLASS, _JIEBA_CLASS = "LlamaTokenizer", "PreTrainedTokenizerFast", "PanguTokenizer"
 _OWN = "pangu_tokenizer"  # key of tokenizer_config.json

@@ -11,8 +11,8 @@ import numpy as np
 
 from pangu_ms.data import npz_file
 from pangu_ms.data.blocks import load_block
-from pangu_ms.errors import OutputError
-from pangu_run import files
+from pangu_ms.core.errors import OutputError
+from pangu_ms.core import files
 
 SPLITS = ("train", "held_out")
 COLUMN = "input_ids"

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import sentencepiece
 
-from pangu_ms.protobuf import fields, message_field, number_field, values
+from pangu_ms.core.protobuf import fields, message_field, number_field, values
 
 NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # SentencePiece.Type; 2 is unknown, 3 control
 _PIECES, _TRAINER, _NORMALIZER, _SELF_TEST = 1, 2, 3, 4  # fields of ModelProto

@@ -19,7 +19,7 @@ from math import log
 from pathlib import Path
 from types import ModuleType
 
-from pangu_ms.errors import DataError
+from pangu_ms.core.errors import DataError
 
 _NEVER = -3.14e100
 """jieba's logarithm of an impossible event."""

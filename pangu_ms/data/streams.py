@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pangu_ms.errors import DataError
+from pangu_ms.core.errors import DataError
 
 LONGEST = 1 << 25
 """Bytes of the longest line, JSON record or document: 32 MiB, about 10 million tokens, which take 1 GB to encode."""

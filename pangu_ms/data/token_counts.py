@@ -18,9 +18,9 @@ from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer, sample_chunks
-from pangu_ms.errors import DataError
-from pangu_ms.progress import progress_bar
-from pangu_run import files, format_version, small_json
+from pangu_ms.core.errors import DataError
+from pangu_ms.core.progress import progress_bar
+from pangu_ms.core import files, format_version, small_json
 
 FORMAT = 1
 SAMPLE_BYTES = 1_000_000

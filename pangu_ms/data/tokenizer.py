@@ -23,8 +23,8 @@ from typing import Any
 import sentencepiece
 
 from pangu_ms.data.segment import make_segmenter, segmenter_version
-from pangu_ms.errors import DataError
-from pangu_run import files, format_version, small_json
+from pangu_ms.core.errors import DataError
+from pangu_ms.core import files, format_version, small_json
 
 _log = logging.getLogger(__name__)
 
@@ -409,7 +409,7 @@ def train_tokenizer(
     if not any(chunk.strip() for chunk in sample):
         raise DataError("corpus: has no text; a tokenizer is trained on text; name files with text")
     if segmenter == "jieba":
-        from pangu_ms.progress import progress_bar  # here: a MindIR package runs without it
+        from pangu_ms.core.progress import progress_bar  # here: a MindIR package runs without it
 
         cut = _jieba_cut()
         sample = [

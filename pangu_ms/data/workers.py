@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
-from pangu_run.isolated import python_command, python_environment
+from pangu_ms.core.isolated import python_command, python_environment
 
 
 class WorkerDied(Exception):

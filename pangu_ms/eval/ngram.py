@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pangu_ms.data.loader import Batch
+from pangu_ms.models.common.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pangu_ms import protobuf
+from pangu_ms.core import protobuf
 
 MODEL_GRAPH, MODEL_FUNCTIONS, MODEL_PREPROCESSOR, MODEL_PRIMITIVES = 7, 8, 9, 12
 GRAPH_NODE, GRAPH_PARAMETER, GRAPH_INPUT = 1, 3, 5

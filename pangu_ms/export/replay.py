@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 from pangu_ms.export.package import Package, read_key
 
 

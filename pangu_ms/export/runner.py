@@ -10,8 +10,8 @@ def entry() -> int:
     """Run the package; a Python package that is not installed is one line."""
     package = Path(sys.argv[0]).resolve().parent
     try:
-        from pangu_ms.export.run import main
-        from pangu_run.console import guard_streams, guarded
+        from pangu_ms.cli.run_mindir import main
+        from pangu_ms.core.console import guard_streams, guarded
 
         guard_streams()
         return guarded("run.pyz", lambda: main(sys.argv[1:], str(package)))

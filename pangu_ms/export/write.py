@@ -20,13 +20,13 @@ from mindspore import Tensor
 
 import ascend_ops
 import pangu_ms
-import pangu_run
-from pangu_ms import __version__, runtime
+from pangu_ms import __version__
+from pangu_ms.core import runtime
 from pangu_ms.checkpoint.store import Checkpoint
-from pangu_ms.config.base import ModelConfig
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import ExportError
+from pangu_ms.core.errors import ExportError
 from pangu_ms.export.package import (
     FORMAT_VERSION,
     MANIFEST,
@@ -39,8 +39,8 @@ from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import load_decoder, load_tokenizer
-from pangu_run import files
-from pangu_run.isolated import python_command, python_environment
+from pangu_ms.core import files
+from pangu_ms.core.isolated import python_command, python_environment
 
 RUNNER_PACKAGES = ("mindspore", "numpy")
 """What a package needs beside its tokenizer's."""
@@ -52,35 +52,35 @@ ENCRYPTION_MODE = "AES-GCM"
 # All that running a package takes: no model code. `models`, `config`, `train` and `checkpoint` stay out.
 RUNNER_MODULES = (
     "pangu_ms/__init__.py",
-    "pangu_ms/errors.py",
-    "pangu_ms/protobuf.py",
-    "pangu_ms/runtime.py",
+    "pangu_ms/cli/__init__.py",
+    "pangu_ms/cli/generate_arguments.py",
+    "pangu_ms/cli/run_mindir.py",
+    "pangu_ms/core/__init__.py",
+    "pangu_ms/core/cluster_variables.py",
+    "pangu_ms/core/console.py",
+    "pangu_ms/core/errors.py",
+    "pangu_ms/core/files.py",
+    "pangu_ms/core/format_version.py",
+    "pangu_ms/core/parser.py",
+    "pangu_ms/core/protobuf.py",
+    "pangu_ms/core/runtime.py",
+    "pangu_ms/core/small_json.py",
     "pangu_ms/data/__init__.py",
     "pangu_ms/data/huggingface.py",
     "pangu_ms/data/huggingface_files.py",
     "pangu_ms/data/segment.py",
     "pangu_ms/data/special_tokens.py",
     "pangu_ms/data/tokenizer.py",
+    "pangu_ms/export/__init__.py",
+    "pangu_ms/export/graph_file.py",
+    "pangu_ms/export/package.py",
+    "pangu_ms/export/runner.py",
+    "pangu_ms/export/signature.py",
     "pangu_ms/infer/__init__.py",
-    "pangu_ms/infer/arguments.py",
     "pangu_ms/infer/beam.py",
     "pangu_ms/infer/decoder.py",
     "pangu_ms/infer/generate.py",
     "pangu_ms/infer/sampling.py",
-    "pangu_ms/export/__init__.py",
-    "pangu_ms/export/graph_file.py",
-    "pangu_ms/export/package.py",
-    "pangu_ms/export/run.py",
-    "pangu_ms/export/runner.py",
-    "pangu_ms/export/signature.py",
-    "pangu_run/__init__.py",
-    "pangu_run/arguments.py",
-    "pangu_run/cluster_variables.py",
-    "pangu_run/console.py",
-    "pangu_run/errors.py",
-    "pangu_run/files.py",
-    "pangu_run/format_version.py",
-    "pangu_run/small_json.py",
 )
 
 
@@ -176,12 +176,12 @@ def plain_name(directory: Path) -> Iterator[str]:
 
 def write_runner(path: Path) -> None:
     """Pack this package's runner into one executable file."""
-    packages = {package.__name__: Path(package.__file__).resolve().parents[1] for package in (pangu_ms, pangu_run)}
+    root = Path(pangu_ms.__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory() as staging:
         for module in RUNNER_MODULES:
             target = Path(staging) / module
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(packages[module.partition("/")[0]] / module, target)
+            shutil.copyfile(root / module, target)
         (Path(staging) / "__main__.py").write_text(
             "import sys\n\nfrom pangu_ms.export.runner import entry\n\nsys.exit(entry())\n"
         )

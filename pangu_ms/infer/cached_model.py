@@ -10,9 +10,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from pangu_ms.config.base import ModelConfig
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.build import build_model, caches
-from pangu_ms.models.layers import CacheShape
+from pangu_ms.models.common.layers import CacheShape
 
 
 class CachedModel(nn.Cell):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.errors import GenerationError
+from pangu_ms.core.errors import GenerationError
 
 NO_BEAMS = "a MindIR package holds no graph that reorders its cache; use 1, or the checkpoint"
 

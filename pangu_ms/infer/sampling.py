@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pangu_ms.errors import GenerationError
+from pangu_ms.core.errors import GenerationError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from mindspore.parallel._cost_model_context import _set_algo_single_loop
 
 import ascend_ops
 from pangu_ms.models.build import weights
-from pangu_ms.models.layers import Operator
+from pangu_ms.models.common.layers import Operator
 from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies
 from pangu_ms.parallel.plan import OPTIMIZER_SHARD_MIN_BYTES, Plan
 

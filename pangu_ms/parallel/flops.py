@@ -2,7 +2,7 @@
 
 import math
 
-from pangu_ms.config.base import ModelConfig
+from pangu_ms.models.common.config import ModelConfig
 
 
 def layer_flops_per_token(model: ModelConfig, layer: int) -> int:

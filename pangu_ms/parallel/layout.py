@@ -4,7 +4,7 @@ import functools
 import math
 from dataclasses import dataclass
 
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.mesh import ravel, unravel
 
 

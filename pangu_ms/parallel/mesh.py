@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from pangu_ms.config.parallel import ParallelConfig
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 
 
 @dataclass(frozen=True)

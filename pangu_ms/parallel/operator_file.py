@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.strategy_file import PLACEHOLDER
 from pangu_ms.parallel.strategy_wire import Content, OperandItem, StrategyItem, read_content, write_content

@@ -7,14 +7,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pangu_ms.config.base import ParameterSpec
-from pangu_ms.config.registry import FAMILIES, load_object
+from pangu_ms.models.common.config import ParameterSpec
+from pangu_ms.models.registry import FAMILIES, load_object
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import ConfigError
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.parallel.flops import head_flops_per_token, layer_flops_per_token
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.mesh import Mesh
-from pangu_ms.parallel.rules import Rules, rules_for
+from pangu_ms.models.common.sharding import Rules
+from pangu_ms.parallel.rules import rules_for
 
 MOMENTS = ("adam_m.", "adam_v.")
 """Prefixes of the optimizer's two states of each parameter, which lie as the parameter does."""
@@ -56,7 +57,7 @@ class Plan:
             if unknown := [axis for axis in spec.axes if axis not in rules]:
                 raise ConfigError(
                     f"plan of {model.family}: {name}: axis {unknown[0]} has no rule; add it to the family's table in"
-                    " pangu_ms/parallel/rules.py"
+                    " the family's sharding.py"
                 )
         costs = [layer_flops_per_token(model, i) for i in range(model.num_layers)]
         costs[-1] += head_flops_per_token(model)

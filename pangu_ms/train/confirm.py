@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.loader import Batch
+from pangu_ms.models.common.batch import Batch
 from pangu_ms.train.guard import Guard
 from pangu_ms.train.step import OptimizerStep
 

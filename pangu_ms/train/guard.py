@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass
 
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import TrainingDiverged
+from pangu_ms.core.errors import TrainingDiverged
 
 NONSENSE = 4.0
 """A loss above so many times ln(vocab_size), that of guessing, speaks against the weights: a model that is only bad

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.errors import OutputError
-from pangu_run import small_json
-from pangu_run.files import open_ordinary, write_bytes
+from pangu_ms.core.errors import OutputError
+from pangu_ms.core import small_json
+from pangu_ms.core.files import open_ordinary, write_bytes
 
 
 class MetricsWriter:

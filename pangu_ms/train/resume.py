@@ -7,7 +7,7 @@ from pathlib import Path
 from pangu_ms.checkpoint import store
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import ConfigError, OutputError
+from pangu_ms.core.errors import ConfigError, OutputError
 from pangu_ms.train import bend, global_batch
 from pangu_ms.train.directory import require_own
 from pangu_ms.train.schedule import decay_end

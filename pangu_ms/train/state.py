@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
 from pangu_ms.checkpoint import store
-from pangu_ms.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError
 from pangu_ms.train.guard import Guard
 
 

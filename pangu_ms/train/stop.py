@@ -3,7 +3,7 @@ import."""
 
 import contextlib
 
-from pangu_run import stop_signals
+from pangu_ms.core import stop_signals
 
 
 class StopSignal:

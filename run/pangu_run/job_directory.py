@@ -21,9 +21,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files, format_version, small_json
-from pangu_run.errors import LaunchError
-from pangu_run.small_json import TIME, Form
+from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.small_json import TIME, Form
 
 _log = logging.getLogger(__name__)
 NAME = "job"

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pangu_run.console import USER_ERROR
-from pangu_run.errors import LaunchError
-from pangu_run.isolated import python_command, python_environment
-from pangu_run.supervise import orphans
+from pangu_ms.core.console import USER_ERROR
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.isolated import python_command, python_environment
+from pangu_run import orphans
 
-MODULE = "pangu_ms.train.describe"
+MODULE = "pangu_ms.cli.train_describe"
 CPU = "CPU"
 
 

@@ -5,7 +5,7 @@ import json
 import ascend_ops
 from ascend_ops import library
 from ascend_ops.table import OPERATORS
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 
 
 def test_list_names_every_operator_with_its_backend_and_reason(capsys):

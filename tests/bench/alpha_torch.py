@@ -1,14 +1,14 @@
 """PanGu-alpha in eager PyTorch, as its users write it: the peer of the training benchmark. Same parameters by name,
 same function.
 
-Shapes: see pangu_ms/models/layers.py. No dropout, no segments: what a GPT trainer computes on packed text.
+Shapes: see pangu_ms/models/common/layers.py. No dropout, no segments: what a GPT trainer computes on packed text.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pangu_ms.config.alpha import AlphaConfig
+from pangu_ms.models.alpha.config import AlphaConfig
 
 ACTIVATIONS = {
     "gelu": lambda x: functional.gelu(x, approximate="tanh"),

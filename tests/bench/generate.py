@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 from pangu_ms.config.load import load_config
 
 

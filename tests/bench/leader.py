@@ -20,19 +20,19 @@ import tempfile
 import time
 from pathlib import Path
 
-from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
-from pangu_run.isolated import JOB_SECRET
+from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
+from pangu_ms.core.isolated import JOB_SECRET
 from pangu_run.job_directory import JobDirectory
-from pangu_run.launch import record
-from pangu_run.launch.job import Job, Limits, Place
-from pangu_run.launch.start import run_job
-from pangu_run.supervise import messages
-from pangu_run.supervise.leader import Leader
-from pangu_run.supervise.links import join
+from pangu_run.job import record
+from pangu_run.job.job import Job, Limits, Place
+from pangu_run.launcher import run_job
+from pangu_run.supervisor import messages
+from pangu_run.supervisor.leader import Leader
+from pangu_run.supervisor.links import join
 from tests.faults.common import free_ports
 
 RANK = (
-    "import signal, sys; from pangu_run.heartbeat import beat; signal.signal(15, lambda *_: sys.exit(75)); beat('step',"
+    "import signal, sys; from pangu_ms.core.heartbeat import beat; signal.signal(15, lambda *_: sys.exit(75)); beat('step',"
     " 0); signal.pause()"
 )
 FLOOD = 1000

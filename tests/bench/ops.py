@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 
 T, E, F, V, H, S = 2048, 1024, 4096, 40000, 16, 1024
 """Tokens, hidden and feed-forward sizes, vocabulary, heads of 350m, and its sequence length (two sequences)."""

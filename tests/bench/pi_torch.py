@@ -1,14 +1,14 @@
 """PanGu-pi in eager PyTorch, as its users write it: the peer of the training benchmark. Same parameters by name, same
 function.
 
-Shapes: see pangu_ms/models/layers.py. No segments: what a trainer computes on packed text.
+Shapes: see pangu_ms/models/common/layers.py. No segments: what a trainer computes on packed text.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pangu_ms.config.pi import PiConfig
+from pangu_ms.models.pi.config import PiConfig
 from tests.bench.alpha_torch import ACTIVATIONS
 
 

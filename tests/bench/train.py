@@ -32,9 +32,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 from pangu_ms.config.load import load_config
-from pangu_ms.config.registry import load_object
+from pangu_ms.models.registry import load_object
 from pangu_ms.config.schema import RunConfig
 
 # What PyTorch would not compute is off; gelu is an activation that it has as one operator.
@@ -60,7 +60,7 @@ def weights(config: RunConfig) -> dict[str, np.ndarray]:
 def ours(config: RunConfig) -> Callable[[np.ndarray], float]:
     """A function that trains one step and returns the loss."""
     runtime.start("CPU")
-    from pangu_ms.data.loader import Batch
+    from pangu_ms.models.common.batch import Batch
     from pangu_ms.models.build import build_model, fill
     from pangu_ms.train.step import TrainStep
 

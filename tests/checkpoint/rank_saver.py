@@ -13,8 +13,8 @@ import traceback
 from pathlib import Path
 
 from pangu_ms.checkpoint.save_ranks import save_rank
-from pangu_ms.errors import UserError
-from pangu_ms.parallel.meeting import Meeting
+from pangu_ms.core.errors import UserError
+from pangu_ms.parallel.rendezvous import Meeting
 from pangu_ms.parallel.plan import Plan
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice, whole_arrays
 

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import convert, foreign, store
-from pangu_ms.cli import main
-from pangu_ms.errors import CheckpointError, OutputError
+from pangu_ms.checkpoint import foreign, store
+from pangu_ms.cli import convert
+from pangu_ms.cli.main import main
+from pangu_ms.core.errors import CheckpointError, OutputError
 from tests.checkpoint.common import SIZES, assert_same, small_config
 from tests.checkpoint.official_names import expected
 from tests.checkpoint.test_names_alpha import foreign_tensors, our_tensors

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pangu_ms.checkpoint import store
-from pangu_ms.errors import OutputError
+from pangu_ms.core.errors import OutputError
 from tests.checkpoint.common import assert_is_step, save
 from tests.checkpoint.saver import ROWS
 

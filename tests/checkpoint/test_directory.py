@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import convert, foreign, store
-from pangu_ms.cli import main
-from pangu_ms.config.registry import FAMILIES, load_object
+from pangu_ms.checkpoint import foreign, store
+from pangu_ms.cli import convert
+from pangu_ms.cli.main import main
+from pangu_ms.models.registry import FAMILIES, load_object
 from tests.checkpoint.common import assert_same
 from tests.infer.pi_checkpoint import MODEL, pi_config, save_pi_checkpoint
 from tests.models.test_alpha import our_logits, random_ids

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_ms.checkpoint import foreign, mindspore_shards, safetensors_file
-from pangu_ms.checkpoint.dtypes import BFLOAT16, widened
-from pangu_ms.errors import CheckpointError, OutputError
-from pangu_ms.protobuf import message_field, number_field
+from pangu_ms.core.dtypes import BFLOAT16, widened
+from pangu_ms.core.errors import CheckpointError, OutputError
+from pangu_ms.core.protobuf import message_field, number_field
 from tests.checkpoint.common import assert_same
 
 SUFFIXES = [".ckpt", ".npz", ".safetensors"]

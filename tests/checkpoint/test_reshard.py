@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pangu_ms import cli
+from pangu_ms.cli import main as cli
 from pangu_ms.checkpoint import sharded, store
 from pangu_ms.checkpoint.reshard import Source, reshard
 from pangu_ms.config import dump_config, load_config
-from pangu_ms.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError
 from tests.checkpoint.common import assert_same
 from tests.checkpoint.reshard_common import (
     ALPHA,
@@ -111,7 +111,7 @@ def test_the_command_goes_there_and_back(tmp_path, in_slices, capsys):
 
 
 def test_mistakes_are_told_before_anything_is_read_or_written(tmp_path, in_slices, capsys, monkeypatch):
-    monkeypatch.setattr("pangu_run.files.sha256_file", lambda path: pytest.fail("digests take minutes"))
+    monkeypatch.setattr("pangu_ms.core.files.sha256_file", lambda path: pytest.fail("digests take minutes"))
     to = ["--output", tmp_path / "c"]
     assert "must divide num_heads=4" in fails(capsys, in_slices, *to, "parallel.model_parallel=8")
     assert "micro_batch_num=7: must divide train.batch_size=12" in fails(
@@ -217,5 +217,5 @@ def test_memory_is_that_of_one_parameter_and_not_of_the_model(tmp_path):
 
 
 def test_resharding_does_not_import_mindspore():
-    code = "import sys, pangu_ms.checkpoint.reshard_cli; sys.exit('mindspore' in sys.modules)"
+    code = "import sys, pangu_ms.cli.ckpt_reshard; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from pangu_ms.checkpoint import store
-from pangu_ms.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError
 from tests.checkpoint.common import (
     assert_is_step,
     assert_same,
@@ -211,5 +211,5 @@ def test_a_state_that_is_no_json_fails_before_anything_is_written(tmp_path):
 
 
 def test_the_store_does_not_import_mindspore():
-    code = "import sys, pangu_ms.checkpoint.store, pangu_ms.checkpoint.convert; sys.exit('mindspore' in sys.modules)"
+    code = "import sys, pangu_ms.checkpoint.store, pangu_ms.cli.convert; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pangu_ms.checkpoint import convert, foreign, names_pi, store
-from pangu_ms.cli import main
+from pangu_ms.checkpoint import foreign, store
+from pangu_ms.cli import convert
+from pangu_ms.models.pi import weights as names_pi
+from pangu_ms.cli.main import main
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.data import huggingface_files
 from pangu_ms.data.tokenizer import Tokenizer, train_tokenizer

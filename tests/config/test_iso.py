@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
 from pangu_ms.config.iso import Search, Shape, default_depths, find_shapes, head_dim
 

@@ -3,7 +3,7 @@
 import pytest
 
 from pangu_ms.config import load_config
-from pangu_ms.errors import ConfigError
+from pangu_ms.core.errors import ConfigError
 
 
 def parallel(*fields, config="alpha/13b"):

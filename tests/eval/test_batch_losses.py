@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import BatchLosses
-from pangu_ms.errors import DataError, OutputError
+from pangu_ms.core.errors import DataError, OutputError
 from pangu_ms.eval import batch_losses as module
 from pangu_ms.eval.batch_losses import batch_losses
 from tests.reference import alpha_numpy
@@ -104,7 +104,7 @@ def test_kill_minus_nine_loses_seconds_at_most(whole, trained_run, records, tmp_
     slowly = "import time, sys; from pangu_ms.eval import batch_losses as b; b.SAVE_SECONDS = 0; add = b.Partial.add\n"
     slowly += "b.Partial.add = lambda self, loss: (time.sleep(0.05), add(self, loss))\n"
     process = subprocess.Popen(
-        [sys.executable, "-c", slowly + f"from pangu_ms.cli import main; main({arguments!r})"],
+        [sys.executable, "-c", slowly + f"from pangu_ms.cli.main import main; main({arguments!r})"],
         stderr=subprocess.DEVNULL,
     )
 

@@ -6,7 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pangu_ms.data.loader import Batch, batch_from_ids
+from pangu_ms.data.loader import batch_from_ids
+from pangu_ms.models.common.batch import Batch
 from pangu_ms.eval.ngram import NgramModels
 
 V, EOD, PAD = 12, 10, 11

@@ -4,7 +4,7 @@ from mind_ir.proto."""
 import pytest
 
 from pangu_ms.export.graph_file import GraphFile
-from pangu_ms.protobuf import message_field
+from pangu_ms.core.protobuf import message_field
 
 
 def attribute(name, value):

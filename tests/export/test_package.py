@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
-from pangu_ms.cli import main
-from pangu_ms.errors import ExportError, OutputError
+from pangu_ms.cli.main import main
+from pangu_ms.core.errors import ExportError, OutputError
 from pangu_ms.export.package import Package, read_key
 from tests.export.common import copy_of, reseal
 from tests.infer.pi_checkpoint import reference_logits, save_pi_checkpoint
@@ -80,7 +80,7 @@ def test_the_package_runs_without_this_code_base(package, tmp_path, capsys):
         "except SystemExit as end: assert not end.code, end.code\n"
         "ours = {n: m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] in ('pangu_ms', 'pangu_run')}\n"
         "assert all('run.pyz' in f for f in ours.values()), ours\n"
-        "assert len(ours) > 10 and 'pangu_run.files' in ours, sorted(ours)\n"
+        "assert len(ours) > 10 and 'pangu_ms.core.files' in ours, sorted(ours)\n"
         "assert not [n for n in ours if '.models' in n or '.config' in n or '.checkpoint' in n], sorted(ours)\n"
     )
     command = [sys.executable, "-c", probe, str(moved / "run.pyz"), "--prompt", PROMPTS[0], *GREEDY]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.export.package import Package
 from tests.export.common import copy_of, reseal
 
@@ -90,7 +90,7 @@ def test_without_the_library_there_is_one_line(
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl")
 def test_the_commands_that_messages_advise_make_keys_that_sign_and_verify(tmp_path, keys):
     """As they stand in the messages, with file names for their capital words."""
-    from pangu_ms.errors import ExportError
+    from pangu_ms.core.errors import ExportError
     from pangu_ms.export.signature import read_signing_key, read_verifying_key, require_signed, sign
 
     (tmp_path / "text").write_text("")

@@ -15,12 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-from pangu_run import stop_signals
-from pangu_run.console import guarded
+from pangu_ms.core import stop_signals
+from pangu_ms.core.console import guarded
 from pangu_run.job_directory import NAME, JobDirectory
-from pangu_run.launch.job import Job, Limits, Place
-from pangu_run.launch.start import run_job
-from pangu_run.supervise import links, scheduler
+from pangu_run.job.job import Job, Limits, Place
+from pangu_run.launcher import run_job
+from pangu_run.supervisor import links, scheduler
 
 QUICK = {"start_s": 60.0, "grace_s": 0.5, "backoff_s": 0.2, "host_s": 20.0}
 

@@ -15,7 +15,7 @@ TIMES = 50
 TIMEOUT_S = 300
 """Of one run."""
 PARTS = {
-    "meeting": ["tests/parallel/test_meeting.py"],
+    "meeting": ["tests/parallel/test_rendezvous.py"],
     "locks": ["tests/train/test_directory.py", "-k", "lock"],
     "workers": ["tests/data/test_prepare.py", "-k", "worker_that_dies or interrupt"],
     "signals": ["tests/faults/test_signals.py", "-m", "", "-k", "not pangu_train"],

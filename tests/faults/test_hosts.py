@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pangu_run.exit_codes import EXIT_HANG, EXIT_HOST, EXIT_STOPPED
+from pangu_ms.core.exit_codes import EXIT_HANG, EXIT_HOST, EXIT_STOPPED
 from tests.faults.common import free_ports, launch_light, wait_for
 from tests.faults.light import checkpoints, expected
 from tests.faults.test_table import fault

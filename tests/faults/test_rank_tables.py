@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pangu_run.errors import RankTableError
+from pangu_ms.core.errors import RankTableError
 from pangu_run.rank_table import RankTable, check
 from tests.faults.rank_tables import BAD, GOOD
 

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from pangu_run.exit_codes import EXIT_STOPPED
+from pangu_ms.core.exit_codes import EXIT_STOPPED
 from tests.faults.common import ROOT, launch_light, wait_for
 from tests.faults.light import checkpoints, expected
 

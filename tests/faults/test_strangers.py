@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pangu_run.exit_codes import EXIT_STOPPED
-from pangu_run.supervise.links import STRANGERS
+from pangu_ms.core.exit_codes import EXIT_STOPPED
+from pangu_run.supervisor.links import STRANGERS
 from tests.faults.common import SECRET, launch_light, wait_for
 from tests.faults.light import checkpoints, expected
 from tests.faults.test_hosts import WORLD, Pair, computing

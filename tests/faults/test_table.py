@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pangu_run.exit_codes import EXIT_HANG, EXIT_STOPPED
+from pangu_ms.core.exit_codes import EXIT_HANG, EXIT_STOPPED
 from tests.faults.common import launch_light, wait_for
 from tests.faults.light import checkpoints, expected
 

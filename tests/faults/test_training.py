@@ -15,8 +15,8 @@ import time
 import pytest
 
 from pangu_ms.checkpoint.store import latest_valid
-from pangu_run.exit_codes import EXIT_HANG, EXIT_STOPPED
-from pangu_run.heartbeat import PHASES
+from pangu_ms.core.exit_codes import EXIT_HANG, EXIT_STOPPED
+from pangu_ms.core.heartbeat import PHASES
 from tests.faults.common import Launch, wait_for
 from tests.faults.test_table import fault
 from tests.train.test_resume import losses, require_equal_runs

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.infer.sampling import SamplingConfig
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")

@@ -77,7 +77,7 @@ def test_what_is_right_gets_as_far_as_mindspore(trained_run, records, tmp_path):
 
 def test_more_new_tokens_than_the_context_has_room_for(trained_run, capsys, caplog):
     """The text ends where the context is full, and a line says so."""
-    from pangu_ms.cli import main
+    from pangu_ms.cli.main import main
 
     assert (
         main(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint import store
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 
 NAME = "final_norm.weight"
 
@@ -58,7 +58,7 @@ def test_export(damaged, tmp_path, capsys):
 
 def test_of_several_prompts_the_one_is_named():
     """By its number, also where beams are searched."""
-    from pangu_ms.errors import GenerationError
+    from pangu_ms.core.errors import GenerationError
     from pangu_ms.infer.beam import beam_search
     from pangu_ms.infer.decoder import GraphShape
     from pangu_ms.infer.sampling import SamplingConfig

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pangu_ms.infer.arguments import add_generation_arguments, read_prompts
+from pangu_ms.cli.generate_arguments import add_generation_arguments, read_prompts
 
 
 def prompts(*words):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pangu_ms.errors import GenerationError
+from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.sampling import (
     Sampler,
     SamplingConfig,

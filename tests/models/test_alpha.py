@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pangu_ms.config.alpha import AlphaConfig
+from pangu_ms.models.alpha.config import AlphaConfig
 from tests.reference import alpha_numpy
 
 EOD = 3

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint import store
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
 from tests.frozen import MATRIX, TABLE, frozen, permutation, unfrozen
 from tests.reference import alpha_numpy
@@ -114,7 +114,7 @@ def test_an_export_that_zeroes_a_weight_is_not_committed(run, tmp_path, monkeypa
 
 
 def test_whole_numbers_are_not_made_of_fractions(run):
-    from pangu_ms.errors import CheckpointError
+    from pangu_ms.core.errors import CheckpointError
     from pangu_ms.models.build import build_model, fill, weights
 
     checkpoint = store.open_checkpoint(run / "whole")

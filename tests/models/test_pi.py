@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pangu_ms.config import load_config
-from pangu_ms.config.pi import PiConfig
+from pangu_ms.models.pi.config import PiConfig
 from tests.infer.test_cache import make_decoder
 from tests.models.test_alpha import EOD, our_logits, random_ids
 from tests.reference import pi_numpy

@@ -26,7 +26,7 @@ BROKE = 99
 
 def main(directory):
     """Serve requests until standard input ends."""
-    from pangu_ms import runtime
+    from pangu_ms.core import runtime
 
     runtime.quiet()
     out = os.fdopen(os.dup(1), "w")
@@ -39,7 +39,7 @@ def main(directory):
 def outcomes(directory, name, count):
     """What becomes of the good file, of the same in other words, of odd files in its place, and of damaged ones."""
     kind = KINDS[name]
-    importlib.import_module("pangu_ms.cli")
+    importlib.import_module("pangu_ms.cli.main")
     scratch = directory / f"scratch-{os.getpid()}"
     target, content = copied(kind, directory, scratch)
     yield {"deed": "none", **read(kind, directory, scratch)}
@@ -118,8 +118,8 @@ def _become(words, out, err, modules):
     signal.alarm(WAITS)  # nobody catches it: the process ends
     code = BROKE
     try:
-        from pangu_ms.cli import main as pangu
-        from pangu_run.console import guarded
+        from pangu_ms.cli.main import main as pangu
+        from pangu_ms.core.console import guarded
 
         code = (
             guarded("pangu", lambda: getattr(readers, words[0][1:])(*words[1:])) if words[0][0] == ":" else pangu(words)

@@ -14,7 +14,7 @@ from unittest import mock
 import ascend_ops
 from ascend_ops import backend, custom
 from pangu_ms.config.load import config_to_dict, load_config
-from pangu_ms.parallel import rehearse_child
+from pangu_ms.rehearsal import rehearse_child
 
 KERNELS = ("SeriesActivation", "SeriesActivationGrad", "SeriesGlu", "SeriesGluGrad")
 BY_KERNELS = ("swiglu", "series_activation", "fast_gelu")

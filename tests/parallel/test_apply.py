@@ -150,8 +150,9 @@ def main(family: str, rank: int, overrides: list[str]) -> None:
 
     import ascend_ops
     from pangu_ms.models.build import build_model
-    from pangu_ms.parallel import apply, virtual_cluster
-    from pangu_ms.parallel.step import build_step, step_inputs
+    from pangu_ms.parallel import apply
+    from pangu_ms.rehearsal import virtual_cluster
+    from pangu_ms.train.parallel_step import build_step, step_inputs
 
     ms.set_context(mode=ms.GRAPH_MODE)
     config = load_config(f"{family}/tiny", overrides)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import with_optimizer_shard
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pangu_ms.config.parallel import ParallelConfig
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.mesh import Coordinate, Mesh
 
 DEGREES = [

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.strategy_file import read_parameter_layouts

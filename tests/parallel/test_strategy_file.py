@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies, write_operator_strategies
 from pangu_ms.parallel.plan import Plan
@@ -475,7 +475,7 @@ def test_inspect_folds_equal_layers_and_compares(tmp_path, capsys, mindspore_cpu
 def test_files_are_read_and_written_without_mindspore(tmp_path):
     write_parameter_layouts(plan_of(dp=2), 0, path := tmp_path / "f.ckpt")
     code = (
-        "import sys; from pangu_ms.cli import main; main(sys.argv[1:]); sys.exit(bool({'mindspore', 'google.protobuf'}"
+        "import sys; from pangu_ms.cli.main import main; main(sys.argv[1:]); sys.exit(bool({'mindspore', 'google.protobuf'}"
         " & set(sys.modules)))"
     )
     assert (

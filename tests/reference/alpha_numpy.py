@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pangu_ms.config.alpha import AlphaConfig
+from pangu_ms.models.alpha.config import AlphaConfig
 
 Arrays = dict[str, np.ndarray]
 

@@ -11,7 +11,7 @@ in].
 
 import numpy as np
 
-from pangu_ms.config.pi import PiConfig
+from pangu_ms.models.pi.config import PiConfig
 from tests.reference.alpha_numpy import Arrays, fast_gelu, gelu, gelu_erf, positions_and_mask
 
 

@@ -9,7 +9,8 @@ import time
 
 import psutil
 
-from pangu_run.doctor import cli, site, storage
+from pangu_run.cli import doctor as cli
+from pangu_run.doctor import site, storage
 from tests.run.doctor_host import CANN, GIB, recorded
 
 
@@ -81,7 +82,7 @@ def another_mindspore(host):
 
 
 def describe(text, code=0):
-    """What pangu_ms.train.describe says of --config."""
+    """What pangu_ms.cli.train_describe says of --config."""
 
     def change(host):
         program = host.root / "python"

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pangu_run.launch.binding import cores_of, numa_nodes, parse_cores
+from pangu_run.job.binding import cores_of, numa_nodes, parse_cores
 
 
 def single(*threads):

@@ -10,13 +10,13 @@ import time
 
 import pytest
 
-from pangu_ms.cli import main
-from pangu_run import console
-from pangu_run.arguments import Parser
-from pangu_run.console import TerminalText, guard_streams, printable, raw
-from pangu_run.errors import UserError
+from pangu_ms.cli.main import main
+from pangu_ms.core import console
+from pangu_ms.core.parser import Parser
+from pangu_ms.core.console import TerminalText, guard_streams, printable, raw
+from pangu_ms.core.errors import UserError
 from pangu_run.job_directory import JobDirectory
-from pangu_run.supervise.terminal import Terminal
+from pangu_run.supervisor.terminal import Terminal
 
 STEERS = "\u009b31m\u202e\u2066\x1b[2J\x1b]0;title\x07\x85\x7f\u2028\ufeff\U000e0041"
 """C1 and C0 controls, bidirectional override and isolate, a title, line ends of Unicode, characters without a width."""
@@ -186,7 +186,7 @@ def test_every_program_guards_its_terminal(module, job):
 def test_the_launcher_s_terminal(is_tty, monkeypatch):
     said = {1: b"", 2: b""}
     monkeypatch.setattr(
-        "pangu_run.supervise.terminal._write",
+        "pangu_run.supervisor.terminal._write",
         lambda descriptor, content: said.update({descriptor: said[descriptor] + content}),
     )
     terminal = Terminal(stream_rank=0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pangu_run import isolated
+from pangu_ms.core import isolated
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ("pangu_ms", "ascend_ops", "run")

@@ -11,13 +11,13 @@ import time
 
 import pytest
 
-from pangu_run.errors import LaunchError
-from pangu_run.exit_codes import EXIT_PEER_LOST
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.exit_codes import EXIT_PEER_LOST
 from pangu_run.job_directory import JobDirectory
-from pangu_run.launch import start
-from pangu_run.launch.job import Limits
-from pangu_run.launch.start import run_ranks
-from pangu_run.supervise import host, scheduler
+from pangu_run import launcher as start
+from pangu_run.job.job import Limits
+from pangu_run.launcher import run_ranks
+from pangu_run.supervisor import host, scheduler
 from tests.faults.common import wait_for
 
 SCHEDULER = (
@@ -114,8 +114,8 @@ def test_a_rank_that_misses_another_is_not_the_cause(tmp_path, capfd):
 
 def test_a_rank_that_goes_on_after_another_was_missed_is_the_cause(tmp_path, capfd):
     lost = f"import sys; sys.exit({EXIT_PEER_LOST})"
-    busy = "import time\nfrom pangu_run.heartbeat import beat\nbeat('step', 5)\ntime.sleep(60)"
-    waits = "import time\nfrom pangu_run.heartbeat import beat\nbeat('wait')\ntime.sleep(60)"
+    busy = "import time\nfrom pangu_ms.core.heartbeat import beat\nbeat('step', 5)\ntime.sleep(60)"
+    waits = "import time\nfrom pangu_ms.core.heartbeat import beat\nbeat('wait')\ntime.sleep(60)"
     assert run(tmp_path, waits, busy, f"import time; time.sleep(0.5); {lost}")[0] == 124
     assert re.search(r"rank 1 silent for \d+ s in phase step of step 5", capfd.readouterr().err)
 
@@ -145,7 +145,7 @@ def test_another_port_is_tried_and_a_scheduler_that_never_starts_is_told(tmp_pat
 
 RANK = """
 import os, signal, sys, time
-from pangu_run.heartbeat import beat
+from pangu_ms.core.heartbeat import beat
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 beat("init")
 open(os.environ["PIDS"] + os.environ["RANK_ID"], "w").write(str(os.getpid()))
@@ -154,8 +154,8 @@ time.sleep(60)
 PARENT = f"""
 import sys
 from pathlib import Path
-from pangu_run.supervise import scheduler
-from pangu_run.launch.start import run_ranks
+from pangu_run.supervisor import scheduler
+from pangu_run.launcher import run_ranks
 scheduler.PROGRAM = {SCHEDULER!r}
 sys.exit(run_ranks(lambda rank: ["-c", {RANK!r}], 2, Path(sys.argv[1])))
 """
@@ -228,7 +228,7 @@ def test_two_launchers_do_not_share_a_directory(tmp_path, monkeypatch):
 def test_a_terminal_that_nobody_reads_does_not_hold_up_a_job(tmp_path):
     """A pager, Ctrl-S, a connection that hangs: ranks go on, and their logs have it all."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom pangu_run.launch.start import run_ranks\nfrom pangu_run.supervise"
+        "import sys\nfrom pathlib import Path\nfrom pangu_run.launcher import run_ranks\nfrom pangu_run.supervisor"
         " import scheduler, terminal\n"
     )
     program += f"scheduler.PROGRAM = {SCHEDULER!r}\nterminal.LAST_WORDS_S = 0.5\n"

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from pangu_run.console import guarded
-from pangu_run.launch import cli as launch_cli
-from pangu_run.launch.cli import main, parse
-from pangu_run.rank_table import cli as rank_table_cli
+from pangu_ms.core.console import guarded
+from pangu_run.cli import launch as launch_cli
+from pangu_run.cli.launch import main, parse
+from pangu_run.cli import ranktable as rank_table_cli
 from tests.faults.rank_tables import dump, table
 
 ON_ASCEND = [
@@ -303,7 +303,7 @@ def test_a_login_node_needs_none_of_the_clusters_paths(launch, tmp_path):
 
 def test_the_launch_layer_starts_without_heavy_modules():
     program = (
-        "import sys; from pangu_run.cli import main; import pangu_run.launch.cli; print(sorted({'mindspore', 'numpy',"
+        "import sys; from pangu_run.cli.main import main; import pangu_run.cli.launch; print(sorted({'mindspore', 'numpy',"
         " 'pangu_ms'} & set(sys.modules)))"
     )
     began = time.monotonic()

@@ -10,10 +10,10 @@ import socket
 
 import pytest
 
-from pangu_run.errors import LaunchError
-from pangu_run.supervise import links
-from pangu_run.supervise.links import Link
-from pangu_run.supervise.seal import require_long
+from pangu_ms.core.errors import LaunchError
+from pangu_run.supervisor import links
+from pangu_run.supervisor.links import Link
+from pangu_run.supervisor.authentication import require_long
 
 SECRET = b"0123456789abcdef"
 

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from pangu_run.cli import main
+from pangu_run.cli.main import main
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.ascend_errors import CODES, MESSAGES, explain
 from pangu_run.report.log_errors import distinct_errors, errors_in, normal
 from pangu_run.report.log_lines import MAX_LINE, follow, tail
-from pangu_run.supervise.logs import last_lines
+from pangu_run.supervisor.logs import last_lines
 
 GLOG = "[ERROR] {}({},7f720d60cb80,python):2026-11-21-12:07:{:02d}.879.003 [{}:{}] Func] {}"
 TRACEBACK = """Traceback (most recent call last):
@@ -120,8 +120,8 @@ def test_errors_are_ordered_by_the_time_in_the_line_else_by_the_files(job, capsy
         ),
         ("[PID: 34] 2025-12-04-21:59:08.232.310 Execution_Error_ROCE_CQE(EI0013): An error CQE occurred\n", None),
         (
-            "train:  5%|# | 5/100\r" + TRACEBACK + "pangu_ms.errors.TrainingDiverged: 5 steps\n",
-            ["pangu_ms.errors.TrainingDiverged: 5 steps"],
+            "train:  5%|# | 5/100\r" + TRACEBACK + "pangu_ms.core.errors.TrainingDiverged: 5 steps\n",
+            ["pangu_ms.core.errors.TrainingDiverged: 5 steps"],
         ),
         (TRACEBACK + "[WARNING] ME(1): from another thread\nKeyError: 1\n", ["KeyError: 1"]),
         (TRACEBACK, ["(a traceback that is cut off)"]),

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 
 from pangu_run.job_directory import JobDirectory
-from pangu_run.launch.job import Job, Limits, Place
-from pangu_run.supervise import messages, verdict, watchdog
-from pangu_run.supervise.host import Host
-from pangu_run.supervise.leader import Leader
-from pangu_run.supervise.process import RankProcess
-from pangu_run.supervise.terminal import Terminal
-from pangu_run.supervise.watchdog import RankState
+from pangu_run.job.job import Job, Limits, Place
+from pangu_run.supervisor import messages, failure_report as verdict, watchdog
+from pangu_run.supervisor.host import Host
+from pangu_run.supervisor.leader import Leader
+from pangu_run.supervisor.process import RankProcess
+from pangu_run.supervisor.terminal import Terminal
+from pangu_run.supervisor.watchdog import RankState
 
 BEAT = {"phase": "step", "step": 3, "time": 1.7e9, "tokens_per_second": 12.5, "saved": 3}
 HOST = [
@@ -143,9 +143,9 @@ def test_no_command_raises(tmp_path, monkeypatch):
 
         dump_stacks = kill
 
-    monkeypatch.setattr("pangu_run.supervise.host.RankProcess", Rank)
-    monkeypatch.setattr("pangu_run.supervise.host.STACKS_S", 0.0)
-    monkeypatch.setattr("pangu_run.supervise.orphans.sweep", lambda job: 0)
+    monkeypatch.setattr("pangu_run.supervisor.host.RankProcess", Rank)
+    monkeypatch.setattr("pangu_run.supervisor.host.STACKS_S", 0.0)
+    monkeypatch.setattr("pangu_run.orphans.sweep", lambda job: 0)
     job = Job(
         lambda rank: ["-c", "pass"],
         [Place(rank, "aabb"[rank], rank % 2) for rank in range(4)],

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_run.console import guarded
-from pangu_run.errors import LaunchError, RankTableError
+from pangu_ms.core.console import guarded
+from pangu_ms.core.errors import LaunchError, RankTableError
 from pangu_run.rank_table import RankTable, check, wait_completed
 from pangu_run.rank_table import table as table_module
-from pangu_run.rank_table.cli import main
+from pangu_run.cli.ranktable import main
 from pangu_run.program import Program
 from pangu_run.rank_table.forms import as_form, made_table, merged
 from pangu_run.rank_table.table import misplaced
@@ -287,7 +287,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     placement = [(d % 2, d // 2) for d in range(8)]
     described = []
     monkeypatch.setattr(
-        "pangu_run.rank_table.cli.program.placement",
+        "pangu_run.cli.ranktable.program.placement",
         lambda words: described.append(words) or Program(8, "Ascend", placement, 4),
     )
     code, printed, _ = run(capsys, "check", path, "--config", "a.yaml", "parallel.data_parallel=2")
@@ -373,7 +373,7 @@ def test_a_plan_orders_a_table(tmp_path, capsys):
 
 def test_help_needs_little():
     code = (
-        "import sys; from pangu_run.rank_table.cli import main\ntry: main(['check', '--help'])\nexcept SystemExit:"
+        "import sys; from pangu_run.cli.ranktable import main\ntry: main(['check', '--help'])\nexcept SystemExit:"
         " pass\n"
     )
     code += "print([name for name in ('mindspore', 'pangu_ms', 'numpy', 'psutil') if name in sys.modules])"

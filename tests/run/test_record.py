@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from pangu_run.job_directory import JobDirectory
-from pangu_run.launch import record
-from pangu_run.launch.record import MASK, environment
+from pangu_run.job import record
+from pangu_run.job.record import MASK, environment
 
 
 @pytest.fixture

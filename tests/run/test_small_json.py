@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pangu_run import small_json
+from pangu_ms.core import small_json
 
 REFUSED = {
     "brackets": ("[" * 200_000, "nested too deeply"),

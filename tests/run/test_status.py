@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from pangu_run.cli import main
-from pangu_run.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
+from pangu_run.cli.main import main
+from pangu_ms.core.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.status import group_ranks, job_status, ranks_of, ranks_text
 
@@ -270,7 +270,7 @@ def test_plot_is_a_picture_of_steps_and_events(tmp_path, capsys):
 def test_verbs_start_fast_without_mindspore_or_pangu_ms():
     for verb in ("status", "logs"):
         program = (
-            f"import sys; from pangu_run.cli import main\ntry: main(['{verb}', '--help'])\nexcept SystemExit:"
+            f"import sys; from pangu_run.cli.main import main\ntry: main(['{verb}', '--help'])\nexcept SystemExit:"
             " pass\nprint(sorted(sys.modules), file=sys.stderr)"
         )
         modules = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "run/train.sh"
-START = str(SCRIPT.parent / "pangu_run/isolated.py")
+START = str(SCRIPT.parents[1] / "pangu_ms/core/isolated.py")
 RECORDER = f"""#!{sys.executable}
 import json, os, sys
 print(json.dumps({{"words": sys.argv[1:], "path": os.environ["PYTHONPATH"], "cwd": os.getcwd()}}))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ascend_ops import library
-from pangu_ms import compile_cache
-from pangu_run import files
-from pangu_run.errors import OutputError
+from pangu_ms.core import compile_cache
+from pangu_ms.core import files
+from pangu_ms.core.errors import OutputError
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ import pwd, sys
 def unknown(*_): raise KeyError
 pwd.getpwuid = pwd.getpwnam = unknown
 import mindspore
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 for verb in {VERBS!r}:
     print(verb, main(verb.split()), flush=True)
 """

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pangu_run.heartbeat import DATA, INIT, SAVE, STEP, WAIT
-from pangu_run.launch.job import Limits, Place
-from pangu_run.supervise.watchdog import RankState, hung, slow
+from pangu_ms.core.heartbeat import DATA, INIT, SAVE, STEP, WAIT
+from pangu_run.job.job import Limits, Place
+from pangu_run.supervisor.watchdog import RankState, hung, slow
 
 LIMITS = Limits(hang_s=10.0, start_s=100.0)
 

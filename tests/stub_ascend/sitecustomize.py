@@ -40,7 +40,7 @@ def set_device(target, device_id=None):
     import mindspore as ms
 
     from ascend_ops import backend
-    from pangu_ms.parallel import virtual_cluster
+    from pangu_ms.rehearsal import virtual_cluster
 
     with open(f"{os.environ['ASCEND_STUB']}.devices", "a") as file:
         file.write(f"{device_id}\n")
@@ -57,7 +57,8 @@ def stand_in_for_ranks(rank, world):
     """Sums over ranks that meet, and steps of a plan."""
     import mindspore as ms
 
-    from pangu_ms.parallel import device_ranks, planned_step
+    from pangu_ms.parallel import device_ranks
+    from pangu_ms.train import rank_step as planned_step
 
     ms.communication.init = lambda: None
     device_ranks.DeviceRanks._sum = sums_of(rank, world)
@@ -76,7 +77,7 @@ def sums_of(rank, world):
 
     import numpy as np
 
-    from pangu_ms.parallel.meeting import Meeting
+    from pangu_ms.parallel.rendezvous import Meeting
 
     meeting = Meeting(os.environ["ASCEND_STUB"], rank, world)
     return lambda ranks, values: np.sum(
@@ -204,7 +205,7 @@ def start(device):
 
 
 if "ASCEND_STUB" in os.environ:
-    from pangu_ms import runtime
+    from pangu_ms.core import runtime
 
     real = {"start": runtime.start}
     runtime.start = start

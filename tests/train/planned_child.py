@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 from tests.checkpoint.reshard_common import ALPHA, planned
 
 TEXT = "runs/\u9e4f/step-00000005"
@@ -27,8 +27,8 @@ def virtual(directory: Path, rank: int, plan: tuple[int, ...]) -> None:
 
     import ascend_ops
     from pangu_ms.checkpoint import store
-    from pangu_ms.data.loader import Batch
-    from pangu_ms.parallel import virtual_cluster
+    from pangu_ms.models.common.batch import Batch
+    from pangu_ms.rehearsal import virtual_cluster
     from pangu_ms.train import placement
 
     config = planned(ALPHA, plan)

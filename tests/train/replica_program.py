@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms import runtime
-from pangu_run import heartbeat
-from pangu_run.heartbeat import DESCRIPTOR
+from pangu_ms.core import runtime
+from pangu_ms.core import heartbeat
+from pangu_ms.core.heartbeat import DESCRIPTOR
 from tests.models.test_alpha import random_parameters, small
 from tests.train.test_step import arrays, make_batch, make_config
 
@@ -95,7 +95,7 @@ def all_cases(replicas):
 if __name__ == "__main__":
     runtime.quiet()
     runtime.start("CPU")
-    from pangu_ms.parallel.collective import Replicas
+    from pangu_ms.parallel.replicas import Replicas
 
     os.environ[DESCRIPTOR] = str(os.open(f"{sys.argv[1]}/heart_{os.environ['RANK_ID']}", os.O_WRONLY | os.O_CREAT))
     heartbeat._pipe.cache_clear()  # the launcher's own has beaten already

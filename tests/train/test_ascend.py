@@ -13,7 +13,7 @@ from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.config import load_config
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.models.init import initial_values
+from pangu_ms.models.common.init import initial_values
 from tests.faults.common import ROOT, free_ports
 from tests.faults.rank_tables import dump, table
 from tests.stub_ascend.sitecustomize import executed, loss_of

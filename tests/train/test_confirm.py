@@ -10,8 +10,8 @@ import pytest
 
 from pangu_ms.checkpoint import store
 from pangu_ms.config import load_config
-from pangu_ms.errors import TrainingDiverged
-from pangu_ms.parallel.collective import Replicas
+from pangu_ms.core.errors import TrainingDiverged
+from pangu_ms.parallel.replicas import Replicas
 from pangu_ms.train import loop
 from pangu_ms.train.confirm import NO_UPDATE
 from pangu_ms.train.step import StepResult

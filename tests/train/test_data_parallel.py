@@ -13,7 +13,7 @@ import pytest
 
 from pangu_ms.checkpoint.store import latest_valid, open_checkpoint
 from pangu_ms.config import load_config
-from pangu_ms.errors import ConfigError
+from pangu_ms.core.errors import ConfigError
 from tests.faults.common import wait_for
 from tests.run.test_launch import alive
 from tests.train.test_resume import command, losses, metrics, require_equal_runs
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 @pytest.fixture(scope="module")
 def two_and_one(tmp_path_factory):
     """What the cases of replica_program give on each of two ranks, and in this process alone."""
-    from pangu_ms.parallel.collective import Replicas
-    from pangu_run.launch.start import run_ranks
+    from pangu_ms.parallel.replicas import Replicas
+    from pangu_run.launcher import run_ranks
     from tests.train.replica_program import all_cases
 
     directory = tmp_path_factory.mktemp("replicas")
@@ -148,7 +148,7 @@ def wait_for_step(process, output, step):
 
 
 def test_only_what_a_cpu_executes_is_begun(records, tiny_overrides, tmp_path, capsys):
-    from pangu_ms.cli import main
+    from pangu_ms.cli.main import main
     from pangu_ms.train.loop import train
 
     def told(*overrides):

@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from pangu_ms.config.load import load_config, presets
-from pangu_ms.errors import UserError
+from pangu_ms.core.errors import UserError
 from pangu_ms.parallel.mesh import Mesh
-from pangu_ms.train import describe
+from pangu_ms.cli import train_describe as describe
 from pangu_ms.train.smoke import thinned
 
 CLUSTER = "alpha/200b_2048x32gib"
@@ -163,7 +163,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "pangu_ms.train.describe",
+        "pangu_ms.cli.train_describe",
         "--",
         "--config",
         "alpha/tiny",

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pangu_ms.config.load import dump_config, load_config
-from pangu_ms.errors import OutputError
+from pangu_ms.core.errors import OutputError
 from pangu_ms.train.resume import starting_point
 
 CONFIG = load_config("alpha/tiny")
@@ -66,7 +66,7 @@ def test_what_a_killed_first_save_left_does_not_stop_a_resumed_run(begin, tmp_pa
 HOLD = """
 import sys
 from pathlib import Path
-from pangu_ms.errors import OutputError
+from pangu_ms.core.errors import OutputError
 from pangu_ms.train.directory import RunLock
 lock = RunLock(Path(sys.argv[1]))
 sys.stdin.readline()

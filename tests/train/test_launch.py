@@ -4,8 +4,8 @@ import importlib.util
 
 import pytest
 
-from pangu_ms.errors import UserError
-from pangu_ms.train import cli, launch
+from pangu_ms.core.errors import UserError
+from pangu_ms.cli import train as cli, train_checks as launch
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from pangu_ms.checkpoint.store import latest_valid, open_checkpoint
 from pangu_ms.config import load_config
-from pangu_ms.errors import ConfigError, OutputError, UserError
+from pangu_ms.core.errors import ConfigError, OutputError, UserError
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
@@ -193,7 +193,7 @@ def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_work
     records, tiny_overrides, tmp_path, capsys
 ):
     """At rate 1 the loss is nonsense from the fifth step on, but finite."""
-    from pangu_ms.cli import main
+    from pangu_ms.cli.main import main
 
     run = tmp_path / "run"
     overrides = [*tiny_overrides, "optimizer.warmup_steps=20", "train.save_every=1", "train.keep_checkpoints=0"]
@@ -237,7 +237,7 @@ def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_work
 def test_a_streak_of_skipped_steps_is_part_of_the_state_and_never_saved_as_good(
     records, tiny_overrides, tmp_path, monkeypatch, stop_at
 ):
-    from pangu_ms.errors import TrainingDiverged
+    from pangu_ms.core.errors import TrainingDiverged
     from pangu_ms.train import loop
 
     overrides = [*tiny_overrides, "train.save_every=3", "train.keep_checkpoints=1"]

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from pangu_ms.errors import ConfigError
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.train.schedule import learning_rate
 
 BASE = ["train.steps=100", "optimizer.lr=1e-3", "optimizer.min_lr=1e-4", "optimizer.warmup_steps=20"]

@@ -3,7 +3,7 @@
 import pytest
 
 from pangu_ms.checkpoint import store
-from pangu_ms.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError
 from pangu_ms.train.guard import Guard
 from pangu_ms.train.state import RunState
 from tests.checkpoint.common import groups_of, small_config

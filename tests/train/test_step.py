@@ -8,7 +8,7 @@ import pytest
 
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.data.loader import batch_from_ids
-from pangu_ms.errors import TrainingDiverged
+from pangu_ms.core.errors import TrainingDiverged
 from pangu_ms.train.guard import Guard
 from tests.models.test_alpha import EOD, random_ids, random_parameters, small
 from tests.reference import alpha_numpy
@@ -163,7 +163,7 @@ def test_a_spike_is_measured_against_the_running_mean():
 def test_dropout_repeats_for_a_key_and_keeps_the_mean():
     from mindspore import Tensor
 
-    from pangu_ms.models.layers import Dropout
+    from pangu_ms.models.common.layers import Dropout
 
     layer = Dropout(0.25, site=3)
     layer.set_train()

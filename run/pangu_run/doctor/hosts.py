@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files, small_json, this_host
+from pangu_ms.core import files, small_json
+from pangu_run import this_host
 from pangu_run.doctor import clock, versions
 from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site

@@ -11,7 +11,7 @@ import psutil
 
 from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site
-from pangu_run.errors import RankTableError
+from pangu_ms.core.errors import RankTableError
 
 MOST_WORDS = 240
 """Letters of a rank table's faults that a line shows."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pangu_run.errors import RankTableError
+from pangu_ms.core.errors import RankTableError
 
 if TYPE_CHECKING:
     from pangu_run.rank_table import RankTable, Server

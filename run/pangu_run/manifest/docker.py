@@ -5,7 +5,7 @@ import os
 import shlex
 from pathlib import Path
 
-from pangu_run.errors import LaunchError
+from pangu_ms.core.errors import LaunchError
 from pangu_run.manifest.options import NOTHING, Parser, deliver, launch_words, train_words
 from pangu_run.manifest.plan import FIRST, Plan, image, plan_of, version
 from pangu_run.manifest.text import docker_list, docker_literal, docker_value, fill

@@ -4,7 +4,7 @@ engine), and serves both."""
 import shlex
 from pathlib import PurePosixPath
 
-from pangu_run.errors import LaunchError
+from pangu_ms.core.errors import LaunchError
 from pangu_run.manifest import secret
 from pangu_run.manifest.mounts import seen_config
 from pangu_run.manifest.options import NOTHING, Parser, deliver, launch_words, train_words

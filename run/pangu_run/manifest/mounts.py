@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from pangu_run.errors import LaunchError
+from pangu_ms.core.errors import LaunchError
 
 
 def parse_mounts(mounts: Sequence[str]) -> list[tuple[str, str]]:

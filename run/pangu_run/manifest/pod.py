@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
+from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_run.manifest import secret
 from pangu_run.manifest.mounts import parse_mounts
 from pangu_run.manifest.plan import Plan

@@ -1,9 +1,9 @@
-"""The job's secret in a manifest (see supervise/seal.py): a fresh one for each job, which no other file has."""
+"""The job's secret in a manifest (see supervisor/authentication.py): a fresh one for each job, which no other file has."""
 
 import secrets
 from typing import Any
 
-from pangu_run.isolated import JOB_SECRET
+from pangu_ms.core.isolated import JOB_SECRET
 from pangu_run.manifest.text import yaml_block
 
 BYTES = 32

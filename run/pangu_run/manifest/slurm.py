@@ -6,8 +6,8 @@ import re
 import shlex
 from pathlib import Path
 
-from pangu_run.errors import LaunchError
-from pangu_run.exit_codes import EXIT_STOPPED
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_run.manifest import secret
 from pangu_run.manifest.options import NOTHING, Parser, deliver, job_name, launch_words, train_words
 from pangu_run.manifest.plan import Plan, plan_of, require_ascend

@@ -4,8 +4,8 @@ whose pods find each other by name."""
 import re
 from typing import Any
 
-from pangu_run.errors import LaunchError
-from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_run.manifest import secret
 from pangu_run.manifest.mounts import parse_mounts, require_mounted, seen_config
 from pangu_run.manifest.options import NOTHING, Parser, deliver, job_name, launch_words, train_words

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from pangu_run.errors import RankTableError
+from pangu_ms.core.errors import RankTableError
 from pangu_run.rank_table import Device, RankTable, Server
 from pangu_run.rank_table.parse import COMPLETED
 

@@ -5,8 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pangu_run import small_json
-from pangu_run.errors import RankTableError
+from pangu_ms.core import small_json
+from pangu_ms.core.errors import RankTableError
 
 HCCN_CONF = "/etc/hccn.conf"
 HCCN_TOOL = "hccn_tool"

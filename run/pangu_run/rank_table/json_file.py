@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_run.console import printable
+from pangu_ms.core.console import printable
 
 MAX_BYTES = 32 << 20
 """A table of 2048 ranks takes 0.3 MB; what is larger is another file."""

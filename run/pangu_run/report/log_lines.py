@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pangu_run.console import printable
+from pangu_ms.core.console import printable
 
 MAX_LINE = 4096
 """Bytes of a line that are shown; the rest of a longer one is left out."""

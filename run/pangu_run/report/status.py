@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pangu_run.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
+from pangu_ms.core.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
 from pangu_run.job_directory import RATE_EVENTS
 
 GONE_S, FAR_GONE_S = 10.0, 90.0

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pangu_run.figure import new_figure, write_figure
+from pangu_ms.core.figure import new_figure, write_figure
 from pangu_run.report.status import JobStatus
 
 MARKS = {

@@ -2,7 +2,7 @@
 has its directory on PYTHONPATH.
 
 FAULT is JSON, [{"rank": 2, "at": "step", "step": 5, "do": "sigkill"}, ...]: the deed is done when that rank beats that
-phase (of pangu_run.heartbeat) of that step, or with "at": "import" before anything else. Further keys: "times" (how
+phase (of pangu_ms.core.heartbeat) of that step, or with "at": "import" before anything else. Further keys: "times" (how
 often in all of the job; default 1, 0: always), "seconds". FAULT_LOG is a file that gets a line of JSON for each deed:
 {"time", "rank", "fault" (its number), "phase", "step"}.
 """
@@ -125,7 +125,7 @@ FAULTS = json.loads(os.environ.get("FAULT", "[]"))
 if (
     FAULTS and "RANK_ID" in os.environ and os.environ.get("PANGU_LAUNCHER") == str(os.getppid())
 ):  # a rank, and not what it starts
-    from pangu_run import heartbeat
+    from pangu_ms.core import heartbeat
 
     RANK, _beat = int(os.environ["RANK_ID"]), heartbeat.beat
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pangu_run.manifest.cli import KINDS
+from pangu_run.cli.manifest import KINDS
 from pangu_run.manifest.plan import Plan
 
 RECORDER = f"""#!{sys.executable}

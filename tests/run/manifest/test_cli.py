@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from pangu_run.console import guarded
-from pangu_run.errors import LaunchError
-from pangu_run.manifest.cli import KINDS, main
+from pangu_ms.core.console import guarded
+from pangu_ms.core.errors import LaunchError
+from pangu_run.cli.manifest import KINDS, main
 from pangu_run.manifest.plan import Plan, of_program
 from pangu_run.program import Program
 from tests.run.manifest.tools import MOUNT, WORDS, written

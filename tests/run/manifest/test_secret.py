@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from pangu_run.manifest.cli import KINDS, main
+from pangu_run.cli.manifest import KINDS, main
 from pangu_run.manifest.plan import Plan
 from tests.run.manifest.schemas import SECRET, faults
 from tests.run.manifest.tools import MOUNT, WORDS, execute, written

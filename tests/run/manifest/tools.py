@@ -5,7 +5,7 @@ import os
 import subprocess
 import time
 
-from pangu_run.manifest.cli import main
+from pangu_run.cli.manifest import main
 
 NASTY = "a b'c\"d$HOME$(PATH)$$x`id`\\n;#&*"
 TRAIN = [
