@@ -13,9 +13,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_ms.models.alpha.config import AlphaConfig
+from pangu_ms.models.alpha.model import PanguAlpha
 from pangu_ms.models.common.config import ParameterSpec
 from pangu_ms.models.registry import FAMILIES
-from pangu_ms.models.alpha.model import PanguAlpha
 from pangu_ms.planner import slices
 
 MATRIX, TABLE = "blocks.0.ffn.up.weight", "token_map.rows"

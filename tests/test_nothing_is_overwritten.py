@@ -12,8 +12,8 @@ import pytest
 
 from pangu_ms.cli.main import VERBS, main
 from pangu_ms.core import files
-from pangu_ms.core.parser import NewDirectory, NewFile
 from pangu_ms.core.errors import OutputError
+from pangu_ms.core.parser import NewDirectory, NewFile
 
 WRITES = re.compile(
     r"--(output|plot|save|write)|(^| |;|,)(where to |also )?(write(?! nothing)|draw) |\bnew"

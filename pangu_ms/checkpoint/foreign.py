@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store
-from pangu_ms.core.dtypes import BFLOAT16, widened
-from pangu_ms.data import npz_file
-from pangu_ms.core.errors import CheckpointError
 from pangu_ms.core import files, small_json
+from pangu_ms.core.dtypes import BFLOAT16, widened
+from pangu_ms.core.errors import CheckpointError
+from pangu_ms.data import npz_file
 
 Tensors = dict[str, np.ndarray]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory

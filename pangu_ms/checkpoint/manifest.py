@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.checkpoint.sharded import RANK_FILE
+from pangu_ms.core import files, format_version, small_json
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.core.progress import progress_bar
-from pangu_ms.core import files, format_version, small_json
 
 FORMAT_VERSION = 2
 """1 was that of version 0.1.0, whose config.yaml and state.json have no format version; it is still read."""

@@ -16,14 +16,14 @@ import numpy as np
 from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.checkpoint.safetensors_file import Contents, Place, Spec
 from pangu_ms.checkpoint.sharded import Stored, gather, parameter_of, replicated
-from pangu_ms.models.common.strict import check_names_and_shapes
-from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.core import files
 from pangu_ms.core.errors import CheckpointError, PlanError
+from pangu_ms.core.protobuf import signed, values
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import MOMENTS
 from pangu_ms.parallel.strategy_file import StoredLayout, StrategyFile, read_parameter_layouts
-from pangu_ms.core.protobuf import signed, values
-from pangu_ms.core import files
 
 _CODES = {
     "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Int64": "I64", "Int32": "I32", "Int16": "I16", "Int8": "I8",

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pangu_ms.core import runtime
 from pangu_ms.checkpoint import store
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.common.config import ModelConfig
 
 if TYPE_CHECKING:
     from mindspore import nn

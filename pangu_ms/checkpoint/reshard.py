@@ -16,11 +16,11 @@ import numpy as np
 from pangu_ms.checkpoint import safetensors_file, sharded, store
 from pangu_ms.checkpoint.safetensors_file import Spec
 from pangu_ms.checkpoint.sharded import Slices, Stored
-from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config
 from pangu_ms.core.errors import CheckpointError, OutputError
-from pangu_ms.parallel.plan import Plan, parameter_of
 from pangu_ms.core.progress import progress_bar
+from pangu_ms.models.common.strict import check_names_and_shapes
+from pangu_ms.parallel.plan import Plan, parameter_of
 
 
 @dataclass(frozen=True)

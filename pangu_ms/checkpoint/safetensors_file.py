@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from pangu_ms.core import files, small_json
 from pangu_ms.core.dtypes import BFLOAT16, bits, name_of, widened
 from pangu_ms.core.errors import CheckpointError
-from pangu_ms.core import files, small_json
 
 _DTYPES = {
     code: np.dtype(name)

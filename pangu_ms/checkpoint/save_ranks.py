@@ -20,9 +20,9 @@ import numpy as np
 from pangu_ms.checkpoint import safetensors_file, sharded, step_files, store
 from pangu_ms.checkpoint.safetensors_file import Spec
 from pangu_ms.checkpoint.sharded import Slices
+from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
-from pangu_ms.core import files, small_json
 
 FAILED = "failed"
 """What a rank that cannot go on brings to the others."""

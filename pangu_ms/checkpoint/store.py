@@ -30,11 +30,11 @@ import numpy as np
 from pangu_ms.checkpoint import commit, safetensors_file, sharded
 from pangu_ms.checkpoint.manifest import MANIFEST, STEP, NewerCheckpoint, verified
 from pangu_ms.checkpoint.step_files import Contents, json_bytes, write_step
-from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config, load_config
-from pangu_ms.core.errors import CheckpointError, OutputError
-from pangu_ms.parallel.plan import Plan
 from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core.errors import CheckpointError, OutputError
+from pangu_ms.models.common.strict import check_names_and_shapes
+from pangu_ms.parallel.plan import Plan
 
 __all__ = ["Checkpoint", "check_names_and_shapes", "latest_valid", "open_checkpoint", "save", "write"]
 

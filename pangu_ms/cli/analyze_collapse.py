@@ -6,18 +6,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core import runtime
-from pangu_ms.research.analysis.collapse import LayerDiversity
-from pangu_ms.research.analysis.plot import plot_collapse
 from pangu_ms.checkpoint.model import checkpoint_config
 from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.cli.config import OVERRIDES_HELP
-from pangu_ms.data.records import RecordSet
-from pangu_ms.core.errors import ConfigError
-from pangu_ms.core import files
-from pangu_ms.core.parser import NewFile, Parser
+from pangu_ms.core import files, runtime
 from pangu_ms.core.console import show, tell
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.figure import require_plot
+from pangu_ms.core.parser import NewFile, Parser
+from pangu_ms.data.records import RecordSet
+from pangu_ms.research.analysis.collapse import LayerDiversity
+from pangu_ms.research.analysis.plot import plot_collapse
 
 OVERRIDE = re.compile(r"\w+\.[\w.]+=")
 TOKENS_PER_DIMENSION = (

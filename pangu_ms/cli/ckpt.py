@@ -4,9 +4,7 @@ import importlib
 
 from pangu_ms.core.parser import Parser
 
-ACTIONS = {
-    "reshard": ("pangu_ms.cli.ckpt_reshard", "from any plan to any plan, to and from one whole checkpoint")
-}
+ACTIONS = {"reshard": ("pangu_ms.cli.ckpt_reshard", "from any plan to any plan, to and from one whole checkpoint")}
 
 
 def main(argv: list[str]) -> int:

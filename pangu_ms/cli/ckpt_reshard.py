@@ -9,18 +9,18 @@ from typing import Any
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.mindspore_shards import open_shards
 from pangu_ms.checkpoint.reshard import Source, check, require_unused, reshard
-from pangu_ms.config import RunConfig, load_config
 from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.config import RunConfig, load_config
 from pangu_ms.config.load import config_to_dict, dump_config
 from pangu_ms.config.parallel import ParallelConfig
-from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
+from pangu_ms.core import files
+from pangu_ms.core.console import show
 from pangu_ms.core.errors import CheckpointError, ConfigError
+from pangu_ms.core.parser import Parser
+from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train import global_batch
 from pangu_ms.train.guard import Guard
-from pangu_ms.core import files
-from pangu_ms.core.parser import Parser
-from pangu_ms.core.console import show
 
 _DESCRIPTION = """\
 From plan to plan:     pangu ckpt reshard CHECKPOINT --output DIR parallel.model_parallel=8 [parallel.FIELD=VALUE ...]

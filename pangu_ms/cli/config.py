@@ -13,13 +13,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from pangu_ms.config import iso
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.config.load import config_to_dict, dump_config, load_config, presets
-from pangu_ms.models.registry import FAMILIES
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import ConfigError
-from pangu_ms.train.schedule import peak_learning_rate
 from pangu_ms.core.parser import NewDirectory, Parser
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.registry import FAMILIES
+from pangu_ms.train.schedule import peak_learning_rate
 
 ISO_NOTES = """
 * the given config

@@ -8,19 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pangu_ms.checkpoint import foreign, store
-from pangu_ms.core import dtypes
-from pangu_ms.models.common.weights import Format
-from pangu_ms.config import RunConfig, load_config
 from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.config import RunConfig, load_config
 from pangu_ms.config.load import config_from_dict
-from pangu_ms.models.registry import FAMILIES, load_object
+from pangu_ms.core import dtypes, files
+from pangu_ms.core.console import show
+from pangu_ms.core.errors import CheckpointError, ConfigError, DataError
+from pangu_ms.core.parser import Parser
+from pangu_ms.core.runtime import quiet
 from pangu_ms.data import huggingface_files
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
-from pangu_ms.core.errors import CheckpointError, ConfigError, DataError
-from pangu_ms.core.runtime import quiet
-from pangu_ms.core import files
-from pangu_ms.core.parser import Parser
-from pangu_ms.core.console import show
+from pangu_ms.models.common.weights import Format
+from pangu_ms.models.registry import FAMILIES, load_object
 
 _DESCRIPTION = """\
 Into our format:   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR

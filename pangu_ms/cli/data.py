@@ -4,18 +4,17 @@ import argparse
 import json
 from pathlib import Path
 
-from pangu_ms.core import runtime
 from pangu_ms.cli.config import add_override_arguments
+from pangu_ms.core import files, runtime
+from pangu_ms.core.console import show, tell
+from pangu_ms.core.errors import DataError
+from pangu_ms.core.parser import NewDirectory, NewFile, Parser
 from pangu_ms.data.corpus import add_corpus_options, corpus_options
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet, load_manifest
 from pangu_ms.data.rounds import resample
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.core.errors import DataError
-from pangu_ms.core import files
-from pangu_ms.core.parser import NewDirectory, NewFile, Parser
-from pangu_ms.core.console import show, tell
 
 INTERRUPTED = 130  # 128 + SIGINT
 

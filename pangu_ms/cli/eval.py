@@ -4,10 +4,10 @@ records."""
 import argparse
 import json
 
-from pangu_ms.core import runtime
 from pangu_ms.cli.config import add_override_arguments
-from pangu_ms.core.parser import Parser
+from pangu_ms.core import runtime
 from pangu_ms.core.console import tell
+from pangu_ms.core.parser import Parser
 
 SPLIT_HELP = "which records; MindRecord files without manifest are `train`, and then unigram and bigram are left out"
 NO_BASELINES = "left out: counted on training records, not to be compared on `--split train`"

@@ -3,10 +3,10 @@
 import argparse
 import json
 
-from pangu_ms.core import runtime
 from pangu_ms.cli.config import add_override_arguments
-from pangu_ms.core.parser import NewDirectory, Parser
+from pangu_ms.core import runtime
 from pangu_ms.core.console import show
+from pangu_ms.core.parser import NewDirectory, Parser
 
 MIN_LENGTH = 4  # tokens: a prompt and some steps to verify
 

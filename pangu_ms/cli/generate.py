@@ -2,9 +2,9 @@
 
 import argparse
 
-from pangu_ms.core import runtime
 from pangu_ms.cli.config import add_override_arguments
 from pangu_ms.cli.generate_arguments import add_generation_arguments, read_prompts, run_and_print, sampling_config
+from pangu_ms.core import runtime
 from pangu_ms.core.parser import Parser
 
 

@@ -6,10 +6,10 @@ import json
 import sys
 from pathlib import Path
 
+from pangu_ms.core import small_json
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.generate import Generation, Generator
 from pangu_ms.infer.sampling import SamplingConfig
-from pangu_ms.core import small_json
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,9 +3,9 @@
 import sys
 
 from pangu_ms import __version__
-from pangu_run.cli import main as run_cli
 from pangu_ms.core import console, stop_signals
 from pangu_ms.core.console import guarded
+from pangu_run.cli import main as run_cli
 
 VERBS = {
     "quickstart": ("pangu_ms.cli.quickstart", "corpus to verified MindIR package, everything in one go"),

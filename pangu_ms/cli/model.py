@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core import runtime
 from pangu_ms.checkpoint.store import Checkpoint, open_checkpoint
 from pangu_ms.cli.config import add_override_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.parser import Parser
 from pangu_ms.research.inherit import fit
 from pangu_ms.research.inherit.masks import MaskOptions
 from pangu_ms.research.inherit.pipeline import Choices, inherit
 from pangu_ms.research.inherit.scores import CRITERIA
 from pangu_ms.research.inherit.units import GROUPS
-from pangu_ms.core.parser import Parser
 
 _ADDITIONS = (
     "model.siaf_terms=2",

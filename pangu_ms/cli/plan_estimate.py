@@ -11,12 +11,12 @@ from pangu_ms.cli.config import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import PlanError
+from pangu_ms.core.parser import Parser
+from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import CHIPS, DEFAULT_CHIP, GIB, Chip, parse_bytes
 from pangu_ms.planner.estimate import Change, Estimate, describe, published_rows, ways_to_fit
 from pangu_ms.planner.memory import stage_memory
-from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.time import MFU_FORMULA
-from pangu_ms.core.parser import Parser
 
 NOTES = """parameters and moments are exact; all other numbers are predictions that were never checked on hardware
 {chip}: {source}

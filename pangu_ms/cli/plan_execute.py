@@ -6,8 +6,8 @@ import json
 
 from pangu_ms.cli.config import add_config_arguments
 from pangu_ms.config.load import load_config
-from pangu_ms.rehearsal.execute import TOLERANCE, Execution, execute
 from pangu_ms.core.parser import Parser
+from pangu_ms.rehearsal.execute import TOLERANCE, Execution, execute
 
 DESCRIPTION = """Compile the training step of each rank with MindSpore's own parallel compiler, run the ranks' graphs as CPU processes with real
 collectives, and compare with a single process without a plan: loss and gradient norm of each step, every gradient of the first step, every parameter

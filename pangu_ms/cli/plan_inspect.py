@@ -10,7 +10,9 @@ from typing import Any
 
 from pangu_ms.cli.config import add_config_arguments
 from pangu_ms.config.load import load_config
+from pangu_ms.core.console import show
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.parser import Parser
 from pangu_ms.parallel.operator_file import (
     OperandLayout,
     OperatorStrategy,
@@ -22,8 +24,6 @@ from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.stored_layout import StoredLayout
 from pangu_ms.parallel.strategy_file import Difference, StrategyFile, cut_text, parameter_of, read_parameter_layouts
 from pangu_ms.parallel.strategy_wire import read_content
-from pangu_ms.core.parser import Parser
-from pangu_ms.core.console import show
 
 DIFFERENT = 1
 """Exit code when a file differs from the plan, as of diff."""

@@ -9,13 +9,13 @@ from typing import Any
 from pangu_ms.cli.config import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files
 from pangu_ms.core.errors import ConfigError, PlanError
+from pangu_ms.core.parser import NewDirectory, Parser
+from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import DEFAULT_CHIP
 from pangu_ms.rehearsal.compiled_graph import totals
-from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal.rehearse import RankReport, rehearse, sample_ranks, thinned
-from pangu_ms.core import files
-from pangu_ms.core.parser import NewDirectory, Parser
 
 DESCRIPTION = """Compile the real training step for ranks of a cluster that is not there, with MindSpore's own parallel compiler, on this CPU. Prints each
 rank's collectives and bytes, and says where the compiler disagrees with the plan. Nothing is executed. Unsupported by MindSpore: it works with the

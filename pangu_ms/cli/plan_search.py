@@ -5,13 +5,13 @@ import json
 from typing import Any
 
 from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli.plan_estimate import add_chip_arguments, chip_and_hbm, notes
 from pangu_ms.config.load import load_config
 from pangu_ms.core.errors import PlanError
+from pangu_ms.core.parser import Parser
 from pangu_ms.planner.cluster import GIB
 from pangu_ms.planner.estimate import Estimate, describe, overrides
-from pangu_ms.cli.plan_estimate import add_chip_arguments, chip_and_hbm, notes
 from pangu_ms.planner.search import Found, Near, difference, search
-from pangu_ms.core.parser import Parser
 
 
 def main(argv: list[str]) -> int:

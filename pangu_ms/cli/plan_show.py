@@ -10,13 +10,13 @@ from typing import Any
 
 from pangu_ms.cli.config import add_config_arguments
 from pangu_ms.config.load import load_config
-from pangu_ms.planner.cluster import GIB
-from pangu_ms.parallel.layout import Layout
-from pangu_ms.planner.memory import optimizer_bytes, parameter_bytes
-from pangu_ms.parallel.plan import Plan
-from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from pangu_ms.core import files
 from pangu_ms.core.parser import NewDirectory, Parser
+from pangu_ms.parallel.layout import Layout
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.strategy_file import write_parameter_layouts
+from pangu_ms.planner.cluster import GIB
+from pangu_ms.planner.memory import optimizer_bytes, parameter_bytes
 
 SHOWN_RANKS = 8
 STRATEGY_FILES_HELP = (

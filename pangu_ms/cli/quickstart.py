@@ -11,15 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core import runtime
-from pangu_ms.core.compile_cache import cache_root
 from pangu_ms.cli.config import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files, runtime
+from pangu_ms.core.compile_cache import cache_root
 from pangu_ms.core.errors import ExportError
-from pangu_ms.core import files
-from pangu_ms.core.parser import NewDirectory, Parser
 from pangu_ms.core.isolated import python_environment
+from pangu_ms.core.parser import NewDirectory, Parser
 
 CODE_PROMPTS = ["def __init__(self", "import os\n"]
 PROMPT_CHARACTERS = 12  # of a user's own documents
@@ -136,9 +135,9 @@ def say(args: argparse.Namespace, *words: object) -> None:
 
 def train_stage(config: RunConfig, records: Path, output: Path, args: argparse.Namespace, report: Report) -> None:
     """Train, and set the held-out perplexity beside that of n-grams."""
+    from pangu_ms.core.exit_codes import EXIT_STOPPED
     from pangu_ms.eval.report import baselines
     from pangu_ms.train.loop import train
-    from pangu_ms.core.exit_codes import EXIT_STOPPED
 
     result = train(config, records, output, progress=not args.json)
     if result.stopped_by:

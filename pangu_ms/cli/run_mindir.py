@@ -2,13 +2,13 @@
 
 import argparse
 
+from pangu_ms.cli.generate_arguments import add_generation_arguments, read_prompts, run_and_print, sampling_config
 from pangu_ms.core import runtime
 from pangu_ms.core.errors import GenerationError
+from pangu_ms.core.parser import Parser
 from pangu_ms.export.package import Package, read_key
-from pangu_ms.cli.generate_arguments import add_generation_arguments, read_prompts, run_and_print, sampling_config
 from pangu_ms.infer.decoder import NO_BEAMS
 from pangu_ms.infer.generate import Generator
-from pangu_ms.core.parser import Parser
 
 
 def main(argv: list[str], package: str | None = None) -> int:

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core import runtime
 from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.core import runtime
+from pangu_ms.core.console import show, tell
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.exit_codes import EXIT_STOPPED
+from pangu_ms.core.figure import require_plot
+from pangu_ms.core.parser import NewFile, Parser
 from pangu_ms.research.study.ablation import REMOVED, run_ablation
 from pangu_ms.research.study.plot import plot_ablation
 from pangu_ms.research.study.runs import StudyStopped
 from pangu_ms.research.study.table import ablation_table
-from pangu_ms.core.parser import NewFile, Parser
-from pangu_ms.core.console import show, tell
-from pangu_ms.core.exit_codes import EXIT_STOPPED
-from pangu_ms.core.figure import require_plot
 
 STUDIES = {
     "pi-ablation": (

@@ -4,14 +4,14 @@ import argparse
 from typing import Any
 
 from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli.study import conclude, parse_seeds, parse_study
+from pangu_ms.core.parser import Parser
 from pangu_ms.data.default_corpus import standard_library_files
 from pangu_ms.research.inherit.scores import CRITERIA
-from pangu_ms.cli.study import conclude, parse_seeds, parse_study
 from pangu_ms.research.study.compare import require_seeds
 from pangu_ms.research.study.pi_pro import MEANING, make_plan, run_pi_pro
 from pangu_ms.research.study.plot import plot_chain
 from pangu_ms.research.study.table import with_error
-from pangu_ms.core.parser import Parser
 
 HELP = """Train a baseline, then go through the recipe: compact vocabulary, a deeper shape of equal size, weights of a larger teacher, a second
 round on the batches that are hard. Each step is scored in bits per byte of the same held-out documents, for several seeds. Can be stopped and repeated."""

@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from pangu_ms.cli import tokenizer_compress as compress_cli
+from pangu_ms.core import small_json
+from pangu_ms.core.console import show
+from pangu_ms.core.errors import DataError
+from pangu_ms.core.parser import NewDirectory, Parser
 from pangu_ms.data.corpus import Corpus, add_corpus_options, corpus_options
 from pangu_ms.data.tokenizer import SEGMENTERS, Tokenizer, train_tokenizer
-from pangu_ms.core.errors import DataError
-from pangu_ms.core import small_json
-from pangu_ms.core.parser import NewDirectory, Parser
-from pangu_ms.core.console import show
 
 _log = logging.getLogger(__name__)
 

@@ -8,16 +8,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core import runtime
 from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli.train_checks import (
+    needs_ranks,
+    require_executable,
+    require_shared_records,
+    require_startable,
+    train_on_ranks,
+)
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.records import RecordSet
+from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError
-from pangu_ms.train.directory import OWN_DATA, RunLock, require_own
-from pangu_ms.cli.train_checks import needs_ranks, require_executable, require_shared_records, require_startable, train_on_ranks
-from pangu_ms.train.schedule import decay_end
 from pangu_ms.core.parser import Parser
+from pangu_ms.data.records import RecordSet
+from pangu_ms.train.directory import OWN_DATA, RunLock, require_own
+from pangu_ms.train.schedule import decay_end
 
 DATA_HELP = (
     "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's"

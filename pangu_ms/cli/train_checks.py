@@ -6,18 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core import runtime
 from pangu_ms.checkpoint import store
-from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.config.load import dump_config
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
+from pangu_ms.core.cluster_variables import unset_command
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import Order
-from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.train.metrics import require_tensorboard
 from pangu_ms.train.resume import starting_point
 from pangu_run import job_directory
-from pangu_ms.core.cluster_variables import unset_command
 from pangu_run.launcher import run_ranks
 
 FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")

@@ -10,16 +10,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core import runtime
+from pangu_ms.cli.train import default_records, parse
+from pangu_ms.cli.train_checks import (
+    described,
+    require_readable,
+    require_shared_records,
+    require_startable,
+    require_trainable,
+)
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.core.errors import ConfigError
-from pangu_ms.parallel.mesh import Mesh
-from pangu_ms.cli.train import default_records, parse
-from pangu_ms.cli.train_checks import described, require_readable, require_shared_records, require_startable, require_trainable
-from pangu_ms.train.smoke import thinned
-from pangu_ms.core.parser import Parser
+from pangu_ms.core import runtime
 from pangu_ms.core.console import guarded
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.parser import Parser
+from pangu_ms.parallel.mesh import Mesh
+from pangu_ms.train.smoke import thinned
 
 DEVICES = {"cpu": "CPU", "ascend": "Ascend"}
 SMOKE_RANKS = 2

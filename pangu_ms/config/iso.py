@@ -16,11 +16,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.config.load import config_to_dict, find_config, load_config, presets
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.files import new_directory, write_text
+from pangu_ms.models.common.config import ModelConfig
 
 SHAPE_FIELDS = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_hidden_size")
 TABLE_AXES = ("vocab", "position")  # tables are read row by row; every other matrix is multiplied

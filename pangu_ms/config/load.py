@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pangu_ms.models.registry import FAMILIES
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.core.errors import ConfigError
 from pangu_ms.core import format_version, yaml_file
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.registry import FAMILIES
 
 FORMAT_VERSION = 1
 _SHOWN = 200  # characters of a wrong value

@@ -7,9 +7,9 @@ from pydantic import GetCoreSchemaHandler
 from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, core_schema
 
+from pangu_ms.config.parallel import ParallelConfig, check_degrees
 from pangu_ms.core.fields import STRICT, Float, Int, require, require_not_negative, require_positive
 from pangu_ms.models.common.config import ModelConfig
-from pangu_ms.config.parallel import ParallelConfig, check_degrees
 from pangu_ms.models.registry import FAMILIES
 
 

@@ -8,9 +8,9 @@ import sys
 import tempfile
 import warnings
 
-from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.cluster_variables import unset_command
 from pangu_ms.core.console import LogFormatter
+from pangu_ms.core.errors import ConfigError
 
 ERRORS_ONLY = "3"  # GLOG level of MindSpore's C++ log
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_ms.core import files, small_json
+from pangu_ms.core.errors import DataError, OutputError, UserError
 from pangu_ms.data.corpus import Corpus, Document
 from pangu_ms.data.npz_file import read_npz
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.data.workers import WorkerDied, Workers
-from pangu_ms.core.errors import DataError, OutputError, UserError
-from pangu_ms.core import files, small_json
 
 _log = logging.getLogger(__name__)
 _SMALLEST, _LARGEST, _BLOCKS = 1 << 16, 1 << 23, 256

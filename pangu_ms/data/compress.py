@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_ms.core import format_version, small_json
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.piece_table import BYTE, NORMAL, PieceTable
 from pangu_ms.data.tokenizer import SPECIALS, Tokenizer
-from pangu_ms.core.errors import DataError
-from pangu_ms.core import format_version, small_json
 
 MAP_FILE = "vocab_map.json"
 FORMAT = 1

@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pangu_ms.core.errors import DataError
 from pangu_ms.data import json_texts, streams
 from pangu_ms.data.json_texts import ARRAY, LINES, TEXT
-from pangu_ms.core.errors import DataError
 
 _log = logging.getLogger(__name__)
 

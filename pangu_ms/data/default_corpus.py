@@ -4,10 +4,10 @@ import sysconfig
 from pathlib import Path
 
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.tokenizer import train_tokenizer
-from pangu_ms.core.errors import ConfigError, DataError
 
 SIZE_BYTES = 5_000_000
 NOT_CODE = {

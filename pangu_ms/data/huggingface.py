@@ -18,12 +18,12 @@ from typing import Any
 
 import sentencepiece
 
+from pangu_ms.core import files, small_json
+from pangu_ms.core.errors import DataError
+from pangu_ms.core.protobuf import fields, message_field, number_field
 from pangu_ms.data.special_tokens import ADDED, CONFIG, GENERATION, SETTINGS, SPECIAL_TOKENS, SpecialTokens
 from pangu_ms.data.tokenizer import SPACE as JIEBA_SPACE
 from pangu_ms.data.tokenizer import Tokenizer, processor_of, require_unicode
-from pangu_ms.core.errors import DataError
-from pangu_ms.core.protobuf import fields, message_field, number_field
-from pangu_ms.core import files, small_json
 
 SENTENCEPIECE, FAST = "tokenizer.model", "tokenizer.json"
 FILES = (SENTENCEPIECE, FAST, SETTINGS, SPECIAL_TOKENS, ADDED, GENERATION, "chat_template.jinja", "chat_template.json")

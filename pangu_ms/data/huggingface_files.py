@@ -8,10 +8,10 @@ it was, with its fingerprint.
 from pathlib import Path
 from typing import Any
 
+from pangu_ms.core import files, small_json
 from pangu_ms.data.huggingface import FAST, SENTENCEPIECE, HuggingFaceTokenizer
 from pangu_ms.data.special_tokens import GENERATION, SETTINGS
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.core import files, small_json
 
 _LLAMA, _FAST_CLASS, _JIEBA_CLASS = "LlamaTokenizer", "PreTrainedTokenizerFast", "PanguTokenizer"
 _OWN = "pangu_tokenizer"  # key of tokenizer_config.json

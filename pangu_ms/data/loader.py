@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.records import RecordSet
 from pangu_ms.models.common.batch import Batch
-from pangu_ms.core.errors import DataError
 
 _WINDOW_ROWS = 1024
 """Rows fetched at once: opening a MindDataset costs 3 ms, reading a row 0.03 ms; 4 MB of ids at S = 1024."""

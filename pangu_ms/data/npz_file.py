@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from pangu_ms.core.errors import DataError
 from pangu_ms.core import files, format_version
+from pangu_ms.core.errors import DataError
 
 FORMAT_VERSION = 1
 LARGEST_RATIO, _FREE = 200, 1 << 26

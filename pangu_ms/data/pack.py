@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_ms.core import files
+from pangu_ms.core.errors import OutputError
 from pangu_ms.data import npz_file
 from pangu_ms.data.blocks import load_block
-from pangu_ms.core.errors import OutputError
-from pangu_ms.core import files
 
 SPLITS = ("train", "held_out")
 COLUMN = "input_ids"

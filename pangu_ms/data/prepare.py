@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from pangu_ms import __version__
+from pangu_ms.core import files
+from pangu_ms.core.errors import DataError
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.blocks import encode_corpus, work_directory
 from pangu_ms.data.corpus import Corpus, Quarantine
 from pangu_ms.data.pack import SPLITS, DocumentTable, header_digest, pack_rows, write_split
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.core.errors import DataError
-from pangu_ms.core.progress import progress_bar
-from pangu_ms.core import files
 
 MANIFEST = "manifest.json"
 FORMAT = 1

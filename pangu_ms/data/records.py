@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.pack import COLUMN, DIGEST_BYTES, SPLITS, header_digest, row_digests
 from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
-from pangu_ms.core.errors import DataError
-from pangu_ms.core import files, format_version, small_json
+from pangu_ms.models.common.config import ModelConfig
 
 RELEASED_PAD = 6  # pad and end of document in the released vocabulary (spec A5)
 

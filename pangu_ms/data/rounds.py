@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from pangu_ms.core import files
+from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.data.npz_file import read_npz, to_npz
 from pangu_ms.data.records import RecordSet
-from pangu_ms.core.errors import ConfigError, DataError
-from pangu_ms.core import files
 
 _FINGERPRINT_ROWS = 1024
 """Rows that tell one record set from another: read in 0.1 s, where hashing the files of a large corpus takes minutes at

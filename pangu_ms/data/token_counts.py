@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core.errors import DataError
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.blocks import encode_corpus, load_block
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer, sample_chunks
-from pangu_ms.core.errors import DataError
-from pangu_ms.core.progress import progress_bar
-from pangu_ms.core import files, format_version, small_json
 
 FORMAT = 1
 SAMPLE_BYTES = 1_000_000

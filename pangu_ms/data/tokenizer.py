@@ -22,9 +22,9 @@ from typing import Any
 
 import sentencepiece
 
-from pangu_ms.data.segment import make_segmenter, segmenter_version
-from pangu_ms.core.errors import DataError
 from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core.errors import DataError
+from pangu_ms.data.segment import make_segmenter, segmenter_version
 
 _log = logging.getLogger(__name__)
 

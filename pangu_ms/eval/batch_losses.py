@@ -14,15 +14,15 @@ import numpy as np
 
 from pangu_ms.checkpoint import store
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files, small_json
+from pangu_ms.core.errors import DataError
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import Loader
-from pangu_ms.data.records import RecordSet
 from pangu_ms.data.npz_file import read_npz, to_npz
+from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import BatchLosses, Order, fingerprint
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.core.errors import DataError
 from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
-from pangu_ms.core.progress import progress_bar
-from pangu_ms.core import files, small_json
 
 SAVE_SECONDS = 5.0  # what a killed process loses at most, beside one batch
 

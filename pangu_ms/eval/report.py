@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_ms.checkpoint import store
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core.errors import CheckpointError, DataError
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import num_batches, require_batches, sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.core.errors import CheckpointError, DataError
 from pangu_ms.eval.ngram import NgramModels
-from pangu_ms.core.progress import progress_bar
 
 if TYPE_CHECKING:
     from pangu_ms.eval.perplexity import Score

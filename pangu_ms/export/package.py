@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.core import format_version, small_json
 from pangu_ms.core.errors import ExportError
+from pangu_ms.core.files import sha256_file, sha256_json
+from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.export.graph_file import GraphFile
 from pangu_ms.export.signature import SIGNATURE, require_signed
 from pangu_ms.infer.decoder import Decoder, GraphShape
-from pangu_ms.core import format_version, small_json
-from pangu_ms.core.files import sha256_file, sha256_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

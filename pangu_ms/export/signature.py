@@ -8,8 +8,8 @@ Keys are PEM files, as `openssl genpkey -algorithm ed25519` and `openssl pkey -p
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core.errors import ExportError
 from pangu_ms.core import small_json
+from pangu_ms.core.errors import ExportError
 
 SIGNATURE = "manifest.sig"
 """64 bytes, in the package."""

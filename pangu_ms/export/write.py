@@ -21,12 +21,12 @@ from mindspore import Tensor
 import ascend_ops
 import pangu_ms
 from pangu_ms import __version__
-from pangu_ms.core import runtime
 from pangu_ms.checkpoint.store import Checkpoint
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files, runtime
 from pangu_ms.core.errors import ExportError
+from pangu_ms.core.isolated import python_command, python_environment
 from pangu_ms.export.package import (
     FORMAT_VERSION,
     MANIFEST,
@@ -39,8 +39,7 @@ from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import load_decoder, load_tokenizer
-from pangu_ms.core import files
-from pangu_ms.core.isolated import python_command, python_environment
+from pangu_ms.models.common.config import ModelConfig
 
 RUNNER_PACKAGES = ("mindspore", "numpy")
 """What a package needs beside its tokenizer's."""

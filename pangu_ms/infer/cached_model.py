@@ -10,8 +10,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.build import build_model, caches
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.layers import CacheShape
 
 

@@ -5,14 +5,14 @@ import dataclasses
 import logging
 from pathlib import Path
 
-from pangu_ms.core import runtime
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.model import fill_from
-from pangu_ms.core.compile_cache import cached_compile
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
+from pangu_ms.core import runtime
+from pangu_ms.core.compile_cache import cached_compile
 from pangu_ms.core.errors import CheckpointError
+from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.generate import Generator
 from pangu_ms.infer.sampling import SamplingConfig

@@ -10,14 +10,13 @@ from typing import Any
 
 import yaml
 
-from pangu_ms.core import runtime
+from pangu_ms.core import files, runtime, yaml_file
+from pangu_ms.core.console import tell
 from pangu_ms.core.errors import ConfigError, UserError
+from pangu_ms.core.parser import Parser
 from pangu_ms.mindformers import register
 from pangu_ms.mindformers.data import step_dataset
 from pangu_ms.mindformers.settings import resolve
-from pangu_ms.core import files, yaml_file
-from pangu_ms.core.parser import Parser
-from pangu_ms.core.console import tell
 
 USER_ERROR = 2
 DEFAULT = "alpha_tiny"

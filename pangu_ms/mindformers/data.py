@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.loader import Loader
-from pangu_ms.models.common.batch import Batch
-from pangu_ms.data.records import RecordSet
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.data.loader import Loader
+from pangu_ms.data.records import RecordSet
+from pangu_ms.models.common.batch import Batch
 
 COLUMNS = ("ids", "positions", "segments", "loss_mask", "dropout_key")
 

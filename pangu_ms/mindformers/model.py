@@ -10,11 +10,11 @@ import mindspore as ms
 from mindformers.models import PretrainedConfig, PreTrainedModel
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
 
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.config.load import config_from_dict
-from pangu_ms.models.registry import FAMILIES
 from pangu_ms.models.build import build_model, initialize
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.loss import TokenLoss, mean_loss
+from pangu_ms.models.registry import FAMILIES
 
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)

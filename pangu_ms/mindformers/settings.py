@@ -11,10 +11,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.config.schema import RunConfig, TrainConfig
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.common.config import ModelConfig
 
 OURS = ("model", "data", "train")
 MINDFORMERS_PLACE = {

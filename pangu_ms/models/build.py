@@ -18,11 +18,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from pangu_ms.models.common.config import ModelConfig
-from pangu_ms.models.registry import FAMILIES, load_object
 from pangu_ms.core.errors import CheckpointError
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.init import initial_value, initial_values
 from pangu_ms.models.common.layers import CacheShape, KVCache
+from pangu_ms.models.registry import FAMILIES, load_object
 
 __all__ = [
     "build_model",

@@ -28,7 +28,10 @@ FAMILIES = {
         "pangu_ms.models.alpha.sharding:RULES",
     ),
     "pi": Family(
-        PiConfig, "pangu_ms.models.pi.model:PanguPi", "pangu_ms.models.pi.weights:FORMATS", "pangu_ms.models.pi.sharding:RULES"
+        PiConfig,
+        "pangu_ms.models.pi.model:PanguPi",
+        "pangu_ms.models.pi.weights:FORMATS",
+        "pangu_ms.models.pi.sharding:RULES",
     ),
 }
 

@@ -5,8 +5,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from pangu_ms.core import runtime
 from pangu_ms.checkpoint.save_ranks import FAILED
+from pangu_ms.core import runtime
 from pangu_ms.core.heartbeat import INIT, WAIT, beat
 from pangu_ms.core.stop_signals import STOP_SIGNALS
 

@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pangu_ms.models.common.config import ParameterSpec
-from pangu_ms.models.registry import FAMILIES, load_object
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.common.config import ParameterSpec
+from pangu_ms.models.common.sharding import Rules
+from pangu_ms.models.registry import FAMILIES, load_object
 from pangu_ms.parallel.flops import head_flops_per_token, layer_flops_per_token
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.mesh import Mesh
-from pangu_ms.models.common.sharding import Rules
 from pangu_ms.parallel.rules import rules_for
 
 MOMENTS = ("adam_m.", "adam_v.")

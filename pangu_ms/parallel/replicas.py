@@ -6,10 +6,10 @@ from typing import Protocol
 
 from mindspore import nn, ops
 
-from pangu_ms.core import runtime
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.parallel.rendezvous import Meeting
+from pangu_ms.core import runtime
 from pangu_ms.core.heartbeat import INIT, WAIT, beat
+from pangu_ms.parallel.rendezvous import Meeting
 
 _sum_each = ops.MultitypeFuncGraph("sum_each")
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import PlanError
 from pangu_ms.core.protobuf import message_field, number_field, signed, values
-from pangu_ms.core import files, small_json
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Whole = Annotated[int, Field(strict=True)]

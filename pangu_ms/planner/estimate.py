@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from pangu_ms.config.load import load_config, replace
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import PlanError
+from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import CHIPS, GIB, Chip, require_dtype
 from pangu_ms.planner.memory import Line, stage_memory
-from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.slices import Slices, distinct_stages
 from pangu_ms.planner.time import Term, mfu, step_seconds, step_terms, tokens_per_step
 

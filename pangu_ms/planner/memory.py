@@ -12,12 +12,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from pangu_ms.core.errors import PlanError
 from pangu_ms.models.alpha.config import AlphaConfig
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.pi.config import PiConfig
-from pangu_ms.core.errors import PlanError
-from pangu_ms.planner.cluster import Chip
 from pangu_ms.parallel.plan import Plan
+from pangu_ms.planner.cluster import Chip
 from pangu_ms.planner.slices import Slices, stage_kinds, trained
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}

@@ -9,16 +9,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from pangu_ms.config.load import replace
-from pangu_ms.models.registry import FAMILIES, load_object
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import PlanError
+from pangu_ms.core.progress import progress_bar
+from pangu_ms.models.registry import FAMILIES, load_object
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.rules import rules_for
 from pangu_ms.planner.cluster import GIB, Chip, require_dtype
 from pangu_ms.planner.estimate import Change, Estimate, changed, describe, overrides, savings, ways_to_fit
 from pangu_ms.planner.memory import state_bytes
-from pangu_ms.parallel.plan import Plan
-from pangu_ms.parallel.rules import rules_for
 from pangu_ms.planner.slices import distinct_stages
-from pangu_ms.core.progress import progress_bar
 
 SERVERS_OF_A_MATRIX = 4
 """model_parallel above this many servers is not tried: the all-reduces of every layer would go over the network."""

@@ -9,10 +9,10 @@ table that two stages share, reading records, writing checkpoints.
 import math
 from dataclasses import dataclass
 
-from pangu_ms.planner.cluster import Chip, bandwidth
 from pangu_ms.parallel.flops import model_flops_per_token
-from pangu_ms.planner.memory import DTYPE_BYTES, composed_attention, micro_batch_size
 from pangu_ms.parallel.plan import Plan
+from pangu_ms.planner.cluster import Chip, bandwidth
+from pangu_ms.planner.memory import DTYPE_BYTES, composed_attention, micro_batch_size
 from pangu_ms.planner.slices import Slices, distinct_stages, stage_kinds, trained
 
 MFU_FORMULA = (

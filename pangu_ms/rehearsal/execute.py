@@ -22,14 +22,14 @@ import numpy as np
 from pangu_ms.config.load import config_to_dict, replace
 from pangu_ms.config.parallel import ParallelConfig
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.models.common.batch import Batch
 from pangu_ms.core.errors import PlanError
+from pangu_ms.core.exit_codes import EXIT_STOPPED
+from pangu_ms.core.isolated import python_command, python_environment
+from pangu_ms.core.progress import progress_bar
+from pangu_ms.models.common.batch import Batch
 from pangu_ms.models.common.init import initial_values
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal.rehearse import reason_of, with_absolute_paths
-from pangu_ms.core.progress import progress_bar
-from pangu_ms.core.exit_codes import EXIT_STOPPED
-from pangu_ms.core.isolated import python_command, python_environment
 from pangu_run.launcher import run_ranks
 
 TOLERANCE = 1e-4

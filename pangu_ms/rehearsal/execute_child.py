@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.core import runtime
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.rehearsal import execute
+from pangu_ms.core import runtime
 from pangu_ms.parallel.plan import Plan
+from pangu_ms.rehearsal import execute
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,11 +18,11 @@ from typing import Any
 from pangu_ms.config.load import config_to_dict, replace
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import PlanError
-from pangu_ms.rehearsal.compiled_graph import Collective
+from pangu_ms.core.isolated import python_command, python_environment
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies
 from pangu_ms.parallel.plan import MOMENTS, Plan
-from pangu_ms.core.progress import progress_bar
-from pangu_ms.core.isolated import python_command, python_environment
+from pangu_ms.rehearsal.compiled_graph import Collective
 
 _COMPLAINT = re.compile(r"^\[ERROR\] (?:PARALLEL|PIPELINE)\([^)]*\):\S+ \[[^]]*\] \w+\] (.*)$", re.MULTILINE)
 

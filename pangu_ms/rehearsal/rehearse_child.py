@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core import runtime
 from pangu_ms.config.load import config_from_dict
-from pangu_ms.rehearsal.compiled_graph import collectives
+from pangu_ms.core import runtime
 from pangu_ms.parallel.plan import Plan
+from pangu_ms.rehearsal.compiled_graph import collectives
 
 
 def main() -> int:

@@ -12,9 +12,9 @@ from pathlib import Path
 from pangu_ms.checkpoint import commit, store
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files
 from pangu_ms.core.errors import OutputError
 from pangu_ms.train.state import Bend, RunState
-from pangu_ms.core import files
 
 log = logging.getLogger(__name__)
 

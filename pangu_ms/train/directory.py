@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import IO
 
 from pangu_ms.config.load import load_config
-from pangu_ms.core.errors import ConfigError, OutputError
 from pangu_ms.core import files
+from pangu_ms.core.errors import ConfigError, OutputError
 from pangu_run import job_directory
 
 _log = logging.getLogger(__name__)

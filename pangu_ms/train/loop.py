@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import ascend_ops
-from pangu_ms.core import runtime
 from pangu_ms.checkpoint import store
-from pangu_ms.core.compile_cache import cached_compile
 from pangu_ms.config.load import config_to_dict, dump_config
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files, runtime
+from pangu_ms.core.compile_cache import cached_compile
+from pangu_ms.core.errors import TrainingDiverged
+from pangu_ms.core.heartbeat import DATA, EVALUATE, INIT, SAVE, STEP, beat
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import Loader
-from pangu_ms.models.common.batch import Batch
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import Order
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.core.errors import TrainingDiverged
 from pangu_ms.eval.perplexity import Score
-from pangu_ms.core.progress import progress_bar
+from pangu_ms.models.common.batch import Batch
 from pangu_ms.train import bend, global_batch
 from pangu_ms.train.confirm import LookAhead, good_loss
 from pangu_ms.train.directory import RunLock
@@ -35,8 +36,6 @@ from pangu_ms.train.resume import starting_point
 from pangu_ms.train.schedule import learning_rate
 from pangu_ms.train.state import RunState
 from pangu_ms.train.stop import StopSignal
-from pangu_ms.core import files
-from pangu_ms.core.heartbeat import DATA, EVALUATE, INIT, SAVE, STEP, beat
 
 log = logging.getLogger(__name__)
 

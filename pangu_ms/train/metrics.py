@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core.errors import OutputError
 from pangu_ms.core import small_json
+from pangu_ms.core.errors import OutputError
 from pangu_ms.core.files import open_ordinary, write_bytes
 
 

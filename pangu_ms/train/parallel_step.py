@@ -5,9 +5,9 @@ import numpy as np
 from mindspore import ParameterTuple, Tensor, nn
 
 from pangu_ms.models.common.loss import TokenLoss
-from pangu_ms.train.pipeline_step import MicroBatchStep
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.train.optimizer import AdamW
+from pangu_ms.train.pipeline_step import MicroBatchStep
 from pangu_ms.train.step import Gradients, GuardedUpdate, WholeStep
 
 

@@ -5,9 +5,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore import dtype as mstype
 
-from pangu_ms.models.common.batch import Batch
 from pangu_ms.core.errors import PlanError
 from pangu_ms.models.build import weights
+from pangu_ms.models.common.batch import Batch
 from pangu_ms.models.common.loss import mean_loss, to_tensors
 from pangu_ms.parallel.plan import Plan, parameter_of
 from pangu_ms.train.parallel_step import build_step, step_inputs

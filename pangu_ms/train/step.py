@@ -14,11 +14,11 @@ from mindspore.common.initializer import initializer
 
 import ascend_ops
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core.heartbeat import STEP, beat
 from pangu_ms.models.common.batch import Batch
 from pangu_ms.models.common.loss import TokenLoss, mean_loss, to_tensors
 from pangu_ms.parallel.replicas import Replicas, SumOverReplicas
 from pangu_ms.train.optimizer import AdamW
-from pangu_ms.core.heartbeat import STEP, beat
 
 # HyperMap, not loops: see optimizer.py.
 _sum_of_squares, _accumulate = ops.MultitypeFuncGraph("sum_of_squares"), ops.MultitypeFuncGraph("accumulate")

@@ -14,15 +14,15 @@ import psutil
 from pangu_ms.core import files, stop_signals
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
-from pangu_run.job_directory import ENDED, STATUS_S, JobDirectory
+from pangu_run import orphans
 from pangu_run.job import record
 from pangu_run.job.job import Job, Place
-from pangu_run import orphans
+from pangu_run.job_directory import ENDED, STATUS_S, JobDirectory
 from pangu_run.supervisor import messages
+from pangu_run.supervisor.authentication import require_long
 from pangu_run.supervisor.host import Host
 from pangu_run.supervisor.leader import LAST_WRITES_S, Leader
 from pangu_run.supervisor.links import Link, NotJoined, join
-from pangu_run.supervisor.authentication import require_long
 from pangu_run.supervisor.terminal import Terminal
 
 LOCAL_SERVER = "localhost"

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms.core import runtime
 from pangu_ms.config.load import load_config
+from pangu_ms.core import runtime
 
 
 def read_bandwidth(threads: int = 2, size_bytes: int = 1 << 29, rounds: int = 5) -> float:

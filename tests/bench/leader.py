@@ -22,9 +22,9 @@ from pathlib import Path
 
 from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_ms.core.isolated import JOB_SECRET
-from pangu_run.job_directory import JobDirectory
 from pangu_run.job import record
 from pangu_run.job.job import Job, Limits, Place
+from pangu_run.job_directory import JobDirectory
 from pangu_run.launcher import run_job
 from pangu_run.supervisor import messages
 from pangu_run.supervisor.leader import Leader

@@ -32,10 +32,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pangu_ms.core import runtime
 from pangu_ms.config.load import load_config
-from pangu_ms.models.registry import load_object
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
+from pangu_ms.models.registry import load_object
 
 # What PyTorch would not compute is off; gelu is an activation that it has as one operator.
 OVERRIDES = ("data.eod_reset=false", "runtime.compile_cache=false")
@@ -60,8 +60,8 @@ def weights(config: RunConfig) -> dict[str, np.ndarray]:
 def ours(config: RunConfig) -> Callable[[np.ndarray], float]:
     """A function that trains one step and returns the loss."""
     runtime.start("CPU")
-    from pangu_ms.models.common.batch import Batch
     from pangu_ms.models.build import build_model, fill
+    from pangu_ms.models.common.batch import Batch
     from pangu_ms.train.step import TrainStep
 
     model = build_model(config.model)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from pangu_ms.checkpoint.save_ranks import save_rank
 from pangu_ms.core.errors import UserError
-from pangu_ms.parallel.rendezvous import Meeting
 from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.rendezvous import Meeting
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice, whole_arrays
 
 PLAN = (2, 2, 2, 1, 1, 1, 3)  # 8 ranks, cut by the optimizer and by rows

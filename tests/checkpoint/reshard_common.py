@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms.cli import main as cli
 from pangu_ms.checkpoint import safetensors_file, store
+from pangu_ms.cli import main as cli
 from pangu_ms.config import RunConfig, load_config
 from tests.checkpoint.common import assert_same
 

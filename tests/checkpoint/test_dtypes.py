@@ -8,8 +8,8 @@ import safetensors.numpy
 
 from pangu_ms.checkpoint import foreign, store
 from pangu_ms.cli import convert
-from pangu_ms.core.dtypes import BFLOAT16, bits, cast, to_bfloat16, widened
 from pangu_ms.cli.main import main
+from pangu_ms.core.dtypes import BFLOAT16, bits, cast, to_bfloat16, widened
 from pangu_ms.core.errors import CheckpointError
 from tests.checkpoint.common import SIZES, assert_same, small_config
 from tests.checkpoint.test_names_alpha import foreign_tensors, our_tensors

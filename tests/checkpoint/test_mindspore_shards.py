@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from pangu_ms.cli import main as cli
 from pangu_ms.checkpoint import safetensors_file, sharded, store
 from pangu_ms.checkpoint.mindspore_shards import index
+from pangu_ms.cli import main as cli
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from tests.checkpoint.common import assert_same

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pangu_ms.models.alpha.weights import FORMATS
 from pangu_ms.core.errors import CheckpointError
+from pangu_ms.models.alpha.weights import FORMATS
 from tests.checkpoint.common import assert_same, small_config
 from tests.checkpoint.official_names import IN_OUT, expected
 

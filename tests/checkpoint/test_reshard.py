@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pangu_ms.cli import main as cli
 from pangu_ms.checkpoint import sharded, store
 from pangu_ms.checkpoint.reshard import Source, reshard
+from pangu_ms.cli import main as cli
 from pangu_ms.config import dump_config, load_config
 from pangu_ms.core.errors import CheckpointError
 from tests.checkpoint.common import assert_same

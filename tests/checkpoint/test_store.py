@@ -193,7 +193,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 
 def test_names_and_shapes_are_strict():
     tensors = {f"n{i}": np.zeros((2, 3)) for i in range(9)}
-    store.check_names_and_shapes("here", tensors, {name: (2, 3) for name in tensors})
+    store.check_names_and_shapes("here", tensors, dict.fromkeys(tensors, (2, 3)))
     expected = {f"n{i}": (2, 3) for i in range(1, 8)} | {"n8": (3, 2), "m": (1,)}
     with pytest.raises(CheckpointError) as error:
         store.check_names_and_shapes("here", tensors, expected)

@@ -9,12 +9,12 @@ import safetensors.numpy
 
 from pangu_ms.checkpoint import foreign, store
 from pangu_ms.cli import convert
-from pangu_ms.models.pi import weights as names_pi
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.data import huggingface_files
 from pangu_ms.data.tokenizer import Tokenizer, train_tokenizer
 from pangu_ms.infer.load import load_tokenizer
+from pangu_ms.models.pi import weights as names_pi
 from tests.checkpoint.common import assert_same
 from tests.data.test_huggingface import STORED
 from tests.models.test_pi import random_parameters, small

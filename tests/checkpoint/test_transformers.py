@@ -11,11 +11,11 @@ import pytest
 
 from pangu_ms.checkpoint import store
 from pangu_ms.cli import convert
-from pangu_ms.models.pi import weights as names_pi
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import config_from_dict
-from pangu_ms.data.tokenizer import Tokenizer, train_tokenizer
 from pangu_ms.core.errors import CheckpointError
+from pangu_ms.data.tokenizer import Tokenizer, train_tokenizer
+from pangu_ms.models.pi import weights as names_pi
 from tests.checkpoint.test_tokenizer_along import IDS, read_json
 from tests.data.test_huggingface import STORED
 from tests.models.test_alpha import our_logits

@@ -12,11 +12,11 @@ from pydantic.dataclasses import dataclass, rebuild_dataclass
 
 from pangu_ms.cli.main import main
 from pangu_ms.config import RunConfig, dump_config, load_config
+from pangu_ms.config.load import config_from_dict, presets
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.fields import STRICT, Int
 from pangu_ms.models.common.config import ModelConfig
-from pangu_ms.config.load import config_from_dict, presets
 from pangu_ms.models.registry import FAMILIES, Family
-from pangu_ms.core.errors import ConfigError
 
 # Specification A2, in billions; 200B is computed there too.
 PUBLISHED_SIZES = {"alpha/350m": 0.3454, "alpha/2_6b": 2.6253, "alpha/13b": 12.80, "alpha/200b": 206.9}

@@ -14,12 +14,12 @@ import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pangu_ms.cli import main as cli
 from pangu_ms.checkpoint import store
+from pangu_ms.cli import main as cli
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.compress import MAP_FILE, Compressor, load_vocab_map
 from pangu_ms.data.piece_table import PieceTable
 from pangu_ms.data.tokenizer import SPECIALS, Tokenizer, train_tokenizer
-from pangu_ms.core.errors import DataError
 from tests.checkpoint.common import small_config
 from tests.data.conftest import CHINESE, CODE, documents, write_jsonl
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 import zstandard
 
+from pangu_ms.core.errors import DataError
 from pangu_ms.data import streams
 from pangu_ms.data.corpus import Corpus, Document, Quarantine
-from pangu_ms.core.errors import DataError
 
 RECORDS = b'{"text": "a\\n\\nb", "domain": "x"}\n{"text": "c"}\n'
 EXPECTED = [Document("a\n\nb", "x"), Document("c")]

@@ -10,9 +10,9 @@ import sys
 import pytest
 
 from pangu_ms.cli.main import main
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.huggingface import HuggingFaceTokenizer
 from pangu_ms.data.tokenizer import StreamDecoder, Tokenizer
-from pangu_ms.core.errors import DataError
 from tests.reference.make_tokenizer_golden import GOLDEN, write_files
 
 STORED = json.loads(GOLDEN.read_text())

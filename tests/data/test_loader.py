@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.loader import Loader, batch_from_ids
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.core.errors import DataError
 
 EOD, PAD = 5, 4
 

@@ -16,11 +16,11 @@ import pytest
 import pangu_ms.data.blocks as blocks
 import pangu_ms.data.pack as pack
 from pangu_ms.cli import main as cli
+from pangu_ms.core import files
+from pangu_ms.core.errors import DataError, OutputError, UserError
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.core.errors import DataError, OutputError, UserError
-from pangu_ms.core import files
 from tests.data.conftest import documents, write_jsonl
 
 

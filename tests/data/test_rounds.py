@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from pangu_ms.cli.main import main
+from pangu_ms.core.errors import ConfigError, DataError, OutputError
 from pangu_ms.data import rounds
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import BatchLosses, Order, effective_batches, resample, sample_batches
-from pangu_ms.core.errors import ConfigError, DataError, OutputError
 
 LOSS = np.array([1.0, 2.5, 0.2, 3.1, 1.7])
 TRIALS = 30_000

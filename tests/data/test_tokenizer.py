@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import pangu_ms.data.tokenizer as tokenizer_module
 from pangu_ms.cli import main as cli
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.segment import best_ends, frequencies, make_segmenter
 from pangu_ms.data.tokenizer import (
     StreamDecoder,
@@ -25,7 +26,6 @@ from pangu_ms.data.tokenizer import (
     sample_chunks,
     train_tokenizer,
 )
-from pangu_ms.core.errors import DataError
 from tests.data.conftest import CHINESE, CODE, documents
 
 SEGMENTERS = ("jieba", "none")

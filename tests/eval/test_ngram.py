@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pangu_ms.data.loader import batch_from_ids
-from pangu_ms.models.common.batch import Batch
 from pangu_ms.eval.ngram import NgramModels
+from pangu_ms.models.common.batch import Batch
 
 V, EOD, PAD = 12, 10, 11
 

@@ -8,9 +8,9 @@ import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.cli.main import main
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.loader import batch_from_ids
 from pangu_ms.data.records import RecordSet
-from pangu_ms.core.errors import DataError
 from pangu_ms.eval.ngram import NgramModels
 from pangu_ms.eval.report import baselines, bits_per_byte, evaluate
 from tests.reference import alpha_numpy

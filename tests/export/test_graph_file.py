@@ -3,8 +3,8 @@ from mind_ir.proto."""
 
 import pytest
 
-from pangu_ms.export.graph_file import GraphFile
 from pangu_ms.core.protobuf import message_field
+from pangu_ms.export.graph_file import GraphFile
 
 
 def attribute(name, value):

@@ -17,11 +17,11 @@ import sys
 import time
 from pathlib import Path
 
-from pangu_ms.parallel.rendezvous import Meeting
-from pangu_ms.train.stop import StopSignal
 from pangu_ms.core import files, stop_signals
 from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_ms.core.heartbeat import DATA, INIT, SAVE, STEP, WAIT, beat
+from pangu_ms.parallel.rendezvous import Meeting
+from pangu_ms.train.stop import StopSignal
 
 SAVE_EVERY = 3
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from pangu_ms.core import stop_signals
 from pangu_ms.core.console import guarded
-from pangu_run.job_directory import NAME, JobDirectory
 from pangu_run.job.job import Job, Limits, Place
+from pangu_run.job_directory import NAME, JobDirectory
 from pangu_run.launcher import run_job
 from pangu_run.supervisor import links, scheduler
 

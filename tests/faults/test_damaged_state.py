@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint import save_ranks, store
-from pangu_ms.data import blocks
+from pangu_ms.core import files
 from pangu_ms.core.errors import UserError
+from pangu_ms.data import blocks
 from pangu_ms.eval.batch_losses import Partial
 from pangu_ms.research.study.runs import claim
 from pangu_ms.train.directory import RunLock, require_own
 from pangu_ms.train.metrics import MetricsWriter
-from pangu_ms.core import files
+from pangu_run import launcher as start
 from pangu_run.cli.main import main
 from pangu_run.doctor import hosts
 from pangu_run.job_directory import JobDirectory
-from pangu_run import launcher as start
 from pangu_run.supervisor import scheduler
 from tests.checkpoint.common import small_config
 from tests.run.test_launch import SCHEDULER, run

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms.cli import main as cli
-from pangu_ms.core import compile_cache
 from pangu_ms.checkpoint import foreign, safetensors_file
 from pangu_ms.cli import convert
+from pangu_ms.cli import main as cli
 from pangu_ms.config import dump_config
+from pangu_ms.core import compile_cache, files
+from pangu_ms.core.protobuf import message_field, number_field
 from pangu_ms.data.blocks import encode_documents
 from pangu_ms.data.corpus import Document
 from pangu_ms.data.npz_file import to_npz
@@ -22,10 +23,8 @@ from pangu_ms.export import package, signature
 from pangu_ms.infer.decoder import GraphShape
 from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
-from pangu_ms.core.protobuf import message_field, number_field
 from pangu_ms.research.study.runs import Stage, claim
 from pangu_ms.train.guard import Guard
-from pangu_ms.core import files
 from tests.checkpoint.common import small_config
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice, save, whole_arrays
 from tests.checkpoint.test_names_alpha import foreign_tensors

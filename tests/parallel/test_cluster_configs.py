@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from pangu_ms.config.load import load_config, presets
 from pangu_ms.cli import plan_estimate as estimate_cli
+from pangu_ms.config.load import load_config, presets
+from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import CHIPS, GIB
 from pangu_ms.planner.estimate import Estimate
-from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal.rehearse import rehearse, sample_ranks, thinned
 
 CLUSTERS = {

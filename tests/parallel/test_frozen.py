@@ -12,15 +12,15 @@ import pytest
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.reshard import Source, reshard
 from pangu_ms.config import load_config
+from pangu_ms.core.isolated import python_command
 from pangu_ms.models.common.init import initial_values
-from pangu_ms.planner import memory
-from pangu_ms.rehearsal import execute, rehearse
-from pangu_ms.planner.cluster import CHIPS, bandwidth
 from pangu_ms.parallel.plan import Plan
+from pangu_ms.planner import memory
+from pangu_ms.planner.cluster import CHIPS, bandwidth
 from pangu_ms.planner.slices import Slices
 from pangu_ms.planner.time import step_terms
+from pangu_ms.rehearsal import execute, rehearse
 from pangu_ms.train.placement import whole_shapes
-from pangu_ms.core.isolated import python_command
 from pangu_run.launcher import run_ranks
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice
 from tests.frozen import MATRIX, TABLE, frozen, permutation, unfrozen

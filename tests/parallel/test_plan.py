@@ -7,8 +7,8 @@ import random
 import pytest
 
 from pangu_ms.config import load_config
-from pangu_ms.models.registry import FAMILIES
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.registry import FAMILIES
 from pangu_ms.parallel.plan import Plan, balance
 
 

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from pangu_ms.parallel.rendezvous import Meeting, PeerLost
 from pangu_ms.core.exit_codes import EXIT_PEER_LOST
+from pangu_ms.parallel.rendezvous import Meeting, PeerLost
 
 COUNTER = itertools.count()
 

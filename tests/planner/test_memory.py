@@ -5,9 +5,9 @@ import math
 import pytest
 
 from pangu_ms.config import load_config
+from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner import memory
 from pangu_ms.planner.cluster import CHIPS
-from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.slices import Slices, distinct_stages
 
 A910, A910B = CHIPS["ascend910"], CHIPS["ascend910b"]

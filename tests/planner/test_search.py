@@ -12,9 +12,9 @@ from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
 from pangu_ms.config.load import replace
 from pangu_ms.core.errors import PlanError
+from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import CHIPS, GIB
 from pangu_ms.planner.estimate import Estimate
-from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.search import search
 
 A910 = CHIPS["ascend910"]

@@ -9,9 +9,9 @@ import pytest
 
 from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
+from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import CHIPS, GIB, parse_bytes
 from pangu_ms.planner.estimate import Estimate
-from pangu_ms.parallel.plan import Plan
 
 A910 = CHIPS["ascend910"]
 RATE = A910.peak_flops * A910.achievable

@@ -9,8 +9,8 @@ import pytest
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import load_config
 from pangu_ms.core.errors import PlanError
-from pangu_ms.rehearsal import execute
 from pangu_ms.parallel.plan import Plan
+from pangu_ms.rehearsal import execute
 
 TINY = [
     "model.vocab_size=64",

@@ -12,10 +12,10 @@ import pytest
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import load_config, replace
 from pangu_ms.core.errors import PlanError
-from pangu_ms.rehearsal import rehearse as rehearsal
-from pangu_ms.rehearsal.compiled_graph import totals
 from pangu_ms.parallel.operator_file import OperatorStrategy, read_operator_strategies, write_operator_strategies
 from pangu_ms.parallel.plan import MOMENTS, Plan
+from pangu_ms.rehearsal import rehearse as rehearsal
+from pangu_ms.rehearsal.compiled_graph import totals
 from pangu_ms.rehearsal.rehearse import rehearse, sample_ranks, thinned
 
 TWO_BY_TWO = ("parallel.data_parallel=2", "parallel.model_parallel=2")

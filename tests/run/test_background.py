@@ -5,9 +5,10 @@ import errno
 import threading
 import time
 
-from pangu_run.job_directory import JobDirectory
 from pangu_run.job.job import Job, Place
-from pangu_run.supervisor import background as aside, host
+from pangu_run.job_directory import JobDirectory
+from pangu_run.supervisor import background as aside
+from pangu_run.supervisor import host
 from pangu_run.supervisor.background import Aside
 from pangu_run.supervisor.event_log import Chronicle
 from pangu_run.supervisor.leader import Leader

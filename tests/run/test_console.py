@@ -12,9 +12,9 @@ import pytest
 
 from pangu_ms.cli.main import main
 from pangu_ms.core import console
-from pangu_ms.core.parser import Parser
 from pangu_ms.core.console import TerminalText, guard_streams, printable, raw
 from pangu_ms.core.errors import UserError
+from pangu_ms.core.parser import Parser
 from pangu_run.job_directory import JobDirectory
 from pangu_run.supervisor.terminal import Terminal
 

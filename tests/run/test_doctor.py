@@ -9,11 +9,11 @@ import time
 import psutil
 import pytest
 
+from pangu_ms.core.errors import LaunchError
 from pangu_run.cli import doctor as cli
 from pangu_run.doctor import check, npu, versions
 from pangu_run.doctor.check import OK, WARN, fail, ok, run_check
 from pangu_run.doctor.site import Site, numbers, spans
-from pangu_ms.core.errors import LaunchError
 from tests.run.doctor_cases import CASES, alone, describe, holding
 from tests.run.doctor_host import CANN, Host, recorded
 

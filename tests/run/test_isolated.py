@@ -170,4 +170,4 @@ def test_the_interpreter_is_started_in_one_place():
                 else []
             )
             assert not {*forbidden, "concurrent.futures.ProcessPoolExecutor"} & set(names), path
-    assert named == {"isolated.py", "cli.py", "quickstart.py", "program.py"}
+    assert named == {"isolated.py", "launch.py", "quickstart.py", "program.py"}

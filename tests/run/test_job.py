@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from pangu_run.job_directory import JobDirectory
 from pangu_run.job.job import Job, Limits, Place, inherited
+from pangu_run.job_directory import JobDirectory
 from pangu_run.rank_table import RankTable
 from tests.faults.rank_tables import table
 

@@ -13,9 +13,9 @@ import pytest
 
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.exit_codes import EXIT_PEER_LOST
-from pangu_run.job_directory import JobDirectory
 from pangu_run import launcher as start
 from pangu_run.job.job import Limits
+from pangu_run.job_directory import JobDirectory
 from pangu_run.launcher import run_ranks
 from pangu_run.supervisor import host, scheduler
 from tests.faults.common import wait_for

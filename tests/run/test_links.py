@@ -12,8 +12,8 @@ import pytest
 
 from pangu_ms.core.errors import LaunchError
 from pangu_run.supervisor import links
-from pangu_run.supervisor.links import Link
 from pangu_run.supervisor.authentication import require_long
+from pangu_run.supervisor.links import Link
 
 SECRET = b"0123456789abcdef"
 

@@ -53,9 +53,8 @@ def test_one_fault_of_many_ranks_is_one_error_and_the_first_cause_comes_first(jo
         waits = f"wait socket establish timeout, role[0] rank[{rank}] timeout[120 s]"
         waits = GLOG.format("HCCL", 1000 + rank, rank % 60, "hccl_socket_manager.cc", 816, waits)
         own = (
-            TRACEBACK
-            + "RuntimeError: EI0006: Getting socket times out. Reason: rank {rank}, 0x7f{rank:06x},"
-            " /tmp/rank_{rank}/x\n".format(rank=rank)
+            TRACEBACK + f"RuntimeError: EI0006: Getting socket times out. Reason: rank {rank}, 0x7f{rank:06x},"
+            f" /tmp/rank_{rank}/x\n"
         )
         put(
             job,

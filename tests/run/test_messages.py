@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from pangu_run.job_directory import JobDirectory
 from pangu_run.job.job import Job, Limits, Place
-from pangu_run.supervisor import messages, failure_report as verdict, watchdog
+from pangu_run.job_directory import JobDirectory
+from pangu_run.supervisor import failure_report as verdict
+from pangu_run.supervisor import messages, watchdog
 from pangu_run.supervisor.host import Host
 from pangu_run.supervisor.leader import Leader
 from pangu_run.supervisor.process import RankProcess

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from pangu_ms.core.console import guarded
 from pangu_ms.core.errors import LaunchError, RankTableError
-from pangu_run.rank_table import RankTable, check, wait_completed
-from pangu_run.rank_table import table as table_module
 from pangu_run.cli.ranktable import main
 from pangu_run.program import Program
+from pangu_run.rank_table import RankTable, check, wait_completed
+from pangu_run.rank_table import table as table_module
 from pangu_run.rank_table.forms import as_form, made_table, merged
 from pangu_run.rank_table.table import misplaced
 from tests.faults.rank_tables import dump, group, operator, super_pods, table

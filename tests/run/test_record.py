@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from pangu_run.job_directory import JobDirectory
 from pangu_run.job import record
 from pangu_run.job.record import MASK, environment
+from pangu_run.job_directory import JobDirectory
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from pangu_run.cli.main import main
 from pangu_ms.core.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
+from pangu_run.cli.main import main
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.status import group_ranks, job_status, ranks_of, ranks_text
 

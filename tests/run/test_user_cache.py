@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from ascend_ops import library
-from pangu_ms.core import compile_cache
-from pangu_ms.core import files
+from pangu_ms.core import compile_cache, files
 from pangu_ms.core.errors import OutputError
 
 

@@ -8,10 +8,10 @@ import yaml
 
 from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from pangu_ms.core.errors import ConfigError
-from pangu_ms.mindformers import __main__ as mf
 from pangu_ms.core import yaml_file
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.yaml_file import YamlError, parse
+from pangu_ms.mindformers import __main__ as mf
 
 BOMB = "l0: &l0 [x]\n" + "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 25))
 REFUSED = {

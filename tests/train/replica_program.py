@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms.core import runtime
-from pangu_ms.core import heartbeat
+from pangu_ms.core import heartbeat, runtime
 from pangu_ms.core.heartbeat import DESCRIPTOR
 from tests.models.test_alpha import random_parameters, small
 from tests.train.test_step import arrays, make_batch, make_config

@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pangu_ms.cli import main as cli
 from pangu_ms.checkpoint.store import open_checkpoint
+from pangu_ms.cli import main as cli
 from pangu_ms.config import load_config
 from pangu_ms.config.load import presets
-from pangu_ms.data.loader import Loader
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.data.loader import Loader
 from pangu_ms.train.resume import require_same_run
 from tests.train.test_resume import command, losses, metrics, require_equal_runs
 

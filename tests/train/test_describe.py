@@ -7,10 +7,10 @@ import sys
 
 import pytest
 
+from pangu_ms.cli import train_describe as describe
 from pangu_ms.config.load import load_config, presets
 from pangu_ms.core.errors import UserError
 from pangu_ms.parallel.mesh import Mesh
-from pangu_ms.cli import train_describe as describe
 from pangu_ms.train.smoke import thinned
 
 CLUSTER = "alpha/200b_2048x32gib"

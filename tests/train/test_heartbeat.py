@@ -10,8 +10,8 @@ import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.config import load_config
-from pangu_ms.parallel.rendezvous import Meeting
 from pangu_ms.core import heartbeat
+from pangu_ms.parallel.rendezvous import Meeting
 from tests.train.test_resume import losses, metrics, require_equal_runs
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")

@@ -4,8 +4,9 @@ import importlib.util
 
 import pytest
 
+from pangu_ms.cli import train as cli
+from pangu_ms.cli import train_checks as launch
 from pangu_ms.core.errors import UserError
-from pangu_ms.cli import train as cli, train_checks as launch
 
 
 @pytest.fixture

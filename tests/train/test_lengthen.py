@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from pangu_ms.cli import main as cli
+from pangu_ms.cli import train as train_cli
 from pangu_ms.config import load_config
 from pangu_ms.core.errors import ConfigError
-from pangu_ms.cli import train as train_cli
 from pangu_ms.train.resume import require_same_run
 from pangu_ms.train.schedule import learning_rate
 from tests.train.test_resume import losses

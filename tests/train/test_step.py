@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pangu_ms.config.load import config_from_dict
-from pangu_ms.data.loader import batch_from_ids
 from pangu_ms.core.errors import TrainingDiverged
+from pangu_ms.data.loader import batch_from_ids
 from pangu_ms.train.guard import Guard
 from tests.models.test_alpha import EOD, random_ids, random_parameters, small
 from tests.reference import alpha_numpy

@@ -10,6 +10,7 @@ import pytest
 
 from pangu_ms.checkpoint import store
 from pangu_ms.cli.main import main
+from pangu_ms.core import files
 from pangu_ms.data import tokenizer as tokenizer_module
 from pangu_ms.data.compress import load_vocab_map
 from pangu_ms.data.records import RecordSet
@@ -17,7 +18,6 @@ from pangu_ms.data.rounds import BatchLosses, Order
 from pangu_ms.data.token_counts import load_counts
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.export.package import sealed
-from pangu_ms.core import files
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 ARCHIVE = Path(__file__).with_name("0_1_0.tar.xz")

@@ -8,7 +8,17 @@ from mindspore import nn, ops
 
 import ascend_ops
 from pangu_ms.models.alpha.config import AlphaConfig
-from pangu_ms.models.common.layers import Attention, CacheShape, Dropout, Embedding, FeedForward, LayerKey, LayerNorm, Logits, compiled_once
+from pangu_ms.models.common.layers import (
+    Attention,
+    CacheShape,
+    Dropout,
+    Embedding,
+    FeedForward,
+    LayerKey,
+    LayerNorm,
+    Logits,
+    compiled_once,
+)
 
 
 class Block(nn.Cell):

@@ -10,10 +10,10 @@ not guessed.
 
 from typing import Any
 
-from pangu_ms.models.common.config_json import own_activation, require_understood, written_activation
-from pangu_ms.models.common.weights import MINDFORMERS, Format, Rule, linear, norm, under
 from pangu_ms.models.alpha.config import AlphaConfig
 from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.config_json import own_activation, require_understood, written_activation
+from pangu_ms.models.common.weights import MINDFORMERS, Format, Rule, linear, norm, under
 
 _GAMMA_BETA = ("gamma", "beta")
 

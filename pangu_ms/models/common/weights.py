@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.core.dtypes import widened
-from pangu_ms.models.common.strict import check_names_and_shapes
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.core.errors import CheckpointError
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.strict import check_names_and_shapes
 
 Tensors = dict[str, np.ndarray]
 

@@ -7,7 +7,17 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from pangu_ms.core.fields import STRICT, Act, Float, Int, divisors, require, require_at_most, require_not_negative, require_positive
+from pangu_ms.core.fields import (
+    STRICT,
+    Act,
+    Float,
+    Int,
+    divisors,
+    require,
+    require_at_most,
+    require_not_negative,
+    require_positive,
+)
 from pangu_ms.models.common.config import ModelConfig, ParameterSpec, bias, gain
 
 

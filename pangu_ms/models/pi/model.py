@@ -7,8 +7,18 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 import ascend_ops
+from pangu_ms.models.common.layers import (
+    Attention,
+    CacheShape,
+    Embedding,
+    Linear,
+    Logits,
+    Operator,
+    RMSNorm,
+    compiled_once,
+    zeros,
+)
 from pangu_ms.models.pi.config import PiConfig
-from pangu_ms.models.common.layers import Attention, CacheShape, Embedding, Linear, Logits, Operator, RMSNorm, compiled_once, zeros
 
 
 class AugmentedShortcut(nn.Cell):

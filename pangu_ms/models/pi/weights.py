@@ -9,10 +9,10 @@ import json
 import re
 from typing import Any
 
+from pangu_ms.core.errors import CheckpointError
 from pangu_ms.models.common.config_json import own_activation, require_understood, written_activation
 from pangu_ms.models.common.weights import MINDFORMERS, Format, Rule
 from pangu_ms.models.pi.config import PiConfig
-from pangu_ms.core.errors import CheckpointError
 
 # Ours (a pattern) -> theirs, the first that fits.
 _HUGGINGFACE = {

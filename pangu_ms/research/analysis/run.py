@@ -9,17 +9,17 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from pangu_ms.core import runtime
-from pangu_ms.research.analysis.collapse import LayerDiversity
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.model import checkpoint_config, load_model
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.loader import num_batches, sequential_batches
-from pangu_ms.models.common.batch import Batch
-from pangu_ms.data.records import RecordSet
-from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.core import runtime
 from pangu_ms.core.errors import CheckpointError, DataError
 from pangu_ms.core.progress import progress_bar
+from pangu_ms.data.loader import num_batches, sequential_batches
+from pangu_ms.data.records import RecordSet
+from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.research.analysis.collapse import LayerDiversity
 
 
 @dataclass(frozen=True)

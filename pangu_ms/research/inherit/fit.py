@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.research.inherit.gather import HEAD
 from pangu_ms.research.inherit.units import query_heads_per_unit
 

@@ -4,9 +4,9 @@ import."""
 import numpy as np
 
 from pangu_ms.models.common.config import ModelConfig, ParameterSpec
+from pangu_ms.models.common.init import initial_value
 from pangu_ms.research.inherit.selection import Selection
 from pangu_ms.research.inherit.units import GROUP_OF_AXIS, full_name, places, unit_shapes
-from pangu_ms.models.common.init import initial_value
 
 HEAD, WORD_TABLE = "head.weight", "word_embedding.weight"
 

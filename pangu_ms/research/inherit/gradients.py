@@ -6,11 +6,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, Tensor
 
-from pangu_ms.models.common.config import ModelConfig
-from pangu_ms.models.common.batch import Batch
-from pangu_ms.research.inherit.units import Units, masked, unit_sums
 from pangu_ms.models.build import build_model, fill, weights
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.loss import TokenLoss, mean_loss, to_tensors
+from pangu_ms.research.inherit.units import Units, masked, unit_sums
 from pangu_ms.train.step import Gradients
 
 

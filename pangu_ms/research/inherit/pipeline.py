@@ -8,22 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.core import runtime
 from pangu_ms.checkpoint import store
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files, runtime
+from pangu_ms.core.errors import CheckpointError, ConfigError
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.compress import load_vocab_map
 from pangu_ms.data.loader import Loader
-from pangu_ms.models.common.batch import Batch
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.core.errors import CheckpointError, ConfigError
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.research.inherit import fit, scores
 from pangu_ms.research.inherit.gather import gather
 from pangu_ms.research.inherit.masks import MaskOptions, learn_masks
 from pangu_ms.research.inherit.selection import Selection, check_layers, select, spaced_layers, wanted_units
 from pangu_ms.research.inherit.units import Units, unit_shapes
-from pangu_ms.core.progress import progress_bar
-from pangu_ms.core import files
 
 Tensors = dict[str, np.ndarray]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.research.inherit.units import GROUPS, Units, unit_shapes, unit_sums
 
 CRITERIA = ("l1", "l2", "taylor", "learned", "random")

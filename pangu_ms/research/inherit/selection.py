@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.research.inherit.units import GROUPS, Units, query_heads_per_unit, unit_shapes
 
 

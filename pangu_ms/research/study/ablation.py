@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.config.load import config_to_dict, load_config
-from pangu_ms.models.pi.config import PiConfig
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.data.default_corpus import standard_library_files
 from pangu_ms.data.records import RecordSet
-from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.pi.config import PiConfig
 from pangu_ms.research.study.compare import confidence, mean_and_deviation, paired_difference, require_seeds
 from pangu_ms.research.study.runs import Stage, claim, run_stages
 from pangu_ms.research.study.text import records_stage, tokenizer_stage
-from pangu_ms.core import files
 
 STUDY = "pi-ablation"
 PLAIN, NO_SHORTCUT = {"siaf_terms": 1}, {"aug_shortcut_branches": 0}

@@ -15,9 +15,9 @@ import numpy as np
 
 from pangu_ms.core import runtime
 from pangu_ms.core.errors import GenerationError
+from pangu_ms.core.parser import Parser
 from pangu_ms.core.progress import progress_bar
 from pangu_ms.research.study.compare import ratios
-from pangu_ms.core.parser import Parser
 
 PROMPT_TOKENS, WARM_UP_TOKENS = 1, 4
 

@@ -14,15 +14,15 @@ from typing import Any
 
 from pangu_ms.config.iso import Search, differences, find_shapes, head_dim, reshape
 from pangu_ms.config.load import config_to_dict, load_config
-from pangu_ms.models.pi.config import PiConfig
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.corpus import Corpus
+from pangu_ms.core import files
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.data.corpus import Corpus
+from pangu_ms.models.pi.config import PiConfig
 from pangu_ms.research.inherit.fit import require_fit
 from pangu_ms.research.study.compare import mean_and_deviation, paired_difference, require_seeds
 from pangu_ms.research.study.runs import Stage, claim, run_stages
 from pangu_ms.research.study.text import records_stage, tokenizer_stage
-from pangu_ms.core import files
 
 STUDY = "pi-pro"
 STEPS = ("baseline", "compact", "tweaked", "inherited", "second_round", "second_round_control")

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pangu_ms.core.errors import OutputError, UserError
-from pangu_ms.core.progress import progress_bar
-from pangu_ms.train.stop import StopSignal
 from pangu_ms.core import files, small_json
+from pangu_ms.core.errors import OutputError, UserError
 from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_ms.core.isolated import python_command, python_environment
+from pangu_ms.core.progress import progress_bar
+from pangu_ms.train.stop import StopSignal
 
 _log = logging.getLogger(__name__)
 PROGRAM = tuple(python_command("pangu_ms"))

@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pangu_ms.core.parser import PORTS, Parser, host_names, require_between
 from pangu_ms.core.console import printable, raw
+from pangu_ms.core.errors import LaunchError, RankTableError
+from pangu_ms.core.parser import PORTS, Parser, host_names, require_between
 from pangu_run.doctor import clock, devices, environment, fabric, hccl, hosts, machine, network, plan, storage, versions
 from pangu_run.doctor.check import FAIL, OK, WARN, Line, run_check
 from pangu_run.doctor.site import Site
-from pangu_ms.core.errors import LaunchError, RankTableError
 
 KINDS = {
     "versions": versions.CHECKS,

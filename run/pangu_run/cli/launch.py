@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.core import parser as arguments
-from pangu_ms.core.parser import LEAST_S, MOST_S, PORTS, host_names, require_between
 from pangu_ms.core.console import show, tell
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.isolated import python_command, python_environment
-from pangu_run.job_directory import NAME, JobDirectory
+from pangu_ms.core.parser import LEAST_S, MOST_S, PORTS, host_names, require_between
 from pangu_run.job.job import Job, Limits, Place
+from pangu_run.job_directory import NAME, JobDirectory
 from pangu_run.launcher import LOCAL_SERVER, run_job
 from pangu_run.program import CPU, Program, describe, placement
 from pangu_run.rank_table import Device, RankTable, Server, wait_completed

@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core.parser import Parser
 from pangu_ms.core.console import raw, show, tell
 from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.parser import Parser
+from pangu_run.cli.status import is_over
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.log_errors import SCHEDULER, DistinctError, cause_in_words, distinct_errors
 from pangu_run.report.log_lines import follow, rotated, tail
 from pangu_run.report.status import clock, ranks_text
-from pangu_run.cli.status import is_over
 
 COUNTER_S = 1.0
 

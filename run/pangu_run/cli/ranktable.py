@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.core import files
-from pangu_run import program
-from pangu_ms.core.parser import MOST_S, NewFile, Parser, require_between
 from pangu_ms.core.console import USER_ERROR, show, tell
 from pangu_ms.core.errors import RankTableError
+from pangu_ms.core.parser import MOST_S, NewFile, Parser, require_between
+from pangu_run import program
 from pangu_run.rank_table.forms import FORMS, as_form, made_table, merged
 from pangu_run.rank_table.hccn import HCCN_CONF, HCCN_TOOL, device_addresses, read_lines
 from pangu_run.rank_table.table import RankTable, check, misplaced, wait_completed

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.core import console
-from pangu_run import this_host
-from pangu_ms.core.parser import NewFile, Parser
 from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.parser import NewFile, Parser
+from pangu_run import this_host
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.ascend_errors import explain
 from pangu_run.report.log_errors import cause_in_words, words_of

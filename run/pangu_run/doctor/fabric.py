@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pangu_ms.core.errors import RankTableError
 from pangu_run.doctor import npu
 from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site, spans
-from pangu_ms.core.errors import RankTableError
 from pangu_run.rank_table.hccn import HCCN_CONF, read_conf
 
 UNSET = ("Init", "Detect ip set")

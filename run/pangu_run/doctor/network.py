@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
+from pangu_ms.core.errors import RankTableError
 from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site
-from pangu_ms.core.errors import RankTableError
 
 MOST_WORDS = 240
 """Letters of a rank table's faults that a line shows."""

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from pangu_ms.core.errors import LaunchError
 from pangu_run import program
 from pangu_run.doctor.check import Line, fail, ok
 from pangu_run.doctor.site import Site
-from pangu_ms.core.errors import LaunchError
 
 
 def configuration(site: Site) -> Iterator[Line]:

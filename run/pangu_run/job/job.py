@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pangu_ms.core import files
 from pangu_ms.core.cluster_variables import inherited
-from pangu_run.job_directory import JobDirectory
 from pangu_run.job import binding
 from pangu_run.job.devices import visible_numbers
-from pangu_run.supervisor import rank
+from pangu_run.job_directory import JobDirectory
 from pangu_run.orphans import JOB
+from pangu_run.supervisor import rank
 from pangu_run.supervisor.authentication import job_secret
 
 MINDSPORE_LATER_S = 300.0

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core import parser as arguments, files
-from pangu_ms.core.parser import MOST_S, PORTS, NewFile, require_between
+from pangu_ms.core import files
+from pangu_ms.core import parser as arguments
 from pangu_ms.core.cluster_variables import CLUSTER_VARIABLES
 from pangu_ms.core.console import show, tell
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.isolated import JOB_SECRET
+from pangu_ms.core.parser import MOST_S, PORTS, NewFile, require_between
 from pangu_run.manifest.plan import FIRST, Plan
 
 MARGIN_S = 30

@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pangu_run import program
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.isolated import python_command, python_environment
+from pangu_run import program
 from pangu_run.program import Program
 
 FIRST = "ascend910"

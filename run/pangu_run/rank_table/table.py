@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pangu_run import this_host
 from pangu_ms.core.errors import RankTableError
+from pangu_run import this_host
 from pangu_run.rank_table.json_file import Fault, load
 from pangu_run.rank_table.parse import COMPLETED, INITIALIZING, DeviceEntry, Parsed, ServerEntry, parse
 from pangu_run.rank_table.rules import address, faults_of, host_names

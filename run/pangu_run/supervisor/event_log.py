@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pangu_ms.core.errors import OutputError
-from pangu_run.job_directory import ENDED, RUNNING, STARTING, STATUS_S, STEP_EVENT_S
 from pangu_run.job.job import Job
+from pangu_run.job_directory import ENDED, RUNNING, STARTING, STATUS_S, STEP_EVENT_S
 from pangu_run.supervisor import watchdog
 from pangu_run.supervisor.background import Aside
 from pangu_run.supervisor.terminal import Terminal

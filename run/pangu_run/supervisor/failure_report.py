@@ -8,8 +8,8 @@ from typing import Any
 
 from pangu_ms.core.console import INTERRUPTED, USER_ERROR
 from pangu_ms.core.exit_codes import EXIT_HANG, EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
-from pangu_run.job.job import Job
 from pangu_ms.core.stop_signals import STOP_SIGNALS
+from pangu_run.job.job import Job
 from pangu_run.supervisor.watchdog import RankState, ranks_in_words
 
 _CONSEQUENCES = (-signal.SIGABRT, -signal.SIGTERM, EXIT_PEER_LOST, EXIT_STOPPED)

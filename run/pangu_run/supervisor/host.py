@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pangu_run.job.job import Job
 from pangu_run import orphans
+from pangu_run.job.job import Job
 from pangu_run.supervisor.background import Aside
 from pangu_run.supervisor.logs import SHOWN_LINES, last_lines
 from pangu_run.supervisor.process import RankProcess

@@ -11,15 +11,16 @@ from typing import Any
 from pangu_ms.core.console import INTERRUPTED
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
-from pangu_run.job_directory import ENDED, STOPPING, WAITING
 from pangu_run.job.job import Job
+from pangu_run.job_directory import ENDED, STOPPING, WAITING
 from pangu_run.report.ascend_errors import explain
-from pangu_run.supervisor import scheduler, failure_report as verdict, watchdog
+from pangu_run.supervisor import failure_report as verdict
+from pangu_run.supervisor import scheduler, watchdog
 from pangu_run.supervisor.event_log import Chronicle
+from pangu_run.supervisor.failure_report import Failure
 from pangu_run.supervisor.host import Host, words_of
 from pangu_run.supervisor.links import Hosts
 from pangu_run.supervisor.terminal import Terminal
-from pangu_run.supervisor.failure_report import Failure
 from pangu_run.supervisor.watchdog import RankState
 
 Message = dict[str, Any]

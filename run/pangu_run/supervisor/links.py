@@ -26,8 +26,8 @@ from pangu_ms.core.isolated import JOB_SECRET
 from pangu_run.job import record
 from pangu_run.job.job import Job
 from pangu_run.supervisor import messages
-from pangu_run.supervisor.scheduler import require_free
 from pangu_run.supervisor.authentication import ADVICE, Seal
+from pangu_run.supervisor.scheduler import require_free
 
 Message = dict[str, Any]
 ALIVE_S, LOST_S = 2.0, 60.0

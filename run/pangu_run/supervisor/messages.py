@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pangu_ms.core.heartbeat import PHASES
-from pangu_run.report.log_lines import clean
 from pangu_ms.core.stop_signals import STOP_SIGNALS
+from pangu_run.report.log_lines import clean
 
 Message = dict[str, Any]
 Reader = Callable[[Any], Any]

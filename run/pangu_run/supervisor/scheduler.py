@@ -11,9 +11,9 @@ from typing import Any
 
 from pangu_ms.core.errors import LaunchError
 from pangu_run.job.job import Job, inherited
+from pangu_run.orphans import JOB
 from pangu_run.supervisor.background import Aside
 from pangu_run.supervisor.logs import last_lines
-from pangu_run.orphans import JOB
 from pangu_run.supervisor.process import RankProcess, Tell
 
 LOCAL = "127.0.0.1"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pangu_ms.core.heartbeat import DATA, START, STEP, WAIT
-from pangu_run.job_directory import ENDED, RUNNING, STARTING
 from pangu_run.job.job import Limits, Place
+from pangu_run.job_directory import ENDED, RUNNING, STARTING
 
 SLOW_RATIO, SLOW_S, SLOW_STEPS = 2.0, 0.5, 5
 """A rank is slow if its own work took this many times the median of all ranks and this much longer, in the median of

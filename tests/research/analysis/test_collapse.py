@@ -6,13 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from pangu_ms.core import figure
 from pangu_ms.cli import analyze as cli
+from pangu_ms.cli.main import guarded
+from pangu_ms.core import figure
+from pangu_ms.core.errors import CheckpointError, DataError, OutputError
+from pangu_ms.data.loader import batch_from_ids
 from pangu_ms.research.analysis import plot
 from pangu_ms.research.analysis.collapse import LayerDiversity
-from pangu_ms.cli.main import guarded
-from pangu_ms.data.loader import batch_from_ids
-from pangu_ms.core.errors import CheckpointError, DataError, OutputError
 from tests.models.test_alpha import EOD, random_ids, random_parameters, small
 from tests.reference import alpha_numpy
 
@@ -136,8 +136,8 @@ def reference_states(monkeypatch, config, parameters, ids, eod_id):
 @pytest.mark.usefixtures("mindspore_cpu")
 @pytest.mark.parametrize("final_norm_position", ["before_query", "after_query"])
 def test_hidden_states_equal_the_specification(monkeypatch, final_norm_position):
-    from pangu_ms.research.analysis.run import HiddenStates, layer_names
     from pangu_ms.models.build import build_model, fill
+    from pangu_ms.research.analysis.run import HiddenStates, layer_names
 
     config = small(final_norm_position=final_norm_position)
     parameters, ids = random_parameters(config), random_ids(config)
@@ -268,8 +268,8 @@ def test_without_matplotlib(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_features_and_records_that_cannot_be_measured(subject, monkeypatch):
-    from pangu_ms.research.analysis.run import HiddenStates, collapse
     from pangu_ms.data.records import RecordSet
+    from pangu_ms.research.analysis.run import HiddenStates, collapse
 
     states = HiddenStates.of
 

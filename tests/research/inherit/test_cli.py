@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint import store
+from pangu_ms.cli import model as cli
 from pangu_ms.cli.main import guarded, main
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.data.compress import VocabMap
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.cli import model as cli
 from tests.research.inherit.common import PLAIN, logits, make_batch, random_tensors, small_pi
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")

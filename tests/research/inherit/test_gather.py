@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.common.init import initial_values
 from pangu_ms.research.inherit import fit
 from pangu_ms.research.inherit.gather import gather
 from pangu_ms.research.inherit.selection import Selection, check_layers, select, spaced_layers
-from pangu_ms.models.common.init import initial_values
 from tests.research.inherit.common import PLAIN, logits, make_batch, random_tensors, small_alpha, small_pi
 
 EVERYTHING = {

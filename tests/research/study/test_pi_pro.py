@@ -5,10 +5,10 @@ import json
 import pytest
 
 from pangu_ms.cli.main import main
+from pangu_ms.cli.study_pi_pro import chain_table
 from pangu_ms.config import load_config
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.research.study.pi_pro import PREVIOUS, STEPS, Chain, make_plan
-from pangu_ms.cli.study_pi_pro import chain_table
 
 SIZES = [
     "model.vocab_size=800",
