@@ -17,16 +17,19 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],
     python_requires=">=3.10,<3.13",
-    # The presets in configs/ install as data of the package: a top-level `configs` package would collide with MindFormers' own.
+    # The presets in configs/ install as data of the package: a top-level `configs` package would collide with
+    # MindFormers' own.
     packages=[
         *find_packages(include=["pangu_ms", "pangu_ms.*", "ascend_ops"]),
-        *find_packages("run"),  # `pangu_run`: a package named `run` would be shadowed by any run.py in the working directory
+        *find_packages(
+            "run"
+        ),  # `pangu_run`: a package named `run` would be shadowed by any run.py in the working directory
         "pangu_ms.configs",
     ],
     package_dir={"": ".", "pangu_run": "run/pangu_run", "pangu_ms.configs": "configs"},
     package_data={
         "pangu_ms.configs": ["*/*.yaml"],
-        "pangu_ms.mf": ["*.yaml"],
+        "pangu_ms.mindformers": ["*.yaml"],
         "pangu_run": ["manifest/templates/*"],
         "ascend_ops": ["cpu/**", "ascendc/**"],
     },
@@ -51,7 +54,18 @@ setup(
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
-        "test": ["setuptools>=70.1", "pytest", "pytest-xdist", "pytest-timeout", "mypy", "hypothesis", "zstandard", "tensorboardX", "matplotlib>=3.10", "cryptography"],
+        "test": [
+            "setuptools>=70.1",
+            "pytest",
+            "pytest-xdist",
+            "pytest-timeout",
+            "mypy",
+            "hypothesis",
+            "zstandard",
+            "tensorboardX",
+            "matplotlib>=3.10",
+            "cryptography",
+        ],
     },
-    entry_points={"console_scripts": ["pangu=pangu_ms.cli:entry"]},
+    entry_points={"console_scripts": ["pangu=pangu_ms.cli.main:entry"]},
 )

@@ -1,7 +1,8 @@
 """Activations, each with an optional bias before it, and their gated form. Source: specification A1.4, D3 (eq. 7).
 
-Shapes: x [..., C] float32, float16 or bfloat16; a bias [C] or [1]; scale and shift [n, C] or [n, 1]. Arithmetic is float32, the result has the
-dtype and shape of x. All inputs have gradients. `channels` is what a plan calls the last dimension (see layout.py); a series is on "ffn".
+Shapes: x [..., C] float32, float16 or bfloat16; a bias [C] or [1]; scale and shift [n, C] or [n, 1]. Arithmetic is
+float32, the result has the dtype and shape of x. All inputs have gradients. `channels` is what a plan calls the last
+dimension (see layout.py); a series is on "ffn".
 """
 
 import mindspore as ms
@@ -38,8 +39,11 @@ def silu(x: Tensor, bias: Tensor | None = None, channels: str = "ffn") -> Tensor
     return _activation("silu", x, bias, channels)
 
 
-def series_activation(x: Tensor, scale: Tensor, shift: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
-    """sum_i act(scale_i * (x + bias) + shift_i): PanGu-pi's series informed activation. Source: specification D3, eq. 7.
+def series_activation(
+    x: Tensor, scale: Tensor, shift: Tensor, bias: Tensor | None = None, activation: str = "gelu"
+) -> Tensor:
+    """sum_i act(scale_i * (x + bias) + shift_i): PanGu-pi's series informed activation. Source: specification D3, eq.
+    7.
 
     Args:
         x: [..., C].
@@ -65,7 +69,8 @@ def swiglu(
     shift: Tensor | None = None,
     activation: str = "silu",
 ) -> Tensor:
-    """phi(gate + gate_bias) * (up + up_bias), phi the activation or, with scale and shift, its series. Source: Shazeer 2020; specification D3.
+    """phi(gate + gate_bias) * (up + up_bias), phi the activation or, with scale and shift, its series. Source: Shazeer
+    2020; specification D3.
 
     Args:
         gate, up: [..., C], of one dtype.
@@ -78,10 +83,21 @@ def swiglu(
     gate_bias, up_bias = _or_zero(gate_bias), _or_zero(up_bias)
     if chosen == "composed":
         u = ops.cast(gate, ms.float32) + gate_bias
-        phi = _plain(activation, u) if scale is None else _series(activation, u, ops.cast(scale, ms.float32), ops.cast(shift, ms.float32))
+        phi = (
+            _plain(activation, u)
+            if scale is None
+            else _series(activation, u, ops.cast(scale, ms.float32), ops.cast(shift, ms.float32))
+        )
         return ops.cast(phi * (ops.cast(up, ms.float32) + up_bias), gate.dtype)
     scale, shift = _or_one_term(scale, 1.0), _or_one_term(shift, 0.0)
-    operands = (_CHANNELS, _CHANNELS, _of_bias(gate_bias, "ffn"), _of_bias(up_bias, "ffn"), _of_term(scale), _of_term(shift))
+    operands = (
+        _CHANNELS,
+        _CHANNELS,
+        _of_bias(gate_bias, "ffn"),
+        _of_bias(up_bias, "ffn"),
+        _of_term(scale),
+        _of_term(shift),
+    )
     return kernel("SeriesGlu", operands, (_CHANNELS,))(gate, up, gate_bias, up_bias, scale, shift, attribute(code))
 
 
@@ -109,7 +125,9 @@ def _activation(name, x, bias, channels):
 def _plus(x, bias, channels):
     if bias is None:
         return x
-    return placed("Add", (("batch", None, channels) if x.ndim == 3 else None, _of_bias(bias, channels)))(x, ops.cast(bias, x.dtype))
+    return placed("Add", (("batch", None, channels) if x.ndim == 3 else None, _of_bias(bias, channels)))(
+        x, ops.cast(bias, x.dtype)
+    )
 
 
 def _builtin(name, x):
@@ -131,7 +149,9 @@ def _or_one_term(series, value):
 def _plain(activation, u):
     """Composed, float32. x * sigmoid(...) takes a tenth of ops.GeLU's time on a CPU."""
     if activation == "gelu":
-        return u * ops.sigmoid(1.5957691216057308 * u * (1.0 + 0.044715 * u * u))  # 2 sqrt(2 / pi); the tanh form, exactly
+        return u * ops.sigmoid(
+            1.5957691216057308 * u * (1.0 + 0.044715 * u * u)
+        )  # 2 sqrt(2 / pi); the tanh form, exactly
     if activation == "gelu_erf":
         return 0.5 * u * (1.0 + ops.erf(u * 0.7071067811865476))  # 1 / sqrt(2)
     return u * ops.sigmoid(1.702 * u) if activation == "fast_gelu" else u * ops.sigmoid(u)
@@ -147,7 +167,8 @@ def _series(activation, u, scale, shift):
 
 
 def _series_at_once(activation, u_BSC, scale, shift):
-    """All terms in one tensor [B, S, n, C]: scale and shift are cut beside u, not by a slice of their own, whose place MindSpore chooses otherwise."""
+    """All terms in one tensor [B, S, n, C]: scale and shift are cut beside u, not by a slice of their own, whose place
+    MindSpore chooses otherwise."""
     operands = (("batch", None, None, "ffn"), (None, "ffn" if scale.shape[1] > 1 else None))
     terms = placed("Add", operands)(placed("Mul", operands)(ops.expand_dims(u_BSC, 2), scale), shift)
     return ops.ReduceSum()(_plain(activation, terms), 2)
@@ -160,14 +181,19 @@ def _series_activation_gradient(x, bias, scale, shift, activation, out, dout):
 
 @gradient_of("SeriesGlu")
 def _series_glu_gradient(gate, up, gate_bias, up_bias, scale, shift, activation, out, dout):
-    return *kernel("SeriesGluGrad")(dout, gate, up, gate_bias, up_bias, scale, shift, activation), zeros_like(activation)
+    return *kernel("SeriesGluGrad")(dout, gate, up, gate_bias, up_bias, scale, shift, activation), zeros_like(
+        activation
+    )
 
 
 @constexpr
 def activation_code(operator, activation):
     """The number by which kernels know an activation."""
     if activation not in ACTIVATION_CODES:
-        raise OperatorError(f"ascend_ops.{operator}: activation={activation!r}: no such activation; use one of {', '.join(ACTIVATION_CODES)}")
+        raise OperatorError(
+            f"ascend_ops.{operator}: activation={activation!r}: no such activation; use one of"
+            f" {', '.join(ACTIVATION_CODES)}"
+        )
     return ACTIVATION_CODES[activation]
 
 
@@ -185,7 +211,14 @@ def _check_series(x: Operand, scale: Operand, shift: Operand, bias: Operand | No
 
 
 @rule("swiglu")
-def _check_glu(gate: Operand, up: Operand, gate_bias: Operand | None, up_bias: Operand | None, scale: Operand | None, shift: Operand | None) -> None:
+def _check_glu(
+    gate: Operand,
+    up: Operand,
+    gate_bias: Operand | None,
+    up_bias: Operand | None,
+    scale: Operand | None,
+    shift: Operand | None,
+) -> None:
     _check_activation(gate, gate_bias)
     up.floating(like=gate)
     if gate.shape is not None:

@@ -27,8 +27,8 @@ def add_to_stream(x: Tensor, y: Tensor) -> Tensor:
 def fork(count: int) -> nn.Cell:
     """A cell from x to (x,) * count: one value for several readers, whose gradients are added by `add`.
 
-    MindSpore's AddN, which does it otherwise, has no bfloat16 on a CPU. Under a plan it does it: MindSpore's propagation of layouts ends at a cell
-    with a gradient of its own.
+    MindSpore's AddN, which does it otherwise, has no bfloat16 on a CPU. Under a plan it does it: MindSpore's
+    propagation of layouts ends at a cell with a gradient of its own.
     """
     return Copies(count) if is_laid_out() else Fork(count)
 

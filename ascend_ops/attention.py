@@ -1,6 +1,8 @@
-"""Attention whose queries see keys by index and segment: causal, packed, chunked or cached, with as many or fewer KV heads than query heads.
+"""Attention whose queries see keys by index and segment: causal, packed, chunked or cached, with as many or fewer KV
+heads than query heads.
 
-Shapes: B batch, Q queries, K keys, H query heads, G KV heads (H a multiple of G; query head h uses KV head h // (H / G)), D head size.
+Shapes: B batch, Q queries, K keys, H query heads, G KV heads (H a multiple of G; query head h uses KV head h // (H /
+G)), D head size.
 """
 
 import math
@@ -18,7 +20,12 @@ from ascend_ops.dropout import by_mindspore, dropout_mask, float32_rate
 from ascend_ops.errors import OperatorError
 from ascend_ops.layout import laid_out, placed
 
-_PER_HEAD = ("batch", "heads", None, None)  # a plan's names of the dimensions; query heads are cut where the heads of keys are
+_PER_HEAD = (
+    "batch",
+    "heads",
+    None,
+    None,
+)  # a plan's names of the dimensions; query heads are cut where the heads of keys are
 
 
 def causal_attention(
@@ -34,11 +41,12 @@ def causal_attention(
     dropout_rate: float = 0.0,
     dropout_seed: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale * q k^T over the keys that a query sees) v. Softmax and sums are float32; q, k and v have gradients.
+    """softmax(scale * q k^T over the keys that a query sees) v. Softmax and sums are float32; q, k and v have
+    gradients.
 
-    Query i sees key j if k_index[j] <= q_index[i] and k_segment[j] == q_segment[i]. A query that sees none gives 0, and gradients of 0. Slots of a
-    cache that hold nothing yet get a huge index (2**30). All of k and v must be finite: a NaN reaches queries of its batch row that do not see its
-    key, which ones depends on the backend.
+    Query i sees key j if k_index[j] <= q_index[i] and k_segment[j] == q_segment[i]. A query that sees none gives 0, and
+    gradients of 0. Slots of a cache that hold nothing yet get a huge index (2**30). All of k and v must be finite: a
+    NaN reaches queries of its batch row that do not see its key, which ones depends on the backend.
 
     Args:
         q: [B, Q, H, D], or [B, Q, H * D] with num_heads; float32, float16 or bfloat16.
@@ -57,7 +65,9 @@ def causal_attention(
 
     Source: Dao 2023, FlashAttention-2; specification A1.3.
     """
-    chosen = select("causal_attention", *(describe(t) for t in (q, k, v, q_index, k_index, q_segment, k_segment, dropout_seed)))
+    chosen = select(
+        "causal_attention", *(describe(t) for t in (q, k, v, q_index, k_index, q_segment, k_segment, dropout_seed))
+    )
     dropout_rate = _rate(dropout_rate, describe(dropout_seed))
     heads = _heads(num_heads, q.ndim, q.shape[2], k.shape[2])
     scale = _scale(scale, q.shape[-1] if q.ndim == 4 else q.shape[-1] // heads.shape[0])
@@ -65,10 +75,21 @@ def causal_attention(
     q_segment, k_segment = _or_zeros(q_segment, q_index), _or_zeros(k_segment, k_index)
     if chosen == "composed" or chosen == "builtin":
         visible = _visible(q_index, k_index, q_segment, k_segment)
-        out = _with_heads(chosen, _split(q, heads), _split_like(k, q, heads), _split_like(v, q, heads), visible, scale, dropout_rate, dropout_seed)
+        out = _with_heads(
+            chosen,
+            _split(q, heads),
+            _split_like(k, q, heads),
+            _split_like(v, q, heads),
+            visible,
+            scale,
+            dropout_rate,
+            dropout_seed,
+        )
         return ops.cast(out if q.ndim == 4 else ops.reshape(out, q.shape), q.dtype)
     seed = _or_seed(dropout_seed)
-    return kernel("CausalAttention")(q, k, v, q_index, k_index, q_segment, k_segment, heads, seed, attribute(scale, dropout_rate))[0]
+    return kernel("CausalAttention")(
+        q, k, v, q_index, k_index, q_segment, k_segment, heads, seed, attribute(scale, dropout_rate)
+    )[0]
 
 
 def _with_heads(chosen, q, k, v, visible, scale, dropout_rate, dropout_seed):
@@ -98,19 +119,25 @@ def _reshapeable(x):
 
 @gradient_of("CausalAttention")
 def _causal_attention_gradient(q, k, v, q_index, k_index, q_segment, k_segment, heads, seed, attributes, out, dout):
-    gradients = kernel("CausalAttentionGrad")(dout[0], q, k, v, q_index, k_index, q_segment, k_segment, heads, seed, out[0], out[1], attributes)
+    gradients = kernel("CausalAttentionGrad")(
+        dout[0], q, k, v, q_index, k_index, q_segment, k_segment, heads, seed, out[0], out[1], attributes
+    )
     return *gradients, *(zeros_like(x) for x in (q_index, k_index, q_segment, k_segment, heads, seed, attributes))
 
 
 def _visible(q_index, k_index, q_segment, k_segment):
     """[B, Q, K] bool."""
-    return ops.logical_and(k_index.expand_dims(1) <= q_index.expand_dims(2), k_segment.expand_dims(1) == q_segment.expand_dims(2))
+    return ops.logical_and(
+        k_index.expand_dims(1) <= q_index.expand_dims(2), k_segment.expand_dims(1) == q_segment.expand_dims(2)
+    )
 
 
 def _builtin(q, k, v, visible_BQK, scale):
     """MindSpore's flash attention on Ascend. Written from its documentation, untested."""
     hidden = ops.logical_not(visible_BQK).expand_dims(1)
-    out = ops.flash_attention_score(q, k, v, q.shape[2], attn_mask=hidden, keep_prob=1.0, scalar_value=scale, input_layout="BSND")
+    out = ops.flash_attention_score(
+        q, k, v, q.shape[2], attn_mask=hidden, keep_prob=1.0, scalar_value=scale, input_layout="BSND"
+    )
     return out * ops.cast(_sees_any(visible_BQK), q.dtype)
 
 
@@ -118,7 +145,9 @@ def _composed(q, k, v, visible_BQK, scale, dropout_rate, dropout_seed):
     # On a CPU MindSpore's float16 products take twice the time of float32 ones, and bfloat16 ones do not exist.
     product = _product_dtype(q.dtype)
     scaled = ops.cast(ops.cast(q, ms.float32) * scale, product)
-    hidden_BQK = ops.cast(ops.logical_not(visible_BQK), ms.float32) * -1e30  # takes half the time of a select; absorbs any score
+    hidden_BQK = (
+        ops.cast(ops.logical_not(visible_BQK), ms.float32) * -1e30
+    )  # takes half the time of a select; absorbs any score
     k, v = ops.cast(k, product), ops.cast(v, product)
     if dropout_rate > 0.0 or laid_out() or not _is_short(q):
         out = _head_by_head(scaled, k, v, hidden_BQK, dropout_rate, dropout_seed)
@@ -128,7 +157,8 @@ def _composed(q, k, v, visible_BQK, scale, dropout_rate, dropout_seed):
 
 
 def _head_by_head(q, k, v, hidden_BQK, dropout_rate, dropout_seed):
-    """Products of each head, for which q, k and v are transposed. The query heads of a KV head stand one under the other."""
+    """Products of each head, for which q, k and v are transposed. The query heads of a KV head stand one under the
+    other."""
     B, Q, H, D = q.shape
     G = k.shape[2]
     q_BGRD = ops.transpose(q, (0, 2, 1, 3)).reshape(B, G, (H // G) * Q, D)
@@ -139,14 +169,18 @@ def _head_by_head(q, k, v, hidden_BQK, dropout_rate, dropout_seed):
         p_BHQK = by_mindspore(dropout_rate)(p_BHQK)[0]
     elif dropout_rate > 0.0:
         p_BHQK = p_BHQK * dropout_mask(p_BHQK.shape, dropout_seed, dropout_rate)
-    out_BGRD = placed("BatchMatMul", (_PER_HEAD, _PER_HEAD))(ops.cast(p_BHQK, v.dtype).reshape(B, G, (H // G) * Q, -1), v_BGKD)
+    out_BGRD = placed("BatchMatMul", (_PER_HEAD, _PER_HEAD))(
+        ops.cast(p_BHQK, v.dtype).reshape(B, G, (H // G) * Q, -1), v_BGKD
+    )
     return ops.transpose(out_BGRD.reshape(B, H, Q, D), (0, 2, 1, 3))
 
 
 def _over_whole_rows(q, k, v, hidden_BQK):
-    """For few queries: one product over all heads with queries that are 0 in the others, so that a cache is read as it stands.
+    """For few queries: one product over all heads with queries that are 0 in the others, so that a cache is read as it
+    stands.
 
-    G times the multiplications, and a quarter to a sixth of the time of transposing the cache (B 1, K 256, H 8, D 64: 0.19 ms against 0.49).
+    G times the multiplications, and a quarter to a sixth of the time of transposing the cache (B 1, K 256, H 8, D 64:
+    0.19 ms against 0.49).
     """
     B, Q, H, D = q.shape
     K, G = k.shape[1], k.shape[2]
@@ -159,7 +193,9 @@ def _over_whole_rows(q, k, v, hidden_BQK):
 
 
 def _is_short(q):
-    return isconstant(q.shape) and q.shape[1] * q.shape[2] <= 64  # about where the multiplications cost what the transposes did
+    return (
+        isconstant(q.shape) and q.shape[1] * q.shape[2] <= 64
+    )  # about where the multiplications cost what the transposes did
 
 
 def _sees_any(visible_BQK):
@@ -171,7 +207,9 @@ def _or_arange(index, x):
     if index is not None:
         return index
     if isconstant(x.shape):
-        return _arange(1 if laid_out() else x.shape[0], x.shape[1])  # MindSpore does not always cut a constant as it cuts the batch
+        return _arange(
+            1 if laid_out() else x.shape[0], x.shape[1]
+        )  # MindSpore does not always cut a constant as it cuts the batch
     return ops.cumsum(ops.cast(ops.ones_like(x[:, :, 0, 0] if x.ndim == 4 else x[:, :, 0]), ms.int32), 1) - 1
 
 
@@ -205,7 +243,10 @@ def _builtin_computes(dtype, head_size):
 @constexpr
 def _rate(rate, seed):
     if float32_rate("causal_attention", rate) and seed is None:
-        raise OperatorError(f"ascend_ops.causal_attention: dropout_rate={rate} without dropout_seed; ascend_ops.dropout_seed makes one of a step's key")
+        raise OperatorError(
+            f"ascend_ops.causal_attention: dropout_rate={rate} without dropout_seed; ascend_ops.dropout_seed makes one"
+            " of a step's key"
+        )
     return float32_rate("causal_attention", rate)
 
 
@@ -214,23 +255,32 @@ def _scale(scale, head_size):
     if scale is None:
         return head_size**-0.5
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not (math.isfinite(scale) and scale > 0):
-        raise OperatorError(f"ascend_ops.causal_attention: scale={scale!r}: it must be a finite number above 0; leave it out for D ** -0.5")
+        raise OperatorError(
+            f"ascend_ops.causal_attention: scale={scale!r}: it must be a finite number above 0; leave it out for D **"
+            " -0.5"
+        )
     return float(scale)
 
 
 @constexpr
 def _heads(num_heads, rank, q_dim, k_dim):
-    """int32 [H]: a kernel learns the number of heads from its length. The dimensions are the third: heads, or heads times head size."""
+    """int32 [H]: a kernel learns the number of heads from its length. The dimensions are the third: heads, or heads
+    times head size."""
     where = f"ascend_ops.causal_attention: num_heads={num_heads}"
     if rank == 4:
         if num_heads not in (None, q_dim):
             raise OperatorError(f"{where}: q has {q_dim} heads; leave it out")
         return Tensor(np.arange(q_dim, dtype=np.int32))
     if num_heads is None or num_heads < 1 or q_dim % num_heads:
-        raise OperatorError(f"{where}: the last dimension of q is {q_dim}; it must hold that many heads; name their number")
+        raise OperatorError(
+            f"{where}: the last dimension of q is {q_dim}; it must hold that many heads; name their number"
+        )
     head_size = q_dim // num_heads
     if k_dim % head_size or num_heads % (k_dim // head_size):
-        raise OperatorError(f"{where}: the last dimension of k is {k_dim}; it must hold heads of {head_size}, whose number divides that of q")
+        raise OperatorError(
+            f"{where}: the last dimension of k is {k_dim}; it must hold heads of {head_size}, whose number divides that"
+            " of q"
+        )
     return Tensor(np.arange(num_heads, dtype=np.int32))
 
 
@@ -255,7 +305,9 @@ def _check_attention(
     if q.shape is not None and k.shape is not None:
         k.shaped("the batch of q, and its head size", (q.shape[0], *k.shape[1:3], *q.shape[3:]))
         if len(q.shape) == 4 and q.shape[2] % k.shape[2]:
-            raise k.refuse(f"has {k.shape[2]} heads and q {q.shape[2]}", "they must divide those of q; repeat or split heads")
+            raise k.refuse(
+                f"has {k.shape[2]} heads and q {q.shape[2]}", "they must divide those of q; repeat or split heads"
+            )
     if (q_segment is None) != (k_segment is None):
         missing, given = ("q_segment", k_segment) if q_segment is None else ("k_segment", q_segment)
         raise given.refuse(f"is given without {missing}", "a query sees keys of its own segment; give both or neither")

@@ -3,10 +3,11 @@
     builtin   MindSpore's own operator for Ascend
     ascendc   our Ascend C kernel
     cpu       our CPU kernel
-    composed  elementary MindSpore operators; runs everywhere, travels inside MindIR, and is what the others are tested against
+    composed  elementary MindSpore operators; runs everywhere, travels inside MindIR, and is what the others are tested
+    against
 
-The first that is available here is taken, in this order, unless `use` or ASCEND_OPS_BACKEND names one. In a graph the choice is made when the
-graph is compiled and stays.
+The first that is available here is taken, in this order, unless `use` or ASCEND_OPS_BACKEND names one. In a graph the
+choice is made when the graph is compiled and stays.
 """
 
 import contextlib
@@ -29,10 +30,13 @@ from ascend_ops.table import FLOATS, KERNELS, OPERATORS
 log = logging.getLogger(__name__)
 BACKENDS = ("builtin", "ascendc", "cpu", "composed")
 PORTABLE = "portable"
-"""A word for `use`: the first backend that is MindSpore's own. In a graph our kernels stand by the path of a library, which other machines have not."""
+"""A word for `use`: the first backend that is MindSpore's own. In a graph our kernels stand by the path of a library,
+which other machines have not."""
 OURS = ("ascendc", "cpu")
 VARIABLE = "ASCEND_OPS_BACKEND"
-_forced: list[str] = []  # by `use`, innermost last; of the process, since MindSpore compiles the branches of a graph in threads of its own
+_forced: list[
+    str
+] = []  # by `use`, innermost last; of the process, since MindSpore compiles the branches of a graph in threads of its own
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Choice:
 
 @contextlib.contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Within this block all operators take `backend`, or with PORTABLE one of MindSpore's own, in every graph compiled and every eager call.
+    """Within this block all operators take `backend`, or with PORTABLE one of MindSpore's own, in every graph compiled
+    and every eager call.
 
     Raises:
         OperatorError: no such backend; where an operator is used, that it is not available here.
@@ -86,7 +91,10 @@ def choose(name: str, dtype: str = "float32") -> Choice:
     named = forced()
     if named and named != PORTABLE:
         if why_not := unavailable(name, named, dtype):
-            raise OperatorError(f"ascend_ops.{name}: backend {named}, which was asked for, cannot be taken: {why_not}; use another or none")
+            raise OperatorError(
+                f"ascend_ops.{name}: backend {named}, which was asked for, cannot be taken: {why_not}; use another or"
+                " none"
+            )
         return Choice(named, "asked for")
     refusals = []
     for backend in BACKENDS:
@@ -98,7 +106,8 @@ def choose(name: str, dtype: str = "float32") -> Choice:
 
 
 def has_graphs_of_one_process() -> bool:
-    """Whether graphs compiled here may name libraries that MindSpore makes for each process: those of Ascend C kernels do."""
+    """Whether graphs compiled here may name libraries that MindSpore makes for each process: those of Ascend C kernels
+    do."""
     return any(not unavailable(name, "ascendc", dtype) for name in OPERATORS for dtype in FLOATS)
 
 
@@ -161,7 +170,8 @@ def _onednn_unavailable() -> str:
 
 @functools.cache
 def has_bfloat16_products() -> bool:
-    """Whether this CPU multiplies bfloat16 itself and our products use that; if not, bfloat16 gains nothing over float32."""
+    """Whether this CPU multiplies bfloat16 itself and our products use that; if not, bfloat16 gains nothing over
+    float32."""
     return not unavailable("linear", "cpu", "bfloat16") and bool({"avx512_bf16", "amx_bf16"} & library.cpu_flags())
 
 
@@ -197,17 +207,22 @@ def _soc_here() -> str:
 def explain(dtype: str = "float32") -> dict[str, Choice]:
     """For every operator the backend that it takes here for `dtype`, and why."""
     if dtype not in FLOATS:
-        raise OperatorError(f"ascend_ops.explain: {dtype!r}: operators compute in {', '.join(FLOATS)}; name one of them")
+        raise OperatorError(
+            f"ascend_ops.explain: {dtype!r}: operators compute in {', '.join(FLOATS)}; name one of them"
+        )
     return {name: choose(name, dtype) for name in OPERATORS}
 
 
 @constexpr
 def select(name, *inputs):
-    """Inside a graph: check the inputs of operator `name`, as `describe` gives them, and return its backend as a constant.
+    """Inside a graph: check the inputs of operator `name`, as `describe` gives them, and return its backend as a
+    constant.
 
     Raises:
         OperatorError: an input breaks the operator's rule, or the forced backend cannot be taken.
     """
-    operands = [operand(name, label, described) for label, described in zip(OPERATORS[name].inputs, inputs, strict=True)]
+    operands = [
+        operand(name, label, described) for label, described in zip(OPERATORS[name].inputs, inputs, strict=True)
+    ]
     RULES[name](*operands)
     return choose(name, operands[0].dtype).backend

@@ -10,7 +10,12 @@ from ascend_ops.errors import OperatorError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `run`."""
-    parser.add_argument("--level", choices=library.LEVELS, default=library.cpu_level(), help="instructions to compile for; this processor's best")
+    parser.add_argument(
+        "--level",
+        choices=library.LEVELS,
+        default=library.cpu_level(),
+        help="instructions to compile for; this processor's best",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -22,7 +27,11 @@ def run(options: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """`python -m ascend_ops.build`: compile the CPU library and print its path."""
-    parser = argparse.ArgumentParser(prog="python -m ascend_ops.build", formatter_class=argparse.ArgumentDefaultsHelpFormatter, description=main.__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m ascend_ops.build",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=main.__doc__,
+    )
     add_arguments(parser)
     try:
         return run(parser.parse_args(argv))

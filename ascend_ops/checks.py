@@ -1,7 +1,8 @@
-"""What every backend refuses, in the same words. Rules run while a graph is compiled (or at each eager call), before any kernel.
+"""What every backend refuses, in the same words. Rules run while a graph is compiled (or at each eager call), before
+any kernel.
 
-A rule is a plain function of Operands, registered under its operator's name; `select` (backend.py) calls it. Shapes that are not known yet
-(dynamic ones) pass here; the kernels check them again, in words of their own.
+A rule is a plain function of Operands, registered under its operator's name; `select` (backend.py) calls it. Shapes
+that are not known yet (dynamic ones) pass here; the kernels check them again, in words of their own.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,8 @@ RULES: dict[str, Callable] = {}
 
 
 def rule(*operators: str) -> Callable[[Callable], Callable]:
-    """Decorator: the function checks the operands of these operators; it is given the operator's name and its Operands."""
+    """Decorator: the function checks the operands of these operators; it is given the operator's name and its
+    Operands."""
 
     def register(function: Callable) -> Callable:
         RULES.update(dict.fromkeys(operators, function))
@@ -52,7 +54,9 @@ class Operand:
         if self.dtype not in FLOATS:
             raise self.refuse(f"is {self.dtype}", f"it must be one of {', '.join(FLOATS)}; cast it")
         if like is not None and self.dtype != like.dtype:
-            raise self.refuse(f"is {self.dtype} and {like.name} is {like.dtype}", "both must have one dtype; cast one of them")
+            raise self.refuse(
+                f"is {self.dtype} and {like.name} is {like.dtype}", "both must have one dtype; cast one of them"
+            )
 
     def int32(self) -> None:
         """Of dtype int32."""
@@ -65,9 +69,13 @@ class Operand:
             return
         if len(self.shape) < least or len(self.shape) > (most or len(self.shape)):
             wanted = str(least) if most == least else f"{least} to {most}" if most else f"at least {least}"
-            raise self.refuse(f"has shape {self.shape}", f"it must have {wanted} dimension{'s' if wanted != '1' else ''}; reshape it")
+            raise self.refuse(
+                f"has shape {self.shape}", f"it must have {wanted} dimension{'s' if wanted != '1' else ''}; reshape it"
+            )
         if 0 in self.shape:
-            raise self.refuse(f"has shape {self.shape}", "no dimension may be 0; leave the call out when there is nothing to compute")
+            raise self.refuse(
+                f"has shape {self.shape}", "no dimension may be 0; leave the call out when there is nothing to compute"
+            )
 
     def shaped(self, why: str, *allowed: tuple[int, ...]) -> None:
         """Of one of the allowed shapes; `why` says where they come from."""

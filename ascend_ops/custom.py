@@ -33,7 +33,8 @@ _gradients: dict[str, Callable] = {}
 def gradient_of(name: str) -> Callable[[Callable], Callable]:
     """Decorator: the function is the backward pass of kernel `name`.
 
-    Its arguments are the inputs, the attributes, the outputs and their gradients; it returns a gradient for each input and attribute.
+    Its arguments are the inputs, the attributes, the outputs and their gradients; it returns a gradient for each input
+    and attribute.
     """
 
     def register(function: Callable) -> Callable:
@@ -44,7 +45,8 @@ def gradient_of(name: str) -> Callable[[Callable], Callable]:
 
 
 def registration(kernel: Kernel, target: str) -> dict:
-    """MindSpore's description of a kernel for `target` (CPU or Ascend): a new one each time, since MindSpore changes what it is given."""
+    """MindSpore's description of a kernel for `target` (CPU or Ascend): a new one each time, since MindSpore changes
+    what it is given."""
     info = CustomRegOp(kernel.name)
     inputs = [port.name for port in kernel.inputs] + (["attributes"] if kernel.attributes and target == "CPU" else [])
     for i, name in enumerate(inputs):
@@ -116,7 +118,9 @@ def _made(name: str, target: str) -> ops.Custom:
         shape = lambda *shapes: _one_or_all(output_shapes(kernel, shapes))  # noqa: E731
         dtype = lambda *dtypes: _one_or_all(output_dtypes(kernel, dtypes))  # noqa: E731
     with _launchers_aside() if target == "Ascend" else contextlib.nullcontext():
-        made = ops.Custom(function, shape, dtype, "aot", bprop=_gradients.get(name), reg_info=registration(kernel, target))
+        made = ops.Custom(
+            function, shape, dtype, "aot", bprop=_gradients.get(name), reg_info=registration(kernel, target)
+        )
     written = [port.written for port in kernel.inputs] + [False] * bool(kernel.attributes)
     if any(written):
         made.add_prim_attr("side_effect_mem", True)  # keeps its place in the order of execution
@@ -127,7 +131,8 @@ def _made(name: str, target: str) -> ops.Custom:
 
 @contextlib.contextmanager
 def _launchers_aside() -> Iterator[None]:
-    """For each kernel of Ascend MindSpore compiles a library that launches it, into the directory of this variable or else the current one."""
+    """For each kernel of Ascend MindSpore compiles a library that launches it, into the directory of this variable or
+    else the current one."""
     before = os.environ.get(_LAUNCHERS)
     os.environ[_LAUNCHERS] = _own_directory().name
     try:
@@ -151,10 +156,12 @@ def device() -> str:
 
 @constexpr
 def kernel(name, operands=None, results=None):
-    """The primitive of a kernel on this device, as a constant of the graph. Attributes follow its inputs as `attribute` makes them.
+    """The primitive of a kernel on this device, as a constant of the graph. Attributes follow its inputs as `attribute`
+    makes them.
 
     Args:
-        operands, results: what a plan calls the dimensions of each input and output, attributes left out; those of its gradient follow from them.
+        operands, results: what a plan calls the dimensions of each input and output, attributes left out; those of its
+            gradient follow from them.
     """
     if operands is None or not is_laid_out():
         return primitive(name, device())
@@ -163,7 +170,8 @@ def kernel(name, operands=None, results=None):
 
 @constexpr
 def attribute(*values):
-    """Attributes of a call in the form that this device's kernels take: one tensor on a CPU. A kernel for Ascend has at most one."""
+    """Attributes of a call in the form that this device's kernels take: one tensor on a CPU. A kernel for Ascend has at
+    most one."""
     return Tensor(np.array(values, np.float32)) if device() == "CPU" else values[0]
 
 

@@ -1,7 +1,9 @@
-"""Dropout whose mask is a function of (seed, element index) alone, so that a resumed or repeated run has the same masks.
+"""Dropout whose mask is a function of (seed, element index) alone, so that a resumed or repeated run has the same
+masks.
 
-MindSpore's own dropout differs from run to run on a CPU even with a seed. Under a plan it is taken all the same: a device has slices, and MindSpore
-gives its dropout different seeds for different slices. A run that is resumed there draws other masks.
+MindSpore's own dropout differs from run to run on a CPU even with a seed. Under a plan it is taken all the same: a
+device has slices, and MindSpore gives its dropout different seeds for different slices. A run that is resumed there
+draws other masks.
 """
 
 import math
@@ -19,7 +21,8 @@ from ascend_ops.layout import laid_out
 
 
 def dropout(x: Tensor, seed: Tensor, rate: float) -> Tensor:
-    """x * keep / (1 - rate), where keep is 0 for a share `rate` of the elements, chosen by a hash of `seed` and their index.
+    """x * keep / (1 - rate), where keep is 0 for a share `rate` of the elements, chosen by a hash of `seed` and their
+    index.
 
     Args:
         x: any shape, fewer than 2**31 elements; float32, float16 or bfloat16.
@@ -53,7 +56,8 @@ def dropout_mask(shape, seed, rate):
 
 
 def _mix(h, seed):
-    """31 well mixed bits of int32 numbers (index ^ seed). The seed enters twice, or the masks of two seeds were permutations of each other.
+    """31 well mixed bits of int32 numbers (index ^ seed). The seed enters twice, or the masks of two seeds were
+    permutations of each other.
 
     Source: Wellons, "Prospecting for Hash Functions" (lowbias32); the second entry is ours.
     """
@@ -63,7 +67,9 @@ def _mix(h, seed):
 
 
 def _shifted(h, bits):
-    return ops.bitwise_and(ops.bitwise_right_shift(h, int32(bits)), int32((1 << (32 - bits)) - 1))  # logical, not arithmetic
+    return ops.bitwise_and(
+        ops.bitwise_right_shift(h, int32(bits)), int32((1 << (32 - bits)) - 1)
+    )  # logical, not arithmetic
 
 
 @constexpr
@@ -90,7 +96,9 @@ def int32(value):
 def element_index(shape):
     """0, 1, 2, ... in a tensor of `shape`."""
     if None in shape or -1 in shape:
-        raise OperatorError(f"ascend_ops.dropout: x has shape {shape}; the composed form needs static dimensions; give the shape")
+        raise OperatorError(
+            f"ascend_ops.dropout: x has shape {shape}; the composed form needs static dimensions; give the shape"
+        )
     return Tensor(np.arange(np.prod(shape, dtype=np.int64)).astype(np.int32).reshape(shape))
 
 

@@ -1,6 +1,6 @@
 """Errors of operators."""
 
-from pangu_ms.errors import UserError
+from pangu_ms.core.errors import UserError
 
 
 class OperatorError(UserError):

@@ -1,7 +1,8 @@
 """Layouts of operators on many devices.
 
-Products, tables and custom kernels say what their operands' dimensions are called (`placed`, `custom.kernel`); a plan says which axes of the devices cut
-each name (`lay_out`). From there layouts spread over the rest of the graph by MindSpore's sharding propagation. Without a plan nothing here does anything.
+Products, tables and custom kernels say what their operands' dimensions are called (`placed`, `custom.kernel`); a plan
+says which axes of the devices cut each name (`lay_out`). From there layouts spread over the rest of the graph by
+MindSpore's sharding propagation. Without a plan nothing here does anything.
 """
 
 import functools
@@ -15,7 +16,8 @@ Names = str | tuple[str, ...] | None
 """What one dimension is called: several names cut it one inside the other, None is a whole one."""
 Axes = tuple[Names, ...]
 STREAM: Axes = (("batch", "sequence"), "embed")
-"""Of the residual stream as rows, one for each token: batch and sequence are cut together, since no cut of the sequence alone is one of rows."""
+"""Of the residual stream as rows, one for each token: batch and sequence are cut together, since no cut of the sequence
+alone is one of rows."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ def _primitive(kind: str, strategies: tuple, attributes: tuple[str, ...]) -> Pri
 
 @constexpr
 def placed(kind, operands, *attributes):
-    """Inside a graph: MindSpore's primitive `kind` as a constant, laid out by the plan where there is one and every operand's axes are known.
+    """Inside a graph: MindSpore's primitive `kind` as a constant, laid out by the plan where there is one and every
+    operand's axes are known.
 
     Args:
         kind: name in mindspore.ops.
@@ -96,13 +99,15 @@ def placed(kind, operands, *attributes):
 
 
 def _rows(axes: Axes) -> tuple[str, ...]:
-    """How the rows of a product with a weight are cut: one that the devices do not share needs no more rows than the device's own of the stream."""
+    """How the rows of a product with a weight are cut: one that the devices do not share needs no more rows than the
+    device's own of the stream."""
     return STREAM[0] if all(_devices.parts(axis) == 1 for axis in axes) else ("batch",)
 
 
 @constexpr
 def placed_product(axes):
-    """`placed` MatMul of rows and the transpose of a weight with these axes. Where it adds up parts of the stream, each device gets its rows of the sum."""
+    """`placed` MatMul of rows and the transpose of a weight with these axes. Where it adds up parts of the stream, each
+    device gets its rows of the sum."""
     if not is_laid_out() or axes is None:
         return _primitive("MatMul", (), ("transpose_b",))
     strategies = (_devices.strategy(((_rows(axes), axes[1]), axes)),)
@@ -142,7 +147,8 @@ def _sequence_is_cut():
 def as_stream(x):
     """Inside a graph: [B, S, E] as rows [B * S, E] where a plan cuts the sequence, else as it is.
 
-    Rows only there: at the ends of a pipeline stage MindSpore sends and receives a tensor whole over the replicas if it comes from a reshape.
+    Rows only there: at the ends of a pipeline stage MindSpore sends and receives a tensor whole over the replicas if it
+    comes from a reshape.
     """
     return ops.reshape(x, (-1, x.shape[-1])) if _sequence_is_cut() and x.ndim == 3 else x
 
@@ -153,7 +159,8 @@ def as_before(rows, x):
 
 
 def as_rows(x):
-    """Inside a graph: [B, S, E] as rows [B * S, E] where a plan is in force, else as it is: between two products nothing then has to be guessed."""
+    """Inside a graph: [B, S, E] as rows [B * S, E] where a plan is in force, else as it is: between two products
+    nothing then has to be guessed."""
     return ops.reshape(x, (-1, x.shape[-1])) if laid_out() and x.ndim == 3 else x
 
 

@@ -1,7 +1,9 @@
-"""The CPU library: compiled from cpu/*.cc at first use, kept in the user's cache, found again by the hash of everything it depends on.
+"""The CPU library: compiled from cpu/*.cc at first use, kept in the user's cache, found again by the hash of everything
+it depends on.
 
-`python -m ascend_ops.build` builds it ahead of time. A library is for one level of instructions (AVX-512, AVX2 or the platform's baseline), which
-is part of its name, so machines of different kinds can share a home directory. No mindspore here.
+`python -m ascend_ops.build` builds it ahead of time. A library is for one level of instructions (AVX-512, AVX2 or the
+platform's baseline), which is part of its name, so machines of different kinds can share a home directory. No mindspore
+here.
 """
 
 import concurrent.futures
@@ -22,23 +24,37 @@ from pathlib import Path
 
 from ascend_ops.errors import OperatorError
 from ascend_ops.table import KERNELS, Kernel
-from pangu_run.files import user_cache
+from pangu_ms.core.files import user_cache
 
 log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "cpu"
 LIBRARY = "libascend_ops.so"
-COMPILE_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", "-pthread")
+COMPILE_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+    "-pthread",
+)
 
 LEVELS = {
-    "avx512": ({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"}, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c")),
+    "avx512": (
+        {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"},
+        ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    ),
     "avx2": ({"avx2", "fma", "f16c"}, ("-mavx2", "-mfma", "-mf16c")),
     "baseline": (set(), ()),
 }
-"""Level of instructions -> (processor flags it needs, compiler flags that allow it), best first; `baseline` is SSE2 or NEON."""
+"""Level of instructions -> (processor flags it needs, compiler flags that allow it), best first; `baseline` is SSE2 or
+NEON."""
 
 
 def cpu_flags() -> set[str]:
-    """What /proc/cpuinfo says of the first processor; empty where it has no such line (aarch64 names them `Features`, which no level needs)."""
+    """What /proc/cpuinfo says of the first processor; empty where it has no such line (aarch64 names them `Features`,
+    which no level needs)."""
     with contextlib.suppress(OSError):
         if found := re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
             return set(found.group(1).split())
@@ -60,7 +76,9 @@ def compiler() -> str:
     name = os.environ.get("CXX") or "g++"
     if found := shutil.which(name):
         return found
-    raise OperatorError(f"{name}: no such C++ compiler; the CPU kernels are compiled where they run; install g++ or set CXX")
+    raise OperatorError(
+        f"{name}: no such C++ compiler; the CPU kernels are compiled where they run; install g++ or set CXX"
+    )
 
 
 def cache_root() -> Path:
@@ -72,7 +90,13 @@ def cache_root() -> Path:
 
 def inference_source() -> str:
     """C++ that tells MindSpore the shapes and dtypes of every kernel's outputs, generated from the table."""
-    lines = ["#include <cstdint>", "#include <vector>", "enum TypeId : int {};", "using Shape = std::vector<int64_t>;", 'extern "C" {']
+    lines = [
+        "#include <cstdint>",
+        "#include <vector>",
+        "enum TypeId : int {};",
+        "using Shape = std::vector<int64_t>;",
+        'extern "C" {',
+    ]
     for kernel in KERNELS.values():
         shapes = [_shape_expression(kernel, output.shape) for output in kernel.outputs]
         dtypes = [_dtype_expression(kernel, output.dtype) for output in kernel.outputs]
@@ -80,9 +104,16 @@ def inference_source() -> str:
         body, types = (f"{{{', '.join(v)}}}" if several else v[0] for v in (shapes, dtypes))
         shape_type, dtype_type = ("std::vector<Shape>", "std::vector<TypeId>") if several else ("Shape", "TypeId")
         visible = '__attribute__((visibility("default"))) '
-        lines.append(f"{visible}{shape_type} {kernel.name}InferShape(int *ranks, int64_t **shapes, void *) {{ return {body}; }}")
-        lines.append(f"{visible}{dtype_type} {kernel.name}InferType(std::vector<TypeId> types, void *) {{ return {types}; }}")
-    helper = "static Shape join(std::vector<Shape> parts) { Shape s; for (auto &p : parts) s.insert(s.end(), p.begin(), p.end()); return s; }"
+        lines.append(
+            f"{visible}{shape_type} {kernel.name}InferShape(int *ranks, int64_t **shapes, void *) {{ return {body}; }}"
+        )
+        lines.append(
+            f"{visible}{dtype_type} {kernel.name}InferType(std::vector<TypeId> types, void *) {{ return {types}; }}"
+        )
+    helper = (
+        "static Shape join(std::vector<Shape> parts) { Shape s; for (auto &p : parts) s.insert(s.end(), p.begin(),"
+        " p.end()); return s; }"
+    )
     return "\n".join([*lines[:4], helper, *lines[4:], "}", ""])
 
 
@@ -108,7 +139,9 @@ def _dtype_expression(kernel: Kernel, dtype: str) -> str:
     for i, port in enumerate(kernel.inputs):
         if port.dtype == dtype:
             return f"types[{i}]"
-    return f"static_cast<TypeId>({ {'float32': 43, 'int32': 34}[dtype] })"  # kNumberTypeFloat32, kNumberTypeInt32 of mindapi/base/type_id.h
+    return (  # kNumberTypeFloat32, kNumberTypeInt32 of mindapi/base/type_id.h
+        f"static_cast<TypeId>({ {'float32': 43, 'int32': 34}[dtype] })"
+    )
 
 
 def sources() -> dict[str, str]:
@@ -119,7 +152,13 @@ def sources() -> dict[str, str]:
 
 def library_path(level: str) -> Path:
     """Where the library of these sources, compiler flags, instruction level and machine lives, whether built or not."""
-    identity = [repr(sorted(sources().items())), repr(COMPILE_FLAGS), repr(LEVELS[level][1]), platform.machine(), platform.libc_ver()[1]]
+    identity = [
+        repr(sorted(sources().items())),
+        repr(COMPILE_FLAGS),
+        repr(LEVELS[level][1]),
+        platform.machine(),
+        platform.libc_ver()[1],
+    ]
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()
     return cache_root() / f"{level}-{digest[:20]}" / LIBRARY
 
@@ -140,7 +179,10 @@ def build(level: str | None = None) -> Path:
         with _locked(path.parent) as alone:
             if not _is_sound(path):
                 if path.exists():
-                    log.warning("%s: has not the hash that stands beside it (damaged, or of an older version); built again", path)
+                    log.warning(
+                        "%s: has not the hash that stands beside it (damaged, or of an older version); built again",
+                        path,
+                    )
                 for abandoned in path.parent.glob("build.*") if alone else ():  # of a process that was killed
                     shutil.rmtree(abandoned, ignore_errors=True)
                 _compile(path, LEVELS[level or cpu_level()][1])
@@ -170,7 +212,8 @@ def _hash_file(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[bool]:
-    """One process at a time, and whether that holds. Where the file system has no locks all compile, which is slower but right: each publishes whole files."""
+    """One process at a time, and whether that holds. Where the file system has no locks all compile, which is slower
+    but right: each publishes whole files."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "w") as file:
         try:
@@ -190,14 +233,20 @@ def _compile(path: Path, level_flags: tuple[str, ...]) -> None:
             (work / name).write_text(text)
         units = sorted(work.glob("*.cc"), key=lambda unit: -unit.stat().st_size)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(lambda unit: _run(work, "-c", *COMPILE_FLAGS, *level_flags, unit.name, "-o", unit.stem + ".o"), units))
+            objects = list(
+                pool.map(
+                    lambda unit: _run(work, "-c", *COMPILE_FLAGS, *level_flags, unit.name, "-o", unit.stem + ".o"),
+                    units,
+                )
+            )
         _run(work, "-shared", "-pthread", *(Path(o).name for o in objects), "-ldl", "-o", LIBRARY)
         _publish(work / LIBRARY, path)
     log.info("built in %.0f s", time.monotonic() - started)
 
 
 def _publish(built: Path, path: Path) -> None:
-    """Move a library to its place, and its hash after it; both are on the disk before they have their names: a power cut leaves a pair or no pair."""
+    """Move a library to its place, and its hash after it; both are on the disk before they have their names: a power
+    cut leaves a pair or no pair."""
     digest = built.with_name(_hash_file(path).name)
     digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest() + "\n")
     for source, target in ((built, path), (digest, _hash_file(path))):
@@ -209,12 +258,21 @@ def _publish(built: Path, path: Path) -> None:
 def _run(folder: Path, *arguments: str) -> str:
     """Run the compiler; returns the file it made."""
     try:
-        command, environment = [compiler(), *arguments], os.environ | {"LC_ALL": "C"}  # its messages are searched for "error"
+        command, environment = (
+            [compiler(), *arguments],
+            os.environ | {"LC_ALL": "C"},
+        )  # its messages are searched for "error"
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise OperatorError(f"{compiler()}: {error.strerror}; the CPU kernels need a C++17 compiler such as g++ 9; set CXX to another one") from error
+        raise OperatorError(
+            f"{compiler()}: {error.strerror}; the CPU kernels need a C++17 compiler such as g++ 9; set CXX to"
+            " another one"
+        ) from error
     if result.returncode:
         lines = result.stderr.strip().splitlines() or ["no message"]
         first = next((line for line in lines if "error" in line), lines[0])
-        raise OperatorError(f"{compiler()}: {first.strip()}; the CPU kernels need a C++17 compiler such as g++ 9; set CXX to another one")
+        raise OperatorError(
+            f"{compiler()}: {first.strip()}; the CPU kernels need a C++17 compiler such as g++ 9; set CXX to"
+            " another one"
+        )
     return arguments[-1]

@@ -11,10 +11,12 @@ from ascend_ops.layout import laid_out, placed
 
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """logsumexp(logits[t]) - logits[t, labels[t]] of each token that counts, 0 of the others. Weights are the caller's, outside.
+    """logsumexp(logits[t]) - logits[t, labels[t]] of each token that counts, 0 of the others. Weights are the caller's,
+    outside.
 
     Args:
-        logits: [..., V] float32, float16 or bfloat16; arithmetic is float32. The only input with a gradient: exactly 0 in rows that do not count.
+        logits: [..., V] float32, float16 or bfloat16; arithmetic is float32. The only input with a gradient: exactly 0
+            in rows that do not count.
         labels: [...] int32 in [0, V); may be anything where the token does not count.
         mask: [...] float32; 0 leaves a token out, anything else counts it.
 
@@ -22,12 +24,16 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tenso
         [...] float32.
 
     Raises:
-        RuntimeError, ValueError: on a CPU, a token that counts has a label outside [0, V) (cpu: RuntimeError; composed: ValueError). An
-            accelerator cannot stop for values.
+        RuntimeError, ValueError: on a CPU, a token that counts has a label outside [0, V) (cpu: RuntimeError; composed:
+            ValueError). An accelerator cannot stop for values.
     """
     chosen = select("softmax_cross_entropy", describe(logits), describe(labels), describe(mask))
     if chosen == "composed":
-        loss = _composed(ops.reshape(ops.cast(logits, ms.float32), (-1, logits.shape[-1])), ops.reshape(labels, (-1,)), ops.reshape(mask, (-1,)))
+        loss = _composed(
+            ops.reshape(ops.cast(logits, ms.float32), (-1, logits.shape[-1])),
+            ops.reshape(labels, (-1,)),
+            ops.reshape(mask, (-1,)),
+        )
         return ops.reshape(loss, labels.shape)
     return kernel("SoftmaxCrossEntropy")(logits, labels, mask)[0]
 
@@ -46,11 +52,16 @@ def _composed(logits, labels, mask):
 
 
 def _over_cut_vocabulary(logits, labels, counts):
-    """Of operators that MindSpore can cut along the vocabulary: each device sees its own classes, and sums over them are all-reduced."""
+    """Of operators that MindSpore can cut along the vocabulary: each device sees its own classes, and sums over them
+    are all-reduced."""
     of_token, by_class = ("batch", None), ("batch", "vocab")
-    shifted = placed("Sub", (by_class, of_token))(logits, ops.stop_gradient(placed("ReduceMax", (by_class,), "keep_dims")(logits, -1)))
+    shifted = placed("Sub", (by_class, of_token))(
+        logits, ops.stop_gradient(placed("ReduceMax", (by_class,), "keep_dims")(logits, -1))
+    )
     exponentials = placed("Exp", (by_class,))(shifted)
-    own = placed("OneHot", (by_class, (), ()))(ops.cast(ops.cast(labels, ms.float32) * counts, ms.int32), logits.shape[-1], filled(1.0), filled(0.0))
+    own = placed("OneHot", (by_class, (), ()))(
+        ops.cast(ops.cast(labels, ms.float32) * counts, ms.int32), logits.shape[-1], filled(1.0), filled(0.0)
+    )
     of_label = placed("ReduceSum", (by_class,))(placed("Mul", (by_class, by_class))(own, shifted), -1)
     return (ops.log(placed("ReduceSum", (by_class,))(exponentials, -1)) - of_label) * counts
 

@@ -1,7 +1,9 @@
-"""Products with weights: linear, and its form for rows grouped by expert. Source: MindSpore's Dense and grouped_matmul, which they replace.
+"""Products with weights: linear, and its form for rows grouped by expert. Source: MindSpore's Dense and grouped_matmul,
+which they replace.
 
-Weights are stored in float32, and so are their gradients, whatever the dtype T of the activations. A product sees the weight rounded to T,
-adds up in float32 and rounds once, after the bias (builtin: before it, too). float16 has no products of its own on most CPUs: it is as slow as float32 there.
+Weights are stored in float32, and so are their gradients, whatever the dtype T of the activations. A product sees the
+weight rounded to T, adds up in float32 and rounds once, after the bias (builtin: before it, too). float16 has no
+products of its own on most CPUs: it is as slow as float32 there.
 """
 
 import mindspore as ms
@@ -21,7 +23,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, axes: Axes | N
         x: [..., in] float32, float16 or bfloat16.
         weight: [out, in] float32.
         bias: [out] float32; None for none.
-        axes: what a plan calls the dimensions of the weight, such as ("ffn", "embed"); None leaves the product to sharding propagation. See layout.py.
+        axes: what a plan calls the dimensions of the weight, such as ("ffn", "embed"); None leaves the product to
+            sharding propagation. See layout.py.
 
     Returns:
         [..., out] in the dtype of x. Gradients of weight and bias are float32, never rounded to the dtype of x.
@@ -33,7 +36,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, axes: Axes | N
         y = placed_product(axes)(ops.reshape(x, (-1, x.shape[-1])), ops.cast(weight, x.dtype))
         y = y if bias is None else placed_bias(axes)(y, ops.cast(bias, x.dtype))
         return ops.reshape(y, x.shape[:-1] + weight.shape[:1])
-    return kernel("Linear")(x, weight, filled(0.0, 1) if bias is None else bias)  # one value beside several outputs means none
+    return kernel("Linear")(
+        x, weight, filled(0.0, 1) if bias is None else bias
+    )  # one value beside several outputs means none
 
 
 def logits(x: Tensor, table: Tensor) -> Tensor:
@@ -49,7 +54,8 @@ def logits(x: Tensor, table: Tensor) -> Tensor:
     chosen = select("linear", describe(x), describe(table), None)
     if chosen == "cpu" or chosen == "ascendc":
         return kernel("Linear")(x, table, filled(0.0, 1))
-    # Written out, not a call of `linear`: in a pipeline MindSpore gives nodes that were parsed from one line of code one layout.
+    # Written out, not a call of `linear`: in a pipeline MindSpore gives nodes that were parsed from one line of
+    # code one layout.
     product = placed("MatMul", (("batch", "embed"), ("vocab", "embed")), "transpose_b")
     if chosen == "composed":
         y = product(ops.reshape(ops.cast(x, ms.float32), (-1, x.shape[-1])), _rounded_table(table, x.dtype))
@@ -64,7 +70,8 @@ def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     Args:
         x: [N, in] float32, float16 or bfloat16, rows sorted by expert.
         weight: [E, out, in] float32.
-        counts: [E] int32, rows of each expert; values known at run time only. They must add up to N, which the CPU kernel checks.
+        counts: [E] int32, rows of each expert; values known at run time only. They must add up to N, which the CPU
+            kernel checks.
 
     Returns:
         [N, out] in the dtype of x. An expert without rows gets a zero gradient.
@@ -88,18 +95,28 @@ def _over_rows(x, weight, bias, dtype, axes):
 
 
 def _composed(x, weight, dtype, axes=None):
-    """x W^T in float32 of the weight rounded to `dtype`: the CPU has no MatMul of bfloat16, and sums of float16 are too coarse."""
+    """x W^T in float32 of the weight rounded to `dtype`: the CPU has no MatMul of bfloat16, and sums of float16 are too
+    coarse."""
     # w + (rounded - w) is exact; unlike two casts it does not round the gradient of w
-    seen = weight if dtype == ms.float32 else weight + ops.stop_gradient(ops.cast(ops.cast(weight, dtype), ms.float32) - weight)
+    seen = (
+        weight
+        if dtype == ms.float32
+        else weight + ops.stop_gradient(ops.cast(ops.cast(weight, dtype), ms.float32) - weight)
+    )
     return placed_product(axes)(x, seen)
 
 
 def _rounded_table(table, dtype):
-    return table if dtype == ms.float32 else table + ops.stop_gradient(ops.cast(ops.cast(table, dtype), ms.float32) - table)
+    return (
+        table
+        if dtype == ms.float32
+        else table + ops.stop_gradient(ops.cast(ops.cast(table, dtype), ms.float32) - table)
+    )
 
 
 def _composed_groups(x, weight, counts):
-    """One product of all rows for each expert, of which its own are kept: E times the work, right for any counts with static shapes."""
+    """One product of all rows for each expert, of which its own are kept: E times the work, right for any counts with
+    static shapes."""
     wide = ops.cast(x, ms.float32)
     row = ops.reshape(ops.arange(x.shape[0]), (-1, 1))
     ends = ops.cumsum(counts, 0)
@@ -119,8 +136,11 @@ def _grouped_matmul_v4():
 
 
 def _builtin_groups(x, weight, counts):
-    """As MindFormers calls it (parallel_core/inference/tensor_parallel/grouped_layers.py): weight [E, in, out], int64 counts. Untested on hardware."""
-    return _grouped_matmul_v4()([x], [weight], None, None, None, None, None, None, counts, split_item=3, group_type=0, group_list_type=1)[0]
+    """As MindFormers calls it (parallel_core/inference/tensor_parallel/grouped_layers.py): weight [E, in, out], int64
+    counts. Untested on hardware."""
+    return _grouped_matmul_v4()(
+        [x], [weight], None, None, None, None, None, None, counts, split_item=3, group_type=0, group_list_type=1
+    )[0]
 
 
 @gradient_of("Linear")

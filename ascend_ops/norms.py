@@ -1,8 +1,8 @@
 """Norms over the last axis, plain or of a sum. Sources: Ba et al. 2016 (LayerNorm); Zhang and Sennrich 2019 (RMSNorm).
 
-Shapes: x and residual [..., E], of one dtype: float32, float16 or bfloat16; weight and bias [E]. Statistics and arithmetic are float32, results have
-the dtype and shape of x. All inputs have gradients. With a residual, total = x + residual is rounded to its dtype once, and what is normalised is the
-rounded sum.
+Shapes: x and residual [..., E], of one dtype: float32, float16 or bfloat16; weight and bias [E]. Statistics and
+arithmetic are float32, results have the dtype and shape of x. All inputs have gradients. With a residual, total = x +
+residual is rounded to its dtype once, and what is normalised is the rounded sum.
 """
 
 import mindspore as ms
@@ -17,7 +17,9 @@ from ascend_ops.layout import as_before, as_stream, laid_out, placed_on_stream
 _fork = Fork(2)
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+def layer_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
     """(x - mean) / sqrt(variance + eps) * weight + bias, over the last axis.
 
     Args:
@@ -44,7 +46,9 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, resid
     return out[0], out[1]
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | None = None
+) -> Tensor | tuple[Tensor, Tensor]:
     """x / sqrt(mean(x^2) + eps) * weight, over the last axis.
 
     Args:
@@ -59,7 +63,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6, residual: Tensor | No
     chosen = select("rms_norm", describe(x), describe(weight), describe(residual))
     weight = ops.cast(weight, ms.float32)
     if chosen == "composed" or chosen == "builtin":
-        # Under a plan composed: the gradient of MindSpore's own is float32 for a float16 weight, which the sum over micro-batches refuses.
+        # Under a plan composed: the gradient of MindSpore's own is float32 for a float16 weight, which the
+        # sum over micro-batches refuses.
         compute = _composed_rms_norm if chosen == "composed" or laid_out() else _builtin_rms_norm
         rows = as_stream(x)
         if residual is None:
@@ -89,13 +94,16 @@ def _composed_layer_norm(x, weight, bias, eps):
 
 def _composed_rms_norm(x, weight, eps):
     u = ops.cast(x, ms.float32)
-    # Square: of u * u, where u is an all-reduce, MindSpore 2.9's parallel compiler makes a wrong gradient (it moves the all-reduce behind the sum of both).
+    # Square: of u * u, where u is an all-reduce, MindSpore 2.9's parallel compiler makes a wrong gradient (it
+    # moves the all-reduce behind the sum of both).
     return ops.cast(u * ops.rsqrt(_mean(ops.square(u)) + eps) * weight, x.dtype)
 
 
 def _builtin_layer_norm(x, weight, bias, eps):
     """Untested on hardware."""
-    return ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)(x, ops.cast(weight, x.dtype), ops.cast(bias, x.dtype))[0]
+    return ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)(
+        x, ops.cast(weight, x.dtype), ops.cast(bias, x.dtype)
+    )[0]
 
 
 def _builtin_rms_norm(x, weight, eps):

@@ -22,7 +22,8 @@ def adamw(
 ) -> Tensor:
     """One AdamW step in place, without bias correction, as MindSpore's AdamWeightDecay.
 
-    With g = gradient * factor: m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); parameter -= lr (m / (sqrt(v) + eps) + weight_decay parameter).
+    With g = gradient * factor: m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); parameter -= lr (m / (sqrt(v) +
+    eps) + weight_decay parameter).
     Source: Loshchilov and Hutter 2019, algorithm 2; specification A3.1.
 
     Args:
@@ -65,7 +66,9 @@ def _squared_norm_gradient(x, out, dout):
 def _check_adamw(parameter: Operand, m: Operand, v: Operand, gradient: Operand) -> None:
     for operand in (parameter, m, v):
         if operand.dtype != "float32":
-            raise operand.refuse(f"is {operand.dtype}", "it must be float32: the optimizer's state is; keep it in float32")
+            raise operand.refuse(
+                f"is {operand.dtype}", "it must be float32: the optimizer's state is; keep it in float32"
+            )
     parameter.rank(0)
     gradient.floating()
     if parameter.shape is not None:

@@ -1,6 +1,8 @@
-"""Rotary position embedding, rotate-half form: element i of a head's first half and element i of its second turn together, as in LLaMA.
+"""Rotary position embedding, rotate-half form: element i of a head's first half and element i of its second turn
+together, as in LLaMA.
 
-Source: Su et al. 2021 (RoFormer), eq. 34; the pairing of halves is that of GPT-NeoX, LLaMA and Hugging Face's `rotate_half`; specification F1.
+Source: Su et al. 2021 (RoFormer), eq. 34; the pairing of halves is that of GPT-NeoX, LLaMA and Hugging Face's
+`rotate_half`; specification F1.
 """
 
 import math
@@ -19,7 +21,8 @@ from ascend_ops.layout import laid_out
 
 
 def rotary_embedding(x: Tensor, cos_sin: Tensor) -> Tensor:
-    """Each head turned by the angles of its position: with its halves x1 and x2, (x1 cos - x2 sin, x2 cos + x1 sin). Arithmetic is float32.
+    """Each head turned by the angles of its position: with its halves x1 and x2, (x1 cos - x2 sin, x2 cos + x1 sin).
+    Arithmetic is float32.
 
     Args:
         x: queries or keys [B, S, H * D] or [B, S, H, D]; float32, float16 or bfloat16.
@@ -50,15 +53,23 @@ def rotary_table(length: int, head_size: int, theta: float) -> np.ndarray:
         theta: base of the angles, which are position * theta ** (-2 i / D) radians; 1e4 in LLaMA.
 
     Returns:
-        float32 [length, D]: cosines of i = 0 to D/2 - 1, then their sines; computed in float64, since float32 angles lose digits at large positions.
+        float32 [length, D]: cosines of i = 0 to D/2 - 1, then their sines; computed in float64, since float32 angles
+            lose digits at large positions.
 
     Raises:
         OperatorError: a number is out of range.
     """
     _require_table("length", length, _is_count(length), "it must be a whole number above 0")
-    _require_table("head_size", head_size, _is_count(head_size) and head_size % 2 == 0, "it must be an even whole number above 0")
+    _require_table(
+        "head_size", head_size, _is_count(head_size) and head_size % 2 == 0, "it must be an even whole number above 0"
+    )
     real = isinstance(theta, (int, float)) and not isinstance(theta, bool)
-    _require_table("theta", theta, real and math.isfinite(theta) and theta > 0, "it must be a finite number above 0; LLaMA has 10000")
+    _require_table(
+        "theta",
+        theta,
+        real and math.isfinite(theta) and theta > 0,
+        "it must be a finite number above 0; LLaMA has 10000",
+    )
     angles = np.outer(np.arange(length, dtype=np.float64), float(theta) ** (-np.arange(0, head_size, 2) / head_size))
     return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
 
@@ -78,7 +89,8 @@ def _composed(x_BSHD, cos, sin):
 
 
 def _builtin(x_BSHD, cos, sin):
-    """Written from its documentation, untested. In float32, as it wants the cosines in the dtype of x. Announced to go after MindSpore 2.9."""
+    """Written from its documentation, untested. In float32, as it wants the cosines in the dtype of x. Announced to go
+    after MindSpore 2.9."""
     return ops.rotary_position_embedding(x_BSHD, ops.concat((cos, cos), -1), ops.concat((sin, sin), -1), 0)
 
 
@@ -108,10 +120,14 @@ def _check_rotary(x: Operand, cos_sin: Operand) -> None:
         return
     head_size = cos_sin.shape[2]
     if head_size % 2:
-        raise cos_sin.refuse(f"has shape {cos_sin.shape}", "its last dimension must be even: cosines, then as many sines")
+        raise cos_sin.refuse(
+            f"has shape {cos_sin.shape}", "its last dimension must be even: cosines, then as many sines"
+        )
     if x.shape is None:
         return
     cos_sin.shaped("the batch and length of x", (*x.shape[:2], head_size))
     if x.shape[-1] != head_size if len(x.shape) == 4 else x.shape[-1] % head_size:
         wanted = "be" if len(x.shape) == 4 else "be a multiple of"
-        raise x.refuse(f"has shape {x.shape}", f"its last dimension must {wanted} {head_size}, the head size, which cos_sin has")
+        raise x.refuse(
+            f"has shape {x.shape}", f"its last dimension must {wanted} {head_size}, the head size, which cos_sin has"
+        )

@@ -1,7 +1,8 @@
-"""Routing of tokens to experts: the expert of each token by a fixed table, tokens sorted by expert, and the experts' results back in token order.
+"""Routing of tokens to experts: the expert of each token by a fixed table, tokens sorted by expert, and the experts'
+results back in token order.
 
-A slot is one choice of one token: token * top_k + choice. An id or expert out of range, or an order that is no permutation of the slots, is a
-RuntimeError of the step that meets it on a CPU; an accelerator cannot stop for values.
+A slot is one choice of one token: token * top_k + choice. An id or expert out of range, or an order that is no
+permutation of the slots, is a RuntimeError of the step that meets it on a CPU; an accelerator cannot stop for values.
 """
 
 import mindspore as ms
@@ -17,7 +18,8 @@ from ascend_ops.errors import OperatorError
 
 
 def rre_route(domain: Tensor, ids: Tensor, table: Tensor) -> Tensor:
-    """Expert of each token, table[domain, id]: PanGu-Sigma's random routed experts. No gradient. Source: specification C3.
+    """Expert of each token, table[domain, id]: PanGu-Sigma's random routed experts. No gradient. Source: specification
+    C3.
 
     Args:
         domain: int32 of the shape of ids; or [B] or [B, 1], a domain for each line of ids [B, S].
@@ -38,7 +40,8 @@ def rre_route(domain: Tensor, ids: Tensor, table: Tensor) -> Tensor:
 
 
 def moe_dispatch(x: Tensor, expert: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of x sorted by expert, for expert parallelism and grouped products. No token is dropped. Source: specification C3.2.
+    """Rows of x sorted by expert, for expert parallelism and grouped products. No token is dropped. Source:
+    specification C3.2.
 
     Args:
         x: [T, E] float32, float16 or bfloat16.
@@ -46,8 +49,8 @@ def moe_dispatch(x: Tensor, expert: Tensor, num_experts: int) -> tuple[Tensor, T
         num_experts: length of counts.
 
     Returns:
-        rows [T * top_k, E], those of one expert in the order of their slots; order int32 [T * top_k], the slot of each row;
-        counts int32 [num_experts], rows of each expert.
+        rows [T * top_k, E], those of one expert in the order of their slots; order int32 [T * top_k], the slot of each
+        row; counts int32 [num_experts], rows of each expert.
     """
     chosen = select("moe_dispatch", describe(x), describe(expert))
     expert, experts = ops.reshape(expert, (-1,)), _experts(num_experts)
@@ -62,7 +65,8 @@ def moe_dispatch(x: Tensor, expert: Tensor, num_experts: int) -> tuple[Tensor, T
 
 
 def moe_combine(rows: Tensor, order: Tensor, weights: Tensor | None = None, top_k: int = 1) -> Tensor:
-    """Rows back in token order: out[t] = sum_c weights[t, c] * (row of slot t * top_k + c), in float32. Source: specification C3.2.
+    """Rows back in token order: out[t] = sum_c weights[t, c] * (row of slot t * top_k + c), in float32. Source:
+    specification C3.2.
 
     Args:
         rows: [T * top_k, E] float32, float16 or bfloat16, as moe_dispatch sorts them.
@@ -90,7 +94,11 @@ def moe_combine(rows: Tensor, order: Tensor, weights: Tensor | None = None, top_
 
 @gradient_of("MoeDispatch")
 def _moe_dispatch_gradient(x, expert, experts, out, dout):
-    return kernel("MoeCombine")(dout[0], out[1], _unit_weights(out[1], expert.shape[0] // x.shape[0])), zeros_like(expert), zeros_like(experts)
+    return (
+        kernel("MoeCombine")(dout[0], out[1], _unit_weights(out[1], expert.shape[0] // x.shape[0])),
+        zeros_like(expert),
+        zeros_like(experts),
+    )
 
 
 @gradient_of("MoeCombine")
@@ -100,7 +108,8 @@ def _moe_combine_gradient(rows, order, weights, out, dout):
 
 
 def _unit_weights(order, top_k):
-    """Weights that stand for none: on a CPU [T], which give kernels the number of tokens alone and have no gradient; on Ascend ones [T, top_k]."""
+    """Weights that stand for none: on a CPU [T], which give kernels the number of tokens alone and have no gradient; on
+    Ascend ones [T, top_k]."""
     if isconstant(order.shape):
         return _ones(order.shape[0] // top_k, top_k)
     ones = ops.cast(ops.ones_like(ops.reshape(order, (-1, top_k))), ms.float32)
@@ -128,8 +137,8 @@ def _below(values, limit):
 
 
 def _stop_unless(condition, values):
-    """The values; getting them stops the step unless the condition holds. Assert prints the condition alone: it takes no dynamic shape, and is
-    for CPU and GPU."""
+    """The values; getting them stops the step unless the condition holds. Assert prints the condition alone: it takes
+    no dynamic shape, and is for CPU and GPU."""
     return values if _on_ascend() else ops.depend(values, ops.Assert()(condition, (condition,)))
 
 
@@ -156,7 +165,10 @@ def _fits_int32(slots, num_experts):
 @constexpr
 def _experts(num_experts):
     if not isinstance(num_experts, int) or num_experts < 1:
-        raise OperatorError(f"ascend_ops.moe_dispatch: num_experts={num_experts!r}: it must be a whole number of at least 1; give the number of experts")
+        raise OperatorError(
+            f"ascend_ops.moe_dispatch: num_experts={num_experts!r}: it must be a whole number of at least 1; give the"
+            " number of experts"
+        )
     return Tensor(np.arange(num_experts, dtype=np.int32))
 
 
@@ -165,7 +177,10 @@ def _choices(top_k, order, weights):
     """Choices of a token: the columns of weights, or top_k where there are none."""
     slots = None if order[1] is None else order[1][0]
     if not isinstance(top_k, int) or top_k < 1 or (slots is not None and slots % top_k):
-        raise OperatorError(f"ascend_ops.moe_combine: top_k={top_k!r}: it must be at least 1 and divide the {slots} slots of order; give each token's choices")
+        raise OperatorError(
+            f"ascend_ops.moe_combine: top_k={top_k!r}: it must be at least 1 and divide the {slots} slots of order;"
+            " give each token's choices"
+        )
     columns = top_k if weights is None else weights
     if top_k not in (1, columns):
         raise OperatorError(f"ascend_ops.moe_combine: top_k={top_k}: weights have {columns} columns; leave top_k out")
@@ -190,7 +205,10 @@ def _check_dispatch(x: Operand, expert: Operand) -> None:
     expert.int32()
     expert.rank(1, 2)
     if x.shape is not None and expert.shape is not None and x.shape[0] != expert.shape[0]:
-        raise expert.refuse(f"has shape {expert.shape}", f"its first dimension must be {x.shape[0]}, the tokens of x; give each token its experts")
+        raise expert.refuse(
+            f"has shape {expert.shape}",
+            f"its first dimension must be {x.shape[0]}, the tokens of x; give each token its experts",
+        )
 
 
 @rule("moe_combine")
@@ -206,4 +224,7 @@ def _check_combine(rows: Operand, order: Operand, weights: Operand | None) -> No
     weights.floating()
     weights.rank(2, 2)
     if order.shape is not None and weights.shape is not None and weights.shape[0] * weights.shape[1] != order.shape[0]:
-        raise weights.refuse(f"has shape {weights.shape}", f"it must be [T, top_k] of the {order.shape[0]} slots of order; give each slot one weight")
+        raise weights.refuse(
+            f"has shape {weights.shape}",
+            f"it must be [T, top_k] of the {order.shape[0]} slots of order; give each slot one weight",
+        )

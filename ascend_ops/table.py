@@ -1,13 +1,15 @@
 """The kernels: one entry each, from which everything that describes a kernel elsewhere is generated or checked.
 
-An entry gives inputs, outputs, dtypes and attributes of one device function. From it come the registration with MindSpore for CPU and Ascend
-(custom.py), the C++ shape and dtype inference of the CPU library (library.py), and the aclnn signature that Ascend C sources must have
-(tests/ascend_ops/ascendc). No mindspore here.
+An entry gives inputs, outputs, dtypes and attributes of one device function. From it come the registration with
+MindSpore for CPU and Ascend (custom.py), the C++ shape and dtype inference of the CPU library (library.py), and the
+aclnn signature that Ascend C sources must have (tests/ascend_ops/ascendc). No mindspore here.
 
-Shapes are written as a list of terms: `x` all dimensions of input x, `x[:-1]` all but the last, `x[0]` one of them, `3` a number.
-The dtype `T` stands for the floating type of the call (float32, float16 or bfloat16), the same wherever it appears.
+Shapes are written as a list of terms: `x` all dimensions of input x, `x[:-1]` all but the last, `x[0]` one of them, `3`
+a number. The dtype `T` stands for the floating type of the call (float32, float16 or bfloat16), the same wherever it
+appears.
 
-Parameters of a kernel that go with channels (bias, weight, scale, shift) are float32 whatever T is; they hold one value per channel or one for all.
+Parameters of a kernel that go with channels (bias, weight, scale, shift) are float32 whatever T is; they hold one value
+per channel or one for all.
 """
 
 from dataclasses import dataclass
@@ -38,7 +40,8 @@ class Output:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A constant of a call. A CPU kernel receives all of them, in this order, as one float32 tensor after its inputs."""
+    """A constant of a call. A CPU kernel receives all of them, in this order, as one float32 tensor after its
+    inputs."""
 
     name: str
     type: str
@@ -57,13 +60,15 @@ class Kernel:
     """Whether an Ascend C kernel of this name exists in ascendc/."""
 
     def dtype_rows(self) -> tuple[tuple[str, ...], ...]:
-        """The legal dtypes of inputs and outputs together: one row for each float type, or a single one when T is not used."""
+        """The legal dtypes of inputs and outputs together: one row for each float type, or a single one when T is not
+        used."""
         ports = (*self.inputs, *self.outputs)
         floats = FLOATS if any(p.dtype == "T" for p in ports) else ("",)
         return tuple(tuple(t if p.dtype == "T" else p.dtype for p in ports) for t in floats)
 
     def aclnn_signature(self) -> tuple[tuple[str, str], ...]:
-        """(C type, name) of the arguments of aclnnNameGetWorkspaceSize up to its workspace size: inputs, attributes, outputs."""
+        """(C type, name) of the arguments of aclnnNameGetWorkspaceSize up to its workspace size: inputs, attributes,
+        outputs."""
         inputs = tuple(("const aclTensor *", p.name) for p in self.inputs)
         attributes = tuple(({"int": "int64_t", "float": "double"}[a.type], a.name) for a in self.attributes)
         return inputs + attributes + tuple(("const aclTensor *", p.name) for p in self.outputs)
@@ -87,8 +92,8 @@ _ROW_STATISTIC = "x[:-1]"
 KERNELS = {
     kernel.name: kernel
     for kernel in (
-        # Activations. One pair serves gelu, gelu_erf, fast_gelu and silu (n = 1, scale 1, shift 0) and the series of them.
-        # y = sum_i act(scale_i * (x + bias) + shift_i)
+        # Activations. One pair serves gelu, gelu_erf, fast_gelu and silu (n = 1, scale 1, shift 0) and the
+        # series of them. y = sum_i act(scale_i * (x + bias) + shift_i)
         Kernel("SeriesActivation", (Input("x"), *_SERIES), (Output("y", "x"),), _ACTIVATION, ascendc=True),
         Kernel(
             "SeriesActivationGrad",
@@ -116,7 +121,12 @@ KERNELS = {
         Kernel(
             "AddLayerNorm",
             (Input("x"), Input("residual"), *_f32("weight", "bias")),
-            (Output("y", "x"), Output("total", "x"), Output("mean", _ROW_STATISTIC, "float32"), Output("rstd", _ROW_STATISTIC, "float32")),
+            (
+                Output("y", "x"),
+                Output("total", "x"),
+                Output("mean", _ROW_STATISTIC, "float32"),
+                Output("rstd", _ROW_STATISTIC, "float32"),
+            ),
             _NORM,
         ),
         # dtotal: what arrives at the sum itself, beside the normalised value
@@ -130,14 +140,21 @@ KERNELS = {
             (Input("dy"), Input("dtotal"), Input("total"), *_f32("weight", "mean", "rstd")),
             (Output("dx", "total"), Output("dweight", "weight", "float32"), Output("dbias", "weight", "float32")),
         ),
-        Kernel("RmsNorm", (Input("x"), *_f32("weight")), (Output("y", "x"), Output("rstd", _ROW_STATISTIC, "float32")), _NORM),
+        Kernel(
+            "RmsNorm",
+            (Input("x"), *_f32("weight")),
+            (Output("y", "x"), Output("rstd", _ROW_STATISTIC, "float32")),
+            _NORM,
+        ),
         Kernel(
             "AddRmsNorm",
             (Input("x"), Input("residual"), *_f32("weight")),
             (Output("y", "x"), Output("total", "x"), Output("rstd", _ROW_STATISTIC, "float32")),
             _NORM,
         ),
-        Kernel("RmsNormGrad", (Input("dy"), Input("x"), *_f32("weight", "rstd")), (Output("dx", "x"), *_same("weight"))),
+        Kernel(
+            "RmsNormGrad", (Input("dy"), Input("x"), *_f32("weight", "rstd")), (Output("dx", "x"), *_same("weight"))
+        ),
         Kernel(
             "AddRmsNormGrad",
             (Input("dy"), Input("dtotal"), Input("total"), *_f32("weight", "rstd")),
@@ -154,11 +171,17 @@ KERNELS = {
             (Input("dloss", "float32"), Input("logits"), Input("labels", "int32"), *_f32("mask", "logsumexp")),
             (Output("dlogits", "logits"),),
         ),
-        # q [B, Q, H, D], k and v [B, K, G, D], H a multiple of G; key j is seen by query i when k_index[j] <= q_index[i] and their segments agree
-        # the last two dimensions of q, k and v may be one: `heads` [H] gives the number of query heads by its length
+        # q [B, Q, H, D], k and v [B, K, G, D], H a multiple of G; key j is seen by query i when k_index[j] <=
+        # q_index[i] and their segments agree the last two dimensions of q, k and v may be one: `heads` [H]
+        # gives the number of query heads by its length
         Kernel(
             "CausalAttention",
-            (Input("q"), Input("k"), Input("v"), *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment", "heads", "dropout_seed"))),
+            (
+                Input("q"),
+                Input("k"),
+                Input("v"),
+                *(Input(n, "int32") for n in ("q_index", "k_index", "q_segment", "k_segment", "heads", "dropout_seed")),
+            ),
             (Output("out", "q"), Output("logsumexp", "q[0] heads q[1]", "float32")),
             (Attribute("scale", "float"), Attribute("dropout_rate", "float")),
         ),
@@ -185,8 +208,14 @@ KERNELS = {
             tuple(Attribute(n, "float") for n in ("beta1", "beta2", "eps", "weight_decay")),
         ),
         Kernel("SquaredNorm", (Input("x"),), (Output("y", "1", "float32"),)),
-        # Routing. order[i] = flat slot (token * top_k + choice) that stands in sorted row i; the sort by expert is stable.
-        Kernel("RreRoute", tuple(Input(n, "int32") for n in ("domain", "ids", "table")), (Output("expert", "ids", "int32"),), ascendc=True),
+        # Routing. order[i] = flat slot (token * top_k + choice) that stands in sorted row i; the sort by
+        # expert is stable.
+        Kernel(
+            "RreRoute",
+            tuple(Input(n, "int32") for n in ("domain", "ids", "table")),
+            (Output("expert", "ids", "int32"),),
+            ascendc=True,
+        ),
         # `experts` [num_experts] gives their number by its length alone, which a shape can depend on
         Kernel(
             "MoeDispatch",
@@ -209,7 +238,8 @@ KERNELS = {
         Kernel("Add", (Input("x"), Input("y")), (Output("total", "x"),)),
         # y = x * (hash of seed and element index says keep) / (1 - rate); the gradient is Dropout of dy
         Kernel("Dropout", (Input("x"), Input("seed", "int32")), (Output("y", "x"),), (Attribute("rate", "float"),)),
-        # x [B, S, H * D] or [B, S, H, D], cos_sin [B, S, D]: (x1 cos - sign x2 sin, x2 cos + sign x1 sin) of the halves of each head; the gradient has -sign
+        # x [B, S, H * D] or [B, S, H, D], cos_sin [B, S, D]: (x1 cos - sign x2 sin, x2 cos + sign x1 sin) of
+        # the halves of each head; the gradient has -sign
         Kernel("RotaryEmbedding", (Input("x"), *_f32("cos_sin")), (Output("y", "x"),), (Attribute("sign", "float"),)),
         # y = x W^T + bias with float32 weight [out, in] and bias [out], or [1] holding 0 for none
         Kernel("Linear", (Input("x"), *_f32("weight", "bias")), (Output("y", "x[:-1] weight[0]"),)),
@@ -257,21 +287,36 @@ _NEWER = ("ascend910b", "ascend910_93")
 
 OPERATORS = {
     "gelu": Operator("GELU, tanh form, of x + bias", ("x", "bias"), _SERIES_KERNELS, "gelu"),
-    "gelu_erf": Operator("GELU, exact, of x + bias", ("x", "bias"), _SERIES_KERNELS, "gelu(approximate='none')", _NEWER),
+    "gelu_erf": Operator(
+        "GELU, exact, of x + bias", ("x", "bias"), _SERIES_KERNELS, "gelu(approximate='none')", _NEWER
+    ),
     "fast_gelu": Operator("x sigmoid(1.702 x) of x + bias", ("x", "bias"), _SERIES_KERNELS, "fast_gelu"),
     "silu": Operator("x sigmoid(x) of x + bias", ("x", "bias"), _SERIES_KERNELS, "silu"),
-    "series_activation": Operator("PanGu-pi's sum of scaled and shifted activations", ("x", "scale", "shift", "bias"), _SERIES_KERNELS),
+    "series_activation": Operator(
+        "PanGu-pi's sum of scaled and shifted activations", ("x", "scale", "shift", "bias"), _SERIES_KERNELS
+    ),
     "swiglu": Operator(
-        "silu (or its series) of a gate, times a value", ("gate", "up", "gate_bias", "up_bias", "scale", "shift"), ("SeriesGlu", "SeriesGluGrad")
+        "silu (or its series) of a gate, times a value",
+        ("gate", "up", "gate_bias", "up_bias", "scale", "shift"),
+        ("SeriesGlu", "SeriesGluGrad"),
     ),
     "layer_norm": Operator(
-        "LayerNorm of x, or of x + residual", _NORM_INPUTS, ("LayerNorm", "LayerNormGrad", "AddLayerNorm", "AddLayerNormGrad"), "LayerNorm"
+        "LayerNorm of x, or of x + residual",
+        _NORM_INPUTS,
+        ("LayerNorm", "LayerNormGrad", "AddLayerNorm", "AddLayerNormGrad"),
+        "LayerNorm",
     ),
     "rms_norm": Operator(
-        "RMSNorm of x, or of x + residual", ("x", "weight", "residual"), ("RmsNorm", "RmsNormGrad", "AddRmsNorm", "AddRmsNormGrad"), "RmsNorm", _NEWER
+        "RMSNorm of x, or of x + residual",
+        ("x", "weight", "residual"),
+        ("RmsNorm", "RmsNormGrad", "AddRmsNorm", "AddRmsNormGrad"),
+        "RmsNorm",
+        _NEWER,
     ),
     "softmax_cross_entropy": Operator(
-        "loss of each token over [T, V] logits, masked", ("logits", "labels", "mask"), ("SoftmaxCrossEntropy", "SoftmaxCrossEntropyGrad")
+        "loss of each token over [T, V] logits, masked",
+        ("logits", "labels", "mask"),
+        ("SoftmaxCrossEntropy", "SoftmaxCrossEntropyGrad"),
     ),
     "causal_attention": Operator(
         "attention within segments, memory linear in the sequence",
@@ -280,16 +325,40 @@ OPERATORS = {
         "flash_attention_score",
         _NEWER,
     ),
-    "adamw": Operator("AdamW update of a parameter and its moments in one pass", ("parameter", "m", "v", "gradient"), ("AdamW",), "AdamWeightDecay"),
+    "adamw": Operator(
+        "AdamW update of a parameter and its moments in one pass",
+        ("parameter", "m", "v", "gradient"),
+        ("AdamW",),
+        "AdamWeightDecay",
+    ),
     "squared_norm": Operator("sum of squares", ("x",), ("SquaredNorm",)),
     "rre_route": Operator("expert of each token by a fixed table", ("domain", "ids", "table"), ("RreRoute",)),
     "moe_dispatch": Operator("tokens sorted by expert, with counts", ("x", "expert"), ("MoeDispatch", "MoeCombine")),
-    "moe_combine": Operator("expert outputs back in token order, weighted", ("rows", "order", "weights"), ("MoeCombine", "MoeCombineGrad")),
+    "moe_combine": Operator(
+        "expert outputs back in token order, weighted", ("rows", "order", "weights"), ("MoeCombine", "MoeCombineGrad")
+    ),
     "grouped_matmul": Operator(
-        "each expert's rows times its weight", ("x", "weight", "counts"), ("GroupedMatmul", "GroupedMatmulGrad"), "GroupedMatmulV4", _NEWER, onednn=True
+        "each expert's rows times its weight",
+        ("x", "weight", "counts"),
+        ("GroupedMatmul", "GroupedMatmulGrad"),
+        "GroupedMatmulV4",
+        _NEWER,
+        onednn=True,
     ),
     "add": Operator("sum of two tensors of one shape", ("x", "y"), ("Add",), "Add"),
     "dropout": Operator("dropout by a hash, the same when repeated", ("x", "seed"), ("Dropout",)),
-    "rotary_embedding": Operator("rotary position embedding, rotate-half form", ("x", "cos_sin"), ("RotaryEmbedding",), "rotary_position_embedding", _NEWER),
-    "linear": Operator("x W^T + bias in the dtype of x, weight in float32", ("x", "weight", "bias"), ("Linear", "LinearGrad"), "MatMul", onednn=True),
+    "rotary_embedding": Operator(
+        "rotary position embedding, rotate-half form",
+        ("x", "cos_sin"),
+        ("RotaryEmbedding",),
+        "rotary_position_embedding",
+        _NEWER,
+    ),
+    "linear": Operator(
+        "x W^T + bias in the dtype of x, weight in float32",
+        ("x", "weight", "bias"),
+        ("Linear", "LinearGrad"),
+        "MatMul",
+        onednn=True,
+    ),
 }

@@ -1,5 +1,5 @@
 """`python -m pangu_ms` is `pangu`."""
 
-from pangu_ms.cli import entry
+from pangu_ms.cli.main import entry
 
 entry()

@@ -29,4 +29,4 @@ verb=()
 case "$1" in  # no launch options
     --config|--config=*|--output|--output=*|--data|--data=*|[!-]*=*) verb=(train);;
 esac
-exec "${PYTHON:-python3}" "$root/run/pangu_run/isolated.py" pangu_run launch ${verb[@]+"${verb[@]}"} "$@"  # bash 4.3 and older have no empty array under set -u
+exec "${PYTHON:-python3}" "$root/pangu_ms/core/isolated.py" pangu_run launch ${verb[@]+"${verb[@]}"} "$@"  # bash 4.3 and older have no empty array under set -u

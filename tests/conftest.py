@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 
 runtime.quiet()
 
@@ -13,7 +13,8 @@ runtime.quiet()
 def private_cache(tmp_path_factory):
     """Keep compiled graphs of the tests out of the user's cache, and share them between the tests' processes."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    # Apart: tests with a cache of their own need not compile the operators again. Workers of pytest-xdist share them: the base of each lies in the run's.
+    # Apart: tests with a cache of their own need not compile the operators again. Workers of pytest-xdist share
+    # them: the base of each lies in the run's.
     base = tmp_path_factory.getbasetemp()
     os.environ["ASCEND_OPS_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "operators")
 
@@ -31,7 +32,11 @@ def text_file(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("corpus") / "code.jsonl"
     names = ["alpha", "beta", "gamma", "delta"]
-    lines = [f"def {a}_{i}({b}):\n    return {b} + {i}\n\n\nprint({a}_{i}({i}))\n" for i in range(10) for a, b in zip(names, names[1:] + names[:1])]
+    lines = [
+        f"def {a}_{i}({b}):\n    return {b} + {i}\n\n\nprint({a}_{i}({i}))\n"
+        for i in range(10)
+        for a, b in zip(names, names[1:] + names[:1])
+    ]
     path.write_text("".join(json.dumps({"text": text * 3, "domain": "code"}) + "\n" for text in lines))
     return path
 
@@ -45,7 +50,15 @@ def records(text_file, tmp_path_factory):
 
     directory = tmp_path_factory.mktemp("data")
     train_tokenizer((d.text for d in Corpus([str(text_file)])), 384, "none").save(directory / "tokenizer")
-    prepare([str(text_file)], directory / "tokenizer", directory / "records", seq_length=32, held_out=0.2, num_workers=1, progress=False)
+    prepare(
+        [str(text_file)],
+        directory / "tokenizer",
+        directory / "records",
+        seq_length=32,
+        held_out=0.2,
+        num_workers=1,
+        progress=False,
+    )
     return directory / "records"
 
 
@@ -53,7 +66,12 @@ def records(text_file, tmp_path_factory):
 def tiny_overrides():
     """Overrides that make alpha/tiny as small as the records."""
     model = ["vocab_size=384", "hidden_size=32", "num_layers=2", "num_heads=4", "seq_length=32"]
-    return [f"model.{m}" for m in model] + ["train.batch_size=4", "train.steps=12", "train.save_every=3", "optimizer.warmup_steps=2"]
+    return [f"model.{m}" for m in model] + [
+        "train.batch_size=4",
+        "train.steps=12",
+        "train.save_every=3",
+        "optimizer.warmup_steps=2",
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """A model with weights that training leaves as they are, for the time of a `with frozen():`, in any process.
 
-Its family is alpha with one frozen matrix and an int32 table [vocab_size], a permutation that the ids go through before they are embedded.
+Its family is alpha with one frozen matrix and an int32 table [vocab_size], a permutation that the ids go through before
+they are embedded.
 """
 
 import contextlib
@@ -11,11 +12,11 @@ from unittest import mock
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from pangu_ms.config.alpha import AlphaConfig
-from pangu_ms.config.base import ParameterSpec
-from pangu_ms.config.registry import FAMILIES
-from pangu_ms.models.alpha import PanguAlpha
-from pangu_ms.parallel import slices
+from pangu_ms.models.alpha.config import AlphaConfig
+from pangu_ms.models.alpha.model import PanguAlpha
+from pangu_ms.models.common.config import ParameterSpec
+from pangu_ms.models.registry import FAMILIES
+from pangu_ms.planner import slices
 
 MATRIX, TABLE = "blocks.0.ffn.up.weight", "token_map.rows"
 
@@ -25,7 +26,10 @@ class TokenMap(nn.Cell):
 
     def __init__(self, vocab_size: int):
         super().__init__()
-        self.rows, self.gather = Parameter(Tensor(np.zeros(vocab_size, np.int32)), name="rows", requires_grad=False), ops.Gather()
+        self.rows, self.gather = (
+            Parameter(Tensor(np.zeros(vocab_size, np.int32)), name="rows", requires_grad=False),
+            ops.Gather(),
+        )
 
     def construct(self, ids):
         return self.gather(self.rows, ids, 0)
@@ -47,7 +51,9 @@ def permutation(vocab_size: int) -> np.ndarray:
     return np.random.default_rng(5).permutation(vocab_size).astype(np.int32)
 
 
-ORIGINAL = {name: getattr(AlphaConfig, name) for name in ("layer_parameters", "outer_parameters", "outer_parameter_layers")}
+ORIGINAL = {
+    name: getattr(AlphaConfig, name) for name in ("layer_parameters", "outer_parameters", "outer_parameter_layers")
+}
 
 
 @contextlib.contextmanager
@@ -62,15 +68,25 @@ def unfrozen() -> Iterator[None]:
 @contextlib.contextmanager
 def frozen() -> Iterator[None]:
     """Alpha with the frozen matrix and the int32 table."""
-    layer, outer, layers = AlphaConfig.layer_parameters, AlphaConfig.outer_parameters, AlphaConfig.outer_parameter_layers
+    layer, outer, layers = (
+        AlphaConfig.layer_parameters,
+        AlphaConfig.outer_parameters,
+        AlphaConfig.outer_parameter_layers,
+    )
 
     def layer_parameters(self, number):
         specs = layer(self, number)
-        return specs | ({"ffn.up.weight": dataclasses.replace(specs["ffn.up.weight"], trainable=False)} if number == 0 else {})
+        return specs | (
+            {"ffn.up.weight": dataclasses.replace(specs["ffn.up.weight"], trainable=False)} if number == 0 else {}
+        )
 
     def outer_parameters(self):
         before, behind = outer(self)
-        return before, behind | {TABLE: ParameterSpec(("vocab",), mean=tuple(permutation(self.vocab_size).tolist()), trainable=False, dtype="int32")}
+        return before, behind | {
+            TABLE: ParameterSpec(
+                ("vocab",), mean=tuple(permutation(self.vocab_size).tolist()), trainable=False, dtype="int32"
+            )
+        }
 
     def outer_parameter_layers(self):
         with mock.patch.object(AlphaConfig, "outer_parameters", outer):

@@ -1,26 +1,37 @@
-"""Every path of the verbs that only `runtime.device=Ascend` takes on the host, entered with the device stubbed (tests/stub_ascend).
+"""Every path of the verbs that only `runtime.device=Ascend` takes on the host, entered with the device stubbed
+(tests/stub_ascend).
 
-Found by every branch on the device, the chip, the world and MindSpore's context (grep `"Ascend"`, `"CPU"`, `runtime.device`, `device_target`, `soc()`).
-"compiled" is by MindSpore's front end for an Ascend chip; the execution of compiled graphs is stubbed everywhere, and nothing else unless said.
+Found by every branch on the device, the chip, the world and MindSpore's context (grep `"Ascend"`, `"CPU"`,
+`runtime.device`, `device_target`, `soc()`). "compiled" is by MindSpore's front end for an Ascend chip; the execution of
+compiled graphs is stubbed everywhere, and nothing else unless said.
 
-    path                                                      entered by                                             beside it stubbed
-    --------------------------------------------------------  -----------------------------------------------------  --------------------------------
-    runtime.start: DEVICE_ID, graph mode, begun before        here (every verb), tests/test_runtime.py               mindspore.set_device
-    train, one device: whole step, lazy_inline, cached graph  here: test_one_device_trains_..., test_every_verb...
+    path                                                      entered by
+    beside it stubbed
+    --------------------------------------------------------  -----------------------------------------------------
+    --------------------------------
+    runtime.start: DEVICE_ID, graph mode, begun before        here (every verb), tests/test_runtime.py
+    mindspore.set_device train, one device: whole step, lazy_inline, cached graph  here: test_one_device_trains_...,
+    test_every_verb...
     train, one device: accumulated step, bfloat16             here: test_every_verb_...
-    train, a plan: start, step, log, save, stop, resume       tests/train/test_ascend.py                             sums over ranks (HCCL)
-    train, a plan: slices, words, refusals                    tests/train/test_planned.py                            HCCL
+    train, a plan: start, step, log, save, stop, resume       tests/train/test_ascend.py
+    sums over ranks (HCCL)
+    train, a plan: slices, words, refusals                    tests/train/test_planned.py
+    HCCL
     launch on Ascend: rank tables, binding, variables         tests/train/test_ascend.py, tests/run/test_launch.py
     describe: --device ascend, shared records, plan's ranks   tests/train/test_describe.py, tests/train/test_launch.py
     generate: half-precision cache, both lengths, beams       here: test_one_device_trains_..., test_every_verb...
-    export: what travels, target, check in a fresh process    here: test_every_verb_...                              also in the fresh process
+    export: what travels, target, check in a fresh process    here: test_every_verb_...
+    also in the fresh process
     run-mindir: a package whose target is Ascend              here: test_every_verb_...
     eval, data losses, analyze, model inherit                 here: test_every_verb_...
-    Ascend C kernels in graphs, launchers, no cached graphs   here: test_kernels_of_ours_...                         CANN's headers (one empty file)
-    operators: choice by chip and dtype, built-in attention   here (float16 and bfloat16), tests/ascend_ops/test_backend.py
+    Ascend C kernels in graphs, launchers, no cached graphs   here: test_kernels_of_ours_...
+    CANN's headers (one empty file) operators: choice by chip and dtype, built-in attention   here (float16 and
+    bfloat16), tests/ascend_ops/test_backend.py
     Ascend C kernels themselves                               tests/ascend_ops/ascendc (executed by the host header)
-    mf: device_target of MindFormers' context                 tests/mf/test_settings.py                              not executed
-    manifest, doctor                                          tests/run                                              recorded outputs of the tools
+    mf: device_target of MindFormers' context                 tests/mindformers/test_settings.py                              not
+    executed
+    manifest, doctor                                          tests/run
+    recorded outputs of the tools
 """
 
 import json
@@ -38,14 +49,14 @@ from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import BatchLosses
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.models.init import initial_values
+from pangu_ms.models.common.init import initial_values
 from tests.faults.common import ROOT
 from tests.stub_ascend.sitecustomize import executed, loss_of
 
 PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches=1", "model.ffn_hidden_size=48"]
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         code = main(words)
@@ -58,11 +69,21 @@ def verbs(tmp_path):
     """Runs `pangu` verbs in one process with a stubbed device; what each printed."""
 
     def run(*commands, **variables):
-        place = {"PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent / "stub_ascend", ROOT, ROOT / "run"))), "ASCEND_STUB": str(tmp_path / "stub")}
+        place = {
+            "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent / "stub_ascend", ROOT, ROOT / "run"))),
+            "ASCEND_STUB": str(tmp_path / "stub"),
+        }
         (tmp_path / "verbs.py").write_text(IN_ONE_PROCESS)  # a file, since there is no compile cache without
         command = [sys.executable, str(tmp_path / "verbs.py"), json.dumps([[*map(str, words)] for words in commands])]
         (tmp_path / "cwd").mkdir(exist_ok=True)
-        done = subprocess.run(command, env=os.environ | place | variables, cwd=tmp_path / "cwd", capture_output=True, text=True, timeout=1200)
+        done = subprocess.run(
+            command,
+            env=os.environ | place | variables,
+            cwd=tmp_path / "cwd",
+            capture_output=True,
+            text=True,
+            timeout=1200,
+        )
         found = [json.loads(line) for line in done.stdout.splitlines()]
         assert done.returncode == 0 and [code for code, _ in found] == [0] * len(commands), done.stderr[-5000:]
         assert not list((tmp_path / "cwd").iterdir())
@@ -79,10 +100,17 @@ def training(config, records, output, *overrides):
 def require_executed(output, records, config, parts=1):
     """Weights and moments are what the stub makes of the initial ones and of each batch."""
     expected = dict(initial_values(config.model, config.train.seed))
-    moments = {prefix + name: np.zeros_like(value) for prefix in ("adam_m.", "adam_v.") for name, value in expected.items()}
-    for _, batch in zip(range(config.train.steps), Loader(RecordSet.open(records, "train"), config.train.batch_size, config.data.seed).batches()):
+    moments = {
+        prefix + name: np.zeros_like(value) for prefix in ("adam_m.", "adam_v.") for name, value in expected.items()
+    }
+    for _, batch in zip(
+        range(config.train.steps),
+        Loader(RecordSet.open(records, "train"), config.train.batch_size, config.data.seed).batches(),
+    ):
         change = sum(loss_of(part.ids, part.loss_mask)[2] for part in batch.split(parts)) / parts
-        expected, moments = ({name: executed(value, change) for name, value in tensors.items()} for tensors in (expected, moments))
+        expected, moments = (
+            {name: executed(value, change) for name, value in tensors.items()} for tensors in (expected, moments)
+        )
     checkpoint = open_checkpoint(output)
     assert checkpoint.step == config.train.steps
     for group, tensors in (("model", expected), ("optimizer", moments)):
@@ -94,14 +122,25 @@ def require_successors(out, tokenizer, prompt):
     """Greedy text of a stub behind each of whose tokens comes the next one."""
     answer = json.loads(out)
     last = tokenizer.encode_prompt(prompt)[-1]
-    assert answer["token_ids"] == [(last + 1 + i) % tokenizer.vocab_size for i in range(len(answer["token_ids"]))] and len(answer["token_ids"]) > 2
+    assert (
+        answer["token_ids"] == [(last + 1 + i) % tokenizer.vocab_size for i in range(len(answer["token_ids"]))]
+        and len(answer["token_ids"]) > 2
+    )
 
 
 def test_one_device_trains_resumes_and_generates(records, tiny_overrides, tmp_path, verbs):
     overrides = [*tiny_overrides, "model.compute_dtype=float16", "train.eval_every=0"]
     train = training("alpha/tiny", records, tmp_path / "run", *overrides, "train.steps=4")
-    first, last, text = verbs([*train, "--stop-at", 2], [*train, "--resume"], ["generate", tmp_path / "run", "--prompt", "def a", "--temperature", 0, "--max-new-tokens", 4, "--json"])
-    assert json.loads(first)["stopped_by"] == "stop_at" and json.loads(last)["step"] == 4 and json.loads(last)["held_out"]["loss"] == pytest.approx(3.0)
+    first, last, text = verbs(
+        [*train, "--stop-at", 2],
+        [*train, "--resume"],
+        ["generate", tmp_path / "run", "--prompt", "def a", "--temperature", 0, "--max-new-tokens", 4, "--json"],
+    )
+    assert (
+        json.loads(first)["stopped_by"] == "stop_at"
+        and json.loads(last)["step"] == 4
+        and json.loads(last)["held_out"]["loss"] == pytest.approx(3.0)
+    )
     require_executed(tmp_path / "run", records, load_config("alpha/tiny", [*overrides, "train.steps=4"]))
     require_successors(text, Tokenizer.load(records / "tokenizer"), "def a")
     assert set((tmp_path / "stub.devices").read_text().split()) == {"0"}
@@ -121,7 +160,22 @@ def test_every_verb_that_opens_a_device(records, tiny_overrides, tmp_path, verbs
         ["run-mindir", package, "--prompt", "def a", *greedy],
         ["data", "losses", run, "--data", records, "--output", tmp_path / "losses.npz"],
         ["analyze", "collapse", run, "--data", records, "--output", tmp_path / "collapse.json"],
-        ["model", "inherit", run, "model.ffn_hidden_size=40", "--neurons", "taylor", "--data", records, "--batch-size", 4, "--calibration-batches", 2, "--output", tmp_path / "student"],
+        [
+            "model",
+            "inherit",
+            run,
+            "model.ffn_hidden_size=40",
+            "--neurons",
+            "taylor",
+            "--data",
+            records,
+            "--batch-size",
+            4,
+            "--calibration-batches",
+            2,
+            "--output",
+            tmp_path / "student",
+        ],
         DEVICE_ID="3",
     )
     require_executed(run, records, load_config(config, overrides), parts=2)
@@ -136,11 +190,16 @@ def test_every_verb_that_opens_a_device(records, tiny_overrides, tmp_path, verbs
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_kernels_of_ours_stand_in_graphs_but_not_in_what_travels_or_is_kept(records, tiny_overrides, tmp_path, verbs):
-    """Their launchers are libraries that MindSpore compiles for a process: a graph that names one is of no use to another."""
+    """Their launchers are libraries that MindSpore compiles for a process: a graph that names one is of no use to
+    another."""
     for directory in ("kernels/op_api", "cann/opp", "cann/include/acl"):
         (tmp_path / directory).mkdir(parents=True)
     (tmp_path / "cann/include/acl/acl_base.h").write_text("#include <cstdint>\n")
-    installed = {"ASCEND_CUSTOM_OPP_PATH": str(tmp_path / "kernels"), "ASCEND_OPP_PATH": str(tmp_path / "cann/opp"), "TMPDIR": str(tmp_path / "temporary")}
+    installed = {
+        "ASCEND_CUSTOM_OPP_PATH": str(tmp_path / "kernels"),
+        "ASCEND_OPP_PATH": str(tmp_path / "cann/opp"),
+        "TMPDIR": str(tmp_path / "temporary"),
+    }
     (tmp_path / "temporary").mkdir()
     run, package = tmp_path / "run", tmp_path / "package"
     overrides = [*tiny_overrides, *PI, "model.compute_dtype=float16", "train.steps=4"]

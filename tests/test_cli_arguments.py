@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pangu_ms.cli import VERBS, main
+from pangu_ms.cli.main import VERBS, main
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,10 @@ def test_one_line_with_the_nearest_name(words, advice, capsys):
 @pytest.mark.parametrize(
     ("words", "advice"),
     [
-        (["convert", "a.bin", "b.bin", "--from", "official", "--output", "x"], "b.bin: is no override; an override has the form section.field=value"),
+        (
+            ["convert", "a.bin", "b.bin", "--from", "official", "--output", "x"],
+            "b.bin: is no override; an override has the form section.field=value",
+        ),
         (["generate", "run", "other", "--prompt", "x"], "other: is no override"),
         (["eval", "run", "other", "--data", "x"], "other: is no override"),
         (["export", "run", "other", "--output", "x"], "other: is no override"),
@@ -64,7 +67,11 @@ def test_a_config_may_be_named_without_its_option(capsys, tmp_path):
     for name in ("pi/tiny", "configs/pi/tiny.yaml", str(tmp_path / "my.yaml")):
         assert main(["config", "show", name, "train.steps=7"]) == 0
         assert capsys.readouterr().out == wanted
-    assert main(["plan", "show", "--json", "train.steps=7", "pi/tiny"]) == main(["plan", "show", "--json", "--config", "pi/tiny", "train.steps=7"]) == 0
+    assert (
+        main(["plan", "show", "--json", "train.steps=7", "pi/tiny"])
+        == main(["plan", "show", "--json", "--config", "pi/tiny", "train.steps=7"])
+        == 0
+    )
     first, second = capsys.readouterr().out.splitlines()
     assert first == second
 
@@ -93,7 +100,12 @@ ACTIONS = {
     "analyze": ["collapse"], "study": ["pi-ablation", "pi-pro", "latency"], "ranktable": ["make", "merge", "check", "show", "convert", "wait", "order"],
     "manifest": ["slurm", "volcano", "modelarts", "docker"],
 }  # fmt: skip
-COMMANDS = [[verb, *action] for verb in VERBS if verb not in ("launch", "ops") for action in ([[a] for a in ACTIONS[verb]] if verb in ACTIONS else [[]])]
+COMMANDS = [
+    [verb, *action]
+    for verb in VERBS
+    if verb not in ("launch", "ops")
+    for action in ([[a] for a in ACTIONS[verb]] if verb in ACTIONS else [[]])
+]
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

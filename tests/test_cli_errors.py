@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from pangu_ms.cli import VERBS, main
+from pangu_ms.cli.main import VERBS, main
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
@@ -26,7 +26,18 @@ def train(records, tiny_overrides, tmp_path):
     """A training command with some overrides changed."""
 
     def command(*overrides, data=records, output=tmp_path / "run", options=()):
-        return ["train", "--config", "alpha/tiny", *tiny_overrides, *overrides, "--data", data, "--output", output, *options]
+        return [
+            "train",
+            "--config",
+            "alpha/tiny",
+            *tiny_overrides,
+            *overrides,
+            "--data",
+            data,
+            "--output",
+            output,
+            *options,
+        ]
 
     return command
 
@@ -39,13 +50,35 @@ def test_records_of_another_length_or_vocabulary(train, capsys, tmp_path):
 
 def test_records_made_with_another_tokenizer(train, trained_run, text_file, capsys, tmp_path):
     (tmp_path / "other.txt").write_text("".join(f"while x{i} < {i * i}: pass  # {i:b}\n" for i in range(2000)))
-    other = ["--corpus", str(tmp_path / "other.txt"), "--vocab-size", "384", "--segmenter", "none", "--output", str(tmp_path / "t")]
+    other = [
+        "--corpus",
+        str(tmp_path / "other.txt"),
+        "--vocab-size",
+        "384",
+        "--segmenter",
+        "none",
+        "--output",
+        str(tmp_path / "t"),
+    ]
     assert main(["tokenizer", "train", *other]) == 0
-    prepare = ["--corpus", str(text_file), "--tokenizer", str(tmp_path / "t"), "--seq-length", "32", "--held-out", "0.2", "--num-workers", "1"]
+    prepare = [
+        "--corpus",
+        str(text_file),
+        "--tokenizer",
+        str(tmp_path / "t"),
+        "--seq-length",
+        "32",
+        "--held-out",
+        "0.2",
+        "--num-workers",
+        "1",
+    ]
     assert main(["data", "prepare", *prepare, "--output", str(tmp_path / "r")]) == 0
     assert "must be the same" in fails(capsys, "eval", trained_run, "--data", tmp_path / "r")
     copy = shutil.copytree(trained_run, tmp_path / "run")
-    assert "must be the same" in fails(capsys, *train("train.eval_batches=13", data=tmp_path / "r", output=copy, options=["--resume"]))
+    assert "must be the same" in fails(
+        capsys, *train("train.eval_batches=13", data=tmp_path / "r", output=copy, options=["--resume"])
+    )
 
 
 def test_missing_records_and_checkpoints(train, capsys, tmp_path):
@@ -58,7 +91,9 @@ def test_missing_records_and_checkpoints(train, capsys, tmp_path):
 def test_a_checkpoint_of_another_shape(train, trained_run, capsys, tmp_path):
     message = fails(capsys, *train("model.ffn_hidden_size=64", options=["--init-from", trained_run]))
     assert "ffn.up.weight (128, 32) instead of (64, 32)" in message
-    assert "model.num_layers=3 (was 2)" in fails(capsys, *train("model.num_layers=3", output=trained_run, options=["--resume"]))
+    assert "model.num_layers=3 (was 2)" in fails(
+        capsys, *train("model.num_layers=3", output=trained_run, options=["--resume"])
+    )
 
 
 def test_prompts_that_cannot_be_continued(trained_run, capsys, tmp_path):
@@ -91,9 +126,15 @@ def test_options_that_make_no_sense(trained_run, capsys, options, message):
 
 def test_numbers_that_make_no_sense_elsewhere(train, trained_run, capsys, tmp_path):
     assert "--stop-at 0: must be at least 1" in fails(capsys, *train(options=["--stop-at", "0"]))
-    assert "--max-length 1: must be between" in fails(capsys, "export", trained_run, "--output", tmp_path / "p", "--max-length", "1")
-    assert "batch_size=0: must be at least 1" in fails(capsys, "export", trained_run, "--output", tmp_path / "p", "--batch-size", "0")
-    assert "tokenizer.vocab_size=1024, model.vocab_size=2048" in fails(capsys, "train", "model.vocab_size=2048", "--output", tmp_path / "r")
+    assert "--max-length 1: must be between" in fails(
+        capsys, "export", trained_run, "--output", tmp_path / "p", "--max-length", "1"
+    )
+    assert "batch_size=0: must be at least 1" in fails(
+        capsys, "export", trained_run, "--output", tmp_path / "p", "--batch-size", "0"
+    )
+    assert "tokenizer.vocab_size=1024, model.vocab_size=2048" in fails(
+        capsys, "train", "model.vocab_size=2048", "--output", tmp_path / "r"
+    )
     (tmp_path / "empty.txt").write_text("")
     assert "holds no prompt" in fails(capsys, "generate", trained_run, "--prompt-file", tmp_path / "empty.txt")
     assert "not a MindIR package" in fails(capsys, "run-mindir", tmp_path / "empty.txt", "--prompt", "x")
@@ -147,7 +188,9 @@ SECOND_WORDS = {
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help_with_defaults(verb):
     words = [verb, SECOND_WORDS[verb]] if verb in SECOND_WORDS else [verb]
-    done = subprocess.run([sys.executable, "-m", "pangu_ms", *words, "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pangu_ms", *words, "--help"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0 and "usage: pangu" in done.stdout and "default:" in done.stdout
 
 
@@ -155,12 +198,19 @@ def test_nothing_is_written_where_the_user_is(trained_run, records, tmp_path):
     """Train, evaluate and generate in an empty directory with the output elsewhere."""
     here = tmp_path / "here"
     here.mkdir()
-    for words in (["eval", trained_run, "--data", records], ["generate", trained_run, "--prompt", "def", "--max-new-tokens", "3"]):
-        done = subprocess.run([sys.executable, "-m", "pangu_ms", *map(str, words)], cwd=here, capture_output=True, text=True, check=True)
+    for words in (
+        ["eval", trained_run, "--data", records],
+        ["generate", trained_run, "--prompt", "def", "--max-new-tokens", "3"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "pangu_ms", *map(str, words)], cwd=here, capture_output=True, text=True, check=True
+        )
         assert "WARNING" not in done.stderr + done.stdout
     assert os.listdir(here) == []
 
 
 def test_a_reader_that_goes_away_is_no_error():
-    done = subprocess.run(f"{sys.executable} -u -m pangu_ms --help | head -1", shell=True, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        f"{sys.executable} -u -m pangu_ms --help | head -1", shell=True, capture_output=True, text=True, check=False
+    )
     assert done.stdout.startswith("pangu ") and done.stderr == ""

@@ -1,4 +1,5 @@
-"""The compile cache: the second start finds the graph, another configuration never does, damage costs time and nothing else."""
+"""The compile cache: the second start finds the graph, another configuration never does, damage costs time and nothing
+else."""
 
 import json
 import logging
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from pangu_ms import compile_cache
+from pangu_ms.core import compile_cache
 
 PROGRAM = """
 import sys
@@ -18,7 +19,7 @@ runtime.quiet()
 runtime.start("CPU")
 import numpy as np
 from mindspore import Tensor
-from pangu_ms.compile_cache import cached_compile
+from pangu_ms.core.compile_cache import cached_compile
 from pangu_ms.config import load_config
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.data.loader import batch_from_ids
@@ -44,7 +45,14 @@ def run(tmp_path):
 
     def start(*overrides, cache=tmp_path / "cache", program=("program.py",)):
         environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
-        done = subprocess.run([sys.executable, *program, *overrides], env=environment, capture_output=True, text=True, cwd=tmp_path, check=True)
+        done = subprocess.run(
+            [sys.executable, *program, *overrides],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=True,
+        )
         return done.stdout.strip().splitlines()[-1].split(" ", 1)
 
     return start
@@ -88,8 +96,12 @@ def published(tmp_path):
 
 def test_a_sound_entry_is_copied_without_a_word(published, caplog):
     entry, private = published
-    assert compile_cache._copy_if_sound(entry, private) and (private / "rank_0/graph.mindir").read_bytes() == bytes(range(256))
-    assert not compile_cache._copy_if_sound(entry.with_name("other"), private.with_name("second")) and not caplog.records
+    assert compile_cache._copy_if_sound(entry, private) and (private / "rank_0/graph.mindir").read_bytes() == bytes(
+        range(256)
+    )
+    assert (
+        not compile_cache._copy_if_sound(entry.with_name("other"), private.with_name("second")) and not caplog.records
+    )
 
 
 @pytest.mark.parametrize("name", ["rank_0/graph.mindir", "dependencies.json", "checksums.json"])
@@ -111,7 +123,12 @@ def test_a_damaged_entry_is_removed_with_one_line(published, caplog, name, damag
     damage(entry / name)
     assert not compile_cache._copy_if_sound(entry, private) and not entry.exists() and not private.exists()
     (record,) = caplog.records
-    assert record.levelno == logging.WARNING and "damaged" in record.getMessage() and str(entry) in record.getMessage() and "\n" not in record.getMessage()
+    assert (
+        record.levelno == logging.WARNING
+        and "damaged" in record.getMessage()
+        and str(entry) in record.getMessage()
+        and "\n" not in record.getMessage()
+    )
 
 
 def test_an_entry_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
@@ -122,17 +139,46 @@ def test_an_entry_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     (tmp_path / "private/rank_0").mkdir(parents=True)
     (tmp_path / "private/rank_0/graph.mindir").write_bytes(b"graph")
     compile_cache._publish(tmp_path / "private", tmp_path / "compiled/entry")
-    assert sorted(done[:4]) == ["checksums.json", "graph.mindir", "graphs", "rank_0"] and done[4:] == ["renamed", "compiled"]
+    assert sorted(done[:4]) == ["checksums.json", "graph.mindir", "graphs", "rank_0"] and done[4:] == [
+        "renamed",
+        "compiled",
+    ]
 
 
 def test_pangu_train_never_takes_the_graph_of_another_pi(records, tiny_overrides, tmp_path):
     """The overrides change no parameter's name or shape, so an old graph would run with the new weights."""
-    overrides = [*tiny_overrides, "model.aug_shortcut_reduction=4", "model.num_kv_heads=2", "model.init_std=0.3", "train.steps=1"]
+    overrides = [
+        *tiny_overrides,
+        "model.aug_shortcut_reduction=4",
+        "model.num_kv_heads=2",
+        "model.init_std=0.3",
+        "train.steps=1",
+    ]
 
     def first_loss(*changes):
         output = str(tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
-        command = [sys.executable, "-m", "pangu_ms", "train", "--config", "pi/tiny", *overrides, *changes, "--data", str(records), "--output", output, "--json"]
-        done = subprocess.run(command, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}, capture_output=True, text=True, check=True)
+        command = [
+            sys.executable,
+            "-m",
+            "pangu_ms",
+            "train",
+            "--config",
+            "pi/tiny",
+            *overrides,
+            *changes,
+            "--data",
+            str(records),
+            "--output",
+            output,
+            "--json",
+        ]
+        done = subprocess.run(
+            command,
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         result = json.loads(done.stdout)
         return result["cache_hit"], result["loss"]
 

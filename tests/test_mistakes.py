@@ -1,4 +1,5 @@
-"""Mistakes of every verb are one line, before MindSpore is imported, which takes seconds, and nothing is written: one child runs the whole table."""
+"""Mistakes of every verb are one line, before MindSpore is imported, which takes seconds, and nothing is written: one
+child runs the whole table."""
 
 import shutil
 

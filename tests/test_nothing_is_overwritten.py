@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from pangu_ms.cli import VERBS, main
-from pangu_run import files
-from pangu_run.arguments import NewDirectory, NewFile
-from pangu_run.errors import OutputError
+from pangu_ms.cli.main import VERBS, main
+from pangu_ms.core import files
+from pangu_ms.core.errors import OutputError
+from pangu_ms.core.parser import NewDirectory, NewFile
 
-WRITES = re.compile(r"--(output|plot|save|write)|(^| |;|,)(where to |also )?(write(?! nothing)|draw) |\bnew (file|directory)\b|\bwritten to\b")
+WRITES = re.compile(
+    r"--(output|plot|save|write)|(^| |;|,)(where to |also )?(write(?! nothing)|draw) |\bnew"
+    r" (file|directory)\b|\bwritten to\b"
+)
 """Of option and help. Options that end in -dir or -files are found by what their help says."""
 OTHERWISE = {
     ("train", "--output"): "--resume goes on in it; see test_an_output_directory_with_other_content",
@@ -27,7 +30,10 @@ OTHERWISE = {
     ("convert", "--output"): "a file, a directory or a place of checkpoints; see tests/checkpoint/test_convert.py",
     ("ckpt reshard", "--output"): "empty but for what a killed reshard left; see tests/checkpoint/test_reshard.py",
     ("doctor", "--output"): "looked at; what it writes there has names of its own and is removed",
-    **{(f"manifest {kind}", "--output-dir"): "a place in the job, not here" for kind in ("slurm", "volcano", "modelarts", "docker")},
+    **{
+        (f"manifest {kind}", "--output-dir"): "a place in the job, not here"
+        for kind in ("slurm", "volcano", "modelarts", "docker")
+    },
 }
 
 
@@ -68,7 +74,12 @@ def leaves(words, capsys):
 def writing_options(capsys):
     """(words, parser, action) of each option that writes."""
     found = itertools.chain.from_iterable(leaves([verb], capsys) for verb in VERBS)
-    return [(w, p, a) for w, p in found for a in p._actions if a.option_strings and a.nargs != 0 and WRITES.search(f"{a.option_strings[0]} {a.help}")]
+    return [
+        (w, p, a)
+        for w, p in found
+        for a in p._actions
+        if a.option_strings and a.nargs != 0 and WRITES.search(f"{a.option_strings[0]} {a.help}")
+    ]
 
 
 def value_of(action):
@@ -79,7 +90,11 @@ def value_of(action):
 def with_option(words, parser, action, place):
     """A command with that option; what else is required is there, if of no use: the place must be looked at first."""
     required = [a for a in parser._actions if a.option_strings and a.required and a is not action]
-    required += [next(a for a in group._group_actions if a.nargs != 0) for group in parser._mutually_exclusive_groups if group.required]
+    required += [
+        next(a for a in group._group_actions if a.nargs != 0)
+        for group in parser._mutually_exclusive_groups
+        if group.required
+    ]
     positional = [value_of(a) for a in parser._get_positional_actions() if a.nargs in (None, "+")]
     given = [word for a in required for word in (a.option_strings[0], value_of(a))]
     return [*words, *positional, *given, action.option_strings[0], str(place)]
@@ -95,8 +110,14 @@ def test_options_that_write_refuse_what_is_there(capsys, tmp_path):
         if name in OTHERWISE:
             known.add(name)
             continue
-        assert isinstance(action, NewFile | NewDirectory), f"{name}: make it a NewFile or a NewDirectory, or say in OTHERWISE what it does"
-        places = (tmp_path / "mine.png", tmp_path / "link.png") if isinstance(action, NewFile) else (tmp_path, tmp_path / "mine.png")
+        assert isinstance(action, NewFile | NewDirectory), (
+            f"{name}: make it a NewFile or a NewDirectory, or say in OTHERWISE what it does"
+        )
+        places = (
+            (tmp_path / "mine.png", tmp_path / "link.png")
+            if isinstance(action, NewFile)
+            else (tmp_path, tmp_path / "mine.png")
+        )
         for place in places:
             capsys.readouterr()
             assert main(with_option(words, parser, action, place)) == 2, name
@@ -105,7 +126,12 @@ def test_options_that_write_refuse_what_is_there(capsys, tmp_path):
         tested.add(name)
     assert (tmp_path / "mine.png").read_text() == "mine" and not (tmp_path / "nowhere").exists()
     assert known == OTHERWISE.keys() - {("launch", "--output")}, "an option that is gone"
-    assert {("status", "--plot"), ("ranktable order", "--output"), ("manifest slurm", "--output"), ("analyze collapse", "--output")} <= tested
+    assert {
+        ("status", "--plot"),
+        ("ranktable order", "--output"),
+        ("manifest slurm", "--output"),
+        ("analyze collapse", "--output"),
+    } <= tested
 
 
 def test_a_file_that_came_while_the_work_was_done_is_kept(tmp_path):

@@ -1,10 +1,11 @@
-"""Every verb works where a path has spaces, Chinese and what shells, command lines and file formats take for something else."""
+"""Every verb works where a path has spaces, Chinese and what shells, command lines and file formats take for something
+else."""
 
 import shutil
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 
 ODD = "a b(1)=x,\u76d8\u53e4'q\"$HOME;&*?[z]{y}%s#~:-"
 
@@ -24,22 +25,50 @@ CORPUS = ["--corpus", "@/corpus (3).jsonl"]
 COMMANDS = [
     ["tokenizer", "train", *CORPUS, "--vocab-size", "384", "--segmenter", "none", "--output", "@/new,tokenizer="],
     ["tokenizer", "encode", *TOKENIZER, "--file", "@/corpus (3).jsonl"],
-    ["data", "prepare", *CORPUS, *TOKENIZER, "--seq-length", "32", "--held-out", "0.2", "--num-workers", "1", "--output", "@/new,records="],
+    [
+        "data",
+        "prepare",
+        *CORPUS,
+        *TOKENIZER,
+        "--seq-length",
+        "32",
+        "--held-out",
+        "0.2",
+        "--num-workers",
+        "1",
+        "--output",
+        "@/new,records=",
+    ],
     ["data", "inspect", "@/records,2", "--verify"],
     ["data", "losses", "@/run=1", "--data", "@/records,2", "--output", "@/losses,="],
     ["train", "--config", "@/run=1/config.yaml", "--data", "@/records,2", "--output", "@/run=1", "--resume"],
     ["eval", "@/run=1", "--data", "@/records,2"],
     ["generate", "@/run=1", "--prompt", "def", "--max-new-tokens", "3", *TOKENIZER],
-    *(["convert", "--to", to, "@/run=1", "--output", f"@/new,=(.{suffix}"] for to, suffix in (("huggingface", "safetensors"), ("mindformers", "ckpt"))),
+    *(
+        ["convert", "--to", to, "@/run=1", "--output", f"@/new,=(.{suffix}"]
+        for to, suffix in (("huggingface", "safetensors"), ("mindformers", "ckpt"))
+    ),
     ["ckpt", "reshard", "@/run=1", "--output", "@/resharded,="],
     ["analyze", "collapse", "@/run=1", "--data", "@/records,2", "--max-batches", "1", "--output", "@/collapse,=.json"],
     ["config", "show", "--config", "@/run=1/config.yaml"],
     ["plan", "show", "--config", "@/run=1/config.yaml"],
-    ["manifest", "slurm", "--config", "@/run=1/config.yaml", "runtime.device=Ascend", "--output-dir", "@/run=1", "--output", "@/slurm,=.sh"],
+    [
+        "manifest",
+        "slurm",
+        "--config",
+        "@/run=1/config.yaml",
+        "runtime.device=Ascend",
+        "--output-dir",
+        "@/run=1",
+        "--output",
+        "@/slurm,=.sh",
+    ],
 ]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: f"{words[0]}-{words[1].strip('@/')}-{words[2].strip('@/')}"[:30])
+@pytest.mark.parametrize(
+    "words", COMMANDS, ids=lambda words: f"{words[0]}-{words[1].strip('@/')}-{words[2].strip('@/')}"[:30]
+)
 def test_a_verb(words, place, capsys):
     code = main([word.replace("@", str(place)) for word in words])
     assert code == 0, capsys.readouterr().err
@@ -48,6 +77,20 @@ def test_a_verb(words, place, capsys):
 
 @pytest.mark.slow
 def test_export_and_run(place, capsys):
-    assert main(["export", str(place / "run=1"), "--output", str(place / "package,="), "--batch-size", "1", "--max-length", "8"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                str(place / "run=1"),
+                "--output",
+                str(place / "package,="),
+                "--batch-size",
+                "1",
+                "--max-length",
+                "8",
+            ]
+        )
+        == 0
+    )
     assert main(["run-mindir", str(place / "package,="), "--prompt", "d", "--max-new-tokens", "3"]) == 0
     assert capsys.readouterr().out

@@ -10,7 +10,7 @@ from fcntl import ioctl
 
 import pytest
 
-from pangu_ms import progress
+from pangu_ms.core import progress
 
 
 def run(steps=4, **options):
@@ -26,7 +26,9 @@ def test_a_log_has_whole_lines(monkeypatch):
     monkeypatch.setattr(progress, "LOG_INTERVAL_S", 0.0)
     run()
     lines = sys.stderr.getvalue().split("\n")
-    assert "\r" not in sys.stderr.getvalue() and lines[-1] == "" and all(line.startswith("train: ") for line in lines[:-1])
+    assert (
+        "\r" not in sys.stderr.getvalue() and lines[-1] == "" and all(line.startswith("train: ") for line in lines[:-1])
+    )
     assert lines[-2].startswith("train: 100% 4/4 [") and "loss=3" in lines[-2]
     for _ in progress.progress_bar(iterable=iter(range(3)), desc="of unknown length", leave=False):
         pass

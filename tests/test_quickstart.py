@@ -9,13 +9,25 @@ import pytest
 
 
 def quickstart(here, *words):
-    return subprocess.run([sys.executable, "-m", "pangu_ms", "quickstart", *map(str, words)], cwd=here, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "pangu_ms", "quickstart", *map(str, words)],
+        cwd=here,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_on_a_user_s_corpus(text_file, tiny_overrides, tmp_path):
     here, output = tmp_path / "here", tmp_path / "out"
     here.mkdir()
-    overrides = [*tiny_overrides, "tokenizer.vocab_size=384", "data.held_out=0.2", "train.steps=60", "train.batch_size=8"]
+    overrides = [
+        *tiny_overrides,
+        "tokenizer.vocab_size=384",
+        "data.held_out=0.2",
+        "train.steps=60",
+        "train.batch_size=8",
+    ]
     done = quickstart(here, *overrides, "--corpus", text_file, "--output", output)
     assert done.returncode == 0, done.stderr
     commands = [line for line in done.stdout.splitlines() if line.startswith("$ pangu ")]
@@ -25,7 +37,9 @@ def test_on_a_user_s_corpus(text_file, tiny_overrides, tmp_path):
     assert all(str(output / name) in table for name in ("tokenizer", "records", "run", "mindir"))
     assert "unigram" in table and "bigram" in table
     assert os.listdir(here) == []
-    again = subprocess.run([sys.executable, str(output / "mindir/run.pyz"), "--prompt", "def"], capture_output=True, text=True, check=False)
+    again = subprocess.run(
+        [sys.executable, str(output / "mindir/run.pyz"), "--prompt", "def"], capture_output=True, text=True, check=False
+    )
     assert again.returncode == 0 and again.stdout.startswith("def")
 
 

@@ -1,12 +1,13 @@
-"""A process's device: chosen at any time, also when MindSpore has computed something already; what is refused says why."""
+"""A process's device: chosen at any time, also when MindSpore has computed something already; what is refused says
+why."""
 
 import subprocess
 import sys
 
 import pytest
 
-from pangu_ms import runtime
-from pangu_ms.errors import ConfigError
+from pangu_ms.core import runtime
+from pangu_ms.core.errors import ConfigError
 
 AFTER_AN_OPERATION = """
 import numpy, mindspore
@@ -37,14 +38,18 @@ def computed(monkeypatch):
     monkeypatch.setattr(ms, "set_context", lambda mode: None)
 
 
-@pytest.mark.parametrize(("device", "number", "refused"), [("Ascend", "2", ""), ("Ascend", "3", "Ascend (DEVICE_ID=3)"), ("CPU", "2", "CPU")])
+@pytest.mark.parametrize(
+    ("device", "number", "refused"), [("Ascend", "2", ""), ("Ascend", "3", "Ascend (DEVICE_ID=3)"), ("CPU", "2", "CPU")]
+)
 def test_a_process_keeps_the_device_that_it_computed_on(computed, monkeypatch, device, number, refused):
     monkeypatch.setenv("DEVICE_ID", number)
     if not refused:
         return runtime.start(device)
     with pytest.raises(ConfigError) as error:
         runtime.start(device)
-    assert str(error.value).startswith(f"runtime.device={refused}: MindSpore has computed on another device of type Ascend; ")
+    assert str(error.value).startswith(
+        f"runtime.device={refused}: MindSpore has computed on another device of type Ascend; "
+    )
 
 
 def test_a_device_number_that_is_none_is_named(monkeypatch):

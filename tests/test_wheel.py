@@ -1,4 +1,5 @@
-"""A plain wheel, built from the source distribution, in a virtual environment of its own: all that is shipped is in it, and it works far from any checkout."""
+"""A plain wheel, built from the source distribution, in a virtual environment of its own: all that is shipped is in it,
+and it works far from any checkout."""
 
 import json
 import os
@@ -13,7 +14,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = ("pangu_ms", "ascend_ops", "run", "configs")
-PLACES = {"run/": "", "configs/": "pangu_ms/configs/"}  # where a folder of the checkout lies in the wheel, if not in the same place
+PLACES = {
+    "run/": "",
+    "configs/": "pangu_ms/configs/",
+}  # where a folder of the checkout lies in the wheel, if not in the same place
 NOT_INSTALLED = {"run/train.sh"}  # starts a checkout; an installed package has `pangu launch`
 METADATA = ("LICENSE", "NOTICE")
 GENERATED = shutil.ignore_patterns("__pycache__", "*.egg-info", "opp")
@@ -47,13 +51,16 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def user(wheel, tmp_path_factory):
-    """`run` in an environment that has the wheel; what it needs is taken from this interpreter's packages, which come after its own."""
+    """`run` in an environment that has the wheel; what it needs is taken from this interpreter's packages, which come
+    after its own."""
     here = tmp_path_factory.mktemp("user")
     venv.create(here / "venv", with_pip=True)
     python = here / "venv/bin/python"
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel, cwd=here)
     own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=here).strip())
-    (own / "shared.pth").write_text("\n".join(p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")))
+    (own / "shared.pth").write_text(
+        "\n".join(p for p in sys.path if Path(p).name in ("site-packages", "dist-packages"))
+    )
     (here / "work").mkdir()
     private = {"HOME": str(here), "XDG_CACHE_HOME": str(here / "cache"), "ASCEND_OPS_CACHE": str(here / "operators")}
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | private
@@ -73,8 +80,12 @@ def trained(user, records, tiny_overrides):
 
 def test_all_that_is_shipped_is_in_it(wheel):
     ours = {str(p.relative_to(ROOT)) for name in SHIPPED for p in (ROOT / name).rglob("*") if p.is_file()}
-    ours = {name for name in ours if not {"__pycache__", "opp"} & set(Path(name).parts) and ".egg-info" not in name} - NOT_INSTALLED
-    expected = {next((name.replace(old, new, 1) for old, new in PLACES.items() if name.startswith(old)), name) for name in ours}
+    ours = {
+        name for name in ours if not {"__pycache__", "opp"} & set(Path(name).parts) and ".egg-info" not in name
+    } - NOT_INSTALLED
+    expected = {
+        next((name.replace(old, new, 1) for old, new in PLACES.items() if name.startswith(old)), name) for name in ours
+    }
     packed = set(zipfile.ZipFile(wheel).namelist())
     assert {name for name in packed if ".dist-info/" not in name} == expected
     assert {Path(name).name for name in packed if ".dist-info/licenses/" in name} == set(METADATA)
@@ -85,7 +96,9 @@ def test_it_is_the_wheel_that_runs_and_it_says_what_there_is(user):
     assert len(places) == 3 and all("/venv/lib/" in place for place in places)
     assert "quickstart" in user("pangu", "--help")
     shown = {line.split()[0] for line in user("pangu", "config", "show", "--list").splitlines()}
-    assert shown == {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in (ROOT / "configs").glob("*/*.yaml")}
+    assert shown == {
+        str(path.relative_to(ROOT / "configs").with_suffix("")) for path in (ROOT / "configs").glob("*/*.yaml")
+    }
     assert "family: pi" in user("pangu", "config", "show", "--config", "pi/7b_8x64gib")
     assert json.loads(user("pangu", "ops", "list", "--json"))["gelu"]["backend"] == "cpu"
 

@@ -14,7 +14,7 @@ class Blocked:
             raise AssertionError("{IMPORTED}")
 
 sys.meta_path.insert(0, Blocked())
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 answers = []
 for words in json.load(sys.stdin):
     error = io.StringIO()
@@ -32,6 +32,13 @@ json.dump(answers, sys.stdout)
 
 def answers_to(commands, cwd=None):
     """[exit code or traceback, stderr] of each command, a list of words."""
-    done = subprocess.run([sys.executable, "-c", PROGRAM], input=json.dumps(commands), cwd=cwd, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(commands),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

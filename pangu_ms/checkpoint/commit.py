@@ -1,7 +1,8 @@
 """How a step directory enters and leaves a checkpoint root, safe against a kill at any instant. No mindspore import.
 
-A step is committed by one rename. Whatever else is in the root has a name that says what it is: `.step-*.tmp` is rubbish, `step-*.old` is
-a whole checkpoint that was about to be replaced by another one of the same step, and is still good if that one never arrived.
+A step is committed by one rename. Whatever else is in the root has a name that says what it is: `.step-*.tmp` is
+rubbish, `step-*.old` is a whole checkpoint that was about to be replaced by another one of the same step, and is still
+good if that one never arrived.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pangu_run.files import sync_path
+from pangu_ms.core.files import sync_path
 
 _log = logging.getLogger(__name__)
 _one_thread = threading.Lock()  # lockf excludes processes, not threads
@@ -36,15 +37,19 @@ def leftovers(root: Path) -> list[Path]:
 def only_saver(root: Path) -> Iterator[bool]:
     """Wait until nobody else saves into `root`; yields False where the file system has no locks.
 
-    The kernel drops the lock of a process that dies, so whoever holds it knows that all temporary directories are left over. A lock of the
-    `lockf` kind is not inherited by forked data workers, which may outlive their parent.
+    The kernel drops the lock of a process that dies, so whoever holds it knows that all temporary directories are left
+    over. A lock of the `lockf` kind is not inherited by forked data workers, which may outlive their parent.
     """
     with _one_thread, open(root / ".lock", "w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX)
             locked = True
         except OSError as error:
-            _log.warning("%s: this file system has no locks (%s); directories named .step-*.tmp are left for you to remove", root, error.strerror)
+            _log.warning(
+                "%s: this file system has no locks (%s); directories named .step-*.tmp are left for you to remove",
+                root,
+                error.strerror,
+            )
             locked = False
         yield locked
 

@@ -1,4 +1,5 @@
-"""Weights of other programs: MindSpore .ckpt, numpy .npz, .safetensors, and Hugging Face directories. mindspore is imported only to write .ckpt."""
+"""Weights of other programs: MindSpore .ckpt, numpy .npz, .safetensors, and Hugging Face directories. mindspore is
+imported only to write .ckpt."""
 
 import os
 import shutil
@@ -10,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.checkpoint import mindspore_shards, safetensors_file, store
-from pangu_ms.checkpoint.dtypes import BFLOAT16, widened
+from pangu_ms.core import files, small_json
+from pangu_ms.core.dtypes import BFLOAT16, widened
+from pangu_ms.core.errors import CheckpointError
 from pangu_ms.data import npz_file
-from pangu_ms.errors import CheckpointError
-from pangu_run import files, small_json
 
 Tensors = dict[str, np.ndarray]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
@@ -30,7 +31,10 @@ def read_config(directory: Path) -> dict[str, Any]:
     try:
         return small_json.read_object(path)
     except ValueError as error:
-        raise CheckpointError(f"{path}: {error}; a Hugging Face directory says there what its weights are; restore it, or name the file of weights and --config") from None
+        raise CheckpointError(
+            f"{path}: {error}; a Hugging Face directory says there what its weights are; restore it, or name the file"
+            " of weights and --config"
+        ) from None
 
 
 def weight_files(directory: Path) -> list[Path]:
@@ -48,10 +52,15 @@ def weight_files(directory: Path) -> list[Path]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index}: not an index of weights ({error!r}); copy or download it again") from None
     if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
-        raise CheckpointError(f"{index}: names {outside[0]}; its files must lie in its directory; copy them there and correct the index")
+        raise CheckpointError(
+            f"{index}: names {outside[0]}; its files must lie in its directory; copy them there and correct the index"
+        )
     if missing := [name for name in names if not (directory / name).is_file()]:
         where = f"named in {index.name}" if index.is_file() else f"nor {index.name}; PyTorch's .bin files are not read"
-        raise CheckpointError(f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again, as .safetensors")
+        raise CheckpointError(
+            f"{directory}: holds no {', '.join(missing)} ({where}); copy or download the directory again, as"
+            " .safetensors"
+        )
     return [directory / name for name in names]
 
 
@@ -65,13 +74,18 @@ def read_files(paths: list[Path]) -> Tensors:
     for path in paths:
         shard = read_file(path)
         if twice := tensors.keys() & shard.keys():
-            raise CheckpointError(f"{path}: {min(twice)} stands in another file too; one is meant; copy or download the directory again")
+            raise CheckpointError(
+                f"{path}: {min(twice)} stands in another file too; one is meant; copy or download the directory again"
+            )
         tensors |= shard
     return tensors
 
 
-def write_directory(directory: Path, tensors: Tensors, contents: Mapping[str, bytes], max_shard_bytes: int = store.MAX_SHARD_BYTES) -> None:
-    """Write a Hugging Face directory, whole or not at all: the weights in one file or, beyond `max_shard_bytes`, in several with an index.
+def write_directory(
+    directory: Path, tensors: Tensors, contents: Mapping[str, bytes], max_shard_bytes: int = store.MAX_SHARD_BYTES
+) -> None:
+    """Write a Hugging Face directory, whole or not at all: the weights in one file or, beyond `max_shard_bytes`, in
+    several with an index.
 
     Args:
         contents: name -> content of its other files.
@@ -86,7 +100,9 @@ def write_directory(directory: Path, tensors: Tensors, contents: Mapping[str, by
             _write_safetensors(temporary / file, {name: tensors[name] for name in names})
         if len(shards) > 1:
             weight_map = {name: file for file, names in shards.items() for name in names}
-            files.write_json(temporary / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map})
+            files.write_json(
+                temporary / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+            )
         for name, content in contents.items():
             (temporary / name).write_bytes(content)
 
@@ -130,9 +146,14 @@ def require_known_suffix(path: Path, dtype: str = "float32") -> None:
     """Raise CheckpointError unless `path` ends in a suffix that can be read, and written with this dtype."""
     if Path(path).suffix not in _FORMATS:
         remedy = "use one of these (a new directory: a name without a dot)"
-        raise CheckpointError(f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}; {remedy}")
+        raise CheckpointError(
+            f"{path}: unknown kind of file {Path(path).suffix!r}; weights are {', '.join(_FORMATS)}; {remedy}"
+        )
     if dtype == "bfloat16" and Path(path).suffix == ".npz":
-        raise CheckpointError(f"{path}: numpy's files have no bfloat16; it goes into a .safetensors, a .ckpt or a directory; name one, or another --dtype")
+        raise CheckpointError(
+            f"{path}: numpy's files have no bfloat16; it goes into a .safetensors, a .ckpt or a directory; name one, or"
+            " another --dtype"
+        )
 
 
 def _functions(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, Tensors], None]]:
@@ -141,7 +162,8 @@ def _functions(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, T
 
 
 def _read_ckpt(path: Path) -> Tensors:
-    # Not by MindSpore: it copies contents of another length than their dims past the array's end, and turns a bfloat16 on a device.
+    # Not by MindSpore: it copies contents of another length than their dims past the array's end, and turns a
+    # bfloat16 on a device.
     return safetensors_file.load(mindspore_shards.index(path))
 
 

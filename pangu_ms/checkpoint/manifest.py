@@ -1,4 +1,5 @@
-"""What makes a step directory trustworthy: its manifest, and files of the sizes and digests that it names. No mindspore import."""
+"""What makes a step directory trustworthy: its manifest, and files of the sizes and digests that it names. No mindspore
+import."""
 
 import re
 import stat
@@ -6,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.checkpoint.sharded import RANK_FILE
-from pangu_ms.errors import CheckpointError
-from pangu_ms.progress import progress_bar
-from pangu_run import files, format_version, small_json
+from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core.errors import CheckpointError
+from pangu_ms.core.progress import progress_bar
 
 FORMAT_VERSION = 2
 """1 was that of version 0.1.0, whose config.yaml and state.json have no format version; it is still read."""
@@ -29,21 +30,32 @@ def verified(path: Path, digests: bool = True, progress: bool = False) -> dict[s
     """
     try:
         manifest = _read(path)
-        sizes = {name: _size(path / name) for name in manifest["files"]}  # all of them before the first digest, which may take minutes
+        sizes = {
+            name: _size(path / name) for name in manifest["files"]
+        }  # all of them before the first digest, which may take minutes
         for name, entry in manifest["files"].items():
             if sizes[name] != entry["bytes"]:
-                raise CheckpointError(f"{path}: {name} has {sizes[name]} bytes, its manifest says {entry['bytes']}; use another checkpoint")
+                raise CheckpointError(
+                    f"{path}: {name} has {sizes[name]} bytes, its manifest says {entry['bytes']}; use another"
+                    " checkpoint"
+                )
         with progress_bar(progress, total=sum(sizes.values()), unit="B", unit_scale=True, desc="verify") as bar:
             for name, entry in manifest["files"].items() if digests else ():
                 if files.sha256_file(path / name) != entry["sha256"]:
-                    raise CheckpointError(f"{path}: {name} has another content than its manifest says (SHA-256); use another checkpoint")
+                    raise CheckpointError(
+                        f"{path}: {name} has another content than its manifest says (SHA-256); use another checkpoint"
+                    )
                 bar.update(entry["bytes"])
     except FileNotFoundError as error:
         name = str(Path(error.filename).relative_to(path))
         of_rank = f" (rank {int(match[2])}'s {match[1]} tensors)" if (match := RANK_FILE.fullmatch(name)) else ""
-        raise CheckpointError(f"{path}: {name}{of_rank} is missing, so the directory is not whole; use another checkpoint") from None
+        raise CheckpointError(
+            f"{path}: {name}{of_rank} is missing, so the directory is not whole; use another checkpoint"
+        ) from None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}); use another checkpoint or mend the disk") from None
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); use another checkpoint or mend the disk"
+        ) from None
     return manifest
 
 
@@ -52,10 +64,14 @@ def _read(path: Path) -> dict[str, Any]:
         manifest = small_json.read_object(path / MANIFEST)
         intact = manifest.pop("sha256") == files.sha256_json(manifest)
     except small_json.Missing:
-        raise CheckpointError(f"{path}: {MANIFEST} is missing, so the directory is not whole; use another checkpoint") from None
+        raise CheckpointError(
+            f"{path}: {MANIFEST} is missing, so the directory is not whole; use another checkpoint"
+        ) from None
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: {MANIFEST} is damaged ({error}); use another checkpoint") from None
-    format_version.require_known(manifest.get(format_version.KEY), FORMAT_VERSION, path, NewerCheckpoint if intact else CheckpointError)
+    format_version.require_known(
+        manifest.get(format_version.KEY), FORMAT_VERSION, path, NewerCheckpoint if intact else CheckpointError
+    )
     match = STEP.fullmatch(path.name)
     if not intact or not _is_whole(manifest) or (match and int(match[1]) != manifest["step"]):
         raise CheckpointError(f"{path}: {MANIFEST} was changed after it was written; use another checkpoint")
@@ -70,7 +86,8 @@ def _size(file: Path) -> int:
 
 
 def _is_whole(manifest: dict[str, Any]) -> bool:
-    """Whether it has a step, files of the directory with sizes and digests, and groups of tensors: a digest does not say who computed it."""
+    """Whether it has a step, files of the directory with sizes and digests, and groups of tensors: a digest does not
+    say who computed it."""
     entries, groups = manifest.get("files"), manifest.get("tensors")
     return (
         type(manifest.get("step")) is int
@@ -83,4 +100,6 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
 
 def _is_entry(name: str, entry: Any) -> bool:
     inside = name != MANIFEST and not Path(name).is_absolute() and ".." not in Path(name).parts
-    return inside and isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
+    return (
+        inside and isinstance(entry, dict) and type(entry.get("bytes")) is int and isinstance(entry.get("sha256"), str)
+    )

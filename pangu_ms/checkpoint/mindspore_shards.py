@@ -1,6 +1,8 @@
-"""MindSpore's own sharded checkpoints: DIR/rank_N/*.ckpt or *.safetensors, with strategy files that say what was cut how. No mindspore import.
+"""MindSpore's own sharded checkpoints: DIR/rank_N/*.ckpt or *.safetensors, with strategy files that say what was cut
+how. No mindspore import.
 
-Source: checkpoint.proto and _write_parameter_data in mindspore/train/serialization.py; rank_N as mindspore.transform_checkpoints takes them.
+Source: checkpoint.proto and _write_parameter_data in mindspore/train/serialization.py; rank_N as
+mindspore.transform_checkpoints takes them.
 """
 
 import math
@@ -14,14 +16,14 @@ import numpy as np
 from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.checkpoint.safetensors_file import Contents, Place, Spec
 from pangu_ms.checkpoint.sharded import Stored, gather, parameter_of, replicated
-from pangu_ms.checkpoint.strict import check_names_and_shapes
-from pangu_ms.config.base import ModelConfig
-from pangu_ms.errors import CheckpointError, PlanError
+from pangu_ms.core import files
+from pangu_ms.core.errors import CheckpointError, PlanError
+from pangu_ms.core.protobuf import signed, values
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import MOMENTS
 from pangu_ms.parallel.strategy_file import StoredLayout, StrategyFile, read_parameter_layouts
-from pangu_ms.protobuf import signed, values
-from pangu_run import files
 
 _CODES = {
     "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Int64": "I64", "Int32": "I32", "Int16": "I16", "Int8": "I8",
@@ -50,11 +52,13 @@ def open_shards(directory: Path, strategies: list[Path], model: ModelConfig) -> 
     """The tensors of a sharded checkpoint of `model`, on disk.
 
     Args:
-        directory: with rank_N/ for each rank, one file in each. Ranks that hold the same slices as another one may be left out.
+        directory: with rank_N/ for each rank, one file in each. Ranks that hold the same slices as another one may be
+            left out.
         strategies: one merged file, or one for each stage.
 
     Raises:
-        CheckpointError: files of a needed rank are missing, damaged or too many; or names and shapes are not those of the strategy and the model.
+        CheckpointError: files of a needed rank are missing, damaged or too many; or names and shapes are not those of
+            the strategy and the model.
         PlanError: a strategy file cannot be used.
     """
     plan = SourcePlan.read(strategies)
@@ -64,7 +68,10 @@ def open_shards(directory: Path, strategies: list[Path], model: ModelConfig) -> 
         ranks = range(stage * plan.stage_size, (stage + 1) * plan.stage_size)
         for name in names:
             if name not in tensors and parameter_of(name) in model.parameters():
-                where = f"none of the ranks {ranks[0]} to {ranks[-1]} has {name}, which the strategy file names for stage {stage}"
+                where = (
+                    f"none of the ranks {ranks[0]} to {ranks[-1]} has {name}, which the strategy file names for stage"
+                    f" {stage}"
+                )
                 raise CheckpointError(f"{directory}: {where}; all parameters are needed; add the files of these ranks")
     return _grouped(str(directory), tensors, model)
 
@@ -100,7 +107,8 @@ class SourcePlan:
         return self.stage_size * len(self.stages)
 
     def layout(self, rank: int, name: str, shape: tuple[int, ...]) -> Layout:
-        """The layout of a tensor of which the file of `rank` has `shape`; what no strategy names is whole on every device."""
+        """The layout of a tensor of which the file of `rank` has `shape`; what no strategy names is whole on every
+        device."""
         stored = self.stages[rank // self.stage_size]
         known = stored.get(name) or stored.get(parameter_of(name))
         try:
@@ -115,9 +123,16 @@ def rank_files(directory: Path, plan: SourcePlan) -> dict[int, Path]:
     Raises:
         CheckpointError: no rank at all, one that the strategy has not, or a rank with no file or several.
     """
-    found = {int(match[1]): path for path in Path(directory).glob("rank_*") if (match := _RANK.fullmatch(path.name)) and path.is_dir()}
+    found = {
+        int(match[1]): path
+        for path in Path(directory).glob("rank_*")
+        if (match := _RANK.fullmatch(path.name)) and path.is_dir()
+    }
     if not found:
-        raise CheckpointError(f"{directory}: no rank_N directory in it; a sharded checkpoint has rank_0/FILE.ckpt and so on; name their parent")
+        raise CheckpointError(
+            f"{directory}: no rank_N directory in it; a sharded checkpoint has rank_0/FILE.ckpt and so on; name their"
+            " parent"
+        )
     if max(found) >= plan.world:
         world = f"{len(plan.stages)} stages of {plan.stage_size}"
         rule = "both must be of one run; name the strategy file of this run"
@@ -127,7 +142,10 @@ def rank_files(directory: Path, plan: SourcePlan) -> dict[int, Path]:
         here = sorted(file for file in path.iterdir() if file.suffix in (".ckpt", ".safetensors"))
         if len(here) != 1:
             names = ", ".join(file.name for file in here[:5]) or "no .ckpt or .safetensors"
-            raise CheckpointError(f"{path}: rank {rank} has {names}; must be one file of weights; {'remove all others' if here else 'add it'}")
+            raise CheckpointError(
+                f"{path}: rank {rank} has {names}; must be one file of weights;"
+                f" {'remove all others' if here else 'add it'}"
+            )
         chosen[rank] = here[0]
     return chosen
 
@@ -144,7 +162,9 @@ def index(path: Path) -> Contents:
         files.open_ordinary(path).close()
         return _ckpt_index(path)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"{path}: not a whole MindSpore checkpoint ({error}); must be one without encryption; copy or save it again") from None
+        raise CheckpointError(
+            f"{path}: not a whole MindSpore checkpoint ({error}); must be one without encryption; copy or save it again"
+        ) from None
 
 
 def _ckpt_index(path: Path) -> Contents:
@@ -167,7 +187,8 @@ def _ckpt_index(path: Path) -> Contents:
 
 
 def _ckpt_values(content: np.ndarray) -> Iterator[tuple[str, Spec, tuple[int, int]]]:
-    """Name, dtype with shape, and (offset, length) of the bytes of each value. Views of the file are passed on, so that it is not read."""
+    """Name, dtype with shape, and (offset, length) of the bytes of each value. Views of the file are passed on, so that
+    it is not read."""
     start = content.ctypes.data
     for number, value in values(memoryview(content)):
         if number != _VALUE:
@@ -200,9 +221,15 @@ def _singles(pairs: Iterable[tuple[int, int | bytes]]) -> dict[int, int | bytes]
 
 def _require_fits(file: StrategyFile, first: StrategyFile, stages: dict[int, dict[str, StoredLayout]]) -> None:
     if twice := sorted(stages.keys() & file.stages.keys()):
-        raise PlanError(f"{file.path}: is of stage {twice[0]}, as one before it; must be of another stage; name one file for each, or the merged one")
+        raise PlanError(
+            f"{file.path}: is of stage {twice[0]}, as one before it; must be of another stage; name one file for each,"
+            " or the merged one"
+        )
     if file.stage_size != first.stage_size:
-        raise PlanError(f"{file.path}: has {file.stage_size} devices a stage, {first.path} has {first.stage_size}; must be of one run; name its files")
+        raise PlanError(
+            f"{file.path}: has {file.stage_size} devices a stage, {first.path} has {first.stage_size}; must be of one"
+            " run; name its files"
+        )
 
 
 def _grouped(where: str, tensors: Stored, model: ModelConfig) -> Shards:

@@ -1,16 +1,17 @@
-"""From a checkpoint to its model, also on another device or in another dtype than it was trained with. mindspore is imported when a model is loaded."""
+"""From a checkpoint to its model, also on another device or in another dtype than it was trained with. mindspore is
+imported when a model is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pangu_ms import runtime
 from pangu_ms.checkpoint import store
-from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import ConfigError
+from pangu_ms.core import runtime
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.common.config import ModelConfig
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -27,7 +28,9 @@ def checkpoint_config(checkpoint: store.Checkpoint, overrides: Sequence[str] = (
     """
     for override in overrides:
         if not override.startswith(FREE_OVERRIDES):
-            raise ConfigError(f"{override}: a checkpoint's model is fixed; only runtime.* and model.compute_dtype can be overridden")
+            raise ConfigError(
+                f"{override}: a checkpoint's model is fixed; only runtime.* and model.compute_dtype can be overridden"
+            )
     return load_config(str(checkpoint.path / "config.yaml"), list(overrides))
 
 

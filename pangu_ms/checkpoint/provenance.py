@@ -36,7 +36,9 @@ def versions() -> dict[str, str]:
 def git_revision() -> str | None:
     """Commit of the checkout that the package lies in, with "-dirty" if files differ; None for an installed package."""
     checkout = Path(pangu_ms.__file__).resolve().parents[1]
-    if not (checkout / ".git").exists():  # without this, git would find the user's own repository around a virtual environment
+    if not (
+        checkout / ".git"
+    ).exists():  # without this, git would find the user's own repository around a virtual environment
         return None
     command = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

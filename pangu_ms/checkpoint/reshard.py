@@ -1,7 +1,8 @@
 """Checkpoints from any parallel plan to any other, to and from one whole checkpoint. No mindspore import.
 
-Each file of the target is written from its first byte to its last, each tensor of it made, when its turn has come, from those parts of the source's files
-that it needs. So memory holds one slice of the target (and the pages of the slices that it comes from), whatever the number of ranks.
+Each file of the target is written from its first byte to its last, each tensor of it made, when its turn has come, from
+those parts of the source's files that it needs. So memory holds one slice of the target (and the pages of the slices
+that it comes from), whatever the number of ranks.
 """
 
 import shutil
@@ -15,11 +16,11 @@ import numpy as np
 from pangu_ms.checkpoint import safetensors_file, sharded, store
 from pangu_ms.checkpoint.safetensors_file import Spec
 from pangu_ms.checkpoint.sharded import Slices, Stored
-from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config
-from pangu_ms.errors import CheckpointError, OutputError
+from pangu_ms.core.errors import CheckpointError, OutputError
+from pangu_ms.core.progress import progress_bar
+from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.parallel.plan import Plan, parameter_of
-from pangu_ms.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,13 @@ class Source:
     def of(cls, checkpoint: store.Checkpoint) -> "Source":
         """A checkpoint of ours, whole or sharded."""
         groups = {group: checkpoint.stored(group) for group in checkpoint.groups}
-        return cls(str(checkpoint.path), checkpoint.step, groups, (checkpoint.path / "state.json").read_bytes(), checkpoint.tokenizer_path())
+        return cls(
+            str(checkpoint.path),
+            checkpoint.step,
+            groups,
+            (checkpoint.path / "state.json").read_bytes(),
+            checkpoint.tokenizer_path(),
+        )
 
     @property
     def nbytes(self) -> int:
@@ -47,7 +54,8 @@ class Source:
 
 
 def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, progress: bool = False) -> Path:
-    """Write a checkpoint whose tensors lie as `config.parallel` has it; a kill or a full disk at any instant leaves nothing but a temporary.
+    """Write a checkpoint whose tensors lie as `config.parallel` has it; a kill or a full disk at any instant leaves
+    nothing but a temporary.
 
     Args:
         source: read only.
@@ -64,13 +72,19 @@ def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, 
         OutputError: `root` has other content, or the disk has not enough room.
     """
     check(source, root, config)
-    contents: store.Contents = {"state.json": [source.state], "config.yaml": [dump_config(config).encode()], **store.tokenizer_files(source.tokenizer)}
+    contents: store.Contents = {
+        "state.json": [source.state],
+        "config.yaml": [dump_config(config).encode()],
+        **store.tokenizer_files(source.tokenizer),
+    }
     plan = Plan.of(config)
     with progress_bar(progress, total=source.nbytes, unit="B", unit_scale=True, desc="reshard") as bar:
         for group, tensors in source.groups.items():
             for name, parts in _files(group, tensors, None if whole else plan):
                 contents[name] = _counted(_encoded(tensors, parts), bar)
-        return store.write(root, source.step, contents, {group: len(tensors) for group, tensors in source.groups.items()})
+        return store.write(
+            root, source.step, contents, {group: len(tensors) for group, tensors in source.groups.items()}
+        )
 
 
 def check(source: Source, root: Path, config: RunConfig) -> None:
@@ -87,11 +101,14 @@ def require_unused(root: Path) -> None:
         raise OutputError(f"{root}: is a file; a checkpoint goes into a directory; name another --output")
     for path in sorted(root.iterdir()) if root.is_dir() else ():
         if path.name != ".lock" and not (path.name.startswith(".step-") and path.suffix == ".tmp"):
-            raise OutputError(f"{root}: has other content ({path.name}); nothing is overwritten; name a new --output or empty it")
+            raise OutputError(
+                f"{root}: has other content ({path.name}); nothing is overwritten; name a new --output or empty it"
+            )
 
 
 def _files(group: str, tensors: Stored, plan: Plan | None) -> Iterator[tuple[str, dict[str, Slices]]]:
-    """Names of a group's files, each with the parts of tensors that it gets; without a plan as `store.save` has them."""
+    """Names of a group's files, each with the parts of tensors that it gets; without a plan as `store.save` has
+    them."""
     if plan:
         for rank, parts in sharded.rank_tensors(plan, {name: tensor.shape for name, tensor in tensors.items()}):
             yield sharded.rank_file(group, rank), parts
@@ -119,10 +136,16 @@ def _require_model(source: Source, config: RunConfig) -> None:
             shape = shapes.get(parameter_of(name), tensor.shape)
             if tensor.shape != shape:
                 rule = f"the configuration has its parameter as {list(shape)}"
-                raise CheckpointError(f"{source.where}: {group} tensor {name} is {list(tensor.shape)}; {rule}; use the one that belongs to these weights")
+                raise CheckpointError(
+                    f"{source.where}: {group} tensor {name} is {list(tensor.shape)}; {rule}; use the one that belongs"
+                    " to these weights"
+                )
 
 
 def _require_room(root: Path, needed: int) -> None:
     there = next(path for path in (Path(root).absolute(), *Path(root).absolute().parents) if path.is_dir())
     if (free := shutil.disk_usage(there).free) < needed:
-        raise OutputError(f"{root}: {free / 2**30:,.1f} GiB are free; the tensors take {needed / 2**30:,.1f} GiB; free some room or name another --output")
+        raise OutputError(
+            f"{root}: {free / 2**30:,.1f} GiB are free; the tensors take {needed / 2**30:,.1f} GiB; free some room or"
+            " name another --output"
+        )

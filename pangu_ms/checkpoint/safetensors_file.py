@@ -1,7 +1,8 @@
 """The safetensors file format, written piece by piece and read tensor by tensor. No mindspore import.
 
-The library is not used for writing: 0.8.0 stores wrong values for non-contiguous arrays, every version copies all tensors first, and a full
-disk is not an OSError. Nor for reading: numpy has no bfloat16, which its numpy reader therefore refuses.
+The library is not used for writing: 0.8.0 stores wrong values for non-contiguous arrays, every version copies all
+tensors first, and a full disk is not an OSError. Nor for reading: numpy has no bfloat16, which its numpy reader
+therefore refuses.
 
 Source: https://github.com/huggingface/safetensors, README, section "Format".
 """
@@ -16,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.checkpoint.dtypes import BFLOAT16, bits, name_of, widened
-from pangu_ms.errors import CheckpointError
-from pangu_run import files, small_json
+from pangu_ms.core import files, small_json
+from pangu_ms.core.dtypes import BFLOAT16, bits, name_of, widened
+from pangu_ms.core.errors import CheckpointError
 
 _DTYPES = {
     code: np.dtype(name)
@@ -57,7 +58,8 @@ class Spec:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def values(self, raw: np.ndarray) -> np.ndarray:
-        """Of an array of `dtype`: itself, or for a bfloat16 a float32, which holds it exactly and whose upper half it is."""
+        """Of an array of `dtype`: itself, or for a bfloat16 a float32, which holds it exactly and whose upper half it
+        is."""
         return widened(raw.view(BFLOAT16)) if self.code == "BF16" else raw
 
 
@@ -84,17 +86,22 @@ def encode(tensors: dict[str, np.ndarray]) -> Iterator[bytes | np.ndarray]:
     """The bytes of a safetensors file, in pieces that can be written one after the other.
 
     Args:
-        tensors: arrays of any shape and memory order, a bfloat16 as BFLOAT16; little-endian and contiguous copies are made where needed, one at a time.
+        tensors: arrays of any shape and memory order, a bfloat16 as BFLOAT16; little-endian and contiguous copies are
+            made where needed, one at a time.
 
     Raises:
         CheckpointError: a dtype that the format has no code for.
     """
-    return encode_lazily({name: spec_of(name, array) for name, array in tensors.items()}, lambda name: bits(tensors[name]))
+    return encode_lazily(
+        {name: spec_of(name, array) for name, array in tensors.items()}, lambda name: bits(tensors[name])
+    )
 
 
 def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> Iterator[bytes | np.ndarray]:
     """`encode` of tensors that `load` gives when their turn has come, in `Spec.dtype` and of the specified shapes."""
-    order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))  # wide types first keeps all of them aligned
+    order = sorted(
+        specs, key=lambda name: (-specs[name].dtype.itemsize, name)
+    )  # wide types first keeps all of them aligned
     header: dict[str, Any] = {"__metadata__": _METADATA}
     offset = 0
     for name in order:
@@ -147,7 +154,9 @@ def index(path: Path) -> Contents:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}); name a readable safetensors file") from None
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({type(error).__name__}: {error}); copy or download it again") from None
+        raise CheckpointError(
+            f"{path}: not a whole safetensors file ({type(error).__name__}: {error}); copy or download it again"
+        ) from None
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -1,10 +1,13 @@
-"""One step saved by all ranks of a plan, each its own slices, into a directory on a file system that they share. No mindspore import.
+"""One step saved by all ranks of a plan, each its own slices, into a directory on a file system that they share. No
+mindspore import.
 
     ROOT/.step-00000100.ranks.tmp/model-rank-00007.safetensors      written by rank 7, see sharded.py
-                                  rank-00007.json                   sizes and digests of its files; removed before the commit
+                                  rank-00007.json                   sizes and digests of its files; removed before the
+                                  commit
 
-The ranks meet three times: when rank 0 has made the directory, when all have written their files, and when rank 0 has added the manifest and
-committed by one rename. Whoever fails tells the others there; where a rank dies nothing is committed, and the next save removes what it left.
+The ranks meet three times: when rank 0 has made the directory, when all have written their files, and when rank 0 has
+added the manifest and committed by one rename. Whoever fails tells the others there; where a rank dies nothing is
+committed, and the next save removes what it left.
 """
 
 import contextlib
@@ -17,9 +20,9 @@ import numpy as np
 from pangu_ms.checkpoint import safetensors_file, sharded, step_files, store
 from pangu_ms.checkpoint.safetensors_file import Spec
 from pangu_ms.checkpoint.sharded import Slices
-from pangu_ms.errors import CheckpointError
+from pangu_ms.core import files, small_json
+from pangu_ms.core.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
-from pangu_run import files, small_json
 
 FAILED = "failed"
 """What a rank that cannot go on brings to the others."""
@@ -40,7 +43,8 @@ def save_rank(
     tokenizer: Path | None = None,
     keep: int = 0,
 ) -> Path:
-    """This rank's part of committing one step; every rank calls it. The result is what `reshard` makes for the plan; see `store.save` for the rest.
+    """This rank's part of committing one step; every rank calls it. The result is what `reshard` makes for the plan;
+    see `store.save` for the rest.
 
     Args:
         root: directory of the run's checkpoints, the same for all ranks.
@@ -53,7 +57,8 @@ def save_rank(
 
     Raises:
         OutputError: this rank cannot write.
-        CheckpointError: another rank could not; or the ranks do not share a file system; or `tokenizer` is not a directory.
+        CheckpointError: another rank could not; or the ranks do not share a file system; or `tokenizer` is not a
+            directory.
     """
     target, leads = store.step_path(root, step), rank == 0
     shared = target.with_name(f".{target.name}.ranks.tmp")
@@ -70,7 +75,13 @@ def save_rank(
         def finish() -> None:
             if leads:
                 written = _taken(shared, list(shapes), plan.mesh.world)
-                step_files.write_step(shared, store.description(state, plan.config, tokenizer), step, {g: len(shapes[g]) for g in shapes}, written)
+                step_files.write_step(
+                    shared,
+                    store.description(state, plan.config, tokenizer),
+                    step,
+                    {g: len(shapes[g]) for g in shapes},
+                    written,
+                )
                 new_step.close()
 
         for part in (begin, write, finish):
@@ -85,10 +96,19 @@ def _together(part: Callable[[], None], agree: Agree, target: Path) -> None:
         agree(FAILED)
         raise
     if agree(None) == FAILED:
-        raise CheckpointError(f"{target}: another rank could not write its part; a step is committed by all ranks or not; see that rank's log, then resume")
+        raise CheckpointError(
+            f"{target}: another rank could not write its part; a step is committed by all ranks or not; see that rank's"
+            " log, then resume"
+        )
 
 
-def _write_part(shared: Path, plan: Plan, rank: int, shapes: dict[str, dict[str, tuple[int, ...]]], load: Callable[[str], np.ndarray]) -> None:
+def _write_part(
+    shared: Path,
+    plan: Plan,
+    rank: int,
+    shapes: dict[str, dict[str, tuple[int, ...]]],
+    load: Callable[[str], np.ndarray],
+) -> None:
     entries = {}
     for group, tensors in shapes.items():
         if own := dict(sharded.rank_tensors(plan, tensors)).get(rank):
@@ -98,7 +118,9 @@ def _write_part(shared: Path, plan: Plan, rank: int, shapes: dict[str, dict[str,
 
 
 def _encoded(plan: Plan, own: dict[str, Slices], load: Callable[[str], np.ndarray]) -> Iterator[Any]:
-    dtypes = {name: spec.dtype for name, spec in plan.config.model.parameters().items()}  # moments, which are not in it, are float32
+    dtypes = {
+        name: spec.dtype for name, spec in plan.config.model.parameters().items()
+    }  # moments, which are not in it, are float32
     codes = {name: safetensors_file.code_of(np.dtype(dtypes.get(name, "float32"))) for name in own}
     specs = {name: Spec(codes[name], tuple(s.stop - s.start for s in part)) for name, part in own.items()}
 
@@ -123,7 +145,9 @@ def _taken(shared: Path, groups: list[str], world: int) -> dict[str, Any]:
             noted |= small_json.read_object(note)
         except small_json.Missing:
             rule = "the run's directory must lie on a file system that all hosts share"
-            raise CheckpointError(f"{shared}: rank {rank} has written nothing there; {rule}; name such an --output") from None
+            raise CheckpointError(
+                f"{shared}: rank {rank} has written nothing there; {rule}; name such an --output"
+            ) from None
         except ValueError as error:
             rule = "ranks write it whole; mend that disk, then `--resume` goes on from the checkpoint before"
             raise CheckpointError(f"{note}: is damaged ({error}); {rule}") from None

@@ -1,8 +1,10 @@
 """Tensors that lie in slices over the files of many ranks, read and written one at a time. No mindspore import.
 
-    GROUP-rank-00007.safetensors        the slices that rank 7 owns: of every slice, the first rank that holds it; a rank that owns none has no file
+    GROUP-rank-00007.safetensors        the slices that rank 7 owns: of every slice, the first rank that holds it; a
+    rank that owns none has no file
 
-The files' slices are thus those of `Plan.of(config.yaml)`, each stored once: together they have the bytes of the whole checkpoint.
+The files' slices are thus those of `Plan.of(config.yaml)`, each stored once: together they have the bytes of the whole
+checkpoint.
 """
 
 import functools
@@ -17,7 +19,7 @@ import numpy as np
 
 from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.checkpoint.safetensors_file import Contents, Place, Spec
-from pangu_ms.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import Plan, parameter_of
 
@@ -58,7 +60,9 @@ class StoredTensor:
         part = np.empty([s.stop - s.start for s in wanted], self.spec.dtype)
         if part.size == 0:
             return part
-        for index in itertools.product(*(range(s.start // n, -(-s.stop // n)) for s, n in zip(wanted, self.slice_shape))):
+        for index in itertools.product(
+            *(range(s.start // n, -(-s.stop // n)) for s, n in zip(wanted, self.slice_shape))
+        ):
             begins = [i * n for i, n in zip(index, self.slice_shape)]
             both = [(max(s.start, b), min(s.stop, b + n)) for s, b, n in zip(wanted, begins, self.slice_shape)]
             into = tuple(slice(low - s.start, high - s.start) for (low, high), s in zip(both, wanted))
@@ -76,7 +80,8 @@ def whole(spec: Spec, place: Place) -> StoredTensor:
 
 
 def layout_in(plan: Plan, name: str, shape: tuple[int, ...]) -> Layout:
-    """Where a tensor of a checkpoint lies: moments as their parameter, what belongs to no parameter whole (`shape`) on every device."""
+    """Where a tensor of a checkpoint lies: moments as their parameter, what belongs to no parameter whole (`shape`) on
+    every device."""
     return plan.layouts.get(parameter_of(name)) or replicated(shape, plan.mesh.axes)
 
 
@@ -86,7 +91,8 @@ def replicated(shape: tuple[int, ...], axes: tuple[tuple[str, int], ...]) -> Lay
 
 
 def gather(where: str, files: Iterable[tuple[int, Contents]], layout_of: LayoutOf) -> Stored:
-    """The tensors whose slices are in the files of ranks. Of equal slices the first is taken, and of the stages that hold a tensor the first.
+    """The tensors whose slices are in the files of ranks. Of equal slices the first is taken, and of the stages that
+    hold a tensor the first.
 
     Args:
         where: begins the messages: the directory.
@@ -104,7 +110,9 @@ def gather(where: str, files: Iterable[tuple[int, Contents]], layout_of: LayoutO
             found[name].add(rank, name, spec, place)
     for name, tensor in found.items():
         tensor.require_all(where, name)
-    return {name: StoredTensor(Spec(f.code, f.layout.shape), f.layout.slice_shape, f.places) for name, f in found.items()}
+    return {
+        name: StoredTensor(Spec(f.code, f.layout.shape), f.layout.slice_shape, f.places) for name, f in found.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,10 @@ class _Found:
             return
         if (spec.code, spec.shape) != (self.code, self.layout.slice_shape):
             wanted = f"{self.code} {list(self.layout.slice_shape)}, a slice of {list(self.layout.shape)}"
-            raise CheckpointError(f"{place.path}: rank {rank} has {name} as {spec.code} {list(spec.shape)}; must be {wanted}; use the plan it was saved with")
+            raise CheckpointError(
+                f"{place.path}: rank {rank} has {name} as {spec.code} {list(spec.shape)}; must be {wanted}; use the"
+                " plan it was saved with"
+            )
         self.places.setdefault(indices(self.layout)[local], place)
 
     def require_all(self, where: str, name: str) -> None:
@@ -132,7 +143,10 @@ class _Found:
             ranks = [first + local for local, index in enumerate(indices(self.layout)) if index == missing]
             some = ", ".join(map(str, ranks[:5])) + (", ..." if len(ranks) > 5 else "")
             rule = "one file with each slice is needed"
-            raise CheckpointError(f"{where}: the slice of {name} that rank {some} should have is in no file; {rule}; add the file of rank {ranks[0]}")
+            raise CheckpointError(
+                f"{where}: the slice of {name} that rank {some} should have is in no file; {rule}; add the file of rank"
+                f" {ranks[0]}"
+            )
 
 
 def rank_tensors(plan: Plan, tensors: dict[str, tuple[int, ...]]) -> Iterator[tuple[int, dict[str, Slices]]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pangu_ms.checkpoint.manifest import FORMAT_VERSION, MANIFEST
 from pangu_ms.checkpoint.provenance import provenance
-from pangu_run import files
+from pangu_ms.core import files
 
 Contents = dict[str, Iterable[Any]]
 """Files by name, each as pieces of bytes."""
@@ -20,7 +20,9 @@ def json_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def write_step(directory: Path, contents: Contents, step: int, groups: dict[str, int], written: dict[str, Any] | None = None) -> None:
+def write_step(
+    directory: Path, contents: Contents, step: int, groups: dict[str, int], written: dict[str, Any] | None = None
+) -> None:
     """Write and flush all files, the manifest last, and the directories' entries.
 
     Args:
@@ -35,7 +37,8 @@ def write_step(directory: Path, contents: Contents, step: int, groups: dict[str,
 
 
 def write_file(path: Path, pieces: Iterable[Any]) -> dict[str, Any]:
-    """Write pieces of bytes to a new file, flushed; its size and digest, taken from memory and not read back from the disk."""
+    """Write pieces of bytes to a new file, flushed; its size and digest, taken from memory and not read back from the
+    disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     with open(path, "xb") as file:

@@ -1,14 +1,19 @@
 """The checkpoint store: directories that are whole or not there. No mindspore import.
 
-    ROOT/step-00000100/model.safetensors        one group of tensors; model-00001-of-00003.safetensors ... beyond max_shard_bytes
-                       model-rank-00007.safetensors ... of a checkpoint that is cut over the ranks of a plan: see sharded.py
+    ROOT/step-00000100/model.safetensors        one group of tensors; model-00001-of-00003.safetensors ... beyond
+    max_shard_bytes
+                       model-rank-00007.safetensors ... of a checkpoint that is cut over the ranks of a plan: see
+                       sharded.py
                        optimizer.safetensors    further groups, if any
                        state.json               what the training loop needs to go on; opaque here
                        config.yaml              the resolved run configuration
-                       tokenizer/               copy of the tokenizer, so that text can be generated from this directory alone
-                       manifest.json            written last: size and SHA-256 of every file, versions, git revision; see manifest.py
+                       tokenizer/               copy of the tokenizer, so that text can be generated from this directory
+                       alone
+                       manifest.json            written last: size and SHA-256 of every file, versions, git revision;
+                       see manifest.py
 
-A save goes to a temporary name, is flushed and renamed (see commit.py). A reader trusts a step only after its manifest, sizes and digests.
+A save goes to a temporary name, is flushed and renamed (see commit.py). A reader trusts a step only after its manifest,
+sizes and digests.
 """
 
 import contextlib
@@ -25,11 +30,11 @@ import numpy as np
 from pangu_ms.checkpoint import commit, safetensors_file, sharded
 from pangu_ms.checkpoint.manifest import MANIFEST, STEP, NewerCheckpoint, verified
 from pangu_ms.checkpoint.step_files import Contents, json_bytes, write_step
-from pangu_ms.checkpoint.strict import check_names_and_shapes
 from pangu_ms.config import RunConfig, dump_config, load_config
-from pangu_ms.errors import CheckpointError, OutputError
+from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core.errors import CheckpointError, OutputError
+from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.parallel.plan import Plan
-from pangu_run import files, format_version, small_json
 
 __all__ = ["Checkpoint", "check_names_and_shapes", "latest_valid", "open_checkpoint", "save", "write"]
 
@@ -62,8 +67,14 @@ class Checkpoint:
             CheckpointError: it has no such group, or a rank's file does not fit the plan of its config.yaml.
         """
         if group not in self.groups:
-            raise CheckpointError(f"{self.path}: has no {group} tensors; it holds {', '.join(self.groups)}; use another checkpoint")
-        ranks = {int(match[2]): self.path / name for name in self.manifest["files"] if (match := sharded.RANK_FILE.fullmatch(name)) and match[1] == group}
+            raise CheckpointError(
+                f"{self.path}: has no {group} tensors; it holds {', '.join(self.groups)}; use another checkpoint"
+            )
+        ranks = {
+            int(match[2]): self.path / name
+            for name in self.manifest["files"]
+            if (match := sharded.RANK_FILE.fullmatch(name)) and match[1] == group
+        }
         if ranks:
             return sharded.read_ranks(str(self.path), ranks, Plan.of(self.config()))
         shard = re.compile(re.escape(group) + r"(-\d{5}-of-\d{5})?\.safetensors")
@@ -75,7 +86,8 @@ class Checkpoint:
         return ((name, tensor.values()) for name, tensor in self.stored(group).items())
 
     def tensors(self, group: str = "model") -> Tensors:
-        """The tensors of one group by name, with the shapes and dtypes that were saved; those of a sharded checkpoint are put together.
+        """The tensors of one group by name, with the shapes and dtypes that were saved; those of a sharded checkpoint
+        are put together.
 
         Raises:
             CheckpointError: see `stored`.
@@ -92,7 +104,9 @@ class Checkpoint:
             state = small_json.read_object(self.path / STATE, finite=False)
         except ValueError as error:
             raise CheckpointError(f"{self.path}: {STATE} is damaged ({error}); use another checkpoint") from None
-        format_version.require_known(state.pop(format_version.KEY, format_version.FIRST), STATE_VERSION, self.path / STATE, CheckpointError)
+        format_version.require_known(
+            state.pop(format_version.KEY, format_version.FIRST), STATE_VERSION, self.path / STATE, CheckpointError
+        )
         return state
 
     def config(self) -> RunConfig:
@@ -116,7 +130,8 @@ def save(
 ) -> Path:
     """Commit one step; a kill or a full disk at any instant leaves the earlier checkpoints as they were.
 
-    A step that exists is replaced: the later save wins. Two processes that save into one root do so one after the other.
+    A step that exists is replaced: the later save wins. Two processes that save into one root do so one after the
+    other.
 
     Args:
         root: directory of the run's checkpoints; made if needed.
@@ -162,7 +177,8 @@ def step_path(root: Path, step: int) -> Path:
 
 @contextlib.contextmanager
 def new_step(root: Path, step: int, keep: int = 0, temporary: Path | None = None) -> Iterator[Path]:
-    """Yield the name of a directory, to be made and filled by `write_step`, that is committed when the block ends without an error; see `save`.
+    """Yield the name of a directory, to be made and filled by `write_step`, that is committed when the block ends
+    without an error; see `save`.
 
     Args:
         temporary: that name where several processes have to know it; one that `commit.leftovers` finds.
@@ -188,7 +204,8 @@ def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tu
     """The newest checkpoint whose files are all there with the right size and digest.
 
     Returns:
-        The checkpoint or None, and one line for each newer or unfinished directory that was passed over; the lines are logged as warnings.
+        The checkpoint or None, and one line for each newer or unfinished directory that was passed over; the lines are
+        logged as warnings.
 
     Raises:
         NewerCheckpoint: the newest is of a newer version of this program.
@@ -210,7 +227,8 @@ def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tu
 
 
 def open_checkpoint(path: Path, digests: bool = True, progress: bool = False) -> Checkpoint:
-    """A step directory itself, or the newest valid one of a checkpoint root or of a run directory that contains `checkpoints/`.
+    """A step directory itself, or the newest valid one of a checkpoint root or of a run directory that contains
+    `checkpoints/`.
 
     Args:
         digests: False checks sizes only, for a first look at what will be opened again.
@@ -221,7 +239,10 @@ def open_checkpoint(path: Path, digests: bool = True, progress: bool = False) ->
     """
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such directory; a checkpoint is a step-* directory, the directory of these, or a run's directory")
+        raise CheckpointError(
+            f"{path}: no such directory; a checkpoint is a step-* directory, the directory of these, or a run's"
+            " directory"
+        )
     if (path / MANIFEST).exists() or STEP.fullmatch(path.resolve().name):
         return _open(path, digests, progress)
     root = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -239,7 +260,11 @@ def _open(path: Path, digests: bool, progress: bool) -> Checkpoint:
 
 def description(state: dict[str, Any], config: RunConfig, tokenizer: Path | None) -> Contents:
     """The files of a step that hold no tensors."""
-    return {STATE: [json_bytes({format_version.KEY: STATE_VERSION} | state)], "config.yaml": [dump_config(config).encode()], **tokenizer_files(tokenizer)}
+    return {
+        STATE: [json_bytes({format_version.KEY: STATE_VERSION} | state)],
+        "config.yaml": [dump_config(config).encode()],
+        **tokenizer_files(tokenizer),
+    }
 
 
 def tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:
@@ -248,14 +273,25 @@ def tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:
         return {}
     tokenizer = Path(tokenizer)
     if not tokenizer.is_dir():
-        raise CheckpointError(f"{tokenizer}: no such directory; a tokenizer is a directory; name the one that `pangu tokenizer train` wrote")
+        raise CheckpointError(
+            f"{tokenizer}: no such directory; a tokenizer is a directory; name the one that `pangu tokenizer train`"
+            " wrote"
+        )
     if any(tokenizer.glob("*.safetensors")):
-        raise CheckpointError(f"{tokenizer}: holds weights beside the tokenizer; a checkpoint keeps the tokenizer alone; copy its files to a directory of their own")
-    return {f"tokenizer/{path.relative_to(tokenizer).as_posix()}": [path.read_bytes()] for path in sorted(tokenizer.rglob("*")) if path.is_file()}
+        raise CheckpointError(
+            f"{tokenizer}: holds weights beside the tokenizer; a checkpoint keeps the tokenizer alone; copy its files"
+            " to a directory of their own"
+        )
+    return {
+        f"tokenizer/{path.relative_to(tokenizer).as_posix()}": [path.read_bytes()]
+        for path in sorted(tokenizer.rglob("*"))
+        if path.is_file()
+    }
 
 
 def shards(group: str, sizes: dict[str, int], max_bytes: int = MAX_SHARD_BYTES) -> Iterator[tuple[str, list[str]]]:
-    """File names with the names of their tensors, in the given order; a file exceeds `max_bytes` only if a single tensor does."""
+    """File names with the names of their tensors, in the given order; a file exceeds `max_bytes` only if a single
+    tensor does."""
     cut: list[list[str]] = [[]]
     room = max_bytes
     for name, size in sizes.items():
@@ -270,12 +306,17 @@ def shards(group: str, sizes: dict[str, int], max_bytes: int = MAX_SHARD_BYTES) 
 
 def step_directories(root: Path) -> list[Path]:
     """Step directories, newest first; an `.old` one after the one that replaces it."""
-    found = [(int(match[1]), not match[2], path) for path in root.glob("step-*") if (match := STEP.fullmatch(path.name)) and path.is_dir()]
+    found = [
+        (int(match[1]), not match[2], path)
+        for path in root.glob("step-*")
+        if (match := STEP.fullmatch(path.name)) and path.is_dir()
+    ]
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
 def require_no_checkpoints(output: Path) -> None:
-    """Raise OutputError if a checkpoint of step 0 would stand beside others in `output`, or in a run's directory, and be taken for theirs."""
+    """Raise OutputError if a checkpoint of step 0 would stand beside others in `output`, or in a run's directory, and
+    be taken for theirs."""
     if next(Path(output).glob("step-*"), None) or next(Path(output).glob("checkpoints/step-*"), None):
         raise OutputError(f"{output}: holds checkpoints; nothing is overwritten; name a new --output")
 
@@ -289,7 +330,8 @@ def _looks_complete(path: Path) -> bool:
 
 
 def _retain(root: Path, written: Path, keep: int) -> None:
-    """Remove all steps older than the newest `keep` complete ones; damaged newer ones stay, to be named when the run resumes."""
+    """Remove all steps older than the newest `keep` complete ones; damaged newer ones stay, to be named when the run
+    resumes."""
     steps = step_directories(root)
     complete = [path for path in steps if path == written or _looks_complete(path)]
     for path in steps[steps.index(complete[:keep][-1]) + 1 :]:

@@ -1,6 +1,7 @@
 """Depth against width at equal size: shapes of a model that have the same number of parameters.
 
-Source: specification E2.2 (pi Pro compared about 30 such shapes: depth helps, the expansion of the feed-forward network hardly matters) and E1.
+Source: specification E2.2 (pi Pro compared about 30 such shapes: depth helps, the expansion of the feed-forward network
+hardly matters) and E1.
 """
 
 import dataclasses
@@ -15,15 +16,17 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict, find_config, load_config, presets
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import ConfigError
-from pangu_run.files import new_directory, write_text
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.files import new_directory, write_text
+from pangu_ms.models.common.config import ModelConfig
 
 SHAPE_FIELDS = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_hidden_size")
 TABLE_AXES = ("vocab", "position")  # tables are read row by row; every other matrix is multiplied
-FLOPS_FORMULA = "2 * (matrices of the layers + vocab_size * hidden_size) + 4 * num_layers * seq_length * num_heads * head_dim"
+FLOPS_FORMULA = (
+    "2 * (matrices of the layers + vocab_size * hidden_size) + 4 * num_layers * seq_length * num_heads * head_dim"
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Shape:
     table_share: float
     """Share of embeddings (words and positions) and head in the parameters; below 0.2 is recommended (spec E2.1)."""
     flops_per_token: int
-    """Forward pass over a full context, a multiply-add as two operations: FLOPS_FORMULA. Norms, biases and activations are left out."""
+    """Forward pass over a full context, a multiply-add as two operations: FLOPS_FORMULA. Norms, biases and activations
+    are left out."""
 
     @classmethod
     def of(cls, model: ModelConfig, search: Search) -> "Shape":
@@ -65,14 +69,18 @@ class Shape:
             elif spec.decay:  # what decays is a matrix; scales of an activation have two axes as well
                 matrices += math.prod(shapes[name])
         attention = 4 * model.num_layers * model.seq_length * sizes["heads"]
-        flops = 2 * (matrices + model.vocab_size * model.hidden_size) + attention  # the head is a product whether or not it shares the word table
+        flops = (
+            2 * (matrices + model.vocab_size * model.hidden_size) + attention
+        )  # the head is a product whether or not it shares the word table
         difference = total / search.target - 1
         return cls(model, total, difference, abs(difference) <= search.tolerance, tables / total, flops)
 
     def row(self) -> dict[str, Any]:
         """The shape's fields as plain values, those that its family has."""
         fields = {name: getattr(self.model, name) for name in SHAPE_FIELDS if hasattr(self.model, name)}
-        return fields | {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "model"}
+        return fields | {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "model"
+        }
 
 
 def head_dim(model: ModelConfig) -> int:
@@ -88,18 +96,22 @@ def default_depths(depth: int) -> list[int]:
 def find_shapes(model: ModelConfig, search: Search, depths: list[int], expansions: list[float]) -> list[Shape]:
     """For each depth and expansion (ffn_hidden_size / hidden_size) the hidden size that comes closest to the target.
 
-    Where that misses the tolerance, ffn_hidden_size is moved to the multiple that comes closest. The ratios of attention width to hidden size and of
-    key/value heads to heads stay the model's. A shape that misses the tolerance all the same is among the results.
+    Where that misses the tolerance, ffn_hidden_size is moved to the multiple that comes closest. The ratios of
+    attention width to hidden size and of key/value heads to heads stay the model's. A shape that misses the tolerance
+    all the same is among the results.
 
     Raises:
         ConfigError: a depth or head size that the family refuses, or a target below the smallest shape at every depth.
     """
     by_depth = {depth: reshape(model, num_layers=depth) for depth in depths}
-    smallest = min(_size_counter(deep)(reshape(next(_widths(deep, 1.0, search)), ffn_hidden_size=search.multiple)) for deep in by_depth.values())
+    smallest = min(
+        _size_counter(deep)(reshape(next(_widths(deep, 1.0, search)), ffn_hidden_size=search.multiple))
+        for deep in by_depth.values()
+    )
     if smallest > search.target * (1 + search.tolerance):
         raise ConfigError(
-            f"--parameters={search.target}: the smallest shape at these depths has {smallest:,}, {model.vocab_size:,} rows of the word table included; "
-            f"raise --parameters, or lower --depths, --head-dim or model.vocab_size"
+            f"--parameters={search.target}: the smallest shape at these depths has {smallest:,}, {model.vocab_size:,}"
+            " rows of the word table included; raise --parameters, or lower --depths, --head-dim or model.vocab_size"
         )
     return [_closest(by_depth[depth], expansion, search) for depth in depths for expansion in expansions]
 
@@ -132,7 +144,12 @@ def _widths(model: ModelConfig, expansion: float, search: Search) -> Iterator[Mo
         heads = hidden * attention_share / search.head_dim
         if heads.denominator > 1 or (heads * kv_share).denominator > 1:
             continue
-        fields = {"hidden_size": hidden, "num_heads": int(heads), "num_kv_heads": int(heads * kv_share), "head_dim": search.head_dim}
+        fields = {
+            "hidden_size": hidden,
+            "num_heads": int(heads),
+            "num_kv_heads": int(heads * kv_share),
+            "head_dim": search.head_dim,
+        }
         ffn = max(1, round(hidden * expansion / search.multiple)) * search.multiple
         try:
             yield reshape(model, **fields, ffn_hidden_size=ffn)
@@ -140,7 +157,10 @@ def _widths(model: ModelConfig, expansion: float, search: Search) -> Iterator[Mo
         except ConfigError as error:
             reason = f": {error}"
     if not found:
-        raise ConfigError(f"--head-dim={search.head_dim}: no multiple of it up to {limit:,} can be the hidden size{reason}; name another --head-dim")
+        raise ConfigError(
+            f"--head-dim={search.head_dim}: no multiple of it up to {limit:,} can be the hidden size{reason}; name"
+            " another --head-dim"
+        )
 
 
 def reshape(model: ModelConfig, **fields: int) -> ModelConfig:
@@ -168,20 +188,31 @@ def _size_counter(model: ModelConfig) -> Callable[[ModelConfig], int]:
 
 
 def write_shapes(directory: Path, name: str, config: RunConfig, shapes: list[Shape]) -> list[str]:
-    """Write a YAML per shape within the tolerance: `base:` the config `name`, and what differs from it; returns the file names.
+    """Write a YAML per shape within the tolerance: `base:` the config `name`, and what differs from it; returns the
+    file names.
 
     Raises:
         ConfigError: no shape is within the tolerance.
         OutputError: the directory has other content or cannot be written.
     """
-    chosen = {f"layers{s.model.num_layers}_hidden{s.model.hidden_size}_ffn{s.model.ffn_hidden_size}.yaml": s for s in shapes if s.within_tolerance}
+    chosen = {
+        f"layers{s.model.num_layers}_hidden{s.model.hidden_size}_ffn{s.model.ffn_hidden_size}.yaml": s
+        for s in shapes
+        if s.within_tolerance
+    }
     if not chosen:
         raise ConfigError("--write: no shape is within the tolerance; raise --tolerance or lower --multiple")
     with new_directory(directory) as temporary:
         for file_name, shape in chosen.items():
             run = dataclasses.replace(config, model=shape.model)
-            text = yaml.safe_dump({"base": _base_name(name)} | differences(load_config(name), run), sort_keys=False, allow_unicode=True)
-            write_text(temporary / file_name, f"# {shape.num_parameters:,} parameters, {shape.difference:+.2%} from the target of `pangu config iso`.\n{text}")
+            text = yaml.safe_dump(
+                {"base": _base_name(name)} | differences(load_config(name), run), sort_keys=False, allow_unicode=True
+            )
+            write_text(
+                temporary / file_name,
+                f"# {shape.num_parameters:,} parameters, {shape.difference:+.2%} from the target of `pangu config"
+                f" iso`.\n{text}",
+            )
             assert load_config(str(temporary / file_name)) == run
     return list(chosen)
 
@@ -193,7 +224,8 @@ def _base_name(name: str) -> str:
 
 
 def differences(base: RunConfig, run: RunConfig) -> dict[str, dict[str, Any]]:
-    """By section, the fields of `run` that `base` has otherwise, and all that make the shape: in the base some of them may be computed from others."""
+    """By section, the fields of `run` that `base` has otherwise, and all that make the shape: in the base some of them
+    may be computed from others."""
     old, new = config_to_dict(base), config_to_dict(run)
     kept = {section: [key for key in new[section] if new[section][key] != old[section].get(key)] for section in new}
     kept["model"] = [key for key in new["model"] if key in kept["model"] or key in SHAPE_FIELDS]

@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pangu_ms.config.registry import FAMILIES
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import ConfigError
-from pangu_run import format_version, yaml_file
+from pangu_ms.core import format_version, yaml_file
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.registry import FAMILIES
 
 FORMAT_VERSION = 1
 _SHOWN = 200  # characters of a wrong value
@@ -21,7 +21,12 @@ PRESET_DIRECTORIES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # inst
 
 def presets() -> dict[str, Path]:
     """Shipped configurations by name, such as "alpha/tiny"."""
-    return {str(p.relative_to(d).with_suffix("")): p for d in PRESET_DIRECTORIES if d.is_dir() for p in sorted(d.glob("*/*.yaml"))}
+    return {
+        str(p.relative_to(d).with_suffix("")): p
+        for d in PRESET_DIRECTORIES
+        if d.is_dir()
+        for p in sorted(d.glob("*/*.yaml"))
+    }
 
 
 def find_config(name: str) -> Path:
@@ -72,7 +77,9 @@ def config_to_dict(config: RunConfig) -> dict[str, Any]:
 
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal object."""
-    return yaml.safe_dump({format_version.KEY: FORMAT_VERSION} | config_to_dict(config), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(
+        {format_version.KEY: FORMAT_VERSION} | config_to_dict(config), sort_keys=False, allow_unicode=True
+    )
 
 
 def replace(config: RunConfig, **sections: dict[str, Any]) -> RunConfig:
@@ -95,7 +102,8 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier version wrote into checkpoints, as it is called now: init_depth_scaled became one of the values of init_rule."""
+    """What an earlier version wrote into checkpoints, as it is called now: init_depth_scaled became one of the values
+    of init_rule."""
     model = tree.get("model")
     if isinstance(model, dict) and isinstance(model.get("init_depth_scaled"), bool):
         rule = {"init_rule": "depth_scaled" if model["init_depth_scaled"] else "constant"}
@@ -125,7 +133,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _explain(item: dict[str, Any], where: str) -> str:
     location = [str(part) for part in item["loc"]]
-    family = location.pop(1) if location[:1] == ["model"] and len(location) > 1 else None  # pydantic puts it there; no file has it
+    family = (
+        location.pop(1) if location[:1] == ["model"] and len(location) > 1 else None
+    )  # pydantic puts it there; no file has it
     key = ".".join(location)
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where}: {key}: unknown key{_nearest(location[-1], _fields_at(location[:-1], family))}"
@@ -139,13 +149,20 @@ def _explain(item: dict[str, Any], where: str) -> str:
         error = item["ctx"]["error"]
         return f"{where}: {key + '.' if key else ''}{error}"
     found = repr(item["input"])
-    return f"{where}: {key}={found if len(found) <= _SHOWN else found[:_SHOWN] + '...'}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    return (
+        f"{where}: {key}={found if len(found) <= _SHOWN else found[:_SHOWN] + '...'}:"
+        f" {item['msg'][0].lower()}{item['msg'][1:]}"
+    )
 
 
 def _fields_at(location: list[str], family: str | None) -> list[str]:
     section: Any = RunConfig
     if location:
-        section = FAMILIES[family].config if family else next(f.type for f in dataclasses.fields(RunConfig) if f.name == location[0])
+        section = (
+            FAMILIES[family].config
+            if family
+            else next(f.type for f in dataclasses.fields(RunConfig) if f.name == location[0])
+        )
     return [f.name for f in dataclasses.fields(section)]
 
 

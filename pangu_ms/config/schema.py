@@ -7,21 +7,15 @@ from pydantic import GetCoreSchemaHandler
 from pydantic.dataclasses import dataclass
 from pydantic_core import CoreSchema, core_schema
 
-from pangu_ms.config.base import (
-    STRICT,
-    Float,
-    Int,
-    ModelConfig,
-    require,
-    require_not_negative,
-    require_positive,
-)
 from pangu_ms.config.parallel import ParallelConfig, check_degrees
-from pangu_ms.config.registry import FAMILIES
+from pangu_ms.core.fields import STRICT, Float, Int, require, require_not_negative, require_positive
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.registry import FAMILIES
 
 
 class _ByFamily:
-    """The class that `family` names validates the section. Built here since pydantic's Field(discriminator=...) refuses a union of one."""
+    """The class that `family` names validates the section. Built here since pydantic's Field(discriminator=...) refuses
+    a union of one."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {name: handler.generate_schema(family.config) for name, family in FAMILIES.items()}
@@ -38,7 +32,8 @@ class TokenizerConfig:
     vocab_size: Int = 40000
     """Number of SentencePiece pieces, specials included."""
     segmenter: Literal["jieba", "none"] = "jieba"
-    """jieba cuts Chinese text into words before SentencePiece, as the released vocabulary expects (spec A5); none is for code and other languages."""
+    """jieba cuts Chinese text into words before SentencePiece, as the released vocabulary expects (spec A5); none is
+    for code and other languages."""
 
     def __post_init__(self) -> None:
         require_positive(self, "vocab_size")
@@ -49,7 +44,8 @@ class DataConfig:
     """Records and how they are read."""
 
     records: str = ""
-    """Directory written by `pangu data prepare`, or MindRecord files (a glob) with an input_ids column; --data on the command line."""
+    """Directory written by `pangu data prepare`, or MindRecord files (a glob) with an input_ids column; --data on the
+    command line."""
     eod_reset: bool = True
     """Restart positions and attention after each end-of-document token (spec A1.5)."""
     seed: Int = 1
@@ -57,7 +53,8 @@ class DataConfig:
     shuffle: bool = True
     """False reads the records in file order, as the official loader does (spec A6)."""
     order: str = ""
-    """File of `pangu data resample`: only its rows are read, in its order or, with shuffle, permuted in each epoch. Empty: all (spec E2.4)."""
+    """File of `pangu data resample`: only its rows are read, in its order or, with shuffle, permuted in each epoch.
+    Empty: all (spec E2.4)."""
     held_out: Float = 0.02
     """Share of documents that `prepare` puts aside for evaluation."""
 
@@ -75,10 +72,12 @@ class OptimizerConfig:
     min_lr: Float = 1e-6
     """Learning rate at the end of the decay and after it."""
     base_batch_tokens: Int = 0
-    """Tokens of the batch that lr and min_lr are meant for: both are multiplied by sqrt(train.batch_size * model.seq_length / base_batch_tokens), which is
-    safe for batches below 4 M tokens (spec E2.5). 0 takes them as they are."""
+    """Tokens of the batch that lr and min_lr are meant for: both are multiplied by sqrt(train.batch_size *
+    model.seq_length / base_batch_tokens), which is safe for batches below 4 M tokens (spec E2.5). 0 takes them as they
+    are."""
     warmup_steps: Int = 100
-    """Steps of linear warm-up from 0. The official code takes 2000 (spec A3.1), more than a trial run has; the large configs say so."""
+    """Steps of linear warm-up from 0. The official code takes 2000 (spec A3.1), more than a trial run has; the large
+    configs say so."""
     decay_steps: Int = 0
     """Step at which min_lr is reached; 0 means train.steps."""
     schedule: Literal["cosine", "polynomial", "constant"] = "cosine"
@@ -100,7 +99,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.min_lr <= self.lr, "min_lr", f"={self.min_lr}: must be between 0 and lr={self.lr}")
-        require_not_negative(self, warmup_steps="starts at lr", decay_steps="means train.steps", base_batch_tokens="takes lr as it is")
+        require_not_negative(
+            self, warmup_steps="starts at lr", decay_steps="means train.steps", base_batch_tokens="takes lr as it is"
+        )
         require_not_negative(self, weight_decay="switches decay off", clip_norm="switches clipping off")
         require_positive(self, "power", "eps")
         for name in ("beta1", "beta2"):
@@ -108,7 +109,8 @@ class OptimizerConfig:
         require(
             self.schedule == "constant" or self.decay_steps == 0 or self.decay_steps > self.warmup_steps,
             "decay_steps",
-            f"={self.decay_steps}: must exceed warmup_steps={self.warmup_steps}; raise it, shorten the warm-up, or use 0 for train.steps",
+            f"={self.decay_steps}: must exceed warmup_steps={self.warmup_steps}; raise it, shorten the warm-up, or use"
+            " 0 for train.steps",
         )
 
 
@@ -121,7 +123,8 @@ class GuardConfig:
     spike_window: Int = 100
     """Steps of the running mean, and steps before the check begins."""
     max_skipped: Int = 20
-    """Stop the run after this many skipped steps in a row. With dynamic loss scale the first steps may overflow: each halves the scale."""
+    """Stop the run after this many skipped steps in a row. With dynamic loss scale the first steps may overflow: each
+    halves the scale."""
 
     def __post_init__(self) -> None:
         require(
@@ -173,7 +176,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "steps", "batch_size", "accumulation_steps", "log_every", "eval_batches")
-        require_not_negative(self, eval_every="means only at the end", save_every="means only at the end", keep_checkpoints="keeps all", seed="is the smallest")
+        require_not_negative(
+            self,
+            eval_every="means only at the end",
+            save_every="means only at the end",
+            keep_checkpoints="keeps all",
+            seed="is the smallest",
+        )
         require(
             self.batch_size % self.accumulation_steps == 0,
             "accumulation_steps",
@@ -188,7 +197,8 @@ class RuntimeConfig:
     device: Literal["CPU", "Ascend"] = "CPU"
     """MindSpore device target. Ascend is untested: no device was at hand."""
     chip: Literal["", "ascend910", "ascend910b"] = ""
-    """Card that the plan is laid out for: `pangu plan` takes its rates and memory, `pangu manifest` its image and labels. Empty: not said."""
+    """Card that the plan is laid out for: `pangu plan` takes its rates and memory, `pangu manifest` its image and
+    labels. Empty: not said."""
     compile_cache: bool = True
     """Keep compiled graphs in the user's cache directory; they can be deleted at any time."""
 

@@ -1,4 +1,5 @@
-"""Encoding a corpus in blocks: several processes, each block committed on its own, so that an interrupted run repeats only what is missing."""
+"""Encoding a corpus in blocks: several processes, each block committed on its own, so that an interrupted run repeats
+only what is missing."""
 
 import contextlib
 import dataclasses
@@ -13,16 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_ms.core import files, small_json
+from pangu_ms.core.errors import DataError, OutputError, UserError
 from pangu_ms.data.corpus import Corpus, Document
 from pangu_ms.data.npz_file import read_npz
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.data.workers import WorkerDied, Workers
-from pangu_ms.errors import DataError, OutputError, UserError
-from pangu_run import files, small_json
 
 _log = logging.getLogger(__name__)
 _SMALLEST, _LARGEST, _BLOCKS = 1 << 16, 1 << 23, 256
-"""A block is about 1/256 of the corpus, between 64 KiB and 8 MiB: many enough to share out evenly, few enough for one directory."""
+"""A block is about 1/256 of the corpus, between 64 KiB and 8 MiB: many enough to share out evenly, few enough for one
+directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,13 @@ def encode_documents(tokenizer: Tokenizer, documents: list[Document]) -> Block:
         flat[start : start + len(ids)] = ids
         start += len(ids) + 1
     keys = np.array([int.from_bytes(hashlib.sha256(text).digest()[:8], "big") for text in raw], np.uint64)
-    return Block(flat, tokens, np.array([len(text) for text in raw], np.int64), keys, np.array([document.domain for document in documents]))
+    return Block(
+        flat,
+        tokens,
+        np.array([len(text) for text in raw], np.int64),
+        keys,
+        np.array([document.domain for document in documents]),
+    )
 
 
 def load_block(path: Path) -> Block:
@@ -75,7 +83,9 @@ def load_block(path: Path) -> Block:
     fields, _ = read_npz(path, [field.name for field in dataclasses.fields(Block)], advice)
     found = Block(**fields)
     columns = [found.tokens, found.sizes, found.keys, found.domains]
-    whole = all(isinstance(array, np.ndarray) for array in (found.ids, *columns)) and {array.shape for array in columns} == {(len(found.tokens),)}
+    whole = all(isinstance(array, np.ndarray) for array in (found.ids, *columns)) and {
+        array.shape for array in columns
+    } == {(len(found.tokens),)}
     whole = whole and [array.dtype.kind for array in (found.ids, *columns)] == ["i", "i", "i", "u", "U"]
     if not (whole and found.ids.ndim == 1 and (found.tokens > 0).all() and found.tokens.sum() == len(found.ids)):
         raise DataError(f"{path}: its columns are not those of documents; {advice}")
@@ -97,7 +107,10 @@ def work_directory(output: Path, key: str) -> Iterator[Path]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                message = f"{work}: another `pangu data prepare` is writing it; one at a time; wait for it or name another --output"
+                message = (
+                    f"{work}: another `pangu data prepare` is writing it; one at a time; wait for it or name another"
+                    " --output"
+                )
                 raise OutputError(message) from error
             _require_key(work, key)
             for left in output.parent.glob(f".{output.name}.????????.tmp"):
@@ -116,19 +129,30 @@ def _require_key(work: Path, key: str) -> None:
         found = small_json.read_object(path, form={"key": str})["key"]
     except ValueError as error:
         if not isinstance(error, small_json.Missing):
-            _log.warning("%s: is damaged (%s), as a crash may leave it; nothing tells what its blocks were made of, so all are made anew", path, error)
+            _log.warning(
+                "%s: is damaged (%s), as a crash may leave it; nothing tells what its blocks were made of, so all are"
+                " made anew",
+                path,
+                error,
+            )
         for block in work.glob("block-*.npz"):
             block.unlink()
         files.write_json(path, {"key": key})
         return
     if found != key:
         raise OutputError(
-            f"{work}: holds an interrupted run with another corpus, tokenizer or split_paragraphs; it can only be finished with the same; "
-            "repeat that command, remove the directory or name another --output"
+            f"{work}: holds an interrupted run with another corpus, tokenizer or split_paragraphs; it can only be"
+            " finished with the same; repeat that command, remove the directory or name another --output"
         )
 
 
-def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers: int, progress: Callable[[int, int], None] | None = None) -> list[Path]:
+def encode_corpus(
+    corpus: Corpus,
+    tokenizer_path: Path,
+    work: Path,
+    num_workers: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Path]:
     """Encode every block that `work` does not hold yet; returns all blocks' files in corpus order.
 
     Args:
@@ -157,7 +181,8 @@ def encode_corpus(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers:
                 _finish_some(pending, report)
     except WorkerDied as error:
         raise UserError(
-            f"{work}: a worker process died, perhaps for lack of memory; finished blocks are kept; repeat with a smaller --num-workers"
+            f"{work}: a worker process died, perhaps for lack of memory; finished blocks are kept; repeat with a"
+            " smaller --num-workers"
         ) from error
     return blocks
 

@@ -11,18 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_ms.core import format_version, small_json
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.piece_table import BYTE, NORMAL, PieceTable
 from pangu_ms.data.tokenizer import SPECIALS, Tokenizer
-from pangu_ms.errors import DataError
-from pangu_run import format_version, small_json
 
 MAP_FILE = "vocab_map.json"
 FORMAT = 1
 _SPACE = "\u2581"
 
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class VocabMap:
-    """Where the pieces of a compressed vocabulary stood in the one it was cut from. Rows of an embedding or head are gathered by `old_ids`.
+    """Where the pieces of a compressed vocabulary stood in the one it was cut from. Rows of an embedding or head are
+    gathered by `old_ids`.
 
     Attributes:
         source_fingerprint: of the full tokenizer.
@@ -41,11 +43,18 @@ class VocabMap:
     def __post_init__(self) -> None:
         ids = self.old_ids
         if not (len(ids) and ids[0] >= 0 and ids[-1] < self.source_vocab_size and (np.diff(ids) > 0).all()):
-            raise DataError(f"{self.where}: old_ids must be strictly increasing, from 0 to {self.source_vocab_size - 1}; restore the file or compress again")
+            raise DataError(
+                f"{self.where}: old_ids must be strictly increasing, from 0 to {self.source_vocab_size - 1}; restore"
+                " the file or compress again"
+            )
 
     def require(self, source: Tokenizer, source_vocab_size: int) -> None:
-        """Raise DataError unless this is the full tokenizer that the map was made from, and the vocabulary of its model."""
-        found, given = f"{self.source_fingerprint[:12]} ({self.source_vocab_size})", f"{source.fingerprint[:12]} ({source_vocab_size})"
+        """Raise DataError unless this is the full tokenizer that the map was made from, and the vocabulary of its
+        model."""
+        found, given = (
+            f"{self.source_fingerprint[:12]} ({self.source_vocab_size})",
+            f"{source.fingerprint[:12]} ({source_vocab_size})",
+        )
         if self.source_vocab_size != source_vocab_size or not source.made(self.source_fingerprint, self.where):
             raise DataError(
                 f"{self.where}: made from tokenizer {found}, given {given} (fingerprint, pieces): must be the same; "
@@ -55,13 +64,19 @@ class VocabMap:
     def to_bytes(self) -> bytes:
         """Content of `vocab_map.json`."""
         names = ("source_fingerprint", "fingerprint", "source_vocab_size")
-        return (json.dumps({"format": FORMAT} | {name: getattr(self, name) for name in names} | {"old_ids": self.old_ids.tolist()}) + "\n").encode()
+        return (
+            json.dumps(
+                {"format": FORMAT} | {name: getattr(self, name) for name in names} | {"old_ids": self.old_ids.tolist()}
+            )
+            + "\n"
+        ).encode()
 
 
 def load_vocab_map(directory: str | Path) -> VocabMap:
     """The map in a tokenizer directory written by `pangu tokenizer compress`.
 
-    It stays with that directory and with checkpoints that copied it; `OUTPUT/tokenizer` of `pangu data prepare` does not have it.
+    It stays with that directory and with checkpoints that copied it; `OUTPUT/tokenizer` of `pangu data prepare` does
+    not have it.
 
     Raises:
         DataError: none there, damaged, or of another tokenizer than the one beside it.
@@ -73,16 +88,27 @@ def load_vocab_map(directory: str | Path) -> VocabMap:
         old_ids = np.array(content["old_ids"])
         if old_ids.ndim != 1 or old_ids.dtype != np.int64:
             raise TypeError("old_ids is not a list of whole numbers")
-        found = VocabMap(str(content["source_fingerprint"]), str(content["fingerprint"]), int(content["source_vocab_size"]), old_ids, str(path))
+        found = VocabMap(
+            str(content["source_fingerprint"]),
+            str(content["fingerprint"]),
+            int(content["source_vocab_size"]),
+            old_ids,
+            str(path),
+        )
     except small_json.Missing as error:
-        raise DataError(f"{path}: {error}; `pangu tokenizer compress` writes it beside vocab.model; name its output directory") from error
+        raise DataError(
+            f"{path}: {error}; `pangu tokenizer compress` writes it beside vocab.model; name its output directory"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: not a vocabulary map ({error!r}); restore it or compress again") from error
     tokenizer = Tokenizer.load(directory)
     if len(found.old_ids) != tokenizer.vocab_size or not tokenizer.made(found.fingerprint, str(path)):
-        raise DataError(f"{path}: of tokenizer {found.fingerprint[:12]}, beside it is {tokenizer.fingerprint[:12]}; must be the same; compress again")
+        raise DataError(
+            f"{path}: of tokenizer {found.fingerprint[:12]}, beside it is {tokenizer.fingerprint[:12]}; must be the"
+            " same; compress again"
+        )
     return found
 
 
@@ -116,9 +142,9 @@ class Compressor:
 
     Attributes:
         tokenizer: the full one.
-        required: bool [V], pieces that every size keeps: all that are not NORMAL in the SentencePiece model (specials, user-defined ones,
-            bytes), the specials by name, U+2581 (decoding knows white space only as that piece, not as its three bytes), and in a model
-            without bytes every single character, since nothing else spells it.
+        required: bool [V], pieces that every size keeps: all that are not NORMAL in the SentencePiece model (specials,
+            user-defined ones, bytes), the specials by name, U+2581 (decoding knows white space only as that piece, not
+            as its three bytes), and in a model without bytes every single character, since nothing else spells it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -134,8 +160,8 @@ class Compressor:
         smallest, full = int(self.required.sum()), self.tokenizer.vocab_size
         if not smallest <= vocab_size < full:
             raise DataError(
-                f"vocab_size={vocab_size}: must be at least {smallest} (specials, bytes or single characters are kept) and below the "
-                f"{full} pieces of the tokenizer; use a size between"
+                f"vocab_size={vocab_size}: must be at least {smallest} (specials, bytes or single characters are kept)"
+                f" and below the {full} pieces of the tokenizer; use a size between"
             )
 
     def compress(self, counts: np.ndarray, vocab_size: int, closure: bool = True) -> Compressed:
@@ -144,9 +170,10 @@ class Compressor:
         Args:
             counts: int64 [V], occurrences of each piece.
             vocab_size: K.
-            closure: for a BPE model, keep a piece together with the pieces that its own merges pass through, so that encoding can still make
-                it; a piece whose company does not fit any more is passed over. Without closure pieces become unreachable: 73 of 4,000 (from
-                8,000 on 12 MB of Chinese), and 1.5 % more tokens. Models of other types have no merges.
+            closure: for a BPE model, keep a piece together with the pieces that its own merges pass through, so that
+                encoding can still make it; a piece whose company does not fit any more is passed over. Without closure
+                pieces become unreachable: 73 of 4,000 (from 8,000 on 12 MB of Chinese), and 1.5 % more tokens. Models
+                of other types have no merges.
 
         Raises:
             DataError: `vocab_size` out of range.
@@ -164,7 +191,8 @@ class Compressor:
     def _chosen(self, counts: np.ndarray, vocab_size: int, closure: bool) -> np.ndarray:
         """bool [V]: the pieces to keep."""
         chosen, room = self.required.copy(), vocab_size - int(self.required.sum())
-        # One pass fills the room: a piece is passed over while others that it needs are missing; each of those comes up itself and needs fewer.
+        # One pass fills the room: a piece is passed over while others that it needs are missing; each of
+        # those comes up itself and needs fewer.
         for index in np.argsort(-counts, kind="stable"):
             if room == 0:
                 break
@@ -177,7 +205,11 @@ class Compressor:
 
     def _company(self, index: int, closure: bool) -> set[int]:
         """A piece and what has to be there for it."""
-        return {index, *self._table.merges(index)} if closure and self._table.is_bpe and self._table.reachable[index] else {index}
+        return (
+            {index, *self._table.merges(index)}
+            if closure and self._table.is_bpe and self._table.reachable[index]
+            else {index}
+        )
 
 
 def _kind(piece: str, type_: int) -> str:

@@ -1,7 +1,8 @@
-"""Documents out of text and JSON files. Nothing is dropped in silence: bad lines go to a quarantine, empty texts are counted.
+"""Documents out of text and JSON files. Nothing is dropped in silence: bad lines go to a quarantine, empty texts are
+counted.
 
-What a file holds is told by its content: JSON lines or a JSON array of objects, each a document with its text in one field and optionally
-a `domain`; any other file is UTF-8 text and one document. All may be compressed, `.gz` or `.zst`.
+What a file holds is told by its content: JSON lines or a JSON array of objects, each a document with its text in one
+field and optionally a `domain`; any other file is UTF-8 text and one document. All may be compressed, `.gz` or `.zst`.
 """
 
 import argparse
@@ -17,9 +18,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pangu_ms.core.errors import DataError
 from pangu_ms.data import json_texts, streams
 from pangu_ms.data.json_texts import ARRAY, LINES, TEXT
-from pangu_ms.errors import DataError
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,8 @@ class Document:
 
 @dataclasses.dataclass
 class Quarantine:
-    """What was not taken: bad lines, written as JSON lines with where, reason and the beginning of the line, and the number of empty texts."""
+    """What was not taken: bad lines, written as JSON lines with where, reason and the beginning of the line, and the
+    number of empty texts."""
 
     path: Path | None = None
     """File to write; None only counts."""
@@ -55,7 +57,9 @@ class Quarantine:
         self.count += 1
         self.first = self.first or f"{where}: {reason}"
         if self._file:
-            shown = line[:_SHOWN].decode("utf-8", "backslashreplace").rstrip("\n") + ("..." if len(line) > _SHOWN else "")
+            shown = line[:_SHOWN].decode("utf-8", "backslashreplace").rstrip("\n") + (
+                "..." if len(line) > _SHOWN else ""
+            )
             record = {"where": where, "reason": reason, "line": shown}
             self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
@@ -87,14 +91,17 @@ class Corpus:
 
         Args:
             names: files or patterns; the shell usually expands them before.
-            split_paragraphs: every paragraph (blank line between) is a document of its own, as the official builder does (spec A6).
+            split_paragraphs: every paragraph (blank line between) is a document of its own, as the official builder
+                does (spec A6).
             quarantine: where bad lines go; by default they are only counted.
-            text_field: where a JSON object has its text, `a.b` for b inside a: a string, or a conversation (a list of messages with role and
-                content), which becomes a line `role: content` for each message. By default `text`, or else `messages`.
+            text_field: where a JSON object has its text, `a.b` for b inside a: a string, or a conversation (a list of
+                messages with role and content), which becomes a line `role: content` for each message. By default
+                `text`, or else `messages`.
             plain_text: take every file as plain text, JSON too.
 
         Raises:
-            DataError: no file, or one that is missing, a directory or unreadable, or has JSON objects without the field.
+            DataError: no file, or one that is missing, a directory or unreadable, or has JSON objects without the
+                field.
         """
         self.files = [path for name in names for path in _expand(str(name))]
         if not self.files:
@@ -119,8 +126,9 @@ class Corpus:
             form, records = json_texts.form_of(streams.content(path, raw), _inner_suffix(path))
         if records and not any(json_texts.has_field(record, self._text_field) for record in records):
             raise DataError(
-                f"{path}: its JSON objects have no field {self._text_field or 'text'}; there are {json_texts.shown_names(records[0])}; "
-                "name one with --text-field (`pangu data prepare` and `tokenizer train` have it), or take the file as it is with --plain-text"
+                f"{path}: its JSON objects have no field {self._text_field or 'text'}; there are"
+                f" {json_texts.shown_names(records[0])}; name one with --text-field (`pangu data prepare` and"
+                " `tokenizer train` have it), or take the file as it is with --plain-text"
             )
         return form
 
@@ -166,7 +174,10 @@ class Corpus:
             except DataError:  # of the stream: it is no matter of JSON
                 raise
             except ValueError as error:
-                raise DataError(f"{path}: {error}; it begins as a JSON array and must be one; mend it, or take it as it is with --plain-text") from error
+                raise DataError(
+                    f"{path}: {error}; it begins as a JSON array and must be one; mend it, or take it as it is with"
+                    " --plain-text"
+                ) from error
             try:
                 yield self._document(value)
             except ValueError as error:
@@ -182,7 +193,8 @@ class Corpus:
                 yield Document((piece.removeprefix(json_texts.BOM) if not start else piece).decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{path}: byte {start + error.start} is not UTF-8; text must be UTF-8; convert it (iconv -f GB18030 -t UTF-8)"
+                    f"{path}: byte {start + error.start} is not UTF-8; text must be UTF-8; convert it (iconv -f GB18030"
+                    " -t UTF-8)"
                 ) from error
             start += len(piece)
 
@@ -196,7 +208,10 @@ class Corpus:
 
 def add_corpus_options(parser: argparse.ArgumentParser) -> None:
     """The options that `corpus_options` reads."""
-    field = "where JSON objects have their text, a.b for b inside a; a string, or a conversation: a list of messages with role and content (default: text, or else messages)"
+    field = (
+        "where JSON objects have their text, a.b for b inside a; a string, or a conversation: a list of messages with"
+        " role and content (default: text, or else messages)"
+    )
     parser.add_argument("--text-field", metavar="NAME", default=argparse.SUPPRESS, help=field)
     parser.add_argument("--plain-text", action="store_true", help="take every file as plain text, JSON too")
 
@@ -215,7 +230,10 @@ def _tell_surprises(files: Iterable[tuple[Path, str]]) -> None:
             surprises.setdefault((suffix, form), []).append(path)
     for (suffix, form), paths in surprises.items():
         named = f"named {suffix}" if suffix else "without a suffix"
-        _tell(f"corpus: {len(paths)} {'file' if len(paths) == 1 else 'files'} {named}: taken as {form} by content (first: {paths[0]})")
+        _tell(
+            f"corpus: {len(paths)} {'file' if len(paths) == 1 else 'files'} {named}: taken as {form} by content (first:"
+            f" {paths[0]})"
+        )
 
 
 @functools.cache  # one process reads a corpus several times
@@ -238,4 +256,6 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except streams.damage() as error:
-        raise DataError(f"{path}: cannot be read to its end ({error}); the file is damaged or cut off; fetch it again") from error
+        raise DataError(
+            f"{path}: cannot be read to its end ({error}); the file is damaged or cut off; fetch it again"
+        ) from error

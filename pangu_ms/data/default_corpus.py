@@ -4,13 +4,23 @@ import sysconfig
 from pathlib import Path
 
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.tokenizer import train_tokenizer
-from pangu_ms.errors import ConfigError, DataError
 
 SIZE_BYTES = 5_000_000
-NOT_CODE = {"test", "tests", "site-packages", "dist-packages", "__pycache__", "lib2to3", "idlelib", "encodings", "pydoc_data"}
+NOT_CODE = {
+    "test",
+    "tests",
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "lib2to3",
+    "idlelib",
+    "encodings",
+    "pydoc_data",
+}
 
 
 def standard_library_files() -> list[str]:
@@ -26,7 +36,9 @@ def standard_library_files() -> list[str]:
             chosen.append(str(path))
             size += path.stat().st_size
     if not chosen:
-        raise DataError(f"{root}: holds no Python sources; this Python came without them; name text files with --corpus")
+        raise DataError(
+            f"{root}: holds no Python sources; this Python came without them; name text files with --corpus"
+        )
     return chosen
 
 
@@ -49,5 +61,7 @@ def build_records(config: RunConfig, corpus_files: list[str], directory: Path, p
     tokenizer, records = directory / "tokenizer", directory / "records"
     if not tokenizer.exists():
         texts = (document.text for document in Corpus(corpus_files))
-        train_tokenizer(texts, config.tokenizer.vocab_size, config.tokenizer.segmenter, progress=progress).save(tokenizer)
+        train_tokenizer(texts, config.tokenizer.vocab_size, config.tokenizer.segmenter, progress=progress).save(
+            tokenizer
+        )
     return prepare(corpus_files, tokenizer, records, config.model.seq_length, config.data.held_out, progress=progress)

@@ -1,9 +1,12 @@
-"""Tokenizers of Hugging Face directories: a SentencePiece model (LLaMA, openPangu) or a tokenizer.json of the `tokenizers` library.
+"""Tokenizers of Hugging Face directories: a SentencePiece model (LLaMA, openPangu) or a tokenizer.json of the
+`tokenizers` library.
 
-Ids are those of `AutoTokenizer` in transformers for text without special tokens. Special tokens are placed as ids alone: text that spells one is
-ordinary text, as with `split_special_tokens=True`. The files are kept as they are, so that what transformers reads later is what it read before.
+Ids are those of `AutoTokenizer` in transformers for text without special tokens. Special tokens are placed as ids
+alone: text that spells one is ordinary text, as with `split_special_tokens=True`. The files are kept as they are, so
+that what transformers reads later is what it read before.
 
-Source: transformers 4.57, tokenization_llama_fast.py, convert_slow_tokenizer.py (LlamaConverter); tokenizers 0.22, decoders.
+Source: transformers 4.57, tokenization_llama_fast.py, convert_slow_tokenizer.py (LlamaConverter); tokenizers 0.22,
+decoders.
 """
 
 import json
@@ -15,12 +18,12 @@ from typing import Any
 
 import sentencepiece
 
+from pangu_ms.core import files, small_json
+from pangu_ms.core.errors import DataError
+from pangu_ms.core.protobuf import fields, message_field, number_field
 from pangu_ms.data.special_tokens import ADDED, CONFIG, GENERATION, SETTINGS, SPECIAL_TOKENS, SpecialTokens
 from pangu_ms.data.tokenizer import SPACE as JIEBA_SPACE
 from pangu_ms.data.tokenizer import Tokenizer, processor_of, require_unicode
-from pangu_ms.errors import DataError
-from pangu_ms.protobuf import fields, message_field, number_field
-from pangu_run import files, small_json
 
 SENTENCEPIECE, FAST = "tokenizer.model", "tokenizer.json"
 FILES = (SENTENCEPIECE, FAST, SETTINGS, SPECIAL_TOKENS, ADDED, GENERATION, "chat_template.jinja", "chat_template.json")
@@ -34,7 +37,8 @@ log = logging.getLogger(__name__)
 
 
 def is_directory_of(path: Path) -> bool:
-    """Whether a directory has a tokenizer in Hugging Face's form; our own has a tokenizer.json too, which says its format."""
+    """Whether a directory has a tokenizer in Hugging Face's form; our own has a tokenizer.json too, which says its
+    format."""
     if (path / SENTENCEPIECE).exists() or (path / SETTINGS).exists():
         return True
     try:
@@ -46,7 +50,8 @@ def is_directory_of(path: Path) -> bool:
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer as a Hugging Face directory describes it; see `Tokenizer` for the attributes.
 
-    eod, what ends a document, is the directory's eos; its pad, where it has none, too. `stop_ids` are those of its generation_config.json as well.
+    eod, what ends a document, is the directory's eos; its pad, where it has none, too. `stop_ids` are those of its
+    generation_config.json as well.
 
     Attributes:
         of_pieces: whether its SentencePiece model encodes, and not its tokenizer.json.
@@ -60,18 +65,33 @@ class HuggingFaceTokenizer(Tokenizer):
         """
         self._contents, self.segmenter = dict(contents), "none"
         try:
-            special = SpecialTokens({name: small_json.parse_object(content) for name, content in contents.items() if name in SpecialTokens.SOURCES})
-            # A LLaMA's add_prefix_space makes transformers build from the SentencePiece model even where there is a tokenizer.json.
-            self.of_pieces = SENTENCEPIECE in contents and (FAST not in contents or (special.is_llama and special.add_prefix_space is not None))
+            special = SpecialTokens(
+                {
+                    name: small_json.parse_object(content)
+                    for name, content in contents.items()
+                    if name in SpecialTokens.SOURCES
+                }
+            )
+            # A LLaMA's add_prefix_space makes transformers build from the SentencePiece model even where
+            # there is a tokenizer.json.
+            self.of_pieces = SENTENCEPIECE in contents and (
+                FAST not in contents or (special.is_llama and special.add_prefix_space is not None)
+            )
             self.model = contents[SENTENCEPIECE if self.of_pieces else FAST]
             self._table = SentencePieces(self.model, special) if self.of_pieces else FastPieces(self.model, special)
             if self.of_pieces and self._table.id_of(JIEBA_SPACE) is not None:
                 raise ValueError(f"{SENTENCEPIECE} is PanGu-alpha's vocabulary of jieba's words; name that file itself")
             self._take_ids(special, where)
         except KeyError:
-            raise DataError(f"{where}: holds neither {SENTENCEPIECE} nor {FAST}; a tokenizer is one of them; copy it there, or name another directory") from None
+            raise DataError(
+                f"{where}: holds neither {SENTENCEPIECE} nor {FAST}; a tokenizer is one of them; copy it there, or name"
+                " another directory"
+            ) from None
         except (ValueError, TypeError, AttributeError) as error:
-            raise DataError(f"{where}: the tokenizer cannot be read: {error}; copy or download its files again, or name another with --tokenizer") from None
+            raise DataError(
+                f"{where}: the tokenizer cannot be read: {error}; copy or download its files again, or name another"
+                " with --tokenizer"
+            ) from None
 
     @classmethod
     def load(cls, path: str | Path) -> "HuggingFaceTokenizer":
@@ -81,7 +101,11 @@ class HuggingFaceTokenizer(Tokenizer):
             DataError: nothing there, or not a tokenizer.
         """
         path = Path(path)
-        found = {SENTENCEPIECE: path} if path.is_file() else {name: path / name for name in (*FILES, CONFIG) if (path / name).exists()}
+        found = (
+            {SENTENCEPIECE: path}
+            if path.is_file()
+            else {name: path / name for name in (*FILES, CONFIG) if (path / name).exists()}
+        )
         contents = {}
         for name, file in found.items():
             try:
@@ -109,7 +133,11 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size: int = special.vocab_size or size  # a word table may have rows to spare
         beyond = [self._table.piece_of(i) for i in range(self.vocab_size, size)]
         named = {name: self._id_inside(content) for name, content in special.named.items()}
-        if missing := [piece for piece in beyond if piece not in special.contents or piece in (special.named["bos"], special.named["eos"])]:
+        if missing := [
+            piece
+            for piece in beyond
+            if piece not in special.contents or piece in (special.named["bos"], special.named["eos"])
+        ]:
             raise ValueError(f"{missing[0]!r} has an id beyond the model's vocab_size={self.vocab_size}")
         if beyond:
             log.warning("%s: %s: no rows of the model's word table; left out", where, ", ".join(beyond))
@@ -123,7 +151,13 @@ class HuggingFaceTokenizer(Tokenizer):
         self.unk_id = self.eod_id if named["unk"] is None else named["unk"]
         self.stop_ids = tuple(sorted(set(ends)))
         self.first_ids = self._first_ids(special)
-        self._settings = {"huggingface": SETTINGS, "vocab_size": self.vocab_size, "first": self.first_ids, "eod": self.eod_id, "pad": self.pad_id}
+        self._settings = {
+            "huggingface": SETTINGS,
+            "vocab_size": self.vocab_size,
+            "first": self.first_ids,
+            "eod": self.eod_id,
+            "pad": self.pad_id,
+        }
         self._settings |= {"rule": self._table.rule}
 
     def _first_ids(self, special: SpecialTokens) -> tuple[int, ...]:
@@ -146,7 +180,10 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def with_model(self, model: bytes) -> "Tokenizer":
         """Not for these: their specials stand in several files."""
-        raise DataError("tokenizer: has Hugging Face's form; only tokenizers of `pangu tokenizer train` and released vocab.model files can be cut; use one of these")
+        raise DataError(
+            "tokenizer: has Hugging Face's form; only tokenizers of `pangu tokenizer train` and released vocab.model"
+            " files can be cut; use one of these"
+        )
 
     def id_of(self, piece: str) -> int | None:
         """See `Tokenizer`."""
@@ -164,7 +201,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._table.encode(texts)
 
     def decode(self, ids: Iterable[int], continuation: bool = False) -> str:
-        """See `Tokenizer`: the space that encoding puts before a text is taken away again, unless the text goes on from another."""
+        """See `Tokenizer`: the space that encoding puts before a text is taken away again, unless the text goes on from
+        another."""
         text = super().decode(ids)
         return text[1:] if self._table.strips_space and not continuation and text.startswith(" ") else text
 
@@ -184,9 +222,16 @@ class SentencePieces:
 
     def __init__(self, model: bytes, special: SpecialTokens) -> None:
         if not special.has_known_class:
-            raise ValueError(f"{SETTINGS}: tokenizer_class={special.tokenizer_class!r} with {SENTENCEPIECE} alone is not known; save it with a {FAST}")
+            raise ValueError(
+                f"{SETTINGS}: tokenizer_class={special.tokenizer_class!r} with {SENTENCEPIECE} alone is not known; save"
+                f" it with a {FAST}"
+            )
         self.strips_space, self._legacy = special.add_prefix_space is not False, special.legacy
-        self.rule = {"prefix": self.strips_space, "legacy": self._legacy, "added": {str(i): token for i, (token, _) in sorted(special.added.items())}}
+        self.rule = {
+            "prefix": self.strips_space,
+            "legacy": self._legacy,
+            "added": {str(i): token for i, (token, _) in sorted(special.added.items())},
+        }
         # White space goes through as it stands; what is put before a text is decided here.
         as_it_stands = message_field(_NORMALIZER, number_field(3, 0) + number_field(4, 0))
         self._processor = processor_of(_with_specials(model, processor_of(model), special) + as_it_stands)
@@ -227,12 +272,22 @@ def _with_specials(model: bytes, processor: sentencepiece.SentencePieceProcessor
     for index, (content, is_special) in special.added.items():
         same = index < size and processor.id_to_piece(index) == content
         # What SentencePiece itself calls user-defined it takes out of texts as transformers does.
-        if same and (processor.is_control(index) or processor.is_unknown(index) or (not is_special and _is_user_defined(processor, index))):
+        if same and (
+            processor.is_control(index)
+            or processor.is_unknown(index)
+            or (not is_special and _is_user_defined(processor, index))
+        ):
             continue
         if not same and index < size:
-            raise ValueError(f"id {index} is {processor.id_to_piece(index)!r} in {SENTENCEPIECE}, {content!r} among the added tokens; save it with a {FAST}")
+            raise ValueError(
+                f"id {index} is {processor.id_to_piece(index)!r} in {SENTENCEPIECE}, {content!r} among the added"
+                f" tokens; save it with a {FAST}"
+            )
         if not is_special:
-            raise ValueError(f"the added token {content!r} is not special, which {SENTENCEPIECE} alone cannot express; save it with a {FAST}")
+            raise ValueError(
+                f"the added token {content!r} is not special, which {SENTENCEPIECE} alone cannot express; save it with"
+                f" a {FAST}"
+            )
         changes[index] = content
     for content in special.contents:  # those named in the settings alone
         index = processor.piece_to_id(content)
@@ -287,20 +342,33 @@ class FastPieces:
                 add = self._tokenizer.add_special_tokens if is_special else self._tokenizer.add_tokens
                 add([tokenizers.AddedToken(token, special=is_special, normalized=not is_special)])
             if self._tokenizer.token_to_id(token) != index:
-                raise ValueError(f"the added token {token!r} has id {index} in the settings, {self._tokenizer.token_to_id(token)} in {FAST}")
+                raise ValueError(
+                    f"the added token {token!r} has id {index} in the settings, {self._tokenizer.token_to_id(token)} in"
+                    f" {FAST}"
+                )
         known = [token for token in special.contents if self._tokenizer.token_to_id(token) is not None]
-        self._tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False) for token in sorted(known)])
-        self._tokenizer.encode_special_tokens = True  # its name notwithstanding: text that spells a special token is text
+        self._tokenizer.add_special_tokens(
+            [tokenizers.AddedToken(token, special=True, normalized=False) for token in sorted(known)]
+        )
+        self._tokenizer.encode_special_tokens = (
+            True  # its name notwithstanding: text that spells a special token is text
+        )
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index for index, token in added.items() if token.special}
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self._decoder = _Decoder(tree.get("decoder"))
         self.strips_space = self._decoder.strips_space
-        self.rule = {"prefix": special.add_prefix_space, "added": {str(i): token for i, (token, _) in sorted(special.added.items())}}
+        self.rule = {
+            "prefix": special.add_prefix_space,
+            "added": {str(i): token for i, (token, _) in sorted(special.added.items())},
+        }
 
     @property
     def first_ids(self) -> tuple[int, ...]:
-        bare, whole = self._tokenizer.encode("a", add_special_tokens=False).ids, self._tokenizer.encode("a", add_special_tokens=True).ids
+        bare, whole = (
+            self._tokenizer.encode("a", add_special_tokens=False).ids,
+            self._tokenizer.encode("a", add_special_tokens=True).ids,
+        )
         at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
         return tuple(whole[:at])
 
@@ -339,7 +407,11 @@ class _Decoder:
             raise ValueError(f"{FAST}: decoder {json.dumps(tree)[:200]} is not supported")
         self._of_bytes, self._fallback = "ByteLevel" in by_type, "ByteFallback" in by_type
         metaspace = by_type.get("Metaspace", {})
-        prepends = bool(metaspace) and metaspace.get("prepend_scheme", "always" if metaspace.get("add_prefix_space", True) else "never") != "never"
+        prepends = (
+            bool(metaspace)
+            and metaspace.get("prepend_scheme", "always" if metaspace.get("add_prefix_space", True) else "never")
+            != "never"
+        )
         self.strips_space = bool(strip.get("start")) or prepends
 
     def bytes_of(self, piece: str) -> bytes:
@@ -359,7 +431,11 @@ class _Decoder:
 
 def _byte_of() -> dict[str, int]:
     """GPT-2's letters for bytes: a printable Latin-1 character is itself, the others follow from U+0100."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("\u00a1"), ord("\u00ac") + 1), *range(ord("\u00ae"), ord("\u00ff") + 1)]
+    plain = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("\u00a1"), ord("\u00ac") + 1),
+        *range(ord("\u00ae"), ord("\u00ff") + 1),
+    ]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
 
@@ -371,5 +447,7 @@ def _library() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise DataError(f"{FAST}: needs the package tokenizers, which is not installed; pip install tokenizers") from None
+        raise DataError(
+            f"{FAST}: needs the package tokenizers, which is not installed; pip install tokenizers"
+        ) from None
     return tokenizers

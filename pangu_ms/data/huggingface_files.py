@@ -1,16 +1,17 @@
 """A tokenizer as a Hugging Face directory holds it: written for transformers, and known again when it comes back.
 
-One of our own goes out as its SentencePiece model with settings that make transformers give the same ids, where its segmenter is none; transformers
-has no jieba. The settings name ours too, so that what nobody changed comes back as what it was, with its fingerprint.
+One of our own goes out as its SentencePiece model with settings that make transformers give the same ids, where its
+segmenter is none; transformers has no jieba. The settings name ours too, so that what nobody changed comes back as what
+it was, with its fingerprint.
 """
 
 from pathlib import Path
 from typing import Any
 
+from pangu_ms.core import files, small_json
 from pangu_ms.data.huggingface import FAST, SENTENCEPIECE, HuggingFaceTokenizer
 from pangu_ms.data.special_tokens import GENERATION, SETTINGS
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_run import files, small_json
 
 _LLAMA, _FAST_CLASS, _JIEBA_CLASS = "LlamaTokenizer", "PreTrainedTokenizerFast", "PanguTokenizer"
 _OWN = "pangu_tokenizer"  # key of tokenizer_config.json
@@ -28,8 +29,13 @@ def find(directory: Path) -> Path | None:
 
 
 def files_of(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """Name -> content of the files of a Hugging Face directory that make up a tokenizer, what ends a generated text included."""
-    contents = _portable(tokenizer) if isinstance(tokenizer, HuggingFaceTokenizer) else {SENTENCEPIECE: tokenizer.model, SETTINGS: _json(_settings_of(tokenizer))}
+    """Name -> content of the files of a Hugging Face directory that make up a tokenizer, what ends a generated text
+    included."""
+    contents = (
+        _portable(tokenizer)
+        if isinstance(tokenizer, HuggingFaceTokenizer)
+        else {SENTENCEPIECE: tokenizer.model, SETTINGS: _json(_settings_of(tokenizer))}
+    )
     return {GENERATION: _json(token_ids(tokenizer))} | contents
 
 
@@ -49,9 +55,15 @@ def own_tokenizer(directory: Path) -> Tokenizer | None:
     """A tokenizer of ours that `files_of` wrote there and nobody changed; None for any other."""
     try:
         settings = small_json.read_object(directory / SETTINGS)
-        tokenizer = Tokenizer(small_json.read_bytes(directory / SENTENCEPIECE), settings[_OWN]["segmenter"], settings[_OWN]["eod"])
+        tokenizer = Tokenizer(
+            small_json.read_bytes(directory / SENTENCEPIECE), settings[_OWN]["segmenter"], settings[_OWN]["eod"]
+        )
         unchanged = settings == _settings_of(tokenizer) and not (directory / FAST).exists()
-    except (ValueError, KeyError, TypeError):  # not written by us, or not as it was: who reads Hugging Face's form says what is wrong
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # not written by us, or not as it was: who reads Hugging Face's form says what is wrong
         return None
     return tokenizer if unchanged else None
 
@@ -74,7 +86,8 @@ def _settings_of(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _portable(tokenizer: HuggingFaceTokenizer) -> dict[str, bytes]:
-    """Its files as they came; where they name a class whose code came beside them, one of transformers' own that gives the same ids."""
+    """Its files as they came; where they name a class whose code came beside them, one of transformers' own that gives
+    the same ids."""
     contents = tokenizer.files()
     settings = small_json.parse_object(contents.get(SETTINGS, b"{}"))
     if settings.pop("auto_map", None) is None:

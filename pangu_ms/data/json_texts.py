@@ -16,14 +16,17 @@ _HEAD = 1 << 16
 """Bytes in which the form of a file is looked for; a longer first line is read to its end."""
 _ARRAY_BEGIN = re.compile(rb'\s*\[\s*\{\s*["}]')
 _WHITE, _DECODER = " \t\r\n", json.JSONDecoder()
-_SPACE, _OPENING, _CLOSING, _NEXT = map(re.compile, (r"[ \t\r\n]*", r"\ufeff?[ \t\r\n]*\[", r"[ \t\r\n]*\]", r"[ \t\r\n]*([,\]])"))
+_SPACE, _OPENING, _CLOSING, _NEXT = map(
+    re.compile, (r"[ \t\r\n]*", r"\ufeff?[ \t\r\n]*\[", r"[ \t\r\n]*\]", r"[ \t\r\n]*([,\]])")
+)
 _MOST_NAMES, _DEEPEST_NAME = 8, 4
 
 
 def form_of(stream: BinaryIO, suffix: str) -> tuple[str, list[dict]]:
     """How a file is read, and the records at its beginning.
 
-    JSON lines: most of the first lines are JSON objects, or the name says so. An array: it begins with `[{"`. All else is plain text.
+    JSON lines: most of the first lines are JSON objects, or the name says so. An array: it begins with `[{"`. All else
+    is plain text.
 
     Args:
         stream: its content, at the beginning.
@@ -63,7 +66,8 @@ def _first_of_array(head: bytes) -> list[dict]:
 
 
 def parse(line: bytes) -> Any:
-    """The JSON value of a line; ValueError with the reason if there is none. A byte order mark, as `cat a b` leaves it, is no part of it."""
+    """The JSON value of a line; ValueError with the reason if there is none. A byte order mark, as `cat a b` leaves it,
+    is no part of it."""
     try:
         return json.loads(line.removeprefix(BOM).decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -137,7 +141,9 @@ class _Growing:
             raise ValueError(f"{rest[:20]!r} behind its end; a file holds one array")
 
     def _grow(self) -> None:
-        block = self._stream.read(max(1 << 20, len(self._text) - self._at))  # doubles: a long value is not tried again and again
+        block = self._stream.read(
+            max(1 << 20, len(self._text) - self._at)
+        )  # doubles: a long value is not tried again and again
         self._ended = not block
         try:
             self._text, self._at = self._text[self._at :] + self._decoder.decode(block, final=self._ended), 0
@@ -149,7 +155,8 @@ def text_and_domain(record: Any, field: str | None, default_domain: str) -> tupl
     """The text of a record, and its domain; ValueError with the reason if there is none.
 
     Args:
-        field: its name, `a.b` for b inside a; by default `text`, or else `messages`. The value is a string or a conversation.
+        field: its name, `a.b` for b inside a; by default `text`, or else `messages`. The value is a string or a
+            conversation.
     """
     if not isinstance(record, dict):
         raise ValueError(f"no field {field or DEFAULT_FIELDS[0]}: it is no JSON object")
@@ -181,7 +188,8 @@ def look_up(record: dict, name: str) -> Any:
 
 
 def conversation(messages: list, name: str) -> str:
-    """Messages, objects with role and content, as plain text: a line `role: content` each; ValueError if it is not a list of such.
+    """Messages, objects with role and content, as plain text: a line `role: content` each; ValueError if it is not a
+    list of such.
 
     Content is a string or, as in OpenAI's form, a list of parts with a text each.
     """
@@ -189,7 +197,9 @@ def conversation(messages: list, name: str) -> str:
     for message in messages:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if isinstance(content, list):
-            content = "".join(part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))
+            content = "".join(
+                part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
+            )
         if not (isinstance(role, str) and isinstance(content, str)):
             raise ValueError(f"{name} is a list, but not of messages with role and content")
         spoken.append(f"{role}: {content}")
@@ -214,4 +224,3 @@ def shown_names(record: dict) -> str:
     """The names for a message."""
     names = list(field_names(record))
     return (", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")) or "none with text"
-

@@ -4,44 +4,22 @@ Legend: N rows, B batch, S sequence length.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.records import RecordSet
-from pangu_ms.errors import DataError
+from pangu_ms.models.common.batch import Batch
 
 _WINDOW_ROWS = 1024
 """Rows fetched at once: opening a MindDataset costs 3 ms, reading a row 0.03 ms; 4 MB of ids at S = 1024."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one training or evaluation step reads.
-
-    Attributes:
-        ids: int32 [B, S+1]; input is ids[:, :-1], labels are ids[:, 1:].
-        positions: int32 [B, S].
-        segments: int32 [B, S], number of the document in its row; attention stays inside equal numbers.
-        loss_mask: float32 [B, S], 0 where the input token is pad or eod.
-    """
-
-    ids: np.ndarray
-    positions: np.ndarray
-    segments: np.ndarray
-    loss_mask: np.ndarray
-
-    def split(self, parts: int) -> Iterator["Batch"]:
-        """Cut into micro-batches of B / parts rows, in order."""
-        fields = (np.split(array, parts) for array in (self.ids, self.positions, self.segments, self.loss_mask))
-        return (Batch(*arrays) for arrays in zip(*fields))
-
-
 def batch_from_ids(ids: np.ndarray, eod_id: int, pad_id: int, eod_reset: bool) -> Batch:
     """Positions, segments and loss mask of rows of ids.
 
-    With `eod_reset` a document ends with its eod, and positions restart at 0 behind it. The loss mask looks at the input token, so the
-    prediction made at an eod does not count.
+    With `eod_reset` a document ends with its eod, and positions restart at 0 behind it. The loss mask looks at the
+    input token, so the prediction made at an eod does not count.
 
     Args:
         ids: int32 [B, S+1].
@@ -105,7 +83,8 @@ class Loader:
         return self._epoch[1]
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """Rows of this rank's batch in a step: int64 [B]. Step t's global batch is the sample positions [t, t+1) * B * world."""
+        """Rows of this rank's batch in a step: int64 [B]. Step t's global batch is the sample positions [t, t+1) * B *
+        world."""
         first = (step * self._world + self._rank) * self._batch_size
         positions = np.arange(first, first + self._batch_size)
         epochs, offsets = np.divmod(positions, self.num_rows)
@@ -141,7 +120,8 @@ def require_batches(batch_size: int, max_batches: int) -> None:
 
 
 def sequential_batches(records: RecordSet, batch_size: int, eod_reset: bool, max_batches: int = 0) -> Iterator[Batch]:
-    """Batches in file order, all of one size: the last is filled up with rows that do not count. `max_batches` 0 means all."""
+    """Batches in file order, all of one size: the last is filled up with rows that do not count. `max_batches` 0 means
+    all."""
     for i in range(num_batches(records, batch_size, max_batches)):
         ids = records.read_rows(np.arange(i * batch_size, min((i + 1) * batch_size, records.num_rows)))
         missing = batch_size - len(ids)

@@ -1,6 +1,7 @@
 """.npz archives from anywhere: plain arrays of the size that the file has, read in bounded memory. No mindspore import.
 
-numpy's own reader takes a shape at its word, unpacks what a kilobyte may grow to, and raises some fifteen classes of errors.
+numpy's own reader takes a shape at its word, unpacks what a kilobyte may grow to, and raises some fifteen classes of
+errors.
 """
 
 import io
@@ -16,16 +17,30 @@ from typing import Any
 import numpy as np
 from numpy.lib import format as npy
 
-from pangu_ms.errors import DataError
-from pangu_run import files, format_version
+from pangu_ms.core import files, format_version
+from pangu_ms.core.errors import DataError
 
 FORMAT_VERSION = 1
 LARGEST_RATIO, _FREE = 200, 1 << 26
 """Weights hardly shrink, zeros to a thousandth; the first 64 MiB may have any ratio."""
-_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}  # 3.0 is for names of fields, which are refused
+_HEADERS = {
+    (1, 0): npy.read_array_header_1_0,
+    (2, 0): npy.read_array_header_2_0,
+}  # 3.0 is for names of fields, which are refused
 _KINDS, _PART = "biufcU", 1 << 24
 # Headers are Python literals, members may be encrypted or packed in a way that zipfile does not know.
-_ERRORS = (ValueError, OSError, EOFError, KeyError, TypeError, SyntaxError, MemoryError, RuntimeError, OverflowError, RecursionError)
+_ERRORS = (
+    ValueError,
+    OSError,
+    EOFError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    MemoryError,
+    RuntimeError,
+    OverflowError,
+    RecursionError,
+)
 _ERRORS += (struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
@@ -71,7 +86,10 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
         raise ValueError("a name stands there twice")
     packed, unpacked = sum(info.compress_size for info in infos), sum(info.file_size for info in infos)
     if unpacked > _FREE + LARGEST_RATIO * packed:
-        raise ValueError(f"{packed:,} bytes would become {unpacked:,}; arrays do not shrink to a {LARGEST_RATIO}th; write it uncompressed")
+        raise ValueError(
+            f"{packed:,} bytes would become {unpacked:,}; arrays do not shrink to a {LARGEST_RATIO}th; write it"
+            " uncompressed"
+        )
     return found
 
 
@@ -105,7 +123,8 @@ def read_npz(path: str | Path, names: Iterable[str], advice: str) -> tuple[dict[
     """Fields of an .npz file, scalars and texts as Python values, and the file's SHA-256.
 
     Raises:
-        DataError: no such file, not an .npz file, one without some of the names, or one of a newer version of this program.
+        DataError: no such file, not an .npz file, one without some of the names, or one of a newer version of this
+            program.
     """
     try:
         arrays, digest = read_hashed(Path(path))

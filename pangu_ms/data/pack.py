@@ -1,4 +1,5 @@
-"""From encoded blocks to rows of one length in MindRecord files, split in train and held_out. mindspore is imported when the first row is written."""
+"""From encoded blocks to rows of one length in MindRecord files, split in train and held_out. mindspore is imported
+when the first row is written."""
 
 import dataclasses
 import hashlib
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_ms.core import files
+from pangu_ms.core.errors import OutputError
 from pangu_ms.data import npz_file
 from pangu_ms.data.blocks import load_block
-from pangu_ms.errors import OutputError
-from pangu_run import files
 
 SPLITS = ("train", "held_out")
 COLUMN = "input_ids"
@@ -46,8 +47,9 @@ class DocumentTable:
     def split(self, held_out: float) -> np.ndarray:
         """bool [D]: which documents are held out.
 
-        A document's key decides, so that copies of a text fall on one side and a longer corpus does not move the documents it had before. If
-        a share was asked for and no key falls below it, the smallest key is held out, as long as another text remains to train on.
+        A document's key decides, so that copies of a text fall on one side and a longer corpus does not move the
+        documents it had before. If a share was asked for and no key falls below it, the smallest key is held out, as
+        long as another text remains to train on.
         """
         chosen = self.keys.astype(np.float64) < held_out * 2.0**64
         if held_out > 0 and not chosen.any() and len(np.unique(self.keys)) > 1:
@@ -59,8 +61,17 @@ class DocumentTable:
         domains = {}
         for domain in sorted(set(self.domains[chosen].tolist())):
             members = chosen & (self.domains == domain)
-            domains[domain] = {"documents": int(members.sum()), "tokens": int(self.tokens[members].sum()), "bytes": int(self.sizes[members].sum())}
-        return {"documents": int(chosen.sum()), "tokens": int(self.tokens[chosen].sum()), "bytes": int(self.sizes[chosen].sum()), "domains": domains}
+            domains[domain] = {
+                "documents": int(members.sum()),
+                "tokens": int(self.tokens[members].sum()),
+                "bytes": int(self.sizes[members].sum()),
+            }
+        return {
+            "documents": int(chosen.sum()),
+            "tokens": int(self.tokens[chosen].sum()),
+            "bytes": int(self.sizes[chosen].sum()),
+            "domains": domains,
+        }
 
 
 def pack_rows(blocks: list[Path], chosen: np.ndarray, row_length: int, pad_id: int) -> Iterator[np.ndarray]:
@@ -114,8 +125,11 @@ def header_digest(path: Path) -> str:
 
 
 def row_digests(rows: np.ndarray) -> bytes:
-    """BLAKE2b of each row's little-endian int32 ids, `DIGEST_BYTES` each, one after the other: a row is checked when it is read, without a pass of its own."""
-    return b"".join(hashlib.blake2b(row, digest_size=DIGEST_BYTES).digest() for row in np.ascontiguousarray(rows, "<i4"))
+    """BLAKE2b of each row's little-endian int32 ids, `DIGEST_BYTES` each, one after the other: a row is checked when it
+    is read, without a pass of its own."""
+    return b"".join(
+        hashlib.blake2b(row, digest_size=DIGEST_BYTES).digest() for row in np.ascontiguousarray(rows, "<i4")
+    )
 
 
 def _groups(rows: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -146,7 +160,9 @@ def _write_file(path: Path, rows: np.ndarray) -> None:
         writer.commit()
     except RuntimeError as error:
         if shutil.disk_usage(path.parent).free < rows.nbytes + (1 << 26) or "disk" in str(error):
-            raise OutputError(f"{path}: no space left on the disk; the encoded blocks are kept; free some room and repeat the command") from error
+            raise OutputError(
+                f"{path}: no space left on the disk; the encoded blocks are kept; free some room and repeat the command"
+            ) from error
         raise
     for written in (path, path.with_name(path.name + ".db")):
         written.chmod(0o644)  # MindRecord makes them 0600: nobody else on the cluster could train on them

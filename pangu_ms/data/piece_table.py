@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import sentencepiece
 
-from pangu_ms.protobuf import fields, message_field, number_field, values
+from pangu_ms.core.protobuf import fields, message_field, number_field, values
 
 NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # SentencePiece.Type; 2 is unknown, 3 control
 _PIECES, _TRAINER, _NORMALIZER, _SELF_TEST = 1, 2, 3, 4  # fields of ModelProto
@@ -50,21 +50,29 @@ class PieceTable:
                 index += 1
             elif number == _TRAINER:
                 kept.append(message_field(_TRAINER, _trainer(value, new_ids)))
-            elif number != _SELF_TEST:  # samples that were encoded with all pieces; SentencePiece refuses a model that fails them
+            elif (
+                number != _SELF_TEST
+            ):  # samples that were encoded with all pieces; SentencePiece refuses a model that fails them
                 kept.append(raw)
         return b"".join(kept)
 
     @cached_property
     def reachable(self) -> np.ndarray:
-        """bool [V]: the piece's own text encodes to it. For BPE no other normal piece ever comes out of encoding, whatever is around it."""
+        """bool [V]: the piece's own text encodes to it. For BPE no other normal piece ever comes out of encoding,
+        whatever is around it."""
         others = b"".join(raw for number, _, raw in fields(self.model) if number not in (_NORMALIZER, _SELF_TEST))
         processor = sentencepiece.SentencePieceProcessor(model_proto=others + message_field(_NORMALIZER, _AS_IT_STANDS))
         return np.array([ids == [index] for index, ids in enumerate(processor.encode(self.pieces, num_threads=1))])
 
     def merges(self, index: int) -> list[int]:
-        """Ids of what BPE makes of a piece's characters, merge by merge: the best score first, the leftmost on a tie."""
+        """Ids of what BPE makes of a piece's characters, merge by merge: the best score first, the leftmost on a
+        tie."""
         symbols, made = list(self.pieces[index]), []
-        while pairs := [(-self._mergeable[a + b][0], at) for at, (a, b) in enumerate(zip(symbols, symbols[1:])) if a + b in self._mergeable]:
+        while pairs := [
+            (-self._mergeable[a + b][0], at)
+            for at, (a, b) in enumerate(zip(symbols, symbols[1:]))
+            if a + b in self._mergeable
+        ]:
             at = min(pairs)[1]
             symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
             made.append(self._mergeable[symbols[at]][1])
@@ -78,7 +86,10 @@ class PieceTable:
 
 
 def _trainer(trainer: bytes, new_ids: dict[int, int]) -> bytes:
-    """A TrainerSpec with the new vocab_size and ids of specials, which other programs read there. The last value of a field counts."""
+    """A TrainerSpec with the new vocab_size and ids of specials, which other programs read there. The last value of a
+    field counts."""
     ids = _SPECIAL_IDS | dict(values(trainer))
-    changes = {_VOCAB_SIZE: len(new_ids)} | {number: new_ids[ids[number]] for number in _SPECIAL_IDS if ids[number] in new_ids}
+    changes = {_VOCAB_SIZE: len(new_ids)} | {
+        number: new_ids[ids[number]] for number in _SPECIAL_IDS if ids[number] in new_ids
+    }
     return trainer + b"".join(number_field(number, value) for number, value in changes.items())

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from pangu_ms import __version__
+from pangu_ms.core import files
+from pangu_ms.core.errors import DataError
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.blocks import encode_corpus, work_directory
 from pangu_ms.data.corpus import Corpus, Quarantine
 from pangu_ms.data.pack import SPLITS, DocumentTable, header_digest, pack_rows, write_split
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.errors import DataError
-from pangu_ms.progress import progress_bar
-from pangu_run import files
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -33,7 +33,8 @@ def prepare(
     text_field: str | None = None,
     plain_text: bool = False,
 ) -> dict:
-    """Encode a corpus, split it in train and held_out, cut it in rows of seq_length + 1 ids and write them with `manifest.json`.
+    """Encode a corpus, split it in train and held_out, cut it in rows of seq_length + 1 ids and write them with
+    `manifest.json`.
 
     Args:
         corpus_files: files or patterns, see `Corpus`.
@@ -59,8 +60,14 @@ def prepare(
     files.require_free(output)
     tokenizer = Tokenizer.load(tokenizer_path)
     corpus = Corpus(corpus_files, split_paragraphs, text_field=text_field, plain_text=plain_text)
-    inputs = [{"path": str(path), "size": path.stat().st_size, "sha256": files.sha256_file(path)} for path in corpus.files]
-    key = {"inputs": [i["sha256"] for i in inputs], "names": [p.name for p in corpus.files], "tokenizer": tokenizer.fingerprint}
+    inputs = [
+        {"path": str(path), "size": path.stat().st_size, "sha256": files.sha256_file(path)} for path in corpus.files
+    ]
+    key = {
+        "inputs": [i["sha256"] for i in inputs],
+        "names": [p.name for p in corpus.files],
+        "tokenizer": tokenizer.fingerprint,
+    }
     how = {"split_paragraphs": split_paragraphs, "text_field": text_field, "plain_text": plain_text}
     key |= how | {"format": FORMAT}
     with work_directory(output, files.sha256_json(key)) as work:
@@ -78,7 +85,9 @@ def prepare(
                 rows = pack_rows(blocks, members, seq_length + 1, tokenizer.pad_id)
                 counts = table.summary(members) | write_split(directory, name, rows, seq_length + 1)
                 splits[name] = counts | {"pad_tokens": counts["rows"] * (seq_length + 1) - counts["tokens"]}
-            manifest = _settings(tokenizer, seq_length, held_out) | {"splits": splits} | source | {"files": _hashes(directory)}
+            manifest = (
+                _settings(tokenizer, seq_length, held_out) | {"splits": splits} | source | {"files": _hashes(directory)}
+            )
             manifest["headers"] = {path.name: header_digest(path) for path in sorted(directory.glob("*.mindrecord"))}
             files.write_json(directory / MANIFEST, manifest)
     return manifest
@@ -139,8 +148,9 @@ def _split(blocks: list[Path], corpus: Corpus, held_out: float, seq_length: int)
     found = int(table.tokens[~chosen].sum())
     if found <= seq_length:
         raise DataError(
-            f"{names}: {found} tokens in {int((~chosen).sum())} training documents; one sequence needs seq_length + 1 = {seq_length + 1}; "
-            "use a smaller seq_length or more text" + (", or a smaller held_out" if chosen.any() else "")
+            f"{names}: {found} tokens in {int((~chosen).sum())} training documents; one sequence needs seq_length + 1 ="
+            f" {seq_length + 1}; use a smaller seq_length or more text"
+            + (", or a smaller held_out" if chosen.any() else "")
         )
     return table, chosen
 
@@ -169,4 +179,8 @@ def _settings(tokenizer: Tokenizer, seq_length: int, held_out: float) -> dict:
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    return {str(path.relative_to(directory)): files.sha256_file(path) for path in sorted(directory.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(directory)): files.sha256_file(path)
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }

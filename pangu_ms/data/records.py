@@ -1,4 +1,5 @@
-"""Rows of token ids in MindRecord files: those of `pangu data prepare` and the official ones. mindspore is imported when rows are read.
+"""Rows of token ids in MindRecord files: those of `pangu data prepare` and the official ones. mindspore is imported
+when rows are read.
 
 Legend: N rows, S sequence length.
 """
@@ -11,16 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.config.base import ModelConfig
+from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.pack import COLUMN, DIGEST_BYTES, SPLITS, header_digest, row_digests
 from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
-from pangu_ms.errors import DataError
-from pangu_run import files, format_version, small_json
+from pangu_ms.models.common.config import ModelConfig
 
 RELEASED_PAD = 6  # pad and end of document in the released vocabulary (spec A5)
 
-_DAMAGED = "the files were damaged or changed (`pangu data inspect --verify` names which); restore them or prepare again"
+_DAMAGED = (
+    "the files were damaged or changed (`pangu data inspect --verify` names which); restore them or prepare again"
+)
 
 
 class RecordSet:
@@ -36,22 +39,30 @@ class RecordSet:
         vocab_size: ids must be below it; None until `check` for official files.
     """
 
-    def __init__(self, source: str, paths: list[Path], manifest: dict | None = None, digests: np.ndarray | None = None) -> None:
+    def __init__(
+        self, source: str, paths: list[Path], manifest: dict | None = None, digests: np.ndarray | None = None
+    ) -> None:
         self.source, self.files, self.manifest, self._digests = source, paths, manifest, digests
         self.vocab_size: int | None = manifest["vocab_size"] if manifest else None
         self.num_rows = self._guarded(lambda: self._dataset(shuffle=False).get_dataset_size())
         if self.num_rows < 1:
-            raise DataError(f"{source}: has no rows; training and evaluation need some; prepare it again from more text")
+            raise DataError(
+                f"{source}: has no rows; training and evaluation need some; prepare it again from more text"
+            )
         if digests is not None and len(digests) != self.num_rows:
-            raise DataError(f"{source}: has {self.num_rows} rows and {len(digests)} digests of rows; must be as many; {_DAMAGED}")
+            raise DataError(
+                f"{source}: has {self.num_rows} rows and {len(digests)} digests of rows; must be as many; {_DAMAGED}"
+            )
         self.row_length = len(self.read_rows([0])[0])
         self.seq_length = self.row_length - 1
 
     @classmethod
     def open(cls, source: str | Path | Sequence[str | Path], split: str = "train") -> "RecordSet":
-        """Open a directory of `prepare`, or official MindRecord files: a directory of them, a pattern, or a list, which is kept in order.
+        """Open a directory of `prepare`, or official MindRecord files: a directory of them, a pattern, or a list, which
+        is kept in order.
 
-        Official files are sorted by name and have no splits: they are opened as they are, whichever one is asked for must be "train".
+        Official files are sorted by name and have no splits: they are opened as they are, whichever one is asked for
+        must be "train".
 
         Raises:
             DataError: nothing there, a damaged or foreign file, or a split that the data do not have.
@@ -67,7 +78,8 @@ class RecordSet:
 
     @staticmethod
     def require_declared(source: str | Path, split: str, model: ModelConfig, evaluation: bool = False) -> None:
-        """What `open` and `check` find wrong with names and the manifest alone, without mindspore; they look again, and at the rows, too.
+        """What `open` and `check` find wrong with names and the manifest alone, without mindspore; they look again, and
+        at the rows, too.
 
         Raises:
             DataError: as theirs.
@@ -123,19 +135,22 @@ class RecordSet:
                 f"pip install jieba=={was['jieba']}, or prepare again"
             )
         raise DataError(
-            f"{self.source}: prepared with tokenizer {self.manifest['tokenizer'][:12]}, given {tokenizer.fingerprint[:12]}: must be the same; "
-            f"use {self.source}/tokenizer or prepare again"
+            f"{self.source}: prepared with tokenizer {self.manifest['tokenizer'][:12]}, given"
+            f" {tokenizer.fingerprint[:12]}: must be the same; use {self.source}/tokenizer or prepare again"
         )
 
     def read_rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Rows by number, in the order given, repetitions included: int32 [len(indices), row_length]. About 25,000 rows of 1,025 ids a second.
+        """Rows by number, in the order given, repetitions included: int32 [len(indices), row_length]. About 25,000 rows
+        of 1,025 ids a second.
 
         Raises:
             DataError: a damaged file, rows of different lengths, or an id outside the vocabulary.
         """
         from mindspore.dataset import SubsetSampler
 
-        wanted, inverse = np.unique(np.asarray(indices, np.int64), return_inverse=True)  # ascending: the file is read forward
+        wanted, inverse = np.unique(
+            np.asarray(indices, np.int64), return_inverse=True
+        )  # ascending: the file is read forward
         assert len(wanted) and wanted[0] >= 0 and wanted[-1] < self.num_rows, f"rows {wanted} of {self.num_rows}"
         rows = self._stacked(self._dataset(sampler=SubsetSampler(wanted.tolist())))
         self._require_as_written(wanted, rows)
@@ -162,16 +177,22 @@ class RecordSet:
         return MindDataset([str(path) for path in self.files], columns_list=[COLUMN], num_parallel_workers=1, **order)
 
     def _stacked(self, dataset) -> np.ndarray:
-        rows = self._guarded(lambda: [row[COLUMN] for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)])
+        rows = self._guarded(
+            lambda: [row[COLUMN] for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)]
+        )
         if not rows or any(row.ndim != 1 or row.dtype.kind != "i" for row in rows):
             raise DataError(f"{self.source}: rows cannot be read, or are no rows of whole numbers; {_DAMAGED}")
         lengths = {len(row) for row in rows}
         if len(lengths) > 1:
-            raise DataError(f"{self.source}: rows of {min(lengths)} to {max(lengths)} ids; all must have one length; prepare again")
+            raise DataError(
+                f"{self.source}: rows of {min(lengths)} to {max(lengths)} ids; all must have one length; prepare again"
+            )
         ids = np.stack(rows).astype(np.int32, copy=False)
         if self.vocab_size and not (0 <= ids.min() and ids.max() < self.vocab_size):
             wrong = ids.max() if ids.max() >= self.vocab_size else ids.min()
-            raise DataError(f"{self.source}: id {wrong}: must be in [0, {self.vocab_size}); prepare with the model's tokenizer")
+            raise DataError(
+                f"{self.source}: id {wrong}: must be in [0, {self.vocab_size}); prepare with the model's tokenizer"
+            )
         return ids
 
     def _guarded(self, read):
@@ -186,7 +207,9 @@ class RecordSet:
             ) from error
 
 
-def _located(source: str | Path | Sequence[str | Path], split: str) -> tuple[Path | None, list[Path], dict[str, Any] | None]:
+def _located(
+    source: str | Path | Sequence[str | Path], split: str
+) -> tuple[Path | None, list[Path], dict[str, Any] | None]:
     """The directory with a manifest, if it is one, the split's files, and the manifest; see `RecordSet.open`."""
     if split not in SPLITS:
         raise DataError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
@@ -195,17 +218,28 @@ def _located(source: str | Path | Sequence[str | Path], split: str) -> tuple[Pat
         manifest = load_manifest(path)
         names = manifest["splits"][split]["files"]
         if not names:
-            raise DataError(f"{path}: split {split} is empty (held_out={manifest['held_out']}); prepare again with a larger held_out")
+            raise DataError(
+                f"{path}: split {split} is empty (held_out={manifest['held_out']}); prepare again with a larger"
+                " held_out"
+            )
         return path, [path / name for name in names], manifest
     paths = _official_files(source)
     if not paths:
-        raise DataError(f"{source}: no MindRecord file; name a directory written by `pangu data prepare`, or files with an {COLUMN} column")
+        raise DataError(
+            f"{source}: no MindRecord file; name a directory written by `pangu data prepare`, or files with an {COLUMN}"
+            " column"
+        )
     if split != "train":
-        raise DataError(f"{source}: MindRecord files without {MANIFEST} have no split {split!r}; name the files of that split themselves")
+        raise DataError(
+            f"{source}: MindRecord files without {MANIFEST} have no split {split!r}; name the files of that split"
+            " themselves"
+        )
     return None, paths, None
 
 
-def _require_fit(source: str, row_length: int, manifest: dict[str, Any] | None, model: ModelConfig, evaluation: bool = False) -> None:
+def _require_fit(
+    source: str, row_length: int, manifest: dict[str, Any] | None, model: ModelConfig, evaluation: bool = False
+) -> None:
     """Raise DataError unless rows and pieces are those of the model; see `RecordSet.check`."""
     lengths = (model.seq_length + 1, model.seq_length) if evaluation else (model.seq_length + 1,)
     if row_length not in lengths:
@@ -215,8 +249,8 @@ def _require_fit(source: str, row_length: int, manifest: dict[str, Any] | None, 
         )
     if manifest and manifest["vocab_size"] != model.vocab_size:
         raise DataError(
-            f"{source}: prepared with {manifest['vocab_size']} pieces, model.vocab_size={model.vocab_size}: must be equal; "
-            f"set model.vocab_size={manifest['vocab_size']} or prepare with the model's tokenizer"
+            f"{source}: prepared with {manifest['vocab_size']} pieces, model.vocab_size={model.vocab_size}: must be"
+            f" equal; set model.vocab_size={manifest['vocab_size']} or prepare with the model's tokenizer"
         )
 
 
@@ -245,7 +279,8 @@ _COUNTS = ("documents", "tokens", "bytes")
 
 
 def _require_form(manifest: dict) -> None:
-    """Raise KeyError or ValueError unless everything that is read later is there, and the files that it names are in its directory."""
+    """Raise KeyError or ValueError unless everything that is read later is there, and the files that it names are in
+    its directory."""
     _require_numbers(manifest, "vocab_size", "pad_id", "eod_id", "seq_length", "empty", "quarantined")
     if not re.fullmatch("[0-9a-f]{64}", str(manifest["tokenizer"])):
         raise ValueError("tokenizer: not a fingerprint")
@@ -260,7 +295,9 @@ def _require_form(manifest: dict) -> None:
         names = split["files"] + ([split["digests"]] if "digests" in split else [])
         if any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise ValueError(f"files {names}: must be names in the directory")
-    if not all(isinstance(digest, str) for digest in [*manifest["files"].values(), *manifest.get("headers", {}).values()]):
+    if not all(
+        isinstance(digest, str) for digest in [*manifest["files"].values(), *manifest.get("headers", {}).values()]
+    ):
         raise ValueError("files: not SHA-256 by name")
 
 
@@ -283,7 +320,9 @@ def load_manifest(directory: Path) -> dict:
     """
     path = Path(directory) / MANIFEST
     if not path.exists():
-        raise DataError(f"{path}: No such file or directory; `pangu data prepare` writes it last; name its output directory")
+        raise DataError(
+            f"{path}: No such file or directory; `pangu data prepare` writes it last; name its output directory"
+        )
     try:
         manifest = small_json.read_object(path)
         format_version.require_known(manifest["format"], FORMAT, path, DataError)
@@ -299,7 +338,8 @@ def load_manifest(directory: Path) -> dict:
 
 
 def _official_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """MindRecord files of a directory or pattern, sorted by name without their .db sidecars (spec A6); a list stays as it is."""
+    """MindRecord files of a directory or pattern, sorted by name without their .db sidecars (spec A6); a list stays as
+    it is."""
     if not isinstance(source, (str, Path)):
         return [Path(path) for path in source]
     pattern = str(Path(source) / "*") if Path(source).is_dir() else str(source)

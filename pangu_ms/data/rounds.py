@@ -1,4 +1,5 @@
-"""Multi-round training: of the batches that a round read, the next round keeps those that the model finds hard. No mindspore import.
+"""Multi-round training: of the batches that a round read, the next round keeps those that the model finds hard. No
+mindspore import.
 
 Legend: N batches, B rows in a batch, M rows in an order.
 
@@ -14,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from pangu_ms.core import files
+from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.data.npz_file import read_npz, to_npz
 from pangu_ms.data.records import RecordSet
-from pangu_ms.errors import ConfigError, DataError
-from pangu_run import files
 
 _FINGERPRINT_ROWS = 1024
-"""Rows that tell one record set from another: read in 0.1 s, where hashing the files of a large corpus takes minutes at every start."""
+"""Rows that tell one record set from another: read in 0.1 s, where hashing the files of a large corpus takes minutes at
+every start."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,20 @@ class BatchLosses:
             DataError: not such a file, or damaged.
         """
         found = cls(**read_npz(path, cls.__annotations__, "name a file that `pangu data losses` wrote")[0])
-        whole = _is_array(found.rows, "i", 2) and _is_array(found.loss, "f", 1) and len(found.rows) == len(found.loss) > 0
-        if not (whole and found.rows.shape[1] and found.rows.min() >= 0 and np.isfinite(found.loss).all() and _is_text(found.records, found.checkpoint, found.made_by)):
-            raise DataError(f"{path}: rows and loss must be int64 [N, B] and N finite numbers; make it again with `pangu data losses`")
+        whole = (
+            _is_array(found.rows, "i", 2) and _is_array(found.loss, "f", 1) and len(found.rows) == len(found.loss) > 0
+        )
+        if not (
+            whole
+            and found.rows.shape[1]
+            and found.rows.min() >= 0
+            and np.isfinite(found.loss).all()
+            and _is_text(found.records, found.checkpoint, found.made_by)
+        ):
+            raise DataError(
+                f"{path}: rows and loss must be int64 [N, B] and N finite numbers; make it again with `pangu data"
+                " losses`"
+            )
         return found
 
 
@@ -84,8 +97,12 @@ class OrderFile:
         """
         fields, sha256 = read_npz(path, cls.__annotations__, "data.order names a file that `pangu data resample` wrote")
         found = cls(**fields)
-        if not (_is_array(found.rows, "i", 1) and len(found.rows) and found.rows.min() >= 0 and _is_text(found.records)):
-            raise DataError(f"{path}: rows must be one or more numbers from 0 up, the rows of the records that it names; draw again")
+        if not (
+            _is_array(found.rows, "i", 1) and len(found.rows) and found.rows.min() >= 0 and _is_text(found.records)
+        ):
+            raise DataError(
+                f"{path}: rows must be one or more numbers from 0 up, the rows of the records that it names; draw again"
+            )
         return found, sha256
 
 
@@ -117,7 +134,10 @@ class Order:
                 "name the records of the earlier round, or draw again"
             )
         if found.rows.max() >= records.num_rows:
-            raise DataError(f"{path}: rows must be one or more numbers in [0, {records.num_rows}), the rows of {records.source}; draw again")
+            raise DataError(
+                f"{path}: rows must be one or more numbers in [0, {records.num_rows}), the rows of {records.source};"
+                " draw again"
+            )
         return cls(found.rows, sha256)
 
     def require_unchanged(self, state: dict[str, Any], where: str) -> None:
@@ -132,18 +152,23 @@ class Order:
         was = str(state.get("order", ""))
         if was != self.sha256:
             now, then = (text[:12] or "none" for text in (self.sha256, was))
-            raise ConfigError(f"{where}: its SHA-256 is {now}, was {then} in training: must be the same file; restore it, or begin a new run")
+            raise ConfigError(
+                f"{where}: its SHA-256 is {now}, was {then} in training: must be the same file; restore it, or begin a"
+                " new run"
+            )
 
 
 def fingerprint(records: RecordSet) -> str:
-    """Hex SHA-256 of the number of rows, their length and up to 1,024 of them, spread evenly: the same for a copy of the records."""
+    """Hex SHA-256 of the number of rows, their length and up to 1,024 of them, spread evenly: the same for a copy of
+    the records."""
     numbers = np.unique(np.linspace(0, records.num_rows - 1, _FINGERPRINT_ROWS).astype(np.int64))
     rows = np.ascontiguousarray(records.read_rows(numbers), "<i4")
     return hashlib.sha256(f"{records.num_rows} {records.row_length} ".encode() + rows.tobytes()).hexdigest()
 
 
 def sample_batches(loss: np.ndarray, keep: float, seed: int, temperature: float = 1.0) -> np.ndarray:
-    """Draw round(keep * N) of N batches without replacement, each time in proportion to exp(loss / temperature) of those that are left.
+    """Draw round(keep * N) of N batches without replacement, each time in proportion to exp(loss / temperature) of
+    those that are left.
 
     The k largest of loss / temperature + Gumbel noise are distributed like k such draws.
 
@@ -168,14 +193,17 @@ def sample_batches(loss: np.ndarray, keep: float, seed: int, temperature: float 
 
 
 def effective_batches(loss: np.ndarray, temperature: float = 1.0) -> float:
-    """Perplexity of softmax(loss / temperature), between 1 and N: among how many equally likely batches the first draw chooses."""
+    """Perplexity of softmax(loss / temperature), between 1 and N: among how many equally likely batches the first draw
+    chooses."""
     logits = np.asarray(loss, np.float64) / temperature
     log_p = logits - logits.max()
     log_p -= np.log(np.exp(log_p).sum())
     return math.exp(-(np.exp(log_p) * log_p).sum())
 
 
-def resample(losses: str | Path, keep: float, seed: int, output: str | Path, temperature: float = 1.0) -> dict[str, Any]:
+def resample(
+    losses: str | Path, keep: float, seed: int, output: str | Path, temperature: float = 1.0
+) -> dict[str, Any]:
     """Draw the batches of the next round and write their rows as an order file, for the setting data.order.
 
     The kept batches stand in the order in which the earlier round read them.
@@ -186,8 +214,9 @@ def resample(losses: str | Path, keep: float, seed: int, output: str | Path, tem
         output: new file.
 
     Returns:
-        batches, kept, rows; mean_loss_kept and mean_loss_dropped in nats per token (None where nothing is dropped); effective_batches, and
-        effective_share, the same relative to `batches`: 1 means that the losses are all alike to this temperature.
+        batches, kept, rows; mean_loss_kept and mean_loss_dropped in nats per token (None where nothing is dropped);
+        effective_batches, and effective_share, the same relative to `batches`: 1 means that the losses are all alike to
+        this temperature.
 
     Raises:
         DataError: a value outside its range, or a damaged file.

@@ -1,11 +1,13 @@
 """jieba's word segmentation: the same words in about half the time. jieba is imported when a segmenter is made.
 
-Segmentation is nearly all of the time that encoding Chinese takes. jieba builds a graph of words as dicts of lists before it looks for the
-best path, and keeps a path per state in its hidden Markov model; here both are one pass over plain numbers, with the same floating-point
-operations in the same order and the same choice on a tie, hence the same words. The test compares them word by word.
+Segmentation is nearly all of the time that encoding Chinese takes. jieba builds a graph of words as dicts of lists
+before it looks for the best path, and keeps a path per state in its hidden Markov model; here both are one pass over
+plain numbers, with the same floating-point operations in the same order and the same choice on a tie, hence the same
+words. The test compares them word by word.
 
-jieba's own cache of its dictionary, a file in the shared temporary directory that it reads whoever wrote it, is neither read nor written:
-reading the dictionary itself takes 0.2 s longer, and the words then depend on the installed package alone.
+jieba's own cache of its dictionary, a file in the shared temporary directory that it reads whoever wrote it, is neither
+read nor written: reading the dictionary itself takes 0.2 s longer, and the words then depend on the installed package
+alone.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from math import log
 from pathlib import Path
 from types import ModuleType
 
-from pangu_ms.errors import DataError
+from pangu_ms.core.errors import DataError
 
 _NEVER = -3.14e100
 """jieba's logarithm of an impossible event."""
@@ -39,7 +41,8 @@ def make_segmenter(special_words: Iterable[str]) -> Callable[[str], Iterator[str
             self.initialized = True
 
         def words(self, sentence: str) -> Iterator[str]:
-            """Words of a run of characters; neighbours that are words by themselves are tried again with the hidden Markov model."""
+            """Words of a run of characters; neighbours that are words by themselves are tried again with the hidden
+            Markov model."""
             self.check_initialized()
             ends = best_ends(sentence, self.FREQ, log(self.total))
             start = singles = 0
@@ -108,12 +111,15 @@ def frequencies(dictionary: bytes) -> tuple[dict[str, int], int]:
             for end in range(1, len(word)):
                 counts.setdefault(word[:end], 0)
     except ValueError as error:
-        raise DataError(f"jieba's dict.txt: line {max(number, 1)}: {error}; the installed package is damaged; install jieba again") from error
+        raise DataError(
+            f"jieba's dict.txt: line {max(number, 1)}: {error}; the installed package is damaged; install jieba again"
+        ) from error
     return counts, total
 
 
 def best_ends(sentence: str, frequencies: dict[str, int], log_total: float) -> list[int]:
-    """For each start, the end of the word there on the most probable path to the sentence's end; the longer word on a tie.
+    """For each start, the end of the word there on the most probable path to the sentence's end; the longer word on a
+    tie.
 
     Args:
         frequencies: count of each dictionary word; a proper prefix of a word is there too, with count 0.
@@ -141,7 +147,12 @@ def hidden_markov_model() -> Callable[[str], Iterator[str]]:
 
     begin, middle, end, single = (finalseg.emit_P[state].get for state in "BMES")
     move, first = finalseg.trans_P, finalseg.start_P
-    end_begin, single_begin, middle_middle, begin_middle = move["E"]["B"], move["S"]["B"], move["M"]["M"], move["B"]["M"]
+    end_begin, single_begin, middle_middle, begin_middle = (
+        move["E"]["B"],
+        move["S"]["B"],
+        move["M"]["M"],
+        move["B"]["M"],
+    )
     single_single, end_single, begin_end, middle_end = move["S"]["S"], move["E"]["S"], move["B"]["E"], move["M"]["E"]
 
     def path(text: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Which tokens of a Hugging Face directory are special, and where they go. Source: transformers 4.57, tokenization_utils_base.py."""
+"""Which tokens of a Hugging Face directory are special, and where they go. Source: transformers 4.57,
+tokenization_utils_base.py."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -47,8 +48,13 @@ class SpecialTokens:
         self.named = {name: _named(f"{name}_token", order, default) for name, default in defaults.items()}
         further = [_content(token) for tree in order for token in tree.get("additional_special_tokens") or []]
         self.contents = {content for content in [*self.named.values(), *further] if content is not None}
-        self.added: dict[int, tuple[str, bool]] = {int(index): (content, content in self.contents) for content, index in trees.get(ADDED, {}).items()}
-        self.added |= {int(index): (_content(token), token.get("special") is True or _content(token) in self.contents) for index, token in (listed or {}).items()}
+        self.added: dict[int, tuple[str, bool]] = {
+            int(index): (content, content in self.contents) for content, index in trees.get(ADDED, {}).items()
+        }
+        self.added |= {
+            int(index): (_content(token), token.get("special") is True or _content(token) in self.contents)
+            for index, token in (listed or {}).items()
+        }
         self.contents |= {content for content, special in self.added.values() if special}
         self.vocab_size: int | None = _whole(self._config.get("vocab_size"))
         if self.vocab_size is not None and not 0 < self.vocab_size <= 1 << 24:
@@ -56,7 +62,10 @@ class SpecialTokens:
 
     def end_ids(self, vocab_size: int) -> list[int]:
         """What ends a generated text, as generation_config.json says, or else config.json."""
-        given = next((tree["eos_token_id"] for tree in (self._generation, self._config) if tree.get("eos_token_id") is not None), [])
+        given = next(
+            (tree["eos_token_id"] for tree in (self._generation, self._config) if tree.get("eos_token_id") is not None),
+            [],
+        )
         ids = [_whole(index) for index in (given if isinstance(given, list) else [given])]
         if wrong := [index for index in ids if index is None or index >= vocab_size]:
             raise ValueError(f"eos_token_id={given!r}: {wrong[0]} is no id of a vocabulary of {vocab_size}")
@@ -64,7 +73,10 @@ class SpecialTokens:
 
     def pad_id(self, vocab_size: int) -> int | None:
         """The padding id where no pad_token is named, as the same files say."""
-        given = next((tree["pad_token_id"] for tree in (self._generation, self._config) if tree.get("pad_token_id") is not None), None)
+        given = next(
+            (tree["pad_token_id"] for tree in (self._generation, self._config) if tree.get("pad_token_id") is not None),
+            None,
+        )
         index = _whole(given)
         return index if index is not None and 0 <= index < vocab_size else None
 

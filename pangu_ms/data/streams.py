@@ -1,7 +1,8 @@
 """Files of text as streams of bytes in bounded memory: decompressed, cut in lines, checked for what no text is.
 
-`.gz` and `.zst` are told by name. What a compressed file holds is not known before it is read: a line or a document of any length, or
-gigabytes of zeros in a few kilobytes. No line longer than LONGEST is held, and content that grows by more than LARGEST_RATIO is refused.
+`.gz` and `.zst` are told by name. What a compressed file holds is not known before it is read: a line or a document of
+any length, or gigabytes of zeros in a few kilobytes. No line longer than LONGEST is held, and content that grows by
+more than LARGEST_RATIO is refused.
 """
 
 import gzip
@@ -13,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pangu_ms.errors import DataError
+from pangu_ms.core.errors import DataError
 
 LONGEST = 1 << 25
 """Bytes of the longest line, JSON record or document: 32 MiB, about 10 million tokens, which take 1 GB to encode."""
 LARGEST_RATIO, _FREE = 200, 1 << 26
-"""Text shrinks to a fifth, logs to a hundredth; gzip reaches 1,030 with zeros, Zstandard 16,000. The first 64 MiB may have any ratio."""
+"""Text shrinks to a fifth, logs to a hundredth; gzip reaches 1,030 with zeros, Zstandard 16,000. The first 64 MiB may
+have any ratio."""
 _SHOWN = 1000
 """Bytes kept of a line that is too long."""
 _ZSTD_INPUT = 1 << 11
@@ -27,14 +29,17 @@ COMPRESSED = (".gz", ".zst")
 
 
 def require_readable(path: Path) -> None:
-    """Raise DataError unless it is a regular file that can be opened: a device or a pipe has no size and may have no end."""
+    """Raise DataError unless it is a regular file that can be opened: a device or a pipe has no size and may have no
+    end."""
     if path.is_dir():
         raise DataError(f"{path}: is a directory; a corpus is a list of files; name them, e.g. {path}/*.jsonl")
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}; every corpus file must be readable; correct the name or its permissions") from error
+        raise DataError(
+            f"{path}: {error.strerror}; every corpus file must be readable; correct the name or its permissions"
+        ) from error
     if not regular:
         raise DataError(f"{path}: is no regular file; a corpus is read more than once; write the text into a file")
 
@@ -70,7 +75,8 @@ def lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
 
 
 def pieces(stream: BinaryIO) -> Iterator[bytes]:
-    """The content in parts of at most LONGEST bytes, cut behind an empty line, else behind a line, else between two characters."""
+    """The content in parts of at most LONGEST bytes, cut behind an empty line, else behind a line, else between two
+    characters."""
     rest = b""
     while part := stream.read(LONGEST - len(rest)):
         whole = rest + part
@@ -106,8 +112,9 @@ class _Bounded(io.RawIOBase):
         self._size += size
         if self._size > _FREE and self._size > LARGEST_RATIO * self._raw.tell():
             raise DataError(
-                f"{self._path}: {self._raw.tell():,} bytes hold over {self._size:,}; text does not shrink to a {LARGEST_RATIO}th; "
-                "look at its content; if it is what you want, decompress it and name the plain file"
+                f"{self._path}: {self._raw.tell():,} bytes hold over {self._size:,}; text does not shrink to a"
+                f" {LARGEST_RATIO}th; look at its content; if it is what you want, decompress it and name the plain"
+                " file"
             )
         return size
 
@@ -116,7 +123,9 @@ def _frames(path: Path, raw: BinaryIO) -> "_Frames":
     try:
         import zstandard
     except ImportError as error:
-        raise DataError(f'{path}: reading .zst needs the package zstandard, which is not installed; pip install "pangu-ms[data]"') from error
+        raise DataError(
+            f'{path}: reading .zst needs the package zstandard, which is not installed; pip install "pangu-ms[data]"'
+        ) from error
     return _Frames(raw, zstandard.ZstdDecompressor())
 
 

@@ -1,4 +1,5 @@
-"""How often a tokenizer's pieces occur in a corpus or in records, and how far it compresses text. No mindspore import until records are read.
+"""How often a tokenizer's pieces occur in a corpus or in records, and how far it compresses text. No mindspore import
+until records are read.
 
 Padding and ends of documents are not counted: a corpus and the records prepared from it have the same counts.
 
@@ -12,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core.errors import DataError
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.blocks import encode_corpus, load_block
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer, sample_chunks
-from pangu_ms.errors import DataError
-from pangu_ms.progress import progress_bar
-from pangu_run import files, format_version, small_json
 
 FORMAT = 1
 SAMPLE_BYTES = 1_000_000
@@ -66,7 +67,9 @@ def count_records(record_sets: list[RecordSet], tokenizer: Tokenizer, progress: 
         DataError: a damaged file or an id outside the vocabulary.
     """
     counts = np.zeros(tokenizer.vocab_size, np.int64)
-    with progress_bar(progress and bool(record_sets), total=sum(records.num_rows for records in record_sets), unit="row", desc="count") as bar:
+    with progress_bar(
+        progress and bool(record_sets), total=sum(records.num_rows for records in record_sets), unit="row", desc="count"
+    ) as bar:
         for records in record_sets:
             for rows in records.rows():
                 counts += _bincount(rows.ravel(), tokenizer)
@@ -107,9 +110,15 @@ def load_counts(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:
             raise
         raise DataError(f"{path}: not what --save-counts writes ({error!r}); count again") from error
     if not tokenizer.made(made, str(path)):
-        raise DataError(f"{path}: counted with tokenizer {made[:12]}, given {tokenizer.fingerprint[:12]}: must be the same; count again")
+        raise DataError(
+            f"{path}: counted with tokenizer {made[:12]}, given {tokenizer.fingerprint[:12]}: must be the same; count"
+            " again"
+        )
     if counts.shape != (tokenizer.vocab_size,) or counts.dtype != np.int64 or counts.min() < 0 or not counts.any():
-        raise DataError(f"{path}: must hold {tokenizer.vocab_size} counts, whole numbers from 0 up, not all 0; restore the file or count again")
+        raise DataError(
+            f"{path}: must hold {tokenizer.vocab_size} counts, whole numbers from 0 up, not all 0; restore the file or"
+            " count again"
+        )
     return counts
 
 
@@ -120,7 +129,9 @@ def corpus_sample(corpus: Corpus) -> list[str]:
 
 def records_sample(record_sets: list[RecordSet], tokenizer: Tokenizer) -> list[str]:
     """Text of rows, spread evenly over data sets, about _SAMPLE_TOKENS in all; documents of a row run together."""
-    return [text for records in record_sets for text in _row_texts(records, tokenizer, _SAMPLE_TOKENS // len(record_sets))]
+    return [
+        text for records in record_sets for text in _row_texts(records, tokenizer, _SAMPLE_TOKENS // len(record_sets))
+    ]
 
 
 def _row_texts(records: RecordSet, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
@@ -135,4 +146,7 @@ def compression(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
     Source: PanGu-pi Table 7 (spec D6): compression rate = tokens per character; bytes are those of UTF-8.
     """
     tokens = sum(map(len, tokenizer.encode_batch(texts)))
-    return {"tokens_per_character": tokens / sum(map(len, texts)), "bytes_per_token": sum(len(text.encode()) for text in texts) / tokens}
+    return {
+        "tokens_per_character": tokens / sum(map(len, texts)),
+        "bytes_per_token": sum(len(text.encode()) for text in texts) / tokens,
+    }

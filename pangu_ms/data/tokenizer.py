@@ -1,7 +1,9 @@
-"""Text to ids and back: SentencePiece, after jieba's word segmentation for Chinese. No jieba import until Chinese text is encoded.
+"""Text to ids and back: SentencePiece, after jieba's word segmentation for Chinese. No jieba import until Chinese text
+is encoded.
 
-A tokenizer is a directory with `vocab.model` (SentencePiece) and `tokenizer.json`, or a released bare `vocab.model`, or what a Hugging Face
-directory has (see huggingface.py). Round trip of our own is exact for any text without U+2581 (SentencePiece's own space) and, with segmenter jieba, without U+2582 and U+2583 (they stand for space and newline).
+A tokenizer is a directory with `vocab.model` (SentencePiece) and `tokenizer.json`, or a released bare `vocab.model`, or
+what a Hugging Face directory has (see huggingface.py). Round trip of our own is exact for any text without U+2581
+(SentencePiece's own space) and, with segmenter jieba, without U+2582 and U+2583 (they stand for space and newline).
 
 Source: spec A5.
 """
@@ -20,9 +22,9 @@ from typing import Any
 
 import sentencepiece
 
+from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.segment import make_segmenter, segmenter_version
-from pangu_ms.errors import DataError
-from pangu_run import files, format_version, small_json
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ SMALLEST_VOCAB = 256 + len(SPECIALS) + 9
 CHUNK = 2000
 """Characters of one training sentence; the trainer's memory and time grow faster than its longest sentence."""
 COVERAGE = 0.9995
-"""Share of characters that get a piece of their own (SentencePiece's advice for Chinese); the others are spelt in bytes."""
+"""Share of characters that get a piece of their own (SentencePiece's advice for Chinese); the others are spelt in
+bytes."""
 _LOSSLESS_PROBE = " a  b\n\n\tc\r\n \u3000\uff1a"
 
 
@@ -48,15 +51,16 @@ class Tokenizer:
 
     Attributes:
         vocab_size: number of pieces.
-        pad_id, eod_id, eot_id, unk_id: ids of the padding, end-of-document, end-of-text and unknown pieces. Missing ones fall back: pad to
-            eod, eod to pad, eot to eod. eod of a bare released file is its <pad>: the released models were trained on documents that end
-            with the pad id 6 (spec A5, A6), whatever else the vocabulary holds.
+        pad_id, eod_id, eot_id, unk_id: ids of the padding, end-of-document, end-of-text and unknown pieces. Missing
+            ones fall back: pad to eod, eod to pad, eot to eod. eod of a bare released file is its <pad>: the released
+            models were trained on documents that end with the pad id 6 (spec A5, A6), whatever else the vocabulary
+            holds.
         has_pad: whether pad_id is a padding piece, and not what replaces it.
         bos_id, eos_id: ids of <s> and </s>, or None.
         first_ids: what stands before each prompt and document, such as a LLaMA's bos; our own have none.
         stop_ids: ids that end a generated text, sorted: eot, eod and the <eod> piece.
-        fingerprint: SHA-256 over the model, the settings and, with segmenter jieba, its version and dictionary; two tokenizers with equal
-            fingerprints give equal ids.
+        fingerprint: SHA-256 over the model, the settings and, with segmenter jieba, its version and dictionary; two
+            tokenizers with equal fingerprints give equal ids.
         segmenter_version: what the segmenter's words depend on; empty for none.
         packages: Python packages that it needs.
     """
@@ -67,14 +71,17 @@ class Tokenizer:
         """Wrap a serialised SentencePiece model.
 
         Raises:
-            DataError: not a SentencePiece model, an unknown segmenter, neither <pad> nor <eod>, or a lossy model with segmenter none.
+            DataError: not a SentencePiece model, an unknown segmenter, neither <pad> nor <eod>, or a lossy model with
+                segmenter none.
         """
         if segmenter not in SEGMENTERS:
             raise DataError(f"{where}: segmenter={segmenter!r}: must be one of {', '.join(SEGMENTERS)}")
         try:
             self._processor = processor_of(model)
         except ValueError as error:
-            raise DataError(f"{where}: {error}; a tokenizer needs one; train one with `pangu tokenizer train`") from error
+            raise DataError(
+                f"{where}: {error}; a tokenizer needs one; train one with `pangu tokenizer train`"
+            ) from error
         self.vocab_size: int = self._processor.get_piece_size()
         self.model, self.segmenter = model, segmenter
         self._settings = {"format": FORMAT, "segmenter": segmenter, "eod": eod}
@@ -89,11 +96,15 @@ class Tokenizer:
         pad, eot, own_eod = self.id_of("<pad>"), self.id_of("<eot>"), self.id_of("<eod>")
         ends = [i for i in (self.id_of(eod), own_eod, pad) if i is not None]
         if not ends:
-            raise DataError(f"{where}: has neither <eod> nor <pad>; documents need an end; train one with `pangu tokenizer train`")
+            raise DataError(
+                f"{where}: has neither <eod> nor <pad>; documents need an end; train one with `pangu tokenizer train`"
+            )
         self.eod_id: int = ends[0]
         self.has_pad, self.pad_id = pad is not None, self.eod_id if pad is None else pad
         self.eot_id: int = self.eod_id if eot is None else eot
-        self.stop_ids: tuple[int, ...] = tuple(sorted({self.eot_id, self.eod_id, self.eod_id if own_eod is None else own_eod}))
+        self.stop_ids: tuple[int, ...] = tuple(
+            sorted({self.eot_id, self.eod_id, self.eod_id if own_eod is None else own_eod})
+        )
         self.unk_id: int = self._processor.unk_id()
         self.bos_id, self.eos_id = self.id_of("<s>"), self.id_of("</s>")
 
@@ -113,7 +124,8 @@ class Tokenizer:
         return hashlib.sha256(self.model + json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def made(self, fingerprint: str, where: str) -> bool:
-        """Whether `fingerprint`, found in `where`, is this tokenizer's. The older form without the segmenter's version counts, with a warning."""
+        """Whether `fingerprint`, found in `where`, is this tokenizer's. The older form without the segmenter's version
+        counts, with a warning."""
         if fingerprint == self.fingerprint:
             return True
         if fingerprint != self._hash_with(self._settings):
@@ -123,7 +135,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a tokenizer directory, ours or Hugging Face's, or a bare model: a released `vocab.model`, which implies jieba, or else a LLaMA's.
+        """Read a tokenizer directory, ours or Hugging Face's, or a bare model: a released `vocab.model`, which implies
+        jieba, or else a LLaMA's.
 
         Raises:
             DataError: nothing there, or not a tokenizer.
@@ -149,10 +162,15 @@ class Tokenizer:
         except DataError:
             raise
         except (ValueError, KeyError) as error:
-            raise DataError(f"{path}/tokenizer.json: not what `pangu tokenizer train` writes ({error}); train again or restore it") from error
+            raise DataError(
+                f"{path}/tokenizer.json: not what `pangu tokenizer train` writes ({error}); train again or restore it"
+            ) from error
         model = _read(path / "vocab.model")
         if digest not in (None, hashlib.sha256(model).hexdigest()):  # None: of version 0.1.0
-            raise DataError(f"{path}/vocab.model: its SHA-256 differs from tokenizer.json's; it was damaged or changed; restore both files or train again")
+            raise DataError(
+                f"{path}/vocab.model: its SHA-256 differs from tokenizer.json's; it was damaged or changed; restore"
+                " both files or train again"
+            )
         return cls(model, segmenter, eod, str(path))
 
     @property
@@ -179,7 +197,11 @@ class Tokenizer:
             OutputError: the directory has other content, or the disk is full.
         """
         settings = self._settings | {_MODEL_DIGEST: hashlib.sha256(self.model).hexdigest()}
-        contents = {"vocab.model": self.model, "tokenizer.json": (json.dumps(settings, indent=2) + "\n").encode(), **(extra or {})}
+        contents = {
+            "vocab.model": self.model,
+            "tokenizer.json": (json.dumps(settings, indent=2) + "\n").encode(),
+            **(extra or {}),
+        }
         with files.new_directory(Path(directory)) as temporary:
             for name, content in contents.items():
                 (temporary / name).write_bytes(content)
@@ -231,7 +253,10 @@ class Tokenizer:
     def _require_ids(self, ids: list[int]) -> None:
         wrong = next((i for i in ids if not 0 <= i < self.vocab_size), None)
         if wrong is not None:
-            raise DataError(f"id {wrong}: outside the vocabulary; must be 0 to {self.vocab_size - 1}; use the tokenizer that made the ids")
+            raise DataError(
+                f"id {wrong}: outside the vocabulary; must be 0 to {self.vocab_size - 1}; use the tokenizer that made"
+                " the ids"
+            )
 
     def _segmented(self, text: str) -> str:
         return text if self.segmenter == "none" else _join_words(_jieba_cut()(text))
@@ -254,7 +279,8 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text of ids that arrive one by one; the pieces of text joined equal `Tokenizer.decode` of the ids as a continuation."""
+    """Text of ids that arrive one by one; the pieces of text joined equal `Tokenizer.decode` of the ids as a
+    continuation."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -272,7 +298,12 @@ class StreamDecoder:
 
 @cache
 def _warn_of_old(fingerprint: str, where: str) -> None:
-    _log.warning("%s: its tokenizer fingerprint %s tells nothing of the jieba that cut the text; it is taken to be the one installed here", where, fingerprint)
+    _log.warning(
+        "%s: its tokenizer fingerprint %s tells nothing of the jieba that cut the text; it is taken to be the one"
+        " installed here",
+        where,
+        fingerprint,
+    )
 
 
 @cache
@@ -290,7 +321,9 @@ def require_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"text: lone surrogate at character {error.start}; text must be valid Unicode; repair the input") from error
+        raise DataError(
+            f"text: lone surrogate at character {error.start}; text must be valid Unicode; repair the input"
+        ) from error
 
 
 def processor_of(model: bytes) -> sentencepiece.SentencePieceProcessor:
@@ -310,12 +343,17 @@ def processor_of(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def has_our_pieces(model: bytes) -> bool:
-    """Whether a bare model is a released one: jieba's words are joined by U+2582 and U+2583, and no other vocabulary has these specials."""
+    """Whether a bare model is a released one: jieba's words are joined by U+2582 and U+2583, and no other vocabulary
+    has these specials."""
     try:
         processor = processor_of(model)
     except ValueError:
         return True  # which then says what is wrong with it
-    return any(processor.id_to_piece(processor.piece_to_id(piece)) == piece for piece in (SPACE, NEWLINE, *SPECIALS[3:]) if piece != "<pad>")
+    return any(
+        processor.id_to_piece(processor.piece_to_id(piece)) == piece
+        for piece in (SPACE, NEWLINE, *SPECIALS[3:])
+        if piece != "<pad>"
+    )
 
 
 def _read(path: Path) -> bytes:
@@ -338,38 +376,52 @@ def require_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int = 40000, segmenter: str = "jieba", sample_bytes: int = 20_000_000, progress: bool = False
+    texts: Iterable[str],
+    vocab_size: int = 40000,
+    segmenter: str = "jieba",
+    sample_bytes: int = 20_000_000,
+    progress: bool = False,
 ) -> Tokenizer:
-    """Train a vocabulary: byte fallback, no normalisation, the seven specials of the released one as control pieces (ids 0 to 6).
+    """Train a vocabulary: byte fallback, no normalisation, the seven specials of the released one as control pieces
+    (ids 0 to 6).
 
-    BPE: on 3.6 MB of Python it takes 0.4 s for 2048 pieces where unigram takes 7.5 s, and both give 3.17 bytes a token. Newlines and tabs
-    are ordinary characters, so pieces such as "):" + newline exist: 6 % fewer tokens on Python than with a newline piece of its own.
+    BPE: on 3.6 MB of Python it takes 0.4 s for 2048 pieces where unigram takes 7.5 s, and both give 3.17 bytes a token.
+    Newlines and tabs are ordinary characters, so pieces such as "):" + newline exist: 6 % fewer tokens on Python than
+    with a newline piece of its own.
 
     Args:
         texts: documents, read once.
         vocab_size: number of pieces, specials and 256 bytes included.
         segmenter: jieba for Chinese, none for code and other languages.
-        sample_bytes: train on an evenly spread sample of about half to all of this many UTF-8 bytes when the corpus is larger.
+        sample_bytes: train on an evenly spread sample of about half to all of this many UTF-8 bytes when the corpus is
+            larger.
         progress: show a bar while Chinese is segmented.
 
     Raises:
         DataError: no text, or too little for `vocab_size`, or `vocab_size` too small for the fixed pieces.
     """
     if vocab_size < SMALLEST_VOCAB:
-        raise DataError(f"vocab_size={vocab_size}: must be at least {SMALLEST_VOCAB} (256 bytes, specials, characters); use a larger one")
+        raise DataError(
+            f"vocab_size={vocab_size}: must be at least {SMALLEST_VOCAB} (256 bytes, specials, characters); use a"
+            " larger one"
+        )
     sample = sample_chunks(texts, sample_bytes)
     if not any(chunk.strip() for chunk in sample):
         raise DataError("corpus: has no text; a tokenizer is trained on text; name files with text")
     if segmenter == "jieba":
-        from pangu_ms.progress import progress_bar  # here: a MindIR package runs without it
+        from pangu_ms.core.progress import progress_bar  # here: a MindIR package runs without it
 
         cut = _jieba_cut()
-        sample = [_join_words(cut(chunk)) for chunk in progress_bar(progress, iterable=sample, desc="segment", unit="chunk", leave=False)]
+        sample = [
+            _join_words(cut(chunk))
+            for chunk in progress_bar(progress, iterable=sample, desc="segment", unit="chunk", leave=False)
+        ]
     return Tokenizer(_train(_without_rare_characters(sample, vocab_size), vocab_size, segmenter), segmenter)
 
 
 def sample_chunks(texts: Iterable[str], limit: int) -> list[str]:
-    """Chunks of the texts, all or, above `limit` UTF-8 bytes, every 2nd, 4th, 8th, ... in order: bounded memory and no random numbers."""
+    """Chunks of the texts, all or, above `limit` UTF-8 bytes, every 2nd, 4th, 8th, ... in order: bounded memory and no
+    random numbers."""
     kept: list[str] = []
     size, stride, position = 0, 1, 0
     for text in texts:
@@ -387,8 +439,8 @@ def sample_chunks(texts: Iterable[str], limit: int) -> list[str]:
 def _without_rare_characters(sample: list[str], vocab_size: int) -> list[str]:
     """The sample cut at its rarest characters, which will be spelt in bytes.
 
-    They are those beyond COVERAGE, and more where characters would fill over half of a small vocabulary: the trainer itself refuses a
-    coverage below 0.98. NUL goes too: the trainer takes it for its own end mark.
+    They are those beyond COVERAGE, and more where characters would fill over half of a small vocabulary: the trainer
+    itself refuses a coverage below 0.98. NUL goes too: the trainer takes it for its own end mark.
     """
     counts = collections.Counter("".join(sample)).most_common()
     left, room = COVERAGE * sum(count for _, count in counts), (vocab_size - 256 - len(SPECIALS)) // 2
@@ -402,8 +454,14 @@ def _without_rare_characters(sample: list[str], vocab_size: int) -> list[str]:
 
 def _train(sample: list[str], vocab_size: int, segmenter: str) -> bytes:
     model = io.BytesIO()
-    # A space has a piece of its own even where the sample has none: its three bytes alone would not be read back as a space.
-    lossless = {"required_chars": "\u2581", "remove_extra_whitespaces": False, "add_dummy_prefix": False, "allow_whitespace_only_pieces": True}
+    # A space has a piece of its own even where the sample has none: its three bytes alone would not be read back
+    # as a space.
+    lossless = {
+        "required_chars": "\u2581",
+        "remove_extra_whitespaces": False,
+        "add_dummy_prefix": False,
+        "allow_whitespace_only_pieces": True,
+    }
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=iter(sample),
@@ -423,5 +481,7 @@ def _train(sample: list[str], vocab_size: int, segmenter: str) -> bytes:
         possible = limit and int(limit[1]) >= SMALLEST_VOCAB
         advice = f"use a vocab_size of at most {limit[1]}, or more text" if possible else "use more text"
         size = sum(len(chunk.encode()) for chunk in sample)
-        raise DataError(f"corpus: {size:,} bytes of training text are too few for vocab_size={vocab_size}: {advice}") from error
+        raise DataError(
+            f"corpus: {size:,} bytes of training text are too few for vocab_size={vocab_size}: {advice}"
+        ) from error
     return model.getvalue()

@@ -1,7 +1,7 @@
 """Processes that call functions for this one. No mindspore import.
 
-Not those of `multiprocessing`: they begin with `python -c`, which imports from the working directory first (`isolated.py` says why that must not be),
-and they import the caller's main program again.
+Not those of `multiprocessing`: they begin with `python -c`, which imports from the working directory first
+(`isolated.py` says why that must not be), and they import the caller's main program again.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
-from pangu_run.isolated import python_command, python_environment
+from pangu_ms.core.isolated import python_command, python_environment
 
 
 class WorkerDied(Exception):
@@ -113,7 +113,8 @@ def main() -> None:
 
 
 def _read(pipe: IO[bytes], asked: queue.SimpleQueue) -> None:
-    """Pass on what is asked; at the end of the pipe the parent has no more use for this process, or is gone, by kill -9 too."""
+    """Pass on what is asked; at the end of the pipe the parent has no more use for this process, or is gone, by kill -9
+    too."""
     while True:
         try:
             asked.put(pickle.load(pipe))

@@ -1,4 +1,5 @@
-"""The loss of every batch of a finished round under its frozen model, from which `data.rounds` draws the next round. Source: spec E2.4."""
+"""The loss of every batch of a finished round under its frozen model, from which `data.rounds` draws the next round.
+Source: spec E2.4."""
 
 import json
 import math
@@ -13,15 +14,15 @@ import numpy as np
 
 from pangu_ms.checkpoint import store
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files, small_json
+from pangu_ms.core.errors import DataError
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import Loader
-from pangu_ms.data.records import RecordSet
 from pangu_ms.data.npz_file import read_npz, to_npz
+from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import BatchLosses, Order, fingerprint
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.errors import DataError
 from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
-from pangu_ms.progress import progress_bar
-from pangu_run import files, small_json
 
 SAVE_SECONDS = 5.0  # what a killed process loses at most, beside one batch
 
@@ -34,10 +35,11 @@ def batch_losses(
     config: RunConfig | None = None,
     progress: bool = True,
 ) -> BatchLosses:
-    """Score the batches of the first epoch of the checkpoint's run, also those that a run of less than an epoch did not come to; write them to `output`.
+    """Score the batches of the first epoch of the checkpoint's run, also those that a run of less than an epoch did not
+    come to; write them to `output`.
 
-    The order of the rows is that of the run's data.seed, data.shuffle and data.order. Rows that do not fill a last batch are left out. Losses
-    found so far stand in OUTPUT.partial, from which the same call goes on.
+    The order of the rows is that of the run's data.seed, data.shuffle and data.order. Rows that do not fill a last
+    batch are left out. Losses found so far stand in OUTPUT.partial, from which the same call goes on.
 
     Args:
         records: what the run was trained on.
@@ -46,7 +48,8 @@ def batch_losses(
         config: as in `eval.report.evaluate`.
 
     Raises:
-        DataError: records that do not fit the model, too few rows for a batch, a loss that is not finite, or an OUTPUT.partial of other settings.
+        DataError: records that do not fit the model, too few rows for a batch, a loss that is not finite, or an
+            OUTPUT.partial of other settings.
         ConfigError: the run's order file is not the one it was trained with.
         CheckpointError: names or shapes are not those of its own configuration.
         OutputError: `output` exists or cannot be written.
@@ -56,21 +59,40 @@ def batch_losses(
     batch_size = config.train.batch_size if batch_size is None else batch_size
     record_set, loader = _open(checkpoint, records, batch_size, config)
     total = loader.num_rows // batch_size
-    identity = {"records": fingerprint(record_set), "checkpoint": files.sha256_json(checkpoint.manifest), "batch_size": batch_size}
+    identity = {
+        "records": fingerprint(record_set),
+        "checkpoint": files.sha256_json(checkpoint.manifest),
+        "batch_size": batch_size,
+    }
     identity |= {"compute_dtype": config.model.compute_dtype, "device": config.runtime.device}
     partial = Partial.open(Path(f"{output}.partial"), identity)
     if len(partial.losses) < total:
         with partial:
-            _score(partial, total, loader, Evaluator.load(checkpoint, config), cached_evaluator(config, batch_size, record_set.row_length), progress)
+            _score(
+                partial,
+                total,
+                loader,
+                Evaluator.load(checkpoint, config),
+                cached_evaluator(config, batch_size, record_set.row_length),
+                progress,
+            )
     rows = loader.epoch_rows(0)[: total * batch_size].reshape(total, batch_size)
-    made_by = identity | {"path": str(checkpoint.path), "step": checkpoint.step, "dropped_rows": loader.num_rows - rows.size}
-    found = BatchLosses(rows, np.array(partial.losses, np.float32), identity["records"], identity["checkpoint"], json.dumps(made_by))
+    made_by = identity | {
+        "path": str(checkpoint.path),
+        "step": checkpoint.step,
+        "dropped_rows": loader.num_rows - rows.size,
+    }
+    found = BatchLosses(
+        rows, np.array(partial.losses, np.float32), identity["records"], identity["checkpoint"], json.dumps(made_by)
+    )
     found.save(Path(output))
     partial.path.unlink()
     return found
 
 
-def _open(checkpoint: store.Checkpoint, records: Path | str, batch_size: int, config: RunConfig) -> tuple[RecordSet, Loader]:
+def _open(
+    checkpoint: store.Checkpoint, records: Path | str, batch_size: int, config: RunConfig
+) -> tuple[RecordSet, Loader]:
     """The records, checked, and the loader of the run's training steps."""
     record_set = RecordSet.open(records, "train")
     tokenizer = checkpoint.tokenizer_path()
@@ -80,15 +102,28 @@ def _open(checkpoint: store.Checkpoint, records: Path | str, batch_size: int, co
     order.require_unchanged(checkpoint.state(), f"{checkpoint.path}: data.order={data.order}")
     num_rows = record_set.num_rows if order.rows is None else len(order.rows)
     if not 1 <= batch_size <= num_rows:
-        raise DataError(f"batch_size={batch_size}: must be in [1, {num_rows}], the rows of the round; name one with --batch-size")
-    return record_set, Loader(record_set, batch_size, seed=data.seed, shuffle=data.shuffle, eod_reset=data.eod_reset, order=order.rows)
+        raise DataError(
+            f"batch_size={batch_size}: must be in [1, {num_rows}], the rows of the round; name one with --batch-size"
+        )
+    return record_set, Loader(
+        record_set, batch_size, seed=data.seed, shuffle=data.shuffle, eod_reset=data.eod_reset, order=order.rows
+    )
 
 
-def _score(partial: "Partial", total: int, loader: Loader, evaluator: Evaluator, compiling: AbstractContextManager[bool], progress: bool) -> None:
+def _score(
+    partial: "Partial",
+    total: int,
+    loader: Loader,
+    evaluator: Evaluator,
+    compiling: AbstractContextManager[bool],
+    progress: bool,
+) -> None:
     """Add the losses that are missing; the first batch compiles."""
     done = len(partial.losses)
     batches = islice(loader.batches(done), total - done)
-    scores = evaluator.each(progress_bar(progress, iterable=batches, total=total, initial=done, desc="losses", unit="batch"))
+    scores = evaluator.each(
+        progress_bar(progress, iterable=batches, total=total, initial=done, desc="losses", unit="batch")
+    )
     with compiling:
         partial.add(next(scores).loss)
     for score in scores:
@@ -121,10 +156,21 @@ class Partial:
         if path.exists():
             fields, _ = read_npz(path, ("identity", "losses"), "remove it to begin anew")
             if fields["identity"] != found.identity:
-                raise DataError(f"{path}: begun with {_difference(fields['identity'], identity)}; repeat that command, name another --output, or remove it")
+                raise DataError(
+                    f"{path}: begun with {_difference(fields['identity'], identity)}; repeat that command, name another"
+                    " --output, or remove it"
+                )
             losses = fields["losses"]
-            if not (isinstance(losses, np.ndarray) and losses.dtype == np.float32 and losses.ndim == 1 and np.isfinite(losses).all()):
-                raise DataError(f"{path}: its losses are no row of finite numbers of float32; it is damaged; remove it to begin anew")
+            if not (
+                isinstance(losses, np.ndarray)
+                and losses.dtype == np.float32
+                and losses.ndim == 1
+                and np.isfinite(losses).all()
+            ):
+                raise DataError(
+                    f"{path}: its losses are no row of finite numbers of float32; it is damaged; remove it to begin"
+                    " anew"
+                )
             found.losses = losses.tolist()
         found.save()  # a place that cannot be written is told before the work
         return found
@@ -136,7 +182,10 @@ class Partial:
             DataError: it is not finite.
         """
         if not math.isfinite(loss):
-            raise DataError(f"{self.path}: batch {len(self.losses)}: loss {loss}: must be finite; use model.compute_dtype=float32 or another checkpoint")
+            raise DataError(
+                f"{self.path}: batch {len(self.losses)}: loss {loss}: must be finite; use model.compute_dtype=float32"
+                " or another checkpoint"
+            )
         self.losses.append(loss)
         if time.monotonic() - self.saved_at > SAVE_SECONDS:
             self.save()
@@ -159,4 +208,8 @@ def _difference(stored: str, identity: dict[str, Any]) -> str:
         was = small_json.parse_object(stored)
     except (TypeError, ValueError):
         return "nothing that this version knows"
-    return ", ".join(f"{name} {str(was.get(name))[:12]} (now {str(value)[:12]})" for name, value in identity.items() if was.get(name) != value)
+    return ", ".join(
+        f"{name} {str(was.get(name))[:12]} (now {str(value)[:12]})"
+        for name, value in identity.items()
+        if was.get(name) != value
+    )

@@ -1,6 +1,7 @@
 """Unigram and bigram models counted on training records: what a language model must beat. numpy only.
 
-Both predict the positions that count in a batch, as the model does. Source: absolute discounting, Ney, Essen and Kneser 1994.
+Both predict the positions that count in a batch, as the model does. Source: absolute discounting, Ney, Essen and Kneser
+1994.
 """
 
 from collections.abc import Iterable
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pangu_ms.data.loader import Batch
+from pangu_ms.models.common.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class NgramModels:
         return float(unigram), float(bigram), num_tokens
 
     def bigram_probability(self, codes: np.ndarray) -> np.ndarray:
-        """P(label | input) of pair codes [n], interpolated with the unigram; an unseen input leaves the unigram alone."""
+        """P(label | input) of pair codes [n], interpolated with the unigram; an unseen input leaves the unigram
+        alone."""
         vocab_size = len(self.unigram_V)
         inputs, labels = codes // vocab_size, codes % vocab_size
         at = np.minimum(np.searchsorted(self.pairs_N, codes), len(self.pairs_N) - 1)

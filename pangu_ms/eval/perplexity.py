@@ -10,12 +10,12 @@ from mindspore import Tensor, nn
 
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.model import load_model
-from pangu_ms.compile_cache import cached_compile
-from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.loader import Batch
-from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
+from pangu_ms.core.compile_cache import cached_compile
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.loss import TokenLoss, mean_loss, to_tensors
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from pangu_ms.checkpoint import store
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core.errors import CheckpointError, DataError
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import num_batches, require_batches, sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.errors import CheckpointError, DataError
 from pangu_ms.eval.ngram import NgramModels
-from pangu_ms.progress import progress_bar
 
 if TYPE_CHECKING:
     from pangu_ms.eval.perplexity import Score
@@ -36,10 +36,12 @@ def evaluate(
     Args:
         batch_size: rows per batch.
         max_batches: stop after this many; 0 scores all.
-        config: by default the checkpoint's; another one moves it to another device or compute dtype, see `checkpoint.model.checkpoint_config`.
+        config: by default the checkpoint's; another one moves it to another device or compute dtype, see
+            `checkpoint.model.checkpoint_config`.
 
     Returns:
-        step, split, tokens (scored), loss (nats per token), perplexity and, where a manifest tells the split's size, bits_per_byte.
+        step, split, tokens (scored), loss (nats per token), perplexity and, where a manifest tells the split's size,
+        bits_per_byte.
 
     Raises:
         DataError: records that do not fit the model, or nothing to score.
@@ -59,10 +61,18 @@ def evaluate(
     with cached_evaluator(config, batch_size, record_set.row_length):
         first = evaluator.score([next(batches)])
     _require_numbers(checkpoint, first)
-    rest = evaluator.score(progress_bar(progress, iterable=batches, total=total, initial=1, desc="evaluate", unit="batch"))
+    rest = evaluator.score(
+        progress_bar(progress, iterable=batches, total=total, initial=1, desc="evaluate", unit="batch")
+    )
     score = _scored(first.total_nats + rest.total_nats, first.num_tokens + rest.num_tokens, record_set, split)
     _require_numbers(checkpoint, score)
-    result = {"step": checkpoint.step, "split": split, "tokens": int(score.num_tokens), "loss": score.loss, "perplexity": score.perplexity}
+    result = {
+        "step": checkpoint.step,
+        "split": split,
+        "tokens": int(score.num_tokens),
+        "loss": score.loss,
+        "perplexity": score.perplexity,
+    }
     if record_set.manifest:
         result["bits_per_byte"] = bits_per_byte(score.loss, record_set.manifest["splits"][split])
     return result
@@ -71,18 +81,22 @@ def evaluate(
 def bits_per_byte(loss: float, split: dict[str, Any]) -> float:
     """Bits the model needs per UTF-8 byte of a split's text, at a mean loss in nats per token.
 
-    All of the split's tokens are charged at the mean loss, since the scored ones leave some out (the first of every document and of every
-    row) while the bytes are those of the whole text. The tokens include the eod of every document, as a model of texts has to say where
-    each one ends; padding is not among them. So models with different tokenizers can be compared.
+    All of the split's tokens are charged at the mean loss, since the scored ones leave some out (the first of every
+    document and of every row) while the bytes are those of the whole text. The tokens include the eod of every
+    document, as a model of texts has to say where each one ends; padding is not among them. So models with different
+    tokenizers can be compared.
     """
     return loss * split["tokens"] / (math.log(2) * split["bytes"])
 
 
-def baselines(records: Path | str, split: str, vocab_size: int, batch_size: int, max_batches: int = 0, progress: bool = False) -> dict[str, float | None]:
+def baselines(
+    records: Path | str, split: str, vocab_size: int, batch_size: int, max_batches: int = 0, progress: bool = False
+) -> dict[str, float | None]:
     """Perplexities of the unigram and the bigram model on the positions that `evaluate` scores.
 
     Returns:
-        unigram_perplexity and bigram_perplexity: None for the training split, and so for files without manifest, which are always opened as
+        unigram_perplexity and bigram_perplexity: None for the training split, and so for files without manifest, which
+            are always opened as
         that: they would be scored on the records they were counted on.
     """
     if split == "train":
@@ -91,7 +105,9 @@ def baselines(records: Path | str, split: str, vocab_size: int, batch_size: int,
     num_batches(record_set, batch_size, max_batches)  # a mistake is told before the counting
     batches = sequential_batches(train_set, COUNTING_ROWS, False)
     total = num_batches(train_set, COUNTING_ROWS)
-    models = NgramModels.count(progress_bar(progress, iterable=batches, total=total, desc="count n-grams", unit="batch"), vocab_size)
+    models = NgramModels.count(
+        progress_bar(progress, iterable=batches, total=total, desc="count n-grams", unit="batch"), vocab_size
+    )
     unigram, bigram, tokens = models.score(sequential_batches(record_set, batch_size, False, max_batches))
     scores = {"unigram_perplexity": unigram, "bigram_perplexity": bigram}
     return {name: _scored(nats, tokens, record_set, split).perplexity for name, nats in scores.items()}
@@ -101,11 +117,17 @@ def _scored(nats: float, tokens: float, record_set: RecordSet, split: str) -> "S
     from pangu_ms.eval.perplexity import Score
 
     if not tokens:
-        raise DataError(f"{record_set.source}: 0 tokens that count in split {split}: must be at least 1; prepare again from more text")
+        raise DataError(
+            f"{record_set.source}: 0 tokens that count in split {split}: must be at least 1; prepare again from more"
+            " text"
+        )
     return Score(nats, tokens)
 
 
 def _require_numbers(checkpoint: store.Checkpoint, score: "Score") -> None:
     if not math.isfinite(score.total_nats):
         advice = "use another checkpoint, or float32 (model.compute_dtype=float32)"
-        raise CheckpointError(f"{checkpoint.path}: the loss is {score.total_nats}; it must be a number; the weights are damaged or overflow: {advice}")
+        raise CheckpointError(
+            f"{checkpoint.path}: the loss is {score.total_nats}; it must be a number; the weights are damaged or"
+            f" overflow: {advice}"
+        )

@@ -1,7 +1,9 @@
-"""What a MindIR file would make MindSpore do beside computing, read from its bytes before MindSpore loads it. No mindspore import.
+"""What a MindIR file would make MindSpore do beside computing, read from its bytes before MindSpore loads it. No
+mindspore import.
 
-A `Custom` operator names a library, which MindSpore opens while it loads the file, also one of CANN (in `custom_callback_func`, what launches it);
-others run Python or write files. Field numbers are those of mind_ir.proto as MindSpore 2.9 has it (mindspore/train/mind_ir_pb2.py).
+A `Custom` operator names a library, which MindSpore opens while it loads the file, also one of CANN (in
+`custom_callback_func`, what launches it); others run Python or write files. Field numbers are those of mind_ir.proto as
+MindSpore 2.9 has it (mindspore/train/mind_ir_pb2.py).
 """
 
 import re
@@ -9,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pangu_ms import protobuf
+from pangu_ms.core import protobuf
 
 MODEL_GRAPH, MODEL_FUNCTIONS, MODEL_PREPROCESSOR, MODEL_PRIMITIVES = 7, 8, 9, 12
 GRAPH_NODE, GRAPH_PARAMETER, GRAPH_INPUT = 1, 3, 5
@@ -81,13 +83,19 @@ class GraphFile:
     def _parameter(self, tensor: Any) -> None:
         for name in _all(tensor, TENSOR_NAME):
             self.parameters[_text(name).rpartition(":")[2]] = _dims(tensor)
-        self.locations |= {_text(location) for external in _all(tensor, TENSOR_EXTERNAL) for location in _all(_message(external), EXTERNAL_LOCATION)}
+        self.locations |= {
+            _text(location)
+            for external in _all(tensor, TENSOR_EXTERNAL)
+            for location in _all(_message(external), EXTERNAL_LOCATION)
+        }
 
 
 def _attribute(attribute: Any) -> tuple[str, list[str]]:
     """Its name and the texts that it holds."""
     names = [_text(value) for value in _all(attribute, ATTRIBUTE_NAME)]
-    return names[-1] if names else "", [_text(value) for number in ATTRIBUTE_STRINGS for value in _all(attribute, number)]
+    return names[-1] if names else "", [
+        _text(value) for number in ATTRIBUTE_STRINGS for value in _all(attribute, number)
+    ]
 
 
 def _all(message: Any, wanted: int) -> Iterator[Any]:

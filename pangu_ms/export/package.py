@@ -4,11 +4,13 @@
     tokenizer/                                             SentencePiece model and its settings, or Hugging Face's files
     run.pyz                                                `python run.pyz --prompt ...`: the runner of this file
     requirements.txt                                       what run.pyz needs: pip install -r requirements.txt
-    manifest.json                                          sha256 of every file, model, signatures, versions; written last
+    manifest.json                                          sha256 of every file, model, signatures, versions; written
+    last
     manifest.sig                                           of a signed package: see signature.py
 
-The hashes find accidents: a file that was cut off, altered or mixed up. Whoever wants to deceive computes them anew; against that there is the
-signature. Either way the graph may hold nothing that makes MindSpore open a library, run Python or write files: see graph_file.py.
+The hashes find accidents: a file that was cut off, altered or mixed up. Whoever wants to deceive computes them anew;
+against that there is the signature. Either way the graph may hold nothing that makes MindSpore open a library, run
+Python or write files: see graph_file.py.
 """
 
 import dataclasses
@@ -18,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pangu_ms.core import format_version, small_json
+from pangu_ms.core.errors import ExportError
+from pangu_ms.core.files import sha256_file, sha256_json
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.errors import ExportError
 from pangu_ms.export.graph_file import GraphFile
 from pangu_ms.export.signature import SIGNATURE, require_signed
 from pangu_ms.infer.decoder import Decoder, GraphShape
-from pangu_run import format_version, small_json
-from pangu_run.files import sha256_file, sha256_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -50,7 +52,9 @@ def read_key(path: Path | str | None) -> bytes | None:
     if len(key) not in KEY_LENGTHS:
         key = key.rstrip(b"\r\n")
     if len(key) not in KEY_LENGTHS:
-        raise ExportError(f"{path}: holds {len(key)} bytes; an AES key has 16, 24 or 32; make one: openssl rand -hex 16 > {path}")
+        raise ExportError(
+            f"{path}: holds {len(key)} bytes; an AES key has 16, 24 or 32; make one: openssl rand -hex 16 > {path}"
+        )
     return key
 
 
@@ -60,7 +64,11 @@ def file_entries(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def _files(directory: Path) -> dict[str, Path]:
-    paths = [p for p in sorted(directory.rglob("*")) if p.is_file() and p not in (directory / MANIFEST, directory / SIGNATURE)]
+    paths = [
+        p
+        for p in sorted(directory.rglob("*"))
+        if p.is_file() and p not in (directory / MANIFEST, directory / SIGNATURE)
+    ]
     return {p.relative_to(directory).as_posix(): p for p in paths}
 
 
@@ -99,11 +107,15 @@ class Package:
             raise ExportError(f"{path / MANIFEST}: is damaged ({error}); export again") from None
         format_version.require_known(manifest.get(format_version.KEY), FORMAT_VERSION, path / MANIFEST, ExportError)
         if not intact:
-            raise ExportError(f"{path / MANIFEST}: was altered; the package is not what was exported and is refused; export again")
+            raise ExportError(
+                f"{path / MANIFEST}: was altered; the package is not what was exported and is refused; export again"
+            )
         if wrong := _odd(manifest):
             raise ExportError(f"{path / MANIFEST}: {wrong}; no export writes that; export again")
         if changed := _changed(path, manifest["files"]):
-            raise ExportError(f"{path}: {'; '.join(changed)}; the package is not what was exported and is refused; export again")
+            raise ExportError(
+                f"{path}: {'; '.join(changed)}; the package is not what was exported and is refused; export again"
+            )
         return cls(path, manifest)
 
     @property
@@ -121,13 +133,17 @@ class Package:
         if mode and key is None:
             raise ExportError(f"{self.path}: the graph is encrypted ({mode}); give its key with --key-file")
         if key is not None and not mode:
-            raise ExportError(f"{self.path}: the graph is not encrypted, so that anybody may have made it; leave --key-file out, or export it with the key")
+            raise ExportError(
+                f"{self.path}: the graph is not encrypted, so that anybody may have made it; leave --key-file out, or"
+                " export it with the key"
+            )
 
     def decoder(self, key: bytes | None = None) -> Decoder:
         """Load the graph into MindSpore, once it is known to hold nothing but mathematics of the manifest's shapes.
 
         Raises:
-            ExportError: a key is missing, wrong or of no use; the graph would load a library, run Python, write files or read others; it has other shapes.
+            ExportError: a key is missing, wrong or of no use; the graph would load a library, run Python, write files
+                or read others; it has other shapes.
         """
         import mindspore as ms
         from mindspore import nn
@@ -139,14 +155,17 @@ class Package:
             loaded = ms.load(str(graph), **({"dec_key": key, "dec_mode": mode} if mode else {}))
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0]
-            raise ExportError(f"{graph}: MindSpore {ms.__version__} cannot load it ({reason}); export it again with this version") from error
+            raise ExportError(
+                f"{graph}: MindSpore {ms.__version__} cannot load it ({reason}); export it again with this version"
+            ) from error
         return Decoder(nn.GraphCell(loaded), self.shape)
 
     def _graph(self) -> Path:
         return next(self.path / name for name in GRAPH_NAMES if name in self.manifest["files"])
 
     def require_harmless(self, key: bytes | None = None) -> None:
-        """Raise ExportError unless the graph holds nothing but mathematics of the manifest's shapes and the package's own weights."""
+        """Raise ExportError unless the graph holds nothing but mathematics of the manifest's shapes and the package's
+        own weights."""
         graph = self._graph()
         try:
             found = GraphFile.read(_content(graph, key, self.manifest["encryption"]))
@@ -155,13 +174,23 @@ class Package:
         except (ValueError, RecursionError) as error:
             raise ExportError(f"{graph}: is no MindIR ({error}); the package is refused; export again") from None
         if found.refused:
-            raise ExportError(f"{graph}: holds {found.refused[0]}; a package's graph may run nothing but MindSpore's own operators; it is refused")
+            raise ExportError(
+                f"{graph}: holds {found.refused[0]}; a package's graph may run nothing but MindSpore's own operators;"
+                " it is refused"
+            )
         if strange := found.locations - self.manifest["files"].keys():
             raise ExportError(f"{graph}: has weights in {min(strange)}, which is no file of the package; it is refused")
         shape = self.shape
-        rows = {dims[:1] == [shape.batch_size * shape.capacity] for name, dims in found.parameters.items() if name.endswith((".cache.keys", ".cache.values"))}
+        rows = {
+            dims[:1] == [shape.batch_size * shape.capacity]
+            for name, dims in found.parameters.items()
+            if name.endswith((".cache.keys", ".cache.values"))
+        }
         if rows != {True} or found.inputs[:1] != [[shape.batch_size, shape.chunk]]:
-            raise ExportError(f"{self.path / MANIFEST}: graph={self.manifest['graph']}: the graph itself has other shapes; the package is refused; export again")
+            raise ExportError(
+                f"{self.path / MANIFEST}: graph={self.manifest['graph']}: the graph itself has other shapes; the"
+                " package is refused; export again"
+            )
 
 
 def _content(graph: Path, key: bytes | None, mode: str) -> memoryview:
@@ -196,10 +225,18 @@ def _odd(manifest: dict[str, Any]) -> str:
         plain = PurePosixPath(name)
         if plain.is_absolute() or ".." in plain.parts or str(plain) != name or not name.isprintable():
             return f"files: {name!a} is no file of the package"
-        if not isinstance(entry, dict) or not _is_size(entry.get("bytes"), 0) or not re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256"))):
+        if (
+            not isinstance(entry, dict)
+            or not _is_size(entry.get("bytes"), 0)
+            or not re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256")))
+        ):
             return f"files: {name}: has no size and digest"
     names = [field.name for field in dataclasses.fields(GraphShape)]
-    if not isinstance(graph, dict) or sorted(graph) != sorted(names) or not all(_is_size(value, 1) for value in graph.values()):
+    if (
+        not isinstance(graph, dict)
+        or sorted(graph) != sorted(names)
+        or not all(_is_size(value, 1) for value in graph.values())
+    ):
         return f"graph: must have whole numbers above 0 for {', '.join(names)}"
     if graph["capacity"] % graph["chunk"] or graph["chunk"] > graph["seq_length"]:
         return f"graph={graph}: its sizes do not fit together"
@@ -217,5 +254,9 @@ def _changed(path: Path, entries: dict[str, dict[str, Any]]) -> list[str]:
     """What differs from the manifest's entries; nothing is read but files of the right size."""
     found = _files(path)
     missing = [f"{name} is missing" for name in entries if name not in found]
-    altered = [f"{name} was altered" for name, entry in entries.items() if name in found and (found[name].stat().st_size != entry["bytes"] or _entry(found[name]) != entry)]
+    altered = [
+        f"{name} was altered"
+        for name, entry in entries.items()
+        if name in found and (found[name].stat().st_size != entry["bytes"] or _entry(found[name]) != entry)
+    ]
     return missing + altered + [f"{name} was added" for name in found if name not in entries]

@@ -1,11 +1,12 @@
-"""`python -m pangu_ms.export.replay PACKAGE TOKENS.npz ANSWER.npz [KEY_FILE]`: run given tokens through a package, for `verify`."""
+"""`python -m pangu_ms.export.replay PACKAGE TOKENS.npz ANSWER.npz [KEY_FILE]`: run given tokens through a package, for
+`verify`."""
 
 import hashlib
 import sys
 
 import numpy as np
 
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 from pangu_ms.export.package import Package, read_key
 
 

@@ -1,14 +1,15 @@
-"""An Ed25519 signature over a package's manifest, which holds the hash of everything else: who has the private key made the package.
+"""An Ed25519 signature over a package's manifest, which holds the hash of everything else: who has the private key made
+the package.
 
-Keys are PEM files, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them. Needs the `cryptography` package.
-The private key has no password; file rights keep it.
+Keys are PEM files, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them. Needs the
+`cryptography` package. The private key has no password; file rights keep it.
 """
 
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.errors import ExportError
-from pangu_run import small_json
+from pangu_ms.core import small_json
+from pangu_ms.core.errors import ExportError
 
 SIGNATURE = "manifest.sig"
 """64 bytes, in the package."""
@@ -28,7 +29,13 @@ def read_signing_key(key_file: Path | str) -> Any:
     """The private key of --sign-key; raises ExportError where it is none."""
     serialization, ed25519 = _library("--sign-key")
     command = "openssl genpkey -algorithm ed25519 -out PRIVATE.pem"
-    return _key(key_file, lambda pem: serialization.load_pem_private_key(pem, None), ed25519.Ed25519PrivateKey, "private", command)
+    return _key(
+        key_file,
+        lambda pem: serialization.load_pem_private_key(pem, None),
+        ed25519.Ed25519PrivateKey,
+        "private",
+        command,
+    )
 
 
 def read_verifying_key(key_file: Path | str) -> Any:
@@ -48,12 +55,16 @@ def require_signed(package: Path, content: bytes, key_file: Path | str) -> None:
     from cryptography.exceptions import InvalidSignature  # there, since a key could be read
 
     if not path.is_file():
-        raise ExportError(f"{package}: is not signed; --verify-key asks for {SIGNATURE} in it; export again with --sign-key")
+        raise ExportError(
+            f"{package}: is not signed; --verify-key asks for {SIGNATURE} in it; export again with --sign-key"
+        )
     try:
         with open(path, "rb") as file:
             key.verify(file.read(1024), content)
     except InvalidSignature:
-        raise ExportError(f"{path}: is no signature of {package.name}/manifest.json by the key of {key_file}; the package is refused") from None
+        raise ExportError(
+            f"{path}: is no signature of {package.name}/manifest.json by the key of {key_file}; the package is refused"
+        ) from None
 
 
 def _library(option: str) -> tuple[Any, Any]:
@@ -61,7 +72,9 @@ def _library(option: str) -> tuple[Any, Any]:
         from cryptography.hazmat.primitives import serialization
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
-        raise ExportError(f"{option}: signatures need the package cryptography; install it: pip install cryptography") from None
+        raise ExportError(
+            f"{option}: signatures need the package cryptography; install it: pip install cryptography"
+        ) from None
     return serialization, ed25519
 
 

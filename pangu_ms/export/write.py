@@ -20,13 +20,13 @@ from mindspore import Tensor
 
 import ascend_ops
 import pangu_ms
-import pangu_run
-from pangu_ms import __version__, runtime
+from pangu_ms import __version__
 from pangu_ms.checkpoint.store import Checkpoint
-from pangu_ms.config.base import ModelConfig
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import ExportError
+from pangu_ms.core import files, runtime
+from pangu_ms.core.errors import ExportError
+from pangu_ms.core.isolated import python_command, python_environment
 from pangu_ms.export.package import (
     FORMAT_VERSION,
     MANIFEST,
@@ -39,47 +39,47 @@ from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import load_decoder, load_tokenizer
-from pangu_run import files
-from pangu_run.isolated import python_command, python_environment
+from pangu_ms.models.common.config import ModelConfig
 
 RUNNER_PACKAGES = ("mindspore", "numpy")
 """What a package needs beside its tokenizer's."""
 VERIFIED_STEPS = 32
-# On a CPU the checkpoint runs our kernels and the package MindSpore's operators: two implementations, which round apart.
+# On a CPU the checkpoint runs our kernels and the package MindSpore's operators: two implementations, which round
+# apart.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
 ENCRYPTION_MODE = "AES-GCM"
 # All that running a package takes: no model code. `models`, `config`, `train` and `checkpoint` stay out.
 RUNNER_MODULES = (
     "pangu_ms/__init__.py",
-    "pangu_ms/errors.py",
-    "pangu_ms/protobuf.py",
-    "pangu_ms/runtime.py",
+    "pangu_ms/cli/__init__.py",
+    "pangu_ms/cli/generate_arguments.py",
+    "pangu_ms/cli/run_mindir.py",
+    "pangu_ms/core/__init__.py",
+    "pangu_ms/core/cluster_variables.py",
+    "pangu_ms/core/console.py",
+    "pangu_ms/core/errors.py",
+    "pangu_ms/core/files.py",
+    "pangu_ms/core/format_version.py",
+    "pangu_ms/core/parser.py",
+    "pangu_ms/core/protobuf.py",
+    "pangu_ms/core/runtime.py",
+    "pangu_ms/core/small_json.py",
     "pangu_ms/data/__init__.py",
     "pangu_ms/data/huggingface.py",
     "pangu_ms/data/huggingface_files.py",
     "pangu_ms/data/segment.py",
     "pangu_ms/data/special_tokens.py",
     "pangu_ms/data/tokenizer.py",
+    "pangu_ms/export/__init__.py",
+    "pangu_ms/export/graph_file.py",
+    "pangu_ms/export/package.py",
+    "pangu_ms/export/runner.py",
+    "pangu_ms/export/signature.py",
     "pangu_ms/infer/__init__.py",
-    "pangu_ms/infer/arguments.py",
     "pangu_ms/infer/beam.py",
     "pangu_ms/infer/decoder.py",
     "pangu_ms/infer/generate.py",
     "pangu_ms/infer/sampling.py",
-    "pangu_ms/export/__init__.py",
-    "pangu_ms/export/graph_file.py",
-    "pangu_ms/export/package.py",
-    "pangu_ms/export/run.py",
-    "pangu_ms/export/runner.py",
-    "pangu_ms/export/signature.py",
-    "pangu_run/__init__.py",
-    "pangu_run/arguments.py",
-    "pangu_run/cluster_variables.py",
-    "pangu_run/console.py",
-    "pangu_run/errors.py",
-    "pangu_run/files.py",
-    "pangu_run/format_version.py",
-    "pangu_run/small_json.py",
 )
 
 
@@ -94,8 +94,8 @@ def export_package(
 ) -> dict[str, Any]:
     """Export, verify in a fresh process, commit; returns the manifest.
 
-    `shape` fixes batch size, chunk and cache. The graph is encrypted with the key in `key_file`, and the manifest signed
-    with the private key in `sign_key`, if any.
+    `shape` fixes batch size, chunk and cache. The graph is encrypted with the key in `key_file`, and the manifest
+    signed with the private key in `sign_key`, if any.
 
     Raises:
         OutputError: `output` has other content, or the disk is full.
@@ -113,19 +113,26 @@ def export_package(
         tokenizer.save(directory / "tokenizer")
         write_runner(directory / "run.pyz")
         needed = (*RUNNER_PACKAGES, *tokenizer.packages)
-        files.write_text(directory / "requirements.txt", "".join(f"{name}=={metadata.version(name)}\n" for name in needed))
+        files.write_text(
+            directory / "requirements.txt", "".join(f"{name}=={metadata.version(name)}\n" for name in needed)
+        )
         manifest = {
             "format_version": FORMAT_VERSION,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "model": config_to_dict(config)["model"],
             "graph": vars(shape),
-            "inputs": {"ids": ["int32", [shape.batch_size, shape.chunk]], "start": ["int32", [shape.batch_size]]}
-            | {"last": ["int32", [shape.batch_size]], "prefill": ["bool", []]},
+            "inputs": (
+                {"ids": ["int32", [shape.batch_size, shape.chunk]], "start": ["int32", [shape.batch_size]]}
+                | {"last": ["int32", [shape.batch_size]], "prefill": ["bool", []]}
+            ),
             "outputs": {"logits": ["float32", [shape.batch_size, config.model.vocab_size]]},
             "encryption": ENCRYPTION_MODE if key else "",
             "target": config.runtime.device,
             "versions": {"pangu_ms": __version__, "mindspore": metadata.version("mindspore")},
-            "checkpoint": {"step": checkpoint.step, "manifest_sha256": files.sha256_file(checkpoint.path / "manifest.json")},
+            "checkpoint": {
+                "step": checkpoint.step,
+                "manifest_sha256": files.sha256_file(checkpoint.path / "manifest.json"),
+            },
             "files": file_entries(directory),
         }
         files.write_json(directory / MANIFEST, sealed(manifest))
@@ -157,7 +164,8 @@ def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: byt
 
 @contextlib.contextmanager
 def plain_name(directory: Path) -> Iterator[str]:
-    """A name of a directory that MindSpore takes, whatever its own is: `ms.export` refuses all but letters, digits and @ _ - . : / in a path."""
+    """A name of a directory that MindSpore takes, whatever its own is: `ms.export` refuses all but letters, digits and
+    @ _ - . : / in a path."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}"
@@ -167,19 +175,22 @@ def plain_name(directory: Path) -> Iterator[str]:
 
 def write_runner(path: Path) -> None:
     """Pack this package's runner into one executable file."""
-    packages = {package.__name__: Path(package.__file__).resolve().parents[1] for package in (pangu_ms, pangu_run)}
+    root = Path(pangu_ms.__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory() as staging:
         for module in RUNNER_MODULES:
             target = Path(staging) / module
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(packages[module.partition("/")[0]] / module, target)
-        (Path(staging) / "__main__.py").write_text("import sys\n\nfrom pangu_ms.export.runner import entry\n\nsys.exit(entry())\n")
+            shutil.copyfile(root / module, target)
+        (Path(staging) / "__main__.py").write_text(
+            "import sys\n\nfrom pangu_ms.export.runner import entry\n\nsys.exit(entry())\n"
+        )
         zipapp.create_archive(staging, path)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Tokens for checkpoint and package: prompts of different lengths and 32 steps, and what the checkpoint makes of them."""
+    """Tokens for checkpoint and package: prompts of different lengths and 32 steps, and what the checkpoint makes of
+    them."""
 
     prompts: list[list[int]]
     tokens: np.ndarray
@@ -189,25 +200,34 @@ class Trial:
 
     @classmethod
     def run(cls, decoder: Decoder, vocab_size: int) -> "Trial":
-        """Ask the checkpoint's model, as it was filled from the file: before anything is exported from it, which could change it.
+        """Ask the checkpoint's model, as it was filled from the file: before anything is exported from it, which could
+        change it.
 
         Raises:
             ExportError: its logits are not finite.
         """
         shape, rng = decoder.shape, np.random.default_rng(0)
         steps = min(VERIFIED_STEPS, shape.max_length - 2)
-        longest = max(1, shape.max_length - steps)  # prompts from one token to as many as leave room for the steps: all chunks are used
+        longest = max(
+            1, shape.max_length - steps
+        )  # prompts from one token to as many as leave room for the steps: all chunks are used
         lengths = np.linspace(longest, 1, shape.batch_size).astype(int).tolist()
         prompts = [rng.integers(0, vocab_size, n).tolist() for n in lengths]
         tokens = rng.integers(0, vocab_size, (steps, shape.batch_size)).astype(np.int32)
         expected = np.stack([decoder.prefill(prompts)] + [decoder.step(row) for row in tokens])
         if not np.isfinite(expected).all():
-            raise ExportError("the checkpoint's logits are not finite; its weights are damaged or overflow in this dtype; use another, or another compute_dtype")
+            raise ExportError(
+                "the checkpoint's logits are not finite; its weights are damaged or overflow in this dtype; use"
+                " another, or another compute_dtype"
+            )
         return cls(prompts, tokens, expected)
 
 
-def verify(trial: Trial, checkpoint: Checkpoint, directory: Path, model: ModelConfig, key_file: Path | None) -> dict[str, float]:
-    """Compare a package, in a fresh process, with the checkpoint: each weight with the file's, bit for bit, and the logits of the trial.
+def verify(
+    trial: Trial, checkpoint: Checkpoint, directory: Path, model: ModelConfig, key_file: Path | None
+) -> dict[str, float]:
+    """Compare a package, in a fresh process, with the checkpoint: each weight with the file's, bit for bit, and the
+    logits of the trial.
 
     Raises:
         ExportError: a weight is missing or another one, or the largest difference of a logit exceeds the tolerance.
@@ -216,21 +236,39 @@ def verify(trial: Trial, checkpoint: Checkpoint, directory: Path, model: ModelCo
     dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
     wrong = [name for name, array in checkpoint.each() if found.get(name) != digest(array.astype(dtypes[name]))]
     if wrong:
-        raise ExportError(f"{directory}: the exported graph does not hold the checkpoint's {wrong[0]} ({len(wrong)} such weights); not exported")
+        raise ExportError(
+            f"{directory}: the exported graph does not hold the checkpoint's {wrong[0]} ({len(wrong)} such weights);"
+            " not exported"
+        )
     difference = float(np.abs(actual - trial.expected).max())
     if not difference <= TOLERANCE[model.compute_dtype]:
-        raise ExportError(f"{directory}: the exported graph's logits differ by {difference:.3g}; at most {TOLERANCE[model.compute_dtype]:g} is right; not exported")
-    return {"steps": len(trial.tokens), "weights": len(dtypes), "max_difference": difference, "logit_deviation": float(trial.expected.std())}
+        raise ExportError(
+            f"{directory}: the exported graph's logits differ by {difference:.3g}; at most"
+            f" {TOLERANCE[model.compute_dtype]:g} is right; not exported"
+        )
+    return {
+        "steps": len(trial.tokens),
+        "weights": len(dtypes),
+        "max_difference": difference,
+        "logit_deviation": float(trial.expected.std()),
+    }
 
 
-def replay_in_fresh_process(directory: Path, prompts: list[list[int]], tokens: np.ndarray, key_file: Path | None) -> tuple[np.ndarray, dict[str, str]]:
+def replay_in_fresh_process(
+    directory: Path, prompts: list[list[int]], tokens: np.ndarray, key_file: Path | None
+) -> tuple[np.ndarray, dict[str, str]]:
     """Logits as `Trial.expected`, and the digest of each parameter, by a process that has the package alone."""
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch) / "tokens.npz", Path(scratch) / "answer.npz"
         np.savez(request, tokens=tokens, **{f"prompt_{i}": np.array(p, np.int32) for i, p in enumerate(prompts)})
-        command = python_command("pangu_ms.export.replay", str(directory), str(request), str(answer), str(key_file or ""))
+        command = python_command(
+            "pangu_ms.export.replay", str(directory), str(request), str(answer), str(key_file or "")
+        )
         done = subprocess.run(command, env=python_environment(), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ExportError(f"{directory}: the exported graph does not run: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+            raise ExportError(
+                f"{directory}: the exported graph does not run:"
+                f" {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+            )
         found = np.load(answer)
         return found["logits"], dict(zip(found["names"].tolist(), found["digests"].tolist()))

@@ -21,11 +21,14 @@ class Hypothesis:
         return self.log_probability / max(1, len(self.tokens)) ** length_penalty
 
 
-def beam_search(decoder: Decoder, prompt: list[int], config: SamplingConfig, stop_ids: frozenset[int], index: int = 0) -> list[Hypothesis]:
-    """The best `num_beams` continuations, best first. A stop token ends a hypothesis and counts in its score and length.
+def beam_search(
+    decoder: Decoder, prompt: list[int], config: SamplingConfig, stop_ids: frozenset[int], index: int = 0
+) -> list[Hypothesis]:
+    """The best `num_beams` continuations, best first. A stop token ends a hypothesis and counts in its score and
+    length.
 
-    The live beams are kept by log-probability; the search ends when the worst kept hypothesis beats what any live beam can still reach with its
-    present score, or at max_new_tokens. `index` is the prompt's, for messages.
+    The live beams are kept by log-probability; the search ends when the worst kept hypothesis beats what any live beam
+    can still reach with its present score, or at max_new_tokens. `index` is the prompt's, for messages.
     """
     width = config.num_beams
     if width > 1:
@@ -34,7 +37,9 @@ def beam_search(decoder: Decoder, prompt: list[int], config: SamplingConfig, sto
     room = min(config.max_new_tokens, decoder.shape.max_length - len(prompt))
     logits = decoder.prefill([prompt] * width)[:1]
     for step in range(room):
-        candidates, parents = _candidates(live, logits, Sampler(config, prompt, index), width + len(stop_ids) * len(live))
+        candidates, parents = _candidates(
+            live, logits, Sampler(config, prompt, index), width + len(stop_ids) * len(live)
+        )
         kept, rows = [], []
         for candidate, parent in zip(candidates, parents):
             if candidate.tokens[-1] in stop_ids:
@@ -51,14 +56,18 @@ def beam_search(decoder: Decoder, prompt: list[int], config: SamplingConfig, sto
     return sorted(finished + live, key=lambda h: -h.score(config.length_penalty))[:width]
 
 
-def _candidates(live: list[Hypothesis], logits: np.ndarray, sampler: Sampler, count: int) -> tuple[list[Hypothesis], list[int]]:
+def _candidates(
+    live: list[Hypothesis], logits: np.ndarray, sampler: Sampler, count: int
+) -> tuple[list[Hypothesis], list[int]]:
     """The `count` best continuations of all live beams by one token, with their parents' rows."""
     penalized = [dataclasses.replace(sampler, generated=list(h.tokens)).penalized(row) for h, row in zip(live, logits)]
     scores = log_softmax(np.stack(penalized)) + np.array([[h.log_probability] for h in live])
     vocab_size = scores.shape[1]
     best = np.argsort(-scores, axis=None, kind="stable")[:count]
     found = [(int(i) // vocab_size, int(i) % vocab_size) for i in best]
-    return [Hypothesis((*live[row].tokens, token), float(scores[row, token])) for row, token in found], [row for row, _ in found]
+    return [Hypothesis((*live[row].tokens, token), float(scores[row, token])) for row, token in found], [
+        row for row, _ in found
+    ]
 
 
 def _settled(finished: list[Hypothesis], live: list[Hypothesis], config: SamplingConfig) -> bool:

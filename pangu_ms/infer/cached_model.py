@@ -1,7 +1,7 @@
 """Prefill and cached decoding in one graph over one copy of the weights.
 
-Two static graphs would hold the weights twice, in memory and in a MindIR file; a graph of dynamic length decodes several times slower. So the
-graph has both branches, and a prompt of any length is fed in chunks of one size.
+Two static graphs would hold the weights twice, in memory and in a MindIR file; a graph of dynamic length decodes
+several times slower. So the graph has both branches, and a prompt of any length is fed in chunks of one size.
 
 Shapes: B batch, P chunk, C cache positions per sequence; see models/layers.py.
 """
@@ -10,9 +10,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from pangu_ms.config.base import ModelConfig
 from pangu_ms.models.build import build_model, caches
-from pangu_ms.models.layers import CacheShape
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.layers import CacheShape
 
 
 class CachedModel(nn.Cell):
@@ -30,8 +30,8 @@ class CachedModel(nn.Cell):
     def construct(self, ids_BP, start_B, last_B, prefill):
         """Logits float32 [B, V] of the token at index `last` of each sequence's new tokens.
 
-        ids int32 [B, P]; start int32 [B], position of each sequence's first new token; last int32 [B]; prefill bool scalar: False takes the
-        first token of each row alone.
+        ids int32 [B, P]; start int32 [B], position of each sequence's first new token; last int32 [B]; prefill bool
+        scalar: False takes the first token of each row alone.
         """
         if prefill:
             return self.extend(ids_BP, start_B, last_B)
@@ -39,7 +39,9 @@ class CachedModel(nn.Cell):
 
     def extend(self, ids_BQ, start_B, last_B):
         slots_BQ = start_B.reshape(-1, 1) + self.slots_C[: ids_BQ.shape[1]].reshape(1, -1)
-        positions_BQ = self.minimum(slots_BQ, self.last_position)  # the filling behind a prompt may pass the position table's end
+        positions_BQ = self.minimum(
+            slots_BQ, self.last_position
+        )  # the filling behind a prompt may pass the position table's end
         last_B2 = self.concat((self.batch_B1, last_B.reshape(-1, 1)))
         return self.model.extend(ids_BQ, positions_BQ, last_B2, slots_BQ)
 

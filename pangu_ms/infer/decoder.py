@@ -1,4 +1,5 @@
-"""Drives a prefill-and-decode graph, ours or a loaded MindIR: pads ragged prompts, feeds chunks, keeps shapes static."""
+"""Drives a prefill-and-decode graph, ours or a loaded MindIR: pads ragged prompts, feeds chunks, keeps shapes
+static."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.errors import GenerationError
-
+from pangu_ms.core.errors import GenerationError
 
 NO_BEAMS = "a MindIR package holds no graph that reorders its cache; use 1, or the checkpoint"
 
@@ -51,7 +51,10 @@ class GraphShape:
                 raise GenerationError(f"prompt {number}: is empty; at least one token is needed")
             if len(prompt) >= self.max_length:
                 found, limit = len(prompt), self.max_length
-                raise GenerationError(f"prompt {number}: has {found} tokens; prompt and continuation must fit in {limit}; shorten the prompt")
+                raise GenerationError(
+                    f"prompt {number}: has {found} tokens; prompt and continuation must fit in {limit}; shorten the"
+                    " prompt"
+                )
 
 
 class Decoder:
@@ -75,7 +78,8 @@ class Decoder:
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
         logits = None
-        # The filling behind a short prompt writes to the cache too; those slots are masked until a real token overwrites them.
+        # The filling behind a short prompt writes to the cache too; those slots are masked until a real token
+        # overwrites them.
         for start in range(0, lengths.max(), shape.chunk):
             last = np.clip(lengths - 1 - start, 0, shape.chunk - 1)
             chunk_logits = self._call(ids[:, start : start + shape.chunk], np.full_like(lengths, start), last, True)

@@ -1,4 +1,5 @@
-"""The generation loop: batches of ragged prompts, stop tokens and strings, streaming. numpy only; the graph is behind a Decoder."""
+"""The generation loop: batches of ragged prompts, stop tokens and strings, streaming. numpy only; the graph is behind a
+Decoder."""
 
 import logging
 from collections.abc import Callable
@@ -80,16 +81,30 @@ class Generator:
             size, results = self.decoder.shape.batch_size, []
             for first in range(0, len(prompts), size):
                 sequences = self._batch(ids[first : first + size], config, first, on_text)
-                results += [Generation(p, s.text, tuple(s.ids), s.finish_reason) for p, s in zip(prompts[first : first + size], sequences)]
+                results += [
+                    Generation(p, s.text, tuple(s.ids), s.finish_reason)
+                    for p, s in zip(prompts[first : first + size], sequences)
+                ]
         for number, result in enumerate(results, 1):
             if result.finish_reason == "length" and (made := len(result.token_ids)) < config.max_new_tokens:
                 context = self.decoder.shape.max_length
-                log.warning("prompt %d: ends after %d of max_new_tokens=%d, where the context of %d tokens is full", number, made, config.max_new_tokens, context)
+                log.warning(
+                    "prompt %d: ends after %d of max_new_tokens=%d, where the context of %d tokens is full",
+                    number,
+                    made,
+                    config.max_new_tokens,
+                    context,
+                )
         return results
 
-    def _batch(self, prompts: list[list[int]], config: SamplingConfig, first: int, on_text: OnText | None) -> list[_Sequence]:
+    def _batch(
+        self, prompts: list[list[int]], config: SamplingConfig, first: int, on_text: OnText | None
+    ) -> list[_Sequence]:
         stop_ids = frozenset(self.tokenizer.stop_ids)
-        sequences = [_Sequence(Sampler(config, ids, first + i), StreamDecoder(self.tokenizer), config.stop) for i, ids in enumerate(prompts)]
+        sequences = [
+            _Sequence(Sampler(config, ids, first + i), StreamDecoder(self.tokenizer), config.stop)
+            for i, ids in enumerate(prompts)
+        ]
         rooms = [min(config.max_new_tokens, self.decoder.shape.max_length - len(ids)) for ids in prompts]
         logits = self.decoder.prefill(prompts)
         tokens = np.zeros(len(prompts), np.int32)
@@ -105,7 +120,9 @@ class Generator:
                 return sequences
             logits = self.decoder.step(tokens)
 
-    def _beams(self, prompt: str, ids: list[int], config: SamplingConfig, index: int, on_text: OnText | None) -> Generation:
+    def _beams(
+        self, prompt: str, ids: list[int], config: SamplingConfig, index: int, on_text: OnText | None
+    ) -> Generation:
         stop_ids = frozenset(self.tokenizer.stop_ids)
         best = beam_search(self.decoder, ids, config, stop_ids, index)[0]
         whole = self.tokenizer.decode([t for t in best.tokens if t not in stop_ids], continuation=True)

@@ -1,17 +1,18 @@
-"""From a checkpoint to a Decoder and its tokenizer. mindspore is imported when the model is built, behind all checks."""
+"""From a checkpoint to a Decoder and its tokenizer. mindspore is imported when the model is built, behind all
+checks."""
 
 import dataclasses
 import logging
 from pathlib import Path
 
-from pangu_ms import runtime
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.model import fill_from
-from pangu_ms.compile_cache import cached_compile
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
+from pangu_ms.core.compile_cache import cached_compile
+from pangu_ms.core.errors import CheckpointError
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
-from pangu_ms.errors import CheckpointError
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.generate import Generator
 from pangu_ms.infer.sampling import SamplingConfig
@@ -26,18 +27,25 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
         CheckpointError: names or shapes are not those of its own configuration.
     """
     from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
-    from pangu_ms.models.layers import CacheShape
+    from pangu_ms.models.common.layers import CacheShape
 
     config = config or checkpoint.config()
     model = config.model
-    if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":  # MindSpore cannot write a bfloat16 cache there
+    if (
+        config.runtime.device == "CPU" and model.compute_dtype == "bfloat16"
+    ):  # MindSpore cannot write a bfloat16 cache there
         log.info("generation on a CPU computes in float32")
         model = dataclasses.replace(model, compute_dtype="float32")
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
     fill_from(checkpoint, graph.model, model)
     decoder = Decoder(graph, shape, ReorderCaches(graph, shape.batch_size))
-    identity = {"graph": "prefill and decode", "model": config_to_dict(config)["model"], "shape": vars(shape), "device": config.runtime.device}
+    identity = {
+        "graph": "prefill and decode",
+        "model": config_to_dict(config)["model"],
+        "shape": vars(shape),
+        "device": config.runtime.device,
+    }
     with cached_compile(config.runtime.compile_cache, identity):
         decoder.prefill([[0]])
     return decoder
@@ -52,7 +60,10 @@ def load_tokenizer(checkpoint: store.Checkpoint, path: Path | str | None = None)
     """
     found = path or checkpoint.tokenizer_path()
     if found is None:
-        raise CheckpointError(f"{checkpoint.path}: holds no tokenizer, as it came from weights or records without one; name one with --tokenizer")
+        raise CheckpointError(
+            f"{checkpoint.path}: holds no tokenizer, as it came from weights or records without one; name one with"
+            " --tokenizer"
+        )
     tokenizer = Tokenizer.load(found)
     require_vocabulary(tokenizer, checkpoint.config().model.vocab_size)
     return tokenizer

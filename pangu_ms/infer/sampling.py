@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pangu_ms.errors import GenerationError
+from pangu_ms.core.errors import GenerationError
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,10 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         rules = {
             "max_new_tokens": (self.max_new_tokens >= 1, "must be at least 1"),
-            "temperature": (self.temperature == 0 or 1e-3 <= self.temperature < math.inf, "must be 0, which is greedy, or at least 0.001"),
+            "temperature": (
+                self.temperature == 0 or 1e-3 <= self.temperature < math.inf,
+                "must be 0, which is greedy, or at least 0.001",
+            ),
             "top_k": (self.top_k >= 0, "must not be negative; 0 keeps all"),
             "top_p": (0 < self.top_p <= 1, "must be in (0, 1]"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "must be positive; 1 is off"),
@@ -101,9 +104,14 @@ class Sampler:
         """
         config = self.config
         if not np.isfinite(logits).all():
-            where, found = f"prompt {self.index + 1}: the model's logits behind {len(self.generated)} new tokens", logits[~np.isfinite(logits)][0]
+            where, found = (
+                f"prompt {self.index + 1}: the model's logits behind {len(self.generated)} new tokens",
+                logits[~np.isfinite(logits)][0],
+            )
             advice = "use another checkpoint, or float32 (model.compute_dtype=float32)"
-            raise GenerationError(f"{where} hold {found}; they must be numbers; the weights are damaged or overflow: {advice}")
+            raise GenerationError(
+                f"{where} hold {found}; they must be numbers; the weights are damaged or overflow: {advice}"
+            )
         logits = logits.astype(np.float64)
         if config.repetition_penalty != 1:
             seen = np.unique(np.array(self.prompt + self.generated, np.int64))

@@ -2,10 +2,14 @@
 
 What a family's model is, beside a Cell whose weights have the names, shapes and dtypes of `config.parameters()`:
     Model(config, cache: CacheShape | None)
-    construct(ids, positions, segments, key) -> logits [B, S, V]       whole sequences, in the compute dtype: training, evaluation
-    extend(ids, positions, last, slots) -> logits float32 [B, V]        with a cache: appends tokens, see infer/cached_model.py
-    hidden_states(ids, positions, segments) -> tuple of [B, S, E]       output of the embeddings and of each layer, for analyses
-Its parameters are weights, trainable or not, and the state of its KVCaches: `weights` and `caches` tell them apart by the class of the cell.
+    construct(ids, positions, segments, key) -> logits [B, S, V]       whole sequences, in the compute dtype: training,
+    evaluation
+    extend(ids, positions, last, slots) -> logits float32 [B, V]        with a cache: appends tokens, see
+    infer/cached_model.py
+    hidden_states(ids, positions, segments) -> tuple of [B, S, E]       output of the embeddings and of each layer, for
+    analyses
+Its parameters are weights, trainable or not, and the state of its KVCaches: `weights` and `caches` tell them apart by
+the class of the cell.
 """
 
 from collections.abc import Iterable
@@ -14,13 +18,23 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 
-from pangu_ms.config.base import ModelConfig
-from pangu_ms.config.registry import FAMILIES, load_object
-from pangu_ms.errors import CheckpointError
-from pangu_ms.models.init import initial_value, initial_values
-from pangu_ms.models.layers import CacheShape, KVCache
+from pangu_ms.core.errors import CheckpointError
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.init import initial_value, initial_values
+from pangu_ms.models.common.layers import CacheShape, KVCache
+from pangu_ms.models.registry import FAMILIES, load_object
 
-__all__ = ["build_model", "caches", "fill", "initial_value", "initial_values", "initialize", "to_arrays", "value_of", "weights"]
+__all__ = [
+    "build_model",
+    "caches",
+    "fill",
+    "initial_value",
+    "initial_values",
+    "initialize",
+    "to_arrays",
+    "value_of",
+    "weights",
+]
 
 
 def build_model(config: ModelConfig, cache: CacheShape | None = None) -> nn.Cell:
@@ -34,7 +48,9 @@ def build_model(config: ModelConfig, cache: CacheShape | None = None) -> nn.Cell
 
 def caches(model: nn.Cell) -> list[Parameter]:
     """The state of a generation: keys and values of every attention."""
-    return [state for _, cell in model.cells_and_names() if isinstance(cell, KVCache) for state in (cell.keys, cell.values)]
+    return [
+        state for _, cell in model.cells_and_names() if isinstance(cell, KVCache) for state in (cell.keys, cell.values)
+    ]
 
 
 def weights(model: nn.Cell) -> list[Parameter]:
@@ -66,7 +82,10 @@ def value_of(parameter: Parameter, array: np.ndarray) -> np.ndarray:
     """
     dtype = np.dtype(ms.dtype_to_nptype(parameter.dtype))
     if array.dtype.kind != dtype.kind:
-        raise CheckpointError(f"{parameter.name}: is stored as {array.dtype}; the model has it as {dtype}; use the checkpoint of this model")
+        raise CheckpointError(
+            f"{parameter.name}: is stored as {array.dtype}; the model has it as {dtype}; use the checkpoint of this"
+            " model"
+        )
     return np.ascontiguousarray(array, dtype)
 
 

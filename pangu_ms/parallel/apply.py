@@ -9,7 +9,7 @@ from mindspore.parallel._cost_model_context import _set_algo_single_loop
 
 import ascend_ops
 from pangu_ms.models.build import weights
-from pangu_ms.models.layers import Operator
+from pangu_ms.models.common.layers import Operator
 from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies
 from pangu_ms.parallel.plan import OPTIMIZER_SHARD_MIN_BYTES, Plan
 
@@ -31,8 +31,12 @@ def begin(plan: Plan, rank: int) -> None:
     if parallel.optimizer_shard:
         threshold = {"parallel_optimizer_threshold": OPTIMIZER_SHARD_MIN_BYTES >> 10}  # in KB
         shard = {"enable_parallel_optimizer": True, "parallel_optimizer_config": threshold}
-    _set_algo_single_loop(False)  # else the propagation takes the operators of two lists of cells for those of one loop, and mixes them up
-    ms.set_auto_parallel_context(device_num=world, global_rank=rank, full_batch=True, pipeline_stages=parallel.pipeline_stage, **mode, **shard)
+    _set_algo_single_loop(
+        False
+    )  # else the propagation takes the operators of two lists of cells for those of one loop, and mixes them up
+    ms.set_auto_parallel_context(
+        device_num=world, global_rank=rank, full_batch=True, pipeline_stages=parallel.pipeline_stage, **mode, **shard
+    )
     if parallel.operator_strategies:
         check_operators(parallel.operator_strategies, read_operator_strategies(parallel.operator_strategies), plan)
         set_op_strategy_config("LOAD", str(Path(parallel.operator_strategies).absolute()))

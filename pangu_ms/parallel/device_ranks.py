@@ -1,13 +1,14 @@
-"""The ranks of a job on Ascend devices, on any number of hosts: they find each other and agree by sums over all of them. Untested on hardware."""
+"""The ranks of a job on Ascend devices, on any number of hosts: they find each other and agree by sums over all of
+them. Untested on hardware."""
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from pangu_ms import runtime
 from pangu_ms.checkpoint.save_ranks import FAILED
-from pangu_run.heartbeat import INIT, WAIT, beat
-from pangu_run.stop_signals import STOP_SIGNALS
+from pangu_ms.core import runtime
+from pangu_ms.core.heartbeat import INIT, WAIT, beat
+from pangu_ms.core.stop_signals import STOP_SIGNALS
 
 WORDS = (FAILED, *(number.name for number in STOP_SIGNALS))
 """What ranks can bring to a meeting; of several the first counts."""
@@ -15,7 +16,8 @@ TEXT_BYTES = 4096
 
 
 class DeviceRanks:
-    """This process among the ranks of a job, with the interface of `Replicas`. A rank waits for the others as long as HCCL_EXEC_TIMEOUT says."""
+    """This process among the ranks of a job, with the interface of `Replicas`. A rank waits for the others as long as
+    HCCL_EXEC_TIMEOUT says."""
 
     def __init__(self, rank: int, world: int):
         self.rank, self.world = rank, world

@@ -2,16 +2,19 @@
 
 import math
 
-from pangu_ms.config.base import ModelConfig
+from pangu_ms.models.common.config import ModelConfig
 
 
 def layer_flops_per_token(model: ModelConfig, layer: int) -> int:
-    """Of one layer: 2 for each value of a matrix, and 4 * S * A for scores and context of attention, not halved for the causal mask.
+    """Of one layer: 2 for each value of a matrix, and 4 * S * A for scores and context of attention, not halved for the
+    causal mask.
 
     Source: Narayanan et al. 2021 (arXiv 2104.04473), section 3 and appendix: 24 B S E^2 + 4 B S^2 E for a GPT layer.
     """
     sizes = model.axis_sizes()
-    matrices = sum(math.prod(sizes[axis] for axis in spec.axes) for spec in model.layer_parameters(layer).values() if spec.decay)
+    matrices = sum(
+        math.prod(sizes[axis] for axis in spec.axes) for spec in model.layer_parameters(layer).values() if spec.decay
+    )
     return 2 * matrices + 4 * model.seq_length * sizes["heads"]
 
 

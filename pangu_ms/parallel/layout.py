@@ -4,7 +4,7 @@ import functools
 import math
 from dataclasses import dataclass
 
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.mesh import ravel, unravel
 
 
@@ -12,8 +12,8 @@ from pangu_ms.parallel.mesh import ravel, unravel
 class Layout:
     """Which slice of a tensor each device of a stage holds.
 
-    Dimension i is cut over the axes dims[i], the first of them slowest; dimension 0 then once more over `optimizer_axes`, as MindSpore's optimizer
-    parallelism does. Devices that differ along other axes hold equal slices.
+    Dimension i is cut over the axes dims[i], the first of them slowest; dimension 0 then once more over
+    `optimizer_axes`, as MindSpore's optimizer parallelism does. Devices that differ along other axes hold equal slices.
     """
 
     shape: tuple[int, ...]
@@ -28,10 +28,14 @@ class Layout:
     def __post_init__(self) -> None:
         assert len(self.dims) == len(self.shape), "one entry for each dimension"
         named = [name for dim in self.cuts for name in dim]
-        assert len(set(named)) == len(named) and set(named) <= set(self._sizes), "an axis cuts one dimension, and is of the mesh"
+        assert len(set(named)) == len(named) and set(named) <= set(self._sizes), (
+            "an axis cuts one dimension, and is of the mesh"
+        )
         for i, (size, count) in enumerate(zip(self.shape, self.counts)):
             if size % count:
-                raise PlanError(f"dimension {i} of {list(self.shape)}: {count} devices must divide {size}; use another degree")
+                raise PlanError(
+                    f"dimension {i} of {list(self.shape)}: {count} devices must divide {size}; use another degree"
+                )
 
     @functools.cached_property
     def _sizes(self) -> dict[str, int]:
@@ -69,7 +73,8 @@ class Layout:
 
     @property
     def tensor_map(self) -> tuple[int | tuple[int, ...], ...]:
-        """MindSpore's form of `dims`: axes counted from the last one, which is 0; -1 for a whole dimension, a tuple for several axes."""
+        """MindSpore's form of `dims`: axes counted from the last one, which is 0; -1 for a whole dimension, a tuple for
+        several axes."""
         from_right = {name: len(self.axes) - 1 - i for i, (name, _) in enumerate(self.axes)}
         mapped = (tuple(from_right[name] for name in dim) for dim in self.dims)
         return tuple(-1 if not dim else dim[0] if len(dim) == 1 else dim for dim in mapped)

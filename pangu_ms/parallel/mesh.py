@@ -1,8 +1,10 @@
-"""Ranks and where they are: MindSpore's order of ranks, and the order in which devices are filled with them. No mindspore import.
+"""Ranks and where they are: MindSpore's order of ranks, and the order in which devices are filled with them. No
+mindspore import.
 
-MindSpore cuts the ranks into stages, contiguous blocks; inside a stage they are a row-major matrix whose last axis varies fastest: (dp, mp), or
-(dp, ep, mp) where experts are shared. Devices are filled in another order, the heaviest traffic innermost: the model_parallel ranks of one replica lie
-in one server, its pipeline stages in the next ones, replicas outermost (spec A4, topology-aware placement).
+MindSpore cuts the ranks into stages, contiguous blocks; inside a stage they are a row-major matrix whose last axis
+varies fastest: (dp, mp), or (dp, ep, mp) where experts are shared. Devices are filled in another order, the heaviest
+traffic innermost: the model_parallel ranks of one replica lie in one server, its pipeline stages in the next ones,
+replicas outermost (spec A4, topology-aware placement).
 """
 
 import functools
@@ -10,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 from pangu_ms.config.parallel import ParallelConfig
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Mesh:
 
     @classmethod
     def of(cls, parallel: ParallelConfig) -> "Mesh":
-        """The mesh of a configuration. With experts dp is data_parallel / expert_parallel, and a batch is cut over dp and ep together."""
+        """The mesh of a configuration. With experts dp is data_parallel / expert_parallel, and a batch is cut over dp
+        and ep together."""
         dp, ep, mp = parallel.data_parallel, parallel.expert_parallel, parallel.model_parallel
         axes = (("dp", dp), ("mp", mp)) if ep == 1 else (("dp", dp // ep), ("ep", ep), ("mp", mp))
         return cls(parallel.pipeline_stage, axes, parallel.devices_per_server)
@@ -93,7 +96,8 @@ class Mesh:
         return range(stage * self.stage_size, (stage + 1) * self.stage_size)
 
     def placement(self) -> list[Device]:
-        """For each rank the device that it should have: innermost the last axis (mp), then stages, then the other axes, replicas outermost."""
+        """For each rank the device that it should have: innermost the last axis (mp), then stages, then the other axes,
+        replicas outermost."""
         last, stages = self.matrix[-1], self.num_stages
         devices = []
         for rank in range(self.world):

@@ -1,7 +1,7 @@
 """MindSpore's operator strategies: in how many slices each operand of each operator is cut. No mindspore import.
 
-They stand in a JSON file of their own, keyed by scope (`AutoParallel.save_operator_strategy_file`, sharding propagation only), and in files of parameter
-layouts, keyed by the parameter that the operator reads.
+They stand in a JSON file of their own, keyed by scope (`AutoParallel.save_operator_strategy_file`, sharding propagation
+only), and in files of parameter layouts, keyed by the parameter that the operator reads.
 """
 
 import difflib
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.strategy_file import PLACEHOLDER
 from pangu_ms.parallel.strategy_wire import Content, OperandItem, StrategyItem, read_content, write_content
 
 _KIND = re.compile(r"_*[^_]*")  # MindSpore's own operators begin with _
 Slices = tuple[Any, ...]
-"""Number of slices of each dimension of one operand; () for a scalar, nested for an operand that is a tuple of tensors."""
+"""Number of slices of each dimension of one operand; () for a scalar, nested for an operand that is a tuple of
+tensors."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class OperandLayout:
     dims: tuple[tuple[str, ...], ...]
     """For each dimension the axes that cut it."""
     interleaved: bool = False
-    """MindSpore's interleaved_parallel: the last axis is no device axis, but halves that overlap computation and communication."""
+    """MindSpore's interleaved_parallel: the last axis is no device axis, but halves that overlap computation and
+    communication."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,12 @@ def read_operator_strategies(path: str | Path) -> dict[str, OperatorStrategy]:
         PlanError: the file is missing, cut off or no strategy file, or a layout has numbers that do not fit together.
     """
     content = read_content(path)
-    sections = (content.parallel_strategy_item, content.parallel_out_strategy_item, content.parallel_layout_value_item, content.parallel_out_layout_value_item)
+    sections = (
+        content.parallel_strategy_item,
+        content.parallel_out_strategy_item,
+        content.parallel_layout_value_item,
+        content.parallel_out_layout_value_item,
+    )
     keys = dict.fromkeys(key for section in sections for key in section if not key.startswith(PLACEHOLDER))
     return {key: _operator(path, key, content) for key in keys}
 
@@ -86,46 +93,71 @@ def write_operator_strategies(operators: Iterable[OperatorStrategy], path: str |
     operators = list(operators)
     content = Content(
         current_stage=0,
-        parallel_strategy_item={o.key: StrategyItem(_lists(o.in_strategies), o.stage) for o in operators if o.in_strategies},
-        parallel_out_strategy_item={o.key: StrategyItem(_lists(o.out_strategies), o.stage) for o in operators if o.out_strategies},
+        parallel_strategy_item={
+            o.key: StrategyItem(_lists(o.in_strategies), o.stage) for o in operators if o.in_strategies
+        },
+        parallel_out_strategy_item={
+            o.key: StrategyItem(_lists(o.out_strategies), o.stage) for o in operators if o.out_strategies
+        },
         parallel_layout_value_item={o.key: _operand_items(o.in_layouts) for o in operators if o.in_layouts},
         parallel_out_layout_value_item={o.key: _operand_items(o.out_layouts) for o in operators if o.out_layouts},
     )
     write_content(content, path)
 
 
-def check_operators(path: str | Path, operators: dict[str, OperatorStrategy], plan: Plan, known: Collection[str] | None = None) -> None:
+def check_operators(
+    path: str | Path, operators: dict[str, OperatorStrategy], plan: Plan, known: Collection[str] | None = None
+) -> None:
     """The operators fit a plan's devices and stages, and are those of its model.
 
     Args:
         path: the file they come from, for messages.
-        known: keys of all operators of the model, if the caller has them; else parameters in the keys are looked up in the plan, and scopes are not.
+        known: keys of all operators of the model, if the caller has them; else parameters in the keys are looked up in
+            the plan, and scopes are not.
 
     Raises:
-        PlanError: the first operator that is unknown, missing, on another number of devices or in a stage that the plan lacks.
+        PlanError: the first operator that is unknown, missing, on another number of devices or in a stage that the plan
+            lacks.
     """
     for key, operator in operators.items():
         where = f"{path}: {key}"
         if known is None and operator.parameter is not None and operator.parameter not in plan.parameter_stages:
-            raise PlanError(f"{where}: {operator.parameter} is no parameter of the plan's model{_nearest(operator.parameter, plan.parameter_stages)}")
+            raise PlanError(
+                f"{where}: {operator.parameter} is no parameter of the plan's"
+                f" model{_nearest(operator.parameter, plan.parameter_stages)}"
+            )
         if known is not None and key not in known:
-            raise PlanError(f"{where}: the model has no such operator; every key must be one of its{_nearest(key, known)}")
+            raise PlanError(
+                f"{where}: the model has no such operator; every key must be one of its{_nearest(key, known)}"
+            )
         if operator.stage >= plan.mesh.num_stages:
-            raise PlanError(f"{where}: stage {operator.stage}; the plan has stages 0 to {plan.mesh.num_stages - 1}; use the file of this plan")
+            raise PlanError(
+                f"{where}: stage {operator.stage}; the plan has stages 0 to {plan.mesh.num_stages - 1}; use the file of"
+                " this plan"
+            )
         _check_devices(where, operator, plan.mesh.stage_size)
     if missing := [key for key in known or () if key not in operators]:
-        raise PlanError(f"{path}: {missing[0]} is missing; MindSpore wants every operator of the model; save the file again with this model")
+        raise PlanError(
+            f"{path}: {missing[0]} is missing; MindSpore wants every operator of the model; save the file again with"
+            " this model"
+        )
 
 
 def _check_devices(where: str, operator: OperatorStrategy, devices: int) -> None:
     for slices in operator.in_strategies + operator.out_strategies:
         for counts in _tensors(slices):
             if devices % math.prod(counts):
-                raise PlanError(f"{where}: an operand in {list(counts)} slices; {math.prod(counts)} must divide the {devices} devices of a stage; change them")
+                raise PlanError(
+                    f"{where}: an operand in {list(counts)} slices; {math.prod(counts)} must divide the {devices}"
+                    " devices of a stage; change them"
+                )
     for layout in operator.in_layouts + operator.out_layouts:
         size = math.prod(n for _, n in layout.axes) // (2 if layout.interleaved else 1)
         if size != devices:
-            raise PlanError(f"{where}: a layout on {size} devices; a stage of the plan has {devices}, which it must be; use the file of this plan")
+            raise PlanError(
+                f"{where}: a layout on {size} devices; a stage of the plan has {devices}, which it must be; use the"
+                " file of this plan"
+            )
 
 
 def _tensors(slices: Slices) -> Iterator[Slices]:
@@ -150,14 +182,20 @@ def _operator(path: str | Path, key: str, content: Content) -> OperatorStrategy:
 
 
 def _operands(path: str | Path, key: str, items: dict[str, OperandItem]) -> tuple[OperandLayout, ...]:
-    return tuple(_operand(f"{path}: {key}: operand {number}", items[number]) for number in sorted(items, key=lambda n: (len(n), n)))
+    return tuple(
+        _operand(f"{path}: {key}: operand {number}", items[number])
+        for number in sorted(items, key=lambda n: (len(n), n))
+    )
 
 
 def _operand(where: str, item: OperandItem) -> OperandLayout:
     names, sizes = item.alias_name, item.dev_matrix
     dims = [dim if isinstance(dim, list) else [dim] for dim in item.tensor_map]
     if len(names) != len(sizes) or any(not -1 <= number < len(names) for dim in dims for number in dim):
-        raise PlanError(f"{where}: alias_name {names}, dev_matrix {sizes}, tensor_map {item.tensor_map}: must name an axis each; save the file again")
+        raise PlanError(
+            f"{where}: alias_name {names}, dev_matrix {sizes}, tensor_map {item.tensor_map}: must name an axis each;"
+            " save the file again"
+        )
     cuts = tuple(tuple(names[-1 - number] for number in dim if number != -1) for dim in dims)
     return OperandLayout(tuple(zip(names, sizes)), cuts, item.interleaved_parallel)
 
@@ -168,12 +206,16 @@ def _operand_items(layouts: tuple[OperandLayout, ...]) -> dict[str, OperandItem]
 
 def _operand_item(layout: OperandLayout) -> OperandItem:
     names = [name for name, _ in layout.axes]
-    numbers: list[int | list[int]] = [[len(names) - 1 - names.index(name) for name in dim] or [-1] for dim in layout.dims]
+    numbers: list[int | list[int]] = [
+        [len(names) - 1 - names.index(name) for name in dim] or [-1] for dim in layout.dims
+    ]
     return OperandItem(names, [size for _, size in layout.axes], numbers, layout.interleaved)
 
 
 def _tuples(path: str | Path, key: str, lists: list[Any]) -> tuple[Any, ...]:
-    return tuple(_tuples(path, key, item) if isinstance(item, list) else _slice_count(path, key, item) for item in lists)
+    return tuple(
+        _tuples(path, key, item) if isinstance(item, list) else _slice_count(path, key, item) for item in lists
+    )
 
 
 def _slice_count(path: str | Path, key: str, number: Any) -> int:

@@ -1,4 +1,5 @@
-"""The plan of a run: the layout of every parameter, the stage of every layer, from the configuration alone. No mindspore import."""
+"""The plan of a run: the layout of every parameter, the stage of every layer, from the configuration alone. No
+mindspore import."""
 
 import functools
 import itertools
@@ -6,20 +7,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pangu_ms.config.base import ParameterSpec
-from pangu_ms.config.registry import FAMILIES, load_object
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import ConfigError
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.common.config import ParameterSpec
+from pangu_ms.models.common.sharding import Rules
+from pangu_ms.models.registry import FAMILIES, load_object
 from pangu_ms.parallel.flops import head_flops_per_token, layer_flops_per_token
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.mesh import Mesh
-from pangu_ms.parallel.rules import Rules, rules_for
+from pangu_ms.parallel.rules import rules_for
 
 MOMENTS = ("adam_m.", "adam_v.")
 """Prefixes of the optimizer's two states of each parameter, which lie as the parameter does."""
 OPTIMIZER_SHARD_MIN_BYTES = 64 << 10
-"""With optimizer_shard a smaller parameter (its whole, not its slice) is not cut: gathering it would cost more than it saves. MindSpore's default of
-parallel_optimizer_threshold."""
+"""With optimizer_shard a smaller parameter (its whole, not its slice) is not cut: gathering it would cost more than it
+saves. MindSpore's default of parallel_optimizer_threshold."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,18 @@ class Plan:
         parallel = config.parallel
         if num_devices not in (0, parallel.world):
             raise ConfigError(
-                f"parallel: data_parallel={parallel.data_parallel} * model_parallel={parallel.model_parallel} * pipeline_stage={parallel.pipeline_stage} "
-                f"= {parallel.world}: must be the number of devices, {num_devices}; change a degree"
+                f"parallel: data_parallel={parallel.data_parallel} * model_parallel={parallel.model_parallel} *"
+                f" pipeline_stage={parallel.pipeline_stage} = {parallel.world}: must be the number of devices,"
+                f" {num_devices}; change a degree"
             )
         rules = rules_for(load_object(FAMILIES[config.model.family].rules), parallel)
         model = config.model
         for name, spec in model.parameters().items():
             if unknown := [axis for axis in spec.axes if axis not in rules]:
-                raise ConfigError(f"plan of {model.family}: {name}: axis {unknown[0]} has no rule; add it to the family's table in pangu_ms/parallel/rules.py")
+                raise ConfigError(
+                    f"plan of {model.family}: {name}: axis {unknown[0]} has no rule; add it to the family's table in"
+                    " the family's sharding.py"
+                )
         costs = [layer_flops_per_token(model, i) for i in range(model.num_layers)]
         costs[-1] += head_flops_per_token(model)
         return cls(config, Mesh.of(parallel), rules, parallel.stage_layers or balance(costs, parallel.pipeline_stage))
@@ -69,19 +75,32 @@ class Plan:
 
     @functools.cached_property
     def parameter_stages(self) -> dict[str, tuple[int, ...]]:
-        """The stages that hold each parameter, in the model's order; a tied word table is held by the first and the last."""
+        """The stages that hold each parameter, in the model's order; a tied word table is held by the first and the
+        last."""
         model, stages = self.config.model, self.layer_stages
-        outer = {name: tuple(dict.fromkeys(stages[layer] for layer in layers)) for name, layers in model.outer_parameter_layers().items()}
-        inner = {f"{prefix}.{name}": (stages[i],) for i, prefix in enumerate(model.layer_names()) for name in model.layer_parameters(i)}
+        outer = {
+            name: tuple(dict.fromkeys(stages[layer] for layer in layers))
+            for name, layers in model.outer_parameter_layers().items()
+        }
+        inner = {
+            f"{prefix}.{name}": (stages[i],)
+            for i, prefix in enumerate(model.layer_names())
+            for name in model.layer_parameters(i)
+        }
         return {name: (outer | inner)[name] for name in model.parameters()}
 
     @functools.cached_property
     def layouts(self) -> dict[str, Layout]:
-        """The layout of every parameter on the devices of a stage that holds it, in the model's order; its moments lie the same way."""
-        return {name: self.layout(spec, len(self.parameter_stages[name])) for name, spec in self.config.model.parameters().items()}
+        """The layout of every parameter on the devices of a stage that holds it, in the model's order; its moments lie
+        the same way."""
+        return {
+            name: self.layout(spec, len(self.parameter_stages[name]))
+            for name, spec in self.config.model.parameters().items()
+        }
 
     def layout(self, spec: ParameterSpec, num_stages: int = 1) -> Layout:
-        """The layout of one parameter, held by `num_stages` stages: with several optimizer_shard leaves it, since MindSpore 2.9 cannot compile it."""
+        """The layout of one parameter, held by `num_stages` stages: with several optimizer_shard leaves it, since
+        MindSpore 2.9 cannot compile it."""
         sizes = self.config.model.axis_sizes()
         shape = tuple(sizes[axis] for axis in spec.axes)
         plain = Layout(shape, self.mesh.axes, tuple(self.rules[axis] for axis in spec.axes))
@@ -98,7 +117,8 @@ def parameter_of(name: str) -> str:
 
 
 def with_optimizer_shard(layout: Layout) -> Layout:
-    """Cut dimension 0 of a float32 parameter once more over the axes that do not cut it, if it is large enough and divides, as MindSpore does."""
+    """Cut dimension 0 of a float32 parameter once more over the axes that do not cut it, if it is large enough and
+    divides, as MindSpore does."""
     used = {name for dim in layout.dims for name in dim}
     free = tuple(name for name, size in layout.axes if name not in used and size > 1)
     count = functools.reduce(lambda product, name: product * dict(layout.axes)[name], free, 1)
@@ -108,14 +128,20 @@ def with_optimizer_shard(layout: Layout) -> Layout:
 
 
 def balance(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
-    """Lengths of contiguous, non-empty parts of `costs` whose largest sum is smallest; among equals the earlier parts are longer."""
+    """Lengths of contiguous, non-empty parts of `costs` whose largest sum is smallest; among equals the earlier parts
+    are longer."""
     total = [0.0, *itertools.accumulate(costs)]
     best: dict[int, tuple[float, tuple[int, ...]]] = {end: (total[end], (end,)) for end in range(1, len(costs) + 1)}
     for stage in range(2, num_stages + 1):
-        best = {end: min(_extended(best, total, end, start) for start in range(stage - 1, end)) for end in range(stage, len(costs) + 1)}
+        best = {
+            end: min(_extended(best, total, end, start) for start in range(stage - 1, end))
+            for end in range(stage, len(costs) + 1)
+        }
     return best[len(costs)][1]
 
 
-def _extended(best: dict[int, tuple[float, tuple[int, ...]]], total: list[float], end: int, start: int) -> tuple[float, tuple[int, ...]]:
+def _extended(
+    best: dict[int, tuple[float, tuple[int, ...]]], total: list[float], end: int, start: int
+) -> tuple[float, tuple[int, ...]]:
     largest, lengths = best[start]
     return max(largest, total[end] - total[start]), (*lengths, end - start)

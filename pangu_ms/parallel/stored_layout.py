@@ -1,14 +1,15 @@
 """A parameter's layout in the numbers of MindSpore's strategy files, and back. No mindspore import.
 
-The files have no axis names, no shapes in their protobuf form, and leave axes of one device out. The JSON form spells a dimension that several axes cut as
-several dimensions, which MindSpore's own tools do not load again; here it is neither written nor taken for the tensor.
+The files have no axis names, no shapes in their protobuf form, and leave axes of one device out. The JSON form spells a
+dimension that several axes cut as several dimensions, which MindSpore's own tools do not load again; here it is neither
+written nor taken for the tensor.
 """
 
 import dataclasses
 import math
 from dataclasses import dataclass
 
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.parallel.strategy_wire import LayoutItem
@@ -33,7 +34,10 @@ class StoredLayout:
             PlanError: numbers that do not fit together, or a form that is not supported.
         """
         if item.field or item.param_split_shape or item.indices_offset:
-            raise PlanError("field, param_split_shape or indices_offset: tensors cut into unequal parts are not supported; must be 0 and empty")
+            raise PlanError(
+                "field, param_split_shape or indices_offset: tensors cut into unequal parts are not supported; must be"
+                " 0 and empty"
+            )
         axes = _named_axes(item.dev_matrix, mesh)
         dims = tuple(_dim_axes(dim, axes) for dim in item.tensor_map)
         used = [name for dim in dims for name in dim]
@@ -51,7 +55,10 @@ class StoredLayout:
             try:
                 self.whole()
             except PlanError as error:
-                raise PlanError(f"tensor_shape: {error}; JSON cannot tell that several axes cut one dimension: save such a strategy as .ckpt") from None
+                raise PlanError(
+                    f"tensor_shape: {error}; JSON cannot tell that several axes cut one dimension: save such a strategy"
+                    " as .ckpt"
+                ) from None
 
     def whole(self, shape: tuple[int, ...] | None = None) -> Layout:
         """The layout of a tensor of this whole shape; by default the file's.
@@ -61,10 +68,15 @@ class StoredLayout:
         """
         shape = shape if shape is not None else self.shape
         if shape is None:
-            raise PlanError("protobuf files hold no shapes; give that of the tensor or of its slice, or save the strategy as .json")
+            raise PlanError(
+                "protobuf files hold no shapes; give that of the tensor or of its slice, or save the strategy as .json"
+            )
         if len(shape) != len(self.pattern.dims) or self.shape not in (None, shape):
             found = f"of shape {list(self.shape)}" if self.shape else f"of {len(self.pattern.dims)} dimensions"
-            raise PlanError(f"a tensor {found}; must be {list(shape)}; use the strategy file of this model, in protobuf form if several axes cut a dimension")
+            raise PlanError(
+                f"a tensor {found}; must be {list(shape)}; use the strategy file of this model, in protobuf form if"
+                " several axes cut a dimension"
+            )
         return dataclasses.replace(self.pattern, shape=shape)
 
     def of_slice(self, slice_shape: tuple[int, ...]) -> Layout:
@@ -79,23 +91,36 @@ class StoredLayout:
 
 
 def layout_item(layout: Layout, with_shape: bool) -> LayoutItem:
-    """A layout in MindSpore's numbers: axes of one device left out; the optimizer's group is (step, size), size -1 for all replicas.
+    """A layout in MindSpore's numbers: axes of one device left out; the optimizer's group is (step, size), size -1 for
+    all replicas.
 
     Raises:
-        PlanError: several axes cut a dimension and the shape is to be held; or the optimizer's axes are not the fastest of the replicas.
+        PlanError: several axes cut a dimension and the shape is to be held; or the optimizer's axes are not the fastest
+            of the replicas.
     """
     axes = _kept_axes(layout.axes)
     kept = {name for name, _ in axes}
     dims = tuple(tuple(name for name in dim if name in kept) for dim in layout.dims)
     if with_shape and any(len(dim) > 1 for dim in dims):
-        raise PlanError("several axes cut one dimension, which JSON files cannot tell; use another suffix, such as .ckpt")
+        raise PlanError(
+            "several axes cut one dimension, which JSON files cannot tell; use another suffix, such as .ckpt"
+        )
     optimizer = tuple(name for name in layout.optimizer_axes if name in kept)
     free = _free_axes(axes, [name for dim in dims for name in dim])
     if free[len(free) - len(optimizer) :] != optimizer:
-        raise PlanError(f"optimizer axes {optimizer} are not the fastest of the replicas' {free}; must be, for MindSpore")
+        raise PlanError(
+            f"optimizer axes {optimizer} are not the fastest of the replicas' {free}; must be, for MindSpore"
+        )
     tensor_map = [list(dim) if isinstance(dim, tuple) else dim for dim in Layout(layout.shape, axes, dims).tensor_map]
     size = 0 if not optimizer else -1 if optimizer == free else math.prod(dict(axes)[name] for name in optimizer)
-    return LayoutItem([n for _, n in axes], tensor_map, 0, _step(axes, free) if optimizer else 0, size, list(layout.shape) if with_shape else None)
+    return LayoutItem(
+        [n for _, n in axes],
+        tensor_map,
+        0,
+        _step(axes, free) if optimizer else 0,
+        size,
+        list(layout.shape) if with_shape else None,
+    )
 
 
 def _kept_axes(axes: Axes) -> Axes:
@@ -114,7 +139,10 @@ def _named_axes(matrix: list[int], mesh: Mesh | None) -> Axes:
 def _dim_axes(dim: int | list[int], axes: Axes) -> tuple[str, ...]:
     numbers = [number for number in (dim if isinstance(dim, list) else [dim]) if number != -1]
     if wrong := [number for number in numbers if not 0 <= number < len(axes)]:
-        raise PlanError(f"tensor_map has {wrong[0]}; must be -1 or an axis of dev_matrix {[size for _, size in axes]}, counted from the last, which is 0")
+        raise PlanError(
+            f"tensor_map has {wrong[0]}; must be -1 or an axis of dev_matrix {[size for _, size in axes]}, counted from"
+            " the last, which is 0"
+        )
     return tuple(axes[-1 - number][0] for number in numbers)
 
 
@@ -129,14 +157,18 @@ def _step(axes: Axes, free: tuple[str, ...]) -> int:
 
 
 def _optimizer_axes(item: LayoutItem, axes: Axes, used: list[str]) -> tuple[Axes, tuple[str, ...]]:
-    """The axes of the optimizer's group: the fastest of those that cut nothing. The slowest of the group is split in two if only a part of it is in."""
+    """The axes of the optimizer's group: the fastest of those that cut nothing. The slowest of the group is split in
+    two if only a part of it is in."""
     step, left = item.opt_weight_shard_step, item.opt_weight_shard_size
     if step == 0 or left == 0:
         return axes, ()
     free, sizes, group = _free_axes(axes, used), dict(axes), []
     where = f"opt_weight_shard_step {step}, opt_weight_shard_size {left}"
     if not item.tensor_map or not free or left < -1 or step != _step(axes, free):
-        raise PlanError(f"{where}: dev_matrix {item.dev_matrix} and tensor_map {item.tensor_map} have no such group; save the strategy again")
+        raise PlanError(
+            f"{where}: dev_matrix {item.dev_matrix} and tensor_map {item.tensor_map} have no such group; save the"
+            " strategy again"
+        )
     left = math.prod(sizes[name] for name in free) if left == -1 else left
     for name in reversed(free):
         if left == 1 or sizes[name] % left and left % sizes[name]:
@@ -147,5 +179,7 @@ def _optimizer_axes(item: LayoutItem, axes: Axes, used: list[str]) -> tuple[Axes
         group.insert(0, name)
         left //= sizes[name]
     if left != 1:
-        raise PlanError(f"{where}: must be a product of axes that cut nothing, the fastest first; dev_matrix is {item.dev_matrix}")
+        raise PlanError(
+            f"{where}: must be a product of axes that cut nothing, the fastest first; dev_matrix is {item.dev_matrix}"
+        )
     return axes, tuple(group)

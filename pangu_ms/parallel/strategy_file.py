@@ -1,4 +1,5 @@
-"""MindSpore's parameter-layout files: read into layouts, written from a plan, compared with one. No mindspore import."""
+"""MindSpore's parameter-layout files: read into layouts, written from a plan, compared with one. No mindspore
+import."""
 
 import functools
 import re
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.parallel.plan import MOMENTS, Plan
@@ -15,9 +16,11 @@ from pangu_ms.parallel.stored_layout import StoredLayout, layout_item
 from pangu_ms.parallel.strategy_wire import Content, StrategyItem, read_content, write_content
 
 PLACEHOLDER = "Plan-stage"
-"""Begins the one operator of a file written from a plan: MindSpore looks up the stage in the first operator, and ignores names that its model lacks."""
+"""Begins the one operator of a file written from a plan: MindSpore looks up the stage in the first operator, and
+ignores names that its model lacks."""
 STATES = (*MOMENTS, "moment1.", "moment2.", "moments.", "lamb_m.", "lamb_v.", "accu_grads.")
-"""Prefixes that MindSpore's optimizers and its accumulation of gradients give to what belongs to a parameter and lies as it does."""
+"""Prefixes that MindSpore's optimizers and its accumulation of gradients give to what belongs to a parameter and lies
+as it does."""
 T = TypeVar("T")
 _STAGED = re.compile(r"(\d+)-(.+)", re.DOTALL)
 
@@ -38,7 +41,8 @@ class StrategyFile:
 
     path: Path
     stages: dict[int, dict[str, StoredLayout]]
-    """For each stage its tensors, states of the optimizer included, in the file's order; stage 0 if the file does not say, as MindSpore has it."""
+    """For each stage its tensors, states of the optimizer included, in the file's order; stage 0 if the file does not
+    say, as MindSpore has it."""
     is_merged: bool
 
     @property
@@ -61,10 +65,17 @@ class StrategyFile:
             PlanError: no such stage; a shape is missing or does not fit.
         """
         if stage not in self.stages:
-            raise PlanError(f"{self.path}: holds stage {_list(self.stages)}; stage {stage} is wanted; name its file or the merged one")
+            raise PlanError(
+                f"{self.path}: holds stage {_list(self.stages)}; stage {stage} is wanted; name its file or the"
+                " merged one"
+            )
         with_slices = slice_shapes or {}
         return {
-            name: _within(self.path, name, lambda: stored.of_slice(tuple(with_slices[name])) if name in with_slices else stored.whole())
+            name: _within(
+                self.path,
+                name,
+                lambda: stored.of_slice(tuple(with_slices[name])) if name in with_slices else stored.whole(),
+            )
             for name, stored in self.stages[stage].items()
         }
 
@@ -94,22 +105,35 @@ class StrategyFile:
             PlanError: the file is of another world or model, or a tensor lies otherwise.
         """
         for first in self.differences(plan):
-            raise PlanError(f"{self.path}: {first.name}: cut {cut_text(first.found)}; the plan has {cut_text(first.wanted)}; use the file of this plan")
+            raise PlanError(
+                f"{self.path}: {first.name}: cut {cut_text(first.found)}; the plan has {cut_text(first.wanted)}; use"
+                " the file of this plan"
+            )
 
     def _check_world(self, plan: Plan) -> None:
         mesh = plan.mesh
         if self.stage_size != mesh.stage_size:
-            raise PlanError(f"{self.path}: is of {self.stage_size} devices a stage; the plan has {mesh.stage_size}; use the file of this plan, or its degrees")
+            raise PlanError(
+                f"{self.path}: is of {self.stage_size} devices a stage; the plan has {mesh.stage_size}; use the file of"
+                " this plan, or its degrees"
+            )
         outside = [stage for stage in self.stages if stage >= mesh.num_stages]
         if outside or self.is_merged and len(self.stages) != mesh.num_stages:
-            raise PlanError(f"{self.path}: holds stage {_list(self.stages)}; the plan has stages 0 to {mesh.num_stages - 1}; use the file of this plan")
+            raise PlanError(
+                f"{self.path}: holds stage {_list(self.stages)}; the plan has stages 0 to {mesh.num_stages - 1}; use"
+                " the file of this plan"
+            )
 
     def _check_names(self, stage: int, owners: dict[str, str | None], parameters: Mapping[str, None]) -> None:
         where = f"{self.path}: stage {stage}"
         if unknown := [name for name, owner in owners.items() if owner is None]:
-            raise PlanError(f"{where}: {unknown[0]}: no parameter of this stage of the plan; use the file of this model and plan")
+            raise PlanError(
+                f"{where}: {unknown[0]}: no parameter of this stage of the plan; use the file of this model and plan"
+            )
         if missing := [name for name in parameters if name not in owners]:
-            raise PlanError(f"{where}: {missing[0]} is missing; the plan has it in this stage; use the file of this model and plan")
+            raise PlanError(
+                f"{where}: {missing[0]} is missing; the plan has it in this stage; use the file of this model and plan"
+            )
 
 
 def read_parameter_layouts(path: str | Path, mesh: Mesh | None = None) -> StrategyFile:
@@ -123,7 +147,10 @@ def read_parameter_layouts(path: str | Path, mesh: Mesh | None = None) -> Strate
     """
     path, content = Path(path), read_content(path)
     if not content.parallel_layout_item:
-        raise PlanError(f"{path}: holds operators and no parameter layouts; a file saved by strategy_ckpt_save_file or save_param_strategy_file is wanted")
+        raise PlanError(
+            f"{path}: holds operators and no parameter layouts; a file saved by strategy_ckpt_save_file or"
+            " save_param_strategy_file is wanted"
+        )
     own = next((operator.stage for operator in content.parallel_strategy_item.values()), 0)
     stages: dict[int, dict[str, StoredLayout]] = {}
     names = [_STAGED.fullmatch(name) for name in content.parallel_layout_item]
@@ -136,7 +163,8 @@ def read_parameter_layouts(path: str | Path, mesh: Mesh | None = None) -> Strate
 
 
 def write_parameter_layouts(plan: Plan, stage: int, path: str | Path) -> None:
-    """Write the layouts of a stage's parameters and moments; JSON if the name ends in .json, else protobuf. MindSpore's tools read and merge them.
+    """Write the layouts of a stage's parameters and moments; JSON if the name ends in .json, else protobuf. MindSpore's
+    tools read and merge them.
 
     MindSpore's own files also name the operators that read each parameter; here one placeholder tells the stage.
 
@@ -144,16 +172,27 @@ def write_parameter_layouts(plan: Plan, stage: int, path: str | Path) -> None:
         PlanError: the plan has no such stage, or a layout that the format cannot tell.
     """
     if not 0 <= stage < plan.mesh.num_stages:
-        raise PlanError(f"stage {stage}: the plan has {plan.mesh.num_stages}; stages are 0 to {plan.mesh.num_stages - 1}")
+        raise PlanError(
+            f"stage {stage}: the plan has {plan.mesh.num_stages}; stages are 0 to {plan.mesh.num_stages - 1}"
+        )
     with_shape = Path(path).suffix == ".json"
-    items = {name: _within(path, name, lambda: layout_item(plan.layouts[name], with_shape)) for name in plan.stage_parameters(stage)}
+    items = {
+        name: _within(path, name, lambda: layout_item(plan.layouts[name], with_shape))
+        for name in plan.stage_parameters(stage)
+    }
     items |= {prefix + name: item for prefix in MOMENTS for name, item in items.items()}
-    write_content(Content(parallel_layout_item=items, parallel_strategy_item={f"{PLACEHOLDER}{stage}": StrategyItem([[1]], stage)}), path)
+    write_content(
+        Content(
+            parallel_layout_item=items, parallel_strategy_item={f"{PLACEHOLDER}{stage}": StrategyItem([[1]], stage)}
+        ),
+        path,
+    )
 
 
 @functools.lru_cache
 def same_slices(one: Layout, other: Layout) -> bool:
-    """Whether every device holds the same slice in both, whatever the axes are called. Shapes and numbers of devices must agree."""
+    """Whether every device holds the same slice in both, whatever the axes are called. Shapes and numbers of devices
+    must agree."""
     return one == other or all(one.index(rank) == other.index(rank) for rank in range(one.num_devices))
 
 
@@ -165,14 +204,23 @@ def parameter_of(name: str, parameters: Collection[str]) -> str | None:
 
 def cut_text(layout: Layout) -> str:
     """Pieces of each dimension with their axes: "8 (dp mp), 1"."""
-    return ", ".join(f"{count} ({' '.join(axes)})" if axes else "1" for count, axes in zip(layout.counts, layout.cuts)) or "not at all"
+    return (
+        ", ".join(f"{count} ({' '.join(axes)})" if axes else "1" for count, axes in zip(layout.counts, layout.cuts))
+        or "not at all"
+    )
 
 
 def _check_sizes(path: Path, stages: dict[int, dict[str, StoredLayout]]) -> None:
-    sizes = {stored.pattern.num_devices: f"{name} (stage {stage})" for stage, tensors in stages.items() for name, stored in tensors.items()}
+    sizes = {
+        stored.pattern.num_devices: f"{name} (stage {stage})"
+        for stage, tensors in stages.items()
+        for name, stored in tensors.items()
+    }
     if len(sizes) > 1:
         (one, a), (other, b) = list(sizes.items())[:2]
-        raise PlanError(f"{path}: {a} is on {one} devices, {b} on {other}; must be the same for all; save the strategy again")
+        raise PlanError(
+            f"{path}: {a} is on {one} devices, {b} on {other}; must be the same for all; save the strategy again"
+        )
 
 
 def _within(path: str | Path, name: str, make: Callable[[], T]) -> T:

@@ -1,4 +1,5 @@
-"""MindSpore's strategy files as plain values: JSON as it stands, protobuf taken apart to the same tree. No mindspore import.
+"""MindSpore's strategy files as plain values: JSON as it stands, protobuf taken apart to the same tree. No mindspore
+import.
 
 Source: node_strategy.proto (mindspore/train/node_strategy_pb2.py), and what MindSpore 2.9's compiler writes.
 """
@@ -11,9 +12,9 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from pangu_ms.errors import PlanError
-from pangu_ms.protobuf import message_field, number_field, signed, values
-from pangu_run import files, small_json
+from pangu_ms.core import files, small_json
+from pangu_ms.core.errors import PlanError
+from pangu_ms.core.protobuf import message_field, number_field, signed, values
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Whole = Annotated[int, Field(strict=True)]
@@ -61,7 +62,8 @@ class OperandItem:
 
 @dataclass(frozen=True)
 class Content:
-    """A file. Operators are keyed by Kind_parameter in a file of parameter layouts, by scope in a file of operator strategies."""
+    """A file. Operators are keyed by Kind_parameter in a file of parameter layouts, by scope in a file of operator
+    strategies."""
 
     current_stage: Whole = 1
     """Not a stage: MindSpore counts its saves there, and starts files that it merges with 1."""
@@ -123,7 +125,9 @@ def _tree(text: bytes) -> dict[str, Any]:
         if number == _CURRENT_STAGE:
             tree["current_stage"] = value
         elif number in (_OPERATORS, _LAYOUTS):
-            section, item = ("parallel_strategy_item", _operator) if number == _OPERATORS else ("parallel_layout_item", _layout)
+            section, item = (
+                ("parallel_strategy_item", _operator) if number == _OPERATORS else ("parallel_layout_item", _layout)
+            )
             part = dict(values(_bytes(value)))
             tree.setdefault(section, {})[_bytes(part.get(_NAME)).decode()] = item(_bytes(part.get(_CONTENT)))
         else:
@@ -133,21 +137,30 @@ def _tree(text: bytes) -> dict[str, Any]:
 
 def _operator(message: bytes) -> dict[str, Any]:
     found = list(values(message))
-    return {"stage": dict(found).get(_STAGE), "parallel_strategy": [_numbers(value) for number, value in found if number == _STRATEGY]}
+    return {
+        "stage": dict(found).get(_STAGE),
+        "parallel_strategy": [_numbers(value) for number, value in found if number == _STRATEGY],
+    }
 
 
 def _layout(message: bytes) -> dict[str, Any]:
     found = list(values(message))
-    lists = {key: [_numbers(value) for number, value in found if number == key] for key in (_MATRIX, _MAP, _SPLIT, _OFFSET)}
+    lists = {
+        key: [_numbers(value) for number, value in found if number == key] for key in (_MATRIX, _MAP, _SPLIT, _OFFSET)
+    }
     maps = lists[_MAP]
     whole = {number: signed(value) for number, value in found if isinstance(value, int)}
     return {
         "dev_matrix": lists[_MATRIX][0] if lists[_MATRIX] else None,
-        # several messages: one for each dimension, and an empty one behind a single dimension, as MindSpore reads and writes them
+        # several messages: one for each dimension, and an empty one behind a single dimension, as MindSpore
+        # reads and writes them
         "tensor_map": maps[0] if len(maps) == 1 else [dim[0] if len(dim) == 1 else dim for dim in maps if dim],
         "param_split_shape": sum(lists[_SPLIT], []),
         "indices_offset": sum(lists[_OFFSET], []),
-    } | {name: whole.get(key) for name, key in (("field", _FIELD), ("opt_weight_shard_step", _STEP), ("opt_weight_shard_size", _SIZE))}
+    } | {
+        name: whole.get(key)
+        for name, key in (("field", _FIELD), ("opt_weight_shard_step", _STEP), ("opt_weight_shard_size", _SIZE))
+    }
 
 
 def _numbers(message: int | bytes) -> list[int]:
@@ -167,12 +180,18 @@ def _unpacked(packed: bytes) -> list[int]:
     ends = [0] + [i + 1 for i, byte in enumerate(packed) if byte < 128]
     if ends[-1] != len(packed):
         raise ValueError("cut off inside a list of numbers")
-    return [signed(value) for start, end in zip(ends, ends[1:]) for _, value in values(bytes([_DIM << 3]) + packed[start:end])]
+    return [
+        signed(value)
+        for start, end in zip(ends, ends[1:])
+        for _, value in values(bytes([_DIM << 3]) + packed[start:end])
+    ]
 
 
 def _bytes(value: int | bytes | None) -> bytes:
     if not isinstance(value, bytes):
-        raise ValueError("a number where a message is wanted" if isinstance(value, int) else "a name or its content is missing")
+        raise ValueError(
+            "a number where a message is wanted" if isinstance(value, int) else "a name or its content is missing"
+        )
     return value
 
 
@@ -183,9 +202,13 @@ def _protobuf(content: Content) -> bytes:
         parts.append(_named(_OPERATORS, name, number_field(_STAGE, operator.stage) + lists))
     for name, layout in content.parallel_layout_item.items():
         whole = {_FIELD: layout.field, _STEP: layout.opt_weight_shard_step, _SIZE: layout.opt_weight_shard_size}
-        lists = [_list_field(_MATRIX, layout.dev_matrix)] + [_list_field(_MAP, numbers) for numbers in _map_messages(layout.tensor_map)]
+        lists = [_list_field(_MATRIX, layout.dev_matrix)] + [
+            _list_field(_MAP, numbers) for numbers in _map_messages(layout.tensor_map)
+        ]
         lists += [_list_field(_SPLIT, layout.param_split_shape), _list_field(_OFFSET, layout.indices_offset)]
-        parts.append(_named(_LAYOUTS, name, b"".join(lists) + b"".join(number_field(key, value) for key, value in whole.items())))
+        parts.append(
+            _named(_LAYOUTS, name, b"".join(lists) + b"".join(number_field(key, value) for key, value in whole.items()))
+        )
     return b"".join(parts)
 
 

@@ -1,4 +1,5 @@
-"""A checkpoint is committed only from weights whose loss was seen to be good: that of the next step, computed without its update."""
+"""A checkpoint is committed only from weights whose loss was seen to be good: that of the next step, computed without
+its update."""
 
 import logging
 from collections import deque
@@ -6,7 +7,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.loader import Batch
+from pangu_ms.models.common.batch import Batch
 from pangu_ms.train.guard import Guard
 from pangu_ms.train.step import OptimizerStep
 
@@ -33,10 +34,14 @@ class LookAhead:
         return list(islice(self._seen, number))
 
 
-def good_loss(train_step: OptimizerStep, guard: Guard, config: RunConfig, step: int, batches: LookAhead) -> float | None:
-    """The first good loss of the present weights among those of the next TRIES steps; None where they have none. The same on all ranks, which all call it.
+def good_loss(
+    train_step: OptimizerStep, guard: Guard, config: RunConfig, step: int, batches: LookAhead
+) -> float | None:
+    """The first good loss of the present weights among those of the next TRIES steps; None where they have none. The
+    same on all ranks, which all call it.
 
-    The graph is that of the step, so nothing is compiled, and of the next step the loss is the very one that it will have.
+    The graph is that of the step, so nothing is compiled, and of the next step the loss is the very one that it will
+    have.
 
     Args:
         step: optimizer steps done.
@@ -48,5 +53,7 @@ def good_loss(train_step: OptimizerStep, guard: Guard, config: RunConfig, step: 
         if guard.is_good(config, loss):
             return loss
         seen.append(f"{loss:.4g}")
-    log.warning("step %d: no checkpoint of it: the losses after it are %s, so its weights may be bad", step, ", ".join(seen))
+    log.warning(
+        "step %d: no checkpoint of it: the losses after it are %s, so its weights may be bad", step, ", ".join(seen)
+    )
     return None

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import IO
 
 from pangu_ms.config.load import load_config
-from pangu_ms.errors import ConfigError, OutputError
-from pangu_run import files, job_directory
+from pangu_ms.core import files
+from pangu_ms.core.errors import ConfigError, OutputError
+from pangu_run import job_directory
 
 _log = logging.getLogger(__name__)
 
@@ -20,10 +21,12 @@ OWN_NAMES = BEFORE_A_RUN | {CONFIG, "metrics.jsonl", "checkpoints", "tensorboard
 
 
 class RunLock:
-    """Whoever holds it is the only run in a directory; its leading rank does, from before it looks for checkpoints to its end.
+    """Whoever holds it is the only run in a directory; its leading rank does, from before it looks for checkpoints to
+    its end.
 
-    The kernel drops the lock of a process that dies, so nothing is left to clean up; a `lockf` lock is not inherited by children, which may outlive
-    it. Across hosts it holds where the shared file system passes locks on (NFS 4, Lustre with -o flock).
+    The kernel drops the lock of a process that dies, so nothing is left to clean up; a `lockf` lock is not inherited by
+    children, which may outlive it. Across hosts it holds where the shared file system passes locks on (NFS 4, Lustre
+    with -o flock).
     """
 
     def __init__(self, output: Path):
@@ -50,9 +53,15 @@ class RunLock:
             file.seek(0)
             holder = file.read(100).strip() or "another process"
             file.close()
-            raise OutputError(f"{self._output}: {holder} trains in it; one at a time; wait for it or end it, or name a new --output") from None
+            raise OutputError(
+                f"{self._output}: {holder} trains in it; one at a time; wait for it or end it, or name a new --output"
+            ) from None
         except OSError as error:
-            _log.warning("%s: this file system has no locks (%s); see that no second run is started in it", self._output, error.strerror)
+            _log.warning(
+                "%s: this file system has no locks (%s); see that no second run is started in it",
+                self._output,
+                error.strerror,
+            )
         if not self._path.exists():  # another one removed it, see `release`, after we had opened it
             file.close()
             return self.acquire()
@@ -79,7 +88,8 @@ class RunLock:
 
 
 def require_own(output: Path, resume: bool = False) -> None:
-    """Raise OutputError unless `output` is new, empty or holds records of its own or a launcher's job; with `resume`, also what a run writes.
+    """Raise OutputError unless `output` is new, empty or holds records of its own or a launcher's job; with `resume`,
+    also what a run writes.
 
     Raises:
         ConfigError: with `resume`, a config.yaml that no run wrote.
@@ -87,19 +97,28 @@ def require_own(output: Path, resume: bool = False) -> None:
     allowed = OWN_NAMES if resume else BEFORE_A_RUN
     if not output.is_dir() or {path.name for path in output.iterdir()} - allowed:
         if not resume and _began_a_run(output):
-            raise OutputError(f"{output}: holds a run without a checkpoint; add --resume to begin it again, or name a new --output")
+            raise OutputError(
+                f"{output}: holds a run without a checkpoint; add --resume to begin it again, or name a new --output"
+            )
         files.require_free(output)
     if resume and (output / CONFIG).exists():
         try:
             load_config(str(output / CONFIG))  # it is about to be replaced: it must be a run's
         except ConfigError as error:
-            advice = "if a crash or a slip of the hand left it so, remove it and run the same command again, which writes it anew"
+            advice = (
+                "if a crash or a slip of the hand left it so, remove it and run the same command again, which writes it"
+                " anew"
+            )
             raise ConfigError(f"{error}; --resume replaces no file but a run's; {advice}") from error
 
 
 def _began_a_run(output: Path) -> bool:
     """Whether there is a run that has saved nothing yet, and nothing else: what `--resume` begins again."""
-    if not (output / CONFIG).is_file() or {path.name for path in output.iterdir()} - OWN_NAMES or any(output.glob("checkpoints/*")):
+    if (
+        not (output / CONFIG).is_file()
+        or {path.name for path in output.iterdir()} - OWN_NAMES
+        or any(output.glob("checkpoints/*"))
+    ):
         return False
     try:
         load_config(str(output / CONFIG))

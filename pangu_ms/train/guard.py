@@ -1,14 +1,15 @@
-"""What keeps a run sane: dynamic loss scale, the limit beyond which a loss is a spike, and when to give up. No mindspore import."""
+"""What keeps a run sane: dynamic loss scale, the limit beyond which a loss is a spike, and when to give up. No
+mindspore import."""
 
 import math
 from dataclasses import asdict, dataclass
 
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import TrainingDiverged
-
+from pangu_ms.core.errors import TrainingDiverged
 
 NONSENSE = 4.0
-"""A loss above so many times ln(vocab_size), that of guessing, speaks against the weights: a model that is only bad stays near guessing."""
+"""A loss above so many times ln(vocab_size), that of guessing, speaks against the weights: a model that is only bad
+stays near guessing."""
 
 
 @dataclass
@@ -39,7 +40,9 @@ class Guard:
 
     def is_good(self, config: RunConfig, loss: float) -> bool:
         """Whether a mean loss speaks for the weights that it was computed with, so that they are worth a checkpoint."""
-        return math.isfinite(loss) and loss <= min(self.loss_limit(config), NONSENSE * math.log(config.model.vocab_size))
+        return math.isfinite(loss) and loss <= min(
+            self.loss_limit(config), NONSENSE * math.log(config.model.vocab_size)
+        )
 
     def record(self, config: RunConfig, step: int, loss: float, grad_norm: float, applied: bool) -> None:
         """Take a step's outcome.
@@ -59,8 +62,9 @@ class Guard:
             self._rescale(config, overflow=not math.isfinite(grad_norm))
         if self.skipped_in_row >= config.guard.max_skipped:
             raise TrainingDiverged(
-                f"step {step}: {self.skipped_in_row} steps in a row were skipped (loss {loss:.4g}, gradient norm {grad_norm:.4g}, "
-                f"loss scale {self.scale:g}, running mean {self.mean_loss:.4g}); the limit is guard.max_skipped={config.guard.max_skipped}"
+                f"step {step}: {self.skipped_in_row} steps in a row were skipped (loss {loss:.4g}, gradient norm"
+                f" {grad_norm:.4g}, loss scale {self.scale:g}, running mean {self.mean_loss:.4g}); the limit is"
+                f" guard.max_skipped={config.guard.max_skipped}"
             )
 
     def _rescale(self, config: RunConfig, overflow: bool) -> None:

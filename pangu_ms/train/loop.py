@@ -1,4 +1,5 @@
-"""The training run: from a configuration and records to committed checkpoints; stopped at any instant, it resumes bit for bit."""
+"""The training run: from a configuration and records to committed checkpoints; stopped at any instant, it resumes bit
+for bit."""
 
 import contextlib
 import logging
@@ -11,18 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import ascend_ops
-from pangu_ms import runtime
 from pangu_ms.checkpoint import store
-from pangu_ms.compile_cache import cached_compile
 from pangu_ms.config.load import config_to_dict, dump_config
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.loader import Batch, Loader
+from pangu_ms.core import files, runtime
+from pangu_ms.core.compile_cache import cached_compile
+from pangu_ms.core.errors import TrainingDiverged
+from pangu_ms.core.heartbeat import DATA, EVALUATE, INIT, SAVE, STEP, beat
+from pangu_ms.core.progress import progress_bar
+from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import Order
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.errors import TrainingDiverged
 from pangu_ms.eval.perplexity import Score
-from pangu_ms.progress import progress_bar
+from pangu_ms.models.common.batch import Batch
 from pangu_ms.train import bend, global_batch
 from pangu_ms.train.confirm import LookAhead, good_loss
 from pangu_ms.train.directory import RunLock
@@ -33,8 +36,6 @@ from pangu_ms.train.resume import starting_point
 from pangu_ms.train.schedule import learning_rate
 from pangu_ms.train.state import RunState
 from pangu_ms.train.stop import StopSignal
-from pangu_run import files
-from pangu_run.heartbeat import DATA, EVALUATE, INIT, SAVE, STEP, beat
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,15 @@ class Run:
         self.tokenizer = self.train_set.directory and self.train_set.directory / "tokenizer"
         self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
         runtime.start(config.runtime.device)
-        if config.runtime.device == "CPU" and config.model.compute_dtype == "bfloat16" and not ascend_ops.has_bfloat16_products():
-            log.warning("model.compute_dtype=bfloat16: gains nothing here, as this CPU has no bfloat16 products (AVX512_BF16) or they cannot be used")
+        if (
+            config.runtime.device == "CPU"
+            and config.model.compute_dtype == "bfloat16"
+            and not ascend_ops.has_bfloat16_products()
+        ):
+            log.warning(
+                "model.compute_dtype=bfloat16: gains nothing here, as this CPU has no bfloat16 products (AVX512_BF16)"
+                " or they cannot be used"
+            )
         self.placement = place(config)
         self.ranks, self.train_step = self.placement.ranks, self.placement.train_step
         self.guard, self.step = Guard.create(config), 0
@@ -92,7 +100,8 @@ class Run:
         self.lock = RunLock(self.output)
 
     def begin(self, resume: bool, init_from: Path | None = None, resume_from: int | None = None) -> None:
-        """Give the model its first values, or the weights of `init_from`, or with `resume` the state of the newest valid checkpoint.
+        """Give the model its first values, or the weights of `init_from`, or with `resume` the state of the newest
+        valid checkpoint.
 
         `resume_from` bends the run at the checkpoint of that step: see bend.py.
 
@@ -105,7 +114,9 @@ class Run:
         """
         checkpoint = self.placement.find(lambda: self._starting_point(resume, resume_from))
         beat(INIT)  # the ranks have met
-        weights = self.placement.find(lambda: store.open_checkpoint(init_from)) if init_from and not checkpoint else None
+        weights = (
+            self.placement.find(lambda: store.open_checkpoint(init_from)) if init_from and not checkpoint else None
+        )
         self.placement.prepare()
         if checkpoint:
             self._restore(checkpoint, bent=checkpoint.step == resume_from)
@@ -130,7 +141,11 @@ class Run:
         self.guard.scale = global_batch.carried_scale(self.guard.scale, self.config, was)
         if self.ranks.leads and global_batch.draws_other_masks(self.config, was):
             dropout = getattr(self.config.model, "dropout", 0)
-            log.warning("model.dropout=%g: micro-batches have another size from step %d on, and dropout draws other masks", dropout, self.step)
+            log.warning(
+                "model.dropout=%g: micro-batches have another size from step %d on, and dropout draws other masks",
+                dropout,
+                self.step,
+            )
         if bent:
             self.bends = [*self.bends, bend.made(checkpoint, self.config)]
             if self.ranks.leads:
@@ -143,7 +158,8 @@ class Run:
             load(self.placement, checkpoint, group)
 
     def save(self, batches: LookAhead) -> None:
-        """Commit a checkpoint of the present step, unless the losses after it, on the next batches, speak against it; every rank calls it. Once a step."""
+        """Commit a checkpoint of the present step, unless the losses after it, on the next batches, speak against it;
+        every rank calls it. Once a step."""
         if self.step in (self.saved, self.refused):
             return
         loss_after = None
@@ -153,7 +169,13 @@ class Run:
                 self.refused = self.step
                 return
         beat(SAVE, self.step)
-        state = {"step": self.step, "guard": self.guard.state(), "order": self.order.sha256, "loss_after": loss_after, "bends": self.bends}
+        state = {
+            "step": self.step,
+            "guard": self.guard.state(),
+            "order": self.order.sha256,
+            "loss_after": loss_after,
+            "bends": self.bends,
+        }
         state["graph_batch_size"] = global_batch.graph_batch_size(self.config)
         self.placement.save(self.checkpoints, self.step, state, self.tokenizer)
         self.saved = self.step
@@ -165,15 +187,23 @@ class Run:
         self.lock.release()
 
     def evaluate(self) -> Score | None:
-        """Score the first train.eval_batches global batches of the held-out records on rank 0; None elsewhere, under a plan, and where there are none."""
+        """Score the first train.eval_batches global batches of the held-out records on rank 0; None elsewhere, under a
+        plan, and where there are none."""
         beat(EVALUATE, self.step)
         return self.placement.evaluate(self.held_out_set) if self.held_out_set else None
 
     def batches(self) -> Iterator[Batch]:
         """This rank's batches from the present step on, for ever."""
         data, part = self.config.data, self.placement.batch
-        options: dict[str, Any] = {"seed": data.seed, "shuffle": data.shuffle, "eod_reset": data.eod_reset, "order": self.order.rows}
-        return Loader(self.train_set, part["batch_size"], rank=part["rank"], world=part["world"], **options).batches(self.step)
+        options: dict[str, Any] = {
+            "seed": data.seed,
+            "shuffle": data.shuffle,
+            "eod_reset": data.eod_reset,
+            "order": self.order.rows,
+        }
+        return Loader(self.train_set, part["batch_size"], rank=part["rank"], world=part["world"], **options).batches(
+            self.step
+        )
 
 
 def train(
@@ -189,12 +219,14 @@ def train(
 ) -> TrainResult:
     """Train in `output`, or go on with the run there; ends with a committed checkpoint whether complete or stopped.
 
-    `init_from` is a checkpoint whose weights a new run starts from, as after `pangu convert`. `stop_at` ends this session after that step.
-    STOP_SIGNALS end it after the running step, or before the first one, with a checkpoint of step 0 where the run is new. With several ranks each calls
-    this; rank 0 alone writes metrics, evaluates and shows progress. `resume_from` is the step of a checkpoint at which the run is bent; see bend.py.
+    `init_from` is a checkpoint whose weights a new run starts from, as after `pangu convert`. `stop_at` ends this
+    session after that step. STOP_SIGNALS end it after the running step, or before the first one, with a checkpoint of
+    step 0 where the run is new. With several ranks each calls this; rank 0 alone writes metrics, evaluates and shows
+    progress. `resume_from` is the step of a checkpoint at which the run is bent; see bend.py.
 
     Raises:
-        TrainingDiverged: guard.max_skipped steps in a row were skipped, or the losses after the last step are bad; checkpoints are as they were.
+        TrainingDiverged: guard.max_skipped steps in a row were skipped, or the losses after the last step are bad;
+            checkpoints are as they were.
         UserError: see `Run.begin`.
     """
     with StopSignal() as stop:
@@ -245,7 +277,9 @@ class Session:
             beat(STEP, run.step, **self._speed())
             self.one_step(batch)
             bar.update()
-            bar.set_postfix(loss=f"{self.losses[-1]:.3f}", tokens_per_s=f"{self.tokens_per_second():,.0f}", refresh=False)
+            bar.set_postfix(
+                loss=f"{self.losses[-1]:.3f}", tokens_per_s=f"{self.tokens_per_second():,.0f}", refresh=False
+            )
             self._agree_to_stop(stop)
             if train.save_every and run.step % train.save_every == 0:
                 run.save(batches)
@@ -274,7 +308,13 @@ class Session:
         self.seconds.append(time.perf_counter() - began)
         self.losses.append(result.loss)
         if run.step % config.train.log_every == 0 or not result.applied:
-            values = {"loss": result.loss, "grad_norm": result.grad_norm, "lr": lr, "loss_scale": run.guard.scale, "skipped": int(not result.applied)}
+            values = {
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "lr": lr,
+                "loss_scale": run.guard.scale,
+                "skipped": int(not result.applied),
+            }
             self._write(run.step, **values, tokens_per_second=self.tokens_per_second(1))
         run.step += 1
         run.guard.record(config, run.step, result.loss, result.grad_norm, result.applied)
@@ -284,7 +324,13 @@ class Session:
         """The first step compiles: from the cache where it has this graph."""
         config, sections = self.run.config, config_to_dict(self.run.config)
         batch = (config.train.batch_size, config.train.accumulation_steps, self.run.train_step.in_one_graph)
-        identity = {"graph": "train step", "model": sections["model"], "optimizer": sections["optimizer"], "batch": batch, "device": config.runtime.device}
+        identity = {
+            "graph": "train step",
+            "model": sections["model"],
+            "optimizer": sections["optimizer"],
+            "batch": batch,
+            "device": config.runtime.device,
+        }
         enabled = config.runtime.compile_cache and self.run.placement.cacheable and not self.seconds
         with cached_compile(enabled, identity) as found:
             yield
@@ -294,7 +340,9 @@ class Session:
         """Score the held-out records and write the result."""
         self.held_out = self.run.evaluate()
         if self.held_out:
-            self._write(self.run.step - 1, held_out_loss=self.held_out.loss, held_out_perplexity=self.held_out.perplexity)
+            self._write(
+                self.run.step - 1, held_out_loss=self.held_out.loss, held_out_perplexity=self.held_out.perplexity
+            )
 
     def _write(self, step: int, **values: Any) -> None:
         if self.metrics:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.errors import OutputError
-from pangu_run import small_json
-from pangu_run.files import open_ordinary, write_bytes
+from pangu_ms.core import small_json
+from pangu_ms.core.errors import OutputError
+from pangu_ms.core.files import open_ordinary, write_bytes
 
 
 class MetricsWriter:
@@ -49,7 +49,9 @@ def _lines(path: Path) -> Iterator[bytes]:
         with open_ordinary(path) as file:
             yield from file
     except ValueError as error:
-        raise OutputError(f"{path}: {error}; a run appends its metrics there; remove it or name a new --output") from None
+        raise OutputError(
+            f"{path}: {error}; a run appends its metrics there; remove it or name a new --output"
+        ) from None
 
 
 def _step_of(line: bytes) -> float:

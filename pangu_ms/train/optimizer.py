@@ -6,7 +6,8 @@ import ascend_ops
 from pangu_ms.config.schema import OptimizerConfig
 from pangu_ms.parallel.plan import MOMENTS
 
-# HyperMap, not a loop: in a graph each turn of a loop is a call inside the last one, and MindSpore stops at a depth of 1000.
+# HyperMap, not a loop: in a graph each turn of a loop is a call inside the last one, and MindSpore stops at a depth
+# of 1000.
 _update = ops.MultitypeFuncGraph("update")
 
 
@@ -35,6 +36,7 @@ class AdamW(nn.Cell):
         self.hyper_map = ops.HyperMap()
 
     def construct(self, gradients, factor, lr):
-        """Apply gradients (float32, in the parameters' order) times `factor`, at learning rate `lr` (float32 scalars)."""
+        """Apply gradients (float32, in the parameters' order) times `factor`, at learning rate `lr` (float32
+        scalars)."""
         update = ops.partial(_update, self.beta1, self.beta2, self.eps, lr, factor)
         return self.hyper_map(update, self.decay, self.parameters, self.m, self.v, gradients)

@@ -1,4 +1,5 @@
-"""Where a run's model lies: whole in this process (alone, or as a CPU's replica), or in slices on the ranks of a plan. Who loads, saves and agrees."""
+"""Where a run's model lies: whole in this process (alone, or as a CPU's replica), or in slices on the ranks of a plan.
+Who loads, saves and agrees."""
 
 import logging
 from collections.abc import Callable
@@ -10,20 +11,20 @@ from mindspore import Parameter, Tensor
 
 from pangu_ms.checkpoint import sharded, store
 from pangu_ms.checkpoint.save_ranks import FAILED, save_rank
+from pangu_ms.cli.train_checks import require_executable
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core.heartbeat import SAVE, beat
 from pangu_ms.data.loader import sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.eval.perplexity import Evaluator, Score
 from pangu_ms.models.build import build_model, initial_value, to_arrays, value_of, weights
 from pangu_ms.parallel import apply
-from pangu_ms.parallel.collective import Ranks, Replicas
 from pangu_ms.parallel.device_ranks import DeviceRanks
-from pangu_ms.parallel.meeting import PeerLost
 from pangu_ms.parallel.plan import MOMENTS, Plan
-from pangu_ms.parallel.planned_step import PlannedStep
-from pangu_ms.train.launch import require_executable
+from pangu_ms.parallel.rendezvous import PeerLost
+from pangu_ms.parallel.replicas import Ranks, Replicas
+from pangu_ms.train.rank_step import PlannedStep
 from pangu_ms.train.step import OptimizerStep, TrainStep
-from pangu_run.heartbeat import SAVE, beat
 
 log = logging.getLogger(__name__)
 
@@ -97,18 +98,26 @@ class Whole:
         """Commit a checkpoint of a step."""
         if self.ranks.leads:
             arrays = {group: to_arrays(parameters) for group, parameters in self.groups.items()}
-            store.save(root, step, arrays, state, self.config, tokenizer=tokenizer, keep=self.config.train.keep_checkpoints)
+            store.save(
+                root, step, arrays, state, self.config, tokenizer=tokenizer, keep=self.config.train.keep_checkpoints
+            )
 
     def evaluate(self, held_out: RecordSet) -> Score | None:
-        """Score train.eval_batches global batches, in batches of the size that fits a replica, on rank 0; None elsewhere."""
+        """Score train.eval_batches global batches, in batches of the size that fits a replica, on rank 0; None
+        elsewhere."""
         train = self.config.train
         if not self.ranks.leads:
             return None
-        return self.evaluator.score(sequential_batches(held_out, train.batch_size, self.config.data.eod_reset, train.eval_batches * self.ranks.world))
+        return self.evaluator.score(
+            sequential_batches(
+                held_out, train.batch_size, self.config.data.eod_reset, train.eval_batches * self.ranks.world
+            )
+        )
 
 
 class Planned:
-    """Each rank has the slices of its stage that the plan gives it, computes its part of each step, and saves its own slices. Untested on hardware."""
+    """Each rank has the slices of its stage that the plan gives it, computes its part of each step, and saves its own
+    slices. Untested on hardware."""
 
     cacheable = False  # the cache's key names neither plan nor rank
 
@@ -122,7 +131,8 @@ class Planned:
         self.batch = {"batch_size": config.global_batch_size, "rank": 0, "world": 1}  # MindSpore cuts it
 
     def find(self, find: Find) -> store.Checkpoint | None:
-        """The checkpoint that rank 0 finds and verifies; the others look at sizes alone, since digests of terabytes are computed once."""
+        """The checkpoint that rank 0 finds and verifies; the others look at sizes alone, since digests of terabytes are
+        computed once."""
         if self.ranks.leads:
             try:
                 found = find()
@@ -155,7 +165,18 @@ class Planned:
             beat(SAVE, step)
             return answer
 
-        save_rank(root, step, self.plan, self.ranks.rank, shapes, lambda name: own[name].asnumpy(), state, agree, tokenizer, keep)
+        save_rank(
+            root,
+            step,
+            self.plan,
+            self.ranks.rank,
+            shapes,
+            lambda name: own[name].asnumpy(),
+            state,
+            agree,
+            tokenizer,
+            keep,
+        )
 
     def evaluate(self, held_out: RecordSet) -> None:
         """Nothing: rank 0 has not the whole model."""
@@ -165,14 +186,18 @@ def place(config: RunConfig) -> Placement:
     """Lay a run's model out as its device executes it; the device has been selected.
 
     Raises:
-        ConfigError: the job has another number of processes than the configuration, or its device cannot execute the plan.
+        ConfigError: the job has another number of processes than the configuration, or its device cannot execute the
+            plan.
     """
     require_executable(config)
     if config.runtime.device == "CPU" or config.parallel.world == 1:
         return Whole(config)
     placement = Planned(config)
     if placement.ranks.leads:
-        log.warning("no rank has the whole model, so that held-out records are not scored during this run; `pangu eval` scores its checkpoints")
+        log.warning(
+            "no rank has the whole model, so that held-out records are not scored during this run; `pangu eval` scores"
+            " its checkpoints"
+        )
     return placement
 
 
@@ -187,7 +212,12 @@ def initialize(placement: Placement) -> None:
     """Give every weight its initial value; moments are zero as built."""
     config = placement.config
     specs, shapes = config.model.parameters(), config.model.parameter_shapes()
-    fill(placement, placement.groups["model"], shapes, lambda name, part: initial_value(specs[name], name, shapes[name], config.train.seed)[part])
+    fill(
+        placement,
+        placement.groups["model"],
+        shapes,
+        lambda name, part: initial_value(specs[name], name, shapes[name], config.train.seed)[part],
+    )
 
 
 def load(placement: Placement, checkpoint: store.Checkpoint, group: str) -> None:
@@ -198,7 +228,9 @@ def load(placement: Placement, checkpoint: store.Checkpoint, group: str) -> None
     """
     stored, shapes = checkpoint.stored(group), whole_shapes(placement.config)[group]
     store.check_names_and_shapes(str(checkpoint.path), stored, shapes)
-    fill(placement, placement.groups[group], shapes, lambda name, part: stored[name].spec.values(stored[name].read(part)))
+    fill(
+        placement, placement.groups[group], shapes, lambda name, part: stored[name].spec.values(stored[name].read(part))
+    )
 
 
 def fill(placement: Placement, parameters: list[Parameter], shapes: dict[str, tuple[int, ...]], read: Read) -> None:

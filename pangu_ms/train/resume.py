@@ -1,4 +1,5 @@
-"""Where a run begins: anew in its directory, or at its newest checkpoint if that is of the same run. No mindspore import."""
+"""Where a run begins: anew in its directory, or at its newest checkpoint if that is of the same run. No mindspore
+import."""
 
 import shlex
 from pathlib import Path
@@ -6,25 +7,41 @@ from pathlib import Path
 from pangu_ms.checkpoint import store
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.errors import ConfigError, OutputError
+from pangu_ms.core.errors import ConfigError, OutputError
 from pangu_ms.train import bend, global_batch
 from pangu_ms.train.directory import require_own
 from pangu_ms.train.schedule import decay_end
 
 # What a resumed run may change; anything else would make it another run. An order file may move: its content must stay.
-FREE_TO_CHANGE = ("train.steps", "train.log_every", "train.eval_every", "train.eval_batches", "train.save_every", "train.keep_checkpoints", "data.order")
+FREE_TO_CHANGE = (
+    "train.steps",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "data.order",
+)
 FREE_SECTIONS = ("runtime", "guard", "tokenizer")
-FREE_WITH_BATCH = ("parallel", "train.batch_size", "train.accumulation_steps")  # the global batch stays: each step reads the rows that it would have read
+FREE_WITH_BATCH = (
+    "parallel",
+    "train.batch_size",
+    "train.accumulation_steps",
+)  # the global batch stays: each step reads the rows that it would have read
 OF_THE_SCHEDULE = ("optimizer.decay_steps",)  # see _require_same_rates
 
 
-def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool = True, resume_from: int | None = None) -> store.Checkpoint | None:
-    """The checkpoint in `output` that a run goes on from; None where it starts anew. `resume_from`: the step at which the run is bent, see bend.py.
+def starting_point(
+    config: RunConfig, output: Path, resume: bool, digests: bool = True, resume_from: int | None = None
+) -> store.Checkpoint | None:
+    """The checkpoint in `output` that a run goes on from; None where it starts anew. `resume_from`: the step at which
+    the run is bent, see bend.py.
 
     Without `digests` sizes alone are looked at: enough before ranks start, one of which computes them.
 
     Raises:
-        OutputError: the directory has other content, or holds a run and `resume` is off, or no checkpoint in it is valid, or it has none of `resume_from`.
+        OutputError: the directory has other content, or holds a run and `resume` is off, or no checkpoint in it is
+            valid, or it has none of `resume_from`.
         ConfigError: the checkpoint is of another run.
     """
     if resume_from is not None:
@@ -33,10 +50,14 @@ def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool 
         _require_steps_left(start, config, at_least=start.step + bends)
         return start
     checkpoint, passed_over = store.latest_valid(output / "checkpoints", digests)
-    if resume and checkpoint is None and store.step_directories(output / "checkpoints"):  # what a killed first save left is no checkpoint
+    if (
+        resume and checkpoint is None and store.step_directories(output / "checkpoints")
+    ):  # what a killed first save left is no checkpoint
         raise OutputError(f"{output / 'checkpoints'}: no valid checkpoint to resume from: {'; '.join(passed_over)}")
     if checkpoint and not resume:
-        raise OutputError(f"{output}: holds a run at step {checkpoint.step}; add --resume to go on with it, or name a new --output")
+        raise OutputError(
+            f"{output}: holds a run at step {checkpoint.step}; add --resume to go on with it, or name a new --output"
+        )
     if checkpoint:
         require_same_run(checkpoint.config(), config, str(checkpoint.path), checkpoint.step)
         _require_steps_left(checkpoint, config, at_least=checkpoint.step)
@@ -46,14 +67,20 @@ def starting_point(config: RunConfig, output: Path, resume: bool, digests: bool 
 
 
 def _require_steps_left(checkpoint: store.Checkpoint, wanted: RunConfig, at_least: int) -> None:
-    """A run is not shortened behind its back, and where it is bent there is something to train: nothing is set aside for nothing."""
+    """A run is not shortened behind its back, and where it is bent there is something to train: nothing is set aside
+    for nothing."""
     if wanted.train.steps < at_least:
         found = f"{checkpoint.path}: is of step {checkpoint.step}, and train.steps={wanted.train.steps}"
-        raise ConfigError(f"{found}; a run that goes on from there has {at_least} steps or more; add train.steps={at_least} or more")
+        raise ConfigError(
+            f"{found}; a run that goes on from there has {at_least} steps or more; add train.steps={at_least} or more"
+        )
 
 
-def require_same_run(stored: RunConfig, wanted: RunConfig, where: str, step: int | None = None, also_free: tuple[str, ...] = ()) -> None:
-    """Raise ConfigError unless a checkpoint's configuration differs from the wanted one in what a resumed run may change alone.
+def require_same_run(
+    stored: RunConfig, wanted: RunConfig, where: str, step: int | None = None, also_free: tuple[str, ...] = ()
+) -> None:
+    """Raise ConfigError unless a checkpoint's configuration differs from the wanted one in what a resumed run may
+    change alone.
 
     Args:
         where: the checkpoint.
@@ -72,19 +99,28 @@ def require_same_run(stored: RunConfig, wanted: RunConfig, where: str, step: int
     ]
     if changed:
         bendable = all(change.partition("=")[0] in bend.BENDABLE for change in changed)
-        other = "add --resume-from STEP, the number of a checkpoint, to bend the run there" if bendable else "start in a new --output"
-        raise ConfigError(f"{where}: was trained with another configuration: {', '.join(changed)}; resume with the old values, which {where}/config.yaml has, or {other}")
+        other = (
+            "add --resume-from STEP, the number of a checkpoint, to bend the run there"
+            if bendable
+            else "start in a new --output"
+        )
+        raise ConfigError(
+            f"{where}: was trained with another configuration: {', '.join(changed)}; resume with the old values, which"
+            f" {where}/config.yaml has, or {other}"
+        )
     _require_same_global_batch(stored, wanted, where)
 
 
 def _require_same_rates(stored: RunConfig, wanted: RunConfig, where: str, step: int | None) -> None:
-    """The rates of the steps that are done must be those of the wanted configuration: until the warm-up is over no decay has begun."""
+    """The rates of the steps that are done must be those of the wanted configuration: until the warm-up is over no
+    decay has begun."""
     was, now = decay_end(stored), decay_end(wanted)
     if was is None or now in (was, None) or step is not None and step <= wanted.optimizer.warmup_steps:
         return
     raise ConfigError(
-        f"{where}: the decay of the learning rate would end at step {now} (train.steps or optimizer.decay_steps), it was to end at {was}: that would bend it; "
-        f"add optimizer.decay_steps={was}, which keeps it whatever train.steps is (from there on the rate is min_lr), or start a new run with --init-from {where}"
+        f"{where}: the decay of the learning rate would end at step {now} (train.steps or optimizer.decay_steps), it"
+        f" was to end at {was}: that would bend it; add optimizer.decay_steps={was}, which keeps it whatever"
+        f" train.steps is (from there on the rate is min_lr), or start a new run with --init-from {where}"
     )
 
 
@@ -92,10 +128,16 @@ def _require_same_global_batch(stored: RunConfig, wanted: RunConfig, where: str)
     size, train, parallel = stored.global_batch_size, wanted.train, wanted.parallel
     if wanted.global_batch_size == size:
         return
-    found = f"train.batch_size={train.batch_size} * parallel.data_parallel={parallel.data_parallel} is a global batch of {wanted.global_batch_size} sequences"
+    found = (
+        f"train.batch_size={train.batch_size} * parallel.data_parallel={parallel.data_parallel} is a global batch of"
+        f" {wanted.global_batch_size} sequences"
+    )
     keeping = global_batch.overrides_for(wanted, size)
     if keeping is None:
-        others = f"`pangu plan search --config {shlex.quote(f'{where}/config.yaml')} --devices {parallel.world} --global-batch {size}` finds plans that can"
+        others = (
+            f"`pangu plan search --config {shlex.quote(f'{where}/config.yaml')} --devices {parallel.world}"
+            f" --global-batch {size}` finds plans that can"
+        )
         advice = f"this plan cannot ({global_batch.why_not(wanted, size)}); {others}"
     else:
         advice = f"add {' '.join(keeping)}"

@@ -6,7 +6,8 @@ from pangu_ms.config.schema import RunConfig
 
 
 def batch_factor(config: RunConfig) -> float:
-    """What optimizer.lr and min_lr are multiplied by: sqrt(batch_tokens / base_batch_tokens), or 1 where base_batch_tokens is 0.
+    """What optimizer.lr and min_lr are multiplied by: sqrt(batch_tokens / base_batch_tokens), or 1 where
+    base_batch_tokens is 0.
 
     batch_tokens = global_batch_size * model.seq_length. Source: specification E2.5.
     """
@@ -28,11 +29,16 @@ def decay_end(config: RunConfig) -> int | None:
 def learning_rate(config: RunConfig, step: int) -> float:
     """Learning rate of `step` (0 is the first).
 
-    Linear warm-up to lr over warmup_steps, then a cosine or polynomial decay to min_lr, reached at decay_steps and kept after it. The decay is
-    measured from the end of the warm-up, or from step zero as in the official schedule. All of it is scaled by `batch_factor`.
+    Linear warm-up to lr over warmup_steps, then a cosine or polynomial decay to min_lr, reached at decay_steps and kept
+    after it. The decay is measured from the end of the warm-up, or from step zero as in the official schedule. All of
+    it is scaled by `batch_factor`.
     Source: specification A3.1, E2.5.
     """
-    optimizer, peak, lowest = config.optimizer, peak_learning_rate(config), batch_factor(config) * config.optimizer.min_lr
+    optimizer, peak, lowest = (
+        config.optimizer,
+        peak_learning_rate(config),
+        batch_factor(config) * config.optimizer.min_lr,
+    )
     if step < optimizer.warmup_steps:
         return peak * (step + 1) / optimizer.warmup_steps
     end = decay_end(config)
@@ -40,5 +46,9 @@ def learning_rate(config: RunConfig, step: int) -> float:
         return peak
     start = optimizer.warmup_steps if optimizer.decay_from == "warmup" else 0
     progress = min(1.0, (step - start) / max(1, end - start))
-    share = 0.5 * (1 + math.cos(math.pi * progress)) if optimizer.schedule == "cosine" else (1 - progress) ** optimizer.power
+    share = (
+        0.5 * (1 + math.cos(math.pi * progress))
+        if optimizer.schedule == "cosine"
+        else (1 - progress) ** optimizer.power
+    )
     return lowest + (peak - lowest) * share

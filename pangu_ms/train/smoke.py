@@ -1,4 +1,5 @@
-"""A cluster's configuration made small enough for CPU processes, for a trial of everything around the model. No mindspore import."""
+"""A cluster's configuration made small enough for CPU processes, for a trial of everything around the model. No
+mindspore import."""
 
 import dataclasses
 import json
@@ -16,17 +17,27 @@ STEPS, BATCH_SIZE, EVAL_BATCHES = 5, 2, 2
 def thinned(config: RunConfig, num_ranks: int = 2, own_records: bool = False) -> list[str]:
     """Overrides that make any configuration a few steps of a tiny model of its family on `num_ranks` replicas on a CPU.
 
-    The family's special parts, dropout, the optimizer and how data are read stay as they are; sizes, degrees and the dtype do not.
+    The family's special parts, dropout, the optimizer and how data are read stay as they are; sizes, degrees and the
+    dtype do not.
 
     Args:
         config: as the user wrote it, overrides included.
         num_ranks: processes, each with BATCH_SIZE sequences.
         own_records: the user has records: vocabulary and sequence stay theirs.
     """
-    sections = {"model": _model(config, own_records), "train": _train(config), "parallel": _parallel(config, num_ranks), "runtime": {"device": "CPU"}}
+    sections = {
+        "model": _model(config, own_records),
+        "train": _train(config),
+        "parallel": _parallel(config, num_ranks),
+        "runtime": {"device": "CPU"},
+    }
     if not own_records:  # the default records' tokenizer is trained on code
         sections["tokenizer"] = {"vocab_size": sections["model"]["vocab_size"], "segmenter": "none"}
-    return [f"{section}.{field}={json.dumps(value)}" for section, fields in sections.items() for field, value in fields.items()]
+    return [
+        f"{section}.{field}={json.dumps(value)}"
+        for section, fields in sections.items()
+        for field, value in fields.items()
+    ]
 
 
 def _model(config: RunConfig, own_records: bool) -> dict[str, Any]:
@@ -39,16 +50,26 @@ def _model(config: RunConfig, own_records: bool) -> dict[str, Any]:
     if hasattr(model, "aug_shortcut_reduction"):
         of_some_families["aug_shortcut_reduction"] = math.gcd(model.aug_shortcut_reduction, HIDDEN_SIZE)
     known = {field.name for field in dataclasses.fields(model)}
-    fields |= {"num_heads": group * kv_heads} | {name: value for name, value in of_some_families.items() if name in known}
-    return fields if own_records else fields | {"vocab_size": VOCAB_SIZE, "seq_length": min(SEQ_LENGTH, model.seq_length)}
+    fields |= {"num_heads": group * kv_heads} | {
+        name: value for name, value in of_some_families.items() if name in known
+    }
+    return (
+        fields if own_records else fields | {"vocab_size": VOCAB_SIZE, "seq_length": min(SEQ_LENGTH, model.seq_length)}
+    )
 
 
 def _train(config: RunConfig) -> dict[str, Any]:
     train = config.train
-    fields = {"steps": min(STEPS, train.steps), "batch_size": BATCH_SIZE, "accumulation_steps": min(BATCH_SIZE, train.accumulation_steps)}
+    fields = {
+        "steps": min(STEPS, train.steps),
+        "batch_size": BATCH_SIZE,
+        "accumulation_steps": min(BATCH_SIZE, train.accumulation_steps),
+    }
     return fields | {"eval_batches": min(EVAL_BATCHES, train.eval_batches), "save_every": 0, "eval_every": 0}
 
 
 def _parallel(config: RunConfig, num_ranks: int) -> dict[str, Any]:
-    changed = {f.name: f.default for f in dataclasses.fields(ParallelConfig) if getattr(config.parallel, f.name) != f.default}
+    changed = {
+        f.name: f.default for f in dataclasses.fields(ParallelConfig) if getattr(config.parallel, f.name) != f.default
+    }
     return changed | {"data_parallel": num_ranks}

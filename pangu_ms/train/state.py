@@ -7,7 +7,7 @@ from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
 from pangu_ms.checkpoint import store
-from pangu_ms.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError
 from pangu_ms.train.guard import Guard
 
 
@@ -44,9 +44,15 @@ class RunState:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
-            raise CheckpointError(f"{checkpoint.path}: state.json: {place}: {first['msg']}; a run cannot go on from it; use another checkpoint") from None
+            raise CheckpointError(
+                f"{checkpoint.path}: state.json: {place}: {first['msg']}; a run cannot go on from it; use another"
+                " checkpoint"
+            ) from None
         if found.step != checkpoint.step:
-            raise CheckpointError(f"{checkpoint.path}: state.json says step {found.step}, the manifest {checkpoint.step}; use another checkpoint")
+            raise CheckpointError(
+                f"{checkpoint.path}: state.json says step {found.step}, the manifest {checkpoint.step}; use another"
+                " checkpoint"
+            )
         return found
 
 

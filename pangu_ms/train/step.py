@@ -1,6 +1,7 @@
 """One training step as a graph: loss, gradients, unscale, clip, guard, update.
 
-A step whose loss or gradient is not finite, or whose loss exceeds a limit, leaves weights and moments untouched, inside the graph.
+A step whose loss or gradient is not finite, or whose loss exceeds a limit, leaves weights and moments untouched, inside
+the graph.
 """
 
 from dataclasses import dataclass
@@ -13,17 +14,18 @@ from mindspore.common.initializer import initializer
 
 import ascend_ops
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.data.loader import Batch
-from pangu_ms.models.loss import TokenLoss, mean_loss, to_tensors
-from pangu_ms.parallel.collective import Replicas, SumOverReplicas
+from pangu_ms.core.heartbeat import STEP, beat
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.loss import TokenLoss, mean_loss, to_tensors
+from pangu_ms.parallel.replicas import Replicas, SumOverReplicas
 from pangu_ms.train.optimizer import AdamW
-from pangu_run.heartbeat import STEP, beat
 
 # HyperMap, not loops: see optimizer.py.
 _sum_of_squares, _accumulate = ops.MultitypeFuncGraph("sum_of_squares"), ops.MultitypeFuncGraph("accumulate")
 
 
-# Under a plan a rank has slices of gradients: by this mark MindSpore adds up their squares over all ranks, those of equal slices once.
+# Under a plan a rank has slices of gradients: by this mark MindSpore adds up their squares over all ranks, those of
+# equal slices once.
 _of_slices = ops.ExpandDims().add_prim_attr("grad_scale", True)
 
 
@@ -40,7 +42,8 @@ def _accumulate_tensor(assign, first, total, gradient):
 class Gradients(nn.Cell):
     """Sum of losses, number of tokens that count, and gradients of loss_scale * (sum of losses) / (B * S).
 
-    Dividing by the size of the micro-batch keeps float16 gradients in range; `GuardedUpdate` replaces it by the tokens that count.
+    Dividing by the size of the micro-batch keeps float16 gradients in range; `GuardedUpdate` replaces it by the tokens
+    that count.
     """
 
     def __init__(self, loss: TokenLoss, weights: ParameterTuple):
@@ -100,7 +103,12 @@ class GradientSums(nn.Cell):
     def __init__(self, gradients: Gradients, weights: ParameterTuple):
         super().__init__(auto_prefix=False)
         self.gradients = gradients
-        self.sums = ParameterTuple([Parameter(initializer("zeros", p.shape, ms.float32), "accumulated." + p.name, requires_grad=False) for p in weights])
+        self.sums = ParameterTuple(
+            [
+                Parameter(initializer("zeros", p.shape, ms.float32), "accumulated." + p.name, requires_grad=False)
+                for p in weights
+            ]
+        )
         self.total = Parameter(Tensor(0.0, ms.float32), "accumulated_loss", requires_grad=False)
         self.count = Parameter(Tensor(0.0, ms.float32), "accumulated_tokens", requires_grad=False)
         self.assign, self.hyper_map = ops.Assign(), ops.HyperMap()
@@ -124,7 +132,10 @@ class ApplySums(nn.Cell):
         self.over_replicas = SumOverReplicas() if replicas.world > 1 else None
 
     def construct(self, lr, scale, loss_limit):
-        total, count = self.accumulated.total * 1.0, self.accumulated.count * 1.0  # values: a graph cannot return parameters
+        total, count = (
+            self.accumulated.total * 1.0,
+            self.accumulated.count * 1.0,
+        )  # values: a graph cannot return parameters
         gradients = self.accumulated.sums
         if self.over_replicas is not None:
             both = self.over_replicas((self.stack((total, count)),))[0]
@@ -152,8 +163,11 @@ class OptimizerStep(Protocol):
     in_one_graph: bool
     """Whether one compiled graph is the whole step."""
 
-    def __call__(self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = float("inf")) -> StepResult:
-        """One optimizer step on this rank's batch; it is skipped when not finite or when the mean loss exceeds `loss_limit`."""
+    def __call__(
+        self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = float("inf")
+    ) -> StepResult:
+        """One optimizer step on this rank's batch; it is skipped when not finite or when the mean loss exceeds
+        `loss_limit`."""
 
     def parameters(self) -> list[Parameter]:
         """The optimizer's state that this rank holds: first and second moments."""
@@ -165,7 +179,8 @@ def dropout_key(seed: int, step: int, micro_batch: int) -> np.int32:
 
 
 class TrainStep:
-    """Runs optimizer steps on batches; owns the optimizer state. With replicas each of them calls it with its own part of the batch."""
+    """Runs optimizer steps on batches; owns the optimizer state. With replicas each of them calls it with its own part
+    of the batch."""
 
     def __init__(self, model: nn.Cell, config: RunConfig, replicas: Replicas = Replicas()):
         self.config, self.replicas = config, replicas
@@ -182,7 +197,9 @@ class TrainStep:
             self.accumulate = GradientSums(gradients, self.weights)
             self.apply = ApplySums(self.accumulate, update, replicas)
 
-    def __call__(self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = float("inf")) -> StepResult:
+    def __call__(
+        self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = float("inf")
+    ) -> StepResult:
         """One optimizer step; it is skipped when not finite or when the mean loss exceeds `loss_limit`."""
         seed, parts = self.config.train.seed, self.config.train.accumulation_steps
         controls = [Tensor(value, ms.float32) for value in (lr, scale, min(loss_limit, 3e38))]
@@ -192,7 +209,9 @@ class TrainStep:
         else:
             self.accumulate.set_train()
             for i, micro in enumerate(batch.split(parts)):
-                key = dropout_key(seed, step, self.replicas.rank * parts + i)  # the micro-batch's place in the global batch
+                key = dropout_key(
+                    seed, step, self.replicas.rank * parts + i
+                )  # the micro-batch's place in the global batch
                 total = self.accumulate(*to_tensors(micro), Tensor(key), controls[1], Tensor(float(i > 0), ms.float32))
             total.asnumpy()  # the device has finished: nothing but the sum over the replicas is left to wait for
             self.replicas.agree()

@@ -1,8 +1,9 @@
-"""Stop signals: the running step ends, a checkpoint is committed, the process exits with EXIT_STOPPED. No mindspore import."""
+"""Stop signals: the running step ends, a checkpoint is committed, the process exits with EXIT_STOPPED. No mindspore
+import."""
 
 import contextlib
 
-from pangu_run import stop_signals
+from pangu_ms.core import stop_signals
 
 
 class StopSignal:

@@ -1,7 +1,7 @@
 import sys
 
-from pangu_run import console, stop_signals
-from pangu_run.cli import main
+from pangu_ms.core import console, stop_signals
+from pangu_run.cli.main import main
 
 if __name__ == "__main__":
     console.guard_streams()

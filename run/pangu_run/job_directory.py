@@ -1,13 +1,16 @@
 """OUTPUT/job: what a launcher writes of a job, and what `pangu status`, `pangu logs` and people read.
 
-    job.json             of the last launch here: id, time of start, command, world, hosts, versions, environment (what the run
-                         depends on, secrets masked), ...; its owner's alone
-    config.yaml          the resolved configuration
-    rank_table.json      the rank table as used, where there is one; rank_table_HOST.json the copy that a host's ranks read
-    events.jsonl         one line per event of all launches here: {"time", "id" (of the launch), "event", "attempt", ...}; see EVENTS
-    status.json          state of every rank, replaced every STATUS_S seconds
-    logs/rank_N/output.log (.1, .2, ...)   what rank N wrote, rotated; stacks.log where they were dumped; ascend/ CANN's own logs
-    logs/scheduler/output.log              MindSpore's scheduler
+job.json             of the last launch here: id, time of start, command, world, hosts, versions, environment (what the
+run
+                     depends on, secrets masked), ...; its owner's alone
+config.yaml          the resolved configuration
+rank_table.json      the rank table as used, where there is one; rank_table_HOST.json the copy that a host's ranks read
+events.jsonl         one line per event of all launches here: {"time", "id" (of the launch), "event", "attempt", ...};
+see EVENTS
+status.json          state of every rank, replaced every STATUS_S seconds
+logs/rank_N/output.log (.1, .2, ...)   what rank N wrote, rotated; stacks.log where they were dumped; ascend/ CANN's own
+logs
+logs/scheduler/output.log              MindSpore's scheduler
 """
 
 import json
@@ -18,19 +21,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files, format_version, small_json
-from pangu_run.errors import LaunchError
-from pangu_run.small_json import TIME, Form
+from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.small_json import TIME, Form
 
 _log = logging.getLogger(__name__)
 NAME = "job"
 FORMAT_VERSION = 1
 """Of the whole directory; job.json says it."""
 EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")
-"""started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step, tokens_per_second). checkpoint: step.
-slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank (the first cause; None where a host did not come), host, log, ranks
-(all at fault), step, phase, summary (a line), words (last lines). signal: name, host.
-restart: wait_s, reason. ended: exit_code."""
+"""started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step,
+tokens_per_second). checkpoint: step. slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank
+(the first cause; None where a host did not come), host, log, ranks (all at fault), step, phase, summary (a line), words
+(last lines). signal: name, host. restart: wait_s, reason. ended: exit_code."""
 STATUS_S, STEP_EVENT_S = 1.0, 10.0
 LONGEST_EVENT = 1 << 20  # bytes
 RATE_EVENTS = 30
@@ -42,19 +45,44 @@ STARTING, RUNNING, STOPPING, WAITING, ENDED = STATES
 
 _RANK, _STEP, _ATTEMPT, _PID = range(1 << 31), range(1 << 62), range(1 << 31), range(1, 1 << 31)
 _JOB_FORM: Form = {
-    "id": (str, int, None), "time": (TIME, None), "host": (str, None), "launcher_pid": (_PID, None), "world": (_RANK, None), "total_steps": (_STEP, None),
+    "id": (str, int, None),
+    "time": (TIME, None),
+    "host": (str, None),
+    "launcher_pid": (_PID, None),
+    "world": (_RANK, None),
+    "total_steps": (_STEP, None),
 }
 _RANK_FORM: Form = {
-    "rank": _RANK, "state": frozenset(STATES), "host": (str, None), "device": (int, None), "phase": (str, None), "step": (_STEP, None),
-    "tokens_per_second": (float, None), "beat": (TIME, None), "silent_s": (TIME, None), "exit_code": (int, None),
+    "rank": _RANK,
+    "state": frozenset(STATES),
+    "host": (str, None),
+    "device": (int, None),
+    "phase": (str, None),
+    "step": (_STEP, None),
+    "tokens_per_second": (float, None),
+    "beat": (TIME, None),
+    "silent_s": (TIME, None),
+    "exit_code": (int, None),
 }
-_STATUS_FORM: Form = {"time": TIME, "attempt": _ATTEMPT, "state": frozenset(STATES), "exit_code": (int, None), "ranks": [_RANK_FORM]}
+_STATUS_FORM: Form = {
+    "time": TIME,
+    "attempt": _ATTEMPT,
+    "state": frozenset(STATES),
+    "exit_code": (int, None),
+    "ranks": [_RANK_FORM],
+}
 _EVENT_FORM: Form = {"event": str, "time": TIME, "attempt": _ATTEMPT}
 _EVENT_FORMS: dict[str, Form] = {
     "step": {"step": _STEP, "tokens_per_second": (float, None)},
     "checkpoint": {"step": _STEP},
     "slow": {"rank": _RANK, "seconds": (float, None), "median": (float, None)},
-    "failure": {"rank": (_RANK, None), "ranks": ([_RANK], None), "kind": (str, None), "words": ([str], None), "summary": (str, None)},
+    "failure": {
+        "rank": (_RANK, None),
+        "ranks": ([_RANK], None),
+        "kind": (str, None),
+        "words": ([str], None),
+        "summary": (str, None),
+    },
 }
 """What readers rely on: a crash or another program may have left something else."""
 
@@ -78,7 +106,9 @@ class JobDirectory:
         for path in (Path(where) / NAME, Path(where)):
             if (path / "job.json").is_file():
                 return cls(path)
-        raise LaunchError(f"{where}: no job was launched there (no {NAME}/job.json); name the --output of a `pangu launch`")
+        raise LaunchError(
+            f"{where}: no job was launched there (no {NAME}/job.json); name the --output of a `pangu launch`"
+        )
 
     @property
     def logs(self) -> Path:
@@ -90,9 +120,11 @@ class JobDirectory:
         return self.logs / f"rank_{rank}" / "output.log"
 
     def write_job(self, description: Mapping[str, Any]) -> None:
-        """What is known before ranks start: job.json, with "config" (YAML text) and "rank_table" in files of their own where they are given.
+        """What is known before ranks start: job.json, with "config" (YAML text) and "rank_table" in files of their own
+        where they are given.
 
-        Nothing of an earlier launch is left but its events and its logs. Later events are of the launch with the "id" that is given here.
+        Nothing of an earlier launch is left but its events and its logs. Later events are of the launch with the "id"
+        that is given here.
         """
         self._launch = description.get("id")
         with files.writing(self.path):
@@ -110,16 +142,23 @@ class JobDirectory:
     def write_event(self, event: str, attempt: int, **facts: Any) -> None:
         """Append an event."""
         assert event in EVENTS, event
-        self._append(json.dumps({"time": time.time(), "id": self._launch, "event": event, "attempt": attempt, **facts}, ensure_ascii=False) + "\n")
+        self._append(
+            json.dumps(
+                {"time": time.time(), "id": self._launch, "event": event, "attempt": attempt, **facts},
+                ensure_ascii=False,
+            )
+            + "\n"
+        )
 
     def _append(self, line: str) -> None:
         with files.writing(self.path), open(self.path / "events.jsonl", "a", encoding="utf-8") as file:
             file.write(line)
 
     def write_status(self, status: dict[str, Any]) -> None:
-        """Replace the status: {"time", "attempt", "state", "exit_code", "ranks": [{"rank", "host", "device", "pid", "state", "phase", "step",
-        "tokens_per_second", "beat" (time of the last heartbeat on its host's clock, s), "silent_s" (since it came, on the leader's), "exit_code"}]};
-        what is not known is None. It is written whole, but not flushed to disk: the next one comes soon."""
+        """Replace the status: {"time", "attempt", "state", "exit_code", "ranks": [{"rank", "host", "device", "pid",
+        "state", "phase", "step", "tokens_per_second", "beat" (time of the last heartbeat on its host's clock, s),
+        "silent_s" (since it came, on the leader's), "exit_code"}]}; what is not known is None. It is written whole, but
+        not flushed to disk: the next one comes soon."""
         files.write_bytes(self.path / "status.json", json.dumps(status, ensure_ascii=False).encode(), durable=False)
 
     def job(self) -> dict[str, Any]:
@@ -134,25 +173,31 @@ class JobDirectory:
         except ValueError as error:
             advice = f"see {self.logs} for what the ranks wrote; the next `pangu launch` there writes the file anew"
             raise LaunchError(f"{path}: is damaged ({error}); a launcher writes it whole; {advice}") from error
-        format_version.require_known(found.get(format_version.KEY, format_version.FIRST), FORMAT_VERSION, path, LaunchError)
+        format_version.require_known(
+            found.get(format_version.KEY, format_version.FIRST), FORMAT_VERSION, path, LaunchError
+        )
         return found
 
     def status(self) -> dict[str, Any] | None:
-        """Content of status.json; None before the first one, and with a warning where it is damaged: it is not flushed, so a power cut may empty it."""
+        """Content of status.json; None before the first one, and with a warning where it is damaged: it is not flushed,
+        so a power cut may empty it."""
         try:
             return small_json.read_object(self.path / "status.json", False, _STATUS_FORM)
         except small_json.Missing:
             return None
         except ValueError as error:
             if not self._warned:  # not at each look
-                _log.warning("%s: is damaged (%s), as a crash may leave it; taken as not there", self.path / "status.json", error)
+                _log.warning(
+                    "%s: is damaged (%s), as a crash may leave it; taken as not there", self.path / "status.json", error
+                )
             self._warned = True
             return None
 
     def began(self) -> float:
         """What was written before this time, and to be told by a file's own, is not of the last launch.
 
-        The file system's clock may be another than the launcher's, and in a copied directory all files are new: the earlier time counts.
+        The file system's clock may be another than the launcher's, and in a copied directory all files are new: the
+        earlier time counts.
         """
         return min(self.job().get("time") or 0.0, (self.path / "job.json").stat().st_mtime)
 
@@ -165,7 +210,8 @@ class JobDirectory:
         return [event for event, _ in self._read_from(0) if launch in (None, event.get("id"))]
 
     def latest_events(self, launch: str | None = None) -> list[dict[str, Any]]:
-        """As `events`, but of step events the last RATE_EVENTS alone and after the others; asked again it reads what is new alone."""
+        """As `events`, but of step events the last RATE_EVENTS alone and after the others; asked again it reads what is
+        new alone."""
         path = self.path / "events.jsonl"
         if path.exists() and path.stat().st_size < self._end:  # another directory is there now
             self._forget()
@@ -177,14 +223,17 @@ class JobDirectory:
         self._others, self._steps, self._end = [], deque(maxlen=RATE_EVENTS), 0
 
     def _read_from(self, place: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """Events from a place in the file on, with the places where they end; a line that is being written is no JSON yet."""
+        """Events from a place in the file on, with the places where they end; a line that is being written is no JSON
+        yet."""
         path = self.path / "events.jsonl"
         if not path.exists():
             return
         try:
             opened = files.open_ordinary(path)
         except ValueError as error:
-            raise LaunchError(f"{path}: {error}; a launcher appends to it; remove it, and the job goes on without what it told") from None
+            raise LaunchError(
+                f"{path}: {error}; a launcher appends to it; remove it, and the job goes on without what it told"
+            ) from None
         with opened as file:
             file.seek(place)
             while line := file.readline(LONGEST_EVENT):
@@ -198,5 +247,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         event = small_json.parse_object(line.decode(errors="replace"), finite=False)
     except ValueError:
         return None
-    sound = not small_json.misfit(event, _EVENT_FORM) and not small_json.misfit(event, _EVENT_FORMS.get(event["event"], dict))
+    sound = not small_json.misfit(event, _EVENT_FORM) and not small_json.misfit(
+        event, _EVENT_FORMS.get(event["event"], dict)
+    )
     return event if sound else None

@@ -1,4 +1,5 @@
-"""What a launcher asks the program that it is to start: how many ranks it needs, where they go, what its words become."""
+"""What a launcher asks the program that it is to start: how many ranks it needs, where they go, what its words
+become."""
 
 import json
 import subprocess
@@ -8,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pangu_run.console import USER_ERROR
-from pangu_run.errors import LaunchError
-from pangu_run.isolated import python_command, python_environment
-from pangu_run.supervise import orphans
+from pangu_ms.core.console import USER_ERROR
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.isolated import python_command, python_environment
+from pangu_run import orphans
 
-MODULE = "pangu_ms.train.describe"
+MODULE = "pangu_ms.cli.train_describe"
 CPU = "CPU"
 
 
@@ -64,12 +65,15 @@ def describe(words: Sequence[str], *options: str) -> Program:
 
 
 def placement(words: Sequence[str], *options: str) -> Program:
-    """Ask it where the ranks of a configuration go, and nothing else: quick; `words` are --config NAME and overrides at least.
+    """Ask it where the ranks of a configuration go, and nothing else: quick; `words` are --config NAME and overrides at
+    least.
 
     Raises:
         LaunchError: the words have a mistake, or the program is not installed here, or broke.
     """
-    done = subprocess.run(_command(words, *options, "--placement"), env=python_environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        _command(words, *options, "--placement"), env=python_environment(), capture_output=True, text=True
+    )
     if done.returncode == USER_ERROR:
         raise LaunchError(done.stderr.strip().rpartition("\n")[2].removeprefix("pangu train: "))
     return _answer(done)
@@ -82,10 +86,17 @@ def _command(words: Sequence[str], *options: str) -> list[str]:
 def _answer(done: subprocess.CompletedProcess) -> Program:
     if done.returncode:
         last = (done.stderr or "").strip().rpartition("\n")[2]
-        raise LaunchError(f"{sys.executable} -m {MODULE}: failed with exit code {done.returncode}: {last}; the package pangu_ms must be installed on this host")
+        raise LaunchError(
+            f"{sys.executable} -m {MODULE}: failed with exit code {done.returncode}: {last}; the package pangu_ms must"
+            " be installed on this host"
+        )
     try:
-        answer: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])  # a library may have said something before
+        answer: dict[str, Any] = json.loads(
+            done.stdout.strip().rpartition("\n")[2]
+        )  # a library may have said something before
     except ValueError:
         advice = "see that this host has the same version of the package pangu_ms as the others"
-        raise LaunchError(f"{sys.executable} -m {MODULE}: no description but {done.stdout.strip()[:80]!r}; {advice}") from None
+        raise LaunchError(
+            f"{sys.executable} -m {MODULE}: no description but {done.stdout.strip()[:80]!r}; {advice}"
+        ) from None
     return Program(**{key: answer[key] for key in Program.__dataclass_fields__ if key in answer})

@@ -8,7 +8,12 @@ def addresses() -> list[str]:
     import psutil
 
     families = (socket.AF_INET, socket.AF_INET6)
-    return [entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries if entry.family in families]
+    return [
+        entry.address.partition("%")[0]
+        for entries in psutil.net_if_addrs().values()
+        for entry in entries
+        if entry.family in families
+    ]
 
 
 def names() -> list[str]:

@@ -11,7 +11,8 @@ import ascend_ops
 
 BACKENDS = ("cpu", "composed")
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
-"""Relative to max(1, |reference|): 1e-5 by the house rule; for the others two roundings of their type (half an ulp is 2**-11, 2**-8)."""
+"""Relative to max(1, |reference|): 1e-5 by the house rule; for the others two roundings of their type (half an ulp is
+2**-11, 2**-8)."""
 
 
 @pytest.fixture(params=BACKENDS)
@@ -55,7 +56,11 @@ def to_tensor(array: np.ndarray, dtype: str = "float32") -> Tensor:
 
 def to_float64(tensor: Tensor) -> np.ndarray:
     """A tensor's values; integers stay integers."""
-    return tensor.asnumpy() if tensor.dtype in (ms.int32, ms.int64, ms.bool_) else tensor.astype(ms.float32).asnumpy().astype(np.float64)
+    return (
+        tensor.asnumpy()
+        if tensor.dtype in (ms.int32, ms.int64, ms.bool_)
+        else tensor.astype(ms.float32).asnumpy().astype(np.float64)
+    )
 
 
 def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -69,16 +74,24 @@ def forward(call: Callable, inputs: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
     return tuple(to_float64(output) for output in (outputs if isinstance(outputs, tuple) else (outputs,)))
 
 
-def gradients(call: Callable, inputs: Sequence[Tensor], cotangents: Sequence[np.ndarray], positions: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Gradients in graph mode of sum <output_i, cotangent_i> for the inputs at `positions`; outputs past the cotangents are left out."""
+def gradients(
+    call: Callable, inputs: Sequence[Tensor], cotangents: Sequence[np.ndarray], positions: Sequence[int]
+) -> tuple[np.ndarray, ...]:
+    """Gradients in graph mode of sum <output_i, cotangent_i> for the inputs at `positions`; outputs past the cotangents
+    are left out."""
     found = ms.grad(_Weighted(call, cotangents), grad_position=tuple(positions))(*inputs)
     return tuple(to_float64(g) for g in (found if isinstance(found, tuple) else (found,)))
 
 
 def numeric_gradients(
-    reference: Callable, inputs: Sequence[np.ndarray], cotangents: Sequence[np.ndarray], positions: Sequence[int], h: float = 1e-6
+    reference: Callable,
+    inputs: Sequence[np.ndarray],
+    cotangents: Sequence[np.ndarray],
+    positions: Sequence[int],
+    h: float = 1e-6,
 ) -> tuple[np.ndarray, ...]:
-    """Central differences of sum <output_i, cotangent_i> of a float64 `reference`, one coordinate at a time: for small inputs."""
+    """Central differences of sum <output_i, cotangent_i> of a float64 `reference`, one coordinate at a time: for small
+    inputs."""
 
     def value(arrays: list[np.ndarray]) -> float:
         outputs = reference(*arrays)
@@ -102,7 +115,10 @@ def numeric_gradients(
 
 
 def assert_close(found: np.ndarray, wanted: np.ndarray, dtype: str = "float32", factor: float = 1.0) -> None:
-    """|found - wanted| <= tolerance * max(1, |wanted|) everywhere; `factor` widens it for sums of many rounded terms."""
+    """|found - wanted| <= tolerance * max(1, |wanted|) everywhere; `factor` widens it for sums of many rounded
+    terms."""
     assert found.shape == wanted.shape
     error = np.abs(found - wanted) / np.maximum(1.0, np.abs(wanted))
-    assert error.max() <= TOLERANCE[dtype] * factor, f"largest error {error.max():.3g} at {np.unravel_index(error.argmax(), error.shape)}"
+    assert error.max() <= TOLERANCE[dtype] * factor, (
+        f"largest error {error.max():.3g} at {np.unravel_index(error.argmax(), error.shape)}"
+    )

@@ -54,7 +54,12 @@ def series_of_silu(x, scale, shift, bias):
 
 @pytest.mark.parametrize(("terms", "channels"), [(1, 1), (2, 21), (5, 1), (3, 21)])
 def test_series_with_channel_and_scalar_parameters(backend, terms, channels):  # noqa: F811
-    arrays = [draw(2, 4, 21), draw(terms, channels, seed=1), draw(terms, channels, seed=2), draw(1 if terms == 2 else 21, seed=3)]
+    arrays = [
+        draw(2, 4, 21),
+        draw(terms, channels, seed=1),
+        draw(terms, channels, seed=2),
+        draw(1 if terms == 2 else 21, seed=3),
+    ]
     cotangent = draw(2, 4, 21, seed=4)
 
     def reference(x, scale, shift, bias):
@@ -74,7 +79,14 @@ def biased_series_glu(gate, up, gate_bias, up_bias, scale, shift):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_swiglu_with_series_and_biases(backend, dtype):  # noqa: F811
-    arrays = [draw(3, 18), draw(3, 18, seed=1), draw(18, seed=2), draw(18, seed=3), draw(2, 18, seed=4), draw(2, 18, seed=5)]
+    arrays = [
+        draw(3, 18),
+        draw(3, 18, seed=1),
+        draw(18, seed=2),
+        draw(18, seed=3),
+        draw(2, 18, seed=4),
+        draw(2, 18, seed=5),
+    ]
     cotangent = draw(3, 18, seed=6)
 
     def reference(gate, up, gate_bias, up_bias, scale, shift):
@@ -91,7 +103,10 @@ def test_swiglu_with_series_and_biases(backend, dtype):  # noqa: F811
 
 def test_plain_swiglu_is_silu_times_up(backend):  # noqa: F811
     gate, up = draw(4, 5), draw(4, 5, seed=1)
-    assert_close(forward(ascend_ops.swiglu, [to_tensor(gate), to_tensor(up)])[0], FORMULAS["silu"](rounded(gate, "float32")) * rounded(up, "float32"))
+    assert_close(
+        forward(ascend_ops.swiglu, [to_tensor(gate), to_tensor(up)])[0],
+        FORMULAS["silu"](rounded(gate, "float32")) * rounded(up, "float32"),
+    )
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 4096 * 16 + 3, 100003])
@@ -126,12 +141,37 @@ def silu_series_without_bias(x, scale, shift):
 @pytest.mark.parametrize(
     ("call", "shapes", "dtype", "message"),
     [
-        (ascend_ops.gelu, [(2, 3), (4,)], "float32", r"gelu: bias has shape \(4,\); it must be \(3,\) or \(1,\): x has 3 channels"),
-        (ascend_ops.gelu, [(2, 3), (3,)], "int32", "gelu: x is int32; it must be one of float32, float16, bfloat16; cast it"),
+        (
+            ascend_ops.gelu,
+            [(2, 3), (4,)],
+            "float32",
+            r"gelu: bias has shape \(4,\); it must be \(3,\) or \(1,\): x has 3 channels",
+        ),
+        (
+            ascend_ops.gelu,
+            [(2, 3), (3,)],
+            "int32",
+            "gelu: x is int32; it must be one of float32, float16, bfloat16; cast it",
+        ),
         (ascend_ops.silu, [(2, 0)], "float32", "silu: x has shape .*no dimension may be 0"),
-        (ascend_ops.swiglu, [(2, 3), (3, 2)], "float32", r"swiglu: up has shape \(3, 2\); it must be \(2, 3\): the shape of gate"),
-        (silu_series_without_bias, [(2, 3), (3,), (3,)], "float32", "series_activation: scale has shape .*it must have 2 dimensions"),
-        (silu_series_without_bias, [(2, 3), (2, 4), (2, 4)], "float32", r"scale has shape \(2, 4\); it must be \(2, 3\) or \(2, 1\)"),
+        (
+            ascend_ops.swiglu,
+            [(2, 3), (3, 2)],
+            "float32",
+            r"swiglu: up has shape \(3, 2\); it must be \(2, 3\): the shape of gate",
+        ),
+        (
+            silu_series_without_bias,
+            [(2, 3), (3,), (3,)],
+            "float32",
+            "series_activation: scale has shape .*it must have 2 dimensions",
+        ),
+        (
+            silu_series_without_bias,
+            [(2, 3), (2, 4), (2, 4)],
+            "float32",
+            r"scale has shape \(2, 4\); it must be \(2, 3\) or \(2, 1\)",
+        ),
     ],
 )
 def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtype, message):  # noqa: F811

@@ -72,7 +72,12 @@ def positions(pattern, B, Q, K, seed=0):
     elif pattern == "packed":
         found = [*index, *(np.sort(random.randint(0, 4, (B, n)), 1) for n in (Q, K))]
     elif pattern == "shuffled":
-        found = [random.randint(-3, K, (B, Q)), random.randint(-2, K, (B, K)), random.randint(0, 2, (B, Q)), random.randint(0, 2, (B, K))]
+        found = [
+            random.randint(-3, K, (B, Q)),
+            random.randint(-2, K, (B, K)),
+            random.randint(0, 2, (B, Q)),
+            random.randint(0, 2, (B, K)),
+        ]
         found[0][:, Q // 2] = -9  # sees no key
     else:  # a cache that is filled to somewhere in its middle, the new keys last
         filled = np.tile(np.arange(K), (B, 1))
@@ -122,7 +127,9 @@ def test_shapes_and_patterns(backend, shape, pattern):  # noqa: F811
     tensors = [*map(to_tensor, arrays), *map(Tensor, index)]
     exact, see = [rounded(a, "float32") for a in arrays], visible(*index)
     assert_close(forward(causal_attention, tensors)[0], attention(*exact, see)[0])
-    for found, expected in zip(gradients(causal_attention, tensors, [dout], range(3)), attention_gradients(*exact, see, dout), strict=True):
+    for found, expected in zip(
+        gradients(causal_attention, tensors, [dout], range(3)), attention_gradients(*exact, see, dout), strict=True
+    ):
         assert_close(found, expected)
 
 
@@ -134,7 +141,9 @@ def test_half_precision_is_rounded_once(backend, shape, dtype):  # noqa: F811
     tensors = [*(to_tensor(a, dtype) for a in arrays), *map(Tensor, index)]
     exact, see = [rounded(a, dtype) for a in arrays], visible(*index)
     assert_close(forward(causal_attention, tensors)[0], attention(*exact, see)[0], dtype, factor=0.5)
-    for found, expected in zip(gradients(causal_attention, tensors, [dout], range(3)), attention_gradients(*exact, see, dout), strict=True):
+    for found, expected in zip(
+        gradients(causal_attention, tensors, [dout], range(3)), attention_gradients(*exact, see, dout), strict=True
+    ):
         assert_close(found, expected, dtype)
 
 
@@ -180,7 +189,10 @@ def test_kernel_gives_logsumexp(mindspore_cpu, Q):
         pytest.skip(why_not)
     *arrays, _ = draw(2, Q, 300, 4, 2, 16)
     index = positions("shuffled", 2, Q, 300)
-    found = forward(kernel_outputs, [*map(to_tensor, arrays), *map(Tensor, index), Tensor(np.zeros(4, np.int32)), Tensor(np.zeros(1, np.int32))])[1]
+    found = forward(
+        kernel_outputs,
+        [*map(to_tensor, arrays), *map(Tensor, index), Tensor(np.zeros(4, np.int32)), Tensor(np.zeros(1, np.int32))],
+    )[1]
     wanted = attention(*(rounded(a, "float32") for a in arrays), visible(*index), 0.5)[1]
     assert np.isneginf(wanted).any() and (np.isneginf(found) == np.isneginf(wanted)).all()
     assert_close(np.where(np.isneginf(found), 0, found), np.where(np.isneginf(wanted), 0, wanted))
@@ -194,7 +206,9 @@ def test_nan_stays_with_the_queries_it_concerns(backend, Q):  # noqa: F811
     nan = np.isnan(out)
     assert nan[0, 1, 0].all() and nan[1, :, 1].all() and nan[2, :, 1, 2].all()
     assert not nan[0, [0, 2]].any()
-    if backend == "cpu" or Q > 32:  # composed products over all heads at once (few queries) spread a NaN to the other heads
+    if (
+        backend == "cpu" or Q > 32
+    ):  # composed products over all heads at once (few queries) spread a NaN to the other heads
         assert nan.sum() == 16 + Q * 16 + Q
 
 
@@ -294,7 +308,12 @@ def test_number_of_threads_does_not_change_a_bit(mindspore_cpu):
     if why_not := ascend_ops.backend.unavailable("causal_attention", "cpu", "float32"):
         pytest.skip(why_not)
     results = [
-        subprocess.run([sys.executable, "-c", THREADS, str(library.build())], env=os.environ | {"ASCEND_OPS_NUM_THREADS": n}, stdout=subprocess.PIPE, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", THREADS, str(library.build())],
+            env=os.environ | {"ASCEND_OPS_NUM_THREADS": n},
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
         for n in ("1", "2", "7")
     ]
     assert results[0] and results[0] == results[1] == results[2]
@@ -315,20 +334,72 @@ FLOAT = ms.float32
     ("call", "inputs", "message"),
     [
         (causal_attention, [((2, 8), FLOAT)] * 3, r"q has shape \(2, 8\); it must have 3 to 4 dimensions"),
-        (causal_attention, [((1, 3, 2, 8), FLOAT), *[((1, 0, 2, 8), FLOAT)] * 2], "k has shape .*no dimension may be 0"),
-        (causal_attention, [((1, 3, 2, 8), ms.int32)] * 3, "q is int32; it must be one of float32, float16, bfloat16; cast it"),
-        (causal_attention, [((1, 3, 2, 8), FLOAT), ((1, 3, 2, 8), ms.float16), ((1, 3, 2, 8), FLOAT)], "k is float16 and q is float32; both must have one"),
-        (causal_attention, [((1, 3, 3, 8), FLOAT), *[((1, 3, 2, 8), FLOAT)] * 2], "k has 2 heads and q 3; they must divide those of q"),
-        (causal_attention, [((1, 3, 2, 8), FLOAT), *[((1, 3, 2, 4), FLOAT)] * 2], r"k has shape \(1, 3, 2, 4\); it must be \(1, 3, 2, 8\): the batch"),
-        (causal_attention, [*[((1, 3, 2, 8), FLOAT)] * 2, ((1, 4, 2, 8), FLOAT)], r"v has shape .*it must be \(1, 3, 2, 8\): the shape of k"),
-        (causal_attention, [*[((1, 3, 2, 8), FLOAT)] * 3, ((1, 3), FLOAT)], "q_index is float32; it must be int32; cast it"),
-        (causal_attention, [*[((2, 3, 2, 8), FLOAT)] * 3, ((1, 3), ms.int32)], r"q_index has shape \(1, 3\); it must be \(2, 3\): the batch and length of q"),
-        (with_query_segments_only, [*[((1, 3, 2, 8), FLOAT)] * 3, ((1, 3), ms.int32)], "q_segment is given without k_segment; .*give both or neither"),
-        (causal_attention, [((1, 3, 16), FLOAT)] * 3, "num_heads=None: the last dimension of q is 16; it must hold that many heads"),
-        (heads_in_one_dimension, [((1, 3, 18), FLOAT)] * 3, "num_heads=4: the last dimension of q is 18; it must hold that many heads"),
-        (heads_in_one_dimension, [((1, 3, 16), FLOAT), *[((1, 3, 12), FLOAT)] * 2], "num_heads=4: the last dimension of k is 12; it must hold heads of 4"),
+        (
+            causal_attention,
+            [((1, 3, 2, 8), FLOAT), *[((1, 0, 2, 8), FLOAT)] * 2],
+            "k has shape .*no dimension may be 0",
+        ),
+        (
+            causal_attention,
+            [((1, 3, 2, 8), ms.int32)] * 3,
+            "q is int32; it must be one of float32, float16, bfloat16; cast it",
+        ),
+        (
+            causal_attention,
+            [((1, 3, 2, 8), FLOAT), ((1, 3, 2, 8), ms.float16), ((1, 3, 2, 8), FLOAT)],
+            "k is float16 and q is float32; both must have one",
+        ),
+        (
+            causal_attention,
+            [((1, 3, 3, 8), FLOAT), *[((1, 3, 2, 8), FLOAT)] * 2],
+            "k has 2 heads and q 3; they must divide those of q",
+        ),
+        (
+            causal_attention,
+            [((1, 3, 2, 8), FLOAT), *[((1, 3, 2, 4), FLOAT)] * 2],
+            r"k has shape \(1, 3, 2, 4\); it must be \(1, 3, 2, 8\): the batch",
+        ),
+        (
+            causal_attention,
+            [*[((1, 3, 2, 8), FLOAT)] * 2, ((1, 4, 2, 8), FLOAT)],
+            r"v has shape .*it must be \(1, 3, 2, 8\): the shape of k",
+        ),
+        (
+            causal_attention,
+            [*[((1, 3, 2, 8), FLOAT)] * 3, ((1, 3), FLOAT)],
+            "q_index is float32; it must be int32; cast it",
+        ),
+        (
+            causal_attention,
+            [*[((2, 3, 2, 8), FLOAT)] * 3, ((1, 3), ms.int32)],
+            r"q_index has shape \(1, 3\); it must be \(2, 3\): the batch and length of q",
+        ),
+        (
+            with_query_segments_only,
+            [*[((1, 3, 2, 8), FLOAT)] * 3, ((1, 3), ms.int32)],
+            "q_segment is given without k_segment; .*give both or neither",
+        ),
+        (
+            causal_attention,
+            [((1, 3, 16), FLOAT)] * 3,
+            "num_heads=None: the last dimension of q is 16; it must hold that many heads",
+        ),
+        (
+            heads_in_one_dimension,
+            [((1, 3, 18), FLOAT)] * 3,
+            "num_heads=4: the last dimension of q is 18; it must hold that many heads",
+        ),
+        (
+            heads_in_one_dimension,
+            [((1, 3, 16), FLOAT), *[((1, 3, 12), FLOAT)] * 2],
+            "num_heads=4: the last dimension of k is 12; it must hold heads of 4",
+        ),
         (heads_in_one_dimension, [((1, 3, 2, 8), FLOAT)] * 3, "num_heads=4: q has 2 heads; leave it out"),
-        (heads_in_one_dimension, [((1, 3, 16), FLOAT), *[((2, 3, 16), FLOAT)] * 2], r"k has shape \(2, 3, 16\); it must be \(1, 3, 16\): the batch of q"),
+        (
+            heads_in_one_dimension,
+            [((1, 3, 16), FLOAT), *[((2, 3, 16), FLOAT)] * 2],
+            r"k has shape \(2, 3, 16\); it must be \(1, 3, 16\): the batch of q",
+        ),
         (with_negative_scale, [((1, 3, 2, 8), FLOAT)] * 3, "scale=-1.0: it must be a finite number above 0"),
     ],
 )
@@ -347,7 +418,12 @@ def test_dropout_of_probabilities(backend, shape):  # noqa: F811
     B, Q, K, H, G, D = shape
     *arrays, dout = draw(*shape)
     seed = 123456
-    kept = np.array([hash_reference(i, seed) >= int(float(np.float32(0.4)) * 2**31) for i in range(B * H * Q * K)]).reshape(B, H, Q, K) / 0.6
+    kept = (
+        np.array(
+            [hash_reference(i, seed) >= int(float(np.float32(0.4)) * 2**31) for i in range(B * H * Q * K)]
+        ).reshape(B, H, Q, K)
+        / 0.6
+    )
     exact, see = [rounded(a, "float32") for a in arrays], visible(*positions("causal", B, Q, K))
 
     def dropped(q, k, v):

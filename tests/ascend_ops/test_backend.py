@@ -122,7 +122,9 @@ def test_forcing_cpu_kernels_that_cannot_be_built_tells_why(force, monkeypatch):
     monkeypatch.setattr(backend, "_cpu_unavailable", lambda: "no compiler")
     assert backends() == {"composed"}
     force("cpu")
-    with pytest.raises(ascend_ops.OperatorError, match="backend cpu, which was asked for, cannot be taken: no compiler"):
+    with pytest.raises(
+        ascend_ops.OperatorError, match="backend cpu, which was asked for, cannot be taken: no compiler"
+    ):
         ascend_ops.choose("silu")
 
 
@@ -172,7 +174,13 @@ class Block(nn.Cell):
 def exported(folder):
     """MindIR of a new cell: one that has been exported keeps its graph."""
     cell = Block()
-    ms.export(cell, Tensor(np.ones((2, 4), np.float32)), Tensor(np.ones(4, np.float32)), file_name=str(folder / "block"), file_format="MINDIR")
+    ms.export(
+        cell,
+        Tensor(np.ones((2, 4), np.float32)),
+        Tensor(np.ones(4, np.float32)),
+        file_name=str(folder / "block"),
+        file_format="MINDIR",
+    )
     return (folder / "block.mindir").read_bytes()
 
 
@@ -198,7 +206,9 @@ def test_a_graph_keeps_the_backend_that_it_was_compiled_with(cpu_library, tmp_pa
 
 def test_eager_calls_follow_use_at_each_call(cpu_library, monkeypatch):
     calls = []
-    monkeypatch.setattr(activations, "kernel", lambda name, *layouts: calls.append(name) or custom.kernel(name, *layouts))
+    monkeypatch.setattr(
+        activations, "kernel", lambda name, *layouts: calls.append(name) or custom.kernel(name, *layouts)
+    )
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
         x = Tensor([1.0, -2.0])
@@ -261,8 +271,23 @@ def test_every_operator_has_kernels_and_a_rule():
 
 
 def test_the_public_functions_are_the_operators():
-    about_operators = {"choose", "explain", "use", "dropout_seed", "rotary_table", "lay_out", "is_laid_out", "fork", "logits", "add_to_stream", "as_rows", "from_rows"}
-    functions = {name for name, value in vars(ascend_ops).items() if inspect.isfunction(value) and not name.startswith("_")}
+    about_operators = {
+        "choose",
+        "explain",
+        "use",
+        "dropout_seed",
+        "rotary_table",
+        "lay_out",
+        "is_laid_out",
+        "fork",
+        "logits",
+        "add_to_stream",
+        "as_rows",
+        "from_rows",
+    }
+    functions = {
+        name for name, value in vars(ascend_ops).items() if inspect.isfunction(value) and not name.startswith("_")
+    }
     assert functions - about_operators == OPERATORS.keys()
     for name, operator in OPERATORS.items():  # errors call inputs as the caller does
         parameters = list(inspect.signature(getattr(ascend_ops, name)).parameters)
@@ -274,7 +299,19 @@ def test_the_public_functions_are_the_operators():
 BUILTIN = {
     "ascend910": {"gelu", "fast_gelu", "silu", "layer_norm", "adamw", "add", "linear"},
     "ascend910b": {
-        *("gelu", "gelu_erf", "fast_gelu", "silu", "layer_norm", "rms_norm", "causal_attention", "adamw", "grouped_matmul", "add", "linear"),
+        *(
+            "gelu",
+            "gelu_erf",
+            "fast_gelu",
+            "silu",
+            "layer_norm",
+            "rms_norm",
+            "causal_attention",
+            "adamw",
+            "grouped_matmul",
+            "add",
+            "linear",
+        ),
         "rotary_embedding",
     },
 }
@@ -314,7 +351,9 @@ def test_on_ascend_builtin_where_documented_else_composed(monkeypatch, tmp_path,
 
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("soc", BUILTIN)
-def test_on_ascend_installed_kernels_are_taken_but_not_for_bfloat16_on_the_first_chip(monkeypatch, installed, soc, dtype):
+def test_on_ascend_installed_kernels_are_taken_but_not_for_bfloat16_on_the_first_chip(
+    monkeypatch, installed, soc, dtype
+):
     on_chip(monkeypatch, soc)
     ours = set() if (soc, dtype) == ("ascend910", "bfloat16") else OURS[soc]
     assert operators_on("ascendc", dtype) == ours
@@ -326,7 +365,11 @@ def test_on_ascend_installed_kernels_are_taken_but_not_for_bfloat16_on_the_first
 def test_reasons_name_the_chip_and_the_missing_kernel(monkeypatch, installed):
     on_chip(monkeypatch, "ascend910")
     found = ascend_ops.choose("rms_norm").reason.split("; ")
-    assert found == ["builtin: RmsNorm is not documented for ascend910", "ascendc: no Ascend C kernel RmsNorm", "cpu: the device is Ascend"]
+    assert found == [
+        "builtin: RmsNorm is not documented for ascend910",
+        "ascendc: no Ascend C kernel RmsNorm",
+        "cpu: the device is Ascend",
+    ]
     assert "ascendc: ascend910 has no bfloat16" in ascend_ops.choose("swiglu", "bfloat16").reason
     assert ascend_ops.choose("gelu") == ascend_ops.Choice("builtin", "first choice")
 

@@ -5,7 +5,7 @@ import json
 import ascend_ops
 from ascend_ops import library
 from ascend_ops.table import OPERATORS
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 
 
 def test_list_names_every_operator_with_its_backend_and_reason(capsys):
@@ -28,7 +28,11 @@ def test_list_follows_the_environment_variable(capsys, monkeypatch):
 def test_an_unknown_backend_in_the_environment_is_one_line(capsys, monkeypatch):
     monkeypatch.setenv("ASCEND_OPS_BACKEND", "cuda")
     assert main(["ops", "list"]) == 2
-    assert capsys.readouterr().err.strip().endswith("ASCEND_OPS_BACKEND: 'cuda': no such backend; use one of builtin, ascendc, cpu, composed")
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith("ASCEND_OPS_BACKEND: 'cuda': no such backend; use one of builtin, ascendc, cpu, composed")
+    )
 
 
 def test_build_prints_the_library(capsys):

@@ -80,7 +80,9 @@ class Toy:
         """A process that builds it, in a session of its own, once it is given a line."""
         command = [sys.executable, "-c", BUILD_TOY, str(Path(library.__file__).parent), str(self.sources)]
         pipe = subprocess.PIPE
-        process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
         assert process.stdout.readline() == "ready\n", process.stderr.read()
         return process
 
@@ -124,7 +126,9 @@ def test_processes_that_start_together_build_once(toy):
 @pytest.mark.parametrize("stage", ["-c", "-shared"])
 def test_a_killed_build_leaves_no_library_and_the_next_one_works(toy, stage):
     started = toy.folder / "started"
-    toy.compiler_does(f'case "$*" in {stage}*) for last; do :; done; echo half > "$last"; touch {started}; sleep {TIMEOUT};; esac')
+    toy.compiler_does(
+        f'case "$*" in {stage}*) for last; do :; done; echo half > "$last"; touch {started}; sleep {TIMEOUT};; esac'
+    )
     process = toy.start()
     try:
         process.stdin.write("\n")
@@ -158,12 +162,19 @@ def test_what_is_built_is_not_built_again_and_needs_no_compiler(toy, monkeypatch
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "empty", "no hash", "cut hash"])
 def test_a_damaged_library_is_built_again_with_one_line(toy, damage, caplog):
-    """What MindSpore would load is never what was not built here, in a process that finds it so and in one that has used it."""
+    """What MindSpore would load is never what was not built here, in a process that finds it so and in one that has
+    used it."""
     path = library.build("baseline")
     content, digest = path.read_bytes(), path.with_name(path.name + ".sha256")
     flipped = bytearray(content)
     flipped[len(flipped) // 2] ^= 1
-    damaged = {"flipped": flipped, "cut": content[: len(content) // 2], "empty": b"", "no hash": content, "cut hash": content}[damage]
+    damaged = {
+        "flipped": flipped,
+        "cut": content[: len(content) // 2],
+        "empty": b"",
+        "no hash": content,
+        "cut hash": content,
+    }[damage]
     path.unlink()  # a process may have it mapped
     path.write_bytes(damaged)
     if damage == "no hash":
@@ -180,9 +191,13 @@ def test_a_damaged_library_is_built_again_with_one_line(toy, damage, caplog):
 
 def test_a_library_is_on_the_disk_before_it_has_its_name(toy, monkeypatch):
     done = []
-    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}"))))
+    monkeypatch.setattr(
+        os, "fsync", lambda descriptor: done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+    )
     real = os.replace
-    monkeypatch.setattr(os, "replace", lambda source, target: (done.append(f"-> {Path(target).name}"), real(source, target)))
+    monkeypatch.setattr(
+        os, "replace", lambda source, target: (done.append(f"-> {Path(target).name}"), real(source, target))
+    )
     library.build("baseline")
     name, digest = library.LIBRARY, library.LIBRARY + ".sha256"
     assert done == [name, f"-> {name}", digest, f"-> {digest}"]
@@ -200,7 +215,9 @@ def test_build_compiles_for_the_level_that_it_is_given(toy, capsys):
 
 
 def test_a_compile_error_names_the_compiler_and_the_first_error(toy):
-    (toy.sources / "toy.cc").write_text('#warning "look here"\nint f() { return nowhere; }\nint g() { return elsewhere; }\n')
+    (toy.sources / "toy.cc").write_text(
+        '#warning "look here"\nint f() { return nowhere; }\nint g() { return elsewhere; }\n'
+    )
     with pytest.raises(ascend_ops.OperatorError) as caught:
         library.build("baseline")
     message = str(caught.value)
@@ -217,7 +234,10 @@ def test_a_full_disk_is_an_operator_error_and_leaves_nothing(toy):
     command = [sys.executable, "-c", script, str(Path(library.__file__).parent), str(toy.sources)]
     found = subprocess.run(command, cwd=ROOT, input="\n", capture_output=True, text=True, timeout=TIMEOUT)
     last = found.stderr.splitlines()[-1]
-    assert last.startswith(f"ascend_ops.errors.OperatorError: {toy.path.parent}: File too large; ") and "ASCEND_OPS_CACHE" in last
+    assert (
+        last.startswith(f"ascend_ops.errors.OperatorError: {toy.path.parent}: File too large; ")
+        and "ASCEND_OPS_CACHE" in last
+    )
     assert [p.name for p in toy.path.parent.iterdir()] == ["lock"]
 
 
@@ -250,7 +270,9 @@ def test_the_path_is_the_same_in_every_process(toy):
     script = BUILD_TOY.partition('print("ready"')[0] + 'print(library.library_path("avx512"))'
     for seed in ("0", "1", "4711"):
         command = [sys.executable, "-c", script, str(Path(library.__file__).parent), str(toy.sources)]
-        found = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True)
+        found = subprocess.run(
+            command, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        )
         assert found.stdout == f"{library.library_path('avx512')}\n"
 
 
@@ -280,7 +302,11 @@ def test_the_level_is_the_best_that_the_processor_has(monkeypatch, flags, level)
 
 
 def test_nothing_is_compiled_for_this_very_processor():
-    files = [path for path in Path(ascend_ops.__file__).parent.rglob("*") if path.is_file() and path.suffix not in (".pyc", ".so")]
+    files = [
+        path
+        for path in Path(ascend_ops.__file__).parent.rglob("*")
+        if path.is_file() and path.suffix not in (".pyc", ".so")
+    ]
     assert len(files) > 20
     for path in files:
         assert b"-march=native" not in path.read_bytes() and b"-mtune=native" not in path.read_bytes(), path
@@ -323,7 +349,9 @@ print(json.dumps({
 def test_without_the_library_operators_are_composed_and_say_so_once(tmp_path, missing):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    cache = blocked / "cache" if missing == "cache" else tmp_path / "cache"  # root may write anywhere, but not below a file
+    cache = (
+        blocked / "cache" if missing == "cache" else tmp_path / "cache"
+    )  # root may write anywhere, but not below a file
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ASCEND_OPS_CACHE": str(cache)}
     environment.pop("ASCEND_OPS_BACKEND", None)
     if missing == "compiler":
@@ -335,7 +363,10 @@ def test_without_the_library_operators_are_composed_and_say_so_once(tmp_path, mi
     script.write_text(WITHOUT_LIBRARY)
     commands = ([sys.executable, str(script)], [sys.executable, "-m", "ascend_ops.build"])
     pipe = subprocess.PIPE
-    processes = [subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True) for command in commands]
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
+        for command in commands
+    ]
     (out, err), (build_out, build_err) = (process.communicate(timeout=TIMEOUT) for process in processes)
 
     assert processes[0].returncode == 0, err
@@ -348,7 +379,9 @@ def test_without_the_library_operators_are_composed_and_say_so_once(tmp_path, mi
     sigmoid = 1 / (1 + np.exp(-x))
     np.testing.assert_allclose(result["eager"], x * sigmoid, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(result["graph"], x * sigmoid + x @ weight.T, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(result["gradient"], sigmoid * (1 + x * (1 - sigmoid)) + weight.sum(0), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        result["gradient"], sigmoid * (1 + x * (1 - sigmoid)) + weight.sum(0), rtol=1e-5, atol=1e-5
+    )
 
     assert processes[1].returncode == 2
     assert build_out == "" and len(build_err.splitlines()) == 1, build_err
@@ -375,7 +408,9 @@ def call_of(kernel: Kernel, row: tuple[str, ...], shapes: list[list[int]]) -> st
     ranks = ", ".join(str(len(shape)) for shape in shapes)
     pointers = ", ".join(f"s{i}" for i in range(len(shapes)))
     types = ", ".join(f"static_cast<TypeId>({TYPE_IDS[dtype]})" for dtype in row[: len(shapes)])
-    infer = f"show({kernel.name}InferShape(ranks, shapes, nullptr)); show({kernel.name}InferType({{{types}}}, nullptr));"
+    infer = (
+        f"show({kernel.name}InferShape(ranks, shapes, nullptr)); show({kernel.name}InferType({{{types}}}, nullptr));"
+    )
     return f'{{ {arrays}int ranks[] = {{{ranks}}}; int64_t *shapes[] = {{{pointers}}}; {infer} std::puts(""); }}\n'
 
 
@@ -390,7 +425,10 @@ def test_generated_inference_says_what_the_table_says_for_every_kernel(tmp_path)
     lines = subprocess.run([str(tmp_path / "show")], capture_output=True, text=True, check=True).stdout.splitlines()
     for (kernel, row, shapes), line in zip(calls, lines, strict=True):
         found = [[int(word) for word in part.split()] for part in line.removesuffix(";").split(";")]
-        wanted = [*custom.output_shapes(kernel, tuple(shapes)), *([TYPE_IDS[dtype]] for dtype in row[len(kernel.inputs) :])]
+        wanted = [
+            *custom.output_shapes(kernel, tuple(shapes)),
+            *([TYPE_IDS[dtype]] for dtype in row[len(kernel.inputs) :]),
+        ]
         assert found == wanted, kernel.name
 
 
@@ -401,7 +439,11 @@ def test_generated_inference_says_what_the_table_says_for_every_kernel(tmp_path)
         ("Linear", [[2, 3, 5], [7, 5], [1]], ([2, 3, 7],)),
         ("GroupedMatmul", [[9, 5], [4, 7, 5], [4]], ([9, 7],)),
         ("MoeDispatch", [[6, 5], [6, 2], [4]], ([6, 2, 5], [6, 2], [4])),
-        ("CausalAttention", [[2, 3, 32], [2, 8, 16], [2, 8, 16], [3], [8], [2, 3], [2, 8], [4], [1]], ([2, 3, 32], [2, 4, 3])),
+        (
+            "CausalAttention",
+            [[2, 3, 32], [2, 8, 16], [2, 8, 16], [3], [8], [2, 3], [2, 8], [4], [1]],
+            ([2, 3, 32], [2, 4, 3]),
+        ),
         ("SquaredNorm", [[3, 4]], ([1],)),
     ],
 )
@@ -427,7 +469,12 @@ def test_mindspore_takes_shapes_and_dtypes_from_the_library(mindspore_cpu):
     outputs = NormAndDispatch()(x, weight, expert, experts)
     names = ["RmsNorm", "MoeDispatch"]
     inputs = [(x, weight), (x, expert, experts)]
-    shapes = sum((custom.output_shapes(KERNELS[n], tuple(list(t.shape) for t in i)) for n, i in zip(names, inputs, strict=True)), ())
-    dtypes = sum((custom.output_dtypes(KERNELS[n], tuple(t.dtype for t in i)) for n, i in zip(names, inputs, strict=True)), ())
+    shapes = sum(
+        (custom.output_shapes(KERNELS[n], tuple(list(t.shape) for t in i)) for n, i in zip(names, inputs, strict=True)),
+        (),
+    )
+    dtypes = sum(
+        (custom.output_dtypes(KERNELS[n], tuple(t.dtype for t in i)) for n, i in zip(names, inputs, strict=True)), ()
+    )
     assert [list(y.shape) for y in outputs] == list(shapes)
     assert [y.dtype for y in outputs] == list(dtypes) == [ms.bfloat16, ms.float32, ms.bfloat16, ms.int32, ms.int32]

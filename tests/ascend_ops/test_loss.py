@@ -46,7 +46,9 @@ def test_loss_and_gradient(backend, dtype):  # noqa: F811
     labels[1] = -7  # out of range, but masked
     exact, cotangent = rounded(logits, dtype), np.random.RandomState(1).randn(5)
     tensors = [to_tensor(logits, dtype), Tensor(labels), Tensor(mask)]
-    assert_close(forward(softmax_cross_entropy, tensors)[0], reference(exact, labels, mask))  # the loss is float32 whatever the logits are
+    assert_close(
+        forward(softmax_cross_entropy, tensors)[0], reference(exact, labels, mask)
+    )  # the loss is float32 whatever the logits are
     found = gradients(softmax_cross_entropy, tensors, [cotangent], [0])[0]
     assert_close(found, numeric_gradients(reference, [exact, labels, mask], [cotangent], [0])[0], dtype)
     assert (found[1] == 0).all()
@@ -64,7 +66,8 @@ def test_any_size_and_threads(backend, tokens, vocab):  # noqa: F811
 
 
 def test_huge_and_infinite_logits(backend):  # noqa: F811
-    """Logits far from 0, growing along the row (each block has a new maximum), or -inf as a sampling mask leaves them."""
+    """Logits far from 0, growing along the row (each block has a new maximum), or -inf as a sampling mask leaves
+    them."""
     logits = np.random.RandomState(0).randn(4, 5000)
     logits[0] += 1e4
     logits[1] = np.linspace(-9e3, 9e3, 5000)
@@ -74,7 +77,9 @@ def test_huge_and_infinite_logits(backend):  # noqa: F811
     tensors = [Tensor(logits.astype(np.float32)), Tensor(labels), Tensor(mask)]
     exact = logits.astype(np.float32).astype(np.float64)
     # logsumexp near 1e4 is known to half a unit in its last place, 5e-4
-    np.testing.assert_allclose(forward(softmax_cross_entropy, tensors)[0], reference(exact, labels, mask), rtol=1e-5, atol=1e-3)
+    np.testing.assert_allclose(
+        forward(softmax_cross_entropy, tensors)[0], reference(exact, labels, mask), rtol=1e-5, atol=1e-3
+    )
     found = gradients(softmax_cross_entropy, tensors, [np.ones(4)], [0])[0]
     np.testing.assert_allclose(found, gradient_reference(exact, labels, mask, np.ones(4)), atol=1e-3)
     assert (found[2, :3000] == 0).all()
@@ -120,5 +125,8 @@ def test_a_label_out_of_range_is_an_error_where_it_counts(backend, label):  # no
 def test_wrong_inputs_are_refused_in_one_line(backend, shapes, dtypes, message):  # noqa: F811
     usual = ("float32", "int32", "float32")
     with pytest.raises(OperatorError, match="softmax_cross_entropy: " + message) as error:
-        forward(softmax_cross_entropy, [Tensor(np.ones(shape), getattr(ms, dtypes.get(i, usual[i]))) for i, shape in enumerate(shapes)])
+        forward(
+            softmax_cross_entropy,
+            [Tensor(np.ones(shape), getattr(ms, dtypes.get(i, usual[i]))) for i, shape in enumerate(shapes)],
+        )
     assert "\n" not in str(error.value)

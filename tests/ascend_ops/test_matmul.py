@@ -42,28 +42,55 @@ def exact_linear_gradients(x, weight, cotangent):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_linear_and_gradients(backend, dtype):  # noqa: F811
-    x, weight, bias, cotangent = draw(2, 3, 7), draw(5, 7, seed=1), draw(5, seed=2), rounded(draw(2, 3, 5, seed=3), dtype)
+    x, weight, bias, cotangent = (
+        draw(2, 3, 7),
+        draw(5, 7, seed=1),
+        draw(5, seed=2),
+        rounded(draw(2, 3, 5, seed=3), dtype),
+    )
     tensors = [to_tensor(x, dtype), to_tensor(weight), to_tensor(bias)]
     exact = [rounded(x, dtype), rounded(weight, dtype), rounded(bias, "float32")]
     assert_close(forward(linear, tensors)[0], reference_linear(*exact), dtype)
     wanted = numeric_gradients(reference_linear, exact, [cotangent], range(3))
     found = gradients(linear, tensors, [cotangent], range(3))
-    for f, w, accuracy in zip(found, wanted, (dtype, "float32", "float32"), strict=True):  # weights' gradients are never rounded to dtype
+    for f, w, accuracy in zip(
+        found, wanted, (dtype, "float32", "float32"), strict=True
+    ):  # weights' gradients are never rounded to dtype
         assert_close(f, w, accuracy)
 
 
-# Rows on either side of the change from dot products to oneDNN (4 and 48), one output, one input, odd tails, shapes that use both threads.
+# Rows on either side of the change from dot products to oneDNN (4 and 48), one output, one input, odd tails, shapes
+# that use both threads.
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("rows", "size", "outputs"), [(1, 1, 1), (1, 33, 5), (1, 1024, 300), (4, 100, 67), (7, 17, 1), (48, 64, 16), (49, 1, 7), (70, 257, 131), (600, 96, 200)]
+    ("rows", "size", "outputs"),
+    [
+        (1, 1, 1),
+        (1, 33, 5),
+        (1, 1024, 300),
+        (4, 100, 67),
+        (7, 17, 1),
+        (48, 64, 16),
+        (49, 1, 7),
+        (70, 257, 131),
+        (600, 96, 200),
+    ],
 )
 def test_linear_of_any_size(backend, dtype, rows, size, outputs):  # noqa: F811
-    x, weight, bias, cotangent = draw(rows, size), draw(outputs, size, seed=1), draw(outputs, seed=2), rounded(draw(rows, outputs, seed=3), dtype)
+    x, weight, bias, cotangent = (
+        draw(rows, size),
+        draw(outputs, size, seed=1),
+        draw(outputs, seed=2),
+        rounded(draw(rows, outputs, seed=3), dtype),
+    )
     tensors = [to_tensor(x, dtype), to_tensor(weight), to_tensor(bias)]
     exact = [rounded(x, dtype), rounded(weight, dtype), rounded(bias, "float32")]
     assert_close(forward(linear, tensors)[0], reference_linear(*exact), dtype)
     for f, w, accuracy in zip(
-        gradients(linear, tensors, [cotangent], range(3)), exact_linear_gradients(*exact[:2], cotangent), (dtype, "float32", "float32"), strict=True
+        gradients(linear, tensors, [cotangent], range(3)),
+        exact_linear_gradients(*exact[:2], cotangent),
+        (dtype, "float32", "float32"),
+        strict=True,
     ):
         assert_close(f, w, accuracy)
 
@@ -97,7 +124,8 @@ def test_nan_stays_in_its_row(backend, dtype):  # noqa: F811
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 50])
 def test_weight_is_seen_rounded(backend, rows, dtype):  # noqa: F811
-    """1 + 2**-12 is 1 to both types: what is left of it would stand alone where 1 - 1 cancels, forward (columns) and backward (rows)."""
+    """1 + 2**-12 is 1 to both types: what is left of it would stand alone where 1 - 1 cancels, forward (columns) and
+    backward (rows)."""
     weight = np.array([[1 + 2.0**-12, 1], [1, 1]])
     x = cotangent = np.tile([1.0, -1.0], (rows, 1))
     tensors = [to_tensor(x, dtype), to_tensor(weight)]
@@ -114,7 +142,12 @@ COUNTS = [[5, 0, 1, 7], [0, 0, 13, 0], [13, 0, 0, 0], [3, 4, 3, 3]]
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("counts", COUNTS)
 def test_grouped_and_gradients(backend, counts, dtype):  # noqa: F811
-    x, weight, cotangent, counts = draw(13, 6), draw(4, 5, 6, seed=1), rounded(draw(13, 5, seed=2), dtype), np.array(counts, np.int32)
+    x, weight, cotangent, counts = (
+        draw(13, 6),
+        draw(4, 5, 6, seed=1),
+        rounded(draw(13, 5, seed=2), dtype),
+        np.array(counts, np.int32),
+    )
     tensors = [to_tensor(x, dtype), to_tensor(weight), to_tensor(counts)]
     exact = [rounded(x, dtype), rounded(weight, dtype), counts]
     assert_close(forward(grouped_matmul, tensors)[0], reference_grouped(*exact), dtype)
@@ -134,7 +167,11 @@ def test_grouped_with_small_and_large_experts(backend, counts, dtype):  # noqa: 
     exact = [rounded(x, dtype), rounded(weight, dtype)]
     assert_close(forward(grouped_matmul, tensors)[0], reference_grouped(*exact, counts), dtype)
     dx, dweight = gradients(grouped_matmul, tensors, [cotangent], range(2))
-    assert_close(dx, np.concatenate([c @ w for c, w in zip(np.split(cotangent, np.cumsum(counts)[:-1]), exact[1], strict=True)]), dtype)
+    assert_close(
+        dx,
+        np.concatenate([c @ w for c, w in zip(np.split(cotangent, np.cumsum(counts)[:-1]), exact[1], strict=True)]),
+        dtype,
+    )
     parts = zip(np.split(cotangent, np.cumsum(counts)[:-1]), np.split(exact[0], np.cumsum(counts)[:-1]), strict=True)
     assert_close(dweight, np.stack([c.T @ a for c, a in parts]))
 
@@ -146,7 +183,9 @@ def test_grouped_nan_stays_with_its_expert(backend):  # noqa: F811
     x[65, 2] = np.nan
     y = forward(grouped_matmul, [to_tensor(x), to_tensor(weight), to_tensor(counts)])[0]
     assert np.flatnonzero(np.isnan(y).any(1)).tolist() == [65]
-    dx, dweight = gradients(grouped_matmul, [to_tensor(x), to_tensor(weight), to_tensor(counts)], [np.ones((113, 8))], range(2))
+    dx, dweight = gradients(
+        grouped_matmul, [to_tensor(x), to_tensor(weight), to_tensor(counts)], [np.ones((113, 8))], range(2)
+    )
     assert not np.isnan(dx).any() and np.isnan(dweight).any((1, 2)).tolist() == [False, True, False]
     weight[0, 1, 1] = np.nan
     y = forward(grouped_matmul, [to_tensor(draw(113, 16)), to_tensor(weight), to_tensor(counts)])[0]
@@ -165,7 +204,10 @@ def test_eagerly_and_with_views(backend):  # noqa: F811
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
         x, weight = draw(6, 8), draw(8, 5, seed=1)
-        assert_close(to_float64(linear(to_tensor(x)[::2], to_tensor(weight).T)), rounded(x, "float32")[::2] @ rounded(weight, "float32"))
+        assert_close(
+            to_float64(linear(to_tensor(x)[::2], to_tensor(weight).T)),
+            rounded(x, "float32")[::2] @ rounded(weight, "float32"),
+        )
         gradient = ms.grad(lambda w: linear(to_tensor(x), w).sum())(to_tensor(weight.T.copy()))
         assert_close(to_float64(gradient), np.tile(rounded(x, "float32").sum(0), (5, 1)))
     finally:
@@ -175,14 +217,49 @@ def test_eagerly_and_with_views(backend):  # noqa: F811
 @pytest.mark.parametrize(
     ("call", "shapes", "dtypes", "message"),
     [
-        (linear, [(2, 3), (4, 3)], ["int32", "float32"], "linear: x is int32; it must be one of float32, float16, bfloat16; cast it"),
-        (linear, [(2, 3), (4, 3)], ["bfloat16", "bfloat16"], "linear: weight is bfloat16; weights are float32 for every dtype of x; cast it"),
-        (linear, [(2, 3), (4, 5)], ["float32"] * 2, r"linear: weight has shape \(4, 5\); it must be \(4, 3\): x has 3 channels"),
-        (linear, [(2, 3), (4, 3), (1,)], ["float32"] * 3, r"linear: bias has shape \(1,\); it must be \(4,\): weight makes 4 outputs"),
+        (
+            linear,
+            [(2, 3), (4, 3)],
+            ["int32", "float32"],
+            "linear: x is int32; it must be one of float32, float16, bfloat16; cast it",
+        ),
+        (
+            linear,
+            [(2, 3), (4, 3)],
+            ["bfloat16", "bfloat16"],
+            "linear: weight is bfloat16; weights are float32 for every dtype of x; cast it",
+        ),
+        (
+            linear,
+            [(2, 3), (4, 5)],
+            ["float32"] * 2,
+            r"linear: weight has shape \(4, 5\); it must be \(4, 3\): x has 3 channels",
+        ),
+        (
+            linear,
+            [(2, 3), (4, 3), (1,)],
+            ["float32"] * 3,
+            r"linear: bias has shape \(1,\); it must be \(4,\): weight makes 4 outputs",
+        ),
         (linear, [(0, 3), (4, 3)], ["float32"] * 2, "linear: x has shape .*no dimension may be 0"),
-        (grouped_matmul, [(2, 3), (4, 3), (4,)], ["float32", "float32", "int32"], "grouped_matmul: weight has shape .*must have 3 dimensions"),
-        (grouped_matmul, [(2, 3), (2, 4, 3), (2,)], ["float32", "float32", "int64"], "grouped_matmul: counts is int64; it must be int32; cast it"),
-        (grouped_matmul, [(2, 3), (2, 4, 3), (3,)], ["float32", "float32", "int32"], r"counts has shape \(3,\); it must be \(2,\): weight has 2 experts"),
+        (
+            grouped_matmul,
+            [(2, 3), (4, 3), (4,)],
+            ["float32", "float32", "int32"],
+            "grouped_matmul: weight has shape .*must have 3 dimensions",
+        ),
+        (
+            grouped_matmul,
+            [(2, 3), (2, 4, 3), (2,)],
+            ["float32", "float32", "int64"],
+            "grouped_matmul: counts is int64; it must be int32; cast it",
+        ),
+        (
+            grouped_matmul,
+            [(2, 3), (2, 4, 3), (3,)],
+            ["float32", "float32", "int32"],
+            r"counts has shape \(3,\); it must be \(2,\): weight has 2 experts",
+        ),
     ],
 )
 def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message):  # noqa: F811

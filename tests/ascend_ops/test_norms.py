@@ -66,11 +66,16 @@ def draw(*shape, seed=0):
 
 
 def make(name, dtype, *shape):
-    """Tensors of a case, and what they hold. Activations are multiples of 1/16: their sum is exact in every dtype, as the reference's is."""
+    """Tensors of a case, and what they hold. Activations are multiples of 1/16: their sum is exact in every dtype, as
+    the reference's is."""
     _, _, activations, parameters = CASES[name]
     arrays = [np.round(draw(*shape, seed=i) * 16 + 8) / 16 for i in range(activations)]
-    tensors = [to_tensor(a, dtype) for a in arrays] + [to_tensor(draw(shape[-1], seed=7 + i)) for i in range(parameters)]
-    return tensors, [rounded(a, dtype) for a in arrays] + [rounded(draw(shape[-1], seed=7 + i), "float32") for i in range(parameters)]
+    tensors = [to_tensor(a, dtype) for a in arrays] + [
+        to_tensor(draw(shape[-1], seed=7 + i)) for i in range(parameters)
+    ]
+    return tensors, [rounded(a, dtype) for a in arrays] + [
+        rounded(draw(shape[-1], seed=7 + i), "float32") for i in range(parameters)
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -127,7 +132,9 @@ def test_nan_spoils_its_row_alone(backend, name):  # noqa: F811
 
 def test_a_sum_is_rounded_once_and_then_normalised(backend):  # noqa: F811
     x, residual = (rounded(draw(5, 64, seed=s), "bfloat16") for s in (0, 1))
-    y, total = forward(add_rms, [to_tensor(x, "bfloat16"), to_tensor(residual, "bfloat16"), Tensor(np.ones(64, np.float32))])
+    y, total = forward(
+        add_rms, [to_tensor(x, "bfloat16"), to_tensor(residual, "bfloat16"), Tensor(np.ones(64, np.float32))]
+    )
     np.testing.assert_array_equal(total, rounded(x + residual, "bfloat16"))
     exact = rms_reference(total, np.ones(64))
     assert np.abs(y - exact).max() <= np.abs(exact).max() * 2**-8  # one rounding to bfloat16, not two
@@ -158,8 +165,18 @@ def numeric_first_gradient(exact):
     [
         (layer, [(2, 3), (4,), (3,)], {}, r"layer_norm: weight has shape \(4,\); it must be \(3,\): x has 3 channels"),
         (layer, [(2, 3), (3,), (1,)], {}, r"layer_norm: bias has shape \(1,\); it must be \(3,\)"),
-        (add_layer, [(2, 3), (3, 2), (3,), (3,)], {}, r"layer_norm: residual has shape \(3, 2\); it must be \(2, 3\): the shape of x"),
-        (add_rms, [(2, 3), (2, 3), (3,)], {1: "float16"}, "rms_norm: residual is float16 and x is float32; both must have one dtype"),
+        (
+            add_layer,
+            [(2, 3), (3, 2), (3,), (3,)],
+            {},
+            r"layer_norm: residual has shape \(3, 2\); it must be \(2, 3\): the shape of x",
+        ),
+        (
+            add_rms,
+            [(2, 3), (2, 3), (3,)],
+            {1: "float16"},
+            "rms_norm: residual is float16 and x is float32; both must have one dtype",
+        ),
         (rms, [(2, 3), (3,)], {0: "int32"}, "rms_norm: x is int32; it must be one of float32"),
         (rms, [(2, 0), (0,)], {}, "rms_norm: x has shape .*no dimension may be 0"),
     ],

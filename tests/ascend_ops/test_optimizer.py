@@ -36,7 +36,10 @@ class OneParameter(nn.Cell):
 
 
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
-@pytest.mark.parametrize(("shape", "dtype"), [((), "float32"), ((1,), "float16"), ((3, 37), "bfloat16"), ((4, 16), "float32"), ((70001,), "float32")])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((), "float32"), ((1,), "float16"), ((3, 37), "bfloat16"), ((4, 16), "float32"), ((70001,), "float32")],
+)
 def test_one_update(backend, shape, dtype, mode):  # noqa: F811
     p, m, v = (draw(*shape, seed=s) for s in range(3))
     v, gradient = np.abs(v), draw(*shape, seed=3) * 64
@@ -48,7 +51,9 @@ def test_one_update(backend, shape, dtype, mode):  # noqa: F811
         ms.set_context(mode=ms.GRAPH_MODE)
     assert done.shape == (1,) and done.dtype == ms.float32
     exact = [a.astype(np.float64) for a in (p, m, v)]
-    for found, wanted in zip(cell.state(), reference(*exact, rounded(gradient, dtype), 0.25, 1 / 64, DECAY), strict=True):
+    for found, wanted in zip(
+        cell.state(), reference(*exact, rounded(gradient, dtype), 0.25, 1 / 64, DECAY), strict=True
+    ):
         np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=2e-6)
 
 
@@ -74,13 +79,18 @@ def _step_parameter(lr, factor, decay, parameter, m, v, gradient):
 
 
 class TrainStep(nn.Cell):
-    """A step as the training loop builds it: gradients, their norm, and if that is finite a clipped update of all parameters."""
+    """A step as the training loop builds it: gradients, their norm, and if that is finite a clipped update of all
+    parameters."""
 
     def __init__(self, arrays):
         super().__init__()
         self.parameters = ParameterTuple([Parameter(Tensor(a), name=f"p{i}") for i, a in enumerate(arrays)])
-        self.m = ParameterTuple([Parameter(Tensor(np.zeros_like(a)), name=f"m{i}", requires_grad=False) for i, a in enumerate(arrays)])
-        self.v = ParameterTuple([Parameter(Tensor(np.zeros_like(a)), name=f"v{i}", requires_grad=False) for i, a in enumerate(arrays)])
+        self.m = ParameterTuple(
+            [Parameter(Tensor(np.zeros_like(a)), name=f"m{i}", requires_grad=False) for i, a in enumerate(arrays)]
+        )
+        self.v = ParameterTuple(
+            [Parameter(Tensor(np.zeros_like(a)), name=f"v{i}", requires_grad=False) for i, a in enumerate(arrays)]
+        )
         self.decay = (DECAY, 0.0, DECAY)
         self.hyper_map = ops.HyperMap()
         self.value_and_grad = ops.value_and_grad(self.loss, None, self.parameters)
@@ -95,7 +105,10 @@ class TrainStep(nn.Cell):
         applied = ops.isfinite(norm)
         if applied:
             factor = 1.0 / ops.maximum(norm, 1.0)
-            loss = ops.depend(loss, self.hyper_map(ops.partial(_step, lr, factor), self.decay, self.parameters, self.m, self.v, gradients))
+            loss = ops.depend(
+                loss,
+                self.hyper_map(ops.partial(_step, lr, factor), self.decay, self.parameters, self.m, self.v, gradients),
+            )
         return loss, norm, applied
 
 
@@ -112,7 +125,9 @@ def test_training_in_a_branch_of_a_graph(backend):  # noqa: F811
     for step in range(5):
         lr = 0.1 / (step + 1)
         loss, norm, applied = cell(Tensor(x), Tensor(lr, ms.float32))
-        wanted, gradients = loss_and_gradients(x.astype(np.float64), *(p for p, _, _ in state))  # of the values before the step
+        wanted, gradients = loss_and_gradients(
+            x.astype(np.float64), *(p for p, _, _ in state)
+        )  # of the values before the step
         wanted_norm = np.sqrt(sum((g * g).sum() for g in gradients))
         np.testing.assert_allclose([float(loss), float(norm)], [wanted, wanted_norm], rtol=1e-5)
         assert bool(applied)
@@ -166,7 +181,12 @@ def update(p, m, v, gradient):
 @pytest.mark.parametrize(
     ("call", "shapes", "dtypes", "message"),
     [
-        (update, [(2, 3)] * 3 + [(3, 2)], {}, r"adamw: gradient has shape \(3, 2\); it must be \(2, 3\): the shape of parameter"),
+        (
+            update,
+            [(2, 3)] * 3 + [(3, 2)],
+            {},
+            r"adamw: gradient has shape \(3, 2\); it must be \(2, 3\): the shape of parameter",
+        ),
         (update, [(2, 3), (3,), (2, 3), (2, 3)], {}, r"adamw: m has shape \(3,\); it must be \(2, 3\)"),
         (update, [(2, 3)] * 4, {2: "float16"}, "adamw: v is float16; it must be float32"),
         (update, [(2, 3)] * 4, {3: "int32"}, "adamw: gradient is int32; it must be one of float32"),

@@ -51,13 +51,17 @@ def test_pairs_turn_by_the_angle_and_gradients_turn_back(backend, dtype, flat): 
     assert dcos_sin.shape == cos_sin.shape and not dcos_sin.any()
 
 
-@pytest.mark.parametrize("B, S, H, D", [(1, 1, 1, 2), (1, 1, 4, 64), (2, 3, 5, 16), (1, 2, 2, 130), (3, 300, 2, 32), (2, 2, 1, 20000)])
+@pytest.mark.parametrize(
+    "B, S, H, D", [(1, 1, 1, 2), (1, 1, 4, 64), (2, 3, 5, 16), (1, 2, 2, 130), (3, 300, 2, 32), (2, 2, 1, 20000)]
+)
 def test_any_shape_and_threads(backend, B, S, H, D):  # noqa: F811
     angles, cos_sin = draw_angles(B, S, D // 2)
     x, dy = draw(B, S, H, D), draw(B, S, H, D, seed=1)
     tensors = [to_tensor(x.reshape(B, S, -1)), to_tensor(cos_sin)]
     assert_close(forward(rotary_embedding, tensors)[0], turned(x, angles).reshape(B, S, -1))
-    assert_close(gradients(rotary_embedding, tensors, [dy.reshape(B, S, -1)], [0])[0], turned(dy, -angles).reshape(B, S, -1))
+    assert_close(
+        gradients(rotary_embedding, tensors, [dy.reshape(B, S, -1)], [0])[0], turned(dy, -angles).reshape(B, S, -1)
+    )
 
 
 def sum_of_cubes(x, cos_sin):
@@ -99,7 +103,9 @@ def test_table_keeps_its_digits_at_large_positions(theta):
     assert table.shape == (32768, 128) and table.dtype == np.float32
     for position, i in ((0, 0), (1, 1), (32767, 0), (32767, 3), (20001, 63)):
         angle = position / float(theta) ** (2 * i / 128)
-        np.testing.assert_allclose(table[position, [i, 64 + i]], [np.cos(angle), np.sin(angle)], atol=1e-7)  # in float32 angles: 1e-3
+        np.testing.assert_allclose(
+            table[position, [i, 64 + i]], [np.cos(angle), np.sin(angle)], atol=1e-7
+        )  # in float32 angles: 1e-3
 
 
 @pytest.mark.parametrize(
@@ -159,7 +165,8 @@ def test_eager_views_are_computed_as_they_look(backend):  # noqa: F811
 
 
 def documented(x, cos, sin, mode):
-    """ops.rotary_position_embedding by its documentation: mode 0, layout BSND with cos and sin B S 1 D, of one dtype."""
+    """ops.rotary_position_embedding by its documentation: mode 0, layout BSND with cos and sin B S 1 D, of one
+    dtype."""
     assert mode == 0 and x.dtype == cos.dtype == sin.dtype and cos.shape == sin.shape == (*x.shape[:2], 1, x.shape[3])
     x, cos, sin = (t.asnumpy() for t in (x, cos, sin))
     x1, x2 = np.split(x, 2, axis=-1)
@@ -191,12 +198,19 @@ def test_the_builtin_is_called_as_documented(mindspore_cpu, monkeypatch):
         ((2, 3, 9), (2, 3, 3), (), r"cos_sin has shape \(2, 3, 3\); its last dimension must be even"),
         ((2, 3, 8), (1, 3, 4), (), r"cos_sin has shape \(1, 3, 4\); it must be \(2, 3, 4\): the batch and length of x"),
         ((2, 3, 8), (2, 1, 4), (), r"cos_sin has shape \(2, 1, 4\); it must be \(2, 3, 4\)"),
-        ((2, 3, 10), (2, 3, 4), (), r"x has shape \(2, 3, 10\); its last dimension must be a multiple of 4, the head size"),
+        (
+            (2, 3, 10),
+            (2, 3, 4),
+            (),
+            r"x has shape \(2, 3, 10\); its last dimension must be a multiple of 4, the head size",
+        ),
         ((2, 3, 2, 8), (2, 3, 4), (), r"x has shape \(2, 3, 2, 8\); its last dimension must be 4, the head size"),
     ],
 )
 def test_wrong_inputs_are_refused_in_one_line(backend, x, cos_sin, dtypes, message):  # noqa: F811
     dtypes = (*dtypes, "float32", "float32")
     with pytest.raises(OperatorError, match="^ascend_ops.rotary_embedding: " + message) as error:
-        forward(rotary_embedding, [Tensor(np.ones(shape), getattr(ms, dtypes[i])) for i, shape in enumerate((x, cos_sin))])
+        forward(
+            rotary_embedding, [Tensor(np.ones(shape), getattr(ms, dtypes[i])) for i, shape in enumerate((x, cos_sin))]
+        )
     assert "\n" not in str(error.value)

@@ -34,7 +34,8 @@ def choose_experts(*shape, num_experts=NUM_EXPERTS, seed=0):
 
 @contextlib.contextmanager
 def eagerly():
-    """Calls here run eagerly, one after the other. What fails inside a graph costs three seconds, so most of the failures are tried here."""
+    """Calls here run eagerly, one after the other. What fails inside a graph costs three seconds, so most of the
+    failures are tried here."""
     # Else calls behind the one that failed run, too, and on a busy machine a later test is told of their failures.
     ms.set_context(mode=ms.PYNATIVE_MODE, pynative_synchronize=True)
     try:
@@ -63,7 +64,11 @@ def dispatch_reference(x, expert, num_experts=NUM_EXPERTS):
     flat = expert.ravel()
     order = [slot for e in range(num_experts) for slot in range(flat.size) if flat[slot] == e]
     top_k = flat.size // x.shape[0]
-    return np.stack([x[slot // top_k] for slot in order]), np.array(order), np.array([(flat == e).sum() for e in range(num_experts)])
+    return (
+        np.stack([x[slot // top_k] for slot in order]),
+        np.array(order),
+        np.array([(flat == e).sum() for e in range(num_experts)]),
+    )
 
 
 def combine_reference(rows, order, weights):
@@ -91,8 +96,14 @@ def test_route_reads_the_table(backend, domain_shape):  # noqa: F811
 
 @pytest.mark.parametrize("shape", [(1,), (70001,), (2, 3, 5)])
 def test_route_of_any_length_rank_and_threads(backend, shape):  # noqa: F811
-    table, ids, domain = choose_experts(2, 1000), choose_experts(*shape, num_experts=1000, seed=1), choose_experts(*shape, num_experts=2, seed=2)
-    np.testing.assert_array_equal(forward(rre_route, [Tensor(domain), Tensor(ids), Tensor(table)])[0], table[domain, ids])
+    table, ids, domain = (
+        choose_experts(2, 1000),
+        choose_experts(*shape, num_experts=1000, seed=1),
+        choose_experts(*shape, num_experts=2, seed=2),
+    )
+    np.testing.assert_array_equal(
+        forward(rre_route, [Tensor(domain), Tensor(ids), Tensor(table)])[0], table[domain, ids]
+    )
 
 
 @pytest.mark.parametrize(("domain", "ids"), [(4, 0), (-1, 0), (0, 30), (0, -1), (0, 2**31 - 1), (-(2**31), 0)])
@@ -109,7 +120,13 @@ def test_route_out_of_range_stops(backend, domain, ids):  # noqa: F811
 
 @pytest.mark.parametrize(
     ("expert_shape", "width", "dtype"),
-    [((37,), 19, "float32"), ((37, 1), 5, "bfloat16"), ((37, 2), 16, "float32"), ((37, 2), 33, "float16"), ((37, 3), 64, "bfloat16")],
+    [
+        ((37,), 19, "float32"),
+        ((37, 1), 5, "bfloat16"),
+        ((37, 2), 16, "float32"),
+        ((37, 2), 33, "float16"),
+        ((37, 3), 64, "bfloat16"),
+    ],
 )
 def test_dispatch_and_gradient(backend, expert_shape, width, dtype):  # noqa: F811
     x, expert = rounded(draw(37, width), dtype), choose_experts(*expert_shape)
@@ -162,7 +179,9 @@ def combine_two_without_weights(rows, order):
     return moe_combine(rows, order, top_k=2)
 
 
-@pytest.mark.parametrize(("top_k", "width", "dtype"), [(1, 21, "float32"), (2, 16, "bfloat16"), (2, 21, "float16"), (3, 5, "float32")])
+@pytest.mark.parametrize(
+    ("top_k", "width", "dtype"), [(1, 21, "float32"), (2, 16, "bfloat16"), (2, 21, "float16"), (3, 5, "float32")]
+)
 def test_combine_and_gradients(backend, top_k, width, dtype):  # noqa: F811
     rows, weights = rounded(draw(11 * top_k, width), dtype), rounded(draw(11, top_k, seed=1), "float32")
     order = np.random.RandomState(2).permutation(11 * top_k).astype(np.int32)
@@ -174,24 +193,42 @@ def test_combine_and_gradients(backend, top_k, width, dtype):  # noqa: F811
         assert_close(found, expected, dtype)
 
 
-@pytest.mark.parametrize(("call", "top_k", "dtype"), [(moe_combine, 1, "bfloat16"), (combine_two_without_weights, 2, "float32")])
+@pytest.mark.parametrize(
+    ("call", "top_k", "dtype"), [(moe_combine, 1, "bfloat16"), (combine_two_without_weights, 2, "float32")]
+)
 def test_combine_without_weights(backend, call, top_k, dtype):  # noqa: F811
-    rows, order = rounded(draw(12 * top_k, 35), dtype), np.random.RandomState(2).permutation(12 * top_k).astype(np.int32)
-    tensors, ones, cotangent = [to_tensor(rows, dtype), Tensor(order)], np.ones((12, top_k)), rounded(draw(12, 35, seed=3), dtype)
+    rows, order = (
+        rounded(draw(12 * top_k, 35), dtype),
+        np.random.RandomState(2).permutation(12 * top_k).astype(np.int32),
+    )
+    tensors, ones, cotangent = (
+        [to_tensor(rows, dtype), Tensor(order)],
+        np.ones((12, top_k)),
+        rounded(draw(12, 35, seed=3), dtype),
+    )
     assert_close(forward(call, tensors)[0], combine_reference(rows, order, ones), dtype)
     np.testing.assert_array_equal(gradients(call, tensors, [cotangent], (0,))[0], cotangent[order // top_k])
 
 
 def test_combine_takes_weights_of_the_dtype_of_rows(backend):  # noqa: F811
-    rows, weights, order = draw(12, 8), rounded(draw(6, 2, seed=1), "bfloat16"), np.arange(12, dtype=np.int32)[::-1].copy()
+    rows, weights, order = (
+        draw(12, 8),
+        rounded(draw(6, 2, seed=1), "bfloat16"),
+        np.arange(12, dtype=np.int32)[::-1].copy(),
+    )
     tensors = [to_tensor(rows, "bfloat16"), Tensor(order), to_tensor(weights, "bfloat16")]
-    assert_close(forward(moe_combine, tensors)[0], combine_reference(rounded(rows, "bfloat16"), order, weights), "bfloat16")
+    assert_close(
+        forward(moe_combine, tensors)[0], combine_reference(rounded(rows, "bfloat16"), order, weights), "bfloat16"
+    )
     assert ms.grad(moe_combine, (0, 2))(*tensors)[1].dtype == ms.bfloat16
 
 
 def test_combine_of_many_rows_on_several_threads(backend):  # noqa: F811
     rows, weights = draw(9000, 37).astype(np.float32), draw(3000, 3, seed=1).astype(np.float32)
-    order, cotangent = np.random.RandomState(2).permutation(9000).astype(np.int32), draw(3000, 37, seed=3).astype(np.float32)
+    order, cotangent = (
+        np.random.RandomState(2).permutation(9000).astype(np.int32),
+        draw(3000, 37, seed=3).astype(np.float32),
+    )
     tensors = [Tensor(rows), Tensor(order), Tensor(weights)]
     assert_close(forward(moe_combine, tensors)[0], combine_reference(rows.astype(np.float64), order, weights))
     drows, dweights = gradients(moe_combine, tensors, [cotangent], (0, 2))
@@ -228,7 +265,9 @@ def mixture(x, expert, gate, weight):
 
 def mixture_reference(x, expert, gate, weight):
     """Token by token, with no sorting."""
-    return np.stack([sum(gate[t, k] * (x[t] @ weight[expert[t, k]]) for k in range(expert.shape[1])) for t in range(len(x))])
+    return np.stack(
+        [sum(gate[t, k] * (x[t] @ weight[expert[t, k]]) for k in range(expert.shape[1])) for t in range(len(x))]
+    )
 
 
 def test_dispatch_experts_combine_is_the_mixture_of_each_token(backend):  # noqa: F811
@@ -259,7 +298,9 @@ def test_there_and_back_is_the_identity_and_nan_stays(backend):  # noqa: F811
 def test_nan_in_one_choice_reaches_only_its_token(backend):  # noqa: F811
     rows = draw(20, 17)
     rows[5] = np.nan
-    out = forward(moe_combine, [to_tensor(rows), Tensor(np.arange(20, dtype=np.int32)), Tensor(np.zeros((10, 2), np.float32))])[0]
+    out = forward(
+        moe_combine, [to_tensor(rows), Tensor(np.arange(20, dtype=np.int32)), Tensor(np.zeros((10, 2), np.float32))]
+    )[0]
     assert np.isnan(out[2]).all() and not np.isnan(np.delete(out, 2, 0)).any()
 
 
@@ -305,9 +346,17 @@ class Gradient(ms.nn.Cell):
 def test_one_graph_for_any_number_of_tokens(backend):  # noqa: F811
     cell, gradient = Dynamic(), Gradient(Dynamic())
     for net in (cell, gradient):
-        net.set_inputs(Tensor(shape=[None, 8], dtype=ms.float32), Tensor(shape=[None, 2], dtype=ms.int32), Tensor(shape=[None, 2], dtype=ms.float32))
+        net.set_inputs(
+            Tensor(shape=[None, 8], dtype=ms.float32),
+            Tensor(shape=[None, 2], dtype=ms.int32),
+            Tensor(shape=[None, 2], dtype=ms.float32),
+        )
     for tokens in (5, 64):
-        x, expert, gate = draw(tokens, 8).astype(np.float32), choose_experts(tokens, 2), draw(tokens, 2, seed=1).astype(np.float32)
+        x, expert, gate = (
+            draw(tokens, 8).astype(np.float32),
+            choose_experts(tokens, 2),
+            draw(tokens, 2, seed=1).astype(np.float32),
+        )
         tensors = [Tensor(x), Tensor(expert), Tensor(gate)]
         out, order, counts = cell(*tensors)
         wanted = dispatch_reference(x, expert)
@@ -341,24 +390,68 @@ def zeros(shape, dtype="int32"):
 @pytest.mark.parametrize(
     ("call", "tensors", "message"),
     [
-        (rre_route, [zeros((2, 3)), zeros((2, 4)), zeros((2, 9))], r"rre_route: domain has shape \(2, 3\); it must be \(2, 4\) or \(2,\) or \(2, 1\)"),
+        (
+            rre_route,
+            [zeros((2, 3)), zeros((2, 4)), zeros((2, 9))],
+            r"rre_route: domain has shape \(2, 3\); it must be \(2, 4\) or \(2,\) or \(2, 1\)",
+        ),
         (rre_route, [zeros((4,)), zeros((2, 4)), zeros((2, 9))], r"rre_route: domain has shape \(4,\); it must be"),
-        (rre_route, [zeros((2,)), zeros((2,), "int64"), zeros((2, 9))], "rre_route: ids is int64; it must be int32; cast it"),
-        (rre_route, [zeros((2,), "float32"), zeros((2,)), zeros((2, 9))], "rre_route: domain is float32; it must be int32"),
-        (rre_route, [zeros((2,)), zeros((2,)), zeros((9,))], r"rre_route: table has shape \(9,\); it must have 2 dimensions"),
+        (
+            rre_route,
+            [zeros((2,)), zeros((2,), "int64"), zeros((2, 9))],
+            "rre_route: ids is int64; it must be int32; cast it",
+        ),
+        (
+            rre_route,
+            [zeros((2,), "float32"), zeros((2,)), zeros((2, 9))],
+            "rre_route: domain is float32; it must be int32",
+        ),
+        (
+            rre_route,
+            [zeros((2,)), zeros((2,)), zeros((9,))],
+            r"rre_route: table has shape \(9,\); it must have 2 dimensions",
+        ),
         (rre_route, [zeros((0,)), zeros((0,)), zeros((2, 9))], "rre_route: domain has shape .* no dimension may be 0"),
-        (dispatch, [zeros((4, 3), "float32"), zeros((5,))], r"moe_dispatch: expert has shape \(5,\); its first dimension must be 4"),
+        (
+            dispatch,
+            [zeros((4, 3), "float32"), zeros((5,))],
+            r"moe_dispatch: expert has shape \(5,\); its first dimension must be 4",
+        ),
         (dispatch, [zeros((4, 3), "float32"), zeros((4,), "int64")], "moe_dispatch: expert is int64; it must be int32"),
         (dispatch, [zeros((4, 3)), zeros((4,))], "moe_dispatch: x is int32; it must be one of float32"),
         (dispatch, [zeros((4,), "float32"), zeros((4,))], "moe_dispatch: x has shape .* 2 dimensions"),
         (dispatch, [zeros((4, 3), "float32"), zeros((4, 1, 1))], "moe_dispatch: expert has shape .* 1 to 2 dimensions"),
-        (dispatch_to_none, [zeros((4, 3), "float32"), zeros((4,))], "moe_dispatch: num_experts=0: it must be a whole number of at least 1"),
-        (moe_combine, [zeros((4, 3), "float32"), zeros((5,))], r"moe_combine: order has shape \(5,\); it must be \(4,\): rows has 4 rows"),
-        (moe_combine, [zeros((4, 3), "float32"), zeros((4,)), zeros((4, 2), "float32")], r"moe_combine: weights has shape \(4, 2\); .* 4 slots"),
-        (moe_combine, [zeros((4, 3), "float32"), zeros((4,)), zeros((4,), "float32")], "moe_combine: weights has shape .* 2 dimensions"),
+        (
+            dispatch_to_none,
+            [zeros((4, 3), "float32"), zeros((4,))],
+            "moe_dispatch: num_experts=0: it must be a whole number of at least 1",
+        ),
+        (
+            moe_combine,
+            [zeros((4, 3), "float32"), zeros((5,))],
+            r"moe_combine: order has shape \(5,\); it must be \(4,\): rows has 4 rows",
+        ),
+        (
+            moe_combine,
+            [zeros((4, 3), "float32"), zeros((4,)), zeros((4, 2), "float32")],
+            r"moe_combine: weights has shape \(4, 2\); .* 4 slots",
+        ),
+        (
+            moe_combine,
+            [zeros((4, 3), "float32"), zeros((4,)), zeros((4,), "float32")],
+            "moe_combine: weights has shape .* 2 dimensions",
+        ),
         (moe_combine, [zeros((4, 3), "float32"), zeros((4,)), zeros((2, 2))], "moe_combine: weights is int32"),
-        (combine_three, [zeros((4, 3), "float32"), zeros((4,))], "moe_combine: top_k=3: it must be at least 1 and divide the 4 slots"),
-        (combine_three_with_weights, [zeros((4, 3), "float32"), zeros((4,)), zeros((2, 2), "float32")], "moe_combine: top_k=4: weights have 2 columns"),
+        (
+            combine_three,
+            [zeros((4, 3), "float32"), zeros((4,))],
+            "moe_combine: top_k=3: it must be at least 1 and divide the 4 slots",
+        ),
+        (
+            combine_three_with_weights,
+            [zeros((4, 3), "float32"), zeros((4,)), zeros((2, 2), "float32")],
+            "moe_combine: top_k=4: weights have 2 columns",
+        ),
     ],
 )
 def test_wrong_inputs_are_refused_in_one_line(backend, call, tensors, message):  # noqa: F811

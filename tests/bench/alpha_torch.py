@@ -1,13 +1,14 @@
-"""PanGu-alpha in eager PyTorch, as its users write it: the peer of the training benchmark. Same parameters by name, same function.
+"""PanGu-alpha in eager PyTorch, as its users write it: the peer of the training benchmark. Same parameters by name,
+same function.
 
-Shapes: see pangu_ms/models/layers.py. No dropout, no segments: what a GPT trainer computes on packed text.
+Shapes: see pangu_ms/models/common/layers.py. No dropout, no segments: what a GPT trainer computes on packed text.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pangu_ms.config.alpha import AlphaConfig
+from pangu_ms.models.alpha.config import AlphaConfig
 
 ACTIVATIONS = {
     "gelu": lambda x: functional.gelu(x, approximate="tanh"),
@@ -23,7 +24,9 @@ class Attention(nn.Module):
     def __init__(self, config: AlphaConfig):
         super().__init__()
         self.num_heads = config.num_heads
-        self.query, self.key, self.value, self.output = (nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4))
+        self.query, self.key, self.value, self.output = (
+            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
+        )
 
     def heads(self, x):
         return x.view(x.shape[0], x.shape[1], self.num_heads, -1).transpose(1, 2)
@@ -37,7 +40,10 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, config: AlphaConfig):
         super().__init__()
-        self.up, self.down = nn.Linear(config.hidden_size, config.ffn_hidden_size), nn.Linear(config.ffn_hidden_size, config.hidden_size)
+        self.up, self.down = (
+            nn.Linear(config.hidden_size, config.ffn_hidden_size),
+            nn.Linear(config.ffn_hidden_size, config.hidden_size),
+        )
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x):
@@ -63,7 +69,10 @@ class AlphaTorch(nn.Module):
         super().__init__()
         E = config.hidden_size
         self.word_embedding = nn.Embedding(config.vocab_size, E)
-        self.position_embedding, self.query_embedding = nn.Embedding(config.seq_length, E), nn.Embedding(config.seq_length, E)
+        self.position_embedding, self.query_embedding = (
+            nn.Embedding(config.seq_length, E),
+            nn.Embedding(config.seq_length, E),
+        )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers - 1))
         self.query_layer, self.final_norm = Block(config), nn.LayerNorm(E, config.layer_norm_eps)
         self.norm_before_query = config.final_norm_position == "before_query"

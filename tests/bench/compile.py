@@ -1,4 +1,5 @@
-"""`python -m tests.bench.compile`: seconds until the first training step is done, by number of layers, without and with the compiled graph in the cache."""
+"""`python -m tests.bench.compile`: seconds until the first training step is done, by number of layers, without and with
+the compiled graph in the cache."""
 
 import argparse
 import json
@@ -13,9 +14,21 @@ from pangu_ms.config.load import load_config
 
 def first_step(config: str, layers: int, records: Path, cache: Path, output: Path) -> dict:
     """Train one step in a fresh process; its result."""
-    command = [sys.executable, "-m", "pangu_ms", "train", "--config", config, f"model.num_layers={layers}", "train.steps=1", "optimizer.warmup_steps=0"]
+    command = [
+        sys.executable,
+        "-m",
+        "pangu_ms",
+        "train",
+        "--config",
+        config,
+        f"model.num_layers={layers}",
+        "train.steps=1",
+        "optimizer.warmup_steps=0",
+    ]
     command += ["data.held_out=0", "--data", str(records), "--output", str(output), "--json"]
-    done = subprocess.run(command, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, capture_output=True, text=True, check=True
+    )
     return json.loads(done.stdout)
 
 
@@ -33,9 +46,14 @@ def main() -> None:
         base = Path(scratch)
         build_records(load_config(args.config), standard_library_files()[:60], base, progress=False)
         for layers in args.layers:
-            results = [first_step(args.config, layers, base / "records", base / "cache", base / f"run-{layers}-{n}") for n in range(2)]
+            results = [
+                first_step(args.config, layers, base / "records", base / "cache", base / f"run-{layers}-{n}")
+                for n in range(2)
+            ]
             assert [r["cache_hit"] for r in results] == [False, True]
-            rows.append({"layers": layers, "cold_s": results[0]["compile_seconds"], "warm_s": results[1]["compile_seconds"]})
+            rows.append(
+                {"layers": layers, "cold_s": results[0]["compile_seconds"], "warm_s": results[1]["compile_seconds"]}
+            )
     slopes = {k: (rows[-1][k] - rows[0][k]) / (rows[-1]["layers"] - rows[0]["layers"]) for k in ("cold_s", "warm_s")}
     if args.json:
         print(json.dumps({"rows": rows, "seconds_per_layer": slopes}))

@@ -1,7 +1,8 @@
-"""`python -m tests.bench.generate`: speed of cached decoding from a checkpoint and from its MindIR package, beside the memory's read bandwidth.
+"""`python -m tests.bench.generate`: speed of cached decoding from a checkpoint and from its MindIR package, beside the
+memory's read bandwidth.
 
-Weights are random: speed does not depend on their values. A step must read all weights and the whole static cache once; the share is that many
-bytes per second against what two threads read from an array in this process.
+Weights are random: speed does not depend on their values. A step must read all weights and the whole static cache once;
+the share is that many bytes per second against what two threads read from an array in this process.
 """
 
 import argparse
@@ -15,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms import runtime
 from pangu_ms.config.load import load_config
+from pangu_ms.core import runtime
 
 
 def read_bandwidth(threads: int = 2, size_bytes: int = 1 << 29, rounds: int = 5) -> float:
@@ -34,7 +35,9 @@ def read_bandwidth(threads: int = 2, size_bytes: int = 1 << 29, rounds: int = 5)
 def step_bytes(model, shape) -> int:
     """Bytes that one decoding step reads: every weight but the tables of which it takes single rows, and the cache."""
     shapes, sizes = model.parameter_shapes(), model.axis_sizes()
-    tables = {name for name in shapes if "_embedding." in name} - (set() if "head.weight" in shapes else {"word_embedding.weight"})
+    tables = {name for name in shapes if "_embedding." in name} - (
+        set() if "head.weight" in shapes else {"word_embedding.weight"}
+    )
     weights = sum(math.prod(shape) for name, shape in shapes.items() if name not in tables)
     cache = 2 * model.num_layers * shape.batch_size * shape.capacity * sizes.get("kv_heads", sizes["heads"])
     return 4 * (weights + cache)
@@ -72,7 +75,9 @@ def measure(name: str, batch_size: int, max_length: int, steps: int, directory: 
     tensors = dict(initial_values(config.model, 0))
     texts = (document.text for document in Corpus(standard_library_files()))
     train_tokenizer(texts, config.model.vocab_size, "none").save(directory / "tokenizer")
-    checkpoint = store.open_checkpoint(store.save(directory / "checkpoints", 0, {"model": tensors}, {}, config, directory / "tokenizer"))
+    checkpoint = store.open_checkpoint(
+        store.save(directory / "checkpoints", 0, {"model": tensors}, {}, config, directory / "tokenizer")
+    )
     del tensors
     shape = GraphShape.fitting(config.model.seq_length, batch_size, max_length)
     read = step_bytes(config.model, shape)
@@ -88,8 +93,16 @@ def measure(name: str, batch_size: int, max_length: int, steps: int, directory: 
     decoder = package.decoder()
     start = time.perf_counter() - began
     rows.append({"from": "MindIR", "start_s": start} | time_decoder(decoder, steps))
-    common = {"config": name, "batch_size": batch_size, "cache_positions": shape.capacity, "max_difference": manifest["verified"]["max_difference"]}
-    return [common | row | {"tokens_per_s": 1e3 * batch_size / row["step_ms"], "read_gb_per_s": read / row["step_ms"] / 1e6} for row in rows]
+    common = {
+        "config": name,
+        "batch_size": batch_size,
+        "cache_positions": shape.capacity,
+        "max_difference": manifest["verified"]["max_difference"],
+    }
+    return [
+        common | row | {"tokens_per_s": 1e3 * batch_size / row["step_ms"], "read_gb_per_s": read / row["step_ms"] / 1e6}
+        for row in rows
+    ]
 
 
 def main() -> None:
@@ -112,10 +125,17 @@ def main() -> None:
         print(json.dumps({"read_bandwidth_gb_per_s": bandwidth / 1e9, "rows": rows}))
         return
     print(f"memory read bandwidth, 2 threads: {bandwidth / 1e9:.1f} GB/s\n")
-    print(f"{'config':<26}{'batch':>6}  {'from':<11}{'start s':>8}{'prefill ms':>12}{'step ms':>9}{'tokens/s':>10}{'read GB/s':>11}{'share':>7}  difference")
+    print(
+        f"{'config':<26}{'batch':>6} "
+        f" {'from':<11}{'start s':>8}{'prefill ms':>12}{'step ms':>9}{'tokens/s':>10}{'read GB/s':>11}{'share':>7} "
+        " difference"
+    )
     for row in rows:
         numbers = f"{row['start_s']:>8.1f}{row['prefill_ms']:>12.1f}{row['step_ms']:>9.1f}{row['tokens_per_s']:>10.1f}{row['read_gb_per_s']:>11.1f}"
-        print(f"{row['config']:<26}{row['batch_size']:>6}  {row['from']:<11}{numbers}{row['share_of_bandwidth']:>7.0%}  {row['max_difference']:.2g}")
+        print(
+            f"{row['config']:<26}{row['batch_size']:>6}  {row['from']:<11}{numbers}{row['share_of_bandwidth']:>7.0%} "
+            f" {row['max_difference']:.2g}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """`python -m tests.bench.leader`: the load that the leading launcher holds: a job of many hosts over loopback.
 
-The leader is a process of its own with real ranks, which beat and wait for their end. The other hosts are connections of this process, which join and obey
-as launchers do, with ranks that only exist as messages. Two jobs: one that is flooded with heartbeats and then stopped by a signal, one that loses a host.
+The leader is a process of its own with real ranks, which beat and wait for their end. The other hosts are connections
+of this process, which join and obey as launchers do, with ranks that only exist as messages. Two jobs: one that is
+flooded with heartbeats and then stopped by a signal, one that loses a host.
 """
 
 import argparse
@@ -19,18 +20,21 @@ import tempfile
 import time
 from pathlib import Path
 
-from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
-from pangu_run.isolated import JOB_SECRET
+from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
+from pangu_ms.core.isolated import JOB_SECRET
+from pangu_run.job import record
+from pangu_run.job.job import Job, Limits, Place
 from pangu_run.job_directory import JobDirectory
-from pangu_run.launch import record
-from pangu_run.launch.job import Job, Limits, Place
-from pangu_run.launch.start import run_job
-from pangu_run.supervise import messages
-from pangu_run.supervise.leader import Leader
-from pangu_run.supervise.links import join
+from pangu_run.launcher import run_job
+from pangu_run.supervisor import messages
+from pangu_run.supervisor.leader import Leader
+from pangu_run.supervisor.links import join
 from tests.faults.common import free_ports
 
-RANK = "import signal, sys; from pangu_run.heartbeat import beat; signal.signal(15, lambda *_: sys.exit(75)); beat('step', 0); signal.pause()"
+RANK = (
+    "import signal, sys; from pangu_ms.core.heartbeat import beat; signal.signal(15, lambda *_: sys.exit(75)); beat('step',"
+    " 0); signal.pause()"
+)
 FLOOD = 1000
 """Steps of the flood's beats begin here."""
 
@@ -40,7 +44,16 @@ def job_of(hosts: int, ranks: int, port: int, directory: Path, server: int) -> J
     places = [Place(host * ranks + device, f"h{host}", device) for host in range(hosts) for device in range(ranks)]
     limits = Limits(host_s=300.0, grace_s=20.0)
     master = ("127.0.0.1", port)
-    return Job(lambda rank: ["-c", RANK], places, JobDirectory(directory), f"h{server}", start="rank-table", master=master, limits=limits, stream_rank=None)
+    return Job(
+        lambda rank: ["-c", RANK],
+        places,
+        JobDirectory(directory),
+        f"h{server}",
+        start="rank-table",
+        master=master,
+        limits=limits,
+        stream_rank=None,
+    )
 
 
 def lead(spec: dict) -> int:
@@ -89,7 +102,17 @@ class Follower:
     def beat(self, phase: str, step: int | None) -> None:
         """All its ranks beat."""
         for rank in self.left:
-            self.link.send({"is": "beat", "attempt": 1, "rank": rank, "pid": rank + 1, "phase": phase, "step": step, "time": time.time()})
+            self.link.send(
+                {
+                    "is": "beat",
+                    "attempt": 1,
+                    "rank": rank,
+                    "pid": rank + 1,
+                    "phase": phase,
+                    "step": step,
+                    "time": time.time(),
+                }
+            )
 
     async def flood(self, rounds: int) -> None:
         """All its ranks beat as fast as the leader reads."""
@@ -176,7 +199,12 @@ def measure(args: argparse.Namespace) -> dict:
         stopped = asyncio.run(one_job(args, Path(scratch, "stopped"), lose=False))
         lost = asyncio.run(one_job(args, Path(scratch, "lost"), lose=True))
     assert "was lost" in lost["told"], lost["told"]
-    facts = {"hosts": args.hosts, "ranks": args.hosts * args.ranks, "gather_s": stopped["gather_s"], "leader_mib": stopped["leader_mib"]}
+    facts = {
+        "hosts": args.hosts,
+        "ranks": args.hosts * args.ranks,
+        "gather_s": stopped["gather_s"],
+        "leader_mib": stopped["leader_mib"],
+    }
     facts |= {"steady_messages_per_s": 2 * (args.hosts - 1) * args.ranks, "steady_cpu": stopped["steady_cpu"]}
     facts |= {"flood_messages": stopped["beats"], "messages_per_s": stopped["beats"] / stopped["seconds"]}
     facts["messages_per_cpu_s"] = stopped["beats"] / max(stopped["flood_cpu_s"], 0.01)
@@ -186,10 +214,14 @@ def measure(args: argparse.Namespace) -> dict:
 def main() -> None:
     """Print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hosts", type=int, default=256, help="hosts, the leading one with them (default: %(default)s)")
+    parser.add_argument(
+        "--hosts", type=int, default=256, help="hosts, the leading one with them (default: %(default)s)"
+    )
     parser.add_argument("--ranks", type=int, default=8, help="ranks of each host (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=40, help="beats of each rank in the flood (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of two beats a second from each rank (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="of two beats a second from each rank (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--lead", help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -1,4 +1,5 @@
-"""Products of PyTorch by oneDNN, in float32 too, where it takes MKL (which is slow on processors that are not Intel's)."""
+"""Products of PyTorch by oneDNN, in float32 too, where it takes MKL (which is slow on processors that are not
+Intel's)."""
 
 import torch
 from torch.nn import functional
@@ -8,7 +9,8 @@ _linear = functional.linear
 
 @torch.library.custom_op("pangu_bench::product", mutates_args=())
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x [M, K], weight [N, K], bias [N] -> [M, N]. An operator of its own: PyTorch compiles the one below for weights that never change only."""
+    """x [M, K], weight [N, K], bias [N] -> [M, N]. An operator of its own: PyTorch compiles the one below for weights
+    that never change only."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 

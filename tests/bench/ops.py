@@ -1,8 +1,10 @@
-"""`python -m tests.bench.ops`: the operators at the shapes of a 350M model: ours, composed MindSpore, PyTorch, and the time that its bytes take.
+"""`python -m tests.bench.ops`: the operators at the shapes of a 350M model: ours, composed MindSpore, PyTorch, and the
+time that its bytes take.
 
-Times are medians of calls that take turns, in milliseconds: `fwd`, and `both` for forward and backward together. Ours and composed are compiled
-graphs, whose launch is included (its time is printed); the ratio leaves it out, as a model is launched once. The bandwidth time is of the bytes
-that must be read and written once, at the rate of numpy's a + b over arrays too large for any cache, on all threads.
+Times are medians of calls that take turns, in milliseconds: `fwd`, and `both` for forward and backward together. Ours
+and composed are compiled graphs, whose launch is included (its time is printed); the ratio leaves it out, as a model is
+launched once. The bandwidth time is of the bytes that must be read and written once, at the rate of numpy's a + b over
+arrays too large for any cache, on all threads.
 """
 
 import argparse
@@ -16,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 
 T, E, F, V, H, S = 2048, 1024, 4096, 40000, 16, 1024
 """Tokens, hidden and feed-forward sizes, vocabulary, heads of 350m, and its sequence length (two sequences)."""
@@ -63,7 +65,9 @@ def draw_table() -> np.ndarray:
 def attention_torch(q, k, v):
     from torch.nn.functional import scaled_dot_product_attention
 
-    return scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True).transpose(1, 2)
+    return scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
+    ).transpose(1, 2)
 
 
 def rms_norm_torch(x, weight):
@@ -110,7 +114,10 @@ def cases() -> list[Case]:
     logits, labels, mask = draw(T // 2, V), np.arange(T // 2, dtype=np.int32) % V, np.ones(T // 2, np.float32)
     qkv = tuple(draw(T // S, S, H, E // H) for _ in range(3))
     expert = np.random.RandomState(0).randint(0, EXPERTS, T).astype(np.int32)
-    counts, order = np.bincount(expert, minlength=EXPERTS).astype(np.int32), np.argsort(expert, kind="stable").astype(np.int32)
+    counts, order = (
+        np.bincount(expert, minlength=EXPERTS).astype(np.int32),
+        np.argsort(expert, kind="stable").astype(np.int32),
+    )
     experts = draw(EXPERTS, E, E)
     sequences, angles = draw(T // S, S, E), np.tile(ascend_ops.rotary_table(S, E // H, 1e4), (T // S, 1, 1))
     plain = [
@@ -124,10 +131,42 @@ def cases() -> list[Case]:
     ]
     return [
         *plain,
-        Case("gelu + bias", (activation, draw(F)), ascend_ops.gelu, lambda x, b: functional.gelu(x + b, approximate="tanh"), 2 * one, 3 * one, (0, 1)),
-        Case("series_activation", (activation, draw(2, F), draw(2, F)), ascend_ops.series_activation, series_torch, 2 * one, 3 * one, (0, 1, 2)),
-        Case("swiglu", (activation, activation), ascend_ops.swiglu, lambda g, u: functional.silu(g) * u, 3 * one, 5 * one, (0, 1)),
-        Case("layer_norm", (norm, draw(E), draw(E)), ascend_ops.layer_norm, lambda x, w, b: functional.layer_norm(x, (E,), w, b), 2 * row, 3 * row, (0, 1, 2)),
+        Case(
+            "gelu + bias",
+            (activation, draw(F)),
+            ascend_ops.gelu,
+            lambda x, b: functional.gelu(x + b, approximate="tanh"),
+            2 * one,
+            3 * one,
+            (0, 1),
+        ),
+        Case(
+            "series_activation",
+            (activation, draw(2, F), draw(2, F)),
+            ascend_ops.series_activation,
+            series_torch,
+            2 * one,
+            3 * one,
+            (0, 1, 2),
+        ),
+        Case(
+            "swiglu",
+            (activation, activation),
+            ascend_ops.swiglu,
+            lambda g, u: functional.silu(g) * u,
+            3 * one,
+            5 * one,
+            (0, 1),
+        ),
+        Case(
+            "layer_norm",
+            (norm, draw(E), draw(E)),
+            ascend_ops.layer_norm,
+            lambda x, w, b: functional.layer_norm(x, (E,), w, b),
+            2 * row,
+            3 * row,
+            (0, 1, 2),
+        ),
         Case("rms_norm", (norm, draw(E)), ascend_ops.rms_norm, rms_norm_torch, 2 * row, 3 * row, (0, 1)),
         Case(
             "softmax_cross_entropy",
@@ -137,16 +176,67 @@ def cases() -> list[Case]:
             logits.nbytes,
             2 * logits.nbytes,
         ),
-        Case("causal_attention", qkv, ascend_ops.causal_attention, attention_torch, 4 * qkv[0].nbytes, 8 * qkv[0].nbytes, (0, 1, 2)),
-        Case("dropout", (activation, np.array([7], np.int32)), calls.dropout, lambda x, s: functional.dropout(x, 0.1), 2 * one, 2 * one),
-        Case("rotary_embedding", (sequences, angles), ascend_ops.rotary_embedding, rotary_torch, 2 * row + angles.nbytes, 2 * row + angles.nbytes),
-        Case("linear", (norm, draw(F, E), draw(F)), ascend_ops.linear, functional.linear, row + one + 4 * E * F, 2 * (row + one) + 8 * E * F, (0, 1, 2)),
+        Case(
+            "causal_attention",
+            qkv,
+            ascend_ops.causal_attention,
+            attention_torch,
+            4 * qkv[0].nbytes,
+            8 * qkv[0].nbytes,
+            (0, 1, 2),
+        ),
+        Case(
+            "dropout",
+            (activation, np.array([7], np.int32)),
+            calls.dropout,
+            lambda x, s: functional.dropout(x, 0.1),
+            2 * one,
+            2 * one,
+        ),
+        Case(
+            "rotary_embedding",
+            (sequences, angles),
+            ascend_ops.rotary_embedding,
+            rotary_torch,
+            2 * row + angles.nbytes,
+            2 * row + angles.nbytes,
+        ),
+        Case(
+            "linear",
+            (norm, draw(F, E), draw(F)),
+            ascend_ops.linear,
+            functional.linear,
+            row + one + 4 * E * F,
+            2 * (row + one) + 8 * E * F,
+            (0, 1, 2),
+        ),
         Case("linear, 1 token", (draw(1, E), draw(F, E), draw(F)), ascend_ops.linear, functional.linear, 4 * E * F),
         Case("moe_dispatch", (norm, expert), calls.dispatch, dispatch_torch, 2 * row, 2 * row),
-        Case("moe_combine", (norm, order), ascend_ops.moe_combine, lambda r, o: r.new_empty(r.shape).index_copy(0, o.long(), r), 2 * row, 2 * row),
-        Case("grouped_matmul", (norm, experts, counts), ascend_ops.grouped_matmul, grouped_torch, 2 * row + experts.nbytes, 4 * row + 2 * experts.nbytes, (0, 1)),
+        Case(
+            "moe_combine",
+            (norm, order),
+            ascend_ops.moe_combine,
+            lambda r, o: r.new_empty(r.shape).index_copy(0, o.long(), r),
+            2 * row,
+            2 * row,
+        ),
+        Case(
+            "grouped_matmul",
+            (norm, experts, counts),
+            ascend_ops.grouped_matmul,
+            grouped_torch,
+            2 * row + experts.nbytes,
+            4 * row + 2 * experts.nbytes,
+            (0, 1),
+        ),
         Case("add", (norm, norm), ascend_ops.add, lambda x, y: x + y, 3 * row),
-        Case("rre_route", (expert % 4, expert, draw_table()), ascend_ops.rre_route, lambda d, i, t: t[d.long(), i.long()], 12 * T),
+        Case(
+            "rre_route",
+            (expert % 4, expert, draw_table()),
+            ascend_ops.rre_route,
+            lambda d, i, t: t[d.long(), i.long()],
+            12 * T,
+        ),
         Case("squared_norm", (activation,), ascend_ops.squared_norm, lambda x: x.square().sum(), one),
     ]
 
@@ -192,7 +282,8 @@ def eager(case: Case) -> dict[str, Callable[[], None]]:
 
 
 def medians(runs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, taking turns; each is called once more before it is timed, as threads and caches are then its own."""
+    """Median milliseconds of each, taking turns; each is called once more before it is timed, as threads and caches are
+    then its own."""
     seconds = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
@@ -215,7 +306,10 @@ def measure(case: Case, bandwidth: float, launch: float, rounds: int, backends: 
     runs = {f"{backend} {which}": run for backend in backends for which, run in compiled(case, backend).items()}
     runs |= {f"torch {which}": run for which, run in eager(case).items()}
     row = {"operator": case.name} | medians(runs, rounds)
-    for which, size in (("fwd", case.forward_bytes), ("both", (case.forward_bytes + case.backward_bytes) if case.backward_bytes else 0)):
+    for which, size in (
+        ("fwd", case.forward_bytes),
+        ("both", (case.forward_bytes + case.backward_bytes) if case.backward_bytes else 0),
+    ):
         if size:
             row[f"bytes {which}"] = 1e3 * size / bandwidth
             row[f"ratio {which}"] = (row[f"cpu {which}"] - launch) / max(row[f"torch {which}"], row[f"bytes {which}"])
@@ -224,9 +318,13 @@ def measure(case: Case, bandwidth: float, launch: float, rounds: int, backends: 
 
 def main(argv: list[str] | None = None) -> None:
     """Print a table or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15, help="timed calls of each")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="operators whose name contains one of these")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="operators whose name contains one of these"
+    )
     parser.add_argument("--no-composed", action="store_true", help="leave out composed MindSpore")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     args = parser.parse_args(argv)
@@ -240,14 +338,21 @@ def main(argv: list[str] | None = None) -> None:
     backends = ["cpu"] if args.no_composed else ["cpu", "composed"]
     rows, launch = [], launch_time(args.rounds)
     if not args.json:
-        print(f"{threads} threads, {bandwidth / 1e9:.1f} GB/s, {launch:.2f} ms to launch a graph\n{'milliseconds':<22}{'fwd: ours':>10}{'bytes':>8}{'torch':>8}{'composed':>10}{'ratio':>7}", end="")
+        print(
+            f"{threads} threads, {bandwidth / 1e9:.1f} GB/s, {launch:.2f} ms to launch a"
+            f" graph\n{'milliseconds':<22}{'fwd: ours':>10}{'bytes':>8}{'torch':>8}{'composed':>10}{'ratio':>7}",
+            end="",
+        )
         print(f"{'both: ours':>12}{'bytes':>8}{'torch':>8}{'composed':>10}{'ratio':>7}")
     for case in cases():
         if args.only and not any(part in case.name for part in args.only):
             continue
         rows.append(row := measure(case, bandwidth, launch, args.rounds, backends))
         if not args.json:
-            print(f"{case.name:<22}" + "".join(line(row, which, 10 + 2 * i) for i, which in enumerate(("fwd", "both"))), flush=True)
+            print(
+                f"{case.name:<22}" + "".join(line(row, which, 10 + 2 * i) for i, which in enumerate(("fwd", "both"))),
+                flush=True,
+            )
     if args.json:
         print(json.dumps({"bandwidth": bandwidth, "launch_ms": launch, "threads": threads, "rows": rows}))
 

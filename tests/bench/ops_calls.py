@@ -1,6 +1,7 @@
 """Cells around one operator, in a file of their own since graph mode reads their source.
 
-They return single elements: results then live in MindSpore's pool, as inside a model, and not in new memory of the system.
+They return single elements: results then live in MindSpore's pool, as inside a model, and not in new memory of the
+system.
 """
 
 from mindspore import nn, ops

@@ -1,13 +1,14 @@
-"""PanGu-pi in eager PyTorch, as its users write it: the peer of the training benchmark. Same parameters by name, same function.
+"""PanGu-pi in eager PyTorch, as its users write it: the peer of the training benchmark. Same parameters by name, same
+function.
 
-Shapes: see pangu_ms/models/layers.py. No segments: what a trainer computes on packed text.
+Shapes: see pangu_ms/models/common/layers.py. No segments: what a trainer computes on packed text.
 """
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pangu_ms.config.pi import PiConfig
+from pangu_ms.models.pi.config import PiConfig
 from tests.bench.alpha_torch import ACTIVATIONS
 
 
@@ -29,7 +30,11 @@ class Attention(nn.Module):
     def __init__(self, config: PiConfig):
         super().__init__()
         self.head_dim = config.head_dim
-        E, width, kv_width = config.hidden_size, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        E, width, kv_width = (
+            config.hidden_size,
+            config.num_heads * config.head_dim,
+            config.num_kv_heads * config.head_dim,
+        )
         self.query, self.output = nn.Linear(E, width, config.attention_bias), nn.Linear(width, E, config.attention_bias)
         self.key, self.value = (nn.Linear(E, kv_width, config.attention_bias) for _ in range(2))
         self.shared = config.num_kv_heads < config.num_heads
@@ -39,7 +44,9 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin):
         q, k, v = self.heads(self.query(x)), self.heads(self.key(x)), self.heads(self.value(x))
-        y = functional.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=self.shared)
+        y = functional.scaled_dot_product_attention(
+            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=True, enable_gqa=self.shared
+        )
         return self.output(y.transpose(1, 2).flatten(2))
 
 
@@ -47,7 +54,10 @@ class AugmentedShortcut(nn.Module):
     def __init__(self, config: PiConfig):
         super().__init__()
         sizes = config.hidden_size, config.hidden_size // config.aug_shortcut_reduction
-        self.down, self.up = nn.Linear(*sizes, config.aug_shortcut_bias), nn.Linear(*sizes[::-1], config.aug_shortcut_bias)
+        self.down, self.up = (
+            nn.Linear(*sizes, config.aug_shortcut_bias),
+            nn.Linear(*sizes[::-1], config.aug_shortcut_bias),
+        )
         self.activation = ACTIVATIONS[config.aug_shortcut_act]
 
     def forward(self, x):
@@ -71,7 +81,11 @@ class FeedForward(nn.Module):
     def __init__(self, config: PiConfig):
         super().__init__()
         sizes = config.hidden_size, config.ffn_hidden_size
-        self.gate, self.up, self.down = nn.Linear(*sizes, False), nn.Linear(*sizes, False), nn.Linear(*sizes[::-1], False)
+        self.gate, self.up, self.down = (
+            nn.Linear(*sizes, False),
+            nn.Linear(*sizes, False),
+            nn.Linear(*sizes[::-1], False),
+        )
         self.activation, self.on_product = ACTIVATIONS[config.hidden_act], config.siaf_position == "product"
         self.siaf = SeriesScale(config) if config.siaf_terms > 1 and config.siaf_mode != "matrices" else None
         added = config.siaf_terms - 1 if config.siaf_mode == "matrices" else 0

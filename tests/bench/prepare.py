@@ -2,8 +2,9 @@
 
     python -m tests.bench.prepare --corpus FILE... [--tokenizer PATH] [--workers 2] [--repeat 3] [--json]
 
-The baseline is `jieba.cut`, the two replacements and SentencePiece's encode, in as many warm processes, each with its texts already in
-memory. Ours is the whole command in a fresh process, from the interpreter's start to the committed directory.
+The baseline is `jieba.cut`, the two replacements and SentencePiece's encode, in as many warm processes, each with its
+texts already in memory. Ours is the whole command in a fresh process, from the interpreter's start to the committed
+directory.
 """
 
 import argparse
@@ -31,7 +32,9 @@ def baseline_worker(model: str, texts: list[str], segmenter: str, connection) ->
     connection.recv()
     for text in texts:
         if segmenter == "jieba":
-            text = " ".join(word.replace(" ", "\u2582").replace("\n", "\u2583") for word in jieba.cut(text, cut_all=False))
+            text = " ".join(
+                word.replace(" ", "\u2582").replace("\n", "\u2583") for word in jieba.cut(text, cut_all=False)
+            )
         processor.encode(text)
     connection.send("done")
 
@@ -60,10 +63,25 @@ def baseline(model: str, texts: list[str], workers: int, segmenter: str) -> floa
 
 def ours(corpus: list[str], tokenizer: str, workers: int, scratch: Path) -> float:
     """Seconds of the whole command."""
-    command = [sys.executable, "-m", "pangu_ms", "data", "prepare", "--json", "--corpus", *corpus, "--tokenizer", tokenizer]
+    command = [
+        sys.executable,
+        "-m",
+        "pangu_ms",
+        "data",
+        "prepare",
+        "--json",
+        "--corpus",
+        *corpus,
+        "--tokenizer",
+        tokenizer,
+    ]
     with tempfile.TemporaryDirectory(dir=scratch) as directory:
         started = time.perf_counter()
-        subprocess.run([*command, "--output", f"{directory}/out", "--num-workers", str(workers)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*command, "--output", f"{directory}/out", "--num-workers", str(workers)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         return time.perf_counter() - started
 
 
@@ -93,14 +111,23 @@ def main() -> None:
             alone = baseline(str(model), texts, args.workers, tokenizer.segmenter)
             pairs.append((megabytes / alone, megabytes / ours(args.corpus, path, args.workers, Path(scratch))))
     result = {"megabytes": megabytes, "workers": args.workers, "tokenizer_training_s": training}
-    result |= {"alone_mb_s": [a for a, _ in pairs], "prepare_mb_s": [b for _, b in pairs], "ratio": [b / a for a, b in pairs]}
+    result |= {
+        "alone_mb_s": [a for a, _ in pairs],
+        "prepare_mb_s": [b for _, b in pairs],
+        "ratio": [b / a for a, b in pairs],
+    }
     result["median_ratio"] = statistics.median(result["ratio"])
     if args.json:
         print(json.dumps(result))
         return
-    print(f"{megabytes:.2f} MB of text, {args.workers} processes" + (f", tokenizer trained in {training:.1f} s" if training else ""))
+    print(
+        f"{megabytes:.2f} MB of text, {args.workers} processes"
+        + (f", tokenizer trained in {training:.1f} s" if training else "")
+    )
     for alone, whole in pairs:
-        print(f"  jieba + SentencePiece alone {alone:6.2f} MB/s   prepare {whole:6.2f} MB/s   ratio {whole / alone:.2f}")
+        print(
+            f"  jieba + SentencePiece alone {alone:6.2f} MB/s   prepare {whole:6.2f} MB/s   ratio {whole / alone:.2f}"
+        )
     print(f"  median ratio {result['median_ratio']:.2f}")
 
 

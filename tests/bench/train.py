@@ -1,12 +1,15 @@
-"""`python -m tests.bench.train --peer torch`: training steps of one model, on the same tokens, in ours and in PyTorch, in turns.
+"""`python -m tests.bench.train --peer torch`: training steps of one model, on the same tokens, in ours and in PyTorch,
+in turns.
 
-PyTorch runs eagerly, as most users have it; compiled (torch.compile); and compiled with float32 products by oneDNN instead of MKL, which is slow on AMD
-(under autocast to bfloat16 it takes oneDNN anyway). The ratio that counts is that to the fastest of them. `--config pi/10m` is a PanGu-pi in the size of alpha/10m. All start from the same weights and their first losses must agree.
-AdamW, clipping at 1, no dropout; PyTorch has its fused AdamW. With --dtype bfloat16 PyTorch computes under autocast and ours with
-model.compute_dtype=bfloat16. Each has a process of its own and waits while the other computes; peak memory is the growth of its resident size since
-before its model was built.
+PyTorch runs eagerly, as most users have it; compiled (torch.compile); and compiled with float32 products by oneDNN
+instead of MKL, which is slow on AMD (under autocast to bfloat16 it takes oneDNN anyway). The ratio that counts is that
+to the fastest of them. `--config pi/10m` is a PanGu-pi in the size of alpha/10m. All start from the same weights and
+their first losses must agree. AdamW, clipping at 1, no dropout; PyTorch has its fused AdamW. With --dtype bfloat16
+PyTorch computes under autocast and ours with model.compute_dtype=bfloat16. Each has a process of its own and waits
+while the other computes; peak memory is the growth of its resident size since before its model was built.
 
-The rows of the README's table, each in float32 and, with `--dtype bfloat16`, in bfloat16; nothing else may run, and the 100 M row takes some 10 GB for all four:
+The rows of the README's table, each in float32 and, with `--dtype bfloat16`, in bfloat16; nothing else may run, and the
+100 M row takes some 10 GB for all four:
 
     python -m tests.bench.train --steps 20
     python -m tests.bench.train --steps 20 model.hidden_size=512 model.num_layers=6
@@ -29,10 +32,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pangu_ms import runtime
 from pangu_ms.config.load import load_config
-from pangu_ms.config.registry import load_object
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
+from pangu_ms.models.registry import load_object
 
 # What PyTorch would not compute is off; gelu is an activation that it has as one operator.
 OVERRIDES = ("data.eod_reset=false", "runtime.compile_cache=false")
@@ -57,8 +60,8 @@ def weights(config: RunConfig) -> dict[str, np.ndarray]:
 def ours(config: RunConfig) -> Callable[[np.ndarray], float]:
     """A function that trains one step and returns the loss."""
     runtime.start("CPU")
-    from pangu_ms.data.loader import Batch
     from pangu_ms.models.build import build_model, fill
+    from pangu_ms.models.common.batch import Batch
     from pangu_ms.train.step import TrainStep
 
     model = build_model(config.model)
@@ -68,7 +71,9 @@ def ours(config: RunConfig) -> Callable[[np.ndarray], float]:
     def run(ids: np.ndarray) -> float:
         shape = (ids.shape[0], ids.shape[1] - 1)
         positions = np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape).copy()
-        return step(Batch(ids, positions, np.zeros(shape, np.int32), np.ones(shape, np.float32)), 0, config.optimizer.lr).loss
+        return step(
+            Batch(ids, positions, np.zeros(shape, np.int32), np.ones(shape, np.float32)), 0, config.optimizer.lr
+        ).loss
 
     return run
 
@@ -105,7 +110,8 @@ def peer(name: str, config: RunConfig, dtype: str) -> Callable[[np.ndarray], flo
 
 
 def serve(name: str, config: RunConfig, dtype: str, steps: int) -> None:
-    """Worker: a step for each line on stdin, its loss and seconds as a line on stdout; at the end the growth of the peak resident size."""
+    """Worker: a step for each line on stdin, its loss and seconds as a line on stdout; at the end the growth of the
+    peak resident size."""
     if name != "ours":
         import mindspore  # noqa: F401 - for the initial weights
         import torch  # noqa: F401
@@ -121,13 +127,16 @@ def serve(name: str, config: RunConfig, dtype: str, steps: int) -> None:
 
 
 class Worker:
-    """A process that trains on command. Two in one process would disturb each other: MindSpore binds the threads that PyTorch then shares."""
+    """A process that trains on command. Two in one process would disturb each other: MindSpore binds the threads that
+    PyTorch then shares."""
 
     def __init__(self, name: str, arguments: list[str], cache: str):
         command = [sys.executable, "-m", "tests.bench.train", *arguments, "--only", name]
         # torch.compile's own cache, in the temporary directory, keeps what a killed run left half written.
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, name)}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def step(self) -> tuple[float, float]:
         """(loss, seconds) of the next step."""
@@ -181,7 +190,9 @@ def _compare(workers: dict[str, Worker], config: RunConfig, dtype: str, steps: i
 
 def main(argv: list[str] | None = None) -> None:
     """Print a table or JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--peer", choices=["torch"], default="torch", help="what to compare with")
     parser.add_argument("--config", default="alpha/10m", help="configuration")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of matrix products")
@@ -189,11 +200,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each")
     parser.add_argument("--only", choices=["ours", *PEERS["float32"]], help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="machine-readable output")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="override a field of the configuration")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.field=value", help="override a field of the configuration"
+    )
     arguments = sys.argv[1:] if argv is None else argv
     args = parser.parse_args(arguments)
     runtime.quiet()
-    overrides = [f"model.compute_dtype={args.dtype}", f"train.batch_size={args.batch_size}", "train.accumulation_steps=1", *OVERRIDES]
+    overrides = [
+        f"model.compute_dtype={args.dtype}",
+        f"train.batch_size={args.batch_size}",
+        "train.accumulation_steps=1",
+        *OVERRIDES,
+    ]
     overrides += FAMILY_OVERRIDES[load_config(args.config).model.family]
     config = load_config(args.config, [*overrides, *args.overrides])
     if args.only:
@@ -204,12 +222,21 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(result))
         return
     speed, losses, peak = result["tokens_per_second"], result["losses"], result["peak_bytes"]
-    print(f"{args.config} {args.dtype}, {result['num_parameters'] / 1e6:.1f} M parameters, batch {args.batch_size} x {config.model.seq_length}")
+    print(
+        f"{args.config} {args.dtype}, {result['num_parameters'] / 1e6:.1f} M parameters, batch {args.batch_size} x"
+        f" {config.model.seq_length}"
+    )
     print("first loss      " + "   ".join(f"{name} {values[0]:.5f}" for name, values in losses.items()))
     print("tokens/s        " + "   ".join(f"{name} {value:,.0f}" for name, value in speed.items()))
     for name, (low, high) in result["ratio_quartiles"].items():
-        print(f"ours / {name:8} {result['ratio'][name]:.2f} (median of {args.steps} pairs; quartiles {low:.2f}-{high:.2f})")
-    print(f"ratio           {result['ratio_to_best']:.2f} to the best of PyTorch ({result['best']}), {result['ratio_to_eager']:.2f} to eager")
+        print(
+            f"ours / {name:8} {result['ratio'][name]:.2f} (median of {args.steps} pairs; quartiles"
+            f" {low:.2f}-{high:.2f})"
+        )
+    print(
+        f"ratio           {result['ratio_to_best']:.2f} to the best of PyTorch ({result['best']}),"
+        f" {result['ratio_to_eager']:.2f} to eager"
+    )
     print("peak memory     " + "   ".join(f"{name} {size / 2**30:.2f} GiB" for name, size in peak.items()))
     print(f"first step of ours, compilation included: {result['first_step_seconds']:.1f} s")
 

@@ -7,7 +7,13 @@ import numpy as np
 from pangu_ms.checkpoint import store
 from pangu_ms.config import RunConfig, load_config
 
-SIZES = ["model.vocab_size=12", "model.hidden_size=8", "model.num_heads=2", "model.seq_length=6", "model.ffn_hidden_size=20"]
+SIZES = [
+    "model.vocab_size=12",
+    "model.hidden_size=8",
+    "model.num_heads=2",
+    "model.seq_length=6",
+    "model.ffn_hidden_size=20",
+]
 
 
 def small_config(num_layers: int = 3) -> RunConfig:
@@ -18,13 +24,23 @@ def small_config(num_layers: int = 3) -> RunConfig:
 def groups_of(step: int, generation: int = 0, rows: int = 40) -> dict[str, dict[str, np.ndarray]]:
     """Model and optimizer tensors of several dtypes; `generation` tells two saves of one step apart."""
     random = np.random.default_rng([step, generation])
-    model = {"a.weight": random.normal(size=(rows, 30)).astype(np.float32), "a.bias": random.normal(size=30).astype(np.float16)}
+    model = {
+        "a.weight": random.normal(size=(rows, 30)).astype(np.float32),
+        "a.bias": random.normal(size=30).astype(np.float16),
+    }
     return {"model": model, "optimizer": {"moment": random.normal(size=(rows, 30)), "count": np.array(step)}}
 
 
 def save(root: Path, step: int, generation: int = 0, rows: int = 40, **options) -> Path:
     """Save the tensors of a step."""
-    return store.save(root, step, groups_of(step, generation, rows), {"step": step, "generation": generation}, small_config(), **options)
+    return store.save(
+        root,
+        step,
+        groups_of(step, generation, rows),
+        {"step": step, "generation": generation},
+        small_config(),
+        **options,
+    )
 
 
 def assert_is_step(checkpoint: store.Checkpoint | None, step: int, rows: int = 40) -> None:

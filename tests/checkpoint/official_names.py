@@ -1,15 +1,34 @@
-"""Official names and shapes of a PanGu-alpha checkpoint, copied by hand from the specification (A7.1, A7.3), not from the table under test.
+"""Official names and shapes of a PanGu-alpha checkpoint, copied by hand from the specification (A7.1, A7.3), not from
+the table under test.
 
-Each row: our name, official name, Hugging Face name, official shape, our shape and Hugging Face shape (which are equal). `block` rows stand
-inside a layer. V 12, S 6, E 8, F 20 as in common.small_config.
+Each row: our name, official name, Hugging Face name, official shape, our shape and Hugging Face shape (which are
+equal). `block` rows stand inside a layer. V 12, S 6, E 8, F 20 as in common.small_config.
 """
 
 V, S, E, F = 12, 6, 8, 20
 
 OUTSIDE = [
-    ("word_embedding.weight", "backbone.embedding.word_embedding.embedding_table", "transformer.wte.weight", (V, E), (V, E)),
-    ("position_embedding.weight", "backbone.embedding.position_embedding.embedding_table", "transformer.wpe.weight", (S, E), (S, E)),
-    ("query_embedding.weight", "backbone.top_query_embedding.embedding_table", "transformer.wqe.weight", (S, E), (S, E)),
+    (
+        "word_embedding.weight",
+        "backbone.embedding.word_embedding.embedding_table",
+        "transformer.wte.weight",
+        (V, E),
+        (V, E),
+    ),
+    (
+        "position_embedding.weight",
+        "backbone.embedding.position_embedding.embedding_table",
+        "transformer.wpe.weight",
+        (S, E),
+        (S, E),
+    ),
+    (
+        "query_embedding.weight",
+        "backbone.top_query_embedding.embedding_table",
+        "transformer.wqe.weight",
+        (S, E),
+        (S, E),
+    ),
     ("final_norm.weight", "backbone.layernorm.gamma", "transformer.ln_f.weight", (E,), (E,)),
     ("final_norm.bias", "backbone.layernorm.beta", "transformer.ln_f.bias", (E,), (E,)),
 ]
@@ -41,6 +60,11 @@ def expected(num_layers: int) -> list[tuple[str, str, str, tuple[int, ...], tupl
     """All rows of a model with `num_layers` layers, the query layer included."""
     rows = list(OUTSIDE)
     for i in range(num_layers - 1):
-        rows += [(f"blocks.{i}.{a}", f"backbone.blocks.{i}.{b}", f"transformer.h.{i}.{c}", d, e) for a, b, c, d, e in BLOCK]
+        rows += [
+            (f"blocks.{i}.{a}", f"backbone.blocks.{i}.{b}", f"transformer.h.{i}.{c}", d, e) for a, b, c, d, e in BLOCK
+        ]
     last = num_layers - 1
-    return rows + [(f"query_layer.{a}", f"backbone.top_query_layer.{b}", f"transformer.h.{last}.{c}", d, e) for a, b, c, d, e in BLOCK]
+    return rows + [
+        (f"query_layer.{a}", f"backbone.top_query_layer.{b}", f"transformer.h.{last}.{c}", d, e)
+        for a, b, c, d, e in BLOCK
+    ]

@@ -1,7 +1,8 @@
-"""Child of test_save_ranks.py: the ranks of a plan as processes, each of which saves its slices of the tensors of reshard_common; no mindspore.
+"""Child of test_save_ranks.py: the ranks of a plan as processes, each of which saves its slices of the tensors of
+reshard_common; no mindspore.
 
-argv: ROOT, STEP, then "RANK:WHAT:N" of what happens to a rank when it is to give its Nth tensor: killed, or full (of its disk). Each rank's words go to
-ROOT/../words-RANK; the exit code is 0 when all ranks ended well.
+argv: ROOT, STEP, then "RANK:WHAT:N" of what happens to a rank when it is to give its Nth tensor: killed, or full (of
+its disk). Each rank's words go to ROOT/../words-RANK; the exit code is 0 when all ranks ended well.
 """
 
 import errno
@@ -12,9 +13,9 @@ import traceback
 from pathlib import Path
 
 from pangu_ms.checkpoint.save_ranks import save_rank
-from pangu_ms.errors import UserError
-from pangu_ms.parallel.meeting import Meeting
+from pangu_ms.core.errors import UserError
 from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.rendezvous import Meeting
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice, whole_arrays
 
 PLAN = (2, 2, 2, 1, 1, 1, 3)  # 8 ranks, cut by the optimizer and by rows
@@ -30,7 +31,9 @@ def groups() -> dict:
     """What a run saves: float32 parameters and moments."""
     model, optimizer = (group for group in whole_arrays(config()).values())
     kept = {"model": model, "optimizer": {name: array for name, array in optimizer.items() if name.startswith("adam_")}}
-    return {group: {name: array.astype("float32") for name, array in tensors.items()} for group, tensors in kept.items()}
+    return {
+        group: {name: array.astype("float32") for name, array in tensors.items()} for group, tensors in kept.items()
+    }
 
 
 def save(root: Path, step: int, rank: int, mishaps: dict[int, tuple[str, int]]) -> None:
@@ -49,7 +52,9 @@ def save(root: Path, step: int, rank: int, mishaps: dict[int, tuple[str, int]]) 
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return rank_slice(PLAN, name, everything[name], rank)[0]
 
-    save_rank(root, step, Plan.of(config()), rank, shapes, load, STATE, lambda word: meeting.agree(word or "") or None, keep=2)
+    save_rank(
+        root, step, Plan.of(config()), rank, shapes, load, STATE, lambda word: meeting.agree(word or "") or None, keep=2
+    )
 
 
 def main() -> int:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms import cli
 from pangu_ms.checkpoint import safetensors_file, store
+from pangu_ms.cli import main as cli
 from pangu_ms.config import RunConfig, load_config
 from tests.checkpoint.common import assert_same
 
@@ -14,17 +14,40 @@ SIZES = ["hidden_size=64", "num_heads=4", "ffn_hidden_size=512", "num_layers=4",
 ALPHA = ["alpha/tiny", *(f"model.{size}" for size in SIZES)]
 PI = ["pi/tiny", *(f"model.{size}" for size in SIZES), "model.num_kv_heads=2", "model.aug_shortcut_reduction=4"]
 # dp, mp, pp, optimizer_shard, row, layers of each stage
-ALPHA_PLANS = [(2, 1, 1, 0, 0, 4), (1, 2, 1, 0, 1, 4), (1, 1, 2, 0, 0, 3, 1), (2, 2, 2, 1, 1, 1, 3), (4, 1, 1, 1, 0, 4), (2, 4, 1, 1, 0, 4)]
+ALPHA_PLANS = [
+    (2, 1, 1, 0, 0, 4),
+    (1, 2, 1, 0, 1, 4),
+    (1, 1, 2, 0, 0, 3, 1),
+    (2, 2, 2, 1, 1, 1, 3),
+    (4, 1, 1, 1, 0, 4),
+    (2, 4, 1, 1, 0, 4),
+]
 ALPHA_PLANS += [(1, 4, 4, 0, 1, 1, 1, 1, 1), (2, 2, 3, 0, 0, 1, 2, 1), (8, 2, 1, 1, 1, 4)]
 PI_PLANS = [(1, 2, 2, 0, 1, 2, 2), (2, 2, 1, 1, 0, 4), (2, 1, 4, 1, 0, 1, 1, 1, 1)]
 # The dimension cut over mp, by a part of the name.
-CUT_DIM = {".query.": 0, ".key.": 0, ".value.": 0, ".up.": 0, ".gate.": 0, ".output.weight": 1, ".down.weight": 1, ".siaf.": 1}
+CUT_DIM = {
+    ".query.": 0,
+    ".key.": 0,
+    ".value.": 0,
+    ".up.": 0,
+    ".gate.": 0,
+    ".output.weight": 1,
+    ".down.weight": 1,
+    ".siaf.": 1,
+}
 
 
 def overrides(plan: tuple[int, ...]) -> list[str]:
     """Of a configuration that lies as the plan."""
     dp, mp, pp, shard, row, *layers = plan
-    values = {"data_parallel": dp, "model_parallel": mp, "pipeline_stage": pp, "micro_batch_num": pp, "optimizer_shard": bool(shard), "stage_layers": layers}
+    values = {
+        "data_parallel": dp,
+        "model_parallel": mp,
+        "pipeline_stage": pp,
+        "micro_batch_num": pp,
+        "optimizer_shard": bool(shard),
+        "stage_layers": layers,
+    }
     values["vocab_embedding"] = "row" if row else "replicated"
     return [f"parallel.{key}={json.dumps(value)}" for key, value in values.items()] + ["train.batch_size=12"]
 
@@ -32,9 +55,15 @@ def overrides(plan: tuple[int, ...]) -> list[str]:
 def whole_arrays(config: RunConfig) -> dict[str, dict[str, np.ndarray]]:
     """Model, moments, and something that belongs to no parameter."""
     random = np.random.default_rng(3)
-    model = {name: random.normal(size=shape).astype(np.float32) for name, shape in config.model.parameter_shapes().items()}
+    model = {
+        name: random.normal(size=shape).astype(np.float32) for name, shape in config.model.parameter_shapes().items()
+    }
     model["final_norm.weight"] = model["final_norm.weight"].astype(np.float16)
-    optimizer = {prefix + name: random.normal(size=array.shape).astype(np.float32) for prefix in ("adam_m.", "adam_v.") for name, array in model.items()}
+    optimizer = {
+        prefix + name: random.normal(size=array.shape).astype(np.float32)
+        for prefix in ("adam_m.", "adam_v.")
+        for name, array in model.items()
+    }
     return {"model": model, "optimizer": optimizer | {"count": np.array(7), "seen": np.arange(5) > 2}}
 
 
@@ -49,9 +78,11 @@ def save(root: Path, config: RunConfig, groups=None, **options) -> Path:
 
 
 def rank_slice(plan, name: str, array: np.ndarray, rank: int, tied: bool = True) -> tuple[np.ndarray, bool] | None:
-    """What a rank holds by the rules as words say them, and whether it is the first to hold it; None if its stage has it not.
+    """What a rank holds by the rules as words say them, and whether it is the first to hold it; None if its stage has
+    it not.
 
-    `tied`: the word table is read by the first and the last stage, so that the optimizer leaves it whole where these are two.
+    `tied`: the word table is read by the first and the last stage, so that the optimizer leaves it whole where these
+    are two.
     """
     dp, mp, pp, shard, row, *layers = plan
     stage, (i, j) = rank // (dp * mp), divmod(rank % (dp * mp), mp)
@@ -65,7 +96,14 @@ def rank_slice(plan, name: str, array: np.ndarray, rank: int, tied: bool = True)
         stages = sorted({0, pp - 1})
     if stage not in stages:
         return None
-    dim = next((d for part, d in CUT_DIM.items() if layer is not None and part in base and "shortcut" not in base and "norm" not in base), None)
+    dim = next(
+        (
+            d
+            for part, d in CUT_DIM.items()
+            if layer is not None and part in base and "shortcut" not in base and "norm" not in base
+        ),
+        None,
+    )
     dim = 0 if row and base in ("word_embedding.weight", "head.weight") else dim
     part = array if dim is None else np.split(array, mp, dim)[j]
     free, at = (dp * mp, i * mp + j) if dim is None else (dp, i)

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import convert, foreign, store
-from pangu_ms.cli import main
-from pangu_ms.errors import CheckpointError, OutputError
+from pangu_ms.checkpoint import foreign, store
+from pangu_ms.cli import convert
+from pangu_ms.cli.main import main
+from pangu_ms.core.errors import CheckpointError, OutputError
 from tests.checkpoint.common import SIZES, assert_same, small_config
 from tests.checkpoint.official_names import expected
 from tests.checkpoint.test_names_alpha import foreign_tensors, our_tensors
@@ -32,7 +33,9 @@ def test_command_line_there_and_back(tmp_path, official, capsys):
     told = json.loads(capsys.readouterr().out)
     notes = told.pop("notes")
     assert told == {"output": str(tmp_path / "ours" / "step-00000000"), "format": "official", "dtype": "float32"}
-    assert notes[0] == "weights: float16 widened to float32, which holds them exactly" and notes[1].startswith("tokenizer: none comes along; name one with --tokenizer")
+    assert notes[0] == "weights: float16 widened to float32, which holds them exactly" and notes[1].startswith(
+        "tokenizer: none comes along; name one with --tokenizer"
+    )
     checkpoint = store.open_checkpoint(tmp_path / "ours")
     assert checkpoint.step == 0 and checkpoint.config() == small_config(3) and checkpoint.tokenizer_path() is None
     assert checkpoint.state()["imported"]["file"] == "pangu.npz"
@@ -43,7 +46,9 @@ def test_command_line_there_and_back(tmp_path, official, capsys):
             assert main(["convert", str(tmp_path / "ours"), "--to", format, "--output", str(output)]) == 0
             again = convert.import_file(output, format, small_config(3), tmp_path / f"again-{output.name}")
             assert_same(store.open_checkpoint(again).tensors(), ours_from_half())
-    assert foreign.read_file(tmp_path / "huggingface.npz").keys() == {row[2] for row in expected(3)} | {"lm_head.weight"}
+    assert foreign.read_file(tmp_path / "huggingface.npz").keys() == {row[2] for row in expected(3)} | {
+        "lm_head.weight"
+    }
 
 
 def test_the_released_dtype_can_be_kept(tmp_path, official):
@@ -56,8 +61,14 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, official, capsys):
     start = ["convert", str(official), "--output", str(output), "--config", "alpha/tiny"]
     for arguments, message in (
         ([*start, "--from", "official", *SIZES, "model.num_layers=5"], "pangu.npz: 32 missing: backbone.blocks.2"),
-        ([*start, "--from", "official", *OVERRIDES, "model.seq_length=7"], "position_embedding.embedding_table (6, 8) instead of (7, 8)"),
-        ([*start, "--from", "megatron", *OVERRIDES], "megatron: unknown format; alpha weights are known as official, huggingface, mindformers"),
+        (
+            [*start, "--from", "official", *OVERRIDES, "model.seq_length=7"],
+            "position_embedding.embedding_table (6, 8) instead of (7, 8)",
+        ),
+        (
+            [*start, "--from", "megatron", *OVERRIDES],
+            "megatron: unknown format; alpha weights are known as official, huggingface, mindformers",
+        ),
         ([*start, "--from", "huggingface", *OVERRIDES], "missing: transformer.wte.weight"),
         (["convert", str(tmp_path), "--to", "official", "--output", str(tmp_path / "x.npz")], "no valid checkpoint"),
     ):
@@ -67,7 +78,15 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, official, capsys):
         assert not output.exists()
 
 
-@pytest.mark.parametrize("options", [["--from", "official"], ["--to", "official", "--config", "alpha/tiny"], ["--to", "official", "model.seq_length=7"], []])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--from", "official"],
+        ["--to", "official", "--config", "alpha/tiny"],
+        ["--to", "official", "model.seq_length=7"],
+        [],
+    ],
+)
 def test_options_that_do_not_go_together(tmp_path, official, options):
     with pytest.raises(SystemExit) as error:
         main(["convert", str(official), "--output", str(tmp_path / "o.npz"), *options])
@@ -99,7 +118,8 @@ def test_integer_weights_are_refused(tmp_path):
 
 
 def test_converted_weights_generate_and_train_on(trained_run, records, tiny_overrides, tmp_path, capsys):
-    """Out as the official .ckpt and in again with a bare vocab.model: the same text; a run can start from the weights."""
+    """Out as the official .ckpt and in again with a bare vocab.model: the same text; a run can start from the
+    weights."""
     greedy = ["--prompt", "def alpha", "--temperature", "0", "--max-new-tokens", "8"]
     assert main(["generate", str(trained_run), *greedy]) == 0
     text = capsys.readouterr().out
@@ -108,12 +128,31 @@ def test_converted_weights_generate_and_train_on(trained_run, records, tiny_over
     assert main([*base, "--output", str(tmp_path / "bare")]) == 0
     assert main(["generate", str(tmp_path / "bare"), *greedy]) == 2
     assert "name one with --tokenizer" in capsys.readouterr().err
-    assert main([*base, "--output", str(tmp_path / "x"), "model.vocab_size=385", "--tokenizer", str(records / "tokenizer")]) == 2
+    assert (
+        main(
+            [*base, "--output", str(tmp_path / "x"), "model.vocab_size=385", "--tokenizer", str(records / "tokenizer")]
+        )
+        == 2
+    )
     assert "384 pieces, model.vocab_size=385: must be equal" in capsys.readouterr().err
     assert main([*base, "--output", str(tmp_path / "full"), "--tokenizer", str(records / "tokenizer")]) == 0
     capsys.readouterr()
     assert main(["generate", str(tmp_path / "full"), *greedy]) == 0
     assert capsys.readouterr().out == text
     begin = ["--data", str(records), "--output", str(tmp_path / "run"), "--init-from", str(tmp_path / "full"), "--json"]
-    assert main(["train", "--config", "alpha/tiny", *tiny_overrides, "train.steps=1", "optimizer.lr=0", "optimizer.min_lr=0", *begin]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--config",
+                "alpha/tiny",
+                *tiny_overrides,
+                "train.steps=1",
+                "optimizer.lr=0",
+                "optimizer.min_lr=0",
+                *begin,
+            ]
+        )
+        == 0
+    )
     assert_same(store.open_checkpoint(tmp_path / "run").tensors(), store.open_checkpoint(trained_run).tensors())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pangu_ms.checkpoint import store
-from pangu_ms.errors import OutputError
+from pangu_ms.core.errors import OutputError
 from tests.checkpoint.common import assert_is_step, save
 from tests.checkpoint.saver import ROWS
 
@@ -28,7 +28,11 @@ def test_kill_9_at_random_instants_loses_nothing_committed(tmp_path):
     print("seed", seed)
     step = 1
     for _ in range(KILLS):
-        child = subprocess.Popen([sys.executable, "-m", "tests.checkpoint.saver", tmp_path, str(step)], cwd=REPOSITORY, stdout=subprocess.PIPE)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.checkpoint.saver", tmp_path, str(step)],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+        )
         first = child.stdout.readline()  # it is saving now
         time.sleep(randomness.uniform(0, 0.15))
         child.kill()
@@ -76,7 +80,11 @@ def _save_and_die(event_number: int, *arguments, **options) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("step, generation, damaged", [(3, 0, False), (2, 1, False), (2, 1, True)], ids=["next", "replace", "replace damaged"])
+@pytest.mark.parametrize(
+    "step, generation, damaged",
+    [(3, 0, False), (2, 1, False), (2, 1, True)],
+    ids=["next", "replace", "replace damaged"],
+)
 def test_death_before_every_single_disk_operation(tmp_path, step, generation, damaged):
     for number in range(1, 200):
         root = tmp_path / str(number)
@@ -125,11 +133,16 @@ def test_everything_is_flushed_before_the_rename_and_the_root_after(tmp_path, mo
     events = []
     fsync, rename = os.fsync, os.rename
     monkeypatch.setattr(os, "fsync", lambda fd: (events.append(os.readlink(f"/proc/self/fd/{fd}")), fsync(fd)))
-    monkeypatch.setattr(os, "rename", lambda source, target: (events.append((str(source), str(target))), rename(source, target)))
+    monkeypatch.setattr(
+        os, "rename", lambda source, target: (events.append((str(source), str(target))), rename(source, target))
+    )
     path = save(root, 1)
     (moved,) = [event for event in events if isinstance(event, tuple)]
     before, after = events[: events.index(moved)], events[events.index(moved) + 1 :]
-    assert before[:-1] == [f"{moved[0]}/{name}" for name in ("state.json", "config.yaml", "model.safetensors", "optimizer.safetensors", "manifest.json")]
+    assert before[:-1] == [
+        f"{moved[0]}/{name}"
+        for name in ("state.json", "config.yaml", "model.safetensors", "optimizer.safetensors", "manifest.json")
+    ]
     assert before[-1] == moved[0] and moved[1] == str(path) and after == [str(root)]
 
 
@@ -193,7 +206,9 @@ def test_a_save_waits_for_another_process(tmp_path):
     save(tmp_path, 1)
     with commit.only_saver(tmp_path) as alone:
         assert alone
-        child = subprocess.Popen([sys.executable, "-m", "tests.checkpoint.saver", tmp_path, "2"], cwd=REPOSITORY, stdout=subprocess.PIPE)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "tests.checkpoint.saver", tmp_path, "2"], cwd=REPOSITORY, stdout=subprocess.PIPE
+        )
         with pytest.raises(subprocess.TimeoutExpired):
             child.wait(2)
         assert [path.name for path in tmp_path.glob("*step*")] == ["step-00000001"]

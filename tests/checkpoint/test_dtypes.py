@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pangu_ms.checkpoint import convert, foreign, store
-from pangu_ms.checkpoint.dtypes import BFLOAT16, bits, cast, to_bfloat16, widened
-from pangu_ms.cli import main
-from pangu_ms.errors import CheckpointError
+from pangu_ms.checkpoint import foreign, store
+from pangu_ms.cli import convert
+from pangu_ms.cli.main import main
+from pangu_ms.core.dtypes import BFLOAT16, bits, cast, to_bfloat16, widened
+from pangu_ms.core.errors import CheckpointError
 from tests.checkpoint.common import SIZES, assert_same, small_config
 from tests.checkpoint.test_names_alpha import foreign_tensors, our_tensors
 
@@ -21,15 +22,21 @@ def values() -> np.ndarray:
     random = np.random.default_rng(0).integers(0, 1 << 32, 20000, dtype=np.uint32).view(np.float32)
     ties = (np.arange(1, 4001, dtype=np.uint32) << 16 | 0x8000).view(np.float32)
     near = np.concatenate([(ties.view(np.uint32) + 1).view(np.float32), (ties.view(np.uint32) - 1).view(np.float32)])
-    edge = np.array([0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 3.3895313892515355e38, -3.39e38, 1e-45, 65504, 65520], np.float32)
+    edge = np.array(
+        [0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8, 3.3895313892515355e38, -3.39e38, 1e-45, 65504, 65520], np.float32
+    )
     found = np.concatenate([random, ties, -ties, near, edge])
     return found[np.abs(found) < np.float32(3.396e38)]
 
 
 def nearest(array: np.ndarray) -> np.ndarray:
-    """The nearest bfloat16 in float64, from the definition: the one of two neighbours with the smaller distance, or with an even last bit."""
+    """The nearest bfloat16 in float64, from the definition: the one of two neighbours with the smaller distance, or
+    with an even last bit."""
     below = array.view(np.uint32) & 0xFFFF0000
-    low, high = below.view(np.float32).astype(np.float64), (below + np.uint32(0x10000)).view(np.float32).astype(np.float64)
+    low, high = (
+        below.view(np.float32).astype(np.float64),
+        (below + np.uint32(0x10000)).view(np.float32).astype(np.float64),
+    )
     exact = array.astype(np.float64)
     up = np.abs(high - exact) < np.abs(exact - low)
     tie = np.abs(high - exact) == np.abs(exact - low)
@@ -48,7 +55,9 @@ def test_bfloat16_is_the_nearest_and_ties_go_to_even():
 
 def test_bfloat16_is_what_pytorch_makes():
     torch = pytest.importorskip("torch")
-    np.testing.assert_array_equal(bits(to_bfloat16(values())), torch.from_numpy(values()).to(torch.bfloat16).view(torch.uint16).numpy())
+    np.testing.assert_array_equal(
+        bits(to_bfloat16(values())), torch.from_numpy(values()).to(torch.bfloat16).view(torch.uint16).numpy()
+    )
 
 
 def test_all_ways_between_dtypes():
@@ -77,12 +86,19 @@ def test_bfloat16_out_of_a_checkpoint_and_back(tmp_path, suffix, capsys):
     assert main(["convert", str(tmp_path / "w.npz"), *OFFICIAL, "--output", str(tmp_path / "ours")]) == 0
     capsys.readouterr()
     file, kept = tmp_path / f"w{suffix}", tmp_path / "kept"
-    assert main(["convert", str(tmp_path / "ours"), "--to", "official", "--dtype", "bfloat16", "--output", str(file)]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "weights: float32 narrowed to bfloat16, each rounded to the nearest"
+    assert (
+        main(["convert", str(tmp_path / "ours"), "--to", "official", "--dtype", "bfloat16", "--output", str(file)]) == 0
+    )
+    assert (
+        capsys.readouterr().out.splitlines()[0] == "weights: float32 narrowed to bfloat16, each rounded to the nearest"
+    )
     assert main(["convert", str(file), *OFFICIAL, "--dtype", "bfloat16", "--json", "--output", str(kept)]) == 0
     assert json.loads(capsys.readouterr().out)["notes"][0] == "weights: bfloat16, kept"
     assert {tensor.spec.code for tensor in store.open_checkpoint(kept).stored().values()} == {"BF16"}
-    assert_same(store.open_checkpoint(kept).tensors(), {name: nearest(array).astype(np.float32) for name, array in our_tensors(3).items()})
+    assert_same(
+        store.open_checkpoint(kept).tensors(),
+        {name: nearest(array).astype(np.float32) for name, array in our_tensors(3).items()},
+    )
     assert main(["convert", str(file), *OFFICIAL, "--output", str(tmp_path / "wide")]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "weights: bfloat16 widened to float32, which holds them exactly"
     assert_same(store.open_checkpoint(tmp_path / "wide").tensors(), store.open_checkpoint(kept).tensors())
@@ -94,7 +110,9 @@ def test_float16_is_rounded_as_numpy_rounds(tmp_path):
     step = store.save(tmp_path / "ours", 0, {"model": our_tensors(3)}, {}, small_config(3))
     convert.export_file(step, "huggingface", tmp_path / "w.safetensors", dtype="float16")
     found = safetensors.numpy.load_file(tmp_path / "w.safetensors")
-    np.testing.assert_array_equal(found["transformer.wte.weight"], our_tensors(3)["word_embedding.weight"].astype(np.float16))
+    np.testing.assert_array_equal(
+        found["transformer.wte.weight"], our_tensors(3)["word_embedding.weight"].astype(np.float16)
+    )
     assert {array.dtype for array in found.values()} == {np.dtype(np.float16)}
 
 

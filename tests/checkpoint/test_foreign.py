@@ -12,14 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pangu_ms.checkpoint import foreign, mindspore_shards, safetensors_file
-from pangu_ms.checkpoint.dtypes import BFLOAT16, widened
-from pangu_ms.errors import CheckpointError, OutputError
-from pangu_ms.protobuf import message_field, number_field
+from pangu_ms.core.dtypes import BFLOAT16, widened
+from pangu_ms.core.errors import CheckpointError, OutputError
+from pangu_ms.core.protobuf import message_field, number_field
 from tests.checkpoint.common import assert_same
 
 SUFFIXES = [".ckpt", ".npz", ".safetensors"]
 BASE = np.arange(24, dtype=np.float32).reshape(4, 6)
-TENSORS = {"a.weight": BASE, "a.half": BASE.astype(np.float16), "a.columns": BASE[:, 1:3], "a.turned": BASE.T, "scalar": np.float32(2).reshape(())}
+TENSORS = {
+    "a.weight": BASE,
+    "a.half": BASE.astype(np.float16),
+    "a.columns": BASE[:, 1:3],
+    "a.turned": BASE.T,
+    "scalar": np.float32(2).reshape(()),
+}
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -41,7 +47,9 @@ def test_damaged_files_are_one_line(tmp_path, suffix, damage):
         foreign.write_file(path, TENSORS)
         content = path.read_bytes()
         path.unlink()  # MindSpore makes it read-only
-        path.write_bytes({"empty": b"", "half": content[: len(content) // 2], "garbage": b"<html>not found</html>" * 9}[damage])
+        path.write_bytes(
+            {"empty": b"", "half": content[: len(content) // 2], "garbage": b"<html>not found</html>" * 9}[damage]
+        )
     with pytest.raises(CheckpointError) as error:
         foreign.read_file(path)
     assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
@@ -49,12 +57,16 @@ def test_damaged_files_are_one_line(tmp_path, suffix, damage):
 
 def test_unknown_suffix(tmp_path):
     for call in (lambda path: foreign.read_file(path), lambda path: foreign.write_file(path, TENSORS)):
-        with pytest.raises(CheckpointError, match=r"unknown kind of file '.bin'; weights are .ckpt, .npz, .safetensors"):
+        with pytest.raises(
+            CheckpointError, match=r"unknown kind of file '.bin'; weights are .ckpt, .npz, .safetensors"
+        ):
             call(tmp_path / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # numpy's ZipFile tries to write once more
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # numpy's ZipFile tries to write once more
 def test_full_disk_keeps_the_old_file(tmp_path, suffix):
     path = tmp_path / f"weights{suffix}"
     foreign.write_file(path, TENSORS)
@@ -136,7 +148,10 @@ def test_a_damaged_header_is_never_a_traceback(tmp_path_factory, position, bytes
         pass
 
 
-SOUND = {"a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}, "b": {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]}}
+SOUND = {
+    "a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]},
+    "b": {"dtype": "U8", "shape": [2], "data_offsets": [2, 4]},
+}
 
 
 def with_second(**changes):
@@ -175,7 +190,16 @@ def ckpt(content, dims=(2, 3), times=1):
     return message_field(1, message_field(1, b"x") + message_field(2, tensor)) * times
 
 
-@pytest.mark.parametrize("content", [ckpt(bytes(4000)), ckpt(bytes(8)), ckpt(bytes(24), times=2), ckpt(bytes(24), dims=(-2, -3)), ckpt(bytes(24), dims=(1 << 40, 1 << 40))])
+@pytest.mark.parametrize(
+    "content",
+    [
+        ckpt(bytes(4000)),
+        ckpt(bytes(8)),
+        ckpt(bytes(24), times=2),
+        ckpt(bytes(24), dims=(-2, -3)),
+        ckpt(bytes(24), dims=(1 << 40, 1 << 40)),
+    ],
+)
 def test_a_ckpt_whose_content_is_not_what_its_dims_say(tmp_path, content, monkeypatch):
     import mindspore
 
@@ -195,7 +219,9 @@ def test_a_ckpt_of_these_parts_is_read(tmp_path):
 def test_text_beside_the_weights_of_a_ckpt(tmp_path):
     import mindspore as ms
 
-    ms.save_checkpoint([{"name": "x", "data": ms.Tensor(BASE)}], str(tmp_path / "w.ckpt"), append_dict={"epoch": 3, "said": "hello"})
+    ms.save_checkpoint(
+        [{"name": "x", "data": ms.Tensor(BASE)}], str(tmp_path / "w.ckpt"), append_dict={"epoch": 3, "said": "hello"}
+    )
     assert_same({"x": foreign.read_file(tmp_path / "w.ckpt")["x"]}, {"x": BASE})
 
 

@@ -1,20 +1,29 @@
-"""Hugging Face LLaMA directories: in, the same logits from our model; and out again, the same logits from transformers."""
+"""Hugging Face LLaMA directories: in, the same logits from our model; and out again, the same logits from
+transformers."""
 
 import json
 
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import convert, store
-from pangu_ms.cli import main
-from pangu_ms.errors import CheckpointError, ConfigError
+from pangu_ms.checkpoint import store
+from pangu_ms.cli import convert
+from pangu_ms.cli.main import main
+from pangu_ms.core.errors import CheckpointError, ConfigError
 from tests.models.test_alpha import our_logits
 from tests.reference.make_llama_golden import random_llama
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-SIZES = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 24}
+SIZES = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 24,
+}
 VARIANTS = {
     "grouped": {"num_key_value_heads": 2, "rope_theta": 1e6, "rms_norm_eps": 1e-2},
     "tied": {"tie_word_embeddings": True, "head_dim": 6, "hidden_act": "gelu"},
@@ -30,7 +39,11 @@ def llama_logits(llama, ids):
 
 
 def random_ids(rows=2, seed=1):
-    return np.random.default_rng(seed).integers(0, SIZES["vocab_size"], (rows, SIZES["max_position_embeddings"])).astype(np.int32)
+    return (
+        np.random.default_rng(seed)
+        .integers(0, SIZES["vocab_size"], (rows, SIZES["max_position_embeddings"]))
+        .astype(np.int32)
+    )
 
 
 def load_llama(directory):
@@ -67,7 +80,10 @@ def test_released_weights_are_bfloat16_in_several_files(tmp_path):
     assert len(list((tmp_path / "llama").glob("*.safetensors"))) > 1
     assert main(["convert", str(tmp_path / "llama"), "--from", "huggingface", "--output", str(tmp_path / "ours")]) == 0
     weights = store.open_checkpoint(tmp_path / "ours").tensors()
-    for ours, theirs in (("word_embedding.weight", "embed_tokens.weight"), ("blocks.1.ffn.down.weight", "layers.1.mlp.down_proj.weight")):
+    for ours, theirs in (
+        ("word_embedding.weight", "embed_tokens.weight"),
+        ("blocks.1.ffn.down.weight", "layers.1.mlp.down_proj.weight"),
+    ):
         assert weights[ours].dtype == np.float32
         np.testing.assert_array_equal(weights[ours], llama.model.get_parameter(theirs).detach().float().numpy())
     assert len(weights) == len(llama.state_dict())
@@ -81,7 +97,11 @@ def test_what_config_json_leaves_out_is_as_in_transformers(tmp_path):
     tree = {"model_type": "llama", **SIZES}
     path.write_text(json.dumps(tree))
     theirs = LlamaConfig.from_pretrained(tmp_path / "llama")
-    ours = store.open_checkpoint(convert.import_file(tmp_path / "llama", "huggingface", None, tmp_path / "ours")).config().model
+    ours = (
+        store.open_checkpoint(convert.import_file(tmp_path / "llama", "huggingface", None, tmp_path / "ours"))
+        .config()
+        .model
+    )
     for name in ("rms_norm_eps", "rope_theta", "head_dim", "hidden_act", "attention_bias", "tie_word_embeddings"):
         assert getattr(ours, name) == getattr(theirs, name), name
     assert ours.num_kv_heads == theirs.num_key_value_heads
@@ -99,7 +119,10 @@ def test_transformers_5_keeps_theta_elsewhere(tmp_path):
     ("key", "value"),
     [
         ("rope_scaling", {"rope_type": "linear", "factor": 2.0}),
-        ("rope_parameters", {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),  # the same as transformers 5 writes it
+        (
+            "rope_parameters",
+            {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+        ),  # the same as transformers 5 writes it
         ("mlp_bias", True),
         ("hidden_act", "relu"),
         ("model_type", "mistral"),

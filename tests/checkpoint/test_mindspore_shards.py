@@ -7,9 +7,9 @@ import shutil
 import numpy as np
 import pytest
 
-from pangu_ms import cli
 from pangu_ms.checkpoint import safetensors_file, sharded, store
 from pangu_ms.checkpoint.mindspore_shards import index
+from pangu_ms.cli import main as cli
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from tests.checkpoint.common import assert_same
@@ -28,14 +28,23 @@ def ms_shards(tmp_path_factory, mindspore_cpu):
     ms.merge_pipeline_strategys(str(root / "strategies"), str(root / "strategy.ckpt"))
     groups = whole_arrays(config)
     groups["model"]["final_norm.weight"] = groups["model"]["final_norm.weight"].astype(np.float32)
-    arrays = {name: array for tensors in groups.values() for name, array in tensors.items() if name not in ("count", "seen")}
+    arrays = {
+        name: array for tensors in groups.values() for name, array in tensors.items() if name not in ("count", "seen")
+    }
     for rank in range(8):
         held = {name: rank_slice(plan, name, array, rank) for name, array in arrays.items()}
-        values = [{"name": name, "data": ms.Tensor(np.ascontiguousarray(found[0]))} for name, found in held.items() if found]
+        values = [
+            {"name": name, "data": ms.Tensor(np.ascontiguousarray(found[0]))} for name, found in held.items() if found
+        ]
         for kind in ("ckpt", "safetensors"):
             (root / kind / f"rank_{rank}").mkdir(parents=True)
             step = [{"name": "global_step", "data": ms.Tensor(9)}]
-            ms.save_checkpoint(values + step, str(root / kind / f"rank_{rank}" / f"m.{kind}"), format=kind, crc_check=kind == "ckpt" and rank == 1)
+            ms.save_checkpoint(
+                values + step,
+                str(root / kind / f"rank_{rank}" / f"m.{kind}"),
+                format=kind,
+                crc_check=kind == "ckpt" and rank == 1,
+            )
     return root, config, arrays
 
 
@@ -45,18 +54,45 @@ def test_mindspores_own_shards_come_out_as_its_own_tool_has_them(tmp_path, ms_sh
 
     root, _, arrays = ms_shards
     plan = (1, 4, 1, 0, 0, 4)
-    arguments = ["ckpt", "reshard", "--from-mindspore", str(root / kind), "--config", *ALPHA, *overrides(plan), "--step", "9", "--json"]
+    arguments = [
+        "ckpt",
+        "reshard",
+        "--from-mindspore",
+        str(root / kind),
+        "--config",
+        *ALPHA,
+        *overrides(plan),
+        "--step",
+        "9",
+        "--json",
+    ]
     stages = [str(root / "strategies" / f"stage{stage}.ckpt") for stage in (0, 1)]
-    assert cli.main([*arguments, "--output", str(tmp_path / "out"), "--strategy", *(stages if kind == "ckpt" else [str(root / "strategy.ckpt")])]) == 0
+    assert (
+        cli.main(
+            [
+                *arguments,
+                "--output",
+                str(tmp_path / "out"),
+                "--strategy",
+                *(stages if kind == "ckpt" else [str(root / "strategy.ckpt")]),
+            ]
+        )
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert result["left_out"] == ["global_step"] and result["output"].endswith("step-00000009")
     checkpoint = store.open_checkpoint(tmp_path / "out")
     assert_same(checkpoint.tensors("model") | checkpoint.tensors("optimizer"), arrays)
     if kind == "ckpt":
         write_parameter_layouts(Plan.of(planned(ALPHA, plan)), 0, tmp_path / "target.ckpt")
-        ms.transform_checkpoints(str(root / "ckpt"), str(tmp_path / "ms"), "q", str(root / "strategy.ckpt"), str(tmp_path / "target.ckpt"))
+        ms.transform_checkpoints(
+            str(root / "ckpt"), str(tmp_path / "ms"), "q", str(root / "strategy.ckpt"), str(tmp_path / "target.ckpt")
+        )
         for rank in range(4):
-            theirs = {name: value.asnumpy() for name, value in ms.load_checkpoint(str(tmp_path / "ms" / f"rank_{rank}" / f"q{rank}.ckpt")).items()}
+            theirs = {
+                name: value.asnumpy()
+                for name, value in ms.load_checkpoint(str(tmp_path / "ms" / f"rank_{rank}" / f"q{rank}.ckpt")).items()
+            }
             for group in checkpoint.groups:
                 ours = safetensors_file.read(checkpoint.path / sharded.rank_file(group, rank))
                 assert_same({name: theirs[name] for name in ours}, ours)
@@ -67,7 +103,10 @@ def test_bfloat16_of_mindspore_keeps_its_bits(tmp_path, mindspore_cpu):
 
     values = np.array([[1.5, -3.25], [2.0**100, 0.0]], np.float32)
     for kind in ("ckpt", "safetensors"):
-        tensors = [{"name": "w", "data": ms.Tensor(values, ms.bfloat16)}, {"name": "s", "data": ms.Tensor(2.0, ms.float32)}]
+        tensors = [
+            {"name": "w", "data": ms.Tensor(values, ms.bfloat16)},
+            {"name": "s", "data": ms.Tensor(2.0, ms.float32)},
+        ]
         ms.save_checkpoint(tensors, str(tmp_path / f"m.{kind}"), format=kind)
         spec, place = index(tmp_path / f"m.{kind}")["w"]
         assert spec.code == "BF16" and index(tmp_path / f"m.{kind}")["s"][0].shape == ()
@@ -79,7 +118,17 @@ def test_what_is_wrong_with_mindspores_files_is_one_line(tmp_path, ms_shards, ca
     root, _, _ = ms_shards
     here = tmp_path / "ckpt"
     shutil.copytree(root / "ckpt", here)
-    arguments = ["--from-mindspore", here, "--strategy", root / "strategy.ckpt", "--output", tmp_path / "out", "--config", ALPHA[0], *ALPHA[1:]]
+    arguments = [
+        "--from-mindspore",
+        here,
+        "--strategy",
+        root / "strategy.ckpt",
+        "--output",
+        tmp_path / "out",
+        "--config",
+        ALPHA[0],
+        *ALPHA[1:],
+    ]
     assert "64 missing: blocks.3." in fails(capsys, *arguments, "model.num_layers=8")
     assert "of another shape" in fails(capsys, *arguments, "model.seq_length=32")
     assert "unexpected: blocks.2." in fails(capsys, *arguments, "model.num_layers=3")

@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint.names_alpha import FORMATS
-from pangu_ms.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError
+from pangu_ms.models.alpha.weights import FORMATS
 from tests.checkpoint.common import assert_same, small_config
 from tests.checkpoint.official_names import IN_OUT, expected
 
 
 def our_tensors(num_layers: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(num_layers)
-    return {name: random.normal(size=shape).astype(np.float32) for name, shape in small_config(num_layers).model.parameter_shapes().items()}
+    return {
+        name: random.normal(size=shape).astype(np.float32)
+        for name, shape in small_config(num_layers).model.parameter_shapes().items()
+    }
 
 
 def foreign_tensors(format: str, num_layers: int = 3) -> dict[str, np.ndarray]:
@@ -70,11 +73,17 @@ def test_official_spellings_and_what_else_stands_in_the_files():
     mapping = {}
     for name, array in official.items():
         for module in ("attention.projection", "output.mapping", "output.projection"):
-            name = name.replace(f"{module}.weight", f"{module}.mapping_weight").replace(f"{module}.bias", f"{module}.mapping_bias")
+            name = name.replace(f"{module}.weight", f"{module}.mapping_weight").replace(
+                f"{module}.bias", f"{module}.mapping_bias"
+            )
         mapping[name] = array
     assert sum("mapping_weight" in name for name in mapping) == 9
     assert_same(to_ours("official", mapping), our_tensors(3))
-    extras = ["adam_m.backbone.layernorm.gamma", "adam_v.backbone.layernorm.gamma", "accu_grads.backbone.layernorm.gamma"]
+    extras = [
+        "adam_m.backbone.layernorm.gamma",
+        "adam_v.backbone.layernorm.gamma",
+        "accu_grads.backbone.layernorm.gamma",
+    ]
     extras += ["backbone.blocks.0.attention.key_past", "backbone.top_query_layer.attention.value_past"]
     extras += ["epoch_num", "step_num", "global_step", "loss_scale"]
     assert_same(to_ours("official", official | {name: np.zeros(1) for name in extras}), our_tensors(3))
@@ -93,7 +102,13 @@ def test_hugging_face_spellings_buffers_and_tied_head():
         to_ours("huggingface", foreign)
 
 
-UNKNOWN = ["network.backbone.layernorm.gamma", "backbone.blocks.0.layernorm3.gamma", "xepoch_num", "epoch_numx", "backbone.blocks.0.output.mapping.weights"]
+UNKNOWN = [
+    "network.backbone.layernorm.gamma",
+    "backbone.blocks.0.layernorm3.gamma",
+    "xepoch_num",
+    "epoch_numx",
+    "backbone.blocks.0.output.mapping.weights",
+]
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -109,7 +124,10 @@ def test_missing_and_misshaped_are_listed_with_the_files_own_shapes():
     del official["backbone.layernorm.beta"]
     with pytest.raises(CheckpointError) as error:
         to_ours("official", official)
-    assert "1 missing: backbone.layernorm.beta; 1 of another shape: backbone.blocks.0.output.mapping.weight (20, 8) instead of (8, 20)" in str(error.value)
+    assert (
+        "1 missing: backbone.layernorm.beta; 1 of another shape: backbone.blocks.0.output.mapping.weight (20, 8)"
+        " instead of (8, 20)" in str(error.value)
+    )
 
 
 def test_a_model_of_another_depth_is_refused():

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from pangu_ms.checkpoint import store
-from pangu_ms.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError
 from tests.checkpoint.common import (
     assert_is_step,
     assert_same,
@@ -41,7 +41,12 @@ def test_manifest_says_what_and_who(tmp_path):
 
 def test_views_of_any_memory_order_keep_their_values(tmp_path):
     base = np.arange(24, dtype=np.float32).reshape(4, 6)
-    tensors = {"columns": base[:, 2:4], "transposed": base.T, "reversed": base[::-1], "fortran": np.asfortranarray(base)}
+    tensors = {
+        "columns": base[:, 2:4],
+        "transposed": base.T,
+        "reversed": base[::-1],
+        "fortran": np.asfortranarray(base),
+    }
     tensors |= {"big": base.astype(">f4"), "scalar": np.float32(3).reshape(()), "empty": base[:0], "flags": base[0] > 2}
     path = store.save(tmp_path, 1, {"model": tensors}, {}, small_config())
     expected = {name: np.array(array, array.dtype.newbyteorder("<"), order="C") for name, array in tensors.items()}
@@ -52,7 +57,10 @@ def test_views_of_any_memory_order_keep_their_values(tmp_path):
 def test_large_groups_are_cut_into_files(tmp_path):
     path = save(tmp_path, 1, max_shard_bytes=5000)
     assert sorted(p.name for p in path.glob("model*")) == ["model.safetensors"]
-    assert sorted(p.name for p in path.glob("optimizer*")) == ["optimizer-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors"]
+    assert sorted(p.name for p in path.glob("optimizer*")) == [
+        "optimizer-00001-of-00002.safetensors",
+        "optimizer-00002-of-00002.safetensors",
+    ]
     assert_is_step(store.open_checkpoint(path), 1)
 
 
@@ -102,7 +110,11 @@ def test_damaged_steps_are_passed_over_and_named(tmp_path, caplog, kind):
     damage(save(tmp_path, 2))
     checkpoint, passed_over = store.latest_valid(tmp_path)
     assert_is_step(checkpoint, 1)
-    assert len(passed_over) == 1 and passed_over[0].startswith(f"{tmp_path / 'step-00000002'}: ") and reason in passed_over[0]
+    assert (
+        len(passed_over) == 1
+        and passed_over[0].startswith(f"{tmp_path / 'step-00000002'}: ")
+        and reason in passed_over[0]
+    )
     assert passed_over[0] in caplog.text
     with pytest.raises(CheckpointError, match=reason):
         store.open_checkpoint(tmp_path / "step-00000002")
@@ -129,7 +141,9 @@ def test_when_nothing_is_valid_all_reasons_are_named(tmp_path):
         store.open_checkpoint(tmp_path)
     (save(tmp_path, 1) / "state.json").unlink()
     (save(tmp_path, 2) / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="step-00000002: model.safetensors is missing.*step-00000001: state.json is missing") as error:
+    with pytest.raises(
+        CheckpointError, match="step-00000002: model.safetensors is missing.*step-00000001: state.json is missing"
+    ) as error:
         store.open_checkpoint(tmp_path)
     assert "\n" not in str(error.value)
 
@@ -179,11 +193,13 @@ def test_saving_a_step_again_replaces_it(tmp_path):
 
 def test_names_and_shapes_are_strict():
     tensors = {f"n{i}": np.zeros((2, 3)) for i in range(9)}
-    store.check_names_and_shapes("here", tensors, {name: (2, 3) for name in tensors})
+    store.check_names_and_shapes("here", tensors, dict.fromkeys(tensors, (2, 3)))
     expected = {f"n{i}": (2, 3) for i in range(1, 8)} | {"n8": (3, 2), "m": (1,)}
     with pytest.raises(CheckpointError) as error:
         store.check_names_and_shapes("here", tensors, expected)
-    assert str(error.value).startswith("here: 1 missing: m; 1 unexpected: n0; 1 of another shape: n8 (2, 3) instead of (3, 2); ")
+    assert str(error.value).startswith(
+        "here: 1 missing: m; 1 unexpected: n0; 1 of another shape: n8 (2, 3) instead of (3, 2); "
+    )
     with pytest.raises(CheckpointError, match="9 unexpected: n0, n1, n2, n3, n4, and 4 more"):
         store.check_names_and_shapes("here", tensors, {})
 
@@ -195,5 +211,5 @@ def test_a_state_that_is_no_json_fails_before_anything_is_written(tmp_path):
 
 
 def test_the_store_does_not_import_mindspore():
-    code = "import sys, pangu_ms.checkpoint.store, pangu_ms.checkpoint.convert; sys.exit('mindspore' in sys.modules)"
+    code = "import sys, pangu_ms.checkpoint.store, pangu_ms.cli.convert; sys.exit('mindspore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

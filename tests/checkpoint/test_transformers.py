@@ -1,4 +1,5 @@
-"""transformers as the judge, end to end through the command line: a LLaMA with its tokenizer in, the same logits and tokens; out again, and it loads there."""
+"""transformers as the judge, end to end through the command line: a LLaMA with its tokenizer in, the same logits and
+tokens; out again, and it loads there."""
 
 import importlib.util
 import json
@@ -8,11 +9,13 @@ import sys
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import convert, names_pi, store
-from pangu_ms.cli import main
+from pangu_ms.checkpoint import store
+from pangu_ms.cli import convert
+from pangu_ms.cli.main import main
 from pangu_ms.config.load import config_from_dict
+from pangu_ms.core.errors import CheckpointError
 from pangu_ms.data.tokenizer import Tokenizer, train_tokenizer
-from pangu_ms.errors import CheckpointError
+from pangu_ms.models.pi import weights as names_pi
 from tests.checkpoint.test_tokenizer_along import IDS, read_json
 from tests.data.test_huggingface import STORED
 from tests.models.test_alpha import our_logits
@@ -20,8 +23,18 @@ from tests.models.test_pi import random_parameters
 from tests.reference.make_tokenizer_golden import CHINESE, CODE, PROSE, TEXTS, write_files
 from tests.reference.read_with_transformers import PROBE, PROMPT
 
-needs_both = pytest.mark.skipif(not all(map(importlib.util.find_spec, ("torch", "transformers"))), reason="needs torch and transformers: the extra [hf]")
-SIZES = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+needs_both = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("torch", "transformers"))),
+    reason="needs torch and transformers: the extra [hf]",
+)
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +44,8 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def read(place):
-    """What transformers makes of LLaMAs of two variants, of them after a round trip, and of a model and tokenizer of our own."""
+    """What transformers makes of LLaMAs of two variants, of them after a round trip, and of a model and tokenizer of
+    our own."""
     from tests.reference.make_llama_golden import random_llama
 
     for variant in ("extended", "llama3"):
@@ -40,13 +54,44 @@ def read(place):
         llama.save_pretrained(place / variant)
         kept = read_json(place / variant / "config.json")
         write_files(stored | {"config.json": kept | stored["config.json"]}, place / variant)
-        assert main(["convert", str(place / variant), "--from", "huggingface", "--output", str(place / f"{variant}-ours")]) == 0
+        assert (
+            main(["convert", str(place / variant), "--from", "huggingface", "--output", str(place / f"{variant}-ours")])
+            == 0
+        )
         convert.export_file(place / f"{variant}-ours", "huggingface", place / f"{variant}-back", max_shard_bytes=20_000)
-    assert main(["convert", str(place / "extended-ours"), "--to", "huggingface", "--dtype", "bfloat16", "--output", str(place / "extended-half")]) == 0
+    assert (
+        main(
+            [
+                "convert",
+                str(place / "extended-ours"),
+                "--to",
+                "huggingface",
+                "--dtype",
+                "bfloat16",
+                "--output",
+                str(place / "extended-half"),
+            ]
+        )
+        == 0
+    )
     train_tokenizer([CODE, PROSE, CHINESE] * 20, 420, "none").save(place / "tokenizer")
-    sizes = {"vocab_size": 420, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "ffn_hidden_size": 40, "seq_length": 64}
+    sizes = {
+        "vocab_size": 420,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "ffn_hidden_size": 40,
+        "seq_length": 64,
+    }
     config = config_from_dict({"model": sizes | {"family": "pi", "siaf_terms": 1, "aug_shortcut_branches": 0}}, "here")
-    store.save(place / "own-ours", 0, {"model": random_parameters(config.model, deviation=0.1)}, {}, config, place / "tokenizer")
+    store.save(
+        place / "own-ours",
+        0,
+        {"model": random_parameters(config.model, deviation=0.1)},
+        {},
+        config,
+        place / "tokenizer",
+    )
     assert main(["convert", str(place / "own-ours"), "--to", "huggingface", "--output", str(place / "own-back")]) == 0
     names = ["extended", "extended-back", "extended-half", "llama3", "llama3-back", "own-back"]
     command = [sys.executable, "-m", "tests.reference.read_with_transformers", *(str(place / name) for name in names)]
@@ -110,15 +155,39 @@ OPENPANGU = {
     "max_position_embeddings": 32768, "model_type": "PanguEmbedded", "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2, "rms_norm_eps": 1e-05,
     "rope_theta": 16000000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.53.2", "use_cache": True, "vocab_size": 61,
 }  # fmt: skip
-SMOLLM = LLAMA2 | {"is_llama_config": True, "rope_interleaved": False, "rope_theta": 1e5, "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}}}
-VICUNA = LLAMA2 | {"max_sequence_length": 2048, "pad_token_id": 0, "_attn_implementation_autoset": True, "unsloth_fixed": True, "mlp_bias": False, "attention_dropout": 0.1}
-LLAMA31 = LLAMA2 | {"rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"}}
+SMOLLM = LLAMA2 | {
+    "is_llama_config": True,
+    "rope_interleaved": False,
+    "rope_theta": 1e5,
+    "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}},
+}
+VICUNA = LLAMA2 | {
+    "max_sequence_length": 2048,
+    "pad_token_id": 0,
+    "_attn_implementation_autoset": True,
+    "unsloth_fixed": True,
+    "mlp_bias": False,
+    "attention_dropout": 0.1,
+}
+LLAMA31 = LLAMA2 | {
+    "rope_scaling": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    }
+}
 
 
 @pytest.mark.parametrize("tree", [LLAMA2, OPENPANGU, SMOLLM, VICUNA])
 def test_published_configs_are_understood(tree):
     fields = names_pi.read_config("config.json", tree)
-    assert fields["rope_theta"] == tree.get("rope_theta", 1e4) and fields["attention_bias"] == tree.get("bias", False) and fields["num_heads"] == 4
+    assert (
+        fields["rope_theta"] == tree.get("rope_theta", 1e4)
+        and fields["attention_bias"] == tree.get("bias", False)
+        and fields["num_heads"] == 4
+    )
     assert config_from_dict({"model": fields}, "here").model.seq_length == tree["max_position_embeddings"]
 
 

@@ -10,12 +10,13 @@ import pytest
 import yaml
 from pydantic.dataclasses import dataclass, rebuild_dataclass
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.config import RunConfig, dump_config, load_config
-from pangu_ms.config.base import STRICT, Int, ModelConfig
 from pangu_ms.config.load import config_from_dict, presets
-from pangu_ms.config.registry import FAMILIES, Family
-from pangu_ms.errors import ConfigError
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.fields import STRICT, Int
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.registry import FAMILIES, Family
 
 # Specification A2, in billions; 200B is computed there too.
 PUBLISHED_SIZES = {"alpha/350m": 0.3454, "alpha/2_6b": 2.6253, "alpha/13b": 12.80, "alpha/200b": 206.9}
@@ -50,7 +51,12 @@ def test_a_dump_reads_back_as_the_same_config(name, tmp_path):
 def test_overrides_win_and_nothing_overrides_the_user(tmp_path):
     (tmp_path / "mine.yaml").write_text("base: alpha/tiny\ntrain:\n  steps: 5\noptimizer:\n  lr: 1e-2\n")
     config = load_config(str(tmp_path / "mine.yaml"), ["train.batch_size=3", "model.hidden_act=gelu"])
-    assert (config.train.steps, config.train.batch_size, config.model.hidden_act, config.optimizer.lr) == (5, 3, "gelu", 0.01)
+    assert (config.train.steps, config.train.batch_size, config.model.hidden_act, config.optimizer.lr) == (
+        5,
+        3,
+        "gelu",
+        0.01,
+    )
     assert config.model.hidden_size == load_config("alpha/tiny").model.hidden_size
 
 
@@ -118,7 +124,9 @@ OUT_OF_RANGE = {
 }
 
 
-@pytest.mark.parametrize("field, value, rule", [(field, value, rule) for field, (*values, rule) in OUT_OF_RANGE.items() for value in values])
+@pytest.mark.parametrize(
+    "field, value, rule", [(field, value, rule) for field, (*values, rule) in OUT_OF_RANGE.items() for value in values]
+)
 def test_a_number_out_of_range_is_refused_with_its_rule(field, value, rule):
     with pytest.raises(ConfigError) as error:
         load_config("alpha/tiny", [f"{field}={value}"])
@@ -127,8 +135,22 @@ def test_a_number_out_of_range_is_refused_with_its_rule(field, value, rule):
 
 @pytest.mark.parametrize(
     "override",
-    ["guard.spike_factor=0", "guard.spike_factor=1.5", "optimizer.beta1=0", "optimizer.weight_decay=0", "optimizer.clip_norm=0", "train.seed=0"]
-    + ["train.keep_checkpoints=0", "optimizer.warmup_steps=0", "optimizer.decay_steps=51", "train.steps=30", "optimizer.eps=1e-6", "optimizer.lr=1"],
+    [
+        "guard.spike_factor=0",
+        "guard.spike_factor=1.5",
+        "optimizer.beta1=0",
+        "optimizer.weight_decay=0",
+        "optimizer.clip_norm=0",
+        "train.seed=0",
+    ]
+    + [
+        "train.keep_checkpoints=0",
+        "optimizer.warmup_steps=0",
+        "optimizer.decay_steps=51",
+        "train.steps=30",
+        "optimizer.eps=1e-6",
+        "optimizer.lr=1",
+    ],
 )
 def test_the_edges_of_the_ranges_are_allowed(override):
     section, field = override.partition("=")[0].split(".")
@@ -136,13 +158,21 @@ def test_the_edges_of_the_ranges_are_allowed(override):
 
 
 def test_a_constant_rate_has_no_decay_to_check():
-    assert load_config("alpha/tiny", ["optimizer.schedule=constant", "optimizer.decay_steps=50"]).optimizer.decay_steps == 50
+    assert (
+        load_config("alpha/tiny", ["optimizer.schedule=constant", "optimizer.decay_steps=50"]).optimizer.decay_steps
+        == 50
+    )
 
 
 def float_fields():
     config = load_config("alpha/tiny")
     sections = [(s.name, getattr(config, s.name)) for s in dataclasses.fields(config)]
-    return [f"{name}.{f.name}" for name, section in sections for f in dataclasses.fields(section) if isinstance(getattr(section, f.name), float)]
+    return [
+        f"{name}.{f.name}"
+        for name, section in sections
+        for f in dataclasses.fields(section)
+        if isinstance(getattr(section, f.name), float)
+    ]
 
 
 @pytest.mark.parametrize("field", float_fields())
@@ -257,7 +287,14 @@ def test_every_field_has_a_description(capsys):
     assert [name for name, text in zip(lines[::2], lines[1::2]) if not text.strip()] == []
 
 
-@pytest.mark.parametrize("command", ["import pangu_ms", "import pangu_ms.cli as c; c.main(['--help'])", "import pangu_ms.config; pangu_ms.config.load_config('alpha/tiny')"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "import pangu_ms",
+        "import pangu_ms.cli.main as c; c.main(['--help'])",
+        "import pangu_ms.config; pangu_ms.config.load_config('alpha/tiny')",
+    ],
+)
 def test_no_mindspore_where_none_is_needed(command):
     code = f"{command}\nimport sys\nassert not {{'mindspore', 'mindformers'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -265,5 +302,7 @@ def test_no_mindspore_where_none_is_needed(command):
 
 @pytest.mark.parametrize("scaled, rule", [(True, "depth_scaled"), (False, "constant")])
 def test_a_checkpoint_from_before_init_rule_is_read(tmp_path, scaled, rule):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": SIZES | {"family": "alpha", "init_depth_scaled": scaled}}))
+    (tmp_path / "config.yaml").write_text(
+        yaml.safe_dump({"model": SIZES | {"family": "alpha", "init_depth_scaled": scaled}})
+    )
     assert load_config(str(tmp_path / "config.yaml")).model.init_rule == rule

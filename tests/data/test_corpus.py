@@ -8,15 +8,18 @@ import sys
 import pytest
 import zstandard
 
+from pangu_ms.core.errors import DataError
 from pangu_ms.data import streams
 from pangu_ms.data.corpus import Corpus, Document, Quarantine
-from pangu_ms.errors import DataError
 
 RECORDS = b'{"text": "a\\n\\nb", "domain": "x"}\n{"text": "c"}\n'
 EXPECTED = [Document("a\n\nb", "x"), Document("c")]
 
 
-@pytest.mark.parametrize("name, pack", [("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.ZstdCompressor().compress)])
+@pytest.mark.parametrize(
+    "name, pack",
+    [("a.jsonl", bytes), ("a.jsonl.gz", gzip.compress), ("a.jsonl.zst", zstandard.ZstdCompressor().compress)],
+)
 def test_json_lines(tmp_path, name, pack):
     (tmp_path / name).write_bytes(pack(RECORDS))
     corpus = Corpus([tmp_path / name])
@@ -24,9 +27,13 @@ def test_json_lines(tmp_path, name, pack):
     assert corpus.position == corpus.size
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.ndjson", "wiki_00", "a.txt", "a.json.gz", "array.json", "array.jsonl.gz", "pretty.json"])
+@pytest.mark.parametrize(
+    "name", ["a.json", "a.ndjson", "wiki_00", "a.txt", "a.json.gz", "array.json", "array.jsonl.gz", "pretty.json"]
+)
 def test_content_tells_the_form(tmp_path, name):
-    array = json.dumps([json.loads(line) for line in RECORDS.splitlines()], indent=2 if "pretty" in name else None).encode()
+    array = json.dumps(
+        [json.loads(line) for line in RECORDS.splitlines()], indent=2 if "pretty" in name else None
+    ).encode()
     content = array if name[0] in "ap" and ("array" in name or "pretty" in name) else RECORDS
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     corpus = Corpus([tmp_path / name])
@@ -36,7 +43,11 @@ def test_content_tells_the_form(tmp_path, name):
 
 
 def test_what_is_no_json_lines_stays_text(tmp_path):
-    for name, content in {"package.json": '{\n  "text": "a",\n  "b": [1]\n}\n', "a.md": 'see\n{"text": "a"}\n', "b.py": "[x for x in y]\n"}.items():
+    for name, content in {
+        "package.json": '{\n  "text": "a",\n  "b": [1]\n}\n',
+        "a.md": 'see\n{"text": "a"}\n',
+        "b.py": "[x for x in y]\n",
+    }.items():
         (tmp_path / name).write_text(content)
         assert list(Corpus([tmp_path / name])) == [Document(content)]
 
@@ -46,7 +57,9 @@ def test_surprises_are_one_line_a_kind(tmp_path, caplog):
         (tmp_path / f"{number}.json").write_bytes(RECORDS)
     (tmp_path / "a.jsonl").write_bytes(RECORDS)
     Corpus([tmp_path / "*"])
-    assert [record.getMessage()[:56] for record in caplog.records] == ["corpus: 50 files named .json: taken as JSON lines by con"]
+    assert [record.getMessage()[:56] for record in caplog.records] == [
+        "corpus: 50 files named .json: taken as JSON lines by con"
+    ]
 
 
 def test_fields(tmp_path):
@@ -56,7 +69,11 @@ def test_fields(tmp_path):
         Corpus([path])
     assert list(Corpus([path], text_field="data.text")) == [Document("a")] * 3
     parts = [{"type": "text", "text": "x"}, {"type": "image"}, {"type": "text", "text": "y"}]
-    records = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": parts}]}, {"messages": ["no"]}, {"text": "t", "messages": []}]
+    records = [
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": parts}]},
+        {"messages": ["no"]},
+        {"text": "t", "messages": []},
+    ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     corpus = Corpus([path])
     assert [d.text for d in corpus] == ["user: hi\nassistant: xy", "t"]
@@ -64,12 +81,25 @@ def test_fields(tmp_path):
 
 
 def test_byte_order_mark_in_the_middle_and_deep_nesting(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes((b"\xef\xbb\xbf" + RECORDS) * 2 + b"[" * 100_000 + b"\n" + b'{"a":' * 100_000 + b"\n")
+    (tmp_path / "a.jsonl").write_bytes(
+        (b"\xef\xbb\xbf" + RECORDS) * 2 + b"[" * 100_000 + b"\n" + b'{"a":' * 100_000 + b"\n"
+    )
     corpus = Corpus([tmp_path / "a.jsonl"])
-    assert list(corpus) == EXPECTED * 2 and corpus.quarantine.count == 2 and "nested too deeply" in corpus.quarantine.first
+    assert (
+        list(corpus) == EXPECTED * 2 and corpus.quarantine.count == 2 and "nested too deeply" in corpus.quarantine.first
+    )
 
 
-@pytest.mark.parametrize("content", ['[{"text": "a"}, {"text"', '[{"text": "a"} {"text": "b"}]', '[{"text": "a"}] []', '[{"text": "a"},]', '[{"a":' * 50_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"text": "a"}, {"text"',
+        '[{"text": "a"} {"text": "b"}]',
+        '[{"text": "a"}] []',
+        '[{"text": "a"},]',
+        '[{"a":' * 50_000,
+    ],
+)
 def test_damaged_arrays(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(DataError, match="it begins as a JSON array"):
@@ -78,7 +108,11 @@ def test_damaged_arrays(tmp_path, content):
 
 def test_bombs_and_long_lines(tmp_path, monkeypatch):
     zeros = bytes(1 << 27)
-    for name, pack in {"a.jsonl.gz": gzip.compress, "a.txt.gz": gzip.compress, "a.txt.zst": zstandard.ZstdCompressor().compress}.items():
+    for name, pack in {
+        "a.jsonl.gz": gzip.compress,
+        "a.txt.gz": gzip.compress,
+        "a.txt.zst": zstandard.ZstdCompressor().compress,
+    }.items():
         (tmp_path / name).write_bytes(pack(zeros))
         with pytest.raises(DataError, match="text does not shrink to a 200th"):
             list(Corpus([tmp_path / name]))
@@ -109,8 +143,24 @@ def test_text_files_patterns_and_paragraphs(tmp_path):
 
 
 def test_bad_lines_are_kept_with_their_reason(tmp_path):
-    bad = {2: b"{", 3: b"[1]", 4: b'{"text": 3}', 5: b'{"text": "\xff"}', 6: b'{"text": "\\ud800"}', 7: b'{"text": "a", "domain": 1}', 10: b'{"x": "a"}'}
-    reasons = ["not JSON", "no field text", "text is int", "not UTF-8", "text has a lone surrogate", "domain is int", "no field text"]
+    bad = {
+        2: b"{",
+        3: b"[1]",
+        4: b'{"text": 3}',
+        5: b'{"text": "\xff"}',
+        6: b'{"text": "\\ud800"}',
+        7: b'{"text": "a", "domain": 1}',
+        10: b'{"x": "a"}',
+    }
+    reasons = [
+        "not JSON",
+        "no field text",
+        "text is int",
+        "not UTF-8",
+        "text has a lone surrogate",
+        "domain is int",
+        "no field text",
+    ]
     lines = [bad.get(number, b'{"text": "good"}') for number in range(1, 11)]
     lines[7], lines[8] = b"", b'{"text": " "}'
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
@@ -135,7 +185,14 @@ def test_unusable_files(tmp_path, monkeypatch):
     (tmp_path / "whole.jsonl.zst").write_bytes(whole)
     assert len(list(Corpus([tmp_path / "whole.jsonl.zst"]))) == 3  # two frames
     cases = {"cut.jsonl.zst": "cut off"}
-    cases |= {"gbk.txt": "not UTF-8", "cut.jsonl.gz": "cut off", "no.jsonl.gz": "damaged", "no.jsonl.zst": "damaged", "missing": "No such file", "": "is a directory"}
+    cases |= {
+        "gbk.txt": "not UTF-8",
+        "cut.jsonl.gz": "cut off",
+        "no.jsonl.gz": "damaged",
+        "no.jsonl.zst": "damaged",
+        "missing": "No such file",
+        "": "is a directory",
+    }
     for name, text in cases.items():
         with pytest.raises(DataError, match=text):
             list(Corpus([tmp_path / name]))

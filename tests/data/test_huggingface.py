@@ -1,4 +1,5 @@
-"""Tokenizers of Hugging Face directories: ids of transformers, kept in a file; specials as ids alone; what cannot be read is one line."""
+"""Tokenizers of Hugging Face directories: ids of transformers, kept in a file; specials as ids alone; what cannot be
+read is one line."""
 
 import base64
 import importlib.util
@@ -8,10 +9,10 @@ import sys
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.huggingface import HuggingFaceTokenizer
 from pangu_ms.data.tokenizer import StreamDecoder, Tokenizer
-from pangu_ms.errors import DataError
 from tests.reference.make_tokenizer_golden import GOLDEN, write_files
 
 STORED = json.loads(GOLDEN.read_text())
@@ -34,7 +35,9 @@ def test_ids_and_texts_are_those_of_transformers(variant):
     assert isinstance(tokenizer, HuggingFaceTokenizer)
     for text, ids, decoded in STORED[name]["texts"]:
         if name == "openpangu" and "[unused10]" in text:
-            continue  # transformers' slow classes make its end of turns of what a user types; here that stays text, see below
+            # transformers' slow classes make its end of turns of what a user types; here that stays text,
+            # see below
+            continue
         assert tokenizer.encode_prompt(text) == ids, text
         if name != "openpangu":  # the slow classes lose a second space at the beginning
             assert tokenizer.decode(ids) == decoded, text
@@ -57,7 +60,11 @@ def test_a_continuation_keeps_its_space_and_streaming_agrees(variant):
     ids = tokenizer.encode("fox jumps")
     stream = StreamDecoder(tokenizer)
     text = "".join(stream.push(i) for i in ids) + stream.flush()
-    assert text == tokenizer.decode(ids, continuation=True) == ("fox jumps" if name in ("no_prefix", "llama3") else " fox jumps")
+    assert (
+        text
+        == tokenizer.decode(ids, continuation=True)
+        == ("fox jumps" if name in ("no_prefix", "llama3") else " fox jumps")
+    )
 
 
 SPECIALS = {  # bos, eod, pad, first, stop
@@ -98,7 +105,11 @@ def test_specials_are_what_the_directory_says_and_never_come_out_of_text(variant
 
 def llama(tmp_path, **changed):
     """The variant llama2 with other files."""
-    write_files(STORED["llama2"]["files"] | {name.replace("_json", ".json").replace("_model", ".model"): content for name, content in changed.items()}, tmp_path / "hf")
+    write_files(
+        STORED["llama2"]["files"]
+        | {name.replace("_json", ".json").replace("_model", ".model"): content for name, content in changed.items()},
+        tmp_path / "hf",
+    )
     return tmp_path / "hf"
 
 
@@ -110,17 +121,26 @@ def settings(**changed):
     ("changed", "message"),
     [
         ({"tokenizer_model": base64.b64encode(b"junk").decode()}, "not a SentencePiece model"),
-        (settings(tokenizer_class="XLNetTokenizer"), "tokenizer_class='XLNetTokenizer' with tokenizer.model alone is not known"),
+        (
+            settings(tokenizer_class="XLNetTokenizer"),
+            "tokenizer_class='XLNetTokenizer' with tokenizer.model alone is not known",
+        ),
         (settings(eos_token=5), "token 5 has no content"),
         (settings(added_tokens_decoder={"5": {}}), "token {} has no content"),
         (settings(added_tokens_decoder={"300": {"content": "<new>", "special": True}}), "id 300 is "),
         (settings(added_tokens_decoder={"425": {"content": "<new>", "special": True}}), "must follow one another"),
         (settings(added_tokens_decoder={"420": {"content": "<new>"}}), "the added token '<new>' is not special"),
-        ({"generation_config_json": {"eos_token_id": [2, 420]}}, "eos_token_id=[2, 420]: 420 is no id of a vocabulary of 420"),
+        (
+            {"generation_config_json": {"eos_token_id": [2, 420]}},
+            "eos_token_id=[2, 420]: 420 is no id of a vocabulary of 420",
+        ),
         ({"generation_config_json": {"eos_token_id": "2"}}, "'2' is no whole number"),
         ({"config_json": {"vocab_size": 2}}, "has an id beyond the model's vocab_size=2"),
         ({"config_json": {"vocab_size": 1 << 40}}, "vocab_size="),
-        ({"tokenizer_json": {"model": {}, "decoder": {"type": "ByteLevel"}}, **settings(add_prefix_space=None)}, "tokenizer.json: "),
+        (
+            {"tokenizer_json": {"model": {}, "decoder": {"type": "ByteLevel"}}, **settings(add_prefix_space=None)},
+            "tokenizer.json: ",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_one_line(tmp_path, changed, message):
@@ -146,7 +166,18 @@ def test_a_bare_model_is_a_llamas_unless_it_is_a_released_one(tmp_path):
 
 def test_a_llamas_tokenizer_cannot_be_cut(tmp_path, capsys):
     (tmp_path / "a.txt").write_text("a b c " * 100)
-    command = ["tokenizer", "compress", "--tokenizer", str(llama(tmp_path)), "--corpus", str(tmp_path / "a.txt"), "--vocab-size", "300", "--output", str(tmp_path / "x")]
+    command = [
+        "tokenizer",
+        "compress",
+        "--tokenizer",
+        str(llama(tmp_path)),
+        "--corpus",
+        str(tmp_path / "a.txt"),
+        "--vocab-size",
+        "300",
+        "--output",
+        str(tmp_path / "x"),
+    ]
     assert main(command) == 2
     assert "has Hugging Face's form" in capsys.readouterr().err
 

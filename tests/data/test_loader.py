@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.loader import Loader, batch_from_ids
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.errors import DataError
 
 EOD, PAD = 5, 4
 
@@ -43,7 +43,12 @@ def test_batch_is_the_literal_algorithm(rows):
         assert (np.tril(segments[:, None] == segments[None, :]) == mask).all()
         assert loss_mask.tolist() == [float(t not in (EOD, PAD)) for t in row[:-1]]
     assert batch.segments[:, 0].tolist() == [0] * len(ids)
-    assert [a.dtype for a in (batch.ids, batch.positions, batch.segments, batch.loss_mask)] == [np.int32, np.int32, np.int32, np.float32]
+    assert [a.dtype for a in (batch.ids, batch.positions, batch.segments, batch.loss_mask)] == [
+        np.int32,
+        np.int32,
+        np.int32,
+        np.float32,
+    ]
 
 
 def test_batch_without_reset():
@@ -72,11 +77,19 @@ def official(tmp_path_factory):
 
 
 def test_official_files_in_any_form(official):
-    for source in (official, str(official / "*.mindrecord"), official / "*", [official / "a.mindrecord", official / "b.mindrecord"]):
+    for source in (
+        official,
+        str(official / "*.mindrecord"),
+        official / "*",
+        [official / "a.mindrecord", official / "b.mindrecord"],
+    ):
         records = RecordSet.open(source)
         assert (records.num_rows, records.row_length, records.seq_length) == (11, 9, 8)
         assert [rows[:, 0].tolist() for rows in records.rows(4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
-    assert RecordSet.open([official / "b.mindrecord", official / "a.mindrecord"]).read_rows([0, 4])[:, 0].tolist() == [7, 0]
+    assert RecordSet.open([official / "b.mindrecord", official / "a.mindrecord"]).read_rows([0, 4])[:, 0].tolist() == [
+        7,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("wanted", [[10, 0, 5, 5, 9, 10], [3], list(range(10, -1, -1))])
@@ -126,7 +139,9 @@ def test_batches_of_prepared_data_use_its_ids(prepared, tokenizers):
     records = RecordSet.open(prepared[0])
     batch = next(Loader(records, 4).batches())
     expected = batch_from_ids(batch.ids, tokenizers["none"].eod_id, tokenizers["none"].pad_id, True)
-    assert all(np.array_equal(getattr(batch, name), getattr(expected, name)) for name in ("positions", "segments", "loss_mask"))
+    assert all(
+        np.array_equal(getattr(batch, name), getattr(expected, name)) for name in ("positions", "segments", "loss_mask")
+    )
     assert batch.segments.max() > 0
 
 
@@ -138,10 +153,20 @@ def test_check_compares_with_the_model(prepared, official, tokenizers):
     records = RecordSet.open(prepared[0])
     records.check(model(63, 600), Tokenizer.load(prepared[0] / "tokenizer"))
     cases = [
-        (records, model(64, 600), {}, "rows of 64 ids, model.seq_length=64.*set model.seq_length=63 or prepare with --seq-length 64"),
+        (
+            records,
+            model(64, 600),
+            {},
+            "rows of 64 ids, model.seq_length=64.*set model.seq_length=63 or prepare with --seq-length 64",
+        ),
         (records, model(63, 601), {}, "600 pieces, model.vocab_size=601"),
         (records, model(63, 600), {"tokenizer": tokenizers["jieba"]}, "must be the same"),
-        (RecordSet.open(official), model(8, 700), {"tokenizer": tokenizers["none"]}, "tokenizer: 600 pieces, model.vocab_size=700"),
+        (
+            RecordSet.open(official),
+            model(8, 700),
+            {"tokenizer": tokenizers["none"]},
+            "tokenizer: 600 pieces, model.vocab_size=700",
+        ),
     ]
     for record_set, config, options, text in cases:
         with pytest.raises(DataError, match=text):
@@ -158,7 +183,9 @@ def test_check_compares_the_segmenter(prepared, tokenizers, caplog):
     records.manifest = records.manifest | {"tokenizer": jieba.fingerprint, "segmenter_version": jieba.segmenter_version}
     records.check(model(63, 600), jieba)
     records.manifest |= {"tokenizer": "0" * 64, "segmenter_version": {"jieba": "0.39", "dictionary": "1" * 64}}
-    with pytest.raises(DataError, match=r"cut into words by jieba 0.39 with dictionary 1{12}, here is jieba .*pip install jieba==0.39"):
+    with pytest.raises(
+        DataError, match=r"cut into words by jieba 0.39 with dictionary 1{12}, here is jieba .*pip install jieba==0.39"
+    ):
         records.check(model(63, 600), jieba)
     settings = b'{"eod": "<eod>", "format": 1, "segmenter": "jieba"}'  # as version 0.1.0 made it
     old = hashlib.sha256(jieba.model + settings).hexdigest()
@@ -212,7 +239,11 @@ def test_damaged_rows_are_found(small_records, tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("train-00000.mindrecord.db", "SHA-256 differs"), ("train.digests", "row [0-9]+ is not as it was written"), ("tokenizer/vocab.model", "SHA-256 differs")],
+    [
+        ("train-00000.mindrecord.db", "SHA-256 differs"),
+        ("train.digests", "row [0-9]+ is not as it was written"),
+        ("tokenizer/vocab.model", "SHA-256 differs"),
+    ],
 )
 def test_damage_beside_the_rows_is_found(small_records, tmp_path, name, text):
     damaged = _damaged(small_records, tmp_path / "r", lambda content: content.__setitem__(-3, content[-3] ^ 1), name)

@@ -23,7 +23,13 @@ def archive(path, *members):
 
 
 def test_what_numpy_wrote_is_read(tmp_path):
-    arrays = {"a": np.arange(6.0).reshape(2, 3), "t": np.asfortranarray(np.arange(6).reshape(2, 3)), "none": np.empty((0, 3)), "word": np.array("\u6625"), "empty": np.array("")}
+    arrays = {
+        "a": np.arange(6.0).reshape(2, 3),
+        "t": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "none": np.empty((0, 3)),
+        "word": np.array("\u6625"),
+        "empty": np.array(""),
+    }
     for save in (np.savez, np.savez_compressed):
         save(tmp_path / "a.npz", **arrays)
         found = npz_file.read(tmp_path / "a.npz")

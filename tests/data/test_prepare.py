@@ -15,12 +15,12 @@ import pytest
 
 import pangu_ms.data.blocks as blocks
 import pangu_ms.data.pack as pack
-from pangu_ms import cli
+from pangu_ms.cli import main as cli
+from pangu_ms.core import files
+from pangu_ms.core.errors import DataError, OutputError, UserError
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
-from pangu_ms.errors import DataError, OutputError, UserError
-from pangu_run import files
 from tests.data.conftest import documents, write_jsonl
 
 
@@ -62,18 +62,32 @@ def test_manifest_accounts_for_everything(prepared, big_corpus, tokenizer_path):
     splits = manifest["splits"].values()
     assert sum(split["documents"] for split in splits) == len(records)
     assert sum(split["bytes"] for split in splits) == sum(len(record["text"].encode()) for record in records)
-    assert sum(split["domains"]["zh"]["documents"] for split in splits) == sum(record["domain"] == "zh" for record in records)
+    assert sum(split["domains"]["zh"]["documents"] for split in splits) == sum(
+        record["domain"] == "zh" for record in records
+    )
     assert 0.08 < manifest["splits"]["held_out"]["documents"] / len(records) < 0.12
-    assert manifest["inputs"] == [{"path": big_corpus, "size": os.path.getsize(big_corpus), "sha256": files.sha256_file(big_corpus)}]
-    on_disk = {str(p.relative_to(directory)): files.sha256_file(p) for p in directory.rglob("*") if p.is_file() and p.name != "manifest.json"}
+    assert manifest["inputs"] == [
+        {"path": big_corpus, "size": os.path.getsize(big_corpus), "sha256": files.sha256_file(big_corpus)}
+    ]
+    on_disk = {
+        str(p.relative_to(directory)): files.sha256_file(p)
+        for p in directory.rglob("*")
+        if p.is_file() and p.name != "manifest.json"
+    }
     assert manifest["files"] == on_disk
     assert json.loads((directory / "manifest.json").read_text()) == manifest
-    assert Tokenizer.load(directory / "tokenizer").fingerprint == manifest["tokenizer"] == Tokenizer.load(tokenizer_path).fingerprint
+    assert (
+        Tokenizer.load(directory / "tokenizer").fingerprint
+        == manifest["tokenizer"]
+        == Tokenizer.load(tokenizer_path).fingerprint
+    )
     assert os.listdir(directory.parent) == ["out"]
 
 
 def test_killed_run_goes_on_where_it_was(prepared, big_corpus, tokenizer_path, tmp_path, monkeypatch):
-    child = subprocess.Popen([sys.executable, "-m", "tests.data.slow_prepare", big_corpus, str(tokenizer_path), str(tmp_path / "out")])
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.data.slow_prepare", big_corpus, str(tokenizer_path), str(tmp_path / "out")]
+    )
     work = tmp_path / "out.partial"
     _wait(lambda: len(list(work.glob("block-*"))) >= 5)
     workers = psutil.Process(child.pid).children(recursive=True)
@@ -104,7 +118,10 @@ def _wait(condition, seconds=120):
 
 
 def test_number_of_workers_changes_nothing(prepared, big_corpus, tokenizer_path, tmp_path):
-    assert run(big_corpus, tokenizer_path, tmp_path / "out", seq_length=63, held_out=0.1, num_workers=1)["files"] == prepared[1]["files"]
+    assert (
+        run(big_corpus, tokenizer_path, tmp_path / "out", seq_length=63, held_out=0.1, num_workers=1)["files"]
+        == prepared[1]["files"]
+    )
 
 
 def test_several_files_per_split(prepared, big_corpus, tokenizer_path, tmp_path, monkeypatch):
@@ -120,7 +137,15 @@ def test_copies_fall_on_one_side_and_one_is_held_out(tokenizer_path, tmp_path):
     assert manifest["splits"]["held_out"]["documents"] == 10 and manifest["splits"]["held_out"]["rows"] >= 1
     same = write_jsonl(tmp_path / "b.jsonl", records[:1] * 9)
     manifest = run(same, tokenizer_path, tmp_path / "out2", held_out=1e-9)
-    assert manifest["splits"]["held_out"] | {"domains": {}} == {"documents": 0, "tokens": 0, "bytes": 0, "domains": {}, "files": [], "rows": 0, "pad_tokens": 0}
+    assert manifest["splits"]["held_out"] | {"domains": {}} == {
+        "documents": 0,
+        "tokens": 0,
+        "bytes": 0,
+        "domains": {},
+        "files": [],
+        "rows": 0,
+        "pad_tokens": 0,
+    }
 
 
 def test_quarantine_is_delivered(tokenizer_path, tmp_path):
@@ -133,13 +158,20 @@ def test_quarantine_is_delivered(tokenizer_path, tmp_path):
 def test_paragraphs_are_documents(tokenizer_path, tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(f"paragraph {n} of the text" for n in range(9)))
     assert run(str(tmp_path / "a.txt"), tokenizer_path, tmp_path / "one")["splits"]["train"]["documents"] == 1
-    assert run(str(tmp_path / "a.txt"), tokenizer_path, tmp_path / "nine", split_paragraphs=True)["splits"]["train"]["documents"] == 9
+    assert (
+        run(str(tmp_path / "a.txt"), tokenizer_path, tmp_path / "nine", split_paragraphs=True)["splits"]["train"][
+            "documents"
+        ]
+        == 9
+    )
 
 
 def test_too_little_text(tokenizer_path, tmp_path):
     tokens = len(Tokenizer.load(tokenizer_path).encode("short")) + 1
     corpus = write_jsonl(tmp_path / "a.jsonl", [{"text": "short"}])
-    with pytest.raises(DataError, match=f"{tokens} tokens in 1 training documents; one sequence needs seq_length . 1 = 16"):
+    with pytest.raises(
+        DataError, match=f"{tokens} tokens in 1 training documents; one sequence needs seq_length . 1 = 16"
+    ):
         run(corpus, tokenizer_path, tmp_path / "out")
     (tmp_path / "b.jsonl").write_text('{"text": ""}\n{')
     with pytest.raises(DataError, match=r"no document with text \(1 empty, 1 bad, first .*b.jsonl:2: not JSON"):
@@ -149,13 +181,19 @@ def test_too_little_text(tokenizer_path, tmp_path):
 
 def test_exactly_one_row_suffices(tokenizer_path, tmp_path):
     tokens = len(Tokenizer.load(tokenizer_path).encode("short")) + 1
-    manifest = run(write_jsonl(tmp_path / "a.jsonl", [{"text": "short"}]), tokenizer_path, tmp_path / "out", seq_length=tokens - 1)
+    manifest = run(
+        write_jsonl(tmp_path / "a.jsonl", [{"text": "short"}]), tokenizer_path, tmp_path / "out", seq_length=tokens - 1
+    )
     assert (manifest["splits"]["train"]["rows"], manifest["splits"]["train"]["pad_tokens"]) == (1, 0)
 
 
 def test_bad_settings_and_places(tokenizer_path, tmp_path, monkeypatch):
     corpus = write_jsonl(tmp_path / "a.jsonl", documents(50))
-    cases = [({"held_out": 1.0}, "held_out=1.0"), ({"seq_length": 0}, "seq_length=0"), ({"num_workers": 0}, "num_workers=0")]
+    cases = [
+        ({"held_out": 1.0}, "held_out=1.0"),
+        ({"seq_length": 0}, "seq_length=0"),
+        ({"num_workers": 0}, "num_workers=0"),
+    ]
     for options, text in cases:
         with pytest.raises(DataError, match=text):
             run(corpus, tokenizer_path, tmp_path / "out", **options)
@@ -184,7 +222,11 @@ def test_a_worker_that_dies_is_noticed_while_an_earlier_one_is_silent(tokenizer_
     corpus = write_jsonl(tmp_path / "a.jsonl", documents(3000))
     monkeypatch.setattr(blocks, "_SMALLEST", 1 << 12)
     submit, functions = blocks.Workers.submit, iter([(time.sleep, 600), (os._exit, 1)])
-    monkeypatch.setattr(blocks.Workers, "submit", lambda pool, function, *arguments: submit(pool, *next(functions, (function, *arguments))))
+    monkeypatch.setattr(
+        blocks.Workers,
+        "submit",
+        lambda pool, function, *arguments: submit(pool, *next(functions, (function, *arguments))),
+    )
     began = time.monotonic()
     with pytest.raises(UserError, match="a worker process died"):
         run(corpus, tokenizer_path, tmp_path / "out", num_workers=2)
@@ -197,7 +239,11 @@ def test_full_disk_while_packing(tokenizer_path, tmp_path, monkeypatch):
     corpus = write_jsonl(tmp_path / "a.jsonl", documents(50))
     with monkeypatch.context() as patch:
         # What MindRecord says on a full tmpfs.
-        patch.setattr(FileWriter, "write_raw_data", _raiser(RuntimeError("[ERROR] No free disk to be used while writing mindrecord files")))
+        patch.setattr(
+            FileWriter,
+            "write_raw_data",
+            _raiser(RuntimeError("[ERROR] No free disk to be used while writing mindrecord files")),
+        )
         with pytest.raises(OutputError, match="no space left on the disk; the encoded blocks are kept"):
             run(corpus, tokenizer_path, tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["a.jsonl", "out.partial"]
@@ -216,7 +262,9 @@ def _raiser(error):
 @pytest.mark.parametrize("size", ["200k", "1500k"])
 def test_really_full_disk(prepared, big_corpus, tokenizer_path, tmp_path, size):
     """200k: blocks do not fit; 1500k is too little for blocks or records."""
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(tmp_path)], capture_output=True
+    ).returncode:
         pytest.skip("mount is not allowed here")
     try:
         with pytest.raises(OutputError, match="(?i)no space left"):
@@ -245,16 +293,36 @@ def test_command_line(prepared, big_corpus, tokenizer_path, tmp_path, capfd):
 
 
 def test_what_was_taken_as_what_is_said_and_each_form_gives_its_text(tokenizer_path, tmp_path, capfd):
-    """Ways in which people keep text, each with its own words; what the records hold is read back with the tokenizer alone."""
+    """Ways in which people keep text, each with its own words; what the records hold is read back with the tokenizer
+    alone."""
     (tmp_path / "wiki_00").write_text(json.dumps({"doc": {"text": "from a nested field"}}) + "\n")
     (tmp_path / "list.json").write_text(json.dumps([{"doc": {"text": "from an array"}}]))
     chat = [{"role": "user", "content": "from a"}, {"role": "assistant", "content": "chat"}]
     (tmp_path / "chat.ndjson").write_text(json.dumps({"doc": {"text": chat}}) + "\n")
     (tmp_path / "note.txt").write_text("from plain text")
     names = [str(tmp_path / name) for name in ("wiki_00", "list.json", "chat.ndjson", "note.txt")]
-    texts, tokenizer = ["from a nested field", "from an array", "user: from a\nassistant: chat", "from plain text"], Tokenizer.load(tokenizer_path)
+    texts, tokenizer = (
+        [
+            "from a nested field",
+            "from an array",
+            "user: from a\nassistant: chat",
+            "from plain text",
+        ],
+        Tokenizer.load(tokenizer_path),
+    )
     length = sum(len(tokenizer.encode(text)) + 1 for text in texts) - 1  # one row
-    words = ["--tokenizer", tokenizer_path, "--output", tmp_path / "out", "--seq-length", length, "--held-out", 0, "--num-workers", 1]
+    words = [
+        "--tokenizer",
+        tokenizer_path,
+        "--output",
+        tmp_path / "out",
+        "--seq-length",
+        length,
+        "--held-out",
+        0,
+        "--num-workers",
+        1,
+    ]
     assert cli.main(["data", "prepare", "--corpus", *names, "--text-field", "doc.text", *map(str, words)]) == 0
     assert "files taken as JSON lines: 2, a JSON array: 1, plain text: 1" in capfd.readouterr().out
     (row,) = RecordSet.open(tmp_path / "out").read_rows([0])

@@ -9,18 +9,19 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
+from pangu_ms.core.errors import ConfigError, DataError, OutputError
 from pangu_ms.data import rounds
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import BatchLosses, Order, effective_batches, resample, sample_batches
-from pangu_ms.errors import ConfigError, DataError, OutputError
 
 LOSS = np.array([1.0, 2.5, 0.2, 3.1, 1.7])
 TRIALS = 30_000
 
 
 def sequential(loss, count, temperature):
-    """Probability of each set of batches: one batch after the other in proportion to exp(loss / temperature) of those left."""
+    """Probability of each set of batches: one batch after the other in proportion to exp(loss / temperature) of those
+    left."""
     weights, total = [math.exp(value / temperature) for value in loss], Counter()
     for draw in itertools.permutations(range(len(loss)), count):
         left, probability = sum(weights), 1.0
@@ -33,7 +34,9 @@ def sequential(loss, count, temperature):
 
 def distinct_draws_with_replacement(loss, count, temperature):
     """Probability of each set when draws with replacement are repeated until they are distinct."""
-    weights = {kept: math.exp(sum(loss[list(kept)]) / temperature) for kept in itertools.combinations(range(len(loss)), count)}
+    weights = {
+        kept: math.exp(sum(loss[list(kept)]) / temperature) for kept in itertools.combinations(range(len(loss)), count)
+    }
     return {kept: weight / sum(weights.values()) for kept, weight in weights.items()}
 
 
@@ -50,7 +53,11 @@ def test_sets_are_as_frequent_as_sequential_draws_without_replacement_make_them(
     assert sum(exact.values()) == pytest.approx(1) and counts.keys() <= exact.keys()
     assert largest_deviation(counts, exact) < 5
     uniform = {kept: 1 / math.comb(5, count) for kept in exact}
-    for other in (uniform, distinct_draws_with_replacement(LOSS, count, temperature), sequential(LOSS, count, temperature * 1.5)):
+    for other in (
+        uniform,
+        distinct_draws_with_replacement(LOSS, count, temperature),
+        sequential(LOSS, count, temperature * 1.5),
+    ):
         assert largest_deviation(counts, other) > 6  # the trials are enough to tell them apart
 
 
@@ -77,7 +84,9 @@ def train_set(records):
 def losses(train_set, tmp_path):
     """Ten batches of two rows, in an order of their own."""
     rng = np.random.default_rng(0)
-    found = BatchLosses(rng.permutation(20).reshape(10, 2), rng.random(10, np.float32), rounds.fingerprint(train_set), "c" * 64, "{}")
+    found = BatchLosses(
+        rng.permutation(20).reshape(10, 2), rng.random(10, np.float32), rounds.fingerprint(train_set), "c" * 64, "{}"
+    )
     found.save(tmp_path / "losses.npz")
     return found
 
@@ -100,7 +109,10 @@ def test_an_order_is_the_kept_batches_whole_and_in_their_old_order(losses, train
 
 
 def test_the_seed_alone_decides(losses, train_set, tmp_path):
-    orders = [(drawn(tmp_path, f"{i}.npz", seed=seed), Order.open(tmp_path / f"{i}.npz", train_set))[1] for i, seed in enumerate((1, 1, 2))]
+    orders = [
+        (drawn(tmp_path, f"{i}.npz", seed=seed), Order.open(tmp_path / f"{i}.npz", train_set))[1]
+        for i, seed in enumerate((1, 1, 2))
+    ]
     assert orders[0].sha256 == orders[1].sha256 and orders[0].rows.tolist() != orders[2].rows.tolist()
 
 
@@ -153,7 +165,9 @@ def test_files_that_are_not_what_was_asked_for(losses, train_set, tmp_path):
 def test_rows_that_the_records_do_not_have(losses, train_set, tmp_path, rows):
     rows = np.array([train_set.num_rows] if rows == "num_rows" else rows, None if rows else np.int64)
     np.savez(tmp_path / "bad.npz", rows=rows, batch_size=2, records=rounds.fingerprint(train_set), made_by="{}")
-    with pytest.raises(DataError, match=r"bad.npz: rows must be one or more numbers (from 0 up|in \[0, \d+\)), the rows of"):
+    with pytest.raises(
+        DataError, match=r"bad.npz: rows must be one or more numbers (from 0 up|in \[0, \d+\)), the rows of"
+    ):
         Order.open(tmp_path / "bad.npz", train_set)
 
 

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pangu_ms.data.tokenizer as tokenizer_module
-from pangu_ms import cli
+from pangu_ms.cli import main as cli
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.segment import best_ends, frequencies, make_segmenter
 from pangu_ms.data.tokenizer import (
     StreamDecoder,
@@ -25,13 +26,14 @@ from pangu_ms.data.tokenizer import (
     sample_chunks,
     train_tokenizer,
 )
-from pangu_ms.errors import DataError
 from tests.data.conftest import CHINESE, CODE, documents
 
 SEGMENTERS = ("jieba", "none")
 HAN = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF))
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581\u2582\u2583"))
-MIXED = st.lists(st.one_of(ANY, HAN, st.sampled_from([*CHINESE, " ", "  ", "\n", "\t", "\r\n", "<eot>", "\U0001f600", CODE[:80]]))).map("".join)
+MIXED = st.lists(
+    st.one_of(ANY, HAN, st.sampled_from([*CHINESE, " ", "  ", "\n", "\t", "\r\n", "<eot>", "\U0001f600", CODE[:80]]))
+).map("".join)
 
 
 @pytest.mark.parametrize("segmenter", SEGMENTERS)
@@ -61,7 +63,11 @@ def test_segmenter_gives_jieba_words_on_prose():
 
 def test_segmenter_takes_the_longer_word_on_a_tie():
     reference = jieba.Tokenizer()
-    reference.FREQ, reference.total, reference.initialized = {"\u4e00": 2, "\u4e8c": 2, "\u4e00\u4e8c": 1}, 4, True  # log 1/4 = 2 log 2/4
+    reference.FREQ, reference.total, reference.initialized = (
+        {"\u4e00": 2, "\u4e8c": 2, "\u4e00\u4e8c": 1},
+        4,
+        True,
+    )  # log 1/4 = 2 log 2/4
     assert reference.lcut("\u4e00\u4e8c", HMM=False) == ["\u4e00\u4e8c"]
     assert best_ends("\u4e00\u4e8c", reference.FREQ, log(4)) == [2, 2]
 
@@ -78,7 +84,9 @@ def test_jieba_mode_is_the_official_recipe(tokenizers):
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizers["jieba"].model)
     ids = tokenizers["jieba"].encode(text)
     assert ids == processor.encode(joined)
-    assert tokenizers["jieba"].decode(ids) == processor.decode(ids).replace(" ", "").replace("\u2582", " ").replace("\u2583", "\n")
+    assert tokenizers["jieba"].decode(ids) == processor.decode(ids).replace(" ", "").replace("\u2582", " ").replace(
+        "\u2583", "\n"
+    )
 
 
 _ENCODE = """
@@ -95,7 +103,9 @@ def test_ids_do_not_depend_on_jiebas_cache_in_the_shared_directory(tokenizers, t
     temporary.mkdir()
     poison = marshal.dumps(({CHINESE[0][:5]: 1013, CHINESE[0][:2]: 1, "\u5929\u6c14\u4e0d": 100000}, 101014))
     (temporary / "jieba.cache").write_bytes(poison)
-    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")} | {"TMPDIR": str(temporary)}
+    environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")} | {
+        "TMPDIR": str(temporary)
+    }
     command = [sys.executable, "-c", _ENCODE, str(tmp_path / "t"), CHINESE[0]]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120).stdout
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizers["jieba"].model)
@@ -103,19 +113,25 @@ def test_ids_do_not_depend_on_jiebas_cache_in_the_shared_directory(tokenizers, t
     reference.FREQ, reference.total = reference.gen_pfdict(reference.get_dict_file())
     reference.initialized = True
     assert shown == f"{tokenizers['jieba'].fingerprint} {processor.encode(' '.join(reference.cut(CHINESE[0])))}\n"
-    assert [path.name for path in temporary.iterdir()] == ["jieba.cache"] and (temporary / "jieba.cache").read_bytes() == poison
+    assert [path.name for path in temporary.iterdir()] == ["jieba.cache"] and (
+        temporary / "jieba.cache"
+    ).read_bytes() == poison
 
 
 def test_dictionary_is_read_as_jieba_reads_it():
     reference = jieba.Tokenizer()
-    assert frequencies(Path(jieba.__file__).with_name("dict.txt").read_bytes()) == reference.gen_pfdict(reference.get_dict_file())
+    assert frequencies(Path(jieba.__file__).with_name("dict.txt").read_bytes()) == reference.gen_pfdict(
+        reference.get_dict_file()
+    )
     with pytest.raises(DataError, match="line 2: .*install jieba again"):
         frequencies("\u4e00 2 m\n\u4e8c x m\n".encode())
 
 
 def test_fingerprint_tells_of_the_segmenter(tokenizers, monkeypatch):
     before = {name: tokenizer.fingerprint for name, tokenizer in tokenizers.items()}
-    monkeypatch.setattr(tokenizer_module, "segmenter_version", lambda: {"jieba": jieba.__version__, "dictionary": "0" * 64})
+    monkeypatch.setattr(
+        tokenizer_module, "segmenter_version", lambda: {"jieba": jieba.__version__, "dictionary": "0" * 64}
+    )
     assert tokenizers["jieba"].fingerprint != before["jieba"] and tokenizers["none"].fingerprint == before["none"]
     assert not tokenizers["jieba"].made(before["jieba"], "records")
 
@@ -146,14 +162,27 @@ def test_save_and_load(tokenizers, segmenter, tmp_path):
     tokenizers[segmenter].save(tmp_path / "t")
     loaded = Tokenizer.load(tmp_path / "t")
     assert loaded.fingerprint == tokenizers[segmenter].fingerprint
-    assert (loaded.unk_id, loaded.bos_id, loaded.eos_id, loaded.pad_id, loaded.eod_id, loaded.eot_id) == (0, 1, 2, 4, 5, 6)
+    assert (loaded.unk_id, loaded.bos_id, loaded.eos_id, loaded.pad_id, loaded.eod_id, loaded.eot_id) == (
+        0,
+        1,
+        2,
+        4,
+        5,
+        6,
+    )
     assert loaded.stop_ids == (5, 6) and loaded.segmenter == segmenter
 
 
 def _model(**options) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CHINESE * 20), model_writer=model, vocab_size=400, minloglevel=2, hard_vocab_limit=False, byte_fallback=True, **options
+        sentence_iterator=iter(CHINESE * 20),
+        model_writer=model,
+        vocab_size=400,
+        minloglevel=2,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        **options,
     )
     return model.getvalue()
 
@@ -162,14 +191,24 @@ def test_released_file_ends_documents_with_pad(tmp_path):
     path = tmp_path / "vocab.model"
     path.write_bytes(_model(user_defined_symbols=["<sep>", "<cls>", "x", "<pad>", "<eod>", "y", "<eot>"]))
     tokenizer = Tokenizer.load(path)
-    assert (tokenizer.segmenter, tokenizer.pad_id, tokenizer.eod_id, tokenizer.eot_id, tokenizer.stop_ids) == ("jieba", 6, 6, 9, (6, 7, 9))
-    assert tokenizer.decode(tokenizer.encode(CHINESE[0])) == CHINESE[0].replace("\uff0c", ",").replace("\uff01", "!")  # its NFKC is its own
+    assert (tokenizer.segmenter, tokenizer.pad_id, tokenizer.eod_id, tokenizer.eot_id, tokenizer.stop_ids) == (
+        "jieba",
+        6,
+        6,
+        9,
+        (6, 7, 9),
+    )
+    assert tokenizer.decode(tokenizer.encode(CHINESE[0])) == CHINESE[0].replace("\uff0c", ",").replace(
+        "\uff01", "!"
+    )  # its NFKC is its own
     tokenizer.save(tmp_path / "copy")  # a copy keeps the rule
     copy = Tokenizer.load(tmp_path / "copy")
     assert copy.eod_id == 6 and copy.fingerprint == tokenizer.fingerprint
 
 
-@pytest.mark.parametrize("control, expected", [(["<pad>"], (3, 3, 3)), (["<eod>"], (3, 3, 3)), (["<eod>", "<eot>"], (3, 3, 4))])
+@pytest.mark.parametrize(
+    "control, expected", [(["<pad>"], (3, 3, 3)), (["<eod>"], (3, 3, 3)), (["<eod>", "<eot>"], (3, 3, 4))]
+)
 def test_missing_specials_fall_back(control, expected):
     tokenizer = Tokenizer(_model(control_symbols=control))
     assert (tokenizer.pad_id, tokenizer.eod_id, tokenizer.eot_id) == expected
@@ -229,7 +268,24 @@ def test_command_line(tmp_path, capfd):
     source = tmp_path / "a.txt"
     source.write_text(CODE)
     path = str(tmp_path / "t")
-    assert cli.main(["tokenizer", "train", "--corpus", str(source), "--output", path, "--vocab-size", "500", "--segmenter", "none", "--json"]) == 0
+    assert (
+        cli.main(
+            [
+                "tokenizer",
+                "train",
+                "--corpus",
+                str(source),
+                "--output",
+                path,
+                "--vocab-size",
+                "500",
+                "--segmenter",
+                "none",
+                "--json",
+            ]
+        )
+        == 0
+    )
     out, err = capfd.readouterr()
     assert json.loads(out)["vocab_size"] == 500 and err == ""  # SentencePiece is quiet
     assert cli.main(["tokenizer", "encode", "--tokenizer", path, "if x:\n  y"]) == 0

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
+from pangu_ms.core.errors import DataError, OutputError
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import BatchLosses
-from pangu_ms.errors import DataError, OutputError
 from pangu_ms.eval import batch_losses as module
 from pangu_ms.eval.batch_losses import batch_losses
 from tests.reference import alpha_numpy
@@ -90,7 +90,9 @@ def test_an_interrupted_call_goes_on_and_equals_one_call_bit_for_bit(whole, chec
     with np.load(partial) as saved:
         assert saved["losses"].tolist() == whole[1].loss[:5].tolist()
     scored, score = [], module.Evaluator.each
-    monkeypatch.setattr(module.Evaluator, "each", lambda self, batches: (scored.append(1) or one for one in score(self, batches)))
+    monkeypatch.setattr(
+        module.Evaluator, "each", lambda self, batches: (scored.append(1) or one for one in score(self, batches))
+    )
     require_equal(batch_losses(checkpoint, records, output, progress=False), whole[1])
     assert len(scored) == len(whole[1].loss) - 5 and not partial.exists()
 
@@ -101,7 +103,10 @@ def test_kill_minus_nine_loses_seconds_at_most(whole, trained_run, records, tmp_
     arguments = ["data", "losses", str(trained_run), "--data", str(records), "--output", str(output)]
     slowly = "import time, sys; from pangu_ms.eval import batch_losses as b; b.SAVE_SECONDS = 0; add = b.Partial.add\n"
     slowly += "b.Partial.add = lambda self, loss: (time.sleep(0.05), add(self, loss))\n"
-    process = subprocess.Popen([sys.executable, "-c", slowly + f"from pangu_ms.cli import main; main({arguments!r})"], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", slowly + f"from pangu_ms.cli.main import main; main({arguments!r})"],
+        stderr=subprocess.DEVNULL,
+    )
 
     def count():
         if not partial.exists():
@@ -152,7 +157,16 @@ def test_a_loss_that_is_not_finite_is_no_weight(tmp_path):
 
 def test_command_line_with_overrides_behind_options(whole, trained_run, records, tmp_path, capsys):
     capsys.readouterr()
-    words = ["data", "losses", str(trained_run), "--data", str(records), "--output", str(tmp_path / "half.npz"), "--json"]
+    words = [
+        "data",
+        "losses",
+        str(trained_run),
+        "--data",
+        str(records),
+        "--output",
+        str(tmp_path / "half.npz"),
+        "--json",
+    ]
     assert main([*words, "model.compute_dtype=float16"]) == 0
     out, err = capsys.readouterr()
     result, found = json.loads(out), BatchLosses.load(tmp_path / "half.npz")

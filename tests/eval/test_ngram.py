@@ -6,15 +6,18 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pangu_ms.data.loader import Batch, batch_from_ids
+from pangu_ms.data.loader import batch_from_ids
 from pangu_ms.eval.ngram import NgramModels
+from pangu_ms.models.common.batch import Batch
 
 V, EOD, PAD = 12, 10, 11
 
 
 def random_batch(seed: int, rows: int = 6, length: int = 15) -> Batch:
     """Skewed ids with eod and pad among them; 7, 8 and 9 never occur."""
-    ids = np.random.default_rng(seed).choice([0, 1, 2, 3, 4, 5, 6, EOD, PAD], (rows, length), p=[0.4, 0.2, 0.1, 0.08, 0.06, 0.03, 0.03, 0.05, 0.05])
+    ids = np.random.default_rng(seed).choice(
+        [0, 1, 2, 3, 4, 5, 6, EOD, PAD], (rows, length), p=[0.4, 0.2, 0.1, 0.08, 0.06, 0.03, 0.03, 0.05, 0.05]
+    )
     return batch_from_ids(ids.astype(np.int32), EOD, PAD, eod_reset=False)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
+from pangu_ms.core.errors import DataError
 from pangu_ms.data.loader import batch_from_ids
 from pangu_ms.data.records import RecordSet
-from pangu_ms.errors import DataError
 from pangu_ms.eval.ngram import NgramModels
 from pangu_ms.eval.report import baselines, bits_per_byte, evaluate
 from tests.reference import alpha_numpy
@@ -76,11 +76,15 @@ def test_another_compute_dtype_scores_nearly_the_same(result, checkpoint, record
 
 def test_baselines_are_counted_on_train_and_scored_where_the_model_is(result, records, held_out):
     train_set = RecordSet.open(records, "train")
-    batches = [batch_from_ids(s.read_rows(np.arange(s.num_rows)), s.eod_id, s.pad_id, False) for s in (train_set, held_out[0])]
+    batches = [
+        batch_from_ids(s.read_rows(np.arange(s.num_rows)), s.eod_id, s.pad_id, False) for s in (train_set, held_out[0])
+    ]
     unigram, bigram, tokens = NgramModels.count(batches[:1], 384).score(batches[1:])
     assert tokens == result["tokens"]
     scores = baselines(records, "held_out", 384, batch_size=4)
-    assert scores == pytest.approx({"unigram_perplexity": math.exp(unigram / tokens), "bigram_perplexity": math.exp(bigram / tokens)}, rel=1e-5)
+    assert scores == pytest.approx(
+        {"unigram_perplexity": math.exp(unigram / tokens), "bigram_perplexity": math.exp(bigram / tokens)}, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +95,10 @@ def test_baselines_are_counted_on_train_and_scored_where_the_model_is(result, re
     ],
 )
 def test_sizes_that_make_no_batch(checkpoint, records, options, message):
-    for call in (lambda: evaluate(checkpoint, records, "held_out", **options), lambda: baselines(records, "held_out", 384, **options)):
+    for call in (
+        lambda: evaluate(checkpoint, records, "held_out", **options),
+        lambda: baselines(records, "held_out", 384, **options),
+    ):
         with pytest.raises(DataError, match=f"^{message}$"):
             call()
 
@@ -105,7 +112,16 @@ def test_records_without_a_token_that_counts(checkpoint, records, monkeypatch):
 
 def test_json(result, trained_run, records, capsys):
     capsys.readouterr()
-    words = [str(trained_run), "runtime.device=CPU", "--data", str(records), "--batch-size", "4", "model.compute_dtype=float32", "--json"]
+    words = [
+        str(trained_run),
+        "runtime.device=CPU",
+        "--data",
+        str(records),
+        "--batch-size",
+        "4",
+        "model.compute_dtype=float32",
+        "--json",
+    ]
     assert main(["eval", *words]) == 0
     out, err = capsys.readouterr()
     assert out.count("\n") == 1 and not err

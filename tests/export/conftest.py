@@ -2,7 +2,7 @@
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
-"""A graph that would make MindSpore open a library is known by its bytes; the files here are written field by field from mind_ir.proto."""
+"""A graph that would make MindSpore open a library is known by its bytes; the files here are written field by field
+from mind_ir.proto."""
 
 import pytest
 
+from pangu_ms.core.protobuf import message_field
 from pangu_ms.export.graph_file import GraphFile
-from pangu_ms.protobuf import message_field
 
 
 def attribute(name, value):
@@ -26,7 +27,9 @@ def graph(content):
     [
         message_field(7, graph(node("CUSTOM::Custom", CUSTOM))),
         message_field(8, graph(node("Custom", CUSTOM))),  # in another function
-        message_field(12, message_field(2, b"Custom") + b"".join(message_field(3, a) for a in CUSTOM)),  # a primitive that nodes name
+        message_field(
+            12, message_field(2, b"Custom") + b"".join(message_field(3, a) for a in CUSTOM)
+        ),  # a primitive that nodes name
         message_field(7, graph(node("If", [message_field(7, graph(node("Custom", CUSTOM)))]))),  # in a branch
     ],
 )
@@ -35,7 +38,11 @@ def test_a_custom_operator_with_a_library_is_refused_wherever_it_stands(content)
 
 
 def test_a_kernel_of_cann_is_refused_since_a_library_launches_it():
-    kernel = [attribute("func_name", "aclnnPanguGelu"), attribute("func_type", "aot"), attribute("custom_callback_func", "/evil.so:run")]
+    kernel = [
+        attribute("func_name", "aclnnPanguGelu"),
+        attribute("func_type", "aot"),
+        attribute("custom_callback_func", "/evil.so:run"),
+    ]
     assert GraphFile.read(message_field(7, graph(node("Custom", kernel)))).refused == ["Custom aclnnPanguGelu"]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
-from pangu_ms.cli import main
-from pangu_ms.errors import ExportError, OutputError
+from pangu_ms.cli.main import main
+from pangu_ms.core.errors import ExportError, OutputError
 from pangu_ms.export.package import Package, read_key
 from tests.export.common import copy_of, reseal
 from tests.infer.pi_checkpoint import reference_logits, save_pi_checkpoint
@@ -22,9 +22,15 @@ GREEDY = ["--max-new-tokens", "8", "--temperature", "0", "--json"]
 
 
 def test_a_pi_package_computes_the_specification(records, tmp_path, capsys):
-    """Shared heads, series activation and augmented shortcuts travel: logits against numpy float64, text against the checkpoint."""
+    """Shared heads, series activation and augmented shortcuts travel: logits against numpy float64, text against the
+    checkpoint."""
     saved, weights = save_pi_checkpoint(tmp_path / "pi", records / "tokenizer")
-    assert main(["export", str(saved.path), "--output", str(tmp_path / "p"), "--batch-size", "2", "--chunk", "8", "--json"]) == 0
+    assert (
+        main(
+            ["export", str(saved.path), "--output", str(tmp_path / "p"), "--batch-size", "2", "--chunk", "8", "--json"]
+        )
+        == 0
+    )
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["verified"]["max_difference"] <= 1e-4 and manifest["model"]["family"] == "pi"
     decoder, rows = Package.open(tmp_path / "p").decoder(), [[7, 300, 5, 81, 9, 9, 44, 2, 201, 6], [12]]
@@ -36,7 +42,9 @@ def test_a_pi_package_computes_the_specification(records, tmp_path, capsys):
     run = ["--prompt", PROMPTS[0], *GREEDY]
     assert main(["generate", str(saved.path), *run]) == 0
     expected = capsys.readouterr().out
-    done = subprocess.run([sys.executable, str(tmp_path / "p/run.pyz"), *run], capture_output=True, text=True, cwd=tmp_path, check=True)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "p/run.pyz"), *run], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
     assert done.stdout == expected and texts(expected)[0]
 
 
@@ -72,7 +80,7 @@ def test_the_package_runs_without_this_code_base(package, tmp_path, capsys):
         "except SystemExit as end: assert not end.code, end.code\n"
         "ours = {n: m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] in ('pangu_ms', 'pangu_run')}\n"
         "assert all('run.pyz' in f for f in ours.values()), ours\n"
-        "assert len(ours) > 10 and 'pangu_run.files' in ours, sorted(ours)\n"
+        "assert len(ours) > 10 and 'pangu_ms.core.files' in ours, sorted(ours)\n"
         "assert not [n for n in ours if '.models' in n or '.config' in n or '.checkpoint' in n], sorted(ours)\n"
     )
     command = [sys.executable, "-c", probe, str(moved / "run.pyz"), "--prompt", PROMPTS[0], *GREEDY]
@@ -93,7 +101,18 @@ WITHOUT = (
 
 def run_without(package, missing, where, *options):
     """run.pyz where some Python packages are not installed."""
-    command = [sys.executable, "-c", WITHOUT, missing, str(package / "run.pyz"), "--prompt", "print(", "--max-new-tokens", "2", *options]
+    command = [
+        sys.executable,
+        "-c",
+        WITHOUT,
+        missing,
+        str(package / "run.pyz"),
+        "--prompt",
+        "print(",
+        "--max-new-tokens",
+        "2",
+        *options,
+    ]
     return subprocess.run(command, capture_output=True, text=True, cwd=where, check=False)
 
 
@@ -124,7 +143,10 @@ def test_a_list_names_what_the_tokenizer_needs(records):
     from pangu_ms.data.tokenizer import Tokenizer
 
     plain = Tokenizer.load(records / "tokenizer")
-    assert plain.packages == ("sentencepiece",) and Tokenizer(plain.model, "jieba").packages == ("sentencepiece", "jieba")
+    assert plain.packages == ("sentencepiece",) and Tokenizer(plain.model, "jieba").packages == (
+        "sentencepiece",
+        "jieba",
+    )
 
 
 @pytest.mark.parametrize("name", ["model.mindir", "tokenizer/vocab.model", "run.pyz"])
@@ -173,7 +195,18 @@ def test_an_encrypted_package_needs_its_key(trained_run, tmp_path, capsys):
     key, wrong = tmp_path / "key", tmp_path / "wrong"
     key.write_text("0123456789abcdef\n")
     wrong.write_text("0123456789abcdeX\n")
-    options = ["--output", str(tmp_path / "package"), "--batch-size", "1", "--max-length", "24", "--chunk", "8", "--key-file", str(key)]
+    options = [
+        "--output",
+        str(tmp_path / "package"),
+        "--batch-size",
+        "1",
+        "--max-length",
+        "24",
+        "--chunk",
+        "8",
+        "--key-file",
+        str(key),
+    ]
     assert main(["export", str(trained_run), *options]) == 0
     run = ["run-mindir", str(tmp_path / "package"), "--prompt", PROMPTS[0], *GREEDY]
     capsys.readouterr()
@@ -227,9 +260,15 @@ def test_a_package_whose_weights_are_no_numbers_is_one_line(package, trained_run
     copy, weight = copy_of(package, tmp_path), open_checkpoint(trained_run).tensors()["final_norm.weight"].tobytes()
     content = (copy / "model.mindir").read_bytes()
     assert content.count(weight) == 1
-    (copy / "model.mindir").write_bytes(content.replace(weight, np.full(len(weight) // 4, np.nan, np.float32).tobytes()))
+    (copy / "model.mindir").write_bytes(
+        content.replace(weight, np.full(len(weight) // 4, np.nan, np.float32).tobytes())
+    )
     reseal(copy)
     for words in (["--temperature", "0"], ["--top-k", "5"]):
         assert main(["run-mindir", str(copy), "--prompt", "a", "--prompt", "print(", *words]) == 2
         out, error = capsys.readouterr()
-        assert out == "" and error.count("\n") == 1 and "prompt 1: the model's logits behind 0 new tokens hold nan; they must be numbers" in error
+        assert (
+            out == ""
+            and error.count("\n") == 1
+            and "prompt 1: the model's logits behind 0 new tokens hold nan; they must be numbers" in error
+        )

@@ -1,4 +1,5 @@
-"""A package is what was exported, or says in one line why not: signatures, keys of no use, graphs with libraries. Nothing here is loaded by MindSpore."""
+"""A package is what was exported, or says in one line why not: signatures, keys of no use, graphs with libraries.
+Nothing here is loaded by MindSpore."""
 
 import shutil
 import subprocess
@@ -6,7 +7,7 @@ import sys
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.export.package import Package
 from tests.export.common import copy_of, reseal
 
@@ -55,8 +56,14 @@ def test_hashes_made_anew_do_not_deceive_the_signature(package, keys, tmp_path, 
 
 
 @pytest.mark.parametrize("option", ["--sign-key", "--verify-key"])
-def test_keys_that_are_none_are_one_line_with_a_command_that_makes_one(option, package, keys, trained_run, tmp_path, capsys, unloaded):
-    command = ["export", trained_run, "--output", tmp_path / "new"] if option == "--sign-key" else ["run-mindir", package, *RUN]
+def test_keys_that_are_none_are_one_line_with_a_command_that_makes_one(
+    option, package, keys, trained_run, tmp_path, capsys, unloaded
+):
+    command = (
+        ["export", trained_run, "--output", tmp_path / "new"]
+        if option == "--sign-key"
+        else ["run-mindir", package, *RUN]
+    )
     kind, other = ("private", "public") if option == "--sign-key" else ("public", "private")
     (tmp_path / "text").write_text("no key")
     for path in (tmp_path / "text", keys / f"{other}.pem"):  # the other half is a mistake that people make
@@ -66,10 +73,16 @@ def test_keys_that_are_none_are_one_line_with_a_command_that_makes_one(option, p
 
 
 @pytest.mark.parametrize("option", ["--sign-key", "--verify-key"])
-def test_without_the_library_there_is_one_line(option, package, keys, trained_run, tmp_path, capsys, monkeypatch, unloaded):
+def test_without_the_library_there_is_one_line(
+    option, package, keys, trained_run, tmp_path, capsys, monkeypatch, unloaded
+):
     for name in [name for name in sys.modules if name.partition(".")[0] == "cryptography"] + ["cryptography"]:
         monkeypatch.setitem(sys.modules, name, None)
-    command = ["export", trained_run, "--output", tmp_path / "new"] if option == "--sign-key" else ["run-mindir", package, *RUN]
+    command = (
+        ["export", trained_run, "--output", tmp_path / "new"]
+        if option == "--sign-key"
+        else ["run-mindir", package, *RUN]
+    )
     line = refused(capsys, *command, option, keys / ("private.pem" if option == "--sign-key" else "public.pem"))
     assert f"{option}: " in line and "pip install cryptography" in line and not (tmp_path / "new").exists()
 
@@ -77,7 +90,7 @@ def test_without_the_library_there_is_one_line(option, package, keys, trained_ru
 @pytest.mark.skipif(not shutil.which("openssl"), reason="no openssl")
 def test_the_commands_that_messages_advise_make_keys_that_sign_and_verify(tmp_path, keys):
     """As they stand in the messages, with file names for their capital words."""
-    from pangu_ms.errors import ExportError
+    from pangu_ms.core.errors import ExportError
     from pangu_ms.export.signature import read_signing_key, read_verifying_key, require_signed, sign
 
     (tmp_path / "text").write_text("")
@@ -98,7 +111,8 @@ def test_a_key_for_a_graph_that_is_not_encrypted_is_refused(package, tmp_path, c
 
 
 def test_a_graph_with_a_library_is_refused_though_all_hashes_are_right(package, tmp_path, capsys, unloaded):
-    """A graph that MindSpore wrote: of a cell with one of our CPU kernels, which stands in it by the path of its library."""
+    """A graph that MindSpore wrote: of a cell with one of our CPU kernels, which stands in it by the path of its
+    library."""
     import mindspore as ms
     import numpy as np
     from mindspore import Tensor, nn
@@ -111,7 +125,9 @@ def test_a_graph_with_a_library_is_refused_though_all_hashes_are_right(package, 
 
     copy = copy_of(package, tmp_path)
     with ascend_ops.use("cpu"):
-        ms.export(Activation(), Tensor(np.ones((4, 16), np.float32)), file_name=str(tmp_path / "model"), file_format="MINDIR")
+        ms.export(
+            Activation(), Tensor(np.ones((4, 16), np.float32)), file_name=str(tmp_path / "model"), file_format="MINDIR"
+        )
     (copy / "model.mindir").unlink()
     shutil.move(tmp_path / "model.mindir", copy / "model.mindir")
     reseal(copy)

@@ -33,7 +33,8 @@ def free_ports():
 
 
 class Launch:
-    """One launcher. Its processes, and theirs, inherit a variable of their own, FAULT_LOG, by which all that is left of them is found."""
+    """One launcher. Its processes, and theirs, inherit a variable of their own, FAULT_LOG, by which all that is left of
+    them is found."""
 
     def __init__(self, words, output, faults=(), **variables):
         self.output = Path(output)
@@ -43,7 +44,12 @@ class Launch:
         own = {"PYTHONPATH": path, "FAULT": json.dumps(list(faults)), "FAULT_LOG": str(self.log)}
         self.began = time.time()
         self.process = subprocess.Popen(
-            [sys.executable, *words], env=os.environ | own | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace"
+            [sys.executable, *words],
+            env=os.environ | own | variables,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
         )
         self.code, self.ended = None, float("inf")
         STARTED.append(self)
@@ -93,7 +99,11 @@ class Launch:
 
     def events(self, *names):
         """Events of this launch with these names, so far."""
-        return [event for event in self.job.events() if event["event"] in names and self.began <= event["time"] <= self.ended]
+        return [
+            event
+            for event in self.job.events()
+            if event["event"] in names and self.began <= event["time"] <= self.ended
+        ]
 
     def require_records(self):
         """Events and status are whole, in order, and say how the job ended."""
@@ -101,12 +111,18 @@ class Launch:
         assert (self.job.path / "events.jsonl").read_text().endswith("\n") and not list(self.job.path.rglob("*.tmp"))
         assert [event["time"] for event in events] == sorted(event["time"] for event in events)
         assert {event["event"] for event in events} <= set(EVENTS)
-        assert [event["attempt"] for event in events if event["event"] == "started"] == [*range(1, status["attempt"] + 1)]
-        assert [event["exit_code"] for event in events if event["event"] == "ended"] == [self.code] and events[-1]["event"] == "ended"
+        assert [event["attempt"] for event in events if event["event"] == "started"] == [
+            *range(1, status["attempt"] + 1)
+        ]
+        assert [event["exit_code"] for event in events if event["event"] == "ended"] == [self.code] and events[-1][
+            "event"
+        ] == "ended"
         assert (status["state"], status["exit_code"]) == ("ended", self.code) and status["state"] in STATES
         assert [row["rank"] for row in status["ranks"]] == [*range(len(status["ranks"]))]
         pids = [row["pid"] for row in status["ranks"] if row["pid"]]
-        assert len(set(pids)) == len(pids) and not any(Path(f"/proc/{pid}/environ").exists() and pid in self.alive() for pid in pids)
+        assert len(set(pids)) == len(pids) and not any(
+            Path(f"/proc/{pid}/environ").exists() and pid in self.alive() for pid in pids
+        )
 
 
 def launch_light(output, faults=(), pause=0.01, secret=SECRET, **spec):

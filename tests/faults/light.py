@@ -1,9 +1,11 @@
-"""A rank without MindSpore: it meets the others, beats, hears signals, saves and resumes as `pangu train` does, in a fraction of a second.
+"""A rank without MindSpore: it meets the others, beats, hears signals, saves and resumes as `pangu train` does, in a
+fraction of a second.
 
     python -m tests.faults.light OUTPUT STEPS [--resume]
 
-What it computes is a list of numbers, each from the one before and a sum over all ranks. A checkpoint, OUTPUT/step_NNNNNN.json, has all of them. Variables:
-LIGHT_NAME (the job's, alone on its machine), LIGHT_PAUSE (seconds a step).
+What it computes is a list of numbers, each from the one before and a sum over all ranks. A checkpoint,
+OUTPUT/step_NNNNNN.json, has all of them. Variables: LIGHT_NAME (the job's, alone on its machine), LIGHT_PAUSE (seconds
+a step).
 """
 
 import argparse
@@ -15,11 +17,11 @@ import sys
 import time
 from pathlib import Path
 
-from pangu_ms.parallel.meeting import Meeting
+from pangu_ms.core import files, stop_signals
+from pangu_ms.core.exit_codes import EXIT_STOPPED
+from pangu_ms.core.heartbeat import DATA, INIT, SAVE, STEP, WAIT, beat
+from pangu_ms.parallel.rendezvous import Meeting
 from pangu_ms.train.stop import StopSignal
-from pangu_run import files, stop_signals
-from pangu_run.exit_codes import EXIT_STOPPED
-from pangu_run.heartbeat import DATA, INIT, SAVE, STEP, WAIT, beat
 
 SAVE_EVERY = 3
 
@@ -100,7 +102,9 @@ class Light:
 
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)  # the launcher's disk may be full: not this one's
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2
+    )  # the launcher's disk may be full: not this one's
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("steps", type=int)

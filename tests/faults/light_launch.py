@@ -1,9 +1,11 @@
 """`python -m tests.faults.light_launch JSON`: launch tests.faults.light as `pangu launch` launches `train`.
 
-Keys: output, steps; world (3), servers (["localhost"]), server (the first), start, master ([host, port]), max_restarts, limits (fields of Limits),
-scheduler (a program instead of MindSpore's), file_bytes (no longer file can be written once the job has begun), stall_s (so long takes the third write of the status), lost_s (without a sign of
-life a host is lost), descriptors (how many files the launcher may have open), strangers (how many connections it lets wait), version (of the launcher), hello_s (for one to say who it is), nonsense
-(messages that it sends beside each of its own), job_dir, stream, resume.
+Keys: output, steps; world (3), servers (["localhost"]), server (the first), start, master ([host, port]), max_restarts,
+limits (fields of Limits), scheduler (a program instead of MindSpore's), file_bytes (no longer file can be written once
+the job has begun), stall_s (so long takes the third write of the status), lost_s (without a sign of life a host is
+lost), descriptors (how many files the launcher may have open), strangers (how many connections it lets wait), version
+(of the launcher), hello_s (for one to say who it is), nonsense (messages that it sends beside each of its own),
+job_dir, stream, resume.
 """
 
 import itertools
@@ -13,12 +15,12 @@ import sys
 import time
 from pathlib import Path
 
-from pangu_run import stop_signals
-from pangu_run.console import guarded
+from pangu_ms.core import stop_signals
+from pangu_ms.core.console import guarded
+from pangu_run.job.job import Job, Limits, Place
 from pangu_run.job_directory import NAME, JobDirectory
-from pangu_run.launch.job import Job, Limits, Place
-from pangu_run.launch.start import run_job
-from pangu_run.supervise import links, scheduler
+from pangu_run.launcher import run_job
+from pangu_run.supervisor import links, scheduler
 
 QUICK = {"start_s": 60.0, "grace_s": 0.5, "backoff_s": 0.2, "host_s": 20.0}
 
@@ -28,7 +30,13 @@ def job_of(spec):
     servers, world = spec.get("servers", ["localhost"]), spec.get("world", 3)
     each = world // len(servers)
     return Job(
-        words=lambda rank: ["-m", "tests.faults.light", spec["output"], str(spec["steps"]), *(["--resume"] if spec.get("resume") else [])],
+        words=lambda rank: [
+            "-m",
+            "tests.faults.light",
+            spec["output"],
+            str(spec["steps"]),
+            *(["--resume"] if spec.get("resume") else []),
+        ],
         places=[Place(rank, servers[rank // each], rank % each) for rank in range(world)],
         directory=JobDirectory(Path(spec.get("job_dir", Path(spec["output"]) / NAME))),
         server=spec.get("server", servers[0]),

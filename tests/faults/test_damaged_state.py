@@ -1,4 +1,5 @@
-"""Whatever a crash leaves of a file that the product itself keeps, the next command goes on, or refuses in one line whose advice works."""
+"""Whatever a crash leaves of a file that the product itself keeps, the next command goes on, or refuses in one line
+whose advice works."""
 
 import json
 import logging
@@ -11,18 +12,18 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint import save_ranks, store
+from pangu_ms.core import files
+from pangu_ms.core.errors import UserError
 from pangu_ms.data import blocks
-from pangu_ms.errors import UserError
 from pangu_ms.eval.batch_losses import Partial
-from pangu_ms.study.runs import claim
+from pangu_ms.research.study.runs import claim
 from pangu_ms.train.directory import RunLock, require_own
 from pangu_ms.train.metrics import MetricsWriter
-from pangu_run import files
-from pangu_run.cli import main
+from pangu_run import launcher as start
+from pangu_run.cli.main import main
 from pangu_run.doctor import hosts
 from pangu_run.job_directory import JobDirectory
-from pangu_run.launch import start
-from pangu_run.supervise import scheduler
+from pangu_run.supervisor import scheduler
 from tests.checkpoint.common import small_config
 from tests.run.test_launch import SCHEDULER, run
 from tests.run.test_status import rank, write
@@ -42,8 +43,14 @@ DAMAGE = {
 def _with_odd_values(content):
     """Each value is of another type: numbers become texts, all else becomes a list of nothing."""
     with suppress(ValueError):
-        rows = [json.loads(line) for line in content.splitlines()] if content.count(b"\n}") == 0 else [json.loads(content)]
-        return b"".join(json.dumps({name: str(v) if isinstance(v, (int, float)) else [[]] for name, v in row.items()}).encode() + b"\n" for row in rows)
+        rows = (
+            [json.loads(line) for line in content.splitlines()] if content.count(b"\n}") == 0 else [json.loads(content)]
+        )
+        return b"".join(
+            json.dumps({name: str(v) if isinstance(v, (int, float)) else [[]] for name, v in row.items()}).encode()
+            + b"\n"
+            for row in rows
+        )
     return b"a: [[1]]\n"
 
 
@@ -87,7 +94,9 @@ def test_a_launcher_that_lives_is_known_though_its_status_was_damaged(tmp_path, 
 @pytest.mark.parametrize("name", ["status.json", "job.json", "events.jsonl", "config.yaml"])
 def test_reports_of_a_damaged_job(tmp_path, damage, name, capsys, caplog):
     directory = write(tmp_path, [rank(0)])
-    directory.write_event("failure", 0, rank=0, ranks=[0], kind="exit", code=1, words=["why"], summary="rank 0 failed", host="a", log="")
+    directory.write_event(
+        "failure", 0, rank=0, ranks=[0], kind="exit", code=1, words=["why"], summary="rank 0 failed", host="a", log=""
+    )
     directory.rank_log(0).parent.mkdir(parents=True)
     directory.rank_log(0).write_text("ValueError: no\n")
     damage(directory.path / name)
@@ -96,7 +105,11 @@ def test_reports_of_a_damaged_job(tmp_path, damage, name, capsys, caplog):
         code, said = main(words), capsys.readouterr()
         assert len(caplog.records) <= 1
         if code == 2:
-            assert name == "job.json" and said.err.count("\n") == 1 and "`pangu launch` there writes the file anew" in said.err
+            assert (
+                name == "job.json"
+                and said.err.count("\n") == 1
+                and "`pangu launch` there writes the file anew" in said.err
+            )
         else:
             assert said.out
 
@@ -127,7 +140,10 @@ class Block(State):
 
     def make(self, root):
         one = np.ones(2, np.int64)
-        files.write_bytes(root / "block.npz", blocks.Block(one.astype(np.int32), one, one, one.astype(np.uint64), np.array(["a", "b"])).to_bytes())
+        files.write_bytes(
+            root / "block.npz",
+            blocks.Block(one.astype(np.int32), one, one, one.astype(np.uint64), np.array(["a", "b"])).to_bytes(),
+        )
         assert blocks._finished(root / "block.npz") is not None
         return root / "block.npz"
 
@@ -150,7 +166,10 @@ class Metrics(State):
         writer.write(2, loss=2.0)
         writer.close()
         rows = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
-        assert rows in ([{"step": 2, "loss": 2.0}], [*({"step": step, "loss": 1.0} for step in range(2)), {"step": 2, "loss": 2.0}])
+        assert rows in (
+            [{"step": 2, "loss": 2.0}],
+            [*({"step": step, "loss": 1.0} for step in range(2)), {"step": 2, "loss": 2.0}],
+        )
 
 
 class Study(State):
@@ -195,7 +214,9 @@ class Config(State):
         from pangu_ms.config import dump_config
 
         text = dump_config(small_config())
-        half = text.rindex(":") - 1  # within a name: half of a YAML file may be one, and says then whose directory it is
+        half = (
+            text.rindex(":") - 1
+        )  # within a name: half of a YAML file may be one, and says then whose directory it is
         (root / "config.yaml").write_text(text + "\n" * (2 * half - len(text)))
         return root / "config.yaml"
 
@@ -207,7 +228,9 @@ class Marker(State):
     """What the doctor of another host left."""
 
     def make(self, root):
-        files.write_json(root / "other.json", {"host": "other", "addresses": ["a"], "time": 1.0, "skew_s": 0.0, "versions": {}})
+        files.write_json(
+            root / "other.json", {"host": "other", "addresses": ["a"], "time": 1.0, "skew_s": 0.0, "versions": {}}
+        )
         assert hosts._read(root, "here")[1] == []
         return root / "other.json"
 

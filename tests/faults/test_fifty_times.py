@@ -1,4 +1,5 @@
-"""The fast tests of what runs at once, fifty times in a row on a machine that has no processor to spare: whatever is a matter of luck shows."""
+"""The fast tests of what runs at once, fifty times in a row on a machine that has no processor to spare: whatever is a
+matter of luck shows."""
 
 import contextlib
 import os
@@ -14,7 +15,7 @@ TIMES = 50
 TIMEOUT_S = 300
 """Of one run."""
 PARTS = {
-    "meeting": ["tests/parallel/test_meeting.py"],
+    "meeting": ["tests/parallel/test_rendezvous.py"],
     "locks": ["tests/train/test_directory.py", "-k", "lock"],
     "workers": ["tests/data/test_prepare.py", "-k", "worker_that_dies or interrupt"],
     "signals": ["tests/faults/test_signals.py", "-m", "", "-k", "not pangu_train"],
@@ -39,7 +40,19 @@ def load():
 @pytest.mark.timeout(TIMES * TIMEOUT_S)
 @pytest.mark.parametrize("part", PARTS)
 def test_fifty_runs_in_a_row_pass_under_load(part, tmp_path, capsys):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", str(TIMEOUT_S), "--basetemp", str(tmp_path / "runs"), *PARTS[part]]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--timeout",
+        str(TIMEOUT_S),
+        "--basetemp",
+        str(tmp_path / "runs"),
+        *PARTS[part],
+    ]
     seconds, failures = [], []
     with load():
         for number in range(TIMES):
@@ -50,5 +63,8 @@ def test_fifty_runs_in_a_row_pass_under_load(part, tmp_path, capsys):
                 failures.append(f"run {number + 1}: {done.stdout[-3000:]}")
     with capsys.disabled():
         times = f"{sum(seconds) / TIMES:.1f} s each, {max(seconds):.1f} s at most"
-        print(f"\n{part}: passed {TIMES - len(failures)} of {TIMES} runs, {times}, with {os.cpu_count()} busy processes beside them")
+        print(
+            f"\n{part}: passed {TIMES - len(failures)} of {TIMES} runs, {times}, with {os.cpu_count()} busy processes"
+            " beside them"
+        )
     assert not failures, "\n".join(failures)

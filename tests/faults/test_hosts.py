@@ -1,4 +1,5 @@
-"""Two launchers as on two hosts, on one machine: who comes late, who is lost, who launches something else. Four ranks without MindSpore."""
+"""Two launchers as on two hosts, on one machine: who comes late, who is lost, who launches something else. Four ranks
+without MindSpore."""
 
 import re
 import signal
@@ -6,7 +7,7 @@ import time
 
 import pytest
 
-from pangu_run.exit_codes import EXIT_HANG, EXIT_HOST, EXIT_STOPPED
+from pangu_ms.core.exit_codes import EXIT_HANG, EXIT_HOST, EXIT_STOPPED
 from tests.faults.common import free_ports, launch_light, wait_for
 from tests.faults.light import checkpoints, expected
 from tests.faults.test_table import fault
@@ -52,7 +53,12 @@ def test_a_job_of_two_hosts_and_one_that_comes_late(tmp_path):
     assert pair.finish() == (0, 0) and pair.a.stderr == pair.b.stderr == ""
     assert checkpoints(pair.output)[10] == expected(WORLD, 10)
     pair.a.require_records()
-    assert [(row["rank"], row["host"], row["device"]) for row in pair.a.status["ranks"]] == [(0, "a", 0), (1, "a", 1), (2, "b", 0), (3, "b", 1)]
+    assert [(row["rank"], row["host"], row["device"]) for row in pair.a.status["ranks"]] == [
+        (0, "a", 0),
+        (1, "a", 1),
+        (2, "b", 0),
+        (3, "b", 1),
+    ]
     assert pair.a.history[0]["hosts"] == ["a", "b"]
 
 
@@ -64,11 +70,15 @@ def test_a_disk_that_stalls_for_longer_than_a_host_may_be_silent_ends_nothing(tm
 
 def test_a_host_that_never_comes_is_named(tmp_path):
     alone = Pair(tmp_path / "run", limits={"host_s": 1.0}).start("a").finish()
-    assert alone.code == EXIT_HOST and re.search(r"1 of 2 hosts did not come within 1 s: b;", alone.stderr), alone.stderr
+    assert alone.code == EXIT_HOST and re.search(r"1 of 2 hosts did not come within 1 s: b;", alone.stderr), (
+        alone.stderr
+    )
     alone.require_records()
     assert not alone.events("started") and alone.events("failure")[0]["host"] == "b"
     alone = Pair(tmp_path / "other", limits={"host_s": 1.0}).start("b").finish()
-    assert alone.code == EXIT_HOST and re.fullmatch(r"pangu launch: 127.0.0.1:\d+: no launcher of the first host \(a\) came .*\n", alone.stderr), alone.stderr
+    assert alone.code == EXIT_HOST and re.fullmatch(
+        r"pangu launch: 127.0.0.1:\d+: no launcher of the first host \(a\) came .*\n", alone.stderr
+    ), alone.stderr
 
 
 @pytest.mark.parametrize("server", ["a", "b"])
@@ -84,16 +94,23 @@ def test_a_signal_ends_the_wait_for_a_host(tmp_path, server):
 def test_the_first_cause_on_another_host_is_told_where_the_job_is_led(tmp_path):
     pair = Pair(tmp_path / "run", [fault(3, "step", "raise", 7)]).both()
     assert pair.finish() == (1, 1)
-    told = r"rank 3 \(host b, device 1\) failed with exit code 1 in phase step of step 7(.|\n)*Broken: broken on purpose"
+    told = (
+        r"rank 3 \(host b, device 1\) failed with exit code 1 in phase step of step 7(.|\n)*Broken: broken on purpose"
+    )
     assert re.search(told, pair.a.stderr), pair.a.stderr
     assert "rank 3 (host b, device 1)" in pair.b.stderr and "PeerLost" not in pair.a.stderr + pair.b.stderr
-    assert pair.a.events("failure")[0]["words"][-1].endswith("Broken: broken on purpose") and max(checkpoints(pair.output)) == 6
+    assert (
+        pair.a.events("failure")[0]["words"][-1].endswith("Broken: broken on purpose")
+        and max(checkpoints(pair.output)) == 6
+    )
 
 
 def test_a_hang_on_another_host_is_found_and_shown(tmp_path):
     pair = Pair(tmp_path / "run", [fault(2, "step", "stubborn", 7)], limits={"start_s": 2.5, "hang_s": 2.5}).both()
     assert pair.finish() == (EXIT_HANG, EXIT_HANG) and pair.a.seconds < 20
-    assert re.search(r"rank 2 silent for \d s in phase step of step 7(.|\n)* in _stubborn", pair.a.stderr), pair.a.stderr
+    assert re.search(r"rank 2 silent for \d s in phase step of step 7(.|\n)* in _stubborn", pair.a.stderr), (
+        pair.a.stderr
+    )
     assert pair.a.events("hang")[0]["ranks"] == [2]
 
 
@@ -118,10 +135,16 @@ def test_a_death_on_one_host_restarts_both(tmp_path):
 
 
 def test_what_a_slow_host_tells_of_an_attempt_does_not_count_in_the_next_one(tmp_path):
-    faults = [fault(2, "step", "launcher_still", 7, seconds=5), fault(0, "step", "sleep", 7, seconds=0.5), fault(0, "step", "exit", 7)]
+    faults = [
+        fault(2, "step", "launcher_still", 7, seconds=5),
+        fault(0, "step", "sleep", 7, seconds=0.5),
+        fault(0, "step", "exit", 7),
+    ]
     pair = Pair(tmp_path / "run", faults, max_restarts=1, limits={"grace_s": 0.1}).both()
     assert pair.finish() == (0, 0), pair.a.stderr
-    assert [event["rank"] for event in pair.a.events("failure")] == [0] and checkpoints(pair.output)[10] == expected(WORLD, 10)
+    assert [event["rank"] for event in pair.a.events("failure")] == [0] and checkpoints(pair.output)[10] == expected(
+        WORLD, 10
+    )
 
 
 @pytest.mark.parametrize("deed", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
@@ -133,7 +156,9 @@ def test_a_host_that_is_lost_ends_the_job(tmp_path, deed):
     began = time.monotonic()
     assert pair.a.finish().code == EXIT_HOST, pair.a.stderr
     assert time.monotonic() - began < (30 if deed == signal.SIGSTOP else 5)
-    assert re.search(r"host b was lost \(ranks 2, 3\)", pair.a.stderr) and "no restart: a host was lost" in pair.a.stderr
+    assert (
+        re.search(r"host b was lost \(ranks 2, 3\)", pair.a.stderr) and "no restart: a host was lost" in pair.a.stderr
+    )
     pair.b.process.kill()
     assert pair.b.finish().code == -signal.SIGKILL
     pair.a.require_records()
@@ -149,7 +174,10 @@ def test_a_leader_that_is_killed_ends_the_other_host(tmp_path):
     assert re.fullmatch(r"pangu launch: the first host \(a\) is gone; .*\n", pair.b.stderr), pair.b.stderr
 
 
-OTHERS = [({"steps": 11}, "launches something else than a"), ({"servers": ["a", "c"], "server": "c"}, "is none of the hosts")]
+OTHERS = [
+    ({"steps": 11}, "launches something else than a"),
+    ({"servers": ["a", "c"], "server": "c"}, "is none of the hosts"),
+]
 
 
 @pytest.mark.parametrize(("change", "told"), OTHERS)

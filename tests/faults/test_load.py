@@ -1,4 +1,5 @@
-"""The leader of 256 hosts with 8 ranks each, over loopback: it gathers them, hears them, stops them, and misses one that is lost."""
+"""The leader of 256 hosts with 8 ranks each, over loopback: it gathers them, hears them, stops them, and misses one
+that is lost."""
 
 import json
 import subprocess
@@ -9,7 +10,12 @@ import pytest
 
 @pytest.mark.slow
 def test_a_leader_holds_the_load_of_2048_ranks():
-    done = subprocess.run([sys.executable, "-m", "tests.bench.leader", "--json", "--seconds", "5"], capture_output=True, text=True, timeout=500)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.leader", "--json", "--seconds", "5"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["flood_messages"] == 255 * 8 * 40 and facts["leader_mib"] < 200

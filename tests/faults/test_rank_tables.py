@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pangu_run.errors import RankTableError
+from pangu_ms.core.errors import RankTableError
 from pangu_run.rank_table import RankTable, check
 from tests.faults.rank_tables import BAD, GOOD
 
@@ -29,9 +29,12 @@ def test_bad(name, tmp_path):
     assert all(fault.found in message for fault in faults[:20])
 
 
-@pytest.mark.parametrize("name", [name for name in BAD if len(BAD[name][1]) == 1 and not name.startswith(("no addresses", "all ranks"))])
+@pytest.mark.parametrize(
+    "name", [name for name in BAD if len(BAD[name][1]) == 1 and not name.startswith(("no addresses", "all ranks"))]
+)
 def test_one_mistake_is_one_fault(name, tmp_path):
-    """A user mends what is wrong, not what follows from it: one changed value makes at most one further fault (a rank that it took from another)."""
+    """A user mends what is wrong, not what follows from it: one changed value makes at most one further fault (a rank
+    that it took from another)."""
     path = tmp_path / "hccl.json"
     path.write_bytes(BAD[name][0])
     assert len(check(path)) <= 2, [str(fault) for fault in check(path)]
@@ -48,4 +51,6 @@ def test_good(name, tmp_path):
     assert list(table.ranks()) == list(range(world)) and table.world == world
     path.write_text(json.dumps(table.as_dict()))
     again = RankTable.read(path)
-    assert [(s.server_id, s.super_pod_id, d) for s, d in again.ranks().values()] == [(s.server_id, s.super_pod_id, d) for s, d in table.ranks().values()]
+    assert [(s.server_id, s.super_pod_id, d) for s, d in again.ranks().values()] == [
+        (s.server_id, s.super_pod_id, d) for s, d in table.ranks().values()
+    ]

@@ -1,7 +1,8 @@
-"""Any number of stop signals, of any kind, in any order, at any moment: the exit code is that of the first one, and what it saved is there.
+"""Any number of stop signals, of any kind, in any order, at any moment: the exit code is that of the first one, and
+what it saved is there.
 
-The launcher with ranks without MindSpore, and one such rank alone, which stops as `pangu train` does; `pangu train` itself, and more moments of the
-same, in the slow tier.
+The launcher with ranks without MindSpore, and one such rank alone, which stops as `pangu train` does; `pangu train`
+itself, and more moments of the same, in the slow tier.
 """
 
 import os
@@ -13,7 +14,7 @@ import time
 
 import pytest
 
-from pangu_run.exit_codes import EXIT_STOPPED
+from pangu_ms.core.exit_codes import EXIT_STOPPED
 from tests.faults.common import ROOT, launch_light, wait_for
 from tests.faults.light import checkpoints, expected
 
@@ -21,7 +22,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 
 
 def storm(process, rng, pause):
-    """Signals until nobody is left to hear them, one of them SIGINT at most: the second of those may end a job at once."""
+    """Signals until nobody is left to hear them, one of them SIGINT at most: the second of those may end a job at
+    once."""
     sent = []
     while process.poll() is None:
         sent.append(rng.choice([number for number in SIGNALS if number != signal.SIGINT or number not in sent]))
@@ -30,7 +32,10 @@ def storm(process, rng, pause):
     return [signal.Signals(number).name for number in sent]
 
 
-@pytest.mark.parametrize("moment", [pytest.param("started", marks=pytest.mark.slow), pytest.param("ready", marks=pytest.mark.slow), "checkpoint"])
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param("started", marks=pytest.mark.slow), pytest.param("ready", marks=pytest.mark.slow), "checkpoint"],
+)
 def test_a_storm_of_signals_ends_a_job_as_one_signal_does(tmp_path, moment):
     rng, output = random.Random(moment), tmp_path / "run"
     for session, pause in enumerate((0.003, 0.03, 0.3)):
@@ -45,8 +50,18 @@ def test_a_storm_of_signals_ends_a_job_as_one_signal_does(tmp_path, moment):
 
 def rank_alone(output, steps, pause=0.01):
     """A rank without a launcher and its environment."""
-    place = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'run'}", "RANK_ID": "0", "RANK_SIZE": "1", "LIGHT_NAME": f"alone-{output}", "LIGHT_PAUSE": str(pause)}
-    return subprocess.Popen([sys.executable, "-m", "tests.faults.light", output, str(steps), "--resume"], env=os.environ | place, stderr=subprocess.PIPE)
+    place = {
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'run'}",
+        "RANK_ID": "0",
+        "RANK_SIZE": "1",
+        "LIGHT_NAME": f"alone-{output}",
+        "LIGHT_PAUSE": str(pause),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.faults.light", output, str(steps), "--resume"],
+        env=os.environ | place,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_a_storm_of_signals_ends_a_rank_alone_as_one_signal_does(tmp_path):
@@ -99,15 +114,39 @@ def test_signals_to_all_processes_of_a_job_stop_it(tmp_path):
 
 @pytest.mark.slow
 def test_a_storm_of_signals_ends_pangu_train_as_one_signal_does(tmp_path, records, tiny_overrides):
-    words = ["train", "--config", "alpha/tiny", *tiny_overrides, "train.steps=100000", "train.save_every=5", "--data", str(records), "--output", str(tmp_path / "run")]
+    words = [
+        "train",
+        "--config",
+        "alpha/tiny",
+        *tiny_overrides,
+        "train.steps=100000",
+        "train.save_every=5",
+        "--data",
+        str(records),
+        "--output",
+        str(tmp_path / "run"),
+    ]
     rng = random.Random(3)
     for session in range(6):
-        process = subprocess.Popen([sys.executable, "-m", "pangu_ms", *words, "--resume"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pangu_ms", *words, "--resume"],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
         before = sorted((tmp_path / "run/checkpoints").glob("step-*"))
         if session % 2:
             time.sleep(rng.uniform(0.5, 4.0))  # while it imports, or begins
         else:
-            wait_for(lambda: process.poll() is not None or sorted((tmp_path / "run/checkpoints").glob("step-*")) > before, 200)
+            wait_for(
+                lambda: process.poll() is not None or sorted((tmp_path / "run/checkpoints").glob("step-*")) > before,
+                200,
+            )
         sent = storm(process, rng, 0.02)
         error = process.communicate()[1]
-        assert process.returncode == EXIT_STOPPED and "Traceback" not in error, (session, sent, process.returncode, error)
+        assert process.returncode == EXIT_STOPPED and "Traceback" not in error, (
+            session,
+            sent,
+            process.returncode,
+            error,
+        )

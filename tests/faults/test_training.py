@@ -1,4 +1,5 @@
-"""`pangu launch ... train` on CPU processes with faults in them: it ends as it should, in time, and what is resumed equals the uninterrupted run bit for bit.
+"""`pangu launch ... train` on CPU processes with faults in them: it ends as it should, in time, and what is resumed
+equals the uninterrupted run bit for bit.
 
 The slow tests print their numbers; run them with -m slow -s.
 """
@@ -14,8 +15,8 @@ import time
 import pytest
 
 from pangu_ms.checkpoint.store import latest_valid
-from pangu_run.exit_codes import EXIT_HANG, EXIT_STOPPED
-from pangu_run.heartbeat import PHASES
+from pangu_ms.core.exit_codes import EXIT_HANG, EXIT_STOPPED
+from pangu_ms.core.heartbeat import PHASES
 from tests.faults.common import Launch, wait_for
 from tests.faults.test_table import fault
 from tests.train.test_resume import losses, require_equal_runs
@@ -30,13 +31,41 @@ class Runs:
     """Starts launches of one configuration."""
 
     def __init__(self, records, overrides):
-        small = ["train.batch_size=1", f"train.save_every={SAVE_EVERY}", "optimizer.decay_steps=100", "train.keep_checkpoints=0"]
+        small = [
+            "train.batch_size=1",
+            f"train.save_every={SAVE_EVERY}",
+            "optimizer.decay_steps=100",
+            "train.keep_checkpoints=0",
+        ]
         self.words = ["--config", "alpha/tiny", *overrides, *small, "--data", str(records)]
 
     def start(self, output, faults=(), *options, ranks=RANKS, resume=False, steps=STEPS):
         """A launcher, started."""
-        launch = ["-m", "pangu_ms", "launch", "--device", "cpu", "--num-ranks", str(ranks), "--backoff", "0.1", *options]
-        return Launch([*launch, "train", *self.words, f"train.steps={steps}", "--output", str(output), *(["--resume"] if resume else [])], output, faults)
+        launch = [
+            "-m",
+            "pangu_ms",
+            "launch",
+            "--device",
+            "cpu",
+            "--num-ranks",
+            str(ranks),
+            "--backoff",
+            "0.1",
+            *options,
+        ]
+        return Launch(
+            [
+                *launch,
+                "train",
+                *self.words,
+                f"train.steps={steps}",
+                "--output",
+                str(output),
+                *(["--resume"] if resume else []),
+            ],
+            output,
+            faults,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +93,25 @@ def newest(output):
     return found.step if found else 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, EXIT_STOPPED), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, EXIT_STOPPED), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+)
 def test_a_launcher_that_ends_before_ranks_start_leaves_nothing(runs, tmp_path, number, code):
     """While records are prepared for a run that names none."""
     words = runs.words[: runs.words.index("--data")]
-    launch = ["-m", "pangu_ms", "launch", "--device", "cpu", "--num-ranks", "2", "train", *words, "--output", str(tmp_path / "run")]
+    launch = [
+        "-m",
+        "pangu_ms",
+        "launch",
+        "--device",
+        "cpu",
+        "--num-ranks",
+        "2",
+        "train",
+        *words,
+        "--output",
+        str(tmp_path / "run"),
+    ]
     job = Launch(launch, tmp_path / "run")
     wait_for(lambda: job.process.poll() is not None or len(job.alive()) > 2 and (tmp_path / "run").exists())
     job.process.send_signal(number)
@@ -83,7 +126,12 @@ def test_a_hang_and_a_death_are_recovered_from_bit_for_bit(runs, whole, tmp_path
     assert job.code == 0, job.stderr
     job.require_records()
     hang, death = job.events("failure")
-    assert (hang["kind"], hang["ranks"], hang["phase"], hang["step"]) == ("hang", [1], "step", 7) and " in _stubborn" in job.stderr
+    assert (hang["kind"], hang["ranks"], hang["phase"], hang["step"]) == (
+        "hang",
+        [1],
+        "step",
+        7,
+    ) and " in _stubborn" in job.stderr
     assert 8 <= hang["time"] - job.deeds[0]["time"] < 16
     assert (death["code"], death["rank"], death["step"]) == (137, 0, 13) and death["time"] - job.deeds[1]["time"] < 8
     assert [event["step"] for event in job.events("checkpoint")] == [5, 10, 15, 20, 25, 30]
@@ -99,13 +147,16 @@ def test_signals_at_random_instants_stop_all_ranks_at_one_step_and_nothing_is_lo
 
 
 def chain(runs, output, rng, kinds, instants, faults, steps):
-    """Sessions of one run, each stopped by a signal at a random instant, while its ranks start (early) or after its first steps (late)."""
+    """Sessions of one run, each stopped by a signal at a random instant, while its ranks start (early) or after its
+    first steps (late)."""
     for kind in kinds:
         before = newest(output)
         job = runs.start(output, [*NOTED, *faults], resume=before > 0 or output.exists(), steps=steps)
         wait_for(lambda: job.events("started"), 120)
         if kind == "late":
-            wait_for(lambda: job.process.poll() is not None or any((row["step"] or 0) > before for row in job.deeds), 180)
+            wait_for(
+                lambda: job.process.poll() is not None or any((row["step"] or 0) > before for row in job.deeds), 180
+            )
         time.sleep(rng.uniform(0.0, 8.0 if kind == "early" else 1.2))
         job.process.send_signal(rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]))
         job.finish(200)
@@ -127,7 +178,9 @@ def require_stopped(job, before):
     saved = [event["step"] for event in job.events("checkpoint")]
     assert newest(job.output) == (saved[-1] if saved else before) >= before and len(saved) == len(set(saved))
     if saved:
-        assert all(step % SAVE_EVERY == 0 for step in saved[:-1]) and max(losses(job.output), default=-1) + 1 == saved[-1]
+        assert (
+            all(step % SAVE_EVERY == 0 for step in saved[:-1]) and max(losses(job.output), default=-1) + 1 == saved[-1]
+        )
         assert all(row["phase"] in ("wait", "save") and row["exit_code"] == EXIT_STOPPED for row in job.status["ranks"])
 
 
@@ -146,9 +199,21 @@ def test_signals_at_twenty_random_instants(runs, trained_run, tmp_path):
     require_equal_runs(tmp_path / "whole", output)
 
 
-PLACES = {"import": ("import", None), "start": ("start", None), "init": ("init", None), "data": ("data", 7), "step": ("step", 7), "save": ("save", 5)}
+PLACES = {
+    "import": ("import", None),
+    "start": ("start", None),
+    "init": ("init", None),
+    "data": ("data", 7),
+    "step": ("step", 7),
+    "save": ("save", 5),
+}
 DEEDS = {"raise": 1, "exit": 9, "sigkill": 137, "hang": EXIT_HANG}
-TABLE = [(deed, place, code) for deed, code in DEEDS.items() for place in PLACES if (deed, place) not in (("raise", "import"), ("exit", "import"))]
+TABLE = [
+    (deed, place, code)
+    for deed, code in DEEDS.items()
+    for place in PLACES
+    if (deed, place) not in (("raise", "import"), ("exit", "import"))
+]
 TABLE += [("memory", "step", 1), ("segv", "step", 139), ("sigstop", "step", EXIT_HANG), ("stubborn", "save", EXIT_HANG)]
 
 
@@ -158,7 +223,10 @@ def numbers():
     seconds = {}
     yield seconds
     for deed, values in seconds.items():
-        print(f"{deed}: n={len(values)} min {min(values):.1f} s, median {statistics.median(values):.1f} s, max {max(values):.1f} s")
+        print(
+            f"{deed}: n={len(values)} min {min(values):.1f} s, median {statistics.median(values):.1f} s, max"
+            f" {max(values):.1f} s"
+        )
 
 
 @pytest.mark.slow
@@ -172,5 +240,9 @@ def test_the_table_on_real_training(runs, trained_run, tmp_path, numbers, deed, 
     assert job.code == code and len(job.deeds) == 1, job.stderr
     job.require_records()
     failure = job.events("failure")[-1]
-    assert (failure["ranks"], failure["phase"]) == ([rank], "start" if phase == "import" else phase) and failure["step"] == step
-    assert re.search(rf"rank {rank} (\(|silent)", job.stderr) and newest(job.output) == {"data": 5, "step": 5}.get(phase, 0)
+    assert (failure["ranks"], failure["phase"]) == ([rank], "start" if phase == "import" else phase) and failure[
+        "step"
+    ] == step
+    assert re.search(rf"rank {rank} (\(|silent)", job.stderr) and newest(job.output) == {"data": 5, "step": 5}.get(
+        phase, 0
+    )

@@ -10,8 +10,22 @@ from tests.models.test_pi import random_parameters
 from tests.reference import pi_numpy
 
 # Shared heads, two terms for each channel, two branches: what a LLaMA has not, and nothing as wide as another thing.
-MODEL = ["vocab_size=384", "hidden_size=32", "num_layers=2", "num_heads=4", "num_kv_heads=2", "ffn_hidden_size=40", "seq_length=32"]
-MODEL += ["siaf_terms=2", "aug_shortcut_branches=2", "aug_shortcut_reduction=4", "aug_shortcut_bias=true", "rope_theta=100"]
+MODEL = [
+    "vocab_size=384",
+    "hidden_size=32",
+    "num_layers=2",
+    "num_heads=4",
+    "num_kv_heads=2",
+    "ffn_hidden_size=40",
+    "seq_length=32",
+]
+MODEL += [
+    "siaf_terms=2",
+    "aug_shortcut_branches=2",
+    "aug_shortcut_reduction=4",
+    "aug_shortcut_bias=true",
+    "rope_theta=100",
+]
 
 
 def pi_config() -> RunConfig:

@@ -12,7 +12,7 @@ def make_decoder(config, parameters, batch_size, chunk=5, max_length=None, reord
     from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
     from pangu_ms.infer.decoder import Decoder, GraphShape
     from pangu_ms.models.build import fill
-    from pangu_ms.models.layers import CacheShape
+    from pangu_ms.models.common.layers import CacheShape
 
     shape = GraphShape.fitting(config.seq_length, batch_size, max_length or config.seq_length, chunk)
     model = CachedModel(config, CacheShape(shape.batch_size, shape.capacity))
@@ -28,7 +28,9 @@ def test_cached_logits_equal_the_full_forward_at_every_position(final_norm_posit
     full = our_logits(config, parameters, ids, eod_reset=False)
     decoder = make_decoder(config, parameters, batch_size=2)
     for prompt_length in (1, 4, 5, 6, 10, 23):  # around the chunk's length of 5, and the longest
-        np.testing.assert_allclose(decoder.prefill(ids[:, :prompt_length].tolist()), full[:, prompt_length - 1], atol=1e-4)
+        np.testing.assert_allclose(
+            decoder.prefill(ids[:, :prompt_length].tolist()), full[:, prompt_length - 1], atol=1e-4
+        )
         for position in range(prompt_length, min(prompt_length + 8, config.seq_length)):
             np.testing.assert_allclose(decoder.step(ids[:, position]), full[:, position], atol=1e-4)
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.infer.sampling import SamplingConfig
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -21,7 +21,14 @@ def generator(trained_run):
     return load_generator(open_checkpoint(trained_run), PROMPTS, SamplingConfig(max_new_tokens=10))
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"temperature": 1.5, "seed": 3, "top_k": 50}, {"temperature": 1.0, "repetition_penalty": 1.3, "top_p": 0.9}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0.0},
+        {"temperature": 1.5, "seed": 3, "top_k": 50},
+        {"temperature": 1.0, "repetition_penalty": 1.3, "top_p": 0.9},
+    ],
+)
 def test_a_batch_equals_its_prompts_one_by_one(generator, trained_run, options):
     from pangu_ms.infer.load import load_generator
 
@@ -49,7 +56,11 @@ def test_a_stop_text_is_cut_off_and_never_streamed(generator):
     whole = generator.generate(PROMPTS, config)[0].text
     stop = whole[len(whole) // 2 : len(whole) // 2 + 2]
     shown = []
-    result = generator.generate(PROMPTS[:1], SamplingConfig(max_new_tokens=12, temperature=0, stop=(stop, "zzz")), lambda i, text: shown.append(text))[0]
+    result = generator.generate(
+        PROMPTS[:1],
+        SamplingConfig(max_new_tokens=12, temperature=0, stop=(stop, "zzz")),
+        lambda i, text: shown.append(text),
+    )[0]
     assert result.text == whole[: whole.index(stop)] == "".join(shown)
     assert result.finish_reason == "stop" and len(result.token_ids) < 12
 
@@ -95,10 +106,27 @@ def test_the_command_reads_prompts_from_everywhere(trained_run, tmp_path, capsys
     (tmp_path / "p.txt").write_text("def a\nprint(\n")
     (tmp_path / "p.jsonl").write_text('"def a"\n{"prompt": "print("}\n')
     outputs = []
-    for words in (["--prompt", "def a", "--prompt", "print("], ["--prompt-file", str(tmp_path / "p.txt")], ["--prompt-file", str(tmp_path / "p.jsonl")]):
-        assert main(["generate", str(trained_run), *words, "--temperature", "0", "--max-new-tokens", "5", "--json"]) == 0
+    for words in (
+        ["--prompt", "def a", "--prompt", "print("],
+        ["--prompt-file", str(tmp_path / "p.txt")],
+        ["--prompt-file", str(tmp_path / "p.jsonl")],
+    ):
+        assert (
+            main(["generate", str(trained_run), *words, "--temperature", "0", "--max-new-tokens", "5", "--json"]) == 0
+        )
         outputs.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
     assert outputs[0] == outputs[1] == outputs[2] and [r["prompt"] for r in outputs[0]] == ["def a", "print("]
-    command = [sys.executable, "-m", "pangu_ms", "generate", str(trained_run), "--stream", "--temperature", "0", "--max-new-tokens", "5"]
+    command = [
+        sys.executable,
+        "-m",
+        "pangu_ms",
+        "generate",
+        str(trained_run),
+        "--stream",
+        "--temperature",
+        "0",
+        "--max-new-tokens",
+        "5",
+    ]
     done = subprocess.run(command, input="def a\n", capture_output=True, text=True, check=True)
     assert done.stdout == "def a" + outputs[0][0]["text"] + "\n"

@@ -1,4 +1,5 @@
-"""Mistakes in paths, prompts and options are told before MindSpore is imported, which takes seconds, and before anything is compiled."""
+"""Mistakes in paths, prompts and options are told before MindSpore is imported, which takes seconds, and before
+anything is compiled."""
 
 import json
 
@@ -53,7 +54,9 @@ def cases(run, full, new, records):
 
 
 def check(expected):
-    for (arguments, words), (code, error) in zip(expected, answers_to([arguments for arguments, _ in expected]), strict=True):
+    for (arguments, words), (code, error) in zip(
+        expected, answers_to([arguments for arguments, _ in expected]), strict=True
+    ):
         assert (code, error.count("\n")) == (2, 1) and words in error, (arguments, code, error)
 
 
@@ -74,10 +77,29 @@ def test_what_is_right_gets_as_far_as_mindspore(trained_run, records, tmp_path):
 
 def test_more_new_tokens_than_the_context_has_room_for(trained_run, capsys, caplog):
     """The text ends where the context is full, and a line says so."""
-    from pangu_ms.cli import main
+    from pangu_ms.cli.main import main
 
-    assert main(["generate", str(trained_run), "--prompt", "print(", "--json", "--max-new-tokens", "9999", "--temperature", "0"]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                str(trained_run),
+                "--prompt",
+                "print(",
+                "--json",
+                "--max-new-tokens",
+                "9999",
+                "--temperature",
+                "0",
+            ]
+        )
+        == 0
+    )
     result = json.loads(capsys.readouterr().out)
     assert result["finish_reason"] == "length" and len(result["token_ids"]) < 32
     (told,) = [record.getMessage() for record in caplog.records if "context" in record.getMessage()]
-    assert told == f"prompt 1: ends after {len(result['token_ids'])} of max_new_tokens=9999, where the context of 32 tokens is full"
+    assert (
+        told
+        == f"prompt 1: ends after {len(result['token_ids'])} of max_new_tokens=9999, where the context of 32 tokens is"
+        " full"
+    )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint import store
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 
 NAME = "final_norm.weight"
 
@@ -15,7 +15,9 @@ def damaged(trained_run, tmp_path_factory):
     whole = store.open_checkpoint(trained_run)
     tensors = {name: value.copy() for name, value in whole.tensors().items()}
     tensors[NAME][5] = np.nan
-    return store.save(tmp_path_factory.mktemp("damaged"), whole.step, {"model": tensors}, {}, whole.config(), whole.tokenizer_path())
+    return store.save(
+        tmp_path_factory.mktemp("damaged"), whole.step, {"model": tensors}, {}, whole.config(), whole.tokenizer_path()
+    )
 
 
 def one_line(capsys, *arguments):
@@ -38,13 +40,25 @@ def test_eval(damaged, records, capsys):
 
 
 def test_export(damaged, tmp_path, capsys):
-    line = one_line(capsys, "export", damaged, "--output", tmp_path / "package", "--batch-size", "1", "--max-length", "16", "--chunk", "8")
+    line = one_line(
+        capsys,
+        "export",
+        damaged,
+        "--output",
+        tmp_path / "package",
+        "--batch-size",
+        "1",
+        "--max-length",
+        "16",
+        "--chunk",
+        "8",
+    )
     assert "the checkpoint's logits are not finite" in line and not (tmp_path / "package").exists()
 
 
 def test_of_several_prompts_the_one_is_named():
     """By its number, also where beams are searched."""
-    from pangu_ms.errors import GenerationError
+    from pangu_ms.core.errors import GenerationError
     from pangu_ms.infer.beam import beam_search
     from pangu_ms.infer.decoder import GraphShape
     from pangu_ms.infer.sampling import SamplingConfig

@@ -50,7 +50,9 @@ def test_beams_move_the_cache_with_them(generator, saved):
     from pangu_ms.infer.beam import beam_search
 
     ids = generator.tokenizer.encode(PROMPTS[0])
-    found = beam_search(generator.decoder, ids, SamplingConfig(max_new_tokens=LENGTH, num_beams=3, length_penalty=0.0), frozenset())
+    found = beam_search(
+        generator.decoder, ids, SamplingConfig(max_new_tokens=LENGTH, num_beams=3, length_penalty=0.0), frozenset()
+    )
     assert len({h.tokens for h in found}) == 3
     for hypothesis in found:
         text, total = list(ids), 0.0

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pangu_ms.infer.arguments import add_generation_arguments, read_prompts
+from pangu_ms.cli.generate_arguments import add_generation_arguments, read_prompts
 
 
 def prompts(*words):
@@ -32,4 +32,8 @@ def test_standard_input_is_one_prompt_without_marks_of_its_encoding(content, pro
 def test_a_file_of_windows_has_the_same_prompts(tmp_path):
     (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbffirst\r\n\r\nsecond\r\n")
     (tmp_path / "p.jsonl").write_bytes(b'\xef\xbb\xbf"first"\r\n{"prompt": "second"}\r\n')
-    assert prompts("--prompt-file", str(tmp_path / "p.txt")) == prompts("--prompt-file", str(tmp_path / "p.jsonl")) == ["first", "second"]
+    assert (
+        prompts("--prompt-file", str(tmp_path / "p.txt"))
+        == prompts("--prompt-file", str(tmp_path / "p.jsonl"))
+        == ["first", "second"]
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pangu_ms.errors import GenerationError
+from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.sampling import (
     Sampler,
     SamplingConfig,
@@ -24,7 +24,9 @@ def test_top_k_keeps_the_largest():
     assert kept(keep_top_k(LOGITS, 0)) == kept(keep_top_k(LOGITS, 9)) == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("p, expected", [(0.3, [1]), (0.41, [1, 3]), (0.8, [1, 3, 4]), (0.97, [0, 1, 2, 3, 4]), (1.0, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    "p, expected", [(0.3, [1]), (0.41, [1, 3]), (0.8, [1, 3, 4]), (0.97, [0, 1, 2, 3, 4]), (1.0, [0, 1, 2, 3, 4])]
+)
 def test_top_p_keeps_the_smallest_set_that_reaches_p(p, expected):
     assert kept(keep_top_p(LOGITS, p)) == expected
 
@@ -66,7 +68,10 @@ def test_log_softmax_of_large_logits():
     np.testing.assert_allclose(np.exp(log_softmax(np.array([1000.0, 1000.0]))), [0.5, 0.5])
 
 
-@pytest.mark.parametrize("field, value", [("top_p", 0.0), ("temperature", -1.0), ("max_new_tokens", 0), ("num_beams", 0), ("repetition_penalty", 0.0)])
+@pytest.mark.parametrize(
+    "field, value",
+    [("top_p", 0.0), ("temperature", -1.0), ("max_new_tokens", 0), ("num_beams", 0), ("repetition_penalty", 0.0)],
+)
 def test_a_bad_option_is_named(field, value):
     with pytest.raises(GenerationError, match=f"{field}="):
         SamplingConfig(**{field: value})

@@ -3,19 +3,25 @@
 import numpy as np
 import pytest
 
-from pangu_ms.config.alpha import AlphaConfig
+from pangu_ms.models.alpha.config import AlphaConfig
 from tests.reference import alpha_numpy
 
 EOD = 3
 
 
 def small(**fields) -> AlphaConfig:
-    return AlphaConfig(**{"vocab_size": 61, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "seq_length": 24, "dropout": 0.0} | fields)
+    return AlphaConfig(
+        **{"vocab_size": 61, "hidden_size": 32, "num_layers": 3, "num_heads": 4, "seq_length": 24, "dropout": 0.0}
+        | fields
+    )
 
 
 def random_parameters(config, seed=0, deviation=0.3):
     generator = np.random.default_rng(seed)
-    return {name: generator.normal(0, deviation, shape).astype(np.float32) for name, shape in config.parameter_shapes().items()}
+    return {
+        name: generator.normal(0, deviation, shape).astype(np.float32)
+        for name, shape in config.parameter_shapes().items()
+    }
 
 
 def random_ids(config, rows=2, seed=1):
@@ -102,7 +108,11 @@ def test_initial_values_depend_on_seed_and_name_alone():
 
 def test_the_projections_to_the_residual_stream_follow_the_rule():
     layers = [f"blocks.{i}" for i in range(3)] + ["query_layer"]
-    for rule, divisors in {"constant": (1, 1, 1, 1), "depth_scaled": (8, 8, 8, 8), "layer_scaled": (2, 4, 6, 8)}.items():
+    for rule, divisors in {
+        "constant": (1, 1, 1, 1),
+        "depth_scaled": (8, 8, 8, 8),
+        "layer_scaled": (2, 4, 6, 8),
+    }.items():
         config = small(num_layers=4, init_rule=rule)
         for name, divisor in zip(layers, divisors):
             for leaf in ("attention.output", "ffn.down"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint import store
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
 from tests.frozen import MATRIX, TABLE, frozen, permutation, unfrozen
 from tests.reference import alpha_numpy
@@ -47,45 +47,74 @@ def test_a_resumed_run_ends_as_the_whole_one(run):
 
 
 def test_they_are_resharded_to_a_plan_and_back(run, tmp_path):
-    plan = ["parallel.data_parallel=2", "parallel.model_parallel=2", "parallel.optimizer_shard=true", "parallel.vocab_embedding=row"]
+    plan = [
+        "parallel.data_parallel=2",
+        "parallel.model_parallel=2",
+        "parallel.optimizer_shard=true",
+        "parallel.vocab_embedding=row",
+    ]
     assert main(["ckpt", "reshard", str(run / "whole"), "--output", str(tmp_path / "cut"), *plan]) == 0
-    single = ["parallel.data_parallel=1", "parallel.model_parallel=1", "parallel.optimizer_shard=false", "parallel.vocab_embedding=replicated"]
+    single = [
+        "parallel.data_parallel=1",
+        "parallel.model_parallel=1",
+        "parallel.optimizer_shard=false",
+        "parallel.vocab_embedding=replicated",
+    ]
     assert main(["ckpt", "reshard", str(tmp_path / "cut"), "--output", str(tmp_path / "back"), *single]) == 0
     whole, cut, back = (store.open_checkpoint(path) for path in (run / "whole", tmp_path / "cut", tmp_path / "back"))
     for group in ("model", "optimizer"):
         for other in (cut, back):
             found = other.tensors(group)
             assert found.keys() == whole.tensors(group).keys()
-            assert all(np.array_equal(found[name], value) and found[name].dtype == value.dtype for name, value in whole.tensors(group).items())
+            assert all(
+                np.array_equal(found[name], value) and found[name].dtype == value.dtype
+                for name, value in whole.tensors(group).items()
+            )
 
 
 def test_they_are_exported(run, config, tmp_path, capsys):
     """Against numpy float64 over the numbers of the checkpoint's file."""
     from pangu_ms.export.package import Package
 
-    options = ["--output", str(tmp_path / "package"), "--batch-size", "1", "--max-length", "16", "--chunk", "8", "--json"]
+    options = [
+        "--output",
+        str(tmp_path / "package"),
+        "--batch-size",
+        "1",
+        "--max-length",
+        "16",
+        "--chunk",
+        "8",
+        "--json",
+    ]
     assert main(["export", str(run / "whole"), *options]) == 0
     assert json.loads(capsys.readouterr().out)["verified"]["max_difference"] <= 1e-4
     weights, prompt = store.open_checkpoint(run / "whole").tensors(), [7, 300, 5, 81, 9]
     ids = weights.pop(TABLE)[[prompt]]
     with unfrozen():
         expected = alpha_numpy.forward(config, weights, ids, None)
-    np.testing.assert_allclose(Package.open(tmp_path / "package").decoder().prefill([prompt])[0], expected[0, -1], atol=1e-4)
+    np.testing.assert_allclose(
+        Package.open(tmp_path / "package").decoder().prefill([prompt])[0], expected[0, -1], atol=1e-4
+    )
 
 
 def test_an_export_that_zeroes_a_weight_is_not_committed(run, tmp_path, monkeypatch, capsys):
     """The trial alone would not see it, were it made of the graph that was zeroed."""
     from pangu_ms.infer.cached_model import CachedModel
 
-    monkeypatch.setattr(CachedModel, "caches", lambda self: [p for p in self.model.get_parameters() if not p.requires_grad])
+    monkeypatch.setattr(
+        CachedModel, "caches", lambda self: [p for p in self.model.get_parameters() if not p.requires_grad]
+    )
     options = ["--output", str(tmp_path / "package"), "--batch-size", "1", "--max-length", "16", "--chunk", "8"]
     assert main(["export", str(run / "whole"), *options]) == 2
     error = capsys.readouterr().err
-    assert MATRIX in error and "does not hold" in error and error.count("\n") == 1 and not (tmp_path / "package").exists()
+    assert (
+        MATRIX in error and "does not hold" in error and error.count("\n") == 1 and not (tmp_path / "package").exists()
+    )
 
 
 def test_whole_numbers_are_not_made_of_fractions(run):
-    from pangu_ms.errors import CheckpointError
+    from pangu_ms.core.errors import CheckpointError
     from pangu_ms.models.build import build_model, fill, weights
 
     checkpoint = store.open_checkpoint(run / "whole")

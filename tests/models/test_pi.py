@@ -1,10 +1,11 @@
-"""Our PanGu-pi against an independent numpy float64 implementation of the specification, and that against Hugging Face's LLaMA."""
+"""Our PanGu-pi against an independent numpy float64 implementation of the specification, and that against Hugging
+Face's LLaMA."""
 
 import numpy as np
 import pytest
 
 from pangu_ms.config import load_config
-from pangu_ms.config.pi import PiConfig
+from pangu_ms.models.pi.config import PiConfig
 from tests.infer.test_cache import make_decoder
 from tests.models.test_alpha import EOD, our_logits, random_ids
 from tests.reference import pi_numpy
@@ -17,25 +18,59 @@ CASES = {
     "llama": {},
     "openpangu": {"num_kv_heads": 2, "head_dim": 6, "attention_bias": True, "rope_theta": 100.0, "rms_norm_eps": 0.1},
     "pi": {"siaf_terms": 2, "aug_shortcut_branches": 1, "tie_word_embeddings": True},
-    "stream": {"siaf_terms": 3, "siaf_mode": "scalar", "aug_shortcut_branches": 2, "aug_shortcut_input": "stream", "aug_shortcut_bias": True},
-    "product": {"siaf_terms": 2, "siaf_position": "product", "hidden_act": "gelu", "aug_shortcut_branches": 1, "aug_shortcut_act": "silu"},
-    "scalar product": {"siaf_terms": 2, "siaf_mode": "scalar", "siaf_position": "product", "hidden_act": "gelu_erf", "num_kv_heads": 1}
+    "stream": {
+        "siaf_terms": 3,
+        "siaf_mode": "scalar",
+        "aug_shortcut_branches": 2,
+        "aug_shortcut_input": "stream",
+        "aug_shortcut_bias": True,
+    },
+    "product": {
+        "siaf_terms": 2,
+        "siaf_position": "product",
+        "hidden_act": "gelu",
+        "aug_shortcut_branches": 1,
+        "aug_shortcut_act": "silu",
+    },
+    "scalar product": {
+        "siaf_terms": 2,
+        "siaf_mode": "scalar",
+        "siaf_position": "product",
+        "hidden_act": "gelu_erf",
+        "num_kv_heads": 1,
+    }
     | {"aug_shortcut_branches": 1, "aug_shortcut_act": "gelu_erf"},
-    "matrices": {"siaf_terms": 3, "siaf_mode": "matrices", "hidden_act": "fast_gelu", "aug_shortcut_branches": 1, "aug_shortcut_act": "fast_gelu"},
+    "matrices": {
+        "siaf_terms": 3,
+        "siaf_mode": "matrices",
+        "hidden_act": "fast_gelu",
+        "aug_shortcut_branches": 1,
+        "aug_shortcut_act": "fast_gelu",
+    },
 }
 EVERYTHING = CASES["openpangu"] | CASES["stream"] | {"siaf_mode": "channel", "rms_norm_eps": 1e-5}
 
 
 def small(**fields) -> PiConfig:
     """A LLaMA of two blocks, changed by `fields`."""
-    sizes = {"vocab_size": 61, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "ffn_hidden_size": 40, "seq_length": 24}
+    sizes = {
+        "vocab_size": 61,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "ffn_hidden_size": 40,
+        "seq_length": 24,
+    }
     return PiConfig(**sizes | {"siaf_terms": 1, "aug_shortcut_branches": 0, "aug_shortcut_reduction": 2} | fields)
 
 
 def random_parameters(config, seed=0, deviation=0.3):
     rng = np.random.default_rng(seed)
     means = {name: 1.0 if name.endswith(("norm.weight", "siaf.scale")) else 0.0 for name in config.parameter_shapes()}
-    return {name: rng.normal(means[name], deviation, shape).astype(np.float32) for name, shape in config.parameter_shapes().items()}
+    return {
+        name: rng.normal(means[name], deviation, shape).astype(np.float32)
+        for name, shape in config.parameter_shapes().items()
+    }
 
 
 def test_the_reference_equals_hugging_face_llama():
@@ -75,7 +110,9 @@ def test_the_reference_equals_hugging_face_llama():
     for i in range(config.num_layers):
         for ours, theirs in parts.items():
             kinds = ["weight", "bias"] if "attention." in ours else ["weight"]
-            parameters |= {f"blocks.{i}.{ours}.{kind}": arrays.pop(f"model.layers.{i}.{theirs}.{kind}") for kind in kinds}
+            parameters |= {
+                f"blocks.{i}.{ours}.{kind}": arrays.pop(f"model.layers.{i}.{theirs}.{kind}") for kind in kinds
+            }
     assert not arrays
     # the file's logits are float32 at heart: norms and softmax round to 1e-7 of numbers about 10
     np.testing.assert_allclose(pi_numpy.forward(config, parameters, ids, None), logits, atol=2e-5)
@@ -140,7 +177,8 @@ def test_packed_documents_equal_documents_apart():
 
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_modules_that_are_off_keep_the_function_of_llama():
-    """What lets a trained LLaMA be upgraded: second matrix of a branch 0, scale 1 for the first term and 0 for the others."""
+    """What lets a trained LLaMA be upgraded: second matrix of a branch 0, scale 1 for the first term and 0 for the
+    others."""
     config, llama = small(**CASES["pi"], num_kv_heads=2), small(tie_word_embeddings=True, num_kv_heads=2)
     parameters, ids = random_parameters(config), random_ids(config)
     for name, value in parameters.items():
@@ -160,7 +198,9 @@ def test_the_model_has_exactly_the_listed_parameters(case):
 
     config = small(**CASES[case])
     shapes = pi_numpy.parameter_shapes(config)
-    assert {p.name: tuple(p.shape) for p in build_model(config).trainable_params()} == config.parameter_shapes() == shapes
+    assert (
+        {p.name: tuple(p.shape) for p in build_model(config).trainable_params()} == config.parameter_shapes() == shapes
+    )
 
 
 def test_defaults_that_follow_from_other_fields():
@@ -170,7 +210,8 @@ def test_defaults_that_follow_from_other_fields():
 
 
 @pytest.mark.parametrize(
-    ("name", "hidden_size", "num_layers", "ffn_hidden_size", "billions"), [("pi/1b", 2048, 12, 5632, 1.033), ("pi/7b", 4096, 29, 11008, 6.727)]
+    ("name", "hidden_size", "num_layers", "ffn_hidden_size", "billions"),
+    [("pi/1b", 2048, 12, 5632, 1.033), ("pi/7b", 4096, 29, 11008, 6.727)],
 )
 def test_published_sizes(name, hidden_size, num_layers, ffn_hidden_size, billions):
     """Specification D3 and D4: vocabulary 100,883, untied, one branch of r 32, two terms per channel."""
@@ -198,7 +239,11 @@ def test_cached_decoding_of_ragged_prompts_equals_the_full_forward():
 
 
 @pytest.mark.usefixtures("mindspore_cpu")
-@pytest.mark.parametrize("fields", [EVERYTHING, CASES["scalar product"] | {"tie_word_embeddings": True}, CASES["matrices"]], ids=["all", "scalar", "matrices"])
+@pytest.mark.parametrize(
+    "fields",
+    [EVERYTHING, CASES["scalar product"] | {"tie_word_embeddings": True}, CASES["matrices"]],
+    ids=["all", "scalar", "matrices"],
+)
 def test_gradients_equal_the_specification(fields):
     """Of every parameter, along a random direction, by central differences of the reference's loss."""
     config = make_config(small(**fields))
@@ -207,7 +252,11 @@ def test_gradients_equal_the_specification(fields):
     assert gradients.keys() == parameters.keys()
 
     def reference_loss(changed):
-        return loss(pi_numpy.forward(config.model, parameters | changed, batch.ids[:, :-1], EOD), batch.ids[:, 1:], batch.loss_mask)
+        return loss(
+            pi_numpy.forward(config.model, parameters | changed, batch.ids[:, :-1], EOD),
+            batch.ids[:, 1:],
+            batch.loss_mask,
+        )
 
     assert result.loss == pytest.approx(reference_loss({}), abs=1e-5)
     rng = np.random.default_rng(5)

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms import cli, compile_cache
-from pangu_ms.checkpoint import convert, foreign, safetensors_file
+from pangu_ms.checkpoint import foreign, safetensors_file
+from pangu_ms.cli import convert
+from pangu_ms.cli import main as cli
 from pangu_ms.config import dump_config
+from pangu_ms.core import compile_cache, files
+from pangu_ms.core.protobuf import message_field, number_field
 from pangu_ms.data.blocks import encode_documents
 from pangu_ms.data.corpus import Document
 from pangu_ms.data.npz_file import to_npz
@@ -20,10 +23,8 @@ from pangu_ms.export import package, signature
 from pangu_ms.infer.decoder import GraphShape
 from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
-from pangu_ms.protobuf import message_field, number_field
-from pangu_ms.study.runs import Stage, claim
+from pangu_ms.research.study.runs import Stage, claim
 from pangu_ms.train.guard import Guard
-from pangu_run import files
 from tests.checkpoint.common import small_config
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice, save, whole_arrays
 from tests.checkpoint.test_names_alpha import foreign_tensors
@@ -61,12 +62,19 @@ def _job(root):
     (root / "hccn.conf").write_text("address_0=192.168.0.1\nnetmask_0=255.255.0.0\naddress_1=192.168.0.2\n")
     log = write(root, [rank(0), rank(1)], state="ended", exit_code=0).logs / "rank_0" / "output.log"
     log.parent.mkdir(parents=True)
-    log.write_text("step 1\nTraceback (most recent call last):\n  File \"x.py\", line 1\nValueError: no\n" * 20)
+    log.write_text('step 1\nTraceback (most recent call last):\n  File "x.py", line 1\nValueError: no\n' * 20)
 
 
 def _weights(root):
     checkpoint, _ = save_pi_checkpoint(root / "pi", root / "tokenizer")
-    state = {"step": 0, "guard": Guard().state(), "order": "", "loss_after": None, "bends": [{"step": 0, "changed": ["optimizer.lr=1 (was 2)"]}], "graph_batch_size": 4}
+    state = {
+        "step": 0,
+        "guard": Guard().state(),
+        "order": "",
+        "loss_after": None,
+        "bends": [{"step": 0, "changed": ["optimizer.lr=1 (was 2)"]}],
+        "graph_batch_size": 4,
+    }
     files.write_json(checkpoint.path / "state.json", state)
     _reseal(checkpoint.path, "state.json")
     shutil.copytree(checkpoint.path, root / checkpoint.path.name)
@@ -113,14 +121,23 @@ def _shards(root):
     ms.merge_pipeline_strategys(str(root / "strategies"), str(root / "strategy.ckpt"))
     for number in range(4):
         held = {name: rank_slice(RANKS, name, array, number) for name, array in model.items()}
-        values = [{"name": prefix + name, "data": ms.Tensor(np.ascontiguousarray(found[0]))} for name, found in held.items() if found for prefix in ("", *MOMENTS)]
+        values = [
+            {"name": prefix + name, "data": ms.Tensor(np.ascontiguousarray(found[0]))}
+            for name, found in held.items()
+            if found
+            for prefix in ("", *MOMENTS)
+        ]
         (root / "ms" / f"rank_{number}").mkdir(parents=True)
         ms.save_checkpoint(values, str(root / "ms" / f"rank_{number}" / "m.ckpt"))
 
 
 def _tokenizers(root):
     variants = json.loads(GOLDEN.read_text())
-    write_files(variants["extended"]["files"] | {"special_tokens_map.json": variants["llama1"]["files"]["special_tokens_map.json"]}, root / "llama")
+    write_files(
+        variants["extended"]["files"]
+        | {"special_tokens_map.json": variants["llama1"]["files"]["special_tokens_map.json"]},
+        root / "llama",
+    )
     write_files(variants["llama3"]["files"], root / "llama3")
     tokenizer = Tokenizer.load(root / "tokenizer")
     save_counts(root / "counts.json", np.arange(tokenizer.vocab_size, dtype=np.int64), tokenizer)
@@ -160,8 +177,12 @@ def _texts_and_keys(root):
     (root / "text.txt").write_text("def alpha(x):\n    return x\n\u6625\u7720\n")
     (root / "aes.key").write_bytes(b"0123456789abcdef\n")
     private, pem = ed25519.Ed25519PrivateKey.generate(), serialization.Encoding.PEM
-    (root / "private.pem").write_bytes(private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
-    (root / "public.pem").write_bytes(private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
+    (root / "private.pem").write_bytes(
+        private.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    (root / "public.pem").write_bytes(
+        private.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
 
 
 def _package(root):
@@ -176,7 +197,13 @@ def _package(root):
     ids = message_field(5, message_field(2, tensor("ids", shape.batch_size, shape.chunk)))
     node = message_field(1, message_field(4, b"MatMul"))
     (directory / "model.mindir").write_bytes(message_field(7, node + cache + ids))
-    manifest = {"format_version": 1, "graph": vars(shape), "encryption": "", "target": "CPU", "files": package.file_entries(directory)}
+    manifest = {
+        "format_version": 1,
+        "graph": vars(shape),
+        "encryption": "",
+        "target": "CPU",
+        "files": package.file_entries(directory),
+    }
     files.write_json(directory / "manifest.json", package.sealed(manifest))
     content = (directory / "manifest.json").read_bytes()
     (directory / "manifest.sig").write_bytes(signature.sign(content, root / "private.pem"))
@@ -186,11 +213,15 @@ def _caches(root):
     graph = root / "graph" / "rank_0"
     graph.mkdir(parents=True)
     (graph / "graph.mindir").write_bytes(bytes(range(256)) * 4)
-    files.write_json(root / "graph" / compile_cache.CHECKSUMS, {"rank_0/graph.mindir": files.sha256_file(graph / "graph.mindir")})
+    files.write_json(
+        root / "graph" / compile_cache.CHECKSUMS, {"rank_0/graph.mindir": files.sha256_file(graph / "graph.mindir")}
+    )
     claim(root / "study", "a study")
     stage = Stage(root / "study" / "stage", ("train", "alpha/tiny"), {"steps": 3})
     stage.begin()
     stage.finish({"step": 3, "held_out": {"loss": 2.5}})
     run = root / "run"
     run.mkdir()
-    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": step, "loss": 6.0 - step}) + "\n" for step in range(5)))
+    (run / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": step, "loss": 6.0 - step}) + "\n" for step in range(5))
+    )

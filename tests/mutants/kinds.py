@@ -18,7 +18,8 @@ class Kind:
     file: str
     """Of that directory, the file to damage (a pattern); "" where the input is itself the file."""
     command: tuple[str, ...]
-    """Of `pangu`, or the name of a function of readers.py, with a colon; {input}: the damaged copy, {output}: a new place, {source}: of good inputs."""
+    """Of `pangu`, or the name of a function of readers.py, with a colon; {input}: the damaged copy, {output}: a new
+    place, {source}: of good inputs."""
     form: str = "bytes"
     """What damage it takes; see mutate.DAMAGES."""
     exact: bool = False
@@ -76,7 +77,9 @@ def reseal_tokenizer(directory: Path, name: str) -> None:
     path = directory / "tokenizer.json"
     if not (directory / name).is_file() or (directory / name).stat().st_size == mutate.HUGE:
         return
-    settings = json.loads(path.read_bytes()) | {"vocab_model_sha256": hashlib.sha256((directory / name).read_bytes()).hexdigest()}
+    settings = json.loads(path.read_bytes()) | {
+        "vocab_model_sha256": hashlib.sha256((directory / name).read_bytes()).hexdigest()
+    }
     path.write_text(json.dumps(settings))
 
 
@@ -88,18 +91,56 @@ def _with(base: Kind, file: str | None = None, form: str = "bytes", share: float
 _CONFIG = Kind("config.yaml", "", ("config", "show", "--config", "{input}", "--json"), "yaml", share=0.05)
 _TABLE = Kind("table.json", "", ("ranktable", "check", "{input}"), "json", starts="  ")
 _HOSTS = Kind("hosts", "", ("ranktable", "make", "--hosts", "{input}", "--devices", "2"), share=0.02)
-_HCCN = Kind("hccn.conf", "", ("ranktable", "make", "--hosts", "10.0.0.1", "--devices", "2", "--hccn-tool", "none", "--hccn-conf", "{input}"), share=0.2)
-_STATUS = Kind("job", "status.json", ("status", "{input}", "--json"), "json", refusals=(1, 2), optional=True, steady=False, forgiving=True)
-_LOGS = Kind("job", "events.jsonl", ("logs", "{input}", "--errors"), "lines", refusals=(1, 2), share=0.3, endless=True, optional=True, forgiving=True)
+_HCCN = Kind(
+    "hccn.conf",
+    "",
+    ("ranktable", "make", "--hosts", "10.0.0.1", "--devices", "2", "--hccn-tool", "none", "--hccn-conf", "{input}"),
+    share=0.2,
+)
+_STATUS = Kind(
+    "job",
+    "status.json",
+    ("status", "{input}", "--json"),
+    "json",
+    refusals=(1, 2),
+    optional=True,
+    steady=False,
+    forgiving=True,
+)
+_LOGS = Kind(
+    "job",
+    "events.jsonl",
+    ("logs", "{input}", "--errors"),
+    "lines",
+    refusals=(1, 2),
+    share=0.3,
+    endless=True,
+    optional=True,
+    forgiving=True,
+)
 
 _RESHARD = ("ckpt", "reshard", "{input}", "--whole", "--output", "{output}")
 _STEP = Kind("step-00000000", "model.safetensors", _RESHARD, exact=True, product="checkpoints/step-*/*.safetensors")
 _RANKS = _with(_STEP, "model-rank-00002.safetensors", source="step-00000005")
 _STATE = Kind("step-00000000", "state.json", (":state", "{input}"), "json", share=0.1, after=reseal)
-_MS_COMMAND = ("ckpt", "reshard", "--from-mindspore", "{input}", "--strategy", "{source}/strategy.ckpt", "--config", "{source}/planned.yaml", "--whole", "--output", "{output}")
+_MS_COMMAND = (
+    "ckpt",
+    "reshard",
+    "--from-mindspore",
+    "{input}",
+    "--strategy",
+    "{source}/strategy.ckpt",
+    "--config",
+    "{source}/planned.yaml",
+    "--whole",
+    "--output",
+    "{output}",
+)
 _MS_SHARDS = Kind("ms", "rank_1/m.ckpt", _MS_COMMAND, product="checkpoints/step-*/*.safetensors", share=0.03)
 
-_HF = Kind("hf", "config.json", ("convert", "{input}", "--from", "huggingface", "--output", "{output}"), "json", share=0.02)
+_HF = Kind(
+    "hf", "config.json", ("convert", "{input}", "--from", "huggingface", "--output", "{output}"), "json", share=0.02
+)
 _FOREIGN = ("convert", "{input}", "--from", "official", "--config", "{source}/config.yaml", "--output", "{output}")
 _NPZ = Kind("weights.npz", "", _FOREIGN, "npz", share=0.02)
 
@@ -107,12 +148,42 @@ _ENCODE = ("tokenizer", "encode", "--tokenizer", "{input}", "def alpha(x): \u662
 _TOKENIZER = Kind("tokenizer", "tokenizer.json", _ENCODE, "json", exact=True, share=0.05)
 _LLAMA = Kind("llama", "tokenizer_config.json", _ENCODE, "json", share=0.05, optional=True)
 _FAST = _with(_LLAMA, "tokenizer.json", "json", 0.03, source="llama3", optional=False)
-_TEXT = Kind("text.txt", "", ("tokenizer", "encode", "--tokenizer", "{source}/tokenizer", "--file", "{input}"), share=0.2, waits=True)
-_COUNTS_COMMAND = ("tokenizer", "compress", "--tokenizer", "{source}/tokenizer", "--counts", "{input}", "--vocab-size", "380", "--output", "{output}")
+_TEXT = Kind(
+    "text.txt",
+    "",
+    ("tokenizer", "encode", "--tokenizer", "{source}/tokenizer", "--file", "{input}"),
+    share=0.2,
+    waits=True,
+)
+_COUNTS_COMMAND = (
+    "tokenizer",
+    "compress",
+    "--tokenizer",
+    "{source}/tokenizer",
+    "--counts",
+    "{input}",
+    "--vocab-size",
+    "380",
+    "--output",
+    "{output}",
+)
 _COUNTS = Kind("counts.json", "", _COUNTS_COMMAND, "json", product="vocab.model")
 
-_CORPUS_COMMAND = ("tokenizer", "train", "--corpus", "{input}", "--vocab-size", "300", "--segmenter", "none", "--output", "{output}")
-_CORPUS = Kind("corpus.jsonl", "", _CORPUS_COMMAND, "lines", share=0.3, endless=True, product="vocab.model", forgiving=True)
+_CORPUS_COMMAND = (
+    "tokenizer",
+    "train",
+    "--corpus",
+    "{input}",
+    "--vocab-size",
+    "300",
+    "--segmenter",
+    "none",
+    "--output",
+    "{output}",
+)
+_CORPUS = Kind(
+    "corpus.jsonl", "", _CORPUS_COMMAND, "lines", share=0.3, endless=True, product="vocab.model", forgiving=True
+)
 _INSPECT = ("data", "inspect", "{input}", "--rows", "100000", "--json")
 _RECORDS = Kind("records", "manifest.json", _INSPECT, "json", share=0.02)
 _BLOCKS = Kind("prepared.partial", "key.json", (":blocks", "{input}"), "json", forgiving=True)
@@ -142,7 +213,9 @@ KINDS = {
     "AES key": _KEY,
     "signing key": Kind("private.pem", "", (":signing_key", "{input}"), waits=True),
     "verifying key": Kind("public.pem", "", (":verifying_key", "{input}"), exact=True, waits=True),
-    "metrics": Kind("run", "metrics.jsonl", (":metrics", "{input}"), "lines", share=0.7, endless=True, optional=True, forgiving=True),
+    "metrics": Kind(
+        "run", "metrics.jsonl", (":metrics", "{input}"), "lines", share=0.7, endless=True, optional=True, forgiving=True
+    ),
     "study": _STUDY,
     "study's command": _with(_STUDY, "stage/command.json", "json"),
     "study's result": _with(_STUDY, "stage/result.json", "json"),
@@ -152,7 +225,9 @@ KINDS = {
     "MindIR manifest, sealed": _with(_PACKAGE, form="sealed", exact=False, share=0.02),
     "MindIR graph": _with(_PACKAGE, "model.mindir", exact=True),
     "MindIR graph, sealed": _with(_PACKAGE, "model.mindir", exact=False, share=0.02, after=reseal),
-    "MindIR signature": _with(_PACKAGE, "manifest.sig", exact=True, command=(":signature", "{input}", "{source}/public.pem")),
+    "MindIR signature": _with(
+        _PACKAGE, "manifest.sig", exact=True, command=(":signature", "{input}", "{source}/public.pem")
+    ),
     "checkpoint tensors": _STEP,
     "checkpoint manifest": _with(_STEP, "manifest.json", "json"),
     "checkpoint manifest, sealed": _with(_STEP, "manifest.json", "sealed", 0.1, exact=False),
@@ -168,7 +243,9 @@ KINDS = {
     "npz weights": _NPZ,
     "tokenizer settings": _TOKENIZER,
     "tokenizer model": _with(_TOKENIZER, "vocab.model", command=(":tokenizer", "{input}")),
-    "tokenizer model, sealed": _with(_TOKENIZER, "vocab.model", exact=False, share=0.01, command=(":tokenizer", "{input}"), after=reseal_tokenizer),
+    "tokenizer model, sealed": _with(
+        _TOKENIZER, "vocab.model", exact=False, share=0.01, command=(":tokenizer", "{input}"), after=reseal_tokenizer
+    ),
     "LLaMA tokenizer settings": _LLAMA,
     "LLaMA tokenizer model": _with(_LLAMA, "tokenizer.model", share=0.01, optional=False),
     "LLaMA special tokens": _with(_LLAMA, "special_tokens_map.json", "json", 0.05),

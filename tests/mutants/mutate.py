@@ -1,4 +1,5 @@
-"""Damage: bytes that flip, vanish or repeat, values that nobody expects, members that are no arrays. Everything follows from the seed."""
+"""Damage: bytes that flip, vanish or repeat, values that nobody expects, members that are no arrays. Everything follows
+from the seed."""
 
 import copy
 import gzip
@@ -15,7 +16,27 @@ import yaml
 
 DEEP = 200_000
 ESCAPES = "\u009b31m\u202e\x1b[2J"
-ODD = [None, True, -1, 0, 2**63, 10**400, 1e308, float("nan"), "", "x", "7", "/dev/zero", "/etc/passwd", "../../up", ESCAPES, [], {}, [[]], {"a": 1}]
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    2**63,
+    10**400,
+    1e308,
+    float("nan"),
+    "",
+    "x",
+    "7",
+    "/dev/zero",
+    "/etc/passwd",
+    "../../up",
+    ESCAPES,
+    [],
+    {},
+    [[]],
+    {"a": 1},
+]
 HUGE = 4 << 30  # bytes; more than a reader may take
 ODD_FILES = {
     "no file": lambda path: None,
@@ -148,7 +169,8 @@ def _dumped(value):
 
 
 def safetensors_of(content, rng):
-    """A safetensors file whose header has an odd value, overlaps, holes, a name twice or bytes behind its last tensor."""
+    """A safetensors file whose header has an odd value, overlaps, holes, a name twice or bytes behind its last
+    tensor."""
     start = 8 + int.from_bytes(content[:8], "little")
     header, data = json.loads(content[8:start]), content[start:]
     name = rng.choice([key for key in header if key != "__metadata__"])
@@ -170,7 +192,8 @@ def safetensors_of(content, rng):
 
 
 def npz_of(content, rng):
-    """A .npz archive with a member that is missing, twice, no array, of another type or shape, or larger than it says."""
+    """A .npz archive with a member that is missing, twice, no array, of another type or shape, or larger than it
+    says."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = rng.choice(list(members))
@@ -183,10 +206,18 @@ def npz_of(content, rng):
         "text": lambda: b"no array",
         "type": lambda: _npy(np.zeros(array.shape, rng.choice(["<U3", "?", "<c16", ">f4", "<i1", "S2"]))),
         "fields": lambda: _npy(np.zeros(array.shape, [("a", "<i4"), ("b", "<f4")])),
-        "values": lambda: _npy(np.full_like(array, rng.choice([np.nan, np.inf, -1, 2**31]) if array.dtype.kind == "f" else 0)),
+        "values": lambda: _npy(
+            np.full_like(array, rng.choice([np.nan, np.inf, -1, 2**31]) if array.dtype.kind == "f" else 0)
+        ),
         "rank": lambda: _npy(array[None]),
         "empty": lambda: _npy(array.reshape(-1)[:0]),
-        "shape": lambda: members[name].replace(b"'shape': (", rng.choice([b"'shape': (99999999999, ", b"'shape': (-1, ", b"'shape': (True, ", b"'shape': ((((("]), 1),
+        "shape": (
+            lambda: members[name].replace(
+                b"'shape': (",
+                rng.choice([b"'shape': (99999999999, ", b"'shape': (-1, ", b"'shape': (True, ", b"'shape': ((((("]),
+                1,
+            )
+        ),
         "bomb": lambda: _npy(np.zeros(1 << 27, np.uint8)),
     }
     deed = rng.choice(list(deeds))
@@ -224,7 +255,9 @@ def reformatted(content, form):
     if form in ("json", "sealed"):
         return _json(json.loads(content), indent=1)
     if form == "lines":
-        return b"\n".join(_json(json.loads(line), separators=(",", ":")) if line else line for line in content.split(b"\n"))
+        return b"\n".join(
+            _json(json.loads(line), separators=(",", ":")) if line else line for line in content.split(b"\n")
+        )
     if form == "yaml":
         return b"# in other words\n" + content
     if form == "safetensors":
@@ -250,7 +283,8 @@ NEVER = {
     "json": {"twice"},
     "sealed": {"twice"},
 }
-"""What no reader may take: the reference libraries refuse it, readers differ in what they make of it, or it runs code or has no end."""
+"""What no reader may take: the reference libraries refuse it, readers differ in what they make of it, or it runs code
+or has no end."""
 
 
 def generator(*words):

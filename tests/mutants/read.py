@@ -1,6 +1,7 @@
-"""Reads damaged files with the product's own commands, each in a forked process with limits; tells what became of them, a JSON line each.
+"""Reads damaged files with the product's own commands, each in a forked process with limits; tells what became of them,
+a JSON line each.
 
-    python -m tests.mutants.read DIRECTORY     then, line by line on standard input: {"name": KIND, "count": N}
+python -m tests.mutants.read DIRECTORY     then, line by line on standard input: {"name": KIND, "count": N}
 """
 
 import contextlib
@@ -25,7 +26,7 @@ BROKE = 99
 
 def main(directory):
     """Serve requests until standard input ends."""
-    from pangu_ms import runtime
+    from pangu_ms.core import runtime
 
     runtime.quiet()
     out = os.fdopen(os.dup(1), "w")
@@ -38,7 +39,7 @@ def main(directory):
 def outcomes(directory, name, count):
     """What becomes of the good file, of the same in other words, of odd files in its place, and of damaged ones."""
     kind = KINDS[name]
-    importlib.import_module("pangu_ms.cli")
+    importlib.import_module("pangu_ms.cli.main")
     scratch = directory / f"scratch-{os.getpid()}"
     target, content = copied(kind, directory, scratch)
     yield {"deed": "none", **read(kind, directory, scratch)}
@@ -88,14 +89,18 @@ def damaged(kind, directory, scratch, change):
 
 def read(kind, directory, scratch):
     """Run the command in a child; returns exit code, what it said, its product, memory and time."""
-    words = [word.format(input=scratch / kind.source, output=scratch / "output", source=directory) for word in kind.command]
+    words = [
+        word.format(input=scratch / kind.source, output=scratch / "output", source=directory) for word in kind.command
+    ]
     said = scratch / "stdout", scratch / "stderr"
     child = os.fork()
     if not child:
         _become(words, *said, scratch / "modules")
     _, status, usage = os.wait4(child, 0)
     out, err = (path.read_bytes().decode(errors="replace") for path in said)
-    product = "".join(sorted(str(p.read_bytes()) for p in (scratch / "output").glob(kind.product))) if kind.product else out
+    product = (
+        "".join(sorted(str(p.read_bytes()) for p in (scratch / "output").glob(kind.product))) if kind.product else out
+    )
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     used = {"mib": max(0, usage.ru_maxrss - base) >> 10, "seconds": round(usage.ru_utime + usage.ru_stime, 2)}
     digest = hashlib.sha256(product.encode(errors="replace")).hexdigest()
@@ -113,10 +118,12 @@ def _become(words, out, err, modules):
     signal.alarm(WAITS)  # nobody catches it: the process ends
     code = BROKE
     try:
-        from pangu_ms.cli import main as pangu
-        from pangu_run.console import guarded
+        from pangu_ms.cli.main import main as pangu
+        from pangu_ms.core.console import guarded
 
-        code = guarded("pangu", lambda: getattr(readers, words[0][1:])(*words[1:])) if words[0][0] == ":" else pangu(words)
+        code = (
+            guarded("pangu", lambda: getattr(readers, words[0][1:])(*words[1:])) if words[0][0] == ":" else pangu(words)
+        )
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else BROKE
     except BaseException:

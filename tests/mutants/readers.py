@@ -1,4 +1,5 @@
-"""Readers of files that no command of `pangu` reads before it computes for seconds: the product's own functions, called as their commands call them."""
+"""Readers of files that no command of `pangu` reads before it computes for seconds: the product's own functions, called
+as their commands call them."""
 
 import argparse
 import json
@@ -7,7 +8,7 @@ from pathlib import Path
 
 def prompts(file):
     """As `pangu generate` before it loads the checkpoint."""
-    from pangu_ms.infer.arguments import add_generation_arguments, read_prompts
+    from pangu_ms.cli.generate_arguments import add_generation_arguments, read_prompts
 
     parser = argparse.ArgumentParser()
     add_generation_arguments(parser)
@@ -86,7 +87,7 @@ def blocks(work):
 
 def study(output):
     """As `pangu study`, continued: the result of a stage that is done."""
-    from pangu_ms.study.runs import Stage, claim
+    from pangu_ms.research.study.runs import Stage, claim
 
     claim(Path(output), "a study")
     print(Stage(Path(output) / "stage", ("train", "alpha/tiny"), {"steps": 3}).result())
@@ -94,8 +95,8 @@ def study(output):
 
 def compiled(published):
     """As every command that compiles: what is not sound is compiled again."""
-    from pangu_ms.compile_cache import _copy_if_sound
-    from pangu_ms.errors import UserError
+    from pangu_ms.core.compile_cache import _copy_if_sound
+    from pangu_ms.core.errors import UserError
 
     private = Path(published).with_name("private")
     if not _copy_if_sound(Path(published), private):

@@ -1,7 +1,8 @@
-"""Whatever a file holds, a command that reads it ends well or says in one line what is wrong: no traceback, no crash, bounded memory and time.
+"""Whatever a file holds, a command that reads it ends well or says in one line what is wrong: no traceback, no crash,
+bounded memory and time.
 
-Where digests promise that a file is what was written, what is taken must give what the good file gives. The same content in other words must be
-taken, so that refusing everything is no way to pass.
+Where digests promise that a file is what was written, what is taken must give what the good file gives. The same
+content in other words must be taken, so that refusing everything is no way to pass.
 """
 
 import hashlib
@@ -24,11 +25,14 @@ NOTHING = hashlib.sha256(b"").hexdigest()
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory, records, text_file):
-    """Gives what became of the good input of a kind, and of odd and damaged ones; one process for all kinds, which imports what they need once."""
+    """Gives what became of the good input of a kind, and of odd and damaged ones; one process for all kinds, which
+    imports what they need once."""
     directory = inputs.make(tmp_path_factory.mktemp("inputs"), records, text_file)
     command = [sys.executable, "-m", "tests.mutants.read", str(directory)]
     with open(directory / "reader.txt", "w+") as said:
-        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+        )
 
         def outcomes(name, count):
             process.stdin.write(json.dumps({"name": name, "count": count}) + "\n")
@@ -50,7 +54,9 @@ def complaint(kind, good, outcome):
     if outcome["mib"] > MEMORY_BYTES >> 20 or outcome["seconds"] > SECONDS:
         return f"took {outcome['mib']} MiB and {outcome['seconds']} s"
     if outcome["code"] == 0:
-        differs = (kind.exact or kind.steady and outcome["deed"] == "reformatted") and outcome["product"] != good["product"]
+        differs = (kind.exact or kind.steady and outcome["deed"] == "reformatted") and outcome["product"] != good[
+            "product"
+        ]
         if outcome["deed"] == "no file" and kind.optional:
             return None
         if not kind.forgiving and outcome["deed"].partition(": ")[2] in mutate.NEVER.get(kind.form, ()):
@@ -61,9 +67,18 @@ def complaint(kind, good, outcome):
     if outcome["code"] not in kind.refusals:
         return f"exit code {outcome['code']}"
     said = outcome["said"].rstrip("\n").splitlines()
-    if not said or "Traceback" in outcome["said"] or outcome["code"] == 2 and not said[-1].startswith(("pangu", kind.starts)):
+    if (
+        not said
+        or "Traceback" in outcome["said"]
+        or outcome["code"] == 2
+        and not said[-1].startswith(("pangu", kind.starts))
+    ):
         return "no line that says what is wrong"
-    return "control characters reach the terminal" if any(not c.isprintable() for line in said for c in line if c != "\t") else None
+    return (
+        "control characters reach the terminal"
+        if any(not c.isprintable() for line in said for c in line if c != "\t")
+        else None
+    )
 
 
 def check(reader, name, count):

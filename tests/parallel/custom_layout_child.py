@@ -1,7 +1,8 @@
 """Compiles a model's step for a virtual rank with series activations by our kernels; prints the report as JSON.
 
-argv: config, rank, overrides. The CPU kernels stand for Ascend's, whose primitives cannot be made without CANN; layouts are attached to both alike. They are
-made before the process becomes virtual, since their constructor looks for CANN afterwards.
+argv: config, rank, overrides. The CPU kernels stand for Ascend's, whose primitives cannot be made without CANN; layouts
+are attached to both alike. They are made before the process becomes virtual, since their constructor looks for CANN
+afterwards.
 """
 
 import json
@@ -13,7 +14,7 @@ from unittest import mock
 import ascend_ops
 from ascend_ops import backend, custom
 from pangu_ms.config.load import config_to_dict, load_config
-from pangu_ms.parallel import rehearse_child
+from pangu_ms.rehearsal import rehearse_child
 
 KERNELS = ("SeriesActivation", "SeriesActivationGrad", "SeriesGlu", "SeriesGluGrad")
 BY_KERNELS = ("swiglu", "series_activation", "fast_gelu")
@@ -25,10 +26,20 @@ def main() -> None:
     patches = [
         mock.patch.object(custom, "device", lambda: "CPU"),
         mock.patch.object(custom, "_made", lambda name, target: pools[name].pop()),
-        mock.patch.object(ascend_ops.backend, "choose", lambda name, dtype: backend.Choice("cpu" if name in BY_KERNELS else "composed", "test")),
+        mock.patch.object(
+            ascend_ops.backend,
+            "choose",
+            lambda name, dtype: backend.Choice("cpu" if name in BY_KERNELS else "composed", "test"),
+        ),
         mock.patch.object(ascend_ops, "use", lambda name: mock.MagicMock()),  # it would force them all
     ]
-    request = {"config": config_to_dict(load_config(config, overrides)), "rank": int(rank), "soc": "", "output": "", "where": "test"}
+    request = {
+        "config": config_to_dict(load_config(config, overrides)),
+        "rank": int(rank),
+        "soc": "",
+        "output": "",
+        "where": "test",
+    }
     with TemporaryDirectory() as graphs:
         rehearse_child.prepare(Path(graphs))
         for patch in patches:

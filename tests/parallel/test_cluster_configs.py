@@ -5,15 +5,20 @@ import re
 
 import pytest
 
+from pangu_ms.cli import plan_estimate as estimate_cli
 from pangu_ms.config.load import load_config, presets
-from pangu_ms.parallel import estimate_cli
-from pangu_ms.parallel.cluster import CHIPS, GIB
-from pangu_ms.parallel.estimate import Estimate
 from pangu_ms.parallel.plan import Plan
-from pangu_ms.parallel.rehearse import rehearse, sample_ranks, thinned
+from pangu_ms.planner.cluster import CHIPS, GIB
+from pangu_ms.planner.estimate import Estimate
+from pangu_ms.rehearsal.rehearse import rehearse, sample_ranks, thinned
 
-CLUSTERS = {name: [int(n) for n in match.groups()] for name in presets() if (match := re.search(r"_(\d+)x(\d+)gib$", name))}
-IN_EVERY_RUN = ("alpha/13b_64x32gib", "pi/7b_16x64gib")  # stages, sequence, optimizer's cut and row table; stages, replicas and recomputed attention
+CLUSTERS = {
+    name: [int(n) for n in match.groups()] for name in presets() if (match := re.search(r"_(\d+)x(\d+)gib$", name))
+}
+IN_EVERY_RUN = (
+    "alpha/13b_64x32gib",
+    "pi/7b_16x64gib",
+)  # stages, sequence, optimizer's cut and row table; stages, replicas and recomputed attention
 
 
 def chip(gib: int) -> str:
@@ -39,16 +44,26 @@ def test_each_fits_by_the_estimate_that_it_states(name):
 
 
 @pytest.mark.parametrize(
-    ("words", "name"), [(["alpha/13b_16x64gib"], "ascend910b"), (["alpha/13b_16x32gib"], "ascend910"), (["alpha/13b_16x64gib", "--chip", "ascend910"], "ascend910")]
+    ("words", "name"),
+    [
+        (["alpha/13b_16x64gib"], "ascend910b"),
+        (["alpha/13b_16x32gib"], "ascend910"),
+        (["alpha/13b_16x64gib", "--chip", "ascend910"], "ascend910"),
+    ],
 )
 def test_the_chip_is_the_configurations_unless_given(capsys, words, name):
     code, found = estimate_cli.main(["--config", *words, "--json"]), json.loads(capsys.readouterr().out)
-    assert found["chip"]["name"] == name and code == ("--chip" in words)  # what is laid out for 64 GiB does not fit into 32
+    assert found["chip"]["name"] == name and code == (
+        "--chip" in words
+    )  # what is laid out for 64 GiB does not fit into 32
 
 
-@pytest.mark.parametrize("name", [name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.slow) for name in CLUSTERS])
+@pytest.mark.parametrize(
+    "name", [name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.slow) for name in CLUSTERS]
+)
 def test_mindspores_compiler_agrees_with_the_plan(name):
-    """A rank of the last stage, at full width, with one layer on a stage and as few micro-batches as there are stages."""
+    """A rank of the last stage, at full width, with one layer on a stage and as few micro-batches as there are
+    stages."""
     config = thinned(load_config(name), 1, 2)
     (report,) = rehearse(config, sample_ranks(Plan.of(config), 2)[-1:], soc=chip(CLUSTERS[name][1]), progress=False)
     assert report.differences == []

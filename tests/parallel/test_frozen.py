@@ -12,20 +12,28 @@ import pytest
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.reshard import Source, reshard
 from pangu_ms.config import load_config
-from pangu_ms.models.init import initial_values
-from pangu_ms.parallel import execute, memory, rehearse
-from pangu_ms.parallel.cluster import CHIPS, bandwidth
+from pangu_ms.core.isolated import python_command
+from pangu_ms.models.common.init import initial_values
 from pangu_ms.parallel.plan import Plan
-from pangu_ms.parallel.slices import Slices
-from pangu_ms.parallel.time import step_terms
+from pangu_ms.planner import memory
+from pangu_ms.planner.cluster import CHIPS, bandwidth
+from pangu_ms.planner.slices import Slices
+from pangu_ms.planner.time import step_terms
+from pangu_ms.rehearsal import execute, rehearse
 from pangu_ms.train.placement import whole_shapes
-from pangu_run.isolated import python_command
-from pangu_run.launch.start import run_ranks
+from pangu_run.launcher import run_ranks
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice
 from tests.frozen import MATRIX, TABLE, frozen, permutation, unfrozen
 
 CHILD = "tests.frozen_child"
-SMALL = ["model.vocab_size=64", "model.hidden_size=128", "model.num_layers=2", "model.num_heads=4", "model.seq_length=16", "model.dropout=0.0"]
+SMALL = [
+    "model.vocab_size=64",
+    "model.hidden_size=128",
+    "model.num_layers=2",
+    "model.num_heads=4",
+    "model.seq_length=16",
+    "model.dropout=0.0",
+]
 SMALL += ["train.batch_size=2", "tokenizer.vocab_size=64", "parallel.data_parallel=2", "parallel.model_parallel=2"]
 SHARD, STAGES = "parallel.optimizer_shard=true", ("parallel.pipeline_stage=2", "parallel.micro_batch_num=2")
 
@@ -35,8 +43,14 @@ def with_frozen_weights(monkeypatch):
     """Here and in child processes."""
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     for module in (execute, rehearse):
-        monkeypatch.setattr(module, "python_command", lambda module, *arguments: python_command(CHILD, module, *arguments))
-    monkeypatch.setattr(execute, "run_ranks", lambda command, *rest, **options: run_ranks(lambda rank: ["-m", CHILD, *command(rank)[1:]], *rest, **options))
+        monkeypatch.setattr(
+            module, "python_command", lambda module, *arguments: python_command(CHILD, module, *arguments)
+        )
+    monkeypatch.setattr(
+        execute,
+        "run_ranks",
+        lambda command, *rest, **options: run_ranks(lambda rank: ["-m", CHILD, *command(rank)[1:]], *rest, **options),
+    )
     with frozen():
         yield
 
@@ -55,12 +69,16 @@ def test_memory_has_moments_and_gradients_of_what_is_trained_alone(fields):
         assert (moved < sum(held.values())) == (stage == 0)
         lines = {line.name: line.bytes for line in memory.stage_memory(plan, stage, CHIPS["ascend910"], Slices(plan))}
         assert (lines["parameters"], lines["moments"], lines["gradients"]) == (sum(held.values()), 2 * moved, moved)
-        assert (memory.parameter_bytes(plan, stage), memory.optimizer_bytes(plan, stage)) == (sum(held.values()), 2 * moved)
+        assert (memory.parameter_bytes(plan, stage), memory.optimizer_bytes(plan, stage)) == (
+            sum(held.values()),
+            2 * moved,
+        )
         assert memory.state_bytes(Slices(plan), stage) == sum(held.values()) + 3 * moved
 
 
 def test_time_has_no_gradient_of_a_frozen_matrix():
-    """By hand: one of two products of its backward pass, its exchange over dp and its update are saved; the table adds none of these."""
+    """By hand: one of two products of its backward pass, its exchange over dp and its update are saved; the table adds
+    none of these."""
     chip, plan = CHIPS["ascend910"], laid_out()
     less = {term.name: term.seconds for term in step_terms(plan, chip, Slices(plan))}
     with unfrozen():
@@ -88,19 +106,35 @@ def test_the_compiler_makes_moments_of_what_is_trained_alone(fields):
     plan = laid_out(*fields)
     for report in rehearse.rehearse(plan.config, rehearse.sample_ranks(plan), progress=False):
         assert report.differences == []
-        assert (report.parameter_bytes, report.optimizer_bytes) == (memory.parameter_bytes(plan, report.stage), memory.optimizer_bytes(plan, report.stage))
+        assert (report.parameter_bytes, report.optimizer_bytes) == (
+            memory.parameter_bytes(plan, report.stage),
+            memory.optimizer_bytes(plan, report.stage),
+        )
 
 
 @pytest.mark.slow
 def test_a_rank_loads_and_saves_its_slices_of_them(tmp_path):
-    """Of its parameters, initial values and what a checkpoint has; of moments only those of what is trained. Slices are cut by the rules in words."""
+    """Of its parameters, initial values and what a checkpoint has; of moments only those of what is trained. Slices are
+    cut by the rules in words."""
     plan, rank = (2, 2, 1, 1, 0, 4), 3
     config, rng = planned(ALPHA, plan), np.random.default_rng(3)
     shapes = whole_shapes(config)
-    arrays = {group: {name: rng.standard_normal(shape).astype(np.float32) for name, shape in named.items()} for group, named in shapes.items()}
+    arrays = {
+        group: {name: rng.standard_normal(shape).astype(np.float32) for name, shape in named.items()}
+        for group, named in shapes.items()
+    }
     arrays["model"][TABLE] = permutation(config.model.vocab_size)[::-1].copy()
     source = store.save(tmp_path / "source", 5, arrays, {"step": 5}, config)
-    command = [sys.executable, "-m", CHILD, "tests.train.planned_child", "virtual", tmp_path, str(rank), json.dumps(plan)]
+    command = [
+        sys.executable,
+        "-m",
+        CHILD,
+        "tests.train.planned_child",
+        "virtual",
+        tmp_path,
+        str(rank),
+        json.dumps(plan),
+    ]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr[-3000:]
     found = dict(np.load(tmp_path / "held.npz"))

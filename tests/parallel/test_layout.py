@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import with_optimizer_shard
 
@@ -38,7 +38,11 @@ def test_each_device_holds_what_splitting_gives_it(shape, dims, optimizer_axes):
     whole, joined = np.arange(np.prod(shape)).reshape(shape), np.full(shape, -1)
     for rank in range(24):
         part = whole[layout.slices(rank)]
-        assert np.array_equal(part, brute_force(layout, rank)) and part.shape == layout.slice_shape and part.size == layout.slice_size
+        assert (
+            np.array_equal(part, brute_force(layout, rank))
+            and part.shape == layout.slice_shape
+            and part.size == layout.slice_size
+        )
     owners = layout.owners()
     assert len(owners) == np.prod(layout.counts) and layout.num_devices == 24
     for index, owner in owners.items():
@@ -51,7 +55,10 @@ def test_each_device_holds_what_splitting_gives_it(shape, dims, optimizer_axes):
 def test_mindspore_counts_axes_from_the_right():
     assert Layout((24, 12), AXES, (("mp",), ())).tensor_map == (0, -1)
     assert Layout((24, 12), AXES, (("dp", "ep"), ("mp",))).tensor_map == ((2, 1), 0)
-    assert Layout((24, 12), AXES, ((), ("ep",)), ("dp", "mp")).tensor_map == (-1, 1)  # the optimizer's cut is none of its concern
+    assert Layout((24, 12), AXES, ((), ("ep",)), ("dp", "mp")).tensor_map == (
+        -1,
+        1,
+    )  # the optimizer's cut is none of its concern
 
 
 def test_an_uneven_cut_is_refused():
@@ -65,6 +72,11 @@ def test_the_optimizer_cuts_what_is_large_and_divides():
 
     assert cut((24, 4096), ("mp",), ()) == ("dp", "ep") and cut((24, 4096), (), ()) == ("dp", "ep", "mp")
     assert cut((20, 4096), ("mp",), ()) == ()  # 5 rows over 6 devices
-    assert cut((24, 682), ("mp",), ()) == () and cut((24, 683), ("mp",), ()) == ("dp", "ep")  # 64 KiB are 16,384 values of the whole parameter
+    assert cut((24, 682), ("mp",), ()) == () and cut((24, 683), ("mp",), ()) == (
+        "dp",
+        "ep",
+    )  # 64 KiB are 16,384 values of the whole parameter
     sizes = {name: size for name, size in itertools.chain(AXES)}
-    assert with_optimizer_shard(Layout((24, 4096), AXES, (("mp",), ()))).slice_size == 24 * 4096 // np.prod(list(sizes.values()))
+    assert with_optimizer_shard(Layout((24, 4096), AXES, (("mp",), ()))).slice_size == 24 * 4096 // np.prod(
+        list(sizes.values())
+    )

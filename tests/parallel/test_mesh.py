@@ -4,14 +4,25 @@ import numpy as np
 import pytest
 
 from pangu_ms.config.parallel import ParallelConfig
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.mesh import Coordinate, Mesh
 
-DEGREES = [(1, 1, 1, 1), (4, 1, 2, 1), (2, 4, 1, 1), (2, 8, 4, 1), (4, 2, 2, 2), (3, 16, 2, 1), (8, 1, 1, 4), (16, 8, 16, 1)]
+DEGREES = [
+    (1, 1, 1, 1),
+    (4, 1, 2, 1),
+    (2, 4, 1, 1),
+    (2, 8, 4, 1),
+    (4, 2, 2, 2),
+    (3, 16, 2, 1),
+    (8, 1, 1, 4),
+    (16, 8, 16, 1),
+]
 
 
 def mesh(dp, mp, pp, ep):
-    return Mesh.of(ParallelConfig(data_parallel=dp, model_parallel=mp, pipeline_stage=pp, micro_batch_num=pp, expert_parallel=ep))
+    return Mesh.of(
+        ParallelConfig(data_parallel=dp, model_parallel=mp, pipeline_stage=pp, micro_batch_num=pp, expert_parallel=ep)
+    )
 
 
 @pytest.mark.parametrize("degrees", DEGREES)
@@ -59,7 +70,12 @@ def test_matrices_stay_in_a_server_and_stages_are_neighbours(degrees):
 def test_the_published_placement_of_2048_devices():
     at = mesh(16, 8, 16, 1)
     assert at.servers(at.group(0, "mp")) == 1 and at.servers(at.group(0, "dp")) == 16
-    assert [at.placement()[rank].server for rank in (0, 128, 1920, 8)] == [0, 1, 15, 16]  # stages 0, 1, 15 of replica 0, then replica 1
+    assert [at.placement()[rank].server for rank in (0, 128, 1920, 8)] == [
+        0,
+        1,
+        15,
+        16,
+    ]  # stages 0, 1, 15 of replica 0, then replica 1
 
 
 def test_a_rank_that_is_not_there():

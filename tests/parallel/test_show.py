@@ -5,12 +5,19 @@ import math
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.strategy_file import read_parameter_layouts
 
-DEGREES = ["data_parallel=2", "model_parallel=8", "pipeline_stage=4", "micro_batch_num=4", "vocab_embedding=row", "optimizer_shard=true"]
+DEGREES = [
+    "data_parallel=2",
+    "model_parallel=8",
+    "pipeline_stage=4",
+    "micro_batch_num=4",
+    "vocab_embedding=row",
+    "optimizer_shard=true",
+]
 FIELDS = [*(f"parallel.{d}" for d in DEGREES), "train.batch_size=4"]
 
 
@@ -46,19 +53,31 @@ def test_a_plan_is_written_as_mindspores_strategy_files(show, tmp_path):
     show("--config", "alpha/13b", "--strategy-files", str(tmp_path / "files"), "--json", *FIELDS)
     plan = Plan.of(load_config("alpha/13b", FIELDS))
     for stage in range(plan.mesh.num_stages):
-        assert read_parameter_layouts(tmp_path / "files" / f"strategy_stage_{stage}.ckpt", plan.mesh).differences(plan) == []
+        assert (
+            read_parameter_layouts(tmp_path / "files" / f"strategy_stage_{stage}.ckpt", plan.mesh).differences(plan)
+            == []
+        )
 
 
 def test_one_rank_shows_its_place_and_its_slices(show):
-    shown, plan = show("--config", "alpha/13b", "--rank", "59", "--json", *FIELDS), Plan.of(load_config("alpha/13b", FIELDS))
+    shown, plan = (
+        show("--config", "alpha/13b", "--rank", "59", "--json", *FIELDS),
+        Plan.of(load_config("alpha/13b", FIELDS)),
+    )
     assert shown["coordinate"] == {"stage": 3, "dp": 1, "mp": 3} and (shown["server"], shown["device"]) == (7, 3)
     assert [stage["stage"] for stage in shown["stages"]] == [3]
     rows = {row["name"]: row for row in shown["parameters"]}
-    assert sum(row["count"] for row in rows.values()) == len(plan.stage_parameters(3)) and "position_embedding.weight" not in rows
+    assert (
+        sum(row["count"] for row in rows.values()) == len(plan.stage_parameters(3))
+        and "position_embedding.weight" not in rows
+    )
     # stage rank 11 = dp 1, mp 3: rows cut by mp, then once more by dp
     assert rows["query_layer.attention.query.weight"]["slice"] == [[3 * 640 + 320, 4 * 640], [0, 5120]]
     assert rows["query_layer.ffn.down.weight"]["slice"] == [[2560, 5120], [3 * 2560, 4 * 2560]]
-    assert rows["word_embedding.weight"]["slice"] == [[3 * 5000, 4 * 5000], [0, 5120]]  # of two stages: the optimizer leaves it
+    assert rows["word_embedding.weight"]["slice"] == [
+        [3 * 5000, 4 * 5000],
+        [0, 5120],
+    ]  # of two stages: the optimizer leaves it
     assert rows["final_norm.bias"]["slice"] == [[0, 5120]]  # below the optimizer's threshold
     text = show("--config", "alpha/13b", "--rank", "59", *FIELDS)
     assert "rank 59: stage 3, dp 1, mp 3; placed on server 7, device 3" in text and "2240:2560, 0:5120" in text
@@ -72,8 +91,12 @@ def test_the_table_of_a_model_of_another_family(show):
 
 
 def test_mistakes(show):
-    assert "rank 64: the plan has 64 devices; ranks are 0 to 63" in show("--config", "alpha/13b", "--rank", "64", *FIELDS, code=2)
-    assert "= 64: must be the number of devices, 32; change a degree" in show("--config", "alpha/13b", "--devices", "32", *FIELDS, code=2)
+    assert "rank 64: the plan has 64 devices; ranks are 0 to 63" in show(
+        "--config", "alpha/13b", "--rank", "64", *FIELDS, code=2
+    )
+    assert "= 64: must be the number of devices, 32; change a degree" in show(
+        "--config", "alpha/13b", "--devices", "32", *FIELDS, code=2
+    )
 
 
 @pytest.mark.parametrize("action", ["show", "estimate", "search"])

@@ -1,4 +1,5 @@
-"""Strategy files against MindSpore: its own protobuf classes, its transform and merge tools, and what its compiler wrote; slices against plain numpy."""
+"""Strategy files against MindSpore: its own protobuf classes, its transform and merge tools, and what its compiler
+wrote; slices against plain numpy."""
 
 import json
 import subprocess
@@ -7,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from pangu_ms.errors import PlanError
+from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies, write_operator_strategies
 from pangu_ms.parallel.plan import Plan
@@ -19,11 +20,21 @@ from pangu_ms.parallel.strategy_wire import Content, LayoutItem, StrategyItem, r
 
 SMALL = ["vocab_size=512", "hidden_size=128", "num_layers=2", "num_heads=4", "seq_length=32"]
 OVERRIDES = [f"model.{m}" for m in SMALL] + ["train.batch_size=8", "tokenizer.vocab_size=512"]
-WORDS, UP, DOWN, GAIN = "word_embedding.weight", "blocks.0.ffn.up.weight", "blocks.0.ffn.down.weight", "blocks.0.attention_norm.weight"
+WORDS, UP, DOWN, GAIN = (
+    "word_embedding.weight",
+    "blocks.0.ffn.up.weight",
+    "blocks.0.ffn.down.weight",
+    "blocks.0.attention_norm.weight",
+)
 
 
 def degrees(dp=1, mp=1, pp=1, optimizer_shard=False, rows=False):
-    words = [f"data_parallel={dp}", f"model_parallel={mp}", f"pipeline_stage={pp}", f"micro_batch_num={2 * pp if pp > 1 else 1}"]
+    words = [
+        f"data_parallel={dp}",
+        f"model_parallel={mp}",
+        f"pipeline_stage={pp}",
+        f"micro_batch_num={2 * pp if pp > 1 else 1}",
+    ]
     words += ["optimizer_shard=true"] * optimizer_shard + ["vocab_embedding=row"] * rows
     return [f"parallel.{word}" for word in words]
 
@@ -35,7 +46,9 @@ def plan_of(**kind):
 def piece(array, name, rank, dp=1, mp=1, pp=1, optimizer_shard=False, rows=False):
     """What a rank of a stage holds, by hand: tensor parallelism by name, then the optimizer's replicas."""
     d, m = divmod(rank, mp)
-    is_cut_in_rows = any(part in name for part in (".query.", ".key.", ".value.", ".up.")) or rows and "word_embedding" in name
+    is_cut_in_rows = (
+        any(part in name for part in (".query.", ".key.", ".value.", ".up.")) or rows and "word_embedding" in name
+    )
     is_cut_in_columns = name.endswith((".output.weight", ".down.weight"))
     part = np.split(array, mp, 0)[m] if is_cut_in_rows else np.split(array, mp, 1)[m] if is_cut_in_columns else array
     of_two_stages = pp > 1 and "word_embedding" in name  # alpha's head is the word table
@@ -47,7 +60,9 @@ def piece(array, name, rank, dp=1, mp=1, pp=1, optimizer_shard=False, rows=False
 
 def whole_tensors(plan):
     """Parameters and moments with values that tell every place."""
-    names = {prefix + name: layout.shape for prefix in ("", "adam_m.", "adam_v.") for name, layout in plan.layouts.items()}
+    names = {
+        prefix + name: layout.shape for prefix in ("", "adam_m.", "adam_v.") for name, layout in plan.layouts.items()
+    }
     return {name: np.random.default_rng(i).random(shape, np.float32) for i, (name, shape) in enumerate(names.items())}
 
 
@@ -84,9 +99,15 @@ def test_mindspore_reshards_by_our_files_as_numpy_does(source, target, suffix, t
     for rank in range(plan.mesh.world):
         stage, rest = divmod(rank, plan.mesh.stage_size)
         (tmp_path / f"in/rank_{rank}").mkdir(parents=True)
-        slices = [{"name": name, "data": ms.Tensor(piece(whole[name], name, rest, **source))} for name in stage_names(plan, stage)]
+        slices = [
+            {"name": name, "data": ms.Tensor(piece(whole[name], name, rest, **source))}
+            for name in stage_names(plan, stage)
+        ]
         ms.save_checkpoint(slices, str(tmp_path / f"in/rank_{rank}/part.ckpt"))
-    files = [write_strategy(kind, tmp_path / which / "stages", suffix) for kind, which in ((source, "source"), (target, "target"))]
+    files = [
+        write_strategy(kind, tmp_path / which / "stages", suffix)
+        for kind, which in ((source, "source"), (target, "target"))
+    ]
     ms.transform_checkpoints(str(tmp_path / "in"), str(tmp_path / "out"), "part", *files)
     for rank in range(goal.mesh.world):
         stage, rest = divmod(rank, goal.mesh.stage_size)
@@ -98,27 +119,42 @@ def test_mindspore_reshards_by_our_files_as_numpy_does(source, target, suffix, t
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".json"])
 def test_a_written_plan_reads_back(suffix, tmp_path, mindspore_cpu):
-    for i, kind in enumerate([{}, {"dp": 8, "optimizer_shard": True}, {"mp": 2, "rows": True}, {"dp": 2, "mp": 2, "pp": 2, "optimizer_shard": True}]):
+    for i, kind in enumerate(
+        [
+            {},
+            {"dp": 8, "optimizer_shard": True},
+            {"mp": 2, "rows": True},
+            {"dp": 2, "mp": 2, "pp": 2, "optimizer_shard": True},
+        ]
+    ):
         plan = plan_of(**kind)
         path = tmp_path / str(i) / "stages"
         merged = write_strategy(kind, path, suffix)
         for stage in range(plan.mesh.num_stages):
             one = read_parameter_layouts(path / f"stage{stage}{suffix}", plan.mesh)
             assert (list(one.stages), one.stage_size, one.is_merged) == ([stage], plan.mesh.stage_size, False)
-            slices = {name: piece(value, name, 0, **kind).shape for name, value in whole_tensors(plan).items()} if suffix == ".ckpt" else None
+            slices = (
+                {name: piece(value, name, 0, **kind).shape for name, value in whole_tensors(plan).items()}
+                if suffix == ".ckpt"
+                else None
+            )
             layouts = one.layouts(stage, slices)
             assert sorted(layouts) == sorted(stage_names(plan, stage))
             for name, layout in layouts.items():
                 wanted = plan.layouts[name.removeprefix("adam_m.").removeprefix("adam_v.")]
                 assert layout.shape == wanted.shape and set(layout.axes) <= set(wanted.axes)
-                assert [layout.slices(rank) for rank in range(one.stage_size)] == [wanted.slices(rank) for rank in range(one.stage_size)]
+                assert [layout.slices(rank) for rank in range(one.stage_size)] == [
+                    wanted.slices(rank) for rank in range(one.stage_size)
+                ]
         together = read_parameter_layouts(merged)
         assert together.world == plan.mesh.world
         together.check_against(plan)
         assert not read_operator_strategies(merged)
 
 
-COMPILED = [  # dev_matrix, tensor_map, step, size that MindSpore 2.9's compiler wrote with parallel_optimizer_threshold=0, and the layout that it made
+# dev_matrix, tensor_map, step, size that MindSpore 2.9's compiler wrote with parallel_optimizer_threshold=0, and the
+# layout that it made
+COMPILED = [
     ((("dp", 4), ("mp", 2)), (("mp",), ()), ("dp",), [4, 2], [0, -1], 2, -1),
     ((("dp", 4), ("mp", 2)), ((), ("mp",)), ("dp",), [4, 2], [-1, 0], 2, -1),
     ((("dp", 4), ("mp", 2)), ((), ()), ("dp", "mp"), [4, 2], [-1, -1], 1, -1),
@@ -135,7 +171,9 @@ COMPILED = [  # dev_matrix, tensor_map, step, size that MindSpore 2.9's compiler
 
 
 @pytest.mark.parametrize("axes, dims, optimizer_axes, matrix, tensor_map, step, size", COMPILED)
-def test_numbers_are_those_of_the_compiler(axes, dims, optimizer_axes, matrix, tensor_map, step, size, tmp_path, mindspore_cpu):
+def test_numbers_are_those_of_the_compiler(
+    axes, dims, optimizer_axes, matrix, tensor_map, step, size, tmp_path, mindspore_cpu
+):
     import mindspore as ms
 
     layout = Layout((64,) * len(dims), axes, dims, optimizer_axes)
@@ -146,15 +184,23 @@ def test_numbers_are_those_of_the_compiler(axes, dims, optimizer_axes, matrix, t
     message = ms.build_searched_strategy(str(tmp_path / "one.ckpt"))["w"]
     maps = [dim if isinstance(dim, list) else [dim] for dim in tensor_map]
     flat = not any(len(dim) > 1 for dim in maps)
-    assert [list(dim.dim) for dim in message.tensor_map] == ([tensor_map] if flat else maps if len(maps) > 1 else [*maps, []])
-    assert [list(part.dim) for part in (*message.dev_matrix, *message.param_split_shape, *message.indices_offset)] == [matrix, [], []]
+    assert [list(dim.dim) for dim in message.tensor_map] == (
+        [tensor_map] if flat else maps if len(maps) > 1 else [*maps, []]
+    )
+    assert [list(part.dim) for part in (*message.dev_matrix, *message.param_split_shape, *message.indices_offset)] == [
+        matrix,
+        [],
+        [],
+    ]
     assert (message.field, message.opt_weight_shard_step, message.opt_weight_shard_size) == (0, step, size)
     assert read_content(tmp_path / "one.ckpt").parallel_layout_item == {"w": item}
 
 
 def test_a_part_of_the_replicas_splits_an_axis():
     whole = np.arange(64 * 3).reshape(64, 3)
-    layout = StoredLayout.of(LayoutItem([4, 2], [0, -1], 0, 2, 2)).of_slice((16, 3))  # ranks 0 and 2 share, so do 4 and 6
+    layout = StoredLayout.of(LayoutItem([4, 2], [0, -1], 0, 2, 2)).of_slice(
+        (16, 3)
+    )  # ranks 0 and 2 share, so do 4 and 6
     for rank in range(8):
         start = 32 * (rank % 2) + 16 * (rank // 2 % 2)
         np.testing.assert_array_equal(whole[layout.slices(rank)], whole[start : start + 16])
@@ -164,7 +210,9 @@ def mindspore_slice(item, whole, rank):
     """The slice by MindSpore's own expansion of the optimizer's group."""
     from mindspore.parallel._tensor import _construct_tensor_layout_for_opt_shard, _extract_layout_item
 
-    arguments = _extract_layout_item([item.dev_matrix, item.tensor_map, None, None, item.opt_weight_shard_step, item.opt_weight_shard_size])
+    arguments = _extract_layout_item(
+        [item.dev_matrix, item.tensor_map, None, None, item.opt_weight_shard_step, item.opt_weight_shard_size]
+    )
     matrix, tensor_map, shape = _construct_tensor_layout_for_opt_shard(*arguments, whole.shape)
     at = np.unravel_index(rank % np.prod(matrix), matrix)
     part = whole.reshape(shape)
@@ -193,7 +241,9 @@ def test_any_group_that_mindspore_accepts_has_its_slices(mindspore_cpu):
             continue  # nothing to cut; or axes against the order of dimensions, where that function mixes them up
         compared += 1
         for rank in range(layout.num_devices):
-            np.testing.assert_array_equal(whole[layout.slices(rank)].ravel(), mindspore_slice(item, whole, rank), str(item))
+            np.testing.assert_array_equal(
+                whole[layout.slices(rank)].ravel(), mindspore_slice(item, whole, rank), str(item)
+            )
     assert compared > 100
 
 
@@ -204,7 +254,9 @@ def test_every_cut_off_file_is_judged_as_protobuf_does(tmp_path, mindspore_cpu):
     item = layout_item(Layout((64, 8), (("dp", 4), ("mp", 2)), (("mp",), ()), ("dp",)), with_shape=False)
     write_content(Content(parallel_layout_item={"a": item, "b": item}), tmp_path / "f.ckpt")
     write_content(Content(parallel_strategy_item={"MatMul_a": StrategyItem([[4, 1], [2, 1]])}), tmp_path / "g.ckpt")
-    text = (tmp_path / "f.ckpt").read_bytes() + (tmp_path / "g.ckpt").read_bytes()  # messages one behind the other are one message
+    text = (tmp_path / "f.ckpt").read_bytes() + (
+        tmp_path / "g.ckpt"
+    ).read_bytes()  # messages one behind the other are one message
     accepted = []
     for end in range(len(text) + 1):
         (tmp_path / "cut.ckpt").write_bytes(text[:end])
@@ -232,7 +284,9 @@ def test_every_cut_off_file_is_judged_as_protobuf_does(tmp_path, mindspore_cpu):
 
 
 def test_packed_numbers_are_read(tmp_path):
-    body = bytes([10, 4, 10, 2, 4, 2]) + bytes([18, 13, 10, 11, 0]) + b"\xff" * 9 + b"\x01" + bytes([40, 0, 48, 0, 56, 0])  # [4, 2], [0, -1] packed
+    body = (
+        bytes([10, 4, 10, 2, 4, 2]) + bytes([18, 13, 10, 11, 0]) + b"\xff" * 9 + b"\x01" + bytes([40, 0, 48, 0, 56, 0])
+    )  # [4, 2], [0, -1] packed
     item = bytes([10, 1, ord("w"), 18, len(body)]) + body
     (tmp_path / "packed.ckpt").write_bytes(bytes([8, 1, 26, len(item)]) + item)
     assert read_content(tmp_path / "packed.ckpt").parallel_layout_item == {"w": LayoutItem([4, 2], [0, -1], 0, 0, 0)}
@@ -262,11 +316,16 @@ def test_operator_strategies_of_mindspore_come_back_to_the_byte(tmp_path):
         write_operator_strategies([], tmp_path / "out.ckpt")
     plan = plan_of(dp=4, mp=2)
     check_operators("in.json", operators, plan, known=operators)
-    with pytest.raises(PlanError, match="in.json: .*/Mul-op0: the model has no such operator.*did you mean Default/network-Net/MatMul-op0"):
+    with pytest.raises(
+        PlanError,
+        match="in.json: .*/Mul-op0: the model has no such operator.*did you mean Default/network-Net/MatMul-op0",
+    ):
         check_operators("in.json", operators, plan, known={product.key})
     with pytest.raises(PlanError, match="in.json: x/Y-op0 is missing"):
         check_operators("in.json", operators, plan, known=[*operators, "x/Y-op0"])
-    with pytest.raises(PlanError, match="in.json: Default/network-Net/M.*8 devices; a stage of the plan has 16|must divide"):
+    with pytest.raises(
+        PlanError, match="in.json: Default/network-Net/M.*8 devices; a stage of the plan has 16|must divide"
+    ):
         check_operators("in.json", operators, plan_of(dp=8, mp=2))
 
 
@@ -283,9 +342,15 @@ def test_a_file_of_another_model_or_world(tmp_path, capsys):
     config = ["--config", "alpha/tiny", *OVERRIDES]
     assert "is of 4 devices a stage; the plan has 2" in fails(capsys, path, *config, *degrees(dp=2))
     assert "holds stage 1; the plan has stages 0 to 0" in fails(capsys, path, *config, *degrees(dp=2, mp=2))
-    assert "stage 1: blocks.2.attention_norm.weight is missing" in fails(capsys, path, *config, *degrees(dp=2, mp=2, pp=2), "model.num_layers=4")
-    assert "a tensor of shape [128, 512]; must be [128, 1024]" in fails(capsys, path, *config, *degrees(dp=2, mp=2, pp=2), "model.ffn_hidden_size=1024")
-    assert "no parameter of this stage" in fails(capsys, path, "--config", "pi/tiny", "train.batch_size=8", *degrees(dp=2, mp=2, pp=2))
+    assert "stage 1: blocks.2.attention_norm.weight is missing" in fails(
+        capsys, path, *config, *degrees(dp=2, mp=2, pp=2), "model.num_layers=4"
+    )
+    assert "a tensor of shape [128, 512]; must be [128, 1024]" in fails(
+        capsys, path, *config, *degrees(dp=2, mp=2, pp=2), "model.ffn_hidden_size=1024"
+    )
+    assert "no parameter of this stage" in fails(
+        capsys, path, "--config", "pi/tiny", "train.batch_size=8", *degrees(dp=2, mp=2, pp=2)
+    )
     tree = json.loads(path.read_text())
     tree["parallel_layout_item"].pop("final_norm.bias")
     path.write_text(json.dumps(tree))
@@ -333,7 +398,16 @@ def test_numbers_that_do_not_fit_together(change, message, tmp_path):
         read_parameter_layouts(path)
 
 
-NO_FILES = [b"", b"[]", b"{", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"parallel_layout_item": {}}', b'{"parallel_newshape_layout_value_item": {}}']
+NO_FILES = [
+    b"",
+    b"[]",
+    b"{",
+    b"{}",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"parallel_layout_item": {}}',
+    b'{"parallel_newshape_layout_value_item": {}}',
+]
 
 
 @pytest.mark.parametrize("content", NO_FILES)
@@ -363,7 +437,10 @@ def test_inspect_folds_equal_layers_and_compares(tmp_path, capsys, mindspore_cpu
     assert main(["plan", "inspect", str(path), *config, *degrees(**kind)]) == 0
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if line.startswith("blocks.*.ffn.up.weight"))
-    assert line.split() == "blocks.*.ffn.up.weight x11 0 adam_m adam_v 512 x 128 128 x 128 4 (mp dp), 1 dp 2 x mp 2".split()
+    assert (
+        line.split()
+        == "blocks.*.ffn.up.weight x11 0 adam_m adam_v 512 x 128 128 x 128 4 (mp dp), 1 dp 2 x mp 2".split()
+    )
     assert "every slice lies where" in out and len(out.splitlines()) < 50 and "Plan-stage" not in out
 
     assert main(["plan", "inspect", str(path), "--json", *config, *degrees(dp=2, mp=2)]) == 1
@@ -377,13 +454,18 @@ def test_inspect_folds_equal_layers_and_compares(tmp_path, capsys, mindspore_cpu
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines if line]
     assert names.index("blocks.9.ffn.up.weight") < names.index("blocks.10.ffn.up.weight") and "adam_v." + WORDS in names
-    assert next(line for line in lines if line.startswith(DOWN)).split()[1:] == "0 ? ? 2 (d0), 2 (d1) d0 2 x d1 2".split()
+    assert (
+        next(line for line in lines if line.startswith(DOWN)).split()[1:] == "0 ? ? 2 (d0), 2 (d1) d0 2 x d1 2".split()
+    )
 
     merged = write_strategy({"mp": 2, "pp": 2}, tmp_path / "merge/stages", ".json")
     assert main(["plan", "inspect", merged, "--config", "alpha/tiny", *OVERRIDES, *degrees(mp=2, pp=2)]) == 0
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if line.startswith(WORDS))
-    assert line.split() == f"{WORDS} 0,1 adam_m adam_v 512 x 128 512 x 128 1, 1 mp 2".split() and "stage 0,1 (merged), 2 devices" in out
+    assert (
+        line.split() == f"{WORDS} 0,1 adam_m adam_v 512 x 128 512 x 128 1, 1 mp 2".split()
+        and "stage 0,1 (merged), 2 devices" in out
+    )
 
     (tmp_path / "operators.json").write_text(OPERATORS)
     assert main(["plan", "inspect", str(tmp_path / "operators.json")]) == 0
@@ -392,5 +474,11 @@ def test_inspect_folds_equal_layers_and_compares(tmp_path, capsys, mindspore_cpu
 
 def test_files_are_read_and_written_without_mindspore(tmp_path):
     write_parameter_layouts(plan_of(dp=2), 0, path := tmp_path / "f.ckpt")
-    code = "import sys; from pangu_ms.cli import main; main(sys.argv[1:]); sys.exit(bool({'mindspore', 'google.protobuf'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code, "plan", "inspect", str(path)], stdout=subprocess.DEVNULL).returncode == 0
+    code = (
+        "import sys; from pangu_ms.cli.main import main; main(sys.argv[1:]); sys.exit(bool({'mindspore', 'google.protobuf'}"
+        " & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code, "plan", "inspect", str(path)], stdout=subprocess.DEVNULL).returncode
+        == 0
+    )

@@ -1,9 +1,11 @@
 """PanGu-alpha in numpy float64, written from the specification (part A1) alone, for tests to compare the model with.
 
-It shares no line with pangu_ms/models and is meant to be read beside the specification: one row of the batch and one head at a time, no
-dropout, no cast (the specification's fp16 and fp32 casts, `compute_dtype` and `softmax_dtype` have no counterpart here).
+It shares no line with pangu_ms/models and is meant to be read beside the specification: one row of the batch and one
+head at a time, no dropout, no cast (the specification's fp16 and fp32 casts, `compute_dtype` and `softmax_dtype` have
+no counterpart here).
 
-Shape suffixes: B batch, S sequence, E hidden_size, D head_dim, F ffn_hidden_size, V vocab_size. All matrices are [out, in].
+Shape suffixes: B batch, S sequence, E hidden_size, D head_dim, F ffn_hidden_size, V vocab_size. All matrices are [out,
+in].
 """
 
 import math
@@ -11,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pangu_ms.config.alpha import AlphaConfig
+from pangu_ms.models.alpha.config import AlphaConfig
 
 Arrays = dict[str, np.ndarray]
 
@@ -110,7 +112,9 @@ def _softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(axis=-1, keepdims=True)
 
 
-def _attention(config: AlphaConfig, p: Arrays, name: str, query_SE: np.ndarray, hidden_SE: np.ndarray, mask_SS: np.ndarray) -> np.ndarray:
+def _attention(
+    config: AlphaConfig, p: Arrays, name: str, query_SE: np.ndarray, hidden_SE: np.ndarray, mask_SS: np.ndarray
+) -> np.ndarray:
     # A1.3. `query_SE` is the hidden stream in a block and the query embedding in the query layer.
     head_dim = config.hidden_size // config.num_heads
     q_SE = _linear(p, f"{name}.query", query_SE)
@@ -133,7 +137,8 @@ def _ffn(config: AlphaConfig, p: Arrays, name: str, m_SE: np.ndarray) -> np.ndar
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
-    """MindSpore's GeLU primitive, the tanh form. Source: specification A1.4; constants of arXiv 1606.08415, section 2."""
+    """MindSpore's GeLU primitive, the tanh form. Source: specification A1.4; constants of arXiv 1606.08415, section
+    2."""
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
@@ -160,9 +165,10 @@ def loss(logits_BSV: np.ndarray, labels_BS: np.ndarray, loss_mask_BS: np.ndarray
 
     Source: specification A1.6.
     """
-    # Both epsilons of A1.6 are kept, as sum / (sum(mask) + 1e-5). The 1e-5 settles the empty mask and makes the loss smaller than the true
-    # mean by the relative amount 1e-5 / sum(mask): 1e-6 at 10 tokens, so a comparison tighter than that sees which divisor was used.
-    # The 1e-24 caps the loss of one token at 55.3 nats, where a log_softmax has no cap; below 30 nats the two agree to 1e-10.
+    # Both epsilons of A1.6 are kept, as sum / (sum(mask) + 1e-5). The 1e-5 settles the empty mask and makes the
+    # loss smaller than the true mean by the relative amount 1e-5 / sum(mask): 1e-6 at 10 tokens, so a comparison
+    # tighter than that sees which divisor was used. The 1e-24 caps the loss of one token at 55.3 nats, where a
+    # log_softmax has no cap; below 30 nats the two agree to 1e-10.
     probability_BSV = _softmax(np.asarray(logits_BSV, np.float64))
     mask_BS = np.asarray(loss_mask_BS, np.float64)
     picked_BS = np.take_along_axis(probability_BSV, np.asarray(labels_BS)[..., None], axis=-1)[..., 0]
@@ -187,7 +193,8 @@ def finite_difference_gradient(
         labels, mask: As for `loss`.
         name: Parameter name. The word table is tied: its derivative includes lookup and head.
         index: Entry of that parameter.
-        step: Distance to either side. 1e-5 balances truncation (step^2) with float64 rounding (1e-16 / step): about 1e-10 in all.
+        step: Distance to either side. 1e-5 balances truncation (step^2) with float64 rounding (1e-16 / step): about
+            1e-10 in all.
 
     Returns:
         (loss(p + step) - loss(p - step)) / (2 step).
@@ -220,8 +227,8 @@ def adamw_reference(
     Returns:
         float64 arrays under the same names.
 
-    Source: specification A3.1. Its "names containing layernorm or bias are not decayed" reads here: names ending in .bias or containing
-    norm. Embedding tables are decayed.
+    Source: specification A3.1. Its "names containing layernorm or bias are not decayed" reads here: names ending in
+    .bias or containing norm. Embedding tables are decayed.
     """
     result = {name: np.array(value, np.float64) for name, value in parameters.items()}
     m = {name: np.zeros_like(value) for name, value in result.items()}

@@ -1,8 +1,10 @@
-"""Write llama_golden.npz: weights and logits of a tiny LLaMA as Hugging Face transformers computes it, for machines without PyTorch.
+"""Write llama_golden.npz: weights and logits of a tiny LLaMA as Hugging Face transformers computes it, for machines
+without PyTorch.
 
     python -m tests.reference.make_llama_golden
 
-Made with transformers 4.57.1 and torch 2.13.0; needs both. Weights are float16 under Hugging Face names, `ids` int32 [B, S], `logits` float32 [B, S, V].
+Made with transformers 4.57.1 and torch 2.13.0; needs both. Weights are float16 under Hugging Face names, `ids` int32
+[B, S], `logits` float32 [B, S, V].
 """
 
 from pathlib import Path
@@ -12,8 +14,8 @@ import numpy as np
 
 GOLDEN = Path(__file__).with_name("llama_golden.npz")
 
-# Grouped heads that are wider than hidden_size / num_heads, and biases: everything that LLaMA's descendants add to LLaMA (spec F1).
-# theta is small, so that in 20 positions the slowest pair of dimensions turns too.
+# Grouped heads that are wider than hidden_size / num_heads, and biases: everything that LLaMA's descendants add to
+# LLaMA (spec F1). theta is small, so that in 20 positions the slowest pair of dimensions turns too.
 CONFIG = {
     "vocab_size": 40,
     "hidden_size": 24,
@@ -43,7 +45,8 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def random_llama(fields: dict[str, Any], seed: int) -> Any:
-    """A LlamaForCausalLM of float32 whose weights, those of norms and biases too, are random numbers that float16 holds exactly.
+    """A LlamaForCausalLM of float32 whose weights, those of norms and biases too, are random numbers that float16 holds
+    exactly.
 
     Args:
         fields: of LlamaConfig.

@@ -1,15 +1,17 @@
-"""PanGu-pi in numpy float64, written from the specification (parts D and F1) alone, for tests to compare the model with.
+"""PanGu-pi in numpy float64, written from the specification (parts D and F1) alone, for tests to compare the model
+with.
 
-It shares no line with pangu_ms/models and is meant to be read beside the specification: one row of the batch and one head at a time, no
-cast. With `siaf_terms` 1 and `aug_shortcut_branches` 0 it is LLaMA, and with `attention_bias` openPangu; both are checked against weights
-and logits made by another implementation (llama_golden.npz).
+It shares no line with pangu_ms/models and is meant to be read beside the specification: one row of the batch and one
+head at a time, no cast. With `siaf_terms` 1 and `aug_shortcut_branches` 0 it is LLaMA, and with `attention_bias`
+openPangu; both are checked against weights and logits made by another implementation (llama_golden.npz).
 
-Shape suffixes: B batch, S sequence, E hidden_size, D head_dim, F ffn_hidden_size, V vocab_size. All matrices are [out, in].
+Shape suffixes: B batch, S sequence, E hidden_size, D head_dim, F ffn_hidden_size, V vocab_size. All matrices are [out,
+in].
 """
 
 import numpy as np
 
-from pangu_ms.config.pi import PiConfig
+from pangu_ms.models.pi.config import PiConfig
 from tests.reference.alpha_numpy import Arrays, fast_gelu, gelu, gelu_erf, positions_and_mask
 
 
@@ -19,19 +21,32 @@ def parameter_shapes(config: PiConfig) -> dict[str, tuple[int, ...]]:
     Source: specification D2 (bottleneck FC(d -> d/r), FC(d/r -> d)), D3 (readings A and B), F1 (bias on q, k, v and o).
     """
     E, F, V, n = config.hidden_size, config.ffn_hidden_size, config.vocab_size, config.siaf_terms
-    query_width, key_width, narrow = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim, E // config.aug_shortcut_reduction
+    query_width, key_width, narrow = (
+        config.num_heads * config.head_dim,
+        config.num_kv_heads * config.head_dim,
+        E // config.aug_shortcut_reduction,
+    )
     shapes = {"word_embedding.weight": (V, E), "final_norm.weight": (E,)}
     if not config.tie_word_embeddings:
         shapes["head.weight"] = (V, E)
     for block in (f"blocks.{i}" for i in range(config.num_layers)):
         shapes |= {f"{block}.attention_norm.weight": (E,), f"{block}.ffn_norm.weight": (E,)}
-        projections = {"query": (query_width, E), "key": (key_width, E), "value": (key_width, E), "output": (E, query_width)}
+        projections = {
+            "query": (query_width, E),
+            "key": (key_width, E),
+            "value": (key_width, E),
+            "output": (E, query_width),
+        }
         for name, (rows, columns) in projections.items():
             shapes |= _linear_shapes(f"{block}.attention.{name}", rows, columns, config.attention_bias)
         for t in range(config.aug_shortcut_branches):
             shapes |= _linear_shapes(f"{block}.aug_shortcut.{t}.down", narrow, E, config.aug_shortcut_bias)
             shapes |= _linear_shapes(f"{block}.aug_shortcut.{t}.up", E, narrow, config.aug_shortcut_bias)
-        shapes |= {f"{block}.ffn.gate.weight": (F, E), f"{block}.ffn.up.weight": (F, E), f"{block}.ffn.down.weight": (E, F)}
+        shapes |= {
+            f"{block}.ffn.gate.weight": (F, E),
+            f"{block}.ffn.up.weight": (F, E),
+            f"{block}.ffn.down.weight": (E, F),
+        }
         if n > 1 and config.siaf_mode == "matrices":
             shapes |= {f"{block}.ffn.siaf_gates.{i}.weight": (F, E) for i in range(n - 1)}
         elif n > 1:
@@ -53,7 +68,9 @@ def forward(config: PiConfig, parameters: Arrays, ids_BS: np.ndarray, eod_id: in
         float64 [B, S, V].
     """
     x_BSE = hidden_states(config, parameters, ids_BS, eod_id)[-1]
-    table_VE = np.asarray(parameters["word_embedding.weight" if config.tie_word_embeddings else "head.weight"], np.float64)
+    table_VE = np.asarray(
+        parameters["word_embedding.weight" if config.tie_word_embeddings else "head.weight"], np.float64
+    )
     return _rms_norm(config, np.asarray(parameters["final_norm.weight"], np.float64), x_BSE) @ table_VE.T
 
 
@@ -111,7 +128,9 @@ def _rotate(config: PiConfig, positions_S: np.ndarray, x_SD: np.ndarray) -> np.n
     return np.concatenate([z.real, z.imag], axis=-1)
 
 
-def _attention(config: PiConfig, p: Arrays, name: str, a_SE: np.ndarray, positions_S: np.ndarray, mask_SS: np.ndarray) -> np.ndarray:
+def _attention(
+    config: PiConfig, p: Arrays, name: str, a_SE: np.ndarray, positions_S: np.ndarray, mask_SS: np.ndarray
+) -> np.ndarray:
     D = config.head_dim
     q, k, v = (_linear(p, f"{name}.{part}", a_SE) for part in ("query", "key", "value"))
     heads_per_kv_head = config.num_heads // config.num_kv_heads

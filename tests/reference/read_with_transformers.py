@@ -1,10 +1,11 @@
-"""What transformers makes of Hugging Face directories, for tests in a process that has mindspore: transformers imports protobuf, which it cannot bear.
+"""What transformers makes of Hugging Face directories, for tests in a process that has mindspore: transformers imports
+protobuf, which it cannot bear.
 
     python -m tests.reference.read_with_transformers DIRECTORY ...
 
-Prints one JSON object: by directory `ids` of the corpus of make_tokenizer_golden.py (specials in texts are text), `tokens` (content of bos, eos and pad),
-`config`, `generation` (their ids), `dtype`, `logits` of `PROBE`, `continued`, twelve greedy ids after `PROMPT`, and `missing`, weights that
-were not in the files.
+Prints one JSON object: by directory `ids` of the corpus of make_tokenizer_golden.py (specials in texts are text),
+`tokens` (content of bos, eos and pad), `config`, `generation` (their ids), `dtype`, `logits` of `PROBE`, `continued`,
+twelve greedy ids after `PROMPT`, and `missing`, weights that were not in the files.
 """
 
 import json
@@ -28,9 +29,14 @@ def read(directory: str) -> dict[str, Any]:
     found["tokens"] = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
     model, report = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", output_loading_info=True)
     found |= {"missing": [str(value) for value in report.values() if value], "dtype": str(model.dtype)}
-    found |= {"config": [getattr(model.config, name) for name in NAMES], "generation": [getattr(model.generation_config, name) for name in NAMES]}
+    found |= {
+        "config": [getattr(model.config, name) for name in NAMES],
+        "generation": [getattr(model.generation_config, name) for name in NAMES],
+    }
     prompt = tokenizer(PROMPT, return_tensors="pt").input_ids
-    made = model.float().generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=12, pad_token_id=0)
+    made = model.float().generate(
+        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=12, pad_token_id=0
+    )
     found["continued"] = made[0, prompt.shape[1] :].tolist()
     with torch.no_grad():
         return found | {"logits": model(torch.tensor([PROBE])).logits[0].tolist()}

@@ -1,7 +1,8 @@
-"""A made-up Ascend server for the tests of the doctor: files under a directory, tools as scripts, the machine's own numbers replaced.
+"""A made-up Ascend server for the tests of the doctor: files under a directory, tools as scripts, the machine's own
+numbers replaced.
 
-recorded/*.txt are made after the public documentation of npu-smi, hccn_tool and CANN and after outputs that users published; none was recorded here, and
-nothing was tried on hardware. hccn_ip.txt has N for the device's number.
+recorded/*.txt are made after the public documentation of npu-smi, hccn_tool and CANN and after outputs that users
+published; none was recorded here, and nothing was tried on hardware. hccn_ip.txt has N for the device's number.
 """
 
 import json
@@ -49,7 +50,12 @@ class Host:
     """Server 0 of two with 8 devices each; all is well with it until a test changes something."""
 
     def __init__(self, directory: Path, monkeypatch):
-        self.patch, self.root, self.answers, self.tools = monkeypatch.setattr, directory / "host", directory / "answers", directory / "bin"
+        self.patch, self.root, self.answers, self.tools = (
+            monkeypatch.setattr,
+            directory / "host",
+            directory / "answers",
+            directory / "bin",
+        )
         for made in (self.root, self.answers, self.tools, directory / "output"):
             made.mkdir()
         self.environment = {"PATH": str(self.tools), **SHELL}
@@ -68,7 +74,9 @@ class Host:
         self.write("/usr/local/Ascend/firmware/version.info", recorded("firmware_version_info"))
         self.write(f"{CANN}/aarch64-linux/ascend_toolkit_install.info", recorded("toolkit_install_info"))
         self.write("/etc/hccn.conf", recorded("hccn_conf"))
-        self.write("/proc/self/mountinfo", "22 1 0:21 / / rw - ext4 /dev/sda rw\n31 22 0:44 / /tmp rw - nfs4 store:/ rw\n")
+        self.write(
+            "/proc/self/mountinfo", "22 1 0:21 / / rw - ext4 /dev/sda rw\n31 22 0:44 / /tmp rw - nfs4 store:/ rw\n"
+        )
         self.write("/proc/self/cgroup", "0::/job\n")
         self.write("/proc/sys/net/ipv4/ip_local_port_range", "32768\t60999\n")
         self.write("/proc/sys/net/ipv4/ip_local_reserved_ports", "60000-60031\n")
@@ -98,7 +106,11 @@ class Host:
         self.patch(versions, "installed", lambda package: self.installed.get(package))
         self.disk(free=500 * GIB)
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-        self.patch(resource, "getrlimit", lambda number: self.limits.get(number, (0, 0) if number == resource.RLIMIT_CORE else unlimited))
+        self.patch(
+            resource,
+            "getrlimit",
+            lambda number: self.limits.get(number, (0, 0) if number == resource.RLIMIT_CORE else unlimited),
+        )
         self.patch(storage, "PROBE_BYTES", 1 << 20)
         self.patch(storage, "SLOW", 0.0)
 
@@ -145,22 +157,39 @@ class Host:
     def disk(self, free: int, inodes: int = 1 << 20, shm: int = 64 * GIB):
         real = os.statvfs
         fake = {False: Disk(free, 2 * free, 1, 1 << 21, inodes), True: Disk(shm, shm, 1, 0, 0)}
-        self.patch(os, "statvfs", lambda path: fake["shm" in str(path)] if str(path).startswith(str(self.root.parent)) else real(path))
+        self.patch(
+            os,
+            "statvfs",
+            lambda path: fake["shm" in str(path)] if str(path).startswith(str(self.root.parent)) else real(path),
+        )
 
     def write_table(self, servers=("10.0.0.1", "10.0.0.2"), first="192.168.100.10", devices=8):
         prefixes = [first, *(f"192.168.{100 + server}.10" for server in range(1, len(servers)))]
         listed = []
         for server, (name, prefix) in enumerate(zip(servers, prefixes, strict=True)):
-            entries = [{"device_id": f"{d}", "device_ip": f"{prefix}{d}", "rank_id": f"{server * devices + d}"} for d in range(devices)]
+            entries = [
+                {"device_id": f"{d}", "device_ip": f"{prefix}{d}", "rank_id": f"{server * devices + d}"}
+                for d in range(devices)
+            ]
             listed.append({"server_id": name, "device": entries, "host_nic_ip": "reserve"})
-        self.table.write_text(json.dumps({"version": "1.0", "server_count": f"{len(servers)}", "server_list": listed, "status": "completed"}))
+        self.table.write_text(
+            json.dumps(
+                {"version": "1.0", "server_count": f"{len(servers)}", "server_list": listed, "status": "completed"}
+            )
+        )
 
     def other_host(self, age: float = 60.0, skew: float = 0.0, **changed: str):
         """What the doctor of host-b left in the output directory."""
         own = versions.all_versions(Site(environment=self.environment, root=self.root))
         where = self.options["output"] / "job" / "doctor"
         where.mkdir(parents=True, exist_ok=True)
-        word = {"host": "host-b", "addresses": ["10.0.0.2", "host-b"], "time": time.time() - age, "skew_s": skew, "versions": own | changed}
+        word = {
+            "host": "host-b",
+            "addresses": ["10.0.0.2", "host-b"],
+            "time": time.time() - age,
+            "skew_s": skew,
+            "versions": own | changed,
+        }
         (where / "host-b.json").write_text(json.dumps(word))
 
     def site(self) -> Site:

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pangu_run.launch.binding import cores_of, numa_nodes, parse_cores
+from pangu_run.job.binding import cores_of, numa_nodes, parse_cores
 
 
 def single(*threads):
@@ -19,7 +19,9 @@ def machine(tmp_path, monkeypatch):
     def make(nodes, siblings=()):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(96)))
         files = {f"node/node{number}/cpulist": text for number, text in nodes.items()}
-        files |= {f"cpu/cpu{thread}/topology/thread_siblings_list": text for text in siblings for thread in parse_cores(text)}
+        files |= {
+            f"cpu/cpu{thread}/topology/thread_siblings_list": text for text in siblings for thread in parse_cores(text)
+        }
         for name, text in files.items():
             (tmp_path / name).parent.mkdir(parents=True)
             (tmp_path / name).write_text(text + "\n")
@@ -36,15 +38,30 @@ def test_each_rank_has_its_part_of_one_node():
 
 
 def test_uneven_machines():
-    assert [cores_of(i, 3, [single(0, 1, 2, 3), single(4, 5, 6, 7)]) for i in range(3)] == [[0, 1], [2, 3], [4, 5, 6, 7]]
-    assert [cores_of(i, 4, [single(0, 1)]) for i in range(4)] == [[0], [0], [1], [1]]  # more ranks than cores share them
+    assert [cores_of(i, 3, [single(0, 1, 2, 3), single(4, 5, 6, 7)]) for i in range(3)] == [
+        [0, 1],
+        [2, 3],
+        [4, 5, 6, 7],
+    ]
+    assert [cores_of(i, 4, [single(0, 1)]) for i in range(4)] == [
+        [0],
+        [0],
+        [1],
+        [1],
+    ]  # more ranks than cores share them
     assert cores_of(0, 1, [single(0, 1), single(2, 3)]) == [0, 1]
 
 
 def test_a_rank_has_whole_cores_with_all_their_threads(machine):
-    """Two nodes of four cores with two threads each, the second threads counted behind all first ones, as Linux does on x86."""
+    """Two nodes of four cores with two threads each, the second threads counted behind all first ones, as Linux does on
+    x86."""
     root = machine({0: "0-3,8-11", 1: "4-7,12-15"}, [f"{core},{core + 8}" for core in range(8)])
-    assert [cores_of(i, 4, numa_nodes(root)) for i in range(4)] == [[0, 1, 8, 9], [2, 3, 10, 11], [4, 5, 12, 13], [6, 7, 14, 15]]
+    assert [cores_of(i, 4, numa_nodes(root)) for i in range(4)] == [
+        [0, 1, 8, 9],
+        [2, 3, 10, 11],
+        [4, 5, 12, 13],
+        [6, 7, 14, 15],
+    ]
     assert [cores_of(i, 3, numa_nodes(root)) for i in range(2)] == [[0, 1, 8, 9], [2, 3, 10, 11]]
 
 

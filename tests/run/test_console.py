@@ -10,13 +10,13 @@ import time
 
 import pytest
 
-from pangu_ms.cli import main
-from pangu_run import console
-from pangu_run.arguments import Parser
-from pangu_run.console import TerminalText, guard_streams, printable, raw
-from pangu_run.errors import UserError
+from pangu_ms.cli.main import main
+from pangu_ms.core import console
+from pangu_ms.core.console import TerminalText, guard_streams, printable, raw
+from pangu_ms.core.errors import UserError
+from pangu_ms.core.parser import Parser
 from pangu_run.job_directory import JobDirectory
-from pangu_run.supervise.terminal import Terminal
+from pangu_run.supervisor.terminal import Terminal
 
 STEERS = "\u009b31m\u202e\u2066\x1b[2J\x1b]0;title\x07\x85\x7f\u2028\ufeff\U000e0041"
 """C1 and C0 controls, bidirectional override and isolate, a title, line ends of Unicode, characters without a width."""
@@ -31,7 +31,9 @@ def on_terminal(monkeypatch, write):
     """What reaches a terminal when `write` prints to stdout and stderr."""
     ours, theirs = pty.openpty()
     for name in ("stdout", "stderr"):
-        monkeypatch.setattr(sys, name, io.TextIOWrapper(os.fdopen(os.dup(theirs), "wb"), encoding="utf-8", line_buffering=True))
+        monkeypatch.setattr(
+            sys, name, io.TextIOWrapper(os.fdopen(os.dup(theirs), "wb"), encoding="utf-8", line_buffering=True)
+        )
     os.close(theirs)
     guard_streams()
     write()
@@ -45,13 +47,25 @@ def on_terminal(monkeypatch, write):
 def test_what_steers_is_shown_as_json_shows_it_and_the_rest_stays():
     assert printable("a\u009bb\u202ec\x1bd\n\te\r") == "a\\u009bb\\u202ec\\u001bd\n\te\\r"
     assert printable("a\nb", keep="") == "a\\nb"
-    for text in ("\u76d8\u53e4\u3000\u03b1", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\U0001f469\u200d\U0001f4bb", "e\u0301", "\xa0", "\ue000", "\\u009b"):
+    for text in (
+        "\u76d8\u53e4\u3000\u03b1",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\U0001f469\u200d\U0001f4bb",
+        "e\u0301",
+        "\xa0",
+        "\ue000",
+        "\\u009b",
+    ):
         assert printable(text) == text
     assert is_harmless(printable(STEERS + "\ud800"))
-    assert json.loads(printable(json.dumps({STEERS: "\n"}, ensure_ascii=False))) == {STEERS: "\n"}  # JSON stays the same JSON
+    assert json.loads(printable(json.dumps({STEERS: "\n"}, ensure_ascii=False))) == {
+        STEERS: "\n"
+    }  # JSON stays the same JSON
 
 
-@pytest.mark.parametrize("error", [UserError(f"{STEERS}: is wrong\nTraceback"), FileNotFoundError(2, "No such file", STEERS)])
+@pytest.mark.parametrize(
+    "error", [UserError(f"{STEERS}: is wrong\nTraceback"), FileNotFoundError(2, "No such file", STEERS)]
+)
 def test_a_message_is_one_line(error, capsys):
     def command():
         raise error
@@ -77,17 +91,41 @@ def job(tmp_path):
     """The directory of a job whose texts steer, in a form that is read."""
     directory = JobDirectory(tmp_path / "job")
     directory.write_job({"id": STEERS, "world": 1, "time": time.time()})
-    failure = {"kind": "exit", "summary": STEERS, "rank": 0, "host": STEERS, "code": 1, "step": 3, "phase": STEERS, "log": STEERS, "words": [STEERS]}
+    failure = {
+        "kind": "exit",
+        "summary": STEERS,
+        "rank": 0,
+        "host": STEERS,
+        "code": 1,
+        "step": 3,
+        "phase": STEERS,
+        "log": STEERS,
+        "words": [STEERS],
+    }
     directory.write_event("failure", 0, **failure)
-    rank = {"rank": 0, "host": STEERS, "device": 0, "pid": 1, "state": "ended", "phase": STEERS, "step": 1, "tokens_per_second": None, "exit_code": 1}
-    directory.write_status({"time": time.time(), "attempt": 0, "state": "ended", "exit_code": 1, "ranks": [rank | {"beat": time.time()}]})
+    rank = {
+        "rank": 0,
+        "host": STEERS,
+        "device": 0,
+        "pid": 1,
+        "state": "ended",
+        "phase": STEERS,
+        "step": 1,
+        "tokens_per_second": None,
+        "exit_code": 1,
+    }
+    directory.write_status(
+        {"time": time.time(), "attempt": 0, "state": "ended", "exit_code": 1, "ranks": [rank | {"beat": time.time()}]}
+    )
     log = directory.rank_log(0)
     log.parent.mkdir(parents=True)
     log.write_text(f"begin {STEERS}\nRuntimeError: {STEERS} EI0006\n")
     return directory
 
 
-@pytest.mark.parametrize("words", [["status"], ["logs"], ["logs", "--errors"], ["logs", "--errors", "--json"], ["status", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["status"], ["logs"], ["logs", "--errors"], ["logs", "--errors", "--json"], ["status", "--json"]]
+)
 def test_reports_of_a_job_that_steers(words, job, capsys, monkeypatch):
     def report():
         main([*words, str(job.path)])
@@ -101,7 +139,9 @@ def test_reports_of_a_job_that_steers(words, job, capsys, monkeypatch):
 
 def test_rank_table_that_steers(tmp_path, capsys):
     path = tmp_path / f"table{STEERS.replace('/', '')}.json"
-    path.write_text(json.dumps({STEERS: STEERS, "status": STEERS, "server_list": [{"server_id": STEERS, "device": []}]}))
+    path.write_text(
+        json.dumps({STEERS: STEERS, "status": STEERS, "server_list": [{"server_id": STEERS, "device": []}]})
+    )
     for action in ("check", "show"):
         assert main(["ranktable", action, str(path)]) == 2
     printed = "".join(capsys.readouterr())
@@ -119,7 +159,10 @@ def test_a_terminal_shows_text_of_a_model_and_a_pipe_gets_every_byte(monkeypatch
 
 
 def test_a_program_has_its_own_control_sequences(monkeypatch):
-    assert on_terminal(monkeypatch, lambda: print("\x1b[2F" + printable("\x1b"), file=raw(sys.stdout), flush=True)) == "\x1b[2F\\u001b\r\n"
+    assert (
+        on_terminal(monkeypatch, lambda: print("\x1b[2F" + printable("\x1b"), file=raw(sys.stdout), flush=True))
+        == "\x1b[2F\\u001b\r\n"
+    )
     assert raw(sys.stderr) is sys.stderr
 
 
@@ -142,7 +185,10 @@ def test_every_program_guards_its_terminal(module, job):
 @pytest.mark.parametrize("is_tty", [True, False])
 def test_the_launcher_s_terminal(is_tty, monkeypatch):
     said = {1: b"", 2: b""}
-    monkeypatch.setattr("pangu_run.supervise.terminal._write", lambda descriptor, content: said.update({descriptor: said[descriptor] + content}))
+    monkeypatch.setattr(
+        "pangu_run.supervisor.terminal._write",
+        lambda descriptor, content: said.update({descriptor: said[descriptor] + content}),
+    )
     terminal = Terminal(stream_rank=0)
     terminal.is_tty = is_tty
     own = f"\r10%|\u2588| \x1b[A\x1b[K{STEERS} \u76d8\n".encode()
@@ -151,5 +197,8 @@ def test_the_launcher_s_terminal(is_tty, monkeypatch):
     terminal.show(1, f"RuntimeError: {STEERS}\n".encode(), stdout=False)
     terminal.tell(f"host {STEERS} was lost\n  -> start it")
     terminal.close()
-    assert is_harmless(said[2].decode().replace("\r\x1b[K", "" if is_tty else "\r\x1b[K")) and b"[rank 1] RuntimeError: " in said[2]
+    assert (
+        is_harmless(said[2].decode().replace("\r\x1b[K", "" if is_tty else "\r\x1b[K"))
+        and b"[rank 1] RuntimeError: " in said[2]
+    )
     assert said[1].decode() == (f"\r10%|\u2588| \x1b[A\x1b[K{printable(STEERS)} \u76d8\n" if is_tty else own.decode())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pangu_run.launch.devices import parse_devices, visible_numbers
+from pangu_run.job.devices import parse_devices, visible_numbers
 
 
 @pytest.mark.parametrize(

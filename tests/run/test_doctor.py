@@ -9,10 +9,11 @@ import time
 import psutil
 import pytest
 
-from pangu_run.doctor import check, cli, npu, versions
+from pangu_ms.core.errors import LaunchError
+from pangu_run.cli import doctor as cli
+from pangu_run.doctor import check, npu, versions
 from pangu_run.doctor.check import OK, WARN, fail, ok, run_check
 from pangu_run.doctor.site import Site, numbers, spans
-from pangu_run.errors import LaunchError
 from tests.run.doctor_cases import CASES, alone, describe, holding
 from tests.run.doctor_host import CANN, Host, recorded
 
@@ -37,7 +38,11 @@ def cpu(host):
     alone(host)
     for name in ("npu-smi", "hccn_tool"):
         host.no_tool(name)
-    for path in ("/usr/local/Ascend/driver/version.info", "/usr/local/Ascend/firmware/version.info", f"{CANN}/aarch64-linux/ascend_toolkit_install.info"):
+    for path in (
+        "/usr/local/Ascend/driver/version.info",
+        "/usr/local/Ascend/firmware/version.info",
+        f"{CANN}/aarch64-linux/ascend_toolkit_install.info",
+    ):
         host.remove(path)
     (host.root / CANN[1:] / "aarch64-linux").rmdir()
     (host.root / CANN[1:]).rmdir()
@@ -61,7 +66,10 @@ def test_a_healthy_server_has_no_fault(host):
 
 def test_a_laptop_has_no_fault(host):
     cpu(host)
-    host.limits = {resource.RLIMIT_MEMLOCK: (65536, 65536), resource.RLIMIT_NOFILE: (1024, 4096)}  # what matters to devices alone is not asked for
+    host.limits = {
+        resource.RLIMIT_MEMLOCK: (65536, 65536),
+        resource.RLIMIT_NOFILE: (1024, 4096),
+    }  # what matters to devices alone is not asked for
     host.no_tool("chronyc")
     lines = found(host)
     assert [line for line in lines if line.level != OK] == []
@@ -87,7 +95,8 @@ def test_cann_has_its_version_in_version_cfg_too(host):
 
 
 def test_hosts_learn_of_each_other_by_the_directory(host, tmp_path):
-    """Host b runs its doctor after host a, with a clock 40 s behind: both then say so, and each that all have written."""
+    """Host b runs its doctor after host a, with a clock 40 s behind: both then say so, and each that all have
+    written."""
     (host.options["output"] / "job/doctor/host-b.json").unlink()
     assert any("no word of 10.0.0.2" in line.found for line in faults(host, "hosts"))
     real = time.time
@@ -95,11 +104,16 @@ def test_hosts_learn_of_each_other_by_the_directory(host, tmp_path):
     host.patch(socket, "gethostname", lambda: "host-b")
     host.patch(time, "time", lambda: real() - 40)
     words = [f"{line.what}: {line.found}" for line in found(host, "hosts")]
-    assert words == ["shared directory: all 2 servers have written to it", "host host-a: 40.0 s behind the clock of host-a"]
+    assert words == [
+        "shared directory: all 2 servers have written to it",
+        "host host-a: 40.0 s behind the clock of host-a",
+    ]
     host.interfaces("10.0.0.1")
     host.patch(socket, "gethostname", lambda: "host-a")
     host.patch(time, "time", real)
-    assert any(line.level == WARN and line.found == "40.0 s ahead of the clock of host-b" for line in found(host, "hosts"))
+    assert any(
+        line.level == WARN and line.found == "40.0 s ahead of the clock of host-b" for line in found(host, "hosts")
+    )
 
 
 def test_only_the_first_server_needs_the_port(host):
@@ -110,7 +124,10 @@ def test_only_the_first_server_needs_the_port(host):
 
 def test_nothing_is_left_in_the_output_but_this_hosts_word(host):
     found(host)
-    assert sorted(path.name for path in host.options["output"].rglob("*") if path.is_file()) == ["host-a.json", "host-b.json"]
+    assert sorted(path.name for path in host.options["output"].rglob("*") if path.is_file()) == [
+        "host-a.json",
+        "host-b.json",
+    ]
 
 
 def test_what_a_check_raises_or_waits_for_is_a_line(host, monkeypatch):
@@ -139,12 +156,24 @@ def test_a_tool_that_hangs_leaves_no_process(host):
 
 
 def test_spans_and_numbers():
-    assert spans([5, 0, 1, 2, 7, 8]) == "0-2,5,7-8" and numbers("0-2,5,7-8") == {0, 1, 2, 5, 7, 8} and numbers("") == set()
+    assert (
+        spans([5, 0, 1, 2, 7, 8]) == "0-2,5,7-8" and numbers("0-2,5,7-8") == {0, 1, 2, 5, 7, 8} and numbers("") == set()
+    )
 
 
 def run_cli(host, capsys, monkeypatch, *words):
     monkeypatch.setattr(cli, "Site", lambda **options: Site(environment=host.environment, root=host.root, **options))
-    code = cli.main(["--rank-table", str(host.table), "--output", str(host.options["output"]), "--master-port", str(host.options["master_port"]), *words])
+    code = cli.main(
+        [
+            "--rank-table",
+            str(host.table),
+            "--output",
+            str(host.options["output"]),
+            "--master-port",
+            str(host.options["master_port"]),
+            *words,
+        ]
+    )
     return code, capsys.readouterr().out
 
 
@@ -154,7 +183,9 @@ def test_command_line(host, capsys, monkeypatch):
     code, out = run_cli(host, capsys, monkeypatch)
     assert code == 1 and "\033" not in out and out.splitlines()[-1].endswith(", 0 WARN, 1 FAIL")
     at = next(i for i, line in enumerate(out.splitlines()) if "DOWN: 5" in line)
-    assert out.splitlines()[at].startswith("  FAIL  device links (RoCE)") and out.splitlines()[at + 1].lstrip().startswith("-> ")
+    assert out.splitlines()[at].startswith("  FAIL  device links (RoCE)") and out.splitlines()[
+        at + 1
+    ].lstrip().startswith("-> ")
     assert "\033[31mFAIL\033[0m" in cli.pretty("devices", [fail("links", "down", "mend")], colour=True)
     code, out = run_cli(host, capsys, monkeypatch, "--json")
     report = json.loads(out)
@@ -194,7 +225,15 @@ def test_a_healthy_job_without_a_table(host, capsys, monkeypatch):
     host.table = None
     monkeypatch.setattr(cli, "Site", lambda **options: Site(environment=host.environment, root=host.root, **options))
     for first, address in (((), "10.0.0.1"), (("--master-address", "10.0.7.1"), "10.0.7.1")):
-        words = ["--hosts", "host-a,host-b", "--output", str(host.options["output"]), "--master-port", str(host.options["master_port"]), *first]
+        words = [
+            "--hosts",
+            "host-a,host-b",
+            "--output",
+            str(host.options["output"]),
+            "--master-port",
+            str(host.options["master_port"]),
+            *first,
+        ]
         code = cli.main(words)
         out = capsys.readouterr().out
         assert code == 0 and ", 0 WARN, 0 FAIL" in out and "2 servers; this is server 0, host-a" in out

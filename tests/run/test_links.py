@@ -1,4 +1,5 @@
-"""Sealed lines: who has not the secret, and who says a line again, later, back or elsewhere, is not heard. Against a plain reading of the format, too."""
+"""Sealed lines: who has not the secret, and who says a line again, later, back or elsewhere, is not heard. Against a
+plain reading of the format, too."""
 
 import asyncio
 import contextlib
@@ -9,10 +10,10 @@ import socket
 
 import pytest
 
-from pangu_run.errors import LaunchError
-from pangu_run.supervise import links
-from pangu_run.supervise.links import Link
-from pangu_run.supervise.seal import require_long
+from pangu_ms.core.errors import LaunchError
+from pangu_run.supervisor import links
+from pangu_run.supervisor.authentication import require_long
+from pangu_run.supervisor.links import Link
 
 SECRET = b"0123456789abcdef"
 
@@ -117,7 +118,10 @@ def test_the_code_is_hmac_sha256_as_it_stands_in_the_standard():
     asyncio.run(talk())
 
 
-@pytest.mark.parametrize(("before", "size", "heard"), [(True, 4096, True), (True, 5000, False), (False, 900_000, True), (False, 1_200_000, False)])
+@pytest.mark.parametrize(
+    ("before", "size", "heard"),
+    [(True, 4096, True), (True, 5000, False), (False, 900_000, True), (False, 1_200_000, False)],
+)
 def test_lines_have_a_limit_that_is_small_until_it_is_known_who_writes(before, size, heard):
     async def talk():
         async with connected() as (leader, host):
@@ -142,5 +146,7 @@ def test_a_line_that_has_no_end_is_not_kept(monkeypatch):
 
 def test_a_short_secret_is_refused_with_advice():
     require_long(b""), require_long(b"x" * 16)
-    with pytest.raises(LaunchError, match=r"^PANGU_JOB_SECRET: has 15 characters; must have 16 or more; .*openssl rand -hex 32"):
+    with pytest.raises(
+        LaunchError, match=r"^PANGU_JOB_SECRET: has 15 characters; must have 16 or more; .*openssl rand -hex 32"
+    ):
         require_long(b"x" * 15)

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from pangu_run.cli import main
+from pangu_run.cli.main import main
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.ascend_errors import CODES, MESSAGES, explain
 from pangu_run.report.log_errors import distinct_errors, errors_in, normal
 from pangu_run.report.log_lines import MAX_LINE, follow, tail
-from pangu_run.supervise.logs import last_lines
+from pangu_run.supervisor.logs import last_lines
 
 GLOG = "[ERROR] {}({},7f720d60cb80,python):2026-11-21-12:07:{:02d}.879.003 [{}:{}] Func] {}"
 TRACEBACK = """Traceback (most recent call last):
@@ -52,13 +52,30 @@ def test_one_fault_of_many_ranks_is_one_error_and_the_first_cause_comes_first(jo
     for rank in range(64):
         waits = f"wait socket establish timeout, role[0] rank[{rank}] timeout[120 s]"
         waits = GLOG.format("HCCL", 1000 + rank, rank % 60, "hccl_socket_manager.cc", 816, waits)
-        own = TRACEBACK + "RuntimeError: EI0006: Getting socket times out. Reason: rank {rank}, 0x7f{rank:06x}, /tmp/rank_{rank}/x\n".format(rank=rank)
-        put(job, rank, f"step 1\n{waits}\n" + (own if rank != 17 else TRACEBACK + "ValueError: row 5: token 70000 is outside the vocabulary\n"))
+        own = (
+            TRACEBACK + f"RuntimeError: EI0006: Getting socket times out. Reason: rank {rank}, 0x7f{rank:06x},"
+            f" /tmp/rank_{rank}/x\n"
+        )
+        put(
+            job,
+            rank,
+            f"step 1\n{waits}\n"
+            + (own if rank != 17 else TRACEBACK + "ValueError: row 5: token 70000 is outside the vocabulary\n"),
+        )
     lost = "The node: 17 is timed out. It may exit with exception, please check this node's log."
     put(job, "scheduler", GLOG.format("DISTRIBUTED", 1, 59, "meta_server_node.cc", 3, lost) + "\n")
-    facts = {"host": "h", "code": 1, "step": 3, "phase": "step", "log": "", "words": ["ValueError: row 5: token 70000 is outside the vocabulary"]}
+    facts = {
+        "host": "h",
+        "code": 1,
+        "step": 3,
+        "phase": "step",
+        "log": "",
+        "words": ["ValueError: row 5: token 70000 is outside the vocabulary"],
+    }
     job.write_event("failure", 0, kind="exit", summary="rank 17 failed in phase step", rank=17, **facts)
-    job.write_event("failure", 0, rank=2, host="h", code=1, step=3, phase="step", words=["RuntimeError: EI0006"], log="")
+    job.write_event(
+        "failure", 0, rank=2, host="h", code=1, step=3, phase="step", words=["RuntimeError: EI0006"], log=""
+    )
     seen = found(job, capsys)
     assert seen["cause"]["rank"] == 17
     cause, socket, node, timeout = seen["errors"]
@@ -74,7 +91,11 @@ def test_one_fault_of_many_ranks_is_one_error_and_the_first_cause_comes_first(jo
 
 def test_errors_are_ordered_by_the_time_in_the_line_else_by_the_files(job, capsys):
     put(job, 0, GLOG.format("ME", 1, 30, "a.py", 1, "second") + "\n")
-    put(job, 1, GLOG.format("ME", 1, 10, "a.py", 1, "first") + "\n" + GLOG.format("ME", 1, 40, "a.py", 1, "second") + "\n")
+    put(
+        job,
+        1,
+        GLOG.format("ME", 1, 10, "a.py", 1, "first") + "\n" + GLOG.format("ME", 1, 40, "a.py", 1, "second") + "\n",
+    )
     for path in (put(job, 2, "ValueError: oldest file\n"), job.path / "job.json"):
         os.utime(path, (1000, 1000))
     put(job, 3, "ValueError: newest file\n")
@@ -86,27 +107,56 @@ def test_errors_are_ordered_by_the_time_in_the_line_else_by_the_files(job, capsy
     "lines, texts",
     [
         (
-            "RuntimeError: \n-------\n- Memory not enough:\n-------\nDevice(id:0) memory isn't enough\n\n- C++ Call Stack:\n",
+            (
+                "RuntimeError: \n-------\n- Memory not enough:\n-------\nDevice(id:0) memory isn't enough\n\n- C++ Call"
+                " Stack:\n"
+            ),
             ["RuntimeError: Memory not enough: Device(id:0) memory isn't enough"],
         ),
-        ("EZ9999: Inner Error!\n        Aicore kernel execute failed, device_id=0\n", ["EZ9999: Inner Error! Aicore kernel execute failed, device_id=0"]),
+        (
+            "EZ9999: Inner Error!\n        Aicore kernel execute failed, device_id=0\n",
+            ["EZ9999: Inner Error! Aicore kernel execute failed, device_id=0"],
+        ),
         ("[PID: 34] 2025-12-04-21:59:08.232.310 Execution_Error_ROCE_CQE(EI0013): An error CQE occurred\n", None),
-        ("train:  5%|# | 5/100\r" + TRACEBACK + "pangu_ms.errors.TrainingDiverged: 5 steps\n", ["pangu_ms.errors.TrainingDiverged: 5 steps"]),
+        (
+            "train:  5%|# | 5/100\r" + TRACEBACK + "pangu_ms.core.errors.TrainingDiverged: 5 steps\n",
+            ["pangu_ms.core.errors.TrainingDiverged: 5 steps"],
+        ),
         (TRACEBACK + "[WARNING] ME(1): from another thread\nKeyError: 1\n", ["KeyError: 1"]),
         (TRACEBACK, ["(a traceback that is cut off)"]),
-        (TRACEBACK + f"ValueError: a\n\nDuring handling of the above exception, ...\n\n{TRACEBACK}KeyError: 'b'\nbye\n", ["ValueError: a", "KeyError: 'b'"]),
+        (
+            TRACEBACK
+            + f"ValueError: a\n\nDuring handling of the above exception, ...\n\n{TRACEBACK}KeyError: 'b'\nbye\n",
+            ["ValueError: a", "KeyError: 'b'"],
+        ),
         ("pangu train: configs/a.yaml: train.step: unknown key; use train.steps\n", None),
-        ("terminate called after throwing an instance of 'X'\n  what():  x\n", ["terminate called after throwing an instance of 'X'"]),
-        ("no Error here: fine\nError rate 0.1\n[WARNING] ME(1):2026-11-21-12:07:00.1 [a:1] f] x\nE00001 things\nloss 1.0\n", []),
+        (
+            "terminate called after throwing an instance of 'X'\n  what():  x\n",
+            ["terminate called after throwing an instance of 'X'"],
+        ),
+        (
+            (
+                "no Error here: fine\nError rate 0.1\n[WARNING] ME(1):2026-11-21-12:07:00.1 [a:1] f] x\nE00001"
+                " things\nloss 1.0\n"
+            ),
+            [],
+        ),
     ],
 )
 def test_what_an_error_is(lines, texts):
-    assert [error.text for error in errors_in(lines.split("\r")[-1].split("\n"))] == (lines.strip("\n").split("\n") if texts is None else texts)
+    assert [error.text for error in errors_in(lines.split("\r")[-1].split("\n"))] == (
+        lines.strip("\n").split("\n") if texts is None else texts
+    )
 
 
 def test_cann_logs_rotated_files_and_different_codes(job, capsys):
     plog = "[ERROR] RUNTIME(10,python):2026-11-21-12:07:01.205.229 [engine.cc:13] 9 ProcErr: error code={}\n"
-    put(job, 0, plog.format(507014) + plog.format(507035).replace("(10,", "(11,"), "ascend/debug/plog/plog-10_20261121.log")
+    put(
+        job,
+        0,
+        plog.format(507014) + plog.format(507035).replace("(10,", "(11,"),
+        "ascend/debug/plog/plog-10_20261121.log",
+    )
     put(job, 0, "fine\n")
     put(job, 0, "OSError: [Errno 28] No space left on device: '/data/rank_0/a'\n", "output.log.2")
     put(job, 1, "OSError: [Errno 28] No space left on device: '/data/rank_1/a'\n", "output.log.1")
@@ -117,7 +167,11 @@ def test_cann_logs_rotated_files_and_different_codes(job, capsys):
 def test_logs_and_failures_of_an_earlier_launch_are_left_out(job, capsys):
     job.write_event("failure", 0, rank=3, code=1, words=["ValueError: old"], kind="exit", summary="rank 3 failed")
     put(job, 0, "new 1\nRuntimeError: new\n")
-    for log in (put(job, 0, "old\nValueError: old\n", "output.log.1"), put(job, 0, "EI0006: old\n", "ascend/plog.log"), put(job, 3, "ValueError: old\n")):
+    for log in (
+        put(job, 0, "old\nValueError: old\n", "output.log.1"),
+        put(job, 0, "EI0006: old\n", "ascend/plog.log"),
+        put(job, 3, "ValueError: old\n"),
+    ):
         os.utime(log, (time.time() - 60, time.time() - 60))
     job.write_job({"id": "y", "world": 2048, "time": time.time() - 30})
     seen = found(job, capsys)
@@ -138,12 +192,21 @@ def test_logs_of_this_launch_are_not_left_out_where_clocks_differ(job, capsys):
 
 def test_last_words_of_a_rank_are_its_last_lines_as_pangu_logs_shows_them(tmp_path):
     log = tmp_path / "output.log"
-    log.write_bytes(b"x" * (1 << 20) + b"\n" + b"".join(b"line %d\n\n" % number for number in range(40)) + b"\x1b[31mred\x1b[0m\r\n 10%\r 20%\r\nend")
+    log.write_bytes(
+        b"x" * (1 << 20)
+        + b"\n"
+        + b"".join(b"line %d\n\n" % number for number in range(40))
+        + b"\x1b[31mred\x1b[0m\r\n 10%\r 20%\r\nend"
+    )
     assert last_lines(log, 4) == ["line 39", "red", " 20%", "end"] == [line for line in tail(log, 6) if line][-4:]
     assert len(last_lines(log)) == 12 and last_lines(tmp_path / "none") == ["(nothing)"]
-    log.write_text("before\nFatal Python error: Segmentation fault\n\n" + "".join(f"  File {number}\n" for number in range(40)))
+    log.write_text(
+        "before\nFatal Python error: Segmentation fault\n\n" + "".join(f"  File {number}\n" for number in range(40))
+    )
     assert last_lines(log, 3) == ["Fatal Python error: Segmentation fault", "  File 0", "  File 1"]
-    log.write_text("Fatal Python error: init_import_site: Failed to import the site module\n" + TRACEBACK + "SystemExit: 9\n")
+    log.write_text(
+        "Fatal Python error: init_import_site: Failed to import the site module\n" + TRACEBACK + "SystemExit: 9\n"
+    )
     assert last_lines(log, 2) == ["    return run()", "SystemExit: 9"]
     log.write_text("\n \r\n")
     assert last_lines(log) == ["(nothing)"]
@@ -156,22 +219,32 @@ def test_junk_huge_lines_cut_files_and_unreadable_places_are_survived(job, capsy
     (job.logs / "rank_3" / "output.log").mkdir(parents=True)
     (job.logs / "rank_x").mkdir()
     texts = [error["text"] for error in found(job, capsys, "--lines", "0")["errors"]]
-    assert {"RuntimeError: after the junk", "RuntimeError: after the huge line", "(a traceback that is cut off)"} <= set(texts)
+    assert {
+        "RuntimeError: after the junk",
+        "RuntimeError: after the huge line",
+        "(a traceback that is cut off)",
+    } <= set(texts)
     assert max(map(len, texts)) <= 600
     assert main(["logs", str(job.path), "--rank", "1", "--lines", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [len(line) < MAX_LINE + 20 for line in lines] == [True] * 3 and lines[2] == "RuntimeError: after the huge line" and lines[0].endswith("[cut]")
+    assert (
+        [len(line) < MAX_LINE + 20 for line in lines] == [True] * 3
+        and lines[2] == "RuntimeError: after the huge line"
+        and lines[0].endswith("[cut]")
+    )
 
 
 def test_memory_does_not_grow_with_the_logs(job):
     for rank in range(4):
         put(job, rank, (f"step {rank} " + "loss 1.234\n") * (1 << 20) + "RuntimeError: last\n")
     program = (
-        "import sys\nfrom pangu_run.job_directory import JobDirectory\nfrom pangu_run.report.log_errors import distinct_errors\n"
-        "errors, unread = distinct_errors(JobDirectory.find(sys.argv[1]), None, lambda done, total: None)\n"
-        "print(len(errors), errors[0].count, open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+        "import sys\nfrom pangu_run.job_directory import JobDirectory\nfrom pangu_run.report.log_errors import"
+        " distinct_errors\nerrors, unread = distinct_errors(JobDirectory.find(sys.argv[1]), None, lambda done, total:"
+        " None)\nprint(len(errors), errors[0].count, open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
-    found = subprocess.run([sys.executable, "-c", program, str(job.path)], capture_output=True, text=True, check=True).stdout.split()
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(job.path)], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert found[:2] == ["1", "4"] and int(found[2]) < 60 * 1024  # KiB; the logs have 80 MiB
 
 
@@ -181,13 +254,20 @@ def test_an_error_at_any_place_of_the_blocks_is_found(job, monkeypatch):
     for shift in range(0, 512, 7):
         put(job, 0, "." * shift + "\n" + "\n".join(lines) + "\n")
         errors, _ = distinct_errors(job, None, lambda done, total: None)
-        assert [(error.text, error.frame) for error in errors] == [("PeerLost", "pangu_ms/train/loop.py:120 in one_step")], shift
+        assert [(error.text, error.frame) for error in errors] == [
+            ("PeerLost", "pangu_ms/train/loop.py:120 in one_step")
+        ], shift
 
 
 def test_last_lines_over_blocks_and_rotated_files(job, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pangu_run.report.log_lines.BLOCK", 7)
     lines = [f"line {number}" for number in range(30)]
-    for number, part in (("output.log.10", lines[:5]), ("output.log.2", lines[5:10]), ("output.log.1", lines[10:20]), ("output.log", lines[20:])):
+    for number, part in (
+        ("output.log.10", lines[:5]),
+        ("output.log.2", lines[5:10]),
+        ("output.log.1", lines[10:20]),
+        ("output.log", lines[20:]),
+    ):
         log = put(job, 5, "\n".join(part) + "\n", number)
     for count in (1, 5, 10, 11, 23, 30, 99):
         assert tail(log.with_name("output.log"), count) == lines[-count:], count
@@ -229,8 +309,12 @@ def test_follow_of_a_job_that_has_ended_ends(job, capsys):
 @pytest.mark.parametrize(
     "argv, word",
     [
-        (["--rank", "2048"], "has ranks 0 to 2047"), (["--rank", "-1"], "no such rank"), (["--rank", "7"], "holds nothing"), (["--lines", "0"], "--lines 0"),
-        (["--errors", "--follow"], "has no --errors"), (["--follow", "--json"], "has no --json"),
+        (["--rank", "2048"], "has ranks 0 to 2047"),
+        (["--rank", "-1"], "no such rank"),
+        (["--rank", "7"], "holds nothing"),
+        (["--lines", "0"], "--lines 0"),
+        (["--errors", "--follow"], "has no --errors"),
+        (["--follow", "--json"], "has no --json"),
     ],
 )
 def test_mistakes_are_one_line(job, capsys, argv, word):
@@ -244,7 +328,11 @@ def test_mistakes_are_one_line(job, capsys, argv, word):
     [
         ("[HCCL topo.cc] ret[9] call trace: hcclRet -> 9", "HCCL_E_TIMEOUT", True),
         ("errNo[0x000000000500000b] connect", "HCCL_E_TCP_CONNECT", False),
-        ("rtStreamSynchronize execute failed, reason=[aicore timeout], error code 507014, EZ9999: Inner Error!", "507014", True),
+        (
+            "rtStreamSynchronize execute failed, reason=[aicore timeout], error code 507014, EZ9999: Inner Error!",
+            "507014",
+            True,
+        ),
         ("EZ9999: Inner Error! something", "EZ9999", True),
         ("E10035: The [--dynamic_batch_size] argument has 1 profiles", "E10035", True),
         ("error_code=507054 HBM", "507054", True),

@@ -8,19 +8,29 @@ from types import SimpleNamespace
 
 import pytest
 
+from pangu_run.job.job import Job, Limits, Place
 from pangu_run.job_directory import JobDirectory
-from pangu_run.launch.job import Job, Limits, Place
-from pangu_run.supervise import messages, verdict, watchdog
-from pangu_run.supervise.host import Host
-from pangu_run.supervise.leader import Leader
-from pangu_run.supervise.process import RankProcess
-from pangu_run.supervise.terminal import Terminal
-from pangu_run.supervise.watchdog import RankState
+from pangu_run.supervisor import failure_report as verdict
+from pangu_run.supervisor import messages, watchdog
+from pangu_run.supervisor.host import Host
+from pangu_run.supervisor.leader import Leader
+from pangu_run.supervisor.process import RankProcess
+from pangu_run.supervisor.terminal import Terminal
+from pangu_run.supervisor.watchdog import RankState
 
 BEAT = {"phase": "step", "step": 3, "time": 1.7e9, "tokens_per_second": 12.5, "saved": 3}
 HOST = [
     {"is": "beat", "attempt": 1, "rank": 3, "pid": 77, **BEAT},
-    {"is": "exit", "attempt": 1, "rank": 2, "code": 1, "time": 1.7e9, "words": ["Broken"], "started": True, "oom": False},
+    {
+        "is": "exit",
+        "attempt": 1,
+        "rank": 2,
+        "code": 1,
+        "time": 1.7e9,
+        "words": ["Broken"],
+        "started": True,
+        "oom": False,
+    },
     {"is": "stacks", "attempt": 1, "rank": 3, "path": "/x", "lines": ["a", "b"]},
     {"is": "signal", "name": "SIGTERM"},
 ]
@@ -33,7 +43,29 @@ LEADER = [
     {"do": "end", "code": 75, "text": ""},
     {"do": "welcome"},
 ]
-JUNK = [None, True, False, -1, 0, 1, 2**31, 2**70, 10**400, 1.5, -0.5, math.inf, math.nan, "", "x", "SIGKILL", "SIGNOSUCH", "\ud800", "\x1b[2J", "a\nb", "x" * 9000]
+JUNK = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2**31,
+    2**70,
+    10**400,
+    1.5,
+    -0.5,
+    math.inf,
+    math.nan,
+    "",
+    "x",
+    "SIGKILL",
+    "SIGNOSUCH",
+    "\ud800",
+    "\x1b[2J",
+    "a\nb",
+    "x" * 9000,
+]
 JUNK += [[], {}, [1], [None], ["\ud800"], [[]], {"x": []}, ["h", -1], ["h", 1, 2], [[0] * 70000]]
 ROUNDS = 1500
 
@@ -56,7 +88,14 @@ def damaged(rng, whole):
 def leader(tmp_path):
     """One of two hosts with two ranks each, in its first attempt."""
     places = [Place(rank, "aabb"[rank], rank % 2) for rank in range(4)]
-    job = Job(lambda rank: ["-c", "pass"], places, JobDirectory(tmp_path / "job"), "a", master=("127.0.0.1", 1), limits=Limits())
+    job = Job(
+        lambda rank: ["-c", "pass"],
+        places,
+        JobDirectory(tmp_path / "job"),
+        "a",
+        master=("127.0.0.1", 1),
+        limits=Limits(),
+    )
     job.directory.path.mkdir()
     job.directory.write_job({"id": "x"})
     made = Leader(job, Terminal(0))
@@ -105,10 +144,15 @@ def test_no_command_raises(tmp_path, monkeypatch):
 
         dump_stacks = kill
 
-    monkeypatch.setattr("pangu_run.supervise.host.RankProcess", Rank)
-    monkeypatch.setattr("pangu_run.supervise.host.STACKS_S", 0.0)
-    monkeypatch.setattr("pangu_run.supervise.orphans.sweep", lambda job: 0)
-    job = Job(lambda rank: ["-c", "pass"], [Place(rank, "aabb"[rank], rank % 2) for rank in range(4)], JobDirectory(tmp_path), "b")
+    monkeypatch.setattr("pangu_run.supervisor.host.RankProcess", Rank)
+    monkeypatch.setattr("pangu_run.supervisor.host.STACKS_S", 0.0)
+    monkeypatch.setattr("pangu_run.orphans.sweep", lambda job: 0)
+    job = Job(
+        lambda rank: ["-c", "pass"],
+        [Place(rank, "aabb"[rank], rank % 2) for rank in range(4)],
+        JobDirectory(tmp_path),
+        "b",
+    )
 
     async def obey():
         rng, taken, told, raised = random.Random(2), 0, [], []
@@ -130,8 +174,13 @@ def test_no_line_of_a_rank_raises_and_it_speaks_for_itself_alone():
     told, rng = [], random.Random(3)
     rank = SimpleNamespace(_beats=b"", number=2, pid=77, tell=told.append)
     for _ in range(ROUNDS):
-        RankProcess._heard(rank, json.dumps(damaged(rng, [BEAT, BEAT | {"is": "exit", "rank": 0, "pid": 1}])).encode() + b"\n")
-    RankProcess._heard(rank, b"\xff\n[1]\n3\n" + b"[" * 100000 + b"\n" + b'{"phase": "step", "step": ' + b"9" * 5000 + b', "time": 1}\n')
+        RankProcess._heard(
+            rank, json.dumps(damaged(rng, [BEAT, BEAT | {"is": "exit", "rank": 0, "pid": 1}])).encode() + b"\n"
+        )
+    RankProcess._heard(
+        rank,
+        b"\xff\n[1]\n3\n" + b"[" * 100000 + b"\n" + b'{"phase": "step", "step": ' + b"9" * 5000 + b', "time": 1}\n',
+    )
     assert 0.2 * ROUNDS < len(told) < 0.8 * ROUNDS
     assert {(message["is"], message["rank"], message["pid"]) for message in told} == {("beat", 2, 77)}
     assert all(messages.from_host(message | {"attempt": 1}) == message | {"attempt": 1} for message in told)
@@ -144,14 +193,37 @@ def test_what_is_right_comes_back_as_it_was():
     assert messages.from_host(HOST[3] | {"x": 1}) == HOST[3]
 
 
-FORGED = [{"is": "lost"}, {"is": "lost", "host": "a"}, {"is": "scheduler", "code": 1}, {"is": "exit", "rank": 3}, {"is": "beat", "rank": "3"}, {"is": "signal"}]
+FORGED = [
+    {"is": "lost"},
+    {"is": "lost", "host": "a"},
+    {"is": "scheduler", "code": 1},
+    {"is": "exit", "rank": 3},
+    {"is": "beat", "rank": "3"},
+    {"is": "signal"},
+]
 FORGED += [HOST[0] | {"time": time} for time in (math.nan, math.inf, -1.0, 10**400, True, "1")]
-FORGED += [HOST[0] | {"attempt": 0}, HOST[0] | {"rank": -1}, HOST[0] | {"phase": "x"}, HOST[1] | {"code": None}, HOST[3] | {"name": "SIGKILL"}, {"x": 1}, {}, None]
+FORGED += [
+    HOST[0] | {"attempt": 0},
+    HOST[0] | {"rank": -1},
+    HOST[0] | {"phase": "x"},
+    HOST[1] | {"code": None},
+    HOST[3] | {"name": "SIGKILL"},
+    {"x": 1},
+    {},
+    None,
+]
 
 
 def test_a_host_tells_what_it_may_and_of_its_own_ranks_alone(leader):
     assert not any(map(messages.from_host, FORGED))
-    assert [leader.hosts._may_tell("b", HOST[0] | {"rank": rank}) for rank in (0, 1, 2, 3, 4, 2**40)] == [False, False, True, True, False, False]
+    assert [leader.hosts._may_tell("b", HOST[0] | {"rank": rank}) for rank in (0, 1, 2, 3, 4, 2**40)] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_rank_that_has_ended_stays_so(leader):

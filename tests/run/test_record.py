@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
+from pangu_run.job import record
+from pangu_run.job.record import MASK, environment
 from pangu_run.job_directory import JobDirectory
-from pangu_run.launch import record
-from pangu_run.launch.record import MASK, environment
 
 
 @pytest.fixture
@@ -20,14 +20,33 @@ def directory(tmp_path):
 
 
 def test_secrets_are_not_written_down():
-    words = "GITHUB_TOKEN MY_PASSWORD OBS_SECRET_ACCESS_KEY MYSQL_PWD PGPASSFILE REGISTRY_AUTH KEY API_KEY_2 OPENAI_APIKEY OBS_AK hw_sk SK_2 AWS_CREDENTIALS"
+    words = (
+        "GITHUB_TOKEN MY_PASSWORD OBS_SECRET_ACCESS_KEY MYSQL_PWD PGPASSFILE REGISTRY_AUTH KEY API_KEY_2 OPENAI_APIKEY"
+        " OBS_AK hw_sk SK_2 AWS_CREDENTIALS"
+    )
     secret = [f"SLURM_{name}" for name in words.split()] + ["PANGU_JOB_SECRET"]
-    public = {"HOME": "/h", "RANK_ID": "3", "MS_SKIP_TASK": "1", "MS_TASKS": "2", "LANG": "C", "LD_LIBRARY_PATH": "/l", "PYTHONPATH": "/p", "ASCEND_HOME_PATH": "/a"}
+    public = {
+        "HOME": "/h",
+        "RANK_ID": "3",
+        "MS_SKIP_TASK": "1",
+        "MS_TASKS": "2",
+        "LANG": "C",
+        "LD_LIBRARY_PATH": "/l",
+        "PYTHONPATH": "/p",
+        "ASCEND_HOME_PATH": "/a",
+    }
     assert environment({**public, **dict.fromkeys(secret, "x")}) == {**public, **dict.fromkeys(secret, MASK)}
 
 
 def test_variables_that_are_somebody_elses_are_not_written_down():
-    assert environment(dict.fromkeys([*"MYSQL_PWD HISTFILE GIT_ASKPASS COMPANY_DB DBUS_ADDRESS LS_COLORS WEBHOOK PS1 MSG PATHS".split()], "x")) == {}
+    assert (
+        environment(
+            dict.fromkeys(
+                [*"MYSQL_PWD HISTFILE GIT_ASKPASS COMPANY_DB DBUS_ADDRESS LS_COLORS WEBHOOK PS1 MSG PATHS".split()], "x"
+            )
+        )
+        == {}
+    )
 
 
 def test_the_record_of_a_launch_is_its_owners_alone(directory):
@@ -41,8 +60,18 @@ def test_the_record_of_a_launch_is_its_owners_alone(directory):
 
 
 def test_passwords_in_addresses_are_not_written_down(monkeypatch):
-    given = {"http_proxy": "http://user:pa@ss@proxy:3128/a", "MA_INDEX": "https://u:p@a/simple https://token@b/simple", "MA_L": "a@b", "MA_T": "http://h/x@y"}
-    shown = {"http_proxy": "http://***@proxy:3128/a", "MA_INDEX": "https://***@a/simple https://***@b/simple", "MA_L": "a@b", "MA_T": "http://h/x@y"}
+    given = {
+        "http_proxy": "http://user:pa@ss@proxy:3128/a",
+        "MA_INDEX": "https://u:p@a/simple https://token@b/simple",
+        "MA_L": "a@b",
+        "MA_T": "http://h/x@y",
+    }
+    shown = {
+        "http_proxy": "http://***@proxy:3128/a",
+        "MA_INDEX": "https://***@a/simple https://***@b/simple",
+        "MA_L": "a@b",
+        "MA_T": "http://h/x@y",
+    }
     assert environment(given) == shown
     monkeypatch.setattr(sys, "argv", ["pangu", "launch", "--data", "s3://ak:sk@bucket/records"])
     assert record.description("x")["command"][-1] == "s3://***@bucket/records"
@@ -58,7 +87,13 @@ def test_bytes_that_are_no_text_do_not_hinder_a_launch(directory, monkeypatch):
 def test_a_launch_leaves_no_file_of_the_one_before_but_its_history(directory):
     directory.write_status({"time": 1.0, "attempt": 1, "state": "ended", "exit_code": 0, "ranks": []})
     directory.write_event("ended", 1, exit_code=0)
-    assert {path.name for path in directory.path.iterdir()} == {"job.json", "config.yaml", "rank_table.json", "status.json", "events.jsonl"}
+    assert {path.name for path in directory.path.iterdir()} == {
+        "job.json",
+        "config.yaml",
+        "rank_table.json",
+        "status.json",
+        "events.jsonl",
+    }
     JobDirectory(directory.path).write_job({"id": "second", "time": 2.0})
     assert {path.name for path in directory.path.iterdir()} == {"job.json", "events.jsonl"}
     assert (directory.status(), len(directory.events()), directory.events("second")) == (None, 1, [])
@@ -67,7 +102,10 @@ def test_a_launch_leaves_no_file_of_the_one_before_but_its_history(directory):
 def test_status_is_replaced_whole_without_waiting_for_the_disk(directory, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fsync", flushed.append)
-    before, after = ({"time": 1.0, "attempt": 0, "state": "running", "ranks": [{"rank": n, "state": "running"} for n in range(size)]} for size in (0, 2048))
+    before, after = (
+        {"time": 1.0, "attempt": 0, "state": "running", "ranks": [{"rank": n, "state": "running"} for n in range(size)]}
+        for size in (0, 2048)
+    )
     directory.write_status(before)
     with open(directory.path / "status.json") as reader:
         directory.write_status(after)
@@ -85,7 +123,12 @@ def test_each_event_is_read_once_and_when_it_is_whole(directory):
     path.write_bytes(b"x" * path.stat().st_size)  # what was read is not read again
     row = '{{"event": "step", "id": "first", "time": 1, "attempt": 1, "step": {}}}\n'.format
     many = "".join(map(row, range(7, 99)))
-    for part, steps in ((row(5)[:15], []), (row(5)[15:] + '{"cut by a killed launcher\n', [5]), (row(6), [5, 6]), (many, range(69, 99))):
+    for part, steps in (
+        (row(5)[:15], []),
+        (row(5)[15:] + '{"cut by a killed launcher\n', [5]),
+        (row(6), [5, 6]),
+        (many, range(69, 99)),
+    ):
         with open(path, "a") as file:
             file.write(part)
         assert directory.latest_events("first") == seen + [json.loads(row(step)) for step in steps]

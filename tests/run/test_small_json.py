@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pangu_run import small_json
+from pangu_ms.core import small_json
 
 REFUSED = {
     "brackets": ("[" * 200_000, "nested too deeply"),
@@ -29,7 +29,10 @@ def test_what_is_refused(content, problem):
 
 
 def test_what_is_read_is_what_json_reads():
-    text = '{"a": [1, 2.5, -3e8, null, true, "\\u6625"], "b": {"a": {}}, "model_max_length": 1000000000000000019884624838656}'
+    text = (
+        '{"a": [1, 2.5, -3e8, null, true, "\\u6625"], "b": {"a": {}}, "model_max_length":'
+        " 1000000000000000019884624838656}"
+    )
     assert small_json.parse(text) == json.loads(text)
     assert small_json.parse(text.encode("utf-8-sig")) == json.loads(text)
     assert small_json.parse('{"a": 1e999}', finite=False)["a"] > 1e308
@@ -49,13 +52,26 @@ def test_files(tmp_path):
         small_json.read_bytes(tmp_path / "list", 2)
 
 
-FORM = {"time": small_json.TIME, "step": (range(100), None), "ranks": [{"rank": range(8), "state": frozenset(("running", "ended"))}], "id": (str, int)}
+FORM = {
+    "time": small_json.TIME,
+    "step": (range(100), None),
+    "ranks": [{"rank": range(8), "state": frozenset(("running", "ended"))}],
+    "id": (str, int),
+}
 GOOD = {"time": 1, "ranks": [{"rank": 7, "state": "ended", "more": {}}], "id": "a"}
 MISFITS = [
-    ({"time": True}, "time is True"), ({"time": float("nan")}, "time is nan"), ({"time": None}, "time is None"), ({"time": 1e12}, "time is 1000000000000.0"),
-    ({"step": 1.0}, "step is 1.0"), ({"step": -1}, "step is -1"), ({"step": 10**39}, "step is 1000"), ({"ranks": {}}, "ranks is dict"),
-    ({"ranks": [{"rank": 1, "state": "ended"}, 3]}, r"ranks\[1\] is 3"), ({"ranks": [{"state": "ended"}]}, r"ranks\[0\].rank is None"),
-    ({"ranks": [{"rank": 1, "state": ["ended"]}]}, r"ranks\[0\].state is list"), ({"ranks": [{"rank": 1, "state": "\x1b[2J\u202e"}]}, r"ranks\[0\].state is '\\x1b\[2J\\u202e'"),
+    ({"time": True}, "time is True"),
+    ({"time": float("nan")}, "time is nan"),
+    ({"time": None}, "time is None"),
+    ({"time": 1e12}, "time is 1000000000000.0"),
+    ({"step": 1.0}, "step is 1.0"),
+    ({"step": -1}, "step is -1"),
+    ({"step": 10**39}, "step is 1000"),
+    ({"ranks": {}}, "ranks is dict"),
+    ({"ranks": [{"rank": 1, "state": "ended"}, 3]}, r"ranks\[1\] is 3"),
+    ({"ranks": [{"state": "ended"}]}, r"ranks\[0\].rank is None"),
+    ({"ranks": [{"rank": 1, "state": ["ended"]}]}, r"ranks\[0\].state is list"),
+    ({"ranks": [{"rank": 1, "state": "\x1b[2J\u202e"}]}, r"ranks\[0\].state is '\\x1b\[2J\\u202e'"),
     ({"id": False}, "id is False"),
 ]
 

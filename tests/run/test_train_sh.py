@@ -1,4 +1,5 @@
-"""`run/train.sh`: its words reach the launcher unchanged, from any directory, and the launcher's exit code comes back."""
+"""`run/train.sh`: its words reach the launcher unchanged, from any directory, and the launcher's exit code comes
+back."""
 
 import json
 import os
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "run/train.sh"
-START = str(SCRIPT.parent / "pangu_run/isolated.py")
+START = str(SCRIPT.parents[1] / "pangu_ms/core/isolated.py")
 RECORDER = f"""#!{sys.executable}
 import json, os, sys
 print(json.dumps({{"words": sys.argv[1:], "path": os.environ["PYTHONPATH"], "cwd": os.getcwd()}}))
@@ -27,7 +28,14 @@ def run(tmp_path):
 
     def start(*words, script=SCRIPT, **variables):
         environment = os.environ | {"PYTHON": str(python)} | variables
-        return subprocess.run([str(script), *words], cwd=tmp_path / "else where", env=environment, capture_output=True, text=True, timeout=20)
+        return subprocess.run(
+            [str(script), *words],
+            cwd=tmp_path / "else where",
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
 
     return start
 
@@ -41,9 +49,19 @@ def test_words_stay_whole_and_the_verb_is_there(run):
     assert heard(run(*words))["words"] == [START, "pangu_run", "launch", *words]
 
 
-LEFT_OUT = [["--config", "a b", "--output", "o"], ["--output", "train", "--config", "c"], ["--config=train"], ["--data=train"]]
+LEFT_OUT = [
+    ["--config", "a b", "--output", "o"],
+    ["--output", "train", "--config", "c"],
+    ["--config=train"],
+    ["--data=train"],
+]
 LEFT_OUT += [["train.steps=5", "--output", "train"]]
-GIVEN = [["--num-ranks", "2", "--config", "train"], ["--grace=5", "train"], ["train", "--output", "train"], ["eval", "--config", "c"]]
+GIVEN = [
+    ["--num-ranks", "2", "--config", "train"],
+    ["--grace=5", "train"],
+    ["train", "--output", "train"],
+    ["eval", "--config", "c"],
+]
 GIVEN += [["--job-dir", "train", "train"]]
 
 
@@ -77,8 +95,16 @@ def test_help_and_nothing(run):
 
 
 def test_the_real_interpreter_starts_the_launch_layer(tmp_path):
-    """No stand-in: the module is found from a directory that has nothing, and another `run` directory there is no hindrance."""
+    """No stand-in: the module is found from a directory that has nothing, and another `run` directory there is no
+    hindrance."""
     (tmp_path / "run").mkdir()
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"PYTHON": sys.executable}
-    done = subprocess.run([str(SCRIPT), "--num-ranks", "2", "train", "--help"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(
+        [str(SCRIPT), "--num-ranks", "2", "train", "--help"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
     assert "pangu train" in done.stdout + done.stderr

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from ascend_ops import library
-from pangu_ms import compile_cache
-from pangu_run import files
-from pangu_run.errors import OutputError
+from pangu_ms.core import compile_cache, files
+from pangu_ms.core.errors import OutputError
 
 
 @pytest.fixture
@@ -56,7 +55,13 @@ def test_a_home_is_used_where_it_can_be_written(temporary, monkeypatch):
     assert files.user_cache() == Path("/x/pangu_ms")
 
 
-VERBS = ["doctor --json", "config show", "plan show --config alpha/13b", "ranktable check x", "manifest docker --config alpha/tiny --output-dir o"]
+VERBS = [
+    "doctor --json",
+    "config show",
+    "plan show --config alpha/13b",
+    "ranktable check x",
+    "manifest docker --config alpha/tiny --output-dir o",
+]
 
 
 def test_no_verb_asks_who_the_user_is(tmp_path):
@@ -65,11 +70,25 @@ import pwd, sys
 def unknown(*_): raise KeyError
 pwd.getpwuid = pwd.getpwnam = unknown
 import mindspore
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 for verb in {VERBS!r}:
     print(verb, main(verb.split()), flush=True)
 """
-    environment = {name: value for name, value in os.environ.items() if name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment | {"TMPDIR": str(tmp_path)}, cwd=tmp_path, capture_output=True, text=True, check=False)
+    environment = {
+        name: value for name, value in os.environ.items() if name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment | {"TMPDIR": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    assert [line.rpartition(" ")[2] for line in done.stdout.splitlines() if line.rpartition(" ")[0] in VERBS[1:]] == ["0", "0", "2", "0"]
+    assert [line.rpartition(" ")[2] for line in done.stdout.splitlines() if line.rpartition(" ")[0] in VERBS[1:]] == [
+        "0",
+        "0",
+        "2",
+        "0",
+    ]

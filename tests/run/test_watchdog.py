@@ -2,9 +2,9 @@
 
 import pytest
 
-from pangu_run.heartbeat import DATA, INIT, SAVE, STEP, WAIT
-from pangu_run.launch.job import Limits, Place
-from pangu_run.supervise.watchdog import RankState, hung, slow
+from pangu_ms.core.heartbeat import DATA, INIT, SAVE, STEP, WAIT
+from pangu_run.job.job import Limits, Place
+from pangu_run.supervisor.watchdog import RankState, hung, slow
 
 LIMITS = Limits(hang_s=10.0, start_s=100.0)
 
@@ -73,5 +73,5 @@ def test_a_rank_is_slow_by_its_own_work_not_by_waiting():
             hear(state, WAIT, 10.0 * step + own + 0.5, step)
             hear(state, STEP, 10.0 * step + 4.0, step)  # the sum over ranks, after all have come
             hear(state, WAIT, 10.0 * step + 4.1, step)
-    (state, seconds, median), = slow(states)
+    ((state, seconds, median),) = slow(states)
     assert state.place.rank == 1 and seconds == pytest.approx(2.6, abs=1e-4) and median == pytest.approx(0.7, abs=1e-4)

@@ -6,20 +6,28 @@ import time
 import pytest
 import yaml
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from pangu_ms.errors import ConfigError
-from pangu_ms.mf import __main__ as mf
-from pangu_run import yaml_file
-from pangu_run.yaml_file import YamlError, parse
+from pangu_ms.core import yaml_file
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.yaml_file import YamlError, parse
+from pangu_ms.mindformers import __main__ as mf
 
 BOMB = "l0: &l0 [x]\n" + "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 25))
 REFUSED = {
-    "a section twice": ("train:\n  steps: 1\nmodel: {}\ntrain:\n  steps: 2\n", 4, "'train' is given here and in line 1"),
+    "a section twice": (
+        "train:\n  steps: 1\nmodel: {}\ntrain:\n  steps: 2\n",
+        4,
+        "'train' is given here and in line 1",
+    ),
     "a key twice": ("train:\n  steps: 1\n  seed: 2\n  steps: 3\n", 4, "'steps' is given here and in line 2"),
     "a key twice in one line": ("a: {b: 1, b: 1}", 1, "'b' is given here and in line 1"),
     "an alias bomb": (BOMB, 6, "more than 100,000 values"),
-    "merges that multiply": ("a: &a {x: 1}\nb: &b [*a, *a]\n" + BOMB.replace("l24", "z"), 8, "more than 100,000 values"),
+    "merges that multiply": (
+        "a: &a {x: 1}\nb: &b [*a, *a]\n" + BOMB.replace("l24", "z"),
+        8,
+        "more than 100,000 values",
+    ),
     "an alias of itself": ("a: &a [*a]\n", 1, "alias of what it stands in"),
     "brackets": ("[" * 200_000, 1, "nested deeper"),
     "braces": ('{"a":' * 50_000, 1, "nested deeper"),
@@ -28,7 +36,11 @@ REFUSED = {
     "a number beyond Python": (f"a: 1\nb: {'9' * 5000}", 2, "no whole number of at most 64 bits"),
     "no number": ("a: 0b_", 1, "'0b_' begins no whole number"),
     "a large binary number": (f"a: 0b{'1' * 100_000}", 1, "more than 64 bits"),
-    "a tag that runs code": ("a: 1\nb: !!python/object/apply:os.system ['exit 3']\n", 2, "python/object/apply:os.system"),
+    "a tag that runs code": (
+        "a: 1\nb: !!python/object/apply:os.system ['exit 3']\n",
+        2,
+        "python/object/apply:os.system",
+    ),
     "bytes": ("a: !!binary aGVsbG8=\n", 1, "binary"),
     "a control character": ("a: 1\nb: \x1b[2J\n", None, "special characters are not allowed"),
     "a list as a key": ("? [1, 2]\n: 3\n", 1, "keys are texts"),
@@ -48,7 +60,10 @@ def test_what_is_refused(text, line, problem):
 
 
 def test_what_is_read_is_what_pyyaml_reads():
-    text = "a: &a {x: 1, y: [1.5, ~, 'yes', yes, 2024-01-02]}\nb:\n  <<: *a\n  x: 2\nc: [*a, *a]\nd: 18446744073709551615\n"
+    text = (
+        "a: &a {x: 1, y: [1.5, ~, 'yes', yes, 2024-01-02]}\nb:\n  <<: *a\n  x: 2\nc: [*a, *a]\nd:"
+        " 18446744073709551615\n"
+    )
     assert parse(text) == yaml.safe_load(text)
     assert parse(text)["b"] == {"x": 2, "y": parse(text)["a"]["y"]}
     assert parse("") is None
@@ -56,7 +71,11 @@ def test_what_is_read_is_what_pyyaml_reads():
 
 def test_files_that_are_no_files(tmp_path):
     (tmp_path / "large.yaml").write_text("# " + "x" * yaml_file.MAX_BYTES)
-    for path, problem in (("/dev/zero", "not an ordinary file"), (tmp_path, "not an ordinary file"), (tmp_path / "large.yaml", "more than 262,144 bytes")):
+    for path, problem in (
+        ("/dev/zero", "not an ordinary file"),
+        (tmp_path, "not an ordinary file"),
+        (tmp_path / "large.yaml", "more than 262,144 bytes"),
+    ):
         with pytest.raises(ConfigError, match=problem):
             yaml_file.read(path, ConfigError)
 
@@ -69,7 +88,10 @@ def test_every_reader_refuses(tmp_path, capsys):
             load()
     with pytest.raises(ConfigError, match="pangu.x=\\[: the value is not YAML"):
         mf.override({}, "pangu.x=[")
-    path.write_text(f"base: alpha/tiny\nunheard_of: [{', '.join('12345' for _ in range(9000))}]\ntrain:\n  steps: [{', '.join('12345' for _ in range(9000))}]\n")
+    path.write_text(
+        f"base: alpha/tiny\nunheard_of: [{', '.join('12345' for _ in range(9000))}]\ntrain:\n  steps:"
+        f" [{', '.join('12345' for _ in range(9000))}]\n"
+    )
     assert main(["config", "show", "--config", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and len(error) < 1000

@@ -1,9 +1,10 @@
-"""Ascend devices that are not there, from outside of the product: Python imports this file in every process that has its directory on PYTHONPATH.
+"""Ascend devices that are not there, from outside of the product: Python imports this file in every process that has
+its directory on PYTHONPATH.
 
-With ASCEND_STUB set, `mindspore.set_device("Ascend")` makes the process a rank of a virtual cluster (of one, where it stands alone), whose graphs
-MindSpore compiles for an Ascend chip. What a device would do is stubbed there, and nothing else: sums over ranks go through a meeting of this machine,
-and a compiled graph is not executed: a stand-in of its cell answers (`executed`, `loss_of`, `logits_of`). Devices that were opened are noted in
-ASCEND_STUB.devices, one a line.
+With ASCEND_STUB set, `mindspore.set_device("Ascend")` makes the process a rank of a virtual cluster (of one, where it
+stands alone), whose graphs MindSpore compiles for an Ascend chip. What a device would do is stubbed there, and nothing
+else: sums over ranks go through a meeting of this machine, and a compiled graph is not executed: a stand-in of its cell
+answers (`executed`, `loss_of`, `logits_of`). Devices that were opened are noted in ASCEND_STUB.devices, one a line.
 """
 
 import os
@@ -39,7 +40,7 @@ def set_device(target, device_id=None):
     import mindspore as ms
 
     from ascend_ops import backend
-    from pangu_ms.parallel import virtual_cluster
+    from pangu_ms.rehearsal import virtual_cluster
 
     with open(f"{os.environ['ASCEND_STUB']}.devices", "a") as file:
         file.write(f"{device_id}\n")
@@ -56,7 +57,8 @@ def stand_in_for_ranks(rank, world):
     """Sums over ranks that meet, and steps of a plan."""
     import mindspore as ms
 
-    from pangu_ms.parallel import device_ranks, planned_step
+    from pangu_ms.parallel import device_ranks
+    from pangu_ms.train import rank_step as planned_step
 
     ms.communication.init = lambda: None
     device_ranks.DeviceRanks._sum = sums_of(rank, world)
@@ -75,10 +77,14 @@ def sums_of(rank, world):
 
     import numpy as np
 
-    from pangu_ms.parallel.meeting import Meeting
+    from pangu_ms.parallel.rendezvous import Meeting
 
     meeting = Meeting(os.environ["ASCEND_STUB"], rank, world)
-    return lambda ranks, values: np.sum([json.loads(meeting.agree(json.dumps([*map(int, values)]) if r == rank else "")) for r in range(world)], axis=0, dtype=np.float32)
+    return lambda ranks, values: np.sum(
+        [json.loads(meeting.agree(json.dumps([*map(int, values)]) if r == rank else "")) for r in range(world)],
+        axis=0,
+        dtype=np.float32,
+    )
 
 
 class Executed:
@@ -91,9 +97,13 @@ class Executed:
         return getattr(self.cell, name)
 
     def __call__(self, *inputs):
-        assert self.cell(*inputs) is None and len(self.cell.compile_cache) == 1, "the inputs are not those that it was compiled for"
+        assert self.cell(*inputs) is None and len(self.cell.compile_cache) == 1, (
+            "the inputs are not those that it was compiled for"
+        )
         limit = inputs[-1] if self.step.plan.num_micro_batches == 1 else self.cell.loss_limit
-        return update([*self.step.weights, *self.step.parameters()], *loss_of(inputs[0].asnumpy(), inputs[3].asnumpy()), limit)
+        return update(
+            [*self.step.weights, *self.step.parameters()], *loss_of(inputs[0].asnumpy(), inputs[3].asnumpy()), limit
+        )
 
 
 def update(parameters, total, count, change, limit):
@@ -176,8 +186,13 @@ class Cells:
         import numpy as np
         from mindspore import Tensor
 
-        shape, num_states = (*positions.shape, cell.model.word_embedding.weight.shape[1]), len(cell.model.blocks) + hasattr(cell.model, "query_layer") + 1
-        return tuple(Tensor(np.random.default_rng(i).standard_normal(shape).astype(np.float32)) for i in range(num_states))
+        shape, num_states = (
+            (*positions.shape, cell.model.word_embedding.weight.shape[1]),
+            len(cell.model.blocks) + hasattr(cell.model, "query_layer") + 1,
+        )
+        return tuple(
+            Tensor(np.random.default_rng(i).standard_normal(shape).astype(np.float32)) for i in range(num_states)
+        )
 
 
 def start(device):
@@ -190,7 +205,7 @@ def start(device):
 
 
 if "ASCEND_STUB" in os.environ:
-    from pangu_ms import runtime
+    from pangu_ms.core import runtime
 
     real = {"start": runtime.start}
     runtime.start = start

@@ -1,8 +1,10 @@
 """A rank of a job of test_planned.py.
 
-    virtual DIRECTORY RANK PLAN    builds the placement of a virtual rank, which compiles its step, and writes what it holds to DIRECTORY/held.npz:
-                                   initial values, then those of the checkpoint DIRECTORY/source, then its part of a save below DIRECTORY/saved
-    words DIRECTORY                a real CPU process: what the ranks say to each other, to DIRECTORY/rank_N.json
+virtual DIRECTORY RANK PLAN    builds the placement of a virtual rank, which compiles its step, and writes what it holds
+to DIRECTORY/held.npz:
+                               initial values, then those of the checkpoint DIRECTORY/source, then its part of a save
+                               below DIRECTORY/saved
+words DIRECTORY                a real CPU process: what the ranks say to each other, to DIRECTORY/rank_N.json
 """
 
 import json
@@ -13,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 from tests.checkpoint.reshard_common import ALPHA, planned
 
 TEXT = "runs/\u9e4f/step-00000005"
@@ -25,8 +27,8 @@ def virtual(directory: Path, rank: int, plan: tuple[int, ...]) -> None:
 
     import ascend_ops
     from pangu_ms.checkpoint import store
-    from pangu_ms.data.loader import Batch
-    from pangu_ms.parallel import virtual_cluster
+    from pangu_ms.models.common.batch import Batch
+    from pangu_ms.rehearsal import virtual_cluster
     from pangu_ms.train import placement
 
     config = planned(ALPHA, plan)
@@ -38,15 +40,28 @@ def virtual(directory: Path, rank: int, plan: tuple[int, ...]) -> None:
         own.prepare()
         step, B, S = own.train_step, config.global_batch_size, config.model.seq_length
         ones = np.ones((B, S), np.int32)
-        step.cell(*step.inputs(Batch(np.ones((B, S + 1), np.int32), ones, ones, ones.astype(np.float32)), 3, 0.25, 8.0, 3e38))
-        control = [float(p.asnumpy()) for p in (step.cell.lr, step.cell.scale)] if config.parallel.pipeline_stage > 1 else [0.25, 8.0]
+        step.cell(
+            *step.inputs(Batch(np.ones((B, S + 1), np.int32), ones, ones, ones.astype(np.float32)), 3, 0.25, 8.0, 3e38)
+        )
+        control = (
+            [float(p.asnumpy()) for p in (step.cell.lr, step.cell.scale)]
+            if config.parallel.pipeline_stage > 1
+            else [0.25, 8.0]
+        )
     placement.initialize(own)
     first = held(own)
     checkpoint = store.open_checkpoint(directory / "source")
     for group in own.groups:
         placement.load(own, checkpoint, group)
     sliced = all(p.sliced for parameters in own.groups.values() for p in parameters)
-    np.savez(directory / "held.npz", graphs=len(step.cell.compile_cache), control=control, sliced=sliced, **{f"first/{n}": v for n, v in first.items()}, **held(own))
+    np.savez(
+        directory / "held.npz",
+        graphs=len(step.cell.compile_cache),
+        control=control,
+        sliced=sliced,
+        **{f"first/{n}": v for n, v in first.items()},
+        **held(own),
+    )
     own.save(directory / "saved", 5, checkpoint.state(), None)
 
 
@@ -63,7 +78,9 @@ def words(directory: Path) -> None:
     from pangu_ms.parallel.device_ranks import DeviceRanks
 
     ranks = DeviceRanks.join()
-    ms.set_auto_parallel_context(device_num=2, global_rank=ranks.rank, full_batch=True, pipeline_stages=2, parallel_mode="semi_auto_parallel")
+    ms.set_auto_parallel_context(
+        device_num=2, global_rank=ranks.rank, full_batch=True, pipeline_stages=2, parallel_mode="semi_auto_parallel"
+    )
     brought = [(None, None), (None, "SIGTERM"), ("SIGINT", None), ("SIGINT", "failed"), ("SIGUSR1", None)]
     heard = [ranks.agree(pair[ranks.rank]) for pair in brought]
     told = [ranks.tell(TEXT if ranks.leads else ""), ranks.tell("")]

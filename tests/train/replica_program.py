@@ -1,4 +1,5 @@
-"""What each rank of test_data_parallel runs: steps on its part of the batches; rank 0 alone, or all, write what they got to DIRECTORY/rank_N.npz.
+"""What each rank of test_data_parallel runs: steps on its part of the batches; rank 0 alone, or all, write what they
+got to DIRECTORY/rank_N.npz.
 
 Their heartbeats go to DIRECTORY/heart_N.
 """
@@ -9,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms import runtime
-from pangu_run import heartbeat
-from pangu_run.heartbeat import DESCRIPTOR
+from pangu_ms.core import heartbeat, runtime
+from pangu_ms.core.heartbeat import DESCRIPTOR
 from tests.models.test_alpha import random_parameters, small
 from tests.train.test_step import arrays, make_batch, make_config
 
@@ -23,18 +23,25 @@ def config_of(replicas, parts, dropout=0.0, rows=4):
     """The same global batch of `rows` rows and the same micro-batches, however many replicas share them."""
     model = small(num_layers=2, hidden_size=16, seq_length=24, dropout=dropout)
     optimizer = {"beta1": 0.5, "clip_norm": 0.0, "weight_decay": 0.0}
-    return make_config(model, train={"batch_size": rows // replicas, "accumulation_steps": parts}, parallel={"data_parallel": replicas}, optimizer=optimizer)
+    return make_config(
+        model,
+        train={"batch_size": rows // replicas, "accumulation_steps": parts},
+        parallel={"data_parallel": replicas},
+        optimizer=optimizer,
+    )
 
 
 def global_batch(config, seed, rank=0, world=1):
-    """Rank `rank`'s rows of a batch of 4 in which a whole row does not count, so that the replicas have different numbers of tokens."""
+    """Rank `rank`'s rows of a batch of 4 in which a whole row does not count, so that the replicas have different
+    numbers of tokens."""
     batch = make_batch(config, rows=4, seed=seed)
     batch.loss_mask[seed % 4] = 0
     return list(batch.split(world))[rank]
 
 
 def momentum_sgd(config, replicas, model, step):
-    """Losses, gradient norms, and the last momentum and weights of STEPS steps; AdamW's first moment is the momentum, its own update has rate 0."""
+    """Losses, gradient norms, and the last momentum and weights of STEPS steps; AdamW's first moment is the momentum,
+    its own update has rate 0."""
     rows = []
     for number in range(STEPS):
         result = step(global_batch(config, number, replicas.rank, replicas.world), number, lr=0.0)
@@ -42,11 +49,16 @@ def momentum_sgd(config, replicas, model, step):
         for weight, momentum in zip(model.trainable_params(), step.optimizer.m):
             weight.set_data(weight - RATE * momentum)
     moments = {f"m/{name}": value for name, value in arrays(step.optimizer.m).items()}
-    return {"rows": np.array(rows), **moments, **{f"w/{name}": value for name, value in arrays(model.trainable_params()).items()}}
+    return {
+        "rows": np.array(rows),
+        **moments,
+        **{f"w/{name}": value for name, value in arrays(model.trainable_params()).items()},
+    }
 
 
 def adamw(config, replicas, model, step):
-    """Losses and weights of four steps of which the second overflows on the last rank alone, and the third exceeds the limit of the mean loss."""
+    """Losses and weights of four steps of which the second overflows on the last rank alone, and the third exceeds the
+    limit of the mean loss."""
     rows, before = [], {}
     last = replicas.rank == replicas.world - 1
     for number in range(4):
@@ -72,14 +84,17 @@ def all_cases(replicas):
         config = config_of(replicas.world, micro_batches // replicas.world, dropout)
         model = build_model(config.model)
         fill(model.trainable_params(), random_parameters(config.model))
-        results |= {f"{name}/{key}": value for key, value in run(config, replicas, model, TrainStep(model, config, replicas)).items()}
+        results |= {
+            f"{name}/{key}": value
+            for key, value in run(config, replicas, model, TrainStep(model, config, replicas)).items()
+        }
     return results
 
 
 if __name__ == "__main__":
     runtime.quiet()
     runtime.start("CPU")
-    from pangu_ms.parallel.collective import Replicas
+    from pangu_ms.parallel.replicas import Replicas
 
     os.environ[DESCRIPTOR] = str(os.open(f"{sys.argv[1]}/heart_{os.environ['RANK_ID']}", os.O_WRONLY | os.O_CREAT))
     heartbeat._pipe.cache_clear()  # the launcher's own has beaten already

@@ -1,4 +1,5 @@
-"""What is committed of a run whose losses turn bad: nothing but states whose loss was seen to be good. Losses are given, not computed."""
+"""What is committed of a run whose losses turn bad: nothing but states whose loss was seen to be good. Losses are
+given, not computed."""
 
 import math
 import os
@@ -9,8 +10,8 @@ import pytest
 
 from pangu_ms.checkpoint import store
 from pangu_ms.config import load_config
-from pangu_ms.errors import TrainingDiverged
-from pangu_ms.parallel.collective import Replicas
+from pangu_ms.core.errors import TrainingDiverged
+from pangu_ms.parallel.replicas import Replicas
 from pangu_ms.train import loop
 from pangu_ms.train.confirm import NO_UPDATE
 from pangu_ms.train.step import StepResult
@@ -20,7 +21,8 @@ pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 
 class Given:
-    """A placement whose steps have given losses; a step in `overflows` has a gradient that is not finite; a signal comes in step `signal_at`."""
+    """A placement whose steps have given losses; a step in `overflows` has a gradient that is not finite; a signal
+    comes in step `signal_at`."""
 
     cacheable, groups = False, {}
 
@@ -35,7 +37,9 @@ class Given:
         if step == self.signal_at and loss_limit != NO_UPDATE:
             os.kill(os.getpid(), signal.SIGTERM)
         norm = math.nan if step in self.overflows else 1.0
-        return StepResult(self.loss(step), norm, math.isfinite(self.loss(step) + norm) and self.loss(step) <= loss_limit)
+        return StepResult(
+            self.loss(step), norm, math.isfinite(self.loss(step) + norm) and self.loss(step) <= loss_limit
+        )
 
     def find(self, find):
         return find()
@@ -74,27 +78,35 @@ def bad_from(step):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e6], ids=str)
 def test_weights_after_which_losses_are_bad_are_not_committed_and_the_good_ones_stay(session, bad):
-    """The step that spoilt them was a good one: step 4 has a loss of 2, and what it leaves has a bad one in each of seven attempts to save."""
+    """The step that spoilt them was a good one: step 4 has a loss of 2, and what it leaves has a bad one in each of
+    seven attempts to save."""
     with pytest.raises(TrainingDiverged, match="the newest good checkpoint is of step 4; .*--resume-from 4 "):
         session(loss=lambda step: 2.0 if step < 5 else bad)
     assert steps_of(session.output) == [3, 4]
 
 
 def test_the_state_after_the_last_step_is_confirmed_too(session):
-    with pytest.raises(TrainingDiverged, match="^step 12: is the last one, and the losses after it are bad; the newest good checkpoint is of step 11"):
+    with pytest.raises(
+        TrainingDiverged,
+        match="^step 12: is the last one, and the losses after it are bad; the newest good checkpoint is of step 11",
+    ):
         session(loss=bad_from(12))
     assert steps_of(session.output) == [10, 11]
 
 
 def test_a_signal_commits_what_one_forward_pass_confirms(session):
     done = session("train.save_every=0", signal_at=6)
-    assert (done.result.stopped_by, done.result.step, done.result.saved) == ("SIGTERM", 7, 7) and steps_of(session.output) == [7]
+    assert (done.result.stopped_by, done.result.step, done.result.saved) == ("SIGTERM", 7, 7) and steps_of(
+        session.output
+    ) == [7]
     assert done.calls == [*((step, False) for step in range(7)), (7, True)]
 
 
 def test_a_signal_in_a_streak_commits_nothing(session):
     done = session(loss=bad_from(5), signal_at=6)
-    assert (done.result.stopped_by, done.result.step, done.result.saved) == ("SIGTERM", 7, 4) and steps_of(session.output) == [3, 4]
+    assert (done.result.stopped_by, done.result.step, done.result.saved) == ("SIGTERM", 7, 4) and steps_of(
+        session.output
+    ) == [3, 4]
 
 
 def test_a_resumed_run_remembers_how_many_steps_were_skipped_in_a_row(session):

@@ -1,4 +1,5 @@
-"""Training on two processes with MindSpore's collectives: it equals one process, stops and resumes as one, and ends when a rank is killed."""
+"""Training on two processes with MindSpore's collectives: it equals one process, stops and resumes as one, and ends
+when a rank is killed."""
 
 import json
 import os
@@ -12,7 +13,7 @@ import pytest
 
 from pangu_ms.checkpoint.store import latest_valid, open_checkpoint
 from pangu_ms.config import load_config
-from pangu_ms.errors import ConfigError
+from pangu_ms.core.errors import ConfigError
 from tests.faults.common import wait_for
 from tests.run.test_launch import alive
 from tests.train.test_resume import command, losses, metrics, require_equal_runs
@@ -23,18 +24,24 @@ pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 @pytest.fixture(scope="module")
 def two_and_one(tmp_path_factory):
     """What the cases of replica_program give on each of two ranks, and in this process alone."""
-    from pangu_ms.parallel.collective import Replicas
-    from pangu_run.launch.start import run_ranks
+    from pangu_ms.parallel.replicas import Replicas
+    from pangu_run.launcher import run_ranks
     from tests.train.replica_program import all_cases
 
     directory = tmp_path_factory.mktemp("replicas")
     assert run_ranks(lambda rank: ["-m", "tests.train.replica_program", str(directory)], 2, directory) == 0
-    return dict(np.load(directory / "rank_0.npz")), dict(np.load(directory / "rank_1.npz")), all_cases(Replicas()), directory
+    return (
+        dict(np.load(directory / "rank_0.npz")),
+        dict(np.load(directory / "rank_1.npz")),
+        all_cases(Replicas()),
+        directory,
+    )
 
 
 @pytest.mark.parametrize("case", ["sgd", "sgd_cut"])
 def test_momentum_sgd_equals_one_process(two_and_one, case):
-    """Momentum and weights depend on the scale of the gradients, which AdamW would hide; sgd_cut has accumulation and dropout too."""
+    """Momentum and weights depend on the scale of the gradients, which AdamW would hide; sgd_cut has accumulation and
+    dropout too."""
     first, second, alone, _ = two_and_one
     names = [name for name in alone if name.startswith(f"{case}/")]
     assert len(names) > 20 and first[f"{case}/rows"][-1, 0] < first[f"{case}/rows"][0, 0] - 0.1
@@ -64,11 +71,19 @@ def test_a_rank_that_computes_after_a_meeting_does_not_say_that_it_waits(two_and
         assert [beat["step"] for beat in beats if beat["phase"] == "step"] == steps
 
 
-def test_a_signal_stops_all_ranks_at_one_step_and_a_killed_rank_ends_the_job(records, tiny_overrides, trained_run, tmp_path):
+def test_a_signal_stops_all_ranks_at_one_step_and_a_killed_rank_ends_the_job(
+    records, tiny_overrides, trained_run, tmp_path
+):
     """One run, stopped, resumed, killed and resumed, against one that was not, bit for bit, and against one process."""
     from pangu_ms.train.loop import train
 
-    fixed = [*tiny_overrides, "optimizer.decay_steps=100", "model.dropout=0.2", "train.keep_checkpoints=0", "train.save_every=5"]
+    fixed = [
+        *tiny_overrides,
+        "optimizer.decay_steps=100",
+        "model.dropout=0.2",
+        "train.keep_checkpoints=0",
+        "train.save_every=5",
+    ]
     ranks = [*fixed, "train.batch_size=2", "parallel.data_parallel=2"]
     output, endless = tmp_path / "run", [*ranks, "train.steps=100000"]
 
@@ -83,16 +98,26 @@ def test_a_signal_stops_all_ranks_at_one_step_and_a_killed_rank_ends_the_job(rec
     process = start(records, output, endless, "--resume")
     wait_for_step(process, output, stopped + 7)
     children = [int(pid) for pid in re.findall(r"\d+", open(f"/proc/{process.pid}/task/{process.pid}/children").read())]
-    os.kill(next(pid for pid in children if b"RANK_ID=1\0" in open(f"/proc/{pid}/environ", "rb").read()), signal.SIGKILL)
+    os.kill(
+        next(pid for pid in children if b"RANK_ID=1\0" in open(f"/proc/{pid}/environ", "rb").read()), signal.SIGKILL
+    )
     killed = time.monotonic()
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + 9 and time.monotonic() - killed < 15 and "device 1) was killed by SIGKILL" in errors and "Traceback" not in errors, errors
+    assert (
+        process.returncode == 128 + 9
+        and time.monotonic() - killed < 15
+        and "device 1) was killed by SIGKILL" in errors
+        and "Traceback" not in errors
+    ), errors
     wait_for(lambda: not any(map(alive, children)))
     found = latest_valid(output / "checkpoints")[0].step
     assert found > stopped
 
     steps = found + 3
-    both = [start(records, directory, [*ranks, f"train.steps={steps}"], "--resume", "--json") for directory in (tmp_path / "whole", output)]
+    both = [
+        start(records, directory, [*ranks, f"train.steps={steps}"], "--resume", "--json")
+        for directory in (tmp_path / "whole", output)
+    ]
     for process in both:
         printed, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
@@ -100,13 +125,20 @@ def test_a_signal_stops_all_ranks_at_one_step_and_a_killed_rank_ends_the_job(rec
     result = json.loads(printed)
     assert result["step"] == steps and result["held_out"] and result["cache_hit"] and len(metrics(output)) == steps + 1
 
-    alone = train(load_config("alpha/tiny", [*fixed, "train.accumulation_steps=2", f"train.steps={steps}"]), records, tmp_path / "alone", progress=False)
+    alone = train(
+        load_config("alpha/tiny", [*fixed, "train.accumulation_steps=2", f"train.steps={steps}"]),
+        records,
+        tmp_path / "alone",
+        progress=False,
+    )
     np.testing.assert_allclose([*losses(tmp_path / "alone").values()], [*losses(output).values()], atol=1e-4, rtol=1e-4)
     assert alone.held_out.loss == pytest.approx(result["held_out"]["loss"], abs=1e-4) and alone.held_out.num_tokens > 0
 
 
 def start(records, output, overrides, *options):
-    return subprocess.Popen(command(records, output, overrides, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command(records, output, overrides, *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def wait_for_step(process, output, step):
@@ -116,26 +148,48 @@ def wait_for_step(process, output, step):
 
 
 def test_only_what_a_cpu_executes_is_begun(records, tiny_overrides, tmp_path, capsys):
-    from pangu_ms.cli import main
+    from pangu_ms.cli.main import main
     from pangu_ms.train.loop import train
 
     def told(*overrides):
-        assert main(["train", "--data", str(records), "--output", str(tmp_path / "new"), *tiny_overrides, *overrides]) == 2
+        assert (
+            main(["train", "--data", str(records), "--output", str(tmp_path / "new"), *tiny_overrides, *overrides]) == 2
+        )
         return capsys.readouterr().err
 
-    for field, others in {"model_parallel=2": [], "pipeline_stage=2": ["parallel.micro_batch_num=2"], "optimizer_shard=true": []}.items():
-        assert re.search(rf"parallel.{field}: a CPU trains with data_parallel alone; rehearse", told(f"parallel.{field}", *others), re.IGNORECASE)
+    for field, others in {
+        "model_parallel=2": [],
+        "pipeline_stage=2": ["parallel.micro_batch_num=2"],
+        "optimizer_shard=true": [],
+    }.items():
+        assert re.search(
+            rf"parallel.{field}: a CPU trains with data_parallel alone; rehearse",
+            told(f"parallel.{field}", *others),
+            re.IGNORECASE,
+        )
     assert "vocab_size" in told("parallel.data_parallel=2", "model.vocab_size=64")  # told once, before ranks start
     assert not (tmp_path / "new").exists()
     with pytest.raises(ConfigError, match="this job has 1 process"):
-        train(load_config("alpha/tiny", [*tiny_overrides, "parallel.data_parallel=2"]), records, tmp_path / "new", progress=False)
+        train(
+            load_config("alpha/tiny", [*tiny_overrides, "parallel.data_parallel=2"]),
+            records,
+            tmp_path / "new",
+            progress=False,
+        )
 
 
 def test_a_resumed_run_may_share_its_global_batch_out_anew():
     from pangu_ms.train.resume import require_same_run
 
     def config(batch_size, data_parallel):
-        return load_config("alpha/tiny", [f"train.batch_size={batch_size}", f"parallel.data_parallel={data_parallel}", "parallel.devices_per_server=4"])
+        return load_config(
+            "alpha/tiny",
+            [
+                f"train.batch_size={batch_size}",
+                f"parallel.data_parallel={data_parallel}",
+                "parallel.devices_per_server=4",
+            ],
+        )
 
     require_same_run(config(8, 1), config(4, 2), "checkpoint")
     with pytest.raises(ConfigError, match="must stay 8.*add train.batch_size=4"):
@@ -145,5 +199,11 @@ def test_a_resumed_run_may_share_its_global_batch_out_anew():
 def test_the_learning_rate_sees_the_global_batch():
     from pangu_ms.train.schedule import peak_learning_rate
 
-    shared = [load_config("alpha/tiny", ["optimizer.base_batch_tokens=1024", f"train.batch_size={8 // n}", f"parallel.data_parallel={n}"]) for n in (1, 2, 8)]
+    shared = [
+        load_config(
+            "alpha/tiny",
+            ["optimizer.base_batch_tokens=1024", f"train.batch_size={8 // n}", f"parallel.data_parallel={n}"],
+        )
+        for n in (1, 2, 8)
+    ]
     assert {peak_learning_rate(config) for config in shared} == {peak_learning_rate(shared[0])}

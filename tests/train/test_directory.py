@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from pangu_ms.config.load import dump_config, load_config
-from pangu_ms.errors import OutputError
+from pangu_ms.core.errors import OutputError
 from pangu_ms.train.resume import starting_point
 
 CONFIG = load_config("alpha/tiny")
@@ -27,14 +27,21 @@ def begin(tmp_path):
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_is_begun_again_by_resume(begin):
-    with pytest.raises(OutputError, match="holds a run without a checkpoint; add --resume to begin it again, or name a new --output$"):
+    with pytest.raises(
+        OutputError, match="holds a run without a checkpoint; add --resume to begin it again, or name a new --output$"
+    ):
         begin(RUN)
     assert begin(RUN, resume=True) is None
 
 
 @pytest.mark.parametrize(
     "files",
-    [{"notes.txt": ""}, RUN | {"notes.txt": ""}, RUN | {"config.yaml": "a: foreign one\n"}, RUN | {"checkpoints/step-00000005/manifest.json": "damaged"}],
+    [
+        {"notes.txt": ""},
+        RUN | {"notes.txt": ""},
+        RUN | {"config.yaml": "a: foreign one\n"},
+        RUN | {"checkpoints/step-00000005/manifest.json": "damaged"},
+    ],
     ids=["no run", "a run and more", "another program's", "a damaged checkpoint"],
 )
 def test_where_resume_would_be_refused_it_is_not_advised(begin, files):
@@ -59,7 +66,7 @@ def test_what_a_killed_first_save_left_does_not_stop_a_resumed_run(begin, tmp_pa
 HOLD = """
 import sys
 from pathlib import Path
-from pangu_ms.errors import OutputError
+from pangu_ms.core.errors import OutputError
 from pangu_ms.train.directory import RunLock
 lock = RunLock(Path(sys.argv[1]))
 sys.stdin.readline()
@@ -76,7 +83,10 @@ lock.release()
 
 def holders(output, number):
     """Processes that all ask for the lock of a directory as soon as all are there, and the first word of each."""
-    processes = [subprocess.Popen([sys.executable, "-c", HOLD, output], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(number)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", HOLD, output], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(number)
+    ]
     for process in processes:
         process.stdin.write("\n")
         process.stdin.flush()
@@ -91,7 +101,9 @@ def test_one_of_many_gets_the_lock_of_a_directory_and_its_end_frees_it(tmp_path,
     (winner,) = [process for process, word in zip(processes, words) if word == "holds\n"]
     others = [word for word in words if word != "holds\n"]
     assert len(others) == 3 and all(f"{output}: " in word and "trains in it; one at a time" in word for word in others)
-    assert any(f"process {winner.pid} on" in word for word in others) or all("another process" in word for word in others)
+    assert any(f"process {winner.pid} on" in word for word in others) or all(
+        "another process" in word for word in others
+    )
     if end == "kill":
         winner.kill()
     winner.communicate("\n" if end == "release" else None)

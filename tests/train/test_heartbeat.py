@@ -10,8 +10,8 @@ import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.config import load_config
-from pangu_ms.parallel.meeting import Meeting
-from pangu_run import heartbeat
+from pangu_ms.core import heartbeat
+from pangu_ms.parallel.rendezvous import Meeting
 from tests.train.test_resume import losses, metrics, require_equal_runs
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -44,12 +44,26 @@ def run(records, overrides, output, **options):
 
 
 def test_a_run_tells_each_phase_once(records, tiny_overrides, tmp_path, heard):
-    result = run(records, [*tiny_overrides, "train.steps=4", "train.save_every=2", "train.eval_every=3"], tmp_path / "run")
+    result = run(
+        records, [*tiny_overrides, "train.steps=4", "train.save_every=2", "train.eval_every=3"], tmp_path / "run"
+    )
     beats = heard()
     steps = {step: [("data", step), ("step", step)] for step in range(4)}
-    saves = {step: [("evaluate", step), ("save", step), ("save", step)] for step in (2, 4)}  # evaluate: is the loss after the step good?
+    saves = {
+        step: [("evaluate", step), ("save", step), ("save", step)] for step in (2, 4)
+    }  # evaluate: is the loss after the step good?
     begin = [("init", None), ("init", None)]
-    assert [what for what, _ in beats] == [*begin, *steps[0], *steps[1], *saves[2], *steps[2], ("evaluate", 3), *steps[3], *saves[4], ("evaluate", 4)]
+    assert [what for what, _ in beats] == [
+        *begin,
+        *steps[0],
+        *steps[1],
+        *saves[2],
+        *steps[2],
+        ("evaluate", 3),
+        *steps[3],
+        *saves[4],
+        ("evaluate", 4),
+    ]
     assert [facts["saved"] for _, facts in beats if "saved" in facts] == [2, 4]
     speeds = [facts.get("tokens_per_second") for (phase, _), facts in beats if phase in ("data", "step")]
     assert speeds[:2] == [None, None] and all(speed > 0 for speed in speeds[2:]) and result.step == 4
@@ -79,12 +93,18 @@ def signalled_at(monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", ["place", "starting_point", "initialize"])
-def test_a_signal_before_the_first_step_stops_without_one(records, tiny_overrides, tmp_path, monkeypatch, trained_run, name):
+def test_a_signal_before_the_first_step_stops_without_one(
+    records, tiny_overrides, tmp_path, monkeypatch, trained_run, name
+):
     signalled_at(monkeypatch, name)
     output = tmp_path / "run"
     stopped = run(records, tiny_overrides, output)
     assert (stopped.step, stopped.stopped_by, stopped.loss) == (0, "SIGUSR1", None)
-    assert open_checkpoint(output).step == 0 and metrics(output) == [] and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    assert (
+        open_checkpoint(output).step == 0
+        and metrics(output) == []
+        and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+    )
     if name == "place":  # once more, now where a run is
         before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
         assert run(records, tiny_overrides, output, resume=True).stopped_by == "SIGUSR1"

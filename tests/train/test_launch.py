@@ -4,8 +4,9 @@ import importlib.util
 
 import pytest
 
-from pangu_ms.errors import UserError
-from pangu_ms.train import cli, launch
+from pangu_ms.cli import train as cli
+from pangu_ms.cli import train_checks as launch
+from pangu_ms.core.errors import UserError
 
 
 @pytest.fixture
@@ -16,7 +17,9 @@ def start(monkeypatch, records, tiny_overrides):
         return words(0), world
 
     monkeypatch.setattr(launch, "run_ranks", ranks)
-    return lambda output, *words: cli.main(["--data", str(records), *tiny_overrides, "parallel.data_parallel=2", "--output", str(output), *words])
+    return lambda output, *words: cli.main(
+        ["--data", str(records), *tiny_overrides, "parallel.data_parallel=2", "--output", str(output), *words]
+    )
 
 
 def refused(start, *words):
@@ -26,7 +29,9 @@ def refused(start, *words):
 
 
 def test_weights_of_another_model_are_refused_before_ranks_start(start, trained_run, tmp_path):
-    assert "instead of (64, 32)" in refused(start, tmp_path / "run", "--init-from", str(trained_run), "model.ffn_hidden_size=64")
+    assert "instead of (64, 32)" in refused(
+        start, tmp_path / "run", "--init-from", str(trained_run), "model.ffn_hidden_size=64"
+    )
     assert str(tmp_path / "none") in refused(start, tmp_path / "run", "--init-from", str(tmp_path / "none"))
     words, world = start(tmp_path / "run", "--init-from", str(trained_run))
     assert world == 2 and words[:3] == ["-m", "pangu_ms", "train"] and words[-2:] == ["--init-from", str(trained_run)]
@@ -41,5 +46,7 @@ def test_a_run_that_goes_on_keeps_its_own_weights(start, trained_run):
 
 def test_tensorboard_is_there_before_ranks_start(start, tmp_path, monkeypatch):
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboardX" else real(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboardX" else real(name, *rest)
+    )
     assert "--tensorboard: tensorboardX is not installed" in refused(start, tmp_path / "run", "--tensorboard")

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from pangu_ms import cli
+from pangu_ms.cli import main as cli
+from pangu_ms.cli import train as train_cli
 from pangu_ms.config import load_config
-from pangu_ms.errors import ConfigError
-from pangu_ms.train import cli as train_cli
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.train.resume import require_same_run
 from pangu_ms.train.schedule import learning_rate
 from tests.train.test_resume import losses
@@ -45,9 +45,12 @@ def test_other_rates_are_refused_and_the_advice_keeps_them(was):
     assert all(learning_rate(stored, step) == learning_rate(advised, step) for step in range(12))
 
 
-@pytest.mark.parametrize("was", [[], ["optimizer.warmup_steps=12"], ["optimizer.warmup_steps=40"], ["optimizer.schedule=constant"]])
+@pytest.mark.parametrize(
+    "was", [[], ["optimizer.warmup_steps=12"], ["optimizer.warmup_steps=40"], ["optimizer.schedule=constant"]]
+)
 def test_the_advice_for_a_finished_run_is_taken_and_keeps_the_rates(was):
-    """Also where the run ended within its warm-up: a decay that never began has no end to keep, and none may lie there."""
+    """Also where the run ended within its warm-up: a decay that never began has no end to keep, and none may lie
+    there."""
     stored = config(*was)
     added = re.findall(r"optimizer.decay_steps=\d+", train_cli._lengthening(stored))
     longer = config(*was, "train.steps=24", *added)
@@ -55,17 +58,34 @@ def test_the_advice_for_a_finished_run_is_taken_and_keeps_the_rates(was):
     assert all(learning_rate(stored, done) == learning_rate(longer, done) for done in range(12))
 
 
-def test_a_finished_run_says_how_it_is_lengthened_and_that_works(records, tiny_overrides, trained_run, tmp_path, capsys):
+def test_a_finished_run_says_how_it_is_lengthened_and_that_works(
+    records, tiny_overrides, trained_run, tmp_path, capsys
+):
     shutil.copytree(trained_run, tmp_path / "run")
-    command = ["train", "--config", "alpha/tiny", *tiny_overrides, "--data", str(records), "--output", str(tmp_path / "run"), "--resume"]
+    command = [
+        "train",
+        "--config",
+        "alpha/tiny",
+        *tiny_overrides,
+        "--data",
+        str(records),
+        "--output",
+        str(tmp_path / "run"),
+        "--resume",
+    ]
     assert cli.main(command) == 0
-    added = re.search(r"nothing left to do.*; to lengthen the run, add a train.steps above \d+ and (optimizer.decay_steps=\d+)", capsys.readouterr().out)[1]
+    added = re.search(
+        r"nothing left to do.*; to lengthen the run, add a train.steps above \d+ and (optimizer.decay_steps=\d+)",
+        capsys.readouterr().out,
+    )[1]
     assert cli.main([*command, "train.steps=14", added]) == 0
     before, after = losses(trained_run), losses(tmp_path / "run")
     assert sorted(after) == list(range(14)) and all(after[step] == before[step] for step in before)
     capsys.readouterr()
     assert cli.main([*command, "train.steps=14", added]) == 0
-    assert re.search(r"; to lengthen the run, add a train.steps above \d+\n$", capsys.readouterr().out)  # the decay's end is given
+    assert re.search(
+        r"; to lengthen the run, add a train.steps above \d+\n$", capsys.readouterr().out
+    )  # the decay's end is given
 
 
 def test_a_run_is_not_shortened_and_not_bent_for_nothing(records, tiny_overrides, trained_run, tmp_path, capsys):
@@ -76,5 +96,7 @@ def test_a_run_is_not_shortened_and_not_bent_for_nothing(records, tiny_overrides
     shorter = ["train.steps=11", "optimizer.decay_steps=12"]
     for options in (["--resume", *shorter], ["--resume-from", "12"], ["--resume-from", "12", "optimizer.lr=1e-3"]):
         assert cli.main([*command, *options]) == 2
-        assert re.search(r"step 12, and train.steps=1[12]; .* add train.steps=1[23] or more\n$", capsys.readouterr().err)
+        assert re.search(
+            r"step 12, and train.steps=1[12]; .* add train.steps=1[23] or more\n$", capsys.readouterr().err
+        )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before

@@ -7,9 +7,9 @@ import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.config import load_config
+from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.rounds import BatchLosses, Order, fingerprint, resample
-from pangu_ms.errors import ConfigError, DataError
 from tests.train.test_resume import require_equal_runs
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -79,7 +79,11 @@ def test_a_run_resumes_on_no_other_order(whole, trained_run, config, records, or
     from pangu_ms.train.loop import train
 
     before = (whole / "config.yaml").read_bytes()
-    for path, run, found in ((order.with_name("2.npz"), whole, "is [0-9a-f]{12}, was [0-9a-f]{12}"), ("", whole, "is none, was"), (order, trained_run, "was none")):
+    for path, run, found in (
+        (order.with_name("2.npz"), whole, "is [0-9a-f]{12}, was [0-9a-f]{12}"),
+        ("", whole, "is none, was"),
+        (order, trained_run, "was none"),
+    ):
         with pytest.raises(ConfigError, match=f"data.order={path}: its SHA-256 .*{found}.* restore it"):
             train(changed(config, order=str(path)), records, run, resume=True, progress=False)
     assert (whole / "config.yaml").read_bytes() == before
@@ -107,4 +111,10 @@ def test_the_next_round_starts_from_the_rows_of_this_one(whole, config, records,
     kept = Order.open(tmp_path / "next.npz", train_set).rows
     assert kept.tolist() in found.rows.tolist()
     with pytest.raises(ConfigError, match="data.order=.*2.npz: its SHA-256"):
-        batch_losses(checkpoint, records, tmp_path / "again.npz", config=changed(config, order=str(order.with_name("2.npz"))), progress=False)
+        batch_losses(
+            checkpoint,
+            records,
+            tmp_path / "again.npz",
+            config=changed(config, order=str(order.with_name("2.npz"))),
+            progress=False,
+        )

@@ -1,4 +1,5 @@
-"""What of planned training is not the device: a rank's compiled step, its slices loaded and saved, what ranks tell each other, what is refused."""
+"""What of planned training is not the device: a rank's compiled step, its slices loaded and saved, what ranks tell each
+other, what is refused."""
 
 import json
 import subprocess
@@ -9,13 +10,13 @@ import pytest
 
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.reshard import Source, reshard
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
+from pangu_ms.cli.train_checks import needs_ranks, require_executable
 from pangu_ms.config.load import load_config
-from pangu_ms.errors import CheckpointError, ConfigError
-from pangu_ms.models.init import initial_values
-from pangu_ms.parallel.meeting import PeerLost
-from pangu_ms.train.launch import needs_ranks, require_executable
-from pangu_run.launch.start import run_ranks
+from pangu_ms.core.errors import CheckpointError, ConfigError
+from pangu_ms.models.common.init import initial_values
+from pangu_ms.parallel.rendezvous import PeerLost
+from pangu_run.launcher import run_ranks
 from tests.checkpoint.common import assert_same
 from tests.checkpoint.rank_saver import groups
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice
@@ -26,7 +27,8 @@ ANOTHER_PLAN = (2, 4, 1, 1, 0, 4)
 
 @pytest.mark.parametrize(("rank", "plan"), [(3, (2, 2, 1, 1, 1, 4)), (4, (2, 2, 2, 0, 1, 2, 2))])
 def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path, rank, plan):
-    """Rank 3 of dp 2 x mp 2 with the optimizer's cut, and the first of the second stage of two. Slices are cut by the rules in words."""
+    """Rank 3 of dp 2 x mp 2 with the optimizer's cut, and the first of the second stage of two. Slices are cut by the
+    rules in words."""
     arrays, state = groups(), {"step": 5}
     whole = store.open_checkpoint(store.save(tmp_path / "whole", 5, arrays, state, planned(ALPHA, plan)))
     reshard(Source.of(whole), tmp_path / "source", planned(ALPHA, ANOTHER_PLAN))
@@ -36,20 +38,30 @@ def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path, rank
     found = dict(np.load(tmp_path / "held.npz"))
     assert found.pop("graphs") == 1 and found.pop("control").tolist() == [0.25, 8.0] and found.pop("sliced")
 
-    first = {f"first/{name}": value for name, value in initial_values(planned(ALPHA, plan).model, planned(ALPHA, plan).train.seed)}
+    first = {
+        f"first/{name}": value
+        for name, value in initial_values(planned(ALPHA, plan).model, planned(ALPHA, plan).train.seed)
+    }
     first |= {f"first/{name}": np.zeros_like(value) for name, value in arrays["optimizer"].items()}
     everything = {name: value for tensors in arrays.values() for name, value in tensors.items()}
-    parts = {name: rank_slice(plan, name.removeprefix("first/"), value, rank) for name, value in (everything | first).items()}
+    parts = {
+        name: rank_slice(plan, name.removeprefix("first/"), value, rank) for name, value in (everything | first).items()
+    }
     assert_same(found, {name: part[0] for name, part in parts.items() if part})
 
     files = sorted(path.name for path in (tmp_path / "saved/.step-00000005.ranks.tmp").glob("*.safetensors"))
     assert files == [f"{group}-rank-{rank:05d}.safetensors" for group in ("model", "optimizer")]
     same = reshard(Source.of(whole), tmp_path / "same", planned(ALPHA, plan))
-    assert all((tmp_path / "saved/.step-00000005.ranks.tmp" / file).read_bytes() == (same / file).read_bytes() for file in files)
+    assert all(
+        (tmp_path / "saved/.step-00000005.ranks.tmp" / file).read_bytes() == (same / file).read_bytes()
+        for file in files
+    )
 
 
 def test_ranks_agree_by_sums_that_no_plan_cuts(tmp_path):
-    assert run_ranks(lambda rank: ["-m", "tests.train.planned_child", "words", str(tmp_path)], 2, tmp_path / "logs") == 0
+    assert (
+        run_ranks(lambda rank: ["-m", "tests.train.planned_child", "words", str(tmp_path)], 2, tmp_path / "logs") == 0
+    )
     both = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2)]
     assert both[0] == both[1] == [[None, "SIGTERM", "SIGINT", "failed", "SIGUSR1"], [TEXT, ""]]
 
@@ -93,8 +105,13 @@ def test_on_ascend_a_launcher_starts_the_ranks_of_any_plan(monkeypatch, capsys, 
     told("parallel.optimizer_shard=true")
     with pytest.raises(ConfigError, match="search_mode=recursive_programming: lays parameters out by itself"):
         told("parallel.search_mode=recursive_programming")
-    assert main(["train", "--config", "alpha/tiny", *fields, "--output", str(tmp_path / "run")]) == 2  # each rank would prepare records of its own
-    assert "data.records: none; ranks that a launcher starts share records" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert (
+        main(["train", "--config", "alpha/tiny", *fields, "--output", str(tmp_path / "run")]) == 2
+    )  # each rank would prepare records of its own
+    assert (
+        "data.records: none; ranks that a launcher starts share records" in capsys.readouterr().err
+        and not (tmp_path / "run").exists()
+    )
     monkeypatch.setenv("RANK_SIZE", "8")
     with pytest.raises(ConfigError, match="has 4 ranks; this job has 8"):
         told()

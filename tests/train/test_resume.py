@@ -14,7 +14,7 @@ import pytest
 
 from pangu_ms.checkpoint.store import latest_valid, open_checkpoint
 from pangu_ms.config import load_config
-from pangu_ms.errors import ConfigError, OutputError, UserError
+from pangu_ms.core.errors import ConfigError, OutputError, UserError
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
@@ -38,16 +38,40 @@ def require_equal_runs(first, second):
 
 
 def command(records, output, overrides, *options):
-    return [sys.executable, "-m", "pangu_ms", "train", "--config", "alpha/tiny", *overrides, "--data", str(records), "--output", str(output), *options]
+    return [
+        sys.executable,
+        "-m",
+        "pangu_ms",
+        "train",
+        "--config",
+        "alpha/tiny",
+        *overrides,
+        "--data",
+        str(records),
+        "--output",
+        str(output),
+        *options,
+    ]
 
 
-ACCUMULATED, HALF = ["train.accumulation_steps=2", "train.eval_every=4"], ["model.compute_dtype=float16", "loss_scale.window=4"]
+ACCUMULATED, HALF = (
+    ["train.accumulation_steps=2", "train.eval_every=4"],
+    [
+        "model.compute_dtype=float16",
+        "loss_scale.window=4",
+    ],
+)
 PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches=1", "model.ffn_hidden_size=48"]
 
 
 @pytest.mark.parametrize(
     ("name", "extra"),
-    [("alpha/tiny", []), ("alpha/tiny", ["model.dropout=0.2", *ACCUMULATED]), ("alpha/tiny", HALF), ("pi/tiny", PI + ACCUMULATED + HALF)],
+    [
+        ("alpha/tiny", []),
+        ("alpha/tiny", ["model.dropout=0.2", *ACCUMULATED]),
+        ("alpha/tiny", HALF),
+        ("pi/tiny", PI + ACCUMULATED + HALF),
+    ],
 )
 def test_stop_and_resume_equal_one_run_bit_for_bit(records, tiny_overrides, tmp_path, name, extra):
     from pangu_ms.train.loop import train
@@ -62,7 +86,11 @@ def test_stop_and_resume_equal_one_run_bit_for_bit(records, tiny_overrides, tmp_
 
 def test_a_signal_ends_the_step_commits_and_asks_to_be_started_again(records, tiny_overrides, trained_run, tmp_path):
     output = tmp_path / "run"
-    process = subprocess.Popen(command(records, output, [*tiny_overrides, "train.steps=100000", "train.save_every=0"]), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(records, output, [*tiny_overrides, "train.steps=100000", "train.save_every=0"]),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not (output / "metrics.jsonl").exists() or len(losses(output)) < 4:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
@@ -74,12 +102,15 @@ def test_a_signal_ends_the_step_commits_and_asks_to_be_started_again(records, ti
 
 
 def test_kill_minus_nine_at_any_instant_loses_nothing_committed(records, tiny_overrides, trained_run, tmp_path):
-    """Saves after every step, so that most kills hit a save; afterwards the resumed run equals the one that was never killed."""
+    """Saves after every step, so that most kills hit a save; afterwards the resumed run equals the one that was never
+    killed."""
     overrides = [*tiny_overrides, "train.save_every=1", "train.keep_checkpoints=2"]
     output, rng = tmp_path / "run", random.Random(0)
     reached = 0
     for _ in range(4):
-        process = subprocess.Popen(command(records, output, [*overrides, "train.steps=12"], "--resume"), stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command(records, output, [*overrides, "train.steps=12"], "--resume"), stderr=subprocess.PIPE, text=True
+        )
         while process.poll() is None and not any((output / "checkpoints").glob(f"step-{reached + 1:08d}")):
             time.sleep(0.01)
         time.sleep(rng.random() * 0.1)
@@ -88,7 +119,10 @@ def test_kill_minus_nine_at_any_instant_loses_nothing_committed(records, tiny_ov
         found, _ = latest_valid(output / "checkpoints")
         assert found.step > reached or found.step == 12
         reached = found.step
-    assert subprocess.run(command(records, output, [*overrides, "train.steps=12"], "--resume"), check=False).returncode == 0
+    assert (
+        subprocess.run(command(records, output, [*overrides, "train.steps=12"], "--resume"), check=False).returncode
+        == 0
+    )
     require_equal_runs(trained_run, output)
 
 
@@ -109,7 +143,13 @@ def test_another_configuration_cannot_resume(records, tiny_overrides, trained_ru
     from pangu_ms.train.loop import train
 
     with pytest.raises(ConfigError, match=r"optimizer.lr=0.5 \(was"):
-        train(load_config("alpha/tiny", [*tiny_overrides, "optimizer.lr=0.5"]), records, trained_run, resume=True, progress=False)
+        train(
+            load_config("alpha/tiny", [*tiny_overrides, "optimizer.lr=0.5"]),
+            records,
+            trained_run,
+            resume=True,
+            progress=False,
+        )
 
 
 def test_a_finished_run_is_not_overwritten(records, tiny_overrides, trained_run, tmp_path):
@@ -133,7 +173,13 @@ def test_the_model_learns(trained_run):
 def test_tensorboard_shows_what_metrics_hold(records, tiny_overrides, tmp_path):
     from pangu_ms.train.loop import train
 
-    train(load_config("alpha/tiny", [*tiny_overrides, "train.steps=2"]), records, tmp_path / "run", progress=False, tensorboard=True)
+    train(
+        load_config("alpha/tiny", [*tiny_overrides, "train.steps=2"]),
+        records,
+        tmp_path / "run",
+        progress=False,
+        tensorboard=True,
+    )
     events = b"".join(path.read_bytes() for path in (tmp_path / "run/tensorboard").iterdir())
     assert b"grad_norm" in events and b"held_out_loss" in events
     assert {"held_out_loss", "held_out_perplexity"} <= set(metrics(tmp_path / "run")[-1])
@@ -143,9 +189,11 @@ def steps_of(output):
     return sorted(int(path.name[5:]) for path in (output / "checkpoints").glob("step-*"))
 
 
-def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_works(records, tiny_overrides, tmp_path, capsys):
+def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_works(
+    records, tiny_overrides, tmp_path, capsys
+):
     """At rate 1 the loss is nonsense from the fifth step on, but finite."""
-    from pangu_ms.cli import main
+    from pangu_ms.cli.main import main
 
     run = tmp_path / "run"
     overrides = [*tiny_overrides, "optimizer.warmup_steps=20", "train.save_every=1", "train.keep_checkpoints=0"]
@@ -154,37 +202,59 @@ def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_work
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pangu train: ")]
     good = open_checkpoint(run)
     assert good.step == steps_of(run)[-1] < 6 and good.state()["loss_after"] < 4 * np.log(384)
-    advised = re.search(rf"the newest good checkpoint is of step {good.step};.* as by `(--resume-from {good.step} optimizer.lr=[^`]+)`", line)[1].split()
+    advised = re.search(
+        rf"the newest good checkpoint is of step {good.step};.* as by `(--resume-from {good.step} optimizer.lr=[^`]+)`",
+        line,
+    )[1].split()
 
     assert main([*words, "--resume", *advised[2:]]) == 2  # the rate alone: the line names the option
     assert "add --resume-from STEP" in capsys.readouterr().err
     first = str(steps_of(run)[0])
-    for number, options in enumerate(([*advised, "--stop-at", "9"], advised, [advised[0], first, *advised[2:]], [advised[0], first, *advised[2:]])):
+    for number, options in enumerate(
+        ([*advised, "--stop-at", "9"], advised, [advised[0], first, *advised[2:]], [advised[0], first, *advised[2:]])
+    ):
         assert main([*words, *options]) == 0, capsys.readouterr().err
         if number < 2:
             assert [bend["step"] for bend in open_checkpoint(run).state()["bends"]] == [good.step]
     was = {"optimizer.lr": "1.0", "optimizer.min_lr": "0.0002"}
-    told = ", ".join(f"{name}={float(value)!r} (was {was[name]})" for name, _, value in (word.partition("=") for word in advised[2:]))
+    told = ", ".join(
+        f"{name}={float(value)!r} (was {was[name]})" for name, _, value in (word.partition("=") for word in advised[2:])
+    )
     assert f"# bent at step {first}: {told}" in (run / "config.yaml").read_text()
     assert [(row["step"], row["bent"]) for row in metrics(run) if "bent" in row] == [(int(first), told)]
     (aside,) = (run / "checkpoints").glob("before-bend-*")  # the last command found its bend, and had nothing to do
     assert aside.name == f"before-bend-1-at-{int(first):08d}" and len(list(aside.iterdir())) == 12 - int(first)
-    assert open_checkpoint(run).state()["loss_after"] < 4 * np.log(384)  # good in that sense alone: a tenth of the rate may still be too much
-    assert main([*words, *advised[:1], "77", *advised[2:]]) == 2 and "has no checkpoint of that step; there are those of steps" in capsys.readouterr().err
+    assert open_checkpoint(run).state()["loss_after"] < 4 * np.log(
+        384
+    )  # good in that sense alone: a tenth of the rate may still be too much
+    assert (
+        main([*words, *advised[:1], "77", *advised[2:]]) == 2
+        and "has no checkpoint of that step; there are those of steps" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("stop_at", [None, 8])
-def test_a_streak_of_skipped_steps_is_part_of_the_state_and_never_saved_as_good(records, tiny_overrides, tmp_path, monkeypatch, stop_at):
-    from pangu_ms.errors import TrainingDiverged
+def test_a_streak_of_skipped_steps_is_part_of_the_state_and_never_saved_as_good(
+    records, tiny_overrides, tmp_path, monkeypatch, stop_at
+):
+    from pangu_ms.core.errors import TrainingDiverged
     from pangu_ms.train import loop
 
     overrides = [*tiny_overrides, "train.save_every=3", "train.keep_checkpoints=1"]
     monkeypatch.setattr(loop.Guard, "loss_limit", lambda guard, config: float("inf") if guard.seen < 4 else 0.0)
     with pytest.raises(TrainingDiverged, match="--resume-from 3 "):  # as it would be had the session been a longer one
         loop.train(load_config("alpha/tiny", overrides), records, tmp_path / "run", stop_at=stop_at, progress=False)
-    assert steps_of(tmp_path / "run") == [3] and open_checkpoint(tmp_path / "run").state()["guard"]["skipped_in_row"] == 0
+    assert (
+        steps_of(tmp_path / "run") == [3] and open_checkpoint(tmp_path / "run").state()["guard"]["skipped_in_row"] == 0
+    )
     with pytest.raises(TrainingDiverged, match="step 7: 3 steps in a row were skipped"):
-        loop.train(load_config("alpha/tiny", [*overrides, "guard.max_skipped=3"]), records, tmp_path / "run", resume=True, progress=False)
+        loop.train(
+            load_config("alpha/tiny", [*overrides, "guard.max_skipped=3"]),
+            records,
+            tmp_path / "run",
+            resume=True,
+            progress=False,
+        )
     monkeypatch.undo()
     loop.train(load_config("alpha/tiny", overrides), records, tmp_path / "run", resume=True, progress=False)
     loop.train(load_config("alpha/tiny", overrides), records, tmp_path / "whole", progress=False)
@@ -209,7 +279,8 @@ def test_a_bad_batch_alone_does_not_refuse_a_checkpoint_and_batches_stay_in_orde
 
 
 def test_two_runs_in_one_directory_do_not_mix(records, tiny_overrides, tmp_path):
-    """The second of two is refused, whatever it was asked, and the first ends as if it had been alone; a killed one holds nothing up."""
+    """The second of two is refused, whatever it was asked, and the first ends as if it had been alone; a killed one
+    holds nothing up."""
     output, endless = tmp_path / "run", [*tiny_overrides, "train.steps=100000", "optimizer.decay_steps=100"]
     first = subprocess.Popen(command(records, output, endless), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
@@ -217,13 +288,19 @@ def test_two_runs_in_one_directory_do_not_mix(records, tiny_overrides, tmp_path)
             assert first.poll() is None, first.stdout.read()
             time.sleep(0.05)
         for options in ((), ("--resume",)):
-            second = subprocess.run(command(records, output, endless, *options), capture_output=True, text=True, timeout=120)
+            second = subprocess.run(
+                command(records, output, endless, *options), capture_output=True, text=True, timeout=120
+            )
             assert second.returncode == 2 and f"process {first.pid} on" in second.stderr, second.stderr
             assert second.stderr.count("\n") == 1
     finally:
         first.kill()
         first.wait()
-    done = subprocess.run(command(records, output, [*endless[:-2], "train.steps=2", "optimizer.decay_steps=100"], "--resume"), capture_output=True, text=True)
+    done = subprocess.run(
+        command(records, output, [*endless[:-2], "train.steps=2", "optimizer.decay_steps=100"], "--resume"),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -231,10 +308,18 @@ def test_two_runs_in_one_directory_do_not_mix(records, tiny_overrides, tmp_path)
 @pytest.mark.timeout(1800)
 def test_launched_and_unlaunched_runs_in_one_directory_do_not_mix(records, tiny_overrides, tmp_path):
     """Whichever is first, the second is refused in one line, whether it comes with a launcher or without."""
-    endless = [*tiny_overrides, "train.steps=100000", "optimizer.decay_steps=100", "train.save_every=0"]  # a save that is under way would be told of
+    endless = [
+        *tiny_overrides,
+        "train.steps=100000",
+        "optimizer.decay_steps=100",
+        "train.save_every=0",
+    ]  # a save that is under way would be told of
     alone, launched = (command(records, tmp_path / name, endless) for name in ("alone", "launched"))
     launched[3:3] = launcher = ["launch", "--device", "cpu", "--num-ranks", "1"]
-    seconds = {"alone": [*alone[:3], *launcher, *alone[3:]], "launched": [word for word in launched if word not in launcher]}
+    seconds = {
+        "alone": [*alone[:3], *launcher, *alone[3:]],
+        "launched": [word for word in launched if word not in launcher],
+    }
     for name, first in (("alone", alone), ("launched", launched)):
         running = subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         try:
@@ -254,5 +339,11 @@ def test_a_mistake_found_late_leaves_no_directory(records, tiny_overrides, train
     from pangu_ms.train.loop import train
 
     with pytest.raises(UserError):
-        train(load_config("alpha/tiny", [*tiny_overrides, "model.ffn_hidden_size=64"]), records, tmp_path / "new", init_from=trained_run, progress=False)
+        train(
+            load_config("alpha/tiny", [*tiny_overrides, "model.ffn_hidden_size=64"]),
+            records,
+            tmp_path / "new",
+            init_from=trained_run,
+            progress=False,
+        )
     assert not (tmp_path / "new").exists()

@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from pangu_ms.errors import ConfigError
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.train.schedule import learning_rate
 
 BASE = ["train.steps=100", "optimizer.lr=1e-3", "optimizer.min_lr=1e-4", "optimizer.warmup_steps=20"]
@@ -21,7 +21,9 @@ def rates(*overrides):
 def test_warm_up_decay_and_floor():
     cosine = rates()
     assert cosine[:20] == pytest.approx([1e-3 * (step + 1) / 20 for step in range(20)])
-    assert cosine[20:100] == pytest.approx([1e-4 + 9e-4 * (1 + math.cos(math.pi * (step - 20) / 80)) / 2 for step in range(20, 100)])
+    assert cosine[20:100] == pytest.approx(
+        [1e-4 + 9e-4 * (1 + math.cos(math.pi * (step - 20) / 80)) / 2 for step in range(20, 100)]
+    )
     assert cosine[100:] == pytest.approx([1e-4] * 20)
     linear = rates("optimizer.schedule=polynomial", "optimizer.decay_from=zero", "optimizer.decay_steps=110")
     assert linear[20:] == pytest.approx([1e-4 + 9e-4 * max(0, 1 - step / 110) for step in range(20, 120)])
@@ -36,11 +38,22 @@ def test_the_rate_grows_with_the_root_of_the_batch(schedule):
     assert rates(*sizes, "optimizer.base_batch_tokens=288") == plain
     for base in (72, 1000):
         expected = [rate * (6 * 48 / base) ** 0.5 for rate in plain]
-        assert rates(*sizes, f"optimizer.base_batch_tokens={base}", "train.accumulation_steps=3") == pytest.approx(expected, rel=1e-12)
+        assert rates(*sizes, f"optimizer.base_batch_tokens={base}", "train.accumulation_steps=3") == pytest.approx(
+            expected, rel=1e-12
+        )
 
 
 def test_show_prints_the_peak(capsys):
-    command = ["config", "show", "--config", "alpha/tiny", *BASE, "train.batch_size=4", "model.seq_length=64", "optimizer.base_batch_tokens=64"]
+    command = [
+        "config",
+        "show",
+        "--config",
+        "alpha/tiny",
+        *BASE,
+        "train.batch_size=4",
+        "model.seq_length=64",
+        "optimizer.base_batch_tokens=64",
+    ]
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines()[0].endswith(" parameters, peak learning rate 0.002")
     assert main([*command, "--json"]) == 0

@@ -3,12 +3,19 @@
 import pytest
 
 from pangu_ms.checkpoint import store
-from pangu_ms.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError
 from pangu_ms.train.guard import Guard
 from pangu_ms.train.state import RunState
 from tests.checkpoint.common import groups_of, small_config
 
-STATE = {"step": 3, "guard": Guard(scale=8.0, seen=2).state(), "order": "", "loss_after": 1.5, "bends": [{"step": 1, "changed": ["optimizer.lr=1 (was 2)"]}], "graph_batch_size": 4}
+STATE = {
+    "step": 3,
+    "guard": Guard(scale=8.0, seen=2).state(),
+    "order": "",
+    "loss_after": 1.5,
+    "bends": [{"step": 1, "changed": ["optimizer.lr=1 (was 2)"]}],
+    "graph_batch_size": 4,
+}
 
 
 def state_of(root, state):

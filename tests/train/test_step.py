@@ -1,4 +1,5 @@
-"""The jitted step against float64 references: gradients, clipping, AdamW, accumulation, and steps that must not happen."""
+"""The jitted step against float64 references: gradients, clipping, AdamW, accumulation, and steps that must not
+happen."""
 
 import dataclasses
 
@@ -6,8 +7,8 @@ import numpy as np
 import pytest
 
 from pangu_ms.config.load import config_from_dict
+from pangu_ms.core.errors import TrainingDiverged
 from pangu_ms.data.loader import batch_from_ids
-from pangu_ms.errors import TrainingDiverged
 from pangu_ms.train.guard import Guard
 from tests.models.test_alpha import EOD, random_ids, random_parameters, small
 from tests.reference import alpha_numpy
@@ -17,7 +18,9 @@ pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 def make_config(model=None, **sections):
     fields = dataclasses.asdict(model or small(num_layers=2, hidden_size=16, seq_length=24))
-    return config_from_dict({"model": fields, "train": {"batch_size": 2} | sections.pop("train", {}), **sections}, "test")
+    return config_from_dict(
+        {"model": fields, "train": {"batch_size": 2} | sections.pop("train", {}), **sections}, "test"
+    )
 
 
 def make_step(config, parameters):
@@ -41,7 +44,9 @@ def arrays(parameters):
 def gradients_by_step(config, parameters, batch):
     """Gradients read off a step without momentum, decay or clipping: m = 0.5 * g."""
     optimizer = {"beta1": 0.5, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0}
-    _, step = make_step(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer)), parameters)
+    _, step = make_step(
+        dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer)), parameters
+    )
     result = step(batch, 0, lr=0.0)
     return result, {p.name.removeprefix("adam_m."): p.asnumpy() * 2 for p in step.optimizer.m}
 
@@ -55,9 +60,17 @@ def test_loss_and_gradients_equal_the_specification():
     assert result.loss == pytest.approx(alpha_numpy.loss(logits, labels, batch.loss_mask), abs=1e-5)
     norm = np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradients.values()))
     assert result.grad_norm == pytest.approx(norm, rel=1e-5)
-    for name in ("word_embedding.weight", "query_embedding.weight", "blocks.0.attention.query.weight", "query_layer.ffn.up.bias", "final_norm.weight"):
+    for name in (
+        "word_embedding.weight",
+        "query_embedding.weight",
+        "blocks.0.attention.query.weight",
+        "query_layer.ffn.up.bias",
+        "final_norm.weight",
+    ):
         index = tuple(0 if name.startswith("query_e") else n // 3 for n in parameters[name].shape)
-        expected = alpha_numpy.finite_difference_gradient(config.model, parameters, inputs, labels, batch.loss_mask, EOD, name, index)
+        expected = alpha_numpy.finite_difference_gradient(
+            config.model, parameters, inputs, labels, batch.loss_mask, EOD, name, index
+        )
         assert gradients[name][index] == pytest.approx(expected, abs=1e-5), name
 
 
@@ -89,7 +102,9 @@ def test_accumulated_micro_batches_equal_the_large_batch(parts):
     (_, large), (_, small_step) = make_step(whole, parameters), make_step(cut, parameters)
     for number in range(2):
         expected, found = large(batch, number, 1e-2), small_step(batch, number, 1e-2)
-        assert found.loss == pytest.approx(expected.loss, rel=1e-6) and found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-5)
+        assert found.loss == pytest.approx(expected.loss, rel=1e-6) and found.grad_norm == pytest.approx(
+            expected.grad_norm, rel=1e-5
+        )
     expected_moments = arrays(large.parameters())
     for name, value in arrays(small_step.parameters()).items():
         np.testing.assert_allclose(value, expected_moments[name], atol=1e-6, err_msg=name)
@@ -148,7 +163,7 @@ def test_a_spike_is_measured_against_the_running_mean():
 def test_dropout_repeats_for_a_key_and_keeps_the_mean():
     from mindspore import Tensor
 
-    from pangu_ms.models.layers import Dropout
+    from pangu_ms.models.common.layers import Dropout
 
     layer = Dropout(0.25, site=3)
     layer.set_train()

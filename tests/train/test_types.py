@@ -1,15 +1,29 @@
-"""The classes that stand in for each other on a CPU and on Ascend are what the loop takes them for: a type checker reads what no CPU executes."""
+"""The classes that stand in for each other on a CPU and on Ascend are what the loop takes them for: a type checker
+reads what no CPU executes."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MODULES = ["train", "parallel/planned_step.py", "parallel/device_ranks.py", "parallel/collective.py", "parallel/meeting.py"]
+MODULES = [
+    "train",
+    "parallel/planned_step.py",
+    "parallel/device_ranks.py",
+    "parallel/collective.py",
+    "parallel/meeting.py",
+]
 
 
 def checked(tmp_path, root):
-    options = ["--python-executable", sys.executable, "--ignore-missing-imports", "--follow-imports=silent", "--cache-dir", str(tmp_path / "cache")]
+    options = [
+        "--python-executable",
+        sys.executable,
+        "--ignore-missing-imports",
+        "--follow-imports=silent",
+        "--cache-dir",
+        str(tmp_path / "cache"),
+    ]
     command = [sys.executable, "-m", "mypy", *options, *(str(root / "pangu_ms" / module) for module in MODULES)]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
 

@@ -1,4 +1,5 @@
-"""Files of version 0.1.0, made by it (make_0_1_0.sh), load and give what it computed from them; files of a newer version are refused by name."""
+"""Files of version 0.1.0, made by it (make_0_1_0.sh), load and give what it computed from them; files of a newer
+version are refused by name."""
 
 import json
 import shutil
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint import store
-from pangu_ms.cli import main
+from pangu_ms.cli.main import main
+from pangu_ms.core import files
 from pangu_ms.data import tokenizer as tokenizer_module
 from pangu_ms.data.compress import load_vocab_map
 from pangu_ms.data.records import RecordSet
@@ -16,7 +18,6 @@ from pangu_ms.data.rounds import BatchLosses, Order
 from pangu_ms.data.token_counts import load_counts
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.export.package import sealed
-from pangu_run import files
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 ARCHIVE = Path(__file__).with_name("0_1_0.tar.xz")
@@ -47,7 +48,9 @@ def test_tokenizers_and_counts(unpacked):
     assert tokenizer.encode(TEXT) == [int(word) for word in (unpacked / "ids.txt").read_text().split()]
     assert load_counts(unpacked / "counts.json", tokenizer).sum() > 0
     kept = load_vocab_map(unpacked / "compact").old_ids
-    assert len(kept) == 310 and [tokenizer.piece_of(i) for i in kept] == [Tokenizer.load(unpacked / "compact").piece_of(i) for i in range(310)]
+    assert len(kept) == 310 and [tokenizer.piece_of(i) for i in kept] == [
+        Tokenizer.load(unpacked / "compact").piece_of(i) for i in range(310)
+    ]
 
 
 def test_records_and_a_checkpoint_score_as_they_did(unpacked, capsys):
@@ -55,15 +58,30 @@ def test_records_and_a_checkpoint_score_as_they_did(unpacked, capsys):
     capsys.readouterr()
     assert main(["eval", str(unpacked / "run"), "--data", str(unpacked / "records"), "--json"]) == 0
     found, expected = json.loads(capsys.readouterr().out), json.loads((unpacked / "eval.json").read_text())
-    assert expected == {name: pytest.approx(value, rel=1e-6) if isinstance(value, float) else value for name, value in found.items() if name in expected}
+    assert expected == {
+        name: pytest.approx(value, rel=1e-6) if isinstance(value, float) else value
+        for name, value in found.items()
+        if name in expected
+    }
 
 
 def test_a_run_goes_on_as_it_would_have(old, caplog):
     """And its records' and its checkpoint's fingerprint, which does not tell of jieba, is named once."""
     tokenizer_module._warn_of_old.cache_clear()
-    words = ["train", "--config", str(old / "run/config.yaml"), "--data", str(old / "records"), "--output", str(old / "run"), "--resume"]
+    words = [
+        "train",
+        "--config",
+        str(old / "run/config.yaml"),
+        "--data",
+        str(old / "records"),
+        "--output",
+        str(old / "run"),
+        "--resume",
+    ]
     assert main(words) == 0
-    assert losses(old / "run/metrics.jsonl") == {step: pytest.approx(loss, rel=1e-6) for step, loss in losses(old / "resumed.jsonl").items()}
+    assert losses(old / "run/metrics.jsonl") == {
+        step: pytest.approx(loss, rel=1e-6) for step, loss in losses(old / "resumed.jsonl").items()
+    }
     assert store.open_checkpoint(old / "run").step == 4
     fingerprint = json.loads((old / "records/manifest.json").read_text())["tokenizer"]
     (warning,) = [record.getMessage() for record in caplog.records if "fingerprint" in record.getMessage()]
@@ -83,7 +101,21 @@ def test_slices_of_ranks(unpacked):
 def test_losses_and_the_order_drawn_from_them(unpacked, tmp_path):
     records = RecordSet.open(unpacked / "records")
     assert BatchLosses.load(unpacked / "losses.npz").rows.shape == (62, 2)
-    assert main(["data", "resample", "--losses", str(unpacked / "losses.npz"), "--keep", "0.5", "--output", str(tmp_path / "order.npz")]) == 0
+    assert (
+        main(
+            [
+                "data",
+                "resample",
+                "--losses",
+                str(unpacked / "losses.npz"),
+                "--keep",
+                "0.5",
+                "--output",
+                str(tmp_path / "order.npz"),
+            ]
+        )
+        == 0
+    )
     old, new = (Order.open(path, records) for path in (unpacked / "order.npz", tmp_path / "order.npz"))
     assert np.array_equal(old.rows, new.rows) and len(old.rows) == 62
 
@@ -111,7 +143,10 @@ def seal(directory):
     """A manifest that fits what its directory holds now, as whoever changed it would write."""
     manifest = json.loads((directory / "manifest.json").read_text())
     del manifest["sha256"]
-    manifest["files"] = {name: {"bytes": (directory / name).stat().st_size, "sha256": files.sha256_file(directory / name)} for name in manifest["files"]}
+    manifest["files"] = {
+        name: {"bytes": (directory / name).stat().st_size, "sha256": files.sha256_file(directory / name)}
+        for name in manifest["files"]
+    }
     (directory / "manifest.json").write_text(json.dumps(sealed(manifest)))
 
 
@@ -125,17 +160,54 @@ def newer_config(path):
     path.write_text(f"format_version: 9\n{path.read_text()}")
 
 
-STEP, RESUME = "run/checkpoints/step-00000002", ["train", "--config", "run/config.yaml", "--data", "records", "--output", "run", "--resume"]
+STEP, RESUME = (
+    "run/checkpoints/step-00000002",
+    [
+        "train",
+        "--config",
+        "run/config.yaml",
+        "--data",
+        "records",
+        "--output",
+        "run",
+        "--resume",
+    ],
+)
 EVAL = ["eval", "run", "--data", "records"]
 NEWER = {
-    "tokenizer": (lambda: edit(Path("tokenizer/tokenizer.json"), format=9), ["tokenizer", "encode", "--tokenizer", "tokenizer", "a"]),
+    "tokenizer": (
+        lambda: edit(Path("tokenizer/tokenizer.json"), format=9),
+        ["tokenizer", "encode", "--tokenizer", "tokenizer", "a"],
+    ),
     "vocabulary map": (
         lambda: edit(Path("compact/vocab_map.json"), format=9),
-        ["model", "inherit", "run", "--config", "run/config.yaml", "model.vocab_size=310", "--tokenizer", "compact", "--output", "new"],
+        [
+            "model",
+            "inherit",
+            "run",
+            "--config",
+            "run/config.yaml",
+            "model.vocab_size=310",
+            "--tokenizer",
+            "compact",
+            "--output",
+            "new",
+        ],
     ),
     "counts": (
         lambda: edit(Path("counts.json"), format=9),
-        ["tokenizer", "compress", "--tokenizer", "tokenizer", "--counts", "counts.json", "--vocab-size", "310", "--output", "new"],
+        [
+            "tokenizer",
+            "compress",
+            "--tokenizer",
+            "tokenizer",
+            "--counts",
+            "counts.json",
+            "--vocab-size",
+            "310",
+            "--output",
+            "new",
+        ],
     ),
     "records": (lambda: edit(Path("records/manifest.json"), format=9), ["data", "inspect", "records"]),
     "config": (lambda: newer_config(Path("run/config.yaml")), ["config", "show", "--config", "run/config.yaml"]),
@@ -143,9 +215,15 @@ NEWER = {
     "checkpoint, resumed": (lambda: (edit(Path(STEP, "manifest.json"), format_version=9), seal(Path(STEP))), RESUME),
     "checkpoint's config": (lambda: (newer_config(Path(STEP, "config.yaml")), seal(Path(STEP))), EVAL),
     "checkpoint's state": (lambda: (edit(Path(STEP, "state.json"), format_version=9), seal(Path(STEP))), RESUME),
-    "losses": (lambda: npz("losses.npz"), ["data", "resample", "--losses", "losses.npz", "--keep", "0.5", "--output", "new"]),
+    "losses": (
+        lambda: npz("losses.npz"),
+        ["data", "resample", "--losses", "losses.npz", "--keep", "0.5", "--output", "new"],
+    ),
     "order": (lambda: npz("order.npz"), [*RESUME, "data.order=order.npz"]),
-    "package": (lambda: (edit(Path("package/manifest.json"), format_version=9), seal(Path("package"))), ["run-mindir", "package", "--prompt", "a"]),
+    "package": (
+        lambda: (edit(Path("package/manifest.json"), format_version=9), seal(Path("package"))),
+        ["run-mindir", "package", "--prompt", "a"],
+    ),
     "job": (lambda: edit(Path("launched/job/job.json"), format_version=9), ["status", "launched"]),
     "job's logs": (lambda: edit(Path("launched/job/job.json"), format_version=9), ["logs", "launched"]),
 }
@@ -163,7 +241,10 @@ def test_a_newer_version_is_refused_by_name(old, name, capsys, monkeypatch):
     before = contents(old)
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "format version 9 was written by a newer version of pangu-ms; this one reads up to " in error, error
+    assert (
+        error.count("\n") == 1
+        and "format version 9 was written by a newer version of pangu-ms; this one reads up to " in error
+    ), error
     assert error.endswith("; upgrade pangu-ms\n")
     assert contents(old) == before
 

@@ -51,11 +51,20 @@ def run_check(check: Check, site: Site) -> list[Line]:
             for line in check(site):
                 lines.append(line)
         except Exception as error:  # whatever a strange machine does to one check, the others are run
-            lines.append(warn(name, f"could not be checked: {type(error).__name__}: {error}", "mend that, or check it by hand"))
+            lines.append(
+                warn(name, f"could not be checked: {type(error).__name__}: {error}", "mend that, or check it by hand")
+            )
 
     worker = threading.Thread(target=collect, daemon=True)
     worker.start()
     worker.join(CHECK_S)
     if worker.is_alive():
-        return [*lines, fail(name, f"no answer in {CHECK_S:g} s", "look for a disk or a name server that does not answer: `df`, `getent hosts NAME`")]
+        return [
+            *lines,
+            fail(
+                name,
+                f"no answer in {CHECK_S:g} s",
+                "look for a disk or a name server that does not answer: `df`, `getent hosts NAME`",
+            ),
+        ]
     return lines

@@ -11,11 +11,13 @@ from pangu_run.doctor.site import Site
 from pangu_run.doctor.storage import doctor_directory
 
 LARGE_S, WRONG_S = 2.0, 60.0
-"""Above LARGE_S logs of hosts cannot be put in order; above WRONG_S files seem to come from the future, and signed requests are refused."""
+"""Above LARGE_S logs of hosts cannot be put in order; above WRONG_S files seem to come from the future, and signed
+requests are refused."""
 
 
 def skew(directory: Path) -> tuple[float, float]:
-    """This host's clock less the file system's (the time of a file just written), and how exactly it is known; in seconds."""
+    """This host's clock less the file system's (the time of a file just written), and how exactly it is known; in
+    seconds."""
     probe = directory / f".clock_{uuid.uuid4().hex[:8]}"
     try:
         before = time.time()
@@ -30,7 +32,9 @@ def judged(what: str, seconds: float, against: str) -> Line:
     """A line on how far two clocks are apart."""
     found = f"{abs(seconds):.1f} s {'ahead of' if seconds > 0 else 'behind'} {against}"
     if abs(seconds) > LARGE_S:
-        return (fail if abs(seconds) > WRONG_S else warn)(what, found, "let chrony or ntpd set all clocks from one server: `chronyc makestep`")
+        return (fail if abs(seconds) > WRONG_S else warn)(
+            what, found, "let chrony or ntpd set all clocks from one server: `chronyc makestep`"
+        )
     return ok(what, f"within {max(abs(seconds), 0.1):.1f} s of {against}")
 
 
@@ -49,7 +53,11 @@ def network_time(site: Site) -> Iterator[Line]:
     if not chrony.problem:
         leap, apart = npu.value(chrony.text, "Leap status"), npu.value(chrony.text, "System time")
         if leap == "Not synchronised":
-            yield warn("network time", "chrony is not synchronised", "`chronyc sources` shows why; name a server in /etc/chrony.conf")
+            yield warn(
+                "network time",
+                "chrony is not synchronised",
+                "`chronyc sources` shows why; name a server in /etc/chrony.conf",
+            )
         else:
             yield ok("network time", f"chrony: {apart or leap}")
         return
@@ -61,7 +69,9 @@ def network_time(site: Site) -> Iterator[Line]:
         yield warn("network time", "not synchronised", "`timedatectl set-ntp true`, or install chrony")
     elif site.num_servers > 1:
         problem = chrony.problem if control.missing else control.problem
-        yield warn("network time", f"not known: {problem}", "see on the host (not its container) that chrony or ntpd runs")
+        yield warn(
+            "network time", f"not known: {problem}", "see on the host (not its container) that chrony or ntpd runs"
+        )
     else:
         yield ok("network time", "not known; of no weight on one host")
 

@@ -36,7 +36,11 @@ def numbers(site: Site) -> Iterator[Line]:
         elif not low <= int(value) <= high:
             yield fail(name, f"{value}; must be {low} to {high}", f"`unset {name}`, or set {low} to {high}")
     if site.environment.get("HCCL_EXEC_TIMEOUT") == "0":
-        yield warn("HCCL_EXEC_TIMEOUT", "0: a lost rank is waited for without end", "`unset HCCL_EXEC_TIMEOUT`, or set the seconds of the longest step or save")
+        yield warn(
+            "HCCL_EXEC_TIMEOUT",
+            "0: a lost rank is waited for without end",
+            "`unset HCCL_EXEC_TIMEOUT`, or set the seconds of the longest step or save",
+        )
 
 
 def addresses(site: Site) -> Iterator[Line]:
@@ -44,14 +48,24 @@ def addresses(site: Site) -> Iterator[Line]:
     address, names = site.environment.get("HCCL_IF_IP"), site.environment.get("HCCL_SOCKET_IFNAME")
     if address is not None:
         if not is_address(address):
-            yield fail("HCCL_IF_IP", f"{address!r} is not an address", "`unset HCCL_IF_IP`, or name this host's address")
+            yield fail(
+                "HCCL_IF_IP", f"{address!r} is not an address", "`unset HCCL_IF_IP`, or name this host's address"
+            )
         elif address not in this_host.addresses():
-            yield fail("HCCL_IF_IP", f"{address} is not of this host", "each host has its own: `unset HCCL_IF_IP`, or use HCCL_SOCKET_IFNAME")
+            yield fail(
+                "HCCL_IF_IP",
+                f"{address} is not of this host",
+                "each host has its own: `unset HCCL_IF_IP`, or use HCCL_SOCKET_IFNAME",
+            )
         else:
             yield ok("HCCL_IF_IP", address)
     if names is not None and not any(_fits(interface, names) for interface in psutil.net_if_addrs()):
         interfaces = ", ".join(sorted(psutil.net_if_addrs()))
-        yield fail("HCCL_SOCKET_IFNAME", f"{names!r} fits no interface of this host ({interfaces})", "name one of them, or `unset HCCL_SOCKET_IFNAME`")
+        yield fail(
+            "HCCL_SOCKET_IFNAME",
+            f"{names!r} fits no interface of this host ({interfaces})",
+            "name one of them, or `unset HCCL_SOCKET_IFNAME`",
+        )
 
 
 def _fits(interface: str, names: str) -> bool:

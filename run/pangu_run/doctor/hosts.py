@@ -1,4 +1,5 @@
-"""What the doctors of the other hosts left in OUTPUT/job/doctor/HOST.json: whether all see one directory, have one clock and the same versions."""
+"""What the doctors of the other hosts left in OUTPUT/job/doctor/HOST.json: whether all see one directory, have one
+clock and the same versions."""
 
 import socket
 import time
@@ -6,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pangu_run import files, small_json, this_host
+from pangu_ms.core import files, small_json
+from pangu_run import this_host
 from pangu_run.doctor import clock, versions
 from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site
@@ -14,9 +16,16 @@ from pangu_run.doctor.storage import doctor_directory
 
 OLD_S = 24 * 3600.0
 MUST_BE_EQUAL = ("python", "mindspore", "mindformers", "cann")
-"""Another minor version of one of these may compile another graph: ranks then wait for each other in different collectives."""
+"""Another minor version of one of these may compile another graph: ranks then wait for each other in different
+collectives."""
 
-_FORM: small_json.Form = {"host": str, "addresses": [str], "time": small_json.TIME, "skew_s": small_json.Between(-1e11, 1e11), "versions": dict}
+_FORM: small_json.Form = {
+    "host": str,
+    "addresses": [str],
+    "time": small_json.TIME,
+    "skew_s": small_json.Between(-1e11, 1e11),
+    "versions": dict,
+}
 
 
 def all_hosts(site: Site) -> Iterator[Line]:
@@ -24,13 +33,19 @@ def all_hosts(site: Site) -> Iterator[Line]:
     where = doctor_directory(site)
     if where is None or not where.is_dir():
         if site.num_servers > 1:
-            yield warn("shared directory", "not looked at", "name --output DIR, the same on all servers, and run the doctor on each of them")
+            yield warn(
+                "shared directory",
+                "not looked at",
+                "name --output DIR, the same on all servers, and run the doctor on each of them",
+            )
         return
     own = marker(site, where)
     files.write_json(where / f"{own['host']}.json", own)
     others, broken = _read(where, own["host"])
     for name in broken:
-        yield warn("shared directory", f"{name} cannot be read", f"remove {where / name} and run the doctor on that host again")
+        yield warn(
+            "shared directory", f"{name} cannot be read", f"remove {where / name} and run the doctor on that host again"
+        )
     yield from _missing(site, [own, *others])
     for other in sorted(others, key=lambda other: other["host"]):
         yield from _beside(own, other)
@@ -40,7 +55,13 @@ def marker(site: Site, where: Path) -> dict[str, Any]:
     """What the others need to know of this host."""
     seconds, _ = clock.skew(where)
     names = sorted({*this_host.names(), *([site.server.server_id] if site.server else [])})
-    return {"host": socket.gethostname(), "addresses": names, "time": time.time() - seconds, "skew_s": seconds, "versions": versions.all_versions(site)}
+    return {
+        "host": socket.gethostname(),
+        "addresses": names,
+        "time": time.time() - seconds,
+        "skew_s": seconds,
+        "versions": versions.all_versions(site),
+    }
 
 
 def _read(where: Path, own: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -57,13 +78,26 @@ def _read(where: Path, own: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _missing(site: Site, markers: list[dict[str, Any]]) -> Iterator[Line]:
-    known = {address for entry in markers for address in entry["addresses"] if address not in ("127.0.0.1", "::1", "localhost")}
+    known = {
+        address
+        for entry in markers
+        for address in entry["addresses"]
+        if address not in ("127.0.0.1", "::1", "localhost")
+    }
     servers = site.roster.servers if site.roster else ()
-    missing = [server.server_id for server in servers if server is not site.server and not known & {server.server_id, *server.addresses}]
+    missing = [
+        server.server_id
+        for server in servers
+        if server is not site.server and not known & {server.server_id, *server.addresses}
+    ]
     if missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
         found = f"no word of {', '.join(missing[:4])}{more}"
-        yield warn("shared directory", found, "run the doctor there with the same --output; if it was run, the directory is not shared: mount it there")
+        yield warn(
+            "shared directory",
+            found,
+            "run the doctor there with the same --output; if it was run, the directory is not shared: mount it there",
+        )
     elif len(servers) > 1:
         yield ok("shared directory", f"all {len(servers)} servers have written to it")
     elif len(markers) > 1:
@@ -81,7 +115,11 @@ def _beside(own: dict[str, Any], other: dict[str, Any]) -> Iterator[Line]:
     for name, version in own["versions"].items():
         if other["versions"].get(name) != version:
             kind = fail if name in MUST_BE_EQUAL else warn
-            yield kind(what, f"{name} {other['versions'].get(name)} there, {version} here", "install the same on all hosts of a job")
+            yield kind(
+                what,
+                f"{name} {other['versions'].get(name)} there, {version} here",
+                "install the same on all hosts of a job",
+            )
     if line.level == "OK" and other["versions"] == own["versions"]:
         yield ok(what, f"seen {max(age, 0) / 60:.0f} min ago, same versions, clock {line.found.partition(' of ')[0]}")
 

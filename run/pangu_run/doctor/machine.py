@@ -37,7 +37,10 @@ def cgroup_value(site: Site, new: str, old: str) -> str | None:
 def memory(site: Site) -> Iterator[Line]:
     """Free memory, of the host or of the cgroup around this process."""
     machine = psutil.virtual_memory()
-    limit, used = cgroup_value(site, "memory.max", "memory/memory.limit_in_bytes"), cgroup_value(site, "memory.current", "memory/memory.usage_in_bytes")
+    limit, used = (
+        cgroup_value(site, "memory.max", "memory/memory.limit_in_bytes"),
+        cgroup_value(site, "memory.current", "memory/memory.usage_in_bytes"),
+    )
     bounded = limit is not None and limit.isdecimal() and int(limit) < machine.total
     free = min(machine.available, int(limit) - int(used or 0)) if bounded else machine.available
     found = f"{gib(free)} free of {gib(int(limit)) + ' that the cgroup allows' if bounded else gib(machine.total)}"
@@ -69,7 +72,9 @@ def swap(site: Site) -> Iterator[Line]:
     """A rank that is swapped out lets all others wait."""
     state = psutil.swap_memory()
     if state.used > MUCH_SWAP:
-        yield warn("swap", f"{gib(state.used)} of {gib(state.total)} in use", "free memory, then `swapoff -a && swapon -a`")
+        yield warn(
+            "swap", f"{gib(state.used)} of {gib(state.total)} in use", "free memory, then `swapoff -a && swapon -a`"
+        )
     else:
         yield ok("swap", f"{gib(state.used)} of {gib(state.total)} in use")
 
@@ -85,21 +90,32 @@ def cores(site: Site) -> Iterator[Line]:
         fix = f"export OMP_NUM_THREADS={max(1, int(quota))}, or raise it (docker --cpus, limits.cpu)"
         yield warn("cores", f"{found} allowed, {quota:.1f} by quota: threads are held up", fix)
     elif allowed < site.num_processes:
-        yield warn("cores", f"{found} for {site.num_processes} ranks", "give the job more (docker --cpuset-cpus, Slurm --cpus-per-task)")
+        yield warn(
+            "cores",
+            f"{found} for {site.num_processes} ranks",
+            "give the job more (docker --cpuset-cpus, Slurm --cpus-per-task)",
+        )
     else:
         yield ok("cores", found)
 
 
 def numa(site: Site) -> Iterator[Line]:
     """NUMA nodes, by which the launcher binds ranks."""
-    nodes = {path.name[4:]: (path / "cpulist").read_text().strip() for path in sorted(site.path("/sys/devices/system/node").glob("node[0-9]*"))}
+    nodes = {
+        path.name[4:]: (path / "cpulist").read_text().strip()
+        for path in sorted(site.path("/sys/devices/system/node").glob("node[0-9]*"))
+    }
     if not nodes:
         yield warn("NUMA", "nodes not known", "mount /sys in the container; until then launch with --bind none")
         return
     allowed = os.sched_getaffinity(0)
     outside = [int(node) for node, cpus in nodes.items() if cpus and not numbers(cpus) & allowed]
     if outside and site.num_processes > 1:
-        yield warn("NUMA", f"no core of node {spans(outside)} of {len(nodes)} is allowed here", "widen the core set, or launch with --bind none")
+        yield warn(
+            "NUMA",
+            f"no core of node {spans(outside)} of {len(nodes)} is allowed here",
+            "widen the core set, or launch with --bind none",
+        )
     else:
         yield ok("NUMA", "; ".join(f"node {node}: {cpus}" for node, cpus in nodes.items()))
 
@@ -111,7 +127,11 @@ def limits(site: Site) -> Iterator[Line]:
     if site.device == "ascend":  # RDMA registers pinned memory; how much HCCL's host side needs is not documented
         yield from _least("locked memory", "-l", resource.RLIMIT_MEMLOCK, resource.RLIM_INFINITY)
     if resource.getrlimit(resource.RLIMIT_CORE)[0] == resource.RLIM_INFINITY and site.num_processes > 1:
-        yield warn("core files", "not limited: each rank that crashes writes all its memory", "`ulimit -c 0` before the job starts")
+        yield warn(
+            "core files",
+            "not limited: each rank that crashes writes all its memory",
+            "`ulimit -c 0` before the job starts",
+        )
 
 
 def _least(what: str, flag: str, number: int, least: int) -> Iterator[Line]:
@@ -122,7 +142,11 @@ def _least(what: str, flag: str, number: int, least: int) -> Iterator[Line]:
         yield ok(what, "unlimited" if soft == float("inf") else f"{soft}")
         return
     raise_hard = f"raise it in /etc/security/limits.conf (docker --ulimit), then `ulimit {flag} {words}`"
-    yield warn(what, f"{soft}; less than {words}", f"`ulimit {flag} {words}` before the job starts" if hard >= wanted else raise_hard)
+    yield warn(
+        what,
+        f"{soft}; less than {words}",
+        f"`ulimit {flag} {words}` before the job starts" if hard >= wanted else raise_hard,
+    )
 
 
 CHECKS = (memory, shared_memory, swap, cores, numa, limits)

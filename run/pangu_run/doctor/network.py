@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
+from pangu_ms.core.errors import RankTableError
 from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site
-from pangu_run.errors import RankTableError
 
 MOST_WORDS = 240
 """Letters of a rank table's faults that a line shows."""
@@ -33,14 +33,24 @@ def rank_table(site: Site) -> Iterator[Line]:
     """The rank table can be read, and this host is in it, or among --hosts."""
     if site.table_fault:
         words = textwrap.shorten(site.table_fault, MOST_WORDS, placeholder=" ...")
-        yield fail("rank table", words, f"`pangu ranktable check {shlex.quote(str(site.table_path))}` names every fault")
+        yield fail(
+            "rank table", words, f"`pangu ranktable check {shlex.quote(str(site.table_path))}` names every fault"
+        )
     if site.roster is None:
         return
-    what, has = ("rank table", f"{site.table.world} ranks on {site.num_servers} servers") if site.table else ("hosts", f"{site.num_servers} servers")
+    what, has = (
+        ("rank table", f"{site.table.world} ranks on {site.num_servers} servers")
+        if site.table
+        else ("hosts", f"{site.num_servers} servers")
+    )
     try:
         number = site.roster.this_server(site.server_id)
     except RankTableError as error:
-        yield fail(what, f"this host is not in it: {error}", "run on one of its servers, say which one this is by --server-id, or name the right ones")
+        yield fail(
+            what,
+            f"this host is not in it: {error}",
+            "run on one of its servers, say which one this is by --server-id, or name the right ones",
+        )
         return
     yield ok(what, f"{has}; this is server {number}, {site.roster.servers[number].server_id}")
 
@@ -53,7 +63,11 @@ def names(site: Site) -> Iterator[Line]:
         known = list(pool.map(lambda server: any(map(_resolved, server.addresses)), named))
     if unknown := [server.server_id for server, resolved in zip(named, known, strict=True) if not resolved]:
         more = f" and {len(unknown) - 4} more" if len(unknown) > 4 else ""
-        yield fail("server names", f"no address for {', '.join(unknown[:4])}{more}", "add them to /etc/hosts or the name server, or use addresses in the table")
+        yield fail(
+            "server names",
+            f"no address for {', '.join(unknown[:4])}{more}",
+            "add them to /etc/hosts or the name server, or use addresses in the table",
+        )
     elif named:
         yield ok("server names", f"{len(named)} have addresses")
     own = socket.gethostname()
@@ -95,7 +109,11 @@ def ports(site: Site) -> Iterator[Line]:
         if _is_free(port):
             yield ok(f"port {port}", f"free, for {use}")
         else:
-            yield fail(f"port {port}", f"taken by {_holder(port)}; {use} needs it", "end that process, or name another one by --master-port")
+            yield fail(
+                f"port {port}",
+                f"taken by {_holder(port)}; {use} needs it",
+                "end that process, or name another one by --master-port",
+            )
 
 
 def _is_free(port: int) -> bool:
@@ -111,7 +129,14 @@ def _is_free(port: int) -> bool:
 def _holder(port: int) -> str:
     try:
         entries = psutil.net_connections("tcp")
-        pid = next((entry.pid for entry in entries if entry.laddr and entry.laddr.port == port and entry.status == psutil.CONN_LISTEN), None)
+        pid = next(
+            (
+                entry.pid
+                for entry in entries
+                if entry.laddr and entry.laddr.port == port and entry.status == psutil.CONN_LISTEN
+            ),
+            None,
+        )
         return f"pid {pid} ({psutil.Process(pid).name()})" if pid else "a process that this user may not see"
     except psutil.Error:
         return "a process that this user may not see"
@@ -132,7 +157,11 @@ def hccl_ports(site: Site) -> Iterator[Line]:
     if wanted <= kept:
         yield ok("HCCL's ports", f"{span} are reserved")
     else:
-        yield warn("HCCL's ports", f"{span} may be given to other programs", f"`sysctl -w net.ipv4.ip_local_reserved_ports={span}` on the host, as root")
+        yield warn(
+            "HCCL's ports",
+            f"{span} may be given to other programs",
+            f"`sysctl -w net.ipv4.ip_local_reserved_ports={span}` on the host, as root",
+        )
 
 
 def proxies(site: Site) -> Iterator[Line]:
@@ -146,7 +175,11 @@ def proxies(site: Site) -> Iterator[Line]:
     exempt = [entry.strip() for entry in environment.get("no_proxy", "").split(",") if entry.strip()]
     if through := [address for address in wanted if not any(_covers(entry, address) for entry in exempt)]:
         more = ",..." if through[3:] else ""
-        yield warn(proxy, f"set, and no_proxy lacks {', '.join(through[:3])}", f"export no_proxy={','.join(through[:3])}{more}, or unset {proxy}")
+        yield warn(
+            proxy,
+            f"set, and no_proxy lacks {', '.join(through[:3])}",
+            f"export no_proxy={','.join(through[:3])}{more}, or unset {proxy}",
+        )
 
 
 def _covers(entry: str, address: str) -> bool:

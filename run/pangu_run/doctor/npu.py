@@ -1,4 +1,5 @@
-"""What Ascend's tools print, taken apart. Formats after their public documentation and recorded outputs; none was tried on hardware here."""
+"""What Ascend's tools print, taken apart. Formats after their public documentation and recorded outputs; none was tried
+on hardware here."""
 
 import re
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ def _cells(line: str) -> list[str]:
 
 
 def devices(text: str) -> list[Device]:
-    """Chips of `npu-smi info`: two rows each, (NPU, name | health | power ...) and (chip [, device] | bus | use, memory ...)."""
+    """Chips of `npu-smi info`: two rows each, (NPU, name | health | power ...) and (chip [, device] | bus | use, memory
+    ...)."""
     found, head = [], None
     for cells in map(_cells, text.splitlines()):
         if len(cells) != 3:
@@ -42,19 +44,28 @@ def devices(text: str) -> list[Device]:
         if re.fullmatch(r"\d+\s+(?=\S*[A-Za-z])\S+", cells[0]):
             head = (int(numbers[0]), cells[0].split()[1], cells[1])
         elif head and re.fullmatch(r"\d+(\s+\d+)?", cells[0]) and pairs:
-            used, total = max(((int(used), int(total)) for used, total in pairs), key=lambda pair: pair[1])  # HBM, or DDR on chips without
-            found.append(Device(int(numbers[1]) if len(numbers) > 1 else head[0], head[1], head[2], used, total, head[0]))
+            used, total = max(
+                ((int(used), int(total)) for used, total in pairs), key=lambda pair: pair[1]
+            )  # HBM, or DDR on chips without
+            found.append(
+                Device(int(numbers[1]) if len(numbers) > 1 else head[0], head[1], head[2], used, total, head[0])
+            )
     return found
 
 
 def processes(text: str) -> list[Process]:
     """Processes of `npu-smi info`: rows (NPU, chip | pid | name | memory in MB)."""
-    rows = (cells for cells in map(_cells, text.splitlines()) if len(cells) == 4 and cells[1].isdigit() and cells[3].isdigit())
+    rows = (
+        cells
+        for cells in map(_cells, text.splitlines())
+        if len(cells) == 4 and cells[1].isdigit() and cells[3].isdigit()
+    )
     return [Process(int(cells[0].split()[0]), int(cells[1]), cells[2], int(cells[3])) for cells in rows]
 
 
 def topology(text: str) -> tuple[dict[int, dict[int, str]], dict[int, str]]:
-    """`npu-smi info -t topo`: how each pair of devices is linked (HCCS, PIX, PHB, SYS, ...) and each device's near cores ("0-23")."""
+    """`npu-smi info -t topo`: how each pair of devices is linked (HCCS, PIX, PHB, SYS, ...) and each device's near
+    cores ("0-23")."""
     links: dict[int, dict[int, str]] = {}
     cores: dict[int, str] = {}
     columns: list[int] = []
@@ -63,7 +74,9 @@ def topology(text: str) -> tuple[dict[int, dict[int, str]], dict[int, str]]:
         if len(labels) > 1 or (labels and not columns):
             columns = labels
         elif labels and words[0].startswith("NPU") and len(words) > len(columns):
-            links[labels[0]] = {column: kind for column, kind in zip(columns, words[1:], strict=False) if column != labels[0]}
+            links[labels[0]] = {
+                column: kind for column, kind in zip(columns, words[1:], strict=False) if column != labels[0]
+            }
             if re.fullmatch(r"[\d,-]+", words[-1]):
                 cores[labels[0]] = words[-1]
     return links, cores

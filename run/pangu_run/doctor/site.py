@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pangu_run.errors import RankTableError
+from pangu_ms.core.errors import RankTableError
 
 if TYPE_CHECKING:
     from pangu_run.rank_table import RankTable, Server
@@ -71,7 +71,8 @@ class Site:
             return None
 
     def tool(self, name: str, *words: str, timeout_s: float | None = None) -> Answer:
-        """What a tool of this host says within `timeout_s` seconds, TOOL_S of them unless said; each command is run once."""
+        """What a tool of this host says within `timeout_s` seconds, TOOL_S of them unless said; each command is run
+        once."""
         if (command := (name, *words)) not in self._answers:
             self._answers[command] = self._run(name, *words, timeout_s=timeout_s or TOOL_S)
         return self._answers[command]
@@ -97,7 +98,9 @@ class Site:
         """The servers of the job: the rank table, or one without devices of `hosts`; None where neither is given."""
         from pangu_run.rank_table import RankTable, Server
 
-        return self.table or (RankTable(tuple(Server(host, (), (host,)) for host in self.hosts)) if self.hosts else None)
+        return self.table or (
+            RankTable(tuple(Server(host, (), (host,)) for host in self.hosts)) if self.hosts else None
+        )
 
     @functools.cached_property
     def server(self) -> "Server | None":
@@ -121,7 +124,14 @@ class Site:
 def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> Answer:
     name = " ".join([Path(command[0]).name, *command[1:]])
     with tempfile.TemporaryFile() as output:  # a file: a pipe is held open by a grandchild that hangs
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
         try:
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,5 @@
-"""The disk of the output directory: room, speed, limits, whole renames, whether hosts share it. And the clock of its file system."""
+"""The disk of the output directory: room, speed, limits, whole renames, whether hosts share it. And the clock of its
+file system."""
 
 import os
 import resource
@@ -13,7 +14,8 @@ from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site, gib
 
 LEAST_ROOM, LITTLE_ROOM = 1 << 30, {"cpu": 10 << 30, "ascend": 200 << 30}
-"""Bytes. A checkpoint of weights and moments in float32 takes 12 bytes a parameter, 31 GB for 2.6 B; two are there while the second is written."""
+"""Bytes. A checkpoint of weights and moments in float32 takes 12 bytes a parameter, 31 GB for 2.6 B; two are there
+while the second is written."""
 LEAST_INODES = 10_000
 PROBE_BYTES, SLOW = 64 << 20, 100e6
 """Below SLOW bytes a second that checkpoint takes more than five minutes."""
@@ -34,7 +36,9 @@ def mount_of(site: Site, path: Path) -> tuple[str, str]:
     """Mount point and file-system type of a path."""
     rows = [line.split(" - ") for line in (site.read("/proc/self/mountinfo") or "").splitlines() if " - " in line]
     mounts = [(left.split()[4].replace("\\040", " "), right.split()[0]) for left, right in rows]
-    above = [mount for mount in reversed(mounts) if path.is_relative_to(mount[0])]  # of two mounts on one point the later one is seen
+    above = [
+        mount for mount in reversed(mounts) if path.is_relative_to(mount[0])
+    ]  # of two mounts on one point the later one is seen
     return max(above, key=lambda mount: len(mount[0]), default=("/", "unknown"))
 
 
@@ -48,7 +52,11 @@ def directory(site: Site) -> Iterator[Line]:
         where.mkdir(parents=True, exist_ok=True)
         room = os.statvfs(where)
     except OSError as error:
-        yield fail("output", f"{error.filename or where}: {error.strerror}", "name a directory that this user may write, or mend its rights")
+        yield fail(
+            "output",
+            f"{error.filename or where}: {error.strerror}",
+            "name a directory that this user may write, or mend its rights",
+        )
         return
     yield from _kind(site, where)
     yield from _room(site, room.f_bavail * room.f_frsize)
@@ -60,16 +68,28 @@ def directory(site: Site) -> Iterator[Line]:
 def _kind(site: Site, where: Path) -> Iterator[Line]:
     mount, kind = mount_of(site, where.resolve())
     if kind in FLEETING:
-        yield warn("file system", f"{kind} at {mount}: gone with the container or at the next start", "name an --output on a disk that stays")
+        yield warn(
+            "file system",
+            f"{kind} at {mount}: gone with the container or at the next start",
+            "name an --output on a disk that stays",
+        )
     elif any(name in kind for name in COPY_ON_RENAME):
         found = f"{kind} at {mount}: a rename copies, and a reader may see half a file"
         yield warn("file system", found, "write to a POSIX file system, copy to the store after")
     elif site.num_servers > 1 and kind in LOCAL:
-        yield warn("file system", f"{kind} at {mount}: local, unless this host exports it", "name an --output on a file system that all servers share")
+        yield warn(
+            "file system",
+            f"{kind} at {mount}: local, unless this host exports it",
+            "name an --output on a file system that all servers share",
+        )
     else:
         yield ok("file system", f"{kind} at {mount}")
     if kind in SHORT_FILES:
-        yield fail("largest file", f"{gib(SHORT_FILES[kind])} on {kind}", "name an --output on ext4, xfs or a cluster's file system")
+        yield fail(
+            "largest file",
+            f"{gib(SHORT_FILES[kind])} on {kind}",
+            "name an --output on ext4, xfs or a cluster's file system",
+        )
 
 
 def _room(site: Site, free: int) -> Iterator[Line]:
@@ -85,10 +105,16 @@ def _room(site: Site, free: int) -> Iterator[Line]:
 
 def _limits(inodes: int, free: int) -> Iterator[Line]:
     if inodes and free < LEAST_INODES:  # 0: the file system makes them as needed
-        yield warn("inodes", f"{free} free; less than {LEAST_INODES}", "remove old small files (`df -i`), or name another --output")
+        yield warn(
+            "inodes",
+            f"{free} free; less than {LEAST_INODES}",
+            "remove old small files (`df -i`), or name another --output",
+        )
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY:
-        yield (fail if limit < LEAST_ROOM else warn)("largest file", f"ulimit -f allows {gib(limit)}", "`ulimit -f unlimited` before the job starts")
+        yield (fail if limit < LEAST_ROOM else warn)(
+            "largest file", f"ulimit -f allows {gib(limit)}", "`ulimit -f unlimited` before the job starts"
+        )
 
 
 def _writes(where: Path) -> Iterator[Line]:
@@ -106,7 +132,11 @@ def _writes(where: Path) -> Iterator[Line]:
         last.touch()
         os.replace(first, last)
         whole = last.stat().st_size == PROBE_BYTES and not first.exists()
-        yield ok("rename", "replaces a file whole") if whole else fail("rename", "does not replace a file whole", "name an --output on a POSIX file system")
+        yield (
+            ok("rename", "replaces a file whole")
+            if whole
+            else fail("rename", "does not replace a file whole", "name an --output on a POSIX file system")
+        )
     except OSError as error:
         yield fail("write", f"{where}: {error.strerror}", "see quota (`quota -s`), rights and the mount (`dmesg`)")
     finally:
@@ -116,9 +146,16 @@ def _writes(where: Path) -> Iterator[Line]:
 
 def speed(bytes_per_second: float) -> Line:
     """How fast the disk takes a checkpoint."""
-    found = f"{bytes_per_second / 1e6:.0f} MB/s ({gib(PROBE_BYTES)}, flushed); 10 GB take {10e9 / bytes_per_second:.0f} s"
+    found = (
+        f"{bytes_per_second / 1e6:.0f} MB/s ({gib(PROBE_BYTES)}, flushed); 10 GB take {10e9 / bytes_per_second:.0f} s"
+    )
     if bytes_per_second < SLOW:
-        return warn("write speed", found, "look for other writers (`iostat`), or name an --output on a faster disk; save less often: train.save_every")
+        return warn(
+            "write speed",
+            found,
+            "look for other writers (`iostat`), or name an --output on a faster disk; save less often:"
+            " train.save_every",
+        )
     return ok("write speed", found)
 
 

@@ -1,4 +1,5 @@
-"""Versions of Python, MindSpore, MindFormers, CANN, driver and firmware, and whether they fit together. Nothing of them is imported."""
+"""Versions of Python, MindSpore, MindFormers, CANN, driver and firmware, and whether they fit together. Nothing of them
+is imported."""
 
 import importlib.metadata
 import re
@@ -16,8 +17,8 @@ from pangu_run.doctor.site import Site
 class Release:
     """A MindSpore and what was released with it.
 
-    Source: MindFormers r1.9.0, Installation Guidelines, "Confirming Version Matching Relationship" (mindspore.cn); `cann_accepted`: AscendEnvChecker
-    in mindspore/run_check/_check_version.py of that MindSpore.
+    Source: MindFormers r1.9.0, Installation Guidelines, "Confirming Version Matching Relationship" (mindspore.cn);
+    `cann_accepted`: AscendEnvChecker in mindspore/run_check/_check_version.py of that MindSpore.
     """
 
     mindspore: str
@@ -27,11 +28,18 @@ class Release:
     driver: str
 
 
-RELEASES = (Release("2.9", "1.9", "9.0", ("8.2", "8.3", "8.5", "9.0"), "26.0"), Release("2.7.2", "1.8", "8.5", ("8.5",), "25.5"))
+RELEASES = (
+    Release("2.9", "1.9", "9.0", ("8.2", "8.3", "8.5", "9.0"), "26.0"),
+    Release("2.7.2", "1.8", "8.5", ("8.5",), "25.5"),
+)
 """What setup.py allows: mindspore >=2.7.2,<2.10,!=2.8.*; mindformers >=1.8,<2."""
 PYTHONS = ((3, 10), (3, 12))
 CANN_HOMES = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann", "/usr/local/Ascend/latest")
-CANN_FILES = ("{home}/x86_64-linux/ascend_toolkit_install.info", "{home}/aarch64-linux/ascend_toolkit_install.info", "{home}/compiler/version.info")
+CANN_FILES = (
+    "{home}/x86_64-linux/ascend_toolkit_install.info",
+    "{home}/aarch64-linux/ascend_toolkit_install.info",
+    "{home}/compiler/version.info",
+)
 DRIVER, FIRMWARE = "/usr/local/Ascend/driver/version.info", "/usr/local/Ascend/firmware/version.info"
 GUIDE = "see the table at mindspore.cn/mindformers (installation)"
 
@@ -59,7 +67,9 @@ def release_of(mindspore: str | None) -> Release | None:
 
 def cann_home(site: Site) -> str | None:
     """Where CANN is installed."""
-    named = [site.environment[name] for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME") if site.environment.get(name)]
+    named = [
+        site.environment[name] for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME") if site.environment.get(name)
+    ]
     return next((home for home in (*named, *CANN_HOMES) if site.path(home).is_dir()), None)
 
 
@@ -69,7 +79,9 @@ def cann_version(site: Site) -> str | None:
     for file in CANN_FILES:
         if found := npu.value(site.read(file.format(home=home)) or "", "version"):
             return found
-    running = npu.value(site.read(f"{home}/version.cfg") or "", "toolkit_running_version") or ""  # [component version:CANN's version]
+    running = (
+        npu.value(site.read(f"{home}/version.cfg") or "", "toolkit_running_version") or ""
+    )  # [component version:CANN's version]
     return running.strip("[]").rpartition(":")[2] or None
 
 
@@ -82,7 +94,11 @@ def driver_version(site: Site) -> str | None:
 def all_versions(site: Site) -> dict[str, str | None]:
     """What hosts of one job are compared by."""
     firmware = npu.value(site.read(FIRMWARE) or "", "Version")
-    own = {"python": ".".join(map(str, sys.version_info[:3])), "mindspore": installed("mindspore"), "mindformers": installed("mindformers")}
+    own = {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "mindspore": installed("mindspore"),
+        "mindformers": installed("mindformers"),
+    }
     return {**own, "cann": cann_version(site), "driver": driver_version(site), "firmware": firmware}
 
 
@@ -97,7 +113,11 @@ def python(site: Site) -> Iterator[Line]:
     if first <= found[:2] <= last:
         yield ok("Python", words)
     else:
-        yield fail("Python", f"{words}; needs {first[0]}.{first[1]} to {last[0]}.{last[1]}", "make an environment with Python 3.11")
+        yield fail(
+            "Python",
+            f"{words}; needs {first[0]}.{first[1]} to {last[0]}.{last[1]}",
+            "make an environment with Python 3.11",
+        )
 
 
 def mindspore(site: Site) -> Iterator[Line]:
@@ -107,15 +127,27 @@ def mindspore(site: Site) -> Iterator[Line]:
     if version is None:
         yield fail("MindSpore", "not installed", "pip install mindspore==2.9.0")
     elif release is None:
-        yield fail("MindSpore", f"{version}; needs {' or '.join(r.mindspore for r in RELEASES)}", "pip install mindspore==2.9.0")
+        yield fail(
+            "MindSpore",
+            f"{version}; needs {' or '.join(r.mindspore for r in RELEASES)}",
+            "pip install mindspore==2.9.0",
+        )
     else:
         yield ok("MindSpore", version)
     formers = installed("mindformers")
     wanted = (release or RELEASES[0]).mindformers
     if formers is None:
-        yield warn("MindFormers", "not installed; its Trainer and registration cannot be used", f"pip install mindformers=={wanted}.0")
+        yield warn(
+            "MindFormers",
+            "not installed; its Trainer and registration cannot be used",
+            f"pip install mindformers=={wanted}.0",
+        )
     elif not (formers + ".").startswith(wanted + "."):
-        yield warn("MindFormers", f"{formers} with MindSpore {version}", f"pip install mindformers=={wanted}.0, which pins its MindSpore; {GUIDE}")
+        yield warn(
+            "MindFormers",
+            f"{formers} with MindSpore {version}",
+            f"pip install mindformers=={wanted}.0, which pins its MindSpore; {GUIDE}",
+        )
     else:
         yield ok("MindFormers", formers)
     safetensors = installed("safetensors")
@@ -143,7 +175,11 @@ def cann(site: Site) -> Iterator[Line]:
         found = f"{version}; MindSpore {release.mindspore} accepts it, but was released with {release.cann}"
         yield warn("CANN", found, f"install CANN {release.cann} unless this pair is known to work; {GUIDE}")
     else:
-        yield fail("CANN", f"{version}; MindSpore {release.mindspore} takes {', '.join(release.cann_accepted)}", f"install CANN {release.cann}; {GUIDE}")
+        yield fail(
+            "CANN",
+            f"{version}; MindSpore {release.mindspore} takes {', '.join(release.cann_accepted)}",
+            f"install CANN {release.cann}; {GUIDE}",
+        )
 
 
 def driver_and_firmware(site: Site) -> Iterator[Line]:
@@ -152,19 +188,35 @@ def driver_and_firmware(site: Site) -> Iterator[Line]:
         return
     driver, release = driver_version(site), release_of(installed("mindspore"))
     if driver is None:
-        yield fail("driver", f"no version in {DRIVER}", "install Ascend's driver; in a container mount /usr/local/Ascend/driver")
+        yield fail(
+            "driver",
+            f"no version in {DRIVER}",
+            "install Ascend's driver; in a container mount /usr/local/Ascend/driver",
+        )
     elif release and _numbers(driver, 2) < _numbers(release.driver, 2):
         # Newer drivers serve older CANN; how far older drivers serve newer CANN is not said where the table is.
         found = f"{driver}, older than {release.driver}, which was released with MindSpore {release.mindspore}"
-        yield warn("driver", found, f"install driver {release.driver} or newer, or ask Ascend's compatibility assistant; {GUIDE}")
+        yield warn(
+            "driver",
+            found,
+            f"install driver {release.driver} or newer, or ask Ascend's compatibility assistant; {GUIDE}",
+        )
     else:
         yield ok("driver", driver)
     firmware = npu.value(site.read(FIRMWARE) or "", "Version")
     span = re.findall(r"[\d.]+", npu.value(site.read(DRIVER) or "", "compatible_version_fw") or "")
     if firmware is None:
-        yield warn("firmware", f"no version in {FIRMWARE}", "`npu-smi info -t board -i 0` shows it; containers do not see it, look on the host")
+        yield warn(
+            "firmware",
+            f"no version in {FIRMWARE}",
+            "`npu-smi info -t board -i 0` shows it; containers do not see it, look on the host",
+        )
     elif len(span) == 2 and not _numbers(span[0], 3) <= _numbers(firmware, 3) <= _numbers(span[1], 3):
-        yield fail("firmware", f"{firmware}; driver {driver} takes {span[0]} to {span[1]}", "install the firmware of the driver's release, then reboot")
+        yield fail(
+            "firmware",
+            f"{firmware}; driver {driver} takes {span[0]} to {span[1]}",
+            "install the firmware of the driver's release, then reboot",
+        )
     else:
         yield ok("firmware", firmware)
 

@@ -1,9 +1,10 @@
-"""Boot file of a ModelArts training job. It is started once on each node (custom image) or once for each device (preset engine), and serves both."""
+"""Boot file of a ModelArts training job. It is started once on each node (custom image) or once for each device (preset
+engine), and serves both."""
 
 import shlex
 from pathlib import PurePosixPath
 
-from pangu_run.errors import LaunchError
+from pangu_ms.core.errors import LaunchError
 from pangu_run.manifest import secret
 from pangu_run.manifest.mounts import seen_config
 from pangu_run.manifest.options import NOTHING, Parser, deliver, launch_words, train_words
@@ -17,12 +18,24 @@ RANK_TABLE = "/user/config/jobstart_hccl.json"
 def main(argv: list[str]) -> int:
     """Entry of the kind; returns the exit code."""
     parser = Parser("modelarts", __doc__)
-    parser.add_argument("--rank-table", default=RANK_TABLE, metavar="FILE", help="the job's rank table; RANK_TABLE_FILE overrides it there")
-    parser.add_argument("--table-timeout", type=int, default=1800, metavar="SECONDS", help="how long to wait for a complete rank table")
-    parser.add_argument("--mount", action="append", metavar="HOST:PATH", default=NOTHING, help="HOST here is PATH there; for --config")
+    parser.add_argument(
+        "--rank-table",
+        default=RANK_TABLE,
+        metavar="FILE",
+        help="the job's rank table; RANK_TABLE_FILE overrides it there",
+    )
+    parser.add_argument(
+        "--table-timeout", type=int, default=1800, metavar="SECONDS", help="how long to wait for a complete rank table"
+    )
+    parser.add_argument(
+        "--mount", action="append", metavar="HOST:PATH", default=NOTHING, help="HOST here is PATH there; for --config"
+    )
     args = parser.read(argv)
     if not PurePosixPath(args.output_dir).is_absolute():
-        raise LaunchError(f"--output-dir {args.output_dir}: must be an absolute path in the job, on storage that outlives it; write such a path")
+        raise LaunchError(
+            f"--output-dir {args.output_dir}: must be an absolute path in the job, on storage that outlives it; write"
+            " such a path"
+        )
     plan = plan_of(train_words(args))
     require_ascend("modelarts", plan)
     text = fill(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from pangu_run.errors import LaunchError
+from pangu_ms.core.errors import LaunchError
 
 
 def parse_mounts(mounts: Sequence[str]) -> list[tuple[str, str]]:
@@ -24,7 +24,8 @@ def parse_mounts(mounts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def seen_config(config: str, mounts: Sequence[str]) -> str:
-    """The configuration as the container sees it: a shipped one by its name, a file of this machine by its path under a mount.
+    """The configuration as the container sees it: a shipped one by its name, a file of this machine by its path under a
+    mount.
 
     Raises:
         LaunchError: it is a file that no mount shows.
@@ -35,10 +36,20 @@ def seen_config(config: str, mounts: Sequence[str]) -> str:
     for host, inside in parse_mounts(mounts):
         if path.is_relative_to(Path(host).resolve()):
             return str(PurePosixPath(inside) / path.relative_to(Path(host).resolve()))
-    raise LaunchError(f"--config {config}: the job does not see this file; it must lie in a --mount; add --mount {path.parent}:PATH, or use a shipped config")
+    raise LaunchError(
+        f"--config {config}: the job does not see this file; it must lie in a --mount; add --mount {path.parent}:PATH,"
+        " or use a shipped config"
+    )
 
 
 def require_mounted(option: str, path: str, mounts: Sequence[str]) -> None:
-    """Raise LaunchError for a path of the container that no mount shows: it would be empty at first, and gone with the pod."""
-    if not any(PurePosixPath(path).is_relative_to(inside) for _, inside in parse_mounts(mounts)) or ".." in PurePosixPath(path).parts:
-        raise LaunchError(f"{option} {path}: lies in no --mount, so it goes with the pod; must be on shared storage; add --mount HOST:{path}")
+    """Raise LaunchError for a path of the container that no mount shows: it would be empty at first, and gone with the
+    pod."""
+    if (
+        not any(PurePosixPath(path).is_relative_to(inside) for _, inside in parse_mounts(mounts))
+        or ".." in PurePosixPath(path).parts
+    ):
+        raise LaunchError(
+            f"{option} {path}: lies in no --mount, so it goes with the pod; must be on shared storage; add --mount"
+            f" HOST:{path}"
+        )

@@ -6,9 +6,9 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.isolated import python_command, python_environment
 from pangu_run import program
-from pangu_run.errors import LaunchError
-from pangu_run.isolated import python_command, python_environment
 from pangu_run.program import Program
 
 FIRST = "ascend910"
@@ -52,8 +52,8 @@ def of_program(answer: Program) -> Plan:
     if len(set(counts.values())) > 1:
         most, least = max(counts.values()), min(counts.values())
         raise LaunchError(
-            f"parallel: {answer.world} ranks lie {most} on one server and {least} on another; a scheduler gives each server the same; "
-            "choose a number of ranks that fills the servers, or another parallel.devices_per_server"
+            f"parallel: {answer.world} ranks lie {most} on one server and {least} on another; a scheduler gives each"
+            " server the same; choose a number of ranks that fills the servers, or another parallel.devices_per_server"
         )
     return Plan(len(counts), max(counts.values()), answer.device != program.CPU, answer.chip)
 
@@ -62,7 +62,9 @@ def require_ascend(kind: str, plan: Plan) -> None:
     """Raise LaunchError for a run on the CPU: a cluster's scheduler would reserve devices for nothing."""
     if not plan.on_ascend:
         what_to_do = "add runtime.device=Ascend, or use `pangu manifest docker`"
-        raise LaunchError(f"runtime.device=CPU: `pangu manifest {kind}` asks a cluster for Ascend devices; {what_to_do}")
+        raise LaunchError(
+            f"runtime.device=CPU: `pangu manifest {kind}` asks a cluster for Ascend devices; {what_to_do}"
+        )
 
 
 def image(plan: Plan) -> str:
@@ -75,5 +77,7 @@ def version() -> str:
     command = python_command("pangu_ms", "--version")
     done = subprocess.run(command, env=python_environment(), capture_output=True, text=True)
     if done.returncode:
-        raise LaunchError(f"{shlex.join(command)}: ended with {done.returncode}; this package must be installed for it; mend that")
+        raise LaunchError(
+            f"{shlex.join(command)}: ended with {done.returncode}; this package must be installed for it; mend that"
+        )
     return done.stdout.strip()

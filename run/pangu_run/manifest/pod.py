@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
+from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_run.manifest import secret
 from pangu_run.manifest.mounts import parse_mounts
 from pangu_run.manifest.plan import Plan
@@ -12,7 +12,8 @@ from pangu_run.manifest.text import fill, pod_argument
 TABLE_DIRECTORY = "/user/serverid/devindex/config"
 """Where Ascend Operator's rank table stands in a container, as hccl.json. Source: MindCluster's user guide."""
 TABLES = "/user/mindx-dl/ranktable"
-"""Directory of the servers that Ascend Operator writes rank tables to, one directory NAMESPACE.JOB each; shared. Source: its deployment's YAML."""
+"""Directory of the servers that Ascend Operator writes rank tables to, one directory NAMESPACE.JOB each; shared.
+Source: its deployment's YAML."""
 DRIVER = "/usr/local/Ascend/driver"
 PORT = 2222  # Ascend Operator's own; the name is fixed
 
@@ -40,7 +41,10 @@ def pod_spec(args: argparse.Namespace, plan: Plan, name: str, words: list[str]) 
 
 def apart(label: str, name: str) -> dict[str, Any]:
     """Each pod of the job on a server of its own."""
-    term = {"labelSelector": {"matchExpressions": [{"key": label, "operator": "In", "values": [name]}]}, "topologyKey": "kubernetes.io/hostname"}
+    term = {
+        "labelSelector": {"matchExpressions": [{"key": label, "operator": "In", "values": [name]}]},
+        "topologyKey": "kubernetes.io/hostname",
+    }
     return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
@@ -48,7 +52,10 @@ def container(args: argparse.Namespace, plan: Plan, name: str, words: list[str])
     """The container: its script starts the launcher with the words that follow it."""
     table = {"table": f"{TABLE_DIRECTORY}/hccl.json", "table_timeout": args.table_timeout}
     script = fill(f"{args.kind}_start.sh.tmpl", **table, host=EXIT_HOST, stopped=EXIT_STOPPED)
-    limits = {args.resource: plan.devices, **{key: value for key, value in (("memory", args.memory), ("cpu", args.cpu)) if value}}
+    limits = {
+        args.resource: plan.devices,
+        **{key: value for key, value in (("memory", args.memory), ("cpu", args.cpu)) if value},
+    }
     return {
         "name": "ascend",  # Ascend Operator wants this name
         "image": args.image,
@@ -58,7 +65,10 @@ def container(args: argparse.Namespace, plan: Plan, name: str, words: list[str])
         "env": variables(args) + ([secret.variable(name)] if plan.hosts > 1 else []),
         "ports": [{"name": "ascendjob-port", "containerPort": PORT}],
         "resources": {"limits": limits, "requests": dict(limits)},
-        "volumeMounts": [{"name": volume, "mountPath": path} | ({"readOnly": True} if path == DRIVER else {}) for volume, path, _ in volumes(args, "")],
+        "volumeMounts": [
+            {"name": volume, "mountPath": path} | ({"readOnly": True} if path == DRIVER else {})
+            for volume, path, _ in volumes(args, "")
+        ],
     }
 
 
@@ -78,7 +88,12 @@ def field(name: str, path: str) -> dict[str, Any]:
 def volumes(args: argparse.Namespace, name: str) -> list[tuple[str, str, dict[str, Any]]]:
     """(name, path in the container, source) of each volume."""
     shared_memory = {"medium": "Memory", "sizeLimit": args.shared_memory}
-    fixed = [("shm", "/dev/shm", {"emptyDir": shared_memory}), ("ascend-driver", DRIVER, {"hostPath": {"path": DRIVER}})]
+    fixed = [
+        ("shm", "/dev/shm", {"emptyDir": shared_memory}),
+        ("ascend-driver", DRIVER, {"hostPath": {"path": DRIVER}}),
+    ]
     if args.kind == "ascendjob":  # Ascend Operator looks for a volume of that name
         fixed.append(("ranktable", TABLE_DIRECTORY, {"hostPath": {"path": f"{TABLES}/{args.namespace}.{name}"}}))
-    return fixed + [(f"mount-{i}", path, {"hostPath": {"path": host}}) for i, (host, path) in enumerate(parse_mounts(args.mount))]
+    return fixed + [
+        (f"mount-{i}", path, {"hostPath": {"path": host}}) for i, (host, path) in enumerate(parse_mounts(args.mount))
+    ]

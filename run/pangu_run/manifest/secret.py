@@ -1,9 +1,9 @@
-"""The job's secret in a manifest (see supervise/seal.py): a fresh one for each job, which no other file has."""
+"""The job's secret in a manifest (see supervisor/authentication.py): a fresh one for each job, which no other file has."""
 
 import secrets
 from typing import Any
 
-from pangu_run.isolated import JOB_SECRET
+from pangu_ms.core.isolated import JOB_SECRET
 from pangu_run.manifest.text import yaml_block
 
 BYTES = 32
@@ -11,15 +11,29 @@ SHELL = f"""# The launchers know each other by it: made when the job starts, in 
 export {JOB_SECRET}=${{{JOB_SECRET}:-$(od -An -N{BYTES} -tx1 /dev/urandom | tr -d ' \\n')}}
 """
 """Lines of bash for a script that starts all launchers."""
-COMMENT = f"# Give the job {JOB_SECRET} among its environment variables, a random value of 16 characters or more: the launchers know each other by it.\n"
+COMMENT = (
+    f"# Give the job {JOB_SECRET} among its environment variables, a random value of 16 characters or more: the"
+    " launchers know each other by it.\n"
+)
 """For a script that runs on each host by itself."""
 
 
 def resource(job: str, namespace: str) -> str:
     """A Kubernetes Secret with a fresh value, as a YAML document before the job's."""
     metadata = {"name": _name(job), "namespace": namespace}
-    body = yaml_block({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "stringData": {JOB_SECRET: secrets.token_hex(BYTES)}})
-    return f"# The launchers know each other by it; `pangu manifest` makes a fresh one each time. Who can read this file can stop the job.\n{body}\n---\n"
+    body = yaml_block(
+        {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": metadata,
+            "type": "Opaque",
+            "stringData": {JOB_SECRET: secrets.token_hex(BYTES)},
+        }
+    )
+    return (
+        "# The launchers know each other by it; `pangu manifest` makes a fresh one each time. Who can read this file"
+        f" can stop the job.\n{body}\n---\n"
+    )
 
 
 def variable(job: str) -> dict[str, Any]:

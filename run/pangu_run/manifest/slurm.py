@@ -1,12 +1,13 @@
-"""Script for Slurm's sbatch: one launcher on each server; a job that stopped with its state saved is put back into the queue."""
+"""Script for Slurm's sbatch: one launcher on each server; a job that stopped with its state saved is put back into the
+queue."""
 
 import argparse
 import re
 import shlex
 from pathlib import Path
 
-from pangu_run.errors import LaunchError
-from pangu_run.exit_codes import EXIT_STOPPED
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_run.manifest import secret
 from pangu_run.manifest.options import NOTHING, Parser, deliver, job_name, launch_words, train_words
 from pangu_run.manifest.plan import Plan, plan_of, require_ascend
@@ -21,21 +22,45 @@ def main(argv: list[str]) -> int:
     parser = Parser("slurm", __doc__)
     parser.add_job_name()
     parser.add_requeues()
-    parser.add_argument("--time", default="1-00:00:00", help="time limit as Slurm writes it; the job is asked to stop --grace seconds before")
+    parser.add_argument(
+        "--time",
+        default="1-00:00:00",
+        help="time limit as Slurm writes it; the job is asked to stop --grace seconds before",
+    )
     parser.add_argument("--partition", default=NOTHING, help="partition; default: the cluster's")
     parser.add_argument("--account", default=NOTHING, help="account to charge")
     parser.add_argument("--gres", default="npu", metavar="NAME", help="the cluster's name for a device")
-    parser.add_argument("--memory", default="0", metavar="SIZE", help="memory of each server, such as 512G; 0: all of it")
-    parser.add_argument("--log", default="%x-%j.log", metavar="FILE", help="what the script prints; %%x job name, %%j job id; its directory must exist")
-    parser.add_argument("--prepare", default=NOTHING, metavar="COMMAND", help="line of bash to run first, such as `source venv/bin/activate`")
+    parser.add_argument(
+        "--memory", default="0", metavar="SIZE", help="memory of each server, such as 512G; 0: all of it"
+    )
+    parser.add_argument(
+        "--log",
+        default="%x-%j.log",
+        metavar="FILE",
+        help="what the script prints; %%x job name, %%j job id; its directory must exist",
+    )
+    parser.add_argument(
+        "--prepare",
+        default=NOTHING,
+        metavar="COMMAND",
+        help="line of bash to run first, such as `source venv/bin/activate`",
+    )
     args = parser.read(argv)
-    for option, value, form, example in (("--time", args.time, _TIME, "1-00:00:00"), ("--memory", args.memory, _MEMORY, "512G")):
+    for option, value, form, example in (
+        ("--time", args.time, _TIME, "1-00:00:00"),
+        ("--memory", args.memory, _MEMORY, "512G"),
+    ):
         if not form.fullmatch(value):
             raise LaunchError(f"{option} {value}: is not of Slurm's form; write it as {example}")
     see_from_anywhere(args)
     plan = plan_of(train_words(args))
     require_ascend("slurm", plan)
-    return deliver(args, plan, script(args, plan), "submit it with `sbatch {file}`, cancel it with `scancel --batch --signal=TERM JOB`")
+    return deliver(
+        args,
+        plan,
+        script(args, plan),
+        "submit it with `sbatch {file}`, cancel it with `scancel --batch --signal=TERM JOB`",
+    )
 
 
 def see_from_anywhere(args: argparse.Namespace) -> None:
@@ -49,7 +74,11 @@ def see_from_anywhere(args: argparse.Namespace) -> None:
 
 def script(args: argparse.Namespace, plan: Plan) -> str:
     """The script."""
-    optional = [f"#SBATCH --{name}={shlex.quote(value)}\n" for name, value in (("partition", args.partition), ("account", args.account)) if value]
+    optional = [
+        f"#SBATCH --{name}={shlex.quote(value)}\n"
+        for name, value in (("partition", args.partition), ("account", args.account))
+        if value
+    ]
     return fill(
         "slurm.sh.tmpl",
         config=args.config,

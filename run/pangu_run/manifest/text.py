@@ -17,7 +17,8 @@ class _Template(string.Template):
 
 
 def fill(template: str, **values: Any) -> str:
-    """Text of a template with its placeholders @@name replaced; each value has been quoted before. An @@include(FILE) of it is read first."""
+    """Text of a template with its placeholders @@name replaced; each value has been quoted before. An @@include(FILE)
+    of it is read first."""
     text = re.sub(r"@@include\(([\w.]+)\)\n", lambda match: _read(match[1]), _read(template))
     return _Template(text).substitute(values).rstrip("\n") + "\n"
 
@@ -50,7 +51,9 @@ def yaml_block(value: Any, indent: int = 0) -> str:
         return dumper.represent_scalar("tag:yaml.org,2002:str", string, style="|" if "\n" in string else None)
 
     Dumper.add_representer(str, text)
-    return textwrap.indent(yaml.dump(value, Dumper=Dumper, sort_keys=False, width=1 << 20, allow_unicode=True), " " * indent).rstrip("\n")
+    return textwrap.indent(
+        yaml.dump(value, Dumper=Dumper, sort_keys=False, width=1 << 20, allow_unicode=True), " " * indent
+    ).rstrip("\n")
 
 
 def pod_argument(word: str) -> str:

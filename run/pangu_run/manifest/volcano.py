@@ -1,10 +1,11 @@
-"""Job of a Kubernetes cluster in YAML: an AscendJob, whose operator writes the rank table, or a plain Volcano Job, whose pods find each other by name."""
+"""Job of a Kubernetes cluster in YAML: an AscendJob, whose operator writes the rank table, or a plain Volcano Job,
+whose pods find each other by name."""
 
 import re
 from typing import Any
 
-from pangu_run.errors import LaunchError
-from pangu_run.exit_codes import EXIT_HOST, EXIT_STOPPED
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_run.manifest import secret
 from pangu_run.manifest.mounts import parse_mounts, require_mounted, seen_config
 from pangu_run.manifest.options import NOTHING, Parser, deliver, job_name, launch_words, train_words
@@ -50,20 +51,52 @@ def main(argv: list[str]) -> int:
 
 def add_options(parser: Parser) -> None:
     """Options of this kind."""
-    parser.add_argument("--kind", choices=("ascendjob", "volcano"), default="ascendjob", help="resource: MindCluster's AscendJob or Volcano's Job")
+    parser.add_argument(
+        "--kind",
+        choices=("ascendjob", "volcano"),
+        default="ascendjob",
+        help="resource: MindCluster's AscendJob or Volcano's Job",
+    )
     parser.add_argument("--namespace", default="default", help="Kubernetes namespace")
     parser.add_argument("--queue", default="default", help="Volcano queue")
-    parser.add_argument("--image", default=NOTHING, help="image; default: what `pangu manifest docker` makes for this plan")
-    parser.add_argument("--mount", action="append", metavar="HOST:PATH", default=NOTHING, help="HOST of the servers is PATH in the pods; may be repeated")
+    parser.add_argument(
+        "--image", default=NOTHING, help="image; default: what `pangu manifest docker` makes for this plan"
+    )
+    parser.add_argument(
+        "--mount",
+        action="append",
+        metavar="HOST:PATH",
+        default=NOTHING,
+        help="HOST of the servers is PATH in the pods; may be repeated",
+    )
     parser.add_argument("--resource", default="huawei.com/Ascend910", help="what the device plugin calls a device")
-    label = "MindCluster's label of the product: ascend-910 or ascend-910b; default: by runtime.chip, and ascend-910b where it is not said"
+    label = (
+        "MindCluster's label of the product: ascend-910 or ascend-910b; default: by runtime.chip, and ascend-910b where"
+        " it is not said"
+    )
     parser.add_argument("--ring-controller", default=NOTHING, metavar="LABEL", help=label)
-    parser.add_argument("--memory", metavar="SIZE", default=NOTHING, help="memory of each pod, such as 512Gi; default: no limit")
-    parser.add_argument("--cpu", metavar="NUMBER", default=NOTHING, help="processors of each pod, such as 160; default: no limit")
+    parser.add_argument(
+        "--memory", metavar="SIZE", default=NOTHING, help="memory of each pod, such as 512Gi; default: no limit"
+    )
+    parser.add_argument(
+        "--cpu", metavar="NUMBER", default=NOTHING, help="processors of each pod, such as 160; default: no limit"
+    )
     parser.add_argument("--shared-memory", metavar="SIZE", default="16Gi", help="size of /dev/shm")
-    parser.add_argument("--node-selector", action="append", metavar="KEY=VALUE", default=NOTHING, help="label of the servers; may be given several times")
+    parser.add_argument(
+        "--node-selector",
+        action="append",
+        metavar="KEY=VALUE",
+        default=NOTHING,
+        help="label of the servers; may be given several times",
+    )
     parser.add_argument("--host-network", action="store_true", help="pods have the network of their server")
-    parser.add_argument("--table-timeout", type=int, default=1800, metavar="SECONDS", help="how long an AscendJob waits for its complete rank table")
+    parser.add_argument(
+        "--table-timeout",
+        type=int,
+        default=1800,
+        metavar="SECONDS",
+        help="how long an AscendJob waits for its complete rank table",
+    )
 
 
 def check(args: Any) -> None:
@@ -73,10 +106,16 @@ def check(args: Any) -> None:
             raise LaunchError(f"{option} {value}: is not a quantity of Kubernetes; write it as 512Gi or 160")
     for option, value in (("--namespace", args.namespace), ("--queue", args.queue)):
         if not _DNS_NAME.fullmatch(value):
-            raise LaunchError(f"{option} {value}: must be at most 63 of a-z, 0-9 and -, with no hyphen at the ends; give the name that the cluster knows")
+            raise LaunchError(
+                f"{option} {value}: must be at most 63 of a-z, 0-9 and -, with no hyphen at the ends; give the name"
+                " that the cluster knows"
+            )
     for label in args.node_selector:
         if not re.fullmatch(r"[\w./-]+=[\w.-]*", label, re.ASCII):
-            raise LaunchError(f"--node-selector {label}: must be KEY=VALUE, a label of the servers; write it as accelerator-type=module-910b-8")
+            raise LaunchError(
+                f"--node-selector {label}: must be KEY=VALUE, a label of the servers; write it as"
+                " accelerator-type=module-910b-8"
+            )
     parse_mounts(args.mount)
     seen_config(args.config, args.mount)
     for option, path in (("--output-dir", args.output_dir), ("--data", args.data), ("--init-from", args.init_from)):
@@ -85,7 +124,8 @@ def check(args: Any) -> None:
 
 
 def workers(hosts: int, max_requeues: int) -> str:
-    """The part of an AscendJob for all servers but the first; a mindspore AscendJob of several devices needs a Scheduler, which has devices here."""
+    """The part of an AscendJob for all servers but the first; a mindspore AscendJob of several devices needs a
+    Scheduler, which has devices here."""
     if hosts == 1:
         return ""
     worker = {"replicas": hosts - 1, "restartPolicy": "ExitCode" if max_requeues else "Never"}

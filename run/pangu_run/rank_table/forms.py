@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from pangu_run.errors import RankTableError
+from pangu_ms.core.errors import RankTableError
 from pangu_run.rank_table import Device, RankTable, Server
 from pangu_run.rank_table.parse import COMPLETED
 
@@ -25,7 +25,8 @@ def as_form(table: RankTable, form: str) -> dict[str, Any]:
 
 
 def merged(tables: list[RankTable], names: list[str]) -> RankTable:
-    """The servers of several tables in their order, ranks counted through: first those of the first table in their order, then those of the next.
+    """The servers of several tables in their order, ranks counted through: first those of the first table in their
+    order, then those of the next.
 
     Args:
         tables: one for each host, or for several.
@@ -36,11 +37,19 @@ def merged(tables: list[RankTable], names: list[str]) -> RankTable:
     """
     forms = {table.version for table in tables}
     if len(forms) > 1:
-        raise RankTableError(f"{' + '.join(names)}: forms {', '.join(sorted(forms))}; must be of one form; `pangu ranktable convert --to 1.0` them first")
+        raise RankTableError(
+            f"{' + '.join(names)}: forms {', '.join(sorted(forms))}; must be of one form; `pangu ranktable convert --to"
+            " 1.0` them first"
+        )
     servers, first = [], 0
     for table in tables:
         for server in table.servers:
-            servers.append(dataclasses.replace(server, devices=tuple(dataclasses.replace(one, rank_id=one.rank_id + first) for one in server.devices)))
+            servers.append(
+                dataclasses.replace(
+                    server,
+                    devices=tuple(dataclasses.replace(one, rank_id=one.rank_id + first) for one in server.devices),
+                )
+            )
         first += table.world
     whole = dataclasses.replace(tables[0], servers=tuple(servers))
     RankTable.of(whole.as_dict(), " + ".join(names))
@@ -52,7 +61,13 @@ def _list_form(table: RankTable) -> dict[str, Any]:
     for server in table.servers:
         devices = [_device(device, ranked=True, keep_super=False) for device in server.devices]
         servers.append({"server_id": server.server_id, "device": devices, **server.extra})
-    return {"version": "1.0", "status": table.status, "server_count": str(len(servers)), "server_list": servers, **table.extra}
+    return {
+        "version": "1.0",
+        "status": table.status,
+        "server_count": str(len(servers)),
+        "server_list": servers,
+        **table.extra,
+    }
 
 
 def _super_pod_form(table: RankTable) -> dict[str, Any]:
@@ -60,9 +75,15 @@ def _super_pod_form(table: RankTable) -> dict[str, Any]:
     made = _list_form(table) | {"version": "1.2"}
     for i, server in enumerate(table.servers):
         if server.super_pod_id is None:
-            raise RankTableError(f"server_list[{i}]: {server.server_id} is in no super pod; form 1.2 needs one for each server; take form 1.0")
+            raise RankTableError(
+                f"server_list[{i}]: {server.server_id} is in no super pod; form 1.2 needs one for each server; take"
+                " form 1.0"
+            )
         if lacking := [device.device_id for device in server.devices if "super_device_id" not in device.extra]:
-            raise RankTableError(f"server_list[{i}]: device {lacking[0]} has no super_device_id; form 1.2 needs one for each device; take form 1.0")
+            raise RankTableError(
+                f"server_list[{i}]: device {lacking[0]} has no super_device_id; form 1.2 needs one for each device;"
+                " take form 1.0"
+            )
         made["server_list"][i]["device"] = [_device(device, ranked=True, keep_super=True) for device in server.devices]
         pods.setdefault(server.super_pod_id, []).append({"server_id": server.server_id})
     made["super_pod_list"] = [{"super_pod_id": pod, "server_list": servers} for pod, servers in pods.items()]
@@ -73,11 +94,21 @@ def _group_form(table: RankTable) -> dict[str, Any]:
     instances = []
     for i, server in enumerate(table.servers):
         devices = [_device(device, ranked=False, keep_super=True) for device in server.devices]
-        instances.append({"devices": devices, "pod_name": f"{GROUP_NAME}-{i}", "server_id": server.server_id, **server.extra})
-    group = {"device_count": str(table.world), "group_name": GROUP_NAME, "instance_count": str(len(instances)), "instance_list": instances}
+        instances.append(
+            {"devices": devices, "pod_name": f"{GROUP_NAME}-{i}", "server_id": server.server_id, **server.extra}
+        )
+    group = {
+        "device_count": str(table.world),
+        "group_name": GROUP_NAME,
+        "instance_count": str(len(instances)),
+        "instance_list": instances,
+    }
     made = {"group_count": "1", "group_list": [group], "status": COMPLETED}
     if _places(RankTable.of(made, "group form")) != _places(table):
-        raise RankTableError("rank_id: ranks do not go server by server in order of device_id; the group form has no rank ids; take form 1.0")
+        raise RankTableError(
+            "rank_id: ranks do not go server by server in order of device_id; the group form has no rank ids; take"
+            " form 1.0"
+        )
     return made
 
 
@@ -105,6 +136,9 @@ def made_table(hosts: list[str], device_ids: list[int], device_ips: list[list[st
     servers = []
     for h, host in enumerate(hosts):
         ips = device_ips[h] if device_ips else [None] * len(device_ids)
-        devices = [Device(device, h * len(device_ids) + d, ip) for d, (device, ip) in enumerate(zip(device_ids, ips, strict=True))]
+        devices = [
+            Device(device, h * len(device_ids) + d, ip)
+            for d, (device, ip) in enumerate(zip(device_ids, ips, strict=True))
+        ]
         servers.append(Server(host, tuple(devices), (host,)))
     return RankTable.of(_list_form(RankTable(tuple(servers))), "--hosts")

@@ -5,8 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from pangu_run import small_json
-from pangu_run.errors import RankTableError
+from pangu_ms.core import small_json
+from pangu_ms.core.errors import RankTableError
 
 HCCN_CONF = "/etc/hccn.conf"
 HCCN_TOOL = "hccn_tool"
@@ -30,8 +30,14 @@ def device_addresses(device_ids: list[int], hccn_conf: str = HCCN_CONF, hccn_too
     if tool:
         known |= {device: ip for device in device_ids if device not in known and (ip := ask_tool(tool, device))}
     if lacking := [str(device) for device in device_ids if device not in known]:
-        sources = f"{hccn_conf} ({'read' if Path(hccn_conf).is_file() else 'not there'}) and {hccn_tool} ({'asked' if tool else 'not there'})"
-        raise RankTableError(f"{sources}: no address of device {', '.join(lacking)}; each device needs one; give all by --device-ips, or fewer --devices")
+        sources = (
+            f"{hccn_conf} ({'read' if Path(hccn_conf).is_file() else 'not there'}) and {hccn_tool}"
+            f" ({'asked' if tool else 'not there'})"
+        )
+        raise RankTableError(
+            f"{sources}: no address of device {', '.join(lacking)}; each device needs one; give all by --device-ips, or"
+            " fewer --devices"
+        )
     return [known[device] for device in device_ids]
 
 
@@ -47,7 +53,9 @@ def read_conf(path: str) -> dict[int, str]:
             continue
         device, ip = int(match.group(1)), match.group(2)
         if known.setdefault(device, ip) != ip:
-            raise RankTableError(f"{path}: device {device} has {known[device]} and {ip}; a device has one address; remove the wrong line")
+            raise RankTableError(
+                f"{path}: device {device} has {known[device]} and {ip}; a device has one address; remove the wrong line"
+            )
     return known
 
 
@@ -66,7 +74,9 @@ def read_lines(path: Path) -> list[str]:
 def ask_tool(tool: str, device: int) -> str | None:
     """What `hccn_tool -i N -ip -g` answers; None where it fails."""
     try:
-        done = subprocess.run([tool, "-i", str(device), "-ip", "-g"], capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S)
+        done = subprocess.run(
+            [tool, "-i", str(device), "-ip", "-g"], capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S
+        )
     except subprocess.TimeoutExpired:
         return None
     match = _ANSWER.search(done.stdout)

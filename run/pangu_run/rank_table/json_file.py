@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_run.console import printable
+from pangu_ms.core.console import printable
 
 MAX_BYTES = 32 << 20
 """A table of 2048 ranks takes 0.3 MB; what is larger is another file."""
@@ -68,30 +68,58 @@ def _bytes(path: Path) -> bytes:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             inside = [name for name in KNOWN_NAMES if (path / name).is_file()]
-            raise _Unusable("file", "is a directory", f"a rank table is a file; name {path / inside[0] if inside else 'the file in it'}")
+            raise _Unusable(
+                "file",
+                "is a directory",
+                f"a rank table is a file; name {path / inside[0] if inside else 'the file in it'}",
+            )
         if not stat.S_ISREG(status.st_mode):
-            raise _Unusable("file", "is not a regular file", "every rank reads it again; save it as a file and name that")
+            raise _Unusable(
+                "file", "is not a regular file", "every rank reads it again; save it as a file and name that"
+            )
         if status.st_size > MAX_BYTES:
-            raise _Unusable("file", f"has {status.st_size >> 20} MiB", f"a rank table has at most {MAX_BYTES >> 20} MiB; name the right file")
+            raise _Unusable(
+                "file",
+                f"has {status.st_size >> 20} MiB",
+                f"a rank table has at most {MAX_BYTES >> 20} MiB; name the right file",
+            )
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise _Unusable("file", "is not there", "name another, make one (`pangu ranktable make`) or wait for it (`pangu ranktable wait`)") from error
+        raise _Unusable(
+            "file",
+            "is not there",
+            "name another, make one (`pangu ranktable make`) or wait for it (`pangu ranktable wait`)",
+        ) from error
     except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        raise _Unusable("file", f"cannot be read ({getattr(error, 'strerror', None) or error})", "name a file that this user can read") from error
+        raise _Unusable(
+            "file",
+            f"cannot be read ({getattr(error, 'strerror', None) or error})",
+            "name a file that this user can read",
+        ) from error
 
 
 def _text(data: bytes, faults: list[Fault], lenient: bool) -> str:
     if data.startswith(BOM):
-        data = data[len(BOM):]
+        data = data[len(BOM) :]
         if not lenient:
-            faults.append(Fault("line 1 column 1", "a byte order mark", "HCCL reads plain UTF-8; `pangu ranktable convert` writes the file without it"))
+            faults.append(
+                Fault(
+                    "line 1 column 1",
+                    "a byte order mark",
+                    "HCCL reads plain UTF-8; `pangu ranktable convert` writes the file without it",
+                )
+            )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise _Unusable(f"line {line}", f"byte 0x{data[error.start]:02x} is not UTF-8", "rank tables are UTF-8; save the file so") from error
+        raise _Unusable(
+            f"line {line}", f"byte 0x{data[error.start]:02x} is not UTF-8", "rank tables are UTF-8; save the file so"
+        ) from error
     if not text.strip():
-        raise _Unusable("file", "is empty", "wait for who writes it (`pangu ranktable wait`), or make one (`pangu ranktable make`)")
+        raise _Unusable(
+            "file", "is empty", "wait for who writes it (`pangu ranktable wait`), or make one (`pangu ranktable make`)"
+        )
     return text
 
 
@@ -104,10 +132,14 @@ def _value(text: str, faults: list[Fault]) -> JsonObject:
     except RecursionError as error:
         raise _too_deep() from error
     except ValueError as error:  # a number of more digits than Python converts
-        raise _Unusable("file", "has a number of thousands of digits", "numbers in a rank table are small; name the right file") from error
+        raise _Unusable(
+            "file", "has a number of thousands of digits", "numbers in a rank table are small; name the right file"
+        ) from error
     if not isinstance(value, JsonObject):
         raise _Unusable("file", f"is {_kind(value)}", "a rank table is one JSON object {...}; name the right file")
-    faults += [Fault("file", f"has {name}", "JSON has no such value; write a string") for name in dict.fromkeys(constants)]
+    faults += [
+        Fault("file", f"has {name}", "JSON has no such value; write a string") for name in dict.fromkeys(constants)
+    ]
     faults += _doubled(value, "")
     return value
 
@@ -118,7 +150,11 @@ def _syntax(text: str, error: json.JSONDecodeError) -> _Unusable:
     if "//" in line or line.startswith("#"):
         return _Unusable(place, "a comment", "JSON has no comments; remove it")
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
-        return _Unusable(place, "the file ends in the middle", "it is truncated or still being written; copy it again, or `pangu ranktable wait`")
+        return _Unusable(
+            place,
+            "the file ends in the middle",
+            "it is truncated or still being written; copy it again, or `pangu ranktable wait`",
+        )
     return _Unusable(place, error.msg[0].lower() + error.msg[1:], "must be JSON; mend this line")
 
 
@@ -134,11 +170,16 @@ def _doubled(value: Any, place: str, levels: int = MAX_LEVELS) -> list[Fault]:
     if not levels:
         raise _too_deep()
     if isinstance(value, JsonObject):
-        own = [Fault(join(place, name), "is given more than once", "a key stands once in an object; remove all but one") for name in value.doubled]
+        own = [
+            Fault(join(place, name), "is given more than once", "a key stands once in an object; remove all but one")
+            for name in value.doubled
+        ]
         below = [(item, join(place, name)) for name, item in value.items()]
     else:
         own, below = [], [(item, f"{place}[{i}]") for i, item in enumerate(value)]
-    return own + [fault for item, where in below if isinstance(item, (dict, list)) for fault in _doubled(item, where, levels - 1)]
+    return own + [
+        fault for item, where in below if isinstance(item, (dict, list)) for fault in _doubled(item, where, levels - 1)
+    ]
 
 
 def _too_deep() -> _Unusable:

@@ -1,16 +1,20 @@
 """What a rank table says, in any of its forms, read value by value so that every fault has its place.
 
 Forms (all values are strings):
-    1.0    {"version": "1.0", "status", "server_count", "server_list": [{"server_id", "device": [{"device_id", "device_ip", "rank_id"}]}]}; hccl_tools,
-           Ascend Operator (with host_ip, container_ip, hardware_type; server_list is null or empty while "status" is "initializing").
-    1.2    the same, with "super_device_id" of each device and "super_pod_list": [{"super_pod_id", "server_list": [{"server_id"}]}].
-    group  {"status", "group_count", "group_list": [{"group_name", "device_count", "instance_count", "instance_list": [{"pod_name", "server_id",
-           "devices": [{"device_id", "device_ip"}]}]}]}: ModelArts' "template 2". It has no rank ids: ranks go by the index that ends pod_name, then by
-           device_id, as ModelArts' own conversion counts them. HCCL reading this form itself counts servers in order of server_id, so that the two
-           may differ; convert it. With "rank_id" in every instance, of one device each, it is the "lab" form of the first hccl_tools.
+    1.0    {"version": "1.0", "status", "server_count", "server_list": [{"server_id", "device": [{"device_id",
+    "device_ip", "rank_id"}]}]}; hccl_tools,
+           Ascend Operator (with host_ip, container_ip, hardware_type; server_list is null or empty while "status" is
+           "initializing").
+    1.2    the same, with "super_device_id" of each device and "super_pod_list": [{"super_pod_id", "server_list":
+    [{"server_id"}]}]. group  {"status", "group_count", "group_list": [{"group_name", "device_count", "instance_count",
+    "instance_list": [{"pod_name", "server_id",
+           "devices": [{"device_id", "device_ip"}]}]}]}: ModelArts' "template 2". It has no rank ids: ranks go by the
+           index that ends pod_name, then by device_id, as ModelArts' own conversion counts them. HCCL reading this form
+           itself counts servers in order of server_id, so that the two may differ; convert it. With "rank_id" in every
+           instance, of one device each, it is the "lab" form of the first hccl_tools.
 
-Source: CANN HCCL, topoinfo_ranktable{Parser,Concise,Standard}.cc; Ascend Operator, ranktable/common; ModelArts documentation, "RANK_TABLE_FILE". The
-group form is from documentation and public sources, not tried on ModelArts.
+Source: CANN HCCL, topoinfo_ranktable{Parser,Concise,Standard}.cc; Ascend Operator, ranktable/common; ModelArts
+documentation, "RANK_TABLE_FILE". The group form is from documentation and public sources, not tried on ModelArts.
 """
 
 import json
@@ -85,7 +89,11 @@ class Reader:
         place, value = join(at, name), holder.get(name)
         if name not in holder or (value == "" and not required):
             if required:
-                self.fault(place, "is missing", "every rank table has it; add it, or make the table again (`pangu ranktable make`)")
+                self.fault(
+                    place,
+                    "is missing",
+                    "every rank table has it; add it, or make the table again (`pangu ranktable make`)",
+                )
             return None
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if not self.lenient:
@@ -108,21 +116,31 @@ class Reader:
         if value is None or _NUMBER.fullmatch(value):
             return None if value is None else int(value)
         negative = re.fullmatch("-[0-9]+", value)
-        self.fault(join(at, name), f"{_shown(value)} is {'negative' if negative else 'no whole number'}", "must be a whole number from 0 in decimal digits")
+        self.fault(
+            join(at, name),
+            f"{_shown(value)} is {'negative' if negative else 'no whole number'}",
+            "must be a whole number from 0 in decimal digits",
+        )
         return None
 
     def count(self, holder: dict[str, Any], name: str, at: str, actual: int, of: str) -> None:
         """A number that, where given, counts a list. Source: HCCL takes the length where server_count is missing."""
         stated = self.number(holder, name, at, required=False)
         if stated is not None and stated != actual:
-            self.fault(join(at, name), f"is {stated}, and there are {actual} in {of}", f'must be their number; write "{actual}" or find out what is missing')
+            self.fault(
+                join(at, name),
+                f"is {stated}, and there are {actual} in {of}",
+                f'must be their number; write "{actual}" or find out what is missing',
+            )
 
     def objects(self, holder: dict[str, Any], name: str, at: str) -> list[tuple[str, dict[str, Any]]]:
         """The objects of a list that is not empty, each with its place."""
         place, value = join(at, name), holder.get(name)
         if not isinstance(value, list) or not value:
             found = "is missing" if name not in holder else "is empty" if value == [] else f"is {_shown(value)}"
-            self.fault(place, found, "must be a list of objects, not empty; make the table again (`pangu ranktable make`)")
+            self.fault(
+                place, found, "must be a list of objects, not empty; make the table again (`pangu ranktable make`)"
+            )
             self.whole = False
             return []
         for i, item in enumerate(value):
@@ -145,9 +163,15 @@ def parse(value: JsonObject | dict[str, Any], lenient: bool = False) -> tuple[Pa
     reader, parsed = Reader(lenient), Parsed(value)
     parsed.status = reader.text(value, "status", "") if "status" in value or not lenient else COMPLETED
     if parsed.status == INITIALIZING:
-        return parsed, [Fault("status", f'is "{INITIALIZING}"', 'must be "completed"; wait for who writes it: `pangu ranktable wait`')]
+        return parsed, [
+            Fault(
+                "status", f'is "{INITIALIZING}"', 'must be "completed"; wait for who writes it: `pangu ranktable wait`'
+            )
+        ]
     if parsed.status not in (COMPLETED, None):
-        reader.fault("status", f"is {_shown(parsed.status)}", 'must be "completed"; see why the scheduler did not complete it')
+        reader.fault(
+            "status", f"is {_shown(parsed.status)}", 'must be "completed"; see why the scheduler did not complete it'
+        )
     if "group_list" in value and "server_list" not in value:
         parsed.form, parsed.servers = "group", _group_servers(reader, value)
     elif "server_list" in value:
@@ -157,7 +181,11 @@ def parse(value: JsonObject | dict[str, Any], lenient: bool = False) -> tuple[Pa
     else:
         other = next((name for name in ("rank_list", "server_group_list") if name in value), None)
         found = f"has {other}" if other else "has neither server_list nor group_list"
-        reader.fault("file", found, "known forms are 1.0 and 1.2 (server_list) and ModelArts' group_list; name a job's rank table")
+        reader.fault(
+            "file",
+            found,
+            "known forms are 1.0 and 1.2 (server_list) and ModelArts' group_list; name a job's rank table",
+        )
     parsed.whole = reader.whole
     return parsed, reader.faults
 
@@ -177,7 +205,14 @@ def _servers(reader: Reader, value: dict[str, Any]) -> list[ServerEntry]:
     servers = []
     for place, raw in reader.objects(value, "server_list", ""):
         server_id = reader.text(raw, "server_id", place)
-        servers.append(ServerEntry(place, raw, server_id, [_device(reader, at, item, True) for at, item in reader.objects(raw, "device", place)]))
+        servers.append(
+            ServerEntry(
+                place,
+                raw,
+                server_id,
+                [_device(reader, at, item, True) for at, item in reader.objects(raw, "device", place)],
+            )
+        )
     if isinstance(value["server_list"], list):
         reader.count(value, "server_count", "", len(value["server_list"]), "server_list")
     return servers
@@ -191,7 +226,9 @@ def _device(reader: Reader, place: str, raw: dict[str, Any], ranked: bool) -> De
     ips = reader.text(raw, "device_ip", place, required=False) or ""
     super_device_id = reader.number(raw, "super_device_id", place, required=False)
     device_ips = [ip.strip() for ip in ips.split(",")] if ips else []
-    return DeviceEntry(place, raw, device_id, rank_id, device_ips, None if super_device_id is None else str(super_device_id))
+    return DeviceEntry(
+        place, raw, device_id, rank_id, device_ips, None if super_device_id is None else str(super_device_id)
+    )
 
 
 def _super_pods(reader: Reader, value: dict[str, Any], parsed: Parsed) -> None:
@@ -200,7 +237,11 @@ def _super_pods(reader: Reader, value: dict[str, Any], parsed: Parsed) -> None:
     for place, raw in reader.objects(value, "super_pod_list", ""):
         pod = reader.text(raw, "super_pod_id", place)
         if pod in seen:
-            reader.fault(f"{place}.super_pod_id", f"{_shown(pod)} is given twice", "each super pod stands once; put its servers together")
+            reader.fault(
+                f"{place}.super_pod_id",
+                f"{_shown(pod)} is given twice",
+                "each super pod stands once; put its servers together",
+            )
         seen.add(pod or "")
         for at, item in reader.objects(raw, "server_list", place):
             server_id = reader.text(item, "server_id", at)
@@ -209,7 +250,11 @@ def _super_pods(reader: Reader, value: dict[str, Any], parsed: Parsed) -> None:
                 rule = "super pods consist of the table's servers; remove it or add the server"
                 reader.fault(f"{at}.server_id", f"{_shown(server_id)} is not in server_list", rule)
             elif server is not None and server.super_pod_id is not None:
-                reader.fault(f"{at}.server_id", f"{_shown(server_id)} is already in super pod {server.super_pod_id}", "a server is in one super pod")
+                reader.fault(
+                    f"{at}.server_id",
+                    f"{_shown(server_id)} is already in super pod {server.super_pod_id}",
+                    "a server is in one super pod",
+                )
             elif server is not None:
                 server.super_pod_id = pod
 
@@ -222,7 +267,10 @@ def _group_servers(reader: Reader, value: dict[str, Any]) -> list[ServerEntry]:
             server_id = reader.text(raw, "server_id", at)
             devices = [_device(reader, where, item, False) for where, item in reader.objects(raw, "devices", at)]
             instances.append(ServerEntry(at, raw, server_id, devices))
-        for name, actual, of in (("instance_count", len(instances), "instance_list"), ("device_count", sum(len(one.devices) for one in instances), "devices")):
+        for name, actual, of in (
+            ("instance_count", len(instances), "instance_list"),
+            ("device_count", sum(len(one.devices) for one in instances), "devices"),
+        ):
             reader.count(group, name, place, actual, of)
         servers += instances
     if isinstance(value["group_list"], list):
@@ -237,12 +285,24 @@ def _counted(reader: Reader, servers: list[ServerEntry]) -> list[ServerEntry]:
         name = reader.text(server.raw, "pod_name", server.place)
         index = _POD_INDEX.search(name or "")
         if name is not None and index is None and len(servers) > 1:
-            reader.fault(f"{server.place}.pod_name", f"{_shown(name)} does not end in -INDEX", "ranks are counted by that index; convert a table that has it")
+            reader.fault(
+                f"{server.place}.pod_name",
+                f"{_shown(name)} does not end in -INDEX",
+                "ranks are counted by that index; convert a table that has it",
+            )
         indices[server.place] = int(index.group(1)) if index else 0
-    if len(set(indices.values())) < len(servers) and all(_POD_INDEX.search(str(server.raw.get("pod_name"))) for server in servers):
-        reader.fault("pod_name", "two end in the same index", "ranks are counted by the index that ends pod_name; each stands once")
+    if len(set(indices.values())) < len(servers) and all(
+        _POD_INDEX.search(str(server.raw.get("pod_name"))) for server in servers
+    ):
+        reader.fault(
+            "pod_name",
+            "two end in the same index",
+            "ranks are counted by the index that ends pod_name; each stands once",
+        )
     ordered = sorted(servers, key=lambda server: indices[server.place])
-    devices = [device for server in ordered for device in sorted(server.devices, key=lambda device: device.device_id or 0)]
+    devices = [
+        device for server in ordered for device in sorted(server.devices, key=lambda device: device.device_id or 0)
+    ]
     for rank, device in enumerate(devices):
         device.rank_id = rank
     return ordered
@@ -254,7 +314,11 @@ def _lab_servers(reader: Reader, instances: list[ServerEntry]) -> list[ServerEnt
     for one in instances:
         rank_id = reader.number(one.raw, "rank_id", one.place)
         if len(one.devices) > 1:
-            reader.fault(f"{one.place}.devices", f"has {len(one.devices)} devices and one rank_id", "an instance with a rank_id has one device")
+            reader.fault(
+                f"{one.place}.devices",
+                f"has {len(one.devices)} devices and one rank_id",
+                "an instance with a rank_id has one device",
+            )
         for device in one.devices:
             device.rank_id = rank_id
         if one.server_id in servers:

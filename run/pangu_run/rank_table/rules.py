@@ -38,17 +38,26 @@ def address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def _twice(items: Iterable[tuple[str, object]], rule: str) -> list[Fault]:
     first: dict[object, str] = {}
-    return [Fault(place, f"{value} is also at {first[value]}", rule) for place, value in items if first.setdefault(value, place) != place]
+    return [
+        Fault(place, f"{value} is also at {first[value]}", rule)
+        for place, value in items
+        if first.setdefault(value, place) != place
+    ]
 
 
 def _ranks(parsed: Parsed) -> list[Fault]:
     devices = parsed.devices
     given = [(f"{device.place}.rank_id", device.rank_id) for device in devices if device.rank_id is not None]
-    world, rule = len(devices), f"ranks are 0 to {len(devices) - 1}, each once; number them, or make the table again (`pangu ranktable make`)"
+    world, rule = (
+        len(devices),
+        f"ranks are 0 to {len(devices) - 1}, each once; number them, or make the table again (`pangu ranktable make`)",
+    )
     faults = _twice(given, rule)
     if not parsed.whole:  # how many ranks there should be is not known
         return faults
-    faults += [Fault(place, f"is {rank}, and there are {world} devices", rule) for place, rank in given if rank >= world]
+    faults += [
+        Fault(place, f"is {rank}, and there are {world} devices", rule) for place, rank in given if rank >= world
+    ]
     missing = sorted(set(range(world)) - {rank for _, rank in given})
     if missing and len(given) == world:
         faults.append(Fault("rank_id", f"no device has rank {ranges(missing)}", rule))
@@ -56,18 +65,31 @@ def _ranks(parsed: Parsed) -> list[Fault]:
 
 
 def _servers(parsed: Parsed) -> list[Fault]:
-    named = [(f"{server.place}.server_id", server.server_id) for server in parsed.servers if server.server_id is not None]
-    faults = _twice(named, "a server stands once in the table, and one launcher starts all its devices; put them together or mend the id")
+    named = [
+        (f"{server.place}.server_id", server.server_id) for server in parsed.servers if server.server_id is not None
+    ]
+    faults = _twice(
+        named,
+        "a server stands once in the table, and one launcher starts all its devices; put them together or mend the id",
+    )
     for place, server_id in named:
         if _DOTTED.fullmatch(server_id) and "." in server_id and address(server_id) is None:
-            faults.append(Fault(place, f"{server_id} is no IP address", "must be an address of the server or its name; mend it"))
+            faults.append(
+                Fault(place, f"{server_id} is no IP address", "must be an address of the server or its name; mend it")
+            )
         elif re.search(r"\s", server_id):
-            faults.append(Fault(place, f"{server_id!r} has white space", "must be an address of the server or its name; mend it"))
+            faults.append(
+                Fault(place, f"{server_id!r} has white space", "must be an address of the server or its name; mend it")
+            )
     sizes = Counter(len(server.devices) for server in parsed.servers if server.devices)
     if len(sizes) > 1 and parsed.whole:
         usual = max(sizes, key=lambda size: (sizes[size], size))
         rule = f"all servers have as many devices; most have {usual}; add what is missing, or leave this server out"
-        faults += [Fault(one.place, f"has {len(one.devices)} devices", rule) for one in parsed.servers if one.devices and len(one.devices) != usual]
+        faults += [
+            Fault(one.place, f"has {len(one.devices)} devices", rule)
+            for one in parsed.servers
+            if one.devices and len(one.devices) != usual
+        ]
     return faults
 
 
@@ -76,7 +98,14 @@ def _device_ids(parsed: Parsed) -> list[Fault]:
     return [
         fault
         for server in parsed.servers
-        for fault in _twice([(f"{device.place}.device_id", device.device_id) for device in server.devices if device.device_id is not None], rule)
+        for fault in _twice(
+            [
+                (f"{device.place}.device_id", device.device_id)
+                for device in server.devices
+                if device.device_id is not None
+            ],
+            rule,
+        )
     ]
 
 
@@ -86,16 +115,26 @@ def _addresses(parsed: Parsed) -> list[Fault]:
         for name in HOST_FIELDS:
             text = server.raw.get(name)
             if isinstance(text, str) and text and address(text) is None:
-                faults.append(Fault(f"{server.place}.{name}", f"{text} is no IP address", "must be an address of the server; mend it"))
+                faults.append(
+                    Fault(
+                        f"{server.place}.{name}",
+                        f"{text} is no IP address",
+                        "must be an address of the server; mend it",
+                    )
+                )
     for device in parsed.devices:
         for text in device.device_ips:
             ip = address(text)
             if ip is None or ip.is_unspecified or ip.is_multicast or ip.is_loopback:
                 rule = "must be the device's own address, as `hccn_tool -i N -ip -g` shows it"
-                faults.append(Fault(f"{device.place}.device_ip", f"{text or 'nothing'} is no IP address of a device", rule))
+                faults.append(
+                    Fault(f"{device.place}.device_ip", f"{text or 'nothing'} is no IP address of a device", rule)
+                )
             else:
                 valid.append((f"{device.place}.device_ip", ip))
-    faults += _twice(valid, "every device has an address of its own, as `hccn_tool -i N -ip -g` shows it; mend one of the two")
+    faults += _twice(
+        valid, "every device has an address of its own, as `hccn_tool -i N -ip -g` shows it; mend one of the two"
+    )
     return faults + _missing_addresses(parsed)
 
 
@@ -113,7 +152,13 @@ def _missing_addresses(parsed: Parsed) -> list[Fault]:
             if number == 0 and (usual or (needed and not server.raw.get("host_ip"))):
                 faults.append(Fault(f"{device.place}.device_ip", "is missing", rule))
             elif number and number != usual:
-                faults.append(Fault(f"{device.place}.device_ip", f"has {number} addresses", f"most devices have {usual}; all must have as many"))
+                faults.append(
+                    Fault(
+                        f"{device.place}.device_ip",
+                        f"has {number} addresses",
+                        f"most devices have {usual}; all must have as many",
+                    )
+                )
     return faults
 
 
@@ -123,18 +168,39 @@ def _super_pods(parsed: Parsed) -> list[Fault]:
     faults, pods = [], {}
     for server in parsed.servers:
         if server.super_pod_id is None:
-            faults.append(Fault(server.place, f"{server.server_id} is in no super pod", "every server is in one; add it to super_pod_list"))
+            faults.append(
+                Fault(
+                    server.place,
+                    f"{server.server_id} is in no super pod",
+                    "every server is in one; add it to super_pod_list",
+                )
+            )
         for device in server.devices:
             if device.super_device_id is None:
                 if "super_device_id" not in device.raw:
-                    faults.append(Fault(f"{device.place}.super_device_id", "is missing", "every device of a super pod has one; add it"))
+                    faults.append(
+                        Fault(
+                            f"{device.place}.super_device_id",
+                            "is missing",
+                            "every device of a super pod has one; add it",
+                        )
+                    )
             else:
-                pods.setdefault(server.super_pod_id, []).append((f"{device.place}.super_device_id", device.super_device_id))
+                pods.setdefault(server.super_pod_id, []).append(
+                    (f"{device.place}.super_device_id", device.super_device_id)
+                )
     rule = "a device has one of its own in its super pod; mend one of the two"
     return faults + [fault for members in pods.values() for fault in _twice(members, rule)]
 
 
 def host_names(server: ServerEntry) -> tuple[str, ...]:
-    """What a server may be reached by or known as: its id, addresses and pod, as far as they are addresses or host names."""
+    """What a server may be reached by or known as: its id, addresses and pod, as far as they are addresses or host
+    names."""
     texts = [server.server_id, *(server.raw.get(name) for name in (*HOST_FIELDS, "pod_name"))]
-    return tuple(dict.fromkeys(text for text in texts if isinstance(text, str) and (address(text) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text))))
+    return tuple(
+        dict.fromkeys(
+            text
+            for text in texts
+            if isinstance(text, str) and (address(text) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text))
+        )
+    )

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pangu_ms.core.errors import RankTableError
 from pangu_run import this_host
-from pangu_run.errors import RankTableError
 from pangu_run.rank_table.json_file import Fault, load
 from pangu_run.rank_table.parse import COMPLETED, INITIALIZING, DeviceEntry, Parsed, ServerEntry, parse
 from pangu_run.rank_table.rules import address, faults_of, host_names
@@ -21,7 +21,16 @@ SHOWN_FAULTS = 20
 POLL_S, REPEAT_S = 1.0, 30.0
 """How often a file is looked at, and how often the same words are said again."""
 _OWN_KEYS = {"device": ("device_id", "rank_id", "device_ip"), "server": ("server_id", "device", "devices", "rank_id")}
-_TABLE_KEYS = ("version", "status", "server_count", "server_list", "super_pod_list", "group_count", "group_list", "deploy_mode")
+_TABLE_KEYS = (
+    "version",
+    "status",
+    "server_count",
+    "server_list",
+    "super_pod_list",
+    "group_count",
+    "group_list",
+    "deploy_mode",
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ class RankTable:
 
         Args:
             path: the file.
-            lenient: overlook what writing it again mends: numbers that should be strings, a byte order mark, no version, no status.
+            lenient: overlook what writing it again mends: numbers that should be strings, a byte order mark, no
+                version, no status.
 
         Raises:
             RankTableError: the file has faults; all are named, of many the first.
@@ -120,7 +130,9 @@ class RankTable:
         rank_at = {tuple(place): rank for rank, place in enumerate(placement)}
         servers = []
         for s, server in enumerate(self.servers):
-            devices = tuple(dataclasses.replace(device, rank_id=rank_at[s, d]) for d, device in enumerate(server.devices))
+            devices = tuple(
+                dataclasses.replace(device, rank_id=rank_at[s, d]) for d, device in enumerate(server.devices)
+            )
             servers.append(dataclasses.replace(server, devices=devices))
         return dataclasses.replace(self, servers=tuple(servers))
 
@@ -128,19 +140,32 @@ class RankTable:
         """Index of the server that this machine is.
 
         Args:
-            server_id: its server_id or another of its addresses; None looks for one with an address or host name of this machine.
+            server_id: its server_id or another of its addresses; None looks for one with an address or host name of
+                this machine.
 
         Raises:
             RankTableError: there is none, or more than one.
         """
         own = [server_id] if server_id is not None else this_host.names()
         names = {_normal(name) for name in own}
-        found = [i for i, server in enumerate(self.servers) if names & {_normal(name) for name in (server.server_id, *server.addresses)}]
+        found = [
+            i
+            for i, server in enumerate(self.servers)
+            if names & {_normal(name) for name in (server.server_id, *server.addresses)}
+        ]
         if len(found) == 1:
             return found[0]
-        table = ", ".join(server.server_id for server in self.servers[:SHOWN_FAULTS]) + (", ..." if len(self.servers) > SHOWN_FAULTS else "")
-        what = "no server" if not found else "more than one server (" + ", ".join(self.servers[i].server_id for i in found) + ")"
-        raise RankTableError(f"rank table: {what} is called {' or '.join(own)}; it has {table}; name this machine's with --server-id")
+        table = ", ".join(server.server_id for server in self.servers[:SHOWN_FAULTS]) + (
+            ", ..." if len(self.servers) > SHOWN_FAULTS else ""
+        )
+        what = (
+            "no server"
+            if not found
+            else "more than one server (" + ", ".join(self.servers[i].server_id for i in found) + ")"
+        )
+        raise RankTableError(
+            f"rank table: {what} is called {' or '.join(own)}; it has {table}; name this machine's with --server-id"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Content of the file that HCCL reads: form 1.2 where there are super pods, else 1.0."""
@@ -149,20 +174,29 @@ class RankTable:
         return as_form(self, "1.2" if self.has_super_pods else "1.0")
 
 
-def check(path: Path | str, world: int | None = None, placement: Sequence[tuple[int, int]] | None = None) -> list[Fault]:
+def check(
+    path: Path | str, world: int | None = None, placement: Sequence[tuple[int, int]] | None = None
+) -> list[Fault]:
     """Every fault of a file.
 
     Args:
         path: the file.
         world: number of ranks that the table must have.
-        placement: for each rank where the plan wants it: the devices must fit, their order need not, since `pangu launch` orders them; see `misplaced`.
+        placement: for each rank where the plan wants it: the devices must fit, their order need not, since `pangu
+            launch` orders them; see `misplaced`.
     """
     value, faults = load(path)
     parsed, further = _parsed(value, False)
     faults += further
     devices, wanted = len(parsed.devices), world if placement is None else len(placement)
     if wanted is not None and devices and devices != wanted:
-        faults.append(Fault("rank_id", f"the table has {devices} ranks", f"the plan has {wanted}; take other servers, or change the section `parallel`"))
+        faults.append(
+            Fault(
+                "rank_id",
+                f"the table has {devices} ranks",
+                f"the plan has {wanted}; take other servers, or change the section `parallel`",
+            )
+        )
     elif placement is not None and not faults:
         fault = _misfit(RankTable.of(value, str(path)), placement)
         faults += [fault] if fault else []
@@ -176,7 +210,8 @@ def misplaced(table: RankTable, placement: Sequence[tuple[int, int]]) -> list[in
 
 
 def wait_completed(path: Path | str, timeout_s: float, tell: Callable[[str], None]) -> RankTable:
-    """Wait until who writes a table (Ascend Operator, ModelArts) has completed it. It may be truncated and rewritten in place meanwhile.
+    """Wait until who writes a table (Ascend Operator, ModelArts) has completed it. It may be truncated and rewritten in
+    place meanwhile.
 
     Args:
         path: the file, there or not.
@@ -194,7 +229,10 @@ def wait_completed(path: Path | str, timeout_s: float, tell: Callable[[str], Non
             return RankTable.read(path)
         now = time.monotonic()
         if now >= end:
-            raise RankTableError(f"{path}: not completed after {timeout_s:g} s: {missing}; see what the scheduler waits for, or wait longer with --timeout")
+            raise RankTableError(
+                f"{path}: not completed after {timeout_s:g} s: {missing}; see what the scheduler waits for, or wait"
+                " longer with --timeout"
+            )
         if missing != said or now - said_at >= REPEAT_S:
             tell(f"waiting for {path}: {missing}")
             said, said_at = missing, now
@@ -205,7 +243,10 @@ def _still_missing(value: dict[str, Any]) -> str | None:
     if value.get("status") != INITIALIZING:
         return None
     servers = value.get("server_list") or value.get("group_list")
-    number, stated = len(servers) if isinstance(servers, list) else 0, value.get("server_count") or value.get("group_count")
+    number, stated = (
+        len(servers) if isinstance(servers, list) else 0,
+        value.get("server_count") or value.get("group_count"),
+    )
     return f'status is "{INITIALIZING}", entries so far: {number}' + (f" of {stated}" if stated else "")
 
 
@@ -221,7 +262,9 @@ def _in_one_line(name: str, faults: list[Fault]) -> str:
         return f"{name}: {faults[0]}"
     shown = "; ".join(f"{fault.place}: {fault.found} ({fault.rule})" for fault in faults[:SHOWN_FAULTS])
     rest = len(faults) - SHOWN_FAULTS
-    return f"{name}: {len(faults)} faults: {shown}" + (f"; and {rest} more, see `pangu ranktable check`" if rest > 0 else "")
+    return f"{name}: {len(faults)} faults: {shown}" + (
+        f"; and {rest} more, see `pangu ranktable check`" if rest > 0 else ""
+    )
 
 
 def _extra(raw: dict[str, Any], own: Sequence[str]) -> dict[str, Any]:
@@ -230,7 +273,9 @@ def _extra(raw: dict[str, Any], own: Sequence[str]) -> dict[str, Any]:
 
 def _server(entry: ServerEntry) -> Server:
     devices = tuple(sorted((_device(device) for device in entry.devices), key=lambda device: device.device_id))
-    return Server(str(entry.server_id), devices, host_names(entry), entry.super_pod_id, _extra(entry.raw, _OWN_KEYS["server"]))
+    return Server(
+        str(entry.server_id), devices, host_names(entry), entry.super_pod_id, _extra(entry.raw, _OWN_KEYS["server"])
+    )
 
 
 def _device(entry: DeviceEntry) -> Device:
@@ -249,7 +294,9 @@ def _misfit(table: RankTable, placement: Sequence[tuple[int, int]]) -> Fault | N
         return None
     outside = next((place for place in wanted if place not in own), None)
     found = f"{len(table.servers)} servers with {len(own)} devices"
-    rule = f"the plan has {len(wanted)} ranks" + (f", one on device {outside[1]} of server {outside[0]}" if outside else "")
+    rule = f"the plan has {len(wanted)} ranks" + (
+        f", one on device {outside[1]} of server {outside[0]}" if outside else ""
+    )
     return Fault("server_list", found, f"{rule}; must fit; take other servers, or set parallel.devices_per_server")
 
 

@@ -1,4 +1,5 @@
-"""The distinct errors in the logs of all ranks: found by streaming, counted after numbers, addresses and times are taken out."""
+"""The distinct errors in the logs of all ranks: found by streaming, counted after numbers, addresses and times are
+taken out."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +16,23 @@ SCHEDULER = "scheduler"
 MAX_TEXT, MAX_DISTINCT, MESSAGE_LINES = 600, 2000, 8
 
 _MARKS = (
-    b"Traceback (most recent", b"[ERROR]", b"[CRITICAL]", b"[EXCEPTION]", b"Error", b"Exception", b"terminate called", b"Segmentation fault", b"Killed",
-    b"pangu ", b"pangu:",
+    b"Traceback (most recent",
+    b"[ERROR]",
+    b"[CRITICAL]",
+    b"[EXCEPTION]",
+    b"Error",
+    b"Exception",
+    b"terminate called",
+    b"Segmentation fault",
+    b"Killed",
+    b"pangu ",
+    b"pangu:",
 )
 _CODE_MARK = re.compile(rb"E[0-9A-Z]\d{4}[^0-9A-Za-z]")
-_GLOG = re.compile(r"\[(?:ERROR|CRITICAL|EXCEPTION)\] ?(\w+)\([^)]*\): ?(\d{4}-\d\d-\d\d[- ]\d\d:\d\d:\d\d)[.\d]* ?(?:\[([^\]]*)\])? ?(.*)")
+_GLOG = re.compile(
+    r"\[(?:ERROR|CRITICAL|EXCEPTION)\] ?(\w+)\([^)]*\): ?(\d{4}-\d\d-\d\d[- ]\d\d:\d\d:\d\d)[.\d]* ?(?:\[([^\]]*)\])?"
+    r" ?(.*)"
+)
 _LESSER = re.compile(r"^\[(?:WARNING|INFO|DEBUG|EVENT|TRACE)\] ?\w+\(")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[- ]\d\d:\d\d:\d\d")
 _HEADER = "Traceback (most recent call last):"
@@ -27,7 +40,8 @@ _FRAME = re.compile(r'^\s+File "([^"]+)", line (\d+)(?:, in (.+))?$')
 _PROJECT = re.compile(r"(?:^|/)((?:pangu_ms|ascend_ops|run)/[\w/]+\.py)$")
 _CANN = re.compile(rf"^\W*{CODE_PATTERN}(?=[:\s\[(])|\({CODE_PATTERN}\)[:.]")
 _LONE = re.compile(
-    r"^(?:Fatal Python error: .+|terminate called .+|Segmentation fault.*|Bus error.*|Killed$|(?:pangu|run)(?: [a-z-]+)?: .+"
+    r"^(?:Fatal Python error: .+|terminate called .+|Segmentation fault.*|Bus error.*|Killed$|(?:pangu|run)(?:"
+    r" [a-z-]+)?: .+"
     r"|(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception):(?: .*|$))"
 )
 _RULE = re.compile(r"^[-=\s]*$")
@@ -169,13 +183,26 @@ def logs_of(directory: JobDirectory) -> list[tuple[int | str, list[Path]]]:
     """(rank or "scheduler", files of its logs of the last launch, oldest first) of all that has logs."""
     logs, began = [], directory.began()
     for path in directory.logs.glob("*"):
-        owner = SCHEDULER if path.name == SCHEDULER else int(path.name[5:]) if re.fullmatch(r"rank_\d+", path.name) else None
+        owner = (
+            SCHEDULER
+            if path.name == SCHEDULER
+            else int(path.name[5:])
+            if re.fullmatch(r"rank_\d+", path.name)
+            else None
+        )
         if owner is not None:
-            logs.append((owner, [*written_since(sorted(path.glob("ascend/**/*.log")), began), *rotated(path / "output.log", began)]))
+            logs.append(
+                (
+                    owner,
+                    [*written_since(sorted(path.glob("ascend/**/*.log")), began), *rotated(path / "output.log", began)],
+                )
+            )
     return sorted(logs, key=lambda pair: (isinstance(pair[0], str), pair[0]))
 
 
-def distinct_errors(directory: JobDirectory, cause: dict[str, Any] | None, progress: Callable[[int, int], None]) -> tuple[list[DistinctError], list[str]]:
+def distinct_errors(
+    directory: JobDirectory, cause: dict[str, Any] | None, progress: Callable[[int, int], None]
+) -> tuple[list[DistinctError], list[str]]:
     """Collect the errors of all logs.
 
     Args:

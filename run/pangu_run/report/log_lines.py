@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from pangu_run.console import printable
+from pangu_ms.core.console import printable
 
 MAX_LINE = 4096
 """Bytes of a line that are shown; the rest of a longer one is left out."""
@@ -20,7 +20,9 @@ _CONTROL = re.compile(r"(?:\x1b\[|\x9b)[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]
 
 def rotated(log: Path, since: float = 0.0) -> list[Path]:
     """The files of a log that exist and were written to after a time, oldest first: log.2, log.1, log."""
-    numbers = sorted((int(path.suffix[1:]) for path in log.parent.glob(f"{log.name}.*") if path.suffix[1:].isdigit()), reverse=True)
+    numbers = sorted(
+        (int(path.suffix[1:]) for path in log.parent.glob(f"{log.name}.*") if path.suffix[1:].isdigit()), reverse=True
+    )
     files = [log.with_name(f"{log.name}.{number}") for number in numbers] + ([log] if log.is_file() else [])
     return written_since(files, since) if since else files
 
@@ -36,9 +38,12 @@ def written_since(files: Iterable[Path], since: float) -> list[Path]:
 
 
 def clean(line: bytes) -> str:
-    """A line as text: without colours and controls, other characters that steer a terminal as `printable` shows them; of a progress bar only what it showed last."""
+    """A line as text: without colours and controls, other characters that steer a terminal as `printable` shows them;
+    of a progress bar only what it showed last."""
     shown = next((part for part in reversed(line.split(b"\r")) if part.strip()), b"")
-    return printable(_CONTROL.sub("", shown[:MAX_LINE].decode(errors="replace"))).rstrip() + (CUT if len(shown) > MAX_LINE else "")
+    return printable(_CONTROL.sub("", shown[:MAX_LINE].decode(errors="replace"))).rstrip() + (
+        CUT if len(shown) > MAX_LINE else ""
+    )
 
 
 def bounded(unfinished: bytes) -> bytes:
@@ -88,7 +93,8 @@ def _begin_of_last(file: BinaryIO, count: int) -> int:
 
 
 def follow(log: Path, ended: Callable[[], bool], count: int) -> Iterator[str]:
-    """The last `count` lines of a log's present file and all that come, over rotations, until the job has ended and nothing more comes.
+    """The last `count` lines of a log's present file and all that come, over rotations, until the job has ended and
+    nothing more comes.
 
     Args:
         ended: whether the job has; asked before each look at the log.
@@ -116,14 +122,17 @@ def follow(log: Path, ended: Callable[[], bool], count: int) -> Iterator[str]:
 
 
 def _following(file: BinaryIO, log: Path) -> BinaryIO | None:
-    """Where to read on after a file's end: its begin if it was emptied, the next newer file if it was rotated; None where nothing has come yet."""
+    """Where to read on after a file's end: its begin if it was emptied, the next newer file if it was rotated; None
+    where nothing has come yet."""
     files = rotated(log)
     own = os.fstat(file.fileno())  # looked at after the names: to a file that was renamed nothing is added
     if own.st_size != file.tell():
         file.seek(0 if own.st_size < file.tell() else file.tell())
         return file
     inodes = [path.stat().st_ino for path in files if path.exists()]
-    newer = files[inodes.index(own.st_ino) + 1 :] if own.st_ino in inodes else files  # it may have been rotated out of all
+    newer = (
+        files[inodes.index(own.st_ino) + 1 :] if own.st_ino in inodes else files
+    )  # it may have been rotated out of all
     following = _open(newer[0]) if newer else None
     if following:
         file.close()

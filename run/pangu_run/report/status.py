@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pangu_run.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
+from pangu_ms.core.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
 from pangu_run.job_directory import RATE_EVENTS
 
 GONE_S, FAR_GONE_S = 10.0, 90.0
-"""A launcher writes its status every second; one of this host that has not for so long is gone or stuck. Of another host later: its clock may
-differ by some seconds, and a shared file system may show what was a minute ago (NFS keeps attributes for up to 60 s, acregmax)."""
+"""A launcher writes its status every second; one of this host that has not for so long is gone or stuck. Of another
+host later: its clock may differ by some seconds, and a shared file system may show what was a minute ago (NFS keeps
+attributes for up to 60 s, acregmax)."""
 SILENT_S = 30.0
 MAX_ROWS, MAX_ODD = 32, 16
 """More ranks than MAX_ROWS are grouped; of them up to MAX_ODD that stand out are shown one by one."""
@@ -76,7 +77,12 @@ class JobStatus:
 
 
 def job_status(
-    job: dict[str, Any], status: dict[str, Any] | None, events: Sequence[dict[str, Any]], now: float, launcher_lives: bool | None, total_steps: int | None
+    job: dict[str, Any],
+    status: dict[str, Any] | None,
+    events: Sequence[dict[str, Any]],
+    now: float,
+    launcher_lives: bool | None,
+    total_steps: int | None,
 ) -> JobStatus:
     """Put together what is known.
 
@@ -88,7 +94,12 @@ def job_status(
     """
     written = status["time"] if status else job.get("time")
     age = None if written is None else max(0.0, now - written)
-    status = status or {"state": "starting", "attempt": max((event["attempt"] for event in events), default=0), "exit_code": None, "ranks": []}
+    status = status or {
+        "state": "starting",
+        "attempt": max((event["attempt"] for event in events), default=0),
+        "exit_code": None,
+        "ranks": [],
+    }
     state = _state(status["state"], age, launcher_lives)
     of_attempt = [event for event in events if event["attempt"] == status["attempt"]]
     steps = [event for event in of_attempt if event["event"] == "step"]
@@ -96,14 +107,24 @@ def job_status(
     over = state in ("ended", GONE)
     since = 0.0 if over or launcher_lives is None or age is None else age
     ranks = ranks_of(status["ranks"], written if over else now, [event.get("rank") for event in failures], since)
-    step = max([rank.step for rank in ranks if rank.step is not None] + [event["step"] for event in steps[-1:]], default=None)
+    step = max(
+        [rank.step for rank in ranks if rank.step is not None] + [event["step"] for event in steps[-1:]], default=None
+    )
     speeds = [event.get("tokens_per_second") for event in steps[-1:]] + [rank.tokens_per_second for rank in ranks]
     checkpoints = [event for event in events if event["event"] == "checkpoint"]
     return JobStatus(
-        id=str(job.get("id", "?")), state=state, attempt=status["attempt"], exit_code=status.get("exit_code"), age_s=age, step=step, total_steps=total_steps,
+        id=str(job.get("id", "?")),
+        state=state,
+        attempt=status["attempt"],
+        exit_code=status.get("exit_code"),
+        age_s=age,
+        step=step,
+        total_steps=total_steps,
         tokens_per_second=next((speed for speed in speeds if speed is not None), None),
         eta_s=_eta(steps, step, total_steps) if state == "running" else None,
-        checkpoint={"step": checkpoints[-1]["step"], "age_s": max(0.0, now - checkpoints[-1]["time"])} if checkpoints else None,
+        checkpoint=(
+            {"step": checkpoints[-1]["step"], "age_s": max(0.0, now - checkpoints[-1]["time"])} if checkpoints else None
+        ),
         restarts=sum(event["event"] == "restart" for event in events),
         slow=tuple({event["rank"]: _slow(event) for event in of_attempt if event["event"] == "slow"}.values()),
         failure=next(iter(failures), None),
@@ -132,17 +153,23 @@ def _eta(steps: Sequence[dict[str, Any]], step: int | None, total: int | None) -
     return max(0, total - step) * seconds / done if done > 0 else None
 
 
-def ranks_of(entries: Sequence[dict[str, Any]], now: float | None, failed: Sequence[int | None] = (), since: float = 0.0) -> list[Rank]:
+def ranks_of(
+    entries: Sequence[dict[str, Any]], now: float | None, failed: Sequence[int | None] = (), since: float = 0.0
+) -> list[Rank]:
     """The ranks of a status, with what stands out noted.
 
     Args:
-        now: the time up to which silence is counted where the status has only the rank's own time of its last heartbeat.
+        now: the time up to which silence is counted where the status has only the rank's own time of its last
+            heartbeat.
         failed: ranks of failure events: those that were killed after them did not fail.
         since: seconds since the leader told how long each rank was silent, as far as this host's clock can tell.
     """
     running = collections.Counter(entry["step"] for entry in entries if entry.get("step") is not None)
     usual = max(running, key=lambda step: (running[step], step), default=None)
-    return [_rank(entry, usual, _silence(entry, now, since), failed) for entry in sorted(entries, key=lambda entry: entry["rank"])]
+    return [
+        _rank(entry, usual, _silence(entry, now, since), failed)
+        for entry in sorted(entries, key=lambda entry: entry["rank"])
+    ]
 
 
 def _silence(entry: dict[str, Any], now: float | None, since: float) -> float | None:
@@ -160,16 +187,30 @@ def _rank(entry: dict[str, Any], usual: int | None, silence: float | None, faile
     facts = {
         FAILED: code not in (None, 0, EXIT_STOPPED, EXIT_PEER_LOST) and not stopped,
         PEER_LOST: code == EXIT_PEER_LOST,
-        SILENT: silence is not None and silence > SILENT_S and get("phase") != "wait",  # who waits for others is not who hangs
+        SILENT: (
+            silence is not None and silence > SILENT_S and get("phase") != "wait"
+        ),  # who waits for others is not who hangs
         BEHIND: step is not None and step < usual,
     }
     notes = tuple(note for note, true in facts.items() if true)
     hosts = (str(get("host")),) if get("host") is not None else ()
-    return Rank((entry["rank"],), hosts, get("device"), entry["state"], get("phase"), step, get("tokens_per_second"), silence, code, notes)
+    return Rank(
+        (entry["rank"],),
+        hosts,
+        get("device"),
+        entry["state"],
+        get("phase"),
+        step,
+        get("tokens_per_second"),
+        silence,
+        code,
+        notes,
+    )
 
 
 def group_ranks(ranks: Sequence[Rank]) -> list[Rank]:
-    """Rows to show: each rank, or where there are many those that stand out and then groups of those that do the same."""
+    """Rows to show: each rank, or where there are many those that stand out and then groups of those that do the
+    same."""
     if len(ranks) <= MAX_ROWS:
         return list(ranks)
     odd = [rank for rank in ranks if rank.notes]
@@ -195,7 +236,9 @@ def _group(members: Sequence[Rank]) -> Rank:
     hosts = tuple(dict.fromkeys(host for member in members for host in member.hosts))
     speed = next((member.tokens_per_second for member in members if member.tokens_per_second is not None), None)
     silence = max((member.silent_s for member in members if member.silent_s is not None), default=None)
-    return Rank(numbers, hosts, None, first.state, first.phase, first.step, speed, silence, first.exit_code, first.notes)
+    return Rank(
+        numbers, hosts, None, first.state, first.phase, first.step, speed, silence, first.exit_code, first.notes
+    )
 
 
 def ranks_text(ranks: Iterable[int], longest: int = 48) -> str:
@@ -221,7 +264,11 @@ def duration(seconds: float | None) -> str:
         return f"{whole} s"
     if whole < 7200:
         return f"{whole // 60} min"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min" if whole < 172800 else f"{whole // 86400} d {whole % 86400 // 3600} h"
+    return (
+        f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+        if whole < 172800
+        else f"{whole // 86400} d {whole % 86400 // 3600} h"
+    )
 
 
 def clock(seconds: float) -> str:

@@ -1,17 +1,26 @@
-"""`pangu status --plot`: a job's step over time, where its ranks are, and its events. matplotlib is imported when one is drawn."""
+"""`pangu status --plot`: a job's step over time, where its ranks are, and its events. matplotlib is imported when one
+is drawn."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pangu_run.figure import new_figure, write_figure
+from pangu_ms.core.figure import new_figure, write_figure
 from pangu_run.report.status import JobStatus
 
-MARKS = {"failure": "tab:red", "hang": "tab:purple", "restart": "tab:orange", "signal": "tab:brown", "slow": "tab:olive", "ended": "black"}
+MARKS = {
+    "failure": "tab:red",
+    "hang": "tab:purple",
+    "restart": "tab:orange",
+    "signal": "tab:brown",
+    "slow": "tab:olive",
+    "ended": "black",
+}
 
 
 def draw(job: Path, status: JobStatus, events: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the step events of each attempt as a line, checkpoints as points, other events as vertical lines, and the ranks' present steps.
+    """Draw the step events of each attempt as a line, checkpoints as points, other events as vertical lines, and the
+    ranks' present steps.
 
     Raises:
         OutputError: `path` exists or cannot be written.
@@ -21,16 +30,33 @@ def draw(job: Path, status: JobStatus, events: Sequence[dict[str, Any]], path: P
     start = events[0]["time"] if events else 0.0
     for attempt in sorted({event["attempt"] for event in events}):
         steps = [event for event in events if event["event"] == "step" and event["attempt"] == attempt]
-        axes.plot([event["time"] - start for event in steps], [event["step"] for event in steps], label=f"attempt {attempt}")
+        axes.plot(
+            [event["time"] - start for event in steps], [event["step"] for event in steps], label=f"attempt {attempt}"
+        )
     saved = [event for event in events if event["event"] == "checkpoint"]
-    axes.plot([event["time"] - start for event in saved], [event["step"] for event in saved], "kv", markersize=5, label="checkpoint")
+    axes.plot(
+        [event["time"] - start for event in saved],
+        [event["step"] for event in saved],
+        "kv",
+        markersize=5,
+        label="checkpoint",
+    )
     named = set()
     for event in events:
         if color := MARKS.get(event["event"]):
-            axes.axvline(event["time"] - start, color=color, linestyle=":", label=None if event["event"] in named else event["event"])
+            axes.axvline(
+                event["time"] - start,
+                color=color,
+                linestyle=":",
+                label=None if event["event"] in named else event["event"],
+            )
             named.add(event["event"])
     _ranks(axes, status, events, start)
-    axes.set(xlabel="s since the first attempt began", ylabel="step", title=f"{status.id}: {status.state}, {len(status.ranks)} ranks ({job})")
+    axes.set(
+        xlabel="s since the first attempt began",
+        ylabel="step",
+        title=f"{status.id}: {status.state}, {len(status.ranks)} ranks ({job})",
+    )
     axes.legend(loc="upper left", fontsize="small")
     write_figure(figure, path)
 
@@ -41,4 +67,6 @@ def _ranks(axes: Any, status: JobStatus, events: Sequence[dict[str, Any]], start
     if known and events:
         last = max(event["time"] for event in events) - start
         colors = ["tab:red" if rank.notes else "tab:green" for rank in known]
-        axes.scatter([last] * len(known), [rank.step for rank in known], s=18, color=colors, label="ranks now", zorder=3)
+        axes.scatter(
+            [last] * len(known), [rank.step for rank in known], s=18, color=colors, label="ranks now", zorder=3
+        )

@@ -1,6 +1,7 @@
 """Compile the Ascend C sources for the CPU and run them: tiling by op_host, then the kernel on simulated cores.
 
-The headers in ascend_ops/ascendc/host stand for CANN's. One shared object per kernel and chip holds all dtypes; one more holds op_host.
+The headers in ascend_ops/ascendc/host stand for CANN's. One shared object per kernel and chip holds all dtypes; one
+more holds op_host.
 """
 
 import ctypes
@@ -22,7 +23,17 @@ CHIPS = {"ascend910": 100, "ascend910b": 220}
 CPP_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat16_t", "int32": "int32_t"}
 GE_TYPES = {"float32": 0, "float16": 1, "int32": 3, "bfloat16": 27}
 GUARD = 256
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-shared", "-pthread", "-fvisibility=default", "-fno-gnu-unique", "-Wall", "-Wno-unknown-pragmas"]
+FLAGS = [
+    "-std=c++17",
+    "-O1",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fvisibility=default",
+    "-fno-gnu-unique",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+]
 
 
 def compiler() -> str | None:
@@ -61,11 +72,24 @@ def driver_source(name: str, dtypes: list[str]) -> str:
     entry = snake_case(name)
     header = tiling_header(name)
     tiling = re.search(r"BEGIN_TILING_DATA_DEF\((\w+)\)", header.read_text())[1]
-    lines = ['#include "kernel_library.h"', f'#include "{header.name}"', f"using optiling::{tiling};", f"#define HOST_TILING {tiling}"]
-    lines += [f'#include "{h.name}"' for h in sorted((ROOT / "op_kernel").glob("*.h")) if h.name != "series.h" or "Series" in name]
+    lines = [
+        '#include "kernel_library.h"',
+        f'#include "{header.name}"',
+        f"using optiling::{tiling};",
+        f"#define HOST_TILING {tiling}",
+    ]
+    lines += [
+        f'#include "{h.name}"'
+        for h in sorted((ROOT / "op_kernel").glob("*.h"))
+        if h.name != "series.h" or "Series" in name
+    ]
     t_inputs = [p.name.upper() for p in ASCENDC_KERNELS[name].inputs if p.dtype == "T"]
     for dtype in dtypes:
-        renamed = {name: f"{name}_{dtype}", entry: f"{entry}_{dtype}", **{f"DTYPE_{p}": CPP_TYPES[dtype] for p in t_inputs}}
+        renamed = {
+            name: f"{name}_{dtype}",
+            entry: f"{entry}_{dtype}",
+            **{f"DTYPE_{p}": CPP_TYPES[dtype] for p in t_inputs},
+        }
         lines += [f"#define {old} {new}" for old, new in renamed.items()]
         lines += [f'#include "{entry}.cpp"'] + [f"#undef {old}" for old in renamed]
         lines += [f"HOST_KERNEL({dtype}, {entry}_{dtype})"]
@@ -107,7 +131,9 @@ class HostBuild:
         return ctypes.CDLL(str(output))
 
     def _build_op_host(self) -> ctypes.CDLL:
-        return self._compile("op_host", [*sorted((ROOT / "op_host").glob("*.cpp")), ROOT / "host" / "op_host_library.cpp"])
+        return self._compile(
+            "op_host", [*sorted((ROOT / "op_host").glob("*.cpp")), ROOT / "host" / "op_host_library.cpp"]
+        )
 
     def _build_kernel(self, name: str, chip: str) -> ctypes.CDLL:
         source = self.directory / f"{snake_case(name)}_{chip}.cpp"
@@ -125,7 +151,17 @@ class HostBuild:
     def tile(self, name: str, chip: str, cores: int, shapes, dtypes, attr: int = 0) -> Tiling | None:
         """Run the tiling function; None when it refuses (the reason is on stderr)."""
         data, result = (ctypes.c_uint8 * 4096)(), (ctypes.c_uint64 * 4)()
-        ok = self.op_host.tile_op(name.encode(), CHIPS[chip], cores, len(shapes), _flat(shapes), _types(dtypes), ctypes.c_int64(attr), data, result)
+        ok = self.op_host.tile_op(
+            name.encode(),
+            CHIPS[chip],
+            cores,
+            len(shapes),
+            _flat(shapes),
+            _types(dtypes),
+            ctypes.c_int64(attr),
+            data,
+            result,
+        )
         fields = tuple(re.findall(r"TILING_DATA_FIELD_DEF\(uint32_t, (\w+)\)", tiling_header(name).read_text()))
         return Tiling(result[0], result[1], bytes(data[: result[2]]), result[3], fields) if ok else None
 
@@ -142,7 +178,8 @@ class HostBuild:
         return found
 
     def run(self, name: str, chip: str, cores: int, inputs: list, attr: int = 0) -> list[np.ndarray]:
-        """Infer, tile and run one call. Inputs and outputs are Typed arrays or numpy arrays; raises RuntimeError with the first violation."""
+        """Infer, tile and run one call. Inputs and outputs are Typed arrays or numpy arrays; raises RuntimeError with
+        the first violation."""
         kernel = ASCENDC_KERNELS[name]
         inputs = [i if isinstance(i, Typed) else Typed.of(i) for i in inputs]
         shapes, dtypes = [i.array.shape for i in inputs], [i.dtype for i in inputs]
@@ -231,11 +268,15 @@ class Guarded:
 
     def guards_intact(self) -> bool:
         """Whether nothing was written beside the tensor."""
-        return bool((self.memory[: self.start] == 0x5A).all() and (self.memory[self.start + self.bytes :] == 0x5A).all())
+        return bool(
+            (self.memory[: self.start] == 0x5A).all() and (self.memory[self.start + self.bytes :] == 0x5A).all()
+        )
 
     def typed(self) -> Typed:
         """The tensor as it is now."""
-        return Typed(self.memory[self.start : self.start + self.bytes].copy().view(self.storage).reshape(self.shape), self.dtype)
+        return Typed(
+            self.memory[self.start : self.start + self.bytes].copy().view(self.storage).reshape(self.shape), self.dtype
+        )
 
 
 def build(directory: str | None = None) -> HostBuild:

@@ -27,11 +27,16 @@ def series(name, x, bias, scale, shift):
 
 
 def series_grad(name, dy, x, bias, scale, shift):
-    """dx, dbias, dscale, dshift, and with each sum the sum of the absolute values of its terms, which bounds the rounding."""
+    """dx, dbias, dscale, dshift, and with each sum the sum of the absolute values of its terms, which bounds the
+    rounding."""
     u = x + bias
     g = [dy * slope(name, s * u + t) for s, t in zip(scale, shift)]
     dx = sum(s * gi for s, gi in zip(scale, g))
-    sums = [reduce_like(dx, bias), [reduce_like(gi * u, s) for gi, s in zip(g, scale)], [reduce_like(gi, t) for gi, t in zip(g, shift)]]
+    sums = [
+        reduce_like(dx, bias),
+        [reduce_like(gi * u, s) for gi, s in zip(g, scale)],
+        [reduce_like(gi, t) for gi, t in zip(g, shift)],
+    ]
     bounds = [
         reduce_like(np.abs(dx), bias),
         [reduce_like(np.abs(gi * u), s) for gi, s in zip(g, scale)],

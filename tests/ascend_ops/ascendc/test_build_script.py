@@ -1,4 +1,5 @@
-"""build.sh: what it says and returns without CANN, and that MindSpore's custom compiler takes our directories (with a stand-in for CANN)."""
+"""build.sh: what it says and returns without CANN, and that MindSpore's custom compiler takes our directories (with a
+stand-in for CANN)."""
 
 import importlib.util
 import json
@@ -18,13 +19,18 @@ def build(*arguments, **environment):
     """Run build.sh with no CANN in the environment but what is given."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("ASCEND")}
     env.update({"PYTHON": sys.executable, "GLOG_v": "1"}, **environment)
-    return subprocess.run(["bash", str(ROOT / "build.sh"), *map(str, arguments)], env=env, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        ["bash", str(ROOT / "build.sh"), *map(str, arguments)], env=env, capture_output=True, text=True, check=False
+    )
 
 
 def test_help_names_the_options_and_defaults():
     done = build("--help", ASCEND_HOME_PATH="/opt/cann")
     assert done.returncode == 0
-    assert all(word in done.stdout for word in ("--soc", "ascend910b;ascend910_93", "--vendor", "pangu", "--install", "--cann", "/opt/cann"))
+    assert all(
+        word in done.stdout
+        for word in ("--soc", "ascend910b;ascend910_93", "--vendor", "pangu", "--install", "--cann", "/opt/cann")
+    )
 
 
 def test_without_cann_it_says_so_and_returns_2(tmp_path):
@@ -59,8 +65,9 @@ def fake_cann(tmp_path):
     variables = {k: {"value": ""} for k in ("ASCEND_COMPUTE_UNIT", "ASCEND_CANN_PACKAGE_PATH", "vendor_name")}
     (project / "CMakePresets.json").write_text(json.dumps({"configurePresets": [{"cacheVariables": variables}]}))
     (project / "build.sh").write_text(
-        'test ! -e fail || exit 1\nmkdir build_out\ntar cf build_out/p.tar op_host op_kernel CMakePresets.json\necho "mkdir -p '
-        '\\$ASCEND_CUSTOM_OPP_PATH/vendors/pangu && tar xf $PWD/build_out/p.tar -C \\$ASCEND_CUSTOM_OPP_PATH/vendors/pangu" > build_out/p.run\n'
+        "test ! -e fail || exit 1\nmkdir build_out\ntar cf build_out/p.tar op_host op_kernel CMakePresets.json\necho"
+        ' "mkdir -p \\$ASCEND_CUSTOM_OPP_PATH/vendors/pangu && tar xf $PWD/build_out/p.tar -C'
+        ' \\$ASCEND_CUSTOM_OPP_PATH/vendors/pangu" > build_out/p.run\n'
     )
     return project
 
@@ -74,7 +81,10 @@ def test_custom_compiler_takes_our_sources(fake_cann, tmp_path):
         assert {p.name for p in (package / directory).iterdir()} == {p.name for p in (ROOT / directory).iterdir()}
         assert all((package / directory / f"{snake_case(n)}.cpp").is_file() for n in ASCENDC_KERNELS)
     variables = json.loads((package / "CMakePresets.json").read_text())["configurePresets"][0]["cacheVariables"]
-    assert variables["ASCEND_COMPUTE_UNIT"]["value"] == "ascend910b;ascend910_93" and variables["vendor_name"]["value"] == "pangu"
+    assert (
+        variables["ASCEND_COMPUTE_UNIT"]["value"] == "ascend910b;ascend910_93"
+        and variables["vendor_name"]["value"] == "pangu"
+    )
 
 
 def test_failed_build_returns_1(fake_cann, tmp_path):

@@ -1,4 +1,5 @@
-"""The host execution itself: seeded mistakes in small kernels are found, each with its message, and correct ones pass."""
+"""The host execution itself: seeded mistakes in small kernels are found, each with its message, and correct ones
+pass."""
 
 import ctypes
 import re
@@ -51,7 +52,10 @@ MISTAKES = {
 ONLY = {
     ("ascend910", "shared_block"): "DataCopy: two cores write into the same 32 bytes of y",
     ("ascend910b", "shared_block"): None,
-    ("ascend910", "five_queue_buffers"): "InitBuffer: queues between the same two pipes have 5 buffers; the chip has 4 events",
+    (
+        "ascend910",
+        "five_queue_buffers",
+    ): "InitBuffer: queues between the same two pipes have 5 buffers; the chip has 4 events",
     ("ascend910b", "five_queue_buffers"): None,
     ("ascend910", "long_axpy"): "Axpy: so many elements are computed wrongly by CANN's ascend910 header",
     ("ascend910b", "long_axpy"): None,
@@ -80,7 +84,19 @@ def run(library, kernel: str) -> tuple[str, np.ndarray]:
     tensors = (ctypes.c_void_p * 2)(x.ctypes.data, y.ctypes.data)
     sizes = (ctypes.c_uint64 * 2)(x.nbytes, y.nbytes)
     names = (ctypes.c_char_p * 2)(b"x", b"y")
-    error = library.RunKernel(kernel.encode(), CORES, 1, 2, names, tensors, sizes, b"", ctypes.c_uint64(0), ctypes.c_uint64(8192), (ctypes.c_uint64 * 1)())
+    error = library.RunKernel(
+        kernel.encode(),
+        CORES,
+        1,
+        2,
+        names,
+        tensors,
+        sizes,
+        b"",
+        ctypes.c_uint64(0),
+        ctypes.c_uint64(8192),
+        (ctypes.c_uint64 * 1)(),
+    )
     return error.decode(), y
 
 
@@ -98,9 +114,13 @@ def test_correct_kernel_computes(libraries, chip):
 
 
 ABSENT = " does not exist in this type on this chip"
-TENSORS = "using namespace AscendC; LocalTensor<float> f; LocalTensor<half> h; LocalTensor<int32_t> i; GlobalTensor<float> g; "
+TENSORS = (
+    "using namespace AscendC; LocalTensor<float> f; LocalTensor<half> h; LocalTensor<int32_t> i;"
+    " GlobalTensor<float> g; "
+)
 
-# call -> chips on which it compiles; the header's table says what exists, these lines what the vendor's documentation says of the same
+# call -> chips on which it compiles; the header's table says what exists, these lines what the vendor's documentation
+# says of the same
 CALLS = {
     "Maxs(f, f, 1.0f, 16);": {220},
     "Max(f, f, f, 16);": {100, 220},
@@ -124,7 +144,8 @@ CALLS = {
 
 @pytest.fixture(scope="module")
 def refused(gxx, tmp_path_factory):
-    """For each chip the numbers of the calls that do not compile, from one compilation in which every call stands in a file of its own name."""
+    """For each chip the numbers of the calls that do not compile, from one compilation in which every call stands in a
+    file of its own name."""
     directory, found = tmp_path_factory.mktemp("calls"), {}
     for chip in CHIPS.values():
         source = directory / f"calls{chip}.cpp"
@@ -145,7 +166,10 @@ def test_a_call_compiles_only_where_it_exists(refused, chip, number, call):
     "statement, message",
     [
         ("AscendC::LocalTensor<float> a; AscendC::Maxs(a, a, 1.0f, 16);", "Maxs" + ABSENT),
-        ("AscendC::LocalTensor<float> a; AscendC::Sqrt(a, a, 16);", "\u2018Sqrt\u2019 is not a member of \u2018AscendC\u2019"),
+        (
+            "AscendC::LocalTensor<float> a; AscendC::Sqrt(a, a, 16);",
+            "\u2018Sqrt\u2019 is not a member of \u2018AscendC\u2019",
+        ),
         ("AscendC::LocalTensor<float> a; AscendC::Adds(a, a, 1, 16);", "conflicting types"),
     ],
 )
@@ -160,4 +184,7 @@ def test_every_function_of_the_header_asks_the_table():
     header = (ROOT / "host" / "kernel_operator.h").read_text().split("namespace AscendC {", 1)[1]
     functions = re.findall(r"^(?:inline )?\w+ (\w+)\([^;{]*\) \{\n(.*)$", header, re.MULTILINE)
     assert len(functions) > 20
-    assert [name for name, first in functions if not first.startswith(f"    HOST_CALL({name}")] == ["CheckPad", "RoundTo"]
+    assert [name for name, first in functions if not first.startswith(f"    HOST_CALL({name}")] == [
+        "CheckPad",
+        "RoundTo",
+    ]

@@ -66,7 +66,8 @@ def test_dispatch_is_the_same_on_any_number_of_cores(host, chip, cores):
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_expert_outside_the_range_counts_as_the_nearest(host, chip):
-    """Nothing is written out of bounds and order stays a permutation; the public API refuses such ids where it can see them."""
+    """Nothing is written out of bounds and order stays a permutation; the public API refuses such ids where it can see
+    them."""
     rng = np.random.default_rng(3)
     expert = rng.integers(-4, 10, 100).astype(np.int32)
     expert[:2] = np.iinfo(np.int32).min, np.iinfo(np.int32).max
@@ -99,7 +100,9 @@ def test_combine_goes_through_blocks_of_tokens(host, chip):
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-@pytest.mark.parametrize("shape, cores", [((1,), 8), ((7,), 3), ((64,), 8), ((5, 331), 3), ((2500,), 1), ((16 * 8 + 3,), 8)])
+@pytest.mark.parametrize(
+    "shape, cores", [((1,), 8), ((7,), 3), ((64,), 8), ((5, 331), 3), ((2500,), 1), ((16 * 8 + 3,), 8)]
+)
 def test_route(host, chip, shape, cores):
     rng = np.random.default_rng(6)
     table = rng.integers(0, 1000, (3, 91)).astype(np.int32)

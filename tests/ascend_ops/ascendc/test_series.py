@@ -1,4 +1,5 @@
-"""SeriesActivation, SeriesGlu and their gradients: tiling and kernel together, on simulated cores of both chips, against float64."""
+"""SeriesActivation, SeriesGlu and their gradients: tiling and kernel together, on simulated cores of both chips,
+against float64."""
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ CASES = {
 
 
 def parameters(rng, channels, terms, channelwise, biases):
-    """Biases, scale and shift, of the forms that `channelwise` (bias, scale, shift) names; the second bias has the other form."""
+    """Biases, scale and shift, of the forms that `channelwise` (bias, scale, shift) names; the second bias has the
+    other form."""
     width = [channels if c else 1 for c in channelwise]
     bias = [rng.normal(size=channels if (channelwise[0] + i) % 2 else 1) for i in range(biases)]
     scale = 1 + 0.3 * rng.normal(size=(terms, width[1]))
@@ -43,10 +45,13 @@ def matrices(rng, shape, dtype, count, spread=1.5):
 
 
 def assert_close(found, expected, dtype, bound=0.0):
-    """Half a unit of the output type and 1e-5 beside it; for sums 3e-6 of the sum of absolute values (float32 additions in blocks)."""
+    """Half a unit of the output type and 1e-5 beside it; for sums 3e-6 of the sum of absolute values (float32 additions
+    in blocks)."""
     tolerance = 1.01 * ULP[dtype] * np.abs(expected) + 1e-5 * np.maximum(1, np.abs(expected)) + 3e-6 * bound
     error = np.abs(found - expected)
-    assert (error <= tolerance).all(), f"largest excess {np.nanmax(error - tolerance)}, NaN: {int(np.isnan(error).sum())}"
+    assert (error <= tolerance).all(), (
+        f"largest excess {np.nanmax(error - tolerance)}, NaN: {int(np.isnan(error).sum())}"
+    )
 
 
 @pytest.mark.parametrize("chip, dtype", TYPES)
@@ -96,7 +101,9 @@ def test_glu_grad(host, chip, dtype, case):
     params = parameters(rng, shape[-1], terms, channelwise, 2)
     dgate, dup, *sums = host.run("SeriesGluGrad", chip, cores, [dy, gate, up, *params], ref.CODES[name])
     gate_bias, up_bias, scale, shift = (p.astype(np.float64) for p in params)
-    dgate64, (dbias, dscale, dshift), (b0, b2, b3) = ref.series_grad(name, dy64 * (up64 + up_bias), gate64, gate_bias, scale, shift)
+    dgate64, (dbias, dscale, dshift), (b0, b2, b3) = ref.series_grad(
+        name, dy64 * (up64 + up_bias), gate64, gate_bias, scale, shift
+    )
     dup64 = dy64 * ref.series(name, gate64, gate_bias, scale, shift)
     assert_close(dgate, dgate64, dtype)
     assert_close(dup, dup64, dtype)
@@ -173,7 +180,8 @@ def test_the_unified_buffer_is_used(host):
 
 @pytest.mark.parametrize("channels, terms", [(64513, 1), (3841, 50), (897, 100), (33, 300), (2056, 1)])
 def test_last_tile_on_910_is_no_shorter_than_a_block(host, channels, terms):
-    """It is stored from its end, so one that is shorter would need scalar stores, which many cores cannot do side by side."""
+    """It is stored from its end, so one that is shorter would need scalar stores, which many cores cannot do side by
+    side."""
     shapes = [(64, channels), (64, channels), (channels,), (terms, channels), (terms, channels)]
     width = host.tile("SeriesActivationGrad", "ascend910", 8, shapes, ["float32"] * 5).field("tileColumns")
     assert channels <= width or channels % width >= 16
@@ -181,7 +189,8 @@ def test_last_tile_on_910_is_no_shorter_than_a_block(host, channels, terms):
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_the_unified_buffer_is_never_exceeded(host, chip):
-    """Tiling leaves room for what is not a block: parameters, sums, staging, flags. With 720 channels on ascend910 blocks alone fill all but 64 bytes."""
+    """Tiling leaves room for what is not a block: parameters, sums, staging, flags. With 720 channels on ascend910
+    blocks alone fill all but 64 bytes."""
     peak = 0
     for channels in (96, 200, 720):
         rng = np.random.default_rng(channels)

@@ -68,7 +68,9 @@ def parse_definitions(text: str) -> dict:
         elif kind == "config":
             config = current["configs"][name] = {"input": [], "output": []}
         else:
-            (config if kind.startswith("config-") else current)[kind.removeprefix("config-")].append((name, rest[0], rest[1:]))
+            (config if kind.startswith("config-") else current)[kind.removeprefix("config-")].append(
+                (name, rest[0], rest[1:])
+            )
     return ops
 
 
@@ -120,7 +122,8 @@ def test_tiling_limits(host, name, chip):
 
 @pytest.mark.parametrize("name", ASCENDC_KERNELS)
 def test_mindspore_calls_the_signature_of_the_table(name):
-    """MindSpore derives the C types of aclnnNameGetWorkspaceSize from reg_info; they must be those that op_host's definition generates."""
+    """MindSpore derives the C types of aclnnNameGetWorkspaceSize from reg_info; they must be those that op_host's
+    definition generates."""
     utils = pytest.importorskip("mindspore.ops.operations._custom_ops_utils")
     custom = pytest.importorskip("ascend_ops.custom")
     kernel = ASCENDC_KERNELS[name]

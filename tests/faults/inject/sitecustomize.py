@@ -1,8 +1,10 @@
-"""Faults for the ranks of a launched job, from outside of the product: Python imports this file in every process that has its directory on PYTHONPATH.
+"""Faults for the ranks of a launched job, from outside of the product: Python imports this file in every process that
+has its directory on PYTHONPATH.
 
-FAULT is JSON, [{"rank": 2, "at": "step", "step": 5, "do": "sigkill"}, ...]: the deed is done when that rank beats that phase (of pangu_run.heartbeat) of that
-step, or with "at": "import" before anything else. Further keys: "times" (how often in all of the job; default 1, 0: always), "seconds". FAULT_LOG is a
-file that gets a line of JSON for each deed: {"time", "rank", "fault" (its number), "phase", "step"}.
+FAULT is JSON, [{"rank": 2, "at": "step", "step": 5, "do": "sigkill"}, ...]: the deed is done when that rank beats that
+phase (of pangu_ms.core.heartbeat) of that step, or with "at": "import" before anything else. Further keys: "times" (how
+often in all of the job; default 1, 0: always), "seconds". FAULT_LOG is a file that gets a line of JSON for each deed:
+{"time", "rank", "fault" (its number), "phase", "step"}.
 """
 
 import json
@@ -64,7 +66,11 @@ def _launcher(number):
 def _still(fault):
     """The launcher stands still for a while, as on a machine that is too busy."""
     launcher = os.environ["PANGU_LAUNCHER"]
-    subprocess.Popen(["/bin/sh", "-c", f"kill -STOP {launcher}; sleep {fault['seconds']}; kill -CONT {launcher}"], env={}, start_new_session=True)
+    subprocess.Popen(
+        ["/bin/sh", "-c", f"kill -STOP {launcher}; sleep {fault['seconds']}; kill -CONT {launcher}"],
+        env={},
+        start_new_session=True,
+    )
 
 
 DEEDS = {
@@ -100,16 +106,26 @@ def _done(number):
 def _commit(phase, step):
     for number, fault in enumerate(FAULTS):
         times = fault.get("times", 1)
-        if fault["rank"] != RANK or fault["at"] != phase or fault.get("step", step) != step or times and _done(number) >= times:
+        if (
+            fault["rank"] != RANK
+            or fault["at"] != phase
+            or fault.get("step", step) != step
+            or times
+            and _done(number) >= times
+        ):
             continue
         with open(os.environ["FAULT_LOG"], "a") as log:
-            log.write(json.dumps({"time": time.time(), "rank": RANK, "fault": number, "phase": phase, "step": step}) + "\n")
+            log.write(
+                json.dumps({"time": time.time(), "rank": RANK, "fault": number, "phase": phase, "step": step}) + "\n"
+            )
         DEEDS[fault["do"]](fault)
 
 
 FAULTS = json.loads(os.environ.get("FAULT", "[]"))
-if FAULTS and "RANK_ID" in os.environ and os.environ.get("PANGU_LAUNCHER") == str(os.getppid()):  # a rank, and not what it starts
-    from pangu_run import heartbeat
+if (
+    FAULTS and "RANK_ID" in os.environ and os.environ.get("PANGU_LAUNCHER") == str(os.getppid())
+):  # a rank, and not what it starts
+    from pangu_ms.core import heartbeat
 
     RANK, _beat = int(os.environ["RANK_ID"]), heartbeat.beat
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pangu_run.manifest.cli import KINDS
+from pangu_run.cli.manifest import KINDS
 from pangu_run.manifest.plan import Plan
 
 RECORDER = f"""#!{sys.executable}
@@ -48,7 +48,9 @@ def plan(monkeypatch):
     """Two servers of eight Ascend devices, whatever the configuration; the words that were asked about."""
     known = SimpleNamespace(value=Plan(hosts=2, devices=8, on_ascend=True), asked=[])
     for kind in KINDS:
-        monkeypatch.setattr(f"pangu_run.manifest.{kind}.plan_of", lambda words: known.asked.append(words) or known.value)
+        monkeypatch.setattr(
+            f"pangu_run.manifest.{kind}.plan_of", lambda words: known.asked.append(words) or known.value
+        )
     return known
 
 

@@ -1,7 +1,8 @@
-"""Shapes of the resources that `pangu manifest` writes, and of a Dockerfile and an sbatch script: field names and types, strict on unknown ones.
+"""Shapes of the resources that `pangu manifest` writes, and of a Dockerfile and an sbatch script: field names and
+types, strict on unknown ones.
 
-Sources: CustomResourceDefinition ascendjobs.mindxdl.gitee.com (MindCluster's ascend-operator.yaml), jobs.batch.volcano.sh (Volcano's config/crd),
-Kubernetes' PodSpec; the Dockerfile reference; sbatch's manual.
+Sources: CustomResourceDefinition ascendjobs.mindxdl.gitee.com (MindCluster's ascend-operator.yaml),
+jobs.batch.volcano.sh (Volcano's config/crd), Kubernetes' PodSpec; the Dockerfile reference; sbatch's manual.
 """
 
 import re
@@ -33,22 +34,40 @@ def faults(value, shape, place="$"):
             return [f"{place}: not a map"]
         missing = [f"{place}.{name}: missing" for name in shape.required - value.keys()]
         unknown = [f"{place}.{name}: unknown" for name in value.keys() - shape.fields.keys()]
-        return missing + unknown + [f for name in value.keys() & shape.fields.keys() for f in faults(value[name], shape.fields[name], f"{place}.{name}")]
+        return (
+            missing
+            + unknown
+            + [
+                f
+                for name in value.keys() & shape.fields.keys()
+                for f in faults(value[name], shape.fields[name], f"{place}.{name}")
+            ]
+        )
     if isinstance(shape, Map):
-        return [f for key, item in value.items() for f in faults(key, str, place) + faults(item, shape.of, f"{place}.{key}")]
+        return [
+            f for key, item in value.items() for f in faults(key, str, place) + faults(item, shape.of, f"{place}.{key}")
+        ]
     if isinstance(shape, list):
         items = value if isinstance(value, list) and value else [None]
         return [f for i, item in enumerate(items) for f in faults(item, shape[0], f"{place}[{i}]")]
     if isinstance(shape, (set, frozenset)):
         return [] if value in shape else [f"{place}: {value!r} is none of {sorted(shape)}"]
     if isinstance(shape, re.Pattern):
-        return [] if re.fullmatch(shape, str(value)) and not isinstance(value, bool) else [f"{place}: {value!r} does not match {shape.pattern}"]
+        return (
+            []
+            if re.fullmatch(shape, str(value)) and not isinstance(value, bool)
+            else [f"{place}: {value!r} does not match {shape.pattern}"]
+        )
     return [] if type(value) is shape else [f"{place}: {value!r} is no {shape.__name__}"]
 
 
 EXPRESSION = Fields(key_=str, operator_={"In", "NotIn", "Exists", "DoesNotExist"}, values=[str])
 TERM = Fields(labelSelector=Fields(matchExpressions=[EXPRESSION]), topologyKey_=str)
-VARIABLE = Fields(name_=re.compile(r"[A-Za-z_]\w*"), value=str, valueFrom=Fields(fieldRef=Fields(fieldPath_=str), secretKeyRef=Fields(name_=NAME, key_=str)))
+VARIABLE = Fields(
+    name_=re.compile(r"[A-Za-z_]\w*"),
+    value=str,
+    valueFrom=Fields(fieldRef=Fields(fieldPath_=str), secretKeyRef=Fields(name_=NAME, key_=str)),
+)
 QUANTITIES = Map(QUANTITY)
 CONTAINER = Fields(
     name_={"ascend"},
@@ -86,8 +105,26 @@ ASCENDJOB = Fields(
         replicaSpecs_=Fields(Scheduler=REPLICAS, Worker=REPLICAS),
     ),
 )
-SECRET = Fields(apiVersion_={"v1"}, kind_={"Secret"}, metadata_=Fields(name_=NAME, namespace=NAME), type={"Opaque"}, stringData=Map(str))
-EVENTS = {"*", "PodPending", "PodRunning", "PodFailed", "PodEvicted", "Unknown", "TaskCompleted", "OutOfSync", "CommandIssued", "JobUpdated", "TaskFailed"}
+SECRET = Fields(
+    apiVersion_={"v1"},
+    kind_={"Secret"},
+    metadata_=Fields(name_=NAME, namespace=NAME),
+    type={"Opaque"},
+    stringData=Map(str),
+)
+EVENTS = {
+    "*",
+    "PodPending",
+    "PodRunning",
+    "PodFailed",
+    "PodEvicted",
+    "Unknown",
+    "TaskCompleted",
+    "OutOfSync",
+    "CommandIssued",
+    "JobUpdated",
+    "TaskFailed",
+}
 ACTIONS = {"AbortJob", "RestartJob", "RestartTask", "TerminateJob", "CompleteJob", "ResumeJob"}
 VOLCANO = Fields(
     apiVersion_={"batch.volcano.sh/v1alpha1"},
@@ -106,7 +143,8 @@ VOLCANO = Fields(
 
 
 def expanded(word, variables):
-    """A container's argument as the kubelet gives it to the process: $(NAME) replaced where NAME is set, $$ taken for $."""
+    """A container's argument as the kubelet gives it to the process: $(NAME) replaced where NAME is set, $$ taken for
+    $."""
     out, i = "", 0
     while i < len(word):
         if word[i] != "$" or i + 1 == len(word):
@@ -120,7 +158,21 @@ def expanded(word, variables):
     return out
 
 
-SBATCH = {"job-name", "nodes", "ntasks-per-node", "exclusive", "gres", "mem", "time", "output", "open-mode", "requeue", "signal", "partition", "account"}
+SBATCH = {
+    "job-name",
+    "nodes",
+    "ntasks-per-node",
+    "exclusive",
+    "gres",
+    "mem",
+    "time",
+    "output",
+    "open-mode",
+    "requeue",
+    "signal",
+    "partition",
+    "account",
+}
 
 
 def sbatch_options(script):

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from pangu_run.console import guarded
-from pangu_run.errors import LaunchError
-from pangu_run.manifest.cli import KINDS, main
+from pangu_ms.core.console import guarded
+from pangu_ms.core.errors import LaunchError
+from pangu_run.cli.manifest import KINDS, main
 from pangu_run.manifest.plan import Plan, of_program
 from pangu_run.program import Program
 from tests.run.manifest.tools import MOUNT, WORDS, written
@@ -53,7 +53,11 @@ def test_a_config_file_that_the_job_cannot_see_is_refused(capsys, tmp_path, monk
     (tmp_path / "context").mkdir()
     monkeypatch.chdir(tmp_path / "context")
     words = ["--config", str(tmp_path / "x.yaml"), "--output-dir", "/out/x"]
-    for kind, extra, says in (("volcano", MOUNT, "does not see this file"), ("modelarts", [], "does not see this file"), ("docker", [], "lies outside")):
+    for kind, extra, says in (
+        ("volcano", MOUNT, "does not see this file"),
+        ("modelarts", [], "does not see this file"),
+        ("docker", [], "lies outside"),
+    ):
         assert main([kind, *words, *extra]) == 2
         assert says in capsys.readouterr().err
 
@@ -61,7 +65,11 @@ def test_a_config_file_that_the_job_cannot_see_is_refused(capsys, tmp_path, monk
 def test_a_file_is_written_and_told(capsys, tmp_path):
     path = tmp_path / "deep" / "job.sh"
     told = written(capsys, "slurm", *WORDS, "--output", str(path))
-    assert told == f"{path}: 2 server(s) with 8 device(s) each; submit it with `sbatch {path}`, cancel it with `scancel --batch --signal=TERM JOB`\n"
+    assert (
+        told
+        == f"{path}: 2 server(s) with 8 device(s) each; submit it with `sbatch {path}`, cancel it with `scancel --batch"
+        " --signal=TERM JOB`\n"
+    )
     report = json.loads(written(capsys, "slurm", *WORDS, "--json"))
     assert report["text"] == path.read_text() and (report["hosts"], report["devices_per_host"]) == (2, 8)
 
@@ -97,7 +105,9 @@ def test_a_plan_of_the_first_910_names_it(capsys, plan, chip, product):
     assert set(re.findall(r"ring-controller.atlas: (.*)", texts["volcano"])) == {f"ascend-{product}"}
     tag = re.search(r"--tag (\S+)", texts["docker"])[1]
     assert f"image: {tag}\n" in texts["volcano"] and tag.endswith("-910") == (product == "910")
-    assert "ascend-910b" in written(capsys, "volcano", *WORDS, *MOUNT, "--ring-controller", "ascend-910b")  # as the user says
+    assert "ascend-910b" in written(
+        capsys, "volcano", *WORDS, *MOUNT, "--ring-controller", "ascend-910b"
+    )  # as the user says
 
 
 @pytest.mark.parametrize("kind", KINDS)

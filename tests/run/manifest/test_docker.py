@@ -25,7 +25,10 @@ def test_dockerfile_keeps_the_rules_and_starts_the_run(capsys, plan, on_ascend, 
     system, packages = [rest for name, rest in steps if name == "RUN"]
     assert "--no-install-recommends" in system and "rm -rf /var/lib/apt/lists/*" in system and " tini" in system
     assert re.search(r"--no-cache-dir .*pangu_ms-[\d.]+-py3-none-any\.whl.*mindspore==.*mindformers==", packages)
-    assert dict(steps)["ENTRYPOINT"] == '["/usr/bin/tini", "--", "pangu"]' and json.loads(dict(steps)["CMD"]) == ["launch", *LAUNCH]
+    assert dict(steps)["ENTRYPOINT"] == '["/usr/bin/tini", "--", "pangu"]' and json.loads(dict(steps)["CMD"]) == [
+        "launch",
+        *LAUNCH,
+    ]
     for script in (system, packages):
         assert subprocess.run(["bash", "-n", "-c", script], capture_output=True).returncode == 0
 
@@ -36,12 +39,17 @@ def test_dockerfile_says_how_to_run_it(capsys, plan):
         (line,) = [line for line in written(capsys, "docker", *WORDS[:3]).splitlines() if line.startswith("# Run:")]
         return line
 
-    assert "--device /dev/davinci1 " in comment(1, True) and "davinci2" not in comment(1, True) and "--stop-timeout 300" in comment(1, True)
+    assert (
+        "--device /dev/davinci1 " in comment(1, True)
+        and "davinci2" not in comment(1, True)
+        and "--stop-timeout 300" in comment(1, True)
+    )
     assert "davinci" not in comment(1, False) and "docker run" not in comment(3, True)
 
 
 def replaced(text, variables):
-    """Docker's replacement of variables in COPY, ENV and ARG: $NAME and ${NAME}, a backslash takes a character as it is."""
+    """Docker's replacement of variables in COPY, ENV and ARG: $NAME and ${NAME}, a backslash takes a character as it
+    is."""
     return re.sub(r"\\(.)|\$\{?(\w+)\}?", lambda match: match[1] or variables.get(match[2], ""), text)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from pangu_run.manifest.cli import KINDS, main
+from pangu_run.cli.manifest import KINDS, main
 from pangu_run.manifest.plan import Plan
 from tests.run.manifest.schemas import SECRET, faults
 from tests.run.manifest.tools import MOUNT, WORDS, execute, written
@@ -24,7 +24,9 @@ def test_kubernetes_gets_a_fresh_secret_that_all_pods_name(capsys, kind):
         groups = job["spec"]["tasks"] if kind == "volcano" else job["spec"]["replicaSpecs"].values()
         pods = [group["template"]["spec"] for group in groups]
         named = {"name": NAME, "valueFrom": {"secretKeyRef": {"name": secret["metadata"]["name"], "key": NAME}}}
-        assert all(named in pod["containers"][0]["env"] for pod in pods) and secret["stringData"][NAME] not in json.dumps(job)
+        assert all(named in pod["containers"][0]["env"] for pod in pods) and secret["stringData"][
+            NAME
+        ] not in json.dumps(job)
     assert len(values) == 2 and all(len(value) == 64 for value in values)
 
 
@@ -37,10 +39,14 @@ def test_a_file_with_a_secret_is_its_owners_alone(tmp_path):
 def slurm(capsys, tools, **variables):
     """The secrets of the launchers of one start."""
     (tools / "job.sh").write_text(written(capsys, "slurm", *WORDS))
-    process, heard = execute(tools, ["bash", str(tools / "job.sh")], SLURM_JOB_ID="42", SLURM_JOB_NODELIST="n[1-2]", **variables)
+    process, heard = execute(
+        tools, ["bash", str(tools / "job.sh")], SLURM_JOB_ID="42", SLURM_JOB_NODELIST="n[1-2]", **variables
+    )
     assert process.returncode == 0, process.err
     found = [event["secret"] for event in heard if "words" in event]
-    assert len(found) == 2 and not any(secret in " ".join(event["words"]) for event in heard for secret in found if "words" in event)
+    assert len(found) == 2 and not any(
+        secret in " ".join(event["words"]) for event in heard for secret in found if "words" in event
+    )
     return set(found)
 
 
@@ -62,4 +68,9 @@ def test_who_has_one_host_needs_none_and_modelarts_is_told(capsys, plan):
 def test_a_secret_among_the_variables_is_refused_and_not_shown(capsys, kind):
     assert main([kind, *WORDS, *(MOUNT if kind == "volcano" else []), "--env", f"{NAME}=do not show this"]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and f"--env {NAME}: would stand in a file" in err and "do not show" not in err
+    assert (
+        out == ""
+        and err.count("\n") == 1
+        and f"--env {NAME}: would stand in a file" in err
+        and "do not show" not in err
+    )

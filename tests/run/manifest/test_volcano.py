@@ -13,7 +13,9 @@ from tests.run.manifest.tools import LAUNCH, MOUNT, NASTY, WORDS, calls, execute
 
 def load(capsys, kind, *words):
     *_, job = yaml.safe_load_all(written(capsys, "volcano", *WORDS, *MOUNT, "--image", "i:1", "--kind", kind, *words))
-    pods = [spec["template"]["spec"] for spec in job["spec"].get("replicaSpecs", {}).values()] or [task["template"]["spec"] for task in job["spec"]["tasks"]]
+    pods = [spec["template"]["spec"] for spec in job["spec"].get("replicaSpecs", {}).values()] or [
+        task["template"]["spec"] for task in job["spec"]["tasks"]
+    ]
     return job, pods
 
 
@@ -21,7 +23,21 @@ def load(capsys, kind, *words):
 @pytest.mark.parametrize("hosts", [1, 2, 64])
 def test_the_job_is_what_the_cluster_accepts(capsys, plan, kind, shape, hosts):
     plan.value = Plan(hosts, 4, on_ascend=True)
-    extra = ["--host-network", "--memory", "512Gi", "--cpu", "160", "--node-selector", "a/b=c", "--env", "N=1", "--env", "M=yes", "--queue", "1"]
+    extra = [
+        "--host-network",
+        "--memory",
+        "512Gi",
+        "--cpu",
+        "160",
+        "--node-selector",
+        "a/b=c",
+        "--env",
+        "N=1",
+        "--env",
+        "M=yes",
+        "--queue",
+        "1",
+    ]
     for words in ([], extra):
         job, pods = load(capsys, kind, *words)
         assert faults(job, shape) == []
@@ -30,7 +46,15 @@ def test_the_job_is_what_the_cluster_accepts(capsys, plan, kind, shape, hosts):
     assert (job["spec"].get("runPolicy", {}).get("schedulingPolicy") or job["spec"])["minAvailable"] == hosts
     for pod in pods:
         (container,) = pod["containers"]
-        assert container["resources"]["limits"] == container["resources"]["requests"] == {"huawei.com/Ascend910": 4, "memory": "512Gi", "cpu": "160"}
+        assert (
+            container["resources"]["limits"]
+            == container["resources"]["requests"]
+            == {
+                "huawei.com/Ascend910": 4,
+                "memory": "512Gi",
+                "cpu": "160",
+            }
+        )
         assert pod["terminationGracePeriodSeconds"] == 300 and pod["hostNetwork"]
         (term,) = pod["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
         assert term["labelSelector"]["matchExpressions"][0]["values"] == [job["metadata"]["name"]]
@@ -39,7 +63,10 @@ def test_the_job_is_what_the_cluster_accepts(capsys, plan, kind, shape, hosts):
 
 def test_ascendjob_has_one_scheduler_with_devices_and_the_operators_rank_table(capsys):
     job, pods = load(capsys, "ascendjob", "--namespace", "team")
-    assert job["metadata"]["labels"]["framework"] == "mindspore" and job["metadata"]["labels"]["ring-controller.atlas"] == "ascend-910b"
+    assert (
+        job["metadata"]["labels"]["framework"] == "mindspore"
+        and job["metadata"]["labels"]["ring-controller.atlas"] == "ascend-910b"
+    )
     assert job["spec"]["replicaSpecs"]["Scheduler"]["replicas"] == 1 and pods[0] == pods[1]
     volumes = {volume["name"]: volume for volume in pods[0]["volumes"]}
     mounts = {mount["name"]: mount["mountPath"] for mount in pods[0]["containers"][0]["volumeMounts"]}
@@ -50,7 +77,9 @@ def test_ascendjob_has_one_scheduler_with_devices_and_the_operators_rank_table(c
 
 def action(policies, code, event):
     """Volcano's choice: the first policy with that event or exit code. Source: its job controller, applyPolicies."""
-    return next(policy["action"] for policy in policies if policy.get("event") == event or policy.get("exitCode") == code)
+    return next(
+        policy["action"] for policy in policies if policy.get("event") == event or policy.get("exitCode") == code
+    )
 
 
 def test_volcano_restarts_what_can_go_on_and_ends_what_cannot(capsys):
@@ -62,7 +91,10 @@ def test_volcano_restarts_what_can_go_on_and_ends_what_cannot(capsys):
 
 def command_of(pod, **variables):
     (container,) = pod["containers"]
-    return [expanded(word, {"PATH": "/wrong", "HOME": "/wrong"} | variables) for word in container["command"] + container["args"]]
+    return [
+        expanded(word, {"PATH": "/wrong", "HOME": "/wrong"} | variables)
+        for word in container["command"] + container["args"]
+    ]
 
 
 def test_ascendjob_waits_for_the_rank_table_and_starts_the_launcher(capsys, tools):
@@ -92,7 +124,10 @@ def test_volcano_pod_says_which_host_it_is_and_is_replaced_by_the_launcher(capsy
     command = command_of(load(capsys, "volcano")[1][0])
     hosts = {"VC_WORKER_HOSTS": "j-worker-0.j,j-worker-1.j", "VC_TASK_INDEX": "1"}
     process, heard = execute(tools, command, CODE="75", **hosts)
-    assert calls(heard) == [["launch", "--hosts", hosts["VC_WORKER_HOSTS"], "--server-id", "j-worker-1.j", *LAUNCH]] and process.returncode == 75
+    assert (
+        calls(heard) == [["launch", "--hosts", hosts["VC_WORKER_HOSTS"], "--server-id", "j-worker-1.j", *LAUNCH]]
+        and process.returncode == 75
+    )
     process, heard = execute(tools, command, stop=signal.SIGTERM, WAIT="1", **hosts)
     assert signals(heard) == ["SIGTERM"] and process.returncode == 75
 
@@ -113,6 +148,11 @@ def test_a_config_file_is_named_as_the_pod_sees_it(capsys, tmp_path):
 
 
 def test_the_schemas_refuse_what_the_cluster_would():
-    wrong = {"apiVersion": "mindxdl.gitee.com/v1", "kind": "AscendJob", "metadata": {"name": "9a"}, "spec": {"replicaSpec": {}, "successPolicy": True}}
+    wrong = {
+        "apiVersion": "mindxdl.gitee.com/v1",
+        "kind": "AscendJob",
+        "metadata": {"name": "9a"},
+        "spec": {"replicaSpec": {}, "successPolicy": True},
+    }
     places = {fault.split(":")[0] for fault in faults(wrong, ASCENDJOB)}
     assert places == {"$.metadata.name", "$.spec.replicaSpecs", "$.spec.replicaSpec", "$.spec.successPolicy"}

@@ -5,10 +5,19 @@ import os
 import subprocess
 import time
 
-from pangu_run.manifest.cli import main
+from pangu_run.cli.manifest import main
 
 NASTY = "a b'c\"d$HOME$(PATH)$$x`id`\\n;#&*"
-TRAIN = ["--config", "alpha/13b", "parallel.num_devices=16", "--output", f"/out/{NASTY}", "--data", "/out/data", "--resume"]
+TRAIN = [
+    "--config",
+    "alpha/13b",
+    "parallel.num_devices=16",
+    "--output",
+    f"/out/{NASTY}",
+    "--data",
+    "/out/data",
+    "--resume",
+]
 LAUNCH = ["--max-restarts", "3", "--stop-timeout", "270", "--master-port", "8118", "train", *TRAIN]
 WORDS = [*TRAIN[:3], "--output-dir", TRAIN[4], "--data", "/out/data"]
 MOUNT = ["--mount", "/shared:/out"]
@@ -23,7 +32,9 @@ def execute(tools, command, stop=None, starters=1, **variables):
     heard = tools / "heard"
     heard.write_text("")
     environment = os.environ | {"PATH": f"{tools}/bin:{os.environ['PATH']}", "HEARD": str(heard)} | variables
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tools)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tools
+    )
     if stop:
         deadline = time.monotonic() + 10
         while heard.read_text().count('"launch"') < starters and time.monotonic() < deadline:

@@ -1,0 +1,307 @@
+"""`pangu convert`: weights of other programs to a checkpoint of ours, and back."""
+
+import argparse
+import json
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from pangu_ms.checkpoint import foreign, store
+from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.config import RunConfig, load_config
+from pangu_ms.config.load import config_from_dict
+from pangu_ms.core import dtypes, files
+from pangu_ms.core.console import show
+from pangu_ms.core.errors import CheckpointError, ConfigError, DataError
+from pangu_ms.core.parser import Parser
+from pangu_ms.core.runtime import quiet
+from pangu_ms.data import huggingface_files
+from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
+from pangu_ms.models.common.weights import Format
+from pangu_ms.models.registry import FAMILIES, load_object
+
+_DESCRIPTION = """\
+Into our format:   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
+                   pangu convert DIRECTORY --from huggingface --output DIR        its config.json says which model it is; its tokenizer comes along
+Out of it:         pangu convert CHECKPOINT --to official|huggingface|mindformers --output FILE
+                   pangu convert CHECKPOINT --to huggingface --output DIRECTORY   with config.json, generation_config.json and the tokenizer
+
+FILE is one .ckpt, .npz or .safetensors; 512-part releases must first be merged with MindSpore's transform_checkpoints.
+DIRECTORY holds .safetensors, one or several with an index. What is a LLaMA, transformers loads; it has no class for alpha and for pi with its parts.
+Names and shapes must be exactly those of the configuration. Nothing is overwritten.
+A FILE does not tell what changes no shape, so a wrong number of heads (pi: rope_theta, rms_norm_eps, siaf_position, ...) cannot be noticed:
+check a known prompt. official: the released weights of alpha."""
+
+_log = logging.getLogger(__name__)
+Say = Callable[[str], None]
+"""Takes one line that a user should read."""
+
+
+def import_file(
+    path: Path,
+    source: str,
+    config: RunConfig | None,
+    output: Path,
+    tokenizer: Path | None = None,
+    dtype: str = "float32",
+    with_tokenizer: bool = True,
+    say: Say = _log.info,
+) -> Path:
+    """Convert one file or directory of weights to OUTPUT/step-00000000.
+
+    Args:
+        path: .ckpt, .npz or .safetensors, or a Hugging Face directory.
+        source: its naming, such as "official".
+        config: the model that the weights belong to; None for a directory with config.json, see `directory_config`.
+        output: a directory without checkpoints; made if needed.
+        tokenizer: tokenizer directory, or released vocab.model, to copy into the checkpoint; None takes that of the
+            directory.
+        dtype: of the stored weights: float32, which training needs, float16 or bfloat16.
+        with_tokenizer: False leaves the directory's tokenizer out.
+        say: is told what became of dtypes and tokenizer.
+
+    Returns:
+        The step directory.
+
+    Raises:
+        CheckpointError: the file is damaged or does not hold exactly the model's parameters.
+        ConfigError: `config` and the directory's config.json differ.
+        DataError: the tokenizer cannot be read, or has another number of pieces than the model.
+        OutputError: `output` holds checkpoints, or the disk is full.
+    """
+    path = Path(path)
+    if path.is_dir():
+        config = directory_config(path, source, config)
+    elif config is None:
+        raise ConfigError(
+            f"{path}: a file of weights does not say which model it is; name its configuration (--config)"
+        )
+    naming = _format(config, source)
+    store.require_no_checkpoints(output)
+    loaded = _tokenizer_of(path, tokenizer, with_tokenizer, config)
+    read = foreign.weight_files(path) if path.is_dir() else [path]
+    tensors = naming.to_ours(str(path), foreign.read_files(read), config.model)
+    state = {"imported": {"file": path.name, "format": source, "sha256": {p.name: files.sha256_file(p) for p in read}}}
+    say(f"weights: {dtypes.change({dtypes.name_of(array.dtype) for array in tensors.values()}, dtype)}")
+    say(
+        "tokenizer:"
+        f" {_described(loaded) if loaded else 'none comes along; name one with --tokenizer wherever text is read or written'}"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = None
+        if loaded:
+            loaded.save(copy := Path(scratch) / "tokenizer")
+        return store.save(output, 0, {"model": dtypes.cast(str(path), tensors, dtype)}, state, config, copy)
+
+
+def directory_config(directory: Path, source: str, config: RunConfig | None = None) -> RunConfig:
+    """The configuration that a Hugging Face directory's config.json describes; with `config`, that one, which must
+    describe the same model.
+
+    Raises:
+        CheckpointError: no config.json, or a model that is not ours.
+        ConfigError: `config` differs from it in a field of the model.
+    """
+    tree = foreign.read_config(directory)
+    where = str(Path(directory) / foreign.CONFIG)
+    described = [formats[source] for formats in _all_formats() if source in formats and formats[source].read_config]
+    if not described:
+        raise CheckpointError(f"{directory}: is a directory; {source} weights are one file; name that")
+    kind = tree.get("model_type")
+    naming = next((naming for naming in described if kind in naming.model_types), None)
+    if naming is None:
+        known = ", ".join(name for naming in described for name in naming.model_types)
+        raise CheckpointError(
+            f"{where}: model_type={kind!r:.80}: must be one of {known}; only these compute what PanGu models do;"
+            " convert another model"
+        )
+    fields = naming.read_config(where, tree)
+    own_config = config_from_dict({"model": fields}, where)
+    if config is None:
+        return own_config
+    if config.model.family != own_config.model.family:
+        raise ConfigError(
+            f"{where}: describes a model of family {own_config.model.family}, --config one of {config.model.family};"
+            " leave --config out"
+        )
+    pairs = {name: (getattr(config.model, name), getattr(own_config.model, name)) for name in fields}
+    wrong = [f"model.{name}={given!r} (config.json: {own!r})" for name, (given, own) in pairs.items() if given != own]
+    if wrong:
+        raise ConfigError(f"{where}: {', '.join(wrong)}: must be equal; correct these, or leave --config out")
+    return config
+
+
+def export_file(
+    checkpoint: Path,
+    target: str,
+    output: Path,
+    dtype: str = "float32",
+    max_shard_bytes: int = store.MAX_SHARD_BYTES,
+    say: Say = _log.info,
+) -> Path:
+    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory where `output` has no
+    suffix.
+
+    Args:
+        checkpoint: step directory, checkpoint root or run directory.
+        target: naming to write, such as "huggingface".
+        output: a new .ckpt, .npz or .safetensors, or a new directory.
+        dtype: of the written weights: float32, float16 or bfloat16.
+        max_shard_bytes: a directory's weights beyond this go into several files.
+        say: is told what became of dtypes and tokenizer.
+
+    Returns:
+        `output`.
+
+    Raises:
+        CheckpointError: no valid checkpoint, or an unknown naming or suffix.
+        OutputError: `output` exists, or the disk is full.
+    """
+    output = Path(output)
+    if output.suffix:
+        foreign.require_known_suffix(output, dtype)
+    files.require_new(output) if output.suffix else files.require_free(output)
+    source = store.open_checkpoint(checkpoint)
+    config = source.config()
+    naming = _format(config, target)
+    if not output.suffix and naming.write_config is None:
+        rule = f"{config.model.family} weights have no directory form as {target}"
+        raise CheckpointError(f"{output}: has no suffix, and {rule}; name a .safetensors, .npz or .ckpt")
+    own = source.tokenizer_path()
+    tokenizer = Tokenizer.load(own) if own and not output.suffix else None
+    tensors = naming.to_foreign(str(source.path), source.tensors(), config.model)
+    say(f"weights: {dtypes.change({tensor.spec.dtype_name for tensor in source.stored().values()}, dtype)}")
+    tensors = dtypes.cast(str(source.path), tensors, dtype)
+    if output.suffix:
+        foreign.write_file(output, tensors)
+        if own:
+            say("tokenizer: stays behind, as a file of weights has no room for it; a directory takes it along")
+        return output
+    tree = naming.write_config(config.model)
+    say(
+        "config.json:"
+        f" model_type={tree['model_type']}{'' if 'architectures' in tree else ', which transformers has no class for; `pangu convert --from huggingface` reads it'}"
+    )
+    say(f"tokenizer: {_described(tokenizer, to_transformers=True) if tokenizer else 'the checkpoint has none'}")
+    ids = huggingface_files.token_ids(tokenizer) if tokenizer else dict.fromkeys(huggingface_files.TOKEN_IDS)
+    contents = huggingface_files.files_of(tokenizer) if tokenizer else {}
+    contents[foreign.CONFIG] = files.json_text(tree | ids | {"torch_dtype": dtype}).encode()
+    foreign.write_directory(output, tensors, contents, max_shard_bytes)
+    return output
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    quiet()
+    parser = _parser()
+    args = parser.parse_intermixed_args(argv)  # the overrides may stand anywhere
+    notes: list[str] = []
+    if args.source:
+        if not args.input.exists():
+            raise CheckpointError(
+                f"{args.input}: no such file or directory; name one file of weights, or a Hugging Face directory"
+            )
+        if args.config is None and args.overrides:
+            parser.error("overrides change a --config NAME, and none is given")
+        if args.config is None and not args.input.is_dir():
+            parser.error("--from needs --config NAME: a file of weights does not say which model it is")
+        config = load_config(args.config, args.overrides) if args.config else None
+        path = import_file(
+            args.input,
+            args.source,
+            config,
+            args.output,
+            args.tokenizer,
+            args.dtype,
+            not args.no_tokenizer,
+            notes.append,
+        )
+    else:
+        if args.config or args.overrides or args.tokenizer or args.no_tokenizer:
+            parser.error("--to takes no --config, overrides, --tokenizer or --no-tokenizer: a checkpoint has its own")
+        path = export_file(args.input, args.target, args.output, args.dtype, say=notes.append)
+    result = {"output": str(path), "format": args.source or args.target, "dtype": args.dtype, "notes": notes}
+    show(
+        json.dumps(result)
+        if args.json
+        else "\n".join([*notes, f"wrote {path} ({'from' if args.source else 'to'} {result['format']}, {args.dtype})"])
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="pangu convert", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    input_help = "file or Hugging Face directory of weights; --to: run, checkpoint or step directory"
+    parser.add_argument("input", type=Path, metavar="FILE|DIRECTORY|CHECKPOINT", help=input_help)
+    direction = parser.add_mutually_exclusive_group(required=True)
+    direction.add_argument(
+        "--from", dest="source", metavar="FORMAT", help="official | huggingface | mindformers: names in the input"
+    )
+    direction.add_argument(
+        "--to", dest="target", metavar="FORMAT", help="official | huggingface | mindformers: names to write"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="--from: directory without checkpoints; --to: new .ckpt, .npz, .safetensors or directory",
+    )
+    which = parser.add_mutually_exclusive_group()
+    tokenizer_help = (
+        "--from: tokenizer directory or vocab.model to copy into the checkpoint (default: that of the DIRECTORY, if it"
+        " has one)"
+    )
+    which.add_argument("--tokenizer", type=Path, metavar="PATH", help=tokenizer_help)
+    which.add_argument("--no-tokenizer", action="store_true", help="--from: leave the DIRECTORY's tokenizer out")
+    dtype_help = (
+        "of the weights written (default: %(default)s; training needs it, and it holds float16 and bfloat16 files"
+        " exactly); rounds to the nearest, ties to even"
+    )
+    parser.add_argument("--dtype", choices=dtypes.NAMES, default="float32", help=dtype_help)
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    add_config_arguments(parser, default=None)
+    return parser
+
+
+def _tokenizer_of(path: Path, named: Path | None, wanted: bool, config: RunConfig) -> Tokenizer | None:
+    """The tokenizer that goes into a checkpoint: the one that the user named, or else that of the directory."""
+    found = named or (huggingface_files.find(path) if wanted and path.is_dir() else None)
+    if found is None:
+        return None
+    try:
+        tokenizer = Tokenizer.load(found)
+        require_vocabulary(tokenizer, config.model.vocab_size)
+    except DataError as error:
+        raise error if named else DataError(f"{error}, or leave it out with --no-tokenizer") from None
+    return tokenizer
+
+
+def _described(tokenizer: Tokenizer, to_transformers: bool = False) -> str:
+    """A tokenizer in a few words."""
+    ids = huggingface_files.token_ids(tokenizer)
+    told = f"{tokenizer.vocab_size:,} ids, " + ", ".join(
+        f"{name.split('_')[0]} {'none' if value is None else value}" for name, value in ids.items()
+    )
+    unreadable = to_transformers and not huggingface_files.transformers_reads(tokenizer)
+    return told + (
+        "; transformers has no class that segments with jieba; `pangu convert --from huggingface` reads it"
+        if unreadable
+        else ""
+    )
+
+
+def _all_formats() -> list[dict[str, Format]]:
+    return [load_object(family.names) for family in FAMILIES.values()]
+
+
+def _format(config: RunConfig, name: str) -> Format:
+    formats = load_object(FAMILIES[config.model.family].names)
+    if name not in formats:
+        raise CheckpointError(
+            f"{name}: unknown format; {config.model.family} weights are known as {', '.join(formats)}; name one of"
+            " these"
+        )
+    return formats[name]

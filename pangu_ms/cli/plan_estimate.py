@@ -1,0 +1,180 @@
+"""`pangu plan estimate`: bytes on a device and seconds of a step, line by line; exit code 0 where it fits, 1 where it
+does not."""
+
+import argparse
+import dataclasses
+import json
+import shlex
+from typing import Any
+
+from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.config.load import load_config
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core.errors import PlanError
+from pangu_ms.core.parser import Parser
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.planner.cluster import CHIPS, DEFAULT_CHIP, GIB, Chip, parse_bytes
+from pangu_ms.planner.estimate import Change, Estimate, describe, published_rows, ways_to_fit
+from pangu_ms.planner.memory import stage_memory
+from pangu_ms.planner.time import MFU_FORMULA
+
+NOTES = """parameters and moments are exact; all other numbers are predictions that were never checked on hardware
+{chip}: {source}
+achievable share of the peak {achievable:g}: fitted on {fitted}
+links are those of the placement that `pangu plan show` prints"""
+
+DOES_NOT_FIT = 1
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the action."""
+    args = _parser().parse_intermixed_args(argv)
+    if args.published:
+        rows = published_rows()
+        print(
+            json.dumps({"published": rows, "chip": dataclasses.asdict(CHIPS["ascend910"])})
+            if args.json
+            else published_table(rows)
+        )
+        return 0
+    config = load_config(args.config, args.overrides)
+    plan = Plan.of(config, args.devices)
+    chip, hbm = chip_and_hbm(args, config)
+    estimate = Estimate.of(plan, chip, hbm)
+    stage = estimate.worst_stage if args.stage is None else args.stage
+    if not 0 <= stage < plan.mesh.num_stages:
+        raise PlanError(f"--stage {stage}: the plan has {plan.mesh.num_stages}; use 0 to {plan.mesh.num_stages - 1}")
+    ways = ways_to_fit(estimate) if estimate.excess > 0 else []
+    print(json.dumps(as_dict(args.config, estimate, ways)) if args.json else table(args.config, estimate, stage, ways))
+    return DOES_NOT_FIT if estimate.excess > 0 else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="pangu plan estimate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add_config_arguments(parser, "alpha/13b")
+    parser.add_argument(
+        "--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product"
+    )
+    add_chip_arguments(parser)
+    parser.add_argument("--stage", type=int, metavar="N", help="show this stage instead of the one that holds most")
+    parser.add_argument(
+        "--published",
+        action="store_true",
+        help="instead: predictions beside published throughputs of alpha 2.6B and 13B",
+    )
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    return parser
+
+
+def add_chip_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--chip NAME` and `--hbm SIZE`."""
+    parser.add_argument(
+        "--chip",
+        choices=CHIPS,
+        default=argparse.SUPPRESS,
+        help=f"whose published rates are used (default: runtime.chip, or {DEFAULT_CHIP})",
+    )
+    parser.add_argument(
+        "--hbm",
+        metavar="SIZE",
+        help="memory of a card, such as 32GiB or 64GB; a bare number is GiB (default: the chip's)",
+        default=argparse.SUPPRESS,
+    )
+
+
+def chip_and_hbm(args: argparse.Namespace, config: RunConfig) -> tuple[Chip, int]:
+    """What `add_chip_arguments` asked for, or else the configuration says."""
+    chip, given = CHIPS[vars(args).get("chip") or config.runtime.chip or DEFAULT_CHIP], vars(args).get("hbm")
+    return chip, chip.hbm_bytes if given is None else parse_bytes("--hbm", given)
+
+
+def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Estimate]]) -> str:
+    """The estimate for the eye."""
+    parallel, chip = estimate.plan.config.parallel, estimate.chip
+    degrees = f"dp {parallel.data_parallel}, mp {parallel.model_parallel}, pp {parallel.pipeline_stage}"
+    heading = (
+        f"{name} on {estimate.plan.mesh.world} x {chip.name}: {degrees}, {estimate.plan.config.global_batch_size}"
+        " sequences a step"
+    )
+    lines = [heading, "", f"{f'memory of stage {stage}':<22} {'GiB':>9}  formula (bytes)"]
+    memory = estimate.memory.get(stage) or stage_memory(estimate.plan, stage, chip, estimate.slices)
+    lines += [f"  {line.name:<20} {line.bytes / GIB:>9.3f}  {line.formula}" for line in memory]
+    lines.append(f"  {'total':<20} {sum(line.bytes for line in memory) / GIB:>9.3f}")
+    lines += [
+        verdict(estimate) + ("; cheapest changes:" if ways else ""),
+        *(f"  {way_text(change, after)}" for change, after in ways),
+    ]
+    if ways and ways[0][1].excess > 0:
+        lines.append(
+            f"  none of these is enough; `pangu plan search --config {shlex.quote(name)} --devices N` tries them"
+            " together"
+        )
+    lines += ["", f"{'time of a step':<22} {'ms':>9}  formula"]
+    lines += [f"  {term.name:<20} {term.seconds * 1e3:>9.1f}  {term.formula}" for term in estimate.terms]
+    lines.append(f"  {'total':<20} {estimate.seconds * 1e3:>9.1f}")
+    lines += [speed(estimate), f"MFU: {MFU_FORMULA}", "", notes(chip)]
+    return "\n".join(lines)
+
+
+def verdict(estimate: Estimate) -> str:
+    """Whether it fits, and by how much."""
+    hbm, stage = estimate.hbm_bytes / GIB, estimate.worst_stage
+    if estimate.excess > 0:
+        return (
+            f"does not fit: stage {stage} needs {estimate.bytes / GIB:.2f} GiB, {estimate.excess / GIB:.2f} GiB more"
+            f" than {hbm:g}"
+        )
+    return f"fits: stage {stage}, which holds most, leaves {-estimate.excess / GIB:.2f} of {hbm:g} GiB"
+
+
+def way_text(change: Change, after: Estimate) -> str:
+    """One change and what it brings."""
+    fits = "" if after.excess <= 0 else f", still {after.excess / GIB:.2f} too many"
+    fits += f", {after.plan.config.global_batch_size} sequences a step" if "parallel.data_parallel" in change else ""
+    each = after.tokens_per_second_per_device
+    return (
+        f"{describe(change)} ({after.plan.mesh.world} devices): {after.bytes / GIB:.2f} GiB{fits}, {each:,.0f} tokens/s"
+        " per card"
+    )
+
+
+def speed(estimate: Estimate) -> str:
+    """Throughput in one line."""
+    each = estimate.tokens_per_second_per_device
+    return f"{estimate.tokens_per_second:,.0f} tokens/s, {each:,.1f} per card, MFU {estimate.mfu:.1%}"
+
+
+def notes(chip: Chip) -> str:
+    """What the numbers rest on."""
+    return NOTES.format(chip=chip.name, source=chip.source, achievable=chip.achievable, fitted=chip.fitted)
+
+
+def as_dict(name: str, estimate: Estimate, ways: list[tuple[Change, Estimate]]) -> dict[str, Any]:
+    """The estimate for programs."""
+    return {
+        "config": name,
+        "chip": dataclasses.asdict(estimate.chip),
+        "hbm_gib": estimate.hbm_bytes / GIB,
+        "worst_stage": estimate.worst_stage,
+        "memory": {stage: [dataclasses.asdict(line) for line in lines] for stage, lines in estimate.memory.items()},
+        "time": [dataclasses.asdict(term) for term in estimate.terms],
+        "mfu_formula": MFU_FORMULA,
+        "ways_to_fit": [{"overrides": describe(change)} | after.row() for change, after in ways],
+        "exact": ["parameters", "moments"],
+    } | estimate.row()
+
+
+def published_table(rows: list[dict[str, Any]]) -> str:
+    """Predictions beside published numbers."""
+    lines = [f"{'config':<12} {'published':>9} {'ours':>8} {'ratio':>6} {'MFU':>6} {'GiB':>6}  taken as"]
+    for row in rows:
+        ours, fitted = (
+            f"{row['tokens_per_second_per_device']:,.0f}",
+            ("; fitted on this" if row["fitted"] else "; predicted"),
+        )
+        numbers = f"{row['published']:>9,.0f} {ours:>8} {row['ratio']:>6.3f} {row['mfu']:>6.1%} {row['gib']:>6.1f}"
+        lines.append(f"{row['config']:<12} {numbers}  {row['assumption']}{fitted}")
+    told = "tokens/s per Ascend 910 card. GiB: of our float32 parameters; the official code kept float16 ones\nMFU: "
+    return "\n".join([*lines, told + MFU_FORMULA, "", notes(CHIPS["ascend910"])])

@@ -1,0 +1,269 @@
+"""`pangu plan inspect`: a strategy file of MindSpore as a table, or beside a plan: parameter layouts (protobuf or JSON)
+or operator strategies (JSON)."""
+
+import argparse
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.config.load import load_config
+from pangu_ms.core.console import show
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.parser import Parser
+from pangu_ms.parallel.operator_file import (
+    OperandLayout,
+    OperatorStrategy,
+    Slices,
+    check_operators,
+    read_operator_strategies,
+)
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.stored_layout import StoredLayout
+from pangu_ms.parallel.strategy_file import Difference, StrategyFile, cut_text, parameter_of, read_parameter_layouts
+from pangu_ms.parallel.strategy_wire import read_content
+
+DIFFERENT = 1
+"""Exit code when a file differs from the plan, as of diff."""
+Row = tuple[str, int, tuple[str, ...]]
+"""Name, stage, other cells."""
+_LAYER = re.compile(r"\d+(?=[./-])")
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the action."""
+    args = _parser().parse_intermixed_args(argv)
+    if args.overrides and args.config is None:
+        raise ConfigError(
+            f"{args.overrides[0]}: an override without a configuration; must follow --config NAME; give one"
+        )
+    plan = Plan.of(load_config(args.config, args.overrides)) if args.config else None
+    content = read_content(args.file)
+    operators = read_operator_strategies(args.file)
+    file = read_parameter_layouts(args.file, plan.mesh if plan else None) if content.parallel_layout_item else None
+    differences = file.differences(plan) if file and plan else []
+    if plan:
+        check_operators(args.file, operators, plan)
+    if args.json:
+        print(
+            json.dumps(
+                _report(args.file, file, plan, operators.values())
+                | {"differences": [_difference(d) for d in differences] if plan else None}
+            )
+        )
+    else:
+        show("\n".join(_lines(file, plan, operators.values(), args.all)))
+        if plan:
+            show("\n" + "\n".join(_verdict(args.config, file, differences, args.all)))
+    return DIFFERENT if differences else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    notes = (
+        "Layers that lie alike are one line, * for their numbers. Exit code with --config: 0 the same slices, 1 other"
+        " slices, 2 another model or world. Operators are checked for devices, stages and parameters."
+    )
+    parser = Parser(
+        prog="pangu plan inspect",
+        description=__doc__,
+        epilog=notes,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="strategy file; JSON if its name ends in .json, else protobuf"
+    )
+    add_config_arguments(parser, default=None)
+    parser.add_argument(
+        "--all", action="store_true", help="every layer and every state of the optimizer on its own line"
+    )
+    parser.add_argument("--json", action="store_true", help="machine-readable output, always with every tensor")
+    return parser
+
+
+def _report(
+    path: Path, file: StrategyFile | None, plan: Plan | None, operators: Iterable[OperatorStrategy]
+) -> dict[str, Any]:
+    tensors = [
+        _tensor(stored, _shape(name, stored, plan)) | {"stage": stage, "name": name}
+        for stage, group in (file.stages if file else {}).items()
+        for name, stored in group.items()
+    ]
+    rows = [
+        {
+            "key": o.key,
+            "stage": o.stage,
+            "inputs": _operands(o.in_strategies, o.in_layouts),
+            "outputs": _operands(o.out_strategies, o.out_layouts),
+        }
+        for o in operators
+    ]
+    kind = "parameter layouts" if file else "operator strategies"
+    stages = list(file.stages) if file else sorted({row["stage"] for row in rows})
+    return {
+        "file": str(path),
+        "kind": kind,
+        "stages": stages,
+        "stage_size": file.stage_size if file else None,
+        "parameters": tensors,
+        "operators": rows,
+    }
+
+
+def _shape(name: str, stored: StoredLayout, plan: Plan | None) -> tuple[int, ...] | None:
+    """The whole shape; a file that has been compared with a plan has the plan's."""
+    return plan.layouts[parameter_of(name, plan.layouts)].shape if plan else stored.shape
+
+
+def _tensor(stored: StoredLayout, shape: tuple[int, ...] | None) -> dict[str, Any]:
+    pattern = stored.pattern
+    slice_shape = stored.whole(shape).slice_shape if shape else None
+    counts = {
+        "counts": pattern.counts,
+        "dims": pattern.dims,
+        "optimizer_axes": pattern.optimizer_axes,
+        "axes": pattern.axes,
+    }
+    return {"shape": shape, "slice_shape": slice_shape} | counts
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    return {
+        "stage": difference.stage,
+        "name": difference.name,
+        "file": cut_text(difference.found),
+        "plan": cut_text(difference.wanted),
+    }
+
+
+def _lines(
+    file: StrategyFile | None, plan: Plan | None, operators: Iterable[OperatorStrategy], every: bool
+) -> list[str]:
+    lines = []
+    if file:
+        merged = " (merged)" if file.is_merged else ""
+        lines += [
+            f"parameter layouts: stage {_numbers(list(file.stages))}{merged}, {file.stage_size} devices a stage",
+            "",
+        ]
+        lines += table(
+            ["parameter", "", "stage", "states", "shape", "slice", "pieces (axes)", "devices"],
+            _parameter_rows(file, plan, every),
+        )
+    if rows := _operator_rows(operators, every):
+        lines += ([""] if lines else []) + table(["operator", "", "stage", "inputs", "outputs"], rows)
+    return lines
+
+
+def _parameter_rows(file: StrategyFile, plan: Plan | None, every: bool) -> list[tuple[str, ...]]:
+    rows: list[Row] = []
+    for stage, tensors in file.stages.items():
+        rows += _with_states(
+            stage, {name: _cells(stored, _shape(name, stored, plan)) for name, stored in tensors.items()}, every
+        )
+    return _collapsed(rows, every)
+
+
+def _with_states(stage: int, cells: dict[str, tuple[str, ...]], every: bool) -> list[Row]:
+    """Rows with the states of the optimizer as first cell; a state whose cells are its parameter's is in that one's
+    row, unless `every`."""
+    states: dict[str, list[str]] = {name: [] for name in sorted(cells, key=_in_order)}
+    for name in sorted(cells):
+        owner = parameter_of(name, cells.keys() - {name})
+        if not every and owner and cells[owner] == cells[name]:
+            states[owner].append(name.removesuffix(f".{owner}"))
+            del states[name]
+    return [(name, stage, (" ".join(found), *cells[name])) for name, found in states.items()]
+
+
+def _cells(stored: StoredLayout, shape: tuple[int, ...] | None) -> tuple[str, ...]:
+    slice_shape = stored.whole(shape).slice_shape if shape else None
+    return (
+        _size(shape),
+        _size(slice_shape),
+        cut_text(stored.pattern),
+        " x ".join(f"{name} {size}" for name, size in stored.pattern.axes),
+    )
+
+
+def _operator_rows(operators: Iterable[OperatorStrategy], every: bool) -> list[tuple[str, ...]]:
+    rows = [
+        (
+            o.key,
+            o.stage,
+            (_operands_text(o.in_strategies, o.in_layouts), _operands_text(o.out_strategies, o.out_layouts)),
+        )
+        for o in sorted(operators, key=lambda o: _in_order(o.key))
+    ]
+    return _collapsed(rows, every)
+
+
+def _collapsed(rows: Sequence[Row], every: bool) -> list[tuple[str, ...]]:
+    """Name, count, stages, cells: rows that differ in stage and the numbers in their name alone become one, unless
+    `every`."""
+    groups: dict[tuple[Any, ...], list[tuple[str, int]]] = {}
+    for name, stage, cells in rows:
+        groups.setdefault((name, stage, cells) if every else (_LAYER.sub("*", name), 0, cells), []).append(
+            (name, stage)
+        )
+    lines = []
+    for (pattern, _, cells), members in groups.items():
+        names, stages = {name for name, _ in members}, sorted({stage for _, stage in members})
+        start = (pattern, f"x{len(names)}") if len(names) > 1 else (*names, "")
+        lines.append((*start, _numbers(stages), *cells))
+    return lines
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """ "0-15" or "0,15"."""
+    together = len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
+    return f"{numbers[0]}-{numbers[-1]}" if together else ",".join(map(str, numbers))
+
+
+def _in_order(name: str) -> list[Any]:
+    """Sorts layer 10 behind layer 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _operands(strategies: tuple[Slices, ...], layouts: tuple[OperandLayout, ...]) -> list[dict[str, Any]]:
+    """Counts of each operand, and its layout where one was given."""
+    count = max(len(strategies), len(layouts))
+    padded = zip((*strategies, *[None] * (count - len(strategies))), (*layouts, *[None] * (count - len(layouts))))
+    return [
+        {"counts": counts} | ({"axes": layout.axes, "dims": layout.dims} if layout else {}) for counts, layout in padded
+    ]
+
+
+def _operands_text(strategies: tuple[Slices, ...], layouts: tuple[OperandLayout, ...]) -> str:
+    if layouts:
+        return " ".join("(" + ", ".join(" ".join(dim) or "1" for dim in layout.dims) + ")" for layout in layouts)
+    return " ".join(str(counts).replace(",)", ")") for counts in strategies)
+
+
+def _size(shape: tuple[int, ...] | None) -> str:
+    return "?" if shape is None else " x ".join(map(str, shape))
+
+
+def _verdict(config: str, file: StrategyFile | None, differences: list[Difference], every: bool) -> list[str]:
+    if not file:
+        return [
+            f"fits the devices and stages of {config}; operators are compared by `pangu plan rehearse` with"
+            " parallel.operator_strategies"
+        ]
+    if not differences:
+        return [f"every slice lies where {config} has it"]
+    rows: list[Row] = []
+    for stage in file.stages:
+        rows += _with_states(
+            stage, {d.name: (cut_text(d.found), cut_text(d.wanted)) for d in differences if d.stage == stage}, every
+        )
+    head = ["parameter", "", "stage", "states", "file", "plan"]
+    return [f"{len(differences)} tensors lie otherwise than {config} has them:", *table(head, _collapsed(rows, every))]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of left-aligned columns; empty columns are left out."""
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in kept]
+    return ["  ".join(row[i].ljust(width) for i, width in zip(kept, widths)).rstrip() for row in [head, *rows]]

@@ -1,0 +1,209 @@
+"""`pangu plan show`: degrees, stages, placement, and the layout of every parameter."""
+
+import argparse
+import json
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.config.load import load_config
+from pangu_ms.core import files
+from pangu_ms.core.parser import NewDirectory, Parser
+from pangu_ms.parallel.layout import Layout
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.strategy_file import write_parameter_layouts
+from pangu_ms.planner.cluster import GIB
+from pangu_ms.planner.memory import optimizer_bytes, parameter_bytes
+
+SHOWN_RANKS = 8
+STRATEGY_FILES_HELP = (
+    "also write MindSpore's parameter-layout file of each stage into this new directory: strategy_stage_N.ckpt"
+)
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the action."""
+    parser = Parser(prog="pangu plan show", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_config_arguments(parser, "alpha/13b")
+    parser.add_argument(
+        "--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product"
+    )
+    parser.add_argument(
+        "--rank",
+        type=int,
+        metavar="R",
+        help="only what this rank holds, with its slices (default: all)",
+        default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--strategy-files", type=Path, action=NewDirectory, metavar="DIR", help=STRATEGY_FILES_HELP)
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    args = parser.parse_intermixed_args(argv)
+    plan, rank = Plan.of(load_config(args.config, args.overrides), args.devices), vars(args).get("rank")
+    if args.strategy_files:
+        write_strategy_files(plan, args.strategy_files)
+    shown = as_dict(args.config, plan, rank)
+    print(json.dumps(shown) if args.json else table(shown))
+    return 0
+
+
+def write_strategy_files(plan: Plan, directory: Path) -> None:
+    """One file for each stage, as MindSpore's compiler would write it: for its own tools, such as
+    merge_pipeline_strategys and transform_checkpoints."""
+    files.require_free(directory, "--strategy-files")
+    with files.writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    for stage in range(plan.mesh.num_stages):
+        write_parameter_layouts(plan, stage, directory / f"strategy_stage_{stage}.ckpt")
+
+
+def as_dict(name: str, plan: Plan, rank: int | None) -> dict[str, Any]:
+    """The plan for programs: of all ranks, or of one.
+
+    Raises:
+        PlanError: there is no such rank.
+    """
+    stage = None if rank is None else plan.mesh.coordinate(rank).stage
+    shown = {
+        "config": name,
+        "devices": plan.mesh.world,
+        "num_parameters": plan.config.model.num_parameters(),
+        "degrees": _degrees(plan),
+    }
+    shown |= {"axes": plan.mesh.axes, "groups": _groups(plan, rank or 0)}
+    stages = range(plan.mesh.num_stages) if stage is None else [stage]
+    shown |= {"stages": [_stage(plan, s) for s in stages], "parameters": parameter_rows(plan, rank)}
+    placement = plan.mesh.placement()
+    if rank is None:
+        return shown | {"placement": [[at.server, at.device] for at in placement]}
+    coordinate = dict(zip(plan.mesh.names, plan.mesh.coordinate(rank).axes))
+    return shown | {
+        "rank": rank,
+        "coordinate": {"stage": stage} | coordinate,
+        "server": placement[rank].server,
+        "device": placement[rank].device,
+    }
+
+
+def _degrees(plan: Plan) -> dict[str, Any]:
+    return {
+        name: getattr(plan.config.parallel, name)
+        for name in plan.config.parallel.__dataclass_fields__
+        if name not in ("num_devices", "stage_layers")
+    }
+
+
+def _groups(plan: Plan, rank: int) -> list[dict[str, Any]]:
+    """The ranks that a rank exchanges data with, along each axis and over the stages."""
+    mesh = plan.mesh
+    groups = {name: mesh.group(rank, name) for name, size in mesh.axes if size > 1}
+    if mesh.num_stages > 1:
+        groups["stage"] = list(range(rank % mesh.stage_size, mesh.world, mesh.stage_size))
+    return [{"axis": axis, "ranks": ranks, "servers": mesh.servers(ranks)} for axis, ranks in groups.items()]
+
+
+def _stage(plan: Plan, stage: int) -> dict[str, Any]:
+    layers = [name for name, at in zip(plan.config.model.layer_names(), plan.layer_stages) if at == stage]
+    ranks = plan.mesh.stage_ranks(stage)
+    sizes = {"parameter_bytes": parameter_bytes(plan, stage), "optimizer_bytes": optimizer_bytes(plan, stage)}
+    return {
+        "stage": stage,
+        "layers": layers,
+        "ranks": [ranks.start, ranks.stop - 1],
+        "servers": plan.mesh.servers(list(ranks)),
+    } | sizes
+
+
+def parameter_rows(plan: Plan, rank: int | None = None) -> list[dict[str, Any]]:
+    """One row for all parameters that are alike but for a number in their name; with a rank those of its stage, and
+    where its slices begin and end."""
+    stage = None if rank is None else plan.mesh.coordinate(rank).stage
+    alike: Counter[tuple[str, Layout]] = Counter()
+    for name in plan.layouts if stage is None else plan.stage_parameters(stage):
+        alike[re.sub(r"\d+", "*", name), plan.layouts[name]] += 1
+    return [
+        _row(name, count, layout, None if rank is None else rank % plan.mesh.stage_size)
+        for (name, layout), count in alike.items()
+    ]
+
+
+def _row(name: str, count: int, layout: Layout, rank: int | None) -> dict[str, Any]:
+    row = {
+        "name": name,
+        "count": count,
+        "shape": layout.shape,
+        "cuts": layout.cuts,
+        "slice_shape": layout.slice_shape,
+        "copies": layout.num_devices // math.prod(layout.counts),
+        "bytes": 4 * layout.slice_size,
+    }
+    return row if rank is None else row | {"slice": [(part.start, part.stop) for part in layout.slices(rank)]}
+
+
+def table(shown: dict[str, Any]) -> str:
+    """The plan for the eye."""
+    lines = [f"{shown['config']}: {shown['num_parameters']:,} parameters on {_plural(shown['devices'], 'device')}"]
+    lines.append(
+        "  "
+        + ", ".join(
+            f"{name}={str(value).lower() if isinstance(value, bool) else value}"
+            for name, value in shown["degrees"].items()
+        )
+    )
+    if "rank" in shown:
+        at = ", ".join(f"{name} {index}" for name, index in shown["coordinate"].items())
+        lines.append(f"  rank {shown['rank']}: {at}; placed on server {shown['server']}, device {shown['device']}")
+    lines += ["", *_stage_lines(shown["stages"]), "", *_group_lines(shown), "", *_parameter_lines(shown["parameters"])]
+    return "\n".join(lines)
+
+
+def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        f"{'stage':>5} {'layers':>6}  {'first to last':<28} {'ranks':>13} {'servers':>7} {'parameters GiB':>14}"
+        f" {'moments GiB':>11}"
+    ]
+    for stage in stages:
+        layers, ranks = stage["layers"], "{}-{}".format(*stage["ranks"])
+        sizes = f"{stage['parameter_bytes'] / GIB:>14.3f} {stage['optimizer_bytes'] / GIB:>11.3f}"
+        lines.append(
+            f"{stage['stage']:>5} {len(layers):>6}  {f'{layers[0]} to {layers[-1]}':<28} {ranks:>13}"
+            f" {stage['servers']:>7} {sizes}"
+        )
+    return lines
+
+
+def _group_lines(shown: dict[str, Any]) -> list[str]:
+    lines = [f"groups of rank {shown.get('rank', 0)}, as placed: mp innermost, then stages, replicas outermost"]
+    for group in shown["groups"]:
+        ranks, servers = group["ranks"], group["servers"]
+        more = f", ... {ranks[-1]}" if len(ranks) > SHOWN_RANKS else ""
+        names = ", ".join(str(r) for r in ranks[:SHOWN_RANKS]) + more
+        lines.append(f"  {group['axis']:<6} {len(ranks):>5} ranks in {_plural(servers, 'server')}: {names}")
+    return lines if shown["groups"] else ["one device, no groups"]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _parameter_lines(rows: list[dict[str, Any]]) -> list[str]:
+    last = "slice of this rank" if rows and "slice" in rows[0] else "a device's slice"
+    lines = [
+        f"{'parameter (float32)':<42} {'count':>5} {'shape':>16}  {'cut over':<16} {'copies':>6} {'KiB each':>12} "
+        f" {last}"
+    ]
+    for row in rows:
+        cuts = " x ".join("*".join(axes) or "-" for axes in row["cuts"])
+        part = (
+            ", ".join(f"{start}:{stop}" for start, stop in row["slice"])
+            if "slice" in row
+            else " x ".join(map(str, row["slice_shape"]))
+        )
+        shape = " x ".join(map(str, row["shape"]))
+        lines.append(
+            f"{row['name']:<42} {row['count']:>5} {shape:>16}  {cuts:<16} {row['copies']:>6}"
+            f" {row['bytes'] / 1024:>12,.1f}  {part}"
+        )
+    return lines

@@ -1,0 +1,218 @@
+"""`pangu quickstart`: from text to a verified MindIR package, with the command that does each step alone."""
+
+import argparse
+import itertools
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.config.load import load_config
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files, runtime
+from pangu_ms.core.compile_cache import cache_root
+from pangu_ms.core.errors import ExportError
+from pangu_ms.core.isolated import python_environment
+from pangu_ms.core.parser import NewDirectory, Parser
+
+CODE_PROMPTS = ["def __init__(self", "import os\n"]
+PROMPT_CHARACTERS = 12  # of a user's own documents
+EXPORT_BATCH = 2
+
+
+@dataclass
+class Report:
+    """What the quickstart did: a row per stage, results by name."""
+
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, stage: str, where: object, what: str, **results: Any) -> None:
+        self.rows.append((stage, str(where), what))
+        self.results |= results
+
+    def table(self) -> str:
+        widths = [max(len(row[i]) for row in self.rows) for i in range(2)]
+        return "\n".join(f"{stage:<{widths[0]}}  {where:<{widths[1]}}  {what}" for stage, where, what in self.rows)
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    parser = Parser(
+        prog="pangu quickstart", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--corpus",
+        nargs="+",
+        metavar="FILE",
+        help="your .txt or .jsonl files; default: the source of Python's standard library",
+    )
+    parser.add_argument(
+        "--output",
+        action=NewDirectory,
+        metavar="DIR",
+        help="new directory; default: a new one below the user's cache directory",
+    )
+    parser.add_argument("--json", action="store_true", help="print the results as JSON at the end")
+    parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
+    args = parser.parse_intermixed_args(argv)
+    config = load_config(args.config, args.overrides)
+    output = Path(args.output) if args.output else cache_root().parent / "quickstart" / time.strftime("%Y-%m-%d-%H%M%S")
+    files.require_free(output)
+    runtime.quiet(args.verbose)
+    began = time.perf_counter()
+    report = run(config, args, output)
+    report.add("total", output, f"{time.perf_counter() - began:.0f} s", seconds=time.perf_counter() - began)
+    print(json.dumps(report.results) if args.json else f"\n{report.table()}")
+    return 0
+
+
+def run(config: RunConfig, args: argparse.Namespace, output: Path) -> Report:
+    """All stages; every one prints the command that repeats it."""
+    from pangu_ms.data.default_corpus import build_records, standard_library_files
+
+    report, named = Report(), [args.config, *args.overrides]
+    corpus = args.corpus or standard_library_files()
+    prompts = document_beginnings(corpus) if args.corpus else CODE_PROMPTS
+    shown = args.corpus or [f"({len(corpus)} files of {Path(corpus[0]).parent})"]
+    tokenizer, records, package = output / "tokenizer", output / "records", output / "mindir"
+
+    vocabulary = ("--vocab-size", config.tokenizer.vocab_size, "--segmenter", config.tokenizer.segmenter)
+    say(args, "tokenizer", "train", "--corpus", *shown, *vocabulary, "--output", tokenizer)
+    shape = ("--seq-length", config.model.seq_length, "--held-out", config.data.held_out)
+    say(args, "data", "prepare", "--corpus", *shown, "--tokenizer", tokenizer, *shape, "--output", records)
+    output.mkdir(parents=True, exist_ok=True)
+    manifest = build_records(config, corpus, output, progress=not args.json)
+    splits = manifest["splits"]
+    report.add("tokenizer", tokenizer, f"{manifest['vocab_size']} pieces")
+    report.add(
+        "records",
+        records,
+        f"{splits['train']['tokens']:,} training and {splits['held_out']['tokens']:,} held-out tokens",
+        records=splits,
+    )
+
+    say(args, "train", "--config", *named, "--data", records, "--output", output / "run")
+    train_stage(config, records, output / "run", args, report)
+    say(
+        args,
+        "generate",
+        output / "run",
+        *(f"--prompt={p}" for p in prompts),
+        "--max-new-tokens",
+        48,
+        "--temperature",
+        0.8,
+        "--top-k",
+        40,
+    )
+    generate_stage(output / "run", prompts, args)
+    say(args, "export", output / "run", "--output", package, "--batch-size", EXPORT_BATCH)
+    export_stage(output / "run", package, args, report)
+    say(args, "run-mindir", package, f"--prompt={prompts[0]}", "--max-new-tokens", 24, "--temperature", 0)
+    run_stage(package, prompts[0], args)
+    return report
+
+
+def document_beginnings(corpus: list[str]) -> list[str]:
+    """The first characters of two documents."""
+    from pangu_ms.data.corpus import Corpus
+
+    return [document.text[:PROMPT_CHARACTERS] for document in itertools.islice(Corpus(corpus), 2)] or CODE_PROMPTS
+
+
+def say(args: argparse.Namespace, *words: object) -> None:
+    """Print the command that does the coming stage alone."""
+    if not args.json:
+        print("\n$ pangu " + " ".join(w if w.startswith("(") else shlex.quote(w) for w in map(str, words)), flush=True)
+
+
+def train_stage(config: RunConfig, records: Path, output: Path, args: argparse.Namespace, report: Report) -> None:
+    """Train, and set the held-out perplexity beside that of n-grams."""
+    from pangu_ms.core.exit_codes import EXIT_STOPPED
+    from pangu_ms.eval.report import baselines
+    from pangu_ms.train.loop import train
+
+    result = train(config, records, output, progress=not args.json)
+    if result.stopped_by:
+        print(f"stopped by {result.stopped_by}; the checkpoint in {output} is committed", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    report.add(
+        "checkpoint",
+        output,
+        f"step {result.step}, {config.model.num_parameters() / 1e6:.1f} M parameters, {result.tokens_per_second:,.0f}"
+        " tokens/s",
+    )
+    report.results |= {
+        "tokens_per_second": result.tokens_per_second,
+        "compile_seconds": result.compile_seconds,
+        "step": result.step,
+    }
+    if result.held_out is None:
+        return
+    scores = {"perplexity": result.held_out.perplexity}
+    scores |= baselines(
+        records, "held_out", config.model.vocab_size, config.train.batch_size, config.train.eval_batches
+    )
+    line = ", ".join(
+        f"{name.removesuffix('perplexity').strip('_') or 'model'} {value:.1f}" for name, value in scores.items()
+    )
+    report.add("held-out perplexity", "", line)
+    report.results |= scores
+    if not args.json:
+        print(f"held-out perplexity: {line}")
+    if scores["perplexity"] >= scores["bigram_perplexity"]:
+        print("the model does not beat the bigram: train longer (train.steps) or on more text", file=sys.stderr)
+
+
+def generate_stage(checkpoint: Path, prompts: list[str], args: argparse.Namespace) -> None:
+    """Show what the model writes."""
+    from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.infer.load import load_generator
+    from pangu_ms.infer.sampling import SamplingConfig
+
+    sampling = SamplingConfig(max_new_tokens=48, temperature=0.8, top_k=40)
+    for result in load_generator(open_checkpoint(checkpoint), prompts, sampling).generate(prompts, sampling):
+        if not args.json:
+            print(f"--- {result.prompt}{result.text}")
+
+
+def export_stage(checkpoint: Path, package: Path, args: argparse.Namespace, report: Report) -> None:
+    """Write the package, which verifies itself against the checkpoint in a fresh process."""
+    from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.export.write import export_package
+    from pangu_ms.infer.decoder import GraphShape
+
+    opened = open_checkpoint(checkpoint)
+    seq_length = opened.config().model.seq_length
+    verified = export_package(opened, package, GraphShape.fitting(seq_length, EXPORT_BATCH, seq_length))["verified"]
+    line = (
+        f"largest logit difference from the checkpoint over {verified['steps']} steps: {verified['max_difference']:.3g}"
+    )
+    report.add("MindIR package", package, line, mindir=verified)
+    if not args.json:
+        print(line)
+
+
+def run_stage(package: Path, prompt: str, args: argparse.Namespace) -> None:
+    """Let the package write text by itself: its own runner, in a fresh process."""
+    command = [
+        sys.executable,
+        str(package / "run.pyz"),
+        f"--prompt={prompt}",
+        "--max-new-tokens",
+        "24",
+        "--temperature",
+        "0",
+    ]
+    done = subprocess.run(command, env=python_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ExportError(f"{package}: its runner failed: {done.stderr.strip().splitlines()[-1:]}")
+    if not args.json:
+        print(done.stdout.rstrip())

@@ -1,0 +1,165 @@
+"""`pangu train`: train a model on prepared records, or go on with a run."""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli.train_checks import (
+    needs_ranks,
+    require_executable,
+    require_shared_records,
+    require_startable,
+    train_on_ranks,
+)
+from pangu_ms.config.load import load_config
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.parser import Parser
+from pangu_ms.data.records import RecordSet
+from pangu_ms.train.directory import OWN_DATA, RunLock, require_own
+from pangu_ms.train.schedule import decay_end
+
+DATA_HELP = (
+    "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's"
+    " corpus, prepared in DIR/data"
+)
+BEND_HELP = (
+    "go on from the checkpoint of that step, where optimizer.lr, min_lr and clip_norm may change; those behind it are"
+    " set aside; repeated, it goes on"
+)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The verb's words.
+
+    Raises:
+        ConfigError: --stop-at or --resume-from is no step.
+    """
+    parser = Parser(prog="pangu train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="run directory: config.yaml, metrics.jsonl, checkpoints/"
+    )
+    parser.add_argument("--data", metavar="RECORDS", help=DATA_HELP)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest valid checkpoint in --output; starts anew where there is none",
+    )
+    parser.add_argument("--resume-from", type=int, metavar="STEP", help=BEND_HELP)
+    parser.add_argument(
+        "--init-from",
+        metavar="CHECKPOINT",
+        help="start a new run from these weights, with a new optimizer; a run that --resume goes on with keeps its own",
+    )
+    parser.add_argument(
+        "--stop-at", type=int, metavar="STEP", help="end this session after that step, with a checkpoint"
+    )
+    parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
+    args = parser.parse_intermixed_args(argv)
+    if args.stop_at is not None and args.stop_at < 1:
+        raise ConfigError(f"--stop-at {args.stop_at}: must be at least 1; leave it out to train to the end")
+    if args.resume_from is not None and args.resume_from < 0:
+        raise ConfigError(f"--resume-from {args.resume_from}: must be the step of a checkpoint; see OUTPUT/checkpoints")
+    args.resume = args.resume or args.resume_from is not None
+    return args
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    args = parse(argv)
+    config = load_config(args.config, args.overrides)
+    require_executable(config)
+    require_shared_records(config, args.data or config.data.records)
+    runtime.quiet(args.verbose)
+
+    from pangu_ms.core.exit_codes import EXIT_STOPPED
+
+    output = Path(args.output)
+    alone = runtime.place()[1] == 1 and not needs_ranks(
+        config
+    )  # ranks have been checked by who starts them, or will be
+    if alone:  # mistakes are told before MindSpore is imported, which takes seconds, and before records are made
+        require_startable_alone(config, args)
+    records = args.data or config.data.records or default_records(config, output, args.resume, progress=not args.json)
+    if alone:
+        RecordSet.require_declared(records, "train", config.model)
+    if needs_ranks(config):
+        return train_on_ranks(argv, args, config, records)
+    from pangu_ms.train.loop import train
+
+    options = {
+        "stop_at": args.stop_at,
+        "progress": not args.json,
+        "tensorboard": args.tensorboard,
+        "resume_from": args.resume_from,
+    }
+    result = train(config, records, output, args.resume, args.init_from, **options)
+    if runtime.place()[0] == 0:  # rank 0 speaks for all
+        print(_as_json(result) if args.json else _in_words(result, config))
+    if result.stopped_by and result.stopped_by != "stop_at":
+        print(
+            f"stopped by {result.stopped_by}; {_saved(result)}; the same command with --resume goes on", file=sys.stderr
+        )
+        return EXIT_STOPPED
+    return 0
+
+
+def require_startable_alone(config: RunConfig, args: argparse.Namespace) -> None:
+    """As `require_startable`; another run in the directory is told first."""
+    with contextlib.closing(RunLock(Path(args.output))) as lock:
+        lock.acquire()
+        require_startable(config, args)
+
+
+def default_records(config: RunConfig, output: Path, resume: bool, progress: bool) -> Path:
+    """Records of the standard library's source in OUTPUT/data, made if they are not there yet."""
+    from pangu_ms.data.default_corpus import build_records, standard_library_files
+
+    directory = output / OWN_DATA
+    if not (directory / "records").exists():
+        require_own(output, resume)
+        directory.mkdir(parents=True, exist_ok=True)
+        build_records(config, standard_library_files(), directory, progress)
+    return directory / "records"
+
+
+def _as_json(result: Any) -> str:
+    held_out = result.held_out and {"loss": result.held_out.loss, "perplexity": result.held_out.perplexity}
+    return json.dumps(dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out})
+
+
+def _in_words(result: Any, config: RunConfig) -> str:
+    finished = result.loss is None
+    done = "nothing left to do" if finished else f"loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s"
+    return f"{result.output}: step {result.step}, {done}{_notes(result)}" + (
+        f"; to lengthen the run, add {_lengthening(config)}" if finished else ""
+    )
+
+
+def _lengthening(config: RunConfig) -> str:
+    """What goes on with a finished run: the rates of its steps stay as they were, so a decay that began ends where it
+    did."""
+    end, warmup = decay_end(config), config.optimizer.warmup_steps
+    keeps_end = end and end > warmup and end != config.optimizer.decay_steps
+    return f"a train.steps above {config.train.steps}" + (f" and optimizer.decay_steps={end}" if keeps_end else "")
+
+
+def _saved(result: Any) -> str:
+    if result.saved == result.step:
+        return "the checkpoint is committed"
+    before = "there is none before it" if result.saved is None else f"the newest one is of step {result.saved}"
+    return f"no checkpoint of step {result.step} is committed, since the losses after it are bad; {before}"
+
+
+def _notes(result: Any) -> str:
+    held_out = f", held-out perplexity {result.held_out.perplexity:.2f}" if result.held_out else ""
+    return held_out + (f", {result.skipped} steps skipped" if result.skipped else "")

@@ -1,0 +1,129 @@
+"""`pangu train` on several processes: what can be executed, what is checked before they start, how they are started. No
+mindspore import."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.checkpoint import store
+from pangu_ms.config.load import dump_config
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
+from pangu_ms.core.cluster_variables import unset_command
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.data.records import RecordSet
+from pangu_ms.data.rounds import Order
+from pangu_ms.models.common.strict import check_names_and_shapes
+from pangu_ms.train.metrics import require_tensorboard
+from pangu_ms.train.resume import starting_point
+from pangu_run import job_directory
+from pangu_run.launcher import run_ranks
+
+FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")
+"""Fields of the section `parallel` that a CPU has a use for; the others must be as they come."""
+OWN_CHOICE = ("recursive_programming", "dynamic_programming")
+
+
+def require_executable(config: RunConfig) -> None:
+    """Raise ConfigError unless this process, with the others of its job, can train with the configuration's degrees on
+    its device."""
+    require_trainable(config)
+    if config.runtime.device == "CPU" and not needs_ranks(config):
+        runtime.require_replicas(config.parallel.data_parallel)
+    elif config.runtime.device != "CPU" and config.parallel.world > 1:
+        require_job_of(config)
+
+
+def require_trainable(config: RunConfig) -> None:
+    """Raise ConfigError unless this program can train with the configuration's degrees on its device, once its ranks
+    are started.
+
+    On a CPU ranks are replicas. On Ascend there is one process for each rank of any plan (untested on hardware).
+    """
+    parallel, device = config.parallel, config.runtime.device
+    if device == "CPU" or parallel.world == 1:
+        who = "a CPU trains with data_parallel alone" if device == "CPU" else "one device trains without a plan"
+        for field in dataclasses.fields(parallel):
+            if field.name not in FOR_ANY_DEVICE and (value := getattr(parallel, field.name)) != field.default:
+                raise ConfigError(
+                    f"parallel.{field.name}={value}: {who}; rehearse the plan with `pangu plan rehearse`, or `pangu"
+                    " launch --smoke` a thinned model"
+                )
+    elif parallel.search_mode in OWN_CHOICE:
+        rule = "lays parameters out by itself, and checkpoints lie as the plan says"
+        raise ConfigError(
+            f"parallel.search_mode={parallel.search_mode}: {rule}; train with sharding_propagation or none"
+        )
+
+
+def require_shared_records(config: RunConfig, records: str) -> None:
+    """Raise ConfigError if ranks that a launcher starts would each prepare records of their own (`records` is
+    empty)."""
+    if config.runtime.device != "CPU" and config.parallel.world > 1 and not records:
+        raise ConfigError(
+            "data.records: none; ranks that a launcher starts share records; run `pangu data prepare` first and name"
+            " its directory by --data"
+        )
+
+
+def require_job_of(config: RunConfig) -> None:
+    """Raise ConfigError unless the job has as many processes as the plan has ranks."""
+    world, wanted = runtime.place()[1], config.parallel.world
+    if world != wanted:
+        left = f"where no launcher set these variables, run `{command}`; " if (command := unset_command()) else ""
+        raise ConfigError(
+            f"parallel: the plan has {wanted} ranks; this job has {world} process(es) (RANK_SIZE); must be equal;"
+            f" {left}start it by `pangu launch`, which starts `pangu train` once for each {config.runtime.device}"
+            " device"
+        )
+
+
+def require_startable(config: RunConfig, args: argparse.Namespace) -> None:
+    """Raise a UserError for what, beside the records, would end the ranks of a job as soon as they start; the words are
+    those of `pangu train`."""
+    if args.tensorboard:
+        require_tensorboard()
+    if (
+        starting_point(config, Path(args.output), args.resume, digests=False, resume_from=args.resume_from) is None
+        and args.init_from
+    ):
+        checkpoint = store.open_checkpoint(Path(args.init_from), digests=False)
+        check_names_and_shapes(str(checkpoint.path), checkpoint.stored("model"), config.model.parameter_shapes())
+
+
+def require_readable(config: RunConfig, records: Path | str) -> None:
+    """Raise DataError unless the records can be read and fit the model, and data.order the records. Imports mindspore,
+    which reads them."""
+    train_set = RecordSet.open(records, "train")
+    train_set.check(config.model)
+    Order.open(config.data.order, train_set)
+
+
+def needs_ranks(config: RunConfig) -> bool:
+    """Whether this process has to start the ranks, not being one of them."""
+    return config.runtime.device == "CPU" and config.parallel.world > 1 and runtime.place()[1] == 1
+
+
+def train_on_ranks(argv: list[str], args: argparse.Namespace, config: RunConfig, records: Path | str) -> int:
+    """Check what can be checked, then run `pangu train` with `argv`, parsed in `args`, on every rank; returns the exit
+    code.
+
+    Raises:
+        UserError: the records, the output directory, the checkpoint in it or that of --init-from do not fit the
+            configuration.
+    """
+    output = Path(args.output)
+    require_startable(config, args)
+    require_readable(config, records)
+    facts = {"verb": "train", "words": argv, "device": config.runtime.device} | described(config)
+    directory, world = output / job_directory.NAME, config.parallel.world
+    return run_ranks(
+        lambda rank: ["-m", "pangu_ms", "train", *argv], world, directory, name="pangu train", description=facts
+    )
+
+
+def described(config: RunConfig) -> dict[str, Any]:
+    """What a launcher writes down of a run: its resolved configuration, how long it is."""
+    tokens = config.global_batch_size * config.model.seq_length
+    return {"config": dump_config(config), "total_steps": config.train.steps, "tokens_per_step": tokens}

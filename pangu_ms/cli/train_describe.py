@@ -1,0 +1,165 @@
+"""`python -m pangu_ms.cli.train_describe [options] -- WORDS`: what a launcher has to know of `pangu train WORDS`, as JSON,
+after all checks that need no device.
+
+mindspore is imported where records are read, and only there.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.cli.train import default_records, parse
+from pangu_ms.cli.train_checks import (
+    described,
+    require_readable,
+    require_shared_records,
+    require_startable,
+    require_trainable,
+)
+from pangu_ms.config.load import load_config
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
+from pangu_ms.core.console import guarded
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.parser import Parser
+from pangu_ms.parallel.mesh import Mesh
+from pangu_ms.train.smoke import thinned
+
+DEVICES = {"cpu": "CPU", "ascend": "Ascend"}
+SMOKE_RANKS = 2
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the command."""
+    parser = Parser(
+        prog="python -m pangu_ms.cli.train_describe",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    nothing = argparse.SUPPRESS  # no "(default: None)"
+    parser.add_argument(
+        "--num-ranks",
+        type=int,
+        metavar="N",
+        default=nothing,
+        help="processes; default: those of the plan, with --smoke 2",
+    )
+    parser.add_argument("--device", choices=DEVICES, default=nothing, help="where they run; default: runtime.device")
+    parser.add_argument("--smoke", action="store_true", help="a thinned model on CPU processes instead of the plan")
+    parser.add_argument("--placement", action="store_true", help="ranks and devices alone: no output, no records")
+    parser.add_argument(
+        "--follower",
+        action="store_true",
+        help="not the first host: write nothing, leave the output directory to the one that is",
+    )
+    parser.add_argument(
+        "--skip-paths",
+        action="store_true",
+        help="look at no path but the configuration's: others may be on the cluster alone",
+    )
+    cut = argv.index("--") if "--" in argv else len(argv)
+    options, words = parser.parse_args(argv[:cut]), argv[cut + 1 :]
+    args = parse([*words, "--output", "none"] if options.placement else words)
+    runtime.quiet(args.verbose)
+    added = added_words(args, getattr(options, "num_ranks", None), getattr(options, "device", None), options.smoke)
+    config = load_config(args.config, [*args.overrides, *added])
+    require_trainable(config)
+    description = ranks_and_devices(config)
+    if not options.placement:
+        unchecked = check(args, config, options.follower, options.skip_paths)
+        description |= {"words": [*words, *added], "output": args.output, "unchecked": unchecked} | described(config)
+    print(json.dumps(description))
+    return 0
+
+
+def added_words(
+    args: argparse.Namespace, num_ranks: int | None = None, device: str | None = None, smoke: bool = False
+) -> list[str]:
+    """Overrides that the launcher's options stand for, to be put behind the words of `train`.
+
+    Raises:
+        ConfigError: an option contradicts the configuration, another option, or the user's own overrides.
+    """
+    config = load_config(args.config, args.overrides)
+    if num_ranks is not None and num_ranks < 1:
+        raise ConfigError(f"--num-ranks {num_ranks}: must be at least 1; leave it out to take the plan's")
+    if smoke:
+        _require_smoke(args, device)
+        return thinned(config, num_ranks or SMOKE_RANKS, bool(_named_records(args, config)))
+    target = DEVICES[device] if device else config.runtime.device
+    added = {} if target == config.runtime.device else {"--device": {"runtime.device": target}}
+    given = dict(word.partition("=")[::2] for word in args.overrides)
+    if target == "CPU":
+        if num_ranks and num_ranks != config.parallel.data_parallel:
+            other_product = {"parallel.num_devices": "0"} if config.parallel.num_devices else {}
+            added["--num-ranks"] = {"parallel.data_parallel": str(num_ranks)} | other_product
+        if "--device" in added and config.model.compute_dtype != "float32" and "model.compute_dtype" not in given:
+            added["--device"]["model.compute_dtype"] = "float32"
+    elif num_ranks not in (None, config.parallel.world):
+        raise ConfigError(
+            f"--num-ranks {num_ranks}: the plan has {config.parallel.world} ranks; must be equal on {target}; leave it"
+            " out or change the plan"
+        )
+    for option, fields in added.items():
+        for name in fields.keys() & given.keys():
+            raise ConfigError(f"{option}: {name}={given[name]} is given, too; they must agree; leave one of them out")
+    return [f"{name}={value}" for fields in added.values() for name, value in fields.items()]
+
+
+def _require_smoke(args: argparse.Namespace, device: str | None) -> None:
+    if device == "ascend":
+        raise ConfigError("--smoke: runs on CPU processes; found --device ascend; leave one of them out")
+    if args.init_from:
+        raise ConfigError(
+            f"--smoke: --init-from {args.init_from}: these weights do not fit a thinned model; leave --init-from out"
+        )
+
+
+def ranks_and_devices(config: RunConfig) -> dict[str, Any]:
+    """world, device, chip, devices_per_server, and for each rank the [server, device] that it should have, counted from
+    0."""
+    parallel = config.parallel
+    placement = [[place.server, place.device] for place in Mesh.of(parallel).placement()]
+    device = {
+        "device": config.runtime.device,
+        "chip": config.runtime.chip,
+        "devices_per_server": parallel.devices_per_server,
+    }
+    return {"world": parallel.world, **device, "placement": placement}
+
+
+def check(args: argparse.Namespace, config: RunConfig, follower: bool, skip_paths: bool) -> list[str]:
+    """Raise a UserError for what would end the ranks as soon as they start. The first host makes the default records,
+    where none are named.
+
+    Returns:
+        the paths that were not looked at, as they were given.
+    """
+    named = _named_records(args, config)
+    require_shared_records(config, named)
+    unchecked = [f"--output {args.output}", *([f"--init-from {args.init_from}"] if args.init_from else [])]
+    if skip_paths:
+        fields = {"data.order": config.data.order, "parallel.operator_strategies": config.parallel.operator_strategies}
+        return [
+            *([f"records {named}"] if named else []),
+            *unchecked,
+            *(f"{name}={path}" for name, path in fields.items() if path),
+        ]
+    if follower:
+        if named:
+            require_readable(config, named)
+        return unchecked
+    output = Path(args.output)
+    require_startable(config, args)
+    require_readable(config, named or default_records(config, output, args.resume, progress=not args.json))
+    return []
+
+
+def _named_records(args: argparse.Namespace, config: RunConfig) -> str:
+    return args.data or config.data.records
+
+
+if __name__ == "__main__":
+    sys.exit(guarded("pangu train", lambda: main(sys.argv[1:])))

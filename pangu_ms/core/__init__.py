@@ -1,0 +1,1 @@
+"""The ground floor: errors, whole-file writes, the terminal, progress, caches. Everything stands on it; no mindspore import."""

@@ -1,0 +1,131 @@
+"""What every command of the project does with its terminal, and with a user's mistake: one line, its exit code, no
+traceback."""
+
+import errno
+import io
+import json
+import logging
+import sys
+import unicodedata
+from collections.abc import Callable
+from typing import Any, TextIO
+
+from pangu_ms.core.errors import UserError
+
+USER_ERROR, INTERRUPTED, READER_GONE = 2, 130, 141
+_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode categories of characters that a terminal obeys or that turn or break a line: C0, C1, bidirectional and other
+formats, lone surrogates."""
+_HARMLESS = "\u00ad\u200c\u200d"
+"""Formats inside words: soft hyphen, and what keeps letters or parts of an emoji apart or together."""
+
+
+def printable(text: str, keep: str = "\n\t") -> str:
+    r"""Text from a file, a peer or a model as a terminal may have it: what would move or hide something there is shown
+    as \u009b is, as in JSON.
+
+    Args:
+        text: any.
+        keep: control characters that are meant; "" for what must stay one line.
+    """
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c in keep or not _is_unseen(c) else json.dumps(c)[1:-1] for c in text)
+    )
+
+
+def _is_unseen(character: str) -> bool:
+    return unicodedata.category(character) in _UNSEEN and character not in _HARMLESS
+
+
+def show(text: str) -> None:
+    """Print text for people on stdout, whose lines may hold what files and peers said."""
+    print(printable(text), flush=True)
+
+
+def tell(text: str) -> None:
+    """Print one line for people on stderr."""
+    print(printable(text, keep=""), file=sys.stderr, flush=True)
+
+
+class TerminalText:
+    """A text stream to a terminal; what is written to it goes through `printable`. Its other attributes are the
+    stream's."""
+
+    def __init__(self, stream: TextIO):
+        self.raw_text = stream
+        """For a program's own control sequences."""
+
+    def write(self, text: str) -> int:
+        """Write it, printable; returns the number of characters that were given."""
+        self.raw_text.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw_text, name)
+
+
+def guard_streams() -> None:
+    """From here on what is printed to a terminal cannot steer it; a terminal that is not UTF-8 shows escapes. Files and
+    pipes get every byte."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+            if stream.isatty():
+                setattr(sys, name, TerminalText(stream))
+
+
+def raw(stream: TextIO) -> TextIO:
+    """The stream for control sequences of our own, such as those of a progress bar."""
+    return getattr(stream, "raw_text", stream)
+
+
+class LogFormatter(logging.Formatter):
+    """Log lines that may hold what files and peers said."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, printable."""
+        return printable(super().format(record))
+
+
+def guarded(name: str, command: Callable[[], int]) -> int:
+    """Run a command; a user's mistake, a file that cannot be used or an interruption is one line, not a traceback."""
+    try:
+        return command()
+    except UserError as error:
+        tell(f"{name}: {error}")
+        return USER_ERROR
+    except KeyboardInterrupt:
+        tell(f"{name}: interrupted")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output went away (`pangu ... | head`)
+        sys.stderr.close()
+        return READER_GONE
+    except OSError as error:
+        if not (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            raise
+        tell(f"{name}: {error.filename or 'disk'}: {error.strerror}; mend that and run the same command again")
+        return USER_ERROR
+
+
+def run_verb(program: str, verbs: dict[str, tuple[str, str]], usage: str, argv: list[str]) -> int:
+    """Dispatch to a verb's module, which has a `main(argv)`; `verbs` maps a verb to (module, summary). `help VERB` is
+    `VERB --help`."""
+    import difflib
+    import importlib
+
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage)
+        return 0 if argv else USER_ERROR
+    if argv[0] not in verbs:
+        near = difflib.get_close_matches(argv[0], verbs, 1)
+        tell(
+            f"{program}: unknown verb {argv[0]!r}; "
+            + (f"did you mean {near[0]!r}?" if near else f"see `{program} --help`")
+        )
+        return USER_ERROR
+    return guarded(f"{program} {argv[0]}", lambda: importlib.import_module(verbs[argv[0]][0]).main(argv[1:]) or 0)

@@ -1,0 +1,84 @@
+"""Floating-point dtypes of stored weights, bfloat16 among them, which numpy has not. No mindspore import."""
+
+import numpy as np
+
+from pangu_ms.core.errors import CheckpointError
+
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])
+"""The bits of a bfloat16: a dtype of its own, so that nobody takes them for numbers and computes with them."""
+NAMES = ("float32", "float16", "bfloat16")
+"""What weights can be written as."""
+_EXACT = {
+    ("float16", "float32"),
+    ("bfloat16", "float32"),
+    ("float16", "float64"),
+    ("bfloat16", "float64"),
+    ("float32", "float64"),
+}
+
+
+def name_of(dtype: np.dtype) -> str:
+    """Its everyday name."""
+    return "bfloat16" if dtype == BFLOAT16 else dtype.newbyteorder("=").name
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """The same numbers in a dtype that numpy computes with: a bfloat16 as float32, whose upper half it is."""
+    return (array.view("<u2").astype(np.uint32) << 16).view(np.float32) if array.dtype == BFLOAT16 else array
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """The array as it is stored: a bfloat16 as uint16."""
+    return array.view("<u2") if array.dtype == BFLOAT16 else array
+
+
+def to_bfloat16(array: np.ndarray) -> np.ndarray:
+    """Rounded to the nearest bfloat16, of two equally near ones to the one whose last bit is 0. What is too large
+    becomes infinite."""
+    whole = np.ascontiguousarray(array, np.float32).view(np.uint32)
+    upper = whole >> 16
+    upper &= 1  # a tie goes up only from an odd one
+    upper += 0x7FFF
+    upper += whole
+    upper >>= 16
+    rounded = upper.astype("<u2")
+    rounded[np.isnan(array)] = 0x7FC0  # adding may have carried it beyond the exponent
+    return rounded.view(BFLOAT16)
+
+
+def cast(where: str, tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """Floating-point tensors as `dtype`, one of NAMES; those that have it already stay as they are.
+
+    Raises:
+        CheckpointError: a tensor of another kind, or a value that is not finite or not representable.
+    """
+    return {name: _cast(where, name, array, dtype) for name, array in tensors.items()}
+
+
+def _cast(where: str, name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    if array.dtype.kind != "f" and array.dtype != BFLOAT16:
+        raise CheckpointError(f"{where}: {name} has dtype {array.dtype}; weights are floating-point; convert it first")
+    if name_of(array.dtype) == dtype:
+        made = array
+    else:
+        with np.errstate(over="ignore"):  # reported below
+            made = to_bfloat16(widened(array)) if dtype == "bfloat16" else widened(array).astype(dtype)
+    if not np.isfinite(widened(made)).all():
+        raise CheckpointError(
+            f"{where}: {name} has values that are not finite in {dtype}; use float32, or another file if it holds NaN"
+            " or Inf itself"
+        )
+    return made
+
+
+def change(before: set[str], dtype: str) -> str:
+    """What `cast` does to tensors of the dtypes `before`, in a few words."""
+    told = []
+    for was in sorted(before):
+        if was == dtype:
+            told.append(f"{was}, kept")
+        elif (was, dtype) in _EXACT:
+            told.append(f"{was} widened to {dtype}, which holds them exactly")
+        else:
+            told.append(f"{was} narrowed to {dtype}, each rounded to the nearest")
+    return "; ".join(told)

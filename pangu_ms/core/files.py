@@ -1,0 +1,220 @@
+"""Files written whole or not at all: temporary name, flush to disk, rename. No mindspore import."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pangu_ms.core.errors import OutputError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return sha256_open(file)
+
+
+def sha256_open(file: BinaryIO) -> str:
+    """Hex SHA-256 of what is left of an open file."""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 22):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def open_ordinary(path: Path) -> BinaryIO:
+    """Open a file for reading; a device has no end, and a pipe that nobody writes to waits for ever.
+
+    Raises:
+        ValueError: it is no ordinary file.
+        OSError: it cannot be opened.
+    """
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError("is not an ordinary file")
+    return file
+
+
+def sha256_json(value: Any) -> str:
+    """Hex SHA-256 of a JSON value, independent of key order."""
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
+    ).hexdigest()
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file, or the entries of a directory, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def user_cache() -> Path:
+    """The user's directory for what can be made again: $XDG_CACHE_HOME/pangu_ms or ~/.cache/pangu_ms.
+
+    A user whom the system does not know, as in a container that was given a number, or whose home cannot be written has
+    one of its own in the temporary directory.
+
+    Raises:
+        OutputError: that one is another user's, who could put there what is then run.
+    """
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "pangu_ms"
+    with contextlib.suppress(RuntimeError):  # no HOME, and no such user
+        found = Path.home() / ".cache" / "pangu_ms"
+        if os.environ.get("HOME", "/")[:1] == "/" and os.access(
+            next(place for place in (found, *found.parents) if place.exists()), os.W_OK
+        ):
+            return found
+    private = Path(tempfile.gettempdir()) / f"pangu_ms-{os.getuid()}"
+    private.mkdir(mode=0o700, exist_ok=True)
+    there = private.lstat()
+    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OutputError(
+            f"{private}: others can write there; a cache is the user's own; set XDG_CACHE_HOME to a directory that is"
+        )
+    return private
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission while writing `path` into one line for the user.
+
+    Raises:
+        OutputError: no room, or not allowed to write there.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise OutputError(
+                f"{path}: {error.strerror}; nothing was committed; free some room and run the same command again"
+            ) from error
+        if error.errno in _NOT_ALLOWED or isinstance(error, NotADirectoryError):
+            raise OutputError(f"{path}: cannot be written ({error.strerror}); name another --output") from error
+        raise
+
+
+def write_bytes(path: Path, content: bytes, durable: bool = True, private: bool = False) -> None:
+    """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: the file; directories above it are made.
+        content: all of it.
+        durable: flush it to disk; without, a power cut may lose or empty it: for what is written anew every second.
+        private: nobody but its owner can read it (mode 0600), at no time.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb", opener=_private if private else None) as file:
+                file.write(content)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+            if durable:
+                sync_path(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def write_text(path: Path, content: str, private: bool = False) -> None:
+    """`write_bytes` of UTF-8 text."""
+    write_bytes(path, content.encode(), private=private)
+
+
+def write_json(path: Path, value: Any, private: bool = False) -> None:
+    """`write_bytes` of indented JSON."""
+    write_text(path, json_text(value), private)
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON with a line's end."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_new(path: Path, content: bytes | str, private: bool = False) -> None:
+    """Write a file that a user named: whole or not at all, and never over another one. `write_bytes` is for files that
+    are the program's own.
+
+    Raises:
+        OutputError: `path` exists or cannot be written.
+    """
+    require_new(path)
+    write_bytes(path, content.encode() if isinstance(content, str) else content, private=private)
+
+
+def require_new(path: Path, option: str = "--output") -> None:
+    """Raise OutputError if a file that a user named exists, or could not be made: a run may depend on it."""
+    path = Path(path)
+    if os.path.lexists(path):
+        what = (
+            "is a directory; the output is a file; name a file in it"
+            if path.is_dir()
+            else f"exists; nothing is overwritten; name a new {option} or remove it"
+        )
+        raise OutputError(f"{path}: {what}")
+    above = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise OutputError(f"{path}: {above} is no directory; a file goes into one; name another {option}")
+    if not os.access(above, os.W_OK):
+        raise OutputError(f"{path}: {above} cannot be written; name another {option}")
+
+
+@contextlib.contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `target` that becomes `target`, flushed, when the block ends without an error.
+
+    Raises:
+        OutputError: `target` exists and is not an empty directory, or the disk is full.
+    """
+    target = Path(target)
+    require_free(target)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with writing(target):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for path in sorted(temporary.rglob("*")) + [temporary]:
+                sync_path(path)
+            if target.is_dir():
+                target.rmdir()
+            os.rename(temporary, target)
+            sync_path(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_free(target: Path, option: str = "--output") -> None:
+    """Raise OutputError unless `target` does not exist yet or is an empty directory."""
+    target = Path(target)
+    if target.is_dir():
+        if next(target.iterdir(), None) is not None:
+            raise OutputError(
+                f"{target}: exists with other content; nothing is overwritten; name a new {option} or remove it"
+            )
+    elif target.exists():
+        raise OutputError(
+            f"{target}: exists and is a file; nothing is overwritten; {option} names a directory; name another one"
+        )

@@ -1,0 +1,35 @@
+"""The format version in files of ours: a program refuses by name a file that a newer one wrote, instead of misreading
+it.
+
+Files that have none are those of version 0.1.0 and count as FIRST. A version goes up when the versions before it could
+not read the file any more.
+"""
+
+from typing import Any
+
+from pangu_ms.core.errors import UserError
+
+KEY, FIRST = "format_version", 1
+
+
+def require_known(found: Any, newest: int, where: object, wrong: type[UserError]) -> None:
+    """Check the format version that was found in a file.
+
+    Args:
+        newest: that this program writes; it reads all from FIRST to this one.
+        where: the file.
+        wrong: class of the errors.
+
+    Raises:
+        UserError: of the class `wrong`; a newer version, or none that any program writes.
+    """
+    if type(found) is not int or found < FIRST:
+        raise wrong(
+            f"{where}: format version {found!r:.40}: no version of pangu-ms writes that; restore the file or make it"
+            " again"
+        )
+    if found > newest:
+        raise wrong(
+            f"{where}: format version {found} was written by a newer version of pangu-ms; this one reads up to"
+            f" {newest}; upgrade pangu-ms"
+        )

@@ -1,0 +1,128 @@
+"""The parser of all command lines, and what they check of numbers, names and places to write."""
+
+import argparse
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pangu_ms.core import files
+from pangu_ms.core.console import USER_ERROR, tell
+from pangu_ms.core.errors import LaunchError
+
+TEXT = "TEXT"
+"""Placeholder of options whose value may be empty."""
+PORTS = (1024, 65534)
+"""Of MindSpore's scheduler: no privileged port, and the next one, which the leader takes, is a port, too."""
+LEAST_S, MOST_S = 0.1, 1e7
+"""Seconds of a time that must be above 0, and of any time: four months, an end for what would else be infinite."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, with the nearest option, and ends with exit code 2."""
+
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; the words are kept for the message of an error."""
+        self._words = args or self._words
+        return super().parse_known_args(args, namespace)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """As argparse; an option's empty value, as an unset variable of a shell gives it, is never taken for an option
+        that was left out."""
+        if action.option_strings and "" in arg_strings and action.metavar != TEXT:
+            raise argparse.ArgumentError(action, "is empty; give a value, or leave the option out")
+        return super()._get_values(action, arg_strings)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and exit."""
+        tell(f"{self.prog}: {message}; {self._nearest(message)}see `{self.prog} --help`")
+        self.exit(USER_ERROR)
+
+    def _nearest(self, message: str) -> str:
+        """The option or choice that an unknown word may stand for; where something is missing, it may be what a
+        misspelt option was to give."""
+        if match := re.match(r"(unrecognized arguments|the following arguments are required): ", message):
+            below = [
+                parser
+                for action in self._actions
+                if isinstance(action, argparse._SubParsersAction)
+                for parser in action.choices.values()
+            ]
+            known = [name for parser in [self, *below] for action in parser._actions for name in action.option_strings]
+            words = [*self._words, *message[match.end() :].split()] if match[1].startswith("unrec") else self._words
+            options = [word.partition("=")[0] for word in words if word[:1] == "-"]
+            unknown = next((option for option in options if not any(name.startswith(option) for name in known)), None)
+            near = difflib.get_close_matches(unknown, known, 1) if unknown else []
+            return (
+                f"{unknown}: did you mean {near[0]}? "
+                if near and match[1].startswith("the")
+                else f"did you mean {near[0]}? "
+                if near
+                else ""
+            )
+        if match := re.match(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            near = difflib.get_close_matches(match[1], re.split(r"[', ]+", match[2]), 1)
+            return f"did you mean {near[0]}? " if near else ""
+        return ""
+
+
+class NewFile(argparse.Action):
+    """Of an option that names a file to write: it must not be there yet, which is told before the work starts; then
+    `files.write_new` writes it."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if values != self.default:  # such as "-" for the terminal
+            files.require_new(values, self.option_strings[0])
+        setattr(namespace, self.dest, values)
+
+
+class NewDirectory(argparse.Action):
+    """As NewFile, of an option that names a directory to make: it may be there if it is empty."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        files.require_free(values, self.option_strings[0])
+        setattr(namespace, self.dest, values)
+
+
+def require_between(option: str, value: float, least: float, most: float) -> None:
+    """Raise LaunchError unless `least <= value <= most`, which no NaN is."""
+    if not least <= value <= most:
+        raise LaunchError(f"{option} {value:.9g}: must be from {least:.9g} to {most:.9g}; choose such a number")
+
+
+def host_names(option: str, text: str) -> list[str]:
+    """Names of a list A,B.
+
+    Raises:
+        LaunchError: one is empty or there twice, or is Slurm's short form of several.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if "[" in text:
+        raise LaunchError(
+            f"{option} {text}: has Slurm's short form of names; must be NAME,NAME; give \"$(scontrol show hostnames"
+            ' LIST | paste -sd, -)"'
+        )
+    if "" in names:
+        raise LaunchError(
+            f"{option} {text!r}: has an empty name; must be NAME,NAME; name each host, or leave {option} out for a job"
+            " of this host alone"
+        )
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise LaunchError(
+            f"{option} {text}: has {', '.join(sorted(twice))} twice; each host has one launcher; name each once"
+        )
+    return names

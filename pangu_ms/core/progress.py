@@ -1,0 +1,44 @@
+"""Progress bars: a live line on a terminal; in a log file a line of its own now and then, from work that takes long."""
+
+import os
+import sys
+from typing import Any, TextIO
+
+from pangu_ms.core.console import raw
+
+LOG_INTERVAL_S = 20.0
+USUAL_COLUMNS = 80
+_LOG_LINE = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+
+def progress_bar(enabled: bool = True, **options: Any) -> Any:
+    """A tqdm bar on stderr (its arguments in `options`)."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        width = {"dynamic_ncols": True} if _columns(sys.stderr) else {"ncols": USUAL_COLUMNS}
+        return tqdm(file=raw(sys.stderr), disable=not enabled, mininterval=0.2, maxinterval=0.2, **width, **options)
+    times = dict.fromkeys(("mininterval", "maxinterval", "delay"), LOG_INTERVAL_S)
+    return tqdm(file=_Lines(sys.stderr), disable=not enabled, bar_format=_LOG_LINE, **times, **options)
+
+
+def _columns(terminal: TextIO) -> int:
+    """0 where the terminal has not been told its size, as over some serial lines and in some containers."""
+    try:
+        return os.get_terminal_size(terminal.fileno()).columns
+    except OSError:
+        return 0
+
+
+class _Lines:
+    """What tqdm draws over itself, as lines that end."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, drawn: str) -> None:
+        if text := drawn.strip():
+            self._stream.write(text + "\n")
+
+    def flush(self) -> None:
+        self._stream.flush()

@@ -1,0 +1,124 @@
+"""Start MindSpore for this process: quiet, on the configured device, in graph mode. No mindspore import until
+`start`."""
+
+import atexit
+import logging
+import os
+import sys
+import tempfile
+import warnings
+
+from pangu_ms.core.cluster_variables import unset_command
+from pangu_ms.core.console import LogFormatter
+from pangu_ms.core.errors import ConfigError
+
+ERRORS_ONLY = "3"  # GLOG level of MindSpore's C++ log
+
+
+def quiet(verbose: bool = False) -> None:
+    """Keep warnings and logs of Python and MindSpore from the terminal unless `verbose`; call before mindspore is
+    imported."""
+    os.environ.setdefault(
+        "MS_OM_PATH", os.path.join(tempfile.gettempdir(), "pangu_ms")
+    )  # dumps of failed compilations; else the current directory
+    if verbose:
+        _log_lines(logging.INFO, "%(name)s: %(message)s")
+        return
+    os.environ.setdefault("GLOG_v", ERRORS_ONLY)
+    warnings.filterwarnings("ignore")
+    _log_lines(logging.WARNING, "%(message)s")
+    logging.getLogger("ascend_ops").setLevel(logging.INFO)  # the first use builds the CPU kernels, which takes a while
+
+
+def _log_lines(level: int, form: str) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter(form))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def start(device: str) -> None:
+    """Select the device and graph mode; where MindSpore computes already on that device, graph mode alone.
+
+    Raises:
+        ConfigError: MindSpore finds no such device here, or has computed on another one; or DEVICE_ID is no number.
+    """
+    import mindspore as ms
+
+    number = (
+        _whole_number("DEVICE_ID", 0) if device == "Ascend" else None
+    )  # by itself MindSpore takes 0 unless msrun started it
+    present = ms.get_context("device_target")
+    try:
+        ms.set_device(device, number)
+    except (RuntimeError, ValueError) as error:
+        if not any(words in str(error) for words in ("has been initialized", "can not be modified")):
+            advice = "use runtime.device=CPU model.compute_dtype=float32"
+            raise ConfigError(
+                f"runtime.device={device}: MindSpore finds no such device on this machine; {advice}"
+            ) from error
+        if present != device or number not in (None, ms.get_context("device_id")):
+            where = device if number is None else f"{device} (DEVICE_ID={number})"
+            raise ConfigError(
+                f"runtime.device={where}: MindSpore has computed on another device of type {present}; a process keeps"
+                " its own; start a new one"
+            ) from error
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def _whole_number(name: str, default: int) -> int:
+    """The value of an environment variable that a launcher sets."""
+    value = os.environ.get(name, str(default))
+    if not value.isdecimal():
+        raise ConfigError(
+            f"{name}={value!r}: an environment variable that launchers set; must be a whole number; run `unset {name}`"
+        )
+    return int(value)
+
+
+def place() -> tuple[int, int]:
+    """This process's rank and the number of ranks of its job, as whoever started it says: (0, 1) where it stands alone.
+
+    Raises:
+        ConfigError: RANK_ID or RANK_SIZE is no number, or the rank is not below their number.
+    """
+    rank, world = _whole_number("RANK_ID", 0), _whole_number("RANK_SIZE", 1)
+    if rank >= world:
+        size = os.environ.get("RANK_SIZE", "not set")
+        raise ConfigError(
+            f"RANK_ID={rank}: RANK_SIZE is {size}, and ranks begin at 0; a launcher sets both; where none did, run"
+            f" `{unset_command()}`"
+        )
+    return rank, world
+
+
+def require_replicas(wanted: int) -> None:
+    """Raise ConfigError unless this job of CPU processes has as many as there are replicas."""
+    if (world := place()[1]) != wanted:
+        advice = (
+            f"where no launcher started it, run `{unset_command()}`, and `pangu train` starts a CPU's ranks by itself"
+        )
+        raise ConfigError(
+            f"parallel.data_parallel={wanted}: this job has {world} process(es) (RANK_SIZE); must be equal; {advice}"
+        )
+
+
+def join_ranks() -> str:
+    """Join the other ranks: afterwards collectives work. Returns a name of the job that no other job of this machine
+    has meanwhile."""
+    import mindspore as ms
+
+    if "MS_SCHED_PORT" not in os.environ:
+        rule = "is above 1, but MS_SCHED_PORT is not set; a launcher sets both"
+        raise ConfigError(
+            f"RANK_SIZE: {rule}; run `{unset_command()}`, and `pangu train` starts a CPU's ranks by itself"
+        )
+    ms.communication.init()
+    atexit.register(_silence)  # after everything else of ours, before MindSpore's own leave-taking
+    return os.environ["MS_SCHED_PORT"]
+
+
+def _silence() -> None:
+    """MindSpore writes lines of its network threads to stderr while the process ends, whatever the log level."""
+    sys.stderr.flush()
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)

@@ -1,0 +1,179 @@
+"""JSON that a user or a crash may have damaged: read whole, but no device, nothing without end, nothing nested until
+Python gives up.
+
+Every error is a ValueError that says in a few words what is wrong; who reads the file says which file and what to do.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LIMIT = 128 << 20
+"""Bytes; the largest such file, a tokenizer.json of 260,000 pieces, has 33 MB."""
+MAX_DEPTH = 100
+_CUT = (
+    40  # characters of a name that are shown, and digits of a whole number: transformers writes 10**30 for "no limit"
+)
+
+
+class Missing(ValueError):
+    """There is no such file."""
+
+
+@dataclass(frozen=True)
+class Between:
+    """Form of a number from `least` to `most`, which no NaN is; see `misfit`."""
+
+    least: float
+    most: float
+
+    def __contains__(self, value: Any) -> bool:
+        return self.least <= value <= self.most
+
+
+TIME = Between(0, 1e11)
+"""Form of seconds, since the epoch or between two moments, that a calendar can show."""
+Form = type | range | Between | frozenset | None | tuple | list | dict
+
+
+def read_object(path: Path, finite: bool = True, form: Form = dict) -> dict[str, Any]:
+    """The object in a JSON file; see `parse` and `misfit`.
+
+    Raises:
+        Missing: there is no file.
+        ValueError: what is wrong with it, in a few words.
+    """
+    found = parse_object(read_bytes(path), finite)
+    if wrong := misfit(found, form):
+        raise ValueError(wrong)
+    return found
+
+
+def read_bytes(path: Path, limit: int = LIMIT, pipes: bool = False) -> bytes:
+    """The content of an ordinary file of at most `limit` bytes.
+
+    Args:
+        path: the file.
+        limit: beyond which it is another file than the one that was meant.
+        pipes: take anything that can be read, such as the /dev/fd/63 of a shell's <(...).
+
+    Raises:
+        Missing: there is no file.
+        ValueError: what is wrong with it, in a few words.
+    """
+    try:
+        if not pipes and path.exists() and not path.is_file():
+            raise ValueError("is not an ordinary file")
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Missing(error.strerror) from None
+    except OSError as error:
+        raise ValueError(error.strerror) from None
+    if len(content) > limit:
+        raise ValueError(f"has more than {limit:,} bytes")
+    return content
+
+
+def parse_object(content: bytes | str, finite: bool = True) -> dict[str, Any]:
+    """The JSON object that these bytes are; see `parse`.
+
+    Raises:
+        ValueError: what is wrong with it, in a few words.
+    """
+    tree = parse(content, finite)
+    if not isinstance(tree, dict):
+        raise ValueError(f"a {type(tree).__name__}, not an object")
+    return tree
+
+
+def misfit(value: Any, form: Form, place: str = "") -> str:
+    """What of a JSON value has not the form that it should have, in a few words; "" where all has.
+
+    Args:
+        form: a type, where a bool is no number and a whole number is a float, too; a range or a Between of numbers; a
+            frozenset of texts; None: null, or a key that is not there; (form, form): any of them; [form]: a list of
+            such; {key: form}: an object with these keys at least.
+    """
+    if isinstance(form, tuple):
+        found = [misfit(value, one, place) for one in form]
+        return "" if "" in found else found[0]
+    if isinstance(form, list) and isinstance(value, list):
+        return next(filter(None, (misfit(item, form[0], f"{place}[{i}]") for i, item in enumerate(value))), "")
+    if isinstance(form, dict) and isinstance(value, dict):
+        return next(
+            filter(None, (misfit(value.get(key), below, f"{place}.{key}".lstrip(".")) for key, below in form.items())),
+            "",
+        )
+    if _fits(value, form):
+        return ""
+    return f"{place or 'it'} is " + (type(value).__name__ if isinstance(value, (list, dict)) else repr(value)[:_CUT])
+
+
+def _fits(value: Any, form: Form) -> bool:
+    if form is None:
+        return value is None
+    if isinstance(form, (range, Between)):
+        return type(value) in ((int,) if isinstance(form, range) else (int, float)) and value in form
+    if isinstance(form, frozenset):
+        return isinstance(value, str) and value in form
+    return isinstance(form, type) and (type(value) is form or form is float and type(value) is int)
+
+
+def parse(content: bytes | str, finite: bool = True) -> Any:
+    """The JSON value that these bytes are: no key twice in an object, no whole number of more than 40 digits.
+
+    Args:
+        finite: refuse NaN and infinity, which JSON does not have and Python writes.
+
+    Raises:
+        ValueError: what is wrong with it, in a few words.
+    """
+    hooks: dict[str, Any] = {"parse_constant": _refused, "parse_float": _float} if finite else {}
+    try:
+        tree = json.loads(content, object_pairs_hook=_object, parse_int=_whole, **hooks)
+        _require_flat(tree)
+        return tree
+    except RecursionError:
+        raise ValueError("not JSON: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+
+
+def _require_flat(tree: Any) -> None:
+    """Who reads it goes down by calls of functions, two or three for each level."""
+    level = [tree] if isinstance(tree, (dict, list)) else []
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return
+        below = (value for node in level for value in (node.values() if isinstance(node, dict) else node))
+        level = [value for value in below if isinstance(value, (dict, list))]
+    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(
+            f"key {next(name for name in made if names.count(name) > 1)[:_CUT]!r} stands twice in one object"
+        )
+    return made
+
+
+def _whole(text: str) -> int:
+    if len(text) > _CUT:
+        raise ValueError(f"a whole number of {len(text):,} digits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if number - number != 0:  # infinite
+        raise ValueError(f"{text[:_CUT]} is larger than any number")
+    return number
+
+
+def _refused(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")

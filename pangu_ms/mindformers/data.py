@@ -1,0 +1,61 @@
+"""Our loader as a MindSpore data set whose n-th element is the whole batch of step n. mindspore is imported when it is
+made."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.data.loader import Loader
+from pangu_ms.data.records import RecordSet
+from pangu_ms.models.common.batch import Batch
+
+COLUMNS = ("ids", "positions", "segments", "loss_mask", "dropout_key")
+
+
+class StepBatches:
+    """Batches by number of the step, so that a data set that skips n elements resumes at step n. Reads forward; a jump
+    opens a new window."""
+
+    def __init__(self, loader: Loader, num_steps: int, seed: int):
+        self._loader, self._num_steps, self._seed = loader, num_steps, seed
+        self._batches: Iterator[Batch] = iter(())
+        self._next = -1
+
+    def __len__(self) -> int:
+        return self._num_steps
+
+    def __getitem__(self, step: int) -> tuple[np.ndarray, ...]:
+        from pangu_ms.train.step import dropout_key
+
+        step = int(step)
+        if step != self._next:
+            self._batches = self._loader.batches(step)
+        batch, self._next = next(self._batches), step + 1
+        return batch.ids, batch.positions, batch.segments, batch.loss_mask, np.asarray(dropout_key(self._seed, step, 0))
+
+
+def step_dataset(run: RunConfig) -> Any:
+    """A GeneratorDataset of run.train.steps elements, the batches that `pangu train` reads in the same order.
+
+    Raises:
+        ConfigError: no records are named.
+        DataError: the records cannot be read or do not fit the model.
+    """
+    from mindspore.dataset import GeneratorDataset
+
+    if not run.data.records:
+        raise ConfigError(
+            "pangu: data.records: is empty; name a directory written by `pangu data prepare` (--data on the command"
+            " line)"
+        )
+    records = RecordSet.open(run.data.records, "train")
+    records.check(run.model)
+    loader = Loader(
+        records, run.train.batch_size, seed=run.data.seed, shuffle=run.data.shuffle, eod_reset=run.data.eod_reset
+    )
+    source = StepBatches(loader, run.train.steps, run.train.seed)
+    # One worker in this process: the source reads forward, and more workers are slower.
+    return GeneratorDataset(source, list(COLUMNS), shuffle=False, num_parallel_workers=1, python_multiprocessing=False)

@@ -1,0 +1,174 @@
+"""The `pangu:` section of a MindFormers YAML, checked by our own configuration code. No mindspore or mindformers
+import.
+
+The section has the form of our own configurations and holds what MindFormers has no place for: `model` (all fields),
+`data` (all fields) and `train.steps`. What MindFormers has a section for is said there and nowhere else: batch size,
+seed, optimizer, schedule, device, checkpoints. `model.model_config` holds a type alone; `publish` copies the model's
+fields there, where MindFormers and its callbacks look for them.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from pangu_ms.config.load import config_from_dict
+from pangu_ms.config.schema import RunConfig, TrainConfig
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.common.config import ModelConfig
+
+OURS = ("model", "data", "train")
+MINDFORMERS_PLACE = {
+    "batch_size": "runner_config.batch_size",
+    "seed": "seed",
+    "save_every": "save_checkpoint_steps of the callback CheckpointMonitor",
+    "keep_checkpoints": "keep_checkpoint_max of the callback CheckpointMonitor",
+    "log_every": "per_print_times of the callback MFLossMonitor",
+    "optimizer": "optimizer, lr_schedule and runner_wrapper",
+    "loss_scale": "runner_wrapper.scale_sense",
+    "runtime": "context",
+}
+
+
+def resolve(config: Mapping[str, Any], where: str = "pangu") -> RunConfig:
+    """Check a MindFormers configuration, its `pangu:` section above all.
+
+    Args:
+        config: the whole configuration, as a MindFormerConfig or plain mappings; sections that MindFormers fills in may
+            be missing.
+        where: begins each message about the section.
+
+    Returns:
+        Our configuration with what the section says, and batch size, seed and device from MindFormers' sections. Its
+        optimizer, guard and loss_scale sections have our defaults and no effect.
+
+    Raises:
+        ConfigError: unknown or misplaced keys, bad values, or a MindFormers setting that would have no effect or fail
+            here.
+    """
+    section = _plain(config.get("pangu"))
+    if not isinstance(section, dict):
+        raise ConfigError(
+            f"{where}: found {section!r}; PanguTrainer needs a mapping with model, data and train.steps; see"
+            " pangu_ms/mindformers/alpha_tiny.yaml"
+        )
+    runner, context = _section(config, "runner_config"), _section(config, "context")
+    _require_in_place(section, where)
+    train = section.get("train")
+    if not isinstance(train, dict) or "steps" not in train:
+        raise ConfigError(
+            f"{where}: train.steps: is required and was not given; it is the length of the run in optimizer steps"
+        )
+    given = {
+        "batch_size": runner.get("batch_size", 1),
+        "seed": config.get("seed", 1),
+    }  # MindFormers' defaults, as the next one
+    device = context.get("device_target", "Ascend")
+    run = config_from_dict(section | {"train": train | given, "runtime": {"device": device}}, where)
+    _require_supported(config, runner, device)
+    _require_no_second_truth(config, run.model)
+    return run
+
+
+def publish(config: dict[str, Any], run: RunConfig) -> None:
+    """Write the model's fields and the seed of its initial values to `model.model_config`."""
+    config["model"]["model_config"].update(dataclasses.asdict(run.model) | {"initial_seed": run.train.seed})
+
+
+def _require_in_place(section: dict[str, Any], where: str) -> None:
+    """Refuse fields that we know and MindFormers decides; unknown ones are left to `config_from_dict`."""
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    train = section.get("train") if isinstance(section.get("train"), dict) else {}
+    misplaced = [key for key in section if key in known and key not in OURS]
+    misplaced += [f"train.{key}" for key in train if hasattr(TrainConfig, key) and key != "steps"]
+    for key in misplaced:
+        place = MINDFORMERS_PLACE.get(key.rsplit(".", 1)[-1])
+        raise ConfigError(
+            f"{where}: {key}: "
+            + (
+                f"MindFormers decides it; set {place}"
+                if place
+                else "has no counterpart in MindFormers' Trainer; remove it"
+            )
+        )
+
+
+def _require_supported(config: Mapping[str, Any], runner: Mapping[str, Any], device: str) -> None:
+    """Refuse MindFormers settings that it would ignore, or fail on with a message that does not name them."""
+    wrapper = _section(config, "runner_wrapper").get("type", "MFTrainOneStepCell")
+    model = _section(config, "model")
+    rules = [
+        ("run_mode", config.get("run_mode"), ("finetune", "train"), "it chooses which sections MindFormers reads"),
+        ("trainer.type", _section(config, "trainer").get("type"), ("PanguTrainer",), "it reads the pangu: section"),
+        (
+            "model.model_config.type",
+            _section(model, "model_config").get("type"),
+            ("PanguConfig",),
+            "pangu.model has its fields",
+        ),
+        ("model.arch.type", _section(model, "arch").get("type"), ("PanguForCausalLM",), "pangu.model has its fields"),
+        ("use_parallel", config.get("use_parallel"), (None, False), "pangu_ms.mindformers runs on one device"),
+        ("use_legacy", config.get("use_legacy"), (None, True), "the model is not of MindFormers' core classes"),
+        ("do_eval", config.get("do_eval"), (None, False), "evaluate the checkpoint with `pangu eval`"),
+        (
+            "calculate_per_token_loss",
+            config.get("calculate_per_token_loss"),
+            (None, False),
+            "the loss is already the mean over the tokens that count",
+        ),
+        ("micro_batch_interleave_num", config.get("micro_batch_interleave_num"), (None, 1), "the step is not cut"),
+        ("runner_config.epochs", runner.get("epochs"), (None, 1), "the run is one epoch of pangu.train.steps steps"),
+        (
+            "runner_config.stop_step",
+            runner.get("stop_step"),
+            (None, 0),
+            "MindFormers ignores it; set pangu.train.steps",
+        ),
+        (
+            "runner_config.gradient_accumulation_steps",
+            runner.get("gradient_accumulation_steps"),
+            (None, 1),
+            "MindFormers ignores it on one device",
+        ),
+    ]
+    order = _section(_section(config, "pangu"), "data").get("order")
+    rules += [
+        (
+            "pangu.data.order",
+            order,
+            (None, ""),
+            "a resumed MindFormers run cannot tell that it changed; train such a round with `pangu train`",
+        )
+    ]
+    if device == "CPU":
+        rules += [
+            ("runner_config.sink_mode", runner.get("sink_mode", True), (False,), "a CPU has no data sinking"),
+            (
+                "runner_wrapper.type",
+                wrapper,
+                ("PanguTrainOneStepCell",),
+                "the overflow check of MindFormers' wrapper has no CPU kernel",
+            ),
+        ]
+    for key, value, allowed, reason in rules:
+        if value not in allowed:
+            raise ConfigError(f"{key}={value!r}: {reason}; use {allowed[-1]!r}")
+
+
+def _require_no_second_truth(config: Mapping[str, Any], model: ModelConfig) -> None:
+    for key, value in _section(_section(config, "model"), "model_config").items():
+        if hasattr(model, key) and value != getattr(model, key):
+            raise ConfigError(
+                f"model.model_config.{key}={value!r}: the model's fields stand in pangu.model; move it to"
+                f" pangu.model.{key}"
+            )
+    if _section(config, "train_dataset").get("data_loader"):
+        raise ConfigError("train_dataset.data_loader: the records are named in pangu.data.records; remove it")
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = config.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _plain(value: Any) -> Any:
+    return {key: _plain(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,91 @@
+"""PanGu-alpha: its fields and its parameters. Source: specification A1, A2."""
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from pangu_ms.core.fields import STRICT, Float, Int, require, require_positive
+from pangu_ms.models.common.config import ModelConfig, ParameterSpec, bias, gain
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class AlphaConfig(ModelConfig):
+    """PanGu-alpha: num_layers - 1 ordinary blocks and one query layer (spec A1)."""
+
+    family: Literal["alpha"] = "alpha"
+    """Model family; chooses the file in pangu_ms/models. Every config states it."""
+    vocab_size: Int = 40000
+    """Rows of the word table; must equal the tokenizer's number of pieces. The released vocabulary has 40,000 (spec
+    A2)."""
+    hidden_act: Literal["gelu", "gelu_erf", "fast_gelu"] = "gelu"
+    """gelu (tanh form) | gelu_erf | fast_gelu = x * sigmoid(1.702 x), which the released weights used on Ascend (spec
+    A1.4)."""
+    layer_norm_eps: Float = 1e-5
+    """Added to the variance (spec A1.1)."""
+    final_norm_position: Literal["before_query", "after_query"] = "before_query"
+    """Where the final LayerNorm stands. All released weights: before_query. Official runs with pipeline stages computed
+    after_query (spec A1.2)."""
+    dropout: Float = 0.1
+    """Probability for embeddings, attention probabilities and the outputs of attention and FFN while training (spec
+    A1.3)."""
+    init_rule: Literal["constant", "depth_scaled", "layer_scaled"] = "depth_scaled"
+    """init_std of the projections that write to the residual stream: as it is, divided by sqrt(2 * num_layers) (spec
+    A1.7, OLD and HF), or in layer i from 0 by sqrt(2 * (i + 1)) (InternLM)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._require_heads_divide_hidden_size()
+        require_positive(self, "layer_norm_eps")
+        require(
+            self.num_layers >= 2, "num_layers", f"={self.num_layers}: must be at least 2, one block and the query layer"
+        )
+        require(0 <= self.dropout < 1, "dropout", f"={self.dropout}: must be in [0, 1)")
+
+    @property
+    def head_dim(self) -> int:
+        """Size D of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    def axis_sizes(self) -> dict[str, int]:
+        """See ModelConfig."""
+        return {
+            "vocab": self.vocab_size,
+            "position": self.seq_length,
+            "embed": self.hidden_size,
+            "heads": self.hidden_size,
+            "ffn": self.ffn_hidden_size,
+        }
+
+    def layer_names(self) -> list[str]:
+        """See ModelConfig: the query layer is the last."""
+        return [f"blocks.{i}" for i in range(self.num_layers - 1)] + ["query_layer"]
+
+    def layer_parameters(self, layer: int) -> dict[str, ParameterSpec]:
+        """See ModelConfig."""
+        specs = {"attention_norm.weight": gain("embed"), "attention_norm.bias": bias("embed")}
+        for name in ("query", "key", "value"):
+            specs |= {
+                f"attention.{name}.weight": self.matrix("heads", "embed"),
+                f"attention.{name}.bias": bias("heads"),
+            }
+        specs |= {
+            "attention.output.weight": self.residual_matrix("heads", layer),
+            "attention.output.bias": bias("embed"),
+        }
+        specs |= {"ffn_norm.weight": gain("embed"), "ffn_norm.bias": bias("embed")}
+        specs |= {"ffn.up.weight": self.matrix("ffn", "embed"), "ffn.up.bias": bias("ffn")}
+        return specs | {"ffn.down.weight": self.residual_matrix("ffn", layer), "ffn.down.bias": bias("embed")}
+
+    def outer_parameters(self) -> tuple[dict[str, ParameterSpec], dict[str, ParameterSpec]]:
+        """See ModelConfig."""
+        tables = {"word_embedding": "vocab", "position_embedding": "position", "query_embedding": "position"}
+        before = {f"{name}.weight": self.matrix(axis, "embed") for name, axis in tables.items()}
+        return before, {"final_norm.weight": gain("embed"), "final_norm.bias": bias("embed")}
+
+    def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
+        """See ModelConfig: the query layer reads its table, the final norm stands beside it, and the head is the word
+        table (spec A4)."""
+        before, behind = self.outer_parameters()
+        first = {"word_embedding.weight": (0, -1), "position_embedding.weight": (0,), "query_embedding.weight": (-1,)}
+        assert first.keys() == before.keys()
+        return first | dict.fromkeys(behind, (-1,))

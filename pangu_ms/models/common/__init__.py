@@ -1,0 +1,1 @@
+"""What the families share: layers, loss, initialisation, and what a configuration and a batch are."""

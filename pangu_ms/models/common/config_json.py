@@ -1,0 +1,54 @@
+"""What every family's reader and writer of a config.json shares. Source: transformers 4.57, configuration_utils.py,
+configuration_llama.py."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from pangu_ms.core.errors import CheckpointError
+
+# Keys that change no logits: of training, generation, bookkeeping, and of programs that read the same file.
+_HARMLESS = re.compile(
+    r"_.*|architectures|model_type|(torch_)?dtype|\w*version|initializer_range|use_cache|auto_map|\w+_token_id|\w*dropout|\w*_pdrop|name_or_path|"
+    r"attn_implementation|output_\w+|(use_)?return_dict(_in_generate)?|id2label|label2id|num_labels|problem_type|task_specific_params|finetuning_task|"
+    r"tokenizer_class|chunk_size_feed_forward|torchscript|use_bfloat16|tf_legacy_loss|gradient_checkpointing|max_length|min_length|max_new_tokens|"
+    r"max_sequence_length|do_sample|early_stopping|num_(return_sequences|beams|beam_groups)|diversity_penalty|temperature|top_[kp]|typical_p|"
+    r"repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids|(begin_)?suppress_tokens|"
+    r"exponential_decay_length_penalty|remove_invalid_values|is_decoder|is_llama_config|transformers\.js_config|unsloth_\w+"
+)
+_ACTIVATIONS = {
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_new": "gelu",
+    "gelu": "gelu_erf",
+    "quick_gelu": "fast_gelu",
+    "swish": "silu",
+}
+_WRITTEN = {"gelu": "gelu_pytorch_tanh", "gelu_erf": "gelu", "fast_gelu": "quick_gelu"}
+
+
+def require_understood(where: str, tree: dict[str, Any], known: Iterable[str]) -> None:
+    """Raise CheckpointError for a key that may change the function; what is null, false, 0 or empty switches nothing
+    on.
+
+    Args:
+        where: begins the message: the file.
+        tree: its content.
+        known: keys that the caller has looked at.
+    """
+    known = set(known)
+    for key, value in tree.items():
+        if value and key not in known and not _HARMLESS.fullmatch(key):
+            raise CheckpointError(
+                f"{where}: {key[:80]}={str(value)[:80]!r}: is not understood, and may change what the model computes;"
+                " remove it if it does not"
+            )
+
+
+def own_activation(name: Any) -> Any:
+    """Our name of an activation that a config.json names; what is not known stays, to be refused with the fields."""
+    return _ACTIVATIONS.get(name, name) if isinstance(name, str) else name
+
+
+def written_activation(name: str) -> str:
+    """The inverse."""
+    return _WRITTEN.get(name, name)

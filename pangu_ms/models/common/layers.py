@@ -1,0 +1,245 @@
+"""Layers that the PanGu models share: single-device mathematics over ascend_ops.
+
+Shapes: B batch, S sequence, Q query positions, K key positions, T = B * Q tokens, E hidden, H heads, G heads of keys
+and values, D head size, A = H * D, F feed-forward, V vocabulary, C cache positions per sequence.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+import ascend_ops
+from pangu_ms.models.common.config import ModelConfig
+
+
+def zeros(name: str, *shape: int) -> Parameter:
+    """A float32 parameter, filled later by `initialize` or from a checkpoint."""
+    return Parameter(initializer("zeros", shape, ms.float32), name=name)
+
+
+def compiled_once(block_class: type, cache: "CacheShape | None" = None) -> type:
+    """The class whose instances share one compiled graph where the device allows it: MindSpore's lazy_inline, Ascend
+    alone.
+
+    On a CPU it fails while compiling, and under a plan MindSpore's propagation takes the operators of the shared graph
+    for those of others. With a cache a graph has blocks of two lengths, for prompts and for single tokens, and the
+    shared graph keeps the sizes of the first. There the class is returned as it is. Untested on hardware.
+    """
+    if ms.get_context("device_target") != "Ascend" or ascend_ops.is_laid_out() or cache:
+        return block_class
+    return type(block_class.__name__, (block_class,), {"__init__": ms.lazy_inline(block_class.__init__)})
+
+
+class Operator(nn.Cell):
+    """An operator as a cell, since MindSpore recomputes cells: what is cheap to compute again and large to keep."""
+
+    def __init__(self, function: Callable[..., Tensor]):
+        super().__init__()
+        self.function = function
+
+    def construct(self, *inputs):
+        return self.function(*inputs)
+
+
+class Linear(nn.Cell):
+    """y = x W^T + b with float32 W [out, in] and b [out], if any, computed in the dtype of x: [..., in] -> [...,
+    out]."""
+
+    def __init__(self, in_size: int, out_size: int, bias: bool = True):
+        super().__init__()
+        self.weight, self.bias = zeros("weight", out_size, in_size), zeros("bias", out_size) if bias else None
+        self.axes = None  # what a plan calls the dimensions of the weight
+
+    def construct(self, x):
+        return ascend_ops.linear(x, self.weight, self.bias, self.axes)
+
+    def without_bias(self, x):
+        """x W^T, for a next operator that adds the bias itself."""
+        return ascend_ops.linear(x, self.weight, None, self.axes)
+
+
+class Embedding(nn.Cell):
+    """Rows of a float32 table [num_rows, E]: ids [B, S] -> [B, S, E]."""
+
+    def __init__(self, num_rows: int, hidden_size: int):
+        super().__init__()
+        self.weight = zeros("weight", num_rows, hidden_size)
+        self.axes = None  # what a plan calls the dimensions of the table
+
+    def construct(self, ids_BS):
+        return ascend_ops.placed("Gather", (self.axes, ("batch", None)))(self.weight, ids_BS, 0)
+
+
+class Logits(nn.Cell):
+    """x W^T with a table [V, E] that another cell owns: [B, S, E] -> [B, S, V]. A cell of its own, since a pipeline
+    gives stages to cells."""
+
+    def construct(self, x_BSE, table_VE):
+        return ascend_ops.logits(x_BSE, table_VE)
+
+
+class LayerNorm(nn.Cell):
+    """LayerNorm over the last axis in float32, returned in the dtype of the input."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight, self.bias = (
+            Parameter(initializer("ones", (hidden_size,)), name="weight"),
+            zeros("bias", hidden_size),
+        )
+        self.eps = eps
+
+    def construct(self, x_BSE):
+        return ascend_ops.layer_norm(x_BSE, self.weight, self.bias, self.eps)
+
+    def after_sum(self, x_BSE, residual_BSE):
+        """(norm of the sum, the sum)."""
+        return ascend_ops.layer_norm(x_BSE, self.weight, self.bias, self.eps, residual_BSE)
+
+
+class RMSNorm(nn.Cell):
+    """RMSNorm over the last axis in float32, returned in the dtype of the input."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = Parameter(initializer("ones", (hidden_size,)), name="weight"), eps
+
+    def construct(self, x_BSE):
+        return ascend_ops.rms_norm(x_BSE, self.weight, self.eps)
+
+    def after_sum(self, x_BSE, residual_BSE):
+        """(norm of the sum, the sum)."""
+        return ascend_ops.rms_norm(x_BSE, self.weight, self.eps, residual_BSE)
+
+
+class Dropout(nn.Cell):
+    """Dropout that a resumed run repeats; nothing at rate 0 or outside training.
+
+    `key` is an int32 scalar tensor, new for every micro-batch; `site` tells the places of one layer apart.
+    """
+
+    def __init__(self, rate: float, site: int):
+        super().__init__()
+        self.rate, self.site = rate, site
+
+    def construct(self, x, key):
+        if self.rate == 0.0 or not self.training:
+            return x
+        return ascend_ops.dropout(x, ascend_ops.dropout_seed(key, self.site), self.rate)
+
+
+class LayerKey(nn.Cell):
+    """The dropout key of one layer. It is an input of the layer, not part of it, so that equal layers can share a
+    compiled graph."""
+
+    def __init__(self, num_layers: int):
+        super().__init__()
+        self.offsets = tuple(
+            Tensor(np.uint32((i + 1) * 0x85EBCA6B & 0xFFFFFFFF).astype(np.int32)) for i in range(num_layers)
+        )
+        self.add = ops.Add()
+
+    def construct(self, key, layer):
+        if key is None:
+            return None
+        return self.add(key, self.offsets[layer])  # wraps around
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """Room of a static key/value cache: sequences in a batch, and positions of each."""
+
+    batch_size: int
+    capacity: int
+
+
+class KVCache(nn.Cell):
+    """Keys and values of all past positions of one attention, all heads of a position beside each other: [B, C, G *
+    D]."""
+
+    def __init__(self, shape: CacheShape, width: int, dtype: ms.Type):
+        super().__init__()
+        self.shape_BCW = (shape.batch_size, shape.capacity, width)
+        rows = shape.batch_size * shape.capacity
+        self.keys, self.values = (
+            Parameter(initializer("zeros", (rows, width), dtype), name=n, requires_grad=False)
+            for n in ("keys", "values")
+        )
+        self.first_row_B1 = Tensor(np.arange(0, rows, shape.capacity, dtype=np.int32).reshape(-1, 1))
+        self.slots_BC = Tensor(np.tile(np.arange(shape.capacity, dtype=np.int32), (shape.batch_size, 1)))
+        self.write_key, self.write_value = ops.ScatterNdUpdate(), ops.ScatterNdUpdate()
+
+    def construct(self, k_BQW, v_BQW, slots_BQ):
+        """Write Q new positions at `slots` (cache positions, int32); returns all keys and values [B, C, W] and their
+        slots [B, C]."""
+        rows_T1 = (self.first_row_B1 + slots_BQ).reshape(-1, 1)  # of the flat cache
+        keys = self.write_key(self.keys, rows_T1, k_BQW.reshape(-1, self.shape_BCW[2]))
+        values = self.write_value(self.values, rows_T1, v_BQW.reshape(-1, self.shape_BCW[2]))
+        return keys.reshape(self.shape_BCW), values.reshape(self.shape_BCW), self.slots_BC
+
+
+class Attention(nn.Cell):
+    """Multi-head attention; queries may come from another stream than keys and values (spec A1.3), and share the heads
+    of these (spec F1).
+
+    A key is seen by the queries of its segment at or after its own position. With a cache the new keys and values are
+    written to it first, and all its slots up to the query's own are seen.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        cache: CacheShape | None = None,
+        num_kv_heads: int = 0,
+        bias: bool = True,
+        dropout_rate: float = 0.0,
+    ):
+        super().__init__()
+        sizes, self.num_heads, self.dropout_rate = config.axis_sizes(), config.num_heads, dropout_rate
+        width = sizes["heads"] // config.num_heads * (num_kv_heads or config.num_heads)
+        self.query = Linear(config.hidden_size, sizes["heads"], bias)
+        self.key, self.value = (Linear(config.hidden_size, width, bias) for _ in range(2))
+        self.output = Linear(sizes["heads"], config.hidden_size, bias)
+        self.mix = Operator(ascend_ops.causal_attention)
+        self.cache = KVCache(cache, width, getattr(ms, config.compute_dtype)) if cache else None
+
+    def construct(
+        self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, slots_BK, query_slots_BQ, key, cos_sin_BKD=None
+    ):
+        """-> [B, Q, E]. With `cos_sin` (see ascend_ops.rotary_embedding) queries and keys, then of the same positions,
+        are rotated."""
+        q_BQA, k_BKW, v_BKW = self.query(query_BQE), self.key(for_key_BKE), self.value(for_value_BKE)
+        if cos_sin_BKD is not None:
+            q_BQA, k_BKW = (
+                ascend_ops.rotary_embedding(q_BQA, cos_sin_BKD),
+                ascend_ops.rotary_embedding(k_BKW, cos_sin_BKD),
+            )
+        if self.cache is not None:
+            keys_BCW, values_BCW, slots_BC = self.cache(k_BKW, v_BKW, slots_BK)
+            y_BQA = ascend_ops.causal_attention(
+                q_BQA, keys_BCW, values_BCW, query_slots_BQ, slots_BC, num_heads=self.num_heads
+            )
+        else:
+            rate = self.dropout_rate if self.training else 0.0
+            seed = ascend_ops.dropout_seed(key, 0) if rate > 0.0 else None
+            y_BQA = self.mix(
+                q_BQA, k_BKW, v_BKW, None, None, segments_BK, segments_BK, None, self.num_heads, rate, seed
+            )
+        return self.output(y_BQA)
+
+
+class FeedForward(nn.Cell):
+    """W2 act(W1 x + b1) + b2: [B, S, E] -> [B, S, E]."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.up = Linear(config.hidden_size, config.ffn_hidden_size)
+        self.down = Linear(config.ffn_hidden_size, config.hidden_size)
+        self.activation = Operator(getattr(ascend_ops, config.hidden_act))
+
+    def construct(self, x_BSE):
+        return self.down(self.activation(self.up.without_bias(x_BSE), self.up.bias))

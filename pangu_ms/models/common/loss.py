@@ -1,0 +1,32 @@
+"""Masked cross-entropy of next tokens. Source: specification A1.6."""
+
+from mindspore import Tensor, nn, ops
+
+import ascend_ops
+from pangu_ms.models.common.batch import Batch
+
+
+def to_tensors(batch: Batch) -> tuple[Tensor, ...]:
+    """The inputs of TokenLoss: ids, positions, segments and loss mask."""
+    return tuple(Tensor(array) for array in (batch.ids, batch.positions, batch.segments, batch.loss_mask))
+
+
+class TokenLoss(nn.Cell):
+    """Sum of the cross-entropy over the positions that count, and their number."""
+
+    def __init__(self, model: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.total = ops.ReduceSum()
+
+    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key):
+        """ids int32 [B, S+1]; positions, segments int32 and mask float32 [B, S] -> (sum of losses, sum of mask),
+        float32 scalars."""
+        logits_BSV = self.model(ids_BS1[:, :-1], positions_BS, segments_BS, key)
+        loss_BS = ascend_ops.softmax_cross_entropy(logits_BSV, ids_BS1[:, 1:], mask_BS)
+        return self.total(loss_BS * mask_BS), self.total(mask_BS)
+
+
+def mean_loss(total: float, count: float) -> float:
+    """sum / (count + 1e-5): the official mean, finite when nothing counts (spec A1.6)."""
+    return total / (count + 1e-5)

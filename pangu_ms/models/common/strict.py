@@ -1,0 +1,39 @@
+"""Strict comparison of tensors with what a configuration expects. No mindspore import."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pangu_ms.core.errors import CheckpointError
+
+_SHOWN = 5  # names listed of each kind
+
+
+def check_names_and_shapes(where: str, tensors: Mapping[str, Any], expected: dict[str, tuple[int, ...]]) -> None:
+    """Require exactly the expected names and shapes.
+
+    Args:
+        where: begins the message: the file or directory.
+        tensors: arrays by name, or whatever has a shape.
+        expected: shapes by name.
+
+    Raises:
+        CheckpointError: one line that lists missing, unexpected and misshaped tensors.
+    """
+    both = {name: (tuple(tensors[name].shape), tuple(shape)) for name, shape in expected.items() if name in tensors}
+    wrong = {
+        "missing": [name for name in expected if name not in tensors],
+        "unexpected": [name for name in tensors if name not in expected],
+        "of another shape": [
+            f"{name} {found} instead of {shape}" for name, (found, shape) in both.items() if found != shape
+        ],
+    }
+    found = "; ".join(f"{len(names)} {kind}: {_some(names)}" for kind, names in wrong.items() if names)
+    if found:
+        raise CheckpointError(
+            f"{where}: {found}; names and shapes must be exactly those of the configuration; use the one that belongs"
+            " to these weights"
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

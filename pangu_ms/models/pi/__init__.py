@@ -1,0 +1,1 @@
+"""PanGu-pi, LLaMA and openPangu-Embedded."""

@@ -1,0 +1,184 @@
+"""PanGu-pi: its fields and its parameters. Source: specification D2 to D4, E1, F1.
+
+With siaf_terms=1 and aug_shortcut_branches=0 it is LLaMA; with attention_bias it is openPangu-Embedded.
+"""
+
+from typing import Literal
+
+from pydantic.dataclasses import dataclass
+
+from pangu_ms.core.fields import (
+    STRICT,
+    Act,
+    Float,
+    Int,
+    divisors,
+    require,
+    require_at_most,
+    require_not_negative,
+    require_positive,
+)
+from pangu_ms.models.common.config import ModelConfig, ParameterSpec, bias, gain
+
+
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class PiConfig(ModelConfig):
+    """PanGu-pi: RMSNorm, rotary positions, gated feed-forward with series activation, attention with augmented
+    shortcuts."""
+
+    family: Literal["pi"] = "pi"
+    """Model family; chooses the file in pangu_ms/models. Every config states it."""
+    vocab_size: Int = 100883
+    """Rows of the word table; must equal the tokenizer's number of pieces. PanGu-pi has 100,883 (spec D4)."""
+    seq_length: Int = 2048
+    """Context length in tokens; PanGu-pi's is not published, pi Pro trained on 2048 (spec D4, E1)."""
+    num_kv_heads: Int = 0
+    """Heads of keys and values, each shared by num_heads / num_kv_heads query heads; 0 means num_heads."""
+    head_dim: Int = 0
+    """Size D of one attention head; 0 means hidden_size / num_heads."""
+    hidden_act: Act = "silu"
+    """Activation of the gate (and of the terms of its series); silu makes the gated feed-forward SwiGLU."""
+    rms_norm_eps: Float = 1e-5
+    """Added to the mean square (spec E1, F1)."""
+    rope_theta: Float = 10000.0
+    """Base of the rotary angles; openPangu-Embedded has 16e6 (spec F1)."""
+    attention_bias: bool = False
+    """Biases of query, key, value and output projections, as in openPangu-Embedded (spec F1)."""
+    tie_word_embeddings: bool = False
+    """Use the word table as the head."""
+    siaf_terms: Int = 2
+    """Terms n of the series activation phi(x) = sum_i act(a_i x + b_i); 1 is the plain activation, without parameters
+    (spec D3: n = 2 chosen)."""
+    siaf_mode: Literal["channel", "scalar", "matrices"] = "channel"
+    """a_i and b_i for each channel, one number each, or, as the paper's eq. 9 can be read, a gate matrix for each term
+    instead (spec D3; not certain)."""
+    siaf_position: Literal["gate", "product"] = "gate"
+    """phi in place of the gate's activation, down(phi(gate) * up), or of the gated product, down(phi(act(gate) * up))
+    (spec D3; not certain)."""
+    siaf_init: Literal["random", "mean", "identity"] = "random"
+    """a_1 = 1 and the other a_i normal with init_std; or all a_i 1/n with that noise, since equal terms would stay
+    equal; or the other a_i 0, so that on the gate phi is the plain activation at first. b_i = 0 (spec D3; not certain).
+    matrices: identity makes the added gates 0."""
+    aug_shortcut_branches: Int = 1
+    """Augmented shortcuts T beside each attention; 0 is none. Their number is not published (spec D2)."""
+    aug_shortcut_reduction: Int = 32
+    """r: a branch goes through hidden_size / r channels (spec D2: 32 chosen)."""
+    aug_shortcut_input: Literal["normed", "stream"] = "normed"
+    """What a branch reads: the normalised hidden states that attention reads, or the residual stream (spec D2; not
+    certain)."""
+    aug_shortcut_act: Act = "gelu"
+    """Activation between a branch's two matrices (spec D2: "such as GeLU")."""
+    aug_shortcut_bias: bool = False
+    """Biases of a branch's two matrices (spec D2; not certain)."""
+    aug_shortcut_init: Literal["normal", "zero"] = "normal"
+    """A branch's second matrix at first: like any projection, or 0, which leaves the model's function as it is without
+    the branch (spec D2)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head_dim == 0:
+            self._require_heads_divide_hidden_size()
+            self._resolve("head_dim", self.hidden_size // self.num_heads)
+        if self.num_kv_heads == 0:
+            self._resolve("num_kv_heads", self.num_heads)
+        require_positive(
+            self, "num_kv_heads", "head_dim", "rms_norm_eps", "rope_theta", "siaf_terms", "aug_shortcut_reduction"
+        )
+        require_not_negative(self, aug_shortcut_branches="is none")
+        require_at_most(self, 64, "siaf_terms", "aug_shortcut_branches")
+        require(
+            self.head_dim % 2 == 0,
+            "head_dim",
+            f"={self.head_dim}: must be even, as rotary positions turn pairs; change it, or hidden_size or num_heads",
+        )
+        kv_rule = f"={self.num_kv_heads}: must divide num_heads={self.num_heads}; use one of {divisors(self.num_heads)}"
+        require(self.num_heads % self.num_kv_heads == 0, "num_kv_heads", kv_rule)
+        rule = (
+            f"={self.aug_shortcut_reduction}: must divide hidden_size={self.hidden_size}; use one of"
+            f" {divisors(self.hidden_size)}"
+        )
+        require(
+            self.aug_shortcut_branches == 0 or self.hidden_size % self.aug_shortcut_reduction == 0,
+            "aug_shortcut_reduction",
+            rule,
+        )
+        clash = "=product: has no gate matrices to add; use siaf_mode=channel or scalar"
+        require(self.siaf_mode != "matrices" or self.siaf_position == "gate", "siaf_position", clash)
+
+    def default_ffn_hidden_size(self) -> int:
+        """8/3 of the hidden size, rounded up to a multiple of 256 (spec D4)."""
+        return -(-8 * self.hidden_size // (3 * 256)) * 256
+
+    def axis_sizes(self) -> dict[str, int]:
+        """See ModelConfig."""
+        return {
+            "vocab": self.vocab_size,
+            "embed": self.hidden_size,
+            "heads": self.num_heads * self.head_dim,
+            "kv_heads": self.num_kv_heads * self.head_dim,
+            "ffn": self.ffn_hidden_size,
+            "siaf_term": self.siaf_terms,
+            "bottleneck": self.hidden_size // self.aug_shortcut_reduction,
+            "one": 1,
+        }
+
+    def layer_parameters(self, layer: int) -> dict[str, ParameterSpec]:
+        """See ModelConfig."""
+        attention = {
+            "query": self.matrix("heads", "embed"),
+            "key": self.matrix("kv_heads", "embed"),
+            "value": self.matrix("kv_heads", "embed"),
+            "output": self.residual_matrix("heads", layer),
+        }
+        ffn = {
+            "gate": self.matrix("ffn", "embed"),
+            "up": self.matrix("ffn", "embed"),
+            "down": self.residual_matrix("ffn", layer),
+        }
+        specs = {"attention_norm.weight": gain("embed")}
+        specs |= _linears("attention", attention, self.attention_bias)
+        for branch in range(self.aug_shortcut_branches):
+            specs |= _linears(f"aug_shortcut.{branch}", self._shortcut(layer), self.aug_shortcut_bias)
+        specs["ffn_norm.weight"] = gain("embed")
+        return specs | _linears("ffn", ffn, False) | self._siaf()
+
+    def _shortcut(self, layer: int) -> dict[str, ParameterSpec]:
+        zero = ParameterSpec(("embed", "bottleneck"), decay=True)
+        return {
+            "down": self.matrix("bottleneck", "embed"),
+            "up": zero if self.aug_shortcut_init == "zero" else self.residual_matrix("bottleneck", layer),
+        }
+
+    def _siaf(self) -> dict[str, ParameterSpec]:
+        terms, noise = self.siaf_terms, self.init_std
+        if terms == 1:
+            return {}
+        if self.siaf_mode == "matrices":
+            gate = ParameterSpec(("ffn", "embed"), std=0.0 if self.siaf_init == "identity" else noise, decay=True)
+            return {f"ffn.siaf_gates.{i}.weight": gate for i in range(terms - 1)}
+        axes = ("siaf_term", "ffn" if self.siaf_mode == "channel" else "one")
+        mean = (1 / terms,) * terms if self.siaf_init == "mean" else (1.0,) + (0.0,) * (terms - 1)
+        std = {"mean": (noise,) * terms, "random": (0.0,) + (noise,) * (terms - 1), "identity": (0.0,) * terms}[
+            self.siaf_init
+        ]
+        return {"ffn.siaf.scale": ParameterSpec(axes, mean, std), "ffn.siaf.shift": ParameterSpec(axes)}
+
+    def outer_parameters(self) -> tuple[dict[str, ParameterSpec], dict[str, ParameterSpec]]:
+        """See ModelConfig."""
+        table = self.matrix("vocab", "embed")
+        head = {} if self.tie_word_embeddings else {"head.weight": table}
+        return {"word_embedding.weight": table}, {"final_norm.weight": gain("embed")} | head
+
+    def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
+        """See ModelConfig."""
+        before, behind = self.outer_parameters()
+        return dict.fromkeys(before, (0, -1) if self.tie_word_embeddings else (0,)) | dict.fromkeys(behind, (-1,))
+
+
+def _linears(prefix: str, matrices: dict[str, ParameterSpec], with_bias: bool) -> dict[str, ParameterSpec]:
+    specs = {}
+    for name, matrix in matrices.items():
+        specs[f"{prefix}.{name}.weight"] = matrix
+        if with_bias:
+            specs[f"{prefix}.{name}.bias"] = bias(matrix.axes[0])
+    return specs

@@ -1,0 +1,152 @@
+"""How many values a device of each stage holds, from a dozen layouts instead of a thousand: what memory and time are
+computed from. No mindspore import."""
+
+import functools
+import math
+import re
+from collections import Counter
+from typing import NamedTuple
+
+from pangu_ms.models.common.config import ModelConfig, ParameterSpec
+from pangu_ms.parallel.layout import Layout
+from pangu_ms.parallel.plan import Plan
+
+
+class Kind(NamedTuple):
+    """What decides how a parameter lies, and whether it has moments and a gradient."""
+
+    axes: tuple[str, ...]
+    trainable: bool
+    decay: bool
+
+    @classmethod
+    def of(cls, spec: ParameterSpec) -> "Kind":
+        """The kind of one parameter."""
+        return cls(spec.axes, spec.trainable, spec.decay)
+
+
+@functools.lru_cache
+def layer_kinds(model: ModelConfig) -> tuple[int, ...]:
+    """For each layer the first one that is of its kind: same parameters, same role."""
+    first: dict[tuple, int] = {}
+    kinds = (
+        (tuple(Kind.of(spec) for spec in model.layer_parameters(i).values()), re.sub(r"\d+", "", name))
+        for i, name in enumerate(model.layer_names())
+    )
+    return tuple(first.setdefault(kind, i) for i, kind in enumerate(kinds))
+
+
+@functools.lru_cache
+def layer_counts(model: ModelConfig, layer: int) -> Counter[Kind]:
+    """How many parameters of each kind a layer has."""
+    return Counter(Kind.of(spec) for spec in model.layer_parameters(layer).values())
+
+
+@functools.lru_cache
+def outer_kinds(model: ModelConfig) -> tuple[tuple[Kind, tuple[int, ...]], ...]:
+    """(kind, layers that read it) of each parameter outside the layers."""
+    before, behind = model.outer_parameters()
+    layers = model.outer_parameter_layers()
+    return tuple((Kind.of(spec), layers[name]) for name, spec in (before | behind).items())
+
+
+def stage_kinds(plan: Plan, stage: int) -> Counter[int]:
+    """How many layers of each kind a stage has."""
+    first = sum(plan.stage_layers[:stage])
+    return Counter(layer_kinds(plan.config.model)[first : first + plan.stage_layers[stage]])
+
+
+def distinct_stages(plan: Plan) -> list[tuple[int, int]]:
+    """(stage, how many are like it) of the first stage of each sort; a later one of a sort never holds more, since
+    fewer micro-batches are in flight."""
+    last = len(plan.stage_layers) - 1
+    sorts = [(frozenset(stage_kinds(plan, s).items()), s == 0, s == last) for s in range(last + 1)]
+    count = Counter(sorts)
+    return [(sorts.index(sort), count[sort]) for sort in count]
+
+
+def stage_outer(plan: Plan, stage: int) -> list[Kind]:
+    """Kinds of the parameters outside layers that a stage holds."""
+    return [
+        kind
+        for kind, layers in outer_kinds(plan.config.model)
+        if stage in {plan.layer_stages[layer] for layer in layers}
+    ]
+
+
+class Slices:
+    """Values of a plan's parameters by their kind, so that a thousand parameters cost a dozen layouts.
+
+    `cut` is what a device stores, `plain` what it had without the optimizer's cut, `sharded` and `whole` are `plain` of
+    what the optimizer cuts and of the rest, by the axes of devices that had or have equal slices. What has gradients is
+    `trained` of these. Plans that differ in batch, micro-batches, recompute and sequence_parallel alone can share one.
+
+    Raises:
+        PlanError: devices do not divide a dimension.
+    """
+
+    def __init__(self, plan: Plan):
+        self.plan, self.sizes = plan, plan.config.model.axis_sizes()
+        self.at = dict(plan.mesh.axes)
+        before, behind = plan.config.model.outer_parameters()
+        layers = [
+            spec
+            for first in set(layer_kinds(plan.config.model))
+            for spec in plan.config.model.layer_parameters(first).values()
+        ]
+        specs = {Kind.of(spec): spec for spec in (*layers, *(before | behind).values())}
+        stages = {
+            kind: len({plan.layer_stages[layer] for layer in layers}) for kind, layers in outer_kinds(plan.config.model)
+        }
+        self.layouts = {kind: plan.layout(spec, stages.get(kind, 1)) for kind, spec in specs.items()}
+        self.cut = {kind: layout.slice_size for kind, layout in self.layouts.items()}
+        self.plain = {kind: math.prod(self.sizes[a] // self.devices(a) for a in kind.axes) for kind in specs}
+        self.sharded = self._by_group({kind: layout.optimizer_axes for kind, layout in self.layouts.items()})
+        self.whole = self._by_group(
+            {kind: () if layout.optimizer_axes else _free_axes(layout) for kind, layout in self.layouts.items()}
+        )
+
+    def _by_group(self, groups: dict[Kind, tuple[str, ...]]) -> dict[tuple[str, ...], dict[Kind, int]]:
+        return {
+            names: {kind: size * (groups[kind] == names) for kind, size in self.plain.items()}
+            for names in dict.fromkeys(groups.values())
+            if names
+        }
+
+    def devices(self, axis: str) -> int:
+        """Devices that share a logical axis."""
+        return math.prod(self.at[name] for name in self.plan.rules[axis])
+
+    def layer(self, first: int, sizes: dict[Kind, int]) -> int:
+        """Values of a layer like `first`; `sizes` is `cut`, `plain`, one of `sharded` or `whole`, or `trained` of
+        one."""
+        return sum(n * sizes[kind] for kind, n in layer_counts(self.plan.config.model, first).items())
+
+    def stage(self, stage: int, sizes: dict[Kind, int]) -> int:
+        """Values of one stage."""
+        return self.layers(stage, sizes) + self.outer(stage, sizes)
+
+    def layers(self, stage: int, sizes: dict[Kind, int]) -> int:
+        """Values of a stage's layers."""
+        return sum(n * self.layer(first, sizes) for first, n in stage_kinds(self.plan, stage).items())
+
+    def outer(self, stage: int, sizes: dict[Kind, int]) -> int:
+        """Values of a stage's tables and final norm."""
+        return sum(sizes[kind] for kind in stage_outer(self.plan, stage))
+
+    def largest(self, stage: int, sizes: dict[Kind, int]) -> int:
+        """Values of the largest layer or table of a stage."""
+        return max(
+            [self.layer(first, sizes) for first in stage_kinds(self.plan, stage)]
+            + [sizes[kind] for kind in stage_outer(self.plan, stage)]
+        )
+
+
+def trained(sizes: dict[Kind, int]) -> dict[Kind, int]:
+    """`sizes` with nothing of the parameters that training leaves as they are."""
+    return {kind: size * kind.trainable for kind, size in sizes.items()}
+
+
+def _free_axes(layout: Layout) -> tuple[str, ...]:
+    used = {name for dim in layout.dims for name in dim}
+    return tuple(name for name, size in layout.axes if size > 1 and name not in used)

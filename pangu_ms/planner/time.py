@@ -1,0 +1,201 @@
+"""Seconds of one training step, term by term, each with its formula. No mindspore import.
+
+A model, never checked on a device: products at a share of the chip's peak that was fitted on one published run; ring
+collectives at the link's published rate; stages under 1F1B. A micro-batch of one sequence is taken to be as efficient
+as a large one, and every card as fast as the others. Left out: latencies, the norm of the gradient, the exchange of a
+table that two stages share, reading records, writing checkpoints.
+"""
+
+import math
+from dataclasses import dataclass
+
+from pangu_ms.parallel.flops import model_flops_per_token
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.planner.cluster import Chip, bandwidth
+from pangu_ms.planner.memory import DTYPE_BYTES, composed_attention, micro_batch_size
+from pangu_ms.planner.slices import Slices, distinct_stages, stage_kinds, trained
+
+MFU_FORMULA = (
+    "tokens/s per card * 3 * forward FLOP per token / peak; attention not halved for the causal mask, recomputation not"
+    " counted"
+)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a step's time."""
+
+    name: str
+    seconds: float
+    formula: str
+
+
+def tokens_per_step(plan: Plan) -> int:
+    """Of all replicas."""
+    return plan.config.global_batch_size * plan.config.model.seq_length
+
+
+def mfu(plan: Plan, chip: Chip, tokens_per_second_per_device: float) -> float:
+    """Share of the peak that the model's own arithmetic reaches; see MFU_FORMULA."""
+    return tokens_per_second_per_device * 3 * model_flops_per_token(plan.config.model) / chip.peak_flops
+
+
+def step_terms(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
+    """The terms of a step; their sum is its time.
+
+    Under 1F1B a step takes m micro-batches on the slowest stage and one on each of the others. Source: Narayanan et al.
+    2021 (arXiv 2104.04473), section 2.2, whose (p - 1) / m is this with equal stages.
+    """
+    m = plan.num_micro_batches
+    stages = [
+        (_compute(plan, chip, slices, stage), _tensor_parallel(plan, chip, stage), count)
+        for stage, count in distinct_stages(plan)
+    ]
+    compute, exchange, _ = max(stages, key=lambda stage: stage[0] + stage[1])
+    micro = compute + exchange
+    every = sum((c + e) * count for c, e, count in stages)
+    pp, above = plan.mesh.num_stages, micro * plan.mesh.num_stages / every - 1
+    rate = f"{chip.peak_flops / 1e12:g} TFLOPS * {chip.achievable:g}"
+    terms = [Term("compute", m * compute, f"{m} micro-batches * {compute * 1e3:.2f} ms, slowest stage, at {rate}")]
+    if exchange:
+        speed, link = bandwidth(chip, plan.mesh, ("mp",))
+        formula = (
+            f"{m} * {exchange * 1e3:.2f} ms: ring all-reduce over mp={plan.config.parallel.model_parallel} at"
+            f" {speed / 1e9:g} GB/s {link}, not hidden"
+        )
+        terms.append(Term("tensor parallel", m * exchange, formula))
+    if pp > 1:
+        formula = (
+            f"one micro-batch of the other {pp - 1} stages; (pp - 1) / m = {(pp - 1) / m:.3f}; slowest stage"
+            f" {above:.1%} above the mean"
+        )
+        terms += [Term("pipeline bubble", every - micro, formula), _send_receive(plan, chip)]
+    return terms + _exchange(plan, chip, slices) + [_update(plan, chip, slices)]
+
+
+def _compute(plan: Plan, chip: Chip, slices: Slices, stage: int) -> float:
+    """Seconds of a micro-batch on one stage: forward, twice that backward, and what is computed again."""
+    layers = sum(n * _layer_flops(plan, chip, slices, kind) for kind, n in stage_kinds(plan, stage).items())
+    model = plan.config.model
+    head = (
+        3 * 2 * model.hidden_size * model.vocab_size // slices.devices("vocab")
+        if stage == plan.mesh.num_stages - 1
+        else 0
+    )
+    return (layers + head) * micro_batch_size(plan) * model.seq_length / (chip.peak_flops * chip.achievable)
+
+
+def _layer_flops(plan: Plan, chip: Chip, slices: Slices, first: int) -> int:
+    """For one token on one device in a layer like `first`; matrices that mp does not cut are multiplied on each of its
+    devices.
+
+    A frozen matrix has no gradient of its own to compute, one of the two products of its backward pass.
+    """
+    model, mode = plan.config.model, plan.config.parallel.recompute
+    matrices = {kind: size * kind.decay for kind, size in slices.plain.items()}
+    every, moved = slices.layer(first, matrices), slices.layer(first, trained(matrices))
+    attention = (
+        2 * model.seq_length * slices.sizes["heads"] // plan.config.parallel.model_parallel
+    )  # scores; the context takes as much
+    forward = 2 * every + 2 * attention
+    again = {"none": 0, "selective": attention if composed_attention(model, chip) else 0, "full": forward}[mode]
+    return 3 * forward - 2 * (every - moved) + again
+
+
+def _tensor_parallel(plan: Plan, chip: Chip, stage: int) -> float:
+    """Seconds of a micro-batch's all-reduces on one stage: two a layer forward, two backward, one or with stages two
+    when the layer is recomputed.
+
+    With sequence_parallel each is a reduce-scatter and an all-gather of the same traffic. A vocabulary cut by rows adds
+    one at each end.
+    """
+    parallel, mp = plan.config.parallel, plan.config.parallel.model_parallel
+    if mp == 1:
+        return 0.0
+    again = 0 if parallel.recompute != "full" else 1 if plan.mesh.num_stages == 1 else 2
+    count = plan.stage_layers[stage] * (4 + again)
+    count += (parallel.vocab_embedding == "row") * ((stage == 0) + (stage == plan.mesh.num_stages - 1))
+    return count * 2 * (mp - 1) / mp * _stream_bytes(plan) / bandwidth(chip, plan.mesh, ("mp",))[0]
+
+
+def _stream_bytes(plan: Plan) -> int:
+    """Of a micro-batch's residual stream."""
+    model = plan.config.model
+    return micro_batch_size(plan) * model.seq_length * model.hidden_size * DTYPE_BYTES[model.compute_dtype]
+
+
+def _send_receive(plan: Plan, chip: Chip) -> Term:
+    """With sequence_parallel MindSpore sends the stream of all replicas, and gathers it before: the rows of its pieces
+    are no cut of the batch."""
+    m, replicas = (
+        plan.num_micro_batches,
+        (plan.config.parallel.data_parallel if plan.config.parallel.sequence_parallel else 1),
+    )
+    speed, link = bandwidth(chip, plan.mesh, ("stage",))
+    size = _stream_bytes(plan) * replicas
+    formula = f"{m} * 2 * {size:,} bytes at {speed / 1e9:g} GB/s {link}, {chip.overlap:.0%} hidden"
+    return Term("send and receive", (1 - chip.overlap) * m * 2 * size / speed, formula)
+
+
+def _exchange(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
+    """Gradients of equal slices, and parameters cut over them. Stages do this at once, so the one with most counts.
+
+    Gradients travel in float32 (MindSpore's gradient_fp32_sync): whole ones are all-reduced; with optimizer_shard they
+    are reduce-scattered, and parameters are gathered, those of layers in the compute dtype and tables in float32. Each
+    of these once a step. Kinds, groups and bytes are those that `pangu plan rehearse` counts.
+    """
+    terms: dict[str, Term] = {}
+    for stage, _ in distinct_stages(plan):
+        for term in [*_gather(plan, chip, slices, stage), *_reduce(plan, chip, slices, stage)]:
+            terms[term.name] = max(terms.get(term.name, term), term, key=lambda t: t.seconds)
+    return list(terms.values())
+
+
+def _gather(plan: Plan, chip: Chip, slices: Slices, stage: int) -> list[Term]:
+    c = DTYPE_BYTES[plan.config.model.compute_dtype]
+    sizes = {
+        names: c * slices.layers(stage, part) + 4 * slices.outer(stage, part) for names, part in slices.sharded.items()
+    }
+    return _collectives(plan, chip, "gather parameters", [("all-gather", 1, sizes)])
+
+
+def _reduce(plan: Plan, chip: Chip, slices: Slices, stage: int) -> list[Term]:
+    scattered = {names: 4 * slices.stage(stage, trained(part)) for names, part in slices.sharded.items()}
+    reduced = {names: 4 * slices.stage(stage, trained(part)) for names, part in slices.whole.items()}
+    return _collectives(plan, chip, "reduce gradients", [("reduce-scatter", 1, scattered), ("all-reduce", 2, reduced)])
+
+
+def _collectives(
+    plan: Plan, chip: Chip, name: str, kinds: list[tuple[str, int, dict[tuple[str, ...], int]]]
+) -> list[Term]:
+    """One term of (kind, passes of the ring, bytes by group) collectives."""
+    total, parts = 0.0, []
+    for kind, passes, sizes in kinds:
+        for names, size in sizes.items():
+            seconds, where = _ring(plan, chip, names, passes * size)
+            total += seconds
+            parts += [f"{kind} of {size / 1e6:,.1f} MB over {where}"] if size else []
+    return [Term(name, total, f"{'; '.join(parts)}; {chip.overlap:.0%} hidden")] if parts else []
+
+
+def _ring(plan: Plan, chip: Chip, names: tuple[str, ...], size: int) -> tuple[float, str]:
+    """(seconds, description) of a ring collective's exposed part: (n - 1) / n of the bytes on each link."""
+    speed, link = bandwidth(chip, plan.mesh, names)
+    devices = math.prod(dict(plan.mesh.axes)[name] for name in names)
+    return (1 - chip.overlap) * (
+        devices - 1
+    ) / devices * size / speed, f"{'*'.join(names)}={devices} at {speed / 1e9:g} GB/s {link}"
+
+
+def _update(plan: Plan, chip: Chip, slices: Slices) -> Term:
+    values = max(slices.stage(stage, trained(slices.cut)) for stage, _ in distinct_stages(plan))
+    formula = (
+        f"7 * 4 * {values:,} bytes at {chip.hbm_bandwidth / 1e12:g} TB/s: AdamW reads parameter, gradient, moments and"
+        " writes three"
+    )
+    return Term("update", 7 * 4 * values / chip.hbm_bandwidth, formula)
+
+
+def step_seconds(terms: list[Term]) -> float:
+    """The step's time."""
+    return math.fsum(term.seconds for term in terms)

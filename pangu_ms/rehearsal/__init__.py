@@ -1,0 +1,1 @@
+"""Plans tried without their devices: compiled for virtual ranks, and run as CPU processes."""

@@ -1,0 +1,284 @@
+"""Execution: the graphs that MindSpore's parallel compiler makes for the ranks of a plan, run by as many CPU processes,
+beside one process without plan.
+
+Compared are the loss and norm of every step, the gradients of the first step and the parameters after the last, of
+every rank. No mindspore import.
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_ms.config.load import config_to_dict, replace
+from pangu_ms.config.parallel import ParallelConfig
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core.errors import PlanError
+from pangu_ms.core.exit_codes import EXIT_STOPPED
+from pangu_ms.core.isolated import python_command, python_environment
+from pangu_ms.core.progress import progress_bar
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.init import initial_values
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.rehearsal.rehearse import reason_of, with_absolute_paths
+from pangu_run.launcher import run_ranks
+
+TOLERANCE = 1e-4
+"""Largest difference, relative to the largest value of a tensor. Rounding in another order makes 1e-6 to 1e-5."""
+SMALLEST_SIZE = 1e-3
+"""A tensor smaller than this part of the largest one counts as that large: alpha's key biases have a gradient of zero,
+up to rounding."""
+LEARNING_RATE = 0.05
+"""With momentum and gradients clipped at 1: weights move by percents in 20 steps, and nothing diverges."""
+MAX_RANKS, MAX_PARAMETERS = 8, 50_000_000
+REQUEST, GROUPS, SINGLE = "request.json", "groups.json", "single.npz"
+NATIVE, EMULATED = ("AllReduce sum",), ("AllGather", "ReduceScatter sum", "AllReduce max")
+"""Collectives that a CPU has, and those that execute_graph.py makes of them."""
+_CHILD = "pangu_ms.rehearsal.execute_child"
+_HISTORY = ("total loss", "tokens", "gradient norm", "applied")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the ranks are from the single process."""
+
+    name: str
+    kind: str
+    """history, gradient or parameter."""
+    error: float
+    """Largest difference over ranks and values, relative to the tensor's largest value."""
+    rank: int
+    """The rank that has it."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What an execution found."""
+
+    collectives: dict[str, int]
+    """Calls in the step of one rank, by kind."""
+    emulated: list[str]
+    """Those kinds among them that a CPU lacks; see execute_graph.py."""
+    losses: list[float]
+    """Mean loss of each step, in nats, of the single process."""
+    differences: list[Difference]
+
+    @property
+    def worst(self) -> list[Difference]:
+        """The largest difference of each kind."""
+        kinds = dict.fromkeys(one.kind for one in self.differences)
+        return [max((one for one in self.differences if one.kind == kind), key=lambda one: one.error) for kind in kinds]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all differences are within TOLERANCE."""
+        return all(one.error <= TOLERANCE for one in self.differences)
+
+
+def execute(config: RunConfig, steps: int = 20, progress: bool = True) -> Execution:
+    """Run `steps` steps of momentum SGD on random batches, by the ranks of the plan and by one process.
+
+    Raises:
+        PlanError: a CPU cannot execute the plan, or a process failed.
+    """
+    check(config, steps)
+    plan = Plan.of(config)
+    with (
+        tempfile.TemporaryDirectory(prefix="pangu-execute-") as name,
+        progress_bar(progress, total=plan.mesh.world + 2, desc="execute") as bar,
+    ):
+        directory = Path(name)
+        (directory / REQUEST).write_text(
+            json.dumps({"config": config_to_dict(with_absolute_paths(config)), "steps": steps})
+        )
+        collectives, groups = _compile(plan, directory, bar)
+        (directory / GROUPS).write_text(json.dumps(dict(sorted(groups.items()))))  # all ranks make them in one order
+        _child("the single process", "single", name)
+        bar.update()
+        if code := run_ranks(
+            lambda rank: ["-m", _CHILD, "run", name, str(rank)],
+            plan.mesh.world,
+            directory,
+            {"GLOG_v": "3"},
+            stream_rank=None,
+            name="pangu plan",
+        ):
+            if code == EXIT_STOPPED or code > 128:
+                raise PlanError(f"execution: stopped (exit code {code}); run the same command again")
+            raise PlanError(
+                f"execution: a rank failed with exit code {code}: {_last_error(directory)}; see `pangu plan rehearse`"
+            )
+        bar.update()
+        single = dict(np.load(directory / SINGLE))
+        ranks = [dict(np.load(directory / result_name(rank))) for rank in range(plan.mesh.world)]
+    history = single["history"]
+    emulated = [kind for kind in EMULATED if collectives.get(kind)]
+    return Execution(collectives, emulated, (history[:, 0] / history[:, 1]).tolist(), compare(plan, single, ranks))
+
+
+def check(config: RunConfig, steps: int) -> None:
+    """What can be known before anything is compiled.
+
+    Raises:
+        PlanError: "KEY=VALUE: what a CPU cannot do; what to do".
+    """
+    parallel, model = config.parallel, config.model
+    rehearse = "rehearse it: `pangu plan rehearse`"
+    rules = (
+        (steps > 0, f"--steps {steps}: must be positive"),
+        (
+            parallel.pipeline_stage == 1,
+            (
+                f"parallel.pipeline_stage={parallel.pipeline_stage}: a CPU cannot send and receive between stages;"
+                f" {rehearse}"
+            ),
+        ),
+        (
+            parallel.search_mode in ("sharding_propagation", "none"),
+            (
+                f"parallel.search_mode={parallel.search_mode}: lays parameters out by itself, so that the plan's slices"
+                f" are not its own; {rehearse}"
+            ),
+        ),
+        (
+            parallel.expert_parallel == 1,
+            f"parallel.expert_parallel={parallel.expert_parallel}: a CPU has no all-to-all; {rehearse}",
+        ),
+        (
+            1 < parallel.world <= MAX_RANKS,
+            f"parallel: {parallel.world} rank(s): an execution needs 2 to {MAX_RANKS}; change a degree, or {rehearse}",
+        ),
+        (
+            model.compute_dtype == "float32",
+            (
+                f"model.compute_dtype={model.compute_dtype}: rounding would hide differences; use"
+                " model.compute_dtype=float32"
+            ),
+        ),
+        (
+            getattr(model, "dropout", 0.0) == 0.0,
+            f"model.dropout={getattr(model, 'dropout', 0.0)}: ranks draw other masks; use model.dropout=0",
+        ),
+        (
+            model.num_parameters() <= MAX_PARAMETERS,
+            (
+                f"model: {model.num_parameters():,} parameters: an execution takes {MAX_PARAMETERS:,} at most; use"
+                " fewer layers, or a smaller config"
+            ),
+        ),
+    )
+    for holds, message in rules:
+        if not holds:
+            raise PlanError(message)
+
+
+def on_one_device(config: RunConfig) -> RunConfig:
+    """The same run without a plan: the batch of all replicas in one process."""
+    alone = dataclasses.replace(config, parallel=ParallelConfig())
+    return replace(alone, train={"batch_size": config.global_batch_size, "accumulation_steps": 1})
+
+
+def batch(config: RunConfig, number: int) -> Batch:
+    """Random tokens of two documents in each row; about a fifth does not count."""
+    model, generator = config.model, np.random.default_rng([config.train.seed, number])
+    B, S = config.global_batch_size, model.seq_length
+    ids = generator.integers(0, model.vocab_size, (B, S + 1)).astype(np.int32)
+    segments = (np.arange(S) >= generator.integers(1, S, (B, 1))).astype(np.int32)
+    positions = np.broadcast_to(np.arange(S, dtype=np.int32), (B, S)).copy()
+    return Batch(ids, positions, segments, (generator.random((B, S)) < 0.8).astype(np.float32))
+
+
+def starting_values(config: RunConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Initial values of the whole model; with noise, so that biases and scales that begin at 0 or 1 are not equal in
+    all slices."""
+    for i, (name, value) in enumerate(initial_values(config.model, config.train.seed)):
+        noise = 0.02 * np.random.default_rng([config.train.seed, i]).standard_normal(value.shape)
+        yield name, (value + noise).astype(np.float32) if value.dtype == np.float32 else value
+
+
+def compare(plan: Plan, single: Mapping[str, np.ndarray], ranks: list[Mapping[str, np.ndarray]]) -> list[Difference]:
+    """Every rank's losses, gradients and parameters against the slices of the single process's that the plan gives it.
+
+    Args:
+        single: "history" [steps, 4] and "gradient NAME", "parameter NAME" of whole tensors; a step in micro-batches
+            gives no gradients.
+        ranks: the same for each rank, of slices.
+    """
+    found = []
+    for column, name in enumerate(_HISTORY):
+        expected = single["history"][:, column]
+        found.append(
+            _difference(
+                name, "history", [(expected, rank["history"][:, column]) for rank in ranks], np.abs(expected).max()
+            )
+        )
+    for kind in ("gradient", "parameter") if plan.num_micro_batches == 1 else ("parameter",):
+        names = plan.config.model.trainable_parameter_shapes() if kind == "gradient" else plan.layouts
+        sizes = {name: float(np.abs(single[f"{kind} {name}"]).max()) for name in names}
+        floor = SMALLEST_SIZE * max(sizes.values())
+        for name in names:
+            layout, whole = plan.layouts[name], single[f"{kind} {name}"]
+            pairs = [(whole[layout.slices(i)], rank[f"{kind} {name}"]) for i, rank in enumerate(ranks)]
+            found.append(_difference(name, kind, pairs, max(sizes[name], floor)))
+    return found
+
+
+def _difference(name: str, kind: str, pairs: list[tuple[np.ndarray, np.ndarray]], size: float) -> Difference:
+    """`pairs`: expected and found, of each rank."""
+    errors = [
+        float(np.abs(found - expected).max() / size) if found.shape == expected.shape else np.inf
+        for expected, found in pairs
+    ]
+    errors = [np.inf if np.isnan(error) else error for error in errors]
+    return Difference(name, kind, max(errors), int(np.argmax(errors)))
+
+
+def graph_name(rank: int) -> str:
+    """File of a rank's graph."""
+    return f"rank_{rank}.mindir"
+
+
+def result_name(rank: int) -> str:
+    """File of what a rank computed."""
+    return f"rank_{rank}.npz"
+
+
+def _compile(plan: Plan, directory: Path, bar: Any) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Export the graph of each rank, two at a time; returns the collectives of rank 0, and the groups of all ranks."""
+
+    def one(rank: int) -> dict[str, Any]:
+        answer = _child(f"rank {rank}", "compile", str(directory), str(rank))
+        bar.update()
+        return answer
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(one, range(plan.mesh.world)))
+    collectives = Counter(answers[0]["collectives"])
+    if missing := [kind for answer in answers for kind in answer["collectives"] if kind not in (*NATIVE, *EMULATED)]:
+        raise PlanError(
+            f"execution: the plan needs {missing[0]}, which a CPU has not; rehearse it: `pangu plan rehearse`"
+        )
+    return dict(collectives), {name: ranks for answer in answers for name, ranks in answer["groups"].items()}
+
+
+def _last_error(directory: Path) -> str:
+    """The first line of the ranks' logs that names an error."""
+    logs = [path.read_text(errors="replace") for path in sorted((directory / "logs").glob("rank_*/output.log"))]
+    found = re.search(r"^\w+(?:\.\w+)*(?:Error|Exception): *(.*)$", "\n".join(logs), re.MULTILINE)
+    return found[0] if found else "no message"
+
+
+def _child(who: str, *arguments: str) -> Any:
+    done = subprocess.run(python_command(_CHILD, *arguments), env=python_environment(), capture_output=True, text=True)
+    if done.returncode:
+        raise PlanError(f"execution of {who}: {reason_of(done)}; see `pangu plan rehearse`")
+    return json.loads(done.stdout) if done.stdout else None

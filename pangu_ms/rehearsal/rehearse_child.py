@@ -1,0 +1,110 @@
+"""One virtual rank: compiles a plan's training step and reports what the compiler made of it. A process of its own:
+`enter` changes it for good."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.config.load import config_from_dict
+from pangu_ms.core import runtime
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.rehearsal.compiled_graph import collectives
+
+
+def main() -> int:
+    """Reads a request {"config", "rank", "soc", "output", "where"} from stdin and writes a report to stdout, both
+    JSON."""
+    request = json.load(sys.stdin)
+    answer, sys.stdout = sys.stdout, sys.stderr  # nothing else may write to it
+    with tempfile.TemporaryDirectory(prefix="pangu-rehearse-") as graphs:
+        prepare(Path(graphs))
+        report = rehearse_rank(request, Path(graphs))
+    json.dump(report, answer)
+    return 0
+
+
+def prepare(graphs: Path) -> None:
+    """Let MindSpore write its graphs there; before it compiles."""
+    os.environ |= {
+        "MS_DEV_SAVE_GRAPHS": "2",
+        "MS_DEV_SAVE_GRAPHS_PATH": str(graphs),
+        "MS_DEV_DUMP_IR_PASSES": "validate",
+        "GLOG_v": runtime.ERRORS_ONLY,
+    }
+    os.chdir(graphs)  # it leaves files of failed compilations where it runs
+    runtime.quiet()
+
+
+def rehearse_rank(request: dict[str, Any], graphs: Path) -> dict[str, Any]:
+    """Compile the step for one rank; times in seconds, sizes in bytes."""
+    import mindspore as ms
+
+    import ascend_ops
+    from ascend_ops import backend
+    from pangu_ms.models.build import build_model
+    from pangu_ms.parallel import apply
+    from pangu_ms.rehearsal import virtual_cluster
+    from pangu_ms.train.parallel_step import build_step, step_inputs
+
+    plan, rank = Plan.of(config_from_dict(request["config"], request["where"])), request["rank"]
+    ms.set_context(mode=ms.GRAPH_MODE)
+    virtual_cluster.enter(plan.mesh.world, rank)
+    apply.begin(plan, rank)
+    if request["output"]:
+        ms.set_auto_parallel_context(strategy_ckpt_save_file=f"{request['output']}/strategy_rank_{rank}.ckpt")
+        if (
+            rank == 0
+            and plan.config.parallel.search_mode == "sharding_propagation"
+            and not plan.config.parallel.operator_strategies
+        ):
+            ms.parallel.set_op_strategy_config("SAVE", f"{request['output']}/operators_rank_{rank}.json")
+    began = time.perf_counter()
+    model = build_model(plan.config.model)
+    apply.apply(plan, model)
+    step = build_step(plan, model)
+    if request["soc"]:
+        backend.assume_soc(request["soc"])
+    with contextlib.nullcontext() if request["soc"] else ascend_ops.use("composed"):
+        step.set_train().compile(*step_inputs(plan))
+    seconds = time.perf_counter() - began
+    return {
+        "rank": rank,
+        "seconds": seconds,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "parameters": {p.name: list(p.shape) for p in step.get_parameters()},
+        "layouts": {name: _plain(layout) for name, layout in step.parameter_layout_dict.items()},
+        "collectives": [dataclasses.asdict(one) for one in collectives(_validated(graphs), plan.mesh.world)],
+        "operators": _plain(_strategies(step)),
+    }
+
+
+def _validated(graphs: Path) -> list[str]:
+    """The last graph before code generation, line by line."""
+    files = sorted(graphs.glob("**/*validate*.ir"))
+    assert files, "the compiler wrote no graph"
+    return files[-1].read_text(encoding="utf-8", errors="replace").splitlines()
+
+
+def _strategies(step: Any) -> dict[str, Any]:
+    """The strategy of every operator by its name in the graph."""
+    from mindspore.common.api import _cell_graph_executor
+
+    return dict(_cell_graph_executor._get_shard_strategy(step))
+
+
+def _plain(value: Any) -> Any:
+    """Tuples and MindSpore's own lists as JSON has them."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,136 @@
+"""A cluster that is not there: MindSpore's parallel compiler made to run for one rank of N Ascend devices on the CPU
+wheel. Unsupported by MindSpore.
+
+The compiler's parallel passes refuse a CPU, and its code generation needs a device. So compilation stops after the
+front end, the live context is told that the device is an Ascend one, and the Python side of communication is replaced.
+This changes the process for good: use it in a child process.
+
+It rests on the wheel's internals: the layout of a C++ string (libstdc++'s old ABI) and two mangled symbols. Everything
+that can be is checked before anything is written. Shapes, layouts and collectives of such a compilation are right; a
+stub communicator says 2048 ranks where the compiler asks for a group's size as a number, so numbers in such graphs need
+care (see execute.py). Nothing else may depend on this module.
+"""
+
+import ctypes
+import os
+import struct
+from pathlib import Path
+
+from pangu_ms.core.errors import PlanError
+
+KNOWN_VERSIONS = ("2.7.2", "2.9.0")
+"""MindSpore versions on which this was tried."""
+STUB_GROUP_SIZE = 2048
+"""What the stub communicator answers when the compiler asks for the size of a group."""
+_INSTANCE = "_ZN9mindspore9MsContext11GetInstanceEv"
+_GET_STRING = "_ZNK9mindspore9MsContext9get_paramISsEERKT_NS_10MsCtxParamE"
+_HEADER = struct.Struct("<QQi")  # length, capacity, references: in front of the characters of an old-ABI string
+_HEADER_BYTES = 24
+_kept_alive: list[ctypes.Array] = []
+
+
+def why_not() -> str:
+    """Why no virtual cluster can be made here; empty if it can. Changes nothing."""
+    import mindspore
+
+    if mindspore.__version__ not in KNOWN_VERSIONS:
+        return (
+            f"MindSpore {mindspore.__version__}: it was tried on {', '.join(KNOWN_VERSIONS)} alone, and rests on their"
+            " internals"
+        )
+    try:
+        slot = _device_target_slot()
+    except (OSError, AttributeError) as error:
+        return f"this build of MindSpore {mindspore.__version__} has another core library ({error})"
+    if not _is_old_abi_string(slot, mindspore.get_context("device_target").encode()):
+        return f"this build of MindSpore {mindspore.__version__} keeps its strings in another form"
+    return ""
+
+
+def enter(world: int, rank: int) -> None:
+    """Make this process rank `rank` of `world` virtual Ascend devices, until it ends. Parallel settings come after it.
+
+    Raises:
+        PlanError: this MindSpore does not allow it.
+    """
+    if reason := why_not():
+        raise PlanError(f"rehearsal: not available: {reason}; use `pangu plan estimate`, which needs no compiler")
+    from mindspore import context
+    from mindspore._c_expression import AutoParallelContext
+    from mindspore.communication import _comm_helper
+
+    context.set_context(precompile_only=True)
+    _comm_helper.hccl, _comm_helper._HCCL_TEST_AVAILABLE = _Communicator(world, rank), True
+    common = _comm_helper.GlobalComm
+    common.INITED, common.BACKEND, common.WORLD_COMM_GROUP = True, _comm_helper.Backend("hccl"), "hccl_world_group"
+    os.environ |= {"RANK_SIZE": str(world), "RANK_ID": str(rank)}
+    AutoParallelContext.get_instance().set_hccl_test_avaible(True)  # MindSpore's spelling
+    ctypes.c_void_p.from_address(_device_target_slot()).value = _old_abi_string(b"Ascend")
+    assert context.get_context("device_target") == "Ascend"
+
+
+class _Communicator:
+    """Stands for MindSpore's HCCL adapter. The compiler names its groups "<size>-<hash>"."""
+
+    def __init__(self, world: int, rank: int):
+        self.world, self.rank = world, rank
+
+    def _is_world(self, group: str | None) -> bool:
+        return group in (None, "hccl_world_group")
+
+    def get_rank_size(self, group: str | None = None) -> int:
+        return self.world if self._is_world(group) else int(group.split("-")[0])
+
+    def get_rank_id(self, group: str | None = None) -> int:
+        return self.rank if self._is_world(group) else self.rank % self.get_rank_size(group)
+
+    def get_local_rank_id(self, group: str | None = None) -> int:
+        return self.rank % 8
+
+    def get_local_rank_size(self, group: str | None = None) -> int:
+        return min(8, self.world)
+
+    def get_world_rank_from_group_rank(self, group: str, rank: int) -> int:
+        return rank
+
+    def get_group_rank_from_world_rank(self, rank: int, group: str) -> int:
+        return rank
+
+    def create_group(self, group: str, size: int, ranks: list[int]) -> None:
+        """There is nothing to make."""
+
+    def destroy_group(self, group: str) -> None:
+        """There is nothing to unmake."""
+
+
+def _device_target_slot() -> int:
+    """Address of the context's string that names the device."""
+    import mindspore
+    from mindspore._c_expression import ms_ctx_param
+
+    core = ctypes.CDLL(str(Path(mindspore.__file__).parent / "lib" / "libmindspore_core.so"))
+    instance, get_string = getattr(core, _INSTANCE), getattr(core, _GET_STRING)
+    shared_pointer = (ctypes.c_void_p * 2)()  # returned through hidden memory
+    instance.argtypes, instance.restype = [ctypes.c_void_p], ctypes.c_void_p
+    instance(ctypes.addressof(shared_pointer))
+    get_string.argtypes, get_string.restype = [ctypes.c_void_p, ctypes.c_int], ctypes.c_void_p
+    return get_string(shared_pointer[0], int(ms_ctx_param.device_target))
+
+
+def _is_old_abi_string(slot: int, text: bytes) -> bool:
+    """Whether the pointer at `slot` leads to `text` with an old-ABI header in front of it. Reads no more than a new-ABI
+    string has."""
+    characters = ctypes.c_void_p.from_address(slot).value
+    if ctypes.c_uint64.from_address(slot + 8).value == len(text) and characters == slot + 16:
+        return False  # a new-ABI string: pointer, length, characters in place
+    length, _, _ = _HEADER.unpack(ctypes.string_at(characters - _HEADER_BYTES, _HEADER.size))
+    return length == len(text) and ctypes.string_at(characters, len(text)) == text
+
+
+def _old_abi_string(text: bytes) -> int:
+    """Address of the characters of a new string that nobody will free."""
+    memory = ctypes.create_string_buffer(_HEADER_BYTES + len(text) + 1)
+    _HEADER.pack_into(memory, 0, len(text), len(text), 100_000)
+    memory[_HEADER_BYTES : _HEADER_BYTES + len(text)] = text
+    _kept_alive.append(memory)
+    return ctypes.addressof(memory) + _HEADER_BYTES

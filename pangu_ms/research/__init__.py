@@ -1,0 +1,1 @@
+"""Parameter inheritance, studies and analyses."""

@@ -1,0 +1,100 @@
+"""How diverse the features of one layer are: effective dimension, likeness of tokens, distance to the collapse. No
+mindspore import.
+
+Legend: B batch, S sequence length, T tokens of one sequence that count, E hidden.
+"""
+
+import numpy as np
+
+from pangu_ms.core.errors import ConfigError
+
+# Relative variance below which all features are equal: float32 rounds them to 6e-8, whose square is 4e-15.
+EQUAL = 1e-12
+
+
+def effective_dimension(covariance_EE: np.ndarray, share: float) -> int:
+    """Smallest number of principal components that carry `share` of the variance; 0 where nothing varies.
+
+    Source: spec D1, d(0.8).
+    """
+    eigenvalues = np.linalg.eigvalsh(covariance_EE)[::-1].clip(0.0)
+    carried = np.cumsum(eigenvalues)
+    if carried[-1] == 0.0:
+        return 0
+    return (
+        int(np.argmax(carried >= share * carried[-1] * (1 - 1e-9))) + 1
+    )  # a share reached exactly stays so after rounding
+
+
+def token_cosine(features_TE: np.ndarray) -> float:
+    """Mean cosine between two different tokens of a sequence, float64 [T, E], T >= 2; a zero feature has cosine 0 with
+    every other.
+
+    The squared norm of the sum of the unit vectors holds each pair twice, and each token with itself.
+    """
+    norms = np.linalg.norm(features_TE, axis=1, keepdims=True)
+    units = features_TE / np.where(norms > 0.0, norms, 1.0)
+    total = units.sum(axis=0)
+    num_tokens = len(features_TE)
+    return float((total @ total - np.count_nonzero(norms)) / (num_tokens * (num_tokens - 1)))
+
+
+class LayerDiversity:
+    """Accumulates the measures of one layer over batches, in float64; holds an E x E matrix and no tokens.
+
+    A sequence is a row of the batch. One with fewer than two tokens that count is left out, since it has no diversity.
+    """
+
+    def __init__(self, hidden_size: int, share: float = 0.8):
+        """Args:
+            share: of the variance, for the effective dimension.
+
+        Raises:
+            ConfigError: a share outside (0, 1).
+        """
+        if not 0.0 < share < 1.0:
+            raise ConfigError(f"share={share}: must be above 0 and below 1; the usual one is 0.8")
+        self.share = share
+        self.num_tokens = self.num_sequences = 0
+        self.sum_E, self.products_EE = np.zeros(hidden_size), np.zeros((hidden_size, hidden_size))
+        self.cosine = self.distance = self.relative_distance = 0.0
+
+    def update(self, features_BSE: np.ndarray, mask_BS: np.ndarray) -> None:
+        """Add a batch: features float [B, S, E]; mask [B, S], nonzero where a token counts."""
+        for features_SE, mask_S in zip(features_BSE, mask_BS, strict=True):
+            if np.count_nonzero(mask_S) >= 2:
+                self._add(features_SE[mask_S != 0].astype(np.float64))
+
+    def _add(self, features_TE: np.ndarray) -> None:
+        self.num_tokens += len(features_TE)
+        self.num_sequences += 1
+        self.sum_E += features_TE.sum(axis=0)
+        self.products_EE += features_TE.T @ features_TE
+        self.cosine += token_cosine(features_TE)
+        distance = np.linalg.norm(features_TE - features_TE.mean(axis=0))  # the mean is the minimising x
+        self.distance += distance
+        self.relative_distance += distance / (np.linalg.norm(features_TE) or 1.0)
+
+    def result(self) -> dict[str, float]:
+        """The measures of all sequences so far, of which there must be one.
+
+        Returns:
+            effective_dimension: int, of the covariance of all tokens; at most E and num_tokens - 1; 0 if all tokens are
+                equal.
+            token_cosine: in [-1, 1], mean over sequences; 1 if the tokens of a sequence have one direction.
+            rank_one_distance: d_M(Z) = min_x ||Z - 1 x^T||_F, mean over sequences; 0 if the tokens of a sequence are
+                equal.
+            relative_rank_one_distance: d_M(Z) / ||Z||_F in [0, 1], mean over sequences.
+
+        Source: spec D1.
+        """
+        assert self.num_sequences, "nothing to measure"
+        mean_E, square = self.sum_E / self.num_tokens, np.trace(self.products_EE) / self.num_tokens
+        covariance_EE = self.products_EE / self.num_tokens - np.outer(mean_E, mean_E)
+        varies = np.trace(covariance_EE) > EQUAL * square
+        return {
+            "effective_dimension": effective_dimension(covariance_EE, self.share) if varies else 0,
+            "token_cosine": self.cosine / self.num_sequences,
+            "rank_one_distance": float(self.distance / self.num_sequences),
+            "relative_rank_one_distance": float(self.relative_distance / self.num_sequences),
+        }

@@ -1,0 +1,37 @@
+"""Figures of the diagnostics."""
+
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.core.figure import new_figure, require_plot, write_figure
+
+PANELS = {
+    "effective_dimension": "effective dimension d({share:g})",
+    "token_cosine": "cosine of tokens",
+    "relative_rank_one_distance": "relative distance to rank one",
+}
+
+
+def plot_collapse(results: list[dict[str, Any]], path: Path) -> None:
+    """Draw the measures over the layers, a panel each, a line for each checkpoint; written whole or not at all.
+
+    Args:
+        results: as `run.collapse` returns them, each with a `label`; all of one share.
+
+    Raises:
+        OutputError: unknown suffix, no matplotlib, or a place that cannot be written.
+    """
+    require_plot(path)
+    figure = new_figure(14, 4.5)
+    axes = figure.subplots(1, len(PANELS))
+    for axis, (field, title) in zip(axes, PANELS.items()):
+        lines = [
+            axis.plot([x["layer"] for x in r["layers"]], [x[field] for x in r["layers"]], marker="o", markersize=3)[0]
+            for r in results
+        ]
+        axis.set(title=title.format(share=results[0]["share"]), xlabel="layer (0 is the embedding)")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    labels = [r["label"].replace("$", r"\$") for r in results]  # no formulas in a path
+    figure.legend(lines, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    write_figure(figure, path)

@@ -1,0 +1,138 @@
+"""Runs a checkpoint over records and measures the features of each layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from pangu_ms.checkpoint import store
+from pangu_ms.checkpoint.model import checkpoint_config, load_model
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
+from pangu_ms.core.errors import CheckpointError, DataError
+from pangu_ms.core.progress import progress_bar
+from pangu_ms.data.loader import num_batches, sequential_batches
+from pangu_ms.data.records import RecordSet
+from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.research.analysis.collapse import LayerDiversity
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint and the records to run it on, checked against each other."""
+
+    checkpoint: store.Checkpoint
+    config: RunConfig
+    records: RecordSet
+
+    @classmethod
+    def open(cls, checkpoint: Path | str, records: Path | str, split: str, overrides: Sequence[str] = ()) -> "Subject":
+        """Open both, and start MindSpore on the checkpoint's device; weights are not read yet.
+
+        Raises:
+            CheckpointError: no valid checkpoint there.
+            ConfigError: an override that would make another model, or a device that is not here.
+            DataError: records that do not fit the model.
+        """
+        found = store.open_checkpoint(Path(checkpoint))
+        config, tokenizer = checkpoint_config(found, overrides), found.tokenizer_path()
+        record_set = RecordSet.open(records, split)
+        record_set.check(config.model, tokenizer and Tokenizer.load(tokenizer), evaluation=True)
+        runtime.start(config.runtime.device)
+        return cls(found, config, record_set)
+
+    def model(self) -> nn.Cell:
+        """The checkpoint's model with its weights.
+
+        Raises:
+            CheckpointError: names or shapes are not those of its own configuration.
+        """
+        return load_model(self.checkpoint, self.config)
+
+
+class HiddenStates(nn.Cell):
+    """The embedding output and the output of each layer of a batch."""
+
+    def __init__(self, model: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.model, self.cast = model, ops.Cast()
+        self.set_train(False)
+
+    def construct(self, ids_BS, positions_BS, segments_BS):
+        """int32 [B, S] each -> num_layers + 1 times float32 [B, S, E] (numpy has no bfloat16)."""
+        states = self.model.hidden_states(ids_BS, positions_BS, segments_BS)
+        return tuple([self.cast(x_BSE, ms.float32) for x_BSE in states])
+
+    def of(self, batch: Batch) -> list[np.ndarray]:
+        """The states of a batch as arrays."""
+        inputs = batch.ids[:, :-1], batch.positions, batch.segments
+        return [state.asnumpy() for state in self(*(Tensor(np.ascontiguousarray(array)) for array in inputs))]
+
+
+def collapse(
+    subject: Subject, batch_size: int = 8, max_batches: int = 8, share: float = 0.8, progress: bool = True
+) -> dict[str, Any]:
+    """Measure the diversity of each layer's features over the first batches of a split.
+
+    Tokens count as in evaluation: padding and end of document do not. With `data.eod_reset` attention and positions
+    restart behind a document; the row with all its documents remains one sequence.
+
+    Args:
+        batch_size: rows per batch; all its states are in memory at once, (num_layers + 1) * B * S * E float32.
+        max_batches: stop after this many; 0 takes all.
+        share: of the variance, for the effective dimension.
+
+    Returns:
+        step, family, hidden_size, tokens and sequences (measured), share, layers: a list of layer (0 is the embedding),
+        name, and the measures of `LayerDiversity.result`.
+
+    Raises:
+        ConfigError, DataError: a share or size that makes no sense; no sequence with two tokens that count.
+        CheckpointError: a feature is not finite, or names or shapes are not those of its own configuration.
+    """
+    config, records = subject.config, subject.records
+    total = num_batches(records, batch_size, max_batches)
+    layers = [LayerDiversity(config.model.hidden_size, share) for _ in range(config.model.num_layers + 1)]
+    model = subject.model()
+    states, names = HiddenStates(model), layer_names(model, len(layers))
+    batches = sequential_batches(records, batch_size, config.data.eod_reset, max_batches)
+    for batch in progress_bar(
+        progress, iterable=batches, total=total, desc=f"analyze step {subject.checkpoint.step}", unit="batch"
+    ):
+        for layer, name, features in zip(layers, names, states.of(batch), strict=True):
+            _require_finite(features[batch.loss_mask != 0], f"{subject.checkpoint.path}: {name}")
+            layer.update(features, batch.loss_mask)
+    if not layers[0].num_sequences:
+        raise DataError(
+            f"{records.source}: 0 sequences with two tokens that count: must be at least 1; take more batches, or"
+            " prepare again from more text"
+        )
+    return {
+        "step": subject.checkpoint.step,
+        "family": config.model.family,
+        "hidden_size": config.model.hidden_size,
+        "tokens": layers[0].num_tokens,
+        "sequences": layers[0].num_sequences,
+        "share": share,
+        "layers": [{"layer": i, "name": name} | layer.result() for i, (name, layer) in enumerate(zip(names, layers))],
+    }
+
+
+def layer_names(model: nn.Cell, count: int) -> list[str]:
+    """Names of the hidden states: the embedding, then the layers from 1; a query layer is called so, since it asks with
+    other features."""
+    names = ["embedding", *(f"layer {i}" for i in range(1, count))]
+    return names[:-1] + ["query layer"] if hasattr(model, "query_layer") else names
+
+
+def _require_finite(features: np.ndarray, where: str) -> None:
+    if not np.isfinite(features).all():
+        raise CheckpointError(
+            f"{where}: features that are not finite: all must be; use model.compute_dtype=float32, or another"
+            " checkpoint"
+        )

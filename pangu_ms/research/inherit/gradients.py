@@ -1,0 +1,47 @@
+"""Loss of a model and its derivatives in masks on the model's units."""
+
+import dataclasses
+
+import mindspore as ms
+import numpy as np
+from mindspore import ParameterTuple, Tensor
+
+from pangu_ms.models.build import build_model, fill, weights
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.loss import TokenLoss, mean_loss, to_tensors
+from pangu_ms.research.inherit.units import Units, masked, unit_sums
+from pangu_ms.train.step import Gradients
+
+
+class MaskDerivatives:
+    """Derivatives in masks that multiply the slices of units, from the plain gradient graph, which is compiled once.
+
+    A mask m on a unit makes its slices m * w, so dL/dm is the sum over the slices of w * dL/d(m * w). Computed in
+    float32, without dropout.
+    """
+
+    def __init__(self, config: ModelConfig, tensors: dict[str, np.ndarray]):
+        """Take a model's configuration and float32 parameters."""
+        self.config, self.tensors = config, tensors
+        self.model = build_model(dataclasses.replace(config, compute_dtype="float32"))
+        self.weights = weights(self.model)
+        self.masked = ParameterTuple([weight for weight in self.weights if weight.dtype == ms.float32])
+        for weight in self.masked:
+            weight.requires_grad = True  # what training leaves as it is has masks too
+        self.gradients = Gradients(TokenLoss(self.model), self.masked)
+        self.gradients.set_train(False)
+
+    def __call__(self, batch: Batch, masks: Units) -> tuple[float, Units]:
+        """Mean loss of the batch with masked weights, and its derivative in the mask of each unit; a group without
+        masks has masks of 1."""
+        values = masked(self.config, self.tensors, masks)
+        fill(self.weights, values)
+        total, count, gradients = self.gradients(*to_tensors(batch), Tensor(0, ms.int32), Tensor(1.0, ms.float32))
+        total, count = total.asnumpy().item(), count.asnumpy().item()
+        by_name = {parameter.name: gradient for parameter, gradient in zip(self.masked, gradients)}
+        sums = unit_sums(self.config, lambda name: values[name] * by_name[name].asnumpy())
+        unscale = batch.loss_mask.size / (count + 1e-5)
+        return mean_loss(total, count), {
+            group: values * unscale / masks.get(group, 1.0) for group, values in sums.items()
+        }

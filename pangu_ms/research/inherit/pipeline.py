@@ -1,0 +1,244 @@
+"""From a teacher's checkpoint to a student's. mindspore is imported only where data are read."""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_ms.checkpoint import store
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files, runtime
+from pangu_ms.core.errors import CheckpointError, ConfigError
+from pangu_ms.core.progress import progress_bar
+from pangu_ms.data.compress import load_vocab_map
+from pangu_ms.data.loader import Loader
+from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.research.inherit import fit, scores
+from pangu_ms.research.inherit.gather import gather
+from pangu_ms.research.inherit.masks import MaskOptions, learn_masks
+from pangu_ms.research.inherit.selection import Selection, check_layers, select, spaced_layers, wanted_units
+from pangu_ms.research.inherit.units import Units, unit_shapes
+
+Tensors = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """How a student's parts are chosen."""
+
+    criteria: dict[str, str] = field(default_factory=lambda: {"channels": "l2", "heads": "l2", "neurons": "l2"})
+    """One of scores.CRITERIA for each group of units."""
+    layers: tuple[int, ...] | None = None
+    """Teacher's layers; None is the first, the last and uniformly spaced ones between."""
+    keep_first: int = 3
+    keep_last: int = 3
+    data: Path | str | None = None
+    """Records in the teacher's tokens, for taylor and learned and to measure losses."""
+    calibration_batches: int = 8
+    batch_size: int = 8
+    masks: MaskOptions = MaskOptions()
+    seed: int = 1
+    """Of calibration batches, random scores and the initial values of what the teacher lacks."""
+
+
+def inherit(
+    teacher: store.Checkpoint,
+    config: RunConfig,
+    output: Path,
+    choices: Choices,
+    tokenizer: Path | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Write a student's first checkpoint, OUTPUT/step-00000000; its state says what it was made of.
+
+    Units are scored in the teacher's chosen layers alone, with all their widths.
+
+    Args:
+        config: the student's run.
+        tokenizer: directory of a compact tokenizer with its map to the teacher's; None keeps the teacher's.
+
+    Returns:
+        output; layers, sizes and parameters, [teacher's, student's] each; criteria by group (None: all kept); losses
+        with the records' split, if any.
+
+    Raises:
+        ConfigError: the student cannot have this teacher.
+        DataError: tokenizer or records are not the teacher's.
+        CheckpointError: the teacher's tensors are not those of its configuration.
+        OutputError: `output` holds checkpoints.
+    """
+    store.require_no_checkpoints(output)
+    old, new = teacher.config().model, config.model
+    fit.require_fit(old, new)
+    vocab, own_tokenizer = _vocabulary(teacher, new, tokenizer)
+    layers = (
+        spaced_layers(old, new, choices.keep_first, choices.keep_last) if choices.layers is None else choices.layers
+    )
+    check_layers(old, new, layers)
+    criteria = _needed_criteria(old, new, choices)
+    data = _Calibration(teacher, config, choices) if choices.data else None
+    tensors = {name: np.asarray(array, np.float32) for name, array in teacher.tensors().items()}
+    store.check_names_and_shapes(str(teacher.path), tensors, old.parameter_shapes())
+
+    thin = dataclasses.replace(old, num_layers=new.num_layers)
+    thin_tensors = gather(old, tensors, thin, select(old, thin, layers, {}))
+    selection = select(
+        old, new, layers, _scores(thin, thin_tensors, wanted_units(old, new), criteria, choices, data, progress), vocab
+    )
+    losses = data.losses(old, tensors, new, selection, progress) if data else {}
+    made_of = {
+        "teacher": str(teacher.path),
+        "step": teacher.step,
+        "manifest_sha256": files.sha256_json(teacher.manifest),
+    }
+    how = {
+        "criteria": criteria,
+        "choices": dataclasses.asdict(choices) | {"data": choices.data and str(choices.data)},
+        "selection": selection.to_json(),
+    }
+    student = gather(old, tensors, new, selection, choices.seed)
+    path = store.save(output, 0, {"model": student}, {"inherited": made_of | how}, config, own_tokenizer)
+    return {"output": str(path), "layers": list(layers), **_sizes(old, new), "criteria": criteria, **losses}
+
+
+def _vocabulary(
+    teacher: store.Checkpoint, new: ModelConfig, tokenizer: Path | None
+) -> tuple[np.ndarray | None, Path | None]:
+    """Old id of each new one (None: equal), and the student's tokenizer."""
+    own, size = teacher.tokenizer_path(), teacher.config().model.vocab_size
+    if tokenizer is None:
+        if new.vocab_size != size:
+            raise ConfigError(
+                f"model.vocab_size={new.vocab_size}: the teacher has {size}: must be equal without --tokenizer; name a"
+                " compact tokenizer"
+            )
+        return None, own
+    found = load_vocab_map(tokenizer)
+    if own is None:
+        raise CheckpointError(
+            f"{teacher.path}: holds no tokenizer, so --tokenizer cannot be checked against it; convert it again with"
+            " its tokenizer"
+        )
+    found.require(Tokenizer.load(own), size)
+    if len(found.old_ids) != new.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={new.vocab_size}: {tokenizer} has {len(found.old_ids)} pieces: must be equal; set it to"
+            " that"
+        )
+    return found.old_ids, Path(tokenizer)
+
+
+def _needed_criteria(old: ModelConfig, new: ModelConfig, choices: Choices) -> dict[str, str | None]:
+    """By group; None where all units are kept, so that none need be scored."""
+    wanted, shapes = wanted_units(old, new), unit_shapes(old)
+    needed = {group: choices.criteria[group] if wanted[group] < units else None for group, (_, units) in shapes.items()}
+    for group, criterion in needed.items():
+        if criterion in scores.NEED_DATA and not choices.data:
+            raise ConfigError(
+                f"--{group} {criterion}: needs the loss on some data; add --data RECORDS, or use l1, l2 or random"
+            )
+    return needed
+
+
+def _scores(
+    thin: ModelConfig,
+    tensors: Tensors,
+    wanted: dict[str, int],
+    criteria: dict[str, str | None],
+    choices: Choices,
+    data: "_Calibration | None",
+    progress: bool,
+) -> Units:
+    """Of each group that has a criterion."""
+    found: Units = {}
+    derivatives = data.derivatives(thin, tensors) if set(criteria.values()) & set(scores.NEED_DATA) else None
+    for criterion in sorted({c for c in criteria.values() if c}):
+        groups = [group for group, c in criteria.items() if c == criterion]
+        if criterion == "random":
+            made = scores.random_scores(thin, choices.seed)
+        elif criterion == "taylor":
+            made = scores.taylor_scores(
+                derivatives, progress_bar(progress, iterable=data.batches, desc="taylor", unit="batch")
+            )
+        elif criterion == "learned":
+            shapes = {group: unit_shapes(thin)[group] for group in groups}
+            steps = learn_masks(derivatives, data.batches, shapes, wanted, choices.masks)
+            for made in progress_bar(
+                progress, iterable=steps, total=choices.masks.mask_steps, desc="learn masks", unit="step"
+            ):
+                pass
+        else:
+            made = scores.norm_scores(thin, tensors, criterion)
+        found |= {group: made[group] for group in groups}
+    return found
+
+
+def _sizes(old: ModelConfig, new: ModelConfig) -> dict[str, list[int]]:
+    names = (
+        "num_layers",
+        "hidden_size",
+        "num_heads",
+        "num_kv_heads",
+        "ffn_hidden_size",
+        "vocab_size",
+        "seq_length",
+        "siaf_terms",
+        "aug_shortcut_branches",
+    )
+    sizes = {name: [getattr(old, name), getattr(new, name)] for name in names if hasattr(old, name)}
+    return sizes | {"parameters": [old.num_parameters(), new.num_parameters()]}
+
+
+class _Calibration:
+    """Batches in the teacher's tokens, and what the models make of them."""
+
+    def __init__(self, teacher: store.Checkpoint, config: RunConfig, choices: Choices):
+        from pangu_ms.data.records import RecordSet
+
+        for name in ("calibration_batches", "batch_size"):
+            if getattr(choices, name) < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(choices, name)}: must be at least 1")
+        run, tokenizer = teacher.config(), teacher.tokenizer_path()
+        train = RecordSet.open(choices.data, "train")
+        train.check(run.model, tokenizer and Tokenizer.load(tokenizer))
+        self.device, self.choices, self.eod_reset = config.runtime.device, choices, run.data.eod_reset
+        loader = Loader(train, choices.batch_size, seed=choices.seed, eod_reset=self.eod_reset)
+        self.batches: list[Batch] = list(itertools.islice(loader.batches(), choices.calibration_batches))
+        self.held_out = RecordSet.open(choices.data, "held_out") if train.has_split("held_out") else None
+        runtime.start(self.device)
+
+    def derivatives(self, config: ModelConfig, tensors: Tensors) -> scores.Derivatives:
+        """Of a model."""
+        from pangu_ms.research.inherit.gradients import MaskDerivatives
+
+        return MaskDerivatives(config, tensors)
+
+    def losses(
+        self, old: ModelConfig, tensors: Tensors, new: ModelConfig, selection: Selection, progress: bool
+    ) -> dict[str, Any]:
+        """Of the teacher and of the student with the teacher's vocabulary and context, which the records need."""
+        same = dataclasses.replace(new, vocab_size=old.vocab_size, seq_length=old.seq_length)
+        whole = dataclasses.replace(selection, vocab=np.arange(old.vocab_size))
+        with progress_bar(progress, total=2, desc="losses", unit="model") as bar:
+            found = [self._loss(old, tensors)]
+            bar.update()
+            found.append(self._loss(same, gather(old, tensors, same, whole, self.choices.seed)))
+            bar.update()
+        return {"loss": found, "loss_split": "held_out" if self.held_out else "train"}
+
+    def _loss(self, config: ModelConfig, tensors: Tensors) -> float:
+        from pangu_ms.data.loader import sequential_batches
+        from pangu_ms.eval.perplexity import Evaluator
+        from pangu_ms.models.build import build_model, fill, weights
+
+        model = build_model(config)
+        fill(weights(model), tensors)
+        choices, batches = self.choices, self.batches
+        if self.held_out:
+            batches = sequential_batches(self.held_out, choices.batch_size, self.eod_reset, choices.calibration_batches)
+        return Evaluator(model, config).score(batches).loss

@@ -1,0 +1,105 @@
+"""`pangu study latency`: time per token of cached decoding of several checkpoints, taken in turns in one process.
+
+Batch 1, a cache of the model's whole context. Every round lets each checkpoint decode some tokens; its time divided by
+the first checkpoint's in the same round is free of what slows the machine down for a while. The order within a round
+moves on from round to round.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pangu_ms.core import runtime
+from pangu_ms.core.errors import GenerationError
+from pangu_ms.core.parser import Parser
+from pangu_ms.core.progress import progress_bar
+from pangu_ms.research.study.compare import ratios
+
+PROMPT_TOKENS, WARM_UP_TOKENS = 1, 4
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the study."""
+    parser = Parser(
+        prog="pangu study latency", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "checkpoints",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="run directories or checkpoints; the first is what the others are compared with",
+    )
+    parser.add_argument("--tokens", type=int, default=16, help="tokens that each decodes per round")
+    parser.add_argument("--rounds", type=int, default=40, help="rounds timed")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    args = parser.parse_intermixed_args(argv)
+    runtime.quiet()
+    rows = measure(args.checkpoints, args.tokens, args.rounds, progress=not args.json)
+    if args.json:
+        print(json.dumps({"tokens": args.tokens, "rounds": args.rounds, "checkpoints": rows}))
+        return 0
+    print("ms/token   ratio  quartiles      checkpoint")
+    for row in rows:
+        low, high = row["ratio_quartiles"]
+        print(f"{row['ms_per_token']:>8.3f} {row['ratio']:>7.3f}  {low:.3f} - {high:.3f}  {row['checkpoint']}")
+    return 0
+
+
+def measure(paths: Sequence[str], tokens: int, rounds: int, progress: bool = True) -> list[dict[str, Any]]:
+    """Time decoding; all models are in memory at once.
+
+    Returns:
+        For each checkpoint: checkpoint (its path), ms_per_token (median), ratio to the first one (median over rounds),
+            ratio_quartiles.
+
+    Raises:
+        GenerationError: no round, no token, or more tokens than a context holds.
+        CheckpointError: a checkpoint that cannot be used.
+    """
+    for name, value in (("tokens", tokens), ("rounds", rounds)):
+        if value < 1:
+            raise GenerationError(f"--{name} {value}: must be at least 1")
+    from pangu_ms.checkpoint.store import open_checkpoint
+
+    opened = [open_checkpoint(path) for path in paths]
+    for checkpoint in opened:
+        room = checkpoint.config().model.seq_length - PROMPT_TOKENS
+        if tokens > room:
+            raise GenerationError(
+                f"--tokens {tokens}: {checkpoint.path} has room for {room} after a prompt of {PROMPT_TOKENS}; use at"
+                f" most {room}"
+            )
+    decoders = [
+        _decoder(checkpoint) for checkpoint in progress_bar(progress, iterable=opened, desc="compile", unit="model")
+    ]
+    seconds = np.zeros((rounds, len(decoders)))
+    for round_number in progress_bar(progress, iterable=range(rounds), desc="measure", unit="round"):
+        for i in np.roll(np.arange(len(decoders)), -round_number):
+            seconds[round_number, i] = _decode(decoders[i], tokens) / tokens
+    rows = ratios(seconds)
+    return [{"checkpoint": str(path), "ms_per_token": 1e3 * row.pop("seconds")} | row for path, row in zip(paths, rows)]
+
+
+def _decoder(checkpoint: Any) -> Any:
+    """Compiled and warm."""
+    from pangu_ms.infer.decoder import GraphShape
+    from pangu_ms.infer.load import load_decoder
+
+    seq_length = checkpoint.config().model.seq_length
+    decoder = load_decoder(checkpoint, GraphShape.fitting(seq_length, 1, seq_length))
+    _decode(decoder, min(WARM_UP_TOKENS, seq_length - PROMPT_TOKENS))  # the first step compiles its branch
+    return decoder
+
+
+def _decode(decoder: Any, tokens: int) -> float:
+    """Seconds of decoding steps behind a new prompt; which tokens makes no difference to the time."""
+    decoder.prefill([[0] * PROMPT_TOKENS])
+    token = np.zeros(1, np.int32)
+    began = time.perf_counter()
+    for _ in range(tokens):
+        decoder.step(token)
+    return time.perf_counter() - began

@@ -1,0 +1,359 @@
+"""PanGu-pi Pro's four steps on a text of one's own, each measured by held-out bits per byte. Source: specification E2.
+No mindspore import.
+
+Bits per byte can be compared between vocabularies, as the held-out documents are the same ones: a hash of a document's
+text decides. All runs take the same number of steps and tokens, so that a compact vocabulary, with more tokens for a
+text, reads less text; the second round is extra.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.config.iso import Search, differences, find_shapes, head_dim, reshape
+from pangu_ms.config.load import config_to_dict, load_config
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files
+from pangu_ms.core.errors import ConfigError
+from pangu_ms.data.corpus import Corpus
+from pangu_ms.models.pi.config import PiConfig
+from pangu_ms.research.inherit.fit import require_fit
+from pangu_ms.research.study.compare import mean_and_deviation, paired_difference, require_seeds
+from pangu_ms.research.study.runs import Stage, claim, run_stages
+from pangu_ms.research.study.text import records_stage, tokenizer_stage
+
+STUDY = "pi-pro"
+STEPS = ("baseline", "compact", "tweaked", "inherited", "second_round", "second_round_control")
+PREVIOUS = {
+    "compact": "baseline",
+    "tweaked": "compact",
+    "inherited": "tweaked",
+    "second_round": "second_round_control",
+    "second_round_control": "inherited",
+}
+MEANING = {
+    "baseline": "the base, full vocabulary, random weights",
+    "compact": "compact vocabulary, the body widened to the same number of parameters (E2.1)",
+    "tweaked": "deeper and narrower at the same number of parameters (E2.2)",
+    "inherited": "the same shape with weights of the teacher (E2.3)",
+    "second_round": "that, trained on with the batches that it finds hard (E2.4)",
+    "second_round_control": "that, trained on with as many batches drawn evenly",
+}
+KEPT_ENDS = 3  # layers of the teacher kept at either end (spec E2.3), as far as a student has room for a middle
+EVENLY = 1e6  # a temperature at which all batches are equally likely
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The models of the chain, and what it takes to make them."""
+
+    base: RunConfig
+    """Of the baseline: its other sections hold for all runs."""
+    teacher: PiConfig
+    compact: PiConfig
+    tweaked: PiConfig
+    teacher_steps: int
+    keep: float
+    """Share of the batches that the second round reads."""
+    second_lr: float
+    """Peak learning rate of the second round, as a share of the first round's."""
+    criterion: str
+    """How neurons, heads and channels of the teacher are chosen."""
+
+
+def make_plan(
+    config: str = "pi/tiny",
+    overrides: Sequence[str] = (),
+    compact_size: int = 0,
+    depth: int = 0,
+    teacher_fields: dict[str, int] | None = None,
+    teacher_steps: int = 0,
+    keep: float = 0.5,
+    second_lr: float = 0.5,
+    criterion: str = "taylor",
+) -> Plan:
+    """The chain's models from the baseline's configuration; all students have as many parameters as the baseline, to
+    within 1 %.
+
+    Args:
+        config, overrides: the baseline, of family pi; model.vocab_size is the full vocabulary's.
+        compact_size: pieces of the compact vocabulary; 0 is half of the full one.
+        depth: layers of the tweaked shape; 0 is twice the baseline's.
+        teacher_fields: the teacher's model fields; by default one and a half times the tweaked shape's depth, and the
+            larger of both shapes' widths.
+        teacher_steps: 0 trains it as long as the others.
+        keep, second_lr, criterion: see Plan.
+
+    Raises:
+        ConfigError: not of family pi, or a number that makes no chain.
+    """
+    base = load_config(config, list(overrides))
+    if base.model.family != "pi":
+        raise ConfigError(f"model.family={base.model.family}: the recipe is PanGu-pi's; use a config of family pi")
+    if not base.data.held_out:
+        raise ConfigError("data.held_out=0: the steps are compared on held-out documents; use e.g. 0.05")
+    compact_size, depth = compact_size or base.model.vocab_size // 2, depth or 2 * base.model.num_layers
+    limits = {
+        "--compact-size": (compact_size, base.model.vocab_size - 1),
+        "--keep": (keep, 1.0),
+        "--second-lr": (second_lr, 1e9),
+    }
+    for name, (value, limit) in (limits | {"--teacher-steps": (teacher_steps or base.train.steps, 1e9)}).items():
+        if not 0 < value <= limit:
+            raise ConfigError(f"{name} {value}: must be above 0 and at most {limit:g}")
+    small_vocabulary = dataclasses.replace(base.model, vocab_size=compact_size)
+    search = Search(target=base.model.num_parameters(), head_dim=head_dim(base.model))
+    expansion = base.model.ffn_hidden_size / base.model.hidden_size
+    compact, tweaked = (
+        _equal_shape(small_vocabulary, search, layers, expansion) for layers in (base.model.num_layers, depth)
+    )
+    wide = {
+        name: max(getattr(compact, name), getattr(tweaked, name))
+        for name in ("hidden_size", "num_heads", "num_kv_heads", "ffn_hidden_size")
+    }
+    fields = {"num_layers": depth * 3 // 2} | wide | (teacher_fields or {})
+    teacher = reshape(base.model, **fields)
+    require_fit(teacher, tweaked)
+    return Plan(base, teacher, compact, tweaked, teacher_steps or base.train.steps, keep, second_lr, criterion)
+
+
+def _equal_shape(model: PiConfig, search: Search, depth: int, expansion: float) -> PiConfig:
+    shape = find_shapes(model, search, [depth], [expansion])[0]
+    if not shape.within_tolerance:
+        nearest = (
+            f"the nearest shape of {depth} layers has {shape.num_parameters:,} parameters, the baseline"
+            f" {search.target:,}"
+        )
+        raise ConfigError(
+            f"--depth {depth}: {nearest}; they must be equal to within {search.tolerance:.0%}; choose another depth or"
+            " a larger baseline"
+        )
+    return shape.model
+
+
+def run_pi_pro(
+    plan: Plan,
+    config: str,
+    corpus: Sequence[str],
+    output: Path | str,
+    seeds: Sequence[int] = (1, 2, 3),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run the chain for every seed, the teacher once; writes and returns OUTPUT/results.json. An interrupted study goes
+    on.
+
+    Args:
+        plan: see `make_plan`.
+        config: the name or path that the plan was made of; the commands begin with it.
+        corpus: text files.
+        output: directory of the study.
+        seeds: of initial weights, order of the data and draw of the second round.
+        progress: show a bar.
+
+    Returns:
+        By step: parameters, shape, bits per byte of each seed with mean and deviation, and the paired difference to the
+            step before it.
+
+    Raises:
+        ConfigError, DataError, OutputError, UserError, StudyStopped: see run_stages.
+    """
+    require_seeds(seeds, ())
+    output = Path(output).absolute()
+    Corpus(list(corpus))  # tells of a missing file before the work starts
+    claim(output, STUDY)
+    chain = Chain(plan, config, [str(Path(name).absolute()) for name in corpus], output)
+    stages = [*chain.data(), *chain.teach()]
+    for seed in seeds:
+        stages += chain.student(seed)
+    done = dict(zip((stage.directory for stage in stages), run_stages(stages, progress)))
+    bits = {
+        step: {seed: done[chain.directory(step, seed) / "eval"]["bits_per_byte"] for seed in seeds} for step in STEPS
+    }
+    results = {
+        "study": STUDY,
+        "config": config,
+        "corpus": chain.corpus,
+        "seeds": list(seeds),
+        "steps": plan.base.train.steps,
+        "criterion": plan.criterion,
+    }
+    results["teacher"] = {"bits_per_byte": done[output / "teacher/eval"]["bits_per_byte"]} | _shape(plan.teacher)
+    results["tokenizer"] = done[output / "tokenizer/compact"]
+    models = {"baseline": plan.base.model, "compact": plan.compact}
+    results["chain"] = {step: _shape(models.get(step, plan.tweaked)) | _summary(step, bits) for step in STEPS}
+    files.write_json(output / "results.json", results)
+    return results
+
+
+class Chain:
+    """The stages of a plan in a directory."""
+
+    def __init__(self, plan: Plan, config: str, corpus: list[str], output: Path):
+        self.plan, self.config, self.corpus, self.output = plan, config, corpus, output
+        self.tokenizers = {size: output / "tokenizer" / size / "tokenizer" for size in ("full", "compact")}
+        self.records = {size: output / "records" / size / "records" for size in ("full", "compact")}
+
+    def directory(self, step: str, seed: int) -> Path:
+        """Where a step's run and evaluation are."""
+        return self.output / f"seed-{seed}" / step
+
+    def data(self) -> list[Stage]:
+        """Both tokenizers and both sets of records."""
+        full, compact = self.tokenizers["full"], self.tokenizers["compact"]
+        pruned = "--records", str(self.records["full"]), "--vocab-size", str(self.plan.compact.vocab_size)
+        return [
+            tokenizer_stage(full.parent, self.plan.base, self.corpus),
+            self._prepare("full"),
+            self._stage(
+                compact.parent,
+                "tokenizer",
+                "compress",
+                "--tokenizer",
+                str(full),
+                *pruned,
+                "--output",
+                str(compact),
+                product=compact,
+            ),
+            self._prepare("compact"),
+        ]
+
+    def _prepare(self, size: str) -> Stage:
+        return records_stage(self.records[size].parent, self.plan.base, self.corpus, self.tokenizers[size])
+
+    def teach(self) -> list[Stage]:
+        """The teacher, once for all seeds."""
+        return self._trained(
+            self.output / "teacher", self.plan.teacher, "full", [f"train.steps={self.plan.teacher_steps}"]
+        )
+
+    def student(self, seed: int) -> list[Stage]:
+        """All steps of one seed."""
+        plan, at = self.plan, {step: self.directory(step, seed) for step in STEPS}
+        seeded = [f"train.seed={seed}", f"data.seed={seed}"]
+        start, losses = at["inherited"] / "start/checkpoint", at["inherited"] / "losses/losses.npz"
+        stages = self._trained(at["baseline"], plan.base.model, "full", seeded)
+        stages += self._trained(at["compact"], plan.compact, "compact", seeded)
+        stages += self._trained(at["tweaked"], plan.tweaked, "compact", seeded)
+        stages += [self._inherit(start, seed), *self._trained(at["inherited"], plan.tweaked, "compact", seeded, start)]
+        measured = "--data", str(self.records["compact"]), "--output", str(losses)
+        stages.append(
+            self._stage(losses.parent, "data", "losses", str(at["inherited"] / "run"), *measured, product=losses)
+        )
+        for step, temperature in (("second_round", 1.0), ("second_round_control", EVENLY)):
+            order = at[step] / "order/order.npz"
+            drawn = (
+                "--losses",
+                str(losses),
+                "--keep",
+                str(plan.keep),
+                "--seed",
+                str(seed),
+                "--temperature",
+                str(temperature),
+            )
+            stages.append(self._stage(order.parent, "data", "resample", *drawn, "--output", str(order), product=order))
+            stages += self._trained(
+                at[step],
+                plan.tweaked,
+                "compact",
+                [*seeded, f"data.order={order}", *self._second_round()],
+                at["inherited"] / "run",
+            )
+        return stages
+
+    def _inherit(self, start: Path, seed: int) -> Stage:
+        criterion = self.plan.criterion
+        words = [
+            "model",
+            "inherit",
+            str(self.output / "teacher/run"),
+            "--config",
+            self.config,
+            *self._fields(self.plan.tweaked),
+        ]
+        words += [
+            "--tokenizer",
+            str(self.tokenizers["compact"]),
+            "--neurons",
+            criterion,
+            "--heads",
+            criterion,
+            "--channels",
+            criterion,
+        ]
+        kept = str(min(KEPT_ENDS, self.plan.tweaked.num_layers // 3))
+        words += [
+            "--keep-first",
+            kept,
+            "--keep-last",
+            kept,
+            "--data",
+            str(self.records["full"]),
+            "--seed",
+            str(seed),
+            "--output",
+            str(start),
+        ]
+        return self._stage(start.parent, *words, product=start)
+
+    def _second_round(self) -> list[str]:
+        base, plan = self.plan.base, self.plan
+        rates = [
+            f"optimizer.lr={plan.second_lr * base.optimizer.lr}",
+            f"optimizer.min_lr={plan.second_lr * base.optimizer.min_lr}",
+        ]
+        return [f"train.steps={max(1, round(plan.keep * base.train.steps))}", *rates]
+
+    def _trained(
+        self, directory: Path, model: PiConfig, size: str, overrides: list[str], start: Path | None = None
+    ) -> list[Stage]:
+        """Training (random weights, or those of `start`) and a score of all held-out records."""
+        run, records = directory / "run", str(self.records[size])
+        words = [
+            "train",
+            "--config",
+            self.config,
+            *self._fields(model),
+            *overrides,
+            "--data",
+            records,
+            "--output",
+            str(run),
+            "--resume",
+        ]
+        words += ["--init-from", str(start)] if start else []
+        return [
+            self._stage(directory / "train", *words),
+            self._stage(directory / "eval", "eval", str(run), "--data", records, "--no-baselines"),
+        ]
+
+    def _fields(self, model: PiConfig) -> list[str]:
+        """Overrides that make the baseline's configuration file the plan's with this model."""
+        changed = differences(load_config(self.config), dataclasses.replace(self.plan.base, model=model))
+        return [
+            f"{section}.{name}={_yaml(value)}" for section, fields in changed.items() for name, value in fields.items()
+        ]
+
+    def _stage(self, directory: Path, *words: str, product: Path | None = None) -> Stage:
+        return Stage(directory, words, config_to_dict(self.plan.base), product)
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _shape(model: PiConfig) -> dict[str, Any]:
+    names = ("vocab_size", "num_layers", "hidden_size", "num_heads", "ffn_hidden_size")
+    return {"parameters": model.num_parameters()} | {name: getattr(model, name) for name in names}
+
+
+def _summary(step: str, bits: dict[str, dict[int, float]]) -> dict[str, Any]:
+    mean, deviation = mean_and_deviation(list(bits[step].values()))
+    summary: dict[str, Any] = {"bits_per_byte": bits[step], "mean": mean, "deviation": deviation}
+    if step in PREVIOUS:
+        summary["compared_with"] = PREVIOUS[step]
+        summary["difference"] = paired_difference(list(bits[step].values()), list(bits[PREVIOUS[step]].values()))
+    return summary

@@ -1,0 +1,238 @@
+"""Stages of a study: `pangu` commands, each in a process and a directory of its own, done once. No mindspore import.
+
+OUTPUT/study.json          which study this is
+OUTPUT/STAGE/command.json  what the stage does
+OUTPUT/STAGE/log.txt       what its process wrote to stderr; locked while it lives
+OUTPUT/STAGE/result.json   what it printed with --json; there when the stage is done
+"""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from pangu_ms.core import files, small_json
+from pangu_ms.core.errors import OutputError, UserError
+from pangu_ms.core.exit_codes import EXIT_STOPPED
+from pangu_ms.core.isolated import python_command, python_environment
+from pangu_ms.core.progress import progress_bar
+from pangu_ms.train.stop import StopSignal
+
+_log = logging.getLogger(__name__)
+PROGRAM = tuple(python_command("pangu_ms"))
+POLL_S = 0.3
+_DIGEST = "result_sha256"
+SHOWN_WORDS = 60  # of a command on the terminal; command.json has all
+
+
+class StudyStopped(Exception):
+    """A signal ended the study; the same command goes on with it."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command of a study. It must go on by itself with what a killed process of it left, as `pangu train --resume`
+    does."""
+
+    directory: Path
+    """Where command, log and result go; the command's own outputs belong in it too."""
+    words: tuple[str, ...]
+    """The verb and its arguments, without --json."""
+    identity: Any = None
+    """JSON value: what the result depends on beside the words, such as a configuration's content."""
+    product: Path | None = None
+    """A directory or file that the command wants to be new: removed if a process that was killed before it could say so
+    left it."""
+
+    @property
+    def name(self) -> str:
+        """The directory's last two names."""
+        return "/".join(self.directory.parts[-2:])
+
+    def result(self) -> dict[str, Any] | None:
+        """What the command printed; None while it is not done.
+
+        Raises:
+            OutputError: the directory belongs to another command.
+        """
+        begun = _read_json(self.directory / "command.json")
+        if begun is None:
+            return None  # whatever result there is, nobody knows of what
+        if begun != self._command():
+            rule = "its result would not be this one's; name a new --output, or remove the directory to do it anew"
+            raise OutputError(
+                f"{self.directory}: was begun by another command or configuration (see command.json in it); {rule}"
+            )
+        path = self.directory / "result.json"
+        result = _read_json(path)
+        if not isinstance(result, dict):
+            return None
+        digest = result.pop(_DIGEST, None)
+        if digest not in (None, files.sha256_json(result)):  # None: of version 0.1.0
+            raise OutputError(f"{path}: was changed after it was written; remove it to do the stage anew")
+        return result
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Keep what the command printed."""
+        files.write_json(self.directory / "result.json", result | {_DIGEST: files.sha256_json(result)})
+
+    def begin(self) -> None:
+        """Note the command; what a killed process left is kept unless it would be in the way."""
+        files.write_json(self.directory / "command.json", self._command())
+        if self.product and self.product.is_dir():
+            shutil.rmtree(self.product)
+        elif self.product:
+            self.product.unlink(missing_ok=True)
+
+    def _command(self) -> dict[str, Any]:
+        return json.loads(json.dumps({"words": self.words, "identity": self.identity}))  # as it will be read back
+
+    def shown(self) -> str:
+        """The command for the eye."""
+        words = self.words
+        if len(words) > SHOWN_WORDS:
+            words = (*words[:4], f"...({len(words) - 4} more words: {self.directory / 'command.json'})")
+        return "$ pangu " + " ".join(w if w.startswith("...") else shlex.quote(w) for w in words)
+
+
+def claim(output: Path, study: str) -> None:
+    """Make `output` the directory of a study, unless it is that already.
+
+    Raises:
+        OutputError: it has other content, or is the directory of another study.
+    """
+    path, whole = output / "study.json", {"study": study}
+    found = _read_json(path)
+    if found is None:
+        if not path.exists():
+            files.require_free(output)
+        files.write_json(path, whole)
+    elif found != whole:
+        held = (
+            f"the study {found['study']!r}"
+            if isinstance(found, dict) and "study" in found
+            else "a study.json of something else"
+        )
+        raise OutputError(
+            f"{output}: holds {held}, not {study!r}; a study needs a directory of its own; name another --output"
+        )
+
+
+def run_stages(stages: Sequence[Stage], progress: bool = True) -> list[dict[str, Any]]:
+    """Run what is not done yet, one after the other; returns the result of every stage.
+
+    SIGINT and SIGTERM are passed on to the running stage, which is waited for; a second SIGINT kills it.
+
+    Args:
+        progress: show a bar of stages and the command and time of each.
+
+    Raises:
+        OutputError: a stage's directory belongs to another command (told before the first stage starts), or another
+            process works in it.
+        UserError: a stage failed; the text has the last line of its stderr.
+        StudyStopped: a signal came.
+    """
+    results = [stage.result() for stage in stages]
+    done = sum(result is not None for result in results)
+    # miniters: the elapsed time moves within a stage too, at the bar's own pace; smoothing: which would else
+    # spoil the estimate.
+    options = {"total": len(stages), "initial": done, "unit": "stage", "desc": "study", "miniters": 0, "smoothing": 0}
+    with StopSignal() as stop, progress_bar(progress, **options) as bar:
+        for number, stage in enumerate(stages):
+            if results[number] is None:
+                say = bar.write if progress else _silent
+                say(stage.shown())
+                began = time.monotonic()
+                results[number] = _run(stage, stop, lambda: bar.update(0))
+                say(f"{stage.name}: {time.monotonic() - began:.0f} s")
+                bar.update()
+            if stop.received:
+                raise StudyStopped(stop.received)
+    return results
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, Any]:
+    with files.writing(stage.directory):
+        stage.directory.mkdir(parents=True, exist_ok=True)
+        log_path = stage.directory / "log.txt"
+        with open(log_path, "ab") as log:
+            _lock(log, stage)
+            stage.begin()
+            before = log.tell()
+            code, printed = _execute([*PROGRAM, *stage.words, "--json"], log, stop, tick)
+    if code == 0:
+        result = json.loads(printed.splitlines()[-1])
+        stage.finish(result)
+        return result
+    if stop.received or code == EXIT_STOPPED:
+        raise StudyStopped(stop.received or f"a signal to {stage.name}")
+    lines = log_path.read_bytes()[before:].decode(errors="replace").split("\n")
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    raise UserError(
+        f"{log_path}: `pangu {stage.words[0]}` {how}: {said}; mend that and run the same command again: stages that are"
+        " done are kept"
+    )
+
+
+def _lock(log: IO[bytes], stage: Stage) -> None:
+    """The child inherits the lock with its stderr: it holds as long as either process lives, even when this one was
+    killed."""
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        rule = "one at a time; wait for it, or end it, then run the same command again"
+        raise OutputError(f"{stage.directory}: another process works on this stage; {rule}") from None
+
+
+def _execute(command: list[str], log: IO[bytes], stop: StopSignal, tick: Callable[[], Any]) -> tuple[int, str]:
+    """Exit code and stdout. In a session of its own, so that Ctrl-C on a terminal reaches the child once, from here."""
+    options = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": log,
+        "text": True,
+        "start_new_session": True,
+    }
+    process = subprocess.Popen(command, env=python_environment(), **options)
+    passed_on = False
+    try:
+        while True:
+            try:
+                printed, _ = process.communicate(timeout=POLL_S)
+                return process.returncode, printed
+            except subprocess.TimeoutExpired:
+                tick()
+            if stop.received and not passed_on:
+                process.send_signal(signal.Signals[stop.received])
+                passed_on = True
+    except BaseException:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+
+
+def _read_json(path: Path) -> Any:
+    """The file's value; None where there is no file, or one that a crash emptied: what it stood for is done anew."""
+    try:
+        return small_json.parse(small_json.read_bytes(path), finite=False)
+    except small_json.Missing:
+        return None
+    except ValueError as error:
+        _log.warning("%s: is damaged (%s), as a crash may leave it; taken as not there", path, error)
+        return None

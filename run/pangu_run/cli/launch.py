@@ -1,0 +1,363 @@
+"""`pangu launch [options] train ...`: start a run on all devices of a cluster, or on CPU processes, and watch it to its
+end.
+
+One launcher runs on each host, with the same words everywhere; that of the first host leads. Exit code: 0; that of the
+rank that failed first, or 128 + N where signal N killed it; 2 for a mistake; 69 for a host that did not come or was
+lost; 75 when stopped by SIGTERM, SIGINT or SIGUSR1 with the run's state saved, so that a scheduler may start it again;
+124 for a rank that hung.
+
+Launchers of several hosts know each other by PANGU_JOB_SECRET, the same random value (`openssl rand -hex 32`) in the
+environment of each.
+"""
+
+import argparse
+import difflib
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.core import parser as arguments
+from pangu_ms.core.console import show, tell
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.isolated import python_command, python_environment
+from pangu_ms.core.parser import LEAST_S, MOST_S, PORTS, host_names, require_between
+from pangu_run.job.job import Job, Limits, Place
+from pangu_run.job_directory import NAME, JobDirectory
+from pangu_run.launcher import LOCAL_SERVER, run_job
+from pangu_run.program import CPU, Program, describe, placement
+from pangu_run.rank_table import Device, RankTable, Server, wait_completed
+from pangu_run.rank_table.rules import address
+from pangu_run.supervisor.authentication import job_secret, require_long
+
+VERBS = ("train",)
+DEFAULTS = Limits()
+NUMBERS = {"master_port": PORTS, "max_restarts": (0, 1000)}
+NUMBERS |= dict.fromkeys(("wait_table", "backoff", "grace"), (0, MOST_S))
+NUMBERS |= dict.fromkeys(("hang_timeout", "start_timeout", "stop_timeout", "host_timeout"), (LEAST_S, MOST_S))
+"""Least and most of each number."""
+
+
+class Parser(arguments.Parser):
+    """Knows where an option that it does not know may belong."""
+
+    def _nearest(self, message: str) -> str:
+        where = (
+            "put `train` before its options, and the launcher's own before `train`; "
+            if "unrecognized" in message or "required" in message
+            else ""
+        )
+        return super()._nearest(message) + where
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    args = parse(argv)
+    if {"-h", "--help"} & set(args.words):
+        return subprocess.call(python_command("pangu_ms", args.verb, "--help"), env=python_environment())
+    return launch(args)
+
+
+def launch(args: argparse.Namespace) -> int:
+    """Find this host's part of the job, and run it."""
+    require_long(job_secret())
+    options = program_options(args)
+    table, here = cluster(args, placement(args.words, *options))
+    leads = here == 0 and not args.dry_run  # the first host prepares records, and checks the directory
+    described = describe(
+        args.words, *options, *([] if leads else ["--follower"]), *(["--skip-paths"] if args.skip_paths else [])
+    )
+    job = job_of(args, described, table, here)
+    if args.dry_run:
+        if described.unchecked:
+            _say(f"not checked here: {', '.join(described.unchecked)}")
+        show(json.dumps(plan(job)) if args.json else plan_table(job))
+        return 0
+    return run_job(job)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Launch options, then the verb and its words.
+
+    Raises:
+        LaunchError: they are wrong by themselves, whatever the run is.
+    """
+    parser = Parser(prog="pangu launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    where = parser.add_argument_group("where ranks run (default: this host)")
+    where.add_argument(
+        "--rank-table", type=Path, metavar="FILE", help="rank table; its devices get ranks in the plan's order"
+    )
+    where.add_argument(
+        "--wait-table",
+        type=float,
+        default=0,
+        metavar="S",
+        help="wait so long for a table that is not completed yet (default: %(default)s)",
+    )
+    where.add_argument("--hosts", metavar="A,B", help="hosts without a rank table; the first one leads")
+    where.add_argument(
+        "--server-id",
+        metavar="ID",
+        help="this host's name in the table or in --hosts (default: found by its addresses)",
+    )
+    where.add_argument("--device", choices=("cpu", "ascend"), help="default: the configuration's runtime.device")
+    where.add_argument("--num-ranks", type=int, metavar="N", help="ranks of a CPU job: parallel.data_parallel=N")
+    where.add_argument(
+        "--smoke",
+        action="store_true",
+        help="try a cluster's configuration on this CPU: a thinned model, a few steps, 2 ranks",
+    )
+    start = parser.add_argument_group("how they start")
+    start.add_argument(
+        "--start",
+        choices=("rank-table", "cluster"),
+        help="how ranks find each other on Ascend (default: rank-table where one is given)",
+    )
+    start.add_argument(
+        "--master-address",
+        metavar="HOST",
+        help="where the first host is reached (default: its name in the table or in --hosts)",
+    )
+    start.add_argument(
+        "--master-port",
+        type=int,
+        default=8118,
+        metavar="P",
+        help="MindSpore's scheduler; the leader has the next port (default: %(default)s)",
+    )
+    start.add_argument(
+        "--bind",
+        choices=("numa", "none"),
+        help="keep ranks to cores of their NUMA node (default: numa on Ascend, none on CPU)",
+    )
+    start.add_argument("--dry-run", action="store_true", help="print what would start, rank by rank")
+    start.add_argument(
+        "--skip-paths",
+        action="store_true",
+        help="with --dry-run: look at no records, checkpoint or output, as on a node that does not have them",
+    )
+    start.add_argument("--json", action="store_true", help="with --dry-run: machine-readable output")
+    watch = parser.add_argument_group("how they are watched")
+    watch.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="restarts from the last valid checkpoint after failures (default: %(default)s)",
+    )
+    _seconds(watch, "--backoff", DEFAULTS.backoff_s, "pause before the first restart, doubled before each further one")
+    _seconds(
+        watch, "--hang-timeout", DEFAULTS.hang_s, "end the job if a rank that waits for nobody is silent for so long"
+    )
+    _seconds(
+        watch, "--start-timeout", DEFAULTS.start_s, "the same until a rank's first step is done, compilation included"
+    )
+    _seconds(watch, "--stop-timeout", DEFAULTS.stop_s, "for the running step and the checkpoint after a stop signal")
+    _seconds(watch, "--host-timeout", DEFAULTS.host_s, "for the other hosts' launchers to come")
+    _seconds(watch, "--grace", DEFAULTS.grace_s, "for ranks to end by themselves after another one failed")
+    watch.add_argument(
+        "--stream", default="0", metavar="RANK", help="the rank that has the terminal, or none (default: %(default)s)"
+    )
+    watch.add_argument("--job-dir", type=Path, metavar="DIR", help="logs, events, status (default: OUTPUT/job)")
+    parser.add_argument("verb", metavar="train", help="what to run")
+    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="its options: see `pangu train --help`")
+    args = parser.parse_args(argv)
+    require_sound(args)
+    args.hosts = None if args.hosts is None else host_names("--hosts", args.hosts)
+    return args
+
+
+def require_sound(args: argparse.Namespace) -> None:
+    """Raise LaunchError for options that cannot be meant."""
+    if args.verb not in VERBS:
+        if difflib.get_close_matches(args.verb, VERBS, 1):
+            raise LaunchError(
+                f"{args.verb}: ranks are launched for {', '.join(VERBS)}; did you mean {VERBS[0]}? see `pangu launch"
+                " --help`"
+            )
+        raise LaunchError(
+            f"{args.verb}: runs on one device; ranks are launched for {', '.join(VERBS)}; run `pangu {args.verb}`"
+            " itself"
+        )
+    if args.stream != "none" and not args.stream.isdecimal():
+        raise LaunchError(f"--stream {args.stream}: must be the number of a rank, or none; choose one")
+    if args.rank_table and args.hosts is not None:
+        raise LaunchError("--hosts: the rank table names the hosts; only one of them can; leave one of them out")
+    if args.start == "rank-table" and not args.rank_table:
+        raise LaunchError("--start rank-table: needs --rank-table FILE; name one, or use --start cluster")
+    if args.json and not args.dry_run:
+        raise LaunchError(
+            "--json: is of --dry-run, while ranks own the terminal of a job; add --dry-run, or see `pangu status"
+            " --json`"
+        )
+    if args.skip_paths and not args.dry_run:
+        raise LaunchError(
+            "--skip-paths: is of --dry-run, while ranks need what the paths hold; add --dry-run, or leave it out"
+        )
+    for name, (least, most) in NUMBERS.items():
+        require_between(f"--{name.replace('_', '-')}", getattr(args, name), least, most)
+
+
+def _seconds(group: Any, name: str, default: float, text: str) -> None:
+    group.add_argument(name, type=float, default=default, metavar="S", help=f"{text} (default: %(default)g)")
+
+
+def program_options(args: argparse.Namespace) -> list[str]:
+    """Launch options that change what the program is asked."""
+    options = ["--smoke"] if args.smoke else []
+    options += ["--device", args.device] if args.device else []
+    return options + (["--num-ranks", str(args.num_ranks)] if args.num_ranks is not None else [])
+
+
+def cluster(args: argparse.Namespace, program: Program) -> tuple[RankTable, int]:
+    """Which device of which host has which rank, and which of the hosts this is.
+
+    Raises:
+        RankTableError: the table has faults, other devices than the plan, or not this host.
+        LaunchError: the hosts cannot have the plan's ranks.
+    """
+    table = _given_table(args, program)
+    if program.device == CPU and table.world != program.world:
+        raise LaunchError(
+            f"{args.rank_table}: has {table.world} devices for {program.world} ranks; must be equal; change"
+            " parallel.data_parallel"
+        )
+    in_order = [(s, d) for s, server in enumerate(table.servers) for d in range(len(server.devices))]
+    if args.stream != "none" and int(args.stream) >= table.world:
+        raise LaunchError(
+            f"--stream {args.stream}: the job has {table.world} ranks; must be one of 0 to {table.world - 1}, or none;"
+            " choose such a rank"
+        )
+    here = table.this_server(args.server_id) if len(table.servers) > 1 or args.rank_table else 0
+    if program.device == CPU and len(table.servers) > 1:
+        require_one_machine(master_address(args, table))
+    return table.ordered(in_order if program.device == CPU else program.placement), here
+
+
+def master_address(args: argparse.Namespace, table: RankTable) -> str:
+    """Where the other hosts reach the first one."""
+    return args.master_address or table.servers[0].server_id
+
+
+def require_one_machine(master: str) -> None:
+    """Raise LaunchError unless all launchers must be on one machine, where alone CPU ranks meet: who reaches a loopback
+    address is there."""
+    ip = address(master)
+    if master != LOCAL_SERVER and not (ip and ip.is_loopback):
+        advice = (
+            "leave out --hosts, or with several launchers on one machine add --master-address 127.0.0.1 and a"
+            " --server-id to each"
+        )
+        raise LaunchError(
+            f"{master}: leads CPU ranks of several hosts; they can meet on one machine alone, by a loopback address;"
+            f" {advice}"
+        )
+
+
+def _given_table(args: argparse.Namespace, program: Program) -> RankTable:
+    if args.rank_table:
+        return (
+            wait_completed(args.rank_table, args.wait_table, _say)
+            if args.wait_table
+            else RankTable.read(args.rank_table)
+        )
+    hosts = args.hosts or [args.server_id or LOCAL_SERVER]
+    each, rest = divmod(program.world, len(hosts))
+    if rest or not each:
+        raise LaunchError(
+            f"--hosts {','.join(hosts)}: {len(hosts)} hosts cannot share {program.world} ranks equally; name as many as"
+            " the plan has"
+        )
+    if program.device != CPU and each > program.devices_per_server:
+        advice = "name all hosts by --rank-table or --hosts, or try the configuration on a CPU with --smoke"
+        raise LaunchError(
+            f"{', '.join(hosts)}: {each} ranks on a host of {program.devices_per_server} devices"
+            f" (parallel.devices_per_server); {advice}"
+        )
+    first = range(0, program.world, each)
+    return RankTable(
+        tuple(
+            Server(host, tuple(Device(i, base + i, None) for i in range(each)), (host,))
+            for host, base in zip(hosts, first)
+        )
+    )
+
+
+def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: int) -> Job:
+    """The job as this host sees it."""
+    places = [Place(rank, server.server_id, device.device_id) for rank, (server, device) in table.ranks().items()]
+    on_cpu, several = program.device == CPU, len(table.servers) > 1
+    start = "cluster" if on_cpu else args.start or ("rank-table" if args.rank_table else "cluster")
+    facts = {"verb": args.verb, "words": list(program.words), "device": program.device, "config": program.config}
+    facts |= {"total_steps": program.total_steps, "tokens_per_step": program.tokens_per_step}
+    return Job(
+        words=lambda rank: ["-m", "pangu_ms", args.verb, *program.words],
+        places=places,
+        directory=JobDirectory(args.job_dir or Path(program.output) / NAME),
+        server=table.servers[here].server_id,
+        start=start,
+        master=(master_address(args, table), args.master_port) if several else None,
+        resume_words=("--resume",),
+        max_restarts=args.max_restarts,
+        bind=args.bind == "numa" or args.bind is None and not on_cpu,
+        stream_rank=None if args.stream == "none" else int(args.stream),
+        limits=Limits(
+            args.host_timeout, args.start_timeout, args.hang_timeout, args.stop_timeout, args.grace, args.backoff
+        ),
+        rank_table=table.as_dict() if start == "rank-table" else None,
+        description=facts | ({"rank_table": table.as_dict()} if args.rank_table else {}),
+    )
+
+
+def plan(job: Job) -> list[dict[str, Any]]:
+    """What would start on this host, rank by rank."""
+    scheduler = (job.master or (LOCAL_SERVER, "(a free port)")) if job.start == "cluster" else None
+    return [
+        {
+            "rank": place.rank,
+            "host": place.server,
+            "device": place.device,
+            "command": [sys.executable, *job.rank_words(place.rank, resume=False)],
+            "environment": job.defaults(place) | job.own_variables(place, scheduler),
+            "log": str(job.directory.rank_log(place.rank)),
+        }
+        for place in job.local
+    ]
+
+
+def plan_table(job: Job) -> str:
+    """The same for people: what all ranks of this host share, then each rank's own."""
+    rows = plan(job)
+    shared = {
+        name: value
+        for name, value in rows[0]["environment"].items()
+        if all(row["environment"].get(name) == value for row in rows)
+    }
+    lines = [
+        f"{job.world} ranks on {len(job.servers)} host(s); {job.servers[0]} leads; this is {job.server}",
+        "",
+        shlex.join(rows[0]["command"]),
+    ]
+    lines += ["", "all ranks of this host", *_variables(shared)]
+    if any(int(row["environment"]["DEVICE_ID"]) != row["device"] for row in rows):
+        lines += ["", "A part of this host's devices is visible: DEVICE_ID counts those."]
+    for row in rows:
+        own = {name: value for name, value in row["environment"].items() if name not in shared}
+        lines += ["", f"rank {row['rank']}: device {row['device']}, {row['log']}", *_variables(own)]
+    others = [
+        f"  rank {place.rank}: host {place.server}, device {place.device}"
+        for place in job.places
+        if place.server != job.server
+    ]
+    return "\n".join([*lines, *(["", "other hosts", *others] if others else [])])
+
+
+def _variables(variables: Mapping[str, str]) -> list[str]:
+    return [f"  {name}={value}" for name, value in variables.items()]
+
+
+def _say(text: str) -> None:
+    tell(f"pangu launch: {text}")

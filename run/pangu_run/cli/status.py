@@ -1,0 +1,219 @@
+"""`pangu status`: what the ranks of a job do; exit code 0 where it runs or ended well, 1 where it failed or its
+launcher is gone."""
+
+import argparse
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.core import console
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.parser import NewFile, Parser
+from pangu_run import this_host
+from pangu_run.job_directory import JobDirectory
+from pangu_run.report.ascend_errors import explain
+from pangu_run.report.log_errors import cause_in_words, words_of
+from pangu_run.report.status import GONE, STUCK, JobStatus, Rank, clock, duration, group_ranks, job_status, ranks_text
+
+CLOCK_S = 60.0
+"""By how much a clock may have been set since a process began."""
+PLOT_HELP = "also draw steps over time and events into this new file (.png, .svg, .pdf; needs matplotlib)"
+COLUMNS = ("rank", "host", "device", "state", "phase", "step", "tokens/s", "last beat", "")
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    parser = Parser(prog="pangu status", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("dir", metavar="DIR", help="--output of a `pangu launch`, or the job directory in it")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="on a terminal redraw until the job ends; with --json print a line each time",
+    )
+    parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks of --watch")
+    parser.add_argument("--json", action="store_true", help="print JSON, all ranks")
+    parser.add_argument("--plot", action=NewFile, metavar="FILE", default=argparse.SUPPRESS, help=PLOT_HELP)
+    args = parser.parse_args(argv)
+    if not 0.1 <= args.interval <= 3600:
+        raise LaunchError(f"--interval {args.interval:g}: must be from 0.1 to 3600 s; leave it out for 2")
+    plot = Path(args.plot) if hasattr(args, "plot") else None
+    if plot:
+        from pangu_ms.core.figure import require_plot
+
+        require_plot(plot)
+    directory = JobDirectory.find(args.dir)
+    last = (
+        watch(directory, args.interval, args.json)
+        if args.watch and (args.json or sys.stdout.isatty())
+        else show(directory, args.json)
+    )
+    if plot:
+        from pangu_run.report.status_plot import draw
+
+        draw(directory.path, observe(directory), directory.events(directory.job().get("id")), plot)
+        console.tell(f"{plot}: written")
+    return 0 if last.well else 1
+
+
+def show(directory: JobDirectory, as_json: bool) -> JobStatus:
+    """Print the job once."""
+    status = observe(directory)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(status), ensure_ascii=False), flush=True)
+    else:
+        console.show("\n".join(in_words(status)))
+    return status
+
+
+def watch(directory: JobDirectory, interval: float, as_json: bool) -> JobStatus:
+    """Print the job again and again, on a terminal in place, until it is over."""
+    drawn = 0
+    while True:
+        if as_json:
+            status = show(directory, True)
+        else:
+            status = observe(directory)
+            size = shutil.get_terminal_size()
+            lines = [console.printable(line)[: size.columns - 1] for line in in_words(status)]
+            lines = lines if status.over else _fitting(lines, size.lines - 1)
+            print(
+                (f"\x1b[{drawn}F" if drawn else "") + "\x1b[J" + "\n".join(lines),
+                file=console.raw(sys.stdout),
+                flush=True,
+            )
+            drawn = len(lines)
+        if status.over:
+            return status
+        time.sleep(interval)
+
+
+def _fitting(lines: list[str], height: int) -> list[str]:
+    return lines if len(lines) <= height else [*lines[: max(1, height - 1)], f"... {len(lines) - height + 1} more rows"]
+
+
+def observe(directory: JobDirectory) -> JobStatus:
+    """The job as it is now."""
+    job = directory.job()
+    status, events = directory.status(), directory.latest_events(job.get("id"))
+    return job_status(job, status, events, time.time(), launcher_lives(job), total_steps(directory, job))
+
+
+def is_over(directory: JobDirectory) -> bool:
+    """Whether the job has ended or its launcher is gone."""
+    job = directory.job()
+    return job_status(job, directory.status(), [], time.time(), launcher_lives(job), None).over
+
+
+def total_steps(directory: JobDirectory, job: dict[str, Any]) -> int | None:
+    """Steps of the whole run: job.json's, else the configuration's train.steps; None for verbs without steps."""
+    if job.get("total_steps") is not None:
+        return job["total_steps"]
+    path = directory.path / "config.yaml"
+    if not path.is_file():
+        return None
+    from pangu_ms.core import yaml_file
+
+    try:
+        steps = (yaml_file.read(path, LaunchError) or {}).get("train", {}).get("steps")
+    except (LaunchError, AttributeError):
+        return None  # as for a configuration without steps: only the remaining time is not shown
+    return steps if isinstance(steps, int) else None
+
+
+def launcher_lives(job: dict[str, Any]) -> bool | None:
+    """Whether the leading launcher's process is among those of this host; None where it is on another host.
+
+    A container may have its host's name and not see its processes: only of a launcher that is silent does this say
+    something.
+    """
+    if job.get("launcher_pid") is None or job.get("host") not in this_host.names():
+        return None
+    import psutil
+
+    try:
+        process = psutil.Process(job["launcher_pid"])
+        begun_before = (
+            job.get("time") is None or process.create_time() <= job["time"] + CLOCK_S
+        )  # else another process has its number
+        return begun_before and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def in_words(status: JobStatus) -> list[str]:
+    """The lines of header and table."""
+    return [*_header(status), "", *_table(group_ranks(status.ranks))] if status.ranks else _header(status)
+
+
+def _header(status: JobStatus) -> list[str]:
+    ended = f", exit code {status.exit_code}" if status.exit_code is not None else ""
+    lines = [
+        f"job {status.id}, attempt {status.attempt}, {status.state}{ended}"
+        + (f", {status.restarts} restarts" if status.restarts else "")
+    ]
+    if status.state == GONE:
+        lines.append(
+            f"launcher gone since {clock(time.time() - (status.age_s or 0))} ({duration(status.age_s)}); it ended"
+            " without a word"
+        )
+    if status.state == STUCK:
+        lines.append(
+            f"launcher lives but has written nothing for {duration(status.age_s)}: is its disk full or its host halted?"
+        )
+    lines.append(", ".join(_progress(status)))
+    if status.slow:
+        lines.append(
+            "slow: "
+            + ", ".join(
+                f"rank {slow['rank']} ({_seconds(slow['seconds'])}, median {_seconds(slow['median'])})"
+                for slow in status.slow[:8]
+            )
+        )
+    if status.failure:
+        lines.append(f"first cause: {cause_in_words(status.failure)}")
+        lines += [f"  -> {explanation.line}"] if (explanation := explain(words_of(status.failure))) else []
+    return [line for line in lines if line]
+
+
+def _progress(status: JobStatus) -> list[str]:
+    total = f" of {status.total_steps}" if status.total_steps is not None else ""
+    parts = [f"step {status.step}{total}"] if status.step is not None else []
+    parts += [f"{status.tokens_per_second:,.0f} tokens/s"] if status.tokens_per_second is not None else []
+    parts += [f"ETA {duration(status.eta_s)}"] if status.eta_s is not None else []
+    return parts + (
+        [f"checkpoint of step {status.checkpoint['step']} {duration(status.checkpoint['age_s'])} ago"]
+        if status.checkpoint
+        else []
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} s"
+
+
+def _table(rows: list[Rank]) -> list[str]:
+    cells = [COLUMNS, *map(_cells, rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(COLUMNS))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _cells(row: Rank) -> tuple[str, ...]:
+    host = row.hosts[0] if len(row.hosts) == 1 else f"{len(row.hosts)} hosts" if row.hosts else "-"
+    device, step = ("-" if value is None else str(value) for value in (row.device, row.step))
+    speed = "-" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}"
+    ended = f"ended ({row.exit_code})" if row.state == "ended" and row.exit_code is not None else row.state
+    return (
+        ranks_text(row.ranks),
+        host,
+        device,
+        ended,
+        row.phase or "-",
+        step,
+        speed,
+        duration(row.silent_s),
+        ", ".join(row.notes),
+    )

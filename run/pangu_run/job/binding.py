@@ -1,0 +1,47 @@
+"""Which cores a rank keeps to: an equal part of the physical cores of one NUMA node, nodes filled in the order of the
+devices."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+SYSTEM = Path("/sys/devices/system")
+Node = Sequence[Sequence[int]]
+"""Physical cores, each with the numbers of its hardware threads."""
+
+
+def numa_nodes(root: Path = SYSTEM) -> list[list[list[int]]]:
+    """Physical cores of each NUMA node, as far as this process may use them; one node with all of them where the
+    machine tells none."""
+    allowed = os.sched_getaffinity(0)
+    paths = sorted(root.glob("node/node[0-9]*/cpulist"), key=lambda path: int(path.parent.name[4:]))
+    nodes = [allowed & set(parse_cores(path.read_text())) for path in paths]
+    return [physical_cores(node, root) for node in nodes if node] or [physical_cores(allowed, root)]
+
+
+def physical_cores(threads: set[int], root: Path) -> list[list[int]]:
+    """Threads in groups that share a core, in order of each group's first one; alone where the machine does not
+    tell."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for thread in sorted(threads):
+        siblings = root / f"cpu/cpu{thread}/topology/thread_siblings_list"
+        groups.setdefault(tuple(parse_cores(siblings.read_text())) if siblings.exists() else (thread,), []).append(
+            thread
+        )
+    return list(groups.values())
+
+
+def parse_cores(text: str) -> list[int]:
+    """Numbers of a kernel's list such as "0-3,8"."""
+    ranges = [part.split("-") for part in text.strip().split(",") if part]
+    return [core for low, *high in ranges for core in range(int(low), int(high[0] if high else low) + 1)]
+
+
+def cores_of(index: int, count: int, nodes: Sequence[Node]) -> list[int]:
+    """Threads of the `index`-th of `count` local ranks, whole cores; ranks share a core where there are fewer cores
+    than ranks."""
+    node_number = index * len(nodes) // count
+    mates = [i for i in range(count) if i * len(nodes) // count == node_number]
+    node, place = nodes[node_number], mates.index(index)
+    first, last = place * len(node) // len(mates), (place + 1) * len(node) // len(mates)
+    return sorted(thread for core in node[first : max(last, first + 1)] for thread in core)

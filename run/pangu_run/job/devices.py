@@ -1,0 +1,47 @@
+"""The number by which a process has to open an Ascend device, which is not always the device's own.
+
+Where a container or a variable shows a part of a host's devices, CANN counts those that it shows from 0, while rank
+tables keep the host's numbers.
+Source: CANN 9.0, environment variables, ASCEND_RT_VISIBLE_DEVICES; Ascend Docker Runtime, ASCEND_VISIBLE_DEVICES;
+MindCluster's train_start.sh, which exports the index in the rank table as DEVICE_ID.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+DIRECTORY = Path("/dev")
+
+
+def visible_numbers(devices: Sequence[int], environment: Mapping[str, str], directory: Path = DIRECTORY) -> list[int]:
+    """DEVICE_ID for each of this host's devices.
+
+    Args:
+        devices: their numbers on the host, as in the rank table.
+        environment: ASCEND_VISIBLE_DEVICES, what the container has, and ASCEND_RT_VISIBLE_DEVICES, what is shown of
+            that, are looked at.
+        directory: where davinci0, davinci1, ... are.
+    """
+    shown = parse_devices(environment.get("ASCEND_VISIBLE_DEVICES", "")) or sorted(
+        int(p.name[7:]) for p in directory.glob("davinci[0-9]*")
+    )
+    return _among(_among(devices, shown), parse_devices(environment.get("ASCEND_RT_VISIBLE_DEVICES", "")))
+
+
+def parse_devices(text: str) -> list[int]:
+    """Numbers of "0,2", "0-3" or "Ascend910-0,Ascend910-1", in their order; none where it is something else."""
+    numbers = []
+    for word in text.split(","):
+        match = re.fullmatch(r"(?:[A-Za-z]\w*-)?(\d+)|(\d+)-(\d+)", word.strip(), re.ASCII)
+        if match is None:
+            return []
+        one, low, high = match.groups()
+        numbers += [int(one)] if one else range(int(low), int(high) + 1)
+    return numbers
+
+
+def _among(devices: Sequence[int], shown: Sequence[int]) -> list[int]:
+    """Places among those that are shown; where they are shown by other numbers, among themselves; as they are where
+    nothing is known."""
+    order = list(shown) if set(devices) <= set(shown) else sorted(devices)
+    return [order.index(device) for device in devices] if shown else list(devices)

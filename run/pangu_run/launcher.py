@@ -1,0 +1,185 @@
+"""Run a job's ranks of this host to their end: as the leader, or as a host that obeys the leader. The Python entry of
+the launch layer."""
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pangu_ms.core import files, stop_signals
+from pangu_ms.core.errors import LaunchError
+from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
+from pangu_run import orphans
+from pangu_run.job import record
+from pangu_run.job.job import Job, Place
+from pangu_run.job_directory import ENDED, STATUS_S, JobDirectory
+from pangu_run.supervisor import messages
+from pangu_run.supervisor.authentication import require_long
+from pangu_run.supervisor.host import Host
+from pangu_run.supervisor.leader import LAST_WRITES_S, Leader
+from pangu_run.supervisor.links import Link, NotJoined, join
+from pangu_run.supervisor.terminal import Terminal
+
+LOCAL_SERVER = "localhost"
+GONE_S, TAKEOVER_S = 2.5, 15.0
+"""How long the status of another launcher must stand still before this one takes over: where its process is gone, and
+else."""
+
+
+def run_job(job: Job) -> int:
+    """Run it; call this from the main thread.
+
+    SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop all ranks of all hosts, which are waited for; a second SIGINT ends them at
+    once. The first cause of a failure is told on stderr. Whatever happens, none of this host's ranks is left.
+
+    Returns:
+        0; the exit code of the rank that failed first, 128 + N where signal N killed it; or a code of
+        pangu_ms/core/exit_codes.py.
+
+    Raises:
+        LaunchError: the job cannot be started.
+        OutputError: its directory cannot be written.
+    """
+    require_long(job.secret)
+    with files.writing(job.directory.path):
+        job.directory.logs.mkdir(parents=True, exist_ok=True)
+    if job.leads:
+        require_alone(job.directory)
+        job.directory.write_job(
+            record.description(job.identity)
+            | {"world": job.world, "hosts": job.servers, "start": job.start}
+            | dict(job.description)
+        )
+    job.write_rank_table()
+    signals = Signals()
+    with stop_signals.handled(signals.note), orphans.guarded(job.identity):
+        return asyncio.run(_lead(job, signals) if job.leads else _follow(job, signals))
+
+
+def require_alone(directory: JobDirectory) -> None:
+    """Raise LaunchError if the launcher of another job works in the same directory: both would write the same
+    checkpoints.
+
+    Its status says so for as long as it changes. Takes up to TAKEOVER_S where a launcher of another host was killed.
+    """
+    status = directory.status()
+    if not (directory.path / "status.json").exists() or status and status["state"] == ENDED:
+        return
+    try:
+        job = directory.job()
+    except LaunchError:
+        job = {}  # a crash emptied it: who launched is not known, the status tells whether they still do
+    gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(
+        job.get("launcher_pid") or 0
+    )  # unless in another container of that name
+    deadline = time.monotonic() + (GONE_S if gone else TAKEOVER_S)
+    while time.monotonic() < deadline:
+        time.sleep(STATUS_S / 2)
+        present = directory.status()
+        if present and present["state"] == ENDED:
+            return
+        if present and (status is None or present["time"] != status["time"]):
+            who = f"process {job.get('launcher_pid')} on host {job.get('host')}" if job else "nobody knows whose"
+            raise LaunchError(
+                f"{directory.path}: another launcher ({who}) runs a job there; end it, or name another --output"
+            )
+
+
+def run_ranks(
+    words: Callable[[int], Sequence[str]],
+    num_ranks: int,
+    directory: Path,
+    environment: Mapping[str, str] | None = None,
+    **options: Any,
+) -> int:
+    """Run processes of this machine under MindSpore's scheduler, as `run_job` does.
+
+    Args:
+        words: of a rank, after `python`: ("-m", MODULE, ...) or ("-c", PROGRAM, ...).
+        directory: the job directory.
+        environment: variables beside the present ones and those of MindSpore's cluster (MS_ROLE, RANK_ID, ...).
+        options: further fields of `Job`.
+    """
+    places = [Place(rank, LOCAL_SERVER, rank) for rank in range(num_ranks)]
+    return run_job(Job(words, places, JobDirectory(directory), LOCAL_SERVER, environment=environment or {}, **options))
+
+
+class Signals:
+    """Those that this launcher has been sent, and who wants to know."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._use: Callable[[str], None] | None = None
+
+    def note(self, name: str) -> None:
+        """Handler of `stop_signals.handled`. Ranks are told of a terminal that went away as of any other stop."""
+        self.names.append("SIGTERM" if name == "SIGHUP" else name)
+        if self._use:
+            self._use(self.names[-1])
+
+    @contextlib.contextmanager
+    def passed_on(self, use: Callable[[str], None]) -> Iterator[None]:
+        """Within this context `use` is called in the running event loop: with what came before, too."""
+        loop = asyncio.get_running_loop()
+        self._use = lambda name: loop.call_soon_threadsafe(use, name)  # which wakes the loop, too
+        try:
+            for name in self.names:
+                use(name)
+            yield
+        finally:
+            self._use = None
+
+
+async def _lead(job: Job, signals: Signals) -> int:
+    terminal = Terminal(job.stream_rank)
+    try:
+        leader = Leader(job, terminal)
+        with signals.passed_on(lambda name: leader.messages.put_nowait({"is": "signal", "name": name})):
+            return await leader.lead()
+    finally:
+        terminal.close()
+
+
+async def _follow(job: Job, signals: Signals) -> int:
+    """Obey the leader until it says how the job ended, or is gone."""
+    terminal = Terminal(job.stream_rank)
+    try:
+        link = await join(job, signals.names)
+        return EXIT_STOPPED if link is None else await _obey_to_the_end(job, terminal, link, signals)
+    except NotJoined as error:
+        if str(error):
+            terminal.tell(f"{job.name}: {error}")
+        return error.code
+    finally:
+        terminal.close()
+
+
+async def _obey_to_the_end(job: Job, terminal: Terminal, link: Link, signals: Signals) -> int:
+    leaving = False
+    alive = asyncio.create_task(link.keep_alive())
+    host = Host(job, terminal, lambda message: None if leaving else link.send(message))
+    try:
+        with signals.passed_on(lambda name: link.send({"is": "signal", "name": name})):
+            while words := await link.receive():
+                command = messages.from_leader(words)
+                if command and command["do"] == "end":
+                    if command["text"]:
+                        terminal.tell(f"{job.name}: {command['text']}")
+                    return command["code"]
+                if command:
+                    host.do(command)
+        terminal.tell(
+            f"{job.name}: the first host ({job.servers[0]}) is gone; this host's ranks were ended; look at that host"
+        )
+        return EXIT_HOST
+    finally:
+        leaving = True  # what is killed now failed by itself in nobody's eyes
+        alive.cancel()
+        host.kill()
+        host.disk.close(LAST_WRITES_S)
+        await link.close()

@@ -1,0 +1,62 @@
+"""Logs of ranks: written with rotation, read from their end."""
+
+import os
+import re
+from pathlib import Path
+
+from pangu_run.report.log_lines import clean, lines_of
+
+MAX_BYTES, KEEP = 64 << 20, 10
+SHOWN_LINES, TAIL_BYTES = 12, 64 << 10
+CRASH = re.compile(r"Fatal Python error: (Segmentation fault|Aborted|Bus error|Illegal instruction|Floating)")
+
+
+class RotatingLog:
+    """Bytes into PATH, a new file for each process; when it has MAX_BYTES it becomes PATH.1, PATH.1 becomes PATH.2, and
+    the oldest of KEEP goes."""
+
+    def __init__(self, path: Path, max_bytes: int = MAX_BYTES, keep: int = KEEP):
+        self.path, self.max_bytes, self.keep = path, max_bytes, keep
+        self._file = open(path, "ab", buffering=0)
+        if self._file.tell():
+            self._rotate()
+        self.lost: OSError | None = None
+        """Why bytes were dropped, such as a full disk: a rank does not stop for its log."""
+
+    def write(self, content: bytes) -> None:
+        """Append; never raises for a disk that is full."""
+        try:
+            if self._file.tell() + len(content) > self.max_bytes and self._file.tell():
+                self._rotate()
+            while content:
+                content = content[self._file.write(content) :]
+        except OSError as error:
+            self.lost = self.lost or error
+
+    def _rotate(self) -> None:
+        for number in range(self.keep - 1, 0, -1):
+            older = self.path.with_name(f"{self.path.name}.{number}")
+            newer = self.path.with_name(f"{self.path.name}.{number - 1}") if number > 1 else self.path
+            if newer.exists():
+                os.replace(newer, older)
+        full, self._file = self._file, open(self.path, "ab", buffering=0)
+        full.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
+    """The last lines of one file that are not empty, as `log_lines.clean` has them; "(nothing)" where there are none.
+
+    Where native code crashed: from the first word on that, as of the stack that follows the innermost call comes first.
+    """
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            lines = [line for line in map(clean, lines_of(file)) if line]
+    except FileNotFoundError:
+        lines = []
+    crash = next((place for place, line in enumerate(lines) if CRASH.match(line)), -count)
+    return lines[crash:][:count] or ["(nothing)"]

@@ -1,0 +1,136 @@
+"""What launchers and ranks say to each other, field by field: the one place where it is checked.
+
+Whoever reads a message reads it here first. It comes back with the fields that are named here and no others, each of
+the type and within the bounds that are named here, texts without control characters; a message that breaks a rule comes
+back as None and is left out. So nothing that a peer says can raise.
+
+    from a rank    {"phase", "step", "time", ...}: see pangu_ms/core/heartbeat.py
+    from a host    {"is": "beat", "attempt", "rank", "pid" and the rank's own}, {"is": "exit", "attempt", "rank",
+    "code", "time", "words" (last lines of its
+                   log), "started", "oom"}, {"is": "stacks", "attempt", "rank", "path", "lines"}, {"is": "signal",
+                   "name"}
+    from the leader    {"do": "welcome"}, {"do": "start", "attempt", "resume", "scheduler" ([host, port] or None)},
+    {"do": "signal", "name"}, {"do": "kill"},
+                   {"do": "stacks", "ranks"}, {"do": "end", "code", "text"}
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pangu_ms.core.heartbeat import PHASES
+from pangu_ms.core.stop_signals import STOP_SIGNALS
+from pangu_run.report.log_lines import clean
+
+Message = dict[str, Any]
+Reader = Callable[[Any], Any]
+"""Of one field: returns its value, or raises ValueError."""
+MOST = 1 << 50
+"""Of counts; and of seconds and tokens, which are floats."""
+MOST_ITEMS, LONGEST_NAME = 1 << 16, 256
+
+
+def _require(holds: bool, value: Any) -> Any:
+    if not holds:
+        raise ValueError
+    return value
+
+
+def _whole(least: int, most: int) -> Reader:
+    return lambda value: _require(type(value) is int and least <= value <= most, value)
+
+
+def _one_of(values: tuple[str, ...]) -> Reader:
+    return lambda value: _require(type(value) is str and value in values, value)
+
+
+def _or_none(reader: Reader) -> Reader:
+    return lambda value: None if value is None else reader(value)
+
+
+def _list_of(reader: Reader) -> Reader:
+    return lambda value: [reader(item) for item in _require(type(value) is list and len(value) <= MOST_ITEMS, value)]
+
+
+def _flag(value: Any) -> bool:
+    return _require(type(value) is bool, value)
+
+
+def _number(value: Any) -> float:
+    return _require(type(value) in (int, float) and 0 <= value <= MOST, value)  # which neither NaN nor infinity is
+
+
+def _text(value: Any) -> str:
+    return clean(_require(type(value) is str, value).encode(errors="replace").replace(b"\n", b" "))
+
+
+def _name(value: Any) -> str:
+    return _text(_require(type(value) is str and len(value) <= LONGEST_NAME, value))
+
+
+def _address(value: Any) -> tuple[str, int]:
+    host, port = _require(type(value) is list and len(value) == 2, value)
+    return _name(host), _whole(1, 65535)(port)
+
+
+_count, _attempt, _signal = _whole(0, MOST), _whole(1, MOST), _one_of(tuple(number.name for number in STOP_SIGNALS))
+
+
+@dataclass(frozen=True)
+class Form:
+    """The fields of one kind of message."""
+
+    required: Mapping[str, Reader] = field(default_factory=dict)
+    optional: Mapping[str, Reader] = field(default_factory=dict)
+
+    def read(self, message: Any) -> Message | None:
+        """The message's fields; None where one is missing or wrong."""
+        if not isinstance(message, dict):
+            return None
+        try:
+            given = {name: reader(message[name]) for name, reader in self.required.items()}
+            return given | {name: reader(message[name]) for name, reader in self.optional.items() if name in message}
+        except (KeyError, ValueError):
+            return None
+
+
+HELLO = Form({"host": _name, "version": _name, "nonce": _name})
+"""The first line of either side, of which nothing is believed yet."""
+JOIN = Form({"digest": _name})
+BEAT = Form(
+    {"phase": _one_of(PHASES), "step": _or_none(_count), "time": _number},
+    {"tokens_per_second": _number, "saved": _count},
+)
+_OWN = {"attempt": _attempt, "rank": _count}
+HOST = {
+    "beat": Form(_OWN | {"pid": _count} | dict(BEAT.required), BEAT.optional),
+    "exit": Form(
+        _OWN | {"code": _whole(-128, 255), "time": _number, "words": _list_of(_text), "started": _flag}, {"oom": _flag}
+    ),
+    "stacks": Form(_OWN | {"path": _text, "lines": _list_of(_text)}),
+    "signal": Form({"name": _signal}),
+}
+LEADER = {
+    "welcome": Form(),
+    "start": Form({"attempt": _attempt, "resume": _flag, "scheduler": _or_none(_address)}),
+    "signal": Form({"name": _signal}),
+    "kill": Form(),
+    "stacks": Form({"ranks": _list_of(_count)}),
+    "end": Form({"code": _whole(0, 255), "text": _text}),
+}
+
+
+def from_host(message: Any) -> Message | None:
+    """What another host's launcher tells."""
+    return _read("is", HOST, message)
+
+
+def from_leader(message: Any) -> Message | None:
+    """What the leader commands."""
+    return _read("do", LEADER, message)
+
+
+def _read(key: str, forms: Mapping[str, Form], message: Any) -> Message | None:
+    kind = message.get(key) if isinstance(message, dict) else None
+    fields = forms[kind].read(message) if isinstance(kind, str) and kind in forms else None
+    return None if fields is None else {key: kind} | fields

@@ -1,0 +1,56 @@
+"""The first lines of a rank, before its program: it dies with its launcher, keeps to its cores, shows its stacks when
+asked, beats.
+
+    python -m pangu_run.supervisor.rank -m MODULE ARGUMENTS    as `python -P -m MODULE ARGUMENTS`
+    python -m pangu_run.supervisor.rank -c PROGRAM             as `python -P -c PROGRAM`
+
+-P: nothing is imported from the working directory (see isolated.py).
+"""
+
+import ctypes
+import faulthandler
+import os
+import runpy
+import signal
+import sys
+
+from pangu_ms.core import stop_signals
+from pangu_ms.core.heartbeat import START, beat
+
+LAUNCHER, CORES, STACKS = "PANGU_LAUNCHER", "PANGU_CORES", "PANGU_STACKS"
+"""Variables: process id of the launcher, numbers of the cores ("0,1"; optional), file that stacks are written to."""
+STACKS_SIGNAL = signal.SIGUSR2
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Prepare this process, then become the program."""
+    _die_with(int(os.environ[LAUNCHER]))
+    if cores := os.environ.get(CORES):
+        os.sched_setaffinity(0, map(int, cores.split(",")))
+    stacks = open(os.environ[STACKS], "w")  # kept open: faulthandler writes to its descriptor from the signal handler
+    faulthandler.enable()  # a crash in native code leaves a stack in the log, too
+    faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True, chain=False)
+    beat(START)
+    with stop_signals.command(stops=False):
+        _become(sys.argv[1:])
+
+
+def _die_with(launcher: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher:  # it died before the line above
+        os._exit(1)
+
+
+def _become(words: list[str]) -> None:
+    kind, program, *arguments = words
+    if kind == "-m":
+        sys.argv = [program, *arguments]
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = ["-c", *arguments]
+        exec(compile(program, "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+
+
+if __name__ == "__main__":
+    main()

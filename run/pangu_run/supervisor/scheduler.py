@@ -1,0 +1,121 @@
+"""MindSpore's scheduler: the process where the ranks of a dynamic cluster meet."""
+
+import asyncio
+import contextlib
+import functools
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+from pangu_ms.core.errors import LaunchError
+from pangu_run.job.job import Job, inherited
+from pangu_run.orphans import JOB
+from pangu_run.supervisor.background import Aside
+from pangu_run.supervisor.logs import last_lines
+from pangu_run.supervisor.process import RankProcess, Tell
+
+LOCAL = "127.0.0.1"
+DEAF = (
+    "import signal; [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM,"
+    " signal.SIGUSR1)]; "
+)
+"""A signal to a whole job is for its ranks: they still need the scheduler while they save."""
+PROGRAM = (  # returns when all ranks have left; needs no device of its own
+    "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"
+)
+START_S, POLL_S, TRIES = 120.0, 0.05, 3
+NUMBER = -1
+_LISTEN = "0A"  # state in /proc/net/tcp
+
+
+async def start(job: Job, disk: Aside, tell: Tell) -> tuple[str, int]:
+    """Start it and wait until it listens, since a rank that comes first may wait half a minute before it tries again;
+    returns its address.
+
+    Args:
+        disk: writes its log.
+        tell: called with {"is": "exit", "code", ...} when it ends.
+
+    Raises:
+        LaunchError: the port is taken, or the scheduler ended.
+    """
+    log_dir = job.directory.logs / "scheduler"
+    for _ in range(1 if job.master else TRIES):  # another process may take a free port first
+        host, port = job.master or (LOCAL, free_port())
+        require_free(host, port)
+        variables = (
+            inherited()
+            | dict(job.environment)
+            | job.cluster_variables((host, port))
+            | {
+                "MS_ROLE": "MS_SCHED",
+                "PYTHONUNBUFFERED": "1",
+                JOB: job.identity,
+            }
+        )
+        listening = asyncio.Event()
+        process = RankProcess(
+            NUMBER, ["-c", DEAF + PROGRAM], variables, log_dir, None, disk, functools.partial(_pass_on, listening, tell)
+        )
+        if await _listens(process, port):
+            listening.set()
+            return host, port
+        process.kill()
+    ending = last_lines(log_dir / "output.log")[-1]
+    raise LaunchError(
+        f"{log_dir / 'output.log'}: MindSpore's scheduler did not start: {ending}; mend what its log says and run the"
+        " same command again"
+    )
+
+
+def _pass_on(listening: asyncio.Event, tell: Tell, message: dict[str, Any]) -> None:
+    """Of one that does not come up `start` tells."""
+    if listening.is_set():
+        tell(message)
+
+
+def free_port() -> int:
+    """A port of this host that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind((LOCAL, 0))
+        return probe.getsockname()[1]
+
+
+def require_free(host: str, port: int) -> None:
+    """Raise LaunchError if a port cannot be listened on."""
+    with socket.socket() as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # as a listener does: what a job before left in TIME_WAIT is no hindrance
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            advice = (
+                "the first host's address and a free port (and the next one) are needed; end the other job, or name"
+                " them by --master-address, --master-port"
+            )
+            raise LaunchError(f"{host}:{port}: cannot be listened on ({error.strerror or error}); {advice}") from error
+
+
+async def _listens(process: RankProcess, port: int) -> bool:
+    """Wait until that very process listens on the port; False if it ends or takes too long."""
+    deadline = time.monotonic() + START_S
+    while not process.ended.is_set() and time.monotonic() < deadline:
+        if _has_listener(process.pid, port):
+            return True
+        await asyncio.sleep(POLL_S)
+    return False
+
+
+def _has_listener(pid: int, port: int) -> bool:
+    with contextlib.suppress(OSError):  # it ended meanwhile
+        own = {os.readlink(descriptor) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
+        rows = [
+            line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
+        ]
+        return any(
+            row[1].endswith(f":{port:04X}") and row[3] == _LISTEN and f"socket:[{row[9]}]" in own for row in rows
+        )
+    return False

@@ -1,0 +1,153 @@
+"""Ranks of a plan as processes against one process. The comparison itself is checked on made-up results with known
+errors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pangu_ms.cli.main import main
+from pangu_ms.config.load import load_config
+from pangu_ms.core.errors import PlanError
+from pangu_ms.parallel.plan import Plan
+from pangu_ms.rehearsal import execute
+
+TINY = [
+    "model.vocab_size=64",
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "model.num_heads=4",
+    "model.seq_length=16",
+    "train.batch_size=2",
+]
+TINY += ["tokenizer.vocab_size=64"]
+PI = ["model.ffn_hidden_size=64"]
+
+
+def tiny(family: str, *parallel: str):
+    return load_config(
+        f"{family}/tiny", [*TINY, *(PI if family == "pi" else []), *(f"parallel.{field}" for field in parallel)]
+    )
+
+
+def executed(family: str, *parallel: str, steps: int = 20) -> execute.Execution:
+    found = execute.execute(tiny(family, *parallel), steps, progress=False)
+    assert len(found.losses) == steps
+    assert found.agrees, [one for one in found.differences if one.error > execute.TOLERANCE]
+    assert {one.kind for one in found.differences} == {"history", "gradient", "parameter"}
+    return found
+
+
+def made_up(plan: Plan):
+    """What a single process might have computed, and what ranks have to of it."""
+    generator = np.random.default_rng(0)
+    tensors = {
+        f"{kind} {name}": generator.standard_normal(lay.shape)
+        for name, lay in plan.layouts.items()
+        for kind in ("gradient", "parameter")
+    }
+    history = np.column_stack([generator.random((5, 3)) + 1, np.ones(5)])
+    cut = {name: plan.layouts[name.split(" ")[1]] for name in tensors}
+    ranks = [
+        {"history": history} | {name: value[cut[name].slices(rank)].copy() for name, value in tensors.items()}
+        for rank in range(plan.mesh.world)
+    ]
+    return {"history": history} | tensors, ranks
+
+
+def test_comparison_finds_a_rank_that_differs_and_only_it():
+    plan = Plan.of(tiny("alpha", "data_parallel=2", "model_parallel=2"))
+    single, ranks = made_up(plan)
+    assert {one.error for one in execute.compare(plan, single, ranks)} == {0.0}
+    name = next(name for name, layout in plan.layouts.items() if layout.counts != (1,) * len(layout.counts))
+    ranks[3][f"gradient {name}"] *= 1.001  # a wrong scale
+    ranks[1][f"parameter {name}"], ranks[0][f"parameter {name}"] = (
+        ranks[0][f"parameter {name}"],
+        ranks[1][f"parameter {name}"],
+    )  # the wrong slices
+    ranks[2]["history"] = single["history"] + [0, 0, np.nan, 0]
+    wrong = [one for one in execute.compare(plan, single, ranks) if one.error > execute.TOLERANCE]
+    assert [(one.kind, one.name) for one in wrong] == [
+        ("history", "gradient norm"),
+        ("gradient", name),
+        ("parameter", name),
+    ]
+    assert wrong[1].rank == 3 and wrong[1].error == pytest.approx(1e-3, rel=0.5)
+
+
+def test_a_gradient_of_zero_is_compared_by_the_size_of_the_others():
+    plan = Plan.of(tiny("alpha", "model_parallel=2"))
+    single, ranks = made_up(plan)
+    key, rng = "gradient blocks.0.attention.key.bias", np.random.default_rng(1)
+    single[key] = 1e-9 * rng.standard_normal(single[key].shape)
+    assert [
+        f"{one.kind} {one.name}" for one in execute.compare(plan, single, ranks) if one.error > execute.TOLERANCE
+    ] == [key]  # theirs are not 0
+    for rank in ranks:
+        rank[key] = 1e-9 * rng.standard_normal(rank[key].shape)
+    assert all(one.error <= execute.TOLERANCE for one in execute.compare(plan, single, ranks))
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("parallel.pipeline_stage=2 parallel.micro_batch_num=2", "send and receive"),
+        ("parallel.data_parallel=1", "needs 2 to 8"),
+        ("parallel.data_parallel=16", "needs 2 to 8"),
+        ("model.dropout=0.1", "model.dropout=0.1"),
+        ("model.compute_dtype=float16", "compute_dtype=float16"),
+    ],
+)
+def test_what_a_cpu_cannot_execute_is_one_line(override, words, capsys):
+    data = [] if "data_parallel" in override or "pipeline" in override else ["parallel.data_parallel=2"]
+    assert main(["plan", "execute", "--config", "alpha/tiny", *TINY, *data, *override.split()]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+
+
+def test_collectives_that_cannot_be_emulated_are_refused_with_their_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        execute, "_child", lambda who, mode, *rest: {"collectives": {"AllReduce sum": 3, "AlltoAll": 2}, "groups": {}}
+    )
+    with pytest.raises(PlanError, match="AlltoAll, which a CPU has not; rehearse it"):
+        execute.execute(tiny("alpha", "data_parallel=2"), progress=False)
+
+
+def test_alpha_on_two_by_two_ranks_computes_what_one_process_does():
+    found = executed("alpha", "data_parallel=2", "model_parallel=2")
+    assert set(found.collectives) == {"AllReduce sum"} and not found.emulated
+
+
+def test_pi_with_its_vocabulary_cut_computes_what_one_process_does():
+    """All that is emulated stands in this plan."""
+    assert set(executed("pi", "model_parallel=2", "vocab_embedding=row").emulated) == set(execute.EMULATED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["alpha", "pi"])
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        ["data_parallel=2"],
+        ["model_parallel=2"],
+        ["data_parallel=4"],
+        ["model_parallel=4"],
+        ["model_parallel=2", "vocab_embedding=row"],
+        ["data_parallel=2", "model_parallel=2", "vocab_embedding=row"],
+    ],
+    ids=" ".join,
+)
+def test_grid(family, parallel):
+    executed(family, *parallel)
+
+
+@pytest.mark.slow
+def test_command_line_reports_agreement(capfd):
+    assert (
+        main(
+            ["plan", "execute", "--config", "alpha/tiny", *TINY, "parallel.model_parallel=2", "--steps", "2", "--json"]
+        )
+        == 0
+    )
+    found = json.loads(capfd.readouterr().out)
+    assert found["agrees"] and len(found["losses"]) == 2 and len(found["worst"]) == 3

@@ -1,0 +1,223 @@
+"""Rehearsals: MindSpore's own compiler against the plan. Each compiles in a child process; `-m slow` holds the shipped
+cluster configs."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pangu_ms.cli.main import main
+from pangu_ms.config.load import load_config, replace
+from pangu_ms.core.errors import PlanError
+from pangu_ms.parallel.operator_file import OperatorStrategy, read_operator_strategies, write_operator_strategies
+from pangu_ms.parallel.plan import MOMENTS, Plan
+from pangu_ms.rehearsal import rehearse as rehearsal
+from pangu_ms.rehearsal.compiled_graph import totals
+from pangu_ms.rehearsal.rehearse import rehearse, sample_ranks, thinned
+
+TWO_BY_TWO = ("parallel.data_parallel=2", "parallel.model_parallel=2")
+
+
+@pytest.fixture(scope="module")
+def alpha() -> tuple[Plan, rehearsal.RankReport]:
+    """Rank 3 of 2 x 2, parameters cut once more by the optimizer, an uneven table."""
+    config = load_config("alpha/tiny", [*TWO_BY_TWO, "parallel.optimizer_shard=true", "model.num_layers=2"])
+    return Plan.of(config), rehearse(config, [3], soc="", progress=False)[0]
+
+
+def test_the_compiler_cuts_every_parameter_and_moment_as_the_plan_says(
+    alpha: tuple[Plan, rehearsal.RankReport],
+) -> None:
+    plan, report = alpha
+    assert report.differences == []
+    assert report.slices.keys() == {prefix + name for name in plan.layouts for prefix in ("", *MOMENTS)}
+    assert report.parameter_bytes == sum(4 * layout.slice_size for layout in plan.layouts.values())
+    assert report.optimizer_bytes == 2 * report.parameter_bytes
+    assert any(layout.optimizer_axes for layout in plan.layouts.values()), "the optimizer must cut something"
+
+
+def test_layouts_are_those_of_the_plan_not_only_their_shapes(alpha: tuple[Plan, rehearsal.RankReport]) -> None:
+    """Rank 1 of (1, 2) and rank 1 of (2, 1) hold slices of one shape, but not the same ones."""
+    plan, report = alpha
+    for name, layout in plan.layouts.items():
+        if 2 in layout.tensor_map or layout.dims != ((),) * len(layout.dims):
+            matrix, tensor_map = report.layouts[name][:2]
+            kept = [size for size in matrix if size > 1]
+            assert kept == [2, 2] and [
+                m if m == -1 or matrix[len(matrix) - 1 - m] == 1 else m for m in tensor_map
+            ] == list(layout.tensor_map), name
+
+
+def test_collectives_of_a_layer_are_megatrons(alpha: tuple[Plan, rehearsal.RankReport]) -> None:
+    """Two all-reduces over mp forward and two backward for each layer: one more is a forgotten layout. Source: Shoeybi
+    et al. 2019, section 3."""
+    _, report = alpha
+    over_mp = Counter(
+        c.scope.rpartition("/")[0].endswith("Grad_AllReduce")
+        for c in report.collectives
+        if _in_layer(c) and not c.parameter
+    )
+    assert over_mp == {False: 4, True: 4}
+
+
+def _in_layer(collective: rehearsal.Collective) -> bool:
+    return (
+        collective.kind == "AllReduce"
+        and collective.group_size == 2
+        and ("Block" in collective.scope or "Linear" in collective.scope)
+    )
+
+
+def test_a_difference_between_compiler_and_plan_is_told(alpha: tuple[Plan, rehearsal.RankReport]) -> None:
+    plan, report = alpha
+    raw = {
+        "rank": 0, "seconds": 0, "peak_bytes": 0, "collectives": [], "operators": {},
+        "layouts": {name: [] for name in report.slices if name != "final_norm.bias"},
+        "parameters": {name: [1] if name == "blocks.0.ffn.up.weight" else shape for name, shape in report.slices.items()},
+    }  # fmt: skip
+    assert rehearsal._report(plan, raw).differences == [
+        "blocks.0.ffn.up.weight: has shape [1], the plan says "
+        + str(list(plan.layouts["blocks.0.ffn.up.weight"].slice_shape)),
+        "final_norm.bias: is not on the rank, but on stage 0 of the plan",
+    ]
+
+
+def test_custom_kernels_carry_their_layouts() -> None:
+    """Series activations by kernels: parameters cut, their gradients summed over the replicas, and nothing
+    redistributed."""
+    overrides = [*TWO_BY_TWO, "model.num_layers=1", "model.siaf_position=product"]
+    child = Path(__file__).with_name("custom_layout_child.py")
+    done = subprocess.run([sys.executable, child, "pi/tiny", "1", *overrides], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    raw, plan = json.loads(done.stdout), Plan.of(load_config("pi/tiny", overrides))
+    report = rehearsal._report(plan, raw)
+    assert report.differences == []
+    assert {c.kind for c in report.collectives} == {"AllReduce"}
+    assert [c.group_size for c in report.collectives if c.parameter.endswith("siaf.scale")] == [2]
+    assert raw["layouts"]["blocks.0.ffn.siaf.scale"][:2] == [[2, 2], [-1, 0]]
+
+
+def test_the_command_line_writes_a_report_and_strategy_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = ["parallel.data_parallel=2", "model.num_layers=2"]
+    assert (
+        main(
+            [
+                "plan",
+                "rehearse",
+                "--config",
+                "alpha/tiny",
+                *overrides,
+                "--ranks",
+                "0",
+                "--json",
+                "--output",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 0
+    )
+    printed = json.loads(capsys.readouterr().out)
+    (summary,) = printed["ranks"]
+    assert printed["layers"] == [2, 2] and printed["micro_batches"] == [1, 1]
+    assert summary["rank"] == 0 and summary["differences"] == []
+    assert summary["collectives"][0].keys() == {"kind", "group_size", "count", "bytes"}
+    (stored,) = json.loads((tmp_path / "out" / "report.json").read_text())["ranks"]
+    assert stored["operators"] and (tmp_path / "out" / "strategy_rank_0.ckpt").stat().st_size > 0
+    assert stored["operators"].keys() <= read_operator_strategies(tmp_path / "out" / "operators_rank_0.json").keys()
+
+
+def test_operator_strategies_must_name_every_operator_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the compiler knows stands in a file that it writes; here a stand-in writes it."""
+    known = [OperatorStrategy(f"Default/model/{kind}-op0", ((2, 1), (1, 1))) for kind in ("MatMul", "Mul")]
+    monkeypatch.setattr(
+        rehearsal,
+        "run_child",
+        lambda config, rank, soc, output: write_operator_strategies(known, f"{output}/operators_rank_{rank}.json"),
+    )
+    for name, operators, message in (
+        (
+            "unknown",
+            [*known, OperatorStrategy("Default/model/Mull-op0", ((2, 1), (1, 1)))],
+            "Mull-op0: the model has no such operator; .* did you mean",
+        ),
+        ("missing", known[:1], "Default/model/Mul-op0 is missing"),
+        (
+            "devices",
+            [OperatorStrategy("Default/model/MatMul-op0", ((3, 1), (1, 1))), known[1]],
+            "3 must divide the 2 devices",
+        ),
+    ):
+        path = tmp_path / f"{name}.json"
+        write_operator_strategies(operators, path)
+        config = load_config("alpha/tiny", ["parallel.data_parallel=2", f"parallel.operator_strategies={path}"])
+        with pytest.raises(PlanError, match=message):
+            rehearse(config, [0], progress=False)
+
+
+@pytest.mark.slow
+def test_saved_operator_strategies_make_the_same_graph(tmp_path: Path) -> None:
+    config = load_config("alpha/tiny", [*TWO_BY_TWO, "model.num_layers=2"])
+    (saved,) = rehearse(config, [0], "", tmp_path, progress=False)
+    loading = replace(config, parallel={"operator_strategies": f"{tmp_path}/operators_rank_0.json"})
+    (again,) = rehearse(loading, [0], "", progress=False)
+    assert again.layouts == saved.layouts and totals(again.collectives) == totals(saved.collectives)
+
+
+def test_bad_ranks_and_a_refusing_compiler_are_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["plan", "rehearse", "--config", "alpha/tiny", "--ranks", "9"]) == 2
+    assert capsys.readouterr().err == "pangu plan: rank 9: the plan has 1 devices; ranks are 0 to 0\n"
+    assert main(["plan", "rehearse", "--config", "alpha/tiny", "--ranks", "a"]) == 2
+    assert "numbers with commas" in capsys.readouterr().err
+    said = (
+        "[ERROR] PARALLEL(1,7f,python):2026-01-01-00:00:00.0.0 [mindspore/x/matmul_info.cc:1] Init] MatMulInfo7: 5 must"
+        " divide 32\nTraceback"
+    )
+    monkeypatch.setattr(rehearsal.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", said))
+    with pytest.raises(PlanError, match="rank 0: MindSpore refuses the plan: MatMulInfo7: 5 must divide 32; "):
+        rehearsal.run_child(load_config("alpha/tiny"), 0, "")
+    monkeypatch.setattr(rehearsal.subprocess, "run", lambda *a, **k: subprocess.CompletedProcess(a, -11, "", ""))
+    with pytest.raises(PlanError, match="SIGSEGV"):
+        rehearsal.run_child(load_config("alpha/tiny"), 0, "")
+
+
+def test_an_unknown_mindspore_is_refused_before_anything_is_changed() -> None:
+    program = (
+        "import mindspore; mindspore.__version__ = '9.9.9'\n"
+        "from pangu_ms.parallel import virtual_cluster\n"
+        "try: virtual_cluster.enter(8, 0)\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+        "print(mindspore.get_context('device_target'))\n"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.splitlines()
+    assert out[0].startswith("PlanError rehearsal: not available: MindSpore 9.9.9") and out[1] == "CPU"
+
+
+def test_thinning_keeps_widths_and_degrees() -> None:
+    config = load_config(
+        "alpha/13b", ["parallel.pipeline_stage=4", "parallel.micro_batch_num=4", "parallel.stage_layers=[10,10,10,10]"]
+    )
+    thin = thinned(config, 2)
+    assert thin.model.num_layers == 8 and Plan.of(thin).stage_layers == (2, 2, 2, 2)
+    assert thin.model.hidden_size == config.model.hidden_size and thinned(config, 10) == config
+
+
+def test_samples_have_every_stage_first_and_then_other_places() -> None:
+    plan = Plan.of(
+        load_config(
+            "alpha/13b", ["parallel.pipeline_stage=4", "parallel.micro_batch_num=4", "parallel.data_parallel=4"]
+        )
+    )
+    assert sample_ranks(plan) == [0, 4, 8, 12]
+    assert sample_ranks(plan, 2) == [0, 12]
+    more = sample_ranks(plan, 8)
+    assert len(more) == 8 and Counter(plan.mesh.coordinate(r).stage for r in more) == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert sample_ranks(plan, 99) == list(range(16))

@@ -1,0 +1,63 @@
+"""Small models with random parameters, and their logits."""
+
+import numpy as np
+
+from pangu_ms.models.alpha.config import AlphaConfig
+from pangu_ms.models.pi.config import PiConfig
+
+PLAIN = {"siaf_terms": 1, "aug_shortcut_branches": 0}
+
+
+def small_pi(**fields) -> PiConfig:
+    """V 40, E 24, H 6 of 4 channels, F 10, S 16."""
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 24,
+        "num_layers": 3,
+        "num_heads": 6,
+        "head_dim": 4,
+        "ffn_hidden_size": 10,
+        "seq_length": 16,
+    }
+    return PiConfig(**sizes | {"aug_shortcut_reduction": 4} | fields)
+
+
+def small_alpha(**fields) -> AlphaConfig:
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 24,
+        "num_layers": 3,
+        "num_heads": 6,
+        "ffn_hidden_size": 10,
+        "seq_length": 16,
+    }
+    return AlphaConfig(**sizes | {"dropout": 0.0} | fields)
+
+
+def random_tensors(config, seed=0, deviation=0.3) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return {
+        name: generator.normal(0, deviation, shape).astype(np.float32)
+        for name, shape in config.parameter_shapes().items()
+    }
+
+
+def make_batch(config, rows=4, seed=0):
+    from pangu_ms.data.loader import batch_from_ids
+
+    ids = np.random.default_rng(seed).integers(4, config.vocab_size, (rows, config.seq_length + 1)).astype(np.int32)
+    ids[0, 5] = ids[1, [2, 9]] = 3  # where documents end: positions that do not count
+    return batch_from_ids(ids, 3, 0, True)
+
+
+def logits(config, tensors, batch) -> np.ndarray:
+    """[B, S, V]."""
+    from mindspore import Tensor
+
+    from pangu_ms.models.build import build_model, fill
+
+    model = build_model(config)
+    fill(model.trainable_params(), tensors)
+    model.set_train(False)
+    inputs = (batch.ids[:, :-1], batch.positions, batch.segments)
+    return model(*map(Tensor, inputs), Tensor(np.int32(0))).asnumpy().reshape(*batch.positions.shape, -1)
