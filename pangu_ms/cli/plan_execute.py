@@ -8,6 +8,7 @@ from pangu_ms.cli.config import add_config_arguments
 from pangu_ms.config.load import load_config
 from pangu_ms.core.parser import Parser
 from pangu_ms.rehearsal.execute import TOLERANCE, Execution, execute
+from pangu_run.launcher import run_ranks
 
 DESCRIPTION = """Compile the training step of each rank with MindSpore's own parallel compiler, run the ranks' graphs as CPU processes with real
 collectives, and compare with a single process without a plan: loss and gradient norm of each step, every gradient of the first step, every parameter
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     args = parser.parse_intermixed_args(argv)
     config = load_config(args.config, args.overrides)
-    found = execute(config, args.steps, progress=not args.json)
+    found = execute(config, run_ranks, args.steps, progress=not args.json)
     if args.json:
         fields = dataclasses.asdict(found) | {"worst": [dataclasses.asdict(one) for one in found.worst]}
         print(json.dumps(fields | {"agrees": found.agrees, "tolerance": TOLERANCE}))
