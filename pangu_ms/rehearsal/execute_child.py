@@ -69,8 +69,9 @@ def compile_rank(plan: Plan, rank: int, directory: Path) -> dict[str, Any]:
             file_format="MINDIR",
         )
     graph = ExportedGraph(path)
-    answer = {"collectives": graph.collectives(), "groups": graph.groups()}
-    if any(answer["collectives"][kind] for kind in execute.EMULATED):
+    collectives = graph.collectives()
+    answer = {"collectives": collectives, "groups": graph.groups()}
+    if any(collectives[kind] for kind in execute.EMULATED):
         graph.emulate(rank)
         graph.save()
     return answer

@@ -10,8 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from pangu_ms.checkpoint import sharded, store
-from pangu_ms.checkpoint.save_ranks import FAILED, save_rank
-from pangu_ms.cli.train_checks import require_executable
+from pangu_ms.checkpoint.save_ranks import save_rank
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.heartbeat import SAVE, beat
 from pangu_ms.data.loader import sequential_batches
@@ -21,8 +20,9 @@ from pangu_ms.models.build import build_model, initial_value, to_arrays, value_o
 from pangu_ms.parallel import apply
 from pangu_ms.parallel.device_ranks import DeviceRanks
 from pangu_ms.parallel.plan import MOMENTS, Plan
-from pangu_ms.parallel.rendezvous import PeerLost
+from pangu_ms.parallel.rendezvous import FAILED, PeerLost
 from pangu_ms.parallel.replicas import Ranks, Replicas
+from pangu_ms.train.checks import require_executable
 from pangu_ms.train.rank_step import PlannedStep
 from pangu_ms.train.step import OptimizerStep, TrainStep
 
