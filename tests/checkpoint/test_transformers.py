@@ -16,10 +16,10 @@ from pangu_ms.config.load import config_from_dict
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.data.tokenizer import Tokenizer, train_tokenizer
 from pangu_ms.models.pi import weights as names_pi
-from tests.checkpoint.test_tokenizer_along import IDS, read_json
-from tests.data.test_huggingface import STORED
-from tests.models.test_alpha import our_logits
-from tests.models.test_pi import random_parameters
+from tests.checkpoint.tokenizers import IDS, read_json
+from tests.data.common import STORED
+from tests.models.alpha import our_logits
+from tests.models.pi import random_parameters
 from tests.reference.make_tokenizer_golden import CHINESE, CODE, PROSE, TEXTS, write_files
 from tests.reference.read_with_transformers import PROBE, PROMPT
 

@@ -21,7 +21,7 @@ from pangu_ms.data.compress import MAP_FILE, Compressor, load_vocab_map
 from pangu_ms.data.piece_table import PieceTable
 from pangu_ms.data.tokenizer import SPECIALS, Tokenizer, train_tokenizer
 from tests.checkpoint.common import small_config
-from tests.data.conftest import CHINESE, CODE, documents, write_jsonl
+from tests.data.common import CHINESE, CODE, documents, write_jsonl
 
 SEGMENTERS = ("jieba", "none")
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581\u2582\u2583"))

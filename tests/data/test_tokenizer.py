@@ -26,7 +26,7 @@ from pangu_ms.data.tokenizer import (
     sample_chunks,
     train_tokenizer,
 )
-from tests.data.conftest import CHINESE, CODE, documents
+from tests.data.common import CHINESE, CODE, documents
 
 SEGMENTERS = ("jieba", "none")
 HAN = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF))

@@ -25,8 +25,8 @@ from pangu_run.doctor import hosts
 from pangu_run.job_directory import JobDirectory
 from pangu_run.supervisor import scheduler
 from tests.checkpoint.common import small_config
-from tests.run.test_launch import SCHEDULER, run
-from tests.run.test_status import rank, write
+from tests.run.jobs import rank, write
+from tests.run.launched import SCHEDULER, run
 
 DAMAGE = {
     "empty": lambda content: b"",

@@ -12,8 +12,8 @@ import pytest
 from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_run.supervisor.links import STRANGERS
 from tests.faults.common import SECRET, launch_light, wait_for
+from tests.faults.hosts import WORLD, Pair, computing
 from tests.faults.light import checkpoints, expected
-from tests.faults.test_hosts import WORLD, Pair, computing
 
 
 def test_ports_of_the_leader_and_strangers_at_its_door(tmp_path):

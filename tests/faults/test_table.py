@@ -17,18 +17,13 @@ from typing import Any
 import pytest
 
 from pangu_ms.core.exit_codes import EXIT_HANG, EXIT_STOPPED
-from tests.faults.common import launch_light, wait_for
+from tests.faults.common import fault, launch_light, wait_for
 from tests.faults.light import checkpoints, expected
 
 AT_A_TIME, STEPS = 4, 10
 NOTABLE = ("signal", "slow", "hang", "failure", "restart")
 SHORT = {"start_s": 5.0, "hang_s": 3.0}
 ENDLESS = {"steps": 60, "pause": 0.03}
-
-
-def fault(rank, at, do, step=None, **more):
-    """A fault as sitecustomize reads it."""
-    return {"rank": rank, "at": at, "do": do, **more} | ({} if step is None else {"step": step})
 
 
 def by(do):

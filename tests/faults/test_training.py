@@ -17,9 +17,8 @@ import pytest
 from pangu_ms.checkpoint.store import latest_valid
 from pangu_ms.core.exit_codes import EXIT_HANG, EXIT_STOPPED
 from pangu_ms.core.heartbeat import PHASES
-from tests.faults.common import Launch, wait_for
-from tests.faults.test_table import fault
-from tests.train.test_resume import losses, require_equal_runs
+from tests.faults.common import Launch, fault, wait_for
+from tests.train.runs import losses, require_equal_runs
 
 RANKS, STEPS, SAVE_EVERY = 4, 30, 5
 SLOWED = [fault(0, "data", "sleep", seconds=0.1, times=0)]  # else all steps are done before a signal comes

@@ -25,15 +25,15 @@ from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from pangu_ms.research.study.runs import Stage, claim
 from pangu_ms.train.guard import Guard
+from tests.checkpoint.alpha_tensors import foreign_tensors
 from tests.checkpoint.common import small_config
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice, save, whole_arrays
-from tests.checkpoint.test_names_alpha import foreign_tensors
 from tests.faults.rank_tables import dump, table
 from tests.infer.pi_checkpoint import save_pi_checkpoint
 from tests.mutants.readers import IDENTITY
-from tests.parallel.test_strategy_file import OPERATORS, plan_of
+from tests.parallel.common import OPERATORS, plan_of
 from tests.reference.make_tokenizer_golden import GOLDEN, write_files
-from tests.run.test_status import rank, write
+from tests.run.jobs import rank, write
 
 RANKS = (1, 2, 2, 0, 1, 2, 2)
 """Plan of the checkpoints that are cut: mp 2, two stages of two layers."""

@@ -12,7 +12,7 @@ from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.config import load_config
 from pangu_ms.core import heartbeat
 from pangu_ms.parallel.rendezvous import Meeting
-from tests.train.test_resume import losses, metrics, require_equal_runs
+from tests.train.runs import losses, metrics, require_equal_runs
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
