@@ -13,7 +13,7 @@ from pangu_ms.data.corpus import add_corpus_options, corpus_options
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet, load_manifest
-from pangu_ms.data.rounds import resample
+from pangu_ms.data.resample import resample
 from pangu_ms.data.tokenizer import Tokenizer
 
 INTERRUPTED = 130  # 128 + SIGINT

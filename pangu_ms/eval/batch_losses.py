@@ -1,4 +1,4 @@
-"""The loss of every batch of a finished round under its frozen model, from which `data.rounds` draws the next round.
+"""The loss of every batch of a finished round under its frozen model, from which `data.resample` draws the next round.
 Source: spec E2.4."""
 
 import json
@@ -20,7 +20,7 @@ from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.npz_file import read_npz, to_npz
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import BatchLosses, Order, fingerprint
+from pangu_ms.data.resample import BatchLosses, Order, fingerprint
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
 
