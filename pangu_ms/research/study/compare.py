@@ -33,7 +33,7 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> di
     Returns:
         mean; standard_error and distinguishable (|mean| is at least ERRORS standard errors), both None for one pair.
     """
-    mean, deviation = mean_and_deviation(np.subtract(values, reference))
+    mean, deviation = mean_and_deviation(np.subtract(values, reference).tolist())
     if deviation is None:
         return {"mean": mean, "standard_error": None, "distinguishable": None}
     error = deviation / math.sqrt(len(values))
@@ -56,17 +56,19 @@ def confidence(num_pairs: int, errors: float = ERRORS) -> float:
     return area(math.atan(errors / math.sqrt(degrees))) / area(math.pi / 2)
 
 
-def ratios(seconds: Sequence[Sequence[float]]) -> list[dict[str, float]]:
-    """Times of several things taken in turns: rows are rounds, columns things; the first is the reference.
+def ratios(seconds: Sequence[Sequence[float]] | np.ndarray) -> list[dict[str, Any]]:
+    """Compare times that were measured in turns.
+
+    Args:
+        seconds: [rounds, subjects]; the first subject is the reference.
 
     Returns:
-        For each thing: the median of its times, the median over the rounds of its time divided by the reference's of
-            the same round, and the
-        quartiles of that ratio. What slows the machine down for a while slows both of a pair, and cancels.
+        For each subject: `seconds`, the median of its times; `ratio`, the median over the rounds of its time divided by
+        the reference's of the same round; `ratio_quartiles` of that quotient. Whatever slows the machine down for a
+        while slows both times of a quotient and cancels.
     """
     times = np.asarray(seconds, float)
     relative = times / times[:, :1]
-    rows = zip(np.median(times, axis=0), *np.percentile(relative, (25, 50, 75), axis=0))
-    return [
-        {"seconds": float(t), "ratio": float(q2), "ratio_quartiles": [float(q1), float(q3)]} for t, q1, q2, q3 in rows
-    ]
+    lower, median, upper = np.percentile(relative, (25, 50, 75), axis=0).tolist()
+    columns = zip(np.median(times, axis=0).tolist(), lower, median, upper)
+    return [{"seconds": t, "ratio": q2, "ratio_quartiles": [q1, q3]} for t, q1, q2, q3 in columns]

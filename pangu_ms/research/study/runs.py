@@ -142,20 +142,22 @@ def run_stages(stages: Sequence[Stage], progress: bool = True) -> list[dict[str,
         UserError: a stage failed; the text has the last line of its stderr.
         StudyStopped: a signal came.
     """
-    results = [stage.result() for stage in stages]
-    done = sum(result is not None for result in results)
-    # miniters: the elapsed time moves within a stage too, at the bar's own pace; smoothing: which would else
-    # spoil the estimate.
-    options = {"total": len(stages), "initial": done, "unit": "stage", "desc": "study", "miniters": 0, "smoothing": 0}
-    with StopSignal() as stop, progress_bar(progress, **options) as bar:
-        for number, stage in enumerate(stages):
-            if results[number] is None:
+    found = [stage.result() for stage in stages]  # of all stages first: a directory of another command ends it here
+    done = sum(result is not None for result in found)
+    # miniters=0: the elapsed time also moves within a stage, at the bar's own pace; smoothing=0: those updates without
+    # progress would otherwise spoil the estimate.
+    bar_options: dict[str, Any] = {"total": len(stages), "initial": done, "unit": "stage", "desc": "study"}
+    results = []
+    with StopSignal() as stop, progress_bar(progress, **bar_options, miniters=0, smoothing=0) as bar:
+        for stage, result in zip(stages, found):
+            if result is None:
                 say = bar.write if progress else _silent
                 say(stage.shown())
                 began = time.monotonic()
-                results[number] = _run(stage, stop, lambda: bar.update(0))
+                result = _run(stage, stop, lambda: bar.update(0))
                 say(f"{stage.name}: {time.monotonic() - began:.0f} s")
                 bar.update()
+            results.append(result)
             if stop.received:
                 raise StudyStopped(stop.received)
     return results
@@ -201,14 +203,15 @@ def _lock(log: IO[bytes], stage: Stage) -> None:
 
 def _execute(command: list[str], log: IO[bytes], stop: StopSignal, tick: Callable[[], Any]) -> tuple[int, str]:
     """Exit code and stdout. In a session of its own, so that Ctrl-C on a terminal reaches the child once, from here."""
-    options = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.PIPE,
-        "stderr": log,
-        "text": True,
-        "start_new_session": True,
-    }
-    process = subprocess.Popen(command, env=python_environment(), **options)
+    process = subprocess.Popen(
+        command,
+        env=python_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        start_new_session=True,
+    )
     passed_on = False
     try:
         while True:
