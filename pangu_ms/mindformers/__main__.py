@@ -1,5 +1,5 @@
-"""`python -m pangu_ms.mindformers`: train a PanGu model with mindformers.Trainer from a MindFormers YAML that has a `pangu:`
-section."""
+"""`python -m pangu_ms.mindformers`: train a PanGu model with mindformers.Trainer from a MindFormers YAML that has a
+`pangu:` section."""
 
 import argparse
 import json

@@ -9,6 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def measure(paths: Sequence[str], tokens: int, rounds: int, progress: bool = Tru
             raise GenerationError(f"--{name} {value}: must be at least 1")
     from pangu_ms.checkpoint.store import open_checkpoint
 
-    opened = [open_checkpoint(path) for path in paths]
+    opened = [open_checkpoint(Path(path)) for path in paths]
     for checkpoint in opened:
         room = checkpoint.config().model.seq_length - PROMPT_TOKENS
         if tokens > room:
