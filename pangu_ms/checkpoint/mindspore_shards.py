@@ -18,7 +18,7 @@ from pangu_ms.checkpoint.safetensors_file import Contents, Place, Spec
 from pangu_ms.checkpoint.sharded import Stored, gather, parameter_of, replicated
 from pangu_ms.core import files
 from pangu_ms.core.errors import CheckpointError, PlanError
-from pangu_ms.core.protobuf import signed, values
+from pangu_ms.core.protobuf import Bytes, content, signed, values
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.parallel.layout import Layout
@@ -26,9 +26,11 @@ from pangu_ms.parallel.plan import MOMENTS
 from pangu_ms.parallel.strategy_file import StoredLayout, StrategyFile, read_parameter_layouts
 
 _CODES = {
-    "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Int64": "I64", "Int32": "I32", "Int16": "I16", "Int8": "I8",
+    "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16",
+    "Int64": "I64", "Int32": "I32", "Int16": "I16", "Int8": "I8",
     "UInt64": "U64", "UInt32": "U32", "UInt16": "U16", "UInt8": "U8", "Bool": "BOOL",
 }  # fmt: skip
+"""MindSpore's name of a dtype -> the name in the safetensors format."""
 _VALUE = 1  # fields of Checkpoint
 _TAG, _TENSOR = 1, 2  # of Checkpoint.Value
 _DIMS, _TYPE, _CONTENT = 1, 2, 3  # of TensorProto
@@ -168,12 +170,12 @@ def index(path: Path) -> Contents:
 
 
 def _ckpt_index(path: Path) -> Contents:
-    content = np.memmap(path, np.uint8, "r")
-    if content[-_CRC_BYTES : -_CRC_BYTES + len(_CRC_MARK)].tobytes() == _CRC_MARK:
-        content = content[:-_CRC_BYTES]
+    raw: np.ndarray = np.memmap(path, np.uint8, "r")
+    if raw[-_CRC_BYTES : -_CRC_BYTES + len(_CRC_MARK)].tobytes() == _CRC_MARK:
+        raw = raw[:-_CRC_BYTES]
     found: Contents = {}
     last = None
-    for name, spec, segment in _ckpt_values(content):
+    for name, spec, segment in _ckpt_values(raw):
         if name in found and (name != last or found[name][0] != spec):
             raise ValueError(f"{name} stands there twice")
         segments = found[name][1].segments if name in found else ()  # a large tensor is several values of one name
@@ -186,28 +188,31 @@ def _ckpt_index(path: Path) -> Contents:
     return found
 
 
-def _ckpt_values(content: np.ndarray) -> Iterator[tuple[str, Spec, tuple[int, int]]]:
-    """Name, dtype with shape, and (offset, length) of the bytes of each value. Views of the file are passed on, so that
-    it is not read."""
-    start = content.ctypes.data
-    for number, value in values(memoryview(content)):
-        if number != _VALUE:
-            raise ValueError(f"field {number} is none of a checkpoint")
-        parts = _singles(values(value))
-        tensor = list(values(parts[_TENSOR]))
+def _ckpt_values(raw: np.ndarray) -> Iterator[tuple[str, Spec, tuple[int, int]]]:
+    """Name, dtype with shape, and (offset, length) of the bytes of each value of a mapped .ckpt file.
+
+    The parts are views of the mapped file, so that the tensors are not read.
+    """
+    start = raw.ctypes.data
+    for field, value in values(raw.data):
+        if field != _VALUE:
+            raise ValueError(f"field {field} is none of a checkpoint")
+        parts = _singles(values(content(value)))
+        tensor = list(values(content(parts[_TENSOR])))
         fields = _singles(pair for pair in tensor if pair[0] != _DIMS)
-        if bytes(fields[_TYPE]) == _TEXT:
+        type_name = bytes(content(fields[_TYPE]))
+        if type_name == _TEXT:
             continue
         dims = tuple(signed(size) for key, size in tensor if key == _DIMS)
         if min(dims, default=0) < 0:
             raise ValueError(f"dims {list(dims)}")
-        data = np.frombuffer(fields[_CONTENT], np.uint8)
-        spec = Spec(_CODES[bytes(fields[_TYPE]).decode()], () if dims == (0,) else dims)
-        yield bytes(parts[_TAG]).decode(), spec, (data.ctypes.data - start, data.size)
+        data = np.frombuffer(content(fields[_CONTENT]), np.uint8)
+        spec = Spec(_CODES[type_name.decode()], () if dims == (0,) else dims)  # MindSpore gives a scalar dims of (0,)
+        yield bytes(content(parts[_TAG])).decode(), spec, (data.ctypes.data - start, data.size)
 
 
-def _singles(pairs: Iterable[tuple[int, int | bytes]]) -> dict[int, int | bytes]:
-    """Fields that stand once; protobuf would merge two of one number.
+def _singles(pairs: Iterable[tuple[int, int | Bytes]]) -> dict[int, int | Bytes]:
+    """The fields by number. protobuf would merge two fields of one number, which no checkpoint has.
 
     Raises:
         ValueError: a number stands there twice.

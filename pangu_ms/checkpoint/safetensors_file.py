@@ -78,11 +78,13 @@ class Place:
         return flat.view(spec.dtype).reshape(spec.shape)
 
 
+Buffer = bytes | memoryview
+"""A piece of a file that is written."""
 Contents = dict[str, tuple[Spec, Place]]
 """What a file holds, by name."""
 
 
-def encode(tensors: dict[str, np.ndarray]) -> Iterator[bytes | np.ndarray]:
+def encode(tensors: dict[str, np.ndarray]) -> Iterator[Buffer]:
     """The bytes of a safetensors file, in pieces that can be written one after the other.
 
     Args:
@@ -97,11 +99,10 @@ def encode(tensors: dict[str, np.ndarray]) -> Iterator[bytes | np.ndarray]:
     )
 
 
-def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> Iterator[bytes | np.ndarray]:
+def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> Iterator[Buffer]:
     """`encode` of tensors that `load` gives when their turn has come, in `Spec.dtype` and of the specified shapes."""
-    order = sorted(
-        specs, key=lambda name: (-specs[name].dtype.itemsize, name)
-    )  # wide types first keeps all of them aligned
+    # The widest types come first: then every tensor is aligned to its own size.
+    order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": _METADATA}
     offset = 0
     for name in order:
@@ -112,7 +113,7 @@ def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> 
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        yield np.ascontiguousarray(load(name), specs[name].dtype).reshape(-1).view(np.uint8)
+        yield np.ascontiguousarray(load(name), specs[name].dtype).reshape(-1).view(np.uint8).data
 
 
 def spec_of(name: str, array: np.ndarray) -> Spec:
@@ -121,15 +122,19 @@ def spec_of(name: str, array: np.ndarray) -> Spec:
     Raises:
         CheckpointError: a dtype that the format has no code for.
     """
-    code = code_of(array.dtype)
+    return Spec(require_code(name, array.dtype), tuple(array.shape))
+
+
+def require_code(name: str, dtype: np.dtype) -> str:
+    """The format's name of a dtype of any byte order.
+
+    Raises:
+        CheckpointError: it has none; the message begins with `name`, the tensor's.
+    """
+    code = _CODES.get(dtype.newbyteorder("<"))
     if code is None:
-        raise CheckpointError(f"{name}: dtype {array.dtype} has no place in a safetensors file; convert it to float32")
-    return Spec(code, tuple(array.shape))
-
-
-def code_of(dtype: np.dtype) -> str | None:
-    """The format's name of a dtype of any byte order; None where it has none."""
-    return _CODES.get(dtype.newbyteorder("<"))
+        raise CheckpointError(f"{name}: dtype {dtype} has no place in a safetensors file; convert it to float32")
+    return code
 
 
 def index(path: Path) -> Contents:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.checkpoint import safetensors_file, sharded, step_files, store
-from pangu_ms.checkpoint.safetensors_file import Spec
+from pangu_ms.checkpoint.safetensors_file import Buffer, Spec
 from pangu_ms.checkpoint.sharded import Slices
 from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import CheckpointError
@@ -115,12 +115,13 @@ def _write_part(
     files.write_json(_note(shared, rank), entries)
 
 
-def _encoded(plan: Plan, own: dict[str, Slices], load: Callable[[str], np.ndarray]) -> Iterator[Any]:
-    dtypes = {
-        name: spec.dtype for name, spec in plan.config.model.parameters().items()
-    }  # moments, which are not in it, are float32
-    codes = {name: safetensors_file.code_of(np.dtype(dtypes.get(name, "float32"))) for name in own}
-    specs = {name: Spec(codes[name], tuple(s.stop - s.start for s in part)) for name, part in own.items()}
+def _encoded(plan: Plan, own: dict[str, Slices], load: Callable[[str], np.ndarray]) -> Iterator[Buffer]:
+    """The bytes of a safetensors file with a rank's own slices."""
+    dtypes = {name: spec.dtype for name, spec in plan.config.model.parameters().items()}
+    specs = {}
+    for name, part in own.items():
+        dtype = np.dtype(dtypes.get(name, "float32"))  # the moments are no parameters, and are float32
+        specs[name] = Spec(safetensors_file.require_code(name, dtype), tuple(s.stop - s.start for s in part))
 
     def checked(name: str) -> np.ndarray:
         array = load(name)
@@ -136,7 +137,7 @@ def _note(shared: Path, rank: int) -> Path:
 
 def _taken(shared: Path, groups: list[str], world: int) -> dict[str, Any]:
     """What the ranks noted, the notes removed: their files in the order of a manifest."""
-    noted = {}
+    noted: dict[str, Any] = {}
     for rank in range(world):
         note = _note(shared, rank)
         try:

@@ -33,6 +33,7 @@ from pangu_ms.checkpoint.step_files import Contents, json_bytes, write_step
 from pangu_ms.config import RunConfig, dump_config, load_config
 from pangu_ms.core import files, format_version, small_json
 from pangu_ms.core.errors import CheckpointError, OutputError
+from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.parallel.plan import Plan
 
@@ -112,6 +113,15 @@ class Checkpoint:
     def config(self) -> RunConfig:
         """The configuration of the run that saved it."""
         return load_config(str(self.path / "config.yaml"))
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that was saved with the step; None where there is none.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        path = self.tokenizer_path()
+        return Tokenizer.load(path) if path else None
 
     def tokenizer_path(self) -> Path | None:
         """Directory of its tokenizer, if one was saved."""

@@ -15,7 +15,7 @@ from pangu_ms.core.table import print_result, table_lines
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet, load_manifest
-from pangu_ms.data.rounds import resample
+from pangu_ms.data.resample import resample
 from pangu_ms.data.tokenizer import Tokenizer
 
 ACTIONS = {

@@ -228,6 +228,7 @@ def _start_worker(tokenizer_path: str) -> None:
 
 
 def _encode_block(documents: list[Document], path: Path) -> int:
+    assert _tokenizer, "the pool calls _start_worker first"
     block = encode_documents(_tokenizer, documents)
     files.write_bytes(path, block.to_bytes())
     return len(block.ids)

@@ -86,7 +86,7 @@ def elements(stream: BinaryIO) -> Iterator[Any]:
     """
     text, number = _Growing(stream), 1
     text.take(_OPENING)
-    if text.take(_CLOSING, optional=True):
+    if text.take_if_next(_CLOSING):
         return text.require_end()
     while True:
         yield text.value(f"value {number} of the array")
@@ -102,14 +102,21 @@ class _Growing:
         self._stream, self._decoder = stream, codecs.getincrementaldecoder("utf-8")()
         self._text, self._at, self._ended = "", 0, False
 
-    def take(self, pattern: re.Pattern, optional: bool = False) -> re.Match | None:
-        """Take what matches; only white space may be before its end."""
+    def take(self, pattern: re.Pattern[str]) -> re.Match[str]:
+        """Take what matches; only white space may stand before it.
+
+        Raises:
+            ValueError: something else stands there.
+        """
+        if found := self.take_if_next(pattern):
+            return found
+        raise ValueError(f"{self._text[self._at : self._at + 20]!r} is no part of a JSON array")
+
+    def take_if_next(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """As `take`; None where something else stands there."""
         while not (found := pattern.match(self._text, self._at)):
-            rest = self._text[self._at : self._at + 20]
-            if self._ended or rest.strip(_WHITE):
-                if optional:
-                    return None
-                raise ValueError(f"{rest!r} is no part of a JSON array")
+            if self._ended or self._text[self._at : self._at + 20].strip(_WHITE):
+                return None
             self._grow()
         self._at = found.end()
         return found
@@ -117,7 +124,8 @@ class _Growing:
     def value(self, name: str) -> Any:
         """Take a JSON value."""
         while True:
-            self._at = _SPACE.match(self._text, self._at).end()
+            if space := _SPACE.match(self._text, self._at):
+                self._at = space.end()
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
                 if end < len(self._text) or self._ended:  # a number may go on in what is not read yet

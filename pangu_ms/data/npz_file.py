@@ -23,13 +23,11 @@ from pangu_ms.core.errors import DataError
 FORMAT_VERSION = 1
 LARGEST_RATIO, _FREE = 200, 1 << 26
 """Weights hardly shrink, zeros to a thousandth; the first 64 MiB may have any ratio."""
-_HEADERS = {
-    (1, 0): npy.read_array_header_1_0,
-    (2, 0): npy.read_array_header_2_0,
-}  # 3.0 is for names of fields, which are refused
+# Version 3.0 is for names of fields; arrays that have fields are refused.
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _KINDS, _PART = "biufcU", 1 << 24
-# Headers are Python literals, members may be encrypted or packed in a way that zipfile does not know.
-_ERRORS = (
+# Headers are Python literals, and members may be encrypted or packed in a way that zipfile does not know.
+_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
     OSError,
     EOFError,
@@ -40,8 +38,11 @@ _ERRORS = (
     RuntimeError,
     OverflowError,
     RecursionError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
-_ERRORS += (struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 def read(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ class DocumentTable:
     @classmethod
     def of(cls, blocks: list[Path]) -> "DocumentTable":
         """Gather it from committed blocks."""
-        columns = {field.name: [] for field in dataclasses.fields(cls)}
+        columns: dict[str, list[np.ndarray]] = {field.name: [] for field in dataclasses.fields(cls)}
         for path in blocks:
             content = npz_file.read(path, columns)  # only what is asked for, not the ids
             for name, parts in columns.items():
@@ -106,7 +106,9 @@ def write_split(directory: Path, split: str, rows: Iterator[np.ndarray], row_len
     Raises:
         OutputError: the disk is full.
     """
-    names, total, digests = [], 0, []
+    names: list[str] = []
+    digests: list[bytes] = []
+    total = 0
     for group in _groups(rows, max(1, _FILE_BYTES // (4 * row_length))):
         names.append(f"{split}-{len(names):05d}.mindrecord")
         total += len(group)

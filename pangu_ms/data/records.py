@@ -68,9 +68,10 @@ class RecordSet:
             DataError: nothing there, a damaged or foreign file, or a split that the data do not have.
         """
         directory, paths, manifest = _located(source, split)
-        if manifest is None:
+        if manifest is None or directory is None:
             return cls(str(source), paths)
-        for index in (path.with_name(f"{path.name}.db") for path in paths):  # small, and MindRecord trusts it
+        # MindRecord's index files are small and it trusts them, so they are hashed at every start.
+        for index in (path.with_name(f"{path.name}.db") for path in paths):
             if index.is_file() and files.sha256_file(index) != manifest["files"].get(index.name):
                 raise DataError(f"{index}: its SHA-256 differs from the manifest's; {_DAMAGED}")
         _require_headers(paths, manifest.get("headers", {}))

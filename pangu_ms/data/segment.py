@@ -18,6 +18,7 @@ from functools import cache
 from math import log
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pangu_ms.core.errors import DataError
 
@@ -34,7 +35,9 @@ def make_segmenter(special_words: Iterable[str]) -> Callable[[str], Iterator[str
     """
     jieba, model = _jieba(), hidden_markov_model()
 
-    class OnePass(jieba.Tokenizer):
+    base: Any = jieba.Tokenizer  # jieba has no types, and a module that is only known at run time gives no base class
+
+    class OnePass(base):
         def initialize(self, dictionary: str | None = None) -> None:
             """The dictionary of the package; never jieba's cache."""
             self.FREQ, self.total = frequencies(_dictionary())
@@ -84,7 +87,9 @@ def _jieba() -> ModuleType:
 
 
 def _dictionary() -> bytes:
-    return Path(_jieba().__file__).with_name("dict.txt").read_bytes()
+    package = _jieba().__file__
+    assert package, "jieba is an ordinary package, with a file"
+    return Path(package).with_name("dict.txt").read_bytes()
 
 
 @cache
@@ -102,17 +107,18 @@ def frequencies(dictionary: bytes) -> tuple[dict[str, int], int]:
         DataError: a line of another form.
     """
     counts: dict[str, int] = {}
-    total = number = 0
+    total, line_number = 0, 1
     try:
-        for number, line in enumerate(dictionary.decode("utf-8").rstrip("\n").split("\n"), 1):
+        for line in dictionary.decode("utf-8").rstrip("\n").split("\n"):
             word, count = line.strip().split(" ")[:2]
             counts[word] = int(count)
             total += counts[word]
             for end in range(1, len(word)):
                 counts.setdefault(word[:end], 0)
+            line_number += 1
     except ValueError as error:
         raise DataError(
-            f"jieba's dict.txt: line {max(number, 1)}: {error}; the installed package is damaged; install jieba again"
+            f"jieba's dict.txt: line {line_number}: {error}; the installed package is damaged; install jieba again"
         ) from error
     return counts, total
 

@@ -62,23 +62,27 @@ class SpecialTokens:
 
     def end_ids(self, vocab_size: int) -> list[int]:
         """What ends a generated text, as generation_config.json says, or else config.json."""
-        given = next(
-            (tree["eos_token_id"] for tree in (self._generation, self._config) if tree.get("eos_token_id") is not None),
-            [],
-        )
-        ids = [_whole(index) for index in (given if isinstance(given, list) else [given])]
-        if wrong := [index for index in ids if index is None or index >= vocab_size]:
-            raise ValueError(f"eos_token_id={given!r}: {wrong[0]} is no id of a vocabulary of {vocab_size}")
-        return [index for index in ids if index >= 0]  # -1 stands for none
+        given = self._first_given("eos_token_id")
+        if given is None:
+            return []
+        ids = []
+        for value in given if isinstance(given, list) else [given]:
+            index = _whole(value)
+            if index is None or index >= vocab_size:
+                raise ValueError(f"eos_token_id={given!r}: {index} is no id of a vocabulary of {vocab_size}")
+            if index >= 0:  # -1 stands for none
+                ids.append(index)
+        return ids
 
     def pad_id(self, vocab_size: int) -> int | None:
         """The padding id where no pad_token is named, as the same files say."""
-        given = next(
-            (tree["pad_token_id"] for tree in (self._generation, self._config) if tree.get("pad_token_id") is not None),
-            None,
-        )
-        index = _whole(given)
+        index = _whole(self._first_given("pad_token_id"))
         return index if index is not None and 0 <= index < vocab_size else None
+
+    def _first_given(self, key: str) -> Any:
+        """A value of generation_config.json, or else of config.json; None where neither has one."""
+        given = self._generation.get(key)
+        return self._config.get(key) if given is None else given
 
 
 def _named(key: str, order: list[dict[str, Any]], default: str | None) -> str | None:

@@ -12,7 +12,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pangu_ms.core.errors import DataError
 
@@ -55,7 +55,7 @@ def content(path: Path, raw: BinaryIO) -> BinaryIO:
 
 def damage() -> tuple[type[Exception], ...]:
     """What is raised on damaged input."""
-    errors = (OSError, EOFError, zlib.error)
+    errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     try:
         import zstandard
     except ImportError:
@@ -101,13 +101,13 @@ def _last_cut(text: bytes) -> int:
 class _Bounded(io.RawIOBase):
     """A decompressing stream that refuses content far larger than the file."""
 
-    def __init__(self, stream, path: Path, raw: BinaryIO) -> None:
+    def __init__(self, stream: "gzip.GzipFile | _Frames", path: Path, raw: BinaryIO) -> None:
         self._stream, self._path, self._raw, self._size = stream, path, raw, 0
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         size = self._stream.readinto(buffer)
         self._size += size
         if self._size > _FREE and self._size > LARGEST_RATIO * self._raw.tell():
@@ -132,14 +132,15 @@ def _frames(path: Path, raw: BinaryIO) -> "_Frames":
 class _Frames(io.RawIOBase):
     """Content of Zstandard frames. The package's own stream takes a file that was cut off for a whole one."""
 
-    def __init__(self, raw: BinaryIO, decompressor) -> None:
+    def __init__(self, raw: BinaryIO, decompressor: Any) -> None:
         self._raw, self._decompressor = raw, decompressor
-        self._frame, self._input, self._content = None, b"", b""
+        self._frame: Any = None  # zstandard's decompressobj of the frame that is being read
+        self._input, self._content = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._content and self._advance():
             pass
         size = min(len(buffer), len(self._content))

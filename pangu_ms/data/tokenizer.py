@@ -84,7 +84,7 @@ class Tokenizer:
             ) from error
         self.vocab_size: int = self._processor.get_piece_size()
         self.model, self.segmenter = model, segmenter
-        self._settings = {"format": FORMAT, "segmenter": segmenter, "eod": eod}
+        self._settings: dict[str, Any] = {"format": FORMAT, "segmenter": segmenter, "eod": eod}
         self._set_ids(eod, where)
         if segmenter == "none" and self.decode(self.encode(_LOSSLESS_PROBE)) != _LOSSLESS_PROBE:
             raise DataError(
@@ -456,7 +456,7 @@ def _train(sample: list[str], vocab_size: int, segmenter: str) -> bytes:
     model = io.BytesIO()
     # A space has a piece of its own even where the sample has none: its three bytes alone would not be read back
     # as a space.
-    lossless = {
+    lossless: dict[str, Any] = {
         "required_chars": "\u2581",
         "remove_extra_whitespaces": False,
         "add_dummy_prefix": False,
@@ -478,8 +478,9 @@ def _train(sample: list[str], vocab_size: int, segmenter: str) -> bytes:
         )
     except RuntimeError as error:
         limit = re.search(r"value <= (\d+)", str(error))
-        possible = limit and int(limit[1]) >= SMALLEST_VOCAB
-        advice = f"use a vocab_size of at most {limit[1]}, or more text" if possible else "use more text"
+        advice = "use more text"
+        if limit and int(limit[1]) >= SMALLEST_VOCAB:
+            advice = f"use a vocab_size of at most {limit[1]}, or more text"
         size = sum(len(chunk.encode()) for chunk in sample)
         raise DataError(
             f"corpus: {size:,} bytes of training text are too few for vocab_size={vocab_size}: {advice}"

@@ -18,9 +18,12 @@ def digest(array: np.ndarray) -> str:
 def main(package: str, request: str, answer: str, key_file: str = "") -> None:
     """Write `logits` float32 [steps + 1, B, V], and `names` and `digests` of the parameters as they were loaded."""
     runtime.quiet()
+    from mindspore import nn
+
     opened = Package.open(package)
     runtime.start(opened.manifest["target"])
     decoder = opened.decoder(read_key(key_file or None))
+    assert isinstance(decoder.graph, nn.Cell), "a loaded MindIR is a GraphCell"
     digests = {parameter.name: digest(parameter.asnumpy()) for parameter in decoder.graph.get_parameters()}
     given = np.load(request)
     prompts = [given[f"prompt_{i}"].tolist() for i in range(len(given.files) - 1)]

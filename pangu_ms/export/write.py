@@ -105,16 +105,18 @@ def export_package(
     """
     config = config or checkpoint.config()
     runtime.start(config.runtime.device)
-    key, tokenizer = read_key(key_file), load_tokenizer(checkpoint, tokenizer)
+    key, loaded_tokenizer = read_key(key_file), load_tokenizer(checkpoint, tokenizer)
     if sign_key:
-        read_signing_key(sign_key)  # before the work
+        read_signing_key(sign_key)  # a key that cannot be used is refused before the work
     decoder = load_decoder(checkpoint, shape, config)
+    assert isinstance(decoder.graph, CachedModel), "load_decoder builds one"
+    # The trial runs before the export, which could change the model.
     trial = Trial.run(decoder, config.model.vocab_size)
     with files.new_directory(output) as directory:
         write_graph(decoder.graph, shape, directory, key)
-        tokenizer.save(directory / "tokenizer")
+        loaded_tokenizer.save(directory / "tokenizer")
         write_runner(directory / "run.pyz")
-        needed = (*RUNNER_PACKAGES, *tokenizer.packages)
+        needed = (*RUNNER_PACKAGES, *loaded_tokenizer.packages)
         files.write_text(
             directory / "requirements.txt", "".join(f"{name}=={metadata.version(name)}\n" for name in needed)
         )

@@ -40,7 +40,8 @@ def beam_search(
         candidates, parents = _candidates(
             live, logits, Sampler(config, prompt, index), width + len(stop_ids) * len(live)
         )
-        kept, rows = [], []
+        kept: list[Hypothesis] = []
+        rows: list[int] = []
         for candidate, parent in zip(candidates, parents):
             if candidate.tokens[-1] in stop_ids:
                 finished.append(candidate)

@@ -22,7 +22,7 @@ from pangu_ms.core.heartbeat import DATA, EVALUATE, INIT, SAVE, STEP, beat
 from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import Order
+from pangu_ms.data.resample import Order
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.eval.perplexity import Score
 from pangu_ms.models.common.batch import Batch

@@ -16,7 +16,7 @@ from pangu_ms.core.protobuf import message_field, number_field
 from pangu_ms.data.blocks import encode_documents
 from pangu_ms.data.corpus import Document
 from pangu_ms.data.npz_file import to_npz
-from pangu_ms.data.rounds import BatchLosses, OrderFile
+from pangu_ms.data.resample import BatchLosses, OrderFile
 from pangu_ms.data.token_counts import save_counts
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.export import package, signature

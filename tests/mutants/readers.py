@@ -42,7 +42,7 @@ def partial_losses(file):
 
 def order(file):
     """As `pangu train data.order=FILE`, but for the records."""
-    from pangu_ms.data.rounds import OrderFile
+    from pangu_ms.data.resample import OrderFile
 
     print(OrderFile.load(file)[0])
 

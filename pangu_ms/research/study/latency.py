@@ -35,7 +35,7 @@ def measure(paths: Sequence[Path], tokens: int, rounds: int, progress: bool = Tr
             raise GenerationError(f"--{name} {value}: must be at least 1")
     from pangu_ms.checkpoint.store import open_checkpoint
 
-    opened = [open_checkpoint(path) for path in paths]
+    opened = [open_checkpoint(Path(path)) for path in paths]
     for checkpoint in opened:
         room = checkpoint.config().model.seq_length - PROMPT_TOKENS
         if tokens > room:

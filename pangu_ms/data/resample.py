@@ -226,8 +226,8 @@ def resample(
     found = BatchLosses.load(Path(losses))
     kept = sample_batches(found.loss, keep, seed, temperature)
     dropped = np.delete(found.loss, kept)
-    made_by = {"losses": str(losses), "losses_sha256": files.sha256_file(Path(losses)), "checkpoint": found.checkpoint}
-    made_by |= {"keep": keep, "seed": seed, "temperature": temperature}
+    made_by: dict[str, Any] = {"losses": str(losses), "losses_sha256": files.sha256_file(Path(losses))}
+    made_by |= {"checkpoint": found.checkpoint, "keep": keep, "seed": seed, "temperature": temperature}
     order = OrderFile(found.rows[kept].reshape(-1), found.rows.shape[1], found.records, json.dumps(made_by))
     files.write_new(Path(output), to_npz(asdict(order)))
     effective = effective_batches(found.loss, temperature)
