@@ -29,7 +29,7 @@ setup(
     package_data={
         "pangu_ms.configs": ["*/*.yaml"],
         "pangu_ms.mindformers": ["*.yaml"],
-        "pangu_run": ["manifest/templates/*"],
+        "pangu_run": ["manifest/templates/*", "report/*.yaml"],
         "ascend_ops": ["cpu/**", "ascendc/**"],
     },
     exclude_package_data={"ascend_ops": ["ascendc/opp/**"]},  # where build.sh installs what it built

@@ -13,7 +13,7 @@ import pytest
 
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.exit_codes import EXIT_PEER_LOST
-from pangu_run import launcher as start
+from pangu_run import launcher
 from pangu_run.job_directory import JobDirectory
 from pangu_run.supervisor import host, scheduler
 from tests.faults.common import wait_for
@@ -197,7 +197,7 @@ def test_two_launchers_do_not_share_a_directory(tmp_path, monkeypatch):
     finally:
         going.set()
         thread.join()
-    monkeypatch.setattr(start, "TAKEOVER_S", 1.0)
+    monkeypatch.setattr(launcher, "TAKEOVER_S", 1.0)
     assert run(tmp_path, "pass")[0] == 0  # it was killed: its status stands still
 
 
@@ -207,7 +207,7 @@ def test_a_terminal_that_nobody_reads_does_not_hold_up_a_job(tmp_path):
         "import sys\nfrom pathlib import Path\nfrom pangu_run.launcher import run_ranks\nfrom pangu_run.supervisor"
         " import scheduler, terminal\n"
     )
-    program += f"scheduler.PROGRAM = {SCHEDULER!r}\nterminal.LAST_WORDS_S = 0.5\n"
+    program += f"scheduler.PROGRAM = {SCHEDULER!r}\nterminal.FLUSH_S = 0.5\n"
     program += "sys.exit(run_ranks(lambda rank: ['-c', 'print(\"x\" * 1000000)'], 2, Path(sys.argv[1])))\n"
     reader, writer = os.pipe()
     try:

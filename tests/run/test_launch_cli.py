@@ -38,7 +38,7 @@ def launch(capfd):
 @pytest.fixture
 def unchecked(tmp_path, monkeypatch):
     """Runs are not looked at but for their ranks: reading records takes seconds."""
-    change = functools.partial(dataclasses.replace, words=["--config", "alpha/tiny"], output=str(tmp_path / "run"))
+    change = functools.partial(dataclasses.replace, argv=["--config", "alpha/tiny"], output=str(tmp_path / "run"))
     monkeypatch.setattr(launch_cli, "describe", lambda words, *options: change(launch_cli.placement(words)))
 
 

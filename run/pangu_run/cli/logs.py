@@ -12,7 +12,7 @@ from pangu_ms.core.console import raw, show, tell
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.parser import Parser
 from pangu_run.job_directory import JobDirectory
-from pangu_run.report.log_errors import SCHEDULER, DistinctError, cause_in_words, distinct_errors
+from pangu_run.report.log_errors import SCHEDULER, DistinctError, distinct_errors, failure_summary
 from pangu_run.report.log_lines import follow, rotated, tail
 from pangu_run.report.observe import is_over
 from pangu_run.report.status import clock, ranks_text
@@ -132,9 +132,9 @@ def show_errors(directory: JobDirectory, limit: int, as_json: bool) -> int:
         )
         return 0
     if failure:
-        show(f"first cause, at {clock(failure['time'])}: {cause_in_words(failure)}")
+        show(f"first cause, at {clock(failure['time'])}: {failure_summary(failure)}")
     for error in shown:
-        show(_in_words(error, directory))
+        show(_error_lines(error, directory))
     if not errors:
         show(f"{directory.logs}: no errors found")
     if len(errors) > len(shown):
@@ -162,7 +162,7 @@ def _as_json(error: DistinctError) -> dict[str, Any]:
     }
 
 
-def _in_words(error: DistinctError, directory: JobDirectory) -> str:
+def _error_lines(error: DistinctError, directory: JobDirectory) -> str:
     ranks = ranks_text(owner for owner in error.owners if isinstance(owner, int))
     owners = ", ".join(
         filter(None, (f"ranks {ranks}" if ranks else "", SCHEDULER if SCHEDULER in error.owners else ""))
@@ -170,8 +170,8 @@ def _in_words(error: DistinctError, directory: JobDirectory) -> str:
     lines = [f"{'* ' if error.cause else '  '}{error.count} x  {owners}  {clock(error.time)}  {error.text}"]
     if error.explanation:
         lines.append(f"      -> {error.explanation.line}")
-    place = error.log.relative_to(directory.path)
-    return "\n".join([*lines, f"      first in {place}" + (f", {error.frame}" if error.frame else "")])
+    log = error.log.relative_to(directory.path)
+    return "\n".join([*lines, f"      first in {log}" + (f", {error.frame}" if error.frame else "")])
 
 
 class Counter:

@@ -24,7 +24,8 @@ KINDS = {
 def build_parser() -> Parser:
     """The parser of the verb with those of all kinds below it; `main` asks only that of the kind that it runs."""
     parser = Parser(prog="pangu manifest", description=__doc__)
-    kinds: Any = parser.add_subparsers(metavar="KIND", parser_class=_build)
+    parser_class: Any = _build  # argparse calls it for each kind with the arguments of add_parser
+    kinds = parser.add_subparsers(metavar="KIND", parser_class=parser_class)
     for kind, (module, summary) in KINDS.items():
         kinds.add_parser(kind, help=summary, module=module)
     return parser

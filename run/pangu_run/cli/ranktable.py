@@ -46,10 +46,15 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser() -> Parser:
     """The parser of the verb with those of all actions below it; `main` uses only that of the action that it runs."""
     parser = Parser(prog="pangu ranktable", description=__doc__)
-    actions: Any = parser.add_subparsers(metavar="ACTION", parser_class=lambda action, **_: action_parser(action))
+    parser_class: Any = _build  # argparse calls it for each action with the arguments of add_parser
+    actions = parser.add_subparsers(metavar="ACTION", parser_class=parser_class)
     for action, (_, _, summary) in ACTIONS.items():
         actions.add_parser(action, help=summary, action=action)
     return parser
+
+
+def _build(action: str, **_: Any) -> Parser:
+    return action_parser(action)
 
 
 def action_parser(action: str) -> Parser:

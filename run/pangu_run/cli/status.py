@@ -14,7 +14,7 @@ from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.parser import NewFile, Parser
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.ascend_errors import explain
-from pangu_run.report.log_errors import cause_in_words, words_of
+from pangu_run.report.log_errors import failure_lines, failure_summary
 from pangu_run.report.observe import observe
 from pangu_run.report.status import GONE, STUCK, JobStatus, Rank, clock, duration, group_ranks, ranks_text
 
@@ -67,7 +67,7 @@ def show(directory: JobDirectory, as_json: bool) -> JobStatus:
     if as_json:
         print(json.dumps(dataclasses.asdict(status), ensure_ascii=False), flush=True)
     else:
-        console.show("\n".join(in_words(status)))
+        console.show("\n".join(status_lines(status)))
     return status
 
 
@@ -80,7 +80,7 @@ def watch(directory: JobDirectory, interval: float, as_json: bool) -> JobStatus:
         else:
             status = observe(directory)
             size = shutil.get_terminal_size()
-            lines = [console.printable(line)[: size.columns - 1] for line in in_words(status)]
+            lines = [console.printable(line)[: size.columns - 1] for line in status_lines(status)]
             lines = lines if status.over else _fitting(lines, size.lines - 1)
             print(
                 (f"\x1b[{drawn}F" if drawn else "") + "\x1b[J" + "\n".join(lines),
@@ -97,7 +97,7 @@ def _fitting(lines: list[str], height: int) -> list[str]:
     return lines if len(lines) <= height else [*lines[: max(1, height - 1)], f"... {len(lines) - height + 1} more rows"]
 
 
-def in_words(status: JobStatus) -> list[str]:
+def status_lines(status: JobStatus) -> list[str]:
     """The lines of header and table."""
     return [*_header(status), "", *_table(group_ranks(status.ranks))] if status.ranks else _header(status)
 
@@ -127,8 +127,8 @@ def _header(status: JobStatus) -> list[str]:
             )
         )
     if status.failure:
-        lines.append(f"first cause: {cause_in_words(status.failure)}")
-        lines += [f"  -> {explanation.line}"] if (explanation := explain(words_of(status.failure))) else []
+        lines.append(f"first cause: {failure_summary(status.failure)}")
+        lines += [f"  -> {explanation.line}"] if (explanation := explain(failure_lines(status.failure))) else []
     return [line for line in lines if line]
 
 
