@@ -13,10 +13,35 @@ TEXT = "TEXT"
 """Placeholder of options whose value may be empty."""
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows an option's default unless there is none, or the help text names it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        none = default is None or default is False or default == [] or "default:" in (action.help or "")
+        return action.help if none else super()._get_help_string(action)
+
+
+class RawHelp(Help, argparse.RawDescriptionHelpFormatter):
+    """As Help, of a description whose lines stay as they are."""
+
+
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, with the nearest option, and ends with exit code 2."""
+    """Tells a mistake in one line, with the nearest option, and ends with exit code 2.
+
+    A verb's parser names what to do with the parsed options: `set_defaults(run=function)`.
+    """
 
     _words: Sequence[str] = ()
+
+    def __init__(self, prog: str, *, formatter_class: type[argparse.HelpFormatter] = Help, **kwargs: Any):
+        super().__init__(prog=prog, formatter_class=formatter_class, **kwargs)
+
+    def run(self, argv: list[str]) -> int:
+        """Parse `argv`, where options and other words may stand in any order, and call the `run` of `set_defaults`
+        with the result; returns the exit code."""
+        args = self.parse_intermixed_args(argv)
+        return args.run(args)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse; the words are kept for the message of an error."""
@@ -39,28 +64,28 @@ class Parser(argparse.ArgumentParser):
         """The option or choice that an unknown word may stand for; where something is missing, it may be what a
         misspelt option was to give."""
         if match := re.match(r"(unrecognized arguments|the following arguments are required): ", message):
-            below = [
-                parser
-                for action in self._actions
-                if isinstance(action, argparse._SubParsersAction)
-                for parser in action.choices.values()
-            ]
-            known = [name for parser in [self, *below] for action in parser._actions for name in action.option_strings]
-            words = [*self._words, *message[match.end() :].split()] if match[1].startswith("unrec") else self._words
+            missing = match[1].startswith("the")
+            words = self._words if missing else [*self._words, *message[match.end() :].split()]
+            known = self._known_options()
             options = [word.partition("=")[0] for word in words if word[:1] == "-"]
-            unknown = next((option for option in options if not any(name.startswith(option) for name in known)), None)
-            near = difflib.get_close_matches(unknown, known, 1) if unknown else []
-            return (
-                f"{unknown}: did you mean {near[0]}? "
-                if near and match[1].startswith("the")
-                else f"did you mean {near[0]}? "
-                if near
-                else ""
-            )
+            unknown = next((option for option in options if not any(name.startswith(option) for name in known)), "")
+            near = difflib.get_close_matches(unknown, known, 1)
+            return (f"{unknown}: " if missing and near else "") + _did_you_mean(near)
         if match := re.match(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            near = difflib.get_close_matches(match[1], re.split(r"[', ]+", match[2]), 1)
-            return f"did you mean {near[0]}? " if near else ""
+            return _did_you_mean(difflib.get_close_matches(match[1], re.split(r"[', ]+", match[2]), 1))
         return ""
+
+    def _known_options(self) -> list[str]:
+        """Names of this parser's options and of those of its subparsers."""
+        parsers: list[argparse.ArgumentParser] = [self]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+        return [name for parser in parsers for action in parser._actions for name in action.option_strings]
+
+
+def _did_you_mean(near: list[str]) -> str:
+    return f"did you mean {near[0]}? " if near else ""
 
 
 class NewFile(argparse.Action):
