@@ -23,9 +23,7 @@ from pangu_ms.checkpoint.sharded import Slices
 from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
-
-FAILED = "failed"
-"""What a rank that cannot go on brings to the others."""
+from pangu_ms.parallel.rendezvous import FAILED
 
 Agree = Callable[[str | None], str | None]
 """Waits until all ranks are there; returns the first word that any of them brought, the same on all."""

@@ -8,6 +8,7 @@ from pangu_ms.config.load import load_config
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result
 from pangu_ms.rehearsal.execute import TOLERANCE, Execution, execute
+from pangu_run.launcher import run_ranks
 
 DESCRIPTION = """Compile the training step of each rank with MindSpore's own parallel compiler, run the ranks' graphs as
 CPU processes with real collectives, and compare with a single process without a plan: loss and gradient norm of each
@@ -30,7 +31,7 @@ def build_parser() -> Parser:
 def _run(args: Namespace) -> int:
     """Returns 1 where ranks and the single process differ."""
     config = load_config(args.config, args.overrides)
-    found = execute(config, args.steps, progress=not args.json)
+    found = execute(config, run_ranks, args.steps, progress=not args.json)
     result = dataclasses.asdict(found) | {"worst": [dataclasses.asdict(one) for one in found.worst]}
     result |= {"agrees": found.agrees, "tolerance": TOLERANCE}
     model = f"{config.model.family}, {config.model.num_layers} layers, {config.parallel.world} ranks"

@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.cli import options
-from pangu_ms.cli.train_checks import (
-    needs_ranks,
-    require_executable,
-    require_shared_records,
-    require_startable,
-    train_on_ranks,
-)
+from pangu_ms.cli.train_ranks import train_on_ranks
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
@@ -23,6 +17,13 @@ from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result
 from pangu_ms.data.records import RecordSet
+from pangu_ms.train.checks import (
+    needs_ranks,
+    require_executable,
+    require_readable,
+    require_shared_records,
+    require_startable,
+)
 from pangu_ms.train.directory import OWN_DATA, RunLock, require_own
 from pangu_ms.train.schedule import decay_end
 
@@ -88,7 +89,9 @@ def main(argv: list[str]) -> int:
     if alone:
         RecordSet.require_declared(records, "train", config.model)
     if needs_ranks(config):
-        return train_on_ranks(argv, args, config, records)
+        require_startable(config, **start_options(args))
+        require_readable(config, records)
+        return train_on_ranks(argv, config, output)
     from pangu_ms.train.loop import train
 
     session = {
@@ -108,11 +111,17 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def start_options(args: Namespace) -> dict[str, Any]:
+    """The words that `require_startable` takes."""
+    names = ("resume", "resume_from", "init_from", "tensorboard")
+    return {"output": Path(args.output)} | {name: getattr(args, name) for name in names}
+
+
 def require_startable_alone(config: RunConfig, args: Namespace) -> None:
     """As `require_startable`; another run in the directory is told first."""
     with contextlib.closing(RunLock(Path(args.output))) as lock:
         lock.acquire()
-        require_startable(config, args)
+        require_startable(config, **start_options(args))
 
 
 def default_records(config: RunConfig, output: Path, resume: bool, progress: bool) -> Path:

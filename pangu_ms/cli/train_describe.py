@@ -9,14 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.cli.train import default_records, parse
-from pangu_ms.cli.train_checks import (
-    described,
-    require_readable,
-    require_shared_records,
-    require_startable,
-    require_trainable,
-)
+from pangu_ms.cli.train import default_records, parse, start_options
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
@@ -25,6 +18,13 @@ from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_json
 from pangu_ms.parallel.mesh import Mesh
+from pangu_ms.train.checks import (
+    describe_run,
+    require_readable,
+    require_shared_records,
+    require_startable,
+    require_trainable,
+)
 from pangu_ms.train.smoke import thinned
 
 DEVICES = {"cpu": "CPU", "ascend": "Ascend"}
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     description = ranks_and_devices(config)
     if not options.placement:
         unchecked = check(args, config, options.follower, options.skip_paths)
-        description |= {"words": [*words, *added], "output": args.output, "unchecked": unchecked} | described(config)
+        description |= {"words": [*words, *added], "output": args.output, "unchecked": unchecked} | describe_run(config)
     print_json(description)
     return 0
 
@@ -142,7 +142,7 @@ def check(args: Namespace, config: RunConfig, follower: bool, skip_paths: bool) 
             require_readable(config, named)
         return unchecked
     output = Path(args.output)
-    require_startable(config, args)
+    require_startable(config, **start_options(args))
     require_readable(config, named or default_records(config, output, args.resume, progress=not args.json))
     return []
 
