@@ -24,7 +24,8 @@ def whole_parser(program: str, description: str | None, actions: Actions) -> Par
     """The parser of a verb with those of all its actions below it, or of `pangu` with its verbs: for who reads parsers,
     such as shell completion. A command line is parsed by the parser of its action alone."""
     parser = Parser(prog=program, description=description)
-    subparsers: Any = parser.add_subparsers(metavar="ACTION", parser_class=_build)
+    parser_class: Any = _build  # called as the class would be
+    subparsers: Any = parser.add_subparsers(metavar="ACTION", parser_class=parser_class)
     for name, (target, summary) in actions.items():
         subparsers.add_parser(name, help=summary, target=target)
     return parser

@@ -27,8 +27,8 @@ TOKENS_PER_DIMENSION = (
 def build_parser() -> Parser:
     """The action's options."""
     parser = Parser(prog="pangu analyze collapse", description=__doc__)
-    text = f"run directories, their checkpoints directories, or single steps; also section.field=value: {options.OVERRIDES_HELP}"
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=text)
+    text = "run directories, their checkpoints directories, or single steps; also section.field=value: "
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=text + options.OVERRIDES_HELP)
     options.add_data(parser, required=True)
     text = "names in table and figure, one for each checkpoint; else the paths"
     parser.add_argument("--labels", metavar="A,B", help=text)

@@ -84,10 +84,8 @@ def import_file(
     tensors = naming.to_ours(str(path), foreign.read_files(read), config.model)
     state = {"imported": {"file": path.name, "format": source, "sha256": {p.name: files.sha256_file(p) for p in read}}}
     say(f"weights: {dtypes.change({dtypes.name_of(array.dtype) for array in tensors.values()}, dtype)}")
-    say(
-        "tokenizer:"
-        f" {_described(loaded) if loaded else 'none comes along; name one with --tokenizer wherever text is read or written'}"
-    )
+    none = "none comes along; name one with --tokenizer wherever text is read or written"
+    say(f"tokenizer: {_described(loaded) if loaded else none}")
     with tempfile.TemporaryDirectory() as scratch:
         copy = None
         if loaded:
@@ -105,18 +103,19 @@ def directory_config(directory: Path, source: str, config: RunConfig | None = No
     """
     tree = foreign.read_config(directory)
     where = str(Path(directory) / foreign.CONFIG)
-    described = [formats[source] for formats in _all_formats() if source in formats and formats[source].read_config]
-    if not described:
+    named = [formats[source] for formats in _all_formats() if source in formats]
+    readers = {kind: naming.read_config for naming in named if naming.read_config for kind in naming.model_types}
+    if not readers:
         raise CheckpointError(f"{directory}: is a directory; {source} weights are one file; name that")
     kind = tree.get("model_type")
-    naming = next((naming for naming in described if kind in naming.model_types), None)
-    if naming is None:
-        known = ", ".join(name for naming in described for name in naming.model_types)
+    read_config = readers.get(kind) if isinstance(kind, str) else None
+    if read_config is None:
+        known = ", ".join(readers)
         raise CheckpointError(
             f"{where}: model_type={kind!r:.80}: must be one of {known}; only these compute what PanGu models do;"
             " convert another model"
         )
-    fields = naming.read_config(where, tree)
+    fields = read_config(where, tree)
     own_config = config_from_dict({"model": fields}, where)
     if config is None:
         return own_config
@@ -173,16 +172,14 @@ def export_file(
     tensors = naming.to_foreign(str(source.path), source.tensors(), config.model)
     say(f"weights: {dtypes.change({tensor.spec.dtype_name for tensor in source.stored().values()}, dtype)}")
     tensors = dtypes.cast(str(source.path), tensors, dtype)
-    if output.suffix:
+    if output.suffix or naming.write_config is None:
         foreign.write_file(output, tensors)
         if own:
             say("tokenizer: stays behind, as a file of weights has no room for it; a directory takes it along")
         return output
     tree = naming.write_config(config.model)
-    say(
-        "config.json:"
-        f" model_type={tree['model_type']}{'' if 'architectures' in tree else ', which transformers has no class for; `pangu convert --from huggingface` reads it'}"
-    )
+    unread = ", which transformers has no class for; `pangu convert --from huggingface` reads it"
+    say(f"config.json: model_type={tree['model_type']}{'' if 'architectures' in tree else unread}")
     say(f"tokenizer: {_described(tokenizer, to_transformers=True) if tokenizer else 'the checkpoint has none'}")
     ids = huggingface_files.token_ids(tokenizer) if tokenizer else dict.fromkeys(huggingface_files.TOKEN_IDS)
     contents = huggingface_files.files_of(tokenizer) if tokenizer else {}

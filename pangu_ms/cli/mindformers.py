@@ -1,4 +1,4 @@
-"""`python -m pangu_ms.mindformers`: train a PanGu model with mindformers.Trainer from a MindFormers YAML that has a `pangu:`
+"""`python -m pangu_ms.mindformers`: train with mindformers.Trainer from a MindFormers YAML that has a `pangu:`
 section."""
 
 import os

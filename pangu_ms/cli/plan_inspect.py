@@ -3,7 +3,7 @@ or operator strategies (JSON)."""
 
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def _run(args: Namespace) -> int:
 
 
 def _report(
-    path: Path, file: StrategyFile | None, plan: Plan | None, operators: Iterable[OperatorStrategy]
+    path: Path, file: StrategyFile | None, plan: Plan | None, operators: Collection[OperatorStrategy]
 ) -> dict[str, Any]:
     tensors = [
         _tensor(stored, _shape(name, stored, plan)) | {"stage": stage, "name": name}
@@ -78,15 +78,15 @@ def _report(
     ]
     rows = [
         {
-            "key": o.key,
-            "stage": o.stage,
-            "inputs": _operands(o.in_strategies, o.in_layouts),
-            "outputs": _operands(o.out_strategies, o.out_layouts),
+            "key": strategy.key,
+            "stage": strategy.stage,
+            "inputs": _operands(strategy.in_strategies, strategy.in_layouts),
+            "outputs": _operands(strategy.out_strategies, strategy.out_layouts),
         }
-        for o in operators
+        for strategy in operators
     ]
     kind = "parameter layouts" if file else "operator strategies"
-    stages = list(file.stages) if file else sorted({row["stage"] for row in rows})
+    stages = list(file.stages) if file else sorted({strategy.stage for strategy in operators})
     return {
         "file": str(path),
         "kind": kind,
@@ -99,7 +99,8 @@ def _report(
 
 def _shape(name: str, stored: StoredLayout, plan: Plan | None) -> tuple[int, ...] | None:
     """The whole shape; a file that has been compared with a plan has the plan's."""
-    return plan.layouts[parameter_of(name, plan.layouts)].shape if plan else stored.shape
+    owner = parameter_of(name, plan.layouts) if plan else None
+    return plan.layouts[owner].shape if plan and owner else stored.shape
 
 
 def _tensor(stored: StoredLayout, shape: tuple[int, ...] | None) -> dict[str, Any]:

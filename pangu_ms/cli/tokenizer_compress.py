@@ -1,4 +1,4 @@
-"""`pangu tokenizer compress`: the vocabulary pruned to frequent pieces. Its help needs no numpy."""
+"""`pangu tokenizer compress`: the vocabulary pruned to its frequent pieces."""
 
 import logging
 import time

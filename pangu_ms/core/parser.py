@@ -34,8 +34,8 @@ class Parser(argparse.ArgumentParser):
 
     _words: Sequence[str] = ()
 
-    def __init__(self, *args: Any, formatter_class: type[argparse.HelpFormatter] = Help, **kwargs: Any):
-        super().__init__(*args, formatter_class=formatter_class, **kwargs)
+    def __init__(self, prog: str, *, formatter_class: type[argparse.HelpFormatter] = Help, **kwargs: Any):
+        super().__init__(prog=prog, formatter_class=formatter_class, **kwargs)
 
     def run(self, argv: list[str]) -> int:
         """Parse `argv`, where options and other words may stand in any order, and call the `run` of `set_defaults`

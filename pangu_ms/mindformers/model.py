@@ -62,9 +62,9 @@ class PanguForCausalLM(PreTrainedModel):
         initialize(model, own, config.initial_seed)
         self.loss = TokenLoss(model)
 
-    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key):
+    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key):
         """See TokenLoss; -> mean loss over the tokens that count, float32 scalar."""
-        total, count = self.loss(ids_BS1, positions_BS, segments_BS, mask_BS, key)
+        total, count = self.loss(ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key)
         return mean_loss(total, count)
 
     def no_weight_decay(self) -> set[str]:

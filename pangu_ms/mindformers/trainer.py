@@ -34,7 +34,7 @@ class PanguTrainer(CausalLanguageModelingTrainer):
         super().train(config=config, network=network, **kwargs)
 
     def create_train_dataset(self, default_args: dict | None = None) -> Any:
-        """The data set of the section, unless Trainer was given one with its columns (see data.COLUMNS)."""
+        """The data set of the section, unless Trainer was given one with its columns (see data.columns)."""
         return super().create_train_dataset(default_args) if self.train_dataset is not None else step_dataset(self.run)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -26,7 +26,7 @@ from pangu_ms.core.errors import PlanError
 from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_ms.core.isolated import python_command, python_environment
 from pangu_ms.core.progress import progress_bar
-from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.batch import Batch, blank_batch
 from pangu_ms.models.common.init import initial_values
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal.rehearse import reason_of, with_absolute_paths
@@ -200,7 +200,8 @@ def batch(config: RunConfig, number: int) -> Batch:
     ids = generator.integers(0, model.vocab_size, (B, S + 1)).astype(np.int32)
     segments = (np.arange(S) >= generator.integers(1, S, (B, 1))).astype(np.int32)
     positions = np.broadcast_to(np.arange(S, dtype=np.int32), (B, S)).copy()
-    return Batch(ids, positions, segments, (generator.random((B, S)) < 0.8).astype(np.float32))
+    mask = (generator.random((B, S)) < 0.8).astype(np.float32)
+    return Batch(ids, positions, segments, mask, blank_batch(model, B).extra)
 
 
 def starting_values(config: RunConfig) -> Iterator[tuple[str, np.ndarray]]:

@@ -11,6 +11,7 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.core.cluster_variables import unset_command
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.data.extra_inputs import require_sources
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import Order
 from pangu_ms.models.common.strict import check_names_and_shapes
@@ -104,6 +105,7 @@ def require_readable(config: RunConfig, records: Path | str) -> None:
     which reads them."""
     train_set = RecordSet.open(records, "train")
     train_set.check(config.model)
+    require_sources(config.model.extra_inputs())
     Order.open(config.data.order, train_set)
 
 

@@ -124,7 +124,7 @@ def our_own_steps(place: Path, fields: dict = MODEL) -> tuple[list[float], dict[
     from pangu_ms.data.loader import Loader
     from pangu_ms.data.records import RecordSet
     from pangu_ms.models.build import build_model, initialize, to_arrays
-    from pangu_ms.train.step import TrainStep
+    from pangu_ms.train.steps.train_step import TrainStep
 
     sections = {"train": {"steps": STEPS, "batch_size": BATCH}, "optimizer": {"lr": LR, "weight_decay": WEIGHT_DECAY}}
     config = config_from_dict({"model": fields} | sections, "test")

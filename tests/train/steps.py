@@ -18,7 +18,7 @@ def make_config(model=None, **sections):
 
 def make_step(config, parameters):
     from pangu_ms.models.build import build_model, fill
-    from pangu_ms.train.step import TrainStep
+    from pangu_ms.train.steps.train_step import TrainStep
 
     model = build_model(config.model)
     fill(model.trainable_params(), parameters)
