@@ -4,7 +4,6 @@ the events and what is left.
 Each row is a job of its own. Rows run a few at a time, since most of their time is waiting for limits.
 """
 
-import os
 import random
 import re
 import signal
