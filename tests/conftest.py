@@ -5,6 +5,7 @@ import os
 import pytest
 
 from pangu_ms.core import runtime
+from tests import thinning
 from tests.compiled import compiler_digest
 
 runtime.quiet()
@@ -99,3 +100,9 @@ def trained_run(records, tiny_overrides, tmp_path_factory, mindspore_cpu):
     output = tmp_path_factory.mktemp("runs") / "run"
     train(load_config("alpha/tiny", tiny_overrides), records, output, progress=False)
     return output
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Before pytest looks at `-m`."""
+    thinning.mark_slow(items)

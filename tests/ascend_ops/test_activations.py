@@ -10,6 +10,8 @@ from mindspore import Tensor
 import ascend_ops
 from tests.ascend_ops.common import assert_close, forward, gradients, numeric_gradients, rounded, to_tensor
 
+pytestmark = pytest.mark.thinned
+
 erf = np.vectorize(math.erf)
 FORMULAS = {
     "gelu": lambda u: 0.5 * u * (1 + np.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3))),

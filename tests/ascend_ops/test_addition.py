@@ -7,6 +7,8 @@ from mindspore import Tensor
 import ascend_ops
 from tests.ascend_ops.common import assert_close, forward, gradients, rounded, to_tensor
 
+pytestmark = pytest.mark.thinned
+
 three = ascend_ops.fork(3)
 
 

@@ -24,6 +24,8 @@ from tests.ascend_ops.common import (
     to_tensor,
 )
 
+pytestmark = pytest.mark.thinned
+
 UNUSED = 2**30
 
 

@@ -8,6 +8,8 @@ from ascend_ops import OperatorError
 from ascend_ops.dropout import dropout, dropout_seed
 from tests.ascend_ops.common import forward, gradients, hash_reference, to_tensor
 
+pytestmark = pytest.mark.thinned
+
 
 def third(x, seed):
     return dropout(x, seed, 0.3)

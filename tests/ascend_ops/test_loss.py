@@ -9,6 +9,8 @@ from ascend_ops.errors import OperatorError
 from ascend_ops.loss import softmax_cross_entropy
 from tests.ascend_ops.common import assert_close, forward, gradients, numeric_gradients, rounded, to_tensor
 
+pytestmark = pytest.mark.thinned
+
 
 def reference(logits, labels, mask):
     top = logits.max(-1, keepdims=True)

@@ -9,6 +9,8 @@ import ascend_ops
 from ascend_ops.matmul import grouped_matmul, linear
 from tests.ascend_ops.common import assert_close, forward, gradients, numeric_gradients, rounded, to_float64, to_tensor
 
+pytestmark = pytest.mark.thinned
+
 DTYPES = ["float32", "float16", "bfloat16"]
 
 

@@ -9,6 +9,8 @@ from ascend_ops.errors import OperatorError
 from ascend_ops.norms import layer_norm, rms_norm
 from tests.ascend_ops.common import assert_close, forward, gradients, numeric_gradients, rounded, to_tensor
 
+pytestmark = pytest.mark.thinned
+
 EPS = 1e-3  # large enough to be seen when it is left out
 
 

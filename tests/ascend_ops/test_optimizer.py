@@ -10,6 +10,8 @@ from ascend_ops.errors import OperatorError
 from ascend_ops.optimizer import adamw, squared_norm
 from tests.ascend_ops.common import forward, gradients, rounded, to_tensor
 
+pytestmark = pytest.mark.thinned
+
 BETA1, BETA2, EPS, DECAY = (float(np.float32(value)) for value in (0.9, 0.95, 1e-3, 0.1))  # as the kernels know them
 
 

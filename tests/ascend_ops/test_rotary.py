@@ -10,6 +10,8 @@ from ascend_ops.errors import OperatorError
 from ascend_ops.rotary import rotary_embedding, rotary_table
 from tests.ascend_ops.common import assert_close, forward, gradients, rounded, to_float64, to_tensor
 
+pytestmark = pytest.mark.thinned
+
 
 def draw(*shape, seed=0):
     return np.random.RandomState(seed).randn(*shape)

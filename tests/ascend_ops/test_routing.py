@@ -12,7 +12,7 @@ from ascend_ops.custom import kernel
 from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
 from tests.ascend_ops.common import assert_close, forward, gradients, numeric_gradients, rounded, to_tensor
 
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")  # graph mode: MindSpore's default is eager
+pytestmark = [pytest.mark.usefixtures("mindspore_cpu"), pytest.mark.thinned]  # graph mode: MindSpore's default is eager
 NUM_EXPERTS = 7
 
 

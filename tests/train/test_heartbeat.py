@@ -92,7 +92,7 @@ def signalled_at(monkeypatch, name):
     monkeypatch.setattr(loop, name, with_signal)
 
 
-@pytest.mark.parametrize("name", ["place", "starting_point", "initialize"])
+@pytest.mark.parametrize("name", ["place", pytest.param("starting_point", marks=pytest.mark.slow), "initialize"])
 def test_a_signal_before_the_first_step_stops_without_one(
     records, tiny_overrides, tmp_path, monkeypatch, trained_run, name
 ):

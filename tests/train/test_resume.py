@@ -31,9 +31,9 @@ PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
-        ("alpha/tiny", []),
+        pytest.param("alpha/tiny", [], marks=pytest.mark.slow),
         ("alpha/tiny", ["model.dropout=0.2", *ACCUMULATED]),
-        ("alpha/tiny", HALF),
+        pytest.param("alpha/tiny", HALF, marks=pytest.mark.slow),
         ("pi/tiny", PI + ACCUMULATED + HALF),
     ],
 )
@@ -65,13 +65,14 @@ def test_a_signal_ends_the_step_commits_and_asks_to_be_started_again(records, ti
     assert open_checkpoint(output).step == max(losses(output)) + 1
 
 
-def test_kill_minus_nine_at_any_instant_loses_nothing_committed(records, tiny_overrides, trained_run, tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_kill_minus_nine_at_any_instant_loses_nothing_committed(records, tiny_overrides, trained_run, tmp_path, kills):
     """Saves after every step, so that most kills hit a save; afterwards the resumed run equals the one that was never
     killed."""
     overrides = [*tiny_overrides, "train.save_every=1", "train.keep_checkpoints=2"]
     output, rng = tmp_path / "run", random.Random(0)
     reached = 0
-    for _ in range(4):
+    for _ in range(kills):
         process = subprocess.Popen(
             command(records, output, [*overrides, "train.steps=12"], "--resume"), stderr=subprocess.PIPE, text=True
         )
