@@ -1,4 +1,5 @@
-"""The pieces of a SentencePiece model: read, cut to a subset, tried out one by one.
+"""The pieces of a SentencePiece model: reads them, cuts the model to a subset, and finds which pieces encoding can
+produce.
 
 Source: sentencepiece_model.proto and bpe_model.cc of SentencePiece 0.2.
 """
@@ -42,7 +43,8 @@ class PieceTable:
         self.is_bpe: bool = trainer.get(_MODEL_TYPE, _UNIGRAM) == _BPE
 
     def subset(self, old_ids: np.ndarray) -> bytes:
-        """The model with these pieces only; they keep order, scores and types, and everything else stays."""
+        """The model with these pieces only. The pieces keep their order, scores and types; the rest of the model stays
+        as it is."""
         new_ids = {int(old): new for new, old in enumerate(old_ids)}
         kept, index = [], 0
         for field, value, raw in fields(self.model):
@@ -58,15 +60,17 @@ class PieceTable:
 
     @cached_property
     def reachable(self) -> np.ndarray:
-        """bool [V]: the piece's own text encodes to it. For BPE no other normal piece ever comes out of encoding,
-        whatever is around it."""
+        """bool [V]: whether the text of a piece encodes to the piece. A normal piece of a BPE model for which this is
+        false comes out of no text."""
         others = b"".join(raw for field, _, raw in fields(self.model) if field not in (_NORMALIZER, _SELF_TEST))
         processor = sentencepiece.SentencePieceProcessor(model_proto=others + message_field(_NORMALIZER, _AS_IT_STANDS))
         return np.array([ids == [index] for index, ids in enumerate(processor.encode(self.pieces, num_threads=1))])
 
     def merges(self, index: int) -> list[int]:
-        """Ids of what BPE makes of a piece's characters, merge by merge: the best score first, the leftmost on a
-        tie."""
+        """Ids of the pieces that BPE makes of a piece's characters, merge by merge.
+
+        The pair with the best score is merged first, of equal ones the leftmost.
+        """
         symbols, made = list(self.pieces[index]), []
         while (at := self._best_pair(symbols)) is not None:
             symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
@@ -83,7 +87,7 @@ class PieceTable:
 
     @cached_property
     def _mergeable(self) -> dict[str, tuple[float, int]]:
-        """Score and id of the pieces that BPE looks up; unused ones it takes apart again at the end."""
+        """Score and id of the pieces that BPE merges to; UNUSED ones too, which it splits again at the end."""
         chosen = np.flatnonzero(np.isin(self.types, (NORMAL, USER_DEFINED, UNUSED)))
         return {self.pieces[i]: (self.scores[i], int(i)) for i in chosen}
 

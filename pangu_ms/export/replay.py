@@ -1,5 +1,7 @@
-"""`python -m pangu_ms.export.replay PACKAGE TOKENS.npz ANSWER.npz [KEY_FILE]`: run given tokens through a package, for
-`verify`."""
+"""`python -m pangu_ms.export.replay PACKAGE TOKENS.npz ANSWER.npz [KEY_FILE]`: runs given tokens through a package.
+
+`write.verify` starts it in a process of its own, which has nothing but the package.
+"""
 
 import hashlib
 import sys
@@ -16,7 +18,8 @@ def digest(array: np.ndarray) -> str:
 
 
 def main(package: str, request: str, answer: str, key_file: str = "") -> None:
-    """Write `logits` float32 [steps + 1, B, V], and `names` and `digests` of the parameters as they were loaded."""
+    """Run the tokens and write the answer: `logits` float32 [steps + 1, B, V], and the `names` and `digests` of the
+    parameters as MindSpore has loaded them."""
     runtime.quiet()
     from mindspore import nn
 

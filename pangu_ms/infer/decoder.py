@@ -1,5 +1,5 @@
-"""Drives a prefill-and-decode graph, ours or a loaded MindIR: pads ragged prompts, feeds chunks, keeps shapes
-static."""
+"""Runs a prefill-and-decode graph, ours or a loaded MindIR: pads prompts of different lengths and feeds them in chunks,
+so that all shapes are static."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class GraphShape:
 
     @classmethod
     def fitting(cls, seq_length: int, batch_size: int, max_length: int, chunk: int = 64) -> "GraphShape":
-        """Room for `max_length` tokens (prompt and continuation) per sequence, at most `seq_length`.
+        """Shapes with room for `max_length` tokens (prompt and continuation) in each sequence, at most `seq_length`.
 
         Raises:
-            GenerationError: a size below its least.
+            GenerationError: a size is too small.
         """
         for name, value, least in (("batch_size", batch_size, 1), ("chunk", chunk, 1), ("max_length", max_length, 2)):
             if value < least:
@@ -58,7 +58,10 @@ class GraphShape:
 
 
 class Decoder:
-    """Logits of the next token for a batch of sequences of different lengths. Rows that are not used are fed zeros."""
+    """Computes the logits of the next token for a batch of sequences of different lengths.
+
+    The graph always gets a full batch; rows that are not in use are fed zeros.
+    """
 
     def __init__(self, graph: Callable[..., Any], shape: GraphShape, reorder: Callable[..., Any] | None = None):
         """Drive a graph.
@@ -72,7 +75,7 @@ class Decoder:
         self.lengths = np.zeros(shape.batch_size, np.int32)
 
     def prefill(self, prompts: list[list[int]]) -> np.ndarray:
-        """Start new sequences; float32 logits [len(prompts), V] after each prompt.
+        """Start new sequences; returns the float32 logits [len(prompts), V] behind each prompt.
 
         Raises:
             GenerationError: a prompt is empty or leaves no room for a new token.
@@ -99,10 +102,11 @@ class Decoder:
         return self._call(ids[:, start : start + chunk], np.full_like(lengths, start), last, True)
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Append one token (int [n]) to each of the first n sequences; float32 logits [n, V]."""
+        """Append one token (int [n]) to each of the first n sequences; returns the float32 logits [n, V] behind
+        them."""
         ids = np.zeros((self.shape.batch_size, self.shape.chunk), np.int32)
         ids[: len(tokens), 0] = tokens
-        start = np.minimum(self.lengths, self.shape.max_length - 1)  # a finished sequence stays where it is
+        start = np.minimum(self.lengths, self.shape.max_length - 1)  # a full sequence overwrites its last position
         logits = self._call(ids, start, np.zeros_like(start), False)
         self.lengths = self.lengths + 1
         return logits[: len(tokens)]
