@@ -239,7 +239,7 @@ def run_iso(args: argparse.Namespace) -> None:
         target=(
             _number("--parameters", given["parameters"], _whole) if "parameters" in given else model.num_parameters()
         ),
-        head_dim=_number("--head-dim", given["head_dim"], _whole) if "head_dim" in given else iso.head_dim(model),
+        head_dim=_number("--head-dim", given["head_dim"], _whole) if "head_dim" in given else model.head_dim,
         multiple=_number("--multiple", args.multiple, _whole),
         tolerance=_number("--tolerance", args.tolerance, float),
     )

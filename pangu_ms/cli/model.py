@@ -13,18 +13,14 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import Parser
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.registry import FAMILIES
 from pangu_ms.research.inherit import fit
 from pangu_ms.research.inherit.masks import MaskOptions
 from pangu_ms.research.inherit.pipeline import Choices, inherit
 from pangu_ms.research.inherit.scores import CRITERIA
 from pangu_ms.research.inherit.units import GROUPS
 
-_ADDITIONS = (
-    "model.siaf_terms=2",
-    "model.siaf_init=identity",
-    "model.aug_shortcut_branches=1",
-    "model.aug_shortcut_init=zero",
-)
 _NO_DATA = ("data.records=", "data.order=")  # the teacher's are in its tokens, and of its round
 _GROUP_HELP = {
     "channels": (
@@ -110,19 +106,21 @@ def _inherit(argv: list[str]) -> int:
 def _upgrade(argv: list[str]) -> int:
     """A PanGu-pi model that computes what the checkpoint's does, with series activations and augmented shortcuts to
     train (spec D2, D3)."""
-    overrides = "by default " + " ".join(_ADDITIONS) + "; they must leave the function as it is"
+    by_family = {name: _additions(family.config) for name, family in FAMILIES.items() if family.config.ADDITIONS}
+    defaults = ", ".join(" ".join(words) for words in by_family.values())
+    overrides = f"by default {defaults}; they must leave the function as it is"
     parser = _parser("upgrade", "CHECKPOINT", _upgrade.__doc__, overrides)
     parser.add_argument("--seed", type=int, default=1, help="of the added parameters")
     args = parser.parse_intermixed_args(argv)
     runtime.quiet(args.verbose)
     checkpoint = open_checkpoint(args.checkpoint)
     old = checkpoint.config().model
-    if old.family != "pi":
+    if old.family not in by_family:
         raise ConfigError(
-            f"{checkpoint.path}: model.family={old.family}: only pi, which LLaMA is a case of, has parts to add; name"
-            " another checkpoint"
+            f"{checkpoint.path}: model.family={old.family}: only {', '.join(by_family)} has parts to add; name another"
+            " checkpoint"
         )
-    config = load_config(str(checkpoint.path / "config.yaml"), [*_NO_DATA, *_ADDITIONS, *args.overrides])
+    config = load_config(str(checkpoint.path / "config.yaml"), [*_NO_DATA, *by_family[old.family], *args.overrides])
     fit.require_fit(old, config.model)
     fit.require_same_function(old, config.model)
     if config.model.num_parameters() == old.num_parameters():
@@ -131,6 +129,11 @@ def _upgrade(argv: list[str]) -> int:
             " and the like"
         )
     return _run(checkpoint, config, Choices(seed=_seed(args.seed)), args)
+
+
+def _additions(config: type[ModelConfig]) -> list[str]:
+    """A family's additions as overrides."""
+    return [f"model.{name}={value}" for name, value in config.ADDITIONS.items()]
 
 
 def _parser(verb: str, what: str, description: str | None, overrides: str) -> argparse.ArgumentParser:

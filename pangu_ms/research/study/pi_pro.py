@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.config.iso import Search, differences, find_shapes, head_dim, reshape
+from pangu_ms.config.iso import Search, differences, find_shapes, reshape
 from pangu_ms.config.load import config_to_dict, load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files
@@ -104,7 +104,7 @@ def make_plan(
         if not 0 < value <= limit:
             raise ConfigError(f"{name} {value}: must be above 0 and at most {limit:g}")
     small_vocabulary = dataclasses.replace(base.model, vocab_size=compact_size)
-    search = Search(target=base.model.num_parameters(), head_dim=head_dim(base.model))
+    search = Search(target=base.model.num_parameters(), head_dim=base.model.head_dim)
     expansion = base.model.ffn_hidden_size / base.model.hidden_size
     compact, tweaked = (
         _equal_shape(small_vocabulary, search, layers, expansion) for layers in (base.model.num_layers, depth)
