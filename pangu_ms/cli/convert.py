@@ -19,7 +19,7 @@ from pangu_ms.core.table import print_result
 from pangu_ms.data import huggingface_files
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.models.common.weights import Format
-from pangu_ms.models.registry import FAMILIES, load_object
+from pangu_ms.models.registry import FAMILIES
 
 _DESCRIPTION = """\
 Into our format:   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
@@ -281,11 +281,11 @@ def _described(tokenizer: Tokenizer, to_transformers: bool = False) -> str:
 
 
 def _all_formats() -> list[dict[str, Format]]:
-    return [load_object(family.names) for family in FAMILIES.values()]
+    return [family.formats for family in FAMILIES.values()]
 
 
 def _format(config: RunConfig, name: str) -> Format:
-    formats = load_object(FAMILIES[config.model.family].names)
+    formats = FAMILIES[config.model.family].formats
     if name not in formats:
         raise CheckpointError(
             f"{name}: unknown format; {config.model.family} weights are known as {', '.join(formats)}; name one of"

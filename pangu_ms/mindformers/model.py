@@ -4,8 +4,6 @@ Parameters have our names without any prefix, so MindFormers' checkpoints and ou
 names.
 """
 
-import dataclasses
-
 import mindspore as ms
 from mindformers.models import PretrainedConfig, PreTrainedModel
 from mindformers.tools.register import MindFormerModuleType, MindFormerRegister
@@ -81,5 +79,5 @@ class PanguForCausalLM(PreTrainedModel):
 
 def _names(family: str) -> list[str]:
     return (
-        [field.name for field in dataclasses.fields(FAMILIES[family].config)] if family in FAMILIES else []
+        list(FAMILIES[family].config.field_names()) if family in FAMILIES else []
     )  # config_from_dict names the mistake

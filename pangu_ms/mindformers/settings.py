@@ -80,7 +80,8 @@ def _require_in_place(section: dict[str, Any], where: str) -> None:
     train = section.get("train")
     train_keys = train if isinstance(train, dict) else ()
     misplaced = [key for key in section if key in known and key not in OURS]
-    misplaced += [f"train.{key}" for key in train_keys if hasattr(TrainConfig, key) and key != "steps"]
+    train_fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    misplaced += [f"train.{key}" for key in train_keys if key in train_fields and key != "steps"]
     for key in misplaced:
         place = MINDFORMERS_PLACE.get(key.rsplit(".", 1)[-1])
         raise ConfigError(
@@ -157,7 +158,7 @@ def _require_supported(config: Mapping[str, Any], runner: Mapping[str, Any], dev
 
 def _require_no_second_truth(config: Mapping[str, Any], model: ModelConfig) -> None:
     for key, value in _section(_section(config, "model"), "model_config").items():
-        if hasattr(model, key) and value != getattr(model, key):
+        if key in model.field_names() and value != getattr(model, key):
             raise ConfigError(
                 f"model.model_config.{key}={value!r}: the model's fields stand in pangu.model; move it to"
                 f" pangu.model.{key}"

@@ -142,10 +142,9 @@ class Run:
         was = state.graph_batch_size or global_batch.graph_batch_size(checkpoint.config())  # 0.1.0 has not written it
         self.guard.scale = global_batch.carried_scale(self.guard.scale, self.config, was)
         if self.ranks.leads and global_batch.draws_other_masks(self.config, was):
-            dropout = getattr(self.config.model, "dropout", 0)
             log.warning(
                 "model.dropout=%g: micro-batches have another size from step %d on, and dropout draws other masks",
-                dropout,
+                self.config.model.dropout,
                 self.step,
             )
         if bent:

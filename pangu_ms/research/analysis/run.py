@@ -18,6 +18,7 @@ from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import num_batches, sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.research.analysis.collapse import LayerDiversity
 
 
@@ -99,7 +100,7 @@ def collapse(
     total = num_batches(records, batch_size, max_batches)
     layers = [LayerDiversity(config.model.hidden_size, share) for _ in range(config.model.num_layers + 1)]
     model = subject.model()
-    states, names = HiddenStates(model), layer_names(model, len(layers))
+    states, names = HiddenStates(model), state_names(config.model)
     batches = sequential_batches(records, batch_size, config.data.eod_reset, max_batches, config.model.extra_inputs())
     for batch in progress_bar(
         progress, iterable=batches, total=total, desc=f"analyze step {subject.checkpoint.step}", unit="batch"
@@ -123,11 +124,13 @@ def collapse(
     }
 
 
-def layer_names(model: nn.Cell, count: int) -> list[str]:
-    """Names of the hidden states: the embedding, then the layers from 1; a query layer is called so, since it asks with
-    other features."""
-    names = ["embedding", *(f"layer {i}" for i in range(1, count))]
-    return names[:-1] + ["query layer"] if hasattr(model, "query_layer") else names
+def state_names(model: ModelConfig) -> list[str]:
+    """Names of the hidden states: the embedding, then the layers, counted from 1; a layer with a name of its own, such
+    as alpha's query layer, is called by it."""
+    names = ["embedding"]
+    for i, name in enumerate(model.layer_names()):
+        names.append(f"layer {i + 1}" if name == f"blocks.{i}" else name.replace("_", " "))
+    return names
 
 
 def _require_finite(features: np.ndarray, where: str) -> None:

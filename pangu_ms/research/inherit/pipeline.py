@@ -206,7 +206,7 @@ def _sizes(old: ModelConfig, new: ModelConfig) -> dict[str, list[int]]:
         "siaf_terms",
         "aug_shortcut_branches",
     )
-    sizes = {name: [getattr(old, name), getattr(new, name)] for name in names if hasattr(old, name)}
+    sizes = {name: [getattr(old, name), getattr(new, name)] for name in names if name in old.field_names()}
     return sizes | {"parameters": [old.num_parameters(), new.num_parameters()]}
 
 

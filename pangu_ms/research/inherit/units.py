@@ -24,7 +24,7 @@ Units = dict[str, np.ndarray]
 
 def query_heads_per_unit(config: ModelConfig) -> int:
     """Query heads that share one head of keys and values."""
-    return config.num_heads // getattr(config, "num_kv_heads", config.num_heads)
+    return config.num_heads // config.num_kv_heads
 
 
 def unit_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
