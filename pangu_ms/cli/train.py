@@ -25,14 +25,15 @@ from pangu_ms.train.checks import (
 )
 from pangu_ms.train.directory import OWN_DATA, RunLock, require_own
 from pangu_ms.train.schedule import decay_end
+from pangu_ms.train.trackers import TRACKERS
 
 DATA_HELP = (
     "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's"
     " corpus, prepared in DIR/data"
 )
-BEND_HELP = (
+RESUME_FROM_HELP = (
     "go on from the checkpoint of that step, where optimizer.lr, min_lr and clip_norm may change; those behind it are"
-    " set aside; repeated, it goes on"
+    " moved aside; repeated, it goes on"
 )
 
 
@@ -53,7 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="go on from the newest valid checkpoint in --output; starts anew where there is none",
     )
-    parser.add_argument("--resume-from", type=int, metavar="STEP", help=BEND_HELP)
+    parser.add_argument("--resume-from", type=int, metavar="STEP", help=RESUME_FROM_HELP)
     parser.add_argument(
         "--init-from",
         metavar="CHECKPOINT",
@@ -63,6 +64,13 @@ def parse(argv: list[str]) -> argparse.Namespace:
         "--stop-at", type=int, metavar="STEP", help="end this session after that step, with a checkpoint"
     )
     parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
+    parser.add_argument(
+        "--tracker",
+        action="append",
+        choices=TRACKERS,
+        default=[],
+        help="also show the metrics there; can be repeated; tensorboard is --tensorboard",
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
     args = parser.parse_intermixed_args(argv)
@@ -70,6 +78,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         raise ConfigError(f"--stop-at {args.stop_at}: must be at least 1; leave it out to train to the end")
     if args.resume_from is not None and args.resume_from < 0:
         raise ConfigError(f"--resume-from {args.resume_from}: must be the step of a checkpoint; see OUTPUT/checkpoints")
+    args.trackers = list(dict.fromkeys([*(["tensorboard"] if args.tensorboard else []), *args.tracker]))
     args.resume = args.resume or args.resume_from is not None
     return args
 
@@ -102,7 +111,7 @@ def main(argv: list[str]) -> int:
     options = {
         "stop_at": args.stop_at,
         "progress": not args.json,
-        "tensorboard": args.tensorboard,
+        "trackers": args.trackers,
         "resume_from": args.resume_from,
     }
     result = train(config, records, output, args.resume, args.init_from, **options)
@@ -118,7 +127,7 @@ def main(argv: list[str]) -> int:
 
 def start_options(args: argparse.Namespace) -> dict[str, Any]:
     """The words that `require_startable` takes."""
-    names = ("resume", "resume_from", "init_from", "tensorboard")
+    names = ("resume", "resume_from", "init_from", "trackers")
     return {"output": Path(args.output)} | {name: getattr(args, name) for name in names}
 
 
