@@ -26,14 +26,15 @@ from pangu_ms.train.checks import (
 )
 from pangu_ms.train.directory import OWN_DATA, RunLock, require_own
 from pangu_ms.train.schedule import decay_end
+from pangu_ms.train.trackers import TRACKERS
 
 DATA_HELP = (
     "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's"
     " corpus, prepared in DIR/data"
 )
-BEND_HELP = (
+RESUME_FROM_HELP = (
     "go on from the checkpoint of that step, where optimizer.lr, min_lr and clip_norm may change; those behind it are"
-    " set aside; repeated, it goes on"
+    " moved aside; repeated, it goes on"
 )
 
 
@@ -46,12 +47,14 @@ def build_parser() -> Parser:
     options.add_data(parser, DATA_HELP)
     text = "go on from the newest valid checkpoint in --output; starts anew where there is none"
     parser.add_argument("--resume", action="store_true", help=text)
-    parser.add_argument("--resume-from", type=int, metavar="STEP", help=BEND_HELP)
+    parser.add_argument("--resume-from", type=int, metavar="STEP", help=RESUME_FROM_HELP)
     text = "start a new run from these weights, with a new optimizer; a run that --resume goes on with keeps its own"
     parser.add_argument("--init-from", metavar="CHECKPOINT", help=text)
     text = "end this session after that step, with a checkpoint"
     parser.add_argument("--stop-at", type=int, metavar="STEP", help=text)
     parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
+    text = "also show the metrics there; can be repeated; tensorboard is --tensorboard"
+    parser.add_argument("--tracker", action="append", choices=TRACKERS, default=[], help=text)
     options.add_json(parser, "print the result as JSON")
     options.add_verbose(parser)
     return parser
@@ -68,6 +71,7 @@ def parse(argv: list[str]) -> Namespace:
         raise ConfigError(f"--stop-at {args.stop_at}: must be at least 1; leave it out to train to the end")
     if args.resume_from is not None and args.resume_from < 0:
         raise ConfigError(f"--resume-from {args.resume_from}: must be the step of a checkpoint; see OUTPUT/checkpoints")
+    args.trackers = list(dict.fromkeys([*(["tensorboard"] if args.tensorboard else []), *args.tracker]))
     args.resume = args.resume or args.resume_from is not None
     return args
 
@@ -97,7 +101,7 @@ def main(argv: list[str]) -> int:
     session = {
         "stop_at": args.stop_at,
         "progress": not args.json,
-        "tensorboard": args.tensorboard,
+        "trackers": args.trackers,
         "resume_from": args.resume_from,
     }
     result = train(config, records, output, args.resume, args.init_from, **session)
@@ -113,7 +117,7 @@ def main(argv: list[str]) -> int:
 
 def start_options(args: Namespace) -> dict[str, Any]:
     """The words that `require_startable` takes."""
-    names = ("resume", "resume_from", "init_from", "tensorboard")
+    names = ("resume", "resume_from", "init_from", "trackers")
     return {"output": Path(args.output)} | {name: getattr(args, name) for name in names}
 
 

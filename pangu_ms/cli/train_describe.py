@@ -25,7 +25,7 @@ from pangu_ms.train.checks import (
     require_startable,
     require_trainable,
 )
-from pangu_ms.train.smoke import thinned
+from pangu_ms.train.smoke import smoke_overrides
 
 DEVICES = {"cpu": "CPU", "ascend": "Ascend"}
 SMOKE_RANKS = 2
@@ -77,7 +77,7 @@ def added_words(
         raise ConfigError(f"--num-ranks {num_ranks}: must be at least 1; leave it out to take the plan's")
     if smoke:
         _require_smoke(args, device)
-        return thinned(config, num_ranks or SMOKE_RANKS, bool(_named_records(args, config)))
+        return smoke_overrides(config, num_ranks or SMOKE_RANKS, bool(_named_records(args, config)))
     target = DEVICES[device] if device else config.runtime.device
     added = {} if target == config.runtime.device else {"--device": {"runtime.device": target}}
     given = dict(word.partition("=")[::2] for word in args.overrides)

@@ -14,7 +14,8 @@ configuration of a model.
                                                 `word_embedding.weight` and, if untied, the head `head.weight` included
                     outer_parameter_layers      beside which layers each of these is read, for pipeline stages
                     feed_forward_activations    what a layer keeps for its backward pass, for `pangu plan`
-                and may define `axis_sizes` (further logical axes), `extra_inputs` (what it reads beside token ids), `layer_names`, `default_ffn_hidden_size`, and what
+                and may define `axis_sizes` (further logical axes), `extra_inputs` (what it reads beside token ids),
+                `layer_names`, `default_ffn_hidden_size`, and what
                 `pangu model` and smoke runs ask (`fields_free_in_students` and its neighbours). No mindspore import.
 
 `model.py`      `MODEL`: an nn.Cell of single-device mathematics over ascend_ops and the layers of
@@ -25,8 +26,8 @@ configuration of a model.
                                                 `extra` are the inputs of `CONFIG.extra_inputs`, if it declares any
                     extend(ids, positions, last, slots) -> logits float32 [B, V]    with a cache, appends tokens: see
                                                 infer/cached_model.py
-                    hidden_states(ids, positions, segments, *extra) -> tuple of [B, S, E]   the output of the embeddings and
-                                                then of each layer, for analyses
+                    hidden_states(ids, positions, segments, *extra) -> tuple of [B, S, E]   the output of the embeddings
+                                                and then of each layer, for analyses
                 A cell that `layer_names` or an outer parameter names has that path in the model. Logits are made by a
                 `Logits` cell, which a pipeline puts on its last stage. Keys and values of past tokens live in `KVCache`
                 cells: every other parameter is a weight.

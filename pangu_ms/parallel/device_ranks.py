@@ -1,5 +1,5 @@
-"""The ranks of a job on Ascend devices, on any number of hosts: they find each other and agree by sums over all of
-them. Untested on hardware."""
+"""The ranks of a job on Ascend devices, on any number of hosts: barriers and broadcasts by sums over all of them.
+Untested on hardware."""
 
 import mindspore as ms
 import numpy as np
@@ -11,7 +11,7 @@ from pangu_ms.core.stop_signals import STOP_SIGNALS
 from pangu_ms.parallel.rendezvous import FAILED
 
 WORDS = (FAILED, *(number.name for number in STOP_SIGNALS))
-"""What ranks can bring to a meeting; of several the first counts."""
+"""What ranks can bring to a barrier; of several the first counts."""
 TEXT_BYTES = 4096
 
 
@@ -36,12 +36,12 @@ class DeviceRanks:
         """Whether this is the rank that commits, and writes metrics."""
         return self.rank == 0
 
-    def agree(self, word: str | None = None) -> str | None:
+    def barrier(self, word: str | None = None) -> str | None:
         """Wait until all ranks are here; returns the first of WORDS that any of them brought, the same on all."""
         brought = self._sum([word == known for known in WORDS])
         return next((known for known, number in zip(WORDS, brought) if number), None)
 
-    def tell(self, text: str = "") -> str:
+    def broadcast(self, text: str = "") -> str:
         """Rank 0's text of at most TEXT_BYTES, on all ranks."""
         own = text.encode() if self.leads else b""
         assert len(own) <= TEXT_BYTES, f"{len(own)} bytes"

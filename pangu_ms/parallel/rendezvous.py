@@ -1,8 +1,8 @@
 """Where the ranks of one machine wait for each other, however long it takes. No mindspore import.
 
 A collective of MindSpore's CPU backend gives up after 30 s, a constant in its library: no rank may enter one while
-another still saves, evaluates or compiles. So they meet first. The name is an abstract one (Linux): no file is left
-behind, and two jobs of a machine do not meet.
+another still saves, evaluates or compiles. So they wait for each other here first. The socket's name is an abstract
+one (Linux): no file is left behind, and two jobs of a machine do not meet.
 """
 
 import os
@@ -20,13 +20,13 @@ FAILED = "failed"
 
 
 class PeerLost(SystemExit):
-    """Another rank is gone. Whoever started the ranks says why, so this one ends without a word."""
+    """Another rank is gone. Whoever started the ranks says why, so this one ends without a message."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_PEER_LOST)
 
 
-class Meeting:
+class Rendezvous:
     """All ranks of a job; rank 0 listens, and the others are connected to it."""
 
     def __init__(self, name: str, rank: int, world: int) -> None:
@@ -40,7 +40,7 @@ class Meeting:
         self._peers = [_connect(address)] if rank else _accept(address, world - 1)
         self._rank = rank
 
-    def agree(self, word: str = "") -> str:
+    def barrier(self, word: str = "") -> str:
         """Wait until all ranks are here; returns the first word that any of them brought, the same on all of them.
 
         Raises:
@@ -51,14 +51,14 @@ class Meeting:
             if self._rank:
                 self._peers[0].send_bytes(word.encode())
                 return self._peers[0].recv_bytes().decode()
-            answer = next(filter(None, [word, *self._heard()]), "")
+            answer = next(filter(None, [word, *self._receive_all()]), "")
             for peer in self._peers:
                 peer.send_bytes(answer.encode())
             return answer
         except (EOFError, OSError):
             raise PeerLost from None
 
-    def _heard(self) -> list[str]:
+    def _receive_all(self) -> list[str]:
         """A word of each peer. All of them are listened to until the last has spoken: a silent one must not hide that
         another is gone."""
         words: dict[Connection, str] = {}

@@ -9,7 +9,7 @@ from mindspore import nn, ops
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.core.heartbeat import INIT, WAIT, beat
-from pangu_ms.parallel.rendezvous import Meeting
+from pangu_ms.parallel.rendezvous import Rendezvous
 
 _sum_each = ops.MultitypeFuncGraph("sum_each")
 
@@ -46,8 +46,8 @@ class Ranks(Protocol):
     def leads(self) -> bool:
         """Whether this is the rank that commits, and writes metrics."""
 
-    def agree(self, word: str | None = None) -> str | None:
-        """Wait until all ranks are here; returns the first word that any of them brought, the same on all."""
+    def barrier(self, word: str | None = None) -> str | None:
+        """Wait until all ranks are here; returns the first word that any of them brings, the same on all."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Replicas:
 
     rank: int = 0
     world: int = 1
-    meeting: Meeting | None = None
+    rendezvous: Rendezvous | None = None
 
     @classmethod
     def join(cls, config: RunConfig) -> "Replicas":
@@ -70,16 +70,16 @@ class Replicas:
         if world == 1:
             return cls()
         beat(WAIT)  # for those that start late
-        meeting = Meeting(runtime.join_ranks(), rank, world)
+        rendezvous = Rendezvous(runtime.join_ranks(), rank, world)
         beat(INIT)
-        return cls(rank, world, meeting)
+        return cls(rank, world, rendezvous)
 
     @property
     def leads(self) -> bool:
         """Whether this is the rank that writes and evaluates."""
         return self.rank == 0
 
-    def agree(self, word: str | None = None) -> str | None:
-        """Wait until all replicas are here, for as long as it takes; returns the first word that any of them brought,
+    def barrier(self, word: str | None = None) -> str | None:
+        """Wait until all replicas are here, for as long as it takes; returns the first word that any of them brings,
         the same on all."""
-        return (self.meeting.agree(word or "") or None) if self.meeting else word
+        return (self.rendezvous.barrier(word or "") or None) if self.rendezvous else word

@@ -2,6 +2,7 @@
 import."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from pangu_ms.data.extra_inputs import require_sources
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import Order
 from pangu_ms.models.common.strict import check_names_and_shapes
-from pangu_ms.train.metrics import require_tensorboard
 from pangu_ms.train.resume import starting_point
+from pangu_ms.train.trackers import require_trackers
 
 FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")
 """Fields of the section `parallel` that a CPU has a use for; the others must be as they come."""
@@ -83,7 +84,7 @@ def require_startable(
     resume: bool = False,
     resume_from: int | None = None,
     init_from: Path | str | None = None,
-    tensorboard: bool = False,
+    trackers: Sequence[str] = (),
 ) -> None:
     """Check what, beside the records, would end the ranks of a job as soon as they start; arguments as of
     `loop.train`.
@@ -92,8 +93,7 @@ def require_startable(
         UserError: the output directory, the checkpoint in it or `init_from` do not fit the configuration, or a package
             is missing.
     """
-    if tensorboard:
-        require_tensorboard()
+    require_trackers(trackers)
     start = starting_point(config, output, resume, digests=False, resume_from=resume_from)
     if start is None and init_from:
         checkpoint = store.open_checkpoint(Path(init_from), digests=False)

@@ -11,13 +11,14 @@ from pangu_ms.config.load import load_config
 from pangu_ms.core import files
 from pangu_ms.core.errors import ConfigError, OutputError
 from pangu_ms.core.run_directory import JOB
+from pangu_ms.train.trackers import DIRECTORIES
 
 _log = logging.getLogger(__name__)
 
 CONFIG, LOCK = "config.yaml", ".lock"
 OWN_DATA = "data"  # records that `pangu train` prepared itself
 BEFORE_A_RUN = {OWN_DATA, JOB, LOCK}
-OWN_NAMES = BEFORE_A_RUN | {CONFIG, "metrics.jsonl", "checkpoints", "tensorboard"}
+OWN_NAMES = BEFORE_A_RUN | DIRECTORIES | {CONFIG, "metrics.jsonl", "checkpoints"}
 
 
 class RunLock:

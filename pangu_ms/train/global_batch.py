@@ -46,13 +46,13 @@ def graph_batch_size(config: RunConfig) -> int:
     return (config.train.batch_size if by_itself else config.global_batch_size) // parts
 
 
-def carried_scale(scale: float, config: RunConfig, was: int) -> float:
+def rescaled_loss_scale(scale: float, config: RunConfig, was: int) -> float:
     """The loss scale of a run that goes on with another `graph_batch_size` than it `was`: float16 gradients keep the
     size that they had."""
     return max(1.0, scale * graph_batch_size(config) / was) if config.model.compute_dtype == "float16" else scale
 
 
-def draws_other_masks(config: RunConfig, was: int) -> bool:
+def changes_dropout_masks(config: RunConfig, was: int) -> bool:
     """Whether dropout draws other masks than with the `graph_batch_size` that was: they belong to the place of an
     element in its micro-batch."""
     return config.model.dropout > 0 and graph_batch_size(config) != was

@@ -8,7 +8,7 @@ from pangu_ms.checkpoint import store
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import ConfigError, OutputError
-from pangu_ms.train import bend, global_batch
+from pangu_ms.train import branch, global_batch
 from pangu_ms.train.directory import require_own
 from pangu_ms.train.schedule import decay_end
 
@@ -35,7 +35,7 @@ def starting_point(
     config: RunConfig, output: Path, resume: bool, digests: bool = True, resume_from: int | None = None
 ) -> store.Checkpoint | None:
     """The checkpoint in `output` that a run goes on from; None where it starts anew. `resume_from`: the step at which
-    the run is bent, see bend.py.
+    a branch starts, see branch.py.
 
     Without `digests` sizes alone are looked at: enough before ranks start, one of which computes them.
 
@@ -45,9 +45,9 @@ def starting_point(
         ConfigError: the checkpoint is of another run.
     """
     if resume_from is not None:
-        start, bends = bend.starting_point(config, output / "checkpoints", resume_from, digests)
-        require_same_run(start.config(), config, str(start.path), start.step, bend.BENDABLE if bends else ())
-        _require_steps_left(start, config, at_least=start.step + bends)
+        start, branches = branch.starting_point(config, output / "checkpoints", resume_from, digests)
+        require_same_run(start.config(), config, str(start.path), start.step, branch.MAY_CHANGE if branches else ())
+        _require_steps_left(start, config, at_least=start.step + branches)
         return start
     checkpoint, passed_over = store.latest_valid(output / "checkpoints", digests)
     if (
@@ -67,8 +67,8 @@ def starting_point(
 
 
 def _require_steps_left(checkpoint: store.Checkpoint, wanted: RunConfig, at_least: int) -> None:
-    """A run is not shortened behind its back, and where it is bent there is something to train: nothing is set aside
-    for nothing."""
+    """Raise ConfigError for a run that would be shortened, or a branch without a step to train, for which checkpoints
+    would be archived."""
     if wanted.train.steps < at_least:
         found = f"{checkpoint.path}: is of step {checkpoint.step}, and train.steps={wanted.train.steps}"
         raise ConfigError(
@@ -98,10 +98,10 @@ def require_same_run(
         if new[section][key] != old[section].get(key) and f"{section}.{key}" not in free
     ]
     if changed:
-        bendable = all(change.partition("=")[0] in bend.BENDABLE for change in changed)
+        can_branch = all(change.partition("=")[0] in branch.MAY_CHANGE for change in changed)
         other = (
-            "add --resume-from STEP, the number of a checkpoint, to bend the run there"
-            if bendable
+            "add --resume-from STEP, the number of a checkpoint, to branch the run there"
+            if can_branch
             else "start in a new --output"
         )
         raise ConfigError(
@@ -119,7 +119,7 @@ def _require_same_rates(stored: RunConfig, wanted: RunConfig, where: str, step: 
         return
     raise ConfigError(
         f"{where}: the decay of the learning rate would end at step {now} (train.steps or optimizer.decay_steps), it"
-        f" was to end at {was}: that would bend it; add optimizer.decay_steps={was}, which keeps it whatever"
+        f" was to end at {was}: that would change its rates; add optimizer.decay_steps={was}, which keeps it whatever"
         f" train.steps is (from there on the rate is min_lr), or start a new run with --init-from {where}"
     )
 

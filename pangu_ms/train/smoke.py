@@ -13,7 +13,7 @@ LARGEST_GROUP = 8  # query heads that share keys and values
 STEPS, BATCH_SIZE, EVAL_BATCHES = 5, 2, 2
 
 
-def thinned(config: RunConfig, num_ranks: int = 2, own_records: bool = False) -> list[str]:
+def smoke_overrides(config: RunConfig, num_ranks: int = 2, own_records: bool = False) -> list[str]:
     """Overrides that make any configuration a few steps of a tiny model of its family on `num_ranks` replicas on a CPU.
 
     The family's special parts, dropout, the optimizer and how data are read stay as they are; sizes, degrees and the

@@ -2,7 +2,7 @@
 
 import json
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
@@ -11,8 +11,8 @@ from pangu_ms.core.errors import CheckpointError
 from pangu_ms.train.guard import Guard
 
 
-class Bend(TypedDict):
-    """One bend, as a checkpoint's state keeps it."""
+class Branch(TypedDict):
+    """One branch of a run, as a checkpoint's state keeps it; see branch.py."""
 
     step: int
     changed: list[str]
@@ -28,7 +28,8 @@ class RunState:
     guard: Guard
     order: str = ""
     """SHA-256 of the order file; "" without one."""
-    bends: tuple[Bend, ...] = ()
+    branches: tuple[Branch, ...] = Field(default=(), validation_alias="bends")
+    """In state.json they have the name that earlier versions gave them."""
     graph_batch_size: int | None = None
     """Sequences in one call of the graph; version 0.1.0 has not written it."""
 
@@ -43,9 +44,9 @@ class RunState:
             found: RunState = _TYPE.validate_json(json.dumps(checkpoint.state()))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
+            field = ".".join(map(str, first["loc"]))
             raise CheckpointError(
-                f"{checkpoint.path}: state.json: {place}: {first['msg']}; a run cannot go on from it; use another"
+                f"{checkpoint.path}: state.json: {field}: {first['msg']}; a run cannot go on from it; use another"
                 " checkpoint"
             ) from None
         if found.step != checkpoint.step:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pangu_ms.checkpoint.save_ranks import save_rank
 from pangu_ms.core.errors import UserError
 from pangu_ms.parallel.plan import Plan
-from pangu_ms.parallel.rendezvous import Meeting
+from pangu_ms.parallel.rendezvous import Rendezvous
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice, whole_arrays
 
 PLAN = (2, 2, 2, 1, 1, 1, 3)  # 8 ranks, cut by the optimizer and by rows
@@ -38,7 +38,7 @@ def groups() -> dict:
 
 def save(root: Path, step: int, rank: int, mishaps: dict[int, tuple[str, int]]) -> None:
     """Be one rank; slices are cut by other code than the program's own."""
-    meeting, arrays, given = Meeting(f"{os.getppid()}-{root}", rank, 8), groups(), 0
+    meeting, arrays, given = Rendezvous(f"{os.getppid()}-{root}", rank, 8), groups(), 0
     shapes = {group: {name: array.shape for name, array in tensors.items()} for group, tensors in arrays.items()}
     everything = {name: array for tensors in arrays.values() for name, array in tensors.items()}
 
@@ -53,7 +53,15 @@ def save(root: Path, step: int, rank: int, mishaps: dict[int, tuple[str, int]]) 
         return rank_slice(PLAN, name, everything[name], rank)[0]
 
     save_rank(
-        root, step, Plan.of(config()), rank, shapes, load, STATE, lambda word: meeting.agree(word or "") or None, keep=2
+        root,
+        step,
+        Plan.of(config()),
+        rank,
+        shapes,
+        load,
+        STATE,
+        lambda word: meeting.barrier(word or "") or None,
+        keep=2,
     )
 
 

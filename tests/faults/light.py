@@ -20,7 +20,7 @@ from pathlib import Path
 from pangu_ms.core import files, stop_signals
 from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_ms.core.heartbeat import DATA, INIT, SAVE, STEP, WAIT, beat
-from pangu_ms.parallel.rendezvous import Meeting
+from pangu_ms.parallel.rendezvous import Rendezvous
 from pangu_ms.train.stop import StopSignal
 
 SAVE_EVERY = 3
@@ -56,7 +56,7 @@ class Light:
         self.output, self.steps = output, steps
         self.rank, self.world = int(os.environ["RANK_ID"]), int(os.environ["RANK_SIZE"])
         beat(WAIT)
-        self.meeting = Meeting(os.environ["LIGHT_NAME"], self.rank, self.world)
+        self.meeting = Rendezvous(os.environ["LIGHT_NAME"], self.rank, self.world)
         beat(INIT)
         found = checkpoints(output)
         if found and not resume:
@@ -66,7 +66,9 @@ class Light:
 
     def total(self, own):
         """The parts of all ranks."""
-        return [float.fromhex(self.meeting.agree(own.hex() if rank == self.rank else "")) for rank in range(self.world)]
+        return [
+            float.fromhex(self.meeting.barrier(own.hex() if rank == self.rank else "")) for rank in range(self.world)
+        ]
 
     def one_step(self):
         """Read, compute, meet."""
@@ -89,15 +91,15 @@ class Light:
 
     def run(self, stop):
         """Returns the exit code."""
-        stopped = self.meeting.agree(stop.received or "")
+        stopped = self.meeting.barrier(stop.received or "")
         while len(self.values) < self.steps and not stopped:
             self.one_step()
-            stopped = self.meeting.agree(stop.received or "")
+            stopped = self.meeting.barrier(stop.received or "")
             if len(self.values) % SAVE_EVERY == 0:
                 self.save()
         if self.saved != len(self.values):
             self.save()
-        self.meeting.agree()
+        self.meeting.barrier()
         return EXIT_STOPPED if stopped else 0
 
 

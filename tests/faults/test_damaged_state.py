@@ -18,7 +18,7 @@ from pangu_ms.data import blocks
 from pangu_ms.eval.batch_losses import Partial
 from pangu_ms.research.study.runs import claim
 from pangu_ms.train.directory import RunLock, require_own
-from pangu_ms.train.metrics import MetricsWriter
+from pangu_ms.train.metrics import MetricsFile
 from pangu_run import launcher
 from pangu_run.cli.main import main
 from pangu_run.doctor import hosts
@@ -155,16 +155,16 @@ class Metrics(State):
     """Lines before a resumed step."""
 
     def make(self, root):
-        writer = MetricsWriter(root, 0, False)
+        writer = MetricsFile(root, 0)
         for step in range(4):
-            writer.write(step, loss=1.0)
-        writer.close()
+            writer.log(step, {"loss": 1.0})
+        writer.finish()
         return root / "metrics.jsonl"
 
     def use(self, root):
-        writer = MetricsWriter(root, 2, False)
-        writer.write(2, loss=2.0)
-        writer.close()
+        writer = MetricsFile(root, 2)
+        writer.log(2, {"loss": 2.0})
+        writer.finish()
         rows = [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
         assert rows in (
             [{"step": 2, "loss": 2.0}],

@@ -22,11 +22,11 @@ def state(step):
 
 def metrics(run):
     """As `pangu train --resume`."""
-    from pangu_ms.train.metrics import MetricsWriter
+    from pangu_ms.train.metrics import MetricsFile
 
-    writer = MetricsWriter(Path(run), 3, False)
-    writer.write(3, loss=1.0)
-    writer.close()
+    writer = MetricsFile(Path(run), 3)
+    writer.log(3, {"loss": 1.0})
+    writer.finish()
     print([json.loads(line)["step"] for line in writer.path.read_bytes().splitlines()])
 
 

@@ -20,7 +20,7 @@ from pangu_ms.planner.cluster import CHIPS, bandwidth
 from pangu_ms.planner.slices import Slices
 from pangu_ms.planner.time import step_terms
 from pangu_ms.rehearsal import execute, rehearse
-from pangu_ms.train.placement import whole_shapes
+from pangu_ms.train.distributed_model import whole_shapes
 from pangu_run.launcher import run_ranks
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice
 from tests.frozen import MATRIX, TABLE, frozen, permutation, unfrozen

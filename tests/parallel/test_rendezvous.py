@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pangu_ms.core.exit_codes import EXIT_PEER_LOST
-from pangu_ms.parallel.rendezvous import Meeting, PeerLost
+from pangu_ms.parallel.rendezvous import PeerLost, Rendezvous
 
 COUNTER = itertools.count()
 
@@ -19,7 +19,7 @@ def met(world, late=()):
 
     def rank(number):
         time.sleep(0.05 * (late.index(number) + 1) if number in late else 0)
-        meetings[number] = Meeting(name, number, world)
+        meetings[number] = Rendezvous(name, number, world)
 
     together([lambda number=number: rank(number) for number in range(world)])
     return meetings
@@ -44,7 +44,7 @@ def test_ranks_meet_and_agree_on_the_first_word():
 
     def rank(number):
         time.sleep(0.1 * number)
-        words[number] = [meetings[number].agree(word) for word in ("", "SIGTERM" if number == 1 else "", "")]
+        words[number] = [meetings[number].barrier(word) for word in ("", "SIGTERM" if number == 1 else "", "")]
 
     together([lambda number=number: rank(number) for number in range(3)])
     assert words == {number: ["", "SIGTERM", ""] for number in range(3)}
@@ -58,7 +58,7 @@ def test_a_lost_rank_is_noticed_whoever_is_silent(late, spoken):
 
     def lead():
         with pytest.raises(PeerLost) as error:
-            meetings[0].agree()
+            meetings[0].barrier()
         lost.append(error.value.code)
 
     def go():
@@ -74,9 +74,9 @@ def test_a_lost_rank_is_noticed_whoever_is_silent(late, spoken):
 def test_a_rank_that_never_comes_ends_the_meeting(monkeypatch):
     monkeypatch.setattr("pangu_ms.parallel.rendezvous.START_S", 0.3)
     with pytest.raises(PeerLost):
-        Meeting(f"test-{os.getpid()}-alone", 0, 2)
+        Rendezvous(f"test-{os.getpid()}-alone", 0, 2)
     with pytest.raises(PeerLost):
-        Meeting(f"test-{os.getpid()}-alone", 1, 2)
+        Rendezvous(f"test-{os.getpid()}-alone", 1, 2)
 
 
 def test_another_user_of_the_machine_takes_no_rank(monkeypatch):
@@ -84,11 +84,11 @@ def test_another_user_of_the_machine_takes_no_rank(monkeypatch):
     users = iter([os.getuid() + 1, os.getuid()])
     monkeypatch.setattr("pangu_ms.parallel.rendezvous._user", lambda peer: next(users))
     name, words = f"test-{os.getpid()}-stranger", []
-    lead = threading.Thread(target=lambda: words.append(Meeting(name, 0, 2).agree()), daemon=True)
+    lead = threading.Thread(target=lambda: words.append(Rendezvous(name, 0, 2).barrier()), daemon=True)
     lead.start()
-    stranger = Meeting(name, 1, 2)
+    stranger = Rendezvous(name, 1, 2)
     with pytest.raises(PeerLost):
-        stranger.agree("mine")
-    assert Meeting(name, 1, 2).agree("ours") == "ours"
+        stranger.barrier("mine")
+    assert Rendezvous(name, 1, 2).barrier("ours") == "ours"
     lead.join(timeout=20)
     assert words == ["ours"]

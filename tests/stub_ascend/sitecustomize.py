@@ -58,17 +58,17 @@ def stand_in_for_ranks(rank, world):
     import mindspore as ms
 
     from pangu_ms.parallel import device_ranks
-    from pangu_ms.train import rank_step as planned_step
+    from pangu_ms.train.steps import rank_step
 
     ms.communication.init = lambda: None
     device_ranks.DeviceRanks._sum = sums_of(rank, world)
-    compile_step = planned_step.PlannedStep.compile
+    compile_step = rank_step.RankStep.compile
 
     def compiled(step):
         compile_step(step)
         step.cell = Executed(step)
 
-    planned_step.PlannedStep.compile = compiled
+    rank_step.RankStep.compile = compiled
 
 
 def sums_of(rank, world):
@@ -77,11 +77,11 @@ def sums_of(rank, world):
 
     import numpy as np
 
-    from pangu_ms.parallel.rendezvous import Meeting
+    from pangu_ms.parallel.rendezvous import Rendezvous
 
-    meeting = Meeting(os.environ["ASCEND_STUB"], rank, world)
+    rendezvous = Rendezvous(os.environ["ASCEND_STUB"], rank, world)
     return lambda ranks, values: np.sum(
-        [json.loads(meeting.agree(json.dumps([*map(int, values)]) if r == rank else "")) for r in range(world)],
+        [json.loads(rendezvous.barrier(json.dumps([*map(int, values)]) if r == rank else "")) for r in range(world)],
         axis=0,
         dtype=np.float32,
     )

@@ -1,10 +1,10 @@
 """A rank of a job of test_planned.py.
 
-virtual DIRECTORY RANK PLAN    builds the placement of a virtual rank, which compiles its step, and writes what it holds
+virtual DIRECTORY RANK PLAN    builds the model of a virtual rank, which compiles its step, and writes what it holds
 to DIRECTORY/held.npz:
                                initial values, then those of the checkpoint DIRECTORY/source, then its part of a save
                                below DIRECTORY/saved
-words DIRECTORY                a real CPU process: what the ranks say to each other, to DIRECTORY/rank_N.json
+ranks DIRECTORY                a real CPU process: what the ranks say to each other, to DIRECTORY/rank_N.json
 """
 
 import json
@@ -29,15 +29,15 @@ def virtual(directory: Path, rank: int, plan: tuple[int, ...]) -> None:
     from pangu_ms.checkpoint import store
     from pangu_ms.models.common.batch import Batch
     from pangu_ms.rehearsal import virtual_cluster
-    from pangu_ms.train import placement
+    from pangu_ms.train import distributed_model
 
     config = planned(ALPHA, plan)
     ms.set_context(mode=ms.GRAPH_MODE)
     virtual_cluster.enter(config.parallel.world, rank)
-    ranks = SimpleNamespace(rank=rank, world=config.parallel.world, leads=rank == 0, agree=lambda word=None: word)
-    with ascend_ops.use("composed"), mock.patch.object(placement.DeviceRanks, "join", lambda: ranks):
-        own = placement.Planned(config)
-        own.prepare()
+    ranks = SimpleNamespace(rank=rank, world=config.parallel.world, leads=rank == 0, barrier=lambda word=None: word)
+    with ascend_ops.use("composed"), mock.patch.object(distributed_model.DeviceRanks, "join", lambda: ranks):
+        own = distributed_model.ShardedModel(config)
+        own.compile()
         step, B, S = own.train_step, config.global_batch_size, config.model.seq_length
         ones = np.ones((B, S), np.int32)
         step.cell(
@@ -48,11 +48,11 @@ def virtual(directory: Path, rank: int, plan: tuple[int, ...]) -> None:
             if config.parallel.pipeline_stage > 1
             else [0.25, 8.0]
         )
-    placement.initialize(own)
+    distributed_model.initialize(own)
     first = held(own)
     checkpoint = store.open_checkpoint(directory / "source")
     for group in own.groups:
-        placement.load(own, checkpoint, group)
+        distributed_model.load(own, checkpoint, group)
     sliced = all(p.sliced for parameters in own.groups.values() for p in parameters)
     np.savez(
         directory / "held.npz",
@@ -66,11 +66,11 @@ def virtual(directory: Path, rank: int, plan: tuple[int, ...]) -> None:
 
 
 def held(own) -> dict:
-    """All tensors of a placement."""
+    """All tensors of a distributed model."""
     return {p.name: p.asnumpy().copy() for parameters in own.groups.values() for p in parameters}
 
 
-def words(directory: Path) -> None:
+def ranks_agree(directory: Path) -> None:
     """Agree under the settings of a plan."""
     runtime.start("CPU")
     import mindspore as ms
@@ -82,10 +82,10 @@ def words(directory: Path) -> None:
         device_num=2, global_rank=ranks.rank, full_batch=True, pipeline_stages=2, parallel_mode="semi_auto_parallel"
     )
     brought = [(None, None), (None, "SIGTERM"), ("SIGINT", None), ("SIGINT", "failed"), ("SIGUSR1", None)]
-    heard = [ranks.agree(pair[ranks.rank]) for pair in brought]
-    told = [ranks.tell(TEXT if ranks.leads else ""), ranks.tell("")]
+    heard = [ranks.barrier(pair[ranks.rank]) for pair in brought]
+    told = [ranks.broadcast(TEXT if ranks.leads else ""), ranks.broadcast("")]
     (directory / f"rank_{ranks.rank}.json").write_text(json.dumps([heard, told]))
-    ranks.agree()
+    ranks.barrier()
 
 
 if __name__ == "__main__":
@@ -93,4 +93,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "virtual":
         virtual(Path(sys.argv[2]), int(sys.argv[3]), tuple(json.loads(sys.argv[4])))
     else:
-        words(Path(sys.argv[2]))
+        ranks_agree(Path(sys.argv[2]))

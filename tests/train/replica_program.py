@@ -100,4 +100,4 @@ if __name__ == "__main__":
     heartbeat._pipe.cache_clear()  # the launcher's own has beaten already
     replicas = Replicas.join(config_of(2, 1))
     np.savez(Path(sys.argv[1]) / f"rank_{replicas.rank}.npz", **all_cases(replicas))
-    replicas.agree()
+    replicas.barrier()

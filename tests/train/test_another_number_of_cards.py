@@ -210,7 +210,8 @@ def test_losses_and_evaluations_stay_those_of_one_process(records, tiny_override
 def test_the_loss_scale_follows_the_micro_batch_and_other_masks_are_told(records, tiny_overrides, tmp_path, caplog):
     """float16 gradients are divided by the tokens of a micro-batch: with half as many the scale is halved, and they
     keep their size."""
-    from pangu_ms.train.loop import Run, train
+    from pangu_ms.train.loop import train
+    from pangu_ms.train.run import Run
 
     half = [*tiny_overrides, "model.compute_dtype=float16", "model.dropout=0.1"]
     train(load_config("alpha/tiny", half), records, tmp_path / "run", stop_at=1, progress=False)

@@ -12,8 +12,8 @@ from pangu_ms.checkpoint import store
 from pangu_ms.config import load_config
 from pangu_ms.core.errors import TrainingDiverged
 from pangu_ms.parallel.replicas import Replicas
-from pangu_ms.train import loop
-from pangu_ms.train.confirm import NO_UPDATE
+from pangu_ms.train import loop, run
+from pangu_ms.train.health_check import NO_UPDATE
 from pangu_ms.train.steps.protocol import StepResult
 from tests.train.runs import steps_of
 
@@ -21,8 +21,8 @@ pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 
 class Given:
-    """A placement whose steps have given losses; a step in `overflows` has a gradient that is not finite; a signal
-    comes in step `signal_at`."""
+    """A distributed model whose steps have given losses; a step in `overflows` has a gradient that is not finite; a
+    signal comes in step `signal_at`."""
 
     cacheable, groups = False, {}
 
@@ -30,7 +30,7 @@ class Given:
         self.config, self.ranks, self.train_step = config, Replicas(), self
         self.loss, self.overflows, self.signal_at = loss, overflows, signal_at
         self.in_one_graph, self.calls = True, []
-        self.batch = {"batch_size": config.train.batch_size, "rank": 0, "world": 1}
+        self.loader_part = {"batch_size": config.train.batch_size, "rank": 0, "world": 1}
 
     def __call__(self, batch, step, lr, scale=1.0, loss_limit=math.inf):
         self.calls.append((step, loss_limit == NO_UPDATE))
@@ -40,10 +40,10 @@ class Given:
         loss = self.loss(step)
         return StepResult(loss, 1 - 1e-5, norm, math.isfinite(loss + norm) and loss <= loss_limit)
 
-    def find(self, find):
+    def find_checkpoint(self, find):
         return find()
 
-    def prepare(self):
+    def compile(self):
         pass
 
     def save(self, root, step, state, tokenizer):
@@ -55,14 +55,16 @@ class Given:
 
 @pytest.fixture
 def session(records, tiny_overrides, tmp_path, monkeypatch):
-    """Trains with given losses; the result, and the placement."""
-    monkeypatch.setattr(loop, "load", lambda placement, checkpoint, group: None)
-    monkeypatch.setattr(loop, "initialize", lambda placement: None)
+    """Trains with given losses; the result, and the model."""
+    monkeypatch.setattr(run, "load", lambda model, checkpoint, group: None)
+    monkeypatch.setattr(run, "initialize", lambda model: None)
     saves_often = ["train.save_every=1", "train.keep_checkpoints=2"]
 
     def train(*overrides, resume=False, stop_at=None, **given):
         made = []
-        monkeypatch.setattr(loop, "place", lambda config: made.append(Given(config, **given)) or made[0])
+        monkeypatch.setattr(
+            run, "build_distributed_model", lambda config: made.append(Given(config, **given)) or made[0]
+        )
         config = load_config("alpha/tiny", [*tiny_overrides, *saves_often, *overrides])
         result = loop.train(config, records, tmp_path / "run", resume, stop_at=stop_at, progress=False)
         return SimpleNamespace(result=result, calls=made[0].calls)

@@ -11,7 +11,7 @@ from pangu_ms.cli import train_describe as describe
 from pangu_ms.config.load import load_config, presets
 from pangu_ms.core.errors import UserError
 from pangu_ms.parallel.mesh import Mesh
-from pangu_ms.train.smoke import thinned
+from pangu_ms.train.smoke import smoke_overrides
 
 CLUSTER = "alpha/200b_2048x32gib"
 
@@ -52,7 +52,7 @@ def refused(told):
 
 def test_a_cluster_of_2048_is_told_in_a_second_without_mindspore():
     program = (
-        "import sys; from pangu_ms.cli import train_describe; train_describe.main(sys.argv[1:]); sys.exit('mindspore' in"
+        "import sys; from pangu_ms.cli.train_describe import main; main(sys.argv[1:]); sys.exit('mindspore' in"
         " sys.modules)"
     )
     words = ["--placement", "--", "--config", CLUSTER, "--output", "nowhere"]
@@ -208,7 +208,7 @@ KEPT |= {
 @pytest.mark.parametrize("own_records", [False, True])
 def test_every_shipped_config_can_be_thinned(name, own_records):
     config = load_config(name)
-    thin = load_config(name, thinned(config, 3, own_records))
+    thin = load_config(name, smoke_overrides(config, 3, own_records))
     model, full = thin.model, config.model
     assert (
         thin.parallel.world == 3
@@ -239,7 +239,7 @@ def test_groups_of_heads_stay_legal_whatever_their_size():
             "model.head_dim=64",
         ]
         config = load_config("pi/1b", [*shape, "model.aug_shortcut_reduction=24"])
-        thin = load_config("pi/1b", [*shape, *thinned(config)])
+        thin = load_config("pi/1b", [*shape, *smoke_overrides(config)])
         assert (
             thin.model.num_heads // thin.model.num_kv_heads == min(8, heads // kv_heads)
             and thin.model.aug_shortcut_reduction == 8
@@ -252,6 +252,6 @@ def test_a_thinned_cluster_config_trains(name, records, tmp_path, mindspore_cpu)
     from pangu_ms.train.loop import train
 
     own = ["model.vocab_size=384", "model.seq_length=32", "train.steps=2"]
-    config = load_config(name, [*own, *thinned(load_config(name, own), 1, own_records=True)])
+    config = load_config(name, [*own, *smoke_overrides(load_config(name, own), 1, own_records=True)])
     result = train(config, records, tmp_path / "run", progress=False)
     assert result.step == 2 and 0 < result.loss < 20 and open_checkpoint(tmp_path / "run").step == 2

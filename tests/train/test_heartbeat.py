@@ -11,7 +11,7 @@ import pytest
 from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.config import load_config
 from pangu_ms.core import heartbeat
-from pangu_ms.parallel.rendezvous import Meeting
+from pangu_ms.parallel.rendezvous import Rendezvous
 from tests.train.runs import losses, metrics, require_equal_runs
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -72,27 +72,29 @@ def test_a_run_tells_each_phase_once(records, tiny_overrides, tmp_path, heard):
 
 def test_who_meets_others_says_that_it_waits(heard):
     name = uuid.uuid4().hex
-    others = threading.Thread(target=lambda: Meeting(name, 1, 2).agree("SIGUSR1"))
+    others = threading.Thread(target=lambda: Rendezvous(name, 1, 2).barrier("SIGUSR1"))
     others.start()
-    assert Meeting(name, 0, 2).agree() == "SIGUSR1"
+    assert Rendezvous(name, 0, 2).barrier() == "SIGUSR1"
     others.join()
     assert heard() == [(("wait", None), {})] * 2
 
 
 def signalled_at(monkeypatch, name):
-    """SIGUSR1 comes when the loop calls `name`."""
-    from pangu_ms.train import loop
+    """SIGUSR1 comes when the run calls `name`."""
+    from pangu_ms.train import run
 
-    original = getattr(loop, name)
+    original = getattr(run, name)
 
     def with_signal(*arguments, **options):
         os.kill(os.getpid(), signal.SIGUSR1)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(loop, name, with_signal)
+    monkeypatch.setattr(run, name, with_signal)
 
 
-@pytest.mark.parametrize("name", ["place", pytest.param("starting_point", marks=pytest.mark.slow), "initialize"])
+@pytest.mark.parametrize(
+    "name", ["build_distributed_model", pytest.param("starting_point", marks=pytest.mark.slow), "initialize"]
+)
 def test_a_signal_before_the_first_step_stops_without_one(
     records, tiny_overrides, tmp_path, monkeypatch, trained_run, name
 ):
@@ -105,7 +107,7 @@ def test_a_signal_before_the_first_step_stops_without_one(
         and metrics(output) == []
         and signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
     )
-    if name == "place":  # once more, now where a run is
+    if name == "build_distributed_model":  # once more, now where a run is
         before = {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
         assert run(records, tiny_overrides, output, resume=True).stopped_by == "SIGUSR1"
         assert {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")} == before

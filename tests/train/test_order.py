@@ -53,7 +53,7 @@ def changed(config, **data):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_steps_read_the_rows_of_the_order_and_no_others(config, records, train_set, order, tmp_path, shuffle):
-    from pangu_ms.train.loop import Run
+    from pangu_ms.train.run import Run
 
     run = Run(changed(config, shuffle=shuffle), records, tmp_path / "run")
     batches = run.batches()

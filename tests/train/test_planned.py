@@ -60,7 +60,7 @@ def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path, rank
 
 def test_ranks_agree_by_sums_that_no_plan_cuts(tmp_path):
     assert (
-        run_ranks(lambda rank: ["-m", "tests.train.planned_child", "words", str(tmp_path)], 2, tmp_path / "logs") == 0
+        run_ranks(lambda rank: ["-m", "tests.train.planned_child", "ranks", str(tmp_path)], 2, tmp_path / "logs") == 0
     )
     both = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2)]
     assert both[0] == both[1] == [[None, "SIGTERM", "SIGINT", "failed", "SIGUSR1"], [TEXT, ""]]
@@ -68,7 +68,7 @@ def test_ranks_agree_by_sums_that_no_plan_cuts(tmp_path):
 
 def test_what_rank_0_cannot_find_ends_the_others_too(tmp_path):
     """Instead of leaving them in a collective."""
-    from pangu_ms.train.placement import Planned
+    from pangu_ms.train.distributed_model import ShardedModel
 
     class Ranks:
         said = "nothing yet"
@@ -76,19 +76,21 @@ def test_what_rank_0_cannot_find_ends_the_others_too(tmp_path):
         def __init__(self, leads):
             self.leads = leads
 
-        def tell(self, text=""):
+        def broadcast(self, text=""):
             Ranks.said = text if self.leads else Ranks.said
             return Ranks.said
 
-    first, second = (object.__new__(Planned) for _ in range(2))
+    first, second = (object.__new__(ShardedModel) for _ in range(2))
     first.ranks, second.ranks = Ranks(True), Ranks(False)
     with pytest.raises(CheckpointError, match="no such directory"):
-        first.find(lambda: store.open_checkpoint(tmp_path / "none"))
+        first.find_checkpoint(lambda: store.open_checkpoint(tmp_path / "none"))
     with pytest.raises(PeerLost):
-        second.find(lambda: pytest.fail("rank 0 alone verifies digests"))
-    assert first.find(lambda: None) is None and second.find(lambda: None) is None
+        second.find_checkpoint(lambda: pytest.fail("rank 0 alone verifies digests"))
+    assert first.find_checkpoint(lambda: None) is None and second.find_checkpoint(lambda: None) is None
     store.save(tmp_path, 5, groups(), {}, planned(ALPHA, ANOTHER_PLAN))
-    assert first.find(lambda: store.open_checkpoint(tmp_path)).path == second.find(lambda: None).path
+    assert (
+        first.find_checkpoint(lambda: store.open_checkpoint(tmp_path)).path == second.find_checkpoint(lambda: None).path
+    )
 
 
 def test_on_ascend_a_launcher_starts_the_ranks_of_any_plan(monkeypatch, capsys, tmp_path):

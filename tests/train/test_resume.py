@@ -143,7 +143,7 @@ def test_tensorboard_shows_what_metrics_hold(records, tiny_overrides, tmp_path):
         records,
         tmp_path / "run",
         progress=False,
-        tensorboard=True,
+        trackers=["tensorboard"],
     )
     events = b"".join(path.read_bytes() for path in (tmp_path / "run/tensorboard").iterdir())
     assert b"grad_norm" in events and b"held_out_loss" in events
@@ -183,8 +183,9 @@ def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_work
     )
     assert f"# bent at step {first}: {told}" in (run / "config.yaml").read_text()
     assert [(row["step"], row["bent"]) for row in metrics(run) if "bent" in row] == [(int(first), told)]
-    (aside,) = (run / "checkpoints").glob("before-bend-*")  # the last command found its bend, and had nothing to do
-    assert aside.name == f"before-bend-1-at-{int(first):08d}" and len(list(aside.iterdir())) == 12 - int(first)
+    # the last command found its branch, and had nothing to do
+    (archive,) = (run / "checkpoints").glob("before-bend-*")
+    assert archive.name == f"before-bend-1-at-{int(first):08d}" and len(list(archive.iterdir())) == 12 - int(first)
     assert open_checkpoint(run).state()["loss_after"] < 4 * np.log(
         384
     )  # good in that sense alone: a tenth of the rate may still be too much
@@ -199,10 +200,10 @@ def test_a_streak_of_skipped_steps_is_part_of_the_state_and_never_saved_as_good(
     records, tiny_overrides, tmp_path, monkeypatch, stop_at
 ):
     from pangu_ms.core.errors import TrainingDiverged
-    from pangu_ms.train import loop
+    from pangu_ms.train import guard, loop
 
     overrides = [*tiny_overrides, "train.save_every=3", "train.keep_checkpoints=1"]
-    monkeypatch.setattr(loop.Guard, "loss_limit", lambda guard, config: float("inf") if guard.seen < 4 else 0.0)
+    monkeypatch.setattr(guard.Guard, "loss_limit", lambda own, config: float("inf") if own.seen < 4 else 0.0)
     with pytest.raises(TrainingDiverged, match="--resume-from 3 "):  # as it would be had the session been a longer one
         loop.train(load_config("alpha/tiny", overrides), records, tmp_path / "run", stop_at=stop_at, progress=False)
     assert (
@@ -225,18 +226,18 @@ def test_a_streak_of_skipped_steps_is_part_of_the_state_and_never_saved_as_good(
 def test_a_bad_batch_alone_does_not_refuse_a_checkpoint_and_batches_stay_in_order():
     from types import SimpleNamespace
 
-    from pangu_ms.train.confirm import NO_UPDATE, LookAhead, good_loss
     from pangu_ms.train.guard import Guard
+    from pangu_ms.train.health_check import NO_UPDATE, PeekableBatches, healthy_loss
 
-    config, batches, asked = load_config("alpha/tiny"), LookAhead(iter([float("nan"), 3.0, 1.0, 2.0])), []
+    config, batches, asked = load_config("alpha/tiny"), PeekableBatches(iter([float("nan"), 3.0, 1.0, 2.0])), []
 
     def step(batch, number, lr, scale, limit):
         asked.append((number, limit))
         return SimpleNamespace(loss=batch)
 
-    assert good_loss(step, Guard(), config, 5, batches) == 3.0 and asked == [(5, NO_UPDATE), (6, NO_UPDATE)]
+    assert healthy_loss(step, Guard(), config, 5, batches) == 3.0 and asked == [(5, NO_UPDATE), (6, NO_UPDATE)]
     assert [str(next(batches)) for _ in range(4)] == ["nan", "3.0", "1.0", "2.0"]
-    assert good_loss(step, Guard(), config, 5, LookAhead(iter([float("nan"), 1e6, float("inf")]))) is None
+    assert healthy_loss(step, Guard(), config, 5, PeekableBatches(iter([float("nan"), 1e6, float("inf")]))) is None
 
 
 def test_two_runs_in_one_directory_do_not_mix(records, tiny_overrides, tmp_path):

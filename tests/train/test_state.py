@@ -24,9 +24,9 @@ def state_of(root, state):
 
 def test_the_state_of_a_run_and_of_version_0_1_0(tmp_path):
     found = state_of(tmp_path / "new", STATE)
-    assert (found.guard, found.bends, found.graph_batch_size) == (Guard(scale=8.0, seen=2), tuple(STATE["bends"]), 4)
+    assert (found.guard, found.branches, found.graph_batch_size) == (Guard(scale=8.0, seen=2), tuple(STATE["bends"]), 4)
     old = state_of(tmp_path / "old", {"step": 3, "guard": Guard().state()})
-    assert (old.order, old.bends, old.graph_batch_size) == ("", (), None)
+    assert (old.order, old.branches, old.graph_batch_size) == ("", (), None)
 
 
 WRONG = {

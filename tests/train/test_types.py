@@ -8,10 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 MODULES = [
     "train",
-    "parallel/planned_step.py",
     "parallel/device_ranks.py",
-    "parallel/collective.py",
-    "parallel/meeting.py",
+    "parallel/replicas.py",
+    "parallel/rendezvous.py",
 ]
 
 

@@ -39,18 +39,18 @@ class TrainStep:
     """Takes optimizer steps; owns the optimizer's state. With replicas each of them calls it with its own part of the
     batch."""
 
-    def __init__(self, model: nn.Cell, config: RunConfig, replicas: Replicas = Replicas()):
-        self.config, self.replicas = config, replicas
+    def __init__(self, model: nn.Cell, config: RunConfig, replicas: Replicas | None = None):
+        self.config, self.replicas = config, replicas or Replicas()
         self.weights = ParameterTuple(model.trainable_params())
         gradients = Gradients(TokenLoss(model), self.weights)
         update = build_update(config, self.weights, config.train.batch_size // config.train.accumulation_steps)
         self.optimizer = update.optimizer
-        self.in_one_graph = config.train.accumulation_steps == 1 and replicas.world == 1
+        self.in_one_graph = config.train.accumulation_steps == 1 and self.replicas.world == 1
         if self.in_one_graph:
             self.whole = GraphStep(WholeStep(gradients, update), config.train.seed)
         else:
             self.accumulate = GradientSums(gradients, self.weights)
-            self.apply = ApplySums(self.accumulate, update, replicas)
+            self.apply = ApplySums(self.accumulate, update, self.replicas)
 
     def __call__(
         self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
@@ -71,7 +71,7 @@ class TrainStep:
             keep = Tensor(float(i > 0), mstype.float32)
             total = self.accumulate(*to_tensors(micro_batch), Tensor(key), scale, keep)
         total.asnumpy()  # the device has finished: nothing but the sum over the replicas is left to wait for
-        self.replicas.agree()
+        self.replicas.barrier()
         beat(STEP, step)
         return StepResult.of(self.apply(*controls))
 

@@ -14,13 +14,13 @@ from pangu_ms.train.steps.protocol import OptimizerStep
 log = logging.getLogger(__name__)
 
 NO_UPDATE = -3e38
-"""As the limit of the loss: every loss exceeds it, so that weights and moments stay."""
+"""As the limit of the loss it skips the update, since every loss exceeds it."""
 TRIES = 3
-"""Batches that may speak for the weights: one batch may be bad by itself."""
+"""Batches that are tried: one batch may be bad by itself."""
 
 
-class LookAhead:
-    """An iterator over batches that can be looked at before they are taken."""
+class PeekableBatches:
+    """An iterator over batches whose next ones can be seen before they are taken."""
 
     def __init__(self, batches: Iterable[Batch]):
         self._batches, self._seen = iter(batches), deque[Batch]()
@@ -28,14 +28,14 @@ class LookAhead:
     def __next__(self) -> Batch:
         return self._seen.popleft() if self._seen else next(self._batches)
 
-    def next_ones(self, number: int) -> list[Batch]:
-        """The next batches, which stay the next ones."""
+    def peek(self, number: int) -> list[Batch]:
+        """The next batches, without taking them."""
         self._seen.extend(islice(self._batches, max(0, number - len(self._seen))))
         return list(islice(self._seen, number))
 
 
-def good_loss(
-    train_step: OptimizerStep, guard: Guard, config: RunConfig, step: int, batches: LookAhead
+def healthy_loss(
+    train_step: OptimizerStep, guard: Guard, config: RunConfig, step: int, batches: PeekableBatches
 ) -> float | None:
     """The first good loss of the present weights among those of the next TRIES steps; None where they have none. The
     same on all ranks, which all call it.
@@ -48,7 +48,7 @@ def good_loss(
     """
     seen = []
     for number in range(TRIES):
-        batch = batches.next_ones(number + 1)[number]
+        batch = batches.peek(number + 1)[number]
         loss = train_step(batch, step + number, 0.0, guard.scale, NO_UPDATE).loss
         if guard.is_good(config, loss):
             return loss

@@ -1,5 +1,5 @@
-"""Where a run's model lies: whole in this process (alone, or as a CPU's replica), or in slices on the ranks of a plan.
-Who loads, saves and agrees."""
+"""How a run's model is distributed: replicated (every process has all of it), or sharded over the ranks of a plan; who
+loads, saves and evaluates it."""
 
 import logging
 from collections.abc import Callable
@@ -34,15 +34,15 @@ Read = Callable[[str, sharded.Slices], np.ndarray]
 Find = Callable[[], store.Checkpoint | None]
 
 
-class Placement(Protocol):
-    """What the loop needs of it."""
+class DistributedModel(Protocol):
+    """What a run needs of its model, however it is distributed."""
 
     config: RunConfig
     cacheable: bool
     """Whether the compiled step may come from the compile cache."""
     groups: dict[str, list[Parameter]]
     """What a checkpoint holds: this rank's parameters, by group of tensors."""
-    batch: dict[str, int]
+    loader_part: dict[str, int]
     """batch_size, rank and world of the loader of this rank's batches."""
 
     @property
@@ -53,14 +53,14 @@ class Placement(Protocol):
     def train_step(self) -> OptimizerStep:
         """The step."""
 
-    def find(self, find: Find) -> store.Checkpoint | None:
+    def find_checkpoint(self, find: Find) -> store.Checkpoint | None:
         """The checkpoint that the ranks go on from."""
 
-    def prepare(self) -> None:
-        """What is long, and to be done before parameters are set."""
+    def compile(self) -> None:
+        """Compile the step where that must be done before parameters are set."""
 
-    def part(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
-        """What this rank has of a tensor."""
+    def slices_of(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
+        """The part of a tensor that this rank holds."""
 
     def save(self, root: Path, step: int, state: dict[str, Any], tokenizer: Path | None) -> None:
         """Commit a checkpoint of a step; every rank calls it."""
@@ -69,7 +69,7 @@ class Placement(Protocol):
         """Score train.eval_batches global batches of held-out records; None where this rank does not."""
 
 
-class Whole:
+class ReplicatedModel:
     """Every process has the whole model; rank 0 alone saves and evaluates."""
 
     cacheable = True
@@ -80,19 +80,19 @@ class Whole:
         self.train_step = TrainStep(self.model, config, self.ranks)
         self.evaluator = Evaluator(self.model, config.model)
         self.groups = {"model": weights(self.model), "optimizer": self.train_step.parameters()}
-        self.batch = {"batch_size": config.train.batch_size, "rank": self.ranks.rank, "world": self.ranks.world}
+        self.loader_part = {"batch_size": config.train.batch_size, "rank": self.ranks.rank, "world": self.ranks.world}
 
-    def find(self, find: Find) -> store.Checkpoint | None:
+    def find_checkpoint(self, find: Find) -> store.Checkpoint | None:
         """The checkpoint that each rank finds."""
         found = find()
-        self.ranks.agree()  # all have looked before the first one writes
+        self.ranks.barrier()  # all have looked before rank 0 writes
         return found
 
-    def prepare(self) -> None:
-        """What is long, and to be done before parameters are set: nothing."""
+    def compile(self) -> None:
+        """Nothing: the first step compiles."""
 
-    def part(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
-        """What this rank has of a tensor."""
+    def slices_of(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
+        """The part of a tensor that this rank holds."""
         return tuple(slice(0, size) for size in shape)
 
     def save(self, root: Path, step: int, state: dict[str, Any], tokenizer: Path | None) -> None:
@@ -114,7 +114,7 @@ class Whole:
         return self.evaluator.score(batches)
 
 
-class Planned:
+class ShardedModel:
     """Each rank has the slices of its stage that the plan gives it, computes its part of each step, and saves its own
     slices. Untested on hardware."""
 
@@ -127,30 +127,30 @@ class Planned:
         apply.apply(self.plan, model)
         self.train_step = RankStep(self.plan, model, self.ranks.rank)
         self.groups = {"model": self.train_step.weights, "optimizer": self.train_step.parameters()}
-        self.batch = {"batch_size": config.global_batch_size, "rank": 0, "world": 1}  # MindSpore cuts it
+        self.loader_part = {"batch_size": config.global_batch_size, "rank": 0, "world": 1}  # MindSpore cuts it
 
-    def find(self, find: Find) -> store.Checkpoint | None:
+    def find_checkpoint(self, find: Find) -> store.Checkpoint | None:
         """The checkpoint that rank 0 finds and verifies; the others look at sizes alone, since digests of terabytes are
         computed once."""
         if self.ranks.leads:
             try:
                 found = find()
             except Exception:
-                self.ranks.tell(FAILED)
+                self.ranks.broadcast(FAILED)
                 raise
-            self.ranks.tell(str(found.path) if found else "")
+            self.ranks.broadcast(str(found.path) if found else "")
             return found
-        path = self.ranks.tell()
+        path = self.ranks.broadcast()
         if path == FAILED:
             raise PeerLost
         return store.open_checkpoint(Path(path), digests=False) if path else None
 
-    def prepare(self) -> None:
+    def compile(self) -> None:
         """Compile the step; raises PlanError where MindSpore does not follow the plan."""
         self.train_step.compile()
 
-    def part(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
-        """What this rank has of a tensor."""
+    def slices_of(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
+        """The part of a tensor that this rank holds."""
         return sharded.layout_in(self.plan, name, shape).slices(self.ranks.rank % self.plan.mesh.stage_size)
 
     def save(self, root: Path, step: int, state: dict[str, Any], tokenizer: Path | None) -> None:
@@ -160,7 +160,7 @@ class Planned:
         keep = self.config.train.keep_checkpoints
 
         def agree(word: str | None) -> str | None:
-            answer = self.ranks.agree(word)
+            answer = self.ranks.barrier(word)
             beat(SAVE, step)
             return answer
 
@@ -178,11 +178,11 @@ class Planned:
         )
 
     def evaluate(self, held_out: RecordSet) -> None:
-        """Nothing: rank 0 has not the whole model."""
+        """Nothing: no rank has the whole model."""
 
 
-def place(config: RunConfig) -> Placement:
-    """Lay a run's model out as its device executes it; the device has been selected.
+def build_distributed_model(config: RunConfig) -> DistributedModel:
+    """Build a run's model as its device executes it; the device has been selected.
 
     Raises:
         ConfigError: the job has another number of processes than the configuration, or its device cannot execute the
@@ -190,14 +190,14 @@ def place(config: RunConfig) -> Placement:
     """
     require_executable(config)
     if config.runtime.device == "CPU" or config.parallel.world == 1:
-        return Whole(config)
-    placement = Planned(config)
-    if placement.ranks.leads:
+        return ReplicatedModel(config)
+    model = ShardedModel(config)
+    if model.ranks.leads:
         log.warning(
             "no rank has the whole model, so that held-out records are not scored during this run; `pangu eval` scores"
             " its checkpoints"
         )
-    return placement
+    return model
 
 
 def whole_shapes(config: RunConfig) -> dict[str, dict[str, tuple[int, ...]]]:
@@ -207,33 +207,31 @@ def whole_shapes(config: RunConfig) -> dict[str, dict[str, tuple[int, ...]]]:
     return {"model": config.model.parameter_shapes(), "optimizer": moments}
 
 
-def initialize(placement: Placement) -> None:
+def initialize(model: DistributedModel) -> None:
     """Give every weight its initial value; moments are zero as built."""
-    config = placement.config
+    config = model.config
     specs, shapes = config.model.parameters(), config.model.parameter_shapes()
     fill(
-        placement,
-        placement.groups["model"],
+        model,
+        model.groups["model"],
         shapes,
         lambda name, part: initial_value(specs[name], name, shapes[name], config.train.seed)[part],
     )
 
 
-def load(placement: Placement, checkpoint: store.Checkpoint, group: str) -> None:
+def load(model: DistributedModel, checkpoint: store.Checkpoint, group: str) -> None:
     """Give a group of parameters the checkpoint's values, whatever plan it was saved with.
 
     Raises:
         CheckpointError: names or shapes are not those of the configuration.
     """
-    stored, shapes = checkpoint.stored(group), whole_shapes(placement.config)[group]
+    stored, shapes = checkpoint.stored(group), whole_shapes(model.config)[group]
     store.check_names_and_shapes(str(checkpoint.path), stored, shapes)
-    fill(
-        placement, placement.groups[group], shapes, lambda name, part: stored[name].spec.values(stored[name].read(part))
-    )
+    fill(model, model.groups[group], shapes, lambda name, part: stored[name].spec.values(stored[name].read(part)))
 
 
-def fill(placement: Placement, parameters: list[Parameter], shapes: dict[str, tuple[int, ...]], read: Read) -> None:
+def fill(model: DistributedModel, parameters: list[Parameter], shapes: dict[str, tuple[int, ...]], read: Read) -> None:
     """Set parameters to their parts, one after the other: memory holds one tensor beside them."""
     for parameter in parameters:
-        values = read(parameter.name, placement.part(parameter.name, shapes[parameter.name]))
+        values = read(parameter.name, model.slices_of(parameter.name, shapes[parameter.name]))
         parameter.set_data(Tensor(value_of(parameter, values)), slice_shape=parameter.sliced)

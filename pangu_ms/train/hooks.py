@@ -1,0 +1,185 @@
+"""What happens around the steps of a run: metrics, the guard, stopping, checkpoints, evaluation. No tensors here."""
+
+from typing import TYPE_CHECKING, Any
+
+from pangu_ms.config.schema import TrainConfig
+from pangu_ms.core.errors import TrainingDiverged
+from pangu_ms.core.heartbeat import DATA, STEP, beat
+from pangu_ms.train.stop import StopSignal
+
+if TYPE_CHECKING:
+    from pangu_ms.train.loop import StepRecord, TrainLoop
+
+STOP_AT = "stop_at"
+"""Why a session ended that --stop-at ended."""
+
+
+class Hook:
+    """Called by the loop at its stations; a hook overrides those that it needs."""
+
+    every: int = 1
+    """Optimizer steps from one call of `on_step_end` to the next; 0: it is not called."""
+
+    def is_due(self, record: "StepRecord") -> bool:
+        """Whether `on_step_end` is called after a step."""
+        return self.every > 0 and record.steps_done % self.every == 0
+
+    def on_begin(self, loop: "TrainLoop") -> None:
+        """Before the first step of this session, if there is one."""
+
+    def on_data(self, loop: "TrainLoop") -> None:
+        """Before a batch is read."""
+
+    def on_step_begin(self, loop: "TrainLoop") -> None:
+        """Before a step is computed."""
+
+    def on_step_end(self, loop: "TrainLoop", record: "StepRecord") -> None:
+        """After a step; `loop.run.step` counts it."""
+
+    def on_stop(self, loop: "TrainLoop") -> None:
+        """After the last step of this session: the run is complete, or `loop.stopped_by` says why not."""
+
+
+class SendHeartbeat(Hook):
+    """Tells the launcher, which watches for silence, what this rank is about to do."""
+
+    def on_data(self, loop: "TrainLoop") -> None:
+        """See Hook."""
+        beat(DATA, loop.run.step, **loop.speed())
+
+    def on_step_begin(self, loop: "TrainLoop") -> None:
+        """See Hook."""
+        beat(STEP, loop.run.step, **loop.speed())
+
+
+class LogMetrics(Hook):
+    """Gives the trackers every `every`-th step, from the first on, and every one that was skipped."""
+
+    def __init__(self, every: int):
+        self.every = every
+
+    def is_due(self, record: "StepRecord") -> bool:
+        """See Hook."""
+        return record.step % self.every == 0 or not record.result.applied
+
+    def on_step_end(self, loop: "TrainLoop", record: "StepRecord") -> None:
+        """See Hook."""
+        values = {
+            "loss": record.result.loss,
+            "grad_norm": record.result.grad_norm,
+            "lr": record.lr,
+            "loss_scale": record.loss_scale,
+            "skipped": int(not record.result.applied),
+        }
+        loop.log(record.step, **values, tokens_per_second=loop.tokens_per_second(1))
+
+
+class UpdateGuard(Hook):
+    """Lets the guard learn from every step; it ends a run that only skips steps."""
+
+    def on_step_end(self, loop: "TrainLoop", record: "StepRecord") -> None:
+        """See Hook.
+
+        Raises:
+            TrainingDiverged: guard.max_skipped steps in a row were skipped.
+        """
+        result = record.result
+        loop.run.guard.record(loop.run.config, record.steps_done, result.loss, result.grad_norm, result.applied)
+
+
+class ShowProgress(Hook):
+    """Advances a progress bar."""
+
+    def __init__(self, bar: Any):
+        self._bar = bar
+
+    def on_step_end(self, loop: "TrainLoop", record: "StepRecord") -> None:
+        """See Hook."""
+        self._bar.update()
+        loss, speed = f"{record.result.loss:.3f}", f"{loop.tokens_per_second():,.0f}"
+        self._bar.set_postfix(loss=loss, tokens_per_s=speed, refresh=False)
+
+
+class StopOnSignal(Hook):
+    """Ends the session after a signal that any rank received, or after step `stop_at`."""
+
+    def __init__(self, signal: StopSignal, stop_at: int | None):
+        self._signal, self._stop_at = signal, stop_at
+
+    def on_begin(self, loop: "TrainLoop") -> None:
+        """See Hook: a signal that came while the run began ends it before its first step."""
+        # all ranks meet here, and stop at one step
+        loop.stopped_by = loop.run.ranks.barrier(self._signal.received) or self._reached(loop)
+
+    def on_step_end(self, loop: "TrainLoop", record: "StepRecord") -> None:
+        """See Hook."""
+        self.on_begin(loop)
+
+    def _reached(self, loop: "TrainLoop") -> str | None:
+        run = loop.run
+        return STOP_AT if self._stop_at and self._stop_at <= run.step < run.config.train.steps else None
+
+
+class SaveCheckpoint(Hook):
+    """Commits a checkpoint every `every` steps and at the end of the session."""
+
+    def __init__(self, every: int):
+        self.every = every
+
+    def on_step_end(self, loop: "TrainLoop", record: "StepRecord") -> None:
+        """See Hook."""
+        loop.run.save(loop.batches)
+
+    def on_stop(self, loop: "TrainLoop") -> None:
+        """See Hook.
+
+        Raises:
+            TrainingDiverged: the last step has no checkpoint, since the losses after it are bad.
+        """
+        run = loop.run
+        run.save(loop.batches)
+        if run.saved != run.step and loop.stopped_by in (None, STOP_AT):  # who sent a signal starts the run again
+            raise TrainingDiverged(f"step {run.step}: is the last one, and the losses after it are bad")
+
+
+class EvaluateHeldOut(Hook):
+    """Scores the held-out records every `every` steps, and once the run is complete."""
+
+    def __init__(self, every: int):
+        self.every = every
+
+    def is_due(self, record: "StepRecord") -> bool:
+        """See Hook: the last step of the run is `on_stop`'s."""
+        return super().is_due(record) and not record.is_last
+
+    def on_step_end(self, loop: "TrainLoop", record: "StepRecord") -> None:
+        """See Hook."""
+        self._evaluate(loop)
+
+    def on_stop(self, loop: "TrainLoop") -> None:
+        """See Hook."""
+        if loop.run.step == loop.run.config.train.steps:
+            self._evaluate(loop)
+
+    def _evaluate(self, loop: "TrainLoop") -> None:
+        score = loop.held_out = loop.run.evaluate()
+        if score:
+            loop.log(loop.run.step - 1, held_out_loss=score.loss, held_out_perplexity=score.perplexity)
+
+
+def default_hooks(train: TrainConfig, signal: StopSignal, stop_at: int | None, bar: Any) -> list[Hook]:
+    """The hooks of `pangu train`, in the order in which the loop calls them."""
+    return [
+        SendHeartbeat(),
+        # Before the guard, which may end the run: the step that ended it is logged.
+        LogMetrics(train.log_every),
+        # Before checkpoints, which hold its state.
+        UpdateGuard(),
+        ShowProgress(bar),
+        # All ranks decide here, before any of them saves: they save the same step, and a signal that comes while one
+        # saves counts after the next step. One that came before leads to one checkpoint, not to two.
+        StopOnSignal(signal, stop_at),
+        # Before the evaluation: a run that is killed in it has lost nothing.
+        SaveCheckpoint(train.save_every),
+        EvaluateHeldOut(train.eval_every),
+    ]

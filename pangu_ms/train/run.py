@@ -1,0 +1,180 @@
+"""One run in its output directory: its records, model and state, opened, begun or resumed, saved and evaluated."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import ascend_ops
+from pangu_ms.checkpoint import store
+from pangu_ms.config.load import dump_config
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import files, runtime
+from pangu_ms.core.heartbeat import EVALUATE, INIT, SAVE, beat
+from pangu_ms.data.extra_inputs import require_sources
+from pangu_ms.data.loader import Loader
+from pangu_ms.data.records import RecordSet
+from pangu_ms.data.resample import Order
+from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.eval.perplexity import Score
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.train import branch, global_batch
+from pangu_ms.train.directory import RunLock
+from pangu_ms.train.distributed_model import build_distributed_model, initialize, load
+from pangu_ms.train.guard import Guard
+from pangu_ms.train.health_check import PeekableBatches, healthy_loss
+from pangu_ms.train.resume import starting_point
+from pangu_ms.train.state import Branch, RunState
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """One run in one output directory: config.yaml, metrics.jsonl, checkpoints/."""
+
+    def __init__(self, config: RunConfig, records: Path | str, output: Path):
+        """Open the records and build model and optimizer; nothing is written yet.
+
+        Raises:
+            DataError: the records do not fit the model, or data.order not the records.
+        """
+        self.config, self.output, self.checkpoints = config, Path(output), Path(output) / "checkpoints"
+        self.train_set = RecordSet.open(records, "train")
+        self.train_set.check(config.model)
+        require_sources(config.model.extra_inputs())
+        self.order = Order.open(config.data.order, self.train_set)
+        self.tokenizer = self.train_set.directory and self.train_set.directory / "tokenizer"
+        self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
+        runtime.start(config.runtime.device)
+        _warn_of_slow_dtype(config)
+        self.model = build_distributed_model(config)
+        self.ranks, self.train_step = self.model.ranks, self.model.train_step
+        self.guard, self.step = Guard.create(config), 0
+        self.saved: int | None = None
+        """Step of the newest checkpoint that this process restored or committed."""
+        self.refused: int | None = None
+        """Step of the last one that it refused to commit."""
+        self.branches: list[Branch] = []
+        self.lock = RunLock(self.output)
+
+    def begin(self, resume: bool, init_from: Path | None = None, resume_from: int | None = None) -> None:
+        """Give the model its first values, or the weights of `init_from`, or with `resume` the state of the newest
+        valid checkpoint.
+
+        `resume_from` starts a branch at the checkpoint of that step: see branch.py.
+
+        Raises:
+            OutputError: the directory has other content, or holds a run and `resume` is off.
+            ConfigError: the checkpoint is of another run.
+            CheckpointError: `init_from` holds weights of another model.
+            DataError: the records were made with another tokenizer than the checkpoint's.
+            PlanError: MindSpore does not follow the plan.
+        """
+        checkpoint = self.model.find_checkpoint(lambda: self._starting_point(resume, resume_from))
+        beat(INIT)  # all ranks are here
+        weights = None
+        if init_from and not checkpoint:
+            weights = self.model.find_checkpoint(lambda: store.open_checkpoint(init_from))
+        self.model.compile()
+        if checkpoint:
+            self._restore(checkpoint, branches=checkpoint.step == resume_from)
+        elif weights:
+            self._load(weights, "model")
+        else:
+            initialize(self.model)
+        if self.ranks.leads:
+            files.write_text(
+                self.output / "config.yaml", branch.config_comments(self.branches) + dump_config(self.config)
+            )
+
+    def _starting_point(self, resume: bool, resume_from: int | None) -> store.Checkpoint | None:
+        if self.ranks.leads:
+            self.lock.acquire()  # what is found holds until the end
+        return starting_point(self.config, self.output, resume, resume_from=resume_from)
+
+    def _restore(self, checkpoint: store.Checkpoint, branches: bool) -> None:
+        state = RunState.of(checkpoint)
+        self.order.require_unchanged(checkpoint.state(), f"{checkpoint.path}: data.order={self.config.data.order}")
+        self._load(checkpoint, "model", "optimizer")
+        self.step, self.guard, self.saved, self.branches = state.step, state.guard, state.step, list(state.branches)
+        # version 0.1.0 has not written it
+        was = state.graph_batch_size or global_batch.graph_batch_size(checkpoint.config())
+        self.guard.scale = global_batch.rescaled_loss_scale(self.guard.scale, self.config, was)
+        if self.ranks.leads and global_batch.changes_dropout_masks(self.config, was):
+            log.warning(
+                "model.dropout=%g: micro-batches have another size from step %d on, and dropout draws other masks",
+                getattr(self.config.model, "dropout", 0),
+                self.step,
+            )
+        if branches:
+            self.branches = [*self.branches, branch.branch_at(checkpoint, self.config)]
+            if self.ranks.leads:
+                branch.archive_later_checkpoints(self.checkpoints, self.step)
+
+    def _load(self, checkpoint: store.Checkpoint, *groups: str) -> None:
+        if tokenizer := checkpoint.tokenizer_path():
+            self.train_set.check(self.config.model, Tokenizer.load(tokenizer))
+        for group in groups:
+            load(self.model, checkpoint, group)
+
+    def save(self, batches: PeekableBatches) -> None:
+        """Commit a checkpoint of the present step, unless the losses after it, on the next batches, are bad; every rank
+        calls it. Once a step."""
+        if self.step in (self.saved, self.refused):
+            return
+        loss_after = None
+        if self.step:  # initial weights are not to be judged by their loss
+            beat(EVALUATE, self.step)
+            # before anything is written: a checkpoint of bad weights would push out a good one
+            loss_after = healthy_loss(self.train_step, self.guard, self.config, self.step, batches)
+            if loss_after is None:
+                self.refused = self.step
+                return
+        beat(SAVE, self.step)
+        state = {
+            "step": self.step,
+            "guard": self.guard.state(),
+            "order": self.order.sha256,
+            "loss_after": loss_after,
+            "bends": self.branches,  # the name that earlier versions gave them
+            "graph_batch_size": global_batch.graph_batch_size(self.config),
+        }
+        self.model.save(self.checkpoints, self.step, state, self.tokenizer)
+        self.saved = self.step
+        if self.ranks.leads:
+            beat(SAVE, self.step, saved=self.step)
+
+    def evaluate(self) -> Score | None:
+        """Score the first train.eval_batches global batches of the held-out records on rank 0; None elsewhere, under a
+        plan, and where there are none."""
+        beat(EVALUATE, self.step)
+        return self.model.evaluate(self.held_out_set) if self.held_out_set else None
+
+    def batches(self) -> Iterator[Batch]:
+        """This rank's batches from the present step on, without end."""
+        data, part = self.config.data, self.model.loader_part
+        loader = Loader(
+            self.train_set,
+            part["batch_size"],
+            seed=data.seed,
+            shuffle=data.shuffle,
+            eod_reset=data.eod_reset,
+            rank=part["rank"],
+            world=part["world"],
+            order=self.order.rows,
+            extra_inputs=self.config.model.extra_inputs(),
+        )
+        return loader.batches(self.step)
+
+    def close(self) -> None:
+        """Let others train in the directory."""
+        self.lock.release()
+
+
+def _warn_of_slow_dtype(config: RunConfig) -> None:
+    if config.runtime.device != "CPU" or config.model.compute_dtype != "bfloat16":
+        return
+    if not ascend_ops.has_bfloat16_products():
+        log.warning(
+            "model.compute_dtype=bfloat16: gains nothing here, as this CPU has no bfloat16 products (AVX512_BF16) or"
+            " they cannot be used"
+        )
