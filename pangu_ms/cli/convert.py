@@ -22,16 +22,20 @@ from pangu_ms.models.common.weights import Format
 from pangu_ms.models.registry import FAMILIES
 
 _DESCRIPTION = """\
-Into our format:   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
-                   pangu convert DIRECTORY --from huggingface --output DIR        its config.json says which model it is; its tokenizer comes along
-Out of it:         pangu convert CHECKPOINT --to official|huggingface|mindformers --output FILE
-                   pangu convert CHECKPOINT --to huggingface --output DIRECTORY   with config.json, generation_config.json and the tokenizer
+Into our format:
+  pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
+  pangu convert DIRECTORY --from huggingface --output DIR
+Out of it:
+  pangu convert CHECKPOINT --to official|huggingface|mindformers --output FILE
+  pangu convert CHECKPOINT --to huggingface --output DIRECTORY
 
 FILE is one .ckpt, .npz or .safetensors; 512-part releases must first be merged with MindSpore's transform_checkpoints.
-DIRECTORY holds .safetensors, one or several with an index. What is a LLaMA, transformers loads; it has no class for alpha and for pi with its parts.
+DIRECTORY holds .safetensors, one or several with an index; its config.json says which model it is, and its tokenizer
+comes along. A DIRECTORY that is written has them and generation_config.json, too. What is a LLaMA, transformers loads;
+it has no class for alpha and for pi with its parts.
 Names and shapes must be exactly those of the configuration. Nothing is overwritten.
-A FILE does not tell what changes no shape, so a wrong number of heads (pi: rope_theta, rms_norm_eps, siaf_position, ...) cannot be noticed:
-check a known prompt. official: the released weights of alpha."""
+A FILE does not tell what changes no shape, so a wrong number of heads (pi: rope_theta, rms_norm_eps, siaf_position,
+...) cannot be noticed: check a known prompt. official: the released weights of alpha."""
 
 _log = logging.getLogger(__name__)
 Say = Callable[[str], None]

@@ -24,8 +24,8 @@ ACTIONS = {
     "inherit": ("pangu_ms.cli.model:inherit_parser", "a smaller model from a larger one"),
     "upgrade": ("pangu_ms.cli.model:upgrade_parser", "a pi model from a LLaMA one"),
 }
-INHERIT_HELP = """A student model whose parameters are those of the most important layers, heads, neurons and channels of
-a teacher (spec E2.3)."""
+INHERIT_HELP = """A student model whose parameters are those of the most important layers, heads, neurons and channels
+of a teacher (spec E2.3)."""
 UPGRADE_HELP = """A PanGu-pi model that computes what the checkpoint's does, with series activations and augmented
 shortcuts to train (spec D2, D3)."""
 _NO_DATA = ("data.records=", "data.order=")  # the teacher's are in its tokens, and of its round
