@@ -32,15 +32,15 @@ IPS_HELP = (
 
 def main(argv: list[str] | None = None) -> int:
     """Entry of the verb; returns its exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] in ("-h", "--help"):
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
         print(usage())
-        return 0 if words else USER_ERROR
-    if words[0] not in ACTIONS:
-        near = difflib.get_close_matches(words[0], ACTIONS, 1) or [", ".join(ACTIONS)]
-        raise RankTableError(f"no action {words[0]!r}; known ones are in `pangu ranktable --help`; use {near[0]}")
-    _, run, _ = ACTIONS[words[0]]
-    return run(action_parser(words[0]).parse_intermixed_args(words[1:]))
+        return 0 if argv else USER_ERROR
+    if argv[0] not in ACTIONS:
+        near = difflib.get_close_matches(argv[0], ACTIONS, 1) or [", ".join(ACTIONS)]
+        raise RankTableError(f"no action {argv[0]!r}; known ones are in `pangu ranktable --help`; use {near[0]}")
+    _, run, _ = ACTIONS[argv[0]]
+    return run(action_parser(argv[0]).parse_intermixed_args(argv[1:]))
 
 
 def build_parser() -> Parser:
@@ -241,7 +241,7 @@ def run_check(args: argparse.Namespace) -> int:
     placement = plan.placement if plan is not None and plan.device != program.CPU else None  # CPU ranks go anywhere
     faults = check(args.file, plan.world if plan else args.world, placement)
     if args.json:
-        print(json.dumps([vars(fault) for fault in faults]))
+        print(json.dumps([fault.as_dict() for fault in faults]))
     elif faults:
         show(
             "\n".join(

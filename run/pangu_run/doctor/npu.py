@@ -1,4 +1,4 @@
-"""What Ascend's tools print, taken apart. Formats after their public documentation and recorded outputs; none was tried
+"""Parsers for what Ascend's tools print. The formats are from public documentation and recorded outputs; none was tried
 on hardware here."""
 
 import re
@@ -44,9 +44,8 @@ def devices(text: str) -> list[Device]:
         if re.fullmatch(r"\d+\s+(?=\S*[A-Za-z])\S+", cells[0]):
             head = (int(numbers[0]), cells[0].split()[1], cells[1])
         elif head and re.fullmatch(r"\d+(\s+\d+)?", cells[0]) and pairs:
-            used, total = max(
-                ((int(used), int(total)) for used, total in pairs), key=lambda pair: pair[1]
-            )  # HBM, or DDR on chips without
+            # The largest memory is HBM, or DDR on chips without HBM.
+            used, total = max(((int(used), int(total)) for used, total in pairs), key=lambda pair: pair[1])
             found.append(
                 Device(int(numbers[1]) if len(numbers) > 1 else head[0], head[1], head[2], used, total, head[0])
             )

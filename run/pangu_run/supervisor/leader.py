@@ -326,4 +326,4 @@ class Leader:
 
 def _silence(states: Sequence[RankState], now: float) -> float:
     """Seconds since the first of these ranks was heard for the last time."""
-    return now - min(state.heard for state in states)
+    return now - min(state.last_heard for state in states)
