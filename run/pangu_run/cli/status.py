@@ -72,7 +72,7 @@ def show(directory: JobDirectory, as_json: bool) -> JobStatus:
 
 
 def watch(directory: JobDirectory, interval: float, as_json: bool) -> JobStatus:
-    """Print the job again and again, on a terminal in place, until it is over."""
+    """Print the job again and again until it is over; on a terminal each time over the last."""
     drawn = 0
     while True:
         if as_json:

@@ -87,14 +87,16 @@ class RankState:
 
 
 def hung(states: Sequence[RankState], limits: Limits, now: float) -> list[RankState]:
-    """The ranks that hang, the most likely cause first: the rank that is behind in steps, then the one that was last_heard
+    """The ranks that hang, the most likely cause first: the rank that is behind in steps, then the one that was heard
     first, since the others may be waiting for it in a collective.
 
     A rank hangs if it has been silent for too long and does not wait for others; where all that run are silent and
     wait, all of them do.
     """
     running = [state for state in states if state.runs]
-    silent = [state for state in running if now - state.last_heard > (limits.hang_s if state.stepped else limits.start_s)]
+    silent = [
+        state for state in running if now - state.last_heard > (limits.hang_s if state.stepped else limits.start_s)
+    ]
     active = [state for state in silent if state.phase != WAIT]
     return sorted(active or (silent if len(silent) == len(running) else []), key=_progress)
 
