@@ -282,13 +282,10 @@ def _given_table(args: argparse.Namespace, program: Program) -> RankTable:
             f"{', '.join(hosts)}: {each} ranks on a host of {program.devices_per_server} devices"
             f" (parallel.devices_per_server); {advice}"
         )
-    first = range(0, program.world, each)
-    return RankTable(
-        tuple(
-            Server(host, tuple(Device(i, base + i, None) for i in range(each)), (host,))
-            for host, base in zip(hosts, first)
-        )
-    )
+    servers = []
+    for host, first in zip(hosts, range(0, program.world, each)):
+        servers.append(Server(host, tuple(Device(i, first + i, None) for i in range(each)), (host,)))
+    return RankTable(tuple(servers))
 
 
 def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: int) -> Job:

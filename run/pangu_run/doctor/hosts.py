@@ -78,12 +78,9 @@ def _read(where: Path, own: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _missing(site: Site, markers: list[dict[str, Any]]) -> Iterator[Line]:
-    known = {
-        address
-        for entry in markers
-        for address in entry["addresses"]
-        if address not in ("127.0.0.1", "::1", "localhost")
-    }
+    known: set[str] = set()
+    for entry in markers:
+        known |= set(entry["addresses"]) - {"127.0.0.1", "::1", "localhost"}
     servers = site.roster.servers if site.roster else ()
     missing = [
         server.server_id

@@ -128,18 +128,12 @@ def _is_free(port: int) -> bool:
 
 def _holder(port: int) -> str:
     try:
-        entries = psutil.net_connections("tcp")
-        pid = next(
-            (
-                entry.pid
-                for entry in entries
-                if entry.laddr and entry.laddr.port == port and entry.status == psutil.CONN_LISTEN
-            ),
-            None,
-        )
-        return f"pid {pid} ({psutil.Process(pid).name()})" if pid else "a process that this user may not see"
+        for entry in psutil.net_connections("tcp"):
+            if entry.laddr and entry.laddr.port == port and entry.status == psutil.CONN_LISTEN and entry.pid:
+                return f"pid {entry.pid} ({psutil.Process(entry.pid).name()})"
     except psutil.Error:
-        return "a process that this user may not see"
+        pass
+    return "a process that this user may not see"
 
 
 def hccl_ports(site: Site) -> Iterator[Line]:

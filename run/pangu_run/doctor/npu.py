@@ -54,12 +54,11 @@ def devices(text: str) -> list[Device]:
 
 def processes(text: str) -> list[Process]:
     """Processes of `npu-smi info`: rows (NPU, chip | pid | name | memory in MB)."""
-    rows = (
-        cells
-        for cells in map(_cells, text.splitlines())
-        if len(cells) == 4 and cells[1].isdigit() and cells[3].isdigit()
-    )
-    return [Process(int(cells[0].split()[0]), int(cells[1]), cells[2], int(cells[3])) for cells in rows]
+    found = []
+    for cells in map(_cells, text.splitlines()):
+        if len(cells) == 4 and cells[1].isdigit() and cells[3].isdigit():
+            found.append(Process(int(cells[0].split()[0]), int(cells[1]), cells[2], int(cells[3])))
+    return found
 
 
 def topology(text: str) -> tuple[dict[int, dict[int, str]], dict[int, str]]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pangu_run.rank_table import RankTable, Server
 
 TOOL_S = 10.0
+"""How long a tool may take."""
 TOOL_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/local/Ascend/driver/tools")
 """Where Ascend's installers put npu-smi and hccn_tool, beside PATH."""
 TRACES = ("/dev/davinci_manager", "/usr/local/Ascend/driver/version.info")
@@ -140,10 +141,8 @@ def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> A
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(
-                subprocess.TimeoutExpired
-            ):  # it may hang inside a driver, where no signal reaches it
-                process.wait(1.0)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)  # not for ever: it may hang inside a driver, where no signal reaches it
             return Answer("", f"`{name}` gave no answer in {timeout_s:g} s")
         output.seek(0)
         text = output.read(_MOST_BYTES).decode(errors="replace")

@@ -173,17 +173,17 @@ def _pairs(pairs: list[tuple[str, Any]]) -> JsonObject:
 def _doubled(value: Any, location: str, levels: int = MAX_LEVELS) -> list[Fault]:
     if not levels:
         raise _too_deep()
+    faults = []
     if isinstance(value, JsonObject):
-        own = [
-            Fault(join(location, name), "is given more than once", "a key stands once in an object; remove all but one")
-            for name in value.doubled
-        ]
+        rule = "a key stands once in an object; remove all but one"
+        faults += [Fault(join(location, name), "is given more than once", rule) for name in value.doubled]
         below = [(item, join(location, name)) for name, item in value.items()]
     else:
-        own, below = [], [(item, f"{location}[{i}]") for i, item in enumerate(value)]
-    return own + [
-        fault for item, where in below if isinstance(item, (dict, list)) for fault in _doubled(item, where, levels - 1)
-    ]
+        below = [(item, f"{location}[{i}]") for i, item in enumerate(value)]
+    for item, where in below:
+        if isinstance(item, (dict, list)):
+            faults += _doubled(item, where, levels - 1)
+    return faults
 
 
 def _too_deep() -> _Unusable:

@@ -304,11 +304,11 @@ def _counted(reader: Reader, servers: list[ServerEntry]) -> list[ServerEntry]:
             "ranks are counted by the index that ends pod_name; each stands once",
         )
     ordered = sorted(servers, key=lambda server: indices[server.location])
-    devices = [
-        device for server in ordered for device in sorted(server.devices, key=lambda device: device.device_id or 0)
-    ]
-    for rank, device in enumerate(devices):
-        device.rank_id = rank
+    rank = 0
+    for server in ordered:
+        for device in sorted(server.devices, key=lambda device: device.device_id or 0):
+            device.rank_id = rank
+            rank += 1
     return ordered
 
 

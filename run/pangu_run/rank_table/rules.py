@@ -39,11 +39,11 @@ def address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def _twice(items: Iterable[tuple[str, object]], rule: str) -> list[Fault]:
     first: dict[object, str] = {}
-    return [
-        Fault(location, f"{value} is also at {first[value]}", rule)
-        for location, value in items
-        if first.setdefault(value, location) != location
-    ]
+    faults = []
+    for location, value in items:
+        if first.setdefault(value, location) != location:
+            faults.append(Fault(location, f"{value} is also at {first[value]}", rule))
+    return faults
 
 
 def _ranks(parsed: Parsed) -> list[Fault]:
@@ -88,11 +88,9 @@ def _servers(parsed: Parsed) -> list[Fault]:
     if len(sizes) > 1 and parsed.whole:
         usual = max(sizes, key=lambda size: (sizes[size], size))
         rule = f"all servers have as many devices; most have {usual}; add what is missing, or leave this server out"
-        faults += [
-            Fault(one.location, f"has {len(one.devices)} devices", rule)
-            for one in parsed.servers
-            if one.devices and len(one.devices) != usual
-        ]
+        for server in parsed.servers:
+            if server.devices and len(server.devices) != usual:
+                faults.append(Fault(server.location, f"has {len(server.devices)} devices", rule))
     return faults
 
 

@@ -148,11 +148,10 @@ class RankTable:
         """
         own = [server_id] if server_id is not None else this_host.names()
         names = {_normal(name) for name in own}
-        found = [
-            i
-            for i, server in enumerate(self.servers)
-            if names & {_normal(name) for name in (server.server_id, *server.addresses)}
-        ]
+        found = []
+        for i, server in enumerate(self.servers):
+            if names & {_normal(name) for name in (server.server_id, *server.addresses)}:
+                found.append(i)
         if len(found) == 1:
             return found[0]
         more = ", ..." if len(self.servers) > SHOWN_FAULTS else ""

@@ -13,6 +13,7 @@ from pangu_ms.core.console import printable
 MAX_LINE = 4096
 """Bytes of a line that are shown; the rest of a longer one is left out."""
 BLOCK = 1 << 16
+"""Bytes of one read."""
 POLL_S = 0.2
 CUT = " ...[cut]"
 _CONTROL = re.compile(r"(?:\x1b\[|\x9b)[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
