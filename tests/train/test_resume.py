@@ -28,6 +28,7 @@ ACCUMULATED, HALF = (
 PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches=1", "model.ffn_hidden_size=48"]
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
