@@ -28,7 +28,6 @@ ACCUMULATED, HALF = (
 PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches=1", "model.ffn_hidden_size=48"]
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
@@ -131,6 +130,7 @@ def test_a_finished_run_is_not_overwritten(records, tiny_overrides, trained_run,
     assert os.listdir(tmp_path / "other") == ["file"]
 
 
+@pytest.mark.fast
 def test_the_model_learns(trained_run):
     values = [loss for loss, _ in losses(trained_run).values()]
     assert values[-1] < values[0] - 0.5
@@ -195,7 +195,7 @@ def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_work
     )
 
 
-@pytest.mark.parametrize("stop_at", [None, 8])
+@pytest.mark.parametrize("stop_at", [pytest.param(None, marks=pytest.mark.slow), 8])
 def test_a_streak_of_skipped_steps_is_part_of_the_state_and_never_saved_as_good(
     records, tiny_overrides, tmp_path, monkeypatch, stop_at
 ):
