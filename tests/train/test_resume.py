@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -91,17 +92,18 @@ def test_kill_minus_nine_at_any_instant_loses_nothing_committed(records, tiny_ov
     require_equal_runs(trained_run, output)
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_passed_over(records, tiny_overrides, tmp_path, caplog):
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(records, tiny_overrides, trained_run, tmp_path, caplog):
     from pangu_ms.train.loop import train
 
     config = load_config("alpha/tiny", tiny_overrides)
-    train(config, records, tmp_path / "run", stop_at=9, progress=False)
-    newest = tmp_path / "run/checkpoints/step-00000009/optimizer.safetensors"
+    shutil.copytree(trained_run, tmp_path / "run")
+    newest = tmp_path / "run/checkpoints/step-00000012/optimizer.safetensors"
     content = bytearray(newest.read_bytes())
     content[-100] ^= 1
     newest.write_bytes(content)
     result = train(config, records, tmp_path / "run", resume=True, progress=False)
-    assert "step-00000009" in caplog.text and result.step == 12
+    assert "step-00000012" in caplog.text and result.step == 12
+    require_equal_runs(trained_run, tmp_path / "run")
 
 
 def test_another_configuration_cannot_resume(records, tiny_overrides, trained_run):
