@@ -9,6 +9,7 @@ from tests.reference import alpha_numpy
 pytestmark = pytest.mark.fast
 
 
+@pytest.mark.thinned
 @pytest.mark.usefixtures("mindspore_cpu")
 @pytest.mark.parametrize("final_norm_position", ["before_query", "after_query"])
 @pytest.mark.parametrize("eod_reset", [False, True])
