@@ -38,8 +38,8 @@ def test_share_and_gradient(backend):
 
 
 def test_seeds_differ_by_key():
-    seeds = {int(forward(seed_of_site_two, [Tensor(np.int32(key))])[0]) for key in range(50)}
-    assert len(seeds) == 50
+    seeds = {int(forward(seed_of_site_two, [Tensor(np.int32(key))])[0]) for key in range(12)}
+    assert len(seeds) == 12
 
 
 def too_much(x, seed):

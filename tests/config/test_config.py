@@ -19,6 +19,8 @@ from pangu_ms.core.fields import STRICT, Int
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.registry import FAMILIES, Family
 
+pytestmark = pytest.mark.fast
+
 # Specification A2, in billions; 200B is computed there too.
 PUBLISHED_SIZES = {"alpha/350m": 0.3454, "alpha/2_6b": 2.6253, "alpha/13b": 12.80, "alpha/200b": 206.9}
 
