@@ -1,4 +1,4 @@
-"""An ablation's results for the eye."""
+"""Shows the results of an ablation as a table."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ MARK = "~"
 
 
 def ablation_table(results: dict[str, Any]) -> str:
-    """A row per variant, and what the numbers can bear."""
+    """A row for each variant, and notes on what the numbers mean and how certain they are."""
     variants, seeds = results["variants"], results["seeds"]
     references = [name for name in REFERENCES if name in variants]
     head = [
@@ -64,7 +64,7 @@ def _difference(difference: dict[str, Any] | None) -> str:
 
 
 def with_error(text: str, error: float | None, digits: str = ".4f") -> str:
-    """ "text +- error"; one seed has no error."""
+    """A number with its error: "text +- error". With one seed there is no error."""
     return text if error is None else f"{text} +- {error:{digits}}"
 
 
