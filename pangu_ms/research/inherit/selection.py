@@ -44,26 +44,18 @@ def select(
         vocab: int64 [V'], the old id of each new one; None keeps the first ids in order.
     """
     wanted = wanted_units(teacher, student)
-    kept = {
-        group: _highest(scores.get(group, np.zeros(shape)), wanted[group])
-        for group, shape in _student_rows(teacher, student).items()
-    }
-    return Selection(
-        tuple(layers), **kept, vocab=np.arange(student.vocab_size) if vocab is None else np.asarray(vocab, np.int64)
-    )
+    kept = {}
+    for group, (_, units) in unit_shapes(teacher).items():
+        rows = 1 if group == "channels" else student.num_layers
+        kept[group] = _highest(scores.get(group, np.zeros((rows, units))), wanted[group])
+    old_ids = np.arange(student.vocab_size) if vocab is None else np.asarray(vocab, np.int64)
+    return Selection(tuple(layers), **kept, vocab=old_ids)
 
 
 def wanted_units(teacher: ModelConfig, student: ModelConfig) -> dict[str, int]:
     """How many units the student keeps of each group, in each layer for heads and neurons."""
     heads = student.num_heads // query_heads_per_unit(teacher)
     return {"channels": student.hidden_size, "heads": heads, "neurons": student.ffn_hidden_size}
-
-
-def _student_rows(teacher: ModelConfig, student: ModelConfig) -> dict[str, tuple[int, int]]:
-    return {
-        group: (1 if group == "channels" else student.num_layers, units)
-        for group, (_, units) in unit_shapes(teacher).items()
-    }
 
 
 def _highest(scores: np.ndarray, count: int) -> np.ndarray:

@@ -287,14 +287,11 @@ def summarize(
     mean, deviation = mean_and_deviation(losses)
     # A session that found its run complete reports 0 tokens per second.
     speeds = [run["tokens_per_second"] for run in runs[name] if run["tokens_per_second"]]
+    others = [other for other in REFERENCES if other in runs and other != name]
     return {
         "losses": dict(zip(map(str, seeds), losses)),
         "loss": {"mean": mean, "standard_deviation": deviation},
-        "difference": {
-            other: paired_difference(losses, _losses(runs[other]))
-            for other in REFERENCES
-            if other in runs and other != name
-        },
+        "difference": {other: paired_difference(losses, _losses(runs[other])) for other in others},
         "tokens_per_second": statistics.median(speeds) if speeds else None,
         "ms_per_token": timing["ms_per_token"],
         "latency_ratio": {"median": timing["ratio"], "quartiles": timing["ratio_quartiles"]},

@@ -181,9 +181,9 @@ def run_pi_pro(
     for seed in seeds:
         stages += chain.student(seed)
     done = dict(zip((stage.directory for stage in stages), run_stages(stages, progress)))
-    bits = {
-        step: {seed: done[chain.directory(step, seed) / "eval"]["bits_per_byte"] for seed in seeds} for step in STEPS
-    }
+    bits: dict[str, dict[int, float]] = {}
+    for step in STEPS:
+        bits[step] = {seed: done[chain.directory(step, seed) / "eval"]["bits_per_byte"] for seed in seeds}
     results = {
         "study": STUDY,
         "config": config,

@@ -25,10 +25,10 @@ def ablation_table(results: dict[str, Any]) -> str:
     ]
     rows = [head] + [_row(name, variant, references) for name, variant in variants.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(widths[i]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row))
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        lines.append("  ".join(cells))
     return "\n".join([*lines, "", *_notes(results, len(seeds))])
 
 
