@@ -64,13 +64,7 @@ def batch_losses(
     batch_size = config.train.batch_size if batch_size is None else batch_size
     record_set, loader = _open(checkpoint, records, batch_size, config)
     total = loader.num_rows // batch_size
-    identity: dict[str, Any] = {
-        "records": fingerprint(record_set),
-        "checkpoint": files.sha256_json(checkpoint.manifest),
-        "batch_size": batch_size,
-        "compute_dtype": config.model.compute_dtype,
-        "device": config.runtime.device,
-    }
+    identity = _identity(checkpoint, record_set, batch_size, config)
     partial = Partial.open(Path(f"{output}.partial"), identity)
     if len(partial.losses) < total:
         with partial:
@@ -94,6 +88,19 @@ def batch_losses(
     found.save(Path(output))
     partial.path.unlink()
     return found
+
+
+def _identity(
+    checkpoint: store.Checkpoint, record_set: RecordSet, batch_size: int, config: RunConfig
+) -> dict[str, Any]:
+    """Everything that the losses depend on."""
+    return {
+        "records": fingerprint(record_set),
+        "checkpoint": files.sha256_json(checkpoint.manifest),
+        "batch_size": batch_size,
+        "compute_dtype": config.model.compute_dtype,
+        "device": config.runtime.device,
+    }
 
 
 def _open(

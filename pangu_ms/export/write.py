@@ -127,31 +127,39 @@ def export_package(
         files.write_text(
             directory / "requirements.txt", "".join(f"{name}=={metadata.version(name)}\n" for name in needed)
         )
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "model": config_to_dict(config)["model"],
-            "graph": vars(shape),
-            "inputs": (
-                {"ids": ["int32", [shape.batch_size, shape.chunk]], "start": ["int32", [shape.batch_size]]}
-                | {"last": ["int32", [shape.batch_size]], "prefill": ["bool", []]}
-            ),
-            "outputs": {"logits": ["float32", [shape.batch_size, config.model.vocab_size]]},
-            "encryption": ENCRYPTION_MODE if key else "",
-            "target": config.runtime.device,
-            "versions": {"pangu_ms": __version__, "mindspore": metadata.version("mindspore")},
-            "checkpoint": {
-                "step": checkpoint.step,
-                "manifest_sha256": files.sha256_file(checkpoint.path / "manifest.json"),
-            },
-            "files": file_entries(directory),
-        }
+        manifest = _description(checkpoint, config, shape, ENCRYPTION_MODE if key else "")
+        manifest["files"] = file_entries(directory)
         files.write_json(directory / MANIFEST, sealed(manifest))
         manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file)
         files.write_json(directory / MANIFEST, sealed(manifest))
         if sign_key:
             files.write_bytes(directory / SIGNATURE, sign((directory / MANIFEST).read_bytes(), sign_key))
     return manifest
+
+
+def _description(checkpoint: Checkpoint, config: RunConfig, shape: GraphShape, encryption: str) -> dict[str, Any]:
+    """The manifest of a package without its files."""
+    batch_size, vocab_size = shape.batch_size, config.model.vocab_size
+    return {
+        "format_version": FORMAT_VERSION,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "model": config_to_dict(config)["model"],
+        "graph": vars(shape),
+        "inputs": {
+            "ids": ["int32", [batch_size, shape.chunk]],
+            "start": ["int32", [batch_size]],
+            "last": ["int32", [batch_size]],
+            "prefill": ["bool", []],
+        },
+        "outputs": {"logits": ["float32", [batch_size, vocab_size]]},
+        "encryption": encryption,
+        "target": config.runtime.device,
+        "versions": {"pangu_ms": __version__, "mindspore": metadata.version("mindspore")},
+        "checkpoint": {
+            "step": checkpoint.step,
+            "manifest_sha256": files.sha256_file(checkpoint.path / "manifest.json"),
+        },
+    }
 
 
 def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: bytes | None) -> None:

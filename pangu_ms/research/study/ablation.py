@@ -143,17 +143,10 @@ def run_ablation(
     RecordSet.open(records, "held_out").check(model)
     command = ["--config", str(Path(config).absolute()) if Path(config).is_file() else config, *overrides]
     by_variant, timed, collapsed = _Runs(output, command, fields, seeds, records).run(model, progress)
-    results: dict[str, Any] = {
-        "study": STUDY,
-        "config": config,
-        "overrides": list(overrides),
-        "equal": equal,
-        "steps": base.train.steps,
-        "records": records,
-        "seeds": list(seeds),
-        "confidence": confidence(len(seeds)) if len(seeds) > 1 else None,
-        "variants": {},
-    }
+    results: dict[str, Any] = {"study": STUDY, "config": config, "overrides": list(overrides), "equal": equal}
+    results |= {"steps": base.train.steps, "records": records, "seeds": list(seeds)}
+    results["confidence"] = confidence(len(seeds)) if len(seeds) > 1 else None
+    results["variants"] = {}
     for name, timing in zip(fields, timed["checkpoints"]):
         variant = _size(model, fields[name]) | summarize(name, by_variant, seeds, timing)
         results["variants"][name] = variant | {"effective_dimension": summarize_collapse(name, collapsed, seeds)}
