@@ -5,6 +5,7 @@ the same names.
 """
 
 import dataclasses
+from typing import Any
 
 import mindspore as ms
 from mindformers.models import PretrainedConfig, PreTrainedModel
@@ -27,7 +28,7 @@ class PanguConfig(PretrainedConfig):
     # class cannot be made without arguments.
     is_composition = True
 
-    def __init__(self, family: str = "alpha", initial_seed: int = 1, **fields):
+    def __init__(self, family: str = "alpha", initial_seed: int = 1, **fields: Any):
         """Check the fields of the family.
 
         Args:
