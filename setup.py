@@ -47,6 +47,7 @@ setup(
         "psutil",
     ],
     extras_require={
+        "completion": ["shtab"],  # pangu completion SHELL
         "data": ["zstandard"],
         "tensorboard": ["tensorboardX"],
         "sign": ["cryptography"],  # export --sign-key, run-mindir --verify-key
@@ -67,6 +68,7 @@ setup(
             "tensorboardX",
             "matplotlib>=3.10",
             "cryptography",
+            "shtab",
         ],
     },
     entry_points={"console_scripts": ["pangu=pangu_ms.cli.main:entry"]},

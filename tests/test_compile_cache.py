@@ -24,7 +24,7 @@ from pangu_ms.config import load_config
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.data.loader import batch_from_ids
 from pangu_ms.models.build import build_model, initialize
-from pangu_ms.train.step import TrainStep
+from pangu_ms.train.steps.train_step import TrainStep
 
 model = ["vocab_size=50", "hidden_size=16", "num_layers=2", "num_heads=2", "seq_length=8"]
 config = load_config("alpha/tiny", [f"model.{m}" for m in model] + ["train.batch_size=2"] + sys.argv[1:])

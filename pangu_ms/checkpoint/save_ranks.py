@@ -22,9 +22,7 @@ from pangu_ms.checkpoint.sharded import Slices
 from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.parallel.plan import Plan
-
-FAILED = "failed"
-"""The message of a rank that cannot go on."""
+from pangu_ms.parallel.rendezvous import FAILED
 
 Agree = Callable[[str | None], str | None]
 """Waits until all ranks have called it. Each passes a message or None; all get the first message that is not None."""

@@ -5,7 +5,6 @@ one field and optionally a `domain`; any other file is UTF-8 text and one docume
 Nothing is dropped in silence: bad lines go to a quarantine, and empty texts are counted.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -212,21 +211,6 @@ class Corpus:
                 yield dataclasses.replace(document, text=text)
             else:
                 self.quarantine.empty += 1
-
-
-def add_corpus_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `corpus_options` reads."""
-    field = (
-        "where JSON objects have their text, a.b for b inside a; a string, or a conversation: a list of messages with"
-        " role and content (default: text, or else messages)"
-    )
-    parser.add_argument("--text-field", metavar="NAME", default=argparse.SUPPRESS, help=field)
-    parser.add_argument("--plain-text", action="store_true", help="take every file as plain text, JSON too")
-
-
-def corpus_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `Corpus`."""
-    return {"text_field": getattr(args, "text_field", None), "plain_text": args.plain_text}
 
 
 def _warn_of_surprises(files: Iterable[tuple[Path, str]]) -> None:

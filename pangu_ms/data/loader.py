@@ -4,11 +4,12 @@ No mindspore import.
 Legend: N rows, B batch, S sequence length.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from pangu_ms.core.errors import DataError
+from pangu_ms.data.extra_inputs import read_extra, require_sources
 from pangu_ms.data.records import RecordSet
 from pangu_ms.models.common.batch import Batch
 
@@ -58,6 +59,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         order: np.ndarray | None = None,
+        extra_inputs: Iterable[str] = (),
     ) -> None:
         """Set up the order of the rows; nothing is read yet.
 
@@ -71,6 +73,10 @@ class Loader:
                 (spec A5).
             rank, world: this rank, and the number of ranks.
             order: int64 [M], the rows that an epoch consists of (see `resample.Order`); by default all, in file order.
+            extra_inputs: names of the inputs that the model reads besides ids, see `ModelConfig.extra_inputs`.
+
+        Raises:
+            DataError: no records have such an input.
         """
         assert batch_size > 0 and 0 <= rank < world
         self._records, self._batch_size, self._seed, self._shuffle = records, batch_size, seed, shuffle
@@ -78,6 +84,8 @@ class Loader:
         self._pad_id = records.pad_id if pad_id is None else pad_id
         self._eod_reset, self._rank, self._world = eod_reset, rank, world
         self._order = order
+        self._extra_inputs = tuple(extra_inputs)
+        require_sources(self._extra_inputs)
         self.num_rows = records.num_rows if order is None else len(order)
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
@@ -105,8 +113,10 @@ class Loader:
         steps = max(1, _WINDOW_ROWS // self._batch_size)
         while True:
             window = np.concatenate([self.row_numbers(step) for step in range(start_step, start_step + steps)])
-            for ids in self._records.read_rows(window).reshape(steps, self._batch_size, -1):
-                yield batch_from_ids(ids, self._eod_id, self._pad_id, self._eod_reset)
+            windows = window.reshape(steps, -1), self._records.read_rows(window).reshape(steps, self._batch_size, -1)
+            for rows, ids in zip(*windows):
+                batch = batch_from_ids(ids, self._eod_id, self._pad_id, self._eod_reset)
+                yield batch.with_extra(read_extra(self._extra_inputs, self._records, rows, ids))
             start_step += steps
 
 
@@ -129,14 +139,32 @@ def require_batches(batch_size: int, max_batches: int) -> None:
         raise DataError(f"max_batches={max_batches}: must be at least 0; 0 scores all")
 
 
-def sequential_batches(records: RecordSet, batch_size: int, eod_reset: bool, max_batches: int = 0) -> Iterator[Batch]:
+def sequential_batches(
+    records: RecordSet, batch_size: int, eod_reset: bool, max_batches: int = 0, extra_inputs: Iterable[str] = ()
+) -> Iterator[Batch]:
     """Batches in file order, all of one size; the last one is filled up with rows of padding, which do not count.
 
     Args:
+        records: the rows.
+        batch_size: rows B.
+        eod_reset: see `batch_from_ids`.
         max_batches: 0 for all.
+        extra_inputs: as in `Loader`.
+
+    Raises:
+        DataError: no records have such an input.
     """
+    names = tuple(extra_inputs)
+    require_sources(names)
     for i in range(num_batches(records, batch_size, max_batches)):
-        ids = records.read_rows(np.arange(i * batch_size, min((i + 1) * batch_size, records.num_rows)))
-        missing = batch_size - len(ids)
-        padding = np.full((missing, ids.shape[1]), records.pad_id, np.int32)  # the pad token never counts
-        yield batch_from_ids(np.concatenate([ids, padding]), records.eod_id, records.pad_id, eod_reset)
+        rows = np.arange(i * batch_size, min((i + 1) * batch_size, records.num_rows))
+        ids = records.read_rows(rows)
+        extra = {name: _filled(array, batch_size, 0) for name, array in read_extra(names, records, rows, ids).items()}
+        filled = _filled(ids, batch_size, records.pad_id)  # the pad token never counts
+        yield batch_from_ids(filled, records.eod_id, records.pad_id, eod_reset).with_extra(extra)
+
+
+def _filled(rows: np.ndarray, batch_size: int, value: int) -> np.ndarray:
+    """[batch_size, ...]: the rows, and rows of `value` behind them."""
+    padding = np.full((batch_size - len(rows), *rows.shape[1:]), value, rows.dtype)
+    return np.concatenate([rows, padding])

@@ -118,7 +118,13 @@ def _open(
             f"batch_size={batch_size}: must be in [1, {num_rows}], the rows of the round; name one with --batch-size"
         )
     return record_set, Loader(
-        record_set, batch_size, seed=data.seed, shuffle=data.shuffle, eod_reset=data.eod_reset, order=order.rows
+        record_set,
+        batch_size,
+        seed=data.seed,
+        shuffle=data.shuffle,
+        eod_reset=data.eod_reset,
+        order=order.rows,
+        extra_inputs=config.model.extra_inputs(),
     )
 
 

@@ -59,7 +59,9 @@ def evaluate(
     from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
 
     evaluator = Evaluator.load(checkpoint, config)
-    batches = sequential_batches(record_set, batch_size, config.data.eod_reset, max_batches)
+    batches = sequential_batches(
+        record_set, batch_size, config.data.eod_reset, max_batches, config.model.extra_inputs()
+    )
     with cached_evaluator(config, batch_size, record_set.row_length):
         first = evaluator.score([next(batches)])
     _require_numbers(checkpoint, first)

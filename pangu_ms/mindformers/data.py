@@ -10,9 +10,13 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.batch import INPUTS, Batch
+from pangu_ms.models.common.config import ModelConfig
 
-COLUMNS = ("ids", "positions", "segments", "loss_mask", "dropout_key")
+
+def columns(model: ModelConfig) -> list[str]:
+    """Names of the arrays of an element."""
+    return [*INPUTS, *model.extra_inputs(), "dropout_key"]
 
 
 class StepBatches:
@@ -30,13 +34,13 @@ class StepBatches:
         return self._num_steps
 
     def __getitem__(self, step: int) -> tuple[np.ndarray, ...]:
-        from pangu_ms.train.step import dropout_key
+        from pangu_ms.train.steps.protocol import dropout_key
 
         step = int(step)
         if step != self._next:
             self._batches = self._loader.batches(step)
         batch, self._next = next(self._batches), step + 1
-        return batch.ids, batch.positions, batch.segments, batch.loss_mask, np.asarray(dropout_key(self._seed, step, 0))
+        return *batch.arrays(), np.asarray(dropout_key(self._seed, step, 0))
 
 
 def step_dataset(run: RunConfig) -> Any:
@@ -56,8 +60,15 @@ def step_dataset(run: RunConfig) -> Any:
     records = RecordSet.open(run.data.records, "train")
     records.check(run.model)
     loader = Loader(
-        records, run.train.batch_size, seed=run.data.seed, shuffle=run.data.shuffle, eod_reset=run.data.eod_reset
+        records,
+        run.train.batch_size,
+        seed=run.data.seed,
+        shuffle=run.data.shuffle,
+        eod_reset=run.data.eod_reset,
+        extra_inputs=run.model.extra_inputs(),
     )
     source = StepBatches(loader, run.train.steps, run.train.seed)
     # One worker in this process: the source reads forward, and more workers are slower.
-    return GeneratorDataset(source, list(COLUMNS), shuffle=False, num_parallel_workers=1, python_multiprocessing=False)
+    return GeneratorDataset(
+        source, columns(run.model), shuffle=False, num_parallel_workers=1, python_multiprocessing=False
+    )

@@ -66,9 +66,9 @@ class PanguForCausalLM(PreTrainedModel):
         initialize(model, own, config.initial_seed)
         self.loss = TokenLoss(model)
 
-    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key):
+    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key):
         """The mean loss over the tokens that count, a float32 scalar; see TokenLoss for the arguments."""
-        total, count = self.loss(ids_BS1, positions_BS, segments_BS, mask_BS, key)
+        total, count = self.loss(ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key)
         return mean_loss(total, count)
 
     def no_weight_decay(self) -> set[str]:

@@ -78,10 +78,9 @@ def _require_in_place(section: dict[str, Any], where: str) -> None:
     """Refuse fields that our configuration has and MindFormers sets. Unknown fields are left to `config_from_dict`."""
     known = {field.name for field in dataclasses.fields(RunConfig)}
     train = section.get("train")
-    if not isinstance(train, dict):
-        train = {}  # `config_from_dict` says what is wrong with it
+    train_keys = train if isinstance(train, dict) else ()  # `config_from_dict` refuses another type
     misplaced = [key for key in section if key in known and key not in OURS]
-    misplaced += [f"train.{key}" for key in train if hasattr(TrainConfig, key) and key != "steps"]
+    misplaced += [f"train.{key}" for key in train_keys if hasattr(TrainConfig, key) and key != "steps"]
     for key in misplaced:
         setting = MINDFORMERS_SETTING.get(key.rsplit(".", 1)[-1])
         advice = "has no counterpart in MindFormers' Trainer; remove it"

@@ -35,7 +35,7 @@ class PanguTrainer(CausalLanguageModelingTrainer):
 
     def create_train_dataset(self, default_args: dict | None = None) -> Any:
         """The data set of the `pangu:` section, unless Trainer was given one, which must have its columns (see
-        data.COLUMNS)."""
+        data.columns)."""
         return super().create_train_dataset(default_args) if self.train_dataset is not None else step_dataset(self.run)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> NoReturn:

@@ -2,12 +2,13 @@
 
 What a family's model is, beside a Cell whose weights have the names, shapes and dtypes of `config.parameters()`:
     Model(config, cache: CacheShape | None)
-    construct(ids, positions, segments, key) -> logits [B, S, V]       whole sequences, in the compute dtype: training,
-    evaluation
+    construct(ids, positions, segments, key, *extra) -> logits [B, S, V]
+                                                                        whole sequences, in the compute dtype: training,
+    evaluation; `extra`: those of `config.extra_inputs()`
     extend(ids, positions, last, slots) -> logits float32 [B, V]        with a cache: appends tokens, see
     infer/cached_model.py
-    hidden_states(ids, positions, segments) -> tuple of [B, S, E]       output of the embeddings and of each layer, for
-    analyses
+    hidden_states(ids, positions, segments, *extra) -> tuple of [B, S, E]       output of the embeddings and of each
+    layer, for analyses
 Its parameters are weights, trainable or not, and the state of its KVCaches: `weights` and `caches` tell them apart by
 the class of the cell.
 """

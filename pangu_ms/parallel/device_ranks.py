@@ -5,10 +5,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from pangu_ms.checkpoint.save_ranks import FAILED
 from pangu_ms.core import runtime
 from pangu_ms.core.heartbeat import INIT, WAIT, beat
 from pangu_ms.core.stop_signals import STOP_SIGNALS
+from pangu_ms.parallel.rendezvous import FAILED
 
 WORDS = (FAILED, *(number.name for number in STOP_SIGNALS))
 """What ranks can bring to a meeting; of several the first counts."""

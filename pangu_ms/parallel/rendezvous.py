@@ -15,6 +15,8 @@ from pangu_ms.core.exit_codes import EXIT_PEER_LOST
 from pangu_ms.core.heartbeat import WAIT, beat
 
 START_S = 60.0
+FAILED = "failed"
+"""What a rank that cannot go on brings to the others."""
 
 
 class PeerLost(SystemExit):

@@ -57,7 +57,9 @@ def collectives(lines: Iterable[str], world: int) -> Iterator[Collective]:
 
 
 def _collective(call: str, types: str, scope: str, world: int) -> Collective:
-    kind, group = _CALL.search(call).groups()
+    found = _CALL.search(call)
+    assert found, "the caller has seen it"
+    kind, group = found.groups()
     ranks, op, parameter = _RANKS.search(call), re.search(r"\bop: \"(\w+)\"", call), _PARAMETER.search(call)
     if kind in ("Send", "Receive"):
         size = 2

@@ -11,7 +11,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +26,10 @@ from pangu_ms.core.errors import PlanError
 from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_ms.core.isolated import python_command, python_environment
 from pangu_ms.core.progress import progress_bar
-from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.batch import Batch, blank_batch
 from pangu_ms.models.common.init import initial_values
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal.rehearse import reason_of, with_absolute_paths
-from pangu_run.launcher import run_ranks
 
 TOLERANCE = 1e-4
 """Largest difference, relative to the largest value of a tensor. Rounding in another order makes 1e-6 to 1e-5."""
@@ -43,6 +42,8 @@ MAX_RANKS, MAX_PARAMETERS = 8, 50_000_000
 REQUEST, GROUPS, SINGLE = "request.json", "groups.json", "single.npz"
 NATIVE, EMULATED = ("AllReduce sum",), ("AllGather", "ReduceScatter sum", "AllReduce max")
 """Collectives that a CPU has, and those that execute_graph.py makes of them."""
+StartRanks = Callable[..., int]
+"""Runs processes of this machine to their end and returns an exit code: `pangu_run.launcher.run_ranks`."""
 _CHILD = "pangu_ms.rehearsal.execute_child"
 _HISTORY = ("total loss", "tokens", "gradient norm", "applied")
 
@@ -84,8 +85,11 @@ class Execution:
         return all(one.error <= TOLERANCE for one in self.differences)
 
 
-def execute(config: RunConfig, steps: int = 20, progress: bool = True) -> Execution:
+def execute(config: RunConfig, start_ranks: StartRanks, steps: int = 20, progress: bool = True) -> Execution:
     """Run `steps` steps of momentum SGD on random batches, by the ranks of the plan and by one process.
+
+    Args:
+        start_ranks: starts the ranks, as `pangu_run.launcher.run_ranks` does.
 
     Raises:
         PlanError: a CPU cannot execute the plan, or a process failed.
@@ -104,7 +108,7 @@ def execute(config: RunConfig, steps: int = 20, progress: bool = True) -> Execut
         (directory / GROUPS).write_text(json.dumps(dict(sorted(groups.items()))))  # all ranks make them in one order
         _child("the single process", "single", name)
         bar.update()
-        if code := run_ranks(
+        if code := start_ranks(
             lambda rank: ["-m", _CHILD, "run", name, str(rank)],
             plan.mesh.world,
             directory,
@@ -119,7 +123,9 @@ def execute(config: RunConfig, steps: int = 20, progress: bool = True) -> Execut
             )
         bar.update()
         single = dict(np.load(directory / SINGLE))
-        ranks = [dict(np.load(directory / result_name(rank))) for rank in range(plan.mesh.world)]
+        ranks: list[Mapping[str, np.ndarray]] = [
+            dict(np.load(directory / result_name(rank))) for rank in range(plan.mesh.world)
+        ]
     history = single["history"]
     emulated = [kind for kind in EMULATED if collectives.get(kind)]
     return Execution(collectives, emulated, (history[:, 0] / history[:, 1]).tolist(), compare(plan, single, ranks))
@@ -194,7 +200,8 @@ def batch(config: RunConfig, number: int) -> Batch:
     ids = generator.integers(0, model.vocab_size, (B, S + 1)).astype(np.int32)
     segments = (np.arange(S) >= generator.integers(1, S, (B, 1))).astype(np.int32)
     positions = np.broadcast_to(np.arange(S, dtype=np.int32), (B, S)).copy()
-    return Batch(ids, positions, segments, (generator.random((B, S)) < 0.8).astype(np.float32))
+    mask = (generator.random((B, S)) < 0.8).astype(np.float32)
+    return Batch(ids, positions, segments, mask, blank_batch(model, B).extra)
 
 
 def starting_values(config: RunConfig) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,13 +7,12 @@ python -m pangu_ms.rehearsal.execute_child run DIR RANK         writes rank_N.np
 python -m pangu_ms.rehearsal.execute_child single DIR           writes single.npz
 """
 
-import functools
 import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,6 +21,9 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal import execute
+
+if TYPE_CHECKING:
+    from pangu_ms.rehearsal.execute_step import RecordedStep
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,7 +54,7 @@ def compile_rank(plan: Plan, rank: int, directory: Path) -> dict[str, Any]:
     from pangu_ms.rehearsal import virtual_cluster
     from pangu_ms.rehearsal.execute_graph import ExportedGraph
     from pangu_ms.rehearsal.execute_step import with_momentum_sgd
-    from pangu_ms.train.parallel_step import build_step
+    from pangu_ms.train.steps.rank_graph import build_rank_graph, example_inputs
 
     ms.set_context(mode=ms.GRAPH_MODE)
     virtual_cluster.enter(plan.mesh.world, rank)
@@ -61,16 +63,12 @@ def compile_rank(plan: Plan, rank: int, directory: Path) -> dict[str, Any]:
     apply.apply(plan, model)
     path = directory / execute.graph_name(rank)
     with ascend_ops.use("composed"):
-        step = with_momentum_sgd(build_step(plan, model)).set_train()
-        ms.export(
-            step,
-            *_inputs(plan.config, 0, plan.num_micro_batches),
-            file_name=str(path.with_suffix("")),
-            file_format="MINDIR",
-        )
+        step = with_momentum_sgd(build_rank_graph(plan, model)).set_train()
+        ms.export(step, *example_inputs(plan), file_name=str(path.with_suffix("")), file_format="MINDIR")
     graph = ExportedGraph(path)
-    answer = {"collectives": graph.collectives(), "groups": graph.groups()}
-    if any(answer["collectives"][kind] for kind in execute.EMULATED):
+    collectives = graph.collectives()
+    answer = {"collectives": collectives, "groups": graph.groups()}
+    if any(collectives[kind] for kind in execute.EMULATED):
         graph.emulate(rank)
         graph.save()
     return answer
@@ -82,7 +80,9 @@ def run_rank(plan: Plan, rank: int, steps: int, directory: Path) -> None:
     from mindspore import Tensor, nn
     from mindspore.communication import create_group
 
-    from pangu_ms.train.pipeline_step import CONTROLS
+    from pangu_ms.rehearsal.execute_step import RecordedStep
+    from pangu_ms.train.steps.micro_batches import CONTROLS
+    from pangu_ms.train.steps.protocol import control_tensors
 
     runtime.start("CPU")
     ms.communication.init()
@@ -95,16 +95,15 @@ def run_rank(plan: Plan, rank: int, steps: int, directory: Path) -> None:
     }
     values = {name: Tensor(value) for name, value in slices.items()}
     if plan.num_micro_batches > 1:
-        values |= dict(zip(CONTROLS, _controls()))
-    step = nn.GraphCell(ms.load(str(directory / execute.graph_name(rank))), params_init=values)
-    parameters = {parameter.name: parameter for parameter in step.get_parameters()}
+        values |= dict(zip(CONTROLS, control_tensors(execute.LEARNING_RATE)))
+    graph = nn.GraphCell(ms.load(str(directory / execute.graph_name(rank))), params_init=values)
+    parameters = {parameter.name: parameter for parameter in graph.get_parameters()}
     assert slices.keys() <= parameters.keys(), "MindSpore renamed parameters on export"
-    inputs = functools.partial(_inputs, plan.config, parts=plan.num_micro_batches)
+    step = RecordedStep(graph, plan.config.train.seed, plan.num_micro_batches)
     _run(
         step,
         plan.config,
         steps,
-        inputs,
         lambda: {name: parameters[name].asnumpy() for name in slices},
         directory / execute.result_name(rank),
     )
@@ -114,65 +113,36 @@ def run_single(config: RunConfig, steps: int, directory: Path) -> None:
     """The ordinary training step of one process."""
     import ascend_ops
     from pangu_ms.models.build import build_model, fill, to_arrays, weights
-    from pangu_ms.rehearsal.execute_step import with_momentum_sgd
-    from pangu_ms.train.step import TrainStep
+    from pangu_ms.rehearsal.execute_step import RecordedStep, with_momentum_sgd
+    from pangu_ms.train.steps.train_step import TrainStep
 
     runtime.start("CPU")
     with ascend_ops.use("composed"):
         model = build_model(config.model)
         every = weights(model)
         fill(every, dict(execute.starting_values(config)))
-        step = with_momentum_sgd(TrainStep(model, config).whole).set_train()
-        _run(
-            step,
-            config,
-            steps,
-            functools.partial(_inputs, config),
-            lambda: to_arrays(every),
-            directory / execute.SINGLE,
-        )
+        graph = with_momentum_sgd(TrainStep(model, config).whole.cell).set_train()
+        step = RecordedStep(graph, config.train.seed)
+        _run(step, config, steps, lambda: to_arrays(every), directory / execute.SINGLE)
 
 
 def _run(
-    step: Callable[..., Any],
+    step: "RecordedStep",
     config: RunConfig,
     steps: int,
-    inputs: Callable[[int], list[Any]],
     parameters: Callable[[], dict[str, np.ndarray]],
     path: Path,
 ) -> None:
     """Take the steps, then write what `execute.compare` reads."""
     history, gradients = [], {}
     for number in range(steps):
-        outputs = step(*inputs(number))
-        total, count, norm, applied, *rest = outputs
-        history.append([float(value.asnumpy().ravel()[0]) for value in (total, count, norm, applied)])
-        if number == 0 and rest:
-            rest = rest[0] if isinstance(rest[0], tuple) else rest  # MindIR flattens the tuple of gradients
-            gradients = {
-                "gradient " + name: value.asnumpy()
-                for name, value in zip(config.model.trainable_parameter_shapes(), rest, strict=True)
-            }
+        result = step(execute.batch(config, number), number, execute.LEARNING_RATE)
+        history.append([result.total_loss, result.num_tokens, result.grad_norm, float(result.applied)])
+        if number == 0 and step.gradients:
+            names = config.model.trainable_parameter_shapes()
+            gradients = {"gradient " + name: value for name, value in zip(names, step.gradients, strict=True)}
     after = {"parameter " + name: value for name, value in parameters().items()}
     np.savez(path, history=np.array(history), **gradients, **after)
-
-
-def _inputs(config: RunConfig, number: int, parts: int = 1) -> list[Any]:
-    """Of a step in `parts` micro-batches."""
-    from mindspore import Tensor
-
-    from pangu_ms.models.common.loss import to_tensors
-
-    batch = to_tensors(execute.batch(config, number))
-    return [*batch, Tensor(np.int32(1)), *_controls()] if parts == 1 else [*batch, Tensor(np.ones(parts, np.int32))]
-
-
-def _controls() -> list[Any]:
-    """Learning rate, loss scale and loss limit."""
-    import mindspore as ms
-    from mindspore import Tensor
-
-    return [Tensor(value, ms.float32) for value in (execute.LEARNING_RATE, 1.0, 3e38)]
 
 
 if __name__ == "__main__":

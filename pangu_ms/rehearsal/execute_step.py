@@ -1,13 +1,16 @@
-"""The step that is executed: a training step's own loss, gradients, norm, clipping and guard, with momentum SGD for
+"""The steps that are executed: a training step's own loss, gradients, norm, clipping and guard, with momentum SGD for
 AdamW.
 
 AdamW divides a gradient by its own size, so a wrong scale of gradients would not show in its weights.
 """
 
+import numpy as np
 from mindspore import Parameter, ParameterTuple, nn, ops
 
-from pangu_ms.train.pipeline_step import MicroBatchStep
-from pangu_ms.train.step import WholeStep
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.train.steps.micro_batches import MicroBatchStep
+from pangu_ms.train.steps.protocol import NO_LIMIT, GraphStep, StepResult
+from pangu_ms.train.steps.whole_batch import WholeStep
 
 MOMENTUM = 0.9
 # HyperMap, not loops: see train/optimizer.py.
@@ -25,9 +28,8 @@ class MomentumSGD(nn.Cell):
     def __init__(self, parameters: list[Parameter]):
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
-        self.velocities = self.parameters.clone(
-            "velocity", "zeros"
-        )  # clones are cut over devices as their parameters are
+        # clones are cut over devices as their parameters are
+        self.velocities = self.parameters.clone("velocity", "zeros")
         self.operator, self.hyper_map = ops.ApplyMomentum(), ops.HyperMap()
 
     def construct(self, gradients, factor, lr):
@@ -38,21 +40,42 @@ class MomentumSGD(nn.Cell):
         )
 
 
-def with_momentum_sgd(step: WholeStep | MicroBatchStep) -> nn.Cell:
-    """The step with MomentumSGD; one of a whole batch also returns its gradients. `step` must not be used any more."""
-    step.update.optimizer = MomentumSGD(step.update.optimizer.parameters)
-    return step if isinstance(step, MicroBatchStep) else VerificationStep(step)
+def with_momentum_sgd(graph: WholeStep | MicroBatchStep) -> nn.Cell:
+    """A step's graph with MomentumSGD; one of a whole batch also returns its gradients. `graph` must not be used any
+    more."""
+    graph.update.optimizer = MomentumSGD(graph.update.optimizer.parameters)
+    return graph if isinstance(graph, MicroBatchStep) else VerificationStep(graph)
 
 
 class VerificationStep(nn.Cell):
-    """A training step that also returns its gradients."""
+    """The graph of a step that also returns its gradients."""
 
-    def __init__(self, step: WholeStep):
+    def __init__(self, graph: WholeStep):
         super().__init__(auto_prefix=False)
-        self.gradients, self.update = step.gradients, step.update
+        self.gradients, self.update = graph.gradients, graph.update
 
-    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key, lr, scale, loss_limit):
-        """-> (sum of losses, tokens that count, norm, whether applied, gradients in the order of the weights)."""
-        total, count, gradients = self.gradients(ids_BS1, positions_BS, segments_BS, mask_BS, key, scale)
+    def construct(self, *inputs):
+        """As WholeStep; behind its outputs the gradients, in the order of the weights."""
+        lr, scale, loss_limit = inputs[-3:]
+        total, count, gradients = self.gradients(*inputs[:-3], scale)
         norm, applied = self.update(total, count, gradients, lr, scale, loss_limit)
         return total, count, norm, applied, gradients
+
+
+class RecordedStep(GraphStep):
+    """Takes steps by a graph of `with_momentum_sgd`, exported and loaded or not, and keeps the last one's gradients."""
+
+    gradients: list[np.ndarray] = []
+
+    def __call__(
+        self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
+    ) -> StepResult:
+        """See OptimizerStep."""
+        outputs = self.cell(*self.inputs(batch, step, lr, scale, loss_limit))
+        rest = outputs[4:]
+        tensors = rest[0] if rest and isinstance(rest[0], tuple) else rest  # MindIR flattens the tuple of gradients
+        self.gradients = [tensor.asnumpy() for tensor in tensors]
+        return StepResult.of(outputs[:4])
+
+    def control(self, lr: float, scale: float, loss_limit: float) -> None:
+        """Nothing: a loaded graph was given its controls when it was loaded."""

@@ -51,7 +51,7 @@ def rehearse_rank(request: dict[str, Any], graphs: Path) -> dict[str, Any]:
     from pangu_ms.models.build import build_model
     from pangu_ms.parallel import apply
     from pangu_ms.rehearsal import virtual_cluster
-    from pangu_ms.train.parallel_step import build_step, step_inputs
+    from pangu_ms.train.steps.rank_graph import build_rank_graph, example_inputs
 
     plan, rank = Plan.of(config_from_dict(request["config"], request["where"])), request["rank"]
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -68,11 +68,11 @@ def rehearse_rank(request: dict[str, Any], graphs: Path) -> dict[str, Any]:
     began = time.perf_counter()
     model = build_model(plan.config.model)
     apply.apply(plan, model)
-    step = build_step(plan, model)
+    step = build_rank_graph(plan, model)
     if request["soc"]:
         backend.assume_soc(request["soc"])
     with contextlib.nullcontext() if request["soc"] else ascend_ops.use("composed"):
-        step.set_train().compile(*step_inputs(plan))
+        step.set_train().compile(*example_inputs(plan))
     seconds = time.perf_counter() - began
     return {
         "rank": rank,

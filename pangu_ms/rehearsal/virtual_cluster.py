@@ -75,14 +75,13 @@ class _Communicator:
     def __init__(self, world: int, rank: int):
         self.world, self.rank = world, rank
 
-    def _is_world(self, group: str | None) -> bool:
-        return group in (None, "hccl_world_group")
-
     def get_rank_size(self, group: str | None = None) -> int:
-        return self.world if self._is_world(group) else int(group.split("-")[0])
+        if group is None or group == "hccl_world_group":
+            return self.world
+        return int(group.split("-")[0])
 
     def get_rank_id(self, group: str | None = None) -> int:
-        return self.rank if self._is_world(group) else self.rank % self.get_rank_size(group)
+        return self.rank % self.get_rank_size(group)
 
     def get_local_rank_id(self, group: str | None = None) -> int:
         return self.rank % 8
@@ -121,6 +120,8 @@ def _is_old_abi_string(slot: int, text: bytes) -> bool:
     """Whether the pointer at `slot` leads to `text` with an old-ABI header in front of it. Reads no more than a new-ABI
     string has."""
     characters = ctypes.c_void_p.from_address(slot).value
+    if characters is None:
+        return False
     if ctypes.c_uint64.from_address(slot + 8).value == len(text) and characters == slot + 16:
         return False  # a new-ABI string: pointer, length, characters in place
     length, _, _ = _HEADER.unpack(ctypes.string_at(characters - _HEADER_BYTES, _HEADER.size))
@@ -131,6 +132,6 @@ def _old_abi_string(text: bytes) -> int:
     """Address of the characters of a new string that nobody will free."""
     memory = ctypes.create_string_buffer(_HEADER_BYTES + len(text) + 1)
     _HEADER.pack_into(memory, 0, len(text), len(text), 100_000)
-    memory[_HEADER_BYTES : _HEADER_BYTES + len(text)] = text
+    ctypes.memmove(ctypes.addressof(memory) + _HEADER_BYTES, text, len(text))
     _kept_alive.append(memory)
     return ctypes.addressof(memory) + _HEADER_BYTES

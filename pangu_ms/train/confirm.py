@@ -9,7 +9,7 @@ from itertools import islice
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.models.common.batch import Batch
 from pangu_ms.train.guard import Guard
-from pangu_ms.train.step import OptimizerStep
+from pangu_ms.train.steps.protocol import OptimizerStep
 
 log = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from typing import IO
 from pangu_ms.config.load import load_config
 from pangu_ms.core import files
 from pangu_ms.core.errors import ConfigError, OutputError
-from pangu_run import job_directory
+from pangu_ms.core.run_directory import JOB
 
 _log = logging.getLogger(__name__)
 
 CONFIG, LOCK = "config.yaml", ".lock"
 OWN_DATA = "data"  # records that `pangu train` prepared itself
-BEFORE_A_RUN = {OWN_DATA, job_directory.NAME, LOCK}
+BEFORE_A_RUN = {OWN_DATA, JOB, LOCK}
 OWN_NAMES = BEFORE_A_RUN | {CONFIG, "metrics.jsonl", "checkpoints", "tensorboard"}
 
 

@@ -20,6 +20,7 @@ from pangu_ms.core.compile_cache import cached_compile
 from pangu_ms.core.errors import TrainingDiverged
 from pangu_ms.core.heartbeat import DATA, EVALUATE, INIT, SAVE, STEP, beat
 from pangu_ms.core.progress import progress_bar
+from pangu_ms.data.extra_inputs import require_sources
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import Order
@@ -76,6 +77,7 @@ class Run:
         self.config, self.output, self.checkpoints = config, Path(output), Path(output) / "checkpoints"
         self.train_set = RecordSet.open(records, "train")
         self.train_set.check(config.model)
+        require_sources(config.model.extra_inputs())
         self.order = Order.open(config.data.order, self.train_set)
         self.tokenizer = self.train_set.directory and self.train_set.directory / "tokenizer"
         self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
@@ -200,6 +202,7 @@ class Run:
             "shuffle": data.shuffle,
             "eod_reset": data.eod_reset,
             "order": self.order.rows,
+            "extra_inputs": self.config.model.extra_inputs(),
         }
         return Loader(self.train_set, part["batch_size"], rank=part["rank"], world=part["world"], **options).batches(
             self.step

@@ -10,8 +10,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 
 from pangu_ms.checkpoint import sharded, store
-from pangu_ms.checkpoint.save_ranks import FAILED, save_rank
-from pangu_ms.cli.train_checks import require_executable
+from pangu_ms.checkpoint.save_ranks import save_rank
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.heartbeat import SAVE, beat
 from pangu_ms.data.loader import sequential_batches
@@ -21,10 +20,12 @@ from pangu_ms.models.build import build_model, initial_value, to_arrays, value_o
 from pangu_ms.parallel import apply
 from pangu_ms.parallel.device_ranks import DeviceRanks
 from pangu_ms.parallel.plan import MOMENTS, Plan
-from pangu_ms.parallel.rendezvous import PeerLost
+from pangu_ms.parallel.rendezvous import FAILED, PeerLost
 from pangu_ms.parallel.replicas import Ranks, Replicas
-from pangu_ms.train.rank_step import PlannedStep
-from pangu_ms.train.step import OptimizerStep, TrainStep
+from pangu_ms.train.checks import require_executable
+from pangu_ms.train.steps.protocol import OptimizerStep
+from pangu_ms.train.steps.rank_step import RankStep
+from pangu_ms.train.steps.train_step import TrainStep
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +109,9 @@ class Whole:
         train = self.config.train
         if not self.ranks.leads:
             return None
-        return self.evaluator.score(
-            sequential_batches(
-                held_out, train.batch_size, self.config.data.eod_reset, train.eval_batches * self.ranks.world
-            )
-        )
+        num_batches, extra_inputs = train.eval_batches * self.ranks.world, self.config.model.extra_inputs()
+        batches = sequential_batches(held_out, train.batch_size, self.config.data.eod_reset, num_batches, extra_inputs)
+        return self.evaluator.score(batches)
 
 
 class Planned:
@@ -126,7 +125,7 @@ class Planned:
         apply.begin(self.plan, self.ranks.rank)
         model = build_model(config.model)
         apply.apply(self.plan, model)
-        self.train_step = PlannedStep(self.plan, model, self.ranks.rank)
+        self.train_step = RankStep(self.plan, model, self.ranks.rank)
         self.groups = {"model": self.train_step.weights, "optimizer": self.train_step.parameters()}
         self.batch = {"batch_size": config.global_batch_size, "rank": 0, "world": 1}  # MindSpore cuts it
 

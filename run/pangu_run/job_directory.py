@@ -21,12 +21,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.core import files, format_version, small_json
+from pangu_ms.core import files, format_version, run_directory, small_json
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.small_json import TIME, Form
 
 _log = logging.getLogger(__name__)
-NAME = "job"
+NAME = run_directory.JOB
 FORMAT_VERSION = 1
 """Of the whole directory; job.json says it."""
 EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")

@@ -17,9 +17,9 @@ from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_run import orphans
 from pangu_run.job import record
 from pangu_run.job.job import Job, Place
+from pangu_run.job.secret import require_long
 from pangu_run.job_directory import ENDED, STATUS_S, JobDirectory
 from pangu_run.supervisor import messages
-from pangu_run.supervisor.authentication import require_long
 from pangu_run.supervisor.host import Host
 from pangu_run.supervisor.leader import LAST_WRITES_S, Leader
 from pangu_run.supervisor.links import Link, NotJoined, join

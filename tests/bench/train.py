@@ -62,7 +62,7 @@ def ours(config: RunConfig) -> Callable[[np.ndarray], float]:
     runtime.start("CPU")
     from pangu_ms.models.build import build_model, fill
     from pangu_ms.models.common.batch import Batch
-    from pangu_ms.train.step import TrainStep
+    from pangu_ms.train.steps.train_step import TrainStep
 
     model = build_model(config.model)
     fill(model.trainable_params(), weights(config))

@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 import pangu_ms
+from pangu_ms.cli.mindformers import main
 from pangu_ms.core.errors import ConfigError
-from pangu_ms.mindformers.__main__ import load_yaml, main, override
 from pangu_ms.mindformers.settings import publish, resolve
+from pangu_ms.mindformers.train import load_yaml, override
 from pangu_ms.models.registry import FAMILIES
 
 PACKAGE = Path(pangu_ms.__file__).parent

@@ -12,7 +12,7 @@ import yaml
 
 from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.config.load import config_from_dict
-from pangu_ms.mindformers.__main__ import load_yaml
+from pangu_ms.mindformers.train import load_yaml
 from pangu_ms.models.common.strict import check_names_and_shapes
 
 STEPS, SAVED_AT, BATCH, LR, WEIGHT_DECAY = 12, 6, 4, 3e-3, 0.1
@@ -124,7 +124,7 @@ def our_own_steps(place: Path, fields: dict = MODEL) -> tuple[list[float], dict[
     from pangu_ms.data.loader import Loader
     from pangu_ms.data.records import RecordSet
     from pangu_ms.models.build import build_model, initialize, to_arrays
-    from pangu_ms.train.step import TrainStep
+    from pangu_ms.train.steps.train_step import TrainStep
 
     sections = {"train": {"steps": STEPS, "batch_size": BATCH}, "optimizer": {"lr": LR, "weight_decay": WEIGHT_DECAY}}
     config = config_from_dict({"model": fields} | sections, "test")

@@ -152,7 +152,7 @@ def main(family: str, rank: int, overrides: list[str]) -> None:
     from pangu_ms.models.build import build_model
     from pangu_ms.parallel import apply
     from pangu_ms.rehearsal import virtual_cluster
-    from pangu_ms.train.parallel_step import build_step, step_inputs
+    from pangu_ms.train.steps.rank_graph import build_rank_graph, example_inputs
 
     ms.set_context(mode=ms.GRAPH_MODE)
     config = load_config(f"{family}/tiny", overrides)
@@ -161,9 +161,9 @@ def main(family: str, rank: int, overrides: list[str]) -> None:
     apply.begin(plan, rank)
     model = build_model(config.model)
     apply.apply(plan, model)
-    step = build_step(plan, model)
+    step = build_rank_graph(plan, model)
     with ascend_ops.use("composed"):
-        step.set_train().compile(*step_inputs(plan))
+        step.set_train().compile(*example_inputs(plan))
     shapes = {p.name: p.shape for p in step.get_parameters()}  # the layouts' own do not know optimizer_shard
     print(json.dumps({name: [*layout[:2], shapes.get(name)] for name, layout in step.parameter_layout_dict.items()}))
 

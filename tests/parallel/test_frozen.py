@@ -46,13 +46,13 @@ def with_frozen_weights(monkeypatch):
         monkeypatch.setattr(
             module, "python_command", lambda module, *arguments: python_command(CHILD, module, *arguments)
         )
-    monkeypatch.setattr(
-        execute,
-        "run_ranks",
-        lambda command, *rest, **options: run_ranks(lambda rank: ["-m", CHILD, *command(rank)[1:]], *rest, **options),
-    )
     with frozen():
         yield
+
+
+def start_ranks(command, *rest, **options):
+    """The starter of ranks; each of them freezes the weights, too."""
+    return run_ranks(lambda rank: ["-m", CHILD, *command(rank)[1:]], *rest, **options)
 
 
 def laid_out(*fields):
@@ -93,7 +93,7 @@ def test_time_has_no_gradient_of_a_frozen_matrix():
 
 @pytest.mark.slow
 def test_ranks_with_frozen_weights_compute_what_one_process_does():
-    found = execute.execute(laid_out(SHARD).config, 5, progress=False)
+    found = execute.execute(laid_out(SHARD).config, start_ranks, 5, progress=False)
     assert found.agrees, [one for one in found.differences if one.error > execute.TOLERANCE]
     names = {kind: {one.name for one in found.differences if one.kind == kind} for kind in ("gradient", "parameter")}
     assert names["parameter"] - names["gradient"] == {MATRIX, TABLE}

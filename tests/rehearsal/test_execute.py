@@ -11,6 +11,7 @@ from pangu_ms.config.load import load_config
 from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal import execute
+from pangu_run.launcher import run_ranks
 
 TINY = [
     "model.vocab_size=64",
@@ -31,7 +32,7 @@ def tiny(family: str, *parallel: str):
 
 
 def executed(family: str, *parallel: str, steps: int = 20) -> execute.Execution:
-    found = execute.execute(tiny(family, *parallel), steps, progress=False)
+    found = execute.execute(tiny(family, *parallel), run_ranks, steps, progress=False)
     assert len(found.losses) == steps
     assert found.agrees, [one for one in found.differences if one.error > execute.TOLERANCE]
     assert {one.kind for one in found.differences} == {"history", "gradient", "parameter"}
@@ -110,7 +111,7 @@ def test_collectives_that_cannot_be_emulated_are_refused_with_their_name(monkeyp
         execute, "_child", lambda who, mode, *rest: {"collectives": {"AllReduce sum": 3, "AlltoAll": 2}, "groups": {}}
     )
     with pytest.raises(PlanError, match="AlltoAll, which a CPU has not; rehearse it"):
-        execute.execute(tiny("alpha", "data_parallel=2"), progress=False)
+        execute.execute(tiny("alpha", "data_parallel=2"), run_ranks, progress=False)
 
 
 def test_alpha_on_two_by_two_ranks_computes_what_one_process_does():

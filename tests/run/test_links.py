@@ -11,8 +11,8 @@ import socket
 import pytest
 
 from pangu_ms.core.errors import LaunchError
+from pangu_run.job.secret import require_long
 from pangu_run.supervisor import links
-from pangu_run.supervisor.authentication import require_long
 from pangu_run.supervisor.links import Link
 
 SECRET = b"0123456789abcdef"

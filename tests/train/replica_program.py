@@ -76,7 +76,7 @@ def adamw(config, replicas, model, step):
 def all_cases(replicas):
     """Case name -> arrays, for this process's place."""
     from pangu_ms.models.build import build_model, fill
-    from pangu_ms.train.step import TrainStep
+    from pangu_ms.train.steps.train_step import TrainStep
 
     results = {}
     cases = {"sgd": (momentum_sgd, 2, 0.0), "sgd_cut": (momentum_sgd, 4, 0.2), "guard": (adamw, 2, 0.0)}

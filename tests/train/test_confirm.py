@@ -14,7 +14,7 @@ from pangu_ms.core.errors import TrainingDiverged
 from pangu_ms.parallel.replicas import Replicas
 from pangu_ms.train import loop
 from pangu_ms.train.confirm import NO_UPDATE
-from pangu_ms.train.step import StepResult
+from pangu_ms.train.steps.protocol import StepResult
 from tests.train.test_resume import steps_of
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -37,9 +37,8 @@ class Given:
         if step == self.signal_at and loss_limit != NO_UPDATE:
             os.kill(os.getpid(), signal.SIGTERM)
         norm = math.nan if step in self.overflows else 1.0
-        return StepResult(
-            self.loss(step), norm, math.isfinite(self.loss(step) + norm) and self.loss(step) <= loss_limit
-        )
+        loss = self.loss(step)
+        return StepResult(loss, 1 - 1e-5, norm, math.isfinite(loss + norm) and loss <= loss_limit)
 
     def find(self, find):
         return find()

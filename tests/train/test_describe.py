@@ -52,7 +52,7 @@ def refused(told):
 
 def test_a_cluster_of_2048_is_told_in_a_second_without_mindspore():
     program = (
-        "import sys; from pangu_ms.train import describe; describe.main(sys.argv[1:]); sys.exit('mindspore' in"
+        "import sys; from pangu_ms.cli import train_describe; train_describe.main(sys.argv[1:]); sys.exit('mindspore' in"
         " sys.modules)"
     )
     words = ["--placement", "--", "--config", CLUSTER, "--output", "nowhere"]

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from pangu_ms.cli import train as cli
-from pangu_ms.cli import train_checks as launch
+from pangu_ms.cli import train_ranks
 from pangu_ms.core.errors import UserError
 
 
@@ -16,7 +16,7 @@ def start(monkeypatch, records, tiny_overrides):
     def ranks(words, world, directory, **options):
         return words(0), world
 
-    monkeypatch.setattr(launch, "run_ranks", ranks)
+    monkeypatch.setattr(train_ranks, "run_ranks", ranks)
     return lambda output, *words: cli.main(
         ["--data", str(records), *tiny_overrides, "parallel.data_parallel=2", "--output", str(output), *words]
     )

@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from pangu_ms.cli.train_checks import require_executable
 from pangu_ms.config.load import load_config
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.train.checks import require_executable
 
 ONE = load_config("alpha/tiny")
 TWO = load_config("alpha/tiny", ["parallel.data_parallel=2"])

@@ -11,11 +11,11 @@ import pytest
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.reshard import Source, reshard
 from pangu_ms.cli.main import main
-from pangu_ms.cli.train_checks import needs_ranks, require_executable
 from pangu_ms.config.load import load_config
 from pangu_ms.core.errors import CheckpointError, ConfigError
 from pangu_ms.models.common.init import initial_values
 from pangu_ms.parallel.rendezvous import PeerLost
+from pangu_ms.train.checks import needs_ranks, require_executable
 from pangu_run.launcher import run_ranks
 from tests.checkpoint.common import assert_same
 from tests.checkpoint.rank_saver import groups

@@ -25,7 +25,7 @@ def make_config(model=None, **sections):
 
 def make_step(config, parameters):
     from pangu_ms.models.build import build_model, fill
-    from pangu_ms.train.step import TrainStep
+    from pangu_ms.train.steps.train_step import TrainStep
 
     model = build_model(config.model)
     fill(model.trainable_params(), parameters)
@@ -182,7 +182,7 @@ def test_dropout_repeats_for_a_key_and_keeps_the_mean():
 
 
 def test_every_micro_batch_of_a_run_has_its_own_dropout_key():
-    from pangu_ms.train.step import dropout_key
+    from pangu_ms.train.steps.protocol import dropout_key
 
     places = [(seed, step, part) for seed in (1, 2) for step in range(50) for part in range(3)]
     keys = [int(dropout_key(*place)) for place in places]

@@ -43,6 +43,23 @@ class ParameterSpec:
         assert self.dtype == "float32" or not self.trainable, "whole numbers have no gradient"
 
 
+@dataclasses.dataclass(frozen=True)
+class ExtraInput:
+    """An input of a model beside ids, positions, segments and loss mask: one array for each batch."""
+
+    axes: tuple[Literal["batch", "sequence"], ...]
+    """Of each dimension; the first is "batch", by which replicas and micro-batches cut it."""
+    dtype: Literal["float32", "int32"] = "int32"
+
+    def __post_init__(self) -> None:
+        assert self.axes[:1] == ("batch",)
+
+    def shape(self, batch_size: int, seq_length: int) -> tuple[int, ...]:
+        """Of the array."""
+        sizes = {"batch": batch_size, "sequence": seq_length}
+        return tuple(sizes[axis] for axis in self.axes)
+
+
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ModelConfig:
     """Fields that every PanGu model has; a family adds its own and names its parameters."""
@@ -97,6 +114,11 @@ class ModelConfig:
     def axis_sizes(self) -> dict[str, int]:
         """Length of each logical axis."""
         raise NotImplementedError
+
+    def extra_inputs(self) -> dict[str, ExtraInput]:
+        """What the model reads beside ids, positions, segments and loss mask, by name: the last arguments of its
+        `construct`, in this order. data/extra_inputs.py makes the arrays."""
+        return {}
 
     def layer_names(self) -> list[str]:
         """Prefix of the parameter names of each layer, from the first to the last."""

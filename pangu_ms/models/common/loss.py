@@ -7,8 +7,8 @@ from pangu_ms.models.common.batch import Batch
 
 
 def to_tensors(batch: Batch) -> tuple[Tensor, ...]:
-    """The inputs of TokenLoss: ids, positions, segments and loss mask."""
-    return tuple(Tensor(array) for array in (batch.ids, batch.positions, batch.segments, batch.loss_mask))
+    """The inputs of TokenLoss but the dropout key: ids, positions, segments, loss mask, and the family's extra ones."""
+    return tuple(Tensor(array) for array in batch.arrays())
 
 
 class TokenLoss(nn.Cell):
@@ -19,10 +19,11 @@ class TokenLoss(nn.Cell):
         self.model = model
         self.total = ops.ReduceSum()
 
-    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, key):
-        """ids int32 [B, S+1]; positions, segments int32 and mask float32 [B, S] -> (sum of losses, sum of mask),
-        float32 scalars."""
-        logits_BSV = self.model(ids_BS1[:, :-1], positions_BS, segments_BS, key)
+    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key):
+        """ids int32 [B, S+1]; positions, segments int32 and mask float32 [B, S]; the family's extra inputs; the int32
+        key that seeds dropout -> (sum of losses, sum of mask), float32 scalars."""
+        key = extra_and_key[-1]
+        logits_BSV = self.model(ids_BS1[:, :-1], positions_BS, segments_BS, key, *extra_and_key[:-1])
         loss_BS = ascend_ops.softmax_cross_entropy(logits_BSV, ids_BS1[:, 1:], mask_BS)
         return self.total(loss_BS * mask_BS), self.total(mask_BS)
 

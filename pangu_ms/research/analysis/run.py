@@ -62,14 +62,15 @@ class HiddenStates(nn.Cell):
         self.model, self.cast = model, ops.Cast()
         self.set_train(False)
 
-    def construct(self, ids_BS, positions_BS, segments_BS):
-        """From int32 [B, S] each to num_layers + 1 states, each float32 [B, S, E]: numpy has no bfloat16."""
-        states = self.model.hidden_states(ids_BS, positions_BS, segments_BS)
+    def construct(self, ids_BS, positions_BS, segments_BS, *extra):
+        """From int32 [B, S] each, and the family's extra inputs, to num_layers + 1 states, each float32 [B, S, E]: numpy
+        has no bfloat16."""
+        states = self.model.hidden_states(ids_BS, positions_BS, segments_BS, *extra)
         return tuple([self.cast(x_BSE, ms.float32) for x_BSE in states])
 
     def of(self, batch: Batch) -> list[np.ndarray]:
         """The states of a batch as numpy arrays."""
-        inputs = batch.ids[:, :-1], batch.positions, batch.segments
+        inputs = batch.ids[:, :-1], batch.positions, batch.segments, *batch.extra.values()
         return [state.asnumpy() for state in self(*(Tensor(np.ascontiguousarray(array)) for array in inputs))]
 
 
@@ -101,7 +102,7 @@ def collapse(
     layers = [LayerDiversity(config.model.hidden_size, share) for _ in range(config.model.num_layers + 1)]
     model = subject.model()
     states, names = HiddenStates(model), layer_names(model, len(layers))
-    batches = sequential_batches(records, batch_size, config.data.eod_reset, max_batches)
+    batches = sequential_batches(records, batch_size, config.data.eod_reset, max_batches, config.model.extra_inputs())
     for batch in progress_bar(
         progress, iterable=batches, total=total, desc=f"analyze step {subject.checkpoint.step}", unit="batch"
     ):

@@ -11,7 +11,7 @@ from pangu_ms.models.common.batch import Batch
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.loss import TokenLoss, mean_loss, to_tensors
 from pangu_ms.research.inherit.units import Units, masked, unit_sums
-from pangu_ms.train.step import Gradients
+from pangu_ms.train.steps.gradients import Gradients
 
 
 class MaskDerivatives:

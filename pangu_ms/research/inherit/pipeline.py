@@ -230,7 +230,10 @@ class _Calibration:
         train = RecordSet.open(records, "train")
         train.check(run.model, teacher.tokenizer())
         self.device, self.choices, self.eod_reset = config.runtime.device, choices, run.data.eod_reset
-        loader = Loader(train, choices.batch_size, seed=choices.seed, eod_reset=self.eod_reset)
+        self.extra_inputs = run.model.extra_inputs()
+        loader = Loader(
+            train, choices.batch_size, seed=choices.seed, eod_reset=self.eod_reset, extra_inputs=self.extra_inputs
+        )
         self.batches: list[Batch] = list(itertools.islice(loader.batches(), choices.calibration_batches))
         self.held_out = RecordSet.open(records, "held_out") if train.has_split("held_out") else None
         runtime.start(self.device)
@@ -266,5 +269,7 @@ class _Calibration:
         fill(weights(model), tensors)
         choices, batches = self.choices, iter(self.batches)
         if self.held_out:
-            batches = sequential_batches(self.held_out, choices.batch_size, self.eod_reset, choices.calibration_batches)
+            batches = sequential_batches(
+                self.held_out, choices.batch_size, self.eod_reset, choices.calibration_batches, self.extra_inputs
+            )
         return Evaluator(model, config).score(batches).loss

@@ -24,21 +24,21 @@ from pangu_ms.core import parser as arguments
 from pangu_ms.core.console import show, tell
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.isolated import python_command, python_environment
-from pangu_ms.core.parser import LEAST_S, MOST_S, PORTS, host_names, require_between
+from pangu_run.cli.options import MAX_S, MIN_S, PORTS, host_names, require_between
 from pangu_run.job.job import Job, Limits, Place
+from pangu_run.job.secret import job_secret, require_long
 from pangu_run.job_directory import NAME, JobDirectory
 from pangu_run.launcher import LOCAL_SERVER, run_job
 from pangu_run.program import CPU, Program, describe, placement
 from pangu_run.rank_table import Device, RankTable, Server, wait_completed
 from pangu_run.rank_table.rules import address
-from pangu_run.supervisor.authentication import job_secret, require_long
 
 VERBS = ("train",)
 DEFAULTS = Limits()
-NUMBERS = {"master_port": PORTS, "max_restarts": (0, 1000)}
-NUMBERS |= dict.fromkeys(("wait_table", "backoff", "grace"), (0, MOST_S))
-NUMBERS |= dict.fromkeys(("hang_timeout", "start_timeout", "stop_timeout", "host_timeout"), (LEAST_S, MOST_S))
-"""Least and most of each number."""
+NUMBERS: dict[str, tuple[float, float]] = {"master_port": PORTS, "max_restarts": (0, 1000)}
+NUMBERS |= dict.fromkeys(("wait_table", "backoff", "grace"), (0, MAX_S))
+NUMBERS |= dict.fromkeys(("hang_timeout", "start_timeout", "stop_timeout", "host_timeout"), (MIN_S, MAX_S))
+"""Smallest and largest value of each option that is a number."""
 
 
 class Parser(arguments.Parser):
@@ -79,12 +79,8 @@ def launch(args: argparse.Namespace) -> int:
     return run_job(job)
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Launch options, then the verb and its words.
-
-    Raises:
-        LaunchError: they are wrong by themselves, whatever the run is.
-    """
+def build_parser() -> Parser:
+    """The parser of the verb: launch options, then the verb that ranks run and its arguments."""
     parser = Parser(prog="pangu launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = parser.add_argument_group("where ranks run (default: this host)")
     where.add_argument(
@@ -164,7 +160,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     watch.add_argument("--job-dir", type=Path, metavar="DIR", help="logs, events, status (default: OUTPUT/job)")
     parser.add_argument("verb", metavar="train", help="what to run")
     parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="its options: see `pangu train --help`")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parsed options.
+
+    Raises:
+        LaunchError: they are wrong by themselves, whatever the run is.
+    """
+    args = build_parser().parse_args(argv)
     require_sound(args)
     args.hosts = None if args.hosts is None else host_names("--hosts", args.hosts)
     return args

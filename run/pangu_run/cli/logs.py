@@ -11,17 +11,17 @@ from typing import Any
 from pangu_ms.core.console import raw, show, tell
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.parser import Parser
-from pangu_run.cli.status import is_over
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.log_errors import SCHEDULER, DistinctError, cause_in_words, distinct_errors
 from pangu_run.report.log_lines import follow, rotated, tail
+from pangu_run.report.observe import is_over
 from pangu_run.report.status import clock, ranks_text
 
 COUNTER_S = 1.0
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the verb."""
+def build_parser() -> Parser:
+    """The parser of the verb."""
     parser = Parser(prog="pangu logs", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("dir", metavar="DIR", help="--output of a `pangu launch`, or the job directory in it")
     which = parser.add_mutually_exclusive_group()
@@ -47,7 +47,12 @@ def main(argv: list[str]) -> int:
         help="how many last lines, or distinct errors, to show; 0 shows all errors",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb; returns the exit code."""
+    args = build_parser().parse_args(argv)
     _check(args)
     directory = JobDirectory.find(args.dir)
     if args.errors:

@@ -13,10 +13,9 @@ from pangu_ms.core import files
 from pangu_ms.core.cluster_variables import inherited
 from pangu_run.job import binding
 from pangu_run.job.devices import visible_numbers
+from pangu_run.job.secret import job_secret
 from pangu_run.job_directory import JobDirectory
 from pangu_run.orphans import JOB
-from pangu_run.supervisor import rank
-from pangu_run.supervisor.authentication import job_secret
 
 MINDSPORE_LATER_S = 300.0
 """How much later than --start-timeout MindSpore's scheduler gives up: the launcher's watchdog knows which rank is
@@ -132,7 +131,7 @@ class Job:
         else:
             own["RANK_TABLE_FILE"] = str(self.rank_table_path)
         if self.bind:
-            own[rank.CORES] = ",".join(map(str, binding.cores_of(index, len(self.local), binding.numa_nodes())))
+            own[binding.CORES] = ",".join(map(str, binding.cores_of(index, len(self.local), binding.numa_nodes())))
         return own | {JOB: self.identity}
 
     def device_numbers(self) -> list[int]:

@@ -8,28 +8,8 @@ is known to everybody, and the code protects against accidents alone.
 
 import hashlib
 import hmac
-import os
 
-from pangu_ms.core.errors import LaunchError
-from pangu_ms.core.isolated import JOB_SECRET
-
-LEAST = 16
-"""Characters of a secret: who records a connection can try short ones."""
-ADVICE = (
-    f"give all launchers of the job the same random value, as `export {JOB_SECRET}=$(openssl rand -hex 32)` makes one"
-)
 CODE_BYTES = 64
-
-
-def job_secret() -> bytes:
-    """The secret in this process's environment; empty where there is none."""
-    return os.environ.get(JOB_SECRET, "").strip().encode(errors="surrogateescape")
-
-
-def require_long(secret: bytes) -> None:
-    """Raise LaunchError for a secret that can be guessed."""
-    if 0 < len(secret) < LEAST:
-        raise LaunchError(f"{JOB_SECRET}: has {len(secret)} characters; must have {LEAST} or more; {ADVICE}")
 
 
 class Seal:

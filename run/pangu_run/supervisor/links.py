@@ -25,8 +25,9 @@ from pangu_ms.core.exit_codes import EXIT_HOST
 from pangu_ms.core.isolated import JOB_SECRET
 from pangu_run.job import record
 from pangu_run.job.job import Job
+from pangu_run.job.secret import ADVICE
 from pangu_run.supervisor import messages
-from pangu_run.supervisor.authentication import ADVICE, Seal
+from pangu_run.supervisor.authentication import Seal
 from pangu_run.supervisor.scheduler import require_free
 
 Message = dict[str, Any]

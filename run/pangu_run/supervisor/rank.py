@@ -16,9 +16,10 @@ import sys
 
 from pangu_ms.core import stop_signals
 from pangu_ms.core.heartbeat import START, beat
+from pangu_run.job.binding import CORES
 
-LAUNCHER, CORES, STACKS = "PANGU_LAUNCHER", "PANGU_CORES", "PANGU_STACKS"
-"""Variables: process id of the launcher, numbers of the cores ("0,1"; optional), file that stacks are written to."""
+LAUNCHER, STACKS = "PANGU_LAUNCHER", "PANGU_STACKS"
+"""Variables: process id of the launcher, file that stacks are written to."""
 STACKS_SIGNAL = signal.SIGUSR2
 _PR_SET_PDEATHSIG = 1
 

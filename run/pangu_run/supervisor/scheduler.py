@@ -9,8 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pangu_ms.core.cluster_variables import inherited
 from pangu_ms.core.errors import LaunchError
-from pangu_run.job.job import Job, inherited
+from pangu_run.job.job import Job
 from pangu_run.orphans import JOB
 from pangu_run.supervisor.background import Aside
 from pangu_run.supervisor.logs import last_lines

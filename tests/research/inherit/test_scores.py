@@ -32,7 +32,7 @@ def teacher():
     0."""
     from pangu_ms.config.load import config_from_dict
     from pangu_ms.models.build import build_model, fill, to_arrays
-    from pangu_ms.train.step import TrainStep
+    from pangu_ms.train.steps.train_step import TrainStep
 
     config = small_pi(num_kv_heads=3)
     run = config_from_dict(

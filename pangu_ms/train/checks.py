@@ -1,7 +1,6 @@
-"""`pangu train` on several processes: what can be executed, what is checked before they start, how they are started. No
-mindspore import."""
+"""What is checked before a run starts, so that a mistake is told in one line and no rank ends by it. No mindspore
+import."""
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.core.cluster_variables import unset_command
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.data.extra_inputs import require_sources
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import Order
 from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.train.metrics import require_tensorboard
 from pangu_ms.train.resume import starting_point
-from pangu_run import job_directory
-from pangu_run.launcher import run_ranks
 
 FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")
 """Fields of the section `parallel` that a CPU has a use for; the others must be as they come."""
@@ -79,16 +77,26 @@ def require_job_of(config: RunConfig) -> None:
         )
 
 
-def require_startable(config: RunConfig, args: argparse.Namespace) -> None:
-    """Raise a UserError for what, beside the records, would end the ranks of a job as soon as they start; the words are
-    those of `pangu train`."""
-    if args.tensorboard:
+def require_startable(
+    config: RunConfig,
+    output: Path,
+    resume: bool = False,
+    resume_from: int | None = None,
+    init_from: Path | str | None = None,
+    tensorboard: bool = False,
+) -> None:
+    """Check what, beside the records, would end the ranks of a job as soon as they start; arguments as of
+    `loop.train`.
+
+    Raises:
+        UserError: the output directory, the checkpoint in it or `init_from` do not fit the configuration, or a package
+            is missing.
+    """
+    if tensorboard:
         require_tensorboard()
-    if (
-        starting_point(config, Path(args.output), args.resume, digests=False, resume_from=args.resume_from) is None
-        and args.init_from
-    ):
-        checkpoint = store.open_checkpoint(Path(args.init_from), digests=False)
+    start = starting_point(config, output, resume, digests=False, resume_from=resume_from)
+    if start is None and init_from:
+        checkpoint = store.open_checkpoint(Path(init_from), digests=False)
         check_names_and_shapes(str(checkpoint.path), checkpoint.stored("model"), config.model.parameter_shapes())
 
 
@@ -97,6 +105,7 @@ def require_readable(config: RunConfig, records: Path | str) -> None:
     which reads them."""
     train_set = RecordSet.open(records, "train")
     train_set.check(config.model)
+    require_sources(config.model.extra_inputs())
     Order.open(config.data.order, train_set)
 
 
@@ -105,25 +114,7 @@ def needs_ranks(config: RunConfig) -> bool:
     return config.runtime.device == "CPU" and config.parallel.world > 1 and runtime.place()[1] == 1
 
 
-def train_on_ranks(argv: list[str], args: argparse.Namespace, config: RunConfig, records: Path | str) -> int:
-    """Check what can be checked, then run `pangu train` with `argv`, parsed in `args`, on every rank; returns the exit
-    code.
-
-    Raises:
-        UserError: the records, the output directory, the checkpoint in it or that of --init-from do not fit the
-            configuration.
-    """
-    output = Path(args.output)
-    require_startable(config, args)
-    require_readable(config, records)
-    facts = {"verb": "train", "words": argv, "device": config.runtime.device} | described(config)
-    directory, world = output / job_directory.NAME, config.parallel.world
-    return run_ranks(
-        lambda rank: ["-m", "pangu_ms", "train", *argv], world, directory, name="pangu train", description=facts
-    )
-
-
-def described(config: RunConfig) -> dict[str, Any]:
-    """What a launcher writes down of a run: its resolved configuration, how long it is."""
+def describe_run(config: RunConfig) -> dict[str, Any]:
+    """What a launcher records of a run: its resolved configuration and its length."""
     tokens = config.global_batch_size * config.model.seq_length
     return {"config": dump_config(config), "total_steps": config.train.steps, "tokens_per_step": tokens}

@@ -1,4 +1,4 @@
-"""The training step in micro-batches: over pipeline stages MindSpore's compiler makes sends and receives of them,
+"""The graph of a step in micro-batches: over pipeline stages MindSpore's compiler makes sends and receives of them,
 without stages it adds up gradients."""
 
 import mindspore as ms
@@ -8,7 +8,7 @@ from mindspore.nn.wrap.cell_wrapper import _MicroBatch
 
 from pangu_ms.models.common.loss import TokenLoss
 from pangu_ms.parallel.mesh import Mesh
-from pangu_ms.train.step import GuardedUpdate
+from pangu_ms.train.steps.update import GuardedUpdate
 
 CONTROLS = ("learning_rate", "loss_scale", "loss_limit")
 """Names of the parameters that `MicroBatchStep.control` sets."""
@@ -43,10 +43,11 @@ class MicroBatches(nn.Cell):
         end = "pipeline_end" if num_stages > 1 else "forward_end"
         self.sums = [[ops.Add().add_prim_attr(end, i) for i in range(num_micro_batches)] for _ in range(2)]
 
-    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, keys_M):
-        total, count = self.loss(*self.slices[0](0, ids_BS1, positions_BS, segments_BS, mask_BS, keys_M))
+    def construct(self, *inputs):
+        """`inputs`: those of TokenLoss for the whole batch, with a dropout key for each micro-batch."""
+        total, count = self.loss(*self.slices[0](0, *inputs))
         for i in range(1, self.num_micro_batches):
-            next_total, next_count = self.loss(*self.slices[i](i, ids_BS1, positions_BS, segments_BS, mask_BS, keys_M))
+            next_total, next_count = self.loss(*self.slices[i](i, *inputs))
             total, count = self.sums[0][i](total, next_total), self.sums[1][i](count, next_count)
         return total, count
 
@@ -63,21 +64,16 @@ class MicroBatchStep(nn.Cell):
     ):
         """`optimizer_shard`: then gradients are those of the whole batch; else these are left in the sums."""
         super().__init__(auto_prefix=False)
-        self.loss, self.update, self.optimizer_shard = (
-            MicroBatches(loss, num_micro_batches, mesh.num_stages),
-            update,
-            optimizer_shard,
-        )
+        self.loss = MicroBatches(loss, num_micro_batches, mesh.num_stages)
+        self.update, self.optimizer_shard = update, optimizer_shard
         self.weights = update.optimizer.parameters
-        self.accumulated: ParameterTuple = self.weights.clone(
-            prefix="accu_grads", init="zeros"
-        )  # MindSpore knows them by this prefix
+        # MindSpore knows them by this prefix
+        self.accumulated: ParameterTuple = self.weights.clone(prefix="accu_grads", init="zeros")
         self.gradients, self.hyper_map = ops.GradOperation(get_by_list=True, sens_param=True), ops.HyperMap()
-        self.of_all_stages = (
-            ops.AllReduce(group=_stages_group(mesh, ms.get_auto_parallel_context("global_rank")))
-            if mesh.num_stages > 1
-            else None
-        )
+        self.of_all_stages = None
+        if mesh.num_stages > 1:
+            group = _stages_group(mesh, ms.get_auto_parallel_context("global_rank"))
+            self.of_all_stages = ops.AllReduce(group=group)
         self.stack, self.unstack = ops.Stack(), ops.Unstack()
         self.lr, self.scale, self.loss_limit = (
             Parameter(Tensor(1.0, ms.float32), name, requires_grad=False) for name in CONTROLS
@@ -90,8 +86,8 @@ class MicroBatchStep(nn.Cell):
         for parameter, value in ((self.lr, lr), (self.scale, scale), (self.loss_limit, loss_limit)):
             parameter.set_data(Tensor(value, ms.float32))
 
-    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, keys_M):
-        inputs = ids_BS1, positions_BS, segments_BS, mask_BS, keys_M
+    def construct(self, *inputs):
+        """`inputs`: see MicroBatches -> sum of losses, tokens that count, gradient norm, whether it was applied."""
         total, count = self.loss(*inputs)  # 0 on all stages but the last
         weight_of_total = ops.ones_like(total) * (self.scale / self.update.micro_batch_tokens)
         gradients = self.gradients(self.loss, self.weights)(*inputs, (weight_of_total, self.zero))

@@ -1,0 +1,28 @@
+"""Where the arrays of a family's extra inputs come from: a function for each name. No mindspore import.
+
+A family declares names in `ModelConfig.extra_inputs`; what they mean is known here, from records, row numbers and ids.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from pangu_ms.core.errors import DataError
+from pangu_ms.data.records import RecordSet
+
+Source = Callable[[RecordSet, np.ndarray, np.ndarray], np.ndarray]
+"""From records, row numbers (int64 [B]) and the rows' ids (int32 [B, S+1]) to an array whose first dimension is B."""
+SOURCES: dict[str, Source] = {}
+"""By the input's name."""
+
+
+def require_sources(names: Iterable[str]) -> None:
+    """Raise DataError for an input that no data has."""
+    for name in names:
+        if name not in SOURCES:
+            raise DataError(f"{name}: the model reads this input, and no records have it; known: {sorted(SOURCES)}")
+
+
+def read_extra(names: Iterable[str], records: RecordSet, rows: np.ndarray, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """The extra inputs of rows by name, in the order of the names."""
+    return {name: SOURCES[name](records, rows, ids) for name in names}

@@ -1,0 +1,113 @@
+"""What an optimizer step is, whoever executes it, and what all of them share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.loss import mean_loss, to_tensors
+
+NO_LIMIT = float("inf")
+LARGEST_LIMIT = 3e38
+"""Stands for NO_LIMIT in a graph, where limit * tokens must not be infinite * 0; nearly the largest float32."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step computed, the same on all ranks."""
+
+    total_loss: float
+    """Sum of the cross-entropy over the tokens that count, in nats."""
+    num_tokens: float
+    """Number of tokens that count."""
+    grad_norm: float
+    """Global norm of the gradient of the mean loss, before clipping."""
+    applied: bool
+    """False: the step was skipped, weights and moments are as before."""
+
+    @classmethod
+    def of(cls, outputs: Sequence[Tensor]) -> "StepResult":
+        """From a graph's outputs (total loss, tokens, norm, applied); waits for the device."""
+        total, count, norm, applied = (output.asnumpy().item() for output in outputs)
+        return cls(total, count, norm, bool(applied))
+
+    @property
+    def loss(self) -> float:
+        """Mean over the tokens that count, in nats."""
+        return mean_loss(self.total_loss, self.num_tokens)
+
+
+class OptimizerStep(Protocol):
+    """One optimizer step on a batch; owns the optimizer's state."""
+
+    in_one_graph: bool
+    """Whether one compiled graph is the whole step."""
+
+    def __call__(
+        self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
+    ) -> StepResult:
+        """Take a step; it is skipped when something is not finite or the mean loss exceeds `loss_limit`.
+
+        Args:
+            batch: this rank's part of the global batch; with a plan the whole global batch.
+            step: optimizer steps done, which seeds dropout.
+            lr: learning rate.
+            scale: loss scale.
+            loss_limit: in nats.
+        """
+
+    def parameters(self) -> list[Parameter]:
+        """The optimizer's state that this rank holds: first and second moments."""
+
+
+def dropout_key(seed: int, step: int, micro_batch: int) -> np.int32:
+    """A new key for every micro-batch of a run, the same when the run is repeated."""
+    return np.int32(np.random.SeedSequence([seed, step, micro_batch]).generate_state(1)[0] & 0x7FFFFFFF)
+
+
+def control_tensors(lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT) -> tuple[Tensor, ...]:
+    """Learning rate, loss scale and loss limit as a graph takes them: float32 scalars."""
+    return tuple(Tensor(value, ms.float32) for value in (lr, scale, min(loss_limit, LARGEST_LIMIT)))
+
+
+class GraphStep:
+    """Takes steps by one graph that is a whole step.
+
+    The graph's inputs are those of TokenLoss, then the controls: `whole_batch.WholeStep`. One that works in
+    micro-batches has a dropout key for each of them, and controls that are set before: `micro_batches.MicroBatchStep`.
+    """
+
+    in_one_graph = True
+
+    def __init__(self, cell: nn.Cell, seed: int, num_micro_batches: int = 1):
+        """`seed`: of dropout, train.seed."""
+        self.cell, self.seed, self.num_micro_batches = cell, seed, num_micro_batches
+
+    def __call__(
+        self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
+    ) -> StepResult:
+        """See OptimizerStep."""
+        return StepResult.of(self.cell(*self.inputs(batch, step, lr, scale, loss_limit)))
+
+    def inputs(
+        self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
+    ) -> tuple[Tensor, ...]:
+        """The graph's inputs; with micro-batches the controls are set."""
+        keys = [dropout_key(self.seed, step, i) for i in range(self.num_micro_batches)]
+        if self.num_micro_batches == 1:
+            return *to_tensors(batch), Tensor(keys[0]), *control_tensors(lr, scale, loss_limit)
+        self.control(lr, scale, min(loss_limit, LARGEST_LIMIT))
+        return *to_tensors(batch), Tensor(np.array(keys, np.int32))
+
+    def control(self, lr: float, scale: float, loss_limit: float) -> Any:
+        """Set the controls of a graph that works in micro-batches."""
+        self.cell.control(lr, scale, loss_limit)
+
+    def parameters(self) -> list[Parameter]:
+        """See OptimizerStep."""
+        optimizer = self.cell.update.optimizer
+        return [*optimizer.m, *optimizer.v]

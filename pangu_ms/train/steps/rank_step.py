@@ -1,0 +1,40 @@
+"""The optimizer step of one rank of a plan. Compilation is tested on virtual ranks; untested on hardware."""
+
+from mindspore import Parameter, nn
+
+from pangu_ms.core.errors import PlanError
+from pangu_ms.models.build import weights
+from pangu_ms.parallel.plan import Plan, parameter_of
+from pangu_ms.train.steps.protocol import GraphStep
+from pangu_ms.train.steps.rank_graph import build_rank_graph, example_inputs
+
+
+class RankStep(GraphStep):
+    """Takes steps on batches of all replicas, which MindSpore cuts; owns this rank's slices of the optimizer state."""
+
+    def __init__(self, plan: Plan, model: nn.Cell, rank: int):
+        """Build the step of a model that `apply` has laid out."""
+        super().__init__(build_rank_graph(plan, model).set_train(), plan.config.train.seed, plan.num_micro_batches)
+        self.plan, self.rank = plan, rank
+        self.held = set(plan.stage_parameters(plan.mesh.coordinate(rank).stage))
+        self.weights = [p for p in weights(model) if p.name in self.held]
+
+    def compile(self) -> None:
+        """Compile the graph: from then on parameters have the shapes of their slices, and can be set to these.
+
+        Raises:
+            PlanError: MindSpore has laid out a parameter otherwise than the plan.
+        """
+        self.cell.compile(*example_inputs(self.plan))
+        for parameter in (*self.weights, *self.parameters()):
+            wanted = self.plan.layouts[parameter_of(parameter.name)].slice_shape
+            if tuple(parameter.shape) != wanted:
+                found = f"MindSpore gives rank {self.rank} {list(parameter.shape)} of it"
+                raise PlanError(
+                    f"{parameter.name}: {found}; the plan says {list(wanted)}; use other degrees; `pangu plan rehearse`"
+                    " shows whether they fit"
+                )
+
+    def parameters(self) -> list[Parameter]:
+        """Moments of the parameters that this rank's stage holds."""
+        return [moment for moment in super().parameters() if parameter_of(moment.name) in self.held]

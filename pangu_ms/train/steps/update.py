@@ -1,0 +1,63 @@
+"""Graph of the update: unscale, clip, guard, optimizer.
+
+A step whose loss or gradient is not finite, or whose loss exceeds a limit, leaves weights and moments untouched, inside
+the graph.
+"""
+
+import mindspore as ms
+from mindspore import ParameterTuple, Tensor, nn, ops
+
+import ascend_ops
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.train.optimizer import AdamW
+
+# HyperMap, not loops: see optimizer.py.
+_sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
+
+# Under a plan a rank has slices of gradients: by this mark MindSpore adds up their squares over all ranks, those of
+# equal slices once.
+_of_slices = ops.ExpandDims().add_prim_attr("grad_scale", True)
+
+
+@_sum_of_squares.register("Tensor")
+def _tensor_sum_of_squares(gradient):
+    return _of_slices(ascend_ops.squared_norm(gradient), 0)
+
+
+class GuardedUpdate(nn.Cell):
+    """Unscale and clip gradients, then update, unless something is not finite or the loss exceeds its limit."""
+
+    def __init__(self, optimizer: AdamW, clip_norm: float, micro_batch_tokens: int, num_uncounted: int = 0):
+        """`num_uncounted`: leading gradients that the norm leaves out, since another pipeline stage counts them."""
+        super().__init__(auto_prefix=False)
+        self.num_uncounted = num_uncounted
+        self.optimizer, self.clip_norm, self.micro_batch_tokens = optimizer, clip_norm, float(micro_batch_tokens)
+        self.hyper_map, self.add, self.sqrt, self.is_finite = ops.HyperMap(), ops.AddN(), ops.Sqrt(), ops.IsFinite()
+        self.minimum, self.both = ops.Minimum(), ops.LogicalAnd()
+
+    def construct(self, total, count, gradients, lr, scale, loss_limit):
+        """-> (gradient norm of the mean loss before clipping, whether the update was applied)."""
+        unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
+        norm = self.sqrt(self.add(self.hyper_map(_sum_of_squares, gradients[self.num_uncounted :])))[0] * unscale
+        applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
+        if applied:
+            factor = unscale
+            if self.clip_norm > 0:
+                factor = unscale * self.minimum(self.clip_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
+            self.optimizer(gradients, factor, lr)
+        return norm, applied
+
+
+def build_update(
+    config: RunConfig, weights: ParameterTuple, micro_batch_size: int, num_uncounted: int = 0
+) -> GuardedUpdate:
+    """The update of a run's optimizer.
+
+    Args:
+        micro_batch_size: sequences by whose tokens `Gradients` divides.
+        num_uncounted: see GuardedUpdate.
+    """
+    decayed = {name for name, spec in config.model.parameters().items() if spec.decay}
+    optimizer = AdamW(weights, config.optimizer, decayed)
+    micro_batch_tokens = micro_batch_size * config.model.seq_length
+    return GuardedUpdate(optimizer, config.optimizer.clip_norm, micro_batch_tokens, num_uncounted)
