@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.config.iso import Search, differences, find_shapes, head_dim, reshape
+from pangu_ms.config.iso import Search, differences, find_shapes, reshape
 from pangu_ms.config.load import config_to_dict, load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files
@@ -102,7 +102,7 @@ def make_plan(
     teacher_steps = teacher_steps or base.train.steps
     _require_limits(baseline, {"--keep": keep, "--second-lr": second_lr}, compact_size, teacher_steps)
     small_vocabulary = dataclasses.replace(baseline, vocab_size=compact_size)
-    search = Search(target=baseline.num_parameters(), head_dim=head_dim(baseline))
+    search = Search(target=baseline.num_parameters(), head_dim=baseline.head_dim)
     expansion = baseline.ffn_hidden_size / baseline.hidden_size
     compact = _equal_shape(small_vocabulary, search, baseline.num_layers, expansion)
     tweaked = _equal_shape(small_vocabulary, search, depth, expansion)
