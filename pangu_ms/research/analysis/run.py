@@ -63,8 +63,8 @@ class HiddenStates(nn.Cell):
         self.set_train(False)
 
     def construct(self, ids_BS, positions_BS, segments_BS, *extra):
-        """From int32 [B, S] each, and the family's extra inputs, to num_layers + 1 states, each float32 [B, S, E]: numpy
-        has no bfloat16."""
+        """From int32 [B, S] each, and the family's extra inputs, to num_layers + 1 states, each float32 [B, S, E]:
+        numpy has no bfloat16."""
         states = self.model.hidden_states(ids_BS, positions_BS, segments_BS, *extra)
         return tuple([self.cast(x_BSE, ms.float32) for x_BSE in states])
 
