@@ -18,9 +18,9 @@ def gather(
     * A parameter that is kept as a whole is the teacher's array itself, bit for bit.
     * A parameter that the teacher lacks gets its initial value.
     * Of the axes siaf_term and bottleneck, which may grow or shrink, the first lines are inherited. Further lines of
-      the student get their initial value. * If the teacher's head is tied and the student's is not, the student's head
-      is the teacher's word table. * If more query heads share a head of keys and values in the student, each such head
-      is the mean of the teacher's.
+      the student get their initial value.
+    * If the teacher's head is tied and the student's is not, the student's head is the teacher's word table.
+    * If more query heads share a head of keys and values in the student, each such head is the mean of the teacher's.
 
     Gains of norms are inherited as they are, though a norm is taken over fewer channels: where the dropped channels
     were zero, RMSNorm's output shrinks by sqrt(E' / E); where they were as large as the kept ones, it stays the same.
