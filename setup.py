@@ -54,7 +54,6 @@ setup(
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
-        "dev": ["pre-commit"],  # .pre-commit-config.yaml runs the tools of the test extra
         "test": [
             "setuptools>=70.1",
             "pytest",
