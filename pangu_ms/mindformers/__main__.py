@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from pangu_ms.core import files, runtime, yaml_file
-from pangu_ms.core.console import tell
-from pangu_ms.core.errors import ConfigError, UserError
+from pangu_ms.core.console import tell, user_errors
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import Parser
 from pangu_ms.mindformers import register
 from pangu_ms.mindformers.data import step_dataset
@@ -115,7 +115,7 @@ def main(argv: list[str]) -> int:
         files.write_text(output / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         os.environ["LOCAL_DEFAULT_PATH"] = str(output)  # where MindFormers puts its logs from its import on
         train(output / "config.yaml")
-    except UserError as error:
+    except user_errors() as error:
         tell(f"pangu_ms.mindformers: {error}")
         return USER_ERROR
     print(f"{output}: done; checkpoints in {output / 'checkpoint'}")

@@ -27,7 +27,7 @@ FLASH_STATISTICS_BYTES = 64
 """For each head and token: maximum and sum, float32, each repeated 8 times. Source: outputs of flash_attention_score,
 [B, N, S, 8]."""
 MASK_BYTES = 4
-"""Of one element's dropout factor, which the composed operator keeps in float32 (ascend_ops/dropout.py)."""
+"""Of one element's dropout factor, which the composed operator keeps in float32 (ascend_ops/random_masks.py)."""
 
 
 @dataclass(frozen=True)

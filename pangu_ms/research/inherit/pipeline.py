@@ -241,4 +241,4 @@ class _Calibration:
         choices, batches = self.choices, self.batches
         if self.held_out:
             batches = sequential_batches(self.held_out, choices.batch_size, self.eod_reset, choices.calibration_batches)
-        return Evaluator(model, config).score(batches).loss
+        return Evaluator(model).score(batches).loss
