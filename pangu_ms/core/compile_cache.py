@@ -113,9 +113,12 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
     if not enabled or not _process.usable or SWITCH in os.environ or script is None:
         yield False
         return
+    import mindspore
+
     from ascend_ops import backend
 
-    if backend.has_graphs_of_one_process():
+    # With its own switch on, MindSpore numbers the graphs outside of such blocks too.
+    if mindspore.get_context("enable_compile_cache") is not None or backend.has_graphs_of_one_process():
         yield False
         return
     published = cache_root() / _key(identity, script)[:40]
