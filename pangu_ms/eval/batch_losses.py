@@ -7,7 +7,6 @@ Source: spec E2.4.
 import json
 import math
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,7 @@ from pangu_ms.data.loader import Loader
 from pangu_ms.data.npz_file import read_npz, to_npz
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import BatchLosses, Order, fingerprint
-from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
+from pangu_ms.eval.perplexity import Evaluator
 
 SAVE_SECONDS = 5.0
 """Interval between saves: a killed process loses the losses of that time and of one batch."""
@@ -68,14 +67,7 @@ def batch_losses(
     partial = Partial.open(Path(f"{output}.partial"), identity)
     if len(partial.losses) < total:
         with partial:
-            _score(
-                partial,
-                total,
-                loader,
-                Evaluator.load(checkpoint, config),
-                cached_evaluator(config, batch_size, record_set.row_length),
-                progress,
-            )
+            _score(partial, total, loader, Evaluator.load(checkpoint, config), progress)
     rows = loader.epoch_rows(0)[: total * batch_size].reshape(total, batch_size)
     made_by = identity | {
         "path": str(checkpoint.path),
@@ -128,22 +120,13 @@ def _open(
     )
 
 
-def _score(
-    partial: "Partial",
-    total: int,
-    loader: Loader,
-    evaluator: Evaluator,
-    compiling: AbstractContextManager[bool],
-    progress: bool,
-) -> None:
-    """Add the losses that are missing; the first batch compiles."""
+def _score(partial: "Partial", total: int, loader: Loader, evaluator: Evaluator, progress: bool) -> None:
+    """Add the losses that are missing."""
     done = len(partial.losses)
     batches = islice(loader.batches(done), total - done)
     scores = evaluator.each(
         progress_bar(progress, iterable=batches, total=total, initial=done, desc="losses", unit="batch")
     )
-    with compiling:
-        partial.add(next(scores).loss)
     for score in scores:
         partial.add(score.loss)
 

@@ -56,14 +56,13 @@ def evaluate(
     total = num_batches(record_set, batch_size, max_batches)
     record_set.check(config.model, tokenizer, evaluation=True)
 
-    from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
+    from pangu_ms.eval.perplexity import Evaluator
 
     evaluator = Evaluator.load(checkpoint, config)
     batches = sequential_batches(
         record_set, batch_size, config.data.eod_reset, max_batches, config.model.extra_inputs()
     )
-    with cached_evaluator(config, batch_size, record_set.row_length):
-        first = evaluator.score([next(batches)])
+    first = evaluator.score([next(batches)])
     _require_numbers(checkpoint, first)
     rest = evaluator.score(
         progress_bar(progress, iterable=batches, total=total, initial=1, desc="evaluate", unit="batch")

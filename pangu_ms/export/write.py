@@ -57,6 +57,7 @@ RUNNER_MODULES = (
     "pangu_ms/cli/run_mindir.py",
     "pangu_ms/cli/run_pyz.py",
     "pangu_ms/core/__init__.py",
+    "pangu_ms/core/callable_package.py",
     "pangu_ms/core/cluster_variables.py",
     "pangu_ms/core/console.py",
     "pangu_ms/core/errors.py",

@@ -4,7 +4,6 @@ The parameters have our names without any prefix, so that MindFormers' checkpoin
 the same names.
 """
 
-import dataclasses
 from typing import Any
 
 import mindspore as ms

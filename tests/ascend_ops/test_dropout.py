@@ -5,7 +5,7 @@ import pytest
 from mindspore import Tensor
 
 from ascend_ops import OperatorError
-from ascend_ops.dropout import dropout, dropout_seed
+from ascend_ops.random_masks import dropout, dropout_seed
 from tests.ascend_ops.common import forward, gradients, hash_reference, to_tensor
 
 pytestmark = pytest.mark.thinned

@@ -1,6 +1,5 @@
 """Slices against numpy: an array is split axis by axis, and comes back together."""
 
-
 import numpy as np
 import pytest
 

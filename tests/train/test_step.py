@@ -164,10 +164,10 @@ def test_an_evaluation_before_the_first_step_leaves_dropout_on():
     config = make_config(small(num_layers=2, hidden_size=16, dropout=0.5))
     parameters, batch = random_parameters(config.model), make_batch(config)
     model, step = make_step(config, parameters)
-    score = Evaluator(model, config.model).score([batch])
+    score = Evaluator(model).score([batch])
     first = step(batch, 0, 0.0).loss
     assert abs(first - score.loss) > 1e-3
-    assert Evaluator(model, config.model).score([batch]).loss == pytest.approx(score.loss)
+    assert Evaluator(model).score([batch]).loss == pytest.approx(score.loss)
     assert step(batch, 0, 0.0).loss == first
 
 

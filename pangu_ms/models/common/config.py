@@ -20,7 +20,7 @@ from pangu_ms.core.fields import (
 
 MOST_LAYERS = 4096  # the deepest models have some hundreds
 MASK_BYTES = 4
-"""Of one element's dropout factor, which the composed operator keeps in float32 (ascend_ops/dropout.py)."""
+"""Of one element's dropout factor, which the composed operator keeps in float32 (ascend_ops/random_masks.py)."""
 
 
 @dataclasses.dataclass(frozen=True)

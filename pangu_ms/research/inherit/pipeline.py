@@ -272,4 +272,4 @@ class _Calibration:
             batches = sequential_batches(
                 self.held_out, choices.batch_size, self.eod_reset, choices.calibration_batches, self.extra_inputs
             )
-        return Evaluator(model, config).score(batches).loss
+        return Evaluator(model).score(batches).loss
