@@ -3,8 +3,8 @@
     builtin   MindSpore's own operator for Ascend
     ascendc   our Ascend C kernel
     cpu       our CPU kernel
-    composed  elementary MindSpore operators; runs everywhere, travels inside MindIR, and is what the others are tested
-    against
+    composed  elementary MindSpore operators; runs everywhere, travels inside MindIR, and is what the others are
+              tested against
 
 The first that is available here is taken, in this order, unless `use` or ASCEND_OPS_BACKEND names one. In a graph the
 choice is made when the graph is compiled and stays.

@@ -3,35 +3,40 @@
 
 Found by every branch on the device, the chip, the world and MindSpore's context (grep `"Ascend"`, `"CPU"`,
 `runtime.device`, `device_target`, `soc()`). "compiled" is by MindSpore's front end for an Ascend chip; the execution of
-compiled graphs is stubbed everywhere, and nothing else unless said.
+compiled graphs is stubbed everywhere, and in brackets what else is.
 
-    path                                                      entered by
-    beside it stubbed
-    --------------------------------------------------------  -----------------------------------------------------
-    --------------------------------
-    runtime.start: DEVICE_ID, graph mode, begun before        here (every verb), tests/test_runtime.py
-    mindspore.set_device train, one device: whole step, lazy_inline, cached graph  here: test_one_device_trains_...,
-    test_every_verb...
-    train, one device: accumulated step, bfloat16             here: test_every_verb_...
-    train, a plan: start, step, log, save, stop, resume       tests/train/test_ascend.py
-    sums over ranks (HCCL)
-    train, a plan: slices, words, refusals                    tests/train/test_planned.py
-    HCCL
-    launch on Ascend: rank tables, binding, variables         tests/train/test_ascend.py, tests/run/test_launch.py
-    describe: --device ascend, shared records, plan's ranks   tests/train/test_describe.py, tests/train/test_launch.py
-    generate: half-precision cache, both lengths, beams       here: test_one_device_trains_..., test_every_verb...
-    export: what travels, target, check in a fresh process    here: test_every_verb_...
-    also in the fresh process
-    run-mindir: a package whose target is Ascend              here: test_every_verb_...
-    eval, data losses, analyze, model inherit                 here: test_every_verb_...
-    Ascend C kernels in graphs, launchers, no cached graphs   here: test_kernels_of_ours_...
-    CANN's headers (one empty file) operators: choice by chip and dtype, built-in attention   here (float16 and
-    bfloat16), tests/ascend_ops/test_backend.py
-    Ascend C kernels themselves                               tests/ascend_ops/ascendc (executed by the host header)
-    mf: device_target of MindFormers' context                 tests/mindformers/test_settings.py                              not
-    executed
-    manifest, doctor                                          tests/run
-    recorded outputs of the tools
+    runtime.start: DEVICE_ID, graph mode, begun before
+        here (every verb), tests/test_runtime.py [mindspore.set_device]
+    train, one device: whole step, lazy_inline, cached graph
+        here: test_one_device_trains_..., test_every_verb_...
+    train, one device: accumulated step, bfloat16
+        here: test_every_verb_...
+    train, a plan: start, step, log, save, stop, resume
+        tests/train/test_ascend.py [sums over ranks (HCCL)]
+    train, a plan: slices, messages, refusals
+        tests/train/test_planned.py [HCCL]
+    launch on Ascend: rank tables, binding, variables
+        tests/train/test_ascend.py, tests/run/test_launch.py
+    describe: --device ascend, shared records, plan's ranks
+        tests/train/test_describe.py, tests/train/test_launch.py
+    generate: half-precision cache, both lengths, beams
+        here: test_one_device_trains_..., test_every_verb_...
+    export: what travels, target, check in a fresh process
+        here: test_every_verb_... [the fresh process, too]
+    run-mindir: a package whose target is Ascend
+        here: test_every_verb_...
+    eval, data losses, analyze, model inherit
+        here: test_every_verb_...
+    Ascend C kernels in graphs, launchers, no cached graphs
+        here: test_kernels_of_ours_... [CANN's headers (one empty file)]
+    operators: choice by chip and dtype, built-in attention
+        here (float16 and bfloat16), tests/ascend_ops/test_backend.py
+    Ascend C kernels themselves
+        tests/ascend_ops/ascendc (executed by the host header)
+    mindformers: device_target of MindFormers' context
+        tests/mindformers/test_settings.py [not executed]
+    manifest, doctor
+        tests/run [recorded outputs of the tools]
 """
 
 import json

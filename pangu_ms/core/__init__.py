@@ -1,1 +1,4 @@
-"""The ground floor: errors, whole-file writes, the terminal, progress, caches. Everything stands on it; no mindspore import."""
+"""The ground floor: errors, whole-file writes, the terminal, progress, caches.
+
+Everything stands on it. No mindspore import.
+"""

@@ -1,10 +1,10 @@
 """The processes of an execution: a virtual rank that exports its graph, a rank that runs one, and the single process
 that they are compared with.
 
-python -m pangu_ms.rehearsal.execute_child compile DIR RANK     writes rank_N.mindir; its collectives and groups to
-stdout, JSON
-python -m pangu_ms.rehearsal.execute_child run DIR RANK         writes rank_N.npz
-python -m pangu_ms.rehearsal.execute_child single DIR           writes single.npz
+    python -m pangu_ms.rehearsal.execute_child
+        compile DIR RANK    writes rank_N.mindir, and its collectives and groups as JSON to stdout
+        run DIR RANK        writes rank_N.npz
+        single DIR          writes single.npz
 """
 
 import json

@@ -8,8 +8,7 @@ rank_table_HOST.json    the copy that the ranks of a host read
 events.jsonl      one line for each event of all launches here: {"time", "id" (of the launch), "event", "attempt",
                   ...}; see EVENTS
 status.json       state of every rank, replaced every STATUS_S seconds
-logs/rank_N/      output.log (.1, .2, ...) what rank N wrote, rotated; stacks.log its stacks, where they were
-dumped;
+logs/rank_N/      output.log (.1, .2, ...) what rank N wrote, rotated; stacks.log its stacks, where they were dumped;
                   ascend/ CANN's own logs
 logs/scheduler/output.log    of MindSpore's scheduler
 """

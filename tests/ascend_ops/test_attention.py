@@ -292,7 +292,8 @@ def call(name, *arrays):
     pointers = lambda values: (ctypes.c_void_p * len(arrays))(*values)
     dtypes = (ctypes.c_char_p * len(arrays))(*(str(a.dtype).encode() for a in arrays))
     ranks = (ctypes.c_int * len(arrays))(*(a.ndim for a in arrays))
-    assert not getattr(library, name)(len(arrays), pointers(a.ctypes.data for a in arrays), ranks, pointers(map(ctypes.addressof, shapes)), dtypes, None, None)
+    data, dims = pointers(a.ctypes.data for a in arrays), pointers(map(ctypes.addressof, shapes))
+    assert not getattr(library, name)(len(arrays), data, ranks, dims, dtypes, None, None)
 for B, Q, K, G in ((1, 1, 700, 2), (3, 150, 150, 1)):
     q, dout, out, dq = (random.randn(B, Q, 2, 16).astype("f") for _ in range(4))
     k, v, dk, dv = (random.randn(B, K, G, 16).astype("f") for _ in range(4))

@@ -131,7 +131,8 @@ def main() -> None:
         " difference"
     )
     for row in rows:
-        numbers = f"{row['start_s']:>8.1f}{row['prefill_ms']:>12.1f}{row['step_ms']:>9.1f}{row['tokens_per_s']:>10.1f}{row['read_gb_per_s']:>11.1f}"
+        numbers = f"{row['start_s']:>8.1f}{row['prefill_ms']:>12.1f}{row['step_ms']:>9.1f}"
+        numbers += f"{row['tokens_per_s']:>10.1f}{row['read_gb_per_s']:>11.1f}"
         print(
             f"{row['config']:<26}{row['batch_size']:>6}  {row['from']:<11}{numbers}{row['share_of_bandwidth']:>7.0%} "
             f" {row['max_difference']:.2g}"

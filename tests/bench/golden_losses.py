@@ -46,9 +46,8 @@ def main() -> int:
     expected, code = json.loads(args.file.read_text()), 0
     for config, was in expected.items():
         same = found[config] == was
-        print(
-            f"{config}: {len(was['losses'])} losses, {len(was['weights'])} files of weights: {'same' if same else 'DIFFERENT'}"
-        )
+        sizes = f"{len(was['losses'])} losses, {len(was['weights'])} files of weights"
+        print(f"{config}: {sizes}: {'same' if same else 'DIFFERENT'}")
         code |= not same
     return code
 

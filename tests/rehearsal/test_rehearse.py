@@ -76,7 +76,7 @@ def test_a_difference_between_compiler_and_plan_is_told(alpha: tuple[Plan, rehea
     raw = {
         "rank": 0, "seconds": 0, "peak_bytes": 0, "collectives": [], "operators": {},
         "layouts": {name: [] for name in report.slices if name != "final_norm.bias"},
-        "parameters": {name: [1] if name == "blocks.0.ffn.up.weight" else shape for name, shape in report.slices.items()},
+        "parameters": dict(report.slices) | {"blocks.0.ffn.up.weight": [1]},
     }  # fmt: skip
     assert rehearsal._report(plan, raw).differences == [
         "blocks.0.ffn.up.weight: has shape [1], the plan says "

@@ -19,7 +19,8 @@ def stopped(number, frame):
     sys.exit(75)
 for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, stopped)
-note(words=sys.argv[1:], role=os.environ.get("MS_ROLE"), extra=os.environ.get("EXTRA"), secret=os.environ.get("PANGU_JOB_SECRET"))
+get = os.environ.get
+note(words=sys.argv[1:], role=get("MS_ROLE"), extra=get("EXTRA"), secret=get("PANGU_JOB_SECRET"))
 if sys.argv[1] == "ranktable":
     sys.exit(int(os.environ.get("TABLE_CODE", "0")))
 if "WAIT" in os.environ:
