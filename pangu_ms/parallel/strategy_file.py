@@ -210,11 +210,9 @@ def cut_text(layout: Layout) -> str:
 
 
 def _check_sizes(path: Path, stages: dict[int, dict[str, StoredLayout]]) -> None:
-    sizes = {
-        stored.pattern.num_devices: f"{name} (stage {stage})"
-        for stage, tensors in stages.items()
-        for name, stored in tensors.items()
-    }
+    sizes: dict[int, str] = {}
+    for stage, tensors in stages.items():
+        sizes |= {stored.pattern.num_devices: f"{name} (stage {stage})" for name, stored in tensors.items()}
     if len(sizes) > 1:
         (one, a), (other, b) = list(sizes.items())[:2]
         raise PlanError(

@@ -112,12 +112,10 @@ SEARCHED = {
 def overrides(config: RunConfig) -> list[str]:
     """The searched fields as they are pasted behind `--config`, and what a base may say of another number of
     devices."""
-    reset = ["parallel.num_devices=0", f"parallel.stage_layers={list(config.parallel.stage_layers)}"]
-    return reset + [
-        f"{section}.{name}={_text(getattr(getattr(config, section), name))}"
-        for section, names in SEARCHED.items()
-        for name in names
-    ]
+    words = ["parallel.num_devices=0", f"parallel.stage_layers={list(config.parallel.stage_layers)}"]
+    for section, names in SEARCHED.items():
+        words += [f"{section}.{name}={_text(getattr(getattr(config, section), name))}" for name in names]
+    return words
 
 
 def describe(change: Change) -> str:
