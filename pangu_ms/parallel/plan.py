@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def num_micro_batches(self) -> int:
-        """Of a step: those that flow through the stages, or those whose gradients are accumulated."""
+        """The micro-batches of a step: those that flow through the stages, or those whose gradients are accumulated."""
         return max(self.config.parallel.micro_batch_num, self.config.train.accumulation_steps)
 
     @functools.cached_property

@@ -13,7 +13,7 @@ from pangu_ms.parallel.plan import Plan
 
 
 class Kind(NamedTuple):
-    """What decides how a parameter lies, and whether it has moments and a gradient."""
+    """What a parameter's layout depends on, and whether it has moments and a gradient."""
 
     axes: tuple[str, ...]
     trainable: bool
@@ -27,7 +27,7 @@ class Kind(NamedTuple):
 
 @functools.lru_cache
 def layer_kinds(model: ModelConfig) -> tuple[int, ...]:
-    """For each layer the first one that is of its kind: same parameters, same role."""
+    """For each layer the number of the first layer like it, which has the same parameters and the same role."""
     first: dict[tuple, int] = {}
     kinds = []
     for i, name in enumerate(model.layer_names()):
