@@ -55,10 +55,13 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import BatchLosses
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.models.common.init import initial_values
+from pangu_ms.models.registry import FAMILIES
 from tests.faults.common import ROOT
 from tests.stub_ascend.sitecustomize import executed, loss_of
 
 PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches=1", "model.ffn_hidden_size=48"]
+PARTS = {"pi": PI}
+"""What a family's tiny configuration has besides."""
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
 from pangu_ms.cli.main import main
@@ -153,8 +156,9 @@ def test_one_device_trains_resumes_and_generates(records, tiny_overrides, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("config", "extra"), [("alpha/tiny", []), ("pi/tiny", PI)], ids=["alpha", "pi"])
-def test_every_verb_that_opens_a_device(records, tiny_overrides, tmp_path, verbs, config, extra):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_verb_that_opens_a_device(records, tiny_overrides, tmp_path, verbs, family):
+    config, extra = f"{family}/tiny", PARTS.get(family, [])
     overrides = [*tiny_overrides, *extra, "model.compute_dtype=bfloat16", "train.accumulation_steps=2", "train.steps=4"]
     run, package, greedy = tmp_path / "run", tmp_path / "package", ["--temperature", 0, "--max-new-tokens", 4, "--json"]
     out = verbs(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -24,6 +24,7 @@ from pangu_ms.core.files import new_directory, write_text
 from pangu_ms.models.common.config import ModelConfig
 
 SHAPE_FIELDS = ("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_hidden_size")
+AnyModel = TypeVar("AnyModel", bound=ModelConfig)
 TABLE_AXES = ("vocab", "position")  # tables are read row by row; every other matrix is multiplied
 FLOPS_FORMULA = (
     "2 * (matrices of the layers + vocab_size * hidden_size) + 4 * num_layers * seq_length * num_heads * head_dim"
@@ -161,7 +162,7 @@ def _widths(model: ModelConfig, expansion: float, search: Search) -> Iterator[Mo
         )
 
 
-def reshape(model: ModelConfig, **fields: int) -> ModelConfig:
+def reshape(model: AnyModel, **fields: int) -> AnyModel:
     """A copy with the fields that its family has changed.
 
     Raises:

@@ -22,12 +22,11 @@ PRESET_DIRECTORIES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # inst
 
 def presets() -> dict[str, Path]:
     """Shipped configurations by name, such as "alpha/tiny"."""
-    return {
-        str(p.relative_to(d).with_suffix("")): p
-        for d in PRESET_DIRECTORIES
-        if d.is_dir()
-        for p in sorted(d.glob("*/*.yaml"))
-    }
+    found = {}
+    for directory in PRESET_DIRECTORIES:
+        for path in sorted(directory.glob("*/*.yaml")):
+            found[path.relative_to(directory).with_suffix("").as_posix()] = path
+    return found
 
 
 def find_config(name: str) -> Path:
@@ -134,9 +133,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _explain(item: ErrorDetails, where: str) -> str:
     location = [str(part) for part in item["loc"]]
-    family = (
-        location.pop(1) if location[:1] == ["model"] and len(location) > 1 else None
-    )  # pydantic puts it there; no file has it
+    # pydantic puts the family behind `model`, where no file has it.
+    family = location.pop(1) if location[:1] == ["model"] and len(location) > 1 else None
     key = ".".join(location)
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{where}: {key}: unknown key{_nearest(location[-1], _fields_at(location[:-1], family))}"

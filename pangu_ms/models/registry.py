@@ -19,7 +19,8 @@ configuration of a model.
                 `pangu model` and smoke runs ask (`fields_free_in_students` and its neighbours). No mindspore import.
 
 `model.py`      `MODEL`: an nn.Cell of single-device mathematics over ascend_ops and the layers of
-                models/common/layers.py, whose parameters have the names, shapes and dtypes of `CONFIG.parameters()`.
+                models/common/layers.py, whose parameters have the names, shapes, dtypes and order of
+                `CONFIG.parameters()`.
                     MODEL(config, cache: CacheShape | None)
                     construct(ids, positions, segments, key, *extra) -> logits [B, S, V]    whole sequences, in the
                                                 compute dtype, for training and evaluation; `key` int32 seeds dropout;

@@ -31,9 +31,8 @@ def begin(plan: Plan, rank: int) -> None:
     if parallel.optimizer_shard:
         threshold = {"parallel_optimizer_threshold": OPTIMIZER_SHARD_MIN_BYTES >> 10}  # in KB
         shard = {"enable_parallel_optimizer": True, "parallel_optimizer_config": threshold}
-    _set_algo_single_loop(
-        False
-    )  # else the propagation takes the operators of two lists of cells for those of one loop, and mixes them up
+    # Otherwise the propagation takes the operators of two lists of cells for those of one loop, and mixes them up.
+    _set_algo_single_loop(False)
     ms.set_auto_parallel_context(
         device_num=world, global_rank=rank, full_batch=True, pipeline_stages=parallel.pipeline_stage, **mode, **shard
     )
@@ -44,7 +43,7 @@ def begin(plan: Plan, rank: int) -> None:
 
 
 def apply(plan: Plan, model: nn.Cell) -> None:
-    """Tell each cell of a model its layout, its stage and what it recomputes."""
+    """Give each cell of a model its layout and its stage, and mark the cells to recompute."""
     specs = plan.config.model.parameters()
     for _, cell in model.cells_and_names():
         if isinstance(cell, ShardedWeight):

@@ -6,8 +6,9 @@ from pangu_ms.models.common.config import ModelConfig
 
 
 def layer_flops_per_token(model: ModelConfig, layer: int) -> int:
-    """Of one layer: 2 for each value of a matrix, and 4 * S * A for scores and context of attention, not halved for the
-    causal mask.
+    """Operations of one layer: 2 for each value of a matrix, and 4 * S * A for scores and context of attention.
+
+    The causal mask does not halve attention.
 
     Source: Narayanan et al. 2021 (arXiv 2104.04473), section 3 and appendix: 24 B S E^2 + 4 B S^2 E for a GPT layer.
     """
@@ -19,10 +20,11 @@ def layer_flops_per_token(model: ModelConfig, layer: int) -> int:
 
 
 def head_flops_per_token(model: ModelConfig) -> int:
-    """Of the logits: 2 * V * E."""
+    """Operations of the logits: 2 * V * E."""
     return 2 * model.vocab_size * model.hidden_size
 
 
 def model_flops_per_token(model: ModelConfig) -> int:
-    """Of the whole forward pass; a training step computes three times as much, with full recomputation four."""
+    """Operations of the whole forward pass. A training step computes three times as much, with full recomputation four
+    times."""
     return sum(layer_flops_per_token(model, i) for i in range(model.num_layers)) + head_flops_per_token(model)

@@ -17,11 +17,11 @@ class Layout:
     """
 
     shape: tuple[int, ...]
-    """Of the whole tensor."""
+    """The shape of the whole tensor."""
     axes: tuple[tuple[str, int], ...]
     """(name, size) of the device matrix, slowest first, as Mesh.axes."""
     dims: tuple[tuple[str, ...], ...]
-    """For each dimension the axes that cut it."""
+    """For each dimension the axes that cut it, the slowest first."""
     optimizer_axes: tuple[str, ...] = ()
     """Axes that cut dimension 0 once more, inside the slices that dims make."""
 

@@ -17,7 +17,7 @@ from pangu_ms.core.errors import PlanError
 
 @dataclass(frozen=True)
 class Coordinate:
-    """Place of one rank."""
+    """The position of one rank in the mesh."""
 
     stage: int
     axes: tuple[int, ...]
@@ -26,7 +26,7 @@ class Coordinate:
 
 @dataclass(frozen=True)
 class Device:
-    """A place in the cluster, counted from 0."""
+    """One accelerator of the cluster: server and device in it, counted from 0."""
 
     server: int
     device: int

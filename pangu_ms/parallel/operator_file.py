@@ -45,7 +45,7 @@ class OperatorStrategy:
     in_strategies: tuple[Slices, ...] = ()
     out_strategies: tuple[Slices, ...] = ()
     in_layouts: tuple[OperandLayout, ...] = ()
-    """Of each operand, where the operator was given layouts; more exact than the strategies."""
+    """The layout of each operand, where the operator was given layouts; more exact than the strategies."""
     out_layouts: tuple[OperandLayout, ...] = ()
     stage: int = 0
 

@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def num_micro_batches(self) -> int:
-        """Of a step: those that flow through the stages, or those whose gradients are accumulated."""
+        """The micro-batches of a step: those that flow through the stages, or those whose gradients are accumulated."""
         return max(self.config.parallel.micro_batch_num, self.config.train.accumulation_steps)
 
     @functools.cached_property
@@ -75,19 +75,14 @@ class Plan:
 
     @functools.cached_property
     def parameter_stages(self) -> dict[str, tuple[int, ...]]:
-        """The stages that hold each parameter, in the model's order; a tied word table is held by the first and the
-        last."""
+        """The stages that hold each parameter, in the model's order: the first and the last hold a tied word table."""
         model, stages = self.config.model, self.layer_stages
-        outer = {
-            name: tuple(dict.fromkeys(stages[layer] for layer in layers))
-            for name, layers in model.outer_parameter_layers().items()
-        }
-        inner = {
-            f"{prefix}.{name}": (stages[i],)
-            for i, prefix in enumerate(model.layer_names())
-            for name in model.layer_parameters(i)
-        }
-        return {name: (outer | inner)[name] for name in model.parameters()}
+        held: dict[str, tuple[int, ...]] = {}
+        for name, layers in model.outer_parameter_layers().items():
+            held[name] = tuple(dict.fromkeys(stages[layer] for layer in layers))
+        for i, prefix in enumerate(model.layer_names()):
+            held |= {f"{prefix}.{name}": (stages[i],) for name in model.layer_parameters(i)}
+        return {name: held[name] for name in model.parameters()}
 
     @functools.cached_property
     def layouts(self) -> dict[str, Layout]:
@@ -99,8 +94,8 @@ class Plan:
         }
 
     def layout(self, spec: ParameterSpec, num_stages: int = 1) -> Layout:
-        """The layout of one parameter, held by `num_stages` stages: with several optimizer_shard leaves it, since
-        MindSpore 2.9 cannot compile it."""
+        """The layout of one parameter that `num_stages` stages hold. The optimizer does not cut one that several
+        stages hold: MindSpore 2.9 cannot compile that."""
         sizes = self.config.model.axis_sizes()
         shape = tuple(sizes[axis] for axis in spec.axes)
         plain = Layout(shape, self.mesh.axes, tuple(self.rules[axis] for axis in spec.axes))

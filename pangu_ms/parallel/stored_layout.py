@@ -19,12 +19,12 @@ Axes = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True)
 class StoredLayout:
-    """How a file says that one tensor lies."""
+    """The layout of one tensor as a file describes it."""
 
     pattern: Layout
-    """Its shape is a stand-in that every count divides."""
+    """The layout; its shape is a stand-in that every count divides."""
     shape: tuple[int, ...] | None
-    """Of the whole tensor, if the file holds it."""
+    """The shape of the whole tensor, if the file holds it."""
 
     @classmethod
     def of(cls, item: LayoutItem, mesh: Mesh | None = None) -> "StoredLayout":

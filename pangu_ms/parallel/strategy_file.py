@@ -16,8 +16,8 @@ from pangu_ms.parallel.stored_layout import StoredLayout, layout_item
 from pangu_ms.parallel.strategy_wire import Content, StrategyItem, read_content, write_content
 
 PLACEHOLDER = "Plan-stage"
-"""Begins the one operator of a file written from a plan: MindSpore looks up the stage in the first operator, and
-ignores names that its model lacks."""
+"""The beginning of the one operator's name in a file written from a plan: MindSpore looks up the stage in the first
+operator, and ignores names that its model lacks."""
 STATES = (*MOMENTS, "moment1.", "moment2.", "moments.", "lamb_m.", "lamb_v.", "accu_grads.")
 """Prefixes that MindSpore's optimizers and its accumulation of gradients give to what belongs to a parameter and lies
 as it does."""
@@ -26,7 +26,7 @@ _STAGED = re.compile(r"(\d+)-(.+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class Difference:
-    """A tensor that lies otherwise than in a plan."""
+    """A tensor whose layout in a file differs from the plan's."""
 
     stage: int
     name: str
@@ -76,7 +76,7 @@ class StrategyFile:
         return found
 
     def differences(self, plan: Plan) -> list[Difference]:
-        """Where slices lie otherwise than in a plan, tensor by tensor.
+        """The tensors whose slices differ from a plan's.
 
         Raises:
             PlanError: see `check_against`.
@@ -210,11 +210,9 @@ def cut_text(layout: Layout) -> str:
 
 
 def _check_sizes(path: Path, stages: dict[int, dict[str, StoredLayout]]) -> None:
-    sizes = {
-        stored.pattern.num_devices: f"{name} (stage {stage})"
-        for stage, tensors in stages.items()
-        for name, stored in tensors.items()
-    }
+    sizes: dict[int, str] = {}
+    for stage, tensors in stages.items():
+        sizes |= {stored.pattern.num_devices: f"{name} (stage {stage})" for name, stored in tensors.items()}
     if len(sizes) > 1:
         (one, a), (other, b) = list(sizes.items())[:2]
         raise PlanError(

@@ -22,9 +22,9 @@ class Chip:
     name: str
     hbm_bytes: int
     peak_flops: float
-    """Products per second times 2, for any of `dtypes`."""
+    """Floating-point operations per second, a multiply-add as two, for any of `dtypes`."""
     dtypes: tuple[str, ...]
-    """compute dtypes of its matrix unit at that rate."""
+    """The compute dtypes that its matrix unit multiplies at that rate."""
     hbm_bandwidth: float
     """Bytes per second."""
     hccs_bandwidth: float
@@ -87,7 +87,7 @@ CHIPS = {
 }
 
 DEFAULT_CHIP = "ascend910"
-"""Where neither the command nor runtime.chip says."""
+"""The chip that is assumed where neither the command nor runtime.chip names one."""
 
 
 def require_dtype(chip: Chip, dtype: str) -> None:

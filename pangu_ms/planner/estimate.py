@@ -33,7 +33,7 @@ class Estimate:
 
     @classmethod
     def of(cls, plan: Plan, chip: Chip, hbm_bytes: int = 0) -> "Estimate":
-        """`hbm_bytes` 0 takes the chip's.
+        """Estimate a plan on a chip; `hbm_bytes` 0 takes the chip's memory.
 
         Raises:
             PlanError: the chip has no published rate for the compute dtype.
@@ -43,24 +43,24 @@ class Estimate:
 
     @functools.cached_property
     def memory(self) -> dict[int, list[Line]]:
-        """Lines of the first stage of each sort; the others of a sort hold no more."""
+        """The memory lines of the first stage of each sort; later stages of the same sort hold no more."""
         return {
             stage: stage_memory(self.plan, stage, self.chip, self.slices) for stage, _ in distinct_stages(self.plan)
         }
 
     @functools.cached_property
     def worst_stage(self) -> int:
-        """The stage whose devices hold most."""
+        """The stage whose devices need the most memory."""
         return max(self.memory, key=lambda stage: sum(line.bytes for line in self.memory[stage]))
 
     @functools.cached_property
     def bytes(self) -> int:
-        """On a device of the worst stage."""
+        """Bytes that a device of the worst stage needs."""
         return sum(line.bytes for line in self.memory[self.worst_stage])
 
     @property
     def excess(self) -> int:
-        """Bytes above the memory; negative: what is left."""
+        """Bytes needed beyond the device's memory; negative where some are left."""
         return self.bytes - self.hbm_bytes
 
     @functools.cached_property
@@ -70,26 +70,26 @@ class Estimate:
 
     @functools.cached_property
     def seconds(self) -> float:
-        """Of a step."""
+        """Seconds of a step."""
         return step_seconds(self.terms)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all devices."""
+        """Tokens per second of all devices together."""
         return tokens_per_step(self.plan) / self.seconds
 
     @property
     def tokens_per_second_per_device(self) -> float:
-        """As throughput is published."""
+        """Tokens per second of one device, the form in which throughput is published."""
         return self.tokens_per_second / self.plan.mesh.world
 
     @property
     def mfu(self) -> float:
-        """See time.MFU_FORMULA."""
+        """Model FLOPs utilization; see time.MFU_FORMULA."""
         return mfu(self.plan, self.chip, self.tokens_per_second_per_device)
 
     def row(self) -> dict[str, Any]:
-        """The numbers without their lines."""
+        """The totals as plain values, without memory lines and time terms."""
         return {
             "devices": self.plan.mesh.world,
             "gib": self.bytes / GIB,
@@ -112,12 +112,10 @@ SEARCHED = {
 def overrides(config: RunConfig) -> list[str]:
     """The searched fields as they are pasted behind `--config`, and what a base may say of another number of
     devices."""
-    reset = ["parallel.num_devices=0", f"parallel.stage_layers={list(config.parallel.stage_layers)}"]
-    return reset + [
-        f"{section}.{name}={_text(getattr(getattr(config, section), name))}"
-        for section, names in SEARCHED.items()
-        for name in names
-    ]
+    words = ["parallel.num_devices=0", f"parallel.stage_layers={list(config.parallel.stage_layers)}"]
+    for section, names in SEARCHED.items():
+        words += [f"{section}.{name}={_text(getattr(getattr(config, section), name))}" for name in names]
+    return words
 
 
 def describe(change: Change) -> str:
@@ -193,7 +191,7 @@ def ways_to_fit(estimate: Estimate, more_devices_only: bool = False) -> list[tup
 
 
 def _saving(estimate: Estimate, changes: list[Change]) -> list[tuple[Change, Estimate]]:
-    """The changes that are allowed and save something."""
+    """Those of the changes that the configuration allows and that save memory, with their estimates."""
     return [
         (change, after) for change in changes if (after := changed(estimate, change)) and after.bytes < estimate.bytes
     ]

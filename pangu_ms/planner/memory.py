@@ -165,7 +165,8 @@ def _weights(plan: Plan, stage: int, slices: Slices) -> list[Line]:
 
 
 def _activations(plan: Plan, stage: int, chip: Chip) -> tuple[list[Line], list[Line]]:
-    """What waits for the backward pass, and what the backward pass of one layer needs beside it."""
+    """Lines of the activations that wait for the backward pass, and of what the backward pass of one layer needs
+    beside them."""
     model, mode, b, flight = (
         plan.config.model,
         plan.config.parallel.recompute,
@@ -209,7 +210,8 @@ def _activations(plan: Plan, stage: int, chip: Chip) -> tuple[list[Line], list[L
 
 
 def _head(plan: Plan, stage: int, slices: Slices) -> list[Line]:
-    """Input and output of the final norm, logits, their log-softmax and its gradient in float32."""
+    """The last stage's line for input and output of the final norm, logits, and in float32 their log-softmax and its
+    gradient."""
     if stage < plan.mesh.num_stages - 1:
         return []
     model, b = plan.config.model, micro_batch_size(plan)

@@ -23,8 +23,8 @@ from pangu_ms.planner.slices import distinct_stages
 SERVERS_OF_A_MATRIX = 4
 """model_parallel above this many servers is not tried: the all-reduces of every layer would go over the network."""
 MOST_MICRO_BATCHES = 32
-"""More are not tried: the graph holds each of them, and MindSpore's compiler took 13 GB for 32 of the 200B model's
-stages."""
+"""More micro-batches are not tried: the graph holds each of them, and MindSpore's compiler took 13 GB for 32
+micro-batches of a stage of the 200B model."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ def candidates(
 
 
 def _degrees(config: RunConfig, devices: int, global_batch: int) -> Iterator[tuple[int, int, int]]:
-    """(pp, mp, dp) that multiply to the devices and are worth handing to the configuration's rules."""
+    """Triples (pp, mp, dp) that multiply to the number of devices and pass the cheap checks; the configuration's own
+    rules decide."""
     parallel, model = config.parallel, config.model
     stages = [pp for pp in _divisors(devices) if pp <= model.num_layers]
     for pp, mp in itertools.product(stages, _divisors(devices)):
@@ -124,7 +125,7 @@ Variant = tuple[dict[str, Any], dict[str, Any]]
 
 
 def _variants(pp: int, mp: int, dp: int, batch: int) -> Iterator[list[Variant]]:
-    """Groups of variants whose parameters lie alike, each from the least memory to the most."""
+    """Groups of variants with equal layouts of the parameters; a group begins with the variant of least memory."""
     degrees = {"num_devices": 0, "stage_layers": (), "pipeline_stage": pp, "model_parallel": mp, "data_parallel": dp}
     micros = [n for n in reversed(_divisors(batch)) if n <= MOST_MICRO_BATCHES and (pp == 1 or n >= pp)]
     for shard, vocab in itertools.product(
@@ -142,7 +143,7 @@ def _variants(pp: int, mp: int, dp: int, batch: int) -> Iterator[list[Variant]]:
 
 
 def _estimates(config: RunConfig, group: list[Variant], chip: Chip, hbm_bytes: int) -> Iterator[Estimate]:
-    """Of the valid plans of a group."""
+    """Estimates of the valid plans of a group."""
     table, first = FAMILIES[config.model.family].rules, None
     for parallel, train in group:
         try:
@@ -172,7 +173,7 @@ def _near(estimate: Estimate) -> Near:
 
 
 def _one_of_each(estimates: Iterable[Estimate]) -> list[Estimate]:
-    """The first of each (dp, mp, pp)."""
+    """The first estimate of each (dp, mp, pp)."""
     first: dict[tuple[int, int, int], Estimate] = {}
     for estimate in estimates:
         parallel = estimate.plan.config.parallel
@@ -181,7 +182,7 @@ def _one_of_each(estimates: Iterable[Estimate]) -> list[Estimate]:
 
 
 def nothing_fits(least: Estimate, hbm_bytes: int, margin: float) -> str:
-    """What to say when nothing fits: the plan that needs least, and the three cheapest ways from it."""
+    """The message where no plan fits: the plan that needs least, and the three cheapest ways from it."""
     found = ways_to_fit(least, True)
     ways = [f"{describe(change)} ({_after(change, after)})" for change, after in found]
     verdict = (
@@ -197,7 +198,7 @@ def nothing_fits(least: Estimate, hbm_bytes: int, margin: float) -> str:
 
 
 def _after(change: Change, after: Estimate) -> str:
-    """What a change leads to; more replicas mean a larger batch."""
+    """The plan after a change, in words; more replicas mean a larger batch."""
     batch = f", {after.plan.config.global_batch_size} sequences a step" if "parallel.data_parallel" in change else ""
     return f"{after.plan.mesh.world} devices, {after.bytes / GIB:.2f} GiB{batch}"
 

@@ -13,7 +13,7 @@ from pangu_ms.parallel.plan import Plan
 
 
 class Kind(NamedTuple):
-    """What decides how a parameter lies, and whether it has moments and a gradient."""
+    """What a parameter's layout depends on, and whether it has moments and a gradient."""
 
     axes: tuple[str, ...]
     trainable: bool
@@ -27,13 +27,13 @@ class Kind(NamedTuple):
 
 @functools.lru_cache
 def layer_kinds(model: ModelConfig) -> tuple[int, ...]:
-    """For each layer the first one that is of its kind: same parameters, same role."""
+    """For each layer the number of the first layer like it, which has the same parameters and the same role."""
     first: dict[tuple, int] = {}
-    kinds = (
-        (tuple(Kind.of(spec) for spec in model.layer_parameters(i).values()), re.sub(r"\d+", "", name))
-        for i, name in enumerate(model.layer_names())
-    )
-    return tuple(first.setdefault(kind, i) for i, kind in enumerate(kinds))
+    kinds = []
+    for i, name in enumerate(model.layer_names()):
+        specs = tuple(Kind.of(spec) for spec in model.layer_parameters(i).values())
+        kinds.append(first.setdefault((specs, re.sub(r"\d+", "", name)), i))
+    return tuple(kinds)
 
 
 @functools.lru_cache
@@ -89,12 +89,10 @@ class Slices:
         self.plan, self.sizes = plan, plan.config.model.axis_sizes()
         self.at = dict(plan.mesh.axes)
         before, behind = plan.config.model.outer_parameters()
-        layers = [
-            spec
-            for first in set(layer_kinds(plan.config.model))
-            for spec in plan.config.model.layer_parameters(first).values()
-        ]
-        specs = {Kind.of(spec): spec for spec in (*layers, *(before | behind).values())}
+        specs: dict[Kind, ParameterSpec] = {}
+        for first in set(layer_kinds(plan.config.model)):
+            specs |= {Kind.of(spec): spec for spec in plan.config.model.layer_parameters(first).values()}
+        specs |= {Kind.of(spec): spec for spec in (before | behind).values()}
         stages = {
             kind: len({plan.layer_stages[layer] for layer in layers}) for kind, layers in outer_kinds(plan.config.model)
         }

@@ -31,7 +31,7 @@ class Term:
 
 
 def tokens_per_step(plan: Plan) -> int:
-    """Of all replicas."""
+    """Tokens that all replicas read in a step."""
     return plan.config.global_batch_size * plan.config.model.seq_length
 
 
@@ -86,10 +86,10 @@ def _compute(plan: Plan, chip: Chip, slices: Slices, stage: int) -> float:
 
 
 def _layer_flops(plan: Plan, chip: Chip, slices: Slices, first: int) -> int:
-    """For one token on one device in a layer like `first`; matrices that mp does not cut are multiplied on each of its
-    devices.
+    """Operations for one token on one device in a layer like `first`.
 
-    A frozen matrix has no gradient of its own to compute, one of the two products of its backward pass.
+    Matrices that mp does not cut are multiplied on each of its devices. The backward pass of a matrix has two products;
+    a frozen matrix needs only one, since it has no gradient of its own.
     """
     model, mode = plan.config.model, plan.config.parallel.recompute
     matrices = {kind: size * kind.decay for kind, size in slices.plain.items()}
@@ -119,7 +119,7 @@ def _tensor_parallel(plan: Plan, chip: Chip, stage: int) -> float:
 
 
 def _stream_bytes(plan: Plan) -> int:
-    """Of a micro-batch's residual stream."""
+    """Bytes of a micro-batch's residual stream."""
     model = plan.config.model
     return micro_batch_size(plan) * model.seq_length * model.hidden_size * DTYPE_BYTES[model.compute_dtype]
 

@@ -300,6 +300,7 @@ def test_every_field_has_a_description(capsys):
         "import pangu_ms",
         "import pangu_ms.cli.main as c; c.main(['--help'])",
         "import pangu_ms.config; pangu_ms.config.load_config('alpha/tiny')",
+        "from pangu_ms.models.registry import FAMILIES as f; [(x.config, x.rules, x.formats) for x in f.values()]",
     ],
 )
 def test_no_mindspore_where_none_is_needed(command):

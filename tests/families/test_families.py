@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import mindspore as ms
 import numpy as np
 import pytest
 
@@ -31,6 +32,26 @@ def test_the_added_family_is_five_short_files():
     files = sorted(path.name for path in SOURCE.glob("*.py"))
     assert files == ["__init__.py", "config.py", "model.py", "sharding.py", "weights.py"]
     assert sum(len(path.read_text().splitlines()) for path in SOURCE.glob("*.py")) < 200
+
+
+@pytest.mark.usefixtures("mindspore_cpu")
+def test_its_files_agree(tiny, tiny_overrides):
+    """What the configuration says, the model has, the rules lay out and the formats name."""
+    from pangu_ms.models.build import build_model, weights
+    from pangu_ms.models.common.layers import CacheShape, Logits
+
+    family, config = FAMILIES[tiny.family], load_config(tiny.config, tiny_overrides).model
+    specs, shapes = config.parameters(), config.parameter_shapes()
+    assert type(config) is family.config and config.family == tiny.family
+    for cache in (None, CacheShape(1, 8)):
+        model = build_model(config, cache)
+        found = {weight.name: (weight.shape, weight.dtype, weight.requires_grad) for weight in weights(model)}
+        wanted = {name: (shapes[name], getattr(ms, spec.dtype), spec.trainable) for name, spec in specs.items()}
+        assert found == wanted and list(found) == list(wanted)  # of one order, by which ranks' gradients are named
+    assert sum(isinstance(cell, Logits) for _, cell in model.cells_and_names()) == 1
+    assert {axis for spec in specs.values() for axis in spec.axes} <= family.rules.keys() & config.axis_sizes().keys()
+    for naming in family.formats.values():
+        assert sorted(rule.ours for rule in naming.rules(config)) == sorted(specs)
 
 
 def test_it_trains(run, tiny):

@@ -9,6 +9,7 @@ import pytest
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import load_config
 from pangu_ms.core.errors import PlanError
+from pangu_ms.models.registry import FAMILIES
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal import execute
 from pangu_run.launcher import run_ranks
@@ -21,14 +22,11 @@ TINY = [
     "model.seq_length=16",
     "train.batch_size=2",
 ]
-TINY += ["tokenizer.vocab_size=64"]
-PI = ["model.ffn_hidden_size=64"]
+TINY += ["model.ffn_hidden_size=64", "tokenizer.vocab_size=64"]
 
 
 def tiny(family: str, *parallel: str):
-    return load_config(
-        f"{family}/tiny", [*TINY, *(PI if family == "pi" else []), *(f"parallel.{field}" for field in parallel)]
-    )
+    return load_config(f"{family}/tiny", [*TINY, *(f"parallel.{field}" for field in parallel)])
 
 
 def executed(family: str, *parallel: str, steps: int = 20) -> execute.Execution:
@@ -126,7 +124,7 @@ def test_pi_with_its_vocabulary_cut_computes_what_one_process_does():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["alpha", "pi"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     "parallel",
     [

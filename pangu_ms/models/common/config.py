@@ -241,12 +241,10 @@ class ModelConfig:
     def parameters(self) -> dict[str, ParameterSpec]:
         """Every parameter of the model, in the model's order."""
         before, behind = self.outer_parameters()
-        layers = {
-            f"{prefix}.{name}": spec
-            for i, prefix in enumerate(self.layer_names())
-            for name, spec in self.layer_parameters(i).items()
-        }
-        return before | layers | behind
+        specs = dict(before)
+        for i, prefix in enumerate(self.layer_names()):
+            specs |= {f"{prefix}.{name}": spec for name, spec in self.layer_parameters(i).items()}
+        return specs | behind
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter of the model with its shape, in the model's order. All matrices are [out, in]."""

@@ -79,8 +79,10 @@ class Embedding(ShardedWeight):
 
 
 class Logits(nn.Cell):
-    """x W^T with a table [V, E] that another cell owns: [B, S, E] -> [B, S, V]. A cell of its own, since a pipeline
-    gives stages to cells."""
+    """x W^T with a table [V, E] that another cell owns: [B, S, E] -> [B, S, V].
+
+    It is a cell so that a pipeline can put the product on its last stage: MindSpore gives stages to cells.
+    """
 
     def construct(self, x_BSE, table_VE):
         return ascend_ops.logits(x_BSE, table_VE)

@@ -80,17 +80,13 @@ class Format:
         """
         tensors = self._canonical(where, tensors)
         for copy, original in self.copies(config).items():
-            if (
-                copy in tensors
-                and original in tensors
-                and not np.array_equal(widened(tensors[copy]), widened(tensors[original]))
-            ):
+            if copy not in tensors or original not in tensors:
+                continue
+            if not np.array_equal(widened(tensors.pop(copy)), widened(tensors[original])):
                 raise CheckpointError(
                     f"{where}: {copy} differs from {original}; they are one tied parameter in PanGu; untied weights"
                     " cannot be converted"
                 )
-            if original in tensors:
-                tensors.pop(copy, None)
         rules = self._checked_rules(config)
         check_names_and_shapes(where, tensors, {rule.foreign: _turned(shape, rule) for shape, rule in rules})
         return {rule.ours: tensors[rule.foreign].T if rule.transpose else tensors[rule.foreign] for _, rule in rules}
@@ -102,24 +98,21 @@ class Format:
             CheckpointError: `tensors` are not exactly the parameters of `config`.
         """
         check_names_and_shapes(where, tensors, config.parameter_shapes())
-        foreign = {
-            rule.foreign: tensors[rule.ours].T if rule.transpose else tensors[rule.ours]
-            for _, rule in self._checked_rules(config)
-        }
-        return (
-            foreign
-            if not self.writes_copies
-            else foreign | {copy: foreign[original] for copy, original in self.copies(config).items()}
-        )
+        foreign = {}
+        for _, rule in self._checked_rules(config):
+            foreign[rule.foreign] = tensors[rule.ours].T if rule.transpose else tensors[rule.ours]
+        if self.writes_copies:
+            foreign |= {copy: foreign[original] for copy, original in self.copies(config).items()}
+        return foreign
 
     def _checked_rules(self, config: ModelConfig) -> list[tuple[tuple[int, ...], Rule]]:
         """(our shape, rule) in the model's order."""
         rules = self.rules(config)
         by_name = {rule.ours: rule for rule in rules}
-        shapes = config.parameter_shapes()
-        assert by_name.keys() == shapes.keys() and len(rules) == len(by_name) == len(
-            {rule.foreign for rule in rules}
-        ), "table and model disagree"
+        shapes, foreign = config.parameter_shapes(), {rule.foreign for rule in rules}
+        assert by_name.keys() == shapes.keys() and len(rules) == len(by_name) == len(foreign), (
+            "table and model disagree"
+        )
         return [(shape, by_name[name]) for name, shape in shapes.items()]
 
     def _canonical(self, where: str, tensors: Tensors) -> Tensors:

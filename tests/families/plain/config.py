@@ -26,14 +26,13 @@ class PlainConfig(ModelConfig):
         return super().axis_sizes() | {"position": self.seq_length}
 
     def layer_parameters(self, layer: int) -> dict[str, ParameterSpec]:
-        matrices = {f"attention.{name}": self.matrix("heads", "embed") for name in ("query", "key", "value")}
-        matrices |= {"attention.output": self.residual_matrix("heads", layer)}
-        matrices |= {"ffn.up": self.matrix("ffn", "embed"), "ffn.down": self.residual_matrix("ffn", layer)}
+        weights = {"attention_norm": gain("embed")}
+        weights |= {f"attention.{name}": self.matrix("heads", "embed") for name in ("query", "key", "value")}
+        weights |= {"attention.output": self.residual_matrix("heads", layer), "ffn_norm": gain("embed")}
+        weights |= {"ffn.up": self.matrix("ffn", "embed"), "ffn.down": self.residual_matrix("ffn", layer)}
         specs: dict[str, ParameterSpec] = {}
-        for name in ("attention_norm", "ffn_norm"):
-            specs |= {f"{name}.weight": gain("embed"), f"{name}.bias": bias("embed")}
-        for name, matrix in matrices.items():
-            specs |= {f"{name}.weight": matrix, f"{name}.bias": bias(matrix.axes[0])}
+        for name, weight in weights.items():
+            specs |= {f"{name}.weight": weight, f"{name}.bias": bias(weight.axes[0])}
         return specs
 
     def outer_parameters(self) -> tuple[dict[str, ParameterSpec], dict[str, ParameterSpec]]:
