@@ -21,16 +21,15 @@ setup(
     # MindFormers' own.
     packages=[
         *find_packages(include=["pangu_ms", "pangu_ms.*", "ascend_ops"]),
-        *find_packages(
-            "run"
-        ),  # `pangu_run`: a package named `run` would be shadowed by any run.py in the working directory
+        # `pangu_run`: a package named `run` would be shadowed by any run.py in the working directory.
+        *find_packages("run"),
         "pangu_ms.configs",
     ],
     package_dir={"": ".", "pangu_run": "run/pangu_run", "pangu_ms.configs": "configs"},
     package_data={
         "pangu_ms.configs": ["*/*.yaml"],
         "pangu_ms.mindformers": ["*.yaml"],
-        "pangu_run": ["manifest/templates/*"],
+        "pangu_run": ["manifest/templates/*", "report/*.yaml"],
         "ascend_ops": ["cpu/**", "ascendc/**"],
     },
     exclude_package_data={"ascend_ops": ["ascendc/opp/**"]},  # where build.sh installs what it built
@@ -54,13 +53,17 @@ setup(
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
+        "dev": ["pre-commit"],  # .pre-commit-config.yaml runs the tools of the test extra
         "test": [
             "setuptools>=70.1",
             "pytest",
             "pytest-xdist",
             "pytest-timeout",
-            "mypy",
             "hypothesis",
+            "ruff>=0.16,<0.18",  # a newer one may format otherwise
+            "mypy>=1.18,<3",
+            "types-PyYAML",
+            "types-psutil",
             "zstandard",
             "tensorboardX",
             "matplotlib>=3.10",

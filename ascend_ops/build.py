@@ -1,4 +1,4 @@
-"""`python -m ascend_ops.build`, `pangu ops build`: compile the CPU library ahead of time."""
+"""`python -m ascend_ops.build`: compile the CPU library ahead of time, as `pangu ops build` does."""
 
 import argparse
 import logging
@@ -8,36 +8,19 @@ from ascend_ops import library
 from ascend_ops.errors import OperatorError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `run`."""
-    parser.add_argument(
-        "--level",
-        choices=library.LEVELS,
-        default=library.cpu_level(),
-        help="instructions to compile for; this processor's best",
-    )
-
-
-def run(options: argparse.Namespace) -> int:
-    """Build and print the library's path."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    print(library.build(options.level))
-    return 0
-
-
 def main(argv: list[str] | None = None) -> int:
-    """`python -m ascend_ops.build`: compile the CPU library and print its path."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ascend_ops.build",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description=main.__doc__,
-    )
-    add_arguments(parser)
+    """Compile the CPU library and print its path."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m ascend_ops.build", formatter_class=formatter, description=__doc__)
+    text = "instructions to compile for; this processor's best"
+    parser.add_argument("--level", choices=library.LEVELS, default=library.cpu_level(), help=text)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        return run(parser.parse_args(argv))
+        print(library.build(parser.parse_args(argv).level))
     except OperatorError as error:
         print(f"ascend_ops.build: {error}", file=sys.stderr)
         return 2
+    return 0
 
 
 if __name__ == "__main__":

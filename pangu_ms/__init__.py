@@ -1,4 +1,4 @@
 """PanGu language models on MindSpore: train, evaluate, generate, export. Importing this package does not import
 mindspore."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

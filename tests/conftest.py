@@ -5,18 +5,35 @@ import os
 import pytest
 
 from pangu_ms.core import runtime
+from tests import thinning
+from tests.compiled import compiler_digest
 
 runtime.quiet()
 
 
+@pytest.fixture(scope="session")
+def built_files(request, tmp_path_factory):
+    """Where libraries that tests compile stay from one run of the tests to the next.
+
+    Whoever puts a file there names it by the hash of all that it is made of, and renames it into its place when it is
+    whole: the workers of pytest-xdist share the directory. Without pytest's cache (`-p no:cacheprovider`, a checkout
+    that is read-only) it lasts for one run.
+    """
+    try:
+        return request.config.cache.mkdir("built")
+    except (AttributeError, OSError):
+        base = tmp_path_factory.getbasetemp()
+        directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "built"
+        directory.mkdir(exist_ok=True)
+        return directory
+
+
 @pytest.fixture(scope="session", autouse=True)
-def private_cache(tmp_path_factory):
-    """Keep compiled graphs of the tests out of the user's cache, and share them between the tests' processes."""
+def private_cache(tmp_path_factory, built_files):
+    """Keep compiled graphs of the tests out of the user's cache. The CPU operators are compiled once for all runs of
+    the tests: their directory is named by their sources, and here by the compiler too."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
-    # Apart: tests with a cache of their own need not compile the operators again. Workers of pytest-xdist share
-    # them: the base of each lies in the run's.
-    base = tmp_path_factory.getbasetemp()
-    os.environ["ASCEND_OPS_CACHE"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "operators")
+    os.environ["ASCEND_OPS_CACHE"] = str(built_files / f"operators-{compiler_digest()}")
 
 
 @pytest.fixture(scope="session")
@@ -83,3 +100,9 @@ def trained_run(records, tiny_overrides, tmp_path_factory, mindspore_cpu):
     output = tmp_path_factory.mktemp("runs") / "run"
     train(load_config("alpha/tiny", tiny_overrides), records, output, progress=False)
     return output
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Before pytest looks at `-m`."""
+    thinning.mark_slow(items)

@@ -47,7 +47,7 @@ from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.config import load_config
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import BatchLosses
+from pangu_ms.data.resample import BatchLosses
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.models.common.init import initial_values
 from tests.faults.common import ROOT

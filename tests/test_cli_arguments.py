@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from pangu_ms.cli.main import VERBS, main
+from pangu_ms.cli.main import GROUPS, VERBS, main
+from tests.parsers import commands
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,15 @@ def test_fields_as_json(capsys):
     assert {row["family"] for row in rows if row["name"] == "model.hidden_size"} == {"alpha", "pi"}
 
 
+def test_help_groups_the_verbs(capsys):
+    assert main(["--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line for line in lines if line.endswith(":") and line[:1] != " "]
+    assert heads == ["data:", "train:", "use:", "cluster:", "research:"] == [f"{group}:" for group in GROUPS]
+    listed = [line.split()[0] for line in lines if line[:2] == "  "]
+    assert sorted(listed) == sorted(VERBS) and len(listed) == len(set(listed))
+
+
 def test_help_is_a_verb(capsys):
     assert main(["help"]) == 0 == main(["--help"])
     text = capsys.readouterr().out
@@ -94,18 +104,8 @@ def test_help_is_a_verb(capsys):
         assert stop.value.code == 0 and usage in capsys.readouterr().out
 
 
-ACTIONS = {
-    "tokenizer": ["train", "compress", "encode", "decode"], "data": ["prepare", "inspect", "losses", "resample"], "config": ["show", "iso"],
-    "plan": ["show", "estimate", "search", "rehearse", "execute", "inspect"], "ckpt": ["reshard"], "model": ["inherit", "upgrade"],
-    "analyze": ["collapse"], "study": ["pi-ablation", "pi-pro", "latency"], "ranktable": ["make", "merge", "check", "show", "convert", "wait", "order"],
-    "manifest": ["slurm", "volcano", "modelarts", "docker"],
-}  # fmt: skip
-COMMANDS = [
-    [verb, *action]
-    for verb in VERBS
-    if verb not in ("launch", "ops")
-    for action in ([[a] for a in ACTIONS[verb]] if verb in ACTIONS else [[]])
-]
+COMMANDS = [list(words) for words, parser in commands().items() if words != ("launch",) and len(parser._actions) > 2]
+"""Those with options; test_launch_cli.py has those of `launch`, which stand before the verb that it starts."""
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)

@@ -3,17 +3,16 @@
 The options are found in the parsers that the verbs make, so that a new verb is tested, too.
 """
 
-import argparse
-import itertools
 import re
 from pathlib import Path
 
 import pytest
 
-from pangu_ms.cli.main import VERBS, main
+from pangu_ms.cli.main import main
 from pangu_ms.core import files
 from pangu_ms.core.errors import OutputError
 from pangu_ms.core.parser import NewDirectory, NewFile
+from tests.parsers import commands
 
 WRITES = re.compile(
     r"--(output|plot|save|write)|(^| |;|,)(where to |also )?(write(?! nothing)|draw) |\bnew"
@@ -37,48 +36,13 @@ OTHERWISE = {
 }
 
 
-class Parsed(BaseException):
-    """Carries the parser that a verb would use."""
-
-
-def parser_of(words):
-    """The parser that reads what follows these words; None where they name no verb."""
-
-    def caught(self, file=None):
-        raise Parsed(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "print_help", caught)
-        try:
-            main([*words, "--help"])
-        except Parsed as parsed:
-            return parsed.args[0]
-    return None
-
-
-def leaves(words, capsys):
-    """(words, parser) of a verb or of all verbs below it."""
-    capsys.readouterr()
-    parser = parser_of(words)
-    if parser is None:
-        below = re.findall(r"^  ([\w-]+) ", capsys.readouterr().out, re.MULTILINE)  # a usage of its own that lists them
-    else:
-        first = next((action for action in parser._get_positional_actions()), None)
-        below = list(first.choices) if first is not None and first.choices else []
-    if not below:
-        assert parser is not None, f"{words}: neither parser nor verbs"
-        return [(words, parser)]
-    return [leaf for word in below for leaf in leaves([*words, word], capsys)]
-
-
-def writing_options(capsys):
+def writing_options():
     """(words, parser, action) of each option that writes."""
-    found = itertools.chain.from_iterable(leaves([verb], capsys) for verb in VERBS)
     return [
-        (w, p, a)
-        for w, p in found
-        for a in p._actions
-        if a.option_strings and a.nargs != 0 and WRITES.search(f"{a.option_strings[0]} {a.help}")
+        (list(words), parser, action)
+        for words, parser in commands().items()
+        for action in parser._actions
+        if action.option_strings and action.nargs != 0 and WRITES.search(f"{action.option_strings[0]} {action.help}")
     ]
 
 
@@ -105,7 +69,7 @@ def test_options_that_write_refuse_what_is_there(capsys, tmp_path):
     (tmp_path / "mine.png").write_text("mine")
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
     tested, known = set(), set()
-    for words, parser, action in writing_options(capsys):
+    for words, parser, action in writing_options():
         name = " ".join(words), action.option_strings[0]
         if name in OTHERWISE:
             known.add(name)

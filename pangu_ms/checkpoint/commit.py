@@ -1,8 +1,10 @@
-"""How a step directory enters and leaves a checkpoint root, safe against a kill at any instant. No mindspore import.
+"""Commits and removes step directories so that a kill at any instant leaves whole checkpoints. No mindspore import.
 
-A step is committed by one rename. Whatever else is in the root has a name that says what it is: `.step-*.tmp` is
-rubbish, `step-*.old` is a whole checkpoint that was about to be replaced by another one of the same step, and is still
-good if that one never arrived.
+A step is committed by one rename. Everything else in the root has a name that says what it is:
+
+* `.step-*.tmp`: an unfinished save or removal, of no use.
+* `step-*.old`: a whole checkpoint that another one of the same step was about to replace. It is still valid if the
+  other one was never committed.
 """
 
 import contextlib
@@ -18,13 +20,14 @@ from pathlib import Path
 from pangu_ms.core.files import sync_path
 
 _log = logging.getLogger(__name__)
-_one_thread = threading.Lock()  # lockf excludes processes, not threads
+_one_thread = threading.Lock()
+"""Taken besides the file lock: lockf excludes other processes, but not other threads of this one."""
 
 OLD = ".old"
 
 
 def temporary_name(target: Path) -> Path:
-    """A new hidden name beside `target`, which `remove_leftovers` knows as rubbish."""
+    """A new hidden name beside `target`, one of those that `remove_leftovers` removes."""
     return target.with_name(f".{target.name.removesuffix(OLD)}.{uuid.uuid4().hex[:8]}.tmp")
 
 
@@ -35,10 +38,11 @@ def leftovers(root: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def only_saver(root: Path) -> Iterator[bool]:
-    """Wait until nobody else saves into `root`; yields False where the file system has no locks.
+    """Wait until no other process saves into `root`; yields False where the file system has no locks.
 
-    The kernel drops the lock of a process that dies, so whoever holds it knows that all temporary directories are left
-    over. A lock of the `lockf` kind is not inherited by forked data workers, which may outlive their parent.
+    The kernel drops the lock of a process that dies. So the process that holds the lock knows that no temporary
+    directory is in use. `lockf` is used and not `flock`, since its locks are not inherited by forked data workers,
+    which may outlive their parent.
     """
     with _one_thread, open(root / ".lock", "w") as file:
         try:
@@ -55,7 +59,7 @@ def only_saver(root: Path) -> Iterator[bool]:
 
 
 def remove_leftovers(root: Path, complete: Callable[[Path], bool]) -> None:
-    """Remove what earlier saves left when they were killed; only under the lock."""
+    """Remove what earlier saves left when they were killed. Only the holder of the lock may call it."""
     for path in leftovers(root):
         shutil.rmtree(path, ignore_errors=True)
     for old in root.glob(f"step-*{OLD}"):
@@ -64,13 +68,13 @@ def remove_leftovers(root: Path, complete: Callable[[Path], bool]) -> None:
 
 
 def commit(temporary: Path, target: Path) -> None:
-    """Give a finished, flushed directory its name; a checkpoint that has this name is replaced.
+    """Give a finished and flushed directory its name, in place of any checkpoint of that name.
 
-    Between the two renames the earlier one stands under `.old`, so at every instant one of the two is there.
+    Between the two renames the earlier checkpoint is named `.old`, so that one of the two exists at every instant.
     """
     old = target.with_name(target.name + OLD)
     if target.exists():
-        if old.exists():  # then `target` is incomplete, or remove_leftovers had taken `old` away
+        if old.exists():  # `target` is then incomplete: for a complete one, remove_leftovers has removed `old`
             discard(target)
         else:
             os.rename(target, old)
@@ -81,9 +85,9 @@ def commit(temporary: Path, target: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a step directory: first its name, so that a kill leaves rubbish and not half a checkpoint.
+    """Remove a step directory. It gets a temporary name first, so that a kill leaves no half-removed checkpoint.
 
-    Failure is only logged: what was to be saved is saved.
+    A failure is only logged: the step that was to be saved is saved already.
     """
     try:
         temporary = temporary_name(path)

@@ -1,5 +1,5 @@
-"""Weights of other programs: MindSpore .ckpt, numpy .npz, .safetensors, and Hugging Face directories. mindspore is
-imported only to write .ckpt."""
+"""Reads and writes weights of other programs: MindSpore .ckpt, numpy .npz, .safetensors, and Hugging Face directories.
+mindspore is imported only to write .ckpt."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files of weights of a Hugging Face directory: one, or those that its index names.
+    """The files of weights of a Hugging Face directory: the only one, or those that its index names.
 
     Raises:
         CheckpointError: a file is missing, or the index is damaged.
@@ -68,7 +68,7 @@ def read_files(paths: list[Path]) -> Tensors:
     """All tensors of some files.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or a tensor stands in two.
+        CheckpointError: a file is missing or damaged, or two files hold the same tensor.
     """
     tensors: Tensors = {}
     for path in paths:
@@ -84,14 +84,16 @@ def read_files(paths: list[Path]) -> Tensors:
 def write_directory(
     directory: Path, tensors: Tensors, contents: Mapping[str, bytes], max_shard_bytes: int = store.MAX_SHARD_BYTES
 ) -> None:
-    """Write a Hugging Face directory, whole or not at all: the weights in one file or, beyond `max_shard_bytes`, in
-    several with an index.
+    """Write a Hugging Face directory, whole or not at all.
 
     Args:
-        contents: name -> content of its other files.
+        directory: must not exist, or be empty.
+        tensors: the weights.
+        contents: contents of the other files, by name.
+        max_shard_bytes: larger weights are cut into several files, with an index.
 
     Raises:
-        OutputError: it has other content, or the disk is full.
+        OutputError: the directory has other content, or the disk is full.
     """
     sizes = {name: array.nbytes for name, array in tensors.items()}
     shards = dict(store.shards(Path(WEIGHTS).stem, sizes, max_shard_bytes))
@@ -111,7 +113,7 @@ def read_file(path: Path) -> Tensors:
     """All tensors of a file, in its dtypes; a bfloat16 as BFLOAT16.
 
     Raises:
-        CheckpointError: unknown suffix, or the file is missing, damaged or of another kind.
+        CheckpointError: the suffix is unknown, or the file is missing, damaged or of another kind.
     """
     path = Path(path)
     read, _ = _functions(path)
@@ -124,14 +126,14 @@ def write_file(path: Path, tensors: Tensors) -> None:
     """Write tensors to a file, which appears whole or not at all; an existing one is replaced.
 
     Raises:
-        CheckpointError: unknown suffix.
+        CheckpointError: the suffix is unknown.
         OutputError: the disk is full or not writable.
     """
     path = Path(path)
     _, write = _functions(path)
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A directory, since MindSpore leaves files of its own naming beside the one that it failed to write.
+        # A temporary directory, not a file: when MindSpore fails to write, it leaves other files beside the one named.
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             write(temporary / path.name, tensors)
@@ -162,8 +164,8 @@ def _functions(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, T
 
 
 def _read_ckpt(path: Path) -> Tensors:
-    # Not by MindSpore: it copies contents of another length than their dims past the array's end, and turns a
-    # bfloat16 on a device.
+    # MindSpore's own reader is not used: where the content of a tensor is longer than its dims say, it writes past the
+    # end of the array; and it converts bfloat16 on a device.
     return safetensors_file.load(mindspore_shards.index(path))
 
 

@@ -1,8 +1,8 @@
-"""MindSpore's own sharded checkpoints: DIR/rank_N/*.ckpt or *.safetensors, with strategy files that say what was cut
-how. No mindspore import.
+"""Reads MindSpore's own sharded checkpoints: DIR/rank_N/*.ckpt or *.safetensors, and strategy files that say how each
+tensor was cut. No mindspore import.
 
-Source: checkpoint.proto and _write_parameter_data in mindspore/train/serialization.py; rank_N as
-mindspore.transform_checkpoints takes them.
+Source: checkpoint.proto and _write_parameter_data in mindspore/train/serialization.py. The directories rank_N are those
+that mindspore.transform_checkpoints reads.
 """
 
 import math
@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from pangu_ms.checkpoint import safetensors_file
-from pangu_ms.checkpoint.safetensors_file import Contents, Place, Spec
+from pangu_ms.checkpoint.safetensors_file import Contents, Location, Spec
 from pangu_ms.checkpoint.sharded import Stored, gather, parameter_of, replicated
 from pangu_ms.core import files
 from pangu_ms.core.errors import CheckpointError, PlanError
-from pangu_ms.core.protobuf import signed, values
+from pangu_ms.core.protobuf import Bytes, content, signed, values
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.parallel.layout import Layout
@@ -26,9 +26,11 @@ from pangu_ms.parallel.plan import MOMENTS
 from pangu_ms.parallel.strategy_file import StoredLayout, StrategyFile, read_parameter_layouts
 
 _CODES = {
-    "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Int64": "I64", "Int32": "I32", "Int16": "I16", "Int8": "I8",
+    "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16",
+    "Int64": "I64", "Int32": "I32", "Int16": "I16", "Int8": "I8",
     "UInt64": "U64", "UInt32": "U32", "UInt16": "U16", "UInt8": "U8", "Bool": "BOOL",
 }  # fmt: skip
+"""MindSpore's name of a dtype -> the name in the safetensors format."""
 _VALUE = 1  # fields of Checkpoint
 _TAG, _TENSOR = 1, 2  # of Checkpoint.Value
 _DIMS, _TYPE, _CONTENT = 1, 2, 3  # of TensorProto
@@ -40,21 +42,22 @@ _ACCUMULATED = "accu_grads."
 
 @dataclass(frozen=True)
 class Shards:
-    """What was found."""
+    """The tensors of a sharded checkpoint."""
 
     groups: dict[str, Stored]
-    """"model" and, if the moments were saved, "optimizer"."""
+    """The groups "model" and, if the moments were saved, "optimizer"."""
     left_out: list[str]
-    """Counters, scales and accumulated gradients, which have no place in our checkpoints."""
+    """Names of counters, scales and accumulated gradients, which our checkpoints do not store as tensors."""
 
 
 def open_shards(directory: Path, strategies: list[Path], model: ModelConfig) -> Shards:
-    """The tensors of a sharded checkpoint of `model`, on disk.
+    """Find the tensors of a sharded checkpoint of `model`; they stay on the disk.
 
     Args:
-        directory: with rank_N/ for each rank, one file in each. Ranks that hold the same slices as another one may be
-            left out.
-        strategies: one merged file, or one for each stage.
+        directory: holds rank_N/ for each rank, with one file in each. A rank may be missing if another one holds the
+            same slices.
+        strategies: one merged strategy file, or one for each stage.
+        model: the model that was saved.
 
     Raises:
         CheckpointError: files of a needed rank are missing, damaged or too many; or names and shapes are not those of
@@ -78,17 +81,17 @@ def open_shards(directory: Path, strategies: list[Path], model: ModelConfig) -> 
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """What the strategy files say of all stages."""
+    """The layouts of all stages, from the strategy files."""
 
     stages: dict[int, dict[str, StoredLayout]]
     stage_size: int
 
     @classmethod
     def read(cls, paths: list[Path]) -> "SourcePlan":
-        """From one merged file, or one for each stage.
+        """Read one merged file, or one file for each stage.
 
         Raises:
-            PlanError: a file is not readable, or two are of one stage or of different worlds.
+            PlanError: a file cannot be read, or two files are of the same stage or of different numbers of devices.
         """
         read = [read_parameter_layouts(path) for path in paths]
         stages: dict[int, dict[str, StoredLayout]] = {}
@@ -107,8 +110,8 @@ class SourcePlan:
         return self.stage_size * len(self.stages)
 
     def layout(self, rank: int, name: str, shape: tuple[int, ...]) -> Layout:
-        """The layout of a tensor of which the file of `rank` has `shape`; what no strategy names is whole on every
-        device."""
+        """The layout of a tensor that has `shape` in the file of `rank`. A tensor that no strategy file names is whole
+        on every device."""
         stored = self.stages[rank // self.stage_size]
         known = stored.get(name) or stored.get(parameter_of(name))
         try:
@@ -118,16 +121,16 @@ class SourcePlan:
 
 
 def rank_files(directory: Path, plan: SourcePlan) -> dict[int, Path]:
-    """The file of each rank that is there.
+    """The file of each rank that has a directory.
 
     Raises:
-        CheckpointError: no rank at all, one that the strategy has not, or a rank with no file or several.
+        CheckpointError: there is no such directory, one of a rank that the strategy does not have, or one with no file
+            or several.
     """
-    found = {
-        int(match[1]): path
-        for path in Path(directory).glob("rank_*")
-        if (match := _RANK.fullmatch(path.name)) and path.is_dir()
-    }
+    found = {}
+    for path in Path(directory).glob("rank_*"):
+        if (match := _RANK.fullmatch(path.name)) and path.is_dir():
+            found[int(match[1])] = path
     if not found:
         raise CheckpointError(
             f"{directory}: no rank_N directory in it; a sharded checkpoint has rank_0/FILE.ckpt and so on; name their"
@@ -151,10 +154,10 @@ def rank_files(directory: Path, plan: SourcePlan) -> dict[int, Path]:
 
 
 def index(path: Path) -> Contents:
-    """What a .ckpt or .safetensors file holds, without reading the tensors.
+    """The contents of a .ckpt or .safetensors file, found without reading the tensors.
 
     Raises:
-        CheckpointError: it is not a whole file of its kind.
+        CheckpointError: the file is damaged, cut off or of another kind.
     """
     if path.suffix == ".safetensors":
         return safetensors_file.index(path)
@@ -168,46 +171,49 @@ def index(path: Path) -> Contents:
 
 
 def _ckpt_index(path: Path) -> Contents:
-    content = np.memmap(path, np.uint8, "r")
-    if content[-_CRC_BYTES : -_CRC_BYTES + len(_CRC_MARK)].tobytes() == _CRC_MARK:
-        content = content[:-_CRC_BYTES]
+    raw: np.ndarray = np.memmap(path, np.uint8, "r")
+    if raw[-_CRC_BYTES : -_CRC_BYTES + len(_CRC_MARK)].tobytes() == _CRC_MARK:
+        raw = raw[:-_CRC_BYTES]
     found: Contents = {}
     last = None
-    for name, spec, segment in _ckpt_values(content):
+    for name, spec, segment in _ckpt_values(raw):
         if name in found and (name != last or found[name][0] != spec):
             raise ValueError(f"{name} stands there twice")
         segments = found[name][1].segments if name in found else ()  # a large tensor is several values of one name
-        found[name] = spec, Place(path, (*segments, segment))
+        found[name] = spec, Location(path, (*segments, segment))
         last = name
-    for name, (spec, place) in found.items():
-        length = sum(size for _, size in place.segments)
+    for name, (spec, location) in found.items():
+        length = sum(size for _, size in location.segments)
         if length != spec.nbytes:
             raise ValueError(f"{name} has {length} bytes for {spec.code} {list(spec.shape)}")
     return found
 
 
-def _ckpt_values(content: np.ndarray) -> Iterator[tuple[str, Spec, tuple[int, int]]]:
-    """Name, dtype with shape, and (offset, length) of the bytes of each value. Views of the file are passed on, so that
-    it is not read."""
-    start = content.ctypes.data
-    for number, value in values(memoryview(content)):
-        if number != _VALUE:
-            raise ValueError(f"field {number} is none of a checkpoint")
-        parts = _singles(values(value))
-        tensor = list(values(parts[_TENSOR]))
+def _ckpt_values(raw: np.ndarray) -> Iterator[tuple[str, Spec, tuple[int, int]]]:
+    """Name, dtype with shape, and (offset, length) of the bytes of each value of a mapped .ckpt file.
+
+    The parts are views of the mapped file, so that the tensors are not read.
+    """
+    start = raw.ctypes.data
+    for field, value in values(raw.data):
+        if field != _VALUE:
+            raise ValueError(f"field {field} is none of a checkpoint")
+        parts = _singles(values(content(value)))
+        tensor = list(values(content(parts[_TENSOR])))
         fields = _singles(pair for pair in tensor if pair[0] != _DIMS)
-        if bytes(fields[_TYPE]) == _TEXT:
+        type_name = bytes(content(fields[_TYPE]))
+        if type_name == _TEXT:
             continue
         dims = tuple(signed(size) for key, size in tensor if key == _DIMS)
         if min(dims, default=0) < 0:
             raise ValueError(f"dims {list(dims)}")
-        data = np.frombuffer(fields[_CONTENT], np.uint8)
-        spec = Spec(_CODES[bytes(fields[_TYPE]).decode()], () if dims == (0,) else dims)
-        yield bytes(parts[_TAG]).decode(), spec, (data.ctypes.data - start, data.size)
+        data = np.frombuffer(content(fields[_CONTENT]), np.uint8)
+        spec = Spec(_CODES[type_name.decode()], () if dims == (0,) else dims)  # MindSpore gives a scalar dims of (0,)
+        yield bytes(content(parts[_TAG])).decode(), spec, (data.ctypes.data - start, data.size)
 
 
-def _singles(pairs: Iterable[tuple[int, int | bytes]]) -> dict[int, int | bytes]:
-    """Fields that stand once; protobuf would merge two of one number.
+def _singles(pairs: Iterable[tuple[int, int | Bytes]]) -> dict[int, int | Bytes]:
+    """The fields by number. protobuf would merge two fields of one number, which no checkpoint has.
 
     Raises:
         ValueError: a number stands there twice.

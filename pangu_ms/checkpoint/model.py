@@ -1,4 +1,4 @@
-"""From a checkpoint to its model, also on another device or in another dtype than it was trained with. mindspore is
+"""Loads the model of a checkpoint, also on another device or in another dtype than it was trained with. mindspore is
 imported when a model is loaded."""
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from pangu_ms.models.common.config import ModelConfig
 if TYPE_CHECKING:
     from mindspore import nn
 
-# What may differ where a checkpoint is used from where it was trained.
 FREE_OVERRIDES = ("runtime.", "model.compute_dtype")
+"""Settings that may differ from those that the checkpoint was trained with."""
 
 
 def checkpoint_config(checkpoint: store.Checkpoint, overrides: Sequence[str] = ()) -> RunConfig:
-    """A checkpoint's configuration, on another device or in another dtype where `overrides` say so.
+    """The configuration of a checkpoint, with overrides of the device or the dtype.
 
     Raises:
-        ConfigError: an override of anything else: it would be another model.
+        ConfigError: an override changes anything else, which would make another model.
     """
     for override in overrides:
         if not override.startswith(FREE_OVERRIDES):

@@ -1,8 +1,8 @@
-"""Checkpoints from any parallel plan to any other, to and from one whole checkpoint. No mindspore import.
+"""Reshards checkpoints from any parallel plan to any other, or to and from one whole checkpoint. No mindspore import.
 
-Each file of the target is written from its first byte to its last, each tensor of it made, when its turn has come, from
-those parts of the source's files that it needs. So memory holds one slice of the target (and the pages of the slices
-that it comes from), whatever the number of ranks.
+Each file of the target is written from its first byte to its last. A tensor is made when it is written, from the parts
+of the source's files that it needs. So memory holds one slice of the target, and the mapped pages that it comes from,
+whatever the number of ranks.
 """
 
 import shutil
@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pangu_ms.checkpoint import safetensors_file, sharded, store
-from pangu_ms.checkpoint.safetensors_file import Spec
+from pangu_ms.checkpoint.safetensors_file import Buffer, Spec
 from pangu_ms.checkpoint.sharded import Slices, Stored
 from pangu_ms.config import RunConfig, dump_config
 from pangu_ms.core.errors import CheckpointError, OutputError
@@ -25,15 +23,16 @@ from pangu_ms.parallel.plan import Plan, parameter_of
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be resharded."""
+    """A checkpoint to reshard."""
 
     where: str
-    """Begins the messages."""
+    """Its path, which begins the messages."""
     step: int
     groups: dict[str, Stored]
     state: bytes
-    """state.json as it stands."""
+    """The content of its state.json, which is copied."""
     tokenizer: Path | None = None
+    """Directory of its tokenizer."""
 
     @classmethod
     def of(cls, checkpoint: store.Checkpoint) -> "Source":
@@ -54,14 +53,14 @@ class Source:
 
 
 def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, progress: bool = False) -> Path:
-    """Write a checkpoint whose tensors lie as `config.parallel` has it; a kill or a full disk at any instant leaves
-    nothing but a temporary.
+    """Write a checkpoint whose tensors are cut as `config.parallel` says. A kill or a full disk at any instant leaves
+    nothing but a temporary directory.
 
     Args:
-        source: read only.
-        root: of the new checkpoint: a directory that is empty or not there yet.
-        config: the source's, with the new section `parallel`.
-        whole: write it as one device does, whatever the plan.
+        source: the checkpoint to read.
+        root: directory of the new checkpoint, which must be empty or not exist.
+        config: the configuration of the source with the new section `parallel`.
+        whole: write whole tensors, as one device does, whatever the plan.
         progress: show a bar.
 
     Returns:
@@ -88,14 +87,14 @@ def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, 
 
 
 def check(source: Source, root: Path, config: RunConfig) -> None:
-    """Whatever `reshard` refuses, before a byte is read or written; raises what it raises."""
+    """Make the checks of `reshard`, with its errors, before anything is read or written."""
     require_unused(root)
     _require_model(source, config)
     _require_room(root, source.nbytes)
 
 
 def require_unused(root: Path) -> None:
-    """Raise OutputError unless a new checkpoint may go there: what a killed save leaves does not count."""
+    """Raise OutputError unless a new checkpoint may be written there. What a killed save left is ignored."""
     root = Path(root)
     if root.exists() and not root.is_dir():
         raise OutputError(f"{root}: is a file; a checkpoint goes into a directory; name another --output")
@@ -107,8 +106,8 @@ def require_unused(root: Path) -> None:
 
 
 def _files(group: str, tensors: Stored, plan: Plan | None) -> Iterator[tuple[str, dict[str, Slices]]]:
-    """Names of a group's files, each with the parts of tensors that it gets; without a plan as `store.save` has
-    them."""
+    """Names of the files of a group, each with the parts of tensors that it holds. Without a plan the files are those
+    of `store.save`."""
     if plan:
         for rank, parts in sharded.rank_tensors(plan, {name: tensor.shape for name, tensor in tensors.items()}):
             yield sharded.rank_file(group, rank), parts
@@ -117,15 +116,17 @@ def _files(group: str, tensors: Stored, plan: Plan | None) -> Iterator[tuple[str
             yield file, {name: tensors[name].all for name in names}
 
 
-def _encoded(tensors: Stored, parts: dict[str, Slices]) -> Iterator[Any]:
+def _encoded(tensors: Stored, parts: dict[str, Slices]) -> Iterator[Buffer]:
+    """The bytes of a file with these parts of tensors."""
     specs = {name: Spec(tensors[name].spec.code, tuple(s.stop - s.start for s in part)) for name, part in parts.items()}
     return safetensors_file.encode_lazily(specs, lambda name: tensors[name].read(parts[name]))
 
 
-def _counted(pieces: Iterable[Any], bar: Any) -> Iterator[Any]:
+def _counted(pieces: Iterable[Buffer], bar: Any) -> Iterator[Buffer]:
+    """The pieces of a file; the progress bar advances by the bytes of tensors."""
     for piece in pieces:
         yield piece
-        bar.update(len(piece) if isinstance(piece, np.ndarray) else 0)  # the header is no tensor
+        bar.update(len(piece) if isinstance(piece, memoryview) else 0)  # bytes are the header, which is no tensor
 
 
 def _require_model(source: Source, config: RunConfig) -> None:

@@ -1,8 +1,8 @@
 """The safetensors file format, written piece by piece and read tensor by tensor. No mindspore import.
 
-The library is not used for writing: 0.8.0 stores wrong values for non-contiguous arrays, every version copies all
-tensors first, and a full disk is not an OSError. Nor for reading: numpy has no bfloat16, which its numpy reader
-therefore refuses.
+The safetensors library is not used for writing: version 0.8.0 stores wrong values for non-contiguous arrays, every
+version first copies all tensors, and a full disk raises no OSError. It is not used for reading either: numpy has no
+bfloat16, so its numpy reader refuses such tensors.
 
 Source: https://github.com/huggingface/safetensors, README, section "Format".
 """
@@ -36,20 +36,20 @@ _METADATA = {"format": "pt"}  # Hugging Face's loaders refuse a file without it
 
 @dataclass(frozen=True)
 class Spec:
-    """What a header says of a tensor."""
+    """dtype and shape of a tensor, as a header states them."""
 
     code: str
-    """The format's name of its dtype, such as "F32"."""
+    """The format's name of the dtype, such as "F32"."""
     shape: tuple[int, ...]
 
     @property
     def dtype(self) -> np.dtype:
-        """In which its bytes are read and written: a bfloat16 as uint16."""
+        """The numpy dtype in which the bytes are read and written; uint16 for bfloat16."""
         return _RAW[self.code]
 
     @property
     def dtype_name(self) -> str:
-        """Everyday name of the tensor's dtype."""
+        """The usual name of the tensor's dtype, such as "bfloat16"."""
         return name_of(BFLOAT16 if self.code == "BF16" else self.dtype)
 
     @property
@@ -58,31 +58,32 @@ class Spec:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def values(self, raw: np.ndarray) -> np.ndarray:
-        """Of an array of `dtype`: itself, or for a bfloat16 a float32, which holds it exactly and whose upper half it
-        is."""
+        """The values of an array of `dtype`: the array itself, or for bfloat16 the float32 with the same values."""
         return widened(raw.view(BFLOAT16)) if self.code == "BF16" else raw
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a file has a tensor's bytes."""
+class Location:
+    """Where the bytes of a tensor lie in a file."""
 
     path: Path
     segments: tuple[tuple[int, int], ...]
-    """(offset, length) in bytes, one after the other."""
+    """(offset, length) in bytes of each part, in order; MindSpore's .ckpt files cut large tensors into several."""
 
     def map(self, spec: Spec) -> np.ndarray:
-        """The tensor in `spec.dtype`, not yet read from the disk unless it lies in several segments."""
+        """The tensor in `spec.dtype`: a memory map of its one segment, or a copy of several segments."""
         parts = [np.memmap(self.path, np.uint8, "r", offset, (length,)) for offset, length in self.segments if length]
         flat = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
         return flat.view(spec.dtype).reshape(spec.shape)
 
 
-Contents = dict[str, tuple[Spec, Place]]
-"""What a file holds, by name."""
+Buffer = bytes | memoryview
+"""A piece of a file that is written."""
+Contents = dict[str, tuple[Spec, Location]]
+"""The tensors of a file, by name."""
 
 
-def encode(tensors: dict[str, np.ndarray]) -> Iterator[bytes | np.ndarray]:
+def encode(tensors: dict[str, np.ndarray]) -> Iterator[Buffer]:
     """The bytes of a safetensors file, in pieces that can be written one after the other.
 
     Args:
@@ -97,11 +98,15 @@ def encode(tensors: dict[str, np.ndarray]) -> Iterator[bytes | np.ndarray]:
     )
 
 
-def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> Iterator[bytes | np.ndarray]:
-    """`encode` of tensors that `load` gives when their turn has come, in `Spec.dtype` and of the specified shapes."""
-    order = sorted(
-        specs, key=lambda name: (-specs[name].dtype.itemsize, name)
-    )  # wide types first keeps all of them aligned
+def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> Iterator[Buffer]:
+    """As `encode`, for tensors that are not in memory.
+
+    Args:
+        specs: dtype and shape of each tensor.
+        load: returns a tensor by its name, in `Spec.dtype`; called when the tensor is written.
+    """
+    # The widest types come first: then every tensor is aligned to its own size.
+    order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": _METADATA}
     offset = 0
     for name in order:
@@ -112,28 +117,32 @@ def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> 
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in order:
-        yield np.ascontiguousarray(load(name), specs[name].dtype).reshape(-1).view(np.uint8)
+        yield np.ascontiguousarray(load(name), specs[name].dtype).reshape(-1).view(np.uint8).data
 
 
 def spec_of(name: str, array: np.ndarray) -> Spec:
-    """What the header of a file that holds `array` says.
+    """dtype and shape of an array, for the header of a file that holds it.
 
     Raises:
         CheckpointError: a dtype that the format has no code for.
     """
-    code = code_of(array.dtype)
+    return Spec(require_code(name, array.dtype), tuple(array.shape))
+
+
+def require_code(name: str, dtype: np.dtype) -> str:
+    """The format's name of a dtype of any byte order.
+
+    Raises:
+        CheckpointError: it has none; the message begins with `name`, the tensor's.
+    """
+    code = _CODES.get(dtype.newbyteorder("<"))
     if code is None:
-        raise CheckpointError(f"{name}: dtype {array.dtype} has no place in a safetensors file; convert it to float32")
-    return Spec(code, tuple(array.shape))
-
-
-def code_of(dtype: np.dtype) -> str | None:
-    """The format's name of a dtype of any byte order; None where it has none."""
-    return _CODES.get(dtype.newbyteorder("<"))
+        raise CheckpointError(f"{name}: dtype {dtype} has no place in a safetensors file; convert it to float32")
+    return code
 
 
 def index(path: Path) -> Contents:
-    """What a file holds, from its header alone.
+    """The contents of a file, from its header alone.
 
     Raises:
         CheckpointError: the file cannot be read or is not a whole safetensors file.
@@ -170,14 +179,14 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 def load(contents: Contents) -> dict[str, np.ndarray]:
     """The tensors themselves; see `read`."""
-    raw = {name: (spec, np.array(place.map(spec))) for name, (spec, place) in contents.items()}
+    raw = {name: (spec, np.array(location.map(spec))) for name, (spec, location) in contents.items()}
     return {name: array.view(BFLOAT16) if spec.code == "BF16" else array for name, (spec, array) in raw.items()}
 
 
 def _require_gapless(contents: Contents, start: int, size: int) -> None:
-    """Raise ValueError unless the tensors fill the file, one behind the other, as the reference library demands."""
-    for name, (_, place) in sorted(contents.items(), key=lambda item: item[1][1].segments):
-        ((begin, length),) = place.segments
+    """Raise ValueError unless the tensors fill the file without gap or overlap, as the reference library demands."""
+    for name, (_, location) in sorted(contents.items(), key=lambda item: item[1][1].segments):
+        ((begin, length),) = location.segments
         if begin != start:
             raise ValueError(f"{name} begins at byte {begin}, what is before it ends at {start}")
         start += length
@@ -185,11 +194,11 @@ def _require_gapless(contents: Contents, start: int, size: int) -> None:
         raise ValueError(f"{size - start} bytes behind the last tensor")
 
 
-def _entry(path: Path, name: str, entry: dict[str, Any], start: int, size: int) -> tuple[Spec, Place]:
+def _entry(path: Path, name: str, entry: dict[str, Any], start: int, size: int) -> tuple[Spec, Location]:
     begin, end = entry["data_offsets"]
     spec = Spec(entry["dtype"], tuple(entry["shape"]))
     if any(type(number) is not int for number in (begin, end, *spec.shape)):
         raise ValueError(f"{name}: shape and data_offsets must be whole numbers")
     if begin < 0 or min(spec.shape, default=0) < 0 or end - begin != spec.nbytes or start + end > size:
         raise ValueError(f"{name}: bytes {begin} to {end} for {spec.code} {list(spec.shape)}, file of {size} bytes")
-    return spec, Place(path, ((start + begin, end - begin),))
+    return spec, Location(path, ((start + begin, end - begin),))

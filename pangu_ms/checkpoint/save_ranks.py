@@ -1,13 +1,12 @@
-"""One step saved by all ranks of a plan, each its own slices, into a directory on a file system that they share. No
-mindspore import.
+"""Saves one step from all ranks of a plan into one directory, on a file system that they share. No mindspore import.
 
-    ROOT/.step-00000100.ranks.tmp/model-rank-00007.safetensors      written by rank 7, see sharded.py
-                                  rank-00007.json                   sizes and digests of its files; removed before the
-                                  commit
+    ROOT/.step-00000100.ranks.tmp/
+        model-rank-00007.safetensors    the slices of rank 7, see sharded.py
+        rank-00007.json                 sizes and digests of the files of rank 7; removed before the commit
 
-The ranks meet three times: when rank 0 has made the directory, when all have written their files, and when rank 0 has
-added the manifest and committed by one rename. Whoever fails tells the others there; where a rank dies nothing is
-committed, and the next save removes what it left.
+The ranks wait for each other three times: when rank 0 has made the directory, when all have written their files, and
+when rank 0 has added the manifest and committed the step by one rename. A rank that fails tells the others there, and
+nothing is committed. If a rank dies nothing is committed either; the next save removes the directory.
 """
 
 import contextlib
@@ -17,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pangu_ms.checkpoint import safetensors_file, sharded, step_files, store
-from pangu_ms.checkpoint.safetensors_file import Spec
+from pangu_ms.checkpoint import safetensors_file, sharded, step_directory, store
+from pangu_ms.checkpoint.safetensors_file import Buffer, Spec
 from pangu_ms.checkpoint.sharded import Slices
 from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import CheckpointError
@@ -26,7 +25,7 @@ from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rendezvous import FAILED
 
 Agree = Callable[[str | None], str | None]
-"""Waits until all ranks are there; returns the first word that any of them brought, the same on all."""
+"""Waits until all ranks have called it. Each passes a message or None; all get the first message that is not None."""
 
 
 def save_rank(
@@ -41,14 +40,20 @@ def save_rank(
     tokenizer: Path | None = None,
     keep: int = 0,
 ) -> Path:
-    """This rank's part of committing one step; every rank calls it. The result is what `reshard` makes for the plan;
-    see `store.save` for the rest.
+    """Write this rank's slices and commit the step together with all other ranks, which call this function too.
+
+    The result is the checkpoint that `reshard` makes for the plan; see `store.save` for the rest.
 
     Args:
         root: directory of the run's checkpoints, the same for all ranks.
-        shapes: of the whole tensors by name, for each group.
-        load: slice that this rank holds of a tensor; called for those that it stores, one after the other.
-        agree: the meeting of the ranks.
+        step: optimizer steps done.
+        plan: says which slices each rank holds and stores.
+        rank: this rank.
+        shapes: shapes of the whole tensors by name, for each group.
+        load: returns the slice that this rank holds of a tensor; called for the tensors that it stores, one after the
+            other.
+        state, tokenizer, keep: as in `store.save`.
+        agree: how the ranks wait for each other.
 
     Returns:
         The step's directory.
@@ -73,7 +78,7 @@ def save_rank(
         def finish() -> None:
             if leads:
                 written = _taken(shared, list(shapes), plan.mesh.world)
-                step_files.write_step(
+                step_directory.write_step(
                     shared,
                     store.description(state, plan.config, tokenizer),
                     step,
@@ -111,16 +116,17 @@ def _write_part(
     for group, tensors in shapes.items():
         if own := dict(sharded.rank_tensors(plan, tensors)).get(rank):
             file = sharded.rank_file(group, rank)
-            entries[file] = step_files.write_file(shared / file, _encoded(plan, own, load))
+            entries[file] = step_directory.write_file(shared / file, _encoded(plan, own, load))
     files.write_json(_note(shared, rank), entries)
 
 
-def _encoded(plan: Plan, own: dict[str, Slices], load: Callable[[str], np.ndarray]) -> Iterator[Any]:
-    dtypes = {
-        name: spec.dtype for name, spec in plan.config.model.parameters().items()
-    }  # moments, which are not in it, are float32
-    codes = {name: safetensors_file.code_of(np.dtype(dtypes.get(name, "float32"))) for name in own}
-    specs = {name: Spec(codes[name], tuple(s.stop - s.start for s in part)) for name, part in own.items()}
+def _encoded(plan: Plan, own: dict[str, Slices], load: Callable[[str], np.ndarray]) -> Iterator[Buffer]:
+    """The bytes of a safetensors file with a rank's own slices."""
+    dtypes = {name: spec.dtype for name, spec in plan.config.model.parameters().items()}
+    specs = {}
+    for name, part in own.items():
+        dtype = np.dtype(dtypes.get(name, "float32"))  # the moments are no parameters, and are float32
+        specs[name] = Spec(safetensors_file.require_code(name, dtype), tuple(s.stop - s.start for s in part))
 
     def checked(name: str) -> np.ndarray:
         array = load(name)
@@ -135,8 +141,8 @@ def _note(shared: Path, rank: int) -> Path:
 
 
 def _taken(shared: Path, groups: list[str], world: int) -> dict[str, Any]:
-    """What the ranks noted, the notes removed: their files in the order of a manifest."""
-    noted = {}
+    """Read and remove the notes of all ranks; returns the entries of their files, in the order of a manifest."""
+    noted: dict[str, Any] = {}
     for rank in range(world):
         note = _note(shared, rank)
         try:

@@ -1,10 +1,9 @@
-"""Tensors that lie in slices over the files of many ranks, read and written one at a time. No mindspore import.
+"""Tensors that are cut into slices over the files of many ranks. No mindspore import.
 
-    GROUP-rank-00007.safetensors        the slices that rank 7 owns: of every slice, the first rank that holds it; a
-    rank that owns none has no file
+    GROUP-rank-00007.safetensors        the slices that rank 7 owns
 
-The files' slices are thus those of `Plan.of(config.yaml)`, each stored once: together they have the bytes of the whole
-checkpoint.
+The slices are those of `Plan.of(config.yaml)`. The owner of a slice is the first rank that holds it, so each slice is
+stored once, and all files together have the bytes of the whole checkpoint. A rank that owns no slice has no file.
 """
 
 import functools
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pangu_ms.checkpoint import safetensors_file
-from pangu_ms.checkpoint.safetensors_file import Contents, Place, Spec
+from pangu_ms.checkpoint.safetensors_file import Contents, Location, Spec
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import Plan, parameter_of
@@ -26,7 +25,7 @@ from pangu_ms.parallel.plan import Plan, parameter_of
 Index = tuple[int, ...]
 Slices = tuple[slice, ...]
 LayoutOf = Callable[[int, str, tuple[int, ...]], Layout]
-"""From a rank, the name of a tensor in its file, and the shape that it has there."""
+"""Gives the layout of a tensor, from a rank, the name of the tensor in its file, and the shape of it there."""
 
 RANK_FILE = re.compile(r"(.+)-rank-(\d{5,})\.safetensors")
 
@@ -36,19 +35,19 @@ class StoredTensor:
     """A tensor on disk, whole or in slices of equal size."""
 
     spec: Spec
-    """Of the whole tensor."""
+    """dtype and shape of the whole tensor."""
     slice_shape: tuple[int, ...]
-    places: dict[Index, Place]
-    """Of every slice, by its number along each dimension."""
+    locations: dict[Index, Location]
+    """Where each slice lies, by the number of the slice along each dimension."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole tensor."""
+        """Shape of the whole tensor."""
         return self.spec.shape
 
     @property
     def all(self) -> Slices:
-        """To `read` the whole tensor with."""
+        """The argument of `read` for the whole tensor."""
         return tuple(slice(0, size) for size in self.shape)
 
     def values(self) -> np.ndarray:
@@ -60,85 +59,86 @@ class StoredTensor:
         part = np.empty([s.stop - s.start for s in wanted], self.spec.dtype)
         if part.size == 0:
             return part
-        for index in itertools.product(
-            *(range(s.start // n, -(-s.stop // n)) for s, n in zip(wanted, self.slice_shape))
-        ):
+        touched = [range(s.start // n, -(-s.stop // n)) for s, n in zip(wanted, self.slice_shape)]
+        for index in itertools.product(*touched):
             begins = [i * n for i, n in zip(index, self.slice_shape)]
             both = [(max(s.start, b), min(s.stop, b + n)) for s, b, n in zip(wanted, begins, self.slice_shape)]
             into = tuple(slice(low - s.start, high - s.start) for (low, high), s in zip(both, wanted))
             source = tuple(slice(low - b, high - b) for (low, high), b in zip(both, begins))
-            part[into] = self.places[index].map(Spec(self.spec.code, self.slice_shape))[source]
+            part[into] = self.locations[index].map(Spec(self.spec.code, self.slice_shape))[source]
         return part
 
 
 Stored = dict[str, StoredTensor]
 
 
-def whole(spec: Spec, place: Place) -> StoredTensor:
-    """A tensor that one file holds."""
-    return StoredTensor(spec, spec.shape, {(0,) * len(spec.shape): place})
+def whole(spec: Spec, location: Location) -> StoredTensor:
+    """A tensor that one file holds as a whole."""
+    return StoredTensor(spec, spec.shape, {(0,) * len(spec.shape): location})
 
 
 def layout_in(plan: Plan, name: str, shape: tuple[int, ...]) -> Layout:
-    """Where a tensor of a checkpoint lies: moments as their parameter, what belongs to no parameter whole (`shape`) on
-    every device."""
+    """The layout of a tensor of a checkpoint. Moments have that of their parameter; a tensor that belongs to no
+    parameter is whole, with `shape`, on every device."""
     return plan.layouts.get(parameter_of(name)) or replicated(shape, plan.mesh.axes)
 
 
 def replicated(shape: tuple[int, ...], axes: tuple[tuple[str, int], ...]) -> Layout:
-    """A tensor that every device has whole."""
+    """The layout of a tensor that every device has as a whole."""
     return Layout(shape, axes, ((),) * len(shape))
 
 
 def gather(where: str, files: Iterable[tuple[int, Contents]], layout_of: LayoutOf) -> Stored:
-    """The tensors whose slices are in the files of ranks. Of equal slices the first is taken, and of the stages that
-    hold a tensor the first.
+    """Find the tensors whose slices lie in the files of ranks. Of several ranks with the same slice the first is used,
+    and of several stages with the same tensor the first.
 
     Args:
-        where: begins the messages: the directory.
-        files: each rank with what its file holds; read once, one after the other.
+        where: the directory; it begins the messages.
+        files: each rank with the contents of its file; iterated over once.
+        layout_of: the layout of each tensor.
 
     Raises:
         CheckpointError: a slice is missing or has another shape than the layout gives it.
     """
     found: dict[str, _Found] = {}
     for rank, contents in files:
-        for name, (spec, place) in contents.items():
+        for name, (spec, location) in contents.items():
             if name not in found:
                 layout = layout_of(rank, name, spec.shape)
                 found[name] = _Found(spec.code, layout, rank // layout.num_devices, {})
-            found[name].add(rank, name, spec, place)
+            found[name].add(rank, name, spec, location)
     for name, tensor in found.items():
         tensor.require_all(where, name)
-    return {
-        name: StoredTensor(Spec(f.code, f.layout.shape), f.layout.slice_shape, f.places) for name, f in found.items()
-    }
+    return {name: tensor.stored() for name, tensor in found.items()}
 
 
 @dataclass(frozen=True)
 class _Found:
-    """What is known of a tensor while files are gone through."""
+    """A tensor whose slices are being collected from the files of ranks."""
 
     code: str
     layout: Layout
     stage: int
-    places: dict[Index, Place]
+    locations: dict[Index, Location]
 
-    def add(self, rank: int, name: str, spec: Spec, place: Place) -> None:
+    def add(self, rank: int, name: str, spec: Spec, location: Location) -> None:
         stage, local = divmod(rank, self.layout.num_devices)
         if stage != self.stage:
             return
         if (spec.code, spec.shape) != (self.code, self.layout.slice_shape):
             wanted = f"{self.code} {list(self.layout.slice_shape)}, a slice of {list(self.layout.shape)}"
             raise CheckpointError(
-                f"{place.path}: rank {rank} has {name} as {spec.code} {list(spec.shape)}; must be {wanted}; use the"
+                f"{location.path}: rank {rank} has {name} as {spec.code} {list(spec.shape)}; must be {wanted}; use the"
                 " plan it was saved with"
             )
-        self.places.setdefault(indices(self.layout)[local], place)
+        self.locations.setdefault(indices(self.layout)[local], location)
+
+    def stored(self) -> StoredTensor:
+        return StoredTensor(Spec(self.code, self.layout.shape), self.layout.slice_shape, self.locations)
 
     def require_all(self, where: str, name: str) -> None:
-        if len(self.places) < math.prod(self.layout.counts):
-            missing = next(index for index in indices(self.layout) if index not in self.places)
+        if len(self.locations) < math.prod(self.layout.counts):
+            missing = next(index for index in indices(self.layout) if index not in self.locations)
             first = self.stage * self.layout.num_devices
             ranks = [first + local for local, index in enumerate(indices(self.layout)) if index == missing]
             some = ", ".join(map(str, ranks[:5])) + (", ..." if len(ranks) > 5 else "")
@@ -150,7 +150,12 @@ class _Found:
 
 
 def rank_tensors(plan: Plan, tensors: dict[str, tuple[int, ...]]) -> Iterator[tuple[int, dict[str, Slices]]]:
-    """For each rank the slices that it owns of the tensors (names with shapes); ranks that own none are left out."""
+    """The slices that each rank owns of some tensors; a rank that owns none is left out.
+
+    Args:
+        plan: says which rank owns what.
+        tensors: shapes by name.
+    """
     layouts = {name: layout_in(plan, name, shape) for name, shape in tensors.items()}
     stages = {name: plan.parameter_stages.get(parameter_of(name), (0,))[0] for name in tensors}
     for stage in range(plan.mesh.num_stages):
@@ -176,7 +181,7 @@ def read_ranks(where: str, paths: dict[int, Path], plan: Plan) -> Stored:
 
 @functools.lru_cache(1024)  # a model has few different layouts, and many parameters
 def indices(layout: Layout) -> tuple[Index, ...]:
-    """Which slice each device of a stage holds."""
+    """The index of the slice that each device of a stage holds."""
     return tuple(layout.index(rank) for rank in range(layout.num_devices))
 
 

@@ -1,19 +1,17 @@
 """The checkpoint store: directories that are whole or not there. No mindspore import.
 
-    ROOT/step-00000100/model.safetensors        one group of tensors; model-00001-of-00003.safetensors ... beyond
-    max_shard_bytes
-                       model-rank-00007.safetensors ... of a checkpoint that is cut over the ranks of a plan: see
-                       sharded.py
-                       optimizer.safetensors    further groups, if any
-                       state.json               what the training loop needs to go on; opaque here
-                       config.yaml              the resolved run configuration
-                       tokenizer/               copy of the tokenizer, so that text can be generated from this directory
-                       alone
-                       manifest.json            written last: size and SHA-256 of every file, versions, git revision;
-                       see manifest.py
+    ROOT/step-00000100/
+        model.safetensors       the group of tensors "model". Beyond max_shard_bytes it is cut into
+                                model-00001-of-00003.safetensors and so on; cut over the ranks of a plan its files are
+                                model-rank-00007.safetensors and so on (see sharded.py)
+        optimizer.safetensors   further groups, if any
+        state.json              what the training loop needs to resume; its content does not matter here
+        config.yaml             the resolved run configuration
+        tokenizer/              a copy of the tokenizer, so that this directory alone can generate text
+        manifest.json           written last: size and SHA-256 of every file, versions, git revision (step_directory.py)
 
-A save goes to a temporary name, is flushed and renamed (see commit.py). A reader trusts a step only after its manifest,
-sizes and digests.
+A step is written under a temporary name, flushed and renamed (see commit.py). A reader trusts it only after it has
+verified the manifest, the sizes and the digests.
 """
 
 import contextlib
@@ -28,11 +26,19 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.checkpoint import commit, safetensors_file, sharded
-from pangu_ms.checkpoint.manifest import MANIFEST, STEP, NewerCheckpoint, verified
-from pangu_ms.checkpoint.step_files import Contents, json_bytes, write_step
+from pangu_ms.checkpoint.step_directory import (
+    MANIFEST,
+    STEP,
+    Contents,
+    NewerCheckpoint,
+    json_bytes,
+    verified,
+    write_step,
+)
 from pangu_ms.config import RunConfig, dump_config, load_config
 from pangu_ms.core import files, format_version, small_json
 from pangu_ms.core.errors import CheckpointError, OutputError
+from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.parallel.plan import Plan
 
@@ -41,7 +47,8 @@ __all__ = ["Checkpoint", "check_names_and_shapes", "latest_valid", "open_checkpo
 _log = logging.getLogger(__name__)
 
 STATE, STATE_VERSION = "state.json", 1
-MAX_SHARD_BYTES = 4 << 30  # below the 5 GB that object stores take in one request
+MAX_SHARD_BYTES = 4 << 30
+"""Below the 5 GB that object stores take in one request."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -57,24 +64,23 @@ class Checkpoint:
 
     @property
     def groups(self) -> list[str]:
-        """Names of its groups of tensors."""
+        """Names of the groups of tensors."""
         return list(self.manifest["tensors"])
 
     def stored(self, group: str = "model") -> sharded.Stored:
-        """The tensors of one group by name, on disk: to be read one at a time, or in parts.
+        """The tensors of one group by name. They stay on the disk; each can be read on its own, or in parts.
 
         Raises:
-            CheckpointError: it has no such group, or a rank's file does not fit the plan of its config.yaml.
+            CheckpointError: there is no such group, or a rank's file does not fit the plan of config.yaml.
         """
         if group not in self.groups:
             raise CheckpointError(
                 f"{self.path}: has no {group} tensors; it holds {', '.join(self.groups)}; use another checkpoint"
             )
-        ranks = {
-            int(match[2]): self.path / name
-            for name in self.manifest["files"]
-            if (match := sharded.RANK_FILE.fullmatch(name)) and match[1] == group
-        }
+        ranks = {}
+        for name in self.manifest["files"]:
+            if (match := sharded.RANK_FILE.fullmatch(name)) and match[1] == group:
+                ranks[int(match[2])] = self.path / name
         if ranks:
             return sharded.read_ranks(str(self.path), ranks, Plan.of(self.config()))
         shard = re.compile(re.escape(group) + r"(-\d{5}-of-\d{5})?\.safetensors")
@@ -86,8 +92,8 @@ class Checkpoint:
         return ((name, tensor.values()) for name, tensor in self.stored(group).items())
 
     def tensors(self, group: str = "model") -> Tensors:
-        """The tensors of one group by name, with the shapes and dtypes that were saved; those of a sharded checkpoint
-        are put together.
+        """The tensors of one group by name, with the shapes and dtypes that were saved. The slices of a sharded
+        checkpoint are joined.
 
         Raises:
             CheckpointError: see `stored`.
@@ -95,7 +101,7 @@ class Checkpoint:
         return dict(self.each(group))
 
     def state(self) -> dict[str, Any]:
-        """What the training loop stored.
+        """The state of the training loop, as it was given to `save`.
 
         Raises:
             CheckpointError: state.json is damaged, or was written by a newer version of this program.
@@ -110,11 +116,20 @@ class Checkpoint:
         return state
 
     def config(self) -> RunConfig:
-        """The configuration of the run that saved it."""
+        """The configuration of the run that saved the checkpoint."""
         return load_config(str(self.path / "config.yaml"))
 
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer that was saved with the step; None where there is none.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        path = self.tokenizer_path()
+        return Tokenizer.load(path) if path else None
+
     def tokenizer_path(self) -> Path | None:
-        """Directory of its tokenizer, if one was saved."""
+        """Directory of the tokenizer, if one was saved."""
         return next((self.path / "tokenizer" for name in self.manifest["files"] if name.startswith("tokenizer/")), None)
 
 
@@ -128,16 +143,15 @@ def save(
     keep: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Commit one step; a kill or a full disk at any instant leaves the earlier checkpoints as they were.
+    """Save one step. A kill or a full disk at any instant leaves the earlier checkpoints as they were.
 
-    A step that exists is replaced: the later save wins. Two processes that save into one root do so one after the
-    other.
+    If the step exists, it is replaced. Two processes that save into one root wait for each other.
 
     Args:
         root: directory of the run's checkpoints; made if needed.
         step: optimizer steps done.
         groups: tensors by name for each group, such as "model" and "optimizer"; any shape and memory order.
-        state: JSON values.
+        state: JSON values that the training loop needs to resume.
         config: resolved configuration.
         tokenizer: directory to copy, or None.
         keep: number of newest checkpoints to keep; 0 keeps all.
@@ -150,7 +164,7 @@ def save(
         CheckpointError: `tokenizer` is not a directory, or a dtype cannot be stored.
         OutputError: the disk is full or not writable.
     """
-    # Whatever may fail without touching the disk is done first.
+    # What may fail without the disk comes first.
     contents = description(state, config, tokenizer)
     for group, tensors in groups.items():
         for name, names in shards(group, {name: array.nbytes for name, array in tensors.items()}, max_shard_bytes):
@@ -159,10 +173,10 @@ def save(
 
 
 def write(root: Path, step: int, contents: Contents, groups: dict[str, int], keep: int = 0) -> Path:
-    """Commit one step from the bytes of its files; see `save`.
+    """Save one step from the bytes of its files; see `save`.
 
     Args:
-        contents: all files but the manifest; their pieces are made when their turn has come.
+        contents: all files but the manifest. Their pieces are iterated over as they are written.
         groups: number of tensors of each group.
     """
     with new_step(root, step, keep) as temporary:
@@ -177,11 +191,13 @@ def step_path(root: Path, step: int) -> Path:
 
 @contextlib.contextmanager
 def new_step(root: Path, step: int, keep: int = 0, temporary: Path | None = None) -> Iterator[Path]:
-    """Yield the name of a directory, to be made and filled by `write_step`, that is committed when the block ends
-    without an error; see `save`.
+    """A context in which one step is written; see `save`.
+
+    It yields the name of a directory that the block must make and fill with `write_step`. When the block ends without
+    an error, the directory is committed.
 
     Args:
-        temporary: that name where several processes have to know it; one that `commit.leftovers` finds.
+        temporary: the name to use, if several processes have to know it. It must be one that `commit.leftovers` finds.
     """
     root, target = Path(root), step_path(root, step)
     with files.writing(target):
@@ -190,7 +206,7 @@ def new_step(root: Path, step: int, keep: int = 0, temporary: Path | None = None
             if alone:
                 commit.remove_leftovers(root, _looks_complete)
             temporary = temporary or commit.temporary_name(target)
-            shutil.rmtree(temporary, ignore_errors=True)  # a killed save's, where the file system has no locks
+            shutil.rmtree(temporary, ignore_errors=True)  # without locks a killed save may have left it
             try:
                 yield temporary
                 commit.commit(temporary, target)
@@ -201,14 +217,14 @@ def new_step(root: Path, step: int, keep: int = 0, temporary: Path | None = None
 
 
 def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose files are all there with the right size and digest.
+    """The newest checkpoint whose files all have the right size and digest.
 
     Returns:
-        The checkpoint or None, and one line for each newer or unfinished directory that was passed over; the lines are
-        logged as warnings.
+        The checkpoint or None, and a line for each newer or unfinished directory that was passed over. The lines are
+        also logged as warnings.
 
     Raises:
-        NewerCheckpoint: the newest is of a newer version of this program.
+        NewerCheckpoint: a newer version of this program wrote the newest checkpoint.
     """
     root = Path(root)
     passed_over = [f"{path}: a save or removal that did not finish; ignored" for path in commit.leftovers(root)]
@@ -227,15 +243,16 @@ def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tu
 
 
 def open_checkpoint(path: Path, digests: bool = True, progress: bool = False) -> Checkpoint:
-    """A step directory itself, or the newest valid one of a checkpoint root or of a run directory that contains
-    `checkpoints/`.
+    """Open a checkpoint.
 
     Args:
-        digests: False checks sizes only, for a first look at what will be opened again.
+        path: a step directory; or a directory of these, or of a run with `checkpoints/` in it, whose newest valid step
+            is opened.
+        digests: False compares sizes only, for a first look at a checkpoint that will be opened again.
         progress: show a bar while digests are computed.
 
     Raises:
-        CheckpointError: there is none; the message names what was seen and what is wrong with it.
+        CheckpointError: there is no valid checkpoint; the message names what was found and what is wrong with it.
     """
     path = Path(path)
     if not path.is_dir():
@@ -259,7 +276,7 @@ def _open(path: Path, digests: bool, progress: bool) -> Checkpoint:
 
 
 def description(state: dict[str, Any], config: RunConfig, tokenizer: Path | None) -> Contents:
-    """The files of a step that hold no tensors."""
+    """The files of a step that hold no tensors, without the manifest."""
     return {
         STATE: [json_bytes({format_version.KEY: STATE_VERSION} | state)],
         "config.yaml": [dump_config(config).encode()],
@@ -268,7 +285,11 @@ def description(state: dict[str, Any], config: RunConfig, tokenizer: Path | None
 
 
 def tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:
-    """The files of a tokenizer directory as a step keeps them."""
+    """The files of a tokenizer directory, under the names that they have in a step.
+
+    Raises:
+        CheckpointError: there is no such directory, or it holds weights.
+    """
     if tokenizer is None:
         return {}
     tokenizer = Path(tokenizer)
@@ -282,16 +303,21 @@ def tokenizer_files(tokenizer: Path | None) -> dict[str, list[bytes]]:
             f"{tokenizer}: holds weights beside the tokenizer; a checkpoint keeps the tokenizer alone; copy its files"
             " to a directory of their own"
         )
-    return {
-        f"tokenizer/{path.relative_to(tokenizer).as_posix()}": [path.read_bytes()]
-        for path in sorted(tokenizer.rglob("*"))
-        if path.is_file()
-    }
+    found = [path for path in sorted(tokenizer.rglob("*")) if path.is_file()]
+    return {f"tokenizer/{path.relative_to(tokenizer).as_posix()}": [path.read_bytes()] for path in found}
 
 
 def shards(group: str, sizes: dict[str, int], max_bytes: int = MAX_SHARD_BYTES) -> Iterator[tuple[str, list[str]]]:
-    """File names with the names of their tensors, in the given order; a file exceeds `max_bytes` only if a single
-    tensor does."""
+    """Distribute the tensors of a group over files, in the given order.
+
+    Args:
+        group: name of the group; the file names begin with it.
+        sizes: bytes of each tensor by name.
+        max_bytes: largest size of a file; only a single larger tensor exceeds it.
+
+    Yields:
+        The name of each file, and the names of its tensors.
+    """
     cut: list[list[str]] = [[]]
     room = max_bytes
     for name, size in sizes.items():
@@ -305,24 +331,23 @@ def shards(group: str, sizes: dict[str, int], max_bytes: int = MAX_SHARD_BYTES) 
 
 
 def step_directories(root: Path) -> list[Path]:
-    """Step directories, newest first; an `.old` one after the one that replaces it."""
-    found = [
-        (int(match[1]), not match[2], path)
-        for path in root.glob("step-*")
-        if (match := STEP.fullmatch(path.name)) and path.is_dir()
-    ]
+    """Step directories, newest first; an `.old` one follows the one that replaces it."""
+    found = []
+    for path in root.glob("step-*"):
+        if (match := STEP.fullmatch(path.name)) and path.is_dir():
+            found.append((int(match[1]), not match[2], path))
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
 def require_no_checkpoints(output: Path) -> None:
-    """Raise OutputError if a checkpoint of step 0 would stand beside others in `output`, or in a run's directory, and
-    be taken for theirs."""
+    """Raise OutputError if `output` holds checkpoints or is the directory of a run: a checkpoint of step 0 would be
+    taken for one of theirs."""
     if next(Path(output).glob("step-*"), None) or next(Path(output).glob("checkpoints/step-*"), None):
         raise OutputError(f"{output}: holds checkpoints; nothing is overwritten; name a new --output")
 
 
 def _looks_complete(path: Path) -> bool:
-    """Whether manifest and sizes are right; digests of many gigabytes would cost minutes at each save."""
+    """Whether manifest and sizes are right. Digests of many gigabytes would take minutes at every save."""
     try:
         return bool(verified(path, digests=False))
     except CheckpointError:
@@ -330,8 +355,8 @@ def _looks_complete(path: Path) -> bool:
 
 
 def _retain(root: Path, written: Path, keep: int) -> None:
-    """Remove all steps older than the newest `keep` complete ones; damaged newer ones stay, to be named when the run
-    resumes."""
+    """Remove all steps older than the newest `keep` complete ones. Damaged steps that are newer stay, so that a resumed
+    run warns of them."""
     steps = step_directories(root)
     complete = [path for path in steps if path == written or _looks_complete(path)]
     for path in steps[steps.index(complete[:keep][-1]) + 1 :]:

@@ -1,19 +1,19 @@
 """`pangu analyze collapse`: how diverse the features of each layer are, to compare models for feature collapse."""
 
-import argparse
-import json
 import re
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from pangu_ms.checkpoint.model import checkpoint_config
 from pangu_ms.checkpoint.store import open_checkpoint
-from pangu_ms.cli.config import OVERRIDES_HELP
+from pangu_ms.cli import options
 from pangu_ms.core import files, runtime
-from pangu_ms.core.console import show, tell
+from pangu_ms.core.console import tell
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.figure import require_plot
-from pangu_ms.core.parser import NewFile, Parser
+from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result, table_lines
 from pangu_ms.data.records import RecordSet
 from pangu_ms.research.analysis.collapse import LayerDiversity
 from pangu_ms.research.analysis.plot import plot_collapse
@@ -24,9 +24,27 @@ TOKENS_PER_DIMENSION = (
 )
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the analysis."""
-    args = _parser().parse_intermixed_args(argv)
+def build_parser() -> Parser:
+    """The action's options."""
+    parser = Parser(prog="pangu analyze collapse", description=__doc__)
+    text = "run directories, their checkpoints directories, or single steps; also section.field=value: "
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=text + options.OVERRIDES_HELP)
+    options.add_data(parser, required=True)
+    text = "names in table and figure, one for each checkpoint; else the paths"
+    parser.add_argument("--labels", metavar="A,B", help=text)
+    options.add_split(parser, "which records; MindRecord files without manifest are `train`")
+    options.add_batch_size(parser)
+    parser.add_argument("--max-batches", type=int, default=8, help="stop after this many; 0 takes all")
+    parser.add_argument("--share", type=float, default=0.8, help="of the variance that the effective dimension carries")
+    options.add_new_file(parser, "--plot", "new .png, .svg or .pdf: all checkpoints over the layers")
+    options.add_new_file(parser, "--output", "write the JSON into this new file, too")
+    options.add_json(parser)
+    options.add_verbose(parser)
+    parser.set_defaults(run=_run)
+    return parser
+
+
+def _run(args: Namespace) -> int:
     overrides = [word for word in args.checkpoints if OVERRIDE.match(word) and not Path(word).exists()]
     paths = [word for word in args.checkpoints if word not in overrides]
     labels = _labels(args.labels, paths)
@@ -37,9 +55,8 @@ def main(argv: list[str]) -> int:
 
     from pangu_ms.research.analysis.run import Subject, collapse  # with MindSpore, which takes seconds
 
-    subjects = [
-        Subject.open(path, args.data, args.split, overrides) for path in paths
-    ]  # all, before the first one runs
+    # all are opened before the first one runs
+    subjects = [Subject.open(path, args.data, args.split, overrides) for path in paths]
     results = []
     for label, subject in zip(labels, subjects):
         measured = collapse(subject, args.batch_size, args.max_batches, args.share, progress=not args.json)
@@ -49,14 +66,14 @@ def main(argv: list[str]) -> int:
         files.write_new(args.output, files.json_text(report))
     if args.plot:
         plot_collapse(results, args.plot)
-    show(json.dumps(report) if args.json else "\n\n".join(table(result) for result in results))
+    print_result(report, "\n\n".join(table(result) for result in results), args.json)
     for result in results:
         if result["tokens"] < TOKENS_PER_DIMENSION * result["hidden_size"]:
             tell(f"pangu analyze: {result['label']}: {_few_tokens(result)}")
     return 0
 
 
-def _require_sound(args: argparse.Namespace, paths: list[str], overrides: list[str]) -> None:
+def _require_sound(args: Namespace, paths: list[str], overrides: list[str]) -> None:
     """Raise a UserError for numbers, checkpoints and records that `Subject.open` and `collapse` would refuse."""
     if args.batch_size < 1 or args.max_batches < 0:
         raise ConfigError(
@@ -75,55 +92,19 @@ def table(result: dict[str, Any]) -> str:
     lines = [
         f"{result['label']}: {result['family']}, hidden_size {result['hidden_size']}, step {result['step']}, {tokens}"
     ]
-    d_share = f"d({result['share']:g})"
-    lines.append(f"  {'':<12}{d_share:>10}{'token cosine':>16}{'distance to rank one':>24}{'relative':>12}")
-    for layer in result["layers"]:
-        distance, relative = layer["rank_one_distance"], layer["relative_rank_one_distance"]
-        lines.append(
-            f"  {layer['name']:<12}{layer['effective_dimension']:>10,}{layer['token_cosine']:>16.4f}{distance:>24,.4g}{relative:>12.4f}"
+    head = ("", f"d({result['share']:g})", "token cosine", "distance to rank one", "relative")
+    rows = [
+        (
+            layer["name"],
+            f"{layer['effective_dimension']:,}",
+            f"{layer['token_cosine']:.4f}",
+            f"{layer['rank_one_distance']:,.4g}",
+            f"{layer['relative_rank_one_distance']:.4f}",
         )
+        for layer in result["layers"]
+    ]
+    lines += table_lines(head, rows, "<>>>>", indent="  ")
     return "\n".join(lines)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="pangu analyze collapse", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    words = (
-        f"run directories, their checkpoints directories, or single steps; also section.field=value: {OVERRIDES_HELP}"
-    )
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=words)
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="RECORDS",
-        help="directory written by `pangu data prepare`, or MindRecord files",
-    )
-    parser.add_argument(
-        "--labels", metavar="A,B", help="names in table and figure, one for each checkpoint; else the paths"
-    )
-    parser.add_argument(
-        "--split",
-        default="held_out",
-        choices=["held_out", "train"],
-        help="which records; MindRecord files without manifest are `train`",
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences per batch")
-    parser.add_argument("--max-batches", type=int, default=8, help="stop after this many; 0 takes all")
-    parser.add_argument("--share", type=float, default=0.8, help="of the variance that the effective dimension carries")
-    parser.add_argument(
-        "--plot",
-        type=Path,
-        action=NewFile,
-        metavar="FILE",
-        help="new .png, .svg or .pdf: all checkpoints over the layers",
-    )
-    parser.add_argument(
-        "--output", type=Path, action=NewFile, metavar="FILE", help="write the JSON into this new file, too"
-    )
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
-    return parser
 
 
 def _labels(given: str | None, paths: list[str]) -> list[str]:

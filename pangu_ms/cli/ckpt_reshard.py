@@ -1,22 +1,23 @@
 """`pangu ckpt reshard`: a checkpoint from any parallel plan to any other, to and from one whole checkpoint."""
 
-import argparse
 import dataclasses
+import functools
 import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.mindspore_shards import open_shards
 from pangu_ms.checkpoint.reshard import Source, check, require_unused, reshard
-from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli import options
 from pangu_ms.config import RunConfig, load_config
 from pangu_ms.config.load import config_to_dict, dump_config
 from pangu_ms.config.parallel import ParallelConfig
 from pangu_ms.core import files
-from pangu_ms.core.console import show
 from pangu_ms.core.errors import CheckpointError, ConfigError
-from pangu_ms.core.parser import Parser
+from pangu_ms.core.parser import Parser, RawHelp
+from pangu_ms.core.table import print_result
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train import global_batch
@@ -38,60 +39,48 @@ The global batch stays: train.batch_size, that of one replica, and the micro-bat
 _BATCH = ("train.batch_size", "train.accumulation_steps")
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the action."""
-    args = _arguments(argv)
+def build_parser() -> Parser:
+    """The action's options."""
+    parser = Parser(prog="pangu ckpt reshard", description=_DESCRIPTION, formatter_class=RawHelp)
+    text = "what to reshard; left out with --from-mindspore"
+    parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help=text)
+    text = "run directory to make, with the new step below checkpoints/: empty or not there yet"
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=text)
+    text = (
+        "write one whole checkpoint; its plan is that of one device (with CHECKPOINT: or that of --config), with your"
+        " overrides"
+    )
+    parser.add_argument("--whole", action="store_true", help=text)
+    text = (
+        "CHECKPOINT's step (default: its newest valid one); --from-mindspore: optimizer steps that were done"
+        " (default: 0)"
+    )
+    parser.add_argument("--step", type=int, metavar="N", help=text)
+    text = "MindSpore's own checkpoint: DIR/rank_N/, a .ckpt or .safetensors in each"
+    parser.add_argument("--from-mindspore", type=Path, metavar="DIR", help=text)
+    text = "its strategy files: one merged, or one for each stage"
+    parser.add_argument("--strategy", type=Path, nargs="+", metavar="FILE", help=text)
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer to copy, with --from-mindspore")
+    options.add_json(parser)
+    options.add_config(parser, default=None)
+    parser.set_defaults(run=functools.partial(_run, parser))
+    return parser
+
+
+def _run(parser: Parser, args: Namespace) -> int:
+    _require_whole_command(parser, args)
     _require_new_run(args.output)
     source, old, new, left_out = _from_mindspore(args) if args.from_mindspore else _from_ours(args)
     path = reshard(source, _root(args), new, args.whole, progress=True)
     files.write_text(args.output / "config.yaml", dump_config(new))
     result = _result(path, source, old, new, args.whole) | {"left_out": left_out}
-    show(json.dumps(result) if args.json else _text(result))
+    print_result(result, _text(result), args.json)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="pangu ckpt reshard", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "checkpoint", nargs="?", metavar="CHECKPOINT", help="what to reshard; left out with --from-mindspore"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="run directory to make, with the new step below checkpoints/: empty or not there yet",
-    )
-    whole_help = (
-        "write one whole checkpoint; its plan is that of one device (with CHECKPOINT: or that of --config), with your"
-        " overrides"
-    )
-    parser.add_argument("--whole", action="store_true", help=whole_help)
-    step_help = (
-        "CHECKPOINT's step (default: its newest valid one); --from-mindspore: optimizer steps that were done"
-        " (default: 0)"
-    )
-    parser.add_argument("--step", type=int, metavar="N", help=step_help)
-    parser.add_argument(
-        "--from-mindspore",
-        type=Path,
-        metavar="DIR",
-        help="MindSpore's own checkpoint: DIR/rank_N/, a .ckpt or .safetensors in each",
-    )
-    parser.add_argument(
-        "--strategy", type=Path, nargs="+", metavar="FILE", help="its strategy files: one merged, or one for each stage"
-    )
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer to copy, with --from-mindspore")
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    add_config_arguments(parser, default=None)
-    return parser
-
-
-def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = _parser()
-    args = parser.parse_intermixed_args(argv)  # the overrides may stand anywhere
+def _require_whole_command(parser: Parser, args: Namespace) -> None:
+    """End with the parser's error for options that do not go together. With --from-mindspore, the word before the
+    overrides is one, too."""
     if args.from_mindspore:
         args.overrides = [word for word in (args.checkpoint, *args.overrides) if word]
         if not args.strategy or not args.config:
@@ -105,10 +94,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         parser.error("CHECKPOINT is missing: name what to reshard before the overrides, or --from-mindspore DIR")
     if args.step is not None and args.step < 0:
         parser.error(f"--step {args.step}: steps are counted from 0")
-    return args
 
 
-def _from_ours(args: argparse.Namespace) -> tuple[Source, RunConfig, RunConfig, list[str]]:
+def _from_ours(args: Namespace) -> tuple[Source, RunConfig, RunConfig, list[str]]:
     for override in args.overrides:
         if not override.startswith("parallel.") and override.partition("=")[0] not in _BATCH:
             raise ConfigError(
@@ -152,11 +140,11 @@ def _require_new_run(output: Path) -> None:
     require_unused(output / "checkpoints" if [path.name for path in inside] == ["checkpoints"] else output)
 
 
-def _root(args: argparse.Namespace) -> Path:
+def _root(args: Namespace) -> Path:
     return args.output / "checkpoints"
 
 
-def _from_mindspore(args: argparse.Namespace) -> tuple[Source, RunConfig | None, RunConfig, list[str]]:
+def _from_mindspore(args: Namespace) -> tuple[Source, RunConfig | None, RunConfig, list[str]]:
     new = load_config(args.config, args.overrides)
     if args.whole:
         new = _with_plan(Path(args.config), new, ParallelConfig(), args.overrides)

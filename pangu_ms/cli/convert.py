@@ -1,21 +1,21 @@
 """`pangu convert`: weights of other programs to a checkpoint of ours, and back."""
 
-import argparse
-import json
+import functools
 import logging
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 from pangu_ms.checkpoint import foreign, store
-from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli import options
 from pangu_ms.config import RunConfig, load_config
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.core import dtypes, files
-from pangu_ms.core.console import show
 from pangu_ms.core.errors import CheckpointError, ConfigError, DataError
-from pangu_ms.core.parser import Parser
+from pangu_ms.core.parser import Parser, RawHelp
 from pangu_ms.core.runtime import quiet
+from pangu_ms.core.table import print_result
 from pangu_ms.data import huggingface_files
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.models.common.weights import Format
@@ -84,10 +84,8 @@ def import_file(
     tensors = naming.to_ours(str(path), foreign.read_files(read), config.model)
     state = {"imported": {"file": path.name, "format": source, "sha256": {p.name: files.sha256_file(p) for p in read}}}
     say(f"weights: {dtypes.change({dtypes.name_of(array.dtype) for array in tensors.values()}, dtype)}")
-    say(
-        "tokenizer:"
-        f" {_described(loaded) if loaded else 'none comes along; name one with --tokenizer wherever text is read or written'}"
-    )
+    none = "none comes along; name one with --tokenizer wherever text is read or written"
+    say(f"tokenizer: {_described(loaded) if loaded else none}")
     with tempfile.TemporaryDirectory() as scratch:
         copy = None
         if loaded:
@@ -105,18 +103,19 @@ def directory_config(directory: Path, source: str, config: RunConfig | None = No
     """
     tree = foreign.read_config(directory)
     where = str(Path(directory) / foreign.CONFIG)
-    described = [formats[source] for formats in _all_formats() if source in formats and formats[source].read_config]
-    if not described:
+    named = [formats[source] for formats in _all_formats() if source in formats]
+    readers = {kind: naming.read_config for naming in named if naming.read_config for kind in naming.model_types}
+    if not readers:
         raise CheckpointError(f"{directory}: is a directory; {source} weights are one file; name that")
     kind = tree.get("model_type")
-    naming = next((naming for naming in described if kind in naming.model_types), None)
-    if naming is None:
-        known = ", ".join(name for naming in described for name in naming.model_types)
+    read_config = readers.get(kind) if isinstance(kind, str) else None
+    if read_config is None:
+        known = ", ".join(readers)
         raise CheckpointError(
             f"{where}: model_type={kind!r:.80}: must be one of {known}; only these compute what PanGu models do;"
             " convert another model"
         )
-    fields = naming.read_config(where, tree)
+    fields = read_config(where, tree)
     own_config = config_from_dict({"model": fields}, where)
     if config is None:
         return own_config
@@ -173,16 +172,14 @@ def export_file(
     tensors = naming.to_foreign(str(source.path), source.tensors(), config.model)
     say(f"weights: {dtypes.change({tensor.spec.dtype_name for tensor in source.stored().values()}, dtype)}")
     tensors = dtypes.cast(str(source.path), tensors, dtype)
-    if output.suffix:
+    if output.suffix or naming.write_config is None:
         foreign.write_file(output, tensors)
         if own:
             say("tokenizer: stays behind, as a file of weights has no room for it; a directory takes it along")
         return output
     tree = naming.write_config(config.model)
-    say(
-        "config.json:"
-        f" model_type={tree['model_type']}{'' if 'architectures' in tree else ', which transformers has no class for; `pangu convert --from huggingface` reads it'}"
-    )
+    unread = ", which transformers has no class for; `pangu convert --from huggingface` reads it"
+    say(f"config.json: model_type={tree['model_type']}{'' if 'architectures' in tree else unread}")
     say(f"tokenizer: {_described(tokenizer, to_transformers=True) if tokenizer else 'the checkpoint has none'}")
     ids = huggingface_files.token_ids(tokenizer) if tokenizer else dict.fromkeys(huggingface_files.TOKEN_IDS)
     contents = huggingface_files.files_of(tokenizer) if tokenizer else {}
@@ -191,79 +188,69 @@ def export_file(
     return output
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the verb."""
-    quiet()
-    parser = _parser()
-    args = parser.parse_intermixed_args(argv)  # the overrides may stand anywhere
-    notes: list[str] = []
-    if args.source:
-        if not args.input.exists():
-            raise CheckpointError(
-                f"{args.input}: no such file or directory; name one file of weights, or a Hugging Face directory"
-            )
-        if args.config is None and args.overrides:
-            parser.error("overrides change a --config NAME, and none is given")
-        if args.config is None and not args.input.is_dir():
-            parser.error("--from needs --config NAME: a file of weights does not say which model it is")
-        config = load_config(args.config, args.overrides) if args.config else None
-        path = import_file(
-            args.input,
-            args.source,
-            config,
-            args.output,
-            args.tokenizer,
-            args.dtype,
-            not args.no_tokenizer,
-            notes.append,
-        )
-    else:
-        if args.config or args.overrides or args.tokenizer or args.no_tokenizer:
-            parser.error("--to takes no --config, overrides, --tokenizer or --no-tokenizer: a checkpoint has its own")
-        path = export_file(args.input, args.target, args.output, args.dtype, say=notes.append)
-    result = {"output": str(path), "format": args.source or args.target, "dtype": args.dtype, "notes": notes}
-    show(
-        json.dumps(result)
-        if args.json
-        else "\n".join([*notes, f"wrote {path} ({'from' if args.source else 'to'} {result['format']}, {args.dtype})"])
-    )
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="pangu convert", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    input_help = "file or Hugging Face directory of weights; --to: run, checkpoint or step directory"
-    parser.add_argument("input", type=Path, metavar="FILE|DIRECTORY|CHECKPOINT", help=input_help)
+def build_parser() -> Parser:
+    """The verb's options."""
+    parser = Parser(prog="pangu convert", description=_DESCRIPTION, formatter_class=RawHelp)
+    text = "file or Hugging Face directory of weights; --to: run, checkpoint or step directory"
+    parser.add_argument("input", type=Path, metavar="FILE|DIRECTORY|CHECKPOINT", help=text)
     direction = parser.add_mutually_exclusive_group(required=True)
-    direction.add_argument(
-        "--from", dest="source", metavar="FORMAT", help="official | huggingface | mindformers: names in the input"
-    )
-    direction.add_argument(
-        "--to", dest="target", metavar="FORMAT", help="official | huggingface | mindformers: names to write"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        help="--from: directory without checkpoints; --to: new .ckpt, .npz, .safetensors or directory",
-    )
+    text = "official | huggingface | mindformers: names in the input"
+    direction.add_argument("--from", dest="source", metavar="FORMAT", help=text)
+    text = "official | huggingface | mindformers: names to write"
+    direction.add_argument("--to", dest="target", metavar="FORMAT", help=text)
+    text = "--from: directory without checkpoints; --to: new .ckpt, .npz, .safetensors or directory"
+    parser.add_argument("--output", type=Path, required=True, help=text)
     which = parser.add_mutually_exclusive_group()
-    tokenizer_help = (
+    text = (
         "--from: tokenizer directory or vocab.model to copy into the checkpoint (default: that of the DIRECTORY, if it"
         " has one)"
     )
-    which.add_argument("--tokenizer", type=Path, metavar="PATH", help=tokenizer_help)
+    which.add_argument("--tokenizer", type=Path, metavar="PATH", help=text)
     which.add_argument("--no-tokenizer", action="store_true", help="--from: leave the DIRECTORY's tokenizer out")
-    dtype_help = (
+    text = (
         "of the weights written (default: %(default)s; training needs it, and it holds float16 and bfloat16 files"
         " exactly); rounds to the nearest, ties to even"
     )
-    parser.add_argument("--dtype", choices=dtypes.NAMES, default="float32", help=dtype_help)
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    add_config_arguments(parser, default=None)
+    parser.add_argument("--dtype", choices=dtypes.NAMES, default="float32", help=text)
+    options.add_json(parser)
+    options.add_config(parser, default=None)
+    parser.set_defaults(run=functools.partial(_run, parser))
     return parser
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb."""
+    return build_parser().run(argv)
+
+
+def _run(parser: Parser, args: Namespace) -> int:
+    quiet()
+    notes: list[str] = []
+    path = _import(parser, args, notes.append) if args.source else _export(parser, args, notes.append)
+    result = {"output": str(path), "format": args.source or args.target, "dtype": args.dtype, "notes": notes}
+    done = f"wrote {path} ({'from' if args.source else 'to'} {result['format']}, {args.dtype})"
+    print_result(result, "\n".join([*notes, done]), args.json)
+    return 0
+
+
+def _import(parser: Parser, args: Namespace, say: Say) -> Path:
+    if not args.input.exists():
+        raise CheckpointError(
+            f"{args.input}: no such file or directory; name one file of weights, or a Hugging Face directory"
+        )
+    if args.config is None and args.overrides:
+        parser.error("overrides change a --config NAME, and none is given")
+    if args.config is None and not args.input.is_dir():
+        parser.error("--from needs --config NAME: a file of weights does not say which model it is")
+    config = load_config(args.config, args.overrides) if args.config else None
+    with_tokenizer = not args.no_tokenizer
+    return import_file(args.input, args.source, config, args.output, args.tokenizer, args.dtype, with_tokenizer, say)
+
+
+def _export(parser: Parser, args: Namespace, say: Say) -> Path:
+    if args.config or args.overrides or args.tokenizer or args.no_tokenizer:
+        parser.error("--to takes no --config, overrides, --tokenizer or --no-tokenizer: a checkpoint has its own")
+    return export_file(args.input, args.target, args.output, args.dtype, say=say)
 
 
 def _tokenizer_of(path: Path, named: Path | None, wanted: bool, config: RunConfig) -> Tokenizer | None:

@@ -1,114 +1,113 @@
-"""`pangu data prepare|inspect|losses|resample`."""
+"""`pangu data ACTION`: a corpus as records, and which of them the next round reads."""
 
-import argparse
 import json
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
-from pangu_ms.cli.config import add_override_arguments
+from pangu_ms.cli import options
+from pangu_ms.cli.actions import run_action, whole_parser
 from pangu_ms.core import files, runtime
-from pangu_ms.core.console import show, tell
+from pangu_ms.core.console import INTERRUPTED, tell
 from pangu_ms.core.errors import DataError
-from pangu_ms.core.parser import NewDirectory, NewFile, Parser
-from pangu_ms.data.corpus import add_corpus_options, corpus_options
+from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result, table_lines
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet, load_manifest
-from pangu_ms.data.rounds import resample
+from pangu_ms.data.resample import resample
 from pangu_ms.data.tokenizer import Tokenizer
 
-INTERRUPTED = 130  # 128 + SIGINT
+ACTIONS = {
+    "prepare": (
+        "pangu_ms.cli.data:prepare_parser",
+        "encode a corpus and write it as MindRecord rows; can be interrupted and repeated",
+    ),
+    "inspect": ("pangu_ms.cli.data:inspect_parser", "show what a directory holds"),
+    "losses": (
+        "pangu_ms.cli.data:losses_parser",
+        "the loss of every batch of a finished round under its checkpoint; can be interrupted and repeated",
+    ),
+    "resample": (
+        "pangu_ms.cli.data:resample_parser",
+        "draw batches with a high loss for the next round, and write an order file for data.order",
+    ),
+}
+
+
+def build_parser() -> Parser:
+    """The options of all actions."""
+    return whole_parser("pangu data", __doc__, ACTIONS)
 
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = _parser()
-    args, rest = parser.parse_known_args(argv)
-    if rest and not (hasattr(args, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:  # overrides behind an option, which argparse does not see in a subcommand
-        args.overrides = [*args.overrides, *rest]
     runtime.quiet()
-    return args.run(args)
+    return run_action("data", __doc__, ACTIONS, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="pangu data")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    shape = argparse.ArgumentDefaultsHelpFormatter
-    summary = "encode a corpus and write it as MindRecord rows; can be interrupted and repeated"
-    make = verbs.add_parser("prepare", help=summary, description=summary, formatter_class=shape)
-    needed = {"required": True, "default": argparse.SUPPRESS}  # no "(default: None)" in the help
-    make.add_argument(
-        "--corpus",
-        nargs="+",
-        **needed,
-        metavar="FILE",
-        help="text (one document each), JSON lines or arrays; .gz or .zst too",
-    )
-    add_corpus_options(make)
-    make.add_argument("--tokenizer", **needed, metavar="PATH", help="tokenizer directory or released vocab.model")
-    make.add_argument("--output", action=NewDirectory, **needed, metavar="DIR", help="new directory")
-    make.add_argument("--seq-length", type=int, default=1024, help="the model's seq_length; rows have one id more")
-    make.add_argument(
-        "--held-out", type=float, default=0.02, metavar="SHARE", help="share of documents put aside for evaluation"
-    )
-    make.add_argument(
-        "--num-workers",
-        type=int,
-        metavar="N",
-        help="encoding processes (default: one per core)",
-        default=argparse.SUPPRESS,
-    )
-    make.add_argument(
-        "--split-paragraphs", action="store_true", help="a blank line ends a document, as in the official builder"
-    )
-    make.set_defaults(run=_prepare)
-    show = verbs.add_parser("inspect", help="show what a directory holds", formatter_class=shape)
-    show.add_argument("directory", metavar="DIR", help="written by `pangu data prepare`")
-    show.add_argument("--rows", type=int, default=2, metavar="N", help="rows of each split to decode")
-    show.add_argument("--verify", action="store_true", help="compare every file with its SHA-256")
-    show.set_defaults(run=_inspect)
-    score = "the loss of every batch of a finished round under its checkpoint; can be interrupted and repeated"
-    losses = verbs.add_parser("losses", help=score, description=score, formatter_class=shape)
-    losses.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it"
-    )
-    add_override_arguments(losses)
-    losses.add_argument(
-        "--data",
-        **needed,
-        metavar="RECORDS",
-        help="what the run was trained on; its first epoch is cut into batches again",
-    )
-    partial = "new file; while the work lasts, FILE.npz.partial holds what is finished"
-    losses.add_argument("--output", action=NewFile, **needed, metavar="FILE.npz", help=partial)
-    losses.add_argument(
-        "--batch-size",
-        type=int,
-        metavar="N",
-        help="rows in a batch (default: the run's train.batch_size)",
-        default=argparse.SUPPRESS,
-    )
-    losses.set_defaults(run=_losses)
-    draw = "draw batches with a high loss for the next round, and write an order file for data.order"
-    again = verbs.add_parser("resample", help=draw, description=draw, formatter_class=shape)
-    again.add_argument("--losses", **needed, metavar="FILE.npz", help="written by `pangu data losses`")
-    again.add_argument("--output", action=NewFile, **needed, metavar="ORDER.npz", help="new file")
-    again.add_argument(
-        "--keep", type=float, default=0.5, metavar="SHARE", help="share of the batches to keep, in (0, 1]"
-    )
-    again.add_argument("--seed", type=int, default=1, help="of the draw")
-    again.add_argument(
-        "--temperature", type=float, default=1.0, help="batches are drawn in proportion to exp(loss / temperature)"
-    )
-    again.set_defaults(run=_resample)
-    for verb in (make, show, losses, again):
-        verb.add_argument("--json", action="store_true", help="machine-readable output")
+def prepare_parser() -> Parser:
+    """The options of `pangu data prepare`."""
+    parser = Parser(prog="pangu data prepare", description=ACTIONS["prepare"][1])
+    text = "text (one document each), JSON lines or arrays; .gz or .zst too"
+    options.add_corpus(parser, text, required=True)
+    options.add_corpus_format(parser)
+    options.add_tokenizer(parser)
+    options.add_new_directory(parser, "--output", "new directory", required=True)
+    text = "the model's seq_length; rows have one id more"
+    parser.add_argument("--seq-length", type=int, default=1024, help=text)
+    text = "share of documents put aside for evaluation"
+    parser.add_argument("--held-out", type=float, default=0.02, metavar="SHARE", help=text)
+    options.add_num_workers(parser)
+    text = "a blank line ends a document, as in the official builder"
+    parser.add_argument("--split-paragraphs", action="store_true", help=text)
+    options.add_json(parser)
+    parser.set_defaults(run=_prepare)
     return parser
 
 
-def _prepare(args: argparse.Namespace) -> int:
-    workers = getattr(args, "num_workers", None)
+def inspect_parser() -> Parser:
+    """The options of `pangu data inspect`."""
+    parser = Parser(prog="pangu data inspect", description=ACTIONS["inspect"][1])
+    parser.add_argument("directory", type=Path, metavar="DIR", help="written by `pangu data prepare`")
+    parser.add_argument("--rows", type=int, default=2, metavar="N", help="rows of each split to decode")
+    parser.add_argument("--verify", action="store_true", help="compare every file with its SHA-256")
+    options.add_json(parser)
+    parser.set_defaults(run=_inspect)
+    return parser
+
+
+def losses_parser() -> Parser:
+    """The options of `pangu data losses`."""
+    parser = Parser(prog="pangu data losses", description=ACTIONS["losses"][1])
+    options.add_checkpoint(parser)
+    options.add_overrides(parser)
+    text = "what the run was trained on; its first epoch is cut into batches again"
+    options.add_data(parser, text, required=True)
+    text = "new file; while the work lasts, FILE.npz.partial holds what is finished"
+    options.add_new_file(parser, "--output", text, required=True, metavar="FILE.npz")
+    options.add_batch_size(parser, "rows in a batch (default: the run's train.batch_size)", default=None)
+    options.add_json(parser)
+    parser.set_defaults(run=_losses)
+    return parser
+
+
+def resample_parser() -> Parser:
+    """The options of `pangu data resample`."""
+    parser = Parser(prog="pangu data resample", description=ACTIONS["resample"][1])
+    parser.add_argument("--losses", required=True, metavar="FILE.npz", help="written by `pangu data losses`")
+    options.add_new_file(parser, "--output", "new file", required=True, metavar="ORDER.npz")
+    text = "share of the batches to keep, in (0, 1]"
+    parser.add_argument("--keep", type=float, default=0.5, metavar="SHARE", help=text)
+    parser.add_argument("--seed", type=int, default=1, help="of the draw")
+    text = "batches are drawn in proportion to exp(loss / temperature)"
+    parser.add_argument("--temperature", type=float, default=1.0, help=text)
+    options.add_json(parser)
+    parser.set_defaults(run=_resample)
+    return parser
+
+
+def _prepare(args: Namespace) -> int:
     try:
         manifest = prepare(
             args.corpus,
@@ -116,32 +115,30 @@ def _prepare(args: argparse.Namespace) -> int:
             args.output,
             args.seq_length,
             args.held_out,
-            workers,
+            args.num_workers,
             args.split_paragraphs,
             progress=not args.json,
-            **corpus_options(args),
+            **options.corpus_format(args),
         )
     except KeyboardInterrupt:
         tell(f"pangu data: interrupted; finished blocks are in {args.output}.partial; repeat the same command to go on")
         return INTERRUPTED
-    show(json.dumps(manifest) if args.json else "\n".join([f"{args.output}:", *_table(manifest)]))
+    print_result(manifest, "\n".join([f"{args.output}:", *_table(manifest)]), args.json)
     return 0
 
 
-def _table(manifest: dict) -> list[str]:
+def _table(manifest: dict[str, Any]) -> list[str]:
     """The manifest for the eye."""
-    lines = [
-        f"  seq_length {manifest['seq_length']}, {manifest['vocab_size']} pieces, tokenizer"
-        f" {manifest['tokenizer'][:12]}"
-    ]
-    lines.append(f"  {'':<20}{'documents':>12}{'tokens':>16}{'bytes':>16}{'rows':>10}{'pad':>8}")
+    head = ("", "documents", "tokens", "bytes", "rows", "pad")
+    rows = []
     for name in SPLITS:
         split = manifest["splits"][name]
-        lines.append(
-            f"  {name:<20}{split['documents']:>12,}{split['tokens']:>16,}{split['bytes']:>16,}{split['rows']:>10,}{split['pad_tokens']:>8,}"
-        )
+        rows.append((name, *_counts(split, "documents", "tokens", "bytes", "rows", "pad_tokens")))
         for domain, counts in split["domains"].items():
-            lines.append(f"    {domain:<18}{counts['documents']:>12,}{counts['tokens']:>16,}{counts['bytes']:>16,}")
+            rows.append((f"  {domain}", *_counts(counts, "documents", "tokens", "bytes")))
+    tokenizer = manifest["tokenizer"][:12]
+    lines = [f"  seq_length {manifest['seq_length']}, {manifest['vocab_size']} pieces, tokenizer {tokenizer}"]
+    lines += table_lines(head, rows, "<>>>>>", indent="  ")
     if manifest.get("taken"):
         lines.append("  files taken as " + ", ".join(f"{form}: {count}" for form, count in manifest["taken"].items()))
     if manifest["empty"] or manifest["quarantined"]:
@@ -151,24 +148,25 @@ def _table(manifest: dict) -> list[str]:
     return lines
 
 
-def _inspect(args: argparse.Namespace) -> int:
-    directory = Path(args.directory)
-    manifest = load_manifest(directory)
+def _counts(counts: dict[str, int], *names: str) -> list[str]:
+    return [f"{counts[name]:,}" for name in names]
+
+
+def _inspect(args: Namespace) -> int:
+    directory, manifest = args.directory, load_manifest(args.directory)
     if args.verify:
         _verify(directory, manifest)
     tokenizer = Tokenizer.load(directory / "tokenizer")
-    rows = {
-        name: _decoded(directory, name, args.rows, tokenizer) for name in SPLITS if manifest["splits"][name]["rows"]
-    }
-    if args.json:
-        print(json.dumps({"manifest": manifest, "rows": rows, "verified": args.verify}))
-        return 0
-    show("\n".join([f"{directory}:", *_table(manifest)]))
+    rows = {}
+    for split in SPLITS:
+        if manifest["splits"][split]["rows"]:
+            rows[split] = _decoded(directory, split, args.rows, tokenizer)
+    lines = [f"{directory}:", *_table(manifest)]
     for name, texts in rows.items():
-        for number, text in enumerate(texts):
-            show(f"--- {name} row {number}\n{text}")
+        lines += [f"--- {name} row {number}\n{text}" for number, text in enumerate(texts)]
     if args.verify:
-        print(f"{len(manifest['files'])} files verified")
+        lines.append(f"{len(manifest['files'])} files verified")
+    print_result({"manifest": manifest, "rows": rows, "verified": args.verify}, "\n".join(lines), args.json)
     return 0
 
 
@@ -179,12 +177,12 @@ def _decoded(directory: Path, split: str, count: int, tokenizer: Tokenizer) -> l
     return [tokenizer.decode(row.tolist()) for row in records.read_rows(range(min(count, records.num_rows)))]
 
 
-def _losses(args: argparse.Namespace) -> int:
+def _losses(args: Namespace) -> int:
     from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
 
-    if (batch_size := getattr(args, "batch_size", 1)) < 1:
-        raise DataError(f"--batch-size {batch_size}: must be at least 1; leave it out for the run's own")
+    if args.batch_size is not None and args.batch_size < 1:
+        raise DataError(f"--batch-size {args.batch_size}: must be at least 1; leave it out for the run's own")
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
     RecordSet.require_declared(args.data, "train", config.model)
@@ -192,41 +190,35 @@ def _losses(args: argparse.Namespace) -> int:
     from pangu_ms.eval.batch_losses import batch_losses  # with MindSpore, which takes seconds
 
     try:
-        found = batch_losses(
-            checkpoint, args.data, args.output, getattr(args, "batch_size", None), config, progress=not args.json
-        )
+        found = batch_losses(checkpoint, args.data, args.output, args.batch_size, config, progress=not args.json)
     except KeyboardInterrupt:
         tell(f"pangu data: interrupted; finished losses are in {args.output}.partial; repeat the same command to go on")
         return INTERRUPTED
     count, size = found.rows.shape
     result = {"batches": count, "batch_size": size, "dropped_rows": json.loads(found.made_by)["dropped_rows"]}
-    result |= {
-        "mean_loss": float(found.loss.mean()),
-        "min_loss": float(found.loss.min()),
-        "max_loss": float(found.loss.max()),
-    }
-    _print_result(result, args)
+    result["mean_loss"] = float(found.loss.mean())
+    result |= {"min_loss": float(found.loss.min()), "max_loss": float(found.loss.max())}
+    _print_counts(result, args.output, args.json)
     return 0
 
 
-def _resample(args: argparse.Namespace) -> int:
-    _print_result(resample(args.losses, args.keep, args.seed, args.output, args.temperature), args)
+def _resample(args: Namespace) -> int:
+    _print_counts(resample(args.losses, args.keep, args.seed, args.output, args.temperature), args.output, args.json)
     return 0
 
 
-def _print_result(result: dict, args: argparse.Namespace) -> None:
-    """One line of JSON, or a table."""
-    if args.json:
-        print(json.dumps(result))
-        return
-    shown = {
-        name: f"{value:,.6g}" if isinstance(value, float) else "-" if value is None else f"{value:,}"
-        for name, value in result.items()
-    }
-    show("\n".join([f"{args.output}:", *(f"  {name.replace('_', ' '):<20}{text:>14}" for name, text in shown.items())]))
+def _print_counts(result: dict[str, Any], output: Path, as_json: bool) -> None:
+    rows = [(name.replace("_", " "), _shown(value)) for name, value in result.items()]
+    print_result(result, "\n".join([f"{output}:", *table_lines(("", ""), rows, "<>", indent="  ")[1:]]), as_json)
 
 
-def _verify(directory: Path, manifest: dict) -> None:
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _verify(directory: Path, manifest: dict[str, Any]) -> None:
     for name, expected in manifest["files"].items():
         path = directory / name
         if not path.is_file():

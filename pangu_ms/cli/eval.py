@@ -1,42 +1,41 @@
 """`pangu eval`: held-out perplexity of a checkpoint, beside that of unigram and bigram models counted on its training
 records."""
 
-import argparse
-import json
+from argparse import Namespace
 
-from pangu_ms.cli.config import add_override_arguments
+from pangu_ms.cli import options
 from pangu_ms.core import runtime
 from pangu_ms.core.console import tell
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result, table_lines
 
 SPLIT_HELP = "which records; MindRecord files without manifest are `train`, and then unigram and bigram are left out"
+JSON_HELP = "machine-readable output; null for a unigram and bigram that cannot be compared"
 NO_BASELINES = "left out: counted on training records, not to be compared on `--split train`"
+
+
+def build_parser() -> Parser:
+    """The verb's options."""
+    parser = Parser(prog="pangu eval", description=__doc__)
+    options.add_checkpoint(parser)
+    options.add_overrides(parser)
+    options.add_data(parser, required=True)
+    options.add_split(parser, SPLIT_HELP)
+    options.add_batch_size(parser)
+    parser.add_argument("--max-batches", type=int, default=0, help="stop after this many; 0 scores all")
+    parser.add_argument("--no-baselines", action="store_true", help="leave unigram and bigram out")
+    options.add_json(parser, JSON_HELP)
+    options.add_verbose(parser)
+    parser.set_defaults(run=_run)
+    return parser
 
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = Parser(prog="pangu eval", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it"
-    )
-    add_override_arguments(parser)
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="RECORDS",
-        help="directory written by `pangu data prepare`, or MindRecord files",
-    )
-    parser.add_argument("--split", default="held_out", choices=["held_out", "train"], help=SPLIT_HELP)
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences per batch")
-    parser.add_argument("--max-batches", type=int, default=0, help="stop after this many; 0 scores all")
-    parser.add_argument("--no-baselines", action="store_true", help="leave unigram and bigram out")
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="machine-readable output; null for a unigram and bigram that cannot be compared",
-    )
-    parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
-    args = parser.parse_intermixed_args(argv)
+    return build_parser().run(argv)
+
+
+def _run(args: Namespace) -> int:
     runtime.quiet(args.verbose)
 
     from pangu_ms.checkpoint.model import checkpoint_config
@@ -48,13 +47,10 @@ def main(argv: list[str]) -> int:
     result = evaluate(checkpoint, args.data, args.split, args.batch_size, args.max_batches, progress, config)
     if not args.no_baselines:
         result |= baselines(args.data, args.split, config.model.vocab_size, args.batch_size, args.max_batches, progress)
-    if not args.json:
-        for name, value in result.items():
-            print(f"{name.replace('_', ' '):<20} {_shown(value)}")
-        return 0
-    if None in result.values():
+    if args.json and None in result.values():
         tell(f"pangu eval: unigram and bigram {NO_BASELINES}")
-    print(json.dumps(result))
+    rows = [(name.replace("_", " "), _shown(value)) for name, value in result.items()]
+    print_result(result, "\n".join(table_lines(("", ""), rows, "<<")[1:]), args.json)
     return 0
 
 

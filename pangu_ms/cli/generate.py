@@ -1,36 +1,129 @@
 """`pangu generate`: continue prompts from a checkpoint."""
 
-import argparse
+import dataclasses
+import sys
+from argparse import Namespace
+from pathlib import Path
 
-from pangu_ms.cli.config import add_override_arguments
-from pangu_ms.cli.generate_arguments import add_generation_arguments, read_prompts, run_and_print, sampling_config
-from pangu_ms.core import runtime
+from pangu_ms.cli import options
+from pangu_ms.core import runtime, small_json
+from pangu_ms.core.errors import GenerationError
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_json
+from pangu_ms.infer.generate import Generation, Generator
+from pangu_ms.infer.sampling import SamplingConfig
+
+
+def build_parser() -> Parser:
+    """The verb's options."""
+    parser = Parser(prog="pangu generate", description=__doc__)
+    options.add_checkpoint(parser)
+    options.add_overrides(parser)
+    options.add_generation(parser)
+    options.add_batch_size(parser, "prompts at once, at most")
+    parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call of the prefill graph")
+    options.add_own_tokenizer(parser)
+    parser.set_defaults(run=_run)
+    return parser
 
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = Parser(prog="pangu generate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a run directory, its checkpoints directory, or one step of it"
-    )
-    add_override_arguments(parser)
-    add_generation_arguments(parser)
-    parser.add_argument("--batch-size", type=int, default=8, help="prompts at once, at most")
-    parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call of the prefill graph")
-    parser.add_argument(
-        "--tokenizer", metavar="PATH", help="tokenizer directory or vocab.model; default: the checkpoint's own"
-    )
-    args = parser.parse_intermixed_args(argv)
-    sampling, prompts = sampling_config(args), read_prompts(args)
+    return build_parser().run(argv)
+
+
+def _run(args: Namespace) -> int:
+    sampling = options.sampling_config(args)
+    prompts = read_prompts(args.prompt, args.prompt_file, args.stream, args.json)
     runtime.quiet(args.verbose)
 
-    from pangu_ms.checkpoint.model import checkpoint_config
+    from pangu_ms.checkpoint.model import checkpoint_config  # these are not in run.pyz, which has this module
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.infer.load import load_generator
 
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
     generator = load_generator(checkpoint, prompts, sampling, args.batch_size, args.chunk, args.tokenizer, config)
-    run_and_print(generator, prompts, sampling, args)
+    generate_and_print(generator, prompts, sampling, args.stream, args.json)
     return 0
+
+
+def read_prompts(given: list[str], file: Path | None, stream: bool = False, as_json: bool = False) -> list[str]:
+    """The given prompts, then those of a file; standard input where there is neither.
+
+    Args:
+        given: texts of --prompt.
+        file: a prompt per line, or a .jsonl file.
+        stream: whether --stream will print them.
+        as_json: whether --json will.
+
+    Raises:
+        GenerationError: no prompt, an unreadable file, a bad line, or prompts that cannot be printed as asked.
+    """
+    prompts = [*given, *(_read_prompt_file(file) if file else [])]
+    if not prompts and file:
+        raise GenerationError(f"{file}: holds no prompt; write one per line")
+    prompts = prompts or [_read_standard_input()]
+    if stream and as_json:
+        raise GenerationError("--stream and --json: exclude each other; leave one out")
+    if stream and len(prompts) != 1:
+        raise GenerationError(
+            f"--stream: {len(prompts)} prompts; text of several would mix on the terminal; give one, or leave"
+            " --stream out"
+        )
+    return prompts
+
+
+def _read_standard_input() -> str:
+    if sys.stdin.isatty():
+        raise GenerationError("no prompt; give --prompt TEXT, --prompt-file FILE or text on standard input")
+    try:
+        text = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise GenerationError(
+            f"standard input: byte {error.start} is not UTF-8; text must be UTF-8; convert it"
+        ) from None
+    return text.replace("\r\n", "\n").rstrip("\n")  # as Windows writes text
+
+
+def _read_prompt_file(path: Path) -> list[str]:
+    try:
+        lines = [line.rstrip("\r") for line in small_json.read_bytes(path, pipes=True).decode("utf-8-sig").split("\n")]
+    except UnicodeDecodeError as error:
+        raise GenerationError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+    except ValueError as error:
+        raise GenerationError(f"{path}: cannot be read ({error}); name a file of prompts, one a line") from None
+    if path.suffix != ".jsonl":
+        return [line for line in lines if line]
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            value = small_json.parse(line)
+            prompts.append(value if isinstance(value, str) else value["prompt"])
+            if not isinstance(prompts[-1], str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise GenerationError(f"{path}:{number}: neither a JSON string nor an object with a prompt key") from None
+    return prompts
+
+
+def generate_and_print(
+    generator: Generator, prompts: list[str], sampling: SamplingConfig, stream: bool, as_json: bool
+) -> list[Generation]:
+    """Generate and print: as it appears, as a line of JSON per prompt, or one text per prompt. A pipe gets every byte
+    of the text."""
+    if stream:
+        print(prompts[0], end="", flush=True)
+        results = generator.generate(prompts, sampling, lambda _, text: print(text, end="", flush=True))
+        print()
+        return results
+    results = generator.generate(prompts, sampling)
+    for number, result in enumerate(results, 1):
+        if as_json:
+            print_json(dataclasses.asdict(result), ensure_ascii=False)
+            continue
+        gap, label = "" if number == 1 else "\n", f"[{number}] " if len(results) > 1 else ""
+        print(gap + label + result.prompt + result.text)
+    return results

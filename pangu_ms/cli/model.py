@@ -1,24 +1,32 @@
-"""`pangu model inherit` and `pangu model upgrade`: a model from the parameters of another one."""
+"""`pangu model ACTION`: a model from the parameters of another one."""
 
-import argparse
 import dataclasses
-import json
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.checkpoint.store import Checkpoint, open_checkpoint
-from pangu_ms.cli.config import add_override_arguments
+from pangu_ms.checkpoint.store import open_checkpoint
+from pangu_ms.cli import options
+from pangu_ms.cli.actions import run_action, whole_parser
 from pangu_ms.config.load import load_config
-from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result, table_lines
 from pangu_ms.research.inherit import fit
 from pangu_ms.research.inherit.masks import MaskOptions
 from pangu_ms.research.inherit.pipeline import Choices, inherit
 from pangu_ms.research.inherit.scores import CRITERIA
 from pangu_ms.research.inherit.units import GROUPS
 
+ACTIONS = {
+    "inherit": ("pangu_ms.cli.model:inherit_parser", "a smaller model from a larger one"),
+    "upgrade": ("pangu_ms.cli.model:upgrade_parser", "a pi model from a LLaMA one"),
+}
+INHERIT_HELP = """A student model whose parameters are those of the most important layers, heads, neurons and channels of
+a teacher (spec E2.3)."""
+UPGRADE_HELP = """A PanGu-pi model that computes what the checkpoint's does, with series activations and augmented
+shortcuts to train (spec D2, D3)."""
 _ADDITIONS = (
     "model.siaf_terms=2",
     "model.siaf_init=identity",
@@ -44,76 +52,77 @@ _MASK_HELP = {
 }
 
 
+def build_parser() -> Parser:
+    """The options of all actions."""
+    return whole_parser("pangu model", __doc__, ACTIONS)
+
+
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    verbs = {"inherit": _inherit, "upgrade": _upgrade}
-    parser = Parser(prog="pangu model", description=__doc__, epilog="pangu model VERB --help says more.")
-    parser.add_argument(
-        "verb",
-        choices=list(verbs),
-        help="inherit: a smaller model from a larger one; upgrade: a pi model from a LLaMA one",
-    )
-    return verbs[parser.parse_args(argv[:1]).verb](argv[1:])
+    return run_action("model", __doc__, ACTIONS, argv)
 
 
-def _inherit(argv: list[str]) -> int:
-    """A student model whose parameters are those of the most important layers, heads, neurons and channels of a teacher
-    (spec E2.3)."""
-    parser = _parser("inherit", "TEACHER", _inherit.__doc__, "of the student, e.g. model.num_layers=20")
-    parser.add_argument(
-        "--config",
-        metavar="NAME",
-        help="YAML file or shipped config of the student; none: the teacher's with overrides",
-    )
-    tokenizer_help = "compact tokenizer of the student, written by `pangu tokenizer compress` from the teacher's"
-    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=tokenizer_help)
-    parser.add_argument(
-        "--layers",
-        metavar="LIST",
-        help="layers of the teacher, such as 0,1,2,5; none: the first, the last and uniformly spaced ones",
-    )
+def inherit_parser() -> Parser:
+    """The options of `pangu model inherit`."""
+    parser = _parser("inherit", "TEACHER", INHERIT_HELP, "of the student, e.g. model.num_layers=20")
+    text = "YAML file or shipped config of the student; none: the teacher's with overrides"
+    parser.add_argument("--config", metavar="NAME", help=text)
+    text = "compact tokenizer of the student, written by `pangu tokenizer compress` from the teacher's"
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=text)
+    text = "layers of the teacher, such as 0,1,2,5; none: the first, the last and uniformly spaced ones"
+    parser.add_argument("--layers", metavar="LIST", help=text)
     parser.add_argument("--keep-first", type=int, default=3, help="layers kept at the beginning (spec E2.3: 3)")
     parser.add_argument("--keep-last", type=int, default=3, help="layers kept at the end (spec E2.3: 3)")
     for group in GROUPS:
         parser.add_argument(f"--{group}", choices=CRITERIA, default="l2", help=_GROUP_HELP[group])
-    data_help = "written by `pangu data prepare` with the teacher's tokenizer; for taylor and learned, and for losses"
-    parser.add_argument("--data", metavar="RECORDS", help=data_help)
-    parser.add_argument(
-        "--calibration-batches",
-        type=int,
-        default=8,
-        help="training batches for taylor and learned, held-out ones for losses",
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences of a calibration batch")
-    for option in dataclasses.fields(MaskOptions):
-        parser.add_argument(
-            _flag(option.name), type=type(option.default), default=option.default, help=_MASK_HELP[option.name]
-        )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=1,
-        help="of calibration batches, random scores and parameters that the teacher lacks",
-    )
-    args = parser.parse_intermixed_args(argv)
+    text = "written by `pangu data prepare` with the teacher's tokenizer; for taylor and learned, and for losses"
+    options.add_data(parser, text)
+    text = "training batches for taylor and learned, held-out ones for losses"
+    parser.add_argument("--calibration-batches", type=int, default=8, help=text)
+    options.add_batch_size(parser, "sequences of a calibration batch")
+    options.add_fields(parser, MaskOptions, _MASK_HELP)
+    text = "of calibration batches, random scores and parameters that the teacher lacks"
+    parser.add_argument("--seed", type=int, default=1, help=text)
+    parser.set_defaults(run=_inherit)
+    return parser
+
+
+def upgrade_parser() -> Parser:
+    """The options of `pangu model upgrade`."""
+    text = "by default " + " ".join(_ADDITIONS) + "; they must leave the function as it is"
+    parser = _parser("upgrade", "CHECKPOINT", UPGRADE_HELP, text)
+    parser.add_argument("--seed", type=int, default=1, help="of the added parameters")
+    parser.set_defaults(run=_upgrade)
+    return parser
+
+
+def _parser(action: str, source: str, description: str, overrides: str) -> Parser:
+    """What both actions have."""
+    parser = Parser(prog=f"pangu model {action}", description=description)
+    options.add_checkpoint(parser, source)
+    options.add_overrides(parser, overrides)
+    text = "directory without checkpoints; made if needed"
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=text)
+    options.add_json(parser)
+    options.add_verbose(parser)
+    return parser
+
+
+def _inherit(args: Namespace) -> int:
     choices = _choices(args)
     runtime.quiet(args.verbose)
     teacher = open_checkpoint(args.checkpoint)
-    config = (
-        load_config(args.config, args.overrides)
-        if args.config
-        else load_config(str(teacher.path / "config.yaml"), [*_NO_DATA, *args.overrides])
-    )
-    return _run(teacher, config, choices, args, args.tokenizer)
+    if args.config:
+        config = load_config(args.config, args.overrides)
+    else:
+        config = load_config(str(teacher.path / "config.yaml"), [*_NO_DATA, *args.overrides])
+    result = inherit(teacher, config, args.output, choices, args.tokenizer, progress=not args.json)
+    print_result(result, "\n".join(_table(result)), args.json)
+    return 0
 
 
-def _upgrade(argv: list[str]) -> int:
-    """A PanGu-pi model that computes what the checkpoint's does, with series activations and augmented shortcuts to
-    train (spec D2, D3)."""
-    overrides = "by default " + " ".join(_ADDITIONS) + "; they must leave the function as it is"
-    parser = _parser("upgrade", "CHECKPOINT", _upgrade.__doc__, overrides)
-    parser.add_argument("--seed", type=int, default=1, help="of the added parameters")
-    args = parser.parse_intermixed_args(argv)
+def _upgrade(args: Namespace) -> int:
+    choices = Choices(seed=_seed(args.seed))
     runtime.quiet(args.verbose)
     checkpoint = open_checkpoint(args.checkpoint)
     old = checkpoint.config().model
@@ -130,30 +139,12 @@ def _upgrade(argv: list[str]) -> int:
             f"{checkpoint.path}: has these parts already; there is nothing to add; ask for more with model.siaf_terms"
             " and the like"
         )
-    return _run(checkpoint, config, Choices(seed=_seed(args.seed)), args)
+    result = inherit(checkpoint, config, args.output, choices, progress=not args.json)
+    print_result(result, "\n".join(_table(result)), args.json)
+    return 0
 
 
-def _parser(verb: str, what: str, description: str | None, overrides: str) -> argparse.ArgumentParser:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(prog=f"pangu model {verb}", description=description, formatter_class=formatter)
-    parser.add_argument(
-        "checkpoint", metavar=what, type=Path, help="a run directory, its checkpoints directory, or one step of it"
-    )
-    add_override_arguments(parser, overrides)
-    parser.add_argument(
-        "--output",
-        required=True,
-        default=argparse.SUPPRESS,
-        type=Path,
-        metavar="DIR",
-        help="directory without checkpoints; made if needed",
-    )
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
-    return parser
-
-
-def _choices(args: argparse.Namespace) -> Choices:
+def _choices(args: Namespace) -> Choices:
     masks = MaskOptions(**{option.name: getattr(args, option.name) for option in dataclasses.fields(MaskOptions)})
     same = ("keep_first", "keep_last", "data", "calibration_batches", "batch_size")
     criteria = {group: getattr(args, group) for group in GROUPS}
@@ -181,39 +172,23 @@ def _seed(seed: int) -> int:
     return seed
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _run(
-    teacher: Checkpoint, config: RunConfig, choices: Choices, args: argparse.Namespace, tokenizer: Path | None = None
-) -> int:
-    result = inherit(teacher, config, args.output, choices, tokenizer, progress=not args.json)
-    print(json.dumps(result) if args.json else "\n".join(_table(result)))
-    return 0
-
-
 def _table(result: dict[str, Any]) -> list[str]:
     """What was inherited, and how to go on."""
     criterion = {"hidden_size": "channels", "num_heads": "heads", "ffn_hidden_size": "neurons"}
-    lines = [f"{'':<22}{'teacher':>16}{'student':>16}"]
+    rows = []
     for name, values in result.items():
         if isinstance(values, list) and name not in ("layers", "loss"):
             group = criterion.get(name)
-            chosen = f"  {group}: {result['criteria'][group]}" if group and result["criteria"][group] else ""
-            lines.append(f"{name:<22}{values[0]:>16,}{values[1]:>16,}{chosen}")
+            chosen = f"{group}: {result['criteria'][group]}" if group and result["criteria"][group] else ""
+            rows.append((name, f"{values[0]:,}", f"{values[1]:,}", chosen))
     if "loss" in result:
         teacher, student = result["loss"]
-        lines.append(
-            f"{'loss, ' + result['loss_split']:<22}{teacher:>16.4f}{student:>16.4f}  before training, with the"
-            " teacher's vocabulary"
-        )
-    lines.append(f"layers of the teacher: {', '.join(map(str, result['layers']))}")
+        note = "before training, with the teacher's vocabulary"
+        rows.append((f"loss, {result['loss_split']}", f"{teacher:.4f}", f"{student:.4f}", note))
     output = result["output"]
     return [
-        *lines,
-        (
-            f"wrote {output}; go on with: pangu train --config {output}/config.yaml --init-from {output} --data RECORDS"
-            " --output RUN"
-        ),
+        *table_lines(("", "teacher", "student", ""), rows, "<>><"),
+        f"layers of the teacher: {', '.join(map(str, result['layers']))}",
+        f"wrote {output}; go on with: pangu train --config {output}/config.yaml --init-from {output} --data RECORDS"
+        " --output RUN",
     ]

@@ -1,56 +1,75 @@
-"""`pangu ops`: which backend each operator takes here and why; build the CPU kernels ahead of time."""
+"""`pangu ops ACTION`: which backend each operator takes here and why; the CPU kernels, built ahead of time."""
 
-import argparse
-import json
+import logging
+from argparse import Namespace
 
-from ascend_ops import build
-from ascend_ops.table import FLOATS, OPERATORS
+from pangu_ms.cli.actions import run_action, whole_parser
+from pangu_ms.cli.options import add_json
+from pangu_ms.core import runtime
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result, table_lines
+
+ACTIONS = {
+    "list": ("pangu_ms.cli.ops:list_parser", "operators, their backends here, and why"),
+    "build": ("pangu_ms.cli.ops:build_kernels_parser", "compile the CPU kernels now"),
+}
+# Those of ascend_ops.table and ascend_ops.library, whose import brings MindSpore, which takes seconds.
+DTYPES = ("float32", "float16", "bfloat16")
+LEVELS = ("avx512", "avx2", "baseline")
+
+
+def build_parser() -> Parser:
+    """The options of all actions."""
+    return whole_parser("pangu ops", __doc__, ACTIONS)
 
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = Parser(prog="pangu ops", description=__doc__)
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    listing = verbs.add_parser(
-        "list", help="operators, their backends here, and why", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    listing.add_argument("--dtype", choices=FLOATS, default="float32", help="of the inputs")
-    listing.add_argument("--device", choices=("CPU", "Ascend"), default="CPU", help="MindSpore's device")
-    listing.add_argument("--json", action="store_true", help="machine-readable output")
-    listing.set_defaults(run=list_operators)
-    building = verbs.add_parser(
-        "build", help="compile the CPU kernels now", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    build.add_arguments(building)
-    building.set_defaults(run=build.run)
-    options = parser.parse_args(argv)
-    return options.run(options)
+    return run_action("ops", __doc__, ACTIONS, argv)
 
 
-def list_operators(options: argparse.Namespace) -> int:
-    """Print the table of choices."""
-    from pangu_ms.core import runtime
+def list_parser() -> Parser:
+    """The options of `pangu ops list`."""
+    parser = Parser(prog="pangu ops list", description=ACTIONS["list"][1])
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the inputs")
+    parser.add_argument("--device", choices=("CPU", "Ascend"), default="CPU", help="MindSpore's device")
+    add_json(parser)
+    parser.set_defaults(run=_list)
+    return parser
 
+
+def build_kernels_parser() -> Parser:
+    """The options of `pangu ops build`."""
+    parser = Parser(prog="pangu ops build", description=ACTIONS["build"][1])
+    text = "instructions to compile for (default: this processor's best)"
+    parser.add_argument("--level", choices=LEVELS, help=text)
+    parser.set_defaults(run=_build)
+    return parser
+
+
+def _list(args: Namespace) -> int:
     runtime.quiet()
-    runtime.start(options.device)
-    from ascend_ops.backend import explain
+    runtime.start(args.device)
 
-    choices = explain(options.dtype)
-    if options.json:
-        print(
-            json.dumps(
-                {
-                    name: {"backend": choice.backend, "reason": choice.reason, "summary": OPERATORS[name].summary}
-                    for name, choice in choices.items()
-                }
-            )
-        )
-        return 0
-    print(f"{'operator':<22} {'backend':<9} what it computes")
+    from ascend_ops.backend import explain
+    from ascend_ops.table import OPERATORS
+
+    choices = explain(args.dtype)
+    result = {}
     for name, choice in choices.items():
-        print(f"{name:<22} {choice.backend:<9} {OPERATORS[name].summary}")
+        result[name] = {"backend": choice.backend, "reason": choice.reason, "summary": OPERATORS[name].summary}
+    rows = [(name, row["backend"], row["summary"]) for name, row in result.items()]
+    lines = table_lines(("operator", "backend", "what it computes"), rows, "<<<")
     for reason in dict.fromkeys(choice.reason for choice in choices.values()):
         names = [name for name, choice in choices.items() if choice.reason == reason]
-        print(f"\n{'all' if len(names) == len(choices) else ', '.join(names)}: {reason}")
+        lines.append(f"\n{'all' if len(names) == len(choices) else ', '.join(names)}: {reason}")
+    print_result(result, "\n".join(lines), args.json)
+    return 0
+
+
+def _build(args: Namespace) -> int:
+    from ascend_ops import library
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    print(library.build(args.level or library.cpu_level()))
     return 0

@@ -1,8 +1,6 @@
 """`pangu plan ACTION`: how a run is laid over devices."""
 
-import argparse
-import importlib
-
+from pangu_ms.cli.actions import run_action, whole_parser
 from pangu_ms.core.parser import Parser
 
 ACTIONS = {
@@ -21,14 +19,11 @@ ACTIONS = {
 }
 
 
+def build_parser() -> Parser:
+    """The options of all actions."""
+    return whole_parser("pangu plan", __doc__, ACTIONS)
+
+
 def main(argv: list[str]) -> int:
-    """Entry of the verb: each action is a module with its own main(argv)."""
-    actions = "\n".join(f"  {name:<9} {summary}" for name, (_, summary) in ACTIONS.items())
-    parser = Parser(
-        prog="pangu plan", description=f"{__doc__}\n\n{actions}", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "action", choices=ACTIONS, metavar="ACTION", help="`pangu plan ACTION --help` shows its options"
-    )
-    module, _ = ACTIONS[parser.parse_args(argv[:1]).action]
-    return importlib.import_module(module).main(argv[1:])
+    """Entry of the verb."""
+    return run_action("plan", __doc__, ACTIONS, argv)

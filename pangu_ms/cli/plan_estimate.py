@@ -1,17 +1,17 @@
 """`pangu plan estimate`: bytes on a device and seconds of a step, line by line; exit code 0 where it fits, 1 where it
 does not."""
 
-import argparse
 import dataclasses
-import json
 import shlex
+from argparse import Namespace
 from typing import Any
 
-from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli import options
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import PlanError
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result, table_lines
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import CHIPS, DEFAULT_CHIP, GIB, Chip, parse_bytes
 from pangu_ms.planner.estimate import Change, Estimate, describe, published_rows, ways_to_fit
@@ -26,68 +26,57 @@ links are those of the placement that `pangu plan show` prints"""
 DOES_NOT_FIT = 1
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the action."""
-    args = _parser().parse_intermixed_args(argv)
+def build_parser() -> Parser:
+    """The action's options."""
+    parser = Parser(prog="pangu plan estimate", description=__doc__)
+    options.add_config(parser, "alpha/13b")
+    add_devices(parser)
+    add_chip(parser)
+    text = "show this stage instead of the one that holds most"
+    parser.add_argument("--stage", type=int, metavar="N", help=text)
+    text = "instead: predictions beside published throughputs of alpha 2.6B and 13B"
+    parser.add_argument("--published", action="store_true", help=text)
+    options.add_json(parser)
+    parser.set_defaults(run=_run)
+    return parser
+
+
+def add_devices(parser: Parser) -> None:
+    """Add `--devices N`."""
+    text = "the degrees must multiply to it; 0: their product"
+    parser.add_argument("--devices", type=int, default=0, metavar="N", help=text)
+
+
+def add_chip(parser: Parser) -> None:
+    """Add `--chip NAME` and `--hbm SIZE`."""
+    text = f"whose published rates are used (default: runtime.chip, or {DEFAULT_CHIP})"
+    parser.add_argument("--chip", choices=CHIPS, help=text)
+    text = "memory of a card, such as 32GiB or 64GB; a bare number is GiB (default: the chip's)"
+    parser.add_argument("--hbm", metavar="SIZE", help=text)
+
+
+def chip_and_hbm(config: RunConfig, chip: str | None, hbm: str | None) -> tuple[Chip, int]:
+    """The chip and the bytes of its memory that `--chip` and `--hbm` name, or else the configuration."""
+    chosen = CHIPS[chip or config.runtime.chip or DEFAULT_CHIP]
+    return chosen, chosen.hbm_bytes if hbm is None else parse_bytes("--hbm", hbm)
+
+
+def _run(args: Namespace) -> int:
     if args.published:
         rows = published_rows()
-        print(
-            json.dumps({"published": rows, "chip": dataclasses.asdict(CHIPS["ascend910"])})
-            if args.json
-            else published_table(rows)
-        )
+        result = {"published": rows, "chip": dataclasses.asdict(CHIPS["ascend910"])}
+        print_result(result, published_table(rows), args.json)
         return 0
     config = load_config(args.config, args.overrides)
     plan = Plan.of(config, args.devices)
-    chip, hbm = chip_and_hbm(args, config)
-    estimate = Estimate.of(plan, chip, hbm)
+    estimate = Estimate.of(plan, *chip_and_hbm(config, args.chip, args.hbm))
     stage = estimate.worst_stage if args.stage is None else args.stage
     if not 0 <= stage < plan.mesh.num_stages:
         raise PlanError(f"--stage {stage}: the plan has {plan.mesh.num_stages}; use 0 to {plan.mesh.num_stages - 1}")
     ways = ways_to_fit(estimate) if estimate.excess > 0 else []
-    print(json.dumps(as_dict(args.config, estimate, ways)) if args.json else table(args.config, estimate, stage, ways))
+    text = table(args.config, estimate, stage, ways)
+    print_result(as_dict(args.config, estimate, ways), text, args.json)
     return DOES_NOT_FIT if estimate.excess > 0 else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="pangu plan estimate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add_config_arguments(parser, "alpha/13b")
-    parser.add_argument(
-        "--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product"
-    )
-    add_chip_arguments(parser)
-    parser.add_argument("--stage", type=int, metavar="N", help="show this stage instead of the one that holds most")
-    parser.add_argument(
-        "--published",
-        action="store_true",
-        help="instead: predictions beside published throughputs of alpha 2.6B and 13B",
-    )
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    return parser
-
-
-def add_chip_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--chip NAME` and `--hbm SIZE`."""
-    parser.add_argument(
-        "--chip",
-        choices=CHIPS,
-        default=argparse.SUPPRESS,
-        help=f"whose published rates are used (default: runtime.chip, or {DEFAULT_CHIP})",
-    )
-    parser.add_argument(
-        "--hbm",
-        metavar="SIZE",
-        help="memory of a card, such as 32GiB or 64GB; a bare number is GiB (default: the chip's)",
-        default=argparse.SUPPRESS,
-    )
-
-
-def chip_and_hbm(args: argparse.Namespace, config: RunConfig) -> tuple[Chip, int]:
-    """What `add_chip_arguments` asked for, or else the configuration says."""
-    chip, given = CHIPS[vars(args).get("chip") or config.runtime.chip or DEFAULT_CHIP], vars(args).get("hbm")
-    return chip, chip.hbm_bytes if given is None else parse_bytes("--hbm", given)
 
 
 def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Estimate]]) -> str:
@@ -98,10 +87,10 @@ def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Es
         f"{name} on {estimate.plan.mesh.world} x {chip.name}: {degrees}, {estimate.plan.config.global_batch_size}"
         " sequences a step"
     )
-    lines = [heading, "", f"{f'memory of stage {stage}':<22} {'GiB':>9}  formula (bytes)"]
     memory = estimate.memory.get(stage) or stage_memory(estimate.plan, stage, chip, estimate.slices)
-    lines += [f"  {line.name:<20} {line.bytes / GIB:>9.3f}  {line.formula}" for line in memory]
-    lines.append(f"  {'total':<20} {sum(line.bytes for line in memory) / GIB:>9.3f}")
+    rows = [(f"  {line.name}", f"{line.bytes / GIB:.3f}", line.formula) for line in memory]
+    rows.append(("  total", f"{sum(line.bytes for line in memory) / GIB:.3f}", ""))
+    lines = [heading, "", *table_lines((f"memory of stage {stage}", "GiB", "formula (bytes)"), rows, "<><")]
     lines += [
         verdict(estimate) + ("; cheapest changes:" if ways else ""),
         *(f"  {way_text(change, after)}" for change, after in ways),
@@ -111,9 +100,9 @@ def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Es
             f"  none of these is enough; `pangu plan search --config {shlex.quote(name)} --devices N` tries them"
             " together"
         )
-    lines += ["", f"{'time of a step':<22} {'ms':>9}  formula"]
-    lines += [f"  {term.name:<20} {term.seconds * 1e3:>9.1f}  {term.formula}" for term in estimate.terms]
-    lines.append(f"  {'total':<20} {estimate.seconds * 1e3:>9.1f}")
+    rows = [(f"  {term.name}", f"{term.seconds * 1e3:.1f}", term.formula) for term in estimate.terms]
+    rows.append(("  total", f"{estimate.seconds * 1e3:.1f}", ""))
+    lines += ["", *table_lines(("time of a step", "ms", "formula"), rows, "<><")]
     lines += [speed(estimate), f"MFU: {MFU_FORMULA}", "", notes(chip)]
     return "\n".join(lines)
 
@@ -168,13 +157,20 @@ def as_dict(name: str, estimate: Estimate, ways: list[tuple[Change, Estimate]]) 
 
 def published_table(rows: list[dict[str, Any]]) -> str:
     """Predictions beside published numbers."""
-    lines = [f"{'config':<12} {'published':>9} {'ours':>8} {'ratio':>6} {'MFU':>6} {'GiB':>6}  taken as"]
+    head = ("config", "published", "ours", "ratio", "MFU", "GiB", "taken as")
+    cells = []
     for row in rows:
-        ours, fitted = (
-            f"{row['tokens_per_second_per_device']:,.0f}",
-            ("; fitted on this" if row["fitted"] else "; predicted"),
+        fitted = "fitted on this" if row["fitted"] else "predicted"
+        cells.append(
+            (
+                row["config"],
+                f"{row['published']:,.0f}",
+                f"{row['tokens_per_second_per_device']:,.0f}",
+                f"{row['ratio']:.3f}",
+                f"{row['mfu']:.1%}",
+                f"{row['gib']:.1f}",
+                f"{row['assumption']}; {fitted}",
+            )
         )
-        numbers = f"{row['published']:>9,.0f} {ours:>8} {row['ratio']:>6.3f} {row['mfu']:>6.1%} {row['gib']:>6.1f}"
-        lines.append(f"{row['config']:<12} {numbers}  {row['assumption']}{fitted}")
     told = "tokens/s per Ascend 910 card. GiB: of our float32 parameters; the official code kept float16 ones\nMFU: "
-    return "\n".join([*lines, told + MFU_FORMULA, "", notes(CHIPS["ascend910"])])
+    return "\n".join([*table_lines(head, cells, "<>>>>><"), told + MFU_FORMULA, "", notes(CHIPS["ascend910"])])

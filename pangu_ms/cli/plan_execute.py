@@ -1,41 +1,41 @@
 """`pangu plan execute`: run the graphs of a plan's ranks as CPU processes, and compare them with one process."""
 
-import argparse
 import dataclasses
-import json
+from argparse import Namespace
 
-from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli import options
 from pangu_ms.config.load import load_config
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result
 from pangu_ms.rehearsal.execute import TOLERANCE, Execution, execute
 from pangu_run.launcher import run_ranks
 
-DESCRIPTION = """Compile the training step of each rank with MindSpore's own parallel compiler, run the ranks' graphs as CPU processes with real
-collectives, and compare with a single process without a plan: loss and gradient norm of each step, every gradient of the first step, every parameter
-after the last. The optimizer is momentum SGD, because AdamW hides errors of scale. Ends with 1 where they differ. A CPU lacks all-gather in a group,
-reduce-scatter and the maximum over ranks: they are emulated by all-reduce, and named where it happened. Pipeline stages and experts can only be rehearsed."""
+DESCRIPTION = """Compile the training step of each rank with MindSpore's own parallel compiler, run the ranks' graphs as
+CPU processes with real collectives, and compare with a single process without a plan: loss and gradient norm of each
+step, every gradient of the first step, every parameter after the last. The optimizer is momentum SGD, because AdamW
+hides errors of scale. Ends with 1 where they differ. A CPU lacks all-gather in a group, reduce-scatter and the maximum
+over ranks: they are emulated by all-reduce, and named where it happened. Pipeline stages and experts can only be
+rehearsed."""
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the action; 1 where ranks and the single process differ."""
-    parser = Parser(
-        prog="pangu plan execute", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add_config_arguments(parser)
+def build_parser() -> Parser:
+    """The action's options."""
+    parser = Parser(prog="pangu plan execute", description=DESCRIPTION)
+    options.add_config(parser)
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps on random batches")
-    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
-    args = parser.parse_intermixed_args(argv)
+    options.add_json(parser, "print the comparison as JSON")
+    parser.set_defaults(run=_run)
+    return parser
+
+
+def _run(args: Namespace) -> int:
+    """Returns 1 where ranks and the single process differ."""
     config = load_config(args.config, args.overrides)
     found = execute(config, run_ranks, args.steps, progress=not args.json)
-    if args.json:
-        fields = dataclasses.asdict(found) | {"worst": [dataclasses.asdict(one) for one in found.worst]}
-        print(json.dumps(fields | {"agrees": found.agrees, "tolerance": TOLERANCE}))
-    else:
-        print(
-            f"{config.model.family}, {config.model.num_layers} layers, {config.parallel.world} ranks, {args.steps}"
-            " steps of momentum SGD"
-        )
-        print(table(found))
+    result = dataclasses.asdict(found) | {"worst": [dataclasses.asdict(one) for one in found.worst]}
+    result |= {"agrees": found.agrees, "tolerance": TOLERANCE}
+    model = f"{config.model.family}, {config.model.num_layers} layers, {config.parallel.world} ranks"
+    print_result(result, f"{model}, {args.steps} steps of momentum SGD\n{table(found)}", args.json)
     return 0 if found.agrees else 1
 
 

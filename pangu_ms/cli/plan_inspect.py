@@ -1,18 +1,17 @@
 """`pangu plan inspect`: a strategy file of MindSpore as a table, or beside a plan: parameter layouts (protobuf or JSON)
 or operator strategies (JSON)."""
 
-import argparse
-import json
 import re
-from collections.abc import Iterable, Sequence
+from argparse import Namespace
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli import options
 from pangu_ms.config.load import load_config
-from pangu_ms.core.console import show
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result, table_lines
 from pangu_ms.parallel.operator_file import (
     OperandLayout,
     OperatorStrategy,
@@ -32,9 +31,24 @@ Row = tuple[str, int, tuple[str, ...]]
 _LAYER = re.compile(r"\d+(?=[./-])")
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the action."""
-    args = _parser().parse_intermixed_args(argv)
+NOTES = """Layers that lie alike are one line, * for their numbers. Exit code with --config: 0 the same slices, 1 other
+slices, 2 another model or world. Operators are checked for devices, stages and parameters."""
+
+
+def build_parser() -> Parser:
+    """The action's options."""
+    parser = Parser(prog="pangu plan inspect", description=__doc__, epilog=NOTES)
+    text = "strategy file; JSON if its name ends in .json, else protobuf"
+    parser.add_argument("file", type=Path, metavar="FILE", help=text)
+    options.add_config(parser, default=None)
+    text = "every layer and every state of the optimizer on its own line"
+    parser.add_argument("--all", action="store_true", help=text)
+    options.add_json(parser, "machine-readable output, always with every tensor")
+    parser.set_defaults(run=_run)
+    return parser
+
+
+def _run(args: Namespace) -> int:
     if args.overrides and args.config is None:
         raise ConfigError(
             f"{args.overrides[0]}: an override without a configuration; must follow --config NAME; give one"
@@ -44,46 +58,18 @@ def main(argv: list[str]) -> int:
     operators = read_operator_strategies(args.file)
     file = read_parameter_layouts(args.file, plan.mesh if plan else None) if content.parallel_layout_item else None
     differences = file.differences(plan) if file and plan else []
+    result = _report(args.file, file, plan, operators.values()) | {"differences": None}
+    lines = _lines(file, plan, operators.values(), args.all)
     if plan:
         check_operators(args.file, operators, plan)
-    if args.json:
-        print(
-            json.dumps(
-                _report(args.file, file, plan, operators.values())
-                | {"differences": [_difference(d) for d in differences] if plan else None}
-            )
-        )
-    else:
-        show("\n".join(_lines(file, plan, operators.values(), args.all)))
-        if plan:
-            show("\n" + "\n".join(_verdict(args.config, file, differences, args.all)))
+        result["differences"] = [_difference(difference) for difference in differences]
+        lines += ["", *_verdict(args.config, file, differences, args.all)]
+    print_result(result, "\n".join(lines), args.json)
     return DIFFERENT if differences else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    notes = (
-        "Layers that lie alike are one line, * for their numbers. Exit code with --config: 0 the same slices, 1 other"
-        " slices, 2 another model or world. Operators are checked for devices, stages and parameters."
-    )
-    parser = Parser(
-        prog="pangu plan inspect",
-        description=__doc__,
-        epilog=notes,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "file", type=Path, metavar="FILE", help="strategy file; JSON if its name ends in .json, else protobuf"
-    )
-    add_config_arguments(parser, default=None)
-    parser.add_argument(
-        "--all", action="store_true", help="every layer and every state of the optimizer on its own line"
-    )
-    parser.add_argument("--json", action="store_true", help="machine-readable output, always with every tensor")
-    return parser
-
-
 def _report(
-    path: Path, file: StrategyFile | None, plan: Plan | None, operators: Iterable[OperatorStrategy]
+    path: Path, file: StrategyFile | None, plan: Plan | None, operators: Collection[OperatorStrategy]
 ) -> dict[str, Any]:
     tensors = [
         _tensor(stored, _shape(name, stored, plan)) | {"stage": stage, "name": name}
@@ -92,15 +78,15 @@ def _report(
     ]
     rows = [
         {
-            "key": o.key,
-            "stage": o.stage,
-            "inputs": _operands(o.in_strategies, o.in_layouts),
-            "outputs": _operands(o.out_strategies, o.out_layouts),
+            "key": strategy.key,
+            "stage": strategy.stage,
+            "inputs": _operands(strategy.in_strategies, strategy.in_layouts),
+            "outputs": _operands(strategy.out_strategies, strategy.out_layouts),
         }
-        for o in operators
+        for strategy in operators
     ]
     kind = "parameter layouts" if file else "operator strategies"
-    stages = list(file.stages) if file else sorted({row["stage"] for row in rows})
+    stages = list(file.stages) if file else sorted({strategy.stage for strategy in operators})
     return {
         "file": str(path),
         "kind": kind,
@@ -113,7 +99,8 @@ def _report(
 
 def _shape(name: str, stored: StoredLayout, plan: Plan | None) -> tuple[int, ...] | None:
     """The whole shape; a file that has been compared with a plan has the plan's."""
-    return plan.layouts[parameter_of(name, plan.layouts)].shape if plan else stored.shape
+    owner = parameter_of(name, plan.layouts) if plan else None
+    return plan.layouts[owner].shape if plan and owner else stored.shape
 
 
 def _tensor(stored: StoredLayout, shape: tuple[int, ...] | None) -> dict[str, Any]:
@@ -147,12 +134,12 @@ def _lines(
             f"parameter layouts: stage {_numbers(list(file.stages))}{merged}, {file.stage_size} devices a stage",
             "",
         ]
-        lines += table(
+        lines += _table(
             ["parameter", "", "stage", "states", "shape", "slice", "pieces (axes)", "devices"],
             _parameter_rows(file, plan, every),
         )
     if rows := _operator_rows(operators, every):
-        lines += ([""] if lines else []) + table(["operator", "", "stage", "inputs", "outputs"], rows)
+        lines += ([""] if lines else []) + _table(["operator", "", "stage", "inputs", "outputs"], rows)
     return lines
 
 
@@ -259,11 +246,10 @@ def _verdict(config: str, file: StrategyFile | None, differences: list[Differenc
             stage, {d.name: (cut_text(d.found), cut_text(d.wanted)) for d in differences if d.stage == stage}, every
         )
     head = ["parameter", "", "stage", "states", "file", "plan"]
-    return [f"{len(differences)} tensors lie otherwise than {config} has them:", *table(head, _collapsed(rows, every))]
+    return [f"{len(differences)} tensors lie otherwise than {config} has them:", *_table(head, _collapsed(rows, every))]
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of left-aligned columns; empty columns are left out."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns from the left; empty ones are left out."""
     kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in kept]
-    return ["  ".join(row[i].ljust(width) for i, width in zip(kept, widths)).rstrip() for row in [head, *rows]]
+    return table_lines([head[i] for i in kept], [[row[i] for i in kept] for row in rows], "<" * len(kept))

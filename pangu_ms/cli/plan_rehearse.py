@@ -1,73 +1,53 @@
 """`pangu plan rehearse`: compile a plan's training step for virtual ranks."""
 
-import argparse
 import dataclasses
 import json
-from pathlib import Path
+from argparse import Namespace
 from typing import Any
 
-from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli import options
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files
 from pangu_ms.core.errors import ConfigError, PlanError
-from pangu_ms.core.parser import NewDirectory, Parser
+from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import DEFAULT_CHIP
 from pangu_ms.rehearsal.compiled_graph import totals
 from pangu_ms.rehearsal.rehearse import RankReport, rehearse, sample_ranks, thinned
 
-DESCRIPTION = """Compile the real training step for ranks of a cluster that is not there, with MindSpore's own parallel compiler, on this CPU. Prints each
-rank's collectives and bytes, and says where the compiler disagrees with the plan. Nothing is executed. Unsupported by MindSpore: it works with the
-versions that it was tried on."""
+DESCRIPTION = """Compile the real training step for ranks of a cluster that is not there, with MindSpore's own parallel
+compiler, on this CPU. Prints each rank's collectives and bytes, and says where the compiler disagrees with the plan.
+Nothing is executed. Unsupported by MindSpore: it works with the versions that it was tried on."""
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the action; 1 where the compiler and the plan disagree."""
-    parser = Parser(
-        prog="pangu plan rehearse", description=DESCRIPTION, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add_config_arguments(parser)
+def build_parser() -> Parser:
+    """The action's options."""
+    parser = Parser(prog="pangu plan rehearse", description=DESCRIPTION)
+    options.add_config(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ranks", metavar="N,N,...", help="ranks to compile for; default: the first of every stage")
-    which.add_argument(
-        "--sample",
-        type=int,
-        default=0,
-        metavar="N",
-        help="number of ranks, spread over stages and places in them; 0: one of every stage",
-    )
-    parser.add_argument(
-        "--layers-per-stage",
-        type=int,
-        default=2,
-        metavar="N",
-        help="layers kept on each stage, at full width; 0 keeps all",
-    )
-    parser.add_argument(
-        "--micro-batches",
-        type=int,
-        default=0,
-        metavar="N",
-        help="micro-batches kept, as many as stages at least; 0 keeps all",
-    )
-    about = f"whose operators the step is made of (default: runtime.chip, or {DEFAULT_CHIP})"
-    parser.add_argument(
-        "--chip", choices=("ascend910", "ascend910b", "ascend910_93"), default=argparse.SUPPRESS, help=about
-    )
-    parser.add_argument(
-        "--composed", action="store_true", help="elementary operators instead, which a CPU could execute"
-    )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        action=NewDirectory,
-        metavar="DIR",
-        help="new directory for report.json and MindSpore's strategy files of the ranks",
-    )
+    text = "number of ranks, spread over stages and places in them; 0: one of every stage"
+    which.add_argument("--sample", type=int, default=0, metavar="N", help=text)
+    text = "layers kept on each stage, at full width; 0 keeps all"
+    parser.add_argument("--layers-per-stage", type=int, default=2, metavar="N", help=text)
+    text = "micro-batches kept, as many as stages at least; 0 keeps all"
+    parser.add_argument("--micro-batches", type=int, default=0, metavar="N", help=text)
+    text = f"whose operators the step is made of (default: runtime.chip, or {DEFAULT_CHIP})"
+    parser.add_argument("--chip", choices=("ascend910", "ascend910b", "ascend910_93"), help=text)
+    text = "elementary operators instead, which a CPU could execute"
+    parser.add_argument("--composed", action="store_true", help=text)
+    text = "new directory for report.json and MindSpore's strategy files of the ranks"
+    options.add_new_directory(parser, "--output", text)
     parser.add_argument("--parameters", action="store_true", help="also print the slice of every parameter")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    args = parser.parse_intermixed_args(argv)
+    options.add_json(parser, "print the report as JSON")
+    parser.set_defaults(run=_run)
+    return parser
+
+
+def _run(args: Namespace) -> int:
+    """Returns 1 where the compiler and the plan disagree."""
     if min(args.sample, args.layers_per_stage, args.micro_batches) < 0:
         raise ConfigError("--sample, --layers-per-stage, --micro-batches: must not be negative; 0 takes all")
     whole = load_config(args.config, args.overrides)
@@ -78,31 +58,24 @@ def main(argv: list[str]) -> int:
     if args.output:
         with files.writing(args.output):
             args.output.mkdir(parents=True, exist_ok=True)
-    reports = rehearse(
-        config,
-        ranks,
-        "" if args.composed else vars(args).get("chip") or config.runtime.chip or DEFAULT_CHIP,
-        args.output,
-        progress=not args.json,
-    )
+    chip = "" if args.composed else args.chip or config.runtime.chip or DEFAULT_CHIP
+    reports = rehearse(config, ranks, chip, args.output, progress=not args.json)
     compiled = kept(whole, config)
     if args.output:
         details = compiled | {"ranks": [dataclasses.asdict(report) for report in reports]}
         files.write_text(args.output / "report.json", json.dumps(details, indent=1) + "\n")
-    if args.json:
-        print(json.dumps(compiled | {"ranks": [_summary(report) for report in reports]}))
-    else:
-        axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.axes)
-        parts = "{layers[0]} of {layers[1]} layers, {micro_batches[0]} of {micro_batches[1]} micro-batches, full width".format(
-            **compiled
-        )
-        print(
-            f"{config.model.family}: {parts}; {plan.mesh.world} devices: {axes} x {plan.mesh.num_stages} stages of"
-            f" {list(plan.stage_layers)} layers"
-        )
-        for report in reports:
-            print(table(report, args.parameters))
+    lines = [_heading(plan, compiled), *(table(report, args.parameters) for report in reports)]
+    print_result(compiled | {"ranks": [_summary(report) for report in reports]}, "\n".join(lines), args.json)
     return 1 if any(report.differences for report in reports) else 0
+
+
+def _heading(plan: Plan, compiled: dict[str, list[int]]) -> str:
+    layers, micro_batches = ("{} of {}".format(*compiled[name]) for name in ("layers", "micro_batches"))
+    axes = " x ".join(f"{name} {size}" for name, size in plan.mesh.axes)
+    return (
+        f"{plan.config.model.family}: {layers} layers, {micro_batches} micro-batches, full width; {plan.mesh.world}"
+        f" devices: {axes} x {plan.mesh.num_stages} stages of {list(plan.stage_layers)} layers"
+    )
 
 
 def kept(whole: RunConfig, config: RunConfig) -> dict[str, list[int]]:

@@ -1,17 +1,18 @@
 """`pangu plan show`: degrees, stages, placement, and the layout of every parameter."""
 
-import argparse
-import json
 import math
 import re
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli import options
+from pangu_ms.cli.plan_estimate import add_devices
 from pangu_ms.config.load import load_config
 from pangu_ms.core import files
-from pangu_ms.core.parser import NewDirectory, Parser
+from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result, table_lines
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
@@ -19,33 +20,28 @@ from pangu_ms.planner.cluster import GIB
 from pangu_ms.planner.memory import optimizer_bytes, parameter_bytes
 
 SHOWN_RANKS = 8
-STRATEGY_FILES_HELP = (
-    "also write MindSpore's parameter-layout file of each stage into this new directory: strategy_stage_N.ckpt"
-)
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the action."""
-    parser = Parser(prog="pangu plan show", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_config_arguments(parser, "alpha/13b")
-    parser.add_argument(
-        "--devices", type=int, default=0, metavar="N", help="the degrees must multiply to it; 0: their product"
-    )
-    parser.add_argument(
-        "--rank",
-        type=int,
-        metavar="R",
-        help="only what this rank holds, with its slices (default: all)",
-        default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--strategy-files", type=Path, action=NewDirectory, metavar="DIR", help=STRATEGY_FILES_HELP)
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    args = parser.parse_intermixed_args(argv)
-    plan, rank = Plan.of(load_config(args.config, args.overrides), args.devices), vars(args).get("rank")
+def build_parser() -> Parser:
+    """The action's options."""
+    parser = Parser(prog="pangu plan show", description=__doc__)
+    options.add_config(parser, "alpha/13b")
+    add_devices(parser)
+    text = "only what this rank holds, with its slices (default: all)"
+    parser.add_argument("--rank", type=int, metavar="R", help=text)
+    text = "also write MindSpore's parameter-layout file of each stage into this new directory: strategy_stage_N.ckpt"
+    options.add_new_directory(parser, "--strategy-files", text)
+    options.add_json(parser)
+    parser.set_defaults(run=_run)
+    return parser
+
+
+def _run(args: Namespace) -> int:
+    plan = Plan.of(load_config(args.config, args.overrides), args.devices)
     if args.strategy_files:
         write_strategy_files(plan, args.strategy_files)
-    shown = as_dict(args.config, plan, rank)
-    print(json.dumps(shown) if args.json else table(shown))
+    shown = as_dict(args.config, plan, args.rank)
+    print_result(shown, table(shown), args.json)
     return 0
 
 
@@ -145,13 +141,10 @@ def _row(name: str, count: int, layout: Layout, rank: int | None) -> dict[str, A
 def table(shown: dict[str, Any]) -> str:
     """The plan for the eye."""
     lines = [f"{shown['config']}: {shown['num_parameters']:,} parameters on {_plural(shown['devices'], 'device')}"]
-    lines.append(
-        "  "
-        + ", ".join(
-            f"{name}={str(value).lower() if isinstance(value, bool) else value}"
-            for name, value in shown["degrees"].items()
-        )
-    )
+    degrees = {
+        name: str(value).lower() if isinstance(value, bool) else value for name, value in shown["degrees"].items()
+    }
+    lines.append("  " + ", ".join(f"{name}={value}" for name, value in degrees.items()))
     if "rank" in shown:
         at = ", ".join(f"{name} {index}" for name, index in shown["coordinate"].items())
         lines.append(f"  rank {shown['rank']}: {at}; placed on server {shown['server']}, device {shown['device']}")
@@ -160,18 +153,22 @@ def table(shown: dict[str, Any]) -> str:
 
 
 def _stage_lines(stages: list[dict[str, Any]]) -> list[str]:
-    lines = [
-        f"{'stage':>5} {'layers':>6}  {'first to last':<28} {'ranks':>13} {'servers':>7} {'parameters GiB':>14}"
-        f" {'moments GiB':>11}"
-    ]
+    head = ("stage", "layers", "first to last", "ranks", "servers", "parameters GiB", "moments GiB")
+    rows = []
     for stage in stages:
-        layers, ranks = stage["layers"], "{}-{}".format(*stage["ranks"])
-        sizes = f"{stage['parameter_bytes'] / GIB:>14.3f} {stage['optimizer_bytes'] / GIB:>11.3f}"
-        lines.append(
-            f"{stage['stage']:>5} {len(layers):>6}  {f'{layers[0]} to {layers[-1]}':<28} {ranks:>13}"
-            f" {stage['servers']:>7} {sizes}"
+        layers = stage["layers"]
+        rows.append(
+            (
+                stage["stage"],
+                len(layers),
+                f"{layers[0]} to {layers[-1]}",
+                "{}-{}".format(*stage["ranks"]),
+                stage["servers"],
+                f"{stage['parameter_bytes'] / GIB:.3f}",
+                f"{stage['optimizer_bytes'] / GIB:.3f}",
+            )
         )
-    return lines
+    return table_lines(head, rows, ">><>>>>")
 
 
 def _group_lines(shown: dict[str, Any]) -> list[str]:
@@ -190,20 +187,14 @@ def _plural(count: int, noun: str) -> str:
 
 def _parameter_lines(rows: list[dict[str, Any]]) -> list[str]:
     last = "slice of this rank" if rows and "slice" in rows[0] else "a device's slice"
-    lines = [
-        f"{'parameter (float32)':<42} {'count':>5} {'shape':>16}  {'cut over':<16} {'copies':>6} {'KiB each':>12} "
-        f" {last}"
-    ]
+    head = ("parameter (float32)", "count", "shape", "cut over", "copies", "KiB each", last)
+    cells = []
     for row in rows:
-        cuts = " x ".join("*".join(axes) or "-" for axes in row["cuts"])
-        part = (
-            ", ".join(f"{start}:{stop}" for start, stop in row["slice"])
-            if "slice" in row
-            else " x ".join(map(str, row["slice_shape"]))
-        )
-        shape = " x ".join(map(str, row["shape"]))
-        lines.append(
-            f"{row['name']:<42} {row['count']:>5} {shape:>16}  {cuts:<16} {row['copies']:>6}"
-            f" {row['bytes'] / 1024:>12,.1f}  {part}"
-        )
-    return lines
+        if "slice" in row:
+            part = ", ".join(f"{start}:{stop}" for start, stop in row["slice"])
+        else:
+            part = " x ".join(map(str, row["slice_shape"]))
+        shape, cuts = " x ".join(map(str, row["shape"])), " x ".join("*".join(axes) or "-" for axes in row["cuts"])
+        size = f"{row['bytes'] / 1024:,.1f}"
+        cells.append((row["name"], row["count"], shape, cuts, row["copies"], size, part))
+    return table_lines(head, cells, "<>><>><")

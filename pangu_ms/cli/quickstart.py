@@ -1,24 +1,24 @@
 """`pangu quickstart`: from text to a verified MindIR package, with the command that does each step alone."""
 
-import argparse
 import itertools
-import json
 import shlex
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli import options
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files, runtime
 from pangu_ms.core.compile_cache import cache_root
 from pangu_ms.core.errors import ExportError
 from pangu_ms.core.isolated import python_environment
-from pangu_ms.core.parser import NewDirectory, Parser
+from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result, table_lines
 
 CODE_PROMPTS = ["def __init__(self", "import os\n"]
 PROMPT_CHARACTERS = 12  # of a user's own documents
@@ -37,43 +37,40 @@ class Report:
         self.results |= results
 
     def table(self) -> str:
-        widths = [max(len(row[i]) for row in self.rows) for i in range(2)]
-        return "\n".join(f"{stage:<{widths[0]}}  {where:<{widths[1]}}  {what}" for stage, where, what in self.rows)
+        return "\n".join(table_lines(("", "", ""), self.rows, "<<<")[1:])
+
+
+def build_parser() -> Parser:
+    """The verb's options."""
+    parser = Parser(prog="pangu quickstart", description=__doc__)
+    options.add_config(parser)
+    options.add_corpus(parser, "your .txt or .jsonl files; default: the source of Python's standard library")
+    text = "new directory; default: a new one below the user's cache directory"
+    options.add_new_directory(parser, "--output", text)
+    options.add_json(parser, "print the results as JSON at the end")
+    options.add_verbose(parser)
+    parser.set_defaults(run=_run)
+    return parser
 
 
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    parser = Parser(
-        prog="pangu quickstart", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    add_config_arguments(parser)
-    parser.add_argument(
-        "--corpus",
-        nargs="+",
-        metavar="FILE",
-        help="your .txt or .jsonl files; default: the source of Python's standard library",
-    )
-    parser.add_argument(
-        "--output",
-        action=NewDirectory,
-        metavar="DIR",
-        help="new directory; default: a new one below the user's cache directory",
-    )
-    parser.add_argument("--json", action="store_true", help="print the results as JSON at the end")
-    parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
-    args = parser.parse_intermixed_args(argv)
+    return build_parser().run(argv)
+
+
+def _run(args: Namespace) -> int:
     config = load_config(args.config, args.overrides)
-    output = Path(args.output) if args.output else cache_root().parent / "quickstart" / time.strftime("%Y-%m-%d-%H%M%S")
+    output = args.output or cache_root().parent / "quickstart" / time.strftime("%Y-%m-%d-%H%M%S")
     files.require_free(output)
     runtime.quiet(args.verbose)
     began = time.perf_counter()
     report = run(config, args, output)
     report.add("total", output, f"{time.perf_counter() - began:.0f} s", seconds=time.perf_counter() - began)
-    print(json.dumps(report.results) if args.json else f"\n{report.table()}")
+    print_result(report.results, f"\n{report.table()}", args.json)
     return 0
 
 
-def run(config: RunConfig, args: argparse.Namespace, output: Path) -> Report:
+def run(config: RunConfig, args: Namespace, output: Path) -> Report:
     """All stages; every one prints the command that repeats it."""
     from pangu_ms.data.default_corpus import build_records, standard_library_files
 
@@ -127,13 +124,13 @@ def document_beginnings(corpus: list[str]) -> list[str]:
     return [document.text[:PROMPT_CHARACTERS] for document in itertools.islice(Corpus(corpus), 2)] or CODE_PROMPTS
 
 
-def say(args: argparse.Namespace, *words: object) -> None:
+def say(args: Namespace, *words: object) -> None:
     """Print the command that does the coming stage alone."""
     if not args.json:
         print("\n$ pangu " + " ".join(w if w.startswith("(") else shlex.quote(w) for w in map(str, words)), flush=True)
 
 
-def train_stage(config: RunConfig, records: Path, output: Path, args: argparse.Namespace, report: Report) -> None:
+def train_stage(config: RunConfig, records: Path, output: Path, args: Namespace, report: Report) -> None:
     """Train, and set the held-out perplexity beside that of n-grams."""
     from pangu_ms.core.exit_codes import EXIT_STOPPED
     from pangu_ms.eval.report import baselines
@@ -156,13 +153,10 @@ def train_stage(config: RunConfig, records: Path, output: Path, args: argparse.N
     }
     if result.held_out is None:
         return
-    scores = {"perplexity": result.held_out.perplexity}
-    scores |= baselines(
-        records, "held_out", config.model.vocab_size, config.train.batch_size, config.train.eval_batches
-    )
-    line = ", ".join(
-        f"{name.removesuffix('perplexity').strip('_') or 'model'} {value:.1f}" for name, value in scores.items()
-    )
+    ngrams = baselines(records, "held_out", config.model.vocab_size, config.train.batch_size, config.train.eval_batches)
+    scores: dict[str, Any] = {"perplexity": result.held_out.perplexity} | ngrams
+    names = {name: name.removesuffix("perplexity").strip("_") or "model" for name in scores}
+    line = ", ".join(f"{names[name]} {value:.1f}" for name, value in scores.items())
     report.add("held-out perplexity", "", line)
     report.results |= scores
     if not args.json:
@@ -171,7 +165,7 @@ def train_stage(config: RunConfig, records: Path, output: Path, args: argparse.N
         print("the model does not beat the bigram: train longer (train.steps) or on more text", file=sys.stderr)
 
 
-def generate_stage(checkpoint: Path, prompts: list[str], args: argparse.Namespace) -> None:
+def generate_stage(checkpoint: Path, prompts: list[str], args: Namespace) -> None:
     """Show what the model writes."""
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.infer.load import load_generator
@@ -183,7 +177,7 @@ def generate_stage(checkpoint: Path, prompts: list[str], args: argparse.Namespac
             print(f"--- {result.prompt}{result.text}")
 
 
-def export_stage(checkpoint: Path, package: Path, args: argparse.Namespace, report: Report) -> None:
+def export_stage(checkpoint: Path, package: Path, args: Namespace, report: Report) -> None:
     """Write the package, which verifies itself against the checkpoint in a fresh process."""
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.export.write import export_package
@@ -200,7 +194,7 @@ def export_stage(checkpoint: Path, package: Path, args: argparse.Namespace, repo
         print(line)
 
 
-def run_stage(package: Path, prompt: str, args: argparse.Namespace) -> None:
+def run_stage(package: Path, prompt: str, args: Namespace) -> None:
     """Let the package write text by itself: its own runner, in a fresh process."""
     command = [
         sys.executable,

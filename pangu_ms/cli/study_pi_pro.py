@@ -1,11 +1,13 @@
 """`pangu study pi-pro`: PanGu-pi Pro's recipe on a text of one's own."""
 
-import argparse
+from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
-from pangu_ms.cli.config import add_config_arguments
-from pangu_ms.cli.study import conclude, parse_seeds, parse_study
+from pangu_ms.cli import options
+from pangu_ms.cli.study_options import add_study, parse_seeds
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import table_lines
 from pangu_ms.data.default_corpus import standard_library_files
 from pangu_ms.research.inherit.scores import CRITERIA
 from pangu_ms.research.study.compare import require_seeds
@@ -13,76 +15,52 @@ from pangu_ms.research.study.pi_pro import MEANING, make_plan, run_pi_pro
 from pangu_ms.research.study.plot import plot_chain
 from pangu_ms.research.study.table import with_error
 
-HELP = """Train a baseline, then go through the recipe: compact vocabulary, a deeper shape of equal size, weights of a larger teacher, a second
-round on the batches that are hard. Each step is scored in bits per byte of the same held-out documents, for several seeds. Can be stopped and repeated."""
+DESCRIPTION = """Train a baseline, then go through the recipe: compact vocabulary, a deeper shape of equal size, weights
+of a larger teacher, a second round on the batches that are hard. Each step is scored in bits per byte of the same
+held-out documents, for several seeds. Can be stopped and repeated."""
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the study."""
-    parser = Parser(prog="pangu study pi-pro", description=HELP, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_config_arguments(parser, "pi/tiny")
-    parser.add_argument(
-        "--corpus",
-        nargs="+",
-        metavar="FILE",
-        help="text or .jsonl files (default: the source of Python's standard library)",
-    )
-    parser.add_argument(
-        "--compact-size",
-        type=int,
-        default=0,
-        metavar="N",
-        help="pieces of the compact vocabulary; 0: half of model.vocab_size",
-    )
-    parser.add_argument(
-        "--depth", type=int, default=0, metavar="N", help="layers of the tweaked shape; 0: twice the baseline's"
-    )
-    parser.add_argument(
-        "--teacher-layers", type=int, default=0, metavar="N", help="0: one and a half times the tweaked shape's"
-    )
-    parser.add_argument(
-        "--teacher-steps", type=int, default=0, metavar="N", help="training steps of the teacher; 0: train.steps"
-    )
-    parser.add_argument(
-        "--keep", type=float, default=0.5, metavar="SHARE", help="share of the batches that the second round reads"
-    )
-    parser.add_argument(
-        "--second-lr",
-        type=float,
-        default=0.5,
-        metavar="SHARE",
-        help="learning rate of the second round as a share of the first round's",
-    )
-    parser.add_argument(
-        "--criterion",
-        choices=CRITERIA,
-        default="taylor",
-        help="how neurons, heads and channels of the teacher are chosen",
-    )
-    args = parse_study(parser, argv)
+def build_parser() -> Parser:
+    """The action's options."""
+    parser = Parser(prog="pangu study pi-pro", description=DESCRIPTION)
+    options.add_config(parser, "pi/tiny")
+    options.add_corpus(parser, "text or .jsonl files (default: the source of Python's standard library)")
+    text = "pieces of the compact vocabulary; 0: half of model.vocab_size"
+    parser.add_argument("--compact-size", type=int, default=0, metavar="N", help=text)
+    text = "layers of the tweaked shape; 0: twice the baseline's"
+    parser.add_argument("--depth", type=int, default=0, metavar="N", help=text)
+    text = "0: one and a half times the tweaked shape's"
+    parser.add_argument("--teacher-layers", type=int, default=0, metavar="N", help=text)
+    text = "training steps of the teacher; 0: train.steps"
+    parser.add_argument("--teacher-steps", type=int, default=0, metavar="N", help=text)
+    text = "share of the batches that the second round reads"
+    parser.add_argument("--keep", type=float, default=0.5, metavar="SHARE", help=text)
+    text = "learning rate of the second round as a share of the first round's"
+    parser.add_argument("--second-lr", type=float, default=0.5, metavar="SHARE", help=text)
+    text = "how neurons, heads and channels of the teacher are chosen"
+    parser.add_argument("--criterion", choices=CRITERIA, default="taylor", help=text)
+    add_study(parser, _study, chain_table, plot_chain)
+    return parser
+
+
+def _study(args: Namespace) -> Callable[[], dict[str, Any]]:
     teacher = {"num_layers": args.teacher_layers} if args.teacher_layers else None
     numbers = args.compact_size, args.depth, teacher, args.teacher_steps, args.keep, args.second_lr, args.criterion
     corpus, seeds = args.corpus or [str(path) for path in standard_library_files()], parse_seeds(args.seeds)
     require_seeds(seeds, args.overrides)
     plan = make_plan(args.config, args.overrides, *numbers)
-    return conclude(
-        args,
-        lambda: run_pi_pro(plan, args.config, corpus, args.output, seeds, progress=not args.json),
-        chain_table,
-        plot_chain,
-    )
+    return lambda: run_pi_pro(plan, args.config, corpus, args.output, seeds, progress=not args.json)
 
 
 def chain_table(results: dict[str, Any]) -> str:
     """The chain for the eye."""
-    lines = [
-        f"{'step':<21} {'parameters':>11} {'vocab':>7} {'layers':>6} {'hidden':>6} {'bits per byte':>17}   difference"
-        " to the step it starts from"
-    ]
+    columns = ("step", "parameters", "vocab", "layers", "hidden", "bits per byte")
+    head = (*columns, "difference to the step it starts from")
+    rows = []
     for step, row in results["chain"].items():
-        sizes = f"{row['parameters']:>11,} {row['vocab_size']:>7,} {row['num_layers']:>6} {row['hidden_size']:>6}"
-        score = with_error(format(row["mean"], ".4f"), row["deviation"])
-        lines.append(f"{step:<21} {sizes} {score:>17}   {_difference(row)}".rstrip())
+        sizes = f"{row['parameters']:,}", f"{row['vocab_size']:,}", row["num_layers"], row["hidden_size"]
+        rows.append((step, *sizes, with_error(format(row["mean"], ".4f"), row["deviation"]), _difference(row)))
+    lines = table_lines(head, rows, "<>>>>><")
     teacher = results["teacher"]
     lines.append(
         f"teacher: {teacher['parameters']:,} parameters, {teacher['num_layers']} layers, {teacher['bits_per_byte']:.4f}"

@@ -1,115 +1,102 @@
-"""`pangu tokenizer train|compress|encode|decode`."""
+"""`pangu tokenizer ACTION`: a vocabulary made of text, and text to ids and back."""
 
-import argparse
-import json
 import logging
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
-from pangu_ms.cli import tokenizer_compress as compress_cli
+from pangu_ms.cli import options
+from pangu_ms.cli.actions import run_action, whole_parser
 from pangu_ms.core import small_json
-from pangu_ms.core.console import show
 from pangu_ms.core.errors import DataError
-from pangu_ms.core.parser import NewDirectory, Parser
-from pangu_ms.data.corpus import Corpus, add_corpus_options, corpus_options
+from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_json, print_result
+from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.tokenizer import SEGMENTERS, Tokenizer, train_tokenizer
+
+ACTIONS = {
+    "train": ("pangu_ms.cli.tokenizer:train_parser", "train a vocabulary on text"),
+    "compress": (
+        "pangu_ms.cli.tokenizer_compress",
+        "drop a tokenizer's rare pieces; text of any kind can still be encoded (PanGu-pi Pro)",
+    ),
+    "encode": ("pangu_ms.cli.tokenizer:encode_parser", "print the ids of texts, one line each"),
+    "decode": ("pangu_ms.cli.tokenizer:decode_parser", "print the text of ids"),
+}
 
 _log = logging.getLogger(__name__)
 
 
+def build_parser() -> Parser:
+    """The options of all actions."""
+    return whole_parser("pangu tokenizer", __doc__, ACTIONS)
+
+
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
-    args = _parser().parse_args(argv)
-    args.run(args)
-    return 0
+    return run_action("tokenizer", __doc__, ACTIONS, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="pangu tokenizer")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-
-    def add(name: str, summary: str, run) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(
-            name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-        verb.set_defaults(run=run)
-        verb.add_argument("--json", action="store_true", help="machine-readable output")
-        return verb
-
-    train = add("train", "train a vocabulary on text", _train)
-    train.add_argument(
-        "--corpus",
-        nargs="+",
-        required=True,
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="text, JSON lines or arrays; .gz or .zst too",
-    )
-    add_corpus_options(train)
-    where = "new directory for vocab.model and tokenizer.json"
-    train.add_argument(
-        "--output", action=NewDirectory, required=True, default=argparse.SUPPRESS, metavar="DIR", help=where
-    )
-    train.add_argument(
-        "--vocab-size", type=int, default=40000, help="number of pieces, specials and 256 bytes included"
-    )
-    train.add_argument(
-        "--segmenter", choices=SEGMENTERS, default="jieba", help="jieba for Chinese, none for code and other languages"
-    )
-    train.add_argument(
-        "--sample-bytes",
-        type=int,
-        default=20_000_000,
-        help="a larger corpus is thinned evenly to at most this much text",
-    )
-
-    compress_cli.add_arguments(add("compress", compress_cli.SUMMARY, compress_cli.run))
-
-    encode = add("encode", "print the ids of texts, one line each", _encode)
-    _add_common(encode, "text", "text; standard input if none")
-    encode.add_argument("--pieces", action="store_true", help="print pieces instead of ids")
-    decode = add("decode", "print the text of ids", _decode)
-    _add_common(decode, "ids", "ids, separated by spaces or commas; standard input if none")
+def train_parser() -> Parser:
+    """The options of `pangu tokenizer train`."""
+    parser = Parser(prog="pangu tokenizer train", description=ACTIONS["train"][1])
+    options.add_corpus(parser, required=True)
+    options.add_corpus_format(parser)
+    text = "new directory for vocab.model and tokenizer.json"
+    options.add_new_directory(parser, "--output", text, required=True)
+    text = "number of pieces, specials and 256 bytes included"
+    parser.add_argument("--vocab-size", type=int, default=40000, help=text)
+    text = "jieba for Chinese, none for code and other languages"
+    parser.add_argument("--segmenter", choices=SEGMENTERS, default="jieba", help=text)
+    text = "a larger corpus is thinned evenly to at most this much text"
+    parser.add_argument("--sample-bytes", type=int, default=20_000_000, help=text)
+    options.add_json(parser)
+    parser.set_defaults(run=_train)
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, name: str, meaning: str) -> None:
-    parser.add_argument(
-        "--tokenizer",
-        required=True,
-        default=argparse.SUPPRESS,
-        metavar="PATH",
-        help="tokenizer directory or released vocab.model",
-    )
-    parser.add_argument("--file", metavar="FILE", help="read from this file")
-    parser.add_argument(name, nargs="*", help=meaning)
+def encode_parser() -> Parser:
+    """The options of `pangu tokenizer encode`."""
+    parser = _parser("encode", "text", "text; standard input if none")
+    parser.add_argument("--pieces", action="store_true", help="print pieces instead of ids")
+    parser.set_defaults(run=_encode)
+    return parser
 
 
-def _train(args: argparse.Namespace) -> None:
-    corpus, started = Corpus(args.corpus, **corpus_options(args)), time.perf_counter()
-    tokenizer = train_tokenizer(
-        (d.text for d in corpus), args.vocab_size, args.segmenter, args.sample_bytes, progress=not args.json
-    )
+def decode_parser() -> Parser:
+    """The options of `pangu tokenizer decode`."""
+    parser = _parser("decode", "ids", "ids, separated by spaces or commas; standard input if none")
+    parser.set_defaults(run=_decode)
+    return parser
+
+
+def _parser(action: str, given: str, text: str) -> Parser:
+    """What `encode` and `decode` have."""
+    parser = Parser(prog=f"pangu tokenizer {action}", description=ACTIONS[action][1])
+    options.add_tokenizer(parser)
+    parser.add_argument("--file", type=Path, metavar="FILE", help="read from this file")
+    parser.add_argument(given, nargs="*", help=text)
+    options.add_json(parser)
+    return parser
+
+
+def _train(args: Namespace) -> int:
+    corpus, started = Corpus(args.corpus, **options.corpus_format(args)), time.perf_counter()
+    texts = (document.text for document in corpus)
+    tokenizer = train_tokenizer(texts, args.vocab_size, args.segmenter, args.sample_bytes, progress=not args.json)
     tokenizer.save(args.output)
     bad, seconds = corpus.quarantine.count, round(time.perf_counter() - started, 1)
     if bad:
         _log.warning("%d lines had no text and were not used; `pangu data prepare` lists them", bad)
-    result = {
-        "output": args.output,
-        "vocab_size": tokenizer.vocab_size,
-        "segmenter": args.segmenter,
-        "fingerprint": tokenizer.fingerprint,
-    }
-    result |= {"seconds": seconds, "bad_lines": bad, "taken": corpus.taken()}
-    show(
-        json.dumps(result)
-        if args.json
-        else f"{args.output}: {tokenizer.vocab_size} pieces, segmenter {args.segmenter}, {seconds} s"
-    )
+    result = {"output": str(args.output), "vocab_size": tokenizer.vocab_size, "segmenter": args.segmenter}
+    result |= {"fingerprint": tokenizer.fingerprint, "seconds": seconds, "bad_lines": bad, "taken": corpus.taken()}
+    text = f"{args.output}: {tokenizer.vocab_size} pieces, segmenter {args.segmenter}, {seconds} s"
+    print_result(result, text, args.json)
+    return 0
 
 
-def _inputs(args: argparse.Namespace, given: list[str]) -> list[str]:
+def _inputs(args: Namespace, given: list[str]) -> list[str]:
     """The texts to work on: arguments, a file, or standard input."""
     if args.file and given:
         raise DataError(
@@ -117,7 +104,7 @@ def _inputs(args: argparse.Namespace, given: list[str]) -> list[str]:
         )
     try:
         if args.file:
-            return [small_json.read_bytes(Path(args.file), pipes=True).decode("utf-8")]
+            return [small_json.read_bytes(args.file, pipes=True).decode("utf-8")]
         return given or [sys.stdin.buffer.read().decode("utf-8")]
     except UnicodeDecodeError as error:
         raise DataError(
@@ -127,19 +114,22 @@ def _inputs(args: argparse.Namespace, given: list[str]) -> list[str]:
         raise DataError(f"{args.file}: {error}; --file names a readable text file; correct it") from error
 
 
-def _encode(args: argparse.Namespace) -> None:
+# Both print texts as they are, not through `print_result`: a pipe gets every byte.
+
+
+def _encode(args: Namespace) -> int:
     tokenizer = Tokenizer.load(args.tokenizer)
     for text in _inputs(args, args.text):
         ids = tokenizer.encode(text)
-        shown = [tokenizer.piece_of(i) for i in ids] if args.pieces else ids
-        print(
-            json.dumps({"text": text, "ids": ids, "pieces": [tokenizer.piece_of(i) for i in ids]})
-            if args.json
-            else " ".join(map(str, shown))
-        )
+        pieces = [tokenizer.piece_of(i) for i in ids]
+        if args.json:
+            print_json({"text": text, "ids": ids, "pieces": pieces})
+        else:
+            print(*(pieces if args.pieces else ids))
+    return 0
 
 
-def _decode(args: argparse.Namespace) -> None:
+def _decode(args: Namespace) -> int:
     tokenizer = Tokenizer.load(args.tokenizer)
     words = " ".join(_inputs(args, args.ids)).replace(",", " ").split()
     wrong = next((word for word in words if not word.isdecimal()), None)
@@ -147,4 +137,8 @@ def _decode(args: argparse.Namespace) -> None:
         raise DataError(f"ids: {wrong!r} is not an id; ids are whole numbers separated by spaces or commas; correct it")
     ids = [int(word) for word in words]
     text = tokenizer.decode(ids)
-    print(json.dumps({"ids": ids, "text": text}) if args.json else text)
+    if args.json:
+        print_json({"ids": ids, "text": text})
+    else:
+        print(text)
+    return 0

@@ -1,14 +1,16 @@
-"""`pangu tokenizer compress`. What it needs is imported when it runs, so that the other verbs start fast."""
+"""`pangu tokenizer compress`: the vocabulary pruned to its frequent pieces."""
 
-import argparse
-import json
 import logging
 import time
-from typing import TYPE_CHECKING
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
 
+from pangu_ms.cli import options
+from pangu_ms.cli.tokenizer import ACTIONS
 from pangu_ms.core import runtime
 from pangu_ms.core.errors import DataError
-from pangu_ms.core.parser import NewDirectory, NewFile
+from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result, table_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,86 +21,44 @@ if TYPE_CHECKING:
     from pangu_ms.data.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
-SUMMARY = "drop a tokenizer's rare pieces; text of any kind can still be encoded (PanGu-pi Pro)"
-_ABSENT = dict.fromkeys(("vocab_size", "sizes", "output", "corpus", "records", "counts", "save_counts", "num_workers"))
-"""Options without a default; argparse would print "(default: None)" for them."""
-_OUTPUT_HELP = "new directory for vocab.model, tokenizer.json and vocab_map.json"
 _SHOWN = 5
 """Unreachable pieces that the pretty report spells out."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's options."""
-    parser.add_argument(
-        "--tokenizer",
-        required=True,
-        default=argparse.SUPPRESS,
-        metavar="PATH",
-        help="full tokenizer: directory or released vocab.model",
-    )
+def build_parser() -> Parser:
+    """The action's options."""
+    parser = Parser(prog="pangu tokenizer compress", description=ACTIONS["compress"][1])
+    options.add_tokenizer(parser, "full tokenizer: directory or released vocab.model")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--vocab-size",
-        type=int,
-        metavar="N",
-        default=argparse.SUPPRESS,
-        help="number of pieces to keep, specials and bytes included",
-    )
-    what.add_argument(
-        "--sizes",
-        metavar="N,N,...",
-        default=argparse.SUPPRESS,
-        help="write nothing; show coverage and compression of these sizes, to choose one",
-    )
-    parser.add_argument("--output", action=NewDirectory, metavar="DIR", default=argparse.SUPPRESS, help=_OUTPUT_HELP)
-    parser.add_argument(
-        "--corpus",
-        nargs="+",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="count pieces in these files: text, JSON lines or arrays, .gz or .zst too",
-    )
-    parser.add_argument(
-        "--records",
-        metavar="DIR",
-        default=argparse.SUPPRESS,
-        help="count pieces in records that the tokenizer made, beside or instead of --corpus",
-    )
+    text = "number of pieces to keep, specials and bytes included"
+    what.add_argument("--vocab-size", type=int, metavar="N", help=text)
+    text = "write nothing; show coverage and compression of these sizes, to choose one"
+    what.add_argument("--sizes", metavar="N,N,...", help=text)
+    text = "new directory for vocab.model, tokenizer.json and vocab_map.json"
+    options.add_new_directory(parser, "--output", text)
+    options.add_corpus(parser, "count pieces in these files: text, JSON lines or arrays, .gz or .zst too")
+    text = "count pieces in records that the tokenizer made, beside or instead of --corpus"
+    parser.add_argument("--records", metavar="DIR", help=text)
     counts = parser.add_mutually_exclusive_group()
-    counts.add_argument(
-        "--counts",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="use these counts; --corpus or --records then only give the sample for compression",
-    )
-    counts.add_argument(
-        "--save-counts",
-        action=NewFile,
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="write the counts into this new file, for --counts of later runs",
-    )
-    parser.add_argument(
-        "--num-workers",
-        type=int,
-        metavar="N",
-        default=argparse.SUPPRESS,
-        help="encoding processes (default: one per core)",
-    )
-    parser.add_argument(
-        "--no-closure",
-        action="store_true",
-        help="prune by count alone; pieces whose merges are gone can no longer be produced",
-    )
+    text = "use these counts; --corpus or --records then only give the sample for compression"
+    counts.add_argument("--counts", metavar="FILE", help=text)
+    text = "write the counts into this new file, for --counts of later runs"
+    options.add_new_file(counts, "--save-counts", text)
+    options.add_num_workers(parser)
+    text = "prune by count alone; pieces whose merges are gone can no longer be produced"
+    parser.add_argument("--no-closure", action="store_true", help=text)
+    options.add_json(parser)
+    parser.set_defaults(run=_run)
+    return parser
 
 
-def run(args: argparse.Namespace) -> None:
+def _run(args: Namespace) -> int:
     """Check everything, count, compress, report."""
     from pangu_ms.data.compress import Compressor
     from pangu_ms.data.tokenizer import Tokenizer
 
     runtime.quiet()
-    started, args = time.perf_counter(), argparse.Namespace(**(_ABSENT | vars(args)))
+    started = time.perf_counter()
     compressor = Compressor(Tokenizer.load(args.tokenizer))
     sizes = _sizes(args, compressor)
     _check_files(args)
@@ -107,10 +67,11 @@ def run(args: argparse.Namespace) -> None:
         _table(args, compressor, counts, sample, sizes) if args.sizes else _compress(args, compressor, counts, sample)
     )
     result["seconds"] = round(time.perf_counter() - started, 1)
-    print(json.dumps(result) if args.json else "\n".join(_table_text(result) if args.sizes else _text(result)))
+    print_result(result, "\n".join(_table_text(result) if args.sizes else _text(result)), args.json)
+    return 0
 
 
-def _sizes(args: argparse.Namespace, compressor: "Compressor") -> list[int]:
+def _sizes(args: Namespace, compressor: "Compressor") -> list[int]:
     try:
         sizes = [int(size) for size in args.sizes.split(",")] if args.sizes is not None else [args.vocab_size]
     except ValueError as error:
@@ -122,7 +83,7 @@ def _sizes(args: argparse.Namespace, compressor: "Compressor") -> list[int]:
     return sizes
 
 
-def _check_files(args: argparse.Namespace) -> None:
+def _check_files(args: Namespace) -> None:
     if args.vocab_size is not None and not args.output:
         raise DataError(
             "--output: missing; --vocab-size writes a tokenizer; name a new directory, or use --sizes to write nothing"
@@ -137,7 +98,7 @@ def _check_files(args: argparse.Namespace) -> None:
         raise DataError(f"num_workers={args.num_workers}: must be at least 1; leave it out for one per core")
 
 
-def _counts_and_sample(args: argparse.Namespace, tokenizer: "Tokenizer") -> tuple["np.ndarray", list[str]]:
+def _counts_and_sample(args: Namespace, tokenizer: "Tokenizer") -> tuple["np.ndarray", list[str]]:
     """Counts [V] from everything that was named, and text to measure compression on, if there is any."""
     from pangu_ms.data import token_counts
     from pangu_ms.data.corpus import Corpus
@@ -156,7 +117,7 @@ def _counts_and_sample(args: argparse.Namespace, tokenizer: "Tokenizer") -> tupl
 
 
 def _count(
-    args: argparse.Namespace, tokenizer: "Tokenizer", corpus: "Corpus | None", records: "list[RecordSet]"
+    args: Namespace, tokenizer: "Tokenizer", corpus: "Corpus | None", records: "list[RecordSet]"
 ) -> "np.ndarray":
     from pangu_ms.data.prepare import usable_cores
     from pangu_ms.data.token_counts import count_corpus, count_records
@@ -171,14 +132,14 @@ def _count(
     return counts
 
 
-def _compress(args: argparse.Namespace, compressor: "Compressor", counts: "np.ndarray", sample: list[str]) -> dict:
+def _compress(args: Namespace, compressor: "Compressor", counts: "np.ndarray", sample: list[str]) -> dict[str, Any]:
     """Write the tokenizer; returns the report."""
     compressed = compressor.compress(counts, args.vocab_size, closure=not args.no_closure)
     after = _measured(compressed.tokenizer, sample)
     compressed.save(args.output)
     tokenizer = compressor.tokenizer
     result = {
-        "output": args.output,
+        "output": str(args.output),
         "source_vocab_size": tokenizer.vocab_size,
         "source_fingerprint": tokenizer.fingerprint,
     }
@@ -191,8 +152,8 @@ def _compress(args: argparse.Namespace, compressor: "Compressor", counts: "np.nd
 
 
 def _table(
-    args: argparse.Namespace, compressor: "Compressor", counts: "np.ndarray", sample: list[str], sizes: list[int]
-) -> dict:
+    args: Namespace, compressor: "Compressor", counts: "np.ndarray", sample: list[str], sizes: list[int]
+) -> dict[str, Any]:
     """The report on several sizes; the first row is the full tokenizer."""
     tokenizer = compressor.tokenizer
     rows = [
@@ -204,48 +165,40 @@ def _table(
     return {"source_fingerprint": tokenizer.fingerprint, "counted_tokens": int(counts.sum()), "sizes": rows}
 
 
-def _quality(compressed: "Compressed", counts: "np.ndarray") -> dict:
+def _quality(compressed: "Compressed", counts: "np.ndarray") -> dict[str, Any]:
     coverage = float(counts[compressed.vocab_map.old_ids].sum() / counts.sum())
     unreachable = {"unreachable": len(compressed.unreachable), "unreachable_pieces": compressed.unreachable[:_SHOWN]}
     return {"vocab_size": compressed.tokenizer.vocab_size, "coverage": coverage} | unreachable
 
 
-def _measured(tokenizer: "Tokenizer", sample: list[str]) -> dict | None:
+def _measured(tokenizer: "Tokenizer", sample: list[str]) -> dict[str, Any] | None:
     from pangu_ms.data.token_counts import compression
 
     return compression(tokenizer, sample) if sample else None
 
 
-def _text(result: dict) -> list[str]:
+def _text(result: dict[str, Any]) -> list[str]:
     """The report on one size for the eye."""
     kept = ", ".join(f"{number:,} {kind}" for kind, number in result["kept"].items())
-    lines = [
+    coverage = f"{result['coverage']:.2%} of {result['counted_tokens']:,} counted tokens are kept pieces"
+    rows = [("coverage", coverage)]
+    before, after = result["before"], result["after"]
+    for name in after or ():
+        rows.append((name.replace("_", " "), f"{before[name]:.4f} before, {after[name]:.4f} after"))
+    examples = f", e.g. {' '.join(result['unreachable_pieces'])}" if result["unreachable"] else ""
+    rows.append(("unreachable pieces", f"{result['unreachable']}{examples}"))
+    heading = (
         f"{result['output']}: {result['vocab_size']:,} of {result['source_vocab_size']:,} pieces ({kept}),"
         f" {result['seconds']} s"
-    ]
-    lines.append(
-        f"  {'coverage':<21}{result['coverage']:.2%} of {result['counted_tokens']:,} counted tokens are kept pieces"
     )
-    before, after = result["before"], result["after"]
-    if after:
-        for name in after:
-            lines.append(f"  {name.replace('_', ' '):<21}{before[name]:.4f} before, {after[name]:.4f} after")
-    lines.append(
-        f"  {'unreachable pieces':<21}{result['unreachable']}"
-        + (f", e.g. {' '.join(result['unreachable_pieces'])}" if result["unreachable"] else "")
-    )
-    return lines
+    return [heading, *table_lines(("", ""), rows, "<<", indent="  ")[1:]]
 
 
-def _table_text(result: dict) -> list[str]:
+def _table_text(result: dict[str, Any]) -> list[str]:
     """The report on several sizes for the eye."""
-    lines = [f"{result['counted_tokens']:,} tokens counted, {result['seconds']} s"]
-    lines.append(f"{'pieces':>10}{'coverage':>10}{'unreachable':>13}{'tokens/character':>18}{'bytes/token':>13}")
+    rows = []
     for row in result["sizes"]:
-        measured = (
-            f"{row['tokens_per_character']:>18.4f}{row['bytes_per_token']:>13.4f}"
-            if "bytes_per_token" in row
-            else f"{'-':>18}{'-':>13}"
-        )
-        lines.append(f"{row['vocab_size']:>10,}{row['coverage']:>10.2%}{row['unreachable']:>13,}{measured}")
-    return lines
+        measured = [f"{row[name]:.4f}" if name in row else "-" for name in ("tokens_per_character", "bytes_per_token")]
+        rows.append((f"{row['vocab_size']:,}", f"{row['coverage']:.2%}", f"{row['unreachable']:,}", *measured))
+    head = ("pieces", "coverage", "unreachable", "tokens/character", "bytes/token")
+    return [f"{result['counted_tokens']:,} tokens counted, {result['seconds']} s", *table_lines(head, rows, ">>>>>")]

@@ -1,20 +1,21 @@
 """`pangu train`: train a model on prepared records, or go on with a run."""
 
-import argparse
 import contextlib
 import dataclasses
-import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.cli.config import add_config_arguments
+from pangu_ms.cli import options
 from pangu_ms.cli.train_ranks import train_on_ranks
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_result
 from pangu_ms.data.records import RecordSet
 from pangu_ms.train.checks import (
     needs_ranks,
@@ -37,43 +38,35 @@ RESUME_FROM_HELP = (
 )
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def build_parser() -> Parser:
+    """The verb's options."""
+    parser = Parser(prog="pangu train", description=__doc__)
+    options.add_config(parser)
+    text = "run directory: config.yaml, metrics.jsonl, checkpoints/"
+    parser.add_argument("--output", required=True, metavar="DIR", help=text)
+    options.add_data(parser, DATA_HELP)
+    text = "go on from the newest valid checkpoint in --output; starts anew where there is none"
+    parser.add_argument("--resume", action="store_true", help=text)
+    parser.add_argument("--resume-from", type=int, metavar="STEP", help=RESUME_FROM_HELP)
+    text = "start a new run from these weights, with a new optimizer; a run that --resume goes on with keeps its own"
+    parser.add_argument("--init-from", metavar="CHECKPOINT", help=text)
+    text = "end this session after that step, with a checkpoint"
+    parser.add_argument("--stop-at", type=int, metavar="STEP", help=text)
+    parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
+    text = "also show the metrics there; can be repeated; tensorboard is --tensorboard"
+    parser.add_argument("--tracker", action="append", choices=TRACKERS, default=[], help=text)
+    options.add_json(parser, "print the result as JSON")
+    options.add_verbose(parser)
+    return parser
+
+
+def parse(argv: list[str]) -> Namespace:
     """The verb's words.
 
     Raises:
         ConfigError: --stop-at or --resume-from is no step.
     """
-    parser = Parser(prog="pangu train", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    add_config_arguments(parser)
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="run directory: config.yaml, metrics.jsonl, checkpoints/"
-    )
-    parser.add_argument("--data", metavar="RECORDS", help=DATA_HELP)
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the newest valid checkpoint in --output; starts anew where there is none",
-    )
-    parser.add_argument("--resume-from", type=int, metavar="STEP", help=RESUME_FROM_HELP)
-    parser.add_argument(
-        "--init-from",
-        metavar="CHECKPOINT",
-        help="start a new run from these weights, with a new optimizer; a run that --resume goes on with keeps its own",
-    )
-    parser.add_argument(
-        "--stop-at", type=int, metavar="STEP", help="end this session after that step, with a checkpoint"
-    )
-    parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
-    parser.add_argument(
-        "--tracker",
-        action="append",
-        choices=TRACKERS,
-        default=[],
-        help="also show the metrics there; can be repeated; tensorboard is --tensorboard",
-    )
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("--verbose", action="store_true", help="show MindSpore's own messages")
-    args = parser.parse_intermixed_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     if args.stop_at is not None and args.stop_at < 1:
         raise ConfigError(f"--stop-at {args.stop_at}: must be at least 1; leave it out to train to the end")
     if args.resume_from is not None and args.resume_from < 0:
@@ -91,12 +84,9 @@ def main(argv: list[str]) -> int:
     require_shared_records(config, args.data or config.data.records)
     runtime.quiet(args.verbose)
 
-    from pangu_ms.core.exit_codes import EXIT_STOPPED
-
     output = Path(args.output)
-    alone = runtime.place()[1] == 1 and not needs_ranks(
-        config
-    )  # ranks have been checked by who starts them, or will be
+    # ranks have been checked by who starts them, or will be
+    alone = runtime.place()[1] == 1 and not needs_ranks(config)
     if alone:  # mistakes are told before MindSpore is imported, which takes seconds, and before records are made
         require_startable_alone(config, args)
     records = args.data or config.data.records or default_records(config, output, args.resume, progress=not args.json)
@@ -108,15 +98,15 @@ def main(argv: list[str]) -> int:
         return train_on_ranks(argv, config, output)
     from pangu_ms.train.loop import train
 
-    options = {
+    session = {
         "stop_at": args.stop_at,
         "progress": not args.json,
         "trackers": args.trackers,
         "resume_from": args.resume_from,
     }
-    result = train(config, records, output, args.resume, args.init_from, **options)
+    result = train(config, records, output, args.resume, args.init_from, **session)
     if runtime.place()[0] == 0:  # rank 0 speaks for all
-        print(_as_json(result) if args.json else _in_words(result, config))
+        print_result(_as_dict(result), _in_words(result, config), args.json)
     if result.stopped_by and result.stopped_by != "stop_at":
         print(
             f"stopped by {result.stopped_by}; {_saved(result)}; the same command with --resume goes on", file=sys.stderr
@@ -125,13 +115,13 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def start_options(args: argparse.Namespace) -> dict[str, Any]:
+def start_options(args: Namespace) -> dict[str, Any]:
     """The words that `require_startable` takes."""
     names = ("resume", "resume_from", "init_from", "trackers")
     return {"output": Path(args.output)} | {name: getattr(args, name) for name in names}
 
 
-def require_startable_alone(config: RunConfig, args: argparse.Namespace) -> None:
+def require_startable_alone(config: RunConfig, args: Namespace) -> None:
     """As `require_startable`; another run in the directory is told first."""
     with contextlib.closing(RunLock(Path(args.output))) as lock:
         lock.acquire()
@@ -150,9 +140,9 @@ def default_records(config: RunConfig, output: Path, resume: bool, progress: boo
     return directory / "records"
 
 
-def _as_json(result: Any) -> str:
+def _as_dict(result: Any) -> dict[str, Any]:
     held_out = result.held_out and {"loss": result.held_out.loss, "perplexity": result.held_out.perplexity}
-    return json.dumps(dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out})
+    return dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out}
 
 
 def _in_words(result: Any, config: RunConfig) -> str:

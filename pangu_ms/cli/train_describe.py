@@ -1,12 +1,11 @@
-"""`python -m pangu_ms.cli.train_describe [options] -- WORDS`: what a launcher has to know of `pangu train WORDS`, as JSON,
-after all checks that need no device.
+"""`python -m pangu_ms.cli.train_describe [options] -- WORDS`: what a launcher has to know of `pangu train WORDS`, as
+JSON, after all checks that need no device.
 
 mindspore is imported where records are read, and only there.
 """
 
-import argparse
-import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pangu_ms.core import runtime
 from pangu_ms.core.console import guarded
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_json
 from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.train.checks import (
     describe_run,
@@ -31,51 +31,41 @@ DEVICES = {"cpu": "CPU", "ascend": "Ascend"}
 SMOKE_RANKS = 2
 
 
+def build_parser() -> Parser:
+    """The options before `--`."""
+    parser = Parser(prog="python -m pangu_ms.cli.train_describe", description=__doc__)
+    text = "processes; default: those of the plan, with --smoke 2"
+    parser.add_argument("--num-ranks", type=int, metavar="N", help=text)
+    parser.add_argument("--device", choices=DEVICES, help="where they run; default: runtime.device")
+    text = "a thinned model on CPU processes instead of the plan"
+    parser.add_argument("--smoke", action="store_true", help=text)
+    parser.add_argument("--placement", action="store_true", help="ranks and devices alone: no output, no records")
+    text = "not the first host: write nothing, leave the output directory to the one that is"
+    parser.add_argument("--follower", action="store_true", help=text)
+    text = "look at no path but the configuration's: others may be on the cluster alone"
+    parser.add_argument("--skip-paths", action="store_true", help=text)
+    return parser
+
+
 def main(argv: list[str]) -> int:
     """Entry of the command."""
-    parser = Parser(
-        prog="python -m pangu_ms.cli.train_describe",
-        description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    nothing = argparse.SUPPRESS  # no "(default: None)"
-    parser.add_argument(
-        "--num-ranks",
-        type=int,
-        metavar="N",
-        default=nothing,
-        help="processes; default: those of the plan, with --smoke 2",
-    )
-    parser.add_argument("--device", choices=DEVICES, default=nothing, help="where they run; default: runtime.device")
-    parser.add_argument("--smoke", action="store_true", help="a thinned model on CPU processes instead of the plan")
-    parser.add_argument("--placement", action="store_true", help="ranks and devices alone: no output, no records")
-    parser.add_argument(
-        "--follower",
-        action="store_true",
-        help="not the first host: write nothing, leave the output directory to the one that is",
-    )
-    parser.add_argument(
-        "--skip-paths",
-        action="store_true",
-        help="look at no path but the configuration's: others may be on the cluster alone",
-    )
     cut = argv.index("--") if "--" in argv else len(argv)
-    options, words = parser.parse_args(argv[:cut]), argv[cut + 1 :]
+    options, words = build_parser().parse_args(argv[:cut]), argv[cut + 1 :]
     args = parse([*words, "--output", "none"] if options.placement else words)
     runtime.quiet(args.verbose)
-    added = added_words(args, getattr(options, "num_ranks", None), getattr(options, "device", None), options.smoke)
+    added = added_words(args, options.num_ranks, options.device, options.smoke)
     config = load_config(args.config, [*args.overrides, *added])
     require_trainable(config)
     description = ranks_and_devices(config)
     if not options.placement:
         unchecked = check(args, config, options.follower, options.skip_paths)
         description |= {"words": [*words, *added], "output": args.output, "unchecked": unchecked} | describe_run(config)
-    print(json.dumps(description))
+    print_json(description)
     return 0
 
 
 def added_words(
-    args: argparse.Namespace, num_ranks: int | None = None, device: str | None = None, smoke: bool = False
+    args: Namespace, num_ranks: int | None = None, device: str | None = None, smoke: bool = False
 ) -> list[str]:
     """Overrides that the launcher's options stand for, to be put behind the words of `train`.
 
@@ -108,7 +98,7 @@ def added_words(
     return [f"{name}={value}" for fields in added.values() for name, value in fields.items()]
 
 
-def _require_smoke(args: argparse.Namespace, device: str | None) -> None:
+def _require_smoke(args: Namespace, device: str | None) -> None:
     if device == "ascend":
         raise ConfigError("--smoke: runs on CPU processes; found --device ascend; leave one of them out")
     if args.init_from:
@@ -130,7 +120,7 @@ def ranks_and_devices(config: RunConfig) -> dict[str, Any]:
     return {"world": parallel.world, **device, "placement": placement}
 
 
-def check(args: argparse.Namespace, config: RunConfig, follower: bool, skip_paths: bool) -> list[str]:
+def check(args: Namespace, config: RunConfig, follower: bool, skip_paths: bool) -> list[str]:
     """Raise a UserError for what would end the ranks as soon as they start. The first host makes the default records,
     where none are named.
 
@@ -157,7 +147,7 @@ def check(args: argparse.Namespace, config: RunConfig, follower: bool, skip_path
     return []
 
 
-def _named_records(args: argparse.Namespace, config: RunConfig) -> str:
+def _named_records(args: Namespace, config: RunConfig) -> str:
     return args.data or config.data.records
 
 

@@ -16,4 +16,6 @@ def train_on_ranks(argv: list[str], config: RunConfig, output: Path) -> int:
     """
     description = {"verb": "train", "words": argv, "device": config.runtime.device} | describe_run(config)
     command = ["-m", "pangu_ms", "train", *argv]
-    return run_ranks(lambda rank: command, config.parallel.world, output / JOB, name="pangu train", description=description)
+    return run_ranks(
+        lambda rank: command, config.parallel.world, output / JOB, name="pangu train", description=description
+    )

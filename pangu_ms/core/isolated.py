@@ -18,8 +18,8 @@ from collections.abc import Mapping
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 """Where this package lies: site-packages, or a checkout, which has the launch layer in `run/`."""
 JOB_SECRET = "PANGU_JOB_SECRET"
-"""Variable with what launchers of one job know each other by (see supervisor/authentication.py): no other process of a job needs
-it, so none inherits it."""
+"""Variable with the secret by which the launchers of one job know each other (see run/pangu_run/job/secret.py). No
+other process of a job needs it, so none inherits it."""
 
 
 def python_command(module: str, *arguments: str) -> list[str]:

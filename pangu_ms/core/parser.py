@@ -1,4 +1,4 @@
-"""The parser of all command lines, and what they check of numbers, names and places to write."""
+"""The parser of all command lines, and the actions of options that name what is written."""
 
 import argparse
 import difflib
@@ -8,20 +8,40 @@ from typing import Any, NoReturn
 
 from pangu_ms.core import files
 from pangu_ms.core.console import USER_ERROR, tell
-from pangu_ms.core.errors import LaunchError
 
 TEXT = "TEXT"
 """Placeholder of options whose value may be empty."""
-PORTS = (1024, 65534)
-"""Of MindSpore's scheduler: no privileged port, and the next one, which the leader takes, is a port, too."""
-LEAST_S, MOST_S = 0.1, 1e7
-"""Seconds of a time that must be above 0, and of any time: four months, an end for what would else be infinite."""
+
+
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows an option's default unless there is none, or the help text names it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        none = default is None or default is False or default == [] or "default:" in (action.help or "")
+        return action.help if none else super()._get_help_string(action)
+
+
+class RawHelp(Help, argparse.RawDescriptionHelpFormatter):
+    """As Help, of a description whose lines stay as they are."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, with the nearest option, and ends with exit code 2."""
+    """Tells a mistake in one line, with the nearest option, and ends with exit code 2.
+
+    A verb's parser names what to do with the parsed options: `set_defaults(run=function)`.
+    """
 
     _words: Sequence[str] = ()
+
+    def __init__(self, prog: str, *, formatter_class: type[argparse.HelpFormatter] = Help, **kwargs: Any):
+        super().__init__(prog=prog, formatter_class=formatter_class, **kwargs)
+
+    def run(self, argv: list[str]) -> int:
+        """Parse `argv`, where options and other words may stand in any order, and call the `run` of `set_defaults`
+        with the result; returns the exit code."""
+        args = self.parse_intermixed_args(argv)
+        return args.run(args)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse; the words are kept for the message of an error."""
@@ -44,28 +64,28 @@ class Parser(argparse.ArgumentParser):
         """The option or choice that an unknown word may stand for; where something is missing, it may be what a
         misspelt option was to give."""
         if match := re.match(r"(unrecognized arguments|the following arguments are required): ", message):
-            below = [
-                parser
-                for action in self._actions
-                if isinstance(action, argparse._SubParsersAction)
-                for parser in action.choices.values()
-            ]
-            known = [name for parser in [self, *below] for action in parser._actions for name in action.option_strings]
-            words = [*self._words, *message[match.end() :].split()] if match[1].startswith("unrec") else self._words
+            missing = match[1].startswith("the")
+            words = self._words if missing else [*self._words, *message[match.end() :].split()]
+            known = self._known_options()
             options = [word.partition("=")[0] for word in words if word[:1] == "-"]
-            unknown = next((option for option in options if not any(name.startswith(option) for name in known)), None)
-            near = difflib.get_close_matches(unknown, known, 1) if unknown else []
-            return (
-                f"{unknown}: did you mean {near[0]}? "
-                if near and match[1].startswith("the")
-                else f"did you mean {near[0]}? "
-                if near
-                else ""
-            )
+            unknown = next((option for option in options if not any(name.startswith(option) for name in known)), "")
+            near = difflib.get_close_matches(unknown, known, 1)
+            return (f"{unknown}: " if missing and near else "") + _did_you_mean(near)
         if match := re.match(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            near = difflib.get_close_matches(match[1], re.split(r"[', ]+", match[2]), 1)
-            return f"did you mean {near[0]}? " if near else ""
+            return _did_you_mean(difflib.get_close_matches(match[1], re.split(r"[', ]+", match[2]), 1))
         return ""
+
+    def _known_options(self) -> list[str]:
+        """Names of this parser's options and of those of its subparsers."""
+        parsers: list[argparse.ArgumentParser] = [self]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += action.choices.values()
+        return [name for parser in parsers for action in parser._actions for name in action.option_strings]
+
+
+def _did_you_mean(near: list[str]) -> str:
+    return f"did you mean {near[0]}? " if near else ""
 
 
 class NewFile(argparse.Action):
@@ -96,33 +116,3 @@ class NewDirectory(argparse.Action):
     ) -> None:
         files.require_free(values, self.option_strings[0])
         setattr(namespace, self.dest, values)
-
-
-def require_between(option: str, value: float, least: float, most: float) -> None:
-    """Raise LaunchError unless `least <= value <= most`, which no NaN is."""
-    if not least <= value <= most:
-        raise LaunchError(f"{option} {value:.9g}: must be from {least:.9g} to {most:.9g}; choose such a number")
-
-
-def host_names(option: str, text: str) -> list[str]:
-    """Names of a list A,B.
-
-    Raises:
-        LaunchError: one is empty or there twice, or is Slurm's short form of several.
-    """
-    names = [name.strip() for name in text.split(",")]
-    if "[" in text:
-        raise LaunchError(
-            f"{option} {text}: has Slurm's short form of names; must be NAME,NAME; give \"$(scontrol show hostnames"
-            ' LIST | paste -sd, -)"'
-        )
-    if "" in names:
-        raise LaunchError(
-            f"{option} {text!r}: has an empty name; must be NAME,NAME; name each host, or leave {option} out for a job"
-            " of this host alone"
-        )
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise LaunchError(
-            f"{option} {text}: has {', '.join(sorted(twice))} twice; each host has one launcher; name each once"
-        )
-    return names

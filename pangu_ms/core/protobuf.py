@@ -40,9 +40,32 @@ def values(message: Bytes) -> Iterator[tuple[int, int | Bytes]]:
     return ((number, value) for number, value, _ in fields(message))
 
 
-def signed(value: int) -> int:
+def number(value: int | Bytes) -> int:
+    """The value of a varint field.
+
+    Raises:
+        ValueError: the field has another wire type.
+    """
+    if not isinstance(value, int):
+        raise ValueError("a field that must be a number holds bytes")
+    return value
+
+
+def content(value: int | Bytes) -> Bytes:
+    """The bytes of a field with a message, a text or a fixed-size number.
+
+    Raises:
+        ValueError: the field is a varint.
+    """
+    if isinstance(value, int):
+        raise ValueError("a field that must hold bytes is a number")
+    return value
+
+
+def signed(value: int | Bytes) -> int:
     """The int32 or int64 that a varint stands for."""
-    return value - (1 << 64) if value >> 63 else value
+    unsigned = number(value)
+    return unsigned - (1 << 64) if unsigned >> 63 else unsigned
 
 
 def varint(value: int) -> bytes:

@@ -1,5 +1,7 @@
-"""Encoding a corpus in blocks: several processes, each block committed on its own, so that an interrupted run repeats
-only what is missing."""
+"""Encodes a corpus block by block, in several processes.
+
+Each block is committed on its own: a run that was interrupted encodes only the blocks that are missing.
+"""
 
 import contextlib
 import dataclasses
@@ -23,8 +25,8 @@ from pangu_ms.data.workers import WorkerDied, Workers
 
 _log = logging.getLogger(__name__)
 _SMALLEST, _LARGEST, _BLOCKS = 1 << 16, 1 << 23, 256
-"""A block is about 1/256 of the corpus, between 64 KiB and 8 MiB: many enough to share out evenly, few enough for one
-directory."""
+"""A block is about 1/256 of the corpus, but at least 64 KiB and at most 8 MiB of text. So there are enough blocks to
+keep all processes busy to the end, and few enough files for one directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +35,10 @@ class Block:
 
     Attributes:
         ids: int32 [T], every document followed by eod.
-        tokens: int64 [D], tokens of each document, its eod included.
+        tokens: int64 [D], number of tokens of each document, its eod included.
         sizes: int64 [D], UTF-8 bytes of each text.
-        keys: uint64 [D], start of the text's SHA-256; equal texts have equal keys.
-        domains: str [D].
+        keys: uint64 [D], the first 8 bytes of the text's SHA-256; equal texts have equal keys.
+        domains: str [D], domain of each document.
     """
 
     ids: np.ndarray
@@ -46,7 +48,7 @@ class Block:
     domains: np.ndarray
 
     def to_bytes(self) -> bytes:
-        """Serialise."""
+        """The block as the content of an .npz file."""
         content = io.BytesIO()
         np.savez(content, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
         return content.getvalue()
@@ -82,23 +84,36 @@ def load_block(path: Path) -> Block:
     advice = "run the same command again"
     fields, _ = read_npz(path, [field.name for field in dataclasses.fields(Block)], advice)
     found = Block(**fields)
-    columns = [found.tokens, found.sizes, found.keys, found.domains]
-    whole = all(isinstance(array, np.ndarray) for array in (found.ids, *columns)) and {
-        array.shape for array in columns
-    } == {(len(found.tokens),)}
-    whole = whole and [array.dtype.kind for array in (found.ids, *columns)] == ["i", "i", "i", "u", "U"]
-    if not (whole and found.ids.ndim == 1 and (found.tokens > 0).all() and found.tokens.sum() == len(found.ids)):
+    if not _has_form(found):
         raise DataError(f"{path}: its columns are not those of documents; {advice}")
     return found
 
 
+def _has_form(block: Block) -> bool:
+    """Whether the arrays have the dtypes and lengths that `Block` describes."""
+    columns = [block.tokens, block.sizes, block.keys, block.domains]
+    arrays = [block.ids, *columns]
+    if not all(isinstance(array, np.ndarray) and array.ndim == 1 for array in arrays):
+        return False
+    if [array.dtype.kind for array in arrays] != ["i", "i", "i", "u", "U"]:
+        return False
+    lengths_agree = all(len(column) == len(block.tokens) for column in columns)
+    return lengths_agree and bool((block.tokens > 0).all()) and block.tokens.sum() == len(block.ids)
+
+
 @contextlib.contextmanager
 def work_directory(output: Path, key: str) -> Iterator[Path]:
-    """`OUTPUT.partial`, locked for this process, where the blocks of the run with this key are kept; removed when
-    the run succeeds or the corpus proves unusable.
+    """`OUTPUT.partial`, the directory for the blocks of a run, locked by this process.
+
+    It is removed when the run succeeds, and when the corpus proves unusable. After any other failure it stays, so that
+    the same command can go on with its blocks.
+
+    Args:
+        output: what the run writes.
+        key: hash of everything that the blocks depend on.
 
     Raises:
-        OutputError: it belongs to another corpus or other settings, or another process is working in it.
+        OutputError: the directory belongs to a run with another key, or another process is working in it.
     """
     work = output.with_name(f"{output.name}.partial")
     with files.writing(work):
@@ -113,12 +128,14 @@ def work_directory(output: Path, key: str) -> Iterator[Path]:
                 )
                 raise OutputError(message) from error
             _require_key(work, key)
+            # A run that was killed while it packed leaves such a directory. No other process is packing: this one has
+            # the lock.
             for left in output.parent.glob(f".{output.name}.????????.tmp"):
-                shutil.rmtree(left)  # a run killed while it packed; the lock says that nobody else is packing
+                shutil.rmtree(left)
             try:
                 yield work
-            except DataError:  # mending the corpus gives another key, so what is here can never be used
-                shutil.rmtree(work)
+            except DataError:
+                shutil.rmtree(work)  # a mended corpus has another key, so these blocks could never be used
                 raise
             shutil.rmtree(work)
 
@@ -153,14 +170,21 @@ def encode_corpus(
     num_workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Path]:
-    """Encode every block that `work` does not hold yet; returns all blocks' files in corpus order.
+    """Encode the blocks that `work` does not hold yet.
 
     Args:
-        progress: called after each block with the bytes of corpus read for it (on disk) and its tokens.
+        corpus: the documents.
+        tokenizer_path: tokenizer that each worker process loads.
+        work: directory of the blocks.
+        num_workers: processes.
+        progress: called after each block with its bytes of the corpus (on disk) and its number of tokens.
+
+    Returns:
+        The files of all blocks, in corpus order.
 
     Raises:
-        DataError: an unreadable corpus.
-        UserError: a worker that died.
+        DataError: the corpus cannot be read.
+        UserError: a worker process died.
         OutputError: the disk is full.
     """
     blocks: list[Path] = []
@@ -174,7 +198,7 @@ def encode_corpus(
                 if (block := _finished(path)) is not None:
                     report(size, int(block.tokens.sum()))
                     continue
-                while len(pending) > 2 * num_workers:  # bounds the text in memory
+                while len(pending) > 2 * num_workers:  # so that the text in memory stays bounded
                     _finish_some(pending, report)
                 pending[workers.submit(_encode_block, documents, path)] = size
             while pending:
@@ -188,7 +212,7 @@ def encode_corpus(
 
 
 def _finished(path: Path) -> Block | None:
-    """The block that an earlier run committed; None where there is none, or one that is damaged."""
+    """The block that an earlier run committed; None if there is none or it is damaged."""
     if not path.exists():
         return None
     try:
@@ -199,16 +223,23 @@ def _finished(path: Path) -> Block | None:
 
 
 def _finish_some(pending: dict[Future, int], report: Callable[[int, int], None]) -> None:
-    """Wait for whichever is next: a slow block must not hide that the worker of another one is gone."""
+    """Wait until at least one block is encoded, and report those that are.
+
+    Waiting for the oldest block instead would hide for a long time that the worker of another block has died.
+    """
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
     for future in [future for future in pending if future in done]:
         report(pending.pop(future), future.result())
 
 
 def _cut(corpus: Corpus) -> Iterator[tuple[list[Document], int]]:
-    """Blocks of documents with the bytes on disk they were read from. The cuts depend on the corpus only."""
+    """Documents of each block, and the bytes on disk that they were read from.
+
+    Where the blocks are cut depends on the corpus alone, so that a repeated run finds its blocks again.
+    """
     limit = min(max(corpus.size // _BLOCKS, _SMALLEST), _LARGEST)
-    documents, size, before = [], 0, 0
+    documents: list[Document] = []
+    size = before = 0
     for document in corpus:
         documents.append(document)
         size += len(document.text.encode())
@@ -219,7 +250,8 @@ def _cut(corpus: Corpus) -> Iterator[tuple[list[Document], int]]:
         yield documents, corpus.position - before
 
 
-_tokenizer: Tokenizer | None = None  # of a worker process; loading it costs half a second
+_tokenizer: Tokenizer | None = None
+"""The tokenizer of a worker process, which keeps it from block to block: loading it takes half a second."""
 
 
 def _start_worker(tokenizer_path: str) -> None:
@@ -228,6 +260,7 @@ def _start_worker(tokenizer_path: str) -> None:
 
 
 def _encode_block(documents: list[Document], path: Path) -> int:
+    assert _tokenizer, "the pool calls _start_worker first"
     block = encode_documents(_tokenizer, documents)
     files.write_bytes(path, block.to_bytes())
     return len(block.ids)

@@ -1,4 +1,4 @@
-"""A compact vocabulary: a SentencePiece model without its rare pieces, and the map from its ids to the old ones.
+"""Compresses a vocabulary: cuts the rare pieces from a SentencePiece model, and maps the new ids to the old ones.
 
 Legend: V pieces of the full vocabulary, K pieces of the compressed one.
 
@@ -23,15 +23,15 @@ _SPACE = "\u2581"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VocabMap:
-    """Where the pieces of a compressed vocabulary stood in the one it was cut from. Rows of an embedding or head are
-    gathered by `old_ids`.
+    """From the ids of a compressed vocabulary to those of the full one. `old_ids` gathers the rows of an embedding or
+    head.
 
     Attributes:
-        source_fingerprint: of the full tokenizer.
-        fingerprint: of the compressed tokenizer.
+        source_fingerprint: fingerprint of the full tokenizer.
+        fingerprint: fingerprint of the compressed tokenizer.
         source_vocab_size: V.
-        old_ids: int64 [K], strictly increasing, in [0, V): new id -> old id.
-        where: file or step it comes from, for messages.
+        old_ids: int64 [K], strictly increasing, in [0, V): the old id of each new one.
+        where: the file or step that the map comes from, for messages.
     """
 
     source_fingerprint: str
@@ -49,13 +49,10 @@ class VocabMap:
             )
 
     def require(self, source: Tokenizer, source_vocab_size: int) -> None:
-        """Raise DataError unless this is the full tokenizer that the map was made from, and the vocabulary of its
-        model."""
-        found, given = (
-            f"{self.source_fingerprint[:12]} ({self.source_vocab_size})",
-            f"{source.fingerprint[:12]} ({source_vocab_size})",
-        )
+        """Raise DataError unless the map was made from this tokenizer, and the model has a vocabulary of that size."""
         if self.source_vocab_size != source_vocab_size or not source.made(self.source_fingerprint, self.where):
+            found = f"{self.source_fingerprint[:12]} ({self.source_vocab_size})"
+            given = f"{source.fingerprint[:12]} ({source_vocab_size})"
             raise DataError(
                 f"{self.where}: made from tokenizer {found}, given {given} (fingerprint, pieces): must be the same; "
                 "compress the tokenizer of the model whose rows are taken"
@@ -63,23 +60,24 @@ class VocabMap:
 
     def to_bytes(self) -> bytes:
         """Content of `vocab_map.json`."""
-        names = ("source_fingerprint", "fingerprint", "source_vocab_size")
-        return (
-            json.dumps(
-                {"format": FORMAT} | {name: getattr(self, name) for name in names} | {"old_ids": self.old_ids.tolist()}
-            )
-            + "\n"
-        ).encode()
+        content = {
+            "format": FORMAT,
+            "source_fingerprint": self.source_fingerprint,
+            "fingerprint": self.fingerprint,
+            "source_vocab_size": self.source_vocab_size,
+            "old_ids": self.old_ids.tolist(),
+        }
+        return (json.dumps(content) + "\n").encode()
 
 
 def load_vocab_map(directory: str | Path) -> VocabMap:
     """The map in a tokenizer directory written by `pangu tokenizer compress`.
 
-    It stays with that directory and with checkpoints that copied it; `OUTPUT/tokenizer` of `pangu data prepare` does
-    not have it.
+    Only that directory and the checkpoints that copied it have the map; `pangu data prepare` does not copy it to
+    `OUTPUT/tokenizer`.
 
     Raises:
-        DataError: none there, damaged, or of another tokenizer than the one beside it.
+        DataError: the map is missing or damaged, or belongs to another tokenizer than the one beside it.
     """
     path = Path(directory) / MAP_FILE
     try:
@@ -117,10 +115,10 @@ class Compressed:
     """A compressed tokenizer.
 
     Attributes:
-        tokenizer: with segmenter and end of document of the full one.
-        vocab_map: its ids to the full one's.
-        kept: number of pieces by kind: special, byte, character (one character), word (longer).
-        unreachable: kept pieces that encoding can no longer produce, though it could with the full vocabulary.
+        tokenizer: it has the segmenter and end of document of the full one.
+        vocab_map: from its ids to those of the full one.
+        kept: number of pieces of each kind: special, byte, character (one character), word (longer).
+        unreachable: pieces that encoding could produce with the full vocabulary and no longer can.
     """
 
     tokenizer: Tokenizer
@@ -138,13 +136,14 @@ class Compressed:
 
 
 class Compressor:
-    """Cuts one tokenizer to several sizes: what depends on the tokenizer alone is worked out once.
+    """Cuts one tokenizer to one or several sizes; what depends on the tokenizer alone is computed once.
 
     Attributes:
         tokenizer: the full one.
-        required: bool [V], pieces that every size keeps: all that are not NORMAL in the SentencePiece model (specials,
-            user-defined ones, bytes), the specials by name, U+2581 (decoding knows white space only as that piece, not
-            as its three bytes), and in a model without bytes every single character, since nothing else spells it.
+        required: bool [V], pieces that every size keeps. These are all pieces that are not NORMAL in the SentencePiece
+            model (specials, user-defined ones, bytes); the specials by name; U+2581, as decoding takes only this piece
+            for a space and not its three bytes; and in a model without bytes every single character, which nothing else
+            could spell.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -170,13 +169,13 @@ class Compressor:
         Args:
             counts: int64 [V], occurrences of each piece.
             vocab_size: K.
-            closure: for a BPE model, keep a piece together with the pieces that its own merges pass through, so that
-                encoding can still make it; a piece whose company does not fit any more is passed over. Without closure
-                pieces become unreachable: 73 of 4,000 (from 8,000 on 12 MB of Chinese), and 1.5 % more tokens. Models
+            closure: for a BPE model, keep with each piece those that its own merges pass through, so that encoding can
+                still produce it; a piece for which these leave no room is skipped. Without the closure, 73 of 4,000
+                pieces became unreachable (cut from 8,000, on 12 MB of Chinese) and texts took 1.5 % more tokens. Models
                 of other types have no merges.
 
         Raises:
-            DataError: `vocab_size` out of range.
+            DataError: `vocab_size` is out of range.
 
         Source: spec E2.1 (the closure is ours: the official script prunes by count alone).
         """
@@ -191,25 +190,23 @@ class Compressor:
     def _chosen(self, counts: np.ndarray, vocab_size: int, closure: bool) -> np.ndarray:
         """bool [V]: the pieces to keep."""
         chosen, room = self.required.copy(), vocab_size - int(self.required.sum())
-        # One pass fills the room: a piece is passed over while others that it needs are missing; each of
-        # those comes up itself and needs fewer.
+        # One pass is enough to fill the vocabulary: when a piece is skipped because those that it needs do not fit,
+        # these come up later themselves, and each needs fewer others.
         for index in np.argsort(-counts, kind="stable"):
             if room == 0:
                 break
-            missing = [] if chosen[index] else [i for i in self._company(int(index), closure) if not chosen[i]]
+            missing = [] if chosen[index] else [i for i in self._needed(int(index), closure) if not chosen[i]]
             if len(missing) <= room:
                 chosen[missing] = True
                 room -= len(missing)
-        assert room == 0, f"{room} places left"
+        assert room == 0, f"{room} pieces too few"
         return chosen
 
-    def _company(self, index: int, closure: bool) -> set[int]:
-        """A piece and what has to be there for it."""
-        return (
-            {index, *self._table.merges(index)}
-            if closure and self._table.is_bpe and self._table.reachable[index]
-            else {index}
-        )
+    def _needed(self, index: int, closure: bool) -> set[int]:
+        """A piece, and with `closure` the pieces that encoding needs to produce it."""
+        if closure and self._table.is_bpe and self._table.reachable[index]:
+            return {index, *self._table.merges(index)}
+        return {index}
 
 
 def _kind(piece: str, type_: int) -> str:

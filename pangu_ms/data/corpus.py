@@ -1,11 +1,10 @@
-"""Documents out of text and JSON files. Nothing is dropped in silence: bad lines go to a quarantine, empty texts are
-counted.
+"""Reads documents from text and JSON files.
 
-What a file holds is told by its content: JSON lines or a JSON array of objects, each a document with its text in one
-field and optionally a `domain`; any other file is UTF-8 text and one document. All may be compressed, `.gz` or `.zst`.
+The content of a file decides how it is read. JSON lines and a JSON array hold objects, each a document with its text in
+one field and optionally a `domain`; any other file is UTF-8 text and one document. All may be compressed (.gz, .zst).
+Nothing is dropped in silence: bad lines go to a quarantine, and empty texts are counted.
 """
 
-import argparse
 import collections
 import contextlib
 import dataclasses
@@ -31,7 +30,7 @@ _SHOWN = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text and the domain it is counted under."""
+    """One text, and the domain under which the manifest counts it."""
 
     text: str
     domain: str = UNKNOWN_DOMAIN
@@ -39,15 +38,19 @@ class Document:
 
 @dataclasses.dataclass
 class Quarantine:
-    """What was not taken: bad lines, written as JSON lines with where, reason and the beginning of the line, and the
-    number of empty texts."""
+    """Collects the lines that are no documents.
+
+    A bad line becomes a JSON object: where it stands, the reason, and its beginning. Empty texts are only counted.
+    """
 
     path: Path | None = None
-    """File to write; None only counts."""
+    """File to write; None to count only."""
     count: int = 0
+    """Bad lines so far."""
     empty: int = 0
+    """Empty texts so far."""
     first: str = ""
-    """Where and why of the first bad line."""
+    """The first bad line: where it stands, and the reason."""
 
     def __post_init__(self) -> None:
         self._file = open(self.path, "w", encoding="utf-8") if self.path else None
@@ -87,21 +90,21 @@ class Corpus:
         text_field: str | None = None,
         plain_text: bool = False,
     ) -> None:
-        """Name the files; each must be a readable file with the field now, so that a wrong name costs no time.
+        """Find the files and look at the beginning of each, so that a wrong name or field is an error before the work.
 
         Args:
-            names: files or patterns; the shell usually expands them before.
-            split_paragraphs: every paragraph (blank line between) is a document of its own, as the official builder
-                does (spec A6).
+            names: files, or patterns that the shell has not expanded.
+            split_paragraphs: make every paragraph (text between blank lines) a document, as the official builder does
+                (spec A6).
             quarantine: where bad lines go; by default they are only counted.
-            text_field: where a JSON object has its text, `a.b` for b inside a: a string, or a conversation (a list of
-                messages with role and content), which becomes a line `role: content` for each message. By default
-                `text`, or else `messages`.
-            plain_text: take every file as plain text, JSON too.
+            text_field: the field of a JSON object that holds its text, `a.b` for b inside a. It is a string or a
+                conversation, a list of messages with role and content, of which each becomes a line `role: content`.
+                By default `text`, or else `messages`.
+            plain_text: read every file as plain text, even JSON.
 
         Raises:
-            DataError: no file, or one that is missing, a directory or unreadable, or has JSON objects without the
-                field.
+            DataError: there is no file; or a file is missing, a directory or unreadable, or holds JSON objects without
+                the field.
         """
         self.files = [path for name in names for path in _expand(str(name))]
         if not self.files:
@@ -111,7 +114,7 @@ class Corpus:
         self._split_paragraphs, self._text_field = split_paragraphs, text_field
         self.forms = [TEXT if plain_text else self._form(path) for path in self.files]
         if not plain_text:
-            _tell_surprises(zip(self.files, self.forms))
+            _warn_of_surprises(zip(self.files, self.forms))
         self.size = sum(path.stat().st_size for path in self.files)
         self.position = 0
         self.quarantine = quarantine or Quarantine()
@@ -121,7 +124,11 @@ class Corpus:
         return dict(collections.Counter(self.forms))
 
     def _form(self, path: Path) -> str:
-        """Form of a file; DataError if it holds JSON objects, none of which has the field at its beginning."""
+        """The form of a file: JSON lines, a JSON array or plain text.
+
+        Raises:
+            DataError: it holds JSON objects, and none of those at its beginning has the field.
+        """
         with open(path, "rb") as raw, _reading(path):
             form, records = json_texts.form_of(streams.content(path, raw), _inner_suffix(path))
         if records and not any(json_texts.has_field(record, self._text_field) for record in records):
@@ -171,7 +178,7 @@ class Corpus:
                 number, value = next(values)
             except StopIteration:
                 return
-            except DataError:  # of the stream: it is no matter of JSON
+            except DataError:  # a ValueError too, but of the stream and not of the JSON
                 raise
             except ValueError as error:
                 raise DataError(
@@ -206,23 +213,8 @@ class Corpus:
                 self.quarantine.empty += 1
 
 
-def add_corpus_options(parser: argparse.ArgumentParser) -> None:
-    """The options that `corpus_options` reads."""
-    field = (
-        "where JSON objects have their text, a.b for b inside a; a string, or a conversation: a list of messages with"
-        " role and content (default: text, or else messages)"
-    )
-    parser.add_argument("--text-field", metavar="NAME", default=argparse.SUPPRESS, help=field)
-    parser.add_argument("--plain-text", action="store_true", help="take every file as plain text, JSON too")
-
-
-def corpus_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `Corpus`."""
-    return {"text_field": getattr(args, "text_field", None), "plain_text": args.plain_text}
-
-
-def _tell_surprises(files: Iterable[tuple[Path, str]]) -> None:
-    """One line for each kind of file whose name says another form than its content."""
+def _warn_of_surprises(files: Iterable[tuple[Path, str]]) -> None:
+    """Log a line for each kind of file whose content has another form than its name suggests."""
     surprises: dict[tuple[str, str], list[Path]] = {}
     for path, form in files:
         suffix = _inner_suffix(path)
@@ -230,14 +222,14 @@ def _tell_surprises(files: Iterable[tuple[Path, str]]) -> None:
             surprises.setdefault((suffix, form), []).append(path)
     for (suffix, form), paths in surprises.items():
         named = f"named {suffix}" if suffix else "without a suffix"
-        _tell(
+        _warn_once(
             f"corpus: {len(paths)} {'file' if len(paths) == 1 else 'files'} {named}: taken as {form} by content (first:"
             f" {paths[0]})"
         )
 
 
-@functools.cache  # one process reads a corpus several times
-def _tell(line: str) -> None:
+@functools.cache  # one process opens a corpus several times; each line is logged once
+def _warn_once(line: str) -> None:
     _log.warning(line)
 
 
@@ -247,7 +239,7 @@ def _expand(name: str) -> list[Path]:
 
 
 def _inner_suffix(path: Path) -> str:
-    """Suffix without that of compression."""
+    """The suffix of a name, without the one of its compression: .jsonl for a.jsonl.gz."""
     return path.with_suffix("").suffix if path.suffix in streams.COMPRESSED else path.suffix
 
 

@@ -1,4 +1,4 @@
-"""Text that every machine has: the source of the running Python's standard library. No mindspore import."""
+"""A corpus that every machine has: the source of the running Python's standard library. No mindspore import."""
 
 import sysconfig
 from pathlib import Path
@@ -24,7 +24,7 @@ NOT_CODE = {
 
 
 def standard_library_files() -> list[str]:
-    """Python files of the standard library by name, tests and tables left out, SIZE_BYTES of them.
+    """Python files of the standard library in order of their names, about SIZE_BYTES in all, without tests and tables.
 
     Raises:
         DataError: this Python came without its sources.
@@ -51,9 +51,17 @@ def _is_utf8(path: Path) -> bool:
 
 
 def build_records(config: RunConfig, corpus_files: list[str], directory: Path, progress: bool = True) -> dict:
-    """Train config.tokenizer on a corpus and prepare it as records for config.model; returns the manifest.
+    """Train a tokenizer on a corpus and prepare the corpus as records, both as a run's configuration says.
 
-    Writes `tokenizer/` and `records/` into `directory`; what is there already is used.
+    Args:
+        config: its tokenizer section says how the tokenizer is trained, its model and data sections how long rows are
+            and how much is held out.
+        corpus_files: files or patterns.
+        directory: gets `tokenizer/` and `records/`; a tokenizer that is there already is used.
+        progress: show bars.
+
+    Returns:
+        The manifest of the records.
     """
     if config.tokenizer.vocab_size != config.model.vocab_size:
         sizes = f"tokenizer.vocab_size={config.tokenizer.vocab_size}, model.vocab_size={config.model.vocab_size}"

@@ -1,9 +1,9 @@
 """Tokenizers of Hugging Face directories: a SentencePiece model (LLaMA, openPangu) or a tokenizer.json of the
 `tokenizers` library.
 
-Ids are those of `AutoTokenizer` in transformers for text without special tokens. Special tokens are placed as ids
-alone: text that spells one is ordinary text, as with `split_special_tokens=True`. The files are kept as they are, so
-that what transformers reads later is what it read before.
+For text without special tokens the ids are those of transformers' `AutoTokenizer`. A special token is never made from
+text: text that spells one is ordinary text, as with `split_special_tokens=True`. Saving writes the files as they came,
+so that transformers reads them as before.
 
 Source: transformers 4.57, tokenization_llama_fast.py, convert_slow_tokenizer.py (LlamaConverter); tokenizers 0.22,
 decoders.
@@ -27,7 +27,7 @@ from pangu_ms.data.tokenizer import Tokenizer, processor_of, require_unicode
 
 SENTENCEPIECE, FAST = "tokenizer.model", "tokenizer.json"
 FILES = (SENTENCEPIECE, FAST, SETTINGS, SPECIAL_TOKENS, ADDED, GENERATION, "chat_template.jinja", "chat_template.json")
-"""What a directory says of its tokenizer; its config.json besides, of which `_OF_CONFIG` are kept."""
+"""Files of a directory that belong to its tokenizer. Of its config.json, `_OF_CONFIG` are used too."""
 _OF_CONFIG = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _SPACE = "\u2581"
 _PIECES, _NORMALIZER, _SELF_TEST = 1, 3, 4  # fields of SentencePiece's ModelProto
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 
 def is_directory_of(path: Path) -> bool:
-    """Whether a directory has a tokenizer in Hugging Face's form; our own has a tokenizer.json too, which says its
-    format."""
+    """Whether a directory holds a tokenizer in Hugging Face's form. Our own form also has a tokenizer.json, but without
+    a "model" in it."""
     if (path / SENTENCEPIECE).exists() or (path / SETTINGS).exists():
         return True
     try:
@@ -50,30 +50,29 @@ def is_directory_of(path: Path) -> bool:
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer as a Hugging Face directory describes it; see `Tokenizer` for the attributes.
 
-    eod, what ends a document, is the directory's eos; its pad, where it has none, too. `stop_ids` are those of its
-    generation_config.json as well.
+    Its eod, the end of a document, is the directory's eos, and so is its pad if the directory has none. `stop_ids` also
+    holds those of generation_config.json.
 
     Attributes:
-        of_pieces: whether its SentencePiece model encodes, and not its tokenizer.json.
+        of_pieces: whether the SentencePiece model encodes, and not the tokenizer.json.
     """
 
     def __init__(self, contents: Mapping[str, bytes], where: str) -> None:
-        """A tokenizer from the contents of its files by name.
+        """Build the tokenizer from the contents of its files.
+
+        Args:
+            contents: by file name.
+            where: the directory, for messages.
 
         Raises:
-            DataError: a file is damaged, or says something that is not supported.
+            DataError: a file is damaged, or uses something that is not supported.
         """
         self._contents, self.segmenter = dict(contents), "none"
         try:
-            special = SpecialTokens(
-                {
-                    name: small_json.parse_object(content)
-                    for name, content in contents.items()
-                    if name in SpecialTokens.SOURCES
-                }
-            )
-            # A LLaMA's add_prefix_space makes transformers build from the SentencePiece model even where
-            # there is a tokenizer.json.
+            sources = [name for name in contents if name in SpecialTokens.SOURCES]
+            special = SpecialTokens({name: small_json.parse_object(contents[name]) for name in sources})
+            # With add_prefix_space in a LLaMA's settings, transformers builds the tokenizer from the SentencePiece
+            # model even where there is a tokenizer.json.
             self.of_pieces = SENTENCEPIECE in contents and (
                 FAST not in contents or (special.is_llama and special.add_prefix_space is not None)
             )
@@ -98,14 +97,13 @@ class HuggingFaceTokenizer(Tokenizer):
         """Read a directory, or a bare SentencePiece model, which is taken for a LLaMA's.
 
         Raises:
-            DataError: nothing there, or not a tokenizer.
+            DataError: there is no tokenizer, or it cannot be read.
         """
         path = Path(path)
-        found = (
-            {SENTENCEPIECE: path}
-            if path.is_file()
-            else {name: path / name for name in (*FILES, CONFIG) if (path / name).exists()}
-        )
+        if path.is_file():
+            found = {SENTENCEPIECE: path}
+        else:
+            found = {name: path / name for name in (*FILES, CONFIG) if (path / name).exists()}
         contents = {}
         for name, file in found.items():
             try:
@@ -121,7 +119,7 @@ class HuggingFaceTokenizer(Tokenizer):
                 (temporary / name).write_bytes(content)
 
     def files(self) -> dict[str, bytes]:
-        """Its files by name as they came, but config.json, which belongs to the model."""
+        """Its files by name, as they came. config.json is left out: it belongs to the model."""
         return {name: content for name, content in self._contents.items() if name != CONFIG}
 
     def _config(self) -> bytes:
@@ -133,12 +131,9 @@ class HuggingFaceTokenizer(Tokenizer):
         self.vocab_size: int = special.vocab_size or size  # a word table may have rows to spare
         beyond = [self._table.piece_of(i) for i in range(self.vocab_size, size)]
         named = {name: self._id_inside(content) for name, content in special.named.items()}
-        if missing := [
-            piece
-            for piece in beyond
-            if piece not in special.contents or piece in (special.named["bos"], special.named["eos"])
-        ]:
-            raise ValueError(f"{missing[0]!r} has an id beyond the model's vocab_size={self.vocab_size}")
+        for piece in beyond:
+            if piece not in special.contents or piece in (special.named["bos"], special.named["eos"]):
+                raise ValueError(f"{piece!r} has an id beyond the model's vocab_size={self.vocab_size}")
         if beyond:
             log.warning("%s: %s: no rows of the model's word table; left out", where, ", ".join(beyond))
         ends = ([named["eos"]] if named["eos"] is not None else []) + special.end_ids(self.vocab_size)
@@ -179,7 +174,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return ("sentencepiece", "tokenizers") if isinstance(self._table, FastPieces) else ("sentencepiece",)
 
     def with_model(self, model: bytes) -> "Tokenizer":
-        """Not for these: their specials stand in several files."""
+        """Refused: the special tokens of a Hugging Face directory stand in several files, which would have to be cut
+        too."""
         raise DataError(
             "tokenizer: has Hugging Face's form; only tokenizers of `pangu tokenizer train` and released vocab.model"
             " files can be cut; use one of these"
@@ -190,7 +186,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._id_inside(piece)
 
     def piece_of(self, index: int) -> str:
-        """See `Tokenizer`; a spare row of the word table has an empty one."""
+        """See `Tokenizer`; a spare row of the word table has an empty piece."""
         self._require_ids([index])
         return self._table.piece_of(int(index)) if index < self._table.size else ""
 
@@ -201,8 +197,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._table.encode(texts)
 
     def decode(self, ids: Iterable[int], continuation: bool = False) -> str:
-        """See `Tokenizer`: the space that encoding puts before a text is taken away again, unless the text goes on from
-        another."""
+        """See `Tokenizer`. The space that encoding puts before a text is taken away again, except in a continuation."""
         text = super().decode(ids)
         return text[1:] if self._table.strips_space and not continuation and text.startswith(" ") else text
 
@@ -212,12 +207,12 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 class SentencePieces:
-    """Pieces of a SentencePiece model, encoded as transformers' LLaMA tokenizer does.
+    """The pieces of a SentencePiece model; it encodes as transformers' LLaMA tokenizer does.
 
     Attributes:
         size: number of pieces.
-        strips_space: whether a text's first space is encoding's own.
-        rule: what besides the model determines the ids.
+        strips_space: whether encoding puts a space before a text, which decoding must take away.
+        rule: what determines the ids besides the model; a part of the fingerprint.
     """
 
     def __init__(self, model: bytes, special: SpecialTokens) -> None:
@@ -232,7 +227,7 @@ class SentencePieces:
             "legacy": self._legacy,
             "added": {str(i): token for i, (token, _) in sorted(special.added.items())},
         }
-        # White space goes through as it stands; what is put before a text is decided here.
+        # The model must leave white space as it is: `_prefixed` decides what is put before a text.
         as_it_stands = message_field(_NORMALIZER, number_field(3, 0) + number_field(4, 0))
         self._processor = processor_of(_with_specials(model, processor_of(model), special) + as_it_stands)
         self.size: int = self._processor.get_piece_size()
@@ -255,7 +250,7 @@ class SentencePieces:
         return self._processor.id_to_piece(index)
 
     def bytes_of(self, index: int) -> bytes:
-        """UTF-8 of a piece in a text; nothing for a special one."""
+        """The bytes of text that a piece stands for; none for a special one."""
         if self._processor.is_control(index) or self._processor.is_unknown(index):
             return b""
         piece = self._processor.id_to_piece(index)
@@ -263,15 +258,16 @@ class SentencePieces:
 
 
 def _with_specials(model: bytes, processor: sentencepiece.SentencePieceProcessor, special: SpecialTokens) -> bytes:
-    """The model whose special tokens, further ones included, are control pieces: no text can spell one.
+    """The model with all special tokens, added ones too, as control pieces, which no text can spell.
 
     Raises:
-        ValueError: further tokens that are not special, or whose ids leave a gap.
+        ValueError: an added token is not special, or the ids of the added tokens leave a gap.
     """
-    size, changes = processor.get_piece_size(), {}
+    size = processor.get_piece_size()
+    changes: dict[int, str] = {}
     for index, (content, is_special) in special.added.items():
         same = index < size and processor.id_to_piece(index) == content
-        # What SentencePiece itself calls user-defined it takes out of texts as transformers does.
+        # A user-defined piece needs no change: SentencePiece finds it in texts as transformers does.
         if same and (
             processor.is_control(index)
             or processor.is_unknown(index)
@@ -289,7 +285,7 @@ def _with_specials(model: bytes, processor: sentencepiece.SentencePieceProcessor
                 f" a {FAST}"
             )
         changes[index] = content
-    for content in special.contents:  # those named in the settings alone
+    for content in special.contents:  # some are named in the settings and not among the added tokens
         index = processor.piece_to_id(content)
         if processor.id_to_piece(index) == content and not (processor.is_control(index) or processor.is_unknown(index)):
             changes.setdefault(index, content)
@@ -309,7 +305,7 @@ def _with_specials(model: bytes, processor: sentencepiece.SentencePieceProcessor
 
 
 def _is_user_defined(processor: sentencepiece.SentencePieceProcessor, index: int) -> bool:
-    """A piece that comes out whole whatever stands around it."""
+    """Whether encoding keeps the piece whole between any other characters."""
     piece = processor.id_to_piece(index)
     return index in processor.encode(f"x{piece}x")
 
@@ -319,17 +315,14 @@ def _control_piece(content: str) -> bytes:
 
 
 class FastPieces:
-    """Pieces of a tokenizer.json; the `tokenizers` library encodes. See `SentencePieces`.
-
-    Attributes:
-        first_ids: what its post-processor puts before a text.
-    """
+    """The pieces of a tokenizer.json, encoded by the `tokenizers` library; see `SentencePieces` for the attributes."""
 
     def __init__(self, content: bytes, special: SpecialTokens) -> None:
         tokenizers = _library()
         tree = small_json.parse_object(content)
         pre = tree.get("pre_tokenizer")
-        if isinstance(pre, dict) and pre.get("type") == "ByteLevel":  # transformers lets the settings decide
+        if isinstance(pre, dict) and pre.get("type") == "ByteLevel":
+            # In transformers the settings override what the file says.
             pre["add_prefix_space"] = bool(special.add_prefix_space)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tree))
@@ -346,13 +339,11 @@ class FastPieces:
                     f"the added token {token!r} has id {index} in the settings, {self._tokenizer.token_to_id(token)} in"
                     f" {FAST}"
                 )
-        known = [token for token in special.contents if self._tokenizer.token_to_id(token) is not None]
-        self._tokenizer.add_special_tokens(
-            [tokenizers.AddedToken(token, special=True, normalized=False) for token in sorted(known)]
-        )
-        self._tokenizer.encode_special_tokens = (
-            True  # its name notwithstanding: text that spells a special token is text
-        )
+        known = sorted(token for token in special.contents if self._tokenizer.token_to_id(token) is not None)
+        marked = [tokenizers.AddedToken(token, special=True, normalized=False) for token in known]
+        self._tokenizer.add_special_tokens(marked)
+        # Despite its name, this makes a text that spells a special token ordinary text.
+        self._tokenizer.encode_special_tokens = True
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index for index, token in added.items() if token.special}
         self.size = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
@@ -365,15 +356,15 @@ class FastPieces:
 
     @property
     def first_ids(self) -> tuple[int, ...]:
-        bare, whole = (
-            self._tokenizer.encode("a", add_special_tokens=False).ids,
-            self._tokenizer.encode("a", add_special_tokens=True).ids,
-        )
+        """Ids that the post-processor puts before a text, found by encoding one."""
+        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
+        whole = self._tokenizer.encode("a", add_special_tokens=True).ids
         at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
         return tuple(whole[:at])
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of texts, one by one: the library's own threads would add to the callers' processes."""
+        """Ids of texts. They are encoded one by one, since `encode_batch` of the library starts threads, and callers
+        already run one process per core."""
         return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
 
     def id_of(self, piece: str) -> int | None:
@@ -385,18 +376,19 @@ class FastPieces:
         return self._tokenizer.id_to_token(index) or ""
 
     def bytes_of(self, index: int) -> bytes:
-        """UTF-8 of a piece in a text; nothing for a special one."""
+        """The bytes of text that a piece stands for; none for a special one."""
         return b"" if index in self._special else self._decoder.bytes_of(self.piece_of(index))
 
 
 class _Decoder:
-    """What a tokenizer.json's decoder makes of one piece.
-
-    Raises:
-        ValueError: a decoder that looks at more than one piece, or is not known.
-    """
+    """The decoder of a tokenizer.json, applied to one piece at a time."""
 
     def __init__(self, tree: Any) -> None:
+        """Take the "decoder" of a tokenizer.json.
+
+        Raises:
+            ValueError: the decoder is unknown, or needs more than one piece at a time.
+        """
         parts = tree["decoders"] if isinstance(tree, dict) and tree.get("type") == "Sequence" else [tree]
         by_type = {part["type"]: part for part in parts if isinstance(part, dict)}
         unknown = by_type.keys() - {"ByteLevel", "Replace", "ByteFallback", "Fuse", "Strip", "Metaspace"}
@@ -406,16 +398,10 @@ class _Decoder:
         if unknown or odd or not by_type.keys() & {"ByteLevel", "Replace", "Metaspace"}:
             raise ValueError(f"{FAST}: decoder {json.dumps(tree)[:200]} is not supported")
         self._of_bytes, self._fallback = "ByteLevel" in by_type, "ByteFallback" in by_type
-        metaspace = by_type.get("Metaspace", {})
-        prepends = (
-            bool(metaspace)
-            and metaspace.get("prepend_scheme", "always" if metaspace.get("add_prefix_space", True) else "never")
-            != "never"
-        )
-        self.strips_space = bool(strip.get("start")) or prepends
+        self.strips_space = bool(strip.get("start")) or _prepends_space(by_type.get("Metaspace"))
 
     def bytes_of(self, piece: str) -> bytes:
-        """UTF-8 of a piece in a text."""
+        """The bytes of text that a piece stands for."""
         if self._of_bytes:
             try:
                 return bytes(_BYTE_OF[character] for character in piece)
@@ -429,8 +415,16 @@ class _Decoder:
         return piece.replace(_SPACE, " ").encode()
 
 
+def _prepends_space(metaspace: dict[str, Any] | None) -> bool:
+    """Whether a Metaspace decoder belongs to an encoder that puts a space before a text."""
+    if not metaspace:
+        return False
+    by_default = "always" if metaspace.get("add_prefix_space", True) else "never"  # the older name of the setting
+    return metaspace.get("prepend_scheme", by_default) != "never"
+
+
 def _byte_of() -> dict[str, int]:
-    """GPT-2's letters for bytes: a printable Latin-1 character is itself, the others follow from U+0100."""
+    """GPT-2's letters for bytes: a printable Latin-1 character is its own byte, the other bytes follow from U+0100."""
     plain = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("\u00a1"), ord("\u00ac") + 1),

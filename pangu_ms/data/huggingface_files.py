@@ -1,8 +1,8 @@
-"""A tokenizer as a Hugging Face directory holds it: written for transformers, and known again when it comes back.
+"""Writes a tokenizer's files into a Hugging Face directory, and recognises them when such a directory is read again.
 
-One of our own goes out as its SentencePiece model with settings that make transformers give the same ids, where its
-segmenter is none; transformers has no jieba. The settings name ours too, so that what nobody changed comes back as what
-it was, with its fingerprint.
+A tokenizer of our own is written as its SentencePiece model and settings with which transformers gives the same ids
+(with segmenter none; transformers has no jieba). The settings also hold our own, so that a directory that nobody
+changed is read as the tokenizer that it was, with its fingerprint.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def find(directory: Path) -> Path | None:
-    """What `Tokenizer.load` can read in a directory of weights, or None if it has no tokenizer."""
+    """The path in a directory of weights that `Tokenizer.load` can read, or None if it holds no tokenizer."""
     directory = Path(directory)
     if any((directory / name).exists() for name in (SENTENCEPIECE, FAST, SETTINGS)):
         return directory
@@ -29,18 +29,19 @@ def find(directory: Path) -> Path | None:
 
 
 def files_of(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """Name -> content of the files of a Hugging Face directory that make up a tokenizer, what ends a generated text
-    included."""
-    contents = (
-        _portable(tokenizer)
-        if isinstance(tokenizer, HuggingFaceTokenizer)
-        else {SENTENCEPIECE: tokenizer.model, SETTINGS: _json(_settings_of(tokenizer))}
-    )
+    """The contents, by name, of the files that make up a tokenizer in a Hugging Face directory.
+
+    generation_config.json is one of them: it holds the ids that end a generated text.
+    """
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        contents = _portable(tokenizer)
+    else:
+        contents = {SENTENCEPIECE: tokenizer.model, SETTINGS: _json(_settings_of(tokenizer))}
     return {GENERATION: _json(token_ids(tokenizer))} | contents
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """bos, eos and pad as config.json has them: numbers, null, or for eos several."""
+    """bos, eos and pad in the form of config.json: a number, None, or for eos a list of numbers."""
     ends = [tokenizer.eod_id, *(i for i in tokenizer.stop_ids if i != tokenizer.eod_id)]
     pad = tokenizer.pad_id if tokenizer.has_pad else None
     return dict(zip(TOKEN_IDS, (tokenizer.bos_id, ends if len(ends) > 1 else ends[0], pad)))
@@ -52,24 +53,20 @@ def transformers_reads(tokenizer: Tokenizer) -> bool:
 
 
 def own_tokenizer(directory: Path) -> Tokenizer | None:
-    """A tokenizer of ours that `files_of` wrote there and nobody changed; None for any other."""
+    """The tokenizer of our own that `files_of` wrote there, if nobody has changed its files since; else None."""
     try:
         settings = small_json.read_object(directory / SETTINGS)
         tokenizer = Tokenizer(
             small_json.read_bytes(directory / SENTENCEPIECE), settings[_OWN]["segmenter"], settings[_OWN]["eod"]
         )
         unchanged = settings == _settings_of(tokenizer) and not (directory / FAST).exists()
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # not written by us, or not as it was: who reads Hugging Face's form says what is wrong
-        return None
+    except (ValueError, KeyError, TypeError):
+        return None  # others wrote or changed the files; HuggingFaceTokenizer.load says what is wrong with them
     return tokenizer if unchanged else None
 
 
 def _settings_of(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer_config.json of one of our own."""
+    """The content of tokenizer_config.json for a tokenizer of our own."""
     special = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     named = {"bos": tokenizer.bos_id, "eos": tokenizer.eod_id, "unk": tokenizer.unk_id, "pad": tokenizer.pad_id}
     return {
@@ -86,8 +83,8 @@ def _settings_of(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _portable(tokenizer: HuggingFaceTokenizer) -> dict[str, bytes]:
-    """Its files as they came; where they name a class whose code came beside them, one of transformers' own that gives
-    the same ids."""
+    """The files as they came, but without a class whose code lay beside them: one of transformers' own classes, which
+    gives the same ids, takes its place."""
     contents = tokenizer.files()
     settings = small_json.parse_object(contents.get(SETTINGS, b"{}"))
     if settings.pop("auto_map", None) is None:

@@ -1,4 +1,4 @@
-"""Texts in JSON: which files hold JSON lines or an array, told by content, and the text of a record."""
+"""Recognises JSON lines and JSON arrays by their content, and takes the text out of their records."""
 
 import codecs
 import json
@@ -13,24 +13,23 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 DEFAULT_FIELDS = ("text", "messages")
 BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16
-"""Bytes in which the form of a file is looked for; a longer first line is read to its end."""
+"""Bytes at the beginning of a file that decide its form; a first line that is longer is read to its end."""
 _ARRAY_BEGIN = re.compile(rb'\s*\[\s*\{\s*["}]')
 _WHITE, _DECODER = " \t\r\n", json.JSONDecoder()
-_SPACE, _OPENING, _CLOSING, _NEXT = map(
-    re.compile, (r"[ \t\r\n]*", r"\ufeff?[ \t\r\n]*\[", r"[ \t\r\n]*\]", r"[ \t\r\n]*([,\]])")
-)
+_SPACE, _OPENING = re.compile(r"[ \t\r\n]*"), re.compile(r"\ufeff?[ \t\r\n]*\[")
+_CLOSING, _NEXT = re.compile(r"[ \t\r\n]*\]"), re.compile(r"[ \t\r\n]*([,\]])")
 _MOST_NAMES, _DEEPEST_NAME = 8, 4
 
 
 def form_of(stream: BinaryIO, suffix: str) -> tuple[str, list[dict]]:
-    """How a file is read, and the records at its beginning.
+    """The form of a file, and the records at its beginning.
 
-    JSON lines: most of the first lines are JSON objects, or the name says so. An array: it begins with `[{"`. All else
-    is plain text.
+    A file holds JSON lines if at least half of its first lines are JSON objects or its name says so, and an array if it
+    begins with `[{"`. Any other file is plain text.
 
     Args:
-        stream: its content, at the beginning.
-        suffix: of its name, without that of compression.
+        stream: the content, at its beginning.
+        suffix: of the file's name, without that of compression.
     """
     head = stream.read(_HEAD)
     if _ARRAY_BEGIN.match(head.removeprefix(BOM)):
@@ -66,8 +65,11 @@ def _first_of_array(head: bytes) -> list[dict]:
 
 
 def parse(line: bytes) -> Any:
-    """The JSON value of a line; ValueError with the reason if there is none. A byte order mark, as `cat a b` leaves it,
-    is no part of it."""
+    """The JSON value of a line. A byte order mark before it is skipped: `cat a b` leaves such marks inside a file.
+
+    Raises:
+        ValueError: the line holds no JSON; the text is the reason.
+    """
     try:
         return json.loads(line.removeprefix(BOM).decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -79,14 +81,14 @@ def parse(line: bytes) -> Any:
 
 
 def elements(stream: BinaryIO) -> Iterator[Any]:
-    """The values of a JSON array, of which only one at a time is in memory.
+    """The values of a JSON array, one at a time, so that the whole array is never in memory.
 
     Raises:
-        ValueError: not an array and nothing else, or a value that is no JSON, or one longer than LONGEST.
+        ValueError: the stream is not exactly one array, or a value is no JSON or longer than LONGEST.
     """
     text, number = _Growing(stream), 1
     text.take(_OPENING)
-    if text.take(_CLOSING, optional=True):
+    if text.take_if_next(_CLOSING):
         return text.require_end()
     while True:
         yield text.value(f"value {number} of the array")
@@ -96,28 +98,36 @@ def elements(stream: BinaryIO) -> Iterator[Any]:
 
 
 class _Growing:
-    """The part of a stream of JSON that is not taken yet; more is read when it is needed."""
+    """The unread part of a stream of JSON; more of the stream is loaded when it is needed."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._decoder = stream, codecs.getincrementaldecoder("utf-8")()
         self._text, self._at, self._ended = "", 0, False
 
-    def take(self, pattern: re.Pattern, optional: bool = False) -> re.Match | None:
-        """Take what matches; only white space may be before its end."""
+    def take(self, pattern: re.Pattern[str]) -> re.Match[str]:
+        """Take what matches; only white space may stand before it.
+
+        Raises:
+            ValueError: something else stands there.
+        """
+        if found := self.take_if_next(pattern):
+            return found
+        raise ValueError(f"{self._text[self._at : self._at + 20]!r} is no part of a JSON array")
+
+    def take_if_next(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        """As `take`; None where something else stands there."""
         while not (found := pattern.match(self._text, self._at)):
-            rest = self._text[self._at : self._at + 20]
-            if self._ended or rest.strip(_WHITE):
-                if optional:
-                    return None
-                raise ValueError(f"{rest!r} is no part of a JSON array")
+            if self._ended or self._text[self._at : self._at + 20].strip(_WHITE):
+                return None
             self._grow()
         self._at = found.end()
         return found
 
     def value(self, name: str) -> Any:
-        """Take a JSON value."""
+        """Take a JSON value; `name` begins the message of a ValueError."""
         while True:
-            self._at = _SPACE.match(self._text, self._at).end()
+            if space := _SPACE.match(self._text, self._at):
+                self._at = space.end()
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
                 if end < len(self._text) or self._ended:  # a number may go on in what is not read yet
@@ -141,9 +151,8 @@ class _Growing:
             raise ValueError(f"{rest[:20]!r} behind its end; a file holds one array")
 
     def _grow(self) -> None:
-        block = self._stream.read(
-            max(1 << 20, len(self._text) - self._at)
-        )  # doubles: a long value is not tried again and again
+        # The part in memory at least doubles: otherwise a long value would be parsed in vain again and again.
+        block = self._stream.read(max(1 << 20, len(self._text) - self._at))
         self._ended = not block
         try:
             self._text, self._at = self._text[self._at :] + self._decoder.decode(block, final=self._ended), 0
@@ -152,11 +161,16 @@ class _Growing:
 
 
 def text_and_domain(record: Any, field: str | None, default_domain: str) -> tuple[str, str]:
-    """The text of a record, and its domain; ValueError with the reason if there is none.
+    """The text of a record, and its domain.
 
     Args:
-        field: its name, `a.b` for b inside a; by default `text`, or else `messages`. The value is a string or a
-            conversation.
+        record: a JSON value.
+        field: name of the field with the text, `a.b` for b inside a; by default `text`, or else `messages`. Its value
+            is a string or a conversation.
+        default_domain: of a record that names none.
+
+    Raises:
+        ValueError: the record has no text; the message is the reason.
     """
     if not isinstance(record, dict):
         raise ValueError(f"no field {field or DEFAULT_FIELDS[0]}: it is no JSON object")
@@ -188,22 +202,26 @@ def look_up(record: dict, name: str) -> Any:
 
 
 def conversation(messages: list, name: str) -> str:
-    """Messages, objects with role and content, as plain text: a line `role: content` each; ValueError if it is not a
-    list of such.
+    """A conversation as plain text: a line `role: content` for each message.
 
-    Content is a string or, as in OpenAI's form, a list of parts with a text each.
+    Args:
+        messages: objects with role and content. The content is a string or, in OpenAI's form, a list of parts of which
+            some have a text.
+        name: of the field, for the message.
+
+    Raises:
+        ValueError: an element is no such object.
     """
-    spoken = []
+    lines = []
     for message in messages:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         if isinstance(content, list):
-            content = "".join(
-                part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
-            )
+            texts = [part.get("text") for part in content if isinstance(part, dict)]
+            content = "".join(text for text in texts if isinstance(text, str))
         if not (isinstance(role, str) and isinstance(content, str)):
             raise ValueError(f"{name} is a list, but not of messages with role and content")
-        spoken.append(f"{role}: {content}")
-    return "\n".join(spoken)
+        lines.append(f"{role}: {content}")
+    return "\n".join(lines)
 
 
 def has_field(record: dict, field: str | None) -> bool:
@@ -212,7 +230,7 @@ def has_field(record: dict, field: str | None) -> bool:
 
 
 def field_names(record: dict, prefix: str = "", depth: int = 1) -> Iterator[str]:
-    """Names under which a record has a string or a list, nested ones as `a.b`."""
+    """Names of the fields that are strings or lists, nested ones as `a.b`."""
     for name, value in record.items():
         if isinstance(value, (str, list)):
             yield prefix + name

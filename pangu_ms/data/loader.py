@@ -1,4 +1,5 @@
-"""Batches whose order is a function of (seed, epoch): resuming needs only the number of the step. No mindspore import.
+"""Batches of records. Their order is a function of the seed and the epoch, so a resumed run needs only its step number.
+No mindspore import.
 
 Legend: N rows, B batch, S sequence length.
 """
@@ -13,14 +14,14 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.models.common.batch import Batch
 
 _WINDOW_ROWS = 1024
-"""Rows fetched at once: opening a MindDataset costs 3 ms, reading a row 0.03 ms; 4 MB of ids at S = 1024."""
+"""Rows read at once, 4 MB of ids at S = 1024: opening a MindDataset takes 3 ms, reading a row 0.03 ms."""
 
 
 def batch_from_ids(ids: np.ndarray, eod_id: int, pad_id: int, eod_reset: bool) -> Batch:
-    """Positions, segments and loss mask of rows of ids.
+    """Make a batch of rows of ids: their positions, segments and loss mask.
 
-    With `eod_reset` a document ends with its eod, and positions restart at 0 behind it. The loss mask looks at the
-    input token, so the prediction made at an eod does not count.
+    With `eod_reset` a new segment begins behind each eod, with position 0. The loss mask looks at the input token: what
+    the model predicts at an eod, the first token of an unrelated document, does not count.
 
     Args:
         ids: int32 [B, S+1].
@@ -40,10 +41,10 @@ def batch_from_ids(ids: np.ndarray, eod_id: int, pad_id: int, eod_reset: bool) -
 
 
 class Loader:
-    """Endless batches of a record set; each rank of `world` gets its slice of the global batch.
+    """Batches of a record set without end; each of `world` ranks gets its slice of the global batch.
 
     Attributes:
-        num_rows: rows of an epoch.
+        num_rows: rows of one epoch.
     """
 
     def __init__(
@@ -60,13 +61,19 @@ class Loader:
         order: np.ndarray | None = None,
         extra_inputs: Iterable[str] = (),
     ) -> None:
-        """Args:
-        batch_size: rows B per rank and step.
-        seed: with the epoch it determines the order.
-        shuffle: False reads in file order, as the official loader does (spec A6).
-        eod_id, pad_id: by default the manifest's, or for official files 6, the id in the released vocabulary (spec A5).
-        order: int64 [M], the rows that an epoch consists of, see `rounds.Order`; by default all in file order.
-        extra_inputs: names of what the model reads beside ids, `ModelConfig.extra_inputs`.
+        """Set up the order of the rows; nothing is read yet.
+
+        Args:
+            records: the rows.
+            batch_size: rows B per rank and step.
+            seed: together with the epoch it determines the order.
+            shuffle: False reads in file order, as the official loader does (spec A6).
+            eod_reset: see `batch_from_ids`.
+            eod_id, pad_id: by default those of the manifest; for official files 6, their id in the released vocabulary
+                (spec A5).
+            rank, world: this rank, and the number of ranks.
+            order: int64 [M], the rows that an epoch consists of (see `resample.Order`); by default all, in file order.
+            extra_inputs: names of what the model reads beside ids; see `ModelConfig.extra_inputs`.
 
         Raises:
             DataError: no records have such an input.
@@ -91,8 +98,11 @@ class Loader:
         return self._epoch[1]
 
     def row_numbers(self, step: int) -> np.ndarray:
-        """Rows of this rank's batch in a step: int64 [B]. Step t's global batch is the sample positions [t, t+1) * B *
-        world."""
+        """Rows of this rank's batch in a step: int64 [B].
+
+        The samples of all epochs are numbered through; the global batch of step t has those from t * B * world to
+        (t + 1) * B * world - 1.
+        """
         first = (step * self._world + self._rank) * self._batch_size
         positions = np.arange(first, first + self._batch_size)
         epochs, offsets = np.divmod(positions, self.num_rows)
@@ -122,7 +132,7 @@ def num_batches(records: RecordSet, batch_size: int, max_batches: int = 0) -> in
 
 
 def require_batches(batch_size: int, max_batches: int) -> None:
-    """Raise DataError for numbers that no records can be cut by."""
+    """Raise DataError unless records can be cut into batches of this size and number."""
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size}: must be at least 1")
     if max_batches < 0:
@@ -132,8 +142,11 @@ def require_batches(batch_size: int, max_batches: int) -> None:
 def sequential_batches(
     records: RecordSet, batch_size: int, eod_reset: bool, max_batches: int = 0, extra_inputs: Iterable[str] = ()
 ) -> Iterator[Batch]:
-    """Batches in file order, all of one size: the last is filled up with rows that do not count. `max_batches` 0 means
-    all; `extra_inputs` as of Loader.
+    """Batches in file order, all of one size; the last one is filled up with rows of padding, which do not count.
+
+    Args:
+        max_batches: 0 for all.
+        extra_inputs: see `Loader`.
 
     Raises:
         DataError: no records have such an input.

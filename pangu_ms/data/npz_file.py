@@ -1,7 +1,8 @@
-""".npz archives from anywhere: plain arrays of the size that the file has, read in bounded memory. No mindspore import.
+"""A reader of .npz archives from untrusted sources. No mindspore import.
 
-numpy's own reader takes a shape at its word, unpacks what a kilobyte may grow to, and raises some fifteen classes of
-errors.
+numpy's own reader allocates whatever shape a header claims, unpacks a kilobyte to whatever size it grows to, and raises
+some fifteen classes of errors. This one reads plain arrays in memory bounded by the size of the file, and raises
+ValueError.
 """
 
 import io
@@ -22,14 +23,13 @@ from pangu_ms.core.errors import DataError
 
 FORMAT_VERSION = 1
 LARGEST_RATIO, _FREE = 200, 1 << 26
-"""Weights hardly shrink, zeros to a thousandth; the first 64 MiB may have any ratio."""
-_HEADERS = {
-    (1, 0): npy.read_array_header_1_0,
-    (2, 0): npy.read_array_header_2_0,
-}  # 3.0 is for names of fields, which are refused
+"""Largest ratio of unpacked to packed bytes, and the unpacked bytes (64 MiB) that may have any ratio. Weights hardly
+shrink at all; zeros shrink to a thousandth."""
+# Version 3.0 is for names of fields; arrays that have fields are refused.
+_HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 _KINDS, _PART = "biufcU", 1 << 24
-# Headers are Python literals, members may be encrypted or packed in a way that zipfile does not know.
-_ERRORS = (
+# Headers are Python literals, and members may be encrypted or packed in a way that zipfile does not know.
+_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
     OSError,
     EOFError,
@@ -40,8 +40,11 @@ _ERRORS = (
     RuntimeError,
     OverflowError,
     RecursionError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
-_ERRORS += (struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 
 
 def read(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
@@ -49,20 +52,16 @@ def read(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray
 
     Args:
         path: the file.
-        names: those that are wanted; None for all.
+        names: the arrays to read; None for all.
 
     Raises:
-        ValueError: what is wrong with it, in a few words.
+        ValueError: the file is damaged or no such archive; the text says in a few words what is wrong.
     """
     return read_hashed(path, names)[0]
 
 
 def read_hashed(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, np.ndarray], str]:
-    """As `read`, with the hex SHA-256 of the file.
-
-    Raises:
-        ValueError: what is wrong with it, in a few words.
-    """
+    """As `read`, with the hex SHA-256 of the file."""
     try:
         with files.open_ordinary(path) as file:
             with zipfile.ZipFile(file) as archive:
@@ -105,7 +104,7 @@ def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.nda
         if min(shape, default=0) < 0 or size * dtype.itemsize != info.file_size - member.tell():
             raise ValueError(f"{name} says {dtype} {list(shape)} and has {info.file_size - member.tell():,} bytes")
         raw, at = np.empty(size * dtype.itemsize, np.uint8), 0
-        while part := member.read(_PART):  # to the end, where zipfile compares the checksum
+        while part := member.read(_PART):  # zipfile compares the checksum when it reaches the end
             raw[at : at + len(part)] = np.frombuffer(part, np.uint8)
             at += len(part)
     array = raw.view(dtype) if raw.size else np.empty(size, dtype)
@@ -113,17 +112,22 @@ def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.nda
 
 
 def to_npz(fields: dict[str, Any]) -> bytes:
-    """Arrays, numbers and texts, and the format version, as the bytes of an .npz file."""
+    """The content of an .npz file with these arrays, numbers and texts and the format version."""
     content = io.BytesIO()
     np.savez(content, **fields, **{format_version.KEY: FORMAT_VERSION})
     return content.getvalue()
 
 
 def read_npz(path: str | Path, names: Iterable[str], advice: str) -> tuple[dict[str, Any], str]:
-    """Fields of an .npz file, scalars and texts as Python values, and the file's SHA-256.
+    """Fields of an .npz file of `to_npz`, and the hex SHA-256 of the file. Scalars and texts become Python values.
+
+    Args:
+        path: the file.
+        names: the fields to read.
+        advice: what the user can do about a file that cannot be used; it ends the message.
 
     Raises:
-        DataError: no such file, not an .npz file, one without some of the names, or one of a newer version of this
+        DataError: the file is missing, damaged, no .npz file, without some of the names, or of a newer version of this
             program.
     """
     try:

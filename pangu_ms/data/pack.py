@@ -1,5 +1,7 @@
-"""From encoded blocks to rows of one length in MindRecord files, split in train and held_out. mindspore is imported
-when the first row is written."""
+"""Packs encoded blocks into rows of one length and writes them as MindRecord files, split in train and held_out.
+
+mindspore is imported when the first row is written.
+"""
 
 import dataclasses
 import hashlib
@@ -17,17 +19,19 @@ from pangu_ms.data.blocks import load_block
 SPLITS = ("train", "held_out")
 COLUMN = "input_ids"
 _FILE_BYTES = 1 << 28
-"""Ids in one file; larger splits get several."""
+"""Bytes of ids in one file; a larger split gets several files."""
 _BATCH_ROWS = 1024
 HEADER_BYTES = 1 << 20
-"""MindRecord's part of a file before the rows: where it is damaged, reading ends the process."""
+"""Bytes of MindRecord's header, which precedes the rows. The manifest holds its hash, since MindSpore ends the process
+when it reads a damaged header."""
 DIGEST_BYTES = 8
-"""Of one row: against accidents, which it overlooks once in 2^64; it adds 0.2 % to rows of 1,025 ids."""
+"""Bytes of a row's digest, which finds accidents, not forgeries: it misses one in 2^64. It adds 0.2 % to rows of 1,025
+ids."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DocumentTable:
-    """What is known of every document, in corpus order: the arrays of `Block` without the ids."""
+    """The arrays of `Block` without the ids, for all D documents of a corpus in order."""
 
     tokens: np.ndarray
     sizes: np.ndarray
@@ -36,20 +40,23 @@ class DocumentTable:
 
     @classmethod
     def of(cls, blocks: list[Path]) -> "DocumentTable":
-        """Gather it from committed blocks."""
-        columns = {field.name: [] for field in dataclasses.fields(cls)}
+        """Gather the table from committed blocks."""
+        columns: dict[str, list[np.ndarray]] = {field.name: [] for field in dataclasses.fields(cls)}
         for path in blocks:
-            content = npz_file.read(path, columns)  # only what is asked for, not the ids
+            content = npz_file.read(path, columns)  # the ids stay on the disk
             for name, parts in columns.items():
                 parts.append(content[name])
         return cls(**{name: np.concatenate(parts) for name, parts in columns.items()})
 
     def split(self, held_out: float) -> np.ndarray:
-        """bool [D]: which documents are held out.
+        """Which documents are held out for evaluation: bool [D].
 
-        A document's key decides, so that copies of a text fall on one side and a longer corpus does not move the
-        documents it had before. If a share was asked for and no key falls below it, the smallest key is held out, as
-        long as another text remains to train on.
+        The key of a document decides. So copies of a text fall on the same side, and a corpus that grows leaves the
+        documents that it had where they were. If `held_out` is above 0 and no key falls below it, the documents with
+        the smallest key are held out, as long as another text remains to train on.
+
+        Args:
+            held_out: share of the documents, in [0, 1).
         """
         chosen = self.keys.astype(np.float64) < held_out * 2.0**64
         if held_out > 0 and not chosen.any() and len(np.unique(self.keys)) > 1:
@@ -75,10 +82,13 @@ class DocumentTable:
 
 
 def pack_rows(blocks: list[Path], chosen: np.ndarray, row_length: int, pad_id: int) -> Iterator[np.ndarray]:
-    """Chosen documents one after the other, cut in rows that do not overlap; the last row is filled with pad (spec A6).
+    """Join documents and cut them into rows that do not overlap; the last row is filled up with pad (spec A6).
 
     Args:
-        chosen: bool [D], over the documents of all blocks.
+        blocks: files of all blocks, in corpus order.
+        chosen: bool [D], which documents of all blocks to take.
+        row_length: ids in a row.
+        pad_id: the padding id.
 
     Yields:
         int32 [n, row_length], n >= 1.
@@ -98,15 +108,18 @@ def pack_rows(blocks: list[Path], chosen: np.ndarray, row_length: int, pad_id: i
 
 
 def write_split(directory: Path, split: str, rows: Iterator[np.ndarray], row_length: int) -> dict:
-    """Write a split's rows as MindRecord files `SPLIT-00000.mindrecord`, ...
+    """Write the rows of a split as MindRecord files SPLIT-00000.mindrecord, SPLIT-00001.mindrecord and so on.
 
     Returns:
-        {"files": names, "rows": number, "digests": name of the file with `row_digests` of all rows, if any}.
+        {"files": their names, "rows": number of rows, "digests": name of the file with the `row_digests` of all rows}.
+        "digests" is left out where there are no rows.
 
     Raises:
         OutputError: the disk is full.
     """
-    names, total, digests = [], 0, []
+    names: list[str] = []
+    digests: list[bytes] = []
+    total = 0
     for group in _groups(rows, max(1, _FILE_BYTES // (4 * row_length))):
         names.append(f"{split}-{len(names):05d}.mindrecord")
         total += len(group)
@@ -125,11 +138,12 @@ def header_digest(path: Path) -> str:
 
 
 def row_digests(rows: np.ndarray) -> bytes:
-    """BLAKE2b of each row's little-endian int32 ids, `DIGEST_BYTES` each, one after the other: a row is checked when it
-    is read, without a pass of its own."""
-    return b"".join(
-        hashlib.blake2b(row, digest_size=DIGEST_BYTES).digest() for row in np.ascontiguousarray(rows, "<i4")
-    )
+    """BLAKE2b of each row's little-endian int32 ids, `DIGEST_BYTES` each, one after the other.
+
+    With a digest for each row, rows are checked as they are read; the files need no pass of their own.
+    """
+    ids = np.ascontiguousarray(rows, "<i4")
+    return b"".join([hashlib.blake2b(row, digest_size=DIGEST_BYTES).digest() for row in ids])
 
 
 def _groups(rows: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -150,7 +164,8 @@ def _write_file(path: Path, rows: np.ndarray) -> None:
     from mindspore.mindrecord import FileWriter
 
     writer = FileWriter(str(path), shard_num=1)
-    # The defaults make even one row a sparse file of 48 MB. A page holds at least one row; the header lists the pages.
+    # With MindRecord's default sizes even one row makes a sparse file of 48 MB. A page must hold at least one row, and
+    # the header must have room for the list of pages.
     writer.set_page_size(max(1 << 20, 1 << (8 * rows.shape[1]).bit_length()))
     writer.set_header_size(HEADER_BYTES)
     writer.add_schema({COLUMN: {"type": "int32", "shape": [-1]}}, "token ids")
@@ -165,4 +180,4 @@ def _write_file(path: Path, rows: np.ndarray) -> None:
             ) from error
         raise
     for written in (path, path.with_name(path.name + ".db")):
-        written.chmod(0o644)  # MindRecord makes them 0600: nobody else on the cluster could train on them
+        written.chmod(0o644)  # MindRecord creates them with 0600, so that other users of a cluster could not read them

@@ -1,4 +1,5 @@
-"""The pieces of a SentencePiece model: read, cut to a subset, tried out one by one.
+"""The pieces of a SentencePiece model: reads them, cuts the model to a subset, and finds which pieces encoding can
+produce.
 
 Source: sentencepiece_model.proto and bpe_model.cc of SentencePiece 0.2.
 """
@@ -9,7 +10,7 @@ from functools import cached_property
 import numpy as np
 import sentencepiece
 
-from pangu_ms.core.protobuf import fields, message_field, number_field, values
+from pangu_ms.core.protobuf import content, fields, message_field, number, number_field, values
 
 NORMAL, USER_DEFINED, UNUSED, BYTE = 1, 4, 5, 6  # SentencePiece.Type; 2 is unknown, 3 control
 _PIECES, _TRAINER, _NORMALIZER, _SELF_TEST = 1, 2, 3, 4  # fields of ModelProto
@@ -33,63 +34,73 @@ class PieceTable:
 
     def __init__(self, model: bytes) -> None:
         self.model = model
-        parts = [dict(values(value)) for number, value, _ in fields(model) if number == _PIECES]
-        self.pieces: list[str] = [part[_PIECE].decode() for part in parts]
-        self.scores: list[float] = [struct.unpack("<f", part.get(_SCORE, bytes(4)))[0] for part in parts]
+        parts = [dict(values(content(value))) for field, value, _ in fields(model) if field == _PIECES]
+        self.pieces: list[str] = [bytes(content(part[_PIECE])).decode() for part in parts]
+        self.scores: list[float] = [struct.unpack("<f", content(part.get(_SCORE, bytes(4))))[0] for part in parts]
         self.types = np.array([part.get(_TYPE, NORMAL) for part in parts])
-        trainer = dict(values(b"".join(value for number, value, _ in fields(model) if number == _TRAINER)))
+        # Protobuf merges the messages of one field; joined, they are read as one.
+        trainer = dict(values(b"".join(content(value) for field, value, _ in fields(model) if field == _TRAINER)))
         self.is_bpe: bool = trainer.get(_MODEL_TYPE, _UNIGRAM) == _BPE
 
     def subset(self, old_ids: np.ndarray) -> bytes:
-        """The model with these pieces only; they keep order, scores and types, and everything else stays."""
+        """The model with these pieces only. The pieces keep their order, scores and types; the rest of the model stays
+        as it is."""
         new_ids = {int(old): new for new, old in enumerate(old_ids)}
         kept, index = [], 0
-        for number, value, raw in fields(self.model):
-            if number == _PIECES:
+        for field, value, raw in fields(self.model):
+            if field == _PIECES:
                 kept += [raw] if index in new_ids else []
                 index += 1
-            elif number == _TRAINER:
-                kept.append(message_field(_TRAINER, _trainer(value, new_ids)))
-            elif (
-                number != _SELF_TEST
-            ):  # samples that were encoded with all pieces; SentencePiece refuses a model that fails them
+            elif field == _TRAINER:
+                kept.append(message_field(_TRAINER, _trainer(bytes(content(value)), new_ids)))
+            elif field != _SELF_TEST:
+                # The self-test's samples were encoded with all pieces; SentencePiece refuses a model that fails them.
                 kept.append(raw)
         return b"".join(kept)
 
     @cached_property
     def reachable(self) -> np.ndarray:
-        """bool [V]: the piece's own text encodes to it. For BPE no other normal piece ever comes out of encoding,
-        whatever is around it."""
-        others = b"".join(raw for number, _, raw in fields(self.model) if number not in (_NORMALIZER, _SELF_TEST))
+        """bool [V]: whether the text of a piece encodes to the piece. A normal piece of a BPE model for which this is
+        false comes out of no text."""
+        others = b"".join(raw for field, _, raw in fields(self.model) if field not in (_NORMALIZER, _SELF_TEST))
         processor = sentencepiece.SentencePieceProcessor(model_proto=others + message_field(_NORMALIZER, _AS_IT_STANDS))
         return np.array([ids == [index] for index, ids in enumerate(processor.encode(self.pieces, num_threads=1))])
 
     def merges(self, index: int) -> list[int]:
-        """Ids of what BPE makes of a piece's characters, merge by merge: the best score first, the leftmost on a
-        tie."""
+        """Ids of the pieces that BPE makes of a piece's characters, merge by merge.
+
+        The pair with the best score is merged first, of equal ones the leftmost.
+        """
         symbols, made = list(self.pieces[index]), []
-        while pairs := [
-            (-self._mergeable[a + b][0], at)
-            for at, (a, b) in enumerate(zip(symbols, symbols[1:]))
-            if a + b in self._mergeable
-        ]:
-            at = min(pairs)[1]
+        while (at := self._best_pair(symbols)) is not None:
             symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
             made.append(self._mergeable[symbols[at]][1])
         return made
 
+    def _best_pair(self, symbols: list[str]) -> int | None:
+        """Position of the pair that BPE merges next; None where no pair is a piece."""
+        scores = {}
+        for at, (left, right) in enumerate(zip(symbols, symbols[1:])):
+            if left + right in self._mergeable:
+                scores[at] = self._mergeable[left + right][0]
+        return max(scores, key=lambda at: scores[at]) if scores else None  # of equal scores the leftmost
+
     @cached_property
     def _mergeable(self) -> dict[str, tuple[float, int]]:
-        """Score and id of the pieces that BPE looks up; unused ones it takes apart again at the end."""
+        """Score and id of the pieces that BPE merges to; UNUSED ones too, which it splits again at the end."""
         chosen = np.flatnonzero(np.isin(self.types, (NORMAL, USER_DEFINED, UNUSED)))
         return {self.pieces[i]: (self.scores[i], int(i)) for i in chosen}
 
 
 def _trainer(trainer: bytes, new_ids: dict[int, int]) -> bytes:
-    """A TrainerSpec with the new vocab_size and ids of specials, which other programs read there. The last value of a
-    field counts."""
+    """A TrainerSpec with the new vocab_size and ids of specials, which other programs read there.
+
+    The new values are appended: protobuf takes the last value of a field.
+    """
     ids = _SPECIAL_IDS | dict(values(trainer))
-    changes = {_VOCAB_SIZE: len(new_ids)} | {
-        number: new_ids[ids[number]] for number in _SPECIAL_IDS if ids[number] in new_ids
-    }
-    return trainer + b"".join(number_field(number, value) for number, value in changes.items())
+    changes = {_VOCAB_SIZE: len(new_ids)}
+    for field in _SPECIAL_IDS:
+        old_id = number(ids[field])
+        if old_id in new_ids:
+            changes[field] = new_ids[old_id]
+    return trainer + b"".join(number_field(field, value) for field, value in changes.items())

@@ -1,10 +1,14 @@
-"""A corpus to MindRecord files with a manifest. Can be interrupted at any instant and repeated."""
+"""From a corpus to MindRecord files with a manifest.
+
+The work can be interrupted at any instant: the same call goes on with it.
+"""
 
 import os
 import platform
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -60,37 +64,51 @@ def prepare(
     files.require_free(output)
     tokenizer = Tokenizer.load(tokenizer_path)
     corpus = Corpus(corpus_files, split_paragraphs, text_field=text_field, plain_text=plain_text)
-    inputs = [
-        {"path": str(path), "size": path.stat().st_size, "sha256": files.sha256_file(path)} for path in corpus.files
-    ]
-    key = {
-        "inputs": [i["sha256"] for i in inputs],
-        "names": [p.name for p in corpus.files],
-        "tokenizer": tokenizer.fingerprint,
-    }
-    how = {"split_paragraphs": split_paragraphs, "text_field": text_field, "plain_text": plain_text}
-    key |= how | {"format": FORMAT}
-    with work_directory(output, files.sha256_json(key)) as work:
+    inputs = [_input_entry(path) for path in corpus.files]
+    options = {"split_paragraphs": split_paragraphs, "text_field": text_field, "plain_text": plain_text}
+    with work_directory(output, _run_key(corpus, inputs, tokenizer, options)) as work:
         corpus.quarantine = Quarantine(work / "quarantine.jsonl")
         blocks = _encode(corpus, Path(tokenizer_path), work, num_workers or usable_cores(), progress)
-        table, chosen = _split(blocks, corpus, held_out, seq_length)
-        source = {"inputs": inputs, "taken": corpus.taken()} | how
+        table, is_held_out = _split(blocks, corpus, held_out, seq_length)
+        source: dict[str, Any] = {"inputs": inputs, "taken": corpus.taken()} | options
         source |= {"empty": corpus.quarantine.empty, "quarantined": corpus.quarantine.count}
         with files.new_directory(output) as directory:
             tokenizer.save(directory / "tokenizer")
             if corpus.quarantine.count:
                 shutil.copy(work / "quarantine.jsonl", directory)
-            splits = {}
-            for name, members in zip(SPLITS, (~chosen, chosen)):
-                rows = pack_rows(blocks, members, seq_length + 1, tokenizer.pad_id)
-                counts = table.summary(members) | write_split(directory, name, rows, seq_length + 1)
-                splits[name] = counts | {"pad_tokens": counts["rows"] * (seq_length + 1) - counts["tokens"]}
-            manifest = (
-                _settings(tokenizer, seq_length, held_out) | {"splits": splits} | source | {"files": _hashes(directory)}
-            )
+            splits = _write_splits(directory, blocks, table, is_held_out, seq_length, tokenizer.pad_id)
+            manifest = _settings(tokenizer, seq_length, held_out) | {"splits": splits} | source
+            manifest["files"] = _hashes(directory)
             manifest["headers"] = {path.name: header_digest(path) for path in sorted(directory.glob("*.mindrecord"))}
             files.write_json(directory / MANIFEST, manifest)
     return manifest
+
+
+def _input_entry(path: Path) -> dict[str, Any]:
+    """What the manifest says of a corpus file."""
+    return {"path": str(path), "size": path.stat().st_size, "sha256": files.sha256_file(path)}
+
+
+def _run_key(corpus: Corpus, inputs: list[dict[str, Any]], tokenizer: Tokenizer, options: dict[str, Any]) -> str:
+    """Hash of everything that the encoded blocks depend on: only a run with the same key may go on with them."""
+    key: dict[str, Any] = {
+        "inputs": [entry["sha256"] for entry in inputs],
+        "names": [path.name for path in corpus.files],
+        "tokenizer": tokenizer.fingerprint,
+    }
+    return files.sha256_json(key | options | {"format": FORMAT})
+
+
+def _write_splits(
+    directory: Path, blocks: list[Path], table: DocumentTable, is_held_out: np.ndarray, seq_length: int, pad_id: int
+) -> dict[str, Any]:
+    """Write the rows of both splits; returns the manifest's section "splits"."""
+    splits = {}
+    for name, members in zip(SPLITS, (~is_held_out, is_held_out)):
+        rows = pack_rows(blocks, members, seq_length + 1, pad_id)
+        counts = table.summary(members) | write_split(directory, name, rows, seq_length + 1)
+        splits[name] = counts | {"pad_tokens": counts["rows"] * (seq_length + 1) - counts["tokens"]}
+    return splits
 
 
 def _require_settings(seq_length: int, held_out: float, num_workers: int | None) -> None:
@@ -108,8 +126,8 @@ def usable_cores() -> int:
 
 
 def _encode(corpus: Corpus, tokenizer_path: Path, work: Path, num_workers: int, progress: bool) -> list[Path]:
-    # The MindRecord writer needs mindspore, whose import takes seconds: it overlaps with the workers.
-    # Joined, since a process that ends in the middle of it crashes.
+    # The MindRecord writer needs mindspore, whose import takes seconds: a thread imports it while the workers encode.
+    # The thread is joined because a process that ends in the middle of this import crashes.
     importing = threading.Thread(target=_import_mindrecord)
     importing.start()
     try:
@@ -137,22 +155,26 @@ def _import_mindrecord() -> None:
 
 
 def _split(blocks: list[Path], corpus: Corpus, held_out: float, seq_length: int) -> tuple[DocumentTable, np.ndarray]:
-    """The documents, and which of them are held out; DataError if nothing is left to train on."""
+    """The documents, and which of them are held out (bool [D]).
+
+    Raises:
+        DataError: too little is left to train on.
+    """
     names = ", ".join(map(str, corpus.files[:3])) + (", ..." if len(corpus.files) > 3 else "")
     if not blocks:
         bad = corpus.quarantine
         skipped = f"{bad.empty} empty, {bad.count} bad" + (f", first {bad.first}" if bad.count else "")
         raise DataError(f"{names}: no document with text ({skipped}); a corpus needs some; name files with text")
     table = DocumentTable.of(blocks)
-    chosen = table.split(held_out)
-    found = int(table.tokens[~chosen].sum())
+    is_held_out = table.split(held_out)
+    found = int(table.tokens[~is_held_out].sum())
     if found <= seq_length:
         raise DataError(
-            f"{names}: {found} tokens in {int((~chosen).sum())} training documents; one sequence needs seq_length + 1 ="
-            f" {seq_length + 1}; use a smaller seq_length or more text"
-            + (", or a smaller held_out" if chosen.any() else "")
+            f"{names}: {found} tokens in {int((~is_held_out).sum())} training documents; one sequence needs"
+            f" seq_length + 1 = {seq_length + 1}; use a smaller seq_length or more text"
+            + (", or a smaller held_out" if is_held_out.any() else "")
         )
-    return table, chosen
+    return table, is_held_out
 
 
 def _settings(tokenizer: Tokenizer, seq_length: int, held_out: float) -> dict:

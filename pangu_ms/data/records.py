@@ -1,14 +1,14 @@
-"""Rows of token ids in MindRecord files: those of `pangu data prepare` and the official ones. mindspore is imported
-when rows are read.
+"""Reads rows of token ids from MindRecord files, those of `pangu data prepare` and the official ones. mindspore is
+imported when rows are read.
 
 Legend: N rows, S sequence length.
 """
 
 import glob
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.models.common.config import ModelConfig
 
-RELEASED_PAD = 6  # pad and end of document in the released vocabulary (spec A5)
+_T = TypeVar("_T")
+RELEASED_PAD = 6
+"""Id of padding and end of document in the released vocabulary (spec A5)."""
 
 _DAMAGED = (
     "the files were damaged or changed (`pangu data inspect --verify` names which); restore them or prepare again"
@@ -27,16 +29,16 @@ _DAMAGED = (
 
 
 class RecordSet:
-    """One split of a data set, opened but not in memory.
+    """One split of a data set. It stays on the disk; `read_rows` reads parts of it.
 
     Attributes:
         source: what the user named, for messages.
         files: the MindRecord files, in order.
-        manifest: of a directory written by `prepare`, else None.
+        manifest: the manifest of a directory that `prepare` wrote; None for official files.
         num_rows: N.
-        row_length: ids in a row, S + 1 (official evaluation records: S).
-        seq_length: row_length - 1, the tokens that go into the model.
-        vocab_size: ids must be below it; None until `check` for official files.
+        row_length: ids in a row: S + 1, or S in official evaluation records.
+        seq_length: row_length - 1, the number of tokens that go into the model.
+        vocab_size: every id must be below it; None for official files until `check` is called.
     """
 
     def __init__(
@@ -58,19 +60,21 @@ class RecordSet:
 
     @classmethod
     def open(cls, source: str | Path | Sequence[str | Path], split: str = "train") -> "RecordSet":
-        """Open a directory of `prepare`, or official MindRecord files: a directory of them, a pattern, or a list, which
-        is kept in order.
+        """Open a directory of `prepare`, or official MindRecord files.
 
-        Official files are sorted by name and have no splits: they are opened as they are, whichever one is asked for
-        must be "train".
+        Args:
+            source: a directory; or, for official files, a pattern or a list too. Files of a directory or pattern are
+                sorted by name; a list keeps its order.
+            split: one of SPLITS. Official files have no splits: they are opened as "train".
 
         Raises:
-            DataError: nothing there, a damaged or foreign file, or a split that the data do not have.
+            DataError: there is no such data set or split, or a file is damaged or of another kind.
         """
         directory, paths, manifest = _located(source, split)
-        if manifest is None:
+        if manifest is None or directory is None:
             return cls(str(source), paths)
-        for index in (path.with_name(f"{path.name}.db") for path in paths):  # small, and MindRecord trusts it
+        # MindRecord's index files are small and it trusts them, so they are hashed at every start.
+        for index in (path.with_name(f"{path.name}.db") for path in paths):
             if index.is_file() and files.sha256_file(index) != manifest["files"].get(index.name):
                 raise DataError(f"{index}: its SHA-256 differs from the manifest's; {_DAMAGED}")
         _require_headers(paths, manifest.get("headers", {}))
@@ -78,11 +82,12 @@ class RecordSet:
 
     @staticmethod
     def require_declared(source: str | Path, split: str, model: ModelConfig, evaluation: bool = False) -> None:
-        """What `open` and `check` find wrong with names and the manifest alone, without mindspore; they look again, and
-        at the rows, too.
+        """Check names and manifest as `open` and `check` do, but without mindspore and without reading rows.
+
+        A command calls this first, so that a mistake is found before `import mindspore`, which takes seconds.
 
         Raises:
-            DataError: as theirs.
+            DataError: as those of `open` and `check`.
         """
         _, _, manifest = _located(source, split)
         if manifest:
@@ -100,18 +105,19 @@ class RecordSet:
 
     @property
     def directory(self) -> Path | None:
-        """Where `prepare` wrote it; None for official files."""
+        """The directory that `prepare` wrote; None for official files."""
         return self.files[0].parent if self.manifest else None
 
     def has_split(self, split: str) -> bool:
-        """Whether the directory has rows of that split."""
+        """Whether the data set has rows of a split; False for official files."""
         return bool(self.manifest and self.manifest["splits"][split]["files"])
 
     def check(self, model: ModelConfig, tokenizer: Tokenizer | None = None, evaluation: bool = False) -> None:
-        """Compare with a model's config, and with a tokenizer if given.
+        """Check that the records fit a model, and a tokenizer if one is given.
 
         Args:
-            model: has vocab_size and seq_length.
+            model: its vocab_size and seq_length count.
+            tokenizer: the model's tokenizer.
             evaluation: also accept rows of seq_length ids, as official evaluation records have (spec A6).
 
         Raises:
@@ -120,12 +126,11 @@ class RecordSet:
         _require_fit(self.source, self.row_length, self.manifest, model, evaluation)
         if tokenizer:
             require_vocabulary(tokenizer, model.vocab_size)
-        if tokenizer:
             self.require_tokenizer(tokenizer)
         self.vocab_size = model.vocab_size
 
     def require_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raise DataError unless `tokenizer` made the rows; official files do not tell."""
+        """Raise DataError unless `tokenizer` made the rows. Official files do not name theirs and always pass."""
         if not self.manifest or tokenizer.made(self.manifest["tokenizer"], self.source):
             return
         was, here = self.manifest.get("segmenter_version", {}), tokenizer.segmenter_version
@@ -140,17 +145,21 @@ class RecordSet:
         )
 
     def read_rows(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Rows by number, in the order given, repetitions included: int32 [len(indices), row_length]. About 25,000 rows
-        of 1,025 ids a second.
+        """Read rows by number, about 25,000 rows of 1,025 ids a second.
+
+        Args:
+            indices: numbers of rows in any order; a number may occur several times.
+
+        Returns:
+            int32 [len(indices), row_length], in the order of `indices`.
 
         Raises:
-            DataError: a damaged file, rows of different lengths, or an id outside the vocabulary.
+            DataError: a file is damaged, rows have different lengths, or an id lies outside the vocabulary.
         """
         from mindspore.dataset import SubsetSampler
 
-        wanted, inverse = np.unique(
-            np.asarray(indices, np.int64), return_inverse=True
-        )  # ascending: the file is read forward
+        # Each row is read once, in ascending order, so that the file is read forward.
+        wanted, inverse = np.unique(np.asarray(indices, np.int64), return_inverse=True)
         assert len(wanted) and wanted[0] >= 0 and wanted[-1] < self.num_rows, f"rows {wanted} of {self.num_rows}"
         rows = self._stacked(self._dataset(sampler=SubsetSampler(wanted.tolist())))
         self._require_as_written(wanted, rows)
@@ -170,13 +179,13 @@ class RecordSet:
         for start in range(0, self.num_rows, size):
             yield self.read_rows(np.arange(start, min(start + size, self.num_rows)))
 
-    def _dataset(self, **order):
+    def _dataset(self, **order: Any) -> Any:
         from mindspore.dataset import MindDataset
 
-        # One worker: with more, the order of SubsetSampler is not kept by contract.
+        # MindSpore promises the order of SubsetSampler for one worker only.
         return MindDataset([str(path) for path in self.files], columns_list=[COLUMN], num_parallel_workers=1, **order)
 
-    def _stacked(self, dataset) -> np.ndarray:
+    def _stacked(self, dataset: Any) -> np.ndarray:
         rows = self._guarded(
             lambda: [row[COLUMN] for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)]
         )
@@ -195,8 +204,8 @@ class RecordSet:
             )
         return ids
 
-    def _guarded(self, read):
-        """`read()`, MindRecord's pages of C++ messages turned into one line."""
+    def _guarded(self, read: Callable[[], _T]) -> _T:
+        """Call `read`; the pages of C++ messages that MindRecord raises become a DataError of one line."""
         try:
             return read()
         except (RuntimeError, ValueError) as error:
@@ -210,7 +219,11 @@ class RecordSet:
 def _located(
     source: str | Path | Sequence[str | Path], split: str
 ) -> tuple[Path | None, list[Path], dict[str, Any] | None]:
-    """The directory with a manifest, if it is one, the split's files, and the manifest; see `RecordSet.open`."""
+    """The files of a split; and for a directory that `prepare` wrote, the directory and its manifest, else None.
+
+    Returns:
+        directory, files, manifest.
+    """
     if split not in SPLITS:
         raise DataError(f"split={split!r}: must be one of {', '.join(SPLITS)}")
     path = Path(source) if isinstance(source, (str, Path)) else None
@@ -240,7 +253,7 @@ def _located(
 def _require_fit(
     source: str, row_length: int, manifest: dict[str, Any] | None, model: ModelConfig, evaluation: bool = False
 ) -> None:
-    """Raise DataError unless rows and pieces are those of the model; see `RecordSet.check`."""
+    """Raise DataError unless row length and vocabulary size are those of the model; see `RecordSet.check`."""
     lengths = (model.seq_length + 1, model.seq_length) if evaluation else (model.seq_length + 1,)
     if row_length not in lengths:
         raise DataError(
@@ -255,7 +268,7 @@ def _require_fit(
 
 
 def _require_headers(paths: list[Path], digests: dict[str, str]) -> None:
-    """Raise DataError for a file whose header is not as it was written; an earlier version wrote no digests."""
+    """Raise DataError if a file's header is not as it was written. Records of an earlier version have no digests."""
     for path in paths:
         try:
             wrong = digests and header_digest(path) != digests.get(path.name)
@@ -266,7 +279,8 @@ def _require_headers(paths: list[Path], digests: dict[str, str]) -> None:
 
 
 def _load_digests(directory: Path, split: dict) -> np.ndarray | None:
-    """Digest of each row of a split, not in memory; None where an earlier version wrote the records."""
+    """The digest of each row of a split, mapped from its file; None for records of an earlier version, which have
+    none."""
     if not (name := split.get("digests")):
         return None
     path, size = directory / name, DIGEST_BYTES * split["rows"]
@@ -279,8 +293,8 @@ _COUNTS = ("documents", "tokens", "bytes")
 
 
 def _require_form(manifest: dict) -> None:
-    """Raise KeyError or ValueError unless everything that is read later is there, and the files that it names are in
-    its directory."""
+    """Raise KeyError or ValueError unless the manifest has everything that is read later, and names only files of its
+    own directory."""
     _require_numbers(manifest, "vocab_size", "pad_id", "eod_id", "seq_length", "empty", "quarantined")
     if not re.fullmatch("[0-9a-f]{64}", str(manifest["tokenizer"])):
         raise ValueError("tokenizer: not a fingerprint")
@@ -295,14 +309,13 @@ def _require_form(manifest: dict) -> None:
         names = split["files"] + ([split["digests"]] if "digests" in split else [])
         if any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise ValueError(f"files {names}: must be names in the directory")
-    if not all(
-        isinstance(digest, str) for digest in [*manifest["files"].values(), *manifest.get("headers", {}).values()]
-    ):
+    digests = [*manifest["files"].values(), *manifest.get("headers", {}).values()]
+    if not all(isinstance(digest, str) for digest in digests):
         raise ValueError("files: not SHA-256 by name")
 
 
 def _require_numbers(tree: dict, *names: str) -> None:
-    """Raise KeyError or ValueError unless these, or else all, are whole numbers that are not negative."""
+    """Raise KeyError or ValueError unless the named values, by default all, are whole numbers from 0 up."""
     wrong = [name for name in names or tree if type(tree[name]) is not int or not 0 <= tree[name] < 1 << 63]
     if wrong:
         raise ValueError(f"{wrong[0]}={tree[wrong[0]]!r:.40}: must be a whole number")
@@ -316,7 +329,7 @@ def load_manifest(directory: Path) -> dict:
     """The manifest of a directory written by `prepare`.
 
     Raises:
-        DataError: none there, or not one that this version reads.
+        DataError: there is none, or this version cannot read it.
     """
     path = Path(directory) / MANIFEST
     if not path.exists():
@@ -338,8 +351,8 @@ def load_manifest(directory: Path) -> dict:
 
 
 def _official_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
-    """MindRecord files of a directory or pattern, sorted by name without their .db sidecars (spec A6); a list stays as
-    it is."""
+    """The MindRecord files of a directory or pattern, sorted by name, without their .db sidecars (spec A6). A list is
+    returned as it is."""
     if not isinstance(source, (str, Path)):
         return [Path(path) for path in source]
     pattern = str(Path(source) / "*") if Path(source).is_dir() else str(source)

@@ -1,13 +1,13 @@
-"""jieba's word segmentation: the same words in about half the time. jieba is imported when a segmenter is made.
+"""Word segmentation as jieba does it, in about half the time. jieba is imported when a segmenter is made.
 
-Segmentation is nearly all of the time that encoding Chinese takes. jieba builds a graph of words as dicts of lists
-before it looks for the best path, and keeps a path per state in its hidden Markov model; here both are one pass over
-plain numbers, with the same floating-point operations in the same order and the same choice on a tie, hence the same
-words. The test compares them word by word.
+Encoding Chinese spends nearly all its time on segmentation. jieba builds a graph of words as dicts of lists before it
+searches for the best path, and its hidden Markov model keeps a path for each state. Here both are one pass over plain
+numbers, with the same floating-point operations in the same order and the same choice on a tie. So the words are the
+same; the test compares them one by one.
 
-jieba's own cache of its dictionary, a file in the shared temporary directory that it reads whoever wrote it, is neither
-read nor written: reading the dictionary itself takes 0.2 s longer, and the words then depend on the installed package
-alone.
+jieba caches its dictionary in the shared temporary directory and reads that file whoever wrote it. This module neither
+reads nor writes the cache: the dictionary itself takes 0.2 s longer to read, but then the words depend on nothing but
+the installed package.
 """
 
 import hashlib
@@ -18,30 +18,33 @@ from functools import cache
 from math import log
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pangu_ms.core.errors import DataError
 
 _NEVER = -3.14e100
-"""jieba's logarithm of an impossible event."""
+"""The number that jieba takes for the logarithm of 0."""
 
 
 def make_segmenter(special_words: Iterable[str]) -> Callable[[str], Iterator[str]]:
-    """A private jieba tokenizer's `cut`, which also knows `special_words`.
+    """The `cut` method of a jieba tokenizer that also knows `special_words`.
 
-    Private, since `add_word` on jieba's own would change it for everything else in the process.
+    The tokenizer is a new one: `add_word` on jieba's global tokenizer would change it for everything in the process.
 
     Source: spec A5 (jieba.cut with cut_all=False; add_word for the specials).
     """
     jieba, model = _jieba(), hidden_markov_model()
 
-    class OnePass(jieba.Tokenizer):
+    base: Any = jieba.Tokenizer  # jieba has no types, and a module that is only known at run time gives no base class
+
+    class OnePass(base):
         def initialize(self, dictionary: str | None = None) -> None:
-            """The dictionary of the package; never jieba's cache."""
+            """Load the dictionary of the package; jieba's own method would read its cache."""
             self.FREQ, self.total = frequencies(_dictionary())
             self.initialized = True
 
         def words(self, sentence: str) -> Iterator[str]:
-            """Words of a run of characters; neighbours that are words by themselves are tried again with the hidden
+            """Words of a run of characters. Neighbouring words of one character are joined and cut again by the hidden
             Markov model."""
             self.check_initialized()
             ends = best_ends(sentence, self.FREQ, log(self.total))
@@ -56,12 +59,12 @@ def make_segmenter(special_words: Iterable[str]) -> Callable[[str], Iterator[str
             yield from self.regroup(sentence[singles:])
 
         def regroup(self, characters: str) -> Iterable[str]:
-            """Words among characters that the dictionary leaves single."""
+            """Words in a run of characters that the dictionary knows only as words of one character."""
             if len(characters) < 2 or self.FREQ.get(characters):
                 return characters
             return model(characters)
 
-        _Tokenizer__cut_DAG = words  # the step of jieba.Tokenizer.cut that is replaced
+        _Tokenizer__cut_DAG = words  # replaces the private step of jieba.Tokenizer.cut that searches for the path
 
     segmenter = OnePass()
     for word in special_words:
@@ -70,21 +73,23 @@ def make_segmenter(special_words: Iterable[str]) -> Callable[[str], Iterator[str
 
 
 def segmenter_version() -> dict[str, str]:
-    """What the words depend on beside the text: jieba's version, and the SHA-256 of its dictionary."""
+    """What the words depend on besides the text: jieba's version, and the SHA-256 of its dictionary."""
     return {"jieba": _jieba().__version__, "dictionary": _dictionary_hash()}
 
 
 @cache
 def _jieba() -> ModuleType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pkg_resources and old regular expressions in jieba
+        warnings.simplefilter("ignore")  # jieba imports pkg_resources and has regular expressions of an old form
         import jieba
-    jieba.setLogLevel(logging.CRITICAL + 1)  # it reports its dictionary on stderr
+    jieba.setLogLevel(logging.CRITICAL + 1)  # otherwise it reports on stderr that it loads its dictionary
     return jieba
 
 
 def _dictionary() -> bytes:
-    return Path(_jieba().__file__).with_name("dict.txt").read_bytes()
+    package = _jieba().__file__
+    assert package, "jieba is an ordinary package, with a file"
+    return Path(package).with_name("dict.txt").read_bytes()
 
 
 @cache
@@ -93,36 +98,38 @@ def _dictionary_hash() -> str:
 
 
 def frequencies(dictionary: bytes) -> tuple[dict[str, int], int]:
-    """Count of each word of a dictionary, with count 0 of each proper prefix that is no word; and the sum.
+    """Counts of the words of a dictionary, and their sum. Each proper prefix that is no word is there with count 0.
 
     Args:
-        dictionary: UTF-8, a line a word: word, count, anything more.
+        dictionary: UTF-8; each line holds a word, its count, and whatever else.
 
     Raises:
-        DataError: a line of another form.
+        DataError: a line has another form.
     """
     counts: dict[str, int] = {}
-    total = number = 0
+    total, line_number = 0, 1
     try:
-        for number, line in enumerate(dictionary.decode("utf-8").rstrip("\n").split("\n"), 1):
+        for line in dictionary.decode("utf-8").rstrip("\n").split("\n"):
             word, count = line.strip().split(" ")[:2]
             counts[word] = int(count)
             total += counts[word]
             for end in range(1, len(word)):
                 counts.setdefault(word[:end], 0)
+            line_number += 1
     except ValueError as error:
         raise DataError(
-            f"jieba's dict.txt: line {max(number, 1)}: {error}; the installed package is damaged; install jieba again"
+            f"jieba's dict.txt: line {line_number}: {error}; the installed package is damaged; install jieba again"
         ) from error
     return counts, total
 
 
 def best_ends(sentence: str, frequencies: dict[str, int], log_total: float) -> list[int]:
-    """For each start, the end of the word there on the most probable path to the sentence's end; the longer word on a
-    tie.
+    """The most probable words of a sentence, from any start: ends[i] is the end of the word that starts at character i
+    on the best path from there to the end of the sentence. On a tie the longer word is taken.
 
     Args:
-        frequencies: count of each dictionary word; a proper prefix of a word is there too, with count 0.
+        frequencies: counts of the words and their prefixes, as of `frequencies`.
+        log_total: logarithm of the sum of the counts.
     """
     length, frequency = len(sentence), frequencies.get
     unknown, score, ends = log(1) - log_total, [0.0] * (length + 1), [0] * length
@@ -130,7 +137,7 @@ def best_ends(sentence: str, frequencies: dict[str, int], log_total: float) -> l
         end = start + 1
         count = frequency(sentence[start])
         best, best_end = (log(count) - log_total if count else unknown) + score[end], end
-        while count is not None and end < length:  # what is not even a prefix begins no longer word
+        while count is not None and end < length:  # None: these characters are not even the prefix of a word
             end += 1
             count = frequency(sentence[start:end])
             if count:
@@ -142,7 +149,8 @@ def best_ends(sentence: str, frequencies: dict[str, int], log_total: float) -> l
 
 
 def hidden_markov_model() -> Callable[[str], Iterator[str]]:
-    """jieba.finalseg.cut: words of characters by the Viterbi path through the states begin, middle, end and single."""
+    """jieba.finalseg.cut: words by the Viterbi path through the states B, M, E and S of the characters (the first, a
+    middle or the last character of a word, or a word of one character)."""
     from jieba import finalseg
 
     begin, middle, end, single = (finalseg.emit_P[state].get for state in "BMES")

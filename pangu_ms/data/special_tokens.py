@@ -1,5 +1,7 @@
-"""Which tokens of a Hugging Face directory are special, and where they go. Source: transformers 4.57,
-tokenization_utils_base.py."""
+"""The special tokens of a Hugging Face directory, as its settings define them.
+
+Source: transformers 4.57, tokenization_utils_base.py.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,19 +13,19 @@ _OF_LLAMA = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": None}
 
 
 class SpecialTokens:
-    """The settings of a tokenizer.
+    """The settings of a tokenizer, from the JSON files of its directory.
 
     Attributes:
-        tokenizer_class: as stated; a LLaMA's where the directory is silent.
-        is_llama: whether transformers opens it with its LLaMA classes.
-        has_known_class: whether its SentencePiece model is encoded as a LLaMA's; openPangu's own class does.
+        tokenizer_class: the class that the settings name; by default LLaMA's.
+        is_llama: whether transformers opens the tokenizer with its LLaMA classes.
+        has_known_class: whether its SentencePiece model encodes as a LLaMA's does; openPangu's own class does so too.
         add_bos: whether bos is put before a text.
-        add_prefix_space: None where the settings are silent.
-        legacy: transformers' name for "a text that begins with a space gets one more".
-        named: content of bos, eos, unk and pad, or None.
-        added: id -> content and whether it is special, of tokens that the settings list.
-        contents: all special tokens.
-        vocab_size: of config.json, or None.
+        add_prefix_space: None where the settings do not say.
+        legacy: transformers' setting by which a text that begins with a space gets another one.
+        named: the text of bos, eos, unk and pad, or None.
+        added: for each id that the settings list, the token's text and whether it is special.
+        contents: the texts of all special tokens.
+        vocab_size: the one of config.json, or None.
     """
 
     SOURCES = (SETTINGS, SPECIAL_TOKENS, ADDED, GENERATION, CONFIG)
@@ -32,7 +34,7 @@ class SpecialTokens:
         """Read the settings from the JSON objects of the files that there are.
 
         Raises:
-            ValueError, TypeError, AttributeError: a value of a wrong kind.
+            ValueError, TypeError, AttributeError: a value has the wrong type.
         """
         settings, special_map = trees.get(SETTINGS, {}), trees.get(SPECIAL_TOKENS, {})
         self._generation, self._config = trees.get(GENERATION, {}), trees.get(CONFIG, {})
@@ -42,7 +44,8 @@ class SpecialTokens:
         self.add_bos, self.legacy = settings.get("add_bos_token", True), settings.get("legacy") is not False
         self.add_prefix_space: bool | None = settings.get("add_prefix_space")
         listed = settings.get("added_tokens_decoder")
-        # As transformers: where the settings list the added tokens, they come first; in older directories the map does.
+        # As in transformers: settings that list the added tokens have precedence over special_tokens_map.json; in older
+        # directories, whose settings have no such list, it is the other way round.
         order = [settings, special_map] if listed is not None else [special_map, settings]
         defaults = _OF_LLAMA if self.has_known_class else dict.fromkeys(_OF_LLAMA)
         self.named = {name: _named(f"{name}_token", order, default) for name, default in defaults.items()}
@@ -61,24 +64,28 @@ class SpecialTokens:
             raise ValueError(f"{CONFIG}: vocab_size={self.vocab_size}")
 
     def end_ids(self, vocab_size: int) -> list[int]:
-        """What ends a generated text, as generation_config.json says, or else config.json."""
-        given = next(
-            (tree["eos_token_id"] for tree in (self._generation, self._config) if tree.get("eos_token_id") is not None),
-            [],
-        )
-        ids = [_whole(index) for index in (given if isinstance(given, list) else [given])]
-        if wrong := [index for index in ids if index is None or index >= vocab_size]:
-            raise ValueError(f"eos_token_id={given!r}: {wrong[0]} is no id of a vocabulary of {vocab_size}")
-        return [index for index in ids if index >= 0]  # -1 stands for none
+        """Ids that end a generated text, from generation_config.json or else config.json."""
+        given = self._first_given("eos_token_id")
+        if given is None:
+            return []
+        ids = []
+        for value in given if isinstance(given, list) else [given]:
+            index = _whole(value)
+            if index is None or index >= vocab_size:
+                raise ValueError(f"eos_token_id={given!r}: {index} is no id of a vocabulary of {vocab_size}")
+            if index >= 0:  # -1 stands for none
+                ids.append(index)
+        return ids
 
     def pad_id(self, vocab_size: int) -> int | None:
-        """The padding id where no pad_token is named, as the same files say."""
-        given = next(
-            (tree["pad_token_id"] for tree in (self._generation, self._config) if tree.get("pad_token_id") is not None),
-            None,
-        )
-        index = _whole(given)
+        """The padding id of the same files, for directories that name no pad_token."""
+        index = _whole(self._first_given("pad_token_id"))
         return index if index is not None and 0 <= index < vocab_size else None
+
+    def _first_given(self, key: str) -> Any:
+        """A value of generation_config.json, or else of config.json; None where neither has one."""
+        given = self._generation.get(key)
+        return self._config.get(key) if given is None else given
 
 
 def _named(key: str, order: list[dict[str, Any]], default: str | None) -> str | None:

@@ -1,8 +1,8 @@
-"""Files of text as streams of bytes in bounded memory: decompressed, cut in lines, checked for what no text is.
+"""Reads text files as streams of bytes in bounded memory: decompresses them and cuts them into lines.
 
-`.gz` and `.zst` are told by name. What a compressed file holds is not known before it is read: a line or a document of
-any length, or gigabytes of zeros in a few kilobytes. No line longer than LONGEST is held, and content that grows by
-more than LARGEST_RATIO is refused.
+The name tells whether a file is compressed (.gz, .zst), but only reading it shows what it holds: that can be a line of
+any length, or gigabytes of zeros in a few kilobytes. So no line longer than LONGEST is held in memory, and
+content that grows by more than LARGEST_RATIO is refused.
 """
 
 import gzip
@@ -12,25 +12,27 @@ import stat
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pangu_ms.core.errors import DataError
 
 LONGEST = 1 << 25
 """Bytes of the longest line, JSON record or document: 32 MiB, about 10 million tokens, which take 1 GB to encode."""
 LARGEST_RATIO, _FREE = 200, 1 << 26
-"""Text shrinks to a fifth, logs to a hundredth; gzip reaches 1,030 with zeros, Zstandard 16,000. The first 64 MiB may
-have any ratio."""
+"""Largest ratio of decompressed to compressed bytes, and the decompressed bytes (64 MiB) that may have any ratio. Text
+shrinks to a fifth and logs to a hundredth; with zeros gzip reaches a ratio of 1,030, Zstandard one of 16,000."""
 _SHOWN = 1000
 """Bytes kept of a line that is too long."""
 _ZSTD_INPUT = 1 << 11
-"""Bytes decompressed at once: at most 64 MiB come of them (4 bytes make a block of 128 KiB)."""
+"""Bytes decompressed at once. They give at most 64 MiB: a block of 128 KiB takes at least 4 bytes."""
 COMPRESSED = (".gz", ".zst")
 
 
 def require_readable(path: Path) -> None:
-    """Raise DataError unless it is a regular file that can be opened: a device or a pipe has no size and may have no
-    end."""
+    """Raise DataError unless the path is a regular file that can be opened.
+
+    A device or a pipe is refused: it has no size and may have no end, and a corpus is read more than once.
+    """
     if path.is_dir():
         raise DataError(f"{path}: is a directory; a corpus is a list of files; name them, e.g. {path}/*.jsonl")
     try:
@@ -54,8 +56,8 @@ def content(path: Path, raw: BinaryIO) -> BinaryIO:
 
 
 def damage() -> tuple[type[Exception], ...]:
-    """What is raised on damaged input."""
-    errors = (OSError, EOFError, zlib.error)
+    """The exceptions that reading damaged content raises."""
+    errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error)
     try:
         import zstandard
     except ImportError:
@@ -64,7 +66,7 @@ def damage() -> tuple[type[Exception], ...]:
 
 
 def lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """Each line, and whether it is whole: of one longer than LONGEST only the beginning is given."""
+    """Each line, and whether it is complete: a line longer than LONGEST is cut to its beginning."""
     while line := stream.readline(LONGEST + 1):
         whole = len(line) <= LONGEST or line.endswith(b"\n")
         if not whole:
@@ -75,8 +77,10 @@ def lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
 
 
 def pieces(stream: BinaryIO) -> Iterator[bytes]:
-    """The content in parts of at most LONGEST bytes, cut behind an empty line, else behind a line, else between two
-    characters."""
+    """The content in parts of at most LONGEST bytes.
+
+    A part ends behind an empty line if its second half has one, else behind a line, else between two characters.
+    """
     rest = b""
     while part := stream.read(LONGEST - len(rest)):
         whole = rest + part
@@ -101,13 +105,13 @@ def _last_cut(text: bytes) -> int:
 class _Bounded(io.RawIOBase):
     """A decompressing stream that refuses content far larger than the file."""
 
-    def __init__(self, stream, path: Path, raw: BinaryIO) -> None:
+    def __init__(self, stream: "gzip.GzipFile | _Frames", path: Path, raw: BinaryIO) -> None:
         self._stream, self._path, self._raw, self._size = stream, path, raw, 0
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         size = self._stream.readinto(buffer)
         self._size += size
         if self._size > _FREE and self._size > LARGEST_RATIO * self._raw.tell():
@@ -130,16 +134,20 @@ def _frames(path: Path, raw: BinaryIO) -> "_Frames":
 
 
 class _Frames(io.RawIOBase):
-    """Content of Zstandard frames. The package's own stream takes a file that was cut off for a whole one."""
+    """The content of Zstandard frames.
 
-    def __init__(self, raw: BinaryIO, decompressor) -> None:
+    The stream of the zstandard package is not used: it takes a file that was cut off for a complete one.
+    """
+
+    def __init__(self, raw: BinaryIO, decompressor: Any) -> None:
         self._raw, self._decompressor = raw, decompressor
-        self._frame, self._input, self._content = None, b"", b""
+        self._frame: Any = None  # zstandard's decompressobj of the frame that is being read
+        self._input, self._content = b"", memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._content and self._advance():
             pass
         size = min(len(buffer), len(self._content))
@@ -147,7 +155,7 @@ class _Frames(io.RawIOBase):
         return size
 
     def _advance(self) -> bool:
-        """Decompress a bit more; False at the end."""
+        """Decompress a part of the input; False at its end."""
         self._input = self._input or self._raw.read(_ZSTD_INPUT)
         if not self._input:
             if self._frame:

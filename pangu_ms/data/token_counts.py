@@ -1,7 +1,7 @@
-"""How often a tokenizer's pieces occur in a corpus or in records, and how far it compresses text. No mindspore import
-until records are read.
+"""Counts how often the pieces of a tokenizer occur in a corpus or in records, and measures how far it compresses text.
+No mindspore import until records are read.
 
-Padding and ends of documents are not counted: a corpus and the records prepared from it have the same counts.
+Padding and ends of documents are not counted, so a corpus and the records prepared from it have the same counts.
 
 Legend: V pieces.
 """
@@ -29,11 +29,11 @@ _SAMPLE_TOKENS = 300_000
 
 
 def count_corpus(corpus: Corpus, tokenizer_path: str | Path, num_workers: int, progress: bool = True) -> np.ndarray:
-    """Occurrences of each piece in the documents of a corpus: int64 [V].
+    """Count the occurrences of each piece in a corpus: int64 [V].
 
     Raises:
-        DataError: an unreadable corpus or tokenizer.
-        UserError: a worker died.
+        DataError: the corpus or the tokenizer cannot be read.
+        UserError: a worker process died.
     """
     tokenizer = Tokenizer.load(tokenizer_path)
     counts = np.zeros(tokenizer.vocab_size, np.int64)
@@ -43,7 +43,8 @@ def count_corpus(corpus: Corpus, tokenizer_path: str | Path, num_workers: int, p
     ):
 
         def take(size: int, tokens: int) -> None:
-            for path in Path(work).glob("block-*.npz"):  # taken as they are finished: a few at a time are on the disk
+            # Finished blocks are counted and removed at once, so that only a few are on the disk at a time.
+            for path in Path(work).glob("block-*.npz"):
                 np.add(counts, _bincount(load_block(path).ids, tokenizer), out=counts)
                 path.unlink()
             bar.update(size)
@@ -53,7 +54,12 @@ def count_corpus(corpus: Corpus, tokenizer_path: str | Path, num_workers: int, p
 
 
 def open_records(source: str | Path, tokenizer: Tokenizer) -> list[RecordSet]:
-    """Every split of a data set; DataError unless `tokenizer` made it (official files: unless it can have)."""
+    """Open every split of a data set.
+
+    Raises:
+        DataError: another tokenizer made the records. Official files do not name theirs; their ids are checked as they
+            are read.
+    """
     train = RecordSet.open(source)
     train.require_tokenizer(tokenizer)
     train.vocab_size = tokenizer.vocab_size  # ids of official files are checked against it
@@ -61,10 +67,10 @@ def open_records(source: str | Path, tokenizer: Tokenizer) -> list[RecordSet]:
 
 
 def count_records(record_sets: list[RecordSet], tokenizer: Tokenizer, progress: bool = True) -> np.ndarray:
-    """Occurrences of each piece in the rows of data sets: int64 [V].
+    """Count the occurrences of each piece in the rows of data sets: int64 [V].
 
     Raises:
-        DataError: a damaged file or an id outside the vocabulary.
+        DataError: a file is damaged, or an id lies outside the vocabulary.
     """
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     with progress_bar(
@@ -97,7 +103,7 @@ def load_counts(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:
     """Counts that `save_counts` wrote: int64 [V].
 
     Raises:
-        DataError: not such a file, or of another tokenizer.
+        DataError: the file is missing, damaged or of another form, or its counts are those of another tokenizer.
     """
     try:
         content = small_json.read_object(Path(path))
@@ -128,10 +134,14 @@ def corpus_sample(corpus: Corpus) -> list[str]:
 
 
 def records_sample(record_sets: list[RecordSet], tokenizer: Tokenizer) -> list[str]:
-    """Text of rows, spread evenly over data sets, about _SAMPLE_TOKENS in all; documents of a row run together."""
-    return [
-        text for records in record_sets for text in _row_texts(records, tokenizer, _SAMPLE_TOKENS // len(record_sets))
-    ]
+    """Texts of rows, spread evenly over data sets, of about _SAMPLE_TOKENS in all.
+
+    The documents of a row run together in its text.
+    """
+    texts: list[str] = []
+    for records in record_sets:
+        texts += _row_texts(records, tokenizer, _SAMPLE_TOKENS // len(record_sets))
+    return texts
 
 
 def _row_texts(records: RecordSet, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
@@ -141,9 +151,9 @@ def _row_texts(records: RecordSet, tokenizer: Tokenizer, tokens: int) -> Iterato
 
 
 def compression(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
-    """Encode texts: {"tokens_per_character", "bytes_per_token"}.
+    """How far the tokenizer compresses texts: {"tokens_per_character", "bytes_per_token"}, in bytes of UTF-8.
 
-    Source: PanGu-pi Table 7 (spec D6): compression rate = tokens per character; bytes are those of UTF-8.
+    Source: PanGu-pi Table 7 (spec D6), whose compression rate is tokens per character.
     """
     tokens = sum(map(len, tokenizer.encode_batch(texts)))
     return {

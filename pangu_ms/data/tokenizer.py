@@ -1,9 +1,10 @@
-"""Text to ids and back: SentencePiece, after jieba's word segmentation for Chinese. No jieba import until Chinese text
-is encoded.
+"""From text to ids and back: SentencePiece, for Chinese after jieba's word segmentation. jieba is imported when text is
+segmented.
 
-A tokenizer is a directory with `vocab.model` (SentencePiece) and `tokenizer.json`, or a released bare `vocab.model`, or
-what a Hugging Face directory has (see huggingface.py). Round trip of our own is exact for any text without U+2581
-(SentencePiece's own space) and, with segmenter jieba, without U+2582 and U+2583 (they stand for space and newline).
+A tokenizer is a directory with `vocab.model` (SentencePiece) and `tokenizer.json`; or a released bare `vocab.model`; or
+a Hugging Face directory (see huggingface.py). With a tokenizer of our own, decoding gives back the exact text, unless
+the text has U+2581 (SentencePiece's own space) or, with segmenter jieba, U+2582 or U+2583 (which stand for space and
+newline).
 
 Source: spec A5.
 """
@@ -33,7 +34,7 @@ _MODEL_DIGEST = "vocab_model_sha256"
 SEGMENTERS = ("jieba", "none")
 SPECIALS = ("<unk>", "<s>", "</s>", "<sep>", "<pad>", "<eod>", "<eot>")
 SPACE, NEWLINE = "\u2582", "\u2583"
-# jieba gives every white space character as a word of its own, CRLF as one.
+# jieba makes every white space character a word of its own, and CRLF one word.
 _TO_PIECES = {" ": SPACE, "\n": NEWLINE, "\r\n": "\r" + NEWLINE}
 _FROM_PIECES = str.maketrans({" ": None, SPACE: " ", NEWLINE: "\n"})
 SMALLEST_VOCAB = 256 + len(SPECIALS) + 9
@@ -41,8 +42,8 @@ SMALLEST_VOCAB = 256 + len(SPECIALS) + 9
 CHUNK = 2000
 """Characters of one training sentence; the trainer's memory and time grow faster than its longest sentence."""
 COVERAGE = 0.9995
-"""Share of characters that get a piece of their own (SentencePiece's advice for Chinese); the others are spelt in
-bytes."""
+"""Share of a text's characters that shall have a piece of their own, as SentencePiece advises for Chinese. The others
+are spelt in bytes."""
 _LOSSLESS_PROBE = " a  b\n\n\tc\r\n \u3000\uff1a"
 
 
@@ -51,18 +52,18 @@ class Tokenizer:
 
     Attributes:
         vocab_size: number of pieces.
-        pad_id, eod_id, eot_id, unk_id: ids of the padding, end-of-document, end-of-text and unknown pieces. Missing
-            ones fall back: pad to eod, eod to pad, eot to eod. eod of a bare released file is its <pad>: the released
-            models were trained on documents that end with the pad id 6 (spec A5, A6), whatever else the vocabulary
-            holds.
-        has_pad: whether pad_id is a padding piece, and not what replaces it.
+        pad_id, eod_id, eot_id, unk_id: ids of the padding, end-of-document, end-of-text and unknown pieces. A missing
+            piece is replaced by another one: pad by eod, eod by pad, eot by eod. In a bare released file, eod is <pad>
+            even if there is an <eod>: the released models were trained on documents that end with the pad id 6 (spec
+            A5, A6).
+        has_pad: whether pad_id is the id of a padding piece, and not of eod in its place.
         bos_id, eos_id: ids of <s> and </s>, or None.
-        first_ids: what stands before each prompt and document, such as a LLaMA's bos; our own have none.
+        first_ids: ids before each prompt and document, such as a LLaMA's bos; tokenizers of our own have none.
         stop_ids: ids that end a generated text, sorted: eot, eod and the <eod> piece.
         fingerprint: SHA-256 over the model, the settings and, with segmenter jieba, its version and dictionary; two
             tokenizers with equal fingerprints give equal ids.
-        segmenter_version: what the segmenter's words depend on; empty for none.
-        packages: Python packages that it needs.
+        segmenter_version: what the words of the segmenter depend on; empty for segmenter none.
+        packages: the Python packages that the tokenizer needs.
     """
 
     first_ids: tuple[int, ...] = ()
@@ -70,9 +71,15 @@ class Tokenizer:
     def __init__(self, model: bytes, segmenter: str = "jieba", eod: str = "<eod>", where: str = "tokenizer") -> None:
         """Wrap a serialised SentencePiece model.
 
+        Args:
+            model: content of a `vocab.model`.
+            segmenter: one of SEGMENTERS.
+            eod: the piece that ends a document.
+            where: begins the messages: the path.
+
         Raises:
-            DataError: not a SentencePiece model, an unknown segmenter, neither <pad> nor <eod>, or a lossy model with
-                segmenter none.
+            DataError: it is no SentencePiece model, has neither <pad> nor <eod>, or changes texts though the segmenter
+                is none; or the segmenter is unknown.
         """
         if segmenter not in SEGMENTERS:
             raise DataError(f"{where}: segmenter={segmenter!r}: must be one of {', '.join(SEGMENTERS)}")
@@ -84,7 +91,7 @@ class Tokenizer:
             ) from error
         self.vocab_size: int = self._processor.get_piece_size()
         self.model, self.segmenter = model, segmenter
-        self._settings = {"format": FORMAT, "segmenter": segmenter, "eod": eod}
+        self._settings: dict[str, Any] = {"format": FORMAT, "segmenter": segmenter, "eod": eod}
         self._set_ids(eod, where)
         if segmenter == "none" and self.decode(self.encode(_LOSSLESS_PROBE)) != _LOSSLESS_PROBE:
             raise DataError(
@@ -124,8 +131,14 @@ class Tokenizer:
         return hashlib.sha256(self.model + json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def made(self, fingerprint: str, where: str) -> bool:
-        """Whether `fingerprint`, found in `where`, is this tokenizer's. The older form without the segmenter's version
-        counts, with a warning."""
+        """Whether `fingerprint` is this tokenizer's.
+
+        Fingerprints of an older form, which do not depend on the segmenter's version, are accepted with a warning.
+
+        Args:
+            fingerprint: of the tokenizer that made something.
+            where: the file that holds it, for the warning.
+        """
         if fingerprint == self.fingerprint:
             return True
         if fingerprint != self._hash_with(self._settings):
@@ -135,13 +148,14 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a tokenizer directory, ours or Hugging Face's, or a bare model: a released `vocab.model`, which implies
-        jieba, or else a LLaMA's.
+        """Read a tokenizer directory of our own or of Hugging Face's form, or a bare SentencePiece model.
+
+        A bare model is a released `vocab.model`, with segmenter jieba, if it has the pieces of one; else a LLaMA's.
 
         Raises:
-            DataError: nothing there, or not a tokenizer.
+            DataError: there is no tokenizer, or it cannot be read.
         """
-        from pangu_ms.data import huggingface, huggingface_files  # which are made of what stands here
+        from pangu_ms.data import huggingface, huggingface_files  # here, as both import this module
 
         path = Path(path)
         if not path.is_dir():
@@ -175,23 +189,24 @@ class Tokenizer:
 
     @property
     def special_ids(self) -> list[int]:
-        """Ids that no text has: of control pieces and the unknown one."""
+        """Ids of the control pieces and the unknown piece, which no text encodes to."""
         return [i for i in range(self.vocab_size) if self._processor.is_control(i) or self._processor.is_unknown(i)]
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What beside the model determines the ids."""
+        """The settings that determine the ids besides the model."""
         return dict(self._settings)
 
     def with_model(self, model: bytes) -> "Tokenizer":
-        """Another SentencePiece model under the same settings."""
+        """A tokenizer with another SentencePiece model and the same settings."""
         return Tokenizer(model, self.segmenter, self._settings["eod"])
 
     def save(self, directory: str | Path, extra: Mapping[str, bytes] | None = None) -> None:
         """Write `vocab.model` and `tokenizer.json` into a new directory, whole or not at all.
 
         Args:
-            extra: name -> content of further files for the directory.
+            directory: must not exist, or be empty.
+            extra: contents of further files for the directory, by name.
 
         Raises:
             OutputError: the directory has other content, or the disk is full.
@@ -225,26 +240,28 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """`encode` of each text, on one thread: the callers run one process per core."""
+        """`encode` of each text. It uses one thread, since callers run one process per core."""
         try:
             return self._processor.encode([self._segmented(text) for text in texts], num_threads=1)
-        except (TypeError, UnicodeEncodeError):  # SentencePiece's versions differ
+        except (TypeError, UnicodeEncodeError):  # of a lone surrogate; versions of SentencePiece raise either
             for text in texts:
                 require_unicode(text)
             raise
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text that a model is to continue: `first_ids` and `encode`."""
+        """Ids of a text that a model is to continue: `first_ids`, then those of `encode`."""
         return [*self.first_ids, *self.encode(text)]
 
     def decode(self, ids: Iterable[int], continuation: bool = False) -> str:
-        """Text of ids. Control pieces give nothing, unknown ones U+2047, broken UTF-8 from byte pieces U+FFFD.
+        """Text of ids. Control pieces become nothing, the unknown piece U+2047, and byte pieces that are no valid UTF-8
+        U+FFFD.
 
         Args:
-            continuation: the ids go on from others, so that a space at their beginning is the text's.
+            ids: token ids.
+            continuation: whether the ids continue others. A space at their beginning is then a part of the text.
 
         Raises:
-            DataError: an id outside the vocabulary.
+            DataError: an id lies outside the vocabulary.
         """
         ids = list(ids)
         self._require_ids(ids)
@@ -279,7 +296,7 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text of ids that arrive one by one; the pieces of text joined equal `Tokenizer.decode` of the ids as a
+    """Decodes ids that arrive one by one. The returned parts, joined, equal `Tokenizer.decode` of the ids as a
     continuation."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -287,12 +304,12 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, index: int) -> str:
-        """New text after this id; empty while a character is incomplete."""
+        """Add an id; returns the text that it completes, which is empty while a character is incomplete."""
         self._tokenizer._require_ids([index])
         return self._tokenizer._restored(self._utf8.decode(self._tokenizer._bytes_of[index]))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for a character that never became complete."""
+        """The rest of the text at the end of the ids: U+FFFD if the last character is incomplete."""
         return self._tokenizer._restored(self._utf8.decode(b"", final=True))
 
 
@@ -308,7 +325,7 @@ def _warn_of_old(fingerprint: str, where: str) -> None:
 
 @cache
 def _jieba_cut() -> Callable[[str], Iterator[str]]:
-    """One segmenter for all tokenizers: it keeps no state, and reading its dictionary takes half a second."""
+    """The segmenter, one for all tokenizers: it keeps no state, and loading its dictionary takes half a second."""
     return make_segmenter(SPECIALS)
 
 
@@ -317,7 +334,7 @@ def _join_words(words: Iterable[str]) -> str:
 
 
 def require_unicode(text: str) -> None:
-    """Raise DataError for a lone surrogate, which no UTF-8 file can hold."""
+    """Raise DataError if a text holds a lone surrogate, which cannot be encoded as UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -327,15 +344,16 @@ def require_unicode(text: str) -> None:
 
 
 def processor_of(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    """A serialised SentencePiece model, loaded.
+    """Load a serialised SentencePiece model.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no SentencePiece model.
     """
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        processor.load_from_serialized_proto(model)  # the constructor takes empty bytes for no model at all
-    except (RuntimeError, UnicodeDecodeError):  # the latter of its own message
+        # Not by the constructor: it ignores empty bytes instead of refusing them.
+        processor.load_from_serialized_proto(model)
+    except (RuntimeError, UnicodeDecodeError):  # UnicodeDecodeError: SentencePiece's message quotes the file's bytes
         raise ValueError("not a SentencePiece model") from None
     if not processor.get_piece_size():
         raise ValueError("not a SentencePiece model: it has no pieces")
@@ -343,17 +361,14 @@ def processor_of(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def has_our_pieces(model: bytes) -> bool:
-    """Whether a bare model is a released one: jieba's words are joined by U+2582 and U+2583, and no other vocabulary
-    has these specials."""
+    """Whether a bare SentencePiece model is a released vocabulary. Only these have U+2582 and U+2583, which stand for
+    white space between jieba's words, or our special pieces."""
     try:
         processor = processor_of(model)
     except ValueError:
-        return True  # which then says what is wrong with it
-    return any(
-        processor.id_to_piece(processor.piece_to_id(piece)) == piece
-        for piece in (SPACE, NEWLINE, *SPECIALS[3:])
-        if piece != "<pad>"
-    )
+        return True  # the caller then loads it as ours, and the error says what is wrong with it
+    own = [SPACE, NEWLINE, *(piece for piece in SPECIALS[3:] if piece != "<pad>")]
+    return any(processor.id_to_piece(processor.piece_to_id(piece)) == piece for piece in own)
 
 
 def _read(path: Path) -> bytes:
@@ -367,7 +382,7 @@ def _read(path: Path) -> bytes:
 
 
 def require_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raise DataError unless tokenizer and model have one vocabulary size."""
+    """Raise DataError unless tokenizer and model have the same vocabulary size."""
     if tokenizer.vocab_size != vocab_size:
         raise DataError(
             f"tokenizer: {tokenizer.vocab_size} pieces, model.vocab_size={vocab_size}: must be equal; "
@@ -382,23 +397,23 @@ def train_tokenizer(
     sample_bytes: int = 20_000_000,
     progress: bool = False,
 ) -> Tokenizer:
-    """Train a vocabulary: byte fallback, no normalisation, the seven specials of the released one as control pieces
-    (ids 0 to 6).
+    """Train a BPE vocabulary with byte fallback and without normalisation. Its control pieces, with ids 0 to 6, are the
+    seven specials of the released vocabulary.
 
-    BPE: on 3.6 MB of Python it takes 0.4 s for 2048 pieces where unigram takes 7.5 s, and both give 3.17 bytes a token.
-    Newlines and tabs are ordinary characters, so pieces such as "):" + newline exist: 6 % fewer tokens on Python than
-    with a newline piece of its own.
+    BPE is used because it takes 0.4 s for 2048 pieces on 3.6 MB of Python, where unigram takes 7.5 s; both give 3.17
+    bytes per token. Newlines and tabs are ordinary characters, so that pieces such as "):" + newline exist: this gives
+    6 % fewer tokens on Python than a newline piece of its own.
 
     Args:
         texts: documents, read once.
         vocab_size: number of pieces, specials and 256 bytes included.
         segmenter: jieba for Chinese, none for code and other languages.
-        sample_bytes: train on an evenly spread sample of about half to all of this many UTF-8 bytes when the corpus is
-            larger.
+        sample_bytes: UTF-8 bytes to train on. Of a larger corpus an evenly spread sample is taken, which has between
+            half and all of them.
         progress: show a bar while Chinese is segmented.
 
     Raises:
-        DataError: no text, or too little for `vocab_size`, or `vocab_size` too small for the fixed pieces.
+        DataError: there is no text, or too little for `vocab_size`; or `vocab_size` has no room for the fixed pieces.
     """
     if vocab_size < SMALLEST_VOCAB:
         raise DataError(
@@ -412,16 +427,14 @@ def train_tokenizer(
         from pangu_ms.core.progress import progress_bar  # here: a MindIR package runs without it
 
         cut = _jieba_cut()
-        sample = [
-            _join_words(cut(chunk))
-            for chunk in progress_bar(progress, iterable=sample, desc="segment", unit="chunk", leave=False)
-        ]
+        chunks = progress_bar(progress, iterable=sample, desc="segment", unit="chunk", leave=False)
+        sample = [_join_words(cut(chunk)) for chunk in chunks]
     return Tokenizer(_train(_without_rare_characters(sample, vocab_size), vocab_size, segmenter), segmenter)
 
 
 def sample_chunks(texts: Iterable[str], limit: int) -> list[str]:
-    """Chunks of the texts, all or, above `limit` UTF-8 bytes, every 2nd, 4th, 8th, ... in order: bounded memory and no
-    random numbers."""
+    """Cut texts into chunks and return them in order: all of them, or if they have more than `limit` UTF-8 bytes every
+    2nd, 4th, 8th and so on. This needs bounded memory and no random numbers."""
     kept: list[str] = []
     size, stride, position = 0, 1, 0
     for text in texts:
@@ -437,10 +450,11 @@ def sample_chunks(texts: Iterable[str], limit: int) -> list[str]:
 
 
 def _without_rare_characters(sample: list[str], vocab_size: int) -> list[str]:
-    """The sample cut at its rarest characters, which will be spelt in bytes.
+    """Cut the sample at its rarest characters, which will be spelt in bytes.
 
-    They are those beyond COVERAGE, and more where characters would fill over half of a small vocabulary: the trainer
-    itself refuses a coverage below 0.98. NUL goes too: the trainer takes it for its own end mark.
+    These are the characters beyond COVERAGE, and so many more that characters fill at most half of a small vocabulary.
+    It is done here because SentencePiece's own option refuses a coverage below 0.98. NUL is cut out too, since the
+    trainer takes it for the end of a text.
     """
     counts = collections.Counter("".join(sample)).most_common()
     left, room = COVERAGE * sum(count for _, count in counts), (vocab_size - 256 - len(SPECIALS)) // 2
@@ -454,9 +468,8 @@ def _without_rare_characters(sample: list[str], vocab_size: int) -> list[str]:
 
 def _train(sample: list[str], vocab_size: int, segmenter: str) -> bytes:
     model = io.BytesIO()
-    # A space has a piece of its own even where the sample has none: its three bytes alone would not be read back
-    # as a space.
-    lossless = {
+    # U+2581 gets a piece even if the sample has no space: decoding does not turn its three byte pieces into a space.
+    lossless: dict[str, Any] = {
         "required_chars": "\u2581",
         "remove_extra_whitespaces": False,
         "add_dummy_prefix": False,
@@ -468,18 +481,19 @@ def _train(sample: list[str], vocab_size: int, segmenter: str) -> bytes:
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
-            character_coverage=1.0,  # rare characters are gone already
+            character_coverage=1.0,  # `_without_rare_characters` has removed the others
             byte_fallback=True,
             normalization_rule_name="identity",
             control_symbols=list(SPECIALS[3:]),
-            max_sentence_length=16 * CHUNK,  # in bytes; segmenting at most doubles the 4 bytes of a character
+            max_sentence_length=16 * CHUNK,  # in bytes: a character has at most 4, and segmenting at most doubles them
             minloglevel=2,
             **(lossless if segmenter == "none" else {}),
         )
     except RuntimeError as error:
         limit = re.search(r"value <= (\d+)", str(error))
-        possible = limit and int(limit[1]) >= SMALLEST_VOCAB
-        advice = f"use a vocab_size of at most {limit[1]}, or more text" if possible else "use more text"
+        advice = "use more text"
+        if limit and int(limit[1]) >= SMALLEST_VOCAB:
+            advice = f"use a vocab_size of at most {limit[1]}, or more text"
         size = sum(len(chunk.encode()) for chunk in sample)
         raise DataError(
             f"corpus: {size:,} bytes of training text are too few for vocab_size={vocab_size}: {advice}"

@@ -10,13 +10,15 @@ import pickle
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from pangu_ms.core.isolated import python_command, python_environment
+
+Request = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function and its arguments, as they are sent to a worker."""
 
 
 class WorkerDied(Exception):
@@ -24,18 +26,19 @@ class WorkerDied(Exception):
 
 
 class Workers:
-    """A pool of processes; use it as a context: at its end, or with this process, they end."""
+    """A pool of processes, as a context manager: they end with the context, or with this process."""
 
     def __init__(self, number: int, start: Callable[..., None] | None = None, *arguments: Any):
-        """Nothing is started yet.
+        """Make an empty pool; a process is started when a call finds none idle.
 
         Args:
-            number: of processes at most.
-            start: what each calls first, with `arguments`; picklable.
+            number: processes at most.
+            start: picklable function that each process calls first, with `arguments`.
         """
-        self._first, self._processes = (start, arguments), []
+        self._first = (start, arguments)
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._closing, self._lock = False, threading.Lock()
-        self._idle: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         self._threads = ThreadPoolExecutor(number)  # one waits for each process
 
     def __enter__(self) -> "Workers":
@@ -50,7 +53,7 @@ class Workers:
         self._threads.shutdown()
         for process in self._processes:
             process.wait()
-            for pipe in (process.stdin, process.stdout):
+            for pipe in _pipes(process):
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
 
@@ -67,11 +70,11 @@ class Workers:
             process = self._idle.get_nowait()
         except queue.Empty:
             process = self._start()
-        result = _ask(process, function, arguments)
+        result = _request(process, function, arguments)
         self._idle.put(process)
         return result
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self) -> subprocess.Popen[bytes]:
         command = python_command(__name__)
         with self._lock:
             if self._closing:
@@ -80,48 +83,64 @@ class Workers:
             self._processes.append(process)
         function, arguments = self._first
         if function:
-            _ask(process, function, arguments)
+            _request(process, function, arguments)
         return process
 
 
-def _ask(process: subprocess.Popen, function: Callable[..., Any], arguments: tuple) -> Any:
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    """The worker's standard input and output."""
+    assert process.stdin and process.stdout, "_start makes pipes of both"
+    return process.stdin, process.stdout
+
+
+def _request(process: subprocess.Popen[bytes], function: Callable[..., Any], arguments: tuple) -> Any:
+    """The result of one call in a worker; an exception of the function is raised here.
+
+    Raises:
+        WorkerDied: the process ended before it had answered.
+    """
+    requests, answers = _pipes(process)
     try:
-        pickle.dump((function, arguments), process.stdin)
-        process.stdin.flush()
-        result, error = pickle.load(process.stdout)
+        pickle.dump((function, arguments), requests)
+        requests.flush()
+        result, raised = pickle.load(answers)
     except (BrokenPipeError, EOFError, pickle.UnpicklingError) as error:
         raise WorkerDied(f"process {process.pid} ended before it had answered") from error
-    if error:
-        raise error
+    if raised:
+        raise raised
     return result
 
 
-def main() -> None:
-    """A worker: answers until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
-    asked, answers = queue.SimpleQueue(), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    threading.Thread(target=_read, args=(os.fdopen(os.dup(0), "rb"), asked), daemon=True).start()
+def main() -> NoReturn:
+    """Run as a worker: answer requests from stdin on stdout until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
+    requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # a library that prints to stdout must not write among the answers
+    threading.Thread(target=_read, args=(os.fdopen(os.dup(0), "rb"), requests), daemon=True).start()
     while True:
-        function, arguments = asked.get()
+        function, arguments = requests.get()
+        answer: tuple[Any, Exception | None]
         try:
             answer = function(*arguments), None
-        except Exception as error:  # raised by the parent
+        except Exception as error:  # the parent raises it
             answer = None, error
         pickle.dump(answer, answers)
         answers.flush()
 
 
-def _read(pipe: IO[bytes], asked: queue.SimpleQueue) -> None:
-    """Pass on what is asked; at the end of the pipe the parent has no more use for this process, or is gone, by kill -9
-    too."""
+def _read(pipe: IO[bytes], requests: "queue.SimpleQueue[Request]") -> None:
+    """Queue the requests of the parent; end this process when the pipe ends.
+
+    The pipe ends when the parent needs no more answers, and when it is gone, even by kill -9.
+    """
     while True:
         try:
-            asked.put(pickle.load(pipe))
+            requests.put(pickle.load(pipe))
         except EOFError:
             os._exit(0)
-        except Exception as error:  # a module that is not here
-            asked.put((_raise, (error,)))
+        except Exception as error:  # the request names a module that cannot be imported here
+            requests.put((_raise, (error,)))
 
 
 def _raise(error: Exception) -> None:
@@ -129,4 +148,4 @@ def _raise(error: Exception) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,4 +1,4 @@
-"""The loss of every batch of a finished round under its frozen model, from which `data.rounds` draws the next round.
+"""The loss of every batch of a finished round under its frozen model, from which `data.resample` draws the next round.
 Source: spec E2.4."""
 
 import json
@@ -20,8 +20,7 @@ from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.npz_file import read_npz, to_npz
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import BatchLosses, Order, fingerprint
-from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.data.resample import BatchLosses, Order, fingerprint
 from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
 
 SAVE_SECONDS = 5.0  # what a killed process loses at most, beside one batch
@@ -59,12 +58,13 @@ def batch_losses(
     batch_size = config.train.batch_size if batch_size is None else batch_size
     record_set, loader = _open(checkpoint, records, batch_size, config)
     total = loader.num_rows // batch_size
-    identity = {
+    identity: dict[str, Any] = {
         "records": fingerprint(record_set),
         "checkpoint": files.sha256_json(checkpoint.manifest),
         "batch_size": batch_size,
+        "compute_dtype": config.model.compute_dtype,
+        "device": config.runtime.device,
     }
-    identity |= {"compute_dtype": config.model.compute_dtype, "device": config.runtime.device}
     partial = Partial.open(Path(f"{output}.partial"), identity)
     if len(partial.losses) < total:
         with partial:
@@ -95,8 +95,7 @@ def _open(
 ) -> tuple[RecordSet, Loader]:
     """The records, checked, and the loader of the run's training steps."""
     record_set = RecordSet.open(records, "train")
-    tokenizer = checkpoint.tokenizer_path()
-    record_set.check(config.model, tokenizer and Tokenizer.load(tokenizer))
+    record_set.check(config.model, checkpoint.tokenizer())
     data = config.data
     order = Order.open(data.order, record_set)
     order.require_unchanged(checkpoint.state(), f"{checkpoint.path}: data.order={data.order}")

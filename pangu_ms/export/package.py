@@ -200,6 +200,7 @@ def _content(graph: Path, key: bytes | None, mode: str) -> memoryview:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     from mindspore._c_expression import _decrypt  # what ms.load itself uses
 
+    assert key, "`require_key` comes first"
     content = _decrypt(str(graph), key, len(key), mode)
     if not content:
         raise ExportError(f"{graph}: cannot be decrypted; the key in --key-file is not the one it was exported with")

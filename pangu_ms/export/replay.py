@@ -1,5 +1,7 @@
-"""`python -m pangu_ms.export.replay PACKAGE TOKENS.npz ANSWER.npz [KEY_FILE]`: run given tokens through a package, for
-`verify`."""
+"""`python -m pangu_ms.export.replay PACKAGE TOKENS.npz ANSWER.npz [KEY_FILE]`: runs given tokens through a package.
+
+`write.verify` starts it in a process of its own, which has nothing but the package.
+"""
 
 import hashlib
 import sys
@@ -16,11 +18,15 @@ def digest(array: np.ndarray) -> str:
 
 
 def main(package: str, request: str, answer: str, key_file: str = "") -> None:
-    """Write `logits` float32 [steps + 1, B, V], and `names` and `digests` of the parameters as they were loaded."""
+    """Run the tokens and write the answer: `logits` float32 [steps + 1, B, V], and the `names` and `digests` of the
+    parameters as MindSpore has loaded them."""
     runtime.quiet()
+    from mindspore import nn
+
     opened = Package.open(package)
     runtime.start(opened.manifest["target"])
     decoder = opened.decoder(read_key(key_file or None))
+    assert isinstance(decoder.graph, nn.Cell), "a loaded MindIR is a GraphCell"
     digests = {parameter.name: digest(parameter.asnumpy()) for parameter in decoder.graph.get_parameters()}
     given = np.load(request)
     prompts = [given[f"prompt_{i}"].tolist() for i in range(len(given.files) - 1)]

@@ -1,8 +1,8 @@
-"""An Ed25519 signature over a package's manifest, which holds the hash of everything else: who has the private key made
-the package.
+"""Signs a package and verifies its signature, which proves that the owner of a private key made the package.
 
-Keys are PEM files, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them. Needs the
-`cryptography` package. The private key has no password; file rights keep it.
+The Ed25519 signature covers the manifest, and the manifest holds the hashes of all other files. Keys are PEM files, as
+`openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them. The private key has no password: file
+permissions protect it. The module needs the `cryptography` package.
 """
 
 from pathlib import Path
@@ -12,21 +12,21 @@ from pangu_ms.core import small_json
 from pangu_ms.core.errors import ExportError
 
 SIGNATURE = "manifest.sig"
-"""64 bytes, in the package."""
+"""File of the package with the signature, 64 bytes."""
 MAX_PEM_BYTES = 1 << 20
 
 
 def sign(content: bytes, key_file: Path | str) -> bytes:
-    """The signature of some bytes with the private key in `key_file`.
+    """Sign bytes with the private key in `key_file`; returns the signature.
 
     Raises:
-        ExportError: no such key, or no `cryptography` package.
+        ExportError: there is no such key, or no `cryptography` package.
     """
     return read_signing_key(key_file).sign(content)
 
 
 def read_signing_key(key_file: Path | str) -> Any:
-    """The private key of --sign-key; raises ExportError where it is none."""
+    """Read the private key of --sign-key; raises ExportError if the file holds none."""
     serialization, ed25519 = _library("--sign-key")
     command = "openssl genpkey -algorithm ed25519 -out PRIVATE.pem"
     return _key(
@@ -39,20 +39,25 @@ def read_signing_key(key_file: Path | str) -> Any:
 
 
 def read_verifying_key(key_file: Path | str) -> Any:
-    """The public key of --verify-key; raises ExportError where it is none."""
+    """Read the public key of --verify-key; raises ExportError if the file holds none."""
     serialization, ed25519 = _library("--verify-key")
     command = "openssl pkey -in PRIVATE.pem -pubout -out PUBLIC.pem"
     return _key(key_file, serialization.load_pem_public_key, ed25519.Ed25519PublicKey, "public", command)
 
 
 def require_signed(package: Path, content: bytes, key_file: Path | str) -> None:
-    """Check a package's signature of its manifest's bytes.
+    """Verify the signature of a package.
+
+    Args:
+        package: directory of the package.
+        content: bytes of its manifest.
+        key_file: the public key.
 
     Raises:
-        ExportError: there is none, or it was not made with the private key that belongs to `key_file`.
+        ExportError: there is no signature, or another private key made it.
     """
     key, path = read_verifying_key(key_file), package / SIGNATURE
-    from cryptography.exceptions import InvalidSignature  # there, since a key could be read
+    from cryptography.exceptions import InvalidSignature  # installed, as reading the key has needed it
 
     if not path.is_file():
         raise ExportError(

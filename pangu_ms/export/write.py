@@ -52,8 +52,10 @@ ENCRYPTION_MODE = "AES-GCM"
 RUNNER_MODULES = (
     "pangu_ms/__init__.py",
     "pangu_ms/cli/__init__.py",
-    "pangu_ms/cli/generate_arguments.py",
+    "pangu_ms/cli/generate.py",
+    "pangu_ms/cli/options.py",
     "pangu_ms/cli/run_mindir.py",
+    "pangu_ms/cli/run_pyz.py",
     "pangu_ms/core/__init__.py",
     "pangu_ms/core/cluster_variables.py",
     "pangu_ms/core/console.py",
@@ -64,6 +66,7 @@ RUNNER_MODULES = (
     "pangu_ms/core/protobuf.py",
     "pangu_ms/core/runtime.py",
     "pangu_ms/core/small_json.py",
+    "pangu_ms/core/table.py",
     "pangu_ms/data/__init__.py",
     "pangu_ms/data/huggingface.py",
     "pangu_ms/data/huggingface_files.py",
@@ -73,7 +76,6 @@ RUNNER_MODULES = (
     "pangu_ms/export/__init__.py",
     "pangu_ms/export/graph_file.py",
     "pangu_ms/export/package.py",
-    "pangu_ms/export/runner.py",
     "pangu_ms/export/signature.py",
     "pangu_ms/infer/__init__.py",
     "pangu_ms/infer/beam.py",
@@ -103,16 +105,18 @@ def export_package(
     """
     config = config or checkpoint.config()
     runtime.start(config.runtime.device)
-    key, tokenizer = read_key(key_file), load_tokenizer(checkpoint, tokenizer)
+    key, loaded_tokenizer = read_key(key_file), load_tokenizer(checkpoint, tokenizer)
     if sign_key:
-        read_signing_key(sign_key)  # before the work
+        read_signing_key(sign_key)  # a key that cannot be used is refused before the work
     decoder = load_decoder(checkpoint, shape, config)
+    assert isinstance(decoder.graph, CachedModel), "load_decoder builds one"
+    # The trial runs before the export, which could change the model.
     trial = Trial.run(decoder, config.model.vocab_size)
     with files.new_directory(output) as directory:
         write_graph(decoder.graph, shape, directory, key)
-        tokenizer.save(directory / "tokenizer")
+        loaded_tokenizer.save(directory / "tokenizer")
         write_runner(directory / "run.pyz")
-        needed = (*RUNNER_PACKAGES, *tokenizer.packages)
+        needed = (*RUNNER_PACKAGES, *loaded_tokenizer.packages)
         files.write_text(
             directory / "requirements.txt", "".join(f"{name}=={metadata.version(name)}\n" for name in needed)
         )
@@ -182,7 +186,7 @@ def write_runner(path: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(root / module, target)
         (Path(staging) / "__main__.py").write_text(
-            "import sys\n\nfrom pangu_ms.export.runner import entry\n\nsys.exit(entry())\n"
+            "import sys\n\nfrom pangu_ms.cli.run_pyz import entry\n\nsys.exit(entry())\n"
         )
         zipapp.create_archive(staging, path)
 

@@ -24,11 +24,21 @@ class Hypothesis:
 def beam_search(
     decoder: Decoder, prompt: list[int], config: SamplingConfig, stop_ids: frozenset[int], index: int = 0
 ) -> list[Hypothesis]:
-    """The best `num_beams` continuations, best first. A stop token ends a hypothesis and counts in its score and
-    length.
+    """Find the best `num_beams` continuations of a prompt.
 
-    The live beams are kept by log-probability; the search ends when the worst kept hypothesis beats what any live beam
-    can still reach with its present score, or at max_new_tokens. `index` is the prompt's, for messages.
+    A stop token ends a hypothesis and counts in its score and its length. Live beams are ranked by log-probability. The
+    search ends at max_new_tokens, or when the worst of `num_beams` finished hypotheses has a better score than any live
+    beam can still reach: its log-probability can only fall.
+
+    Args:
+        decoder: of the model.
+        prompt: token ids.
+        config: num_beams, length_penalty, max_new_tokens and the penalties count.
+        stop_ids: tokens that end a continuation.
+        index: number of the prompt, for messages.
+
+    Returns:
+        The hypotheses, best first.
     """
     width = config.num_beams
     if width > 1:
@@ -40,7 +50,8 @@ def beam_search(
         candidates, parents = _candidates(
             live, logits, Sampler(config, prompt, index), width + len(stop_ids) * len(live)
         )
-        kept, rows = [], []
+        kept: list[Hypothesis] = []
+        rows: list[int] = []
         for candidate, parent in zip(candidates, parents):
             if candidate.tokens[-1] in stop_ids:
                 finished.append(candidate)
@@ -59,15 +70,14 @@ def beam_search(
 def _candidates(
     live: list[Hypothesis], logits: np.ndarray, sampler: Sampler, count: int
 ) -> tuple[list[Hypothesis], list[int]]:
-    """The `count` best continuations of all live beams by one token, with their parents' rows."""
+    """The `count` best continuations of all live beams by one token, and the row of the beam that each continues."""
     penalized = [dataclasses.replace(sampler, generated=list(h.tokens)).penalized(row) for h, row in zip(live, logits)]
     scores = log_softmax(np.stack(penalized)) + np.array([[h.log_probability] for h in live])
     vocab_size = scores.shape[1]
     best = np.argsort(-scores, axis=None, kind="stable")[:count]
     found = [(int(i) // vocab_size, int(i) % vocab_size) for i in best]
-    return [Hypothesis((*live[row].tokens, token), float(scores[row, token])) for row, token in found], [
-        row for row, _ in found
-    ]
+    hypotheses = [Hypothesis((*live[row].tokens, token), float(scores[row, token])) for row, token in found]
+    return hypotheses, [row for row, _ in found]
 
 
 def _settled(finished: list[Hypothesis], live: list[Hypothesis], config: SamplingConfig) -> bool:

@@ -1,9 +1,9 @@
 """Prefill and cached decoding in one graph over one copy of the weights.
 
-Two static graphs would hold the weights twice, in memory and in a MindIR file; a graph of dynamic length decodes
-several times slower. So the graph has both branches, and a prompt of any length is fed in chunks of one size.
+Two static graphs would hold the weights twice, in memory and in a MindIR file, and a graph of dynamic length decodes
+several times slower. So one graph has both branches, and a prompt of any length is fed in chunks of one size.
 
-Shapes: B batch, P chunk, C cache positions per sequence; see models/layers.py.
+Shapes: B batch, P chunk, C cache positions per sequence, Q new tokens (P or 1); see models/common/layers.py.
 """
 
 import mindspore as ms
@@ -16,7 +16,7 @@ from pangu_ms.models.common.layers import CacheShape
 
 
 class CachedModel(nn.Cell):
-    """Appends tokens to the cache and returns the logits of one of them for each sequence."""
+    """Appends tokens to the cache and returns, for each sequence, the logits of one of them."""
 
     def __init__(self, config: ModelConfig, cache: CacheShape):
         super().__init__(auto_prefix=False)
@@ -28,10 +28,16 @@ class CachedModel(nn.Cell):
         self.set_train(False)
 
     def construct(self, ids_BP, start_B, last_B, prefill):
-        """Logits float32 [B, V] of the token at index `last` of each sequence's new tokens.
+        """Append the new tokens of each sequence.
 
-        ids int32 [B, P]; start int32 [B], position of each sequence's first new token; last int32 [B]; prefill bool
-        scalar: False takes the first token of each row alone.
+        Args:
+            ids_BP: int32, new tokens.
+            start_B: int32, position of the first new token of each sequence.
+            last_B: int32, index among the new tokens of the one whose logits are wanted.
+            prefill: bool scalar; False appends only the first token of each row.
+
+        Returns:
+            Logits float32 [B, V].
         """
         if prefill:
             return self.extend(ids_BP, start_B, last_B)
@@ -39,14 +45,13 @@ class CachedModel(nn.Cell):
 
     def extend(self, ids_BQ, start_B, last_B):
         slots_BQ = start_B.reshape(-1, 1) + self.slots_C[: ids_BQ.shape[1]].reshape(1, -1)
-        positions_BQ = self.minimum(
-            slots_BQ, self.last_position
-        )  # the filling behind a prompt may pass the position table's end
+        # The padding behind a prompt may reach beyond the end of the position table.
+        positions_BQ = self.minimum(slots_BQ, self.last_position)
         last_B2 = self.concat((self.batch_B1, last_B.reshape(-1, 1)))
         return self.model.extend(ids_BQ, positions_BQ, last_B2, slots_BQ)
 
     def caches(self) -> list[Parameter]:
-        """The state: keys and values of every attention."""
+        """The cached keys and values of every attention."""
         return caches(self.model)
 
 
@@ -59,7 +64,7 @@ class ReorderCaches(nn.Cell):
         self.gather, self.assign = ops.Gather(), ops.Assign()
 
     def construct(self, rows_B):
-        """rows int32 [B]: sequence b continues what sequence rows[b] was."""
+        """Let sequence b continue what sequence rows_B[b] was; rows_B is int32 [B]."""
         for cache in self.caches:
             self.assign(cache, self.gather(cache.reshape(self.batch_size, -1), rows_B, 0).reshape(cache.shape))
         return rows_B

@@ -1,5 +1,5 @@
-"""Drives a prefill-and-decode graph, ours or a loaded MindIR: pads ragged prompts, feeds chunks, keeps shapes
-static."""
+"""Runs a prefill-and-decode graph, ours or a loaded MindIR: pads prompts of different lengths and feeds them in chunks,
+so that all shapes are static."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,10 +27,10 @@ class GraphShape:
 
     @classmethod
     def fitting(cls, seq_length: int, batch_size: int, max_length: int, chunk: int = 64) -> "GraphShape":
-        """Room for `max_length` tokens (prompt and continuation) per sequence, at most `seq_length`.
+        """Shapes with room for `max_length` tokens (prompt and continuation) in each sequence, at most `seq_length`.
 
         Raises:
-            GenerationError: a size below its least.
+            GenerationError: a size is too small.
         """
         for name, value, least in (("batch_size", batch_size, 1), ("chunk", chunk, 1), ("max_length", max_length, 2)):
             if value < least:
@@ -58,15 +58,24 @@ class GraphShape:
 
 
 class Decoder:
-    """Logits of the next token for a batch of sequences of different lengths. Rows that are not used are fed zeros."""
+    """Computes the logits of the next token for a batch of sequences of different lengths.
+
+    The graph always gets a full batch; rows that are not in use are fed zeros.
+    """
 
     def __init__(self, graph: Callable[..., Any], shape: GraphShape, reorder: Callable[..., Any] | None = None):
-        """`graph(ids, start, last, prefill)` as in CachedModel; `reorder(rows)` is needed by beam search alone."""
+        """Drive a graph.
+
+        Args:
+            graph: called as `graph(ids, start, last, prefill)`, like CachedModel.
+            shape: the static shapes of `graph`.
+            reorder: called as `reorder(rows)`, like ReorderCaches; only beam search needs it.
+        """
         self.graph, self.shape, self._reorder = graph, shape, reorder
         self.lengths = np.zeros(shape.batch_size, np.int32)
 
     def prefill(self, prompts: list[list[int]]) -> np.ndarray:
-        """Start new sequences; float32 logits [len(prompts), V] after each prompt.
+        """Start new sequences; returns the float32 logits [len(prompts), V] behind each prompt.
 
         Raises:
             GenerationError: a prompt is empty or leaves no room for a new token.
@@ -77,22 +86,27 @@ class Decoder:
         ids = np.zeros((shape.batch_size, shape.capacity), np.int32)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
-        logits = None
-        # The filling behind a short prompt writes to the cache too; those slots are masked until a real token
+        # The zeros behind a short prompt are written to the cache too. Attention masks those slots until a real token
         # overwrites them.
-        for start in range(0, lengths.max(), shape.chunk):
-            last = np.clip(lengths - 1 - start, 0, shape.chunk - 1)
-            chunk_logits = self._call(ids[:, start : start + shape.chunk], np.full_like(lengths, start), last, True)
+        logits = self._prefill_chunk(ids, lengths, 0)
+        for start in range(shape.chunk, lengths.max(), shape.chunk):
             ends_here = (lengths > start) & (lengths <= start + shape.chunk)
-            logits = chunk_logits if logits is None else np.where(ends_here[:, None], chunk_logits, logits)
+            logits = np.where(ends_here[:, None], self._prefill_chunk(ids, lengths, start), logits)
         self.lengths = lengths
         return logits[: len(prompts)]
 
+    def _prefill_chunk(self, ids: np.ndarray, lengths: np.ndarray, start: int) -> np.ndarray:
+        """Logits [B, V] at the last token that each prompt has in the chunk from `start`."""
+        chunk = self.shape.chunk
+        last = np.clip(lengths - 1 - start, 0, chunk - 1)
+        return self._call(ids[:, start : start + chunk], np.full_like(lengths, start), last, True)
+
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Append one token (int [n]) to each of the first n sequences; float32 logits [n, V]."""
+        """Append one token (int [n]) to each of the first n sequences; returns the float32 logits [n, V] behind
+        them."""
         ids = np.zeros((self.shape.batch_size, self.shape.chunk), np.int32)
         ids[: len(tokens), 0] = tokens
-        start = np.minimum(self.lengths, self.shape.max_length - 1)  # a finished sequence stays where it is
+        start = np.minimum(self.lengths, self.shape.max_length - 1)  # a full sequence overwrites its last position
         logits = self._call(ids, start, np.zeros_like(start), False)
         self.lengths = self.lengths + 1
         return logits[: len(tokens)]
@@ -105,9 +119,10 @@ class Decoder:
             raise GenerationError(f"num_beams={num_beams}: more than the batch of {self.shape.batch_size}; use fewer")
 
     def reorder(self, rows: np.ndarray) -> None:
-        """Sequence i becomes what sequence rows[i] was (int [n])."""
+        """Sequence i becomes what sequence rows[i] was (int [n]); `require_beams` says whether that is possible."""
         from mindspore import Tensor
 
+        assert self._reorder, "beam search calls require_beams first"
         full = np.arange(self.shape.batch_size, dtype=np.int32)
         full[: len(rows)] = rows
         self._reorder(Tensor(full))

@@ -1,5 +1,7 @@
-"""The generation loop: batches of ragged prompts, stop tokens and strings, streaming. numpy only; the graph is behind a
-Decoder."""
+"""The generation loop: batches of prompts of different lengths, stop tokens and stop strings, streaming.
+
+It needs numpy only; a Decoder runs the graph.
+"""
 
 import logging
 from collections.abc import Callable
@@ -23,14 +25,14 @@ class Generation:
     prompt: str
     text: str
     token_ids: tuple[int, ...]
-    """As generated, the stop token included."""
+    """The generated tokens, with the stop token."""
     finish_reason: str
-    """stop (a stop token or text) or length."""
+    """"stop" (at a stop token or text) or "length"."""
 
 
 @dataclass
 class _Sequence:
-    """One prompt under generation: its sampler, its text so far, and how much of the text has been shown."""
+    """The continuation of one prompt so far: its sampler, its tokens, its text, and how much of the text was shown."""
 
     sampler: Sampler
     decoder: StreamDecoder
@@ -54,12 +56,17 @@ class _Sequence:
             self.text += self.decoder.flush()
 
     def take_new(self) -> str:
-        """Text not yet shown, without an end that may still become a stop string."""
+        """The text that was not shown yet, without an end that may still become a stop string."""
         end = len(self.text)
         if not self.finish_reason:
-            end -= max((n for s in self.stop for n in range(1, len(s)) if self.text.endswith(s[:n])), default=0)
+            end -= max((_overlap(self.text, stop) for stop in self.stop), default=0)
         new, self.shown = self.text[self.shown : end], max(end, self.shown)
         return new
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of a text that is the beginning of a stop string, but not all of it."""
+    return max((n for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
 class Generator:
@@ -69,7 +76,15 @@ class Generator:
         self.decoder, self.tokenizer = decoder, tokenizer
 
     def generate(self, prompts: list[str], config: SamplingConfig, on_text: OnText | None = None) -> list[Generation]:
-        """Continue every prompt, a batch at a time; `on_text(prompt index, new text)` is called as text appears.
+        """Continue every prompt, a batch at a time.
+
+        Args:
+            prompts: texts.
+            config: how tokens are chosen, and when a continuation ends.
+            on_text: called as `on_text(index of the prompt, new text)` whenever there is new text.
+
+        Returns:
+            One continuation for each prompt.
 
         Raises:
             GenerationError: a prompt is empty or longer than the context; or the model's logits are not numbers.
@@ -81,10 +96,8 @@ class Generator:
             size, results = self.decoder.shape.batch_size, []
             for first in range(0, len(prompts), size):
                 sequences = self._batch(ids[first : first + size], config, first, on_text)
-                results += [
-                    Generation(p, s.text, tuple(s.ids), s.finish_reason)
-                    for p, s in zip(prompts[first : first + size], sequences)
-                ]
+                for prompt, sequence in zip(prompts[first : first + size], sequences):
+                    results.append(Generation(prompt, sequence.text, tuple(sequence.ids), sequence.finish_reason))
         for number, result in enumerate(results, 1):
             if result.finish_reason == "length" and (made := len(result.token_ids)) < config.max_new_tokens:
                 context = self.decoder.shape.max_length
@@ -101,10 +114,8 @@ class Generator:
         self, prompts: list[list[int]], config: SamplingConfig, first: int, on_text: OnText | None
     ) -> list[_Sequence]:
         stop_ids = frozenset(self.tokenizer.stop_ids)
-        sequences = [
-            _Sequence(Sampler(config, ids, first + i), StreamDecoder(self.tokenizer), config.stop)
-            for i, ids in enumerate(prompts)
-        ]
+        samplers = [Sampler(config, ids, first + i) for i, ids in enumerate(prompts)]
+        sequences = [_Sequence(sampler, StreamDecoder(self.tokenizer), config.stop) for sampler in samplers]
         rooms = [min(config.max_new_tokens, self.decoder.shape.max_length - len(ids)) for ids in prompts]
         logits = self.decoder.prefill(prompts)
         tokens = np.zeros(len(prompts), np.int32)

@@ -1,5 +1,5 @@
-"""From a checkpoint to a Decoder and its tokenizer. mindspore is imported when the model is built, behind all
-checks."""
+"""Loads a checkpoint for generation: its decoder and its tokenizer. mindspore is imported when the model is built,
+after all checks."""
 
 import dataclasses
 import logging
@@ -21,19 +21,23 @@ log = logging.getLogger(__name__)
 
 
 def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None) -> Decoder:
-    """Build the checkpoint's model with a cache of the given shape and compile it, as `config` says or else its own.
+    """Build and compile the model of a checkpoint, with a cache.
+
+    Args:
+        checkpoint: the weights.
+        shape: static shapes of the graph and its cache.
+        config: device and dtype; by default the checkpoint's own configuration.
 
     Raises:
-        CheckpointError: names or shapes are not those of its own configuration.
+        CheckpointError: names or shapes of the tensors are not those of the configuration.
     """
     from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
     from pangu_ms.models.common.layers import CacheShape
 
     config = config or checkpoint.config()
     model = config.model
-    if (
-        config.runtime.device == "CPU" and model.compute_dtype == "bfloat16"
-    ):  # MindSpore cannot write a bfloat16 cache there
+    if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":
+        # On a CPU MindSpore has no kernel that writes to a bfloat16 cache.
         log.info("generation on a CPU computes in float32")
         model = dataclasses.replace(model, compute_dtype="float32")
     runtime.start(config.runtime.device)
@@ -55,8 +59,8 @@ def load_tokenizer(checkpoint: store.Checkpoint, path: Path | str | None = None)
     """The tokenizer at `path`, or the checkpoint's own.
 
     Raises:
-        CheckpointError: neither is there.
-        DataError: it has another vocabulary size than the model.
+        CheckpointError: the checkpoint has none, and no path is given.
+        DataError: its vocabulary size is not the model's.
     """
     found = path or checkpoint.tokenizer_path()
     if found is None:
@@ -78,10 +82,10 @@ def load_generator(
     tokenizer: Path | str | None = None,
     config: RunConfig | None = None,
 ) -> Generator:
-    """A Generator whose cache has just the room that these prompts need.
+    """A Generator whose cache has just enough room for these prompts and their continuations.
 
     Raises:
-        GenerationError: a prompt is empty or longer than the context, before the model is built.
+        GenerationError: a prompt is empty or longer than the context. This is found before the model is built.
     """
     loaded, config = load_tokenizer(checkpoint, tokenizer), config or checkpoint.config()
     ids = [loaded.encode_prompt(prompt) for prompt in prompts]

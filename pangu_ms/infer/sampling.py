@@ -1,4 +1,4 @@
-"""From logits to a token: penalties, temperature, top-k, top-p. numpy only."""
+"""Chooses a token from logits: penalties, temperature, top-k, top-p. numpy only."""
 
 import math
 from dataclasses import dataclass, field
@@ -19,9 +19,10 @@ class SamplingConfig:
     top_k: int = 0
     """Keep the k likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the likeliest tokens that reach this probability together."""
+    """Keep the likeliest tokens whose probabilities add up to this."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of every token seen, prompt included (CTRL)."""
+    """Divides the positive and multiplies the negative logits of every token that occurred, the prompt included (CTRL,
+    arXiv 1909.05858)."""
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit for each time it was generated; the official script uses 1.5 (spec A8)."""
     presence_penalty: float = 0.0
@@ -31,9 +32,10 @@ class SamplingConfig:
     length_penalty: float = 1.0
     """A finished beam scores (sum of log-probabilities) / length ** length_penalty."""
     stop: tuple[str, ...] = ()
-    """Texts that end a continuation; they are cut off."""
+    """Texts that end a continuation and are cut off from it."""
     seed: int = 0
-    """Prompt i is sampled with the generator of (seed, i), whatever stands beside it in the batch."""
+    """Prompt i is sampled with a random generator of (seed, i), so that its continuation does not depend on the other
+    prompts of its batch."""
 
     def __post_init__(self) -> None:
         rules = {
@@ -66,14 +68,14 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
-    """-inf for all but the k largest of [V] (ties with the k-th stay)."""
+    """Set all but the k largest logits [V] to -inf; those that equal the k-th are kept. k = 0 keeps all."""
     if k == 0 or k >= logits.size:
         return logits
     return np.where(logits >= np.partition(logits, -k)[-k], logits, -np.inf)
 
 
 def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
-    """-inf for all but the smallest set of largest logits [V] whose probability reaches p."""
+    """Keep as few of the largest logits [V] as have probability p together; set all others to -inf."""
     if p >= 1:
         return logits
     order = np.argsort(-logits, kind="stable")
@@ -86,7 +88,7 @@ def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
 
 @dataclass
 class Sampler:
-    """The choice of one sequence's next tokens; remembers what it must penalise."""
+    """Chooses the tokens of one sequence. It remembers them for the penalties."""
 
     config: SamplingConfig
     prompt: list[int]
@@ -104,10 +106,8 @@ class Sampler:
         """
         config = self.config
         if not np.isfinite(logits).all():
-            where, found = (
-                f"prompt {self.index + 1}: the model's logits behind {len(self.generated)} new tokens",
-                logits[~np.isfinite(logits)][0],
-            )
+            where = f"prompt {self.index + 1}: the model's logits behind {len(self.generated)} new tokens"
+            found = logits[~np.isfinite(logits)][0]
             advice = "use another checkpoint, or float32 (model.compute_dtype=float32)"
             raise GenerationError(
                 f"{where} hold {found}; they must be numbers; the weights are damaged or overflow: {advice}"
@@ -123,7 +123,7 @@ class Sampler:
         return logits
 
     def choose(self, logits: np.ndarray) -> int:
-        """The next token of logits [V]; it is remembered."""
+        """Choose the next token from logits [V], and remember it."""
         logits = self.penalized(logits)
         if self.config.temperature == 0:
             token = int(logits.argmax())

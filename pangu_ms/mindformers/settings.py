@@ -77,9 +77,10 @@ def publish(config: dict[str, Any], run: RunConfig) -> None:
 def _require_in_place(section: dict[str, Any], where: str) -> None:
     """Refuse fields that we know and MindFormers decides; unknown ones are left to `config_from_dict`."""
     known = {field.name for field in dataclasses.fields(RunConfig)}
-    train = section.get("train") if isinstance(section.get("train"), dict) else {}
+    train = section.get("train")
+    train_keys = train if isinstance(train, dict) else ()
     misplaced = [key for key in section if key in known and key not in OURS]
-    misplaced += [f"train.{key}" for key in train if hasattr(TrainConfig, key) and key != "steps"]
+    misplaced += [f"train.{key}" for key in train_keys if hasattr(TrainConfig, key) and key != "steps"]
     for key in misplaced:
         place = MINDFORMERS_PLACE.get(key.rsplit(".", 1)[-1])
         raise ConfigError(

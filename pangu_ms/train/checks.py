@@ -14,7 +14,7 @@ from pangu_ms.core.cluster_variables import unset_command
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.data.extra_inputs import require_sources
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import Order
+from pangu_ms.data.resample import Order
 from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.train.resume import starting_point
 from pangu_ms.train.trackers import require_trackers

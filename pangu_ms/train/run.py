@@ -13,7 +13,7 @@ from pangu_ms.core.heartbeat import EVALUATE, INIT, SAVE, beat
 from pangu_ms.data.extra_inputs import require_sources
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import Order
+from pangu_ms.data.resample import Order
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.eval.perplexity import Score
 from pangu_ms.models.common.batch import Batch

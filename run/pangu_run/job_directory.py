@@ -1,16 +1,17 @@
 """OUTPUT/job: what a launcher writes of a job, and what `pangu status`, `pangu logs` and people read.
 
-job.json             of the last launch here: id, time of start, command, world, hosts, versions, environment (what the
-run
-                     depends on, secrets masked), ...; its owner's alone
-config.yaml          the resolved configuration
-rank_table.json      the rank table as used, where there is one; rank_table_HOST.json the copy that a host's ranks read
-events.jsonl         one line per event of all launches here: {"time", "id" (of the launch), "event", "attempt", ...};
-see EVENTS
-status.json          state of every rank, replaced every STATUS_S seconds
-logs/rank_N/output.log (.1, .2, ...)   what rank N wrote, rotated; stacks.log where they were dumped; ascend/ CANN's own
-logs
-logs/scheduler/output.log              MindSpore's scheduler
+job.json          of the last launch here: id, time of start, command, world, hosts, versions, environment (what the
+                  run depends on, secrets masked), ...; only its owner can read it
+config.yaml       the resolved configuration
+rank_table.json   the rank table as used, where there is one
+rank_table_HOST.json    the copy that the ranks of a host read
+events.jsonl      one line for each event of all launches here: {"time", "id" (of the launch), "event", "attempt",
+                  ...}; see EVENTS
+status.json       state of every rank, replaced every STATUS_S seconds
+logs/rank_N/      output.log (.1, .2, ...) what rank N wrote, rotated; stacks.log its stacks, where they were
+dumped;
+                  ascend/ CANN's own logs
+logs/scheduler/output.log    of MindSpore's scheduler
 """
 
 import json
@@ -28,7 +29,7 @@ from pangu_ms.core.small_json import TIME, Form
 _log = logging.getLogger(__name__)
 NAME = run_directory.JOB
 FORMAT_VERSION = 1
-"""Of the whole directory; job.json says it."""
+"""Version of the whole directory's format, which job.json holds."""
 EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")
 """started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step,
 tokens_per_second). checkpoint: step. slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank
@@ -37,7 +38,7 @@ tokens_per_second). checkpoint: step. slow: rank, seconds, median. hang: ranks, 
 STATUS_S, STEP_EVENT_S = 1.0, 10.0
 LONGEST_EVENT = 1 << 20  # bytes
 RATE_EVENTS = 30
-"""The last step events, from which the remaining time is reckoned."""
+"""How many of the last step events the remaining time is estimated from."""
 
 STATES = ("starting", "running", "stopping", "waiting", "ended")
 STARTING, RUNNING, STOPPING, WAITING, ENDED = STATES
@@ -84,7 +85,7 @@ _EVENT_FORMS: dict[str, Form] = {
         "summary": (str, None),
     },
 }
-"""What readers rely on: a crash or another program may have left something else."""
+"""The fields that readers rely on, checked since a crash or another program may have left something else."""
 
 
 class JobDirectory:
@@ -94,7 +95,12 @@ class JobDirectory:
         self.path = path
         self._launch: str | None = None
         self._warned = False
-        self._forget()
+        self._reset_events()
+
+    def _reset_events(self) -> None:
+        self._steps: deque[dict[str, Any]] = deque(maxlen=RATE_EVENTS)
+        self._others: list[dict[str, Any]] = []
+        self._end = 0  # offset in the file up to which its events are in these two
 
     @classmethod
     def find(cls, where: Path | str) -> "JobDirectory":
@@ -137,7 +143,7 @@ class JobDirectory:
             files.write_text(self.path / "config.yaml", config)
         if rank_table := description.get("rank_table"):
             files.write_json(self.path / "rank_table.json", rank_table)
-        self._append("\n")  # should an earlier launcher have been killed in the middle of a line
+        self._append("\n")  # ends the line in the middle of which an earlier launcher may have been killed
 
     def write_event(self, event: str, attempt: int, **facts: Any) -> None:
         """Append an event."""
@@ -179,14 +185,14 @@ class JobDirectory:
         return found
 
     def status(self) -> dict[str, Any] | None:
-        """Content of status.json; None before the first one, and with a warning where it is damaged: it is not flushed,
-        so a power cut may empty it."""
+        """Content of status.json; None where there is none yet. It is written without a flush, so a power cut may
+        damage it: then None, too, with a warning."""
         try:
             return small_json.read_object(self.path / "status.json", False, _STATUS_FORM)
         except small_json.Missing:
             return None
         except ValueError as error:
-            if not self._warned:  # not at each look
+            if not self._warned:  # once, not every time that it is read
                 _log.warning(
                     "%s: is damaged (%s), as a crash may leave it; taken as not there", self.path / "status.json", error
                 )
@@ -194,10 +200,10 @@ class JobDirectory:
             return None
 
     def began(self) -> float:
-        """What was written before this time, and to be told by a file's own, is not of the last launch.
+        """When the last launch began: files whose time of modification is earlier are not of it.
 
-        The file system's clock may be another than the launcher's, and in a copied directory all files are new: the
-        earlier time counts.
+        Of the launcher's time and the file system's the earlier one: their clocks may differ, and in a copied directory
+        all files are new.
         """
         return min(self.job().get("time") or 0.0, (self.path / "job.json").stat().st_mtime)
 
@@ -210,21 +216,19 @@ class JobDirectory:
         return [event for event, _ in self._read_from(0) if launch in (None, event.get("id"))]
 
     def latest_events(self, launch: str | None = None) -> list[dict[str, Any]]:
-        """As `events`, but of step events the last RATE_EVENTS alone and after the others; asked again it reads what is
-        new alone."""
+        """As `events`, but of step events only the last RATE_EVENTS, which come after all others. The file is read on
+        from where the last call ended."""
         path = self.path / "events.jsonl"
-        if path.exists() and path.stat().st_size < self._end:  # another directory is there now
-            self._forget()
-        for event, self._end in self._read_from(self._end):
+        if path.exists() and path.stat().st_size < self._end:  # the directory was replaced
+            self._reset_events()
+        for event, end in self._read_from(self._end):
+            self._end = end
             (self._steps if event["event"] == "step" else self._others).append(event)
         return [event for event in (*self._others, *self._steps) if launch in (None, event.get("id"))]
 
-    def _forget(self) -> None:
-        self._others, self._steps, self._end = [], deque(maxlen=RATE_EVENTS), 0
-
-    def _read_from(self, place: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """Events from a place in the file on, with the places where they end; a line that is being written is no JSON
-        yet."""
+    def _read_from(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
+        """Events from an offset in the file on, each with the offset where its line ends. A line that is still being
+        written is not JSON yet, and is left out."""
         path = self.path / "events.jsonl"
         if not path.exists():
             return
@@ -235,11 +239,11 @@ class JobDirectory:
                 f"{path}: {error}; a launcher appends to it; remove it, and the job goes on without what it told"
             ) from None
         with opened as file:
-            file.seek(place)
+            file.seek(offset)
             while line := file.readline(LONGEST_EVENT):
-                place += len(line)
+                offset += len(line)
                 if event := _parsed(line):
-                    yield event, place
+                    yield event, offset
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

@@ -1,5 +1,5 @@
-"""Run a job's ranks of this host to their end: as the leader, or as a host that obeys the leader. The Python entry of
-the launch layer."""
+"""Run a job's ranks of this host until they end, as the leader or as a host that follows the leader. The Python entry
+of the launch layer."""
 
 import asyncio
 import contextlib
@@ -16,26 +16,27 @@ from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_run import orphans
 from pangu_run.job import record
-from pangu_run.job.job import Job, Place
+from pangu_run.job.job import DeviceAssignment, Job
+from pangu_run.job.secret import require_long
 from pangu_run.job_directory import ENDED, STATUS_S, JobDirectory
 from pangu_run.supervisor import messages
-from pangu_run.supervisor.authentication import require_long
-from pangu_run.supervisor.host import Host
-from pangu_run.supervisor.leader import LAST_WRITES_S, Leader
-from pangu_run.supervisor.links import Link, NotJoined, join
+from pangu_run.supervisor.host import HostAgent
+from pangu_run.supervisor.leader import CLOSE_S, Leader
+from pangu_run.supervisor.links import HostLink, NotJoined, join
 from pangu_run.supervisor.terminal import Terminal
 
 LOCAL_SERVER = "localhost"
 GONE_S, TAKEOVER_S = 2.5, 15.0
-"""How long the status of another launcher must stand still before this one takes over: where its process is gone, and
-else."""
+"""How long the status of another launcher must not have changed before this one takes over the directory: where its
+process is gone, and where that cannot be told."""
 
 
 def run_job(job: Job) -> int:
-    """Run it; call this from the main thread.
+    """Run a job; call this from the main thread.
 
-    SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop all ranks of all hosts, which are waited for; a second SIGINT ends them at
-    once. The first cause of a failure is told on stderr. Whatever happens, none of this host's ranks is left.
+    SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop all ranks of all hosts, and the launcher waits for them to save; a second
+    SIGINT ends them at once. The first cause of a failure is told on stderr. Whatever happens, none of this host's
+    ranks is left.
 
     Returns:
         0; the exit code of the rank that failed first, 128 + N where signal N killed it; or a code of
@@ -62,10 +63,9 @@ def run_job(job: Job) -> int:
 
 
 def require_alone(directory: JobDirectory) -> None:
-    """Raise LaunchError if the launcher of another job works in the same directory: both would write the same
-    checkpoints.
+    """Raise LaunchError if another launcher works in the same directory: both would write the same checkpoints.
 
-    Its status says so for as long as it changes. Takes up to TAKEOVER_S where a launcher of another host was killed.
+    A status that changes shows that. Takes up to TAKEOVER_S where a launcher of another host was killed.
     """
     status = directory.status()
     if not (directory.path / "status.json").exists() or status and status["state"] == ENDED:
@@ -73,10 +73,9 @@ def require_alone(directory: JobDirectory) -> None:
     try:
         job = directory.job()
     except LaunchError:
-        job = {}  # a crash emptied it: who launched is not known, the status tells whether they still do
-    gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(
-        job.get("launcher_pid") or 0
-    )  # unless in another container of that name
+        job = {}  # a crash emptied it: which launcher it was is not known, but the status shows whether it lives
+    # A process that is not seen may still live in another container of the same host name; so this only waits less.
+    gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(job.get("launcher_pid") or 0)
     deadline = time.monotonic() + (GONE_S if gone else TAKEOVER_S)
     while time.monotonic() < deadline:
         time.sleep(STATUS_S / 2)
@@ -91,7 +90,7 @@ def require_alone(directory: JobDirectory) -> None:
 
 
 def run_ranks(
-    words: Callable[[int], Sequence[str]],
+    argv: Callable[[int], Sequence[str]],
     num_ranks: int,
     directory: Path,
     environment: Mapping[str, str] | None = None,
@@ -100,39 +99,41 @@ def run_ranks(
     """Run processes of this machine under MindSpore's scheduler, as `run_job` does.
 
     Args:
-        words: of a rank, after `python`: ("-m", MODULE, ...) or ("-c", PROGRAM, ...).
+        argv: arguments of `python` of a rank: ("-m", MODULE, ...) or ("-c", PROGRAM, ...).
+        num_ranks: how many.
         directory: the job directory.
         environment: variables beside the present ones and those of MindSpore's cluster (MS_ROLE, RANK_ID, ...).
         options: further fields of `Job`.
     """
-    places = [Place(rank, LOCAL_SERVER, rank) for rank in range(num_ranks)]
-    return run_job(Job(words, places, JobDirectory(directory), LOCAL_SERVER, environment=environment or {}, **options))
+    ranks = [DeviceAssignment(rank, LOCAL_SERVER, rank) for rank in range(num_ranks)]
+    return run_job(Job(argv, ranks, JobDirectory(directory), LOCAL_SERVER, environment=environment or {}, **options))
 
 
 class Signals:
-    """Those that this launcher has been sent, and who wants to know."""
+    """The stop signals that this launcher got, and who handles them."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
-        self._use: Callable[[str], None] | None = None
+        self._handler: Callable[[str], object] | None = None
 
     def note(self, name: str) -> None:
-        """Handler of `stop_signals.handled`. Ranks are told of a terminal that went away as of any other stop."""
+        """Take in a signal; for `stop_signals.handled`. SIGHUP, of a terminal that went away, stops ranks as SIGTERM
+        does."""
         self.names.append("SIGTERM" if name == "SIGHUP" else name)
-        if self._use:
-            self._use(self.names[-1])
+        if self._handler:
+            self._handler(self.names[-1])
 
     @contextlib.contextmanager
-    def passed_on(self, use: Callable[[str], None]) -> Iterator[None]:
-        """Within this context `use` is called in the running event loop: with what came before, too."""
+    def passed_on(self, handler: Callable[[str], None]) -> Iterator[None]:
+        """Within this context call `handler` in the running event loop for each signal, those from before included."""
         loop = asyncio.get_running_loop()
-        self._use = lambda name: loop.call_soon_threadsafe(use, name)  # which wakes the loop, too
+        self._handler = lambda name: loop.call_soon_threadsafe(handler, name)  # also wakes a loop that waits
         try:
             for name in self.names:
-                use(name)
+                handler(name)
             yield
         finally:
-            self._use = None
+            self._handler = None
 
 
 async def _lead(job: Job, signals: Signals) -> int:
@@ -146,40 +147,40 @@ async def _lead(job: Job, signals: Signals) -> int:
 
 
 async def _follow(job: Job, signals: Signals) -> int:
-    """Obey the leader until it says how the job ended, or is gone."""
+    """Follow the leader until it says how the job ended, or is gone."""
     terminal = Terminal(job.stream_rank)
     try:
         link = await join(job, signals.names)
-        return EXIT_STOPPED if link is None else await _obey_to_the_end(job, terminal, link, signals)
+        return EXIT_STOPPED if link is None else await _follow_leader(job, terminal, link, signals)
     except NotJoined as error:
         if str(error):
-            terminal.tell(f"{job.name}: {error}")
+            terminal.print_line(f"{job.name}: {error}")
         return error.code
     finally:
         terminal.close()
 
 
-async def _obey_to_the_end(job: Job, terminal: Terminal, link: Link, signals: Signals) -> int:
+async def _follow_leader(job: Job, terminal: Terminal, link: HostLink, signals: Signals) -> int:
     leaving = False
-    alive = asyncio.create_task(link.keep_alive())
-    host = Host(job, terminal, lambda message: None if leaving else link.send(message))
+    keep_alive = asyncio.create_task(link.keep_alive())
+    agent = HostAgent(job, terminal, lambda message: None if leaving else link.send(message))
     try:
         with signals.passed_on(lambda name: link.send({"is": "signal", "name": name})):
-            while words := await link.receive():
-                command = messages.from_leader(words)
+            while received := await link.receive():
+                command = messages.from_leader(received)
                 if command and command["do"] == "end":
                     if command["text"]:
-                        terminal.tell(f"{job.name}: {command['text']}")
+                        terminal.print_line(f"{job.name}: {command['text']}")
                     return command["code"]
                 if command:
-                    host.do(command)
-        terminal.tell(
+                    agent.execute(command)
+        terminal.print_line(
             f"{job.name}: the first host ({job.servers[0]}) is gone; this host's ranks were ended; look at that host"
         )
         return EXIT_HOST
     finally:
-        leaving = True  # what is killed now failed by itself in nobody's eyes
-        alive.cancel()
-        host.kill()
-        host.disk.close(LAST_WRITES_S)
+        leaving = True  # the exits of the ranks that are killed here are no failures, so they are not sent
+        keep_alive.cancel()
+        agent.kill()
+        agent.disk.close(CLOSE_S)
         await link.close()

@@ -1,8 +1,8 @@
-"""No process of a job outlives its launcher: not the children of ranks, not those with sessions of their own, not when
-the launcher is killed.
+"""No process of a job outlives its launcher: not the children of ranks, not those with sessions of their own, and not
+where the launcher is killed.
 
-Every process of a job inherits the variable PANGU_JOB. A guard, a process of its own, waits for the end of a pipe that
-the launcher holds open, then kills whoever still has that variable.
+Every process of a job inherits the variable PANGU_JOB. A guard, which is a process of its own, reads from a pipe that
+the launcher holds open; when the pipe ends, it kills every process that still has that variable.
 """
 
 import contextlib
@@ -17,38 +17,36 @@ from pathlib import Path
 from pangu_ms.core.isolated import python_command, python_environment
 
 JOB = "PANGU_JOB"
-ROUNDS, PAUSE_S = 50, 0.05
+"""Variable with the id of the job that a process belongs to."""
+MAX_SWEEPS, PAUSE_S = 50, 0.05
 
 
-def members(job: str) -> list[int]:
+def job_processes(job: str) -> list[int]:
     """Process ids of a job's living processes."""
     marker = f"{JOB}={job}".encode()
     found = []
     for directory in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
+        with contextlib.suppress(OSError):  # the process ended meanwhile, or is another user's
             if directory.name.isdecimal() and marker in (directory / "environ").read_bytes().split(b"\0"):
                 found.append(int(directory.name))
     return found
 
 
-def sweep(job: str) -> int:
-    """Kill a job's processes until there are none; returns how many there were in the first round."""
-    first = None
-    for _ in range(ROUNDS):  # one may start another while this looks
-        found = members(job)
-        first = len(found) if first is None else first
+def kill_job_processes(job: str) -> None:
+    """Kill a job's processes until there are none."""
+    for _ in range(MAX_SWEEPS):  # a process may start another one while /proc is read
+        found = job_processes(job)
         if not found:
             break
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(PAUSE_S)
-    return first
 
 
 @contextlib.contextmanager
 def guarded(job: str) -> Iterator[None]:
-    """Within this context a guard watches this process; afterwards, however it ends, no process of the job is left."""
+    """Watch this process by a guard within this context; after it, however it ends, no process of the job is left."""
     reader, writer = os.pipe()
     command = python_command("pangu_run.orphans", str(reader), job)
     guard = subprocess.Popen(
@@ -63,7 +61,7 @@ def guarded(job: str) -> Iterator[None]:
     try:
         yield
     finally:
-        sweep(job)
+        kill_job_processes(job)
         os.close(writer)
         guard.wait()
 
@@ -71,9 +69,9 @@ def guarded(job: str) -> Iterator[None]:
 def main() -> None:
     """The guard."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # a signal to the whole job does not end its guard
+        signal.signal(number, signal.SIG_IGN)  # a signal to all processes of a job does not end the guard
     os.read(int(sys.argv[1]), 1)
-    sweep(sys.argv[2])
+    kill_job_processes(sys.argv[2])
 
 
 if __name__ == "__main__":

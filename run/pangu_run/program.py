@@ -1,12 +1,15 @@
-"""What a launcher asks the program that it is to start: how many ranks it needs, where they go, what its words
-become."""
+"""What a launcher asks the program that it is to start: how many ranks it needs, on which devices, and with which
+arguments.
+
+The program is asked in a subprocess, so that the launch layer imports nothing of it.
+"""
 
 import json
 import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pangu_ms.core.console import USER_ERROR
@@ -20,7 +23,7 @@ CPU = "CPU"
 
 @dataclass(frozen=True)
 class Program:
-    """The answer."""
+    """What the program needs."""
 
     world: int
     device: str
@@ -32,8 +35,8 @@ class Program:
     """ascend910, ascend910b, or nothing where the configuration does not say."""
     unchecked: Sequence[str] = ()
     """Paths that were not looked at."""
-    words: Sequence[str] = ()
-    """After the verb."""
+    argv: Sequence[str] = ()
+    """Its arguments, after the verb."""
     output: str = ""
     config: str = ""
     """YAML text of the resolved configuration."""
@@ -42,48 +45,52 @@ class Program:
 
 
 class Refused(SystemExit):
-    """The program has told the user's mistake in a line of its own."""
+    """The program has found a mistake of the user's and told it in a line of its own."""
 
 
-def describe(words: Sequence[str], *options: str) -> Program:
-    """Ask it about `train WORDS`; it checks them, and tells of long work on stderr.
+def describe(argv: Sequence[str], *options: str) -> Program:
+    """Ask about `train ARGV`: the program checks everything that a run needs, and may prepare records, with its
+    progress on stderr.
 
     Args:
+        argv: arguments of `train`.
         options: --num-ranks N, --device D, --smoke, --follower (write nothing), --skip-paths (look at no path).
 
     Raises:
-        Refused: the words have a mistake, which stands on stderr.
+        Refused: the arguments have a mistake, which is told on stderr.
         LaunchError: the program is not installed here, or broke.
     """
     marker = uuid.uuid4().hex
-    with orphans.guarded(marker):  # it may prepare records, with processes of its own
+    with orphans.guarded(marker):  # preparing records starts processes
         environment = python_environment() | {orphans.JOB: marker}
-        done = subprocess.run(_command(words, *options), env=environment, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(_command(argv, *options), env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode == USER_ERROR:
         raise Refused(USER_ERROR)
     return _answer(done)
 
 
-def placement(words: Sequence[str], *options: str) -> Program:
-    """Ask it where the ranks of a configuration go, and nothing else: quick; `words` are --config NAME and overrides at
-    least.
+def placement(argv: Sequence[str], *options: str) -> Program:
+    """Ask only where the ranks of a configuration go, which is quick.
+
+    Args:
+        argv: arguments of `train`: --config NAME and overrides at least.
+        options: as in `describe`.
 
     Raises:
-        LaunchError: the words have a mistake, or the program is not installed here, or broke.
+        LaunchError: the arguments have a mistake, or the program is not installed here, or broke.
     """
-    done = subprocess.run(
-        _command(words, *options, "--placement"), env=python_environment(), capture_output=True, text=True
-    )
+    command = _command(argv, *options, "--placement")
+    done = subprocess.run(command, env=python_environment(), capture_output=True, text=True)
     if done.returncode == USER_ERROR:
         raise LaunchError(done.stderr.strip().rpartition("\n")[2].removeprefix("pangu train: "))
     return _answer(done)
 
 
-def _command(words: Sequence[str], *options: str) -> list[str]:
-    return python_command(MODULE, *options, "--", *words)
+def _command(argv: Sequence[str], *options: str) -> list[str]:
+    return python_command(MODULE, *options, "--", *argv)
 
 
-def _answer(done: subprocess.CompletedProcess) -> Program:
+def _answer(done: subprocess.CompletedProcess[str]) -> Program:
     if done.returncode:
         last = (done.stderr or "").strip().rpartition("\n")[2]
         raise LaunchError(
@@ -91,12 +98,12 @@ def _answer(done: subprocess.CompletedProcess) -> Program:
             " be installed on this host"
         )
     try:
-        answer: dict[str, Any] = json.loads(
-            done.stdout.strip().rpartition("\n")[2]
-        )  # a library may have said something before
+        # The last line: a library may have printed something before.
+        answer: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
     except ValueError:
         advice = "see that this host has the same version of the package pangu_ms as the others"
         raise LaunchError(
             f"{sys.executable} -m {MODULE}: no description but {done.stdout.strip()[:80]!r}; {advice}"
         ) from None
-    return Program(**{key: answer[key] for key in Program.__dataclass_fields__ if key in answer})
+    answer["argv"] = answer.pop("words", ())  # as the program calls it
+    return Program(**{field.name: answer[field.name] for field in fields(Program) if field.name in answer})

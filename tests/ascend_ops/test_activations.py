@@ -8,15 +8,9 @@ import pytest
 from mindspore import Tensor
 
 import ascend_ops
-from tests.ascend_ops.common import (  # noqa: F401
-    assert_close,
-    backend,
-    forward,
-    gradients,
-    numeric_gradients,
-    rounded,
-    to_tensor,
-)
+from tests.ascend_ops.common import assert_close, forward, gradients, numeric_gradients, rounded, to_tensor
+
+pytestmark = pytest.mark.thinned
 
 erf = np.vectorize(math.erf)
 FORMULAS = {
@@ -33,7 +27,7 @@ def draw(*shape, seed=0):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", FORMULAS)
-def test_activation_and_gradients(backend, name, dtype):  # noqa: F811
+def test_activation_and_gradients(backend, name, dtype):
     x, bias, cotangent = draw(3, 37), draw(37, seed=1), draw(3, 37, seed=2)
     tensors = [to_tensor(x, dtype), to_tensor(bias)]
 
@@ -53,7 +47,7 @@ def series_of_silu(x, scale, shift, bias):
 
 
 @pytest.mark.parametrize(("terms", "channels"), [(1, 1), (2, 21), (5, 1), (3, 21)])
-def test_series_with_channel_and_scalar_parameters(backend, terms, channels):  # noqa: F811
+def test_series_with_channel_and_scalar_parameters(backend, terms, channels):
     arrays = [
         draw(2, 4, 21),
         draw(terms, channels, seed=1),
@@ -78,7 +72,7 @@ def biased_series_glu(gate, up, gate_bias, up_bias, scale, shift):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_swiglu_with_series_and_biases(backend, dtype):  # noqa: F811
+def test_swiglu_with_series_and_biases(backend, dtype):
     arrays = [
         draw(3, 18),
         draw(3, 18, seed=1),
@@ -101,7 +95,7 @@ def test_swiglu_with_series_and_biases(backend, dtype):  # noqa: F811
         assert_close(found, expected, dtype, factor=4)
 
 
-def test_plain_swiglu_is_silu_times_up(backend):  # noqa: F811
+def test_plain_swiglu_is_silu_times_up(backend):
     gate, up = draw(4, 5), draw(4, 5, seed=1)
     assert_close(
         forward(ascend_ops.swiglu, [to_tensor(gate), to_tensor(up)])[0],
@@ -110,12 +104,12 @@ def test_plain_swiglu_is_silu_times_up(backend):  # noqa: F811
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 4096 * 16 + 3, 100003])
-def test_any_length_and_threads(backend, size):  # noqa: F811
+def test_any_length_and_threads(backend, size):
     x = draw(size)
     assert_close(forward(ascend_ops.silu, [to_tensor(x)])[0], FORMULAS["silu"](rounded(x, "float32")))
 
 
-def test_nan_stays_and_huge_values_saturate(backend):  # noqa: F811
+def test_nan_stays_and_huge_values_saturate(backend):
     x = np.array([np.nan, 1e4, -1e4, 0.0, 3e38, -3e38] * 5, np.float32)
     for name in FORMULAS:
         y = forward(getattr(ascend_ops, name), [Tensor(x)])[0]
@@ -123,7 +117,7 @@ def test_nan_stays_and_huge_values_saturate(backend):  # noqa: F811
         np.testing.assert_allclose(y.reshape(5, 6)[:, 1:], [[1e4, 0, 0, np.float32(3e38), 0]] * 5, atol=1e-3)
 
 
-def test_eager_views_are_computed_as_they_look(backend):  # noqa: F811
+def test_eager_views_are_computed_as_they_look(backend):
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
         x = draw(6, 8)
@@ -174,7 +168,7 @@ def silu_series_without_bias(x, scale, shift):
         ),
     ],
 )
-def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtype, message):  # noqa: F811
+def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtype, message):
     with pytest.raises(ascend_ops.OperatorError, match=message) as error:
         forward(call, [Tensor(np.ones(shape), getattr(ms, dtype)) for shape in shapes])
     assert "\n" not in str(error.value)

@@ -5,7 +5,9 @@ import pytest
 from mindspore import Tensor
 
 import ascend_ops
-from tests.ascend_ops.common import assert_close, backend, forward, gradients, rounded, to_tensor  # noqa: F401
+from tests.ascend_ops.common import assert_close, forward, gradients, rounded, to_tensor
+
+pytestmark = pytest.mark.thinned
 
 three = ascend_ops.fork(3)
 
@@ -17,7 +19,7 @@ def forked(x):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shape", [(1,), (17,), (3, 5, 1021)])
-def test_sum_and_gradients(backend, dtype, shape):  # noqa: F811
+def test_sum_and_gradients(backend, dtype, shape):
     random = np.random.RandomState(0)
     x, y, cotangent = (np.asarray(random.randn(*shape)) for _ in range(3))
     tensors = [to_tensor(x, dtype), to_tensor(y, dtype)]
@@ -27,13 +29,13 @@ def test_sum_and_gradients(backend, dtype, shape):  # noqa: F811
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gradients_of_a_fork_are_added(backend, dtype):  # noqa: F811
+def test_gradients_of_a_fork_are_added(backend, dtype):
     random = np.random.RandomState(0)
     x, cotangents = random.randn(4, 33), [random.randn(4, 33) for _ in range(3)]
     found = gradients(forked, [to_tensor(x, dtype)], cotangents, (0,))[0]
     assert_close(found, sum(cotangents), dtype, factor=3)
 
 
-def test_shapes_must_agree(backend):  # noqa: F811
+def test_shapes_must_agree(backend):
     with pytest.raises(ascend_ops.OperatorError, match=r"add: y has shape \(3,\); it must be \(2, 3\): the shape of x"):
         forward(ascend_ops.add, [Tensor(np.ones((2, 3), np.float32)), Tensor(np.ones(3, np.float32))])

@@ -13,17 +13,18 @@ import ascend_ops
 from ascend_ops import library
 from ascend_ops.attention import causal_attention
 from ascend_ops.custom import attribute, kernel
-from tests.ascend_ops.common import (  # noqa: F401
+from tests.ascend_ops.common import (
     assert_close,
-    backend,
     forward,
     gradients,
+    hash_reference,
     numeric_gradients,
     rounded,
     to_float64,
     to_tensor,
 )
-from tests.ascend_ops.test_dropout import hash_reference
+
+pytestmark = pytest.mark.thinned
 
 UNUSED = 2**30
 
@@ -88,7 +89,7 @@ def positions(pattern, B, Q, K, seed=0):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("Q", [5, 12])  # a few rows, and a block of them
-def test_values_and_gradients(backend, dtype, Q):  # noqa: F811
+def test_values_and_gradients(backend, dtype, Q):
     *arrays, dout = draw(2, Q, 7, 4, 2, 3)
     index = positions("shuffled", 2, Q, 7)
     see = visible(*index)
@@ -120,7 +121,7 @@ def test_values_and_gradients(backend, dtype, Q):  # noqa: F811
     ],
     ids=str,
 )
-def test_shapes_and_patterns(backend, shape, pattern):  # noqa: F811
+def test_shapes_and_patterns(backend, shape, pattern):
     B, Q, K = shape[:3]
     *arrays, dout = draw(*shape)
     index = positions(pattern, B, Q, K)
@@ -135,7 +136,7 @@ def test_shapes_and_patterns(backend, shape, pattern):  # noqa: F811
 
 @pytest.mark.parametrize("shape", [(2, 200, 200, 2, 1, 32), (2, 2, 600, 4, 4, 64)], ids=str)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_is_rounded_once(backend, shape, dtype):  # noqa: F811
+def test_half_precision_is_rounded_once(backend, shape, dtype):
     *arrays, dout = draw(*shape)
     index = positions("cache", *shape[:3])
     tensors = [*(to_tensor(a, dtype) for a in arrays), *map(Tensor, index)]
@@ -155,7 +156,7 @@ def with_segments(q, k, v, q_segment, k_segment):
     return causal_attention(q, k, v, q_segment=q_segment, k_segment=k_segment)
 
 
-def test_defaults_and_scale(backend):  # noqa: F811
+def test_defaults_and_scale(backend):
     *arrays, _ = draw(2, 6, 9, 2, 2, 5)
     exact, tensors = [rounded(a, "float32") for a in arrays], [to_tensor(a) for a in arrays]
     see = visible(*positions("causal", 2, 6, 9))
@@ -166,7 +167,7 @@ def test_defaults_and_scale(backend):  # noqa: F811
 
 
 @pytest.mark.parametrize("Q", [2, 70])
-def test_queries_that_see_nothing_give_zero(backend, Q):  # noqa: F811
+def test_queries_that_see_nothing_give_zero(backend, Q):
     *arrays, dout = draw(2, Q, 80, 2, 1, 16)
     index = positions("causal", 2, Q, 80)
     index[0] = index[0] - 1  # the first query of each batch element is before all keys
@@ -199,7 +200,7 @@ def test_kernel_gives_logsumexp(mindspore_cpu, Q):
 
 
 @pytest.mark.parametrize("Q", [4, 70])
-def test_nan_stays_with_the_queries_it_concerns(backend, Q):  # noqa: F811
+def test_nan_stays_with_the_queries_it_concerns(backend, Q):
     q, k, v, _ = draw(3, Q, 100, 2, 2, 16)
     q[0, 1, 0, 3] = k[1, 0, 1, 2] = v[2, 0, 1, 2] = np.nan  # a query; a key and a value that all queries see
     out = forward(causal_attention, [*map(to_tensor, (q, k, v)), *map(Tensor, positions("cache", 3, Q, 100))])[0]
@@ -213,7 +214,7 @@ def test_nan_stays_with_the_queries_it_concerns(backend, Q):  # noqa: F811
 
 
 @pytest.mark.parametrize("Q", [4, 70])
-def test_huge_scores(backend, Q):  # noqa: F811
+def test_huge_scores(backend, Q):
     *arrays, _ = draw(1, Q, 100, 2, 2, 16)
     arrays[0] *= 1e3
     wanted = attention(*(rounded(a, "float32") for a in arrays), visible(*positions("cache", 1, Q, 100)))[0]
@@ -222,7 +223,7 @@ def test_huge_scores(backend, Q):  # noqa: F811
 
 
 @pytest.mark.parametrize("Q", [4, 70])
-def test_what_unused_slots_hold_is_not_seen(backend, Q):  # noqa: F811
+def test_what_unused_slots_hold_is_not_seen(backend, Q):
     *arrays, dout = draw(1, Q, 100, 2, 2, 16)
     index = positions("cache", 1, Q, 100)
     exact, see = [rounded(a, "float32") for a in arrays], visible(*index)
@@ -241,7 +242,7 @@ def heads_in_one_dimension(q, k, v):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("Q", [3, 20])
-def test_heads_in_one_dimension(backend, Q, dtype):  # noqa: F811
+def test_heads_in_one_dimension(backend, Q, dtype):
     *arrays, dout = draw(2, Q, 20, 4, 2, 8)
     exact, see = [rounded(a, dtype) for a in arrays], visible(*positions("causal", 2, Q, 20))
     flat = [to_tensor(a.reshape(*a.shape[:2], -1), dtype) for a in arrays]
@@ -261,7 +262,7 @@ class _FlatAttention(nn.Cell):
         return causal_attention(q, k, v, num_heads=4)
 
 
-def test_dynamic_shapes(backend):  # noqa: F811
+def test_dynamic_shapes(backend):
     net, flat = _Attention(), _FlatAttention()
     net.set_inputs(*(Tensor(shape=[None, None, heads, 8], dtype=ms.float32) for heads in (4, 2, 2)))
     flat.set_inputs(*(Tensor(shape=[None, None, heads * 8], dtype=ms.float32) for heads in (4, 2, 2)))
@@ -272,7 +273,7 @@ def test_dynamic_shapes(backend):  # noqa: F811
         assert_close(to_float64(flat(*(to_tensor(a.reshape(B, S, -1)) for a in arrays))), wanted.reshape(B, S, -1))
 
 
-def test_eager_views_are_computed_as_they_look(backend):  # noqa: F811
+def test_eager_views_are_computed_as_they_look(backend):
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
         *arrays, _ = draw(2, 12, 12, 2, 2, 8)
@@ -403,7 +404,7 @@ FLOAT = ms.float32
         (with_negative_scale, [((1, 3, 2, 8), FLOAT)] * 3, "scale=-1.0: it must be a finite number above 0"),
     ],
 )
-def test_wrong_inputs_are_refused_in_one_line(backend, call, inputs, message):  # noqa: F811
+def test_wrong_inputs_are_refused_in_one_line(backend, call, inputs, message):
     with pytest.raises(ascend_ops.OperatorError, match=f"causal_attention: {message}") as error:
         forward(call, [Tensor(np.ones(shape), dtype) for shape, dtype in inputs])
     assert "\n" not in str(error.value)
@@ -414,7 +415,7 @@ def attention_with_dropout(q, k, v, seed):
 
 
 @pytest.mark.parametrize("shape", [(2, 7, 7, 2, 1, 8), (1, 150, 150, 4, 2, 16)], ids=str)
-def test_dropout_of_probabilities(backend, shape):  # noqa: F811
+def test_dropout_of_probabilities(backend, shape):
     B, Q, K, H, G, D = shape
     *arrays, dout = draw(*shape)
     seed = 123456
@@ -455,6 +456,6 @@ def dropout_without_seed(q, k, v):
     return causal_attention(q, k, v, dropout_rate=0.1)
 
 
-def test_dropout_needs_a_seed(backend):  # noqa: F811
+def test_dropout_needs_a_seed(backend):
     with pytest.raises(ascend_ops.OperatorError, match="dropout_rate=0.1 without dropout_seed"):
         forward(dropout_without_seed, [*map(to_tensor, draw(1, 3, 3, 1, 1, 4)[:3])])

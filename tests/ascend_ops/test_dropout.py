@@ -6,7 +6,9 @@ from mindspore import Tensor
 
 from ascend_ops import OperatorError
 from ascend_ops.dropout import dropout, dropout_seed
-from tests.ascend_ops.common import backend, forward, gradients, to_tensor  # noqa: F401
+from tests.ascend_ops.common import forward, gradients, hash_reference, to_tensor
+
+pytestmark = pytest.mark.thinned
 
 
 def third(x, seed):
@@ -17,17 +19,8 @@ def seed_of_site_two(key):
     return dropout_seed(key, 2)
 
 
-def hash_reference(index, seed):
-    """lowbias32 with the seed added after the first product, in 64-bit arithmetic."""
-    mask = 0xFFFFFFFF
-    h = (index ^ int(seed)) & mask
-    h = ((h ^ (h >> 16)) * 0x7FEB352D + int(seed)) & mask
-    h = ((h ^ (h >> 15)) * 0x2C1B3C6D) & mask
-    return (h ^ (h >> 16)) & 0x7FFFFFFF
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_mask_is_the_hash_of_index_and_seed(backend, dtype):  # noqa: F811
+def test_mask_is_the_hash_of_index_and_seed(backend, dtype):
     x, seed = np.ones((37, 29)), np.array([1234567], np.int32)
     kept = [hash_reference(i, seed[0]) >= int(float(np.float32(0.3)) * 2**31) for i in range(x.size)]
     y = forward(third, [to_tensor(x, dtype), Tensor(seed)])[0]
@@ -35,7 +28,7 @@ def test_mask_is_the_hash_of_index_and_seed(backend, dtype):  # noqa: F811
     np.testing.assert_allclose(y[y != 0], 1 / 0.7, rtol=1e-2 if dtype == "bfloat16" else 1e-3)
 
 
-def test_share_and_gradient(backend):  # noqa: F811
+def test_share_and_gradient(backend):
     x, seed = np.random.RandomState(0).randn(300, 100) + 10, Tensor(np.array([99], np.int32))
     y = forward(third, [to_tensor(x), seed])[0]
     assert abs((y == 0).mean() - 0.3) < 0.01
@@ -62,12 +55,12 @@ def rounds_to_one(x, seed):
 
 
 @pytest.mark.parametrize("call", [too_much, less_than_nothing, rounds_to_one])
-def test_rates_outside_0_and_1_are_refused(backend, call):  # noqa: F811
+def test_rates_outside_0_and_1_are_refused(backend, call):
     with pytest.raises(OperatorError, match=r"dropout: dropout rate .*: it must be a number in \[0, 1\)"):
         forward(call, [to_tensor(np.ones(3)), Tensor(np.array([1], np.int32))])
 
 
-def test_masks_of_two_seeds_are_no_permutation_by_xor(backend):  # noqa: F811
+def test_masks_of_two_seeds_are_no_permutation_by_xor(backend):
     x, seeds = to_tensor(np.ones(1 << 12)), (5, 5 ^ 0x3F0)
     first, second = (forward(third, [x, Tensor(np.array([s], np.int32))])[0] for s in seeds)
     assert (first[np.arange(1 << 12) ^ 0x3F0] != second).any()

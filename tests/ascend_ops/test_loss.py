@@ -7,15 +7,9 @@ from mindspore import Tensor
 
 from ascend_ops.errors import OperatorError
 from ascend_ops.loss import softmax_cross_entropy
-from tests.ascend_ops.common import (  # noqa: F401
-    assert_close,
-    backend,
-    forward,
-    gradients,
-    numeric_gradients,
-    rounded,
-    to_tensor,
-)
+from tests.ascend_ops.common import assert_close, forward, gradients, numeric_gradients, rounded, to_tensor
+
+pytestmark = pytest.mark.thinned
 
 
 def reference(logits, labels, mask):
@@ -40,7 +34,7 @@ def make(tokens, vocab, seed=0, scale=3.0):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_loss_and_gradient(backend, dtype):  # noqa: F811
+def test_loss_and_gradient(backend, dtype):
     logits, labels, mask = make(5, 23)
     mask[1:4] = 0.0, -0.5, 0.25
     labels[1] = -7  # out of range, but masked
@@ -55,7 +49,7 @@ def test_loss_and_gradient(backend, dtype):  # noqa: F811
 
 
 @pytest.mark.parametrize(("tokens", "vocab"), [(1, 1), (1, 40003), (3, 2048), (3, 2049), (517, 65), (40, 5000)])
-def test_any_size_and_threads(backend, tokens, vocab):  # noqa: F811
+def test_any_size_and_threads(backend, tokens, vocab):
     logits, labels, mask = make(tokens, vocab, seed=tokens)
     labels[-1] = vocab - 1
     tensors = [to_tensor(logits), Tensor(labels), Tensor(mask)]
@@ -65,7 +59,7 @@ def test_any_size_and_threads(backend, tokens, vocab):  # noqa: F811
     assert_close(found, gradient_reference(exact, labels, mask, cotangent.astype(np.float32)))
 
 
-def test_huge_and_infinite_logits(backend):  # noqa: F811
+def test_huge_and_infinite_logits(backend):
     """Logits far from 0, growing along the row (each block has a new maximum), or -inf as a sampling mask leaves
     them."""
     logits = np.random.RandomState(0).randn(4, 5000)
@@ -85,7 +79,7 @@ def test_huge_and_infinite_logits(backend):  # noqa: F811
     assert (found[2, :3000] == 0).all()
 
 
-def test_nan_stays_where_it_counts_and_vanishes_where_it_does_not(backend):  # noqa: F811
+def test_nan_stays_where_it_counts_and_vanishes_where_it_does_not(backend):
     logits, labels, _ = make(3, 50)
     logits[:2, 33] = np.nan
     mask = np.array([1, 0, 1], np.float32)
@@ -99,7 +93,7 @@ def test_nan_stays_where_it_counts_and_vanishes_where_it_does_not(backend):  # n
 
 
 @pytest.mark.parametrize("label", [23, -100])  # MindSpore takes 3 s to report an error
-def test_a_label_out_of_range_is_an_error_where_it_counts(backend, label):  # noqa: F811
+def test_a_label_out_of_range_is_an_error_where_it_counts(backend, label):
     logits, labels, mask = make(5, 23)
     labels[2] = label
     mask[2] = 0.0
@@ -122,7 +116,7 @@ def test_a_label_out_of_range_is_an_error_where_it_counts(backend, label):  # no
         ([(0, 3), (0,), (0,)], {}, "logits has shape .*no dimension may be 0"),
     ],
 )
-def test_wrong_inputs_are_refused_in_one_line(backend, shapes, dtypes, message):  # noqa: F811
+def test_wrong_inputs_are_refused_in_one_line(backend, shapes, dtypes, message):
     usual = ("float32", "int32", "float32")
     with pytest.raises(OperatorError, match="softmax_cross_entropy: " + message) as error:
         forward(

@@ -7,16 +7,9 @@ from mindspore import Tensor
 
 import ascend_ops
 from ascend_ops.matmul import grouped_matmul, linear
-from tests.ascend_ops.common import (  # noqa: F401
-    assert_close,
-    backend,
-    forward,
-    gradients,
-    numeric_gradients,
-    rounded,
-    to_float64,
-    to_tensor,
-)
+from tests.ascend_ops.common import assert_close, forward, gradients, numeric_gradients, rounded, to_float64, to_tensor
+
+pytestmark = pytest.mark.thinned
 
 DTYPES = ["float32", "float16", "bfloat16"]
 
@@ -41,7 +34,7 @@ def exact_linear_gradients(x, weight, cotangent):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_linear_and_gradients(backend, dtype):  # noqa: F811
+def test_linear_and_gradients(backend, dtype):
     x, weight, bias, cotangent = (
         draw(2, 3, 7),
         draw(5, 7, seed=1),
@@ -76,7 +69,7 @@ def test_linear_and_gradients(backend, dtype):  # noqa: F811
         (600, 96, 200),
     ],
 )
-def test_linear_of_any_size(backend, dtype, rows, size, outputs):  # noqa: F811
+def test_linear_of_any_size(backend, dtype, rows, size, outputs):
     x, weight, bias, cotangent = (
         draw(rows, size),
         draw(outputs, size, seed=1),
@@ -97,7 +90,7 @@ def test_linear_of_any_size(backend, dtype, rows, size, outputs):  # noqa: F811
 
 @pytest.mark.parametrize("shape", [(6,), (4, 6), (2, 1, 3, 6)])
 @pytest.mark.parametrize("outputs", [1, 4])
-def test_no_bias_and_any_rank(backend, shape, outputs):  # noqa: F811
+def test_no_bias_and_any_rank(backend, shape, outputs):
     x, weight, cotangent = draw(*shape), draw(outputs, 6, seed=1), draw(*shape[:-1], outputs, seed=2)
     tensors = [to_tensor(x), to_tensor(weight)]
     exact = [rounded(x, "float32"), rounded(weight, "float32")]
@@ -109,7 +102,7 @@ def test_no_bias_and_any_rank(backend, shape, outputs):  # noqa: F811
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_stays_in_its_row(backend, dtype):  # noqa: F811
+def test_nan_stays_in_its_row(backend, dtype):
     for rows in (3, 50):
         x = draw(rows, 20)
         x[1, 4] = np.nan
@@ -123,7 +116,7 @@ def test_nan_stays_in_its_row(backend, dtype):  # noqa: F811
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 50])
-def test_weight_is_seen_rounded(backend, rows, dtype):  # noqa: F811
+def test_weight_is_seen_rounded(backend, rows, dtype):
     """1 + 2**-12 is 1 to both types: what is left of it would stand alone where 1 - 1 cancels, forward (columns) and
     backward (rows)."""
     weight = np.array([[1 + 2.0**-12, 1], [1, 1]])
@@ -141,7 +134,7 @@ COUNTS = [[5, 0, 1, 7], [0, 0, 13, 0], [13, 0, 0, 0], [3, 4, 3, 3]]
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("counts", COUNTS)
-def test_grouped_and_gradients(backend, counts, dtype):  # noqa: F811
+def test_grouped_and_gradients(backend, counts, dtype):
     x, weight, cotangent, counts = (
         draw(13, 6),
         draw(4, 5, 6, seed=1),
@@ -160,7 +153,7 @@ def test_grouped_and_gradients(backend, counts, dtype):  # noqa: F811
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("counts", [[31, 65, 0, 100, 1, 5, 48, 70], [64, 0, 3, 49, 127, 0, 0, 0]])
-def test_grouped_with_small_and_large_experts(backend, counts, dtype):  # noqa: F811
+def test_grouped_with_small_and_large_experts(backend, counts, dtype):
     rows, counts = sum(counts), np.array(counts, np.int32)
     x, weight, cotangent = draw(rows, 40), draw(8, 24, 40, seed=1), rounded(draw(rows, 24, seed=2), dtype)
     tensors = [to_tensor(x, dtype), to_tensor(weight), to_tensor(counts)]
@@ -176,7 +169,7 @@ def test_grouped_with_small_and_large_experts(backend, counts, dtype):  # noqa: 
     assert_close(dweight, np.stack([c.T @ a for c, a in parts]))
 
 
-def test_grouped_nan_stays_with_its_expert(backend):  # noqa: F811
+def test_grouped_nan_stays_with_its_expert(backend):
     """Of a row in that row, though products may run past an expert's rows; of a weight in its expert's rows."""
     counts = np.array([50, 60, 3], np.int32)
     x, weight = draw(113, 16), draw(3, 8, 16, seed=1)
@@ -200,7 +193,7 @@ def test_counts_that_do_not_fit_are_an_error(counts):
         grouped_matmul(to_tensor(draw(8, 3)), to_tensor(draw(2, 4, 3)), to_tensor(np.array(counts, np.int32))).asnumpy()
 
 
-def test_eagerly_and_with_views(backend):  # noqa: F811
+def test_eagerly_and_with_views(backend):
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
         x, weight = draw(6, 8), draw(8, 5, seed=1)
@@ -262,7 +255,7 @@ def test_eagerly_and_with_views(backend):  # noqa: F811
         ),
     ],
 )
-def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message):  # noqa: F811
+def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message):
     with pytest.raises(ascend_ops.OperatorError, match=message) as error:
         forward(call, [Tensor(np.ones(shape), getattr(ms, dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)])
     assert "\n" not in str(error.value)

@@ -7,15 +7,9 @@ from mindspore import Tensor
 
 from ascend_ops.errors import OperatorError
 from ascend_ops.norms import layer_norm, rms_norm
-from tests.ascend_ops.common import (  # noqa: F401
-    assert_close,
-    backend,
-    forward,
-    gradients,
-    numeric_gradients,
-    rounded,
-    to_tensor,
-)
+from tests.ascend_ops.common import assert_close, forward, gradients, numeric_gradients, rounded, to_tensor
+
+pytestmark = pytest.mark.thinned
 
 EPS = 1e-3  # large enough to be seen when it is left out
 
@@ -80,7 +74,7 @@ def make(name, dtype, *shape):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
-def test_norm_and_gradients(backend, name, dtype):  # noqa: F811
+def test_norm_and_gradients(backend, name, dtype):
     call, reference, activations, _ = CASES[name]
     tensors, exact = make(name, dtype, 2, 2, 37)
     cotangents = [rounded(draw(2, 2, 37, seed=20 + i), dtype) for i in range(activations)]
@@ -95,7 +89,7 @@ def test_norm_and_gradients(backend, name, dtype):  # noqa: F811
 
 @pytest.mark.parametrize("shape", [(5,), (1, 1), (3, 16), (7, 64), (2, 65), (1, 4099), (1300, 129)])
 @pytest.mark.parametrize("name", ["layer", "add_rms"])
-def test_any_shape_and_threads(backend, name, shape):  # noqa: F811
+def test_any_shape_and_threads(backend, name, shape):
     call, reference, activations, _ = CASES[name]
     tensors, exact = make(name, "float32", *shape)
     wanted = reference(*exact)
@@ -109,7 +103,7 @@ def test_any_shape_and_threads(backend, name, shape):  # noqa: F811
     np.testing.assert_allclose(found, terms.sum(0), atol=1e-6 * np.abs(terms).sum(0).max() + 1e-6)
 
 
-def test_a_large_mean_keeps_its_digits(backend):  # noqa: F811
+def test_a_large_mean_keeps_its_digits(backend):
     x = draw(4, 768) + 1000.0  # E[x^2] - E[x]^2 would keep one digit of the variance
     arrays = [x, np.ones(768), np.zeros(768)]
     wanted = layer_reference(*(rounded(a, "float32") for a in arrays))
@@ -118,7 +112,7 @@ def test_a_large_mean_keeps_its_digits(backend):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nan_spoils_its_row_alone(backend, name):  # noqa: F811
+def test_nan_spoils_its_row_alone(backend, name):
     tensors, _ = make(name, "float32", 3, 21)
     spoilt = tensors[0].asnumpy().copy()
     spoilt[1, 20] = np.nan
@@ -130,7 +124,7 @@ def test_nan_spoils_its_row_alone(backend, name):  # noqa: F811
     assert np.isnan(dx[1]).all() and np.isfinite(dx[[0, 2]]).all()
 
 
-def test_a_sum_is_rounded_once_and_then_normalised(backend):  # noqa: F811
+def test_a_sum_is_rounded_once_and_then_normalised(backend):
     x, residual = (rounded(draw(5, 64, seed=s), "bfloat16") for s in (0, 1))
     y, total = forward(
         add_rms, [to_tensor(x, "bfloat16"), to_tensor(residual, "bfloat16"), Tensor(np.ones(64, np.float32))]
@@ -141,7 +135,7 @@ def test_a_sum_is_rounded_once_and_then_normalised(backend):  # noqa: F811
 
 
 @pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
-def test_eager_and_graph_agree(backend, mode):  # noqa: F811
+def test_eager_and_graph_agree(backend, mode):
     tensors, exact = make("add_layer", "float32", 3, 18)
     ms.set_context(mode=mode)
     try:
@@ -181,7 +175,7 @@ def numeric_first_gradient(exact):
         (rms, [(2, 0), (0,)], {}, "rms_norm: x has shape .*no dimension may be 0"),
     ],
 )
-def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message):  # noqa: F811
+def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message):
     with pytest.raises(OperatorError, match=message) as error:
         forward(call, [Tensor(np.ones(shape), getattr(ms, dtypes.get(i, "float32"))) for i, shape in enumerate(shapes)])
     assert "\n" not in str(error.value)

@@ -8,7 +8,9 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 import ascend_ops
 from ascend_ops.errors import OperatorError
 from ascend_ops.optimizer import adamw, squared_norm
-from tests.ascend_ops.common import backend, forward, gradients, rounded, to_tensor  # noqa: F401
+from tests.ascend_ops.common import forward, gradients, rounded, to_tensor
+
+pytestmark = pytest.mark.thinned
 
 BETA1, BETA2, EPS, DECAY = (float(np.float32(value)) for value in (0.9, 0.95, 1e-3, 0.1))  # as the kernels know them
 
@@ -40,7 +42,7 @@ class OneParameter(nn.Cell):
     ("shape", "dtype"),
     [((), "float32"), ((1,), "float16"), ((3, 37), "bfloat16"), ((4, 16), "float32"), ((70001,), "float32")],
 )
-def test_one_update(backend, shape, dtype, mode):  # noqa: F811
+def test_one_update(backend, shape, dtype, mode):
     p, m, v = (draw(*shape, seed=s) for s in range(3))
     v, gradient = np.abs(v), draw(*shape, seed=3) * 64
     ms.set_context(mode=mode)
@@ -118,7 +120,7 @@ def loss_and_gradients(x, a, b, c):
     return ((t * c) ** 2).sum(), [slope * x, slope, 2 * t * t * c]
 
 
-def test_training_in_a_branch_of_a_graph(backend):  # noqa: F811
+def test_training_in_a_branch_of_a_graph(backend):
     arrays = [draw(3, 21, seed=s) for s in range(3)]
     cell, x = TrainStep(arrays), draw(3, 21, seed=9)
     state = [(a.astype(np.float64), np.zeros(a.shape), np.zeros(a.shape)) for a in arrays]
@@ -143,7 +145,7 @@ def test_training_in_a_branch_of_a_graph(backend):  # noqa: F811
         np.testing.assert_array_equal(p.asnumpy(), kept)
 
 
-def test_nan_stays_nan(backend):  # noqa: F811
+def test_nan_stays_nan(backend):
     gradient = draw(40)
     gradient[17] = np.nan
     cell = OneParameter(draw(40), np.zeros(40, np.float32), np.zeros(40, np.float32))
@@ -154,7 +156,7 @@ def test_nan_stays_nan(backend):  # noqa: F811
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shape", [(), (1,), (5, 13), (4097,), (300, 301)])
-def test_squared_norm(backend, shape, dtype):  # noqa: F811
+def test_squared_norm(backend, shape, dtype):
     x = draw(*shape)
     found = forward(squared_norm, [to_tensor(x, dtype)])[0]
     assert found.shape == ()
@@ -167,7 +169,7 @@ def test_squared_norm_of_many_elements():
     np.testing.assert_allclose(forward(squared_norm, [Tensor(x)])[0], float(x[0]) ** 2 * x.size, rtol=1e-6)
 
 
-def test_squared_norm_has_a_gradient_and_keeps_nan(backend):  # noqa: F811
+def test_squared_norm_has_a_gradient_and_keeps_nan(backend):
     x = draw(5, 7)
     np.testing.assert_allclose(gradients(squared_norm, [Tensor(x)], [np.array(3.0)], [0])[0], 6 * x, rtol=1e-6)
     x[4, 6] = np.nan
@@ -194,7 +196,7 @@ def update(p, m, v, gradient):
         (squared_norm, [(2, 3)], {0: "int32"}, "squared_norm: x is int32; it must be one of float32"),
     ],
 )
-def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message):  # noqa: F811
+def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message):
     with pytest.raises(OperatorError, match=message) as error:
         forward(call, [Tensor(np.ones(shape), getattr(ms, dtypes.get(i, "float32"))) for i, shape in enumerate(shapes)])
     assert "\n" not in str(error.value)

@@ -8,15 +8,9 @@ from mindspore import Tensor, nn, ops
 from ascend_ops import rotary
 from ascend_ops.errors import OperatorError
 from ascend_ops.rotary import rotary_embedding, rotary_table
-from tests.ascend_ops.common import (  # noqa: F401
-    assert_close,
-    backend,
-    forward,
-    gradients,
-    rounded,
-    to_float64,
-    to_tensor,
-)
+from tests.ascend_ops.common import assert_close, forward, gradients, rounded, to_float64, to_tensor
+
+pytestmark = pytest.mark.thinned
 
 
 def draw(*shape, seed=0):
@@ -38,7 +32,7 @@ def turned(x, angles):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("flat", [True, False])
-def test_pairs_turn_by_the_angle_and_gradients_turn_back(backend, dtype, flat):  # noqa: F811
+def test_pairs_turn_by_the_angle_and_gradients_turn_back(backend, dtype, flat):
     B, S, H, D = 2, 3, 3, 36
     angles, cos_sin = draw_angles(B, S, D // 2)
     shape = (B, S, H * D) if flat else (B, S, H, D)
@@ -54,7 +48,7 @@ def test_pairs_turn_by_the_angle_and_gradients_turn_back(backend, dtype, flat): 
 @pytest.mark.parametrize(
     "B, S, H, D", [(1, 1, 1, 2), (1, 1, 4, 64), (2, 3, 5, 16), (1, 2, 2, 130), (3, 300, 2, 32), (2, 2, 1, 20000)]
 )
-def test_any_shape_and_threads(backend, B, S, H, D):  # noqa: F811
+def test_any_shape_and_threads(backend, B, S, H, D):
     angles, cos_sin = draw_angles(B, S, D // 2)
     x, dy = draw(B, S, H, D), draw(B, S, H, D, seed=1)
     tensors = [to_tensor(x.reshape(B, S, -1)), to_tensor(cos_sin)]
@@ -72,7 +66,7 @@ def slope(x, cos_sin):
     return ms.grad(sum_of_cubes)(x, cos_sin)
 
 
-def test_gradients_of_gradients(backend):  # noqa: F811
+def test_gradients_of_gradients(backend):
     """d/dx <g, a> for g = R^T 3 (R x)^2 is R^T 6 (R x) (R a)."""
     angles, cos_sin = draw_angles(1, 2, 4)
     x, a = draw(1, 2, 1, 8), draw(1, 2, 1, 8, seed=1)
@@ -85,7 +79,7 @@ def scores(q, k, q_angles, k_angles):
     return (rotary_embedding(q, q_angles) * rotary_embedding(k, k_angles)).sum(-1)
 
 
-def test_scores_depend_on_the_distance_alone(backend):  # noqa: F811
+def test_scores_depend_on_the_distance_alone(backend):
     """The property that the embedding is for, through the table, far from the start too."""
     table = rotary_table(5000, 32, 1e4)
     q, k = (np.tile(draw(1, 1, 2, 32, seed=s), (1, 3, 1, 1)) for s in (0, 1))
@@ -139,7 +133,7 @@ class _Gradient(nn.Cell):
 
 
 @pytest.mark.parametrize("tail", [(24,), (3, 8)])
-def test_dynamic_shapes(backend, tail):  # noqa: F811
+def test_dynamic_shapes(backend, tail):
     net, gradient = _Rotary(), _Gradient()
     x_shape, table_shape = (Tensor(shape=[None, None, *dims], dtype=ms.float32) for dims in (tail, (8,)))
     net.set_inputs(x_shape, table_shape)
@@ -153,7 +147,7 @@ def test_dynamic_shapes(backend, tail):  # noqa: F811
         assert_close(to_float64(found), turned(dy, -angles).reshape(B, S, *tail))
 
 
-def test_eager_views_are_computed_as_they_look(backend):  # noqa: F811
+def test_eager_views_are_computed_as_they_look(backend):
     angles, cos_sin = draw_angles(2, 6, 4)
     x = draw(2, 6, 3, 8)
     ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -207,7 +201,7 @@ def test_the_builtin_is_called_as_documented(mindspore_cpu, monkeypatch):
         ((2, 3, 2, 8), (2, 3, 4), (), r"x has shape \(2, 3, 2, 8\); its last dimension must be 4, the head size"),
     ],
 )
-def test_wrong_inputs_are_refused_in_one_line(backend, x, cos_sin, dtypes, message):  # noqa: F811
+def test_wrong_inputs_are_refused_in_one_line(backend, x, cos_sin, dtypes, message):
     dtypes = (*dtypes, "float32", "float32")
     with pytest.raises(OperatorError, match="^ascend_ops.rotary_embedding: " + message) as error:
         forward(

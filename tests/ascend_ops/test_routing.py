@@ -10,17 +10,9 @@ from mindspore import Tensor, ops
 import ascend_ops
 from ascend_ops.custom import kernel
 from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
-from tests.ascend_ops.common import (  # noqa: F401
-    assert_close,
-    backend,
-    forward,
-    gradients,
-    numeric_gradients,
-    rounded,
-    to_tensor,
-)
+from tests.ascend_ops.common import assert_close, forward, gradients, numeric_gradients, rounded, to_tensor
 
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")  # graph mode: MindSpore's default is eager
+pytestmark = [pytest.mark.usefixtures("mindspore_cpu"), pytest.mark.thinned]  # graph mode: MindSpore's default is eager
 NUM_EXPERTS = 7
 
 
@@ -84,7 +76,7 @@ def combine_reference(rows, order, weights):
 
 
 @pytest.mark.parametrize("domain_shape", [(3, 50), (3, 1), (3,)])
-def test_route_reads_the_table(backend, domain_shape):  # noqa: F811
+def test_route_reads_the_table(backend, domain_shape):
     table = choose_experts(4, 30, num_experts=12)
     ids = choose_experts(3, 50, num_experts=30, seed=1)
     domain = choose_experts(*domain_shape, num_experts=4, seed=2)
@@ -95,7 +87,7 @@ def test_route_reads_the_table(backend, domain_shape):  # noqa: F811
 
 
 @pytest.mark.parametrize("shape", [(1,), (70001,), (2, 3, 5)])
-def test_route_of_any_length_rank_and_threads(backend, shape):  # noqa: F811
+def test_route_of_any_length_rank_and_threads(backend, shape):
     table, ids, domain = (
         choose_experts(2, 1000),
         choose_experts(*shape, num_experts=1000, seed=1),
@@ -107,7 +99,7 @@ def test_route_of_any_length_rank_and_threads(backend, shape):  # noqa: F811
 
 
 @pytest.mark.parametrize(("domain", "ids"), [(4, 0), (-1, 0), (0, 30), (0, -1), (0, 2**31 - 1), (-(2**31), 0)])
-def test_route_out_of_range_stops(backend, domain, ids):  # noqa: F811
+def test_route_out_of_range_stops(backend, domain, ids):
     table, good = choose_experts(4, 30), np.zeros(20000, np.int32)
     bad_domain, bad_ids = good.copy(), good.copy()
     bad_domain[17001], bad_ids[17001] = domain, ids
@@ -128,7 +120,7 @@ def test_route_out_of_range_stops(backend, domain, ids):  # noqa: F811
         ((37, 3), 64, "bfloat16"),
     ],
 )
-def test_dispatch_and_gradient(backend, expert_shape, width, dtype):  # noqa: F811
+def test_dispatch_and_gradient(backend, expert_shape, width, dtype):
     x, expert = rounded(draw(37, width), dtype), choose_experts(*expert_shape)
     expert[expert == 2] = 3  # an expert without tokens
     found = forward(dispatch, [to_tensor(x, dtype), Tensor(expert)])
@@ -143,7 +135,7 @@ def test_dispatch_and_gradient(backend, expert_shape, width, dtype):  # noqa: F8
 
 
 @pytest.mark.parametrize(("tokens", "width"), [(1, 1), (5000, 33), (70000, 1)])
-def test_dispatch_to_many_experts_on_several_threads(backend, tokens, width):  # noqa: F811
+def test_dispatch_to_many_experts_on_several_threads(backend, tokens, width):
     x, expert = draw(tokens, width).astype(np.float32), choose_experts(tokens, num_experts=640)
     rows, order, counts = forward(dispatch_to_640, [Tensor(x), Tensor(expert)])
     stable = np.argsort(expert, kind="stable")
@@ -152,7 +144,7 @@ def test_dispatch_to_many_experts_on_several_threads(backend, tokens, width):  #
     np.testing.assert_array_equal(counts, np.bincount(expert, minlength=640))
 
 
-def test_dispatch_of_all_tokens_to_one_expert_keeps_their_order(backend):  # noqa: F811
+def test_dispatch_of_all_tokens_to_one_expert_keeps_their_order(backend):
     x = draw(300, 100).astype(np.float32)
     rows, order, counts = forward(dispatch, [Tensor(x), Tensor(np.full(300, NUM_EXPERTS - 1, np.int32))])
     np.testing.assert_array_equal(rows, x)
@@ -161,13 +153,13 @@ def test_dispatch_of_all_tokens_to_one_expert_keeps_their_order(backend):  # noq
 
 
 @pytest.mark.parametrize("wrong", [-1, NUM_EXPERTS, 2**31 - 1, -(2**31)])
-def test_dispatch_to_an_expert_out_of_range_stops(backend, wrong):  # noqa: F811
+def test_dispatch_to_an_expert_out_of_range_stops(backend, wrong):
     expert = choose_experts(100, 2)
     expert[60, 1] = wrong
     assert_stops(dispatch, to_tensor(draw(100, 8)), Tensor(expert))
 
 
-def test_dispatch_to_an_expert_out_of_range_stops_a_graph(backend):  # noqa: F811
+def test_dispatch_to_an_expert_out_of_range_stops_a_graph(backend):
     with pytest.raises(RuntimeError):
         forward(dispatch, [to_tensor(draw(3, 8)), Tensor(np.array([0, NUM_EXPERTS, 1], np.int32))])
 
@@ -182,7 +174,7 @@ def combine_two_without_weights(rows, order):
 @pytest.mark.parametrize(
     ("top_k", "width", "dtype"), [(1, 21, "float32"), (2, 16, "bfloat16"), (2, 21, "float16"), (3, 5, "float32")]
 )
-def test_combine_and_gradients(backend, top_k, width, dtype):  # noqa: F811
+def test_combine_and_gradients(backend, top_k, width, dtype):
     rows, weights = rounded(draw(11 * top_k, width), dtype), rounded(draw(11, top_k, seed=1), "float32")
     order = np.random.RandomState(2).permutation(11 * top_k).astype(np.int32)
     cotangent = rounded(draw(11, width, seed=3), dtype)
@@ -196,7 +188,7 @@ def test_combine_and_gradients(backend, top_k, width, dtype):  # noqa: F811
 @pytest.mark.parametrize(
     ("call", "top_k", "dtype"), [(moe_combine, 1, "bfloat16"), (combine_two_without_weights, 2, "float32")]
 )
-def test_combine_without_weights(backend, call, top_k, dtype):  # noqa: F811
+def test_combine_without_weights(backend, call, top_k, dtype):
     rows, order = (
         rounded(draw(12 * top_k, 35), dtype),
         np.random.RandomState(2).permutation(12 * top_k).astype(np.int32),
@@ -210,7 +202,7 @@ def test_combine_without_weights(backend, call, top_k, dtype):  # noqa: F811
     np.testing.assert_array_equal(gradients(call, tensors, [cotangent], (0,))[0], cotangent[order // top_k])
 
 
-def test_combine_takes_weights_of_the_dtype_of_rows(backend):  # noqa: F811
+def test_combine_takes_weights_of_the_dtype_of_rows(backend):
     rows, weights, order = (
         draw(12, 8),
         rounded(draw(6, 2, seed=1), "bfloat16"),
@@ -223,7 +215,7 @@ def test_combine_takes_weights_of_the_dtype_of_rows(backend):  # noqa: F811
     assert ms.grad(moe_combine, (0, 2))(*tensors)[1].dtype == ms.bfloat16
 
 
-def test_combine_of_many_rows_on_several_threads(backend):  # noqa: F811
+def test_combine_of_many_rows_on_several_threads(backend):
     rows, weights = draw(9000, 37).astype(np.float32), draw(3000, 3, seed=1).astype(np.float32)
     order, cotangent = (
         np.random.RandomState(2).permutation(9000).astype(np.int32),
@@ -239,7 +231,7 @@ def test_combine_of_many_rows_on_several_threads(backend):  # noqa: F811
 
 
 @pytest.mark.parametrize(("index", "wrong"), [(3, 4), (0, 9), (9, -1), (5, 10), (5, 2**31 - 1)])
-def test_combine_in_an_order_that_is_no_permutation_stops(backend, index, wrong):  # noqa: F811
+def test_combine_in_an_order_that_is_no_permutation_stops(backend, index, wrong):
     order = np.arange(10, dtype=np.int32)
     order[index] = wrong
     tensors = [to_tensor(draw(10, 4)), Tensor(order), to_tensor(draw(5, 2))]
@@ -270,7 +262,7 @@ def mixture_reference(x, expert, gate, weight):
     )
 
 
-def test_dispatch_experts_combine_is_the_mixture_of_each_token(backend):  # noqa: F811
+def test_dispatch_experts_combine_is_the_mixture_of_each_token(backend):
     arrays = [draw(23, 4), choose_experts(23, 2, num_experts=3), draw(23, 2, seed=1), draw(3, 4, 4, seed=2)]
     exact = [a if a.dtype == np.int32 else rounded(a, "float32") for a in arrays]
     tensors, cotangent = [to_tensor(a) for a in arrays], rounded(draw(23, 4, seed=3), "float32")
@@ -285,7 +277,7 @@ def there_and_back(x, expert):
     return moe_combine(rows, order)
 
 
-def test_there_and_back_is_the_identity_and_nan_stays(backend):  # noqa: F811
+def test_there_and_back_is_the_identity_and_nan_stays(backend):
     x = draw(50, 20).astype(np.float32)
     x[7], x[11, 3], x[12] = np.nan, np.inf, -0.0
     tensors = [Tensor(x), Tensor(choose_experts(50))]
@@ -295,7 +287,7 @@ def test_there_and_back_is_the_identity_and_nan_stays(backend):  # noqa: F811
     np.testing.assert_array_equal(gradients(there_and_back, [Tensor(x), tensors[1]], [cotangent], (0,))[0], cotangent)
 
 
-def test_nan_in_one_choice_reaches_only_its_token(backend):  # noqa: F811
+def test_nan_in_one_choice_reaches_only_its_token(backend):
     rows = draw(20, 17)
     rows[5] = np.nan
     out = forward(
@@ -304,7 +296,7 @@ def test_nan_in_one_choice_reaches_only_its_token(backend):  # noqa: F811
     assert np.isnan(out[2]).all() and not np.isnan(np.delete(out, 2, 0)).any()
 
 
-def test_eager_calls_and_views(backend):  # noqa: F811
+def test_eager_calls_and_views(backend):
     x, expert, gate = draw(40, 6).astype(np.float32), choose_experts(40, 2), draw(20, 2, seed=1).astype(np.float32)
     wanted = dispatch_reference(x[::2], expert[::2])
     with eagerly():
@@ -343,7 +335,7 @@ class Gradient(ms.nn.Cell):
         return ms.grad(self.cell, (0, 2))(x, expert, gate)
 
 
-def test_one_graph_for_any_number_of_tokens(backend):  # noqa: F811
+def test_one_graph_for_any_number_of_tokens(backend):
     cell, gradient = Dynamic(), Gradient(Dynamic())
     for net in (cell, gradient):
         net.set_inputs(
@@ -454,7 +446,7 @@ def zeros(shape, dtype="int32"):
         ),
     ],
 )
-def test_wrong_inputs_are_refused_in_one_line(backend, call, tensors, message):  # noqa: F811
+def test_wrong_inputs_are_refused_in_one_line(backend, call, tensors, message):
     with eagerly(), pytest.raises(ascend_ops.OperatorError, match=message) as error:
         call(*tensors)
     assert "\n" not in str(error.value)

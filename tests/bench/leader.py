@@ -23,7 +23,7 @@ from pathlib import Path
 from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_ms.core.isolated import JOB_SECRET
 from pangu_run.job import record
-from pangu_run.job.job import Job, Limits, Place
+from pangu_run.job.job import DeviceAssignment, Job, Limits
 from pangu_run.job_directory import JobDirectory
 from pangu_run.launcher import run_job
 from pangu_run.supervisor import messages
@@ -32,8 +32,8 @@ from pangu_run.supervisor.links import join
 from tests.faults.common import free_ports
 
 RANK = (
-    "import signal, sys; from pangu_ms.core.heartbeat import beat; signal.signal(15, lambda *_: sys.exit(75)); beat('step',"
-    " 0); signal.pause()"
+    "import signal, sys; from pangu_ms.core.heartbeat import beat; signal.signal(15, lambda *_: sys.exit(75));"
+    " beat('step', 0); signal.pause()"
 )
 FLOOD = 1000
 """Steps of the flood's beats begin here."""
@@ -41,12 +41,12 @@ FLOOD = 1000
 
 def job_of(hosts: int, ranks: int, port: int, directory: Path, server: int) -> Job:
     """The job as the launcher of a host sees it."""
-    places = [Place(host * ranks + device, f"h{host}", device) for host in range(hosts) for device in range(ranks)]
+    assignments = [DeviceAssignment(rank, f"h{rank // ranks}", rank % ranks) for rank in range(hosts * ranks)]
     limits = Limits(host_s=300.0, grace_s=20.0)
     master = ("127.0.0.1", port)
     return Job(
         lambda rank: ["-c", RANK],
-        places,
+        assignments,
         JobDirectory(directory),
         f"h{server}",
         start="rank-table",
@@ -59,7 +59,7 @@ def job_of(hosts: int, ranks: int, port: int, directory: Path, server: int) -> J
 def lead(spec: dict) -> int:
     """The leader's process; writes how many beats of the flood it took in, and in which time, to the directory."""
     taken, first, last = 0, 0.0, 0.0
-    take = Leader._take
+    take = Leader._handle
 
     def counted(self: Leader, message: dict) -> None:
         nonlocal taken, first, last
@@ -68,7 +68,7 @@ def lead(spec: dict) -> int:
             last = time.monotonic()
             first, taken = first or last, taken + 1
 
-    Leader._take = counted
+    Leader._handle = counted
     code = run_job(job_of(spec["hosts"], spec["ranks"], spec["port"], Path(spec["directory"]), 0))
     Path(spec["directory"], "taken.json").write_text(json.dumps({"beats": taken, "seconds": last - first}))
     return code
@@ -80,7 +80,7 @@ class Follower:
     def __init__(self, job: Job):
         self.job, self.link, self.end_code = job, None, None
         self.started, self.ended = asyncio.Event(), 0.0
-        self.left = {place.rank for place in job.local}
+        self.left = {assignment.rank for assignment in job.local}
 
     async def obey(self) -> None:
         """Join, and do as the leader says until it says how the job ended, or the connection is gone."""
@@ -97,7 +97,7 @@ class Follower:
                 break
         alive.cancel()
         self.ended = time.monotonic()
-        self.link.drop()
+        self.link.abort()
 
     def beat(self, phase: str, step: int | None) -> None:
         """All its ranks beat."""
@@ -154,7 +154,7 @@ async def one_job(args: argparse.Namespace, directory: Path, lose: bool) -> dict
     found |= {"leader_mib": int(re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{leader.pid}/status").read_text())[1]) / 1024}
     began = time.monotonic()
     if lose:
-        followers[-1].link.drop()
+        followers[-1].link.abort()
     else:
         leader.send_signal(signal.SIGTERM)
     code = await leader.wait()

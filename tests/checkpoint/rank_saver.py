@@ -83,7 +83,8 @@ def main() -> int:
         finally:
             sys.stderr.flush()
             os._exit(1)
-    return int(any([os.waitpid(child, 0)[1] for child in children]))
+    statuses = [os.waitpid(child, 0)[1] for child in children]  # a list: all are waited for, failed or not
+    return int(any(statuses))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from pangu_ms.checkpoint import foreign, store
 from pangu_ms.cli import convert
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import CheckpointError, OutputError
+from tests.checkpoint.alpha_tensors import foreign_tensors, our_tensors
 from tests.checkpoint.common import SIZES, assert_same, small_config
 from tests.checkpoint.official_names import expected
-from tests.checkpoint.test_names_alpha import foreign_tensors, our_tensors
 
 OVERRIDES = [*SIZES, "model.num_layers=3"]
 

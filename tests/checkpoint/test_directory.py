@@ -12,8 +12,8 @@ from pangu_ms.cli.main import main
 from pangu_ms.models.registry import FAMILIES, load_object
 from tests.checkpoint.common import assert_same
 from tests.infer.pi_checkpoint import MODEL, pi_config, save_pi_checkpoint
-from tests.models.test_alpha import our_logits, random_ids
-from tests.models.test_pi import random_parameters, small
+from tests.models.alpha import our_logits, random_ids
+from tests.models.pi import random_parameters, small
 from tests.reference import pi_numpy
 
 OVERRIDES = [f"model.{field}" for field in MODEL]

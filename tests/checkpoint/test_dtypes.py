@@ -11,8 +11,8 @@ from pangu_ms.cli import convert
 from pangu_ms.cli.main import main
 from pangu_ms.core.dtypes import BFLOAT16, bits, cast, to_bfloat16, widened
 from pangu_ms.core.errors import CheckpointError
+from tests.checkpoint.alpha_tensors import foreign_tensors, our_tensors
 from tests.checkpoint.common import SIZES, assert_same, small_config
-from tests.checkpoint.test_names_alpha import foreign_tensors, our_tensors
 
 OFFICIAL = ["--from", "official", "--config", "alpha/tiny", *SIZES, "model.num_layers=3"]
 

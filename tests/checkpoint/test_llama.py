@@ -10,7 +10,7 @@ from pangu_ms.checkpoint import store
 from pangu_ms.cli import convert
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import CheckpointError, ConfigError
-from tests.models.test_alpha import our_logits
+from tests.models.alpha import our_logits
 from tests.reference.make_llama_golden import random_llama
 
 pytest.importorskip("torch")

@@ -5,20 +5,9 @@ import pytest
 
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.models.alpha.weights import FORMATS
+from tests.checkpoint.alpha_tensors import foreign_tensors, our_tensors
 from tests.checkpoint.common import assert_same, small_config
 from tests.checkpoint.official_names import IN_OUT, expected
-
-
-def our_tensors(num_layers: int) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(num_layers)
-    return {
-        name: random.normal(size=shape).astype(np.float32)
-        for name, shape in small_config(num_layers).model.parameter_shapes().items()
-    }
-
-
-def foreign_tensors(format: str, num_layers: int = 3) -> dict[str, np.ndarray]:
-    return FORMATS[format].to_foreign("here", our_tensors(num_layers), small_config(num_layers).model)
 
 
 def to_ours(format: str, tensors: dict[str, np.ndarray], num_layers: int = 3) -> dict[str, np.ndarray]:

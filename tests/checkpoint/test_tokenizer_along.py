@@ -16,22 +16,10 @@ from pangu_ms.data.tokenizer import Tokenizer, train_tokenizer
 from pangu_ms.infer.load import load_tokenizer
 from pangu_ms.models.pi import weights as names_pi
 from tests.checkpoint.common import assert_same
-from tests.data.test_huggingface import STORED
-from tests.models.test_pi import random_parameters, small
+from tests.checkpoint.tokenizers import IDS, read_json
+from tests.data.common import STORED
+from tests.models.pi import random_parameters, small
 from tests.reference.make_tokenizer_golden import CHINESE, CODE, PROSE, TEXTS, write_files
-
-LLAMA3_BEGIN = STORED["llama3"]["files"]["config.json"]["vocab_size"] - 3 - 3  # three rows to spare, three specials
-IDS = {  # bos, eos and pad of config.json
-    "llama1": (1, 2, None),
-    "bare": (1, 2, None),
-    "llama2": (1, 2, 0),
-    "no_prefix": (1, 2, None),
-    "extended": (1, [2, 300], 420),
-    "openpangu": (1, 4, None),
-    "llama1_fast": (1, 2, None),
-    "llama2_fast": (1, 2, None),
-    "llama3": (LLAMA3_BEGIN, [LLAMA3_BEGIN + 1, LLAMA3_BEGIN + 2], None),
-}
 
 
 def write_llama(directory, vocab_size, **config_json):
@@ -60,10 +48,6 @@ def llama(tmp_path):
         return tmp_path / "hf", weights
 
     return make
-
-
-def read_json(path):
-    return json.loads(path.read_text())
 
 
 @pytest.mark.parametrize("variant", STORED)

@@ -16,10 +16,10 @@ from pangu_ms.config.load import config_from_dict
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.data.tokenizer import Tokenizer, train_tokenizer
 from pangu_ms.models.pi import weights as names_pi
-from tests.checkpoint.test_tokenizer_along import IDS, read_json
-from tests.data.test_huggingface import STORED
-from tests.models.test_alpha import our_logits
-from tests.models.test_pi import random_parameters
+from tests.checkpoint.tokenizers import IDS, read_json
+from tests.data.common import STORED
+from tests.models.alpha import our_logits
+from tests.models.pi import random_parameters
 from tests.reference.make_tokenizer_golden import CHINESE, CODE, PROSE, TEXTS, write_files
 from tests.reference.read_with_transformers import PROBE, PROMPT
 
@@ -144,17 +144,53 @@ def test_generate_writes_with_the_tokenizer_that_came_along(read, place, capsys)
 
 # Real files as they are published, but for the size of things.
 LLAMA2 = {
-    "_name_or_path": "meta-llama/Llama-2-7b-hf", "architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 32,
-    "initializer_range": 0.02, "intermediate_size": 40, "max_position_embeddings": 4096, "model_type": "llama", "num_attention_heads": 4, "num_hidden_layers": 2,
-    "num_key_value_heads": 4, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None, "tie_word_embeddings": False, "torch_dtype": "float16",
-    "transformers_version": "4.31.0.dev0", "use_cache": True, "vocab_size": 61,
-}  # fmt: skip
+    "_name_or_path": "meta-llama/Llama-2-7b-hf",
+    "architectures": ["LlamaForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 32,
+    "initializer_range": 0.02,
+    "intermediate_size": 40,
+    "max_position_embeddings": 4096,
+    "model_type": "llama",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 4,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float16",
+    "transformers_version": "4.31.0.dev0",
+    "use_cache": True,
+    "vocab_size": 61,
+}
 OPENPANGU = {
-    "architectures": ["PanguEmbeddedForCausalLM"], "auto_map": {"AutoConfig": "configuration_openpangu_dense.PanguEmbeddedConfig"}, "bias": True, "attention_dropout": 0.0,
-    "bos_token_id": 1, "pad_token_id": 0, "eos_token_id": 45892, "hidden_act": "silu", "hidden_size": 32, "initializer_range": 0.02, "intermediate_size": 40,
-    "max_position_embeddings": 32768, "model_type": "PanguEmbedded", "num_attention_heads": 4, "num_hidden_layers": 2, "num_key_value_heads": 2, "rms_norm_eps": 1e-05,
-    "rope_theta": 16000000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "transformers_version": "4.53.2", "use_cache": True, "vocab_size": 61,
-}  # fmt: skip
+    "architectures": ["PanguEmbeddedForCausalLM"],
+    "auto_map": {"AutoConfig": "configuration_openpangu_dense.PanguEmbeddedConfig"},
+    "bias": True,
+    "attention_dropout": 0.0,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+    "eos_token_id": 45892,
+    "hidden_act": "silu",
+    "hidden_size": 32,
+    "initializer_range": 0.02,
+    "intermediate_size": 40,
+    "max_position_embeddings": 32768,
+    "model_type": "PanguEmbedded",
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 16000000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.53.2",
+    "use_cache": True,
+    "vocab_size": 61,
+}
 SMOLLM = LLAMA2 | {
     "is_llama_config": True,
     "rope_interleaved": False,

@@ -13,9 +13,9 @@ from pangu_ms.cli.main import main
 from pangu_ms.core.errors import DataError
 from pangu_ms.data.huggingface import HuggingFaceTokenizer
 from pangu_ms.data.tokenizer import StreamDecoder, Tokenizer
-from tests.reference.make_tokenizer_golden import GOLDEN, write_files
+from tests.data.common import STORED
+from tests.reference.make_tokenizer_golden import write_files
 
-STORED = json.loads(GOLDEN.read_text())
 FRESH = """
 import json
 from tests.reference.make_tokenizer_golden import GOLDEN, vectors

@@ -197,7 +197,7 @@ def test_check_compares_the_segmenter(prepared, tokenizers, caplog):
 
 @pytest.fixture(scope="session")
 def small_records(tokenizer_path, tmp_path_factory):
-    from tests.data.conftest import documents, write_jsonl
+    from tests.data.common import documents, write_jsonl
 
     place = tmp_path_factory.mktemp("small")
     corpus = write_jsonl(place / "a.jsonl", documents(60))

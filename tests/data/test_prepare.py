@@ -21,7 +21,7 @@ from pangu_ms.core.errors import DataError, OutputError, UserError
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer
-from tests.data.conftest import documents, write_jsonl
+from tests.data.common import documents, write_jsonl
 
 
 def run(corpus, tokenizer_path, output, **options):

@@ -1,5 +1,6 @@
 """Round trips, specials, released files, streaming, training and its errors."""
 
+import functools
 import hashlib
 import io
 import json
@@ -26,7 +27,7 @@ from pangu_ms.data.tokenizer import (
     sample_chunks,
     train_tokenizer,
 )
-from tests.data.conftest import CHINESE, CODE, documents
+from tests.data.common import CHINESE, CODE, documents
 
 SEGMENTERS = ("jieba", "none")
 HAN = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FFF))
@@ -72,10 +73,9 @@ def test_segmenter_takes_the_longer_word_on_a_tie():
     assert best_ends("\u4e00\u4e8c", reference.FREQ, log(4)) == [2, 2]
 
 
-def _ours(made=[]):
-    if not made:
-        made.append(make_segmenter([]))
-    return made[0]
+@functools.cache
+def _ours():
+    return make_segmenter([])
 
 
 def test_jieba_mode_is_the_official_recipe(tokenizers):

@@ -14,7 +14,7 @@ from pangu_ms.cli.main import main
 from pangu_ms.core.errors import DataError, OutputError
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import BatchLosses
+from pangu_ms.data.resample import BatchLosses
 from pangu_ms.eval import batch_losses as module
 from pangu_ms.eval.batch_losses import batch_losses
 from tests.reference import alpha_numpy

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,6 @@ STARTED: list["Launch"] = []
 
 def free_ports():
     """Two neighbours that nobody has now: MindSpore's scheduler and the leader."""
-    import socket
 
     while True:
         with socket.socket() as first, socket.socket() as second:
@@ -139,3 +139,8 @@ def wait_for(condition, seconds=30.0):
     while not condition():
         assert time.monotonic() < deadline, "did not come"
         time.sleep(0.02)
+
+
+def fault(rank, at, do, step=None, **more):
+    """A fault as sitecustomize reads it."""
+    return {"rank": rank, "at": at, "do": do, **more} | ({} if step is None else {"step": step})

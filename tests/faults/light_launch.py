@@ -3,9 +3,9 @@
 Keys: output, steps; world (3), servers (["localhost"]), server (the first), start, master ([host, port]), max_restarts,
 limits (fields of Limits), scheduler (a program instead of MindSpore's), file_bytes (no longer file can be written once
 the job has begun), stall_s (so long takes the third write of the status), lost_s (without a sign of life a host is
-lost), descriptors (how many files the launcher may have open), strangers (how many connections it lets wait), version
-(of the launcher), hello_s (for one to say who it is), nonsense (messages that it sends beside each of its own),
-job_dir, stream, resume.
+lost), descriptors (how many files the launcher may have open), strangers (how many connections may be identifying
+themselves), version (of the launcher), hello_s (for one to say who it is), nonsense (messages that it sends beside each
+of its own), job_dir, stream, resume.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pangu_ms.core import stop_signals
 from pangu_ms.core.console import guarded
-from pangu_run.job.job import Job, Limits, Place
+from pangu_run.job.job import DeviceAssignment, Job, Limits
 from pangu_run.job_directory import NAME, JobDirectory
 from pangu_run.launcher import run_job
 from pangu_run.supervisor import links, scheduler
@@ -30,19 +30,19 @@ def job_of(spec):
     servers, world = spec.get("servers", ["localhost"]), spec.get("world", 3)
     each = world // len(servers)
     return Job(
-        words=lambda rank: [
+        argv=lambda rank: [
             "-m",
             "tests.faults.light",
             spec["output"],
             str(spec["steps"]),
             *(["--resume"] if spec.get("resume") else []),
         ],
-        places=[Place(rank, servers[rank // each], rank % each) for rank in range(world)],
+        assignments=[DeviceAssignment(rank, servers[rank // each], rank % each) for rank in range(world)],
         directory=JobDirectory(Path(spec.get("job_dir", Path(spec["output"]) / NAME))),
         server=spec.get("server", servers[0]),
         start=spec.get("start", "rank-table"),
         master=tuple(spec["master"]) if "master" in spec else None,
-        resume_words=("--resume",),
+        resume_argv=("--resume",),
         max_restarts=spec.get("max_restarts", 0),
         stream_rank=spec.get("stream", 0),
         limits=Limits(**QUICK | spec.get("limits", {})),
@@ -73,14 +73,14 @@ def stall_the_disk(seconds):
 
 def talk_nonsense(words):
     """With each message of this host comes one that no launcher would send."""
-    send, others = links.Link.send, itertools.cycle(words)
+    send, others = links.HostLink.send, itertools.cycle(words)
 
     def send_both(self, message):
         send(self, message)
         if "do" not in message and message.get("is") != "join":
             send(self, next(others))
 
-    links.Link.send = send_both
+    links.HostLink.send = send_both
 
 
 if __name__ == "__main__":
@@ -94,7 +94,7 @@ if __name__ == "__main__":
     if "descriptors" in spec:
         resource.setrlimit(resource.RLIMIT_NOFILE, (spec["descriptors"],) * 2)
     if "strangers" in spec:
-        links.most_strangers = lambda hosts: spec["strangers"]
+        links.max_unidentified = lambda hosts: spec["strangers"]
     if "version" in spec:
         links.version = lambda: spec["version"]
     links.HELLO_S = spec.get("hello_s", links.HELLO_S)

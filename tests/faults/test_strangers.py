@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from pangu_ms.core.exit_codes import EXIT_STOPPED
-from pangu_run.supervisor.links import STRANGERS
+from pangu_run.supervisor.links import MAX_UNIDENTIFIED
 from tests.faults.common import SECRET, launch_light, wait_for
+from tests.faults.hosts import WORLD, Pair, computing
 from tests.faults.light import checkpoints, expected
-from tests.faults.test_hosts import WORLD, Pair, computing
 
 
 def test_ports_of_the_leader_and_strangers_at_its_door(tmp_path):
@@ -35,7 +35,7 @@ def test_idle_strangers_make_room_for_each_other_and_end_nothing(tmp_path):
     pair = Pair(tmp_path / "run", hello_s=600.0, steps=100)
     port = led(pair)
     idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(1000)]
-    wait_for(lambda: sum(closed(stranger) for stranger in idle) >= 1000 - 2 - STRANGERS)  # the oldest make room
+    wait_for(lambda: sum(closed(stranger) for stranger in idle) >= 1000 - 2 - MAX_UNIDENTIFIED)  # the oldest make room
     knocks(port, b"[" * 100000 + b"\n"), knocks(port, b'{"is": "hello", "host": ["b"]}\n')
     pair.start("b")
     assert pair.finish() == (0, 0) and pair.a.stderr == pair.b.stderr == "", pair.a.stderr
@@ -202,7 +202,7 @@ def test_launchers_that_tell_no_version_are_refused_too(tmp_path):
 
 
 def test_a_host_that_has_the_secret_and_talks_nonsense_ends_nothing(tmp_path):
-    """A launcher of another state of mind: its lines are sealed, and mean nothing."""
+    """A launcher of another state of mind: its lines are signed, and mean nothing."""
     pair = Pair(tmp_path / "run", steps=30)
     led(pair)
     beat = {"is": "beat", "attempt": 1, "rank": 2, "pid": 1, "step": 1, "time": 1.0}

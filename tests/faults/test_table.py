@@ -4,7 +4,6 @@ the events and what is left.
 Each row is a job of its own. Rows run a few at a time, since most of their time is waiting for limits.
 """
 
-import os
 import random
 import re
 import signal
@@ -17,18 +16,13 @@ from typing import Any
 import pytest
 
 from pangu_ms.core.exit_codes import EXIT_HANG, EXIT_STOPPED
-from tests.faults.common import launch_light, wait_for
+from tests.faults.common import fault, launch_light, wait_for
 from tests.faults.light import checkpoints, expected
 
-AT_A_TIME, STEPS = 4, 10
+AT_A_TIME, STEPS = 3, 10
 NOTABLE = ("signal", "slow", "hang", "failure", "restart")
 SHORT = {"start_s": 5.0, "hang_s": 3.0}
 ENDLESS = {"steps": 60, "pause": 0.03}
-
-
-def fault(rank, at, do, step=None, **more):
-    """A fault as sitecustomize reads it."""
-    return {"rank": rank, "at": at, "do": do, **more} | ({} if step is None else {"step": step})
 
 
 def by(do):
@@ -372,21 +366,29 @@ RESTARTS = [
 CASES = [*DEATHS, *HANGS, SLOW_ONE, *STOPS, *RESTARTS]
 
 
+class Ahead:
+    """Launches of the rows: the one that is asked for and a few after it, since most of their time is waiting for
+    limits. Where workers of pytest-xdist share the rows out, some of those after it are launched in vain."""
+
+    def __init__(self, cases, place, pool):
+        self.cases, self.place, self.pool, self.launched = cases, place, pool, {}
+
+    def __call__(self, case):
+        """What the launch of a row gave."""
+        at = self.cases.index(case)
+        for row in self.cases[at : at + AT_A_TIME]:
+            if row.name not in self.launched:
+                output = self.place / re.sub(r"\W", "_", row.name)
+                self.launched[row.name] = self.pool.submit(run, row, output)
+        return self.launched[case.name].result()
+
+
 @pytest.fixture(scope="module")
 def running(request, tmp_path_factory):
-    """What a row's launch gave; those that were asked for run ahead, but where pytest-xdist shares them out."""
+    """What a row's launch gave."""
     rows = [item for item in request.session.items if item.fspath == request.fspath and item.originalname == "test_row"]
-    ahead = [] if "PYTEST_XDIST_WORKER" in os.environ else [item.callspec.params["case"] for item in rows]
-    place = tmp_path_factory.mktemp("table")
     with ThreadPoolExecutor(AT_A_TIME) as pool:
-        futures = {case.name: pool.submit(run, case, place / re.sub(r"\W", "_", case.name)) for case in ahead}
-        yield (
-            lambda case: (
-                futures[case.name].result()
-                if case.name in futures
-                else run(case, place / re.sub(r"\W", "_", case.name))
-            )
-        )
+        yield Ahead([item.callspec.params["case"] for item in rows], tmp_path_factory.mktemp("table"), pool)
 
 
 def run(case, output):
@@ -520,10 +522,11 @@ def test_a_rank_may_write_anything(tmp_path):
     assert r"no \u0085 end" in job.events("failure")[0]["words"][-1] and r"no \u0085 end" in job.stderr
 
 
-def test_signals_at_twenty_random_instants_stop_four_ranks_at_one_step(tmp_path):
+@pytest.mark.parametrize("sessions", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_signals_at_random_instants_stop_four_ranks_at_one_step(tmp_path, sessions):
     """Each session goes on where the one before was stopped, and every checkpoint is that of a run that never was."""
     rng, output, reached = random.Random(11), tmp_path / "run", 0
-    for session in range(20):
+    for session in range(sessions):
         job = launch_light(output, world=4, steps=100000, resume=session > 0)
         wait_for(lambda: job.events("started"))
         time.sleep(rng.uniform(0.0, 1.2))
@@ -535,4 +538,4 @@ def test_signals_at_twenty_random_instants_stop_four_ranks_at_one_step(tmp_path)
         assert max(saved, default=0) >= reached and all(value == expected(4, step) for step, value in saved.items())
         assert len(job.events("checkpoint")) == len({event["step"] for event in job.events("checkpoint")})
         reached = max(saved, default=0)
-    assert reached > 20
+    assert reached > sessions

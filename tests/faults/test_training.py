@@ -17,11 +17,10 @@ import pytest
 from pangu_ms.checkpoint.store import latest_valid
 from pangu_ms.core.exit_codes import EXIT_HANG, EXIT_STOPPED
 from pangu_ms.core.heartbeat import PHASES
-from tests.faults.common import Launch, wait_for
-from tests.faults.test_table import fault
-from tests.train.test_resume import losses, require_equal_runs
+from tests.faults.common import Launch, fault, wait_for
+from tests.train.runs import losses, require_equal_runs
 
-RANKS, STEPS, SAVE_EVERY = 4, 30, 5
+RANKS, STEPS, FEW_STEPS, SAVE_EVERY = 4, 30, 9, 5
 SLOWED = [fault(0, "data", "sleep", seconds=0.1, times=0)]  # else all steps are done before a signal comes
 SLOW_SAVES = [fault(0, "save", "sleep", seconds=0.3, times=0)]  # else hardly any signal comes in one
 NOTED = [fault(0, phase, "note", times=0) for phase in PHASES]
@@ -78,8 +77,8 @@ def whole(runs, trained_run, tmp_path_factory):
     """The run that nothing happens to, of so many ranks; `trained_run` has built the CPU's kernels."""
 
     @functools.cache
-    def output(ranks):
-        job = runs.start(tmp_path_factory.mktemp("whole") / "run", ranks=ranks).finish(300)
+    def output(ranks, steps=STEPS):
+        job = runs.start(tmp_path_factory.mktemp("whole") / "run", ranks=ranks, steps=steps).finish(300)
         assert job.code == 0, job.stderr
         job.require_records()
         return job.output
@@ -94,7 +93,12 @@ def newest(output):
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, EXIT_STOPPED), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
+    ("number", "code"),
+    [
+        (signal.SIGTERM, EXIT_STOPPED),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
 )
 def test_a_launcher_that_ends_before_ranks_start_leaves_nothing(runs, tmp_path, number, code):
     """While records are prepared for a run that names none."""
@@ -120,6 +124,19 @@ def test_a_launcher_that_ends_before_ranks_start_leaves_nothing(runs, tmp_path, 
     assert "Traceback" not in job.stderr and not (tmp_path / "run/job").exists(), job.stderr
 
 
+def test_a_death_is_recovered_from_bit_for_bit(runs, whole, tmp_path):
+    job = runs.start(
+        tmp_path / "run", [fault(0, "step", "sigkill", 7)], "--max-restarts", "1", ranks=2, steps=FEW_STEPS
+    ).finish(300)
+    assert job.code == 0, job.stderr
+    job.require_records()
+    (death,) = job.events("failure")
+    assert (death["code"], death["rank"], death["step"]) == (137, 0, 7)
+    assert [event["step"] for event in job.events("checkpoint")] == [5, FEW_STEPS]
+    require_equal_runs(whole(2, FEW_STEPS), job.output)
+
+
+@pytest.mark.slow
 def test_a_hang_and_a_death_are_recovered_from_bit_for_bit(runs, whole, tmp_path):
     faults = [fault(1, "step", "stubborn", 7), fault(0, "step", "sigkill", 13)]
     job = runs.start(tmp_path / "run", faults, "--max-restarts", "2", "--hang-timeout", "8", ranks=2).finish(400)
@@ -138,6 +155,7 @@ def test_a_hang_and_a_death_are_recovered_from_bit_for_bit(runs, whole, tmp_path
     require_equal_runs(whole(2), job.output)
 
 
+@pytest.mark.slow  # one signal and one death: tests/train/test_data_parallel.py
 def test_signals_at_random_instants_stop_all_ranks_at_one_step_and_nothing_is_lost(runs, whole, tmp_path):
     output, rng, instants = tmp_path / "run", random.Random(7), []
     chain(runs, output, rng, ["early", "late", "late"], instants, SLOWED, STEPS)

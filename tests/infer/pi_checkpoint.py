@@ -6,7 +6,7 @@ import numpy as np
 
 from pangu_ms.checkpoint import store
 from pangu_ms.config import RunConfig, load_config
-from tests.models.test_pi import random_parameters
+from tests.models.pi import random_parameters
 from tests.reference import pi_numpy
 
 # Shared heads, two terms for each channel, two branches: what a LLaMA has not, and nothing as wide as another thing.

@@ -3,21 +3,10 @@
 import numpy as np
 import pytest
 
-from tests.models.test_alpha import our_logits, random_parameters, small
+from tests.infer.common import make_decoder
+from tests.models.alpha import our_logits, random_parameters, small
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
-
-
-def make_decoder(config, parameters, batch_size, chunk=5, max_length=None, reorder=False):
-    from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
-    from pangu_ms.infer.decoder import Decoder, GraphShape
-    from pangu_ms.models.build import fill
-    from pangu_ms.models.common.layers import CacheShape
-
-    shape = GraphShape.fitting(config.seq_length, batch_size, max_length or config.seq_length, chunk)
-    model = CachedModel(config, CacheShape(shape.batch_size, shape.capacity))
-    fill(model.model.trainable_params(), parameters)
-    return Decoder(model, shape, ReorderCaches(model, batch_size) if reorder else None)
 
 
 @pytest.mark.parametrize("final_norm_position", ["before_query", "after_query"])

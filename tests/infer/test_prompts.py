@@ -1,18 +1,16 @@
 """Where prompts come from."""
 
-import argparse
 import io
 import sys
 
 import pytest
 
-from pangu_ms.cli.generate_arguments import add_generation_arguments, read_prompts
+from pangu_ms.cli.generate import build_parser, read_prompts
 
 
 def prompts(*words):
-    parser = argparse.ArgumentParser()
-    add_generation_arguments(parser)
-    return read_prompts(parser.parse_args(words))
+    args = build_parser().parse_args(["run", *words])
+    return read_prompts(args.prompt, args.prompt_file)
 
 
 @pytest.mark.parametrize(

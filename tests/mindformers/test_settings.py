@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 import pangu_ms
+from pangu_ms.cli.mindformers import main
 from pangu_ms.core.errors import ConfigError
-from pangu_ms.mindformers.__main__ import load_yaml, main, override
 from pangu_ms.mindformers.settings import publish, resolve
+from pangu_ms.mindformers.train import load_yaml, override
 from pangu_ms.models.registry import FAMILIES
 
 PACKAGE = Path(pangu_ms.__file__).parent
@@ -101,22 +102,17 @@ def test_only_this_package_imports_mindformers():
     importers = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = (
-                [alias.name for alias in node.names]
-                if isinstance(node, ast.Import)
-                else [node.module or ""]
-                if isinstance(node, ast.ImportFrom)
-                else []
-            )
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             if any(name.split(".")[0] == "mindformers" for name in names):
                 importers.add(path.parent.name)
-    assert importers == {"mf"}
+    assert importers == {"mindformers"}
 
 
 def test_importing_the_package_does_not_import_mindformers(tmp_path):
     code = (
-        "import sys, pangu_ms.mindformers.settings, pangu_ms.mindformers.data, pangu_ms.mindformers.__main__; print({'mindformers', 'mindspore'} &"
-        " set(sys.modules))"
+        "import sys, pangu_ms.mindformers.settings, pangu_ms.mindformers.data, pangu_ms.mindformers.__main__;"
+        " print({'mindformers', 'mindspore'} & set(sys.modules))"
     )
     assert (
         subprocess.run(

@@ -12,7 +12,7 @@ import yaml
 
 from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.config.load import config_from_dict
-from pangu_ms.mindformers.__main__ import load_yaml
+from pangu_ms.mindformers.train import load_yaml
 from pangu_ms.models.common.strict import check_names_and_shapes
 
 STEPS, SAVED_AT, BATCH, LR, WEIGHT_DECAY = 12, 6, 4, 3e-3, 0.1

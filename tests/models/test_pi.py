@@ -6,12 +6,13 @@ import pytest
 
 from pangu_ms.config import load_config
 from pangu_ms.models.pi.config import PiConfig
-from tests.infer.test_cache import make_decoder
-from tests.models.test_alpha import EOD, our_logits, random_ids
+from tests.infer.common import make_decoder
+from tests.models.alpha import EOD, our_logits, random_ids
+from tests.models.pi import random_parameters, small
 from tests.reference import pi_numpy
 from tests.reference.alpha_numpy import loss
 from tests.reference.make_llama_golden import CONFIG, GOLDEN
-from tests.train.test_step import gradients_by_step, make_batch, make_config
+from tests.train.steps import gradients_by_step, make_batch, make_config
 
 # Every value of every option, several at once. No two of the sizes are equal, so that a transposition shows.
 CASES = {
@@ -49,28 +50,6 @@ CASES = {
     },
 }
 EVERYTHING = CASES["openpangu"] | CASES["stream"] | {"siaf_mode": "channel", "rms_norm_eps": 1e-5}
-
-
-def small(**fields) -> PiConfig:
-    """A LLaMA of two blocks, changed by `fields`."""
-    sizes = {
-        "vocab_size": 61,
-        "hidden_size": 32,
-        "num_layers": 2,
-        "num_heads": 4,
-        "ffn_hidden_size": 40,
-        "seq_length": 24,
-    }
-    return PiConfig(**sizes | {"siaf_terms": 1, "aug_shortcut_branches": 0, "aug_shortcut_reduction": 2} | fields)
-
-
-def random_parameters(config, seed=0, deviation=0.3):
-    rng = np.random.default_rng(seed)
-    means = {name: 1.0 if name.endswith(("norm.weight", "siaf.scale")) else 0.0 for name in config.parameter_shapes()}
-    return {
-        name: rng.normal(means[name], deviation, shape).astype(np.float32)
-        for name, shape in config.parameter_shapes().items()
-    }
 
 
 def test_the_reference_equals_hugging_face_llama():

@@ -16,7 +16,7 @@ from pangu_ms.core.protobuf import message_field, number_field
 from pangu_ms.data.blocks import encode_documents
 from pangu_ms.data.corpus import Document
 from pangu_ms.data.npz_file import to_npz
-from pangu_ms.data.rounds import BatchLosses, OrderFile
+from pangu_ms.data.resample import BatchLosses, OrderFile
 from pangu_ms.data.token_counts import save_counts
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.export import package, signature
@@ -25,15 +25,15 @@ from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from pangu_ms.research.study.runs import Stage, claim
 from pangu_ms.train.guard import Guard
+from tests.checkpoint.alpha_tensors import foreign_tensors
 from tests.checkpoint.common import small_config
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice, save, whole_arrays
-from tests.checkpoint.test_names_alpha import foreign_tensors
 from tests.faults.rank_tables import dump, table
 from tests.infer.pi_checkpoint import save_pi_checkpoint
 from tests.mutants.readers import IDENTITY
-from tests.parallel.test_strategy_file import OPERATORS, plan_of
+from tests.parallel.common import OPERATORS, plan_of
 from tests.reference.make_tokenizer_golden import GOLDEN, write_files
-from tests.run.test_status import rank, write
+from tests.run.jobs import rank, write
 
 RANKS = (1, 2, 2, 0, 1, 2, 2)
 """Plan of the checkpoints that are cut: mp 2, two stages of two layers."""

@@ -272,8 +272,15 @@ def reformatted(content, form):
 
 
 DAMAGES = {
-    "bytes": bytes_of, "json": json_of, "sealed": json_of, "lines": lines_of, "yaml": yaml_of, "safetensors": safetensors_of, "npz": npz_of, "gz": gzip_of,
-}  # fmt: skip
+    "bytes": bytes_of,
+    "json": json_of,
+    "sealed": json_of,
+    "lines": lines_of,
+    "yaml": yaml_of,
+    "safetensors": safetensors_of,
+    "npz": npz_of,
+    "gz": gzip_of,
+}
 
 
 NEVER = {

@@ -1,18 +1,15 @@
 """Readers of files that no command of `pangu` reads before it computes for seconds: the product's own functions, called
 as their commands call them."""
 
-import argparse
 import json
 from pathlib import Path
 
 
 def prompts(file):
     """As `pangu generate` before it loads the checkpoint."""
-    from pangu_ms.cli.generate_arguments import add_generation_arguments, read_prompts
+    from pangu_ms.cli.generate import read_prompts
 
-    parser = argparse.ArgumentParser()
-    add_generation_arguments(parser)
-    print(read_prompts(parser.parse_args(["--prompt-file", file])))
+    print(read_prompts([], Path(file)))
 
 
 def state(step):
@@ -45,7 +42,7 @@ def partial_losses(file):
 
 def order(file):
     """As `pangu train data.order=FILE`, but for the records."""
-    from pangu_ms.data.rounds import OrderFile
+    from pangu_ms.data.resample import OrderFile
 
     print(OrderFile.load(file)[0])
 

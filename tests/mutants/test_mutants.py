@@ -19,7 +19,7 @@ from tests.mutants.kinds import KINDS
 from tests.mutants.read import MEMORY_BYTES, SECONDS
 
 ROOT = Path(__file__).parents[2]
-FEW, MANY = 6, 400
+FEW, MANY = 3, 400
 NOTHING = hashlib.sha256(b"").hexdigest()
 
 

@@ -193,9 +193,9 @@ def test_the_launcher_s_terminal(is_tty, monkeypatch):
     terminal.is_tty = is_tty
     own = f"\r10%|\u2588| \x1b[A\x1b[K{STEERS} \u76d8\n".encode()
     for byte in own:
-        terminal.show(0, bytes([byte]), stdout=True)
-    terminal.show(1, f"RuntimeError: {STEERS}\n".encode(), stdout=False)
-    terminal.tell(f"host {STEERS} was lost\n  -> start it")
+        terminal.write_output(0, bytes([byte]), stdout=True)
+    terminal.write_output(1, f"RuntimeError: {STEERS}\n".encode(), stdout=False)
+    terminal.print_line(f"host {STEERS} was lost\n  -> start it")
     terminal.close()
     assert (
         is_harmless(said[2].decode().replace("\r\x1b[K", "" if is_tty else "\r\x1b[K"))

@@ -13,45 +13,21 @@ import pytest
 
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.exit_codes import EXIT_PEER_LOST
-from pangu_run import launcher as start
-from pangu_run.job.job import Limits
+from pangu_run import launcher
 from pangu_run.job_directory import JobDirectory
-from pangu_run.launcher import run_ranks
 from pangu_run.supervisor import host, scheduler
 from tests.faults.common import wait_for
+from tests.run.launched import SCHEDULER, alive, log, run
 
-SCHEDULER = (
-    "import os, socket, time; s = socket.create_server(('127.0.0.1', int(os.environ['MS_SCHED_PORT']))); time.sleep(60)"
-)
 FAILS_ONCE = (
     "import os, sys; from pathlib import Path; p = Path(os.environ['MARK']); p.exists() or (p.touch(), sys.exit('port"
     " taken'))\n" + SCHEDULER
 )
-QUICK = Limits(grace_s=1.0)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(scheduler, "PROGRAM", SCHEDULER)
-
-
-def run(tmp_path, *programs, limits=QUICK, environment=None, **options):
-    began = time.monotonic()
-    code = run_ranks(
-        lambda rank: ["-c", programs[rank]], len(programs), tmp_path / "job", environment, limits=limits, **options
-    )
-    return code, time.monotonic() - began
-
-
-def log(tmp_path, rank):
-    return JobDirectory(tmp_path / "job").rank_log(rank).read_text()
-
-
-def alive(pid):
-    try:
-        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_a_rank_knows_its_place_and_only_rank_0_has_the_terminal(tmp_path, capfd, monkeypatch):
@@ -221,7 +197,7 @@ def test_two_launchers_do_not_share_a_directory(tmp_path, monkeypatch):
     finally:
         going.set()
         thread.join()
-    monkeypatch.setattr(start, "TAKEOVER_S", 1.0)
+    monkeypatch.setattr(launcher, "TAKEOVER_S", 1.0)
     assert run(tmp_path, "pass")[0] == 0  # it was killed: its status stands still
 
 
@@ -231,7 +207,7 @@ def test_a_terminal_that_nobody_reads_does_not_hold_up_a_job(tmp_path):
         "import sys\nfrom pathlib import Path\nfrom pangu_run.launcher import run_ranks\nfrom pangu_run.supervisor"
         " import scheduler, terminal\n"
     )
-    program += f"scheduler.PROGRAM = {SCHEDULER!r}\nterminal.LAST_WORDS_S = 0.5\n"
+    program += f"scheduler.PROGRAM = {SCHEDULER!r}\nterminal.FLUSH_S = 0.5\n"
     program += "sys.exit(run_ranks(lambda rank: ['-c', 'print(\"x\" * 1000000)'], 2, Path(sys.argv[1])))\n"
     reader, writer = os.pipe()
     try:

@@ -5,7 +5,6 @@ import functools
 import json
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -39,7 +38,7 @@ def launch(capfd):
 @pytest.fixture
 def unchecked(tmp_path, monkeypatch):
     """Runs are not looked at but for their ranks: reading records takes seconds."""
-    change = functools.partial(dataclasses.replace, words=["--config", "alpha/tiny"], output=str(tmp_path / "run"))
+    change = functools.partial(dataclasses.replace, argv=["--config", "alpha/tiny"], output=str(tmp_path / "run"))
     monkeypatch.setattr(launch_cli, "describe", lambda words, *options: change(launch_cli.placement(words)))
 
 
@@ -304,11 +303,9 @@ def test_a_login_node_needs_none_of_the_clusters_paths(launch, tmp_path):
 def test_the_launch_layer_starts_without_heavy_modules():
     program = (
         "import sys; import pangu_run.cli.main, pangu_run.cli.launch; print(sorted({'mindspore', 'numpy'}"
-        " & set(sys.modules)))"
+        " & set(sys.modules)), __import__('time').process_time() < 2)"  # a third of a second, of this process alone
     )
-    began = time.monotonic()
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[]\n"
-    assert time.monotonic() - began < 5  # a third of a second on an idle machine
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "[] True\n"
 
 
 def test_help_names_defaults(capsys):

@@ -1,5 +1,5 @@
-"""Sealed lines: who has not the secret, and who says a line again, later, back or elsewhere, is not heard. Against a
-plain reading of the format, too."""
+"""Signed lines: they are rejected from a peer without the secret, and where they are replayed, reordered, reflected or
+sent on another connection. The format is compared with the standard's, too."""
 
 import asyncio
 import contextlib
@@ -11,9 +11,9 @@ import socket
 import pytest
 
 from pangu_ms.core.errors import LaunchError
+from pangu_run.job.secret import require_long
 from pangu_run.supervisor import links
-from pangu_run.supervisor.authentication import require_long
-from pangu_run.supervisor.links import Link
+from pangu_run.supervisor.links import HostLink
 
 SECRET = b"0123456789abcdef"
 
@@ -22,19 +22,19 @@ SECRET = b"0123456789abcdef"
 async def connected(secret=SECRET, other=SECRET):
     """A leader's and a host's link of one connection, after their hellos."""
     sockets = socket.socketpair()
-    leader, host = [Link(*await asyncio.open_connection(sock=one)) for one in sockets]
-    host.say({"is": "hello", "nonce": "1"})
-    assert await leader.hear() == {"is": "hello", "nonce": "1"}
-    leader.say({"is": "hello", "nonce": "2"})
-    assert await host.hear() == {"is": "hello", "nonce": "2"}
-    leader.seal(secret, leads=True), host.seal(other, leads=False)
+    leader, host = [HostLink(*await asyncio.open_connection(sock=one)) for one in sockets]
+    host.send_hello({"is": "hello", "nonce": "1"})
+    assert await leader.receive_hello() == {"is": "hello", "nonce": "1"}
+    leader.send_hello({"is": "hello", "nonce": "2"})
+    assert await host.receive_hello() == {"is": "hello", "nonce": "2"}
+    leader.authenticate(secret, leads=True), host.authenticate(other, leads=False)
     yield leader, host
-    leader.drop(), host.drop()
+    leader.abort(), host.abort()
 
 
 def line(link, number):
-    """A sealed line of a link that it has not sent yet."""
-    return link._own.sealed(json.dumps({"number": number}).encode())
+    """A signed line of a link that it has not sent yet."""
+    return link._outgoing.sign(json.dumps({"number": number}).encode())
 
 
 def test_lines_are_heard_in_both_directions():
@@ -77,11 +77,11 @@ def changed(first, second, back):
     return [first.replace(b"1", b"2")]
 
 
-@pytest.mark.parametrize("deed", [again, swapped, left_out, reflected, changed])
-def test_a_line_counts_once_at_its_place_and_in_its_direction(deed):
+@pytest.mark.parametrize("tamper", [again, swapped, left_out, reflected, changed])
+def test_a_line_counts_once_at_its_place_and_in_its_direction(tamper):
     async def talk():
         async with connected() as (leader, host):
-            sent = deed(line(host, 1), line(host, 2), line(leader, 1))
+            sent = tamper(line(host, 1), line(host, 2), line(leader, 1))
             for words in sent:
                 host._write(words)
             heard = [await leader.receive() for _ in sent]
@@ -95,13 +95,13 @@ def test_a_line_of_another_connection_does_not_count():
         async with connected() as (_, first):
             words = line(first, 1)
         sockets = socket.socketpair()
-        leader, host = [Link(*await asyncio.open_connection(sock=one)) for one in sockets]
-        host.say({"is": "hello", "nonce": "1"}), await leader.hear()  # as it was said there
-        leader.say({"is": "hello", "nonce": "3"})
-        leader.seal(SECRET, leads=True)
+        leader, host = [HostLink(*await asyncio.open_connection(sock=one)) for one in sockets]
+        host.send_hello({"is": "hello", "nonce": "1"}), await leader.receive_hello()  # as it was said there
+        leader.send_hello({"is": "hello", "nonce": "3"})
+        leader.authenticate(SECRET, leads=True)
         host._write(words)
         assert await leader.receive() is None and leader.forged
-        leader.drop(), host.drop()
+        leader.abort(), host.abort()
 
     asyncio.run(talk())
 
@@ -126,7 +126,7 @@ def test_lines_have_a_limit_that_is_small_until_it_is_known_who_writes(before, s
     async def talk():
         async with connected() as (leader, host):
             if not before:
-                leader.trust()
+                leader.accept_long_lines()
             host.send({"x": "x" * (size - 100)})
             assert (await leader.receive() is not None) == heard and not leader.forged
 
@@ -139,7 +139,7 @@ def test_a_line_that_has_no_end_is_not_kept(monkeypatch):
     async def talk():
         async with connected() as (leader, host):
             host._writer.write(b"x" * (8 << 20))
-            assert await leader.receive() is None and len(leader._read) < links.HELLO_BYTES + links.READ_BYTES
+            assert await leader.receive() is None and len(leader._buffer) < links.HELLO_BYTES + links.READ_BYTES
 
     asyncio.run(talk())
 

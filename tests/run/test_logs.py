@@ -11,8 +11,8 @@ import pytest
 
 from pangu_run.cli.main import main
 from pangu_run.job_directory import JobDirectory
-from pangu_run.report.ascend_errors import CODES, MESSAGES, explain
-from pangu_run.report.log_errors import distinct_errors, errors_in, normal
+from pangu_run.report.ascend_errors import explain, table
+from pangu_run.report.log_errors import distinct_errors, errors_in, normalized
 from pangu_run.report.log_lines import MAX_LINE, follow, tail
 from pangu_run.supervisor.logs import last_lines
 
@@ -348,5 +348,8 @@ def test_numbers_that_are_no_codes_are_not_explained():
     numbers = ("step 507014507 of 107002.5", "loss 1.107002", "pid 1070020", "error at step 107002", "error 0x507014ab")
     for text in (*numbers, "SE00010", "ret[9] of a function", "2026-11-21 10:70:02"):
         assert explain(text) is None, text
-    assert normal("rank_12 at 10.0.0.1:8118 0xffee [0001],[0002],[0003]") == normal("rank_7 at 10.0.0.25:9 0xab [0009]")
-    assert all(entry[2] for entry in CODES.values()) and all(entry[4] for entry in MESSAGES)
+    assert normalized("rank_12 at 10.0.0.1:8118 0xffee [0001],[0002],[0003]") == normalized(
+        "rank_7 at 10.0.0.25:9 0xab [0009]"
+    )
+    entries = [*table().codes.values(), *(entry for _, entry in table().messages)]
+    assert len(entries) > 80 and all(entry.meaning and entry.fix and entry.source for entry in entries)

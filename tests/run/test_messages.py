@@ -1,4 +1,4 @@
-"""Nothing that a peer or a rank says can raise: messages of random and of damaged fields, into all that use them."""
+"""Nothing that a peer or a rank sends can raise: messages of random and of damaged fields, into all that use them."""
 
 import asyncio
 import json
@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from pangu_run.job.job import Job, Limits, Place
+from pangu_run.job.job import DeviceAssignment, Job, Limits
 from pangu_run.job_directory import JobDirectory
-from pangu_run.supervisor import failure_report as verdict
 from pangu_run.supervisor import messages, watchdog
-from pangu_run.supervisor.host import Host
+from pangu_run.supervisor.failure_report import first_failed_exit, report_exit, report_hang
+from pangu_run.supervisor.host import HostAgent
 from pangu_run.supervisor.leader import Leader
 from pangu_run.supervisor.process import RankProcess
 from pangu_run.supervisor.terminal import Terminal
@@ -67,7 +67,7 @@ JUNK = [
     "x" * 9000,
 ]
 JUNK += [[], {}, [1], [None], ["\ud800"], [[]], {"x": []}, ["h", -1], ["h", 1, 2], [[0] * 70000]]
-ROUNDS = 1500
+TRIALS = 1500
 
 
 def damaged(rng, whole):
@@ -87,10 +87,10 @@ def damaged(rng, whole):
 @pytest.fixture
 def leader(tmp_path):
     """One of two hosts with two ranks each, in its first attempt."""
-    places = [Place(rank, "aabb"[rank], rank % 2) for rank in range(4)]
+    assignments = [DeviceAssignment(rank, "aabb"[rank], rank % 2) for rank in range(4)]
     job = Job(
         lambda rank: ["-c", "pass"],
-        places,
+        assignments,
         JobDirectory(tmp_path / "job"),
         "a",
         master=("127.0.0.1", 1),
@@ -99,32 +99,34 @@ def leader(tmp_path):
     job.directory.path.mkdir()
     job.directory.write_job({"id": "x"})
     made = Leader(job, Terminal(0))
-    made.attempt, made.states = 1, [RankState(place, 0.0) for place in places]
+    made.attempt, made.states = 1, [RankState(assignment, 0.0) for assignment in assignments]
     yield made
     made.disk.close(10.0)
 
 
 def test_no_message_of_a_host_raises_and_what_is_written_of_it_is_whole(leader, capfd):
     rng, taken = random.Random(1), 0
-    for number in range(ROUNDS):
+    for number in range(TRIALS):
         words = damaged(rng, HOST)
         message = messages.from_host(words)
-        if message is None or not leader.hosts._may_tell("b", message):
+        if message is None or not leader.links._may_report("b", message):
             continue
         taken += 1
-        leader._take(message | {"host": "b"})
+        leader._handle(message | {"host": "b"})
         if number % 100 == 0:
             watchdog.hung(leader.states, leader.job.limits, float(number)), watchdog.slow(leader.states)
-            leader.chronicle._looked = 0.0
-            leader.chronicle.look(leader.states)
-            if leader.exits and verdict.first_exit(leader.exits):
-                leader.chronicle.tell(verdict.of_exit(leader.job, leader.states, leader.exits).text())
-            leader.chronicle.tell(verdict.of_hang(leader.states, leader.states, 1.0, [*leader.stacks.values()]).text())
-            leader.states = [RankState(state.place, 0.0) for state in leader.states]
+            leader.event_log._updated = 0.0
+            leader.event_log.update(leader.states)
+            if leader.exits and first_failed_exit(leader.exits):
+                leader.event_log.print_line(report_exit(leader.job, leader.states, leader.exits).text())
+            leader.event_log.print_line(
+                report_hang(leader.states, leader.states, 1.0, [*leader.stacks.values()]).text()
+            )
+            leader.states = [RankState(state.assignment, 0.0) for state in leader.states]
             leader.exits, leader.stacks, leader.signals = [], {}, []
     leader.disk.close(10.0)
     leader.terminal.close()
-    assert 0.2 * ROUNDS < taken < 0.8 * ROUNDS  # neither all refused nor all believed
+    assert 0.2 * TRIALS < taken < 0.8 * TRIALS  # neither all refused nor all believed
     assert leader.job.directory.events() and leader.job.directory.status()["ranks"]
     shown = capfd.readouterr().err
     assert "Traceback" not in shown and "\x1b" not in shown
@@ -132,7 +134,7 @@ def test_no_message_of_a_host_raises_and_what_is_written_of_it_is_whole(leader, 
 
 def test_no_command_raises(tmp_path, monkeypatch):
     class Rank:
-        def __init__(self, number, words, environment, *others):
+        def __init__(self, number, argv, environment, *others):
             assert all(isinstance(value, str) for value in environment.values())
             self.number, self.stacks = number, tmp_path / "none"
 
@@ -146,10 +148,10 @@ def test_no_command_raises(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pangu_run.supervisor.host.RankProcess", Rank)
     monkeypatch.setattr("pangu_run.supervisor.host.STACKS_S", 0.0)
-    monkeypatch.setattr("pangu_run.orphans.sweep", lambda job: 0)
+    monkeypatch.setattr("pangu_run.orphans.kill_job_processes", lambda job: None)
     job = Job(
         lambda rank: ["-c", "pass"],
-        [Place(rank, "aabb"[rank], rank % 2) for rank in range(4)],
+        [DeviceAssignment(rank, "aabb"[rank], rank % 2) for rank in range(4)],
         JobDirectory(tmp_path),
         "b",
     )
@@ -157,14 +159,14 @@ def test_no_command_raises(tmp_path, monkeypatch):
     async def obey():
         rng, taken, told, raised = random.Random(2), 0, [], []
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: raised.append(context))
-        host = Host(job, Terminal(None), told.append)
-        for _ in range(ROUNDS):
+        agent = HostAgent(job, Terminal(None), told.append)
+        for _ in range(TRIALS):
             command = messages.from_leader(damaged(rng, LEADER))
             if command:
                 taken += 1
-                host.do(command)
+                agent.execute(command)
         await asyncio.sleep(1.0)
-        assert 0.2 * ROUNDS < taken < 0.8 * ROUNDS and told and not raised
+        assert 0.2 * TRIALS < taken < 0.8 * TRIALS and told and not raised
         assert all(messages.from_host(message) for message in told)
 
     asyncio.run(obey())
@@ -172,16 +174,16 @@ def test_no_command_raises(tmp_path, monkeypatch):
 
 def test_no_line_of_a_rank_raises_and_it_speaks_for_itself_alone():
     told, rng = [], random.Random(3)
-    rank = SimpleNamespace(_beats=b"", number=2, pid=77, tell=told.append)
-    for _ in range(ROUNDS):
-        RankProcess._heard(
+    rank = SimpleNamespace(_unfinished_beat=b"", number=2, pid=77, on_message=told.append)
+    for _ in range(TRIALS):
+        RankProcess._read_beats(
             rank, json.dumps(damaged(rng, [BEAT, BEAT | {"is": "exit", "rank": 0, "pid": 1}])).encode() + b"\n"
         )
-    RankProcess._heard(
+    RankProcess._read_beats(
         rank,
         b"\xff\n[1]\n3\n" + b"[" * 100000 + b"\n" + b'{"phase": "step", "step": ' + b"9" * 5000 + b', "time": 1}\n',
     )
-    assert 0.2 * ROUNDS < len(told) < 0.8 * ROUNDS
+    assert 0.2 * TRIALS < len(told) < 0.8 * TRIALS
     assert {(message["is"], message["rank"], message["pid"]) for message in told} == {("beat", 2, 77)}
     assert all(messages.from_host(message | {"attempt": 1}) == message | {"attempt": 1} for message in told)
 
@@ -216,7 +218,7 @@ FORGED += [
 
 def test_a_host_tells_what_it_may_and_of_its_own_ranks_alone(leader):
     assert not any(map(messages.from_host, FORGED))
-    assert [leader.hosts._may_tell("b", HOST[0] | {"rank": rank}) for rank in (0, 1, 2, 3, 4, 2**40)] == [
+    assert [leader.links._may_report("b", HOST[0] | {"rank": rank}) for rank in (0, 1, 2, 3, 4, 2**40)] == [
         False,
         False,
         True,
@@ -228,7 +230,7 @@ def test_a_host_tells_what_it_may_and_of_its_own_ranks_alone(leader):
 
 def test_a_rank_that_has_ended_stays_so(leader):
     for message in (HOST[1], HOST[1] | {"code": 0}, HOST[0] | {"rank": 2}):
-        leader._take(messages.from_host(message))
+        leader._handle(messages.from_host(message))
     assert (len(leader.exits), leader.states[2].exit_code, leader.states[2].runs) == (1, 1, False)
 
 

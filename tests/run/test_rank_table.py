@@ -376,6 +376,6 @@ def test_help_needs_little():
         "import sys; from pangu_run.cli.ranktable import main\ntry: main(['check', '--help'])\nexcept SystemExit:"
         " pass\n"
     )
-    code += "print([name for name in ('mindspore', 'pangu_ms', 'numpy', 'psutil') if name in sys.modules])"
+    code += "print([name for name in ('mindspore', 'pangu_ms.config', 'numpy', 'psutil') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("[]\n") and "None)" not in done.stdout

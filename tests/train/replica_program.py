@@ -12,8 +12,8 @@ import numpy as np
 
 from pangu_ms.core import heartbeat, runtime
 from pangu_ms.core.heartbeat import DESCRIPTOR
-from tests.models.test_alpha import random_parameters, small
-from tests.train.test_step import arrays, make_batch, make_config
+from tests.models.alpha import random_parameters, small
+from tests.train.steps import arrays, make_batch, make_config
 
 RATE = 0.3
 STEPS = 20

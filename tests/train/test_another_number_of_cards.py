@@ -18,7 +18,7 @@ from pangu_ms.config.load import presets
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.data.loader import Loader
 from pangu_ms.train.resume import require_same_run
-from tests.train.test_resume import command, losses, metrics, require_equal_runs
+from tests.train.runs import command, losses, metrics, require_equal_runs
 
 CLUSTERS = [match for name in presets() if (match := re.fullmatch(r"(.+)_\d+x\d+gib", name))]
 MODELS = sorted({match[1] for match in CLUSTERS})

@@ -17,7 +17,7 @@ from pangu_ms.models.common.init import initial_values
 from tests.faults.common import ROOT, free_ports
 from tests.faults.rank_tables import dump, table
 from tests.stub_ascend.sitecustomize import executed, loss_of
-from tests.train.test_resume import losses
+from tests.train.runs import losses
 
 STUB = Path(__file__).parents[1] / "stub_ascend"
 SMALL = [

@@ -15,7 +15,7 @@ from pangu_ms.parallel.replicas import Replicas
 from pangu_ms.train import loop, run
 from pangu_ms.train.health_check import NO_UPDATE
 from pangu_ms.train.steps.protocol import StepResult
-from tests.train.test_resume import steps_of
+from tests.train.runs import steps_of
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 

@@ -15,8 +15,8 @@ from pangu_ms.checkpoint.store import latest_valid, open_checkpoint
 from pangu_ms.config import load_config
 from pangu_ms.core.errors import ConfigError
 from tests.faults.common import wait_for
-from tests.run.test_launch import alive
-from tests.train.test_resume import command, losses, metrics, require_equal_runs
+from tests.run.launched import alive
+from tests.train.runs import command, losses, metrics, require_equal_runs
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 

@@ -12,7 +12,7 @@ from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.config import load_config
 from pangu_ms.core import heartbeat
 from pangu_ms.parallel.rendezvous import Rendezvous
-from tests.train.test_resume import losses, metrics, require_equal_runs
+from tests.train.runs import losses, metrics, require_equal_runs
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
@@ -92,7 +92,9 @@ def signalled_at(monkeypatch, name):
     monkeypatch.setattr(run, name, with_signal)
 
 
-@pytest.mark.parametrize("name", ["build_distributed_model", "starting_point", "initialize"])
+@pytest.mark.parametrize(
+    "name", ["build_distributed_model", pytest.param("starting_point", marks=pytest.mark.slow), "initialize"]
+)
 def test_a_signal_before_the_first_step_stops_without_one(
     records, tiny_overrides, tmp_path, monkeypatch, trained_run, name
 ):

@@ -11,7 +11,7 @@ from pangu_ms.config import load_config
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.train.resume import require_same_run
 from pangu_ms.train.schedule import learning_rate
-from tests.train.test_resume import losses
+from tests.train.runs import losses
 
 BASE = ["train.steps=12", "optimizer.warmup_steps=2"]
 

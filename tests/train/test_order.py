@@ -9,8 +9,8 @@ from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.config import load_config
 from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import BatchLosses, Order, fingerprint, resample
-from tests.train.test_resume import require_equal_runs
+from pangu_ms.data.resample import BatchLosses, Order, fingerprint, resample
+from tests.train.runs import require_equal_runs
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 

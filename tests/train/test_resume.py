@@ -1,12 +1,10 @@
 """A run that is stopped, by its own wish, by a signal or by kill -9, goes on as if it had not been."""
 
-import json
 import os
 import random
 import re
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,43 +13,9 @@ import pytest
 from pangu_ms.checkpoint.store import latest_valid, open_checkpoint
 from pangu_ms.config import load_config
 from pangu_ms.core.errors import ConfigError, OutputError, UserError
+from tests.train.runs import command, losses, metrics, require_equal_runs, steps_of
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
-
-
-def metrics(output):
-    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(output):
-    return {row["step"]: (row["loss"], row["grad_norm"]) for row in metrics(output) if "loss" in row}
-
-
-def require_equal_runs(first, second):
-    assert losses(first) == losses(second)
-    a, b = open_checkpoint(first), open_checkpoint(second)
-    assert a.step == b.step and a.state() == b.state()
-    for group in ("model", "optimizer"):
-        expected, found = a.tensors(group), b.tensors(group)
-        assert expected.keys() == found.keys()
-        assert all(np.array_equal(expected[name], found[name]) for name in expected)
-
-
-def command(records, output, overrides, *options):
-    return [
-        sys.executable,
-        "-m",
-        "pangu_ms",
-        "train",
-        "--config",
-        "alpha/tiny",
-        *overrides,
-        "--data",
-        str(records),
-        "--output",
-        str(output),
-        *options,
-    ]
 
 
 ACCUMULATED, HALF = (
@@ -67,9 +31,9 @@ PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
-        ("alpha/tiny", []),
+        pytest.param("alpha/tiny", [], marks=pytest.mark.slow),
         ("alpha/tiny", ["model.dropout=0.2", *ACCUMULATED]),
-        ("alpha/tiny", HALF),
+        pytest.param("alpha/tiny", HALF, marks=pytest.mark.slow),
         ("pi/tiny", PI + ACCUMULATED + HALF),
     ],
 )
@@ -101,13 +65,14 @@ def test_a_signal_ends_the_step_commits_and_asks_to_be_started_again(records, ti
     assert open_checkpoint(output).step == max(losses(output)) + 1
 
 
-def test_kill_minus_nine_at_any_instant_loses_nothing_committed(records, tiny_overrides, trained_run, tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_kill_minus_nine_at_any_instant_loses_nothing_committed(records, tiny_overrides, trained_run, tmp_path, kills):
     """Saves after every step, so that most kills hit a save; afterwards the resumed run equals the one that was never
     killed."""
     overrides = [*tiny_overrides, "train.save_every=1", "train.keep_checkpoints=2"]
     output, rng = tmp_path / "run", random.Random(0)
     reached = 0
-    for _ in range(4):
+    for _ in range(kills):
         process = subprocess.Popen(
             command(records, output, [*overrides, "train.steps=12"], "--resume"), stderr=subprocess.PIPE, text=True
         )
@@ -183,10 +148,6 @@ def test_tensorboard_shows_what_metrics_hold(records, tiny_overrides, tmp_path):
     events = b"".join(path.read_bytes() for path in (tmp_path / "run/tensorboard").iterdir())
     assert b"grad_norm" in events and b"held_out_loss" in events
     assert {"held_out_loss", "held_out_perplexity"} <= set(metrics(tmp_path / "run")[-1])
-
-
-def steps_of(output):
-    return sorted(int(path.name[5:]) for path in (output / "checkpoints").glob("step-*"))
 
 
 def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_works(

@@ -1,54 +1,17 @@
 """The jitted step against float64 references: gradients, clipping, AdamW, accumulation, and steps that must not
 happen."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from pangu_ms.config.load import config_from_dict
 from pangu_ms.core.errors import TrainingDiverged
 from pangu_ms.data.loader import batch_from_ids
 from pangu_ms.train.guard import Guard
-from tests.models.test_alpha import EOD, random_ids, random_parameters, small
+from tests.models.alpha import EOD, random_parameters, small
 from tests.reference import alpha_numpy
+from tests.train.steps import arrays, gradients_by_step, make_batch, make_config, make_step
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
-
-
-def make_config(model=None, **sections):
-    fields = dataclasses.asdict(model or small(num_layers=2, hidden_size=16, seq_length=24))
-    return config_from_dict(
-        {"model": fields, "train": {"batch_size": 2} | sections.pop("train", {}), **sections}, "test"
-    )
-
-
-def make_step(config, parameters):
-    from pangu_ms.models.build import build_model, fill
-    from pangu_ms.train.steps.train_step import TrainStep
-
-    model = build_model(config.model)
-    fill(model.trainable_params(), parameters)
-    return model, TrainStep(model, config)
-
-
-def make_batch(config, rows=2, seed=1):
-    ids = np.concatenate([random_ids(config.model, rows, seed)] * 2, axis=1)[:, : config.model.seq_length + 1]
-    return batch_from_ids(ids, EOD, 0, True)
-
-
-def arrays(parameters):
-    return {p.name: p.asnumpy().copy() for p in parameters}
-
-
-def gradients_by_step(config, parameters, batch):
-    """Gradients read off a step without momentum, decay or clipping: m = 0.5 * g."""
-    optimizer = {"beta1": 0.5, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0}
-    _, step = make_step(
-        dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer)), parameters
-    )
-    result = step(batch, 0, lr=0.0)
-    return result, {p.name.removeprefix("adam_m."): p.asnumpy() * 2 for p in step.optimizer.m}
 
 
 def test_loss_and_gradients_equal_the_specification():

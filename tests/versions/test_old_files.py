@@ -14,7 +14,7 @@ from pangu_ms.core import files
 from pangu_ms.data import tokenizer as tokenizer_module
 from pangu_ms.data.compress import load_vocab_map
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import BatchLosses, Order
+from pangu_ms.data.resample import BatchLosses, Order
 from pangu_ms.data.token_counts import load_counts
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.export.package import sealed

@@ -71,9 +71,9 @@ class LayerDiversity:
         self.sum_E += features_TE.sum(axis=0)
         self.products_EE += features_TE.T @ features_TE
         self.cosine += token_cosine(features_TE)
-        distance = np.linalg.norm(features_TE - features_TE.mean(axis=0))  # the mean is the minimising x
+        distance = float(np.linalg.norm(features_TE - features_TE.mean(axis=0)))  # the mean is the minimising x
         self.distance += distance
-        self.relative_distance += distance / (np.linalg.norm(features_TE) or 1.0)
+        self.relative_distance += distance / (float(np.linalg.norm(features_TE)) or 1.0)
 
     def result(self) -> dict[str, float]:
         """The measures of all sequences so far, of which there must be one.
@@ -95,6 +95,6 @@ class LayerDiversity:
         return {
             "effective_dimension": effective_dimension(covariance_EE, self.share) if varies else 0,
             "token_cosine": self.cosine / self.num_sequences,
-            "rank_one_distance": float(self.distance / self.num_sequences),
-            "relative_rank_one_distance": float(self.relative_distance / self.num_sequences),
+            "rank_one_distance": self.distance / self.num_sequences,
+            "relative_rank_one_distance": self.relative_distance / self.num_sequences,
         }

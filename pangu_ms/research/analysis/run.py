@@ -17,7 +17,6 @@ from pangu_ms.core.errors import CheckpointError, DataError
 from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import num_batches, sequential_batches
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.models.common.batch import Batch
 from pangu_ms.research.analysis.collapse import LayerDiversity
 
@@ -40,9 +39,9 @@ class Subject:
             DataError: records that do not fit the model.
         """
         found = store.open_checkpoint(Path(checkpoint))
-        config, tokenizer = checkpoint_config(found, overrides), found.tokenizer_path()
+        config = checkpoint_config(found, overrides)
         record_set = RecordSet.open(records, split)
-        record_set.check(config.model, tokenizer and Tokenizer.load(tokenizer), evaluation=True)
+        record_set.check(config.model, found.tokenizer(), evaluation=True)
         runtime.start(config.runtime.device)
         return cls(found, config, record_set)
 

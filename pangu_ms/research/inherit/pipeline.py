@@ -1,4 +1,4 @@
-"""From a teacher's checkpoint to a student's. mindspore is imported only where data are read."""
+"""`inherit`: from a teacher's checkpoint to a student's. mindspore is imported only where data are read."""
 
 import dataclasses
 import itertools
@@ -54,9 +54,9 @@ def inherit(
     tokenizer: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Write a student's first checkpoint, OUTPUT/step-00000000; its state says what it was made of.
+    """Write a student's first checkpoint, OUTPUT/step-00000000, whose state records how it was made.
 
-    Units are scored in the teacher's chosen layers alone, with all their widths.
+    The units are scored in a model of the chosen layers alone, which have all the teacher's units.
 
     Args:
         config: the student's run.
@@ -81,7 +81,7 @@ def inherit(
     )
     check_layers(old, new, layers)
     criteria = _needed_criteria(old, new, choices)
-    data = _Calibration(teacher, config, choices) if choices.data else None
+    data = _Calibration(teacher, config, choices, choices.data) if choices.data else None
     tensors = {name: np.asarray(array, np.float32) for name, array in teacher.tensors().items()}
     store.check_names_and_shapes(str(teacher.path), tensors, old.parameter_shapes())
 
@@ -154,28 +154,44 @@ def _scores(
     data: "_Calibration | None",
     progress: bool,
 ) -> Units:
-    """Of each group that has a criterion."""
+    """Scores of the units of each group that has a criterion."""
     found: Units = {}
-    derivatives = data.derivatives(thin, tensors) if set(criteria.values()) & set(scores.NEED_DATA) else None
+    derivatives: scores.Derivatives | None = None  # one compiled graph for both criteria that need it
     for criterion in sorted({c for c in criteria.values() if c}):
         groups = [group for group, c in criteria.items() if c == criterion]
         if criterion == "random":
             made = scores.random_scores(thin, choices.seed)
-        elif criterion == "taylor":
-            made = scores.taylor_scores(
-                derivatives, progress_bar(progress, iterable=data.batches, desc="taylor", unit="batch")
-            )
-        elif criterion == "learned":
-            shapes = {group: unit_shapes(thin)[group] for group in groups}
-            steps = learn_masks(derivatives, data.batches, shapes, wanted, choices.masks)
-            for made in progress_bar(
-                progress, iterable=steps, total=choices.masks.mask_steps, desc="learn masks", unit="step"
-            ):
-                pass
+        elif criterion in scores.NEED_DATA:
+            assert data, "`_needed_criteria` refuses such a criterion without data"
+            derivatives = derivatives or data.derivatives(thin, tensors)
+            if criterion == "taylor":
+                bar = progress_bar(progress, iterable=data.batches, desc="taylor", unit="batch")
+                made = scores.taylor_scores(derivatives, bar)
+            else:
+                shapes = {group: unit_shapes(thin)[group] for group in groups}
+                made = _learned(derivatives, data.batches, shapes, wanted, choices.masks, progress)
         else:
             made = scores.norm_scores(thin, tensors, criterion)
         found |= {group: made[group] for group in groups}
     return found
+
+
+def _learned(
+    derivatives: scores.Derivatives,
+    batches: list[Batch],
+    shapes: dict[str, tuple[int, int]],
+    wanted: dict[str, int],
+    options: MaskOptions,
+    progress: bool,
+) -> Units:
+    """The logits of the masks after the last step; see `learn_masks`."""
+    logits: Units = {}
+    steps = learn_masks(derivatives, batches, shapes, wanted, options)
+    for step_logits in progress_bar(
+        progress, iterable=steps, total=options.mask_steps, desc="learn masks", unit="step"
+    ):
+        logits = step_logits
+    return logits
 
 
 def _sizes(old: ModelConfig, new: ModelConfig) -> dict[str, list[int]]:
@@ -195,28 +211,28 @@ def _sizes(old: ModelConfig, new: ModelConfig) -> dict[str, list[int]]:
 
 
 class _Calibration:
-    """Batches in the teacher's tokens, and what the models make of them."""
+    """Batches in the teacher's tokens, and the losses and derivatives of models on them."""
 
-    def __init__(self, teacher: store.Checkpoint, config: RunConfig, choices: Choices):
+    def __init__(self, teacher: store.Checkpoint, config: RunConfig, choices: Choices, records: Path | str):
         from pangu_ms.data.records import RecordSet
 
         for name in ("calibration_batches", "batch_size"):
             if getattr(choices, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(choices, name)}: must be at least 1")
-        run, tokenizer = teacher.config(), teacher.tokenizer_path()
-        train = RecordSet.open(choices.data, "train")
-        train.check(run.model, tokenizer and Tokenizer.load(tokenizer))
+        run = teacher.config()
+        train = RecordSet.open(records, "train")
+        train.check(run.model, teacher.tokenizer())
         self.device, self.choices, self.eod_reset = config.runtime.device, choices, run.data.eod_reset
         self.extra_inputs = run.model.extra_inputs()
         loader = Loader(
             train, choices.batch_size, seed=choices.seed, eod_reset=self.eod_reset, extra_inputs=self.extra_inputs
         )
         self.batches: list[Batch] = list(itertools.islice(loader.batches(), choices.calibration_batches))
-        self.held_out = RecordSet.open(choices.data, "held_out") if train.has_split("held_out") else None
+        self.held_out = RecordSet.open(records, "held_out") if train.has_split("held_out") else None
         runtime.start(self.device)
 
     def derivatives(self, config: ModelConfig, tensors: Tensors) -> scores.Derivatives:
-        """Of a model."""
+        """The loss of a model and its derivatives in masks on its units."""
         from pangu_ms.research.inherit.gradients import MaskDerivatives
 
         return MaskDerivatives(config, tensors)
@@ -224,7 +240,10 @@ class _Calibration:
     def losses(
         self, old: ModelConfig, tensors: Tensors, new: ModelConfig, selection: Selection, progress: bool
     ) -> dict[str, Any]:
-        """Of the teacher and of the student with the teacher's vocabulary and context, which the records need."""
+        """The losses of the teacher and of the student.
+
+        The student is given the teacher's vocabulary and context, in whose tokens the records are.
+        """
         same = dataclasses.replace(new, vocab_size=old.vocab_size, seq_length=old.seq_length)
         whole = dataclasses.replace(selection, vocab=np.arange(old.vocab_size))
         with progress_bar(progress, total=2, desc="losses", unit="model") as bar:
@@ -241,7 +260,7 @@ class _Calibration:
 
         model = build_model(config)
         fill(weights(model), tensors)
-        choices, batches = self.choices, self.batches
+        choices, batches = self.choices, iter(self.batches)
         if self.held_out:
             batches = sequential_batches(
                 self.held_out, choices.batch_size, self.eod_reset, choices.calibration_batches, self.extra_inputs

@@ -57,7 +57,11 @@ def _unit_dims(layer: int | None, spec: ParameterSpec) -> Iterator[tuple[int, st
     for dim, axis in enumerate(spec.axes):
         if axis in GROUP_OF_AXIS:
             group = GROUP_OF_AXIS[axis]
-            yield dim, group, 0 if group == "channels" else layer
+            if group == "channels":
+                yield dim, group, 0
+            else:
+                assert layer is not None, f"{group} belong to a layer"
+                yield dim, group, layer
 
 
 def unit_sums(config: ModelConfig, values: Callable[[str], np.ndarray]) -> Units:
@@ -66,7 +70,9 @@ def unit_sums(config: ModelConfig, values: Callable[[str], np.ndarray]) -> Units
     sums = {group: np.zeros(shape) for group, shape in shapes.items()}
     for layer, name, spec in places(config):
         dims = list(_unit_dims(layer, spec))
-        array = values(full_name(config, layer, name)) if dims else None
+        if not dims:
+            continue
+        array = values(full_name(config, layer, name))
         for dim, group, row in dims:
             others = tuple(d for d in range(array.ndim) if d != dim)
             sums[group][row] += array.sum(axis=others, dtype=np.float64).reshape(shapes[group][1], -1).sum(axis=1)

@@ -1,9 +1,13 @@
-"""What series activation and augmented shortcut bring: PanGu-pi's variants trained alike. Source: specification D5. No
-mindspore import."""
+"""The ablation of PanGu-pi: variants with and without series activation and augmented shortcuts, trained alike. No
+mindspore import.
+
+Source: specification D5.
+"""
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +18,43 @@ from pangu_ms.core.errors import ConfigError
 from pangu_ms.data.default_corpus import standard_library_files
 from pangu_ms.data.records import RecordSet
 from pangu_ms.models.pi.config import PiConfig
-from pangu_ms.research.study.compare import confidence, mean_and_deviation, paired_difference, require_seeds
-from pangu_ms.research.study.runs import Stage, claim, run_stages
-from pangu_ms.research.study.text import records_stage, tokenizer_stage
+from pangu_ms.research.study.compare import confidence, mean_and_deviation, paired_difference, require_pi, require_seeds
+from pangu_ms.research.study.runs import Stage, claim, records_stage, run_stages, tokenizer_stage
 
 STUDY = "pi-ablation"
-PLAIN, NO_SHORTCUT = {"siaf_terms": 1}, {"aug_shortcut_branches": 0}
-REMOVED = {"vanilla": PLAIN | NO_SHORTCUT, "widenet": PLAIN | NO_SHORTCUT, "siaf": NO_SHORTCUT, "as": PLAIN, "both": {}}
+Fields = dict[str, Any]
+"""Values of fields of the model section."""
+_NO_SERIES: Fields = {"siaf_terms": 1}
+_NO_SHORTCUT: Fields = {"aug_shortcut_branches": 0}
+REMOVED: dict[str, Fields] = {
+    "vanilla": _NO_SERIES | _NO_SHORTCUT,
+    "widenet": _NO_SERIES | _NO_SHORTCUT,
+    "siaf": _NO_SHORTCUT,
+    "as": _NO_SERIES,
+    "both": {},
+}
+"""By variant: the fields that take parts of the base away."""
 REFERENCES = ("vanilla", "widenet")
+"""The variants that all others are compared with."""
 FFN_MULTIPLE = 8
 ALL_BATCHES = 10**9
+"""More batches than any held-out split has: `pangu train` then scores all of it."""
 TOKENS_PER_ROUND = 16
 
 
-def variant_fields(base: PiConfig, equal: str = "parameters") -> dict[str, dict[str, int]]:
+def variant_fields(base: PiConfig, equal: str = "parameters") -> dict[str, Fields]:
     """The fields of the model section that make each variant; all other fields are the base's.
 
-    The base is `both`. vanilla is the base without series activation (siaf_terms=1) and without shortcuts, as wide as
-    the base, so it has the fewest parameters, as in the paper; siaf and as lack one of the two. widenet is vanilla with
-    a feed-forward network so wide that it has as many parameters as both: what the modules bring beyond the parameters
-    that they cost is both against widenet. The paper's WideNet is of an unknown width, slower than both (8.06 against
-    7.86 ms, spec D5), so wider than ours; ours is the stricter comparison of parameters, not of time. Widths are
-    multiples of 8; the parameter count is the nearest that these allow.
+    * `both` is the base.
+    * `vanilla` is the base without series activation (siaf_terms=1) and without shortcuts. It is as wide as the base
+      and so has the fewest parameters, as in the paper.
+    * `siaf` and `as` each have one of the two parts.
+    * `widenet` is vanilla with a feed-forward network so wide that it has as many parameters as `both`. Comparing
+      `both` with it shows what the parts bring beyond the parameters that they cost. The paper does not publish the
+      width of its WideNet, which is slower than both (8.06 against 7.86 ms, spec D5) and so wider than ours: ours
+      compares at equal parameters, not at equal time.
+
+    Widths are multiples of 8; of these the one is taken that gives the nearest number of parameters.
 
     Args:
         base: the full model.
@@ -44,12 +63,8 @@ def variant_fields(base: PiConfig, equal: str = "parameters") -> dict[str, dict[
             with vanilla.
 
     Raises:
-        ConfigError: the base lacks series activation or shortcuts, or is of another family.
+        ConfigError: the base lacks series activation or shortcuts.
     """
-    if base.family != "pi":
-        raise ConfigError(
-            f"model.family={base.family}: the parts under study are PanGu-pi's; use a config of family pi"
-        )
     if base.siaf_terms < 2 or base.aug_shortcut_branches < 1:
         found = f"model.siaf_terms={base.siaf_terms} model.aug_shortcut_branches={base.aug_shortcut_branches}"
         raise ConfigError(
@@ -69,8 +84,8 @@ def variant_fields(base: PiConfig, equal: str = "parameters") -> dict[str, dict[
 
 
 def _width_for(model: PiConfig, parameters: int) -> int:
-    """The ffn_hidden_size, a multiple of FFN_MULTIPLE, with which the model comes nearest to so many parameters (the
-    count is linear in it)."""
+    """The multiple of FFN_MULTIPLE that, as ffn_hidden_size, gives the model a number of parameters nearest to
+    `parameters`. The number is linear in ffn_hidden_size, so two values of it are enough."""
     least, next_least = (dataclasses.replace(model, ffn_hidden_size=n * FFN_MULTIPLE).num_parameters() for n in (1, 2))
     return FFN_MULTIPLE * max(1, 1 + round((parameters - least) / (next_least - least)))
 
@@ -86,12 +101,12 @@ def run_ablation(
     equal: str = "parameters",
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Train every variant with every seed, score all held-out records, time decoding; writes and returns
-    OUTPUT/results.json.
+    """Train every variant with every seed, score all held-out records and time decoding; write the results to
+    OUTPUT/results.json and return them.
 
-    All variants of a seed see the same batches in the same order and start from the same values where they have the
-    same parameters. What is done in `output` already is kept, so that an interrupted study goes on and further seeds or
-    variants can be added.
+    All variants of a seed see the same batches in the same order, and the parameters that they have in common start
+    from the same values. Stages that `output` already holds are kept: an interrupted study goes on, and further seeds
+    or variants can be added.
 
     Args:
         output: directory of the study.
@@ -119,57 +134,45 @@ def run_ablation(
     require_seeds(seeds, overrides)
     output, base = Path(output).absolute(), load_config(config, overrides)
     _require_variants(variants)
-    fields = {name: changed for name, changed in variant_fields(base.model, equal).items() if name in variants}
+    model = require_pi(base.model, "the parts under study are PanGu-pi's")
+    fields = {name: changed for name, changed in variant_fields(model, equal).items() if name in variants}
     source = data or ("" if corpus else base.data.records)
     _require_data(base, data, corpus, source)
     claim(output, STUDY)
     records = str(Path(source).absolute()) if source else prepare_records(base, corpus, output / "data", progress)
-    RecordSet.open(records, "held_out").check(base.model)
-    words = ["--config", str(Path(config).absolute()) if Path(config).is_file() else config, *overrides]
-    runs = {
-        (name, seed): _train_stage(output, words, name, seed, fields[name], records)
-        for seed in seeds
-        for name in fields
-    }
-    latency = _latency_stage(output, list(fields), seeds[0], base.model.seq_length)
-    collapse = [_collapse_stage(output, list(fields), seed, records) for seed in seeds]
-    done = run_stages([*runs.values(), latency, *collapse], progress)
-    by_run, timed, collapsed = dict(zip(runs, done)), done[len(runs)], done[len(runs) + 1 :]
-    results = {
+    RecordSet.open(records, "held_out").check(model)
+    command = ["--config", str(Path(config).absolute()) if Path(config).is_file() else config, *overrides]
+    by_variant, timed, collapsed = _Runs(output, command, fields, seeds, records).run(model, progress)
+    results: dict[str, Any] = {
         "study": STUDY,
         "config": config,
         "overrides": list(overrides),
         "equal": equal,
         "steps": base.train.steps,
         "records": records,
+        "seeds": list(seeds),
+        "confidence": confidence(len(seeds)) if len(seeds) > 1 else None,
+        "variants": {},
     }
-    results |= {"seeds": list(seeds), "confidence": confidence(len(seeds)) if len(seeds) > 1 else None}
-    by_variant = {name: [by_run[name, seed] for seed in seeds] for name in fields}
-    results["variants"] = {
-        name: (
-            _size(base.model, changed)
-            | summarize(name, by_variant, seeds, timing)
-            | {"effective_dimension": summarize_collapse(name, collapsed, seeds)}
-        )
-        for (name, changed), timing in zip(fields.items(), timed["checkpoints"])
-    }
+    for name, timing in zip(fields, timed["checkpoints"]):
+        variant = _size(model, fields[name]) | summarize(name, by_variant, seeds, timing)
+        results["variants"][name] = variant | {"effective_dimension": summarize_collapse(name, collapsed, seeds)}
     files.write_json(output / "results.json", results)
     return results
 
 
-def _size(base: PiConfig, fields: dict[str, int]) -> dict[str, Any]:
+def _size(base: PiConfig, fields: Fields) -> dict[str, Any]:
     return {"parameters": dataclasses.replace(base, **fields).num_parameters(), "fields": fields}
 
 
 def _require_variants(variants: Sequence[str]) -> None:
     unknown = [name for name in variants if name not in REMOVED]
-    if unknown or "vanilla" not in variants:
-        found = (
-            f"unknown variant {unknown[0]!r}" if unknown else "vanilla is missing, which the others are compared with"
-        )
-        raise ConfigError(
-            f"--variants {','.join(variants)}: {found}; use vanilla and some of {', '.join(list(REMOVED)[1:])}"
-        )
+    if not unknown and "vanilla" in variants:
+        return
+    found = f"unknown variant {unknown[0]!r}" if unknown else "vanilla is missing, which the others are compared with"
+    raise ConfigError(
+        f"--variants {','.join(variants)}: {found}; use vanilla and some of {', '.join(list(REMOVED)[1:])}"
+    )
 
 
 def _require_data(base: RunConfig, data: str | None, corpus: Sequence[str], source: str) -> None:
@@ -180,60 +183,76 @@ def _require_data(base: RunConfig, data: str | None, corpus: Sequence[str], sour
 
 
 def prepare_records(base: RunConfig, corpus: Sequence[str], directory: Path, progress: bool) -> str:
-    """Tokenizer and records for the configuration, made in `directory` of the corpus or else of the quickstart's;
-    returns the records' path."""
+    """Train a tokenizer and prepare records in `directory`; returns the path of the records.
+
+    Args:
+        corpus: text files; empty for those of the quickstart.
+    """
     paths = [str(Path(path).absolute()) for path in corpus] or standard_library_files()
-    tokenizer = tokenizer_stage(directory / "tokenizer", base, paths)
-    records = records_stage(directory / "records", base, paths, tokenizer.product)
-    run_stages([tokenizer, records], progress)
-    return str(records.product)
+    tokenizer, records = directory / "tokenizer/tokenizer", directory / "records/records"
+    run_stages([tokenizer_stage(tokenizer, base, paths), records_stage(records, base, paths, tokenizer)], progress)
+    return str(records)
 
 
-def _run_directory(output: Path, variant: str, seed: int) -> Path:
-    return output / variant / f"seed-{seed}"
+@dataclass(frozen=True)
+class _Runs:
+    """The stages of an ablation."""
 
+    output: Path
+    command: Sequence[str]
+    """The configuration and overrides of `pangu train` that all variants share: --config CONFIG OVERRIDES."""
+    fields: dict[str, Fields]
+    """By variant: the fields that make it."""
+    seeds: Sequence[int]
+    records: str
 
-def _train_stage(
-    output: Path, words: Sequence[str], variant: str, seed: int, fields: dict[str, int], records: str
-) -> Stage:
-    """Training of one variant with one seed; its own overrides come last, so that they win."""
-    changed = [
-        *(f"model.{name}={value}" for name, value in fields.items()),
-        f"train.seed={seed}",
-        f"data.seed={seed}",
-        f"train.eval_batches={ALL_BATCHES}",
-    ]
-    directory = _run_directory(output, variant, seed)
-    places = ("--data", records, "--output", str(directory / "run"), "--resume")
-    identity = config_to_dict(load_config(words[1], [*words[2:], *changed]))
-    return Stage(directory, ("train", *words, *changed, *places), identity)
+    def run(
+        self, model: PiConfig, progress: bool
+    ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any], list[dict[str, Any]]]:
+        """Run what is not done yet.
 
+        Returns:
+            The results of `pangu train` by variant, one per seed; of `pangu study latency`; and of `pangu analyze
+            collapse`, one per seed.
+        """
+        training = {(name, seed): self._train(name, seed) for seed in self.seeds for name in self.fields}
+        latency = self._latency(self.seeds[0], model.seq_length)
+        collapse = [self._collapse(seed) for seed in self.seeds]
+        done = run_stages([*training.values(), latency, *collapse], progress)
+        by_run = dict(zip(training, done))
+        by_variant = {name: [by_run[name, seed] for seed in self.seeds] for name in self.fields}
+        return by_variant, done[len(training)], done[len(training) + 1 :]
 
-def _latency_stage(output: Path, variants: Sequence[str], seed: int, seq_length: int) -> Stage:
-    """Decoding with the checkpoints of one seed."""
-    checkpoints = [str(_run_directory(output, name, seed) / "run") for name in variants]
-    tokens = min(TOKENS_PER_ROUND, seq_length - 1)
-    return Stage(
-        output / "latency" / f"seed-{seed}-{'-'.join(variants)}",
-        ("study", "latency", *checkpoints, "--tokens", str(tokens)),
-    )
+    def _directory(self, variant: str, seed: int) -> Path:
+        return self.output / variant / f"seed-{seed}"
 
+    def _checkpoints(self, seed: int) -> list[str]:
+        return [str(self._directory(name, seed) / "run") for name in self.fields]
 
-def _collapse_stage(output: Path, variants: Sequence[str], seed: int, records: str) -> Stage:
-    """Diversity of the features of each layer, of all variants of one seed, over all held-out records."""
-    checkpoints = [str(_run_directory(output, name, seed) / "run") for name in variants]
-    words = (
-        "analyze",
-        "collapse",
-        *checkpoints,
-        "--labels",
-        ",".join(variants),
-        "--data",
-        records,
-        "--max-batches",
-        "0",
-    )
-    return Stage(output / "collapse" / f"seed-{seed}-{'-'.join(variants)}", words)
+    def _compared(self, kind: str, seed: int) -> Path:
+        """Directory of a stage that compares all variants of one seed."""
+        return self.output / kind / f"seed-{seed}-{'-'.join(self.fields)}"
+
+    def _train(self, variant: str, seed: int) -> Stage:
+        """Training of one variant with one seed; its own overrides come last, so that they win."""
+        changed = [f"model.{name}={value}" for name, value in self.fields[variant].items()]
+        changed += [f"train.seed={seed}", f"data.seed={seed}", f"train.eval_batches={ALL_BATCHES}"]
+        directory = self._directory(variant, seed)
+        paths = ("--data", self.records, "--output", str(directory / "run"), "--resume")
+        identity = config_to_dict(load_config(self.command[1], [*self.command[2:], *changed]))
+        return Stage(directory, ("train", *self.command, *changed, *paths), identity)
+
+    def _latency(self, seed: int, seq_length: int) -> Stage:
+        """Decoding with the checkpoints of one seed."""
+        tokens = min(TOKENS_PER_ROUND, seq_length - 1)
+        command = ("study", "latency", *self._checkpoints(seed), "--tokens", str(tokens))
+        return Stage(self._compared("latency", seed), command)
+
+    def _collapse(self, seed: int) -> Stage:
+        """Diversity of the features of each layer, of all variants of one seed, over all held-out records."""
+        options = ("--labels", ",".join(self.fields), "--data", self.records, "--max-batches", "0")
+        command = ("analyze", "collapse", *self._checkpoints(seed), *options)
+        return Stage(self._compared("collapse", seed), command)
 
 
 def summarize_collapse(name: str, collapsed: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
@@ -242,22 +261,20 @@ def summarize_collapse(name: str, collapsed: Sequence[dict[str, Any]], seeds: Se
     found = {}
     for seed, result in zip(seeds, collapsed):
         (layers,) = (checkpoint["layers"] for checkpoint in result["checkpoints"] if checkpoint["label"] == name)
-        found[str(seed)] = statistics.fmean(
-            layer["effective_dimension"] for layer in layers[1:]
-        )  # the first is the embedding
+        behind_embedding = layers[1:]
+        found[str(seed)] = statistics.fmean(layer["effective_dimension"] for layer in behind_embedding)
     mean, deviation = mean_and_deviation(list(found.values()))
     return {"seeds": found, "mean": mean, "standard_deviation": deviation}
 
 
 def summarize(
-    name: str, runs: dict[str, Sequence[dict]], seeds: Sequence[int], timing: dict[str, Any]
+    name: str, runs: Mapping[str, Sequence[dict[str, Any]]], seeds: Sequence[int], timing: dict[str, Any]
 ) -> dict[str, Any]:
     """One variant's results from the results of all runs, by variant, one per seed."""
     losses = _losses(runs[name])
     mean, deviation = mean_and_deviation(losses)
-    speeds = [
-        run["tokens_per_second"] for run in runs[name] if run["tokens_per_second"]
-    ]  # 0 if the last session found the run complete
+    # A session that found its run complete reports 0 tokens per second.
+    speeds = [run["tokens_per_second"] for run in runs[name] if run["tokens_per_second"]]
     return {
         "losses": dict(zip(map(str, seeds), losses)),
         "loss": {"mean": mean, "standard_deviation": deviation},
@@ -272,5 +289,5 @@ def summarize(
     }
 
 
-def _losses(runs: Sequence[dict]) -> list[float]:
+def _losses(runs: Sequence[dict[str, Any]]) -> list[float]:
     return [run["held_out"]["loss"] for run in runs]

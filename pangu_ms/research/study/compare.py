@@ -1,4 +1,4 @@
-"""Values of several seeds set beside each other. No mindspore import."""
+"""What the studies share: checks of seeds and models, and statistics over seeds. No mindspore import."""
 
 import math
 from collections.abc import Sequence
@@ -7,17 +7,34 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.core.errors import ConfigError
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.pi.config import PiConfig
 
-ERRORS = 2.0  # a difference below this many standard errors is called not distinguishable
+ERRORS = 2.0
+"""A difference of fewer standard errors is reported as not distinguishable from noise."""
 
 
 def require_seeds(seeds: Sequence[int], overrides: Sequence[str]) -> None:
-    """Raise ConfigError unless the seeds can be told apart and nothing else sets them."""
+    """Raise ConfigError unless the seeds are different and no override sets a seed as well."""
     for override in overrides:
         if override.startswith(("train.seed=", "data.seed=")):
             raise ConfigError(f"{override}: a study sets the seeds itself; use --seeds")
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ConfigError(f"--seeds {','.join(map(str, seeds))}: must be different whole numbers from 0, such as 1,2,3")
+
+
+def require_pi(model: ModelConfig, reason: str) -> PiConfig:
+    """The model, which must be a PanGu-pi.
+
+    Args:
+        reason: why no other family can be studied, for the message.
+
+    Raises:
+        ConfigError: it is of another family.
+    """
+    if not isinstance(model, PiConfig):
+        raise ConfigError(f"model.family={model.family}: {reason}; use a config of family pi")
+    return model
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
@@ -28,12 +45,13 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 def paired_difference(values: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
     """Mean of values - reference, pair by pair (one pair per seed), with its standard error.
 
-    Pairs share initial weights of equal names and the order of the data, so that much of a seed's luck cancels.
+    The two runs of a pair share the order of the data and the initial values of parameters with equal names, so much of
+    what a seed changes cancels in the difference.
 
     Returns:
         mean; standard_error and distinguishable (|mean| is at least ERRORS standard errors), both None for one pair.
     """
-    mean, deviation = mean_and_deviation(np.subtract(values, reference))
+    mean, deviation = mean_and_deviation(np.subtract(values, reference).tolist())
     if deviation is None:
         return {"mean": mean, "standard_error": None, "distinguishable": None}
     error = deviation / math.sqrt(len(values))
@@ -41,11 +59,14 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> di
 
 
 def confidence(num_pairs: int, errors: float = ERRORS) -> float:
-    """Probability that a mean of normal differences lies within so many standard errors of the truth: Student's t,
-    num_pairs - 1 degrees of freedom.
+    """Probability that the mean of normal differences lies within `errors` standard errors of the true mean.
 
-    By the midpoint rule, after t = sqrt(degrees) tan(angle) has made the density cos(angle) ** (degrees - 1). At least
-    two pairs.
+    This is Student's t with num_pairs - 1 degrees of freedom. The substitution t = sqrt(degrees) tan(angle) turns its
+    density into cos(angle) ** (degrees - 1), which the midpoint rule integrates.
+
+    Args:
+        num_pairs: at least 2.
+        errors: half-width of the interval, in standard errors.
     """
     degrees = num_pairs - 1
 
@@ -56,17 +77,19 @@ def confidence(num_pairs: int, errors: float = ERRORS) -> float:
     return area(math.atan(errors / math.sqrt(degrees))) / area(math.pi / 2)
 
 
-def ratios(seconds: Sequence[Sequence[float]]) -> list[dict[str, float]]:
-    """Times of several things taken in turns: rows are rounds, columns things; the first is the reference.
+def ratios(seconds: Sequence[Sequence[float]] | np.ndarray) -> list[dict[str, Any]]:
+    """Compare times that were measured in turns.
+
+    Args:
+        seconds: [rounds, subjects]; the first subject is the reference.
 
     Returns:
-        For each thing: the median of its times, the median over the rounds of its time divided by the reference's of
-            the same round, and the
-        quartiles of that ratio. What slows the machine down for a while slows both of a pair, and cancels.
+        For each subject: `seconds`, the median of its times; `ratio`, the median over the rounds of its time divided by
+        the reference's of the same round; `ratio_quartiles` of that quotient. Whatever slows the machine down for a
+        while slows both times of a quotient and cancels.
     """
     times = np.asarray(seconds, float)
     relative = times / times[:, :1]
-    rows = zip(np.median(times, axis=0), *np.percentile(relative, (25, 50, 75), axis=0))
-    return [
-        {"seconds": float(t), "ratio": float(q2), "ratio_quartiles": [float(q1), float(q3)]} for t, q1, q2, q3 in rows
-    ]
+    lower, median, upper = np.percentile(relative, (25, 50, 75), axis=0).tolist()
+    columns = zip(np.median(times, axis=0).tolist(), lower, median, upper)
+    return [{"seconds": t, "ratio": q2, "ratio_quartiles": [q1, q3]} for t, q1, q2, q3 in columns]

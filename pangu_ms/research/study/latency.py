@@ -1,55 +1,25 @@
-"""`pangu study latency`: time per token of cached decoding of several checkpoints, taken in turns in one process.
+"""Time per token of cached decoding of several checkpoints, taken in turns in one process.
 
 Batch 1, a cache of the model's whole context. Every round lets each checkpoint decode some tokens; its time divided by
 the first checkpoint's in the same round is free of what slows the machine down for a while. The order within a round
 moves on from round to round.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pangu_ms.core import runtime
 from pangu_ms.core.errors import GenerationError
-from pangu_ms.core.parser import Parser
 from pangu_ms.core.progress import progress_bar
 from pangu_ms.research.study.compare import ratios
 
 PROMPT_TOKENS, WARM_UP_TOKENS = 1, 4
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the study."""
-    parser = Parser(
-        prog="pangu study latency", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument(
-        "checkpoints",
-        nargs="+",
-        metavar="CHECKPOINT",
-        help="run directories or checkpoints; the first is what the others are compared with",
-    )
-    parser.add_argument("--tokens", type=int, default=16, help="tokens that each decodes per round")
-    parser.add_argument("--rounds", type=int, default=40, help="rounds timed")
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
-    args = parser.parse_intermixed_args(argv)
-    runtime.quiet()
-    rows = measure(args.checkpoints, args.tokens, args.rounds, progress=not args.json)
-    if args.json:
-        print(json.dumps({"tokens": args.tokens, "rounds": args.rounds, "checkpoints": rows}))
-        return 0
-    print("ms/token   ratio  quartiles      checkpoint")
-    for row in rows:
-        low, high = row["ratio_quartiles"]
-        print(f"{row['ms_per_token']:>8.3f} {row['ratio']:>7.3f}  {low:.3f} - {high:.3f}  {row['checkpoint']}")
-    return 0
-
-
-def measure(paths: Sequence[str], tokens: int, rounds: int, progress: bool = True) -> list[dict[str, Any]]:
+def measure(paths: Sequence[Path], tokens: int, rounds: int, progress: bool = True) -> list[dict[str, Any]]:
     """Time decoding; all models are in memory at once.
 
     Returns:
@@ -65,7 +35,7 @@ def measure(paths: Sequence[str], tokens: int, rounds: int, progress: bool = Tru
             raise GenerationError(f"--{name} {value}: must be at least 1")
     from pangu_ms.checkpoint.store import open_checkpoint
 
-    opened = [open_checkpoint(path) for path in paths]
+    opened = [open_checkpoint(Path(path)) for path in paths]
     for checkpoint in opened:
         room = checkpoint.config().model.seq_length - PROMPT_TOKENS
         if tokens > room:
@@ -80,7 +50,7 @@ def measure(paths: Sequence[str], tokens: int, rounds: int, progress: bool = Tru
     for round_number in progress_bar(progress, iterable=range(rounds), desc="measure", unit="round"):
         for i in np.roll(np.arange(len(decoders)), -round_number):
             seconds[round_number, i] = _decode(decoders[i], tokens) / tokens
-    rows = ratios(seconds)
+    rows = ratios(seconds.tolist())
     return [{"checkpoint": str(path), "ms_per_token": 1e3 * row.pop("seconds")} | row for path, row in zip(paths, rows)]
 
 

@@ -18,11 +18,11 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.data.corpus import Corpus
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.pi.config import PiConfig
 from pangu_ms.research.inherit.fit import require_fit
-from pangu_ms.research.study.compare import mean_and_deviation, paired_difference, require_seeds
-from pangu_ms.research.study.runs import Stage, claim, run_stages
-from pangu_ms.research.study.text import records_stage, tokenizer_stage
+from pangu_ms.research.study.compare import mean_and_deviation, paired_difference, require_pi, require_seeds
+from pangu_ms.research.study.runs import Stage, claim, records_stage, run_stages, tokenizer_stage
 
 STUDY = "pi-pro"
 STEPS = ("baseline", "compact", "tweaked", "inherited", "second_round", "second_round_control")
@@ -50,7 +50,9 @@ class Plan:
     """The models of the chain, and what it takes to make them."""
 
     base: RunConfig
-    """Of the baseline: its other sections hold for all runs."""
+    """The baseline's run; all sections but the model's hold for all runs."""
+    baseline: PiConfig
+    """The baseline's model, `base.model`."""
     teacher: PiConfig
     compact: PiConfig
     tweaked: PiConfig
@@ -90,33 +92,41 @@ def make_plan(
         ConfigError: not of family pi, or a number that makes no chain.
     """
     base = load_config(config, list(overrides))
-    if base.model.family != "pi":
-        raise ConfigError(f"model.family={base.model.family}: the recipe is PanGu-pi's; use a config of family pi")
+    baseline = require_pi(base.model, "the recipe is PanGu-pi's")
     if not base.data.held_out:
         raise ConfigError("data.held_out=0: the steps are compared on held-out documents; use e.g. 0.05")
-    compact_size, depth = compact_size or base.model.vocab_size // 2, depth or 2 * base.model.num_layers
-    limits = {
-        "--compact-size": (compact_size, base.model.vocab_size - 1),
-        "--keep": (keep, 1.0),
-        "--second-lr": (second_lr, 1e9),
+    compact_size, depth = compact_size or baseline.vocab_size // 2, depth or 2 * baseline.num_layers
+    teacher_steps = teacher_steps or base.train.steps
+    _require_limits(baseline, {"--keep": keep, "--second-lr": second_lr}, compact_size, teacher_steps)
+    small_vocabulary = dataclasses.replace(baseline, vocab_size=compact_size)
+    search = Search(target=baseline.num_parameters(), head_dim=head_dim(baseline))
+    expansion = baseline.ffn_hidden_size / baseline.hidden_size
+    compact = _equal_shape(small_vocabulary, search, baseline.num_layers, expansion)
+    tweaked = _equal_shape(small_vocabulary, search, depth, expansion)
+    fields = {"num_layers": depth * 3 // 2}
+    for name in ("hidden_size", "num_heads", "num_kv_heads", "ffn_hidden_size"):
+        fields[name] = max(getattr(compact, name), getattr(tweaked, name))
+    teacher = _pi(reshape(baseline, **fields | (teacher_fields or {})))
+    require_fit(teacher, tweaked)
+    return Plan(base, baseline, teacher, compact, tweaked, teacher_steps, keep, second_lr, criterion)
+
+
+def _require_limits(baseline: PiConfig, shares: dict[str, float], compact_size: int, teacher_steps: int) -> None:
+    limits: dict[str, tuple[float, float]] = {
+        "--compact-size": (compact_size, baseline.vocab_size - 1),
+        "--keep": (shares["--keep"], 1.0),
+        "--second-lr": (shares["--second-lr"], 1e9),
+        "--teacher-steps": (teacher_steps, 1e9),
     }
-    for name, (value, limit) in (limits | {"--teacher-steps": (teacher_steps or base.train.steps, 1e9)}).items():
+    for name, (value, limit) in limits.items():
         if not 0 < value <= limit:
             raise ConfigError(f"{name} {value}: must be above 0 and at most {limit:g}")
-    small_vocabulary = dataclasses.replace(base.model, vocab_size=compact_size)
-    search = Search(target=base.model.num_parameters(), head_dim=head_dim(base.model))
-    expansion = base.model.ffn_hidden_size / base.model.hidden_size
-    compact, tweaked = (
-        _equal_shape(small_vocabulary, search, layers, expansion) for layers in (base.model.num_layers, depth)
-    )
-    wide = {
-        name: max(getattr(compact, name), getattr(tweaked, name))
-        for name in ("hidden_size", "num_heads", "num_kv_heads", "ffn_hidden_size")
-    }
-    fields = {"num_layers": depth * 3 // 2} | wide | (teacher_fields or {})
-    teacher = reshape(base.model, **fields)
-    require_fit(teacher, tweaked)
-    return Plan(base, teacher, compact, tweaked, teacher_steps or base.train.steps, keep, second_lr, criterion)
+
+
+def _pi(model: ModelConfig) -> PiConfig:
+    """A model that was made from a PanGu-pi, and so is one."""
+    assert isinstance(model, PiConfig)
+    return model
 
 
 def _equal_shape(model: PiConfig, search: Search, depth: int, expansion: float) -> PiConfig:
@@ -130,7 +140,7 @@ def _equal_shape(model: PiConfig, search: Search, depth: int, expansion: float) 
             f"--depth {depth}: {nearest}; they must be equal to within {search.tolerance:.0%}; choose another depth or"
             " a larger baseline"
         )
-    return shape.model
+    return _pi(shape.model)
 
 
 def run_pi_pro(
@@ -181,7 +191,7 @@ def run_pi_pro(
     }
     results["teacher"] = {"bits_per_byte": done[output / "teacher/eval"]["bits_per_byte"]} | _shape(plan.teacher)
     results["tokenizer"] = done[output / "tokenizer/compact"]
-    models = {"baseline": plan.base.model, "compact": plan.compact}
+    models = {"baseline": plan.baseline, "compact": plan.compact}
     results["chain"] = {step: _shape(models.get(step, plan.tweaked)) | _summary(step, bits) for step in STEPS}
     files.write_json(output / "results.json", results)
     return results
@@ -202,26 +212,17 @@ class Chain:
     def data(self) -> list[Stage]:
         """Both tokenizers and both sets of records."""
         full, compact = self.tokenizers["full"], self.tokenizers["compact"]
-        pruned = "--records", str(self.records["full"]), "--vocab-size", str(self.plan.compact.vocab_size)
+        options = {"tokenizer": full, "records": self.records["full"], "vocab_size": self.plan.compact.vocab_size}
+        compress = ("tokenizer", "compress", *_options(**options, output=compact))
         return [
-            tokenizer_stage(full.parent, self.plan.base, self.corpus),
+            tokenizer_stage(full, self.plan.base, self.corpus),
             self._prepare("full"),
-            self._stage(
-                compact.parent,
-                "tokenizer",
-                "compress",
-                "--tokenizer",
-                str(full),
-                *pruned,
-                "--output",
-                str(compact),
-                product=compact,
-            ),
+            self._stage(compact.parent, *compress, product=compact),
             self._prepare("compact"),
         ]
 
     def _prepare(self, size: str) -> Stage:
-        return records_stage(self.records[size].parent, self.plan.base, self.corpus, self.tokenizers[size])
+        return records_stage(self.records[size], self.plan.base, self.corpus, self.tokenizers[size])
 
     def teach(self) -> list[Stage]:
         """The teacher, once for all seeds."""
@@ -234,7 +235,7 @@ class Chain:
         plan, at = self.plan, {step: self.directory(step, seed) for step in STEPS}
         seeded = [f"train.seed={seed}", f"data.seed={seed}"]
         start, losses = at["inherited"] / "start/checkpoint", at["inherited"] / "losses/losses.npz"
-        stages = self._trained(at["baseline"], plan.base.model, "full", seeded)
+        stages = self._trained(at["baseline"], plan.baseline, "full", seeded)
         stages += self._trained(at["compact"], plan.compact, "compact", seeded)
         stages += self._trained(at["tweaked"], plan.tweaked, "compact", seeded)
         stages += [self._inherit(start, seed), *self._trained(at["inherited"], plan.tweaked, "compact", seeded, start)]
@@ -244,60 +245,20 @@ class Chain:
         )
         for step, temperature in (("second_round", 1.0), ("second_round_control", EVENLY)):
             order = at[step] / "order/order.npz"
-            drawn = (
-                "--losses",
-                str(losses),
-                "--keep",
-                str(plan.keep),
-                "--seed",
-                str(seed),
-                "--temperature",
-                str(temperature),
-            )
-            stages.append(self._stage(order.parent, "data", "resample", *drawn, "--output", str(order), product=order))
-            stages += self._trained(
-                at[step],
-                plan.tweaked,
-                "compact",
-                [*seeded, f"data.order={order}", *self._second_round()],
-                at["inherited"] / "run",
-            )
+            drawn = _options(losses=losses, keep=plan.keep, seed=seed, temperature=temperature, output=order)
+            stages.append(self._stage(order.parent, "data", "resample", *drawn, product=order))
+            overrides = [*seeded, f"data.order={order}", *self._second_round()]
+            stages += self._trained(at[step], plan.tweaked, "compact", overrides, at["inherited"] / "run")
         return stages
 
     def _inherit(self, start: Path, seed: int) -> Stage:
-        criterion = self.plan.criterion
-        words = [
-            "model",
-            "inherit",
-            str(self.output / "teacher/run"),
-            "--config",
-            self.config,
-            *self._fields(self.plan.tweaked),
-        ]
-        words += [
-            "--tokenizer",
-            str(self.tokenizers["compact"]),
-            "--neurons",
-            criterion,
-            "--heads",
-            criterion,
-            "--channels",
-            criterion,
-        ]
-        kept = str(min(KEPT_ENDS, self.plan.tweaked.num_layers // 3))
-        words += [
-            "--keep-first",
-            kept,
-            "--keep-last",
-            kept,
-            "--data",
-            str(self.records["full"]),
-            "--seed",
-            str(seed),
-            "--output",
-            str(start),
-        ]
-        return self._stage(start.parent, *words, product=start)
+        """The student's first checkpoint from the teacher's last one."""
+        criterion, kept = self.plan.criterion, min(KEPT_ENDS, self.plan.tweaked.num_layers // 3)
+        teacher = str(self.output / "teacher/run")
+        argv = ["model", "inherit", teacher, "--config", self.config, *self._fields(self.plan.tweaked)]
+        argv += _options(tokenizer=self.tokenizers["compact"], neurons=criterion, heads=criterion, channels=criterion)
+        argv += _options(keep_first=kept, keep_last=kept, data=self.records["full"], seed=seed, output=start)
+        return self._stage(start.parent, *argv, product=start)
 
     def _second_round(self) -> list[str]:
         base, plan = self.plan.base, self.plan
@@ -310,35 +271,34 @@ class Chain:
     def _trained(
         self, directory: Path, model: PiConfig, size: str, overrides: list[str], start: Path | None = None
     ) -> list[Stage]:
-        """Training (random weights, or those of `start`) and a score of all held-out records."""
-        run, records = directory / "run", str(self.records[size])
-        words = [
-            "train",
-            "--config",
-            self.config,
-            *self._fields(model),
-            *overrides,
-            "--data",
-            records,
-            "--output",
-            str(run),
-            "--resume",
-        ]
-        words += ["--init-from", str(start)] if start else []
+        """Training, from random weights or from those of `start`, and a score of all held-out records."""
+        run, records = directory / "run", self.records[size]
+        argv = ["train", "--config", self.config, *self._fields(model), *overrides]
+        argv += [*_options(data=records, output=run), "--resume"]
+        argv += _options(init_from=start) if start else []
         return [
-            self._stage(directory / "train", *words),
-            self._stage(directory / "eval", "eval", str(run), "--data", records, "--no-baselines"),
+            self._stage(directory / "train", *argv),
+            self._stage(directory / "eval", "eval", str(run), *_options(data=records), "--no-baselines"),
         ]
 
     def _fields(self, model: PiConfig) -> list[str]:
         """Overrides that make the baseline's configuration file the plan's with this model."""
         changed = differences(load_config(self.config), dataclasses.replace(self.plan.base, model=model))
-        return [
-            f"{section}.{name}={_yaml(value)}" for section, fields in changed.items() for name, value in fields.items()
-        ]
+        overrides = []
+        for section, fields in changed.items():
+            overrides += [f"{section}.{name}={_yaml(value)}" for name, value in fields.items()]
+        return overrides
 
-    def _stage(self, directory: Path, *words: str, product: Path | None = None) -> Stage:
-        return Stage(directory, words, config_to_dict(self.plan.base), product)
+    def _stage(self, directory: Path, *argv: str, product: Path | None = None) -> Stage:
+        return Stage(directory, argv, config_to_dict(self.plan.base), product)
+
+
+def _options(**values: object) -> list[str]:
+    """Options of a command line: keep_first=3 becomes --keep-first 3."""
+    options = []
+    for name, value in values.items():
+        options += [f"--{name.replace('_', '-')}", str(value)]
+    return options
 
 
 def _yaml(value: Any) -> str:

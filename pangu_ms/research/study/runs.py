@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import OutputError, UserError
 from pangu_ms.core.exit_codes import EXIT_STOPPED
@@ -32,7 +33,8 @@ _log = logging.getLogger(__name__)
 PROGRAM = tuple(python_command("pangu_ms"))
 POLL_S = 0.3
 _DIGEST = "result_sha256"
-SHOWN_WORDS = 60  # of a command on the terminal; command.json has all
+SHOWN_ARGUMENTS = 60
+"""A longer command is shortened on the terminal; command.json holds all of it."""
 
 
 class StudyStopped(Exception):
@@ -41,18 +43,21 @@ class StudyStopped(Exception):
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of a study. It must go on by itself with what a killed process of it left, as `pangu train --resume`
-    does."""
+    """One command of a study.
+
+    A command that was killed is run again in the same directory, so it must be able to go on with what it left there,
+    as `pangu train --resume` is.
+    """
 
     directory: Path
-    """Where command, log and result go; the command's own outputs belong in it too."""
-    words: tuple[str, ...]
-    """The verb and its arguments, without --json."""
+    """Where command, log and result are written; the command's own outputs belong in it too."""
+    argv: tuple[str, ...]
+    """The arguments of `pangu`: the verb and its own ones, without --json."""
     identity: Any = None
-    """JSON value: what the result depends on beside the words, such as a configuration's content."""
+    """JSON value: what the result depends on besides the arguments, such as the content of a configuration file."""
     product: Path | None = None
-    """A directory or file that the command wants to be new: removed if a process that was killed before it could say so
-    left it."""
+    """The output that the command wants to be new. It is removed before the command runs again: a process that was
+    killed may have left it."""
 
     @property
     def name(self) -> str:
@@ -67,7 +72,7 @@ class Stage:
         """
         begun = _read_json(self.directory / "command.json")
         if begun is None:
-            return None  # whatever result there is, nobody knows of what
+            return None  # without the command nothing says what a result.json is the result of
         if begun != self._command():
             rule = "its result would not be this one's; name a new --output, or remove the directory to do it anew"
             raise OutputError(
@@ -87,7 +92,7 @@ class Stage:
         files.write_json(self.directory / "result.json", result | {_DIGEST: files.sha256_json(result)})
 
     def begin(self) -> None:
-        """Note the command; what a killed process left is kept unless it would be in the way."""
+        """Write command.json, and remove the product that a killed process left; its other files are kept."""
         files.write_json(self.directory / "command.json", self._command())
         if self.product and self.product.is_dir():
             shutil.rmtree(self.product)
@@ -95,14 +100,15 @@ class Stage:
             self.product.unlink(missing_ok=True)
 
     def _command(self) -> dict[str, Any]:
-        return json.loads(json.dumps({"words": self.words, "identity": self.identity}))  # as it will be read back
+        """The content of command.json, in the form in which JSON gives it back: lists for tuples."""
+        return json.loads(json.dumps({"words": self.argv, "identity": self.identity}))
 
     def shown(self) -> str:
-        """The command for the eye."""
-        words = self.words
-        if len(words) > SHOWN_WORDS:
-            words = (*words[:4], f"...({len(words) - 4} more words: {self.directory / 'command.json'})")
-        return "$ pangu " + " ".join(w if w.startswith("...") else shlex.quote(w) for w in words)
+        """The command as it is shown to the user."""
+        if len(self.argv) <= SHOWN_ARGUMENTS:
+            return "$ pangu " + shlex.join(self.argv)
+        rest = f"...({len(self.argv) - 4} more words: {self.directory / 'command.json'})"
+        return f"$ pangu {shlex.join(self.argv[:4])} {rest}"
 
 
 def claim(output: Path, study: str) -> None:
@@ -128,34 +134,52 @@ def claim(output: Path, study: str) -> None:
         )
 
 
+def tokenizer_stage(tokenizer: Path, config: RunConfig, corpus: Sequence[str]) -> Stage:
+    """Train a tokenizer with as many pieces as the model has, in a new directory `tokenizer`."""
+    shape = "--vocab-size", str(config.model.vocab_size), "--segmenter", config.tokenizer.segmenter
+    argv = ("tokenizer", "train", *shape, "--output", str(tokenizer), "--corpus", *corpus)
+    return Stage(tokenizer.parent, argv, product=tokenizer)
+
+
+def records_stage(records: Path, config: RunConfig, corpus: Sequence[str], tokenizer: Path) -> Stage:
+    """Prepare records of the model's length in a new directory `records`; a killed process's blocks are kept beside
+    it."""
+    shape = "--seq-length", str(config.model.seq_length), "--held-out", str(config.data.held_out)
+    argv = ("data", "prepare", "--tokenizer", str(tokenizer), *shape, "--output", str(records), "--corpus", *corpus)
+    return Stage(records.parent, argv, product=records)
+
+
 def run_stages(stages: Sequence[Stage], progress: bool = True) -> list[dict[str, Any]]:
     """Run what is not done yet, one after the other; returns the result of every stage.
 
-    SIGINT and SIGTERM are passed on to the running stage, which is waited for; a second SIGINT kills it.
+    SIGINT and SIGTERM are passed on to the running stage, and the study ends when the stage has ended; a second SIGINT
+    kills the stage.
 
     Args:
         progress: show a bar of stages and the command and time of each.
 
     Raises:
-        OutputError: a stage's directory belongs to another command (told before the first stage starts), or another
+        OutputError: a stage's directory belongs to another command (found before the first stage starts), or another
             process works in it.
         UserError: a stage failed; the text has the last line of its stderr.
         StudyStopped: a signal came.
     """
-    results = [stage.result() for stage in stages]
-    done = sum(result is not None for result in results)
-    # miniters: the elapsed time moves within a stage too, at the bar's own pace; smoothing: which would else
-    # spoil the estimate.
-    options = {"total": len(stages), "initial": done, "unit": "stage", "desc": "study", "miniters": 0, "smoothing": 0}
-    with StopSignal() as stop, progress_bar(progress, **options) as bar:
-        for number, stage in enumerate(stages):
-            if results[number] is None:
+    found = [stage.result() for stage in stages]  # of all stages first: a directory of another command ends it here
+    done = sum(result is not None for result in found)
+    # miniters=0: the elapsed time also moves within a stage, at the bar's own pace; smoothing=0: those updates without
+    # progress would otherwise spoil the estimate.
+    bar_options: dict[str, Any] = {"total": len(stages), "initial": done, "unit": "stage", "desc": "study"}
+    results = []
+    with StopSignal() as stop, progress_bar(progress, **bar_options, miniters=0, smoothing=0) as bar:
+        for stage, result in zip(stages, found):
+            if result is None:
                 say = bar.write if progress else _silent
                 say(stage.shown())
                 began = time.monotonic()
-                results[number] = _run(stage, stop, lambda: bar.update(0))
+                result = _run(stage, stop, lambda: bar.update(0))
                 say(f"{stage.name}: {time.monotonic() - began:.0f} s")
                 bar.update()
+            results.append(result)
             if stop.received:
                 raise StudyStopped(stop.received)
     return results
@@ -173,7 +197,7 @@ def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, A
             _lock(log, stage)
             stage.begin()
             before = log.tell()
-            code, printed = _execute([*PROGRAM, *stage.words, "--json"], log, stop, tick)
+            code, printed = _execute([*PROGRAM, *stage.argv, "--json"], log, stop, tick)
     if code == 0:
         result = json.loads(printed.splitlines()[-1])
         stage.finish(result)
@@ -184,14 +208,17 @@ def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, A
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
     said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
     raise UserError(
-        f"{log_path}: `pangu {stage.words[0]}` {how}: {said}; mend that and run the same command again: stages that are"
+        f"{log_path}: `pangu {stage.argv[0]}` {how}: {said}; mend that and run the same command again: stages that are"
         " done are kept"
     )
 
 
 def _lock(log: IO[bytes], stage: Stage) -> None:
-    """The child inherits the lock with its stderr: it holds as long as either process lives, even when this one was
-    killed."""
+    """Lock a stage's log file.
+
+    The child inherits the lock with its stderr, so it holds as long as either process lives: a study that is started
+    again after kill -9 does not run a stage beside its orphan.
+    """
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -200,15 +227,19 @@ def _lock(log: IO[bytes], stage: Stage) -> None:
 
 
 def _execute(command: list[str], log: IO[bytes], stop: StopSignal, tick: Callable[[], Any]) -> tuple[int, str]:
-    """Exit code and stdout. In a session of its own, so that Ctrl-C on a terminal reaches the child once, from here."""
-    options = {
-        "stdin": subprocess.DEVNULL,
-        "stdout": subprocess.PIPE,
-        "stderr": log,
-        "text": True,
-        "start_new_session": True,
-    }
-    process = subprocess.Popen(command, env=python_environment(), **options)
+    """Run a command; returns its exit code and stdout.
+
+    The child gets a session of its own: Ctrl-C on the terminal then reaches it once, passed on from here, not twice.
+    """
+    process = subprocess.Popen(
+        command,
+        env=python_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        start_new_session=True,
+    )
     passed_on = False
     try:
         while True:
@@ -228,7 +259,8 @@ def _execute(command: list[str], log: IO[bytes], stop: StopSignal, tick: Callabl
 
 
 def _read_json(path: Path) -> Any:
-    """The file's value; None where there is no file, or one that a crash emptied: what it stood for is done anew."""
+    """The file's value; None where there is no file, or a damaged one, as a crash leaves it: the work that it records
+    is then done anew."""
     try:
         return small_json.parse(small_json.read_bytes(path), finite=False)
     except small_json.Missing:

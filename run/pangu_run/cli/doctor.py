@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pangu_ms.core.console import printable, raw
 from pangu_ms.core.errors import LaunchError, RankTableError
-from pangu_ms.core.parser import PORTS, Parser, host_names, require_between
+from pangu_ms.core.parser import Parser
+from pangu_run.cli.options import PORTS, host_names, require_between
 from pangu_run.doctor import clock, devices, environment, fabric, hccl, hosts, machine, network, plan, storage, versions
 from pangu_run.doctor.check import FAIL, OK, WARN, Line, run_check
 from pangu_run.doctor.site import Site
@@ -31,7 +32,8 @@ COLOURS = {OK: "\033[32m", WARN: "\033[33m", FAIL: "\033[31m"}
 EXIT_FAILED = 1
 _WIDTH = 26
 _EPILOG = """exit code: 0, or 1 with any FAIL.
-With --output DIR on a shared disk, run it on every server: each leaves DIR/job/doctor/HOST.json, and each compares itself with those that are there."""
+With --output DIR on a shared disk, run it on every server: each leaves DIR/job/doctor/HOST.json, and each compares \
+itself with those that are there."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -41,8 +43,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
-def main(argv: list[str]) -> int:
-    """The verb."""
+def build_parser() -> Parser:
+    """The parser of the verb."""
     parser = Parser("pangu doctor", description=__doc__, epilog=_EPILOG, formatter_class=_Help)
     parser.add_argument("overrides", nargs="*", help="overrides of --config, such as parallel.data_parallel=8")
     parser.add_argument("--rank-table", help="compare this host and its devices with a rank table (default: none)")
@@ -72,6 +74,12 @@ def main(argv: list[str]) -> int:
         "--master-port", type=int, default=8118, help="port of MindSpore's scheduler; the launcher takes the next one"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb; returns the exit code."""
+    parser = build_parser()
     options = parser.parse_args(argv)
     if options.overrides and not options.config:
         parser.error(f"{options.overrides[0]}: overrides need a --config")
@@ -82,11 +90,8 @@ def main(argv: list[str]) -> int:
     for kind, found in examine(site_of(options)):
         lines[kind] = found
         if not options.json and found:
-            print(
-                pretty(kind, found, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ),
-                file=raw(sys.stdout),
-                flush=True,
-            )
+            colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+            print(pretty(kind, found, colour), file=raw(sys.stdout), flush=True)
     levels = [line.level for found in lines.values() for line in found]
     counts = {level: levels.count(level) for level in (OK, WARN, FAIL)}
     print(as_json(lines, counts) if options.json else ", ".join(f"{count} {level}" for level, count in counts.items()))
@@ -105,17 +110,18 @@ def site_of(options: argparse.Namespace) -> Site:
             fault = str(error)
     output = options.output.absolute() if options.output else None
     config = ("--config", options.config, *options.overrides) if options.config else ()
-    names = {
-        "table_path": options.rank_table,
-        "table_fault": fault,
-        "server_id": options.server_id,
-        "master_port": options.master_port,
-    }
-    names |= {
-        "hosts": () if options.hosts is None else tuple(host_names("--hosts", options.hosts)),
-        "master_address": options.master_address,
-    }
-    return Site(wanted_device=options.device, table=table, output=output, config=config, **names)
+    return Site(
+        wanted_device=options.device,
+        table=table,
+        table_path=options.rank_table,
+        table_fault=fault,
+        hosts=() if options.hosts is None else tuple(host_names("--hosts", options.hosts)),
+        master_address=options.master_address,
+        server_id=options.server_id,
+        output=output,
+        config=config,
+        master_port=options.master_port,
+    )
 
 
 def examine(site: Site) -> Iterator[tuple[str, list[Line]]]:

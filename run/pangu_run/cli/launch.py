@@ -18,31 +18,31 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pangu_ms.core import parser as arguments
 from pangu_ms.core.console import show, tell
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.isolated import python_command, python_environment
-from pangu_ms.core.parser import LEAST_S, MOST_S, PORTS, host_names, require_between
-from pangu_run.job.job import Job, Limits, Place
+from pangu_run.cli.options import MAX_S, MIN_S, PORTS, host_names, require_between
+from pangu_run.job.job import DeviceAssignment, Job, Limits
+from pangu_run.job.secret import job_secret, require_long
 from pangu_run.job_directory import NAME, JobDirectory
 from pangu_run.launcher import LOCAL_SERVER, run_job
 from pangu_run.program import CPU, Program, describe, placement
 from pangu_run.rank_table import Device, RankTable, Server, wait_completed
 from pangu_run.rank_table.rules import address
-from pangu_run.supervisor.authentication import job_secret, require_long
 
 VERBS = ("train",)
 DEFAULTS = Limits()
-NUMBERS = {"master_port": PORTS, "max_restarts": (0, 1000)}
-NUMBERS |= dict.fromkeys(("wait_table", "backoff", "grace"), (0, MOST_S))
-NUMBERS |= dict.fromkeys(("hang_timeout", "start_timeout", "stop_timeout", "host_timeout"), (LEAST_S, MOST_S))
-"""Least and most of each number."""
+NUMBERS: dict[str, tuple[float, float]] = {"master_port": PORTS, "max_restarts": (0, 1000)}
+NUMBERS |= dict.fromkeys(("wait_table", "backoff", "grace"), (0, MAX_S))
+NUMBERS |= dict.fromkeys(("hang_timeout", "start_timeout", "stop_timeout", "host_timeout"), (MIN_S, MAX_S))
+"""Smallest and largest value of each option that is a number."""
 
 
 class Parser(arguments.Parser):
-    """Knows where an option that it does not know may belong."""
+    """Says of an option that it does not know where it may belong."""
 
     def _nearest(self, message: str) -> str:
         where = (
@@ -56,7 +56,7 @@ class Parser(arguments.Parser):
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
     args = parse(argv)
-    if {"-h", "--help"} & set(args.words):
+    if {"-h", "--help"} & set(args.argv):
         return subprocess.call(python_command("pangu_ms", args.verb, "--help"), env=python_environment())
     return launch(args)
 
@@ -65,10 +65,10 @@ def launch(args: argparse.Namespace) -> int:
     """Find this host's part of the job, and run it."""
     require_long(job_secret())
     options = program_options(args)
-    table, here = cluster(args, placement(args.words, *options))
+    table, here = cluster(args, placement(args.argv, *options))
     leads = here == 0 and not args.dry_run  # the first host prepares records, and checks the directory
     described = describe(
-        args.words, *options, *([] if leads else ["--follower"]), *(["--skip-paths"] if args.skip_paths else [])
+        args.argv, *options, *([] if leads else ["--follower"]), *(["--skip-paths"] if args.skip_paths else [])
     )
     job = job_of(args, described, table, here)
     if args.dry_run:
@@ -79,12 +79,8 @@ def launch(args: argparse.Namespace) -> int:
     return run_job(job)
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
-    """Launch options, then the verb and its words.
-
-    Raises:
-        LaunchError: they are wrong by themselves, whatever the run is.
-    """
+def build_parser() -> Parser:
+    """The parser of the verb: launch options, then the verb that ranks run and its arguments."""
     parser = Parser(prog="pangu launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = parser.add_argument_group("where ranks run (default: this host)")
     where.add_argument(
@@ -163,8 +159,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     watch.add_argument("--job-dir", type=Path, metavar="DIR", help="logs, events, status (default: OUTPUT/job)")
     parser.add_argument("verb", metavar="train", help="what to run")
-    parser.add_argument("words", nargs=argparse.REMAINDER, metavar="...", help="its options: see `pangu train --help`")
-    args = parser.parse_args(argv)
+    parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="...", help="its options: see `pangu train --help`")
+    return parser
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parsed options.
+
+    Raises:
+        LaunchError: they are wrong by themselves, whatever the run is.
+    """
+    args = build_parser().parse_args(argv)
     require_sound(args)
     args.hosts = None if args.hosts is None else host_names("--hosts", args.hosts)
     return args
@@ -288,19 +293,23 @@ def _given_table(args: argparse.Namespace, program: Program) -> RankTable:
 
 def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: int) -> Job:
     """The job as this host sees it."""
-    places = [Place(rank, server.server_id, device.device_id) for rank, (server, device) in table.ranks().items()]
+    assignments = [
+        DeviceAssignment(rank, server.server_id, device.device_id) for rank, (server, device) in table.ranks().items()
+    ]
     on_cpu, several = program.device == CPU, len(table.servers) > 1
-    start = "cluster" if on_cpu else args.start or ("rank-table" if args.rank_table else "cluster")
-    facts = {"verb": args.verb, "words": list(program.words), "device": program.device, "config": program.config}
+    start: Literal["cluster", "rank-table"] = "rank-table" if args.rank_table and not on_cpu else "cluster"
+    if args.start and not on_cpu:
+        start = args.start
+    facts = {"verb": args.verb, "words": list(program.argv), "device": program.device, "config": program.config}
     facts |= {"total_steps": program.total_steps, "tokens_per_step": program.tokens_per_step}
     return Job(
-        words=lambda rank: ["-m", "pangu_ms", args.verb, *program.words],
-        places=places,
+        argv=lambda rank: ["-m", "pangu_ms", args.verb, *program.argv],
+        assignments=assignments,
         directory=JobDirectory(args.job_dir or Path(program.output) / NAME),
         server=table.servers[here].server_id,
         start=start,
         master=(master_address(args, table), args.master_port) if several else None,
-        resume_words=("--resume",),
+        resume_argv=("--resume",),
         max_restarts=args.max_restarts,
         bind=args.bind == "numa" or args.bind is None and not on_cpu,
         stream_rank=None if args.stream == "none" else int(args.stream),
@@ -317,14 +326,14 @@ def plan(job: Job) -> list[dict[str, Any]]:
     scheduler = (job.master or (LOCAL_SERVER, "(a free port)")) if job.start == "cluster" else None
     return [
         {
-            "rank": place.rank,
-            "host": place.server,
-            "device": place.device,
-            "command": [sys.executable, *job.rank_words(place.rank, resume=False)],
-            "environment": job.defaults(place) | job.own_variables(place, scheduler),
-            "log": str(job.directory.rank_log(place.rank)),
+            "rank": assignment.rank,
+            "host": assignment.server,
+            "device": assignment.device,
+            "command": [sys.executable, *job.rank_argv(assignment.rank, resume=False)],
+            "environment": job.defaults(assignment) | job.own_variables(assignment, scheduler),
+            "log": str(job.directory.rank_log(assignment.rank)),
         }
-        for place in job.local
+        for assignment in job.local
     ]
 
 
@@ -348,9 +357,9 @@ def plan_table(job: Job) -> str:
         own = {name: value for name, value in row["environment"].items() if name not in shared}
         lines += ["", f"rank {row['rank']}: device {row['device']}, {row['log']}", *_variables(own)]
     others = [
-        f"  rank {place.rank}: host {place.server}, device {place.device}"
-        for place in job.places
-        if place.server != job.server
+        f"  rank {assignment.rank}: host {assignment.server}, device {assignment.device}"
+        for assignment in job.assignments
+        if assignment.server != job.server
     ]
     return "\n".join([*lines, *(["", "other hosts", *others] if others else [])])
 

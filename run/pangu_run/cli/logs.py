@@ -11,17 +11,17 @@ from typing import Any
 from pangu_ms.core.console import raw, show, tell
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.parser import Parser
-from pangu_run.cli.status import is_over
 from pangu_run.job_directory import JobDirectory
-from pangu_run.report.log_errors import SCHEDULER, DistinctError, cause_in_words, distinct_errors
+from pangu_run.report.log_errors import SCHEDULER, DistinctError, distinct_errors, failure_summary
 from pangu_run.report.log_lines import follow, rotated, tail
+from pangu_run.report.observe import is_over
 from pangu_run.report.status import clock, ranks_text
 
 COUNTER_S = 1.0
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the verb."""
+def build_parser() -> Parser:
+    """The parser of the verb."""
     parser = Parser(prog="pangu logs", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("dir", metavar="DIR", help="--output of a `pangu launch`, or the job directory in it")
     which = parser.add_mutually_exclusive_group()
@@ -47,7 +47,12 @@ def main(argv: list[str]) -> int:
         help="how many last lines, or distinct errors, to show; 0 shows all errors",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb; returns the exit code."""
+    args = build_parser().parse_args(argv)
     _check(args)
     directory = JobDirectory.find(args.dir)
     if args.errors:
@@ -127,9 +132,9 @@ def show_errors(directory: JobDirectory, limit: int, as_json: bool) -> int:
         )
         return 0
     if failure:
-        show(f"first cause, at {clock(failure['time'])}: {cause_in_words(failure)}")
+        show(f"first cause, at {clock(failure['time'])}: {failure_summary(failure)}")
     for error in shown:
-        show(_in_words(error, directory))
+        show(_error_lines(error, directory))
     if not errors:
         show(f"{directory.logs}: no errors found")
     if len(errors) > len(shown):
@@ -157,7 +162,7 @@ def _as_json(error: DistinctError) -> dict[str, Any]:
     }
 
 
-def _in_words(error: DistinctError, directory: JobDirectory) -> str:
+def _error_lines(error: DistinctError, directory: JobDirectory) -> str:
     ranks = ranks_text(owner for owner in error.owners if isinstance(owner, int))
     owners = ", ".join(
         filter(None, (f"ranks {ranks}" if ranks else "", SCHEDULER if SCHEDULER in error.owners else ""))
@@ -165,8 +170,8 @@ def _in_words(error: DistinctError, directory: JobDirectory) -> str:
     lines = [f"{'* ' if error.cause else '  '}{error.count} x  {owners}  {clock(error.time)}  {error.text}"]
     if error.explanation:
         lines.append(f"      -> {error.explanation.line}")
-    place = error.log.relative_to(directory.path)
-    return "\n".join([*lines, f"      first in {place}" + (f", {error.frame}" if error.frame else "")])
+    log = error.log.relative_to(directory.path)
+    return "\n".join([*lines, f"      first in {log}" + (f", {error.frame}" if error.frame else "")])
 
 
 class Counter:

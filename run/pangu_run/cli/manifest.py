@@ -1,25 +1,44 @@
 """`pangu manifest KIND`: a Slurm script, Kubernetes job, ModelArts boot file or Dockerfile of a run."""
 
+import importlib
+from typing import Any
+
 from pangu_ms.core.console import run_verb
+from pangu_ms.core.parser import Parser
 
 KINDS = {
     "slurm": (
-        "pangu_run.manifest.slurm",
+        "pangu_run.cli.manifest_slurm",
         "script for sbatch: one launcher on each server, requeued when stopped with its state saved",
     ),
     "volcano": (
-        "pangu_run.manifest.volcano",
+        "pangu_run.cli.manifest_volcano",
         "AscendJob of MindCluster (with a rank table), or a plain Volcano Job, in YAML",
     ),
-    "modelarts": ("pangu_run.manifest.modelarts", "boot file of a ModelArts training job"),
-    "docker": ("pangu_run.manifest.docker", "Dockerfile: CANN's base image for Ascend, a small one for the CPU"),
+    "modelarts": ("pangu_run.cli.manifest_modelarts", "boot file of a ModelArts training job"),
+    "docker": ("pangu_run.cli.manifest_docker", "Dockerfile: CANN's base image for Ascend, a small one for the CPU"),
 }
+"""Of each kind the module with its parser and its `main`, and a summary."""
+
+
+def build_parser() -> Parser:
+    """The parser of the verb with those of all kinds below it; `main` asks only that of the kind that it runs."""
+    parser = Parser(prog="pangu manifest", description=__doc__)
+    parser_class: Any = _build  # argparse calls it for each kind with the arguments of add_parser
+    kinds = parser.add_subparsers(metavar="KIND", parser_class=parser_class)
+    for kind, (module, summary) in KINDS.items():
+        kinds.add_parser(kind, help=summary, module=module)
+    return parser
+
+
+def _build(module: str, **_: Any) -> Parser:
+    return importlib.import_module(module).build_parser()
 
 
 def usage() -> str:
     """What `--help` shows."""
     head = [
-        __doc__.strip(),
+        (__doc__ or "").strip(),
         "",
         "usage: pangu manifest KIND --config NAME [section.field=value ...] [options]   (pangu manifest KIND --help)",
         "",

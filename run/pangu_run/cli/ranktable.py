@@ -10,8 +10,9 @@ from typing import Any
 from pangu_ms.core import files
 from pangu_ms.core.console import USER_ERROR, show, tell
 from pangu_ms.core.errors import RankTableError
-from pangu_ms.core.parser import MOST_S, NewFile, Parser, require_between
+from pangu_ms.core.parser import NewFile, Parser
 from pangu_run import program
+from pangu_run.cli.options import MAX_S, require_between
 from pangu_run.rank_table.forms import FORMS, as_form, made_table, merged
 from pangu_run.rank_table.hccn import HCCN_CONF, HCCN_TOOL, device_addresses, read_lines
 from pangu_run.rank_table.table import RankTable, check, misplaced, wait_completed
@@ -33,28 +34,43 @@ def main(argv: list[str] | None = None) -> int:
     """Entry of the verb; returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
-        print(
-            "\n".join(
-                [
-                    __doc__ or "",
-                    "",
-                    "usage: pangu ranktable ACTION [options]",
-                    "",
-                    *(f"  {name:<8} {summary}" for name, (_, _, summary) in ACTIONS.items()),
-                ]
-            )
-        )
-        print("\n`pangu ranktable ACTION --help` shows its options")
+        print(usage())
         return 0 if words else USER_ERROR
     if words[0] not in ACTIONS:
         near = difflib.get_close_matches(words[0], ACTIONS, 1) or [", ".join(ACTIONS)]
         raise RankTableError(f"no action {words[0]!r}; known ones are in `pangu ranktable --help`; use {near[0]}")
-    add_arguments, run, summary = ACTIONS[words[0]]
-    parser = Parser(
-        prog=f"pangu ranktable {words[0]}", description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=_Help
-    )
+    _, run, _ = ACTIONS[words[0]]
+    return run(action_parser(words[0]).parse_intermixed_args(words[1:]))
+
+
+def build_parser() -> Parser:
+    """The parser of the verb with those of all actions below it; `main` uses only that of the action that it runs."""
+    parser = Parser(prog="pangu ranktable", description=__doc__)
+    parser_class: Any = _build  # argparse calls it for each action with the arguments of add_parser
+    actions = parser.add_subparsers(metavar="ACTION", parser_class=parser_class)
+    for action, (_, _, summary) in ACTIONS.items():
+        actions.add_parser(action, help=summary, action=action)
+    return parser
+
+
+def _build(action: str, **_: Any) -> Parser:
+    return action_parser(action)
+
+
+def action_parser(action: str) -> Parser:
+    """The parser of one action."""
+    add_arguments, _, summary = ACTIONS[action]
+    description = f"{summary[0].upper()}{summary[1:]}."
+    parser = Parser(prog=f"pangu ranktable {action}", description=description, formatter_class=_Help)
     add_arguments(parser)
-    return run(parser.parse_intermixed_args(words[1:]))
+    return parser
+
+
+def usage() -> str:
+    """What `--help` shows."""
+    lines = [__doc__ or "", "", "usage: pangu ranktable ACTION [options]", ""]
+    lines += [f"  {name:<8} {summary}" for name, (_, _, summary) in ACTIONS.items()]
+    return "\n".join([*lines, "", "`pangu ranktable ACTION --help` shows its options"])
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -276,7 +292,7 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
 
 def run_wait(args: argparse.Namespace) -> int:
     """Wait for a completed table; what is missing is said meanwhile."""
-    require_between("--timeout", args.timeout, 0, MOST_S)
+    require_between("--timeout", args.timeout, 0, MAX_S)
     show(_summary(args.file, wait_completed(args.file, args.timeout, tell)))
     return 0
 

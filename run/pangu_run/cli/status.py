@@ -8,25 +8,22 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from pangu_ms.core import console
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.parser import NewFile, Parser
-from pangu_run import this_host
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.ascend_errors import explain
-from pangu_run.report.log_errors import cause_in_words, words_of
-from pangu_run.report.status import GONE, STUCK, JobStatus, Rank, clock, duration, group_ranks, job_status, ranks_text
+from pangu_run.report.log_errors import failure_lines, failure_summary
+from pangu_run.report.observe import observe
+from pangu_run.report.status import GONE, STUCK, JobStatus, Rank, clock, duration, group_ranks, ranks_text
 
-CLOCK_S = 60.0
-"""By how much a clock may have been set since a process began."""
 PLOT_HELP = "also draw steps over time and events into this new file (.png, .svg, .pdf; needs matplotlib)"
 COLUMNS = ("rank", "host", "device", "state", "phase", "step", "tokens/s", "last beat", "")
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the verb."""
+def build_parser() -> Parser:
+    """The parser of the verb."""
     parser = Parser(prog="pangu status", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("dir", metavar="DIR", help="--output of a `pangu launch`, or the job directory in it")
     parser.add_argument(
@@ -37,7 +34,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks of --watch")
     parser.add_argument("--json", action="store_true", help="print JSON, all ranks")
     parser.add_argument("--plot", action=NewFile, metavar="FILE", default=argparse.SUPPRESS, help=PLOT_HELP)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the verb; returns the exit code."""
+    args = build_parser().parse_args(argv)
     if not 0.1 <= args.interval <= 3600:
         raise LaunchError(f"--interval {args.interval:g}: must be from 0.1 to 3600 s; leave it out for 2")
     plot = Path(args.plot) if hasattr(args, "plot") else None
@@ -65,7 +67,7 @@ def show(directory: JobDirectory, as_json: bool) -> JobStatus:
     if as_json:
         print(json.dumps(dataclasses.asdict(status), ensure_ascii=False), flush=True)
     else:
-        console.show("\n".join(in_words(status)))
+        console.show("\n".join(status_lines(status)))
     return status
 
 
@@ -78,7 +80,7 @@ def watch(directory: JobDirectory, interval: float, as_json: bool) -> JobStatus:
         else:
             status = observe(directory)
             size = shutil.get_terminal_size()
-            lines = [console.printable(line)[: size.columns - 1] for line in in_words(status)]
+            lines = [console.printable(line)[: size.columns - 1] for line in status_lines(status)]
             lines = lines if status.over else _fitting(lines, size.lines - 1)
             print(
                 (f"\x1b[{drawn}F" if drawn else "") + "\x1b[J" + "\n".join(lines),
@@ -95,56 +97,7 @@ def _fitting(lines: list[str], height: int) -> list[str]:
     return lines if len(lines) <= height else [*lines[: max(1, height - 1)], f"... {len(lines) - height + 1} more rows"]
 
 
-def observe(directory: JobDirectory) -> JobStatus:
-    """The job as it is now."""
-    job = directory.job()
-    status, events = directory.status(), directory.latest_events(job.get("id"))
-    return job_status(job, status, events, time.time(), launcher_lives(job), total_steps(directory, job))
-
-
-def is_over(directory: JobDirectory) -> bool:
-    """Whether the job has ended or its launcher is gone."""
-    job = directory.job()
-    return job_status(job, directory.status(), [], time.time(), launcher_lives(job), None).over
-
-
-def total_steps(directory: JobDirectory, job: dict[str, Any]) -> int | None:
-    """Steps of the whole run: job.json's, else the configuration's train.steps; None for verbs without steps."""
-    if job.get("total_steps") is not None:
-        return job["total_steps"]
-    path = directory.path / "config.yaml"
-    if not path.is_file():
-        return None
-    from pangu_ms.core import yaml_file
-
-    try:
-        steps = (yaml_file.read(path, LaunchError) or {}).get("train", {}).get("steps")
-    except (LaunchError, AttributeError):
-        return None  # as for a configuration without steps: only the remaining time is not shown
-    return steps if isinstance(steps, int) else None
-
-
-def launcher_lives(job: dict[str, Any]) -> bool | None:
-    """Whether the leading launcher's process is among those of this host; None where it is on another host.
-
-    A container may have its host's name and not see its processes: only of a launcher that is silent does this say
-    something.
-    """
-    if job.get("launcher_pid") is None or job.get("host") not in this_host.names():
-        return None
-    import psutil
-
-    try:
-        process = psutil.Process(job["launcher_pid"])
-        begun_before = (
-            job.get("time") is None or process.create_time() <= job["time"] + CLOCK_S
-        )  # else another process has its number
-        return begun_before and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def in_words(status: JobStatus) -> list[str]:
+def status_lines(status: JobStatus) -> list[str]:
     """The lines of header and table."""
     return [*_header(status), "", *_table(group_ranks(status.ranks))] if status.ranks else _header(status)
 
@@ -174,8 +127,8 @@ def _header(status: JobStatus) -> list[str]:
             )
         )
     if status.failure:
-        lines.append(f"first cause: {cause_in_words(status.failure)}")
-        lines += [f"  -> {explanation.line}"] if (explanation := explain(words_of(status.failure))) else []
+        lines.append(f"first cause: {failure_summary(status.failure)}")
+        lines += [f"  -> {explanation.line}"] if (explanation := explain(failure_lines(status.failure))) else []
     return [line for line in lines if line]
 
 

@@ -28,7 +28,7 @@ class Port:
 
 
 def _port(site: Site, device: int) -> Port:
-    texts = {}
+    texts: dict[str, str] = {}
     for what in ("-ip", "-link", "-net_health", "-optical"):
         if what == "-optical" and npu.value(texts["-link"], "link status") == "UP":
             continue  # a cable without optics is as good
@@ -61,7 +61,7 @@ def ports(site: Site) -> Iterator[Line]:
     if (first := site.tool("hccn_tool", "-i", str(devices[0]), "-ip", "-g")).missing:
         yield warn(
             "device links (RoCE)",
-            first.problem,
+            first.problem or "",
             "it comes with the driver; in a container mount /usr/local/Ascend/driver/tools",
         )
         yield from _addresses(site, {device: configured.get(device) for device in devices}, HCCN_CONF)

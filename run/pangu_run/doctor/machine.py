@@ -37,13 +37,12 @@ def cgroup_value(site: Site, new: str, old: str) -> str | None:
 def memory(site: Site) -> Iterator[Line]:
     """Free memory, of the host or of the cgroup around this process."""
     machine = psutil.virtual_memory()
-    limit, used = (
-        cgroup_value(site, "memory.max", "memory/memory.limit_in_bytes"),
-        cgroup_value(site, "memory.current", "memory/memory.usage_in_bytes"),
-    )
-    bounded = limit is not None and limit.isdecimal() and int(limit) < machine.total
-    free = min(machine.available, int(limit) - int(used or 0)) if bounded else machine.available
-    found = f"{gib(free)} free of {gib(int(limit)) + ' that the cgroup allows' if bounded else gib(machine.total)}"
+    free, total = machine.available, gib(machine.total)
+    text = cgroup_value(site, "memory.max", "memory/memory.limit_in_bytes") or ""
+    if text.isdecimal() and (limit := int(text)) < machine.total:  # "max" where there is no limit
+        used = int(cgroup_value(site, "memory.current", "memory/memory.usage_in_bytes") or 0)
+        free, total = min(free, limit - used), f"{gib(limit)} that the cgroup allows"
+    found = f"{gib(free)} free of {total}"
     needed = MEMORY_OF_RANK * site.num_processes
     if free < LEAST_MEMORY:
         yield fail("memory", found, MORE_MEMORY)
@@ -58,7 +57,7 @@ def shared_memory(site: Site) -> Iterator[Line]:
     try:
         room = os.statvfs(site.path("/dev/shm"))
     except OSError as error:
-        yield warn("/dev/shm", error.strerror, "mount it: `mount -t tmpfs shm /dev/shm`")
+        yield warn("/dev/shm", error.strerror or str(error), "mount it: `mount -t tmpfs shm /dev/shm`")
         return
     total, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
     if free < LEAST_SHM:

@@ -81,7 +81,7 @@ def names(site: Site) -> Iterator[Line]:
 
 def first_host(site: Site) -> Iterator[Line]:
     """The first host has an address here that may be another host's; nothing is sent there."""
-    if site.num_servers < 2:
+    if site.roster is None or site.num_servers < 2:
         return
     name = site.master_address or site.roster.servers[0].server_id
     address = name if is_address(name) else _resolved(name)
@@ -96,7 +96,7 @@ def first_host(site: Site) -> Iterator[Line]:
 
 def _resolved(name: str) -> str | None:
     try:
-        return socket.getaddrinfo(name, None)[0][4][0]
+        return str(socket.getaddrinfo(name, None)[0][4][0])
     except (OSError, UnicodeError):
         return None
 

@@ -1,10 +1,12 @@
-"""Which cores a rank keeps to: an equal part of the physical cores of one NUMA node, nodes filled in the order of the
-devices."""
+"""Core binding: each rank has an equal part of the physical cores of one NUMA node. Nodes are filled in the order of
+the devices."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+CORES = "PANGU_CORES"
+"""Variable with the numbers of the cores that a rank keeps to ("0,1"); without it a rank may use all."""
 SYSTEM = Path("/sys/devices/system")
 Node = Sequence[Sequence[int]]
 """Physical cores, each with the numbers of its hardware threads."""
@@ -12,7 +14,7 @@ Node = Sequence[Sequence[int]]
 
 def numa_nodes(root: Path = SYSTEM) -> list[list[list[int]]]:
     """Physical cores of each NUMA node, as far as this process may use them; one node with all of them where the
-    machine tells none."""
+    machine shows no nodes."""
     allowed = os.sched_getaffinity(0)
     paths = sorted(root.glob("node/node[0-9]*/cpulist"), key=lambda path: int(path.parent.name[4:]))
     nodes = [allowed & set(parse_cores(path.read_text())) for path in paths]
@@ -20,8 +22,8 @@ def numa_nodes(root: Path = SYSTEM) -> list[list[list[int]]]:
 
 
 def physical_cores(threads: set[int], root: Path) -> list[list[int]]:
-    """Threads in groups that share a core, in order of each group's first one; alone where the machine does not
-    tell."""
+    """Hardware threads grouped by physical core, in order of each group's first one; each alone where the machine does
+    not show which share a core."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for thread in sorted(threads):
         siblings = root / f"cpu/cpu{thread}/topology/thread_siblings_list"
@@ -38,10 +40,10 @@ def parse_cores(text: str) -> list[int]:
 
 
 def cores_of(index: int, count: int, nodes: Sequence[Node]) -> list[int]:
-    """Threads of the `index`-th of `count` local ranks, whole cores; ranks share a core where there are fewer cores
-    than ranks."""
+    """Hardware threads of the `index`-th of `count` local ranks, all of each core; ranks share a core where there are
+    fewer cores than ranks."""
     node_number = index * len(nodes) // count
     mates = [i for i in range(count) if i * len(nodes) // count == node_number]
-    node, place = nodes[node_number], mates.index(index)
-    first, last = place * len(node) // len(mates), (place + 1) * len(node) // len(mates)
+    node, position = nodes[node_number], mates.index(index)
+    first, last = position * len(node) // len(mates), (position + 1) * len(node) // len(mates)
     return sorted(thread for core in node[first : max(last, first + 1)] for thread in core)

@@ -1,7 +1,7 @@
-"""The number by which a process has to open an Ascend device, which is not always the device's own.
+"""The number by which a process has to open an Ascend device (DEVICE_ID), which is not always the device's own.
 
-Where a container or a variable shows a part of a host's devices, CANN counts those that it shows from 0, while rank
-tables keep the host's numbers.
+Where a container or a variable shows only a part of a host's devices, CANN counts those from 0, while rank tables keep
+the host's numbers.
 Source: CANN 9.0, environment variables, ASCEND_RT_VISIBLE_DEVICES; Ascend Docker Runtime, ASCEND_VISIBLE_DEVICES;
 MindCluster's train_start.sh, which exports the index in the rank table as DEVICE_ID.
 """
@@ -29,8 +29,9 @@ def visible_numbers(devices: Sequence[int], environment: Mapping[str, str], dire
 
 
 def parse_devices(text: str) -> list[int]:
-    """Numbers of "0,2", "0-3" or "Ascend910-0,Ascend910-1", in their order; none where it is something else."""
-    numbers = []
+    """The device numbers in a text such as "0,2", "0-3" or "Ascend910-0,Ascend910-1", in their order; none where the
+    text is of another form."""
+    numbers: list[int] = []
     for word in text.split(","):
         match = re.fullmatch(r"(?:[A-Za-z]\w*-)?(\d+)|(\d+)-(\d+)", word.strip(), re.ASCII)
         if match is None:
@@ -41,7 +42,10 @@ def parse_devices(text: str) -> list[int]:
 
 
 def _among(devices: Sequence[int], shown: Sequence[int]) -> list[int]:
-    """Places among those that are shown; where they are shown by other numbers, among themselves; as they are where
-    nothing is known."""
+    """Positions of devices among those that are shown.
+
+    Where some are not among them, the container numbers its devices anew: then positions among the given devices. Where
+    nothing is shown, the numbers themselves.
+    """
     order = list(shown) if set(devices) <= set(shown) else sorted(devices)
     return [order.index(device) for device in devices] if shown else list(devices)

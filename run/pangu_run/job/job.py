@@ -1,4 +1,4 @@
-"""What a launcher starts: where each rank goes, its words and its environment, and how long to wait for what."""
+"""What a launcher starts: the device, arguments and environment of each rank, and how long it waits for what."""
 
 import math
 import os
@@ -13,23 +13,26 @@ from pangu_ms.core import files
 from pangu_ms.core.cluster_variables import inherited
 from pangu_run.job import binding
 from pangu_run.job.devices import visible_numbers
+from pangu_run.job.secret import job_secret
 from pangu_run.job_directory import JobDirectory
 from pangu_run.orphans import JOB
-from pangu_run.supervisor import rank
-from pangu_run.supervisor.authentication import job_secret
 
 MINDSPORE_LATER_S = 300.0
-"""How much later than --start-timeout MindSpore's scheduler gives up: the launcher's watchdog knows which rank is
-missing, MindSpore does not say."""
+"""How much later than --start-timeout MindSpore's scheduler gives up, so that the launcher's watchdog is first: it
+knows which rank is missing, which MindSpore does not say."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a rank is."""
+class DeviceAssignment:
+    """Which device of which host a rank has."""
 
     rank: int
     server: str
     device: int
+    """Its number on the host, as in the rank table."""
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (host {self.server}, device {self.device})"
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,14 @@ class Limits:
     host_s: float = 600.0
     """For the other hosts' launchers."""
     start_s: float = 3600.0
-    """For a rank's first step: import, joining, loading, compilation."""
+    """For a rank's first step: import, joining the cluster, loading, compilation."""
     hang_s: float = 600.0
-    """Without a heartbeat of a rank that does not wait for others: longer than the longest step, evaluation or save."""
+    """Without a heartbeat of a rank that does not wait for others; must be longer than the longest step, evaluation or
+    save."""
     stop_s: float = 600.0
     """From a stop signal until all ranks have saved and ended."""
     grace_s: float = 5.0
-    """For ranks to end by themselves after another failed, then between SIGTERM and SIGKILL."""
+    """For ranks to end by themselves after another one failed; then again between SIGTERM and SIGKILL."""
     backoff_s: float = 5.0
     """Before the first restart; doubled before each further one, at most MAX_BACKOFF_S."""
 
@@ -54,25 +58,25 @@ class Limits:
 class Job:
     """A job as this host's launcher sees it."""
 
-    words: Callable[[int], Sequence[str]]
-    """A rank's words after `python`: ("-m", MODULE, ...) or ("-c", PROGRAM, ...)."""
-    places: Sequence[Place]
+    argv: Callable[[int], Sequence[str]]
+    """A rank's arguments of `python`: ("-m", MODULE, ...) or ("-c", PROGRAM, ...)."""
+    assignments: Sequence[DeviceAssignment]
     """Of all ranks, in order of ranks."""
     directory: JobDirectory
     server: str = "localhost"
-    """This host's name among `places`."""
+    """This host's name among `assignments`."""
     start: Literal["cluster", "rank-table"] = "cluster"
     """How ranks find each other: MindSpore's scheduler, or the rank table (RANK_TABLE_FILE)."""
     master: tuple[str, int] | None = None
     """Address and port of MindSpore's scheduler; the leader's own port is the next one. None: one host, ports are
     chosen."""
-    resume_words: Sequence[str] = ()
-    """Added to `words` on a restart."""
+    resume_argv: Sequence[str] = ()
+    """Added to `argv` on a restart."""
     max_restarts: int = 0
     bind: bool = False
     """Whether ranks keep to cores of their NUMA node."""
     stream_rank: int | None = 0
-    """The rank whose output the terminal shows; None: none."""
+    """The rank whose output the terminal shows; None for none."""
     name: str = "pangu launch"
     """What lines on the terminal begin with."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -83,37 +87,43 @@ class Job:
     description: Mapping[str, Any] = field(default_factory=dict)
     """For job.json, with "config" and "rank_table" as JobDirectory.write_job has them."""
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Marks this launcher's processes."""
+    """Id of this launch; marks this launcher's processes."""
     secret: bytes = field(default_factory=job_secret, repr=False)
-    """What the job's launchers know each other by; empty where there is none."""
+    """Authenticates the job's launchers to each other; empty where the user gave none."""
 
     @property
     def world(self) -> int:
         """Number of ranks."""
-        return len(self.places)
+        return len(self.assignments)
 
     @property
     def servers(self) -> list[str]:
         """All hosts; the first one leads."""
-        return list(dict.fromkeys(place.server for place in self.places))
+        return list(dict.fromkeys(assignment.server for assignment in self.assignments))
 
     @property
     def leads(self) -> bool:
-        """Whether this host's launcher decides."""
+        """Whether this host's launcher is the leader, which decides."""
         return self.server == self.servers[0]
 
     @property
-    def local(self) -> list[Place]:
+    def scheduler_address(self) -> tuple[str, int]:
+        """`master`, of a job of several hosts."""
+        assert self.master is not None
+        return self.master
+
+    @property
+    def local(self) -> list[DeviceAssignment]:
         """This host's ranks, in order of devices."""
-        return sorted((place for place in self.places if place.server == self.server), key=lambda place: place.device)
+        return sorted((one for one in self.assignments if one.server == self.server), key=lambda one: one.device)
 
-    def rank_words(self, number: int, resume: bool) -> list[str]:
-        """A rank's words; on a restart with those that make it resume."""
-        words = list(self.words(number))
-        return words + [word for word in self.resume_words if resume and word not in words]
+    def rank_argv(self, number: int, resume: bool) -> list[str]:
+        """A rank's arguments of `python`; on a restart with those that make it resume."""
+        argv = list(self.argv(number))
+        return argv + [argument for argument in self.resume_argv if resume and argument not in argv]
 
-    def cluster_variables(self, scheduler: tuple[str, int]) -> dict[str, str]:
-        """What MindSpore's scheduler and the ranks that meet there must have in common."""
+    def cluster_variables(self, scheduler: tuple[str, int | str]) -> dict[str, str]:
+        """Variables that MindSpore's scheduler and its ranks must have in common."""
         host, port = scheduler
         timeout = str(math.ceil(self.limits.start_s + MINDSPORE_LATER_S))
         return {
@@ -123,29 +133,37 @@ class Job:
             "MS_TOPO_TIMEOUT": timeout,
         }
 
-    def own_variables(self, place: Place, scheduler: tuple[str, int] | None) -> dict[str, str]:
-        """What is set for one rank; what a user may override comes first in `variables`."""
-        index = self.local.index(place)
-        own = {"RANK_ID": str(place.rank), "RANK_SIZE": str(self.world), "DEVICE_ID": str(self.device_numbers()[index])}
+    def own_variables(self, assignment: DeviceAssignment, scheduler: tuple[str, int | str] | None) -> dict[str, str]:
+        """Variables of one rank that a user cannot override.
+
+        Args:
+            assignment: of a rank of this host.
+            scheduler: address and port of MindSpore's scheduler; None where the rank reads the rank table. A dry run
+                has words for a port.
+        """
+        index = self.local.index(assignment)
+        own = {"RANK_ID": str(assignment.rank), "RANK_SIZE": str(self.world)}
+        own |= {"DEVICE_ID": str(self.device_numbers()[index])}
         if scheduler:
-            own |= self.cluster_variables(scheduler) | {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(place.rank)}
+            own |= self.cluster_variables(scheduler) | {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(assignment.rank)}
         else:
             own["RANK_TABLE_FILE"] = str(self.rank_table_path)
         if self.bind:
-            own[rank.CORES] = ",".join(map(str, binding.cores_of(index, len(self.local), binding.numa_nodes())))
+            own[binding.CORES] = ",".join(map(str, binding.cores_of(index, len(self.local), binding.numa_nodes())))
         return own | {JOB: self.identity}
 
     def device_numbers(self) -> list[int]:
         """DEVICE_ID of each of this host's ranks."""
-        return visible_numbers([place.device for place in self.local], inherited() | dict(self.environment))
+        return visible_numbers([assignment.device for assignment in self.local], inherited() | dict(self.environment))
 
     @property
     def rank_table_path(self) -> Path:
-        """This host's own copy: another host's may come late through a shared disk, or never."""
+        """This host's own copy of the rank table: a copy of another host may come late through a shared disk, or
+        never."""
         return (self.directory.path / f"rank_table_{re.sub(r'[^A-Za-z0-9_.-]', '_', self.server)}.json").resolve()
 
     def write_rank_table(self) -> None:
-        """Write this host's copy of the rank table, where the job has one; to be done before its ranks start.
+        """Write this host's copy of the rank table, where the job has one; call it before its ranks start.
 
         Raises:
             OutputError: the job directory cannot be written.
@@ -153,21 +171,21 @@ class Job:
         if self.rank_table is not None:
             files.write_json(self.rank_table_path, self.rank_table)
 
-    def defaults(self, place: Place) -> dict[str, str]:
-        """What the user's own variables override: processors shared out, quick tries to join, CANN's logs beside the
-        rank's."""
+    def defaults(self, assignment: DeviceAssignment) -> dict[str, str]:
+        """Variables of one rank that the user's own override."""
         threads = max(1, len(os.sched_getaffinity(0)) // len(self.local))
         return {
-            "ASCEND_OPS_NUM_THREADS": str(threads),
-            "MS_RETRY_INTERVAL_LOWER": "1",  # 1 s instead of 3 to 5 between a rank's tries to join the others
+            "ASCEND_OPS_NUM_THREADS": str(threads),  # the host's processors, shared out among its ranks
+            "MS_RETRY_INTERVAL_LOWER": "1",  # 1 s instead of 3 to 5 between a rank's tries to join the cluster
             "MS_RETRY_INTERVAL_UPPER": "1",
-            "PYTHONUNBUFFERED": "1",  # the last words of a rank that is killed
-            "ASCEND_PROCESS_LOG_PATH": str(self.log_dir(place.rank) / "ascend"),
+            "PYTHONUNBUFFERED": "1",  # else the last lines of a rank that is killed are lost
+            "ASCEND_PROCESS_LOG_PATH": str(self.log_dir(assignment.rank) / "ascend"),  # CANN's logs beside the rank's
         }
 
-    def variables(self, place: Place, scheduler: tuple[str, int] | None) -> dict[str, str]:
-        """The whole environment of a rank."""
-        return self.defaults(place) | inherited() | dict(self.environment) | self.own_variables(place, scheduler)
+    def variables(self, assignment: DeviceAssignment, scheduler: tuple[str, int | str] | None) -> dict[str, str]:
+        """The whole environment of a rank; arguments as in `own_variables`."""
+        given = inherited() | dict(self.environment)
+        return self.defaults(assignment) | given | self.own_variables(assignment, scheduler)
 
     def log_dir(self, number: int) -> Path:
         """Where a rank's logs are."""

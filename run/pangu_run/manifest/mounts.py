@@ -1,4 +1,4 @@
-"""Directories of the servers inside a container, and what has to lie in them."""
+"""Directories of the servers that a container sees, and which paths must lie in them."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -10,9 +10,9 @@ def parse_mounts(mounts: Sequence[str]) -> list[tuple[str, str]]:
     """(HOST, PATH) of each HOST:PATH.
 
     Raises:
-        LaunchError: a word is none, or a path is mounted twice.
+        LaunchError: a value is not of that form, or a path is mounted twice.
     """
-    pairs = []
+    pairs: list[tuple[str, str]] = []
     for mount in mounts:
         host, _, path = mount.partition(":")
         if not (host.startswith("/") and path.startswith("/") and ":" not in path):
@@ -43,8 +43,8 @@ def seen_config(config: str, mounts: Sequence[str]) -> str:
 
 
 def require_mounted(option: str, path: str, mounts: Sequence[str]) -> None:
-    """Raise LaunchError for a path of the container that no mount shows: it would be empty at first, and gone with the
-    pod."""
+    """Raise LaunchError for a path of the container that lies in no mount: it would be empty at first, and what is
+    written there would be lost with the pod."""
     if (
         not any(PurePosixPath(path).is_relative_to(inside) for _, inside in parse_mounts(mounts))
         or ".." in PurePosixPath(path).parts

@@ -1,12 +1,14 @@
 """The pod of one server: all its devices, one launcher."""
 
-import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_STOPPED
 from pangu_run.manifest import secret
 from pangu_run.manifest.mounts import parse_mounts
 from pangu_run.manifest.plan import Plan
+from pangu_run.manifest.run import Run
 from pangu_run.manifest.text import fill, pod_argument
 
 TABLE_DIRECTORY = "/user/serverid/devindex/config"
@@ -18,24 +20,51 @@ DRIVER = "/usr/local/Ascend/driver"
 PORT = 2222  # Ascend Operator's own; the name is fixed
 
 
-def pod_spec(args: argparse.Namespace, plan: Plan, name: str, words: list[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class VolcanoOptions:
+    """What the job asks of the cluster; each field is the option of `pangu manifest volcano` of that name."""
+
+    kind: str
+    """ascendjob | volcano"""
+    job_name: str | None
+    max_requeues: int
+    namespace: str
+    queue: str
+    image: str | None
+    mount: Sequence[str]
+    """HOST:PATH"""
+    resource: str
+    ring_controller: str | None
+    memory: str | None
+    cpu: str | None
+    shared_memory: str
+    node_selector: Sequence[str]
+    """KEY=VALUE"""
+    host_network: bool
+    table_timeout: int
+    """Seconds."""
+
+
+def pod_spec(run: Run, options: VolcanoOptions, plan: Plan, name: str, argv: list[str]) -> dict[str, Any]:
     """The pod's specification.
 
     Args:
         name: of the job.
-        words: of `pangu launch`, without those that say which servers there are.
+        argv: arguments of `pangu launch`, without those that say which servers there are.
     """
-    by_operator = args.kind == "ascendjob"
-    network = {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"} if args.host_network else {}
-    selector = {"nodeSelector": dict(label.split("=", 1) for label in args.node_selector)} if args.node_selector else {}
+    by_operator = options.kind == "ascendjob"
+    network = {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"} if options.host_network else {}
+    selector = (
+        {"nodeSelector": dict(label.split("=", 1) for label in options.node_selector)} if options.node_selector else {}
+    )
     return {
         **({} if by_operator else {"restartPolicy": "Never"}),
-        "terminationGracePeriodSeconds": args.grace,
+        "terminationGracePeriodSeconds": run.grace,
         **network,
         **selector,
         "affinity": apart("job-name" if by_operator else "volcano.sh/job-name", name),
-        "containers": [container(args, plan, name, words)],
-        "volumes": [{"name": volume, **source} for volume, _, source in volumes(args, name)],
+        "containers": [container(run, options, plan, name, argv)],
+        "volumes": [{"name": volume, **source} for volume, _, source in volumes(options, name)],
     }
 
 
@@ -48,36 +77,36 @@ def apart(label: str, name: str) -> dict[str, Any]:
     return {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
 
 
-def container(args: argparse.Namespace, plan: Plan, name: str, words: list[str]) -> dict[str, Any]:
-    """The container: its script starts the launcher with the words that follow it."""
-    table = {"table": f"{TABLE_DIRECTORY}/hccl.json", "table_timeout": args.table_timeout}
-    script = fill(f"{args.kind}_start.sh.tmpl", **table, host=EXIT_HOST, stopped=EXIT_STOPPED)
+def container(run: Run, options: VolcanoOptions, plan: Plan, name: str, argv: list[str]) -> dict[str, Any]:
+    """The container: its script starts the launcher with the arguments that follow it."""
+    table = {"table": f"{TABLE_DIRECTORY}/hccl.json", "table_timeout": options.table_timeout}
+    script = fill(f"{options.kind}_start.sh.tmpl", **table, host=EXIT_HOST, stopped=EXIT_STOPPED)
     limits = {
-        args.resource: plan.devices,
-        **{key: value for key, value in (("memory", args.memory), ("cpu", args.cpu)) if value},
+        options.resource: plan.devices,
+        **{key: value for key, value in (("memory", options.memory), ("cpu", options.cpu)) if value},
     }
     return {
         "name": "ascend",  # Ascend Operator wants this name
-        "image": args.image,
+        "image": options.image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["/bin/bash", "-c"],
-        "args": [pod_argument(word) for word in (script, "pangu", *words)],
-        "env": variables(args) + ([secret.variable(name)] if plan.hosts > 1 else []),
+        "args": [pod_argument(word) for word in (script, "pangu", *argv)],
+        "env": variables(run, options) + ([secret.variable(name)] if plan.hosts > 1 else []),
         "ports": [{"name": "ascendjob-port", "containerPort": PORT}],
         "resources": {"limits": limits, "requests": dict(limits)},
         "volumeMounts": [
             {"name": volume, "mountPath": path} | ({"readOnly": True} if path == DRIVER else {})
-            for volume, path, _ in volumes(args, "")
+            for volume, path, _ in volumes(options, "")
         ],
     }
 
 
-def variables(args: argparse.Namespace) -> list[dict[str, Any]]:
+def variables(run: Run, options: VolcanoOptions) -> list[dict[str, Any]]:
     """The container's variables; the first one is Ascend Docker Runtime's."""
-    own = [field("ASCEND_VISIBLE_DEVICES", f"metadata.annotations['{args.resource}']")]
-    if args.host_network:
+    own = [field("ASCEND_VISIBLE_DEVICES", f"metadata.annotations['{options.resource}']")]
+    if options.host_network:
         own.append(field("HCCL_IF_IP", "status.hostIP"))  # HCCL does not find its interface otherwise
-    return own + [{"name": key, "value": pod_argument(value)} for key, value in args.env.items()]
+    return own + [{"name": key, "value": pod_argument(value)} for key, value in run.environment.items()]
 
 
 def field(name: str, path: str) -> dict[str, Any]:
@@ -85,15 +114,15 @@ def field(name: str, path: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
-def volumes(args: argparse.Namespace, name: str) -> list[tuple[str, str, dict[str, Any]]]:
+def volumes(options: VolcanoOptions, name: str) -> list[tuple[str, str, dict[str, Any]]]:
     """(name, path in the container, source) of each volume."""
-    shared_memory = {"medium": "Memory", "sizeLimit": args.shared_memory}
+    shared_memory = {"medium": "Memory", "sizeLimit": options.shared_memory}
     fixed = [
         ("shm", "/dev/shm", {"emptyDir": shared_memory}),
         ("ascend-driver", DRIVER, {"hostPath": {"path": DRIVER}}),
     ]
-    if args.kind == "ascendjob":  # Ascend Operator looks for a volume of that name
-        fixed.append(("ranktable", TABLE_DIRECTORY, {"hostPath": {"path": f"{TABLES}/{args.namespace}.{name}"}}))
+    if options.kind == "ascendjob":  # Ascend Operator looks for a volume of that name
+        fixed.append(("ranktable", TABLE_DIRECTORY, {"hostPath": {"path": f"{TABLES}/{options.namespace}.{name}"}}))
     return fixed + [
-        (f"mount-{i}", path, {"hostPath": {"path": host}}) for i, (host, path) in enumerate(parse_mounts(args.mount))
+        (f"mount-{i}", path, {"hostPath": {"path": host}}) for i, (host, path) in enumerate(parse_mounts(options.mount))
     ]

@@ -1,4 +1,4 @@
-"""The job's secret in a manifest (see supervisor/authentication.py): a fresh one for each job, which no other file has."""
+"""The job's secret in a manifest (see job/secret.py): a fresh one for each job, which no other file has."""
 
 import secrets
 from typing import Any

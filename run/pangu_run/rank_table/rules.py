@@ -165,7 +165,8 @@ def _missing_addresses(parsed: Parsed) -> list[Fault]:
 def _super_pods(parsed: Parsed) -> list[Fault]:
     if "super_pod_list" not in parsed.raw:
         return []
-    faults, pods = [], {}
+    faults: list[Fault] = []
+    pods: dict[str | None, list[tuple[str, object]]] = {}
     for server in parsed.servers:
         if server.super_pod_id is None:
             faults.append(

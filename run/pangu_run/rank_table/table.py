@@ -197,7 +197,7 @@ def check(
                 f"the plan has {wanted}; take other servers, or change the section `parallel`",
             )
         )
-    elif placement is not None and not faults:
+    elif value is not None and placement is not None and not faults:
         fault = _misfit(RankTable.of(value, str(path)), placement)
         faults += [fault] if fault else []
     return faults

@@ -1,5 +1,5 @@
-"""The distinct errors in the logs of all ranks: found by streaming, counted after numbers, addresses and times are
-taken out."""
+"""The distinct errors in the logs of all ranks. Logs are streamed; errors that differ only in numbers, addresses and
+times count as one."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -49,9 +49,12 @@ _EMPTY_MESSAGE = re.compile(r"(?:Error|Exception|Inner Error!):?\s*$")
 _VARIABLE = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{8,}(?:-[0-9a-f]{4,})*\b|\d+(?:[.:-]\d+)*")
 _REPEATED = re.compile(r"#(?:[\s,;\[\]()]*#)+")
 
+_Key = tuple[tuple[str, ...], str, str | None]
+"""Equal for errors that are the same: codes, normalized text, frame."""
+
 
 @dataclass
-class Found:
+class FoundError:
     """An error in one place of one log."""
 
     text: str
@@ -63,13 +66,13 @@ class Found:
 
 @dataclass
 class DistinctError:
-    """What the same errors of several ranks have in common."""
+    """One error, of any number of ranks."""
 
     text: str
-    """As it was first seen."""
+    """Of the first one that was seen."""
     time: float
     log: Path
-    """Where it was first seen."""
+    """Where the first one was seen."""
     frame: str | None
     explanation: Explanation | None
     cause: bool = False
@@ -79,8 +82,8 @@ class DistinctError:
     """Ranks, and "scheduler"."""
 
 
-def normal(text: str) -> str:
-    """A text without what differs from rank to rank: numbers, addresses, times, lists of them."""
+def normalized(text: str) -> str:
+    """A text without what differs from rank to rank: numbers, addresses, times, and lists of them become #."""
     return _REPEATED.sub("#", _VARIABLE.sub("#", text)).strip()
 
 
@@ -100,7 +103,7 @@ def suspect_lines(path: Path) -> Iterator[str]:
             yield clean(rest)
 
 
-def errors_in(lines: Iterable[str]) -> Iterator[Found]:
+def errors_in(lines: Iterable[str]) -> Iterator[FoundError]:
     """The errors of one log in their order."""
     parser = _Parser()
     for line in lines:
@@ -109,61 +112,63 @@ def errors_in(lines: Iterable[str]) -> Iterator[Found]:
 
 
 class _Parser:
-    """Where in a traceback, or in a message of several lines, the reading of a log is."""
+    """State of reading a log line by line: in a traceback, in a message of several lines, or in neither."""
 
     def __init__(self) -> None:
-        self.traceback, self.frame = False, None
-        self.unfinished: Found | None = None
-        self.patience = 0
+        self.traceback = False
+        self.frame: str | None = None
+        self.unfinished: FoundError | None = None
+        """An error whose message stands in the lines after it."""
+        self.lines_left = 0
 
-    def feed(self, line: str) -> Iterator[Found]:
+    def feed(self, line: str) -> Iterator[FoundError]:
         if found := _GLOG.search(line):  # may stand between the lines of a traceback
             yield _logged(found)
         elif _LESSER.match(line):
             return
         elif self.unfinished:
-            yield from self._more(line)
+            yield from self._continue(self.unfinished, line)
         elif _HEADER in line:
             self.traceback, self.frame = True, None
         elif self.traceback and (not line or line[0].isspace()):
-            self.frame = _deeper(self.frame, place) if (place := _FRAME.match(line)) else self.frame
+            self.frame = _deeper(self.frame, frame) if (frame := _FRAME.match(line)) else self.frame
         elif self.traceback or _CANN.search(line) or _LONE.match(line):
-            yield from self._found(Found(line, _time(line), self.frame if self.traceback else None))
+            yield from self._found(FoundError(line, _time(line), self.frame if self.traceback else None))
 
-    def _found(self, error: Found) -> Iterator[Found]:
+    def _found(self, error: FoundError) -> Iterator[FoundError]:
         self.traceback = False
         if _EMPTY_MESSAGE.search(error.text):
-            self.unfinished, self.patience = error, MESSAGE_LINES
+            self.unfinished, self.lines_left = error, MESSAGE_LINES
         else:
             yield error
 
-    def _more(self, line: str) -> Iterator[Found]:
-        """The message follows, after rules and a title such as `- Memory not enough:`."""
-        self.patience -= 1
+    def _continue(self, error: FoundError, line: str) -> Iterator[FoundError]:
+        """Add a line to the message, which may begin with rules and a title such as `- Memory not enough:`."""
+        self.lines_left -= 1
         text = "" if _RULE.match(line) else line.strip().removeprefix("- ")
-        self.unfinished.text = f"{self.unfinished.text.rstrip()} {text}"
-        if self.patience == 0 or (text and not text.endswith(":")):
+        error.text = f"{error.text.rstrip()} {text}"
+        if self.lines_left == 0 or (text and not text.endswith(":")):
             yield from self.end()
 
-    def end(self) -> Iterator[Found]:
-        """What is left when nothing more comes."""
+    def end(self) -> Iterator[FoundError]:
+        """The error that the end of the log leaves unfinished, if there is one."""
         if self.unfinished:
             yield self.unfinished
         elif self.traceback:
-            yield Found("(a traceback that is cut off)", None, self.frame)
+            yield FoundError("(a traceback that is cut off)", None, self.frame)
         self.unfinished, self.traceback = None, False
 
 
-def _logged(found: re.Match) -> Found:
-    """A line of MindSpore's or CANN's logger."""
-    module, time, place, text = found.groups()
-    file = re.sub(r":\d+.*", "", place or "").rsplit("/", 1)[-1]
-    return Found(f"[{module} {file}] {text}" if file else f"[{module}] {text}", _time(time))
+def _logged(match: re.Match[str]) -> FoundError:
+    """The error in a line of MindSpore's or CANN's logger."""
+    module, time, source, text = match.groups()
+    file = re.sub(r":\d+.*", "", source or "").rsplit("/", 1)[-1]
+    return FoundError(f"[{module} {file}] {text}" if file else f"[{module}] {text}", _time(time))
 
 
-def _deeper(frame: str | None, place: re.Match) -> str | None:
-    """The deepest frame so far: one of the project's files goes before others."""
-    path, number, name = place.groups()
+def _deeper(frame: str | None, match: re.Match[str]) -> str | None:
+    """The deepest frame so far, or the deepest one in the project's files where there is one."""
+    path, number, name = match.groups()
     own = _PROJECT.search(path)
     if not own and frame and frame.startswith(("pangu_ms/", "ascend_ops/", "run/")):
         return frame
@@ -181,22 +186,18 @@ def _time(text: str) -> float | None:
 
 def logs_of(directory: JobDirectory) -> list[tuple[int | str, list[Path]]]:
     """(rank or "scheduler", files of its logs of the last launch, oldest first) of all that has logs."""
-    logs, began = [], directory.began()
+    logs: list[tuple[int | str, list[Path]]] = []
+    began = directory.began()
     for path in directory.logs.glob("*"):
-        owner = (
-            SCHEDULER
-            if path.name == SCHEDULER
-            else int(path.name[5:])
-            if re.fullmatch(r"rank_\d+", path.name)
-            else None
-        )
-        if owner is not None:
-            logs.append(
-                (
-                    owner,
-                    [*written_since(sorted(path.glob("ascend/**/*.log")), began), *rotated(path / "output.log", began)],
-                )
-            )
+        owner: int | str
+        if path.name == SCHEDULER:
+            owner = SCHEDULER
+        elif re.fullmatch(r"rank_\d+", path.name):
+            owner = int(path.name.removeprefix("rank_"))
+        else:
+            continue
+        of_cann = written_since(sorted(path.glob("ascend/**/*.log")), began)
+        logs.append((owner, [*of_cann, *rotated(path / "output.log", began)]))
     return sorted(logs, key=lambda pair: (isinstance(pair[0], str), pair[0]))
 
 
@@ -206,14 +207,15 @@ def distinct_errors(
     """Collect the errors of all logs.
 
     Args:
-        cause: the event of the first failure; errors that its words or its rank's last lines show are put first.
+        cause: the event of the first failure; errors that its rank's last lines show are put first.
         progress: called with (logs read, logs).
 
     Returns:
-        Errors by the time at which each was first seen, the cause before all; and what could not be read, in words.
+        errors by the time at which each was first seen, the cause before all; and lines on what could not be read.
     """
-    errors: dict[tuple, DistinctError] = {}
-    logs, unread, left_out = logs_of(directory), [], 0
+    errors: dict[_Key, DistinctError] = {}
+    unread: list[str] = []
+    logs, left_out = logs_of(directory), 0
     for number, (owner, paths) in enumerate(logs):
         progress(number, len(logs))
         for path in paths:
@@ -230,9 +232,9 @@ def distinct_errors(
     return sorted(errors.values(), key=lambda error: (not error.cause, error.time)), unread
 
 
-def _count(errors: dict[tuple, DistinctError], owner: int | str, path: Path, written: float, found: Found) -> bool:
+def _count(errors: dict[_Key, DistinctError], owner: int | str, path: Path, written: float, found: FoundError) -> bool:
     text = found.text.strip()[:MAX_TEXT]
-    key = (codes_of(text), normal(text), found.frame)
+    key = (codes_of(text), normalized(text), found.frame)
     if key not in errors and len(errors) >= MAX_DISTINCT:
         return False
     time = written if found.time is None else found.time
@@ -247,19 +249,19 @@ def _count(errors: dict[tuple, DistinctError], owner: int | str, path: Path, wri
 def _mark_cause(errors: Iterable[DistinctError], cause: dict[str, Any] | None) -> None:
     if cause is None:
         return
-    words = normal(words_of(cause))
+    lines = normalized(failure_lines(cause))
     for error in errors:
         shown = error.text.split("] ", 1)[-1] if error.text.startswith("[") else error.text
-        error.cause = cause.get("rank") in error.owners and len(shown) > 3 and normal(shown) in words
+        error.cause = cause.get("rank") in error.owners and len(shown) > 3 and normalized(shown) in lines
 
 
-def words_of(failure: dict[str, Any]) -> str:
-    """The last words of the rank of a failure event, on one line."""
+def failure_lines(failure: dict[str, Any]) -> str:
+    """The last lines of the log of a failure event's rank, on one line."""
     words = failure.get("words") or ""
     return " ".join((words if isinstance(words, str) else "\n".join(map(str, words))).split())
 
 
-def cause_in_words(failure: dict[str, Any]) -> str:
+def failure_summary(failure: dict[str, Any]) -> str:
     """A failure event on one line: what happened, and the last line of the rank's log."""
     words = failure.get("words") or []
     last = f": {str(words[-1]).strip()}" if words and failure.get("kind") == "exit" else ""

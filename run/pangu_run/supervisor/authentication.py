@@ -1,59 +1,39 @@
-"""What keeps strangers out of a job: its secret, which all its launchers have, and the code (HMAC-SHA256) that each
-line between them carries.
+"""Authentication of the lines that launchers send each other, by the job's secret (see job/secret.py).
 
-The key of each direction of each connection is made of the secret and of both first lines, which hold random numbers: a
-line counts once, at its place, on the connection and in the direction that it was written for. Without a secret the key
-is known to everybody, and the code protects against accidents alone.
+Each line carries a code (HMAC-SHA256). The key of each direction of each connection is made of the secret and of both
+hello lines, which hold random numbers: a line is valid once, at its position, on the connection and in the direction
+that it was written for. Without a secret everybody knows the key, and the code protects against accidents alone.
 """
 
 import hashlib
 import hmac
-import os
 
-from pangu_ms.core.errors import LaunchError
-from pangu_ms.core.isolated import JOB_SECRET
-
-LEAST = 16
-"""Characters of a secret: who records a connection can try short ones."""
-ADVICE = (
-    f"give all launchers of the job the same random value, as `export {JOB_SECRET}=$(openssl rand -hex 32)` makes one"
-)
 CODE_BYTES = 64
+"""SHA-256 in hexadecimal digits."""
 
 
-def job_secret() -> bytes:
-    """The secret in this process's environment; empty where there is none."""
-    return os.environ.get(JOB_SECRET, "").strip().encode(errors="surrogateescape")
-
-
-def require_long(secret: bytes) -> None:
-    """Raise LaunchError for a secret that can be guessed."""
-    if 0 < len(secret) < LEAST:
-        raise LaunchError(f"{JOB_SECRET}: has {len(secret)} characters; must have {LEAST} or more; {ADVICE}")
-
-
-class Seal:
-    """The codes of one direction of one connection, line by line."""
+class MessageAuthenticator:
+    """Signs or verifies the lines of one direction of one connection, in their order."""
 
     def __init__(self, secret: bytes, direction: bytes, hellos: tuple[bytes, bytes]):
         """
         Args:
-            direction: who writes the lines.
-            hellos: the first lines of the connection, in an order that both sides agree on; each holds a random number
-                of its writer.
+            secret: of the job.
+            direction: who writes the lines, b"leader" or b"host".
+            hellos: the first lines of the connection, the leader's before the host's.
         """
         self._key = hmac.digest(secret, b"\n".join([direction, *hellos]), "sha256")
         self._count = 0
 
-    def sealed(self, text: bytes) -> bytes:
-        """The next line to send, without its end."""
-        return self._code(text) + text
+    def sign(self, text: bytes) -> bytes:
+        """The next line to send, without its newline."""
+        return self._next_code(text) + text
 
-    def opened(self, line: bytes) -> bytes | None:
-        """What the next line says; None where it is not from who has the key, or not the next one."""
+    def verify(self, line: bytes) -> bytes | None:
+        """The text of the next line; None where its sender does not have the key, or it is not the next line."""
         text = line[CODE_BYTES:]
-        return text if hmac.compare_digest(line[:CODE_BYTES], self._code(text)) else None
+        return text if hmac.compare_digest(line[:CODE_BYTES], self._next_code(text)) else None
 
-    def _code(self, text: bytes) -> bytes:
+    def _next_code(self, text: bytes) -> bytes:
         self._count += 1
         return hmac.new(self._key, b"%d\n" % self._count + text, hashlib.sha256).hexdigest().encode()

@@ -1,8 +1,7 @@
-"""Work that may block for long, such as a disk that stalls or a terminal that nobody reads: done in order by a thread
-of its own.
+"""Work that may block for long, such as a write to a disk that stalls or to a terminal that nobody reads.
 
-The launcher's event loop must never wait for either: other hosts would take it for dead, and ranks would wait for their
-pipes.
+The launcher's event loop must never wait for either: the other hosts would take this one for dead, and ranks would wait
+for their pipes. So a thread does such work, in order.
 """
 
 import asyncio
@@ -13,45 +12,53 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-LIMIT_BYTES = 64 << 20
+MAX_QUEUED_BYTES = 64 << 20
 
 
-class Aside:
-    """One thread and its queue."""
+class BackgroundWorker:
+    """One thread and the queue of its work."""
 
     def __init__(self, name: str):
         self._queue: queue.SimpleQueue[tuple[Callable[[], Any], int] | None] = queue.SimpleQueue()
-        self._waiting = 0
+        self._queued_bytes = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def do(self, work: Callable[[], Any], size: int = 0) -> bool:
-        """Do it in turn; False, and not at all, where LIMIT_BYTES (`size` of each) wait already."""
-        if size and self._waiting + size > LIMIT_BYTES:
+    def submit(self, work: Callable[[], Any], size: int = 0) -> bool:
+        """Queue a call.
+
+        Args:
+            work: the call.
+            size: bytes that it holds while it is queued; work without a size is never refused.
+
+        Returns:
+            False where MAX_QUEUED_BYTES are queued already; then the work is not done.
+        """
+        if size and self._queued_bytes + size > MAX_QUEUED_BYTES:
             return False
-        self._waiting += size
+        self._queued_bytes += size
         self._queue.put((work, size))
         return True
 
-    def ask(self, work: Callable[[], Any], use: Callable[[Any], None]) -> None:
-        """Do it in turn, and call `use` with its result in the running event loop."""
+    def submit_with_callback(self, work: Callable[[], Any], callback: Callable[[Any], None]) -> None:
+        """Queue a call whose result `callback` gets, in the event loop that runs now."""
         loop = asyncio.get_running_loop()
 
-        def answer() -> None:
+        def call() -> None:
             result = work()
             with contextlib.suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(use, result)
+                loop.call_soon_threadsafe(callback, result)
 
-        self.do(answer)
+        self.submit(call)
 
-    async def result(self, work: Callable[[], Any]) -> Any:
-        """Do it in turn, and wait for its result while the event loop goes on."""
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """Queue a call and wait for its result, while the event loop goes on."""
         done = asyncio.get_running_loop().create_future()
-        self.ask(work, lambda result: None if done.done() else done.set_result(result))
+        self.submit_with_callback(work, lambda result: None if done.done() else done.set_result(result))
         return await done
 
     def close(self, seconds: float) -> None:
-        """Wait until all is done, but not for ever."""
+        """Wait until all queued work is done, but no longer than that."""
         self._queue.put(None)
         self._thread.join(seconds)
 
@@ -61,5 +68,5 @@ class Aside:
             try:
                 work()
             except Exception:
-                traceback.print_exc()  # an error of ours: shown, but the launcher must not go deaf by it
-            self._waiting -= size
+                traceback.print_exc()  # a bug of ours: it is shown, and the thread goes on with the rest of the queue
+            self._queued_bytes -= size

@@ -1,4 +1,4 @@
-"""How an attempt ended: which rank is the first cause, which exit code the job has, what the user is told."""
+"""How an attempt failed: which rank is the first cause, which exit code the job has, what the user is told."""
 
 import re
 import signal
@@ -10,15 +10,16 @@ from pangu_ms.core.console import INTERRUPTED, USER_ERROR
 from pangu_ms.core.exit_codes import EXIT_HANG, EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
 from pangu_ms.core.stop_signals import STOP_SIGNALS
 from pangu_run.job.job import Job
-from pangu_run.supervisor.watchdog import RankState, ranks_in_words
+from pangu_run.supervisor.watchdog import RankState, format_ranks
 
 _CONSEQUENCES = (-signal.SIGABRT, -signal.SIGTERM, EXIT_PEER_LOST, EXIT_STOPPED)
-"""Exit codes of ranks that may only have missed another one, the least likely cause last."""
+"""Exit codes of ranks that may only have lost another one, the least likely cause last."""
 NOT_RESTARTED = (0, USER_ERROR, EXIT_STOPPED, INTERRUPTED)
+"""Exit codes after which another attempt would not help, or is not wanted."""
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailureReport:
     """The first cause of an attempt's end."""
 
     kind: str
@@ -26,174 +27,178 @@ class Failure:
     code: int
     """The job's exit code."""
     ranks: tuple[int, ...]
-    """Whose fault it is, as far as can be told; a lost host's; none for the scheduler."""
+    """The ranks at fault, as far as can be told; all ranks of a lost host; none where the scheduler ended."""
     step: int | None
     phase: str | None
     summary: str
     """What happened, in a line."""
-    place: str = ""
-    """Where its words are, in a file."""
-    words: tuple[str, ...] = ()
+    source: str = ""
+    """Which file `lines` are from, as the end of the summary's line."""
+    lines: tuple[str, ...] = ()
     """The last lines of the rank's log, or its stacks."""
-    told: bool = False
-    """Whether the terminal has shown the words already."""
+    on_terminal: bool = False
+    """Whether the terminal has shown the lines already, since it shows that rank's output."""
 
     def text(self) -> str:
-        """What the user is told; nothing where the terminal has shown a rank's line on the user's mistake."""
-        if self.told and self.code == USER_ERROR:
+        """What the user is told; empty where the terminal has shown a rank's line on the user's mistake."""
+        if self.on_terminal and self.code == USER_ERROR:
             return ""
-        return "\n  ".join(
-            [self.summary + (f"; {self.place}" if self.place else ""), *(() if self.told else self.words)]
-        )
+        head = self.summary + (f"; {self.source}" if self.source else "")
+        return "\n  ".join([head, *(() if self.on_terminal else self.lines)])
 
     def signature(self) -> tuple[Any, ...]:
-        """Equal for failures that are the same but for numbers: same step, same way."""
-        return self.kind, self.code, self.step, re.sub(r"\d+", "N", self.words[-1] if self.words else self.summary)
+        """Equal for failures at the same step and in the same way: numbers in the last line do not count."""
+        return self.kind, self.code, self.step, re.sub(r"\d+", "N", self.lines[-1] if self.lines else self.summary)
 
     def event(self, job: Job) -> dict[str, Any]:
-        """The event `failure`."""
+        """The facts of the event `failure`; see job_directory.EVENTS."""
         rank = self.ranks[0] if self.ranks else None
-        where = {"rank": rank, "host": job.servers[0], "log": None} if rank is None else _where(job, rank)
-        where |= {"ranks": list(self.ranks)}
-        return where | {
+        return {
+            "rank": rank,
+            "host": job.servers[0] if rank is None else job.assignments[rank].server,
+            "log": None if rank is None else str(job.directory.rank_log(rank)),
+            "ranks": list(self.ranks),
             "kind": self.kind,
             "code": self.code,
             "step": self.step,
             "phase": self.phase,
             "summary": self.summary,
-            "words": list(self.words),
+            "words": list(self.lines),
         }
 
 
 def shell_code(code: int) -> int:
-    """Exit code of a shell: 128 + N for signal N."""
+    """Exit code as shells have it: 128 + N for signal N."""
     return code if code >= 0 else 128 - code
 
 
-def first_exit(exits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The exit that came first of those most likely to be causes; None where all are 0.
+def first_failed_exit(exits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first of those exits that are most likely a cause; None where all codes are 0.
 
-    A rank that only misses another says so (EXIT_PEER_LOST); in MindSpore's own network it ends itself by SIGTERM or
-    aborts.
+    A rank that only lost another one says so (EXIT_PEER_LOST); inside MindSpore's own network code it ends itself by
+    SIGTERM or aborts.
+
+    Args:
+        exits: messages "exit", in the order in which they came.
     """
     failed = [message for message in exits if message["code"] != 0]
-    return min(
-        failed,
-        key=lambda message: _CONSEQUENCES.index(message["code"]) if message["code"] in _CONSEQUENCES else -1,
-        default=None,
-    )
+
+    def likelihood(message: dict[str, Any]) -> int:
+        return _CONSEQUENCES.index(message["code"]) if message["code"] in _CONSEQUENCES else -1
+
+    return min(failed, key=likelihood, default=None)
 
 
 def are_stops(exits: Sequence[dict[str, Any]]) -> bool:
     """Whether ranks ended by nothing but stop signals, as where a scheduler sends them to all processes of a job, and
     not to the launcher alone."""
-    return all(
-        message["code"] in (0, EXIT_STOPPED, EXIT_PEER_LOST, *(-number for number in STOP_SIGNALS)) for message in exits
-    )
+    stopped = (0, EXIT_STOPPED, EXIT_PEER_LOST, *(-number for number in STOP_SIGNALS))
+    return all(message["code"] in stopped for message in exits)
 
 
 def signal_name(number: int) -> str:
-    """ "SIGTERM"; "signal 42" where it has no name."""
+    """Such as SIGTERM; "signal 42" where it has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
 
 
-def of_exit(job: Job, states: Sequence[RankState], exits: Sequence[dict[str, Any]]) -> Failure:
-    """The failure of an attempt in which a rank ended with an error.
+def report_exit(job: Job, states: Sequence[RankState], exits: Sequence[dict[str, Any]]) -> FailureReport:
+    """The report on an attempt in which a rank ended with an error.
 
     Args:
-        exits: messages of the ranks that ended by themselves, in the order in which they came.
+        job: the job.
+        states: of all ranks, in order of ranks.
+        exits: messages of the ranks that ended by themselves, in the order in which they came; one code is not 0.
     """
-    cause = first_exit(exits)
-    state, code = states[cause["rank"]], cause["code"]
+    cause = first_failed_exit(exits)
+    assert cause is not None
+    rank, code = cause["rank"], cause["code"]
     how = f"was killed by {signal_name(-code)}" if code < 0 else f"failed with exit code {code}"
-    memory = (
-        "; the kernel's out-of-memory killer was at work on that host: use a smaller batch or more memory"
-        if cause.get("oom")
-        else ""
-    )
+    memory = ""
+    if cause.get("oom"):
+        memory = "; the kernel's out-of-memory killer was at work on that host: use a smaller batch or more memory"
     others = [m["rank"] for m in exits if m is not cause and m["code"] not in (0, EXIT_PEER_LOST, EXIT_STOPPED)]
-    also = f"; so did {ranks_in_words(others)}" if others else ""
-    streamed = (
-        job.stream_rank in (cause["rank"], *others)
-        and code == USER_ERROR
-        or job.stream_rank == cause["rank"]
-        and code > 0
-        and cause["started"]
-    )
-    log = job.directory.rank_log(cause["rank"])
-    place = f"its words are above and in {log}" if streamed else f"{log} ends with:"
-    summary = f"{_who(state)} {how}{_at(state)}{memory}{also}"
-    return Failure(
-        "exit",
-        shell_code(code),
-        (cause["rank"],),
-        state.step,
-        state.phase,
-        summary,
-        place,
-        tuple(cause["words"]),
-        streamed,
+    also = f"; so did {format_ranks(others)}" if others else ""
+    # A mistake of the user's is the same on all ranks: whichever of them the terminal shows has told it.
+    mistake_shown = code == USER_ERROR and job.stream_rank in (rank, *others)
+    on_terminal = mistake_shown or job.stream_rank == rank and code > 0 and cause["started"]
+    log = job.directory.rank_log(rank)
+    return FailureReport(
+        kind="exit",
+        code=shell_code(code),
+        ranks=(rank,),
+        step=states[rank].step,
+        phase=states[rank].phase,
+        summary=f"{states[rank].assignment} {how}{_when(states[rank])}{memory}{also}",
+        source=f"its words are above and in {log}" if on_terminal else f"{log} ends with:",
+        lines=tuple(cause["words"]),
+        on_terminal=on_terminal,
     )
 
 
-def of_hang(
+def report_hang(
     states: Sequence[RankState], hung: Sequence[RankState], seconds: float, stacks: Sequence[dict[str, Any]]
-) -> Failure:
-    """The failure of an attempt in which ranks were silent for too long; `stacks` are the messages with what they were
-    doing."""
-    first, ranks = hung[0], tuple(state.place.rank for state in hung)
-    everyone = (
-        "; all ranks that run are silent" if len(hung) > 1 and len(hung) == sum(state.runs for state in states) else ""
-    )
-    where = next((m for m in stacks if m["rank"] == first.place.rank), {"lines": [], "path": "no file"})
-    summary = f"{ranks_in_words(ranks)} silent for {seconds:.0f} s{_at(first)}{everyone}"
-    place = f"the stacks of all ranks were dumped, those of rank {first.place.rank} to {where['path']}:"
-    return Failure("hang", EXIT_HANG, ranks, first.step, first.phase, summary, place, tuple(where["lines"]))
+) -> FailureReport:
+    """The report on an attempt in which ranks were silent for too long.
 
-
-def of_host(server: str, states: Sequence[RankState]) -> Failure:
-    """The failure of an attempt in which the connection to a host's launcher was lost."""
-    there = [state for state in states if state.place.server == server]
-    summary = (
-        f"host {server} was lost ({ranks_in_words([state.place.rank for state in there])}): its launcher ended or the"
-        " network failed; look at that host"
-    )
-    return Failure(
-        "host",
-        EXIT_HOST,
-        tuple(state.place.rank for state in there),
-        max((s.step or 0 for s in states), default=None),
-        None,
-        summary,
+    Args:
+        states: of all ranks.
+        hung: the silent ones, the most likely cause first.
+        seconds: how long.
+        stacks: messages "stacks", with what the ranks were doing.
+    """
+    first, ranks = hung[0], tuple(state.assignment.rank for state in hung)
+    all_silent = len(hung) > 1 and len(hung) == sum(state.runs for state in states)
+    dump = next((m for m in stacks if m["rank"] == first.assignment.rank), {"lines": [], "path": "no file"})
+    return FailureReport(
+        kind="hang",
+        code=EXIT_HANG,
+        ranks=ranks,
+        step=first.step,
+        phase=first.phase,
+        summary=f"{format_ranks(ranks)} silent for {seconds:.0f} s{_when(first)}"
+        + ("; all ranks that run are silent" if all_silent else ""),
+        source=f"the stacks of all ranks were dumped, those of rank {first.assignment.rank} to {dump['path']}:",
+        lines=tuple(dump["lines"]),
     )
 
 
-def of_scheduler(job: Job, code: int, words: Sequence[str]) -> Failure:
-    """The failure of an attempt whose MindSpore scheduler ended: the ranks cannot go on."""
+def report_lost_host(server: str, states: Sequence[RankState]) -> FailureReport:
+    """The report on an attempt in which the connection to a host's launcher was lost."""
+    ranks = tuple(state.assignment.rank for state in states if state.assignment.server == server)
+    return FailureReport(
+        kind="host",
+        code=EXIT_HOST,
+        ranks=ranks,
+        step=max((state.step or 0 for state in states), default=None),
+        phase=None,
+        summary=f"host {server} was lost ({format_ranks(ranks)}): its launcher ended or the network failed; look at"
+        " that host",
+    )
+
+
+def report_scheduler_exit(job: Job, code: int, lines: Sequence[str]) -> FailureReport:
+    """The report on an attempt whose MindSpore scheduler ended: the ranks cannot go on without it.
+
+    Args:
+        job: the job.
+        code: the scheduler's exit code.
+        lines: the last ones of its log.
+    """
     how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-    place = f"{job.directory.logs / 'scheduler' / 'output.log'} ends with:"
-    return Failure(
-        "scheduler",
-        shell_code(code) or 1,
-        (),
-        None,
-        None,
-        f"MindSpore's scheduler {how} while ranks ran",
-        place,
-        tuple(words),
+    return FailureReport(
+        kind="scheduler",
+        code=shell_code(code) or 1,
+        ranks=(),
+        step=None,
+        phase=None,
+        summary=f"MindSpore's scheduler {how} while ranks ran",
+        source=f"{job.directory.logs / 'scheduler' / 'output.log'} ends with:",
+        lines=tuple(lines),
     )
 
 
-def _where(job: Job, rank: int) -> dict[str, Any]:
-    return {"rank": rank, "host": job.places[rank].server, "log": str(job.directory.rank_log(rank))}
-
-
-def _who(state: RankState) -> str:
-    return f"rank {state.place.rank} (host {state.place.server}, device {state.place.device})"
-
-
-def _at(state: RankState) -> str:
+def _when(state: RankState) -> str:
     return f" in phase {state.phase}" + (f" of step {state.step}" if state.step is not None else "")

@@ -1,40 +1,46 @@
-"""The ranks of one host, as the leader commands them. Commands and messages are plain dictionaries (see messages.py):
-they travel over a socket as they are.
+"""The ranks of one host, as the leader commands them.
 
-Each message has its "attempt": the leader drops those of an earlier one.
+Commands and messages are dictionaries (see messages.py), which travel over a socket as they are. Each message has its
+"attempt": the leader drops those of an earlier one.
 """
 
 import asyncio
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pangu_run import orphans
 from pangu_run.job.job import Job
-from pangu_run.supervisor.background import Aside
+from pangu_run.supervisor.background import BackgroundWorker
 from pangu_run.supervisor.logs import SHOWN_LINES, last_lines
+from pangu_run.supervisor.messages import Message
 from pangu_run.supervisor.process import RankProcess
 from pangu_run.supervisor.terminal import Terminal
 
-Message = dict[str, Any]
 STACKS_S = 1.0
-"""For faulthandler to write."""
+"""Time for faulthandler to write the stacks of a rank."""
 MAX_STACK_LINES = 60
 VMSTAT = Path("/proc/vmstat")
 
 
-class Host:
-    """Starts, signals and ends this host's ranks."""
+class HostAgent:
+    """Starts, signals and ends this host's ranks, and sends the leader what they report."""
 
-    def __init__(self, job: Job, terminal: Terminal, tell: Callable[[Message], None]):
-        self.job, self.terminal, self.tell = job, terminal, tell
+    def __init__(self, job: Job, terminal: Terminal, send: Callable[[Message], None]):
+        """
+        Args:
+            job: as this host sees it.
+            terminal: shows the output of the streamed rank.
+            send: takes a message for the leader.
+        """
+        self.job, self.terminal, self.send = job, terminal, send
         self.ranks: dict[int, RankProcess] = {}
-        self.disk = Aside("disk")
+        self.disk = BackgroundWorker("disk")
         self._attempt = 0
 
-    def do(self, command: Message) -> None:
-        """Obey the leader."""
+    def execute(self, command: Message) -> None:
+        """Do what the leader commands."""
         kind = command["do"]
         if kind == "start":
             self._attempt = command["attempt"]
@@ -45,59 +51,49 @@ class Host:
         elif kind == "kill":
             self.kill()
         elif kind == "stacks":
-            asyncio.get_running_loop().create_task(
-                self._stacks(self._attempt, [self.ranks[r] for r in command["ranks"] if r in self.ranks])
-            )
+            processes = [self.ranks[rank] for rank in command["ranks"] if rank in self.ranks]
+            asyncio.get_running_loop().create_task(self._send_stacks(self._attempt, processes))
 
     def kill(self) -> None:
         """End all ranks, and everything that they started, at once."""
         for process in self.ranks.values():
             process.kill()
-        orphans.sweep(self.job.identity)
+        orphans.kill_job_processes(self.job.identity)
 
     def _start(self, attempt: int, resume: bool, scheduler: tuple[str, int] | None) -> None:
-        oom_before = oom_kills()
+        oom_kills_before = oom_kills()
 
-        def tell(message: Message) -> None:
-            if message["is"] == "exit":
-                message |= {"oom": message["code"] == -9 and oom_kills() > oom_before, "started": True}
-                log = self.job.directory.rank_log(message["rank"])
-                self.disk.ask(
-                    lambda: words_of(log), lambda lines: self.tell(message | {"attempt": attempt, "words": lines})
-                )
-            else:
-                self.tell(message | {"attempt": attempt})
+        def on_message(message: Message) -> None:
+            if message["is"] != "exit":
+                self.send(message | {"attempt": attempt})
+                return
+            oom = message["code"] == -9 and oom_kills() > oom_kills_before
+            message |= {"attempt": attempt, "oom": oom, "started": True}
+            log = self.job.directory.rank_log(message["rank"])
+            self.disk.submit_with_callback(lambda: log_ending(log), lambda lines: self.send(message | {"words": lines}))
 
-        for place in self.job.local:
-            words, variables = self.job.rank_words(place.rank, resume), self.job.variables(place, scheduler)
+        for assignment in self.job.local:
+            rank = assignment.rank
+            argv, variables = self.job.rank_argv(rank, resume), self.job.variables(assignment, scheduler)
             try:
-                log_dir = self.job.log_dir(place.rank)
-                self.ranks[place.rank] = RankProcess(
-                    place.rank, words, variables, log_dir, self.terminal, self.disk, tell
-                )
+                log_dir = self.job.log_dir(rank)
+                self.ranks[rank] = RankProcess(rank, argv, variables, log_dir, self.terminal, self.disk, on_message)
             except OSError as error:
-                failed = {"is": "exit", "rank": place.rank, "code": 1, "time": time.time(), "started": False}
-                self.tell(failed | {"attempt": attempt, "words": [f"could not be started: {error}"]})
+                failed = {"is": "exit", "rank": rank, "code": 1, "time": time.time(), "started": False}
+                self.send(failed | {"attempt": attempt, "words": [f"could not be started: {error}"]})
 
-    async def _stacks(self, attempt: int, processes: list[RankProcess]) -> None:
+    async def _send_stacks(self, attempt: int, processes: list[RankProcess]) -> None:
         for process in processes:
             process.dump_stacks()
         await asyncio.sleep(STACKS_S)
         for process in processes:
-            lines = await self.disk.result(lambda path=process.stacks: words_of(path, MAX_STACK_LINES))
-            self.tell(
-                {
-                    "is": "stacks",
-                    "attempt": attempt,
-                    "rank": process.number,
-                    "path": str(process.stacks),
-                    "lines": lines,
-                }
-            )
+            lines = await self.disk.run(functools.partial(log_ending, process.stacks, MAX_STACK_LINES))
+            message = {"is": "stacks", "attempt": attempt, "rank": process.number, "path": str(process.stacks)}
+            self.send(message | {"lines": lines})
 
 
-def words_of(log: Path, count: int = SHOWN_LINES) -> list[str]:
-    """As `last_lines`, also of a log that cannot be read; on a shared disk it may take long."""
+def log_ending(log: Path, count: int = SHOWN_LINES) -> list[str]:
+    """`last_lines`, which never fails: of a log that cannot be read the reason. On a shared disk it may take long."""
     try:
         return last_lines(log, count)
     except OSError as error:

@@ -1,12 +1,12 @@
-"""The launcher that decides: starts attempts, listens to all ranks, finds who fails, hangs or is slow, ends an attempt,
-restarts or gives up."""
+"""The launcher that decides. It starts attempts, watches the ranks of all hosts for failures, hangs and slowness, ends
+an attempt, and restarts the job or gives up."""
 
 import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 from pangu_ms.core.console import INTERRUPTED
 from pangu_ms.core.errors import LaunchError
@@ -14,22 +14,32 @@ from pangu_ms.core.exit_codes import EXIT_HOST, EXIT_PEER_LOST, EXIT_STOPPED
 from pangu_run.job.job import Job
 from pangu_run.job_directory import ENDED, STOPPING, WAITING
 from pangu_run.report.ascend_errors import explain
-from pangu_run.supervisor import failure_report as verdict
 from pangu_run.supervisor import scheduler, watchdog
-from pangu_run.supervisor.event_log import Chronicle
-from pangu_run.supervisor.failure_report import Failure
-from pangu_run.supervisor.host import Host, words_of
-from pangu_run.supervisor.links import Hosts
+from pangu_run.supervisor.event_log import EventLog
+from pangu_run.supervisor.failure_report import (
+    NOT_RESTARTED,
+    FailureReport,
+    are_stops,
+    report_exit,
+    report_hang,
+    report_lost_host,
+    report_scheduler_exit,
+)
+from pangu_run.supervisor.host import HostAgent, log_ending
+from pangu_run.supervisor.links import HostLinks
+from pangu_run.supervisor.messages import Message
 from pangu_run.supervisor.terminal import Terminal
 from pangu_run.supervisor.watchdog import RankState
 
-Message = dict[str, Any]
 TICK_S, MAX_BACKOFF_S, STACKS_WAIT_S = 0.1, 300.0, 3.0
 SETTLE_S = 1.0
-"""After a rank was killed: who else ends in this time may be the cause, or not."""
+"""How long after a rank was killed others are watched: one that ends in this time may be the cause."""
 KILLED_S = 120.0
-"""For killed processes to leave their devices before a restart: a driver may hold them for long."""
-LAST_WRITES_S = 10.0
+"""How long killed processes are waited for before a restart: a driver may keep them, and their devices, for long."""
+CLOSE_S = 10.0
+"""How long the last writes to disk are waited for."""
+
+T = TypeVar("T")
 
 
 class Leader:
@@ -38,21 +48,27 @@ class Leader:
     def __init__(self, job: Job, terminal: Terminal):
         self.job, self.terminal = job, terminal
         self.messages: asyncio.Queue[Message] = asyncio.Queue()
-        self.local = Host(job, terminal, self.messages.put_nowait)
-        self.hosts = Hosts(job, self.messages.put_nowait)
-        self.attempt, self.states, self.exits = 0, [], []
+        self.agent = HostAgent(job, terminal, self.messages.put_nowait)
+        self.links = HostLinks(job, self.messages.put_nowait)
+        self.attempt = 0
+        self.states: list[RankState] = []
+        """Of all ranks, in order of ranks."""
+        self.exits: list[Message] = []
+        """Messages "exit" of this attempt, in the order in which they came."""
         self.stacks: dict[int, Message] = {}
+        """Messages "stacks" of this attempt, by rank."""
         self.signals: list[str] = []
-        self.lost: list[str] = []
+        """Names of the stop signals that any launcher of the job got."""
+        self.lost_hosts: list[str] = []
         self.scheduler_ended: Message | None = None
-        self.disk = self.local.disk
-        self.chronicle = Chronicle(job, terminal, self.disk)
+        self.disk = self.agent.disk
+        self.event_log = EventLog(job, terminal, self.disk)
 
     async def lead(self) -> int:
         """Run the job; returns its exit code."""
         code, text = EXIT_HOST, "the first host's launcher ended"
         try:
-            missing = await self._with_signals(self.hosts.gather(self.chronicle.tell))
+            missing = await self._unless_signalled(self.links.wait_for_hosts(self.event_log.print_line))
             if self.signals:
                 code, text = EXIT_STOPPED, ""
                 return code
@@ -61,10 +77,10 @@ class Leader:
                     f"{len(missing)} of {len(self.job.servers)} hosts did not come within {self.job.limits.host_s:.0f}"
                     f" s: {', '.join(missing[:16])}"
                 )
-                self.chronicle.event(
+                self.event_log.record(
                     "failure", kind="host", code=code, rank=None, host=missing[0], summary=text, words=[]
                 )
-                self.chronicle.tell(
+                self.event_log.print_line(
                     f"{text}; start `pangu launch` there with the same words, or leave them out of the job"
                 )
                 return code
@@ -74,30 +90,30 @@ class Leader:
             code, text = 2, str(error)
             raise
         finally:
-            self.local.kill()
-            self.chronicle.end(code, self.states)
-            await self.hosts.close(code, text)
-            self.disk.close(LAST_WRITES_S)
+            self.agent.kill()
+            self.event_log.end_job(code, self.states)
+            await self.links.close(code, text)
+            self.disk.close(CLOSE_S)
 
     async def _attempts(self) -> tuple[int, str]:
-        previous: Failure | None = None
+        previous: FailureReport | None = None
         for self.attempt in itertools.count(1):
-            code, failure = await self._one_attempt()
+            code, failure = await self._run_attempt()
             if failure is None:
                 return code, ""
-            self.chronicle.event("failure", **failure.event(self.job))
+            self.event_log.record("failure", **failure.event(self.job))
             if text := failure.text():
-                explanation = explain("\n".join(failure.words))
-                self.chronicle.tell(text + (f"\n  -> {explanation.line}" if explanation else ""))
-            reason = self._why_not_again(failure, previous)
+                explanation = explain("\n".join(failure.lines))
+                self.event_log.print_line(text + (f"\n  -> {explanation.line}" if explanation else ""))
+            reason = self._why_no_restart(failure, previous)
             if reason is not None:
                 if self.job.max_restarts and reason:
-                    self.chronicle.tell(f"no restart: {reason}")
+                    self.event_log.print_line(f"no restart: {reason}")
                 return failure.code, failure.summary
             previous = failure
-            if left := await self._left():
-                self.chronicle.tell(
-                    f"no restart: {watchdog.ranks_in_words(left)} did not end within {KILLED_S:.0f} s of SIGKILL and"
+            if left := await self._unkillable():
+                self.event_log.print_line(
+                    f"no restart: {watchdog.format_ranks(left)} did not end within {KILLED_S:.0f} s of SIGKILL and"
                     " may still hold devices; look at their hosts"
                 )
                 return failure.code, failure.summary
@@ -105,11 +121,11 @@ class Leader:
                 return EXIT_STOPPED, ""
         raise AssertionError
 
-    def _why_not_again(self, failure: Failure, previous: Failure | None) -> str | None:
-        """Why there is no restart after this failure; None if there is one."""
-        if failure.code in verdict.NOT_RESTARTED or self.signals:
+    def _why_no_restart(self, failure: FailureReport, previous: FailureReport | None) -> str | None:
+        """Why there is no restart after this failure, empty where that needs no words; None if there is a restart."""
+        if failure.code in NOT_RESTARTED or self.signals:
             return ""
-        if self.lost:
+        if self.lost_hosts:
             return "a host was lost; start the job again when it is back"
         if self.attempt > self.job.max_restarts:
             return f"there were {self.job.max_restarts} (--max-restarts)"
@@ -119,48 +135,46 @@ class Leader:
 
     async def _pause(self, seconds: float) -> bool:
         """Wait before a restart; True if a signal came."""
-        self.chronicle.event("restart", wait_s=seconds, reason="failure")
-        self.chronicle.tell(
+        self.event_log.record("restart", wait_s=seconds, reason="failure")
+        self.event_log.print_line(
             f"restart {self.attempt} of {self.job.max_restarts} from the last checkpoint in {seconds:.0f} s; present"
             " logs become output.log.1"
         )
-        self.chronicle.state = WAITING
+        self.event_log.state = WAITING
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self.signals and not self.lost:
-            await self._listen()
+        while time.monotonic() < deadline and not self.signals and not self.lost_hosts:
+            await self._process_messages()
         return bool(self.signals)
 
-    async def _left(self) -> list[int]:
-        """Ranks that outlive SIGKILL."""
+    async def _unkillable(self) -> list[int]:
+        """Ranks that still live KILLED_S after SIGKILL."""
         await self._until_ended(KILLED_S)
-        return [state.place.rank for state in self.states if state.runs]
+        return [state.assignment.rank for state in self.states if state.runs]
 
-    async def _one_attempt(self) -> tuple[int, Failure | None]:
-        """Start all ranks and see them to their end; returns the job's exit code if it need not be told, else the
-        failure."""
+    async def _run_attempt(self) -> tuple[int, FailureReport | None]:
+        """Start all ranks and watch them until they have ended; returns the job's exit code, and the failure if there
+        was one."""
         now = time.monotonic()
-        self.states = [RankState(place, now) for place in self.job.places]
+        self.states = [RankState(assignment, now) for assignment in self.job.assignments]
         self.exits, self.stacks, self.scheduler_ended = [], {}, None
-        self.chronicle.begin(self.attempt)
-        address = (
-            await self._with_signals(scheduler.start(self.job, self.disk, self._scheduler_tells))
-            if self.job.start == "cluster"
-            else None
-        )
+        self.event_log.begin_attempt(self.attempt)
+        address = None
+        if self.job.start == "cluster":
+            address = await self._unless_signalled(scheduler.start(self.job, self.disk, self._on_scheduler_exit))
         if self.signals:
             return EXIT_STOPPED, None
         self._send({"do": "start", "attempt": self.attempt, "resume": self.attempt > 1, "scheduler": address})
         try:
             failure = await self._watch()
-            return (failure.code, failure) if failure else (self._code_of_the_end(), None)
+            return (failure.code, failure) if failure else (self._exit_code(), None)
         finally:
             await self._end_all()
 
-    async def _with_signals(self, work: Any) -> Any:
-        """Await something; give up when a signal comes."""
+    async def _unless_signalled(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """The result of a coroutine; None, and it is cancelled, when a stop signal comes first."""
         task = asyncio.ensure_future(work)
         while not task.done() and not self.signals:
-            await self._listen()
+            await self._process_messages()
         if not task.done():
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -168,81 +182,87 @@ class Leader:
             return None
         return task.result()
 
-    async def _watch(self) -> Failure | None:
-        """Until every rank has ended, or the attempt has to be ended; None if no rank is at fault."""
-        limits, stop_by = self.job.limits, None
+    async def _watch(self) -> FailureReport | None:
+        """Return when every rank has ended or the attempt has to be ended; None if nothing has failed."""
+        limits = self.job.limits
+        stop_by: float | None = None  # when all ranks must have ended, once they were told to stop
         while any(state.runs for state in self.states):
-            await self._listen()
+            await self._process_messages()
             now = time.monotonic()
-            if self.lost:
-                return verdict.of_host(self.lost[0], self.states)
+            if self.lost_hosts:
+                return report_lost_host(self.lost_hosts[0], self.states)
             if self.scheduler_ended and self.scheduler_ended["code"]:
-                return await self._without_scheduler()
+                return await self._on_lost_scheduler(self.scheduler_ended["code"])
             if any(message["code"] not in (0, EXIT_STOPPED) for message in self.exits):
-                return await self._failed()
+                return await self._on_failed_rank()
             if self.signals and self._may_end_at_once(stop_by is None):
                 return None
-            if self.signals and stop_by is None:  # told once: who has saved and is leaving needs no second word
+            if self.signals and stop_by is None:
+                # Ranks are told once: a second signal would only disturb one that has saved and is leaving.
                 stop_by = now + limits.stop_s
-                self.chronicle.state = STOPPING
+                self.event_log.state = STOPPING
                 self._send({"do": "signal", "name": self.signals[0]})
             hung = watchdog.hung(self.states, limits, now)
             if not hung and stop_by and now > stop_by:
                 hung = watchdog.overdue([state for state in self.states if state.runs])
             if hung:
-                return await self._hung(hung, now)
+                return await self._on_hung_ranks(hung, now)
         return None
 
     def _may_end_at_once(self, first: bool) -> bool:
-        """A second Ctrl-C, or nobody has begun: there is nothing to wait for."""
+        """Whether ranks need not be given time to save: after a second Ctrl-C, or at the first signal if not all
+        programs have begun."""
         return self._interrupted_twice() or first and not all(state.ready for state in self.states)
 
     def _interrupted_twice(self) -> bool:
         return self.signals.count("SIGINT") > 1
 
-    async def _failed(self) -> Failure | None:
-        """A rank failed: let the others end by themselves, which shows who came first and who only followed. None if
-        that was a signal to all of the job."""
+    async def _on_failed_rank(self) -> FailureReport | None:
+        """Let the other ranks end by themselves, which shows which failure was the first and which only followed.
+
+        Returns:
+            None where the ranks ended by a stop signal that all processes of the job got.
+        """
         killed = any(message["code"] < 0 for message in self.exits)
         await self._until_ended(min(SETTLE_S, self.job.limits.grace_s) if killed else self.job.limits.grace_s)
-        if self.lost:  # its ranks may have been heard of before
-            return verdict.of_host(self.lost[0], self.states)
+        if self.lost_hosts:  # the exits of its ranks may have come before the loss of the connection
+            return report_lost_host(self.lost_hosts[0], self.states)
         exits, left = list(self.exits), [state for state in self.states if state.runs]
-        if self.signals and verdict.are_stops(exits) and (killed or not left):
+        if self.signals and are_stops(exits) and (killed or not left):
             return None
         if left:
-            await self._dump_stacks([state.place.rank for state in left])
+            await self._dump_stacks([state.assignment.rank for state in left])
         if left and all(message["code"] in (0, EXIT_PEER_LOST, EXIT_STOPPED) for message in exits):
             hung = watchdog.overdue(left)
-            return verdict.of_hang(
-                self.states, hung, time.monotonic() - min(state.heard for state in hung), [*self.stacks.values()]
-            )
-        return verdict.of_exit(self.job, self.states, exits)
+            return self._report_hang(hung, _silence(hung, time.monotonic()))
+        return report_exit(self.job, self.states, exits)
 
-    async def _without_scheduler(self) -> Failure:
-        words = await self.disk.result(lambda: words_of(self.job.directory.logs / "scheduler" / "output.log"))
-        await self._until_ended(SETTLE_S)  # what ranks say of it goes to their logs
-        return verdict.of_scheduler(self.job, self.scheduler_ended["code"], words)
+    async def _on_lost_scheduler(self, code: int) -> FailureReport:
+        lines = await self.disk.run(lambda: log_ending(self.job.directory.logs / "scheduler" / "output.log"))
+        await self._until_ended(SETTLE_S)  # ranks that notice it write so to their logs
+        return report_scheduler_exit(self.job, code, lines)
 
-    def _scheduler_tells(self, message: Message) -> None:
-        if message["is"] == "exit":
-            self.messages.put_nowait(message | {"is": "scheduler", "attempt": self.attempt})
+    def _on_scheduler_exit(self, message: Message) -> None:
+        self.messages.put_nowait(message | {"is": "scheduler", "attempt": self.attempt})
 
-    async def _hung(self, hung: list[RankState], now: float) -> Failure:
-        seconds = now - min(state.heard for state in hung)
-        self.chronicle.event("hang", ranks=[state.place.rank for state in hung], phase=hung[0].phase, step=hung[0].step)
-        await self._dump_stacks([state.place.rank for state in self.states if state.runs])
-        return verdict.of_hang(self.states, hung, seconds, [*self.stacks.values()])
+    async def _on_hung_ranks(self, hung: list[RankState], now: float) -> FailureReport:
+        seconds, ranks = _silence(hung, now), [state.assignment.rank for state in hung]
+        self.event_log.record("hang", ranks=ranks, phase=hung[0].phase, step=hung[0].step)
+        await self._dump_stacks([state.assignment.rank for state in self.states if state.runs])
+        return self._report_hang(hung, seconds)
+
+    def _report_hang(self, hung: list[RankState], seconds: float) -> FailureReport:
+        return report_hang(self.states, hung, seconds, [*self.stacks.values()])
 
     async def _dump_stacks(self, ranks: Sequence[int]) -> None:
         self._send({"do": "stacks", "ranks": list(ranks)})
         deadline = time.monotonic() + STACKS_WAIT_S
         while len(self.stacks) < len(ranks) and time.monotonic() < deadline:
-            await self._listen()
+            await self._process_messages()
 
     async def _end_all(self) -> None:
-        """SIGTERM, a while, SIGKILL; afterwards nothing of this attempt is left on any host."""
-        self.chronicle.state = STOPPING
+        """Send SIGTERM, wait for a while, send SIGKILL; afterwards nothing of this attempt is left on any host."""
+        self.event_log.state = STOPPING
         if any(state.runs for state in self.states) and not self._interrupted_twice():
             self._send({"do": "signal", "name": "SIGTERM"})
             await self._until_ended(self.job.limits.grace_s)
@@ -252,48 +272,58 @@ class Leader:
     async def _until_ended(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while any(state.runs for state in self.states) and time.monotonic() < deadline:
-            await self._listen()
+            await self._process_messages()
 
-    def _code_of_the_end(self) -> int:
+    def _exit_code(self) -> int:
         if self._interrupted_twice() and any(state.runs for state in self.states):
             return INTERRUPTED
         codes = [state.exit_code for state in self.states]
         return EXIT_STOPPED if self.signals and any(code != 0 for code in codes) or EXIT_STOPPED in codes else 0
 
-    async def _listen(self) -> None:
-        """Take in the messages that are there, or wait for one for TICK_S; the chronicle is kept."""
+    async def _process_messages(self) -> None:
+        """Handle the messages that have come, or wait up to TICK_S for one; then update the status."""
         with contextlib.suppress(asyncio.TimeoutError):
-            self._take(await asyncio.wait_for(self.messages.get(), TICK_S))
+            self._handle(await asyncio.wait_for(self.messages.get(), TICK_S))
         while not self.messages.empty():
-            self._take(self.messages.get_nowait())
-        self.chronicle.look(self.states)
+            self._handle(self.messages.get_nowait())
+        self.event_log.update(self.states)
 
-    def _take(self, message: Message) -> None:
-        kind, now = message["is"], time.monotonic()
+    def _handle(self, message: Message) -> None:
+        kind = message["is"]
         if message.get("attempt", self.attempt) != self.attempt:
             return  # of a process that outlived its attempt
-        state = self.states[message["rank"]] if kind in ("beat", "exit") else None
-        if kind == "beat" and state.runs:
-            state.hear(message, now)
-            if "saved" in message:
-                self.chronicle.event("checkpoint", step=message["saved"])
-        elif kind == "exit" and state.runs:
-            state.state, state.exit_code = ENDED, message["code"]
-            self.exits.append(message)
+        if kind in ("beat", "exit"):
+            self._handle_rank(self.states[message["rank"]], message)
         elif kind == "stacks":
             self.stacks[message["rank"]] = message
         elif kind == "scheduler":
             self.scheduler_ended = message
         elif kind == "signal":
             self.signals.append(message["name"])
-            self.chronicle.event("signal", name=message["name"], host=message.get("host", self.job.server))
-        elif kind == "lost" and self.attempt:  # before, it may come again
-            self.lost.append(message["host"])
+            self.event_log.record("signal", name=message["name"], host=message.get("host", self.job.server))
+        elif kind == "lost" and self.attempt:  # before the first attempt the host may connect again
+            self.lost_hosts.append(message["host"])
             for state in self.states:
-                if state.place.server == message["host"]:
+                if state.assignment.server == message["host"]:
                     state.state = ENDED
 
+    def _handle_rank(self, state: RankState, message: Message) -> None:
+        if not state.runs:
+            return  # of a lost host, or a heartbeat that came after the exit
+        if message["is"] == "exit":
+            state.state, state.exit_code = ENDED, message["code"]
+            self.exits.append(message)
+            return
+        state.update(message, time.monotonic())
+        if "saved" in message:
+            self.event_log.record("checkpoint", step=message["saved"])
+
     def _send(self, command: Message) -> None:
-        self.local.do(command)
+        self.agent.execute(command)
         for server in self.job.servers[1:]:
-            self.hosts.send(server, command)
+            self.links.send(server, command)
+
+
+def _silence(states: Sequence[RankState], now: float) -> float:
+    """Seconds since the first of these ranks was heard for the last time."""
+    return now - min(state.heard for state in states)

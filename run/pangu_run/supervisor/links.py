@@ -1,8 +1,9 @@
-"""Launchers of several hosts, connected to the leader's: lines of JSON over TCP, and both sides notice when the other
-one is gone.
+"""Connections between the leader's launcher and those of the other hosts: lines of JSON over TCP. Both sides notice
+when the other one is gone.
 
-A host says hello, the leader says hello, each with its version and a random number; from then on each line is sealed
-(see seal.py). The host's first sealed line says what it launches, the leader's first one whether the host may stay.
+The host sends a hello line, then the leader does, each with its version and a random number (nonce); from then on each
+line is signed (see authentication.py). The host's first signed line has a digest of what it launches, the leader's
+first one says whether the host takes part.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import resource
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from pangu_ms.core.console import USER_ERROR
@@ -25,27 +26,34 @@ from pangu_ms.core.exit_codes import EXIT_HOST
 from pangu_ms.core.isolated import JOB_SECRET
 from pangu_run.job import record
 from pangu_run.job.job import Job
+from pangu_run.job.secret import ADVICE
 from pangu_run.supervisor import messages
-from pangu_run.supervisor.authentication import ADVICE, Seal
+from pangu_run.supervisor.authentication import MessageAuthenticator
+from pangu_run.supervisor.messages import Message
 from pangu_run.supervisor.scheduler import require_free
 
-Message = dict[str, Any]
 ALIVE_S, LOST_S = 2.0, 60.0
-"""Seconds between signs of life, and without one until a host counts as lost."""
-TELL_S, RETRY_S = 10.0, 0.2
+"""Seconds between keep-alive lines, and without any line until the other side counts as lost."""
+REPORT_S, RETRY_S = 10.0, 0.2
+"""Seconds between two lines on the hosts that are waited for, and between two tries to connect."""
 READ_BYTES, HELLO_BYTES, LINE_BYTES = 1 << 16, 1 << 12, 1 << 20
-"""Of one read, and of a line before and after it is known who writes."""
-HELLO_S, STRANGERS, BACKLOG = 5.0, 64, 1024
-"""For a connection to say who it is; how many may be about it beside the hosts that are waited for; how many the kernel
-keeps until they are accepted."""
+"""Most bytes of one read, and of a line before and after its writer is authenticated."""
+HELLO_S, MAX_UNIDENTIFIED, BACKLOG = 5.0, 64, 1024
+"""Seconds that a connection has to identify itself; how many may be doing so, beside the hosts that are waited for; how
+many the kernel queues until they are accepted."""
 PROTOCOL = 2
+"""Raised with every change of the messages; 1 was without authentication."""
 ONE_VERSION = "one job has launchers of one version; install the same on all hosts"
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class NotJoined(Exception):
-    """This host is no part of the job: no launcher of the first host came in time, or it sent this one away. Not always
-    this user's mistake."""
+    """This host takes no part in the job: no launcher of the first host came in time, or it refused this one. Not
+    always this user's mistake.
+
+    Attributes:
+        code: exit code of this launcher.
+    """
 
     def __init__(self, code: int, text: str):
         super().__init__(text)
@@ -53,61 +61,69 @@ class NotJoined(Exception):
 
 
 def digest(job: Job) -> str:
-    """Equal on hosts that launch the same: places, words, resolved configuration and versions."""
-    places = [(place.rank, place.server, place.device) for place in job.places]
+    """Equal on hosts that launch the same: assignments, arguments, resolved configuration and versions."""
+    assignments = [(one.rank, one.server, one.device) for one in job.assignments]
     packages = {name: version for name, version in record.versions().items() if name in record.PACKAGES}
-    same = [places, job.rank_words(0, False)[1:], job.start, job.max_restarts, job.description.get("config"), packages]
-    return hashlib.sha256(json.dumps(same).encode()).hexdigest()
+    argv = job.rank_argv(0, False)[1:]
+    facts = [assignments, argv, job.start, job.max_restarts, job.description.get("config"), packages]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 @functools.cache
 def version() -> str:
-    """Of this launcher: launchers of other versions may mean other things by the same words."""
+    """Version of this launcher: those of other versions may mean something else by the same messages."""
     return f"{record.versions()['pangu-ms'] or 'not installed'}, protocol {PROTOCOL}"
 
 
-class Link:
-    """One connection, either side."""
+class HostLink:
+    """One side of a connection between the leader and a host."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self._reader, self._writer = reader, writer
-        self._read, self._most = bytearray(), HELLO_BYTES
-        self._said = self._heard = b""
-        self._own: Seal | None = None
-        self._other: Seal | None = None
+        self._buffer, self._max_line = bytearray(), HELLO_BYTES
+        self._hello_sent = self._hello_received = b""
+        self._outgoing: MessageAuthenticator
+        self._incoming: MessageAuthenticator
         self.forged = False
-        """Whether a line came that is not from who has the job's secret."""
+        """Whether a line came whose writer does not have the job's secret."""
 
-    def say(self, message: Message) -> None:
-        """Send the first line, which is not sealed."""
-        self._said = _text(message)
-        self._write(self._said)
+    def send_hello(self, message: Message) -> None:
+        """Send the first line, which is not signed."""
+        self._hello_sent = _text(message)
+        self._write(self._hello_sent)
 
-    async def hear(self) -> Message | None:
+    async def receive_hello(self) -> Message | None:
         """The other side's first line; None when that is gone, or no launcher."""
-        self._heard = await self._line()
-        return _parsed(self._heard)
+        self._hello_received = await self._line()
+        return _parsed(self._hello_received)
 
-    def seal(self, secret: bytes, leads: bool) -> None:
-        """From here on all lines are sealed."""
-        hellos = (self._said, self._heard) if leads else (self._heard, self._said)
-        self._own, self._other = (
-            Seal(secret, direction, hellos) for direction in ((b"leader", b"host") if leads else (b"host", b"leader"))
-        )
+    def authenticate(self, secret: bytes, leads: bool) -> None:
+        """Sign and verify all lines from here on; both hello lines are there.
 
-    def trust(self) -> None:
-        """From here on the other side may write long lines: it has the job's secret."""
-        self._most = LINE_BYTES
+        Args:
+            secret: of the job.
+            leads: whether this is the leader's side.
+        """
+        if leads:
+            hellos, own, other = (self._hello_sent, self._hello_received), b"leader", b"host"
+        else:
+            hellos, own, other = (self._hello_received, self._hello_sent), b"host", b"leader"
+        self._outgoing = MessageAuthenticator(secret, own, hellos)
+        self._incoming = MessageAuthenticator(secret, other, hellos)
+
+    def accept_long_lines(self) -> None:
+        """Accept lines of LINE_BYTES from here on, since the other side has shown that it has the job's secret."""
+        self._max_line = LINE_BYTES
 
     def send(self, message: Message) -> None:
-        """Send a sealed line without waiting."""
-        self._write(self._own.sealed(_text(message)))
+        """Send a signed line without waiting."""
+        self._write(self._outgoing.sign(_text(message)))
 
     async def receive(self) -> Message | None:
-        """The next sealed line that is not a mere sign of life; None when the other side is gone, or is not who it
-        was."""
+        """The next signed line that is not a mere keep-alive; None when the other side is gone, or a line was
+        forged."""
         while line := await self._line():
-            text = self._other.opened(line)
+            text = self._incoming.verify(line)
             if text is None:
                 self.forged = True
                 return None
@@ -116,7 +132,7 @@ class Link:
         return None
 
     async def keep_alive(self) -> None:
-        """Send signs of life for ever."""
+        """Send keep-alive lines for ever."""
         while True:
             self.send({})
             await asyncio.sleep(ALIVE_S)
@@ -127,10 +143,10 @@ class Link:
             await asyncio.wait_for(self._writer.drain(), ALIVE_S)
             self._writer.close()
         except (OSError, asyncio.TimeoutError):
-            self.drop()  # it is gone
+            self.abort()  # the other side is gone
 
-    def drop(self) -> None:
-        """Close at once, whatever is left."""
+    def abort(self) -> None:
+        """Close at once, whatever is left to send."""
         self._writer.transport.abort()
 
     def _write(self, line: bytes) -> None:
@@ -138,21 +154,22 @@ class Link:
             self._writer.write(line + b"\n")
 
     async def _line(self) -> bytes:
-        """The next line without its end; b"" when the other side is gone, or writes without end."""
-        while (end := self._read.find(b"\n", max(0, len(self._read) - READ_BYTES))) < 0 and len(
-            self._read
-        ) <= self._most:
+        """The next line without its newline; b"" when the other side is gone, or the line is too long."""
+        # What was searched before the last read had no newline, so only the last READ_BYTES are searched.
+        while (end := self._buffer.find(b"\n", max(0, len(self._buffer) - READ_BYTES))) < 0:
+            if len(self._buffer) > self._max_line:
+                return b""
             try:
                 content = await asyncio.wait_for(self._reader.read(READ_BYTES), LOST_S)
             except (OSError, asyncio.TimeoutError):
                 return b""
             if not content:
                 return b""
-            self._read += content
-        if not 0 <= end <= self._most:
+            self._buffer += content
+        if end > self._max_line:
             return b""
-        line = bytes(self._read[:end])
-        del self._read[: end + 1]
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
         return line
 
 
@@ -161,7 +178,7 @@ def _text(message: Message) -> bytes:
 
 
 def _parsed(text: bytes) -> Message | None:
-    """None where the text is no message: the other side is gone, or a stranger."""
+    """The message that a line holds; None where it holds none."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):
@@ -169,26 +186,32 @@ def _parsed(text: bytes) -> Message | None:
     return message if isinstance(message, dict) else None
 
 
-class Hosts:
+class HostLinks:
     """The leader's connections to all other hosts."""
 
-    def __init__(self, job: Job, tell: Callable[[Message], None]):
-        """Messages of hosts go to `tell`, with "host"; {"is": "lost", "host"} when one is gone."""
-        self._job, self._tell = job, tell
-        self.links: dict[str, Link] = {}
+    def __init__(self, job: Job, on_message: Callable[[Message], None]):
+        """
+        Args:
+            job: as the leader sees it.
+            on_message: called with each message of a host, to which "host" is added, and with {"is": "lost", "host"}
+                when a host is gone.
+        """
+        self._job, self._on_message = job, on_message
+        self.links: dict[str, HostLink] = {}
         self._listener: socket.socket | None = None
-        self._tasks: set[asyncio.Task] = set()
-        self._strangers: dict[Link, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._unidentified: dict[HostLink, None] = {}
+        """Connections that have not said yet which host they are of, the oldest first."""
         self._digest = ""
         self._closing = False
-        self._say: Callable[[str], None] = lambda text: None
-        self._said: set[str] = set()
+        self._print_line: Callable[[str], None] = lambda text: None
+        self._printed: set[str] = set()
 
-    async def gather(self, say: Callable[[str], None]) -> list[str]:
-        """Wait until every host is here; returns those that have not come in time.
+    async def wait_for_hosts(self, print_line: Callable[[str], None]) -> list[str]:
+        """Wait until every host has connected; returns those that have not come in time.
 
         Args:
-            say: shows a line to the user.
+            print_line: shows a line to the user.
 
         Raises:
             LaunchError: the leader's port is taken.
@@ -196,26 +219,28 @@ class Hosts:
         missing = set(self._job.servers[1:])
         if not missing:
             return []
-        self._say, self._digest = say, digest(self._job)
-        host, port = self._job.master
+        self._print_line, self._digest = print_line, digest(self._job)
+        host, port = self._job.scheduler_address
         require_reachable(host, self._job.servers)
         require_free(host, port + 1)
         if not self._job.secret:
-            say(
+            print_line(
                 f"{JOB_SECRET} is not set: whoever reaches {host}:{port + 1} can stop this job or read its errors;"
                 f" {ADVICE}"
             )
         self._listener = socket.create_server((host, port + 1), backlog=BACKLOG)
         self._listener.setblocking(False)
-        self._spawn(self._accept())
-        began = told = time.monotonic()
-        while (
-            missing := set(self._job.servers[1:]) - self.links.keys()
-        ) and time.monotonic() - began < self._job.limits.host_s:
+        self._spawn(self._accept(self._listener))
+        began = reported = time.monotonic()
+        while missing := set(self._job.servers[1:]) - self.links.keys():
+            if time.monotonic() - began >= self._job.limits.host_s:
+                break
             await asyncio.sleep(RETRY_S)
-            if time.monotonic() - told > TELL_S:
-                told = time.monotonic()
-                say(f"waiting for {len(missing)} of {len(self._job.servers)} hosts: {', '.join(sorted(missing)[:16])}")
+            if time.monotonic() - reported > REPORT_S:
+                reported = time.monotonic()
+                print_line(
+                    f"waiting for {len(missing)} of {len(self._job.servers)} hosts: {', '.join(sorted(missing)[:16])}"
+                )
         return sorted(missing)
 
     def send(self, server: str, command: Message) -> None:
@@ -226,129 +251,133 @@ class Hosts:
     async def close(self, code: int, text: str) -> None:
         """Tell all hosts how the job ended, and let them go."""
         self._closing = True
-        await asyncio.gather(
-            *(self._refuse(link, code, text) for link in list(self.links.values()))
-        )  # at once: many may be silent
+        # All at once, since each of many may be silent and take ALIVE_S to close.
+        await asyncio.gather(*(self._end(link, code, text) for link in list(self.links.values())))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._listener:
             self._listener.close()
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self) -> None:
-        """Take connections in for ever. asyncio's own server tells of missing file descriptors once for each connection
-        that waits, without end."""
+    async def _accept(self, listener: socket.socket) -> None:
+        """Accept connections for ever.
+
+        asyncio's own server is of no use here: where file descriptors run out it logs that for each connection that
+        waits, again and again.
+        """
         while True:
             try:
-                connection, _ = await asyncio.get_running_loop().sock_accept(self._listener)
-                link = Link(*await asyncio.open_connection(sock=connection, limit=READ_BYTES))
+                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                link = HostLink(*await asyncio.open_connection(sock=connection, limit=READ_BYTES))
             except OSError as error:
                 if error.errno in _NO_ROOM:
-                    self._say_once(
+                    self._print_once(
                         "room",
                         f"no room for another connection ({error.strerror}); strangers are sent away for it; raise"
                         " `ulimit -n` where this repeats",
                     )
-                    self._leave_strangers(0)
+                    self._abort_unidentified(0)
                 await asyncio.sleep(RETRY_S)
                 continue
-            self._strangers[link] = None
-            self._leave_strangers(most_strangers(len(self._job.servers)))
-            self._spawn(self._welcome(link))
+            self._unidentified[link] = None
+            self._abort_unidentified(max_unidentified(len(self._job.servers)))
+            self._spawn(self._serve(link))
 
-    def _leave_strangers(self, most: int) -> None:
-        """The oldest go first: a host says who it is at once, and comes again."""
-        while len(self._strangers) > most:
-            oldest = next(iter(self._strangers))
-            del self._strangers[oldest]
-            oldest.drop()
+    def _abort_unidentified(self, keep: int) -> None:
+        """Close all but `keep` connections that have not identified themselves. The oldest go first: a launcher
+        identifies itself at once, and connects again where it was closed."""
+        while len(self._unidentified) > keep:
+            oldest = next(iter(self._unidentified))
+            del self._unidentified[oldest]
+            oldest.abort()
 
-    async def _welcome(self, link: Link) -> None:
+    async def _serve(self, link: HostLink) -> None:
         try:
-            server = await asyncio.wait_for(self._admit(link), HELLO_S)
+            server = await asyncio.wait_for(self._identify(link), HELLO_S)
         except asyncio.TimeoutError:
             server = None
         if server is None:
             await link.close()
-            self._strangers.pop(link, None)
+            self._unidentified.pop(link, None)
             return
-        self._strangers.pop(link, None)
-        await self._attend(server, link)
+        self._unidentified.pop(link, None)
+        await self._receive_from(server, link)
 
-    async def _admit(self, link: Link) -> str | None:
-        """The host that a connection is of; None for a stranger."""
-        words = await link.hear()
-        hello = messages.HELLO.read(words)
+    async def _identify(self, link: HostLink) -> str | None:
+        """The host that a connection is of; None where it is of none, and is to be closed."""
+        received = await link.receive_hello()
+        hello = messages.HELLO.read(received)
         if hello is None:
-            if words and words.get("is") == "hello":  # protocol 1, which takes an answer that is not sealed
-                text = self._other_version(server := str(words.get("host")), "of an earlier version")
-                self._say_of(server, "version", text)
-                link.say({"do": "end", "code": USER_ERROR, "text": text})
+            if received and received.get("is") == "hello":  # protocol 1, whose launcher reads a line without signature
+                server = str(received.get("host"))
+                text = self._other_version(server, "of an earlier version")
+                self._print_of_host(server, "version", text)
+                link.send_hello({"do": "end", "code": USER_ERROR, "text": text})
             return None
         server = hello["host"]
-        link.say({"is": "hello", "host": self._job.server, "version": version(), "nonce": secrets.token_hex(16)})
+        link.send_hello({"is": "hello", "host": self._job.server, "version": version(), "nonce": secrets.token_hex(16)})
         if hello["version"] != version():
-            self._say_of(server, "version", self._other_version(server, hello["version"]))
-            return None  # it says the same to its user
-        link.seal(self._job.secret, leads=True)
+            self._print_of_host(server, "version", self._other_version(server, hello["version"]))
+            return None  # the other launcher finds the same out, and tells its user
+        link.authenticate(self._job.secret, leads=True)
         joins = messages.JOIN.read(await link.receive())
         if link.forged:
-            self._say_of(
+            self._print_of_host(
                 server,
                 "secret",
                 f"host {server}: a launcher came by that name with another {JOB_SECRET} or none, and was sent away;"
                 f" {ADVICE}",
             )
-            link.send({})  # not sealed as it would be there, which tells its user
+            link.send({})  # the other launcher cannot verify this line, and tells its user
             return None
         if joins is None:
             return None
         fault = self._fault(server, joins["digest"])
         if fault:
-            await self._refuse(link, *fault)
+            await self._end(link, *fault)
             return None
         self.links[server] = link
-        link.trust()
+        link.accept_long_lines()
         link.send({"do": "welcome"})
         return server
 
-    async def _attend(self, server: str, link: Link) -> None:
-        alive = asyncio.create_task(link.keep_alive())
+    async def _receive_from(self, server: str, link: HostLink) -> None:
+        """Pass a host's messages on until it is gone."""
+        keep_alive = asyncio.create_task(link.keep_alive())
         try:
-            while words := await link.receive():
-                if (message := messages.from_host(words)) and self._may_tell(server, message):
-                    self._tell(message | {"host": server})
-            link.drop()
+            while received := await link.receive():
+                if (message := messages.from_host(received)) and self._may_report(server, message):
+                    self._on_message(message | {"host": server})
+            link.abort()
         finally:
-            alive.cancel()
-            del self.links[server]  # until all are here it may come again
+            keep_alive.cancel()
+            del self.links[server]  # until all hosts are connected it may connect again
             if not self._closing:
-                self._tell({"is": "lost", "host": server})
+                self._on_message({"is": "lost", "host": server})
 
-    def _may_tell(self, server: str, message: Message) -> bool:
-        """Whether this is the host's own to tell: of signals, and of its own ranks."""
-        return (
-            "rank" not in message
-            or message["rank"] < self._job.world
-            and self._job.places[message["rank"]].server == server
-        )
+    def _may_report(self, server: str, message: Message) -> bool:
+        """Whether a message is of a host itself or of one of its own ranks."""
+        rank = message.get("rank")
+        return rank is None or rank < self._job.world and self._job.assignments[rank].server == server
 
-    def _say_of(self, server: str, kind: str, text: str) -> None:
-        if server in self._job.servers[1:]:  # what a stranger calls itself is not shown
-            self._say_once(f"{kind} {server}", text)
+    def _print_of_host(self, server: str, kind: str, text: str) -> None:
+        """Show a line on a host of the job; what other connections call themselves is not shown."""
+        if server in self._job.servers[1:]:
+            self._print_once(f"{kind} {server}", text)
 
-    def _say_once(self, what: str, text: str) -> None:
-        """Strangers may come without end; the user is told of each kind once."""
-        if what not in self._said:
-            self._said.add(what)
-            self._say(text)
+    def _print_once(self, key: str, text: str) -> None:
+        """Show a line if none with its key was shown before: such connections may come without end."""
+        if key not in self._printed:
+            self._printed.add(key)
+            self._print_line(text)
 
-    async def _refuse(self, link: Link, code: int, text: str) -> None:
+    async def _end(self, link: HostLink, code: int, text: str) -> None:
+        """Tell a host's launcher to end with an exit code and a line for its user."""
         link.send({"do": "end", "code": code, "text": text})
         await link.close()
 
@@ -356,40 +385,31 @@ class Hosts:
         return f"host {server}: its launcher is {found}, that of {self._job.server} is {version()}; {ONE_VERSION}"
 
     def _fault(self, server: str, found: str) -> tuple[int, str] | None:
-        """Why a host that has the secret may not stay: exit code and text."""
+        """Why a host that has the secret may not take part, as exit code and text; None if it may."""
         if server in self.links:
-            return (
-                EXIT_HOST,
-                f"host {server}: is there already; start one launcher on each host, or name them apart by --server-id",
-            )
+            advice = "start one launcher on each host, or name them apart by --server-id"
+            return EXIT_HOST, f"host {server}: is there already; {advice}"
         if server not in self._job.servers[1:]:
-            return (
-                USER_ERROR,
-                (
-                    f"host {server}: is none of the hosts that {self._job.server} waits for; use the same rank table or"
-                    " --hosts everywhere"
-                ),
+            text = (
+                f"is none of the hosts that {self._job.server} waits for; use the same rank table or --hosts everywhere"
             )
+            return USER_ERROR, f"host {server}: {text}"
         if found != self._digest:
-            return (
-                USER_ERROR,
-                (
-                    f"host {server}: launches something else than {self._job.server}; use the same command, rank table"
-                    " and configuration on all hosts"
-                ),
-            )
+            text = f"launches something else than {self._job.server}"
+            advice = "use the same command, rank table and configuration on all hosts"
+            return USER_ERROR, f"host {server}: {text}; {advice}"
         return None
 
 
-def most_strangers(hosts: int) -> int:
-    """How many connections may be about to say who they are: never so many that none of this process's file descriptors
-    are left for its ranks."""
-    return min(hosts + STRANGERS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+def max_unidentified(hosts: int) -> int:
+    """How many connections may be identifying themselves: of this process's file descriptors some must be left for its
+    ranks."""
+    return min(hosts + MAX_UNIDENTIFIED, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
 
 def require_reachable(host: str, servers: Sequence[str]) -> None:
-    """Raise LaunchError if this host's own name stands for an address that only it can reach (127.0.1.1 in Debian's
-    /etc/hosts)."""
+    """Raise LaunchError if the leader's name resolves to an address that only its own host can reach (127.0.1.1 in
+    Debian's /etc/hosts), while another host's name does not."""
     if _is_loopback(host) and any(_is_loopback(server) is False for server in servers):
         where = "stands for a loopback address here, which other hosts cannot reach"
         raise LaunchError(
@@ -398,18 +418,25 @@ def require_reachable(host: str, servers: Sequence[str]) -> None:
 
 
 def _is_loopback(host: str) -> bool | None:
-    """None for a name that cannot be resolved here."""
+    """Whether a name stands for a loopback address; None where it cannot be resolved here."""
     try:
         return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
     except OSError:
         return None
 
 
-async def join(job: Job, signals: list[str]) -> Link | None:
-    """Connect to the leader as one of its hosts; None if there are signals before that.
+async def join(job: Job, signals: list[str]) -> HostLink | None:
+    """Connect to the leader as one of its hosts.
+
+    Args:
+        job: as this host sees it.
+        signals: names of the stop signals that have come; others add to it.
+
+    Returns:
+        the connection; None if a signal came before it.
 
     Raises:
-        NotJoined: it is not there in time, or does not take this host.
+        NotJoined: the leader does not come in time, or refuses this host.
     """
     task = asyncio.create_task(_join(job))
     while not task.done() and not signals:
@@ -422,19 +449,21 @@ async def join(job: Job, signals: list[str]) -> Link | None:
     return None
 
 
-async def _join(job: Job) -> Link:
-    host, port = job.master
+async def _join(job: Job) -> HostLink:
+    host, port = job.scheduler_address
     deadline = time.monotonic() + job.limits.host_s
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, asyncio.TimeoutError):
-            link = Link(*await asyncio.wait_for(asyncio.open_connection(host, port + 1, limit=READ_BYTES), HELLO_S))
+            connection = asyncio.open_connection(host, port + 1, limit=READ_BYTES)
+            link = HostLink(*await asyncio.wait_for(connection, HELLO_S))
             joined = False
             try:
-                if joined := await asyncio.wait_for(_introduce(job, link), max(HELLO_S, deadline - time.monotonic())):
+                joined = await asyncio.wait_for(_handshake(job, link), max(HELLO_S, deadline - time.monotonic()))
+                if joined:
                     return link
             finally:
                 if not joined:
-                    link.drop()
+                    link.abort()
         await asyncio.sleep(RETRY_S)
     where = f"{host}:{port + 1}"
     advice = "start it there, and see that the port is open"
@@ -444,24 +473,25 @@ async def _join(job: Job) -> Link:
     )
 
 
-async def _introduce(job: Job, link: Link) -> bool:
-    """Whether the leader takes this host; False where it is to be tried again.
+async def _handshake(job: Job, link: HostLink) -> bool:
+    """Identify this host to the leader; False where the connection was lost, and is to be tried again.
 
     Raises:
-        NotJoined: it does not.
+        NotJoined: the leader refuses this host, or is of another version or job.
     """
-    leader = f"{job.master[0]}:{job.master[1] + 1}"
-    link.say({"is": "hello", "host": job.server, "version": version(), "nonce": secrets.token_hex(16)})
-    words = await link.hear()
-    if words is None:
+    host, port = job.scheduler_address
+    leader = f"{host}:{port + 1}"
+    link.send_hello({"is": "hello", "host": job.server, "version": version(), "nonce": secrets.token_hex(16)})
+    received = await link.receive_hello()
+    if received is None:
         return False
-    hello = messages.HELLO.read(words)
+    hello = messages.HELLO.read(received)
     if hello is None or hello["version"] != version():
         theirs = f"is {hello['version']}" if hello else "is of an earlier version, or none of ours"
         raise NotJoined(
             USER_ERROR, f"{leader}: the launcher there {theirs}, that of {job.server} is {version()}; {ONE_VERSION}"
         )
-    link.seal(job.secret, leads=False)
+    link.authenticate(job.secret, leads=False)
     link.send({"is": "join", "digest": digest(job)})
     answer = messages.from_leader(await link.receive())
     if link.forged:
@@ -473,5 +503,5 @@ async def _introduce(job: Job, link: Link) -> bool:
         raise NotJoined(USER_ERROR, f"{leader}: the launcher there {fault}; {ADVICE}")
     if answer and answer["do"] == "end":
         raise NotJoined(answer["code"], answer["text"])
-    link.trust()
+    link.accept_long_lines()
     return answer is not None

@@ -20,7 +20,7 @@ class RotatingLog:
         self._file = open(path, "ab", buffering=0)
         if self._file.tell():
             self._rotate()
-        self.lost: OSError | None = None
+        self.error: OSError | None = None
         """Why bytes were dropped, such as a full disk: a rank does not stop for its log."""
 
     def write(self, content: bytes) -> None:
@@ -31,7 +31,7 @@ class RotatingLog:
             while content:
                 content = content[self._file.write(content) :]
         except OSError as error:
-            self.lost = self.lost or error
+            self.error = self.error or error
 
     def _rotate(self) -> None:
         for number in range(self.keep - 1, 0, -1):
@@ -50,7 +50,8 @@ class RotatingLog:
 def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
     """The last lines of one file that are not empty, as `log_lines.clean` has them; "(nothing)" where there are none.
 
-    Where native code crashed: from the first word on that, as of the stack that follows the innermost call comes first.
+    Where native code crashed, the lines begin with the first one on the crash: of the stack that follows it the
+    innermost call comes first.
     """
     try:
         with open(path, "rb") as file:
@@ -58,5 +59,5 @@ def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
             lines = [line for line in map(clean, lines_of(file)) if line]
     except FileNotFoundError:
         lines = []
-    crash = next((place for place, line in enumerate(lines) if CRASH.match(line)), -count)
+    crash = next((index for index, line in enumerate(lines) if CRASH.match(line)), -count)
     return lines[crash:][:count] or ["(nothing)"]

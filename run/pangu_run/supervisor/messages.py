@@ -1,17 +1,15 @@
-"""What launchers and ranks say to each other, field by field: the one place where it is checked.
+"""The messages of launchers and ranks, field by field: the one place where they are validated.
 
-Whoever reads a message reads it here first. It comes back with the fields that are named here and no others, each of
-the type and within the bounds that are named here, texts without control characters; a message that breaks a rule comes
-back as None and is left out. So nothing that a peer says can raise.
+Whoever receives a message passes it through here first. It comes back with the fields that are named here and no
+others, each of the type and within the bounds that are named here, texts without control characters; a message that
+breaks a rule comes back as None and is dropped. So nothing that a peer sends can raise an exception later on.
 
     from a rank    {"phase", "step", "time", ...}: see pangu_ms/core/heartbeat.py
-    from a host    {"is": "beat", "attempt", "rank", "pid" and the rank's own}, {"is": "exit", "attempt", "rank",
-    "code", "time", "words" (last lines of its
-                   log), "started", "oom"}, {"is": "stacks", "attempt", "rank", "path", "lines"}, {"is": "signal",
-                   "name"}
+    from a host    {"is": "beat", "attempt", "rank", "pid" and the rank's own},
+                   {"is": "exit", "attempt", "rank", "code", "time", "words" (last lines of its log), "started", "oom"},
+                   {"is": "stacks", "attempt", "rank", "path", "lines"}, {"is": "signal", "name"}
     from the leader    {"do": "welcome"}, {"do": "start", "attempt", "resume", "scheduler" ([host, port] or None)},
-    {"do": "signal", "name"}, {"do": "kill"},
-                   {"do": "stacks", "ranks"}, {"do": "end", "code", "text"}
+                   {"do": "signal", "name"}, {"do": "kill"}, {"do": "stacks", "ranks"}, {"do": "end", "code", "text"}
 """
 
 from collections.abc import Callable, Mapping
@@ -24,10 +22,10 @@ from pangu_run.report.log_lines import clean
 
 Message = dict[str, Any]
 Reader = Callable[[Any], Any]
-"""Of one field: returns its value, or raises ValueError."""
-MOST = 1 << 50
-"""Of counts; and of seconds and tokens, which are floats."""
-MOST_ITEMS, LONGEST_NAME = 1 << 16, 256
+"""Validates one field: returns its value, or raises ValueError."""
+MAX_NUMBER = 1 << 50
+"""Of counts, and of seconds and tokens, which are floats: they hold every whole number up to there."""
+MAX_ITEMS, MAX_NAME = 1 << 16, 256
 
 
 def _require(holds: bool, value: Any) -> Any:
@@ -49,7 +47,7 @@ def _or_none(reader: Reader) -> Reader:
 
 
 def _list_of(reader: Reader) -> Reader:
-    return lambda value: [reader(item) for item in _require(type(value) is list and len(value) <= MOST_ITEMS, value)]
+    return lambda value: [reader(item) for item in _require(type(value) is list and len(value) <= MAX_ITEMS, value)]
 
 
 def _flag(value: Any) -> bool:
@@ -57,7 +55,7 @@ def _flag(value: Any) -> bool:
 
 
 def _number(value: Any) -> float:
-    return _require(type(value) in (int, float) and 0 <= value <= MOST, value)  # which neither NaN nor infinity is
+    return _require(type(value) in (int, float) and 0 <= value <= MAX_NUMBER, value)  # true of neither NaN nor infinity
 
 
 def _text(value: Any) -> str:
@@ -65,7 +63,7 @@ def _text(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    return _text(_require(type(value) is str and len(value) <= LONGEST_NAME, value))
+    return _text(_require(type(value) is str and len(value) <= MAX_NAME, value))
 
 
 def _address(value: Any) -> tuple[str, int]:
@@ -73,7 +71,11 @@ def _address(value: Any) -> tuple[str, int]:
     return _name(host), _whole(1, 65535)(port)
 
 
-_count, _attempt, _signal = _whole(0, MOST), _whole(1, MOST), _one_of(tuple(number.name for number in STOP_SIGNALS))
+_count, _attempt, _signal = (
+    _whole(0, MAX_NUMBER),
+    _whole(1, MAX_NUMBER),
+    _one_of(tuple(number.name for number in STOP_SIGNALS)),
+)
 
 
 @dataclass(frozen=True)
@@ -95,22 +97,23 @@ class Form:
 
 
 HELLO = Form({"host": _name, "version": _name, "nonce": _name})
-"""The first line of either side, of which nothing is believed yet."""
+"""The first line of either side, which nothing vouches for yet."""
 JOIN = Form({"digest": _name})
 BEAT = Form(
     {"phase": _one_of(PHASES), "step": _or_none(_count), "time": _number},
     {"tokens_per_second": _number, "saved": _count},
 )
-_OWN = {"attempt": _attempt, "rank": _count}
-HOST = {
-    "beat": Form(_OWN | {"pid": _count} | dict(BEAT.required), BEAT.optional),
+_OF_RANK = {"attempt": _attempt, "rank": _count}
+HOST_MESSAGES = {
+    "beat": Form(_OF_RANK | {"pid": _count} | dict(BEAT.required), BEAT.optional),
     "exit": Form(
-        _OWN | {"code": _whole(-128, 255), "time": _number, "words": _list_of(_text), "started": _flag}, {"oom": _flag}
+        _OF_RANK | {"code": _whole(-128, 255), "time": _number, "words": _list_of(_text), "started": _flag},
+        {"oom": _flag},
     ),
-    "stacks": Form(_OWN | {"path": _text, "lines": _list_of(_text)}),
+    "stacks": Form(_OF_RANK | {"path": _text, "lines": _list_of(_text)}),
     "signal": Form({"name": _signal}),
 }
-LEADER = {
+LEADER_COMMANDS = {
     "welcome": Form(),
     "start": Form({"attempt": _attempt, "resume": _flag, "scheduler": _or_none(_address)}),
     "signal": Form({"name": _signal}),
@@ -121,13 +124,13 @@ LEADER = {
 
 
 def from_host(message: Any) -> Message | None:
-    """What another host's launcher tells."""
-    return _read("is", HOST, message)
+    """A valid message of another host's launcher."""
+    return _read("is", HOST_MESSAGES, message)
 
 
 def from_leader(message: Any) -> Message | None:
-    """What the leader commands."""
-    return _read("do", LEADER, message)
+    """A valid command of the leader."""
+    return _read("do", LEADER_COMMANDS, message)
 
 
 def _read(key: str, forms: Mapping[str, Form], message: Any) -> Message | None:

@@ -1,5 +1,5 @@
-"""The first lines of a rank, before its program: it dies with its launcher, keeps to its cores, shows its stacks when
-asked, beats.
+"""What a rank's process does before its program: it arranges to die with its launcher, binds itself to its cores, will
+dump its stacks when asked, and sends the first heartbeat.
 
     python -m pangu_run.supervisor.rank -m MODULE ARGUMENTS    as `python -P -m MODULE ARGUMENTS`
     python -m pangu_run.supervisor.rank -c PROGRAM             as `python -P -c PROGRAM`
@@ -16,15 +16,16 @@ import sys
 
 from pangu_ms.core import stop_signals
 from pangu_ms.core.heartbeat import START, beat
+from pangu_run.job.binding import CORES
 
-LAUNCHER, CORES, STACKS = "PANGU_LAUNCHER", "PANGU_CORES", "PANGU_STACKS"
-"""Variables: process id of the launcher, numbers of the cores ("0,1"; optional), file that stacks are written to."""
+LAUNCHER, STACKS = "PANGU_LAUNCHER", "PANGU_STACKS"
+"""Variables: process id of the launcher, file that stacks are written to."""
 STACKS_SIGNAL = signal.SIGUSR2
 _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Prepare this process, then become the program."""
+    """Prepare this process, then run the program in it."""
     _die_with(int(os.environ[LAUNCHER]))
     if cores := os.environ.get(CORES):
         os.sched_setaffinity(0, map(int, cores.split(",")))
@@ -33,17 +34,17 @@ def main() -> None:
     faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True, chain=False)
     beat(START)
     with stop_signals.command(stops=False):
-        _become(sys.argv[1:])
+        _run_program(sys.argv[1:])
 
 
 def _die_with(launcher: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # it died before the line above
+    if os.getppid() != launcher:  # the launcher died before the line above
         os._exit(1)
 
 
-def _become(words: list[str]) -> None:
-    kind, program, *arguments = words
+def _run_program(argv: list[str]) -> None:
+    kind, program, *arguments = argv
     if kind == "-m":
         sys.argv = [program, *arguments]
         runpy.run_module(program, run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""MindSpore's scheduler: the process where the ranks of a dynamic cluster meet."""
+"""MindSpore's scheduler: the process by which the ranks of a dynamic cluster find each other."""
 
 import asyncio
 import contextlib
@@ -7,43 +7,49 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any
 
+from pangu_ms.core.cluster_variables import inherited
 from pangu_ms.core.errors import LaunchError
-from pangu_run.job.job import Job, inherited
+from pangu_run.job.job import Job
 from pangu_run.orphans import JOB
-from pangu_run.supervisor.background import Aside
+from pangu_run.supervisor.background import BackgroundWorker
 from pangu_run.supervisor.logs import last_lines
-from pangu_run.supervisor.process import RankProcess, Tell
+from pangu_run.supervisor.messages import Message
+from pangu_run.supervisor.process import OnMessage, RankProcess
 
-LOCAL = "127.0.0.1"
-DEAF = (
+LOOPBACK = "127.0.0.1"
+IGNORE_SIGNALS = (
     "import signal; [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM,"
     " signal.SIGUSR1)]; "
 )
-"""A signal to a whole job is for its ranks: they still need the scheduler while they save."""
-PROGRAM = (  # returns when all ranks have left; needs no device of its own
-    "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"
-)
+"""First line of its program. A signal to all processes of a job is meant for its ranks, which still need the scheduler
+while they save."""
+PROGRAM = "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"
+"""Needs no device of its own; `init` returns when all ranks have left."""
 START_S, POLL_S, TRIES = 120.0, 0.05, 3
 NUMBER = -1
-_LISTEN = "0A"  # state in /proc/net/tcp
+"""In place of a rank's number."""
+_LISTEN = "0A"
+"""State of a listening socket in /proc/net/tcp."""
 
 
-async def start(job: Job, disk: Aside, tell: Tell) -> tuple[str, int]:
-    """Start it and wait until it listens, since a rank that comes first may wait half a minute before it tries again;
-    returns its address.
+async def start(job: Job, disk: BackgroundWorker, on_exit: OnMessage) -> tuple[str, int]:
+    """Start it and wait until it listens: a rank that comes before may wait half a minute until it tries again.
 
     Args:
+        job: the job.
         disk: writes its log.
-        tell: called with {"is": "exit", "code", ...} when it ends.
+        on_exit: called with {"is": "exit", "code", ...} when it ends after it has listened.
+
+    Returns:
+        its address and port.
 
     Raises:
         LaunchError: the port is taken, or the scheduler ended.
     """
     log_dir = job.directory.logs / "scheduler"
     for _ in range(1 if job.master else TRIES):  # another process may take a free port first
-        host, port = job.master or (LOCAL, free_port())
+        host, port = job.master or (LOOPBACK, free_port())
         require_free(host, port)
         variables = (
             inherited()
@@ -57,7 +63,13 @@ async def start(job: Job, disk: Aside, tell: Tell) -> tuple[str, int]:
         )
         listening = asyncio.Event()
         process = RankProcess(
-            NUMBER, ["-c", DEAF + PROGRAM], variables, log_dir, None, disk, functools.partial(_pass_on, listening, tell)
+            NUMBER,
+            ["-c", IGNORE_SIGNALS + PROGRAM],
+            variables,
+            log_dir,
+            None,
+            disk,
+            functools.partial(_pass_on_exit, listening, on_exit),
         )
         if await _listens(process, port):
             listening.set()
@@ -70,25 +82,24 @@ async def start(job: Job, disk: Aside, tell: Tell) -> tuple[str, int]:
     )
 
 
-def _pass_on(listening: asyncio.Event, tell: Tell, message: dict[str, Any]) -> None:
-    """Of one that does not come up `start` tells."""
-    if listening.is_set():
-        tell(message)
+def _pass_on_exit(listening: asyncio.Event, on_exit: OnMessage, message: Message) -> None:
+    """Of a scheduler that never listens `start` itself reports the end."""
+    if listening.is_set() and message["is"] == "exit":
+        on_exit(message)
 
 
 def free_port() -> int:
-    """A port of this host that nobody has now."""
+    """A port of this host on which nobody listens now."""
     with socket.socket() as probe:
-        probe.bind((LOCAL, 0))
+        probe.bind((LOOPBACK, 0))
         return probe.getsockname()[1]
 
 
 def require_free(host: str, port: int) -> None:
     """Raise LaunchError if a port cannot be listened on."""
     with socket.socket() as probe:
-        probe.setsockopt(
-            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-        )  # as a listener does: what a job before left in TIME_WAIT is no hindrance
+        # As a listener does: connections of an earlier job in TIME_WAIT are no hindrance.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:

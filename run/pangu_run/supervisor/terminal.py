@@ -1,7 +1,8 @@
-"""The launcher's terminal: one rank has it, with its progress bar; of the others only errors are shown, with their
-rank.
+"""The launcher's terminal: it shows the output of one rank, with its progress bar, and of the others the lines that
+tell of errors, with their rank.
 
-What ranks and peers say cannot steer a terminal; a file or a pipe gets the one rank's output byte for byte.
+Output of ranks and texts of peers cannot control the terminal: only what a progress bar needs passes. A file or a pipe
+in place of the terminal gets the one rank's output byte for byte.
 """
 
 import codecs
@@ -11,15 +12,17 @@ import sys
 
 from pangu_ms.core.console import printable
 from pangu_run.report.log_lines import clean
-from pangu_run.supervisor.background import Aside
+from pangu_run.supervisor.background import BackgroundWorker
 
 _ERROR = re.compile(rb"(?:^|\s)(?:\w+Error|Traceback|\[(?:ERROR|CRITICAL)\]|FATAL|core dumped)\b")
 _CLEAR_LINE = b"\r\x1b[K"
-_OF_A_BAR = re.compile(r"(\x1b\[\d*[AK])")
-"""Up, and clear to the line's end."""
-_BEGUN = re.compile(r"\x1b(\[\d{,3})?\Z")
+_BAR_SEQUENCE = re.compile(r"(\x1b\[\d*[AK])")
+"""Control sequences of a progress bar: cursor up, and clear to the end of the line."""
+_UNFINISHED_SEQUENCE = re.compile(r"\x1b(\[\d{,3})?\Z")
 MAX_LINE = 400
-LAST_WORDS_S = 5.0
+"""Bytes of an error line that are shown."""
+FLUSH_S = 5.0
+"""How long `close` waits for a terminal that nobody reads."""
 
 
 class Terminal:
@@ -28,51 +31,54 @@ class Terminal:
     def __init__(self, stream_rank: int | None):
         self.stream_rank = stream_rank
         self.is_tty = sys.stderr.isatty()
-        self._aside = Aside("terminal")
-        self._rest: dict[int, bytes] = {}
-        self._streams = [_Harmless(), _Harmless()]
+        self._worker = BackgroundWorker("terminal")
+        self._unfinished: dict[int, bytes] = {}
+        """By rank, the last line of its output so far."""
+        self._filters = {True: _ControlFilter(), False: _ControlFilter()}
+        """Of stdout and of another stream."""
 
-    def show(self, rank: int, content: bytes, stdout: bool) -> None:
-        """Pass the streamed rank's bytes on; of another rank show the lines that tell of an error."""
+    def write_output(self, rank: int, content: bytes, stdout: bool) -> None:
+        """Pass the streamed rank's output on; of another rank show the lines that tell of an error."""
         if rank == self.stream_rank:
-            self._write(1 if stdout else 2, self._streams[stdout].take(content) if self.is_tty else content)
+            self._write(1 if stdout else 2, self._filters[stdout].filter(content) if self.is_tty else content)
             return
-        *lines, self._rest[rank] = (self._rest.get(rank, b"") + content).split(b"\n")
-        self._rest[rank] = self._rest[rank][-MAX_LINE:]
+        *lines, self._unfinished[rank] = (self._unfinished.get(rank, b"") + content).split(b"\n")
+        self._unfinished[rank] = self._unfinished[rank][-MAX_LINE:]
         for line in lines:
             if _ERROR.search(line):
-                self._say(f"[rank {rank}] {clean(line[:MAX_LINE])}")
+                self._write_line(f"[rank {rank}] {clean(line[:MAX_LINE])}")
 
-    def tell(self, text: str) -> None:
-        """A line of the launcher's own."""
-        self._say(printable(text))
+    def print_line(self, text: str) -> None:
+        """Show a line of the launcher itself."""
+        self._write_line(printable(text))
 
-    def _say(self, line: str) -> None:
-        self._write(2, (_CLEAR_LINE if self.is_tty else b"") + line.encode() + b"\n")  # a bar draws itself anew
+    def _write_line(self, line: str) -> None:
+        # On a terminal the line replaces the rank's progress bar, which then draws itself anew below.
+        self._write(2, (_CLEAR_LINE if self.is_tty else b"") + line.encode() + b"\n")
 
     def _write(self, descriptor: int, content: bytes) -> None:
-        self._aside.do(
-            lambda: _write(descriptor, content), len(content)
-        )  # of what nobody reads for long the log has the rest
+        # Of a terminal that nobody reads the queue fills up; what is dropped then still stands in the rank's log.
+        self._worker.submit(lambda: _write(descriptor, content), len(content))
 
     def close(self) -> None:
-        """Give the last words LAST_WORDS_S to be written."""
-        self._aside.close(LAST_WORDS_S)
+        """Wait up to FLUSH_S until everything is written."""
+        self._worker.close(FLUSH_S)
 
 
-class _Harmless:
-    """A stream of bytes to a terminal: what a progress bar needs is kept, nothing else that steers."""
+class _ControlFilter:
+    """Takes control sequences out of a stream of bytes, except those of a progress bar."""
 
     def __init__(self) -> None:
-        self._decoder, self._begun = codecs.getincrementaldecoder("utf-8")("replace"), ""
+        self._decoder, self._unfinished = codecs.getincrementaldecoder("utf-8")("replace"), ""
 
-    def take(self, content: bytes) -> bytes:
-        """What is to be shown of the next bytes; a sequence that has only begun waits for its end."""
-        text = self._begun + self._decoder.decode(content)
-        begun = _BEGUN.search(text)
-        self._begun = begun[0] if begun else ""
-        parts = _OF_A_BAR.split(text[: begun.start()] if begun else text)
-        return "".join(part if place % 2 else printable(part, "\r\n\t") for place, part in enumerate(parts)).encode()
+    def filter(self, content: bytes) -> bytes:
+        """What is to be shown of the next bytes; a sequence that is not complete yet waits for the bytes after it."""
+        text = self._unfinished + self._decoder.decode(content)
+        unfinished = _UNFINISHED_SEQUENCE.search(text)
+        self._unfinished = unfinished[0] if unfinished else ""
+        parts = _BAR_SEQUENCE.split(text[: unfinished.start()] if unfinished else text)
+        parts[::2] = [printable(part, "\r\n\t") for part in parts[::2]]  # the others are sequences of a progress bar
+        return "".join(parts).encode()
 
 
 def _write(descriptor: int, content: bytes) -> None:

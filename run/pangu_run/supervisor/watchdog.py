@@ -1,4 +1,5 @@
-"""Who hangs and who is slow, from heartbeats alone. Times are the leader's own: clocks of hosts need not agree."""
+"""Which ranks hang and which are slow, from heartbeats alone. Times are the leader's own: clocks of hosts need not
+agree."""
 
 import statistics
 from collections import deque
@@ -7,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pangu_ms.core.heartbeat import DATA, START, STEP, WAIT
-from pangu_run.job.job import Limits, Place
+from pangu_run.job.job import DeviceAssignment, Limits
 from pangu_run.job_directory import ENDED, RUNNING, STARTING
 
 SLOW_RATIO, SLOW_S, SLOW_STEPS = 2.0, 0.5, 5
-"""A rank is slow if its own work took this many times the median of all ranks and this much longer, in the median of
-these many steps."""
+"""A rank is slow if its own work took SLOW_RATIO times the median of all ranks and SLOW_S longer, in the median of its
+last SLOW_STEPS steps."""
 MAX_NAMED = 16
 
 
@@ -20,9 +21,9 @@ MAX_NAMED = 16
 class RankState:
     """What the leader knows of a rank in this attempt."""
 
-    place: Place
+    assignment: DeviceAssignment
     heard: float
-    """When the last beat came (or the attempt began), in seconds of the leader's monotonic clock."""
+    """When the last heartbeat came (or the attempt began), in seconds of the leader's monotonic clock."""
     pid: int | None = None
     state: str = STARTING
     phase: str = START
@@ -31,16 +32,16 @@ class RankState:
     """Whether it has left its first step, which compiles."""
     tokens_per_second: float | None = None
     beat_time: float | None = None
-    """The rank's own clock at its last beat, in seconds since the epoch."""
+    """The rank's own clock at its last heartbeat, in seconds since the epoch."""
     exit_code: int | None = None
-    work: deque = field(default_factory=lambda: deque(maxlen=SLOW_STEPS))
-    """Seconds of its own in each of the last steps: reading the batch, and the step, which in its collectives waits for
-    others."""
+    work: deque[float] = field(default_factory=lambda: deque(maxlen=SLOW_STEPS))
+    """Seconds of its own work in each of the last steps: reading the batch, and computing the step. The latter includes
+    what the step waits for others in its collectives."""
     _phase_began: float = 0.0
     _working: float = 0.0
 
-    def hear(self, beat: dict[str, Any], now: float) -> None:
-        """Take a heartbeat in."""
+    def update(self, beat: dict[str, Any], now: float) -> None:
+        """Take in a heartbeat that came at `now` of the leader's clock."""
         if self.phase == STEP and beat["phase"] != STEP:
             self.stepped = True
         self._measure(beat)
@@ -65,20 +66,18 @@ class RankState:
 
     @property
     def ready(self) -> bool:
-        """Whether its program has begun, and hears signals."""
+        """Whether its program has begun, and handles signals."""
         return self.phase != START
 
     def as_dict(self, now: float) -> dict[str, Any]:
-        """A row of status.json; "silent_s" by the leader's clock alone."""
-        own = {
-            "rank": self.place.rank,
-            "host": self.place.server,
-            "device": self.place.device,
+        """A row of status.json; "silent_s" is by the leader's clock alone."""
+        return {
+            "rank": self.assignment.rank,
+            "host": self.assignment.server,
+            "device": self.assignment.device,
             "pid": self.pid,
             "state": self.state,
             "phase": self.phase,
-        }
-        return own | {
             "step": self.step,
             "tokens_per_second": self.tokens_per_second,
             "beat": self.beat_time,
@@ -88,38 +87,40 @@ class RankState:
 
 
 def hung(states: Sequence[RankState], limits: Limits, now: float) -> list[RankState]:
-    """Ranks that have been silent for too long and do not wait for others; all that run, if all of them wait. Most
-    likely the one first that is behind in steps or was heard first: the others may be waiting for it in a
-    collective."""
+    """The ranks that hang, the most likely cause first: the rank that is behind in steps, then the one that was heard
+    first, since the others may be waiting for it in a collective.
+
+    A rank hangs if it has been silent for too long and does not wait for others; where all that run are silent and
+    wait, all of them do.
+    """
     running = [state for state in states if state.runs]
     silent = [state for state in running if now - state.heard > (limits.hang_s if state.stepped else limits.start_s)]
     active = [state for state in silent if state.phase != WAIT]
-    return sorted(active or (silent if len(silent) == len(running) else []), key=_behind)
+    return sorted(active or (silent if len(silent) == len(running) else []), key=_progress)
 
 
 def overdue(running: Sequence[RankState]) -> list[RankState]:
-    """Whose fault it is that these ranks have not ended: those that do not wait for others; all, if all of them
+    """The ranks at fault that these have not ended in time: those that do not wait for others; all, if all of them
     wait."""
-    return sorted([state for state in running if state.phase != WAIT] or running, key=_behind)
+    return sorted([state for state in running if state.phase != WAIT] or running, key=_progress)
 
 
-def _behind(state: RankState) -> tuple[int, float]:
+def _progress(state: RankState) -> tuple[int, float]:
     return -1 if state.step is None else state.step, state.heard
 
 
 def slow(states: Sequence[RankState]) -> list[tuple[RankState, float, float]]:
-    """(rank, its seconds, median of all): ranks whose own work takes clearly longer. What is inside a collective cannot
-    be told apart."""
-    measured = [
-        (state, statistics.median(state.work)) for state in states if state.runs and len(state.work) == SLOW_STEPS
-    ]
+    """(rank, its seconds, median of all) of ranks whose own work takes clearly longer. What a rank does inside a
+    collective cannot be told from waiting."""
+    measured = []
+    for state in states:
+        if state.runs and len(state.work) == SLOW_STEPS:
+            measured.append((state, statistics.median(state.work)))
     if len(measured) < 2:
         return []
-    median = (
-        statistics.median(seconds for _, seconds in measured)
-        if len(measured) > 2
-        else min(seconds for _, seconds in measured)
-    )
+    times = [seconds for _, seconds in measured]
+    # The median of two is their mean, which the slow one of them would raise.
+    median = statistics.median(times) if len(times) > 2 else min(times)
     return [
         (state, seconds, median)
         for state, seconds in measured
@@ -127,9 +128,8 @@ def slow(states: Sequence[RankState]) -> list[tuple[RankState, float, float]]:
     ]
 
 
-def ranks_in_words(ranks: Sequence[int]) -> str:
-    """ "rank 3" or "ranks 1, 2, 5 and 9 more"."""
-    named = ", ".join(map(str, ranks[:MAX_NAMED])) + (
-        f" and {len(ranks) - MAX_NAMED} more" if len(ranks) > MAX_NAMED else ""
-    )
-    return f"rank{'s' if len(ranks) > 1 else ''} {named}"
+def format_ranks(ranks: Sequence[int]) -> str:
+    """Such as "rank 3" or "ranks 1, 2, 5 and 9 more"."""
+    named = ", ".join(map(str, ranks[:MAX_NAMED]))
+    more = f" and {len(ranks) - MAX_NAMED} more" if len(ranks) > MAX_NAMED else ""
+    return f"rank{'s' if len(ranks) > 1 else ''} {named}{more}"

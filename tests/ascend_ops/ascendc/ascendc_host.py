@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ascend_ops.table import FLOATS, KERNELS
+from tests.compiled import compiled_once, digest_of
 
 ROOT = Path(__file__).resolve().parents[3] / "ascend_ops" / "ascendc"
 ASCENDC_KERNELS = {name: kernel for name, kernel in KERNELS.items() if kernel.ascendc}
@@ -23,6 +24,7 @@ CHIPS = {"ascend910": 100, "ascend910b": 220}
 CPP_TYPES = {"float32": "float", "float16": "half", "bfloat16": "bfloat16_t", "int32": "int32_t"}
 GE_TYPES = {"float32": 0, "float16": 1, "int32": 3, "bfloat16": 27}
 GUARD = 256
+PARTS = ("host", "op_kernel", "op_host")
 FLAGS = [
     "-std=c++17",
     "-O1",
@@ -55,7 +57,7 @@ def chip_dtypes(name: str, chip: str) -> list[str]:
 
 def compile_shared(sources: list[Path], output: Path, *flags: str) -> str:
     """Compile to a shared object; returns what the compiler says when it refuses, else nothing."""
-    includes = [f"-I{ROOT / d}" for d in ("host", "op_kernel", "op_host")]
+    includes = [f"-I{ROOT / part}" for part in PARTS]
     command = [compiler(), *FLAGS, *flags, *includes, *map(str, sources), "-o", str(output)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return "" if done.returncode == 0 else done.stderr
@@ -112,7 +114,7 @@ class Tiling:
 
 
 class HostBuild:
-    """All libraries, built two at a time on first use."""
+    """All libraries, in `directory` or built there, two at a time."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -124,11 +126,16 @@ class HostBuild:
         self.kernels = dict(zip(jobs, libraries))
 
     def _compile(self, name: str, sources: list[Path], *flags: str) -> ctypes.CDLL:
-        output = self.directory / f"{name}.so"
-        errors = compile_shared(sources, output, *flags)
-        if errors:
-            raise RuntimeError(f"{name} does not compile:\n{errors}")
-        return ctypes.CDLL(str(output))
+        """Load the library of these sources; compile it unless one of the same content is there."""
+        headers = [path for part in PARTS for path in sorted((ROOT / part).rglob("*.h*"))]
+        kernels = sorted((ROOT / "op_kernel").glob("*.cpp"))  # which the driver includes
+        digest = digest_of(*FLAGS, *flags, files=[*sources, *headers, *kernels])
+
+        def compile_to(output: Path) -> None:
+            if errors := compile_shared(sources, output, *flags):
+                raise RuntimeError(f"{name} does not compile:\n{errors}")
+
+        return ctypes.CDLL(str(compiled_once(self.directory / f"{name}-{digest}.so", compile_to)))
 
     def _build_op_host(self) -> ctypes.CDLL:
         return self._compile(
@@ -136,9 +143,11 @@ class HostBuild:
         )
 
     def _build_kernel(self, name: str, chip: str) -> ctypes.CDLL:
-        source = self.directory / f"{snake_case(name)}_{chip}.cpp"
-        source.write_text(driver_source(name, chip_dtypes(name, chip)))
-        library = self._compile(source.stem, [source], f"-DHOST_CHIP={CHIPS[chip]}")
+        stem = f"{snake_case(name)}_{chip}"
+        with tempfile.TemporaryDirectory(prefix="ascendc-host-") as directory:
+            source = Path(directory) / f"{stem}.cpp"
+            source.write_text(driver_source(name, chip_dtypes(name, chip)))
+            library = self._compile(stem, [source], f"-DHOST_CHIP={CHIPS[chip]}")
         library.RunKernel.restype = ctypes.c_char_p
         return library
 
@@ -277,8 +286,3 @@ class Guarded:
         return Typed(
             self.memory[self.start : self.start + self.bytes].copy().view(self.storage).reshape(self.shape), self.dtype
         )
-
-
-def build(directory: str | None = None) -> HostBuild:
-    """Compile everything into a directory (by default a fresh temporary one)."""
-    return HostBuild(Path(directory or tempfile.mkdtemp(prefix="ascendc-host-")))

@@ -1,4 +1,4 @@
-"""One build of all kernels for the session."""
+"""One build of all kernels for all tests."""
 
 import pytest
 
@@ -13,6 +13,6 @@ def gxx():
 
 
 @pytest.fixture(scope="session")
-def host(gxx, tmp_path_factory):
-    """The kernels and op_host, compiled for the CPU."""
-    return ascendc_host.build(str(tmp_path_factory.mktemp("ascendc")))
+def host(gxx, built_files):
+    """The kernels and op_host, compiled for the CPU, now or in an earlier run of the tests."""
+    return ascendc_host.HostBuild(built_files)

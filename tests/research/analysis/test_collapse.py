@@ -13,7 +13,7 @@ from pangu_ms.core.errors import CheckpointError, DataError, OutputError
 from pangu_ms.data.loader import batch_from_ids
 from pangu_ms.research.analysis import plot
 from pangu_ms.research.analysis.collapse import LayerDiversity
-from tests.models.test_alpha import EOD, random_ids, random_parameters, small
+from tests.models.alpha import EOD, random_ids, random_parameters, small
 from tests.reference import alpha_numpy
 
 

@@ -65,8 +65,10 @@ def test_every_value_of_an_awkward_shape_is_the_right_one_of_the_teacher():
         ffn = [] if block is None else list(neurons[block])
         first = list(range(4))  # of the bottleneck's six
         kept = {
-            "query.weight": (query_rows, channels), "query.bias": (query_rows,), "output.weight": (channels, query_rows), "output.bias": (channels,),
-            "key.weight": (kv_rows, channels), "key.bias": (kv_rows,), "value.weight": (kv_rows, channels), "value.bias": (kv_rows,),
+            "query.weight": (query_rows, channels), "query.bias": (query_rows,),
+            "output.weight": (channels, query_rows), "output.bias": (channels,),
+            "key.weight": (kv_rows, channels), "key.bias": (kv_rows,),
+            "value.weight": (kv_rows, channels), "value.bias": (kv_rows,),
             "gate.weight": (ffn, channels), "ffn.up.weight": (ffn, channels), "ffn.down.weight": (channels, ffn),
             "siaf.scale": (range(2), ffn), "siaf.shift": (range(2), ffn), "norm.weight": (channels,),
             "0.down.weight": (first, channels), "1.down.weight": (first, channels), "down.bias": (first,),

@@ -149,11 +149,11 @@ def require_honest(results, output):
 
 
 def test_mistakes_are_told_before_the_first_run(records, tmp_path, capsys):
-    from pangu_ms.cli.study import pi_ablation
+    from pangu_ms.cli.study import main
 
     def message(*words):
         with pytest.raises(ValueError) as caught:
-            pi_ablation([*map(str, words), "--output", str(tmp_path / "study"), "--json"])
+            main(["pi-ablation", *map(str, words), "--output", str(tmp_path / "study"), "--json"])
         return str(caught.value)
 
     data = ("--data", records, *OVERRIDES)

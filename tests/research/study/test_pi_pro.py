@@ -42,19 +42,19 @@ def test_all_students_have_the_baselines_parameters():
 
 
 def test_every_command_trains_the_model_of_the_plan(tmp_path):
-    """The words of a stage, read as the verb reads them."""
+    """The arguments of a stage, read as the verb reads them."""
     made = chain(tmp_path, keep=0.25)
     models = {"teacher": made.plan.teacher, "baseline": made.plan.base.model, "compact": made.plan.compact}
     trained = {}
     for stage in [*made.teach(), *made.student(7)]:
-        if stage.words[0] == "train":
-            config = load_config("pi/tiny", [word for word in stage.words if "=" in word])
+        if stage.argv[0] == "train":
+            config = load_config("pi/tiny", [word for word in stage.argv if "=" in word])
             step = stage.directory.parent.name
             assert config.model == models.get(step, made.plan.tweaked), step
             trained[step] = config
             size = "full" if step in ("teacher", "baseline") else "compact"
-            assert stage.words[stage.words.index("--data") + 1] == str(made.records[size])
-    assert list(trained) == ["teacher", *[s for s in STEPS]]
+            assert stage.argv[stage.argv.index("--data") + 1] == str(made.records[size])
+    assert list(trained) == ["teacher", *STEPS]
     assert {(c.train.seed, c.data.seed) for name, c in trained.items() if name != "teacher"} == {(7, 7)}
     for name, config in trained.items():
         second = name.startswith("second_round")

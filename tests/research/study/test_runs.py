@@ -145,7 +145,7 @@ def test_an_interruption_reaches_the_stage_which_ends_by_itself(stage):
 def test_the_child_of_a_killed_study_is_not_run_beside(stage, tmp_path):
     """kill -9 of the study leaves its stage's process alive: the next start must not open the same directory."""
     waiting = stage("wait")
-    run = f"runs.run_stages([runs.Stage(runs.Path({str(waiting.directory)!r}), {waiting.words!r})])"
+    run = f"runs.run_stages([runs.Stage(runs.Path({str(waiting.directory)!r}), {waiting.argv!r})])"
     program = f"from pangu_ms.research.study import runs; runs.PROGRAM = {runs.PROGRAM!r}; {run}"
     study = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (waiting.directory / "waiting").exists():

@@ -45,11 +45,11 @@ if [[ $1 == show ]]; then printf '%s\\n' n1 n2; else echo "{\\"scontrol\\": \\"$
 
 @pytest.fixture(autouse=True)
 def plan(monkeypatch):
-    """Two servers of eight Ascend devices, whatever the configuration; the words that were asked about."""
+    """Two servers of eight Ascend devices, whatever the configuration; the arguments that were asked about."""
     known = SimpleNamespace(value=Plan(hosts=2, devices=8, on_ascend=True), asked=[])
     for kind in KINDS:
         monkeypatch.setattr(
-            f"pangu_run.manifest.{kind}.plan_of", lambda words: known.asked.append(words) or known.value
+            f"pangu_run.cli.manifest_{kind}.plan_of", lambda argv: known.asked.append(argv) or known.value
         )
     return known
 

@@ -1,5 +1,5 @@
-"""Multi-round training: of the batches that a round read, the next round keeps those that the model finds hard. No
-mindspore import.
+"""Multi-round training: draws the batches of the next round from those of the last one, the harder for the model the
+likelier. No mindspore import.
 
 Legend: N batches, B rows in a batch, M rows in an order.
 
@@ -21,20 +21,20 @@ from pangu_ms.data.npz_file import read_npz, to_npz
 from pangu_ms.data.records import RecordSet
 
 _FINGERPRINT_ROWS = 1024
-"""Rows that tell one record set from another: read in 0.1 s, where hashing the files of a large corpus takes minutes at
-every start."""
+"""Rows that a fingerprint of records depends on. They are read in 0.1 s; hashing the files of a large corpus at every
+start would take minutes."""
 
 
 @dataclass(frozen=True)
 class BatchLosses:
-    """The loss of every batch of one round under its frozen model.
+    """The loss of every batch of a round under the model that the round trained.
 
     Attributes:
-        rows: int64 [N, B], row numbers of the records.
+        rows: int64 [N, B], row numbers of each batch in the records.
         loss: float32 [N], nats per token that counts.
         records: fingerprint of the records.
         checkpoint: fingerprint of the checkpoint.
-        made_by: JSON object, how it was computed.
+        made_by: JSON object that says how the losses were computed.
     """
 
     rows: np.ndarray
@@ -52,35 +52,35 @@ class BatchLosses:
         """Read what `save` wrote.
 
         Raises:
-            DataError: not such a file, or damaged.
+            DataError: `save` wrote no such file, or it is damaged.
         """
         found = cls(**read_npz(path, cls.__annotations__, "name a file that `pangu data losses` wrote")[0])
-        whole = (
-            _is_array(found.rows, "i", 2) and _is_array(found.loss, "f", 1) and len(found.rows) == len(found.loss) > 0
-        )
-        if not (
-            whole
-            and found.rows.shape[1]
-            and found.rows.min() >= 0
-            and np.isfinite(found.loss).all()
-            and _is_text(found.records, found.checkpoint, found.made_by)
-        ):
+        if not found._has_form():
             raise DataError(
                 f"{path}: rows and loss must be int64 [N, B] and N finite numbers; make it again with `pangu data"
                 " losses`"
             )
         return found
 
+    def _has_form(self) -> bool:
+        """Whether the fields have the types and shapes that the class describes."""
+        if not (_is_array(self.rows, "i", 2) and _is_array(self.loss, "f", 1)):
+            return False
+        if not (self.rows.size and len(self.rows) == len(self.loss)):
+            return False
+        texts = _is_text(self.records, self.checkpoint, self.made_by)
+        return texts and bool(self.rows.min() >= 0 and np.isfinite(self.loss).all())
+
 
 @dataclass(frozen=True)
 class OrderFile:
-    """What an order file holds.
+    """The content of an order file: the rows that the next round reads.
 
     Attributes:
         rows: int64 [M], row numbers of the records in the order in which they are read.
-        batch_size: int64 scalar, rows of the batches that were kept or dropped as a whole.
+        batch_size: rows in each of the batches that were kept or dropped as a whole.
         records: fingerprint of the records.
-        made_by: JSON object, how it was drawn.
+        made_by: JSON object that says how the rows were drawn.
     """
 
     rows: np.ndarray
@@ -90,10 +90,10 @@ class OrderFile:
 
     @classmethod
     def load(cls, path: str | Path) -> tuple["OrderFile", str]:
-        """Read what `resample` wrote, with its SHA-256.
+        """Read what `resample` wrote; returns the content and the hex SHA-256 of the file.
 
         Raises:
-            DataError: not such a file, or damaged.
+            DataError: it is no order file, or it is damaged.
         """
         fields, sha256 = read_npz(path, cls.__annotations__, "data.order names a file that `pangu data resample` wrote")
         found = cls(**fields)
@@ -120,10 +120,14 @@ class Order:
 
     @classmethod
     def open(cls, path: str | Path, records: RecordSet) -> "Order":
-        """Read an order file made for these records; "" means all rows.
+        """Read an order file.
+
+        Args:
+            path: the file; "" means all rows in file order.
+            records: the records that it must have been drawn from.
 
         Raises:
-            DataError: not an order file, damaged, or made for other records.
+            DataError: it is no order file, is damaged, or was drawn from other records.
         """
         if not path:
             return cls()
@@ -141,13 +145,15 @@ class Order:
         return cls(found.rows, sha256)
 
     def require_unchanged(self, state: dict[str, Any], where: str) -> None:
-        """Compare with the order that a run was trained on.
+        """Check that this is the order that a run was trained with.
 
         Args:
-            state: of the run's checkpoint; its "order" is the SHA-256 then, "" or absent for all rows.
+            state: the state of the run's checkpoint; its "order" is the SHA-256 of the order file, or "" or absent for
+                all rows.
+            where: begins the message.
 
         Raises:
-            ConfigError: another order file, or one where there was none, or none where there was one.
+            ConfigError: the run was trained with another order file, or one of both has none.
         """
         was = str(state.get("order", ""))
         if was != self.sha256:
@@ -159,30 +165,30 @@ class Order:
 
 
 def fingerprint(records: RecordSet) -> str:
-    """Hex SHA-256 of the number of rows, their length and up to 1,024 of them, spread evenly: the same for a copy of
-    the records."""
+    """Hex SHA-256 of the number of rows, their length and up to 1,024 evenly spread rows. A copy of the records has the
+    same one."""
     numbers = np.unique(np.linspace(0, records.num_rows - 1, _FINGERPRINT_ROWS).astype(np.int64))
     rows = np.ascontiguousarray(records.read_rows(numbers), "<i4")
     return hashlib.sha256(f"{records.num_rows} {records.row_length} ".encode() + rows.tobytes()).hexdigest()
 
 
 def sample_batches(loss: np.ndarray, keep: float, seed: int, temperature: float = 1.0) -> np.ndarray:
-    """Draw round(keep * N) of N batches without replacement, each time in proportion to exp(loss / temperature) of
-    those that are left.
+    """Draw round(keep * N) of N batches without replacement.
 
-    The k largest of loss / temperature + Gumbel noise are distributed like k such draws.
+    Each draw takes one of the remaining batches with a probability in proportion to exp(loss / temperature). The k
+    batches with the largest loss / temperature + Gumbel noise are distributed as those of k such draws.
 
     Args:
-        loss: finite, [N], nats per token.
+        loss: [N], finite, nats per token.
         keep: share of the batches, in (0, 1].
-        seed: of the noise.
-        temperature: nats; higher is nearer to uniform.
+        seed: seed of the noise.
+        temperature: nats; the higher, the nearer to a uniform draw.
 
     Returns:
-        Numbers of the batches, ascending: int64 [round(keep * N)].
+        Numbers of the drawn batches, ascending: int64 [round(keep * N)].
 
     Raises:
-        DataError: a value outside its range, or nothing would be kept.
+        DataError: a value is outside its range, or nothing would be kept.
 
     Source: spec E2.4; Gumbel top-k, arXiv 1903.06059, section 2.3.
     """
@@ -193,8 +199,10 @@ def sample_batches(loss: np.ndarray, keep: float, seed: int, temperature: float 
 
 
 def effective_batches(loss: np.ndarray, temperature: float = 1.0) -> float:
-    """Perplexity of softmax(loss / temperature), between 1 and N: among how many equally likely batches the first draw
-    chooses."""
+    """Perplexity of softmax(loss / temperature), between 1 and N.
+
+    The first draw of `sample_batches` is as uncertain as one among that many equally likely batches.
+    """
     logits = np.asarray(loss, np.float64) / temperature
     log_p = logits - logits.max()
     log_p -= np.log(np.exp(log_p).sum())
@@ -206,28 +214,28 @@ def resample(
 ) -> dict[str, Any]:
     """Draw the batches of the next round and write their rows as an order file, for the setting data.order.
 
-    The kept batches stand in the order in which the earlier round read them.
+    The batches that are kept stay in the order in which the earlier round read them.
 
     Args:
-        losses: written by `BatchLosses.save`.
+        losses: a file that `BatchLosses.save` wrote.
         keep, seed, temperature: as in `sample_batches`.
         output: new file.
 
     Returns:
-        batches, kept, rows; mean_loss_kept and mean_loss_dropped in nats per token (None where nothing is dropped);
-        effective_batches, and effective_share, the same relative to `batches`: 1 means that the losses are all alike to
-        this temperature.
+        batches, kept and rows: how many there were, are kept, and the rows of these. mean_loss_kept and
+        mean_loss_dropped: nats per token; None where nothing is dropped. effective_batches: see the function of that
+        name. effective_share: the same divided by `batches`; 1 means that at this temperature all losses are alike.
 
     Raises:
-        DataError: a value outside its range, or a damaged file.
+        DataError: a value is outside its range, or the file is damaged.
         OutputError: `output` exists or cannot be written.
     """
     files.require_new(Path(output))
     found = BatchLosses.load(Path(losses))
     kept = sample_batches(found.loss, keep, seed, temperature)
     dropped = np.delete(found.loss, kept)
-    made_by = {"losses": str(losses), "losses_sha256": files.sha256_file(Path(losses)), "checkpoint": found.checkpoint}
-    made_by |= {"keep": keep, "seed": seed, "temperature": temperature}
+    made_by: dict[str, Any] = {"losses": str(losses), "losses_sha256": files.sha256_file(Path(losses))}
+    made_by |= {"checkpoint": found.checkpoint, "keep": keep, "seed": seed, "temperature": temperature}
     order = OrderFile(found.rows[kept].reshape(-1), found.rows.shape[1], found.records, json.dumps(made_by))
     files.write_new(Path(output), to_npz(asdict(order)))
     effective = effective_batches(found.loss, temperature)

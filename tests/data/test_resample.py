@@ -11,9 +11,8 @@ import pytest
 
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import ConfigError, DataError, OutputError
-from pangu_ms.data import rounds
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.rounds import BatchLosses, Order, effective_batches, resample, sample_batches
+from pangu_ms.data.resample import BatchLosses, Order, effective_batches, fingerprint, resample, sample_batches
 
 LOSS = np.array([1.0, 2.5, 0.2, 3.1, 1.7])
 TRIALS = 30_000
@@ -85,7 +84,7 @@ def losses(train_set, tmp_path):
     """Ten batches of two rows, in an order of their own."""
     rng = np.random.default_rng(0)
     found = BatchLosses(
-        rng.permutation(20).reshape(10, 2), rng.random(10, np.float32), rounds.fingerprint(train_set), "c" * 64, "{}"
+        rng.permutation(20).reshape(10, 2), rng.random(10, np.float32), fingerprint(train_set), "c" * 64, "{}"
     )
     found.save(tmp_path / "losses.npz")
     return found
@@ -164,7 +163,7 @@ def test_files_that_are_not_what_was_asked_for(losses, train_set, tmp_path):
 @pytest.mark.parametrize("rows", [[0, -1], "num_rows", [], [[0]], [0.0]])
 def test_rows_that_the_records_do_not_have(losses, train_set, tmp_path, rows):
     rows = np.array([train_set.num_rows] if rows == "num_rows" else rows, None if rows else np.int64)
-    np.savez(tmp_path / "bad.npz", rows=rows, batch_size=2, records=rounds.fingerprint(train_set), made_by="{}")
+    np.savez(tmp_path / "bad.npz", rows=rows, batch_size=2, records=fingerprint(train_set), made_by="{}")
     with pytest.raises(
         DataError, match=r"bad.npz: rows must be one or more numbers (from 0 up|in \[0, \d+\)), the rows of"
     ):
@@ -175,15 +174,15 @@ def test_other_records_and_a_copy_of_the_same(losses, records, train_set, tmp_pa
     drawn(tmp_path)
     with pytest.raises(DataError, match="order.npz: drawn from records .* must be the same"):
         Order.open(tmp_path / "order.npz", RecordSet.open(records, "held_out"))
-    same = RecordSet.open([path for path in train_set.files])  # without the manifest
+    same = RecordSet.open(list(train_set.files))  # without the manifest
     assert Order.open(tmp_path / "order.npz", same).sha256
 
 
 def test_one_changed_token_is_another_record_set(train_set, monkeypatch):
-    before, read = rounds.fingerprint(train_set), RecordSet.read_rows
+    before, read = fingerprint(train_set), RecordSet.read_rows
     assert train_set.num_rows < 1024
     monkeypatch.setattr(RecordSet, "read_rows", lambda self, rows: read(self, rows) + (np.asarray(rows) == 3)[:, None])
-    assert rounds.fingerprint(train_set) != before
+    assert fingerprint(train_set) != before
 
 
 def test_a_state_without_an_order_is_that_of_all_rows():

@@ -1,0 +1,39 @@
+"""What verbs print on stdout: one line of JSON for programs, or text and tables for people."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pangu_ms.core.console import show
+
+
+def print_json(value: Any, ensure_ascii: bool = True) -> None:
+    """Print a value as one line of JSON.
+
+    Args:
+        value: what `json.dumps` takes.
+        ensure_ascii: False leaves the characters of other languages readable.
+    """
+    print(json.dumps(value, ensure_ascii=ensure_ascii), flush=True)
+
+
+def print_result(result: Any, text: str, as_json: bool) -> None:
+    """Print a verb's result: as JSON where `--json` asks for it, or else the text that says the same to people."""
+    if as_json:
+        print_json(result)
+    else:
+        show(text)
+
+
+def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], align: str, indent: str = "") -> list[str]:
+    """Rows as lines with aligned columns, two spaces between them.
+
+    Args:
+        head: the columns' names.
+        rows: their cells, formatted; as many in each row as there are names, or fewer.
+        align: one character a column: < begins at the left, > ends at the right.
+        indent: begins every line.
+    """
+    lines = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(head))]
+    return [indent + "  ".join(f"{c:{a}{w}}" for c, a, w in zip(line, align, widths)).rstrip() for line in lines]
