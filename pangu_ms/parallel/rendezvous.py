@@ -41,7 +41,7 @@ class Rendezvous:
         self._rank = rank
 
     def barrier(self, message: str = "") -> str:
-        """Wait until all ranks are here; returns the first message that any of them brought, the same on all of them.
+        """Wait until all ranks are here; returns the first message that any of them brought, the same on all.
 
         Raises:
             PeerLost: another rank is gone.
