@@ -59,8 +59,8 @@ class Rendezvous:
             raise PeerLost from None
 
     def _receive_all(self) -> list[str]:
-        """A message of each peer. All are read from until the last one has sent: a silent one must not hide that another
-        is gone."""
+        """A message of each peer. All are read from until the last one has sent: a silent one must not hide that
+        another is gone."""
         messages: dict[Connection, str] = {}
         while len(messages) < len(self._peers):
             ready = wait(self._peers)
