@@ -47,13 +47,13 @@ setup(
         "psutil",
     ],
     extras_require={
+        "completion": ["shtab"],  # pangu completion SHELL
         "data": ["zstandard"],
         "tensorboard": ["tensorboardX"],
         "sign": ["cryptography"],  # export --sign-key, run-mindir --verify-key
         "plot": ["matplotlib>=3.10"],  # older ones leave labels that begin with _ out of the legend
         "hf": ["torch", "transformers"],  # tests that make Hugging Face checkpoints and compare logits
         "bench": ["torch"],  # the peer of the benchmarks; any CPU build
-        "dev": ["pre-commit"],  # .pre-commit-config.yaml runs the tools of the test extra
         "test": [
             "setuptools>=70.1",
             "pytest",
@@ -68,6 +68,7 @@ setup(
             "tensorboardX",
             "matplotlib>=3.10",
             "cryptography",
+            "shtab",
         ],
     },
     entry_points={"console_scripts": ["pangu=pangu_ms.cli.main:entry"]},

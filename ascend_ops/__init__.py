@@ -4,28 +4,35 @@ import ascend_ops
 y = ascend_ops.gelu(x, bias)                 in a graph or eagerly
 with ascend_ops.use("composed"): ...         force a backend; or ASCEND_OPS_BACKEND=composed
 ascend_ops.explain()                         which backend each operator takes here, and why
+
+Each name is imported at its first use: `errors`, `table`, `library` and `cache` load without mindspore.
 """
 
-from ascend_ops.activations import (
-    fast_gelu,
-    gelu,
-    gelu_erf,
-    series_activation,
-    silu,
-    swiglu,
-)
-from ascend_ops.addition import add, add_to_stream, fork
-from ascend_ops.attention import causal_attention
-from ascend_ops.backend import BACKENDS, PORTABLE, Choice, choose, explain, has_bfloat16_products, use
-from ascend_ops.dropout import dropout, dropout_seed
-from ascend_ops.errors import OperatorError
-from ascend_ops.layout import Devices, as_rows, from_rows, is_laid_out, lay_out, placed
-from ascend_ops.loss import softmax_cross_entropy
-from ascend_ops.matmul import grouped_matmul, linear, logits
-from ascend_ops.norms import layer_norm, rms_norm
-from ascend_ops.optimizer import adamw, squared_norm
-from ascend_ops.rotary import rotary_embedding, rotary_table
-from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ascend_ops import backend
+    from ascend_ops.activations import (
+        fast_gelu,
+        gelu,
+        gelu_erf,
+        series_activation,
+        silu,
+        swiglu,
+    )
+    from ascend_ops.addition import add, add_to_stream, fork
+    from ascend_ops.attention import causal_attention
+    from ascend_ops.backend import BACKENDS, PORTABLE, Choice, choose, explain, has_bfloat16_products, use
+    from ascend_ops.errors import OperatorError
+    from ascend_ops.layout import Devices, as_rows, from_rows, is_laid_out, lay_out, placed
+    from ascend_ops.loss import softmax_cross_entropy
+    from ascend_ops.matmul import grouped_matmul, linear, logits
+    from ascend_ops.norms import layer_norm, rms_norm
+    from ascend_ops.optimizer import adamw, squared_norm
+    from ascend_ops.random_masks import dropout, dropout_seed
+    from ascend_ops.rotary import rotary_embedding, rotary_table
+    from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
 
 __all__ = [
     "BACKENDS",
@@ -34,9 +41,10 @@ __all__ = [
     "OperatorError",
     "PORTABLE",
     "adamw",
-    "as_rows",
     "add",
     "add_to_stream",
+    "as_rows",
+    "backend",
     "causal_attention",
     "choose",
     "dropout",
@@ -68,3 +76,36 @@ __all__ = [
     "swiglu",
     "use",
 ]
+
+_NAMES = {
+    "activations": ("fast_gelu", "gelu", "gelu_erf", "series_activation", "silu", "swiglu"),
+    "addition": ("add", "add_to_stream", "fork"),
+    "attention": ("causal_attention",),
+    "backend": ("BACKENDS", "PORTABLE", "Choice", "choose", "explain", "has_bfloat16_products", "use"),
+    "errors": ("OperatorError",),
+    "layout": ("Devices", "as_rows", "from_rows", "is_laid_out", "lay_out", "placed"),
+    "loss": ("softmax_cross_entropy",),
+    "matmul": ("grouped_matmul", "linear", "logits"),
+    "norms": ("layer_norm", "rms_norm"),
+    "optimizer": ("adamw", "squared_norm"),
+    "random_masks": ("dropout", "dropout_seed"),
+    "rotary": ("rotary_embedding", "rotary_table"),
+    "routing": ("moe_combine", "moe_dispatch", "rre_route"),
+}
+"""Module -> the public names that it defines."""
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name == "backend":
+        return importlib.import_module("ascend_ops.backend")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"ascend_ops.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

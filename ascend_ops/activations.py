@@ -224,11 +224,11 @@ def _check_glu(
     if gate.shape is not None:
         up.shaped("the shape of gate", gate.shape)
     _check_parameters(gate, up_bias)
-    if (scale is None) != (shift is None):
-        missing, given = ("scale", shift) if scale is None else ("shift", scale)
-        raise given.refuse(f"is given without {missing}", "a series needs both; give both or neither")
-    if scale is not None:
+    if scale is not None and shift is not None:
         _check_terms(gate, scale, shift)
+    elif given := scale or shift:
+        missing = "shift" if given is scale else "scale"
+        raise given.refuse(f"is given without {missing}", "a series needs both; give both or neither")
 
 
 def _check_parameters(x: Operand, *biases: Operand | None) -> None:

@@ -16,9 +16,9 @@ from mindspore.ops.functional import isconstant
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, device, gradient_of, kernel, zeros_like
-from ascend_ops.dropout import by_mindspore, dropout_mask, float32_rate
 from ascend_ops.errors import OperatorError
 from ascend_ops.layout import laid_out, placed
+from ascend_ops.random_masks import by_mindspore, dropout_mask, float32_rate
 
 _PER_HEAD = (
     "batch",
@@ -308,15 +308,16 @@ def _check_attention(
             raise k.refuse(
                 f"has {k.shape[2]} heads and q {q.shape[2]}", "they must divide those of q; repeat or split heads"
             )
-    if (q_segment is None) != (k_segment is None):
-        missing, given = ("q_segment", k_segment) if q_segment is None else ("k_segment", q_segment)
+    given = q_segment or k_segment
+    if given is not None and None in (q_segment, k_segment):
+        missing = "k_segment" if given is q_segment else "q_segment"
         raise given.refuse(f"is given without {missing}", "a query sees keys of its own segment; give both or neither")
     if dropout_seed is not None:
         dropout_seed.int32()
         dropout_seed.shaped("one number", (), (1,))
     for stream, positions in ((q, (q_index, q_segment)), (k, (k_index, k_segment))):
-        for x in positions:
-            if x is not None:
-                x.int32()
+        for position in positions:
+            if position is not None:
+                position.int32()
                 if stream.shape is not None:
-                    x.shaped(f"the batch and length of {stream.name}", stream.shape[:2])
+                    position.shaped(f"the batch and length of {stream.name}", stream.shape[:2])

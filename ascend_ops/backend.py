@@ -34,9 +34,9 @@ PORTABLE = "portable"
 which other machines have not."""
 OURS = ("ascendc", "cpu")
 VARIABLE = "ASCEND_OPS_BACKEND"
-_forced: list[
-    str
-] = []  # by `use`, innermost last; of the process, since MindSpore compiles the branches of a graph in threads of its own
+_forced: list[str] = []
+"""Named by `use`, innermost last; of the process, since MindSpore compiles the branches of a graph in threads of its
+own."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def choose(name: str, dtype: str = "float32") -> Choice:
                 " none"
             )
         return Choice(named, "asked for")
-    refusals = []
+    refusals: list[str] = []
     for backend in BACKENDS:
         ours = named == PORTABLE and backend in OURS
         if not (why_not := "the graph is to be portable" if ours else unavailable(name, backend, dtype)):

@@ -64,8 +64,9 @@ def lay_out(devices: Devices | None) -> None:
     _devices = devices
 
 
-def devices() -> Devices | None:
-    """The plan in force."""
+def devices() -> Devices:
+    """The plan in force; there is one where `is_laid_out`."""
+    assert _devices is not None
     return _devices
 
 
@@ -98,10 +99,10 @@ def placed(kind, operands, *attributes):
     return _primitive(kind, (_devices.strategy(operands),) if known else (), attributes)
 
 
-def _rows(axes: Axes) -> tuple[str, ...]:
+def _rows(axes: Axes) -> Names:
     """How the rows of a product with a weight are cut: one that the devices do not share needs no more rows than the
     device's own of the stream."""
-    return STREAM[0] if all(_devices.parts(axis) == 1 for axis in axes) else ("batch",)
+    return STREAM[0] if all(devices().parts(axis) == 1 for axis in axes) else ("batch",)
 
 
 @constexpr

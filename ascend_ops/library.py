@@ -22,9 +22,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ascend_ops.cache import user_cache
 from ascend_ops.errors import OperatorError
 from ascend_ops.table import KERNELS, Kernel
-from pangu_ms.core.files import user_cache
 
 log = logging.getLogger(__name__)
 SOURCES = Path(__file__).parent / "cpu"
@@ -122,7 +122,9 @@ def _shape_expression(kernel: Kernel, shape: str) -> str:
     index = {port.name: i for i, port in enumerate(kernel.inputs)}
     parts = []
     for term in shape.split():
-        name, dims = re.fullmatch(r"(\w+)(?:\[(.+)\])?", term).groups()
+        match = re.fullmatch(r"(\w+)(?:\[(.+)\])?", term)
+        assert match, f"{kernel.name}: {term}: no term of a shape"
+        name, dims = match.groups()
         if name.isdigit():
             parts.append(f"Shape{{{name}}}")
             continue
@@ -258,10 +260,8 @@ def _publish(built: Path, path: Path) -> None:
 def _run(folder: Path, *arguments: str) -> str:
     """Run the compiler; returns the file it made."""
     try:
-        command, environment = (
-            [compiler(), *arguments],
-            os.environ | {"LC_ALL": "C"},
-        )  # its messages are searched for "error"
+        command = [compiler(), *arguments]
+        environment = os.environ | {"LC_ALL": "C"}  # its messages are searched for "error"
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:
         raise OperatorError(

@@ -62,9 +62,10 @@ class Kernel:
     def dtype_rows(self) -> tuple[tuple[str, ...], ...]:
         """The legal dtypes of inputs and outputs together: one row for each float type, or a single one when T is not
         used."""
-        ports = (*self.inputs, *self.outputs)
-        floats = FLOATS if any(p.dtype == "T" for p in ports) else ("",)
-        return tuple(tuple(t if p.dtype == "T" else p.dtype for p in ports) for t in floats)
+        ports: tuple[Input | Output, ...] = (*self.inputs, *self.outputs)
+        dtypes = [port.dtype for port in ports]
+        floats = FLOATS if "T" in dtypes else ("",)
+        return tuple(tuple(t if dtype == "T" else dtype for dtype in dtypes) for t in floats)
 
     def aclnn_signature(self) -> tuple[tuple[str, str], ...]:
         """(C type, name) of the arguments of aclnnNameGetWorkspaceSize up to its workspace size: inputs, attributes,

@@ -15,7 +15,6 @@ from mindspore import Parameter, Tensor, nn, ops
 from pangu_ms.models.alpha.config import AlphaConfig
 from pangu_ms.models.alpha.model import PanguAlpha
 from pangu_ms.models.common.config import ParameterSpec
-from pangu_ms.models.registry import FAMILIES
 from pangu_ms.planner import slices
 
 MATRIX, TABLE = "blocks.0.ffn.up.weight", "token_map.rows"
@@ -96,8 +95,7 @@ def frozen() -> Iterator[None]:
         patches.enter_context(mock.patch.object(AlphaConfig, "layer_parameters", layer_parameters))
         patches.enter_context(mock.patch.object(AlphaConfig, "outer_parameters", outer_parameters))
         patches.enter_context(mock.patch.object(AlphaConfig, "outer_parameter_layers", outer_parameter_layers))
-        family = dataclasses.replace(FAMILIES["alpha"], model="tests.frozen:MappedAlpha")
-        patches.enter_context(mock.patch.dict(FAMILIES, {"alpha": family}))
+        patches.enter_context(mock.patch("pangu_ms.models.alpha.model.MODEL", MappedAlpha))
         _forget()
         yield
     _forget()

@@ -1,6 +1,8 @@
 """A thinned grid keeps every value, or every pair of values, and loses no row: what it leaves out is slow."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +57,10 @@ def test_what_is_not_kept_is_slow_and_other_tests_stay_as_they_are(request):
         "test_a_grid[second-2-words1]",
     ]
     assert sum(name.startswith("test_another") for name in collected) == 4
+
+
+def test_no_test_module_imports_another():
+    """What two of them need stands in a module of its own, fixtures in a conftest."""
+    imports = re.compile(r"^\s*(?:from tests\.(?:\w+\.)*(?:test_|conftest)|from tests[\w.]* import .*\btest_)", re.M)
+    modules = Path(__file__).parent.rglob("*.py")
+    assert [str(path) for path in modules if imports.search(path.read_text())] == []

@@ -29,12 +29,16 @@ To the plan of a run:  pangu ckpt reshard CHECKPOINT --output DIR --config NAME
 To one device:         pangu ckpt reshard CHECKPOINT --output DIR --whole
 From MindSpore's own:  pangu ckpt reshard --from-mindspore DIR --strategy FILE ... --config NAME --output DIR
 
-CHECKPOINT is a step directory, a directory of these, or a run's, whole or sharded. Its plan is the section `parallel` of its config.yaml, which the new
-checkpoint has with the changes that you name. Bits are kept; model, optimizer, state and tokenizer come along. Memory: about one parameter.
-DIR is then a run: `pangu train --config DIR/config.yaml --data RECORDS --output DIR --resume` goes on with it. (To go on with CHECKPOINT's own run
-on another number of cards no reshard is needed: `pangu train --resume` reads from any plan what each rank needs.)
-A sharded checkpoint stores every slice once, in the file of the first rank that holds it; eval, generate, export and convert read it as it is.
-The global batch stays: train.batch_size, that of one replica, and the micro-batches follow data_parallel unless you give train.batch_size."""
+CHECKPOINT is a step directory, a directory of these, or a run's, whole or sharded. Its plan is the section `parallel`
+of its config.yaml, which the new checkpoint has with the changes that you name. Bits are kept; model, optimizer, state
+and tokenizer come along. Memory: about one parameter.
+DIR is then a run: `pangu train --config DIR/config.yaml --data RECORDS --output DIR --resume` goes on with it. (To go
+on with CHECKPOINT's own run on another number of cards no reshard is needed: `pangu train --resume` reads from any plan
+what each rank needs.)
+A sharded checkpoint stores every slice once, in the file of the first rank that holds it; eval, generate, export and
+convert read it as it is.
+The global batch stays: train.batch_size, that of one replica, and the micro-batches follow data_parallel unless you
+give train.batch_size."""
 
 _BATCH = ("train.batch_size", "train.accumulation_steps")
 

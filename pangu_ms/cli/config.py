@@ -123,7 +123,7 @@ def run_iso(args: Namespace) -> int:
     model = config.model
     search = iso.Search(
         target=_number("--parameters", args.parameters, _whole, model.num_parameters()),
-        head_dim=_number("--head-dim", args.head_dim, _whole, iso.head_dim(model)),
+        head_dim=_number("--head-dim", args.head_dim, _whole, model.head_dim),
         multiple=_number("--multiple", args.multiple, _whole),
         tolerance=_number("--tolerance", args.tolerance, float),
     )

@@ -19,19 +19,23 @@ from pangu_ms.core.table import print_result
 from pangu_ms.data import huggingface_files
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.models.common.weights import Format
-from pangu_ms.models.registry import FAMILIES, load_object
+from pangu_ms.models.registry import FAMILIES
 
 _DESCRIPTION = """\
-Into our format:   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
-                   pangu convert DIRECTORY --from huggingface --output DIR        its config.json says which model it is; its tokenizer comes along
-Out of it:         pangu convert CHECKPOINT --to official|huggingface|mindformers --output FILE
-                   pangu convert CHECKPOINT --to huggingface --output DIRECTORY   with config.json, generation_config.json and the tokenizer
+Into our format:
+  pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
+  pangu convert DIRECTORY --from huggingface --output DIR
+Out of it:
+  pangu convert CHECKPOINT --to official|huggingface|mindformers --output FILE
+  pangu convert CHECKPOINT --to huggingface --output DIRECTORY
 
 FILE is one .ckpt, .npz or .safetensors; 512-part releases must first be merged with MindSpore's transform_checkpoints.
-DIRECTORY holds .safetensors, one or several with an index. What is a LLaMA, transformers loads; it has no class for alpha and for pi with its parts.
+DIRECTORY holds .safetensors, one or several with an index; its config.json says which model it is, and its tokenizer
+comes along. A DIRECTORY that is written has them and generation_config.json, too. What is a LLaMA, transformers loads;
+it has no class for alpha and for pi with its parts.
 Names and shapes must be exactly those of the configuration. Nothing is overwritten.
-A FILE does not tell what changes no shape, so a wrong number of heads (pi: rope_theta, rms_norm_eps, siaf_position, ...) cannot be noticed:
-check a known prompt. official: the released weights of alpha."""
+A FILE does not tell what changes no shape, so a wrong number of heads (pi: rope_theta, rms_norm_eps, siaf_position,
+...) cannot be noticed: check a known prompt. official: the released weights of alpha."""
 
 _log = logging.getLogger(__name__)
 Say = Callable[[str], None]
@@ -281,11 +285,11 @@ def _described(tokenizer: Tokenizer, to_transformers: bool = False) -> str:
 
 
 def _all_formats() -> list[dict[str, Format]]:
-    return [load_object(family.names) for family in FAMILIES.values()]
+    return [family.formats for family in FAMILIES.values()]
 
 
 def _format(config: RunConfig, name: str) -> Format:
-    formats = load_object(FAMILIES[config.model.family].names)
+    formats = FAMILIES[config.model.family].formats
     if name not in formats:
         raise CheckpointError(
             f"{name}: unknown format; {config.model.family} weights are known as {', '.join(formats)}; name one of"

@@ -78,7 +78,8 @@ def _run(args: Namespace) -> int:
 def _text(manifest: dict[str, Any], shape: "GraphShape", encrypted: bool) -> str:
     """A package in two lines."""
     verified, size = manifest["verified"], sum(entry["bytes"] for entry in manifest["files"].values())
+    note = ", encrypted" if encrypted else ""
     return (
-        f"{size / 1e6:.1f} MB, batch {shape.batch_size}, {shape.max_length} tokens{', encrypted' if encrypted else ''}\n"
+        f"{size / 1e6:.1f} MB, batch {shape.batch_size}, {shape.max_length} tokens{note}\n"
         f"largest logit difference from the checkpoint over {verified['steps']} steps: {verified['max_difference']:.3g}"
     )

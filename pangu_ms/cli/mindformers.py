@@ -9,8 +9,7 @@ import yaml
 
 from pangu_ms.cli import options
 from pangu_ms.core import files, runtime
-from pangu_ms.core.console import USER_ERROR, tell
-from pangu_ms.core.errors import UserError
+from pangu_ms.core.console import USER_ERROR, tell, user_errors
 from pangu_ms.core.parser import Parser
 from pangu_ms.mindformers.train import resolved_tree, train
 
@@ -49,7 +48,7 @@ def _run(args: Namespace) -> int:
         files.write_text(output / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         os.environ["LOCAL_DEFAULT_PATH"] = str(output)  # where MindFormers puts its logs from its import on
         train(output / "config.yaml")
-    except UserError as error:
+    except user_errors() as error:
         tell(f"pangu_ms.mindformers: {error}")
         return USER_ERROR
     print(f"{output}: done; checkpoints in {output / 'checkpoint'}")

@@ -13,6 +13,7 @@ from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result, table_lines
+from pangu_ms.models.registry import FAMILIES
 from pangu_ms.research.inherit import fit
 from pangu_ms.research.inherit.masks import MaskOptions
 from pangu_ms.research.inherit.pipeline import Choices, inherit
@@ -23,16 +24,10 @@ ACTIONS = {
     "inherit": ("pangu_ms.cli.model:inherit_parser", "a smaller model from a larger one"),
     "upgrade": ("pangu_ms.cli.model:upgrade_parser", "a pi model from a LLaMA one"),
 }
-INHERIT_HELP = """A student model whose parameters are those of the most important layers, heads, neurons and channels of
-a teacher (spec E2.3)."""
+INHERIT_HELP = """A student model whose parameters are those of the most important layers, heads, neurons and channels
+of a teacher (spec E2.3)."""
 UPGRADE_HELP = """A PanGu-pi model that computes what the checkpoint's does, with series activations and augmented
 shortcuts to train (spec D2, D3)."""
-_ADDITIONS = (
-    "model.siaf_terms=2",
-    "model.siaf_init=identity",
-    "model.aug_shortcut_branches=1",
-    "model.aug_shortcut_init=zero",
-)
 _NO_DATA = ("data.records=", "data.order=")  # the teacher's are in its tokens, and of its round
 _GROUP_HELP = {
     "channels": (
@@ -89,7 +84,8 @@ def inherit_parser() -> Parser:
 
 def upgrade_parser() -> Parser:
     """The options of `pangu model upgrade`."""
-    text = "by default " + " ".join(_ADDITIONS) + "; they must leave the function as it is"
+    defaults = ", ".join(" ".join(words) for words in _additions().values())
+    text = f"by default {defaults}; they must leave the function as it is"
     parser = _parser("upgrade", "CHECKPOINT", UPGRADE_HELP, text)
     parser.add_argument("--seed", type=int, default=1, help="of the added parameters")
     parser.set_defaults(run=_upgrade)
@@ -122,16 +118,16 @@ def _inherit(args: Namespace) -> int:
 
 
 def _upgrade(args: Namespace) -> int:
-    choices = Choices(seed=_seed(args.seed))
+    choices, additions = Choices(seed=_seed(args.seed)), _additions()
     runtime.quiet(args.verbose)
     checkpoint = open_checkpoint(args.checkpoint)
     old = checkpoint.config().model
-    if old.family != "pi":
+    if old.family not in additions:
         raise ConfigError(
-            f"{checkpoint.path}: model.family={old.family}: only pi, which LLaMA is a case of, has parts to add; name"
-            " another checkpoint"
+            f"{checkpoint.path}: model.family={old.family}: only {', '.join(additions)} has parts to add; name another"
+            " checkpoint"
         )
-    config = load_config(str(checkpoint.path / "config.yaml"), [*_NO_DATA, *_ADDITIONS, *args.overrides])
+    config = load_config(str(checkpoint.path / "config.yaml"), [*_NO_DATA, *additions[old.family], *args.overrides])
     fit.require_fit(old, config.model)
     fit.require_same_function(old, config.model)
     if config.model.num_parameters() == old.num_parameters():
@@ -142,6 +138,15 @@ def _upgrade(args: Namespace) -> int:
     result = inherit(checkpoint, config, args.output, choices, progress=not args.json)
     print_result(result, "\n".join(_table(result)), args.json)
     return 0
+
+
+def _additions() -> dict[str, list[str]]:
+    """What can be added to a model of each family that has such parts, as overrides."""
+    made = {}
+    for name, family in FAMILIES.items():
+        if family.config.ADDITIONS:
+            made[name] = [f"model.{field}={value}" for field, value in family.config.ADDITIONS.items()]
+    return made
 
 
 def _choices(args: Namespace) -> Choices:

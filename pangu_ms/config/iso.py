@@ -5,6 +5,7 @@ hardly matters) and E1.
 """
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -76,16 +77,12 @@ class Shape:
         return cls(model, total, difference, abs(difference) <= search.tolerance, tables / total, flops)
 
     def row(self) -> dict[str, Any]:
-        """The shape's fields as plain values, those that its family has."""
-        fields = {name: getattr(self.model, name) for name in SHAPE_FIELDS if hasattr(self.model, name)}
+        """The shape's fields as plain values. A family without num_kv_heads shows none."""
+        shown = [name for name in SHAPE_FIELDS if name == "head_dim" or name in self.model.field_names()]
+        fields = {name: getattr(self.model, name) for name in shown}
         return fields | {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "model"
         }
-
-
-def head_dim(model: ModelConfig) -> int:
-    """Size of one attention head of any family."""
-    return model.axis_sizes()["heads"] // model.num_heads
 
 
 def default_depths(depth: int) -> list[int]:
@@ -117,9 +114,10 @@ def find_shapes(model: ModelConfig, search: Search, depths: list[int], expansion
 
 
 def _closest(model: ModelConfig, expansion: float, search: Search) -> Shape:
-    count, best = _size_counter(model), None
-    for wider in _widths(model, expansion, search):
-        if best is None or abs(count(wider) - search.target) < abs(count(best) - search.target):
+    count, widths = _size_counter(model), _widths(model, expansion, search)
+    best = next(widths)
+    for wider in itertools.chain([best], widths):
+        if abs(count(wider) - search.target) < abs(count(best) - search.target):
             best = wider
         if count(wider) >= search.target:
             break
@@ -138,7 +136,7 @@ def _tuned(model: ModelConfig, count: Callable[[ModelConfig], int], search: Sear
 def _widths(model: ModelConfig, expansion: float, search: Search) -> Iterator[ModelConfig]:
     """The model at every hidden size that its family accepts, from the narrowest up."""
     attention_share = Fraction(model.axis_sizes()["heads"], model.hidden_size)
-    kv_share = Fraction(getattr(model, "num_kv_heads", model.num_heads), model.num_heads)
+    kv_share = Fraction(model.num_kv_heads, model.num_heads)
     limit, reason, found = max(search.target // model.vocab_size, 8 * model.hidden_size), "", False
     for hidden in range(search.head_dim, limit + 1, search.head_dim):
         heads = hidden * attention_share / search.head_dim
@@ -169,9 +167,9 @@ def reshape(model: ModelConfig, **fields: int) -> ModelConfig:
     Raises:
         ConfigError: the family refuses them.
     """
-    known = {field.name for field in dataclasses.fields(model)}
+    known: dict[str, Any] = {name: value for name, value in fields.items() if name in model.field_names()}
     try:
-        return dataclasses.replace(model, **{name: value for name, value in fields.items() if name in known})
+        return dataclasses.replace(model, **known)
     except ValidationError as error:
         raise ConfigError(f"model.{error.errors()[0]['ctx']['error']}") from None
 

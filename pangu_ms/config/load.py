@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import format_version, yaml_file
@@ -131,7 +132,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override}: the value is not YAML: {error}; put a text in quotes") from None
 
 
-def _explain(item: dict[str, Any], where: str) -> str:
+def _explain(item: ErrorDetails, where: str) -> str:
     location = [str(part) for part in item["loc"]]
     family = (
         location.pop(1) if location[:1] == ["model"] and len(location) > 1 else None

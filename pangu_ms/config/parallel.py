@@ -141,7 +141,7 @@ def check_degrees(parallel: ParallelConfig, model: ModelConfig, train: Any) -> N
         "model_parallel",
         f"must divide num_heads={model.num_heads}; use one of {divisors(model.num_heads)}",
     )
-    kv_heads = getattr(model, "num_kv_heads", model.num_heads)
+    kv_heads = model.num_kv_heads
     rule(kv_heads % mp == 0, "model_parallel", f"must divide num_kv_heads={kv_heads}; use one of {divisors(kv_heads)}")
     ffn = model.ffn_hidden_size
     rule(ffn % mp == 0, "model_parallel", f"must divide ffn_hidden_size={ffn}; use one of {divisors(ffn)}")
@@ -162,7 +162,7 @@ def check_degrees(parallel: ParallelConfig, model: ModelConfig, train: Any) -> N
         "stage_layers",
         f"must be positive and add up to num_layers={model.num_layers}",
     )
-    experts = getattr(model, "num_experts", 0)
+    experts = model.num_experts
     rule(
         parallel.expert_parallel == 1 or (experts > 0 and experts % parallel.expert_parallel == 0),
         "expert_parallel",

@@ -1,5 +1,5 @@
-"""Environment variables that say where a process stands in a cluster: a launcher sets them for its ranks, and a shell
-may have some left over."""
+"""Environment variables that make a process a rank of a cluster. A launcher sets them for its ranks; a user's shell may
+have some left over."""
 
 import os
 
@@ -11,33 +11,36 @@ CLUSTER_VARIABLES = {
     "MS_WORKER_NUM",
     "MS_SERVER_NUM",
     "MS_LOCAL_WORKER",
-}
-CLUSTER_VARIABLES |= {
     "MS_NODE_ID",
     "MS_NODE_RANK",
     "MS_SIMULATION_LEVEL",
     "RANK_TABLE_FILE",
     "MINDSPORE_HCCL_CONFIG_PATH",
+    "RANK_ID",
+    "RANK_SIZE",
+    "DEVICE_ID",
+    "ASCEND_DEVICE_ID",
+    "OMPI_COMMAND",
 }
-CLUSTER_VARIABLES |= {"RANK_ID", "RANK_SIZE", "DEVICE_ID", "ASCEND_DEVICE_ID", "OMPI_COMMAND"}
+"""Names that another launcher or the user's shell may have set, and from which a rank would take a wrong role or
+rank."""
 MPI = "OMPI_COMM_WORLD_"
-"""What another launcher or the user's shell may have set, and a rank would take for its own place.
+"""Prefix of further such names.
 Source: mindspore/parallel/cluster/process_entity/_api.py (msrun), mindspore/communication; Ascend Operator's and
 ModelArts' pods."""
 
 
 def inherited() -> dict[str, str]:
-    """This process's environment without what says where a process stands in a cluster."""
+    """This process's environment without the variables of a cluster."""
     return {
         name: value for name, value in os.environ.items() if name not in CLUSTER_VARIABLES and not name.startswith(MPI)
     }
 
 
 def unset_command() -> str:
-    """What takes the place in a cluster that this process was given, by a launcher or a forgotten line in a shell, out
-    of the shell; "" where there is none.
+    """The shell command that unsets the variables of a cluster that this process has; "" where it has none.
 
-    A device number is left: a user may have chosen it.
+    Device numbers are not unset: a user may have chosen a device.
     """
     names = sorted(
         name

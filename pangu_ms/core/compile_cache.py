@@ -1,11 +1,19 @@
 """MindSpore's compile cache made safe: keyed by everything a graph depends on, private while in use, published in one
 step.
 
-MindSpore numbers the graphs of a process and compares source files alone: the same script with another learning rate or
-number of layers gets the old graph without a word, and two processes write the same files. So each graph has a
-directory named by the hash of its identity, a process uses the cache for one graph (MindSpore fixes the path at the
-first use), on a copy of its own. What is published is on the disk before it has its name, beside the hash of each file;
-an entry that is not what its hashes say is removed with a line, and compiled anew. No mindspore import.
+What MindSpore 2.7 and 2.9 do by themselves, and what is done about it:
+
+* They compare source files alone: the same script with another learning rate or number of layers gets the old graph
+  without a word. So each use of the cache has an entry named by the hash of its identity.
+* They read the path of the cache once in a process. So a process has one private directory, and an entry is copied into
+  it for the compilation that needs it and removed afterwards. Two processes never write the same files.
+* They number the graphs that a process compiles with the cache switched on, and find a graph by its number alone. So an
+  entry is published with numbers from 0, and its copy gets the numbers that come next in this process.
+* After the first graph that a process does not find they load no other one; they still write all. So after a miss
+  everything is compiled, published where the cache has it not yet, and found at the next start.
+
+What is published is on the disk before it has its name, beside the hash of each file; an entry that is not what its
+hashes say is removed with a line, and compiled anew. No mindspore import.
 """
 
 import ast
@@ -15,10 +23,12 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,8 +39,30 @@ from pangu_ms.core.files import sha256_file, sha256_json, sync_path, user_cache
 log = logging.getLogger(__name__)
 SWITCH, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 CHECKSUMS = "checksums.json"
-KEPT_GRAPHS = 32
-_used = False
+KEPT_ENTRIES = 64
+_GRAPH = re.compile(r"compile_cache_(\d+)\.mindir")
+_DEPENDENCIES = "compile_dependency.hash"
+"""MindSpore's hash of the program's source files. It is written with the first graph of a process alone, but looked for
+with each."""
+
+
+@dataclass
+class _Process:
+    """What MindSpore's cache has done in this process."""
+
+    directory: Path | None = None
+    """The private directory; it exists while a compilation uses it."""
+    num_loaded: int = 0
+    """Graphs loaded so far, which is the number of the next one."""
+    loads: bool = True
+    """Whether MindSpore still loads graphs: no miss yet."""
+    usable: bool = True
+    """False after a failure inside a compilation, when nobody knows the next number."""
+    dependencies: dict[str, bytes] = field(default_factory=dict)
+    """Name and content of MindSpore's hash of source files, for the entries that it leaves it out of."""
+
+
+_process = _Process()
 
 
 def cache_root() -> Path:
@@ -44,45 +76,85 @@ def source_hash() -> str:
     import ascend_ops
 
     packages = Path(__file__).parents[1], Path(ascend_ops.__file__).parent
-    return sha256_json(
-        {
-            str(p.relative_to(package.parent)): sha256_file(p)
-            for package in packages
-            for p in sorted(package.rglob("*.py"))
-        }
-    )
+    hashes = {}
+    for package in packages:
+        for path in sorted(package.rglob("*.py")):
+            hashes[str(path.relative_to(package.parent))] = sha256_file(path)
+    return sha256_json(hashes)
 
 
 def entry_script() -> Path | None:
     """The program's file, which MindSpore parses for its cache; it fails where there is none, as in `python -c` or a
     notebook."""
-    script = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
+    if not (sys.argv and sys.argv[0]):
+        return None
+    script = Path(sys.argv[0])
     try:
         ast.parse(script.read_text(encoding="utf-8"))
-    except (AttributeError, OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError):
         return None
     return script
 
 
 @contextlib.contextmanager
 def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
-    """Let the one graph compiled in this block come from the cache, or go to it; yields whether it was found.
+    """Let the graphs compiled in this block come from the cache, or go to it; yields whether they were found.
 
-    `identity` names all that the graph depends on beside this package's source and MindSpore's version: its kind, the
-    configuration, the shapes. The second use in a process does nothing, nor does one without a program file, where the
-    user set MindSpore's own switch, or with Ascend C kernels.
+    A process may use it any number of times, one after the other, each time around all that one identity compiles; the
+    order does not matter. It does nothing without a program file, with Ascend C kernels, inside another such block,
+    where the user set MindSpore's own switch, and after a block that failed.
+
+    Args:
+        enabled: False does nothing.
+        identity: JSON values that name all that the graphs depend on beside this package's source and MindSpore's
+            version: their kind, the configuration, the shapes.
     """
-    global _used
     script = entry_script()
-    if not enabled or _used or SWITCH in os.environ or script is None:
+    if not enabled or not _process.usable or SWITCH in os.environ or script is None:
         yield False
         return
+    import mindspore
+
     from ascend_ops import backend
 
-    if backend.has_graphs_of_one_process():
+    # With its own switch on, MindSpore numbers the graphs outside of such blocks too.
+    if mindspore.get_context("enable_compile_cache") is not None or backend.has_graphs_of_one_process():
         yield False
         return
-    _used = True
+    published = cache_root() / _key(identity, script)[:40]
+    with _private_directory() as private:
+        found = _process.loads and _copy_if_sound(published, private) and _renumber(private, _process.num_loaded)
+        before = _states(private)
+        os.environ |= {SWITCH: "1", PATH: str(private)}
+        try:
+            yield found
+        except BaseException as error:
+            _process.usable = False
+            if found and isinstance(error, Exception):  # perhaps it was this graph
+                log.warning(
+                    "%s: this compiled graph from the cache was in use when the first call failed; removed: the next"
+                    " start compiles",
+                    published,
+                )
+                shutil.rmtree(published, ignore_errors=True)
+            raise
+        finally:
+            del os.environ[SWITCH], os.environ[PATH]
+        _keep_dependencies(private)
+        if found and _states(private) == before:
+            _process.num_loaded += len(_numbers(private))
+            return
+        _process.loads = _process.loads and not _numbers(private)  # nothing was compiled: no number was taken either
+        if found:  # MindSpore found other source files than those of the entry, or more was compiled than it holds
+            shutil.rmtree(published, ignore_errors=True)
+        if not published.is_dir() and _renumber(private, 0):
+            _publish(private, published)
+
+
+def _key(identity: dict[str, Any], script: Path) -> str:
+    """Hash of everything that a compiled graph depends on."""
+    from ascend_ops import backend
+
     # "place": MindSpore puts a rank's files under the rank's number, and what it made for another number of ranks
     # may differ
     place = [os.environ.get(name, "") for name in ("RANK_ID", "RANK_SIZE")]
@@ -98,27 +170,60 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
         "operators": backend.identity(),
         "cann": os.environ.get("ASCEND_HOME_PATH", ""),
     }
-    key = sha256_json(identity | platform_key | sources)
-    published = cache_root() / key[:40]
-    with tempfile.TemporaryDirectory(prefix="pangu-compile-", ignore_cleanup_errors=True) as directory:
-        private = Path(directory) / "graphs"
-        found = _copy_if_sound(published, private)
-        os.environ |= {SWITCH: "1", PATH: str(private)}
-        try:
-            yield found
-        except Exception:
-            if found:  # perhaps it was this graph
-                log.warning(
-                    "%s: this compiled graph from the cache was in use when the first call failed; removed: the next"
-                    " start compiles",
-                    published,
-                )
-                shutil.rmtree(published, ignore_errors=True)
-            raise
-        finally:
-            del os.environ[SWITCH], os.environ[PATH]
-        if not found:
-            _publish(private, published)
+    return sha256_json(identity | platform_key | sources)
+
+
+@contextlib.contextmanager
+def _private_directory() -> Iterator[Path]:
+    """The path that MindSpore's cache has in this process, in a directory that nobody else may enter. Nothing of it is
+    left behind."""
+    if _process.directory is None:
+        _process.directory = Path(tempfile.mkdtemp(prefix="pangu-compile-"))
+    else:
+        _process.directory.mkdir(mode=0o700)
+    try:
+        yield _process.directory / "graphs"
+    finally:
+        shutil.rmtree(_process.directory, ignore_errors=True)
+
+
+def _states(private: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of each file."""
+    states = {name: (private / name).stat() for name in _contents(private)}
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
+
+
+def _numbers(private: Path) -> list[int]:
+    """MindSpore's numbers of the graphs in a directory, ascending."""
+    found = (_GRAPH.fullmatch(Path(name).name) for name in _contents(private))
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def _renumber(private: Path, first: int) -> bool:
+    """Give the graphs in a directory the numbers from `first` on, in their order; False, and nothing there any more,
+    where that cannot be done."""
+    numbers = _numbers(private)
+    if not numbers:
+        return False
+    if first == numbers[0]:
+        return True
+    known = all(_GRAPH.fullmatch(Path(name).name) or Path(name).name == _DEPENDENCIES for name in _contents(private))
+    if not known or len(set(numbers)) != numbers[-1] - numbers[0] + 1 or len(numbers) != len(set(numbers)):
+        shutil.rmtree(private)  # of another MindSpore or device: files that may hold numbers too
+        return False
+    for number in numbers if first < numbers[0] else reversed(numbers):  # never onto one that is still to be moved
+        for path in private.rglob(f"compile_cache_{number}.mindir"):
+            path.rename(path.with_name(f"compile_cache_{number - numbers[0] + first}.mindir"))
+    return True
+
+
+def _keep_dependencies(private: Path) -> None:
+    """Remember MindSpore's hash of source files, or add it where MindSpore left it out."""
+    if found := {name: (private / name).read_bytes() for name in _contents(private) if name.endswith(_DEPENDENCIES)}:
+        _process.dependencies = found
+    elif private.is_dir():
+        for name, content in _process.dependencies.items():
+            (private / name).write_bytes(content)
 
 
 def _copy_if_sound(published: Path, private: Path) -> bool:
@@ -183,7 +288,7 @@ def _publish(private: Path, published: Path) -> None:
         entries = sorted(
             (p for p in published.parent.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime
         )
-        for old in entries[:-KEPT_GRAPHS]:
+        for old in entries[:-KEPT_ENTRIES]:
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         log.info("compiled graph not kept in %s: %s", published, error)

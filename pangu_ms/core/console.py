@@ -90,11 +90,17 @@ class LogFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
+def user_errors() -> tuple[type[Exception], ...]:
+    """Errors whose text is meant for the user: the project's, and the operators' where those are imported."""
+    operators = sys.modules.get("ascend_ops.errors")
+    return (UserError, operators.OperatorError) if operators else (UserError,)
+
+
 def guarded(name: str, command: Callable[[], int]) -> int:
     """Run a command; a user's mistake, a file that cannot be used or an interruption is one line, not a traceback."""
     try:
         return command()
-    except UserError as error:
+    except user_errors() as error:
         tell(f"{name}: {error}")
         return USER_ERROR
     except KeyboardInterrupt:

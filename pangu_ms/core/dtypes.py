@@ -1,13 +1,13 @@
-"""Floating-point dtypes of stored weights, bfloat16 among them, which numpy has not. No mindspore import."""
+"""Floating-point dtypes of stored weights, including bfloat16, which numpy does not have. No mindspore import."""
 
 import numpy as np
 
 from pangu_ms.core.errors import CheckpointError
 
 BFLOAT16 = np.dtype([("bfloat16", "<u2")])
-"""The bits of a bfloat16: a dtype of its own, so that nobody takes them for numbers and computes with them."""
+"""The 16 bits of a bfloat16. A structured dtype, because numpy refuses to compute with it."""
 NAMES = ("float32", "float16", "bfloat16")
-"""What weights can be written as."""
+"""The dtypes that weights can be written in."""
 _EXACT = {
     ("float16", "float32"),
     ("bfloat16", "float32"),
@@ -18,12 +18,12 @@ _EXACT = {
 
 
 def name_of(dtype: np.dtype) -> str:
-    """Its everyday name."""
+    """The usual name of a dtype, such as "bfloat16"."""
     return "bfloat16" if dtype == BFLOAT16 else dtype.newbyteorder("=").name
 
 
 def widened(array: np.ndarray) -> np.ndarray:
-    """The same numbers in a dtype that numpy computes with: a bfloat16 as float32, whose upper half it is."""
+    """The same numbers in a dtype that numpy can compute with: bfloat16 becomes float32, any other dtype stays."""
     return (array.view("<u2").astype(np.uint32) << 16).view(np.float32) if array.dtype == BFLOAT16 else array
 
 
@@ -33,21 +33,20 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Rounded to the nearest bfloat16, of two equally near ones to the one whose last bit is 0. What is too large
-    becomes infinite."""
+    """Round to the nearest bfloat16, ties to even. Values that are too large become infinite."""
     whole = np.ascontiguousarray(array, np.float32).view(np.uint32)
     upper = whole >> 16
-    upper &= 1  # a tie goes up only from an odd one
+    upper &= 1  # a tie is rounded up only from an odd number
     upper += 0x7FFF
     upper += whole
     upper >>= 16
     rounded = upper.astype("<u2")
-    rounded[np.isnan(array)] = 0x7FC0  # adding may have carried it beyond the exponent
+    rounded[np.isnan(array)] = 0x7FC0  # rounding may have carried a NaN's bits into the sign
     return rounded.view(BFLOAT16)
 
 
 def cast(where: str, tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """Floating-point tensors as `dtype`, one of NAMES; those that have it already stay as they are.
+    """Cast floating-point tensors to `dtype`, one of NAMES; tensors that have it already are returned as they are.
 
     Raises:
         CheckpointError: a tensor of another kind, or a value that is not finite or not representable.
@@ -72,7 +71,7 @@ def _cast(where: str, name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def change(before: set[str], dtype: str) -> str:
-    """What `cast` does to tensors of the dtypes `before`, in a few words."""
+    """Describe in a few words what `cast` does to tensors of the dtypes `before`."""
     told = []
     for was in sorted(before):
         if was == dtype:

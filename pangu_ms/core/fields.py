@@ -38,8 +38,8 @@ def require_positive(section: Any, *names: str) -> None:
 
 
 def require_at_most(section: Any, most: int, *names: str) -> None:
-    """Each named field of `section` is a number of things that are counted out one by one: a file with 2**63 of them
-    would take all memory."""
+    """Each named field of `section` is at most `most`: something is made for each unit of it, and 2**63 would take all
+    memory."""
     for name in names:
         require(
             getattr(section, name) <= most,

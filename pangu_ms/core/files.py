@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,30 +63,17 @@ def sync_path(path: Path) -> None:
 
 
 def user_cache() -> Path:
-    """The user's directory for what can be made again: $XDG_CACHE_HOME/pangu_ms or ~/.cache/pangu_ms.
-
-    A user whom the system does not know, as in a container that was given a number, or whose home cannot be written has
-    one of its own in the temporary directory.
+    """The user's directory for what can be made again: see `ascend_ops.cache.user_cache`.
 
     Raises:
-        OutputError: that one is another user's, who could put there what is then run.
+        OutputError: another user could put there what is then run.
     """
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        return Path(named) / "pangu_ms"
-    with contextlib.suppress(RuntimeError):  # no HOME, and no such user
-        found = Path.home() / ".cache" / "pangu_ms"
-        if os.environ.get("HOME", "/")[:1] == "/" and os.access(
-            next(place for place in (found, *found.parents) if place.exists()), os.W_OK
-        ):
-            return found
-    private = Path(tempfile.gettempdir()) / f"pangu_ms-{os.getuid()}"
-    private.mkdir(mode=0o700, exist_ok=True)
-    there = private.lstat()
-    if not stat.S_ISDIR(there.st_mode) or there.st_uid != os.getuid() or there.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise OutputError(
-            f"{private}: others can write there; a cache is the user's own; set XDG_CACHE_HOME to a directory that is"
-        )
-    return private
+    from ascend_ops import cache, errors  # not above: a MindIR package runs without the operators
+
+    try:
+        return cache.user_cache()
+    except errors.OperatorError as error:
+        raise OutputError(str(error)) from error
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
-"""The format version in files of ours: a program refuses by name a file that a newer one wrote, instead of misreading
-it.
+"""The format version in our files: a program refuses a file that a newer version wrote, instead of misreading it.
 
-Files that have none are those of version 0.1.0 and count as FIRST. A version goes up when the versions before it could
-not read the file any more.
+Files of version 0.1.0 have none and count as FIRST. A format version is raised when older programs could no longer read
+the file.
 """
 
 from typing import Any

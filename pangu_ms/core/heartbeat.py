@@ -1,7 +1,7 @@
-"""What a rank tells its launcher: which phase of which step it is in. One line of JSON through a pipe for each change;
-nothing on disk, no waiting.
+"""Heartbeats: a rank tells its launcher which phase of which step it is in, by a line of JSON through a pipe at each
+change. It never waits for the launcher, and writes nothing to disk.
 
-A rank that no launcher started beats into nothing.
+In a process that no launcher started, `beat` does nothing.
 """
 
 import functools
@@ -10,32 +10,32 @@ import os
 import time
 
 DESCRIPTOR = "PANGU_HEART"
-"""Variable with the number of the pipe that the launcher left open for this rank."""
+"""Variable with the file descriptor of the pipe to the launcher, which this rank inherits."""
 
 START, INIT, DATA, STEP, SAVE, EVALUATE, WAIT = "start", "init", "data", "step", "save", "evaluate", "wait"
-"""Phases: before the program's first words, building and loading, reading a batch, computing it (compiling the first),
-saving, evaluating, waiting for other ranks. Who waits is not who hangs."""
+"""Phases: before the program begins, building and loading the model, reading a batch, computing it (the first one also
+compiles), saving, evaluating, waiting for other ranks. A rank that waits is not the one that hangs."""
 PHASES = (START, INIT, DATA, STEP, SAVE, EVALUATE, WAIT)
 
 
 def beat(phase: str, step: int | None = None, **facts: float | int | str) -> None:
-    """Say that this process enters a phase.
+    """Tell the launcher that this process enters a phase.
 
     Args:
         phase: one of PHASES.
         step: optimizer steps done since the run began; None where no run has begun.
-        facts: what else the launcher should know, such as tokens_per_second of all ranks, or saved=STEP after a commit.
+        facts: further fields for the launcher, such as tokens_per_second of all ranks, or saved=STEP after a commit.
     """
     assert phase in PHASES, phase
     if (pipe := _pipe()) is None:
         return
     line = json.dumps({"phase": phase, "step": step, "time": time.time(), **facts}) + "\n"
     try:
-        os.write(pipe, line.encode())  # below PIPE_BUF: whole or not at all
+        os.write(pipe, line.encode())  # shorter than PIPE_BUF, so it is written whole or not at all
     except BlockingIOError:
-        pass  # the launcher is busy and knows enough from the beats before: no rank waits for it
+        pass  # the pipe is full: the launcher is busy, and knows enough from the heartbeats before
     except BrokenPipeError:
-        pass  # the launcher is gone; this process is about to be ended
+        pass  # the launcher is gone, and the kernel is about to kill this process
 
 
 @functools.cache
@@ -44,5 +44,5 @@ def _pipe() -> int | None:
     if number is None:
         return None
     os.set_blocking(int(number), False)
-    os.set_inheritable(int(number), False)  # children of this process are not the rank
+    os.set_inheritable(int(number), False)  # a child of this process must not send heartbeats in its name
     return int(number)

@@ -1,9 +1,9 @@
-"""Python processes that import nothing from the working directory, where a user's `json.py` or `run.py` may lie.
+"""Start Python processes that import nothing from the working directory, where a user's `json.py` or `run.py` may lie.
 
-    python PATH/isolated.py MODULE ARGUMENTS    as `python -m MODULE ARGUMENTS`, whose first place to look for modules
-    is the working directory
+    python PATH/isolated.py MODULE ARGUMENTS
 
-`python -P` and PYTHONSAFEPATH do the same from Python 3.11 on, and reach the children of such a process.
+runs a module as `python -m MODULE ARGUMENTS` does, which however searches the working directory first. From Python 3.11
+on `python -P` and PYTHONSAFEPATH do the same, and PYTHONSAFEPATH also for the children of such a process.
 """
 
 import sys
@@ -16,7 +16,7 @@ import runpy
 from collections.abc import Mapping
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-"""Where this package lies: site-packages, or a checkout, which has the launch layer in `run/`."""
+"""The directory of the package pangu_ms: site-packages, or a checkout, which has the launch layer in `run/`."""
 JOB_SECRET = "PANGU_JOB_SECRET"
 """Variable with the secret by which the launchers of one job know each other (see run/pangu_run/job/secret.py). No
 other process of a job needs it, so none inherits it."""
@@ -28,10 +28,14 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 
 def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Variables (by default this process's) under which a Python process and its children leave the working directory
-    out; without JOB_SECRET.
+    """Environment variables for a Python process that must not import from the working directory, nor its children.
 
-    An empty part of PYTHONPATH, as `PYTHONPATH=$PYTHONPATH:DIR` makes one, names the working directory, too.
+    Args:
+        variables: where they are made from; default: this process's.
+
+    Returns:
+        the variables, without JOB_SECRET, and without empty parts of PYTHONPATH: such a part, as
+        `PYTHONPATH=$PYTHONPATH:DIR` may make one, stands for the working directory.
     """
     found = dict(os.environ if variables is None else variables) | {"PYTHONSAFEPATH": "1"}
     found.pop(JOB_SECRET, None)
@@ -41,9 +45,9 @@ def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, 
 
 
 def main() -> None:
-    """Become the module."""
+    """Run the module in this process."""
     # A checkout that is not installed has its packages in two directories.
-    sys.path += [place for place in (ROOT, os.path.join(ROOT, "run")) if place not in sys.path]
+    sys.path += [path for path in (ROOT, os.path.join(ROOT, "run")) if path not in sys.path]
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 

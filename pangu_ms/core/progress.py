@@ -1,4 +1,4 @@
-"""Progress bars: a live line on a terminal; in a log file a line of its own now and then, from work that takes long."""
+"""Progress bars: a live line on a terminal; in a log file, a new line every LOG_INTERVAL_S seconds."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ def progress_bar(enabled: bool = True, **options: Any) -> Any:
 
 
 def _columns(terminal: TextIO) -> int:
-    """0 where the terminal has not been told its size, as over some serial lines and in some containers."""
+    """Width of a terminal; 0 where it does not know its size, as over some serial lines and in some containers."""
     try:
         return os.get_terminal_size(terminal.fileno()).columns
     except OSError:
@@ -31,7 +31,7 @@ def _columns(terminal: TextIO) -> int:
 
 
 class _Lines:
-    """What tqdm draws over itself, as lines that end."""
+    """A stream that writes each state of a tqdm bar as a line of its own."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

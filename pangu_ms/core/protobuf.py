@@ -20,6 +20,7 @@ def fields(message: Bytes) -> Iterator[tuple[int, int | Bytes, Bytes]]:
     """
     start = 0
     while start < len(message):
+        value: int | Bytes
         tag, at = _varint(message, start)
         size = {FIXED64: 8, FIXED32: 4}.get(tag & 7, 0)
         if tag & 7 == VARINT:

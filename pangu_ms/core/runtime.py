@@ -37,7 +37,7 @@ def _log_lines(level: int, form: str) -> None:
 
 
 def start(device: str) -> None:
-    """Select the device and graph mode; where MindSpore computes already on that device, graph mode alone.
+    """Select the device and graph mode. Where MindSpore already computes on that device, only graph mode is set.
 
     Raises:
         ConfigError: MindSpore finds no such device here, or has computed on another one; or DEVICE_ID is no number.
@@ -113,12 +113,12 @@ def join_ranks() -> str:
             f"RANK_SIZE: {rule}; run `{unset_command()}`, and `pangu train` starts a CPU's ranks by itself"
         )
     ms.communication.init()
-    atexit.register(_silence)  # after everything else of ours, before MindSpore's own leave-taking
+    atexit.register(_silence)  # runs after our other exit handlers and before MindSpore's
     return os.environ["MS_SCHED_PORT"]
 
 
 def _silence() -> None:
-    """MindSpore writes lines of its network threads to stderr while the process ends, whatever the log level."""
+    """Discard stderr: MindSpore's network threads write to it while the process ends, whatever the log level."""
     sys.stderr.flush()
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 2)

@@ -1,7 +1,7 @@
-"""JSON that a user or a crash may have damaged: read whole, but no device, nothing without end, nothing nested until
-Python gives up.
+"""Reads JSON that a user or a crash may have damaged. A device, an endless file or deep nesting is refused; it can
+neither block the reader nor exhaust memory or Python's stack.
 
-Every error is a ValueError that says in a few words what is wrong; who reads the file says which file and what to do.
+Every error is a ValueError that says in a few words what is wrong; the caller adds which file it is and what to do.
 """
 
 import json
@@ -12,9 +12,8 @@ from typing import Any
 LIMIT = 128 << 20
 """Bytes; the largest such file, a tokenizer.json of 260,000 pieces, has 33 MB."""
 MAX_DEPTH = 100
-_CUT = (
-    40  # characters of a name that are shown, and digits of a whole number: transformers writes 10**30 for "no limit"
-)
+_CUT = 40
+"""Characters of a name that are shown, and most digits of a whole number: transformers writes 10**30 for "no limit"."""
 
 
 class Missing(ValueError):
@@ -23,7 +22,7 @@ class Missing(ValueError):
 
 @dataclass(frozen=True)
 class Between:
-    """Form of a number from `least` to `most`, which no NaN is; see `misfit`."""
+    """Form of a number from `least` to `most`, NaN excluded; see `misfit`."""
 
     least: float
     most: float
@@ -55,7 +54,7 @@ def read_bytes(path: Path, limit: int = LIMIT, pipes: bool = False) -> bytes:
 
     Args:
         path: the file.
-        limit: beyond which it is another file than the one that was meant.
+        limit: a larger file cannot be the one that was meant.
         pipes: take anything that can be read, such as the /dev/fd/63 of a shell's <(...).
 
     Raises:
@@ -89,12 +88,13 @@ def parse_object(content: bytes | str, finite: bool = True) -> dict[str, Any]:
 
 
 def misfit(value: Any, form: Form, place: str = "") -> str:
-    """What of a JSON value has not the form that it should have, in a few words; "" where all has.
+    """Say in a few words where a JSON value does not have the expected form; "" if it has.
 
     Args:
-        form: a type, where a bool is no number and a whole number is a float, too; a range or a Between of numbers; a
-            frozenset of texts; None: null, or a key that is not there; (form, form): any of them; [form]: a list of
-            such; {key: form}: an object with these keys at least.
+        form: a type (a bool is not an int, an int is also a float); a range or a Between of numbers; a frozenset of
+            texts; None for null or a missing key; (form, form) for any of them; [form] for a list of them; {key: form}
+            for an object with at least these keys.
+        place: path of the value inside the document, for the message.
     """
     if isinstance(form, tuple):
         found = [misfit(value, one, place) for one in form]
@@ -142,7 +142,7 @@ def parse(content: bytes | str, finite: bool = True) -> Any:
 
 
 def _require_flat(tree: Any) -> None:
-    """Who reads it goes down by calls of functions, two or three for each level."""
+    """Refuse deep nesting: readers recurse with two or three function calls a level."""
     level = [tree] if isinstance(tree, (dict, list)) else []
     for _ in range(MAX_DEPTH):
         if not level:

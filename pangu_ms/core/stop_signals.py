@@ -1,8 +1,7 @@
-"""Signals that ask a process to stop: from when on they are heard, and when no more.
+"""Signals that ask a process to stop: when they are handled, and when they are ignored.
 
-A command that was told to stop is stopping: whatever else comes may end it at once (Ctrl-C twice, while it says so),
-but never changes the exit code of what is saved already. So between the last save and the interpreter's end these
-signals are ignored, not given back to the system, which would kill.
+A signal that comes after the last save must not change the exit code any more. So from then until the interpreter has
+ended these signals are ignored; with the default handlers of the system they would kill the process.
 """
 
 import contextlib
@@ -15,69 +14,70 @@ from types import FrameType
 from pangu_ms.core.exit_codes import EXIT_STOPPED
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""SIGUSR1 is Slurm's --signal=USR1, before a job's time is over; SIGHUP a terminal that went away."""
+"""SIGUSR1 comes from Slurm's --signal=USR1 before a job's time is over, SIGHUP from a terminal that was closed."""
 
 _is_command = False
+"""Whether this process runs one command and then ends; see `command`."""
 
 
-def heard() -> list[signal.Signals]:
-    """STOP_SIGNALS but those that whoever started this process has it ignore (SIGHUP under nohup, SIGINT behind a
-    script's &)."""
+def not_ignored() -> list[signal.Signals]:
+    """STOP_SIGNALS without those that this process is to ignore, as set by the process that started it: SIGHUP under
+    nohup, SIGINT in a script's background job."""
     if threading.current_thread() is not threading.main_thread():
-        return []  # Python allows no handlers there
+        return []  # Python allows handlers in the main thread only
     return [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
 
 
 def ignore() -> None:
-    """From here on they mean nothing."""
-    for number in heard():
+    """Ignore them from here on."""
+    for number in not_ignored():
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
-def handled(use: Callable[[str], None]) -> Iterator[None]:
-    """Within this context `use` is called with the name of each signal that comes; it must not wait.
+def handled(handler: Callable[[str], None]) -> Iterator[None]:
+    """Within this context call `handler` with the name of each stop signal; it must not block.
 
-    Afterwards the handlers from before are back, but for a command that was told to stop: its process ignores what else
-    comes.
+    Afterwards the earlier handlers are restored; but if a signal has come to a command (see `command`), its process
+    ignores further ones, since it is about to end.
     """
-    came = []
+    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-        use(signal.Signals(number).name)
+        received.append(number)
+        handler(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, note) for number in heard()}
+    before = {number: signal.signal(number, note) for number in not_ignored()}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            if signal.getsignal(number) is note:  # what is ignored by now stays so
-                signal.signal(number, signal.SIG_IGN if _is_command and came else handler)
+        for number, earlier in before.items():
+            if signal.getsignal(number) is note:  # otherwise `ignore` was called meanwhile
+                signal.signal(number, signal.SIG_IGN if _is_command and received else earlier)
 
 
 @contextlib.contextmanager
 def command(stops: bool) -> Iterator[None]:
-    """This process is one command, and ends with this context.
+    """This process runs one command, and ends after this context.
 
     Args:
-        stops: the command knows how to stop, by `handled`; until it has begun, a signal ends it in order with
-            EXIT_STOPPED; Ctrl-C as ever.
+        stops: whether the command can stop in order, by `handled`. Until it enters that, a signal ends the process
+            with EXIT_STOPPED, and Ctrl-C raises KeyboardInterrupt as ever.
     """
     global _is_command
     _is_command = True
     if stops:
-        for number in heard():
-            signal.signal(number, _leave)
+        for number in not_ignored():
+            signal.signal(number, _exit_stopped)
     try:
         yield
     finally:
-        # the exit code stands; Python gives handlers of its own, but not this, back to the system before it
-        # ends
+        # The exit code is decided. Python restores the system's handlers before it ends in place of its own handlers,
+        # but not in place of SIG_IGN.
         ignore()
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
+def _exit_stopped(number: int, frame: FrameType | None) -> None:
     ignore()
     if number == signal.SIGINT:
         raise KeyboardInterrupt

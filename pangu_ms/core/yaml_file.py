@@ -10,10 +10,11 @@ from pangu_ms.core import small_json
 from pangu_ms.core.errors import UserError
 
 MAX_BYTES = 256 << 10
-"""Of a file; a configuration has some thousand, and PyYAML reads about 100 kB in a second."""
+"""Largest file. A configuration has a few thousand bytes; PyYAML reads about 100 kB a second."""
 MAX_DEPTH = 50
 MAX_VALUES = 100_000
-"""Aliases counted as what they stand for: nine levels of ten aliases each are a thousand million values."""
+"""Most values in a text, where an alias counts as all the values that it stands for: nine levels of ten aliases each
+make a thousand million."""
 _WHOLE_NUMBERS = 1 << 64
 _PLAIN = {"null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge"}
 _PREFIX = "tag:yaml.org,2002:"
@@ -71,7 +72,7 @@ def parse(text: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Stops at depth, before Python does."""
+    """Refuses deep nesting before it reaches Python's recursion limit."""
 
     _depth = 0
 
@@ -97,10 +98,11 @@ _Loader.add_constructor(_PREFIX + "int", _Loader.construct_yaml_int)
 
 
 def _require_bounded(node: yaml.Node, known: dict[int, int]) -> int:
-    """Number of values that a node stands for; keys and tags are looked at on the way.
+    """Count the values that a node stands for, and check keys and tags on the way.
 
     Args:
-        known: of the nodes that were counted, by id; 0 for one that is being counted.
+        node: the root of a part of the text.
+        known: counts of the nodes seen so far, by id; 0 for one that is still being counted.
     """
     if (count := known.get(id(node))) is not None:
         if count == 0:

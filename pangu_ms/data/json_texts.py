@@ -24,8 +24,8 @@ _MOST_NAMES, _DEEPEST_NAME = 8, 4
 def form_of(stream: BinaryIO, suffix: str) -> tuple[str, list[dict]]:
     """The form of a file, and the records at its beginning.
 
-    A file holds JSON lines if at least half of its first lines are JSON objects or its name says so, and an array if it
-    begins with `[{"`. Any other file is plain text.
+    A file holds JSON lines if more than half of its first lines are JSON objects or its name says so, and an array if
+    it begins with `[{"`. Any other file is plain text.
 
     Args:
         stream: the content, at its beginning.

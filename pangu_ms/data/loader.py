@@ -73,7 +73,7 @@ class Loader:
                 (spec A5).
             rank, world: this rank, and the number of ranks.
             order: int64 [M], the rows that an epoch consists of (see `resample.Order`); by default all, in file order.
-            extra_inputs: names of what the model reads beside ids; see `ModelConfig.extra_inputs`.
+            extra_inputs: names of the inputs that the model reads besides ids, see `ModelConfig.extra_inputs`.
 
         Raises:
             DataError: no records have such an input.
@@ -145,8 +145,11 @@ def sequential_batches(
     """Batches in file order, all of one size; the last one is filled up with rows of padding, which do not count.
 
     Args:
+        records: the rows.
+        batch_size: rows B.
+        eod_reset: see `batch_from_ids`.
         max_batches: 0 for all.
-        extra_inputs: see `Loader`.
+        extra_inputs: as in `Loader`.
 
     Raises:
         DataError: no records have such an input.

@@ -201,8 +201,6 @@ def _settings(tokenizer: Tokenizer, seq_length: int, held_out: float) -> dict:
 
 
 def _hashes(directory: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(directory)): files.sha256_file(path)
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
+    """SHA-256 of every file below a directory."""
+    found = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    return {str(path.relative_to(directory)): files.sha256_file(path) for path in found}

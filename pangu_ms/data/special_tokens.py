@@ -51,13 +51,12 @@ class SpecialTokens:
         self.named = {name: _named(f"{name}_token", order, default) for name, default in defaults.items()}
         further = [_content(token) for tree in order for token in tree.get("additional_special_tokens") or []]
         self.contents = {content for content in [*self.named.values(), *further] if content is not None}
-        self.added: dict[int, tuple[str, bool]] = {
-            int(index): (content, content in self.contents) for content, index in trees.get(ADDED, {}).items()
-        }
-        self.added |= {
-            int(index): (_content(token), token.get("special") is True or _content(token) in self.contents)
-            for index, token in (listed or {}).items()
-        }
+        self.added: dict[int, tuple[str, bool]] = {}
+        for content, index in trees.get(ADDED, {}).items():
+            self.added[int(index)] = (content, content in self.contents)
+        for index, token in (listed or {}).items():
+            is_special = token.get("special") is True or _content(token) in self.contents
+            self.added[int(index)] = (_content(token), is_special)
         self.contents |= {content for content, special in self.added.values() if special}
         self.vocab_size: int | None = _whole(self._config.get("vocab_size"))
         if self.vocab_size is not None and not 0 < self.vocab_size <= 1 << 24:

@@ -1,7 +1,7 @@
-"""Processes that call functions for this one. No mindspore import.
+"""A pool of worker processes that call functions for this one. No mindspore import.
 
-Not those of `multiprocessing`: they begin with `python -c`, which imports from the working directory first
-(`isolated.py` says why that must not be), and they import the caller's main program again.
+`multiprocessing` is not used: its processes start with `python -c`, which imports from the working directory first
+(core/isolated.py explains why that must not happen), and they import the caller's main program again.
 """
 
 import contextlib
@@ -47,9 +47,9 @@ class Workers:
     def __exit__(self, *exception: object) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
-            self._closing = True  # a thread that is about to start a process must not: nobody would kill it
+            self._closing = True  # a thread must not start a process after this: the loop below would miss it
         for process in self._processes:
-            process.kill()  # what it writes is whole or not there
+            process.kill()  # safe, since a worker's files are written whole or not at all
         self._threads.shutdown()
         for process in self._processes:
             process.wait()
@@ -58,10 +58,14 @@ class Workers:
                     pipe.close()
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future:
-        """The result of a picklable function of an importable module, called in a worker; its exception is raised here.
+        """Call a function in a worker.
 
-        Raises (by the future):
-            WorkerDied: the process ended in it.
+        Args:
+            function: picklable, of a module that can be imported.
+            arguments: picklable.
+
+        Returns:
+            A future with the function's result or its exception; or WorkerDied, if the process ended in the call.
         """
         return self._threads.submit(self._call, function, arguments)
 

@@ -1,10 +1,12 @@
-"""The loss of every batch of a finished round under its frozen model, from which `data.resample` draws the next round.
-Source: spec E2.4."""
+"""Computes the loss of every batch of a finished round of training under the model that it gave. From these losses
+`data.resample` draws the next round.
+
+Source: spec E2.4.
+"""
 
 import json
 import math
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,9 +23,10 @@ from pangu_ms.data.loader import Loader
 from pangu_ms.data.npz_file import read_npz, to_npz
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import BatchLosses, Order, fingerprint
-from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
+from pangu_ms.eval.perplexity import Evaluator
 
-SAVE_SECONDS = 5.0  # what a killed process loses at most, beside one batch
+SAVE_SECONDS = 5.0
+"""Interval between saves: a killed process loses the losses of that time and of one batch."""
 
 
 def batch_losses(
@@ -34,21 +37,23 @@ def batch_losses(
     config: RunConfig | None = None,
     progress: bool = True,
 ) -> BatchLosses:
-    """Score the batches of the first epoch of the checkpoint's run, also those that a run of less than an epoch did not
-    come to; write them to `output`.
+    """Score the batches of the first epoch of a checkpoint's run, and write the losses to `output`.
 
-    The order of the rows is that of the run's data.seed, data.shuffle and data.order. Rows that do not fill a last
-    batch are left out. Losses found so far stand in OUTPUT.partial, from which the same call goes on.
+    All batches of the epoch are scored, even if the run ended before it had read them. Their rows are in the order of
+    the run's data.seed, data.shuffle and data.order; rows that do not fill a last batch are left out. The losses so far
+    are kept in OUTPUT.partial, and the same call goes on with them.
 
     Args:
-        records: what the run was trained on.
+        checkpoint: the run's last checkpoint.
+        records: the records that the run was trained on.
         output: new .npz file.
         batch_size: rows B in a batch; by default the run's train.batch_size.
         config: as in `eval.report.evaluate`.
+        progress: show a bar.
 
     Raises:
-        DataError: records that do not fit the model, too few rows for a batch, a loss that is not finite, or an
-            OUTPUT.partial of other settings.
+        DataError: the records do not fit the model or have too few rows for a batch, a loss is not finite, or
+            OUTPUT.partial was begun with other settings.
         ConfigError: the run's order file is not the one it was trained with.
         CheckpointError: names or shapes are not those of its own configuration.
         OutputError: `output` exists or cannot be written.
@@ -58,24 +63,11 @@ def batch_losses(
     batch_size = config.train.batch_size if batch_size is None else batch_size
     record_set, loader = _open(checkpoint, records, batch_size, config)
     total = loader.num_rows // batch_size
-    identity: dict[str, Any] = {
-        "records": fingerprint(record_set),
-        "checkpoint": files.sha256_json(checkpoint.manifest),
-        "batch_size": batch_size,
-        "compute_dtype": config.model.compute_dtype,
-        "device": config.runtime.device,
-    }
+    identity = _identity(checkpoint, record_set, batch_size, config)
     partial = Partial.open(Path(f"{output}.partial"), identity)
     if len(partial.losses) < total:
         with partial:
-            _score(
-                partial,
-                total,
-                loader,
-                Evaluator.load(checkpoint, config),
-                cached_evaluator(config, batch_size, record_set.row_length),
-                progress,
-            )
+            _score(partial, total, loader, Evaluator.load(checkpoint, config), progress)
     rows = loader.epoch_rows(0)[: total * batch_size].reshape(total, batch_size)
     made_by = identity | {
         "path": str(checkpoint.path),
@@ -88,6 +80,19 @@ def batch_losses(
     found.save(Path(output))
     partial.path.unlink()
     return found
+
+
+def _identity(
+    checkpoint: store.Checkpoint, record_set: RecordSet, batch_size: int, config: RunConfig
+) -> dict[str, Any]:
+    """Everything that the losses depend on."""
+    return {
+        "records": fingerprint(record_set),
+        "checkpoint": files.sha256_json(checkpoint.manifest),
+        "batch_size": batch_size,
+        "compute_dtype": config.model.compute_dtype,
+        "device": config.runtime.device,
+    }
 
 
 def _open(
@@ -115,33 +120,24 @@ def _open(
     )
 
 
-def _score(
-    partial: "Partial",
-    total: int,
-    loader: Loader,
-    evaluator: Evaluator,
-    compiling: AbstractContextManager[bool],
-    progress: bool,
-) -> None:
-    """Add the losses that are missing; the first batch compiles."""
+def _score(partial: "Partial", total: int, loader: Loader, evaluator: Evaluator, progress: bool) -> None:
+    """Add the losses that are missing."""
     done = len(partial.losses)
     batches = islice(loader.batches(done), total - done)
     scores = evaluator.each(
         progress_bar(progress, iterable=batches, total=total, initial=done, desc="losses", unit="batch")
     )
-    with compiling:
-        partial.add(next(scores).loss)
     for score in scores:
         partial.add(score.loss)
 
 
 @dataclass
 class Partial:
-    """The losses found so far, in a file that is replaced every few seconds and when its block ends, however it ends.
+    """The losses found so far. Their file is replaced every few seconds, and when the `with` block ends in any way.
 
     Attributes:
         path: OUTPUT.partial.
-        identity: JSON object, what the losses depend on.
+        identity: JSON object with everything that the losses depend on.
         losses: nats per token of the first batches, rounded to float32.
     """
 
@@ -152,10 +148,10 @@ class Partial:
 
     @classmethod
     def open(cls, path: Path, identity: dict[str, Any]) -> "Partial":
-        """Go on with the file, or begin it.
+        """Read the file of an earlier call, or make a new one.
 
         Raises:
-            DataError: it was begun with another checkpoint, records or settings, or is damaged.
+            DataError: the file was begun with another checkpoint, records or settings, or is damaged.
         """
         found = cls(path, json.dumps(identity, sort_keys=True), [])
         if path.exists():
@@ -166,18 +162,14 @@ class Partial:
                     " --output, or remove it"
                 )
             losses = fields["losses"]
-            if not (
-                isinstance(losses, np.ndarray)
-                and losses.dtype == np.float32
-                and losses.ndim == 1
-                and np.isfinite(losses).all()
-            ):
+            has_form = isinstance(losses, np.ndarray) and losses.dtype == np.float32 and losses.ndim == 1
+            if not (has_form and np.isfinite(losses).all()):
                 raise DataError(
                     f"{path}: its losses are no row of finite numbers of float32; it is damaged; remove it to begin"
                     " anew"
                 )
             found.losses = losses.tolist()
-        found.save()  # a place that cannot be written is told before the work
+        found.save()  # so that a path that cannot be written is an error before the work
         return found
 
     def add(self, loss: float) -> None:
@@ -208,13 +200,10 @@ class Partial:
 
 
 def _difference(stored: str, identity: dict[str, Any]) -> str:
-    """The settings in which an earlier call differs."""
+    """The settings in which an earlier call differs, for a message."""
     try:
         was = small_json.parse_object(stored)
     except (TypeError, ValueError):
         return "nothing that this version knows"
-    return ", ".join(
-        f"{name} {str(was.get(name))[:12]} (now {str(value)[:12]})"
-        for name, value in identity.items()
-        if was.get(name) != value
-    )
+    different = {name: value for name, value in identity.items() if was.get(name) != value}
+    return ", ".join([f"{name} {str(was.get(name))[:12]} (now {str(now)[:12]})" for name, now in different.items()])

@@ -1,7 +1,8 @@
-"""Unigram and bigram models counted on training records: what a language model must beat. numpy only.
+"""Unigram and bigram models of token ids, the baselines that a language model must beat. numpy only.
 
-Both predict the positions that count in a batch, as the model does. Source: absolute discounting, Ney, Essen and Kneser
-1994.
+They predict the positions of a batch that count, as the language model does.
+
+Source: absolute discounting, Ney, Essen and Kneser 1994.
 """
 
 from collections.abc import Iterable
@@ -14,20 +15,21 @@ from pangu_ms.models.common.batch import Batch
 
 @dataclass(frozen=True)
 class NgramModels:
-    """Counts of labels and of (input, label) pairs."""
+    """A unigram and a bigram model, from the counts of labels and of pairs (input, label)."""
 
     unigram_V: np.ndarray
     """Probability of each token, float64 [V], add-one smoothed."""
     pairs_N: np.ndarray
-    """Sorted codes input * V + label of the pairs seen, int64 [N]."""
+    """Codes input * V + label of the pairs that occurred, sorted, int64 [N]."""
     counts_N: np.ndarray
-    """How often each pair was seen, float64 [N]."""
+    """How often each pair occurred, float64 [N]."""
     history_V: np.ndarray
     """How often each token was an input, float64 [V]."""
     followers_V: np.ndarray
-    """How many different labels followed each input, float64 [V]."""
+    """How many different labels followed each token, float64 [V]."""
     discount: float
-    """Taken from every pair's count and given to the unigram: n1 / (n1 + 2 n2) of pairs seen once and twice."""
+    """Subtracted from the count of every pair and given to the unigram: n1 / (n1 + 2 n2), with the numbers n1 and n2 of
+    pairs that occurred once and twice."""
 
     @classmethod
     def count(cls, batches: Iterable[Batch], vocab_size: int) -> "NgramModels":
@@ -50,7 +52,8 @@ class NgramModels:
         )
 
     def score(self, batches: Iterable[Batch]) -> tuple[float, float, int]:
-        """Sums of nats under the unigram and the bigram, and the number of tokens."""
+        """Score batches; returns the nats of all tokens under the unigram and under the bigram, and the number of
+        tokens."""
         unigram = bigram = 0.0
         num_tokens = 0
         for batch in batches:
@@ -61,8 +64,8 @@ class NgramModels:
         return float(unigram), float(bigram), num_tokens
 
     def bigram_probability(self, codes: np.ndarray) -> np.ndarray:
-        """P(label | input) of pair codes [n], interpolated with the unigram; an unseen input leaves the unigram
-        alone."""
+        """P(label | input) for codes of pairs [n], interpolated with the unigram. For an input that never occurred it
+        is the unigram's."""
         vocab_size = len(self.unigram_V)
         inputs, labels = codes // vocab_size, codes % vocab_size
         at = np.minimum(np.searchsorted(self.pairs_N, codes), len(self.pairs_N) - 1)

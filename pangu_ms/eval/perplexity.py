@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -14,7 +14,6 @@ from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.compile_cache import cached_compile
 from pangu_ms.models.common.batch import Batch
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.loss import TokenLoss, mean_loss, to_tensors
 
 
@@ -41,9 +40,13 @@ class Score:
 class Evaluator:
     """Compiles the loss once and scores batches; all must have one shape."""
 
-    def __init__(self, model: nn.Cell, config: ModelConfig):
+    def __init__(self, model: nn.Cell, config: RunConfig | None = None):
+        """Score `model`, built from `config.model`; the compiled graph comes from the compile cache, or goes to it, as
+        `config` says. None compiles anew."""
         self.loss = TokenLoss(model)
+        self.config = config
         self.no_dropout = Tensor(0, ms.int32)
+        self.compiled = False
 
     @classmethod
     def load(cls, checkpoint: store.Checkpoint, config: RunConfig) -> "Evaluator":
@@ -52,14 +55,37 @@ class Evaluator:
         Raises:
             CheckpointError: names or shapes are not those of its own configuration.
         """
-        return cls(load_model(checkpoint, config), config.model)
+        return cls(load_model(checkpoint, config), config)
 
     def each(self, batches: Iterable[Batch]) -> Iterator[Score]:
         """One score for every batch."""
-        self.loss.set_train(False)
         for batch in batches:
-            total, count = self.loss(*to_tensors(batch), self.no_dropout)
-            yield Score(total.asnumpy().item(), count.asnumpy().item())
+            if self.compiled:
+                score = self._score(batch)
+            else:
+                with self._compile_cache(batch):
+                    score = self._score(batch)
+            self.compiled = True
+            yield score
+
+    def _score(self, batch: Batch) -> Score:
+        self.loss.set_train(False)  # a training step on the same model switches dropout on
+        total, count = self.loss(*to_tensors(batch), self.no_dropout)
+        return Score(total.asnumpy().item(), count.asnumpy().item())
+
+    def _compile_cache(self, batch: Batch) -> AbstractContextManager[bool]:
+        """Around the first batch, which compiles."""
+        if self.config is None:
+            return nullcontext(False)
+        batch_size, row_length = batch.ids.shape
+        identity = {
+            "graph": "evaluate",
+            "model": config_to_dict(self.config)["model"],
+            "device": self.config.runtime.device,
+            "batch_size": batch_size,
+            "row_length": row_length,
+        }
+        return cached_compile(self.config.runtime.compile_cache, identity)
 
     def score(self, batches: Iterable[Batch]) -> Score:
         """Sum over all batches."""
@@ -67,9 +93,3 @@ class Evaluator:
         for score in self.each(batches):
             total, count = total + score.total_nats, count + score.num_tokens
         return Score(total, count)
-
-
-def cached_evaluator(config: RunConfig, batch_size: int, row_length: int) -> AbstractContextManager[bool]:
-    """Around an evaluator's first batch, which compiles: the graph comes from the compile cache, or goes to it."""
-    identity = {"graph": "evaluate", "model": config_to_dict(config)["model"], "device": config.runtime.device}
-    return cached_compile(config.runtime.compile_cache, identity | {"batch_size": batch_size, "row_length": row_length})

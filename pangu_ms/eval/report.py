@@ -1,6 +1,6 @@
-"""Held-out perplexity of a checkpoint, beside unigram and bigram models counted on the training records.
+"""Evaluates a checkpoint: held-out perplexity, and that of unigram and bigram models for comparison.
 
-mindspore is imported when records are opened and the model is loaded, behind all checks that need neither.
+mindspore is imported when records are opened and the model is loaded, after all checks that need neither.
 """
 
 import math
@@ -13,13 +13,13 @@ from pangu_ms.core.errors import CheckpointError, DataError
 from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import num_batches, require_batches, sequential_batches
 from pangu_ms.data.records import RecordSet
-from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.eval.ngram import NgramModels
 
 if TYPE_CHECKING:
     from pangu_ms.eval.perplexity import Score
 
-COUNTING_ROWS = 4096  # rows per merge of the n-gram counts
+COUNTING_ROWS = 4096
+"""Rows in a batch when n-grams are counted; the counts are merged after each batch."""
 
 
 def evaluate(
@@ -34,34 +34,35 @@ def evaluate(
     """Score one split of the records.
 
     Args:
+        checkpoint: its model and tokenizer.
+        records: a directory that `pangu data prepare` wrote, or official files.
+        split: train or held_out.
         batch_size: rows per batch.
-        max_batches: stop after this many; 0 scores all.
-        config: by default the checkpoint's; another one moves it to another device or compute dtype, see
-            `checkpoint.model.checkpoint_config`.
+        max_batches: batches to score; 0 scores all.
+        progress: show a bar.
+        config: device and compute dtype to use instead of the checkpoint's, see `checkpoint.model.checkpoint_config`.
 
     Returns:
-        step, split, tokens (scored), loss (nats per token), perplexity and, where a manifest tells the split's size,
-        bits_per_byte.
+        step; split; tokens (number of scored ones); loss (nats per token); perplexity; and for records with a manifest,
+        which holds the size of the text, bits_per_byte.
 
     Raises:
-        DataError: records that do not fit the model, or nothing to score.
-        CheckpointError: names or shapes are not those of its own configuration; or its loss is no number.
+        DataError: the records do not fit the model, or nothing can be scored.
+        CheckpointError: names or shapes are not those of the configuration; or the loss is no finite number.
     """
     require_batches(batch_size, max_batches)
-    config, tokenizer = config or checkpoint.config(), checkpoint.tokenizer_path()
-    loaded = Tokenizer.load(tokenizer) if tokenizer else None
+    config, tokenizer = config or checkpoint.config(), checkpoint.tokenizer()
     record_set = RecordSet.open(records, split)
     total = num_batches(record_set, batch_size, max_batches)
-    record_set.check(config.model, loaded, evaluation=True)
+    record_set.check(config.model, tokenizer, evaluation=True)
 
-    from pangu_ms.eval.perplexity import Evaluator, cached_evaluator
+    from pangu_ms.eval.perplexity import Evaluator
 
     evaluator = Evaluator.load(checkpoint, config)
     batches = sequential_batches(
         record_set, batch_size, config.data.eod_reset, max_batches, config.model.extra_inputs()
     )
-    with cached_evaluator(config, batch_size, record_set.row_length):
-        first = evaluator.score([next(batches)])
+    first = evaluator.score([next(batches)])
     _require_numbers(checkpoint, first)
     rest = evaluator.score(
         progress_bar(progress, iterable=batches, total=total, initial=1, desc="evaluate", unit="batch")
@@ -81,12 +82,16 @@ def evaluate(
 
 
 def bits_per_byte(loss: float, split: dict[str, Any]) -> float:
-    """Bits the model needs per UTF-8 byte of a split's text, at a mean loss in nats per token.
+    """Bits per UTF-8 byte of a split's text that a model needs, by which models with different tokenizers can be
+    compared.
 
-    All of the split's tokens are charged at the mean loss, since the scored ones leave some out (the first of every
-    document and of every row) while the bytes are those of the whole text. The tokens include the eod of every
-    document, as a model of texts has to say where each one ends; padding is not among them. So models with different
-    tokenizers can be compared.
+    The mean loss is charged for all tokens of the split, though some are never scored (the first of every document and
+    of every row), because the bytes are those of the whole text. The eod of every document counts as a token, since a
+    model of texts has to predict where each one ends; padding does not count.
+
+    Args:
+        loss: mean loss in nats per token.
+        split: the split's section in the manifest.
     """
     return loss * split["tokens"] / (math.log(2) * split["bytes"])
 
@@ -94,17 +99,17 @@ def bits_per_byte(loss: float, split: dict[str, Any]) -> float:
 def baselines(
     records: Path | str, split: str, vocab_size: int, batch_size: int, max_batches: int = 0, progress: bool = False
 ) -> dict[str, float | None]:
-    """Perplexities of the unigram and the bigram model on the positions that `evaluate` scores.
+    """Perplexities of a unigram and a bigram model, counted on the training split, on the positions that `evaluate`
+    scores.
 
     Returns:
-        unigram_perplexity and bigram_perplexity: None for the training split, and so for files without manifest, which
-            are always opened as
-        that: they would be scored on the records they were counted on.
+        unigram_perplexity and bigram_perplexity. Both are None for the training split, on which they would be scored on
+        what they were counted on; official files are always a training split.
     """
     if split == "train":
         return {"unigram_perplexity": None, "bigram_perplexity": None}
     train_set, record_set = RecordSet.open(records, "train"), RecordSet.open(records, split)
-    num_batches(record_set, batch_size, max_batches)  # a mistake is told before the counting
+    num_batches(record_set, batch_size, max_batches)  # refuses wrong numbers before the counting, which takes long
     batches = sequential_batches(train_set, COUNTING_ROWS, False)
     total = num_batches(train_set, COUNTING_ROWS)
     models = NgramModels.count(

@@ -1,16 +1,16 @@
 """A MindIR package: a directory that runs without the model code.
 
-    model.mindir | model_graph.mindir + model_variables/   prefill and cached decoding over one copy of the weights
-    tokenizer/                                             SentencePiece model and its settings, or Hugging Face's files
-    run.pyz                                                `python run.pyz --prompt ...`: the runner of this file
-    requirements.txt                                       what run.pyz needs: pip install -r requirements.txt
-    manifest.json                                          sha256 of every file, model, signatures, versions; written
-    last
-    manifest.sig                                           of a signed package: see signature.py
+    model.mindir        prefill and cached decoding over one copy of the weights; above 1 GB of weights
+                        model_graph.mindir and model_variables/ instead
+    tokenizer/          SentencePiece model and its settings, or Hugging Face's files
+    run.pyz             the runner: `python run.pyz --prompt ...`
+    requirements.txt    the Python packages that run.pyz needs: pip install -r requirements.txt
+    manifest.json       SHA-256 of every file, model, inputs and outputs, versions; written last
+    manifest.sig        only in a signed package, see signature.py
 
-The hashes find accidents: a file that was cut off, altered or mixed up. Whoever wants to deceive computes them anew;
-against that there is the signature. Either way the graph may hold nothing that makes MindSpore open a library, run
-Python or write files: see graph_file.py.
+The hashes find accidents: files that were cut off, altered or mixed up. They do not stop an attacker, who can compute
+new ones; the signature does. In any case the graph may hold nothing that makes MindSpore open a library, run Python or
+write files, see graph_file.py.
 """
 
 import dataclasses
@@ -30,18 +30,20 @@ from pangu_ms.infer.decoder import Decoder, GraphShape
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-MAX_MANIFEST_BYTES = 16 << 20  # a manifest has some kilobytes
-GRAPH_NAMES = ("model.mindir", "model_graph.mindir")  # MindSpore writes the second form for more than 1 GB of weights
+MAX_MANIFEST_BYTES = 16 << 20
+"""Limit before a manifest is read; real ones have some kilobytes."""
+GRAPH_NAMES = ("model.mindir", "model_graph.mindir")
+"""MindSpore writes the second one if there is more than 1 GB of weights."""
 MAX_KEY_BYTES = 1 << 16
 KEY_LENGTHS = (16, 24, 32)
 ENCRYPTION_MODES = ("AES-GCM", "AES-CBC")
 
 
 def read_key(path: Path | str | None) -> bytes | None:
-    """An AES key from a file: 16, 24 or 32 bytes, a final newline not counted.
+    """Read an AES key of 16, 24 or 32 bytes from a file; a newline at its end is no part of it.
 
     Raises:
-        ExportError: no such file, or another length.
+        ExportError: the file cannot be read, or its key has another length.
     """
     if path is None:
         return None
@@ -64,12 +66,9 @@ def file_entries(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def _files(directory: Path) -> dict[str, Path]:
-    paths = [
-        p
-        for p in sorted(directory.rglob("*"))
-        if p.is_file() and p not in (directory / MANIFEST, directory / SIGNATURE)
-    ]
-    return {p.relative_to(directory).as_posix(): p for p in paths}
+    apart = (directory / MANIFEST, directory / SIGNATURE)
+    paths = [path for path in sorted(directory.rglob("*")) if path.is_file() and path not in apart]
+    return {path.relative_to(directory).as_posix(): path for path in paths}
 
 
 def _entry(path: Path) -> dict[str, Any]:
@@ -83,17 +82,22 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Package:
-    """A package whose files are what its manifest says."""
+    """A package whose files were found to be those of its manifest."""
 
     path: Path
     manifest: dict[str, Any]
 
     @classmethod
     def open(cls, path: Path | str, verify_key: Path | str | None = None) -> "Package":
-        """Check every hash, and with `verify_key`, a PEM file, first of all the signature.
+        """Open a package and verify every hash.
+
+        Args:
+            path: its directory.
+            verify_key: PEM file of a public key. If given, the signature is verified first.
 
         Raises:
-            ExportError: not a package; a file is missing, altered or was added; no signature, or one by another key.
+            ExportError: the directory is no package; a file is missing, altered or was added; or the signature is
+                missing or made with another key.
         """
         path = Path(path)
         content = _read_manifest(path)
@@ -120,7 +124,7 @@ class Package:
 
     @property
     def shape(self) -> GraphShape:
-        """The static shapes of its graph."""
+        """The static shapes of the graph."""
         return GraphShape(**self.manifest["graph"])
 
     def tokenizer(self) -> Tokenizer:
@@ -139,11 +143,14 @@ class Package:
             )
 
     def decoder(self, key: bytes | None = None) -> Decoder:
-        """Load the graph into MindSpore, once it is known to hold nothing but mathematics of the manifest's shapes.
+        """Check the graph (see `require_harmless`), and load it into MindSpore.
+
+        Args:
+            key: of an encrypted package.
 
         Raises:
-            ExportError: a key is missing, wrong or of no use; the graph would load a library, run Python, write files
-                or read others; it has other shapes.
+            ExportError: the key is missing, wrong or not needed; the graph would load a library, run Python, or read or
+                write other files; or its shapes are not those of the manifest.
         """
         import mindspore as ms
         from mindspore import nn
@@ -164,8 +171,8 @@ class Package:
         return next(self.path / name for name in GRAPH_NAMES if name in self.manifest["files"])
 
     def require_harmless(self, key: bytes | None = None) -> None:
-        """Raise ExportError unless the graph holds nothing but mathematics of the manifest's shapes and the package's
-        own weights."""
+        """Raise ExportError unless the graph only computes, has the shapes of the manifest, and uses the weights of the
+        package."""
         graph = self._graph()
         try:
             found = GraphFile.read(_content(graph, key, self.manifest["encryption"]))
@@ -181,12 +188,9 @@ class Package:
         if strange := found.locations - self.manifest["files"].keys():
             raise ExportError(f"{graph}: has weights in {min(strange)}, which is no file of the package; it is refused")
         shape = self.shape
-        rows = {
-            dims[:1] == [shape.batch_size * shape.capacity]
-            for name, dims in found.parameters.items()
-            if name.endswith((".cache.keys", ".cache.values"))
-        }
-        if rows != {True} or found.inputs[:1] != [[shape.batch_size, shape.chunk]]:
+        caches = [dims for name, dims in found.parameters.items() if name.endswith((".cache.keys", ".cache.values"))]
+        caches_fit = bool(caches) and all(dims[:1] == [shape.batch_size * shape.capacity] for dims in caches)
+        if not caches_fit or found.inputs[:1] != [[shape.batch_size, shape.chunk]]:
             raise ExportError(
                 f"{self.path / MANIFEST}: graph={self.manifest['graph']}: the graph itself has other shapes; the"
                 " package is refused; export again"
@@ -218,7 +222,8 @@ def _read_manifest(path: Path) -> bytes:
 
 
 def _odd(manifest: dict[str, Any]) -> str:
-    """The first thing in a manifest, sealed or not, that no export writes; empty where there is none."""
+    """The first entry of a manifest that no export writes, for a message; "" if there is none. A right seal does not
+    make this needless: anybody can compute one."""
     entries, graph = manifest.get("files"), manifest.get("graph")
     if not isinstance(entries, dict) or not any(name in entries for name in GRAPH_NAMES):
         return "files: names no graph"
@@ -226,18 +231,13 @@ def _odd(manifest: dict[str, Any]) -> str:
         plain = PurePosixPath(name)
         if plain.is_absolute() or ".." in plain.parts or str(plain) != name or not name.isprintable():
             return f"files: {name!a} is no file of the package"
-        if (
-            not isinstance(entry, dict)
-            or not _is_size(entry.get("bytes"), 0)
-            or not re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256")))
-        ):
+        has_size = isinstance(entry, dict) and _is_size(entry.get("bytes"), 0)
+        if not has_size or not re.fullmatch("[0-9a-f]{64}", str(entry.get("sha256"))):
             return f"files: {name}: has no size and digest"
     names = [field.name for field in dataclasses.fields(GraphShape)]
-    if (
-        not isinstance(graph, dict)
-        or sorted(graph) != sorted(names)
-        or not all(_is_size(value, 1) for value in graph.values())
-    ):
+    if not isinstance(graph, dict) or sorted(graph) != sorted(names):
+        return f"graph: must have whole numbers above 0 for {', '.join(names)}"
+    if not all(_is_size(value, 1) for value in graph.values()):
         return f"graph: must have whole numbers above 0 for {', '.join(names)}"
     if graph["capacity"] % graph["chunk"] or graph["chunk"] > graph["seq_length"]:
         return f"graph={graph}: its sizes do not fit together"
@@ -252,12 +252,12 @@ def _is_size(value: Any, least: int) -> bool:
 
 
 def _changed(path: Path, entries: dict[str, dict[str, Any]]) -> list[str]:
-    """What differs from the manifest's entries; nothing is read but files of the right size."""
+    """The differences between the files and the manifest's entries. Only files of the right size are read."""
     found = _files(path)
     missing = [f"{name} is missing" for name in entries if name not in found]
-    altered = [
-        f"{name} was altered"
-        for name, entry in entries.items()
-        if name in found and (found[name].stat().st_size != entry["bytes"] or _entry(found[name]) != entry)
-    ]
+    altered = [f"{name} was altered" for name in entries if name in found and _differs(found[name], entries[name])]
     return missing + altered + [f"{name} was added" for name in found if name not in entries]
+
+
+def _differs(path: Path, entry: dict[str, Any]) -> bool:
+    return path.stat().st_size != entry["bytes"] or _entry(path) != entry

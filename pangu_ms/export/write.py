@@ -1,4 +1,4 @@
-"""Write a MindIR package from a checkpoint and prove that it computes the same."""
+"""Exports a checkpoint as a MindIR package, and verifies that the package computes the same."""
 
 import contextlib
 import errno
@@ -42,13 +42,13 @@ from pangu_ms.infer.load import load_decoder, load_tokenizer
 from pangu_ms.models.common.config import ModelConfig
 
 RUNNER_PACKAGES = ("mindspore", "numpy")
-"""What a package needs beside its tokenizer's."""
+"""Python packages that every package needs, besides those of its tokenizer."""
 VERIFIED_STEPS = 32
-# On a CPU the checkpoint runs our kernels and the package MindSpore's operators: two implementations, which round
-# apart.
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
+"""Largest difference of a logit by compute dtype. On a CPU the checkpoint runs our kernels and the package MindSpore's
+operators, which round differently."""
 ENCRYPTION_MODE = "AES-GCM"
-# All that running a package takes: no model code. `models`, `config`, `train` and `checkpoint` stay out.
+# Everything that runs a package. There is no model code: `models`, `config`, `train` and `checkpoint` are not needed.
 RUNNER_MODULES = (
     "pangu_ms/__init__.py",
     "pangu_ms/cli/__init__.py",
@@ -57,6 +57,7 @@ RUNNER_MODULES = (
     "pangu_ms/cli/run_mindir.py",
     "pangu_ms/cli/run_pyz.py",
     "pangu_ms/core/__init__.py",
+    "pangu_ms/core/callable_package.py",
     "pangu_ms/core/cluster_variables.py",
     "pangu_ms/core/console.py",
     "pangu_ms/core/errors.py",
@@ -94,14 +95,23 @@ def export_package(
     config: RunConfig | None = None,
     sign_key: Path | None = None,
 ) -> dict[str, Any]:
-    """Export, verify in a fresh process, commit; returns the manifest.
+    """Write a package, whole or not at all, after it was verified in a process of its own.
 
-    `shape` fixes batch size, chunk and cache. The graph is encrypted with the key in `key_file`, and the manifest
-    signed with the private key in `sign_key`, if any.
+    Args:
+        checkpoint: model and tokenizer.
+        output: directory of the package, which must not exist or be empty.
+        shape: the static shapes of the graph: batch size, chunk and cache.
+        key_file: AES key to encrypt the graph with.
+        tokenizer: to use instead of the checkpoint's.
+        config: device and compute dtype to use instead of the checkpoint's.
+        sign_key: PEM file of a private key to sign the manifest with.
+
+    Returns:
+        The manifest.
 
     Raises:
         OutputError: `output` has other content, or the disk is full.
-        ExportError: the exported graph differs from the checkpoint; or a key cannot be used.
+        ExportError: the exported graph differs from the checkpoint, or a key cannot be used.
     """
     config = config or checkpoint.config()
     runtime.start(config.runtime.device)
@@ -120,25 +130,8 @@ def export_package(
         files.write_text(
             directory / "requirements.txt", "".join(f"{name}=={metadata.version(name)}\n" for name in needed)
         )
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "model": config_to_dict(config)["model"],
-            "graph": vars(shape),
-            "inputs": (
-                {"ids": ["int32", [shape.batch_size, shape.chunk]], "start": ["int32", [shape.batch_size]]}
-                | {"last": ["int32", [shape.batch_size]], "prefill": ["bool", []]}
-            ),
-            "outputs": {"logits": ["float32", [shape.batch_size, config.model.vocab_size]]},
-            "encryption": ENCRYPTION_MODE if key else "",
-            "target": config.runtime.device,
-            "versions": {"pangu_ms": __version__, "mindspore": metadata.version("mindspore")},
-            "checkpoint": {
-                "step": checkpoint.step,
-                "manifest_sha256": files.sha256_file(checkpoint.path / "manifest.json"),
-            },
-            "files": file_entries(directory),
-        }
+        manifest = _description(checkpoint, config, shape, ENCRYPTION_MODE if key else "")
+        manifest["files"] = file_entries(directory)
         files.write_json(directory / MANIFEST, sealed(manifest))
         manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file)
         files.write_json(directory / MANIFEST, sealed(manifest))
@@ -147,11 +140,37 @@ def export_package(
     return manifest
 
 
+def _description(checkpoint: Checkpoint, config: RunConfig, shape: GraphShape, encryption: str) -> dict[str, Any]:
+    """The manifest of a package without its files."""
+    batch_size, vocab_size = shape.batch_size, config.model.vocab_size
+    return {
+        "format_version": FORMAT_VERSION,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "model": config_to_dict(config)["model"],
+        "graph": vars(shape),
+        "inputs": {
+            "ids": ["int32", [batch_size, shape.chunk]],
+            "start": ["int32", [batch_size]],
+            "last": ["int32", [batch_size]],
+            "prefill": ["bool", []],
+        },
+        "outputs": {"logits": ["float32", [batch_size, vocab_size]]},
+        "encryption": encryption,
+        "target": config.runtime.device,
+        "versions": {"pangu_ms": __version__, "mindspore": metadata.version("mindspore")},
+        "checkpoint": {
+            "step": checkpoint.step,
+            "manifest_sha256": files.sha256_file(checkpoint.path / "manifest.json"),
+        },
+    }
+
+
 def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: bytes | None) -> None:
     """Write model.mindir (or its two-part form) for the static shapes."""
     ids, row = np.zeros((shape.batch_size, shape.chunk), np.int32), np.zeros(shape.batch_size, np.int32)
     encryption = {"enc_key": key, "enc_mode": ENCRYPTION_MODE} if key else {}
-    for cache in graph.caches():  # the file stores the caches' content: zeros tell nothing of earlier prompts
+    # The file stores the content of the caches. They are set to zero, so that it reveals no earlier prompts.
+    for cache in graph.caches():
         cache.set_data(Tensor(np.zeros(cache.shape, cache.asnumpy().dtype)))
     inputs = (Tensor(ids), Tensor(row), Tensor(row), Tensor(np.bool_(True)))
     try:
@@ -159,17 +178,17 @@ def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: byt
             ms.export(graph, *inputs, file_name=f"{plain}/model", file_format="MINDIR", **encryption)
     except RuntimeError as error:
         free = shutil.disk_usage(directory).free
-        if free < 64 << 20:  # MindSpore does not pass on the system's error
+        if free < 64 << 20:  # MindSpore hides the system's error, so the free room has to tell a full disk
             raise OSError(errno.ENOSPC, "No space left on device", str(directory)) from error
         raise
     for path in directory.rglob("model*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # MindSpore lets the owner alone read them
+        path.chmod(0o755 if path.is_dir() else 0o644)  # MindSpore makes them readable for their owner only
 
 
 @contextlib.contextmanager
 def plain_name(directory: Path) -> Iterator[str]:
-    """A name of a directory that MindSpore takes, whatever its own is: `ms.export` refuses all but letters, digits and
-    @ _ - . : / in a path."""
+    """Another name of a directory, without characters that MindSpore refuses: `ms.export` takes only letters, digits
+    and @ _ - . : / in a path."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}"
@@ -193,8 +212,7 @@ def write_runner(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Trial:
-    """Tokens for checkpoint and package: prompts of different lengths and 32 steps, and what the checkpoint makes of
-    them."""
+    """Prompts of different lengths and tokens for 32 steps, and the checkpoint's logits for them."""
 
     prompts: list[list[int]]
     tokens: np.ndarray
@@ -204,17 +222,19 @@ class Trial:
 
     @classmethod
     def run(cls, decoder: Decoder, vocab_size: int) -> "Trial":
-        """Ask the checkpoint's model, as it was filled from the file: before anything is exported from it, which could
-        change it.
+        """Make the prompts and tokens, and compute the logits.
+
+        Args:
+            decoder: of the checkpoint's model, from which nothing was exported yet: an export could change it.
+            vocab_size: tokens are below it.
 
         Raises:
-            ExportError: its logits are not finite.
+            ExportError: the logits are not finite.
         """
         shape, rng = decoder.shape, np.random.default_rng(0)
         steps = min(VERIFIED_STEPS, shape.max_length - 2)
-        longest = max(
-            1, shape.max_length - steps
-        )  # prompts from one token to as many as leave room for the steps: all chunks are used
+        # From one token to as many as leave room for the steps, so that all chunks are used.
+        longest = max(1, shape.max_length - steps)
         lengths = np.linspace(longest, 1, shape.batch_size).astype(int).tolist()
         prompts = [rng.integers(0, vocab_size, n).tolist() for n in lengths]
         tokens = rng.integers(0, vocab_size, (steps, shape.batch_size)).astype(np.int32)
@@ -230,11 +250,11 @@ class Trial:
 def verify(
     trial: Trial, checkpoint: Checkpoint, directory: Path, model: ModelConfig, key_file: Path | None
 ) -> dict[str, float]:
-    """Compare a package, in a fresh process, with the checkpoint: each weight with the file's, bit for bit, and the
-    logits of the trial.
+    """Compare a package with the checkpoint: each weight, bit for bit, and the logits of the trial. The package runs in
+    a process of its own.
 
     Raises:
-        ExportError: a weight is missing or another one, or the largest difference of a logit exceeds the tolerance.
+        ExportError: a weight is missing or differs, or the difference of a logit exceeds the tolerance.
     """
     actual, found = replay_in_fresh_process(directory, trial.prompts, trial.tokens, key_file)
     dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
@@ -261,7 +281,11 @@ def verify(
 def replay_in_fresh_process(
     directory: Path, prompts: list[list[int]], tokens: np.ndarray, key_file: Path | None
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """Logits as `Trial.expected`, and the digest of each parameter, by a process that has the package alone."""
+    """Run the tokens in a process that has nothing but the package.
+
+    Returns:
+        Logits as in `Trial.expected`, and the digest of each parameter by name.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch) / "tokens.npz", Path(scratch) / "answer.npz"
         np.savez(request, tokens=tokens, **{f"prompt_{i}": np.array(p, np.int32) for i, p in enumerate(prompts)})

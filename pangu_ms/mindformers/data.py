@@ -1,5 +1,5 @@
-"""Our loader as a MindSpore data set whose n-th element is the whole batch of step n. mindspore is imported when it is
-made."""
+"""Our loader as a MindSpore data set whose n-th element is the whole batch of step n. mindspore is imported when the
+data set is made."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,8 +20,10 @@ def columns(model: ModelConfig) -> list[str]:
 
 
 class StepBatches:
-    """Batches by number of the step, so that a data set that skips n elements resumes at step n. Reads forward; a jump
-    opens a new window."""
+    """Batches by the number of their step: a data set that skips n elements resumes at step n.
+
+    Batches are read forward; only a jump to another step starts a new iteration.
+    """
 
     def __init__(self, loader: Loader, num_steps: int, seed: int):
         self._loader, self._num_steps, self._seed = loader, num_steps, seed
@@ -42,7 +44,7 @@ class StepBatches:
 
 
 def step_dataset(run: RunConfig) -> Any:
-    """A GeneratorDataset of run.train.steps elements, the batches that `pangu train` reads in the same order.
+    """A GeneratorDataset with the batches that `pangu train` reads, in the same order: one for each of run.train.steps.
 
     Raises:
         ConfigError: no records are named.

@@ -1,10 +1,10 @@
-"""The PanGu families as one registered MindFormers model: our model and our loss, with nothing of their own.
+"""The PanGu families as one model that is registered with MindFormers: it wraps our model and our loss.
 
-Parameters have our names without any prefix, so MindFormers' checkpoints and ours are the same arrays under the same
-names.
+The parameters have our names without any prefix, so that MindFormers' checkpoints and ours hold the same arrays under
+the same names.
 """
 
-import dataclasses
+from typing import Any
 
 import mindspore as ms
 from mindformers.models import PretrainedConfig, PreTrainedModel
@@ -19,22 +19,24 @@ from pangu_ms.models.registry import FAMILIES
 
 @MindFormerRegister.register(MindFormerModuleType.CONFIG)
 class PanguConfig(PretrainedConfig):
-    """`family` and the fields of its class in pangu_ms.config, checked, beside whatever else MindFormers stores in a
-    model's configuration."""
+    """The configuration of a model for MindFormers: `family`, the fields of this family, which are checked, and
+    whatever else MindFormers stores in a model's configuration."""
 
     model_type = "pangu"
-    is_composition = (
-        True  # says that the class cannot be made without arguments, which MindFormers otherwise does to print it
-    )
+    # To print a configuration, MindFormers makes a default one of its class, unless the class is a "composition". This
+    # class cannot be made without arguments.
+    is_composition = True
 
-    def __init__(self, family: str = "alpha", initial_seed: int = 1, **fields):
-        """Args:
-        family: as in our configurations.
-        initial_seed: of the initial values.
-        fields: the family's, and MindFormers' own.
+    def __init__(self, family: str = "alpha", initial_seed: int = 1, **fields: Any):
+        """Check the fields of the family.
+
+        Args:
+            family: as in our configurations.
+            initial_seed: seed of the initial values.
+            fields: those of the family, and MindFormers' own.
 
         Raises:
-            ConfigError: an unknown family; a field is missing or wrong.
+            ConfigError: the family is unknown, or a field is missing or wrong.
         """
         own = {name: fields.pop(name) for name in _names(family) if name in fields}
         device = {"device": ms.get_context("device_target")}
@@ -45,13 +47,14 @@ class PanguConfig(PretrainedConfig):
             setattr(self, name, getattr(model, name))
 
     def to_model_config(self) -> ModelConfig:
-        """The same as our own configuration."""
+        """The same model in our own configuration class."""
         return FAMILIES[self.family].config(**{name: getattr(self, name) for name in _names(self.family)})
 
 
 @MindFormerRegister.register(MindFormerModuleType.MODELS)
 class PanguForCausalLM(PreTrainedModel):
-    """The mean loss of next tokens. Training alone: evaluate and generate with `pangu eval` and `pangu generate`."""
+    """Computes the mean loss of next tokens. It is for training only: `pangu eval` and `pangu generate` evaluate and
+    generate."""
 
     config_class = PanguConfig
 
@@ -63,17 +66,17 @@ class PanguForCausalLM(PreTrainedModel):
         self.loss = TokenLoss(model)
 
     def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key):
-        """See TokenLoss; -> mean loss over the tokens that count, float32 scalar."""
+        """The mean loss over the tokens that count, a float32 scalar; see TokenLoss for the arguments."""
         total, count = self.loss(ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key)
         return mean_loss(total, count)
 
     def no_weight_decay(self) -> set[str]:
-        """Called by MindFormers when it makes an optimizer: by shape alone it would decay those of activations (spec
-        A3.1)."""
+        """Names of the parameters without weight decay. MindFormers calls this when it makes an optimizer; judging by
+        the shape alone, it would decay the parameters of activations too (spec A3.1)."""
         return {name for name, spec in self.config.to_model_config().parameters().items() if not spec.decay}
 
     def convert_name(self, weight_name: str) -> str:
-        """Called by MindFormers when it loads a checkpoint: the names are ours, none needs another."""
+        """The name that a checkpoint's tensor has in the model: the same. MindFormers calls this when it loads one."""
         return weight_name
 
     convert_concat_name = convert_name
@@ -81,5 +84,5 @@ class PanguForCausalLM(PreTrainedModel):
 
 def _names(family: str) -> list[str]:
     return (
-        [field.name for field in dataclasses.fields(FAMILIES[family].config)] if family in FAMILIES else []
+        list(FAMILIES[family].config.field_names()) if family in FAMILIES else []
     )  # config_from_dict names the mistake

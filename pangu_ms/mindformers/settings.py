@@ -1,10 +1,10 @@
-"""The `pangu:` section of a MindFormers YAML, checked by our own configuration code. No mindspore or mindformers
+"""Checks the `pangu:` section of a MindFormers YAML with our own configuration code. No mindspore or mindformers
 import.
 
-The section has the form of our own configurations and holds what MindFormers has no place for: `model` (all fields),
-`data` (all fields) and `train.steps`. What MindFormers has a section for is said there and nowhere else: batch size,
-seed, optimizer, schedule, device, checkpoints. `model.model_config` holds a type alone; `publish` copies the model's
-fields there, where MindFormers and its callbacks look for them.
+The section has the form of our own configurations. It holds what MindFormers has no setting for: `model` (all fields),
+`data` (all fields) and `train.steps`. Everything else is set in MindFormers' own sections: batch size, seed, optimizer,
+schedule, device and checkpoints. In the YAML `model.model_config` holds only a type; `publish` copies the model's
+fields there, since MindFormers and its callbacks read them there.
 """
 
 import dataclasses
@@ -17,7 +17,8 @@ from pangu_ms.core.errors import ConfigError
 from pangu_ms.models.common.config import ModelConfig
 
 OURS = ("model", "data", "train")
-MINDFORMERS_PLACE = {
+"""Sections of our configuration that the `pangu:` section may have."""
+MINDFORMERS_SETTING = {
     "batch_size": "runner_config.batch_size",
     "seed": "seed",
     "save_every": "save_checkpoint_steps of the callback CheckpointMonitor",
@@ -27,23 +28,24 @@ MINDFORMERS_PLACE = {
     "loss_scale": "runner_wrapper.scale_sense",
     "runtime": "context",
 }
+"""Fields and sections of our configuration -> the MindFormers setting that takes their place."""
 
 
 def resolve(config: Mapping[str, Any], where: str = "pangu") -> RunConfig:
-    """Check a MindFormers configuration, its `pangu:` section above all.
+    """Check a MindFormers configuration and make ours of it.
 
     Args:
-        config: the whole configuration, as a MindFormerConfig or plain mappings; sections that MindFormers fills in may
+        config: the whole configuration, as a MindFormerConfig or plain mappings. Sections that MindFormers fills in may
             be missing.
-        where: begins each message about the section.
+        where: begins each message about the `pangu:` section.
 
     Returns:
-        Our configuration with what the section says, and batch size, seed and device from MindFormers' sections. Its
-        optimizer, guard and loss_scale sections have our defaults and no effect.
+        Our configuration, from the `pangu:` section and the batch size, seed and device of MindFormers' sections. Its
+        sections optimizer, guard and loss_scale hold our defaults and have no effect.
 
     Raises:
-        ConfigError: unknown or misplaced keys, bad values, or a MindFormers setting that would have no effect or fail
-            here.
+        ConfigError: a key is unknown or misplaced, a value is wrong, or a MindFormers setting would have no effect or
+            fail here.
     """
     section = _plain(config.get("pangu"))
     if not isinstance(section, dict):
@@ -58,10 +60,8 @@ def resolve(config: Mapping[str, Any], where: str = "pangu") -> RunConfig:
         raise ConfigError(
             f"{where}: train.steps: is required and was not given; it is the length of the run in optimizer steps"
         )
-    given = {
-        "batch_size": runner.get("batch_size", 1),
-        "seed": config.get("seed", 1),
-    }  # MindFormers' defaults, as the next one
+    # The defaults of these three are MindFormers' own.
+    given = {"batch_size": runner.get("batch_size", 1), "seed": config.get("seed", 1)}
     device = context.get("device_target", "Ascend")
     run = config_from_dict(section | {"train": train | given, "runtime": {"device": device}}, where)
     _require_supported(config, runner, device)
@@ -75,26 +75,21 @@ def publish(config: dict[str, Any], run: RunConfig) -> None:
 
 
 def _require_in_place(section: dict[str, Any], where: str) -> None:
-    """Refuse fields that we know and MindFormers decides; unknown ones are left to `config_from_dict`."""
+    """Refuse fields that our configuration has and MindFormers sets. Unknown fields are left to `config_from_dict`."""
     known = {field.name for field in dataclasses.fields(RunConfig)}
     train = section.get("train")
-    train_keys = train if isinstance(train, dict) else ()
+    train_keys = train if isinstance(train, dict) else ()  # `config_from_dict` refuses another type
     misplaced = [key for key in section if key in known and key not in OURS]
-    misplaced += [f"train.{key}" for key in train_keys if hasattr(TrainConfig, key) and key != "steps"]
+    train_fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    misplaced += [f"train.{key}" for key in train_keys if key in train_fields and key != "steps"]
     for key in misplaced:
-        place = MINDFORMERS_PLACE.get(key.rsplit(".", 1)[-1])
-        raise ConfigError(
-            f"{where}: {key}: "
-            + (
-                f"MindFormers decides it; set {place}"
-                if place
-                else "has no counterpart in MindFormers' Trainer; remove it"
-            )
-        )
+        setting = MINDFORMERS_SETTING.get(key.rsplit(".", 1)[-1])
+        advice = "has no counterpart in MindFormers' Trainer; remove it"
+        raise ConfigError(f"{where}: {key}: {f'MindFormers decides it; set {setting}' if setting else advice}")
 
 
 def _require_supported(config: Mapping[str, Any], runner: Mapping[str, Any], device: str) -> None:
-    """Refuse MindFormers settings that it would ignore, or fail on with a message that does not name them."""
+    """Refuse settings that MindFormers would ignore, or fail on without naming them."""
     wrapper = _section(config, "runner_wrapper").get("type", "MFTrainOneStepCell")
     model = _section(config, "model")
     rules = [
@@ -157,7 +152,7 @@ def _require_supported(config: Mapping[str, Any], runner: Mapping[str, Any], dev
 
 def _require_no_second_truth(config: Mapping[str, Any], model: ModelConfig) -> None:
     for key, value in _section(_section(config, "model"), "model_config").items():
-        if hasattr(model, key) and value != getattr(model, key):
+        if key in model.field_names() and value != getattr(model, key):
             raise ConfigError(
                 f"model.model_config.{key}={value!r}: the model's fields stand in pangu.model; move it to"
                 f" pangu.model.{key}"

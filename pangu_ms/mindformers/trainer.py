@@ -1,8 +1,8 @@
-"""MindFormers' trainer of causal language models, reading the `pangu:` section.
+"""MindFormers' trainer of causal language models, which also reads the `pangu:` section.
 
-As a file for MindFormers' own registration by path: REGISTER_PATH=<directory of this file>, `trainer: {type:
-PanguTrainer, auto_register: trainer.PanguTrainer}`. MindFormers then runs a copy of it, which it puts in
-OM_MODULES_CACHE (./modules), so all imports here are absolute.
+MindFormers can register this file by its path too: REGISTER_PATH=<directory of this file>, `trainer: {type:
+PanguTrainer, auto_register: trainer.PanguTrainer}`. It then runs a copy of the file in OM_MODULES_CACHE (./modules),
+which is why all imports here are absolute.
 """
 
 from typing import Any, NoReturn
@@ -22,7 +22,7 @@ class PanguTrainer(CausalLanguageModelingTrainer):
     """Trains PanguForCausalLM on our records; everything else is MindFormers'."""
 
     def train(self, config: Any = None, network: Any = None, **kwargs: Any) -> None:
-        """Called by mindformers.Trainer with its whole configuration.
+        """Train; mindformers.Trainer calls this with its whole configuration.
 
         Raises:
             ConfigError, DataError: see settings.resolve and data.step_dataset.
@@ -34,15 +34,16 @@ class PanguTrainer(CausalLanguageModelingTrainer):
         super().train(config=config, network=network, **kwargs)
 
     def create_train_dataset(self, default_args: dict | None = None) -> Any:
-        """The data set of the section, unless Trainer was given one with its columns (see data.columns)."""
+        """The data set of the `pangu:` section, unless Trainer was given one, which must have its columns (see
+        data.columns)."""
         return super().create_train_dataset(default_args) if self.train_dataset is not None else step_dataset(self.run)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not offered: our evaluation scores tokens, MindFormers' averages batches."""
+        """Refused: MindFormers' evaluation averages over batches, ours over tokens."""
         raise ConfigError("Trainer.evaluate: not offered by PanguTrainer; import the checkpoint and use `pangu eval`")
 
     def predict(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Not offered: MindFormers' generation needs operators that a CPU lacks."""
+        """Refused: MindFormers' generation needs operators that MindSpore does not have on a CPU."""
         raise ConfigError(
             "Trainer.predict: not offered by PanguTrainer; import the checkpoint and use `pangu generate`"
         )

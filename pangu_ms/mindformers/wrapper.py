@@ -7,13 +7,13 @@ from mindspore import Tensor, ops
 
 @MindFormerRegister.register(MindFormerModuleType.WRAPPER)
 class PanguTrainOneStepCell(MFTrainOneStepCell):
-    """A step whose gradients are not finite is skipped, and a dynamic loss scale halved.
+    """Skips a step whose gradients are not finite, and halves a dynamic loss scale.
 
-    MindFormers asks the NPU's status register (NPUGetFloatStatusV2), which has no CPU kernel.
+    MindFormers' own step reads the NPU's status register (NPUGetFloatStatusV2), for which there is no CPU kernel.
     """
 
     def get_overflow_status(self, status, compute_output):
-        """bool scalar: whether a gradient is not finite. A sum is finite only if its terms are."""
+        """Whether a gradient is not finite: a bool scalar. The sum of a gradient is finite only if its values are."""
         finite = Tensor(True)
         for gradient in compute_output:
             finite = ops.logical_and(finite, ops.isfinite(gradient.sum()))

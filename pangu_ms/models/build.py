@@ -1,16 +1,7 @@
 """From a configuration to a model with values: built by family, initialised from a seed, or filled from named arrays.
 
-What a family's model is, beside a Cell whose weights have the names, shapes and dtypes of `config.parameters()`:
-    Model(config, cache: CacheShape | None)
-    construct(ids, positions, segments, key, *extra) -> logits [B, S, V]
-                                                                        whole sequences, in the compute dtype: training,
-    evaluation; `extra`: those of `config.extra_inputs()`
-    extend(ids, positions, last, slots) -> logits float32 [B, V]        with a cache: appends tokens, see
-    infer/cached_model.py
-    hidden_states(ids, positions, segments, *extra) -> tuple of [B, S, E]       output of the embeddings and of each
-    layer, for analyses
-Its parameters are weights, trainable or not, and the state of its KVCaches: `weights` and `caches` tell them apart by
-the class of the cell.
+What a family's model must be, says registry.py. Its parameters are weights, trainable or not, and the state of its
+KVCaches: `weights` and `caches` tell them apart by the class of the cell.
 """
 
 from collections.abc import Iterable
@@ -23,7 +14,7 @@ from pangu_ms.core.errors import CheckpointError
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.init import initial_value, initial_values
 from pangu_ms.models.common.layers import CacheShape, KVCache
-from pangu_ms.models.registry import FAMILIES, load_object
+from pangu_ms.models.registry import FAMILIES
 
 __all__ = [
     "build_model",
@@ -40,7 +31,7 @@ __all__ = [
 
 def build_model(config: ModelConfig, cache: CacheShape | None = None) -> nn.Cell:
     """The model of a configuration, all zeros; with `cache` it can `extend` token by token."""
-    model = load_object(FAMILIES[config.family].model)(config, cache)
+    model = FAMILIES[config.family].model(config, cache)
     specs = config.parameters()
     for weight in weights(model):
         weight.requires_grad = specs[weight.name].trainable

@@ -9,7 +9,7 @@ from mindspore.parallel._cost_model_context import _set_algo_single_loop
 
 import ascend_ops
 from pangu_ms.models.build import weights
-from pangu_ms.models.common.layers import Operator
+from pangu_ms.models.common.layers import Logits, Operator, ShardedWeight
 from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies
 from pangu_ms.parallel.plan import OPTIMIZER_SHARD_MIN_BYTES, Plan
 
@@ -47,7 +47,7 @@ def apply(plan: Plan, model: nn.Cell) -> None:
     """Tell each cell of a model its layout, its stage and what it recomputes."""
     specs = plan.config.model.parameters()
     for _, cell in model.cells_and_names():
-        if hasattr(cell, "axes"):
+        if isinstance(cell, ShardedWeight):
             cell.axes = specs[cell.weight.name].axes
     for parameter in weights(model):
         parameter.parallel_optimizer = len(plan.parameter_stages[parameter.name]) == 1
@@ -61,7 +61,9 @@ def _set_stages(plan: Plan, model: nn.Cell) -> None:
     stages = dict(zip(plan.config.model.layer_names(), plan.layer_stages))
     for name, layers in plan.config.model.outer_parameter_layers().items():
         stages[name.rpartition(".")[0]] = plan.layer_stages[layers[0]]  # a tied table's cell is the embedding
-    stages["product_with_table"] = plan.layer_stages[-1]
+    for name, cell in model.cells_and_names():
+        if isinstance(cell, Logits):
+            stages[name] = plan.layer_stages[-1]
     for prefix, stage in stages.items():
         model.get_sub_cell(prefix).pipeline_stage = stage
 

@@ -52,7 +52,11 @@ class OperatorStrategy:
     @property
     def kind(self) -> str:
         """MindSpore's name of the operator, such as MatMul."""
-        return self.key.rpartition("/")[2].rpartition("-op")[0] if self.has_scope else _KIND.match(self.key)[0]
+        if self.has_scope:
+            return self.key.rpartition("/")[2].rpartition("-op")[0]
+        found = _KIND.match(self.key)
+        assert found, "the pattern begins everywhere"
+        return found[0]
 
     @property
     def has_scope(self) -> bool:

@@ -11,7 +11,7 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.models.common.config import ParameterSpec
 from pangu_ms.models.common.sharding import Rules
-from pangu_ms.models.registry import FAMILIES, load_object
+from pangu_ms.models.registry import FAMILIES
 from pangu_ms.parallel.flops import head_flops_per_token, layer_flops_per_token
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.mesh import Mesh
@@ -51,7 +51,7 @@ class Plan:
                 f" pipeline_stage={parallel.pipeline_stage} = {parallel.world}: must be the number of devices,"
                 f" {num_devices}; change a degree"
             )
-        rules = rules_for(load_object(FAMILIES[config.model.family].rules), parallel)
+        rules = rules_for(FAMILIES[config.model.family].rules, parallel)
         model = config.model
         for name, spec in model.parameters().items():
             if unknown := [axis for axis in spec.axes if axis not in rules]:

@@ -162,7 +162,8 @@ def _optimizer_axes(item: LayoutItem, axes: Axes, used: list[str]) -> tuple[Axes
     step, left = item.opt_weight_shard_step, item.opt_weight_shard_size
     if step == 0 or left == 0:
         return axes, ()
-    free, sizes, group = _free_axes(axes, used), dict(axes), []
+    free, sizes = _free_axes(axes, used), dict(axes)
+    group: list[str] = []
     where = f"opt_weight_shard_step {step}, opt_weight_shard_size {left}"
     if not item.tensor_map or not free or left < -1 or step != _step(axes, free):
         raise PlanError(

@@ -1,12 +1,12 @@
 """MindSpore's parameter-layout files: read into layouts, written from a plan, compared with one. No mindspore
 import."""
 
+import contextlib
 import functools
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.layout import Layout
@@ -21,7 +21,6 @@ ignores names that its model lacks."""
 STATES = (*MOMENTS, "moment1.", "moment2.", "moments.", "lamb_m.", "lamb_v.", "accu_grads.")
 """Prefixes that MindSpore's optimizers and its accumulation of gradients give to what belongs to a parameter and lies
 as it does."""
-T = TypeVar("T")
 _STAGED = re.compile(r"(\d+)-(.+)", re.DOTALL)
 
 
@@ -70,14 +69,11 @@ class StrategyFile:
                 " merged one"
             )
         with_slices = slice_shapes or {}
-        return {
-            name: _within(
-                self.path,
-                name,
-                lambda: stored.of_slice(tuple(with_slices[name])) if name in with_slices else stored.whole(),
-            )
-            for name, stored in self.stages[stage].items()
-        }
+        found = {}
+        for name, stored in self.stages[stage].items():
+            with _naming(self.path, name):
+                found[name] = stored.of_slice(tuple(with_slices[name])) if name in with_slices else stored.whole()
+        return found
 
     def differences(self, plan: Plan) -> list[Difference]:
         """Where slices lie otherwise than in a plan, tensor by tensor.
@@ -91,9 +87,11 @@ class StrategyFile:
             parameters = dict.fromkeys(plan.stage_parameters(stage))
             owners = {name: parameter_of(name, parameters) for name in tensors}
             self._check_names(stage, owners, parameters)
-            for name, stored in tensors.items():
-                wanted = plan.layouts[owners[name]]
-                layout = _within(self.path, name, lambda: stored.whole(wanted.shape))
+            for name, owner in owners.items():
+                assert owner is not None, "_check_names has refused such tensors"
+                wanted, stored = plan.layouts[owner], tensors[name]
+                with _naming(self.path, name):
+                    layout = stored.whole(wanted.shape)
                 if not same_slices(layout, wanted):
                     found.append(Difference(stage, name, layout, wanted))
         return found
@@ -157,7 +155,8 @@ def read_parameter_layouts(path: str | Path, mesh: Mesh | None = None) -> Strate
     is_merged = all(names)
     for match, (name, item) in zip(names, content.parallel_layout_item.items()):
         stage, tensor = (int(match[1]), match[2]) if is_merged and match else (own, name)
-        stages.setdefault(stage, {})[tensor] = _within(path, name, lambda: StoredLayout.of(item, mesh))
+        with _naming(path, name):
+            stages.setdefault(stage, {})[tensor] = StoredLayout.of(item, mesh)
     _check_sizes(path, stages)
     return StrategyFile(path, dict(sorted(stages.items())), is_merged)
 
@@ -176,10 +175,10 @@ def write_parameter_layouts(plan: Plan, stage: int, path: str | Path) -> None:
             f"stage {stage}: the plan has {plan.mesh.num_stages}; stages are 0 to {plan.mesh.num_stages - 1}"
         )
     with_shape = Path(path).suffix == ".json"
-    items = {
-        name: _within(path, name, lambda: layout_item(plan.layouts[name], with_shape))
-        for name in plan.stage_parameters(stage)
-    }
+    items = {}
+    for name in plan.stage_parameters(stage):
+        with _naming(path, name):
+            items[name] = layout_item(plan.layouts[name], with_shape)
     items |= {prefix + name: item for prefix in MOMENTS for name, item in items.items()}
     write_content(
         Content(
@@ -223,10 +222,11 @@ def _check_sizes(path: Path, stages: dict[int, dict[str, StoredLayout]]) -> None
         )
 
 
-def _within(path: str | Path, name: str, make: Callable[[], T]) -> T:
-    """What `make` makes; its error gets the file's and the tensor's name."""
+@contextlib.contextmanager
+def _naming(path: str | Path, name: str) -> Iterator[None]:
+    """A PlanError inside begins with the names of the file and the tensor."""
     try:
-        return make()
+        yield
     except PlanError as error:
         raise PlanError(f"{path}: {name}: {error}") from None
 

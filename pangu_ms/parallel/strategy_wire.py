@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import PlanError
-from pangu_ms.core.protobuf import message_field, number_field, signed, values
+from pangu_ms.core.protobuf import Bytes, message_field, number_field, signed, values
 
 Count = Annotated[int, Field(strict=True, ge=1)]
 Whole = Annotated[int, Field(strict=True)]
@@ -163,16 +163,16 @@ def _layout(message: bytes) -> dict[str, Any]:
     }
 
 
-def _numbers(message: int | bytes) -> list[int]:
+def _numbers(message: int | Bytes) -> list[int]:
     """The numbers of a list, one by one or packed."""
     numbers: list[int] = []
     for number, value in values(_bytes(message)):
         if number != _DIM:
             raise ValueError(f"field {number} in a list of numbers")
-        if isinstance(value, bytes):  # packed: numbers without tags; give each one
-            numbers += _unpacked(value)
-        else:
+        if isinstance(value, int):
             numbers.append(signed(value))
+        else:  # packed: numbers without tags; give each one
+            numbers += _unpacked(_bytes(value))
     return numbers
 
 
@@ -180,14 +180,15 @@ def _unpacked(packed: bytes) -> list[int]:
     ends = [0] + [i + 1 for i, byte in enumerate(packed) if byte < 128]
     if ends[-1] != len(packed):
         raise ValueError("cut off inside a list of numbers")
-    return [
-        signed(value)
-        for start, end in zip(ends, ends[1:])
-        for _, value in values(bytes([_DIM << 3]) + packed[start:end])
-    ]
+    tag = bytes([_DIM << 3])
+    numbers: list[int] = []
+    for start, end in zip(ends, ends[1:]):
+        numbers += _numbers(tag + packed[start:end])
+    return numbers
 
 
-def _bytes(value: int | bytes | None) -> bytes:
+def _bytes(value: int | Bytes | None) -> bytes:
+    """The value of a field that must be a message or a text."""
     if not isinstance(value, bytes):
         raise ValueError(
             "a number where a message is wanted" if isinstance(value, int) else "a name or its content is missing"
@@ -198,8 +199,8 @@ def _bytes(value: int | bytes | None) -> bytes:
 def _protobuf(content: Content) -> bytes:
     parts = [number_field(_CURRENT_STAGE, content.current_stage)]
     for name, operator in content.parallel_strategy_item.items():
-        lists = b"".join(_list_field(_STRATEGY, numbers) for numbers in operator.parallel_strategy)
-        parts.append(_named(_OPERATORS, name, number_field(_STAGE, operator.stage) + lists))
+        strategies = b"".join(_list_field(_STRATEGY, numbers) for numbers in operator.parallel_strategy)
+        parts.append(_named(_OPERATORS, name, number_field(_STAGE, operator.stage) + strategies))
     for name, layout in content.parallel_layout_item.items():
         whole = {_FIELD: layout.field, _STEP: layout.opt_weight_shard_step, _SIZE: layout.opt_weight_shard_size}
         lists = [_list_field(_MATRIX, layout.dev_matrix)] + [
@@ -213,8 +214,9 @@ def _protobuf(content: Content) -> bytes:
 
 
 def _map_messages(tensor_map: list[int | list[int]]) -> list[list[int]]:
-    if not any(isinstance(dim, list) for dim in tensor_map):
-        return [tensor_map]
+    plain = [dim for dim in tensor_map if isinstance(dim, int)]
+    if len(plain) == len(tensor_map):
+        return [plain]
     messages = [dim if isinstance(dim, list) else [dim] for dim in tensor_map]
     return [*messages, []] if len(messages) == 1 else messages
 

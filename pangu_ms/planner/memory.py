@@ -9,13 +9,9 @@ ffn_hidden_size, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from pangu_ms.core.errors import PlanError
-from pangu_ms.models.alpha.config import AlphaConfig
-from pangu_ms.models.common.config import ModelConfig
-from pangu_ms.models.pi.config import PiConfig
+from pangu_ms.models.common.config import MASK_BYTES, Activation, ModelConfig
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import Chip
 from pangu_ms.planner.slices import Slices, stage_kinds, trained
@@ -26,8 +22,6 @@ HCCL_BUFFER_BYTES = 2 * 200 * 10**6
 FLASH_STATISTICS_BYTES = 64
 """For each head and token: maximum and sum, float32, each repeated 8 times. Source: outputs of flash_attention_score,
 [B, N, S, 8]."""
-MASK_BYTES = 4
-"""Of one element's dropout factor, which the composed operator keeps in float32 (ascend_ops/dropout.py)."""
 
 
 @dataclass(frozen=True)
@@ -37,19 +31,6 @@ class Line:
     name: str
     bytes: int
     formula: str
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A tensor that a layer's forward pass leaves for its backward pass."""
-
-    name: str
-    bytes: int
-    """Of one sequence, on one device."""
-    selective: bool = False
-    """Whether recompute=selective computes it again."""
-    count: int = 1
-    """Equal tensors in it; 0 marks what has no gradient."""
 
 
 def parameter_bytes(plan: Plan, stage: int) -> int:
@@ -86,81 +67,41 @@ def in_flight(plan: Plan, stage: int) -> int:
 def composed_attention(model: ModelConfig, chip: Chip) -> bool:
     """Whether attention writes its probabilities out: no flash attention on the chip, or not for this dtype, head size
     or dropout (ascend_ops/attention.py)."""
-    head_dim = model.axis_sizes()["heads"] // model.num_heads
-    fused = (
-        model.compute_dtype != "float32"
-        and head_dim % 16 == 0
-        and head_dim <= 512
-        and getattr(model, "dropout", 0.0) == 0.0
-    )
+    whole_blocks = model.head_dim % 16 == 0 and model.head_dim <= 512
+    fused = model.compute_dtype != "float32" and whole_blocks and model.dropout == 0.0
     return not (chip.flash_attention and fused)
 
 
-def layer_activations(plan: Plan, layer: int, chip: Chip) -> list[Kept]:
-    """What one layer keeps of one sequence on one device with recompute=none.
+def layer_activations(plan: Plan, layer: int, chip: Chip) -> list[Activation]:
+    """What one layer keeps of one sequence on one device with recompute=none: norms and attention as all families have
+    them, and what the family says of the rest.
 
     For alpha this is Korthikanti et al. 2022 (arXiv 2205.05198), eq. 1, 2 and 4, S E (34 + 5 H S / E) in 2 bytes with
     dropout, but for: dropout factors of 4 bytes instead of 1 (+6 S E, +3 H S^2); softmax in float32 (+2 H S^2); with
     sequence_parallel the gathered inputs of the products stay gathered, where Megatron gathers them again (+4 S E (1 -
     1/mp)). With flash attention H S^2 terms are gone but for two numbers a row.
-
-    Raises:
-        PlanError: nobody described the family's activations.
     """
-    model = plan.config.model
-    if model.family not in FEED_FORWARD:
-        raise PlanError(
-            f"plan of {model.family}: what its layers keep is not described; add it to FEED_FORWARD in"
-            " pangu_ms/planner/memory.py"
-        )
+    model, mp = plan.config.model, plan.config.parallel.model_parallel
     sizes, c, S = model.axis_sizes(), DTYPE_BYTES[model.compute_dtype], model.seq_length
-    mp, cut = (
-        plan.config.parallel.model_parallel,
-        math.prod(dict(plan.mesh.axes)[name] for name in plan.rules["sequence"]),
-    )
-    stream, kv = c * S * sizes["embed"], sizes.get("kv_heads", sizes["heads"])
-    kept = [
-        Kept("inputs of the two norms", 2 * stream // cut, count=2),
-        Kept("outputs of the two norms", 2 * stream, count=2),
+    cut = math.prod(dict(plan.mesh.axes)[name] for name in plan.rules["sequence"])
+    stream = c * S * sizes["embed"]
+    return [
+        Activation("inputs of the two norms", 2 * stream // cut, count=2),
+        Activation("outputs of the two norms", 2 * stream, count=2),
+        Activation("queries and context", 2 * c * S * sizes["heads"] // mp, count=2),
+        Activation("keys and values", 2 * c * S * sizes["kv_heads"] // mp, count=2),
+        *_attention(model, chip, c, mp),
+        *model.feed_forward_activations(layer, c, mp, cut),
     ]
-    kept += [
-        Kept("queries and context", 2 * c * S * sizes["heads"] // mp, count=2),
-        Kept("keys and values", 2 * c * S * kv // mp, count=2),
-    ]
-    return kept + _attention(model, chip, c, mp) + FEED_FORWARD[model.family](model, layer, c, mp, cut)
 
 
-def _attention(model: ModelConfig, chip: Chip, c: int, mp: int) -> list[Kept]:
-    H, S, dropout = model.num_heads, model.seq_length, getattr(model, "dropout", 0.0) > 0
+def _attention(model: ModelConfig, chip: Chip, c: int, mp: int) -> list[Activation]:
+    H, S, dropout = model.num_heads, model.seq_length, model.dropout > 0
     if not composed_attention(model, chip):
-        return [Kept("softmax statistics", FLASH_STATISTICS_BYTES * H * S // mp, count=0)]
+        return [Activation("softmax statistics", FLASH_STATISTICS_BYTES * H * S // mp, count=0)]
     product = c if dropout or c != 4 else 0  # what the second product reads, unless it is the softmax's output itself
     kept = [("softmax", 4, 1), ("attention dropout", MASK_BYTES * dropout, 0), ("probabilities", product, 1)]
-    return [Kept(name, size * H * S * S // mp, selective=True, count=count) for name, size, count in kept if size]
-
-
-def _alpha_feed_forward(model: AlphaConfig, layer: int, c: int, mp: int, cut: int) -> list[Kept]:
-    S, E, F = model.seq_length, model.hidden_size, model.ffn_hidden_size
-    kept = [Kept("before the activation", c * S * F // mp), Kept("activation", c * S * F // mp, selective=True)]
-    kept += [Kept("dropout masks", 2 * MASK_BYTES * S * E // cut, count=0)] if model.dropout else []
-    return kept + ([Kept("position queries", c * S * E)] if layer == model.num_layers - 1 else [])
-
-
-def _pi_feed_forward(model: PiConfig, layer: int, c: int, mp: int, cut: int) -> list[Kept]:
-    S, F, series = model.seq_length, model.ffn_hidden_size, model.siaf_terms > 1
-    gates = model.siaf_terms if model.siaf_mode == "matrices" else 1
-    products = 2 if series and model.siaf_position == "product" else 1  # its series reads a product of its own
-    kept = [Kept("gates and up", (gates + 1) * c * S * F // mp, count=gates + 1)]
-    kept.append(Kept("activation", products * c * S * F // mp, selective=True, count=products))
-    branches = model.aug_shortcut_branches
-    return kept + (
-        [Kept("shortcut branches", 2 * branches * c * S * model.axis_sizes()["bottleneck"], count=2 * branches)]
-        if branches
-        else []
-    )
-
-
-FEED_FORWARD: dict[str, Callable[..., list[Kept]]] = {"alpha": _alpha_feed_forward, "pi": _pi_feed_forward}
+    return [Activation(name, size * H * S * S // mp, selective=True, count=count) for name, size, count in kept if size]
 
 
 def stage_memory(plan: Plan, stage: int, chip: Chip, slices: Slices) -> list[Line]:
@@ -244,7 +185,7 @@ def _activations(plan: Plan, stage: int, chip: Chip) -> tuple[list[Line], list[L
             f"{flight} in flight * b={b} * {size:,} of {plan.stage_layers[stage]} layers, recompute={mode}",
         )
     ]
-    if stage == 0 and getattr(model, "dropout", 0.0):
+    if stage == 0 and model.dropout:
         mask = MASK_BYTES * model.seq_length * model.hidden_size
         stored.append(
             Line(

@@ -12,7 +12,7 @@ from pangu_ms.config.load import replace
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import PlanError
 from pangu_ms.core.progress import progress_bar
-from pangu_ms.models.registry import FAMILIES, load_object
+from pangu_ms.models.registry import FAMILIES
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rules import rules_for
 from pangu_ms.planner.cluster import GIB, Chip, require_dtype
@@ -143,7 +143,7 @@ def _variants(pp: int, mp: int, dp: int, batch: int) -> Iterator[list[Variant]]:
 
 def _estimates(config: RunConfig, group: list[Variant], chip: Chip, hbm_bytes: int) -> Iterator[Estimate]:
     """Of the valid plans of a group."""
-    table, first = load_object(FAMILIES[config.model.family].rules), None
+    table, first = FAMILIES[config.model.family].rules, None
     for parallel, train in group:
         try:
             changed_config = replace(config, parallel=parallel, train=train)

@@ -171,8 +171,8 @@ def check(config: RunConfig, steps: int) -> None:
             ),
         ),
         (
-            getattr(model, "dropout", 0.0) == 0.0,
-            f"model.dropout={getattr(model, 'dropout', 0.0)}: ranks draw other masks; use model.dropout=0",
+            model.dropout == 0.0,
+            f"model.dropout={model.dropout}: ranks draw other masks; use model.dropout=0",
         ),
         (
             model.num_parameters() <= MAX_PARAMETERS,

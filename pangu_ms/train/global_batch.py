@@ -55,4 +55,4 @@ def rescaled_loss_scale(scale: float, config: RunConfig, was: int) -> float:
 def changes_dropout_masks(config: RunConfig, was: int) -> bool:
     """Whether dropout draws other masks than with the `graph_batch_size` that was: they belong to the place of an
     element in its micro-batch."""
-    return getattr(config.model, "dropout", 0) > 0 and graph_batch_size(config) != was
+    return config.model.dropout > 0 and graph_batch_size(config) != was

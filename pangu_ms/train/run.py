@@ -102,7 +102,7 @@ class Run:
         if self.ranks.leads and global_batch.changes_dropout_masks(self.config, was):
             log.warning(
                 "model.dropout=%g: micro-batches have another size from step %d on, and dropout draws other masks",
-                getattr(self.config.model, "dropout", 0),
+                self.config.model.dropout,
                 self.step,
             )
         if branches:

@@ -3,7 +3,6 @@ mindspore import."""
 
 import dataclasses
 import json
-import math
 from typing import Any
 
 from pangu_ms.config.parallel import ParallelConfig
@@ -42,20 +41,15 @@ def smoke_overrides(config: RunConfig, num_ranks: int = 2, own_records: bool = F
 
 def _model(config: RunConfig, own_records: bool) -> dict[str, Any]:
     model = config.model
-    fields = {"hidden_size": HIDDEN_SIZE, "num_layers": NUM_LAYERS, "compute_dtype": "float32"}
+    fields: dict[str, Any] = {"hidden_size": HIDDEN_SIZE, "num_layers": NUM_LAYERS, "compute_dtype": "float32"}
     fields["ffn_hidden_size"] = max(8, round(HIDDEN_SIZE / 8 * model.ffn_hidden_size / model.hidden_size) * 8)
-    group = min(model.num_heads // getattr(model, "num_kv_heads", model.num_heads), LARGEST_GROUP)
+    group = min(model.num_heads // model.num_kv_heads, LARGEST_GROUP)
     kv_heads = max(1, NUM_HEADS // group)
-    of_some_families = {"num_kv_heads": kv_heads, "head_dim": HEAD_DIM}
-    if hasattr(model, "aug_shortcut_reduction"):
-        of_some_families["aug_shortcut_reduction"] = math.gcd(model.aug_shortcut_reduction, HIDDEN_SIZE)
-    known = {field.name for field in dataclasses.fields(model)}
-    fields |= {"num_heads": group * kv_heads} | {
-        name: value for name, value in of_some_families.items() if name in known
-    }
-    return (
-        fields if own_records else fields | {"vocab_size": VOCAB_SIZE, "seq_length": min(SEQ_LENGTH, model.seq_length)}
-    )
+    fields |= {"num_heads": group * kv_heads, "num_kv_heads": kv_heads, "head_dim": HEAD_DIM}
+    fields |= model.fields_for_hidden_size(HIDDEN_SIZE)
+    if not own_records:
+        fields |= {"vocab_size": VOCAB_SIZE, "seq_length": min(SEQ_LENGTH, model.seq_length)}
+    return {name: value for name, value in fields.items() if name in model.field_names()}
 
 
 def _train(config: RunConfig) -> dict[str, Any]:

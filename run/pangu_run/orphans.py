@@ -19,6 +19,7 @@ from pangu_ms.core.isolated import python_command, python_environment
 JOB = "PANGU_JOB"
 """Variable with the id of the job that a process belongs to."""
 MAX_SWEEPS, PAUSE_S = 50, 0.05
+"""How often, and with which pause, the processes of a job are looked for and killed: 2.5 s in all."""
 
 
 def job_processes(job: str) -> list[int]:

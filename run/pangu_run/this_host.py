@@ -1,4 +1,4 @@
-"""How this machine is called: what a rank table's servers, or a job's host, are compared with."""
+"""Names and addresses of this machine, to find it among the servers of a rank table or the hosts of a job."""
 
 import socket
 
@@ -7,13 +7,12 @@ def addresses() -> list[str]:
     """IP addresses of this host's interfaces, without their zones."""
     import psutil
 
-    families = (socket.AF_INET, socket.AF_INET6)
-    return [
-        entry.address.partition("%")[0]
-        for entries in psutil.net_if_addrs().values()
-        for entry in entries
-        if entry.family in families
-    ]
+    found = []
+    for entries in psutil.net_if_addrs().values():
+        for entry in entries:
+            if entry.family in (socket.AF_INET, socket.AF_INET6):
+                found.append(entry.address.partition("%")[0])
+    return found
 
 
 def names() -> list[str]:

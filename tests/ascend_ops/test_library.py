@@ -30,12 +30,10 @@ static void toy(const ascend_ops::Call &call) { ascend_ops::require(call[0].rank
 ASCEND_OPS_KERNEL(Toy, toy)
 """
 
-# Builds the toy when a line comes in. Without the package's __init__, which takes a second to import mindspore.
+# Builds the toy when a line comes in.
 BUILD_TOY = """
-import sys, types
+import sys
 from pathlib import Path
-package = sys.modules["ascend_ops"] = types.ModuleType("ascend_ops")
-package.__path__ = [sys.argv[1]]
 from ascend_ops import library
 library.SOURCES, library.KERNELS = Path(sys.argv[2]), {}
 print("ready", flush=True)

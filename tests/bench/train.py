@@ -29,13 +29,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pkgutil import resolve_name
 
 import numpy as np
 
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
-from pangu_ms.models.registry import load_object
 
 # What PyTorch would not compute is off; gelu is an activation that it has as one operator.
 OVERRIDES = ("data.eod_reset=false", "runtime.compile_cache=false")
@@ -87,7 +87,7 @@ def peer(name: str, config: RunConfig, dtype: str) -> Callable[[np.ndarray], flo
     if name == "onednn":
         onednn_torch.install()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    model = load_object(MODELS[config.model.family])(config.model)
+    model = resolve_name(MODELS[config.model.family])(config.model)
     model.load_state_dict({name: torch.from_numpy(value) for name, value in weights(config).items()})
     specs = config.model.parameters()
     groups = [[p for n, p in model.named_parameters() if specs[n].decay == decayed] for decayed in (True, False)]

@@ -80,13 +80,15 @@ def _save_and_die(event_number: int, *arguments, **options) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "step, generation, damaged",
     [(3, 0, False), (2, 1, False), (2, 1, True)],
     ids=["next", "replace", "replace damaged"],
 )
-def test_death_before_every_single_disk_operation(tmp_path, step, generation, damaged):
-    for number in range(1, 200):
+def test_death_before_every_single_disk_operation(tmp_path, step, generation, damaged, every):
+    """In the default tier before every fourth, and the rows begin at different ones."""
+    for number in range(1 + (step + 2 * damaged) % every, 200, every):
         root = tmp_path / str(number)
         save(root, 1)
         newest = 1 if damaged else 2

@@ -9,7 +9,7 @@ import pytest
 from pangu_ms.checkpoint import foreign, store
 from pangu_ms.cli import convert
 from pangu_ms.cli.main import main
-from pangu_ms.models.registry import FAMILIES, load_object
+from pangu_ms.models.registry import FAMILIES
 from tests.checkpoint.common import assert_same
 from tests.infer.pi_checkpoint import MODEL, pi_config, save_pi_checkpoint
 from tests.models.alpha import our_logits, random_ids
@@ -74,7 +74,7 @@ def test_an_openpangu_directory_loads_and_computes(tmp_path, stated):
     theta = 100.0 if stated else 16e6
     config = small(num_kv_heads=2, attention_bias=True, rope_theta=theta, aug_shortcut_reduction=32)
     weights = random_parameters(config)
-    names_pi = load_object(FAMILIES["pi"].names)["huggingface"]
+    names_pi = FAMILIES["pi"].formats["huggingface"]
     tree = names_pi.write_config(config) | {"model_type": "PanguEmbedded"}
     for key in (
         "attention_bias",
@@ -236,7 +236,7 @@ def test_what_changes_nothing_is_accepted(ours, directory, tmp_path):
 
 def test_a_tied_model_has_no_head_of_its_own():
     config = small(tie_word_embeddings=True)
-    naming = load_object(FAMILIES["pi"].names)["huggingface"]
+    naming = FAMILIES["pi"].formats["huggingface"]
     written = naming.to_foreign("here", random_parameters(config), config)
     assert "lm_head.weight" not in written and "model.embed_tokens.weight" in written
 

@@ -9,6 +9,8 @@ from tests.checkpoint.alpha_tensors import foreign_tensors, our_tensors
 from tests.checkpoint.common import assert_same, small_config
 from tests.checkpoint.official_names import IN_OUT, expected
 
+pytestmark = pytest.mark.fast
+
 
 def to_ours(format: str, tensors: dict[str, np.ndarray], num_layers: int = 3) -> dict[str, np.ndarray]:
     return FORMATS[format].to_ours("there.npz", tensors, small_config(num_layers).model)

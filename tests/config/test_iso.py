@@ -7,7 +7,7 @@ import pytest
 
 from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from pangu_ms.config.iso import Search, Shape, default_depths, find_shapes, head_dim
+from pangu_ms.config.iso import Search, Shape, default_depths, find_shapes
 
 PLAIN = [
     "model.siaf_terms=1",
@@ -26,7 +26,7 @@ def alpha_size(L, d, f, V, S):
 
 def find(name, overrides=(), target=None, depths=None, expansions=None, **search):
     model = load_config(name, overrides).model
-    search = Search(**{"target": target or model.num_parameters(), "head_dim": head_dim(model)} | search)
+    search = Search(**{"target": target or model.num_parameters(), "head_dim": model.head_dim} | search)
     return find_shapes(
         model, search, depths or [model.num_layers], expansions or [model.ffn_hidden_size / model.hidden_size]
     )
@@ -55,11 +55,9 @@ def test_a_model_finds_itself_and_its_neighbours_have_its_size(name):
     assert own in [shape.model for shape in shapes] and len(shapes) >= 6
     for shape in shapes:
         assert shape.within_tolerance and abs(shape.model.num_parameters() / own.num_parameters() - 1) <= 0.01
-        assert shape.model.ffn_hidden_size % 8 == 0 and head_dim(shape.model) == head_dim(own)
+        assert shape.model.ffn_hidden_size % 8 == 0 and shape.model.head_dim == own.head_dim
         assert (
-            dataclasses.replace(
-                shape.model, **{f: getattr(own, f) for f in shape.row() if hasattr(own, f) and f in own.__dict__}
-            )
+            dataclasses.replace(shape.model, **{f: getattr(own, f) for f in shape.row() if f in own.field_names()})
             == own
         )
 

@@ -5,6 +5,8 @@ import pytest
 from pangu_ms.config import load_config
 from pangu_ms.core.errors import ConfigError
 
+pytestmark = pytest.mark.fast
+
 
 def parallel(*fields, config="alpha/13b"):
     return load_config(config, [f if "." in f.partition("=")[0] else f"parallel.{f}" for f in fields])

@@ -6,6 +6,8 @@ from pangu_ms.config import load_config
 from pangu_ms.config.load import config_from_dict, config_to_dict
 from pangu_ms.core.errors import ConfigError
 
+pytestmark = pytest.mark.fast
+
 MISTAKES = [
     ("num_kv_heads=4", "num_kv_heads=4: must divide num_heads=6; use one of 1, 2, 3, 6"),
     ("num_kv_heads=-1", "num_kv_heads=-1: must be positive"),

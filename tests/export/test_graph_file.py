@@ -3,7 +3,7 @@ from mind_ir.proto."""
 
 import pytest
 
-from pangu_ms.core.protobuf import message_field
+from pangu_ms.core.protobuf import message_field, number_field
 from pangu_ms.export.graph_file import GraphFile
 
 
@@ -44,6 +44,12 @@ def test_a_kernel_of_cann_is_refused_since_a_library_launches_it():
         attribute("custom_callback_func", "/evil.so:run"),
     ]
     assert GraphFile.read(message_field(7, graph(node("Custom", kernel)))).refused == ["Custom aclnnPanguGelu"]
+
+
+@pytest.mark.parametrize("field", [number_field(1, 7), number_field(3, 7), message_field(5, number_field(2, 7))])
+def test_a_number_where_a_message_belongs_is_no_graph(field):
+    with pytest.raises(ValueError, match="must hold bytes"):
+        GraphFile.read(message_field(7, field))
 
 
 def test_mathematics_is_not_refused():

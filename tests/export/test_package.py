@@ -173,6 +173,7 @@ def test_beams_need_the_checkpoint(package, capsys):
     assert "holds no graph that reorders" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_export_takes_another_dtype(trained_run, tmp_path):
     options = ["--output", str(tmp_path / "p"), "--batch-size", "1", "--max-length", "24", "--chunk", "8"]
     assert main(["export", str(trained_run), "model.compute_dtype=float16", *options]) == 0

@@ -46,7 +46,7 @@ def test_good(name, tmp_path):
     path = tmp_path / "hccl.json"
     path.write_bytes(content)
     assert check(path) == [] and check(path, world=world) == []
-    assert [fault.place for fault in check(path, world=world + 1)] == ["rank_id"]
+    assert [fault.location for fault in check(path, world=world + 1)] == ["rank_id"]
     table = RankTable.read(path)
     assert list(table.ranks()) == list(range(world)) and table.world == world
     path.write_text(json.dumps(table.as_dict()))

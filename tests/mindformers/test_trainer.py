@@ -150,6 +150,7 @@ def test_the_trajectory_is_that_of_our_own_step(trained, ours):
     require_the_trajectory(trained, *ours)
 
 
+@pytest.mark.slow
 def test_pi_takes_our_own_steps_too(place, mindspore_cpu):
     config = write_yaml(place / "pi.yaml", place / "records", PI)
     child(["-m", "pangu_ms.mindformers", str(config), "--output", str(place / "pi")], place / "pi_cwd")

@@ -6,7 +6,10 @@ import pytest
 from tests.models.alpha import EOD, our_logits, random_ids, random_parameters, small
 from tests.reference import alpha_numpy
 
+pytestmark = pytest.mark.fast
 
+
+@pytest.mark.thinned
 @pytest.mark.usefixtures("mindspore_cpu")
 @pytest.mark.parametrize("final_norm_position", ["before_query", "after_query"])
 @pytest.mark.parametrize("eod_reset", [False, True])

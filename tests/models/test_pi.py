@@ -14,6 +14,8 @@ from tests.reference.alpha_numpy import loss
 from tests.reference.make_llama_golden import CONFIG, GOLDEN
 from tests.train.steps import gradients_by_step, make_batch, make_config
 
+pytestmark = pytest.mark.fast
+
 # Every value of every option, several at once. No two of the sizes are equal, so that a transposition shows.
 CASES = {
     "llama": {},

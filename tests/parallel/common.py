@@ -3,7 +3,6 @@
 from pangu_ms.config import load_config
 from pangu_ms.parallel.plan import Plan
 
-
 # Written by MindSpore 2.9 (search_mode="sharding_propagation", 8 devices), shortened.
 OPERATORS = (
     '{"current_stage":0,"parallel_layout_value_item":{"Default/network-Net/MatMul-op0":{"0":{"alias_name":["dp","ep","mp"],"dev_matrix":[2,2,2],'

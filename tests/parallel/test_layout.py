@@ -1,7 +1,5 @@
 """Slices against numpy: an array is split axis by axis, and comes back together."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -76,7 +74,7 @@ def test_the_optimizer_cuts_what_is_large_and_divides():
         "dp",
         "ep",
     )  # 64 KiB are 16,384 values of the whole parameter
-    sizes = {name: size for name, size in itertools.chain(AXES)}
+    sizes = dict(AXES)
     assert with_optimizer_shard(Layout((24, 4096), AXES, (("mp",), ()))).slice_size == 24 * 4096 // np.prod(
         list(sizes.values())
     )

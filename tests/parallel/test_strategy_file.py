@@ -448,8 +448,8 @@ def test_inspect_folds_equal_layers_and_compares(tmp_path, capsys, mindspore_cpu
 def test_files_are_read_and_written_without_mindspore(tmp_path):
     write_parameter_layouts(plan_of(dp=2), 0, path := tmp_path / "f.ckpt")
     code = (
-        "import sys; from pangu_ms.cli.main import main; main(sys.argv[1:]); sys.exit(bool({'mindspore', 'google.protobuf'}"
-        " & set(sys.modules)))"
+        "import sys; from pangu_ms.cli.main import main; main(sys.argv[1:]);"
+        " sys.exit(bool({'mindspore', 'google.protobuf'} & set(sys.modules)))"
     )
     assert (
         subprocess.run([sys.executable, "-c", code, "plan", "inspect", str(path)], stdout=subprocess.DEVNULL).returncode

@@ -183,8 +183,8 @@ def test_an_estimate_of_2048_devices_needs_no_mindspore():
         *(f"parallel.{d}" for d in degrees),
     ]
     code = (
-        f"import sys; from pangu_ms.cli.main import main; code = main({command!r}); sys.exit(code or 9 * ('mindspore' in"
-        " sys.modules))"
+        f"import sys; from pangu_ms.cli.main import main; code = main({command!r});"
+        " sys.exit(code or 9 * ('mindspore' in sys.modules))"
     )
     found = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
     assert found["devices"] == 2048 and found["fits"] and found["worst_stage"] == 0

@@ -21,12 +21,19 @@ PROSE = (
     "The quick brown fox jumps over the lazy dog. It's 3.14 o'clock, isn't it? The dog sleeps; the fox runs over the"
     " hill. "
 )
-CHINESE = "\u4eca\u5929\u5929\u6c14\u4e0d\u9519\uff0c\u6211\u4eec\u53bb\u516c\u56ed\u8d70\u8d70\u3002\u660e\u6708\u51e0\u65f6\u6709\uff1f\u628a\u9152\u95ee\u9752\u5929\u3002"
+CHINESE = (
+    "\u4eca\u5929\u5929\u6c14\u4e0d\u9519\uff0c\u6211\u4eec\u53bb\u516c\u56ed\u8d70\u8d70\u3002"
+    "\u660e\u6708\u51e0\u65f6\u6709\uff1f\u628a\u9152\u95ee\u9752\u5929\u3002"
+)
 TEXTS = [
-    "", " ", "  ", "a", " a", "  a", "a ", "\n", "\n\n a", "\t\tx", "Hello", " Hello world", "Hello  world", "\u2581", "\u2581a", "a\u2581b",
-    CODE, PROSE, CHINESE, CHINESE + PROSE, PROSE + "\n" + CODE, "\u4f60\u597d\uff0c\u4e16\u754c\uff01", "\u3000\u3000\u5168\u89d2\u3000\u7a7a\u683c",
-    "caf\u00e9 na\u00efve cafe\u0301", "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467", "\u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd", "\r\nwin\r\n", "\0nul", "\ufeffbom",
-    "<s>", "</s>", "a<s>b</s> c", "<unk>", "<pad>", "<|im_end|>", "x <|im_end|> y", "<|begin|>a<|end|>", "<0x41>", "[unused10]x", "a [unused9]b", "1234567890 1,000", "A" * 40,
+    "", " ", "  ", "a", " a", "  a", "a ", "\n", "\n\n a", "\t\tx", "Hello", " Hello world", "Hello  world",
+    "\u2581", "\u2581a", "a\u2581b",
+    CODE, PROSE, CHINESE, CHINESE + PROSE, PROSE + "\n" + CODE, "\u4f60\u597d\uff0c\u4e16\u754c\uff01",
+    "\u3000\u3000\u5168\u89d2\u3000\u7a7a\u683c",
+    "caf\u00e9 na\u00efve cafe\u0301", "\U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\u0645\u0631\u062d\u0628\u0627 \u05e9\u05dc\u05d5\u05dd", "\r\nwin\r\n", "\0nul", "\ufeffbom",
+    "<s>", "</s>", "a<s>b</s> c", "<unk>", "<pad>", "<|im_end|>", "x <|im_end|> y",
+    "<|begin|>a<|end|>", "<0x41>", "[unused10]x", "a [unused9]b", "1234567890 1,000", "A" * 40,
 ]  # fmt: skip
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 

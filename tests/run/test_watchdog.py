@@ -10,7 +10,7 @@ LIMITS = Limits(hang_s=10.0, start_s=100.0)
 
 
 def ranks(count=3):
-    return [RankState(DeviceAssignment(rank, "h", rank), heard=0.0) for rank in range(count)]
+    return [RankState(DeviceAssignment(rank, "h", rank), last_heard=0.0) for rank in range(count)]
 
 
 def beat(state, phase, now, step=0):

@@ -186,9 +186,11 @@ class Cells:
         import numpy as np
         from mindspore import Tensor
 
+        from pangu_ms.models.common.layers import Attention
+
         shape, num_states = (
             (*positions.shape, cell.model.word_embedding.weight.shape[1]),
-            len(cell.model.blocks) + hasattr(cell.model, "query_layer") + 1,
+            sum(isinstance(part, Attention) for _, part in cell.model.cells_and_names()) + 1,  # one in each layer
         )
         return tuple(
             Tensor(np.random.default_rng(i).standard_normal(shape).astype(np.float32)) for i in range(num_states)

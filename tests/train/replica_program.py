@@ -73,14 +73,17 @@ def adamw(config, replicas, model, step):
     return {"rows": np.array(rows, np.float64), **{f"w/{name}": value for name, value in before.items()}}
 
 
-def all_cases(replicas):
-    """Case name -> arrays, for this process's place."""
+CASES = {"sgd": (momentum_sgd, 2, 0.0), "sgd_cut": (momentum_sgd, 4, 0.2), "guard": (adamw, 2, 0.0)}
+
+
+def results_of(names, replicas):
+    """CASE/NAME -> array of some cases, for this process's place."""
     from pangu_ms.models.build import build_model, fill
     from pangu_ms.train.steps.train_step import TrainStep
 
     results = {}
-    cases = {"sgd": (momentum_sgd, 2, 0.0), "sgd_cut": (momentum_sgd, 4, 0.2), "guard": (adamw, 2, 0.0)}
-    for name, (run, micro_batches, dropout) in cases.items():
+    for name in names:
+        run, micro_batches, dropout = CASES[name]
         config = config_of(replicas.world, micro_batches // replicas.world, dropout)
         model = build_model(config.model)
         fill(model.trainable_params(), random_parameters(config.model))
@@ -99,5 +102,5 @@ if __name__ == "__main__":
     os.environ[DESCRIPTOR] = str(os.open(f"{sys.argv[1]}/heart_{os.environ['RANK_ID']}", os.O_WRONLY | os.O_CREAT))
     heartbeat._pipe.cache_clear()  # the launcher's own has beaten already
     replicas = Replicas.join(config_of(2, 1))
-    np.savez(Path(sys.argv[1]) / f"rank_{replicas.rank}.npz", **all_cases(replicas))
+    np.savez(Path(sys.argv[1]) / f"rank_{replicas.rank}.npz", **results_of(sys.argv[2:], replicas))
     replicas.barrier()

@@ -1,6 +1,7 @@
 """Training on two processes with MindSpore's collectives: it equals one process, stops and resumes as one, and ends
 when a rank is killed."""
 
+import functools
 import json
 import os
 import re
@@ -23,26 +24,30 @@ pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 @pytest.fixture(scope="module")
 def two_and_one(tmp_path_factory):
-    """What the cases of replica_program give on each of two ranks, and in this process alone."""
+    """What cases of replica_program give on each of two ranks, and in this process alone."""
     from pangu_ms.parallel.replicas import Replicas
     from pangu_run.launcher import run_ranks
-    from tests.train.replica_program import all_cases
+    from tests.train.replica_program import results_of
 
-    directory = tmp_path_factory.mktemp("replicas")
-    assert run_ranks(lambda rank: ["-m", "tests.train.replica_program", str(directory)], 2, directory) == 0
-    return (
-        dict(np.load(directory / "rank_0.npz")),
-        dict(np.load(directory / "rank_1.npz")),
-        all_cases(Replicas()),
-        directory,
-    )
+    @functools.cache
+    def results(*names):
+        directory = tmp_path_factory.mktemp("replicas")
+        program = ["-m", "tests.train.replica_program", str(directory), *names]
+        assert run_ranks(lambda rank: program, 2, directory) == 0
+        ranks = [dict(np.load(directory / f"rank_{rank}.npz")) for rank in range(2)]
+        return (*ranks, results_of(names, Replicas()), directory)
+
+    return results
 
 
-@pytest.mark.parametrize("case", ["sgd", "sgd_cut"])
+DEFAULT_CASES = ("sgd_cut", "guard")  # one launch for both
+
+
+@pytest.mark.parametrize("case", [pytest.param("sgd", marks=pytest.mark.slow), "sgd_cut"])
 def test_momentum_sgd_equals_one_process(two_and_one, case):
     """Momentum and weights depend on the scale of the gradients, which AdamW would hide; sgd_cut has accumulation and
     dropout too."""
-    first, second, alone, _ = two_and_one
+    first, second, alone, _ = two_and_one(*(DEFAULT_CASES if case in DEFAULT_CASES else [case]))
     names = [name for name in alone if name.startswith(f"{case}/")]
     assert len(names) > 20 and first[f"{case}/rows"][-1, 0] < first[f"{case}/rows"][0, 0] - 0.1
     for name in names:
@@ -51,7 +56,7 @@ def test_momentum_sgd_equals_one_process(two_and_one, case):
 
 
 def test_what_one_rank_cannot_apply_none_does_and_the_limit_sees_the_global_loss(two_and_one):
-    first, second, alone, _ = two_and_one
+    first, second, alone, _ = two_and_one(*DEFAULT_CASES)
     for name in (name for name in alone if name.startswith("guard/")):
         assert np.array_equal(first[name], second[name], equal_nan=True), name
         if name != "guard/rows":
@@ -65,8 +70,10 @@ def test_a_rank_that_computes_after_a_meeting_does_not_say_that_it_waits(two_and
     from tests.train.replica_program import STEPS
 
     for rank in range(2):
-        beats = [json.loads(line) for line in (two_and_one[-1] / f"heart_{rank}").read_text().splitlines()]
-        steps = [*range(STEPS), *range(STEPS), *range(4)]
+        beats = [
+            json.loads(line) for line in (two_and_one(*DEFAULT_CASES)[-1] / f"heart_{rank}").read_text().splitlines()
+        ]
+        steps = [*range(STEPS), *range(4)]
         assert [beat["phase"] for beat in beats] == ["wait", "init", *["wait", "step"] * len(steps), "wait"]
         assert [beat["step"] for beat in beats if beat["phase"] == "step"] == steps
 

@@ -25,7 +25,9 @@ from tests.train.planned_child import TEXT
 ANOTHER_PLAN = (2, 4, 1, 1, 0, 4)
 
 
-@pytest.mark.parametrize(("rank", "plan"), [(3, (2, 2, 1, 1, 1, 4)), (4, (2, 2, 2, 0, 1, 2, 2))])
+@pytest.mark.parametrize(
+    ("rank", "plan"), [pytest.param(3, (2, 2, 1, 1, 1, 4), marks=pytest.mark.slow), (4, (2, 2, 2, 0, 1, 2, 2))]
+)
 def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path, rank, plan):
     """Rank 3 of dp 2 x mp 2 with the optimizer's cut, and the first of the second stage of two. Slices are cut by the
     rules in words."""

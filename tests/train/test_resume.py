@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -91,17 +92,18 @@ def test_kill_minus_nine_at_any_instant_loses_nothing_committed(records, tiny_ov
     require_equal_runs(trained_run, output)
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_passed_over(records, tiny_overrides, tmp_path, caplog):
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(records, tiny_overrides, trained_run, tmp_path, caplog):
     from pangu_ms.train.loop import train
 
     config = load_config("alpha/tiny", tiny_overrides)
-    train(config, records, tmp_path / "run", stop_at=9, progress=False)
-    newest = tmp_path / "run/checkpoints/step-00000009/optimizer.safetensors"
+    shutil.copytree(trained_run, tmp_path / "run")
+    newest = tmp_path / "run/checkpoints/step-00000012/optimizer.safetensors"
     content = bytearray(newest.read_bytes())
     content[-100] ^= 1
     newest.write_bytes(content)
     result = train(config, records, tmp_path / "run", resume=True, progress=False)
-    assert "step-00000009" in caplog.text and result.step == 12
+    assert "step-00000012" in caplog.text and result.step == 12
+    require_equal_runs(trained_run, tmp_path / "run")
 
 
 def test_another_configuration_cannot_resume(records, tiny_overrides, trained_run):
@@ -130,6 +132,7 @@ def test_a_finished_run_is_not_overwritten(records, tiny_overrides, trained_run,
     assert os.listdir(tmp_path / "other") == ["file"]
 
 
+@pytest.mark.fast
 def test_the_model_learns(trained_run):
     values = [loss for loss, _ in losses(trained_run).values()]
     assert values[-1] < values[0] - 0.5
@@ -195,7 +198,7 @@ def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_work
     )
 
 
-@pytest.mark.parametrize("stop_at", [None, 8])
+@pytest.mark.parametrize("stop_at", [pytest.param(None, marks=pytest.mark.slow), 8])
 def test_a_streak_of_skipped_steps_is_part_of_the_state_and_never_saved_as_good(
     records, tiny_overrides, tmp_path, monkeypatch, stop_at
 ):

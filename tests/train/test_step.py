@@ -14,6 +14,7 @@ from tests.train.steps import arrays, gradients_by_step, make_batch, make_config
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 
+@pytest.mark.fast
 def test_loss_and_gradients_equal_the_specification():
     config = make_config()
     parameters, batch = random_parameters(config.model), make_batch(config)
@@ -37,6 +38,7 @@ def test_loss_and_gradients_equal_the_specification():
         assert gradients[name][index] == pytest.approx(expected, abs=1e-5), name
 
 
+@pytest.mark.fast
 def test_clipping_and_adamw_equal_the_formula():
     config = make_config(optimizer={"clip_norm": 0.1, "weight_decay": 0.3})
     parameters, batches = random_parameters(config.model), [make_batch(config, seed=s) for s in range(3)]
@@ -55,7 +57,7 @@ def test_clipping_and_adamw_equal_the_formula():
         np.testing.assert_allclose(value, expected[name], atol=2e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_accumulated_micro_batches_equal_the_large_batch(parts):
     whole = make_config(train={"batch_size": 4})
     cut = make_config(train={"batch_size": 4, "accumulation_steps": parts})
@@ -89,6 +91,7 @@ def test_a_spike_or_a_nan_leaves_weights_and_moments_untouched(parts):
     assert step(batch, 3, 1e-3).applied  # what overflowed did not stay in the sums
 
 
+@pytest.mark.fast
 def test_float16_overflow_halves_the_scale_and_training_goes_on():
     model = small(num_layers=2, hidden_size=16, compute_dtype="float16")
     config = make_config(model, loss_scale={"initial": 2.0**40, "window": 3}, guard={"max_skipped": 60})
@@ -102,6 +105,7 @@ def test_float16_overflow_halves_the_scale_and_training_goes_on():
     assert guard.skipped == applied.count(False) and 1 < guard.scale < 2.0**40
 
 
+@pytest.mark.fast
 def test_the_guard_stops_a_run_that_only_skips():
     config = make_config(guard={"max_skipped": 3})
     guard = Guard.create(config)
@@ -114,6 +118,7 @@ def test_the_guard_stops_a_run_that_only_skips():
         guard.record(config, 5, float("nan"), float("nan"), False)
 
 
+@pytest.mark.fast
 def test_a_spike_is_measured_against_the_running_mean():
     config = make_config(guard={"spike_factor": 2.0, "spike_window": 4})
     guard = Guard.create(config)
@@ -144,6 +149,7 @@ def test_dropout_repeats_for_a_key_and_keeps_the_mean():
     assert both.mean() == pytest.approx(1 / 16, abs=0.01)
 
 
+@pytest.mark.fast
 def test_every_micro_batch_of_a_run_has_its_own_dropout_key():
     from pangu_ms.train.steps.protocol import dropout_key
 
@@ -158,14 +164,14 @@ def test_an_evaluation_before_the_first_step_leaves_dropout_on():
     config = make_config(small(num_layers=2, hidden_size=16, dropout=0.5))
     parameters, batch = random_parameters(config.model), make_batch(config)
     model, step = make_step(config, parameters)
-    score = Evaluator(model, config.model).score([batch])
+    score = Evaluator(model).score([batch])
     first = step(batch, 0, 0.0).loss
     assert abs(first - score.loss) > 1e-3
-    assert Evaluator(model, config.model).score([batch]).loss == pytest.approx(score.loss)
+    assert Evaluator(model).score([batch]).loss == pytest.approx(score.loss)
     assert step(batch, 0, 0.0).loss == first
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_deep_model_compiles(parts):
     """Loops over parameters are nested calls in a graph: 16 layers were once deeper than MindSpore allows."""
     model = small(num_layers=20, hidden_size=8, vocab_size=16, num_heads=2)

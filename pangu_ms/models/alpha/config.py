@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic.dataclasses import dataclass
 
 from pangu_ms.core.fields import STRICT, Float, Int, require, require_positive
-from pangu_ms.models.common.config import ModelConfig, ParameterSpec, bias, gain
+from pangu_ms.models.common.config import MASK_BYTES, Activation, ModelConfig, ParameterSpec, bias, gain
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -41,20 +41,9 @@ class AlphaConfig(ModelConfig):
         )
         require(0 <= self.dropout < 1, "dropout", f"={self.dropout}: must be in [0, 1)")
 
-    @property
-    def head_dim(self) -> int:
-        """Size D of one attention head."""
-        return self.hidden_size // self.num_heads
-
     def axis_sizes(self) -> dict[str, int]:
         """See ModelConfig."""
-        return {
-            "vocab": self.vocab_size,
-            "position": self.seq_length,
-            "embed": self.hidden_size,
-            "heads": self.hidden_size,
-            "ffn": self.ffn_hidden_size,
-        }
+        return super().axis_sizes() | {"position": self.seq_length}
 
     def layer_names(self) -> list[str]:
         """See ModelConfig: the query layer is the last."""
@@ -89,3 +78,23 @@ class AlphaConfig(ModelConfig):
         first = {"word_embedding.weight": (0, -1), "position_embedding.weight": (0,), "query_embedding.weight": (-1,)}
         assert first.keys() == before.keys()
         return first | dict.fromkeys(behind, (-1,))
+
+    def feed_forward_activations(
+        self, layer: int, element_bytes: int, model_parallel: int, sequence_parallel: int
+    ) -> list[Activation]:
+        """See ModelConfig: the last layer keeps its position queries as well."""
+        S, E, F = self.seq_length, self.hidden_size, self.ffn_hidden_size
+        inner = element_bytes * S * F // model_parallel
+        kept = [Activation("before the activation", inner), Activation("activation", inner, selective=True)]
+        if self.dropout:
+            kept.append(Activation("dropout masks", 2 * MASK_BYTES * S * E // sequence_parallel, count=0))
+        if layer == self.num_layers - 1:
+            kept.append(Activation("position queries", element_bytes * S * E))
+        return kept
+
+    def fields_free_in_students(self) -> set[str]:
+        """See ModelConfig."""
+        return super().fields_free_in_students() | {"dropout"}
+
+
+CONFIG = AlphaConfig

@@ -1,4 +1,4 @@
-"""PanGu-alpha: a pre-LayerNorm decoder whose last layer asks with learned position queries. Source: specification A1.
+"""PanGu-alpha: a pre-LayerNorm decoder whose last layer has learned position queries. Source: specification A1.
 
 Shapes: see layers.py. A parameter's name is its path here; pangu_ms/models/alpha/config.py lists names and shapes.
 """
@@ -17,30 +17,30 @@ from pangu_ms.models.common.layers import (
     LayerKey,
     LayerNorm,
     Logits,
-    compiled_once,
+    lazy_inlined,
 )
 
 
 class Block(nn.Cell):
     """Attention and feed-forward, each behind a LayerNorm and beside a residual connection.
 
-    An ordinary block asks with its own normalised stream. The query layer is the same block given another query: keys
-    and values come from the normalised stream, the query is not normalised, the residual is the stream (spec A1.1 step
-    4).
+    The queries of an ordinary block come from its own normalised stream. The query layer is the same block with another
+    query: keys and values come from the normalised stream, the query is not normalised, and the residual is the stream
+    (spec A1.1 step 4).
     """
 
     def __init__(self, config: AlphaConfig, cache: CacheShape | None):
         super().__init__()
         self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.attention = Attention(config, cache, dropout_rate=config.dropout)
+        self.attention = Attention(config, cache)
         self.ffn_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.ffn = FeedForward(config)
+        self.ffn = FeedForward(config, config.hidden_act)
         self.attention_dropout, self.ffn_dropout = Dropout(config.dropout, 1), Dropout(config.dropout, 2)
         self.fork_stream, self.fork_two, self.fork_three = ascend_ops.fork(2), ascend_ops.fork(2), ascend_ops.fork(3)
 
     def construct(self, x_BSE, segments_BS, slots_BS, key, query_BQE=None, residual_BQE=None, query_slots_BQ=None):
-        """The query layer alone is given a query, which attends to the stream `x`, and at its positions the stream and
-        the cache slots."""
+        """[B, S, E] -> [B, S, E]; only the query layer is called with `query`, which attends to the stream `x`, and
+        with the stream (`residual`) and the cache slots at the query's positions: -> [B, Q, E]."""
         if query_BQE is None:
             x_BSE, residual_BSE = self.fork_stream(x_BSE)
             for_query, for_key, for_value = self.fork_three(self.attention_norm(x_BSE))
@@ -65,7 +65,7 @@ class PanguAlpha(nn.Cell):
         self.query_embedding = Embedding(config.seq_length, config.hidden_size)
         self.add_position, self.embedding_dropout = ops.Add(), Dropout(config.dropout, 0)
         self.layer_key = LayerKey(config.num_layers)
-        repeated_block = compiled_once(Block, cache)
+        repeated_block = lazy_inlined(Block, cache)
         self.blocks = nn.CellList([repeated_block(config, cache) for _ in range(config.num_layers - 1)])
         self.query_layer = Block(config, cache)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -85,7 +85,7 @@ class PanguAlpha(nn.Cell):
             x_BSE = block(x_BSE, segments_BS, slots_BS, self.layer_key(key, i))
         return self.final_norm(x_BSE) if self.norm_before_query else x_BSE
 
-    def ask(self, x_BSE, residual_BQE, positions_BQ, segments_BS, slots_BS, query_slots_BQ, key):
+    def attend_by_position(self, x_BSE, residual_BQE, positions_BQ, segments_BS, slots_BS, query_slots_BQ, key):
         """The query layer: [B, Q, E]."""
         query_BQE = self.cast(self.query_embedding(positions_BQ), self.dtype)
         key = self.layer_key(key, len(self.blocks))
@@ -101,7 +101,8 @@ class PanguAlpha(nn.Cell):
         dropout."""
         x_BSE, residual_BSE = self.fork_stream(self.stream(ids_BS, positions_BS, segments_BS, None, key))
         return self.logits(
-            self.ask(x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key), self.word_embedding.weight
+            self.attend_by_position(x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key),
+            self.word_embedding.weight,
         )
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
@@ -111,7 +112,7 @@ class PanguAlpha(nn.Cell):
         for block in self.blocks:
             states += (block(states[-1], segments_BS, None, None),)
         x_BSE = self.final_norm(states[-1]) if self.norm_before_query else states[-1]
-        return states + (self.ask(x_BSE, x_BSE, positions_BS, segments_BS, None, None, None),)
+        return states + (self.attend_by_position(x_BSE, x_BSE, positions_BS, segments_BS, None, None, None),)
 
     def extend(self, ids_BQ, positions_BQ, last_B2, slots_BQ):
         """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query
@@ -119,12 +120,16 @@ class PanguAlpha(nn.Cell):
 
         The query layer is computed for that token alone: nothing follows it that would need the others.
         """
-        table_VE = ops.stop_gradient(
-            self.word_embedding.weight
-        )  # a value: MindSpore copies a parameter read before and after cache writes
+        # A value instead of the parameter: MindSpore copies a parameter that is read before and after cache writes.
+        table_VE = ops.stop_gradient(self.word_embedding.weight)
         x_BQE = self.stream(ids_BQ, positions_BQ, None, slots_BQ, None)
         residual_B1E = self.pick_last(x_BQE, last_B2).expand_dims(1)
         positions_B1 = self.pick_last(positions_BQ, last_B2).expand_dims(1)
         slots_B1 = self.pick_last(slots_BQ, last_B2).expand_dims(1)
-        logits_B1V = self.logits(self.ask(x_BQE, residual_B1E, positions_B1, None, slots_BQ, slots_B1, None), table_VE)
+        logits_B1V = self.logits(
+            self.attend_by_position(x_BQE, residual_B1E, positions_B1, None, slots_BQ, slots_B1, None), table_VE
+        )
         return self.cast(logits_B1V, ms.float32).squeeze(1)
+
+
+MODEL = PanguAlpha

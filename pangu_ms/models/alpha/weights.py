@@ -57,7 +57,7 @@ _FIELDS = {
 
 
 def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
-    """Fields of AlphaConfig from a config.json that `write_config` made; see names_pi.py."""
+    """Fields of AlphaConfig from a config.json that `write_config` made."""
     require_understood(where, tree, {*_FIELDS, "tie_word_embeddings"})
     fields = {ours: tree[theirs] for theirs, ours in _FIELDS.items() if tree.get(theirs) is not None}
     if "hidden_act" in fields:

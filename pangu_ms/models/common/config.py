@@ -1,8 +1,9 @@
-"""What every model family's configuration is made of: its fields, and its parameters without their values."""
+"""What every model family's configuration is made of: its fields, its parameters without their values, and the answers
+to what the planner, the converters and the studies ask of a model. No mindspore import."""
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from pangu_ms.core.fields import (
 )
 
 MOST_LAYERS = 4096  # the deepest models have some hundreds
+MASK_BYTES = 4
+"""Of one element's dropout factor, which the composed operator keeps in float32 (ascend_ops/random_masks.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +63,33 @@ class ExtraInput:
         return tuple(sizes[axis] for axis in self.axes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """A tensor that a layer's forward pass leaves for its backward pass."""
+
+    name: str
+    bytes: int
+    """Of one sequence, on one device."""
+    selective: bool = False
+    """Whether recompute=selective computes it again."""
+    count: int = 1
+    """Equal tensors in it; 0 marks what has no gradient."""
+
+
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ModelConfig:
-    """Fields that every PanGu model has; a family adds its own and names its parameters."""
+    """Fields that every PanGu model has; a family adds its own, names its parameters and answers the questions below.
+
+    A field that only some families have is a property here, with the value that it has for the others: whoever reads it
+    asks no family. A family that has the field declares it, and the declaration takes the property's place.
+    """
+
+    ADDITIONS: ClassVar[dict[str, Any]] = {}
+    """Fields that add parts to a model without changing what it computes: the default of `pangu model upgrade`. Empty:
+    the family has no such parts."""
+    FIELDS_OF_PARTS: ClassVar[dict[str, str]] = {}
+    """The beginning of a parameter's name, behind its layer's prefix -> the fields that decide whether it exists, as a
+    message names them."""
 
     vocab_size: Int
     """Rows of the word table; must equal the tokenizer's number of pieces."""
@@ -87,6 +114,8 @@ class ModelConfig:
     """init_std of the projections that write to the residual stream: as it is (pi Pro found that best, spec E2.2),
     divided by sqrt(2 * num_layers) (GPT-2; spec A1.7, OLD and HF), or in layer i from 0 by sqrt(2 * (i + 1))
     (InternLM)."""
+    family: str
+    """The model family, by its name in pangu_ms/models/registry.py. Every config states it."""
 
     def __post_init__(self) -> None:
         if self.ffn_hidden_size == 0:
@@ -111,9 +140,40 @@ class ModelConfig:
         """What ffn_hidden_size=0 stands for."""
         return 4 * self.hidden_size
 
+    @property
+    def head_dim(self) -> int:
+        """Size D of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Heads of keys and values, each shared by num_heads / num_kv_heads query heads."""
+        return self.num_heads
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of a layer; 0 without any."""
+        return 0
+
+    @property
+    def dropout(self) -> float:
+        """Probability with which training drops a value."""
+        return 0.0
+
+    @classmethod
+    def field_names(cls) -> tuple[str, ...]:
+        """The fields of the family, in the order in which a configuration is written."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
     def axis_sizes(self) -> dict[str, int]:
-        """Length of each logical axis."""
-        raise NotImplementedError
+        """Length of each logical axis; a family adds its own to these."""
+        return {
+            "vocab": self.vocab_size,
+            "embed": self.hidden_size,
+            "heads": self.num_heads * self.head_dim,
+            "kv_heads": self.num_kv_heads * self.head_dim,
+            "ffn": self.ffn_hidden_size,
+        }
 
     def extra_inputs(self) -> dict[str, ExtraInput]:
         """What the model reads beside ids, positions, segments and loss mask, by name: the last arguments of its
@@ -136,6 +196,47 @@ class ModelConfig:
         """The layers beside which each outer parameter is read, 0 for the first and -1 for the last: a pipeline keeps
         it on their stages."""
         raise NotImplementedError
+
+    def feed_forward_activations(
+        self, layer: int, element_bytes: int, model_parallel: int, sequence_parallel: int
+    ) -> list[Activation]:
+        """What a layer keeps for its backward pass beside its norms, queries, keys, values and attention, which the
+        planner knows (see planner/memory.py): the feed-forward network, and whatever the family adds to a layer.
+
+        Args:
+            layer: from 0.
+            element_bytes: of one value in the compute dtype.
+            model_parallel: devices that share heads and feed-forward channels.
+            sequence_parallel: devices that share the positions of the residual stream.
+
+        Returns:
+            Tensors of one sequence on one device, with recompute=none.
+        """
+        raise NotImplementedError
+
+    def fields_for_hidden_size(self, hidden_size: int) -> dict[str, Any]:
+        """Fields that another hidden size forces to change, with values as near to the present ones as it allows."""
+        return {}
+
+    def fields_free_in_students(self) -> set[str]:
+        """Fields that a model which inherits this one's weights may have otherwise: sizes, what only new weights see,
+        and what shows in the names of parameters. Any other field changes what the same weights mean."""
+        sizes = {"vocab_size", "seq_length", "hidden_size", "num_layers", "num_heads", "ffn_hidden_size"}
+        return sizes | {"compute_dtype", "init_std", "init_rule"}
+
+    def require_student(self, student: "ModelConfig") -> None:
+        """Rules of the family for a model of it that inherits this one's weights.
+
+        Raises:
+            ConfigError: the student cannot inherit.
+        """
+
+    def require_same_function(self, student: "ModelConfig") -> None:
+        """Rules of the family for a model of it, of this one's sizes, that is to compute at first what this one does.
+
+        Raises:
+            ConfigError: the parts that the student adds would change the function.
+        """
 
     def parameters(self) -> dict[str, ParameterSpec]:
         """Every parameter of the model, in the model's order."""

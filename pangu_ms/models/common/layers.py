@@ -21,17 +21,17 @@ def zeros(name: str, *shape: int) -> Parameter:
     return Parameter(initializer("zeros", shape, ms.float32), name=name)
 
 
-def compiled_once(block_class: type, cache: "CacheShape | None" = None) -> type:
-    """The class whose instances share one compiled graph where the device allows it: MindSpore's lazy_inline, Ascend
-    alone.
+def lazy_inlined(block_class: type, cache: "CacheShape | None" = None) -> type:
+    """A subclass whose instances share one compiled graph (MindSpore's lazy_inline), where that works: on Ascend,
+    without a plan and without a cache. Elsewhere the class itself. Untested on hardware.
 
-    On a CPU it fails while compiling, and under a plan MindSpore's propagation takes the operators of the shared graph
-    for those of others. With a cache a graph has blocks of two lengths, for prompts and for single tokens, and the
-    shared graph keeps the sizes of the first. There the class is returned as it is. Untested on hardware.
+    On a CPU lazy_inline fails while compiling. Under a plan MindSpore's propagation takes the operators of the shared
+    graph for those of other layers. With a cache a graph holds blocks of two lengths, for prompts and for single
+    tokens, and the shared graph keeps the sizes of the first.
     """
     if ms.get_context("device_target") != "Ascend" or ascend_ops.is_laid_out() or cache:
         return block_class
-    return type(block_class.__name__, (block_class,), {"__init__": ms.lazy_inline(block_class.__init__)})
+    return type(block_class.__name__, (block_class,), {"__init__": ms.lazy_inline(vars(block_class)["__init__"])})
 
 
 class Operator(nn.Cell):
@@ -45,14 +45,23 @@ class Operator(nn.Cell):
         return self.function(*inputs)
 
 
-class Linear(nn.Cell):
+class ShardedWeight(nn.Cell):
+    """A cell with one float32 matrix or table, which a plan may cut over devices."""
+
+    def __init__(self, num_rows: int, num_columns: int):
+        super().__init__()
+        self.weight = zeros("weight", num_rows, num_columns)
+        self.axes: tuple[str, ...] | None = None
+        """What the plan calls the dimensions of the weight (`ParameterSpec.axes`); None without a plan."""
+
+
+class Linear(ShardedWeight):
     """y = x W^T + b with float32 W [out, in] and b [out], if any, computed in the dtype of x: [..., in] -> [...,
     out]."""
 
     def __init__(self, in_size: int, out_size: int, bias: bool = True):
-        super().__init__()
-        self.weight, self.bias = zeros("weight", out_size, in_size), zeros("bias", out_size) if bias else None
-        self.axes = None  # what a plan calls the dimensions of the weight
+        super().__init__(out_size, in_size)
+        self.bias = zeros("bias", out_size) if bias else None
 
     def construct(self, x):
         return ascend_ops.linear(x, self.weight, self.bias, self.axes)
@@ -62,13 +71,8 @@ class Linear(nn.Cell):
         return ascend_ops.linear(x, self.weight, None, self.axes)
 
 
-class Embedding(nn.Cell):
+class Embedding(ShardedWeight):
     """Rows of a float32 table [num_rows, E]: ids [B, S] -> [B, S, E]."""
-
-    def __init__(self, num_rows: int, hidden_size: int):
-        super().__init__()
-        self.weight = zeros("weight", num_rows, hidden_size)
-        self.axes = None  # what a plan calls the dimensions of the table
 
     def construct(self, ids_BS):
         return ascend_ops.placed("Gather", (self.axes, ("batch", None)))(self.weight, ids_BS, 0)
@@ -190,20 +194,13 @@ class Attention(nn.Cell):
     written to it first, and all its slots up to the query's own are seen.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        cache: CacheShape | None = None,
-        num_kv_heads: int = 0,
-        bias: bool = True,
-        dropout_rate: float = 0.0,
-    ):
+    def __init__(self, config: ModelConfig, cache: CacheShape | None = None, bias: bool = True):
         super().__init__()
-        sizes, self.num_heads, self.dropout_rate = config.axis_sizes(), config.num_heads, dropout_rate
-        width = sizes["heads"] // config.num_heads * (num_kv_heads or config.num_heads)
-        self.query = Linear(config.hidden_size, sizes["heads"], bias)
+        self.num_heads, self.dropout_rate = config.num_heads, config.dropout
+        query_width, width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.query = Linear(config.hidden_size, query_width, bias)
         self.key, self.value = (Linear(config.hidden_size, width, bias) for _ in range(2))
-        self.output = Linear(sizes["heads"], config.hidden_size, bias)
+        self.output = Linear(query_width, config.hidden_size, bias)
         self.mix = Operator(ascend_ops.causal_attention)
         self.cache = KVCache(cache, width, getattr(ms, config.compute_dtype)) if cache else None
 
@@ -233,13 +230,13 @@ class Attention(nn.Cell):
 
 
 class FeedForward(nn.Cell):
-    """W2 act(W1 x + b1) + b2: [B, S, E] -> [B, S, E]."""
+    """W2 act(W1 x + b1) + b2: [B, S, E] -> [B, S, E]; `activation` is a name in ascend_ops."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, activation: str):
         super().__init__()
         self.up = Linear(config.hidden_size, config.ffn_hidden_size)
         self.down = Linear(config.ffn_hidden_size, config.hidden_size)
-        self.activation = Operator(getattr(ascend_ops, config.hidden_act))
+        self.activation = Operator(getattr(ascend_ops, activation))
 
     def construct(self, x_BSE):
         return self.down(self.activation(self.up.without_bias(x_BSE), self.up.bias))

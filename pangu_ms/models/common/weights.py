@@ -1,6 +1,6 @@
 """Foreign parameter names: what every family's table is made of, and its use in both directions. No mindspore import.
 
-A family adds one file with a table of rules per foreign format; see names_alpha.py.
+A family's weights.py has a table of rules for each foreign format.
 """
 
 import re
@@ -142,7 +142,8 @@ def _turned(shape: tuple[int, ...], rule: Rule) -> tuple[int, ...]:
     return shape[::-1] if rule.transpose else shape
 
 
-# What `pangu_ms.mindformers` trains keeps our names; MindFormers adds its optimizer's state and counters to the same files.
+# What `pangu_ms.mindformers` trains keeps our names. MindFormers adds its optimizer's state and counters to the same
+# files.
 MINDFORMERS = Format(
     lambda config: [Rule(name, name) for name in config.parameter_shapes()],
     ignored=(

@@ -3,10 +3,12 @@
 With siaf_terms=1 and aug_shortcut_branches=0 it is LLaMA; with attention_bias it is openPangu-Embedded.
 """
 
-from typing import Literal
+import math
+from typing import Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
+from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.fields import (
     STRICT,
     Act,
@@ -18,13 +20,27 @@ from pangu_ms.core.fields import (
     require_not_negative,
     require_positive,
 )
-from pangu_ms.models.common.config import ModelConfig, ParameterSpec, bias, gain
+from pangu_ms.models.common.config import Activation, ModelConfig, ParameterSpec, bias, gain
+
+_SERIES, _SHORTCUT = {"siaf_mode", "siaf_position"}, {"aug_shortcut_input", "aug_shortcut_act"}
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class PiConfig(ModelConfig):
     """PanGu-pi: RMSNorm, rotary positions, gated feed-forward with series activation, attention with augmented
     shortcuts."""
+
+    ADDITIONS: ClassVar[dict[str, Any]] = {
+        "siaf_terms": 2,
+        "siaf_init": "identity",
+        "aug_shortcut_branches": 1,
+        "aug_shortcut_init": "zero",
+    }
+    FIELDS_OF_PARTS: ClassVar[dict[str, str]] = {
+        "aug_shortcut": "aug_shortcut_branches or aug_shortcut_bias",
+        "attention": "attention_bias",
+        "head": "tie_word_embeddings",
+    }
 
     family: Literal["pi"] = "pi"
     """Model family; chooses the file in pangu_ms/models. Every config states it."""
@@ -111,12 +127,7 @@ class PiConfig(ModelConfig):
 
     def axis_sizes(self) -> dict[str, int]:
         """See ModelConfig."""
-        return {
-            "vocab": self.vocab_size,
-            "embed": self.hidden_size,
-            "heads": self.num_heads * self.head_dim,
-            "kv_heads": self.num_kv_heads * self.head_dim,
-            "ffn": self.ffn_hidden_size,
+        return super().axis_sizes() | {
             "siaf_term": self.siaf_terms,
             "bottleneck": self.hidden_size // self.aug_shortcut_reduction,
             "one": 1,
@@ -157,10 +168,10 @@ class PiConfig(ModelConfig):
             gate = ParameterSpec(("ffn", "embed"), std=0.0 if self.siaf_init == "identity" else noise, decay=True)
             return {f"ffn.siaf_gates.{i}.weight": gate for i in range(terms - 1)}
         axes = ("siaf_term", "ffn" if self.siaf_mode == "channel" else "one")
-        mean = (1 / terms,) * terms if self.siaf_init == "mean" else (1.0,) + (0.0,) * (terms - 1)
-        std = {"mean": (noise,) * terms, "random": (0.0,) + (noise,) * (terms - 1), "identity": (0.0,) * terms}[
-            self.siaf_init
-        ]
+        mean: tuple[float, ...] = (1 / terms,) * terms if self.siaf_init == "mean" else (1.0,) + (0.0,) * (terms - 1)
+        noise_of_first = noise if self.siaf_init == "mean" else 0.0
+        noise_of_others = 0.0 if self.siaf_init == "identity" else noise
+        std = (noise_of_first, *(noise_of_others,) * (terms - 1))
         return {"ffn.siaf.scale": ParameterSpec(axes, mean, std), "ffn.siaf.shift": ParameterSpec(axes)}
 
     def outer_parameters(self) -> tuple[dict[str, ParameterSpec], dict[str, ParameterSpec]]:
@@ -172,13 +183,79 @@ class PiConfig(ModelConfig):
     def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
         """See ModelConfig."""
         before, behind = self.outer_parameters()
-        return dict.fromkeys(before, (0, -1) if self.tie_word_embeddings else (0,)) | dict.fromkeys(behind, (-1,))
+        first: tuple[int, ...] = (0, -1) if self.tie_word_embeddings else (0,)
+        return dict.fromkeys(before, first) | dict.fromkeys(behind, (-1,))
+
+    def feed_forward_activations(
+        self, layer: int, element_bytes: int, model_parallel: int, sequence_parallel: int
+    ) -> list[Activation]:
+        """See ModelConfig: the shortcut branches are among them."""
+        inner = element_bytes * self.seq_length * self.ffn_hidden_size // model_parallel
+        gates = self.siaf_terms if self.siaf_mode == "matrices" else 1
+        # The series of the gated product reads a product of its own.
+        products = 2 if self.siaf_terms > 1 and self.siaf_position == "product" else 1
+        kept = [
+            Activation("gates and up", (gates + 1) * inner, count=gates + 1),
+            Activation("activation", products * inner, selective=True, count=products),
+        ]
+        if branches := self.aug_shortcut_branches:
+            bottleneck = element_bytes * self.seq_length * self.axis_sizes()["bottleneck"]
+            kept.append(Activation("shortcut branches", 2 * branches * bottleneck, count=2 * branches))
+        return kept
+
+    def fields_for_hidden_size(self, hidden_size: int) -> dict[str, Any]:
+        """See ModelConfig."""
+        return {"aug_shortcut_reduction": math.gcd(self.aug_shortcut_reduction, hidden_size)}
+
+    def fields_free_in_students(self) -> set[str]:
+        """See ModelConfig."""
+        free = super().fields_free_in_students() | {"num_kv_heads", "siaf_init", "aug_shortcut_init"}
+        free |= {"attention_bias", "aug_shortcut_bias", "tie_word_embeddings"}  # what these add or drop has names
+        free |= {"siaf_terms", "aug_shortcut_branches", "aug_shortcut_reduction"}  # `require_student` has their rules
+        free |= _SERIES if self.siaf_terms == 1 else set()
+        return free | (set() if self.aug_shortcut_branches else _SHORTCUT)
+
+    def require_student(self, student: ModelConfig) -> None:
+        """See ModelConfig."""
+        assert isinstance(student, PiConfig)
+        if student.siaf_terms < self.siaf_terms:
+            raise ConfigError(
+                f"model.siaf_terms={student.siaf_terms}: the teacher has {self.siaf_terms}, and no term can be dropped;"
+                " set it to that or more"
+            )
+
+    def require_same_function(self, student: ModelConfig) -> None:
+        """See ModelConfig (spec D2, D3)."""
+        assert isinstance(student, PiConfig)
+        if student.siaf_terms > self.siaf_terms:
+            student._require_initial("siaf_init", "identity")
+            if self.siaf_terms == 1:  # one term is no phi at all, so act(phi's argument) would be new there
+                student._require_initial("siaf_position", "gate")
+        own, wanted = self.axis_sizes()["bottleneck"], student.axis_sizes()["bottleneck"]
+        if student.aug_shortcut_branches > self.aug_shortcut_branches or wanted > own:
+            student._require_initial("aug_shortcut_init", "zero")
+        if student.aug_shortcut_branches and self.aug_shortcut_branches and wanted < own:
+            raise ConfigError(
+                f"model.aug_shortcut_reduction={student.aug_shortcut_reduction}: would cut the teacher's branches; set"
+                f" it to {self.aug_shortcut_reduction} or less"
+            )
+
+    def _require_initial(self, field: str, value: str) -> None:
+        if getattr(self, field) != value:
+            raise ConfigError(
+                f"model.{field}={getattr(self, field)}: the additions would change the model's function; set"
+                f" model.{field}={value}"
+            )
 
 
 def _linears(prefix: str, matrices: dict[str, ParameterSpec], with_bias: bool) -> dict[str, ParameterSpec]:
+    """The weights and, if wanted, biases of dense layers."""
     specs = {}
     for name, matrix in matrices.items():
         specs[f"{prefix}.{name}.weight"] = matrix
         if with_bias:
             specs[f"{prefix}.{name}.bias"] = bias(matrix.axes[0])
     return specs
+
+
+CONFIG = PiConfig

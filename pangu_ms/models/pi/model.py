@@ -15,7 +15,7 @@ from pangu_ms.models.common.layers import (
     Logits,
     Operator,
     RMSNorm,
-    compiled_once,
+    lazy_inlined,
     zeros,
 )
 from pangu_ms.models.pi.config import PiConfig
@@ -91,7 +91,7 @@ class Block(nn.Cell):
     def __init__(self, config: PiConfig, cache: CacheShape | None):
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attention = Attention(config, cache, config.num_kv_heads, config.attention_bias)
+        self.attention = Attention(config, cache, config.attention_bias)
         self.aug_shortcut = nn.CellList([AugmentedShortcut(config) for _ in range(config.aug_shortcut_branches)])
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.ffn = FeedForward(config)
@@ -125,7 +125,7 @@ class PanguPi(nn.Cell):
         super().__init__()
         self.dtype = getattr(ms, config.compute_dtype)
         self.word_embedding = Embedding(config.vocab_size, config.hidden_size)
-        repeated_block = compiled_once(Block, cache)
+        repeated_block = lazy_inlined(Block, cache)
         self.blocks = nn.CellList([repeated_block(config, cache) for _ in range(config.num_layers)])
         self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -177,3 +177,6 @@ class PanguPi(nn.Cell):
         )  # a value: MindSpore copies a parameter read before and after cache writes
         x_B1E = self.pick_last(self.stream(ids_BQ, positions_BQ, None, slots_BQ), last_B2).expand_dims(1)
         return self.cast(self.logits(x_B1E, table_VE), ms.float32).squeeze(1)
+
+
+MODEL = PanguPi

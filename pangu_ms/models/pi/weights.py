@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from pangu_ms.core.errors import CheckpointError
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.config_json import own_activation, require_understood, written_activation
 from pangu_ms.models.common.weights import MINDFORMERS, Format, Rule
 from pangu_ms.models.pi.config import PiConfig
@@ -63,7 +64,7 @@ _ROPE_KINDS = ("rope_type", "type")  # "type" before transformers 4.43
 _UNSCALED = {"factor": 1, "partial_rotary_factor": 1}
 
 
-def _huggingface(config: PiConfig) -> list[Rule]:
+def _huggingface(config: ModelConfig) -> list[Rule]:
     return [Rule(name, _foreign(name)) for name in config.parameters()]
 
 
@@ -144,8 +145,9 @@ def write_config(config: PiConfig) -> dict[str, Any]:
     return tree | ({} if plain else {name: getattr(config, name) for name in _ADDITIONS})
 
 
-def _tied(config: PiConfig) -> dict[str, str]:
-    return {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_word_embeddings else {}
+def _tied(config: ModelConfig) -> dict[str, str]:
+    tied = "head.weight" not in config.parameters()
+    return {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
 
 
 FORMATS = {

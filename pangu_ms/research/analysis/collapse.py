@@ -1,4 +1,4 @@
-"""How diverse the features of one layer are: effective dimension, likeness of tokens, distance to the collapse. No
+"""Measures how diverse the features of a layer are: effective dimension, cosine of tokens, distance to rank one. No
 mindspore import.
 
 Legend: B batch, S sequence length, T tokens of one sequence that count, E hidden.
@@ -8,12 +8,12 @@ import numpy as np
 
 from pangu_ms.core.errors import ConfigError
 
-# Relative variance below which all features are equal: float32 rounds them to 6e-8, whose square is 4e-15.
 EQUAL = 1e-12
+"""Below this relative variance all features count as equal: float32 rounds them to 6e-8, whose square is 4e-15."""
 
 
 def effective_dimension(covariance_EE: np.ndarray, share: float) -> int:
-    """Smallest number of principal components that carry `share` of the variance; 0 where nothing varies.
+    """The smallest number of principal components that carry `share` of the variance; 0 if there is no variance.
 
     Source: spec D1, d(0.8).
     """
@@ -21,16 +21,18 @@ def effective_dimension(covariance_EE: np.ndarray, share: float) -> int:
     carried = np.cumsum(eigenvalues)
     if carried[-1] == 0.0:
         return 0
-    return (
-        int(np.argmax(carried >= share * carried[-1] * (1 - 1e-9))) + 1
-    )  # a share reached exactly stays so after rounding
+    reached = carried >= share * carried[-1] * (1 - 1e-9)  # the tolerance is for a share that is reached exactly
+    return int(np.argmax(reached)) + 1
 
 
 def token_cosine(features_TE: np.ndarray) -> float:
-    """Mean cosine between two different tokens of a sequence, float64 [T, E], T >= 2; a zero feature has cosine 0 with
-    every other.
+    """Mean cosine between two different tokens of a sequence. A feature of zeros has cosine 0 with every other.
 
-    The squared norm of the sum of the unit vectors holds each pair twice, and each token with itself.
+    The squared norm of the sum of the unit vectors is the sum of the cosines of all pairs in both orders, plus 1 for
+    each token with itself.
+
+    Args:
+        features_TE: float64 [T, E], T >= 2.
     """
     norms = np.linalg.norm(features_TE, axis=1, keepdims=True)
     units = features_TE / np.where(norms > 0.0, norms, 1.0)
@@ -40,17 +42,20 @@ def token_cosine(features_TE: np.ndarray) -> float:
 
 
 class LayerDiversity:
-    """Accumulates the measures of one layer over batches, in float64; holds an E x E matrix and no tokens.
+    """Accumulates the measures of one layer over batches, in float64. It keeps an E x E matrix and no tokens.
 
-    A sequence is a row of the batch. One with fewer than two tokens that count is left out, since it has no diversity.
+    A sequence is a row of a batch. A sequence with fewer than two tokens that count has no diversity and is left out.
     """
 
     def __init__(self, hidden_size: int, share: float = 0.8):
-        """Args:
-            share: of the variance, for the effective dimension.
+        """Begin with no sequence.
+
+        Args:
+            hidden_size: E.
+            share: share of the variance, for the effective dimension.
 
         Raises:
-            ConfigError: a share outside (0, 1).
+            ConfigError: the share is not in (0, 1).
         """
         if not 0.0 < share < 1.0:
             raise ConfigError(f"share={share}: must be above 0 and below 1; the usual one is 0.8")
@@ -76,7 +81,7 @@ class LayerDiversity:
         self.relative_distance += distance / (float(np.linalg.norm(features_TE)) or 1.0)
 
     def result(self) -> dict[str, float]:
-        """The measures of all sequences so far, of which there must be one.
+        """The measures of all sequences so far, of which there must be at least one.
 
         Returns:
             effective_dimension: int, of the covariance of all tokens; at most E and num_tokens - 1; 0 if all tokens are

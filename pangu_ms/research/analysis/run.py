@@ -1,4 +1,4 @@
-"""Runs a checkpoint over records and measures the features of each layer."""
+"""Runs a checkpoint's model over records and measures the features of each layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.loader import num_batches, sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.models.common.batch import Batch
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.research.analysis.collapse import LayerDiversity
 
 
@@ -31,12 +32,12 @@ class Subject:
 
     @classmethod
     def open(cls, checkpoint: Path | str, records: Path | str, split: str, overrides: Sequence[str] = ()) -> "Subject":
-        """Open both, and start MindSpore on the checkpoint's device; weights are not read yet.
+        """Open a checkpoint and records and start MindSpore on the checkpoint's device. Weights are not read yet.
 
         Raises:
-            CheckpointError: no valid checkpoint there.
-            ConfigError: an override that would make another model, or a device that is not here.
-            DataError: records that do not fit the model.
+            CheckpointError: there is no valid checkpoint.
+            ConfigError: an override would make another model, or the device is missing.
+            DataError: the records do not fit the model.
         """
         found = store.open_checkpoint(Path(checkpoint))
         config = checkpoint_config(found, overrides)
@@ -63,13 +64,13 @@ class HiddenStates(nn.Cell):
         self.set_train(False)
 
     def construct(self, ids_BS, positions_BS, segments_BS, *extra):
-        """int32 [B, S] each, and the family's extra inputs -> num_layers + 1 times float32 [B, S, E] (numpy has no
-        bfloat16)."""
+        """From int32 [B, S] each, and the family's extra inputs, to num_layers + 1 states, each float32 [B, S, E]:
+        numpy has no bfloat16."""
         states = self.model.hidden_states(ids_BS, positions_BS, segments_BS, *extra)
         return tuple([self.cast(x_BSE, ms.float32) for x_BSE in states])
 
     def of(self, batch: Batch) -> list[np.ndarray]:
-        """The states of a batch as arrays."""
+        """The states of a batch as numpy arrays."""
         inputs = batch.ids[:, :-1], batch.positions, batch.segments, *batch.extra.values()
         return [state.asnumpy() for state in self(*(Tensor(np.ascontiguousarray(array)) for array in inputs))]
 
@@ -79,27 +80,29 @@ def collapse(
 ) -> dict[str, Any]:
     """Measure the diversity of each layer's features over the first batches of a split.
 
-    Tokens count as in evaluation: padding and end of document do not. With `data.eod_reset` attention and positions
-    restart behind a document; the row with all its documents remains one sequence.
+    The same tokens count as in evaluation, that is all but padding and ends of documents. With `data.eod_reset`,
+    attention and positions restart behind each document, but a row with several documents is still one sequence.
 
     Args:
-        batch_size: rows per batch; all its states are in memory at once, (num_layers + 1) * B * S * E float32.
-        max_batches: stop after this many; 0 takes all.
-        share: of the variance, for the effective dimension.
+        subject: checkpoint and records.
+        batch_size: rows per batch. All states of a batch are in memory at once: (num_layers + 1) * B * S * E float32.
+        max_batches: batches to measure; 0 takes all.
+        share: share of the variance, for the effective dimension.
+        progress: show a bar.
 
     Returns:
-        step, family, hidden_size, tokens and sequences (measured), share, layers: a list of layer (0 is the embedding),
-        name, and the measures of `LayerDiversity.result`.
+        step, family and hidden_size; tokens and sequences, the numbers of measured ones; share; and layers, a list with
+        layer (0 is the embedding), name and the measures of `LayerDiversity.result`.
 
     Raises:
-        ConfigError, DataError: a share or size that makes no sense; no sequence with two tokens that count.
-        CheckpointError: a feature is not finite, or names or shapes are not those of its own configuration.
+        ConfigError, DataError: the share or a size is out of range; or no sequence has two tokens that count.
+        CheckpointError: a feature is not finite, or names or shapes are not those of the configuration.
     """
     config, records = subject.config, subject.records
     total = num_batches(records, batch_size, max_batches)
     layers = [LayerDiversity(config.model.hidden_size, share) for _ in range(config.model.num_layers + 1)]
     model = subject.model()
-    states, names = HiddenStates(model), layer_names(model, len(layers))
+    states, names = HiddenStates(model), state_names(config.model)
     batches = sequential_batches(records, batch_size, config.data.eod_reset, max_batches, config.model.extra_inputs())
     for batch in progress_bar(
         progress, iterable=batches, total=total, desc=f"analyze step {subject.checkpoint.step}", unit="batch"
@@ -123,11 +126,13 @@ def collapse(
     }
 
 
-def layer_names(model: nn.Cell, count: int) -> list[str]:
-    """Names of the hidden states: the embedding, then the layers from 1; a query layer is called so, since it asks with
-    other features."""
-    names = ["embedding", *(f"layer {i}" for i in range(1, count))]
-    return names[:-1] + ["query layer"] if hasattr(model, "query_layer") else names
+def state_names(model: ModelConfig) -> list[str]:
+    """Names of the hidden states: the embedding, then the layers, counted from 1; a layer with a name of its own, such
+    as alpha's query layer, is called by it."""
+    names = ["embedding"]
+    for i, name in enumerate(model.layer_names()):
+        names.append(f"layer {i + 1}" if name == f"blocks.{i}" else name.replace("_", " "))
+    return names
 
 
 def _require_finite(features: np.ndarray, where: str) -> None:

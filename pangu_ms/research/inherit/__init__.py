@@ -1,13 +1,12 @@
 """Parameter inheritance: a student model from the layers, heads, neurons and channels of a larger teacher. Source:
 specification E2.3.
 
-units.py        what can be kept or dropped, and how parameters divide into it
-selection.py    what of the teacher a student keeps
-gather.py       the student's parameters from the teacher's
-fit.py          which students a teacher can have
+units.py        the units that are kept or dropped, and the slices of parameters that belong to each
+selection.py    the layers and units that a student keeps
+gather.py       makes the student's parameters from the teacher's
+fit.py          checks that a student can inherit from a teacher
 scores.py       importance of units: norms, Taylor, random
-masks.py        importance by learned masks
-gradients.py    loss and its derivatives in the units' masks
-pipeline.py     from checkpoint to checkpoint
-cli.py          `pangu model inherit` and `pangu model upgrade`
+masks.py        importance of units by learned masks
+gradients.py    the loss and its derivatives in masks on the units
+pipeline.py     `inherit`: from the teacher's checkpoint to the student's
 """

@@ -1,28 +1,11 @@
 """Which students a teacher can have, and which of these compute its function. No mindspore import."""
 
-import dataclasses
-
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.models.common.config import ModelConfig
-from pangu_ms.research.inherit.gather import HEAD
 from pangu_ms.research.inherit.units import query_heads_per_unit
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size")
-"""Fields that must not grow; alpha has no num_kv_heads."""
-_FREE = (
-    *SIZES,
-    *(
-        "vocab_size",
-        "seq_length",
-        "siaf_terms",
-        "aug_shortcut_branches",
-        "aug_shortcut_reduction",
-    ),  # with rules of their own
-    *("init_std", "init_rule", "siaf_init", "aug_shortcut_init"),  # of additions
-    *("attention_bias", "aug_shortcut_bias", "tie_word_embeddings"),  # what they add or drop is seen in the names
-    *("compute_dtype", "dropout"),
-)
-_SERIES, _SHORTCUT = ("siaf_mode", "siaf_position"), ("aug_shortcut_input", "aug_shortcut_act")
+"""Fields that must not grow."""
 
 
 def require_fit(teacher: ModelConfig, student: ModelConfig) -> None:
@@ -37,7 +20,7 @@ def require_fit(teacher: ModelConfig, student: ModelConfig) -> None:
             f"model.family={student.family}: the teacher is {teacher.family}: must be the same; choose another --config"
         )
     for field in (*SIZES, *(["seq_length"] if "position" in teacher.axis_sizes() else [])):
-        if getattr(student, field, 0) > getattr(teacher, field, 0):
+        if getattr(student, field) > getattr(teacher, field):
             raise ConfigError(
                 f"model.{field}={getattr(student, field)}: must not exceed the teacher's {getattr(teacher, field)};"
                 " lower it"
@@ -48,24 +31,17 @@ def require_fit(teacher: ModelConfig, student: ModelConfig) -> None:
             f" to hidden_size / {teacher.head_dim}"
         )
         raise ConfigError(f"model.num_heads={student.num_heads}: heads of {student.head_dim} channels, {rule}")
-    for field in _fixed_fields(teacher):
+    free = teacher.fields_free_in_students()
+    for field in teacher.field_names():
         own, given = getattr(student, field), getattr(teacher, field)
-        if own != given:
+        if own != given and field not in free:
             raise ConfigError(
                 f"model.{field}={own}: must be the teacher's, or the inherited weights would mean something else; set"
                 f" model.{field}={given}"
             )
     _require_groups(teacher, student)
+    teacher.require_student(student)
     _require_no_loss(teacher, student)
-
-
-def _fixed_fields(teacher: ModelConfig) -> list[str]:
-    free = {
-        *_FREE,
-        *(_SERIES if getattr(teacher, "siaf_terms", 1) == 1 else ()),
-        *(() if getattr(teacher, "aug_shortcut_branches", 0) else _SHORTCUT),
-    }
-    return [field.name for field in dataclasses.fields(teacher) if field.name not in free]
 
 
 def _require_groups(teacher: ModelConfig, student: ModelConfig) -> None:
@@ -79,18 +55,9 @@ def _require_groups(teacher: ModelConfig, student: ModelConfig) -> None:
 
 
 def _require_no_loss(teacher: ModelConfig, student: ModelConfig) -> None:
-    if getattr(student, "siaf_terms", 1) < getattr(teacher, "siaf_terms", 1):
-        raise ConfigError(
-            f"model.siaf_terms={student.siaf_terms}: the teacher has {teacher.siaf_terms}, and no term can be dropped;"
-            " set it to that or more"
-        )
     lost = [name for name in _names(teacher) if name not in _names(student)]
     if lost:
-        fields = {
-            "aug_shortcut": "aug_shortcut_branches or aug_shortcut_bias",
-            "attention": "attention_bias",
-            HEAD: "tie_word_embeddings",
-        }
+        fields = teacher.FIELDS_OF_PARTS
         advice = next((field for start, field in fields.items() if lost[0].startswith(start)), "the fields that differ")
         raise ConfigError(
             f"student: has no {', '.join(lost)}: parts of the teacher must not be dropped; set model.{advice} as the"
@@ -104,37 +71,11 @@ def _names(config: ModelConfig) -> list[str]:
 
 
 def require_same_function(teacher: ModelConfig, student: ModelConfig) -> None:
-    """Raise ConfigError unless a pi student of its teacher's sizes starts with its teacher's function (spec D2, D3)."""
+    """Raise ConfigError unless a student of its teacher's sizes starts with its teacher's function."""
     for field in (*SIZES, "vocab_size"):
         if getattr(student, field) != getattr(teacher, field):
             raise ConfigError(
                 f"model.{field}={getattr(student, field)}: must stay {getattr(teacher, field)}; `pangu model inherit`"
                 " changes sizes"
             )
-    if student.siaf_terms > teacher.siaf_terms:
-        _require(student, "siaf_init", "identity")
-        if teacher.siaf_terms == 1:  # one term is no phi at all, so act(phi's argument) would be new there
-            _require(student, "siaf_position", "gate")
-    if (
-        student.aug_shortcut_branches > teacher.aug_shortcut_branches
-        or student.axis_sizes()["bottleneck"] > teacher.axis_sizes()["bottleneck"]
-    ):
-        _require(student, "aug_shortcut_init", "zero")
-    if (
-        student.aug_shortcut_branches
-        and student.axis_sizes()["bottleneck"] < teacher.axis_sizes()["bottleneck"]
-        and teacher.aug_shortcut_branches
-    ):
-        reduction = teacher.aug_shortcut_reduction
-        raise ConfigError(
-            f"model.aug_shortcut_reduction={student.aug_shortcut_reduction}: would cut the teacher's branches; set it"
-            f" to {reduction} or less"
-        )
-
-
-def _require(student: ModelConfig, field: str, value: str) -> None:
-    if getattr(student, field) != value:
-        raise ConfigError(
-            f"model.{field}={getattr(student, field)}: the additions would change the model's function; set"
-            f" model.{field}={value}"
-        )
+    teacher.require_same_function(student)

@@ -1,12 +1,11 @@
-"""A student's parameters from its teacher's: each one is the teacher's, gathered along every axis. No mindspore
-import."""
+"""Makes a student's parameters from its teacher's, gathered along every axis. No mindspore import."""
 
 import numpy as np
 
 from pangu_ms.models.common.config import ModelConfig, ParameterSpec
 from pangu_ms.models.common.init import initial_value
 from pangu_ms.research.inherit.selection import Selection
-from pangu_ms.research.inherit.units import GROUP_OF_AXIS, full_name, places, unit_shapes
+from pangu_ms.research.inherit.units import GROUP_OF_AXIS, full_name, parameters_by_layer, unit_shapes
 
 HEAD, WORD_TABLE = "head.weight", "word_embedding.weight"
 
@@ -14,22 +13,25 @@ HEAD, WORD_TABLE = "head.weight", "word_embedding.weight"
 def gather(
     teacher: ModelConfig, tensors: dict[str, np.ndarray], student: ModelConfig, selection: Selection, seed: int = 1
 ) -> dict[str, np.ndarray]:
-    """The parameters of `student`, which `fit.require_fit` has found to fit.
+    """The parameters of a student. `fit.require_fit` must have accepted teacher and student.
 
-    What is kept whole is the teacher's array itself, bit for bit. What the teacher lacks has the initial value of
-    `student`; so have the added lines of axes that may grow (siaf_term, bottleneck), and these axes give their first
-    lines where they shrink. An untied head of a tied teacher is its word table. Where the student has fewer heads of
-    keys and values for its query heads, each is the mean of the teacher's.
+    * A parameter that is kept as a whole is the teacher's array itself, bit for bit.
+    * A parameter that the teacher lacks gets its initial value.
+    * Of the axes siaf_term and bottleneck, which may grow or shrink, the first lines are inherited. Further lines of
+      the student get their initial value.
+    * If the teacher's head is tied and the student's is not, the student's head is the teacher's word table.
+    * If more query heads share a head of keys and values in the student, each such head is the mean of the teacher's.
 
-    The norms' divisor is taken over fewer channels: where the dropped ones were zero, RMSNorm's output shrinks by
-    sqrt(E' / E); where they were as large as the kept ones, it stays. The gains are inherited as they are, for training
-    to mend.
+    Gains of norms are inherited as they are, though a norm is taken over fewer channels: where the dropped channels
+    were zero, RMSNorm's output shrinks by sqrt(E' / E); where they were as large as the kept ones, it stays the same.
+    Training adapts the gains.
 
     Args:
         teacher: configuration of `tensors`.
         tensors: float32 by name.
-        selection: which parts of the teacher.
-        seed: of initial values.
+        student: configuration of the student.
+        selection: the parts of the teacher that the student keeps.
+        seed: seed of initial values.
 
     Returns:
         float32 by name, in the student's order.
@@ -37,7 +39,7 @@ def gather(
     Source: spec E2.3; means of heads: spec E2.5.
     """
     inherited, shapes = {}, student.parameter_shapes()
-    for layer, name, spec in places(student):
+    for layer, name, spec in parameters_by_layer(student):
         own = full_name(student, layer, name)
         source = tensors.get(full_name(teacher, None if layer is None else selection.layers[layer], name))
         if source is None and name == HEAD:
@@ -52,7 +54,8 @@ def gather(
 def _positions(
     teacher: ModelConfig, student: ModelConfig, selection: Selection, axis: str, layer: int | None
 ) -> np.ndarray:
-    """Places along a teacher's axis, int64 [new length, M]: a new line is the mean of M old ones."""
+    """The positions along an axis of the teacher that the student's positions come from: int64 [new length, M], each
+    new position being the mean of M old ones."""
     if axis == "vocab":
         return selection.vocab[:, None]
     size = teacher.axis_sizes()[axis]
@@ -76,7 +79,7 @@ def _take(array: np.ndarray, dim: int, positions: np.ndarray) -> np.ndarray:
 def _completed(
     source: np.ndarray | None, spec: ParameterSpec, name: str, shape: tuple[int, ...], seed: int
 ) -> np.ndarray:
-    """`source` where it has the whole shape, else initial values with `source` in the first lines."""
+    """`source` if it has the full shape, else the initial value with `source` in the first lines of each axis."""
     if source is not None and source.shape == shape:
         return source
     value = initial_value(spec, name, shape, seed)

@@ -15,25 +15,30 @@ from pangu_ms.train.steps.gradients import Gradients
 
 
 class MaskDerivatives:
-    """Derivatives in masks that multiply the slices of units, from the plain gradient graph, which is compiled once.
+    """Computes derivatives of the loss in masks on units, with the usual gradient graph, which is compiled once.
 
-    A mask m on a unit makes its slices m * w, so dL/dm is the sum over the slices of w * dL/d(m * w). Computed in
-    float32, without dropout.
+    With a mask m the slices of a unit are m * w. So dL/dm is the sum over the slices of w * dL/d(m * w), that is of the
+    masked weight times its gradient, divided by m. All is computed in float32 and without dropout.
     """
 
     def __init__(self, config: ModelConfig, tensors: dict[str, np.ndarray]):
-        """Take a model's configuration and float32 parameters."""
+        """Build the model.
+
+        Args:
+            config: its configuration.
+            tensors: its parameters, float32 by name.
+        """
         self.config, self.tensors = config, tensors
         self.model = build_model(dataclasses.replace(config, compute_dtype="float32"))
         self.weights = weights(self.model)
         self.masked = ParameterTuple([weight for weight in self.weights if weight.dtype == ms.float32])
         for weight in self.masked:
-            weight.requires_grad = True  # what training leaves as it is has masks too
+            weight.requires_grad = True  # parameters that are not trained have masks too
         self.gradients = Gradients(TokenLoss(self.model), self.masked)
         self.gradients.set_train(False)
 
     def __call__(self, batch: Batch, masks: Units) -> tuple[float, Units]:
-        """Mean loss of the batch with masked weights, and its derivative in the mask of each unit; a group without
+        """The mean loss of a batch with masked weights, and its derivative in the mask of each unit. A group without
         masks has masks of 1."""
         values = masked(self.config, self.tensors, masks)
         fill(self.weights, values)
@@ -42,6 +47,5 @@ class MaskDerivatives:
         by_name = {parameter.name: gradient for parameter, gradient in zip(self.masked, gradients)}
         sums = unit_sums(self.config, lambda name: values[name] * by_name[name].asnumpy())
         unscale = batch.loss_mask.size / (count + 1e-5)
-        return mean_loss(total, count), {
-            group: values * unscale / masks.get(group, 1.0) for group, values in sums.items()
-        }
+        derivatives = {group: value * unscale / masks.get(group, 1.0) for group, value in sums.items()}
+        return mean_loss(total, count), derivatives

@@ -1,7 +1,6 @@
-"""Importance by masks learned on frozen weights. No mindspore import.
+"""Importance of units by masks that are learned while the weights are frozen. No mindspore import.
 
-The paper publishes that a learnable criterion is best, not how it is learned (spec E2.3); this is one possible
-implementation.
+The paper says that a learnable criterion is best, but not how it is learned (spec E2.3). This is one possible way.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,29 +13,31 @@ from pangu_ms.models.common.batch import Batch
 from pangu_ms.research.inherit.scores import Derivatives
 from pangu_ms.research.inherit.units import Units
 
-_SMALLEST = 1e-6  # a mask of 0 would hide its derivative
+_SMALLEST = 1e-6
+"""Smallest mask: the derivative in a mask of 0 cannot be computed, since it is divided by the mask (gradients.py)."""
 _BETA1, _BETA2, _EPS = 0.9, 0.99, 1e-30
-_MULTIPLIER_RATE = 0.05  # without it 46 of 64 masks stayed open where 24 were wanted of a quadratic loss; with it 29
+_MULTIPLIER_RATE = 0.05
+"""Without the multiplier 46 of 64 masks stayed open where 24 were wanted, on a quadratic loss; with it 29."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskOptions:
-    """How masks are learned; all values are ours."""
+    """How masks are learned. The default values are not from the paper."""
 
     mask_steps: int = 200
-    """Adam steps, each on one batch; the batches are gone through again and again."""
+    """Steps of Adam, each on one batch; the batches are used in turn, again and again."""
     mask_lr: float = 0.05
     """Adam's learning rate of the logits."""
     mask_start: float = 0.0
-    """First logit of every mask; 0 is a mask of 1/2. Near 1 (start 3) the slopes of a trained model are noise, and
-    worse units were chosen."""
+    """Initial logit of every mask; 0 is a mask of 1/2. With masks near 1 (a start of 3) the derivatives of a trained
+    model are noise, and worse units were chosen."""
     mask_first_temperature: float = 1.0
     """A mask is sigmoid(logit / temperature); the temperature falls geometrically from here."""
     mask_last_temperature: float = 0.1
     """The temperature of the last step; the lower, the nearer the masks are to 0 and 1."""
     mask_penalty: float = 1.0
-    """Weight of the push towards the wanted number, in units of the root mean square of the loss's derivatives in the
-    masks of a row."""
+    """Weight of the penalty that pushes the sum of the masks towards the wanted number, relative to the root mean
+    square of the loss's derivatives in the masks of a row."""
 
     def __post_init__(self) -> None:
         require_positive(self, "mask_steps", "mask_lr", "mask_first_temperature", "mask_last_temperature")
@@ -55,30 +56,32 @@ def learn_masks(
     wanted: dict[str, int],
     options: MaskOptions,
 ) -> Iterator[Units]:
-    """Minimise the mean loss over sigmoid masks while their sum in each row is pushed towards the wanted number.
+    """Learn sigmoid masks that minimise the mean loss, while a penalty pushes the sum of the masks in each row towards
+    the wanted number.
 
     Args:
-        derivatives: see scores.py; called once a step.
+        derivatives: see scores.py; called once in each step.
         batches: at least one.
-        shapes: (rows, units) of each group to learn.
-        wanted: units to keep in a row of each group.
+        shapes: (rows, units) of each group whose masks are learned.
+        wanted: number of units to keep in each row, by group.
+        options: steps, learning rate, temperatures and penalty.
 
     Yields:
-        The logits after each step: the last are the scores.
+        The logits after each step. Those after the last step are the scores of the units.
     """
     logits = {group: np.full(shape, options.mask_start) for group, shape in shapes.items()}
     first, second = ({group: np.zeros(shape) for group, shape in shapes.items()} for _ in range(2))
-    budgets = {group: _Budget(rows, wanted[group] / units) for group, (rows, units) in shapes.items()}
+    penalties = {group: _Penalty(rows, wanted[group] / units) for group, (rows, units) in shapes.items()}
     for step in range(1, options.mask_steps + 1):
         temperature = _temperature(options, step)
         masks = {group: np.maximum(1 / (1 + np.exp(-z / temperature)), _SMALLEST) for group, z in logits.items()}
         _, slopes = derivatives(batches[(step - 1) % len(batches)], masks)
         for group, mask in masks.items():
-            slope = slopes[group] + options.mask_penalty * budgets[group].push(slopes[group], mask)
+            slope = slopes[group] + options.mask_penalty * penalties[group].derivative(slopes[group], mask)
             gradient = slope * mask * (1 - mask) / temperature
             first[group] = _BETA1 * first[group] + (1 - _BETA1) * gradient
-            # One second moment for a row: with one for each unit all move equally while the push
-            # dominates, and their order is lost.
+            # The second moment is one value for a row, not for each unit. With one for each unit, all logits would
+            # move by the same amount while the penalty dominates, and their order would be lost.
             second[group] = _BETA2 * second[group] + (1 - _BETA2) * np.mean(gradient**2, axis=1, keepdims=True)
             mean, square = first[group] / (1 - _BETA1**step), second[group] / (1 - _BETA2**step)
             logits[group] = logits[group] - options.mask_lr * mean / (np.sqrt(square) + _EPS)
@@ -90,21 +93,23 @@ def _temperature(options: MaskOptions, step: int) -> float:
     return options.mask_first_temperature * (options.mask_last_temperature / options.mask_first_temperature) ** done
 
 
-class _Budget:
-    """The penalty's derivative in the masks of each row: a push on all of them, with a multiplier that grows while too
-    many are open.
+class _Penalty:
+    """The penalty on the number of open masks in each row, an augmented Lagrangian: its multiplier grows while more
+    masks are open than wanted.
 
-    It is measured in the root mean square of the loss's slopes so far, so that the scale of the loss does not matter.
+    It is scaled by the root mean square of the loss's derivatives so far, so that the scale of the loss does not
+    matter.
     """
 
     def __init__(self, rows: int, share: float):
         self.share, self.steps = share, 0
         self.squares, self.multiplier = np.zeros((rows, 1)), np.zeros((rows, 1))
 
-    def push(self, slopes: np.ndarray, mask: np.ndarray) -> np.ndarray:
-        """[rows, 1]."""
+    def derivative(self, slopes: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """The derivative of the penalty in each mask of a row: [rows, 1], for masks and derivatives of the loss [rows,
+        units]."""
         self.steps += 1
         self.squares += np.mean(slopes**2, axis=1, keepdims=True)
-        excess = (mask.mean(axis=1, keepdims=True) - self.share) / (1 - self.share)  # of what is to go
+        excess = (mask.mean(axis=1, keepdims=True) - self.share) / (1 - self.share)  # share of what must be dropped
         self.multiplier += _MULTIPLIER_RATE * excess
         return (excess + self.multiplier) * np.sqrt(self.squares / self.steps)

@@ -29,21 +29,24 @@ Tensors = dict[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """How a student's parts are chosen."""
+    """The settings by which the parts of a student are chosen."""
 
     criteria: dict[str, str] = field(default_factory=lambda: {"channels": "l2", "heads": "l2", "neurons": "l2"})
     """One of scores.CRITERIA for each group of units."""
     layers: tuple[int, ...] | None = None
-    """Teacher's layers; None is the first, the last and uniformly spaced ones between."""
+    """The teacher's layers that are kept; None keeps the first `keep_first`, the last `keep_last`, and uniformly spaced
+    ones between them."""
     keep_first: int = 3
     keep_last: int = 3
     data: Path | str | None = None
-    """Records in the teacher's tokens, for taylor and learned and to measure losses."""
+    """Records in the teacher's tokens; the criteria taylor and learned need them, and the losses are measured on
+    them."""
     calibration_batches: int = 8
     batch_size: int = 8
     masks: MaskOptions = MaskOptions()
     seed: int = 1
-    """Of calibration batches, random scores and the initial values of what the teacher lacks."""
+    """Seed of the calibration batches, the random scores, and the initial values of parameters that the teacher
+    lacks."""
 
 
 def inherit(
@@ -59,16 +62,20 @@ def inherit(
     The units are scored in a model of the chosen layers alone, which have all the teacher's units.
 
     Args:
-        config: the student's run.
+        teacher: its checkpoint.
+        config: configuration of the student's run.
+        output: directory for the student's checkpoint.
+        choices: how the parts are chosen.
         tokenizer: directory of a compact tokenizer with its map to the teacher's; None keeps the teacher's.
+        progress: show bars.
 
     Returns:
-        output; layers, sizes and parameters, [teacher's, student's] each; criteria by group (None: all kept); losses
-        with the records' split, if any.
+        output; layers; sizes and parameters, as [teacher's, student's]; the criterion of each group (None if all its
+        units are kept); and with records the losses [teacher's, student's] and the split that they are of.
 
     Raises:
-        ConfigError: the student cannot have this teacher.
-        DataError: tokenizer or records are not the teacher's.
+        ConfigError: the student cannot inherit from this teacher.
+        DataError: the tokenizer or the records are not the teacher's.
         CheckpointError: the teacher's tensors are not those of its configuration.
         OutputError: `output` holds checkpoints.
     """
@@ -85,11 +92,11 @@ def inherit(
     tensors = {name: np.asarray(array, np.float32) for name, array in teacher.tensors().items()}
     store.check_names_and_shapes(str(teacher.path), tensors, old.parameter_shapes())
 
+    # The teacher with the chosen layers only: the layers that are dropped must not influence the scores.
     thin = dataclasses.replace(old, num_layers=new.num_layers)
     thin_tensors = gather(old, tensors, thin, select(old, thin, layers, {}))
-    selection = select(
-        old, new, layers, _scores(thin, thin_tensors, wanted_units(old, new), criteria, choices, data, progress), vocab
-    )
+    found = _scores(thin, thin_tensors, wanted_units(old, new), criteria, choices, data, progress)
+    selection = select(old, new, layers, found, vocab)
     losses = data.losses(old, tensors, new, selection, progress) if data else {}
     made_of = {
         "teacher": str(teacher.path),
@@ -109,7 +116,7 @@ def inherit(
 def _vocabulary(
     teacher: store.Checkpoint, new: ModelConfig, tokenizer: Path | None
 ) -> tuple[np.ndarray | None, Path | None]:
-    """Old id of each new one (None: equal), and the student's tokenizer."""
+    """The old id of each new one (None: the ids stay), and the directory of the student's tokenizer."""
     own, size = teacher.tokenizer_path(), teacher.config().model.vocab_size
     if tokenizer is None:
         if new.vocab_size != size:
@@ -134,7 +141,7 @@ def _vocabulary(
 
 
 def _needed_criteria(old: ModelConfig, new: ModelConfig, choices: Choices) -> dict[str, str | None]:
-    """By group; None where all units are kept, so that none need be scored."""
+    """The criterion of each group; None for a group whose units are all kept, which need no scores."""
     wanted, shapes = wanted_units(old, new), unit_shapes(old)
     needed = {group: choices.criteria[group] if wanted[group] < units else None for group, (_, units) in shapes.items()}
     for group, criterion in needed.items():
@@ -206,7 +213,7 @@ def _sizes(old: ModelConfig, new: ModelConfig) -> dict[str, list[int]]:
         "siaf_terms",
         "aug_shortcut_branches",
     )
-    sizes = {name: [getattr(old, name), getattr(new, name)] for name in names if hasattr(old, name)}
+    sizes = {name: [getattr(old, name), getattr(new, name)] for name in names if name in old.field_names()}
     return sizes | {"parameters": [old.num_parameters(), new.num_parameters()]}
 
 
@@ -265,4 +272,4 @@ class _Calibration:
             batches = sequential_batches(
                 self.held_out, choices.batch_size, self.eod_reset, choices.calibration_batches, self.extra_inputs
             )
-        return Evaluator(model, config).score(batches).loss
+        return Evaluator(model).score(batches).loss

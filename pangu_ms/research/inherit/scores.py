@@ -1,5 +1,5 @@
-"""Importance of units by their weights, or by the loss's derivatives: the higher, the more worth keeping. No mindspore
-import."""
+"""Scores the importance of units by their weights or by derivatives of the loss. Units with higher scores are kept. No
+mindspore import."""
 
 from collections.abc import Callable, Iterable
 
@@ -13,13 +13,13 @@ CRITERIA = ("l1", "l2", "taylor", "learned", "random")
 NEED_DATA = ("taylor", "learned")
 
 Derivatives = Callable[[Batch, Units], tuple[float, Units]]
-"""Mean loss of a batch with the units' slices multiplied by masks (a group left out: by 1), and its derivative in each
-mask."""
+"""From a batch and masks that multiply the slices of the units (a group that is left out has masks of 1) to the mean
+loss and its derivative in each mask."""
 
 
 def norm_scores(config: ModelConfig, tensors: dict[str, np.ndarray], criterion: str) -> Units:
-    """l1 or l2 norm over all weights of each unit: of its layer for heads and neurons, of the whole model for
-    channels."""
+    """The l1 or l2 norm of all weights of each unit. A head or neuron has weights in one layer, a channel in the whole
+    model."""
     if criterion == "l1":
         return unit_sums(config, lambda name: np.abs(tensors[name]))
     squares = unit_sums(config, lambda name: np.square(tensors[name], dtype=np.float64))
@@ -27,11 +27,11 @@ def norm_scores(config: ModelConfig, tensors: dict[str, np.ndarray], criterion: 
 
 
 def taylor_scores(derivatives: Derivatives, batches: Iterable[Batch]) -> Units:
-    """|sum over the unit's slices of weight * gradient of the mean loss|, added up over the batches.
+    """The sum over batches of |sum over the unit's weights of weight * gradient of the mean loss|.
 
-    The sum is the loss's derivative in a mask on the unit, so the score is to first order what dropping the unit
-    changes. The absolute value is taken batch by batch: over much data the signed sum tends to 0 in a trained model,
-    where gradients vanish.
+    The inner sum is the derivative of the loss in a mask on the unit: to first order, the change of the loss when the
+    unit is dropped. The absolute value is taken for each batch, because over much data the signed sum tends to 0 in a
+    trained model, whose gradients vanish.
 
     Source: spec E2.3.
     """
@@ -40,7 +40,6 @@ def taylor_scores(derivatives: Derivatives, batches: Iterable[Batch]) -> Units:
 
 
 def random_scores(config: ModelConfig, seed: int) -> Units:
-    """Uniform in [0, 1): the baseline of spec E2.3."""
-    return {
-        group: np.random.default_rng([seed, i]).random(unit_shapes(config)[group]) for i, group in enumerate(GROUPS)
-    }
+    """Random scores, uniform in [0, 1): the baseline of spec E2.3."""
+    generators = {group: np.random.default_rng([seed, i]) for i, group in enumerate(GROUPS)}
+    return {group: generator.random(unit_shapes(config)[group]) for group, generator in generators.items()}

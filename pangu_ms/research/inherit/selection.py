@@ -1,4 +1,4 @@
-"""What of a teacher a student keeps. No mindspore import."""
+"""Selects the layers and units of a teacher that a student keeps. No mindspore import."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from pangu_ms.research.inherit.units import GROUPS, Units, query_heads_per_unit,
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """Numbers of the teacher's parts in the student's order: all ascending, int64. See units.py for the groups."""
+    """The parts of the teacher that the student's parts come from, as int64 numbers, all ascending. See units.py for
+    the groups."""
 
     layers: tuple[int, ...]
-    """Teacher's layer of each of the student's L' layers."""
+    """The teacher's layer for each of the student's L' layers."""
     channels: np.ndarray
     """[1, E']."""
     heads: np.ndarray
@@ -24,10 +25,10 @@ class Selection:
     neurons: np.ndarray
     """[L', F']."""
     vocab: np.ndarray
-    """[V']: old id of each new one."""
+    """[V']: the old id of each new one."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain lists."""
+        """The selection as JSON values."""
         return {"layers": list(self.layers)} | {name: getattr(self, name).tolist() for name in (*GROUPS, "vocab")}
 
 
@@ -37,46 +38,38 @@ def select(
     """Keep the units with the highest scores.
 
     Args:
-        layers: teacher's layer of each student layer.
-        scores: by group [rows, units of the teacher], rows as the student has; a group of which all is kept may be left
-            out.
-        vocab: int64 [V'], old id of each new one; None keeps the first ids in order.
+        teacher, student: their configurations.
+        layers: the teacher's layer for each layer of the student.
+        scores: by group [rows of the student, units of the teacher]. A group whose units are all kept may be left out.
+        vocab: int64 [V'], the old id of each new one; None keeps the first ids in order.
     """
     wanted = wanted_units(teacher, student)
-    kept = {
-        group: _highest(scores.get(group, np.zeros(shape)), wanted[group])
-        for group, shape in _student_rows(teacher, student).items()
-    }
-    return Selection(
-        tuple(layers), **kept, vocab=np.arange(student.vocab_size) if vocab is None else np.asarray(vocab, np.int64)
-    )
+    kept = {}
+    for group, (_, units) in unit_shapes(teacher).items():
+        rows = 1 if group == "channels" else student.num_layers
+        kept[group] = _highest(scores.get(group, np.zeros((rows, units))), wanted[group])
+    old_ids = np.arange(student.vocab_size) if vocab is None else np.asarray(vocab, np.int64)
+    return Selection(tuple(layers), **kept, vocab=old_ids)
 
 
 def wanted_units(teacher: ModelConfig, student: ModelConfig) -> dict[str, int]:
-    """How many of the teacher's units of each group (in each layer) the student keeps."""
+    """How many units the student keeps of each group, in each layer for heads and neurons."""
     heads = student.num_heads // query_heads_per_unit(teacher)
     return {"channels": student.hidden_size, "heads": heads, "neurons": student.ffn_hidden_size}
 
 
-def _student_rows(teacher: ModelConfig, student: ModelConfig) -> dict[str, tuple[int, int]]:
-    return {
-        group: (1 if group == "channels" else student.num_layers, units)
-        for group, (_, units) in unit_shapes(teacher).items()
-    }
-
-
 def _highest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Numbers of the `count` highest of each row, ascending; of equal ones the first."""
+    """Indices of the `count` highest scores of each row, ascending; of equal scores the first are taken."""
     return np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :count], axis=1)
 
 
 def spaced_layers(
     teacher: ModelConfig, student: ModelConfig, keep_first: int = 3, keep_last: int = 3
 ) -> tuple[int, ...]:
-    """The first and last layers, and uniformly spaced ones between.
+    """The first and the last layers of the teacher, and uniformly spaced ones between them.
 
     Raises:
-        ConfigError: the student has too few layers for them.
+        ConfigError: the student has too few layers for the first and last ones.
 
     Source: spec E2.3 (first 3, last 3; 29 -> 20).
     """
@@ -94,7 +87,7 @@ def spaced_layers(
 
 
 def check_layers(teacher: ModelConfig, student: ModelConfig, layers: Sequence[int]) -> None:
-    """Raise ConfigError unless these layers of the teacher can be the student's."""
+    """Raise ConfigError unless the student's layers can come from these layers of the teacher."""
     shown, names = ",".join(map(str, layers)), teacher.layer_names()
     ascending = all(a < b for a, b in zip(layers, layers[1:]))
     if len(layers) != student.num_layers or not ascending or not 0 <= layers[0] <= layers[-1] < teacher.num_layers:

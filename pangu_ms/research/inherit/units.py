@@ -1,12 +1,12 @@
-"""Units of a model that can be kept or dropped as a whole, and the slices of parameters that belong to each. No
-mindspore import.
+"""The units of a model, which inheritance keeps or drops as a whole, and the slices of parameters that belong to each.
+No mindspore import.
 
     channels    hidden channels, the same ones in the whole model
     heads       in each layer, a head of keys and values with the query heads that share it
     neurons     in each layer, a channel of the feed-forward network
 
-A unit's slices are all places along its axis of all parameters that have it. Values by unit are arrays [rows, units]: a
-row for each layer, one row for the channels.
+The slices of a unit are its positions along the group's axis, in all parameters that have this axis. Values of units
+are arrays [rows, units]: a row for each layer, or a single row for the channels.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,12 +19,12 @@ GROUPS = ("channels", "heads", "neurons")
 GROUP_OF_AXIS = {"embed": "channels", "heads": "heads", "kv_heads": "heads", "ffn": "neurons"}
 
 Units = dict[str, np.ndarray]
-"""By group: [rows, units]."""
+"""Values of the units of each group, [rows, units]."""
 
 
 def query_heads_per_unit(config: ModelConfig) -> int:
     """Query heads that share one head of keys and values."""
-    return config.num_heads // getattr(config, "num_kv_heads", config.num_heads)
+    return config.num_heads // config.num_kv_heads
 
 
 def unit_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -37,9 +37,9 @@ def unit_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def places(config: ModelConfig) -> Iterator[tuple[int | None, str, ParameterSpec]]:
-    """Layer (None outside of them), name behind the layer's prefix, and description of every parameter, in the model's
-    order."""
+def parameters_by_layer(config: ModelConfig) -> Iterator[tuple[int | None, str, ParameterSpec]]:
+    """Every parameter in the model's order: its layer (None outside of the layers), its name behind the layer's prefix,
+    and its spec."""
     before, behind = config.outer_parameters()
     yield from ((None, name, spec) for name, spec in before.items())
     for layer in range(config.num_layers):
@@ -53,7 +53,8 @@ def full_name(config: ModelConfig, layer: int | None, name: str) -> str:
 
 
 def _unit_dims(layer: int | None, spec: ParameterSpec) -> Iterator[tuple[int, str, int]]:
-    """Dimension, group and row for each dimension of a parameter that units share."""
+    """For each dimension of a parameter that is divided into units: the dimension, the group of units, and the row of
+    the group's values."""
     for dim, axis in enumerate(spec.axes):
         if axis in GROUP_OF_AXIS:
             group = GROUP_OF_AXIS[axis]
@@ -65,10 +66,18 @@ def _unit_dims(layer: int | None, spec: ParameterSpec) -> Iterator[tuple[int, st
 
 
 def unit_sums(config: ModelConfig, values: Callable[[str], np.ndarray]) -> Units:
-    """Sums over each unit's slices of arrays shaped like the parameters; `values` gives one by its name. float64."""
+    """Sum arrays that have the shapes of the parameters over the slices of each unit.
+
+    Args:
+        config: of the model.
+        values: returns the array for a parameter by its name.
+
+    Returns:
+        float64 by group.
+    """
     shapes = unit_shapes(config)
     sums = {group: np.zeros(shape) for group, shape in shapes.items()}
-    for layer, name, spec in places(config):
+    for layer, name, spec in parameters_by_layer(config):
         dims = list(_unit_dims(layer, spec))
         if not dims:
             continue
@@ -80,16 +89,15 @@ def unit_sums(config: ModelConfig, values: Callable[[str], np.ndarray]) -> Units
 
 
 def masked(config: ModelConfig, tensors: dict[str, np.ndarray], masks: Units) -> dict[str, np.ndarray]:
-    """The parameters with each unit's slices multiplied by the unit's mask; a group may be left out."""
+    """The parameters with the slices of each unit multiplied by its mask. A group that is left out has masks of 1."""
     result = {}
-    for layer, name, spec in places(config):
+    for layer, name, spec in parameters_by_layer(config):
         full = full_name(config, layer, name)
         array = tensors[full]
         for dim, group, row in _unit_dims(layer, spec):
             if group in masks:
                 mask = masks[group][row].astype(np.float32)
-                array = array * np.repeat(mask, array.shape[dim] // len(mask)).reshape(
-                    [-1 if d == dim else 1 for d in range(array.ndim)]
-                )
+                along_dim = [-1 if d == dim else 1 for d in range(array.ndim)]
+                array = array * np.repeat(mask, array.shape[dim] // len(mask)).reshape(along_dim)
         result[full] = array
     return result

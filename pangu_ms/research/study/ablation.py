@@ -111,22 +111,22 @@ def run_ablation(
     Args:
         output: directory of the study.
         config: base configuration of family pi; with `overrides`, the variant `both`.
-        data: prepared records with a held-out split; by default `corpus`, else data.records, else the quickstart's
-            corpus, prepared in `output`.
-        corpus: text files to make a tokenizer and records of.
-        seeds: of initial weights and order of the data, one run of each variant for each.
-        variants: some of REMOVED; vanilla must be among them.
+        data: prepared records with a held-out split. By default records are made of `corpus`; without one those of the
+            setting data.records are used; without these, records of the quickstart's corpus are made in `output`.
+        corpus: text files to make a tokenizer and records from.
+        seeds: seeds of initial weights and order of the data; each variant is trained once with each.
+        variants: names of REMOVED; vanilla must be among them.
         equal: see `variant_fields`.
         progress: show a bar.
 
     Returns:
-        Parameters, held-out losses (nats per token), their mean and deviation, paired differences to vanilla and
-        widenet, training tokens/s, decoding ms per token and its ratio to vanilla, effective dimension d(0.8), by
-        variant; confidence is that of two standard errors.
+        By variant: parameters; held-out losses (nats per token) with mean and deviation; paired differences to vanilla
+        and widenet; training tokens/s; decoding ms per token and its ratio to vanilla; effective dimension d(0.8).
+        `confidence` is that of two standard errors.
 
     Raises:
-        ConfigError: a base, variant, seed or override that cannot be used.
-        DataError: records that do not fit, or have no held-out split.
+        ConfigError: a base, variant, seed or override cannot be used.
+        DataError: the records do not fit, or have no held-out split.
         OutputError: `output` holds something else, or another study.
         UserError: a run failed.
         StudyStopped: a signal ended it.
@@ -143,17 +143,10 @@ def run_ablation(
     RecordSet.open(records, "held_out").check(model)
     command = ["--config", str(Path(config).absolute()) if Path(config).is_file() else config, *overrides]
     by_variant, timed, collapsed = _Runs(output, command, fields, seeds, records).run(model, progress)
-    results: dict[str, Any] = {
-        "study": STUDY,
-        "config": config,
-        "overrides": list(overrides),
-        "equal": equal,
-        "steps": base.train.steps,
-        "records": records,
-        "seeds": list(seeds),
-        "confidence": confidence(len(seeds)) if len(seeds) > 1 else None,
-        "variants": {},
-    }
+    results: dict[str, Any] = {"study": STUDY, "config": config, "overrides": list(overrides), "equal": equal}
+    results |= {"steps": base.train.steps, "records": records, "seeds": list(seeds)}
+    results["confidence"] = confidence(len(seeds)) if len(seeds) > 1 else None
+    results["variants"] = {}
     for name, timing in zip(fields, timed["checkpoints"]):
         variant = _size(model, fields[name]) | summarize(name, by_variant, seeds, timing)
         results["variants"][name] = variant | {"effective_dimension": summarize_collapse(name, collapsed, seeds)}
@@ -256,8 +249,13 @@ class _Runs:
 
 
 def summarize_collapse(name: str, collapsed: Sequence[dict[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """d(0.8) of one variant, averaged over its layers (spec D6, Fig. 4), from the results of `pangu analyze collapse`,
-    one per seed."""
+    """d(0.8) of one variant, averaged over its layers (spec D6, Fig. 4).
+
+    Args:
+        name: the variant.
+        collapsed: results of `pangu analyze collapse`, one for each seed.
+        seeds: the seeds.
+    """
     found = {}
     for seed, result in zip(seeds, collapsed):
         (layers,) = (checkpoint["layers"] for checkpoint in result["checkpoints"] if checkpoint["label"] == name)
@@ -270,19 +268,23 @@ def summarize_collapse(name: str, collapsed: Sequence[dict[str, Any]], seeds: Se
 def summarize(
     name: str, runs: Mapping[str, Sequence[dict[str, Any]]], seeds: Sequence[int], timing: dict[str, Any]
 ) -> dict[str, Any]:
-    """One variant's results from the results of all runs, by variant, one per seed."""
+    """The results of one variant.
+
+    Args:
+        name: the variant.
+        runs: results of `pangu train` by variant, one for each seed.
+        seeds: the seeds.
+        timing: the variant's row of `pangu study latency`.
+    """
     losses = _losses(runs[name])
     mean, deviation = mean_and_deviation(losses)
     # A session that found its run complete reports 0 tokens per second.
     speeds = [run["tokens_per_second"] for run in runs[name] if run["tokens_per_second"]]
+    others = [other for other in REFERENCES if other in runs and other != name]
     return {
         "losses": dict(zip(map(str, seeds), losses)),
         "loss": {"mean": mean, "standard_deviation": deviation},
-        "difference": {
-            other: paired_difference(losses, _losses(runs[other]))
-            for other in REFERENCES
-            if other in runs and other != name
-        },
+        "difference": {other: paired_difference(losses, _losses(runs[other])) for other in others},
         "tokens_per_second": statistics.median(speeds) if speeds else None,
         "ms_per_token": timing["ms_per_token"],
         "latency_ratio": {"median": timing["ratio"], "quartiles": timing["ratio_quartiles"]},

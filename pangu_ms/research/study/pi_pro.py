@@ -1,9 +1,10 @@
-"""PanGu-pi Pro's four steps on a text of one's own, each measured by held-out bits per byte. Source: specification E2.
-No mindspore import.
+"""The four steps of PanGu-pi Pro on a corpus of the user, each measured by held-out bits per byte. No mindspore import.
 
-Bits per byte can be compared between vocabularies, as the held-out documents are the same ones: a hash of a document's
-text decides. All runs take the same number of steps and tokens, so that a compact vocabulary, with more tokens for a
-text, reads less text; the second round is extra.
+Bits per byte can be compared between vocabularies, because the held-out documents are the same: a hash of a document's
+text decides whether it is held out. All runs take the same number of steps and tokens. So a run with the compact
+vocabulary, which needs more tokens for a text, reads less text. The second round of training comes on top.
+
+Source: specification E2.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.config.iso import Search, differences, find_shapes, head_dim, reshape
+from pangu_ms.config.iso import Search, differences, find_shapes, reshape
 from pangu_ms.config.load import config_to_dict, load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files
@@ -41,13 +42,15 @@ MEANING = {
     "second_round": "that, trained on with the batches that it finds hard (E2.4)",
     "second_round_control": "that, trained on with as many batches drawn evenly",
 }
-KEPT_ENDS = 3  # layers of the teacher kept at either end (spec E2.3), as far as a student has room for a middle
-EVENLY = 1e6  # a temperature at which all batches are equally likely
+KEPT_ENDS = 3
+"""Layers of the teacher that a student keeps at either end (spec E2.3), if it has room for others between them."""
+EVENLY = 1e6
+"""A temperature at which all batches are equally likely."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The models of the chain, and what it takes to make them."""
+    """The models of the chain, and the settings with which they are made."""
 
     base: RunConfig
     """The baseline's run; all sections but the model's hold for all runs."""
@@ -62,7 +65,7 @@ class Plan:
     second_lr: float
     """Peak learning rate of the second round, as a share of the first round's."""
     criterion: str
-    """How neurons, heads and channels of the teacher are chosen."""
+    """The criterion by which neurons, heads and channels of the teacher are chosen."""
 
 
 def make_plan(
@@ -76,8 +79,8 @@ def make_plan(
     second_lr: float = 0.5,
     criterion: str = "taylor",
 ) -> Plan:
-    """The chain's models from the baseline's configuration; all students have as many parameters as the baseline, to
-    within 1 %.
+    """Derive the models of the chain from the baseline's configuration. All students have as many parameters as the
+    baseline, to within 1 %.
 
     Args:
         config, overrides: the baseline, of family pi; model.vocab_size is the full vocabulary's.
@@ -85,11 +88,11 @@ def make_plan(
         depth: layers of the tweaked shape; 0 is twice the baseline's.
         teacher_fields: the teacher's model fields; by default one and a half times the tweaked shape's depth, and the
             larger of both shapes' widths.
-        teacher_steps: 0 trains it as long as the others.
+        teacher_steps: training steps of the teacher; 0 trains it as long as the others.
         keep, second_lr, criterion: see Plan.
 
     Raises:
-        ConfigError: not of family pi, or a number that makes no chain.
+        ConfigError: the configuration is not of family pi, or a number is out of range.
     """
     base = load_config(config, list(overrides))
     baseline = require_pi(base.model, "the recipe is PanGu-pi's")
@@ -99,7 +102,7 @@ def make_plan(
     teacher_steps = teacher_steps or base.train.steps
     _require_limits(baseline, {"--keep": keep, "--second-lr": second_lr}, compact_size, teacher_steps)
     small_vocabulary = dataclasses.replace(baseline, vocab_size=compact_size)
-    search = Search(target=baseline.num_parameters(), head_dim=head_dim(baseline))
+    search = Search(target=baseline.num_parameters(), head_dim=baseline.head_dim)
     expansion = baseline.ffn_hidden_size / baseline.hidden_size
     compact = _equal_shape(small_vocabulary, search, baseline.num_layers, expansion)
     tweaked = _equal_shape(small_vocabulary, search, depth, expansion)
@@ -151,36 +154,36 @@ def run_pi_pro(
     seeds: Sequence[int] = (1, 2, 3),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Run the chain for every seed, the teacher once; writes and returns OUTPUT/results.json. An interrupted study goes
-    on.
+    """Run the chain for every seed, with one teacher for all; write the results to OUTPUT/results.json and return them.
+    An interrupted study goes on.
 
     Args:
         plan: see `make_plan`.
-        config: the name or path that the plan was made of; the commands begin with it.
+        config: the name or path of the configuration that the plan was made from; the commands use it.
         corpus: text files.
         output: directory of the study.
-        seeds: of initial weights, order of the data and draw of the second round.
+        seeds: seeds of initial weights, order of the data, and draw of the second round.
         progress: show a bar.
 
     Returns:
         By step: parameters, shape, bits per byte of each seed with mean and deviation, and the paired difference to the
-            step before it.
+        step before.
 
     Raises:
         ConfigError, DataError, OutputError, UserError, StudyStopped: see run_stages.
     """
     require_seeds(seeds, ())
     output = Path(output).absolute()
-    Corpus(list(corpus))  # tells of a missing file before the work starts
+    Corpus(list(corpus))  # a missing file is an error before the work starts
     claim(output, STUDY)
     chain = Chain(plan, config, [str(Path(name).absolute()) for name in corpus], output)
     stages = [*chain.data(), *chain.teach()]
     for seed in seeds:
         stages += chain.student(seed)
     done = dict(zip((stage.directory for stage in stages), run_stages(stages, progress)))
-    bits = {
-        step: {seed: done[chain.directory(step, seed) / "eval"]["bits_per_byte"] for seed in seeds} for step in STEPS
-    }
+    bits: dict[str, dict[int, float]] = {}
+    for step in STEPS:
+        bits[step] = {seed: done[chain.directory(step, seed) / "eval"]["bits_per_byte"] for seed in seeds}
     results = {
         "study": STUDY,
         "config": config,

@@ -1,4 +1,4 @@
-"""Pictures of studies."""
+"""Figures of the studies."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,8 @@ from pangu_ms.core.figure import new_figure, write_figure
 
 
 def plot_ablation(results: dict[str, Any], path: Path) -> None:
-    """Draw results of `run_ablation`: losses (a point per seed, a line at their mean) and latency ratios (median and
-    quartiles)."""
+    """Draw the results of `run_ablation`: losses, with a point for each seed and a line at their mean, and latency
+    ratios, with median and quartiles."""
     names, variants = list(results["variants"]), list(results["variants"].values())
     figure = new_figure(9, 4)
     losses, latency = figure.subplots(1, 2)
@@ -41,8 +41,8 @@ def plot_ablation(results: dict[str, Any], path: Path) -> None:
 
 
 def plot_chain(results: dict[str, Any], path: Path) -> None:
-    """Draw results of `run_pi_pro`: bits per byte of each step, a line per seed and a thick one at the mean; lower is
-    better."""
+    """Draw the results of `run_pi_pro`: the bits per byte of each step, with a line for each seed and a thick one for
+    their mean. Lower is better."""
     chain = results["chain"]
     figure = new_figure(9, 4)
     axes = figure.subplots()

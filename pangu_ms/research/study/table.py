@@ -1,4 +1,4 @@
-"""An ablation's results for the eye."""
+"""Shows the results of an ablation as a table."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ MARK = "~"
 
 
 def ablation_table(results: dict[str, Any]) -> str:
-    """A row per variant, and what the numbers can bear."""
+    """A row for each variant, and notes on what the numbers mean and how certain they are."""
     variants, seeds = results["variants"], results["seeds"]
     references = [name for name in REFERENCES if name in variants]
     head = [
@@ -25,10 +25,10 @@ def ablation_table(results: dict[str, Any]) -> str:
     ]
     rows = [head] + [_row(name, variant, references) for name, variant in variants.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = [
-        "  ".join(cell.ljust(widths[i]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(row))
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        lines.append("  ".join(cells))
     return "\n".join([*lines, "", *_notes(results, len(seeds))])
 
 
@@ -64,7 +64,7 @@ def _difference(difference: dict[str, Any] | None) -> str:
 
 
 def with_error(text: str, error: float | None, digits: str = ".4f") -> str:
-    """ "text +- error"; one seed has no error."""
+    """A number with its error: "text +- error". With one seed there is no error."""
     return text if error is None else f"{text} +- {error:{digits}}"
 
 

@@ -37,7 +37,7 @@ itself with those that are there."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults, where an option's help does not say what its absence means."""
+    """Shows defaults, except of options whose help says what their absence means."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)

@@ -42,7 +42,7 @@ NUMBERS |= dict.fromkeys(("hang_timeout", "start_timeout", "stop_timeout", "host
 
 
 class Parser(arguments.Parser):
-    """Says of an option that it does not know where it may belong."""
+    """Its message on an unknown option says where the option may belong."""
 
     def _nearest(self, message: str) -> str:
         where = (
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def launch(args: argparse.Namespace) -> int:
-    """Find this host's part of the job, and run it."""
+    """Find out which ranks this host has, and run them."""
     require_long(job_secret())
     options = program_options(args)
     table, here = cluster(args, placement(args.argv, *options))
@@ -167,7 +167,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Parsed options.
 
     Raises:
-        LaunchError: they are wrong by themselves, whatever the run is.
+        LaunchError: they are wrong whatever the run is.
     """
     args = build_parser().parse_args(argv)
     require_sound(args)
@@ -176,7 +176,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def require_sound(args: argparse.Namespace) -> None:
-    """Raise LaunchError for options that cannot be meant."""
+    """Raise LaunchError for options that contradict each other or are out of range."""
     if args.verb not in VERBS:
         if difflib.get_close_matches(args.verb, VERBS, 1):
             raise LaunchError(
@@ -211,7 +211,7 @@ def _seconds(group: Any, name: str, default: float, text: str) -> None:
 
 
 def program_options(args: argparse.Namespace) -> list[str]:
-    """Launch options that change what the program is asked."""
+    """Launch options that are passed on to the program; see program.describe."""
     options = ["--smoke"] if args.smoke else []
     options += ["--device", args.device] if args.device else []
     return options + (["--num-ranks", str(args.num_ranks)] if args.num_ranks is not None else [])
@@ -248,8 +248,8 @@ def master_address(args: argparse.Namespace, table: RankTable) -> str:
 
 
 def require_one_machine(master: str) -> None:
-    """Raise LaunchError unless all launchers must be on one machine, where alone CPU ranks meet: who reaches a loopback
-    address is there."""
+    """Raise LaunchError unless the first host has a loopback address, which only launchers on one machine can reach:
+    CPU ranks cannot meet across machines."""
     ip = address(master)
     if master != LOCAL_SERVER and not (ip and ip.is_loopback):
         advice = (
@@ -282,13 +282,10 @@ def _given_table(args: argparse.Namespace, program: Program) -> RankTable:
             f"{', '.join(hosts)}: {each} ranks on a host of {program.devices_per_server} devices"
             f" (parallel.devices_per_server); {advice}"
         )
-    first = range(0, program.world, each)
-    return RankTable(
-        tuple(
-            Server(host, tuple(Device(i, base + i, None) for i in range(each)), (host,))
-            for host, base in zip(hosts, first)
-        )
-    )
+    servers = []
+    for host, first in zip(hosts, range(0, program.world, each)):
+        servers.append(Server(host, tuple(Device(i, first + i, None) for i in range(each)), (host,)))
+    return RankTable(tuple(servers))
 
 
 def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: int) -> Job:
@@ -338,7 +335,7 @@ def plan(job: Job) -> list[dict[str, Any]]:
 
 
 def plan_table(job: Job) -> str:
-    """The same for people: what all ranks of this host share, then each rank's own."""
+    """`plan` as text for people: what all ranks of this host share, then what each has of its own."""
     rows = plan(job)
     shared = {
         name: value

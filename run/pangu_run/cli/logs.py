@@ -71,7 +71,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def show_log(directory: JobDirectory, rank: str | None, count: int, following: bool, as_json: bool) -> int:
-    """Print the last lines of a log, and with `following` those that come; returns the exit code."""
+    """Print the last lines of a log, and with `following` also new ones as they come; returns the exit code."""
     failure = first_failure(directory)
     owner = rank if rank is not None else str((failure or {}).get("rank") or 0)
     log, began = _log(directory, owner), directory.began()
@@ -175,13 +175,13 @@ def _error_lines(error: DistinctError, directory: JobDirectory) -> str:
 
 
 class Counter:
-    """A count on stderr while something takes more than a second, on terminals alone."""
+    """A count on stderr of something that takes more than COUNTER_S; only on terminals."""
 
     def __init__(self, what: str):
         self.what, self.began, self.shown = what, time.monotonic(), False
 
     def __call__(self, done: int, total: int) -> None:
-        """Say that `done` of `total` are done; the last call takes the line away."""
+        """Show that `done` of `total` are done; the last call clears the line."""
         if sys.stderr.isatty() and (self.shown or time.monotonic() - self.began > COUNTER_S):
             self.shown = True
             print(

@@ -33,5 +33,5 @@ def usage(program: str = "python -m pangu_run") -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns its exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    return guarded("pangu_run", lambda: run_verb("pangu_run", VERBS, usage(), words))
+    arguments = sys.argv[1:] if argv is None else argv
+    return guarded("pangu_run", lambda: run_verb("pangu_run", VERBS, usage(), arguments))

@@ -1,11 +1,12 @@
-"""What the launch layer's command lines check of numbers and names."""
+"""Checks of numbers and names that several verbs of the launch layer share."""
 
 from pangu_ms.core.errors import LaunchError
 
 PORTS = (1024, 65534)
-"""Of MindSpore's scheduler: no privileged port, and the next one, which the leader takes, is a port, too."""
+"""First and last port for MindSpore's scheduler: not a privileged one, and the next one, which the leader takes, must
+be a port, too."""
 MIN_S, MAX_S = 0.1, 1e7
-"""Seconds of a time that must be above 0, and of any time: four months, an end for what would else be infinite."""
+"""Least seconds of a time that must be above 0, and most of any: four months, so that none is infinite."""
 
 
 def require_between(option: str, value: float, least: float, most: float) -> None:

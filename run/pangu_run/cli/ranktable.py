@@ -19,7 +19,7 @@ from pangu_run.rank_table.table import RankTable, check, misplaced, wait_complet
 
 SHOWN_FAULTS = 100
 TIMEOUT_S = 1800.0
-"""HCCL waits as long for a table that is being completed."""
+"""As long as HCCL waits for a table that is not completed yet."""
 HOSTS_HELP = (
     "names or addresses, separated by commas; or a file with a host on each line, and after it, if wanted, its devices'"
     " addresses, separated by commas"
@@ -32,15 +32,15 @@ IPS_HELP = (
 
 def main(argv: list[str] | None = None) -> int:
     """Entry of the verb; returns its exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] in ("-h", "--help"):
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help"):
         print(usage())
-        return 0 if words else USER_ERROR
-    if words[0] not in ACTIONS:
-        near = difflib.get_close_matches(words[0], ACTIONS, 1) or [", ".join(ACTIONS)]
-        raise RankTableError(f"no action {words[0]!r}; known ones are in `pangu ranktable --help`; use {near[0]}")
-    _, run, _ = ACTIONS[words[0]]
-    return run(action_parser(words[0]).parse_intermixed_args(words[1:]))
+        return 0 if argv else USER_ERROR
+    if argv[0] not in ACTIONS:
+        near = difflib.get_close_matches(argv[0], ACTIONS, 1) or [", ".join(ACTIONS)]
+        raise RankTableError(f"no action {argv[0]!r}; known ones are in `pangu ranktable --help`; use {near[0]}")
+    _, run, _ = ACTIONS[argv[0]]
+    return run(action_parser(argv[0]).parse_intermixed_args(argv[1:]))
 
 
 def build_parser() -> Parser:
@@ -74,7 +74,7 @@ def usage() -> str:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Defaults, where an option has one."""
+    """Shows defaults, of options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
@@ -136,10 +136,10 @@ def _device_ips(
 
 
 def read_hosts(text: str) -> list[tuple[str, list[str]]]:
-    """Hosts of an option, each with the addresses of its devices as far as a file has them.
+    """Hosts of an option, each with the addresses of its devices where a file has them.
 
     Raises:
-        RankTableError: there are none.
+        RankTableError: there is no host.
     """
     if Path(text).is_file():
         rows = [line.split("#")[0].split() for line in read_lines(Path(text))]
@@ -152,10 +152,10 @@ def read_hosts(text: str) -> list[tuple[str, list[str]]]:
 
 
 def read_device_ids(text: str) -> list[int]:
-    """Devices of an option: "8" is 0 to 7, "4-7" and "0,2" name them.
+    """Devices of an option: "8" stands for 0 to 7; "4-7" and "0,2" name them.
 
     Raises:
-        RankTableError: it is none of these.
+        RankTableError: the text is of another form.
     """
     try:
         if text.strip().isdigit():
@@ -241,7 +241,7 @@ def run_check(args: argparse.Namespace) -> int:
     placement = plan.placement if plan is not None and plan.device != program.CPU else None  # CPU ranks go anywhere
     faults = check(args.file, plan.world if plan else args.world, placement)
     if args.json:
-        print(json.dumps([vars(fault) for fault in faults]))
+        print(json.dumps([fault.as_dict() for fault in faults]))
     elif faults:
         show(
             "\n".join(
@@ -291,7 +291,7 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
 
 
 def run_wait(args: argparse.Namespace) -> int:
-    """Wait for a completed table; what is missing is said meanwhile."""
+    """Wait for a completed table, and print meanwhile what is missing."""
     require_between("--timeout", args.timeout, 0, MAX_S)
     show(_summary(args.file, wait_completed(args.file, args.timeout, tell)))
     return 0
@@ -305,7 +305,7 @@ def add_order(parser: argparse.ArgumentParser) -> None:
 
 
 def run_order(args: argparse.Namespace) -> int:
-    """Write a table whose ranks are where a plan wants them."""
+    """Write a table whose ranks are on the devices where a plan wants them."""
     table = RankTable.read(args.file)
     return _write(
         table.ordered(program.placement(["--config", args.config, *args.overrides]).placement).as_dict(), args.output

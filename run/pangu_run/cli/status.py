@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from pangu_ms.core import console
 from pangu_ms.core.errors import LaunchError
@@ -72,7 +73,7 @@ def show(directory: JobDirectory, as_json: bool) -> JobStatus:
 
 
 def watch(directory: JobDirectory, interval: float, as_json: bool) -> JobStatus:
-    """Print the job again and again, on a terminal in place, until it is over."""
+    """Print the job again and again until it is over; on a terminal each time over the last."""
     drawn = 0
     while True:
         if as_json:
@@ -119,13 +120,7 @@ def _header(status: JobStatus) -> list[str]:
         )
     lines.append(", ".join(_progress(status)))
     if status.slow:
-        lines.append(
-            "slow: "
-            + ", ".join(
-                f"rank {slow['rank']} ({_seconds(slow['seconds'])}, median {_seconds(slow['median'])})"
-                for slow in status.slow[:8]
-            )
-        )
+        lines.append("slow: " + ", ".join(map(_slow, status.slow[:8])))
     if status.failure:
         lines.append(f"first cause: {failure_summary(status.failure)}")
         lines += [f"  -> {explanation.line}"] if (explanation := explain(failure_lines(status.failure))) else []
@@ -142,6 +137,10 @@ def _progress(status: JobStatus) -> list[str]:
         if status.checkpoint
         else []
     )
+
+
+def _slow(report: dict[str, Any]) -> str:
+    return f"rank {report['rank']} ({_seconds(report['seconds'])}, median {_seconds(report['median'])})"
 
 
 def _seconds(value: float | None) -> str:

@@ -1,2 +1,2 @@
-"""`pangu doctor`: what is wrong with a host, its devices, network and disks, and the fix for each. Useful with no NPU,
-too."""
+"""Checks of `pangu doctor`: what is wrong with a host, its devices, network and disks, and how to fix it. Useful
+without an NPU, too."""

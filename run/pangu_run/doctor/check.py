@@ -1,4 +1,4 @@
-"""A check looks at one thing and says lines; no check raises, and none goes on for ever."""
+"""A check examines one thing and yields lines. `run_check` turns an exception or a hang of a check into a line, too."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ from pangu_run.doctor.site import Site
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 CHECK_S = 60.0
-"""A check that takes longer hangs: a dead network disk, a name server that does not answer."""
+"""A check that takes longer counts as hung, by a dead network disk or a name server that does not answer."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Line:
     """What a check found about one thing."""
 
     level: str
-    """OK, WARN (a job can run) or FAIL (it will not, or not rightly)."""
+    """OK, WARN (a job can run) or FAIL (a job will not run, or will compute wrong results)."""
     what: str
     found: str
     fix: str = ""
@@ -32,17 +32,17 @@ def ok(what: str, found: str) -> Line:
 
 
 def warn(what: str, found: str, fix: str) -> Line:
-    """A job can run, with less speed, safety or knowledge."""
+    """A job can run, but slower or less safely, or something could not be found out."""
     return Line(WARN, what, found, fix)
 
 
 def fail(what: str, found: str, fix: str) -> Line:
-    """A job will not run, or not rightly."""
+    """A job will not run, or will compute wrong results."""
     return Line(FAIL, what, found, fix)
 
 
 def run_check(check: Check, site: Site) -> list[Line]:
-    """The lines of a check; what it raises, or that it hangs, is a line as well."""
+    """The lines of a check; an exception or a hang is a line as well."""
     lines: list[Line] = []
     name = check.__name__.replace("_", " ")
 
@@ -50,7 +50,7 @@ def run_check(check: Check, site: Site) -> list[Line]:
         try:
             for line in check(site):
                 lines.append(line)
-        except Exception as error:  # whatever a strange machine does to one check, the others are run
+        except Exception as error:  # on a strange machine one check may fail in any way; the others still run
             lines.append(
                 warn(name, f"could not be checked: {type(error).__name__}: {error}", "mend that, or check it by hand")
             )

@@ -1,4 +1,4 @@
-"""This host's clock, beside the file system's and the network's."""
+"""This host's clock, compared with the file system's and the network's."""
 
 import time
 import uuid
@@ -11,13 +11,13 @@ from pangu_run.doctor.site import Site
 from pangu_run.doctor.storage import doctor_directory
 
 LARGE_S, WRONG_S = 2.0, 60.0
-"""Above LARGE_S logs of hosts cannot be put in order; above WRONG_S files seem to come from the future, and signed
-requests are refused."""
+"""With clocks further apart than LARGE_S the logs of hosts cannot be put in order; than WRONG_S, files seem to come
+from the future, and signed requests are refused."""
 
 
 def skew(directory: Path) -> tuple[float, float]:
-    """This host's clock less the file system's (the time of a file just written), and how exactly it is known; in
-    seconds."""
+    """By how many seconds this host's clock is ahead of the file system's (the time of a file just written), and the
+    uncertainty of that, in seconds."""
     probe = directory / f".clock_{uuid.uuid4().hex[:8]}"
     try:
         before = time.time()
@@ -28,8 +28,8 @@ def skew(directory: Path) -> tuple[float, float]:
     return (before + after) / 2 - stamp, (after - before) / 2
 
 
-def judged(what: str, seconds: float, against: str) -> Line:
-    """A line on how far two clocks are apart."""
+def skew_line(what: str, seconds: float, against: str) -> Line:
+    """A line on how far this host's clock is ahead of another one."""
     found = f"{abs(seconds):.1f} s {'ahead of' if seconds > 0 else 'behind'} {against}"
     if abs(seconds) > LARGE_S:
         return (fail if abs(seconds) > WRONG_S else warn)(
@@ -39,16 +39,18 @@ def judged(what: str, seconds: float, against: str) -> Line:
 
 
 def file_clock(site: Site) -> Iterator[Line]:
-    """Against the file system of the output directory."""
+    """This host's clock against that of the output directory's file system."""
     where = doctor_directory(site)
     if where is None or not where.is_dir():
         return
-    seconds, exactness = skew(where)
-    yield judged("clock", max(abs(seconds) - exactness, 0.0) * (1 if seconds > 0 else -1), "the file system's clock")
+    seconds, uncertainty = skew(where)
+    yield skew_line(
+        "clock", max(abs(seconds) - uncertainty, 0.0) * (1 if seconds > 0 else -1), "the file system's clock"
+    )
 
 
 def network_time(site: Site) -> Iterator[Line]:
-    """Whether a time service sets it: chrony, or whatever timedatectl knows."""
+    """Whether a time service sets the clock: chrony, or any that timedatectl knows."""
     chrony = site.tool("chronyc", "-n", "tracking")
     if not chrony.problem:
         leap, apart = npu.value(chrony.text, "Leap status"), npu.value(chrony.text, "System time")

@@ -8,7 +8,8 @@ from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site, numbers, spans
 
 MOST_USED = 0.1
-"""Of a device's memory before a job starts: the driver keeps about 5 % of a 64 GB 910B for itself."""
+"""Largest share of a device's memory that may be in use before a job starts: the driver keeps about 5 % of a 64 GB 910B
+for itself."""
 
 
 def seen(site: Site) -> Iterator[Line]:
@@ -90,7 +91,7 @@ def _memory(devices: list[npu.Device], processes: list[npu.Process]) -> Iterator
 
 
 def links(site: Site) -> Iterator[Line]:
-    """How devices of this host reach each other, and the cores near to them."""
+    """How devices of this host are linked, and whether this process may use the cores near them."""
     if site.device == "cpu":
         return
     answer = site.tool("npu-smi", "info", "-t", "topo")

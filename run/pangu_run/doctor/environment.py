@@ -1,5 +1,5 @@
-"""Environment variables that contradict each other or this host: those of the cluster, of Python and of logs. HCCL's
-own are in hccl.py."""
+"""Environment variables that contradict each other or this host: those of the cluster, of Python and of logs. Those of
+HCCL are in hccl.py."""
 
 import os
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ LEFT_ON = {
     "ASCEND_LAUNCH_BLOCKING": ("1",),
     "MS_SIMULATION_LEVEL": ("0", "1", "2", "3"),
 }
-"""Variables for looking for errors, with the values that slow or fill a real job; MS_SIMULATION_LEVEL computes nothing
-at all."""
+"""Variables for debugging, with the values that make a real job slow or fill its disk; with MS_SIMULATION_LEVEL nothing
+is computed at all."""
 RELEVANT = ("MS_", "RANK_", "HCCL_", "ASCEND_", "GLOG_", "DEVICE_ID", "MINDSPORE_", "OMP_")
 
 
@@ -100,9 +100,9 @@ def devices(site: Site) -> Iterator[Line]:
     visible, device = site.environment.get("ASCEND_RT_VISIBLE_DEVICES"), site.environment.get("DEVICE_ID", "")
     if visible is None:
         return
-    words = visible.split(",")
-    ids = [int(word) for word in words if word.isdecimal()]
-    if len(ids) < len(words) or ids != sorted(set(ids)):
+    parts = visible.split(",")
+    ids = [int(part) for part in parts if part.isdecimal()]
+    if len(ids) < len(parts) or ids != sorted(set(ids)):
         yield fail(
             "ASCEND_RT_VISIBLE_DEVICES",
             f"{visible!r}: CANN reads rising numbers and commas, and stops at anything else",
@@ -122,7 +122,7 @@ def devices(site: Site) -> Iterator[Line]:
 
 
 def debugging(site: Site) -> Iterator[Line]:
-    """Variables of a search for errors that are still set."""
+    """Variables for debugging that are still set."""
     values = site.environment
     for name, slow in LEFT_ON.items():
         if values.get(name) in slow:
@@ -139,7 +139,7 @@ def debugging(site: Site) -> Iterator[Line]:
 def python_path(site: Site) -> Iterator[Line]:
     """Another MindSpore on PYTHONPATH than the installed one."""
     entries = [entry for entry in site.environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    own = versions.place_of("mindspore")
+    own = versions.directory_of("mindspore")
     for entry in entries:
         other = Path(entry) / "mindspore"
         if (other / "__init__.py").is_file() and other.resolve() != own:
@@ -151,7 +151,7 @@ def python_path(site: Site) -> Iterator[Line]:
 
 
 def threads(site: Site) -> Iterator[Line]:
-    """OMP_NUM_THREADS beside the cores of this host."""
+    """OMP_NUM_THREADS against the cores of this host."""
     value, allowed = site.environment.get("OMP_NUM_THREADS"), len(os.sched_getaffinity(0))
     if value is None:
         return
@@ -173,7 +173,7 @@ def cann_paths(site: Site) -> Iterator[Line]:
         path.read_text(errors="replace") for path in sorted(site.path("/etc/ld.so.conf.d").glob("*.conf"))
     )
     libraries = site.environment.get("LD_LIBRARY_PATH", "")
-    if not any(place in libraries + loader for place in ("/Ascend", home)):
+    if not any(directory in libraries + loader for directory in ("/Ascend", home)):
         yield fail(
             "LD_LIBRARY_PATH",
             "has no library of CANN",

@@ -13,12 +13,12 @@ from pangu_run.doctor.site import Site, spans
 from pangu_run.rank_table.hccn import HCCN_CONF, read_conf
 
 UNSET = ("Init", "Detect ip set")
-"""Net health before any address to look for was given (-netdetect), or just after."""
+"""Values of net health before an address to look for was given (-netdetect), or just after."""
 
 
 @dataclass(frozen=True)
 class Port:
-    """A device's network port; what is not known is None."""
+    """A device's network port; None stands for what is not known."""
 
     address: str | None = None
     link: str | None = None
@@ -31,7 +31,7 @@ def _port(site: Site, device: int) -> Port:
     texts: dict[str, str] = {}
     for what in ("-ip", "-link", "-net_health", "-optical"):
         if what == "-optical" and npu.value(texts["-link"], "link status") == "UP":
-            continue  # a cable without optics is as good
+            continue  # the link is up, so it does not matter whether it is optical
         answer = site.tool("hccn_tool", "-i", str(device), what, "-g")
         if answer.problem and what != "-optical":
             return Port(problem=answer.problem)

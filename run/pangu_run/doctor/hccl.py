@@ -22,7 +22,7 @@ RANGES = {
     "HCCL_RDMA_SL": (0, 7),
     "HCCL_RDMA_TC": (0, 255),
 }
-"""Smallest and largest. HCCL_EXEC_TIMEOUT of the first Ascend 910 ends at 17340."""
+"""Smallest and largest value. On the first Ascend 910 the largest HCCL_EXEC_TIMEOUT is 17340."""
 
 
 def numbers(site: Site) -> Iterator[Line]:
@@ -69,7 +69,8 @@ def addresses(site: Site) -> Iterator[Line]:
 
 
 def _fits(interface: str, names: str) -> bool:
-    """`eth` is all that begin so, `=eth0` that one, `^` before either all others."""
+    """Whether HCCL_SOCKET_IFNAME selects an interface: `eth` selects all that begin so, `=eth0` that one, and with `^`
+    before it all others."""
     others, exact = names.startswith("^"), names.lstrip("^").startswith("=")
     words = [word.strip() for word in names.lstrip("^=").split(",") if word.strip()]
     return others != any(interface == word if exact else interface.startswith(word) for word in words)

@@ -1,5 +1,5 @@
-"""What the doctors of the other hosts left in OUTPUT/job/doctor/HOST.json: whether all see one directory, have one
-clock and the same versions."""
+"""Comparison of hosts by the files OUTPUT/job/doctor/HOST.json that the doctor leaves on each of them: do all share the
+directory, and have the same clock and versions?"""
 
 import socket
 import time
@@ -16,8 +16,8 @@ from pangu_run.doctor.storage import doctor_directory
 
 OLD_S = 24 * 3600.0
 MUST_BE_EQUAL = ("python", "mindspore", "mindformers", "cann")
-"""Another minor version of one of these may compile another graph: ranks then wait for each other in different
-collectives."""
+"""Versions that must be equal: with another one a rank may compile another graph, and ranks then wait for each other in
+different collectives."""
 
 _FORM: small_json.Form = {
     "host": str,
@@ -29,7 +29,7 @@ _FORM: small_json.Form = {
 
 
 def all_hosts(site: Site) -> Iterator[Line]:
-    """Leave this host's word, and read the others'."""
+    """Write this host's file, and compare it with those of the others."""
     where = doctor_directory(site)
     if where is None or not where.is_dir():
         if site.num_servers > 1:
@@ -52,7 +52,7 @@ def all_hosts(site: Site) -> Iterator[Line]:
 
 
 def marker(site: Site, where: Path) -> dict[str, Any]:
-    """What the others need to know of this host."""
+    """Content of this host's file."""
     seconds, _ = clock.skew(where)
     names = sorted({*this_host.names(), *([site.server.server_id] if site.server else [])})
     return {
@@ -78,12 +78,9 @@ def _read(where: Path, own: str) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def _missing(site: Site, markers: list[dict[str, Any]]) -> Iterator[Line]:
-    known = {
-        address
-        for entry in markers
-        for address in entry["addresses"]
-        if address not in ("127.0.0.1", "::1", "localhost")
-    }
+    known: set[str] = set()
+    for entry in markers:
+        known |= set(entry["addresses"]) - {"127.0.0.1", "::1", "localhost"}
     servers = site.roster.servers if site.roster else ()
     missing = [
         server.server_id
@@ -109,7 +106,7 @@ def _beside(own: dict[str, Any], other: dict[str, Any]) -> Iterator[Line]:
     if age > OLD_S:
         yield warn(what, f"its word is {age / 3600:.0f} h old", "run the doctor there again, or remove its file")
         return
-    line = clock.judged(what, own["skew_s"] - other["skew_s"], f"the clock of {other['host']}")
+    line = clock.skew_line(what, own["skew_s"] - other["skew_s"], f"the clock of {other['host']}")
     if line.level != "OK":
         yield line
     for name, version in own["versions"].items():

@@ -10,15 +10,17 @@ from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site, gib, numbers, spans
 
 LEAST_MEMORY, MEMORY_OF_RANK = 1 << 30, 2 << 30
-"""Bytes. A rank has about 0.6 GB after `import mindspore`, and compiling a graph takes as much again."""
+"""Bytes that must be free, and that a rank needs to start: it has about 0.6 GB after `import mindspore`, and compiling
+a graph takes as much again."""
 MORE_MEMORY = "end other programs, or raise the limit (docker --memory, Slurm --mem)"
 LEAST_SHM = 1 << 30
-"""Docker gives 64 MiB; MindSpore's data workers and HCCL's ranks of one host exchange by it."""
+"""Bytes of /dev/shm, by which MindSpore's data workers, and HCCL's ranks of one host, exchange data. Docker gives
+64 MiB."""
 MUCH_SWAP = 1 << 30
 LEAST_OPEN_FILES = {"cpu": 1024, "ascend": 65536}
 """2048 ranks mean as many sockets to the first server's scheduler and launcher."""
 LEAST_PROCESSES = 4096
-"""A rank has some 100 to 300 threads, and each counts."""
+"""A rank has some 100 to 300 threads, and each counts as a process."""
 
 
 def cgroup_value(site: Site, new: str, old: str) -> str | None:
@@ -68,7 +70,7 @@ def shared_memory(site: Site) -> Iterator[Line]:
 
 
 def swap(site: Site) -> Iterator[Line]:
-    """A rank that is swapped out lets all others wait."""
+    """Swap in use: all ranks wait for one that is swapped out."""
     state = psutil.swap_memory()
     if state.used > MUCH_SWAP:
         yield warn(
@@ -79,7 +81,7 @@ def swap(site: Site) -> Iterator[Line]:
 
 
 def cores(site: Site) -> Iterator[Line]:
-    """Cores that this process may use, beside the time that its cgroup gives."""
+    """Cores that this process may use, and how much of them its cgroup's quota allows."""
     allowed = len(os.sched_getaffinity(0))
     new = (cgroup_value(site, "cpu.max", "cpu/cpu.cfs_quota_us") or "").split()
     period = new[1] if len(new) == 2 else site.read("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or "100000"

@@ -1,4 +1,4 @@
-"""This host's own network: its place among the servers of the job, their names, ports. No other host is spoken to."""
+"""This host's own network: which of the job's servers it is, their names, ports. No other host is contacted."""
 
 import ipaddress
 import shlex
@@ -13,8 +13,8 @@ from pangu_ms.core.errors import RankTableError
 from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site
 
-MOST_WORDS = 240
-"""Letters of a rank table's faults that a line shows."""
+MAX_FAULT_TEXT = 240
+"""Characters of a rank table's faults that a line shows."""
 HCCL_PORT, HCCL_PORTS = 60000, 32
 """Host ports that HCCL takes (16 before CANN 8.2) unless HCCL_IF_BASE_PORT says others.
 Source: CANN 8.5, environment variables, HCCL_IF_BASE_PORT."""
@@ -32,7 +32,7 @@ def is_address(word: str) -> bool:
 def rank_table(site: Site) -> Iterator[Line]:
     """The rank table can be read, and this host is in it, or among --hosts."""
     if site.table_fault:
-        words = textwrap.shorten(site.table_fault, MOST_WORDS, placeholder=" ...")
+        words = textwrap.shorten(site.table_fault, MAX_FAULT_TEXT, placeholder=" ...")
         yield fail(
             "rank table", words, f"`pangu ranktable check {shlex.quote(str(site.table_path))}` names every fault"
         )
@@ -56,7 +56,7 @@ def rank_table(site: Site) -> Iterator[Line]:
 
 
 def names(site: Site) -> Iterator[Line]:
-    """Servers of the job that have no address but a name are known by it, and so is this host."""
+    """Names of servers that have no address in the table, and this host's own name, can be resolved."""
     servers = site.roster.servers if site.roster else ()
     named = [server for server in servers if server.addresses and not any(map(is_address, server.addresses))]
     with ThreadPoolExecutor(16) as pool:
@@ -80,7 +80,7 @@ def names(site: Site) -> Iterator[Line]:
 
 
 def first_host(site: Site) -> Iterator[Line]:
-    """The first host has an address here that may be another host's; nothing is sent there."""
+    """The first host's name stands for an address that other hosts can reach; nothing is sent there."""
     if site.roster is None or site.num_servers < 2:
         return
     name = site.master_address or site.roster.servers[0].server_id
@@ -128,22 +128,16 @@ def _is_free(port: int) -> bool:
 
 def _holder(port: int) -> str:
     try:
-        entries = psutil.net_connections("tcp")
-        pid = next(
-            (
-                entry.pid
-                for entry in entries
-                if entry.laddr and entry.laddr.port == port and entry.status == psutil.CONN_LISTEN
-            ),
-            None,
-        )
-        return f"pid {pid} ({psutil.Process(pid).name()})" if pid else "a process that this user may not see"
+        for entry in psutil.net_connections("tcp"):
+            if entry.laddr and entry.laddr.port == port and entry.status == psutil.CONN_LISTEN and entry.pid:
+                return f"pid {entry.pid} ({psutil.Process(entry.pid).name()})"
     except psutil.Error:
-        return "a process that this user may not see"
+        pass
+    return "a process that this user may not see"
 
 
 def hccl_ports(site: Site) -> Iterator[Line]:
-    """The system does not give HCCL's ports to other programs."""
+    """HCCL's ports are reserved, so that the system does not give them to other programs."""
     base = site.environment.get("HCCL_IF_BASE_PORT", "")
     first = int(base) if base.isdecimal() else HCCL_PORT
     wanted = set(range(first, first + HCCL_PORTS))
@@ -165,7 +159,7 @@ def hccl_ports(site: Site) -> Iterator[Line]:
 
 
 def proxies(site: Site) -> Iterator[Line]:
-    """Cluster addresses are not sent through a proxy, which gRPC would do."""
+    """Cluster addresses are exempt from proxies, which gRPC would use."""
     environment = {name.lower(): value for name, value in site.environment.items() if value}
     proxy = next((name for name in ("http_proxy", "https_proxy", "all_proxy") if name in environment), None)
     if proxy is None:

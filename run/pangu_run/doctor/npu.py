@@ -1,4 +1,4 @@
-"""What Ascend's tools print, taken apart. Formats after their public documentation and recorded outputs; none was tried
+"""Parsers for what Ascend's tools print. The formats are from public documentation and recorded outputs; none was tried
 on hardware here."""
 
 import re
@@ -44,9 +44,8 @@ def devices(text: str) -> list[Device]:
         if re.fullmatch(r"\d+\s+(?=\S*[A-Za-z])\S+", cells[0]):
             head = (int(numbers[0]), cells[0].split()[1], cells[1])
         elif head and re.fullmatch(r"\d+(\s+\d+)?", cells[0]) and pairs:
-            used, total = max(
-                ((int(used), int(total)) for used, total in pairs), key=lambda pair: pair[1]
-            )  # HBM, or DDR on chips without
+            # The largest memory is HBM, or DDR on chips without HBM.
+            used, total = max(((int(used), int(total)) for used, total in pairs), key=lambda pair: pair[1])
             found.append(
                 Device(int(numbers[1]) if len(numbers) > 1 else head[0], head[1], head[2], used, total, head[0])
             )
@@ -55,12 +54,11 @@ def devices(text: str) -> list[Device]:
 
 def processes(text: str) -> list[Process]:
     """Processes of `npu-smi info`: rows (NPU, chip | pid | name | memory in MB)."""
-    rows = (
-        cells
-        for cells in map(_cells, text.splitlines())
-        if len(cells) == 4 and cells[1].isdigit() and cells[3].isdigit()
-    )
-    return [Process(int(cells[0].split()[0]), int(cells[1]), cells[2], int(cells[3])) for cells in rows]
+    found = []
+    for cells in map(_cells, text.splitlines()):
+        if len(cells) == 4 and cells[1].isdigit() and cells[3].isdigit():
+            found.append(Process(int(cells[0].split()[0]), int(cells[1]), cells[2], int(cells[3])))
+    return found
 
 
 def topology(text: str) -> tuple[dict[int, dict[int, str]], dict[int, str]]:

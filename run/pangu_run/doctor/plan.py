@@ -9,7 +9,7 @@ from pangu_run.doctor.site import Site
 
 
 def configuration(site: Site) -> Iterator[Line]:
-    """Ask the program, in a process of its own, for the ranks of --config."""
+    """--config can be read, and needs as many ranks as the rank table has."""
     if not site.config:
         return
     try:

@@ -1,4 +1,4 @@
-"""What the checks look at: this host's files, tools and variables, and what the user said of the job."""
+"""What the checks examine: this host's files, tools and variables, and what the user said of the job."""
 
 import contextlib
 import functools
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from pangu_run.rank_table import RankTable, Server
 
 TOOL_S = 10.0
-TOOL_PLACES = ("/usr/local/sbin", "/usr/local/bin", "/usr/local/Ascend/driver/tools")
+"""How long a tool may take."""
+TOOL_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/local/Ascend/driver/tools")
 """Where Ascend's installers put npu-smi and hccn_tool, beside PATH."""
 TRACES = ("/dev/davinci_manager", "/usr/local/Ascend/driver/version.info")
 _MOST_BYTES = 1 << 20
@@ -26,11 +27,11 @@ _MOST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Answer:
-    """What a tool said."""
+    """The output of a tool."""
 
     text: str
     problem: str | None = None
-    """Why it is no answer: not found, exit code, no answer in time."""
+    """Why the output is of no use: tool not found, exit code, no end in time."""
     missing: bool = False
     """The tool is not installed."""
 
@@ -41,9 +42,9 @@ class Site:
 
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     root: Path = Path("/")
-    """Where absolute paths begin; tests have a made-up host."""
+    """The directory that stands for /; tests have a made-up host in one."""
     wanted_device: str | None = None
-    """cpu or ascend; None is what is there."""
+    """cpu or ascend; None for what is found."""
     table: "RankTable | None" = None
     table_path: str | None = None
     table_fault: str | None = None
@@ -70,22 +71,25 @@ class Site:
         except OSError:
             return None
 
-    def tool(self, name: str, *words: str, timeout_s: float | None = None) -> Answer:
-        """What a tool of this host says within `timeout_s` seconds, TOOL_S of them unless said; each command is run
-        once."""
-        if (command := (name, *words)) not in self._answers:
-            self._answers[command] = self._run(name, *words, timeout_s=timeout_s or TOOL_S)
+    def tool(self, name: str, *arguments: str, timeout_s: float | None = None) -> Answer:
+        """The output of a tool of this host, which may take `timeout_s` seconds (default: TOOL_S). Each command is run
+        only once."""
+        if (command := (name, *arguments)) not in self._answers:
+            self._answers[command] = self._run(name, *arguments, timeout_s=timeout_s or TOOL_S)
         return self._answers[command]
 
-    def _run(self, name: str, *words: str, timeout_s: float) -> Answer:
-        places = [*self.environment.get("PATH", "").split(os.pathsep), *(str(self.path(p)) for p in TOOL_PLACES)]
-        path = shutil.which(name, path=os.pathsep.join(filter(None, places)))
+    def _run(self, name: str, *arguments: str, timeout_s: float) -> Answer:
+        directories = [
+            *self.environment.get("PATH", "").split(os.pathsep),
+            *(str(self.path(p)) for p in TOOL_DIRECTORIES),
+        ]
+        path = shutil.which(name, path=os.pathsep.join(filter(None, directories)))
         if path is None:
             return Answer("", f"{name} is not installed", missing=True)
         try:
-            return _run([path, *words], dict(self.environment), timeout_s)
+            return _run([path, *arguments], dict(self.environment), timeout_s)
         except OSError as error:
-            return Answer("", f"`{' '.join([name, *words])}`: {error.strerror}")
+            return Answer("", f"`{' '.join([name, *arguments])}`: {error.strerror}")
 
     @functools.cached_property
     def device(self) -> str:
@@ -95,7 +99,8 @@ class Site:
 
     @functools.cached_property
     def roster(self) -> "RankTable | None":
-        """The servers of the job: the rank table, or one without devices of `hosts`; None where neither is given."""
+        """The servers of the job: the rank table, or a table of `hosts` without devices; None where neither is
+        given."""
         from pangu_run.rank_table import RankTable, Server
 
         return self.table or (
@@ -104,7 +109,7 @@ class Site:
 
     @functools.cached_property
     def server(self) -> "Server | None":
-        """This host among the servers of the job; None where it is not there."""
+        """This host among the servers of the job; None where it is not among them."""
         try:
             return self.roster.servers[self.roster.this_server(self.server_id)] if self.roster else None
         except RankTableError:
@@ -123,7 +128,7 @@ class Site:
 
 def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> Answer:
     name = " ".join([Path(command[0]).name, *command[1:]])
-    with tempfile.TemporaryFile() as output:  # a file: a pipe is held open by a grandchild that hangs
+    with tempfile.TemporaryFile() as output:  # not a pipe, which a grandchild that hangs would hold open
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -136,8 +141,8 @@ def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> A
             code = process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # it may hang in a driver, where no signal reaches it
-                process.wait(1.0)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)  # not for ever: it may hang inside a driver, where no signal reaches it
             return Answer("", f"`{name}` gave no answer in {timeout_s:g} s")
         output.seek(0)
         text = output.read(_MOST_BYTES).decode(errors="replace")
@@ -146,7 +151,7 @@ def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> A
 
 
 def spans(numbers: Iterable[int]) -> str:
-    """0-3,5 for 0, 1, 2, 3 and 5."""
+    """Numbers as intervals, such as 0-3,5."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and number == runs[-1][1] + 1:
@@ -157,7 +162,7 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 def numbers(text: str) -> set[int]:
-    """The inverse of `spans`."""
+    """The numbers that a text of `spans` stands for."""
     pairs = [part.split("-") for part in text.strip().split(",") if part.strip()]
     return {number for pair in pairs for number in range(int(pair[0]), int(pair[-1]) + 1)}
 

@@ -1,5 +1,5 @@
-"""The disk of the output directory: room, speed, limits, whole renames, whether hosts share it. And the clock of its
-file system."""
+"""The disk of the output directory: its room, speed and limits, whether a rename is atomic, and whether hosts share
+it."""
 
 import os
 import resource
@@ -14,13 +14,14 @@ from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site, gib
 
 LEAST_ROOM, LITTLE_ROOM = 1 << 30, {"cpu": 10 << 30, "ascend": 200 << 30}
-"""Bytes. A checkpoint of weights and moments in float32 takes 12 bytes a parameter, 31 GB for 2.6 B; two are there
-while the second is written."""
+"""Bytes that must be free, and that should be. A checkpoint of weights and moments in float32 takes 12 bytes a
+parameter, 31 GB for 2.6 B; two are there while the second is written."""
 LEAST_INODES = 10_000
 PROBE_BYTES, SLOW = 64 << 20, 100e6
-"""Below SLOW bytes a second that checkpoint takes more than five minutes."""
+"""Bytes that are written to measure the speed, and bytes a second below which that checkpoint takes more than five
+minutes."""
 SHORT_FILES = {"vfat": 4 << 30, "msdos": 4 << 30}
-"""File systems with a largest file."""
+"""Size of the largest file, in bytes, on file systems that limit it."""
 FLEETING = ("tmpfs", "ramfs", "overlay")
 COPY_ON_RENAME = ("s3fs", "obsfs", "goofys", "rclone", "ossfs")
 """Object stores behind a file system: a rename is a copy and a removal, so that a reader may see a part."""
@@ -28,7 +29,7 @@ LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "vfat", *FLEETING)
 
 
 def doctor_directory(site: Site) -> Path | None:
-    """Where the doctors of all hosts of a job leave their word."""
+    """Where the doctor leaves a file on each host of a job."""
     return site.output / job_directory.NAME / "doctor" if site.output else None
 
 
@@ -36,14 +37,13 @@ def mount_of(site: Site, path: Path) -> tuple[str, str]:
     """Mount point and file-system type of a path."""
     rows = [line.split(" - ") for line in (site.read("/proc/self/mountinfo") or "").splitlines() if " - " in line]
     mounts = [(left.split()[4].replace("\\040", " "), right.split()[0]) for left, right in rows]
-    above = [
-        mount for mount in reversed(mounts) if path.is_relative_to(mount[0])
-    ]  # of two mounts on one point the later one is seen
+    # Of two mounts on one point the later one counts.
+    above = [mount for mount in reversed(mounts) if path.is_relative_to(mount[0])]
     return max(above, key=lambda mount: len(mount[0]), default=("/", "unknown"))
 
 
 def directory(site: Site) -> Iterator[Line]:
-    """The output directory can be written, quickly, whole; with room for checkpoints."""
+    """The output directory can be written, fast and atomically, and has room for checkpoints."""
     where = doctor_directory(site)
     if where is None:
         yield ok("output", "not looked at; --output DIR checks the disk of checkpoints")
@@ -104,7 +104,7 @@ def _room(site: Site, free: int) -> Iterator[Line]:
 
 
 def _limits(inodes: int, free: int) -> Iterator[Line]:
-    if inodes and free < LEAST_INODES:  # 0: the file system makes them as needed
+    if inodes and free < LEAST_INODES:  # 0 of all: the file system makes inodes as needed
         yield warn(
             "inodes",
             f"{free} free; less than {LEAST_INODES}",
@@ -120,7 +120,7 @@ def _limits(inodes: int, free: int) -> Iterator[Line]:
 def _writes(where: Path) -> Iterator[Line]:
     name = f".probe_{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
     first, last = where / f"{name}.tmp", where / name
-    block = os.urandom(1 << 20)  # what a file system cannot compress
+    block = os.urandom(1 << 20)  # random, so that the file system cannot compress it
     try:
         begin = time.perf_counter()
         with open(first, "wb") as file:

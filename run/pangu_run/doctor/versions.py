@@ -1,5 +1,5 @@
-"""Versions of Python, MindSpore, MindFormers, CANN, driver and firmware, and whether they fit together. Nothing of them
-is imported."""
+"""Versions of Python, MindSpore, MindFormers, CANN, driver and firmware, and whether they fit together. None of them is
+imported."""
 
 import importlib.metadata
 import re
@@ -52,7 +52,7 @@ def installed(package: str) -> str | None:
         return None
 
 
-def place_of(package: str) -> Path | None:
+def directory_of(package: str) -> Path | None:
     """Directory of an installed Python package of the same name; it is not imported."""
     try:
         return Path(str(importlib.metadata.distribution(package).locate_file(package))).resolve()
@@ -79,9 +79,8 @@ def cann_version(site: Site) -> str | None:
     for file in CANN_FILES:
         if found := npu.value(site.read(file.format(home=home)) or "", "version"):
             return found
-    running = (
-        npu.value(site.read(f"{home}/version.cfg") or "", "toolkit_running_version") or ""
-    )  # [component version:CANN's version]
+    # Of the form [VERSION OF THE COMPONENT:VERSION OF CANN]
+    running = npu.value(site.read(f"{home}/version.cfg") or "", "toolkit_running_version") or ""
     return running.strip("[]").rpartition(":")[2] or None
 
 
@@ -92,7 +91,7 @@ def driver_version(site: Site) -> str | None:
 
 
 def all_versions(site: Site) -> dict[str, str | None]:
-    """What hosts of one job are compared by."""
+    """The versions by which hosts of one job are compared."""
     firmware = npu.value(site.read(FIRMWARE) or "", "Version")
     own = {
         "python": ".".join(map(str, sys.version_info[:3])),

@@ -1,1 +1,1 @@
-"""What starts where, and the command that starts it."""
+"""A job's ranks: the device, command, environment and cores of each."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CORES = "PANGU_CORES"
-"""Variable with the numbers of the cores that a rank keeps to ("0,1"); without it a rank may use all."""
+"""Variable with the numbers of the cores that a rank is bound to, such as 0,1; without it a rank may use all."""
 SYSTEM = Path("/sys/devices/system")
 Node = Sequence[Sequence[int]]
 """Physical cores, each with the numbers of its hardware threads."""

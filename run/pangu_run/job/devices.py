@@ -18,8 +18,8 @@ def visible_numbers(devices: Sequence[int], environment: Mapping[str, str], dire
 
     Args:
         devices: their numbers on the host, as in the rank table.
-        environment: ASCEND_VISIBLE_DEVICES, what the container has, and ASCEND_RT_VISIBLE_DEVICES, what is shown of
-            that, are looked at.
+        environment: of its variables ASCEND_VISIBLE_DEVICES says which devices the container has, and
+            ASCEND_RT_VISIBLE_DEVICES which of those are shown.
         directory: where davinci0, davinci1, ... are.
     """
     shown = parse_devices(environment.get("ASCEND_VISIBLE_DEVICES", "")) or sorted(

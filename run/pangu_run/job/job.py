@@ -68,13 +68,13 @@ class Job:
     start: Literal["cluster", "rank-table"] = "cluster"
     """How ranks find each other: MindSpore's scheduler, or the rank table (RANK_TABLE_FILE)."""
     master: tuple[str, int] | None = None
-    """Address and port of MindSpore's scheduler; the leader's own port is the next one. None: one host, ports are
-    chosen."""
+    """Address and port of MindSpore's scheduler; the leader's own port is the next one. None for a job of one host,
+    whose ports are chosen freely."""
     resume_argv: Sequence[str] = ()
     """Added to `argv` on a restart."""
     max_restarts: int = 0
     bind: bool = False
-    """Whether ranks keep to cores of their NUMA node."""
+    """Whether ranks are bound to cores of their NUMA node."""
     stream_rank: int | None = 0
     """The rank whose output the terminal shows; None for none."""
     name: str = "pangu launch"

@@ -1,4 +1,4 @@
-"""What is written down of a job when it starts: who started what, where, with which versions and variables."""
+"""What job.json records of a start: who started what, where, with which versions and environment variables."""
 
 import importlib.metadata
 import os
@@ -17,10 +17,10 @@ DEPENDED_ON = re.compile(
     r"|PYTHON\w+|(\w+_)?(PATH|HOME|PRELOAD)|VIRTUAL_ENV|TMPDIR|LANG|TZ|USER|HOSTNAME|(no|https?)_proxy",
     re.IGNORECASE,
 )
-"""Names that a run can depend on: of what it is made of, of the scheduler that started it, of places. Others may be
-anybody's, and are not written down."""
+"""Names of variables that a run can depend on: those of its libraries, of the scheduler that started it, and those that
+hold paths. Others may hold anything, and are not recorded."""
 LOGIN = re.compile(r"//[^/\s]*@")
-"""USER:PASSWORD@ in an address; up to the last @, since a password may have one, too."""
+"""USER:PASSWORD@ in an address, up to the last @, since a password may hold one, too."""
 MASK = "(not written down)"
 
 
@@ -36,24 +36,23 @@ def versions() -> dict[str, str | None]:
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Environment variables that a run can depend on, in order; values whose name tells of a secret are masked, and
-    logins in addresses."""
+    """Environment variables that a run can depend on, sorted. Values of names that suggest a secret are masked, and so
+    are logins in addresses."""
     names = sorted(name for name in variables if DEPENDED_ON.fullmatch(name))
-    return {_text(name): MASK if SECRET.search(name) else _public(variables[name]) for name in names}
+    return {_text(name): MASK if SECRET.search(name) else _without_login(variables[name]) for name in names}
 
 
-def _public(words: str) -> str:
-    return LOGIN.sub("//***@", _text(words))
+def _without_login(text: str) -> str:
+    return LOGIN.sub("//***@", _text(text))
 
 
-def _text(words: str) -> str:
-    return words.encode(
-        errors="replace"
-    ).decode()  # a variable or a word may hold bytes that are no UTF-8, which JSON cannot
+def _text(text: str) -> str:
+    """The text with ? for bytes that are not UTF-8, which a variable or argument may hold and JSON cannot."""
+    return text.encode(errors="replace").decode()
 
 
 def description(identity: str) -> dict[str, Any]:
-    """Who, where, with what."""
+    """The facts; `identity` is the id of this launch."""
     own = {"id": identity, "time": time.time(), "host": socket.gethostname(), "launcher_pid": os.getpid()}
-    own |= {"command": [_public(word) for word in sys.argv], "directory": _text(os.getcwd())}
+    own |= {"command": [_without_login(argument) for argument in sys.argv], "directory": _text(os.getcwd())}
     return own | {"versions": versions(), "environment": environment()}

@@ -1,2 +1,1 @@
-"""`pangu manifest`: files that hand a run to a scheduler, filled from its configuration. All of them start it with
-`pangu launch`."""
+"""Files that hand a run to a scheduler, filled in from its configuration. All of them start it with `pangu launch`."""

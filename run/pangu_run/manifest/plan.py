@@ -1,4 +1,4 @@
-"""What a manifest has to know of a configuration: how many servers, and how many devices on each."""
+"""What a manifest needs of a configuration: how many servers, and how many devices on each."""
 
 import collections
 import shlex
@@ -13,7 +13,7 @@ from pangu_run.program import Program
 
 FIRST = "ascend910"
 PRODUCTS = {FIRST: "910", "ascend910b": "910b", "": "910b"}
-"""Where the configuration does not say, the later one: MindSpore documents it alone."""
+"""Where the configuration does not say which, the 910B: the only one that MindSpore documents."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Plan:
         return PRODUCTS[self.chip]
 
 
-def plan_of(words: Sequence[str]) -> Plan:
-    """The plan of `pangu train WORDS`.
+def plan_of(argv: Sequence[str]) -> Plan:
+    """The plan of `pangu train ARGV`.
 
     Raises:
         LaunchError: the configuration is wrong, or its ranks do not fill servers evenly.
     """
-    return of_program(program.placement(words))
+    return of_program(program.placement(argv))
 
 
 def of_program(answer: Program) -> Plan:
@@ -59,7 +59,7 @@ def of_program(answer: Program) -> Plan:
 
 
 def require_ascend(kind: str, plan: Plan) -> None:
-    """Raise LaunchError for a run on the CPU: a cluster's scheduler would reserve devices for nothing."""
+    """Raise LaunchError for a run on the CPU: a cluster's scheduler would reserve devices that nobody uses."""
     if not plan.on_ascend:
         what_to_do = "add runtime.device=Ascend, or use `pangu manifest docker`"
         raise LaunchError(

@@ -12,12 +12,13 @@ from pangu_run.manifest.run import Run
 from pangu_run.manifest.text import fill, pod_argument
 
 TABLE_DIRECTORY = "/user/serverid/devindex/config"
-"""Where Ascend Operator's rank table stands in a container, as hccl.json. Source: MindCluster's user guide."""
+"""Directory of Ascend Operator's rank table, hccl.json, in a container. Source: MindCluster's user guide."""
 TABLES = "/user/mindx-dl/ranktable"
-"""Directory of the servers that Ascend Operator writes rank tables to, one directory NAMESPACE.JOB each; shared.
+"""Shared directory of the servers to which Ascend Operator writes rank tables, in one directory NAMESPACE.JOB each.
 Source: its deployment's YAML."""
 DRIVER = "/usr/local/Ascend/driver"
-PORT = 2222  # Ascend Operator's own; the name is fixed
+PORT = 2222
+"""Of Ascend Operator, whose port has a fixed name, too."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def pod_spec(run: Run, options: VolcanoOptions, plan: Plan, name: str, argv: lis
 
 
 def apart(label: str, name: str) -> dict[str, Any]:
-    """Each pod of the job on a server of its own."""
+    """The affinity that puts each pod of the job on a server of its own."""
     term = {
         "labelSelector": {"matchExpressions": [{"key": label, "operator": "In", "values": [name]}]},
         "topologyKey": "kubernetes.io/hostname",
@@ -105,12 +106,12 @@ def variables(run: Run, options: VolcanoOptions) -> list[dict[str, Any]]:
     """The container's variables; the first one is Ascend Docker Runtime's."""
     own = [field("ASCEND_VISIBLE_DEVICES", f"metadata.annotations['{options.resource}']")]
     if options.host_network:
-        own.append(field("HCCL_IF_IP", "status.hostIP"))  # HCCL does not find its interface otherwise
+        own.append(field("HCCL_IF_IP", "status.hostIP"))  # else HCCL does not find its interface
     return own + [{"name": key, "value": pod_argument(value)} for key, value in run.environment.items()]
 
 
 def field(name: str, path: str) -> dict[str, Any]:
-    """A variable with the value of one of the pod's fields."""
+    """A variable whose value is a field of the pod."""
     return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 

@@ -11,7 +11,7 @@ from pangu_ms.core.errors import LaunchError
 STOP_MARGIN_S = 30
 """The launcher ends its ranks this long before the scheduler would end the launcher."""
 _JOB_NAME = re.compile(r"[a-z]([-a-z0-9]{0,46}[a-z0-9])?")
-"""Name of a Kubernetes Service (RFC 1035), 48 characters at most: "-worker-1234" of a pod's name must still fit in 63."""
+"""Name of a Kubernetes Service (RFC 1035); 48 of its 63 characters, since a pod's name adds some, as "-worker-1234"."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The job's secret in a manifest (see job/secret.py): a fresh one for each job, which no other file has."""
+"""The job's secret in a manifest (see job/secret.py): each job has a fresh one."""
 
 import secrets
 from typing import Any

@@ -1,4 +1,4 @@
-"""Filling templates: each value is quoted for the language that it goes into."""
+"""Templates, and quoting of values for the language that they go into."""
 
 import json
 import re
@@ -17,8 +17,8 @@ class _Template(string.Template):
 
 
 def fill(template: str, **values: Any) -> str:
-    """Text of a template with its placeholders @@name replaced; each value has been quoted before. An @@include(FILE)
-    of it is read first."""
+    """Text of a template with its placeholders @@name replaced. The caller has quoted each value. An @@include(FILE) in
+    the template is replaced by that file first."""
     text = re.sub(r"@@include\(([\w.]+)\)\n", lambda match: _read(match[1]), _read(template))
     return _Template(text).substitute(values).rstrip("\n") + "\n"
 
@@ -27,9 +27,9 @@ def _read(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def shell_words(words: Iterable[str]) -> str:
-    """Words for bash, one argument each."""
-    return shlex.join(words)
+def shell_words(argv: Iterable[str]) -> str:
+    """Arguments, quoted for bash."""
+    return shlex.join(argv)
 
 
 def exports(environment: Mapping[str, str]) -> str:
@@ -57,20 +57,20 @@ def yaml_block(value: Any, indent: int = 0) -> str:
 
 
 def pod_argument(word: str) -> str:
-    """A word of a container's command as Kubernetes wants it, which replaces $(NAME) and takes $$ for $.
+    """An argument of a container's command with $ escaped: Kubernetes replaces $(NAME), and reads $$ as $.
 
     Source: Kubernetes API, Container.args.
     """
     return re.sub(r"\$(?=[$(])", "$$", word)
 
 
-def docker_list(words: Iterable[str]) -> str:
-    """Words in the exec form of a Dockerfile's instruction."""
-    return json.dumps(list(words))
+def docker_list(argv: Iterable[str]) -> str:
+    """Arguments in the exec form of a Dockerfile's instruction."""
+    return json.dumps(list(argv))
 
 
 def docker_literal(word: str) -> str:
-    """A word of COPY, in which Docker replaces variables."""
+    """An argument of COPY with $ escaped: Docker replaces variables there."""
     return word.replace("\\", "\\\\").replace("$", "\\$")
 
 

@@ -1,4 +1,4 @@
-"""Rank tables written: forms 1.0, 1.2 and group, and tables put together."""
+"""Rank tables in the forms that are written (1.0, 1.2 and group), merged from several, and made from hosts."""
 
 import dataclasses
 from typing import Any
@@ -25,8 +25,8 @@ def as_form(table: RankTable, form: str) -> dict[str, Any]:
 
 
 def merged(tables: list[RankTable], names: list[str]) -> RankTable:
-    """The servers of several tables in their order, ranks counted through: first those of the first table in their
-    order, then those of the next.
+    """One table with the servers of several. Ranks are numbered through: first those of the first table in their order,
+    then those of the next.
 
     Args:
         tables: one for each host, or for several.
@@ -104,7 +104,7 @@ def _group_form(table: RankTable) -> dict[str, Any]:
         "instance_list": instances,
     }
     made = {"group_count": "1", "group_list": [group], "status": COMPLETED}
-    if _places(RankTable.of(made, "group form")) != _places(table):
+    if _rank_order(RankTable.of(made, "group form")) != _rank_order(table):
         raise RankTableError(
             "rank_id: ranks do not go server by server in order of device_id; the group form has no rank ids; take"
             " form 1.0"
@@ -112,7 +112,7 @@ def _group_form(table: RankTable) -> dict[str, Any]:
     return made
 
 
-def _places(table: RankTable) -> list[tuple[str, int]]:
+def _rank_order(table: RankTable) -> list[tuple[str, int]]:
     return [(server.server_id, device.device_id) for server, device in table.ranks().values()]
 
 
@@ -123,12 +123,12 @@ def _device(device: Device, ranked: bool, keep_super: bool) -> dict[str, Any]:
 
 
 def made_table(hosts: list[str], device_ids: list[int], device_ips: list[list[str]] | None) -> RankTable:
-    """A table of equal servers, ranks counted server by server.
+    """A table of equal servers, whose ranks are numbered server by server.
 
     Args:
         hosts: server ids: addresses or names.
         device_ids: devices of each server.
-        device_ips: for each host the address of each device; None: they have none, as one server may.
+        device_ips: for each host the address of each device; None where they have none, as on a single server.
 
     Raises:
         RankTableError: it has faults, such as an address given twice.

@@ -1,4 +1,4 @@
-"""Addresses of this host's devices: from hccn.conf, or asked from hccn_tool."""
+"""Addresses of this host's devices, from hccn.conf or from hccn_tool."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ DRIVER_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
 """Where the driver installs it; it is not always in PATH."""
 TIMEOUT_S = 20.0
 MAX_BYTES = 1 << 24
-"""Of a file with a line for each host or device."""
+"""Of a file with a line for each host or device; what is larger is another file than was meant."""
 _LINE = re.compile(r"\s*address_([0-9]+)\s*=\s*(\S+)\s*")
 _ANSWER = re.compile(r"ipaddr\s*:\s*(\S+)")
 
@@ -72,7 +72,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def ask_tool(tool: str, device: int) -> str | None:
-    """What `hccn_tool -i N -ip -g` answers; None where it fails."""
+    """The address that `hccn_tool -i N -ip -g` prints; None where it fails."""
     try:
         done = subprocess.run(
             [tool, "-i", str(device), "-ip", "-g"], capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S

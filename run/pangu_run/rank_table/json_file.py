@@ -1,4 +1,4 @@
-"""The file of a rank table as a JSON object, and what is wrong with the file before its content matters."""
+"""Reads the file of a rank table as a JSON object, with the faults of the file itself."""
 
 import json
 import stat
@@ -11,7 +11,7 @@ from pangu_ms.core.console import printable
 MAX_BYTES = 32 << 20
 """A table of 2048 ranks takes 0.3 MB; what is larger is another file."""
 MAX_LEVELS = 32
-"""A table has six; further keys of whoever wrote it may have some of their own."""
+"""Nesting of a table is six levels deep; further keys of whoever wrote it may add some."""
 BOM = b"\xef\xbb\xbf"
 KNOWN_NAMES = ("jobstart_hccl.json", "hccl.json")
 """ModelArts' and Ascend Operator's names; ModelArts' RANK_TABLE_FILE is the directory of its file."""
@@ -21,21 +21,25 @@ KNOWN_NAMES = ("jobstart_hccl.json", "hccl.json")
 class Fault:
     """One thing that is wrong with a rank table."""
 
-    place: str
+    location: str
     """`server_list[1].device[3].rank_id`, `line 3 column 7`, or `file`."""
     found: str
     rule: str
     """The rule, and what to do."""
 
+    def as_dict(self) -> dict[str, str]:
+        """As `pangu ranktable check --json` prints it."""
+        return {"place": self.location, "found": self.found, "rule": self.rule}
+
     def __str__(self) -> str:
-        return printable(f"{self.place}: {self.found}; {self.rule}", keep="")
+        return printable(f"{self.location}: {self.found}; {self.rule}", keep="")
 
 
 class _Unusable(Exception):
     """Nothing further can be checked."""
 
-    def __init__(self, place: str, found: str, rule: str):
-        self.fault = Fault(place, found, rule)
+    def __init__(self, location: str, found: str, rule: str):
+        self.fault = Fault(location, found, rule)
 
 
 class JsonObject(dict):
@@ -49,7 +53,7 @@ def load(path: Path | str, lenient: bool = False) -> tuple[JsonObject | None, li
 
     Args:
         path: the file.
-        lenient: take a byte order mark for granted.
+        lenient: accept a byte order mark.
 
     Returns:
         the object, None where there is none; and the faults.
@@ -145,17 +149,17 @@ def _value(text: str, faults: list[Fault]) -> JsonObject:
 
 
 def _syntax(text: str, error: json.JSONDecodeError) -> _Unusable:
-    place = f"line {error.lineno} column {error.colno}"
+    location = f"line {error.lineno} column {error.colno}"
     line = text.splitlines()[error.lineno - 1].strip() if error.lineno <= len(text.splitlines()) else ""
     if "//" in line or line.startswith("#"):
-        return _Unusable(place, "a comment", "JSON has no comments; remove it")
+        return _Unusable(location, "a comment", "JSON has no comments; remove it")
     if error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string"):
         return _Unusable(
-            place,
+            location,
             "the file ends in the middle",
             "it is truncated or still being written; copy it again, or `pangu ranktable wait`",
         )
-    return _Unusable(place, error.msg[0].lower() + error.msg[1:], "must be JSON; mend this line")
+    return _Unusable(location, error.msg[0].lower() + error.msg[1:], "must be JSON; mend this line")
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> JsonObject:
@@ -166,20 +170,20 @@ def _pairs(pairs: list[tuple[str, Any]]) -> JsonObject:
     return made
 
 
-def _doubled(value: Any, place: str, levels: int = MAX_LEVELS) -> list[Fault]:
+def _doubled(value: Any, location: str, levels: int = MAX_LEVELS) -> list[Fault]:
     if not levels:
         raise _too_deep()
+    faults = []
     if isinstance(value, JsonObject):
-        own = [
-            Fault(join(place, name), "is given more than once", "a key stands once in an object; remove all but one")
-            for name in value.doubled
-        ]
-        below = [(item, join(place, name)) for name, item in value.items()]
+        rule = "a key stands once in an object; remove all but one"
+        faults += [Fault(join(location, name), "is given more than once", rule) for name in value.doubled]
+        below = [(item, join(location, name)) for name, item in value.items()]
     else:
-        own, below = [], [(item, f"{place}[{i}]") for i, item in enumerate(value)]
-    return own + [
-        fault for item, where in below if isinstance(item, (dict, list)) for fault in _doubled(item, where, levels - 1)
-    ]
+        below = [(item, f"{location}[{i}]") for i, item in enumerate(value)]
+    for item, where in below:
+        if isinstance(item, (dict, list)):
+            faults += _doubled(item, where, levels - 1)
+    return faults
 
 
 def _too_deep() -> _Unusable:
@@ -191,7 +195,7 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value), "a number")
 
 
-def join(place: str, name: str) -> str:
-    """Place of a member of an object."""
+def join(location: str, name: str) -> str:
+    """Location of a member of an object."""
     name = name if name.isascii() and name.isprintable() else json.dumps(name)
-    return f"{place}.{name}" if place else name
+    return f"{location}.{name}" if location else name

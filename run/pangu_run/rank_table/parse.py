@@ -1,17 +1,18 @@
-"""What a rank table says, in any of its forms, read value by value so that every fault has its place.
+"""Parse a rank table of any form, value by value, so that every fault is reported with its location.
 
 Forms (all values are strings):
-    1.0    {"version": "1.0", "status", "server_count", "server_list": [{"server_id", "device": [{"device_id",
-    "device_ip", "rank_id"}]}]}; hccl_tools,
-           Ascend Operator (with host_ip, container_ip, hardware_type; server_list is null or empty while "status" is
-           "initializing").
-    1.2    the same, with "super_device_id" of each device and "super_pod_list": [{"super_pod_id", "server_list":
-    [{"server_id"}]}]. group  {"status", "group_count", "group_list": [{"group_name", "device_count", "instance_count",
-    "instance_list": [{"pod_name", "server_id",
-           "devices": [{"device_id", "device_ip"}]}]}]}: ModelArts' "template 2". It has no rank ids: ranks go by the
-           index that ends pod_name, then by device_id, as ModelArts' own conversion counts them. HCCL reading this form
-           itself counts servers in order of server_id, so that the two may differ; convert it. With "rank_id" in every
-           instance, of one device each, it is the "lab" form of the first hccl_tools.
+    1.0    {"version": "1.0", "status", "server_count",
+            "server_list": [{"server_id", "device": [{"device_id", "device_ip", "rank_id"}]}]}
+           of hccl_tools and Ascend Operator (with host_ip, container_ip, hardware_type; server_list is null or empty
+           while "status" is "initializing").
+    1.2    the same, with "super_device_id" of each device and
+            "super_pod_list": [{"super_pod_id", "server_list": [{"server_id"}]}].
+    group  {"status", "group_count", "group_list": [{"group_name", "device_count", "instance_count",
+            "instance_list": [{"pod_name", "server_id", "devices": [{"device_id", "device_ip"}]}]}]}
+           of ModelArts ("template 2"). It has no rank ids: ranks are numbered by the index that ends pod_name, then by
+           device_id, as ModelArts' own conversion does. HCCL reading this form itself numbers servers in order of
+           server_id, so that the two may differ; so it should be converted. With "rank_id" in every instance, of one
+           device each, it is the "lab" form of the first hccl_tools.
 
 Source: CANN HCCL, topoinfo_ranktable{Parser,Concise,Standard}.cc; Ascend Operator, ranktable/common; ModelArts
 documentation, "RANK_TABLE_FILE". The group form is from documentation and public sources, not tried on ModelArts.
@@ -34,9 +35,9 @@ _POD_INDEX = re.compile(r"-([0-9]{1,9})$", re.ASCII)
 
 @dataclass
 class DeviceEntry:
-    """A device as the file has it; None is what could not be read."""
+    """A device as the file has it; what could not be read is None."""
 
-    place: str
+    location: str
     raw: dict[str, Any]
     device_id: int | None
     rank_id: int | None
@@ -48,7 +49,7 @@ class DeviceEntry:
 class ServerEntry:
     """A server as the file has it."""
 
-    place: str
+    location: str
     raw: dict[str, Any]
     server_id: str | None
     devices: list[DeviceEntry]
@@ -64,7 +65,7 @@ class Parsed:
     status: str | None = None
     servers: list[ServerEntry] = field(default_factory=list)
     whole: bool = True
-    """Whether all its servers and devices could be read, if not all their values."""
+    """Whether all servers and devices could be read, though perhaps not all their values."""
 
     @property
     def devices(self) -> list[DeviceEntry]:
@@ -73,45 +74,45 @@ class Parsed:
 
 
 class Reader:
-    """Takes values out of JSON objects and notes what is wrong with them."""
+    """Takes values out of JSON objects and collects their faults."""
 
     def __init__(self, lenient: bool):
         self.lenient = lenient
         self.faults: list[Fault] = []
         self.whole = True
 
-    def fault(self, place: str, found: str, rule: str) -> None:
-        """Note a fault."""
-        self.faults.append(Fault(place, found, rule))
+    def fault(self, location: str, found: str, rule: str) -> None:
+        """Add a fault."""
+        self.faults.append(Fault(location, found, rule))
 
     def text(self, holder: dict[str, Any], name: str, at: str, required: bool = True) -> str | None:
-        """A string that is not empty; a number is a fault and read as if it were one."""
-        place, value = join(at, name), holder.get(name)
+        """A string that is not empty; a number is a fault, and is read as the string of its digits."""
+        location, value = join(at, name), holder.get(name)
         if name not in holder or (value == "" and not required):
             if required:
                 self.fault(
-                    place,
+                    location,
                     "is missing",
                     "every rank table has it; add it, or make the table again (`pangu ranktable make`)",
                 )
             return None
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if not self.lenient:
-                self.fault(place, f"is the number {value}", STRINGS)
+                self.fault(location, f"is the number {value}", STRINGS)
             return str(value)
         if not isinstance(value, str):
-            self.fault(place, f"is {_shown(value)}", STRINGS)
+            self.fault(location, f"is {_shown(value)}", STRINGS)
             return None
         if not value.strip():
-            self.fault(place, "is empty", "must not be; write it, or make the table again (`pangu ranktable make`)")
+            self.fault(location, "is empty", "must not be; write it, or make the table again (`pangu ranktable make`)")
             return None
         if not (value.isascii() and value.isprintable()):
-            self.fault(place, f"is {_shown(value)}", "must be printable ASCII; mend it")
+            self.fault(location, f"is {_shown(value)}", "must be printable ASCII; mend it")
             return None
         return value
 
     def number(self, holder: dict[str, Any], name: str, at: str, required: bool = True) -> int | None:
-        """A whole number from 0 in a string."""
+        """A whole number, 0 or more, that stands in a string."""
         value = self.text(holder, name, at, required)
         if value is None or _NUMBER.fullmatch(value):
             return None if value is None else int(value)
@@ -124,7 +125,8 @@ class Reader:
         return None
 
     def count(self, holder: dict[str, Any], name: str, at: str, actual: int, of: str) -> None:
-        """A number that, where given, counts a list. Source: HCCL takes the length where server_count is missing."""
+        """Check a number that, where it is given, is the length of a list. Source: HCCL takes the length where
+        server_count is missing."""
         stated = self.number(holder, name, at, required=False)
         if stated is not None and stated != actual:
             self.fault(
@@ -134,31 +136,31 @@ class Reader:
             )
 
     def objects(self, holder: dict[str, Any], name: str, at: str) -> list[tuple[str, dict[str, Any]]]:
-        """The objects of a list that is not empty, each with its place."""
-        place, value = join(at, name), holder.get(name)
+        """The objects of a list that is not empty, each with its location."""
+        location, value = join(at, name), holder.get(name)
         if not isinstance(value, list) or not value:
             found = "is missing" if name not in holder else "is empty" if value == [] else f"is {_shown(value)}"
             self.fault(
-                place, found, "must be a list of objects, not empty; make the table again (`pangu ranktable make`)"
+                location, found, "must be a list of objects, not empty; make the table again (`pangu ranktable make`)"
             )
             self.whole = False
             return []
         for i, item in enumerate(value):
             if not isinstance(item, dict):
                 self.whole = False
-                self.fault(f"{place}[{i}]", f"is {_shown(item)}", "must be an object {...}")
-        return [(f"{place}[{i}]", item) for i, item in enumerate(value) if isinstance(item, dict)]
+                self.fault(f"{location}[{i}]", f"is {_shown(item)}", "must be an object {...}")
+        return [(f"{location}[{i}]", item) for i, item in enumerate(value) if isinstance(item, dict)]
 
 
 def parse(value: JsonObject | dict[str, Any], lenient: bool = False) -> tuple[Parsed, list[Fault]]:
-    """Read a table of any form; what several values say together is checked in rules.py.
+    """Read a table of any form; rules on several values together are checked in rules.py.
 
     Args:
         value: content of the file.
-        lenient: take numbers for the strings that they should be, and a missing version or status for 1.0, completed.
+        lenient: accept numbers in place of strings, and a missing version (as 1.0) or status (as completed).
 
     Returns:
-        what could be read; faults. A table that is being written has one fault, whatever else it lacks.
+        what could be read, and the faults. A table that is being written has one fault, whatever else it lacks.
     """
     reader, parsed = Reader(lenient), Parsed(value)
     parsed.status = reader.text(value, "status", "") if "status" in value or not lenient else COMPLETED
@@ -203,14 +205,14 @@ def _version(reader: Reader, value: dict[str, Any]) -> str:
 
 def _servers(reader: Reader, value: dict[str, Any]) -> list[ServerEntry]:
     servers = []
-    for place, raw in reader.objects(value, "server_list", ""):
-        server_id = reader.text(raw, "server_id", place)
+    for location, raw in reader.objects(value, "server_list", ""):
+        server_id = reader.text(raw, "server_id", location)
         servers.append(
             ServerEntry(
-                place,
+                location,
                 raw,
                 server_id,
-                [_device(reader, at, item, True) for at, item in reader.objects(raw, "device", place)],
+                [_device(reader, at, item, True) for at, item in reader.objects(raw, "device", location)],
             )
         )
     if isinstance(value["server_list"], list):
@@ -218,32 +220,34 @@ def _servers(reader: Reader, value: dict[str, Any]) -> list[ServerEntry]:
     return servers
 
 
-def _device(reader: Reader, place: str, raw: dict[str, Any], ranked: bool) -> DeviceEntry:
-    device_id = reader.number(raw, "device_id", place)
+def _device(reader: Reader, location: str, raw: dict[str, Any], ranked: bool) -> DeviceEntry:
+    device_id = reader.number(raw, "device_id", location)
     if device_id is not None and device_id > MAX_DEVICE_ID:
-        reader.fault(f"{place}.device_id", f"is {device_id}", f"a server has devices 0 to 7, or 0 to {MAX_DEVICE_ID}")
-    rank_id = reader.number(raw, "rank_id", place) if ranked else None
-    ips = reader.text(raw, "device_ip", place, required=False) or ""
-    super_device_id = reader.number(raw, "super_device_id", place, required=False)
+        reader.fault(
+            f"{location}.device_id", f"is {device_id}", f"a server has devices 0 to 7, or 0 to {MAX_DEVICE_ID}"
+        )
+    rank_id = reader.number(raw, "rank_id", location) if ranked else None
+    ips = reader.text(raw, "device_ip", location, required=False) or ""
+    super_device_id = reader.number(raw, "super_device_id", location, required=False)
     device_ips = [ip.strip() for ip in ips.split(",")] if ips else []
     return DeviceEntry(
-        place, raw, device_id, rank_id, device_ips, None if super_device_id is None else str(super_device_id)
+        location, raw, device_id, rank_id, device_ips, None if super_device_id is None else str(super_device_id)
     )
 
 
 def _super_pods(reader: Reader, value: dict[str, Any], parsed: Parsed) -> None:
     by_id = {server.server_id: server for server in parsed.servers}
     seen: set[str] = set()
-    for place, raw in reader.objects(value, "super_pod_list", ""):
-        pod = reader.text(raw, "super_pod_id", place)
+    for location, raw in reader.objects(value, "super_pod_list", ""):
+        pod = reader.text(raw, "super_pod_id", location)
         if pod in seen:
             reader.fault(
-                f"{place}.super_pod_id",
+                f"{location}.super_pod_id",
                 f"{_shown(pod)} is given twice",
                 "each super pod stands once; put its servers together",
             )
         seen.add(pod or "")
-        for at, item in reader.objects(raw, "server_list", place):
+        for at, item in reader.objects(raw, "server_list", location):
             server_id = reader.text(item, "server_id", at)
             server = by_id.get(server_id)
             if server_id is not None and server is None:
@@ -261,9 +265,9 @@ def _super_pods(reader: Reader, value: dict[str, Any], parsed: Parsed) -> None:
 
 def _group_servers(reader: Reader, value: dict[str, Any]) -> list[ServerEntry]:
     servers: list[ServerEntry] = []
-    for place, group in reader.objects(value, "group_list", ""):
+    for location, group in reader.objects(value, "group_list", ""):
         instances = []
-        for at, raw in reader.objects(group, "instance_list", place):
+        for at, raw in reader.objects(group, "instance_list", location):
             server_id = reader.text(raw, "server_id", at)
             devices = [_device(reader, where, item, False) for where, item in reader.objects(raw, "devices", at)]
             instances.append(ServerEntry(at, raw, server_id, devices))
@@ -271,7 +275,7 @@ def _group_servers(reader: Reader, value: dict[str, Any]) -> list[ServerEntry]:
             ("instance_count", len(instances), "instance_list"),
             ("device_count", sum(len(one.devices) for one in instances), "devices"),
         ):
-            reader.count(group, name, place, actual, of)
+            reader.count(group, name, location, actual, of)
         servers += instances
     if isinstance(value["group_list"], list):
         reader.count(value, "group_count", "", len(value["group_list"]), "group_list")
@@ -279,18 +283,18 @@ def _group_servers(reader: Reader, value: dict[str, Any]) -> list[ServerEntry]:
 
 
 def _counted(reader: Reader, servers: list[ServerEntry]) -> list[ServerEntry]:
-    """Servers in order of their pods' indices, with rank ids counted through."""
+    """Servers in order of their pods' indices, with rank ids numbered through."""
     indices: dict[str, int] = {}
     for server in servers:
-        name = reader.text(server.raw, "pod_name", server.place)
+        name = reader.text(server.raw, "pod_name", server.location)
         index = _POD_INDEX.search(name or "")
         if name is not None and index is None and len(servers) > 1:
             reader.fault(
-                f"{server.place}.pod_name",
+                f"{server.location}.pod_name",
                 f"{_shown(name)} does not end in -INDEX",
                 "ranks are counted by that index; convert a table that has it",
             )
-        indices[server.place] = int(index.group(1)) if index else 0
+        indices[server.location] = int(index.group(1)) if index else 0
     if len(set(indices.values())) < len(servers) and all(
         _POD_INDEX.search(str(server.raw.get("pod_name"))) for server in servers
     ):
@@ -299,23 +303,23 @@ def _counted(reader: Reader, servers: list[ServerEntry]) -> list[ServerEntry]:
             "two end in the same index",
             "ranks are counted by the index that ends pod_name; each stands once",
         )
-    ordered = sorted(servers, key=lambda server: indices[server.place])
-    devices = [
-        device for server in ordered for device in sorted(server.devices, key=lambda device: device.device_id or 0)
-    ]
-    for rank, device in enumerate(devices):
-        device.rank_id = rank
+    ordered = sorted(servers, key=lambda server: indices[server.location])
+    rank = 0
+    for server in ordered:
+        for device in sorted(server.devices, key=lambda device: device.device_id or 0):
+            device.rank_id = rank
+            rank += 1
     return ordered
 
 
 def _lab_servers(reader: Reader, instances: list[ServerEntry]) -> list[ServerEntry]:
-    """Instances with one device and its rank each, put together to servers."""
+    """Instances with one device and its rank each, grouped by server."""
     servers: dict[str | None, ServerEntry] = {}
     for one in instances:
-        rank_id = reader.number(one.raw, "rank_id", one.place)
+        rank_id = reader.number(one.raw, "rank_id", one.location)
         if len(one.devices) > 1:
             reader.fault(
-                f"{one.place}.devices",
+                f"{one.location}.devices",
                 f"has {len(one.devices)} devices and one rank_id",
                 "an instance with a rank_id has one device",
             )

@@ -1,4 +1,4 @@
-"""What the values of a rank table must be together: ranks, addresses, servers, super pods."""
+"""Rules on several values of a rank table together: ranks, addresses, servers, super pods."""
 
 import ipaddress
 import re
@@ -9,6 +9,7 @@ from pangu_run.rank_table.json_file import Fault
 from pangu_run.rank_table.parse import Parsed, ServerEntry
 
 HOST_FIELDS = ("host_ip", "container_ip")
+_HOST_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _DOTTED = re.compile(r"[0-9.]+", re.ASCII)
 
 
@@ -38,25 +39,23 @@ def address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def _twice(items: Iterable[tuple[str, object]], rule: str) -> list[Fault]:
     first: dict[object, str] = {}
-    return [
-        Fault(place, f"{value} is also at {first[value]}", rule)
-        for place, value in items
-        if first.setdefault(value, place) != place
-    ]
+    faults = []
+    for location, value in items:
+        if first.setdefault(value, location) != location:
+            faults.append(Fault(location, f"{value} is also at {first[value]}", rule))
+    return faults
 
 
 def _ranks(parsed: Parsed) -> list[Fault]:
     devices = parsed.devices
-    given = [(f"{device.place}.rank_id", device.rank_id) for device in devices if device.rank_id is not None]
-    world, rule = (
-        len(devices),
-        f"ranks are 0 to {len(devices) - 1}, each once; number them, or make the table again (`pangu ranktable make`)",
-    )
+    given = [(f"{device.location}.rank_id", device.rank_id) for device in devices if device.rank_id is not None]
+    world = len(devices)
+    rule = f"ranks are 0 to {world - 1}, each once; number them, or make the table again (`pangu ranktable make`)"
     faults = _twice(given, rule)
     if not parsed.whole:  # how many ranks there should be is not known
         return faults
     faults += [
-        Fault(place, f"is {rank}, and there are {world} devices", rule) for place, rank in given if rank >= world
+        Fault(location, f"is {rank}, and there are {world} devices", rule) for location, rank in given if rank >= world
     ]
     missing = sorted(set(range(world)) - {rank for _, rank in given})
     if missing and len(given) == world:
@@ -66,58 +65,54 @@ def _ranks(parsed: Parsed) -> list[Fault]:
 
 def _servers(parsed: Parsed) -> list[Fault]:
     named = [
-        (f"{server.place}.server_id", server.server_id) for server in parsed.servers if server.server_id is not None
+        (f"{server.location}.server_id", server.server_id) for server in parsed.servers if server.server_id is not None
     ]
     faults = _twice(
         named,
         "a server stands once in the table, and one launcher starts all its devices; put them together or mend the id",
     )
-    for place, server_id in named:
+    for location, server_id in named:
         if _DOTTED.fullmatch(server_id) and "." in server_id and address(server_id) is None:
             faults.append(
-                Fault(place, f"{server_id} is no IP address", "must be an address of the server or its name; mend it")
+                Fault(
+                    location, f"{server_id} is no IP address", "must be an address of the server or its name; mend it"
+                )
             )
         elif re.search(r"\s", server_id):
             faults.append(
-                Fault(place, f"{server_id!r} has white space", "must be an address of the server or its name; mend it")
+                Fault(
+                    location, f"{server_id!r} has white space", "must be an address of the server or its name; mend it"
+                )
             )
     sizes = Counter(len(server.devices) for server in parsed.servers if server.devices)
     if len(sizes) > 1 and parsed.whole:
         usual = max(sizes, key=lambda size: (sizes[size], size))
         rule = f"all servers have as many devices; most have {usual}; add what is missing, or leave this server out"
-        faults += [
-            Fault(one.place, f"has {len(one.devices)} devices", rule)
-            for one in parsed.servers
-            if one.devices and len(one.devices) != usual
-        ]
+        for server in parsed.servers:
+            if server.devices and len(server.devices) != usual:
+                faults.append(Fault(server.location, f"has {len(server.devices)} devices", rule))
     return faults
 
 
 def _device_ids(parsed: Parsed) -> list[Fault]:
     rule = "a device stands once on its server; mend device_id or remove one of the two"
-    return [
-        fault
-        for server in parsed.servers
-        for fault in _twice(
-            [
-                (f"{device.place}.device_id", device.device_id)
-                for device in server.devices
-                if device.device_id is not None
-            ],
-            rule,
-        )
-    ]
+    faults: list[Fault] = []
+    for server in parsed.servers:
+        given = [(f"{device.location}.device_id", device.device_id) for device in server.devices]
+        faults += _twice([(location, number) for location, number in given if number is not None], rule)
+    return faults
 
 
 def _addresses(parsed: Parsed) -> list[Fault]:
-    faults, valid = [], []
+    faults: list[Fault] = []
+    valid: list[tuple[str, object]] = []
     for server in parsed.servers:
         for name in HOST_FIELDS:
             text = server.raw.get(name)
             if isinstance(text, str) and text and address(text) is None:
                 faults.append(
                     Fault(
-                        f"{server.place}.{name}",
+                        f"{server.location}.{name}",
                         f"{text} is no IP address",
                         "must be an address of the server; mend it",
                     )
@@ -128,10 +123,10 @@ def _addresses(parsed: Parsed) -> list[Fault]:
             if ip is None or ip.is_unspecified or ip.is_multicast or ip.is_loopback:
                 rule = "must be the device's own address, as `hccn_tool -i N -ip -g` shows it"
                 faults.append(
-                    Fault(f"{device.place}.device_ip", f"{text or 'nothing'} is no IP address of a device", rule)
+                    Fault(f"{device.location}.device_ip", f"{text or 'nothing'} is no IP address of a device", rule)
                 )
             else:
-                valid.append((f"{device.place}.device_ip", ip))
+                valid.append((f"{device.location}.device_ip", ip))
     faults += _twice(
         valid, "every device has an address of its own, as `hccn_tool -i N -ip -g` shows it; mend one of the two"
     )
@@ -150,11 +145,11 @@ def _missing_addresses(parsed: Parsed) -> list[Fault]:
         for device in server.devices:
             number = len(device.device_ips)
             if number == 0 and (usual or (needed and not server.raw.get("host_ip"))):
-                faults.append(Fault(f"{device.place}.device_ip", "is missing", rule))
+                faults.append(Fault(f"{device.location}.device_ip", "is missing", rule))
             elif number and number != usual:
                 faults.append(
                     Fault(
-                        f"{device.place}.device_ip",
+                        f"{device.location}.device_ip",
                         f"has {number} addresses",
                         f"most devices have {usual}; all must have as many",
                     )
@@ -171,7 +166,7 @@ def _super_pods(parsed: Parsed) -> list[Fault]:
         if server.super_pod_id is None:
             faults.append(
                 Fault(
-                    server.place,
+                    server.location,
                     f"{server.server_id} is in no super pod",
                     "every server is in one; add it to super_pod_list",
                 )
@@ -181,27 +176,24 @@ def _super_pods(parsed: Parsed) -> list[Fault]:
                 if "super_device_id" not in device.raw:
                     faults.append(
                         Fault(
-                            f"{device.place}.super_device_id",
+                            f"{device.location}.super_device_id",
                             "is missing",
                             "every device of a super pod has one; add it",
                         )
                     )
             else:
                 pods.setdefault(server.super_pod_id, []).append(
-                    (f"{device.place}.super_device_id", device.super_device_id)
+                    (f"{device.location}.super_device_id", device.super_device_id)
                 )
     rule = "a device has one of its own in its super pod; mend one of the two"
     return faults + [fault for members in pods.values() for fault in _twice(members, rule)]
 
 
 def host_names(server: ServerEntry) -> tuple[str, ...]:
-    """What a server may be reached by or known as: its id, addresses and pod, as far as they are addresses or host
+    """Names by which a server may be reached or known: its id, addresses and pod, as far as they are addresses or host
     names."""
-    texts = [server.server_id, *(server.raw.get(name) for name in (*HOST_FIELDS, "pod_name"))]
-    return tuple(
-        dict.fromkeys(
-            text
-            for text in texts
-            if isinstance(text, str) and (address(text) or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text))
-        )
-    )
+    names = []
+    for text in (server.server_id, *(server.raw.get(name) for name in (*HOST_FIELDS, "pod_name"))):
+        if isinstance(text, str) and (address(text) or _HOST_NAME.fullmatch(text)):
+            names.append(text)
+    return tuple(dict.fromkeys(names))

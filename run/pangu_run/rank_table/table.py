@@ -19,7 +19,7 @@ from pangu_run.rank_table.rules import address, faults_of, host_names
 __all__ = ["Device", "Fault", "RankTable", "Server", "check", "wait_completed"]
 SHOWN_FAULTS = 20
 POLL_S, REPEAT_S = 1.0, 30.0
-"""How often a file is looked at, and how often the same words are said again."""
+"""Seconds between two looks at a file that is waited for, and until the same line is shown again."""
 _OWN_KEYS = {"device": ("device_id", "rank_id", "device_ip"), "server": ("server_id", "device", "devices", "rank_id")}
 _TABLE_KEYS = (
     "version",
@@ -75,11 +75,11 @@ class RankTable:
 
         Args:
             path: the file.
-            lenient: overlook what writing it again mends: numbers that should be strings, a byte order mark, no
-                version, no status.
+            lenient: accept what is mended by writing the table again: numbers that should be strings, a byte order
+                mark, no version, no status.
 
         Raises:
-            RankTableError: the file has faults; all are named, of many the first.
+            RankTableError: the file has faults; the message names up to SHOWN_FAULTS of them.
         """
         value, faults = load(path, lenient)
         return cls._built(str(path), value, faults, lenient)
@@ -127,7 +127,7 @@ class RankTable:
         """
         if fault := _misfit(self, placement):
             raise RankTableError(f"rank table: {fault}")
-        rank_at = {tuple(place): rank for rank, place in enumerate(placement)}
+        rank_at = {tuple(slot): rank for rank, slot in enumerate(placement)}
         servers = []
         for s, server in enumerate(self.servers):
             devices = tuple(
@@ -148,21 +148,17 @@ class RankTable:
         """
         own = [server_id] if server_id is not None else this_host.names()
         names = {_normal(name) for name in own}
-        found = [
-            i
-            for i, server in enumerate(self.servers)
-            if names & {_normal(name) for name in (server.server_id, *server.addresses)}
-        ]
+        found = []
+        for i, server in enumerate(self.servers):
+            if names & {_normal(name) for name in (server.server_id, *server.addresses)}:
+                found.append(i)
         if len(found) == 1:
             return found[0]
-        table = ", ".join(server.server_id for server in self.servers[:SHOWN_FAULTS]) + (
-            ", ..." if len(self.servers) > SHOWN_FAULTS else ""
-        )
-        what = (
-            "no server"
-            if not found
-            else "more than one server (" + ", ".join(self.servers[i].server_id for i in found) + ")"
-        )
+        more = ", ..." if len(self.servers) > SHOWN_FAULTS else ""
+        table = ", ".join(server.server_id for server in self.servers[:SHOWN_FAULTS]) + more
+        what = "no server"
+        if found:
+            what = f"more than one server ({', '.join(self.servers[i].server_id for i in found)})"
         raise RankTableError(
             f"rank table: {what} is called {' or '.join(own)}; it has {table}; name this machine's with --server-id"
         )
@@ -182,8 +178,8 @@ def check(
     Args:
         path: the file.
         world: number of ranks that the table must have.
-        placement: for each rank where the plan wants it: the devices must fit, their order need not, since `pangu
-            launch` orders them; see `misplaced`.
+        placement: for each rank where the plan wants it. The devices must fit; their order need not, since `pangu
+            launch` orders them (see `misplaced`).
     """
     value, faults = load(path)
     parsed, further = _parsed(value, False)
@@ -206,22 +202,22 @@ def check(
 def misplaced(table: RankTable, placement: Sequence[tuple[int, int]]) -> list[int]:
     """Ranks that are not where a plan wants them, in a table that it fits; `RankTable.ordered` puts them there."""
     at = {device.rank_id: (s, d) for s, server in enumerate(table.servers) for d, device in enumerate(server.devices)}
-    return [rank for rank, place in enumerate(placement) if at[rank] != tuple(place)]
+    return [rank for rank, slot in enumerate(placement) if at[rank] != tuple(slot)]
 
 
-def wait_completed(path: Path | str, timeout_s: float, tell: Callable[[str], None]) -> RankTable:
-    """Wait until who writes a table (Ascend Operator, ModelArts) has completed it. It may be truncated and rewritten in
-    place meanwhile.
+def wait_completed(path: Path | str, timeout_s: float, print_line: Callable[[str], None]) -> RankTable:
+    """Wait until the writer of a table (Ascend Operator, ModelArts) has completed it. Meanwhile the file may be
+    truncated and rewritten.
 
     Args:
         path: the file, there or not.
         timeout_s: how long to wait, s.
-        tell: gets a line that says what is missing whenever that changes.
+        print_line: gets a line that says what is missing whenever that changes.
 
     Raises:
         RankTableError: the time is over, or the completed table has faults.
     """
-    end, said, said_at = time.monotonic() + timeout_s, "", 0.0
+    end, shown, shown_at = time.monotonic() + timeout_s, "", 0.0
     while True:
         value, faults = load(path)
         missing = str(faults[-1]) if value is None else _still_missing(value)
@@ -233,9 +229,9 @@ def wait_completed(path: Path | str, timeout_s: float, tell: Callable[[str], Non
                 f"{path}: not completed after {timeout_s:g} s: {missing}; see what the scheduler waits for, or wait"
                 " longer with --timeout"
             )
-        if missing != said or now - said_at >= REPEAT_S:
-            tell(f"waiting for {path}: {missing}")
-            said, said_at = missing, now
+        if missing != shown or now - shown_at >= REPEAT_S:
+            print_line(f"waiting for {path}: {missing}")
+            shown, shown_at = missing, now
         time.sleep(min(POLL_S, max(end - now, 0.0)))
 
 
@@ -243,10 +239,8 @@ def _still_missing(value: dict[str, Any]) -> str | None:
     if value.get("status") != INITIALIZING:
         return None
     servers = value.get("server_list") or value.get("group_list")
-    number, stated = (
-        len(servers) if isinstance(servers, list) else 0,
-        value.get("server_count") or value.get("group_count"),
-    )
+    number = len(servers) if isinstance(servers, list) else 0
+    stated = value.get("server_count") or value.get("group_count")
     return f'status is "{INITIALIZING}", entries so far: {number}' + (f" of {stated}" if stated else "")
 
 
@@ -260,7 +254,7 @@ def _parsed(value: dict[str, Any] | None, lenient: bool) -> tuple[Parsed, list[F
 def _in_one_line(name: str, faults: list[Fault]) -> str:
     if len(faults) == 1:
         return f"{name}: {faults[0]}"
-    shown = "; ".join(f"{fault.place}: {fault.found} ({fault.rule})" for fault in faults[:SHOWN_FAULTS])
+    shown = "; ".join(f"{fault.location}: {fault.found} ({fault.rule})" for fault in faults[:SHOWN_FAULTS])
     rest = len(faults) - SHOWN_FAULTS
     return f"{name}: {len(faults)} faults: {shown}" + (
         f"; and {rest} more, see `pangu ranktable check`" if rest > 0 else ""
@@ -289,10 +283,10 @@ def _device(entry: DeviceEntry) -> Device:
 def _misfit(table: RankTable, placement: Sequence[tuple[int, int]]) -> Fault | None:
     """Why a placement does not use each device once."""
     own = {(s, d) for s, server in enumerate(table.servers) for d in range(len(server.devices))}
-    wanted = [tuple(place) for place in placement]
+    wanted = [tuple(slot) for slot in placement]
     if len(wanted) == len(own) and set(wanted) == own:
         return None
-    outside = next((place for place in wanted if place not in own), None)
+    outside = next((slot for slot in wanted if slot not in own), None)
     found = f"{len(table.servers)} servers with {len(own)} devices"
     rule = f"the plan has {len(wanted)} ranks" + (
         f", one on device {outside[1]} of server {outside[0]}" if outside else ""

@@ -1,1 +1,1 @@
-"""Jobs looked at from outside: status and logs."""
+"""What a job directory shows of a job: status, logs, errors and their meaning."""

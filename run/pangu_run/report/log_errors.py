@@ -14,8 +14,10 @@ from pangu_run.report.log_lines import BLOCK, bounded, clean, rotated, written_s
 
 SCHEDULER = "scheduler"
 MAX_TEXT, MAX_DISTINCT, MESSAGE_LINES = 600, 2000, 8
+"""Characters of an error that are kept, distinct errors that are counted, and lines in which a message is looked for
+that does not stand on the line of its error."""
 
-_MARKS = (
+_ERROR_MARKS = (
     b"Traceback (most recent",
     b"[ERROR]",
     b"[CRITICAL]",
@@ -55,7 +57,7 @@ _Key = tuple[tuple[str, ...], str, str | None]
 
 @dataclass
 class FoundError:
-    """An error in one place of one log."""
+    """One occurrence of an error in one log."""
 
     text: str
     time: float | None = None
@@ -88,12 +90,13 @@ def normalized(text: str) -> str:
 
 
 def suspect_lines(path: Path) -> Iterator[str]:
-    """The lines of those blocks of a file that may hold an error, and of the blocks after them."""
+    """The lines of those blocks of a file that may hold an error, and of the blocks after them, in which a message may
+    go on. Most of a log is skipped without being split into lines."""
     with open(path, "rb") as file:
         rest, before = b"", False
         while block := file.read(BLOCK):
             block = rest + block
-            marked = any(mark in block for mark in _MARKS) or _CODE_MARK.search(block) is not None
+            marked = any(mark in block for mark in _ERROR_MARKS) or _CODE_MARK.search(block) is not None
             end = block.rfind(b"\n") + 1
             if marked or before:
                 yield from map(clean, block[:end].split(b"\n")[:-1])

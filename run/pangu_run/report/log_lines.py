@@ -1,4 +1,4 @@
-"""Reading logs that may be large, rotated, cut off or no text: never a whole file in memory."""
+"""Read logs that may be large, rotated, cut off or not text; never a whole file at once."""
 
 import contextlib
 import os
@@ -13,6 +13,7 @@ from pangu_ms.core.console import printable
 MAX_LINE = 4096
 """Bytes of a line that are shown; the rest of a longer one is left out."""
 BLOCK = 1 << 16
+"""Bytes of one read."""
 POLL_S = 0.2
 CUT = " ...[cut]"
 _CONTROL = re.compile(r"(?:\x1b\[|\x9b)[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
@@ -38,8 +39,8 @@ def written_since(files: Iterable[Path], since: float) -> list[Path]:
 
 
 def clean(line: bytes) -> str:
-    """A line as text: without colours and controls, other characters that steer a terminal as `printable` shows them;
-    of a progress bar only what it showed last."""
+    """A line as text that is safe for a terminal: without colours and control sequences. Of a progress bar only what it
+    showed last."""
     shown = next((part for part in reversed(line.split(b"\r")) if part.strip()), b"")
     return printable(_CONTROL.sub("", shown[:MAX_LINE].decode(errors="replace"))).rstrip() + (
         CUT if len(shown) > MAX_LINE else ""
@@ -47,12 +48,12 @@ def clean(line: bytes) -> str:
 
 
 def bounded(unfinished: bytes) -> bytes:
-    """What is kept of a line whose end has not been read: its begin, or of a progress bar its end."""
+    """What is kept of a line whose end has not been read yet: its beginning, or of a progress bar its end."""
     return unfinished[-2 * MAX_LINE :] if b"\r" in unfinished else unfinished[: 2 * MAX_LINE]
 
 
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
-    """The lines from the present place on."""
+    """The lines from the present position on."""
     rest = b""
     while block := file.read(BLOCK):
         *lines, rest = (rest + block).split(b"\n")
@@ -63,19 +64,20 @@ def lines_of(file: BinaryIO) -> Iterator[bytes]:
 
 
 def tail(log: Path, count: int, since: float = 0.0) -> list[str]:
-    """The last `count` lines of a log and, where it is shorter, of the files that it was rotated to after a time."""
+    """The last `count` lines of a log, from as many of its rotated files as needed that were written to after a
+    time."""
     lines: list[str] = []
     for path in reversed(rotated(log, since)):
         if len(lines) >= count:
             break
         with open(path, "rb") as file:
-            file.seek(_begin_of_last(file, count - len(lines)))
+            file.seek(_start_of_last(file, count - len(lines)))
             lines = [*map(clean, lines_of(file)), *lines]
     return lines
 
 
-def _begin_of_last(file: BinaryIO, count: int) -> int:
-    """Where the last `count` lines begin."""
+def _start_of_last(file: BinaryIO, count: int) -> int:
+    """Offset at which the last `count` lines begin."""
     size = position = file.seek(0, os.SEEK_END)
     while position > 0:
         start = max(0, position - BLOCK)
@@ -84,7 +86,7 @@ def _begin_of_last(file: BinaryIO, count: int) -> int:
         found = len(block)
         while (found := block.rfind(b"\n", 0, found)) >= 0:
             if start + found == size - 1:
-                continue  # it ends the last line
+                continue  # the newline that ends the last line
             count -= 1
             if count == 0:
                 return start + found + 1
@@ -93,15 +95,14 @@ def _begin_of_last(file: BinaryIO, count: int) -> int:
 
 
 def follow(log: Path, ended: Callable[[], bool], count: int) -> Iterator[str]:
-    """The last `count` lines of a log's present file and all that come, over rotations, until the job has ended and
-    nothing more comes.
+    """The last `count` lines of a log's present file, then all new ones, over rotations, until the job has ended.
 
     Args:
-        ended: whether the job has; asked before each look at the log.
+        ended: whether the job has ended; called before each read, so that what it wrote last is read, too.
     """
     file, rest = _open(log), b""
     if file:
-        file.seek(_begin_of_last(file, count) if count else file.seek(0, os.SEEK_END))
+        file.seek(_start_of_last(file, count) if count else file.seek(0, os.SEEK_END))
     while True:
         over = ended()
         file = file or _open(log)
@@ -122,17 +123,16 @@ def follow(log: Path, ended: Callable[[], bool], count: int) -> Iterator[str]:
 
 
 def _following(file: BinaryIO, log: Path) -> BinaryIO | None:
-    """Where to read on after a file's end: its begin if it was emptied, the next newer file if it was rotated; None
-    where nothing has come yet."""
+    """The file to read on from after a file's end: the same from its beginning if it was emptied, the next newer one if
+    it was rotated; None where nothing new has come."""
     files = rotated(log)
-    own = os.fstat(file.fileno())  # looked at after the names: to a file that was renamed nothing is added
+    own = os.fstat(file.fileno())  # after the names were read: nothing is added any more to a file that was renamed
     if own.st_size != file.tell():
         file.seek(0 if own.st_size < file.tell() else file.tell())
         return file
     inodes = [path.stat().st_ino for path in files if path.exists()]
-    newer = (
-        files[inodes.index(own.st_ino) + 1 :] if own.st_ino in inodes else files
-    )  # it may have been rotated out of all
+    # A file that is not among them has been rotated away altogether.
+    newer = files[inodes.index(own.st_ino) + 1 :] if own.st_ino in inodes else files
     following = _open(newer[0]) if newer else None
     if following:
         file.close()

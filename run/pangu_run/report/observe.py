@@ -1,4 +1,4 @@
-"""A job directory looked at: its files and, on the launcher's own host, the launcher's process."""
+"""The present state of a job, from its directory and, on the launcher's own host, the launcher's process."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from pangu_run.job_directory import JobDirectory
 from pangu_run.report.status import JobStatus, job_status
 
 CLOCK_S = 60.0
-"""By how much a clock may have been set since a process began."""
+"""How far a clock may have been adjusted since a process began."""
 
 
 def observe(directory: JobDirectory) -> JobStatus:
@@ -37,15 +37,15 @@ def total_steps(directory: JobDirectory, job: dict[str, Any]) -> int | None:
     try:
         steps = (yaml_file.read(path, LaunchError) or {}).get("train", {}).get("steps")
     except (LaunchError, AttributeError):
-        return None  # as for a configuration without steps: only the remaining time is not shown
+        return None  # then the remaining time is not shown, as for a configuration without steps
     return steps if isinstance(steps, int) else None
 
 
 def launcher_lives(job: dict[str, Any]) -> bool | None:
-    """Whether the leading launcher's process is among those of this host; None where it is on another host.
+    """Whether the leading launcher's process is among those of this host; None where it runs on another host.
 
-    A container may have its host's name and not see its processes: only of a launcher that is silent does this say
-    something.
+    A container may have its host's name and not see its processes, so False counts only where the status has not
+    changed for long, too.
     """
     if job.get("launcher_pid") is None or job.get("host") not in this_host.names():
         return None
@@ -53,9 +53,8 @@ def launcher_lives(job: dict[str, Any]) -> bool | None:
 
     try:
         process = psutil.Process(job["launcher_pid"])
-        begun_before = (
-            job.get("time") is None or process.create_time() <= job["time"] + CLOCK_S
-        )  # else another process has its number
-        return begun_before and process.status() != psutil.STATUS_ZOMBIE
+        # A process that began after the job has only reused the launcher's process id.
+        is_launcher = job.get("time") is None or process.create_time() <= job["time"] + CLOCK_S
+        return is_launcher and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -1,4 +1,4 @@
-"""What the ranks of a job do, from its status and events: pure functions, no files."""
+"""What the ranks of a job do, from the content of its status and events. Pure functions."""
 
 import collections
 import time
@@ -10,22 +10,22 @@ from pangu_ms.core.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
 from pangu_run.job_directory import RATE_EVENTS
 
 GONE_S, FAR_GONE_S = 10.0, 90.0
-"""A launcher writes its status every second; one of this host that has not for so long is gone or stuck. Of another
-host later: its clock may differ by some seconds, and a shared file system may show what was a minute ago (NFS keeps
-attributes for up to 60 s, acregmax)."""
+"""How old the status may be, which launchers write every second, until a launcher of this host, or of another host, is
+taken for gone or stuck. Clocks of other hosts may differ by some seconds, and a shared file system may show what was a
+minute ago (NFS keeps attributes for up to 60 s, acregmax)."""
 SILENT_S = 30.0
 MAX_ROWS, MAX_ODD = 32, 16
-"""More ranks than MAX_ROWS are grouped; of them up to MAX_ODD that stand out are shown one by one."""
+"""More than MAX_ROWS ranks are shown in groups, but up to MAX_ODD that stand out one by one."""
 GONE, STUCK = "gone", "stuck"
-"""States that a launcher cannot write itself: it is dead; it lives and does not write."""
+"""States beside those that a launcher writes: it is dead; it lives and does not write."""
 KILLED = (-15, -9, 143, 137)
-"""Exit codes of ranks that a launcher stopped, after another one failed."""
+"""Exit codes of ranks that a launcher ends after another one has failed."""
 FAILED, PEER_LOST, SILENT, BEHIND = "failed", "lost a peer", "silent", "behind"
 
 
 @dataclass(frozen=True)
 class Rank:
-    """One rank, or in `group_ranks` all that do the same."""
+    """A row: one rank, or a group of ranks that do the same."""
 
     ranks: tuple[int, ...]
     hosts: tuple[str, ...]
@@ -35,7 +35,7 @@ class Rank:
     step: int | None
     tokens_per_second: float | None
     silent_s: float | None
-    """Seconds since the last heartbeat, of a group the longest."""
+    """Seconds since the last heartbeat; of a group the largest."""
     exit_code: int | None
     notes: tuple[str, ...]
     """Why it stands out: failed, lost a peer, silent, behind."""
@@ -43,7 +43,7 @@ class Rank:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A job as a whole; what is not known is None."""
+    """A job as a whole; None stands for what is not known."""
 
     id: str
     state: str
@@ -67,12 +67,12 @@ class JobStatus:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more is to come."""
+        """Whether the job will not go on."""
         return self.state in ("ended", GONE)
 
     @property
     def well(self) -> bool:
-        """Whether it runs, or ended as it should: complete, or stopped as asked with its state saved."""
+        """Whether the job runs, or has ended as it should: it is complete, or was stopped and has saved its state."""
         return self.exit_code in (0, EXIT_STOPPED) if self.state == "ended" else self.state not in (GONE, STUCK)
 
 
@@ -84,13 +84,13 @@ def job_status(
     launcher_lives: bool | None,
     total_steps: int | None,
 ) -> JobStatus:
-    """Put together what is known.
+    """The status of a job.
 
     Args:
         status: content of status.json; None before the first one.
         events: of the present launch; each kind in its order.
         now: seconds since the epoch.
-        launcher_lives: whether its process is seen; None where it is on another host.
+        launcher_lives: whether its process is there; None where it runs on another host.
     """
     written = status["time"] if status else job.get("time")
     age = None if written is None else max(0.0, now - written)
@@ -156,13 +156,12 @@ def _eta(steps: Sequence[dict[str, Any]], step: int | None, total: int | None) -
 def ranks_of(
     entries: Sequence[dict[str, Any]], now: float | None, failed: Sequence[int | None] = (), since: float = 0.0
 ) -> list[Rank]:
-    """The ranks of a status, with what stands out noted.
+    """The ranks of a status, with notes on those that stand out.
 
     Args:
-        now: the time up to which silence is counted where the status has only the rank's own time of its last
-            heartbeat.
-        failed: ranks of failure events: those that were killed after them did not fail.
-        since: seconds since the leader told how long each rank was silent, as far as this host's clock can tell.
+        now: up to when silence is counted where the status has only the time of a rank's last heartbeat.
+        failed: ranks of failure events; others that were killed after them did not fail themselves.
+        since: age of the status in seconds, which is added to the silence that it has.
     """
     running = collections.Counter(entry["step"] for entry in entries if entry.get("step") is not None)
     usual = max(running, key=lambda step: (running[step], step), default=None)
@@ -187,10 +186,9 @@ def _rank(entry: dict[str, Any], usual: int | None, silence: float | None, faile
     facts = {
         FAILED: code not in (None, 0, EXIT_STOPPED, EXIT_PEER_LOST) and not stopped,
         PEER_LOST: code == EXIT_PEER_LOST,
-        SILENT: (
-            silence is not None and silence > SILENT_S and get("phase") != "wait"
-        ),  # who waits for others is not who hangs
-        BEHIND: step is not None and step < usual,
+        # A rank that waits for others is silent because of them.
+        SILENT: silence is not None and silence > SILENT_S and get("phase") != "wait",
+        BEHIND: step is not None and usual is not None and step < usual,
     }
     notes = tuple(note for note, true in facts.items() if true)
     hosts = (str(get("host")),) if get("host") is not None else ()
@@ -209,7 +207,7 @@ def _rank(entry: dict[str, Any], usual: int | None, silence: float | None, faile
 
 
 def group_ranks(ranks: Sequence[Rank]) -> list[Rank]:
-    """Rows to show: each rank, or where there are many those that stand out and then groups of those that do the
+    """The rows to show: one for each rank; of many ranks those that stand out, then groups of those that do the
     same."""
     if len(ranks) <= MAX_ROWS:
         return list(ranks)
@@ -256,7 +254,7 @@ def ranks_text(ranks: Iterable[int], longest: int = 48) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in words: 4 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    """Seconds in the form 4 s, 12 min, 3 h 05 min, or 2 d 4 h."""
     if seconds is None:
         return "-"
     whole = int(seconds)
@@ -264,13 +262,11 @@ def duration(seconds: float | None) -> str:
         return f"{whole} s"
     if whole < 7200:
         return f"{whole // 60} min"
-    return (
-        f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-        if whole < 172800
-        else f"{whole // 86400} d {whole % 86400 // 3600} h"
-    )
+    if whole < 172800:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def clock(seconds: float) -> str:
-    """A time of the epoch on this host's clock."""
+    """A time, in seconds since the epoch, as this host's date and clock show it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

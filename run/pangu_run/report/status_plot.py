@@ -62,7 +62,7 @@ def draw(job: Path, status: JobStatus, events: Sequence[dict[str, Any]], path: P
 
 
 def _ranks(axes: Any, status: JobStatus, events: Sequence[dict[str, Any]], start: float) -> None:
-    """Where each rank is now: all on one point unless some are behind."""
+    """Mark the present step of each rank; the marks coincide unless some ranks are behind."""
     known = [rank for rank in status.ranks if rank.step is not None]
     if known and events:
         last = max(event["time"] for event in events) - start

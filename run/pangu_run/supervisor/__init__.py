@@ -1,1 +1,1 @@
-"""Ranks while they run: started, listened to, judged, ended."""
+"""Starts the ranks of a job on all hosts, watches them, finds the cause of a failure, and ends or restarts them."""

@@ -31,7 +31,10 @@ from pangu_run.supervisor.messages import Message
 from pangu_run.supervisor.terminal import Terminal
 from pangu_run.supervisor.watchdog import RankState
 
-TICK_S, MAX_BACKOFF_S, STACKS_WAIT_S = 0.1, 300.0, 3.0
+TICK_S, MAX_BACKOFF_S = 0.1, 300.0
+"""How long the leader waits for a message before it looks at the clock again; longest pause before a restart."""
+STACKS_WAIT_S = 3.0
+"""How long it waits for the stacks of all ranks; host.STACKS_S of that pass on each host."""
 SETTLE_S = 1.0
 """How long after a rank was killed others are watched: one that ends in this time may be the cause."""
 KILLED_S = 120.0
@@ -326,4 +329,4 @@ class Leader:
 
 def _silence(states: Sequence[RankState], now: float) -> float:
     """Seconds since the first of these ranks was heard for the last time."""
-    return now - min(state.heard for state in states)
+    return now - min(state.last_heard for state in states)

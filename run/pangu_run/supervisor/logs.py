@@ -1,4 +1,4 @@
-"""Logs of ranks: written with rotation, read from their end."""
+"""Logs of ranks: writing them with rotation, and their last lines."""
 
 import os
 import re
@@ -7,7 +7,9 @@ from pathlib import Path
 from pangu_run.report.log_lines import clean, lines_of
 
 MAX_BYTES, KEEP = 64 << 20, 10
+"""Size at which a log is rotated, and how many files of a log are kept: at most 640 MB for each rank."""
 SHOWN_LINES, TAIL_BYTES = 12, 64 << 10
+"""How many last lines are shown of a log, and how much of its end is read for them."""
 CRASH = re.compile(r"Fatal Python error: (Segmentation fault|Aborted|Bus error|Illegal instruction|Floating)")
 
 

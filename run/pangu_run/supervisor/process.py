@@ -26,6 +26,7 @@ from pangu_run.supervisor.terminal import Terminal
 
 OnMessage = Callable[[Message], None]
 READ_BYTES = 1 << 16
+"""Of one read: what a pipe holds."""
 DRAIN_READS = 1000
 """How often a pipe is read after its process has ended: what it started may hold the pipe open and go on writing."""
 

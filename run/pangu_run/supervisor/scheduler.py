@@ -27,6 +27,8 @@ while they save."""
 PROGRAM = "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"
 """Needs no device of its own; `init` returns when all ranks have left."""
 START_S, POLL_S, TRIES = 120.0, 0.05, 3
+"""How long it may take to listen (importing mindspore from a shared disk is slow), how often that is looked at, and how
+many free ports are tried."""
 NUMBER = -1
 """In place of a rank's number."""
 _LISTEN = "0A"
@@ -123,10 +125,9 @@ async def _listens(process: RankProcess, port: int) -> bool:
 def _has_listener(pid: int, port: int) -> bool:
     with contextlib.suppress(OSError):  # it ended meanwhile
         own = {os.readlink(descriptor) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
-        rows = [
-            line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]
-        ]
-        return any(
-            row[1].endswith(f":{port:04X}") and row[3] == _LISTEN and f"socket:[{row[9]}]" in own for row in rows
-        )
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+                _, address, _, state, *rest = line.split()
+                if address.endswith(f":{port:04X}") and state == _LISTEN and f"socket:[{rest[5]}]" in own:
+                    return True
     return False

@@ -14,7 +14,7 @@ from pangu_ms.core.console import printable
 from pangu_run.report.log_lines import clean
 from pangu_run.supervisor.background import BackgroundWorker
 
-_ERROR = re.compile(rb"(?:^|\s)(?:\w+Error|Traceback|\[(?:ERROR|CRITICAL)\]|FATAL|core dumped)\b")
+_ERROR_LINE = re.compile(rb"(?:^|\s)(?:\w+Error|Traceback|\[(?:ERROR|CRITICAL)\]|FATAL|core dumped)\b")
 _CLEAR_LINE = b"\r\x1b[K"
 _BAR_SEQUENCE = re.compile(r"(\x1b\[\d*[AK])")
 """Control sequences of a progress bar: cursor up, and clear to the end of the line."""
@@ -45,7 +45,7 @@ class Terminal:
         *lines, self._unfinished[rank] = (self._unfinished.get(rank, b"") + content).split(b"\n")
         self._unfinished[rank] = self._unfinished[rank][-MAX_LINE:]
         for line in lines:
-            if _ERROR.search(line):
+            if _ERROR_LINE.search(line):
                 self._write_line(f"[rank {rank}] {clean(line[:MAX_LINE])}")
 
     def print_line(self, text: str) -> None:

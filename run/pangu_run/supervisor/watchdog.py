@@ -22,7 +22,7 @@ class RankState:
     """What the leader knows of a rank in this attempt."""
 
     assignment: DeviceAssignment
-    heard: float
+    last_heard: float
     """When the last heartbeat came (or the attempt began), in seconds of the leader's monotonic clock."""
     pid: int | None = None
     state: str = STARTING
@@ -45,7 +45,7 @@ class RankState:
         if self.phase == STEP and beat["phase"] != STEP:
             self.stepped = True
         self._measure(beat)
-        self.heard, self.pid, self.beat_time, self.phase = now, beat["pid"], beat["time"], beat["phase"]
+        self.last_heard, self.pid, self.beat_time, self.phase = now, beat["pid"], beat["time"], beat["phase"]
         self.step = self.step if beat["step"] is None else beat["step"]
         self.state = STARTING if self.phase == START else RUNNING
         self.tokens_per_second = beat.get("tokens_per_second", self.tokens_per_second)
@@ -82,7 +82,7 @@ class RankState:
             "tokens_per_second": self.tokens_per_second,
             "beat": self.beat_time,
             "exit_code": self.exit_code,
-            "silent_s": round(now - self.heard, 1),
+            "silent_s": round(now - self.last_heard, 1),
         }
 
 
@@ -94,7 +94,9 @@ def hung(states: Sequence[RankState], limits: Limits, now: float) -> list[RankSt
     wait, all of them do.
     """
     running = [state for state in states if state.runs]
-    silent = [state for state in running if now - state.heard > (limits.hang_s if state.stepped else limits.start_s)]
+    silent = [
+        state for state in running if now - state.last_heard > (limits.hang_s if state.stepped else limits.start_s)
+    ]
     active = [state for state in silent if state.phase != WAIT]
     return sorted(active or (silent if len(silent) == len(running) else []), key=_progress)
 
@@ -106,7 +108,7 @@ def overdue(running: Sequence[RankState]) -> list[RankState]:
 
 
 def _progress(state: RankState) -> tuple[int, float]:
-    return -1 if state.step is None else state.step, state.heard
+    return -1 if state.step is None else state.step, state.last_heard
 
 
 def slow(states: Sequence[RankState]) -> list[tuple[RankState, float, float]]:

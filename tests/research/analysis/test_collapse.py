@@ -137,7 +137,7 @@ def reference_states(monkeypatch, config, parameters, ids, eod_id):
 @pytest.mark.parametrize("final_norm_position", ["before_query", "after_query"])
 def test_hidden_states_equal_the_specification(monkeypatch, final_norm_position):
     from pangu_ms.models.build import build_model, fill
-    from pangu_ms.research.analysis.run import HiddenStates, layer_names
+    from pangu_ms.research.analysis.run import HiddenStates, state_names
 
     config = small(final_norm_position=final_norm_position)
     parameters, ids = random_parameters(config), random_ids(config)
@@ -148,7 +148,7 @@ def test_hidden_states_equal_the_specification(monkeypatch, final_norm_position)
     fill(model.trainable_params(), parameters)
     states = HiddenStates(model).of(batch_from_ids(np.pad(ids, ((0, 0), (0, 1))), EOD, 0, eod_reset=True))
     assert len(states) == len(expected) == config.num_layers + 1
-    assert layer_names(model, len(states)) == ["embedding", "layer 1", "layer 2", "query layer"]
+    assert state_names(config) == ["embedding", "layer 1", "layer 2", "query layer"]
     for ours, theirs in zip(states, expected):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 

@@ -136,7 +136,9 @@ def _compact(tokenizer, old_ids, tmp_path):
     return tmp_path / "compact"
 
 
-@pytest.mark.parametrize("old", [PLAIN, {"siaf_init": "random", "aug_shortcut_reduction": 6}])
+@pytest.mark.parametrize(
+    "old", [pytest.param(PLAIN, marks=pytest.mark.slow), {"siaf_init": "random", "aug_shortcut_reduction": 6}]
+)
 def test_an_upgraded_model_computes_the_same_and_its_additions_learn(tmp_path, capsys, old):
     from pangu_ms.models.build import build_model, fill, to_arrays
     from pangu_ms.train.steps.train_step import TrainStep

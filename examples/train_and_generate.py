@@ -1,0 +1,48 @@
+"""Text to model to text: make a corpus, train a tokenizer and a tiny PanGu-alpha on it, score it, continue a prompt.
+
+python examples/train_and_generate.py OUTPUT [overrides such as train.steps=100]
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from pangu_ms import evaluate, generate, load_config, train
+from pangu_ms.data.corpus import Corpus
+from pangu_ms.data.prepare import prepare
+from pangu_ms.data.tokenizer import train_tokenizer
+from pangu_ms.infer.sampling import SamplingConfig
+
+MODEL = ["vocab_size=300", "hidden_size=32", "num_layers=2", "num_heads=4", "seq_length=32"]
+RUN = ["train.batch_size=8", "train.steps=40", "optimizer.warmup_steps=4", "optimizer.lr=0.01"]
+
+
+def write_corpus(path: Path) -> None:
+    """A JSON object with a "text" a line, as `pangu data prepare` reads them: sums that are right."""
+    sums = [f"{a} + {b} = {a + b}." for a in range(20) for b in range(20)]
+    documents = [" ".join(sums[first : first + 8]) for first in range(0, len(sums), 4)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+
+
+def main(argv: list[str]) -> str:
+    """Do it all in a new directory; returns the continuation."""
+    output, overrides = Path(argv[0]), argv[1:]
+    output.mkdir(parents=True)
+    corpus, tokenizer, records, run = (output / name for name in ("corpus.jsonl", "tokenizer", "records", "run"))
+    write_corpus(corpus)
+    config = load_config("alpha/tiny", [f"model.{setting}" for setting in MODEL] + RUN + overrides)
+
+    texts = (document.text for document in Corpus([str(corpus)]))
+    train_tokenizer(texts, config.model.vocab_size, segmenter="none").save(tokenizer)
+    prepare([str(corpus)], tokenizer, records, seq_length=config.model.seq_length, held_out=0.1, progress=False)
+
+    result = train(config, records, run)
+    print(f"step {result.step}: loss {result.loss:.2f} nats per token, {result.tokens_per_second:,.0f} tokens/s")
+    print(f"held-out perplexity {evaluate(run, records)['perplexity']:.1f}")
+    (continuation,) = generate(run, ["1 + 2 ="], SamplingConfig(max_new_tokens=8, temperature=0))
+    print(f"1 + 2 ={continuation.text}")
+    return continuation.text
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,322 @@
+"""The Python API: what the verbs of the command line do, as functions.
+
+    from pangu_ms import load_config, train, generate
+
+    config = load_config("alpha/tiny", ["train.steps=200"])
+    train(config, "records", "run")
+    print(generate("run", ["def main("])[0].text)
+
+Every function raises a subclass of `pangu_ms.core.errors.UserError` for what its caller can mend, with a message of the
+form "where: what was found; the rule; what to do". mindspore is imported by the functions that need a device (`train`,
+`load_model`, `generate`, `evaluate`, `export`); the others answer without it. A process keeps the device that it
+computed on first.
+
+`checkpoint` is always a path: a run directory, whose newest valid checkpoint is taken, its `checkpoints` directory, or
+one step of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pangu_ms.config.load import load_config
+from pangu_ms.core.errors import ExportError, PlanError
+
+if TYPE_CHECKING:
+    from mindspore import nn
+
+    from pangu_ms.config.schema import RunConfig
+    from pangu_ms.data.tokenizer import Tokenizer
+    from pangu_ms.infer.generate import Generation, OnText
+    from pangu_ms.infer.sampling import SamplingConfig
+    from pangu_ms.planner.cluster import Chip
+    from pangu_ms.planner.estimate import Estimate
+    from pangu_ms.planner.search import Found
+    from pangu_ms.train.loop import TrainResult
+
+__all__ = [
+    "evaluate",
+    "export",
+    "generate",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "plan",
+    "search_plans",
+    "train",
+]
+
+MIN_EXPORTED_LENGTH = 4  # tokens: a prompt and some steps to verify
+
+
+def load_tokenizer(path: Path | str) -> Tokenizer:
+    """Open a tokenizer.
+
+    Args:
+        path: a tokenizer directory, ours or Hugging Face's, or a bare SentencePiece model such as the released
+            `vocab.model`.
+
+    Returns:
+        A tokenizer with `encode(text)`, `decode(ids)`, `vocab_size` and the ids of its special pieces.
+
+    Raises:
+        DataError: nothing is there, or it is no tokenizer.
+    """
+    from pangu_ms.data.tokenizer import Tokenizer
+
+    return Tokenizer.load(path)
+
+
+def train(
+    config: RunConfig,
+    data: Path | str,
+    output: Path | str,
+    *,
+    resume: bool = False,
+    init_from: Path | str | None = None,
+    stop_at: int | None = None,
+    progress: bool = False,
+) -> TrainResult:
+    """Train a model, or go on with a run; ends with a committed checkpoint, whether complete or stopped.
+
+    One process is one rank: with `parallel.data_parallel` above 1 on a CPU each rank calls this function, as `pangu
+    train` lets them.
+
+    Args:
+        config: the whole configuration, see `load_config`.
+        data: directory of records, written by `pangu data prepare` or `pangu_ms.data.prepare.prepare`.
+        output: directory of the run: config.yaml, metrics.jsonl and checkpoints.
+        resume: go on with the run that is there.
+        init_from: a checkpoint whose weights a new run starts from.
+        stop_at: end this session after that optimizer step.
+        progress: show a bar if stderr is a terminal.
+
+    Returns:
+        How the session ended: `step`, `loss` (nats per token), `held_out` (its `loss` and `perplexity`),
+        `tokens_per_second`, `compile_seconds`, `cache_hit`, `skipped`, `stopped_by`, `saved`.
+
+    Raises:
+        ConfigError: the checkpoint to resume is of another run, or the device is not here.
+        DataError: the records do not fit the model.
+        OutputError: `output` has other content, or holds a run and `resume` is off.
+        TrainingDiverged: too many steps in a row were skipped, or the last losses are bad.
+    """
+    from pangu_ms.train.loop import train as run
+
+    start = None if init_from is None else Path(init_from)
+    return run(config, data, Path(output), resume=resume, init_from=start, stop_at=stop_at, progress=progress)
+
+
+def load_model(checkpoint: Path | str, overrides: Sequence[str] = ()) -> nn.Cell:
+    """A checkpoint's model with its weights, for computations of your own.
+
+    Args:
+        checkpoint: path of a checkpoint.
+        overrides: `runtime.*` and `model.compute_dtype` alone, such as "runtime.device=Ascend".
+
+    Returns:
+        The family's model as a MindSpore cell, without a cache of keys and values.
+
+    Raises:
+        CheckpointError: no valid checkpoint is there, or its weights are not those of its configuration.
+        ConfigError: another override.
+    """
+    from pangu_ms.checkpoint.model import checkpoint_config
+    from pangu_ms.checkpoint.model import load_model as load
+    from pangu_ms.checkpoint.store import open_checkpoint
+
+    opened = open_checkpoint(Path(checkpoint))
+    return load(opened, checkpoint_config(opened, overrides))
+
+
+def generate(
+    checkpoint: Path | str,
+    prompts: Sequence[str],
+    sampling: SamplingConfig | None = None,
+    *,
+    batch_size: int = 8,
+    tokenizer: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    on_text: OnText | None = None,
+) -> list[Generation]:
+    """Continue prompts.
+
+    Args:
+        checkpoint: path of a checkpoint.
+        prompts: texts, each of at least one token.
+        sampling: `pangu_ms.infer.sampling.SamplingConfig`; by default 64 new tokens, sampled at temperature 1.
+        batch_size: prompts that are continued together, at most.
+        tokenizer: path of a tokenizer; by default the checkpoint's own.
+        overrides: `runtime.*` and `model.compute_dtype` alone.
+        on_text: called with (index of the prompt, new text) as text appears.
+
+    Returns:
+        A continuation for every prompt, in order: `text`, `token_ids`, `finish_reason` ("stop" or "length").
+
+    Raises:
+        GenerationError: a prompt is empty or longer than the model's context.
+        CheckpointError: no valid checkpoint is there, or it holds no tokenizer and none is named.
+    """
+    from pangu_ms.checkpoint.model import checkpoint_config
+    from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.infer.load import load_generator
+    from pangu_ms.infer.sampling import SamplingConfig
+
+    opened, sampling, texts = open_checkpoint(Path(checkpoint)), sampling or SamplingConfig(), list(prompts)
+    config = checkpoint_config(opened, overrides)
+    generator = load_generator(opened, texts, sampling, batch_size, tokenizer=tokenizer, config=config)
+    return generator.generate(texts, sampling, on_text)
+
+
+def evaluate(
+    checkpoint: Path | str,
+    data: Path | str,
+    *,
+    split: str = "held_out",
+    batch_size: int = 8,
+    max_batches: int = 0,
+    overrides: Sequence[str] = (),
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Score the records of a split.
+
+    Args:
+        checkpoint: path of a checkpoint.
+        data: directory of records.
+        split: "held_out" or "train".
+        batch_size: rows of a batch.
+        max_batches: stop after so many; 0 scores all.
+        overrides: `runtime.*` and `model.compute_dtype` alone.
+        progress: show a bar if stderr is a terminal.
+
+    Returns:
+        `step`, `split`, `tokens` (scored), `loss` (nats per token), `perplexity` and, where the records tell their
+        bytes, `bits_per_byte`.
+
+    Raises:
+        DataError: the records do not fit the model, or there is nothing to score.
+        CheckpointError: no valid checkpoint is there, or its loss is no number.
+    """
+    from pangu_ms.checkpoint.model import checkpoint_config
+    from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.eval.report import evaluate as score
+
+    opened = open_checkpoint(Path(checkpoint))
+    return score(opened, data, split, batch_size, max_batches, progress, checkpoint_config(opened, overrides))
+
+
+def export(
+    checkpoint: Path | str,
+    output: Path | str,
+    *,
+    batch_size: int = 4,
+    max_length: int = 0,
+    chunk: int = 64,
+    tokenizer: Path | str | None = None,
+    key_file: Path | str | None = None,
+    sign_key: Path | str | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Write a MindIR package that runs without this code base, and verify it against the checkpoint in a fresh process.
+
+    Args:
+        checkpoint: path of a checkpoint.
+        output: new directory of the package.
+        batch_size: sequences of a call, fixed in the graph.
+        max_length: longest prompt and continuation, in tokens; 0 takes the model's context.
+        chunk: prompt tokens of a call, fixed in the graph.
+        tokenizer: path of a tokenizer; by default the checkpoint's own.
+        key_file: file with an AES key of 16, 24 or 32 bytes, which encrypts the graph.
+        sign_key: PEM file with an Ed25519 private key, which signs the manifest.
+        overrides: `runtime.*` and `model.compute_dtype` alone.
+
+    Returns:
+        The manifest. Its entry `verified` holds `steps`, `weights` and `max_difference` of a logit.
+
+    Raises:
+        ExportError: `max_length` or a key cannot be used, or the package differs from the checkpoint.
+        OutputError: `output` has other content, or the disk is full.
+    """
+    from pangu_ms.checkpoint.model import checkpoint_config
+    from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.export.write import export_package
+    from pangu_ms.infer.decoder import GraphShape
+
+    opened = open_checkpoint(Path(checkpoint))
+    config = checkpoint_config(opened, overrides)
+    context = config.model.seq_length
+    if max_length and not MIN_EXPORTED_LENGTH <= max_length <= context:
+        raise ExportError(
+            f"max_length={max_length}: must be between {MIN_EXPORTED_LENGTH} and the model's context of {context}"
+        )
+    shape = GraphShape.fitting(context, batch_size, max_length or context, chunk)
+    aes_key, private_key = (path if path is None else Path(path) for path in (key_file, sign_key))
+    return export_package(opened, Path(output), shape, aes_key, tokenizer, config, private_key)
+
+
+def plan(config: RunConfig, *, devices: int = 0, chip: str | None = None, hbm_bytes: int = 0) -> Estimate:
+    """Predict the memory of a device and the time of a step. Only the bytes of parameters and moments are exact; the
+    other numbers were never checked on hardware.
+
+    Args:
+        config: the model, and under `parallel` the degrees.
+        devices: the degrees must multiply to it; 0 takes their product.
+        chip: a name of `pangu_ms.planner.cluster.CHIPS`; by default `runtime.chip`, or ascend910.
+        hbm_bytes: memory of a card; 0 takes the chip's.
+
+    Returns:
+        An estimate: `memory` (lines for each stage), `bytes`, `excess` (above the memory; negative: what is left),
+        `terms` of the time, `seconds`, `tokens_per_second`, `mfu`, `plan`, and `row()` with the numbers alone.
+
+    Raises:
+        PlanError: the degrees do not fit the devices or the model, or the chip has no rate for the dtype.
+    """
+    from pangu_ms.parallel.plan import Plan
+    from pangu_ms.planner.estimate import Estimate
+
+    return Estimate.of(Plan.of(config, devices), _chip(config, chip), hbm_bytes)
+
+
+def search_plans(
+    config: RunConfig,
+    devices: int,
+    *,
+    chip: str | None = None,
+    hbm_bytes: int = 0,
+    global_batch: int = 0,
+    margin: float = 0.05,
+    progress: bool = False,
+) -> Found:
+    """Try every valid plan for a number of devices; those that fit, fastest first.
+
+    Args:
+        config: the model; degrees, micro-batches, optimizer_shard, recompute, sequence_parallel and vocab_embedding
+            are searched.
+        devices: cards of the job.
+        chip: as in `plan`.
+        hbm_bytes: as in `plan`.
+        global_batch: sequences of a step, over all replicas; 0 takes the config's.
+        margin: share of the memory that must stay free, in [0, 1).
+        progress: show a bar if stderr is a terminal.
+
+    Returns:
+        `ranked` (an estimate for each dp, mp and pp), `near` (faster plans that do not fit), `tried`, `fitting`.
+
+    Raises:
+        PlanError: no plan is valid, or none fits; the message names the cheapest ways.
+    """
+    from pangu_ms.planner.search import search
+
+    found = _chip(config, chip)
+    return search(config, devices, found, hbm_bytes or found.hbm_bytes, global_batch, margin, progress)
+
+
+def _chip(config: RunConfig, name: str | None) -> Chip:
+    from pangu_ms.planner.cluster import CHIPS, DEFAULT_CHIP
+
+    wanted = name or config.runtime.chip or DEFAULT_CHIP
+    if wanted not in CHIPS:
+        raise PlanError(f"chip={wanted!r}: no such chip; use one of {', '.join(CHIPS)}")
+    return CHIPS[wanted]

@@ -1,0 +1,68 @@
+"""Every registered family, and one that the tests add to the registry from a temporary folder."""
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from pydantic.dataclasses import rebuild_dataclass
+
+from pangu_ms.config import RunConfig
+from pangu_ms.models.registry import FAMILIES, Family
+
+ADDED = "plain"
+SOURCE = Path(__file__).parent / ADDED
+REGISTRY_LINE = f'registry.FAMILIES["{ADDED}"] = registry.Family("{ADDED}")'
+
+
+@contextlib.contextmanager
+def added_family(directory: Path) -> Iterator[None]:
+    """The family in DIRECTORY/plain, known to this process and, by a sitecustomize.py, to those that it starts."""
+    (directory / "sitecustomize.py").write_text(f"from pangu_ms.models import registry\n\n{REGISTRY_LINE}\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(directory)
+        patch.setenv("PYTHONPATH", f"{directory}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        patch.setitem(FAMILIES, ADDED, Family(ADDED))
+        rebuild_dataclass(RunConfig, force=True)  # the schema of `model:` was made of the families known before
+        yield
+    rebuild_dataclass(RunConfig, force=True)
+    for name in [name for name in sys.modules if name.partition(".")[0] == ADDED]:
+        del sys.modules[name]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A family with its smallest configuration."""
+
+    family: str
+    config: str
+    """As `--config` takes it."""
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, ADDED])
+def tiny(request, tmp_path_factory):
+    """Of each family, one after the other."""
+    if request.param != ADDED:
+        yield Tiny(request.param, f"{request.param}/tiny")
+        return
+    directory = tmp_path_factory.mktemp("families")
+    shutil.copytree(SOURCE, directory / ADDED, ignore=shutil.ignore_patterns("__pycache__"))
+    with added_family(directory):
+        yield Tiny(ADDED, str(directory / ADDED / "tiny.yaml"))
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tiny_overrides, records, tmp_path_factory, request, mindspore_cpu):
+    """A finished run of twelve steps with checkpoints 9 and 12; alpha's is that of the whole suite."""
+    if tiny.family == "alpha":
+        return request.getfixturevalue("trained_run")
+    from pangu_ms.config import load_config
+    from pangu_ms.train.loop import train
+
+    output = tmp_path_factory.mktemp("runs") / tiny.family
+    train(load_config(tiny.config, tiny_overrides), records, output, progress=False)
+    return output

@@ -1,0 +1,119 @@
+"""What every family can do, from its configuration to its exported package; a family is one folder and one line."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from pangu_ms.checkpoint import store
+from pangu_ms.cli.main import main
+from pangu_ms.config import load_config
+from pangu_ms.models.registry import FAMILIES
+from tests.families.conftest import SOURCE
+
+GREEDY = ["--prompt", "def alpha_1(beta):", "--max-new-tokens", "6", "--temperature", "0", "--json"]
+
+
+def answer(capsys, *words):
+    """The JSON that a command prints."""
+    assert main([*map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], value) for name, value in expected.items())
+
+
+def test_the_added_family_is_five_short_files():
+    files = sorted(path.name for path in SOURCE.glob("*.py"))
+    assert files == ["__init__.py", "config.py", "model.py", "sharding.py", "weights.py"]
+    assert sum(len(path.read_text().splitlines()) for path in SOURCE.glob("*.py")) < 200
+
+
+def test_it_trains(run, tiny):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) == 12 and losses[-1] < losses[0] < 1.1 * math.log(384)
+    assert store.open_checkpoint(run).config().model.family == tiny.family
+
+
+def test_a_resumed_run_ends_as_the_whole_one(run, tiny, tiny_overrides, records, tmp_path):
+    from pangu_ms.train.loop import train
+
+    resumed = shutil.copytree(run, tmp_path / "resumed")
+    shutil.rmtree(resumed / "checkpoints/step-00000012")
+    train(load_config(tiny.config, tiny_overrides), records, resumed, progress=False, resume=True)
+    for group in ("model", "optimizer"):
+        assert_same(store.open_checkpoint(resumed).tensors(group), store.open_checkpoint(run).tensors(group))
+
+
+def test_it_is_evaluated(run, records, capsys):
+    found = answer(capsys, "eval", run, "--data", records, "--max-batches", 1, "--no-baselines")
+    assert 0 < found["loss"] < math.log(384)
+
+
+def test_its_package_generates_as_it_does(run, tmp_path, capsys):
+    assert main(["generate", str(run), *GREEDY]) == 0
+    text = json.loads(capsys.readouterr().out)["text"]
+    sizes = ["--batch-size", 1, "--max-length", 32, "--chunk", 8]
+    manifest = answer(capsys, "export", run, "--output", tmp_path / "package", *sizes)
+    assert manifest["verified"]["max_difference"] <= 1e-4
+    assert main(["run-mindir", str(tmp_path / "package"), *GREEDY]) == 0
+    assert json.loads(capsys.readouterr().out)["text"] == text and text
+
+
+def test_its_weights_go_to_every_format_and_back(run, tiny, tmp_path):
+    source = store.open_checkpoint(run)
+    for name, naming in FAMILIES[tiny.family].formats.items():
+        file, back = tmp_path / f"{name}.safetensors", tmp_path / name
+        assert main(["convert", str(run), "--to", name, "--output", str(file)]) == 0
+        config = ["--config", str(source.path / "config.yaml")]
+        assert main(["convert", str(file), "--from", name, *config, "--output", str(back)]) == 0
+        assert_same(store.open_checkpoint(back).tensors(), source.tensors())
+        if naming.write_config is None:
+            continue
+        directory, back = tmp_path / f"{name}-directory", tmp_path / f"{name}-again"
+        assert main(["convert", str(run), "--to", name, "--output", str(directory)]) == 0
+        assert main(["convert", str(directory), "--from", name, "--output", str(back)]) == 0
+        found = store.open_checkpoint(back)
+        assert_same(found.tensors(), source.tensors())
+        assert found.config().model.parameters().keys() == source.config().model.parameters().keys()
+
+
+DEVICES = ["parallel.data_parallel=2", "parallel.model_parallel=2", "parallel.optimizer_shard=true"]
+STAGES = ["parallel.pipeline_stage=2", "parallel.micro_batch_num=2"]
+
+
+def test_it_is_planned(tiny, tiny_overrides, capsys):
+    model = load_config(tiny.config, tiny_overrides).model
+    words = ["--config", tiny.config, *tiny_overrides, *DEVICES, *STAGES, "model.compute_dtype=float16"]
+    shown = answer(capsys, "plan", "show", *words)
+    assert sum(row["count"] for row in shown["parameters"]) == len(model.parameters())
+    assert shown["num_parameters"] == model.num_parameters() and len(shown["stages"]) == 2
+    estimated = answer(capsys, "plan", "estimate", *words)
+    assert estimated["gib"] > 4 * model.num_parameters() / 8 / 2**30 and estimated["step_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_its_plan_is_executed(tiny, tiny_overrides, capsys):
+    fields = [*tiny_overrides, "parallel.model_parallel=2", "model.seq_length=16"]
+    found = answer(capsys, "plan", "execute", "--config", tiny.config, *fields, "--steps", 2)
+    assert found["agrees"] and len(found["losses"]) == 2
+
+
+def test_its_collapse_is_measured(run, records, capsys):
+    found = answer(capsys, "analyze", "collapse", run, "--data", records, "--max-batches", 1)
+    layers = found["checkpoints"][0]["layers"]
+    assert len(layers) == 3 and all(layer["effective_dimension"] > 0 for layer in layers)
+
+
+def test_it_trains_small_in_a_smoke_run(tiny, tiny_overrides):
+    """`pangu train --smoke` thins any configuration of any family."""
+    from pangu_ms.train.smoke import thinned
+
+    config = load_config(tiny.config, tiny_overrides)
+    thin = load_config(tiny.config, [*tiny_overrides, *thinned(config)]).model
+    assert thin.num_layers == 2 and thin.hidden_size == 64 and thin.head_dim == 16

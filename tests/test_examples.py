@@ -1,0 +1,34 @@
+"""The programs in examples/ do what they say."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, *arguments):
+    return runpy.run_path(str(EXAMPLES / name))["main"]([str(argument) for argument in arguments])
+
+
+def test_a_plan_is_found_that_fits(capsys):
+    pasted = run("plan_a_cluster.py", "alpha/2_6b_16x32gib", 16)
+    out = capsys.readouterr().out
+    assert "parallel.data_parallel=" in " ".join(pasted) and "the fastest of" in out and "GiB are left" in out
+
+
+@pytest.mark.parametrize("steps", [3])
+def test_a_model_is_trained_and_continues_a_prompt(mindspore_cpu, tmp_path, capsys, steps):
+    assert isinstance(run("train_and_generate.py", tmp_path / "new", f"train.steps={steps}", "model.num_layers=1"), str)
+    assert f"step {steps}: loss " in capsys.readouterr().out
+
+
+def test_a_package_is_exported_and_verified(trained_run, tmp_path, capsys):
+    assert run("export_and_verify.py", trained_run, tmp_path / "package").startswith("1 + 2 =")
+    assert "bit for bit" in capsys.readouterr().out
+
+
+def test_examples_are_short():
+    found = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert len(found) == 3 and max(found.values()) < 60
