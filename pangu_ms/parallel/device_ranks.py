@@ -10,7 +10,7 @@ from pangu_ms.core.heartbeat import INIT, WAIT, beat
 from pangu_ms.core.stop_signals import STOP_SIGNALS
 from pangu_ms.parallel.rendezvous import FAILED
 
-WORDS = (FAILED, *(number.name for number in STOP_SIGNALS))
+MESSAGES = (FAILED, *(number.name for number in STOP_SIGNALS))
 """What ranks can bring to a barrier; of several the first counts."""
 TEXT_BYTES = 4096
 
@@ -36,10 +36,10 @@ class DeviceRanks:
         """Whether this is the rank that commits, and writes metrics."""
         return self.rank == 0
 
-    def barrier(self, word: str | None = None) -> str | None:
-        """Wait until all ranks are here; returns the first of WORDS that any of them brought, the same on all."""
-        brought = self._sum([word == known for known in WORDS])
-        return next((known for known, number in zip(WORDS, brought) if number), None)
+    def barrier(self, message: str | None = None) -> str | None:
+        """Wait until all ranks are here; returns the first of MESSAGES that any of them brought, the same on all."""
+        brought = self._sum([message == known for known in MESSAGES])
+        return next((known for known, number in zip(MESSAGES, brought) if number), None)
 
     def broadcast(self, text: str = "") -> str:
         """Rank 0's text of at most TEXT_BYTES, on all ranks."""

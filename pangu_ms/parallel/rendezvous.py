@@ -40,8 +40,8 @@ class Rendezvous:
         self._peers = [_connect(address)] if rank else _accept(address, world - 1)
         self._rank = rank
 
-    def barrier(self, word: str = "") -> str:
-        """Wait until all ranks are here; returns the first word that any of them brought, the same on all of them.
+    def barrier(self, message: str = "") -> str:
+        """Wait until all ranks are here; returns the first message that any of them brought, the same on all.
 
         Raises:
             PeerLost: another rank is gone.
@@ -49,9 +49,9 @@ class Rendezvous:
         beat(WAIT)
         try:
             if self._rank:
-                self._peers[0].send_bytes(word.encode())
+                self._peers[0].send_bytes(message.encode())
                 return self._peers[0].recv_bytes().decode()
-            answer = next(filter(None, [word, *self._receive_all()]), "")
+            answer = next(filter(None, [message, *self._receive_all()]), "")
             for peer in self._peers:
                 peer.send_bytes(answer.encode())
             return answer
@@ -59,17 +59,16 @@ class Rendezvous:
             raise PeerLost from None
 
     def _receive_all(self) -> list[str]:
-        """A word of each peer. All of them are listened to until the last has spoken: a silent one must not hide that
+        """A message of each peer. All are read from until the last one has sent: a silent one must not hide that
         another is gone."""
-        words: dict[Connection, str] = {}
-        while len(words) < len(self._peers):
+        messages: dict[Connection, str] = {}
+        while len(messages) < len(self._peers):
             ready = wait(self._peers)
             for peer in self._peers:
                 if peer in ready:
-                    words[peer] = (
-                        peer.recv_bytes().decode()
-                    )  # who has spoken says no more before the answer: here is its end
-        return [words[peer] for peer in self._peers]
+                    # who has sent sends no more before the answer: more to read is its end, an EOFError
+                    messages[peer] = peer.recv_bytes().decode()
+        return [messages[peer] for peer in self._peers]
 
 
 def _accept(address: str, count: int) -> list[Connection]:

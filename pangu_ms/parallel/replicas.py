@@ -46,8 +46,8 @@ class Ranks(Protocol):
     def leads(self) -> bool:
         """Whether this is the rank that commits, and writes metrics."""
 
-    def barrier(self, word: str | None = None) -> str | None:
-        """Wait until all ranks are here; returns the first word that any of them brings, the same on all."""
+    def barrier(self, message: str | None = None) -> str | None:
+        """Wait until all ranks are here; returns the first message that any of them brings, the same on all."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Replicas:
         """Whether this is the rank that writes and evaluates."""
         return self.rank == 0
 
-    def barrier(self, word: str | None = None) -> str | None:
-        """Wait until all replicas are here, for as long as it takes; returns the first word that any of them brings,
-        the same on all."""
-        return (self.rendezvous.barrier(word or "") or None) if self.rendezvous else word
+    def barrier(self, message: str | None = None) -> str | None:
+        """Wait until all replicas are here, for as long as it takes; returns the first message that any of them
+        brings, the same on all."""
+        return (self.rendezvous.barrier(message or "") or None) if self.rendezvous else message

@@ -176,8 +176,8 @@ def default_hooks(train: TrainConfig, signal: StopSignal, stop_at: int | None, b
         # Before checkpoints, which hold its state.
         UpdateGuard(),
         ShowProgress(bar),
-        # All ranks decide here, before any of them saves: they save the same step, and a signal that comes while one
-        # saves counts after the next step. One that came before leads to one checkpoint, not to two.
+        # All ranks meet here after each step, before rank 0 saves or evaluates, and stop after the same step: that of
+        # the checkpoint which `SaveCheckpoint.on_stop` commits. A signal that comes later counts after the next step.
         StopOnSignal(signal, stop_at),
         # Before the evaluation: a run that is killed in it has lost nothing.
         SaveCheckpoint(train.save_every),
