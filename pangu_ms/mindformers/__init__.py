@@ -2,8 +2,8 @@
 of the data.
 
 Nothing is imported or registered until `register()` is called, one of its submodules is imported, or
-`python -m pangu_ms.mindformers` runs: importing mindformers takes 3 seconds and makes a directory ./output. MindFormers'
-configuration names these types:
+`python -m pangu_ms.mindformers` runs: importing mindformers takes 3 seconds and makes a directory ./output.
+MindFormers' configuration names these types:
 
 * trainer: PanguTrainer, which reads the `pangu:` section (see settings.py) and makes the data set from it
 * model.model_config: PanguConfig; model.arch: PanguForCausalLM
