@@ -111,7 +111,7 @@ def test_only_this_package_imports_mindformers():
             )
             if any(name.split(".")[0] == "mindformers" for name in names):
                 importers.add(path.parent.name)
-    assert importers == {"mf"}
+    assert importers == {"mindformers"}
 
 
 def test_importing_the_package_does_not_import_mindformers(tmp_path):
