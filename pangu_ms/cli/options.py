@@ -4,11 +4,13 @@ import argparse
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import NewDirectory, NewFile, Parser
-from pangu_ms.infer.sampling import SamplingConfig
+
+if TYPE_CHECKING:
+    from pangu_ms.infer.sampling import SamplingConfig
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
 """What options are added to."""
@@ -124,6 +126,12 @@ def _require_one(name: str, *others: str) -> None:
             raise ConfigError(f"{name}: {other} is named as the configuration, too; a run has one; leave one out")
 
 
+def add_devices(parser: Options) -> None:
+    """Add `--devices N`, of a plan that is looked at."""
+    text = "the degrees must multiply to it; 0: their product"
+    parser.add_argument("--devices", type=int, default=0, metavar="N", help=text)
+
+
 def add_json(parser: Options, text: str = "machine-readable output") -> None:
     """Add `--json`."""
     parser.add_argument("--json", action="store_true", help=text)
@@ -203,6 +211,8 @@ def add_num_workers(parser: Options) -> None:
 
 def add_generation(parser: Parser) -> None:
     """Add prompts, sampling, and how the text is printed."""
+    from pangu_ms.infer.sampling import SamplingConfig  # with numpy, which other verbs' options do without
+
     text = "a prompt; may be given several times"
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text)
     text = "one prompt per line, or a .jsonl file of strings or of objects with a prompt key"
@@ -223,7 +233,9 @@ def add_fields(parser: Options, kind: type, helps: dict[str, str]) -> None:
             parser.add_argument(option, type=type(value), default=value, help=helps[field.name])
 
 
-def sampling_config(args: argparse.Namespace) -> SamplingConfig:
+def sampling_config(args: argparse.Namespace) -> "SamplingConfig":
     """The SamplingConfig of options that `add_generation` added."""
+    from pangu_ms.infer.sampling import SamplingConfig
+
     values = {name: getattr(args, name) for name in SAMPLING_HELP}
     return SamplingConfig(**values, stop=tuple(text for text in args.stop if text))

@@ -30,7 +30,7 @@ def build_parser() -> Parser:
     """The action's options."""
     parser = Parser(prog="pangu plan estimate", description=__doc__)
     options.add_config(parser, "alpha/13b")
-    add_devices(parser)
+    options.add_devices(parser)
     add_chip(parser)
     text = "show this stage instead of the one that holds most"
     parser.add_argument("--stage", type=int, metavar="N", help=text)
@@ -39,12 +39,6 @@ def build_parser() -> Parser:
     options.add_json(parser)
     parser.set_defaults(run=_run)
     return parser
-
-
-def add_devices(parser: Parser) -> None:
-    """Add `--devices N`."""
-    text = "the degrees must multiply to it; 0: their product"
-    parser.add_argument("--devices", type=int, default=0, metavar="N", help=text)
 
 
 def add_chip(parser: Parser) -> None:

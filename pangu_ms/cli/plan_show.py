@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.cli import options
-from pangu_ms.cli.plan_estimate import add_devices
 from pangu_ms.config.load import load_config
 from pangu_ms.core import files
 from pangu_ms.core.parser import Parser
@@ -26,7 +25,7 @@ def build_parser() -> Parser:
     """The action's options."""
     parser = Parser(prog="pangu plan show", description=__doc__)
     options.add_config(parser, "alpha/13b")
-    add_devices(parser)
+    options.add_devices(parser)
     text = "only what this rank holds, with its slices (default: all)"
     parser.add_argument("--rank", type=int, metavar="R", help=text)
     text = "also write MindSpore's parameter-layout file of each stage into this new directory: strategy_stage_N.ckpt"
