@@ -14,7 +14,7 @@ from pangu_ms.core import compile_cache
 
 PROGRAM = """
 import sys
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 runtime.quiet()
 runtime.start("CPU")
 import numpy as np

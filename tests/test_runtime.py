@@ -11,7 +11,7 @@ from pangu_ms.core.errors import ConfigError
 
 AFTER_AN_OPERATION = """
 import numpy, mindspore
-from pangu_ms import runtime
+from pangu_ms.core import runtime
 mindspore.ops.ones_like(mindspore.Tensor(numpy.ones(3, numpy.float32))).asnumpy()
 mindspore.set_context(mode=mindspore.PYNATIVE_MODE)
 for _ in range(2):
