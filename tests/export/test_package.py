@@ -21,6 +21,7 @@ PROMPTS = ("def alpha_1(beta):", "print(")
 GREEDY = ["--max-new-tokens", "8", "--temperature", "0", "--json"]
 
 
+@pytest.mark.slow
 def test_a_pi_package_computes_the_specification(records, tmp_path, capsys):
     """Shared heads, series activation and augmented shortcuts travel: logits against numpy float64, text against the
     checkpoint."""

@@ -124,6 +124,7 @@ def test_a_launcher_that_ends_before_ranks_start_leaves_nothing(runs, tmp_path, 
     assert "Traceback" not in job.stderr and not (tmp_path / "run/job").exists(), job.stderr
 
 
+@pytest.mark.slow  # a death without the launcher's restart: tests/train/test_data_parallel.py
 def test_a_death_is_recovered_from_bit_for_bit(runs, whole, tmp_path):
     job = runs.start(
         tmp_path / "run", [fault(0, "step", "sigkill", 7)], "--max-restarts", "1", ranks=2, steps=FEW_STEPS

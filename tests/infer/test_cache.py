@@ -9,7 +9,6 @@ from tests.models.alpha import our_logits, random_parameters, small
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("final_norm_position", ["before_query", pytest.param("after_query", marks=pytest.mark.slow)])
 def test_cached_logits_equal_the_full_forward_at_every_position(final_norm_position):
     config = small(final_norm_position=final_norm_position)

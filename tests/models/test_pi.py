@@ -14,8 +14,6 @@ from tests.reference.alpha_numpy import loss
 from tests.reference.make_llama_golden import CONFIG, GOLDEN
 from tests.train.steps import gradients_by_step, make_batch, make_config
 
-pytestmark = pytest.mark.fast
-
 # Every value of every option, several at once. No two of the sizes are equal, so that a transposition shows.
 CASES = {
     "llama": {},
@@ -54,6 +52,7 @@ CASES = {
 EVERYTHING = CASES["openpangu"] | CASES["stream"] | {"siaf_mode": "channel", "rms_norm_eps": 1e-5}
 
 
+@pytest.mark.fast
 def test_the_reference_equals_hugging_face_llama():
     arrays = dict(np.load(GOLDEN))
     ids, logits = arrays.pop("ids"), arrays.pop("logits")
@@ -100,6 +99,7 @@ def test_the_reference_equals_hugging_face_llama():
 
 
 @pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.fast
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_the_specification(case):
     config = small(**CASES[case])
@@ -173,6 +173,7 @@ def test_modules_that_are_off_keep_the_function_of_llama():
 
 
 @pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.fast
 @pytest.mark.parametrize("case", CASES)
 def test_the_model_has_exactly_the_listed_parameters(case):
     from pangu_ms.models.build import build_model
@@ -184,6 +185,7 @@ def test_the_model_has_exactly_the_listed_parameters(case):
     )
 
 
+@pytest.mark.fast
 def test_defaults_that_follow_from_other_fields():
     config = PiConfig(vocab_size=61, hidden_size=96, num_layers=1, num_heads=4)
     assert (config.num_kv_heads, config.head_dim, config.ffn_hidden_size) == (4, 24, 256)
@@ -203,6 +205,7 @@ def test_published_sizes(name, hidden_size, num_layers, ffn_hidden_size, billion
     assert model.num_parameters() == llama + modules == pytest.approx(billions * 1e9, abs=1e6)
 
 
+@pytest.mark.fast
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_cached_decoding_of_ragged_prompts_equals_the_full_forward():
     config = small(**EVERYTHING)
@@ -222,7 +225,11 @@ def test_cached_decoding_of_ragged_prompts_equals_the_full_forward():
 @pytest.mark.usefixtures("mindspore_cpu")
 @pytest.mark.parametrize(
     "fields",
-    [EVERYTHING, CASES["scalar product"] | {"tie_word_embeddings": True}, CASES["matrices"]],
+    [
+        pytest.param(EVERYTHING, marks=pytest.mark.fast),
+        CASES["scalar product"] | {"tie_word_embeddings": True},
+        CASES["matrices"],
+    ],
     ids=["all", "scalar", "matrices"],
 )
 def test_gradients_equal_the_specification(fields):

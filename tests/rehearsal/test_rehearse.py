@@ -192,7 +192,7 @@ def test_bad_ranks_and_a_refusing_compiler_are_one_line(
 def test_an_unknown_mindspore_is_refused_before_anything_is_changed() -> None:
     program = (
         "import mindspore; mindspore.__version__ = '9.9.9'\n"
-        "from pangu_ms.parallel import virtual_cluster\n"
+        "from pangu_ms.rehearsal import virtual_cluster\n"
         "try: virtual_cluster.enter(8, 0)\n"
         "except Exception as error: print(type(error).__name__, error)\n"
         "print(mindspore.get_context('device_target'))\n"

@@ -34,11 +34,30 @@ def arrays(parameters):
     return {p.name: p.asnumpy().copy() for p in parameters}
 
 
-def gradients_by_step(config, parameters, batch):
-    """Gradients read off a step without momentum, decay or clipping: m = 0.5 * g."""
+def gradient_reader(config, parameters):
+    """Gives result and gradients for parameters and a batch, by a step that is compiled once.
+
+    The gradients are read off the first moment of a step without decay or clipping, at rate 0: m becomes
+    0.5 * m + 0.5 * g.
+    """
+    from pangu_ms.models.build import fill
+
     optimizer = {"beta1": 0.5, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0}
-    _, step = make_step(
+    model, step = make_step(
         dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer)), parameters
     )
-    result = step(batch, 0, lr=0.0)
-    return result, {p.name.removeprefix("adam_m."): p.asnumpy() * 2 for p in step.optimizer.m}
+
+    def read(parameters, batch):
+        fill(model.trainable_params(), parameters)
+        before = arrays(step.optimizer.m)
+        result = step(batch, 0, lr=0.0)
+        return result, {
+            name.removeprefix("adam_m."): 2 * after - before[name] for name, after in arrays(step.optimizer.m).items()
+        }
+
+    return read
+
+
+def gradients_by_step(config, parameters, batch):
+    """Result and gradients of one batch."""
+    return gradient_reader(config, parameters)(parameters, batch)

@@ -32,10 +32,11 @@ PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
+        ("alpha/tiny", ["model.dropout=0.2", *ACCUMULATED, *HALF]),
         pytest.param("alpha/tiny", [], marks=pytest.mark.slow),
-        ("alpha/tiny", ["model.dropout=0.2", *ACCUMULATED]),
+        pytest.param("alpha/tiny", ["model.dropout=0.2", *ACCUMULATED], marks=pytest.mark.slow),
         pytest.param("alpha/tiny", HALF, marks=pytest.mark.slow),
-        ("pi/tiny", PI + ACCUMULATED + HALF),
+        pytest.param("pi/tiny", PI + ACCUMULATED + HALF, marks=pytest.mark.slow),
     ],
 )
 def test_stop_and_resume_equal_one_run_bit_for_bit(records, tiny_overrides, tmp_path, name, extra):
