@@ -188,7 +188,13 @@ def test_pangu_train_never_takes_the_graph_of_another_pi(records, tiny_overrides
 
     base = first_loss()
     changed = [first_loss(override) for override in ("model.siaf_position=product", "model.aug_shortcut_input=stream")]
+    compiled = tmp_path / "cache/pangu_ms/compiled"
+    before = {entry: entry.stat().st_mtime_ns for entry in compiled.iterdir()}
     assert first_loss() == (True, base[1])
+    taken = [entry for entry in compiled.iterdir() if entry.stat().st_mtime_ns != before.get(entry)]
+    assert (
+        len(before) == 6 and len(taken) == 2
+    )  # the training step and the evaluation; an entry that is taken is touched
     assert not any(hit for hit, _ in [base, *changed]) and len({loss for _, loss in [base, *changed]}) == 3
 
 
