@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 from pangu_ms import export
+from pangu_ms.core import runtime
 from pangu_ms.export.package import Package
 
-PROMPT = ["--prompt", "1 + 2 =", "--max-new-tokens", "4", "--temperature", "0"]
+PROMPT = ["--prompt", "On Friday the owl", "--max-new-tokens", "4", "--temperature", "0"]
 
 
 def main(argv: list[str]) -> str:
@@ -34,4 +35,5 @@ def main(argv: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    runtime.quiet()  # MindSpore's own warnings
     main(sys.argv[1:])

@@ -9,7 +9,7 @@
 Every function raises a subclass of `pangu_ms.core.errors.UserError` for what its caller can mend, with a message of the
 form "where: what was found; the rule; what to do". mindspore is imported by the functions that need a device (`train`,
 `load_model`, `generate`, `evaluate`, `export`); the others answer without it. A process keeps the device that it
-computed on first.
+computed on first. `pangu_ms.core.runtime.quiet()`, called first, keeps MindSpore's warnings from the terminal.
 
 `checkpoint` is always a path: a run directory, whose newest valid checkpoint is taken, its `checkpoints` directory, or
 one step of it.

@@ -192,7 +192,12 @@ def test_pangu_train_never_takes_the_graph_of_another_pi(records, tiny_overrides
 
     base = first_loss()
     changed = first_loss(override)
+    compiled = tmp_path / "cache/pangu_ms/compiled"
+    before = {entry: entry.stat().st_mtime_ns for entry in compiled.iterdir()}
     assert first_loss() == (True, base[1])
+    # An entry that is taken is touched: those of the training step and of the evaluation.
+    taken = [entry for entry in compiled.iterdir() if entry.stat().st_mtime_ns != before.get(entry)]
+    assert len(before) == 4 and len(taken) == 2
     assert not base[0] and not changed[0] and base[1] != changed[1]
 
 

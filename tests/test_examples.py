@@ -3,8 +3,6 @@
 import runpy
 from pathlib import Path
 
-import pytest
-
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -18,14 +16,13 @@ def test_a_plan_is_found_that_fits(capsys):
     assert "parallel.data_parallel=" in " ".join(pasted) and "the fastest of" in out and "GiB are left" in out
 
 
-@pytest.mark.parametrize("steps", [3])
-def test_a_model_is_trained_and_continues_a_prompt(mindspore_cpu, tmp_path, capsys, steps):
-    assert isinstance(run("train_and_generate.py", tmp_path / "new", f"train.steps={steps}", "model.num_layers=1"), str)
-    assert f"step {steps}: loss " in capsys.readouterr().out
+def test_a_model_is_trained_and_continues_a_prompt(mindspore_cpu, tmp_path, capsys):
+    assert isinstance(run("train_and_generate.py", tmp_path / "new", "train.steps=5"), str)
+    assert "step 5: loss " in capsys.readouterr().out
 
 
 def test_a_package_is_exported_and_verified(trained_run, tmp_path, capsys):
-    assert run("export_and_verify.py", trained_run, tmp_path / "package").startswith("1 + 2 =")
+    assert run("export_and_verify.py", trained_run, tmp_path / "package").startswith("On Friday the owl")
     assert "bit for bit" in capsys.readouterr().out
 
 

@@ -121,8 +121,12 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
     if mindspore.get_context("enable_compile_cache") is not None or backend.has_graphs_of_one_process():
         yield False
         return
-    published = cache_root() / _key(identity, script)[:40]
-    with _private_directory() as private:
+    private = _make_private_directory()
+    if private is None:
+        yield False
+        return
+    try:
+        published = cache_root() / _key(identity, script)[:40]
         found = _process.loads and _copy_if_sound(published, private) and _renumber(private, _process.num_loaded)
         before = _states(private)
         os.environ |= {SWITCH: "1", PATH: str(private)}
@@ -140,15 +144,26 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
             raise
         finally:
             del os.environ[SWITCH], os.environ[PATH]
-        _keep_dependencies(private)
-        if found and _states(private) == before:
-            _process.num_loaded += len(_numbers(private))
-            return
-        _process.loads = _process.loads and not _numbers(private)  # nothing was compiled: no number was taken either
-        if found:  # MindSpore found other source files than those of the entry, or more was compiled than it holds
-            shutil.rmtree(published, ignore_errors=True)
-        if not published.is_dir() and _renumber(private, 0):
-            _publish(private, published)
+        try:
+            _keep(private, published, found, _states(private) == before)
+        except OSError as error:
+            _process.usable = False
+            log.info("compiled graph not kept in %s: %s", published, error)
+    finally:
+        shutil.rmtree(private.parent, ignore_errors=True)
+
+
+def _keep(private: Path, published: Path, found: bool, unchanged: bool) -> None:
+    """After a compilation: count the graphs that were loaded, or publish those that MindSpore wrote."""
+    _keep_dependencies(private)
+    if found and unchanged:
+        _process.num_loaded += len(_numbers(private))
+        return
+    _process.loads = _process.loads and not _numbers(private)  # nothing was compiled: no number was taken either
+    if found:  # MindSpore found other source files than those of the entry, or more was compiled than it holds
+        shutil.rmtree(published, ignore_errors=True)
+    if not published.is_dir() and _renumber(private, 0):
+        _publish(private, published)
 
 
 def _key(identity: dict[str, Any], script: Path) -> str:
@@ -173,18 +188,18 @@ def _key(identity: dict[str, Any], script: Path) -> str:
     return sha256_json(identity | platform_key | sources)
 
 
-@contextlib.contextmanager
-def _private_directory() -> Iterator[Path]:
-    """The path that MindSpore's cache has in this process, in a directory that nobody else may enter. Nothing of it is
-    left behind."""
-    if _process.directory is None:
-        _process.directory = Path(tempfile.mkdtemp(prefix="pangu-compile-"))
-    else:
-        _process.directory.mkdir(mode=0o700)
+def _make_private_directory() -> Path | None:
+    """The path that MindSpore's cache has in this process, in a new directory that nobody else may enter; None where
+    there is no room for it, or somebody else took its name."""
     try:
-        yield _process.directory / "graphs"
-    finally:
-        shutil.rmtree(_process.directory, ignore_errors=True)
+        if _process.directory is None:
+            _process.directory = Path(tempfile.mkdtemp(prefix="pangu-compile-"))
+        else:
+            _process.directory.mkdir(mode=0o700)
+    except OSError as error:
+        log.info("compile cache not used: %s", error)
+        return None
+    return _process.directory / "graphs"
 
 
 def _states(private: Path) -> dict[str, tuple[int, int]]:
@@ -221,7 +236,7 @@ def _keep_dependencies(private: Path) -> None:
     """Remember MindSpore's hash of source files, or add it where MindSpore left it out."""
     if found := {name: (private / name).read_bytes() for name in _contents(private) if name.endswith(_DEPENDENCIES)}:
         _process.dependencies = found
-    elif private.is_dir():
+    elif _numbers(private):
         for name, content in _process.dependencies.items():
             (private / name).write_bytes(content)
 

@@ -197,7 +197,7 @@ def test_two_launchers_do_not_share_a_directory(tmp_path, monkeypatch):
     finally:
         going.set()
         thread.join()
-    monkeypatch.setattr(start, "TAKEOVER_S", 1.0)
+    monkeypatch.setattr(launcher, "TAKEOVER_S", 1.0)
     assert run(tmp_path, "pass")[0] == 0  # it was killed: its status stands still
 
 
