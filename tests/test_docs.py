@@ -94,7 +94,7 @@ def complaint(words):
         return str(error)
     except SystemExit as end:
         return said.getvalue() if end.code else ""
-    return complaint([args.verb, *args.words]) if launched else ""
+    return complaint([args.verb, *args.argv]) if launched else ""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
