@@ -16,6 +16,7 @@ from mindspore.ops import CustomRegOp, DataType, constexpr
 from mindspore.ops import signature as sig
 from mindspore.ops.composite.multitype_ops.zeros_like_impl import zeros_like  # noqa: F401 - also of a number
 
+import ascend_ops
 from ascend_ops import library
 from ascend_ops.layout import Axes, devices, is_laid_out
 from ascend_ops.table import KERNELS, Kernel
@@ -109,6 +110,13 @@ def placed_primitive(name: str, target: str, operands: tuple[Axes, ...], results
     return _placed[key]
 
 
+def _gradient(name: str) -> Callable | None:
+    """The backward pass of a kernel, if it has one. The module of its operator registers it, so all are imported."""
+    for public in ascend_ops.__all__:
+        getattr(ascend_ops, public)
+    return _gradients.get(name)
+
+
 def _made(name: str, target: str) -> ops.Custom:
     kernel = KERNELS[name]
     if target == "CPU":
@@ -118,9 +126,7 @@ def _made(name: str, target: str) -> ops.Custom:
         shape = lambda *shapes: _one_or_all(output_shapes(kernel, shapes))  # noqa: E731
         dtype = lambda *dtypes: _one_or_all(output_dtypes(kernel, dtypes))  # noqa: E731
     with _launchers_aside() if target == "Ascend" else contextlib.nullcontext():
-        made = ops.Custom(
-            function, shape, dtype, "aot", bprop=_gradients.get(name), reg_info=registration(kernel, target)
-        )
+        made = ops.Custom(function, shape, dtype, "aot", bprop=_gradient(name), reg_info=registration(kernel, target))
     written = [port.written for port in kernel.inputs] + [False] * bool(kernel.attributes)
     if any(written):
         made.add_prim_attr("side_effect_mem", True)  # keeps its place in the order of execution
