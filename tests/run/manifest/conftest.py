@@ -19,7 +19,8 @@ def stopped(number, frame):
     sys.exit(75)
 for number in (signal.SIGUSR1, signal.SIGTERM):
     signal.signal(number, stopped)
-note(words=sys.argv[1:], role=os.environ.get("MS_ROLE"), extra=os.environ.get("EXTRA"), secret=os.environ.get("PANGU_JOB_SECRET"))
+given = {{"role": "MS_ROLE", "extra": "EXTRA", "secret": "PANGU_JOB_SECRET"}}
+note(words=sys.argv[1:], **{{name: os.environ.get(variable) for name, variable in given.items()}})
 if sys.argv[1] == "ranktable":
     sys.exit(int(os.environ.get("TABLE_CODE", "0")))
 if "WAIT" in os.environ:
