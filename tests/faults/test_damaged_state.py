@@ -19,7 +19,7 @@ from pangu_ms.eval.batch_losses import Partial
 from pangu_ms.research.study.runs import claim
 from pangu_ms.train.directory import RunLock, require_own
 from pangu_ms.train.metrics import MetricsWriter
-from pangu_run import launcher as start
+from pangu_run import launcher
 from pangu_run.cli.main import main
 from pangu_run.doctor import hosts
 from pangu_run.job_directory import JobDirectory
@@ -68,7 +68,7 @@ def damage(request):
 @pytest.mark.parametrize("damage", ["empty", "types", "deep"], indirect=True)
 def test_a_launch_goes_on_where_the_files_of_the_one_before_are_damaged(tmp_path, damage, monkeypatch, caplog, capfd):
     monkeypatch.setattr(scheduler, "PROGRAM", SCHEDULER)
-    monkeypatch.setattr(start, "TAKEOVER_S", 0.6)
+    monkeypatch.setattr(launcher, "TAKEOVER_S", 0.6)
     directory = write(tmp_path, [rank(0)], age=100.0, host="elsewhere", launcher_pid=1, rank_table={"version": "1.0"})
     for name in ("status.json", "job.json", "events.jsonl", "config.yaml", "rank_table.json"):
         damage(directory.path / name)
@@ -80,14 +80,14 @@ def test_a_launch_goes_on_where_the_files_of_the_one_before_are_damaged(tmp_path
 
 @pytest.mark.parametrize("damage", ["half"], indirect=True)
 def test_a_launcher_that_lives_is_known_though_its_status_was_damaged(tmp_path, damage, monkeypatch):
-    monkeypatch.setattr(start, "TAKEOVER_S", 20.0)
+    monkeypatch.setattr(launcher, "TAKEOVER_S", 20.0)
     directory = write(tmp_path, [rank(0)])
     damage(directory.path / "status.json")
     whole = {"time": time.time(), "attempt": 0, "state": "running", "exit_code": None, "ranks": []}
     other = threading.Timer(0.7, directory.write_status, [whole])
     other.start()
     with pytest.raises(UserError, match="another launcher .* runs a job there"):
-        start.require_alone(JobDirectory(directory.path))
+        launcher.require_alone(JobDirectory(directory.path))
     other.join()
 
 

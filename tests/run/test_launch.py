@@ -13,7 +13,7 @@ import pytest
 
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.exit_codes import EXIT_PEER_LOST
-from pangu_run import launcher as start
+from pangu_run import launcher
 from pangu_run.job.job import Limits
 from pangu_run.job_directory import JobDirectory
 from pangu_run.launcher import run_ranks
@@ -221,7 +221,7 @@ def test_two_launchers_do_not_share_a_directory(tmp_path, monkeypatch):
     finally:
         going.set()
         thread.join()
-    monkeypatch.setattr(start, "TAKEOVER_S", 1.0)
+    monkeypatch.setattr(launcher, "TAKEOVER_S", 1.0)
     assert run(tmp_path, "pass")[0] == 0  # it was killed: its status stands still
 
 
