@@ -39,13 +39,15 @@ def pytest_collection_finish(session):
 
 def pytest_runtest_logreport(report):
     """In the process that reports."""
-    totals[f"{report.when:<8} {report.nodeid}"] += getattr(
-        report, "cpu_seconds", 0.0
-    )  # a worker that died reports for its test
+    # A worker that died reports for its test, without a measurement.
+    totals[f"{report.when:<8} {report.nodeid}"] += getattr(report, "cpu_seconds", 0.0)
 
 
 def pytest_terminal_summary(terminalreporter):
-    """The costliest, and the sum."""
+    """The sum, the costliest tests, the costliest files."""
     terminalreporter.section(f"{sum(totals.values()):.0f} CPU seconds in tests; the costliest")
-    for name, seconds in totals.most_common(SHOWN):
+    files: Counter[str] = Counter()
+    for name, seconds in totals.items():
+        files[name.split()[1].partition("::")[0]] += seconds
+    for name, seconds in (*totals.most_common(SHOWN), *files.most_common(SHOWN)):
         terminalreporter.write_line(f"{seconds:7.2f}s {name}")

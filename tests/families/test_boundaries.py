@@ -11,7 +11,12 @@ import pangu_ms
 from pangu_ms.models.registry import FAMILIES
 
 ROOT = Path(pangu_ms.__file__).parent
-MAY_NAME_A_FAMILY = ("models/registry.py", "research/study/ablation.py", "research/study/pi_pro.py")
+MAY_NAME_A_FAMILY = (
+    "models/registry.py",
+    "research/study/ablation.py",
+    "research/study/compare.py",
+    "research/study/pi_pro.py",
+)
 """The registry, and studies that train variants of PanGu-pi."""
 MAY_BE_PROBED = ("os", "sys.flags", "error", "stream", "namespace", "args", "options")
 """What differs by platform, and what a parser of arguments has filled."""

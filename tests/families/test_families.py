@@ -133,8 +133,8 @@ def test_its_collapse_is_measured(run, records, capsys):
 
 def test_it_trains_small_in_a_smoke_run(tiny, tiny_overrides):
     """`pangu train --smoke` thins any configuration of any family."""
-    from pangu_ms.train.smoke import thinned
+    from pangu_ms.train.smoke import smoke_overrides
 
     config = load_config(tiny.config, tiny_overrides)
-    thin = load_config(tiny.config, [*tiny_overrides, *thinned(config)]).model
+    thin = load_config(tiny.config, [*tiny_overrides, *smoke_overrides(config)]).model
     assert thin.num_layers == 2 and thin.hidden_size == 64 and thin.head_dim == 16

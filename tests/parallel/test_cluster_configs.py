@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from pangu_ms.cli import plan_estimate as estimate_cli
+from pangu_ms.cli.main import main
 from pangu_ms.config.load import load_config, presets
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import CHIPS, GIB
@@ -49,7 +49,7 @@ def test_each_fits_by_the_estimate_that_it_states(name):
     ],
 )
 def test_the_chip_is_the_configurations_unless_given(capsys, words, name):
-    code, found = estimate_cli.main(["--config", *words, "--json"]), json.loads(capsys.readouterr().out)
+    code, found = main(["plan", "estimate", "--config", *words, "--json"]), json.loads(capsys.readouterr().out)
     assert found["chip"]["name"] == name and code == (
         "--chip" in words
     )  # what is laid out for 64 GiB does not fit into 32

@@ -11,7 +11,7 @@ from pangu_ms.config import load_config
 from pangu_ms.core import yaml_file
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.yaml_file import YamlError, parse
-from pangu_ms.mindformers import __main__ as mf
+from pangu_ms.mindformers.train import load_yaml
 
 BOMB = "l0: &l0 [x]\n" + "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 25))
 REFUSED = {
@@ -83,7 +83,7 @@ def test_files_that_are_no_files(tmp_path):
 def test_every_reader_refuses(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     path.write_text("model:\n  family: alpha\nmodel:\n  family: pi\n")
-    for load in (lambda: load_config(str(path)), lambda: mf.load_yaml(str(path))):
+    for load in (lambda: load_config(str(path)), lambda: load_yaml(str(path))):
         with pytest.raises(ConfigError, match=r"c.yaml:3: not YAML: 'model' is given here and in line 1"):
             load()
     with pytest.raises(ConfigError, match="pangu.x=\\[: the value is not YAML"):
