@@ -85,7 +85,7 @@ def _is_settled(finished: list[Hypothesis], live: list[Hypothesis], config: Samp
     """Whether no continuation of a live beam can still score better than the worst finished hypothesis."""
     if len(finished) < config.num_beams:
         return False
-    # Log-probabilities are negative: a positive length penalty favours long continuations, any other favours short ones.
+    # Log-probabilities are negative: a positive length penalty favours long continuations, any other short ones.
     best_length = config.max_new_tokens if config.length_penalty > 0 else len(live[0].tokens)
     reachable = max(h.log_probability for h in live) / best_length**config.length_penalty
     return finished[-1].score(config.length_penalty) >= reachable
