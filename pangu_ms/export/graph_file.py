@@ -1,5 +1,4 @@
-"""Finds what a MindIR file would make MindSpore do besides computing, before MindSpore loads the file. No mindspore
-import.
+"""Scans a MindIR file, before MindSpore loads it, for operators that would do more than compute. No mindspore import.
 
 A `Custom` operator names a native library, which MindSpore opens while it loads the file (for a CANN operator in
 `custom_callback_func`). Other operators run Python or write files. The field numbers are those of mind_ir.proto in
@@ -21,9 +20,10 @@ INPUT_TENSOR = 2
 TENSOR_DIMS, TENSOR_NAME, TENSOR_EXTERNAL, EXTERNAL_LOCATION = 1, 7, 12, 1
 
 CODE = re.compile(r"Custom|PyFunc|PyExecute|PyInterpret|Dump|Summary|Print|HostCall")
-"""Names of operators that run code from outside MindSpore or write files; they may have a prefix."""
+"""Names of operators that run code from outside MindSpore or write files. A name may have a prefix."""
 REFERENCE = "REF::"
-"""Begins the type of a node that refers to one of the model's primitives, whose type is the operator's name."""
+"""Prefix of a node's type that refers to one of the model's primitives; the type of that primitive is the operator's
+name."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class GraphFile:
         """Read the bytes of a file.
 
         Raises:
-            ValueError: they are no MindIR.
+            ValueError: the bytes are not a MindIR file.
         """
         found = cls()
         for number, value in values(file):
@@ -71,7 +71,7 @@ class GraphFile:
         functions: list[str] = []
         for key, texts in attributes:
             functions += texts if key == "func_name" else []
-        for name in names:  # all of them, as a forged file may give the field twice
+        for name in names:  # a forged file may give the field several times
             if CODE.search(name) and not name.startswith(REFERENCE):
                 self.refused.append(" ".join([name, *functions]))
         for number in attribute_numbers:
@@ -93,7 +93,7 @@ class GraphFile:
 
 
 def _attribute(attribute: Bytes) -> tuple[str, list[str]]:
-    """The name of an attribute, and the texts that it holds."""
+    """The name of an attribute, and the strings that it holds."""
     names = [_text(value) for value in _all(attribute, ATTRIBUTE_NAME)]
     texts: list[str] = []
     for field_number in ATTRIBUTE_STRINGS:
@@ -102,7 +102,7 @@ def _attribute(attribute: Bytes) -> tuple[str, list[str]]:
 
 
 def _all(message: Bytes, wanted: int) -> Iterator[int | Bytes]:
-    """Values of the fields with a number."""
+    """The values of all fields whose number is `wanted`."""
     return (value for field_number, value in values(message) if field_number == wanted)
 
 
