@@ -75,7 +75,7 @@ class Loader:
             eod_reset: see `batch_from_ids`.
             eod_id, pad_id: by default those of the manifest. For official files both are 6, the id in the released
                 vocabulary (spec A5).
-            rank, world: the data-parallel rank of this loader, and the number of such ranks.
+            rank, world: index of the part of the global batch that this loader reads, and the number of parts.
             order: int64 [M], the rows that an epoch consists of (see `resample.Order`); by default all, in file order.
             extra_inputs: names of the inputs that the model reads besides ids, see `ModelConfig.extra_inputs`.
 

@@ -7,6 +7,6 @@ gather.py       makes the student's parameters from the teacher's
 fit.py          checks that a student can inherit from a teacher
 scores.py       importance of units: norms, Taylor, random
 masks.py        importance of units by learned masks
-gradients.py    the loss and its derivatives in masks on the units
-pipeline.py     `inherit`: from the teacher's checkpoint to the student's
+gradients.py    the loss and its derivatives with respect to masks on the units
+pipeline.py     `inherit`: makes the student's checkpoint from the teacher's
 """
