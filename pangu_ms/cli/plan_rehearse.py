@@ -18,9 +18,9 @@ from pangu_ms.rehearsal.compiled_graph import totals
 from pangu_ms.rehearsal.rehearse import RankReport, rehearse, sample_ranks, thinned
 
 DESCRIPTION = """Compile the real training step for ranks of a cluster that does not exist, with MindSpore's own
-parallel compiler, on this CPU. Prints the collectives and the memory of each rank, and where the compiler disagrees with the
-plan. Nothing is executed. MindSpore does not support this officially: it works with the versions that it was tested
-with."""
+parallel compiler, on this CPU. Prints the collectives and the memory of each rank, and where the compiler disagrees
+with the plan. Nothing is executed. MindSpore does not support this officially: it works with the versions that it was
+tested with."""
 
 
 def build_parser() -> Parser:
