@@ -84,7 +84,7 @@ def read_files(paths: list[Path]) -> Tensors:
 def write_directory(
     directory: Path, tensors: Tensors, contents: Mapping[str, bytes], max_shard_bytes: int = store.MAX_SHARD_BYTES
 ) -> None:
-    """Write a Hugging Face directory, whole or not at all.
+    """Write a Hugging Face directory atomically.
 
     Args:
         directory: must not exist, or be empty.
@@ -133,7 +133,8 @@ def write_file(path: Path, tensors: Tensors) -> None:
     _, write = _functions(path)
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A temporary directory, not a file: when MindSpore fails to write, it leaves other files beside the one named.
+        # A temporary directory is used, not a file, because MindSpore leaves additional files in the directory when a
+        # write fails.
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             write(temporary / path.name, tensors)

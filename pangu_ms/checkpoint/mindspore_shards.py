@@ -171,6 +171,7 @@ def index(path: Path) -> Contents:
 
 
 def _ckpt_index(path: Path) -> Contents:
+    """The contents of a .ckpt file; raises ValueError or KeyError if it is damaged."""
     raw: np.ndarray = np.memmap(path, np.uint8, "r")
     if raw[-_CRC_BYTES : -_CRC_BYTES + len(_CRC_MARK)].tobytes() == _CRC_MARK:
         raw = raw[:-_CRC_BYTES]
@@ -240,6 +241,7 @@ def _require_fits(file: StrategyFile, first: StrategyFile, stages: dict[int, dic
 
 
 def _grouped(where: str, tensors: Stored, model: ModelConfig) -> Shards:
+    """Sort tensors into the groups "model" and "optimizer", and check that each group is complete."""
     shapes = model.parameter_shapes()
     moments = {prefix + name: shape for prefix in MOMENTS for name, shape in shapes.items()}
     rest = [name for name in tensors if name not in shapes and name not in moments]

@@ -114,6 +114,7 @@ def _write_part(
     shapes: dict[str, dict[str, tuple[int, ...]]],
     load: Callable[[str], np.ndarray],
 ) -> None:
+    """Write the files of this rank's slices, and the file with their manifest entries."""
     entries = {}
     for group, tensors in shapes.items():
         if own := dict(sharded.rank_tensors(plan, tensors)).get(rank):

@@ -120,6 +120,7 @@ def verified(path: Path, digests: bool = True, progress: bool = False) -> dict[s
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read the manifest of a step directory, and check it against its own digest and the directory's name."""
     try:
         manifest = small_json.read_object(path / MANIFEST)
         intact = manifest.pop("sha256") == files.sha256_json(manifest)

@@ -1,4 +1,4 @@
-"""`pangu analyze collapse`: how diverse the features of each layer are, to compare models for feature collapse."""
+"""`pangu analyze collapse`: measure how diverse the features of each layer are, to detect feature collapse."""
 
 import re
 from argparse import Namespace
@@ -27,14 +27,14 @@ too low with 100 tokens per dimension, 14 % with 10, and 52 % with 1."""
 def build_parser() -> Parser:
     """The action's options."""
     parser = Parser(prog="pangu analyze collapse", description=__doc__)
-    text = "run directories, their checkpoints directories, or single steps; also section.field=value: "
+    text = "run directories, their checkpoints directories, or directories of steps; also section.field=value, "
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=text + options.OVERRIDES_HELP)
     options.add_data(parser, required=True)
     text = "names for the table and the figure, one for each checkpoint (default: the paths)"
     parser.add_argument("--labels", metavar="A,B", help=text)
     options.add_split(parser, "which records to use; MindRecord files without a manifest are `train`")
     options.add_batch_size(parser)
-    parser.add_argument("--max-batches", type=int, default=8, help="stop after this many; 0 takes all")
+    parser.add_argument("--max-batches", type=int, default=8, help="number of batches to measure; 0 takes all")
     text = "share of the variance that the effective dimension must carry"
     parser.add_argument("--share", type=float, default=0.8, help=text)
     options.add_new_file(parser, "--plot", "new .png, .svg or .pdf: the measures of all checkpoints, layer by layer")

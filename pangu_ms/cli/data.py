@@ -69,8 +69,8 @@ def prepare_parser() -> Parser:
 def inspect_parser() -> Parser:
     """The options of `pangu data inspect`."""
     parser = Parser(prog="pangu data inspect", description=ACTIONS["inspect"][1])
-    parser.add_argument("directory", type=Path, metavar="DIR", help="written by `pangu data prepare`")
-    parser.add_argument("--rows", type=int, default=2, metavar="N", help="rows of each split to decode")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory written by `pangu data prepare`")
+    parser.add_argument("--rows", type=int, default=2, metavar="N", help="number of rows of each split to decode")
     parser.add_argument("--verify", action="store_true", help="compare every file with its SHA-256")
     options.add_json(parser)
     parser.set_defaults(run=_inspect)
@@ -95,7 +95,7 @@ def losses_parser() -> Parser:
 def resample_parser() -> Parser:
     """The options of `pangu data resample`."""
     parser = Parser(prog="pangu data resample", description=ACTIONS["resample"][1])
-    parser.add_argument("--losses", required=True, metavar="FILE.npz", help="written by `pangu data losses`")
+    parser.add_argument("--losses", required=True, metavar="FILE.npz", help="file written by `pangu data losses`")
     options.add_new_file(parser, "--output", "new file", required=True, metavar="ORDER.npz")
     text = "share of the batches to keep, in (0, 1]"
     parser.add_argument("--keep", type=float, default=0.5, metavar="SHARE", help=text)

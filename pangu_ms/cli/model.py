@@ -25,9 +25,9 @@ ACTIONS = {
     "upgrade": ("pangu_ms.cli.model:upgrade_parser", "make a pi model from a LLaMA model"),
 }
 INHERIT_HELP = """Make a student model whose parameters are those of the most important layers, heads, neurons and
-channels of a teacher (spec E2.3)."""
+channels of a teacher (PanGu-pi Pro, arXiv 2402.02791)."""
 UPGRADE_HELP = """Make a PanGu-pi model that computes the same function as the checkpoint's model, and has series
-activations and augmented shortcuts to train (spec D2, D3)."""
+activations and augmented shortcuts to train (PanGu-pi, arXiv 2312.17276)."""
 _NO_DATA = ("data.records=", "data.order=")  # the teacher's records have its tokens, and its order is of its own round
 _GROUP_HELP = {
     "channels": (
@@ -67,8 +67,8 @@ def inherit_parser() -> Parser:
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=text)
     text = "layers of the teacher to keep, such as 0,1,2,5 (default: the first, the last and uniformly spaced ones)"
     parser.add_argument("--layers", metavar="LIST", help=text)
-    parser.add_argument("--keep-first", type=int, default=3, help="layers kept at the beginning (spec E2.3: 3)")
-    parser.add_argument("--keep-last", type=int, default=3, help="layers kept at the end (spec E2.3: 3)")
+    parser.add_argument("--keep-first", type=int, default=3, help="number of first layers to keep (PanGu-pi Pro: 3)")
+    parser.add_argument("--keep-last", type=int, default=3, help="number of last layers to keep (PanGu-pi Pro: 3)")
     for group in GROUPS:
         parser.add_argument(f"--{group}", choices=CRITERIA, default="l2", help=_GROUP_HELP[group])
     text = (

@@ -24,6 +24,7 @@ achievable share of the peak {achievable:g}: fitted on {fitted}
 links are those of the placement that `pangu plan show` prints"""
 
 DOES_NOT_FIT = 1
+"""Exit code of a plan that does not fit into the memory."""
 
 
 def build_parser() -> Parser:

@@ -19,6 +19,7 @@ from pangu_ms.planner.cluster import GIB
 from pangu_ms.planner.memory import optimizer_bytes, parameter_bytes
 
 SHOWN_RANKS = 8
+"""Ranks of a group that are listed; of a larger group only the last rank follows."""
 
 
 def build_parser() -> Parser:

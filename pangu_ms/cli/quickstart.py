@@ -24,6 +24,7 @@ from pangu_ms.core.table import print_result, table_lines
 CODE_PROMPTS = ["def __init__(self", "import os\n"]
 PROMPT_CHARACTERS = 12  # a prompt is the beginning of a user's own document
 EXPORT_BATCH = 2
+"""Batch size that the exported graph is fixed to."""
 
 
 @dataclass

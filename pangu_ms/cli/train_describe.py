@@ -29,6 +29,7 @@ from pangu_ms.train.smoke import smoke_overrides
 
 DEVICES = {"cpu": "CPU", "ascend": "Ascend"}
 SMOKE_RANKS = 2
+"""Processes of --smoke unless --num-ranks says otherwise."""
 
 
 def build_parser() -> Parser:

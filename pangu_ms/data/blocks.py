@@ -142,6 +142,7 @@ def work_directory(output: Path, key: str) -> Iterator[Path]:
 
 
 def _require_key(work: Path, key: str) -> None:
+    """Raise OutputError if `work` belongs to a run with another key; claim it if it belongs to none."""
     path = work / "key.json"
     try:
         found = small_json.read_object(path, form={"key": str})["key"]

@@ -173,6 +173,7 @@ class Corpus:
                 self.quarantine.add(f"{path}:{number}", str(error), line)
 
     def _array(self, path: Path, stream: BinaryIO) -> Iterator[Document]:
+        """The documents of a JSON array. An element that is no document is quarantined; broken JSON is an error."""
         values = enumerate(json_texts.elements(stream), 1)
         while True:
             try:

@@ -10,6 +10,7 @@ from pangu_ms.data.prepare import prepare
 from pangu_ms.data.tokenizer import train_tokenizer
 
 SIZE_BYTES = 5_000_000
+"""About how much text the corpus has."""
 NOT_CODE = {
     "test",
     "tests",

@@ -127,6 +127,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return (json.dumps({key: tree[key] for key in _OF_CONFIG if key in tree}, indent=2) + "\n").encode()
 
     def _take_ids(self, special: SpecialTokens, where: str) -> None:
+        """Set the vocabulary size and the ids of the special tokens, and check that they fit together."""
         size = self._table.size
         self.vocab_size: int = special.vocab_size or size  # the model's embedding may have spare rows
         beyond = [self._table.piece_of(i) for i in range(self.vocab_size, size)]

@@ -19,6 +19,7 @@ _WHITE, _DECODER = " \t\r\n", json.JSONDecoder()
 _SPACE, _OPENING = re.compile(r"[ \t\r\n]*"), re.compile(r"\ufeff?[ \t\r\n]*\[")
 _CLOSING, _NEXT = re.compile(r"[ \t\r\n]*\]"), re.compile(r"[ \t\r\n]*([,\]])")
 _MOST_NAMES, _DEEPEST_NAME = 8, 4
+"""Limits of the list of field names in an error message: their number, and the depth of nested names."""
 
 
 def form_of(stream: BinaryIO, suffix: str) -> tuple[str, list[dict]]:

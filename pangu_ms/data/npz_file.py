@@ -27,7 +27,7 @@ LARGEST_RATIO, _FREE = 200, 1 << 26
 allowed. Weights hardly shrink at all; zeros shrink to a thousandth."""
 # Version 3.0 only adds Unicode field names; arrays with fields are refused.
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_KINDS, _PART = "biufcU", 1 << 24
+_KINDS, _PART = "biufcU", 1 << 24  # numpy's codes of the dtypes that are read, and the bytes per read
 # The classes are many because headers are Python literals, and members may be encrypted or compressed by a method that
 # zipfile does not know.
 _ERRORS: tuple[type[Exception], ...] = (
@@ -80,6 +80,7 @@ def read_hashed(path: Path, names: Iterable[str] | None = None) -> tuple[dict[st
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The members of an archive by name, unless they would decompress to too many bytes."""
     infos = archive.infolist()
     found = {info.filename.removesuffix(".npy"): info for info in infos}
     if len(found) < len(infos):
@@ -94,6 +95,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.ndarray:
+    """Read one array, after checking that its header agrees with the size of its data."""
     with archive.open(info) as member:
         version = npy.read_magic(member)
         if version not in _HEADERS:

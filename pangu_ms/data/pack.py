@@ -20,7 +20,7 @@ SPLITS = ("train", "held_out")
 COLUMN = "input_ids"
 _FILE_BYTES = 1 << 28
 """Bytes of ids in one file; a larger split gets several files."""
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 1024  # rows per call of MindRecord's writer
 HEADER_BYTES = 1 << 20
 """Bytes of MindRecord's header, which precedes the rows. The manifest holds its hash, because MindSpore aborts the
 process when it reads a damaged header."""

@@ -17,7 +17,7 @@ _PIECES, _TRAINER, _NORMALIZER, _SELF_TEST = 1, 2, 3, 4  # fields of ModelProto
 _PIECE, _SCORE, _TYPE = 1, 2, 3  # of ModelProto.SentencePiece
 _MODEL_TYPE, _VOCAB_SIZE = 3, 4  # of TrainerSpec
 _SPECIAL_IDS = {40: 0, 41: 1, 42: 2, 43: -1}  # of TrainerSpec with defaults: unk_id, bos_id, eos_id, pad_id
-_UNIGRAM, _BPE = 1, 2
+_UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _AS_IT_STANDS = number_field(3, 0) + number_field(4, 0)
 """A NormalizerSpec that changes nothing: add_dummy_prefix and remove_extra_whitespaces false, no character map."""
 

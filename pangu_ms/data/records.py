@@ -186,6 +186,7 @@ class RecordSet:
         return MindDataset([str(path) for path in self.files], columns_list=[COLUMN], num_parallel_workers=1, **order)
 
     def _stacked(self, dataset: Any) -> np.ndarray:
+        """Read all rows of a MindSpore data set into one array, and check their lengths and ids."""
         rows = self._guarded(
             lambda: [row[COLUMN] for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)]
         )

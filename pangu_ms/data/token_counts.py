@@ -26,6 +26,7 @@ FORMAT = 1
 SAMPLE_BYTES = 1_000_000
 """Text that is encoded to measure compression; 1 MB of Chinese takes about 2 s, nearly all of it segmentation."""
 _SAMPLE_TOKENS = 300_000
+"""Tokens of records that are decoded to measure compression."""
 
 
 def count_corpus(corpus: Corpus, tokenizer_path: str | Path, num_workers: int, progress: bool = True) -> np.ndarray:

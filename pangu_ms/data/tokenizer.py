@@ -101,6 +101,7 @@ class Tokenizer:
             )
 
     def _set_ids(self, eod: str, where: str) -> None:
+        """Look up the ids of the special pieces; a missing one falls back as the class describes."""
         pad, eot, own_eod = self.id_of("<pad>"), self.id_of("<eot>"), self.id_of("<eod>")
         ends = [i for i in (self.id_of(eod), own_eod, pad) if i is not None]
         if not ends:
@@ -471,6 +472,7 @@ def _without_rare_characters(sample: list[str], vocab_size: int) -> list[str]:
 
 
 def _train(sample: list[str], vocab_size: int, segmenter: str) -> bytes:
+    """Train a SentencePiece model on the sample; returns the serialised model."""
     model = io.BytesIO()
     # U+2581 gets a piece even if the sample has no space, because decoding does not turn its three byte pieces into a
     # space.

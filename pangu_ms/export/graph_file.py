@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from pangu_ms.core.protobuf import Bytes, content, signed, values
 
+# Field numbers of mind_ir.proto. A tuple lists all fields that can hold the thing in question.
 MODEL_GRAPH, MODEL_FUNCTIONS, MODEL_PREPROCESSOR, MODEL_PRIMITIVES = 7, 8, 9, 12
 GRAPH_NODE, GRAPH_PARAMETER, GRAPH_INPUT = 1, 3, 5
 NODE_TYPE, NODE_ATTRIBUTES = 4, (5, 8, 9)

@@ -35,7 +35,9 @@ MAX_MANIFEST_BYTES = 16 << 20
 GRAPH_NAMES = ("model.mindir", "model_graph.mindir")
 """MindSpore writes the second file if the weights exceed 1 GB."""
 MAX_KEY_BYTES = 1 << 16
+"""A larger key file is not read."""
 KEY_LENGTHS = (16, 24, 32)
+"""Bytes of an AES key."""
 ENCRYPTION_MODES = ("AES-GCM", "AES-CBC")
 
 

@@ -14,6 +14,7 @@ from pangu_ms.core.errors import ExportError
 SIGNATURE = "manifest.sig"
 """The file of the package that holds the signature of 64 bytes."""
 MAX_PEM_BYTES = 1 << 20
+"""A larger key file is not read."""
 
 
 def sign(content: bytes, key_file: Path | str) -> bytes:

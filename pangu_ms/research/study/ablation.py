@@ -37,9 +37,11 @@ REMOVED: dict[str, Fields] = {
 REFERENCES = ("vanilla", "widenet")
 """The variants that all others are compared with."""
 FFN_MULTIPLE = 8
+"""Feed-forward widths are multiples of this."""
 ALL_BATCHES = 10**9
 """More batches than any held-out split has, so that `pangu train` scores the whole split."""
 TOKENS_PER_ROUND = 16
+"""Tokens that each checkpoint decodes per round of the latency measurement, if its context has room for them."""
 
 
 def variant_fields(base: PiConfig, equal: str = "parameters") -> dict[str, Fields]:

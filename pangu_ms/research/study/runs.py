@@ -33,6 +33,7 @@ from pangu_ms.train.stop import StopSignal
 _log = logging.getLogger(__name__)
 PROGRAM = tuple(python_command("pangu_ms"))
 POLL_S = 0.3
+"""Seconds between looks at a running stage, in which a stop signal is passed on and the bar is updated."""
 _DIGEST = "result_sha256"
 SHOWN_ARGUMENTS = 60
 """A command with more arguments is shortened on the terminal; command.json holds all of it."""
@@ -194,6 +195,7 @@ def _silent(line: str) -> None:
 
 
 def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, Any]:
+    """Run one stage to its end; returns what its command printed. See `run_stages` for the errors."""
     with files.writing(stage.directory):
         stage.directory.mkdir(parents=True, exist_ok=True)
         log_path = stage.directory / "log.txt"
