@@ -54,7 +54,7 @@ def _run(args: Namespace) -> int:
     runtime.quiet(args.verbose)
     _require_sound(args, paths, overrides)
 
-    from pangu_ms.research.analysis.run import Subject, collapse  # with MindSpore, which takes seconds
+    from pangu_ms.research.analysis.run import Subject, collapse  # imports MindSpore, which takes seconds
 
     # All are opened before the first one runs, so that a mistake is found before any work.
     subjects = [Subject.open(path, args.data, args.split, overrides) for path in paths]

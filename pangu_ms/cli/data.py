@@ -187,7 +187,7 @@ def _losses(args: Namespace) -> int:
     config = checkpoint_config(checkpoint, args.overrides)
     RecordSet.require_declared(args.data, "train", config.model)
 
-    from pangu_ms.eval.batch_losses import batch_losses  # with MindSpore, which takes seconds
+    from pangu_ms.eval.batch_losses import batch_losses  # imports MindSpore, which takes seconds
 
     try:
         found = batch_losses(checkpoint, args.data, args.output, args.batch_size, config, progress=not args.json)

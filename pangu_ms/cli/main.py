@@ -63,7 +63,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; returns its exit code. A user's mistake is one line on stderr and exit code 2."""
+    """Run one verb; returns its exit code. A user's mistake gives one line on stderr and exit code 2."""
     return guarded("pangu", lambda: run_verb(sys.argv[1:] if argv is None else argv))
 
 
@@ -76,7 +76,7 @@ def run_verb(argv: list[str]) -> int:
 
 
 def entry() -> None:
-    """Console script."""
+    """The entry point of the `pangu` console script."""
     console.guard_streams()
     with stop_signals.command(stops=sys.argv[1:2] in (["train"], ["launch"])):
         code = main()

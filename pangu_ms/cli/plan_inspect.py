@@ -204,7 +204,7 @@ def _collapsed(rows: Sequence[Row], every: bool) -> list[tuple[str, ...]]:
 
 
 def _numbers(numbers: Sequence[int]) -> str:
-    """ "0-15" or "0,15"."""
+    """Format sorted numbers: "0-15" if there are more than two without gaps, else "0,15"."""
     together = len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
     return f"{numbers[0]}-{numbers[-1]}" if together else ",".join(map(str, numbers))
 

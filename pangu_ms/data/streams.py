@@ -38,6 +38,7 @@ def require_readable(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path}: is a directory; a corpus is a list of files; name them, e.g. {path}/*.jsonl")
     try:
+        # O_NONBLOCK: opening a named pipe would otherwise wait for a writer.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except OSError as error:

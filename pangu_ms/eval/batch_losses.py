@@ -189,7 +189,7 @@ class Partial:
             self.save()
 
     def save(self) -> None:
-        """Replace the file."""
+        """Rewrite the file with the losses computed so far."""
         files.write_bytes(self.path, to_npz({"identity": self.identity, "losses": np.array(self.losses, np.float32)}))
         self.saved_at = time.monotonic()
 

@@ -92,7 +92,7 @@ class Evaluator:
         return cached_compile(self.config.runtime.compile_cache, identity)
 
     def score(self, batches: Iterable[Batch]) -> Score:
-        """Sum over all batches."""
+        """The score of all batches together."""
         total = count = 0.0
         for score in self.each(batches):
             total, count = total + score.total_nats, count + score.num_tokens

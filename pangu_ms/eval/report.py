@@ -62,6 +62,7 @@ def evaluate(
     batches = sequential_batches(
         record_set, batch_size, config.data.eod_reset, max_batches, config.model.extra_inputs()
     )
+    # The first batch is scored alone, so that damaged weights are reported before all others are scored.
     first = evaluator.score([next(batches)])
     _require_numbers(checkpoint, first)
     rest = evaluator.score(

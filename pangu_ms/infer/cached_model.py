@@ -20,7 +20,7 @@ class CachedModel(nn.Cell):
     """Appends tokens to the KV cache and returns, for each sequence, the logits at one of these tokens."""
 
     def __init__(self, config: ModelConfig, cache: CacheShape):
-        super().__init__(auto_prefix=False)
+        super().__init__(auto_prefix=False)  # parameters keep the names that they have in checkpoints
         self.model = build_model(config, cache)
         self.last_position = Tensor(config.seq_length - 1, ms.int32)
         self.slots_C = Tensor(np.arange(cache.capacity, dtype=np.int32))

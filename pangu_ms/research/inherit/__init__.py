@@ -1,4 +1,4 @@
-"""Parameter inheritance: a student model from the layers, heads, neurons and channels of a larger teacher. Source:
+"""Parameter inheritance: makes a student model from layers, heads, neurons and channels of a larger teacher. Source:
 specification E2.3.
 
 units.py        the units that are kept or dropped, and the slices of parameters that belong to each

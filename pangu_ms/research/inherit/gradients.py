@@ -47,6 +47,7 @@ class MaskDerivatives:
         total, count = total.asnumpy().item(), count.asnumpy().item()
         by_name = {parameter.name: gradient for parameter, gradient in zip(self.masked, gradients)}
         sums = unit_sums(self.config, lambda name: values[name] * by_name[name].asnumpy())
+        # Gradients are of the summed loss divided by B * S; the mean loss divides by count + 1e-5 (see mean_loss).
         unscale = batch.loss_mask.size / (count + 1e-5)
         derivatives = {group: value * unscale / masks.get(group, 1.0) for group, value in sums.items()}
         return mean_loss(total, count), derivatives

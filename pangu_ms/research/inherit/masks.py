@@ -15,7 +15,7 @@ from pangu_ms.research.inherit.units import Units
 
 _SMALLEST = 1e-6
 """Lower bound of a mask: the computation of a derivative divides by the mask (gradients.py), which must not be 0."""
-_BETA1, _BETA2, _EPS = 0.9, 0.99, 1e-30
+_BETA1, _BETA2, _EPS = 0.9, 0.99, 1e-30  # Adam's decay rates, and a summand that only avoids a division by 0
 _MULTIPLIER_RATE = 0.05
 """Step size of the penalty's Lagrange multiplier. On a quadratic loss for which 24 of 64 masks were wanted, 46 masks
 stayed open without the multiplier, and 29 with it."""

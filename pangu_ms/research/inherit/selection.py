@@ -18,11 +18,11 @@ class Selection:
     layers: tuple[int, ...]
     """The teacher's layer for each of the student's L' layers."""
     channels: np.ndarray
-    """[1, E']."""
+    """[1, E']: hidden channels."""
     heads: np.ndarray
     """[L', units]: key-value heads, each with its query heads."""
     neurons: np.ndarray
-    """[L', F']."""
+    """[L', F']: feed-forward channels."""
     vocab: np.ndarray
     """[V']: the old id of each new id."""
 

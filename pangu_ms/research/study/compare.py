@@ -43,7 +43,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def paired_difference(values: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
-    """Mean of values - reference, pair by pair (one pair per seed), with its standard error.
+    """Mean of the paired differences values - reference (one pair per seed), with its standard error.
 
     The two runs of a pair share the order of the data and the initial values of parameters with equal names, so much of
     what a seed changes cancels in the difference.

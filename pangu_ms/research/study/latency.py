@@ -27,7 +27,7 @@ def measure(paths: Sequence[Path], tokens: int, rounds: int, progress: bool = Tr
             ratio_quartiles.
 
     Raises:
-        GenerationError: no round, no token, or more tokens than a context holds.
+        GenerationError: `tokens` or `rounds` is below 1, or a context has no room for so many tokens.
         CheckpointError: a checkpoint cannot be used.
     """
     for name, value in (("tokens", tokens), ("rounds", rounds)):

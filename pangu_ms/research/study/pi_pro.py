@@ -215,7 +215,7 @@ class Chain:
         return self.output / f"seed-{seed}" / step
 
     def data(self) -> list[Stage]:
-        """Both tokenizers and both sets of records."""
+        """The stages that make both tokenizers and both sets of records."""
         full, compact = self.tokenizers["full"], self.tokenizers["compact"]
         options = {"tokenizer": full, "records": self.records["full"], "vocab_size": self.plan.compact.vocab_size}
         compress = ("tokenizer", "compress", *_options(**options, output=compact))
