@@ -80,7 +80,7 @@ def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, 
     with progress_bar(progress, total=source.nbytes, unit="B", unit_scale=True, desc="reshard") as bar:
         for group, tensors in source.groups.items():
             for name, parts in _files(group, tensors, None if whole else plan):
-                contents[name] = _counted(_encoded(tensors, parts), bar)
+                contents[name] = _with_progress(_encoded(tensors, parts), bar)
         return store.write(
             root, source.step, contents, {group: len(tensors) for group, tensors in source.groups.items()}
         )
@@ -122,7 +122,7 @@ def _encoded(tensors: Stored, parts: dict[str, Slices]) -> Iterator[Buffer]:
     return safetensors_file.encode_lazily(specs, lambda name: tensors[name].read(parts[name]))
 
 
-def _counted(pieces: Iterable[Buffer], bar: Any) -> Iterator[Buffer]:
+def _with_progress(pieces: Iterable[Buffer], bar: Any) -> Iterator[Buffer]:
     """Yield the pieces of a file unchanged, and advance the progress bar by the bytes that belong to tensors."""
     for piece in pieces:
         yield piece

@@ -91,7 +91,7 @@ def import_file(
     state = {"imported": {"file": path.name, "format": source, "sha256": {p.name: files.sha256_file(p) for p in read}}}
     say(f"weights: {dtypes.change({dtypes.name_of(array.dtype) for array in tensors.values()}, dtype)}")
     none = "none comes along; name one with --tokenizer wherever text is read or written"
-    say(f"tokenizer: {_described(loaded) if loaded else none}")
+    say(f"tokenizer: {_describe_tokenizer(loaded) if loaded else none}")
     with tempfile.TemporaryDirectory() as scratch:
         copy = None
         if loaded:
@@ -186,7 +186,9 @@ def export_file(
     tree = naming.write_config(config.model)
     unread = ", which transformers has no class for; `pangu convert --from huggingface` reads it"
     say(f"config.json: model_type={tree['model_type']}{'' if 'architectures' in tree else unread}")
-    say(f"tokenizer: {_described(tokenizer, to_transformers=True) if tokenizer else 'the checkpoint has none'}")
+    say(
+        f"tokenizer: {_describe_tokenizer(tokenizer, to_transformers=True) if tokenizer else 'the checkpoint has none'}"
+    )
     ids = huggingface_files.token_ids(tokenizer) if tokenizer else dict.fromkeys(huggingface_files.TOKEN_IDS)
     contents = huggingface_files.files_of(tokenizer) if tokenizer else {}
     contents[foreign.CONFIG] = files.json_text(tree | ids | {"torch_dtype": dtype}).encode()
@@ -272,14 +274,14 @@ def _tokenizer_of(path: Path, named: Path | None, wanted: bool, config: RunConfi
     return tokenizer
 
 
-def _described(tokenizer: Tokenizer, to_transformers: bool = False) -> str:
+def _describe_tokenizer(tokenizer: Tokenizer, to_transformers: bool = False) -> str:
     """A short description of a tokenizer."""
     ids = huggingface_files.token_ids(tokenizer)
-    told = f"{tokenizer.vocab_size:,} ids, " + ", ".join(
+    text = f"{tokenizer.vocab_size:,} ids, " + ", ".join(
         f"{name.split('_')[0]} {'none' if value is None else value}" for name, value in ids.items()
     )
     unreadable = to_transformers and not huggingface_files.transformers_reads(tokenizer)
-    return told + (
+    return text + (
         "; transformers has no class that segments with jieba; `pangu convert --from huggingface` reads it"
         if unreadable
         else ""

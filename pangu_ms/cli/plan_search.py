@@ -64,8 +64,8 @@ def report(args: Namespace, found: Found, hbm_bytes: int) -> str:
     ]
     lines += table_lines(COLUMNS, [_row(estimate) for estimate in found.ranked[: args.top]], ">" * len(COLUMNS))
     if len(found.ranked) > 1:
-        lines += ["", *_why(best, found.ranked[1])]
-    lines += ["", *_nearly(found.near)]
+        lines += ["", *_comparison_lines(best, found.ranked[1])]
+    lines += ["", *_near_miss_lines(found.near)]
     return "\n".join([*lines, "", notes(best.chip), "", "the best, to paste:", " ".join(overrides(best.plan.config))])
 
 
@@ -92,14 +92,14 @@ def _yes(switch: bool) -> str:
     return "yes" if switch else "no"
 
 
-def _why(best: Estimate, other: Estimate) -> list[str]:
+def _comparison_lines(best: Estimate, other: Estimate) -> list[str]:
     terms = [*difference(best, other), ("total", best.seconds, other.seconds)]
     rows = [(name, f"{a * 1e3:.1f}", f"{b * 1e3:.1f}", f"{(a - b) * 1e3:+.1f}") for name, a, b in terms]
     lines = table_lines(("term", "first", "second", "difference"), rows, "<>>>", indent="  ")
     return ["why the first is faster than the second, ms of a step:", *lines]
 
 
-def _nearly(near: list[Near]) -> list[str]:
+def _near_miss_lines(near: list[Near]) -> list[str]:
     if not near:
         return ["nothing that does not fit would be faster"]
     rows = []

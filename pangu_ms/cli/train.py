@@ -106,7 +106,7 @@ def main(argv: list[str]) -> int:
     }
     result = train(config, records, output, args.resume, args.init_from, **session)
     if runtime.place()[0] == 0:  # only rank 0 prints the result
-        print_result(_as_dict(result), _in_words(result, config), args.json)
+        print_result(_as_dict(result), _as_text(result, config), args.json)
     if result.stopped_by and result.stopped_by != "stop_at":
         print(
             f"stopped by {result.stopped_by}; {_saved(result)}; the same command with --resume goes on", file=sys.stderr
@@ -145,7 +145,7 @@ def _as_dict(result: Any) -> dict[str, Any]:
     return dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out}
 
 
-def _in_words(result: Any, config: RunConfig) -> str:
+def _as_text(result: Any, config: RunConfig) -> str:
     finished = result.loss is None
     done = "nothing left to do" if finished else f"loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s"
     return f"{result.output}: step {result.step}, {done}{_notes(result)}" + (

@@ -88,7 +88,7 @@ def elements(stream: BinaryIO) -> Iterator[Any]:
     Raises:
         ValueError: the stream is not exactly one array, or a value is not JSON or is longer than LONGEST.
     """
-    text, number = _Growing(stream), 1
+    text, number = _JsonBuffer(stream), 1
     text.take(_OPENING)
     if text.take_if_next(_CLOSING):
         return text.require_end()
@@ -99,7 +99,7 @@ def elements(stream: BinaryIO) -> Iterator[Any]:
         number += 1
 
 
-class _Growing:
+class _JsonBuffer:
     """A buffer with the unparsed part of a JSON stream, which loads more of the stream when needed."""
 
     def __init__(self, stream: BinaryIO) -> None:

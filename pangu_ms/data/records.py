@@ -46,7 +46,7 @@ class RecordSet:
     ) -> None:
         self.source, self.files, self.manifest, self._digests = source, paths, manifest, digests
         self.vocab_size: int | None = manifest["vocab_size"] if manifest else None
-        self.num_rows = self._guarded(lambda: self._dataset(shuffle=False).get_dataset_size())
+        self.num_rows = self._read_or_raise(lambda: self._dataset(shuffle=False).get_dataset_size())
         if self.num_rows < 1:
             raise DataError(
                 f"{source}: has no rows; training and evaluation need some; prepare it again from more text"
@@ -70,7 +70,7 @@ class RecordSet:
         Raises:
             DataError: there is no such data set or split, or a file is damaged or of another kind.
         """
-        directory, paths, manifest = _located(source, split)
+        directory, paths, manifest = _find_split(source, split)
         if manifest is None or directory is None:
             return cls(str(source), paths)
         # MindRecord trusts its index files without checking them. They are small, so they are hashed at every start.
@@ -89,7 +89,7 @@ class RecordSet:
         Raises:
             DataError: for the same reasons as in `open` and `check`.
         """
-        _, _, manifest = _located(source, split)
+        _, _, manifest = _find_split(source, split)
         if manifest:
             _require_fit(str(source), manifest["seq_length"] + 1, manifest, model, evaluation)
 
@@ -187,7 +187,7 @@ class RecordSet:
 
     def _stacked(self, dataset: Any) -> np.ndarray:
         """Read all rows of a MindSpore data set into one array, and check their lengths and ids."""
-        rows = self._guarded(
+        rows = self._read_or_raise(
             lambda: [row[COLUMN] for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)]
         )
         if not rows or any(row.ndim != 1 or row.dtype.kind != "i" for row in rows):
@@ -205,7 +205,7 @@ class RecordSet:
             )
         return ids
 
-    def _guarded(self, read: Callable[[], _T]) -> _T:
+    def _read_or_raise(self, read: Callable[[], _T]) -> _T:
         """Call `read`, and turn the long C++ error texts of MindRecord into a DataError of one line."""
         try:
             return read()
@@ -217,7 +217,7 @@ class RecordSet:
             ) from error
 
 
-def _located(
+def _find_split(
     source: str | Path | Sequence[str | Path], split: str
 ) -> tuple[Path | None, list[Path], dict[str, Any] | None]:
     """Find the files of a split. For a directory that `prepare` wrote, also find the directory and its manifest, else
@@ -293,7 +293,7 @@ def _load_digests(directory: Path, split: dict) -> np.ndarray | None:
 _COUNTS = ("documents", "tokens", "bytes")
 
 
-def _require_form(manifest: dict) -> None:
+def _require_valid_manifest(manifest: dict) -> None:
     """Raise KeyError or ValueError unless the manifest has everything that is read later, and names only files of its
     own directory."""
     _require_numbers(manifest, "vocab_size", "pad_id", "eod_id", "seq_length", "empty", "quarantined")
@@ -340,7 +340,7 @@ def load_manifest(directory: Path) -> dict:
     try:
         manifest = small_json.read_object(path)
         format_version.require_known(manifest["format"], FORMAT, path, DataError)
-        _require_form(manifest)
+        _require_valid_manifest(manifest)
         return manifest
     except DataError:
         raise

@@ -48,7 +48,7 @@ def gather(
         if source is not None:
             for dim, axis in enumerate(spec.axes):
                 source = _take(source, dim, _positions(teacher, student, selection, axis, layer))
-        inherited[own] = _completed(source, spec, own, shapes[own], seed)
+        inherited[own] = _fill_up(source, spec, own, shapes[own], seed)
     return inherited
 
 
@@ -77,7 +77,7 @@ def _take(array: np.ndarray, dim: int, positions: np.ndarray) -> np.ndarray:
     return np.take(array, positions[:, 0], axis=dim)
 
 
-def _completed(
+def _fill_up(
     source: np.ndarray | None, spec: ParameterSpec, name: str, shape: tuple[int, ...], seed: int
 ) -> np.ndarray:
     """`source` if it has the full shape, else the initial value whose first entries along each axis are replaced by

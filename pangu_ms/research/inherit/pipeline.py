@@ -177,14 +177,14 @@ def _scores(
                 made = scores.taylor_scores(derivatives, bar)
             else:
                 shapes = {group: unit_shapes(thin)[group] for group in groups}
-                made = _learned(derivatives, data.batches, shapes, wanted, choices.masks, progress)
+                made = _learned_scores(derivatives, data.batches, shapes, wanted, choices.masks, progress)
         else:
             made = scores.norm_scores(thin, tensors, criterion)
         found |= {group: made[group] for group in groups}
     return found
 
 
-def _learned(
+def _learned_scores(
     derivatives: scores.Derivatives,
     batches: list[Batch],
     shapes: dict[str, tuple[int, int]],
