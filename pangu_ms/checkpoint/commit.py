@@ -21,13 +21,13 @@ from pangu_ms.core.files import sync_path
 
 _log = logging.getLogger(__name__)
 _one_thread = threading.Lock()
-"""Taken besides the file lock: lockf excludes other processes, but not other threads of this one."""
+"""Held in addition to the file lock: lockf excludes other processes, but not other threads of this one."""
 
 OLD = ".old"
 
 
 def temporary_name(target: Path) -> Path:
-    """A new hidden name beside `target`, one of those that `remove_leftovers` removes."""
+    """A new hidden name beside `target`. `remove_leftovers` finds a directory of this name if the save is killed."""
     return target.with_name(f".{target.name.removesuffix(OLD)}.{uuid.uuid4().hex[:8]}.tmp")
 
 
@@ -59,7 +59,7 @@ def only_saver(root: Path) -> Iterator[bool]:
 
 
 def remove_leftovers(root: Path, complete: Callable[[Path], bool]) -> None:
-    """Remove what earlier saves left when they were killed. Only the holder of the lock may call it."""
+    """Remove the directories that killed saves left behind. The caller must hold the lock."""
     for path in leftovers(root):
         shutil.rmtree(path, ignore_errors=True)
     for old in root.glob(f"step-*{OLD}"):
@@ -68,13 +68,13 @@ def remove_leftovers(root: Path, complete: Callable[[Path], bool]) -> None:
 
 
 def commit(temporary: Path, target: Path) -> None:
-    """Give a finished and flushed directory its name, in place of any checkpoint of that name.
+    """Rename a finished and flushed directory to `target`, replacing any checkpoint of that name.
 
     Between the two renames the earlier checkpoint is named `.old`, so that one of the two exists at every instant.
     """
     old = target.with_name(target.name + OLD)
     if target.exists():
-        if old.exists():  # `target` is then incomplete: for a complete one, remove_leftovers has removed `old`
+        if old.exists():  # then `target` is incomplete: otherwise remove_leftovers would have removed `old`
             discard(target)
         else:
             os.rename(target, old)
@@ -87,7 +87,7 @@ def commit(temporary: Path, target: Path) -> None:
 def discard(path: Path) -> None:
     """Remove a step directory. It gets a temporary name first, so that a kill leaves no half-removed checkpoint.
 
-    A failure is only logged: the step that was to be saved is saved already.
+    A failure is only logged, since the new step is already saved.
     """
     try:
         temporary = temporary_name(path)

@@ -18,11 +18,11 @@ from pangu_ms.data import npz_file
 
 Tensors = dict[str, np.ndarray]
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # of a Hugging Face directory
-INDEX = f"{WEIGHTS}.index.json"  # which of several files has which tensor
+INDEX = f"{WEIGHTS}.index.json"  # says which of several files holds which tensor
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """config.json of a Hugging Face directory.
+    """Read config.json of a Hugging Face directory.
 
     Raises:
         CheckpointError: there is none, or it is damaged.
@@ -38,7 +38,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files of weights of a Hugging Face directory: the only one, or those that its index names.
+    """The weight files of a Hugging Face directory: model.safetensors, or the files that its index names.
 
     Raises:
         CheckpointError: a file is missing, or the index is damaged.
@@ -65,7 +65,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def read_files(paths: list[Path]) -> Tensors:
-    """All tensors of some files.
+    """Read all tensors of several files.
 
     Raises:
         CheckpointError: a file is missing or damaged, or two files hold the same tensor.
@@ -84,13 +84,13 @@ def read_files(paths: list[Path]) -> Tensors:
 def write_directory(
     directory: Path, tensors: Tensors, contents: Mapping[str, bytes], max_shard_bytes: int = store.MAX_SHARD_BYTES
 ) -> None:
-    """Write a Hugging Face directory, whole or not at all.
+    """Write a Hugging Face directory atomically.
 
     Args:
         directory: must not exist, or be empty.
         tensors: the weights.
         contents: contents of the other files, by name.
-        max_shard_bytes: larger weights are cut into several files, with an index.
+        max_shard_bytes: weights larger than this are split over several files, with an index.
 
     Raises:
         OutputError: the directory has other content, or the disk is full.
@@ -110,7 +110,7 @@ def write_directory(
 
 
 def read_file(path: Path) -> Tensors:
-    """All tensors of a file, in its dtypes; a bfloat16 as BFLOAT16.
+    """Read all tensors of a file in the dtypes of the file; a bfloat16 tensor has the numpy dtype BFLOAT16.
 
     Raises:
         CheckpointError: the suffix is unknown, or the file is missing, damaged or of another kind.
@@ -123,7 +123,7 @@ def read_file(path: Path) -> Tensors:
 
 
 def write_file(path: Path, tensors: Tensors) -> None:
-    """Write tensors to a file, which appears whole or not at all; an existing one is replaced.
+    """Write tensors to a file atomically; an existing file is replaced.
 
     Raises:
         CheckpointError: the suffix is unknown.
@@ -133,7 +133,8 @@ def write_file(path: Path, tensors: Tensors) -> None:
     _, write = _functions(path)
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A temporary directory, not a file: when MindSpore fails to write, it leaves other files beside the one named.
+        # A temporary directory is used, not a file, because MindSpore leaves additional files in the directory when a
+        # write fails.
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         try:
             write(temporary / path.name, tensors)
@@ -164,8 +165,8 @@ def _functions(path: Path) -> tuple[Callable[[Path], Tensors], Callable[[Path, T
 
 
 def _read_ckpt(path: Path) -> Tensors:
-    # MindSpore's own reader is not used: where the content of a tensor is longer than its dims say, it writes past the
-    # end of the array; and it converts bfloat16 on a device.
+    # MindSpore's own reader is not used: it writes past the end of the array if a tensor has more bytes than its dims
+    # say, and it converts bfloat16 on a device.
     return safetensors_file.load(mindspore_shards.index(path))
 
 

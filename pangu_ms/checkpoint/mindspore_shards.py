@@ -1,5 +1,5 @@
 """Reads MindSpore's own sharded checkpoints: DIR/rank_N/*.ckpt or *.safetensors, and strategy files that say how each
-tensor was cut. No mindspore import.
+tensor was sliced. No mindspore import.
 
 Source: checkpoint.proto and _write_parameter_data in mindspore/train/serialization.py. The directories rank_N are those
 that mindspore.transform_checkpoints reads.
@@ -31,11 +31,11 @@ _CODES = {
     "UInt64": "U64", "UInt32": "U32", "UInt16": "U16", "UInt8": "U8", "Bool": "BOOL",
 }  # fmt: skip
 """MindSpore's name of a dtype -> the name in the safetensors format."""
-_VALUE = 1  # fields of Checkpoint
+_VALUE = 1  # field numbers in checkpoint.proto: of Checkpoint
 _TAG, _TENSOR = 1, 2  # of Checkpoint.Value
 _DIMS, _TYPE, _CONTENT = 1, 2, 3  # of TensorProto
-_TEXT = b"str"  # the type of a text that was saved beside the weights
-_CRC_MARK, _CRC_BYTES = b"crc_num", 17  # behind the message, if it was saved with crc_check
+_TEXT = b"str"  # the type of a string that was saved together with the weights
+_CRC_MARK, _CRC_BYTES = b"crc_num", 17  # the trailer after the message, if it was saved with crc_check
 _RANK = re.compile(r"rank_(\d+)")
 _ACCUMULATED = "accu_grads."
 
@@ -56,11 +56,11 @@ def open_shards(directory: Path, strategies: list[Path], model: ModelConfig) -> 
     Args:
         directory: holds rank_N/ for each rank, with one file in each. A rank may be missing if another one holds the
             same slices.
-        strategies: one merged strategy file, or one for each stage.
+        strategies: one merged strategy file, or one file per pipeline stage.
         model: the model that was saved.
 
     Raises:
-        CheckpointError: files of a needed rank are missing, damaged or too many; or names and shapes are not those of
+        CheckpointError: a needed rank has no file, several files or a damaged one; or names and shapes are not those of
             the strategy and the model.
         PlanError: a strategy file cannot be used.
     """
@@ -91,7 +91,7 @@ class SourcePlan:
         """Read one merged file, or one file for each stage.
 
         Raises:
-            PlanError: a file cannot be read, or two files are of the same stage or of different numbers of devices.
+            PlanError: a file cannot be read, or two files belong to the same stage or differ in the number of devices.
         """
         read = [read_parameter_layouts(path) for path in paths]
         stages: dict[int, dict[str, StoredLayout]] = {}
@@ -110,8 +110,8 @@ class SourcePlan:
         return self.stage_size * len(self.stages)
 
     def layout(self, rank: int, name: str, shape: tuple[int, ...]) -> Layout:
-        """The layout of a tensor that has `shape` in the file of `rank`. A tensor that no strategy file names is whole
-        on every device."""
+        """The layout of a tensor whose slice in the file of `rank` has `shape`. A tensor that no strategy file names is
+        replicated on every device."""
         stored = self.stages[rank // self.stage_size]
         known = stored.get(name) or stored.get(parameter_of(name))
         try:
@@ -121,11 +121,11 @@ class SourcePlan:
 
 
 def rank_files(directory: Path, plan: SourcePlan) -> dict[int, Path]:
-    """The file of each rank that has a directory.
+    """Find the weight file of each rank that has a rank_N directory.
 
     Raises:
-        CheckpointError: there is no such directory, one of a rank that the strategy does not have, or one with no file
-            or several.
+        CheckpointError: there is no rank_N directory; one belongs to a rank that the strategy does not have; or one
+            does not hold exactly one file.
     """
     found = {}
     for path in Path(directory).glob("rank_*"):
@@ -171,6 +171,7 @@ def index(path: Path) -> Contents:
 
 
 def _ckpt_index(path: Path) -> Contents:
+    """The contents of a .ckpt file; raises ValueError or KeyError if it is damaged."""
     raw: np.ndarray = np.memmap(path, np.uint8, "r")
     if raw[-_CRC_BYTES : -_CRC_BYTES + len(_CRC_MARK)].tobytes() == _CRC_MARK:
         raw = raw[:-_CRC_BYTES]
@@ -179,7 +180,8 @@ def _ckpt_index(path: Path) -> Contents:
     for name, spec, segment in _ckpt_values(raw):
         if name in found and (name != last or found[name][0] != spec):
             raise ValueError(f"{name} stands there twice")
-        segments = found[name][1].segments if name in found else ()  # a large tensor is several values of one name
+        # MindSpore splits a large tensor into several consecutive values of the same name.
+        segments = found[name][1].segments if name in found else ()
         found[name] = spec, Location(path, (*segments, segment))
         last = name
     for name, (spec, location) in found.items():
@@ -213,10 +215,10 @@ def _ckpt_values(raw: np.ndarray) -> Iterator[tuple[str, Spec, tuple[int, int]]]
 
 
 def _singles(pairs: Iterable[tuple[int, int | Bytes]]) -> dict[int, int | Bytes]:
-    """The fields by number. protobuf would merge two fields of one number, which no checkpoint has.
+    """The fields by number. protobuf would merge two fields with the same number; no valid checkpoint has such fields.
 
     Raises:
-        ValueError: a number stands there twice.
+        ValueError: a number occurs twice.
     """
     pairs = list(pairs)
     found = dict(pairs)
@@ -239,6 +241,7 @@ def _require_fits(file: StrategyFile, first: StrategyFile, stages: dict[int, dic
 
 
 def _grouped(where: str, tensors: Stored, model: ModelConfig) -> Shards:
+    """Sort tensors into the groups "model" and "optimizer", and check that each group is complete."""
     shapes = model.parameter_shapes()
     moments = {prefix + name: shape for prefix in MOMENTS for name, shape in shapes.items()}
     rest = [name for name in tensors if name not in shapes and name not in moments]

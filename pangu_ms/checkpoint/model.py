@@ -1,4 +1,4 @@
-"""Loads the model of a checkpoint, also on another device or in another dtype than it was trained with. mindspore is
+"""Loads the model of a checkpoint. Device and dtype may differ from those that it was trained with. mindspore is
 imported when a model is loaded."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load_model(checkpoint: store.Checkpoint, config: RunConfig) -> nn.Cell:
     """The checkpoint's model with its weights, without a cache, on the device and in the dtype that `config` says.
 
     Raises:
-        CheckpointError: names or shapes are not those of its own configuration.
+        CheckpointError: names or shapes of the tensors are not those of the checkpoint's configuration.
     """
     from pangu_ms.models.build import build_model
 
@@ -49,10 +49,10 @@ def load_model(checkpoint: store.Checkpoint, config: RunConfig) -> nn.Cell:
 
 
 def fill_from(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfig) -> None:
-    """Give a model of `config` the checkpoint's weights.
+    """Load the checkpoint's weights into a model that was built from `config`.
 
     Raises:
-        CheckpointError: names or shapes are not those of `config`.
+        CheckpointError: names or shapes of the tensors are not those of `config`.
     """
     from pangu_ms.models.build import fill, weights
 

@@ -1,8 +1,8 @@
 """Reshards checkpoints from any parallel plan to any other, or to and from one whole checkpoint. No mindspore import.
 
-Each file of the target is written from its first byte to its last. A tensor is made when it is written, from the parts
-of the source's files that it needs. So memory holds one slice of the target, and the mapped pages that it comes from,
-whatever the number of ranks.
+Each file of the target is written sequentially. A tensor is assembled only when it is written, from the parts of the
+source files that it needs. So memory holds one slice of the target and the mapped pages that it is read from, whatever
+the number of ranks.
 """
 
 import shutil
@@ -26,7 +26,7 @@ class Source:
     """A checkpoint to reshard."""
 
     where: str
-    """Its path, which begins the messages."""
+    """Path of the checkpoint, with which error messages begin."""
     step: int
     groups: dict[str, Stored]
     state: bytes
@@ -36,7 +36,7 @@ class Source:
 
     @classmethod
     def of(cls, checkpoint: store.Checkpoint) -> "Source":
-        """A checkpoint of ours, whole or sharded."""
+        """A checkpoint in this package's own format, whole or sharded."""
         groups = {group: checkpoint.stored(group) for group in checkpoint.groups}
         return cls(
             str(checkpoint.path),
@@ -48,19 +48,19 @@ class Source:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, each counted once."""
+        """Bytes of all whole tensors, each counted once however many ranks hold it."""
         return sum(tensor.spec.nbytes for tensors in self.groups.values() for tensor in tensors.values())
 
 
 def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, progress: bool = False) -> Path:
-    """Write a checkpoint whose tensors are cut as `config.parallel` says. A kill or a full disk at any instant leaves
-    nothing but a temporary directory.
+    """Write a checkpoint whose tensors are sharded as `config.parallel` says. If the process is killed or the disk is
+    full, at most a temporary directory is left.
 
     Args:
         source: the checkpoint to read.
         root: directory of the new checkpoint, which must be empty or not exist.
-        config: the configuration of the source with the new section `parallel`.
-        whole: write whole tensors, as one device does, whatever the plan.
+        config: the configuration of the source, with the `parallel` section of the target.
+        whole: ignore the plan and write unsharded tensors, as a run on one device does.
         progress: show a bar.
 
     Returns:
@@ -80,21 +80,21 @@ def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, 
     with progress_bar(progress, total=source.nbytes, unit="B", unit_scale=True, desc="reshard") as bar:
         for group, tensors in source.groups.items():
             for name, parts in _files(group, tensors, None if whole else plan):
-                contents[name] = _counted(_encoded(tensors, parts), bar)
+                contents[name] = _with_progress(_encoded(tensors, parts), bar)
         return store.write(
             root, source.step, contents, {group: len(tensors) for group, tensors in source.groups.items()}
         )
 
 
 def check(source: Source, root: Path, config: RunConfig) -> None:
-    """Make the checks of `reshard`, with its errors, before anything is read or written."""
+    """Run the checks of `reshard`, which raise the errors listed there, before anything is read or written."""
     require_unused(root)
     _require_model(source, config)
     _require_room(root, source.nbytes)
 
 
 def require_unused(root: Path) -> None:
-    """Raise OutputError unless a new checkpoint may be written there. What a killed save left is ignored."""
+    """Raise OutputError unless a new checkpoint may be written to `root`. Leftovers of a killed save are ignored."""
     root = Path(root)
     if root.exists() and not root.is_dir():
         raise OutputError(f"{root}: is a file; a checkpoint goes into a directory; name another --output")
@@ -106,8 +106,8 @@ def require_unused(root: Path) -> None:
 
 
 def _files(group: str, tensors: Stored, plan: Plan | None) -> Iterator[tuple[str, dict[str, Slices]]]:
-    """Names of the files of a group, each with the parts of tensors that it holds. Without a plan the files are those
-    of `store.save`."""
+    """Yield the name of each file of a group, and the parts of tensors that the file holds. Without a plan the files
+    are those of `store.save`."""
     if plan:
         for rank, parts in sharded.rank_tensors(plan, {name: tensor.shape for name, tensor in tensors.items()}):
             yield sharded.rank_file(group, rank), parts
@@ -117,16 +117,16 @@ def _files(group: str, tensors: Stored, plan: Plan | None) -> Iterator[tuple[str
 
 
 def _encoded(tensors: Stored, parts: dict[str, Slices]) -> Iterator[Buffer]:
-    """The bytes of a file with these parts of tensors."""
+    """The bytes of a file that holds these parts of tensors."""
     specs = {name: Spec(tensors[name].spec.code, tuple(s.stop - s.start for s in part)) for name, part in parts.items()}
     return safetensors_file.encode_lazily(specs, lambda name: tensors[name].read(parts[name]))
 
 
-def _counted(pieces: Iterable[Buffer], bar: Any) -> Iterator[Buffer]:
-    """The pieces of a file; the progress bar advances by the bytes of tensors."""
+def _with_progress(pieces: Iterable[Buffer], bar: Any) -> Iterator[Buffer]:
+    """Yield the pieces of a file unchanged, and advance the progress bar by the bytes that belong to tensors."""
     for piece in pieces:
         yield piece
-        bar.update(len(piece) if isinstance(piece, memoryview) else 0)  # bytes are the header, which is no tensor
+        bar.update(len(piece) if isinstance(piece, memoryview) else 0)  # a `bytes` piece is the header, not a tensor
 
 
 def _require_model(source: Source, config: RunConfig) -> None:
@@ -144,8 +144,8 @@ def _require_model(source: Source, config: RunConfig) -> None:
 
 
 def _require_room(root: Path, needed: int) -> None:
-    there = next(path for path in (Path(root).absolute(), *Path(root).absolute().parents) if path.is_dir())
-    if (free := shutil.disk_usage(there).free) < needed:
+    existing = next(path for path in (Path(root).absolute(), *Path(root).absolute().parents) if path.is_dir())
+    if (free := shutil.disk_usage(existing).free) < needed:
         raise OutputError(
             f"{root}: {free / 2**30:,.1f} GiB are free; the tensors take {needed / 2**30:,.1f} GiB; free some room or"
             " name another --output"

@@ -1,8 +1,8 @@
 """The safetensors file format, written piece by piece and read tensor by tensor. No mindspore import.
 
 The safetensors library is not used for writing: version 0.8.0 stores wrong values for non-contiguous arrays, every
-version first copies all tensors, and a full disk raises no OSError. It is not used for reading either: numpy has no
-bfloat16, so its numpy reader refuses such tensors.
+version first copies all tensors, and a full disk does not raise OSError. It is not used for reading either: numpy has
+no bfloat16, so its numpy reader refuses such tensors.
 
 Source: https://github.com/huggingface/safetensors, README, section "Format".
 """
@@ -36,7 +36,7 @@ _METADATA = {"format": "pt"}  # Hugging Face's loaders refuse a file without it
 
 @dataclass(frozen=True)
 class Spec:
-    """dtype and shape of a tensor, as a header states them."""
+    """dtype and shape of a tensor, as the header of the file states them."""
 
     code: str
     """The format's name of the dtype, such as "F32"."""
@@ -58,7 +58,8 @@ class Spec:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def values(self, raw: np.ndarray) -> np.ndarray:
-        """The values of an array of `dtype`: the array itself, or for bfloat16 the float32 with the same values."""
+        """Convert raw data of `dtype` to values: the array itself, or for bfloat16 a float32 array with the same
+        values."""
         return widened(raw.view(BFLOAT16)) if self.code == "BF16" else raw
 
 
@@ -71,7 +72,7 @@ class Location:
     """(offset, length) in bytes of each part, in order; MindSpore's .ckpt files cut large tensors into several."""
 
     def map(self, spec: Spec) -> np.ndarray:
-        """The tensor in `spec.dtype`: a memory map of its one segment, or a copy of several segments."""
+        """The tensor in `spec.dtype`: a memory map if it has one segment, else a copy that joins the segments."""
         parts = [np.memmap(self.path, np.uint8, "r", offset, (length,)) for offset, length in self.segments if length]
         flat = parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.uint8), *parts])
         return flat.view(spec.dtype).reshape(spec.shape)
@@ -84,11 +85,11 @@ Contents = dict[str, tuple[Spec, Location]]
 
 
 def encode(tensors: dict[str, np.ndarray]) -> Iterator[Buffer]:
-    """The bytes of a safetensors file, in pieces that can be written one after the other.
+    """Yield the bytes of a safetensors file, in pieces to be written one after the other.
 
     Args:
-        tensors: arrays of any shape and memory order, a bfloat16 as BFLOAT16; little-endian and contiguous copies are
-            made where needed, one at a time.
+        tensors: arrays of any shape and memory order; a bfloat16 tensor has the numpy dtype BFLOAT16. Little-endian and
+            contiguous copies are made where needed, one at a time.
 
     Raises:
         CheckpointError: a dtype that the format has no code for.
@@ -105,7 +106,7 @@ def encode_lazily(specs: dict[str, Spec], load: Callable[[str], np.ndarray]) -> 
         specs: dtype and shape of each tensor.
         load: returns a tensor by its name, in `Spec.dtype`; called when the tensor is written.
     """
-    # The widest types come first: then every tensor is aligned to its own size.
+    # The widest dtypes come first, so that every tensor is aligned to its item size.
     order = sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": _METADATA}
     offset = 0
@@ -133,7 +134,7 @@ def require_code(name: str, dtype: np.dtype) -> str:
     """The format's name of a dtype of any byte order.
 
     Raises:
-        CheckpointError: it has none; the message begins with `name`, the tensor's.
+        CheckpointError: the format has no name for it; the message begins with `name`, the name of the tensor.
     """
     code = _CODES.get(dtype.newbyteorder("<"))
     if code is None:
@@ -169,7 +170,7 @@ def index(path: Path) -> Contents:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, in the file's dtypes; a bfloat16 as BFLOAT16.
+    """Read all tensors of a file in the dtypes of the file; a bfloat16 tensor has the numpy dtype BFLOAT16.
 
     Raises:
         CheckpointError: the file cannot be read or is not a whole safetensors file.
@@ -178,7 +179,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def load(contents: Contents) -> dict[str, np.ndarray]:
-    """The tensors themselves; see `read`."""
+    """Read the tensors of `contents` into memory; see `read` for their dtypes."""
     raw = {name: (spec, np.array(location.map(spec))) for name, (spec, location) in contents.items()}
     return {name: array.view(BFLOAT16) if spec.code == "BF16" else array for name, (spec, array) in raw.items()}
 

@@ -5,8 +5,9 @@
         rank-00007.json                 sizes and digests of the files of rank 7; removed before the commit
 
 The ranks wait for each other three times: when rank 0 has made the directory, when all have written their files, and
-when rank 0 has added the manifest and committed the step by one rename. A rank that fails tells the others there, and
-nothing is committed. If a rank dies nothing is committed either; the next save removes the directory.
+when rank 0 has added the manifest and committed the step by one rename. A rank that fails reports it to the others at
+the next of these points, and nothing is committed. If a rank dies, nothing is committed either; the next save removes
+the directory.
 """
 
 import contextlib
@@ -40,9 +41,9 @@ def save_rank(
     tokenizer: Path | None = None,
     keep: int = 0,
 ) -> Path:
-    """Write this rank's slices and commit the step together with all other ranks, which call this function too.
+    """Write this rank's slices, and commit the step together with all other ranks. Every rank calls this function.
 
-    The result is the checkpoint that `reshard` makes for the plan; see `store.save` for the rest.
+    The result is the same checkpoint that `reshard` would make for the plan; see `store.save` for the rest.
 
     Args:
         root: directory of the run's checkpoints, the same for all ranks.
@@ -50,8 +51,8 @@ def save_rank(
         plan: says which slices each rank holds and stores.
         rank: this rank.
         shapes: shapes of the whole tensors by name, for each group.
-        load: returns the slice that this rank holds of a tensor; called for the tensors that it stores, one after the
-            other.
+        load: returns this rank's slice of a tensor, given the tensor's name. It is called once for each tensor that
+            this rank stores.
         state, tokenizer, keep: as in `store.save`.
         agree: how the ranks wait for each other.
 
@@ -60,15 +61,15 @@ def save_rank(
 
     Raises:
         OutputError: this rank cannot write.
-        CheckpointError: another rank could not; or the ranks do not share a file system; or `tokenizer` is not a
+        CheckpointError: another rank cannot write; or the ranks do not share a file system; or `tokenizer` is not a
             directory.
     """
-    target, leads = store.step_path(root, step), rank == 0
+    target, is_leader = store.step_path(root, step), rank == 0
     shared = target.with_name(f".{target.name}.ranks.tmp")
     with contextlib.ExitStack() as new_step:
 
         def begin() -> None:
-            if leads:
+            if is_leader:
                 new_step.enter_context(store.new_step(root, step, keep, shared)).mkdir()
 
         def write() -> None:
@@ -76,8 +77,8 @@ def save_rank(
                 _write_part(shared, plan, rank, shapes, load)
 
         def finish() -> None:
-            if leads:
-                written = _taken(shared, list(shapes), plan.mesh.world)
+            if is_leader:
+                written = _collect_entries(shared, list(shapes), plan.mesh.world)
                 step_directory.write_step(
                     shared,
                     store.description(state, plan.config, tokenizer),
@@ -87,14 +88,15 @@ def save_rank(
                 )
                 new_step.close()
 
-        for part in (begin, write, finish):
-            _together(part, agree, target)
+        for phase in (begin, write, finish):
+            _run_together(phase, agree, target)
     return target
 
 
-def _together(part: Callable[[], None], agree: Agree, target: Path) -> None:
+def _run_together(phase: Callable[[], None], agree: Agree, target: Path) -> None:
+    """Run a phase of the save, then wait until all ranks have run it; raise if any rank failed."""
     try:
-        part()
+        phase()
     except Exception:
         agree(FAILED)
         raise
@@ -112,12 +114,13 @@ def _write_part(
     shapes: dict[str, dict[str, tuple[int, ...]]],
     load: Callable[[str], np.ndarray],
 ) -> None:
+    """Write the files of this rank's slices, and the file with their manifest entries."""
     entries = {}
     for group, tensors in shapes.items():
         if own := dict(sharded.rank_tensors(plan, tensors)).get(rank):
             file = sharded.rank_file(group, rank)
             entries[file] = step_directory.write_file(shared / file, _encoded(plan, own, load))
-    files.write_json(_note(shared, rank), entries)
+    files.write_json(_entries_file(shared, rank), entries)
 
 
 def _encoded(plan: Plan, own: dict[str, Slices], load: Callable[[str], np.ndarray]) -> Iterator[Buffer]:
@@ -125,7 +128,7 @@ def _encoded(plan: Plan, own: dict[str, Slices], load: Callable[[str], np.ndarra
     dtypes = {name: spec.dtype for name, spec in plan.config.model.parameters().items()}
     specs = {}
     for name, part in own.items():
-        dtype = np.dtype(dtypes.get(name, "float32"))  # the moments are no parameters, and are float32
+        dtype = np.dtype(dtypes.get(name, "float32"))  # the optimizer's moments are not parameters; they are float32
         specs[name] = Spec(safetensors_file.require_code(name, dtype), tuple(s.stop - s.start for s in part))
 
     def checked(name: str) -> np.ndarray:
@@ -136,17 +139,18 @@ def _encoded(plan: Plan, own: dict[str, Slices], load: Callable[[str], np.ndarra
     return safetensors_file.encode_lazily(specs, checked)
 
 
-def _note(shared: Path, rank: int) -> Path:
+def _entries_file(shared: Path, rank: int) -> Path:
+    """The temporary file in which a rank passes its manifest entries to rank 0."""
     return shared / f"rank-{rank:05d}.json"
 
 
-def _taken(shared: Path, groups: list[str], world: int) -> dict[str, Any]:
-    """Read and remove the notes of all ranks; returns the entries of their files, in the order of a manifest."""
-    noted: dict[str, Any] = {}
+def _collect_entries(shared: Path, groups: list[str], world: int) -> dict[str, Any]:
+    """Read and remove the entries files of all ranks; returns the manifest entries in the order of a manifest."""
+    entries: dict[str, Any] = {}
     for rank in range(world):
-        note = _note(shared, rank)
+        path = _entries_file(shared, rank)
         try:
-            noted |= small_json.read_object(note)
+            entries |= small_json.read_object(path)
         except small_json.Missing:
             rule = "the run's directory must lie on a file system that all hosts share"
             raise CheckpointError(
@@ -154,7 +158,7 @@ def _taken(shared: Path, groups: list[str], world: int) -> dict[str, Any]:
             ) from None
         except ValueError as error:
             rule = "ranks write it whole; mend that disk, then `--resume` goes on from the checkpoint before"
-            raise CheckpointError(f"{note}: is damaged ({error}); {rule}") from None
-        note.unlink()
+            raise CheckpointError(f"{path}: is damaged ({error}); {rule}") from None
+        path.unlink()
     names = (sharded.rank_file(group, rank) for group in groups for rank in range(world))
-    return {name: noted[name] for name in names if name in noted}
+    return {name: entries[name] for name in names if name in entries}

@@ -1,9 +1,9 @@
-"""Tensors that are cut into slices over the files of many ranks. No mindspore import.
+"""Tensors whose slices are distributed over the files of many ranks. No mindspore import.
 
     GROUP-rank-00007.safetensors        the slices that rank 7 owns
 
 The slices are those of `Plan.of(config.yaml)`. The owner of a slice is the first rank that holds it, so each slice is
-stored once, and all files together have the bytes of the whole checkpoint. A rank that owns no slice has no file.
+stored once, and all files together are as large as the unsharded checkpoint. A rank that owns no slice has no file.
 """
 
 import functools
@@ -25,7 +25,8 @@ from pangu_ms.parallel.plan import Plan, parameter_of
 Index = tuple[int, ...]
 Slices = tuple[slice, ...]
 LayoutOf = Callable[[int, str, tuple[int, ...]], Layout]
-"""Gives the layout of a tensor, from a rank, the name of the tensor in its file, and the shape of it there."""
+"""Called as `layout_of(rank, name, shape)`, with the tensor's name and shape in the file of that rank; returns the
+layout."""
 
 RANK_FILE = re.compile(r"(.+)-rank-(\d{5,})\.safetensors")
 
@@ -38,7 +39,7 @@ class StoredTensor:
     """dtype and shape of the whole tensor."""
     slice_shape: tuple[int, ...]
     locations: dict[Index, Location]
-    """Where each slice lies, by the number of the slice along each dimension."""
+    """Where each slice lies, by the index of the slice along each dimension."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,16 +56,16 @@ class StoredTensor:
         return self.spec.values(self.read(self.all))
 
     def read(self, wanted: Slices) -> np.ndarray:
-        """A part of the tensor in `spec.dtype`; no other part is read from the disk."""
+        """Read a part of the tensor, in `spec.dtype`; no other part is read from the disk."""
         part = np.empty([s.stop - s.start for s in wanted], self.spec.dtype)
         if part.size == 0:
             return part
         touched = [range(s.start // n, -(-s.stop // n)) for s, n in zip(wanted, self.slice_shape)]
         for index in itertools.product(*touched):
             begins = [i * n for i, n in zip(index, self.slice_shape)]
-            both = [(max(s.start, b), min(s.stop, b + n)) for s, b, n in zip(wanted, begins, self.slice_shape)]
-            into = tuple(slice(low - s.start, high - s.start) for (low, high), s in zip(both, wanted))
-            source = tuple(slice(low - b, high - b) for (low, high), b in zip(both, begins))
+            overlap = [(max(s.start, b), min(s.stop, b + n)) for s, b, n in zip(wanted, begins, self.slice_shape)]
+            into = tuple(slice(low - s.start, high - s.start) for (low, high), s in zip(overlap, wanted))
+            source = tuple(slice(low - b, high - b) for (low, high), b in zip(overlap, begins))
             part[into] = self.locations[index].map(Spec(self.spec.code, self.slice_shape))[source]
         return part
 
@@ -78,22 +79,22 @@ def whole(spec: Spec, location: Location) -> StoredTensor:
 
 
 def layout_in(plan: Plan, name: str, shape: tuple[int, ...]) -> Layout:
-    """The layout of a tensor of a checkpoint. Moments have that of their parameter; a tensor that belongs to no
-    parameter is whole, with `shape`, on every device."""
+    """The layout of a tensor of a checkpoint. Moments have the layout of their parameter; a tensor that belongs to no
+    parameter is replicated on every device, with `shape`."""
     return plan.layouts.get(parameter_of(name)) or replicated(shape, plan.mesh.axes)
 
 
 def replicated(shape: tuple[int, ...], axes: tuple[tuple[str, int], ...]) -> Layout:
-    """The layout of a tensor that every device has as a whole."""
+    """The layout of a tensor that every device holds unsliced."""
     return Layout(shape, axes, ((),) * len(shape))
 
 
 def gather(where: str, files: Iterable[tuple[int, Contents]], layout_of: LayoutOf) -> Stored:
-    """Find the tensors whose slices lie in the files of ranks. Of several ranks with the same slice the first is used,
-    and of several stages with the same tensor the first.
+    """Find the tensors whose slices lie in the files of ranks. If several ranks hold the same slice, the slice of the
+    first rank is used; if several stages hold the same tensor, the tensor of the first stage is used.
 
     Args:
-        where: the directory; it begins the messages.
+        where: the directory, with which error messages begin.
         files: each rank with the contents of its file; iterated over once.
         layout_of: the layout of each tensor.
 
@@ -150,7 +151,7 @@ class _Found:
 
 
 def rank_tensors(plan: Plan, tensors: dict[str, tuple[int, ...]]) -> Iterator[tuple[int, dict[str, Slices]]]:
-    """The slices that each rank owns of some tensors; a rank that owns none is left out.
+    """Yield each rank and the slices of the given tensors that it owns; a rank that owns none is left out.
 
     Args:
         plan: says which rank owns what.
@@ -172,14 +173,14 @@ def rank_file(group: str, rank: int) -> str:
 
 
 def read_ranks(where: str, paths: dict[int, Path], plan: Plan) -> Stored:
-    """The tensors of one group of a sharded checkpoint, from the files of its ranks."""
+    """Find the tensors of one group of a sharded checkpoint in the files of its ranks."""
     indexed = ((rank, safetensors_file.index(path)) for rank, path in sorted(paths.items()))
     tensors = gather(where, indexed, lambda _, name, shape: layout_in(plan, name, shape))
     order = {name: i for i, name in enumerate(plan.layouts)}
     return dict(sorted(tensors.items(), key=lambda item: order.get(parameter_of(item[0]), len(order))))
 
 
-@functools.lru_cache(1024)  # a model has few different layouts, and many parameters
+@functools.lru_cache(1024)  # many parameters of a model share a few different layouts
 def indices(layout: Layout) -> tuple[Index, ...]:
     """The index of the slice that each device of a stage holds."""
     return tuple(layout.index(rank) for rank in range(layout.num_devices))
@@ -187,5 +188,5 @@ def indices(layout: Layout) -> tuple[Index, ...]:
 
 @functools.lru_cache(1024)
 def owned(layout: Layout) -> dict[int, Slices]:
-    """The slices that are stored, by the device of the stage that stores them."""
+    """The slices to store, by the number of the device within its stage that stores them."""
     return {rank: layout.slices(rank) for rank in layout.owners().values()}

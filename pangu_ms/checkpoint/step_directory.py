@@ -24,7 +24,7 @@ from pangu_ms.core.errors import CheckpointError
 from pangu_ms.core.progress import progress_bar
 
 FORMAT_VERSION = 2
-"""Version 1 was that of pangu-ms 0.1.0, whose config.yaml and state.json have no format version; it is still read."""
+"""pangu-ms 0.1.0 wrote version 1, whose config.yaml and state.json have no format version; it is still read."""
 MANIFEST = "manifest.json"
 STEP = re.compile(r"step-(\d{8,})(\.old)?")
 Contents = dict[str, Iterable[Any]]
@@ -33,18 +33,18 @@ Contents = dict[str, Iterable[Any]]
 
 class NewerCheckpoint(CheckpointError):
     """The checkpoint was written by a newer version. Resuming from an older checkpoint instead would lose the steps
-    between, so this error is never passed over."""
+    between, so a reader never skips such a checkpoint."""
 
 
 def json_bytes(value: Any) -> bytes:
-    """A JSON value as the content of a file of a step."""
+    """Encode a JSON value as the content of a file of a step."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_step(
     directory: Path, contents: Contents, step: int, groups: dict[str, int], written: dict[str, Any] | None = None
 ) -> None:
-    """Write and flush the files of a step, the manifest last, and flush the directories that name them.
+    """Write and flush the files of a step, the manifest last, and flush the directories that hold them.
 
     Args:
         directory: the step's directory.
@@ -87,7 +87,7 @@ def verified(path: Path, digests: bool = True, progress: bool = False) -> dict[s
 
     Raises:
         NewerCheckpoint: a newer version of this program wrote it.
-        CheckpointError: it is not whole; the message says what is wrong with it.
+        CheckpointError: the directory is incomplete or damaged; the message says how.
     """
     try:
         manifest = _read(path)
@@ -120,6 +120,7 @@ def verified(path: Path, digests: bool = True, progress: bool = False) -> dict[s
 
 
 def _read(path: Path) -> dict[str, Any]:
+    """Read the manifest of a step directory, and check it against its own digest and the directory's name."""
     try:
         manifest = small_json.read_object(path / MANIFEST)
         intact = manifest.pop("sha256") == files.sha256_json(manifest)
@@ -129,6 +130,7 @@ def _read(path: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: {MANIFEST} is damaged ({error}); use another checkpoint") from None
+    # A damaged manifest may show any version; only an intact one proves that a newer program wrote it.
     format_version.require_known(
         manifest.get(format_version.KEY), FORMAT_VERSION, path, NewerCheckpoint if intact else CheckpointError
     )
@@ -148,7 +150,7 @@ def _size(file: Path) -> int:
 def _is_whole(manifest: dict[str, Any]) -> bool:
     """Whether a manifest has a step, files of the directory with sizes and digests, and groups of tensors.
 
-    Its own digest does not show this, as anybody can compute one.
+    The manifest's own digest does not show this, since anybody can compute it.
     """
     entries, groups = manifest.get("files"), manifest.get("tensors")
     if type(manifest.get("step")) is not int or not isinstance(entries, dict) or not isinstance(groups, dict):
@@ -164,7 +166,7 @@ def _is_entry(name: str, entry: Any) -> bool:
 
 
 def provenance() -> dict[str, Any]:
-    """Where a checkpoint comes from, as JSON values: the time (UTC), versions of packages, and the git revision."""
+    """How a checkpoint was made, as JSON values: the time (UTC), versions of packages, and the git revision."""
     return {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -174,7 +176,7 @@ def provenance() -> dict[str, Any]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and the packages that it computes with, as far as they are installed."""
+    """Versions of Python, of this package, and of those packages that it computes with and that are installed."""
     found = {"python": platform.python_version(), "pangu_ms": pangu_ms.__version__}
     for name in ("mindspore", "numpy", "safetensors"):
         try:

@@ -1,11 +1,11 @@
-"""The checkpoint store: directories that are whole or not there. No mindspore import.
+"""The checkpoint store: each step is a directory that is written atomically. No mindspore import.
 
     ROOT/step-00000100/
-        model.safetensors       the group of tensors "model". Beyond max_shard_bytes it is cut into
-                                model-00001-of-00003.safetensors and so on; cut over the ranks of a plan its files are
-                                model-rank-00007.safetensors and so on (see sharded.py)
+        model.safetensors       the group of tensors "model". A group above max_shard_bytes is split into
+                                model-00001-of-00003.safetensors and so on; a group that is sharded over the ranks of
+                                a plan has the files model-rank-00007.safetensors and so on (see sharded.py)
         optimizer.safetensors   further groups, if any
-        state.json              what the training loop needs to resume; its content does not matter here
+        state.json              what the training loop needs to resume; the store does not interpret it
         config.yaml             the resolved run configuration
         tokenizer/              a copy of the tokenizer, so that this directory alone can generate text
         manifest.json           written last: size and SHA-256 of every file, versions, git revision (step_directory.py)
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 STATE, STATE_VERSION = "state.json", 1
 MAX_SHARD_BYTES = 4 << 30
-"""Below the 5 GB that object stores take in one request."""
+"""Chosen below 5 GB, the largest upload that object stores accept in one request."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -88,11 +88,11 @@ class Checkpoint:
         return {name: sharded.whole(*entry) for path in paths for name, entry in safetensors_file.index(path).items()}
 
     def each(self, group: str = "model") -> Iterator[tuple[str, np.ndarray]]:
-        """The tensors of one group, one after the other; see `tensors`."""
+        """Read the tensors of one group one after the other; see `tensors`."""
         return ((name, tensor.values()) for name, tensor in self.stored(group).items())
 
     def tensors(self, group: str = "model") -> Tensors:
-        """The tensors of one group by name, with the shapes and dtypes that were saved. The slices of a sharded
+        """Read the tensors of one group by name, with the shapes and dtypes that were saved. The slices of a sharded
         checkpoint are joined.
 
         Raises:
@@ -129,7 +129,7 @@ class Checkpoint:
         return Tokenizer.load(path) if path else None
 
     def tokenizer_path(self) -> Path | None:
-        """Directory of the tokenizer, if one was saved."""
+        """Directory of the tokenizer that was saved with the step; None if there is none."""
         return next((self.path / "tokenizer" for name in self.manifest["files"] if name.startswith("tokenizer/")), None)
 
 
@@ -143,7 +143,8 @@ def save(
     keep: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Save one step. A kill or a full disk at any instant leaves the earlier checkpoints as they were.
+    """Save one step atomically. If the process is killed or the disk is full, the earlier checkpoints stay as they
+    were.
 
     If the step exists, it is replaced. Two processes that save into one root wait for each other.
 
@@ -155,7 +156,7 @@ def save(
         config: resolved configuration.
         tokenizer: directory to copy, or None.
         keep: number of newest checkpoints to keep; 0 keeps all.
-        max_shard_bytes: a group larger than this is cut into several files.
+        max_shard_bytes: a group larger than this is split into several files.
 
     Returns:
         The step's directory.
@@ -164,7 +165,7 @@ def save(
         CheckpointError: `tokenizer` is not a directory, or a dtype cannot be stored.
         OutputError: the disk is full or not writable.
     """
-    # What may fail without the disk comes first.
+    # Errors that do not depend on the disk are found first.
     contents = description(state, config, tokenizer)
     for group, tensors in groups.items():
         for name, names in shards(group, {name: array.nbytes for name, array in tensors.items()}, max_shard_bytes):
@@ -191,13 +192,13 @@ def step_path(root: Path, step: int) -> Path:
 
 @contextlib.contextmanager
 def new_step(root: Path, step: int, keep: int = 0, temporary: Path | None = None) -> Iterator[Path]:
-    """A context in which one step is written; see `save`.
+    """Open a context in which one step is written; see `save`.
 
-    It yields the name of a directory that the block must make and fill with `write_step`. When the block ends without
-    an error, the directory is committed.
+    The context yields the path of a directory that the block must create and fill with `write_step`. When the block
+    ends without an error, the directory is committed.
 
     Args:
-        temporary: the name to use, if several processes have to know it. It must be one that `commit.leftovers` finds.
+        temporary: the path to use, if several processes have to know it. `commit.leftovers` must be able to find it.
     """
     root, target = Path(root), step_path(root, step)
     with files.writing(target):
@@ -206,7 +207,7 @@ def new_step(root: Path, step: int, keep: int = 0, temporary: Path | None = None
             if alone:
                 commit.remove_leftovers(root, _looks_complete)
             temporary = temporary or commit.temporary_name(target)
-            shutil.rmtree(temporary, ignore_errors=True)  # without locks a killed save may have left it
+            shutil.rmtree(temporary, ignore_errors=True)  # a killed save may have left it, if there are no locks
             try:
                 yield temporary
                 commit.commit(temporary, target)
@@ -220,8 +221,8 @@ def latest_valid(root: Path, digests: bool = True, progress: bool = False) -> tu
     """The newest checkpoint whose files all have the right size and digest.
 
     Returns:
-        The checkpoint or None, and a line for each newer or unfinished directory that was passed over. The lines are
-        also logged as warnings.
+        The checkpoint or None, and one line for each newer or unfinished directory that was skipped. The lines are also
+        logged as warnings.
 
     Raises:
         NewerCheckpoint: a newer version of this program wrote the newest checkpoint.
@@ -246,9 +247,9 @@ def open_checkpoint(path: Path, digests: bool = True, progress: bool = False) ->
     """Open a checkpoint.
 
     Args:
-        path: a step directory; or a directory of these, or of a run with `checkpoints/` in it, whose newest valid step
-            is opened.
-        digests: False compares sizes only, for a first look at a checkpoint that will be opened again.
+        path: a step directory; or a directory of step directories, or a run's directory with `checkpoints/` in it. Of
+            these two the newest valid step is opened.
+        digests: False compares only sizes; use it for a first look at a checkpoint that will be opened again.
         progress: show a bar while digests are computed.
 
     Raises:
@@ -340,14 +341,15 @@ def step_directories(root: Path) -> list[Path]:
 
 
 def require_no_checkpoints(output: Path) -> None:
-    """Raise OutputError if `output` holds checkpoints or is the directory of a run: a checkpoint of step 0 would be
-    taken for one of theirs."""
+    """Raise OutputError if `output` holds checkpoints or is the directory of a run. A new checkpoint of step 0 would be
+    mistaken for a checkpoint of that run."""
     if next(Path(output).glob("step-*"), None) or next(Path(output).glob("checkpoints/step-*"), None):
         raise OutputError(f"{output}: holds checkpoints; nothing is overwritten; name a new --output")
 
 
 def _looks_complete(path: Path) -> bool:
-    """Whether manifest and sizes are right. Digests of many gigabytes would take minutes at every save."""
+    """Whether the manifest and all sizes are right. Digests are not compared: for many gigabytes this would take
+    minutes at every save."""
     try:
         return bool(verified(path, digests=False))
     except CheckpointError:

@@ -1,1 +1,1 @@
-"""The command line: one module a verb. The only place that parses arguments."""
+"""The command line, with one module per verb. Only this folder parses arguments."""

@@ -1,4 +1,4 @@
-"""Verbs with actions, such as `pangu plan show`: each has a parser of its own, built when the action is named."""
+"""Verbs with actions, such as `pangu plan show`. Each action has its own parser, which is built only when needed."""
 
 import importlib
 from collections.abc import Mapping
@@ -7,7 +7,8 @@ from typing import Any
 from pangu_ms.core.parser import Parser, RawHelp
 
 Actions = Mapping[str, tuple[str, str]]
-"""By name: "module:function" that builds the action's parser (function: build_parser if left out), and a summary."""
+"""Maps the name of an action to a pair: "module:function" that builds its parser (the function is build_parser if it is
+left out), and a summary."""
 
 
 def run_action(verb: str, description: str | None, actions: Actions, argv: list[str]) -> int:
@@ -21,10 +22,10 @@ def run_action(verb: str, description: str | None, actions: Actions, argv: list[
 
 
 def whole_parser(program: str, description: str | None, actions: Actions) -> Parser:
-    """The parser of a verb with those of all its actions below it, or of `pangu` with its verbs: for who reads parsers,
-    such as shell completion. A command line is parsed by the parser of its action alone."""
+    """The parser of a verb with the parsers of all its actions as subparsers, or of `pangu` with all its verbs. Shell
+    completion reads such parsers. A command line is parsed by the parser of its action alone."""
     parser = Parser(prog=program, description=description)
-    parser_class: Any = _build  # called as the class would be
+    parser_class: Any = _build  # a function that argparse calls in place of a parser class
     subparsers: Any = parser.add_subparsers(metavar="ACTION", parser_class=parser_class)
     for name, (target, summary) in actions.items():
         subparsers.add_parser(name, help=summary, target=target)

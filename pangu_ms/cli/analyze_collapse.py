@@ -1,4 +1,4 @@
-"""`pangu analyze collapse`: how diverse the features of each layer are, to compare models for feature collapse."""
+"""`pangu analyze collapse`: measure how diverse the features of each layer are, to detect feature collapse."""
 
 import re
 from argparse import Namespace
@@ -19,25 +19,26 @@ from pangu_ms.research.analysis.collapse import LayerDiversity
 from pangu_ms.research.analysis.plot import plot_collapse
 
 OVERRIDE = re.compile(r"\w+\.[\w.]+=")
-TOKENS_PER_DIMENSION = (
-    10  # isotropic features: d(0.8) is 3 % low at 100 tokens per dimension, 14 % at 10, 52 % at 1 (sampled, E = 256)
-)
+TOKENS_PER_DIMENSION = 10
+"""With fewer tokens per dimension a warning is printed. On sampled isotropic features (E = 256), d(0.8) comes out 3 %
+too low with 100 tokens per dimension, 14 % with 10, and 52 % with 1."""
 
 
 def build_parser() -> Parser:
     """The action's options."""
     parser = Parser(prog="pangu analyze collapse", description=__doc__)
-    text = "run directories, their checkpoints directories, or single steps; also section.field=value: "
+    text = "run directories, their checkpoints directories, or directories of steps; also section.field=value, "
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=text + options.OVERRIDES_HELP)
     options.add_data(parser, required=True)
-    text = "names in table and figure, one for each checkpoint; else the paths"
+    text = "names for the table and the figure, one for each checkpoint (default: the paths)"
     parser.add_argument("--labels", metavar="A,B", help=text)
-    options.add_split(parser, "which records; MindRecord files without manifest are `train`")
+    options.add_split(parser, "which records to use; MindRecord files without a manifest are `train`")
     options.add_batch_size(parser)
-    parser.add_argument("--max-batches", type=int, default=8, help="stop after this many; 0 takes all")
-    parser.add_argument("--share", type=float, default=0.8, help="of the variance that the effective dimension carries")
-    options.add_new_file(parser, "--plot", "new .png, .svg or .pdf: all checkpoints over the layers")
-    options.add_new_file(parser, "--output", "write the JSON into this new file, too")
+    parser.add_argument("--max-batches", type=int, default=8, help="number of batches to measure; 0 takes all")
+    text = "share of the variance that the effective dimension must carry"
+    parser.add_argument("--share", type=float, default=0.8, help=text)
+    options.add_new_file(parser, "--plot", "new .png, .svg or .pdf: the measures of all checkpoints, layer by layer")
+    options.add_new_file(parser, "--output", "also write the JSON into this new file")
     options.add_json(parser)
     options.add_verbose(parser)
     parser.set_defaults(run=_run)
@@ -53,9 +54,9 @@ def _run(args: Namespace) -> int:
     runtime.quiet(args.verbose)
     _require_sound(args, paths, overrides)
 
-    from pangu_ms.research.analysis.run import Subject, collapse  # with MindSpore, which takes seconds
+    from pangu_ms.research.analysis.run import Subject, collapse  # imports MindSpore, which takes seconds
 
-    # all are opened before the first one runs
+    # All are opened before the first one runs, so that a mistake is found before any work.
     subjects = [Subject.open(path, args.data, args.split, overrides) for path in paths]
     results = []
     for label, subject in zip(labels, subjects):
@@ -74,7 +75,7 @@ def _run(args: Namespace) -> int:
 
 
 def _require_sound(args: Namespace, paths: list[str], overrides: list[str]) -> None:
-    """Raise a UserError for numbers, checkpoints and records that `Subject.open` and `collapse` would refuse."""
+    """Raise a UserError for numbers, checkpoints and records that `Subject.open` and `collapse` would refuse later."""
     if args.batch_size < 1 or args.max_batches < 0:
         raise ConfigError(
             f"--batch-size {args.batch_size} --max-batches {args.max_batches}: must be at least 1 and 0; 0 batches"
@@ -87,7 +88,7 @@ def _require_sound(args: Namespace, paths: list[str], overrides: list[str]) -> N
 
 
 def table(result: dict[str, Any]) -> str:
-    """One checkpoint's measures for the eye."""
+    """The measures of one checkpoint as a table."""
     tokens = f"{result['tokens']:,} tokens in {result['sequences']:,} sequences"
     lines = [
         f"{result['label']}: {result['family']}, hidden_size {result['hidden_size']}, step {result['step']}, {tokens}"

@@ -1,9 +1,9 @@
-"""`pangu ckpt ACTION`: checkpoints as files."""
+"""`pangu ckpt ACTION`: work on checkpoint files."""
 
 from pangu_ms.cli.actions import run_action, whole_parser
 from pangu_ms.core.parser import Parser
 
-ACTIONS = {"reshard": ("pangu_ms.cli.ckpt_reshard", "from any plan to any plan, to and from one whole checkpoint")}
+ACTIONS = {"reshard": ("pangu_ms.cli.ckpt_reshard", "change the parallel plan of a checkpoint, or join or shard it")}
 
 
 def build_parser() -> Parser:

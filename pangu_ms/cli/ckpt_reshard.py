@@ -1,4 +1,4 @@
-"""`pangu ckpt reshard`: a checkpoint from any parallel plan to any other, to and from one whole checkpoint."""
+"""`pangu ckpt reshard`: convert a checkpoint from any parallel plan to any other, or to and from an unsharded one."""
 
 import dataclasses
 import functools
@@ -29,16 +29,17 @@ To the plan of a run:  pangu ckpt reshard CHECKPOINT --output DIR --config NAME
 To one device:         pangu ckpt reshard CHECKPOINT --output DIR --whole
 From MindSpore's own:  pangu ckpt reshard --from-mindspore DIR --strategy FILE ... --config NAME --output DIR
 
-CHECKPOINT is a step directory, a directory of these, or a run's, whole or sharded. Its plan is the section `parallel`
-of its config.yaml, which the new checkpoint has with the changes that you name. Bits are kept; model, optimizer, state
-and tokenizer come along. Memory: about one parameter.
-DIR is then a run: `pangu train --config DIR/config.yaml --data RECORDS --output DIR --resume` goes on with it. (To go
-on with CHECKPOINT's own run on another number of cards no reshard is needed: `pangu train --resume` reads from any plan
-what each rank needs.)
-A sharded checkpoint stores every slice once, in the file of the first rank that holds it; eval, generate, export and
-convert read it as it is.
-The global batch stays: train.batch_size, that of one replica, and the micro-batches follow data_parallel unless you
-give train.batch_size."""
+CHECKPOINT is a step directory, a directory of step directories, or a run directory; it may be whole or sharded. Its
+plan is the section `parallel` of its config.yaml; the new checkpoint has this section with the changes that you give.
+Model, optimizer, state and tokenizer are copied, and all values stay bit for bit the same. The command needs memory for
+about one parameter.
+DIR is a run directory afterwards: `pangu train --config DIR/config.yaml --data RECORDS --output DIR --resume` resumes
+it. (To resume CHECKPOINT's own run on another number of cards, no reshard is needed: `pangu train --resume` reads what
+each rank needs from a checkpoint of any plan.)
+A sharded checkpoint stores every slice once, in the file of the first rank that holds it. eval, generate, export and
+convert read it directly.
+The global batch size does not change: train.batch_size, which is that of one replica, and the number of micro-batches
+are adapted to data_parallel, unless you give train.batch_size."""
 
 _BATCH = ("train.batch_size", "train.accumulation_steps")
 
@@ -46,23 +47,23 @@ _BATCH = ("train.batch_size", "train.accumulation_steps")
 def build_parser() -> Parser:
     """The action's options."""
     parser = Parser(prog="pangu ckpt reshard", description=_DESCRIPTION, formatter_class=RawHelp)
-    text = "what to reshard; left out with --from-mindspore"
+    text = "the checkpoint to reshard; leave it out with --from-mindspore"
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help=text)
-    text = "run directory to make, with the new step below checkpoints/: empty or not there yet"
+    text = "run directory to make, new or empty; the new step is written below checkpoints/"
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=text)
     text = (
-        "write one whole checkpoint; its plan is that of one device (with CHECKPOINT: or that of --config), with your"
-        " overrides"
+        "write an unsharded checkpoint; its plan is that of one device, or (with CHECKPOINT) that of --config, with"
+        " your overrides"
     )
     parser.add_argument("--whole", action="store_true", help=text)
     text = (
-        "CHECKPOINT's step (default: its newest valid one); --from-mindspore: optimizer steps that were done"
-        " (default: 0)"
+        "step of CHECKPOINT to use (default: the newest valid one); with --from-mindspore: number of optimizer steps"
+        " done (default: 0)"
     )
     parser.add_argument("--step", type=int, metavar="N", help=text)
-    text = "MindSpore's own checkpoint: DIR/rank_N/, a .ckpt or .safetensors in each"
+    text = "MindSpore's own sharded checkpoint: directories DIR/rank_N/ with one .ckpt or .safetensors in each"
     parser.add_argument("--from-mindspore", type=Path, metavar="DIR", help=text)
-    text = "its strategy files: one merged, or one for each stage"
+    text = "strategy files of --from-mindspore: one merged file, or one for each stage"
     parser.add_argument("--strategy", type=Path, nargs="+", metavar="FILE", help=text)
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="tokenizer to copy, with --from-mindspore")
     options.add_json(parser)
@@ -83,8 +84,8 @@ def _run(parser: Parser, args: Namespace) -> int:
 
 
 def _require_whole_command(parser: Parser, args: Namespace) -> None:
-    """End with the parser's error for options that do not go together. With --from-mindspore, the word before the
-    overrides is one, too."""
+    """End with the parser's error if options do not go together. With --from-mindspore, the positional CHECKPOINT is an
+    override too."""
     if args.from_mindspore:
         args.overrides = [word for word in (args.checkpoint, *args.overrides) if word]
         if not args.strategy or not args.config:
@@ -120,7 +121,7 @@ def _from_ours(args: Namespace) -> tuple[Source, RunConfig, RunConfig, list[str]
         return Source.of(checkpoint), old, new
 
     source, _, new = planned(store.open_checkpoint(path, digests=False))
-    check(source, _root(args), new)  # before digests, which may take minutes
+    check(source, _root(args), new)  # errors are found before the digests are computed, which may take minutes
     return *planned(store.open_checkpoint(path, progress=True)), []
 
 
@@ -139,7 +140,7 @@ def _keeping_batch(old: RunConfig, new: RunConfig) -> list[str]:
 
 
 def _require_new_run(output: Path) -> None:
-    """Raise OutputError unless `output` is empty or not there, but for what a killed reshard leaves."""
+    """Raise OutputError unless `output` is missing or empty, apart from leftovers of a killed reshard."""
     inside = sorted(output.iterdir()) if output.is_dir() else []
     require_unused(output / "checkpoints" if [path.name for path in inside] == ["checkpoints"] else output)
 
@@ -161,7 +162,7 @@ def _from_mindspore(args: Namespace) -> tuple[Source, RunConfig | None, RunConfi
         "sha256": {path.name: files.sha256_file(path) for path in args.strategy},
     }
     step = args.step or 0
-    state = {"step": step, "guard": Guard.create(new).state(), "imported": imported}  # a run can go on from here
+    state = {"step": step, "guard": Guard.create(new).state(), "imported": imported}  # what a run needs to resume
     return (
         Source(str(args.from_mindspore), step, shards.groups, json.dumps(state, indent=2).encode(), args.tokenizer),
         None,
@@ -181,7 +182,7 @@ def _step_path(path: Path, step: int | None) -> Path:
 
 
 def _with_plan(path: Path, config: RunConfig, section: ParallelConfig | None, overrides: list[str]) -> RunConfig:
-    """The configuration in `path` with another section `parallel`, if one is given, and then overrides."""
+    """Load the configuration in `path`, replace its section `parallel` if one is given, then apply the overrides."""
     own = dataclasses.asdict(config.parallel)
     changed = {key: value for key, value in dataclasses.asdict(section or config.parallel).items() if value != own[key]}
     return load_config(str(path), [f"parallel.{key}={json.dumps(value)}" for key, value in changed.items()] + overrides)

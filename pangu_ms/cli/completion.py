@@ -15,7 +15,7 @@ tcsh: pangu completion tcsh > pangu.csh, and `source pangu.csh` in ~/.tcshrc"""
 def build_parser() -> Parser:
     """The verb's options."""
     parser = Parser(prog="pangu completion", description=__doc__, epilog=EPILOG, formatter_class=RawHelp)
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the script is printed for this one")
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell to print the script for")
     parser.set_defaults(run=_run)
     return parser
 

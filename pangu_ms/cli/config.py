@@ -1,4 +1,5 @@
-"""`pangu config ACTION`: what a configuration resolves to, what its fields mean, and other shapes of the same size."""
+"""`pangu config ACTION`: show a resolved configuration and what its fields mean, and find model shapes of equal
+size."""
 
 import dataclasses
 import math
@@ -22,7 +23,7 @@ from pangu_ms.train.schedule import peak_learning_rate
 
 ACTIONS = {
     "show": ("pangu_ms.cli.config:show_parser", "print a resolved config and the model's size"),
-    "iso": ("pangu_ms.cli.config:iso_parser", "depth against width: shapes with the same number of parameters"),
+    "iso": ("pangu_ms.cli.config:iso_parser", "find deeper or wider shapes with the same number of parameters"),
 }
 ISO_NOTES = """
 * the given config
@@ -52,16 +53,19 @@ def show_parser() -> Parser:
 
 
 def iso_parser() -> Parser:
-    """The options of `pangu config iso`; numbers are parsed by `_number`, whose message says what it takes."""
+    """The options of `pangu config iso`. Numbers are parsed later by `_number`, whose error messages say what is
+    expected."""
     parser = Parser(prog="pangu config iso", description=ACTIONS["iso"][1])
     options.add_config(parser)
     parser.add_argument("--parameters", metavar="N", help="target size, such as 1.2e9 (default: the config's)")
-    text = "numbers of layers (default: a quarter to twice the config's)"
+    text = "numbers of layers to try (default: a quarter to twice the config's)"
     parser.add_argument("--depths", metavar="L,L,...", help=text)
-    parser.add_argument("--expansions", metavar="R,R,...", help="ffn_hidden_size / hidden_size (default: the config's)")
+    parser.add_argument(
+        "--expansions", metavar="R,R,...", help="ratios ffn_hidden_size / hidden_size (default: the config's)"
+    )
     parser.add_argument("--head-dim", metavar="D", help="size of an attention head (default: the config's)")
-    parser.add_argument("--multiple", metavar="N", default="8", help="feed-forward widths are multiples of it")
-    text = "largest difference from the target; a feed-forward width gives way to it"
+    parser.add_argument("--multiple", metavar="N", default="8", help="feed-forward widths are multiples of N")
+    text = "largest relative difference from the target size; feed-forward widths are adapted to meet it"
     parser.add_argument("--tolerance", metavar="SHARE", default="0.01", help=text)
     options.add_new_directory(parser, "--write", "new directory for a YAML per shape within the tolerance")
     options.add_json(parser)
@@ -70,11 +74,10 @@ def iso_parser() -> Parser:
 
 
 def fields() -> list[dict[str, Any]]:
-    """Each field: dotted name, whether it is required, default, description."""
+    """One row per field: dotted name, family, whether it is required, default, description."""
     schema = TypeAdapter(RunConfig).json_schema()
-    inherited = TypeAdapter(ModelConfig).json_schema()[
-        "properties"
-    ]  # pydantic does not pass a base class's descriptions on
+    # pydantic's schema of a subclass lacks the descriptions of inherited fields, so they are taken from the base class.
+    inherited = TypeAdapter(ModelConfig).json_schema()["properties"]
     families = {family.config.__name__: name for name, family in FAMILIES.items()}
     rows = []
     for section in dataclasses.fields(RunConfig):
@@ -93,7 +96,7 @@ def fields() -> list[dict[str, Any]]:
 
 
 def field_lines() -> list[str]:
-    """Two lines per field, for the eye."""
+    """The fields as text, two lines per field."""
     return [
         f"{row['name']} {'(required)' if row['required'] else '= ' + str(row['default'])}\n    {row['description']}"
         for row in fields()
@@ -143,7 +146,7 @@ def run_iso(args: Namespace) -> int:
 
 
 def _table(own: iso.Shape, shapes: list[iso.Shape], search: iso.Search) -> list[str]:
-    """The given config first, unless the search found it."""
+    """The shapes as a table; the given config comes first, unless the search found it too."""
     heading = f"{search.target:,} parameters wanted, within {search.tolerance:.4g} of it"
     head = ("", "layers", "hidden", "heads", "ffn", "ffn/hidden", "parameters", "difference", "tables", "MFLOP/token")
     rows = [_row(shape, shape == own) for shape in (shapes if own in shapes else [own, *shapes])]

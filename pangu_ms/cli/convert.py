@@ -1,4 +1,4 @@
-"""`pangu convert`: weights of other programs to a checkpoint of ours, and back."""
+"""`pangu convert`: convert weights of other programs to a checkpoint of this package, and back."""
 
 import functools
 import logging
@@ -22,24 +22,26 @@ from pangu_ms.models.common.weights import Format
 from pangu_ms.models.registry import FAMILIES
 
 _DESCRIPTION = """\
-Into our format:
+To a checkpoint of this package:
   pangu convert FILE --from official|huggingface|mindformers --config NAME [model.field=value ...] --output DIR
   pangu convert DIRECTORY --from huggingface --output DIR
-Out of it:
+From a checkpoint of this package:
   pangu convert CHECKPOINT --to official|huggingface|mindformers --output FILE
   pangu convert CHECKPOINT --to huggingface --output DIRECTORY
 
 FILE is one .ckpt, .npz or .safetensors; 512-part releases must first be merged with MindSpore's transform_checkpoints.
-DIRECTORY holds .safetensors, one or several with an index; its config.json says which model it is, and its tokenizer
-comes along. A DIRECTORY that is written has them and generation_config.json, too. What is a LLaMA, transformers loads;
-it has no class for alpha and for pi with its parts.
+DIRECTORY is a Hugging Face directory with one .safetensors file, or several with an index. Its config.json says which
+model it is, and its tokenizer is converted too. A DIRECTORY that is written also has these files, and
+generation_config.json. transformers can load it if the model is a LLaMA; it has no class for alpha, nor for pi with
+series activations or augmented shortcuts.
 Names and shapes must be exactly those of the configuration. Nothing is overwritten.
-A FILE does not tell what changes no shape, so a wrong number of heads (pi: rope_theta, rms_norm_eps, siaf_position,
-...) cannot be noticed: check a known prompt. official: the released weights of alpha."""
+A FILE says nothing about settings that change no shape, so a wrong number of heads (for pi also rope_theta,
+rms_norm_eps, siaf_position, ...) is not detected: check the result with a known prompt.
+The format "official" is that of the released weights of alpha."""
 
 _log = logging.getLogger(__name__)
 Say = Callable[[str], None]
-"""Takes one line that a user should read."""
+"""Called with one line that the user should read."""
 
 
 def import_file(
@@ -56,14 +58,14 @@ def import_file(
 
     Args:
         path: .ckpt, .npz or .safetensors, or a Hugging Face directory.
-        source: its naming, such as "official".
+        source: naming scheme of the weights, such as "official".
         config: the model that the weights belong to; None for a directory with config.json, see `directory_config`.
         output: a directory without checkpoints; made if needed.
         tokenizer: tokenizer directory, or released vocab.model, to copy into the checkpoint; None takes that of the
             directory.
-        dtype: of the stored weights: float32, which training needs, float16 or bfloat16.
+        dtype: dtype of the stored weights: float32 (which training needs), float16 or bfloat16.
         with_tokenizer: False leaves the directory's tokenizer out.
-        say: is told what became of dtypes and tokenizer.
+        say: called with lines that say what became of dtypes and tokenizer.
 
     Returns:
         The step directory.
@@ -89,7 +91,7 @@ def import_file(
     state = {"imported": {"file": path.name, "format": source, "sha256": {p.name: files.sha256_file(p) for p in read}}}
     say(f"weights: {dtypes.change({dtypes.name_of(array.dtype) for array in tensors.values()}, dtype)}")
     none = "none comes along; name one with --tokenizer wherever text is read or written"
-    say(f"tokenizer: {_described(loaded) if loaded else none}")
+    say(f"tokenizer: {_describe_tokenizer(loaded) if loaded else none}")
     with tempfile.TemporaryDirectory() as scratch:
         copy = None
         if loaded:
@@ -98,12 +100,12 @@ def import_file(
 
 
 def directory_config(directory: Path, source: str, config: RunConfig | None = None) -> RunConfig:
-    """The configuration that a Hugging Face directory's config.json describes; with `config`, that one, which must
-    describe the same model.
+    """The configuration that a Hugging Face directory's config.json describes. If `config` is given, it is returned
+    instead; it must describe the same model.
 
     Raises:
-        CheckpointError: no config.json, or a model that is not ours.
-        ConfigError: `config` differs from it in a field of the model.
+        CheckpointError: there is no config.json, or it describes a model of another kind.
+        ConfigError: `config` and config.json differ in a field of the model.
     """
     tree = foreign.read_config(directory)
     where = str(Path(directory) / foreign.CONFIG)
@@ -143,22 +145,22 @@ def export_file(
     max_shard_bytes: int = store.MAX_SHARD_BYTES,
     say: Say = _log.info,
 ) -> Path:
-    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory where `output` has no
+    """Convert the model of a checkpoint to one file of weights, or to a Hugging Face directory if `output` has no
     suffix.
 
     Args:
         checkpoint: step directory, checkpoint root or run directory.
-        target: naming to write, such as "huggingface".
+        target: naming scheme to write, such as "huggingface".
         output: a new .ckpt, .npz or .safetensors, or a new directory.
-        dtype: of the written weights: float32, float16 or bfloat16.
-        max_shard_bytes: a directory's weights beyond this go into several files.
-        say: is told what became of dtypes and tokenizer.
+        dtype: dtype of the written weights: float32, float16 or bfloat16.
+        max_shard_bytes: weights of a directory that are larger than this are split over several files.
+        say: called with lines that say what became of dtypes and tokenizer.
 
     Returns:
         `output`.
 
     Raises:
-        CheckpointError: no valid checkpoint, or an unknown naming or suffix.
+        CheckpointError: there is no valid checkpoint, or the naming scheme or suffix is unknown.
         OutputError: `output` exists, or the disk is full.
     """
     output = Path(output)
@@ -184,7 +186,9 @@ def export_file(
     tree = naming.write_config(config.model)
     unread = ", which transformers has no class for; `pangu convert --from huggingface` reads it"
     say(f"config.json: model_type={tree['model_type']}{'' if 'architectures' in tree else unread}")
-    say(f"tokenizer: {_described(tokenizer, to_transformers=True) if tokenizer else 'the checkpoint has none'}")
+    say(
+        f"tokenizer: {_describe_tokenizer(tokenizer, to_transformers=True) if tokenizer else 'the checkpoint has none'}"
+    )
     ids = huggingface_files.token_ids(tokenizer) if tokenizer else dict.fromkeys(huggingface_files.TOKEN_IDS)
     contents = huggingface_files.files_of(tokenizer) if tokenizer else {}
     contents[foreign.CONFIG] = files.json_text(tree | ids | {"torch_dtype": dtype}).encode()
@@ -195,25 +199,25 @@ def export_file(
 def build_parser() -> Parser:
     """The verb's options."""
     parser = Parser(prog="pangu convert", description=_DESCRIPTION, formatter_class=RawHelp)
-    text = "file or Hugging Face directory of weights; --to: run, checkpoint or step directory"
+    text = "with --from: file or Hugging Face directory of weights; with --to: run, checkpoint or step directory"
     parser.add_argument("input", type=Path, metavar="FILE|DIRECTORY|CHECKPOINT", help=text)
     direction = parser.add_mutually_exclusive_group(required=True)
-    text = "official | huggingface | mindformers: names in the input"
+    text = "naming scheme of the input: official, huggingface or mindformers"
     direction.add_argument("--from", dest="source", metavar="FORMAT", help=text)
-    text = "official | huggingface | mindformers: names to write"
+    text = "naming scheme to write: official, huggingface or mindformers"
     direction.add_argument("--to", dest="target", metavar="FORMAT", help=text)
-    text = "--from: directory without checkpoints; --to: new .ckpt, .npz, .safetensors or directory"
+    text = "with --from: directory without checkpoints; with --to: new .ckpt, .npz, .safetensors or directory"
     parser.add_argument("--output", type=Path, required=True, help=text)
     which = parser.add_mutually_exclusive_group()
     text = (
-        "--from: tokenizer directory or vocab.model to copy into the checkpoint (default: that of the DIRECTORY, if it"
-        " has one)"
+        "with --from: tokenizer directory or vocab.model to copy into the checkpoint (default: the tokenizer of the"
+        " DIRECTORY, if it has one)"
     )
     which.add_argument("--tokenizer", type=Path, metavar="PATH", help=text)
-    which.add_argument("--no-tokenizer", action="store_true", help="--from: leave the DIRECTORY's tokenizer out")
+    which.add_argument("--no-tokenizer", action="store_true", help="with --from: do not copy the DIRECTORY's tokenizer")
     text = (
-        "of the weights written (default: %(default)s; training needs it, and it holds float16 and bfloat16 files"
-        " exactly); rounds to the nearest, ties to even"
+        "dtype of the written weights (default: %(default)s, which training needs and which represents float16 and"
+        " bfloat16 exactly); values are rounded to nearest, ties to even"
     )
     parser.add_argument("--dtype", choices=dtypes.NAMES, default="float32", help=text)
     options.add_json(parser)
@@ -270,14 +274,14 @@ def _tokenizer_of(path: Path, named: Path | None, wanted: bool, config: RunConfi
     return tokenizer
 
 
-def _described(tokenizer: Tokenizer, to_transformers: bool = False) -> str:
-    """A tokenizer in a few words."""
+def _describe_tokenizer(tokenizer: Tokenizer, to_transformers: bool = False) -> str:
+    """A short description of a tokenizer."""
     ids = huggingface_files.token_ids(tokenizer)
-    told = f"{tokenizer.vocab_size:,} ids, " + ", ".join(
+    text = f"{tokenizer.vocab_size:,} ids, " + ", ".join(
         f"{name.split('_')[0]} {'none' if value is None else value}" for name, value in ids.items()
     )
     unreadable = to_transformers and not huggingface_files.transformers_reads(tokenizer)
-    return told + (
+    return text + (
         "; transformers has no class that segments with jieba; `pangu convert --from huggingface` reads it"
         if unreadable
         else ""

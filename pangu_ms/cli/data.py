@@ -1,4 +1,4 @@
-"""`pangu data ACTION`: a corpus as records, and which of them the next round reads."""
+"""`pangu data ACTION`: prepare a corpus as records, inspect them, and choose the records of the next training round."""
 
 import json
 from argparse import Namespace
@@ -26,7 +26,7 @@ ACTIONS = {
     "inspect": ("pangu_ms.cli.data:inspect_parser", "show what a directory holds"),
     "losses": (
         "pangu_ms.cli.data:losses_parser",
-        "the loss of every batch of a finished round under its checkpoint; can be interrupted and repeated",
+        "compute the loss of every batch of a finished training round; can be interrupted and repeated",
     ),
     "resample": (
         "pangu_ms.cli.data:resample_parser",
@@ -49,17 +49,17 @@ def main(argv: list[str]) -> int:
 def prepare_parser() -> Parser:
     """The options of `pangu data prepare`."""
     parser = Parser(prog="pangu data prepare", description=ACTIONS["prepare"][1])
-    text = "text (one document each), JSON lines or arrays; .gz or .zst too"
+    text = "text files (one document each), JSON lines or JSON arrays; may be compressed (.gz, .zst)"
     options.add_corpus(parser, text, required=True)
     options.add_corpus_format(parser)
     options.add_tokenizer(parser)
     options.add_new_directory(parser, "--output", "new directory", required=True)
-    text = "the model's seq_length; rows have one id more"
+    text = "the model's seq_length; each row has one more id, since labels are the inputs shifted by one"
     parser.add_argument("--seq-length", type=int, default=1024, help=text)
-    text = "share of documents put aside for evaluation"
+    text = "share of documents to hold out for evaluation"
     parser.add_argument("--held-out", type=float, default=0.02, metavar="SHARE", help=text)
     options.add_num_workers(parser)
-    text = "a blank line ends a document, as in the official builder"
+    text = "end a document at each blank line, as the official builder does"
     parser.add_argument("--split-paragraphs", action="store_true", help=text)
     options.add_json(parser)
     parser.set_defaults(run=_prepare)
@@ -69,8 +69,8 @@ def prepare_parser() -> Parser:
 def inspect_parser() -> Parser:
     """The options of `pangu data inspect`."""
     parser = Parser(prog="pangu data inspect", description=ACTIONS["inspect"][1])
-    parser.add_argument("directory", type=Path, metavar="DIR", help="written by `pangu data prepare`")
-    parser.add_argument("--rows", type=int, default=2, metavar="N", help="rows of each split to decode")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory written by `pangu data prepare`")
+    parser.add_argument("--rows", type=int, default=2, metavar="N", help="number of rows of each split to decode")
     parser.add_argument("--verify", action="store_true", help="compare every file with its SHA-256")
     options.add_json(parser)
     parser.set_defaults(run=_inspect)
@@ -82,11 +82,11 @@ def losses_parser() -> Parser:
     parser = Parser(prog="pangu data losses", description=ACTIONS["losses"][1])
     options.add_checkpoint(parser)
     options.add_overrides(parser)
-    text = "what the run was trained on; its first epoch is cut into batches again"
+    text = "the records that the run was trained on; the batches of its first epoch are scored"
     options.add_data(parser, text, required=True)
-    text = "new file; while the work lasts, FILE.npz.partial holds what is finished"
+    text = "new file; during the work, FILE.npz.partial holds the losses computed so far"
     options.add_new_file(parser, "--output", text, required=True, metavar="FILE.npz")
-    options.add_batch_size(parser, "rows in a batch (default: the run's train.batch_size)", default=None)
+    options.add_batch_size(parser, "rows per batch (default: the run's train.batch_size)", default=None)
     options.add_json(parser)
     parser.set_defaults(run=_losses)
     return parser
@@ -95,12 +95,12 @@ def losses_parser() -> Parser:
 def resample_parser() -> Parser:
     """The options of `pangu data resample`."""
     parser = Parser(prog="pangu data resample", description=ACTIONS["resample"][1])
-    parser.add_argument("--losses", required=True, metavar="FILE.npz", help="written by `pangu data losses`")
+    parser.add_argument("--losses", required=True, metavar="FILE.npz", help="file written by `pangu data losses`")
     options.add_new_file(parser, "--output", "new file", required=True, metavar="ORDER.npz")
     text = "share of the batches to keep, in (0, 1]"
     parser.add_argument("--keep", type=float, default=0.5, metavar="SHARE", help=text)
-    parser.add_argument("--seed", type=int, default=1, help="of the draw")
-    text = "batches are drawn in proportion to exp(loss / temperature)"
+    parser.add_argument("--seed", type=int, default=1, help="seed of the draw")
+    text = "batches are drawn with probability proportional to exp(loss / temperature)"
     parser.add_argument("--temperature", type=float, default=1.0, help=text)
     options.add_json(parser)
     parser.set_defaults(run=_resample)
@@ -128,7 +128,7 @@ def _prepare(args: Namespace) -> int:
 
 
 def _table(manifest: dict[str, Any]) -> list[str]:
-    """The manifest for the eye."""
+    """The manifest as a table."""
     head = ("", "documents", "tokens", "bytes", "rows", "pad")
     rows = []
     for name in SPLITS:
@@ -187,7 +187,7 @@ def _losses(args: Namespace) -> int:
     config = checkpoint_config(checkpoint, args.overrides)
     RecordSet.require_declared(args.data, "train", config.model)
 
-    from pangu_ms.eval.batch_losses import batch_losses  # with MindSpore, which takes seconds
+    from pangu_ms.eval.batch_losses import batch_losses  # imports MindSpore, which takes seconds
 
     try:
         found = batch_losses(checkpoint, args.data, args.output, args.batch_size, config, progress=not args.json)

@@ -1,4 +1,4 @@
-"""`pangu eval`: held-out perplexity of a checkpoint, beside that of unigram and bigram models counted on its training
+"""`pangu eval`: held-out perplexity of a checkpoint, compared with unigram and bigram models counted on the training
 records."""
 
 from argparse import Namespace
@@ -9,8 +9,8 @@ from pangu_ms.core.console import tell
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result, table_lines
 
-SPLIT_HELP = "which records; MindRecord files without manifest are `train`, and then unigram and bigram are left out"
-JSON_HELP = "machine-readable output; null for a unigram and bigram that cannot be compared"
+SPLIT_HELP = "which records to score; files without a manifest are `train`, for which unigram and bigram are left out"
+JSON_HELP = "machine-readable output; the unigram and bigram perplexities are null where they are left out"
 NO_BASELINES = "left out: counted on training records, not to be compared on `--split train`"
 
 
@@ -22,8 +22,8 @@ def build_parser() -> Parser:
     options.add_data(parser, required=True)
     options.add_split(parser, SPLIT_HELP)
     options.add_batch_size(parser)
-    parser.add_argument("--max-batches", type=int, default=0, help="stop after this many; 0 scores all")
-    parser.add_argument("--no-baselines", action="store_true", help="leave unigram and bigram out")
+    parser.add_argument("--max-batches", type=int, default=0, help="number of batches to score; 0 scores all")
+    parser.add_argument("--no-baselines", action="store_true", help="do not score the unigram and bigram models")
     options.add_json(parser, JSON_HELP)
     options.add_verbose(parser)
     parser.set_defaults(run=_run)

@@ -13,7 +13,7 @@ from pangu_ms.core.table import print_json
 if TYPE_CHECKING:
     from pangu_ms.infer.decoder import GraphShape
 
-MIN_LENGTH = 4  # tokens: a prompt and some steps to verify
+MIN_LENGTH = 4  # tokens: room for a prompt and some decoding steps, which verify the package
 
 
 def build_parser() -> Parser:
@@ -22,7 +22,7 @@ def build_parser() -> Parser:
     options.add_checkpoint(parser)
     options.add_new_directory(parser, "--output", "new directory of the package", required=True)
     options.add_batch_size(parser, "sequences per call, fixed in the graph", default=4)
-    text = "longest prompt and continuation in tokens; 0: the model's context"
+    text = "longest sequence (prompt and continuation) in tokens; 0: the model's context"
     parser.add_argument("--max-length", type=int, default=0, help=text)
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call, fixed in the graph")
     options.add_own_tokenizer(parser)
@@ -52,7 +52,7 @@ def _run(args: Namespace) -> int:
     from pangu_ms.infer.decoder import GraphShape
     from pangu_ms.infer.load import load_tokenizer
 
-    read_key(args.key_file)  # all that can be wrong is found before MindSpore is imported
+    read_key(args.key_file)  # mistakes are found here, before MindSpore is imported, which takes seconds
     if args.sign_key:
         read_signing_key(args.sign_key)
     checkpoint = open_checkpoint(args.checkpoint)

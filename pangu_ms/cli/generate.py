@@ -20,7 +20,7 @@ def build_parser() -> Parser:
     options.add_checkpoint(parser)
     options.add_overrides(parser)
     options.add_generation(parser)
-    options.add_batch_size(parser, "prompts at once, at most")
+    options.add_batch_size(parser, "largest number of prompts that are decoded together")
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call of the prefill graph")
     options.add_own_tokenizer(parser)
     parser.set_defaults(run=_run)
@@ -37,7 +37,7 @@ def _run(args: Namespace) -> int:
     prompts = read_prompts(args.prompt, args.prompt_file, args.stream, args.json)
     runtime.quiet(args.verbose)
 
-    from pangu_ms.checkpoint.model import checkpoint_config  # these are not in run.pyz, which has this module
+    from pangu_ms.checkpoint.model import checkpoint_config  # imported here: run.pyz has this module, but not these
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.infer.load import load_generator
 
@@ -49,16 +49,17 @@ def _run(args: Namespace) -> int:
 
 
 def read_prompts(given: list[str], file: Path | None, stream: bool = False, as_json: bool = False) -> list[str]:
-    """The given prompts, then those of a file; standard input where there is neither.
+    """The given prompts, then those of a file; if there are neither, standard input is the prompt.
 
     Args:
         given: texts of --prompt.
         file: a prompt per line, or a .jsonl file.
-        stream: whether --stream will print them.
-        as_json: whether --json will.
+        stream: whether --stream is given.
+        as_json: whether --json is given.
 
     Raises:
-        GenerationError: no prompt, an unreadable file, a bad line, or prompts that cannot be printed as asked.
+        GenerationError: there is no prompt, a file or line cannot be read, or the prompts cannot be printed in this
+            form.
     """
     prompts = [*given, *(_read_prompt_file(file) if file else [])]
     if not prompts and file:
@@ -83,7 +84,7 @@ def _read_standard_input() -> str:
         raise GenerationError(
             f"standard input: byte {error.start} is not UTF-8; text must be UTF-8; convert it"
         ) from None
-    return text.replace("\r\n", "\n").rstrip("\n")  # as Windows writes text
+    return text.replace("\r\n", "\n").rstrip("\n")  # Windows ends lines with CRLF
 
 
 def _read_prompt_file(path: Path) -> list[str]:
@@ -112,8 +113,8 @@ def _read_prompt_file(path: Path) -> list[str]:
 def generate_and_print(
     generator: Generator, prompts: list[str], sampling: SamplingConfig, stream: bool, as_json: bool
 ) -> list[Generation]:
-    """Generate and print: as it appears, as a line of JSON per prompt, or one text per prompt. A pipe gets every byte
-    of the text."""
+    """Generate, and print the text as it is generated (`stream`), as one line of JSON per prompt (`as_json`), or as one
+    text per prompt. The text is written unchanged, byte for byte, to a pipe too."""
     if stream:
         print(prompts[0], end="", flush=True)
         results = generator.generate(prompts, sampling, lambda _, text: print(text, end="", flush=True))

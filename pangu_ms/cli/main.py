@@ -1,4 +1,4 @@
-"""The `pangu` command: a table from verb to module. Each verb is a module with its own `main(argv)`."""
+"""The `pangu` command: maps each verb to a module, which has its own `main(argv)`."""
 
 import sys
 
@@ -12,38 +12,41 @@ GROUPS = {
         "tokenizer": ("pangu_ms.cli.tokenizer", "train or compress a tokenizer; encode and decode text"),
         "data": (
             "pangu_ms.cli.data",
-            "prepare a corpus as records; inspect them; losses of batches, and the next round's order",
+            "prepare and inspect records; score batches, and draw those of the next training round",
         ),
     },
     "train": {
-        "quickstart": ("pangu_ms.cli.quickstart", "corpus to verified MindIR package, everything in one go"),
+        "quickstart": ("pangu_ms.cli.quickstart", "run all stages, from a corpus to a verified MindIR package"),
         "train": ("pangu_ms.cli.train", "train or resume a model"),
-        "config": ("pangu_ms.cli.config", "show a resolved config, its fields and its size; shapes of equal size"),
-        "ops": ("pangu_ms.cli.ops", "operators and the backend that each takes here; build the CPU kernels"),
+        "config": ("pangu_ms.cli.config", "show a resolved config, its fields and its size; find shapes of equal size"),
+        "ops": ("pangu_ms.cli.ops", "list operators and the backend of each on this machine; build the CPU kernels"),
     },
     "use": {
-        "eval": ("pangu_ms.cli.eval", "held-out perplexity, beside unigram and bigram"),
+        "eval": ("pangu_ms.cli.eval", "held-out perplexity, compared with unigram and bigram models"),
         "generate": ("pangu_ms.cli.generate", "continue prompts from a checkpoint"),
         "export": ("pangu_ms.cli.export", "write and verify a MindIR package"),
         "run-mindir": ("pangu_ms.cli.run_mindir", "continue prompts from a MindIR package"),
-        "convert": ("pangu_ms.cli.convert", "official or Hugging Face checkpoint to ours and back"),
-        "completion": ("pangu_ms.cli.completion", "a script that completes these commands in a shell"),
+        "convert": (
+            "pangu_ms.cli.convert",
+            "convert official, Hugging Face or MindFormers weights to a checkpoint and back",
+        ),
+        "completion": ("pangu_ms.cli.completion", "print a script that completes these commands in a shell"),
     },
     "cluster": {
         "plan": (
             "pangu_ms.cli.plan",
-            "how a run is laid over devices: show, estimate, search, rehearse, execute; strategy files",
+            "parallel plans: show, estimate, search, rehearse and execute them; inspect strategy files",
         ),
         "ckpt": ("pangu_ms.cli.ckpt", "reshard a checkpoint from any parallel plan to any other"),
         **run_cli.VERBS,
     },
     "research": {
-        "model": ("pangu_ms.cli.model", "inherit a smaller model from a larger one; add PanGu-pi's parts to a LLaMA"),
-        "analyze": ("pangu_ms.cli.analyze", "feature collapse of a checkpoint, layer by layer"),
-        "study": ("pangu_ms.cli.study", "several runs set beside each other: PanGu-pi's ablation, pi Pro's recipe"),
+        "model": ("pangu_ms.cli.model", "derive a smaller model from a larger one; add PanGu-pi's parts to a LLaMA"),
+        "analyze": ("pangu_ms.cli.analyze", "measure the feature collapse of a checkpoint, layer by layer"),
+        "study": ("pangu_ms.cli.study", "compare several runs: PanGu-pi's ablation, pi Pro's recipe, latency"),
     },
 }
-"""Verbs by what they are for, with their module and a summary."""
+"""The verbs, grouped by purpose; each with its module and a summary."""
 VERBS = {verb: row for group in GROUPS.values() for verb, row in group.items()}
 
 
@@ -60,7 +63,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one verb; returns its exit code. A user's mistake is one line on stderr and exit code 2."""
+    """Run one verb; returns its exit code. A user's mistake gives one line on stderr and exit code 2."""
     return guarded("pangu", lambda: run_verb(sys.argv[1:] if argv is None else argv))
 
 
@@ -73,7 +76,7 @@ def run_verb(argv: list[str]) -> int:
 
 
 def entry() -> None:
-    """Console script."""
+    """The entry point of the `pangu` console script."""
     console.guard_streams()
     with stop_signals.command(stops=sys.argv[1:2] in (["train"], ["launch"])):
         code = main()

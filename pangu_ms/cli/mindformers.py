@@ -27,7 +27,7 @@ def build_parser() -> Parser:
     options.add_data(parser, text)
     text = "new directory for config.yaml, checkpoint/, log/ and strategy/"
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help=text)
-    text = "go on from a directory OUTPUT/checkpoint/iteration_N, in the same --output or a new one"
+    text = "resume from a directory OUTPUT/checkpoint/iteration_N, in the same --output or a new one"
     parser.add_argument("--resume", metavar="CHECKPOINT", help=text)
     parser.set_defaults(run=_run)
     return parser
@@ -46,7 +46,7 @@ def _run(args: Namespace) -> int:
         if not args.resume:
             files.require_free(output)
         files.write_text(output / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-        os.environ["LOCAL_DEFAULT_PATH"] = str(output)  # where MindFormers puts its logs from its import on
+        os.environ["LOCAL_DEFAULT_PATH"] = str(output)  # MindFormers reads it at its import, to place its logs
         train(output / "config.yaml")
     except user_errors() as error:
         tell(f"pangu_ms.mindformers: {error}")

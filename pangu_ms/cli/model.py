@@ -1,4 +1,4 @@
-"""`pangu model ACTION`: a model from the parameters of another one."""
+"""`pangu model ACTION`: make a model from the parameters of another one."""
 
 import dataclasses
 from argparse import Namespace
@@ -21,29 +21,29 @@ from pangu_ms.research.inherit.scores import CRITERIA
 from pangu_ms.research.inherit.units import GROUPS
 
 ACTIONS = {
-    "inherit": ("pangu_ms.cli.model:inherit_parser", "a smaller model from a larger one"),
-    "upgrade": ("pangu_ms.cli.model:upgrade_parser", "a pi model from a LLaMA one"),
+    "inherit": ("pangu_ms.cli.model:inherit_parser", "make a smaller model from a larger one"),
+    "upgrade": ("pangu_ms.cli.model:upgrade_parser", "make a pi model from a LLaMA model"),
 }
-INHERIT_HELP = """A student model whose parameters are those of the most important layers, heads, neurons and channels
-of a teacher (spec E2.3)."""
-UPGRADE_HELP = """A PanGu-pi model that computes what the checkpoint's does, with series activations and augmented
-shortcuts to train (spec D2, D3)."""
-_NO_DATA = ("data.records=", "data.order=")  # the teacher's are in its tokens, and of its round
+INHERIT_HELP = """Make a student model whose parameters are those of the most important layers, heads, neurons and
+channels of a teacher (PanGu-pi Pro, arXiv 2402.02791)."""
+UPGRADE_HELP = """Make a PanGu-pi model that computes the same function as the checkpoint's model, and has series
+activations and augmented shortcuts to train (PanGu-pi, arXiv 2312.17276)."""
+_NO_DATA = ("data.records=", "data.order=")  # the teacher's records have its tokens, and its order is of its own round
 _GROUP_HELP = {
     "channels": (
-        "which hidden channels are kept, the same in the whole model; norms then divide by the mean over fewer, which"
-        " training mends"
+        "criterion by which hidden channels are kept, the same ones in the whole model; norms then average over fewer"
+        " channels, to which training adapts"
     ),
-    "heads": "which attention heads are kept, in each layer; with shared keys and values, which whole groups of heads",
-    "neurons": "which feed-forward channels are kept, in each layer",
+    "heads": "criterion by which attention heads are kept in each layer; heads that share keys and values are one unit",
+    "neurons": "criterion by which feed-forward channels are kept in each layer",
 }
 _MASK_HELP = {
-    "mask_steps": "steps of learning masks, each on one calibration batch",
-    "mask_lr": "Adam's learning rate of the mask logits",
-    "mask_start": "first logit of every mask",
-    "mask_first_temperature": "of the sigmoid that makes a mask of a logit; it falls geometrically",
-    "mask_last_temperature": "of the last step",
-    "mask_penalty": "weight of the push towards the wanted number of units",
+    "mask_steps": "optimizer steps that learn the masks, each on one calibration batch",
+    "mask_lr": "Adam's learning rate for the mask logits",
+    "mask_start": "initial logit of every mask",
+    "mask_first_temperature": "first temperature of the sigmoid that turns logits into masks; it falls geometrically",
+    "mask_last_temperature": "temperature at the last step",
+    "mask_penalty": "weight of the penalty that pushes masks towards the wanted number of units",
 }
 
 
@@ -59,24 +59,27 @@ def main(argv: list[str]) -> int:
 
 def inherit_parser() -> Parser:
     """The options of `pangu model inherit`."""
-    parser = _parser("inherit", "TEACHER", INHERIT_HELP, "of the student, e.g. model.num_layers=20")
-    text = "YAML file or shipped config of the student; none: the teacher's with overrides"
+    text = "overrides of the student's configuration, e.g. model.num_layers=20"
+    parser = _parser("inherit", "TEACHER", INHERIT_HELP, text)
+    text = "YAML file or shipped config of the student (default: the teacher's config with the overrides)"
     parser.add_argument("--config", metavar="NAME", help=text)
-    text = "compact tokenizer of the student, written by `pangu tokenizer compress` from the teacher's"
+    text = "tokenizer of the student, which `pangu tokenizer compress` made from the teacher's"
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=text)
-    text = "layers of the teacher, such as 0,1,2,5; none: the first, the last and uniformly spaced ones"
+    text = "layers of the teacher to keep, such as 0,1,2,5 (default: the first, the last and uniformly spaced ones)"
     parser.add_argument("--layers", metavar="LIST", help=text)
-    parser.add_argument("--keep-first", type=int, default=3, help="layers kept at the beginning (spec E2.3: 3)")
-    parser.add_argument("--keep-last", type=int, default=3, help="layers kept at the end (spec E2.3: 3)")
+    parser.add_argument("--keep-first", type=int, default=3, help="number of first layers to keep (PanGu-pi Pro: 3)")
+    parser.add_argument("--keep-last", type=int, default=3, help="number of last layers to keep (PanGu-pi Pro: 3)")
     for group in GROUPS:
         parser.add_argument(f"--{group}", choices=CRITERIA, default="l2", help=_GROUP_HELP[group])
-    text = "written by `pangu data prepare` with the teacher's tokenizer; for taylor and learned, and for losses"
+    text = (
+        "records written by `pangu data prepare` with the teacher's tokenizer; taylor, learned and the losses need them"
+    )
     options.add_data(parser, text)
-    text = "training batches for taylor and learned, held-out ones for losses"
+    text = "number of batches: training batches for taylor and learned, held-out batches for the losses"
     parser.add_argument("--calibration-batches", type=int, default=8, help=text)
-    options.add_batch_size(parser, "sequences of a calibration batch")
+    options.add_batch_size(parser, "sequences per calibration batch")
     options.add_fields(parser, MaskOptions, _MASK_HELP)
-    text = "of calibration batches, random scores and parameters that the teacher lacks"
+    text = "seed of the calibration batches, the random scores, and parameters that the teacher lacks"
     parser.add_argument("--seed", type=int, default=1, help=text)
     parser.set_defaults(run=_inherit)
     return parser
@@ -85,19 +88,19 @@ def inherit_parser() -> Parser:
 def upgrade_parser() -> Parser:
     """The options of `pangu model upgrade`."""
     defaults = ", ".join(" ".join(words) for words in _additions().values())
-    text = f"by default {defaults}; they must leave the function as it is"
+    text = f"what to add (default: {defaults}); the overrides must not change the function that the model computes"
     parser = _parser("upgrade", "CHECKPOINT", UPGRADE_HELP, text)
-    parser.add_argument("--seed", type=int, default=1, help="of the added parameters")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the added parameters")
     parser.set_defaults(run=_upgrade)
     return parser
 
 
 def _parser(action: str, source: str, description: str, overrides: str) -> Parser:
-    """What both actions have."""
+    """A parser with the options that both actions have."""
     parser = Parser(prog=f"pangu model {action}", description=description)
     options.add_checkpoint(parser, source)
     options.add_overrides(parser, overrides)
-    text = "directory without checkpoints; made if needed"
+    text = "directory for the new checkpoint; it must hold no checkpoints, and is made if needed"
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help=text)
     options.add_json(parser)
     options.add_verbose(parser)
@@ -141,7 +144,7 @@ def _upgrade(args: Namespace) -> int:
 
 
 def _additions() -> dict[str, list[str]]:
-    """What can be added to a model of each family that has such parts, as overrides."""
+    """For each family whose models can be extended: the overrides that add the parts."""
     made = {}
     for name, family in FAMILIES.items():
         if family.config.ADDITIONS:
@@ -178,7 +181,7 @@ def _seed(seed: int) -> int:
 
 
 def _table(result: dict[str, Any]) -> list[str]:
-    """What was inherited, and how to go on."""
+    """What was inherited, and the command that trains the student, as text."""
     criterion = {"hidden_size": "channels", "num_heads": "heads", "ffn_hidden_size": "neurons"}
     rows = []
     for name, values in result.items():

@@ -1,4 +1,5 @@
-"""`pangu ops ACTION`: which backend each operator takes here and why; the CPU kernels, built ahead of time."""
+"""`pangu ops ACTION`: show which backend each operator uses on this machine and why; build the CPU kernels ahead of
+time."""
 
 import logging
 from argparse import Namespace
@@ -10,10 +11,11 @@ from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result, table_lines
 
 ACTIONS = {
-    "list": ("pangu_ms.cli.ops:list_parser", "operators, their backends here, and why"),
+    "list": ("pangu_ms.cli.ops:list_parser", "list the operators, their backends on this machine, and why"),
     "build": ("pangu_ms.cli.ops:build_kernels_parser", "compile the CPU kernels now"),
 }
-# Those of ascend_ops.table and ascend_ops.library, whose import brings MindSpore, which takes seconds.
+# Copies of the names in ascend_ops.table and ascend_ops.library. Importing these would import MindSpore, which takes
+# seconds.
 DTYPES = ("float32", "float16", "bfloat16")
 LEVELS = ("avx512", "avx2", "baseline")
 
@@ -31,7 +33,7 @@ def main(argv: list[str]) -> int:
 def list_parser() -> Parser:
     """The options of `pangu ops list`."""
     parser = Parser(prog="pangu ops list", description=ACTIONS["list"][1])
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the inputs")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the inputs")
     parser.add_argument("--device", choices=("CPU", "Ascend"), default="CPU", help="MindSpore's device")
     add_json(parser)
     parser.set_defaults(run=_list)
@@ -41,7 +43,7 @@ def list_parser() -> Parser:
 def build_kernels_parser() -> Parser:
     """The options of `pangu ops build`."""
     parser = Parser(prog="pangu ops build", description=ACTIONS["build"][1])
-    text = "instructions to compile for (default: this processor's best)"
+    text = "instruction set to compile for (default: the best of this processor)"
     parser.add_argument("--level", choices=LEVELS, help=text)
     parser.set_defaults(run=_build)
     return parser

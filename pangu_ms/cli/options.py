@@ -1,4 +1,5 @@
-"""Options that several verbs have, each defined once. Light, since a package's run.pyz carries it."""
+"""Options that several verbs have, each defined once. Imports are kept few, since a MindIR package's run.pyz contains
+this module."""
 
 import argparse
 import dataclasses
@@ -13,33 +14,34 @@ if TYPE_CHECKING:
     from pangu_ms.infer.sampling import SamplingConfig
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
-"""What options are added to."""
+"""Anything that options can be added to."""
 
 RECORDS_HELP = "directory written by `pangu data prepare`, or MindRecord files"
 OVERRIDES_HELP = (
-    "runtime.device=CPU or model.compute_dtype=float32 use a checkpoint elsewhere than where it was trained"
+    "overrides that run the checkpoint on another device than it was trained on: runtime.device=CPU,"
+    " model.compute_dtype=float32"
 )
 TEXT_FIELD_HELP = (
-    "where JSON objects have their text, a.b for b inside a; a string, or a conversation: a list of messages with role"
-    " and content (default: text, or else messages)"
+    "field of a JSON object that holds its text, a.b for b inside a; it is a string or a conversation, which is a list"
+    " of messages with role and content (default: text, or else messages)"
 )
 SAMPLING_HELP = {
-    "max_new_tokens": "longest continuation",
+    "max_new_tokens": "longest continuation, in tokens",
     "temperature": "divides the logits; 0 is greedy",
     "top_k": "keep the k likeliest tokens; 0 keeps all",
-    "top_p": "keep the likeliest tokens that reach this probability",
-    "repetition_penalty": "for every token seen; 1 is off",
-    "frequency_penalty": "for each time a token was generated (the official script: 1.5)",
-    "presence_penalty": "once for every generated token (the official script: 0.3)",
-    "num_beams": "beams of beam search; 1 samples",
-    "length_penalty": "exponent of the length that a beam's score is divided by",
-    "seed": "of the sampling",
+    "top_p": "keep the fewest likeliest tokens whose probabilities add up to this",
+    "repetition_penalty": "penalizes every token that occurred, the prompt included; 1 is off",
+    "frequency_penalty": "subtracted from a token's logit for each time it was generated (the official script: 1.5)",
+    "presence_penalty": "subtracted once from the logit of every generated token (the official script: 0.3)",
+    "num_beams": "number of beams of beam search; with 1, tokens are sampled",
+    "length_penalty": "a beam's score is divided by its length to this power",
+    "seed": "seed of the sampling",
 }
 
 
 def add_config(parser: Parser, default: str | None = "alpha/tiny") -> None:
-    """Add `--config NAME` and dotted overrides; a `default` of None takes no configuration."""
-    text = "YAML file or shipped config (default: %(default)s)"
+    """Add `--config NAME` and dotted overrides; if `default` is None, there is no configuration unless one is named."""
+    text = "YAML file or shipped config" + (" (default: %(default)s)" if default else "")
     parser.add_argument("--config", action=_Config, default=default, metavar="NAME", help=text)
     text = "override a field, e.g. train.steps=100"
     action = _Overrides if default is None else _NameOrOverrides
@@ -52,7 +54,7 @@ def add_overrides(parser: Parser, text: str = OVERRIDES_HELP) -> None:
 
 
 class _Config(argparse.Action):
-    """Of `--config NAME`; the last one counts, but not against a name without the option."""
+    """The action of `--config NAME`. The last `--config` wins, but it must not contradict a positional name."""
 
     def __call__(
         self,
@@ -66,7 +68,7 @@ class _Config(argparse.Action):
 
 
 class _Overrides(argparse.Action):
-    """Refuses words of another form, such as a second file from a shell's pattern."""
+    """Refuses arguments that are not overrides, such as a second file from a shell's glob pattern."""
 
     def __call__(
         self,
@@ -84,12 +86,13 @@ class _Overrides(argparse.Action):
                 )
 
     def hint(self, word: str) -> str:
-        """What the word may have been meant for."""
+        """A suggestion for the error message: what the argument may have been meant to be."""
         return ""
 
 
 class _NameOrOverrides(_Overrides):
-    """Takes the name of a configuration, too: `pangu plan show alpha/13b` means --config."""
+    """Also accepts the name of a configuration without the option: `pangu plan show alpha/13b` means --config
+    alpha/13b."""
 
     def __call__(
         self,
@@ -98,7 +101,7 @@ class _NameOrOverrides(_Overrides):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        from pangu_ms.config.load import presets  # not in run.pyz
+        from pangu_ms.config.load import presets  # imported here, since run.pyz does not contain it
 
         known = presets()
         shipped = {word: word.removeprefix("configs/").removesuffix(".yaml") in known for word in values}
@@ -109,7 +112,7 @@ class _NameOrOverrides(_Overrides):
         super().__call__(parser, namespace, [word for word in values if word not in names], option_string)
 
     def hint(self, word: str) -> str:
-        """The configuration of nearly that name."""
+        """A suggestion of the shipped configuration with the most similar name."""
         from pangu_ms.config.load import presets
 
         near = difflib.get_close_matches(word, presets(), 1)
@@ -127,8 +130,8 @@ def _require_one(name: str, *others: str) -> None:
 
 
 def add_devices(parser: Options) -> None:
-    """Add `--devices N`, of a plan that is looked at."""
-    text = "the degrees must multiply to it; 0: their product"
+    """Add `--devices N` to a command that shows a plan."""
+    text = "number of devices, which must be the product of the parallel degrees; 0: that product"
     parser.add_argument("--devices", type=int, default=0, metavar="N", help=text)
 
 
@@ -143,18 +146,18 @@ def add_verbose(parser: Options) -> None:
 
 
 def add_new_directory(parser: Options, option: str, text: str, required: bool = False) -> None:
-    """Add an option that names a directory to make; one with content is refused while the words are parsed."""
+    """Add an option that names a directory to make; one with content is refused when the arguments are parsed."""
     parser.add_argument(option, type=Path, action=NewDirectory, required=required, metavar="DIR", help=text)
 
 
 def add_new_file(parser: Options, option: str, text: str, required: bool = False, metavar: str = "FILE") -> None:
-    """Add an option that names a file to write; one that exists is refused while the words are parsed."""
+    """Add an option that names a file to write; an existing one is refused when the arguments are parsed."""
     parser.add_argument(option, type=Path, action=NewFile, required=required, metavar=metavar, help=text)
 
 
 def add_checkpoint(parser: Options, metavar: str = "CHECKPOINT") -> None:
     """Add the checkpoint that a verb works on."""
-    text = "a run directory, its checkpoints directory, or one step of it"
+    text = "a run directory, its checkpoints directory, or the directory of one step"
     parser.add_argument("checkpoint", type=Path, metavar=metavar, help=text)
 
 
@@ -186,7 +189,9 @@ def add_own_tokenizer(parser: Options) -> None:
 
 
 def add_corpus(
-    parser: Options, text: str = "text, JSON lines or arrays; .gz or .zst too", required: bool = False
+    parser: Options,
+    text: str = "text files, JSON lines or JSON arrays; may be compressed (.gz, .zst)",
+    required: bool = False,
 ) -> None:
     """Add `--corpus FILE ...`."""
     parser.add_argument("--corpus", nargs="+", required=required, metavar="FILE", help=text)
@@ -195,7 +200,7 @@ def add_corpus(
 def add_corpus_format(parser: Options) -> None:
     """Add the options that `corpus_format` reads."""
     parser.add_argument("--text-field", metavar="NAME", help=TEXT_FIELD_HELP)
-    parser.add_argument("--plain-text", action="store_true", help="take every file as plain text, JSON too")
+    parser.add_argument("--plain-text", action="store_true", help="read every file as plain text, even JSON")
 
 
 def corpus_format(args: argparse.Namespace) -> dict[str, Any]:
@@ -205,23 +210,23 @@ def corpus_format(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_num_workers(parser: Options) -> None:
     """Add `--num-workers N`."""
-    text = "encoding processes (default: one per core)"
+    text = "number of encoding processes (default: one per core)"
     parser.add_argument("--num-workers", type=int, metavar="N", help=text)
 
 
 def add_generation(parser: Parser) -> None:
     """Add prompts, sampling, and how the text is printed."""
-    from pangu_ms.infer.sampling import SamplingConfig  # with numpy, which other verbs' options do without
+    from pangu_ms.infer.sampling import SamplingConfig  # imported here: it imports numpy, which other verbs do not need
 
     text = "a prompt; may be given several times"
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text)
     text = "one prompt per line, or a .jsonl file of strings or of objects with a prompt key"
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help=text)
-    parser.add_argument("--stream", action="store_true", help="print text as it appears (one prompt)")
+    parser.add_argument("--stream", action="store_true", help="print text while it is generated (one prompt only)")
     add_json(parser, "one JSON object per prompt")
     add_verbose(parser)
     add_fields(parser, SamplingConfig, SAMPLING_HELP)
-    text = "end at this text; may be given several times"
+    text = "end the continuation at this text; may be given several times"
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
 
 
@@ -234,7 +239,7 @@ def add_fields(parser: Options, kind: type, helps: dict[str, str]) -> None:
 
 
 def sampling_config(args: argparse.Namespace) -> "SamplingConfig":
-    """The SamplingConfig of options that `add_generation` added."""
+    """Make the SamplingConfig from the options that `add_generation` added."""
     from pangu_ms.infer.sampling import SamplingConfig
 
     values = {name: getattr(args, name) for name in SAMPLING_HELP}

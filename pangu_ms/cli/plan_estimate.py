@@ -1,5 +1,5 @@
-"""`pangu plan estimate`: bytes on a device and seconds of a step, line by line; exit code 0 where it fits, 1 where it
-does not."""
+"""`pangu plan estimate`: memory of a device and time of a step, term by term. The exit code is 0 if the plan fits into
+the memory, and 1 if not."""
 
 import dataclasses
 import shlex
@@ -24,6 +24,7 @@ achievable share of the peak {achievable:g}: fitted on {fitted}
 links are those of the placement that `pangu plan show` prints"""
 
 DOES_NOT_FIT = 1
+"""Exit code of a plan that does not fit into the memory."""
 
 
 def build_parser() -> Parser:
@@ -32,9 +33,9 @@ def build_parser() -> Parser:
     options.add_config(parser, "alpha/13b")
     options.add_devices(parser)
     add_chip(parser)
-    text = "show this stage instead of the one that holds most"
+    text = "show the memory of this stage instead of the stage that needs most"
     parser.add_argument("--stage", type=int, metavar="N", help=text)
-    text = "instead: predictions beside published throughputs of alpha 2.6B and 13B"
+    text = "instead compare predictions with the published throughputs of alpha 2.6B and 13B"
     parser.add_argument("--published", action="store_true", help=text)
     options.add_json(parser)
     parser.set_defaults(run=_run)
@@ -43,14 +44,14 @@ def build_parser() -> Parser:
 
 def add_chip(parser: Parser) -> None:
     """Add `--chip NAME` and `--hbm SIZE`."""
-    text = f"whose published rates are used (default: runtime.chip, or {DEFAULT_CHIP})"
+    text = f"chip whose published rates are used (default: runtime.chip, or {DEFAULT_CHIP})"
     parser.add_argument("--chip", choices=CHIPS, help=text)
     text = "memory of a card, such as 32GiB or 64GB; a bare number is GiB (default: the chip's)"
     parser.add_argument("--hbm", metavar="SIZE", help=text)
 
 
 def chip_and_hbm(config: RunConfig, chip: str | None, hbm: str | None) -> tuple[Chip, int]:
-    """The chip and the bytes of its memory that `--chip` and `--hbm` name, or else the configuration."""
+    """The chip and its memory in bytes, from `--chip` and `--hbm` or else from the configuration."""
     chosen = CHIPS[chip or config.runtime.chip or DEFAULT_CHIP]
     return chosen, chosen.hbm_bytes if hbm is None else parse_bytes("--hbm", hbm)
 
@@ -74,7 +75,7 @@ def _run(args: Namespace) -> int:
 
 
 def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Estimate]]) -> str:
-    """The estimate for the eye."""
+    """The estimate as text."""
     parallel, chip = estimate.plan.config.parallel, estimate.chip
     degrees = f"dp {parallel.data_parallel}, mp {parallel.model_parallel}, pp {parallel.pipeline_stage}"
     heading = (
@@ -102,7 +103,7 @@ def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Es
 
 
 def verdict(estimate: Estimate) -> str:
-    """Whether it fits, and by how much."""
+    """Whether the plan fits into the memory, and by how much."""
     hbm, stage = estimate.hbm_bytes / GIB, estimate.worst_stage
     if estimate.excess > 0:
         return (
@@ -113,7 +114,7 @@ def verdict(estimate: Estimate) -> str:
 
 
 def way_text(change: Change, after: Estimate) -> str:
-    """One change and what it brings."""
+    """One change of the configuration and its effect, as text."""
     fits = "" if after.excess <= 0 else f", still {after.excess / GIB:.2f} too many"
     fits += f", {after.plan.config.global_batch_size} sequences a step" if "parallel.data_parallel" in change else ""
     each = after.tokens_per_second_per_device
@@ -130,12 +131,12 @@ def speed(estimate: Estimate) -> str:
 
 
 def notes(chip: Chip) -> str:
-    """What the numbers rest on."""
+    """Notes on the sources of the numbers."""
     return NOTES.format(chip=chip.name, source=chip.source, achievable=chip.achievable, fitted=chip.fitted)
 
 
 def as_dict(name: str, estimate: Estimate, ways: list[tuple[Change, Estimate]]) -> dict[str, Any]:
-    """The estimate for programs."""
+    """The estimate as JSON values."""
     return {
         "config": name,
         "chip": dataclasses.asdict(estimate.chip),
@@ -150,7 +151,7 @@ def as_dict(name: str, estimate: Estimate, ways: list[tuple[Change, Estimate]]) 
 
 
 def published_table(rows: list[dict[str, Any]]) -> str:
-    """Predictions beside published numbers."""
+    """Predictions and published numbers side by side, as a table."""
     head = ("config", "published", "ours", "ratio", "MFU", "GiB", "taken as")
     cells = []
     for row in rows:

@@ -13,23 +13,23 @@ from pangu_run.launcher import run_ranks
 DESCRIPTION = """Compile the training step of each rank with MindSpore's own parallel compiler, run the ranks' graphs as
 CPU processes with real collectives, and compare with a single process without a plan: loss and gradient norm of each
 step, every gradient of the first step, every parameter after the last. The optimizer is momentum SGD, because AdamW
-hides errors of scale. Ends with 1 where they differ. A CPU lacks all-gather in a group, reduce-scatter and the maximum
-over ranks: they are emulated by all-reduce, and named where it happened. Pipeline stages and experts can only be
-rehearsed."""
+hides errors of scale. The exit code is 1 if they differ. MindSpore on a CPU has no all-gather within a group, no
+reduce-scatter and no maximum over ranks; all-reduce emulates them, and the output names those that were emulated.
+Pipeline stages and experts cannot be executed, only rehearsed (`pangu plan rehearse`)."""
 
 
 def build_parser() -> Parser:
     """The action's options."""
     parser = Parser(prog="pangu plan execute", description=DESCRIPTION)
     options.add_config(parser)
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps on random batches")
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="number of steps, on random batches")
     options.add_json(parser, "print the comparison as JSON")
     parser.set_defaults(run=_run)
     return parser
 
 
 def _run(args: Namespace) -> int:
-    """Returns 1 where ranks and the single process differ."""
+    """Run the action; returns 1 if the ranks and the single process differ."""
     config = load_config(args.config, args.overrides)
     found = execute(config, run_ranks, args.steps, progress=not args.json)
     result = dataclasses.asdict(found) | {"worst": [dataclasses.asdict(one) for one in found.worst]}
@@ -40,7 +40,7 @@ def _run(args: Namespace) -> int:
 
 
 def table(found: Execution) -> str:
-    """A comparison for a terminal."""
+    """The comparison as text."""
     calls = ", ".join(f"{number} {kind}" for kind, number in found.collectives.items())
     lines = [f"  collectives of a step: {calls}"]
     lines += [f"  emulated, as a CPU lacks them: {', '.join(found.emulated)}"] if found.emulated else []

@@ -1,5 +1,5 @@
-"""`pangu plan inspect`: a strategy file of MindSpore as a table, or beside a plan: parameter layouts (protobuf or JSON)
-or operator strategies (JSON)."""
+"""`pangu plan inspect`: show a strategy file of MindSpore as a table, and optionally compare it with a plan. The file
+holds parameter layouts (protobuf or JSON) or operator strategies (JSON)."""
 
 import re
 from argparse import Namespace
@@ -25,14 +25,15 @@ from pangu_ms.parallel.strategy_file import Difference, StrategyFile, cut_text, 
 from pangu_ms.parallel.strategy_wire import read_content
 
 DIFFERENT = 1
-"""Exit code when a file differs from the plan, as of diff."""
+"""Exit code when a file differs from the plan, as that of `diff`."""
 Row = tuple[str, int, tuple[str, ...]]
 """Name, stage, other cells."""
 _LAYER = re.compile(r"\d+(?=[./-])")
 
 
-NOTES = """Layers that lie alike are one line, * for their numbers. Exit code with --config: 0 the same slices, 1 other
-slices, 2 another model or world. Operators are checked for devices, stages and parameters."""
+NOTES = """Layers with the same layout share a line, in which * stands for their numbers. Exit code with --config: 0 if
+the slices are equal, 1 if not, 2 if the model or the world size differs. Of operators, the devices, stages and
+parameters are checked."""
 
 
 def build_parser() -> Parser:
@@ -41,7 +42,7 @@ def build_parser() -> Parser:
     text = "strategy file; JSON if its name ends in .json, else protobuf"
     parser.add_argument("file", type=Path, metavar="FILE", help=text)
     options.add_config(parser, default=None)
-    text = "every layer and every state of the optimizer on its own line"
+    text = "print every layer and every optimizer state on its own line"
     parser.add_argument("--all", action="store_true", help=text)
     options.add_json(parser, "machine-readable output, always with every tensor")
     parser.set_defaults(run=_run)
@@ -98,7 +99,7 @@ def _report(
 
 
 def _shape(name: str, stored: StoredLayout, plan: Plan | None) -> tuple[int, ...] | None:
-    """The whole shape; a file that has been compared with a plan has the plan's."""
+    """The shape of the whole tensor: the plan's if there is one, otherwise that of the file."""
     owner = parameter_of(name, plan.layouts) if plan else None
     return plan.layouts[owner].shape if plan and owner else stored.shape
 
@@ -153,8 +154,8 @@ def _parameter_rows(file: StrategyFile, plan: Plan | None, every: bool) -> list[
 
 
 def _with_states(stage: int, cells: dict[str, tuple[str, ...]], every: bool) -> list[Row]:
-    """Rows with the states of the optimizer as first cell; a state whose cells are its parameter's is in that one's
-    row, unless `every`."""
+    """Rows whose first cell lists optimizer states. A state with the same cells as its parameter is listed in the row
+    of the parameter, unless `every` is set."""
     states: dict[str, list[str]] = {name: [] for name in sorted(cells, key=_in_order)}
     for name in sorted(cells):
         owner = parameter_of(name, cells.keys() - {name})
@@ -187,8 +188,8 @@ def _operator_rows(operators: Iterable[OperatorStrategy], every: bool) -> list[t
 
 
 def _collapsed(rows: Sequence[Row], every: bool) -> list[tuple[str, ...]]:
-    """Name, count, stages, cells: rows that differ in stage and the numbers in their name alone become one, unless
-    `every`."""
+    """Rows of name, count, stages and cells. Rows that differ only in stage and in the numbers in their name are
+    merged, unless `every` is set."""
     groups: dict[tuple[Any, ...], list[tuple[str, int]]] = {}
     for name, stage, cells in rows:
         groups.setdefault((name, stage, cells) if every else (_LAYER.sub("*", name), 0, cells), []).append(
@@ -203,18 +204,18 @@ def _collapsed(rows: Sequence[Row], every: bool) -> list[tuple[str, ...]]:
 
 
 def _numbers(numbers: Sequence[int]) -> str:
-    """ "0-15" or "0,15"."""
+    """Format sorted numbers: "0-15" if there are more than two without gaps, else "0,15"."""
     together = len(numbers) > 2 and list(numbers) == list(range(numbers[0], numbers[-1] + 1))
     return f"{numbers[0]}-{numbers[-1]}" if together else ",".join(map(str, numbers))
 
 
 def _in_order(name: str) -> list[Any]:
-    """Sorts layer 10 behind layer 9."""
+    """A sort key that puts layer 10 after layer 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _operands(strategies: tuple[Slices, ...], layouts: tuple[OperandLayout, ...]) -> list[dict[str, Any]]:
-    """Counts of each operand, and its layout where one was given."""
+    """Slice counts of each operand, and its layout if one was given."""
     count = max(len(strategies), len(layouts))
     padded = zip((*strategies, *[None] * (count - len(strategies))), (*layouts, *[None] * (count - len(layouts))))
     return [
@@ -250,6 +251,6 @@ def _verdict(config: str, file: StrategyFile | None, differences: list[Differenc
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns from the left; empty ones are left out."""
+    """A table whose columns are left-aligned; empty columns are left out."""
     kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
     return table_lines([head[i] for i in kept], [[row[i] for i in kept] for row in rows], "<" * len(kept))

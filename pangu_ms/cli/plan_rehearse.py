@@ -17,9 +17,10 @@ from pangu_ms.planner.cluster import DEFAULT_CHIP
 from pangu_ms.rehearsal.compiled_graph import totals
 from pangu_ms.rehearsal.rehearse import RankReport, rehearse, sample_ranks, thinned
 
-DESCRIPTION = """Compile the real training step for ranks of a cluster that is not there, with MindSpore's own parallel
-compiler, on this CPU. Prints each rank's collectives and bytes, and says where the compiler disagrees with the plan.
-Nothing is executed. Unsupported by MindSpore: it works with the versions that it was tried on."""
+DESCRIPTION = """Compile the real training step for ranks of a cluster that does not exist, with MindSpore's own
+parallel compiler, on this CPU. Prints the collectives and the memory of each rank, and where the compiler disagrees
+with the plan. Nothing is executed. MindSpore does not support this officially: it works with the versions that it was
+tested with."""
 
 
 def build_parser() -> Parser:
@@ -27,16 +28,18 @@ def build_parser() -> Parser:
     parser = Parser(prog="pangu plan rehearse", description=DESCRIPTION)
     options.add_config(parser)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--ranks", metavar="N,N,...", help="ranks to compile for; default: the first of every stage")
-    text = "number of ranks, spread over stages and places in them; 0: one of every stage"
+    which.add_argument(
+        "--ranks", metavar="N,N,...", help="ranks to compile for (default: the first rank of every stage)"
+    )
+    text = "number of ranks to compile for, spread over the stages and over the ranks in each; 0: one of every stage"
     which.add_argument("--sample", type=int, default=0, metavar="N", help=text)
-    text = "layers kept on each stage, at full width; 0 keeps all"
+    text = "number of layers to keep on each stage, at full width; 0 keeps all"
     parser.add_argument("--layers-per-stage", type=int, default=2, metavar="N", help=text)
-    text = "micro-batches kept, as many as stages at least; 0 keeps all"
+    text = "number of micro-batches to keep, at least as many as stages; 0 keeps all"
     parser.add_argument("--micro-batches", type=int, default=0, metavar="N", help=text)
-    text = f"whose operators the step is made of (default: runtime.chip, or {DEFAULT_CHIP})"
+    text = f"chip for whose operators the step is compiled (default: runtime.chip, or {DEFAULT_CHIP})"
     parser.add_argument("--chip", choices=("ascend910", "ascend910b", "ascend910_93"), help=text)
-    text = "elementary operators instead, which a CPU could execute"
+    text = "compile for elementary operators instead, which a CPU could execute"
     parser.add_argument("--composed", action="store_true", help=text)
     text = "new directory for report.json and MindSpore's strategy files of the ranks"
     options.add_new_directory(parser, "--output", text)
@@ -47,11 +50,11 @@ def build_parser() -> Parser:
 
 
 def _run(args: Namespace) -> int:
-    """Returns 1 where the compiler and the plan disagree."""
+    """Run the action; returns 1 if the compiler and the plan disagree."""
     if min(args.sample, args.layers_per_stage, args.micro_batches) < 0:
         raise ConfigError("--sample, --layers-per-stage, --micro-batches: must not be negative; 0 takes all")
     whole = load_config(args.config, args.overrides)
-    # a file of operator strategies names those of every layer and micro-batch
+    # A file of operator strategies lists every layer and micro-batch, so none can be left out.
     config = whole if whole.parallel.operator_strategies else thinned(whole, args.layers_per_stage, args.micro_batches)
     plan = Plan.of(config)
     ranks = _ranks(args.ranks) if args.ranks else sample_ranks(plan, args.sample)
@@ -79,13 +82,13 @@ def _heading(plan: Plan, compiled: dict[str, list[int]]) -> str:
 
 
 def kept(whole: RunConfig, config: RunConfig) -> dict[str, list[int]]:
-    """How much of a configuration was compiled: [compiled, whole] of layers and micro-batches."""
+    """How much of a configuration was compiled: the pair [compiled, whole] for layers and for micro-batches."""
     micro = [Plan.of(one).num_micro_batches for one in (config, whole)]
     return {"layers": [config.model.num_layers, whole.model.num_layers], "micro_batches": micro}
 
 
 def table(report: RankReport, with_parameters: bool) -> str:
-    """One rank for a terminal."""
+    """The report of one rank as text."""
     lines = [
         f"rank {report.rank}, stage {report.stage}: compiled in {report.seconds:.1f} s, {report.peak_bytes / 2**30:.2f}"
         f" GiB; parameters {report.parameter_bytes:,} bytes, moments {report.optimizer_bytes:,} bytes"

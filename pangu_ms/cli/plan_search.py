@@ -1,4 +1,4 @@
-"""`pangu plan search`: the plans that fit a number of devices, fastest first."""
+"""`pangu plan search`: find the plans that fit a number of devices, fastest first."""
 
 from argparse import Namespace
 from typing import Any
@@ -13,8 +13,8 @@ from pangu_ms.planner.cluster import GIB
 from pangu_ms.planner.estimate import Estimate, describe, overrides
 from pangu_ms.planner.search import Found, Near, difference, search
 
-ABOUT = """Degrees, micro-batches, optimizer_shard, recompute, sequence_parallel and vocab_embedding are searched; the
-batch of a step stays."""
+ABOUT = """The search varies the parallel degrees, micro-batches, optimizer_shard, recompute, sequence_parallel and
+vocab_embedding, but not the global batch size."""
 COLUMNS = (
     *("dp", "mp", "pp", "batch", "micro", "shard", "recompute", "seq", "vocab"),
     *("GiB", "tokens/s", "per card", "MFU"),
@@ -27,11 +27,11 @@ def build_parser() -> Parser:
     options.add_config(parser, "alpha/13b")
     parser.add_argument("--devices", type=int, required=True, metavar="N", help="cards of the job")
     add_chip(parser)
-    text = "in one step, over all replicas; 0: the config's"
+    text = "global batch size, over all replicas; 0: the config's"
     parser.add_argument("--global-batch", type=int, default=0, metavar="SEQUENCES", help=text)
-    text = "of the memory that must stay free"
+    text = "share of the memory that must stay free"
     parser.add_argument("--margin", type=float, default=0.05, metavar="SHARE", help=text)
-    text = "plans to show, the fastest of each dp, mp and pp"
+    text = "number of plans to show; of plans with equal dp, mp and pp only the fastest is shown"
     parser.add_argument("--top", type=int, default=10, metavar="N", help=text)
     options.add_json(parser)
     parser.set_defaults(run=_run)
@@ -52,7 +52,7 @@ def _run(args: Namespace) -> int:
 
 
 def report(args: Namespace, found: Found, hbm_bytes: int) -> str:
-    """The search for the eye."""
+    """The result of the search as text."""
     best, batch = found.ranked[0], found.ranked[0].plan.config.global_batch_size
     room = f"{hbm_bytes / GIB:g} GiB with {args.margin:.0%} free"
     lines = [
@@ -64,8 +64,8 @@ def report(args: Namespace, found: Found, hbm_bytes: int) -> str:
     ]
     lines += table_lines(COLUMNS, [_row(estimate) for estimate in found.ranked[: args.top]], ">" * len(COLUMNS))
     if len(found.ranked) > 1:
-        lines += ["", *_why(best, found.ranked[1])]
-    lines += ["", *_nearly(found.near)]
+        lines += ["", *_comparison_lines(best, found.ranked[1])]
+    lines += ["", *_near_miss_lines(found.near)]
     return "\n".join([*lines, "", notes(best.chip), "", "the best, to paste:", " ".join(overrides(best.plan.config))])
 
 
@@ -92,14 +92,14 @@ def _yes(switch: bool) -> str:
     return "yes" if switch else "no"
 
 
-def _why(best: Estimate, other: Estimate) -> list[str]:
+def _comparison_lines(best: Estimate, other: Estimate) -> list[str]:
     terms = [*difference(best, other), ("total", best.seconds, other.seconds)]
     rows = [(name, f"{a * 1e3:.1f}", f"{b * 1e3:.1f}", f"{(a - b) * 1e3:+.1f}") for name, a, b in terms]
     lines = table_lines(("term", "first", "second", "difference"), rows, "<>>>", indent="  ")
     return ["why the first is faster than the second, ms of a step:", *lines]
 
 
-def _nearly(near: list[Near]) -> list[str]:
+def _near_miss_lines(near: list[Near]) -> list[str]:
     if not near:
         return ["nothing that does not fit would be faster"]
     rows = []
@@ -116,7 +116,7 @@ def _nearly(near: list[Near]) -> list[str]:
 
 
 def as_dict(args: Namespace, found: Found) -> dict[str, Any]:
-    """The search for programs."""
+    """The result of the search as JSON values."""
     plans = [{"overrides": overrides(e.plan.config)} | e.row() for e in found.ranked[: args.top]]
     near = []
     for miss in found.near:

@@ -1,4 +1,4 @@
-"""`pangu plan show`: degrees, stages, placement, and the layout of every parameter."""
+"""`pangu plan show`: show degrees, stages, placement, and the layout of every parameter."""
 
 import math
 import re
@@ -19,6 +19,7 @@ from pangu_ms.planner.cluster import GIB
 from pangu_ms.planner.memory import optimizer_bytes, parameter_bytes
 
 SHOWN_RANKS = 8
+"""Ranks of a group that are listed; of a larger group only the last rank follows."""
 
 
 def build_parser() -> Parser:
@@ -26,7 +27,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="pangu plan show", description=__doc__)
     options.add_config(parser, "alpha/13b")
     options.add_devices(parser)
-    text = "only what this rank holds, with its slices (default: all)"
+    text = "show only what this rank holds, with its slices (default: all ranks)"
     parser.add_argument("--rank", type=int, metavar="R", help=text)
     text = "also write MindSpore's parameter-layout file of each stage into this new directory: strategy_stage_N.ckpt"
     options.add_new_directory(parser, "--strategy-files", text)
@@ -45,8 +46,8 @@ def _run(args: Namespace) -> int:
 
 
 def write_strategy_files(plan: Plan, directory: Path) -> None:
-    """One file for each stage, as MindSpore's compiler would write it: for its own tools, such as
-    merge_pipeline_strategys and transform_checkpoints."""
+    """Write one file for each stage, as MindSpore's compiler would write it. MindSpore's tools, such as
+    merge_pipeline_strategys and transform_checkpoints, read these files."""
     files.require_free(directory, "--strategy-files")
     with files.writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,7 @@ def write_strategy_files(plan: Plan, directory: Path) -> None:
 
 
 def as_dict(name: str, plan: Plan, rank: int | None) -> dict[str, Any]:
-    """The plan for programs: of all ranks, or of one.
+    """The plan as JSON values, for all ranks or for one.
 
     Raises:
         PlanError: there is no such rank.
@@ -91,7 +92,7 @@ def _degrees(plan: Plan) -> dict[str, Any]:
 
 
 def _groups(plan: Plan, rank: int) -> list[dict[str, Any]]:
-    """The ranks that a rank exchanges data with, along each axis and over the stages."""
+    """The communication groups of a rank, along each axis and across the stages."""
     mesh = plan.mesh
     groups = {name: mesh.group(rank, name) for name, size in mesh.axes if size > 1}
     if mesh.num_stages > 1:
@@ -112,8 +113,8 @@ def _stage(plan: Plan, stage: int) -> dict[str, Any]:
 
 
 def parameter_rows(plan: Plan, rank: int | None = None) -> list[dict[str, Any]]:
-    """One row for all parameters that are alike but for a number in their name; with a rank those of its stage, and
-    where its slices begin and end."""
+    """One row for all parameters that differ only in a number in their name. If a rank is given, only the parameters of
+    its stage are listed, with the begin and end of its slices."""
     stage = None if rank is None else plan.mesh.coordinate(rank).stage
     alike: Counter[tuple[str, Layout]] = Counter()
     for name in plan.layouts if stage is None else plan.stage_parameters(stage):
@@ -138,7 +139,7 @@ def _row(name: str, count: int, layout: Layout, rank: int | None) -> dict[str, A
 
 
 def table(shown: dict[str, Any]) -> str:
-    """The plan for the eye."""
+    """The plan as text."""
     lines = [f"{shown['config']}: {shown['num_parameters']:,} parameters on {_plural(shown['devices'], 'device')}"]
     degrees = {
         name: str(value).lower() if isinstance(value, bool) else value for name, value in shown["degrees"].items()

@@ -1,4 +1,5 @@
-"""`pangu quickstart`: from text to a verified MindIR package, with the command that does each step alone."""
+"""`pangu quickstart`: run all stages from text to a verified MindIR package, and print the command that runs each stage
+alone."""
 
 import itertools
 import shlex
@@ -21,13 +22,14 @@ from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result, table_lines
 
 CODE_PROMPTS = ["def __init__(self", "import os\n"]
-PROMPT_CHARACTERS = 12  # of a user's own documents
+PROMPT_CHARACTERS = 12  # a prompt is the beginning of a user's own document
 EXPORT_BATCH = 2
+"""Batch size that the exported graph is fixed to."""
 
 
 @dataclass
 class Report:
-    """What the quickstart did: a row per stage, results by name."""
+    """What the quickstart did: one row per stage, and the results by name."""
 
     rows: list[tuple[str, str, str]] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
@@ -44,8 +46,8 @@ def build_parser() -> Parser:
     """The verb's options."""
     parser = Parser(prog="pangu quickstart", description=__doc__)
     options.add_config(parser)
-    options.add_corpus(parser, "your .txt or .jsonl files; default: the source of Python's standard library")
-    text = "new directory; default: a new one below the user's cache directory"
+    options.add_corpus(parser, "your .txt or .jsonl files (default: the source of Python's standard library)")
+    text = "new directory (default: a new one below the user's cache directory)"
     options.add_new_directory(parser, "--output", text)
     options.add_json(parser, "print the results as JSON at the end")
     options.add_verbose(parser)
@@ -71,7 +73,7 @@ def _run(args: Namespace) -> int:
 
 
 def run(config: RunConfig, args: Namespace, output: Path) -> Report:
-    """All stages; every one prints the command that repeats it."""
+    """Run all stages; each prints the command that runs it alone."""
     from pangu_ms.data.default_corpus import build_records, standard_library_files
 
     report, named = Report(), [args.config, *args.overrides]
@@ -118,20 +120,20 @@ def run(config: RunConfig, args: Namespace, output: Path) -> Report:
 
 
 def document_beginnings(corpus: list[str]) -> list[str]:
-    """The first characters of two documents."""
+    """The first characters of the first two documents, as prompts."""
     from pangu_ms.data.corpus import Corpus
 
     return [document.text[:PROMPT_CHARACTERS] for document in itertools.islice(Corpus(corpus), 2)] or CODE_PROMPTS
 
 
 def say(args: Namespace, *words: object) -> None:
-    """Print the command that does the coming stage alone."""
+    """Print the command that runs the next stage alone."""
     if not args.json:
         print("\n$ pangu " + " ".join(w if w.startswith("(") else shlex.quote(w) for w in map(str, words)), flush=True)
 
 
 def train_stage(config: RunConfig, records: Path, output: Path, args: Namespace, report: Report) -> None:
-    """Train, and set the held-out perplexity beside that of n-grams."""
+    """Train, and compare the held-out perplexity with that of unigram and bigram models."""
     from pangu_ms.core.exit_codes import EXIT_STOPPED
     from pangu_ms.eval.report import baselines
     from pangu_ms.train.loop import train
@@ -166,7 +168,7 @@ def train_stage(config: RunConfig, records: Path, output: Path, args: Namespace,
 
 
 def generate_stage(checkpoint: Path, prompts: list[str], args: Namespace) -> None:
-    """Show what the model writes."""
+    """Generate and print continuations of the prompts."""
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.infer.load import load_generator
     from pangu_ms.infer.sampling import SamplingConfig
@@ -178,7 +180,7 @@ def generate_stage(checkpoint: Path, prompts: list[str], args: Namespace) -> Non
 
 
 def export_stage(checkpoint: Path, package: Path, args: Namespace, report: Report) -> None:
-    """Write the package, which verifies itself against the checkpoint in a fresh process."""
+    """Export the package, which includes its verification against the checkpoint in a separate process."""
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.export.write import export_package
     from pangu_ms.infer.decoder import GraphShape
@@ -195,7 +197,7 @@ def export_stage(checkpoint: Path, package: Path, args: Namespace, report: Repor
 
 
 def run_stage(package: Path, prompt: str, args: Namespace) -> None:
-    """Let the package write text by itself: its own runner, in a fresh process."""
+    """Generate text with the package's own runner, in a separate process."""
     command = [
         sys.executable,
         str(package / "run.pyz"),

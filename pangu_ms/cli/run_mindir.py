@@ -1,4 +1,5 @@
-"""`pangu run-mindir`: continue prompts from a MindIR package. Needs mindspore and the tokenizer, no model code."""
+"""`pangu run-mindir`: continue prompts with a MindIR package. This needs mindspore and the tokenizer, but no model
+code."""
 
 from argparse import Namespace
 
@@ -13,13 +14,13 @@ from pangu_ms.infer.generate import Generator
 
 
 def build_parser(package: str | None = None) -> Parser:
-    """The verb's options; `package` is given where the command is part of one."""
+    """The verb's options. `package` is given if the command runs as the run.pyz of that package."""
     parser = Parser(prog="pangu run-mindir", description=__doc__)
     if package is None:
         parser.add_argument("package", metavar="PACKAGE", help="a directory written by `pangu export`")
         text = "refuse the package unless it was signed with the key of this Ed25519 public key, a PEM file"
         parser.add_argument("--verify-key", metavar="FILE", help=text)
-    else:  # no --verify-key where the program itself is part of what is to be verified
+    else:  # no --verify-key: a runner inside the package cannot vouch for the package
         parser.set_defaults(package=package, verify_key=None)
     parser.add_argument("--key-file", metavar="FILE", help="file with the AES key of an encrypted package")
     options.add_generation(parser)
@@ -28,7 +29,7 @@ def build_parser(package: str | None = None) -> Parser:
 
 
 def main(argv: list[str], package: str | None = None) -> int:
-    """Entry of the verb; `package` is given where the command is part of one."""
+    """Entry of the verb. `package` is given if the command runs as the run.pyz of that package."""
     return build_parser(package).run(argv)
 
 
@@ -39,7 +40,7 @@ def _run(args: Namespace) -> int:
     opened = Package.open(args.package, args.verify_key)
     opened.require_key(key)
     tokenizer = opened.tokenizer()
-    # mistakes are found before MindSpore is started
+    # The next checks find mistakes before MindSpore is started, which takes seconds.
     opened.shape.require_room([tokenizer.encode_prompt(prompt) for prompt in prompts])
     if sampling.num_beams > 1:
         raise GenerationError(f"num_beams={sampling.num_beams}: {NO_BEAMS}")

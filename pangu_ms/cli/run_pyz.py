@@ -1,5 +1,5 @@
-"""Entry of a package's run.pyz: the package is the directory that it lies in. Nothing is imported here that may be
-missing."""
+"""Entry of a package's run.pyz, which runs the package in whose directory it lies. Only the standard library is
+imported at the top, so that a missing Python package can be reported."""
 
 import shlex
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def entry() -> int:
-    """Run the package; a Python package that is not installed is one line."""
+    """Run the package; returns the exit code. A Python package that is not installed is reported in one line."""
     package = Path(sys.argv[0]).resolve().parent
     try:
         from pangu_ms.cli.run_mindir import main

@@ -1,4 +1,4 @@
-"""`pangu study ACTION`: several runs set beside each other."""
+"""`pangu study ACTION`: train, measure and compare several runs."""
 
 from pangu_ms.cli.actions import run_action, whole_parser
 from pangu_ms.core.parser import Parser
@@ -6,13 +6,13 @@ from pangu_ms.core.parser import Parser
 ACTIONS = {
     "pi-ablation": (
         "pangu_ms.cli.study_pi_ablation",
-        "what series activation and augmented shortcut bring: PanGu-pi's variants trained alike",
+        "measure what series activation and augmented shortcut contribute: train PanGu-pi's variants alike",
     ),
     "pi-pro": (
         "pangu_ms.cli.study_pi_pro",
-        "pi Pro's recipe step by step: compact vocabulary, shape, inheritance, second round",
+        "run pi Pro's recipe step by step: compact vocabulary, shape, inheritance, second round",
     ),
-    "latency": ("pangu_ms.cli.study_latency", "time per token of several checkpoints, taken in turns"),
+    "latency": ("pangu_ms.cli.study_latency", "compare the time per token of several checkpoints"),
 }
 
 

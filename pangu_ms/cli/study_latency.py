@@ -1,4 +1,4 @@
-"""`pangu study latency`: time per token of cached decoding of several checkpoints, taken in turns in one process."""
+"""`pangu study latency`: compare the time per token of cached decoding of several checkpoints, in one process."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -9,18 +9,19 @@ from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result, table_lines
 from pangu_ms.research.study.latency import measure
 
-DESCRIPTION = """Time per token of cached decoding: batch 1, a cache of the model's whole context. Every round lets each
-checkpoint decode some tokens; its time divided by the first checkpoint's in the same round is free of what slows the
-machine down for a while. The order within a round moves on from round to round."""
+DESCRIPTION = """Measure the time per token of cached decoding, with batch size 1 and a KV cache for the model's whole
+context. In every round each checkpoint decodes some tokens. Its time is divided by the time of the first checkpoint in
+the same round, so that temporary slowdowns of the machine cancel. The order of the checkpoints rotates from round to
+round."""
 
 
 def build_parser() -> Parser:
     """The action's options."""
     parser = Parser(prog="pangu study latency", description=DESCRIPTION)
-    text = "run directories or checkpoints; the first is what the others are compared with"
+    text = "run directories or checkpoints; all are compared with the first"
     parser.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT", help=text)
-    parser.add_argument("--tokens", type=int, default=16, help="tokens that each decodes per round")
-    parser.add_argument("--rounds", type=int, default=40, help="rounds timed")
+    parser.add_argument("--tokens", type=int, default=16, help="tokens that each checkpoint decodes per round")
+    parser.add_argument("--rounds", type=int, default=40, help="number of timed rounds")
     options.add_json(parser)
     parser.set_defaults(run=_run)
     return parser

@@ -1,4 +1,4 @@
-"""What the studies that train share: their options, and how they end."""
+"""The options that all studies with training share, and the function that runs a study."""
 
 import functools
 from argparse import Namespace
@@ -25,17 +25,17 @@ def add_study(
     table: Callable[[Results], str],
     plot: Callable[[Results, Path], None],
 ) -> None:
-    """Add the options that every study has, and what runs it.
+    """Add the options that every study has, and set the function that runs the study.
 
     Args:
-        parser: with the study's own options.
-        study: checks the parsed options, and returns what trains and compares.
-        table: the results for the eye.
-        plot: draws them into a file.
+        parser: a parser that already has the study's own options.
+        study: checks the parsed options, and returns a function that trains, compares and returns the results.
+        table: formats the results as text.
+        plot: draws the results into a file.
     """
-    text = "directory of the study: runs, logs, results.json"
+    text = "directory of the study, for runs, logs and results.json"
     parser.add_argument("--output", required=True, metavar="DIR", help=text)
-    text = "a run of everything for each; sets train.seed and data.seed"
+    text = "repeat the study's training with each of these values of train.seed and data.seed"
     parser.add_argument("--seeds", default="1,2,3", metavar="N,...", help=text)
     text = "also draw the results into this new file, as .png, .pdf or .svg (needs matplotlib)"
     options.add_new_file(parser, "--plot", text)
@@ -49,8 +49,9 @@ def _run(
     plot: Callable[[Results, Path], None],
     args: Namespace,
 ) -> int:
-    """Run a study and show its results as its options say; a signal ends it so that the same command goes on."""
-    if args.plot:  # one that cannot be drawn is told now
+    """Run a study, and print and plot its results as the options say. After a signal, the same command resumes the
+    study."""
+    if args.plot:  # a plot that cannot be drawn is reported now, not after hours of training
         require_plot(args.plot)
     runtime.quiet()
     run = study(args)
@@ -66,10 +67,10 @@ def _run(
 
 
 def parse_seeds(text: str) -> list[int]:
-    """ "1,2,3" as numbers.
+    """Parse a list such as "1,2,3".
 
     Raises:
-        ConfigError: something else.
+        ConfigError: the text has another form.
     """
     try:
         return [int(word) for word in text.split(",")]

@@ -1,4 +1,4 @@
-"""`pangu study pi-ablation`: what PanGu-pi's two parts bring."""
+"""`pangu study pi-ablation`: measure what PanGu-pi's two parts contribute."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from pangu_ms.research.study.table import ablation_table
 
 DESCRIPTION = """Train PanGu-pi without and with its two parts, several seeds each, and compare held-out loss and
 decoding time: vanilla (neither part), widenet (vanilla, widened to the parameters of both), siaf (series activation),
-as (augmented shortcut), both (the config as it is). Can be stopped and repeated: what is done is kept, and further
-seeds or variants can be added."""
+as (augmented shortcut), both (the config as it is). After an interruption, the same
+command resumes the study; it can also add further seeds or variants."""
 EQUAL_HELP = (
-    "parameters: siaf and as are widened to the parameters of both; width: they are as wide as the config, as in the"
-    " paper (widenet is widened always)"
+    "parameters: siaf and as are widened until they have as many parameters as both; width: they are as wide as the"
+    " config, as in the paper (widenet is always widened)"
 )
 DATA_HELP = (
     "directory written by `pangu data prepare` with a held-out split; default: --corpus, else data.records, else the"
@@ -30,8 +30,8 @@ def build_parser() -> Parser:
     parser = Parser(prog="pangu study pi-ablation", description=DESCRIPTION)
     options.add_config(parser, "pi/tiny")
     options.add_data(parser, DATA_HELP)
-    options.add_corpus(parser, "text or .jsonl files; a tokenizer and records are made of them in DIR/data")
-    text = "vanilla and some of the others"
+    options.add_corpus(parser, "text or .jsonl files, from which a tokenizer and records are made in DIR/data")
+    text = "variants to train; vanilla must be among them"
     parser.add_argument("--variants", default=",".join(REMOVED), metavar="NAME,...", help=text)
     parser.add_argument("--equal", choices=["parameters", "width"], default="parameters", help=EQUAL_HELP)
     add_study(parser, _study, ablation_table, plot_ablation)

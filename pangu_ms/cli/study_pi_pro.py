@@ -1,4 +1,4 @@
-"""`pangu study pi-pro`: PanGu-pi Pro's recipe on a text of one's own."""
+"""`pangu study pi-pro`: run PanGu-pi Pro's recipe on your own text."""
 
 from argparse import Namespace
 from collections.abc import Callable
@@ -15,9 +15,9 @@ from pangu_ms.research.study.pi_pro import MEANING, make_plan, run_pi_pro
 from pangu_ms.research.study.plot import plot_chain
 from pangu_ms.research.study.table import with_error
 
-DESCRIPTION = """Train a baseline, then go through the recipe: compact vocabulary, a deeper shape of equal size, weights
-of a larger teacher, a second round on the batches that are hard. Each step is scored in bits per byte of the same
-held-out documents, for several seeds. Can be stopped and repeated."""
+DESCRIPTION = """Train a baseline, then apply the recipe step by step: compact vocabulary, a deeper shape of equal size,
+weights inherited from a larger teacher, a second round on the batches with high loss. Each step is scored in bits per
+byte on the same held-out documents, with several seeds. After an interruption, the same command resumes the study."""
 
 
 def build_parser() -> Parser:
@@ -25,11 +25,11 @@ def build_parser() -> Parser:
     parser = Parser(prog="pangu study pi-pro", description=DESCRIPTION)
     options.add_config(parser, "pi/tiny")
     options.add_corpus(parser, "text or .jsonl files (default: the source of Python's standard library)")
-    text = "pieces of the compact vocabulary; 0: half of model.vocab_size"
+    text = "number of pieces of the compact vocabulary; 0: half of model.vocab_size"
     parser.add_argument("--compact-size", type=int, default=0, metavar="N", help=text)
-    text = "layers of the tweaked shape; 0: twice the baseline's"
+    text = "number of layers of the deeper shape; 0: twice the baseline's"
     parser.add_argument("--depth", type=int, default=0, metavar="N", help=text)
-    text = "0: one and a half times the tweaked shape's"
+    text = "number of layers of the teacher; 0: one and a half times those of the deeper shape"
     parser.add_argument("--teacher-layers", type=int, default=0, metavar="N", help=text)
     text = "training steps of the teacher; 0: train.steps"
     parser.add_argument("--teacher-steps", type=int, default=0, metavar="N", help=text)
@@ -37,7 +37,7 @@ def build_parser() -> Parser:
     parser.add_argument("--keep", type=float, default=0.5, metavar="SHARE", help=text)
     text = "learning rate of the second round as a share of the first round's"
     parser.add_argument("--second-lr", type=float, default=0.5, metavar="SHARE", help=text)
-    text = "how neurons, heads and channels of the teacher are chosen"
+    text = "criterion by which neurons, heads and channels of the teacher are chosen"
     parser.add_argument("--criterion", choices=CRITERIA, default="taylor", help=text)
     add_study(parser, _study, chain_table, plot_chain)
     return parser
@@ -53,7 +53,7 @@ def _study(args: Namespace) -> Callable[[], dict[str, Any]]:
 
 
 def chain_table(results: dict[str, Any]) -> str:
-    """The chain for the eye."""
+    """The steps of the chain as a table."""
     columns = ("step", "parameters", "vocab", "layers", "hidden", "bits per byte")
     head = (*columns, "difference to the step it starts from")
     rows = []

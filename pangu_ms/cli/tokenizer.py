@@ -1,4 +1,4 @@
-"""`pangu tokenizer ACTION`: a vocabulary made of text, and text to ids and back."""
+"""`pangu tokenizer ACTION`: train or compress a vocabulary, and convert text to ids and back."""
 
 import logging
 import sys
@@ -19,7 +19,7 @@ ACTIONS = {
     "train": ("pangu_ms.cli.tokenizer:train_parser", "train a vocabulary on text"),
     "compress": (
         "pangu_ms.cli.tokenizer_compress",
-        "drop a tokenizer's rare pieces; text of any kind can still be encoded (PanGu-pi Pro)",
+        "remove a tokenizer's rare pieces; any text can still be encoded (PanGu-pi Pro)",
     ),
     "encode": ("pangu_ms.cli.tokenizer:encode_parser", "print the ids of texts, one line each"),
     "decode": ("pangu_ms.cli.tokenizer:decode_parser", "print the text of ids"),
@@ -45,11 +45,11 @@ def train_parser() -> Parser:
     options.add_corpus_format(parser)
     text = "new directory for vocab.model and tokenizer.json"
     options.add_new_directory(parser, "--output", text, required=True)
-    text = "number of pieces, specials and 256 bytes included"
+    text = "number of pieces, including special and 256 byte pieces"
     parser.add_argument("--vocab-size", type=int, default=40000, help=text)
     text = "jieba for Chinese, none for code and other languages"
     parser.add_argument("--segmenter", choices=SEGMENTERS, default="jieba", help=text)
-    text = "a larger corpus is thinned evenly to at most this much text"
+    text = "train on at most this much text; of a larger corpus an evenly spaced sample is used"
     parser.add_argument("--sample-bytes", type=int, default=20_000_000, help=text)
     options.add_json(parser)
     parser.set_defaults(run=_train)
@@ -58,7 +58,7 @@ def train_parser() -> Parser:
 
 def encode_parser() -> Parser:
     """The options of `pangu tokenizer encode`."""
-    parser = _parser("encode", "text", "text; standard input if none")
+    parser = _parser("encode", "text", "texts (default: standard input)")
     parser.add_argument("--pieces", action="store_true", help="print pieces instead of ids")
     parser.set_defaults(run=_encode)
     return parser
@@ -66,13 +66,13 @@ def encode_parser() -> Parser:
 
 def decode_parser() -> Parser:
     """The options of `pangu tokenizer decode`."""
-    parser = _parser("decode", "ids", "ids, separated by spaces or commas; standard input if none")
+    parser = _parser("decode", "ids", "ids, separated by spaces or commas (default: standard input)")
     parser.set_defaults(run=_decode)
     return parser
 
 
 def _parser(action: str, given: str, text: str) -> Parser:
-    """What `encode` and `decode` have."""
+    """A parser with the options that `encode` and `decode` share."""
     parser = Parser(prog=f"pangu tokenizer {action}", description=ACTIONS[action][1])
     options.add_tokenizer(parser)
     parser.add_argument("--file", type=Path, metavar="FILE", help="read from this file")
@@ -114,7 +114,7 @@ def _inputs(args: Namespace, given: list[str]) -> list[str]:
         raise DataError(f"{args.file}: {error}; --file names a readable text file; correct it") from error
 
 
-# Both print texts as they are, not through `print_result`: a pipe gets every byte.
+# Both functions below print text directly, not through `print_result`, so that a pipe gets every byte unchanged.
 
 
 def _encode(args: Namespace) -> int:

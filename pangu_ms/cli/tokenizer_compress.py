@@ -1,4 +1,4 @@
-"""`pangu tokenizer compress`: the vocabulary pruned to its frequent pieces."""
+"""`pangu tokenizer compress`: prune a vocabulary to its frequent pieces."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SHOWN = 5
-"""Unreachable pieces that the pretty report spells out."""
+"""Largest number of unreachable pieces that the report lists."""
 
 
 def build_parser() -> Parser:
@@ -30,22 +30,22 @@ def build_parser() -> Parser:
     parser = Parser(prog="pangu tokenizer compress", description=ACTIONS["compress"][1])
     options.add_tokenizer(parser, "full tokenizer: directory or released vocab.model")
     what = parser.add_mutually_exclusive_group(required=True)
-    text = "number of pieces to keep, specials and bytes included"
+    text = "number of pieces to keep, including special and byte pieces"
     what.add_argument("--vocab-size", type=int, metavar="N", help=text)
     text = "write nothing; show coverage and compression of these sizes, to choose one"
     what.add_argument("--sizes", metavar="N,N,...", help=text)
     text = "new directory for vocab.model, tokenizer.json and vocab_map.json"
     options.add_new_directory(parser, "--output", text)
-    options.add_corpus(parser, "count pieces in these files: text, JSON lines or arrays, .gz or .zst too")
-    text = "count pieces in records that the tokenizer made, beside or instead of --corpus"
+    options.add_corpus(parser, "count pieces in these files: text, JSON lines or JSON arrays; may be compressed")
+    text = "count pieces in records that the tokenizer made, in addition to --corpus or instead of it"
     parser.add_argument("--records", metavar="DIR", help=text)
     counts = parser.add_mutually_exclusive_group()
-    text = "use these counts; --corpus or --records then only give the sample for compression"
+    text = "use the counts in this file; --corpus or --records then only provide the text to measure compression on"
     counts.add_argument("--counts", metavar="FILE", help=text)
-    text = "write the counts into this new file, for --counts of later runs"
+    text = "also write the counts into this new file, for --counts in later runs"
     options.add_new_file(counts, "--save-counts", text)
     options.add_num_workers(parser)
-    text = "prune by count alone; pieces whose merges are gone can no longer be produced"
+    text = "prune by count alone; encoding then cannot produce pieces whose merges were removed"
     parser.add_argument("--no-closure", action="store_true", help=text)
     options.add_json(parser)
     parser.set_defaults(run=_run)
@@ -99,7 +99,7 @@ def _check_files(args: Namespace) -> None:
 
 
 def _counts_and_sample(args: Namespace, tokenizer: "Tokenizer") -> tuple["np.ndarray", list[str]]:
-    """Counts [V] from everything that was named, and text to measure compression on, if there is any."""
+    """The counts [V] from all given sources, and text to measure compression on, if there is any."""
     from pangu_ms.data import token_counts
     from pangu_ms.data.corpus import Corpus
 
@@ -178,7 +178,7 @@ def _measured(tokenizer: "Tokenizer", sample: list[str]) -> dict[str, Any] | Non
 
 
 def _text(result: dict[str, Any]) -> list[str]:
-    """The report on one size for the eye."""
+    """The report on one size as text."""
     kept = ", ".join(f"{number:,} {kind}" for kind, number in result["kept"].items())
     coverage = f"{result['coverage']:.2%} of {result['counted_tokens']:,} counted tokens are kept pieces"
     rows = [("coverage", coverage)]
@@ -195,7 +195,7 @@ def _text(result: dict[str, Any]) -> list[str]:
 
 
 def _table_text(result: dict[str, Any]) -> list[str]:
-    """The report on several sizes for the eye."""
+    """The report on several sizes as a table."""
     rows = []
     for row in result["sizes"]:
         measured = [f"{row[name]:.4f}" if name in row else "-" for name in ("tokens_per_character", "bytes_per_token")]

@@ -1,4 +1,4 @@
-"""`pangu train`: train a model on prepared records, or go on with a run."""
+"""`pangu train`: train a model on prepared records, or resume a run."""
 
 import contextlib
 import dataclasses
@@ -29,12 +29,12 @@ from pangu_ms.train.schedule import decay_end
 from pangu_ms.train.trackers import TRACKERS
 
 DATA_HELP = (
-    "directory written by `pangu data prepare`, or MindRecord files; default: data.records, else the quickstart's"
-    " corpus, prepared in DIR/data"
+    "directory written by `pangu data prepare`, or MindRecord files (default: data.records, or if that is empty the"
+    " quickstart's corpus, which is prepared in DIR/data)"
 )
 RESUME_FROM_HELP = (
-    "go on from the checkpoint of that step, where optimizer.lr, min_lr and clip_norm may change; those behind it are"
-    " moved aside; repeated, it goes on"
+    "resume from the checkpoint of that step; optimizer.lr, min_lr and clip_norm may be changed, and later checkpoints"
+    " are moved aside; if the same command is repeated, it resumes where it stopped"
 )
 
 
@@ -42,18 +42,18 @@ def build_parser() -> Parser:
     """The verb's options."""
     parser = Parser(prog="pangu train", description=__doc__)
     options.add_config(parser)
-    text = "run directory: config.yaml, metrics.jsonl, checkpoints/"
+    text = "run directory, for config.yaml, metrics.jsonl and checkpoints/"
     parser.add_argument("--output", required=True, metavar="DIR", help=text)
     options.add_data(parser, DATA_HELP)
-    text = "go on from the newest valid checkpoint in --output; starts anew where there is none"
+    text = "resume from the newest valid checkpoint in --output; if there is none, start a new run"
     parser.add_argument("--resume", action="store_true", help=text)
     parser.add_argument("--resume-from", type=int, metavar="STEP", help=RESUME_FROM_HELP)
-    text = "start a new run from these weights, with a new optimizer; a run that --resume goes on with keeps its own"
+    text = "start a new run from these weights, with a new optimizer state; ignored if --resume finds a checkpoint"
     parser.add_argument("--init-from", metavar="CHECKPOINT", help=text)
-    text = "end this session after that step, with a checkpoint"
+    text = "stop after that step and save a checkpoint"
     parser.add_argument("--stop-at", type=int, metavar="STEP", help=text)
     parser.add_argument("--tensorboard", action="store_true", help="also write OUTPUT/tensorboard")
-    text = "also show the metrics there; can be repeated; tensorboard is --tensorboard"
+    text = "also send the metrics to this tracker; may be given several times; --tensorboard is --tracker tensorboard"
     parser.add_argument("--tracker", action="append", choices=TRACKERS, default=[], help=text)
     options.add_json(parser, "print the result as JSON")
     options.add_verbose(parser)
@@ -61,10 +61,10 @@ def build_parser() -> Parser:
 
 
 def parse(argv: list[str]) -> Namespace:
-    """The verb's words.
+    """Parse the arguments of `pangu train`.
 
     Raises:
-        ConfigError: --stop-at or --resume-from is no step.
+        ConfigError: --stop-at or --resume-from is not a valid step.
     """
     args = build_parser().parse_intermixed_args(argv)
     if args.stop_at is not None and args.stop_at < 1:
@@ -85,9 +85,9 @@ def main(argv: list[str]) -> int:
     runtime.quiet(args.verbose)
 
     output = Path(args.output)
-    # ranks have been checked by who starts them, or will be
+    # If there are several ranks, the process that starts them makes these checks, not each rank.
     alone = runtime.place()[1] == 1 and not needs_ranks(config)
-    if alone:  # mistakes are told before MindSpore is imported, which takes seconds, and before records are made
+    if alone:  # mistakes are reported before MindSpore is imported, which takes seconds, and before records are made
         require_startable_alone(config, args)
     records = args.data or config.data.records or default_records(config, output, args.resume, progress=not args.json)
     if alone:
@@ -105,8 +105,8 @@ def main(argv: list[str]) -> int:
         "resume_from": args.resume_from,
     }
     result = train(config, records, output, args.resume, args.init_from, **session)
-    if runtime.place()[0] == 0:  # rank 0 speaks for all
-        print_result(_as_dict(result), _in_words(result, config), args.json)
+    if runtime.place()[0] == 0:  # only rank 0 prints the result
+        print_result(_as_dict(result), _as_text(result, config), args.json)
     if result.stopped_by and result.stopped_by != "stop_at":
         print(
             f"stopped by {result.stopped_by}; {_saved(result)}; the same command with --resume goes on", file=sys.stderr
@@ -116,20 +116,20 @@ def main(argv: list[str]) -> int:
 
 
 def start_options(args: Namespace) -> dict[str, Any]:
-    """The words that `require_startable` takes."""
+    """The keyword arguments of `require_startable`."""
     names = ("resume", "resume_from", "init_from", "trackers")
     return {"output": Path(args.output)} | {name: getattr(args, name) for name in names}
 
 
 def require_startable_alone(config: RunConfig, args: Namespace) -> None:
-    """As `require_startable`; another run in the directory is told first."""
+    """Like `require_startable`, but first reports another run that is active in the directory."""
     with contextlib.closing(RunLock(Path(args.output))) as lock:
         lock.acquire()
         require_startable(config, **start_options(args))
 
 
 def default_records(config: RunConfig, output: Path, resume: bool, progress: bool) -> Path:
-    """Records of the standard library's source in OUTPUT/data, made if they are not there yet."""
+    """Records of the standard library's source in OUTPUT/data. They are made if they do not exist yet."""
     from pangu_ms.data.default_corpus import build_records, standard_library_files
 
     directory = output / OWN_DATA
@@ -145,7 +145,7 @@ def _as_dict(result: Any) -> dict[str, Any]:
     return dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out}
 
 
-def _in_words(result: Any, config: RunConfig) -> str:
+def _as_text(result: Any, config: RunConfig) -> str:
     finished = result.loss is None
     done = "nothing left to do" if finished else f"loss {result.loss:.4f}, {result.tokens_per_second:,.0f} tokens/s"
     return f"{result.output}: step {result.step}, {done}{_notes(result)}" + (
@@ -154,8 +154,8 @@ def _in_words(result: Any, config: RunConfig) -> str:
 
 
 def _lengthening(config: RunConfig) -> str:
-    """What goes on with a finished run: the rates of its steps stay as they were, so a decay that began ends where it
-    did."""
+    """The overrides that continue a finished run. They keep the learning rates of the steps already done, so a decay
+    that has begun still ends at the same step."""
     end, warmup = decay_end(config), config.optimizer.warmup_steps
     keeps_end = end and end > warmup and end != config.optimizer.decay_steps
     return f"a train.steps above {config.train.steps}" + (f" and optimizer.decay_steps={end}" if keeps_end else "")

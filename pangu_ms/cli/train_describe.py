@@ -1,5 +1,5 @@
-"""`python -m pangu_ms.cli.train_describe [options] -- WORDS`: what a launcher has to know of `pangu train WORDS`, as
-JSON, after all checks that need no device.
+"""`python -m pangu_ms.cli.train_describe [options] -- ARGUMENTS`: print what a launcher has to know about `pangu train
+ARGUMENTS` as JSON, after all checks that need no device.
 
 mindspore is imported where records are read, and only there.
 """
@@ -29,20 +29,21 @@ from pangu_ms.train.smoke import smoke_overrides
 
 DEVICES = {"cpu": "CPU", "ascend": "Ascend"}
 SMOKE_RANKS = 2
+"""Processes of --smoke unless --num-ranks says otherwise."""
 
 
 def build_parser() -> Parser:
     """The options before `--`."""
     parser = Parser(prog="python -m pangu_ms.cli.train_describe", description=__doc__)
-    text = "processes; default: those of the plan, with --smoke 2"
+    text = "number of processes (default: that of the plan; with --smoke 2)"
     parser.add_argument("--num-ranks", type=int, metavar="N", help=text)
-    parser.add_argument("--device", choices=DEVICES, help="where they run; default: runtime.device")
-    text = "a thinned model on CPU processes instead of the plan"
+    parser.add_argument("--device", choices=DEVICES, help="device of the processes (default: runtime.device)")
+    text = "run a thinned model on CPU processes instead of the plan"
     parser.add_argument("--smoke", action="store_true", help=text)
-    parser.add_argument("--placement", action="store_true", help="ranks and devices alone: no output, no records")
-    text = "not the first host: write nothing, leave the output directory to the one that is"
+    parser.add_argument("--placement", action="store_true", help="print only ranks and devices; check no paths")
+    text = "this is not the first host: write nothing, and leave the output directory to the first host"
     parser.add_argument("--follower", action="store_true", help=text)
-    text = "look at no path but the configuration's: others may be on the cluster alone"
+    text = "check no path except the configuration's, since the others may exist only on the cluster"
     parser.add_argument("--skip-paths", action="store_true", help=text)
     return parser
 
@@ -67,7 +68,7 @@ def main(argv: list[str]) -> int:
 def added_words(
     args: Namespace, num_ranks: int | None = None, device: str | None = None, smoke: bool = False
 ) -> list[str]:
-    """Overrides that the launcher's options stand for, to be put behind the words of `train`.
+    """The overrides that the launcher's options stand for. They are appended to the arguments of `train`.
 
     Raises:
         ConfigError: an option contradicts the configuration, another option, or the user's own overrides.
@@ -108,8 +109,8 @@ def _require_smoke(args: Namespace, device: str | None) -> None:
 
 
 def ranks_and_devices(config: RunConfig) -> dict[str, Any]:
-    """world, device, chip, devices_per_server, and for each rank the [server, device] that it should have, counted from
-    0."""
+    """A dict with world, device, chip, devices_per_server, and placement: for each rank its [server, device], counted
+    from 0."""
     parallel = config.parallel
     placement = [[place.server, place.device] for place in Mesh.of(parallel).placement()]
     device = {
@@ -121,11 +122,11 @@ def ranks_and_devices(config: RunConfig) -> dict[str, Any]:
 
 
 def check(args: Namespace, config: RunConfig, follower: bool, skip_paths: bool) -> list[str]:
-    """Raise a UserError for what would end the ranks as soon as they start. The first host makes the default records,
-    where none are named.
+    """Raise a UserError for mistakes that would otherwise end the ranks as soon as they start. If no records are named,
+    the first host makes the default records.
 
     Returns:
-        the paths that were not looked at, as they were given.
+        The paths that were not checked, with their options.
     """
     named = _named_records(args, config)
     require_shared_records(config, named)

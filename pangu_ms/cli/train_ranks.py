@@ -1,4 +1,4 @@
-"""`pangu train` on several processes of a CPU: start them. No mindspore import."""
+"""Starts `pangu train` on several CPU processes. No mindspore import."""
 
 from pathlib import Path
 

@@ -25,8 +25,9 @@ from pangu_ms.data.workers import WorkerDied, Workers
 
 _log = logging.getLogger(__name__)
 _SMALLEST, _LARGEST, _BLOCKS = 1 << 16, 1 << 23, 256
-"""A block is about 1/256 of the corpus, but at least 64 KiB and at most 8 MiB of text. So there are enough blocks to
-keep all processes busy to the end, and few enough files for one directory."""
+"""Smallest and largest block in bytes, and the number of blocks aimed at: a block is about 1/256 of the corpus, but at
+least 64 KiB and at most 8 MiB of text. So there are enough blocks to keep all processes busy to the end, and few enough
+files for one directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Block:
     Attributes:
         ids: int32 [T], every document followed by eod.
         tokens: int64 [D], number of tokens of each document, its eod included.
-        sizes: int64 [D], UTF-8 bytes of each text.
+        sizes: int64 [D], length of each text in UTF-8 bytes.
         keys: uint64 [D], the first 8 bytes of the text's SHA-256; equal texts have equal keys.
         domains: str [D], domain of each document.
     """
@@ -48,14 +49,14 @@ class Block:
     domains: np.ndarray
 
     def to_bytes(self) -> bytes:
-        """The block as the content of an .npz file."""
+        """Encode the block as the content of an .npz file."""
         content = io.BytesIO()
         np.savez(content, **{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
         return content.getvalue()
 
 
 def encode_documents(tokenizer: Tokenizer, documents: list[Document]) -> Block:
-    """Encode documents, each after the tokenizer's first ids, if it has any, and followed by eod."""
+    """Encode documents. Each document begins with the tokenizer's `first_ids`, if there are any, and ends with eod."""
     texts = [document.text for document in documents]
     encoded = [[*tokenizer.first_ids, *ids] for ids in tokenizer.encode_batch(texts)]
     raw = [text.encode() for text in texts]
@@ -79,7 +80,7 @@ def load_block(path: Path) -> Block:
     """Read a committed block.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the block is damaged.
     """
     advice = "run the same command again"
     fields, _ = read_npz(path, [field.name for field in dataclasses.fields(Block)], advice)
@@ -105,11 +106,11 @@ def _has_form(block: Block) -> bool:
 def work_directory(output: Path, key: str) -> Iterator[Path]:
     """`OUTPUT.partial`, the directory for the blocks of a run, locked by this process.
 
-    It is removed when the run succeeds, and when the corpus proves unusable. After any other failure it stays, so that
-    the same command can go on with its blocks.
+    The directory is removed when the run succeeds, and when the corpus turns out to be unusable. After any other
+    failure it stays, so that the same command can resume from its blocks.
 
     Args:
-        output: what the run writes.
+        output: the directory that the run will write.
         key: hash of everything that the blocks depend on.
 
     Raises:
@@ -128,19 +129,20 @@ def work_directory(output: Path, key: str) -> Iterator[Path]:
                 )
                 raise OutputError(message) from error
             _require_key(work, key)
-            # A run that was killed while it packed leaves such a directory. No other process is packing: this one has
-            # the lock.
+            # A run that was killed while it packed rows leaves such a directory. It is safe to remove: this process
+            # holds the lock, so no other process is packing.
             for left in output.parent.glob(f".{output.name}.????????.tmp"):
                 shutil.rmtree(left)
             try:
                 yield work
             except DataError:
-                shutil.rmtree(work)  # a mended corpus has another key, so these blocks could never be used
+                shutil.rmtree(work)  # a corrected corpus has another key, so these blocks could never be used
                 raise
             shutil.rmtree(work)
 
 
 def _require_key(work: Path, key: str) -> None:
+    """Raise OutputError if `work` belongs to a run with another key; claim it if it belongs to none."""
     path = work / "key.json"
     try:
         found = small_json.read_object(path, form={"key": str})["key"]
@@ -177,7 +179,8 @@ def encode_corpus(
         tokenizer_path: tokenizer that each worker process loads.
         work: directory of the blocks.
         num_workers: processes.
-        progress: called after each block with its bytes of the corpus (on disk) and its number of tokens.
+        progress: called after each block with the number of corpus bytes (on disk) that it covers, and its number of
+            tokens.
 
     Returns:
         The files of all blocks, in corpus order.
@@ -192,13 +195,13 @@ def encode_corpus(
     report = progress or (lambda size, tokens: None)
     try:
         with Workers(num_workers, _start_worker, str(tokenizer_path)) as workers:
-            for number, (documents, size) in enumerate(_cut(corpus)):
+            for number, (documents, size) in enumerate(_document_groups(corpus)):
                 path = work / f"block-{number:06d}.npz"
                 blocks.append(path)
                 if (block := _finished(path)) is not None:
                     report(size, int(block.tokens.sum()))
                     continue
-                while len(pending) > 2 * num_workers:  # so that the text in memory stays bounded
+                while len(pending) > 2 * num_workers:  # this bounds the text in memory
                     _finish_some(pending, report)
                 pending[workers.submit(_encode_block, documents, path)] = size
             while pending:
@@ -223,19 +226,19 @@ def _finished(path: Path) -> Block | None:
 
 
 def _finish_some(pending: dict[Future, int], report: Callable[[int, int], None]) -> None:
-    """Wait until at least one block is encoded, and report those that are.
+    """Wait until at least one block is encoded, and report all blocks that are.
 
-    Waiting for the oldest block instead would hide for a long time that the worker of another block has died.
+    Waiting for the oldest block instead could hide for a long time that the worker of another block has died.
     """
     done, _ = wait(pending, return_when=FIRST_COMPLETED)
     for future in [future for future in pending if future in done]:
         report(pending.pop(future), future.result())
 
 
-def _cut(corpus: Corpus) -> Iterator[tuple[list[Document], int]]:
-    """Documents of each block, and the bytes on disk that they were read from.
+def _document_groups(corpus: Corpus) -> Iterator[tuple[list[Document], int]]:
+    """Yield the documents of each block, and the number of bytes on disk that they were read from.
 
-    Where the blocks are cut depends on the corpus alone, so that a repeated run finds its blocks again.
+    The boundaries of the blocks depend on the corpus alone, so that a repeated run finds its blocks again.
     """
     limit = min(max(corpus.size // _BLOCKS, _SMALLEST), _LARGEST)
     documents: list[Document] = []
@@ -251,7 +254,7 @@ def _cut(corpus: Corpus) -> Iterator[tuple[list[Document], int]]:
 
 
 _tokenizer: Tokenizer | None = None
-"""The tokenizer of a worker process, which keeps it from block to block: loading it takes half a second."""
+"""The tokenizer of a worker process. It is kept from block to block, since loading it takes half a second."""
 
 
 def _start_worker(tokenizer_path: str) -> None:

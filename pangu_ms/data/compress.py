@@ -1,4 +1,4 @@
-"""Compresses a vocabulary: cuts the rare pieces from a SentencePiece model, and maps the new ids to the old ones.
+"""Compresses a vocabulary: removes the rare pieces from a SentencePiece model, and maps the new ids to the old ones.
 
 Legend: V pieces of the full vocabulary, K pieces of the compressed one.
 
@@ -23,15 +23,15 @@ _SPACE = "\u2581"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VocabMap:
-    """From the ids of a compressed vocabulary to those of the full one. `old_ids` gathers the rows of an embedding or
-    head.
+    """Maps the ids of a compressed vocabulary to the ids of the full one. Indexing an embedding or output head with
+    `old_ids` gives the rows of the compressed vocabulary.
 
     Attributes:
         source_fingerprint: fingerprint of the full tokenizer.
         fingerprint: fingerprint of the compressed tokenizer.
         source_vocab_size: V.
         old_ids: int64 [K], strictly increasing, in [0, V): the old id of each new one.
-        where: the file or step that the map comes from, for messages.
+        where: the file or step that the map comes from, for error messages.
     """
 
     source_fingerprint: str
@@ -71,7 +71,7 @@ class VocabMap:
 
 
 def load_vocab_map(directory: str | Path) -> VocabMap:
-    """The map in a tokenizer directory written by `pangu tokenizer compress`.
+    """Read the map in a tokenizer directory that `pangu tokenizer compress` wrote.
 
     Only that directory and the checkpoints that copied it have the map; `pangu data prepare` does not copy it to
     `OUTPUT/tokenizer`.
@@ -115,8 +115,8 @@ class Compressed:
     """A compressed tokenizer.
 
     Attributes:
-        tokenizer: it has the segmenter and end of document of the full one.
-        vocab_map: from its ids to those of the full one.
+        tokenizer: the compressed tokenizer, with the segmenter and the end-of-document piece of the full one.
+        vocab_map: maps its ids to the ids of the full one.
         kept: number of pieces of each kind: special, byte, character (one character), word (longer).
         unreachable: pieces that encoding could produce with the full vocabulary and no longer can.
     """
@@ -127,7 +127,7 @@ class Compressed:
     unreachable: list[str]
 
     def save(self, directory: str | Path) -> None:
-        """Write tokenizer and map into a new directory, whole or not at all.
+        """Write tokenizer and map into a new directory atomically.
 
         Raises:
             OutputError: the directory has other content, or the disk is full.
@@ -136,14 +136,14 @@ class Compressed:
 
 
 class Compressor:
-    """Cuts one tokenizer to one or several sizes; what depends on the tokenizer alone is computed once.
+    """Compresses one tokenizer to one or several sizes; what depends on the tokenizer alone is computed once.
 
     Attributes:
         tokenizer: the full one.
         required: bool [V], pieces that every size keeps. These are all pieces that are not NORMAL in the SentencePiece
-            model (specials, user-defined ones, bytes); the specials by name; U+2581, as decoding takes only this piece
-            for a space and not its three bytes; and in a model without bytes every single character, which nothing else
-            could spell.
+            model (specials, user-defined ones, bytes); the pieces named in SPECIALS and the eod piece; U+2581, since
+            decoding turns only this piece into a space, not its three byte pieces; and, in a model without byte pieces,
+            every single character, since no other piece could spell it.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -155,7 +155,7 @@ class Compressor:
         self.required[list(by_name)] = True
 
     def require_size(self, vocab_size: int) -> None:
-        """Raise DataError unless the tokenizer can be cut to this size."""
+        """Raise DataError unless the tokenizer can be compressed to this size."""
         smallest, full = int(self.required.sum()), self.tokenizer.vocab_size
         if not smallest <= vocab_size < full:
             raise DataError(
@@ -164,15 +164,15 @@ class Compressor:
             )
 
     def compress(self, counts: np.ndarray, vocab_size: int, closure: bool = True) -> Compressed:
-        """Keep the required pieces, then the others by descending count, ties by id.
+        """Keep the required pieces, then the others by descending count; ties are broken by id.
 
         Args:
             counts: int64 [V], occurrences of each piece.
             vocab_size: K.
-            closure: for a BPE model, keep with each piece those that its own merges pass through, so that encoding can
-                still produce it; a piece for which these leave no room is skipped. Without the closure, 73 of 4,000
-                pieces became unreachable (cut from 8,000, on 12 MB of Chinese) and texts took 1.5 % more tokens. Models
-                of other types have no merges.
+            closure: for a BPE model, keep with each piece all pieces that its merges pass through, so that encoding can
+                still produce it; a piece is skipped if these do not fit. Without the closure, 73 of 4,000 pieces became
+                unreachable (compressed from 8,000, on 12 MB of Chinese) and texts took 1.5 % more tokens. Models of
+                other types have no merges, so the closure has no effect.
 
         Raises:
             DataError: `vocab_size` is out of range.
@@ -190,8 +190,8 @@ class Compressor:
     def _chosen(self, counts: np.ndarray, vocab_size: int, closure: bool) -> np.ndarray:
         """bool [V]: the pieces to keep."""
         chosen, room = self.required.copy(), vocab_size - int(self.required.sum())
-        # One pass is enough to fill the vocabulary: when a piece is skipped because those that it needs do not fit,
-        # these come up later themselves, and each needs fewer others.
+        # One pass is enough to fill the vocabulary: if a piece is skipped because the pieces that it needs do not fit,
+        # the loop reaches those pieces later, and each of them needs fewer others.
         for index in np.argsort(-counts, kind="stable"):
             if room == 0:
                 break
@@ -199,7 +199,7 @@ class Compressor:
             if len(missing) <= room:
                 chosen[missing] = True
                 room -= len(missing)
-        assert room == 0, f"{room} pieces too few"
+        assert room == 0, f"{room} slots of the vocabulary are not filled"
         return chosen
 
     def _needed(self, index: int, closure: bool) -> set[int]:

@@ -1,8 +1,8 @@
 """Reads documents from text and JSON files.
 
-The content of a file decides how it is read. JSON lines and a JSON array hold objects, each a document with its text in
-one field and optionally a `domain`; any other file is UTF-8 text and one document. All may be compressed (.gz, .zst).
-Nothing is dropped in silence: bad lines go to a quarantine, and empty texts are counted.
+The content of a file decides how it is read. JSON lines and a JSON array hold objects; each object is a document, with
+its text in one field and optionally a `domain`. Any other file is UTF-8 text and one document. All files may be
+compressed (.gz, .zst). Nothing is dropped silently: bad lines go to a quarantine file, and empty texts are counted.
 """
 
 import collections
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 UNKNOWN_DOMAIN = "unknown"
 _SHOWN = 1000
-"""Bytes of a bad line that the quarantine keeps."""
+"""Bytes of a bad line that the quarantine file keeps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,19 +38,19 @@ class Document:
 
 @dataclasses.dataclass
 class Quarantine:
-    """Collects the lines that are no documents.
+    """Collects the lines that are not documents.
 
-    A bad line becomes a JSON object: where it stands, the reason, and its beginning. Empty texts are only counted.
+    A bad line becomes a JSON object with its location, the reason, and its beginning. Empty texts are only counted.
     """
 
     path: Path | None = None
-    """File to write; None to count only."""
+    """File to write; None only counts."""
     count: int = 0
     """Bad lines so far."""
     empty: int = 0
     """Empty texts so far."""
     first: str = ""
-    """The first bad line: where it stands, and the reason."""
+    """Location of the first bad line, and the reason."""
 
     def __post_init__(self) -> None:
         self._file = open(self.path, "w", encoding="utf-8") if self.path else None
@@ -76,9 +76,9 @@ class Corpus:
     """The documents of some files, in order; can be iterated more than once.
 
     Attributes:
-        files: the files, patterns expanded.
-        forms: of each file: JSON lines, a JSON array or plain text.
-        size: their bytes on disk.
+        files: the files; patterns are expanded.
+        forms: the form of each file: JSON lines, a JSON array or plain text.
+        size: bytes of all files on disk.
         position: bytes on disk read so far by the latest iteration.
     """
 
@@ -90,21 +90,22 @@ class Corpus:
         text_field: str | None = None,
         plain_text: bool = False,
     ) -> None:
-        """Find the files and look at the beginning of each, so that a wrong name or field is an error before the work.
+        """Find the files and look at the beginning of each, so that a wrong name or field is reported before the work
+        begins.
 
         Args:
             names: files, or patterns that the shell has not expanded.
             split_paragraphs: make every paragraph (text between blank lines) a document, as the official builder does
                 (spec A6).
             quarantine: where bad lines go; by default they are only counted.
-            text_field: the field of a JSON object that holds its text, `a.b` for b inside a. It is a string or a
-                conversation, a list of messages with role and content, of which each becomes a line `role: content`.
-                By default `text`, or else `messages`.
+            text_field: the field of a JSON object that holds its text, `a.b` for b inside a. The field is a string or a
+                conversation, which is a list of messages with role and content; each message becomes a line `role:
+                content`. By default the field is `text`, or else `messages`.
             plain_text: read every file as plain text, even JSON.
 
         Raises:
-            DataError: there is no file; or a file is missing, a directory or unreadable, or holds JSON objects without
-                the field.
+            DataError: there is no file; or a file is missing, is a directory, is unreadable, or holds JSON objects
+                without the field.
         """
         self.files = [path for name in names for path in _expand(str(name))]
         if not self.files:
@@ -127,7 +128,7 @@ class Corpus:
         """The form of a file: JSON lines, a JSON array or plain text.
 
         Raises:
-            DataError: it holds JSON objects, and none of those at its beginning has the field.
+            DataError: the file holds JSON objects, and none of those at its beginning has the field.
         """
         with open(path, "rb") as raw, _reading(path):
             form, records = json_texts.form_of(streams.content(path, raw), _inner_suffix(path))
@@ -143,7 +144,7 @@ class Corpus:
         """Yield every document with text.
 
         Raises:
-            DataError: a text file that is not UTF-8, or a file that is damaged or a bomb.
+            DataError: a text file is not UTF-8, or a file is damaged or a decompression bomb.
         """
         finished = 0
         for path, form in zip(self.files, self.forms):
@@ -172,13 +173,14 @@ class Corpus:
                 self.quarantine.add(f"{path}:{number}", str(error), line)
 
     def _array(self, path: Path, stream: BinaryIO) -> Iterator[Document]:
+        """The documents of a JSON array. An element that is no document is quarantined; broken JSON is an error."""
         values = enumerate(json_texts.elements(stream), 1)
         while True:
             try:
                 number, value = next(values)
             except StopIteration:
                 return
-            except DataError:  # a ValueError too, but of the stream and not of the JSON
+            except DataError:  # DataError is a ValueError too, but it comes from the stream, not from the JSON
                 raise
             except ValueError as error:
                 raise DataError(
@@ -214,7 +216,7 @@ class Corpus:
 
 
 def _warn_of_surprises(files: Iterable[tuple[Path, str]]) -> None:
-    """Log a line for each kind of file whose content has another form than its name suggests."""
+    """Log one line per suffix and form, for the files whose content has another form than their name suggests."""
     surprises: dict[tuple[str, str], list[Path]] = {}
     for path, form in files:
         suffix = _inner_suffix(path)
@@ -228,7 +230,7 @@ def _warn_of_surprises(files: Iterable[tuple[Path, str]]) -> None:
         )
 
 
-@functools.cache  # one process opens a corpus several times; each line is logged once
+@functools.cache  # a process may open the same corpus several times; each line is logged once
 def _warn_once(line: str) -> None:
     _log.warning(line)
 
@@ -239,7 +241,7 @@ def _expand(name: str) -> list[Path]:
 
 
 def _inner_suffix(path: Path) -> str:
-    """The suffix of a name, without the one of its compression: .jsonl for a.jsonl.gz."""
+    """The suffix of a file name before that of its compression: .jsonl for a.jsonl.gz."""
     return path.with_suffix("").suffix if path.suffix in streams.COMPRESSED else path.suffix
 
 

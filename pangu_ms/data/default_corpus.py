@@ -10,6 +10,7 @@ from pangu_ms.data.prepare import prepare
 from pangu_ms.data.tokenizer import train_tokenizer
 
 SIZE_BYTES = 5_000_000
+"""About how much text the corpus has."""
 NOT_CODE = {
     "test",
     "tests",
@@ -24,10 +25,11 @@ NOT_CODE = {
 
 
 def standard_library_files() -> list[str]:
-    """Python files of the standard library in order of their names, about SIZE_BYTES in all, without tests and tables.
+    """Python files of the standard library in alphabetical order, about SIZE_BYTES in all, without the directories
+    NOT_CODE.
 
     Raises:
-        DataError: this Python came without its sources.
+        DataError: this Python was installed without its sources.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     chosen, size = [], 0
@@ -51,13 +53,13 @@ def _is_utf8(path: Path) -> bool:
 
 
 def build_records(config: RunConfig, corpus_files: list[str], directory: Path, progress: bool = True) -> dict:
-    """Train a tokenizer on a corpus and prepare the corpus as records, both as a run's configuration says.
+    """Train a tokenizer on a corpus, and prepare records from the corpus, as a run's configuration says.
 
     Args:
-        config: its tokenizer section says how the tokenizer is trained, its model and data sections how long rows are
-            and how much is held out.
+        config: the tokenizer section says how the tokenizer is trained; the model and data sections say how long rows
+            are and how much is held out.
         corpus_files: files or patterns.
-        directory: gets `tokenizer/` and `records/`; a tokenizer that is there already is used.
+        directory: `tokenizer/` and `records/` are written here; an existing tokenizer is reused.
         progress: show bars.
 
     Returns:

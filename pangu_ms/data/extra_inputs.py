@@ -1,6 +1,6 @@
-"""Where the arrays of a family's extra inputs come from: a function for each name. No mindspore import.
+"""Registry of the functions that read the extra inputs of model families, one function per name. No mindspore import.
 
-A family declares names in `ModelConfig.extra_inputs`; what they mean is known here, from records, row numbers and ids.
+A family declares names in `ModelConfig.extra_inputs`; the functions make the arrays from records, row numbers and ids.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,13 +11,14 @@ from pangu_ms.core.errors import DataError
 from pangu_ms.data.records import RecordSet
 
 Source = Callable[[RecordSet, np.ndarray, np.ndarray], np.ndarray]
-"""From records, row numbers (int64 [B]) and the rows' ids (int32 [B, S+1]) to an array whose first dimension is B."""
+"""Called with records, row numbers (int64 [B]) and the rows' ids (int32 [B, S+1]); returns an array whose first
+dimension is B."""
 SOURCES: dict[str, Source] = {}
-"""By the input's name."""
+"""The function of each extra input, by the name of the input."""
 
 
 def require_sources(names: Iterable[str]) -> None:
-    """Raise DataError for an input that no data has."""
+    """Raise DataError for an input that no function can read."""
     for name in names:
         if name not in SOURCES:
             raise DataError(f"{name}: the model reads this input, and no records have it; known: {sorted(SOURCES)}")

@@ -1,9 +1,9 @@
 """Tokenizers of Hugging Face directories: a SentencePiece model (LLaMA, openPangu) or a tokenizer.json of the
 `tokenizers` library.
 
-For text without special tokens the ids are those of transformers' `AutoTokenizer`. A special token is never made from
-text: text that spells one is ordinary text, as with `split_special_tokens=True`. Saving writes the files as they came,
-so that transformers reads them as before.
+For text without special tokens the ids are those of transformers' `AutoTokenizer`. Text never encodes to a special
+token: text that spells one is ordinary text, as with `split_special_tokens=True`. Saving writes the original files
+unchanged, so that transformers reads them as before.
 
 Source: transformers 4.57, tokenization_llama_fast.py, convert_slow_tokenizer.py (LlamaConverter); tokenizers 0.22,
 decoders.
@@ -27,7 +27,7 @@ from pangu_ms.data.tokenizer import Tokenizer, processor_of, require_unicode
 
 SENTENCEPIECE, FAST = "tokenizer.model", "tokenizer.json"
 FILES = (SENTENCEPIECE, FAST, SETTINGS, SPECIAL_TOKENS, ADDED, GENERATION, "chat_template.jinja", "chat_template.json")
-"""Files of a directory that belong to its tokenizer. Of its config.json, `_OF_CONFIG` are used too."""
+"""Files of a directory that belong to its tokenizer. The keys `_OF_CONFIG` of its config.json are used too."""
 _OF_CONFIG = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 _SPACE = "\u2581"
 _PIECES, _NORMALIZER, _SELF_TEST = 1, 3, 4  # fields of SentencePiece's ModelProto
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 
 def is_directory_of(path: Path) -> bool:
-    """Whether a directory holds a tokenizer in Hugging Face's form. Our own form also has a tokenizer.json, but without
-    a "model" in it."""
+    """Whether a directory holds a tokenizer in Hugging Face's format. Our own format also has a tokenizer.json, but
+    that has no "model" key."""
     if (path / SENTENCEPIECE).exists() or (path / SETTINGS).exists():
         return True
     try:
@@ -50,19 +50,19 @@ def is_directory_of(path: Path) -> bool:
 class HuggingFaceTokenizer(Tokenizer):
     """A tokenizer as a Hugging Face directory describes it; see `Tokenizer` for the attributes.
 
-    Its eod, the end of a document, is the directory's eos, and so is its pad if the directory has none. `stop_ids` also
-    holds those of generation_config.json.
+    Its eod, the end of a document, is the directory's eos token. Its pad is the eos token too if the directory has no
+    pad token. `stop_ids` also holds the eos ids of generation_config.json.
 
     Attributes:
-        of_pieces: whether the SentencePiece model encodes, and not the tokenizer.json.
+        of_pieces: whether the SentencePiece model encodes text, rather than the tokenizer.json.
     """
 
     def __init__(self, contents: Mapping[str, bytes], where: str) -> None:
         """Build the tokenizer from the contents of its files.
 
         Args:
-            contents: by file name.
-            where: the directory, for messages.
+            contents: content of each file, by file name.
+            where: the directory, for error messages.
 
         Raises:
             DataError: a file is damaged, or uses something that is not supported.
@@ -94,7 +94,7 @@ class HuggingFaceTokenizer(Tokenizer):
 
     @classmethod
     def load(cls, path: str | Path) -> "HuggingFaceTokenizer":
-        """Read a directory, or a bare SentencePiece model, which is taken for a LLaMA's.
+        """Read a directory, or a bare SentencePiece model, which is read as the model of a LLaMA tokenizer.
 
         Raises:
             DataError: there is no tokenizer, or it cannot be read.
@@ -113,13 +113,13 @@ class HuggingFaceTokenizer(Tokenizer):
         return cls(contents, str(path))
 
     def save(self, directory: str | Path, extra: Mapping[str, bytes] | None = None) -> None:
-        """Write its files into a new directory, whole or not at all; see `Tokenizer.save`."""
+        """Write the files of the tokenizer into a new directory atomically; see `Tokenizer.save`."""
         with files.new_directory(Path(directory)) as temporary:
             for name, content in {**self.files(), CONFIG: self._config(), **(extra or {})}.items():
                 (temporary / name).write_bytes(content)
 
     def files(self) -> dict[str, bytes]:
-        """Its files by name, as they came. config.json is left out: it belongs to the model."""
+        """The original files of the tokenizer, by name. config.json is left out, since it belongs to the model."""
         return {name: content for name, content in self._contents.items() if name != CONFIG}
 
     def _config(self) -> bytes:
@@ -127,8 +127,9 @@ class HuggingFaceTokenizer(Tokenizer):
         return (json.dumps({key: tree[key] for key in _OF_CONFIG if key in tree}, indent=2) + "\n").encode()
 
     def _take_ids(self, special: SpecialTokens, where: str) -> None:
+        """Set the vocabulary size and the ids of the special tokens, and check that they fit together."""
         size = self._table.size
-        self.vocab_size: int = special.vocab_size or size  # a word table may have rows to spare
+        self.vocab_size: int = special.vocab_size or size  # the model's embedding may have spare rows
         beyond = [self._table.piece_of(i) for i in range(self.vocab_size, size)]
         named = {name: self._id_inside(content) for name, content in special.named.items()}
         for piece in beyond:
@@ -174,8 +175,8 @@ class HuggingFaceTokenizer(Tokenizer):
         return ("sentencepiece", "tokenizers") if isinstance(self._table, FastPieces) else ("sentencepiece",)
 
     def with_model(self, model: bytes) -> "Tokenizer":
-        """Refused: the special tokens of a Hugging Face directory stand in several files, which would have to be cut
-        too."""
+        """Raise DataError: the special tokens of a Hugging Face directory are listed in several files, which would have
+        to be changed too."""
         raise DataError(
             "tokenizer: has Hugging Face's form; only tokenizers of `pangu tokenizer train` and released vocab.model"
             " files can be cut; use one of these"
@@ -186,7 +187,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._id_inside(piece)
 
     def piece_of(self, index: int) -> str:
-        """See `Tokenizer`; a spare row of the word table has an empty piece."""
+        """See `Tokenizer`; a spare row of the embedding has an empty piece."""
         self._require_ids([index])
         return self._table.piece_of(int(index)) if index < self._table.size else ""
 
@@ -197,7 +198,7 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._table.encode(texts)
 
     def decode(self, ids: Iterable[int], continuation: bool = False) -> str:
-        """See `Tokenizer`. The space that encoding puts before a text is taken away again, except in a continuation."""
+        """See `Tokenizer`. The space that encoding puts before a text is removed again, except in a continuation."""
         text = super().decode(ids)
         return text[1:] if self._table.strips_space and not continuation and text.startswith(" ") else text
 
@@ -211,8 +212,8 @@ class SentencePieces:
 
     Attributes:
         size: number of pieces.
-        strips_space: whether encoding puts a space before a text, which decoding must take away.
-        rule: what determines the ids besides the model; a part of the fingerprint.
+        strips_space: whether encoding puts a space before a text, so that decoding must remove it.
+        rule: the settings besides the model that determine the ids; they are a part of the fingerprint.
     """
 
     def __init__(self, model: bytes, special: SpecialTokens) -> None:
@@ -258,7 +259,7 @@ class SentencePieces:
 
 
 def _with_specials(model: bytes, processor: sentencepiece.SentencePieceProcessor, special: SpecialTokens) -> bytes:
-    """The model with all special tokens, added ones too, as control pieces, which no text can spell.
+    """The model with all special tokens, including added ones, turned into control pieces, which no text can spell.
 
     Raises:
         ValueError: an added token is not special, or the ids of the added tokens leave a gap.
@@ -285,7 +286,7 @@ def _with_specials(model: bytes, processor: sentencepiece.SentencePieceProcessor
                 f" a {FAST}"
             )
         changes[index] = content
-    for content in special.contents:  # some are named in the settings and not among the added tokens
+    for content in special.contents:  # a special token may be named in the settings but not among the added tokens
         index = processor.piece_to_id(content)
         if processor.id_to_piece(index) == content and not (processor.is_control(index) or processor.is_unknown(index)):
             changes.setdefault(index, content)
@@ -322,7 +323,7 @@ class FastPieces:
         tree = small_json.parse_object(content)
         pre = tree.get("pre_tokenizer")
         if isinstance(pre, dict) and pre.get("type") == "ByteLevel":
-            # In transformers the settings override what the file says.
+            # As in transformers, the settings override tokenizer.json.
             pre["add_prefix_space"] = bool(special.add_prefix_space)
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tree))
@@ -342,7 +343,7 @@ class FastPieces:
         known = sorted(token for token in special.contents if self._tokenizer.token_to_id(token) is not None)
         marked = [tokenizers.AddedToken(token, special=True, normalized=False) for token in known]
         self._tokenizer.add_special_tokens(marked)
-        # Despite its name, this makes a text that spells a special token ordinary text.
+        # Despite its name, this flag makes the library encode text that spells a special token as ordinary text.
         self._tokenizer.encode_special_tokens = True
         added = self._tokenizer.get_added_tokens_decoder()
         self._special = {index for index, token in added.items() if token.special}
@@ -356,15 +357,15 @@ class FastPieces:
 
     @property
     def first_ids(self) -> tuple[int, ...]:
-        """Ids that the post-processor puts before a text, found by encoding one."""
+        """Ids that the post-processor puts before a text, found by encoding a sample text."""
         bare = self._tokenizer.encode("a", add_special_tokens=False).ids
         whole = self._tokenizer.encode("a", add_special_tokens=True).ids
         at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
         return tuple(whole[:at])
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of texts. They are encoded one by one, since `encode_batch` of the library starts threads, and callers
-        already run one process per core."""
+        """Ids of texts. The texts are encoded one by one, since the library's `encode_batch` starts threads, and
+        callers already run one process per core."""
         return [self._tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
 
     def id_of(self, piece: str) -> int | None:
@@ -384,7 +385,7 @@ class _Decoder:
     """The decoder of a tokenizer.json, applied to one piece at a time."""
 
     def __init__(self, tree: Any) -> None:
-        """Take the "decoder" of a tokenizer.json.
+        """Read the "decoder" section of a tokenizer.json.
 
         Raises:
             ValueError: the decoder is unknown, or needs more than one piece at a time.
@@ -405,7 +406,7 @@ class _Decoder:
         if self._of_bytes:
             try:
                 return bytes(_BYTE_OF[character] for character in piece)
-            except KeyError:  # an added token, which is not spelt in bytes
+            except KeyError:  # an added token is stored as plain text, not in GPT-2's letters
                 return piece.encode()
         if self._fallback and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
             try:
@@ -419,12 +420,13 @@ def _prepends_space(metaspace: dict[str, Any] | None) -> bool:
     """Whether a Metaspace decoder belongs to an encoder that puts a space before a text."""
     if not metaspace:
         return False
-    by_default = "always" if metaspace.get("add_prefix_space", True) else "never"  # the older name of the setting
+    by_default = "always" if metaspace.get("add_prefix_space", True) else "never"  # older name of prepend_scheme
     return metaspace.get("prepend_scheme", by_default) != "never"
 
 
 def _byte_of() -> dict[str, int]:
-    """GPT-2's letters for bytes: a printable Latin-1 character is its own byte, the other bytes follow from U+0100."""
+    """GPT-2's mapping of letters to bytes: a printable Latin-1 character stands for its own byte; U+0100 and up stand
+    for the other bytes, in order."""
     plain = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("\u00a1"), ord("\u00ac") + 1),

@@ -1,8 +1,8 @@
 """Writes a tokenizer's files into a Hugging Face directory, and recognises them when such a directory is read again.
 
 A tokenizer of our own is written as its SentencePiece model and settings with which transformers gives the same ids
-(with segmenter none; transformers has no jieba). The settings also hold our own, so that a directory that nobody
-changed is read as the tokenizer that it was, with its fingerprint.
+(with segmenter none; transformers has no jieba). The settings also hold our own settings, so that an unchanged
+directory is read back as the original tokenizer, with its fingerprint.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def transformers_reads(tokenizer: Tokenizer) -> bool:
-    """Whether transformers has a class that gives the same ids."""
+    """Whether transformers has a tokenizer class that gives the same ids."""
     return tokenizer.segmenter == "none"
 
 
@@ -61,7 +61,7 @@ def own_tokenizer(directory: Path) -> Tokenizer | None:
         )
         unchanged = settings == _settings_of(tokenizer) and not (directory / FAST).exists()
     except (ValueError, KeyError, TypeError):
-        return None  # others wrote or changed the files; HuggingFaceTokenizer.load says what is wrong with them
+        return None  # the files are not ours or were changed; HuggingFaceTokenizer.load reports what is wrong with them
     return tokenizer if unchanged else None
 
 
@@ -83,8 +83,8 @@ def _settings_of(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _portable(tokenizer: HuggingFaceTokenizer) -> dict[str, bytes]:
-    """The files as they came, but without a class whose code lay beside them: one of transformers' own classes, which
-    gives the same ids, takes its place."""
+    """The original files. A tokenizer class whose code lies in the original directory is replaced by one of
+    transformers' own classes, which gives the same ids."""
     contents = tokenizer.files()
     settings = small_json.parse_object(contents.get(SETTINGS, b"{}"))
     if settings.pop("auto_map", None) is None:

@@ -1,4 +1,4 @@
-"""Recognises JSON lines and JSON arrays by their content, and takes the text out of their records."""
+"""Recognises JSON lines and JSON arrays by their content, and extracts the text of their records."""
 
 import codecs
 import json
@@ -13,23 +13,24 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 DEFAULT_FIELDS = ("text", "messages")
 BOM = b"\xef\xbb\xbf"
 _HEAD = 1 << 16
-"""Bytes at the beginning of a file that decide its form; a first line that is longer is read to its end."""
+"""Bytes at the beginning of a file that decide its form. If the first line is longer, it is read to its end."""
 _ARRAY_BEGIN = re.compile(rb'\s*\[\s*\{\s*["}]')
 _WHITE, _DECODER = " \t\r\n", json.JSONDecoder()
 _SPACE, _OPENING = re.compile(r"[ \t\r\n]*"), re.compile(r"\ufeff?[ \t\r\n]*\[")
 _CLOSING, _NEXT = re.compile(r"[ \t\r\n]*\]"), re.compile(r"[ \t\r\n]*([,\]])")
 _MOST_NAMES, _DEEPEST_NAME = 8, 4
+"""Limits of the list of field names in an error message: their number, and the depth of nested names."""
 
 
 def form_of(stream: BinaryIO, suffix: str) -> tuple[str, list[dict]]:
     """The form of a file, and the records at its beginning.
 
-    A file holds JSON lines if more than half of its first lines are JSON objects or its name says so, and an array if
-    it begins with `[{"`. Any other file is plain text.
+    A file that begins with `[{"` holds a JSON array. Any other file holds JSON lines if its suffix says so or if more
+    than half of its first lines are JSON objects; otherwise it is plain text.
 
     Args:
-        stream: the content, at its beginning.
-        suffix: of the file's name, without that of compression.
+        stream: the content, positioned at its beginning.
+        suffix: the suffix of the file's name, without that of its compression.
     """
     head = stream.read(_HEAD)
     if _ARRAY_BEGIN.match(head.removeprefix(BOM)):
@@ -39,7 +40,7 @@ def form_of(stream: BinaryIO, suffix: str) -> tuple[str, list[dict]]:
         head += stream.readline(LONGEST)
     found = head.split(b"\n")
     if len(head) == _HEAD and len(found) > 1:
-        found.pop()  # cut off
+        found.pop()  # the last line is probably cut off
     found = [line for line in found if line.strip()]
     records = [record for record in map(_object, found) if record]
     if suffix in LINE_SUFFIXES or 2 * len(records) > len(found):
@@ -65,10 +66,11 @@ def _first_of_array(head: bytes) -> list[dict]:
 
 
 def parse(line: bytes) -> Any:
-    """The JSON value of a line. A byte order mark before it is skipped: `cat a b` leaves such marks inside a file.
+    """The JSON value of a line. A byte order mark at its beginning is skipped: `cat a b` leaves such marks inside a
+    file.
 
     Raises:
-        ValueError: the line holds no JSON; the text is the reason.
+        ValueError: the line is not JSON; the message is the reason.
     """
     try:
         return json.loads(line.removeprefix(BOM).decode("utf-8"))
@@ -81,12 +83,12 @@ def parse(line: bytes) -> Any:
 
 
 def elements(stream: BinaryIO) -> Iterator[Any]:
-    """The values of a JSON array, one at a time, so that the whole array is never in memory.
+    """Yield the values of a JSON array one at a time, so that the whole array is never in memory.
 
     Raises:
-        ValueError: the stream is not exactly one array, or a value is no JSON or longer than LONGEST.
+        ValueError: the stream is not exactly one array, or a value is not JSON or is longer than LONGEST.
     """
-    text, number = _Growing(stream), 1
+    text, number = _JsonBuffer(stream), 1
     text.take(_OPENING)
     if text.take_if_next(_CLOSING):
         return text.require_end()
@@ -97,25 +99,25 @@ def elements(stream: BinaryIO) -> Iterator[Any]:
         number += 1
 
 
-class _Growing:
-    """The unread part of a stream of JSON; more of the stream is loaded when it is needed."""
+class _JsonBuffer:
+    """A buffer with the unparsed part of a JSON stream, which loads more of the stream when needed."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream, self._decoder = stream, codecs.getincrementaldecoder("utf-8")()
         self._text, self._at, self._ended = "", 0, False
 
     def take(self, pattern: re.Pattern[str]) -> re.Match[str]:
-        """Take what matches; only white space may stand before it.
+        """Consume what matches `pattern`; only white space may come before it.
 
         Raises:
-            ValueError: something else stands there.
+            ValueError: something else comes next.
         """
         if found := self.take_if_next(pattern):
             return found
         raise ValueError(f"{self._text[self._at : self._at + 20]!r} is no part of a JSON array")
 
     def take_if_next(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """As `take`; None where something else stands there."""
+        """Like `take`, but returns None if something else comes next."""
         while not (found := pattern.match(self._text, self._at)):
             if self._ended or self._text[self._at : self._at + 20].strip(_WHITE):
                 return None
@@ -124,13 +126,13 @@ class _Growing:
         return found
 
     def value(self, name: str) -> Any:
-        """Take a JSON value; `name` begins the message of a ValueError."""
+        """Consume a JSON value and return it; the message of a ValueError begins with `name`."""
         while True:
             if space := _SPACE.match(self._text, self._at):
                 self._at = space.end()
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
-                if end < len(self._text) or self._ended:  # a number may go on in what is not read yet
+                if end < len(self._text) or self._ended:  # a number at the end of the buffer may continue in the stream
                     self._at = end
                     return value
             except RecursionError:
@@ -151,7 +153,8 @@ class _Growing:
             raise ValueError(f"{rest[:20]!r} behind its end; a file holds one array")
 
     def _grow(self) -> None:
-        # The part in memory at least doubles: otherwise a long value would be parsed in vain again and again.
+        # The buffer at least doubles. With a fixed step, a long value would be parsed from its beginning too many
+        # times.
         block = self._stream.read(max(1 << 20, len(self._text) - self._at))
         self._ended = not block
         try:
@@ -167,7 +170,7 @@ def text_and_domain(record: Any, field: str | None, default_domain: str) -> tupl
         record: a JSON value.
         field: name of the field with the text, `a.b` for b inside a; by default `text`, or else `messages`. Its value
             is a string or a conversation.
-        default_domain: of a record that names none.
+        default_domain: the domain of a record that names none.
 
     Raises:
         ValueError: the record has no text; the message is the reason.
@@ -202,15 +205,15 @@ def look_up(record: dict, name: str) -> Any:
 
 
 def conversation(messages: list, name: str) -> str:
-    """A conversation as plain text: a line `role: content` for each message.
+    """Format a conversation as plain text, with one line `role: content` per message.
 
     Args:
-        messages: objects with role and content. The content is a string or, in OpenAI's form, a list of parts of which
-            some have a text.
-        name: of the field, for the message.
+        messages: objects with role and content. The content is a string or, in OpenAI's format, a list of parts, some
+            of which have a text.
+        name: name of the field, for the error message.
 
     Raises:
-        ValueError: an element is no such object.
+        ValueError: an element is not such an object.
     """
     lines = []
     for message in messages:
@@ -239,6 +242,6 @@ def field_names(record: dict, prefix: str = "", depth: int = 1) -> Iterator[str]
 
 
 def shown_names(record: dict) -> str:
-    """The names for a message."""
+    """The names of a record's fields, abbreviated for an error message."""
     names = list(field_names(record))
     return (", ".join(names[:_MOST_NAMES]) + (", ..." if len(names) > _MOST_NAMES else "")) or "none with text"

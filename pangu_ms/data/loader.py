@@ -14,17 +14,21 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.models.common.batch import Batch
 
 _WINDOW_ROWS = 1024
-"""Rows read at once, 4 MB of ids at S = 1024: opening a MindDataset takes 3 ms, reading a row 0.03 ms."""
+"""Rows per read, 4 MB of ids at S = 1024. Reads are batched because opening a MindDataset takes 3 ms, and reading a row
+only 0.03 ms."""
 
 
 def batch_from_ids(ids: np.ndarray, eod_id: int, pad_id: int, eod_reset: bool) -> Batch:
-    """Make a batch of rows of ids: their positions, segments and loss mask.
+    """Make a batch from rows of ids: compute their positions, segments and loss mask.
 
-    With `eod_reset` a new segment begins behind each eod, with position 0. The loss mask looks at the input token: what
-    the model predicts at an eod, the first token of an unrelated document, does not count.
+    With `eod_reset` a new segment begins after each eod, with position 0. The loss mask is decided by the input token:
+    a prediction at an eod is masked out, since its label is the first token of an unrelated document.
 
     Args:
-        ids: int32 [B, S+1].
+        ids: int32 [B, S+1]; the input tokens are all but the last, the labels all but the first.
+        eod_id: id of the end-of-document token.
+        pad_id: id of the padding token, which is masked out.
+        eod_reset: restart positions and segments at each document.
 
     Source: spec A1.5 (reset), A1.6 (mask).
     """
@@ -41,7 +45,7 @@ def batch_from_ids(ids: np.ndarray, eod_id: int, pad_id: int, eod_reset: bool) -
 
 
 class Loader:
-    """Batches of a record set without end; each of `world` ranks gets its slice of the global batch.
+    """Endless batches of a record set; each of `world` ranks gets its slice of the global batch.
 
     Attributes:
         num_rows: rows of one epoch.
@@ -61,17 +65,17 @@ class Loader:
         order: np.ndarray | None = None,
         extra_inputs: Iterable[str] = (),
     ) -> None:
-        """Set up the order of the rows; nothing is read yet.
+        """Set up the order of the rows. Nothing is read yet.
 
         Args:
             records: the rows.
             batch_size: rows B per rank and step.
-            seed: together with the epoch it determines the order.
+            seed: determines the order together with the epoch.
             shuffle: False reads in file order, as the official loader does (spec A6).
             eod_reset: see `batch_from_ids`.
-            eod_id, pad_id: by default those of the manifest; for official files 6, their id in the released vocabulary
-                (spec A5).
-            rank, world: this rank, and the number of ranks.
+            eod_id, pad_id: by default those of the manifest. For official files both are 6, the id in the released
+                vocabulary (spec A5).
+            rank, world: index of the part of the global batch that this loader reads, and the number of parts.
             order: int64 [M], the rows that an epoch consists of (see `resample.Order`); by default all, in file order.
             extra_inputs: names of the inputs that the model reads besides ids, see `ModelConfig.extra_inputs`.
 
@@ -100,8 +104,8 @@ class Loader:
     def row_numbers(self, step: int) -> np.ndarray:
         """Rows of this rank's batch in a step: int64 [B].
 
-        The samples of all epochs are numbered through; the global batch of step t has those from t * B * world to
-        (t + 1) * B * world - 1.
+        The samples of all epochs are numbered consecutively. The global batch of step t consists of the samples t * B *
+        world to (t + 1) * B * world - 1.
         """
         first = (step * self._world + self._rank) * self._batch_size
         positions = np.arange(first, first + self._batch_size)
@@ -109,7 +113,7 @@ class Loader:
         return np.concatenate([self.epoch_rows(int(e))[offsets[epochs == e]] for e in np.unique(epochs)])
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of steps start_step, start_step + 1, ... without end."""
+        """Yield the batches of the steps start_step, start_step + 1, and so on, without end."""
         steps = max(1, _WINDOW_ROWS // self._batch_size)
         while True:
             window = np.concatenate([self.row_numbers(step) for step in range(start_step, start_step + steps)])
@@ -124,7 +128,7 @@ def num_batches(records: RecordSet, batch_size: int, max_batches: int = 0) -> in
     """Number of batches that `sequential_batches` makes.
 
     Raises:
-        DataError: a size or number that makes no batch.
+        DataError: `batch_size` or `max_batches` is out of range.
     """
     require_batches(batch_size, max_batches)
     available = -(-records.num_rows // batch_size)
@@ -132,7 +136,7 @@ def num_batches(records: RecordSet, batch_size: int, max_batches: int = 0) -> in
 
 
 def require_batches(batch_size: int, max_batches: int) -> None:
-    """Raise DataError unless records can be cut into batches of this size and number."""
+    """Raise DataError if the batch size or the number of batches is out of range."""
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size}: must be at least 1")
     if max_batches < 0:
@@ -142,7 +146,8 @@ def require_batches(batch_size: int, max_batches: int) -> None:
 def sequential_batches(
     records: RecordSet, batch_size: int, eod_reset: bool, max_batches: int = 0, extra_inputs: Iterable[str] = ()
 ) -> Iterator[Batch]:
-    """Batches in file order, all of one size; the last one is filled up with rows of padding, which do not count.
+    """Yield batches in file order, all of the same size. The last one is filled up with rows of padding, which the loss
+    mask excludes.
 
     Args:
         records: the rows.
@@ -160,11 +165,11 @@ def sequential_batches(
         rows = np.arange(i * batch_size, min((i + 1) * batch_size, records.num_rows))
         ids = records.read_rows(rows)
         extra = {name: _filled(array, batch_size, 0) for name, array in read_extra(names, records, rows, ids).items()}
-        filled = _filled(ids, batch_size, records.pad_id)  # the pad token never counts
+        filled = _filled(ids, batch_size, records.pad_id)  # the loss mask excludes the pad token
         yield batch_from_ids(filled, records.eod_id, records.pad_id, eod_reset).with_extra(extra)
 
 
 def _filled(rows: np.ndarray, batch_size: int, value: int) -> np.ndarray:
-    """[batch_size, ...]: the rows, and rows of `value` behind them."""
+    """Append rows of `value` until there are `batch_size` rows."""
     padding = np.full((batch_size - len(rows), *rows.shape[1:]), value, rows.dtype)
     return np.concatenate([rows, padding])

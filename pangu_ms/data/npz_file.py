@@ -1,8 +1,8 @@
 """A reader of .npz archives from untrusted sources. No mindspore import.
 
-numpy's own reader allocates whatever shape a header claims, unpacks a kilobyte to whatever size it grows to, and raises
-some fifteen classes of errors. This one reads plain arrays in memory bounded by the size of the file, and raises
-ValueError.
+numpy's own reader allocates any shape that a header claims, decompresses without a limit, and raises some fifteen
+classes of errors. This reader needs memory that is bounded by the size of the file, reads plain arrays only, and raises
+only ValueError.
 """
 
 import io
@@ -23,12 +23,13 @@ from pangu_ms.core.errors import DataError
 
 FORMAT_VERSION = 1
 LARGEST_RATIO, _FREE = 200, 1 << 26
-"""Largest ratio of unpacked to packed bytes, and the unpacked bytes (64 MiB) that may have any ratio. Weights hardly
-shrink at all; zeros shrink to a thousandth."""
-# Version 3.0 is for names of fields; arrays that have fields are refused.
+"""Largest ratio of uncompressed to compressed bytes, and the uncompressed size (64 MiB) up to which any ratio is
+allowed. Weights hardly shrink at all; zeros shrink to a thousandth."""
+# Version 3.0 only adds Unicode field names; arrays with fields are refused.
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-_KINDS, _PART = "biufcU", 1 << 24
-# Headers are Python literals, and members may be encrypted or packed in a way that zipfile does not know.
+_KINDS, _PART = "biufcU", 1 << 24  # numpy's codes of the dtypes that are read, and the bytes per read
+# The classes are many because headers are Python literals, and members may be encrypted or compressed by a method that
+# zipfile does not know.
 _ERRORS: tuple[type[Exception], ...] = (
     ValueError,
     OSError,
@@ -55,13 +56,13 @@ def read(path: Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray
         names: the arrays to read; None for all.
 
     Raises:
-        ValueError: the file is damaged or no such archive; the text says in a few words what is wrong.
+        ValueError: the file is damaged or not such an archive; the message says in a few words what is wrong.
     """
     return read_hashed(path, names)[0]
 
 
 def read_hashed(path: Path, names: Iterable[str] | None = None) -> tuple[dict[str, np.ndarray], str]:
-    """As `read`, with the hex SHA-256 of the file."""
+    """Like `read`, but also returns the hex SHA-256 of the file."""
     try:
         with files.open_ordinary(path) as file:
             with zipfile.ZipFile(file) as archive:
@@ -79,6 +80,7 @@ def read_hashed(path: Path, names: Iterable[str] | None = None) -> tuple[dict[st
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The members of an archive by name, unless they would decompress to too many bytes."""
     infos = archive.infolist()
     found = {info.filename.removesuffix(".npy"): info for info in infos}
     if len(found) < len(infos):
@@ -93,6 +95,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.ndarray:
+    """Read one array, after checking that its header agrees with the size of its data."""
     with archive.open(info) as member:
         version = npy.read_magic(member)
         if version not in _HEADERS:
@@ -104,7 +107,7 @@ def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.nda
         if min(shape, default=0) < 0 or size * dtype.itemsize != info.file_size - member.tell():
             raise ValueError(f"{name} says {dtype} {list(shape)} and has {info.file_size - member.tell():,} bytes")
         raw, at = np.empty(size * dtype.itemsize, np.uint8), 0
-        while part := member.read(_PART):  # zipfile compares the checksum when it reaches the end
+        while part := member.read(_PART):  # zipfile verifies the checksum when it reaches the end
             raw[at : at + len(part)] = np.frombuffer(part, np.uint8)
             at += len(part)
     array = raw.view(dtype) if raw.size else np.empty(size, dtype)
@@ -112,23 +115,24 @@ def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo) -> np.nda
 
 
 def to_npz(fields: dict[str, Any]) -> bytes:
-    """The content of an .npz file with these arrays, numbers and texts and the format version."""
+    """The content of an .npz file that holds these arrays, numbers and strings, and the format version."""
     content = io.BytesIO()
     np.savez(content, **fields, **{format_version.KEY: FORMAT_VERSION})
     return content.getvalue()
 
 
 def read_npz(path: str | Path, names: Iterable[str], advice: str) -> tuple[dict[str, Any], str]:
-    """Fields of an .npz file of `to_npz`, and the hex SHA-256 of the file. Scalars and texts become Python values.
+    """Read fields of an .npz file that `to_npz` made; returns them and the hex SHA-256 of the file. Scalars and strings
+    become Python values.
 
     Args:
         path: the file.
         names: the fields to read.
-        advice: what the user can do about a file that cannot be used; it ends the message.
+        advice: what the user can do about an unusable file; error messages end with it.
 
     Raises:
-        DataError: the file is missing, damaged, no .npz file, without some of the names, or of a newer version of this
-            program.
+        DataError: the file is missing, damaged or not an .npz file, lacks some of the names, or was written by a newer
+            version of this program.
     """
     try:
         arrays, digest = read_hashed(Path(path))

@@ -20,13 +20,13 @@ SPLITS = ("train", "held_out")
 COLUMN = "input_ids"
 _FILE_BYTES = 1 << 28
 """Bytes of ids in one file; a larger split gets several files."""
-_BATCH_ROWS = 1024
+_BATCH_ROWS = 1024  # rows per call of MindRecord's writer
 HEADER_BYTES = 1 << 20
-"""Bytes of MindRecord's header, which precedes the rows. The manifest holds its hash, since MindSpore ends the process
-when it reads a damaged header."""
+"""Bytes of MindRecord's header, which precedes the rows. The manifest holds its hash, because MindSpore aborts the
+process when it reads a damaged header."""
 DIGEST_BYTES = 8
-"""Bytes of a row's digest, which finds accidents, not forgeries: it misses one in 2^64. It adds 0.2 % to rows of 1,025
-ids."""
+"""Bytes of a row's digest. It detects accidents, of which it misses one in 2^64, but not forgeries. It adds 0.2 % to
+rows of 1,025 ids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +51,9 @@ class DocumentTable:
     def split(self, held_out: float) -> np.ndarray:
         """Which documents are held out for evaluation: bool [D].
 
-        The key of a document decides. So copies of a text fall on the same side, and a corpus that grows leaves the
-        documents that it had where they were. If `held_out` is above 0 and no key falls below it, the documents with
-        the smallest key are held out, as long as another text remains to train on.
+        The key of a document decides. So copies of a text are in the same split, and a document stays in its split when
+        the corpus grows. If `held_out` is above 0 and no key falls below it, the documents with the smallest key are
+        held out, as long as another text remains to train on.
 
         Args:
             held_out: share of the documents, in [0, 1).
@@ -64,7 +64,7 @@ class DocumentTable:
         return chosen
 
     def summary(self, chosen: np.ndarray) -> dict:
-        """Counts of some documents, in total and by domain."""
+        """Count the chosen documents, their tokens and bytes, in total and by domain."""
         domains = {}
         for domain in sorted(set(self.domains[chosen].tolist())):
             members = chosen & (self.domains == domain)
@@ -140,14 +140,14 @@ def header_digest(path: Path) -> str:
 def row_digests(rows: np.ndarray) -> bytes:
     """BLAKE2b of each row's little-endian int32 ids, `DIGEST_BYTES` each, one after the other.
 
-    With a digest for each row, rows are checked as they are read; the files need no pass of their own.
+    With a digest for each row, rows are checked as they are read, and no separate pass over the files is needed.
     """
     ids = np.ascontiguousarray(rows, "<i4")
     return b"".join([hashlib.blake2b(row, digest_size=DIGEST_BYTES).digest() for row in ids])
 
 
 def _groups(rows: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    """The same rows in arrays of `size` rows; the last one may be shorter."""
+    """Regroup rows into arrays of `size` rows; the last array may be shorter."""
     held, count = [], 0
     for batch in rows:
         held.append(batch)

@@ -1,4 +1,4 @@
-"""The pieces of a SentencePiece model: reads them, cuts the model to a subset, and finds which pieces encoding can
+"""Reads the pieces of a SentencePiece model, reduces the model to a subset of them, and finds which pieces encoding can
 produce.
 
 Source: sentencepiece_model.proto and bpe_model.cc of SentencePiece 0.2.
@@ -17,18 +17,18 @@ _PIECES, _TRAINER, _NORMALIZER, _SELF_TEST = 1, 2, 3, 4  # fields of ModelProto
 _PIECE, _SCORE, _TYPE = 1, 2, 3  # of ModelProto.SentencePiece
 _MODEL_TYPE, _VOCAB_SIZE = 3, 4  # of TrainerSpec
 _SPECIAL_IDS = {40: 0, 41: 1, 42: 2, 43: -1}  # of TrainerSpec with defaults: unk_id, bos_id, eos_id, pad_id
-_UNIGRAM, _BPE = 1, 2
+_UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _AS_IT_STANDS = number_field(3, 0) + number_field(4, 0)
 """A NormalizerSpec that changes nothing: add_dummy_prefix and remove_extra_whitespaces false, no character map."""
 
 
 class PieceTable:
-    """The pieces of a serialised model that SentencePiece has accepted, V of them.
+    """The V pieces of a serialised model. SentencePiece must have accepted the model before.
 
     Attributes:
         pieces: text of each piece.
         scores: float of each piece; BPE merges the highest first.
-        types: int64 [V], SentencePiece.Type.
+        types: int64 [V], the SentencePiece.Type of each piece.
         is_bpe: whether encoding merges pairs.
     """
 
@@ -38,7 +38,7 @@ class PieceTable:
         self.pieces: list[str] = [bytes(content(part[_PIECE])).decode() for part in parts]
         self.scores: list[float] = [struct.unpack("<f", content(part.get(_SCORE, bytes(4))))[0] for part in parts]
         self.types = np.array([part.get(_TYPE, NORMAL) for part in parts])
-        # Protobuf merges the messages of one field; joined, they are read as one.
+        # Protobuf merges several messages of the same field; reading their joined bytes does the same.
         trainer = dict(values(b"".join(content(value) for field, value, _ in fields(model) if field == _TRAINER)))
         self.is_bpe: bool = trainer.get(_MODEL_TYPE, _UNIGRAM) == _BPE
 
@@ -60,16 +60,16 @@ class PieceTable:
 
     @cached_property
     def reachable(self) -> np.ndarray:
-        """bool [V]: whether the text of a piece encodes to the piece. A normal piece of a BPE model for which this is
-        false comes out of no text."""
+        """bool [V]: whether the text of a piece encodes to the piece. If this is false for a normal piece of a BPE
+        model, no text encodes to that piece."""
         others = b"".join(raw for field, _, raw in fields(self.model) if field not in (_NORMALIZER, _SELF_TEST))
         processor = sentencepiece.SentencePieceProcessor(model_proto=others + message_field(_NORMALIZER, _AS_IT_STANDS))
         return np.array([ids == [index] for index, ids in enumerate(processor.encode(self.pieces, num_threads=1))])
 
     def merges(self, index: int) -> list[int]:
-        """Ids of the pieces that BPE makes of a piece's characters, merge by merge.
+        """Ids of the pieces that BPE makes from a piece's characters, in the order of its merges.
 
-        The pair with the best score is merged first, of equal ones the leftmost.
+        The pair with the best score is merged first; among equal scores, the leftmost pair.
         """
         symbols, made = list(self.pieces[index]), []
         while (at := self._best_pair(symbols)) is not None:
@@ -83,17 +83,18 @@ class PieceTable:
         for at, (left, right) in enumerate(zip(symbols, symbols[1:])):
             if left + right in self._mergeable:
                 scores[at] = self._mergeable[left + right][0]
-        return max(scores, key=lambda at: scores[at]) if scores else None  # of equal scores the leftmost
+        return max(scores, key=lambda at: scores[at]) if scores else None  # max returns the leftmost of equal scores
 
     @cached_property
     def _mergeable(self) -> dict[str, tuple[float, int]]:
-        """Score and id of the pieces that BPE merges to; UNUSED ones too, which it splits again at the end."""
+        """Score and id of each piece that a merge can make, including UNUSED pieces, which BPE splits again at the
+        end."""
         chosen = np.flatnonzero(np.isin(self.types, (NORMAL, USER_DEFINED, UNUSED)))
         return {self.pieces[i]: (self.scores[i], int(i)) for i in chosen}
 
 
 def _trainer(trainer: bytes, new_ids: dict[int, int]) -> bytes:
-    """A TrainerSpec with the new vocab_size and ids of specials, which other programs read there.
+    """Update vocab_size and the ids of specials in a TrainerSpec, from which other programs read them.
 
     The new values are appended: protobuf takes the last value of a field.
     """

@@ -1,6 +1,6 @@
-"""From a corpus to MindRecord files with a manifest.
+"""Prepares a corpus as MindRecord files with a manifest.
 
-The work can be interrupted at any instant: the same call goes on with it.
+The work can be interrupted at any time; the same call resumes it.
 """
 
 import os
@@ -37,16 +37,16 @@ def prepare(
     text_field: str | None = None,
     plain_text: bool = False,
 ) -> dict:
-    """Encode a corpus, split it in train and held_out, cut it in rows of seq_length + 1 ids and write them with
-    `manifest.json`.
+    """Encode a corpus, split it into train and held_out, pack it into rows of seq_length + 1 ids, and write the rows
+    with a `manifest.json`.
 
     Args:
         corpus_files: files or patterns, see `Corpus`.
         tokenizer_path: tokenizer directory or released vocab.model; copied to OUTPUT/tokenizer.
-        output: new directory. While the work lasts, OUTPUT.partial holds what is finished.
-        held_out: share of documents, in [0, 1), put aside for evaluation; a hash of the text decides which.
+        output: new directory. During the work, OUTPUT.partial holds the finished part.
+        held_out: share of documents, in [0, 1), to hold out for evaluation; a hash of the text decides which.
         num_workers: encoding processes; by default the number of usable cores.
-        split_paragraphs: every paragraph is a document.
+        split_paragraphs: make every paragraph a document.
         progress: show a bar if stderr is a terminal.
         text_field, plain_text: as in `Corpus`.
 
@@ -54,7 +54,7 @@ def prepare(
         The manifest.
 
     Raises:
-        DataError: bad corpus or tokenizer, or too little text for one row.
+        DataError: the corpus or the tokenizer cannot be used, or there is too little text for one row.
         OutputError: `output` has other content, or the disk is full.
 
     Source: spec A6.
@@ -85,12 +85,12 @@ def prepare(
 
 
 def _input_entry(path: Path) -> dict[str, Any]:
-    """What the manifest says of a corpus file."""
+    """The manifest's entry for a corpus file."""
     return {"path": str(path), "size": path.stat().st_size, "sha256": files.sha256_file(path)}
 
 
 def _run_key(corpus: Corpus, inputs: list[dict[str, Any]], tokenizer: Tokenizer, options: dict[str, Any]) -> str:
-    """Hash of everything that the encoded blocks depend on: only a run with the same key may go on with them."""
+    """Hash of everything that the encoded blocks depend on: only a run with the same key may reuse them."""
     key: dict[str, Any] = {
         "inputs": [entry["sha256"] for entry in inputs],
         "names": [path.name for path in corpus.files],
@@ -155,7 +155,7 @@ def _import_mindrecord() -> None:
 
 
 def _split(blocks: list[Path], corpus: Corpus, held_out: float, seq_length: int) -> tuple[DocumentTable, np.ndarray]:
-    """The documents, and which of them are held out (bool [D]).
+    """The table of all documents, and which of them are held out (bool [D]).
 
     Raises:
         DataError: too little is left to train on.

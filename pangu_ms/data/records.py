@@ -1,4 +1,4 @@
-"""Reads rows of token ids from MindRecord files, those of `pangu data prepare` and the official ones. mindspore is
+"""Reads rows of token ids from MindRecord files, both those of `pangu data prepare` and official ones. mindspore is
 imported when rows are read.
 
 Legend: N rows, S sequence length.
@@ -29,15 +29,15 @@ _DAMAGED = (
 
 
 class RecordSet:
-    """One split of a data set. It stays on the disk; `read_rows` reads parts of it.
+    """One split of a data set. The rows stay on the disk; `read_rows` reads some of them.
 
     Attributes:
-        source: what the user named, for messages.
+        source: the path or pattern that the user gave, for error messages.
         files: the MindRecord files, in order.
         manifest: the manifest of a directory that `prepare` wrote; None for official files.
         num_rows: N.
         row_length: ids in a row: S + 1, or S in official evaluation records.
-        seq_length: row_length - 1, the number of tokens that go into the model.
+        seq_length: row_length - 1, the number of input tokens of the model.
         vocab_size: every id must be below it; None for official files until `check` is called.
     """
 
@@ -46,7 +46,7 @@ class RecordSet:
     ) -> None:
         self.source, self.files, self.manifest, self._digests = source, paths, manifest, digests
         self.vocab_size: int | None = manifest["vocab_size"] if manifest else None
-        self.num_rows = self._guarded(lambda: self._dataset(shuffle=False).get_dataset_size())
+        self.num_rows = self._read_or_raise(lambda: self._dataset(shuffle=False).get_dataset_size())
         if self.num_rows < 1:
             raise DataError(
                 f"{source}: has no rows; training and evaluation need some; prepare it again from more text"
@@ -63,17 +63,17 @@ class RecordSet:
         """Open a directory of `prepare`, or official MindRecord files.
 
         Args:
-            source: a directory; or, for official files, a pattern or a list too. Files of a directory or pattern are
+            source: a directory; for official files also a pattern or a list. The files of a directory or pattern are
                 sorted by name; a list keeps its order.
             split: one of SPLITS. Official files have no splits: they are opened as "train".
 
         Raises:
             DataError: there is no such data set or split, or a file is damaged or of another kind.
         """
-        directory, paths, manifest = _located(source, split)
+        directory, paths, manifest = _find_split(source, split)
         if manifest is None or directory is None:
             return cls(str(source), paths)
-        # MindRecord's index files are small and it trusts them, so they are hashed at every start.
+        # MindRecord trusts its index files without checking them. They are small, so they are hashed at every start.
         for index in (path.with_name(f"{path.name}.db") for path in paths):
             if index.is_file() and files.sha256_file(index) != manifest["files"].get(index.name):
                 raise DataError(f"{index}: its SHA-256 differs from the manifest's; {_DAMAGED}")
@@ -82,14 +82,14 @@ class RecordSet:
 
     @staticmethod
     def require_declared(source: str | Path, split: str, model: ModelConfig, evaluation: bool = False) -> None:
-        """Check names and manifest as `open` and `check` do, but without mindspore and without reading rows.
+        """Check the names and the manifest as `open` and `check` do, but without mindspore and without reading rows.
 
         A command calls this first, so that a mistake is found before `import mindspore`, which takes seconds.
 
         Raises:
-            DataError: as those of `open` and `check`.
+            DataError: for the same reasons as in `open` and `check`.
         """
-        _, _, manifest = _located(source, split)
+        _, _, manifest = _find_split(source, split)
         if manifest:
             _require_fit(str(source), manifest["seq_length"] + 1, manifest, model, evaluation)
 
@@ -116,7 +116,7 @@ class RecordSet:
         """Check that the records fit a model, and a tokenizer if one is given.
 
         Args:
-            model: its vocab_size and seq_length count.
+            model: only its vocab_size and seq_length are used.
             tokenizer: the model's tokenizer.
             evaluation: also accept rows of seq_length ids, as official evaluation records have (spec A6).
 
@@ -158,7 +158,7 @@ class RecordSet:
         """
         from mindspore.dataset import SubsetSampler
 
-        # Each row is read once, in ascending order, so that the file is read forward.
+        # Each row is read once and in ascending order, so that the file is read sequentially.
         wanted, inverse = np.unique(np.asarray(indices, np.int64), return_inverse=True)
         assert len(wanted) and wanted[0] >= 0 and wanted[-1] < self.num_rows, f"rows {wanted} of {self.num_rows}"
         rows = self._stacked(self._dataset(sampler=SubsetSampler(wanted.tolist())))
@@ -186,7 +186,8 @@ class RecordSet:
         return MindDataset([str(path) for path in self.files], columns_list=[COLUMN], num_parallel_workers=1, **order)
 
     def _stacked(self, dataset: Any) -> np.ndarray:
-        rows = self._guarded(
+        """Read all rows of a MindSpore data set into one array, and check their lengths and ids."""
+        rows = self._read_or_raise(
             lambda: [row[COLUMN] for row in dataset.create_dict_iterator(num_epochs=1, output_numpy=True)]
         )
         if not rows or any(row.ndim != 1 or row.dtype.kind != "i" for row in rows):
@@ -204,8 +205,8 @@ class RecordSet:
             )
         return ids
 
-    def _guarded(self, read: Callable[[], _T]) -> _T:
-        """Call `read`; the pages of C++ messages that MindRecord raises become a DataError of one line."""
+    def _read_or_raise(self, read: Callable[[], _T]) -> _T:
+        """Call `read`, and turn the long C++ error texts of MindRecord into a DataError of one line."""
         try:
             return read()
         except (RuntimeError, ValueError) as error:
@@ -216,10 +217,11 @@ class RecordSet:
             ) from error
 
 
-def _located(
+def _find_split(
     source: str | Path | Sequence[str | Path], split: str
 ) -> tuple[Path | None, list[Path], dict[str, Any] | None]:
-    """The files of a split; and for a directory that `prepare` wrote, the directory and its manifest, else None.
+    """Find the files of a split. For a directory that `prepare` wrote, also find the directory and its manifest, else
+    None.
 
     Returns:
         directory, files, manifest.
@@ -268,7 +270,7 @@ def _require_fit(
 
 
 def _require_headers(paths: list[Path], digests: dict[str, str]) -> None:
-    """Raise DataError if a file's header is not as it was written. Records of an earlier version have no digests."""
+    """Raise DataError if a file's header differs from what was written. An earlier version wrote no digests."""
     for path in paths:
         try:
             wrong = digests and header_digest(path) != digests.get(path.name)
@@ -279,8 +281,7 @@ def _require_headers(paths: list[Path], digests: dict[str, str]) -> None:
 
 
 def _load_digests(directory: Path, split: dict) -> np.ndarray | None:
-    """The digest of each row of a split, mapped from its file; None for records of an earlier version, which have
-    none."""
+    """Map the file with the digest of each row of a split; None for records of an earlier version, which have none."""
     if not (name := split.get("digests")):
         return None
     path, size = directory / name, DIGEST_BYTES * split["rows"]
@@ -292,7 +293,7 @@ def _load_digests(directory: Path, split: dict) -> np.ndarray | None:
 _COUNTS = ("documents", "tokens", "bytes")
 
 
-def _require_form(manifest: dict) -> None:
+def _require_valid_manifest(manifest: dict) -> None:
     """Raise KeyError or ValueError unless the manifest has everything that is read later, and names only files of its
     own directory."""
     _require_numbers(manifest, "vocab_size", "pad_id", "eod_id", "seq_length", "empty", "quarantined")
@@ -315,7 +316,7 @@ def _require_form(manifest: dict) -> None:
 
 
 def _require_numbers(tree: dict, *names: str) -> None:
-    """Raise KeyError or ValueError unless the named values, by default all, are whole numbers from 0 up."""
+    """Raise KeyError or ValueError unless the named values (by default all values) are non-negative integers."""
     wrong = [name for name in names or tree if type(tree[name]) is not int or not 0 <= tree[name] < 1 << 63]
     if wrong:
         raise ValueError(f"{wrong[0]}={tree[wrong[0]]!r:.40}: must be a whole number")
@@ -339,7 +340,7 @@ def load_manifest(directory: Path) -> dict:
     try:
         manifest = small_json.read_object(path)
         format_version.require_known(manifest["format"], FORMAT, path, DataError)
-        _require_form(manifest)
+        _require_valid_manifest(manifest)
         return manifest
     except DataError:
         raise

@@ -1,5 +1,5 @@
-"""Multi-round training: draws the batches of the next round from those of the last one, the harder for the model the
-likelier. No mindspore import.
+"""Multi-round training: draws the batches of the next round from those of the last round. The higher the loss of a
+batch, the more likely it is drawn. No mindspore import.
 
 Legend: N batches, B rows in a batch, M rows in an order.
 
@@ -21,8 +21,8 @@ from pangu_ms.data.npz_file import read_npz, to_npz
 from pangu_ms.data.records import RecordSet
 
 _FINGERPRINT_ROWS = 1024
-"""Rows that a fingerprint of records depends on. They are read in 0.1 s; hashing the files of a large corpus at every
-start would take minutes."""
+"""Number of rows that a fingerprint of records depends on. Reading them takes 0.1 s; hashing the files of a large
+corpus at every start would take minutes."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class BatchLosses:
 
     Attributes:
         rows: int64 [N, B], row numbers of each batch in the records.
-        loss: float32 [N], nats per token that counts.
+        loss: float32 [N], mean loss of each batch in nats per token.
         records: fingerprint of the records.
         checkpoint: fingerprint of the checkpoint.
         made_by: JSON object that says how the losses were computed.
@@ -44,7 +44,7 @@ class BatchLosses:
     made_by: str
 
     def save(self, path: Path) -> None:
-        """Write it as .npz."""
+        """Write the losses as an .npz file."""
         files.write_new(path, to_npz(asdict(self)))
 
     @classmethod
@@ -52,7 +52,7 @@ class BatchLosses:
         """Read what `save` wrote.
 
         Raises:
-            DataError: `save` wrote no such file, or it is damaged.
+            DataError: `save` did not write this file, or it is damaged.
         """
         found = cls(**read_npz(path, cls.__annotations__, "name a file that `pangu data losses` wrote")[0])
         if not found._has_form():
@@ -93,7 +93,7 @@ class OrderFile:
         """Read what `resample` wrote; returns the content and the hex SHA-256 of the file.
 
         Raises:
-            DataError: it is no order file, or it is damaged.
+            DataError: the file is not an order file, or it is damaged.
         """
         fields, sha256 = read_npz(path, cls.__annotations__, "data.order names a file that `pangu data resample` wrote")
         found = cls(**fields)
@@ -112,7 +112,7 @@ class Order:
 
     Attributes:
         rows: int64 [M]; None for all rows in file order.
-        sha256: of the order file; "" without one.
+        sha256: SHA-256 of the order file; "" without one.
     """
 
     rows: np.ndarray | None = None
@@ -127,7 +127,7 @@ class Order:
             records: the records that it must have been drawn from.
 
         Raises:
-            DataError: it is no order file, is damaged, or was drawn from other records.
+            DataError: the file is not an order file, is damaged, or was drawn from other records.
         """
         if not path:
             return cls()
@@ -150,10 +150,10 @@ class Order:
         Args:
             state: the state of the run's checkpoint; its "order" is the SHA-256 of the order file, or "" or absent for
                 all rows.
-            where: begins the message.
+            where: what the error message begins with.
 
         Raises:
-            ConfigError: the run was trained with another order file, or one of both has none.
+            ConfigError: the run was trained with another order file, or only one of the two has an order file.
         """
         was = str(state.get("order", ""))
         if was != self.sha256:
@@ -165,8 +165,8 @@ class Order:
 
 
 def fingerprint(records: RecordSet) -> str:
-    """Hex SHA-256 of the number of rows, their length and up to 1,024 evenly spread rows. A copy of the records has the
-    same one."""
+    """Hex SHA-256 of the number of rows, their length and up to 1,024 evenly spaced rows. A copy of the records has the
+    same fingerprint."""
     numbers = np.unique(np.linspace(0, records.num_rows - 1, _FINGERPRINT_ROWS).astype(np.int64))
     rows = np.ascontiguousarray(records.read_rows(numbers), "<i4")
     return hashlib.sha256(f"{records.num_rows} {records.row_length} ".encode() + rows.tobytes()).hexdigest()
@@ -175,14 +175,15 @@ def fingerprint(records: RecordSet) -> str:
 def sample_batches(loss: np.ndarray, keep: float, seed: int, temperature: float = 1.0) -> np.ndarray:
     """Draw round(keep * N) of N batches without replacement.
 
-    Each draw takes one of the remaining batches with a probability in proportion to exp(loss / temperature). The k
-    batches with the largest loss / temperature + Gumbel noise are distributed as those of k such draws.
+    Each draw takes one of the remaining batches with a probability proportional to exp(loss / temperature). The
+    implementation is the Gumbel top-k trick: the k batches with the largest loss / temperature + Gumbel noise have the
+    same distribution as k such draws.
 
     Args:
         loss: [N], finite, nats per token.
         keep: share of the batches, in (0, 1].
         seed: seed of the noise.
-        temperature: nats; the higher, the nearer to a uniform draw.
+        temperature: in nats; a higher value makes the draw more uniform.
 
     Returns:
         Numbers of the drawn batches, ascending: int64 [round(keep * N)].
@@ -199,9 +200,9 @@ def sample_batches(loss: np.ndarray, keep: float, seed: int, temperature: float 
 
 
 def effective_batches(loss: np.ndarray, temperature: float = 1.0) -> float:
-    """Perplexity of softmax(loss / temperature), between 1 and N.
+    """The effective number of batches: the perplexity of softmax(loss / temperature), between 1 and N.
 
-    The first draw of `sample_batches` is as uncertain as one among that many equally likely batches.
+    The first draw of `sample_batches` is as uncertain as a draw among this number of equally likely batches.
     """
     logits = np.asarray(loss, np.float64) / temperature
     log_p = logits - logits.max()
@@ -222,9 +223,10 @@ def resample(
         output: new file.
 
     Returns:
-        batches, kept and rows: how many there were, are kept, and the rows of these. mean_loss_kept and
-        mean_loss_dropped: nats per token; None where nothing is dropped. effective_batches: see the function of that
-        name. effective_share: the same divided by `batches`; 1 means that at this temperature all losses are alike.
+        A dict with these keys. batches, kept: number of batches before and after the draw. rows: number of rows in the
+        kept batches. mean_loss_kept, mean_loss_dropped: nats per token; the second is None if nothing is dropped.
+        effective_batches: see the function of that name. effective_share: effective_batches divided by `batches`; 1
+            means that at this temperature all losses are alike.
 
     Raises:
         DataError: a value is outside its range, or the file is damaged.

@@ -1,13 +1,13 @@
-"""Word segmentation as jieba does it, in about half the time. jieba is imported when a segmenter is made.
+"""Word segmentation with the same result as jieba, in about half the time. jieba is imported when a segmenter is made.
 
 Encoding Chinese spends nearly all its time on segmentation. jieba builds a graph of words as dicts of lists before it
-searches for the best path, and its hidden Markov model keeps a path for each state. Here both are one pass over plain
-numbers, with the same floating-point operations in the same order and the same choice on a tie. So the words are the
-same; the test compares them one by one.
+searches for the best path, and its hidden Markov model keeps a path for each state. Here each of these two steps is one
+pass over plain numbers, with the same floating-point operations in the same order and the same choice on a tie. So the
+words are the same; a test compares them one by one.
 
-jieba caches its dictionary in the shared temporary directory and reads that file whoever wrote it. This module neither
-reads nor writes the cache: the dictionary itself takes 0.2 s longer to read, but then the words depend on nothing but
-the installed package.
+jieba caches its dictionary in the shared temporary directory, and reads that file no matter who wrote it. This module
+neither reads nor writes the cache. Reading the dictionary itself takes 0.2 s longer, but then the words depend on
+nothing but the installed package.
 """
 
 import hashlib
@@ -23,13 +23,13 @@ from typing import Any
 from pangu_ms.core.errors import DataError
 
 _NEVER = -3.14e100
-"""The number that jieba takes for the logarithm of 0."""
+"""The number that jieba uses for the logarithm of 0."""
 
 
 def make_segmenter(special_words: Iterable[str]) -> Callable[[str], Iterator[str]]:
     """The `cut` method of a jieba tokenizer that also knows `special_words`.
 
-    The tokenizer is a new one: `add_word` on jieba's global tokenizer would change it for everything in the process.
+    The tokenizer is a new instance: `add_word` on jieba's global tokenizer would change it for all code in the process.
 
     Source: spec A5 (jieba.cut with cut_all=False; add_word for the specials).
     """
@@ -39,13 +39,13 @@ def make_segmenter(special_words: Iterable[str]) -> Callable[[str], Iterator[str
 
     class OnePass(base):
         def initialize(self, dictionary: str | None = None) -> None:
-            """Load the dictionary of the package; jieba's own method would read its cache."""
+            """Load the dictionary of the installed package; jieba's own method would read the cache."""
             self.FREQ, self.total = frequencies(_dictionary())
             self.initialized = True
 
         def words(self, sentence: str) -> Iterator[str]:
-            """Words of a run of characters. Neighbouring words of one character are joined and cut again by the hidden
-            Markov model."""
+            """Words of a run of characters. Adjacent words of one character are joined and segmented again by the
+            hidden Markov model."""
             self.check_initialized()
             ends = best_ends(sentence, self.FREQ, log(self.total))
             start = singles = 0
@@ -73,16 +73,16 @@ def make_segmenter(special_words: Iterable[str]) -> Callable[[str], Iterator[str
 
 
 def segmenter_version() -> dict[str, str]:
-    """What the words depend on besides the text: jieba's version, and the SHA-256 of its dictionary."""
+    """What the segmentation depends on besides the text: jieba's version, and the SHA-256 of its dictionary."""
     return {"jieba": _jieba().__version__, "dictionary": _dictionary_hash()}
 
 
 @cache
 def _jieba() -> ModuleType:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # jieba imports pkg_resources and has regular expressions of an old form
+        warnings.simplefilter("ignore")  # jieba imports the deprecated pkg_resources and has outdated regex syntax
         import jieba
-    jieba.setLogLevel(logging.CRITICAL + 1)  # otherwise it reports on stderr that it loads its dictionary
+    jieba.setLogLevel(logging.CRITICAL + 1)  # otherwise jieba reports on stderr that it loads its dictionary
     return jieba
 
 
@@ -98,10 +98,11 @@ def _dictionary_hash() -> str:
 
 
 def frequencies(dictionary: bytes) -> tuple[dict[str, int], int]:
-    """Counts of the words of a dictionary, and their sum. Each proper prefix that is no word is there with count 0.
+    """Counts of the words of a dictionary, and their sum. Each proper prefix of a word that is not itself a word has
+    count 0.
 
     Args:
-        dictionary: UTF-8; each line holds a word, its count, and whatever else.
+        dictionary: UTF-8; each line holds a word, its count, and optionally more, which is ignored.
 
     Raises:
         DataError: a line has another form.
@@ -124,11 +125,11 @@ def frequencies(dictionary: bytes) -> tuple[dict[str, int], int]:
 
 
 def best_ends(sentence: str, frequencies: dict[str, int], log_total: float) -> list[int]:
-    """The most probable words of a sentence, from any start: ends[i] is the end of the word that starts at character i
+    """Find the most probable segmentation from every start: ends[i] is the end of the word that starts at character i
     on the best path from there to the end of the sentence. On a tie the longer word is taken.
 
     Args:
-        frequencies: counts of the words and their prefixes, as of `frequencies`.
+        frequencies: counts of the words and their prefixes, as the function `frequencies` returns them.
         log_total: logarithm of the sum of the counts.
     """
     length, frequency = len(sentence), frequencies.get
@@ -137,7 +138,7 @@ def best_ends(sentence: str, frequencies: dict[str, int], log_total: float) -> l
         end = start + 1
         count = frequency(sentence[start])
         best, best_end = (log(count) - log_total if count else unknown) + score[end], end
-        while count is not None and end < length:  # None: these characters are not even the prefix of a word
+        while count is not None and end < length:  # None: no word begins with these characters
             end += 1
             count = frequency(sentence[start:end])
             if count:
@@ -149,8 +150,8 @@ def best_ends(sentence: str, frequencies: dict[str, int], log_total: float) -> l
 
 
 def hidden_markov_model() -> Callable[[str], Iterator[str]]:
-    """jieba.finalseg.cut: words by the Viterbi path through the states B, M, E and S of the characters (the first, a
-    middle or the last character of a word, or a word of one character)."""
+    """Return an equivalent of jieba.finalseg.cut. It finds words by the Viterbi path through the states B, M, E and S
+    of the characters (the first, a middle or the last character of a word, or a word of one character)."""
     from jieba import finalseg
 
     begin, middle, end, single = (finalseg.emit_P[state].get for state in "BMES")

@@ -1,4 +1,4 @@
-"""The special tokens of a Hugging Face directory, as its settings define them.
+"""The special tokens of a Hugging Face directory, as its settings files define them.
 
 Source: transformers 4.57, tokenization_utils_base.py.
 """
@@ -18,20 +18,22 @@ class SpecialTokens:
     Attributes:
         tokenizer_class: the class that the settings name; by default LLaMA's.
         is_llama: whether transformers opens the tokenizer with its LLaMA classes.
-        has_known_class: whether its SentencePiece model encodes as a LLaMA's does; openPangu's own class does so too.
+        has_known_class: whether the class encodes with a SentencePiece model as LLaMA's class does. openPangu's own
+            class does so too.
         add_bos: whether bos is put before a text.
-        add_prefix_space: None where the settings do not say.
-        legacy: transformers' setting by which a text that begins with a space gets another one.
-        named: the text of bos, eos, unk and pad, or None.
+        add_prefix_space: the setting of this name; None if it is absent.
+        legacy: transformers' setting of this name: if it is true, a text that already begins with a space gets another
+            space.
+        named: the text of each of bos, eos, unk and pad; None if the directory does not define it.
         added: for each id that the settings list, the token's text and whether it is special.
         contents: the texts of all special tokens.
-        vocab_size: the one of config.json, or None.
+        vocab_size: the value in config.json, or None.
     """
 
     SOURCES = (SETTINGS, SPECIAL_TOKENS, ADDED, GENERATION, CONFIG)
 
     def __init__(self, trees: Mapping[str, dict[str, Any]]) -> None:
-        """Read the settings from the JSON objects of the files that there are.
+        """Read the settings from the JSON objects of the files that exist.
 
         Raises:
             ValueError, TypeError, AttributeError: a value has the wrong type.
@@ -72,17 +74,17 @@ class SpecialTokens:
             index = _whole(value)
             if index is None or index >= vocab_size:
                 raise ValueError(f"eos_token_id={given!r}: {index} is no id of a vocabulary of {vocab_size}")
-            if index >= 0:  # -1 stands for none
+            if index >= 0:  # -1 means that there is none
                 ids.append(index)
         return ids
 
     def pad_id(self, vocab_size: int) -> int | None:
-        """The padding id of the same files, for directories that name no pad_token."""
+        """The padding id in generation_config.json or else config.json, for directories that define no pad_token."""
         index = _whole(self._first_given("pad_token_id"))
         return index if index is not None and 0 <= index < vocab_size else None
 
     def _first_given(self, key: str) -> Any:
-        """A value of generation_config.json, or else of config.json; None where neither has one."""
+        """A value of generation_config.json, or else of config.json; None if neither has one."""
         given = self._generation.get(key)
         return self._config.get(key) if given is None else given
 

@@ -1,8 +1,8 @@
 """Reads text files as streams of bytes in bounded memory: decompresses them and cuts them into lines.
 
-The name tells whether a file is compressed (.gz, .zst), but only reading it shows what it holds: that can be a line of
-any length, or gigabytes of zeros in a few kilobytes. So no line longer than LONGEST is held in memory, and
-content that grows by more than LARGEST_RATIO is refused.
+The suffix tells whether a file is compressed (.gz, .zst), but only reading shows what it holds, which may be a line of
+any length, or gigabytes of zeros in a few kilobytes. So no line longer than LONGEST is held in memory, and content that
+decompresses to more than LARGEST_RATIO times its size is refused.
 """
 
 import gzip
@@ -19,12 +19,14 @@ from pangu_ms.core.errors import DataError
 LONGEST = 1 << 25
 """Bytes of the longest line, JSON record or document: 32 MiB, about 10 million tokens, which take 1 GB to encode."""
 LARGEST_RATIO, _FREE = 200, 1 << 26
-"""Largest ratio of decompressed to compressed bytes, and the decompressed bytes (64 MiB) that may have any ratio. Text
-shrinks to a fifth and logs to a hundredth; with zeros gzip reaches a ratio of 1,030, Zstandard one of 16,000."""
+"""Largest ratio of decompressed to compressed bytes, and the decompressed size (64 MiB) up to which any ratio is
+allowed. Text shrinks to a fifth and logs to a hundredth; on zeros gzip reaches a ratio of 1,030, and Zstandard
+16,000."""
 _SHOWN = 1000
-"""Bytes kept of a line that is too long."""
+"""How many bytes of a line that is too long are kept."""
 _ZSTD_INPUT = 1 << 11
-"""Bytes decompressed at once. They give at most 64 MiB: a block of 128 KiB takes at least 4 bytes."""
+"""Compressed bytes per call of the decompressor. They expand to at most 64 MiB, since a block of 128 KiB takes at least
+4 compressed bytes."""
 COMPRESSED = (".gz", ".zst")
 
 
@@ -36,6 +38,7 @@ def require_readable(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path}: is a directory; a corpus is a list of files; name them, e.g. {path}/*.jsonl")
     try:
+        # O_NONBLOCK: opening a named pipe would otherwise wait for a writer.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except OSError as error:
@@ -66,7 +69,7 @@ def damage() -> tuple[type[Exception], ...]:
 
 
 def lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
-    """Each line, and whether it is complete: a line longer than LONGEST is cut to its beginning."""
+    """Yield each line, and whether it is complete: of a line longer than LONGEST only the beginning is kept."""
     while line := stream.readline(LONGEST + 1):
         whole = len(line) <= LONGEST or line.endswith(b"\n")
         if not whole:
@@ -77,9 +80,9 @@ def lines(stream: BinaryIO) -> Iterator[tuple[bytes, bool]]:
 
 
 def pieces(stream: BinaryIO) -> Iterator[bytes]:
-    """The content in parts of at most LONGEST bytes.
+    """Yield the content in parts of at most LONGEST bytes.
 
-    A part ends behind an empty line if its second half has one, else behind a line, else between two characters.
+    A part ends after an empty line if its second half has one, else after a line, else between two characters.
     """
     rest = b""
     while part := stream.read(LONGEST - len(rest)):
@@ -92,7 +95,7 @@ def pieces(stream: BinaryIO) -> Iterator[bytes]:
 
 
 def _last_cut(text: bytes) -> int:
-    """Where to cut a text that goes on."""
+    """Where to end a part of a text that continues."""
     for mark in (b"\n\n", b"\n"):
         if (at := text.rfind(mark)) > len(text) // 2:
             return at + len(mark)
@@ -136,7 +139,7 @@ def _frames(path: Path, raw: BinaryIO) -> "_Frames":
 class _Frames(io.RawIOBase):
     """The content of Zstandard frames.
 
-    The stream of the zstandard package is not used: it takes a file that was cut off for a complete one.
+    The stream reader of the zstandard package is not used, since it does not notice that a file is truncated.
     """
 
     def __init__(self, raw: BinaryIO, decompressor: Any) -> None:

@@ -1,5 +1,5 @@
-"""Counts how often the pieces of a tokenizer occur in a corpus or in records, and measures how far it compresses text.
-No mindspore import until records are read.
+"""Counts how often the pieces of a tokenizer occur in a corpus or in records, and measures the tokenizer's compression
+of text. mindspore is imported when records are read.
 
 Padding and ends of documents are not counted, so a corpus and the records prepared from it have the same counts.
 
@@ -26,6 +26,7 @@ FORMAT = 1
 SAMPLE_BYTES = 1_000_000
 """Text that is encoded to measure compression; 1 MB of Chinese takes about 2 s, nearly all of it segmentation."""
 _SAMPLE_TOKENS = 300_000
+"""Tokens of records that are decoded to measure compression."""
 
 
 def count_corpus(corpus: Corpus, tokenizer_path: str | Path, num_workers: int, progress: bool = True) -> np.ndarray:
@@ -57,8 +58,8 @@ def open_records(source: str | Path, tokenizer: Tokenizer) -> list[RecordSet]:
     """Open every split of a data set.
 
     Raises:
-        DataError: another tokenizer made the records. Official files do not name theirs; their ids are checked as they
-            are read.
+        DataError: another tokenizer made the records. Official files do not name their tokenizer; instead their ids are
+            checked as they are read.
     """
     train = RecordSet.open(source)
     train.require_tokenizer(tokenizer)
@@ -90,7 +91,7 @@ def _bincount(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def save_counts(path: str | Path, counts: np.ndarray, tokenizer: Tokenizer) -> None:
-    """Write counts as JSON, whole or not at all.
+    """Write counts as a JSON file atomically.
 
     Raises:
         OutputError: the file exists or cannot be written.
@@ -100,10 +101,10 @@ def save_counts(path: str | Path, counts: np.ndarray, tokenizer: Tokenizer) -> N
 
 
 def load_counts(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:
-    """Counts that `save_counts` wrote: int64 [V].
+    """Read counts that `save_counts` wrote: int64 [V].
 
     Raises:
-        DataError: the file is missing, damaged or of another form, or its counts are those of another tokenizer.
+        DataError: the file is missing, damaged or of another kind, or its counts belong to another tokenizer.
     """
     try:
         content = small_json.read_object(Path(path))
@@ -129,14 +130,14 @@ def load_counts(path: str | Path, tokenizer: Tokenizer) -> np.ndarray:
 
 
 def corpus_sample(corpus: Corpus) -> list[str]:
-    """About SAMPLE_BYTES of text, spread evenly over a corpus."""
+    """Take about SAMPLE_BYTES of text, evenly spaced over a corpus."""
     return sample_chunks((document.text for document in corpus), SAMPLE_BYTES)
 
 
 def records_sample(record_sets: list[RecordSet], tokenizer: Tokenizer) -> list[str]:
-    """Texts of rows, spread evenly over data sets, of about _SAMPLE_TOKENS in all.
+    """Decode evenly spaced rows of data sets, about _SAMPLE_TOKENS tokens in all.
 
-    The documents of a row run together in its text.
+    The texts of a row's documents are joined without a separator.
     """
     texts: list[str] = []
     for records in record_sets:
@@ -151,7 +152,8 @@ def _row_texts(records: RecordSet, tokenizer: Tokenizer, tokens: int) -> Iterato
 
 
 def compression(tokenizer: Tokenizer, texts: list[str]) -> dict[str, float]:
-    """How far the tokenizer compresses texts: {"tokens_per_character", "bytes_per_token"}, in bytes of UTF-8.
+    """Measure the tokenizer's compression of texts: a dict with tokens_per_character and bytes_per_token (bytes of
+    UTF-8).
 
     Source: PanGu-pi Table 7 (spec D6), whose compression rate is tokens per character.
     """

@@ -1,9 +1,9 @@
-"""From text to ids and back: SentencePiece, for Chinese after jieba's word segmentation. jieba is imported when text is
-segmented.
+"""Converts text to ids and back with SentencePiece. Chinese text is first segmented into words by jieba, which is
+imported when it is needed.
 
 A tokenizer is a directory with `vocab.model` (SentencePiece) and `tokenizer.json`; or a released bare `vocab.model`; or
-a Hugging Face directory (see huggingface.py). With a tokenizer of our own, decoding gives back the exact text, unless
-the text has U+2581 (SentencePiece's own space) or, with segmenter jieba, U+2582 or U+2583 (which stand for space and
+a Hugging Face directory (see huggingface.py). With a tokenizer of our own, decoding restores the exact text, unless the
+text contains U+2581 (SentencePiece's own space) or, with segmenter jieba, U+2582 or U+2583 (which stand for space and
 newline).
 
 Source: spec A5.
@@ -40,10 +40,11 @@ _FROM_PIECES = str.maketrans({" ": None, SPACE: " ", NEWLINE: "\n"})
 SMALLEST_VOCAB = 256 + len(SPECIALS) + 9
 """256 byte pieces, the specials, and some room for characters: 272."""
 CHUNK = 2000
-"""Characters of one training sentence; the trainer's memory and time grow faster than its longest sentence."""
+"""Characters per training sentence. It is limited because the trainer's memory and time grow faster than the length of
+the longest sentence."""
 COVERAGE = 0.9995
-"""Share of a text's characters that shall have a piece of their own, as SentencePiece advises for Chinese. The others
-are spelt in bytes."""
+"""Share of a text's characters that get a piece of their own, as SentencePiece advises for Chinese. All other
+characters are spelt in byte pieces."""
 _LOSSLESS_PROBE = " a  b\n\n\tc\r\n \u3000\uff1a"
 
 
@@ -52,17 +53,17 @@ class Tokenizer:
 
     Attributes:
         vocab_size: number of pieces.
-        pad_id, eod_id, eot_id, unk_id: ids of the padding, end-of-document, end-of-text and unknown pieces. A missing
-            piece is replaced by another one: pad by eod, eod by pad, eot by eod. In a bare released file, eod is <pad>
-            even if there is an <eod>: the released models were trained on documents that end with the pad id 6 (spec
-            A5, A6).
-        has_pad: whether pad_id is the id of a padding piece, and not of eod in its place.
+        pad_id, eod_id, eot_id, unk_id: ids of the padding, end-of-document, end-of-text and unknown pieces. If a piece
+            is missing, its id falls back to that of another piece: pad to eod, eod to pad, eot to eod. In a bare
+            released file, eod is <pad> even if there is an <eod>: the released models were trained on documents that
+            end with the pad id 6 (spec A5, A6).
+        has_pad: whether pad_id is the id of a real padding piece, rather than of eod.
         bos_id, eos_id: ids of <s> and </s>, or None.
-        first_ids: ids before each prompt and document, such as a LLaMA's bos; tokenizers of our own have none.
+        first_ids: ids that begin each prompt and document, such as LLaMA's bos; tokenizers of our own have none.
         stop_ids: ids that end a generated text, sorted: eot, eod and the <eod> piece.
         fingerprint: SHA-256 over the model, the settings and, with segmenter jieba, its version and dictionary; two
             tokenizers with equal fingerprints give equal ids.
-        segmenter_version: what the words of the segmenter depend on; empty for segmenter none.
+        segmenter_version: versions that the segmentation depends on; empty for segmenter none.
         packages: the Python packages that the tokenizer needs.
     """
 
@@ -75,11 +76,11 @@ class Tokenizer:
             model: content of a `vocab.model`.
             segmenter: one of SEGMENTERS.
             eod: the piece that ends a document.
-            where: begins the messages: the path.
+            where: the path, with which error messages begin.
 
         Raises:
-            DataError: it is no SentencePiece model, has neither <pad> nor <eod>, or changes texts though the segmenter
-                is none; or the segmenter is unknown.
+            DataError: the model is not a SentencePiece model, has neither <pad> nor <eod>, or changes texts although
+                the segmenter is none; or the segmenter is unknown.
         """
         if segmenter not in SEGMENTERS:
             raise DataError(f"{where}: segmenter={segmenter!r}: must be one of {', '.join(SEGMENTERS)}")
@@ -100,6 +101,7 @@ class Tokenizer:
             )
 
     def _set_ids(self, eod: str, where: str) -> None:
+        """Look up the ids of the special pieces; a missing one falls back as the class describes."""
         pad, eot, own_eod = self.id_of("<pad>"), self.id_of("<eot>"), self.id_of("<eod>")
         ends = [i for i in (self.id_of(eod), own_eod, pad) if i is not None]
         if not ends:
@@ -131,13 +133,13 @@ class Tokenizer:
         return hashlib.sha256(self.model + json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     def made(self, fingerprint: str, where: str) -> bool:
-        """Whether `fingerprint` is this tokenizer's.
+        """Whether `fingerprint` is that of this tokenizer.
 
-        Fingerprints of an older form, which do not depend on the segmenter's version, are accepted with a warning.
+        Fingerprints of an older format, which does not include the segmenter's version, are accepted with a warning.
 
         Args:
-            fingerprint: of the tokenizer that made something.
-            where: the file that holds it, for the warning.
+            fingerprint: fingerprint that was stored with some data, of the tokenizer that made the data.
+            where: the file that holds the fingerprint, for the warning.
         """
         if fingerprint == self.fingerprint:
             return True
@@ -148,14 +150,15 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a tokenizer directory of our own or of Hugging Face's form, or a bare SentencePiece model.
+        """Read a tokenizer directory in our own or in Hugging Face's format, or a bare SentencePiece model.
 
-        A bare model is a released `vocab.model`, with segmenter jieba, if it has the pieces of one; else a LLaMA's.
+        A bare model that has the special pieces of a released `vocab.model` gets the segmenter jieba. Any other is read
+        as the model of a LLaMA tokenizer.
 
         Raises:
             DataError: there is no tokenizer, or it cannot be read.
         """
-        from pangu_ms.data import huggingface, huggingface_files  # here, as both import this module
+        from pangu_ms.data import huggingface, huggingface_files  # imported here, since both import this module
 
         path = Path(path)
         if not path.is_dir():
@@ -163,8 +166,9 @@ class Tokenizer:
                 return own
             if path.name != huggingface.FAST and has_our_pieces(model := _read(path)):
                 return cls(model, "jieba", "<pad>", str(path))
-            beside = path.name in (huggingface.SENTENCEPIECE, huggingface.FAST) and path.exists()  # its settings
-            return cls.load(path.parent) if beside else huggingface.HuggingFaceTokenizer.load(path)
+            # A file of a Hugging Face directory is read together with the settings beside it.
+            in_directory = path.name in (huggingface.SENTENCEPIECE, huggingface.FAST) and path.exists()
+            return cls.load(path.parent) if in_directory else huggingface.HuggingFaceTokenizer.load(path)
         if huggingface.is_directory_of(path):
             return huggingface_files.own_tokenizer(path) or huggingface.HuggingFaceTokenizer.load(path)
         try:
@@ -180,7 +184,7 @@ class Tokenizer:
                 f"{path}/tokenizer.json: not what `pangu tokenizer train` writes ({error}); train again or restore it"
             ) from error
         model = _read(path / "vocab.model")
-        if digest not in (None, hashlib.sha256(model).hexdigest()):  # None: of version 0.1.0
+        if digest not in (None, hashlib.sha256(model).hexdigest()):  # None: version 0.1.0 wrote no digest
             raise DataError(
                 f"{path}/vocab.model: its SHA-256 differs from tokenizer.json's; it was damaged or changed; restore"
                 " both files or train again"
@@ -194,7 +198,7 @@ class Tokenizer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that determine the ids besides the model."""
+        """The settings which, besides the model, determine the ids."""
         return dict(self._settings)
 
     def with_model(self, model: bytes) -> "Tokenizer":
@@ -202,7 +206,7 @@ class Tokenizer:
         return Tokenizer(model, self.segmenter, self._settings["eod"])
 
     def save(self, directory: str | Path, extra: Mapping[str, bytes] | None = None) -> None:
-        """Write `vocab.model` and `tokenizer.json` into a new directory, whole or not at all.
+        """Write `vocab.model` and `tokenizer.json` into a new directory atomically.
 
         Args:
             directory: must not exist, or be empty.
@@ -227,7 +231,7 @@ class Tokenizer:
         return index if self._processor.id_to_piece(index) == piece else None
 
     def piece_of(self, index: int) -> str:
-        """The piece with this id, as it stands in the vocabulary."""
+        """The piece with this id, in the spelling of the vocabulary."""
         self._require_ids([index])
         return self._processor.id_to_piece(int(index))
 
@@ -235,7 +239,7 @@ class Tokenizer:
         """Ids of a text, without any special token.
 
         Raises:
-            DataError: a lone surrogate, which no UTF-8 file can hold.
+            DataError: the text contains a lone surrogate, which UTF-8 cannot represent.
         """
         return self.encode_batch([text])[0]
 
@@ -243,22 +247,23 @@ class Tokenizer:
         """`encode` of each text. It uses one thread, since callers run one process per core."""
         try:
             return self._processor.encode([self._segmented(text) for text in texts], num_threads=1)
-        except (TypeError, UnicodeEncodeError):  # of a lone surrogate; versions of SentencePiece raise either
+        except (TypeError, UnicodeEncodeError):  # SentencePiece raises one of these, by version, for a lone surrogate
             for text in texts:
                 require_unicode(text)
             raise
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Ids of a text that a model is to continue: `first_ids`, then those of `encode`."""
+        """Ids of a text that a model is to continue: `first_ids`, then the ids of `encode`."""
         return [*self.first_ids, *self.encode(text)]
 
     def decode(self, ids: Iterable[int], continuation: bool = False) -> str:
-        """Text of ids. Control pieces become nothing, the unknown piece U+2047, and byte pieces that are no valid UTF-8
-        U+FFFD.
+        """Text of ids. Control pieces are dropped, the unknown piece becomes U+2047, and byte pieces that are not valid
+        UTF-8 become U+FFFD.
 
         Args:
             ids: token ids.
-            continuation: whether the ids continue others. A space at their beginning is then a part of the text.
+            continuation: whether the ids continue other ids. If so, a space at their beginning is kept as a part of the
+                text.
 
         Raises:
             DataError: an id lies outside the vocabulary.
@@ -325,7 +330,7 @@ def _warn_of_old(fingerprint: str, where: str) -> None:
 
 @cache
 def _jieba_cut() -> Callable[[str], Iterator[str]]:
-    """The segmenter, one for all tokenizers: it keeps no state, and loading its dictionary takes half a second."""
+    """The segmenter. All tokenizers share it, since it has no state and loading its dictionary takes half a second."""
     return make_segmenter(SPECIALS)
 
 
@@ -351,7 +356,7 @@ def processor_of(model: bytes) -> sentencepiece.SentencePieceProcessor:
     """
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        # Not by the constructor: it ignores empty bytes instead of refusing them.
+        # The constructor is not used, since it ignores empty bytes instead of refusing them.
         processor.load_from_serialized_proto(model)
     except (RuntimeError, UnicodeDecodeError):  # UnicodeDecodeError: SentencePiece's message quotes the file's bytes
         raise ValueError("not a SentencePiece model") from None
@@ -366,7 +371,7 @@ def has_our_pieces(model: bytes) -> bool:
     try:
         processor = processor_of(model)
     except ValueError:
-        return True  # the caller then loads it as ours, and the error says what is wrong with it
+        return True  # the caller then loads it as our own, and that error says what is wrong with it
     own = [SPACE, NEWLINE, *(piece for piece in SPECIALS[3:] if piece != "<pad>")]
     return any(processor.id_to_piece(processor.piece_to_id(piece)) == piece for piece in own)
 
@@ -408,8 +413,8 @@ def train_tokenizer(
         texts: documents, read once.
         vocab_size: number of pieces, specials and 256 bytes included.
         segmenter: jieba for Chinese, none for code and other languages.
-        sample_bytes: UTF-8 bytes to train on. Of a larger corpus an evenly spread sample is taken, which has between
-            half and all of them.
+        sample_bytes: UTF-8 bytes to train on. From a larger corpus an evenly spaced sample is taken, which has between
+            half and all of these bytes.
         progress: show a bar while Chinese is segmented.
 
     Raises:
@@ -424,7 +429,7 @@ def train_tokenizer(
     if not any(chunk.strip() for chunk in sample):
         raise DataError("corpus: has no text; a tokenizer is trained on text; name files with text")
     if segmenter == "jieba":
-        from pangu_ms.core.progress import progress_bar  # here: a MindIR package runs without it
+        from pangu_ms.core.progress import progress_bar  # imported here, since a MindIR package does not contain it
 
         cut = _jieba_cut()
         chunks = progress_bar(progress, iterable=sample, desc="segment", unit="chunk", leave=False)
@@ -433,8 +438,8 @@ def train_tokenizer(
 
 
 def sample_chunks(texts: Iterable[str], limit: int) -> list[str]:
-    """Cut texts into chunks and return them in order: all of them, or if they have more than `limit` UTF-8 bytes every
-    2nd, 4th, 8th and so on. This needs bounded memory and no random numbers."""
+    """Cut texts into chunks and return an evenly spaced sample of them, in order: all chunks, or every 2nd, 4th, 8th
+    and so on, if all have more than `limit` UTF-8 bytes. This needs bounded memory and no random numbers."""
     kept: list[str] = []
     size, stride, position = 0, 1, 0
     for text in texts:
@@ -452,9 +457,9 @@ def sample_chunks(texts: Iterable[str], limit: int) -> list[str]:
 def _without_rare_characters(sample: list[str], vocab_size: int) -> list[str]:
     """Cut the sample at its rarest characters, which will be spelt in bytes.
 
-    These are the characters beyond COVERAGE, and so many more that characters fill at most half of a small vocabulary.
-    It is done here because SentencePiece's own option refuses a coverage below 0.98. NUL is cut out too, since the
-    trainer takes it for the end of a text.
+    These are the characters beyond COVERAGE, and as many more as are needed so that single characters fill at most half
+    of a small vocabulary. SentencePiece's own option cannot do this, since it refuses a coverage below 0.98. NUL is cut
+    out too, since the trainer treats it as the end of a text.
     """
     counts = collections.Counter("".join(sample)).most_common()
     left, room = COVERAGE * sum(count for _, count in counts), (vocab_size - 256 - len(SPECIALS)) // 2
@@ -467,8 +472,10 @@ def _without_rare_characters(sample: list[str], vocab_size: int) -> list[str]:
 
 
 def _train(sample: list[str], vocab_size: int, segmenter: str) -> bytes:
+    """Train a SentencePiece model on the sample; returns the serialised model."""
     model = io.BytesIO()
-    # U+2581 gets a piece even if the sample has no space: decoding does not turn its three byte pieces into a space.
+    # U+2581 gets a piece even if the sample has no space, because decoding does not turn its three byte pieces into a
+    # space.
     lossless: dict[str, Any] = {
         "required_chars": "\u2581",
         "remove_extra_whitespaces": False,
@@ -481,7 +488,7 @@ def _train(sample: list[str], vocab_size: int, segmenter: str) -> bytes:
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,
-            character_coverage=1.0,  # `_without_rare_characters` has removed the others
+            character_coverage=1.0,  # `_without_rare_characters` has removed all characters that get no piece
             byte_fallback=True,
             normalization_rule_name="identity",
             control_symbols=list(SPECIALS[3:]),

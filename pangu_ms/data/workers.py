@@ -1,4 +1,4 @@
-"""A pool of worker processes that call functions for this one. No mindspore import.
+"""A pool of worker processes that call functions on behalf of this process. No mindspore import.
 
 `multiprocessing` is not used: its processes start with `python -c`, which imports from the working directory first
 (core/isolated.py explains why that must not happen), and they import the caller's main program again.
@@ -22,24 +22,24 @@ Request = tuple[Callable[..., Any], tuple[Any, ...]]
 
 
 class WorkerDied(Exception):
-    """A worker ended before it had answered."""
+    """A worker process ended before it answered."""
 
 
 class Workers:
-    """A pool of processes, as a context manager: they end with the context, or with this process."""
+    """A pool of processes, as a context manager. The processes end with the context, or when this process ends."""
 
     def __init__(self, number: int, start: Callable[..., None] | None = None, *arguments: Any):
-        """Make an empty pool; a process is started when a call finds none idle.
+        """Make an empty pool. A process is started when a call finds no idle one.
 
         Args:
-            number: processes at most.
+            number: largest number of processes.
             start: picklable function that each process calls first, with `arguments`.
         """
         self._first = (start, arguments)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._closing, self._lock = False, threading.Lock()
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        self._threads = ThreadPoolExecutor(number)  # one waits for each process
+        self._threads = ThreadPoolExecutor(number)  # one thread waits for each process
 
     def __enter__(self) -> "Workers":
         return self
@@ -49,7 +49,7 @@ class Workers:
         with self._lock:
             self._closing = True  # a thread must not start a process after this: the loop below would miss it
         for process in self._processes:
-            process.kill()  # safe, since a worker's files are written whole or not at all
+            process.kill()  # safe, since workers write files atomically
         self._threads.shutdown()
         for process in self._processes:
             process.wait()
@@ -61,11 +61,12 @@ class Workers:
         """Call a function in a worker.
 
         Args:
-            function: picklable, of a module that can be imported.
+            function: a picklable function of a module that the worker can import.
             arguments: picklable.
 
         Returns:
-            A future with the function's result or its exception; or WorkerDied, if the process ended in the call.
+            A future with the function's result or its exception; the exception is WorkerDied if the process ended
+            during the call.
         """
         return self._threads.submit(self._call, function, arguments)
 
@@ -98,7 +99,7 @@ def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 
 def _request(process: subprocess.Popen[bytes], function: Callable[..., Any], arguments: tuple) -> Any:
-    """The result of one call in a worker; an exception of the function is raised here.
+    """Run one call in a worker and return its result; an exception of the function is raised here.
 
     Raises:
         WorkerDied: the process ended before it had answered.
@@ -120,7 +121,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent ends the workers
     requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints to stdout must not write among the answers
+    os.dup2(2, 1)  # what a library prints to stdout goes to stderr, so that it does not corrupt the answers
     threading.Thread(target=_read, args=(os.fdopen(os.dup(0), "rb"), requests), daemon=True).start()
     while True:
         function, arguments = requests.get()
@@ -136,7 +137,7 @@ def main() -> NoReturn:
 def _read(pipe: IO[bytes], requests: "queue.SimpleQueue[Request]") -> None:
     """Queue the requests of the parent; end this process when the pipe ends.
 
-    The pipe ends when the parent needs no more answers, and when it is gone, even by kill -9.
+    The pipe ends when the parent needs no more answers, or when the parent has died, even by kill -9.
     """
     while True:
         try:

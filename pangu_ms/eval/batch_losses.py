@@ -1,5 +1,5 @@
-"""Computes the loss of every batch of a finished round of training under the model that it gave. From these losses
-`data.resample` draws the next round.
+"""Computes the loss of every batch of a finished training round, with the model that the round produced.
+`data.resample` uses these losses to draw the batches of the next round.
 
 Source: spec E2.4.
 """
@@ -26,7 +26,7 @@ from pangu_ms.data.resample import BatchLosses, Order, fingerprint
 from pangu_ms.eval.perplexity import Evaluator
 
 SAVE_SECONDS = 5.0
-"""Interval between saves: a killed process loses the losses of that time and of one batch."""
+"""Seconds between saves. A killed process loses only the losses computed since the last save."""
 
 
 def batch_losses(
@@ -40,8 +40,8 @@ def batch_losses(
     """Score the batches of the first epoch of a checkpoint's run, and write the losses to `output`.
 
     All batches of the epoch are scored, even if the run ended before it had read them. Their rows are in the order of
-    the run's data.seed, data.shuffle and data.order; rows that do not fill a last batch are left out. The losses so far
-    are kept in OUTPUT.partial, and the same call goes on with them.
+    the run's data.seed, data.shuffle and data.order; rows that do not fill a last batch are left out. The losses
+    computed so far are kept in OUTPUT.partial; after an interruption the same call resumes from them.
 
     Args:
         checkpoint: the run's last checkpoint.
@@ -55,7 +55,7 @@ def batch_losses(
         DataError: the records do not fit the model or have too few rows for a batch, a loss is not finite, or
             OUTPUT.partial was begun with other settings.
         ConfigError: the run's order file is not the one it was trained with.
-        CheckpointError: names or shapes are not those of its own configuration.
+        CheckpointError: names or shapes of the tensors are not those of the checkpoint's configuration.
         OutputError: `output` exists or cannot be written.
     """
     files.require_new(Path(output))
@@ -98,7 +98,7 @@ def _identity(
 def _open(
     checkpoint: store.Checkpoint, records: Path | str, batch_size: int, config: RunConfig
 ) -> tuple[RecordSet, Loader]:
-    """The records, checked, and the loader of the run's training steps."""
+    """Open and check the records, and make the same loader that the run trained with."""
     record_set = RecordSet.open(records, "train")
     record_set.check(config.model, checkpoint.tokenizer())
     data = config.data
@@ -121,7 +121,7 @@ def _open(
 
 
 def _score(partial: "Partial", total: int, loader: Loader, evaluator: Evaluator, progress: bool) -> None:
-    """Add the losses that are missing."""
+    """Score the batches whose losses `partial` does not hold yet."""
     done = len(partial.losses)
     batches = islice(loader.batches(done), total - done)
     scores = evaluator.each(
@@ -133,12 +133,13 @@ def _score(partial: "Partial", total: int, loader: Loader, evaluator: Evaluator,
 
 @dataclass
 class Partial:
-    """The losses found so far. Their file is replaced every few seconds, and when the `with` block ends in any way.
+    """The losses computed so far. The file is rewritten every few seconds and at the end of the `with` block, even
+    after an exception.
 
     Attributes:
         path: OUTPUT.partial.
         identity: JSON object with everything that the losses depend on.
-        losses: nats per token of the first batches, rounded to float32.
+        losses: nats per token of the batches scored so far, in order, rounded to float32.
     """
 
     path: Path
@@ -169,14 +170,14 @@ class Partial:
                     " anew"
                 )
             found.losses = losses.tolist()
-        found.save()  # so that a path that cannot be written is an error before the work
+        found.save()  # a path that cannot be written fails here, before the scoring
         return found
 
     def add(self, loss: float) -> None:
         """Append the loss of the next batch.
 
         Raises:
-            DataError: it is not finite.
+            DataError: the loss is not finite.
         """
         if not math.isfinite(loss):
             raise DataError(
@@ -188,7 +189,7 @@ class Partial:
             self.save()
 
     def save(self) -> None:
-        """Replace the file."""
+        """Rewrite the file with the losses computed so far."""
         files.write_bytes(self.path, to_npz({"identity": self.identity, "losses": np.array(self.losses, np.float32)}))
         self.saved_at = time.monotonic()
 
@@ -200,7 +201,7 @@ class Partial:
 
 
 def _difference(stored: str, identity: dict[str, Any]) -> str:
-    """The settings in which an earlier call differs, for a message."""
+    """The settings in which an earlier call differs from this one, for an error message."""
     try:
         was = small_json.parse_object(stored)
     except (TypeError, ValueError):

@@ -1,6 +1,6 @@
 """Unigram and bigram models of token ids, the baselines that a language model must beat. numpy only.
 
-They predict the positions of a batch that count, as the language model does.
+They are scored at the positions that the loss mask keeps, as the language model is.
 
 Source: absolute discounting, Ney, Essen and Kneser 1994.
 """
@@ -20,7 +20,7 @@ class NgramModels:
     unigram_V: np.ndarray
     """Probability of each token, float64 [V], add-one smoothed."""
     pairs_N: np.ndarray
-    """Codes input * V + label of the pairs that occurred, sorted, int64 [N]."""
+    """The pairs that occurred, each encoded as input * V + label, sorted, int64 [N]."""
     counts_N: np.ndarray
     """How often each pair occurred, float64 [N]."""
     history_V: np.ndarray
@@ -28,12 +28,12 @@ class NgramModels:
     followers_V: np.ndarray
     """How many different labels followed each token, float64 [V]."""
     discount: float
-    """Subtracted from the count of every pair and given to the unigram: n1 / (n1 + 2 n2), with the numbers n1 and n2 of
-    pairs that occurred once and twice."""
+    """Absolute discount: subtracted from the count of every pair and redistributed by the unigram. It is n1 / (n1 + 2
+    n2), where n1 pairs occurred once and n2 pairs twice."""
 
     @classmethod
     def count(cls, batches: Iterable[Batch], vocab_size: int) -> "NgramModels":
-        """Count the positions that count in the batches."""
+        """Count tokens and pairs at the positions of the batches that the loss mask keeps."""
         codes, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         for batch in batches:
             new_codes, new_counts = np.unique(_pairs(batch, vocab_size), return_counts=True)
@@ -52,8 +52,8 @@ class NgramModels:
         )
 
     def score(self, batches: Iterable[Batch]) -> tuple[float, float, int]:
-        """Score batches; returns the nats of all tokens under the unigram and under the bigram, and the number of
-        tokens."""
+        """Score batches; returns the total negative log-likelihood (nats) under the unigram and under the bigram, and
+        the number of tokens."""
         unigram = bigram = 0.0
         num_tokens = 0
         for batch in batches:
@@ -64,8 +64,8 @@ class NgramModels:
         return float(unigram), float(bigram), num_tokens
 
     def bigram_probability(self, codes: np.ndarray) -> np.ndarray:
-        """P(label | input) for codes of pairs [n], interpolated with the unigram. For an input that never occurred it
-        is the unigram's."""
+        """P(label | input) of encoded pairs [n], interpolated with the unigram. An input that never occurred gets the
+        unigram's probability."""
         vocab_size = len(self.unigram_V)
         inputs, labels = codes // vocab_size, codes % vocab_size
         at = np.minimum(np.searchsorted(self.pairs_N, codes), len(self.pairs_N) - 1)
@@ -77,6 +77,6 @@ class NgramModels:
 
 
 def _pairs(batch: Batch, vocab_size: int) -> np.ndarray:
-    """Codes input * V + label of the positions that count, int64."""
+    """The pairs at the positions that the loss mask keeps, encoded as input * V + label, int64."""
     counts = batch.loss_mask > 0
     return batch.ids[:, :-1][counts].astype(np.int64) * vocab_size + batch.ids[:, 1:][counts]

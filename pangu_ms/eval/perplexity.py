@@ -19,7 +19,7 @@ from pangu_ms.models.common.loss import TokenLoss, mean_loss, to_tensors
 
 @dataclass(frozen=True)
 class Score:
-    """Cross-entropy over the positions that count."""
+    """Cross-entropy over the positions that the loss mask keeps."""
 
     total_nats: float
     """Sum of the cross-entropy."""
@@ -34,15 +34,19 @@ class Score:
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
-        return math.exp(min(self.loss, 700.0))
+        return math.exp(min(self.loss, 700.0))  # math.exp overflows above 709
 
 
 class Evaluator:
-    """Compiles the loss once and scores batches; all must have one shape."""
+    """Compiles the loss once and scores batches, which must all have the same shape."""
 
     def __init__(self, model: nn.Cell, config: RunConfig | None = None):
-        """Score `model`, built from `config.model`; the compiled graph comes from the compile cache, or goes to it, as
-        `config` says. None compiles anew."""
+        """Wrap a model in its loss; nothing is compiled yet.
+
+        Args:
+            model: built from `config.model`.
+            config: says where the compile cache is, which holds the compiled graph; None compiles without a cache.
+        """
         self.loss = TokenLoss(model)
         self.config = config
         self.no_dropout = Tensor(0, ms.int32)
@@ -53,12 +57,12 @@ class Evaluator:
         """The checkpoint's model on the device and in the dtype that `config` says.
 
         Raises:
-            CheckpointError: names or shapes are not those of its own configuration.
+            CheckpointError: names or shapes of the tensors are not those of the checkpoint's configuration.
         """
         return cls(load_model(checkpoint, config), config)
 
     def each(self, batches: Iterable[Batch]) -> Iterator[Score]:
-        """One score for every batch."""
+        """Yield the score of each batch."""
         for batch in batches:
             if self.compiled:
                 score = self._score(batch)
@@ -69,12 +73,12 @@ class Evaluator:
             yield score
 
     def _score(self, batch: Batch) -> Score:
-        self.loss.set_train(False)  # a training step on the same model switches dropout on
+        self.loss.set_train(False)  # a training step on the same model may have switched dropout on
         total, count = self.loss(*to_tensors(batch), self.no_dropout)
         return Score(total.asnumpy().item(), count.asnumpy().item())
 
     def _compile_cache(self, batch: Batch) -> AbstractContextManager[bool]:
-        """Around the first batch, which compiles."""
+        """The context for the first batch, whose call compiles the graph."""
         if self.config is None:
             return nullcontext(False)
         batch_size, row_length = batch.ids.shape
@@ -88,7 +92,7 @@ class Evaluator:
         return cached_compile(self.config.runtime.compile_cache, identity)
 
     def score(self, batches: Iterable[Batch]) -> Score:
-        """Sum over all batches."""
+        """The score of all batches together."""
         total = count = 0.0
         for score in self.each(batches):
             total, count = total + score.total_nats, count + score.num_tokens

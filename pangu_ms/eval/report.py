@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pangu_ms.eval.perplexity import Score
 
 COUNTING_ROWS = 4096
-"""Rows in a batch when n-grams are counted; the counts are merged after each batch."""
+"""Rows per batch while n-grams are counted; the counts are merged after each batch."""
 
 
 def evaluate(
@@ -43,12 +43,12 @@ def evaluate(
         config: device and compute dtype to use instead of the checkpoint's, see `checkpoint.model.checkpoint_config`.
 
     Returns:
-        step; split; tokens (number of scored ones); loss (nats per token); perplexity; and for records with a manifest,
-        which holds the size of the text, bits_per_byte.
+        A dict with step; split; tokens (how many were scored); loss (nats per token); perplexity; and bits_per_byte, if
+        the records have a manifest, which holds the size of the text.
 
     Raises:
         DataError: the records do not fit the model, or nothing can be scored.
-        CheckpointError: names or shapes are not those of the configuration; or the loss is no finite number.
+        CheckpointError: names or shapes of the tensors are not those of the configuration; or the loss is not finite.
     """
     require_batches(batch_size, max_batches)
     config, tokenizer = config or checkpoint.config(), checkpoint.tokenizer()
@@ -62,6 +62,7 @@ def evaluate(
     batches = sequential_batches(
         record_set, batch_size, config.data.eod_reset, max_batches, config.model.extra_inputs()
     )
+    # The first batch is scored alone, so that damaged weights are reported before all others are scored.
     first = evaluator.score([next(batches)])
     _require_numbers(checkpoint, first)
     rest = evaluator.score(
@@ -82,12 +83,11 @@ def evaluate(
 
 
 def bits_per_byte(loss: float, split: dict[str, Any]) -> float:
-    """Bits per UTF-8 byte of a split's text that a model needs, by which models with different tokenizers can be
-    compared.
+    """Bits that a model needs per UTF-8 byte of a split's text. They compare models with different tokenizers.
 
-    The mean loss is charged for all tokens of the split, though some are never scored (the first of every document and
-    of every row), because the bytes are those of the whole text. The eod of every document counts as a token, since a
-    model of texts has to predict where each one ends; padding does not count.
+    The mean loss is multiplied by the number of all tokens of the split, though some are never scored (the first of
+    every document and of every row), because the bytes are those of the whole text. The eod of every document counts as
+    a token, since a language model has to predict where each text ends; padding does not count.
 
     Args:
         loss: mean loss in nats per token.
@@ -99,17 +99,17 @@ def bits_per_byte(loss: float, split: dict[str, Any]) -> float:
 def baselines(
     records: Path | str, split: str, vocab_size: int, batch_size: int, max_batches: int = 0, progress: bool = False
 ) -> dict[str, float | None]:
-    """Perplexities of a unigram and a bigram model, counted on the training split, on the positions that `evaluate`
-    scores.
+    """Perplexities of a unigram and a bigram model at the positions that `evaluate` scores. Both models are counted on
+    the training split.
 
     Returns:
-        unigram_perplexity and bigram_perplexity. Both are None for the training split, on which they would be scored on
-        what they were counted on; official files are always a training split.
+        unigram_perplexity and bigram_perplexity. Both are None for the training split, since the models would be scored
+        on their own training text; official files are always a training split.
     """
     if split == "train":
         return {"unigram_perplexity": None, "bigram_perplexity": None}
     train_set, record_set = RecordSet.open(records, "train"), RecordSet.open(records, split)
-    num_batches(record_set, batch_size, max_batches)  # refuses wrong numbers before the counting, which takes long
+    num_batches(record_set, batch_size, max_batches)  # a wrong size fails here, before the slow counting
     batches = sequential_batches(train_set, COUNTING_ROWS, False)
     total = num_batches(train_set, COUNTING_ROWS)
     models = NgramModels.count(

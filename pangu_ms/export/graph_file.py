@@ -1,5 +1,4 @@
-"""Finds what a MindIR file would make MindSpore do besides computing, before MindSpore loads the file. No mindspore
-import.
+"""Scans a MindIR file, before MindSpore loads it, for operators that would do more than compute. No mindspore import.
 
 A `Custom` operator names a native library, which MindSpore opens while it loads the file (for a CANN operator in
 `custom_callback_func`). Other operators run Python or write files. The field numbers are those of mind_ir.proto in
@@ -12,6 +11,7 @@ from dataclasses import dataclass, field
 
 from pangu_ms.core.protobuf import Bytes, content, signed, values
 
+# Field numbers of mind_ir.proto. A tuple lists all fields that can hold the thing in question.
 MODEL_GRAPH, MODEL_FUNCTIONS, MODEL_PREPROCESSOR, MODEL_PRIMITIVES = 7, 8, 9, 12
 GRAPH_NODE, GRAPH_PARAMETER, GRAPH_INPUT = 1, 3, 5
 NODE_TYPE, NODE_ATTRIBUTES = 4, (5, 8, 9)
@@ -21,9 +21,10 @@ INPUT_TENSOR = 2
 TENSOR_DIMS, TENSOR_NAME, TENSOR_EXTERNAL, EXTERNAL_LOCATION = 1, 7, 12, 1
 
 CODE = re.compile(r"Custom|PyFunc|PyExecute|PyInterpret|Dump|Summary|Print|HostCall")
-"""Names of operators that run code from outside MindSpore or write files; they may have a prefix."""
+"""Names of operators that run code from outside MindSpore or write files. A name may have a prefix."""
 REFERENCE = "REF::"
-"""Begins the type of a node that refers to one of the model's primitives, whose type is the operator's name."""
+"""Prefix of a node's type that refers to one of the model's primitives; the type of that primitive is the operator's
+name."""
 
 
 @dataclass
@@ -44,7 +45,7 @@ class GraphFile:
         """Read the bytes of a file.
 
         Raises:
-            ValueError: they are no MindIR.
+            ValueError: the bytes are not a MindIR file.
         """
         found = cls()
         for number, value in values(file):
@@ -71,7 +72,7 @@ class GraphFile:
         functions: list[str] = []
         for key, texts in attributes:
             functions += texts if key == "func_name" else []
-        for name in names:  # all of them, as a forged file may give the field twice
+        for name in names:  # a forged file may give the field several times
             if CODE.search(name) and not name.startswith(REFERENCE):
                 self.refused.append(" ".join([name, *functions]))
         for number in attribute_numbers:
@@ -93,7 +94,7 @@ class GraphFile:
 
 
 def _attribute(attribute: Bytes) -> tuple[str, list[str]]:
-    """The name of an attribute, and the texts that it holds."""
+    """The name of an attribute, and the strings that it holds."""
     names = [_text(value) for value in _all(attribute, ATTRIBUTE_NAME)]
     texts: list[str] = []
     for field_number in ATTRIBUTE_STRINGS:
@@ -102,7 +103,7 @@ def _attribute(attribute: Bytes) -> tuple[str, list[str]]:
 
 
 def _all(message: Bytes, wanted: int) -> Iterator[int | Bytes]:
-    """Values of the fields with a number."""
+    """The values of all fields whose number is `wanted`."""
     return (value for field_number, value in values(message) if field_number == wanted)
 
 

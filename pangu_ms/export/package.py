@@ -8,9 +8,9 @@
     manifest.json       SHA-256 of every file, model, inputs and outputs, versions; written last
     manifest.sig        only in a signed package, see signature.py
 
-The hashes find accidents: files that were cut off, altered or mixed up. They do not stop an attacker, who can compute
-new ones; the signature does. In any case the graph may hold nothing that makes MindSpore open a library, run Python or
-write files, see graph_file.py.
+The hashes detect accidents: files that were truncated, altered or mixed up. They do not stop an attacker, who can
+compute new ones; the signature does. Signed or not, a package is refused if its graph would make MindSpore open a
+library, run Python or write files; see graph_file.py.
 """
 
 import dataclasses
@@ -31,19 +31,21 @@ from pangu_ms.infer.decoder import Decoder, GraphShape
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
-"""Limit before a manifest is read; real ones have some kilobytes."""
+"""A larger manifest is not read; real manifests have a few kilobytes."""
 GRAPH_NAMES = ("model.mindir", "model_graph.mindir")
-"""MindSpore writes the second one if there is more than 1 GB of weights."""
+"""MindSpore writes the second file if the weights exceed 1 GB."""
 MAX_KEY_BYTES = 1 << 16
+"""A larger key file is not read."""
 KEY_LENGTHS = (16, 24, 32)
+"""Bytes of an AES key."""
 ENCRYPTION_MODES = ("AES-GCM", "AES-CBC")
 
 
 def read_key(path: Path | str | None) -> bytes | None:
-    """Read an AES key of 16, 24 or 32 bytes from a file; a newline at its end is no part of it.
+    """Read an AES key of 16, 24 or 32 bytes from a file. A newline that follows such a key is dropped.
 
     Raises:
-        ExportError: the file cannot be read, or its key has another length.
+        ExportError: the file cannot be read, or does not hold a key of one of these lengths.
     """
     if path is None:
         return None
@@ -61,7 +63,7 @@ def read_key(path: Path | str | None) -> bytes | None:
 
 
 def file_entries(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file below a directory, but for the manifest and its signature."""
+    """Size and SHA-256 of every file below a directory, except the manifest and its signature."""
     return {name: _entry(path) for name, path in _files(directory).items()}
 
 
@@ -82,7 +84,7 @@ def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Package:
-    """A package whose files were found to be those of its manifest."""
+    """An opened package, whose files agree with its manifest."""
 
     path: Path
     manifest: dict[str, Any]
@@ -93,11 +95,11 @@ class Package:
 
         Args:
             path: its directory.
-            verify_key: PEM file of a public key. If given, the signature is verified first.
+            verify_key: PEM file of a public key; if it is given, the signature is verified first.
 
         Raises:
-            ExportError: the directory is no package; a file is missing, altered or was added; or the signature is
-                missing or made with another key.
+            ExportError: the directory is not a package; a file is missing, was altered or was added; or the signature
+                is missing or was made with another key.
         """
         path = Path(path)
         content = _read_manifest(path)
@@ -114,7 +116,7 @@ class Package:
             raise ExportError(
                 f"{path / MANIFEST}: was altered; the package is not what was exported and is refused; export again"
             )
-        if wrong := _odd(manifest):
+        if wrong := _first_invalid_entry(manifest):
             raise ExportError(f"{path / MANIFEST}: {wrong}; no export writes that; export again")
         if changed := _changed(path, manifest["files"]):
             raise ExportError(
@@ -132,7 +134,8 @@ class Package:
         return Tokenizer.load(self.path / "tokenizer")
 
     def require_key(self, key: bytes | None) -> None:
-        """Raise ExportError unless a key is given where the graph is encrypted, and none where it is not."""
+        """Raise ExportError if the graph is encrypted and no key is given, or if a key is given and the graph is not
+        encrypted."""
         mode = self.manifest["encryption"]
         if mode and key is None:
             raise ExportError(f"{self.path}: the graph is encrypted ({mode}); give its key with --key-file")
@@ -146,11 +149,11 @@ class Package:
         """Check the graph (see `require_harmless`), and load it into MindSpore.
 
         Args:
-            key: of an encrypted package.
+            key: the AES key of an encrypted package, else None.
 
         Raises:
             ExportError: the key is missing, wrong or not needed; the graph would load a library, run Python, or read or
-                write other files; or its shapes are not those of the manifest.
+                write other files; or the shapes of the graph are not those of the manifest.
         """
         import mindspore as ms
         from mindspore import nn
@@ -202,7 +205,7 @@ def _content(graph: Path, key: bytes | None, mode: str) -> memoryview:
     if not mode:
         with open(graph, "rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    from mindspore._c_expression import _decrypt  # what ms.load itself uses
+    from mindspore._c_expression import _decrypt  # ms.load decrypts with the same function
 
     assert key, "`require_key` comes first"
     content = _decrypt(str(graph), key, len(key), mode)
@@ -221,9 +224,11 @@ def _read_manifest(path: Path) -> bytes:
         raise ExportError(f"{manifest}: {error}; not a MindIR package; write one with `pangu export`") from None
 
 
-def _odd(manifest: dict[str, Any]) -> str:
-    """The first entry of a manifest that no export writes, for a message; "" if there is none. A right seal does not
-    make this needless: anybody can compute one."""
+def _first_invalid_entry(manifest: dict[str, Any]) -> str:
+    """Describe the first entry of a manifest that no export would write; "" if there is none.
+
+    The check is needed even if the manifest's own SHA-256 is right, since anybody can compute that.
+    """
     entries, graph = manifest.get("files"), manifest.get("graph")
     if not isinstance(entries, dict) or not any(name in entries for name in GRAPH_NAMES):
         return "files: names no graph"

@@ -1,6 +1,6 @@
 """`python -m pangu_ms.export.replay PACKAGE TOKENS.npz ANSWER.npz [KEY_FILE]`: runs given tokens through a package.
 
-`write.verify` starts it in a process of its own, which has nothing but the package.
+`write.verify` starts this program in a process of its own, which gets the package but not the checkpoint.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ def digest(array: np.ndarray) -> str:
 
 def main(package: str, request: str, answer: str, key_file: str = "") -> None:
     """Run the tokens and write the answer: `logits` float32 [steps + 1, B, V], and the `names` and `digests` of the
-    parameters as MindSpore has loaded them."""
+    parameters that MindSpore loaded."""
     runtime.quiet()
     from mindspore import nn
 

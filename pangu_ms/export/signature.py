@@ -1,4 +1,4 @@
-"""Signs a package and verifies its signature, which proves that the owner of a private key made the package.
+"""Signs packages and verifies signatures. A signature proves that the owner of a private key made the package.
 
 The Ed25519 signature covers the manifest, and the manifest holds the hashes of all other files. Keys are PEM files, as
 `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write them. The private key has no password: file
@@ -12,15 +12,16 @@ from pangu_ms.core import small_json
 from pangu_ms.core.errors import ExportError
 
 SIGNATURE = "manifest.sig"
-"""File of the package with the signature, 64 bytes."""
+"""The file of the package that holds the signature of 64 bytes."""
 MAX_PEM_BYTES = 1 << 20
+"""A larger key file is not read."""
 
 
 def sign(content: bytes, key_file: Path | str) -> bytes:
     """Sign bytes with the private key in `key_file`; returns the signature.
 
     Raises:
-        ExportError: there is no such key, or no `cryptography` package.
+        ExportError: the file holds no such key, or the `cryptography` package is not installed.
     """
     return read_signing_key(key_file).sign(content)
 
@@ -57,7 +58,7 @@ def require_signed(package: Path, content: bytes, key_file: Path | str) -> None:
         ExportError: there is no signature, or another private key made it.
     """
     key, path = read_verifying_key(key_file), package / SIGNATURE
-    from cryptography.exceptions import InvalidSignature  # installed, as reading the key has needed it
+    from cryptography.exceptions import InvalidSignature  # reading the key has shown that it is installed
 
     if not path.is_file():
         raise ExportError(
@@ -90,7 +91,7 @@ def _key(path: Path | str, load: Any, kind: type, word: str, command: str) -> An
         raise ExportError(f"{path}: the key cannot be read ({error})") from None
     try:
         key = load(pem)
-    except Exception:  # the library's errors have no common class, and say nothing that a user could use
+    except Exception:  # the library's errors have no common class, and their texts do not help a user
         key = None
     if not isinstance(key, kind):
         raise ExportError(f"{path}: is no Ed25519 {word} key in PEM form; make one: {command}")

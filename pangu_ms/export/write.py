@@ -44,11 +44,12 @@ from pangu_ms.models.common.config import ModelConfig
 RUNNER_PACKAGES = ("mindspore", "numpy")
 """Python packages that every package needs, besides those of its tokenizer."""
 VERIFIED_STEPS = 32
+"""Decoding steps that are compared between the checkpoint and the package."""
 TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
-"""Largest difference of a logit by compute dtype. On a CPU the checkpoint runs our kernels and the package MindSpore's
-operators, which round differently."""
+"""Largest accepted difference of a logit, by compute dtype. On a CPU the checkpoint runs our own kernels, and the
+package runs MindSpore's operators, which round differently."""
 ENCRYPTION_MODE = "AES-GCM"
-# Everything that runs a package. There is no model code: `models`, `config`, `train` and `checkpoint` are not needed.
+# All modules that running a package needs. None is model code: `models`, `config`, `train` and `checkpoint` stay out.
 RUNNER_MODULES = (
     "pangu_ms/__init__.py",
     "pangu_ms/cli/__init__.py",
@@ -95,14 +96,14 @@ def export_package(
     config: RunConfig | None = None,
     sign_key: Path | None = None,
 ) -> dict[str, Any]:
-    """Write a package, whole or not at all, after it was verified in a process of its own.
+    """Write a package atomically, after it was verified in a separate process.
 
     Args:
-        checkpoint: model and tokenizer.
+        checkpoint: the model to export, and its tokenizer.
         output: directory of the package, which must not exist or be empty.
         shape: the static shapes of the graph: batch size, chunk and cache.
         key_file: AES key to encrypt the graph with.
-        tokenizer: to use instead of the checkpoint's.
+        tokenizer: path of a tokenizer to use instead of the checkpoint's.
         config: device and compute dtype to use instead of the checkpoint's.
         sign_key: PEM file of a private key to sign the manifest with.
 
@@ -117,7 +118,7 @@ def export_package(
     runtime.start(config.runtime.device)
     key, loaded_tokenizer = read_key(key_file), load_tokenizer(checkpoint, tokenizer)
     if sign_key:
-        read_signing_key(sign_key)  # a key that cannot be used is refused before the work
+        read_signing_key(sign_key)  # an unusable key fails here, before the slow export
     decoder = load_decoder(checkpoint, shape, config)
     assert isinstance(decoder.graph, CachedModel), "load_decoder builds one"
     # The trial runs before the export, which could change the model.
@@ -132,7 +133,7 @@ def export_package(
         )
         manifest = _description(checkpoint, config, shape, ENCRYPTION_MODE if key else "")
         manifest["files"] = file_entries(directory)
-        files.write_json(directory / MANIFEST, sealed(manifest))
+        files.write_json(directory / MANIFEST, sealed(manifest))  # the verifying process opens the package with it
         manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file)
         files.write_json(directory / MANIFEST, sealed(manifest))
         if sign_key:
@@ -166,7 +167,7 @@ def _description(checkpoint: Checkpoint, config: RunConfig, shape: GraphShape, e
 
 
 def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: bytes | None) -> None:
-    """Write model.mindir (or its two-part form) for the static shapes."""
+    """Write model.mindir for the static shapes; above 1 GB MindSpore splits it into a graph and files of weights."""
     ids, row = np.zeros((shape.batch_size, shape.chunk), np.int32), np.zeros(shape.batch_size, np.int32)
     encryption = {"enc_key": key, "enc_mode": ENCRYPTION_MODE} if key else {}
     # The file stores the content of the caches. They are set to zero, so that it reveals no earlier prompts.
@@ -178,7 +179,7 @@ def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: byt
             ms.export(graph, *inputs, file_name=f"{plain}/model", file_format="MINDIR", **encryption)
     except RuntimeError as error:
         free = shutil.disk_usage(directory).free
-        if free < 64 << 20:  # MindSpore hides the system's error, so the free room has to tell a full disk
+        if free < 64 << 20:  # MindSpore hides the system's error: little free space is the only sign of a full disk
             raise OSError(errno.ENOSPC, "No space left on device", str(directory)) from error
         raise
     for path in directory.rglob("model*"):
@@ -187,8 +188,8 @@ def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: byt
 
 @contextlib.contextmanager
 def plain_name(directory: Path) -> Iterator[str]:
-    """Another name of a directory, without characters that MindSpore refuses: `ms.export` takes only letters, digits
-    and @ _ - . : / in a path."""
+    """Yield another path of a directory that has only characters that MindSpore accepts: `ms.export` takes only
+    letters, digits and @ _ - . : / in a path."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}"
@@ -212,7 +213,8 @@ def write_runner(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Trial:
-    """Prompts of different lengths and tokens for 32 steps, and the checkpoint's logits for them."""
+    """Random prompts of different lengths, random tokens for up to VERIFIED_STEPS steps, and the checkpoint's logits
+    for them."""
 
     prompts: list[list[int]]
     tokens: np.ndarray
@@ -225,15 +227,16 @@ class Trial:
         """Make the prompts and tokens, and compute the logits.
 
         Args:
-            decoder: of the checkpoint's model, from which nothing was exported yet: an export could change it.
-            vocab_size: tokens are below it.
+            decoder: runs the checkpoint's model, which must not have been exported yet, since an export could change
+                it.
+            vocab_size: token ids are drawn below it.
 
         Raises:
             ExportError: the logits are not finite.
         """
         shape, rng = decoder.shape, np.random.default_rng(0)
         steps = min(VERIFIED_STEPS, shape.max_length - 2)
-        # From one token to as many as leave room for the steps, so that all chunks are used.
+        # Lengths run from one token to the most that leave room for the steps, so that all chunks are used.
         longest = max(1, shape.max_length - steps)
         lengths = np.linspace(longest, 1, shape.batch_size).astype(int).tolist()
         prompts = [rng.integers(0, vocab_size, n).tolist() for n in lengths]
@@ -251,7 +254,7 @@ def verify(
     trial: Trial, checkpoint: Checkpoint, directory: Path, model: ModelConfig, key_file: Path | None
 ) -> dict[str, float]:
     """Compare a package with the checkpoint: each weight, bit for bit, and the logits of the trial. The package runs in
-    a process of its own.
+    a separate process.
 
     Raises:
         ExportError: a weight is missing or differs, or the difference of a logit exceeds the tolerance.
@@ -281,7 +284,7 @@ def verify(
 def replay_in_fresh_process(
     directory: Path, prompts: list[list[int]], tokens: np.ndarray, key_file: Path | None
 ) -> tuple[np.ndarray, dict[str, str]]:
-    """Run the tokens in a process that has nothing but the package.
+    """Run the tokens in a new process, which gets the package but not the checkpoint.
 
     Returns:
         Logits as in `Trial.expected`, and the digest of each parameter by name.

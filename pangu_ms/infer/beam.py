@@ -28,14 +28,14 @@ def beam_search(
 
     A stop token ends a hypothesis and counts in its score and its length. Live beams are ranked by log-probability. The
     search ends at max_new_tokens, or when the worst of `num_beams` finished hypotheses has a better score than any live
-    beam can still reach: its log-probability can only fall.
+    beam can still reach, since the log-probability of a live beam can only fall.
 
     Args:
-        decoder: of the model.
+        decoder: computes the model's logits.
         prompt: token ids.
-        config: num_beams, length_penalty, max_new_tokens and the penalties count.
+        config: only num_beams, length_penalty, max_new_tokens and the penalties are used.
         stop_ids: tokens that end a continuation.
-        index: number of the prompt, for messages.
+        index: number of the prompt, for error messages.
 
     Returns:
         The hypotheses, best first.
@@ -44,9 +44,10 @@ def beam_search(
     if width > 1:
         decoder.require_beams(width)
     live, finished = [Hypothesis((), 0.0)], []
-    room = min(config.max_new_tokens, decoder.shape.max_length - len(prompt))
-    logits = decoder.prefill([prompt] * width)[:1]
-    for step in range(room):
+    max_steps = min(config.max_new_tokens, decoder.shape.max_length - len(prompt))
+    logits = decoder.prefill([prompt] * width)[:1]  # all rows are equal: the search starts from one beam
+    for step in range(max_steps):
+        # Each live beam may yield one finished hypothesis per stop token. Enough candidates remain for `width` beams.
         candidates, parents = _candidates(
             live, logits, Sampler(config, prompt, index), width + len(stop_ids) * len(live)
         )
@@ -60,7 +61,7 @@ def beam_search(
                 rows.append(parent)
         finished = sorted(finished, key=lambda h: -h.score(config.length_penalty))[:width]
         live = kept
-        if not live or step == room - 1 or _settled(finished, live, config):
+        if not live or step == max_steps - 1 or _is_settled(finished, live, config):
             break
         decoder.reorder(np.array(rows, np.int32))
         logits = decoder.step(np.array([h.tokens[-1] for h in live], np.int32))
@@ -80,9 +81,11 @@ def _candidates(
     return hypotheses, [row for row, _ in found]
 
 
-def _settled(finished: list[Hypothesis], live: list[Hypothesis], config: SamplingConfig) -> bool:
+def _is_settled(finished: list[Hypothesis], live: list[Hypothesis], config: SamplingConfig) -> bool:
+    """Whether no continuation of a live beam can still score better than the worst finished hypothesis."""
     if len(finished) < config.num_beams:
         return False
-    longest = config.max_new_tokens if config.length_penalty > 0 else len(live[0].tokens)
-    reachable = max(h.log_probability for h in live) / longest**config.length_penalty
+    # Log-probabilities are negative: a positive length penalty favours long continuations, any other short ones.
+    best_length = config.max_new_tokens if config.length_penalty > 0 else len(live[0].tokens)
+    reachable = max(h.log_probability for h in live) / best_length**config.length_penalty
     return finished[-1].score(config.length_penalty) >= reachable

@@ -1,7 +1,8 @@
 """Prefill and cached decoding in one graph over one copy of the weights.
 
 Two static graphs would hold the weights twice, in memory and in a MindIR file, and a graph of dynamic length decodes
-several times slower. So one graph has both branches, and a prompt of any length is fed in chunks of one size.
+several times slower. So one graph holds the prefill branch and the decode branch, and a prompt of any length is fed in
+chunks of one fixed size.
 
 Shapes: B batch, P chunk, C cache positions per sequence, Q new tokens (P or 1); see models/common/layers.py.
 """
@@ -16,10 +17,10 @@ from pangu_ms.models.common.layers import CacheShape
 
 
 class CachedModel(nn.Cell):
-    """Appends tokens to the cache and returns, for each sequence, the logits of one of them."""
+    """Appends tokens to the KV cache and returns, for each sequence, the logits at one of these tokens."""
 
     def __init__(self, config: ModelConfig, cache: CacheShape):
-        super().__init__(auto_prefix=False)
+        super().__init__(auto_prefix=False)  # parameters keep the names that they have in checkpoints
         self.model = build_model(config, cache)
         self.last_position = Tensor(config.seq_length - 1, ms.int32)
         self.slots_C = Tensor(np.arange(cache.capacity, dtype=np.int32))
@@ -33,7 +34,7 @@ class CachedModel(nn.Cell):
         Args:
             ids_BP: int32, new tokens.
             start_B: int32, position of the first new token of each sequence.
-            last_B: int32, index among the new tokens of the one whose logits are wanted.
+            last_B: int32, which of the new tokens of each sequence to return the logits of, counted from 0.
             prefill: bool scalar; False appends only the first token of each row.
 
         Returns:
@@ -45,7 +46,7 @@ class CachedModel(nn.Cell):
 
     def extend(self, ids_BQ, start_B, last_B):
         slots_BQ = start_B.reshape(-1, 1) + self.slots_C[: ids_BQ.shape[1]].reshape(1, -1)
-        # The padding behind a prompt may reach beyond the end of the position table.
+        # The padding after a prompt may reach beyond the end of the position table.
         positions_BQ = self.minimum(slots_BQ, self.last_position)
         last_B2 = self.concat((self.batch_B1, last_B.reshape(-1, 1)))
         return self.model.extend(ids_BQ, positions_BQ, last_B2, slots_BQ)
@@ -56,7 +57,7 @@ class CachedModel(nn.Cell):
 
 
 class ReorderCaches(nn.Cell):
-    """Gives each sequence of the batch the cache of another one, for beam search."""
+    """Copies the KV cache between the sequences of a batch, as beam search needs it."""
 
     def __init__(self, model: CachedModel, batch_size: int):
         super().__init__(auto_prefix=False)
@@ -64,7 +65,7 @@ class ReorderCaches(nn.Cell):
         self.gather, self.assign = ops.Gather(), ops.Assign()
 
     def construct(self, rows_B):
-        """Let sequence b continue what sequence rows_B[b] was; rows_B is int32 [B]."""
+        """Give sequence b the cache of sequence rows_B[b]; rows_B is int32 [B]."""
         for cache in self.caches:
             self.assign(cache, self.gather(cache.reshape(self.batch_size, -1), rows_B, 0).reshape(cache.shape))
         return rows_B

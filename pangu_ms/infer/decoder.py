@@ -1,5 +1,5 @@
-"""Runs a prefill-and-decode graph, ours or a loaded MindIR: pads prompts of different lengths and feeds them in chunks,
-so that all shapes are static."""
+"""Runs a prefill-and-decode graph, either a CachedModel or a loaded MindIR. Prompts of different lengths are padded and
+fed in chunks, so that all shapes are static."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,11 +60,11 @@ class GraphShape:
 class Decoder:
     """Computes the logits of the next token for a batch of sequences of different lengths.
 
-    The graph always gets a full batch; rows that are not in use are fed zeros.
+    The graph always gets a full batch; unused rows are fed zeros.
     """
 
     def __init__(self, graph: Callable[..., Any], shape: GraphShape, reorder: Callable[..., Any] | None = None):
-        """Drive a graph.
+        """Wrap a graph.
 
         Args:
             graph: called as `graph(ids, start, last, prefill)`, like CachedModel.
@@ -75,7 +75,7 @@ class Decoder:
         self.lengths = np.zeros(shape.batch_size, np.int32)
 
     def prefill(self, prompts: list[list[int]]) -> np.ndarray:
-        """Start new sequences; returns the float32 logits [len(prompts), V] behind each prompt.
+        """Start new sequences; returns the float32 logits [len(prompts), V] after each prompt.
 
         Raises:
             GenerationError: a prompt is empty or leaves no room for a new token.
@@ -86,7 +86,7 @@ class Decoder:
         ids = np.zeros((shape.batch_size, shape.capacity), np.int32)
         for row, prompt in enumerate(prompts):
             ids[row, : len(prompt)] = prompt
-        # The zeros behind a short prompt are written to the cache too. Attention masks those slots until a real token
+        # The zeros after a short prompt are written to the cache too. Attention masks those slots until a real token
         # overwrites them.
         logits = self._prefill_chunk(ids, lengths, 0)
         for start in range(shape.chunk, lengths.max(), shape.chunk):
@@ -96,30 +96,30 @@ class Decoder:
         return logits[: len(prompts)]
 
     def _prefill_chunk(self, ids: np.ndarray, lengths: np.ndarray, start: int) -> np.ndarray:
-        """Logits [B, V] at the last token that each prompt has in the chunk from `start`."""
+        """Logits [B, V] at the last token of each prompt within the chunk that begins at position `start`."""
         chunk = self.shape.chunk
         last = np.clip(lengths - 1 - start, 0, chunk - 1)
         return self._call(ids[:, start : start + chunk], np.full_like(lengths, start), last, True)
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Append one token (int [n]) to each of the first n sequences; returns the float32 logits [n, V] behind
-        them."""
+        """Append one token (int [n]) to each of the first n sequences; returns the float32 logits [n, V] after them."""
         ids = np.zeros((self.shape.batch_size, self.shape.chunk), np.int32)
         ids[: len(tokens), 0] = tokens
-        start = np.minimum(self.lengths, self.shape.max_length - 1)  # a full sequence overwrites its last position
+        # A sequence that fills its cache is finished: it overwrites its last position, and its logits are not used.
+        start = np.minimum(self.lengths, self.shape.max_length - 1)
         logits = self._call(ids, start, np.zeros_like(start), False)
         self.lengths = self.lengths + 1
         return logits[: len(tokens)]
 
     def require_beams(self, num_beams: int) -> None:
-        """Raise GenerationError unless that many sequences can be searched."""
+        """Raise GenerationError unless the graph can run beam search with `num_beams` beams."""
         if self._reorder is None:
             raise GenerationError(f"num_beams={num_beams}: {NO_BEAMS}")
         if num_beams > self.shape.batch_size:
             raise GenerationError(f"num_beams={num_beams}: more than the batch of {self.shape.batch_size}; use fewer")
 
     def reorder(self, rows: np.ndarray) -> None:
-        """Sequence i becomes what sequence rows[i] was (int [n]); `require_beams` says whether that is possible."""
+        """Replace sequence i by a copy of sequence rows[i] (int [n]). The caller has called `require_beams` before."""
         from mindspore import Tensor
 
         assert self._reorder, "beam search calls require_beams first"

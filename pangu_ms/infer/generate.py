@@ -1,4 +1,4 @@
-"""The generation loop: batches of prompts of different lengths, stop tokens and stop strings, streaming.
+"""The generation loop: it batches prompts of different lengths, handles stop tokens and stop strings, and streams text.
 
 It needs numpy only; a Decoder runs the graph.
 """
@@ -25,14 +25,20 @@ class Generation:
     prompt: str
     text: str
     token_ids: tuple[int, ...]
-    """The generated tokens, with the stop token."""
+    """The generated tokens, including the stop token."""
     finish_reason: str
     """"stop" (at a stop token or text) or "length"."""
 
 
 @dataclass
 class _Sequence:
-    """The continuation of one prompt so far: its sampler, its tokens, its text, and how much of the text was shown."""
+    """The continuation of one prompt so far.
+
+    Attributes:
+        text: the generated text, without a stop string.
+        shown: number of characters of `text` that were already passed to `on_text`.
+        ids: the generated tokens.
+    """
 
     sampler: Sampler
     decoder: StreamDecoder
@@ -56,7 +62,7 @@ class _Sequence:
             self.text += self.decoder.flush()
 
     def take_new(self) -> str:
-        """The text that was not shown yet, without an end that may still become a stop string."""
+        """Return the text that was not shown yet. An end that may still grow into a stop string is held back."""
         end = len(self.text)
         if not self.finish_reason:
             end -= max((_overlap(self.text, stop) for stop in self.stop), default=0)
@@ -65,7 +71,7 @@ class _Sequence:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of a text that is the beginning of a stop string, but not all of it."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return max((n for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
 
 
@@ -87,7 +93,7 @@ class Generator:
             One continuation for each prompt.
 
         Raises:
-            GenerationError: a prompt is empty or longer than the context; or the model's logits are not numbers.
+            GenerationError: a prompt is empty or longer than the context; or the model's logits are not finite.
         """
         ids = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
         if config.num_beams > 1:
@@ -113,6 +119,7 @@ class Generator:
     def _batch(
         self, prompts: list[list[int]], config: SamplingConfig, first: int, on_text: OnText | None
     ) -> list[_Sequence]:
+        """Continue one batch of prompts (token ids); `first` is the index of the first one among all prompts."""
         stop_ids = frozenset(self.tokenizer.stop_ids)
         samplers = [Sampler(config, ids, first + i) for i, ids in enumerate(prompts)]
         sequences = [_Sequence(sampler, StreamDecoder(self.tokenizer), config.stop) for sampler in samplers]

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None) -> Decoder:
-    """Build and compile the model of a checkpoint, with a cache.
+    """Build and compile the model of a checkpoint, with a KV cache.
 
     Args:
         checkpoint: the weights.
@@ -51,7 +51,7 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
         "device": config.runtime.device,
     }
     with cached_compile(config.runtime.compile_cache, identity):
-        decoder.prefill([[0]])
+        decoder.prefill([[0]])  # the first call compiles the graph
     return decoder
 
 

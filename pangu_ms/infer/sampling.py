@@ -19,7 +19,7 @@ class SamplingConfig:
     top_k: int = 0
     """Keep the k likeliest tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the likeliest tokens whose probabilities add up to this."""
+    """Keep the fewest likeliest tokens whose probabilities add up to at least this (nucleus sampling)."""
     repetition_penalty: float = 1.0
     """Divides the positive and multiplies the negative logits of every token that occurred, the prompt included (CTRL,
     arXiv 1909.05858)."""
@@ -28,14 +28,14 @@ class SamplingConfig:
     presence_penalty: float = 0.0
     """Subtracted once from the logit of every generated token; the official script uses 0.3 (spec A8)."""
     num_beams: int = 1
-    """Beams of beam search; 1 samples."""
+    """Number of beams of beam search; with 1, tokens are sampled instead."""
     length_penalty: float = 1.0
     """A finished beam scores (sum of log-probabilities) / length ** length_penalty."""
     stop: tuple[str, ...] = ()
     """Texts that end a continuation and are cut off from it."""
     seed: int = 0
-    """Prompt i is sampled with a random generator of (seed, i), so that its continuation does not depend on the other
-    prompts of its batch."""
+    """Prompt i is sampled with a random generator that is seeded with (seed, i), so that its continuation does not
+    depend on the other prompts of its batch."""
 
     def __post_init__(self) -> None:
         rules = {
@@ -68,14 +68,14 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def keep_top_k(logits: np.ndarray, k: int) -> np.ndarray:
-    """Set all but the k largest logits [V] to -inf; those that equal the k-th are kept. k = 0 keeps all."""
+    """Set all but the k largest logits [V] to -inf; logits equal to the k-th largest are kept too. k = 0 keeps all."""
     if k == 0 or k >= logits.size:
         return logits
     return np.where(logits >= np.partition(logits, -k)[-k], logits, -np.inf)
 
 
 def keep_top_p(logits: np.ndarray, p: float) -> np.ndarray:
-    """Keep as few of the largest logits [V] as have probability p together; set all others to -inf."""
+    """Keep the fewest largest logits [V] whose probabilities add up to at least p; set all others to -inf."""
     if p >= 1:
         return logits
     order = np.argsort(-logits, kind="stable")

@@ -1,9 +1,9 @@
-"""The PanGu models for users of MindFormers: its Trainer, YAML and callbacks with our model, loss, records and order of
-the data.
+"""The PanGu models for users of MindFormers: MindFormers' Trainer, YAML and callbacks run our model, loss and records,
+in our order of the data.
 
-Importing this package imports nothing of MindFormers and registers nothing, since `import mindformers` takes 3 seconds
-and makes a directory ./output. That happens when `register()` is called, a submodule that needs it is imported, or
-`python -m pangu_ms.mindformers` runs. MindFormers' configuration names these types:
+Importing this package neither imports MindFormers nor registers anything, since `import mindformers` takes 3 seconds
+and makes a directory ./output. MindFormers is imported when `register()` is called, when a submodule that needs it is
+imported, or when `python -m pangu_ms.mindformers` runs. A MindFormers configuration names these types:
 
 * trainer: PanguTrainer, which reads the `pangu:` section (see settings.py) and makes the data set from it
 * model.model_config: PanguConfig; model.arch: PanguForCausalLM
@@ -12,6 +12,6 @@ and makes a directory ./output. That happens when `register()` is called, a subm
 
 
 def register() -> None:
-    """Make our types known to MindFormers; a second call changes nothing."""
-    # Importing the module runs its decorators, and those of the modules that it imports: these register the types.
+    """Register our types with MindFormers; a second call changes nothing."""
+    # The decorators that register the types run when this module, and the modules that it imports, are imported.
     import pangu_ms.mindformers.trainer  # noqa: F401

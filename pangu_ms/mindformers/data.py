@@ -15,14 +15,14 @@ from pangu_ms.models.common.config import ModelConfig
 
 
 def columns(model: ModelConfig) -> list[str]:
-    """Names of the arrays of an element."""
+    """Names of the arrays that one element of the data set holds."""
     return [*INPUTS, *model.extra_inputs(), "dropout_key"]
 
 
 class StepBatches:
-    """Batches by the number of their step: a data set that skips n elements resumes at step n.
+    """Batches indexed by step: a data set that skips n elements resumes at step n.
 
-    Batches are read forward; only a jump to another step starts a new iteration.
+    Batches are read sequentially; only a jump to another step starts a new iteration of the loader.
     """
 
     def __init__(self, loader: Loader, num_steps: int, seed: int):
@@ -44,7 +44,7 @@ class StepBatches:
 
 
 def step_dataset(run: RunConfig) -> Any:
-    """A GeneratorDataset with the batches that `pangu train` reads, in the same order: one for each of run.train.steps.
+    """Make a GeneratorDataset of run.train.steps batches, the same batches in the same order that `pangu train` reads.
 
     Raises:
         ConfigError: no records are named.
@@ -68,7 +68,7 @@ def step_dataset(run: RunConfig) -> Any:
         extra_inputs=run.model.extra_inputs(),
     )
     source = StepBatches(loader, run.train.steps, run.train.seed)
-    # One worker in this process: the source reads forward, and more workers are slower.
+    # The only worker runs in this process: the source reads sequentially, and more workers are slower.
     return GeneratorDataset(
         source, columns(run.model), shuffle=False, num_parallel_workers=1, python_multiprocessing=False
     )

@@ -1,4 +1,4 @@
-"""The PanGu families as one model that is registered with MindFormers: it wraps our model and our loss.
+"""Registers one model class with MindFormers for all PanGu families; the class wraps our model and our loss.
 
 The parameters have our names without any prefix, so that MindFormers' checkpoints and ours hold the same arrays under
 the same names.
@@ -23,17 +23,17 @@ class PanguConfig(PretrainedConfig):
     whatever else MindFormers stores in a model's configuration."""
 
     model_type = "pangu"
-    # To print a configuration, MindFormers makes a default one of its class, unless the class is a "composition". This
-    # class cannot be made without arguments.
+    # To print a configuration, MindFormers builds a default instance of the class, unless the class is a "composition".
+    # This class cannot be built without arguments.
     is_composition = True
 
     def __init__(self, family: str = "alpha", initial_seed: int = 1, **fields: Any):
         """Check the fields of the family.
 
         Args:
-            family: as in our configurations.
+            family: name of the model family, as in our configurations.
             initial_seed: seed of the initial values.
-            fields: those of the family, and MindFormers' own.
+            fields: the fields of the family, and those of MindFormers.
 
         Raises:
             ConfigError: the family is unknown, or a field is missing or wrong.
@@ -66,23 +66,24 @@ class PanguForCausalLM(PreTrainedModel):
         self.loss = TokenLoss(model)
 
     def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key):
-        """The mean loss over the tokens that count, a float32 scalar; see TokenLoss for the arguments."""
+        """The mean loss over the tokens that the loss mask keeps, a float32 scalar; see TokenLoss for the arguments."""
         total, count = self.loss(ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key)
         return mean_loss(total, count)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters without weight decay. MindFormers calls this when it makes an optimizer; judging by
-        the shape alone, it would decay the parameters of activations too (spec A3.1)."""
+        """Names of the parameters without weight decay. MindFormers calls this when it makes an optimizer. Without it
+        MindFormers judges by the shape alone, and would also decay the parameters of activation functions (spec
+        A3.1)."""
         return {name for name, spec in self.config.to_model_config().parameters().items() if not spec.decay}
 
     def convert_name(self, weight_name: str) -> str:
-        """The name that a checkpoint's tensor has in the model: the same. MindFormers calls this when it loads one."""
+        """Map the name of a checkpoint's tensor to the model's name: both are the same. MindFormers calls this when it
+        loads a checkpoint."""
         return weight_name
 
     convert_concat_name = convert_name
 
 
 def _names(family: str) -> list[str]:
-    return (
-        list(FAMILIES[family].config.field_names()) if family in FAMILIES else []
-    )  # config_from_dict names the mistake
+    # An unknown family has no fields here; config_from_dict then raises the error that names it.
+    return list(FAMILIES[family].config.field_names()) if family in FAMILIES else []

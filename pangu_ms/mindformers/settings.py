@@ -4,7 +4,7 @@ import.
 The section has the form of our own configurations. It holds what MindFormers has no setting for: `model` (all fields),
 `data` (all fields) and `train.steps`. Everything else is set in MindFormers' own sections: batch size, seed, optimizer,
 schedule, device and checkpoints. In the YAML `model.model_config` holds only a type; `publish` copies the model's
-fields there, since MindFormers and its callbacks read them there.
+fields into it, where MindFormers and its callbacks read them.
 """
 
 import dataclasses
@@ -32,16 +32,16 @@ MINDFORMERS_SETTING = {
 
 
 def resolve(config: Mapping[str, Any], where: str = "pangu") -> RunConfig:
-    """Check a MindFormers configuration and make ours of it.
+    """Check a MindFormers configuration and convert it to ours.
 
     Args:
         config: the whole configuration, as a MindFormerConfig or plain mappings. Sections that MindFormers fills in may
             be missing.
-        where: begins each message about the `pangu:` section.
+        where: what each error message about the `pangu:` section begins with.
 
     Returns:
-        Our configuration, from the `pangu:` section and the batch size, seed and device of MindFormers' sections. Its
-        sections optimizer, guard and loss_scale hold our defaults and have no effect.
+        Our configuration, made from the `pangu:` section and from the batch size, seed and device of MindFormers'
+        sections. The sections optimizer, guard and loss_scale hold our defaults and have no effect.
 
     Raises:
         ConfigError: a key is unknown or misplaced, a value is wrong, or a MindFormers setting would have no effect or
@@ -60,12 +60,12 @@ def resolve(config: Mapping[str, Any], where: str = "pangu") -> RunConfig:
         raise ConfigError(
             f"{where}: train.steps: is required and was not given; it is the length of the run in optimizer steps"
         )
-    # The defaults of these three are MindFormers' own.
+    # The defaults of batch_size, seed and device_target are those of MindFormers.
     given = {"batch_size": runner.get("batch_size", 1), "seed": config.get("seed", 1)}
     device = context.get("device_target", "Ascend")
     run = config_from_dict(section | {"train": train | given, "runtime": {"device": device}}, where)
     _require_supported(config, runner, device)
-    _require_no_second_truth(config, run.model)
+    _reject_duplicate_settings(config, run.model)
     return run
 
 
@@ -75,10 +75,11 @@ def publish(config: dict[str, Any], run: RunConfig) -> None:
 
 
 def _require_in_place(section: dict[str, Any], where: str) -> None:
-    """Refuse fields that our configuration has and MindFormers sets. Unknown fields are left to `config_from_dict`."""
+    """Refuse fields that exist in our configuration but are set in MindFormers' sections. `config_from_dict` refuses
+    unknown fields."""
     known = {field.name for field in dataclasses.fields(RunConfig)}
     train = section.get("train")
-    train_keys = train if isinstance(train, dict) else ()  # `config_from_dict` refuses another type
+    train_keys = train if isinstance(train, dict) else ()  # `resolve` refuses any other type
     misplaced = [key for key in section if key in known and key not in OURS]
     train_fields = {field.name for field in dataclasses.fields(TrainConfig)}
     misplaced += [f"train.{key}" for key in train_keys if key in train_fields and key != "steps"]
@@ -89,7 +90,7 @@ def _require_in_place(section: dict[str, Any], where: str) -> None:
 
 
 def _require_supported(config: Mapping[str, Any], runner: Mapping[str, Any], device: str) -> None:
-    """Refuse settings that MindFormers would ignore, or fail on without naming them."""
+    """Refuse settings that MindFormers would ignore, or on which it would fail without naming them."""
     wrapper = _section(config, "runner_wrapper").get("type", "MFTrainOneStepCell")
     model = _section(config, "model")
     rules = [
@@ -150,7 +151,8 @@ def _require_supported(config: Mapping[str, Any], runner: Mapping[str, Any], dev
             raise ConfigError(f"{key}={value!r}: {reason}; use {allowed[-1]!r}")
 
 
-def _require_no_second_truth(config: Mapping[str, Any], model: ModelConfig) -> None:
+def _reject_duplicate_settings(config: Mapping[str, Any], model: ModelConfig) -> None:
+    """Refuse MindFormers settings that contradict or repeat what the `pangu:` section says."""
     for key, value in _section(_section(config, "model"), "model_config").items():
         if key in model.field_names() and value != getattr(model, key):
             raise ConfigError(

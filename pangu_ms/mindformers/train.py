@@ -1,4 +1,4 @@
-"""Training a PanGu model with mindformers.Trainer, from a MindFormers YAML that has a `pangu:` section."""
+"""Trains a PanGu model with mindformers.Trainer, from a MindFormers YAML that has a `pangu:` section."""
 
 import json
 from pathlib import Path
@@ -12,10 +12,11 @@ from pangu_ms.mindformers.settings import resolve
 
 
 def load_yaml(name: str) -> dict[str, Any]:
-    """A MindFormers YAML by path, or one that is shipped here by name; a relative base_config is made absolute.
+    """Read a MindFormers YAML, given its path or the name of a YAML in this package. A relative base_config becomes
+    absolute.
 
     Raises:
-        ConfigError: neither exists, or it is not a YAML mapping.
+        ConfigError: there is no such file or name, or the file is not a YAML mapping.
     """
     shipped = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.yaml"))}
     path = Path(name) if Path(name).is_file() else shipped.get(name)
@@ -33,10 +34,10 @@ def load_yaml(name: str) -> dict[str, Any]:
 
 
 def override(tree: dict[str, Any], text: str) -> None:
-    """Apply "section.field=value" to a tree.
+    """Apply an override "section.field=value" to a configuration tree.
 
     Raises:
-        ConfigError: another form, or a section that is a value.
+        ConfigError: the text has another form, or names a section that is a value.
     """
     key, equals, value = text.partition("=")
     if not equals or not key:
@@ -53,10 +54,10 @@ def override(tree: dict[str, Any], text: str) -> None:
 
 
 def train(config_file: Path) -> None:
-    """Run mindformers.Trainer on a YAML. MindFormers must not have been imported with another output directory before.
+    """Run mindformers.Trainer on a YAML. MindFormers must not have been imported earlier with another output directory.
 
     Raises:
-        ConfigError: MindFormers or we refuse the configuration.
+        ConfigError: MindFormers or `resolve` refuses the configuration.
     """
     register()
     from mindformers import MindFormerConfig, Trainer, build_context
@@ -73,18 +74,19 @@ def train(config_file: Path) -> None:
 def resolved_tree(
     name: str, overrides: list[str], output: Path, data: str | None = None, resume: str | None = None
 ) -> dict[str, Any]:
-    """The YAML with what the user says beside it, checked with its records as far as that needs no MindFormers.
+    """The YAML with the user's overrides and paths applied. It is checked together with its records, as far as this is
+    possible without MindFormers.
 
     Args:
-        name: as of `load_yaml`.
-        overrides: as of `override`, applied in turn.
+        name: as in `load_yaml`.
+        overrides: as in `override`; applied in order.
         output: directory of the run.
-        data: records instead of pangu.data.records.
-        resume: checkpoint directory to go on from.
+        data: directory of records, instead of pangu.data.records.
+        resume: checkpoint directory to resume from.
 
     Raises:
-        ConfigError, DataError: see load_yaml, override, settings.resolve and data.step_dataset; or `resume` names no
-            checkpoint.
+        ConfigError, DataError: see load_yaml, override, settings.resolve and data.step_dataset; or `resume` is not a
+            checkpoint directory.
     """
     tree = load_yaml(name)
     for text in overrides:
@@ -99,6 +101,6 @@ def resolved_tree(
             )
         tree |= {"load_checkpoint": str(Path(resume).resolve()), "resume_training": True}
     tree["output_dir"] = str(output)
-    if "base_config" not in tree:  # else MindFormers must merge first
+    if "base_config" not in tree:  # otherwise the tree is incomplete until MindFormers merges the bases
         step_dataset(resolve(tree, f"{name}: pangu"))
     return tree

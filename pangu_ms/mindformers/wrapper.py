@@ -13,7 +13,8 @@ class PanguTrainOneStepCell(MFTrainOneStepCell):
     """
 
     def get_overflow_status(self, status, compute_output):
-        """Whether a gradient is not finite: a bool scalar. The sum of a gradient is finite only if its values are."""
+        """Whether any gradient is not finite, as a bool scalar. One sum per gradient suffices: it is finite only if all
+        values of the gradient are finite."""
         finite = Tensor(True)
         for gradient in compute_output:
             finite = ops.logical_and(finite, ops.isfinite(gradient.sum()))

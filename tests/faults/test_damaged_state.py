@@ -284,7 +284,7 @@ def test_a_damaged_file_is_done_without_or_may_be_removed(tmp_path, state, damag
 
 @pytest.mark.parametrize("damage", ["empty", "half", "zeros", "list", "deep"], indirect=True)
 def test_a_damaged_note_of_a_rank_ends_the_save_in_one_line(tmp_path, damage):
-    files.write_json(save_ranks._note(tmp_path, 0), {"model-rank-00000.safetensors": {"bytes": 1}})
-    damage(save_ranks._note(tmp_path, 0))
+    files.write_json(save_ranks._entries_file(tmp_path, 0), {"model-rank-00000.safetensors": {"bytes": 1}})
+    damage(save_ranks._entries_file(tmp_path, 0))
     with pytest.raises(UserError, match="rank-00000.json: is damaged .*`--resume` goes on from the checkpoint before$"):
-        save_ranks._taken(tmp_path, ["model"], 1)
+        save_ranks._collect_entries(tmp_path, ["model"], 1)

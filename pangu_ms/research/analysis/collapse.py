@@ -1,7 +1,7 @@
 """Measures how diverse the features of a layer are: effective dimension, cosine of tokens, distance to rank one. No
 mindspore import.
 
-Legend: B batch, S sequence length, T tokens of one sequence that count, E hidden.
+Legend: B batch, S sequence length, T unmasked tokens of one sequence, E hidden size.
 """
 
 import numpy as np
@@ -9,7 +9,8 @@ import numpy as np
 from pangu_ms.core.errors import ConfigError
 
 EQUAL = 1e-12
-"""Below this relative variance all features count as equal: float32 rounds them to 6e-8, whose square is 4e-15."""
+"""Features whose relative variance is below this are treated as equal. float32 rounds to 6e-8, whose square is
+4e-15."""
 
 
 def effective_dimension(covariance_EE: np.ndarray, share: float) -> int:
@@ -21,15 +22,16 @@ def effective_dimension(covariance_EE: np.ndarray, share: float) -> int:
     carried = np.cumsum(eigenvalues)
     if carried[-1] == 0.0:
         return 0
-    reached = carried >= share * carried[-1] * (1 - 1e-9)  # the tolerance is for a share that is reached exactly
+    # The tolerance of 1e-9 is for a share that is reached exactly, where rounding would otherwise decide.
+    reached = carried >= share * carried[-1] * (1 - 1e-9)
     return int(np.argmax(reached)) + 1
 
 
 def token_cosine(features_TE: np.ndarray) -> float:
-    """Mean cosine between two different tokens of a sequence. A feature of zeros has cosine 0 with every other.
+    """Mean cosine between two different tokens of a sequence. A zero vector has cosine 0 with every other vector.
 
-    The squared norm of the sum of the unit vectors is the sum of the cosines of all pairs in both orders, plus 1 for
-    each token with itself.
+    It is computed without the pairs: the squared norm of the sum of the unit vectors is the sum of the cosines of all
+    pairs in both orders, plus 1 for each token with itself.
 
     Args:
         features_TE: float64 [T, E], T >= 2.
@@ -42,13 +44,13 @@ def token_cosine(features_TE: np.ndarray) -> float:
 
 
 class LayerDiversity:
-    """Accumulates the measures of one layer over batches, in float64. It keeps an E x E matrix and no tokens.
+    """Accumulates the measures of one layer over batches, in float64. It keeps an E x E matrix, but no tokens.
 
-    A sequence is a row of a batch. A sequence with fewer than two tokens that count has no diversity and is left out.
+    A sequence is a row of a batch. A sequence with fewer than two unmasked tokens has no diversity and is left out.
     """
 
     def __init__(self, hidden_size: int, share: float = 0.8):
-        """Begin with no sequence.
+        """Start with empty sums.
 
         Args:
             hidden_size: E.
@@ -65,7 +67,7 @@ class LayerDiversity:
         self.cosine = self.distance = self.relative_distance = 0.0
 
     def update(self, features_BSE: np.ndarray, mask_BS: np.ndarray) -> None:
-        """Add a batch: features float [B, S, E]; mask [B, S], nonzero where a token counts."""
+        """Add a batch: features float [B, S, E]; mask [B, S], 0 for the tokens to leave out."""
         for features_SE, mask_S in zip(features_BSE, mask_BS, strict=True):
             if np.count_nonzero(mask_S) >= 2:
                 self._add(features_SE[mask_S != 0].astype(np.float64))
@@ -76,18 +78,19 @@ class LayerDiversity:
         self.sum_E += features_TE.sum(axis=0)
         self.products_EE += features_TE.T @ features_TE
         self.cosine += token_cosine(features_TE)
-        distance = float(np.linalg.norm(features_TE - features_TE.mean(axis=0)))  # the mean is the minimising x
+        # The mean is the x that minimises the distance, see `result`.
+        distance = float(np.linalg.norm(features_TE - features_TE.mean(axis=0)))
         self.distance += distance
         self.relative_distance += distance / (float(np.linalg.norm(features_TE)) or 1.0)
 
     def result(self) -> dict[str, float]:
-        """The measures of all sequences so far, of which there must be at least one.
+        """The measures over all sequences added so far; there must be at least one.
 
         Returns:
             effective_dimension: int, of the covariance of all tokens; at most E and num_tokens - 1; 0 if all tokens are
                 equal.
-            token_cosine: in [-1, 1], mean over sequences; 1 if the tokens of a sequence have one direction.
-            rank_one_distance: d_M(Z) = min_x ||Z - 1 x^T||_F, mean over sequences; 0 if the tokens of a sequence are
+            token_cosine: in [-1, 1], mean over sequences; 1 if all tokens of a sequence point in the same direction.
+            rank_one_distance: d_M(Z) = min_x ||Z - 1 x^T||_F, mean over sequences; 0 if all tokens of a sequence are
                 equal.
             relative_rank_one_distance: d_M(Z) / ||Z||_F in [0, 1], mean over sequences.
 

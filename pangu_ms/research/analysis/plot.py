@@ -17,7 +17,7 @@ def plot_collapse(results: list[dict[str, Any]], path: Path) -> None:
 
     Args:
         results: what `run.collapse` returned, each with a `label` added; all with the same share.
-        path: the figure, written whole or not at all.
+        path: the figure to write, atomically.
 
     Raises:
         OutputError: the suffix is unknown, matplotlib is missing, or the path cannot be written.

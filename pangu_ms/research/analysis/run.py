@@ -50,7 +50,7 @@ class Subject:
         """The checkpoint's model with its weights.
 
         Raises:
-            CheckpointError: names or shapes are not those of its own configuration.
+            CheckpointError: names or shapes of the tensors are not those of the checkpoint's configuration.
         """
         return load_model(self.checkpoint, self.config)
 
@@ -64,8 +64,15 @@ class HiddenStates(nn.Cell):
         self.set_train(False)
 
     def construct(self, ids_BS, positions_BS, segments_BS, *extra):
-        """From int32 [B, S] each, and the family's extra inputs, to num_layers + 1 states, each float32 [B, S, E]:
-        numpy has no bfloat16."""
+        """Compute the states of a batch.
+
+        Args:
+            ids_BS, positions_BS, segments_BS: int32.
+            extra: the family's extra inputs.
+
+        Returns:
+            num_layers + 1 states, float32 [B, S, E]. They are cast to float32, since numpy has no bfloat16.
+        """
         states = self.model.hidden_states(ids_BS, positions_BS, segments_BS, *extra)
         return tuple([self.cast(x_BSE, ms.float32) for x_BSE in states])
 
@@ -80,8 +87,8 @@ def collapse(
 ) -> dict[str, Any]:
     """Measure the diversity of each layer's features over the first batches of a split.
 
-    The same tokens count as in evaluation, that is all but padding and ends of documents. With `data.eod_reset`,
-    attention and positions restart behind each document, but a row with several documents is still one sequence.
+    The same tokens are used as in evaluation: all but padding and ends of documents. With `data.eod_reset`, attention
+    and positions restart after each document, but a row with several documents is still one sequence.
 
     Args:
         subject: checkpoint and records.
@@ -91,11 +98,11 @@ def collapse(
         progress: show a bar.
 
     Returns:
-        step, family and hidden_size; tokens and sequences, the numbers of measured ones; share; and layers, a list with
-        layer (0 is the embedding), name and the measures of `LayerDiversity.result`.
+        A dict with step, family and hidden_size; tokens and sequences (how many were measured); share; and layers, a
+        list of dicts with layer (0 is the embedding), name and the measures of `LayerDiversity.result`.
 
     Raises:
-        ConfigError, DataError: the share or a size is out of range; or no sequence has two tokens that count.
+        ConfigError, DataError: the share or a size is out of range; or no sequence has two unmasked tokens.
         CheckpointError: a feature is not finite, or names or shapes are not those of the configuration.
     """
     config, records = subject.config, subject.records
@@ -127,8 +134,8 @@ def collapse(
 
 
 def state_names(model: ModelConfig) -> list[str]:
-    """Names of the hidden states: the embedding, then the layers, counted from 1; a layer with a name of its own, such
-    as alpha's query layer, is called by it."""
+    """Names of the hidden states: the embedding, then the layers, counted from 1; a layer with a special name, such as
+    alpha's query layer, keeps this name."""
     names = ["embedding"]
     for i, name in enumerate(model.layer_names()):
         names.append(f"layer {i + 1}" if name == f"blocks.{i}" else name.replace("_", " "))

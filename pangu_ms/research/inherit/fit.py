@@ -1,15 +1,16 @@
-"""Which students a teacher can have, and which of these compute its function. No mindspore import."""
+"""Checks whether a student can inherit from a teacher, and whether it starts with the same function. No mindspore
+import."""
 
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.research.inherit.units import query_heads_per_unit
 
 SIZES = ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size")
-"""Fields that must not grow."""
+"""Fields in which the student must not exceed the teacher."""
 
 
 def require_fit(teacher: ModelConfig, student: ModelConfig) -> None:
-    """The vocabulary's size is not looked at.
+    """Check that a student can inherit from a teacher. The vocabulary size is not checked here.
 
     Raises:
         ConfigError: the student is larger, lacks a part of the teacher, or computes something else with the same
@@ -71,7 +72,8 @@ def _names(config: ModelConfig) -> list[str]:
 
 
 def require_same_function(teacher: ModelConfig, student: ModelConfig) -> None:
-    """Raise ConfigError unless a student of its teacher's sizes starts with its teacher's function."""
+    """Raise ConfigError unless the student has the teacher's sizes and, before training, computes the teacher's
+    function."""
     for field in (*SIZES, "vocab_size"):
         if getattr(student, field) != getattr(teacher, field):
             raise ConfigError(

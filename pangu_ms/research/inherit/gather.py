@@ -13,18 +13,19 @@ HEAD, WORD_TABLE = "head.weight", "word_embedding.weight"
 def gather(
     teacher: ModelConfig, tensors: dict[str, np.ndarray], student: ModelConfig, selection: Selection, seed: int = 1
 ) -> dict[str, np.ndarray]:
-    """The parameters of a student. `fit.require_fit` must have accepted teacher and student.
+    """Make the parameters of a student. `fit.require_fit` must have accepted teacher and student.
 
     * A parameter that is kept as a whole is the teacher's array itself, bit for bit.
     * A parameter that the teacher lacks gets its initial value.
-    * Of the axes siaf_term and bottleneck, which may grow or shrink, the first lines are inherited. Further lines of
-      the student get their initial value.
-    * If the teacher's head is tied and the student's is not, the student's head is the teacher's word table.
-    * If more query heads share a head of keys and values in the student, each such head is the mean of the teacher's.
+    * The axes siaf_term and bottleneck may grow or shrink. Along them the first entries are inherited; additional
+      entries of the student get their initial value.
+    * If the teacher's output head is tied and the student's is not, the student's head is the teacher's word embedding.
+    * If more query heads share a key-value head in the student than in the teacher, each such head is the mean of the
+      teacher's heads.
 
-    Gains of norms are inherited as they are, though a norm is taken over fewer channels: where the dropped channels
-    were zero, RMSNorm's output shrinks by sqrt(E' / E); where they were as large as the kept ones, it stays the same.
-    Training adapts the gains.
+    Gains of norms are inherited unchanged, although the student's norm averages over fewer channels. If the dropped
+    channels were zero, RMSNorm's output shrinks by sqrt(E' / E); if they were as large as the kept ones, it stays the
+    same. Training adapts the gains.
 
     Args:
         teacher: configuration of `tensors`.
@@ -47,15 +48,15 @@ def gather(
         if source is not None:
             for dim, axis in enumerate(spec.axes):
                 source = _take(source, dim, _positions(teacher, student, selection, axis, layer))
-        inherited[own] = _completed(source, spec, own, shapes[own], seed)
+        inherited[own] = _fill_up(source, spec, own, shapes[own], seed)
     return inherited
 
 
 def _positions(
     teacher: ModelConfig, student: ModelConfig, selection: Selection, axis: str, layer: int | None
 ) -> np.ndarray:
-    """The positions along an axis of the teacher that the student's positions come from: int64 [new length, M], each
-    new position being the mean of M old ones."""
+    """For each position of the student along an axis, the M positions of the teacher whose mean it becomes: int64 [new
+    length, M]."""
     if axis == "vocab":
         return selection.vocab[:, None]
     size = teacher.axis_sizes()[axis]
@@ -76,10 +77,11 @@ def _take(array: np.ndarray, dim: int, positions: np.ndarray) -> np.ndarray:
     return np.take(array, positions[:, 0], axis=dim)
 
 
-def _completed(
+def _fill_up(
     source: np.ndarray | None, spec: ParameterSpec, name: str, shape: tuple[int, ...], seed: int
 ) -> np.ndarray:
-    """`source` if it has the full shape, else the initial value with `source` in the first lines of each axis."""
+    """`source` if it has the full shape, else the initial value whose first entries along each axis are replaced by
+    `source`."""
     if source is not None and source.shape == shape:
         return source
     value = initial_value(spec, name, shape, seed)

@@ -1,4 +1,4 @@
-"""Loss of a model and its derivatives in masks on the model's units."""
+"""The loss of a model and its derivatives with respect to masks on the model's units."""
 
 import dataclasses
 
@@ -15,18 +15,19 @@ from pangu_ms.train.steps.gradients import Gradients
 
 
 class MaskDerivatives:
-    """Computes derivatives of the loss in masks on units, with the usual gradient graph, which is compiled once.
+    """Computes derivatives of the loss with respect to masks on units. It uses the ordinary gradient graph of the
+    weights, which is compiled once.
 
-    With a mask m the slices of a unit are m * w. So dL/dm is the sum over the slices of w * dL/d(m * w), that is of the
-    masked weight times its gradient, divided by m. All is computed in float32 and without dropout.
+    A mask m replaces the weights w of a unit by m * w. So dL/dm is the sum over these weights of w * dL/d(m * w), which
+    is the masked weight times its gradient, divided by m. Everything is computed in float32 and without dropout.
     """
 
     def __init__(self, config: ModelConfig, tensors: dict[str, np.ndarray]):
         """Build the model.
 
         Args:
-            config: its configuration.
-            tensors: its parameters, float32 by name.
+            config: configuration of the model.
+            tensors: parameters of the model, float32 by name.
         """
         self.config, self.tensors = config, tensors
         self.model = build_model(dataclasses.replace(config, compute_dtype="float32"))
@@ -38,14 +39,15 @@ class MaskDerivatives:
         self.gradients.set_train(False)
 
     def __call__(self, batch: Batch, masks: Units) -> tuple[float, Units]:
-        """The mean loss of a batch with masked weights, and its derivative in the mask of each unit. A group without
-        masks has masks of 1."""
+        """The mean loss of a batch with masked weights, and its derivative with respect to the mask of each unit. All
+        masks of a group that `masks` lacks are 1."""
         values = masked(self.config, self.tensors, masks)
         fill(self.weights, values)
         total, count, gradients = self.gradients(*to_tensors(batch), Tensor(0, ms.int32), Tensor(1.0, ms.float32))
         total, count = total.asnumpy().item(), count.asnumpy().item()
         by_name = {parameter.name: gradient for parameter, gradient in zip(self.masked, gradients)}
         sums = unit_sums(self.config, lambda name: values[name] * by_name[name].asnumpy())
+        # Gradients are of the summed loss divided by B * S; the mean loss divides by count + 1e-5 (see mean_loss).
         unscale = batch.loss_mask.size / (count + 1e-5)
         derivatives = {group: value * unscale / masks.get(group, 1.0) for group, value in sums.items()}
         return mean_loss(total, count), derivatives

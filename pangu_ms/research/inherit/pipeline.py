@@ -1,4 +1,4 @@
-"""`inherit`: from a teacher's checkpoint to a student's. mindspore is imported only where data are read."""
+"""`inherit` makes a student's checkpoint from a teacher's. mindspore is imported only when data are read."""
 
 import dataclasses
 import itertools
@@ -39,8 +39,8 @@ class Choices:
     keep_first: int = 3
     keep_last: int = 3
     data: Path | str | None = None
-    """Records in the teacher's tokens; the criteria taylor and learned need them, and the losses are measured on
-    them."""
+    """Records that were made with the teacher's tokenizer. The criteria taylor and learned need them, and the losses
+    are measured on them."""
     calibration_batches: int = 8
     batch_size: int = 8
     masks: MaskOptions = MaskOptions()
@@ -59,10 +59,10 @@ def inherit(
 ) -> dict[str, Any]:
     """Write a student's first checkpoint, OUTPUT/step-00000000, whose state records how it was made.
 
-    The units are scored in a model of the chosen layers alone, which have all the teacher's units.
+    The units are scored in a model that consists of the chosen layers only, with all the units of the teacher.
 
     Args:
-        teacher: its checkpoint.
+        teacher: the teacher's checkpoint.
         config: configuration of the student's run.
         output: directory for the student's checkpoint.
         choices: how the parts are chosen.
@@ -70,8 +70,9 @@ def inherit(
         progress: show bars.
 
     Returns:
-        output; layers; sizes and parameters, as [teacher's, student's]; the criterion of each group (None if all its
-        units are kept); and with records the losses [teacher's, student's] and the split that they are of.
+        A dict with output; layers; the sizes and number of parameters as [teacher's, student's]; the criterion of each
+        group (None if all its units are kept); and, if there are records, the losses [teacher's, student's] and the
+        split on which they were measured.
 
     Raises:
         ConfigError: the student cannot inherit from this teacher.
@@ -92,7 +93,7 @@ def inherit(
     tensors = {name: np.asarray(array, np.float32) for name, array in teacher.tensors().items()}
     store.check_names_and_shapes(str(teacher.path), tensors, old.parameter_shapes())
 
-    # The teacher with the chosen layers only: the layers that are dropped must not influence the scores.
+    # `thin` is the teacher with the chosen layers only, so that the dropped layers do not influence the scores.
     thin = dataclasses.replace(old, num_layers=new.num_layers)
     thin_tensors = gather(old, tensors, thin, select(old, thin, layers, {}))
     found = _scores(thin, thin_tensors, wanted_units(old, new), criteria, choices, data, progress)
@@ -116,7 +117,7 @@ def inherit(
 def _vocabulary(
     teacher: store.Checkpoint, new: ModelConfig, tokenizer: Path | None
 ) -> tuple[np.ndarray | None, Path | None]:
-    """The old id of each new one (None: the ids stay), and the directory of the student's tokenizer."""
+    """The old id of each new id (None if the ids stay the same), and the directory of the student's tokenizer."""
     own, size = teacher.tokenizer_path(), teacher.config().model.vocab_size
     if tokenizer is None:
         if new.vocab_size != size:
@@ -141,7 +142,7 @@ def _vocabulary(
 
 
 def _needed_criteria(old: ModelConfig, new: ModelConfig, choices: Choices) -> dict[str, str | None]:
-    """The criterion of each group; None for a group whose units are all kept, which need no scores."""
+    """The criterion of each group; None for a group whose units are all kept, since these need no scores."""
     wanted, shapes = wanted_units(old, new), unit_shapes(old)
     needed = {group: choices.criteria[group] if wanted[group] < units else None for group, (_, units) in shapes.items()}
     for group, criterion in needed.items():
@@ -176,14 +177,14 @@ def _scores(
                 made = scores.taylor_scores(derivatives, bar)
             else:
                 shapes = {group: unit_shapes(thin)[group] for group in groups}
-                made = _learned(derivatives, data.batches, shapes, wanted, choices.masks, progress)
+                made = _learned_scores(derivatives, data.batches, shapes, wanted, choices.masks, progress)
         else:
             made = scores.norm_scores(thin, tensors, criterion)
         found |= {group: made[group] for group in groups}
     return found
 
 
-def _learned(
+def _learned_scores(
     derivatives: scores.Derivatives,
     batches: list[Batch],
     shapes: dict[str, tuple[int, int]],
@@ -218,7 +219,7 @@ def _sizes(old: ModelConfig, new: ModelConfig) -> dict[str, list[int]]:
 
 
 class _Calibration:
-    """Batches in the teacher's tokens, and the losses and derivatives of models on them."""
+    """Batches of records made with the teacher's tokenizer; computes losses and derivatives of models on them."""
 
     def __init__(self, teacher: store.Checkpoint, config: RunConfig, choices: Choices, records: Path | str):
         from pangu_ms.data.records import RecordSet
@@ -239,7 +240,7 @@ class _Calibration:
         runtime.start(self.device)
 
     def derivatives(self, config: ModelConfig, tensors: Tensors) -> scores.Derivatives:
-        """The loss of a model and its derivatives in masks on its units."""
+        """The function that computes the loss of a model and its derivatives with respect to masks on its units."""
         from pangu_ms.research.inherit.gradients import MaskDerivatives
 
         return MaskDerivatives(config, tensors)
@@ -249,7 +250,8 @@ class _Calibration:
     ) -> dict[str, Any]:
         """The losses of the teacher and of the student.
 
-        The student is given the teacher's vocabulary and context, in whose tokens the records are.
+        For this measurement the student keeps the teacher's vocabulary and context, because the records were made for
+        them.
         """
         same = dataclasses.replace(new, vocab_size=old.vocab_size, seq_length=old.seq_length)
         whole = dataclasses.replace(selection, vocab=np.arange(old.vocab_size))

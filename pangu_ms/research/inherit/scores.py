@@ -13,13 +13,13 @@ CRITERIA = ("l1", "l2", "taylor", "learned", "random")
 NEED_DATA = ("taylor", "learned")
 
 Derivatives = Callable[[Batch, Units], tuple[float, Units]]
-"""From a batch and masks that multiply the slices of the units (a group that is left out has masks of 1) to the mean
-loss and its derivative in each mask."""
+"""Called with a batch and masks that multiply the weights of the units (all masks of a missing group are 1); returns
+the mean loss and its derivative with respect to each mask."""
 
 
 def norm_scores(config: ModelConfig, tensors: dict[str, np.ndarray], criterion: str) -> Units:
-    """The l1 or l2 norm of all weights of each unit. A head or neuron has weights in one layer, a channel in the whole
-    model."""
+    """The l1 or l2 norm of all weights of each unit. A head or neuron has weights in one layer; a channel has weights
+    in the whole model."""
     if criterion == "l1":
         return unit_sums(config, lambda name: np.abs(tensors[name]))
     squares = unit_sums(config, lambda name: np.square(tensors[name], dtype=np.float64))
@@ -29,9 +29,9 @@ def norm_scores(config: ModelConfig, tensors: dict[str, np.ndarray], criterion: 
 def taylor_scores(derivatives: Derivatives, batches: Iterable[Batch]) -> Units:
     """The sum over batches of |sum over the unit's weights of weight * gradient of the mean loss|.
 
-    The inner sum is the derivative of the loss in a mask on the unit: to first order, the change of the loss when the
-    unit is dropped. The absolute value is taken for each batch, because over much data the signed sum tends to 0 in a
-    trained model, whose gradients vanish.
+    The inner sum is the derivative of the loss with respect to a mask on the unit. To first order it is the change of
+    the loss when the unit is dropped. The absolute value is taken per batch, because the gradients of a trained model
+    vanish on average, so that the signed sum over much data tends to 0.
 
     Source: spec E2.3.
     """

@@ -13,19 +13,18 @@ from pangu_ms.research.inherit.units import GROUPS, Units, query_heads_per_unit,
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The parts of the teacher that the student's parts come from, as int64 numbers, all ascending. See units.py for
-    the groups."""
+    """The parts of the teacher that the student keeps, as ascending int64 indices. See units.py for the groups."""
 
     layers: tuple[int, ...]
     """The teacher's layer for each of the student's L' layers."""
     channels: np.ndarray
-    """[1, E']."""
+    """[1, E']: hidden channels."""
     heads: np.ndarray
-    """[L', units]: heads of keys and values, each with its query heads."""
+    """[L', units]: key-value heads, each with its query heads."""
     neurons: np.ndarray
-    """[L', F']."""
+    """[L', F']: feed-forward channels."""
     vocab: np.ndarray
-    """[V']: the old id of each new one."""
+    """[V']: the old id of each new id."""
 
     def to_json(self) -> dict[str, Any]:
         """The selection as JSON values."""
@@ -41,7 +40,7 @@ def select(
         teacher, student: their configurations.
         layers: the teacher's layer for each layer of the student.
         scores: by group [rows of the student, units of the teacher]. A group whose units are all kept may be left out.
-        vocab: int64 [V'], the old id of each new one; None keeps the first ids in order.
+        vocab: int64 [V'], the old id of each new id; None keeps the first ids in order.
     """
     wanted = wanted_units(teacher, student)
     kept = {}
@@ -59,17 +58,17 @@ def wanted_units(teacher: ModelConfig, student: ModelConfig) -> dict[str, int]:
 
 
 def _highest(scores: np.ndarray, count: int) -> np.ndarray:
-    """Indices of the `count` highest scores of each row, ascending; of equal scores the first are taken."""
+    """Indices of the `count` highest scores of each row, ascending; among equal scores the first ones are taken."""
     return np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :count], axis=1)
 
 
 def spaced_layers(
     teacher: ModelConfig, student: ModelConfig, keep_first: int = 3, keep_last: int = 3
 ) -> tuple[int, ...]:
-    """The first and the last layers of the teacher, and uniformly spaced ones between them.
+    """Choose the first and the last layers of the teacher, and uniformly spaced layers between them.
 
     Raises:
-        ConfigError: the student has too few layers for the first and last ones.
+        ConfigError: the student has fewer layers than `keep_first` + `keep_last`.
 
     Source: spec E2.3 (first 3, last 3; 29 -> 20).
     """

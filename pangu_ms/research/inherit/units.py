@@ -1,12 +1,12 @@
-"""The units of a model, which inheritance keeps or drops as a whole, and the slices of parameters that belong to each.
-No mindspore import.
+"""The units of a model, each of which inheritance keeps or drops as a whole, and the slices of parameters that belong
+to them. No mindspore import.
 
     channels    hidden channels, the same ones in the whole model
-    heads       in each layer, a head of keys and values with the query heads that share it
+    heads       in each layer, a key-value head with the query heads that share it
     neurons     in each layer, a channel of the feed-forward network
 
 The slices of a unit are its positions along the group's axis, in all parameters that have this axis. Values of units
-are arrays [rows, units]: a row for each layer, or a single row for the channels.
+are arrays [rows, units], with one row per layer; the channels have a single row.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ Units = dict[str, np.ndarray]
 
 
 def query_heads_per_unit(config: ModelConfig) -> int:
-    """Query heads that share one head of keys and values."""
+    """Number of query heads that share one key-value head."""
     return config.num_heads // config.num_kv_heads
 
 
@@ -38,8 +38,8 @@ def unit_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def parameters_by_layer(config: ModelConfig) -> Iterator[tuple[int | None, str, ParameterSpec]]:
-    """Every parameter in the model's order: its layer (None outside of the layers), its name behind the layer's prefix,
-    and its spec."""
+    """Every parameter in the model's order: its layer (None outside of the layers), its name without the layer's
+    prefix, and its spec."""
     before, behind = config.outer_parameters()
     yield from ((None, name, spec) for name, spec in before.items())
     for layer in range(config.num_layers):
@@ -53,8 +53,8 @@ def full_name(config: ModelConfig, layer: int | None, name: str) -> str:
 
 
 def _unit_dims(layer: int | None, spec: ParameterSpec) -> Iterator[tuple[int, str, int]]:
-    """For each dimension of a parameter that is divided into units: the dimension, the group of units, and the row of
-    the group's values."""
+    """Yield, for each dimension of a parameter that is divided into units: the dimension, the group of units, and the
+    row of the group's values."""
     for dim, axis in enumerate(spec.axes):
         if axis in GROUP_OF_AXIS:
             group = GROUP_OF_AXIS[axis]
@@ -66,11 +66,11 @@ def _unit_dims(layer: int | None, spec: ParameterSpec) -> Iterator[tuple[int, st
 
 
 def unit_sums(config: ModelConfig, values: Callable[[str], np.ndarray]) -> Units:
-    """Sum arrays that have the shapes of the parameters over the slices of each unit.
+    """Sum arrays over the slices of each unit. The arrays have the shapes of the parameters.
 
     Args:
-        config: of the model.
-        values: returns the array for a parameter by its name.
+        config: configuration of the model.
+        values: called with the name of a parameter; returns its array.
 
     Returns:
         float64 by group.
@@ -89,7 +89,7 @@ def unit_sums(config: ModelConfig, values: Callable[[str], np.ndarray]) -> Units
 
 
 def masked(config: ModelConfig, tensors: dict[str, np.ndarray], masks: Units) -> dict[str, np.ndarray]:
-    """The parameters with the slices of each unit multiplied by its mask. A group that is left out has masks of 1."""
+    """Multiply the slices of each unit by its mask. All masks of a group that `masks` lacks are 1."""
     result = {}
     for layer, name, spec in parameters_by_layer(config):
         full = full_name(config, layer, name)

@@ -1,1 +1,1 @@
-"""Studies: several runs of `pangu` commands whose results are set beside each other. No mindspore import."""
+"""Studies, which run several `pangu` commands and compare their results. No mindspore import."""

@@ -1,5 +1,5 @@
-"""The ablation of PanGu-pi: variants with and without series activation and augmented shortcuts, trained alike. No
-mindspore import.
+"""The ablation of PanGu-pi: variants with and without series activation and augmented shortcuts, trained in the same
+way. No mindspore import.
 
 Source: specification D5.
 """
@@ -33,13 +33,15 @@ REMOVED: dict[str, Fields] = {
     "as": _NO_SERIES,
     "both": {},
 }
-"""By variant: the fields that take parts of the base away."""
+"""By variant: the fields that remove parts from the base model."""
 REFERENCES = ("vanilla", "widenet")
 """The variants that all others are compared with."""
 FFN_MULTIPLE = 8
+"""Feed-forward widths are multiples of this."""
 ALL_BATCHES = 10**9
-"""More batches than any held-out split has: `pangu train` then scores all of it."""
+"""More batches than any held-out split has, so that `pangu train` scores the whole split."""
 TOKENS_PER_ROUND = 16
+"""Tokens that each checkpoint decodes per round of the latency measurement, if its context has room for them."""
 
 
 def variant_fields(base: PiConfig, equal: str = "parameters") -> dict[str, Fields]:
@@ -50,17 +52,17 @@ def variant_fields(base: PiConfig, equal: str = "parameters") -> dict[str, Field
       and so has the fewest parameters, as in the paper.
     * `siaf` and `as` each have one of the two parts.
     * `widenet` is vanilla with a feed-forward network so wide that it has as many parameters as `both`. Comparing
-      `both` with it shows what the parts bring beyond the parameters that they cost. The paper does not publish the
-      width of its WideNet, which is slower than both (8.06 against 7.86 ms, spec D5) and so wider than ours: ours
-      compares at equal parameters, not at equal time.
+      `both` with it shows what the parts contribute beyond the parameters that they cost. The paper does not publish
+      the width of its WideNet. That model is slower than `both` (8.06 against 7.86 ms, spec D5), and so it is wider
+      than ours: we compare at equal parameters, not at equal time.
 
-    Widths are multiples of 8; of these the one is taken that gives the nearest number of parameters.
+    Widths are multiples of 8; the width that gives the nearest number of parameters is taken.
 
     Args:
         base: the full model.
-        equal: "parameters" widens siaf and as to the parameters of both as well, so that they can be compared with
-            widenet and both; "width" leaves them as wide as the base, as in the paper, so that they can be compared
-            with vanilla.
+        equal: "parameters" also widens `siaf` and `as` to the number of parameters of `both`, so that they can be
+            compared with `widenet` and `both`; "width" leaves them as wide as the base, as in the paper, so that they
+            can be compared with `vanilla`.
 
     Raises:
         ConfigError: the base lacks series activation or shortcuts.
@@ -85,7 +87,7 @@ def variant_fields(base: PiConfig, equal: str = "parameters") -> dict[str, Field
 
 def _width_for(model: PiConfig, parameters: int) -> int:
     """The multiple of FFN_MULTIPLE that, as ffn_hidden_size, gives the model a number of parameters nearest to
-    `parameters`. The number is linear in ffn_hidden_size, so two values of it are enough."""
+    `parameters`. The number of parameters is linear in ffn_hidden_size, so two values determine it."""
     least, next_least = (dataclasses.replace(model, ffn_hidden_size=n * FFN_MULTIPLE).num_parameters() for n in (1, 2))
     return FFN_MULTIPLE * max(1, 1 + round((parameters - least) / (next_least - least)))
 
@@ -105,14 +107,15 @@ def run_ablation(
     OUTPUT/results.json and return them.
 
     All variants of a seed see the same batches in the same order, and the parameters that they have in common start
-    from the same values. Stages that `output` already holds are kept: an interrupted study goes on, and further seeds
-    or variants can be added.
+    from the same values. Stages that `output` already holds are kept, so that an interrupted study resumes, and further
+    seeds or variants can be added.
 
     Args:
         output: directory of the study.
         config: base configuration of family pi; with `overrides`, the variant `both`.
-        data: prepared records with a held-out split. By default records are made of `corpus`; without one those of the
-            setting data.records are used; without these, records of the quickstart's corpus are made in `output`.
+        data: prepared records with a held-out split. By default records are made from `corpus`; without a corpus, the
+            records of the setting data.records are used; if that is empty too, records of the quickstart's corpus are
+            made in `output`.
         corpus: text files to make a tokenizer and records from.
         seeds: seeds of initial weights and order of the data; each variant is trained once with each.
         variants: names of REMOVED; vanilla must be among them.
@@ -129,7 +132,7 @@ def run_ablation(
         DataError: the records do not fit, or have no held-out split.
         OutputError: `output` holds something else, or another study.
         UserError: a run failed.
-        StudyStopped: a signal ended it.
+        StudyStopped: a signal ended the study.
     """
     require_seeds(seeds, overrides)
     output, base = Path(output).absolute(), load_config(config, overrides)
@@ -202,7 +205,7 @@ class _Runs:
     def run(
         self, model: PiConfig, progress: bool
     ) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any], list[dict[str, Any]]]:
-        """Run what is not done yet.
+        """Run the stages that are not done yet.
 
         Returns:
             The results of `pangu train` by variant, one per seed; of `pangu study latency`; and of `pangu analyze
@@ -227,7 +230,8 @@ class _Runs:
         return self.output / kind / f"seed-{seed}-{'-'.join(self.fields)}"
 
     def _train(self, variant: str, seed: int) -> Stage:
-        """Training of one variant with one seed; its own overrides come last, so that they win."""
+        """The training of one variant with one seed. Its overrides come after the user's, so that they take
+        precedence."""
         changed = [f"model.{name}={value}" for name, value in self.fields[variant].items()]
         changed += [f"train.seed={seed}", f"data.seed={seed}", f"train.eval_batches={ALL_BATCHES}"]
         directory = self._directory(variant, seed)

@@ -11,7 +11,7 @@ from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.pi.config import PiConfig
 
 ERRORS = 2.0
-"""A difference of fewer standard errors is reported as not distinguishable from noise."""
+"""A difference below this many standard errors is reported as not distinguishable from noise."""
 
 
 def require_seeds(seeds: Sequence[int], overrides: Sequence[str]) -> None:
@@ -24,13 +24,13 @@ def require_seeds(seeds: Sequence[int], overrides: Sequence[str]) -> None:
 
 
 def require_pi(model: ModelConfig, reason: str) -> PiConfig:
-    """The model, which must be a PanGu-pi.
+    """Return the model if it is a PanGu-pi.
 
     Args:
-        reason: why no other family can be studied, for the message.
+        reason: why no other family can be studied, for the error message.
 
     Raises:
-        ConfigError: it is of another family.
+        ConfigError: the model is of another family.
     """
     if not isinstance(model, PiConfig):
         raise ConfigError(f"model.family={model.family}: {reason}; use a config of family pi")
@@ -43,7 +43,7 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def paired_difference(values: Sequence[float], reference: Sequence[float]) -> dict[str, Any]:
-    """Mean of values - reference, pair by pair (one pair per seed), with its standard error.
+    """Mean of the paired differences values - reference (one pair per seed), with its standard error.
 
     The two runs of a pair share the order of the data and the initial values of parameters with equal names, so much of
     what a seed changes cancels in the difference.
@@ -85,8 +85,8 @@ def ratios(seconds: Sequence[Sequence[float]] | np.ndarray) -> list[dict[str, An
 
     Returns:
         For each subject: `seconds`, the median of its times; `ratio`, the median over the rounds of its time divided by
-        the reference's of the same round; `ratio_quartiles` of that quotient. Whatever slows the machine down for a
-        while slows both times of a quotient and cancels.
+            the reference's of the same round; `ratio_quartiles` of that quotient. A temporary slowdown of the machine
+            affects both times of a quotient, and so it cancels.
     """
     times = np.asarray(seconds, float)
     relative = times / times[:, :1]

@@ -1,8 +1,8 @@
 """Time per token of cached decoding of several checkpoints, taken in turns in one process.
 
-Batch 1, a cache of the model's whole context. Every round lets each checkpoint decode some tokens; its time divided by
-the first checkpoint's in the same round is free of what slows the machine down for a while. The order within a round
-moves on from round to round.
+The batch size is 1, and the KV cache holds the model's whole context. In every round each checkpoint decodes some
+tokens. The time is divided by the time of the first checkpoint in the same round, so that temporary slowdowns of the
+machine cancel. The order of the checkpoints rotates from round to round.
 """
 
 import time
@@ -27,8 +27,8 @@ def measure(paths: Sequence[Path], tokens: int, rounds: int, progress: bool = Tr
             ratio_quartiles.
 
     Raises:
-        GenerationError: no round, no token, or more tokens than a context holds.
-        CheckpointError: a checkpoint that cannot be used.
+        GenerationError: `tokens` or `rounds` is below 1, or a context has no room for so many tokens.
+        CheckpointError: a checkpoint cannot be used.
     """
     for name, value in (("tokens", tokens), ("rounds", rounds)):
         if value < 1:
@@ -55,7 +55,7 @@ def measure(paths: Sequence[Path], tokens: int, rounds: int, progress: bool = Tr
 
 
 def _decoder(checkpoint: Any) -> Any:
-    """Compiled and warm."""
+    """Load a decoder, compile both of its branches, and warm it up."""
     from pangu_ms.infer.decoder import GraphShape
     from pangu_ms.infer.load import load_decoder
 
@@ -66,7 +66,7 @@ def _decoder(checkpoint: Any) -> Any:
 
 
 def _decode(decoder: Any, tokens: int) -> float:
-    """Seconds of decoding steps behind a new prompt; which tokens makes no difference to the time."""
+    """Time the decoding steps after a new prompt, in seconds. The values of the tokens do not affect the time."""
     decoder.prefill([[0] * PROMPT_TOKENS])
     token = np.zeros(1, np.int32)
     began = time.perf_counter()

@@ -1,8 +1,9 @@
-"""The four steps of PanGu-pi Pro on a corpus of the user, each measured by held-out bits per byte. No mindspore import.
+"""The four steps of PanGu-pi Pro on the user's own corpus, each measured by held-out bits per byte. No mindspore
+import.
 
 Bits per byte can be compared between vocabularies, because the held-out documents are the same: a hash of a document's
 text decides whether it is held out. All runs take the same number of steps and tokens. So a run with the compact
-vocabulary, which needs more tokens for a text, reads less text. The second round of training comes on top.
+vocabulary, which needs more tokens for the same text, reads less text. The second round of training adds further steps.
 
 Source: specification E2.
 """
@@ -43,9 +44,10 @@ MEANING = {
     "second_round_control": "that, trained on with as many batches drawn evenly",
 }
 KEPT_ENDS = 3
-"""Layers of the teacher that a student keeps at either end (spec E2.3), if it has room for others between them."""
+"""How many of the teacher's first and of its last layers a student keeps (spec E2.3), if it has enough layers to keep
+others between them."""
 EVENLY = 1e6
-"""A temperature at which all batches are equally likely."""
+"""A temperature so high that all batches are practically equally likely."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Plan:
     """The models of the chain, and the settings with which they are made."""
 
     base: RunConfig
-    """The baseline's run; all sections but the model's hold for all runs."""
+    """Configuration of the baseline's run; all runs share its sections, except for `model`."""
     baseline: PiConfig
     """The baseline's model, `base.model`."""
     teacher: PiConfig
@@ -86,9 +88,9 @@ def make_plan(
         config, overrides: the baseline, of family pi; model.vocab_size is the full vocabulary's.
         compact_size: pieces of the compact vocabulary; 0 is half of the full one.
         depth: layers of the tweaked shape; 0 is twice the baseline's.
-        teacher_fields: the teacher's model fields; by default one and a half times the tweaked shape's depth, and the
-            larger of both shapes' widths.
-        teacher_steps: training steps of the teacher; 0 trains it as long as the others.
+        teacher_fields: the teacher's model fields. By default it has one and a half times the depth of the tweaked
+            shape, and the larger of the widths of the compact and the tweaked shape.
+        teacher_steps: training steps of the teacher; 0 trains it as long as the other models.
         keep, second_lr, criterion: see Plan.
 
     Raises:
@@ -127,7 +129,7 @@ def _require_limits(baseline: PiConfig, shares: dict[str, float], compact_size: 
 
 
 def _pi(model: ModelConfig) -> PiConfig:
-    """A model that was made from a PanGu-pi, and so is one."""
+    """Narrow the type of a model that was derived from a PanGu-pi, and so is one."""
     assert isinstance(model, PiConfig)
     return model
 
@@ -154,8 +156,8 @@ def run_pi_pro(
     seeds: Sequence[int] = (1, 2, 3),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Run the chain for every seed, with one teacher for all; write the results to OUTPUT/results.json and return them.
-    An interrupted study goes on.
+    """Run the chain for every seed, with one teacher for all seeds; write the results to OUTPUT/results.json and return
+    them. The same call resumes an interrupted study.
 
     Args:
         plan: see `make_plan`.
@@ -166,15 +168,15 @@ def run_pi_pro(
         progress: show a bar.
 
     Returns:
-        By step: parameters, shape, bits per byte of each seed with mean and deviation, and the paired difference to the
-        step before.
+        For each step: parameters, shape, bits per byte of each seed with mean and deviation, and the paired difference
+            to the step named in PREVIOUS.
 
     Raises:
         ConfigError, DataError, OutputError, UserError, StudyStopped: see run_stages.
     """
     require_seeds(seeds, ())
     output = Path(output).absolute()
-    Corpus(list(corpus))  # a missing file is an error before the work starts
+    Corpus(list(corpus))  # a missing file fails here, before the work starts
     claim(output, STUDY)
     chain = Chain(plan, config, [str(Path(name).absolute()) for name in corpus], output)
     stages = [*chain.data(), *chain.teach()]
@@ -201,7 +203,7 @@ def run_pi_pro(
 
 
 class Chain:
-    """The stages of a plan in a directory."""
+    """The stages that carry out a plan in a directory."""
 
     def __init__(self, plan: Plan, config: str, corpus: list[str], output: Path):
         self.plan, self.config, self.corpus, self.output = plan, config, corpus, output
@@ -213,7 +215,7 @@ class Chain:
         return self.output / f"seed-{seed}" / step
 
     def data(self) -> list[Stage]:
-        """Both tokenizers and both sets of records."""
+        """The stages that make both tokenizers and both sets of records."""
         full, compact = self.tokenizers["full"], self.tokenizers["compact"]
         options = {"tokenizer": full, "records": self.records["full"], "vocab_size": self.plan.compact.vocab_size}
         compress = ("tokenizer", "compress", *_options(**options, output=compact))
@@ -228,13 +230,13 @@ class Chain:
         return records_stage(self.records[size], self.plan.base, self.corpus, self.tokenizers[size])
 
     def teach(self) -> list[Stage]:
-        """The teacher, once for all seeds."""
+        """The training of the teacher, which all seeds share."""
         return self._trained(
             self.output / "teacher", self.plan.teacher, "full", [f"train.steps={self.plan.teacher_steps}"]
         )
 
     def student(self, seed: int) -> list[Stage]:
-        """All steps of one seed."""
+        """The stages of all steps of one seed."""
         plan, at = self.plan, {step: self.directory(step, seed) for step in STEPS}
         seeded = [f"train.seed={seed}", f"data.seed={seed}"]
         start, losses = at["inherited"] / "start/checkpoint", at["inherited"] / "losses/losses.npz"
@@ -255,7 +257,7 @@ class Chain:
         return stages
 
     def _inherit(self, start: Path, seed: int) -> Stage:
-        """The student's first checkpoint from the teacher's last one."""
+        """The stage that makes the student's first checkpoint from the teacher's last one."""
         criterion, kept = self.plan.criterion, min(KEPT_ENDS, self.plan.tweaked.num_layers // 3)
         teacher = str(self.output / "teacher/run")
         argv = ["model", "inherit", teacher, "--config", self.config, *self._fields(self.plan.tweaked)]
@@ -274,7 +276,8 @@ class Chain:
     def _trained(
         self, directory: Path, model: PiConfig, size: str, overrides: list[str], start: Path | None = None
     ) -> list[Stage]:
-        """Training, from random weights or from those of `start`, and a score of all held-out records."""
+        """The stages that train a model, from random weights or from those of `start`, and score it on all held-out
+        records."""
         run, records = directory / "run", self.records[size]
         argv = ["train", "--config", self.config, *self._fields(model), *overrides]
         argv += [*_options(data=records, output=run), "--resume"]
@@ -285,7 +288,7 @@ class Chain:
         ]
 
     def _fields(self, model: PiConfig) -> list[str]:
-        """Overrides that make the baseline's configuration file the plan's with this model."""
+        """Overrides that turn the configuration file into the plan's configuration with this model."""
         changed = differences(load_config(self.config), dataclasses.replace(self.plan.base, model=model))
         overrides = []
         for section, fields in changed.items():

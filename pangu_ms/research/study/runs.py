@@ -1,9 +1,10 @@
-"""Stages of a study: `pangu` commands, each in a process and a directory of its own, done once. No mindspore import.
+"""Stages of a study: `pangu` commands, each of which runs once, in a process and a directory of its own. No mindspore
+import.
 
 OUTPUT/study.json          which study this is
 OUTPUT/STAGE/command.json  what the stage does
-OUTPUT/STAGE/log.txt       what its process wrote to stderr; locked while it lives
-OUTPUT/STAGE/result.json   what it printed with --json; there when the stage is done
+OUTPUT/STAGE/log.txt       what its process wrote to stderr; locked while the process lives
+OUTPUT/STAGE/result.json   what it printed with --json; exists when the stage is done
 """
 
 import contextlib
@@ -32,47 +33,49 @@ from pangu_ms.train.stop import StopSignal
 _log = logging.getLogger(__name__)
 PROGRAM = tuple(python_command("pangu_ms"))
 POLL_S = 0.3
+"""Seconds between looks at a running stage, in which a stop signal is passed on and the bar is updated."""
 _DIGEST = "result_sha256"
 SHOWN_ARGUMENTS = 60
-"""A longer command is shortened on the terminal; command.json holds all of it."""
+"""A command with more arguments is shortened on the terminal; command.json holds all of it."""
 
 
 class StudyStopped(Exception):
-    """A signal ended the study; the same command goes on with it."""
+    """A signal ended the study; the same command resumes it."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """One command of a study.
 
-    A command that was killed is run again in the same directory, so it must be able to go on with what it left there,
-    as `pangu train --resume` is.
+    A command that was killed is run again in the same directory, so it must be able to resume from what it left there,
+    as `pangu train --resume` does.
     """
 
     directory: Path
     """Where command, log and result are written; the command's own outputs belong in it too."""
     argv: tuple[str, ...]
-    """The arguments of `pangu`: the verb and its own ones, without --json."""
+    """The arguments of `pangu`: the verb and the verb's arguments, without --json."""
     identity: Any = None
-    """JSON value: what the result depends on besides the arguments, such as the content of a configuration file."""
+    """A JSON value with everything that the result depends on besides the arguments, such as the content of a
+    configuration file."""
     product: Path | None = None
-    """The output that the command wants to be new. It is removed before the command runs again: a process that was
-    killed may have left it."""
+    """An output that must not exist when the command starts. It is removed before the command runs again, since a
+    killed process may have left it."""
 
     @property
     def name(self) -> str:
-        """The directory's last two names."""
+        """The last two components of the directory's path."""
         return "/".join(self.directory.parts[-2:])
 
     def result(self) -> dict[str, Any] | None:
-        """What the command printed; None while it is not done.
+        """What the command printed; None if the stage is not done yet.
 
         Raises:
             OutputError: the directory belongs to another command.
         """
         begun = _read_json(self.directory / "command.json")
         if begun is None:
-            return None  # without the command nothing says what a result.json is the result of
+            return None  # without command.json it is unknown which command a result.json belongs to
         if begun != self._command():
             rule = "its result would not be this one's; name a new --output, or remove the directory to do it anew"
             raise OutputError(
@@ -83,16 +86,17 @@ class Stage:
         if not isinstance(result, dict):
             return None
         digest = result.pop(_DIGEST, None)
-        if digest not in (None, files.sha256_json(result)):  # None: of version 0.1.0
+        if digest not in (None, files.sha256_json(result)):  # None: version 0.1.0 wrote no digest
             raise OutputError(f"{path}: was changed after it was written; remove it to do the stage anew")
         return result
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Keep what the command printed."""
+        """Write result.json: what the command printed, with its digest."""
         files.write_json(self.directory / "result.json", result | {_DIGEST: files.sha256_json(result)})
 
     def begin(self) -> None:
-        """Write command.json, and remove the product that a killed process left; its other files are kept."""
+        """Write command.json, and remove a product that a killed process left. The other files of that process are
+        kept."""
         files.write_json(self.directory / "command.json", self._command())
         if self.product and self.product.is_dir():
             shutil.rmtree(self.product)
@@ -100,7 +104,7 @@ class Stage:
             self.product.unlink(missing_ok=True)
 
     def _command(self) -> dict[str, Any]:
-        """The content of command.json, in the form in which JSON gives it back: lists for tuples."""
+        """The content of command.json, after a round trip through JSON, so that tuples have become lists."""
         return json.loads(json.dumps({"words": self.argv, "identity": self.identity}))
 
     def shown(self) -> str:
@@ -112,10 +116,10 @@ class Stage:
 
 
 def claim(output: Path, study: str) -> None:
-    """Make `output` the directory of a study, unless it is that already.
+    """Make `output` the directory of a study, unless it already is.
 
     Raises:
-        OutputError: it has other content, or is the directory of another study.
+        OutputError: `output` has other content, or is the directory of another study.
     """
     path, whole = output / "study.json", {"study": study}
     found = _read_json(path)
@@ -135,39 +139,40 @@ def claim(output: Path, study: str) -> None:
 
 
 def tokenizer_stage(tokenizer: Path, config: RunConfig, corpus: Sequence[str]) -> Stage:
-    """Train a tokenizer with as many pieces as the model has, in a new directory `tokenizer`."""
+    """The stage that trains a tokenizer of the model's vocabulary size in a new directory `tokenizer`."""
     shape = "--vocab-size", str(config.model.vocab_size), "--segmenter", config.tokenizer.segmenter
     argv = ("tokenizer", "train", *shape, "--output", str(tokenizer), "--corpus", *corpus)
     return Stage(tokenizer.parent, argv, product=tokenizer)
 
 
 def records_stage(records: Path, config: RunConfig, corpus: Sequence[str], tokenizer: Path) -> Stage:
-    """Prepare records of the model's length in a new directory `records`; a killed process's blocks are kept beside
-    it."""
+    """The stage that prepares records of the model's sequence length in a new directory `records`. The blocks of a
+    killed process are kept beside it."""
     shape = "--seq-length", str(config.model.seq_length), "--held-out", str(config.data.held_out)
     argv = ("data", "prepare", "--tokenizer", str(tokenizer), *shape, "--output", str(records), "--corpus", *corpus)
     return Stage(records.parent, argv, product=records)
 
 
 def run_stages(stages: Sequence[Stage], progress: bool = True) -> list[dict[str, Any]]:
-    """Run what is not done yet, one after the other; returns the result of every stage.
+    """Run the stages that are not done yet, one after the other; returns the result of every stage.
 
     SIGINT and SIGTERM are passed on to the running stage, and the study ends when the stage has ended; a second SIGINT
     kills the stage.
 
     Args:
-        progress: show a bar of stages and the command and time of each.
+        progress: show a bar of stages, and the command and time of each stage.
 
     Raises:
         OutputError: a stage's directory belongs to another command (found before the first stage starts), or another
             process works in it.
-        UserError: a stage failed; the text has the last line of its stderr.
-        StudyStopped: a signal came.
+        UserError: a stage failed; the message has the last line of its stderr.
+        StudyStopped: a signal ended the study.
     """
-    found = [stage.result() for stage in stages]  # of all stages first: a directory of another command ends it here
+    # All results are read first, so that the directory of another command is found before any stage runs.
+    found = [stage.result() for stage in stages]
     done = sum(result is not None for result in found)
-    # miniters=0: the elapsed time also moves within a stage, at the bar's own pace; smoothing=0: those updates without
-    # progress would otherwise spoil the estimate.
+    # miniters=0 lets the elapsed time advance within a stage. smoothing=0 keeps these updates without progress from
+    # spoiling the estimate of the remaining time.
     bar_options: dict[str, Any] = {"total": len(stages), "initial": done, "unit": "stage", "desc": "study"}
     results = []
     with StopSignal() as stop, progress_bar(progress, **bar_options, miniters=0, smoothing=0) as bar:
@@ -190,6 +195,7 @@ def _silent(line: str) -> None:
 
 
 def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, Any]:
+    """Run one stage to its end; returns what its command printed. See `run_stages` for the errors."""
     with files.writing(stage.directory):
         stage.directory.mkdir(parents=True, exist_ok=True)
         log_path = stage.directory / "log.txt"
@@ -216,8 +222,8 @@ def _run(stage: Stage, stop: StopSignal, tick: Callable[[], Any]) -> dict[str, A
 def _lock(log: IO[bytes], stage: Stage) -> None:
     """Lock a stage's log file.
 
-    The child inherits the lock with its stderr, so it holds as long as either process lives: a study that is started
-    again after kill -9 does not run a stage beside its orphan.
+    The child inherits the lock with its stderr, so the lock is held as long as either process lives. A study that is
+    restarted after kill -9 therefore does not run a stage while its orphaned process still runs.
     """
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -229,7 +235,8 @@ def _lock(log: IO[bytes], stage: Stage) -> None:
 def _execute(command: list[str], log: IO[bytes], stop: StopSignal, tick: Callable[[], Any]) -> tuple[int, str]:
     """Run a command; returns its exit code and stdout.
 
-    The child gets a session of its own: Ctrl-C on the terminal then reaches it once, passed on from here, not twice.
+    The child gets a session of its own, so that it receives Ctrl-C only once, passed on from here, and not also from
+    the terminal.
     """
     process = subprocess.Popen(
         command,
@@ -259,8 +266,8 @@ def _execute(command: list[str], log: IO[bytes], stop: StopSignal, tick: Callabl
 
 
 def _read_json(path: Path) -> Any:
-    """The file's value; None where there is no file, or a damaged one, as a crash leaves it: the work that it records
-    is then done anew."""
+    """The JSON value of a file; None if there is no file or if a crash has damaged it. The work that it records is then
+    done again."""
     try:
         return small_json.parse(small_json.read_bytes(path), finite=False)
     except small_json.Missing:
