@@ -1,4 +1,4 @@
-"""OUTPUT/job: what a launcher writes of a job, and what `pangu status`, `pangu logs` and people read.
+"""OUTPUT/job: the files that a launcher writes about a job, which `pangu status`, `pangu logs` and people read.
 
 job.json          of the last launch here: id, time of start, command, world, hosts, versions, environment (what the
                   run depends on, secrets masked), ...; only its owner can read it
@@ -37,7 +37,7 @@ tokens_per_second). checkpoint: step. slow: rank, seconds, median. hang: ranks, 
 STATUS_S, STEP_EVENT_S = 1.0, 10.0
 LONGEST_EVENT = 1 << 20  # bytes
 RATE_EVENTS = 30
-"""How many of the last step events the remaining time is estimated from."""
+"""Number of recent step events from which the remaining time is estimated."""
 
 STATES = ("starting", "running", "stopping", "waiting", "ended")
 STARTING, RUNNING, STOPPING, WAITING, ENDED = STATES
@@ -84,7 +84,7 @@ _EVENT_FORMS: dict[str, Form] = {
         "summary": (str, None),
     },
 }
-"""The fields that readers rely on, checked since a crash or another program may have left something else."""
+"""The fields that readers rely on. They are checked, since a crash or another program may have left other content."""
 
 
 class JobDirectory:
@@ -103,7 +103,7 @@ class JobDirectory:
 
     @classmethod
     def find(cls, where: Path | str) -> "JobDirectory":
-        """The job directory at `where`, which may be the run's directory above it.
+        """The job directory at `where`, which may also be the run directory that contains it.
 
         Raises:
             LaunchError: there is none.
@@ -121,15 +121,14 @@ class JobDirectory:
         return self.path / "logs"
 
     def rank_log(self, rank: int) -> Path:
-        """What a rank wrote last."""
+        """The current log file of a rank."""
         return self.logs / f"rank_{rank}" / "output.log"
 
     def write_job(self, description: Mapping[str, Any]) -> None:
-        """What is known before ranks start: job.json, with "config" (YAML text) and "rank_table" in files of their own
-        where they are given.
+        """Write what is known before ranks start: job.json, and "config" (YAML text) and "rank_table" in separate files
+        if they are given.
 
-        Nothing of an earlier launch is left but its events and its logs. Later events are of the launch with the "id"
-        that is given here.
+        Of an earlier launch only events and logs are kept. Later events belong to the launch with the "id" given here.
         """
         self._launch = description.get("id")
         with files.writing(self.path):
@@ -184,14 +183,14 @@ class JobDirectory:
         return found
 
     def status(self) -> dict[str, Any] | None:
-        """Content of status.json; None where there is none yet. It is written without a flush, so a power cut may
-        damage it: then None, too, with a warning."""
+        """Content of status.json; None if there is none yet. The file is not flushed to disk, so a power cut may damage
+        it: then the result is None, too, and a warning is logged."""
         try:
             return small_json.read_object(self.path / "status.json", False, _STATUS_FORM)
         except small_json.Missing:
             return None
         except ValueError as error:
-            if not self._warned:  # once, not every time that it is read
+            if not self._warned:  # warn once, not at every read
                 _log.warning(
                     "%s: is damaged (%s), as a crash may leave it; taken as not there", self.path / "status.json", error
                 )
@@ -199,24 +198,25 @@ class JobDirectory:
             return None
 
     def began(self) -> float:
-        """When the last launch began: files whose time of modification is earlier are not of it.
+        """When the last launch began: files with an earlier modification time do not belong to it.
 
-        Of the launcher's time and the file system's the earlier one: their clocks may differ, and in a copied directory
-        all files are new.
+        This is the earlier one of the launcher's time and the file system's time, since their clocks may differ, and
+        all files of a copied directory are new.
         """
         return min(self.job().get("time") or 0.0, (self.path / "job.json").stat().st_mtime)
 
     def events(self, launch: str | None = None) -> list[dict[str, Any]]:
-        """All events; a line that a crash cut off or emptied, or that is being written, is left out.
+        """All events, without lines that a crash damaged or that are still being written.
 
         Args:
-            launch: "id" of job.json, for the events of that launch alone; None for those of all launches here.
+            launch: "id" of job.json for the events of that launch only; None for those of all launches in this
+                directory.
         """
         return [event for event, _ in self._read_from(0) if launch in (None, event.get("id"))]
 
     def latest_events(self, launch: str | None = None) -> list[dict[str, Any]]:
-        """As `events`, but of step events only the last RATE_EVENTS, which come after all others. The file is read on
-        from where the last call ended."""
+        """Like `events`, but only the last RATE_EVENTS step events, placed after all other events. Reading continues
+        where the last call ended."""
         path = self.path / "events.jsonl"
         if path.exists() and path.stat().st_size < self._end:  # the directory was replaced
             self._reset_events()
@@ -226,8 +226,8 @@ class JobDirectory:
         return [event for event in (*self._others, *self._steps) if launch in (None, event.get("id"))]
 
     def _read_from(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """Events from an offset in the file on, each with the offset where its line ends. A line that is still being
-        written is not JSON yet, and is left out."""
+        """Events from an offset in the file, each with the offset of the end of its line. A line that is still being
+        written is not valid JSON yet and is left out."""
         path = self.path / "events.jsonl"
         if not path.exists():
             return

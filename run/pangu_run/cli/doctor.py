@@ -1,4 +1,4 @@
-"""`pangu doctor`: look at this host before a job, and say each fault with its fix."""
+"""`pangu doctor`: check this host before a job, and report each fault with its fix."""
 
 import argparse
 import json
@@ -37,7 +37,7 @@ itself with those that are there."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, except of options whose help says what their absence means."""
+    """Shows defaults, except for options whose help says what happens without them."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> int:
 
 
 def site_of(options: argparse.Namespace) -> Site:
-    """What the options say of the job, and this host."""
+    """The job as the options describe it, and this host."""
     table, fault = None, None
     if options.rank_table:
         from pangu_run.rank_table import RankTable
@@ -125,7 +125,7 @@ def site_of(options: argparse.Namespace) -> Site:
 
 
 def examine(site: Site) -> Iterator[tuple[str, list[Line]]]:
-    """All checks, one kind after the other."""
+    """Run all checks, one kind after the other."""
     for kind, checks in KINDS.items():
         yield kind, [line for check in checks for line in run_check(check, site)]
 

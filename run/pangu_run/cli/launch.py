@@ -1,13 +1,13 @@
 """`pangu launch [options] train ...`: start a run on all devices of a cluster, or on CPU processes, and watch it to its
 end.
 
-One launcher runs on each host, with the same words everywhere; that of the first host leads. Exit code: 0; that of the
-rank that failed first, or 128 + N where signal N killed it; 2 for a mistake; 69 for a host that did not come or was
-lost; 75 when stopped by SIGTERM, SIGINT or SIGUSR1 with the run's state saved, so that a scheduler may start it again;
-124 for a rank that hung.
+Run the same command on each host; the launcher of the first host is the leader. Exit codes: 0 if all ranks succeeded;
+the exit code of the rank that failed first, or 128 + N if signal N killed it; 2 for a user's mistake; 69 if a host did
+not connect in time or was lost; 75 if SIGTERM, SIGINT, SIGUSR1 or SIGHUP stopped the job and its state is saved, so
+that a scheduler can start it again; 124 if a rank hung.
 
-Launchers of several hosts know each other by PANGU_JOB_SECRET, the same random value (`openssl rand -hex 32`) in the
-environment of each.
+PANGU_JOB_SECRET authenticates the launchers of several hosts to each other: set it to the same random value
+(`openssl rand -hex 32`) in the environment of each.
 """
 
 import argparse
@@ -42,7 +42,7 @@ NUMBERS |= dict.fromkeys(("hang_timeout", "start_timeout", "stop_timeout", "host
 
 
 class Parser(arguments.Parser):
-    """Its message on an unknown option says where the option may belong."""
+    """A parser whose message on an unknown option says where the option may belong."""
 
     def _nearest(self, message: str) -> str:
         where = (
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def launch(args: argparse.Namespace) -> int:
-    """Find out which ranks this host has, and run them."""
+    """Determine the ranks of this host, and run them."""
     require_long(job_secret())
     options = program_options(args)
     table, here = cluster(args, placement(args.argv, *options))
@@ -167,7 +167,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Parsed options.
 
     Raises:
-        LaunchError: they are wrong whatever the run is.
+        LaunchError: options are wrong, independently of the run.
     """
     args = build_parser().parse_args(argv)
     require_sound(args)
@@ -176,7 +176,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def require_sound(args: argparse.Namespace) -> None:
-    """Raise LaunchError for options that contradict each other or are out of range."""
+    """Raise LaunchError if options contradict each other or are out of range."""
     if args.verb not in VERBS:
         if difflib.get_close_matches(args.verb, VERBS, 1):
             raise LaunchError(
@@ -222,7 +222,7 @@ def cluster(args: argparse.Namespace, program: Program) -> tuple[RankTable, int]
 
     Raises:
         RankTableError: the table has faults, other devices than the plan, or not this host.
-        LaunchError: the hosts cannot have the plan's ranks.
+        LaunchError: the ranks of the plan cannot be placed on the hosts.
     """
     table = _given_table(args, program)
     if program.device == CPU and table.world != program.world:
@@ -319,7 +319,7 @@ def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: i
 
 
 def plan(job: Job) -> list[dict[str, Any]]:
-    """What would start on this host, rank by rank."""
+    """The commands and variables of each rank that would start on this host."""
     scheduler = (job.master or (LOCAL_SERVER, "(a free port)")) if job.start == "cluster" else None
     return [
         {
@@ -335,7 +335,7 @@ def plan(job: Job) -> list[dict[str, Any]]:
 
 
 def plan_table(job: Job) -> str:
-    """`plan` as text for people: what all ranks of this host share, then what each has of its own."""
+    """`plan` as readable text: what all ranks of this host have in common, then what differs."""
     rows = plan(job)
     shared = {
         name: value

@@ -1,4 +1,4 @@
-"""`pangu logs`: the log of a rank, followed if wished; or the distinct errors of all ranks, explained."""
+"""`pangu logs`: show or follow the log of a rank; or show the distinct errors of all ranks, with explanations."""
 
 import argparse
 import dataclasses
@@ -175,7 +175,7 @@ def _error_lines(error: DistinctError, directory: JobDirectory) -> str:
 
 
 class Counter:
-    """A count on stderr of something that takes more than COUNTER_S; only on terminals."""
+    """Shows the progress of work that takes more than COUNTER_S on stderr, if that is a terminal."""
 
     def __init__(self, what: str):
         self.what, self.began, self.shown = what, time.monotonic(), False

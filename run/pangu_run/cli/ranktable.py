@@ -19,7 +19,7 @@ from pangu_run.rank_table.table import RankTable, check, misplaced, wait_complet
 
 SHOWN_FAULTS = 100
 TIMEOUT_S = 1800.0
-"""As long as HCCL waits for a table that is not completed yet."""
+"""The time for which HCCL waits for a table that is not completed yet."""
 HOSTS_HELP = (
     "names or addresses, separated by commas; or a file with a host on each line, and after it, if wanted, its devices'"
     " addresses, separated by commas"
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
-    """The parser of the verb with those of all actions below it; `main` uses only that of the action that it runs."""
+    """The parser of the verb, with the parsers of all actions as subparsers. `main` uses only the parser of the action
+    that it runs."""
     parser = Parser(prog="pangu ranktable", description=__doc__)
     parser_class: Any = _build  # argparse calls it for each action with the arguments of add_parser
     actions = parser.add_subparsers(metavar="ACTION", parser_class=parser_class)
@@ -74,7 +75,7 @@ def usage() -> str:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, of options that have one."""
+    """Shows the defaults of options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
@@ -97,7 +98,7 @@ def add_make(parser: argparse.ArgumentParser) -> None:
 
 
 def run_make(args: argparse.Namespace) -> int:
-    """Write a table made from hosts and addresses."""
+    """Make a table from hosts and addresses, and write it."""
     hosts, device_ids = read_hosts(args.hosts), read_device_ids(args.devices)
     return _write(
         made_table([host for host, _ in hosts], device_ids, _device_ips(args, hosts, device_ids)).as_dict(), args.output
@@ -136,7 +137,7 @@ def _device_ips(
 
 
 def read_hosts(text: str) -> list[tuple[str, list[str]]]:
-    """Hosts of an option, each with the addresses of its devices where a file has them.
+    """The hosts that an option names, each with the addresses of its devices if a file gives them.
 
     Raises:
         RankTableError: there is no host.
@@ -152,7 +153,7 @@ def read_hosts(text: str) -> list[tuple[str, list[str]]]:
 
 
 def read_device_ids(text: str) -> list[int]:
-    """Devices of an option: "8" stands for 0 to 7; "4-7" and "0,2" name them.
+    """The devices that an option names: "8" means 0 to 7; "4-7" and "0,2" list the devices.
 
     Raises:
         RankTableError: the text is of another form.
@@ -181,7 +182,7 @@ def add_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def run_merge(args: argparse.Namespace) -> int:
-    """Write one table for several."""
+    """Merge several tables, and write the result."""
     return _write(merged([RankTable.read(file) for file in args.files], args.files).as_dict(), args.output)
 
 
@@ -230,7 +231,7 @@ def add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Print every fault; 2 if there are any."""
+    """Print every fault; the exit code is 2 if there are any."""
     if args.config is None and args.overrides:
         raise RankTableError(f"{args.overrides[0]}: overrides change a plan; name the plan by --config")
     plan = program.placement(["--config", args.config, *args.overrides]) if args.config is not None else None
@@ -273,7 +274,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    """Write a table in another form."""
+    """Convert a table to another form, and write it."""
     table = RankTable.read(args.file, lenient=True)
     if args.to not in (None, "1.2") and table.has_super_pods:
         print(
@@ -291,7 +292,7 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
 
 
 def run_wait(args: argparse.Namespace) -> int:
-    """Wait for a completed table, and print meanwhile what is missing."""
+    """Wait until a table is completed; meanwhile print what is missing."""
     require_between("--timeout", args.timeout, 0, MAX_S)
     show(_summary(args.file, wait_completed(args.file, args.timeout, tell)))
     return 0
@@ -305,7 +306,7 @@ def add_order(parser: argparse.ArgumentParser) -> None:
 
 
 def run_order(args: argparse.Namespace) -> int:
-    """Write a table whose ranks are on the devices where a plan wants them."""
+    """Renumber the ranks of a table in the order of a plan, and write it."""
     table = RankTable.read(args.file)
     return _write(
         table.ordered(program.placement(["--config", args.config, *args.overrides]).placement).as_dict(), args.output

@@ -1,5 +1,5 @@
-"""`pangu status`: what the ranks of a job do; exit code 0 where it runs or ended well, 1 where it failed or its
-launcher is gone."""
+"""`pangu status`: show the state of a job's ranks. The exit code is 0 if the job runs or has succeeded, 1 if it failed
+or its launcher is gone."""
 
 import argparse
 import dataclasses
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def show(directory: JobDirectory, as_json: bool) -> JobStatus:
-    """Print the job once."""
+    """Print the status of the job once."""
     status = observe(directory)
     if as_json:
         print(json.dumps(dataclasses.asdict(status), ensure_ascii=False), flush=True)
@@ -73,7 +73,7 @@ def show(directory: JobDirectory, as_json: bool) -> JobStatus:
 
 
 def watch(directory: JobDirectory, interval: float, as_json: bool) -> JobStatus:
-    """Print the job again and again until it is over; on a terminal each time over the last."""
+    """Print the status repeatedly until the job is over; on a terminal, each time in place of the last."""
     drawn = 0
     while True:
         if as_json:
@@ -99,7 +99,7 @@ def _fitting(lines: list[str], height: int) -> list[str]:
 
 
 def status_lines(status: JobStatus) -> list[str]:
-    """The lines of header and table."""
+    """The lines of the header and of the table."""
     return [*_header(status), "", *_table(group_ranks(status.ranks))] if status.ranks else _header(status)
 
 
