@@ -10,16 +10,16 @@ BYTES = 32
 SHELL = f"""# The launchers know each other by it: made when the job starts, in no file.
 export {JOB_SECRET}=${{{JOB_SECRET}:-$(od -An -N{BYTES} -tx1 /dev/urandom | tr -d ' \\n')}}
 """
-"""Lines of bash for a script that starts all launchers."""
+"""Lines of bash that create a secret, for a script that starts all launchers."""
 COMMENT = (
     f"# Give the job {JOB_SECRET} among its environment variables, a random value of 16 characters or more: the"
     " launchers know each other by it.\n"
 )
-"""For a script that runs on each host by itself."""
+"""Comment for a script that runs on each host separately."""
 
 
 def resource(job: str, namespace: str) -> str:
-    """A Kubernetes Secret with a fresh value, as a YAML document before the job's."""
+    """A Kubernetes Secret with a fresh value, as a YAML document to put before that of the job."""
     metadata = {"name": _name(job), "namespace": namespace}
     body = yaml_block(
         {
@@ -37,7 +37,7 @@ def resource(job: str, namespace: str) -> str:
 
 
 def variable(job: str) -> dict[str, Any]:
-    """The variable of a container that has the Secret's value."""
+    """The environment variable of a container with the value of the Secret."""
     return {"name": JOB_SECRET, "valueFrom": {"secretKeyRef": {"name": _name(job), "key": JOB_SECRET}}}
 
 

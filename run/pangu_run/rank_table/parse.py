@@ -9,13 +9,14 @@ Forms (all values are strings):
             "super_pod_list": [{"super_pod_id", "server_list": [{"server_id"}]}].
     group  {"status", "group_count", "group_list": [{"group_name", "device_count", "instance_count",
             "instance_list": [{"pod_name", "server_id", "devices": [{"device_id", "device_ip"}]}]}]}
-           of ModelArts ("template 2"). It has no rank ids: ranks are numbered by the index that ends pod_name, then by
-           device_id, as ModelArts' own conversion does. HCCL reading this form itself numbers servers in order of
-           server_id, so that the two may differ; so it should be converted. With "rank_id" in every instance, of one
-           device each, it is the "lab" form of the first hccl_tools.
+           of ModelArts ("template 2"). It has no rank ids: ranks are numbered by the index at the end of pod_name, then
+           by device_id, as ModelArts' own conversion does. If HCCL reads this form itself, it numbers servers in order
+           of server_id, which may give other ranks, so the table should be converted. If every instance has one device
+           and a "rank_id", it is the "lab" form of the first hccl_tools.
 
 Source: CANN HCCL, topoinfo_ranktable{Parser,Concise,Standard}.cc; Ascend Operator, ranktable/common; ModelArts
-documentation, "RANK_TABLE_FILE". The group form is from documentation and public sources, not tried on ModelArts.
+documentation, "RANK_TABLE_FILE". The group form follows documentation and public sources and was not tested on
+ModelArts.
 """
 
 import json

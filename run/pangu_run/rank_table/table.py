@@ -76,8 +76,8 @@ class RankTable:
 
         Args:
             path: the file.
-            lenient: accept what is mended by writing the table again: numbers that should be strings, a byte order
-                mark, no version, no status.
+            lenient: accept faults that are corrected when the table is written again: numbers instead of strings, a
+                byte order mark, a missing version or status.
 
         Raises:
             RankTableError: the file has faults; the message names up to SHOWN_FAULTS of them.
