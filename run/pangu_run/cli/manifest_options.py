@@ -76,33 +76,33 @@ class ManifestParser(arguments.Parser):
             type=int,
             default=3,
             metavar="N",
-            help="restarts by the launcher, from the last valid checkpoint",
+            help="number of restarts by the launcher, from the last valid checkpoint",
         )
         run.add_argument(
             "--master-port",
             type=int,
             default=8118,
             metavar="PORT",
-            help="port of MindSpore's scheduler; the next one is the launchers'",
+            help="port of MindSpore's scheduler; the launchers use the next one",
         )
         run.add_argument(
             "--grace",
             type=int,
             default=300,
             metavar="SECONDS",
-            help="time to end a step and commit a checkpoint when asked to stop",
+            help="time for finishing the step and committing a checkpoint after a request to stop",
         )
         run.add_argument(
             "--env",
             action="append",
             metavar="NAME=VALUE",
             default=NOTHING,
-            help="variable of the job; may be given several times",
+            help="environment variable of the job; may be given several times",
         )
         own.add_argument(
-            "--output", action=NewFile, default="-", metavar="FILE", help="new file to write it to; - is the terminal"
+            "--output", action=NewFile, default="-", metavar="FILE", help="new file for the manifest; - is the terminal"
         )
-        own.add_argument("--json", action="store_true", help="print what was written, and how to submit it, as JSON")
+        own.add_argument("--json", action="store_true", help="print the file and how to submit it as JSON")
 
     def add_requeues(self) -> None:
         """Add --max-requeues, for kinds whose scheduler can start a stopped job again."""

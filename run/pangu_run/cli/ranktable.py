@@ -21,12 +21,12 @@ SHOWN_FAULTS = 100
 TIMEOUT_S = 1800.0
 """The time for which HCCL waits for a table that is not completed yet."""
 HOSTS_HELP = (
-    "names or addresses, separated by commas; or a file with a host on each line, and after it, if wanted, its devices'"
-    " addresses, separated by commas"
+    "names or addresses, separated by commas; or a file with a host on each line, optionally followed by the addresses"
+    " of its devices, separated by commas"
 )
 IPS_HELP = (
-    "addresses, host by host, in order of --devices, separated by commas; `none` for one server without; without this"
-    " option: this host's are looked up"
+    "addresses, host by host, in order of --devices, separated by commas; `none` for a single server without addresses;"
+    " without this option the addresses of this host are looked up"
 )
 
 
@@ -85,14 +85,17 @@ def add_make(parser: argparse.ArgumentParser) -> None:
     """Options of `make`."""
     parser.add_argument("--hosts", required=True, metavar="LIST|FILE", help=HOSTS_HELP)
     parser.add_argument(
-        "--devices", default="8", metavar="N|IDS", help="devices of each host: how many, or which (4-7 or 0,2)"
+        "--devices", default="8", metavar="N|IDS", help="devices of each host: their number, or a list (4-7 or 0,2)"
     )
     parser.add_argument("--device-ips", metavar="LIST", help=IPS_HELP)
     parser.add_argument(
-        "--hccn-conf", default=HCCN_CONF, metavar="FILE", help="where this host has its devices' addresses"
+        "--hccn-conf", default=HCCN_CONF, metavar="FILE", help="file with the addresses of this host's devices"
     )
     parser.add_argument(
-        "--hccn-tool", default=HCCN_TOOL, metavar="PROGRAM", help="who is asked for addresses that are not there"
+        "--hccn-tool",
+        default=HCCN_TOOL,
+        metavar="PROGRAM",
+        help="program that is asked for addresses that --hccn-conf does not have",
     )
     _add_output(parser)
 
@@ -176,7 +179,7 @@ def read_device_ids(text: str) -> list[int]:
 def add_merge(parser: argparse.ArgumentParser) -> None:
     """Options of `merge`."""
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="tables, in the order in which their ranks are counted"
+        "files", nargs="+", metavar="FILE", help="tables, in the order in which their ranks are numbered"
     )
     _add_output(parser)
 
@@ -225,7 +228,7 @@ def run_show(args: argparse.Namespace) -> int:
 def add_check(parser: argparse.ArgumentParser) -> None:
     """Options of `check`."""
     _add_file(parser)
-    parser.add_argument("--world", type=int, metavar="N", help="number of ranks that it must have")
+    parser.add_argument("--world", type=int, metavar="N", help="number of ranks that the table must have")
     _add_config(parser, required=False)
     _add_json(parser)
 
@@ -288,7 +291,7 @@ def run_convert(args: argparse.Namespace) -> int:
 def add_wait(parser: argparse.ArgumentParser) -> None:
     """Options of `wait`."""
     _add_file(parser)
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="how long, s")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds to wait")
 
 
 def run_wait(args: argparse.Namespace) -> int:

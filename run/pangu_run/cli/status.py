@@ -19,7 +19,7 @@ from pangu_run.report.log_errors import failure_lines, failure_summary
 from pangu_run.report.observe import observe
 from pangu_run.report.status import GONE, STUCK, JobStatus, Rank, clock, duration, group_ranks, ranks_text
 
-PLOT_HELP = "also draw steps over time and events into this new file (.png, .svg, .pdf; needs matplotlib)"
+PLOT_HELP = "also plot steps over time and events to this new file (.png, .svg, .pdf; needs matplotlib)"
 COLUMNS = ("rank", "host", "device", "state", "phase", "step", "tokens/s", "last beat", "")
 
 
@@ -30,10 +30,12 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="on a terminal redraw until the job ends; with --json print a line each time",
+        help="show the status repeatedly until the job ends; with --json print a line each time",
     )
-    parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks of --watch")
-    parser.add_argument("--json", action="store_true", help="print JSON, all ranks")
+    parser.add_argument(
+        "--interval", type=float, default=2.0, metavar="S", help="seconds between two updates of --watch"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON with all ranks")
     parser.add_argument("--plot", action=NewFile, metavar="FILE", default=argparse.SUPPRESS, help=PLOT_HELP)
     return parser
 
