@@ -32,8 +32,8 @@ FORMAT_VERSION = 1
 EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")
 """started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step,
 tokens_per_second). checkpoint: step. slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank
-(the first cause; None where a host did not come), host, log, ranks (all at fault), step, phase, summary (a line), words
-(last lines). signal: name, host. restart: wait_s, reason. ended: exit_code."""
+(the first cause; None if a host did not connect), host, log, ranks (all ranks at fault), step, phase, summary (one
+line), words (the last lines of the log). signal: name, host. restart: wait_s, reason. ended: exit_code."""
 STATUS_S, STEP_EVENT_S = 1.0, 10.0
 LONGEST_EVENT = 1 << 20  # bytes
 RATE_EVENTS = 30
@@ -106,7 +106,7 @@ class JobDirectory:
         """The job directory at `where`, which may also be the run directory that contains it.
 
         Raises:
-            LaunchError: there is none.
+            LaunchError: there is no job directory.
         """
         for path in (Path(where) / NAME, Path(where)):
             if (path / "job.json").is_file():
@@ -141,7 +141,7 @@ class JobDirectory:
             files.write_text(self.path / "config.yaml", config)
         if rank_table := description.get("rank_table"):
             files.write_json(self.path / "rank_table.json", rank_table)
-        self._append("\n")  # ends the line in the middle of which an earlier launcher may have been killed
+        self._append("\n")  # ends the line that an earlier launcher may have left unfinished when it was killed
 
     def write_event(self, event: str, attempt: int, **facts: Any) -> None:
         """Append an event."""
@@ -161,15 +161,15 @@ class JobDirectory:
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace the status: {"time", "attempt", "state", "exit_code", "ranks": [{"rank", "host", "device", "pid",
         "state", "phase", "step", "tokens_per_second", "beat" (time of the last heartbeat on its host's clock, s),
-        "silent_s" (since it came, on the leader's), "exit_code"}]}; what is not known is None. It is written whole, but
-        not flushed to disk: the next one comes soon."""
+        "silent_s" (seconds since it arrived, on the leader's clock), "exit_code"}]}; unknown values are None. The file
+        is written atomically, but not flushed to disk, since the next status follows soon."""
         files.write_bytes(self.path / "status.json", json.dumps(status, ensure_ascii=False).encode(), durable=False)
 
     def job(self) -> dict[str, Any]:
         """Content of job.json.
 
         Raises:
-            LaunchError: there is none, it is damaged, or a newer version of this program wrote it.
+            LaunchError: job.json does not exist, is damaged, or was written by a newer version of this program.
         """
         path = self.path / "job.json"
         try:

@@ -105,5 +105,5 @@ def _answer(done: subprocess.CompletedProcess[str]) -> Program:
         raise LaunchError(
             f"{sys.executable} -m {MODULE}: no description but {done.stdout.strip()[:80]!r}; {advice}"
         ) from None
-    answer["argv"] = answer.pop("words", ())  # as the program calls it
+    answer["argv"] = answer.pop("words", ())  # the name of this field in the program's answer
     return Program(**{field.name: answer[field.name] for field in fields(Program) if field.name in answer})

@@ -236,7 +236,7 @@ def program_options(args: argparse.Namespace) -> list[str]:
 
 
 def cluster(args: argparse.Namespace, program: Program) -> tuple[RankTable, int]:
-    """Which device of which host has which rank, and which of the hosts this is.
+    """The rank table of the job (the device and host of each rank), and the index of this host.
 
     Raises:
         RankTableError: the table has faults, other devices than the plan, or not this host.

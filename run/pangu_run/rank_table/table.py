@@ -1,4 +1,4 @@
-"""Rank tables: which device of which server has which rank.
+"""Rank tables: they assign a rank to each device of each server.
 
 A table is read in any form (see parse.py), checked completely, and written as form 1.2 if there are super pods, else as
 1.0 (see forms.py).

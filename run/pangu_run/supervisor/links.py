@@ -419,7 +419,7 @@ def require_reachable(host: str, servers: Sequence[str]) -> None:
 
 
 def _is_loopback(host: str) -> bool | None:
-    """Whether a name stands for a loopback address; None where it cannot be resolved here."""
+    """Whether a name resolves to a loopback address; None if it cannot be resolved on this host."""
     try:
         return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
     except OSError:
