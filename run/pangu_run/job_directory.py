@@ -1,4 +1,4 @@
-"""OUTPUT/job: what a launcher writes of a job, and what `pangu status`, `pangu logs` and people read.
+"""OUTPUT/job: the files that a launcher writes about a job, which `pangu status`, `pangu logs` and people read.
 
 job.json          of the last launch here: id, time of start, command, world, hosts, versions, environment (what the
                   run depends on, secrets masked), ...; only its owner can read it
@@ -32,12 +32,12 @@ FORMAT_VERSION = 1
 EVENTS = ("started", "ready", "step", "checkpoint", "slow", "hang", "failure", "signal", "restart", "ended")
 """started: an attempt begins (hosts, world). ready: all ranks have begun. step: every STEP_EVENT_S seconds (step,
 tokens_per_second). checkpoint: step. slow: rank, seconds, median. hang: ranks, phase, step. failure: kind, code, rank
-(the first cause; None where a host did not come), host, log, ranks (all at fault), step, phase, summary (a line), words
-(last lines). signal: name, host. restart: wait_s, reason. ended: exit_code."""
+(the first cause; None if a host did not connect), host, log, ranks (all ranks at fault), step, phase, summary (one
+line), words (the last lines of the log). signal: name, host. restart: wait_s, reason. ended: exit_code."""
 STATUS_S, STEP_EVENT_S = 1.0, 10.0
 LONGEST_EVENT = 1 << 20  # bytes
 RATE_EVENTS = 30
-"""How many of the last step events the remaining time is estimated from."""
+"""Number of recent step events from which the remaining time is estimated."""
 
 STATES = ("starting", "running", "stopping", "waiting", "ended")
 STARTING, RUNNING, STOPPING, WAITING, ENDED = STATES
@@ -84,7 +84,7 @@ _EVENT_FORMS: dict[str, Form] = {
         "summary": (str, None),
     },
 }
-"""The fields that readers rely on, checked since a crash or another program may have left something else."""
+"""The fields that readers rely on. They are checked, since a crash or another program may have left other content."""
 
 
 class JobDirectory:
@@ -103,10 +103,10 @@ class JobDirectory:
 
     @classmethod
     def find(cls, where: Path | str) -> "JobDirectory":
-        """The job directory at `where`, which may be the run's directory above it.
+        """The job directory at `where`, which may also be the run directory that contains it.
 
         Raises:
-            LaunchError: there is none.
+            LaunchError: there is no job directory.
         """
         for path in (Path(where) / NAME, Path(where)):
             if (path / "job.json").is_file():
@@ -121,15 +121,14 @@ class JobDirectory:
         return self.path / "logs"
 
     def rank_log(self, rank: int) -> Path:
-        """What a rank wrote last."""
+        """The current log file of a rank."""
         return self.logs / f"rank_{rank}" / "output.log"
 
     def write_job(self, description: Mapping[str, Any]) -> None:
-        """What is known before ranks start: job.json, with "config" (YAML text) and "rank_table" in files of their own
-        where they are given.
+        """Write what is known before ranks start: job.json, and "config" (YAML text) and "rank_table" in separate files
+        if they are given.
 
-        Nothing of an earlier launch is left but its events and its logs. Later events are of the launch with the "id"
-        that is given here.
+        Of an earlier launch only events and logs are kept. Later events belong to the launch with the "id" given here.
         """
         self._launch = description.get("id")
         with files.writing(self.path):
@@ -142,7 +141,7 @@ class JobDirectory:
             files.write_text(self.path / "config.yaml", config)
         if rank_table := description.get("rank_table"):
             files.write_json(self.path / "rank_table.json", rank_table)
-        self._append("\n")  # ends the line in the middle of which an earlier launcher may have been killed
+        self._append("\n")  # ends the line that an earlier launcher may have left unfinished when it was killed
 
     def write_event(self, event: str, attempt: int, **facts: Any) -> None:
         """Append an event."""
@@ -162,15 +161,15 @@ class JobDirectory:
     def write_status(self, status: dict[str, Any]) -> None:
         """Replace the status: {"time", "attempt", "state", "exit_code", "ranks": [{"rank", "host", "device", "pid",
         "state", "phase", "step", "tokens_per_second", "beat" (time of the last heartbeat on its host's clock, s),
-        "silent_s" (since it came, on the leader's), "exit_code"}]}; what is not known is None. It is written whole, but
-        not flushed to disk: the next one comes soon."""
+        "silent_s" (seconds since it arrived, on the leader's clock), "exit_code"}]}; unknown values are None. The file
+        is written atomically, but not flushed to disk, since the next status follows soon."""
         files.write_bytes(self.path / "status.json", json.dumps(status, ensure_ascii=False).encode(), durable=False)
 
     def job(self) -> dict[str, Any]:
         """Content of job.json.
 
         Raises:
-            LaunchError: there is none, it is damaged, or a newer version of this program wrote it.
+            LaunchError: job.json does not exist, is damaged, or was written by a newer version of this program.
         """
         path = self.path / "job.json"
         try:
@@ -184,14 +183,14 @@ class JobDirectory:
         return found
 
     def status(self) -> dict[str, Any] | None:
-        """Content of status.json; None where there is none yet. It is written without a flush, so a power cut may
-        damage it: then None, too, with a warning."""
+        """Content of status.json; None if there is none yet. The file is not flushed to disk, so a power cut may damage
+        it: then the result is None, too, and a warning is logged."""
         try:
             return small_json.read_object(self.path / "status.json", False, _STATUS_FORM)
         except small_json.Missing:
             return None
         except ValueError as error:
-            if not self._warned:  # once, not every time that it is read
+            if not self._warned:  # warn once, not at every read
                 _log.warning(
                     "%s: is damaged (%s), as a crash may leave it; taken as not there", self.path / "status.json", error
                 )
@@ -199,24 +198,25 @@ class JobDirectory:
             return None
 
     def began(self) -> float:
-        """When the last launch began: files whose time of modification is earlier are not of it.
+        """When the last launch began: files with an earlier modification time do not belong to it.
 
-        Of the launcher's time and the file system's the earlier one: their clocks may differ, and in a copied directory
-        all files are new.
+        This is the earlier one of the launcher's time and the file system's time, since their clocks may differ, and
+        all files of a copied directory are new.
         """
         return min(self.job().get("time") or 0.0, (self.path / "job.json").stat().st_mtime)
 
     def events(self, launch: str | None = None) -> list[dict[str, Any]]:
-        """All events; a line that a crash cut off or emptied, or that is being written, is left out.
+        """All events, without lines that a crash damaged or that are still being written.
 
         Args:
-            launch: "id" of job.json, for the events of that launch alone; None for those of all launches here.
+            launch: "id" of job.json for the events of that launch only; None for those of all launches in this
+                directory.
         """
         return [event for event, _ in self._read_from(0) if launch in (None, event.get("id"))]
 
     def latest_events(self, launch: str | None = None) -> list[dict[str, Any]]:
-        """As `events`, but of step events only the last RATE_EVENTS, which come after all others. The file is read on
-        from where the last call ended."""
+        """Like `events`, but only the last RATE_EVENTS step events, placed after all other events. Reading continues
+        where the last call ended."""
         path = self.path / "events.jsonl"
         if path.exists() and path.stat().st_size < self._end:  # the directory was replaced
             self._reset_events()
@@ -226,8 +226,8 @@ class JobDirectory:
         return [event for event in (*self._others, *self._steps) if launch in (None, event.get("id"))]
 
     def _read_from(self, offset: int) -> Iterator[tuple[dict[str, Any], int]]:
-        """Events from an offset in the file on, each with the offset where its line ends. A line that is still being
-        written is not JSON yet, and is left out."""
+        """Events from an offset in the file, each with the offset of the end of its line. A line that is still being
+        written is not valid JSON yet and is left out."""
         path = self.path / "events.jsonl"
         if not path.exists():
             return

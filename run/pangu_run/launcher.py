@@ -1,5 +1,5 @@
-"""Run a job's ranks of this host until they end, as the leader or as a host that follows the leader. The Python entry
-of the launch layer."""
+"""Entry points for Python: run this host's ranks of a job until they end. The launcher of the first host leads, the
+other launchers follow it."""
 
 import asyncio
 import contextlib
@@ -27,16 +27,16 @@ from pangu_run.supervisor.terminal import Terminal
 
 LOCAL_SERVER = "localhost"
 GONE_S, TAKEOVER_S = 2.5, 15.0
-"""How long the status of another launcher must not have changed before this one takes over the directory: where its
-process is gone, and where that cannot be told."""
+"""Seconds for which another launcher's status must be unchanged before this launcher takes over the directory: GONE_S
+if the other launcher's process is known to be gone, else TAKEOVER_S."""
 
 
 def run_job(job: Job) -> int:
     """Run a job; call this from the main thread.
 
-    SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop all ranks of all hosts, and the launcher waits for them to save; a second
-    SIGINT ends them at once. The first cause of a failure is told on stderr. Whatever happens, none of this host's
-    ranks is left.
+    SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop all ranks of all hosts, and the launcher waits until they have saved; a
+    second SIGINT ends them at once. The first cause of a failure is reported on stderr. When this function ends, in
+    whatever way, no rank of this host is left running.
 
     Returns:
         0; the exit code of the rank that failed first, 128 + N where signal N killed it; or a code of
@@ -63,9 +63,10 @@ def run_job(job: Job) -> int:
 
 
 def require_alone(directory: JobDirectory) -> None:
-    """Raise LaunchError if another launcher works in the same directory: both would write the same checkpoints.
+    """Raise LaunchError if another launcher uses the same directory, since both would write the same checkpoints.
 
-    A status that changes shows that. Takes up to TAKEOVER_S where a launcher of another host was killed.
+    A status that changes shows that another launcher is running. The check takes up to TAKEOVER_S if a launcher of
+    another host was killed.
     """
     status = directory.status()
     if not (directory.path / "status.json").exists() or status and status["state"] == ENDED:
@@ -73,8 +74,9 @@ def require_alone(directory: JobDirectory) -> None:
     try:
         job = directory.job()
     except LaunchError:
-        job = {}  # a crash emptied it: which launcher it was is not known, but the status shows whether it lives
-    # A process that is not seen may still live in another container of the same host name; so this only waits less.
+        job = {}  # a crash emptied job.json; the status still shows whether that launcher is alive
+    # A process that is not visible may be alive in another container with the same host name, so it is still waited
+    # for, but for a shorter time.
     gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(job.get("launcher_pid") or 0)
     deadline = time.monotonic() + (GONE_S if gone else TAKEOVER_S)
     while time.monotonic() < deadline:
@@ -96,13 +98,13 @@ def run_ranks(
     environment: Mapping[str, str] | None = None,
     **options: Any,
 ) -> int:
-    """Run processes of this machine under MindSpore's scheduler, as `run_job` does.
+    """Run the ranks of a job of this machine alone, under MindSpore's scheduler; see `run_job`.
 
     Args:
-        argv: arguments of `python` of a rank: ("-m", MODULE, ...) or ("-c", PROGRAM, ...).
-        num_ranks: how many.
+        argv: for a rank the arguments of `python`: ("-m", MODULE, ...) or ("-c", PROGRAM, ...).
+        num_ranks: number of ranks.
         directory: the job directory.
-        environment: variables beside the present ones and those of MindSpore's cluster (MS_ROLE, RANK_ID, ...).
+        environment: variables in addition to those of this process and of MindSpore's cluster (MS_ROLE, RANK_ID, ...).
         options: further fields of `Job`.
     """
     ranks = [DeviceAssignment(rank, LOCAL_SERVER, rank) for rank in range(num_ranks)]
@@ -110,22 +112,23 @@ def run_ranks(
 
 
 class Signals:
-    """The stop signals that this launcher got, and who handles them."""
+    """The stop signals that this launcher has received, and their handler."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self._handler: Callable[[str], object] | None = None
 
     def note(self, name: str) -> None:
-        """Take in a signal; for `stop_signals.handled`. SIGHUP, of a terminal that went away, stops ranks as SIGTERM
-        does."""
+        """Record a signal; passed to `stop_signals.handled`. SIGHUP (the terminal was closed) stops ranks like
+        SIGTERM."""
         self.names.append("SIGTERM" if name == "SIGHUP" else name)
         if self._handler:
             self._handler(self.names[-1])
 
     @contextlib.contextmanager
     def passed_on(self, handler: Callable[[str], None]) -> Iterator[None]:
-        """Within this context call `handler` in the running event loop for each signal, those from before included."""
+        """Within this context, call `handler` in the running event loop for each signal, including those received
+        before."""
         loop = asyncio.get_running_loop()
         self._handler = lambda name: loop.call_soon_threadsafe(handler, name)  # also wakes a loop that waits
         try:
@@ -147,7 +150,7 @@ async def _lead(job: Job, signals: Signals) -> int:
 
 
 async def _follow(job: Job, signals: Signals) -> int:
-    """Follow the leader until it says how the job ended, or is gone."""
+    """Follow the leader until it reports the end of the job, or the connection to it is lost."""
     terminal = Terminal(job.stream_rank)
     try:
         link = await join(job, signals.names)
@@ -179,7 +182,7 @@ async def _follow_leader(job: Job, terminal: Terminal, link: HostLink, signals: 
         )
         return EXIT_HOST
     finally:
-        leaving = True  # the exits of the ranks that are killed here are no failures, so they are not sent
+        leaving = True  # the ranks are killed below; their exits are no failures and are not sent
         keep_alive.cancel()
         agent.kill()
         agent.disk.close(CLOSE_S)

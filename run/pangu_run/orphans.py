@@ -1,8 +1,8 @@
-"""No process of a job outlives its launcher: not the children of ranks, not those with sessions of their own, and not
-where the launcher is killed.
+"""Ensures that no process of a job outlives its launcher, even if the launcher is killed: neither ranks nor their
+children, also those in sessions of their own.
 
-Every process of a job inherits the variable PANGU_JOB. A guard, which is a process of its own, reads from a pipe that
-the launcher holds open; when the pipe ends, it kills every process that still has that variable.
+Every process of a job inherits the variable PANGU_JOB. A separate guard process reads from a pipe that the launcher
+holds open. When the pipe is closed, the guard kills every process that still has the variable with the id of the job.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from pangu_ms.core.isolated import python_command, python_environment
 JOB = "PANGU_JOB"
 """Variable with the id of the job that a process belongs to."""
 MAX_SWEEPS, PAUSE_S = 50, 0.05
-"""How often, and with which pause, the processes of a job are looked for and killed: 2.5 s in all."""
+"""Number of times that a job's processes are searched and killed, and seconds between two of them: 2.5 s in all."""
 
 
 def job_processes(job: str) -> list[int]:
@@ -47,7 +47,8 @@ def kill_job_processes(job: str) -> None:
 
 @contextlib.contextmanager
 def guarded(job: str) -> Iterator[None]:
-    """Watch this process by a guard within this context; after it, however it ends, no process of the job is left."""
+    """Start a guard of this process for this context. After the context, however it ends, no process of the job is
+    left."""
     reader, writer = os.pipe()
     command = python_command("pangu_run.orphans", str(reader), job)
     guard = subprocess.Popen(
@@ -68,9 +69,9 @@ def guarded(job: str) -> Iterator[None]:
 
 
 def main() -> None:
-    """The guard."""
+    """Program of the guard process."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # a signal to all processes of a job does not end the guard
+        signal.signal(number, signal.SIG_IGN)  # a signal sent to all processes of a job must not end the guard
     os.read(int(sys.argv[1]), 1)
     kill_job_processes(sys.argv[2])
 

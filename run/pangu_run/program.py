@@ -1,7 +1,7 @@
-"""What a launcher asks the program that it is to start: how many ranks it needs, on which devices, and with which
-arguments.
+"""Questions that a launcher asks the program that it is about to start: how many ranks it needs, on which devices, and
+with which arguments.
 
-The program is asked in a subprocess, so that the launch layer imports nothing of it.
+The program answers in a subprocess, so that the launch layer imports nothing of it.
 """
 
 import json
@@ -23,20 +23,20 @@ CPU = "CPU"
 
 @dataclass(frozen=True)
 class Program:
-    """What the program needs."""
+    """The ranks, devices and arguments that a program needs."""
 
     world: int
     device: str
     """CPU or Ascend."""
     placement: Sequence[tuple[int, int]]
-    """(server, device), counted from 0, that each rank should have."""
+    """For each rank its (server, device), both counted from 0."""
     devices_per_server: int
     chip: str = ""
-    """ascend910, ascend910b, or nothing where the configuration does not say."""
+    """ascend910 or ascend910b; empty if the configuration does not say."""
     unchecked: Sequence[str] = ()
-    """Paths that were not looked at."""
+    """Paths that were not checked."""
     argv: Sequence[str] = ()
-    """Its arguments, after the verb."""
+    """Arguments of the program, after the verb."""
     output: str = ""
     config: str = ""
     """YAML text of the resolved configuration."""
@@ -45,20 +45,20 @@ class Program:
 
 
 class Refused(SystemExit):
-    """The program has found a mistake of the user's and told it in a line of its own."""
+    """The program has found a user's mistake and reported it on stderr itself."""
 
 
 def describe(argv: Sequence[str], *options: str) -> Program:
-    """Ask about `train ARGV`: the program checks everything that a run needs, and may prepare records, with its
+    """Ask about `train ARGV`. The program checks everything that a run needs, and may prepare records; it shows its
     progress on stderr.
 
     Args:
         argv: arguments of `train`.
-        options: --num-ranks N, --device D, --smoke, --follower (write nothing), --skip-paths (look at no path).
+        options: --num-ranks N, --device D, --smoke, --follower (write nothing), --skip-paths (check no path).
 
     Raises:
-        Refused: the arguments have a mistake, which is told on stderr.
-        LaunchError: the program is not installed here, or broke.
+        Refused: the arguments have a mistake, which the program has reported on stderr.
+        LaunchError: the program is not installed on this host, or failed.
     """
     marker = uuid.uuid4().hex
     with orphans.guarded(marker):  # preparing records starts processes
@@ -70,14 +70,14 @@ def describe(argv: Sequence[str], *options: str) -> Program:
 
 
 def placement(argv: Sequence[str], *options: str) -> Program:
-    """Ask only where the ranks of a configuration go, which is quick.
+    """Ask only for the placement of the ranks of a configuration, which is quick.
 
     Args:
         argv: arguments of `train`: --config NAME and overrides at least.
         options: as in `describe`.
 
     Raises:
-        LaunchError: the arguments have a mistake, or the program is not installed here, or broke.
+        LaunchError: the arguments have a mistake, or the program is not installed on this host, or failed.
     """
     command = _command(argv, *options, "--placement")
     done = subprocess.run(command, env=python_environment(), capture_output=True, text=True)
@@ -105,5 +105,5 @@ def _answer(done: subprocess.CompletedProcess[str]) -> Program:
         raise LaunchError(
             f"{sys.executable} -m {MODULE}: no description but {done.stdout.strip()[:80]!r}; {advice}"
         ) from None
-    answer["argv"] = answer.pop("words", ())  # as the program calls it
+    answer["argv"] = answer.pop("words", ())  # the name of this field in the program's answer
     return Program(**{field.name: answer[field.name] for field in fields(Program) if field.name in answer})

@@ -1,10 +1,10 @@
-"""Names and addresses of this machine, to find it among the servers of a rank table or the hosts of a job."""
+"""Names and addresses of this machine, by which it is found among the servers of a rank table or the hosts of a job."""
 
 import socket
 
 
 def addresses() -> list[str]:
-    """IP addresses of this host's interfaces, without their zones."""
+    """IP addresses of this host's interfaces, without IPv6 zones."""
     import psutil
 
     found = []
@@ -16,6 +16,6 @@ def addresses() -> list[str]:
 
 
 def names() -> list[str]:
-    """Host name, whole and without its domain, then the addresses; each once."""
+    """The full host name, the host name without its domain, and the addresses, without duplicates."""
     host = socket.gethostname()
     return list(dict.fromkeys([host, host.partition(".")[0], *addresses()]))

@@ -1,4 +1,4 @@
-"""`pangu doctor`: look at this host before a job, and say each fault with its fix."""
+"""`pangu doctor`: check this host before a job, and report each fault with its fix."""
 
 import argparse
 import json
@@ -32,12 +32,12 @@ COLOURS = {OK: "\033[32m", WARN: "\033[33m", FAIL: "\033[31m"}
 EXIT_FAILED = 1
 _WIDTH = 26
 _EPILOG = """exit code: 0, or 1 with any FAIL.
-With --output DIR on a shared disk, run it on every server: each leaves DIR/job/doctor/HOST.json, and each compares \
-itself with those that are there."""
+If --output DIR is on a shared disk, run the doctor on every server: each run writes DIR/job/doctor/HOST.json, and \
+compares its host with the files that exist."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, except of options whose help says what their absence means."""
+    """Shows defaults, except for options whose help says what happens without them."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
@@ -59,19 +59,21 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--master-address",
         metavar="HOST",
-        help="where the first host is reached (default: its name in the table or in --hosts)",
+        help="address of the first host (default: its name in the table or in --hosts)",
     )
-    parser.add_argument(
-        "--config", help="configuration of the run: are its ranks those of the rank table (default: none)"
-    )
+    parser.add_argument("--config", help="configuration of the run, compared with the rank table (default: none)")
     output = (
-        "directory of the run: room, speed, clock, and which hosts see it; made if it is not there (default: not"
-        " looked at)"
+        "directory of the run, whose free space, speed, clock and sharing between hosts are checked; created if it does"
+        " not exist (default: not checked)"
     )
     parser.add_argument("--output", type=Path, help=output)
-    parser.add_argument("--device", choices=("cpu", "ascend"), help="what the job needs (default: what is there)")
     parser.add_argument(
-        "--master-port", type=int, default=8118, help="port of MindSpore's scheduler; the launcher takes the next one"
+        "--device",
+        choices=("cpu", "ascend"),
+        help="device that the job needs (default: ascend if this host has devices)",
+    )
+    parser.add_argument(
+        "--master-port", type=int, default=8118, help="port of MindSpore's scheduler; the leader uses the next one"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of lines")
     return parser
@@ -99,7 +101,7 @@ def main(argv: list[str]) -> int:
 
 
 def site_of(options: argparse.Namespace) -> Site:
-    """What the options say of the job, and this host."""
+    """The job as the options describe it, and this host."""
     table, fault = None, None
     if options.rank_table:
         from pangu_run.rank_table import RankTable
@@ -125,7 +127,7 @@ def site_of(options: argparse.Namespace) -> Site:
 
 
 def examine(site: Site) -> Iterator[tuple[str, list[Line]]]:
-    """All checks, one kind after the other."""
+    """Run all checks, one kind after the other."""
     for kind, checks in KINDS.items():
         yield kind, [line for check in checks for line in run_check(check, site)]
 

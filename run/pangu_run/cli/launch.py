@@ -1,13 +1,13 @@
 """`pangu launch [options] train ...`: start a run on all devices of a cluster, or on CPU processes, and watch it to its
 end.
 
-One launcher runs on each host, with the same words everywhere; that of the first host leads. Exit code: 0; that of the
-rank that failed first, or 128 + N where signal N killed it; 2 for a mistake; 69 for a host that did not come or was
-lost; 75 when stopped by SIGTERM, SIGINT or SIGUSR1 with the run's state saved, so that a scheduler may start it again;
-124 for a rank that hung.
+Run the same command on each host; the launcher of the first host is the leader. Exit codes: 0 if all ranks succeeded;
+the exit code of the rank that failed first, or 128 + N if signal N killed it; 2 for a user's mistake; 69 if a host did
+not connect in time or was lost; 75 if SIGTERM, SIGINT, SIGUSR1 or SIGHUP stopped the job and its state is saved, so
+that a scheduler can start it again; 124 if a rank hung.
 
-Launchers of several hosts know each other by PANGU_JOB_SECRET, the same random value (`openssl rand -hex 32`) in the
-environment of each.
+PANGU_JOB_SECRET authenticates the launchers of several hosts to each other: set it to the same random value
+(`openssl rand -hex 32`) in the environment of each.
 """
 
 import argparse
@@ -42,7 +42,7 @@ NUMBERS |= dict.fromkeys(("hang_timeout", "start_timeout", "stop_timeout", "host
 
 
 class Parser(arguments.Parser):
-    """Its message on an unknown option says where the option may belong."""
+    """A parser whose message on an unknown option says where the option may belong."""
 
     def _nearest(self, message: str) -> str:
         where = (
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
 
 
 def launch(args: argparse.Namespace) -> int:
-    """Find out which ranks this host has, and run them."""
+    """Determine the ranks of this host, and run them."""
     require_long(job_secret())
     options = program_options(args)
     table, here = cluster(args, placement(args.argv, *options))
@@ -84,14 +84,17 @@ def build_parser() -> Parser:
     parser = Parser(prog="pangu launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     where = parser.add_argument_group("where ranks run (default: this host)")
     where.add_argument(
-        "--rank-table", type=Path, metavar="FILE", help="rank table; its devices get ranks in the plan's order"
+        "--rank-table",
+        type=Path,
+        metavar="FILE",
+        help="rank table; ranks are assigned to its devices in the plan's order",
     )
     where.add_argument(
         "--wait-table",
         type=float,
         default=0,
         metavar="S",
-        help="wait so long for a table that is not completed yet (default: %(default)s)",
+        help="seconds to wait for a table that is not completed yet (default: %(default)s)",
     )
     where.add_argument("--hosts", metavar="A,B", help="hosts without a rank table; the first one leads")
     where.add_argument(
@@ -104,36 +107,36 @@ def build_parser() -> Parser:
     where.add_argument(
         "--smoke",
         action="store_true",
-        help="try a cluster's configuration on this CPU: a thinned model, a few steps, 2 ranks",
+        help="try a cluster's configuration on this CPU: a smaller model, a few steps, 2 ranks",
     )
     start = parser.add_argument_group("how they start")
     start.add_argument(
         "--start",
         choices=("rank-table", "cluster"),
-        help="how ranks find each other on Ascend (default: rank-table where one is given)",
+        help="how ranks find each other on Ascend (default: rank-table if one is given, else cluster)",
     )
     start.add_argument(
         "--master-address",
         metavar="HOST",
-        help="where the first host is reached (default: its name in the table or in --hosts)",
+        help="address of the first host (default: its name in the table or in --hosts)",
     )
     start.add_argument(
         "--master-port",
         type=int,
         default=8118,
         metavar="P",
-        help="MindSpore's scheduler; the leader has the next port (default: %(default)s)",
+        help="port of MindSpore's scheduler; the leader uses the next one (default: %(default)s)",
     )
     start.add_argument(
         "--bind",
         choices=("numa", "none"),
-        help="keep ranks to cores of their NUMA node (default: numa on Ascend, none on CPU)",
+        help="bind ranks to cores of their NUMA node (default: numa on Ascend, none on CPU)",
     )
     start.add_argument("--dry-run", action="store_true", help="print what would start, rank by rank")
     start.add_argument(
         "--skip-paths",
         action="store_true",
-        help="with --dry-run: look at no records, checkpoint or output, as on a node that does not have them",
+        help="with --dry-run: do not check records, checkpoint and output, on a node that does not have them",
     )
     start.add_argument("--json", action="store_true", help="with --dry-run: machine-readable output")
     watch = parser.add_argument_group("how they are watched")
@@ -142,23 +145,38 @@ def build_parser() -> Parser:
         type=int,
         default=0,
         metavar="N",
-        help="restarts from the last valid checkpoint after failures (default: %(default)s)",
-    )
-    _seconds(watch, "--backoff", DEFAULTS.backoff_s, "pause before the first restart, doubled before each further one")
-    _seconds(
-        watch, "--hang-timeout", DEFAULTS.hang_s, "end the job if a rank that waits for nobody is silent for so long"
+        help="number of restarts from the last valid checkpoint after failures (default: %(default)s)",
     )
     _seconds(
-        watch, "--start-timeout", DEFAULTS.start_s, "the same until a rank's first step is done, compilation included"
+        watch, "--backoff", DEFAULTS.backoff_s, "seconds before the first restart, doubled before each further one"
     )
-    _seconds(watch, "--stop-timeout", DEFAULTS.stop_s, "for the running step and the checkpoint after a stop signal")
-    _seconds(watch, "--host-timeout", DEFAULTS.host_s, "for the other hosts' launchers to come")
-    _seconds(watch, "--grace", DEFAULTS.grace_s, "for ranks to end by themselves after another one failed")
+    _seconds(
+        watch,
+        "--hang-timeout",
+        DEFAULTS.hang_s,
+        "end the job if a rank that is not waiting for others sends no heartbeat for so many seconds",
+    )
+    _seconds(
+        watch,
+        "--start-timeout",
+        DEFAULTS.start_s,
+        "the same, until the end of a rank's first step, which includes compilation",
+    )
+    _seconds(
+        watch, "--stop-timeout", DEFAULTS.stop_s, "seconds for the running step and the checkpoint after a stop signal"
+    )
+    _seconds(watch, "--host-timeout", DEFAULTS.host_s, "seconds to wait for the launchers of the other hosts")
+    _seconds(watch, "--grace", DEFAULTS.grace_s, "seconds for ranks to end by themselves after another one failed")
     watch.add_argument(
-        "--stream", default="0", metavar="RANK", help="the rank that has the terminal, or none (default: %(default)s)"
+        "--stream",
+        default="0",
+        metavar="RANK",
+        help="the rank whose output the terminal shows, or none (default: %(default)s)",
     )
-    watch.add_argument("--job-dir", type=Path, metavar="DIR", help="logs, events, status (default: OUTPUT/job)")
-    parser.add_argument("verb", metavar="train", help="what to run")
+    watch.add_argument(
+        "--job-dir", type=Path, metavar="DIR", help="directory of logs, events and status (default: OUTPUT/job)"
+    )
+    parser.add_argument("verb", metavar="train", help="the verb to run")
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="...", help="its options: see `pangu train --help`")
     return parser
 
@@ -167,7 +185,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Parsed options.
 
     Raises:
-        LaunchError: they are wrong whatever the run is.
+        LaunchError: options are wrong, independently of the run.
     """
     args = build_parser().parse_args(argv)
     require_sound(args)
@@ -176,7 +194,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def require_sound(args: argparse.Namespace) -> None:
-    """Raise LaunchError for options that contradict each other or are out of range."""
+    """Raise LaunchError if options contradict each other or are out of range."""
     if args.verb not in VERBS:
         if difflib.get_close_matches(args.verb, VERBS, 1):
             raise LaunchError(
@@ -218,11 +236,11 @@ def program_options(args: argparse.Namespace) -> list[str]:
 
 
 def cluster(args: argparse.Namespace, program: Program) -> tuple[RankTable, int]:
-    """Which device of which host has which rank, and which of the hosts this is.
+    """The rank table of the job (the device and host of each rank), and the index of this host.
 
     Raises:
         RankTableError: the table has faults, other devices than the plan, or not this host.
-        LaunchError: the hosts cannot have the plan's ranks.
+        LaunchError: the ranks of the plan cannot be placed on the hosts.
     """
     table = _given_table(args, program)
     if program.device == CPU and table.world != program.world:
@@ -319,7 +337,7 @@ def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: i
 
 
 def plan(job: Job) -> list[dict[str, Any]]:
-    """What would start on this host, rank by rank."""
+    """The commands and variables of each rank that would start on this host."""
     scheduler = (job.master or (LOCAL_SERVER, "(a free port)")) if job.start == "cluster" else None
     return [
         {
@@ -335,7 +353,7 @@ def plan(job: Job) -> list[dict[str, Any]]:
 
 
 def plan_table(job: Job) -> str:
-    """`plan` as text for people: what all ranks of this host share, then what each has of its own."""
+    """`plan` as readable text: what all ranks of this host have in common, then what differs."""
     rows = plan(job)
     shared = {
         name: value

@@ -1,4 +1,4 @@
-"""`pangu logs`: the log of a rank, followed if wished; or the distinct errors of all ranks, explained."""
+"""`pangu logs`: show or follow the log of a rank; or show the distinct errors of all ranks, with explanations."""
 
 import argparse
 import dataclasses
@@ -29,22 +29,22 @@ def build_parser() -> Parser:
         "--rank",
         metavar="N",
         default=argparse.SUPPRESS,
-        help=f"whose log, or {SCHEDULER!r}; left out: the rank that failed first, else 0",
+        help=f"rank whose log is shown, or {SCHEDULER!r}; without it: the rank that failed first, else 0",
     )
     which.add_argument(
         "--errors",
         action="store_true",
-        help="the distinct errors in all logs, explained: first cause first, then by time",
+        help="show the distinct errors of all logs with explanations: the first cause, then the others by time",
     )
     parser.add_argument(
-        "--follow", action="store_true", help="go on with what is written, over rotations, until the job ends"
+        "--follow", action="store_true", help="continue to show new lines, also after rotations, until the job ends"
     )
     parser.add_argument(
         "--lines",
         type=int,
         default=50,
         metavar="N",
-        help="how many last lines, or distinct errors, to show; 0 shows all errors",
+        help="number of last lines, or of distinct errors, to show; 0 shows all errors",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -175,7 +175,7 @@ def _error_lines(error: DistinctError, directory: JobDirectory) -> str:
 
 
 class Counter:
-    """A count on stderr of something that takes more than COUNTER_S; only on terminals."""
+    """Shows the progress of work that takes more than COUNTER_S on stderr, if that is a terminal."""
 
     def __init__(self, what: str):
         self.what, self.began, self.shown = what, time.monotonic(), False

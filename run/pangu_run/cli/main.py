@@ -1,4 +1,4 @@
-"""`python -m pangu_run VERB`: the verbs of the launch layer, which `pangu` has, too."""
+"""`python -m pangu_run VERB`: the verbs of the launch layer, which are also verbs of `pangu`."""
 
 import sys
 

@@ -18,11 +18,12 @@ KINDS = {
     "modelarts": ("pangu_run.cli.manifest_modelarts", "boot file of a ModelArts training job"),
     "docker": ("pangu_run.cli.manifest_docker", "Dockerfile: CANN's base image for Ascend, a small one for the CPU"),
 }
-"""Of each kind the module with its parser and its `main`, and a summary."""
+"""For each kind, the module that has its parser and its `main`, and a summary."""
 
 
 def build_parser() -> Parser:
-    """The parser of the verb with those of all kinds below it; `main` asks only that of the kind that it runs."""
+    """The parser of the verb, with the parsers of all kinds as subparsers. `main` uses only the parser of the kind that
+    it runs."""
     parser = Parser(prog="pangu manifest", description=__doc__)
     parser_class: Any = _build  # argparse calls it for each kind with the arguments of add_parser
     kinds = parser.add_subparsers(metavar="KIND", parser_class=parser_class)

@@ -12,13 +12,17 @@ def build_parser() -> ManifestParser:
         "--rank-table",
         default=modelarts.RANK_TABLE,
         metavar="FILE",
-        help="the job's rank table; RANK_TABLE_FILE overrides it there",
+        help="the job's rank table; RANK_TABLE_FILE in the job overrides it",
     )
     parser.add_argument(
         "--table-timeout", type=int, default=1800, metavar="SECONDS", help="how long to wait for a complete rank table"
     )
     parser.add_argument(
-        "--mount", action="append", metavar="HOST:PATH", default=NOTHING, help="HOST here is PATH there; for --config"
+        "--mount",
+        action="append",
+        metavar="HOST:PATH",
+        default=NOTHING,
+        help="directory HOST of this machine is PATH in the job; for --config",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Options that all kinds of manifest have, and what becomes of a manifest's text."""
+"""Options that all kinds of manifests have, and the output of the finished text."""
 
 import argparse
 import json
@@ -25,18 +25,18 @@ UNCONFIRMED = (
     " unconfirmed: try one device first"
 )
 NOTHING = argparse.SUPPRESS
-"""Default of an option whose help says itself what its absence means: no "(default: None)" is shown."""
+"""Default of an option whose help already says what happens without it, so that no "(default: None)" is shown."""
 
 
 class ManifestParser(arguments.Parser):
-    """Parser of one kind, with the options that all kinds have."""
+    """Parser of one kind of manifest, with the options that all kinds have."""
 
     def __init__(self, kind: str, description: str | None, output_dir: str | None = None):
         """
         Args:
             kind: slurm, volcano, ...
-            description: what its manifest is.
-            output_dir: default of --output-dir, which is required without one.
+            description: a description of the manifest.
+            output_dir: default of --output-dir; None makes the option required.
         """
         super().__init__(
             prog=f"pangu manifest {kind}",
@@ -76,36 +76,36 @@ class ManifestParser(arguments.Parser):
             type=int,
             default=3,
             metavar="N",
-            help="restarts by the launcher, from the last valid checkpoint",
+            help="number of restarts by the launcher, from the last valid checkpoint",
         )
         run.add_argument(
             "--master-port",
             type=int,
             default=8118,
             metavar="PORT",
-            help="port of MindSpore's scheduler; the next one is the launchers'",
+            help="port of MindSpore's scheduler; the launchers use the next one",
         )
         run.add_argument(
             "--grace",
             type=int,
             default=300,
             metavar="SECONDS",
-            help="time to end a step and commit a checkpoint when asked to stop",
+            help="time for finishing the step and committing a checkpoint after a request to stop",
         )
         run.add_argument(
             "--env",
             action="append",
             metavar="NAME=VALUE",
             default=NOTHING,
-            help="variable of the job; may be given several times",
+            help="environment variable of the job; may be given several times",
         )
         own.add_argument(
-            "--output", action=NewFile, default="-", metavar="FILE", help="new file to write it to; - is the terminal"
+            "--output", action=NewFile, default="-", metavar="FILE", help="new file for the manifest; - is the terminal"
         )
-        own.add_argument("--json", action="store_true", help="print what was written, and how to submit it, as JSON")
+        own.add_argument("--json", action="store_true", help="print the file and how to submit it as JSON")
 
     def add_requeues(self) -> None:
-        """Add the option of kinds whose scheduler starts a stopped job again."""
+        """Add --max-requeues, for kinds whose scheduler can start a stopped job again."""
         self.add_argument(
             "--max-requeues",
             type=int,
@@ -115,7 +115,7 @@ class ManifestParser(arguments.Parser):
         )
 
     def add_job_name(self) -> None:
-        """Add the option of kinds whose jobs have names."""
+        """Add --job-name, for kinds whose jobs have names."""
         self.add_argument(
             "--job-name",
             metavar="NAME",
@@ -124,7 +124,7 @@ class ManifestParser(arguments.Parser):
         )
 
     def read(self, argv: list[str]) -> argparse.Namespace:
-        """Parsed options; what was not given is None, or an empty list where several may be.
+        """Parsed options. An option that was not given is None, or an empty list if it can be repeated.
 
         Raises:
             LaunchError: a value that no scheduler would take.
@@ -166,8 +166,8 @@ def run_of(args: argparse.Namespace) -> Run:
 
 
 def require_plain(args: argparse.Namespace) -> None:
-    """Raise LaunchError for a line break or another control character: it would end the line of a script that the value
-    stands in."""
+    """Raise LaunchError if a value contains a line break or another control character, which would break the script
+    that contains it."""
     for name, value in vars(args).items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and not text.isprintable():
@@ -204,14 +204,14 @@ def environment(pairs: list[str]) -> dict[str, str]:
 
 
 def deliver(args: argparse.Namespace, plan: Plan, text: str, submit: str, private: bool = False) -> int:
-    """Write the text to --output, whole or not at all, and say how it is used; returns the exit code.
+    """Write the text to --output atomically, and say how to use it; returns the exit code.
 
     Args:
         args: of `ManifestParser`.
         plan: the devices that the manifest asks for.
         text: the manifest.
         submit: command that hands the file to the scheduler; {file} stands for its name.
-        private: the text has a secret; the file is its owner's alone.
+        private: the text contains a secret, so only the owner may read the file.
     """
     to_file = args.output != "-"
     if plan.on_ascend and plan.chip == FIRST:

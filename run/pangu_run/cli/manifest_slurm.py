@@ -25,7 +25,7 @@ def build_parser() -> ManifestParser:
         "--log",
         default="%x-%j.log",
         metavar="FILE",
-        help="what the script prints; %%x job name, %%j job id; its directory must exist",
+        help="file for the output of the script; %%x is the job name, %%j the job id; its directory must exist",
     )
     parser.add_argument(
         "--prepare",

@@ -27,12 +27,12 @@ def build_parser() -> ManifestParser:
         action="append",
         metavar="HOST:PATH",
         default=NOTHING,
-        help="HOST of the servers is PATH in the pods; may be repeated",
+        help="mount the directory HOST of the servers as PATH into the pods; may be repeated",
     )
-    parser.add_argument("--resource", default="huawei.com/Ascend910", help="what the device plugin calls a device")
+    parser.add_argument("--resource", default="huawei.com/Ascend910", help="the device plugin's name for a device")
     label = (
-        "MindCluster's label of the product: ascend-910 or ascend-910b; default: by runtime.chip, and ascend-910b where"
-        " it is not said"
+        "MindCluster's label of the product: ascend-910 or ascend-910b; default: from runtime.chip, or ascend-910b if"
+        " that is empty"
     )
     parser.add_argument("--ring-controller", default=NOTHING, metavar="LABEL", help=label)
     parser.add_argument(

@@ -3,14 +3,14 @@
 from pangu_ms.core.errors import LaunchError
 
 PORTS = (1024, 65534)
-"""First and last port for MindSpore's scheduler: not a privileged one, and the next one, which the leader takes, must
-be a port, too."""
+"""First and last allowed port of MindSpore's scheduler: it is not privileged, and the next number, which the leader
+uses, is a valid port, too."""
 MIN_S, MAX_S = 0.1, 1e7
-"""Least seconds of a time that must be above 0, and most of any: four months, so that none is infinite."""
+"""Smallest time that must be above 0, and largest time (four months, which excludes infinity), in seconds."""
 
 
 def require_between(option: str, value: float, least: float, most: float) -> None:
-    """Raise LaunchError unless `least <= value <= most`, which no NaN is."""
+    """Raise LaunchError unless `least <= value <= most`; NaN is refused, too."""
     if not least <= value <= most:
         raise LaunchError(f"{option} {value:.9g}: must be from {least:.9g} to {most:.9g}; choose such a number")
 
@@ -19,7 +19,7 @@ def host_names(option: str, text: str) -> list[str]:
     """Names of a list A,B.
 
     Raises:
-        LaunchError: one is empty or there twice, or is Slurm's short form of several.
+        LaunchError: a name is empty, given twice, or Slurm's short form for several hosts.
     """
     names = [name.strip() for name in text.split(",")]
     if "[" in text:

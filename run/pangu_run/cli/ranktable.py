@@ -19,14 +19,14 @@ from pangu_run.rank_table.table import RankTable, check, misplaced, wait_complet
 
 SHOWN_FAULTS = 100
 TIMEOUT_S = 1800.0
-"""As long as HCCL waits for a table that is not completed yet."""
+"""The time for which HCCL waits for a table that is not completed yet."""
 HOSTS_HELP = (
-    "names or addresses, separated by commas; or a file with a host on each line, and after it, if wanted, its devices'"
-    " addresses, separated by commas"
+    "names or addresses, separated by commas; or a file with a host on each line, optionally followed by the addresses"
+    " of its devices, separated by commas"
 )
 IPS_HELP = (
-    "addresses, host by host, in order of --devices, separated by commas; `none` for one server without; without this"
-    " option: this host's are looked up"
+    "addresses, host by host, in order of --devices, separated by commas; `none` for a single server without addresses;"
+    " without this option the addresses of this host are looked up"
 )
 
 
@@ -44,7 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build_parser() -> Parser:
-    """The parser of the verb with those of all actions below it; `main` uses only that of the action that it runs."""
+    """The parser of the verb, with the parsers of all actions as subparsers. `main` uses only the parser of the action
+    that it runs."""
     parser = Parser(prog="pangu ranktable", description=__doc__)
     parser_class: Any = _build  # argparse calls it for each action with the arguments of add_parser
     actions = parser.add_subparsers(metavar="ACTION", parser_class=parser_class)
@@ -74,7 +75,7 @@ def usage() -> str:
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, of options that have one."""
+    """Shows the defaults of options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False, []) else super()._get_help_string(action)
@@ -84,20 +85,23 @@ def add_make(parser: argparse.ArgumentParser) -> None:
     """Options of `make`."""
     parser.add_argument("--hosts", required=True, metavar="LIST|FILE", help=HOSTS_HELP)
     parser.add_argument(
-        "--devices", default="8", metavar="N|IDS", help="devices of each host: how many, or which (4-7 or 0,2)"
+        "--devices", default="8", metavar="N|IDS", help="devices of each host: their number, or a list (4-7 or 0,2)"
     )
     parser.add_argument("--device-ips", metavar="LIST", help=IPS_HELP)
     parser.add_argument(
-        "--hccn-conf", default=HCCN_CONF, metavar="FILE", help="where this host has its devices' addresses"
+        "--hccn-conf", default=HCCN_CONF, metavar="FILE", help="file with the addresses of this host's devices"
     )
     parser.add_argument(
-        "--hccn-tool", default=HCCN_TOOL, metavar="PROGRAM", help="who is asked for addresses that are not there"
+        "--hccn-tool",
+        default=HCCN_TOOL,
+        metavar="PROGRAM",
+        help="program that is asked for addresses that --hccn-conf does not have",
     )
     _add_output(parser)
 
 
 def run_make(args: argparse.Namespace) -> int:
-    """Write a table made from hosts and addresses."""
+    """Make a table from hosts and addresses, and write it."""
     hosts, device_ids = read_hosts(args.hosts), read_device_ids(args.devices)
     return _write(
         made_table([host for host, _ in hosts], device_ids, _device_ips(args, hosts, device_ids)).as_dict(), args.output
@@ -136,7 +140,7 @@ def _device_ips(
 
 
 def read_hosts(text: str) -> list[tuple[str, list[str]]]:
-    """Hosts of an option, each with the addresses of its devices where a file has them.
+    """The hosts that an option names, each with the addresses of its devices if a file gives them.
 
     Raises:
         RankTableError: there is no host.
@@ -152,7 +156,7 @@ def read_hosts(text: str) -> list[tuple[str, list[str]]]:
 
 
 def read_device_ids(text: str) -> list[int]:
-    """Devices of an option: "8" stands for 0 to 7; "4-7" and "0,2" name them.
+    """The devices that an option names: "8" means 0 to 7; "4-7" and "0,2" list the devices.
 
     Raises:
         RankTableError: the text is of another form.
@@ -175,13 +179,13 @@ def read_device_ids(text: str) -> list[int]:
 def add_merge(parser: argparse.ArgumentParser) -> None:
     """Options of `merge`."""
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="tables, in the order in which their ranks are counted"
+        "files", nargs="+", metavar="FILE", help="tables, in the order in which their ranks are numbered"
     )
     _add_output(parser)
 
 
 def run_merge(args: argparse.Namespace) -> int:
-    """Write one table for several."""
+    """Merge several tables, and write the result."""
     return _write(merged([RankTable.read(file) for file in args.files], args.files).as_dict(), args.output)
 
 
@@ -224,13 +228,13 @@ def run_show(args: argparse.Namespace) -> int:
 def add_check(parser: argparse.ArgumentParser) -> None:
     """Options of `check`."""
     _add_file(parser)
-    parser.add_argument("--world", type=int, metavar="N", help="number of ranks that it must have")
+    parser.add_argument("--world", type=int, metavar="N", help="number of ranks that the table must have")
     _add_config(parser, required=False)
     _add_json(parser)
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Print every fault; 2 if there are any."""
+    """Print every fault; the exit code is 2 if there are any."""
     if args.config is None and args.overrides:
         raise RankTableError(f"{args.overrides[0]}: overrides change a plan; name the plan by --config")
     plan = program.placement(["--config", args.config, *args.overrides]) if args.config is not None else None
@@ -273,7 +277,7 @@ def add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def run_convert(args: argparse.Namespace) -> int:
-    """Write a table in another form."""
+    """Convert a table to another form, and write it."""
     table = RankTable.read(args.file, lenient=True)
     if args.to not in (None, "1.2") and table.has_super_pods:
         print(
@@ -287,11 +291,11 @@ def run_convert(args: argparse.Namespace) -> int:
 def add_wait(parser: argparse.ArgumentParser) -> None:
     """Options of `wait`."""
     _add_file(parser)
-    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="how long, s")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_S, metavar="S", help="seconds to wait")
 
 
 def run_wait(args: argparse.Namespace) -> int:
-    """Wait for a completed table, and print meanwhile what is missing."""
+    """Wait until a table is completed; meanwhile print what is missing."""
     require_between("--timeout", args.timeout, 0, MAX_S)
     show(_summary(args.file, wait_completed(args.file, args.timeout, tell)))
     return 0
@@ -305,7 +309,7 @@ def add_order(parser: argparse.ArgumentParser) -> None:
 
 
 def run_order(args: argparse.Namespace) -> int:
-    """Write a table whose ranks are on the devices where a plan wants them."""
+    """Renumber the ranks of a table in the order of a plan, and write it."""
     table = RankTable.read(args.file)
     return _write(
         table.ordered(program.placement(["--config", args.config, *args.overrides]).placement).as_dict(), args.output

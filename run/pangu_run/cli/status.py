@@ -1,5 +1,5 @@
-"""`pangu status`: what the ranks of a job do; exit code 0 where it runs or ended well, 1 where it failed or its
-launcher is gone."""
+"""`pangu status`: show the state of a job's ranks. The exit code is 0 if the job runs or has succeeded, 1 if it failed
+or its launcher is gone."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ from pangu_run.report.log_errors import failure_lines, failure_summary
 from pangu_run.report.observe import observe
 from pangu_run.report.status import GONE, STUCK, JobStatus, Rank, clock, duration, group_ranks, ranks_text
 
-PLOT_HELP = "also draw steps over time and events into this new file (.png, .svg, .pdf; needs matplotlib)"
+PLOT_HELP = "also plot steps over time and events to this new file (.png, .svg, .pdf; needs matplotlib)"
 COLUMNS = ("rank", "host", "device", "state", "phase", "step", "tokens/s", "last beat", "")
 
 
@@ -30,10 +30,12 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="on a terminal redraw until the job ends; with --json print a line each time",
+        help="show the status repeatedly until the job ends; with --json print a line each time",
     )
-    parser.add_argument("--interval", type=float, default=2.0, metavar="S", help="seconds between two looks of --watch")
-    parser.add_argument("--json", action="store_true", help="print JSON, all ranks")
+    parser.add_argument(
+        "--interval", type=float, default=2.0, metavar="S", help="seconds between two updates of --watch"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON with all ranks")
     parser.add_argument("--plot", action=NewFile, metavar="FILE", default=argparse.SUPPRESS, help=PLOT_HELP)
     return parser
 
@@ -63,7 +65,7 @@ def main(argv: list[str]) -> int:
 
 
 def show(directory: JobDirectory, as_json: bool) -> JobStatus:
-    """Print the job once."""
+    """Print the status of the job once."""
     status = observe(directory)
     if as_json:
         print(json.dumps(dataclasses.asdict(status), ensure_ascii=False), flush=True)
@@ -73,7 +75,7 @@ def show(directory: JobDirectory, as_json: bool) -> JobStatus:
 
 
 def watch(directory: JobDirectory, interval: float, as_json: bool) -> JobStatus:
-    """Print the job again and again until it is over; on a terminal each time over the last."""
+    """Print the status repeatedly until the job is over; on a terminal, each time in place of the last."""
     drawn = 0
     while True:
         if as_json:
@@ -99,7 +101,7 @@ def _fitting(lines: list[str], height: int) -> list[str]:
 
 
 def status_lines(status: JobStatus) -> list[str]:
-    """The lines of header and table."""
+    """The lines of the header and of the table."""
     return [*_header(status), "", *_table(group_ranks(status.ranks))] if status.ranks else _header(status)
 
 

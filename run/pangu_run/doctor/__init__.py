@@ -1,2 +1,2 @@
-"""Checks of `pangu doctor`: what is wrong with a host, its devices, network and disks, and how to fix it. Useful
-without an NPU, too."""
+"""Checks of `pangu doctor`: they find faults of a host, its devices, network and disks, and say how to fix them. They
+also work on hosts without an NPU."""

@@ -1,4 +1,5 @@
-"""A check examines one thing and yields lines. `run_check` turns an exception or a hang of a check into a line, too."""
+"""Runs checks. A check examines one subject and yields lines; `run_check` also turns an exception or a hang of a check
+into a line."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -8,7 +9,8 @@ from pangu_run.doctor.site import Site
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 CHECK_S = 60.0
-"""A check that takes longer counts as hung, by a dead network disk or a name server that does not answer."""
+"""Seconds after which a check counts as hung, for example because of a dead network disk or a name server that does not
+answer."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,12 @@ Check = Callable[[Site], Iterable[Line]]
 
 
 def ok(what: str, found: str) -> Line:
-    """Nothing to do."""
+    """A line of level OK: there is nothing to do."""
     return Line(OK, what, found)
 
 
 def warn(what: str, found: str, fix: str) -> Line:
-    """A job can run, but slower or less safely, or something could not be found out."""
+    """A line of level WARN: a job can run, but slower or less safely, or something could not be determined."""
     return Line(WARN, what, found, fix)
 
 
@@ -50,7 +52,7 @@ def run_check(check: Check, site: Site) -> list[Line]:
         try:
             for line in check(site):
                 lines.append(line)
-        except Exception as error:  # on a strange machine one check may fail in any way; the others still run
+        except Exception as error:  # on an unusual machine a check may fail in any way; the other checks still run
             lines.append(
                 warn(name, f"could not be checked: {type(error).__name__}: {error}", "mend that, or check it by hand")
             )

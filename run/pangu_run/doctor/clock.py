@@ -11,13 +11,13 @@ from pangu_run.doctor.site import Site
 from pangu_run.doctor.storage import doctor_directory
 
 LARGE_S, WRONG_S = 2.0, 60.0
-"""With clocks further apart than LARGE_S the logs of hosts cannot be put in order; than WRONG_S, files seem to come
-from the future, and signed requests are refused."""
+"""If clocks differ by more than LARGE_S seconds, the logs of hosts cannot be put in order. If they differ by more than
+WRONG_S, files seem to come from the future, and signed requests are refused."""
 
 
 def skew(directory: Path) -> tuple[float, float]:
-    """By how many seconds this host's clock is ahead of the file system's (the time of a file just written), and the
-    uncertainty of that, in seconds."""
+    """Number of seconds by which this host's clock is ahead of the file system's clock (the time of a file just
+    written), and the uncertainty of that number."""
     probe = directory / f".clock_{uuid.uuid4().hex[:8]}"
     try:
         before = time.time()
@@ -29,7 +29,7 @@ def skew(directory: Path) -> tuple[float, float]:
 
 
 def skew_line(what: str, seconds: float, against: str) -> Line:
-    """A line on how far this host's clock is ahead of another one."""
+    """A line on the difference between this host's clock and another one."""
     found = f"{abs(seconds):.1f} s {'ahead of' if seconds > 0 else 'behind'} {against}"
     if abs(seconds) > LARGE_S:
         return (fail if abs(seconds) > WRONG_S else warn)(

@@ -1,4 +1,4 @@
-"""Devices seen, their health, memory and links inside the host."""
+"""The visible devices, their health, memory and links inside the host."""
 
 import os
 from collections.abc import Iterator
@@ -91,7 +91,7 @@ def _memory(devices: list[npu.Device], processes: list[npu.Process]) -> Iterator
 
 
 def links(site: Site) -> Iterator[Line]:
-    """How devices of this host are linked, and whether this process may use the cores near them."""
+    """Links between the devices of this host, and whether this process may use the cores near them."""
     if site.device == "cpu":
         return
     answer = site.tool("npu-smi", "info", "-t", "topo")

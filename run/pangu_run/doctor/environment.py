@@ -1,5 +1,5 @@
-"""Environment variables that contradict each other or this host: those of the cluster, of Python and of logs. Those of
-HCCL are in hccl.py."""
+"""Checks of environment variables that contradict each other or this host: variables of the cluster, of Python and of
+logs. hccl.py checks those of HCCL."""
 
 import os
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ LEFT_ON = {
     "ASCEND_LAUNCH_BLOCKING": ("1",),
     "MS_SIMULATION_LEVEL": ("0", "1", "2", "3"),
 }
-"""Variables for debugging, with the values that make a real job slow or fill its disk; with MS_SIMULATION_LEVEL nothing
-is computed at all."""
+"""Variables for debugging, with the values that make a real job slow or fill its disk. With MS_SIMULATION_LEVEL set,
+MindSpore computes nothing at all."""
 RELEVANT = ("MS_", "RANK_", "HCCL_", "ASCEND_", "GLOG_", "DEVICE_ID", "MINDSPORE_", "OMP_")
 
 
@@ -94,8 +94,8 @@ def rank_table_file(site: Site) -> Iterator[Line]:
 def devices(site: Site) -> Iterator[Line]:
     """ASCEND_RT_VISIBLE_DEVICES and DEVICE_ID.
 
-    Source: CANN 9.0, environment variables, ASCEND_RT_VISIBLE_DEVICES: numbers in rising order, commas alone; what
-    follows another sign is not read.
+    Source: CANN 9.0, environment variables, ASCEND_RT_VISIBLE_DEVICES: numbers in ascending order, separated by commas
+        only; text after any other character is ignored.
     """
     visible, device = site.environment.get("ASCEND_RT_VISIBLE_DEVICES"), site.environment.get("DEVICE_ID", "")
     if visible is None:
@@ -137,7 +137,7 @@ def debugging(site: Site) -> Iterator[Line]:
 
 
 def python_path(site: Site) -> Iterator[Line]:
-    """Another MindSpore on PYTHONPATH than the installed one."""
+    """A MindSpore on PYTHONPATH that differs from the installed one."""
     entries = [entry for entry in site.environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
     own = versions.directory_of("mindspore")
     for entry in entries:
@@ -151,7 +151,7 @@ def python_path(site: Site) -> Iterator[Line]:
 
 
 def threads(site: Site) -> Iterator[Line]:
-    """OMP_NUM_THREADS against the cores of this host."""
+    """OMP_NUM_THREADS compared with the cores of this host."""
     value, allowed = site.environment.get("OMP_NUM_THREADS"), len(os.sched_getaffinity(0))
     if value is None:
         return
@@ -165,7 +165,7 @@ def threads(site: Site) -> Iterator[Line]:
 
 
 def cann_paths(site: Site) -> Iterator[Line]:
-    """CANN is installed, and its set_env.sh was sourced."""
+    """Whether CANN is installed and its set_env.sh was sourced."""
     home = versions.cann_home(site)
     if site.device == "cpu" or home is None:
         return
@@ -180,7 +180,7 @@ def cann_paths(site: Site) -> Iterator[Line]:
             f"source {Path(home).parent}/set_env.sh (or {home}/set_env.sh) in the job's shell",
         )
     for name, part in (("ASCEND_OPP_PATH", "/opp"), ("PYTHONPATH", "opp/built-in/op_impl/ai_core/tbe")):
-        if part not in site.environment.get(name, ""):  # as MindSpore itself looks: run_check/_check_version.py
+        if part not in site.environment.get(name, ""):  # as in MindSpore's own check: run_check/_check_version.py
             yield warn(
                 name,
                 f"has no {part}",

@@ -1,5 +1,5 @@
-"""Addresses and links of the devices' own network (RoCE), by hccn_tool and /etc/hccn.conf; compared with the rank
-table."""
+"""Checks of the devices' own network (RoCE): addresses and links, from hccn_tool and /etc/hccn.conf, compared with the
+rank table."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from pangu_run.doctor.site import Site, spans
 from pangu_run.rank_table.hccn import HCCN_CONF, read_conf
 
 UNSET = ("Init", "Detect ip set")
-"""Values of net health before an address to look for was given (-netdetect), or just after."""
+"""Values of the network health before, or just after, an address to detect is set (-netdetect)."""
 
 
 @dataclass(frozen=True)
 class Port:
-    """A device's network port; None stands for what is not known."""
+    """A device's network port; None means unknown."""
 
     address: str | None = None
     link: str | None = None

@@ -1,4 +1,5 @@
-"""HCCL's environment variables: numbers in their ranges, addresses and interfaces of this host.
+"""Checks of HCCL's environment variables: whether numbers are in range, and addresses and interfaces belong to this
+host.
 
 Source: CANN 8.5 and 9.0, environment variables, HCCL.
 """
@@ -44,7 +45,7 @@ def numbers(site: Site) -> Iterator[Line]:
 
 
 def addresses(site: Site) -> Iterator[Line]:
-    """HCCL_IF_IP and HCCL_SOCKET_IFNAME belong to this host."""
+    """Whether HCCL_IF_IP and HCCL_SOCKET_IFNAME belong to this host."""
     address, names = site.environment.get("HCCL_IF_IP"), site.environment.get("HCCL_SOCKET_IFNAME")
     if address is not None:
         if not is_address(address):
@@ -69,8 +70,8 @@ def addresses(site: Site) -> Iterator[Line]:
 
 
 def _fits(interface: str, names: str) -> bool:
-    """Whether HCCL_SOCKET_IFNAME selects an interface: `eth` selects all that begin so, `=eth0` that one, and with `^`
-    before it all others."""
+    """Whether HCCL_SOCKET_IFNAME selects an interface: `eth` selects all interfaces whose names begin with it, `=eth0`
+    only that one, and a leading `^` selects all others."""
     others, exact = names.startswith("^"), names.lstrip("^").startswith("=")
     words = [word.strip() for word in names.lstrip("^=").split(",") if word.strip()]
     return others != any(interface == word if exact else interface.startswith(word) for word in words)

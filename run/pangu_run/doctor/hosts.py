@@ -1,5 +1,5 @@
-"""Comparison of hosts by the files OUTPUT/job/doctor/HOST.json that the doctor leaves on each of them: do all share the
-directory, and have the same clock and versions?"""
+"""Compares hosts by the files OUTPUT/job/doctor/HOST.json that the doctor writes on each of them: whether they share
+the directory, and have the same clock and versions."""
 
 import socket
 import time
@@ -16,8 +16,8 @@ from pangu_run.doctor.storage import doctor_directory
 
 OLD_S = 24 * 3600.0
 MUST_BE_EQUAL = ("python", "mindspore", "mindformers", "cann")
-"""Versions that must be equal: with another one a rank may compile another graph, and ranks then wait for each other in
-different collectives."""
+"""Packages whose versions must be equal on all hosts: with another version a rank may compile a different graph, and
+ranks would wait for each other in different collectives."""
 
 _FORM: small_json.Form = {
     "host": str,

@@ -1,4 +1,4 @@
-"""Memory, shared memory, swap, cores, NUMA and limits of this host, or of the container around this process."""
+"""Checks of memory, shared memory, swap, cores, NUMA and limits of this host, or of the container of this process."""
 
 import os
 import resource
@@ -10,15 +10,15 @@ from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site, gib, numbers, spans
 
 LEAST_MEMORY, MEMORY_OF_RANK = 1 << 30, 2 << 30
-"""Bytes that must be free, and that a rank needs to start: it has about 0.6 GB after `import mindspore`, and compiling
-a graph takes as much again."""
+"""Bytes that must be free, and bytes that a rank needs to start: it uses about 0.6 GB after `import mindspore`, and the
+compilation of a graph needs as much again."""
 MORE_MEMORY = "end other programs, or raise the limit (docker --memory, Slurm --mem)"
 LEAST_SHM = 1 << 30
-"""Bytes of /dev/shm, by which MindSpore's data workers, and HCCL's ranks of one host, exchange data. Docker gives
-64 MiB."""
+"""Minimum bytes of /dev/shm, through which MindSpore's data workers and the ranks of one host (HCCL) exchange data.
+Docker's default is 64 MiB."""
 MUCH_SWAP = 1 << 30
 LEAST_OPEN_FILES = {"cpu": 1024, "ascend": 65536}
-"""2048 ranks mean as many sockets to the first server's scheduler and launcher."""
+"""Minimum number of open files: 2048 ranks need as many sockets to the scheduler and launcher of the first server."""
 LEAST_PROCESSES = 4096
 """A rank has some 100 to 300 threads, and each counts as a process."""
 
@@ -37,7 +37,7 @@ def cgroup_value(site: Site, new: str, old: str) -> str | None:
 
 
 def memory(site: Site) -> Iterator[Line]:
-    """Free memory, of the host or of the cgroup around this process."""
+    """Free memory of the host, or of the cgroup of this process."""
     machine = psutil.virtual_memory()
     free, total = machine.available, gib(machine.total)
     text = cgroup_value(site, "memory.max", "memory/memory.limit_in_bytes") or ""
@@ -70,7 +70,7 @@ def shared_memory(site: Site) -> Iterator[Line]:
 
 
 def swap(site: Site) -> Iterator[Line]:
-    """Swap in use: all ranks wait for one that is swapped out."""
+    """Swap in use: if one rank is swapped out, all ranks wait for it."""
     state = psutil.swap_memory()
     if state.used > MUCH_SWAP:
         yield warn(
@@ -81,7 +81,7 @@ def swap(site: Site) -> Iterator[Line]:
 
 
 def cores(site: Site) -> Iterator[Line]:
-    """Cores that this process may use, and how much of them its cgroup's quota allows."""
+    """Cores that this process may use, and the share of them that the quota of its cgroup allows."""
     allowed = len(os.sched_getaffinity(0))
     new = (cgroup_value(site, "cpu.max", "cpu/cpu.cfs_quota_us") or "").split()
     period = new[1] if len(new) == 2 else site.read("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or "100000"

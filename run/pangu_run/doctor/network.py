@@ -1,4 +1,5 @@
-"""This host's own network: which of the job's servers it is, their names, ports. No other host is contacted."""
+"""Checks of this host's network: which of the job's servers it is, names of servers, ports. No other host is
+contacted."""
 
 import ipaddress
 import shlex
@@ -14,14 +15,14 @@ from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site
 
 MAX_FAULT_TEXT = 240
-"""Characters of a rank table's faults that a line shows."""
+"""Maximum number of characters of a rank table's faults in a line."""
 HCCL_PORT, HCCL_PORTS = 60000, 32
-"""Host ports that HCCL takes (16 before CANN 8.2) unless HCCL_IF_BASE_PORT says others.
-Source: CANN 8.5, environment variables, HCCL_IF_BASE_PORT."""
+"""First host port that HCCL uses, and their number (16 before CANN 8.2), unless HCCL_IF_BASE_PORT sets others. Source:
+CANN 8.5, environment variables, HCCL_IF_BASE_PORT."""
 
 
 def is_address(word: str) -> bool:
-    """Whether a word is an IP address, not a name."""
+    """Whether a text is an IP address and not a name."""
     try:
         ipaddress.ip_address(word)
     except ValueError:
@@ -30,7 +31,7 @@ def is_address(word: str) -> bool:
 
 
 def rank_table(site: Site) -> Iterator[Line]:
-    """The rank table can be read, and this host is in it, or among --hosts."""
+    """Whether the rank table can be read, and whether this host is in it or among --hosts."""
     if site.table_fault:
         words = textwrap.shorten(site.table_fault, MAX_FAULT_TEXT, placeholder=" ...")
         yield fail(
@@ -56,7 +57,7 @@ def rank_table(site: Site) -> Iterator[Line]:
 
 
 def names(site: Site) -> Iterator[Line]:
-    """Names of servers that have no address in the table, and this host's own name, can be resolved."""
+    """Whether this host's name, and the names of servers without an address in the table, can be resolved."""
     servers = site.roster.servers if site.roster else ()
     named = [server for server in servers if server.addresses and not any(map(is_address, server.addresses))]
     with ThreadPoolExecutor(16) as pool:
@@ -80,7 +81,7 @@ def names(site: Site) -> Iterator[Line]:
 
 
 def first_host(site: Site) -> Iterator[Line]:
-    """The first host's name stands for an address that other hosts can reach; nothing is sent there."""
+    """Whether the first host's name resolves to an address that other hosts can reach; nothing is sent there."""
     if site.roster is None or site.num_servers < 2:
         return
     name = site.master_address or site.roster.servers[0].server_id
@@ -102,7 +103,7 @@ def _resolved(name: str) -> str | None:
 
 
 def ports(site: Site) -> Iterator[Line]:
-    """The scheduler's port and the leader's, the next one, are free on the first server."""
+    """Whether the scheduler's port and the next one, which the leader uses, are free on the first server."""
     if site.roster and site.server is not site.roster.servers[0]:
         return  # only the first server listens
     for port, use in ((site.master_port, "MindSpore's scheduler"), (site.master_port + 1, "the launcher")):
@@ -118,7 +119,7 @@ def ports(site: Site) -> Iterator[Line]:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT counts as free
         try:
             probe.bind(("", port))
         except OSError:
@@ -137,7 +138,7 @@ def _holder(port: int) -> str:
 
 
 def hccl_ports(site: Site) -> Iterator[Line]:
-    """HCCL's ports are reserved, so that the system does not give them to other programs."""
+    """Whether HCCL's ports are reserved, so that the system does not assign them to other programs."""
     base = site.environment.get("HCCL_IF_BASE_PORT", "")
     first = int(base) if base.isdecimal() else HCCL_PORT
     wanted = set(range(first, first + HCCL_PORTS))
@@ -159,7 +160,7 @@ def hccl_ports(site: Site) -> Iterator[Line]:
 
 
 def proxies(site: Site) -> Iterator[Line]:
-    """Cluster addresses are exempt from proxies, which gRPC would use."""
+    """Whether cluster addresses are exempt from proxies, which gRPC would otherwise use."""
     environment = {name.lower(): value for name, value in site.environment.items() if value}
     proxy = next((name for name in ("http_proxy", "https_proxy", "all_proxy") if name in environment), None)
     if proxy is None:

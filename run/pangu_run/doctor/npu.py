@@ -1,5 +1,5 @@
-"""Parsers for what Ascend's tools print. The formats are from public documentation and recorded outputs; none was tried
-on hardware here."""
+"""Parsers for the output of Ascend's tools. The formats are taken from public documentation and recorded outputs; none
+was tested on hardware here."""
 
 import re
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ class Device:
     used_mib: int
     total_mib: int
     npu: int
-    """Number of the card; on 910_93 it has two chips."""
+    """Number of the card; a card of 910_93 has two chips."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process that holds a device."""
+    """A process that uses a device."""
 
     npu: int
     pid: int

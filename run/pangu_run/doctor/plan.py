@@ -1,4 +1,5 @@
-"""The run's configuration: it can be read, and its plan has as many ranks as the rank table."""
+"""Check of the run's configuration: whether it can be read, and whether its plan has as many ranks as the rank
+table."""
 
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ from pangu_run.doctor.site import Site
 
 
 def configuration(site: Site) -> Iterator[Line]:
-    """--config can be read, and needs as many ranks as the rank table has."""
+    """Whether --config can be read and needs as many ranks as the rank table has."""
     if not site.config:
         return
     try:

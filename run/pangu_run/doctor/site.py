@@ -1,4 +1,5 @@
-"""What the checks examine: this host's files, tools and variables, and what the user said of the job."""
+"""The input of the checks: this host's files, tools and environment variables, and the job as the options describe
+it."""
 
 import contextlib
 import functools
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from pangu_run.rank_table import RankTable, Server
 
 TOOL_S = 10.0
-"""How long a tool may take."""
+"""Seconds that a tool may take."""
 TOOL_DIRECTORIES = ("/usr/local/sbin", "/usr/local/bin", "/usr/local/Ascend/driver/tools")
-"""Where Ascend's installers put npu-smi and hccn_tool, beside PATH."""
+"""Directories outside PATH where Ascend's installers put npu-smi and hccn_tool."""
 TRACES = ("/dev/davinci_manager", "/usr/local/Ascend/driver/version.info")
 _MOST_BYTES = 1 << 20
 
@@ -31,9 +32,9 @@ class Answer:
 
     text: str
     problem: str | None = None
-    """Why the output is of no use: tool not found, exit code, no end in time."""
+    """Why the output cannot be used: tool not found, non-zero exit code, or timeout."""
     missing: bool = False
-    """The tool is not installed."""
+    """Whether the tool is not installed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,17 +43,17 @@ class Site:
 
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     root: Path = Path("/")
-    """The directory that stands for /; tests have a made-up host in one."""
+    """The root directory; tests put the files of a simulated host into another directory."""
     wanted_device: str | None = None
-    """cpu or ascend; None for what is found."""
+    """cpu or ascend; None to detect it."""
     table: "RankTable | None" = None
     table_path: str | None = None
     table_fault: str | None = None
     """Why the rank table at `table_path` could not be read."""
     hosts: tuple[str, ...] = ()
-    """Of a job without a rank table; the first one leads."""
+    """Hosts of a job without a rank table; the first one leads."""
     master_address: str | None = None
-    """Where the first host is reached; None: by its name in the table or among the hosts."""
+    """Address of the first host; None for its name in the table or among the hosts."""
     server_id: str | None = None
     output: Path | None = None
     config: tuple[str, ...] = ()
@@ -65,7 +66,7 @@ class Site:
         return self.root / absolute.lstrip("/")
 
     def read(self, absolute: str) -> str | None:
-        """Text of a file of this host; None where there is none that can be read."""
+        """Text of a file of this host; None if it does not exist or cannot be read."""
         try:
             return self.path(absolute).read_text(encoding="utf-8", errors="replace")
         except OSError:
@@ -99,8 +100,7 @@ class Site:
 
     @functools.cached_property
     def roster(self) -> "RankTable | None":
-        """The servers of the job: the rank table, or a table of `hosts` without devices; None where neither is
-        given."""
+        """The servers of the job: the rank table, or a table of `hosts` without devices; None if neither is given."""
         from pangu_run.rank_table import RankTable, Server
 
         return self.table or (
@@ -109,7 +109,7 @@ class Site:
 
     @functools.cached_property
     def server(self) -> "Server | None":
-        """This host among the servers of the job; None where it is not among them."""
+        """This host among the servers of the job; None if it is not one of them."""
         try:
             return self.roster.servers[self.roster.this_server(self.server_id)] if self.roster else None
         except RankTableError:
@@ -117,18 +117,18 @@ class Site:
 
     @property
     def num_servers(self) -> int:
-        """Servers of the job."""
+        """Number of servers of the job."""
         return len(self.roster.servers) if self.roster else 1
 
     @property
     def num_processes(self) -> int:
-        """Ranks that this host will have, as far as the rank table says."""
+        """Number of ranks that this host will have, if the rank table says so."""
         return len(self.server.devices) or 1 if self.server else 1
 
 
 def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> Answer:
     name = " ".join([Path(command[0]).name, *command[1:]])
-    with tempfile.TemporaryFile() as output:  # not a pipe, which a grandchild that hangs would hold open
+    with tempfile.TemporaryFile() as output:  # not a pipe, since a hanging grandchild would hold it open
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -142,7 +142,7 @@ def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> A
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(1.0)  # not for ever: it may hang inside a driver, where no signal reaches it
+                process.wait(1.0)  # with a timeout: the process may hang inside a driver, where signals have no effect
             return Answer("", f"`{name}` gave no answer in {timeout_s:g} s")
         output.seek(0)
         text = output.read(_MOST_BYTES).decode(errors="replace")
@@ -162,11 +162,11 @@ def spans(numbers: Iterable[int]) -> str:
 
 
 def numbers(text: str) -> set[int]:
-    """The numbers that a text of `spans` stands for."""
+    """The numbers in a text made by `spans`."""
     pairs = [part.split("-") for part in text.strip().split(",") if part.strip()]
     return {number for pair in pairs for number in range(int(pair[0]), int(pair[-1]) + 1)}
 
 
 def gib(num_bytes: float) -> str:
-    """Bytes as people read them."""
+    """A number of bytes as readable text."""
     return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"

@@ -1,5 +1,5 @@
-"""The disk of the output directory: its room, speed and limits, whether a rename is atomic, and whether hosts share
-it."""
+"""Checks of the disk of the output directory: free space, speed, limits, whether a rename is atomic, and whether hosts
+share it."""
 
 import os
 import resource
@@ -14,22 +14,22 @@ from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site, gib
 
 LEAST_ROOM, LITTLE_ROOM = 1 << 30, {"cpu": 10 << 30, "ascend": 200 << 30}
-"""Bytes that must be free, and that should be. A checkpoint of weights and moments in float32 takes 12 bytes a
-parameter, 31 GB for 2.6 B; two are there while the second is written."""
+"""Bytes that must be free, and bytes that should be free. A checkpoint of weights and moments in float32 takes 12 bytes
+per parameter (31 GB for 2.6 B parameters), and two exist while the second one is written."""
 LEAST_INODES = 10_000
 PROBE_BYTES, SLOW = 64 << 20, 100e6
-"""Bytes that are written to measure the speed, and bytes a second below which that checkpoint takes more than five
+"""Bytes that are written to measure the speed, and bytes per second below which that checkpoint takes more than five
 minutes."""
 SHORT_FILES = {"vfat": 4 << 30, "msdos": 4 << 30}
-"""Size of the largest file, in bytes, on file systems that limit it."""
+"""Maximum size of a file, in bytes, on file systems that limit it."""
 FLEETING = ("tmpfs", "ramfs", "overlay")
 COPY_ON_RENAME = ("s3fs", "obsfs", "goofys", "rclone", "ossfs")
-"""Object stores behind a file system: a rename is a copy and a removal, so that a reader may see a part."""
+"""File systems on top of object stores: there a rename copies and deletes, so a reader may see an incomplete file."""
 LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "vfat", *FLEETING)
 
 
 def doctor_directory(site: Site) -> Path | None:
-    """Where the doctor leaves a file on each host of a job."""
+    """Directory to which the doctor on each host of a job writes a file."""
     return site.output / job_directory.NAME / "doctor" if site.output else None
 
 
@@ -37,13 +37,13 @@ def mount_of(site: Site, path: Path) -> tuple[str, str]:
     """Mount point and file-system type of a path."""
     rows = [line.split(" - ") for line in (site.read("/proc/self/mountinfo") or "").splitlines() if " - " in line]
     mounts = [(left.split()[4].replace("\\040", " "), right.split()[0]) for left, right in rows]
-    # Of two mounts on one point the later one counts.
+    # If two file systems have the same mount point, the later one counts.
     above = [mount for mount in reversed(mounts) if path.is_relative_to(mount[0])]
     return max(above, key=lambda mount: len(mount[0]), default=("/", "unknown"))
 
 
 def directory(site: Site) -> Iterator[Line]:
-    """The output directory can be written, fast and atomically, and has room for checkpoints."""
+    """Whether the output directory can be written fast and atomically, and has space for checkpoints."""
     where = doctor_directory(site)
     if where is None:
         yield ok("output", "not looked at; --output DIR checks the disk of checkpoints")
@@ -104,7 +104,7 @@ def _room(site: Site, free: int) -> Iterator[Line]:
 
 
 def _limits(inodes: int, free: int) -> Iterator[Line]:
-    if inodes and free < LEAST_INODES:  # 0 of all: the file system makes inodes as needed
+    if inodes and free < LEAST_INODES:  # a total of 0 means that the file system creates inodes as needed
         yield warn(
             "inodes",
             f"{free} free; less than {LEAST_INODES}",
@@ -145,7 +145,7 @@ def _writes(where: Path) -> Iterator[Line]:
 
 
 def speed(bytes_per_second: float) -> Line:
-    """How fast the disk takes a checkpoint."""
+    """A line on the speed at which the disk writes a checkpoint."""
     found = (
         f"{bytes_per_second / 1e6:.0f} MB/s ({gib(PROBE_BYTES)}, flushed); 10 GB take {10e9 / bytes_per_second:.0f} s"
     )

@@ -1,5 +1,5 @@
-"""Versions of Python, MindSpore, MindFormers, CANN, driver and firmware, and whether they fit together. None of them is
-imported."""
+"""Checks of the versions of Python, MindSpore, MindFormers, CANN, driver and firmware, and of their compatibility. None
+of the packages is imported."""
 
 import importlib.metadata
 import re
@@ -15,7 +15,7 @@ from pangu_run.doctor.site import Site
 
 @dataclass(frozen=True)
 class Release:
-    """A MindSpore and what was released with it.
+    """A release of MindSpore and the versions that belong to it.
 
     Source: MindFormers r1.9.0, Installation Guidelines, "Confirming Version Matching Relationship" (mindspore.cn);
     `cann_accepted`: AscendEnvChecker in mindspore/run_check/_check_version.py of that MindSpore.
@@ -32,7 +32,7 @@ RELEASES = (
     Release("2.9", "1.9", "9.0", ("8.2", "8.3", "8.5", "9.0"), "26.0"),
     Release("2.7.2", "1.8", "8.5", ("8.5",), "25.5"),
 )
-"""What setup.py allows: mindspore >=2.7.2,<2.10,!=2.8.*; mindformers >=1.8,<2."""
+"""The releases that setup.py allows: mindspore >=2.7.2,<2.10,!=2.8.*; mindformers >=1.8,<2."""
 PYTHONS = ((3, 10), (3, 12))
 CANN_HOMES = ("/usr/local/Ascend/ascend-toolkit/latest", "/usr/local/Ascend/cann", "/usr/local/Ascend/latest")
 CANN_FILES = (
@@ -53,7 +53,7 @@ def installed(package: str) -> str | None:
 
 
 def directory_of(package: str) -> Path | None:
-    """Directory of an installed Python package of the same name; it is not imported."""
+    """Directory of the installed Python package of that name, found without importing it."""
     try:
         return Path(str(importlib.metadata.distribution(package).locate_file(package))).resolve()
     except importlib.metadata.PackageNotFoundError:
@@ -61,12 +61,12 @@ def directory_of(package: str) -> Path | None:
 
 
 def release_of(mindspore: str | None) -> Release | None:
-    """What was released with a MindSpore that this project supports."""
+    """The release of a MindSpore version; None if this project does not support it."""
     return next((r for r in RELEASES if mindspore and (mindspore + ".").startswith(r.mindspore + ".")), None)
 
 
 def cann_home(site: Site) -> str | None:
-    """Where CANN is installed."""
+    """Directory where CANN is installed; None if it is not found."""
     named = [
         site.environment[name] for name in ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME") if site.environment.get(name)
     ]
@@ -85,13 +85,13 @@ def cann_version(site: Site) -> str | None:
 
 
 def driver_version(site: Site) -> str | None:
-    """Version of the driver package; its own number where older files lack that."""
+    """Version of the driver package; in older files, which lack it, the version of the driver itself."""
     text = site.read(DRIVER) or ""
     return npu.value(text, "package_version") or npu.value(text, "Version")
 
 
 def all_versions(site: Site) -> dict[str, str | None]:
-    """The versions by which hosts of one job are compared."""
+    """The versions that are compared between the hosts of a job."""
     firmware = npu.value(site.read(FIRMWARE) or "", "Version")
     own = {
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -106,7 +106,7 @@ def _numbers(version: str, count: int) -> tuple[int, ...]:
 
 
 def python(site: Site) -> Iterator[Line]:
-    """The interpreter that runs this."""
+    """Version of the Python interpreter."""
     found, (first, last) = sys.version_info[:3], PYTHONS
     words = ".".join(map(str, found))
     if first <= found[:2] <= last:
@@ -120,7 +120,7 @@ def python(site: Site) -> Iterator[Line]:
 
 
 def mindspore(site: Site) -> Iterator[Line]:
-    """MindSpore, and the packages that must fit it."""
+    """MindSpore, and the packages that must be compatible with it."""
     version = installed("mindspore")
     release = release_of(version)
     if version is None:
@@ -158,7 +158,7 @@ def mindspore(site: Site) -> Iterator[Line]:
 
 
 def cann(site: Site) -> Iterator[Line]:
-    """CANN against MindSpore."""
+    """Compatibility of CANN with MindSpore."""
     version, release = cann_version(site), release_of(installed("mindspore"))
     if version is None and site.device == "cpu":
         yield ok("CANN", "not installed; a CPU needs none")
@@ -182,7 +182,8 @@ def cann(site: Site) -> Iterator[Line]:
 
 
 def driver_and_firmware(site: Site) -> Iterator[Line]:
-    """Driver against MindSpore's release; firmware against what the driver says that it takes."""
+    """Compatibility of the driver with the MindSpore release, and of the firmware with the versions that the driver
+    accepts."""
     if site.device == "cpu":
         return
     driver, release = driver_version(site), release_of(installed("mindspore"))
@@ -193,7 +194,8 @@ def driver_and_firmware(site: Site) -> Iterator[Line]:
             "install Ascend's driver; in a container mount /usr/local/Ascend/driver",
         )
     elif release and _numbers(driver, 2) < _numbers(release.driver, 2):
-        # Newer drivers serve older CANN; how far older drivers serve newer CANN is not said where the table is.
+        # Newer drivers support older CANN versions; the source of the table does not say which newer ones older drivers
+        # support.
         found = f"{driver}, older than {release.driver}, which was released with MindSpore {release.mindspore}"
         yield warn(
             "driver",

@@ -1,7 +1,8 @@
-"""The number by which a process has to open an Ascend device (DEVICE_ID), which is not always the device's own.
+"""DEVICE_ID, the number by which a process opens an Ascend device, which may differ from the device's number on the
+host.
 
-Where a container or a variable shows only a part of a host's devices, CANN counts those from 0, while rank tables keep
-the host's numbers.
+If a container or a variable shows only some of a host's devices, CANN numbers these from 0, while rank tables keep the
+numbers on the host.
 Source: CANN 9.0, environment variables, ASCEND_RT_VISIBLE_DEVICES; Ascend Docker Runtime, ASCEND_VISIBLE_DEVICES;
 MindCluster's train_start.sh, which exports the index in the rank table as DEVICE_ID.
 """
@@ -18,9 +19,9 @@ def visible_numbers(devices: Sequence[int], environment: Mapping[str, str], dire
 
     Args:
         devices: their numbers on the host, as in the rank table.
-        environment: of its variables ASCEND_VISIBLE_DEVICES says which devices the container has, and
-            ASCEND_RT_VISIBLE_DEVICES which of those are shown.
-        directory: where davinci0, davinci1, ... are.
+        environment: ASCEND_VISIBLE_DEVICES says which devices the container has, and ASCEND_RT_VISIBLE_DEVICES which of
+            those are visible.
+        directory: the directory of the device files davinci0, davinci1, ...
     """
     shown = parse_devices(environment.get("ASCEND_VISIBLE_DEVICES", "")) or sorted(
         int(p.name[7:]) for p in directory.glob("davinci[0-9]*")
@@ -29,8 +30,8 @@ def visible_numbers(devices: Sequence[int], environment: Mapping[str, str], dire
 
 
 def parse_devices(text: str) -> list[int]:
-    """The device numbers in a text such as "0,2", "0-3" or "Ascend910-0,Ascend910-1", in their order; none where the
-    text is of another form."""
+    """The device numbers in a text such as "0,2", "0-3" or "Ascend910-0,Ascend910-1", in their order; an empty list if
+    the text has another form."""
     numbers: list[int] = []
     for word in text.split(","):
         match = re.fullmatch(r"(?:[A-Za-z]\w*-)?(\d+)|(\d+)-(\d+)", word.strip(), re.ASCII)
@@ -42,10 +43,10 @@ def parse_devices(text: str) -> list[int]:
 
 
 def _among(devices: Sequence[int], shown: Sequence[int]) -> list[int]:
-    """Positions of devices among those that are shown.
+    """The position of each device in `shown`.
 
-    Where some are not among them, the container numbers its devices anew: then positions among the given devices. Where
-    nothing is shown, the numbers themselves.
+    If some devices are not in `shown`, the container has renumbered its devices, and the positions are those among the
+    given devices. If `shown` is empty, the result is the device numbers themselves.
     """
     order = list(shown) if set(devices) <= set(shown) else sorted(devices)
     return [order.index(device) for device in devices] if shown else list(devices)

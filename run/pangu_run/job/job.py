@@ -1,4 +1,4 @@
-"""What a launcher starts: the device, arguments and environment of each rank, and how long it waits for what."""
+"""A job: the device, arguments and environment of each rank, and the time limits of the launcher."""
 
 import math
 import os
@@ -18,18 +18,18 @@ from pangu_run.job_directory import JobDirectory
 from pangu_run.orphans import JOB
 
 MINDSPORE_LATER_S = 300.0
-"""How much later than --start-timeout MindSpore's scheduler gives up, so that the launcher's watchdog is first: it
-knows which rank is missing, which MindSpore does not say."""
+"""Seconds that MindSpore's scheduler waits longer than --start-timeout, so that the launcher's watchdog acts first: it
+knows which rank is missing, which MindSpore does not report."""
 
 
 @dataclass(frozen=True)
 class DeviceAssignment:
-    """Which device of which host a rank has."""
+    """The device and host of a rank."""
 
     rank: int
     server: str
     device: int
-    """Its number on the host, as in the rank table."""
+    """Number of the device on the host, as in the rank table."""
 
     def __str__(self) -> str:
         return f"rank {self.rank} (host {self.server}, device {self.device})"
@@ -40,18 +40,18 @@ class Limits:
     """How long the supervisor waits, in seconds."""
 
     host_s: float = 600.0
-    """For the other hosts' launchers."""
+    """Wait for the launchers of the other hosts to connect."""
     start_s: float = 3600.0
-    """For a rank's first step: import, joining the cluster, loading, compilation."""
+    """Wait for the end of a rank's first step, which includes import, joining the cluster, loading and compilation."""
     hang_s: float = 600.0
-    """Without a heartbeat of a rank that does not wait for others; must be longer than the longest step, evaluation or
-    save."""
+    """Longest time without a heartbeat of a rank that is not waiting for others; must exceed the longest step,
+    evaluation or save."""
     stop_s: float = 600.0
-    """From a stop signal until all ranks have saved and ended."""
+    """Wait from a stop signal until all ranks have saved and ended."""
     grace_s: float = 5.0
-    """For ranks to end by themselves after another one failed; then again between SIGTERM and SIGKILL."""
+    """Wait for ranks to end by themselves after another rank failed, and again between SIGTERM and SIGKILL."""
     backoff_s: float = 5.0
-    """Before the first restart; doubled before each further one, at most MAX_BACKOFF_S."""
+    """Pause before the first restart; it doubles with each further restart, up to MAX_BACKOFF_S."""
 
 
 @dataclass(frozen=True)
@@ -59,33 +59,33 @@ class Job:
     """A job as this host's launcher sees it."""
 
     argv: Callable[[int], Sequence[str]]
-    """A rank's arguments of `python`: ("-m", MODULE, ...) or ("-c", PROGRAM, ...)."""
+    """Arguments of `python` for a rank: ("-m", MODULE, ...) or ("-c", PROGRAM, ...)."""
     assignments: Sequence[DeviceAssignment]
-    """Of all ranks, in order of ranks."""
+    """The assignments of all ranks, in order of ranks."""
     directory: JobDirectory
     server: str = "localhost"
     """This host's name among `assignments`."""
     start: Literal["cluster", "rank-table"] = "cluster"
     """How ranks find each other: MindSpore's scheduler, or the rank table (RANK_TABLE_FILE)."""
     master: tuple[str, int] | None = None
-    """Address and port of MindSpore's scheduler; the leader's own port is the next one. None for a job of one host,
-    whose ports are chosen freely."""
+    """Address and port of MindSpore's scheduler; the leader listens on the next port. None for a job of one host, for
+    which free ports are chosen."""
     resume_argv: Sequence[str] = ()
-    """Added to `argv` on a restart."""
+    """Arguments added to `argv` on a restart."""
     max_restarts: int = 0
     bind: bool = False
     """Whether ranks are bound to cores of their NUMA node."""
     stream_rank: int | None = 0
     """The rank whose output the terminal shows; None for none."""
     name: str = "pangu launch"
-    """What lines on the terminal begin with."""
+    """Prefix of the launcher's lines on the terminal."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Variables beside those of this process and of the cluster."""
+    """Environment variables in addition to those of this process and of the cluster."""
     limits: Limits = Limits()
     rank_table: Mapping[str, Any] | None = None
-    """What HCCL reads, where `start` is "rank-table"."""
+    """Content of the file that HCCL reads, if `start` is "rank-table"."""
     description: Mapping[str, Any] = field(default_factory=dict)
-    """For job.json, with "config" and "rank_table" as JobDirectory.write_job has them."""
+    """Content of job.json, and "config" and "rank_table"; see JobDirectory.write_job."""
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
     """Id of this launch; marks this launcher's processes."""
     secret: bytes = field(default_factory=job_secret, repr=False)
@@ -98,17 +98,17 @@ class Job:
 
     @property
     def servers(self) -> list[str]:
-        """All hosts; the first one leads."""
+        """All hosts, starting with the leader."""
         return list(dict.fromkeys(assignment.server for assignment in self.assignments))
 
     @property
     def leads(self) -> bool:
-        """Whether this host's launcher is the leader, which decides."""
+        """Whether this host's launcher is the leader."""
         return self.server == self.servers[0]
 
     @property
     def scheduler_address(self) -> tuple[str, int]:
-        """`master`, of a job of several hosts."""
+        """`master`, which a job of several hosts always has."""
         assert self.master is not None
         return self.master
 
@@ -118,12 +118,12 @@ class Job:
         return sorted((one for one in self.assignments if one.server == self.server), key=lambda one: one.device)
 
     def rank_argv(self, number: int, resume: bool) -> list[str]:
-        """A rank's arguments of `python`; on a restart with those that make it resume."""
+        """Arguments of `python` for a rank; on a restart including `resume_argv`."""
         argv = list(self.argv(number))
         return argv + [argument for argument in self.resume_argv if resume and argument not in argv]
 
     def cluster_variables(self, scheduler: tuple[str, int | str]) -> dict[str, str]:
-        """Variables that MindSpore's scheduler and its ranks must have in common."""
+        """Environment variables that MindSpore's scheduler and its ranks have in common."""
         host, port = scheduler
         timeout = str(math.ceil(self.limits.start_s + MINDSPORE_LATER_S))
         return {
@@ -134,12 +134,12 @@ class Job:
         }
 
     def own_variables(self, assignment: DeviceAssignment, scheduler: tuple[str, int | str] | None) -> dict[str, str]:
-        """Variables of one rank that a user cannot override.
+        """Environment variables of one rank that a user cannot override.
 
         Args:
             assignment: of a rank of this host.
-            scheduler: address and port of MindSpore's scheduler; None where the rank reads the rank table. A dry run
-                has words for a port.
+            scheduler: address and port of MindSpore's scheduler; None if the rank reads the rank table. In a dry run
+                the port is a text.
         """
         index = self.local.index(assignment)
         own = {"RANK_ID": str(assignment.rank), "RANK_SIZE": str(self.world)}
@@ -158,12 +158,12 @@ class Job:
 
     @property
     def rank_table_path(self) -> Path:
-        """This host's own copy of the rank table: a copy of another host may come late through a shared disk, or
-        never."""
+        """This host's own copy of the rank table, since a file written by another host may appear late on a shared
+        disk, or never."""
         return (self.directory.path / f"rank_table_{re.sub(r'[^A-Za-z0-9_.-]', '_', self.server)}.json").resolve()
 
     def write_rank_table(self) -> None:
-        """Write this host's copy of the rank table, where the job has one; call it before its ranks start.
+        """Write this host's copy of the rank table, if the job has one; call this before the ranks start.
 
         Raises:
             OutputError: the job directory cannot be written.
@@ -172,7 +172,7 @@ class Job:
             files.write_json(self.rank_table_path, self.rank_table)
 
     def defaults(self, assignment: DeviceAssignment) -> dict[str, str]:
-        """Variables of one rank that the user's own override."""
+        """Default environment variables of one rank, which the user's environment overrides."""
         threads = max(1, len(os.sched_getaffinity(0)) // len(self.local))
         return {
             "ASCEND_OPS_NUM_THREADS": str(threads),  # the host's processors, shared out among its ranks

@@ -1,4 +1,4 @@
-"""What job.json records of a start: who started what, where, with which versions and environment variables."""
+"""The facts that job.json records at the start of a job: command, host, versions and environment variables."""
 
 import importlib.metadata
 import os
@@ -17,15 +17,15 @@ DEPENDED_ON = re.compile(
     r"|PYTHON\w+|(\w+_)?(PATH|HOME|PRELOAD)|VIRTUAL_ENV|TMPDIR|LANG|TZ|USER|HOSTNAME|(no|https?)_proxy",
     re.IGNORECASE,
 )
-"""Names of variables that a run can depend on: those of its libraries, of the scheduler that started it, and those that
-hold paths. Others may hold anything, and are not recorded."""
+"""Names of environment variables that a run can depend on: those of its libraries, of the scheduler that started it,
+and those that contain paths. Other variables may contain anything and are not recorded."""
 LOGIN = re.compile(r"//[^/\s]*@")
-"""USER:PASSWORD@ in an address, up to the last @, since a password may hold one, too."""
+"""USER:PASSWORD@ in an address, up to the last @, since a password may contain @, too."""
 MASK = "(not written down)"
 
 
 def versions() -> dict[str, str | None]:
-    """Of Python, the system and the packages; None for one that is not installed."""
+    """Versions of Python, the system and the packages; None for a package that is not installed."""
     found: dict[str, str | None] = {"python": platform.python_version(), "system": platform.platform()}
     for package in PACKAGES:
         try:
@@ -36,8 +36,8 @@ def versions() -> dict[str, str | None]:
 
 
 def environment(variables: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Environment variables that a run can depend on, sorted. Values of names that suggest a secret are masked, and so
-    are logins in addresses."""
+    """The environment variables that a run can depend on, sorted. The value is masked if the name suggests a secret;
+    logins in addresses are masked, too."""
     names = sorted(name for name in variables if DEPENDED_ON.fullmatch(name))
     return {_text(name): MASK if SECRET.search(name) else _without_login(variables[name]) for name in names}
 
@@ -47,12 +47,13 @@ def _without_login(text: str) -> str:
 
 
 def _text(text: str) -> str:
-    """The text with ? for bytes that are not UTF-8, which a variable or argument may hold and JSON cannot."""
+    """The text with bytes that are not UTF-8 replaced by ?: variables and arguments may contain such bytes, JSON
+    cannot."""
     return text.encode(errors="replace").decode()
 
 
 def description(identity: str) -> dict[str, Any]:
-    """The facts; `identity` is the id of this launch."""
+    """The facts to record; `identity` is the id of this launch."""
     own = {"id": identity, "time": time.time(), "host": socket.gethostname(), "launcher_pid": os.getpid()}
     own |= {"command": [_without_login(argument) for argument in sys.argv], "directory": _text(os.getcwd())}
     return own | {"versions": versions(), "environment": environment()}

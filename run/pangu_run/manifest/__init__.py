@@ -1,1 +1,2 @@
-"""Files that hand a run to a scheduler, filled in from its configuration. All of them start it with `pangu launch`."""
+"""Manifests: files that submit a run to a scheduler, made from the configuration of the run. All of them start it with
+`pangu launch`."""

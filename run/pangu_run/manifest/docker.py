@@ -1,5 +1,5 @@
-"""Dockerfile of an image that starts the run unless told otherwise: on CANN's base image for Ascend, on a small one
-where runtime.device is CPU."""
+"""Dockerfile of an image whose default command starts the run. It is based on CANN's image for Ascend, and on a small
+image if runtime.device is CPU."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ CPU_BASE = "python:3.11-slim-bookworm"
 MINDSPORE, MINDFORMERS = "2.9.0", "1.9.0"
 """The pair for CANN 9.0. Source: MindFormers' version table."""
 CONFIG = "/etc/pangu/config.yaml"
-"""Where the image has the configuration, if it is a file."""
+"""Path of the configuration in the image, if the configuration is a file."""
 DRIVER = "/usr/local/Ascend/driver"
 
 
@@ -33,7 +33,7 @@ def dockerfile(run: Run, options: DockerOptions, plan: Plan) -> str:
     """Text of the Dockerfile.
 
     Raises:
-        LaunchError: the configuration is a file that `docker build` would not see.
+        LaunchError: the configuration is a file outside the build context of `docker build`.
     """
     tag = image(plan)
     config = CONFIG if Path(run.config).is_file() else run.config
@@ -57,10 +57,10 @@ def dockerfile(run: Run, options: DockerOptions, plan: Plan) -> str:
 
 
 def copy_config(config: str) -> str:
-    """Instruction that puts a configuration file into the image.
+    """Instruction that copies a configuration file into the image.
 
     Raises:
-        LaunchError: it is not below the present directory, which `docker build` sends.
+        LaunchError: the file is not in the current directory, which is the build context.
     """
     relative = os.path.relpath(config)
     if relative.startswith(".."):
@@ -72,7 +72,7 @@ def copy_config(config: str) -> str:
 
 
 def how_to_run(plan: Plan, grace: int, tag: str, output_dir: str) -> str:
-    """Comment line with the `docker run` that suits the plan's devices."""
+    """Comment line with the `docker run` command for the devices of the plan."""
     if plan.hosts > 1:
         return (
             f"# Run:   on {plan.hosts} servers, by what `pangu manifest slurm`, `volcano` or `modelarts` writes: they"

@@ -1,5 +1,5 @@
-"""Boot file of a ModelArts training job. It is started once on each node (custom image) or once for each device (preset
-engine), and serves both."""
+"""Boot file of a ModelArts training job. ModelArts starts it once per node (custom image) or once per device (preset
+engine); the file works in both cases."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from pangu_run.manifest.run import Run
 from pangu_run.manifest.text import exports, fill, shell_words
 
 RANK_TABLE = "/user/config/jobstart_hccl.json"
-"""Where ModelArts puts a job's rank table."""
+"""Path of a job's rank table on ModelArts."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ModelArtsOptions:
 
 
 def check(run: Run) -> None:
-    """Raise LaunchError for an output directory that the job would not keep."""
+    """Raise LaunchError if the output directory would be lost with the job."""
     if not PurePosixPath(run.output_dir).is_absolute():
         raise LaunchError(
             f"--output-dir {run.output_dir}: must be an absolute path in the job, on storage that outlives it; write"
@@ -41,7 +41,7 @@ def boot_file(run: Run, options: ModelArtsOptions, plan: Plan) -> str:
     """Text of the boot file.
 
     Raises:
-        LaunchError: the configuration is a file that no mount shows to the job.
+        LaunchError: the configuration is a file that is in no mount of the job.
     """
     return fill(
         "modelarts.sh.tmpl",

@@ -1,4 +1,4 @@
-"""Directories of the servers that a container sees, and which paths must lie in them."""
+"""Directories of the servers that are mounted into a container, and checks of paths that must be inside them."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -24,11 +24,11 @@ def parse_mounts(mounts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def seen_config(config: str, mounts: Sequence[str]) -> str:
-    """The configuration as the container sees it: a shipped one by its name, a file of this machine by its path under a
-    mount.
+    """The configuration as the container sees it: the name of a shipped one, or the path of a file of this machine
+    inside a mount.
 
     Raises:
-        LaunchError: it is a file that no mount shows.
+        LaunchError: the configuration is a file that is in no mount.
     """
     if not Path(config).is_file():
         return config
@@ -43,8 +43,8 @@ def seen_config(config: str, mounts: Sequence[str]) -> str:
 
 
 def require_mounted(option: str, path: str, mounts: Sequence[str]) -> None:
-    """Raise LaunchError for a path of the container that lies in no mount: it would be empty at first, and what is
-    written there would be lost with the pod."""
+    """Raise LaunchError if a path of the container is in no mount: it would be empty at the start, and data written
+    there would be lost with the pod."""
     if (
         not any(PurePosixPath(path).is_relative_to(inside) for _, inside in parse_mounts(mounts))
         or ".." in PurePosixPath(path).parts

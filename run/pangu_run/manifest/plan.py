@@ -1,4 +1,4 @@
-"""What a manifest needs of a configuration: how many servers, and how many devices on each."""
+"""The part of a configuration that a manifest needs: the number of servers, and the number of devices on each."""
 
 import collections
 import shlex
@@ -13,23 +13,24 @@ from pangu_run.program import Program
 
 FIRST = "ascend910"
 PRODUCTS = {FIRST: "910", "ascend910b": "910b", "": "910b"}
-"""Where the configuration does not say which, the 910B: the only one that MindSpore documents."""
+"""Product name by runtime.chip. If the configuration does not name a chip, the 910B is used, the only one that
+MindSpore documents."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Devices that a run needs."""
+    """The devices that a run needs."""
 
     hosts: int
     devices: int
-    """On each host."""
+    """Number of devices on each host."""
     on_ascend: bool
     chip: str = ""
     """runtime.chip; see PRODUCTS."""
 
     @property
     def product(self) -> str:
-        """The device as image tags and labels call it."""
+        """Name of the device in image tags and labels."""
         return PRODUCTS[self.chip]
 
 
@@ -37,13 +38,13 @@ def plan_of(argv: Sequence[str]) -> Plan:
     """The plan of `pangu train ARGV`.
 
     Raises:
-        LaunchError: the configuration is wrong, or its ranks do not fill servers evenly.
+        LaunchError: the configuration is wrong, or its ranks cannot be distributed evenly over servers.
     """
     return of_program(program.placement(argv))
 
 
 def of_program(answer: Program) -> Plan:
-    """The plan of a program's answer.
+    """The plan in a program's answer.
 
     Raises:
         LaunchError: servers would have unequal numbers of ranks.
@@ -59,7 +60,7 @@ def of_program(answer: Program) -> Plan:
 
 
 def require_ascend(kind: str, plan: Plan) -> None:
-    """Raise LaunchError for a run on the CPU: a cluster's scheduler would reserve devices that nobody uses."""
+    """Raise LaunchError for a run on the CPU, for which a cluster's scheduler would reserve unused devices."""
     if not plan.on_ascend:
         what_to_do = "add runtime.device=Ascend, or use `pangu manifest docker`"
         raise LaunchError(
@@ -68,12 +69,12 @@ def require_ascend(kind: str, plan: Plan) -> None:
 
 
 def image(plan: Plan) -> str:
-    """Name of the image that `pangu manifest docker` makes for a plan."""
+    """Name of the image that the Dockerfile of `pangu manifest docker` builds for a plan."""
     return f"pangu-ms:{version()}" + (f"-{plan.product}" if plan.chip == FIRST else "")
 
 
 def version() -> str:
-    """Version of the package that the run is started with."""
+    """Version of the package that starts the run."""
     command = python_command("pangu_ms", "--version")
     done = subprocess.run(command, env=python_environment(), capture_output=True, text=True)
     if done.returncode:

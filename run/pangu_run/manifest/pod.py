@@ -1,4 +1,4 @@
-"""The pod of one server: all its devices, one launcher."""
+"""The pod of one server, with all devices of the server and one launcher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +18,13 @@ TABLES = "/user/mindx-dl/ranktable"
 Source: its deployment's YAML."""
 DRIVER = "/usr/local/Ascend/driver"
 PORT = 2222
-"""Of Ascend Operator, whose port has a fixed name, too."""
+"""Port of Ascend Operator, which has a fixed name, too."""
 
 
 @dataclass(frozen=True)
 class VolcanoOptions:
-    """What the job asks of the cluster; each field is the option of `pangu manifest volcano` of that name."""
+    """What the job requests from the cluster. Each field corresponds to the option of `pangu manifest volcano` with its
+    name."""
 
     kind: str
     """ascendjob | volcano"""
@@ -50,8 +51,8 @@ def pod_spec(run: Run, options: VolcanoOptions, plan: Plan, name: str, argv: lis
     """The pod's specification.
 
     Args:
-        name: of the job.
-        argv: arguments of `pangu launch`, without those that say which servers there are.
+        name: name of the job.
+        argv: arguments of `pangu launch`, without those that name the servers.
     """
     by_operator = options.kind == "ascendjob"
     network = {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"} if options.host_network else {}
@@ -79,7 +80,7 @@ def apart(label: str, name: str) -> dict[str, Any]:
 
 
 def container(run: Run, options: VolcanoOptions, plan: Plan, name: str, argv: list[str]) -> dict[str, Any]:
-    """The container: its script starts the launcher with the arguments that follow it."""
+    """The container. Its script starts the launcher with the arguments after the script."""
     table = {"table": f"{TABLE_DIRECTORY}/hccl.json", "table_timeout": options.table_timeout}
     script = fill(f"{options.kind}_start.sh.tmpl", **table, host=EXIT_HOST, stopped=EXIT_STOPPED)
     limits = {
@@ -87,7 +88,7 @@ def container(run: Run, options: VolcanoOptions, plan: Plan, name: str, argv: li
         **{key: value for key, value in (("memory", options.memory), ("cpu", options.cpu)) if value},
     }
     return {
-        "name": "ascend",  # Ascend Operator wants this name
+        "name": "ascend",  # the name that Ascend Operator requires
         "image": options.image,
         "imagePullPolicy": "IfNotPresent",
         "command": ["/bin/bash", "-c"],
@@ -103,10 +104,10 @@ def container(run: Run, options: VolcanoOptions, plan: Plan, name: str, argv: li
 
 
 def variables(run: Run, options: VolcanoOptions) -> list[dict[str, Any]]:
-    """The container's variables; the first one is Ascend Docker Runtime's."""
+    """Environment variables of the container; the first one is read by Ascend Docker Runtime."""
     own = [field("ASCEND_VISIBLE_DEVICES", f"metadata.annotations['{options.resource}']")]
     if options.host_network:
-        own.append(field("HCCL_IF_IP", "status.hostIP"))  # else HCCL does not find its interface
+        own.append(field("HCCL_IF_IP", "status.hostIP"))  # without it HCCL does not find its interface
     return own + [{"name": key, "value": pod_argument(value)} for key, value in run.environment.items()]
 
 
@@ -122,7 +123,7 @@ def volumes(options: VolcanoOptions, name: str) -> list[tuple[str, str, dict[str
         ("shm", "/dev/shm", {"emptyDir": shared_memory}),
         ("ascend-driver", DRIVER, {"hostPath": {"path": DRIVER}}),
     ]
-    if options.kind == "ascendjob":  # Ascend Operator looks for a volume of that name
+    if options.kind == "ascendjob":  # Ascend Operator searches for a volume with this name
         fixed.append(("ranktable", TABLE_DIRECTORY, {"hostPath": {"path": f"{TABLES}/{options.namespace}.{name}"}}))
     return fixed + [
         (f"mount-{i}", path, {"hostPath": {"path": host}}) for i, (host, path) in enumerate(parse_mounts(options.mount))

@@ -1,4 +1,4 @@
-"""The run that a manifest starts, and the command lines that come of it."""
+"""The run that a manifest starts, and its command lines."""
 
 import dataclasses
 import re
@@ -9,14 +9,15 @@ from pathlib import Path
 from pangu_ms.core.errors import LaunchError
 
 STOP_MARGIN_S = 30
-"""The launcher ends its ranks this long before the scheduler would end the launcher."""
+"""Seconds before the scheduler would kill the launcher at which the launcher ends its ranks."""
 _JOB_NAME = re.compile(r"[a-z]([-a-z0-9]{0,46}[a-z0-9])?")
-"""Name of a Kubernetes Service (RFC 1035); 48 of its 63 characters, since a pod's name adds some, as "-worker-1234"."""
+"""A valid name of a Kubernetes Service (RFC 1035), with 48 instead of 63 characters, since names of pods have a suffix
+such as "-worker-1234"."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained, and how its launchers behave. Paths are those that the job sees."""
+    """The training run and the behaviour of its launchers. Paths are those that the job sees."""
 
     config: str
     """YAML file of this machine or shipped config."""
@@ -42,11 +43,11 @@ class Run:
     def train_argv(self, config: str | None = None) -> list[str]:
         """Arguments of `pangu train`.
 
-        The run always resumes: a job that its scheduler starts again goes on, and the first start finds no checkpoint
-        and begins at step 0.
+        The arguments always contain --resume: a job that its scheduler starts again continues, and the first start
+        finds no checkpoint and begins at step 0.
 
         Args:
-            config: what the job calls the configuration, where that is another name than `self.config`.
+            config: name of the configuration in the job, if it differs from `self.config`.
         """
         optional = []
         for option, value in (("--data", self.data), ("--init-from", self.init_from)):
@@ -62,8 +63,7 @@ class Run:
         ]
 
     def launch_argv(self, config: str | None = None) -> list[str]:
-        """Arguments of `pangu launch` that follow those that say which servers there are; `config` as in
-        `train_argv`."""
+        """Arguments of `pangu launch` after those that name the servers; `config` as in `train_argv`."""
         options = {
             "--max-restarts": self.max_restarts,
             "--stop-timeout": self.grace - STOP_MARGIN_S,
@@ -74,10 +74,10 @@ class Run:
 
 
 def job_name(given: str | None, config: str) -> str:
-    """The job's name: as given, or made of the configuration's.
+    """Name of the job: the given name, or one derived from that of the configuration.
 
     Raises:
-        LaunchError: the given one is not a name of a Kubernetes service, which Slurm takes as well.
+        LaunchError: the given name is no valid name of a Kubernetes service; names for Slurm follow the same rule.
     """
     if given is None:
         stem = Path(config).stem if Path(config).is_file() else config

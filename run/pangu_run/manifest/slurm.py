@@ -1,5 +1,5 @@
-"""Script for Slurm's sbatch: one launcher on each server; a job that stopped with its state saved is put back into the
-queue."""
+"""Script for Slurm's sbatch. It starts one launcher on each server, and requeues a job that stopped with its state
+saved."""
 
 import re
 import shlex
@@ -18,7 +18,8 @@ _MEMORY = re.compile(r"\d+[KMGT]?", re.ASCII)
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What the script asks of Slurm; each field is the option of `pangu manifest slurm` of that name."""
+    """What the script requests from Slurm. Each field corresponds to the option of `pangu manifest slurm` with its
+    name."""
 
     job_name: str | None
     max_requeues: int
@@ -32,7 +33,7 @@ class SlurmOptions:
 
 
 def check(options: SlurmOptions) -> None:
-    """Raise LaunchError for values that Slurm would not take."""
+    """Raise LaunchError for values that Slurm would refuse."""
     for option, value, form, example in (
         ("--time", options.time, _TIME, "1-00:00:00"),
         ("--memory", options.memory, _MEMORY, "512G"),
@@ -56,7 +57,7 @@ def script(run: Run, options: SlurmOptions, plan: Plan) -> str:
         time=options.time,
         memory=options.memory,
         log=shlex.quote(options.log),
-        signal=f"B:USR1@{run.grace}",  # to the batch shell alone, which passes it on to the launchers
+        signal=f"B:USR1@{run.grace}",  # only to the batch shell, which passes it on to the launchers
         optional=optional,
         prepare=f"{options.prepare}\n" if options.prepare else "",
         exports=exports(run.environment),

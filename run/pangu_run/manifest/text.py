@@ -1,4 +1,4 @@
-"""Templates, and quoting of values for the language that they go into."""
+"""Templates, and quoting of values for the language of the template."""
 
 import json
 import re
@@ -13,12 +13,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 class _Template(string.Template):
-    delimiter = "@@"  # $ is the shell's
+    delimiter = "@@"  # $ has a meaning in the shell
 
 
 def fill(template: str, **values: Any) -> str:
-    """Text of a template with its placeholders @@name replaced. The caller has quoted each value. An @@include(FILE) in
-    the template is replaced by that file first."""
+    """The text of a template with its placeholders @@name replaced by values, which the caller has quoted. First, each
+    @@include(FILE) is replaced by the content of that file."""
     text = re.sub(r"@@include\(([\w.]+)\)\n", lambda match: _read(match[1]), _read(template))
     return _Template(text).substitute(values).rstrip("\n") + "\n"
 
@@ -38,11 +38,11 @@ def exports(environment: Mapping[str, str]) -> str:
 
 
 def yaml_block(value: Any, indent: int = 0) -> str:
-    """Value as YAML, its lines indented; strings of several lines stay readable."""
+    """A value as indented YAML, in which multi-line strings stay readable."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """Literal style for scripts; no aliases."""
+        """Writes multi-line strings in literal style, and no aliases."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True

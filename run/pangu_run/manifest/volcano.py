@@ -1,5 +1,5 @@
-"""Job of a Kubernetes cluster in YAML: an AscendJob, whose operator writes the rank table, or a plain Volcano Job,
-whose pods find each other by name."""
+"""YAML of a Kubernetes job: an AscendJob, whose operator writes the rank table, or a plain Volcano Job, whose pods find
+each other by name."""
 
 import dataclasses
 import re
@@ -18,7 +18,8 @@ _DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def check(run: Run, options: VolcanoOptions) -> None:
-    """Raise LaunchError for what the cluster would refuse, and for paths whose content would be lost with the pod."""
+    """Raise LaunchError for values that the cluster would refuse, and for paths whose content would be lost with the
+    pod."""
     for option, value in (
         ("--memory", options.memory),
         ("--cpu", options.cpu),
@@ -46,7 +47,7 @@ def check(run: Run, options: VolcanoOptions) -> None:
 
 
 def job(run: Run, options: VolcanoOptions, plan: Plan) -> str:
-    """Text of the YAML file; with several servers it begins with a Secret, so its owner alone should read it."""
+    """Text of the YAML file. With several servers it contains a Secret, so only the owner should be able to read it."""
     options = dataclasses.replace(options, image=options.image or image(plan))
     name = job_name(options.job_name, run.config)
     argv = run.launch_argv(seen_config(run.config, options.mount))
@@ -73,13 +74,13 @@ def job(run: Run, options: VolcanoOptions, plan: Plan) -> str:
 
 
 def restart_policy(max_requeues: int) -> str:
-    """Ascend Operator restarts a pod by its exit code, or never."""
+    """Restart policy of Ascend Operator: depending on the exit code of the pod, or never."""
     return "ExitCode" if max_requeues else "Never"
 
 
 def workers(hosts: int, max_requeues: int) -> str:
-    """The part of an AscendJob for all servers but the first; a mindspore AscendJob of several devices needs a
-    Scheduler, which has devices here."""
+    """The part of an AscendJob for all servers except the first. An AscendJob for MindSpore with several devices needs
+    a Scheduler; here that is the first server, which has devices, too."""
     if hosts == 1:
         return ""
     worker = {"replicas": hosts - 1, "restartPolicy": restart_policy(max_requeues)}

@@ -1,4 +1,4 @@
-"""Rank tables: which device of which server has which rank."""
+"""Rank tables: they assign a rank to each device of each server."""
 
 from pangu_run.rank_table.table import Device, Fault, RankTable, Server, check, wait_completed
 

@@ -1,4 +1,4 @@
-"""Rank tables in the forms that are written (1.0, 1.2 and group), merged from several, and made from hosts."""
+"""Writes rank tables in the forms 1.0, 1.2 and group, merges several tables, and makes tables from hosts."""
 
 import dataclasses
 from typing import Any
@@ -12,28 +12,29 @@ GROUP_NAME = "job"
 
 
 def as_form(table: RankTable, form: str) -> dict[str, Any]:
-    """Content of a file; further keys of the table are kept where the form has such an object.
+    """Content of a file in a form; additional keys of the table are kept if the form has the object that they belong
+    to.
 
     Args:
         table: the table.
         form: one of FORMS.
 
     Raises:
-        RankTableError: the form cannot say what the table says.
+        RankTableError: the form cannot represent the table.
     """
     return {"1.0": _list_form, "1.2": _super_pod_form, "group": _group_form}[form](table)
 
 
 def merged(tables: list[RankTable], names: list[str]) -> RankTable:
-    """One table with the servers of several. Ranks are numbered through: first those of the first table in their order,
-    then those of the next.
+    """One table with the servers of several tables. Ranks are renumbered: first those of the first table in their
+    order, then those of the next table.
 
     Args:
         tables: one for each host, or for several.
-        names: what errors call them.
+        names: names of the tables in error messages.
 
     Raises:
-        RankTableError: together they have faults, such as an address that two tables have.
+        RankTableError: the merged table has faults, such as an address that occurs in two tables.
     """
     forms = {table.version for table in tables}
     if len(forms) > 1:
@@ -126,12 +127,12 @@ def made_table(hosts: list[str], device_ids: list[int], device_ips: list[list[st
     """A table of equal servers, whose ranks are numbered server by server.
 
     Args:
-        hosts: server ids: addresses or names.
+        hosts: addresses or names of the servers, which become their server ids.
         device_ids: devices of each server.
-        device_ips: for each host the address of each device; None where they have none, as on a single server.
+        device_ips: for each host the address of each device; None if devices have no addresses, as on a single server.
 
     Raises:
-        RankTableError: it has faults, such as an address given twice.
+        RankTableError: the table has faults, such as an address given twice.
     """
     servers = []
     for h, host in enumerate(hosts):

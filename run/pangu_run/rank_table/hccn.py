@@ -11,16 +11,16 @@ from pangu_ms.core.errors import RankTableError
 HCCN_CONF = "/etc/hccn.conf"
 HCCN_TOOL = "hccn_tool"
 DRIVER_TOOL = "/usr/local/Ascend/driver/tools/hccn_tool"
-"""Where the driver installs it; it is not always in PATH."""
+"""Path where the driver installs hccn_tool, which is not always in PATH."""
 TIMEOUT_S = 20.0
 MAX_BYTES = 1 << 24
-"""Of a file with a line for each host or device; what is larger is another file than was meant."""
+"""Maximum size of a file with a line for each host or device; a larger file is probably the wrong one."""
 _LINE = re.compile(r"\s*address_([0-9]+)\s*=\s*(\S+)\s*")
 _ANSWER = re.compile(r"ipaddr\s*:\s*(\S+)")
 
 
 def device_addresses(device_ids: list[int], hccn_conf: str = HCCN_CONF, hccn_tool: str = HCCN_TOOL) -> list[str]:
-    """Address of each device of this host; hccn_tool is asked for those that hccn.conf does not have.
+    """Address of each device of this host, from hccn.conf or else from hccn_tool.
 
     Raises:
         RankTableError: a device's address is not known.
@@ -45,7 +45,7 @@ def read_conf(path: str) -> dict[int, str]:
     """Address of each device in a hccn.conf: lines `address_N=ip`.
 
     Raises:
-        RankTableError: a device has two of them.
+        RankTableError: a device has two addresses.
     """
     known: dict[int, str] = {}
     for line in read_lines(Path(path)):
@@ -63,7 +63,7 @@ def read_lines(path: Path) -> list[str]:
     """Lines of a small file.
 
     Raises:
-        RankTableError: it cannot be read, or is another file than was meant.
+        RankTableError: the file cannot be read, or is too large to be the right one.
     """
     try:
         return small_json.read_bytes(path, MAX_BYTES).decode("utf-8", "replace").splitlines()
@@ -72,7 +72,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def ask_tool(tool: str, device: int) -> str | None:
-    """The address that `hccn_tool -i N -ip -g` prints; None where it fails."""
+    """The address that `hccn_tool -i N -ip -g` prints; None if the command fails."""
     try:
         done = subprocess.run(
             [tool, "-i", str(device), "-ip", "-g"], capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S

@@ -1,4 +1,4 @@
-"""Reads the file of a rank table as a JSON object, with the faults of the file itself."""
+"""Reads the file of a rank table as a JSON object, and reports the faults of the file itself."""
 
 import json
 import stat
@@ -9,12 +9,12 @@ from typing import Any
 from pangu_ms.core.console import printable
 
 MAX_BYTES = 32 << 20
-"""A table of 2048 ranks takes 0.3 MB; what is larger is another file."""
+"""Maximum size of a table. A table of 2048 ranks takes 0.3 MB, so a larger file is not a rank table."""
 MAX_LEVELS = 32
-"""Nesting of a table is six levels deep; further keys of whoever wrote it may add some."""
+"""Maximum nesting. A table has six levels; additional keys may add some."""
 BOM = b"\xef\xbb\xbf"
 KNOWN_NAMES = ("jobstart_hccl.json", "hccl.json")
-"""ModelArts' and Ascend Operator's names; ModelArts' RANK_TABLE_FILE is the directory of its file."""
+"""File names of ModelArts and of Ascend Operator; on ModelArts, RANK_TABLE_FILE names the directory of the file."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Fault:
     """The rule, and what to do."""
 
     def as_dict(self) -> dict[str, str]:
-        """As `pangu ranktable check --json` prints it."""
+        """The fault as `pangu ranktable check --json` prints it."""
         return {"place": self.location, "found": self.found, "rule": self.rule}
 
     def __str__(self) -> str:
@@ -36,14 +36,14 @@ class Fault:
 
 
 class _Unusable(Exception):
-    """Nothing further can be checked."""
+    """A fault after which nothing further can be checked."""
 
     def __init__(self, location: str, found: str, rule: str):
         self.fault = Fault(location, found, rule)
 
 
 class JsonObject(dict):
-    """A JSON object that remembers which of its keys were given more than once; the last one counts."""
+    """A JSON object that records which of its keys occur more than once; the last value counts."""
 
     doubled: tuple[str, ...] = ()
 
@@ -56,7 +56,7 @@ def load(path: Path | str, lenient: bool = False) -> tuple[JsonObject | None, li
         lenient: accept a byte order mark.
 
     Returns:
-        the object, None where there is none; and the faults.
+        the object, None if there is none; and the faults.
     """
     faults: list[Fault] = []
     try:
@@ -135,7 +135,7 @@ def _value(text: str, faults: list[Fault]) -> JsonObject:
         raise _syntax(text, error) from error
     except RecursionError as error:
         raise _too_deep() from error
-    except ValueError as error:  # a number of more digits than Python converts
+    except ValueError as error:  # a number with more digits than Python converts
         raise _Unusable(
             "file", "has a number of thousands of digits", "numbers in a rank table are small; name the right file"
         ) from error

@@ -9,13 +9,14 @@ Forms (all values are strings):
             "super_pod_list": [{"super_pod_id", "server_list": [{"server_id"}]}].
     group  {"status", "group_count", "group_list": [{"group_name", "device_count", "instance_count",
             "instance_list": [{"pod_name", "server_id", "devices": [{"device_id", "device_ip"}]}]}]}
-           of ModelArts ("template 2"). It has no rank ids: ranks are numbered by the index that ends pod_name, then by
-           device_id, as ModelArts' own conversion does. HCCL reading this form itself numbers servers in order of
-           server_id, so that the two may differ; so it should be converted. With "rank_id" in every instance, of one
-           device each, it is the "lab" form of the first hccl_tools.
+           of ModelArts ("template 2"). It has no rank ids: ranks are numbered by the index at the end of pod_name, then
+           by device_id, as ModelArts' own conversion does. If HCCL reads this form itself, it numbers servers in order
+           of server_id, which may give other ranks, so the table should be converted. If every instance has one device
+           and a "rank_id", it is the "lab" form of the first hccl_tools.
 
 Source: CANN HCCL, topoinfo_ranktable{Parser,Concise,Standard}.cc; Ascend Operator, ranktable/common; ModelArts
-documentation, "RANK_TABLE_FILE". The group form is from documentation and public sources, not tried on ModelArts.
+documentation, "RANK_TABLE_FILE". The group form follows documentation and public sources and was not tested on
+ModelArts.
 """
 
 import json
@@ -26,7 +27,7 @@ from typing import Any
 from pangu_run.rank_table.json_file import Fault, JsonObject, join
 
 MAX_DEVICE_ID = 15
-"""A server has 8 devices or 16. Source: HCCL, GetSingleDevice."""
+"""Largest device id, since a server has 8 or 16 devices. Source: HCCL, GetSingleDevice."""
 COMPLETED, INITIALIZING = "completed", "initializing"
 STRINGS = 'every value of a rank table is a string, such as "8"; `pangu ranktable convert` mends it'
 _NUMBER = re.compile(r"[0-9]{1,10}", re.ASCII)
@@ -35,7 +36,7 @@ _POD_INDEX = re.compile(r"-([0-9]{1,9})$", re.ASCII)
 
 @dataclass
 class DeviceEntry:
-    """A device as the file has it; what could not be read is None."""
+    """A device as written in the file; a value that could not be read is None."""
 
     location: str
     raw: dict[str, Any]
@@ -47,7 +48,7 @@ class DeviceEntry:
 
 @dataclass
 class ServerEntry:
-    """A server as the file has it."""
+    """A server as written in the file."""
 
     location: str
     raw: dict[str, Any]
@@ -58,14 +59,14 @@ class ServerEntry:
 
 @dataclass
 class Parsed:
-    """A table as the file has it."""
+    """A table as written in the file."""
 
     raw: dict[str, Any]
     form: str = "1.0"
     status: str | None = None
     servers: list[ServerEntry] = field(default_factory=list)
     whole: bool = True
-    """Whether all servers and devices could be read, though perhaps not all their values."""
+    """Whether all servers and devices could be read, even if some of their values could not."""
 
     @property
     def devices(self) -> list[DeviceEntry]:
@@ -74,7 +75,7 @@ class Parsed:
 
 
 class Reader:
-    """Takes values out of JSON objects and collects their faults."""
+    """Reads values from JSON objects and collects their faults."""
 
     def __init__(self, lenient: bool):
         self.lenient = lenient
@@ -86,7 +87,7 @@ class Reader:
         self.faults.append(Fault(location, found, rule))
 
     def text(self, holder: dict[str, Any], name: str, at: str, required: bool = True) -> str | None:
-        """A string that is not empty; a number is a fault, and is read as the string of its digits."""
+        """A non-empty string. A number is a fault, and is read as the string of its digits."""
         location, value = join(at, name), holder.get(name)
         if name not in holder or (value == "" and not required):
             if required:
@@ -112,7 +113,7 @@ class Reader:
         return value
 
     def number(self, holder: dict[str, Any], name: str, at: str, required: bool = True) -> int | None:
-        """A whole number, 0 or more, that stands in a string."""
+        """A non-negative integer in a string."""
         value = self.text(holder, name, at, required)
         if value is None or _NUMBER.fullmatch(value):
             return None if value is None else int(value)
@@ -125,7 +126,7 @@ class Reader:
         return None
 
     def count(self, holder: dict[str, Any], name: str, at: str, actual: int, of: str) -> None:
-        """Check a number that, where it is given, is the length of a list. Source: HCCL takes the length where
+        """Check a number that must be the length of a list, if it is given. Source: HCCL uses the length if
         server_count is missing."""
         stated = self.number(holder, name, at, required=False)
         if stated is not None and stated != actual:
@@ -136,7 +137,7 @@ class Reader:
             )
 
     def objects(self, holder: dict[str, Any], name: str, at: str) -> list[tuple[str, dict[str, Any]]]:
-        """The objects of a list that is not empty, each with its location."""
+        """The objects of a non-empty list, each with its location."""
         location, value = join(at, name), holder.get(name)
         if not isinstance(value, list) or not value:
             found = "is missing" if name not in holder else "is empty" if value == [] else f"is {_shown(value)}"
@@ -153,14 +154,14 @@ class Reader:
 
 
 def parse(value: JsonObject | dict[str, Any], lenient: bool = False) -> tuple[Parsed, list[Fault]]:
-    """Read a table of any form; rules on several values together are checked in rules.py.
+    """Read a table of any form. Rules on several values together are checked in rules.py.
 
     Args:
         value: content of the file.
         lenient: accept numbers in place of strings, and a missing version (as 1.0) or status (as completed).
 
     Returns:
-        what could be read, and the faults. A table that is being written has one fault, whatever else it lacks.
+        the parsed table, and the faults. A table that is still being written has one fault, whatever else is missing.
     """
     reader, parsed = Reader(lenient), Parsed(value)
     parsed.status = reader.text(value, "status", "") if "status" in value or not lenient else COMPLETED
@@ -283,7 +284,7 @@ def _group_servers(reader: Reader, value: dict[str, Any]) -> list[ServerEntry]:
 
 
 def _counted(reader: Reader, servers: list[ServerEntry]) -> list[ServerEntry]:
-    """Servers in order of their pods' indices, with rank ids numbered through."""
+    """Servers in order of the indices of their pods, with consecutive rank ids."""
     indices: dict[str, int] = {}
     for server in servers:
         name = reader.text(server.raw, "pod_name", server.location)
@@ -313,7 +314,7 @@ def _counted(reader: Reader, servers: list[ServerEntry]) -> list[ServerEntry]:
 
 
 def _lab_servers(reader: Reader, instances: list[ServerEntry]) -> list[ServerEntry]:
-    """Instances with one device and its rank each, grouped by server."""
+    """The servers of instances that have one device and its rank each."""
     servers: dict[str | None, ServerEntry] = {}
     for one in instances:
         rank_id = reader.number(one.raw, "rank_id", one.location)

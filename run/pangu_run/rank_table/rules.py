@@ -19,7 +19,7 @@ def faults_of(parsed: Parsed) -> list[Fault]:
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Sorted numbers in short: 0-3,7."""
+    """Sorted numbers as intervals, such as 0-3,7."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:
@@ -30,7 +30,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An IP address; None where the text is none."""
+    """The IP address in a text; None if it is not an IP address."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:
@@ -52,7 +52,7 @@ def _ranks(parsed: Parsed) -> list[Fault]:
     world = len(devices)
     rule = f"ranks are 0 to {world - 1}, each once; number them, or make the table again (`pangu ranktable make`)"
     faults = _twice(given, rule)
-    if not parsed.whole:  # how many ranks there should be is not known
+    if not parsed.whole:  # the expected number of ranks is unknown
         return faults
     faults += [
         Fault(location, f"is {rank}, and there are {world} devices", rule) for location, rank in given if rank >= world
@@ -134,7 +134,8 @@ def _addresses(parsed: Parsed) -> list[Fault]:
 
 
 def _missing_addresses(parsed: Parsed) -> list[Fault]:
-    """Servers are linked by device_ip, or by host_ip; one server, or one super pod, needs neither."""
+    """Faults of servers without addresses: servers are connected by device_ip or by host_ip; a single server or super
+    pod needs neither."""
     one_pod = parsed.form == "1.2" and len({server.super_pod_id for server in parsed.servers}) == 1
     needed = len(parsed.servers) > 1 and not one_pod
     numbers = Counter(len(device.device_ips) for device in parsed.devices)
@@ -190,8 +191,7 @@ def _super_pods(parsed: Parsed) -> list[Fault]:
 
 
 def host_names(server: ServerEntry) -> tuple[str, ...]:
-    """Names by which a server may be reached or known: its id, addresses and pod, as far as they are addresses or host
-    names."""
+    """Names of a server: its id, addresses and pod name, if they are valid addresses or host names."""
     names = []
     for text in (server.server_id, *(server.raw.get(name) for name in (*HOST_FIELDS, "pod_name"))):
         if isinstance(text, str) and (address(text) or _HOST_NAME.fullmatch(text)):

@@ -1,6 +1,7 @@
-"""Rank tables: which device of which server has which rank.
+"""Rank tables: they assign a rank to each device of each server.
 
-Read in any form (see parse.py), checked completely, written as 1.0, or 1.2 where there are super pods (see forms.py).
+A table is read in any form (see parse.py), checked completely, and written as form 1.2 if there are super pods, else as
+1.0 (see forms.py).
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from pangu_run.rank_table.rules import address, faults_of, host_names
 __all__ = ["Device", "Fault", "RankTable", "Server", "check", "wait_completed"]
 SHOWN_FAULTS = 20
 POLL_S, REPEAT_S = 1.0, 30.0
-"""Seconds between two looks at a file that is waited for, and until the same line is shown again."""
+"""Seconds between two checks of a file while waiting for it, and until the same message is shown again."""
 _OWN_KEYS = {"device": ("device_id", "rank_id", "device_ip"), "server": ("server_id", "device", "devices", "rank_id")}
 _TABLE_KEYS = (
     "version",
@@ -40,9 +41,9 @@ class Device:
     device_id: int
     rank_id: int
     device_ip: str | None
-    """Several are separated by commas."""
+    """Address of the device; several addresses are separated by commas."""
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further keys of the file, such as super_device_id."""
+    """Additional keys of the file, such as super_device_id."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +54,19 @@ class Server:
     devices: tuple[Device, ...]
     """In order of device_id."""
     addresses: tuple[str, ...]
-    """server_id, host_ip, container_ip and pod_name, as far as they are addresses or host names."""
+    """server_id, host_ip, container_ip and pod_name, if they are valid addresses or host names."""
     super_pod_id: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """Further keys of the file, such as host_ip."""
+    """Additional keys of the file, such as host_ip."""
 
 
 @dataclass(frozen=True)
 class RankTable:
-    """A table without faults; its ranks are 0 to world - 1."""
+    """A rank table without faults; its ranks are 0 to world - 1."""
 
     servers: tuple[Server, ...]
     version: str = "1.0"
-    """Form that it was read from: 1.0, 1.2 or group."""
+    """Form of the file: 1.0, 1.2 or group."""
     status: str = COMPLETED
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -75,8 +76,8 @@ class RankTable:
 
         Args:
             path: the file.
-            lenient: accept what is mended by writing the table again: numbers that should be strings, a byte order
-                mark, no version, no status.
+            lenient: accept faults that are corrected when the table is written again: numbers instead of strings, a
+                byte order mark, a missing version or status.
 
         Raises:
             RankTableError: the file has faults; the message names up to SHOWN_FAULTS of them.
@@ -86,7 +87,7 @@ class RankTable:
 
     @classmethod
     def of(cls, value: dict[str, Any], name: str) -> "RankTable":
-        """The table of a JSON value; `name` says in errors where it is from.
+        """The table in a JSON value; `name` is its name in error messages.
 
         Raises:
             RankTableError: it has faults.
@@ -140,11 +141,11 @@ class RankTable:
         """Index of the server that this machine is.
 
         Args:
-            server_id: its server_id or another of its addresses; None looks for one with an address or host name of
-                this machine.
+            server_id: server_id or another address of the server; None searches for a server with an address or host
+                name of this machine.
 
         Raises:
-            RankTableError: there is none, or more than one.
+            RankTableError: no server matches, or more than one.
         """
         own = [server_id] if server_id is not None else this_host.names()
         names = {_normal(name) for name in own}
@@ -178,8 +179,8 @@ def check(
     Args:
         path: the file.
         world: number of ranks that the table must have.
-        placement: for each rank where the plan wants it. The devices must fit; their order need not, since `pangu
-            launch` orders them (see `misplaced`).
+        placement: for each rank its position in the plan. The set of devices must fit; their order need not, since
+            `pangu launch` orders them (see `misplaced`).
     """
     value, faults = load(path)
     parsed, further = _parsed(value, False)
@@ -200,7 +201,7 @@ def check(
 
 
 def misplaced(table: RankTable, placement: Sequence[tuple[int, int]]) -> list[int]:
-    """Ranks that are not where a plan wants them, in a table that it fits; `RankTable.ordered` puts them there."""
+    """Ranks whose position differs from the plan, in a table that fits the plan; `RankTable.ordered` corrects this."""
     at = {device.rank_id: (s, d) for s, server in enumerate(table.servers) for d, device in enumerate(server.devices)}
     return [rank for rank, slot in enumerate(placement) if at[rank] != tuple(slot)]
 
@@ -210,12 +211,12 @@ def wait_completed(path: Path | str, timeout_s: float, print_line: Callable[[str
     truncated and rewritten.
 
     Args:
-        path: the file, there or not.
-        timeout_s: how long to wait, s.
-        print_line: gets a line that says what is missing whenever that changes.
+        path: the file, which need not exist yet.
+        timeout_s: maximum time to wait, in seconds.
+        print_line: called with a message on what is missing, whenever that changes.
 
     Raises:
-        RankTableError: the time is over, or the completed table has faults.
+        RankTableError: the table was not completed in time, or the completed table has faults.
     """
     end, shown, shown_at = time.monotonic() + timeout_s, "", 0.0
     while True:
@@ -281,7 +282,7 @@ def _device(entry: DeviceEntry) -> Device:
 
 
 def _misfit(table: RankTable, placement: Sequence[tuple[int, int]]) -> Fault | None:
-    """Why a placement does not use each device once."""
+    """The fault if a placement does not use each device exactly once."""
     own = {(s, d) for s, server in enumerate(table.servers) for d in range(len(server.devices))}
     wanted = [tuple(slot) for slot in placement]
     if len(wanted) == len(own) and set(wanted) == own:

@@ -1,1 +1,1 @@
-"""What a job directory shows of a job: status, logs, errors and their meaning."""
+"""Reports on a job, read from its directory: status, logs, and errors with explanations."""

@@ -1,7 +1,7 @@
-"""What an error of HCCL, CANN, the Ascend runtime or MindSpore means and what to do about it, in one line.
+"""Explains errors of HCCL, CANN, the Ascend runtime and MindSpore in one line each: what they mean and what to do.
 
-The errors stand in ascend_errors.yaml, each with its source. What no public page or
-header confirms is shown with "probably".
+ascend_errors.yaml lists the errors, each with its source. An explanation that no public page or header confirms is
+shown with "probably".
 """
 
 import functools
@@ -19,10 +19,10 @@ DATA = Path(__file__).with_suffix(".yaml")
 
 @dataclass(frozen=True)
 class Explanation:
-    """One line on an error."""
+    """The explanation of an error, in one line."""
 
     code: str
-    """EI0006, 507014, HCCL_E_TIMEOUT; a short name where the message has no code."""
+    """EI0006, 507014, HCCL_E_TIMEOUT; a short name if the message has no code."""
     meaning: str
     fix: str
     source: str
@@ -30,7 +30,7 @@ class Explanation:
 
     @property
     def line(self) -> str:
-        """What the user reads."""
+        """The line that the user reads."""
         return f"{self.code}: {'' if self.sure else 'probably '}{self.meaning}; {self.fix} [{self.source}]"
 
 
@@ -60,7 +60,7 @@ RESULTS = (
     ("OPRETRY_FAIL", "repeating a collective failed"),
     ("OOM", "no memory left"),
 )
-"""HcclResult from 1 on."""
+"""Names of HcclResult, starting with value 1."""
 
 MODULES = {
     "1": "GE",
@@ -85,7 +85,8 @@ MODULES = {
     "P": "dump",
     "Z": "operators",
 }
-"""Second character of a code E?NNNN; 9000 to 9999 are errors inside the module."""
+"""CANN's modules by the second character of a code E?NNNN; the numbers 9000 to 9999 are internal errors of the
+module."""
 
 CODE_PATTERN = rf"(?<![0-9A-Za-z])(?:E[{''.join(MODULES)}]\d{{4}}|ERR\d{{5}})(?![0-9A-Za-z])"
 _CODE = re.compile(CODE_PATTERN)
@@ -93,7 +94,8 @@ _NUMBER = re.compile(
     r"(?i:code|err|error|errno|number|ret|return|result|value)(?: is|:|=| ?->)?\W{0,2}([125]0\d{4})(?!\w)"
     r"|(?<!\w)([125]0\d{4}) ?\("
 )
-"""Six digits are a code of the runtime where the words before them say so; steps and sizes have six digits, too."""
+"""Six digits are an error code of the runtime only if the text before them says so, since steps and sizes may have six
+digits, too."""
 _RESULT = re.compile(r"HCCL_E_([A-Z_]+)|hcclRet ?-> ?(\d{1,2})\b")
 _ERRNO = re.compile(r"errNo\[0x0*5[0-9a-f]{4}([0-9a-f]{2})\]")
 
@@ -104,15 +106,15 @@ class Table:
 
     codes: Mapping[str, Explanation]
     messages: tuple[tuple[re.Pattern[str], Explanation], ...]
-    """Of messages without a code, with the pattern that finds them; the first one counts."""
+    """Explanations of messages without a code, with the patterns that match them; the first match counts."""
     kernel_fix: str
-    """What to do about an error inside an operator."""
+    """Advice for an error inside an operator."""
 
 
 @functools.cache
 def table() -> Table:
     """All known errors; the file is read at the first call."""
-    import yaml  # late: not every command that imports this module explains an error
+    import yaml  # imported here, since not every command that imports this module explains errors
 
     data = yaml.safe_load(DATA.read_text(encoding="utf-8"))
     codes = {code: Explanation(code, **entry) for code, entry in data["codes"].items()}
@@ -125,13 +127,14 @@ def _message_entry(entry: dict[str, Any]) -> tuple[re.Pattern[str], Explanation]
 
 
 def explain(text: str) -> Explanation | None:
-    """What is known of an error message: of its codes, else of its words."""
+    """The explanation of an error message, found by its codes or else by its text; None if it is unknown."""
     known = [table().codes[code] for code in codes_of(text) if code in table().codes]
     return next(iter(known), None) or _message(text) or _result(text) or _internal(text)
 
 
 def codes_of(text: str) -> tuple[str, ...]:
-    """All codes in a message, those of HCCL and CANN first; two messages with different codes are different errors."""
+    """All error codes in a message, those of HCCL and CANN first. Messages with different codes count as different
+    errors."""
     numbers = (match[1] or match[2] for match in _NUMBER.finditer(text))
     return tuple(_CODE.findall(text)) + tuple(code for code in numbers if code in table().codes)
 
@@ -141,7 +144,7 @@ def _message(text: str) -> Explanation | None:
 
 
 def _result(text: str) -> Explanation | None:
-    """An HcclResult that the message names, has as a number, or has inside an errNo of HCCL."""
+    """The HcclResult in a message: as a name, as a number, or inside an errNo of HCCL."""
     for match in _RESULT.finditer(text):
         name = match[1] or _result_name(int(match[2]))
         if name in dict(RESULTS):
@@ -161,7 +164,7 @@ def _result_name(number: int) -> str | None:
 
 
 def _internal(text: str) -> Explanation | None:
-    """Of a code that is not in the table the CANN module at least."""
+    """The explanation of a code that is not in the table: at least the CANN module."""
     for code in _CODE.findall(text):
         if (module := MODULES.get(code[1])) and not code.startswith("ERR"):
             if code[2] == "9":

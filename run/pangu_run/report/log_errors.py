@@ -1,5 +1,5 @@
-"""The distinct errors in the logs of all ranks. Logs are streamed; errors that differ only in numbers, addresses and
-times count as one."""
+"""Finds the distinct errors in the logs of all ranks. Logs are streamed; errors that differ only in numbers, addresses
+and times count as the same."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +14,8 @@ from pangu_run.report.log_lines import BLOCK, bounded, clean, rotated, written_s
 
 SCHEDULER = "scheduler"
 MAX_TEXT, MAX_DISTINCT, MESSAGE_LINES = 600, 2000, 8
-"""Characters of an error that are kept, distinct errors that are counted, and lines in which a message is looked for
-that does not stand on the line of its error."""
+"""Maximum number of characters kept of an error, of distinct errors, and of lines in which a message is searched that
+is not on the same line as its error."""
 
 _ERROR_MARKS = (
     b"Traceback (most recent",
@@ -52,7 +52,7 @@ _VARIABLE = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{8,}(?:-[0-9a-f]{4,})*\b|\d+(?
 _REPEATED = re.compile(r"#(?:[\s,;\[\]()]*#)+")
 
 _Key = tuple[tuple[str, ...], str, str | None]
-"""Equal for errors that are the same: codes, normalized text, frame."""
+"""Errors with equal keys (codes, normalized text, frame) count as the same."""
 
 
 @dataclass
@@ -61,37 +61,38 @@ class FoundError:
 
     text: str
     time: float | None = None
-    """Seconds since the epoch; None where the line has none."""
+    """Seconds since the epoch; None if the line has no time."""
     frame: str | None = None
-    """The deepest frame of a traceback in the project's files, else its deepest."""
+    """The deepest frame of the traceback in the project's files, or else the deepest frame."""
 
 
 @dataclass
 class DistinctError:
-    """One error, of any number of ranks."""
+    """One error, which any number of ranks may have."""
 
     text: str
-    """Of the first one that was seen."""
+    """Text of the first occurrence."""
     time: float
     log: Path
-    """Where the first one was seen."""
+    """Log of the first occurrence."""
     frame: str | None
     explanation: Explanation | None
     cause: bool = False
-    """Whether the launcher took it for the first cause."""
+    """Whether the launcher reported this error as the first cause."""
     count: int = 0
     owners: set[int | str] = field(default_factory=set)
-    """Ranks, and "scheduler"."""
+    """The ranks that have the error; also "scheduler"."""
 
 
 def normalized(text: str) -> str:
-    """A text without what differs from rank to rank: numbers, addresses, times, and lists of them become #."""
+    """The text with everything that differs between ranks (numbers, addresses, times and lists of them) replaced by
+    #."""
     return _REPEATED.sub("#", _VARIABLE.sub("#", text)).strip()
 
 
 def suspect_lines(path: Path) -> Iterator[str]:
-    """The lines of those blocks of a file that may hold an error, and of the blocks after them, in which a message may
-    go on. Most of a log is skipped without being split into lines."""
+    """The lines of the blocks of a file that may contain an error, and of the blocks after them, in which its message
+    may continue. Most of a log is skipped without being split into lines."""
     with open(path, "rb") as file:
         rest, before = b"", False
         while block := file.read(BLOCK):
@@ -115,17 +116,17 @@ def errors_in(lines: Iterable[str]) -> Iterator[FoundError]:
 
 
 class _Parser:
-    """State of reading a log line by line: in a traceback, in a message of several lines, or in neither."""
+    """Reads a log line by line; its state is in a traceback, in a message of several lines, or in neither."""
 
     def __init__(self) -> None:
         self.traceback = False
         self.frame: str | None = None
         self.unfinished: FoundError | None = None
-        """An error whose message stands in the lines after it."""
+        """An error whose message is on the following lines."""
         self.lines_left = 0
 
     def feed(self, line: str) -> Iterator[FoundError]:
-        if found := _GLOG.search(line):  # may stand between the lines of a traceback
+        if found := _GLOG.search(line):  # such lines may occur inside a traceback
             yield _logged(found)
         elif _LESSER.match(line):
             return
@@ -146,7 +147,8 @@ class _Parser:
             yield error
 
     def _continue(self, error: FoundError, line: str) -> Iterator[FoundError]:
-        """Add a line to the message, which may begin with rules and a title such as `- Memory not enough:`."""
+        """Add a line to the message, which may begin with separator lines and a title such as
+        `- Memory not enough:`."""
         self.lines_left -= 1
         text = "" if _RULE.match(line) else line.strip().removeprefix("- ")
         error.text = f"{error.text.rstrip()} {text}"
@@ -154,7 +156,7 @@ class _Parser:
             yield from self.end()
 
     def end(self) -> Iterator[FoundError]:
-        """The error that the end of the log leaves unfinished, if there is one."""
+        """The error that is unfinished at the end of the log, if there is one."""
         if self.unfinished:
             yield self.unfinished
         elif self.traceback:
@@ -170,7 +172,7 @@ def _logged(match: re.Match[str]) -> FoundError:
 
 
 def _deeper(frame: str | None, match: re.Match[str]) -> str | None:
-    """The deepest frame so far, or the deepest one in the project's files where there is one."""
+    """The deepest frame so far in the project's files, or else the deepest frame."""
     path, number, name = match.groups()
     own = _PROJECT.search(path)
     if not own and frame and frame.startswith(("pangu_ms/", "ascend_ops/", "run/")):
@@ -188,7 +190,7 @@ def _time(text: str) -> float | None:
 
 
 def logs_of(directory: JobDirectory) -> list[tuple[int | str, list[Path]]]:
-    """(rank or "scheduler", files of its logs of the last launch, oldest first) of all that has logs."""
+    """(rank or "scheduler", its log files of the last launch, oldest first) for everything that has logs."""
     logs: list[tuple[int | str, list[Path]]] = []
     began = directory.began()
     for path in directory.logs.glob("*"):
@@ -210,11 +212,11 @@ def distinct_errors(
     """Collect the errors of all logs.
 
     Args:
-        cause: the event of the first failure; errors that its rank's last lines show are put first.
+        cause: the event of the first failure; errors in the last lines of its rank come first.
         progress: called with (logs read, logs).
 
     Returns:
-        errors by the time at which each was first seen, the cause before all; and lines on what could not be read.
+        errors in order of their first occurrence, with the cause first; and messages on files that could not be read.
     """
     errors: dict[_Key, DistinctError] = {}
     unread: list[str] = []

@@ -1,4 +1,4 @@
-"""Read logs that may be large, rotated, cut off or not text; never a whole file at once."""
+"""Reads logs that may be large, rotated, truncated or not text, and never reads a whole file into memory."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from typing import BinaryIO
 from pangu_ms.core.console import printable
 
 MAX_LINE = 4096
-"""Bytes of a line that are shown; the rest of a longer one is left out."""
+"""Maximum number of bytes that are shown of a line."""
 BLOCK = 1 << 16
 """Bytes of one read."""
 POLL_S = 0.2
@@ -20,7 +20,7 @@ _CONTROL = re.compile(r"(?:\x1b\[|\x9b)[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]
 
 
 def rotated(log: Path, since: float = 0.0) -> list[Path]:
-    """The files of a log that exist and were written to after a time, oldest first: log.2, log.1, log."""
+    """The existing files of a log that were modified after a time, oldest first: log.2, log.1, log."""
     numbers = sorted(
         (int(path.suffix[1:]) for path in log.parent.glob(f"{log.name}.*") if path.suffix[1:].isdigit()), reverse=True
     )
@@ -29,7 +29,7 @@ def rotated(log: Path, since: float = 0.0) -> list[Path]:
 
 
 def written_since(files: Iterable[Path], since: float) -> list[Path]:
-    """Those of the files that were last written to after a time."""
+    """The files that were modified after a time."""
     found = []
     for path in files:
         with contextlib.suppress(FileNotFoundError):  # renamed since its name was looked up
@@ -39,8 +39,8 @@ def written_since(files: Iterable[Path], since: float) -> list[Path]:
 
 
 def clean(line: bytes) -> str:
-    """A line as text that is safe for a terminal: without colours and control sequences. Of a progress bar only what it
-    showed last."""
+    """A line as text that is safe for a terminal: without colours and control sequences. Of a progress bar only its
+    last state is kept."""
     shown = next((part for part in reversed(line.split(b"\r")) if part.strip()), b"")
     return printable(_CONTROL.sub("", shown[:MAX_LINE].decode(errors="replace"))).rstrip() + (
         CUT if len(shown) > MAX_LINE else ""
@@ -48,12 +48,12 @@ def clean(line: bytes) -> str:
 
 
 def bounded(unfinished: bytes) -> bytes:
-    """What is kept of a line whose end has not been read yet: its beginning, or of a progress bar its end."""
+    """The part to keep of a line whose end has not been read yet: its beginning, or the end of a progress bar."""
     return unfinished[-2 * MAX_LINE :] if b"\r" in unfinished else unfinished[: 2 * MAX_LINE]
 
 
 def lines_of(file: BinaryIO) -> Iterator[bytes]:
-    """The lines from the present position on."""
+    """The lines from the current position to the end."""
     rest = b""
     while block := file.read(BLOCK):
         *lines, rest = (rest + block).split(b"\n")
@@ -64,7 +64,7 @@ def lines_of(file: BinaryIO) -> Iterator[bytes]:
 
 
 def tail(log: Path, count: int, since: float = 0.0) -> list[str]:
-    """The last `count` lines of a log, from as many of its rotated files as needed that were written to after a
+    """The last `count` lines of a log, read from as many of its rotated files as needed, if they were modified after a
     time."""
     lines: list[str] = []
     for path in reversed(rotated(log, since)):
@@ -95,10 +95,11 @@ def _start_of_last(file: BinaryIO, count: int) -> int:
 
 
 def follow(log: Path, ended: Callable[[], bool], count: int) -> Iterator[str]:
-    """The last `count` lines of a log's present file, then all new ones, over rotations, until the job has ended.
+    """The last `count` lines of a log's current file, then all new lines, also after rotations, until the job has
+    ended.
 
     Args:
-        ended: whether the job has ended; called before each read, so that what it wrote last is read, too.
+        ended: whether the job has ended; called before each read, so that the last lines are read, too.
     """
     file, rest = _open(log), b""
     if file:
@@ -123,15 +124,15 @@ def follow(log: Path, ended: Callable[[], bool], count: int) -> Iterator[str]:
 
 
 def _following(file: BinaryIO, log: Path) -> BinaryIO | None:
-    """The file to read on from after a file's end: the same from its beginning if it was emptied, the next newer one if
-    it was rotated; None where nothing new has come."""
+    """The file to continue with at the end of a file: the same file from its beginning if it was truncated, the next
+    newer file if it was rotated; None if there is nothing new."""
     files = rotated(log)
-    own = os.fstat(file.fileno())  # after the names were read: nothing is added any more to a file that was renamed
+    own = os.fstat(file.fileno())  # after the names were read, since nothing is appended to a renamed file
     if own.st_size != file.tell():
         file.seek(0 if own.st_size < file.tell() else file.tell())
         return file
     inodes = [path.stat().st_ino for path in files if path.exists()]
-    # A file that is not among them has been rotated away altogether.
+    # A file that is not among them has been deleted by the rotation.
     newer = files[inodes.index(own.st_ino) + 1 :] if own.st_ino in inodes else files
     following = _open(newer[0]) if newer else None
     if following:

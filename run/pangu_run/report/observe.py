@@ -1,4 +1,4 @@
-"""The present state of a job, from its directory and, on the launcher's own host, the launcher's process."""
+"""The current state of a job, from its directory and, on the launcher's own host, from the launcher's process."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from pangu_run.job_directory import JobDirectory
 from pangu_run.report.status import JobStatus, job_status
 
 CLOCK_S = 60.0
-"""How far a clock may have been adjusted since a process began."""
+"""Seconds by which a clock may have been adjusted since a process started."""
 
 
 def observe(directory: JobDirectory) -> JobStatus:
@@ -26,7 +26,8 @@ def is_over(directory: JobDirectory) -> bool:
 
 
 def total_steps(directory: JobDirectory, job: dict[str, Any]) -> int | None:
-    """Steps of the whole run: job.json's, else the configuration's train.steps; None for verbs without steps."""
+    """Number of steps of the whole run, from job.json or else from train.steps of the configuration; None for verbs
+    without steps."""
     if job.get("total_steps") is not None:
         return job["total_steps"]
     path = directory.path / "config.yaml"
@@ -42,10 +43,10 @@ def total_steps(directory: JobDirectory, job: dict[str, Any]) -> int | None:
 
 
 def launcher_lives(job: dict[str, Any]) -> bool | None:
-    """Whether the leading launcher's process is among those of this host; None where it runs on another host.
+    """Whether the leader's process is running on this host; None if it runs on another host.
 
-    A container may have its host's name and not see its processes, so False counts only where the status has not
-    changed for long, too.
+    A container may have its host's name without seeing the processes of the host, so the result False only counts if
+    the status has not changed for long, either.
     """
     if job.get("launcher_pid") is None or job.get("host") not in this_host.names():
         return None
@@ -53,7 +54,7 @@ def launcher_lives(job: dict[str, Any]) -> bool | None:
 
     try:
         process = psutil.Process(job["launcher_pid"])
-        # A process that began after the job has only reused the launcher's process id.
+        # A process that started after the job has reused the launcher's process id.
         is_launcher = job.get("time") is None or process.create_time() <= job["time"] + CLOCK_S
         return is_launcher and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""What the ranks of a job do, from the content of its status and events. Pure functions."""
+"""Computes the state of a job and its ranks from the content of status and events. All functions are pure."""
 
 import collections
 import time
@@ -10,14 +10,15 @@ from pangu_ms.core.exit_codes import EXIT_PEER_LOST, EXIT_STOPPED
 from pangu_run.job_directory import RATE_EVENTS
 
 GONE_S, FAR_GONE_S = 10.0, 90.0
-"""How old the status may be, which launchers write every second, until a launcher of this host, or of another host, is
-taken for gone or stuck. Clocks of other hosts may differ by some seconds, and a shared file system may show what was a
-minute ago (NFS keeps attributes for up to 60 s, acregmax)."""
+"""Age of the status, in seconds, above which a launcher counts as gone or stuck: GONE_S on this host, FAR_GONE_S on
+another host. Launchers write the status every second, but clocks of other hosts may differ by some seconds, and a
+shared file system may show the state of a minute ago (NFS caches attributes for up to 60 s, acregmax)."""
 SILENT_S = 30.0
 MAX_ROWS, MAX_ODD = 32, 16
-"""More than MAX_ROWS ranks are shown in groups, but up to MAX_ODD that stand out one by one."""
+"""More than MAX_ROWS ranks are shown in groups, except for up to MAX_ODD conspicuous ranks, which have rows of their
+own."""
 GONE, STUCK = "gone", "stuck"
-"""States beside those that a launcher writes: it is dead; it lives and does not write."""
+"""States in addition to those that a launcher writes: the launcher is dead; it is alive but does not write."""
 KILLED = (-15, -9, 143, 137)
 """Exit codes of ranks that a launcher ends after another one has failed."""
 FAILED, PEER_LOST, SILENT, BEHIND = "failed", "lost a peer", "silent", "behind"
@@ -25,7 +26,7 @@ FAILED, PEER_LOST, SILENT, BEHIND = "failed", "lost a peer", "silent", "behind"
 
 @dataclass(frozen=True)
 class Rank:
-    """A row: one rank, or a group of ranks that do the same."""
+    """A row: one rank, or a group of ranks in the same state."""
 
     ranks: tuple[int, ...]
     hosts: tuple[str, ...]
@@ -35,15 +36,15 @@ class Rank:
     step: int | None
     tokens_per_second: float | None
     silent_s: float | None
-    """Seconds since the last heartbeat; of a group the largest."""
+    """Seconds since the last heartbeat; for a group, the largest value."""
     exit_code: int | None
     notes: tuple[str, ...]
-    """Why it stands out: failed, lost a peer, silent, behind."""
+    """Why the rank is conspicuous: failed, lost a peer, silent, behind."""
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """A job as a whole; None stands for what is not known."""
+    """The state of a whole job; None means unknown."""
 
     id: str
     state: str
@@ -60,7 +61,7 @@ class JobStatus:
     """{"step", "age_s"} of the last one."""
     restarts: int
     slow: tuple[dict[str, Any], ...]
-    """{"rank", "seconds", "median"} of ranks that were reported slow in this attempt, the last report of each."""
+    """{"rank", "seconds", "median"} of each rank that was reported slow in this attempt, from its last report."""
     failure: dict[str, Any] | None
     """The event of the first failure in this attempt."""
     ranks: tuple[Rank, ...]
@@ -72,7 +73,7 @@ class JobStatus:
 
     @property
     def well(self) -> bool:
-        """Whether the job runs, or has ended as it should: it is complete, or was stopped and has saved its state."""
+        """Whether the job runs or has succeeded: it is complete, or was stopped with its state saved."""
         return self.exit_code in (0, EXIT_STOPPED) if self.state == "ended" else self.state not in (GONE, STUCK)
 
 
@@ -88,9 +89,9 @@ def job_status(
 
     Args:
         status: content of status.json; None before the first one.
-        events: of the present launch; each kind in its order.
+        events: of the current launch; the events of each kind are in order.
         now: seconds since the epoch.
-        launcher_lives: whether its process is there; None where it runs on another host.
+        launcher_lives: whether the launcher's process is alive; None if it runs on another host.
     """
     written = status["time"] if status else job.get("time")
     age = None if written is None else max(0.0, now - written)
@@ -145,7 +146,7 @@ def _slow(event: dict[str, Any]) -> dict[str, Any]:
 
 
 def _eta(steps: Sequence[dict[str, Any]], step: int | None, total: int | None) -> float | None:
-    """Seconds to the last step at the speed of the last step events."""
+    """Remaining seconds, estimated from the speed of the last step events."""
     if step is None or total is None or len(steps) < 2:
         return None
     first, last = steps[-RATE_EVENTS:][0], steps[-1]
@@ -156,12 +157,12 @@ def _eta(steps: Sequence[dict[str, Any]], step: int | None, total: int | None) -
 def ranks_of(
     entries: Sequence[dict[str, Any]], now: float | None, failed: Sequence[int | None] = (), since: float = 0.0
 ) -> list[Rank]:
-    """The ranks of a status, with notes on those that stand out.
+    """The ranks of a status, with notes on conspicuous ones.
 
     Args:
-        now: up to when silence is counted where the status has only the time of a rank's last heartbeat.
-        failed: ranks of failure events; others that were killed after them did not fail themselves.
-        since: age of the status in seconds, which is added to the silence that it has.
+        now: end of the time of silence if the status only has the time of a rank's last heartbeat.
+        failed: ranks of failure events; other ranks that the launcher killed afterwards did not fail.
+        since: age of the status in seconds, which is added to the silence in the status.
     """
     running = collections.Counter(entry["step"] for entry in entries if entry.get("step") is not None)
     usual = max(running, key=lambda step: (running[step], step), default=None)
@@ -186,7 +187,7 @@ def _rank(entry: dict[str, Any], usual: int | None, silence: float | None, faile
     facts = {
         FAILED: code not in (None, 0, EXIT_STOPPED, EXIT_PEER_LOST) and not stopped,
         PEER_LOST: code == EXIT_PEER_LOST,
-        # A rank that waits for others is silent because of them.
+        # A rank that waits for others is not silent through its own fault.
         SILENT: silence is not None and silence > SILENT_S and get("phase") != "wait",
         BEHIND: step is not None and usual is not None and step < usual,
     }
@@ -207,8 +208,8 @@ def _rank(entry: dict[str, Any], usual: int | None, silence: float | None, faile
 
 
 def group_ranks(ranks: Sequence[Rank]) -> list[Rank]:
-    """The rows to show: one for each rank; of many ranks those that stand out, then groups of those that do the
-    same."""
+    """The rows to show: one for each rank; if there are many ranks, first the conspicuous ones, then groups of ranks in
+    the same state."""
     if len(ranks) <= MAX_ROWS:
         return list(ranks)
     odd = [rank for rank in ranks if rank.notes]
@@ -240,7 +241,7 @@ def _group(members: Sequence[Rank]) -> Rank:
 
 
 def ranks_text(ranks: Iterable[int], longest: int = 48) -> str:
-    """Ranks as intervals: 0-5,7,9-2047; a long list is cut and counted."""
+    """Ranks as intervals: 0-5,7,9-2047; a long list is truncated, and the number of ranks is appended."""
     intervals: list[list[int]] = []
     for rank in sorted(ranks):
         if intervals and rank == intervals[-1][1] + 1:
@@ -268,5 +269,5 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A time, in seconds since the epoch, as this host's date and clock show it."""
+    """A time, given in seconds since the epoch, as local date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -1,5 +1,5 @@
-"""`pangu status --plot`: a job's step over time, where its ranks are, and its events. matplotlib is imported when one
-is drawn."""
+"""`pangu status --plot`: plots the steps of a job over time, the current steps of its ranks, and its events. matplotlib
+is imported only when a plot is drawn."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ MARKS = {
 
 def draw(job: Path, status: JobStatus, events: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the step events of each attempt as a line, checkpoints as points, other events as vertical lines, and the
-    ranks' present steps.
+    current step of each rank.
 
     Raises:
         OutputError: `path` exists or cannot be written.
@@ -62,7 +62,7 @@ def draw(job: Path, status: JobStatus, events: Sequence[dict[str, Any]], path: P
 
 
 def _ranks(axes: Any, status: JobStatus, events: Sequence[dict[str, Any]], start: float) -> None:
-    """Mark the present step of each rank; the marks coincide unless some ranks are behind."""
+    """Mark the current step of each rank; the marks coincide unless some ranks are behind."""
     known = [rank for rank in status.ranks if rank.step is not None]
     if known and events:
         last = max(event["time"] for event in events) - start

@@ -1,15 +1,16 @@
 """Authentication of the lines that launchers send each other, by the job's secret (see job/secret.py).
 
-Each line carries a code (HMAC-SHA256). The key of each direction of each connection is made of the secret and of both
-hello lines, which hold random numbers: a line is valid once, at its position, on the connection and in the direction
-that it was written for. Without a secret everybody knows the key, and the code protects against accidents alone.
+Each line carries an authentication code (HMAC-SHA256). Each direction of each connection has its own key, derived from
+the secret and both hello lines, which contain random numbers. So a line is valid only once, at its position, on its
+connection and in its direction. Without a secret anybody can compute the key, and the code only protects against
+accidental errors.
 """
 
 import hashlib
 import hmac
 
 CODE_BYTES = 64
-"""SHA-256 in hexadecimal digits."""
+"""Length of the code: SHA-256 in hexadecimal digits."""
 
 
 class MessageAuthenticator:
@@ -18,7 +19,7 @@ class MessageAuthenticator:
     def __init__(self, secret: bytes, direction: bytes, hellos: tuple[bytes, bytes]):
         """
         Args:
-            secret: of the job.
+            secret: the job's secret.
             direction: who writes the lines, b"leader" or b"host".
             hellos: the first lines of the connection, the leader's before the host's.
         """
@@ -26,11 +27,12 @@ class MessageAuthenticator:
         self._count = 0
 
     def sign(self, text: bytes) -> bytes:
-        """The next line to send, without its newline."""
+        """The next line to send: the code and the text, without a newline."""
         return self._next_code(text) + text
 
     def verify(self, line: bytes) -> bytes | None:
-        """The text of the next line; None where its sender does not have the key, or it is not the next line."""
+        """The text of the next line; None if its sender does not have the key, or if it is not the next line that was
+        sent."""
         text = line[CODE_BYTES:]
         return text if hmac.compare_digest(line[:CODE_BYTES], self._next_code(text)) else None
 

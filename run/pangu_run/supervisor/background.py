@@ -1,7 +1,7 @@
 """Work that may block for long, such as a write to a disk that stalls or to a terminal that nobody reads.
 
-The launcher's event loop must never wait for either: the other hosts would take this one for dead, and ranks would wait
-for their pipes. So a thread does such work, in order.
+The launcher's event loop must never wait for such work: the other hosts would consider this one lost, and ranks would
+block on full pipes. So a thread does the work, in the order in which it was queued.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ MAX_QUEUED_BYTES = 64 << 20
 
 
 class BackgroundWorker:
-    """One thread and the queue of its work."""
+    """A thread with a queue of calls."""
 
     def __init__(self, name: str):
         self._queue: queue.SimpleQueue[tuple[Callable[[], Any], int] | None] = queue.SimpleQueue()
@@ -29,10 +29,10 @@ class BackgroundWorker:
 
         Args:
             work: the call.
-            size: bytes that it holds while it is queued; work without a size is never refused.
+            size: bytes that the call keeps in memory while it is queued; calls without a size are never refused.
 
         Returns:
-            False where MAX_QUEUED_BYTES are queued already; then the work is not done.
+            False if this would exceed MAX_QUEUED_BYTES; then the call is not made.
         """
         if size and self._queued_bytes + size > MAX_QUEUED_BYTES:
             return False
@@ -41,7 +41,7 @@ class BackgroundWorker:
         return True
 
     def submit_with_callback(self, work: Callable[[], Any], callback: Callable[[Any], None]) -> None:
-        """Queue a call whose result `callback` gets, in the event loop that runs now."""
+        """Queue a call; `callback` is called with its result in the event loop that runs now."""
         loop = asyncio.get_running_loop()
 
         def call() -> None:
@@ -52,13 +52,13 @@ class BackgroundWorker:
         self.submit(call)
 
     async def run(self, work: Callable[[], Any]) -> Any:
-        """Queue a call and wait for its result, while the event loop goes on."""
+        """Queue a call and return its result; the event loop continues meanwhile."""
         done = asyncio.get_running_loop().create_future()
         self.submit_with_callback(work, lambda result: None if done.done() else done.set_result(result))
         return await done
 
     def close(self, seconds: float) -> None:
-        """Wait until all queued work is done, but no longer than that."""
+        """Wait until all queued work is done, for at most `seconds`."""
         self._queue.put(None)
         self._thread.join(seconds)
 
@@ -68,5 +68,5 @@ class BackgroundWorker:
             try:
                 work()
             except Exception:
-                traceback.print_exc()  # a bug of ours: it is shown, and the thread goes on with the rest of the queue
+                traceback.print_exc()  # a bug of ours: show it, and go on with the rest of the queue
             self._queued_bytes -= size

@@ -1,5 +1,5 @@
-"""What the leading launcher reports of a job while it runs: lines on the terminal, events.jsonl, status.json. All files
-are written in the background."""
+"""The reports of the leader while a job runs: lines on the terminal, events.jsonl, status.json. All files are written
+in the background."""
 
 import contextlib
 import time
@@ -22,7 +22,7 @@ class EventLog:
         self.job, self.terminal, self.disk = job, terminal, disk
         self.attempt = 0
         self.state = STARTING
-        """The job's, one of job_directory.STATES."""
+        """State of the job, one of job_directory.STATES."""
         self.exit_code: int | None = None
         self._updated = self._last_step_event = 0.0
         self._was_ready = self._disk_failed = self._writing_status = False
@@ -44,12 +44,13 @@ class EventLog:
         self.terminal.print_line(f"{self.job.name}: {text}")
 
     def record(self, event: str, **facts: Any) -> None:
-        """Append an event, one of job_directory.EVENTS, with the present time."""
+        """Append an event, one of job_directory.EVENTS, with the current time."""
         attempt, facts = self.attempt, {"time": time.time(), **facts}
         self.disk.submit(lambda: self._write_event(event, attempt, facts))
 
     def update(self, states: Sequence[RankState]) -> None:
-        """Write the status, and events on progress and slow ranks; may be called often, acts every STATUS_S."""
+        """Write the status, and events on progress and slow ranks. This may be called often; it does so only every
+        STATUS_S seconds."""
         if (now := time.monotonic()) - self._updated <= STATUS_S:
             return
         self._updated = now
@@ -83,7 +84,7 @@ class EventLog:
         try:
             self.job.directory.write_event(event, attempt, **facts)
         except (OutputError, OSError) as error:
-            # A full disk, or no file descriptor left, does not end a job that trains; the user is told once.
+            # A full disk, or a lack of file descriptors, does not end a job that trains; the user gets one message.
             if not self._disk_failed:
                 advice = "free some room" if isinstance(error, OutputError) else "mend that"
                 self.print_line(
@@ -93,7 +94,7 @@ class EventLog:
             self._disk_failed = True
 
     def _write_status(self, states: Sequence[RankState], now: float) -> None:
-        """Write the status, unless the last one is still being written: on a stalled disk they would pile up."""
+        """Write the status, unless the last one is still being written: on a stalled disk the writes would pile up."""
         status = {"time": time.time(), "attempt": self.attempt, "state": self.state, "exit_code": self.exit_code}
         status |= {"ranks": [state.as_dict(now) for state in states]}
         if not self._writing_status:
@@ -101,6 +102,6 @@ class EventLog:
             self.disk.submit(lambda: self._replace_status(status))
 
     def _replace_status(self, status: dict[str, Any]) -> None:
-        with contextlib.suppress(OutputError, OSError):  # _write_event has told the user of the same disk
+        with contextlib.suppress(OutputError, OSError):  # _write_event reports faults of the same disk
             self.job.directory.write_status(status)
         self._writing_status = False

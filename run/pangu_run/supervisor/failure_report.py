@@ -1,4 +1,4 @@
-"""How an attempt failed: which rank is the first cause, which exit code the job has, what the user is told."""
+"""Reports on failed attempts: which rank is the first cause, the exit code of the job, and the message to the user."""
 
 import re
 import signal
@@ -13,7 +13,7 @@ from pangu_run.job.job import Job
 from pangu_run.supervisor.watchdog import RankState, format_ranks
 
 _CONSEQUENCES = (-signal.SIGABRT, -signal.SIGTERM, EXIT_PEER_LOST, EXIT_STOPPED)
-"""Exit codes of ranks that may only have lost another one, the least likely cause last."""
+"""Exit codes of ranks that may have ended only because another rank did, the least likely cause last."""
 NOT_RESTARTED = (0, USER_ERROR, EXIT_STOPPED, INTERRUPTED)
 """Exit codes after which another attempt would not help, or is not wanted."""
 
@@ -27,27 +27,28 @@ class FailureReport:
     code: int
     """The job's exit code."""
     ranks: tuple[int, ...]
-    """The ranks at fault, as far as can be told; all ranks of a lost host; none where the scheduler ended."""
+    """The ranks at fault, as far as known; all ranks of a lost host; empty if the scheduler ended."""
     step: int | None
     phase: str | None
     summary: str
-    """What happened, in a line."""
+    """One line that says what happened."""
     source: str = ""
-    """Which file `lines` are from, as the end of the summary's line."""
+    """The file that `lines` were read from, as a text appended to the summary."""
     lines: tuple[str, ...] = ()
-    """The last lines of the rank's log, or its stacks."""
+    """The last lines of the rank's log, or the stacks of the rank."""
     on_terminal: bool = False
-    """Whether the terminal has shown the lines already, since it shows that rank's output."""
+    """Whether the terminal has already shown the lines, because it shows the output of that rank."""
 
     def text(self) -> str:
-        """What the user is told; empty where the terminal has shown a rank's line on the user's mistake."""
+        """The message to the user; empty if the terminal has already shown a rank's message on the user's mistake."""
         if self.on_terminal and self.code == USER_ERROR:
             return ""
         head = self.summary + (f"; {self.source}" if self.source else "")
         return "\n  ".join([head, *(() if self.on_terminal else self.lines)])
 
     def signature(self) -> tuple[Any, ...]:
-        """Equal for failures at the same step and in the same way: numbers in the last line do not count."""
+        """A value that is equal for failures of the same kind at the same step; numbers in the last line are
+        ignored."""
         return self.kind, self.code, self.step, re.sub(r"\d+", "N", self.lines[-1] if self.lines else self.summary)
 
     def event(self, job: Job) -> dict[str, Any]:
@@ -68,15 +69,15 @@ class FailureReport:
 
 
 def shell_code(code: int) -> int:
-    """Exit code as shells have it: 128 + N for signal N."""
+    """The exit code as shells report it: 128 + N for signal N."""
     return code if code >= 0 else 128 - code
 
 
 def first_failed_exit(exits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first of those exits that are most likely a cause; None where all codes are 0.
+    """The first of the exits that are most likely the cause; None if all codes are 0.
 
-    A rank that only lost another one says so (EXIT_PEER_LOST); inside MindSpore's own network code it ends itself by
-    SIGTERM or aborts.
+    A rank that ends because another rank is gone has the code EXIT_PEER_LOST, unless MindSpore's own network code ends
+    the process, by SIGTERM or by abort.
 
     Args:
         exits: messages "exit", in the order in which they came.
@@ -90,14 +91,14 @@ def first_failed_exit(exits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def are_stops(exits: Sequence[dict[str, Any]]) -> bool:
-    """Whether ranks ended by nothing but stop signals, as where a scheduler sends them to all processes of a job, and
-    not to the launcher alone."""
+    """Whether all ranks were ended by stop signals, as happens if a scheduler sends them to all processes of a job and
+    not only to the launcher."""
     stopped = (0, EXIT_STOPPED, EXIT_PEER_LOST, *(-number for number in STOP_SIGNALS))
     return all(message["code"] in stopped for message in exits)
 
 
 def signal_name(number: int) -> str:
-    """Such as SIGTERM; "signal 42" where it has no name."""
+    """Name of a signal, such as SIGTERM; "signal 42" if it has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -110,7 +111,7 @@ def report_exit(job: Job, states: Sequence[RankState], exits: Sequence[dict[str,
     Args:
         job: the job.
         states: of all ranks, in order of ranks.
-        exits: messages of the ranks that ended by themselves, in the order in which they came; one code is not 0.
+        exits: messages of the ranks that ended by themselves, in order of arrival; at least one code is not 0.
     """
     cause = first_failed_exit(exits)
     assert cause is not None
@@ -121,7 +122,7 @@ def report_exit(job: Job, states: Sequence[RankState], exits: Sequence[dict[str,
         memory = "; the kernel's out-of-memory killer was at work on that host: use a smaller batch or more memory"
     others = [m["rank"] for m in exits if m is not cause and m["code"] not in (0, EXIT_PEER_LOST, EXIT_STOPPED)]
     also = f"; so did {format_ranks(others)}" if others else ""
-    # A mistake of the user's is the same on all ranks: whichever of them the terminal shows has told it.
+    # All ranks report the same user's mistake, so the rank that the terminal shows has reported it.
     mistake_shown = code == USER_ERROR and job.stream_rank in (rank, *others)
     on_terminal = mistake_shown or job.stream_rank == rank and code > 0 and cause["started"]
     log = job.directory.rank_log(rank)
@@ -141,12 +142,12 @@ def report_exit(job: Job, states: Sequence[RankState], exits: Sequence[dict[str,
 def report_hang(
     states: Sequence[RankState], hung: Sequence[RankState], seconds: float, stacks: Sequence[dict[str, Any]]
 ) -> FailureReport:
-    """The report on an attempt in which ranks were silent for too long.
+    """The report on an attempt in which ranks sent no heartbeat for too long.
 
     Args:
         states: of all ranks.
-        hung: the silent ones, the most likely cause first.
-        seconds: how long.
+        hung: the silent ranks, the most likely cause first.
+        seconds: time without a heartbeat.
         stacks: messages "stacks", with what the ranks were doing.
     """
     first, ranks = hung[0], tuple(state.assignment.rank for state in hung)
@@ -180,12 +181,12 @@ def report_lost_host(server: str, states: Sequence[RankState]) -> FailureReport:
 
 
 def report_scheduler_exit(job: Job, code: int, lines: Sequence[str]) -> FailureReport:
-    """The report on an attempt whose MindSpore scheduler ended: the ranks cannot go on without it.
+    """The report on an attempt in which MindSpore's scheduler ended, without which the ranks cannot continue.
 
     Args:
         job: the job.
         code: the scheduler's exit code.
-        lines: the last ones of its log.
+        lines: the last lines of its log.
     """
     how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
     return FailureReport(

@@ -1,7 +1,7 @@
-"""The ranks of one host, as the leader commands them.
+"""Executes the leader's commands on the ranks of one host.
 
-Commands and messages are dictionaries (see messages.py), which travel over a socket as they are. Each message has its
-"attempt": the leader drops those of an earlier one.
+Commands and messages are dictionaries (see messages.py) that are sent over a socket as JSON. Each message contains its
+"attempt"; the leader drops messages of earlier attempts.
 """
 
 import asyncio
@@ -19,20 +19,20 @@ from pangu_run.supervisor.process import RankProcess
 from pangu_run.supervisor.terminal import Terminal
 
 STACKS_S = 1.0
-"""Time for faulthandler to write the stacks of a rank."""
+"""Seconds in which faulthandler writes the stacks of a rank."""
 MAX_STACK_LINES = 60
 VMSTAT = Path("/proc/vmstat")
 
 
 class HostAgent:
-    """Starts, signals and ends this host's ranks, and sends the leader what they report."""
+    """Starts, signals and ends this host's ranks, and forwards their reports to the leader."""
 
     def __init__(self, job: Job, terminal: Terminal, send: Callable[[Message], None]):
         """
         Args:
-            job: as this host sees it.
+            job: the job as this host sees it.
             terminal: shows the output of the streamed rank.
-            send: takes a message for the leader.
+            send: sends a message to the leader.
         """
         self.job, self.terminal, self.send = job, terminal, send
         self.ranks: dict[int, RankProcess] = {}
@@ -40,7 +40,7 @@ class HostAgent:
         self._attempt = 0
 
     def execute(self, command: Message) -> None:
-        """Do what the leader commands."""
+        """Execute a command of the leader."""
         kind = command["do"]
         if kind == "start":
             self._attempt = command["attempt"]
@@ -55,7 +55,7 @@ class HostAgent:
             asyncio.get_running_loop().create_task(self._send_stacks(self._attempt, processes))
 
     def kill(self) -> None:
-        """End all ranks, and everything that they started, at once."""
+        """Kill all ranks, and all processes that they started, at once."""
         for process in self.ranks.values():
             process.kill()
         orphans.kill_job_processes(self.job.identity)
@@ -93,7 +93,7 @@ class HostAgent:
 
 
 def log_ending(log: Path, count: int = SHOWN_LINES) -> list[str]:
-    """`last_lines`, which never fails: of a log that cannot be read the reason. On a shared disk it may take long."""
+    """`last_lines`, or the reason if the log cannot be read; never raises. On a shared disk this may take long."""
     try:
         return last_lines(log, count)
     except OSError as error:
@@ -101,6 +101,6 @@ def log_ending(log: Path, count: int = SHOWN_LINES) -> list[str]:
 
 
 def oom_kills() -> int:
-    """Processes that the kernel of this machine has killed so far for want of memory."""
+    """Number of processes that the out-of-memory killer of this machine has killed so far."""
     rows = dict(line.split() for line in VMSTAT.read_text().splitlines()) if VMSTAT.exists() else {}
     return int(rows.get("oom_kill", 0))

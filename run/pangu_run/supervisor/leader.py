@@ -1,5 +1,5 @@
-"""The launcher that decides. It starts attempts, watches the ranks of all hosts for failures, hangs and slowness, ends
-an attempt, and restarts the job or gives up."""
+"""The leader, the launcher that makes the decisions: it starts attempts, watches the ranks of all hosts for failures,
+hangs and slowness, ends attempts, and restarts the job or gives up."""
 
 import asyncio
 import contextlib
@@ -32,15 +32,18 @@ from pangu_run.supervisor.terminal import Terminal
 from pangu_run.supervisor.watchdog import RankState
 
 TICK_S, MAX_BACKOFF_S = 0.1, 300.0
-"""How long the leader waits for a message before it looks at the clock again; longest pause before a restart."""
+"""Seconds that the leader waits for a message before it checks the time limits again; longest pause before a
+restart."""
 STACKS_WAIT_S = 3.0
-"""How long it waits for the stacks of all ranks; host.STACKS_S of that pass on each host."""
+"""Seconds that the leader waits for the stacks of all ranks; each host takes host.STACKS_S of them."""
 SETTLE_S = 1.0
-"""How long after a rank was killed others are watched: one that ends in this time may be the cause."""
+"""Seconds that the leader watches the other ranks after a rank was killed: a rank that ends in this time may be the
+cause."""
 KILLED_S = 120.0
-"""How long killed processes are waited for before a restart: a driver may keep them, and their devices, for long."""
+"""Seconds that the leader waits for killed processes before a restart: a driver may keep them, and their devices, for
+long."""
 CLOSE_S = 10.0
-"""How long the last writes to disk are waited for."""
+"""Seconds that the launcher waits for its last writes to disk."""
 
 T = TypeVar("T")
 
@@ -55,13 +58,13 @@ class Leader:
         self.links = HostLinks(job, self.messages.put_nowait)
         self.attempt = 0
         self.states: list[RankState] = []
-        """Of all ranks, in order of ranks."""
+        """States of all ranks, in order of ranks."""
         self.exits: list[Message] = []
-        """Messages "exit" of this attempt, in the order in which they came."""
+        """Messages "exit" of this attempt, in order of arrival."""
         self.stacks: dict[int, Message] = {}
         """Messages "stacks" of this attempt, by rank."""
         self.signals: list[str] = []
-        """Names of the stop signals that any launcher of the job got."""
+        """Names of the stop signals that launchers of the job have received."""
         self.lost_hosts: list[str] = []
         self.scheduler_ended: Message | None = None
         self.disk = self.agent.disk
@@ -125,7 +128,8 @@ class Leader:
         raise AssertionError
 
     def _why_no_restart(self, failure: FailureReport, previous: FailureReport | None) -> str | None:
-        """Why there is no restart after this failure, empty where that needs no words; None if there is a restart."""
+        """The reason why the job is not restarted after this failure, empty if no explanation is needed; None if it is
+        restarted."""
         if failure.code in NOT_RESTARTED or self.signals:
             return ""
         if self.lost_hosts:
@@ -150,7 +154,7 @@ class Leader:
         return bool(self.signals)
 
     async def _unkillable(self) -> list[int]:
-        """Ranks that still live KILLED_S after SIGKILL."""
+        """Ranks that are still alive KILLED_S after SIGKILL."""
         await self._until_ended(KILLED_S)
         return [state.assignment.rank for state in self.states if state.runs]
 
@@ -174,7 +178,8 @@ class Leader:
             await self._end_all()
 
     async def _unless_signalled(self, work: Coroutine[Any, Any, T]) -> T | None:
-        """The result of a coroutine; None, and it is cancelled, when a stop signal comes first."""
+        """The result of a coroutine; if a stop signal comes first, the coroutine is cancelled and the result is
+        None."""
         task = asyncio.ensure_future(work)
         while not task.done() and not self.signals:
             await self._process_messages()
@@ -186,9 +191,10 @@ class Leader:
         return task.result()
 
     async def _watch(self) -> FailureReport | None:
-        """Return when every rank has ended or the attempt has to be ended; None if nothing has failed."""
+        """Watch the ranks until all have ended or the attempt must be ended; returns the failure, None if nothing
+        failed."""
         limits = self.job.limits
-        stop_by: float | None = None  # when all ranks must have ended, once they were told to stop
+        stop_by: float | None = None  # the time by which all ranks must have ended after a stop signal
         while any(state.runs for state in self.states):
             await self._process_messages()
             now = time.monotonic()
@@ -201,7 +207,7 @@ class Leader:
             if self.signals and self._may_end_at_once(stop_by is None):
                 return None
             if self.signals and stop_by is None:
-                # Ranks are told once: a second signal would only disturb one that has saved and is leaving.
+                # Only the first signal is passed on: a second one would disturb a rank that has saved and is ending.
                 stop_by = now + limits.stop_s
                 self.event_log.state = STOPPING
                 self._send({"do": "signal", "name": self.signals[0]})
@@ -213,18 +219,19 @@ class Leader:
         return None
 
     def _may_end_at_once(self, first: bool) -> bool:
-        """Whether ranks need not be given time to save: after a second Ctrl-C, or at the first signal if not all
-        programs have begun."""
+        """Whether ranks can be ended without time to save: after a second Ctrl-C, or at the first signal if not all
+        programs have started."""
         return self._interrupted_twice() or first and not all(state.ready for state in self.states)
 
     def _interrupted_twice(self) -> bool:
         return self.signals.count("SIGINT") > 1
 
     async def _on_failed_rank(self) -> FailureReport | None:
-        """Let the other ranks end by themselves, which shows which failure was the first and which only followed.
+        """Wait for the other ranks to end by themselves, which shows which failure came first and which ones only
+        followed.
 
         Returns:
-            None where the ranks ended by a stop signal that all processes of the job got.
+            None if the ranks were ended by a stop signal that all processes of the job received.
         """
         killed = any(message["code"] < 0 for message in self.exits)
         await self._until_ended(min(SETTLE_S, self.job.limits.grace_s) if killed else self.job.limits.grace_s)
@@ -242,7 +249,7 @@ class Leader:
 
     async def _on_lost_scheduler(self, code: int) -> FailureReport:
         lines = await self.disk.run(lambda: log_ending(self.job.directory.logs / "scheduler" / "output.log"))
-        await self._until_ended(SETTLE_S)  # ranks that notice it write so to their logs
+        await self._until_ended(SETTLE_S)  # meanwhile ranks that notice the loss write it to their logs
         return report_scheduler_exit(self.job, code, lines)
 
     def _on_scheduler_exit(self, message: Message) -> None:
@@ -264,7 +271,7 @@ class Leader:
             await self._process_messages()
 
     async def _end_all(self) -> None:
-        """Send SIGTERM, wait for a while, send SIGKILL; afterwards nothing of this attempt is left on any host."""
+        """Send SIGTERM, wait, send SIGKILL; afterwards no process of this attempt is left on any host."""
         self.event_log.state = STOPPING
         if any(state.runs for state in self.states) and not self._interrupted_twice():
             self._send({"do": "signal", "name": "SIGTERM"})
@@ -294,7 +301,7 @@ class Leader:
     def _handle(self, message: Message) -> None:
         kind = message["is"]
         if message.get("attempt", self.attempt) != self.attempt:
-            return  # of a process that outlived its attempt
+            return  # from a process that outlived its attempt
         if kind in ("beat", "exit"):
             self._handle_rank(self.states[message["rank"]], message)
         elif kind == "stacks":
@@ -312,7 +319,7 @@ class Leader:
 
     def _handle_rank(self, state: RankState, message: Message) -> None:
         if not state.runs:
-            return  # of a lost host, or a heartbeat that came after the exit
+            return  # from a lost host, or a heartbeat that arrived after the exit
         if message["is"] == "exit":
             state.state, state.exit_code = ENDED, message["code"]
             self.exits.append(message)
@@ -328,5 +335,5 @@ class Leader:
 
 
 def _silence(states: Sequence[RankState], now: float) -> float:
-    """Seconds since the first of these ranks was heard for the last time."""
+    """The longest time in seconds since a heartbeat of one of these ranks."""
     return now - min(state.last_heard for state in states)

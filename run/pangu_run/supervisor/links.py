@@ -1,9 +1,9 @@
 """Connections between the leader's launcher and those of the other hosts: lines of JSON over TCP. Both sides notice
 when the other one is gone.
 
-The host sends a hello line, then the leader does, each with its version and a random number (nonce); from then on each
-line is signed (see authentication.py). The host's first signed line has a digest of what it launches, the leader's
-first one says whether the host takes part.
+First the host and then the leader sends a hello line with its version and a random number (nonce); all later lines are
+signed (see authentication.py). The first signed line of the host contains a digest of what it launches; the first
+signed line of the leader says whether the host is accepted.
 """
 
 import asyncio
@@ -33,23 +33,23 @@ from pangu_run.supervisor.messages import Message
 from pangu_run.supervisor.scheduler import require_free
 
 ALIVE_S, LOST_S = 2.0, 60.0
-"""Seconds between keep-alive lines, and without any line until the other side counts as lost."""
+"""Seconds between keep-alive lines; seconds without any line after which the other side counts as lost."""
 REPORT_S, RETRY_S = 10.0, 0.2
-"""Seconds between two lines on the hosts that are waited for, and between two tries to connect."""
+"""Seconds between two messages on the hosts that are missing; seconds between two attempts to connect."""
 READ_BYTES, HELLO_BYTES, LINE_BYTES = 1 << 16, 1 << 12, 1 << 20
-"""Most bytes of one read, and of a line before and after its writer is authenticated."""
+"""Maximum bytes of one read, of a line before its sender is authenticated, and of a line after that."""
 HELLO_S, MAX_UNIDENTIFIED, BACKLOG = 5.0, 64, 1024
-"""Seconds that a connection has to identify itself; how many may be doing so, beside the hosts that are waited for; how
-many the kernel queues until they are accepted."""
+"""Seconds within which a connection must identify itself; number of unidentified connections that are allowed in
+addition to the missing hosts; number of connections that the kernel queues until they are accepted."""
 PROTOCOL = 2
-"""Raised with every change of the messages; 1 was without authentication."""
+"""Version of the protocol, increased with every change of the messages; version 1 had no authentication."""
 ONE_VERSION = "one job has launchers of one version; install the same on all hosts"
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class NotJoined(Exception):
-    """This host takes no part in the job: no launcher of the first host came in time, or it refused this one. Not
-    always this user's mistake.
+    """This host cannot join the job: the launcher of the first host could not be reached in time, or refused this host.
+    This is not always a user's mistake.
 
     Attributes:
         code: exit code of this launcher.
@@ -61,7 +61,7 @@ class NotJoined(Exception):
 
 
 def digest(job: Job) -> str:
-    """Equal on hosts that launch the same: assignments, arguments, resolved configuration and versions."""
+    """A value that is equal on all hosts with the same assignments, arguments, resolved configuration and versions."""
     assignments = [(one.rank, one.server, one.device) for one in job.assignments]
     packages = {name: version for name, version in record.versions().items() if name in record.PACKAGES}
     argv = job.rank_argv(0, False)[1:]
@@ -71,7 +71,7 @@ def digest(job: Job) -> str:
 
 @functools.cache
 def version() -> str:
-    """Version of this launcher: those of other versions may mean something else by the same messages."""
+    """Version of this launcher. In other versions the same messages may have another meaning."""
     return f"{record.versions()['pangu-ms'] or 'not installed'}, protocol {PROTOCOL}"
 
 
@@ -85,7 +85,7 @@ class HostLink:
         self._outgoing: MessageAuthenticator
         self._incoming: MessageAuthenticator
         self.forged = False
-        """Whether a line came whose writer does not have the job's secret."""
+        """Whether a line was received whose sender does not have the job's secret."""
 
     def send_hello(self, message: Message) -> None:
         """Send the first line, which is not signed."""
@@ -93,15 +93,15 @@ class HostLink:
         self._write(self._hello_sent)
 
     async def receive_hello(self) -> Message | None:
-        """The other side's first line; None when that is gone, or no launcher."""
+        """The other side's first line; None if the connection is lost, or the other side is no launcher."""
         self._hello_received = await self._line()
         return _parsed(self._hello_received)
 
     def authenticate(self, secret: bytes, leads: bool) -> None:
-        """Sign and verify all lines from here on; both hello lines are there.
+        """Sign and verify all lines from now on; call this after both hello lines.
 
         Args:
-            secret: of the job.
+            secret: the job's secret.
             leads: whether this is the leader's side.
         """
         if leads:
@@ -112,7 +112,8 @@ class HostLink:
         self._incoming = MessageAuthenticator(secret, other, hellos)
 
     def accept_long_lines(self) -> None:
-        """Accept lines of LINE_BYTES from here on, since the other side has shown that it has the job's secret."""
+        """Accept lines of up to LINE_BYTES from now on, since the other side has proved that it has the job's
+        secret."""
         self._max_line = LINE_BYTES
 
     def send(self, message: Message) -> None:
@@ -120,8 +121,7 @@ class HostLink:
         self._write(self._outgoing.sign(_text(message)))
 
     async def receive(self) -> Message | None:
-        """The next signed line that is not a mere keep-alive; None when the other side is gone, or a line was
-        forged."""
+        """The next signed message, without keep-alive lines; None if the connection is lost or a line was forged."""
         while line := await self._line():
             text = self._incoming.verify(line)
             if text is None:
@@ -138,15 +138,15 @@ class HostLink:
             await asyncio.sleep(ALIVE_S)
 
     async def close(self) -> None:
-        """Send what is left and close."""
+        """Send the remaining lines and close."""
         try:
             await asyncio.wait_for(self._writer.drain(), ALIVE_S)
             self._writer.close()
         except (OSError, asyncio.TimeoutError):
-            self.abort()  # the other side is gone
+            self.abort()  # the connection is lost
 
     def abort(self) -> None:
-        """Close at once, whatever is left to send."""
+        """Close at once, without sending the remaining lines."""
         self._writer.transport.abort()
 
     def _write(self, line: bytes) -> None:
@@ -154,8 +154,8 @@ class HostLink:
             self._writer.write(line + b"\n")
 
     async def _line(self) -> bytes:
-        """The next line without its newline; b"" when the other side is gone, or the line is too long."""
-        # What was searched before the last read had no newline, so only the last READ_BYTES are searched.
+        """The next line without its newline; b"" if the connection is lost or the line is too long."""
+        # The bytes before the last read are known to contain no newline, so only the last READ_BYTES are searched.
         while (end := self._buffer.find(b"\n", max(0, len(self._buffer) - READ_BYTES))) < 0:
             if len(self._buffer) > self._max_line:
                 return b""
@@ -178,7 +178,7 @@ def _text(message: Message) -> bytes:
 
 
 def _parsed(text: bytes) -> Message | None:
-    """The message that a line holds; None where it holds none."""
+    """The message in a line; None if the line contains no message."""
     try:
         message = json.loads(text)
     except (ValueError, RecursionError):
@@ -192,29 +192,29 @@ class HostLinks:
     def __init__(self, job: Job, on_message: Callable[[Message], None]):
         """
         Args:
-            job: as the leader sees it.
-            on_message: called with each message of a host, to which "host" is added, and with {"is": "lost", "host"}
-                when a host is gone.
+            job: the job as the leader sees it.
+            on_message: called with each message of a host, with "host" added, and with {"is": "lost", "host"} if the
+                connection to a host is lost.
         """
         self._job, self._on_message = job, on_message
         self.links: dict[str, HostLink] = {}
         self._listener: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._unidentified: dict[HostLink, None] = {}
-        """Connections that have not said yet which host they are of, the oldest first."""
+        """Connections that have not identified themselves as a host yet, the oldest first."""
         self._digest = ""
         self._closing = False
         self._print_line: Callable[[str], None] = lambda text: None
         self._printed: set[str] = set()
 
     async def wait_for_hosts(self, print_line: Callable[[str], None]) -> list[str]:
-        """Wait until every host has connected; returns those that have not come in time.
+        """Wait until every host has connected; returns the hosts that did not connect in time.
 
         Args:
             print_line: shows a line to the user.
 
         Raises:
-            LaunchError: the leader's port is taken.
+            LaunchError: the leader's port is in use.
         """
         missing = set(self._job.servers[1:])
         if not missing:
@@ -249,9 +249,9 @@ class HostLinks:
             self.links[server].send(command)
 
     async def close(self, code: int, text: str) -> None:
-        """Tell all hosts how the job ended, and let them go."""
+        """Tell all hosts how the job ended, and close the connections."""
         self._closing = True
-        # All at once, since each of many may be silent and take ALIVE_S to close.
+        # In parallel, since each unresponsive host takes ALIVE_S to close.
         await asyncio.gather(*(self._end(link, code, text) for link in list(self.links.values())))
         for task in self._tasks:
             task.cancel()
@@ -267,8 +267,8 @@ class HostLinks:
     async def _accept(self, listener: socket.socket) -> None:
         """Accept connections for ever.
 
-        asyncio's own server is of no use here: where file descriptors run out it logs that for each connection that
-        waits, again and again.
+        asyncio's own server cannot be used here: when file descriptors run out, it logs an error for each waiting
+        connection, again and again.
         """
         while True:
             try:
@@ -309,7 +309,7 @@ class HostLinks:
         await self._receive_from(server, link)
 
     async def _identify(self, link: HostLink) -> str | None:
-        """The host that a connection is of; None where it is of none, and is to be closed."""
+        """The host that a connection belongs to; None if it belongs to no host and must be closed."""
         received = await link.receive_hello()
         hello = messages.HELLO.read(received)
         if hello is None:
@@ -323,7 +323,7 @@ class HostLinks:
         link.send_hello({"is": "hello", "host": self._job.server, "version": version(), "nonce": secrets.token_hex(16)})
         if hello["version"] != version():
             self._print_of_host(server, "version", self._other_version(server, hello["version"]))
-            return None  # the other launcher finds the same out, and tells its user
+            return None  # the other launcher detects this, too, and tells its user
         link.authenticate(self._job.secret, leads=True)
         joins = messages.JOIN.read(await link.receive())
         if link.forged:
@@ -347,7 +347,7 @@ class HostLinks:
         return server
 
     async def _receive_from(self, server: str, link: HostLink) -> None:
-        """Pass a host's messages on until it is gone."""
+        """Pass on a host's messages until the connection to it is lost."""
         keep_alive = asyncio.create_task(link.keep_alive())
         try:
             while received := await link.receive():
@@ -356,28 +356,29 @@ class HostLinks:
             link.abort()
         finally:
             keep_alive.cancel()
-            del self.links[server]  # until all hosts are connected it may connect again
+            del self.links[server]  # the host may connect again until all hosts are connected
             if not self._closing:
                 self._on_message({"is": "lost", "host": server})
 
     def _may_report(self, server: str, message: Message) -> bool:
-        """Whether a message is of a host itself or of one of its own ranks."""
+        """Whether a message concerns the host itself or one of its own ranks."""
         rank = message.get("rank")
         return rank is None or rank < self._job.world and self._job.assignments[rank].server == server
 
     def _print_of_host(self, server: str, kind: str, text: str) -> None:
-        """Show a line on a host of the job; what other connections call themselves is not shown."""
+        """Show a message about a host of the job; names that unknown connections give themselves are not shown."""
         if server in self._job.servers[1:]:
             self._print_once(f"{kind} {server}", text)
 
     def _print_once(self, key: str, text: str) -> None:
-        """Show a line if none with its key was shown before: such connections may come without end."""
+        """Show a message unless one with the same key was shown before, since there may be any number of such
+        connections."""
         if key not in self._printed:
             self._printed.add(key)
             self._print_line(text)
 
     async def _end(self, link: HostLink, code: int, text: str) -> None:
-        """Tell a host's launcher to end with an exit code and a line for its user."""
+        """Tell a host's launcher to end, with an exit code and a message for its user."""
         link.send({"do": "end", "code": code, "text": text})
         await link.close()
 
@@ -385,7 +386,7 @@ class HostLinks:
         return f"host {server}: its launcher is {found}, that of {self._job.server} is {version()}; {ONE_VERSION}"
 
     def _fault(self, server: str, found: str) -> tuple[int, str] | None:
-        """Why a host that has the secret may not take part, as exit code and text; None if it may."""
+        """Exit code and reason if a host that has the secret is refused; None if it is accepted."""
         if server in self.links:
             advice = "start one launcher on each host, or name them apart by --server-id"
             return EXIT_HOST, f"host {server}: is there already; {advice}"
@@ -402,7 +403,7 @@ class HostLinks:
 
 
 def max_unidentified(hosts: int) -> int:
-    """How many connections may be identifying themselves: of this process's file descriptors some must be left for its
+    """Number of unidentified connections that are allowed: some of this process's file descriptors must remain for its
     ranks."""
     return min(hosts + MAX_UNIDENTIFIED, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
@@ -418,7 +419,7 @@ def require_reachable(host: str, servers: Sequence[str]) -> None:
 
 
 def _is_loopback(host: str) -> bool | None:
-    """Whether a name stands for a loopback address; None where it cannot be resolved here."""
+    """Whether a name resolves to a loopback address; None if it cannot be resolved on this host."""
     try:
         return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
     except OSError:
@@ -429,14 +430,14 @@ async def join(job: Job, signals: list[str]) -> HostLink | None:
     """Connect to the leader as one of its hosts.
 
     Args:
-        job: as this host sees it.
-        signals: names of the stop signals that have come; others add to it.
+        job: the job as this host sees it.
+        signals: names of the stop signals received so far; the list grows while this function waits.
 
     Returns:
-        the connection; None if a signal came before it.
+        the connection; None if a stop signal came first.
 
     Raises:
-        NotJoined: the leader does not come in time, or refuses this host.
+        NotJoined: the leader could not be reached in time, or refuses this host.
     """
     task = asyncio.create_task(_join(job))
     while not task.done() and not signals:
@@ -474,10 +475,10 @@ async def _join(job: Job) -> HostLink:
 
 
 async def _handshake(job: Job, link: HostLink) -> bool:
-    """Identify this host to the leader; False where the connection was lost, and is to be tried again.
+    """Identify this host to the leader; False if the connection was lost and the caller should try again.
 
     Raises:
-        NotJoined: the leader refuses this host, or is of another version or job.
+        NotJoined: the leader refuses this host, or belongs to another version or job.
     """
     host, port = job.scheduler_address
     leader = f"{host}:{port + 1}"

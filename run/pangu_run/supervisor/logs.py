@@ -1,4 +1,4 @@
-"""Logs of ranks: writing them with rotation, and their last lines."""
+"""Logs of ranks: writes them with rotation, and reads their last lines."""
 
 import os
 import re
@@ -7,15 +7,15 @@ from pathlib import Path
 from pangu_run.report.log_lines import clean, lines_of
 
 MAX_BYTES, KEEP = 64 << 20, 10
-"""Size at which a log is rotated, and how many files of a log are kept: at most 640 MB for each rank."""
+"""Size in bytes at which a log is rotated, and number of files that are kept of each log: 640 MiB per rank at most."""
 SHOWN_LINES, TAIL_BYTES = 12, 64 << 10
-"""How many last lines are shown of a log, and how much of its end is read for them."""
+"""Number of last lines that are shown of a log, and number of bytes that are read from its end for them."""
 CRASH = re.compile(r"Fatal Python error: (Segmentation fault|Aborted|Bus error|Illegal instruction|Floating)")
 
 
 class RotatingLog:
-    """Bytes into PATH, a new file for each process; when it has MAX_BYTES it becomes PATH.1, PATH.1 becomes PATH.2, and
-    the oldest of KEEP goes."""
+    """Writes bytes to PATH, a new file for each process. When the file has MAX_BYTES, it becomes PATH.1, PATH.1 becomes
+    PATH.2, and so on; the oldest of KEEP files is deleted."""
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES, keep: int = KEEP):
         self.path, self.max_bytes, self.keep = path, max_bytes, keep
@@ -23,10 +23,11 @@ class RotatingLog:
         if self._file.tell():
             self._rotate()
         self.error: OSError | None = None
-        """Why bytes were dropped, such as a full disk: a rank does not stop for its log."""
+        """The error because of which output was dropped, such as a full disk: a rank does not fail because of its
+        log."""
 
     def write(self, content: bytes) -> None:
-        """Append; never raises for a disk that is full."""
+        """Append bytes; a full disk does not raise an exception."""
         try:
             if self._file.tell() + len(content) > self.max_bytes and self._file.tell():
                 self._rotate()
@@ -50,10 +51,10 @@ class RotatingLog:
 
 
 def last_lines(path: Path, count: int = SHOWN_LINES) -> list[str]:
-    """The last lines of one file that are not empty, as `log_lines.clean` has them; "(nothing)" where there are none.
+    """The last non-empty lines of one file, cleaned by `log_lines.clean`; "(nothing)" if there are none.
 
-    Where native code crashed, the lines begin with the first one on the crash: of the stack that follows it the
-    innermost call comes first.
+    If native code crashed, the lines start with the first line about the crash, since the stack that follows begins
+    with the innermost call.
     """
     try:
         with open(path, "rb") as file:

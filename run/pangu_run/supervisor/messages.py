@@ -1,8 +1,8 @@
-"""The messages of launchers and ranks, field by field: the one place where they are validated.
+"""The messages of launchers and ranks, and their validation.
 
-Whoever receives a message passes it through here first. It comes back with the fields that are named here and no
-others, each of the type and within the bounds that are named here, texts without control characters; a message that
-breaks a rule comes back as None and is dropped. So nothing that a peer sends can raise an exception later on.
+Every received message is validated here first. The result contains only the fields that are defined here, with the
+types and bounds that are defined here, and texts without control characters. If a message breaks a rule, the result is
+None, and the message is dropped. So no message of a peer can raise an exception later.
 
     from a rank    {"phase", "step", "time", ...}: see pangu_ms/core/heartbeat.py
     from a host    {"is": "beat", "attempt", "rank", "pid" and the rank's own},
@@ -22,9 +22,10 @@ from pangu_run.report.log_lines import clean
 
 Message = dict[str, Any]
 Reader = Callable[[Any], Any]
-"""Validates one field: returns its value, or raises ValueError."""
+"""A function that validates one field: it returns the value or raises ValueError."""
 MAX_NUMBER = 1 << 50
-"""Of counts, and of seconds and tokens, which are floats: they hold every whole number up to there."""
+"""Largest value of counts, and of seconds and tokens, which are floats: floats represent all integers up to this
+value."""
 MAX_ITEMS, MAX_NAME = 1 << 16, 256
 
 
@@ -55,7 +56,7 @@ def _flag(value: Any) -> bool:
 
 
 def _number(value: Any) -> float:
-    return _require(type(value) in (int, float) and 0 <= value <= MAX_NUMBER, value)  # true of neither NaN nor infinity
+    return _require(type(value) in (int, float) and 0 <= value <= MAX_NUMBER, value)  # false for NaN and infinity
 
 
 def _text(value: Any) -> str:
@@ -80,13 +81,13 @@ _count, _attempt, _signal = (
 
 @dataclass(frozen=True)
 class Form:
-    """The fields of one kind of message."""
+    """The fields of one kind of message, with their validation."""
 
     required: Mapping[str, Reader] = field(default_factory=dict)
     optional: Mapping[str, Reader] = field(default_factory=dict)
 
     def read(self, message: Any) -> Message | None:
-        """The message's fields; None where one is missing or wrong."""
+        """The message's fields; None if a field is missing or wrong."""
         if not isinstance(message, dict):
             return None
         try:
@@ -97,7 +98,7 @@ class Form:
 
 
 HELLO = Form({"host": _name, "version": _name, "nonce": _name})
-"""The first line of either side, which nothing vouches for yet."""
+"""The first line of either side, which is not authenticated."""
 JOIN = Form({"digest": _name})
 BEAT = Form(
     {"phase": _one_of(PHASES), "step": _or_none(_count), "time": _number},

@@ -1,4 +1,5 @@
-"""One rank as a process of this host: its start, its output and heartbeats, its end with everything that it started."""
+"""One rank as a process of this host: starts it, reads its output and heartbeats, and ends it together with all
+processes that it started."""
 
 import asyncio
 import contextlib
@@ -26,9 +27,10 @@ from pangu_run.supervisor.terminal import Terminal
 
 OnMessage = Callable[[Message], None]
 READ_BYTES = 1 << 16
-"""Of one read: what a pipe holds."""
+"""Bytes of one read: the capacity of a pipe."""
 DRAIN_READS = 1000
-"""How often a pipe is read after its process has ended: what it started may hold the pipe open and go on writing."""
+"""Maximum number of reads from a pipe after its process has ended: processes that it started may hold the pipe open and
+continue to write."""
 
 
 class RankProcess:
@@ -47,12 +49,12 @@ class RankProcess:
         """Start `python ARGV`; call it where an event loop runs.
 
         Args:
-            number: of the rank; -1 for MindSpore's scheduler.
-            argv: after `python`: ("-m", MODULE, ...) or ("-c", PROGRAM, ...).
-            environment: all its variables.
-            log_dir: made if it is not there.
+            number: number of the rank; -1 for MindSpore's scheduler.
+            argv: arguments of `python`: ("-m", MODULE, ...) or ("-c", PROGRAM, ...).
+            environment: all environment variables of the process.
+            log_dir: created if it does not exist.
             terminal: shows the output, beside the log.
-            disk: writes the log.
+            disk: the worker that writes the log.
             on_message: called with {"is": "beat", "rank", "phase", "step", ...} and once with {"is": "exit", "rank",
                 "code"}; a code below 0 is a signal.
         """
@@ -68,22 +70,22 @@ class RankProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id, also of its group and session."""
+        """Process id of the rank, which is also the id of its process group and session."""
         return self._process.pid
 
     def signal(self, name: str) -> None:
-        """Send a signal to the rank alone: what it started belongs to it."""
+        """Send a signal to the rank only, not to the processes that it started."""
         if not self.ended.is_set():
             self._process.send_signal(signal.Signals[name])
 
     def kill(self) -> None:
-        """End its whole process group at once."""
-        if not self.ended.is_set():  # later the process id may be another process's
+        """Kill the whole process group of the rank."""
+        if not self.ended.is_set():  # after the end, the process id may belong to another process
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     def dump_stacks(self) -> None:
-        """Have the stacks of all its threads written to `stacks`; does not wait for that."""
+        """Make the rank write the stacks of all its threads to `stacks`; does not wait for the result."""
         self.signal(rank.STACKS_SIGNAL.name)
 
     def _start(self, argv: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -97,7 +99,7 @@ class RankProcess:
                 stdout=out[1],
                 stderr=err[1],
                 pass_fds=(beats[1],),
-                start_new_session=True,  # Ctrl-C on the terminal reaches ranks through the launcher alone
+                start_new_session=True,  # Ctrl-C on the terminal reaches ranks only through the launcher
             )
         finally:
             for _, theirs in (out, err, beats):
@@ -107,12 +109,12 @@ class RankProcess:
             self._add_reader(beats[0], self._read_beats)
 
     def _terminal_or_pipe(self) -> tuple[int, int]:
-        """(our end, the rank's end) of its stderr: a pseudo-terminal for the rank that a terminal shows, so that it
-        draws a progress bar; else a pipe."""
+        """(our end, the rank's end) of the rank's stderr: a pseudo-terminal for the rank whose output a terminal shows,
+        so that it draws a progress bar; else a pipe."""
         if not (self.terminal and self.terminal.is_tty and self.number == self.terminal.stream_rank):
             return os.pipe()
         ours, theirs = os.openpty()
-        tty.setraw(theirs)  # as it is: the real terminal turns \n into \r\n
+        tty.setraw(theirs)  # raw: the real terminal converts \n to \r\n
         columns, lines = shutil.get_terminal_size()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         return ours, theirs
@@ -123,12 +125,12 @@ class RankProcess:
         asyncio.get_running_loop().add_reader(descriptor, self._read, descriptor)
 
     def _read(self, descriptor: int) -> bool:
-        """Read once; returns whether there was anything."""
+        """Read once; returns whether there was any data."""
         try:
             content = os.read(descriptor, READ_BYTES)
         except BlockingIOError:
             return False
-        except OSError:  # a terminal whose other end is closed
+        except OSError:  # the other end of the pseudo-terminal is closed
             content = b""
         if content:
             self._readers[descriptor](content)
@@ -161,7 +163,7 @@ class RankProcess:
             try:
                 beat = messages.BEAT.read(json.loads(line))
             except (ValueError, RecursionError):
-                continue  # not a heartbeat: some library of the rank wrote into the descriptor
+                continue  # not a heartbeat: a library in the rank wrote to the descriptor
             if beat:
                 self.on_message({"is": "beat", "rank": self.number, "pid": self.pid} | beat)
 
@@ -171,7 +173,7 @@ class RankProcess:
             loop.call_soon_threadsafe(self._on_exit, code)
 
     def _on_exit(self, code: int) -> None:
-        self.kill()  # what the rank left running in its process group
+        self.kill()  # processes that the rank left running in its process group
         for descriptor in list(self._readers):
             reads = 0
             while reads < DRAIN_READS and self._read(descriptor):

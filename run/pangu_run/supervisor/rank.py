@@ -1,5 +1,5 @@
-"""What a rank's process does before its program: it arranges to die with its launcher, binds itself to its cores, will
-dump its stacks when asked, and sends the first heartbeat.
+"""Prepares a rank's process before its program runs: arranges that the process dies with its launcher, binds it to its
+cores, installs the handler that dumps its stacks, and sends the first heartbeat.
 
     python -m pangu_run.supervisor.rank -m MODULE ARGUMENTS    as `python -P -m MODULE ARGUMENTS`
     python -m pangu_run.supervisor.rank -c PROGRAM             as `python -P -c PROGRAM`
@@ -19,7 +19,7 @@ from pangu_ms.core.heartbeat import START, beat
 from pangu_run.job.binding import CORES
 
 LAUNCHER, STACKS = "PANGU_LAUNCHER", "PANGU_STACKS"
-"""Variables: process id of the launcher, file that stacks are written to."""
+"""Environment variables: the process id of the launcher, and the file that stacks are written to."""
 STACKS_SIGNAL = signal.SIGUSR2
 _PR_SET_PDEATHSIG = 1
 
@@ -29,8 +29,8 @@ def main() -> None:
     _die_with(int(os.environ[LAUNCHER]))
     if cores := os.environ.get(CORES):
         os.sched_setaffinity(0, map(int, cores.split(",")))
-    stacks = open(os.environ[STACKS], "w")  # kept open: faulthandler writes to its descriptor from the signal handler
-    faulthandler.enable()  # a crash in native code leaves a stack in the log, too
+    stacks = open(os.environ[STACKS], "w")  # stays open: faulthandler writes to the descriptor in a signal handler
+    faulthandler.enable()  # a crash in native code writes a stack to the log
     faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True, chain=False)
     beat(START)
     with stop_signals.command(stops=False):
@@ -39,7 +39,7 @@ def main() -> None:
 
 def _die_with(launcher: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # the launcher died before the line above
+    if os.getppid() != launcher:  # the launcher died before prctl was called
         os._exit(1)
 
 

@@ -1,4 +1,4 @@
-"""MindSpore's scheduler: the process by which the ranks of a dynamic cluster find each other."""
+"""MindSpore's scheduler: the process through which the ranks of a dynamic cluster find each other."""
 
 import asyncio
 import contextlib
@@ -22,35 +22,36 @@ IGNORE_SIGNALS = (
     "import signal; [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM,"
     " signal.SIGUSR1)]; "
 )
-"""First line of its program. A signal to all processes of a job is meant for its ranks, which still need the scheduler
-while they save."""
+"""First line of the scheduler's program: it ignores stop signals. A signal sent to all processes of a job is meant for
+the ranks, which still need the scheduler while they save."""
 PROGRAM = "import mindspore as ms; ms.set_device('CPU'); ms.communication.init()"
-"""Needs no device of its own; `init` returns when all ranks have left."""
+"""The scheduler's program. It needs no device; `init` returns when all ranks have left."""
 START_S, POLL_S, TRIES = 120.0, 0.05, 3
-"""How long it may take to listen (importing mindspore from a shared disk is slow), how often that is looked at, and how
-many free ports are tried."""
+"""Seconds until the scheduler must listen (importing mindspore from a shared disk is slow), seconds between two checks
+of that, and number of free ports that are tried."""
 NUMBER = -1
-"""In place of a rank's number."""
+"""Number that the scheduler has instead of a rank."""
 _LISTEN = "0A"
 """State of a listening socket in /proc/net/tcp."""
 
 
 async def start(job: Job, disk: BackgroundWorker, on_exit: OnMessage) -> tuple[str, int]:
-    """Start it and wait until it listens: a rank that comes before may wait half a minute until it tries again.
+    """Start the scheduler and wait until it listens: a rank that tries to connect before that may wait half a minute
+    until it tries again.
 
     Args:
         job: the job.
-        disk: writes its log.
+        disk: the worker that writes its log.
         on_exit: called with {"is": "exit", "code", ...} when it ends after it has listened.
 
     Returns:
         its address and port.
 
     Raises:
-        LaunchError: the port is taken, or the scheduler ended.
+        LaunchError: the port is in use, or the scheduler ended.
     """
     log_dir = job.directory.logs / "scheduler"
-    for _ in range(1 if job.master else TRIES):  # another process may take a free port first
+    for _ in range(1 if job.master else TRIES):  # another process may bind the free port first
         host, port = job.master or (LOOPBACK, free_port())
         require_free(host, port)
         variables = (
@@ -85,22 +86,22 @@ async def start(job: Job, disk: BackgroundWorker, on_exit: OnMessage) -> tuple[s
 
 
 def _pass_on_exit(listening: asyncio.Event, on_exit: OnMessage, message: Message) -> None:
-    """Of a scheduler that never listens `start` itself reports the end."""
+    """Pass on the exit of a scheduler that has listened; if it never listened, `start` itself reports the exit."""
     if listening.is_set() and message["is"] == "exit":
         on_exit(message)
 
 
 def free_port() -> int:
-    """A port of this host on which nobody listens now."""
+    """A port of this host that is currently free."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return probe.getsockname()[1]
 
 
 def require_free(host: str, port: int) -> None:
-    """Raise LaunchError if a port cannot be listened on."""
+    """Raise LaunchError if a port is in use."""
     with socket.socket() as probe:
-        # As a listener does: connections of an earlier job in TIME_WAIT are no hindrance.
+        # As for a listener: connections of an earlier job in TIME_WAIT do not matter.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -113,7 +114,7 @@ def require_free(host: str, port: int) -> None:
 
 
 async def _listens(process: RankProcess, port: int) -> bool:
-    """Wait until that very process listens on the port; False if it ends or takes too long."""
+    """Wait until this process listens on the port; False if it ends or takes too long."""
     deadline = time.monotonic() + START_S
     while not process.ended.is_set() and time.monotonic() < deadline:
         if _has_listener(process.pid, port):

@@ -1,8 +1,8 @@
-"""The launcher's terminal: it shows the output of one rank, with its progress bar, and of the others the lines that
-tell of errors, with their rank.
+"""The launcher's terminal. It shows the output of one rank, with its progress bar, and the error lines of all other
+ranks, with the number of the rank.
 
-Output of ranks and texts of peers cannot control the terminal: only what a progress bar needs passes. A file or a pipe
-in place of the terminal gets the one rank's output byte for byte.
+Control sequences in the output of ranks and in messages of other hosts are removed, except those that a progress bar
+needs. If stdout is a file or a pipe, it gets the output of the one rank byte for byte.
 """
 
 import codecs
@@ -17,28 +17,28 @@ from pangu_run.supervisor.background import BackgroundWorker
 _ERROR_LINE = re.compile(rb"(?:^|\s)(?:\w+Error|Traceback|\[(?:ERROR|CRITICAL)\]|FATAL|core dumped)\b")
 _CLEAR_LINE = b"\r\x1b[K"
 _BAR_SEQUENCE = re.compile(r"(\x1b\[\d*[AK])")
-"""Control sequences of a progress bar: cursor up, and clear to the end of the line."""
+"""Control sequences of a progress bar: move the cursor up, and clear to the end of the line."""
 _UNFINISHED_SEQUENCE = re.compile(r"\x1b(\[\d{,3})?\Z")
 MAX_LINE = 400
-"""Bytes of an error line that are shown."""
+"""Number of bytes that are shown of an error line."""
 FLUSH_S = 5.0
-"""How long `close` waits for a terminal that nobody reads."""
+"""Seconds that `close` waits for a terminal that nobody reads."""
 
 
 class Terminal:
-    """Where output of this host's ranks goes beside their logs."""
+    """Shows the output of this host's ranks, which is also in their logs."""
 
     def __init__(self, stream_rank: int | None):
         self.stream_rank = stream_rank
         self.is_tty = sys.stderr.isatty()
         self._worker = BackgroundWorker("terminal")
         self._unfinished: dict[int, bytes] = {}
-        """By rank, the last line of its output so far."""
+        """For each rank, the unfinished last line of its output."""
         self._filters = {True: _ControlFilter(), False: _ControlFilter()}
-        """Of stdout and of another stream."""
+        """Filters of stdout (True) and stderr (False)."""
 
     def write_output(self, rank: int, content: bytes, stdout: bool) -> None:
-        """Pass the streamed rank's output on; of another rank show the lines that tell of an error."""
+        """Show the output of the streamed rank; of another rank, show only lines that report errors."""
         if rank == self.stream_rank:
             self._write(1 if stdout else 2, self._filters[stdout].filter(content) if self.is_tty else content)
             return
@@ -53,11 +53,11 @@ class Terminal:
         self._write_line(printable(text))
 
     def _write_line(self, line: str) -> None:
-        # On a terminal the line replaces the rank's progress bar, which then draws itself anew below.
+        # On a terminal the line replaces the progress bar of the rank, which is then drawn again below it.
         self._write(2, (_CLEAR_LINE if self.is_tty else b"") + line.encode() + b"\n")
 
     def _write(self, descriptor: int, content: bytes) -> None:
-        # Of a terminal that nobody reads the queue fills up; what is dropped then still stands in the rank's log.
+        # If nobody reads the terminal, the queue fills up and output is dropped; it is still in the rank's log.
         self._worker.submit(lambda: _write(descriptor, content), len(content))
 
     def close(self) -> None:
@@ -66,13 +66,13 @@ class Terminal:
 
 
 class _ControlFilter:
-    """Takes control sequences out of a stream of bytes, except those of a progress bar."""
+    """Removes control sequences from a stream of bytes, except those of a progress bar."""
 
     def __init__(self) -> None:
         self._decoder, self._unfinished = codecs.getincrementaldecoder("utf-8")("replace"), ""
 
     def filter(self, content: bytes) -> bytes:
-        """What is to be shown of the next bytes; a sequence that is not complete yet waits for the bytes after it."""
+        """The part of the next bytes that is shown; an incomplete sequence is kept until the bytes after it arrive."""
         text = self._unfinished + self._decoder.decode(content)
         unfinished = _UNFINISHED_SEQUENCE.search(text)
         self._unfinished = unfinished[0] if unfinished else ""
@@ -86,4 +86,4 @@ def _write(descriptor: int, content: bytes) -> None:
         while content:
             content = content[os.write(descriptor, content) :]
     except OSError:
-        pass  # nobody reads: a closed terminal (nohup) does not end the job, and the log has it
+        pass  # a closed terminal (nohup) does not end the job, and the log has the output

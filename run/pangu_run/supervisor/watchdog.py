@@ -1,5 +1,5 @@
-"""Which ranks hang and which are slow, from heartbeats alone. Times are the leader's own: clocks of hosts need not
-agree."""
+"""Finds ranks that hang and ranks that are slow, from their heartbeats. All times are those of the leader's clock, so
+the clocks of hosts may differ."""
 
 import statistics
 from collections import deque
@@ -12,36 +12,36 @@ from pangu_run.job.job import DeviceAssignment, Limits
 from pangu_run.job_directory import ENDED, RUNNING, STARTING
 
 SLOW_RATIO, SLOW_S, SLOW_STEPS = 2.0, 0.5, 5
-"""A rank is slow if its own work took SLOW_RATIO times the median of all ranks and SLOW_S longer, in the median of its
-last SLOW_STEPS steps."""
+"""A rank is slow if the median time of its own work in the last SLOW_STEPS steps is more than SLOW_RATIO times the
+median of all ranks, and more than SLOW_S longer."""
 MAX_NAMED = 16
 
 
 @dataclass
 class RankState:
-    """What the leader knows of a rank in this attempt."""
+    """The leader's information on a rank in this attempt."""
 
     assignment: DeviceAssignment
     last_heard: float
-    """When the last heartbeat came (or the attempt began), in seconds of the leader's monotonic clock."""
+    """Time of the last heartbeat, or of the start of the attempt, in seconds of the leader's monotonic clock."""
     pid: int | None = None
     state: str = STARTING
     phase: str = START
     step: int | None = None
     stepped: bool = False
-    """Whether it has left its first step, which compiles."""
+    """Whether the rank has finished its first step, which includes compilation."""
     tokens_per_second: float | None = None
     beat_time: float | None = None
     """The rank's own clock at its last heartbeat, in seconds since the epoch."""
     exit_code: int | None = None
     work: deque[float] = field(default_factory=lambda: deque(maxlen=SLOW_STEPS))
-    """Seconds of its own work in each of the last steps: reading the batch, and computing the step. The latter includes
-    what the step waits for others in its collectives."""
+    """Seconds of the rank's own work in each of the last steps: reading the batch and computing the step, including the
+    time that the step waits for other ranks in its collectives."""
     _phase_began: float = 0.0
     _working: float = 0.0
 
     def update(self, beat: dict[str, Any], now: float) -> None:
-        """Take in a heartbeat that came at `now` of the leader's clock."""
+        """Update the state with a heartbeat that arrived at `now` on the leader's clock."""
         if self.phase == STEP and beat["phase"] != STEP:
             self.stepped = True
         self._measure(beat)
@@ -61,16 +61,16 @@ class RankState:
 
     @property
     def runs(self) -> bool:
-        """Whether its process lives."""
+        """Whether the process of the rank is alive."""
         return self.state != ENDED
 
     @property
     def ready(self) -> bool:
-        """Whether its program has begun, and handles signals."""
+        """Whether the program of the rank has started and handles signals."""
         return self.phase != START
 
     def as_dict(self, now: float) -> dict[str, Any]:
-        """A row of status.json; "silent_s" is by the leader's clock alone."""
+        """A row of status.json; "silent_s" is measured by the leader's clock only."""
         return {
             "rank": self.assignment.rank,
             "host": self.assignment.server,
@@ -87,11 +87,11 @@ class RankState:
 
 
 def hung(states: Sequence[RankState], limits: Limits, now: float) -> list[RankState]:
-    """The ranks that hang, the most likely cause first: the rank that is behind in steps, then the one that was heard
-    first, since the others may be waiting for it in a collective.
+    """The ranks that hang, the most likely cause first.
 
-    A rank hangs if it has been silent for too long and does not wait for others; where all that run are silent and
-    wait, all of them do.
+    A rank hangs if it has sent no heartbeat for too long and is not waiting for others. If all running ranks are silent
+    and waiting, all of them hang. The most likely cause is the rank with the fewest steps, then the one with the oldest
+    heartbeat, since the others may be waiting for it in a collective.
     """
     running = [state for state in states if state.runs]
     silent = [
@@ -102,8 +102,8 @@ def hung(states: Sequence[RankState], limits: Limits, now: float) -> list[RankSt
 
 
 def overdue(running: Sequence[RankState]) -> list[RankState]:
-    """The ranks at fault that these have not ended in time: those that do not wait for others; all, if all of them
-    wait."""
+    """The ranks to blame if these ranks have not ended in time: those that are not waiting for others; all of them, if
+    all are waiting."""
     return sorted([state for state in running if state.phase != WAIT] or running, key=_progress)
 
 
@@ -112,8 +112,8 @@ def _progress(state: RankState) -> tuple[int, float]:
 
 
 def slow(states: Sequence[RankState]) -> list[tuple[RankState, float, float]]:
-    """(rank, its seconds, median of all) of ranks whose own work takes clearly longer. What a rank does inside a
-    collective cannot be told from waiting."""
+    """(rank, its seconds, median of all ranks) of the ranks whose own work takes clearly longer. Slow work inside a
+    collective cannot be distinguished from waiting."""
     measured = []
     for state in states:
         if state.runs and len(state.work) == SLOW_STEPS:
@@ -121,7 +121,7 @@ def slow(states: Sequence[RankState]) -> list[tuple[RankState, float, float]]:
     if len(measured) < 2:
         return []
     times = [seconds for _, seconds in measured]
-    # The median of two is their mean, which the slow one of them would raise.
+    # The median of two ranks is their mean, which a slow rank would raise, so the faster one is taken.
     median = statistics.median(times) if len(times) > 2 else min(times)
     return [
         (state, seconds, median)
@@ -131,7 +131,7 @@ def slow(states: Sequence[RankState]) -> list[tuple[RankState, float, float]]:
 
 
 def format_ranks(ranks: Sequence[int]) -> str:
-    """Such as "rank 3" or "ranks 1, 2, 5 and 9 more"."""
+    """Ranks as a text, such as "rank 3" or "ranks 1, 2, 5 and 9 more"."""
     named = ", ".join(map(str, ranks[:MAX_NAMED]))
     more = f" and {len(ranks) - MAX_NAMED} more" if len(ranks) > MAX_NAMED else ""
     return f"rank{'s' if len(ranks) > 1 else ''} {named}{more}"
