@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 SWITCH, PATH = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
 CHECKSUMS = "checksums.json"
 KEPT_ENTRIES = 64
-_GRAPH = re.compile(r"compile_cache_(\d+)\.mindir")
+_GRAPH = re.compile(r"(\w*compile_cache_)(\d+)\.mindir")
+"""The file of a graph. In a cluster of processes the name begins with the role of the process (MS_ROLE)."""
 _DEPENDENCIES = "compile_dependency.hash"
 """MindSpore's hash of the program's source files. It is written with the first graph of a process alone, but looked for
 with each."""
@@ -211,7 +212,7 @@ def _states(private: Path) -> dict[str, tuple[int, int]]:
 def _numbers(private: Path) -> list[int]:
     """MindSpore's numbers of the graphs in a directory, ascending."""
     found = (_GRAPH.fullmatch(Path(name).name) for name in _contents(private))
-    return sorted(int(match.group(1)) for match in found if match)
+    return sorted(int(match.group(2)) for match in found if match)
 
 
 def _renumber(private: Path, first: int) -> bool:
@@ -222,13 +223,14 @@ def _renumber(private: Path, first: int) -> bool:
         return False
     if first == numbers[0]:
         return True
-    known = all(_GRAPH.fullmatch(Path(name).name) or Path(name).name == _DEPENDENCIES for name in _contents(private))
+    known = all(_GRAPH.fullmatch(Path(name).name) or name.endswith(_DEPENDENCIES) for name in _contents(private))
     if not known or len(set(numbers)) != numbers[-1] - numbers[0] + 1 or len(numbers) != len(set(numbers)):
         shutil.rmtree(private)  # of another MindSpore or device: files that may hold numbers too
         return False
     for number in numbers if first < numbers[0] else reversed(numbers):  # never onto one that is still to be moved
-        for path in private.rglob(f"compile_cache_{number}.mindir"):
-            path.rename(path.with_name(f"compile_cache_{number - numbers[0] + first}.mindir"))
+        for path in [*private.rglob(f"*compile_cache_{number}.mindir")]:
+            role = path.name.removesuffix(f"{number}.mindir")
+            path.rename(path.with_name(f"{role}{number - numbers[0] + first}.mindir"))
     return True
 
 

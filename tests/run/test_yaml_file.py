@@ -11,7 +11,7 @@ from pangu_ms.config import load_config
 from pangu_ms.core import yaml_file
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.yaml_file import YamlError, parse
-from pangu_ms.mindformers.train import load_yaml
+from pangu_ms.mindformers.train import load_yaml, override
 
 BOMB = "l0: &l0 [x]\n" + "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 25))
 REFUSED = {
@@ -87,7 +87,7 @@ def test_every_reader_refuses(tmp_path, capsys):
         with pytest.raises(ConfigError, match=r"c.yaml:3: not YAML: 'model' is given here and in line 1"):
             load()
     with pytest.raises(ConfigError, match="pangu.x=\\[: the value is not YAML"):
-        mf.override({}, "pangu.x=[")
+        override({}, "pangu.x=[")
     path.write_text(
         f"base: alpha/tiny\nunheard_of: [{', '.join('12345' for _ in range(9000))}]\ntrain:\n  steps:"
         f" [{', '.join('12345' for _ in range(9000))}]\n"
