@@ -1,4 +1,4 @@
-"""Depth against width at equal size: shapes of a model that have the same number of parameters.
+"""Finds model shapes with the same number of parameters, to compare depth against width at equal size.
 
 Source: specification E2.2 (pi Pro compared about 30 such shapes: depth helps, the expansion of the feed-forward network
 hardly matters) and E1.
@@ -33,7 +33,7 @@ FLOPS_FORMULA = (
 
 @dataclass(frozen=True)
 class Search:
-    """What all shapes of a search keep to."""
+    """What a search looks for, the same for all its shapes."""
 
     target: int
     """Parameters that every shape should have."""
@@ -47,7 +47,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Shape:
-    """A model beside the target of its search."""
+    """A model, measured against the target of its search."""
 
     model: ModelConfig
     num_parameters: int
@@ -55,7 +55,7 @@ class Shape:
     """num_parameters / target - 1."""
     within_tolerance: bool
     table_share: float
-    """Share of embeddings (words and positions) and head in the parameters; below 0.2 is recommended (spec E2.1)."""
+    """Share of the parameters in embeddings (words and positions) and head; below 0.2 is recommended (spec E2.1)."""
     flops_per_token: int
     """Forward pass over a full context, a multiply-add as two operations: FLOPS_FORMULA. Norms, biases and activations
     are left out."""
@@ -68,12 +68,14 @@ class Shape:
         for name, spec in model.parameters().items():
             if spec.axes[0] in TABLE_AXES:
                 tables += math.prod(shapes[name])
-            elif spec.decay:  # what decays is a matrix; scales of an activation have two axes as well
+            elif (
+                spec.decay
+            ):  # weight decay marks the matrices; the number of axes does not, since activation scales have two as well
                 matrices += math.prod(shapes[name])
         attention = 4 * model.num_layers * model.seq_length * sizes["heads"]
         flops = (
             2 * (matrices + model.vocab_size * model.hidden_size) + attention
-        )  # the head is a product whether or not it shares the word table
+        )  # the logits are a matrix product whether or not the head is tied to the word table
         difference = total / search.target - 1
         return cls(model, total, difference, abs(difference) <= search.tolerance, tables / total, flops)
 
@@ -95,8 +97,8 @@ def find_shapes(model: ModelConfig, search: Search, depths: list[int], expansion
     """For each depth and expansion (ffn_hidden_size / hidden_size) the hidden size that comes closest to the target.
 
     Where that misses the tolerance, ffn_hidden_size is moved to the multiple that comes closest. The ratios of
-    attention width to hidden size and of key/value heads to heads stay the model's. A shape that misses the tolerance
-    all the same is among the results.
+    attention width to hidden size and of key/value heads to heads stay the model's. A shape that still misses the
+    tolerance is returned as well.
 
     Raises:
         ConfigError: a depth or head size that the family refuses, or a target below the smallest shape at every depth.
@@ -176,7 +178,8 @@ def reshape(model: AnyModel, **fields: int) -> AnyModel:
 
 
 def _size_counter(model: ModelConfig) -> Callable[[ModelConfig], int]:
-    """num_parameters() of models that differ from `model` in their widths alone, without listing every layer again."""
+    """A function that computes num_parameters() of models that differ from `model` only in their widths, without
+    listing every layer again."""
     axes = Counter(spec.axes for spec in model.parameters().values())
 
     def count(other: ModelConfig) -> int:
@@ -217,14 +220,14 @@ def write_shapes(directory: Path, name: str, config: RunConfig, shapes: list[Sha
 
 
 def _base_name(name: str) -> str:
-    """What `base:` calls a config from anywhere: its shipped name, or an absolute path."""
+    """The value of `base:` that names a config from any directory: its shipped name, or an absolute path."""
     path = find_config(name).resolve()
     return next((shipped for shipped, file in presets().items() if file.resolve() == path), str(path))
 
 
 def differences(base: RunConfig, run: RunConfig) -> dict[str, dict[str, Any]]:
-    """By section, the fields of `run` that `base` has otherwise, and all that make the shape: in the base some of them
-    may be computed from others."""
+    """The fields of `run` that differ from `base`, by section, and all of SHAPE_FIELDS, since the base may compute some
+    of those from others."""
     old, new = config_to_dict(base), config_to_dict(run)
     kept = {section: [key for key in new[section] if new[section][key] != old[section].get(key)] for section in new}
     kept["model"] = [key for key in new["model"] if key in kept["model"] or key in SHAPE_FIELDS]

@@ -1,4 +1,5 @@
-"""YAML -> dotted overrides -> RunConfig, with errors that name the file, the key and the nearest known key."""
+"""Loads a YAML file, applies dotted overrides and validates the result as a RunConfig. Errors name the file, the key
+and the nearest known key."""
 
 import dataclasses
 import difflib
@@ -15,7 +16,7 @@ from pangu_ms.core.errors import ConfigError
 from pangu_ms.models.registry import FAMILIES
 
 FORMAT_VERSION = 1
-_SHOWN = 200  # characters of a wrong value
+_SHOWN = 200  # characters of a wrong value that a message shows
 _PACKAGE = Path(__file__).resolve().parents[1]
 PRESET_DIRECTORIES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # installed | checkout
 
@@ -102,8 +103,8 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def _with_new_names(tree: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier version wrote into checkpoints, as it is called now: init_depth_scaled became one of the values
-    of init_rule."""
+    """Translate fields that earlier versions wrote into checkpoints to their present names: init_depth_scaled became
+    one of the values of init_rule."""
     model = tree.get("model")
     if isinstance(model, dict) and isinstance(model.get("init_depth_scaled"), bool):
         rule = {"init_rule": "depth_scaled" if model["init_depth_scaled"] else "constant"}
@@ -133,7 +134,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _explain(item: ErrorDetails, where: str) -> str:
     location = [str(part) for part in item["loc"]]
-    # pydantic puts the family behind `model`, where no file has it.
+    # pydantic inserts the family's name after `model` into the location; no file has it there.
     family = location.pop(1) if location[:1] == ["model"] and len(location) > 1 else None
     key = ".".join(location)
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):

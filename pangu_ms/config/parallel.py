@@ -1,5 +1,5 @@
-"""How a run is laid over devices: the degrees, and the rules that they obey together with a model. No mindspore
-import."""
+"""How a run is distributed over devices: the parallel degrees, and the rules that they must satisfy together with a
+model. No mindspore import."""
 
 from typing import Any, Literal
 
@@ -11,50 +11,53 @@ from pangu_ms.models.common.config import ModelConfig
 
 @dataclass(frozen=True, config=STRICT)
 class ParallelConfig:
-    """Degrees of a plan. Ranks are data_parallel * model_parallel * pipeline_stage; see pangu_ms/parallel/mesh.py for
-    their order."""
+    """Parallel degrees of a run. It has data_parallel * model_parallel * pipeline_stage ranks; see
+    pangu_ms/parallel/mesh.py for their order."""
 
     num_devices: Int = 0
-    """Devices of the job; the degrees must multiply to it. 0 means their product."""
+    """Number of devices of the job; must be the product of the degrees. 0 means that product."""
     data_parallel: Int = 1
-    """Replicas dp of the model, each with its own part of the batch; train.batch_size is that of one replica."""
+    """Number dp of model replicas, each with its own part of the batch; train.batch_size is the batch of one
+    replica."""
     model_parallel: Int = 1
-    """Devices mp that share each matrix (tensor parallelism): heads, feed-forward channels and, with
-    vocab_embedding=row, the vocabulary."""
+    """Number mp of devices that share each matrix (tensor parallelism): they split heads, feed-forward channels and,
+    with vocab_embedding=row, the vocabulary."""
     expert_parallel: Int = 1
-    """Devices ep that share the experts: a part of data_parallel, so it must divide it. Models without experts have
-    1."""
+    """Number ep of devices that share the experts. They are among the data_parallel devices, so ep must divide
+    data_parallel. 1 for models without experts."""
     pipeline_stage: Int = 1
-    """Stages pp that the layers are cut into."""
+    """Number pp of pipeline stages that the layers are split into."""
     micro_batch_num: Int = 1
-    """Micro-batches that flow through the stages in one step; must divide train.batch_size. Without stages use
+    """Micro-batches that flow through the stages in one step; must divide train.batch_size. With a single stage use
     train.accumulation_steps."""
     optimizer_shard: bool = False
-    """Cut parameters, gradients and moments once more over the replicas that would hold equal ones; parameters are
-    gathered where they are used."""
+    """Shard parameters, gradients and optimizer moments further, over the replicas that would hold equal copies of them
+    (as in ZeRO); parameters are gathered where they are used."""
     recompute: Literal["none", "selective", "full"] = "none"
-    """What the backward pass computes again instead of keeping: nothing | attention's probabilities and activations |
-    all but each layer's input."""
+    """What the backward pass recomputes instead of keeping it from the forward pass. none: nothing; selective:
+    attention probabilities and the outputs of activation functions; full: everything but each layer's input."""
     sequence_parallel: bool = False
-    """Norms and residuals cut over the sequence on the model_parallel devices: all-reduces become reduce-scatters and
-    all-gathers. With stages and replicas it costs more than it saves: MindSpore then sends the stream of all replicas
-    between stages."""
+    """Split norms and the residual stream along the sequence over the model_parallel devices: all-reduces become
+    reduce-scatters and all-gathers. With several stages and replicas it costs more than it saves: MindSpore then sends
+    the residual stream of all replicas between stages."""
     vocab_embedding: Literal["replicated", "row"] = "replicated"
-    """The word table (and head) whole on every model_parallel device, or cut by rows over them."""
+    """replicated: every model_parallel device holds the whole word table (and head); row: its rows are split over these
+    devices."""
     search_mode: Literal["sharding_propagation", "recursive_programming", "dynamic_programming", "none"] = (
         "sharding_propagation"
     )
-    """How MindSpore lays out what the plan does not name. sharding_propagation: the plan names products and tables, and
-    their layouts spread from there; the two searches (of auto_parallel) choose all by themselves; none
-    (semi_auto_parallel) splits every other operator over all devices, which costs redistributions."""
+    """How MindSpore shards the operators to which the plan gives no layout. sharding_propagation: the plan gives
+    layouts to matrix products and tables, and MindSpore propagates them to the other operators. recursive_programming,
+    dynamic_programming: searches of auto_parallel that choose all layouts themselves. none (semi_auto_parallel): every
+    other operator is split over all devices, which costs redistributions."""
     operator_strategies: str = ""
-    """JSON file of MindSpore's operator strategies, read instead of propagating: made by hand or by `pangu plan
-    rehearse --ranks 0 --output`. Needs search_mode=sharding_propagation."""
+    """JSON file of MindSpore operator strategies, which MindSpore reads instead of propagating layouts; written by hand
+    or by `pangu plan rehearse --ranks 0 --output`. Needs search_mode=sharding_propagation."""
     devices_per_server: Int = 8
-    """Devices with fast links among each other (HCCS); 8 in an Atlas 800."""
+    """Devices of one server, which have fast links to each other (HCCS); 8 in an Atlas 800."""
     stage_layers: tuple[Int, ...] = ()
-    """Layers of each stage, from the first; alpha's query layer is one. Empty: balanced by their cost, embeddings and
-    head included."""
+    """Number of layers of each stage, from the first stage on; alpha's query layer counts as one. Empty: the stages are
+    balanced by the cost of their layers and the head."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -116,7 +119,7 @@ class ParallelConfig:
         )
 
     def product(self) -> int:
-        """Devices that the degrees make."""
+        """Number of devices: the product of the degrees."""
         return self.data_parallel * self.model_parallel * self.pipeline_stage
 
     @property
@@ -126,7 +129,7 @@ class ParallelConfig:
 
 
 def check_degrees(parallel: ParallelConfig, model: ModelConfig, train: Any) -> None:
-    """Degrees against the model and the batch; `train` is the TrainConfig. Each rule has its own message.
+    """Check the degrees against the model and the batch; `train` is the TrainConfig. Each rule has its own message.
 
     Raises:
         ConfigError: "parallel.FIELD=...: rule; what to do".

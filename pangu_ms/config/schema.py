@@ -14,8 +14,8 @@ from pangu_ms.models.registry import FAMILIES
 
 
 class _ByFamily:
-    """The class that `family` names validates the section. Built here since pydantic's Field(discriminator=...) refuses
-    a union of one."""
+    """Pydantic schema of the model section: the class that `family` names validates it. It is built here because
+    pydantic's Field(discriminator=...) refuses a union of one."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         choices = {name: handler.generate_schema(family.config) for name, family in FAMILIES.items()}
@@ -53,8 +53,8 @@ class DataConfig:
     shuffle: bool = True
     """False reads the records in file order, as the official loader does (spec A6)."""
     order: str = ""
-    """File of `pangu data resample`: only its rows are read, in its order or, with shuffle, permuted in each epoch.
-    Empty: all (spec E2.4)."""
+    """File written by `pangu data resample`: only the rows that it lists are read, in its order or, with shuffle, in a
+    new permutation each epoch. Empty: all rows are read (spec E2.4)."""
     held_out: Float = 0.02
     """Share of documents that `prepare` puts aside for evaluation."""
 
@@ -73,11 +73,11 @@ class OptimizerConfig:
     """Learning rate at the end of the decay and after it."""
     base_batch_tokens: Int = 0
     """Tokens of the batch that lr and min_lr are meant for: both are multiplied by sqrt(train.batch_size *
-    model.seq_length / base_batch_tokens), which is safe for batches below 4 M tokens (spec E2.5). 0 takes them as they
-    are."""
+    model.seq_length / base_batch_tokens), which is safe for batches below 4 M tokens (spec E2.5). 0 leaves both
+    unscaled."""
     warmup_steps: Int = 100
-    """Steps of linear warm-up from 0. The official code takes 2000 (spec A3.1), more than a trial run has; the large
-    configs say so."""
+    """Steps of linear warm-up from 0. The official code uses 2000 (spec A3.1), which is more steps than a trial run
+    has; the large configs set that."""
     decay_steps: Int = 0
     """Step at which min_lr is reached; 0 means train.steps."""
     schedule: Literal["cosine", "polynomial", "constant"] = "cosine"
@@ -91,7 +91,7 @@ class OptimizerConfig:
     beta2: Float = 0.95
     """Decay of the second moment."""
     eps: Float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the square root of the second moment."""
     weight_decay: Float = 0.1
     """Decoupled decay of every matrix and embedding; biases and norms have none (spec A3.1)."""
     clip_norm: Float = 1.0
@@ -116,15 +116,15 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class GuardConfig:
-    """What makes a step be skipped, and a run stop."""
+    """When a step is skipped, and when the run stops."""
 
     spike_factor: Float = 0.0
     """Skip a step whose loss exceeds this multiple of its running mean; 0 switches the check off."""
     spike_window: Int = 100
     """Steps of the running mean, and steps before the check begins."""
     max_skipped: Int = 20
-    """Stop the run after this many skipped steps in a row. With dynamic loss scale the first steps may overflow: each
-    halves the scale."""
+    """Stop the run after this many skipped steps in a row. With dynamic loss scaling the first steps may overflow; each
+    overflow divides the scale by loss_scale.factor."""
 
     def __post_init__(self) -> None:
         require(
@@ -142,9 +142,9 @@ class LossScaleConfig:
     initial: Float = 2.0**16
     """First scale. The official 2^32 costs about 16 skipped steps; the scale grows back by itself."""
     factor: Float = 2.0
-    """Division on overflow, multiplication after `window` good steps."""
+    """The scale is divided by it on overflow, and multiplied by it after `window` steps without overflow."""
     window: Int = 1000
-    """Good steps before the scale grows."""
+    """Steps without overflow before the scale grows."""
 
     def __post_init__(self) -> None:
         require_positive(self, "initial", "window")
@@ -153,14 +153,15 @@ class LossScaleConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """Length of the run, batch, and how often things happen."""
+    """Length of the run, its batch, and the intervals of logging, evaluation and checkpoints."""
 
     steps: Int = 1000
     """Optimizer steps of the whole run."""
     batch_size: Int = 8
-    """Sequences in one optimizer step, of each of the parallel.data_parallel replicas."""
+    """Sequences in one optimizer step on each of the parallel.data_parallel replicas."""
     accumulation_steps: Int = 1
-    """Micro-batches that one step's batch is cut into; must divide batch_size. The result equals the uncut batch."""
+    """Micro-batches that one step's batch is split into (gradient accumulation); must divide batch_size. The result
+    equals that of the unsplit batch."""
     seed: Int = 1
     """Seed of the initial weights and of dropout."""
     log_every: Int = 1
@@ -197,8 +198,8 @@ class RuntimeConfig:
     device: Literal["CPU", "Ascend"] = "CPU"
     """MindSpore device target. Ascend is untested: no device was at hand."""
     chip: Literal["", "ascend910", "ascend910b"] = ""
-    """Card that the plan is laid out for: `pangu plan` takes its rates and memory, `pangu manifest` its image and
-    labels. Empty: not said."""
+    """Accelerator that the plan is made for: `pangu plan` uses its rates and memory, `pangu manifest` its image and
+    labels. Empty: not specified."""
     compile_cache: bool = True
     """Keep compiled graphs in the user's cache directory; they can be deleted at any time."""
 

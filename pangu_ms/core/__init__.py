@@ -1,4 +1,4 @@
-"""The ground floor: errors, whole-file writes, the terminal, progress, caches.
+"""The lowest layer: errors, atomic file writes, the terminal, progress bars, caches.
 
-Everything stands on it. No mindspore import.
+Every other package may import it. No mindspore import.
 """

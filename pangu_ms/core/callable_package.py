@@ -1,4 +1,5 @@
-"""A package that is also the function of its name: `pangu_ms.train.loop` and `pangu_ms.train(config, ...)`."""
+"""Makes a package callable as the function of its name: both `pangu_ms.train.loop` and `pangu_ms.train(config, ...)`
+work."""
 
 import importlib
 import sys
@@ -16,6 +17,6 @@ class CallablePackage(ModuleType):
 
 
 def make_callable(package: str) -> None:
-    """Let a package be called. Python binds a subpackage to its name in `pangu_ms` when it is first imported, so a
-    function of that name would come and go with the order of imports."""
+    """Make a package callable. Python binds a subpackage to its name in `pangu_ms` when it is first imported, so
+    whether a function of that name is visible would depend on the order of imports."""
     sys.modules[package].__class__ = CallablePackage

@@ -1,19 +1,21 @@
-"""MindSpore's compile cache made safe: keyed by everything a graph depends on, private while in use, published in one
-step.
+"""Makes MindSpore's compile cache safe: an entry is keyed by everything that its graphs depend on, is copied to a
+private directory while in use, and is published atomically.
 
-What MindSpore 2.7 and 2.9 do by themselves, and what is done about it:
+How MindSpore 2.7 and 2.9 behave, and what this module does about it:
 
-* They compare source files alone: the same script with another learning rate or number of layers gets the old graph
-  without a word. So each use of the cache has an entry named by the hash of its identity.
-* They read the path of the cache once in a process. So a process has one private directory, and an entry is copied into
-  it for the compilation that needs it and removed afterwards. Two processes never write the same files.
-* They number the graphs that a process compiles with the cache switched on, and find a graph by its number alone. So an
-  entry is published with numbers from 0, and its copy gets the numbers that come next in this process.
-* After the first graph that a process does not find they load no other one; they still write all. So after a miss
-  everything is compiled, published where the cache has it not yet, and found at the next start.
+* They compare only source files: the same script with another learning rate or number of layers silently gets the old
+  graph. So an entry of this cache is named by the hash of its identity (see `cached_compile`).
+* They read the path of the cache once per process. So a process has one private directory; an entry is copied into it
+  for the compilation that needs it, and removed afterwards. Two processes never write the same files.
+* They number the graphs that a process compiles while the cache is on, and look a graph up by its number only. So an
+  entry is published with numbers from 0, and its private copy is renumbered to continue after the graphs that this
+  process has already loaded.
+* After the first cache miss of a process they load no further graph, but still write every graph. So after a miss
+  everything is compiled, entries that the cache lacks are published, and the next start finds them.
 
-What is published is on the disk before it has its name, beside the hash of each file; an entry that is not what its
-hashes say is removed with a line, and compiled anew. No mindspore import.
+An entry is flushed to disk before it gets its final name, and contains the hash of each of its files. An entry that
+does not match its hashes is removed with a warning, and its graphs are compiled again. mindspore is imported only
+inside `cached_compile`.
 """
 
 import ast
@@ -43,8 +45,8 @@ KEPT_ENTRIES = 64
 _GRAPH = re.compile(r"(\w*compile_cache_)(\d+)\.mindir")
 """The file of a graph. In a cluster of processes the name begins with the role of the process (MS_ROLE)."""
 _DEPENDENCIES = "compile_dependency.hash"
-"""MindSpore's hash of the program's source files. It is written with the first graph of a process alone, but looked for
-with each."""
+"""MindSpore's hash of the program's source files. MindSpore writes it only with the first graph of a process, but looks
+for it with every graph."""
 
 
 @dataclass
@@ -58,9 +60,9 @@ class _Process:
     loads: bool = True
     """Whether MindSpore still loads graphs: no miss yet."""
     usable: bool = True
-    """False after a failure inside a compilation, when nobody knows the next number."""
+    """False after a compilation failed: the number of the next graph is then unknown."""
     dependencies: dict[str, bytes] = field(default_factory=dict)
-    """Name and content of MindSpore's hash of source files, for the entries that it leaves it out of."""
+    """Name and content of MindSpore's file with the source hash, to add to entries that MindSpore writes without it."""
 
 
 _process = _Process()
@@ -85,8 +87,8 @@ def source_hash() -> str:
 
 
 def entry_script() -> Path | None:
-    """The program's file, which MindSpore parses for its cache; it fails where there is none, as in `python -c` or a
-    notebook."""
+    """The program's main file, which MindSpore's cache parses; None where there is no such file, as in `python -c` or a
+    notebook: MindSpore would fail there."""
     if not (sys.argv and sys.argv[0]):
         return None
     script = Path(sys.argv[0])
@@ -99,15 +101,15 @@ def entry_script() -> Path | None:
 
 @contextlib.contextmanager
 def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
-    """Let the graphs compiled in this block come from the cache, or go to it; yields whether they were found.
+    """Load the graphs that this block compiles from the cache, or store them in it; yields whether the cache had them.
 
-    A process may use it any number of times, one after the other, each time around all that one identity compiles; the
-    order does not matter. It does nothing without a program file, with Ascend C kernels, inside another such block,
-    where the user set MindSpore's own switch, and after a block that failed.
+    A process may enter any number of such blocks, one after another and in any order; a block must contain everything
+    that is compiled for one identity. A block does nothing if the program has no file, with Ascend C kernels, inside
+    another such block, if the user set MindSpore's own cache switch, and after a block that failed.
 
     Args:
         enabled: False does nothing.
-        identity: JSON values that name all that the graphs depend on beside this package's source and MindSpore's
+        identity: JSON values for everything that the graphs depend on besides this package's source and MindSpore's
             version: their kind, the configuration, the shapes.
     """
     script = entry_script()
@@ -118,7 +120,7 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
 
     from ascend_ops import backend
 
-    # With its own switch on, MindSpore numbers the graphs outside of such blocks too.
+    # With its own cache switch on, MindSpore also numbers graphs that are compiled outside of such blocks.
     if mindspore.get_context("enable_compile_cache") is not None or backend.has_graphs_of_one_process():
         yield False
         return
@@ -135,7 +137,7 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
             yield found
         except BaseException as error:
             _process.usable = False
-            if found and isinstance(error, Exception):  # perhaps it was this graph
+            if found and isinstance(error, Exception):  # the cached graph may be the cause
                 log.warning(
                     "%s: this compiled graph from the cache was in use when the first call failed; removed: the next"
                     " start compiles",
@@ -160,8 +162,8 @@ def _keep(private: Path, published: Path, found: bool, unchanged: bool) -> None:
     if found and unchanged:
         _process.num_loaded += len(_numbers(private))
         return
-    _process.loads = _process.loads and not _numbers(private)  # nothing was compiled: no number was taken either
-    if found:  # MindSpore found other source files than those of the entry, or more was compiled than it holds
+    _process.loads = _process.loads and not _numbers(private)  # without a compiled graph no number was used
+    if found:  # MindSpore saw other source files than the entry's, or compiled more than the entry holds
         shutil.rmtree(published, ignore_errors=True)
     if not published.is_dir() and _renumber(private, 0):
         _publish(private, published)
@@ -171,8 +173,8 @@ def _key(identity: dict[str, Any], script: Path) -> str:
     """Hash of everything that a compiled graph depends on."""
     from ascend_ops import backend
 
-    # "place": MindSpore puts a rank's files under the rank's number, and what it made for another number of ranks
-    # may differ
+    # "place" is the rank and the number of ranks: MindSpore stores a rank's files under its number, and graphs for
+    # another number of ranks may differ.
     place = [os.environ.get(name, "") for name in ("RANK_ID", "RANK_SIZE")]
     platform_key = {
         "place": place,
@@ -190,8 +192,8 @@ def _key(identity: dict[str, Any], script: Path) -> str:
 
 
 def _make_private_directory() -> Path | None:
-    """The path that MindSpore's cache has in this process, in a new directory that nobody else may enter; None where
-    there is no room for it, or somebody else took its name."""
+    """Create a directory that no other user can enter, and return the path in it that MindSpore's cache has in this
+    process; None if there is no room for the directory, or somebody else took its name."""
     try:
         if _process.directory is None:
             _process.directory = Path(tempfile.mkdtemp(prefix="pangu-compile-"))
@@ -204,7 +206,7 @@ def _make_private_directory() -> Path | None:
 
 
 def _states(private: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of change of each file."""
+    """Size and modification time of each file."""
     states = {name: (private / name).stat() for name in _contents(private)}
     return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
 
@@ -216,8 +218,8 @@ def _numbers(private: Path) -> list[int]:
 
 
 def _renumber(private: Path, first: int) -> bool:
-    """Give the graphs in a directory the numbers from `first` on, in their order; False, and nothing there any more,
-    where that cannot be done."""
+    """Renumber the graphs in a directory from `first` on, in their order. Returns False if there are none, or if it
+    cannot be done; in the second case the directory is removed."""
     numbers = _numbers(private)
     if not numbers:
         return False
@@ -225,9 +227,10 @@ def _renumber(private: Path, first: int) -> bool:
         return True
     known = all(_GRAPH.fullmatch(Path(name).name) or name.endswith(_DEPENDENCIES) for name in _contents(private))
     if not known or len(set(numbers)) != numbers[-1] - numbers[0] + 1 or len(numbers) != len(set(numbers)):
-        shutil.rmtree(private)  # of another MindSpore or device: files that may hold numbers too
+        shutil.rmtree(private)  # files of another version of MindSpore or another device, which may contain numbers too
         return False
-    for number in numbers if first < numbers[0] else reversed(numbers):  # never onto one that is still to be moved
+    # This order never overwrites a file that is still to be renamed.
+    for number in numbers if first < numbers[0] else reversed(numbers):
         for path in [*private.rglob(f"*compile_cache_{number}.mindir")]:
             role = path.name.removesuffix(f"{number}.mindir")
             path.rename(path.with_name(f"{role}{number - numbers[0] + first}.mindir"))
@@ -244,13 +247,14 @@ def _keep_dependencies(private: Path) -> None:
 
 
 def _copy_if_sound(published: Path, private: Path) -> bool:
-    """Copy a published graph; False, and nothing copied, when it is missing, damaged (then it is removed, with a line)
-    or cannot be copied."""
+    """Copy a published entry to the private directory. Returns False, with nothing copied, if the entry is missing,
+    damaged (it is then removed with a warning) or cannot be copied."""
     if not published.is_dir():
         return False
     try:
-        shutil.copytree(published, private, symlinks=True)  # a link to a device has no end; none is published
-        os.utime(published)  # the newest are kept
+        # symlinks=True: never follow a link, which may lead to an endless device; no entry is published with one.
+        shutil.copytree(published, private, symlinks=True)
+        os.utime(published)  # the entries that were used last are kept
         damage = _damage(private)
     except (OSError, shutil.Error) as error:  # half deleted by another process, or no room for a copy: compile
         log.info("compiled graph not taken from %s: %s", published, error)
@@ -268,7 +272,7 @@ def _copy_if_sound(published: Path, private: Path) -> bool:
 
 
 def _damage(entry: Path) -> str:
-    """What in an entry is not as it was published; empty where all is."""
+    """Describe what in an entry differs from what was published; empty if nothing does."""
     try:
         digests = small_json.read_object(entry / CHECKSUMS)
     except (OSError, ValueError) as error:
@@ -289,7 +293,7 @@ def _contents(directory: Path) -> list[str]:
 
 
 def _publish(private: Path, published: Path) -> None:
-    """Move a new graph to its place; without a writable cache directory the run goes on without one."""
+    """Copy a new entry into the cache; if the cache directory cannot be written, the run continues without it."""
     names = _contents(private)
     if not names:
         return
@@ -300,7 +304,7 @@ def _publish(private: Path, published: Path) -> None:
             copied = Path(shutil.copytree(private, Path(staging) / "graphs"))
             for path in (*copied.rglob("*"), copied):
                 sync_path(path)
-            os.rename(copied, published)  # fails if another process was first: theirs is as good
+            os.rename(copied, published)  # fails if another process published the entry first, which is as good
             sync_path(published.parent)
         entries = sorted(
             (p for p in published.parent.iterdir() if not p.name.startswith(".")), key=lambda p: p.stat().st_mtime

@@ -1,4 +1,4 @@
-"""What every command of the project does with its terminal, and with a user's mistake: one line, its exit code, no
+"""How every command of the project prints to the terminal, and reports a user's mistake: one line and an exit code, no
 traceback."""
 
 import errno
@@ -14,19 +14,20 @@ from pangu_ms.core.errors import UserError
 
 USER_ERROR, INTERRUPTED, READER_GONE = 2, 130, 141
 _UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode categories of characters that a terminal obeys or that turn or break a line: C0, C1, bidirectional and other
+"""Unicode categories of characters that control a terminal, or reverse or break a line: C0, C1, bidirectional and other
 formats, lone surrogates."""
 _HARMLESS = "\u00ad\u200c\u200d"
-"""Formats inside words: soft hyphen, and what keeps letters or parts of an emoji apart or together."""
+"""Format characters that are allowed, since they occur inside words: soft hyphen, zero-width non-joiner and zero-width
+joiner."""
 
 
 def printable(text: str, keep: str = "\n\t") -> str:
-    r"""Text from a file, a peer or a model as a terminal may have it: what would move or hide something there is shown
-    as \u009b is, as in JSON.
+    r"""Make text from a file, a peer or a model safe for a terminal: characters that would move or hide something there
+    are escaped as in JSON, for example as \u009b.
 
     Args:
         text: any.
-        keep: control characters that are meant; "" for what must stay one line.
+        keep: control characters that are not escaped; "" for text that must stay one line.
     """
     return (
         text
@@ -40,7 +41,7 @@ def _is_unseen(character: str) -> bool:
 
 
 def show(text: str) -> None:
-    """Print text for people on stdout, whose lines may hold what files and peers said."""
+    """Print text for people on stdout; it is escaped by `printable`, since it may contain text from files and peers."""
     print(printable(text), flush=True)
 
 
@@ -55,10 +56,10 @@ class TerminalText:
 
     def __init__(self, stream: TextIO):
         self.raw_text = stream
-        """For a program's own control sequences."""
+        """The wrapped stream, for a program's own control sequences."""
 
     def write(self, text: str) -> int:
-        """Write it, printable; returns the number of characters that were given."""
+        """Write `printable(text)`; returns the number of characters of `text`."""
         self.raw_text.write(printable(text))
         return len(text)
 
@@ -67,8 +68,8 @@ class TerminalText:
 
 
 def guard_streams() -> None:
-    """From here on what is printed to a terminal cannot steer it; a terminal that is not UTF-8 shows escapes. Files and
-    pipes get every byte."""
+    """From here on escape what is printed to a terminal, so that it cannot control the terminal; a terminal that is not
+    UTF-8 shows escapes. Files and pipes get control characters unchanged."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
@@ -83,7 +84,7 @@ def raw(stream: TextIO) -> TextIO:
 
 
 class LogFormatter(logging.Formatter):
-    """Log lines that may hold what files and peers said."""
+    """Formats log lines, which may contain text from files and peers, for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, printable."""
@@ -97,7 +98,8 @@ def user_errors() -> tuple[type[Exception], ...]:
 
 
 def guarded(name: str, command: Callable[[], int]) -> int:
-    """Run a command; a user's mistake, a file that cannot be used or an interruption is one line, not a traceback."""
+    """Run a command and return its exit code; a user's mistake, a file that cannot be used or an interruption is
+    reported in one line, not by a traceback."""
     try:
         return command()
     except user_errors() as error:

@@ -1,4 +1,4 @@
-"""Errors that a user can cause and mend: the command line shows their text on one line and exits with 2.
+"""Errors that a user can cause and fix: the command line shows their text on one line and exits with 2.
 
 Their text has the form "where: what was found; the rule; what to do".
 """
@@ -13,35 +13,35 @@ class OutputError(UserError):
 
 
 class RankTableError(UserError):
-    """A rank table, or the addresses that one is made from."""
+    """A wrong rank table, or wrong addresses to make one from."""
 
 
 class LaunchError(UserError):
-    """A job that cannot be started, or a job directory that is none."""
+    """A job that cannot be started, or a directory that is not a job directory."""
 
 
 class ConfigError(UserError):
-    """A configuration key or value."""
+    """A wrong configuration key or value."""
 
 
 class DataError(UserError):
-    """A corpus, tokenizer or record file."""
+    """A corpus, tokenizer or record file that cannot be used."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint, converted file or its names and shapes."""
+    """A checkpoint or converted file that cannot be used, or whose names or shapes are wrong."""
 
 
 class PlanError(UserError):
-    """A parallel plan, a strategy file, or a rehearsal that cannot be done here."""
+    """A wrong parallel plan or strategy file, or a rehearsal that cannot be done here."""
 
 
 class ExportError(UserError):
-    """A MindIR package."""
+    """A MindIR package that cannot be made or used."""
 
 
 class GenerationError(UserError):
-    """A prompt or a sampling option."""
+    """A wrong prompt or sampling option."""
 
 
 class TrainingDiverged(UserError):

@@ -20,7 +20,7 @@ def _not_bool(value: Any) -> Any:
     return value
 
 
-# Python counts true as 1; a config does not. YAML reads 1e-4 as a string, so floats also come from text.
+# Python accepts True as the number 1; a config must not. YAML reads 1e-4 as a string, so a float may be given as text.
 Int = Annotated[int, Strict()]
 Float = Annotated[float, BeforeValidator(_not_bool)]
 
@@ -32,14 +32,14 @@ def require(condition: bool, field: str, message: str) -> None:
 
 
 def require_positive(section: Any, *names: str) -> None:
-    """Each named field of `section` is above 0."""
+    """Require that each named field of `section` is above 0."""
     for name in names:
         require(getattr(section, name) > 0, name, f"={getattr(section, name)}: must be positive")
 
 
 def require_at_most(section: Any, most: int, *names: str) -> None:
-    """Each named field of `section` is at most `most`: something is made for each unit of it, and 2**63 would take all
-    memory."""
+    """Require that each named field of `section` is at most `most`. Something is allocated for each unit of such a
+    field, so that 2**63 would take all memory."""
     for name in names:
         require(
             getattr(section, name) <= most,
@@ -49,8 +49,8 @@ def require_at_most(section: Any, most: int, *names: str) -> None:
 
 
 def require_not_negative(section: Any, **meaning_of_0: str) -> None:
-    """Each named field of `section` is 0 or more; the message says what 0 does: require_not_negative(self, keep="keeps
-    all")."""
+    """Require that each named field of `section` is 0 or more; the message says what 0 does: require_not_negative(self,
+    keep="keeps all")."""
     for name, meaning in meaning_of_0.items():
         require(getattr(section, name) >= 0, name, f"={getattr(section, name)}: must not be negative; 0 {meaning}")
 

@@ -1,5 +1,5 @@
-"""Pictures in files: checked before long work, written whole or not at all. matplotlib is imported when one is
-drawn."""
+"""Writes figures to files. The file name is checked before the work starts, and the file is written atomically.
+matplotlib is imported only when a figure is drawn."""
 
 import importlib.util
 import io
@@ -24,14 +24,15 @@ def require_plot(path: Path) -> None:
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib Figure of so many inches; without pyplot there is no window and no global state."""
+    """A matplotlib Figure of this size in inches. It is made without pyplot, so there is no window and no global
+    state."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def write_figure(figure: Any, path: Path) -> None:
-    """Write it in the format that the suffix names.
+    """Write a figure in the format that the suffix of `path` names.
 
     Raises:
         OutputError: `path` exists or cannot be written.

@@ -25,7 +25,7 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_open(file: BinaryIO) -> str:
-    """Hex SHA-256 of what is left of an open file."""
+    """Hex SHA-256 of an open file from its current position to its end."""
     digest = hashlib.sha256()
     while block := file.read(1 << 22):
         digest.update(block)
@@ -33,10 +33,11 @@ def sha256_open(file: BinaryIO) -> str:
 
 
 def open_ordinary(path: Path) -> BinaryIO:
-    """Open a file for reading; a device has no end, and a pipe that nobody writes to waits for ever.
+    """Open a regular file for reading. Other files are refused: a device may be endless, and a pipe without a writer
+    would block for ever.
 
     Raises:
-        ValueError: it is no ordinary file.
+        ValueError: it is not a regular file.
         OSError: it cannot be opened.
     """
     file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
@@ -63,12 +64,12 @@ def sync_path(path: Path) -> None:
 
 
 def user_cache() -> Path:
-    """The user's directory for what can be made again: see `ascend_ops.cache.user_cache`.
+    """The user's cache directory, for files that can be made again; see `ascend_ops.cache.user_cache`.
 
     Raises:
-        OutputError: another user could put there what is then run.
+        OutputError: another user could put files there that this program would then run.
     """
-    from ascend_ops import cache, errors  # not above: a MindIR package runs without the operators
+    from ascend_ops import cache, errors  # imported here, because a MindIR package runs without ascend_ops
 
     try:
         return cache.user_cache()
@@ -101,8 +102,9 @@ def write_bytes(path: Path, content: bytes, durable: bool = True, private: bool 
     Args:
         path: the file; directories above it are made.
         content: all of it.
-        durable: flush it to disk; without, a power cut may lose or empty it: for what is written anew every second.
-        private: nobody but its owner can read it (mode 0600), at no time.
+        durable: flush the file to disk. Without this a power cut may lose or empty it, which is acceptable for files
+            that are written again every second.
+        private: only the file's owner can ever read it (mode 0600, from its creation on).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -136,13 +138,13 @@ def write_json(path: Path, value: Any, private: bool = False) -> None:
 
 
 def json_text(value: Any) -> str:
-    """Indented JSON with a line's end."""
+    """Indented JSON with a newline at the end."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def write_new(path: Path, content: bytes | str, private: bool = False) -> None:
-    """Write a file that a user named: whole or not at all, and never over another one. `write_bytes` is for files that
-    are the program's own.
+    """Write a file that a user named, atomically and never over an existing file. `write_bytes` is for the program's
+    own files.
 
     Raises:
         OutputError: `path` exists or cannot be written.
@@ -152,7 +154,7 @@ def write_new(path: Path, content: bytes | str, private: bool = False) -> None:
 
 
 def require_new(path: Path, option: str = "--output") -> None:
-    """Raise OutputError if a file that a user named exists, or could not be made: a run may depend on it."""
+    """Raise OutputError if a file that a user named exists (a run may depend on it) or could not be created."""
     path = Path(path)
     if os.path.lexists(path):
         what = (

@@ -15,12 +15,12 @@ def require_known(found: Any, newest: int, where: object, wrong: type[UserError]
     """Check the format version that was found in a file.
 
     Args:
-        newest: that this program writes; it reads all from FIRST to this one.
+        newest: the version that this program writes; it reads all versions from FIRST to this one.
         where: the file.
         wrong: class of the errors.
 
     Raises:
-        UserError: of the class `wrong`; a newer version, or none that any program writes.
+        UserError: of the class `wrong`: the version is newer, or is one that no program writes.
     """
     if type(found) is not int or found < FIRST:
         raise wrong(

@@ -1,5 +1,5 @@
-"""Heartbeats: a rank tells its launcher which phase of which step it is in, by a line of JSON through a pipe at each
-change. It never waits for the launcher, and writes nothing to disk.
+"""Heartbeats: at each change of phase a rank tells its launcher the phase and the step, by a line of JSON through a
+pipe. The rank never waits for the launcher, and writes nothing to disk.
 
 In a process that no launcher started, `beat` does nothing.
 """

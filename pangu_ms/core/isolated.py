@@ -2,8 +2,8 @@
 
     python PATH/isolated.py MODULE ARGUMENTS
 
-runs a module as `python -m MODULE ARGUMENTS` does, which however searches the working directory first. From Python 3.11
-on `python -P` and PYTHONSAFEPATH do the same, and PYTHONSAFEPATH also for the children of such a process.
+runs a module as `python -m MODULE ARGUMENTS` does, except that `python -m` searches the working directory first. From
+Python 3.11 on `python -P` and PYTHONSAFEPATH do the same, and PYTHONSAFEPATH also for the children of such a process.
 """
 
 import sys
@@ -18,8 +18,8 @@ from collections.abc import Mapping
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 """The directory of the package pangu_ms: site-packages, or a checkout, which has the launch layer in `run/`."""
 JOB_SECRET = "PANGU_JOB_SECRET"
-"""Variable with the secret by which the launchers of one job know each other (see run/pangu_run/job/secret.py). No
-other process of a job needs it, so none inherits it."""
+"""Environment variable with the secret by which the launchers of one job recognise each other (see
+run/pangu_run/job/secret.py). No other process of a job needs it, so none inherits it."""
 
 
 def python_command(module: str, *arguments: str) -> list[str]:
@@ -28,10 +28,11 @@ def python_command(module: str, *arguments: str) -> list[str]:
 
 
 def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment variables for a Python process that must not import from the working directory, nor its children.
+    """Environment variables for a Python process that must not import from the working directory, and neither must its
+    children.
 
     Args:
-        variables: where they are made from; default: this process's.
+        variables: the environment to start from; default: this process's.
 
     Returns:
         the variables, without JOB_SECRET, and without empty parts of PYTHONPATH: such a part, as

@@ -1,4 +1,4 @@
-"""The parser of all command lines, and the actions of options that name what is written."""
+"""The argument parser of all commands, and the argparse actions of options that name an output."""
 
 import argparse
 import difflib
@@ -23,13 +23,13 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class RawHelp(Help, argparse.RawDescriptionHelpFormatter):
-    """As Help, of a description whose lines stay as they are."""
+    """As Help, but keeps the line breaks of the description."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, with the nearest option, and ends with exit code 2.
+    """An ArgumentParser that reports a mistake in one line, with the most similar option, and exits with code 2.
 
-    A verb's parser names what to do with the parsed options: `set_defaults(run=function)`.
+    A verb's parser names the function that gets the parsed options: `set_defaults(run=function)`.
     """
 
     _words: Sequence[str] = ()
@@ -38,31 +38,31 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, formatter_class=formatter_class, **kwargs)
 
     def run(self, argv: list[str]) -> int:
-        """Parse `argv`, where options and other words may stand in any order, and call the `run` of `set_defaults`
+        """Parse `argv`, in which options and positional arguments may be mixed, and call the `run` of `set_defaults`
         with the result; returns the exit code."""
         args = self.parse_intermixed_args(argv)
         return args.run(args)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse; the words are kept for the message of an error."""
+        """As argparse; the arguments are kept for error messages."""
         self._words = args or self._words
         return super().parse_known_args(args, namespace)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """As argparse; an option's empty value, as an unset variable of a shell gives it, is never taken for an option
-        that was left out."""
+        """As argparse, but an empty value of an option is an error: it often comes from an unset shell variable, and
+        must not count as an option that was left out."""
         if action.option_strings and "" in arg_strings and action.metavar != TEXT:
             raise argparse.ArgumentError(action, "is empty; give a value, or leave the option out")
         return super()._get_values(action, arg_strings)
 
     def error(self, message: str) -> NoReturn:
-        """Print the line and exit."""
+        """Print the message in one line and exit."""
         tell(f"{self.prog}: {message}; {self._nearest(message)}see `{self.prog} --help`")
         self.exit(USER_ERROR)
 
     def _nearest(self, message: str) -> str:
-        """The option or choice that an unknown word may stand for; where something is missing, it may be what a
-        misspelt option was to give."""
+        """A hint: the option or choice that an unknown word is most similar to. If a required argument is missing, a
+        misspelt option may have been meant to give it."""
         if match := re.match(r"(unrecognized arguments|the following arguments are required): ", message):
             missing = match[1].startswith("the")
             words = self._words if missing else [*self._words, *message[match.end() :].split()]
@@ -89,8 +89,8 @@ def _did_you_mean(near: list[str]) -> str:
 
 
 class NewFile(argparse.Action):
-    """Of an option that names a file to write: it must not be there yet, which is told before the work starts; then
-    `files.write_new` writes it."""
+    """Action of an option that names a file to write. The file must not exist yet, which is checked before the work
+    starts; `files.write_new` writes it afterwards."""
 
     def __call__(
         self,
@@ -105,7 +105,7 @@ class NewFile(argparse.Action):
 
 
 class NewDirectory(argparse.Action):
-    """As NewFile, of an option that names a directory to make: it may be there if it is empty."""
+    """As NewFile, for an option that names a directory to create: it may exist if it is empty."""
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ _LOG_LINE = "{desc}: {percentage:.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining
 
 
 def progress_bar(enabled: bool = True, **options: Any) -> Any:
-    """A tqdm bar on stderr (its arguments in `options`)."""
+    """A tqdm bar on stderr; `options` are tqdm's arguments."""
     from tqdm import tqdm
 
     if sys.stderr.isatty():

@@ -1,12 +1,12 @@
-"""Protobuf's wire format in a few lines: messages taken apart and put together without a schema.
+"""Reads and writes messages in protobuf's wire format, without a schema.
 
-The protobuf package, once imported, keeps mindspore from being imported after it. Source: protobuf.dev, "Encoding".
+The protobuf package is not used, because mindspore cannot be imported after it. Source: protobuf.dev, "Encoding".
 """
 
 from collections.abc import Iterator
 
 Bytes = bytes | memoryview
-"""What a message is read from; its parts are of the same type, so that those of a memoryview are no copies."""
+"""Type of an encoded message. The parts of a message have its type, so that those of a memoryview are not copies."""
 
 VARINT, FIXED64, MESSAGE, FIXED32 = 0, 1, 2, 5  # wire types; groups (3, 4) are not in use
 _MAX_SHIFT = 63
@@ -16,7 +16,7 @@ def fields(message: Bytes) -> Iterator[tuple[int, int | Bytes, Bytes]]:
     """Number, value and whole text of each field of a message.
 
     Raises:
-        ValueError: the bytes end inside a field, or hold none.
+        ValueError: the bytes end inside a field, or are not a field.
     """
     start = 0
     while start < len(message):
@@ -70,7 +70,7 @@ def signed(value: int | Bytes) -> int:
 
 
 def varint(value: int) -> bytes:
-    """A number, seven bits a byte, the lowest first; negative ones as 64 bits."""
+    """Encode an integer with seven bits per byte, the lowest first; a negative one as 64 bits."""
     value &= (1 << 64) - 1
     groups = []
     while value > 127:

@@ -20,7 +20,7 @@ def quiet(verbose: bool = False) -> None:
     imported."""
     os.environ.setdefault(
         "MS_OM_PATH", os.path.join(tempfile.gettempdir(), "pangu_ms")
-    )  # dumps of failed compilations; else the current directory
+    )  # where MindSpore dumps failed compilations; by default the current directory
     if verbose:
         _log_lines(logging.INFO, "%(name)s: %(message)s")
         return
@@ -46,7 +46,7 @@ def start(device: str) -> None:
 
     number = (
         _whole_number("DEVICE_ID", 0) if device == "Ascend" else None
-    )  # by itself MindSpore takes 0 unless msrun started it
+    )  # MindSpore itself would take device 0 unless msrun started the process
     present = ms.get_context("device_target")
     try:
         ms.set_device(device, number)
@@ -76,7 +76,8 @@ def _whole_number(name: str, default: int) -> int:
 
 
 def place() -> tuple[int, int]:
-    """This process's rank and the number of ranks of its job, as whoever started it says: (0, 1) where it stands alone.
+    """This process's rank and the number of ranks of its job, from the launcher's environment variables; (0, 1) without
+    a launcher.
 
     Raises:
         ConfigError: RANK_ID or RANK_SIZE is no number, or the rank is not below their number.
@@ -92,7 +93,7 @@ def place() -> tuple[int, int]:
 
 
 def require_replicas(wanted: int) -> None:
-    """Raise ConfigError unless this job of CPU processes has as many as there are replicas."""
+    """Raise ConfigError unless this job of CPU processes has as many processes as there are replicas."""
     if (world := place()[1]) != wanted:
         advice = (
             f"where no launcher started it, run `{unset_command()}`, and `pangu train` starts a CPU's ranks by itself"
@@ -103,8 +104,8 @@ def require_replicas(wanted: int) -> None:
 
 
 def join_ranks() -> str:
-    """Join the other ranks: afterwards collectives work. Returns a name of the job that no other job of this machine
-    has meanwhile."""
+    """Connect to the other ranks, so that collectives work. Returns a name of the job that no other job on this machine
+    has at the same time."""
     import mindspore as ms
 
     if "MS_SCHED_PORT" not in os.environ:

@@ -1,5 +1,5 @@
-"""Reads JSON that a user or a crash may have damaged. A device, an endless file or deep nesting is refused; it can
-neither block the reader nor exhaust memory or Python's stack.
+"""Reads JSON that a user or a crash may have damaged. Devices, endless files and deep nesting are refused, so that they
+can neither block the reader nor exhaust memory or Python's stack.
 
 Every error is a ValueError that says in a few words what is wrong; the caller adds which file it is and what to do.
 """
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 LIMIT = 128 << 20
-"""Bytes; the largest such file, a tokenizer.json of 260,000 pieces, has 33 MB."""
+"""Largest file size in bytes; the largest file that is expected, a tokenizer.json of 260,000 pieces, has 33 MB."""
 MAX_DEPTH = 100
 _CUT = 40
-"""Characters of a name that are shown, and most digits of a whole number: transformers writes 10**30 for "no limit"."""
+"""Characters of a name that a message shows, and largest number of digits of an integer: transformers writes 10**30 for
+"no limit"."""
 
 
 class Missing(ValueError):
@@ -32,7 +33,7 @@ class Between:
 
 
 TIME = Between(0, 1e11)
-"""Form of seconds, since the epoch or between two moments, that a calendar can show."""
+"""Form of a time in seconds, since the epoch or between two moments, that a calendar can show."""
 Form = type | range | Between | frozenset | None | tuple | list | dict
 
 
@@ -54,8 +55,8 @@ def read_bytes(path: Path, limit: int = LIMIT, pipes: bool = False) -> bytes:
 
     Args:
         path: the file.
-        limit: a larger file cannot be the one that was meant.
-        pipes: take anything that can be read, such as the /dev/fd/63 of a shell's <(...).
+        limit: largest accepted size; a larger file cannot be the one that was meant.
+        pipes: also accept what is not a regular file, such as the /dev/fd/63 of a shell's <(...).
 
     Raises:
         Missing: there is no file.
@@ -76,7 +77,7 @@ def read_bytes(path: Path, limit: int = LIMIT, pipes: bool = False) -> bytes:
 
 
 def parse_object(content: bytes | str, finite: bool = True) -> dict[str, Any]:
-    """The JSON object that these bytes are; see `parse`.
+    """The JSON object that these bytes encode; see `parse`.
 
     Raises:
         ValueError: what is wrong with it, in a few words.
@@ -122,7 +123,8 @@ def _fits(value: Any, form: Form) -> bool:
 
 
 def parse(content: bytes | str, finite: bool = True) -> Any:
-    """The JSON value that these bytes are: no key twice in an object, no whole number of more than 40 digits.
+    """The JSON value that these bytes encode. Duplicate keys in an object and integers of more than 40 digits are
+    refused.
 
     Args:
         finite: refuse NaN and infinity, which JSON does not have and Python writes.

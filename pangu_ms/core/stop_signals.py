@@ -29,7 +29,7 @@ def not_ignored() -> list[signal.Signals]:
 
 
 def ignore() -> None:
-    """Ignore them from here on."""
+    """Ignore the stop signals from here on."""
     for number in not_ignored():
         signal.signal(number, signal.SIG_IGN)
 
@@ -61,8 +61,8 @@ def command(stops: bool) -> Iterator[None]:
     """This process runs one command, and ends after this context.
 
     Args:
-        stops: whether the command can stop in order, by `handled`. Until it enters that, a signal ends the process
-            with EXIT_STOPPED, and Ctrl-C raises KeyboardInterrupt as ever.
+        stops: whether the command can stop cleanly, by `handled`. Until it enters `handled`, a signal ends the process
+            with EXIT_STOPPED, and Ctrl-C raises KeyboardInterrupt as usual.
     """
     global _is_command
     _is_command = True

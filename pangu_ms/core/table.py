@@ -1,4 +1,4 @@
-"""What verbs print on stdout: one line of JSON for programs, or text and tables for people."""
+"""Prints the results of verbs on stdout: one line of JSON for programs, or text and tables for people."""
 
 import json
 from collections.abc import Sequence
@@ -31,8 +31,8 @@ def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], align: st
     Args:
         head: the columns' names.
         rows: their cells, formatted; as many in each row as there are names, or fewer.
-        align: one character a column: < begins at the left, > ends at the right.
-        indent: begins every line.
+        align: one character for each column: < aligns left, > aligns right.
+        indent: prefix of every line.
     """
     lines = [[str(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(head))]

@@ -1,5 +1,5 @@
-"""YAML that a user wrote or a crash damaged, read in bounded memory and time: no key twice, no tags that make objects,
-no aliases that multiply."""
+"""Reads YAML that a user wrote or a crash damaged, in bounded memory and time. Duplicate keys, tags that create objects
+and aliases that expand to very many values are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ MAX_BYTES = 256 << 10
 """Largest file. A configuration has a few thousand bytes; PyYAML reads about 100 kB a second."""
 MAX_DEPTH = 50
 MAX_VALUES = 100_000
-"""Most values in a text, where an alias counts as all the values that it stands for: nine levels of ten aliases each
-make a thousand million."""
+"""Largest number of values in a text. An alias counts as all the values that it stands for: nine nested levels of ten
+aliases each would make a thousand million."""
 _WHOLE_NUMBERS = 1 << 64
 _PLAIN = {"null", "bool", "int", "float", "str", "seq", "map", "timestamp", "merge"}
 _PREFIX = "tag:yaml.org,2002:"
@@ -36,7 +36,8 @@ def read(path: Path, wrong: type[UserError]) -> Any:
     """The value of a YAML file.
 
     Raises:
-        UserError: of the class `wrong`: the file cannot be read or is not YAML; one line with its place.
+        UserError: of the class `wrong`: the file cannot be read or is not YAML. The message is one line that names the
+            place.
     """
     try:
         text = small_json.read_bytes(Path(path), MAX_BYTES).decode("utf-8")
@@ -87,7 +88,7 @@ class _Loader(yaml.SafeLoader):
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         try:
             number = super().construct_yaml_int(node)
-        except ValueError:  # beyond Python's own limit of digits, or none behind 0b
+        except ValueError:  # more digits than Python converts, or no digits after 0b
             raise YamlError(f"{node.value[:20]!r} begins no whole number of at most 64 bits", node.start_mark) from None
         if abs(number) >= _WHOLE_NUMBERS:
             raise YamlError(f"{node.value[:20]}... is a whole number of more than 64 bits", node.start_mark)
