@@ -8,8 +8,9 @@ seen, and a resumed run repeats some.
 import contextlib
 import importlib
 import importlib.util
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import OutputError
 
+_log = logging.getLogger(__name__)
 PROJECT = "pangu-ms"
 """Name of the project that experiments belong to."""
 
@@ -125,6 +127,31 @@ def require_trackers(names: Sequence[str]) -> None:
             raise OutputError(f"{kind.option}: {kind.package} is not installed; run: pip install {kind.install}")
 
 
+class _Expendable:
+    """A tracker whose failure does not end the run: it is left out from then on, which one warning says."""
+
+    def __init__(self, option: str, tracker: Tracker):
+        self._option, self._tracker = option, tracker
+        self._failed = False
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """See Tracker."""
+        self._call(lambda: self._tracker.log(step, values))
+
+    def finish(self) -> None:
+        """See Tracker."""
+        self._call(self._tracker.finish)
+
+    def _call(self, function: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            function()
+        except Exception as error:  # the packages have no common error, and their servers fail in many ways
+            self._failed = True
+            _log.warning("%s: failed, and gets no more metrics in this session: %s", self._option, error)
+
+
 def open_trackers(names: Sequence[str], output: Path, first_step: int, config: RunConfig) -> list[Tracker]:
     """The trackers of a session.
 
@@ -133,5 +160,14 @@ def open_trackers(names: Sequence[str], output: Path, first_step: int, config: R
         output: the run's directory.
         first_step: of the session.
         config: shown beside the metrics.
+
+    Raises:
+        OutputError: a tracker cannot begin, for instance since nobody is logged in.
     """
-    return [TRACKERS[name].tracker(output, first_step, config) for name in names]
+    opened: list[Tracker] = []
+    for kind in (TRACKERS[name] for name in names):
+        try:
+            opened.append(_Expendable(kind.option, kind.tracker(output, first_step, config)))
+        except Exception as error:
+            raise OutputError(f"{kind.option}: cannot begin: {error}; mend that, or leave the option out") from error
+    return opened

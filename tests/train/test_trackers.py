@@ -6,8 +6,9 @@ import json
 import pytest
 
 from pangu_ms.cli.main import main
+from pangu_ms.config import load_config
 from pangu_ms.core.errors import OutputError
-from pangu_ms.train.trackers import require_trackers
+from pangu_ms.train.trackers import open_trackers, require_trackers
 
 SWANLAB = """
 import pathlib
@@ -72,6 +73,25 @@ def test_trackers_are_given_what_the_metrics_hold_and_a_run_goes_on_beside_their
         assert module.calls[0] == ["init", "pangu-ms", "run", "alpha"]
         logged = [{"step": call[1]} | call[2] for call in module.calls if call[0] == "log"]
         assert logged == rows
+
+
+def test_a_server_that_fails_does_not_end_the_run(stand_ins, tmp_path, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise ConnectionError("no route to host")
+
+    config = load_config("alpha/tiny")
+    (tracker,) = open_trackers(["swanlab"], tmp_path, 0, config)
+    tracker.log(0, {"loss": 2.0})
+    monkeypatch.setattr(stand_ins["swanlab"], "log", refuse)
+    for step in (1, 2):
+        tracker.log(step, {"loss": 1.0})
+    tracker.finish()
+    assert [call[0] for call in stand_ins["swanlab"].calls] == ["init", "log"]
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line == "--tracker swanlab: failed, and gets no more metrics in this session: no route to host"
+    monkeypatch.setattr(stand_ins["wandb"], "init", refuse)
+    with pytest.raises(OutputError, match="^--tracker wandb: cannot begin: no route to host; mend that, or leave"):
+        open_trackers(["wandb"], tmp_path, 0, config)
 
 
 @pytest.mark.parametrize("name", ["swanlab", "wandb", "tensorboard"])
