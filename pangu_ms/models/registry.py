@@ -1,6 +1,6 @@
-"""The model families, and what a family is: one folder and one line here.
+"""The registry of model families. A family is one folder and one line in `FAMILIES`.
 
-The folder is a package of five files. Code outside of it imports none of them: it asks `FAMILIES`, or the
+The folder is a package of five files. Code outside of the folder imports none of them; it uses `FAMILIES`, or the
 configuration of a model.
 
 `__init__.py`   A docstring that names the models.

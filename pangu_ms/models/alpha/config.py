@@ -23,8 +23,8 @@ class AlphaConfig(ModelConfig):
     layer_norm_eps: Float = 1e-5
     """Added to the variance (spec A1.1)."""
     final_norm_position: Literal["before_query", "after_query"] = "before_query"
-    """Where the final LayerNorm stands. All released weights: before_query. Official runs with pipeline stages computed
-    after_query (spec A1.2)."""
+    """Position of the final LayerNorm: before or after the query layer. All released weights use before_query; official
+    runs with pipeline stages computed after_query (spec A1.2)."""
     dropout: Float = 0.1
     """Probability for embeddings, attention probabilities and the outputs of attention and FFN while training (spec
     A1.3)."""
@@ -72,8 +72,8 @@ class AlphaConfig(ModelConfig):
         return before, {"final_norm.weight": gain("embed"), "final_norm.bias": bias("embed")}
 
     def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
-        """See ModelConfig: the query layer reads its table, the final norm stands beside it, and the head is the word
-        table (spec A4)."""
+        """See ModelConfig: the query layer reads the query table, the final norm is on its stage, and the head is the
+        word table (spec A4)."""
         before, behind = self.outer_parameters()
         first = {"word_embedding.weight": (0, -1), "position_embedding.weight": (0,), "query_embedding.weight": (-1,)}
         assert first.keys() == before.keys()

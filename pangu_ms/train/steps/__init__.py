@@ -1,4 +1,4 @@
-"""Optimizer steps, one protocol (`protocol.OptimizerStep`):
+"""Optimizer steps, which all have the interface `protocol.OptimizerStep`:
 
 train_step.TrainStep    this process has the whole model, alone or as one of a CPU's replicas
 rank_step.RankStep      this process is a rank of a plan; MindSpore's compiler cuts the graph of the step
