@@ -107,9 +107,8 @@ def execute(config: RunConfig, start_ranks: StartRanks, steps: int = 20, progres
             json.dumps({"config": config_to_dict(with_absolute_paths(config)), "steps": steps})
         )
         collectives, groups = _compile(plan, directory, bar)
-        (directory / GROUPS).write_text(
-            json.dumps(dict(sorted(groups.items())))
-        )  # sorted, because all ranks must create the groups in the same order
+        # Sorted, because all ranks must create the groups in the same order.
+        (directory / GROUPS).write_text(json.dumps(dict(sorted(groups.items()))))
         _child("the single process", "single", name)
         bar.update()
         if code := start_ranks(

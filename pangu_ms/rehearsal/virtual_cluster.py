@@ -24,9 +24,8 @@ STUB_GROUP_SIZE = 2048
 """What the stub communicator answers when the compiler asks for the size of a group."""
 _INSTANCE = "_ZN9mindspore9MsContext11GetInstanceEv"
 _GET_STRING = "_ZNK9mindspore9MsContext9get_paramISsEERKT_NS_10MsCtxParamE"
-_HEADER = struct.Struct(
-    "<QQi"
-)  # length, capacity, reference count: the header before the characters of an old-ABI string
+# Length, capacity and reference count: the header before the characters of an old-ABI string.
+_HEADER = struct.Struct("<QQi")
 _HEADER_BYTES = 24
 _kept_alive: list[ctypes.Array] = []
 
