@@ -151,7 +151,7 @@ def _composed(q, k, v, visible_BQK, scale, dropout_rate, dropout_seed):
     if dropout_rate > 0.0 or laid_out() or not _is_short(q):
         out = _head_by_head(scaled, k, v, hidden_BQK, dropout_rate, dropout_seed)
     else:
-        out = _over_whole_rows(scaled, k, v, hidden_BQK)
+        out = _all_heads_at_once(scaled, k, v, hidden_BQK)
     return ops.cast(out, ms.float32) * _sees_any(visible_BQK)
 
 
@@ -174,7 +174,7 @@ def _head_by_head(q, k, v, hidden_BQK, dropout_rate, dropout_seed):
     return ops.transpose(out_BGRD.reshape(B, H, Q, D), (0, 2, 1, 3))
 
 
-def _over_whole_rows(q, k, v, hidden_BQK):
+def _all_heads_at_once(q, k, v, hidden_BQK):
     """For few queries: one product over all heads, with queries that are 0 in the other heads, so that a cache is read
     without a transpose.
 

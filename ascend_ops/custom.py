@@ -128,7 +128,7 @@ def _made(name: str, target: str) -> ops.Custom:
         function = f"aclnn{name}"
         shape = lambda *shapes: _one_or_all(output_shapes(kernel, shapes))  # noqa: E731
         dtype = lambda *dtypes: _one_or_all(output_dtypes(kernel, dtypes))  # noqa: E731
-    with _launchers_aside() if target == "Ascend" else contextlib.nullcontext():
+    with _launcher_directory_set() if target == "Ascend" else contextlib.nullcontext():
         made = ops.Custom(function, shape, dtype, "aot", bprop=_gradient(name), reg_info=registration(kernel, target))
     written = [port.written for port in kernel.inputs] + [False] * bool(kernel.attributes)
     if any(written):
@@ -139,11 +139,11 @@ def _made(name: str, target: str) -> ops.Custom:
 
 
 @contextlib.contextmanager
-def _launchers_aside() -> Iterator[None]:
+def _launcher_directory_set() -> Iterator[None]:
     """Set the variable that names the directory for launcher libraries: MindSpore compiles one for each Ascend kernel,
     by default into the current directory."""
     before = os.environ.get(_LAUNCHERS)
-    os.environ[_LAUNCHERS] = _own_directory().name
+    os.environ[_LAUNCHERS] = _launcher_directory().name
     try:
         yield
     finally:
@@ -153,7 +153,7 @@ def _launchers_aside() -> Iterator[None]:
 
 
 @functools.cache
-def _own_directory() -> tempfile.TemporaryDirectory[str]:
+def _launcher_directory() -> tempfile.TemporaryDirectory[str]:
     """A temporary directory that is removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="ascend-ops-", ignore_cleanup_errors=True)
 

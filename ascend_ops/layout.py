@@ -17,7 +17,7 @@ Names = str | tuple[str, ...] | None
 Axes = tuple[Names, ...]
 STREAM: Axes = (("batch", "sequence"), "embed")
 """Names of the residual stream as rows [B * S, E], one row for each token. Batch and sequence shard the rows together,
-since sharding the sequence alone is not a sharding of rows."""
+since sharding only the sequence does not shard the rows."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Devices:
         return tuple(axis for name in each for axis in self.rules[name] if sizes.get(axis, 1) > 1)
 
     def parts(self, names: Names) -> int:
-        """Number of parts of a dimension."""
+        """Number of slices of a dimension."""
         return math.prod(dict(self.axes)[axis] for axis in self.cutting(names))
 
     def strategy(self, operands: tuple[Axes, ...]) -> tuple[tuple[int, ...], ...]:
-        """MindSpore's strategy of an operator: for each operand the number of parts of each dimension."""
+        """MindSpore's strategy for an operator: for each operand the number of slices of each dimension."""
         return tuple(tuple(self.parts(name) for name in axes) for axes in operands)
 
     def layouts(self, operands: tuple[Axes, ...]) -> tuple[Layout, ...]:
-        """The same as MindSpore's Layouts, which custom operators take in place of a strategy."""
+        """The sharding of each operand as a MindSpore Layout, which custom operators need instead of a strategy."""
         names, sizes = zip(*self.axes, strict=True)
         layout = Layout(sizes, names)
         dims = [[self.cutting(names) for names in axes] for axes in operands]
@@ -128,7 +128,7 @@ def placed_bias(axes):
 
 @constexpr
 def laid_out():
-    """`is_laid_out`, inside a graph."""
+    """The value of `is_laid_out()` as a constant, for use inside a graph."""
     return is_laid_out()
 
 
@@ -141,7 +141,7 @@ def placed_on_stream(kind, rank, num_operands, *attributes):
 
 
 @constexpr
-def _sequence_is_cut():
+def _sequence_is_sharded():
     return is_laid_out() and _devices.parts("sequence") > 1
 
 
@@ -151,12 +151,12 @@ def as_stream(x):
     Rows are used only in that case, because at the ends of a pipeline stage MindSpore sends and receives a tensor from
     a reshape whole, not split over the replicas.
     """
-    return ops.reshape(x, (-1, x.shape[-1])) if _sequence_is_cut() and x.ndim == 3 else x
+    return ops.reshape(x, (-1, x.shape[-1])) if _sequence_is_sharded() and x.ndim == 3 else x
 
 
 def as_before(rows, x):
     """Inside a graph: the inverse of `as_stream(x)`."""
-    return ops.reshape(rows, x.shape) if _sequence_is_cut() and x.ndim == 3 else rows
+    return ops.reshape(rows, x.shape) if _sequence_is_sharded() and x.ndim == 3 else rows
 
 
 def as_rows(x):

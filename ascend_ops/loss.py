@@ -40,7 +40,7 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tenso
 
 def _composed(logits, labels, mask):
     if laid_out():
-        return _over_cut_vocabulary(logits, labels, ops.cast(mask != 0, ms.float32))
+        return _over_sharded_vocabulary(logits, labels, ops.cast(mask != 0, ms.float32))
     counts = mask != 0
     # NLLLoss refuses labels that are out of range, except its ignore_index -100. Therefore negative labels are replaced
     # by another invalid one.
@@ -52,7 +52,7 @@ def _composed(logits, labels, mask):
     return ops.select(counts, loss, ops.zeros_like(loss))
 
 
-def _over_cut_vocabulary(logits, labels, counts):
+def _over_sharded_vocabulary(logits, labels, counts):
     """The loss from operators that MindSpore can shard along the vocabulary: each device has its own classes, and sums
     over classes are all-reduced."""
     of_token, by_class = ("batch", None), ("batch", "vocab")

@@ -97,7 +97,7 @@ def _composed_layer_norm(x, weight, bias, eps):
 def _composed_rms_norm(x, weight, eps):
     u = ops.cast(x, ms.float32)
     # Square instead of u * u: if u is the result of an all-reduce, MindSpore 2.9's parallel compiler makes a wrong
-    # gradient of u * u (it moves the all-reduce behind the sum of both terms).
+    # gradient of u * u (it moves the all-reduce after the sum of both terms).
     return ops.cast(u * ops.rsqrt(_mean(ops.square(u)) + eps) * weight, x.dtype)
 
 

@@ -41,7 +41,7 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
     upper += whole
     upper >>= 16
     rounded = upper.astype("<u2")
-    rounded[np.isnan(array)] = 0x7FC0  # rounding may have carried a NaN's bits into the sign
+    rounded[np.isnan(array)] = 0x7FC0  # NaN is set again, since rounding may have carried its bits into the sign
     return rounded.view(BFLOAT16)
 
 
@@ -72,12 +72,12 @@ def _cast(where: str, name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 
 def change(before: set[str], dtype: str) -> str:
     """Describe in a few words what `cast` does to tensors of the dtypes `before`."""
-    told = []
+    parts = []
     for was in sorted(before):
         if was == dtype:
-            told.append(f"{was}, kept")
+            parts.append(f"{was}, kept")
         elif (was, dtype) in _EXACT:
-            told.append(f"{was} widened to {dtype}, which holds them exactly")
+            parts.append(f"{was} widened to {dtype}, which holds them exactly")
         else:
-            told.append(f"{was} narrowed to {dtype}, each rounded to the nearest")
-    return "; ".join(told)
+            parts.append(f"{was} narrowed to {dtype}, each rounded to the nearest")
+    return "; ".join(parts)

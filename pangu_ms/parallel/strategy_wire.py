@@ -153,8 +153,8 @@ def _layout(message: bytes) -> dict[str, Any]:
     whole = {number: signed(value) for number, value in found if isinstance(value, int)}
     return {
         "dev_matrix": lists[_MATRIX][0] if lists[_MATRIX] else None,
-        # several messages: one for each dimension, and an empty one behind a single dimension, as MindSpore
-        # reads and writes them
+        # Several messages mean one for each dimension; after a single dimension there is an empty message. MindSpore
+        # reads and writes them so.
         "tensor_map": maps[0] if len(maps) == 1 else [dim[0] if len(dim) == 1 else dim for dim in maps if dim],
         "param_split_shape": sum(lists[_SPLIT], []),
         "indices_offset": sum(lists[_OFFSET], []),

@@ -180,10 +180,10 @@ def ways_to_fit(estimate: Estimate, more_devices_only: bool = False) -> list[tup
     single = [] if more_devices_only else list(savings(config))
     pairs = [a | b for a, b in itertools.combinations(single, 2) if not a.keys() & b.keys()]
     more = [change for factor in (2, 4, 8, 16) for change in growths(config, factor)]
-    ways = _saving(estimate, single)
+    ways = _estimates_that_save(estimate, single)
     if not any(after.excess <= 0 for _, after in ways):
-        ways += _saving(estimate, pairs)
-    ways += _saving(estimate, more)
+        ways += _estimates_that_save(estimate, pairs)
+    ways += _estimates_that_save(estimate, more)
     kinds: dict[str, tuple[Change, Estimate]] = {}
     for change, after in sorted(ways, key=lambda way: (way[1].plan.mesh.world, -way[1].tokens_per_second)):
         if after.excess <= 0:
@@ -191,7 +191,7 @@ def ways_to_fit(estimate: Estimate, more_devices_only: bool = False) -> list[tup
     return list(kinds.values())[:3] or sorted(ways, key=lambda way: way[1].bytes)[:3]
 
 
-def _saving(estimate: Estimate, changes: list[Change]) -> list[tuple[Change, Estimate]]:
+def _estimates_that_save(estimate: Estimate, changes: list[Change]) -> list[tuple[Change, Estimate]]:
     """The changes that the configuration allows and that save memory, with their estimates."""
     return [
         (change, after) for change in changes if (after := changed(estimate, change)) and after.bytes < estimate.bytes

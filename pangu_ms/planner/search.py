@@ -80,7 +80,7 @@ def search(
     fitting = [e for e in estimates if e.excess <= 0]
     if not fitting:
         raise PlanError(nothing_fits(min(estimates, key=lambda e: e.bytes), hbm_bytes, margin))
-    ranked = _one_of_each(sorted(fitting, key=lambda e: (e.seconds, e.bytes)))
+    ranked = _first_of_each_mesh(sorted(fitting, key=lambda e: (e.seconds, e.bytes)))
     return Found(ranked, near_misses(estimates, ranked[0]), len(estimates), len(fitting))
 
 
@@ -132,11 +132,12 @@ def _variants(pp: int, mp: int, dp: int, batch: int) -> Iterator[list[Variant]]:
     for shard, vocab in itertools.product(
         (True, False) if dp * mp > 1 else (False,), ("row", "replicated") if mp > 1 else ("replicated",)
     ):
-        lying = degrees | {"optimizer_shard": shard, "vocab_embedding": vocab}
+        layout_fields = degrees | {"optimizer_shard": shard, "vocab_embedding": vocab}
         group = itertools.product(("full", "selective", "none"), (True, False) if mp > 1 else (False,), micros)
         yield [
             (
-                lying | {"recompute": recompute, "sequence_parallel": sequence, "micro_batch_num": n if pp > 1 else 1},
+                layout_fields
+                | {"recompute": recompute, "sequence_parallel": sequence, "micro_batch_num": n if pp > 1 else 1},
                 {"batch_size": batch, "accumulation_steps": n if pp == 1 else 1},
             )
             for recompute, sequence, n in group
@@ -162,10 +163,10 @@ def near_misses(estimates: Iterable[Estimate], best: Estimate) -> list[Near]:
     """The plans that would be faster than the best but do not fit: the three with the least memory, with different
     degrees."""
     faster = (e for e in sorted(estimates, key=lambda e: e.bytes) if e.excess > 0 and e.seconds < best.seconds)
-    return [_near(e) for e in _one_of_each(faster)[:3]]
+    return [_near_miss(e) for e in _first_of_each_mesh(faster)[:3]]
 
 
-def _near(estimate: Estimate) -> Near:
+def _near_miss(estimate: Estimate) -> Near:
     config = estimate.plan.config
     after = [
         (change, other) for change in savings(config) if (other := changed(estimate, change)) and other.excess <= 0
@@ -174,7 +175,7 @@ def _near(estimate: Estimate) -> Near:
     return Near(estimate, change, other)
 
 
-def _one_of_each(estimates: Iterable[Estimate]) -> list[Estimate]:
+def _first_of_each_mesh(estimates: Iterable[Estimate]) -> list[Estimate]:
     """The first estimate of each (dp, mp, pp)."""
     first: dict[tuple[int, int, int], Estimate] = {}
     for estimate in estimates:
@@ -186,7 +187,7 @@ def _one_of_each(estimates: Iterable[Estimate]) -> list[Estimate]:
 def nothing_fits(least: Estimate, hbm_bytes: int, margin: float) -> str:
     """The message if no plan fits: the plan that needs the least memory, and the three cheapest changes of it."""
     found = ways_to_fit(least, True)
-    ways = [f"{describe(change)} ({_after(change, after)})" for change, after in found]
+    ways = [f"{describe(change)} ({_describe_after(change, after)})" for change, after in found]
     verdict = (
         "cheapest ways from there"
         if any(after.excess <= 0 for _, after in found)
@@ -199,7 +200,7 @@ def nothing_fits(least: Estimate, hbm_bytes: int, margin: float) -> str:
     )
 
 
-def _after(change: Change, after: Estimate) -> str:
+def _describe_after(change: Change, after: Estimate) -> str:
     """Text about the plan after a change; more replicas mean a larger batch."""
     batch = f", {after.plan.config.global_batch_size} sequences a step" if "parallel.data_parallel" in change else ""
     return f"{after.plan.mesh.world} devices, {after.bytes / GIB:.2f} GiB{batch}"

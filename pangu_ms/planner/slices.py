@@ -82,8 +82,8 @@ class Slices:
     The attributes give the values of one parameter of each kind on one device. `cut`: what the device stores. `plain`:
     what it would store without optimizer_shard. `sharded` and `whole`: `plain` of the parameters that optimizer_shard
     shards and of the others, by the mesh axes along which devices would hold or hold equal slices. `trained` of each of
-    these counts only parameters with gradients. Plans that differ in batch, micro-batches, recompute and
-    sequence_parallel alone can share one.
+    these counts only parameters with gradients. Plans that differ only in batch, micro-batches, recompute and
+    sequence_parallel can share one object.
 
     Raises:
         PlanError: devices do not divide a dimension.

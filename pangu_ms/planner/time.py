@@ -70,7 +70,7 @@ def step_terms(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
             f" {above:.1%} above the mean"
         )
         terms += [Term("pipeline bubble", every - micro, formula), _send_receive(plan, chip)]
-    return terms + _exchange(plan, chip, slices) + [_update(plan, chip, slices)]
+    return terms + _data_parallel_terms(plan, chip, slices) + [_update(plan, chip, slices)]
 
 
 def _compute(plan: Plan, chip: Chip, slices: Slices, stage: int) -> float:
@@ -88,8 +88,8 @@ def _compute(plan: Plan, chip: Chip, slices: Slices, stage: int) -> float:
 def _layer_flops(plan: Plan, chip: Chip, slices: Slices, first: int) -> int:
     """Operations for one token on one device in a layer like `first`.
 
-    Matrices that mp does not cut are multiplied on each of its devices. The backward pass of a matrix has two products;
-    a frozen matrix needs only one, since it has no gradient of its own.
+    Matrices that are not sharded over mp are multiplied on each of the mp devices. The backward pass of a matrix has
+    two products; a frozen matrix needs only one, since it has no gradient of its own.
     """
     model, mode = plan.config.model, plan.config.parallel.recompute
     matrices = {kind: size * kind.decay for kind, size in slices.plain.items()}
@@ -137,7 +137,7 @@ def _send_receive(plan: Plan, chip: Chip) -> Term:
     return Term("send and receive", (1 - chip.overlap) * m * 2 * size / speed, formula)
 
 
-def _exchange(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
+def _data_parallel_terms(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
     """Reductions of gradients over devices with equal slices, and gathers of sharded parameters. All stages do this at
     the same time, so the slowest one counts.
 

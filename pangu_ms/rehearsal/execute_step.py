@@ -63,7 +63,8 @@ class VerificationStep(nn.Cell):
 
 
 class RecordedStep(GraphStep):
-    """Takes steps by a graph of `with_momentum_sgd`, exported and loaded or not, and keeps the last one's gradients."""
+    """Takes steps with a graph of `with_momentum_sgd`, either built here or exported and loaded again, and keeps the
+    gradients of the last step."""
 
     gradients: list[np.ndarray] = []
 

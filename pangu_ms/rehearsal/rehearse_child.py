@@ -79,9 +79,9 @@ def rehearse_rank(request: dict[str, Any], graphs: Path) -> dict[str, Any]:
         "seconds": seconds,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "parameters": {p.name: list(p.shape) for p in step.get_parameters()},
-        "layouts": {name: _plain(layout) for name, layout in step.parameter_layout_dict.items()},
+        "layouts": {name: _to_lists(layout) for name, layout in step.parameter_layout_dict.items()},
         "collectives": [dataclasses.asdict(one) for one in collectives(_validated(graphs), plan.mesh.world)],
-        "operators": _plain(_strategies(step)),
+        "operators": _to_lists(_strategies(step)),
     }
 
 
@@ -99,11 +99,11 @@ def _strategies(step: Any) -> dict[str, Any]:
     return dict(_cell_graph_executor._get_shard_strategy(step))
 
 
-def _plain(value: Any) -> Any:
+def _to_lists(value: Any) -> Any:
     """Convert tuples and MindSpore's own lists to lists, for JSON."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {str(k): _to_lists(v) for k, v in value.items()}
+    return [_to_lists(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 if __name__ == "__main__":

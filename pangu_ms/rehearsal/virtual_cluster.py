@@ -21,7 +21,7 @@ from pangu_ms.core.errors import PlanError
 KNOWN_VERSIONS = ("2.7.2", "2.9.0")
 """MindSpore versions with which this was tested."""
 STUB_GROUP_SIZE = 2048
-"""What the stub communicator answers when the compiler asks for the size of a group."""
+"""The stub communicator's answer when the compiler asks for the size of a group."""
 _INSTANCE = "_ZN9mindspore9MsContext11GetInstanceEv"
 _GET_STRING = "_ZNK9mindspore9MsContext9get_paramISsEERKT_NS_10MsCtxParamE"
 # Length, capacity and reference count: the header before the characters of an old-ABI string.

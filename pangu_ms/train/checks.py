@@ -116,6 +116,6 @@ def needs_ranks(config: RunConfig) -> bool:
 
 
 def describe_run(config: RunConfig) -> dict[str, Any]:
-    """What a launcher records of a run: its resolved configuration and its length."""
+    """Facts about a run that a launcher records: its resolved configuration and its length."""
     tokens = config.global_batch_size * config.model.seq_length
     return {"config": dump_config(config), "total_steps": config.train.steps, "tokens_per_step": tokens}

@@ -67,7 +67,7 @@ class Run:
             ConfigError: the checkpoint is of another run.
             CheckpointError: `init_from` holds weights of another model.
             DataError: the records were made with another tokenizer than the checkpoint's.
-            PlanError: MindSpore lays parameters out otherwise than the plan.
+            PlanError: MindSpore gives a parameter another layout than the plan.
         """
         checkpoint = self.model.find_checkpoint(lambda: self._starting_point(resume, resume_from))
         beat(INIT)  # all ranks are here

@@ -13,7 +13,8 @@ STEPS, BATCH_SIZE, EVAL_BATCHES = 5, 2, 2
 
 
 def smoke_overrides(config: RunConfig, num_ranks: int = 2, own_records: bool = False) -> list[str]:
-    """Overrides that make any configuration a few steps of a tiny model of its family on `num_ranks` replicas on a CPU.
+    """Overrides that reduce any configuration to a few steps of a tiny model of its family, on `num_ranks` replicas on
+    a CPU.
 
     The family's special parts, dropout, the optimizer and the reading of data stay as they are; sizes, parallel degrees
     and the dtype change.

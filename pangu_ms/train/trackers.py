@@ -24,7 +24,7 @@ PROJECT = "pangu-ms"
 
 
 class Tracker(Protocol):
-    """Takes the metrics of a run."""
+    """A destination of a run's metrics."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show values of a step (0 is the first)."""

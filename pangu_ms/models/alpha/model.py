@@ -75,7 +75,7 @@ class PanguAlpha(nn.Cell):
         self.fork_stream, self.pick_last, self.cast = ascend_ops.fork(2), ops.GatherNd(), ops.Cast()
 
     def embed(self, ids_BS, positions_BS, key):
-        """What the first layer reads: [B, S, E]."""
+        """The embeddings, which are the input of the first layer: [B, S, E]."""
         x_BSE = self.add_position(self.word_embedding(ids_BS), self.position_embedding(positions_BS))
         return self.cast(self.embedding_dropout(x_BSE, key), self.dtype)
 

@@ -13,7 +13,7 @@ INPUTS = ("ids", "positions", "segments", "loss_mask")
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training or evaluation step reads.
+    """The arrays that one training or evaluation step reads.
 
     Attributes:
         ids: int32 [B, S+1]; input is ids[:, :-1], labels are ids[:, 1:].

@@ -138,7 +138,7 @@ class ModelConfig:
         )
 
     def default_ffn_hidden_size(self) -> int:
-        """What ffn_hidden_size=0 stands for."""
+        """The value of ffn_hidden_size if the given value is 0."""
         return 4 * self.hidden_size
 
     @property

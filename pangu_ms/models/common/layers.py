@@ -25,9 +25,9 @@ def lazy_inlined(block_class: type, cache: "CacheShape | None" = None) -> type:
     """A subclass whose instances share one compiled graph (MindSpore's lazy_inline), on Ascend without a plan and
     without a cache; elsewhere the class itself, because sharing does not work there. Untested on hardware.
 
-    On a CPU lazy_inline fails while compiling. Under a plan MindSpore's propagation takes the operators of the shared
-    graph for those of other layers. With a cache a graph holds blocks of two lengths, for prompts and for single
-    tokens, and the shared graph keeps the sizes of the first.
+    On a CPU lazy_inline fails while compiling. Under a plan MindSpore's propagation confuses the operators of the
+    shared graph with those of other layers. With a cache a graph holds blocks of two lengths, for prompts and for
+    single tokens, and the shared graph keeps the sizes of the first.
     """
     if ms.get_context("device_target") != "Ascend" or ascend_ops.is_laid_out() or cache:
         return block_class

@@ -91,7 +91,7 @@ class Format:
                     " cannot be converted"
                 )
         rules = self._checked_rules(config)
-        check_names_and_shapes(where, tensors, {rule.foreign: _turned(shape, rule) for shape, rule in rules})
+        check_names_and_shapes(where, tensors, {rule.foreign: _transposed_shape(shape, rule) for shape, rule in rules})
         return {rule.ours: tensors[rule.foreign].T if rule.transpose else tensors[rule.foreign] for _, rule in rules}
 
     def to_foreign(self, where: str, tensors: Tensors, config: ModelConfig) -> Tensors:
@@ -134,7 +134,7 @@ class Format:
         return canonical
 
 
-def _turned(shape: tuple[int, ...], rule: Rule) -> tuple[int, ...]:
+def _transposed_shape(shape: tuple[int, ...], rule: Rule) -> tuple[int, ...]:
     return shape[::-1] if rule.transpose else shape
 
 

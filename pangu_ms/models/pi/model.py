@@ -134,7 +134,7 @@ class PanguPi(nn.Cell):
         self.cast, self.pick_last = ops.Cast(), ops.GatherNd()
 
     def embed(self, ids_BS):
-        """What the first layer reads: [B, S, E]."""
+        """The embeddings, which are the input of the first layer: [B, S, E]."""
         return self.cast(self.word_embedding(ids_BS), self.dtype)
 
     def rotation(self, positions_BS):

@@ -19,7 +19,7 @@ float32."""
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step computed, the same on all ranks."""
+    """The result of one step, the same on all ranks."""
 
     total_loss: float
     """Sum of the cross-entropy over the tokens that count, in nats."""
