@@ -47,8 +47,9 @@ def series_activation(
 
     Args:
         x: [..., C].
-        scale, shift: [n, C] or [n, 1], one row for each term. bias: [C] or [1], added first. activation: gelu,
-        gelu_erf, fast_gelu or silu.
+        scale, shift: [n, C] or [n, 1], one row for each term.
+        bias: [C] or [1], added first.
+        activation: gelu, gelu_erf, fast_gelu or silu.
     """
     chosen = select("series_activation", describe(x), describe(scale), describe(shift), describe(bias))
     code = activation_code("series_activation", activation)
@@ -72,8 +73,10 @@ def swiglu(
     Shazeer 2020; specification D3.
 
     Args:
-        gate, up: [..., C], of the same dtype. gate_bias, up_bias: [C] or [1]. scale, shift: [n, C] or [n, 1], both or
-        neither. activation: silu for SwiGLU; gelu, gelu_erf or fast_gelu for the corresponding gated form.
+        gate, up: [..., C], of the same dtype.
+        gate_bias, up_bias: [C] or [1].
+        scale, shift: [n, C] or [n, 1], both or neither.
+        activation: silu for SwiGLU; gelu, gelu_erf or fast_gelu for the corresponding gated form.
     """
     chosen = select("swiglu", *(describe(t) for t in (gate, up, gate_bias, up_bias, scale, shift)))
     code = activation_code("swiglu", activation)

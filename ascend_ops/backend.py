@@ -1,9 +1,10 @@
 """The choice of the backend that computes an operator, by device, chip and dtype. `explain` gives the reasons.
 
     builtin   MindSpore's own operator for Ascend
-    ascendc   this package's Ascend C kernel cpu       this package's CPU kernel composed  elementary MindSpore
-    operators; runs everywhere, travels inside MindIR, and is what the others are
-              tested against
+    ascendc   this package's Ascend C kernel
+    cpu       this package's CPU kernel
+    composed  elementary MindSpore operators; runs everywhere, can be exported as MindIR, and is the reference
+              that the others are tested against
 
 The first one in this order that is available here is used, unless `use` or ASCEND_OPS_BACKEND names one. In a graph the
 choice is made when the graph is compiled and does not change afterwards.

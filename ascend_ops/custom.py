@@ -15,7 +15,7 @@ import numpy as np
 from mindspore import Tensor, ops
 from mindspore.ops import CustomRegOp, DataType, constexpr
 from mindspore.ops import signature as sig
-from mindspore.ops.composite.multitype_ops.zeros_like_impl import zeros_like  # noqa: F401 - also of a number
+from mindspore.ops.composite.multitype_ops.zeros_like_impl import zeros_like  # noqa: F401 - works on numbers too
 
 import ascend_ops
 from ascend_ops import library

@@ -1,5 +1,5 @@
-"""Matrix products with weights: linear, and grouped_matmul for rows that are grouped by expert. They replace
-MindSpore's Dense and grouped_matmul.
+"""Matrix products with weights: linear, and grouped_matmul for rows that are grouped by expert. Sources:
+MindSpore's Dense and grouped_matmul, which they replace.
 
 Weights are stored in float32, and so are their gradients, whatever the dtype T of the activations. A product uses the
 weight rounded to T, accumulates in float32 and rounds once, after the bias (the builtin backend also before the bias).

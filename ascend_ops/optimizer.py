@@ -27,9 +27,11 @@ def adamw(
     Source: Loshchilov and Hutter 2019, algorithm 2; specification A3.1.
 
     Args:
-        parameter, m, v: float32, of the same shape; updated in place. gradient: of that shape; float32, float16 or
-        bfloat16. lr: learning rate, float32 scalar. factor: factor of the gradient (loss scale and clipping), float32
-        scalar. beta1, beta2, eps, weight_decay: constants.
+        parameter, m, v: float32, of the same shape; updated in place.
+        gradient: of that shape; float32, float16 or bfloat16.
+        lr: learning rate, float32 scalar.
+        factor: factor of the gradient (loss scale and clipping), float32 scalar.
+        beta1, beta2, eps, weight_decay: constants.
 
     Returns:
         float32 [1], computed after the update, so that operations that must follow the update can depend on it.

@@ -34,7 +34,7 @@ configuration of a model.
                 cells: every other parameter is a weight.
 
 `sharding.py`   `RULES`: which mesh axes shard each logical axis: the rules of all families (models/common/sharding.py)
-and the family's own. No mindspore import.
+                and the family's own. No mindspore import.
 
 `weights.py`    `FORMATS`: by the name of a foreign format a `Format` (models/common/weights.py): names of the
                 parameters there, and how its config.json is read and written. `MINDFORMERS` fits any family. No

@@ -15,8 +15,8 @@ class AlphaConfig(ModelConfig):
     family: Literal["alpha"] = "alpha"
     """Model family; chooses the file in pangu_ms/models. Every config states it."""
     vocab_size: Int = 40000
-    """Rows of the word table; must equal the tokenizer's number of pieces. The released vocabulary has 40,000 (spec
-    A2)."""
+    """Vocabulary size (rows of the word embedding table); must equal the tokenizer's number of pieces. The released
+    vocabulary has 40,000 (spec A2)."""
     hidden_act: Literal["gelu", "gelu_erf", "fast_gelu"] = "gelu"
     """gelu (tanh form) | gelu_erf | fast_gelu = x * sigmoid(1.702 x), which the released weights used on Ascend (spec
     A1.4)."""
@@ -29,7 +29,7 @@ class AlphaConfig(ModelConfig):
     """Probability for embeddings, attention probabilities and the outputs of attention and FFN while training (spec
     A1.3)."""
     init_rule: Literal["constant", "depth_scaled", "layer_scaled"] = "depth_scaled"
-    """init_std of the projections that write to the residual stream: as it is, divided by sqrt(2 * num_layers) (spec
+    """init_std of the projections that write to the residual stream: unscaled, divided by sqrt(2 * num_layers) (spec
     A1.7, OLD and HF), or in layer i from 0 by sqrt(2 * (i + 1)) (InternLM)."""
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from pangu_ms.core.fields import (
     require_positive,
 )
 
-MOST_LAYERS = 4096  # the deepest models have some hundreds
+MOST_LAYERS = 4096  # far above the deepest models, which have some hundreds of layers
 MASK_BYTES = 4
 """Bytes of the dropout factor of one element, which the composed operator keeps in float32
 (ascend_ops/random_masks.py)."""
@@ -93,7 +93,7 @@ class ModelConfig:
     exists, as text for a message."""
 
     vocab_size: Int
-    """Rows of the word table; must equal the tokenizer's number of pieces."""
+    """Vocabulary size (rows of the word embedding table); must equal the tokenizer's number of pieces."""
     hidden_size: Int
     """Width E of the residual stream."""
     num_layers: Int

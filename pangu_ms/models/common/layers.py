@@ -146,6 +146,7 @@ class LayerKey(nn.Cell):
 
     def __init__(self, num_layers: int):
         super().__init__()
+        # 0x85EBCA6B is a multiplier of MurmurHash3: the keys of neighbouring layers differ in many bits.
         self.offsets = tuple(
             Tensor(np.uint32((i + 1) * 0x85EBCA6B & 0xFFFFFFFF).astype(np.int32)) for i in range(num_layers)
         )

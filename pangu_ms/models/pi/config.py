@@ -45,7 +45,8 @@ class PiConfig(ModelConfig):
     family: Literal["pi"] = "pi"
     """Model family; chooses the file in pangu_ms/models. Every config states it."""
     vocab_size: Int = 100883
-    """Rows of the word table; must equal the tokenizer's number of pieces. PanGu-pi has 100,883 (spec D4)."""
+    """Vocabulary size (rows of the word embedding table); must equal the tokenizer's number of pieces. PanGu-pi has
+    100,883 (spec D4)."""
     seq_length: Int = 2048
     """Context length in tokens; PanGu-pi's is not published, pi Pro trained on 2048 (spec D4, E1)."""
     num_kv_heads: Int = 0
@@ -61,7 +62,7 @@ class PiConfig(ModelConfig):
     attention_bias: bool = False
     """Biases of query, key, value and output projections, as in openPangu-Embedded (spec F1)."""
     tie_word_embeddings: bool = False
-    """Use the word table as the head."""
+    """Use the word embedding table also as the output head."""
     siaf_terms: Int = 2
     """Terms n of the series activation phi(x) = sum_i act(a_i x + b_i); 1 is the plain activation, without parameters
     (spec D3: n = 2 chosen)."""
