@@ -149,7 +149,7 @@ def generate(
         sampling: `pangu_ms.infer.sampling.SamplingConfig`; by default 64 new tokens, sampled at temperature 1.
         batch_size: largest number of prompts that are continued together.
         tokenizer: path of a tokenizer; by default the checkpoint's own.
-        overrides: `runtime.*` and `model.compute_dtype` alone.
+        overrides: only `runtime.*` and `model.compute_dtype` are allowed.
         on_text: called with (index of the prompt, new text) as text appears.
 
     Returns:
@@ -188,7 +188,7 @@ def evaluate(
         split: "held_out" or "train".
         batch_size: rows of a batch.
         max_batches: largest number of batches; 0 scores all.
-        overrides: `runtime.*` and `model.compute_dtype` alone.
+        overrides: only `runtime.*` and `model.compute_dtype` are allowed.
         progress: show a bar if stderr is a terminal.
 
     Returns:
@@ -230,7 +230,7 @@ def export(
         tokenizer: path of a tokenizer; by default the checkpoint's own.
         key_file: file with an AES key of 16, 24 or 32 bytes, which encrypts the graph.
         sign_key: PEM file with an Ed25519 private key, which signs the manifest.
-        overrides: `runtime.*` and `model.compute_dtype` alone.
+        overrides: only `runtime.*` and `model.compute_dtype` are allowed.
 
     Returns:
         The manifest. Its entry `verified` holds `steps`, `weights` and `max_difference` of a logit.
