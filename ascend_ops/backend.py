@@ -186,7 +186,7 @@ def assume_soc(name: str) -> None:
     """From now on choose backends as on this chip, for graphs that are compiled for a device that this machine lacks.
 
     Raises:
-        OperatorError: no such chip.
+        OperatorError: the chip is unknown.
     """
     if name not in SOCS:
         raise OperatorError(f"ascend_ops.assume_soc: {name!r}: no such chip; use one of {', '.join(SOCS)}")

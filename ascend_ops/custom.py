@@ -67,7 +67,7 @@ def registration(kernel: Kernel, target: str) -> dict:
 
 
 def output_shapes(kernel: Kernel, shapes: tuple[list[int], ...]) -> tuple[list[int], ...]:
-    """Shapes of a kernel's outputs from those of its inputs, by the table."""
+    """Shapes of a kernel's outputs, derived from its inputs' shapes as the table describes."""
     by_name = dict(zip((port.name for port in kernel.inputs), shapes, strict=False))
 
     def dims(term: str) -> list[int]:
@@ -81,7 +81,7 @@ def output_shapes(kernel: Kernel, shapes: tuple[list[int], ...]) -> tuple[list[i
 
 
 def output_dtypes(kernel: Kernel, dtypes: tuple[ms.Type, ...]) -> tuple[ms.Type, ...]:
-    """Dtypes of a kernel's outputs from those of its inputs, by the table."""
+    """Dtypes of a kernel's outputs, derived from its inputs' dtypes as the table describes."""
     by_letter = {port.dtype: dtype for port, dtype in zip(kernel.inputs, dtypes, strict=False)}
     return tuple(by_letter.get(output.dtype) or getattr(ms, output.dtype) for output in kernel.outputs)
 
@@ -92,7 +92,7 @@ def _one_or_all(values: tuple) -> tuple | object:
 
 @functools.cache
 def primitive(name: str, target: str) -> ops.Custom:
-    """The primitive of kernel `name` on `target` (CPU or Ascend); builds the CPU library if it is not there yet."""
+    """The primitive of kernel `name` on `target` (CPU or Ascend); builds the CPU library if it does not exist yet."""
     return _made(name, target)
 
 

@@ -71,7 +71,7 @@ def compiler() -> str:
     """The C++ compiler: $CXX or g++.
 
     Raises:
-        OperatorError: there is none.
+        OperatorError: there is no compiler.
     """
     name = os.environ.get("CXX") or "g++"
     if found := shutil.which(name):

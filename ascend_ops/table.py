@@ -4,9 +4,9 @@ An entry gives inputs, outputs, dtypes and attributes of one device function. Fr
 MindSpore for CPU and Ascend (custom.py), the C++ shape and dtype inference of the CPU library (library.py), and the
 aclnn signature that Ascend C sources must have (tests/ascend_ops/ascendc). No mindspore here.
 
-Shapes are written as a list of terms: `x` all dimensions of input x, `x[:-1]` all but the last, `x[0]` one of them, `3`
-a number. The dtype `T` stands for the floating type of the call (float32, float16 or bfloat16), the same wherever it
-appears.
+A shape is a list of terms: `x` stands for all dimensions of input x, `x[:-1]` for all but the last, `x[0]` for one
+dimension, and `3` for that number. The dtype `T` stands for the floating type of the call (float32, float16 or
+bfloat16), the same wherever it appears.
 
 The per-channel parameters of a kernel (bias, weight, scale, shift) are float32 whatever T is; they have one value per
 channel or one value for all channels.

@@ -79,7 +79,7 @@ def guard_streams() -> None:
 
 
 def raw(stream: TextIO) -> TextIO:
-    """The stream for control sequences of our own, such as those of a progress bar."""
+    """The underlying stream, for the program's own control sequences, such as those of a progress bar."""
     return getattr(stream, "raw_text", stream)
 
 
@@ -92,7 +92,7 @@ class LogFormatter(logging.Formatter):
 
 
 def user_errors() -> tuple[type[Exception], ...]:
-    """Errors whose text is meant for the user: the project's, and the operators' where those are imported."""
+    """Error classes whose text is meant for the user: the project's, and the operators' if ascend_ops is imported."""
     operators = sys.modules.get("ascend_ops.errors")
     return (UserError, operators.OperatorError) if operators else (UserError,)
 

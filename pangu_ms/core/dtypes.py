@@ -46,7 +46,8 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
 
 
 def cast(where: str, tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """Cast floating-point tensors to `dtype`, one of NAMES; tensors that have it already are returned as they are.
+    """Cast floating-point tensors to `dtype`, one of NAMES; tensors that already have this dtype are returned
+    unchanged.
 
     Raises:
         CheckpointError: a tensor of another kind, or a value that is not finite or not representable.

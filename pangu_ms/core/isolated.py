@@ -3,7 +3,7 @@
     python PATH/isolated.py MODULE ARGUMENTS
 
 runs a module as `python -m MODULE ARGUMENTS` does, except that `python -m` searches the working directory first. From
-Python 3.11 on `python -P` and PYTHONSAFEPATH do the same, and PYTHONSAFEPATH also for the children of such a process.
+Python 3.11 on `python -P` and PYTHONSAFEPATH have the same effect, PYTHONSAFEPATH also on child processes.
 """
 
 import sys

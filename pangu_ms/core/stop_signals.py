@@ -72,8 +72,8 @@ def command(stops: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        # The exit code is decided. Python restores the system's handlers before it ends in place of its own handlers,
-        # but not in place of SIG_IGN.
+        # The exit code is decided. When Python ends it replaces its own handlers by the system's, but it leaves SIG_IGN
+        # in place.
         ignore()
 
 

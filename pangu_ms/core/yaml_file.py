@@ -55,7 +55,7 @@ def parse(text: str) -> Any:
     """The value of a YAML text: mappings, lists, texts, numbers, booleans, dates and null.
 
     Raises:
-        YamlError: it is not such a text.
+        YamlError: the text is not YAML, or is refused (see the module).
     """
     try:
         loader = _Loader(text)

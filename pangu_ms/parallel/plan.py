@@ -65,7 +65,8 @@ class Plan:
 
     @property
     def num_micro_batches(self) -> int:
-        """The micro-batches of a step: those that flow through the stages, or those whose gradients are accumulated."""
+        """Number of micro-batches per step: those that flow through the pipeline stages, or those of gradient
+        accumulation."""
         return max(self.config.parallel.micro_batch_num, self.config.train.accumulation_steps)
 
     @functools.cached_property

@@ -113,7 +113,8 @@ def write_content(content: Content, path: str | Path) -> None:
     if path.suffix == ".json":
         tree = {key: value for key, value in _CONTENT_TYPE.dump_python(content).items() if value != {}}
         for item in tree.get("parallel_layout_item", {}).values():
-            for key in ("param_split_shape", "indices_offset"):  # MindSpore names them only where they are not empty
+            # MindSpore writes these keys only if they are not empty.
+            for key in ("param_split_shape", "indices_offset"):
                 item.pop(key)
         files.write_text(path, json.dumps(tree, separators=(",", ":"), sort_keys=True))
     else:

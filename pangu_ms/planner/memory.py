@@ -57,8 +57,8 @@ def micro_batch_size(plan: Plan) -> int:
 
 
 def in_flight(plan: Plan, stage: int) -> int:
-    """Micro-batches whose activations a stage holds at once under 1F1B: min(stages from here to the last,
-    micro-batches).
+    """Number of micro-batches whose activations a stage holds at the same time under 1F1B: min(stages from here to the
+    last, micro-batches).
 
     Source: Narayanan et al. 2021 (arXiv 2104.04473), section 2.2.
     """

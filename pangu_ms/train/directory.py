@@ -89,8 +89,8 @@ class RunLock:
 
 
 def require_own(output: Path, resume: bool = False) -> None:
-    """Raise OutputError unless `output` is new, empty or holds records of its own or a launcher's job; with `resume`,
-    also what a run writes.
+    """Raise OutputError unless `output` is new or empty, or contains only records that `pangu train` prepared and a
+    launcher's job; with `resume` also the files of a run.
 
     Raises:
         ConfigError: with `resume`, a config.yaml that no run wrote.

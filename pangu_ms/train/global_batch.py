@@ -36,7 +36,7 @@ def why_not(config: RunConfig, global_batch_size: int) -> str:
 
 
 def graph_batch_size(config: RunConfig) -> int:
-    """Sequences that one pass of the compiled gradients sees, by whose tokens they are divided.
+    """Number of sequences in one call of the compiled gradient graph, whose tokens are the divisor of the gradients.
 
     A process that has the whole model sees its replica's micro-batch; the graph of a plan sees that of all replicas,
     which MindSpore splits.

@@ -173,7 +173,7 @@ def default_hooks(train: TrainConfig, signal: StopSignal, stop_at: int | None, b
     """The hooks of `pangu train`, in the order in which the loop calls them."""
     return [
         SendHeartbeat(),
-        # Before the guard, which may end the run: the step that ended it is logged.
+        # Before the guard, which may end the run, so that the step that ends it is logged.
         LogMetrics(train.log_every),
         # Before checkpoints, which hold its state.
         UpdateGuard(),

@@ -29,8 +29,9 @@ class AlphaConfig(ModelConfig):
     """Probability for embeddings, attention probabilities and the outputs of attention and FFN while training (spec
     A1.3)."""
     init_rule: Literal["constant", "depth_scaled", "layer_scaled"] = "depth_scaled"
-    """init_std of the projections that write to the residual stream: unscaled, divided by sqrt(2 * num_layers) (spec
-    A1.7, OLD and HF), or in layer i from 0 by sqrt(2 * (i + 1)) (InternLM)."""
+    """Scaling of init_std for the projections that write to the residual stream. constant: unscaled; depth_scaled:
+    divided by sqrt(2 * num_layers) (spec A1.7, OLD and HF); layer_scaled: divided by sqrt(2 * (i + 1)) in layer i,
+    counted from 0 (InternLM)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

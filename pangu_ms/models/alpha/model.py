@@ -107,8 +107,8 @@ class PanguAlpha(nn.Cell):
         )
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
-        """The embeddings' output and that of each layer, num_layers + 1 of [B, S, E]; the final norm before the query
-        layer belongs to the last."""
+        """The output of the embeddings and of each layer: num_layers + 1 tensors [B, S, E]. A final norm before the
+        query layer counts as part of the query layer."""
         states = (self.embed(ids_BS, positions_BS, None),)
         for block in self.blocks:
             states += (block(states[-1], segments_BS, None, None),)

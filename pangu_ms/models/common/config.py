@@ -112,9 +112,9 @@ class ModelConfig:
     init_std: Float = 0.02
     """Standard deviation of the normal initialisation (spec A1.7 lists 0.01 and 0.02)."""
     init_rule: Literal["constant", "depth_scaled", "layer_scaled"] = "constant"
-    """init_std of the projections that write to the residual stream: as it is (pi Pro found that best, spec E2.2),
-    divided by sqrt(2 * num_layers) (GPT-2; spec A1.7, OLD and HF), or in layer i from 0 by sqrt(2 * (i + 1))
-    (InternLM)."""
+    """Scaling of init_std for the projections that write to the residual stream. constant: unscaled (pi Pro found that
+    best, spec E2.2); depth_scaled: divided by sqrt(2 * num_layers) (GPT-2; spec A1.7, OLD and HF); layer_scaled:
+    divided by sqrt(2 * (i + 1)) in layer i, counted from 0 (InternLM)."""
     family: str
     """The model family, by its name in pangu_ms/models/registry.py. Every config states it."""
 
@@ -216,7 +216,7 @@ class ModelConfig:
         raise NotImplementedError
 
     def fields_for_hidden_size(self, hidden_size: int) -> dict[str, Any]:
-        """Fields that another hidden size forces to change, with values as near to the present ones as it allows."""
+        """Fields that must change for another hidden size, with the nearest values that it allows."""
         return {}
 
     def fields_free_in_students(self) -> set[str]:

@@ -195,7 +195,7 @@ class PiConfig(ModelConfig):
         """See ModelConfig: the shortcut branches are among them."""
         inner = element_bytes * self.seq_length * self.ffn_hidden_size // model_parallel
         gates = self.siaf_terms if self.siaf_mode == "matrices" else 1
-        # The series of the gated product reads a product of its own.
+        # With siaf_position=product the series reads another tensor, the gated product.
         products = 2 if self.siaf_terms > 1 and self.siaf_position == "product" else 1
         kept = [
             Activation("gates and up", (gates + 1) * inner, count=gates + 1),

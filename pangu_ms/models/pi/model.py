@@ -162,7 +162,7 @@ class PanguPi(nn.Cell):
         return self.logits(self.stream(ids_BS, positions_BS, segments_BS, None), self.head_table())
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
-        """The embeddings' output and that of each layer: num_layers + 1 of [B, S, E]."""
+        """The output of the embeddings and of each layer: num_layers + 1 tensors [B, S, E]."""
         cos_sin_BSD = self.rotation(positions_BS)
         states = (self.embed(ids_BS),)
         for block in self.blocks:
