@@ -1,11 +1,12 @@
-"""The seam to the hardware: one function for each operator, whichever backend computes it.
+"""The operator library: one function for each operator, whichever backend computes it.
 
 import ascend_ops
 y = ascend_ops.gelu(x, bias)                 in a graph or eagerly
 with ascend_ops.use("composed"): ...         force a backend; or ASCEND_OPS_BACKEND=composed
-ascend_ops.explain()                         which backend each operator takes here, and why
+ascend_ops.explain()                         which backend each operator uses here, and why
 
-Each name is imported at its first use: `errors`, `table`, `library` and `cache` load without mindspore.
+Each public name is imported at its first use, so that `errors`, `table`, `library` and `cache` can be used without
+mindspore.
 """
 
 import importlib

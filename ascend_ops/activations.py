@@ -1,8 +1,8 @@
 """Activations, each with an optional bias before it, and their gated form. Source: specification A1.4, D3 (eq. 7).
 
 Shapes: x [..., C] float32, float16 or bfloat16; a bias [C] or [1]; scale and shift [n, C] or [n, 1]. Arithmetic is
-float32, the result has the dtype and shape of x. All inputs have gradients. `channels` is what a plan calls the last
-dimension (see layout.py); a series is on "ffn".
+float32, the result has the dtype and shape of x. All inputs have gradients. `channels` is the plan's name of the last
+dimension (see layout.py); for a series it is "ffn".
 """
 
 import mindspore as ms
@@ -16,16 +16,16 @@ from ascend_ops.errors import OperatorError
 from ascend_ops.layout import laid_out, placed
 from ascend_ops.table import ACTIVATION_CODES
 
-_CHANNELS = ("batch", None, "ffn")  # a plan's names of the dimensions of x [B, S, C]
+_CHANNELS = ("batch", None, "ffn")  # the plan's names of the dimensions of x [B, S, C]
 
 
 def gelu(x: Tensor, bias: Tensor | None = None, channels: str = "ffn") -> Tensor:
-    """GELU in its tanh form, of x + bias. Source: Hendrycks and Gimpel 2016."""
+    """GELU in its tanh approximation, of x + bias. Source: Hendrycks and Gimpel 2016."""
     return _activation("gelu", x, bias, channels)
 
 
 def gelu_erf(x: Tensor, bias: Tensor | None = None, channels: str = "ffn") -> Tensor:
-    """GELU, exact: u * Phi(u) with u = x + bias. Source: Hendrycks and Gimpel 2016."""
+    """Exact GELU: u * Phi(u) with u = x + bias. Source: Hendrycks and Gimpel 2016."""
     return _activation("gelu_erf", x, bias, channels)
 
 
@@ -47,7 +47,7 @@ def series_activation(
 
     Args:
         x: [..., C].
-        scale, shift: [n, C] or [n, 1], one line a term.
+        scale, shift: [n, C] or [n, 1], one row for each term.
         bias: [C] or [1], added first.
         activation: gelu, gelu_erf, fast_gelu or silu.
     """
@@ -69,14 +69,14 @@ def swiglu(
     shift: Tensor | None = None,
     activation: str = "silu",
 ) -> Tensor:
-    """phi(gate + gate_bias) * (up + up_bias), phi the activation or, with scale and shift, its series. Source: Shazeer
-    2020; specification D3.
+    """phi(gate + gate_bias) * (up + up_bias), where phi is the activation or, with scale and shift, its series. Source:
+    Shazeer 2020; specification D3.
 
     Args:
-        gate, up: [..., C], of one dtype.
+        gate, up: [..., C], of the same dtype.
         gate_bias, up_bias: [C] or [1].
         scale, shift: [n, C] or [n, 1], both or neither.
-        activation: silu makes it SwiGLU; gelu, gelu_erf and fast_gelu make its relatives.
+        activation: silu for SwiGLU; gelu, gelu_erf or fast_gelu for the corresponding gated form.
     """
     chosen = select("swiglu", *(describe(t) for t in (gate, up, gate_bias, up_bias, scale, shift)))
     code = activation_code("swiglu", activation)
@@ -102,12 +102,12 @@ def swiglu(
 
 
 def _of_bias(bias, channels):
-    """What a plan calls the dimensions of a bias [C] or [1]."""
+    """The plan's names of the dimensions of a bias [C] or [1]."""
     return (channels,) if bias.shape[0] > 1 else (None,)
 
 
 def _of_term(series):
-    """What a plan calls the dimensions of scale or shift [n, C] or [n, 1]."""
+    """The plan's names of the dimensions of scale or shift [n, C] or [n, 1]."""
     return (None, "ffn") if series.shape[1] > 1 else (None, None)
 
 
@@ -147,11 +147,11 @@ def _or_one_term(series, value):
 
 
 def _plain(activation, u):
-    """Composed, float32. x * sigmoid(...) takes a tenth of ops.GeLU's time on a CPU."""
+    """The composed activation, in float32. On a CPU x * sigmoid(...) takes a tenth of the time of ops.GeLU."""
     if activation == "gelu":
         return u * ops.sigmoid(
             1.5957691216057308 * u * (1.0 + 0.044715 * u * u)
-        )  # 2 sqrt(2 / pi); the tanh form, exactly
+        )  # 2 sqrt(2 / pi); this equals the tanh form exactly
     if activation == "gelu_erf":
         return 0.5 * u * (1.0 + ops.erf(u * 0.7071067811865476))  # 1 / sqrt(2)
     return u * ops.sigmoid(1.702 * u) if activation == "fast_gelu" else u * ops.sigmoid(u)
@@ -167,8 +167,8 @@ def _series(activation, u, scale, shift):
 
 
 def _series_at_once(activation, u_BSC, scale, shift):
-    """All terms in one tensor [B, S, n, C]: scale and shift are cut beside u, not by a slice of their own, whose place
-    MindSpore chooses otherwise."""
+    """All terms in one tensor [B, S, n, C]. Scale and shift then have the layout of u; slices of them would get a
+    layout that MindSpore chooses differently."""
     operands = (("batch", None, None, "ffn"), (None, "ffn" if scale.shape[1] > 1 else None))
     terms = placed("Add", operands)(placed("Mul", operands)(ops.expand_dims(u_BSC, 2), scale), shift)
     return ops.ReduceSum()(_plain(activation, terms), 2)
@@ -188,7 +188,7 @@ def _series_glu_gradient(gate, up, gate_bias, up_bias, scale, shift, activation,
 
 @constexpr
 def activation_code(operator, activation):
-    """The number by which kernels know an activation."""
+    """The number of an activation in the kernels' interface."""
     if activation not in ACTIVATION_CODES:
         raise OperatorError(
             f"ascend_ops.{operator}: activation={activation!r}: no such activation; use one of"

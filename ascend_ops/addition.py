@@ -1,4 +1,4 @@
-"""Sums, and one value for several readers, whose gradients are a sum."""
+"""Addition, and `fork`, which gives one value to several consumers and adds their gradients."""
 
 from mindspore import Tensor, nn, ops
 
@@ -9,7 +9,7 @@ from ascend_ops.layout import as_before, as_stream, is_laid_out, laid_out, place
 
 
 def add(x: Tensor, y: Tensor) -> Tensor:
-    """x + y, of one shape and dtype (float32, float16 or bfloat16), rounded once."""
+    """x + y, of the same shape and dtype (float32, float16 or bfloat16), rounded once."""
     chosen = select("add", describe(x), describe(y))
     if chosen == "composed" or chosen == "builtin":
         return ops.Add()(x, y)
@@ -17,7 +17,7 @@ def add(x: Tensor, y: Tensor) -> Tensor:
 
 
 def add_to_stream(x: Tensor, y: Tensor) -> Tensor:
-    """`add` of the residual stream [B, S, E] and something of its shape, which under a plan lie as the stream does."""
+    """`add` of the residual stream [B, S, E] and a tensor of its shape; under a plan both have the stream's layout."""
     if laid_out():
         rows = as_stream(x)
         return as_before(placed_on_stream("Add", rows.ndim, 2)(rows, as_stream(y)), x)
@@ -25,10 +25,10 @@ def add_to_stream(x: Tensor, y: Tensor) -> Tensor:
 
 
 def fork(count: int) -> nn.Cell:
-    """A cell from x to (x,) * count: one value for several readers, whose gradients are added by `add`.
+    """A cell that maps x to (x,) * count, for several consumers whose gradients are added by `add`.
 
-    MindSpore's AddN, which does it otherwise, has no bfloat16 on a CPU. Under a plan it does it: MindSpore's
-    propagation of layouts ends at a cell with a gradient of its own.
+    Without it MindSpore would add the gradients by AddN, which has no bfloat16 on a CPU. Under a plan AddN is used all
+    the same, because MindSpore's propagation of layouts stops at a cell with its own gradient.
     """
     return Copies(count) if is_laid_out() else Fork(count)
 

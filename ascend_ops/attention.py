@@ -1,5 +1,5 @@
-"""Attention whose queries see keys by index and segment: causal, packed, chunked or cached, with as many or fewer KV
-heads than query heads.
+"""Attention with a mask from indices and segments: causal, packed, chunked or cached, with as many KV heads as query
+heads or fewer.
 
 Shapes: B batch, Q queries, K keys, H query heads, G KV heads (H a multiple of G; query head h uses KV head h // (H /
 G)), D head size.
@@ -25,7 +25,7 @@ _PER_HEAD = (
     "heads",
     None,
     None,
-)  # a plan's names of the dimensions; query heads are cut where the heads of keys are
+)  # the plan's names of the dimensions; query heads are sharded as KV heads are
 
 
 def causal_attention(
@@ -41,12 +41,12 @@ def causal_attention(
     dropout_rate: float = 0.0,
     dropout_seed: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale * q k^T over the keys that a query sees) v. Softmax and sums are float32; q, k and v have
-    gradients.
+    """softmax(scale * q k^T) v, with the softmax over the keys that a query sees. Softmax and sums are float32; q, k
+    and v have gradients.
 
-    Query i sees key j if k_index[j] <= q_index[i] and k_segment[j] == q_segment[i]. A query that sees none gives 0, and
-    gradients of 0. Slots of a cache that hold nothing yet get a huge index (2**30). All of k and v must be finite: a
-    NaN reaches queries of its batch row that do not see its key, which ones depends on the backend.
+    Query i sees key j if k_index[j] <= q_index[i] and k_segment[j] == q_segment[i]. A query that sees no key has the
+    result 0 and gradients 0. Empty slots of a cache must have a huge index (2**30). All values of k and v must be
+    finite: a NaN also reaches queries of the same batch row that do not see its key; which ones depends on the backend.
 
     Args:
         q: [B, Q, H, D], or [B, Q, H * D] with num_heads; float32, float16 or bfloat16.
@@ -54,8 +54,8 @@ def causal_attention(
         q_index, k_index: [B, Q] and [B, K] int32, positions in any order; default: 0, 1, 2, ...
         q_segment, k_segment: [B, Q] and [B, K] int32, both or neither; default: one segment.
         scale: default D ** -0.5.
-        num_heads: H, where q does not show it.
-        dropout_rate, dropout_seed: dropout of the probabilities, by their place in [B, H, Q, K]; see `dropout`.
+        num_heads: H, if q is [B, Q, H * D].
+        dropout_rate, dropout_seed: dropout of the probabilities, by their index in [B, H, Q, K]; see `dropout`.
 
     Returns:
         As q.
@@ -103,7 +103,7 @@ def _or_seed(seed):
 
 
 def _split(x, heads):
-    """[B, S, H * D] -> [B, S, H, D]; through float32 where MindSpore's CPU cannot reshape."""
+    """[B, S, H * D] -> [B, S, H, D]; through float32 for a dtype that MindSpore's CPU backend cannot reshape."""
     x = _reshapeable(x)
     return x if x.ndim == 4 else ops.reshape(x, (x.shape[0], x.shape[1], heads.shape[0], -1))
 
@@ -142,23 +142,22 @@ def _builtin(q, k, v, visible_BQK, scale):
 
 
 def _composed(q, k, v, visible_BQK, scale, dropout_rate, dropout_seed):
-    # On a CPU MindSpore's float16 products take twice the time of float32 ones, and bfloat16 ones do not exist.
+    # On a CPU MindSpore's float16 products take twice the time of float32 ones, and there are no bfloat16 ones.
     product = _product_dtype(q.dtype)
     scaled = ops.cast(ops.cast(q, ms.float32) * scale, product)
-    hidden_BQK = (
-        ops.cast(ops.logical_not(visible_BQK), ms.float32) * -1e30
-    )  # takes half the time of a select; absorbs any score
+    # Adding -1e30, in which any score vanishes, takes half the time of a select.
+    hidden_BQK = ops.cast(ops.logical_not(visible_BQK), ms.float32) * -1e30
     k, v = ops.cast(k, product), ops.cast(v, product)
     if dropout_rate > 0.0 or laid_out() or not _is_short(q):
         out = _head_by_head(scaled, k, v, hidden_BQK, dropout_rate, dropout_seed)
     else:
-        out = _over_whole_rows(scaled, k, v, hidden_BQK)
+        out = _all_heads_at_once(scaled, k, v, hidden_BQK)
     return ops.cast(out, ms.float32) * _sees_any(visible_BQK)
 
 
 def _head_by_head(q, k, v, hidden_BQK, dropout_rate, dropout_seed):
-    """Products of each head, for which q, k and v are transposed. The query heads of a KV head stand one under the
-    other."""
+    """One product for each KV head, for which q, k and v are transposed. The query heads of a KV head are stacked along
+    the rows."""
     B, Q, H, D = q.shape
     G = k.shape[2]
     q_BGRD = ops.transpose(q, (0, 2, 1, 3)).reshape(B, G, (H // G) * Q, D)
@@ -175,12 +174,12 @@ def _head_by_head(q, k, v, hidden_BQK, dropout_rate, dropout_seed):
     return ops.transpose(out_BGRD.reshape(B, H, Q, D), (0, 2, 1, 3))
 
 
-def _over_whole_rows(q, k, v, hidden_BQK):
-    """For few queries: one product over all heads with queries that are 0 in the others, so that a cache is read as it
-    stands.
+def _all_heads_at_once(q, k, v, hidden_BQK):
+    """For few queries: one product over all heads, with queries that are 0 in the other heads, so that a cache is read
+    without a transpose.
 
-    G times the multiplications, and a quarter to a sixth of the time of transposing the cache (B 1, K 256, H 8, D 64:
-    0.19 ms against 0.49).
+    This takes G times the multiplications, but a quarter to a sixth of the time of transposing the cache (B 1, K 256, H
+    8, D 64: 0.19 ms against 0.49).
     """
     B, Q, H, D = q.shape
     K, G = k.shape[1], k.shape[2]
@@ -193,9 +192,8 @@ def _over_whole_rows(q, k, v, hidden_BQK):
 
 
 def _is_short(q):
-    return (
-        isconstant(q.shape) and q.shape[1] * q.shape[2] <= 64
-    )  # about where the multiplications cost what the transposes did
+    # 64 is about where the additional multiplications cost as much as the transposes.
+    return isconstant(q.shape) and q.shape[1] * q.shape[2] <= 64
 
 
 def _sees_any(visible_BQK):
@@ -209,7 +207,7 @@ def _or_arange(index, x):
     if isconstant(x.shape):
         return _arange(
             1 if laid_out() else x.shape[0], x.shape[1]
-        )  # MindSpore does not always cut a constant as it cuts the batch
+        )  # MindSpore does not always shard a constant as it shards the batch
     return ops.cumsum(ops.cast(ops.ones_like(x[:, :, 0, 0] if x.ndim == 4 else x[:, :, 0]), ms.int32), 1) - 1
 
 
@@ -219,7 +217,7 @@ def _or_zeros(segment, index):
 
 @constexpr
 def _arange(batch, length):
-    """0, 1, 2, ... in each line of [batch, length], as a constant of the graph."""
+    """0, 1, 2, ... in each row of [batch, length], as a constant of the graph."""
     return Tensor(np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length)).copy())
 
 
@@ -264,8 +262,8 @@ def _scale(scale, head_size):
 
 @constexpr
 def _heads(num_heads, rank, q_dim, k_dim):
-    """int32 [H]: a kernel learns the number of heads from its length. The dimensions are the third: heads, or heads
-    times head size."""
+    """int32 [H], whose length gives a kernel the number of heads. `q_dim` and `k_dim` are the sizes of the third
+    dimension: heads, or heads times head size."""
     where = f"ascend_ops.causal_attention: num_heads={num_heads}"
     if rank == 4:
         if num_heads not in (None, q_dim):

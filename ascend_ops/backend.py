@@ -1,13 +1,13 @@
-"""Which backend computes an operator: the one place that decides, by device, chip and dtype, and can be asked why.
+"""The choice of the backend that computes an operator, by device, chip and dtype. `explain` gives the reasons.
 
     builtin   MindSpore's own operator for Ascend
-    ascendc   our Ascend C kernel
-    cpu       our CPU kernel
-    composed  elementary MindSpore operators; runs everywhere, travels inside MindIR, and is what the others are
-              tested against
+    ascendc   this package's Ascend C kernel
+    cpu       this package's CPU kernel
+    composed  elementary MindSpore operators; runs everywhere, can be exported as MindIR, and is the reference
+              that the others are tested against
 
-The first that is available here is taken, in this order, unless `use` or ASCEND_OPS_BACKEND names one. In a graph the
-choice is made when the graph is compiled and stays.
+The first one in this order that is available here is used, unless `use` or ASCEND_OPS_BACKEND names one. In a graph the
+choice is made when the graph is compiled and does not change afterwards.
 """
 
 import contextlib
@@ -30,18 +30,18 @@ from ascend_ops.table import FLOATS, KERNELS, OPERATORS
 log = logging.getLogger(__name__)
 BACKENDS = ("builtin", "ascendc", "cpu", "composed")
 PORTABLE = "portable"
-"""A word for `use`: the first backend that is MindSpore's own. In a graph our kernels stand by the path of a library,
-which other machines have not."""
+"""A value for `use`: the first available backend that consists of MindSpore's own operators. A graph refers to our
+kernels by the path of a library, which other machines do not have."""
 OURS = ("ascendc", "cpu")
 VARIABLE = "ASCEND_OPS_BACKEND"
 _forced: list[str] = []
-"""Named by `use`, innermost last; of the process, since MindSpore compiles the branches of a graph in threads of its
-own."""
+"""Stack of the backends that `use` named. It belongs to the process, not to a thread, since MindSpore compiles the
+branches of a graph in its own threads."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What an operator takes here."""
+    """The backend that an operator uses here, and why."""
 
     backend: str
     reason: str
@@ -49,11 +49,12 @@ class Choice:
 
 @contextlib.contextmanager
 def use(backend: str) -> Iterator[None]:
-    """Within this block all operators take `backend`, or with PORTABLE one of MindSpore's own, in every graph compiled
-    and every eager call.
+    """Within this block all operators use `backend`, or with PORTABLE one of MindSpore's own, in every graph that is
+    compiled and every eager call.
 
     Raises:
-        OperatorError: no such backend; where an operator is used, that it is not available here.
+        OperatorError: there is no such backend. An operator that is called in the block raises it if the backend is not
+            available here.
     """
     _forced.append(_known(backend, "ascend_ops.use"))
     try:
@@ -77,7 +78,8 @@ def forced() -> str | None:
 
 
 def identity() -> str:
-    """What a compiled graph depends on of this module and the kernels: for caches of compiled graphs."""
+    """A text that identifies everything in this module and the kernels on which a compiled graph depends, for the keys
+    of compile caches."""
     choices = [unavailable(name, backend, dtype) for name in OPERATORS for backend in BACKENDS for dtype in FLOATS]
     return f"{forced()} {choices} {library.library_path(library.cpu_level())}"
 
@@ -106,8 +108,8 @@ def choose(name: str, dtype: str = "float32") -> Choice:
 
 
 def has_graphs_of_one_process() -> bool:
-    """Whether graphs compiled here may name libraries that MindSpore makes for each process: those of Ascend C kernels
-    do."""
+    """Whether graphs that are compiled here may refer to libraries that MindSpore makes for each process, as graphs
+    with Ascend C kernels do."""
     return any(not unavailable(name, "ascendc", dtype) for name in OPERATORS for dtype in FLOATS)
 
 
@@ -148,10 +150,10 @@ def _ascendc_unavailable(name: str, dtype: str) -> str:
 
 @functools.cache
 def _cpu_unavailable() -> str:
-    """Why the CPU library cannot be had; builds it. Says so once."""
+    """Why the CPU library cannot be used here; empty if it can. This builds the library, and logs a failure once."""
     try:
         ctypes.CDLL(str(library.build()))
-    except OSError as error:  # truncated, or of another machine
+    except OSError as error:  # the library is truncated, or was built for another machine
         why_not = f"{error}; delete it and start again"
     except OperatorError as error:
         why_not = str(error)
@@ -163,14 +165,15 @@ def _cpu_unavailable() -> str:
 
 @functools.cache
 def _onednn_unavailable() -> str:
-    """Why matrix products cannot be had from the oneDNN that MindSpore loads; the CPU library looks for it."""
+    """Why matrix products cannot use the oneDNN that MindSpore loads, which the CPU library looks up; empty if they
+    can."""
     found = ctypes.CDLL(str(library.build())).ascend_ops_onednn_version()
     return "" if found else "MindSpore has loaded no oneDNN 3 (2.9 brings it, 2.7 has oneDNN 2)"
 
 
 @functools.cache
 def has_bfloat16_products() -> bool:
-    """Whether this CPU multiplies bfloat16 itself and our products use that; if not, bfloat16 gains nothing over
+    """Whether this CPU has bfloat16 multiplication and our products use it; otherwise bfloat16 gains nothing over
     float32."""
     return not unavailable("linear", "cpu", "bfloat16") and bool({"avx512_bf16", "amx_bf16"} & library.cpu_flags())
 
@@ -180,10 +183,10 @@ _assumed_soc: list[str] = []
 
 
 def assume_soc(name: str) -> None:
-    """From now on choose as on this chip: for graphs that are compiled for a device that is not here.
+    """From now on choose backends as on this chip, for graphs that are compiled for a device that this machine lacks.
 
     Raises:
-        OperatorError: no such chip.
+        OperatorError: the chip is unknown.
     """
     if name not in SOCS:
         raise OperatorError(f"ascend_ops.assume_soc: {name!r}: no such chip; use one of {', '.join(SOCS)}")
@@ -191,7 +194,7 @@ def assume_soc(name: str) -> None:
 
 
 def soc() -> str:
-    """The Ascend chip in the names of CANN's configurations (see SOCS), or none. Untested on hardware."""
+    """The name of the Ascend chip in CANN's configurations (see SOCS); empty without one. Untested on hardware."""
     if device() != "Ascend":
         return "none"
     return _assumed_soc[-1] if _assumed_soc else _soc_here()
@@ -205,7 +208,7 @@ def _soc_here() -> str:
 
 
 def explain(dtype: str = "float32") -> dict[str, Choice]:
-    """For every operator the backend that it takes here for `dtype`, and why."""
+    """For every operator the backend that it uses here for `dtype`, and why."""
     if dtype not in FLOATS:
         raise OperatorError(
             f"ascend_ops.explain: {dtype!r}: operators compute in {', '.join(FLOATS)}; name one of them"
@@ -215,11 +218,11 @@ def explain(dtype: str = "float32") -> dict[str, Choice]:
 
 @constexpr
 def select(name, *inputs):
-    """Inside a graph: check the inputs of operator `name`, as `describe` gives them, and return its backend as a
+    """Inside a graph: check the inputs of operator `name` (as descriptions by `describe`), and return its backend as a
     constant.
 
     Raises:
-        OperatorError: an input breaks the operator's rule, or the forced backend cannot be taken.
+        OperatorError: an input breaks the operator's rule, or the forced backend cannot be used.
     """
     operands = [
         operand(name, label, described) for label, described in zip(OPERATORS[name].inputs, inputs, strict=True)

@@ -1,4 +1,4 @@
-"""The user's cache directory, which holds what can be made again and is then run. No mindspore here."""
+"""The user's cache directory, for files that can be made again, some of which are executed. No mindspore here."""
 
 import contextlib
 import os
@@ -10,17 +10,18 @@ from ascend_ops.errors import OperatorError
 
 
 def user_cache() -> Path:
-    """The user's directory for what can be made again: $XDG_CACHE_HOME/pangu_ms or ~/.cache/pangu_ms.
+    """The user's cache directory, for files that can be made again: $XDG_CACHE_HOME/pangu_ms or ~/.cache/pangu_ms.
 
-    A user whom the system does not know, as in a container that was given a number, or whose home cannot be written has
-    one of its own in the temporary directory.
+    A user without an account (as in a container that runs with a user number) or with a home directory that cannot be
+    written gets a private directory in the temporary directory instead.
 
     Raises:
-        OperatorError: that one is another user's, who could put there what is then run.
+        OperatorError: the directory in the temporary directory belongs to another user, who could put files there that
+            are then executed.
     """
     if named := os.environ.get("XDG_CACHE_HOME"):
         return Path(named) / "pangu_ms"
-    with contextlib.suppress(RuntimeError):  # no HOME, and no such user
+    with contextlib.suppress(RuntimeError):  # neither HOME nor an account
         found = Path.home() / ".cache" / "pangu_ms"
         existing = next(path for path in (found, *found.parents) if path.exists())
         if os.environ.get("HOME", "/")[:1] == "/" and os.access(existing, os.W_OK):

@@ -1,8 +1,8 @@
-"""What every backend refuses, in the same words. Rules run while a graph is compiled (or at each eager call), before
-any kernel.
+"""Checks of operators' inputs, with the same messages for all backends. They run while a graph is compiled (or at each
+eager call), before any kernel.
 
 A rule is a plain function of Operands, registered under its operator's name; `select` (backend.py) calls it. Shapes
-that are not known yet (dynamic ones) pass here; the kernels check them again, in words of their own.
+that are not known yet (dynamic ones) pass here; the kernels check them at run time, with their own messages.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ RULES: dict[str, Callable] = {}
 
 
 def rule(*operators: str) -> Callable[[Callable], Callable]:
-    """Decorator: the function checks the operands of these operators; it is given the operator's name and its
-    Operands."""
+    """Decorator: registers a function that checks the operands of these operators. Its arguments are the operator's
+    name and its Operands."""
 
     def register(function: Callable) -> Callable:
         RULES.update(dict.fromkeys(operators, function))
@@ -38,7 +38,7 @@ def describe(tensor: Tensor | None) -> tuple[Any, tuple[int, ...] | None] | None
 
 @dataclass(frozen=True)
 class Operand:
-    """One input of a call, as errors name it."""
+    """One input of a call, with the name that error messages give it."""
 
     operator: str
     name: str
@@ -46,11 +46,11 @@ class Operand:
     shape: tuple[int, ...] | None
 
     def refuse(self, found: str, rule: str) -> OperatorError:
-        """The error of an operand that breaks a rule."""
+        """Make the error of an operand that breaks a rule."""
         return OperatorError(f"ascend_ops.{self.operator}: {self.name} {found}; {rule}")
 
     def floating(self, like: "Operand | None" = None) -> None:
-        """Of a float type that kernels take; that of `like` if given."""
+        """Require a float type that kernels accept; with `like` the dtype of that operand."""
         if self.dtype not in FLOATS:
             raise self.refuse(f"is {self.dtype}", f"it must be one of {', '.join(FLOATS)}; cast it")
         if like is not None and self.dtype != like.dtype:
@@ -59,12 +59,12 @@ class Operand:
             )
 
     def int32(self) -> None:
-        """Of dtype int32."""
+        """Require dtype int32."""
         if self.dtype != "int32":
             raise self.refuse(f"is {self.dtype}", "it must be int32; cast it")
 
     def rank(self, least: int, most: int | None = None) -> None:
-        """At least `least` dimensions (and at most `most`), none of them empty."""
+        """Require at least `least` dimensions (and at most `most`), none of them of size 0."""
         if self.shape is None:
             return
         if len(self.shape) < least or len(self.shape) > (most or len(self.shape)):
@@ -78,13 +78,13 @@ class Operand:
             )
 
     def shaped(self, why: str, *allowed: tuple[int, ...]) -> None:
-        """Of one of the allowed shapes; `why` says where they come from."""
+        """Require one of the allowed shapes; `why` explains in the message where they come from."""
         if self.shape is not None and self.shape not in allowed:
             raise self.refuse(f"has shape {self.shape}", f"it must be {' or '.join(map(str, allowed))}: {why}")
 
 
 def operand(operator: str, name: str, described: tuple | None) -> Operand | None:
-    """An Operand from what `describe` said; None for an input that is left out."""
+    """An Operand from the result of `describe`; None for an input that is left out."""
     if described is None:
         return None
     dtype, shape = described

@@ -1,6 +1,7 @@
-"""Kernels of the table as MindSpore primitives, made at first use and kept. Works in a graph and eagerly alike.
+"""Makes the kernels of the table available as MindSpore primitives, which are created at first use and cached. They
+work in graphs and eagerly.
 
-What stands under `constexpr` runs while a graph is compiled, and its result is a constant of the graph.
+A function with the decorator `constexpr` runs while a graph is compiled, and its result is a constant of the graph.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import numpy as np
 from mindspore import Tensor, ops
 from mindspore.ops import CustomRegOp, DataType, constexpr
 from mindspore.ops import signature as sig
-from mindspore.ops.composite.multitype_ops.zeros_like_impl import zeros_like  # noqa: F401 - also of a number
+from mindspore.ops.composite.multitype_ops.zeros_like_impl import zeros_like  # noqa: F401 - works on numbers too
 
 import ascend_ops
 from ascend_ops import library
@@ -32,7 +33,7 @@ _gradients: dict[str, Callable] = {}
 
 
 def gradient_of(name: str) -> Callable[[Callable], Callable]:
-    """Decorator: the function is the backward pass of kernel `name`.
+    """Decorator: registers the backward pass of kernel `name`.
 
     Its arguments are the inputs, the attributes, the outputs and their gradients; it returns a gradient for each input
     and attribute.
@@ -46,8 +47,8 @@ def gradient_of(name: str) -> Callable[[Callable], Callable]:
 
 
 def registration(kernel: Kernel, target: str) -> dict:
-    """MindSpore's description of a kernel for `target` (CPU or Ascend): a new one each time, since MindSpore changes
-    what it is given."""
+    """MindSpore's description of a kernel for `target` (CPU or Ascend). Each call returns a new one, since MindSpore
+    modifies the description."""
     info = CustomRegOp(kernel.name)
     inputs = [port.name for port in kernel.inputs] + (["attributes"] if kernel.attributes and target == "CPU" else [])
     for i, name in enumerate(inputs):
@@ -66,7 +67,7 @@ def registration(kernel: Kernel, target: str) -> dict:
 
 
 def output_shapes(kernel: Kernel, shapes: tuple[list[int], ...]) -> tuple[list[int], ...]:
-    """Shapes of a kernel's outputs from those of its inputs, by the table."""
+    """Shapes of a kernel's outputs, derived from its inputs' shapes as the table describes."""
     by_name = dict(zip((port.name for port in kernel.inputs), shapes, strict=False))
 
     def dims(term: str) -> list[int]:
@@ -80,7 +81,7 @@ def output_shapes(kernel: Kernel, shapes: tuple[list[int], ...]) -> tuple[list[i
 
 
 def output_dtypes(kernel: Kernel, dtypes: tuple[ms.Type, ...]) -> tuple[ms.Type, ...]:
-    """Dtypes of a kernel's outputs from those of its inputs, by the table."""
+    """Dtypes of a kernel's outputs, derived from its inputs' dtypes as the table describes."""
     by_letter = {port.dtype: dtype for port, dtype in zip(kernel.inputs, dtypes, strict=False)}
     return tuple(by_letter.get(output.dtype) or getattr(ms, output.dtype) for output in kernel.outputs)
 
@@ -91,7 +92,7 @@ def _one_or_all(values: tuple) -> tuple | object:
 
 @functools.cache
 def primitive(name: str, target: str) -> ops.Custom:
-    """The primitive of kernel `name` on `target` (CPU or Ascend); builds the CPU library if it is not there yet."""
+    """The primitive of kernel `name` on `target` (CPU or Ascend); builds the CPU library if it does not exist yet."""
     return _made(name, target)
 
 
@@ -99,10 +100,11 @@ _placed: dict[str, ops.Custom] = {}
 
 
 def placed_primitive(name: str, target: str, operands: tuple[Axes, ...], results: tuple[Axes, ...]) -> ops.Custom:
-    """The same with the layouts that the plan in force gives to its inputs and outputs; see `kernel`."""
+    """As `primitive`, with the layouts that the current plan gives to the inputs and outputs; see `kernel`."""
     whole = ((None,),) if KERNELS[name].attributes and target == "CPU" else ()
     inputs, outputs = devices().layouts(operands + whole), devices().layouts(results)
-    key = f"{name} {target} {[layout.to_dict() for layout in inputs + outputs]}"  # a Layout has no hash
+    # The key is a text, because a Layout is not hashable.
+    key = f"{name} {target} {[layout.to_dict() for layout in inputs + outputs]}"
     if key not in _placed:
         made = _made(name, target)
         made.add_prim_attr("self_define_shard", True)  # without it MindSpore refuses layouts of custom operators
@@ -111,7 +113,8 @@ def placed_primitive(name: str, target: str, operands: tuple[Axes, ...], results
 
 
 def _gradient(name: str) -> Callable | None:
-    """The backward pass of a kernel, if it has one. The module of its operator registers it, so all are imported."""
+    """The backward pass of a kernel, if it has one. The operators' modules register these, so all of them are imported
+    first."""
     for public in ascend_ops.__all__:
         getattr(ascend_ops, public)
     return _gradients.get(name)
@@ -125,22 +128,22 @@ def _made(name: str, target: str) -> ops.Custom:
         function = f"aclnn{name}"
         shape = lambda *shapes: _one_or_all(output_shapes(kernel, shapes))  # noqa: E731
         dtype = lambda *dtypes: _one_or_all(output_dtypes(kernel, dtypes))  # noqa: E731
-    with _launchers_aside() if target == "Ascend" else contextlib.nullcontext():
+    with _launcher_directory_set() if target == "Ascend" else contextlib.nullcontext():
         made = ops.Custom(function, shape, dtype, "aot", bprop=_gradient(name), reg_info=registration(kernel, target))
     written = [port.written for port in kernel.inputs] + [False] * bool(kernel.attributes)
     if any(written):
-        made.add_prim_attr("side_effect_mem", True)  # keeps its place in the order of execution
+        made.add_prim_attr("side_effect_mem", True)  # keeps the call's position in the order of execution
         modes = (sig.sig_rw.RW_WRITE if w else sig.sig_rw.RW_READ for w in written)
         made.set_signatures(tuple(sig.make_sig(f"input{i}", mode) for i, mode in enumerate(modes)))
     return made
 
 
 @contextlib.contextmanager
-def _launchers_aside() -> Iterator[None]:
-    """For each kernel of Ascend MindSpore compiles a library that launches it, into the directory of this variable or
-    else the current one."""
+def _launcher_directory_set() -> Iterator[None]:
+    """Set the variable that names the directory for launcher libraries: MindSpore compiles one for each Ascend kernel,
+    by default into the current directory."""
     before = os.environ.get(_LAUNCHERS)
-    os.environ[_LAUNCHERS] = _own_directory().name
+    os.environ[_LAUNCHERS] = _launcher_directory().name
     try:
         yield
     finally:
@@ -150,24 +153,24 @@ def _launchers_aside() -> Iterator[None]:
 
 
 @functools.cache
-def _own_directory() -> tempfile.TemporaryDirectory[str]:
-    """A directory that goes with the process."""
+def _launcher_directory() -> tempfile.TemporaryDirectory[str]:
+    """A temporary directory that is removed when the process ends."""
     return tempfile.TemporaryDirectory(prefix="ascend-ops-", ignore_cleanup_errors=True)
 
 
 def device() -> str:
-    """CPU, GPU or Ascend: what MindSpore computes on."""
+    """The type of device on which MindSpore computes: CPU, GPU or Ascend."""
     return ms.get_context("device_target")
 
 
 @constexpr
 def kernel(name, operands=None, results=None):
-    """The primitive of a kernel on this device, as a constant of the graph. Attributes follow its inputs as `attribute`
-    makes them.
+    """The primitive of a kernel on this device, as a constant of the graph. In a call the attributes, made by
+    `attribute`, follow the inputs.
 
     Args:
-        operands, results: what a plan calls the dimensions of each input and output, attributes left out; those of its
-            gradient follow from them.
+        operands, results: the plan's names of the dimensions of each input and output, without attributes; those of its
+        gradient follow from them.
     """
     if operands is None or not is_laid_out():
         return primitive(name, device())
@@ -176,12 +179,12 @@ def kernel(name, operands=None, results=None):
 
 @constexpr
 def attribute(*values):
-    """Attributes of a call in the form that this device's kernels take: one tensor on a CPU. A kernel for Ascend has at
-    most one."""
+    """Attributes of a call in the form that this device's kernels need: one tensor on a CPU. A kernel for Ascend has at
+    most one attribute."""
     return Tensor(np.array(values, np.float32)) if device() == "CPU" else values[0]
 
 
 @constexpr
 def filled(value, *shape):
-    """A float32 tensor of one value, as a constant of the graph."""
+    """A float32 tensor filled with one value, as a constant of the graph."""
     return Tensor(np.full(shape, value, np.float32))

@@ -1,8 +1,8 @@
 """Layouts of operators on many devices.
 
-Products, tables and custom kernels say what their operands' dimensions are called (`placed`, `custom.kernel`); a plan
-says which axes of the devices cut each name (`lay_out`). From there layouts spread over the rest of the graph by
-MindSpore's sharding propagation. Without a plan nothing here does anything.
+Matrix products, tables and custom kernels name the dimensions of their operands (`placed`, `custom.kernel`); a plan
+gives the device axes that shard each name (`lay_out`). MindSpore's sharding propagation extends these layouts to the
+rest of the graph. Without a plan this module has no effect.
 """
 
 import functools
@@ -13,24 +13,24 @@ from mindspore import Layout, ops
 from mindspore.ops import Primitive, constexpr
 
 Names = str | tuple[str, ...] | None
-"""What one dimension is called: several names cut it one inside the other, None is a whole one."""
+"""The name of one dimension. Several names shard it one inside the other; None means not sharded."""
 Axes = tuple[Names, ...]
 STREAM: Axes = (("batch", "sequence"), "embed")
-"""Of the residual stream as rows, one for each token: batch and sequence are cut together, since no cut of the sequence
-alone is one of rows."""
+"""Names of the residual stream as rows [B * S, E], one row for each token. Batch and sequence shard the rows together,
+since sharding only the sequence does not shard the rows."""
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What a plan says to operators."""
+    """The part of a plan that operators need."""
 
     axes: tuple[tuple[str, int], ...]
-    """(name, size) of the matrix of devices, slowest first: (("dp", 16), ("mp", 8))."""
+    """(name, size) of the axes of the device matrix, slowest first: (("dp", 16), ("mp", 8))."""
     rules: dict[str, tuple[str, ...]]
-    """The axes that cut each named dimension, such as {"batch": ("dp",), "heads": ("mp",), "embed": ()}."""
+    """The axes that shard each named dimension, such as {"batch": ("dp",), "heads": ("mp",), "embed": ()}."""
 
     def cutting(self, names: Names) -> tuple[str, ...]:
-        """The axes of more than one device that cut a dimension.
+        """The axes of more than one device that shard a dimension.
 
         Raises:
             KeyError: the plan does not know a name.
@@ -40,15 +40,15 @@ class Devices:
         return tuple(axis for name in each for axis in self.rules[name] if sizes.get(axis, 1) > 1)
 
     def parts(self, names: Names) -> int:
-        """Number of parts of a dimension."""
+        """Number of slices of a dimension."""
         return math.prod(dict(self.axes)[axis] for axis in self.cutting(names))
 
     def strategy(self, operands: tuple[Axes, ...]) -> tuple[tuple[int, ...], ...]:
-        """MindSpore's strategy of an operator: for each operand the number of parts of each dimension."""
+        """MindSpore's strategy for an operator: for each operand the number of slices of each dimension."""
         return tuple(tuple(self.parts(name) for name in axes) for axes in operands)
 
     def layouts(self, operands: tuple[Axes, ...]) -> tuple[Layout, ...]:
-        """The same as MindSpore's Layouts, which custom operators take in place of a strategy."""
+        """The sharding of each operand as a MindSpore Layout, which custom operators need instead of a strategy."""
         names, sizes = zip(*self.axes, strict=True)
         layout = Layout(sizes, names)
         dims = [[self.cutting(names) for names in axes] for axes in operands]
@@ -59,38 +59,38 @@ _devices: Devices | None = None  # of the process: a graph is compiled in severa
 
 
 def lay_out(devices: Devices | None) -> None:
-    """From now on cells are built and graphs compiled for many devices, or with None for one."""
+    """Set the plan for cells that are built and graphs that are compiled from now on; None for a single device."""
     global _devices
     _devices = devices
 
 
 def devices() -> Devices:
-    """The plan in force; there is one where `is_laid_out`."""
+    """The current plan; only call this if `is_laid_out()`."""
     assert _devices is not None
     return _devices
 
 
 def is_laid_out() -> bool:
-    """Whether a plan is in force."""
+    """Whether there is a current plan."""
     return _devices is not None
 
 
 @functools.cache
 def _primitive(kind: str, strategies: tuple, attributes: tuple[str, ...]) -> Primitive:
-    """`strategies`: none, that of the inputs, or those of inputs and outputs."""
+    """`strategies` is empty, or has the strategy of the inputs, or those of inputs and outputs."""
     primitive = getattr(ops, kind)(**dict.fromkeys(attributes, True))
     return primitive.shard(*strategies) if strategies else primitive
 
 
 @constexpr
 def placed(kind, operands, *attributes):
-    """Inside a graph: MindSpore's primitive `kind` as a constant, laid out by the plan where there is one and every
-    operand's axes are known.
+    """Inside a graph: MindSpore's primitive `kind` as a constant. It has the plan's strategy if there is a plan and the
+    axes of every operand are given.
 
     Args:
         kind: name in mindspore.ops.
         operands: the axes of each operand.
-        attributes: those that are true, such as "transpose_b".
+        attributes: names of the attributes that are True, such as "transpose_b".
 
     Raises:
         KeyError: the plan does not know a name.
@@ -100,15 +100,15 @@ def placed(kind, operands, *attributes):
 
 
 def _rows(axes: Axes) -> Names:
-    """How the rows of a product with a weight are cut: one that the devices do not share needs no more rows than the
-    device's own of the stream."""
+    """Names by which the rows of a product with a weight are sharded. If the weight is not sharded, a device needs only
+    its own rows of the stream; otherwise it needs all rows of its batch."""
     return STREAM[0] if all(devices().parts(axis) == 1 for axis in axes) else ("batch",)
 
 
 @constexpr
 def placed_product(axes):
-    """`placed` MatMul of rows and the transpose of a weight with these axes. Where it adds up parts of the stream, each
-    device gets its rows of the sum."""
+    """`placed` MatMul of rows and the transpose of a weight with these axes. If its results are partial sums of the
+    stream, each device gets its own rows of the sum (a reduce-scatter)."""
     if not is_laid_out() or axes is None:
         return _primitive("MatMul", (), ("transpose_b",))
     strategies = (_devices.strategy(((_rows(axes), axes[1]), axes)),)
@@ -119,7 +119,7 @@ def placed_product(axes):
 
 @constexpr
 def placed_bias(axes):
-    """`placed` Add of what `placed_product` makes and a bias."""
+    """`placed` Add of a result of `placed_product` and a bias."""
     if not is_laid_out() or axes is None:
         return _primitive("Add", (), ())
     rows = STREAM[0] if axes[0] == "embed" else _rows(axes)
@@ -128,7 +128,7 @@ def placed_bias(axes):
 
 @constexpr
 def laid_out():
-    """`is_laid_out`, inside a graph."""
+    """The value of `is_laid_out()` as a constant, for use inside a graph."""
     return is_laid_out()
 
 
@@ -141,30 +141,30 @@ def placed_on_stream(kind, rank, num_operands, *attributes):
 
 
 @constexpr
-def _sequence_is_cut():
+def _sequence_is_sharded():
     return is_laid_out() and _devices.parts("sequence") > 1
 
 
 def as_stream(x):
-    """Inside a graph: [B, S, E] as rows [B * S, E] where a plan cuts the sequence, else as it is.
+    """Inside a graph: [B, S, E] as rows [B * S, E] if a plan shards the sequence, otherwise unchanged.
 
-    Rows only there: at the ends of a pipeline stage MindSpore sends and receives a tensor whole over the replicas if it
-    comes from a reshape.
+    Rows are used only in that case, because at the ends of a pipeline stage MindSpore sends and receives a tensor from
+    a reshape whole, not split over the replicas.
     """
-    return ops.reshape(x, (-1, x.shape[-1])) if _sequence_is_cut() and x.ndim == 3 else x
+    return ops.reshape(x, (-1, x.shape[-1])) if _sequence_is_sharded() and x.ndim == 3 else x
 
 
 def as_before(rows, x):
-    """Inside a graph: undoes `as_stream(x)`."""
-    return ops.reshape(rows, x.shape) if _sequence_is_cut() and x.ndim == 3 else rows
+    """Inside a graph: the inverse of `as_stream(x)`."""
+    return ops.reshape(rows, x.shape) if _sequence_is_sharded() and x.ndim == 3 else rows
 
 
 def as_rows(x):
-    """Inside a graph: [B, S, E] as rows [B * S, E] where a plan is in force, else as it is: between two products
-    nothing then has to be guessed."""
+    """Inside a graph: [B, S, E] as rows [B * S, E] if there is a plan, otherwise unchanged. With rows MindSpore does
+    not have to guess layouts between two products."""
     return ops.reshape(x, (-1, x.shape[-1])) if laid_out() and x.ndim == 3 else x
 
 
 def from_rows(rows, x):
-    """Inside a graph: undoes `as_rows(x)`."""
+    """Inside a graph: the inverse of `as_rows(x)`."""
     return ops.reshape(rows, x.shape) if laid_out() and x.ndim == 3 else rows

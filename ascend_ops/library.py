@@ -1,8 +1,8 @@
-"""The CPU library: compiled from cpu/*.cc at first use, kept in the user's cache, found again by the hash of everything
-it depends on.
+"""The CPU library: it is compiled from cpu/*.cc at first use and kept in the user's cache, under the hash of everything
+that it depends on.
 
-`python -m ascend_ops.build` builds it ahead of time. A library is for one level of instructions (AVX-512, AVX2 or the
-platform's baseline), which is part of its name, so machines of different kinds can share a home directory. No mindspore
+`python -m ascend_ops.build` builds it ahead of time. A library is built for one instruction set level (AVX-512, AVX2 or
+the platform's baseline), which is part of its name, so that different machines can share a home directory. No mindspore
 here.
 """
 
@@ -48,13 +48,13 @@ LEVELS = {
     "avx2": ({"avx2", "fma", "f16c"}, ("-mavx2", "-mfma", "-mf16c")),
     "baseline": (set(), ()),
 }
-"""Level of instructions -> (processor flags it needs, compiler flags that allow it), best first; `baseline` is SSE2 or
-NEON."""
+"""Instruction set level -> (processor flags that it needs, compiler flags that enable it), best first; `baseline` is
+SSE2 or NEON."""
 
 
 def cpu_flags() -> set[str]:
-    """What /proc/cpuinfo says of the first processor; empty where it has no such line (aarch64 names them `Features`,
-    which no level needs)."""
+    """The flags of the first processor in /proc/cpuinfo; empty if there is no such line (aarch64 has `Features`
+    instead, which no level needs)."""
     with contextlib.suppress(OSError):
         if found := re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
             return set(found.group(1).split())
@@ -62,7 +62,7 @@ def cpu_flags() -> set[str]:
 
 
 def cpu_level() -> str:
-    """The best level of instructions that this processor has."""
+    """The best instruction set level of this processor."""
     flags = cpu_flags()
     return next(level for level, (needed, _) in LEVELS.items() if needed <= flags)
 
@@ -71,7 +71,7 @@ def compiler() -> str:
     """The C++ compiler: $CXX or g++.
 
     Raises:
-        OperatorError: there is none.
+        OperatorError: there is no compiler.
     """
     name = os.environ.get("CXX") or "g++"
     if found := shutil.which(name):
@@ -82,7 +82,7 @@ def compiler() -> str:
 
 
 def cache_root() -> Path:
-    """Where built libraries live; ASCEND_OPS_CACHE overrides it."""
+    """Directory of the built libraries; ASCEND_OPS_CACHE overrides it."""
     if named := os.environ.get("ASCEND_OPS_CACHE"):
         return Path(named)
     return user_cache() / "ascend_ops"
@@ -118,7 +118,7 @@ def inference_source() -> str:
 
 
 def _shape_expression(kernel: Kernel, shape: str) -> str:
-    """C++ for a shape of the table."""
+    """C++ expression for a shape of the table."""
     index = {port.name: i for i, port in enumerate(kernel.inputs)}
     parts = []
     for term in shape.split():
@@ -137,7 +137,7 @@ def _shape_expression(kernel: Kernel, shape: str) -> str:
 
 
 def _dtype_expression(kernel: Kernel, dtype: str) -> str:
-    """C++ for a dtype of the table: that of an input, or MindSpore's number of a fixed one."""
+    """C++ expression for a dtype of the table: the dtype of an input, or MindSpore's number of a fixed dtype."""
     for i, port in enumerate(kernel.inputs):
         if port.dtype == dtype:
             return f"types[{i}]"
@@ -147,13 +147,14 @@ def _dtype_expression(kernel: Kernel, dtype: str) -> str:
 
 
 def sources() -> dict[str, str]:
-    """File name -> text of everything that is compiled, the generated file included."""
+    """File name -> text of all sources, the generated file included."""
     texts = {path.name: path.read_text() for path in sorted([*SOURCES.glob("*.cc"), *SOURCES.glob("*.h")])}
     return texts | {"inference.cc": inference_source()}
 
 
 def library_path(level: str) -> Path:
-    """Where the library of these sources, compiler flags, instruction level and machine lives, whether built or not."""
+    """Path of the library for these sources, compiler flags, instruction set level and machine, whether it is built or
+    not."""
     identity = [
         repr(sorted(sources().items())),
         repr(COMPILE_FLAGS),
@@ -166,12 +167,12 @@ def library_path(level: str) -> Path:
 
 
 def build(level: str | None = None) -> Path:
-    """The library of this machine's level (or the given one), compiled unless it is there.
+    """Path of the library for this machine's level (or the given one), which is compiled unless it exists.
 
     Several processes may call this at once: one compiles, the others wait for it.
 
     Raises:
-        OperatorError: no compiler, or it fails; the message holds the first error line.
+        OperatorError: there is no compiler, or it fails; the message contains the first error line.
     """
     path = library_path(level or cpu_level())
     if _is_sound(path):
@@ -185,7 +186,7 @@ def build(level: str | None = None) -> Path:
                         "%s: has not the hash that stands beside it (damaged, or of an older version); built again",
                         path,
                     )
-                for abandoned in path.parent.glob("build.*") if alone else ():  # of a process that was killed
+                for abandoned in path.parent.glob("build.*") if alone else ():  # left by a process that was killed
                     shutil.rmtree(abandoned, ignore_errors=True)
                 _compile(path, LEVELS[level or cpu_level()][1])
     except OSError as error:
@@ -195,11 +196,11 @@ def build(level: str | None = None) -> Path:
 
 
 def _is_sound(path: Path) -> bool:
-    """Whether a library is there whose bytes have the hash beside it; read once for each state of the file."""
+    """Whether the library exists and has the hash in the file beside it; computed once for each state of the file."""
     try:
         status = path.stat()
         return _has_hash(path, status.st_ino, status.st_size, status.st_mtime_ns)
-    except OSError:  # one of the two is not there
+    except OSError:  # the library or the hash file does not exist
         return False
 
 
@@ -214,8 +215,8 @@ def _hash_file(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(directory: Path) -> Iterator[bool]:
-    """One process at a time, and whether that holds. Where the file system has no locks all compile, which is slower
-    but right: each publishes whole files."""
+    """Let one process at a time into this block; yields whether that is guaranteed. On a file system without locks all
+    processes compile, which is slower but correct, since each publishes whole files."""
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "w") as file:
         try:
@@ -247,8 +248,8 @@ def _compile(path: Path, level_flags: tuple[str, ...]) -> None:
 
 
 def _publish(built: Path, path: Path) -> None:
-    """Move a library to its place, and its hash after it; both are on the disk before they have their names: a power
-    cut leaves a pair or no pair."""
+    """Rename a library to its final name, and then its hash. Both are flushed to disk before, so that a power cut
+    leaves either a valid pair or none."""
     digest = built.with_name(_hash_file(path).name)
     digest.write_text(hashlib.sha256(built.read_bytes()).hexdigest() + "\n")
     for source, target in ((built, path), (digest, _hash_file(path))):
@@ -258,10 +259,10 @@ def _publish(built: Path, path: Path) -> None:
 
 
 def _run(folder: Path, *arguments: str) -> str:
-    """Run the compiler; returns the file it made."""
+    """Run the compiler; returns the path of its output."""
     try:
         command = [compiler(), *arguments]
-        environment = os.environ | {"LC_ALL": "C"}  # its messages are searched for "error"
+        environment = os.environ | {"LC_ALL": "C"}  # English messages, since they are searched for "error"
         result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     except OSError as error:
         raise OperatorError(

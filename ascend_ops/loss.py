@@ -11,13 +11,13 @@ from ascend_ops.layout import laid_out, placed
 
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    """logsumexp(logits[t]) - logits[t, labels[t]] of each token that counts, 0 of the others. Weights are the caller's,
-    outside.
+    """logsumexp(logits[t]) - logits[t, labels[t]] for each token that counts, 0 for the others. The caller applies
+    weights to the result.
 
     Args:
-        logits: [..., V] float32, float16 or bfloat16; arithmetic is float32. The only input with a gradient: exactly 0
-            in rows that do not count.
-        labels: [...] int32 in [0, V); may be anything where the token does not count.
+        logits: [..., V] float32, float16 or bfloat16; arithmetic is float32. It is the only input with a gradient,
+            which is exactly 0 in rows that do not count.
+        labels: [...] int32 in [0, V); any value for a token that does not count.
         mask: [...] float32; 0 leaves a token out, anything else counts it.
 
     Returns:
@@ -25,7 +25,7 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tenso
 
     Raises:
         RuntimeError, ValueError: on a CPU, a token that counts has a label outside [0, V) (cpu: RuntimeError; composed:
-            ValueError). An accelerator cannot stop for values.
+            ValueError). An accelerator cannot raise errors that depend on values.
     """
     chosen = select("softmax_cross_entropy", describe(logits), describe(labels), describe(mask))
     if chosen == "composed":
@@ -40,9 +40,10 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tenso
 
 def _composed(logits, labels, mask):
     if laid_out():
-        return _over_cut_vocabulary(logits, labels, ops.cast(mask != 0, ms.float32))
+        return _over_sharded_vocabulary(logits, labels, ops.cast(mask != 0, ms.float32))
     counts = mask != 0
-    # NLLLoss refuses labels that are out of range, except -100, its ignore_index: a negative one must be another.
+    # NLLLoss refuses labels that are out of range, except its ignore_index -100. Therefore negative labels are replaced
+    # by another invalid one.
     labels = ops.select(counts, ops.maximum(labels, -1), ops.zeros_like(labels))
     ones = ops.ones(logits.shape[-1:], ms.float32)
     loss = ops.NLLLoss(reduction="none")(ops.LogSoftmax(-1)(logits), labels, ones)[0]
@@ -51,9 +52,9 @@ def _composed(logits, labels, mask):
     return ops.select(counts, loss, ops.zeros_like(loss))
 
 
-def _over_cut_vocabulary(logits, labels, counts):
-    """Of operators that MindSpore can cut along the vocabulary: each device sees its own classes, and sums over them
-    are all-reduced."""
+def _over_sharded_vocabulary(logits, labels, counts):
+    """The loss from operators that MindSpore can shard along the vocabulary: each device has its own classes, and sums
+    over classes are all-reduced."""
     of_token, by_class = ("batch", None), ("batch", "vocab")
     shifted = placed("Sub", (by_class, of_token))(
         logits, ops.stop_gradient(placed("ReduceMax", (by_class,), "keep_dims")(logits, -1))
@@ -68,7 +69,8 @@ def _over_cut_vocabulary(logits, labels, counts):
 
 @constexpr
 def _loses_nan():
-    """On a CPU MindSpore's LogSoftmax makes numbers of NaN: infinity in 2.9, finite ones in 2.7."""
+    """Whether MindSpore's LogSoftmax loses NaN, as on a CPU: it turns NaN into infinity in 2.9, and into finite numbers
+    in 2.7."""
     return device() == "CPU"
 
 

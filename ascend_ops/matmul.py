@@ -1,9 +1,9 @@
-"""Products with weights: linear, and its form for rows grouped by expert. Source: MindSpore's Dense and grouped_matmul,
-which they replace.
+"""Matrix products with weights: linear, and grouped_matmul for rows that are grouped by expert. Sources:
+MindSpore's Dense and grouped_matmul, which they replace.
 
-Weights are stored in float32, and so are their gradients, whatever the dtype T of the activations. A product sees the
-weight rounded to T, adds up in float32 and rounds once, after the bias (builtin: before it, too). float16 has no
-products of its own on most CPUs: it is as slow as float32 there.
+Weights are stored in float32, and so are their gradients, whatever the dtype T of the activations. A product uses the
+weight rounded to T, accumulates in float32 and rounds once, after the bias (the builtin backend also before the bias).
+Most CPUs have no float16 products, so that float16 is as slow as float32 there.
 """
 
 import mindspore as ms
@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, axes: Axes | N
         x: [..., in] float32, float16 or bfloat16.
         weight: [out, in] float32.
         bias: [out] float32; None for none.
-        axes: what a plan calls the dimensions of the weight, such as ("ffn", "embed"); None leaves the product to
+        axes: the plan's names of the dimensions of the weight, such as ("ffn", "embed"); None leaves the product to
             sharding propagation. See layout.py.
 
     Returns:
@@ -38,7 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, axes: Axes | N
         return ops.reshape(y, x.shape[:-1] + weight.shape[:1])
     return kernel("Linear")(
         x, weight, filled(0.0, 1) if bias is None else bias
-    )  # one value beside several outputs means none
+    )  # a bias of one value with several outputs means no bias
 
 
 def logits(x: Tensor, table: Tensor) -> Tensor:
@@ -54,8 +54,8 @@ def logits(x: Tensor, table: Tensor) -> Tensor:
     chosen = select("linear", describe(x), describe(table), None)
     if chosen == "cpu" or chosen == "ascendc":
         return kernel("Linear")(x, table, filled(0.0, 1))
-    # Written out, not a call of `linear`: in a pipeline MindSpore gives nodes that were parsed from one line of
-    # code one layout.
+    # This does not call `linear`, because in a pipeline MindSpore gives nodes that were parsed from the same line of
+    # code the same layout.
     product = placed("MatMul", (("batch", "embed"), ("vocab", "embed")), "transpose_b")
     if chosen == "composed":
         y = product(ops.reshape(ops.cast(x, ms.float32), (-1, x.shape[-1])), _rounded_table(table, x.dtype))
@@ -65,12 +65,12 @@ def logits(x: Tensor, table: Tensor) -> Tensor:
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """Rows of each expert times its weight: y[i] = x[i] W[e]^T for the expert e that row i belongs to.
+    """Multiply the rows of each expert by its weight: y[i] = x[i] W[e]^T for the expert e of row i.
 
     Args:
         x: [N, in] float32, float16 or bfloat16, rows sorted by expert.
         weight: [E, out, in] float32.
-        counts: [E] int32, rows of each expert; values known at run time only. They must add up to N, which the CPU
+        counts: [E] int32, number of rows of each expert, known only at run time. They must add up to N, which the CPU
             kernel checks.
 
     Returns:
@@ -95,9 +95,9 @@ def _over_rows(x, weight, bias, dtype, axes):
 
 
 def _composed(x, weight, dtype, axes=None):
-    """x W^T in float32 of the weight rounded to `dtype`: the CPU has no MatMul of bfloat16, and sums of float16 are too
-    coarse."""
-    # w + (rounded - w) is exact; unlike two casts it does not round the gradient of w
+    """x W^T in float32, with the weight rounded to `dtype`: MindSpore's CPU backend has no MatMul of bfloat16, and sums
+    in float16 are too coarse."""
+    # w + (rounded - w) equals the rounded weight exactly; unlike two casts it does not round the gradient of w
     seen = (
         weight
         if dtype == ms.float32
@@ -115,15 +115,15 @@ def _rounded_table(table, dtype):
 
 
 def _composed_groups(x, weight, counts):
-    """One product of all rows for each expert, of which its own are kept: E times the work, right for any counts with
-    static shapes."""
+    """One product of all rows for each expert, of which only its own rows are kept. This is E times the work, but has
+    static shapes for any counts."""
     wide = ops.cast(x, ms.float32)
     row = ops.reshape(ops.arange(x.shape[0]), (-1, 1))
     ends = ops.cumsum(counts, 0)
     y = ops.zeros((x.shape[0], weight.shape[1]), ms.float32)
     for e in range(weight.shape[0]):
         own = ops.logical_and(row >= ends[e] - counts[e], row < ends[e])
-        # rows are masked before the product, too: a NaN in another's row must not reach this expert's gradient
+        # rows are also masked before the product: a NaN in another expert's row must not reach this expert's gradient
         y = ops.where(own, _composed(ops.where(own, wide, ops.zeros_like(wide)), weight[e], x.dtype), y)
     return ops.cast(y, x.dtype)
 
@@ -136,8 +136,8 @@ def _grouped_matmul_v4():
 
 
 def _builtin_groups(x, weight, counts):
-    """As MindFormers calls it (parallel_core/inference/tensor_parallel/grouped_layers.py): weight [E, in, out], int64
-    counts. Untested on hardware."""
+    """MindSpore's operator, called as in MindFormers (parallel_core/inference/tensor_parallel/grouped_layers.py):
+    weight [E, in, out], int64 counts. Untested on hardware."""
     return _grouped_matmul_v4()(
         [x], [weight], None, None, None, None, None, None, counts, split_item=3, group_type=0, group_list_type=1
     )[0]

@@ -1,8 +1,9 @@
-"""Norms over the last axis, plain or of a sum. Sources: Ba et al. 2016 (LayerNorm); Zhang and Sennrich 2019 (RMSNorm).
+"""Norms over the last axis, of a tensor or of a sum with a residual. Sources: Ba et al. 2016 (LayerNorm); Zhang and
+Sennrich 2019 (RMSNorm).
 
-Shapes: x and residual [..., E], of one dtype: float32, float16 or bfloat16; weight and bias [E]. Statistics and
+Shapes: x and residual [..., E], of the same dtype: float32, float16 or bfloat16; weight and bias [E]. Statistics and
 arithmetic are float32, results have the dtype and shape of x. All inputs have gradients. With a residual, total = x +
-residual is rounded to its dtype once, and what is normalised is the rounded sum.
+residual is rounded to its dtype once, and the rounded sum is normalised.
 """
 
 import mindspore as ms
@@ -63,8 +64,8 @@ def rms_norm(
     chosen = select("rms_norm", describe(x), describe(weight), describe(residual))
     weight = ops.cast(weight, ms.float32)
     if chosen == "composed" or chosen == "builtin":
-        # Under a plan composed: the gradient of MindSpore's own is float32 for a float16 weight, which the
-        # sum over micro-batches refuses.
+        # Under a plan the composed form is used: MindSpore's own operator has a float32 gradient for a float16 weight,
+        # which the sum over micro-batches refuses.
         compute = _composed_rms_norm if chosen == "composed" or laid_out() else _builtin_rms_norm
         rows = as_stream(x)
         if residual is None:
@@ -86,7 +87,8 @@ def _mean(u):
 
 
 def _composed_layer_norm(x, weight, bias, eps):
-    """On a CPU in a third of the time of ops.LayerNorm, forward and backward."""
+    """LayerNorm from elementary operators. On a CPU it takes a third of the time of ops.LayerNorm, forward and
+    backward."""
     u = ops.cast(x, ms.float32)
     u = u - _mean(u)
     return ops.cast(u * ops.rsqrt(_mean(u * u) + eps) * weight + bias, x.dtype)
@@ -94,8 +96,8 @@ def _composed_layer_norm(x, weight, bias, eps):
 
 def _composed_rms_norm(x, weight, eps):
     u = ops.cast(x, ms.float32)
-    # Square: of u * u, where u is an all-reduce, MindSpore 2.9's parallel compiler makes a wrong gradient (it
-    # moves the all-reduce behind the sum of both).
+    # Square instead of u * u: if u is the result of an all-reduce, MindSpore 2.9's parallel compiler makes a wrong
+    # gradient of u * u (it moves the all-reduce after the sum of both terms).
     return ops.cast(u * ops.rsqrt(_mean(ops.square(u)) + eps) * weight, x.dtype)
 
 

@@ -20,21 +20,21 @@ def adamw(
     eps: float,
     weight_decay: float,
 ) -> Tensor:
-    """One AdamW step in place, without bias correction, as MindSpore's AdamWeightDecay.
+    """One in-place AdamW step without bias correction, as in MindSpore's AdamWeightDecay.
 
     With g = gradient * factor: m += (1 - beta1) (g - m); v += (1 - beta2) (g^2 - v); parameter -= lr (m / (sqrt(v) +
     eps) + weight_decay parameter).
     Source: Loshchilov and Hutter 2019, algorithm 2; specification A3.1.
 
     Args:
-        parameter, m, v: float32, of one shape; updated in place.
+        parameter, m, v: float32, of the same shape; updated in place.
         gradient: of that shape; float32, float16 or bfloat16.
         lr: learning rate, float32 scalar.
-        factor: what the gradient is multiplied by (loss scale and clipping), float32 scalar.
+        factor: factor of the gradient (loss scale and clipping), float32 scalar.
         beta1, beta2, eps, weight_decay: constants.
 
     Returns:
-        float32 [1], made after the update: what must follow it can depend on it.
+        float32 [1], computed after the update, so that operations that must follow the update can depend on it.
     """
     chosen = select("adamw", describe(parameter), describe(m), describe(v), describe(gradient))
     if chosen == "composed" or chosen == "builtin":
@@ -46,7 +46,8 @@ def adamw(
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """Sum of squares of all elements: float32 scalar. On a CPU right to 1e-6 for any number of elements.
+    """Sum of squares of all elements: float32 scalar. On a CPU the relative error is at most 1e-6 for any number of
+    elements.
 
     Args:
         x: any shape; float32, float16 or bfloat16.

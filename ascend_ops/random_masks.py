@@ -1,9 +1,9 @@
-"""Dropout whose mask is a function of (seed, element index) alone, so that a resumed or repeated run has the same
+"""Dropout whose mask depends only on the seed and the element's index, so that a resumed or repeated run has the same
 masks.
 
-MindSpore's own dropout differs from run to run on a CPU even with a seed. Under a plan it is taken all the same: a
-device has slices, and MindSpore gives its dropout different seeds for different slices. A run that is resumed there
-draws other masks.
+On a CPU MindSpore's own dropout differs from run to run even with a seed. Under a plan it is used all the same: a
+device has slices of tensors, and MindSpore gives its dropout different seeds for different slices. A run that is
+resumed under a plan draws other masks.
 """
 
 import math
@@ -27,7 +27,7 @@ def dropout(x: Tensor, seed: Tensor, rate: float) -> Tensor:
     Args:
         x: any shape, fewer than 2**31 elements; float32, float16 or bfloat16.
         seed: int32 scalar or [1], well mixed: `dropout_seed` makes one.
-        rate: share of elements that become 0, in [0, 1).
+        rate: probability that an element becomes 0, in [0, 1).
     """
     chosen = select("dropout", describe(x), describe(seed))
     rate = checked_rate("dropout", rate)
@@ -40,26 +40,27 @@ def dropout(x: Tensor, seed: Tensor, rate: float) -> Tensor:
 
 @constexpr
 def by_mindspore(rate):
-    """MindSpore's primitive."""
+    """MindSpore's own dropout primitive."""
     return ops.Dropout(keep_prob=1.0 - rate)
 
 
 def dropout_seed(key: Tensor, site: int) -> Tensor:
     """A seed for one place (`site`) of a model from the int32 key of a step."""
-    return _mix(ops.bitwise_xor(key, int32(site * 0x9E3779B1)), int32(0))  # the golden ratio spreads the sites
+    # The multiplier is the golden ratio times 2^32, which spreads the sites over all bits.
+    return _mix(ops.bitwise_xor(key, int32(site * 0x9E3779B1)), int32(0))
 
 
 def dropout_mask(shape, seed, rate):
-    """float32 factors of `dropout`: 0 or 1 / (1 - rate)."""
+    """The factors by which `dropout` multiplies, float32: 0 or 1 / (1 - rate)."""
     index = element_index(shape)
     return ops.cast(_mix(ops.bitwise_xor(index, seed), seed) >= threshold(rate), ms.float32) * (1.0 / (1.0 - rate))
 
 
 def _mix(h, seed):
-    """31 well mixed bits of int32 numbers (index ^ seed). The seed enters twice, or the masks of two seeds were
-    permutations of each other.
+    """31 well mixed bits of int32 numbers (index ^ seed). The seed is mixed in a second time; otherwise the masks of
+    two seeds would be permutations of each other.
 
-    Source: Wellons, "Prospecting for Hash Functions" (lowbias32); the second entry is ours.
+    Source: Wellons, "Prospecting for Hash Functions" (lowbias32); the second use of the seed is our addition.
     """
     h = ops.bitwise_xor(h, _shifted(h, 16)) * int32(0x7FEB352D) + seed
     h = ops.bitwise_xor(h, _shifted(h, 15)) * int32(0x2C1B3C6D)
@@ -69,7 +70,7 @@ def _mix(h, seed):
 def _shifted(h, bits):
     return ops.bitwise_and(
         ops.bitwise_right_shift(h, int32(bits)), int32((1 << (32 - bits)) - 1)
-    )  # logical, not arithmetic
+    )  # a logical shift, not an arithmetic one
 
 
 @constexpr
@@ -79,7 +80,7 @@ def checked_rate(operator, rate):
 
 
 def float32_rate(operator: str, rate: float) -> float:
-    """The rate as float32 holds it, so that all backends drop the same elements; refused outside [0, 1)."""
+    """The rate rounded to float32, so that all backends drop the same elements; raises an error outside of [0, 1)."""
     number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
     if not number or not 0.0 <= float(np.float32(rate)) < 1.0:
         raise OperatorError(f"ascend_ops.{operator}: dropout rate {rate!r}: it must be a number in [0, 1)")
@@ -88,7 +89,7 @@ def float32_rate(operator: str, rate: float) -> float:
 
 @constexpr
 def int32(value):
-    """The 32 bits of a number as an int32 scalar."""
+    """The lowest 32 bits of an integer as an int32 scalar."""
     return Tensor(np.uint32(value & 0xFFFFFFFF).astype(np.int32))
 
 
@@ -104,7 +105,7 @@ def element_index(shape):
 
 @constexpr
 def threshold(rate):
-    """Hashes below it are dropped: the rate, as float32, of 2**31."""
+    """Elements with a hash below this are dropped: the float32 rate times 2**31."""
     return Tensor(np.int32(float(np.float32(rate)) * 2**31))
 
 

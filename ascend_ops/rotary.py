@@ -1,5 +1,5 @@
-"""Rotary position embedding, rotate-half form: element i of a head's first half and element i of its second turn
-together, as in LLaMA.
+"""Rotary position embedding, rotate-half form: element i of a head's first half is rotated together with element i of
+its second half, as in LLaMA.
 
 Source: Su et al. 2021 (RoFormer), eq. 34; the pairing of halves is that of GPT-NeoX, LLaMA and Hugging Face's
 `rotate_half`; specification F1.
@@ -21,7 +21,7 @@ from ascend_ops.layout import laid_out
 
 
 def rotary_embedding(x: Tensor, cos_sin: Tensor) -> Tensor:
-    """Each head turned by the angles of its position: with its halves x1 and x2, (x1 cos - x2 sin, x2 cos + x1 sin).
+    """Rotate each head by the angles of its position: its halves x1 and x2 become (x1 cos - x2 sin, x2 cos + x1 sin).
     Arithmetic is float32.
 
     Args:
@@ -38,14 +38,15 @@ def rotary_embedding(x: Tensor, cos_sin: Tensor) -> Tensor:
     if chosen == "composed" or chosen == "builtin":
         heads_BSHD = ops.reshape(ops.cast(x, ms.float32), (x.shape[0], x.shape[1], -1, cos_sin.shape[2]))
         cos, sin = ops.Split(-1, 2)(ops.stop_gradient(cos_sin).expand_dims(2))
-        # MindSpore's propagation gives the operands of its rotary operator strategies that it then refuses
+        # not MindSpore's rotary operator: its propagation gives the operands strategies that it then refuses
         compute = _builtin if chosen == "builtin" and not laid_out() and _builtin_computes(heads_BSHD) else _composed
         return ops.cast(ops.reshape(compute(heads_BSHD, cos, sin), x.shape), x.dtype)
     return kernel("RotaryEmbedding")(x, cos_sin, attribute(1.0))
 
 
 def rotary_table(length: int, head_size: int, theta: float) -> np.ndarray:
-    """What `rotary_embedding` takes, for positions 0 to length - 1: gather its rows by position.
+    """The table of cosines and sines for positions 0 to length - 1; its rows, gathered by position, are `cos_sin` of
+    `rotary_embedding`.
 
     Args:
         length: number of positions.
@@ -89,8 +90,8 @@ def _composed(x_BSHD, cos, sin):
 
 
 def _builtin(x_BSHD, cos, sin):
-    """Written from its documentation, untested. In float32, as it wants the cosines in the dtype of x. Announced to go
-    after MindSpore 2.9."""
+    """MindSpore's rotary_position_embedding, used according to its documentation; untested. It runs in float32, because
+    it requires the cosines in the dtype of x. MindSpore has announced its removal after 2.9."""
     return ops.rotary_position_embedding(x_BSHD, ops.concat((cos, cos), -1), ops.concat((sin, sin), -1), 0)
 
 
@@ -100,7 +101,7 @@ def _builtin_computes(x_BSHD):
 
 @constexpr
 def _is_documented(shape):
-    """Whether ops.rotary_position_embedding is documented for it."""
+    """Whether ops.rotary_position_embedding is documented for this shape."""
     return shape[0] < 1000 and shape[2] < 1000 and shape[3] < 896
 
 

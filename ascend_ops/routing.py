@@ -1,8 +1,9 @@
-"""Routing of tokens to experts: the expert of each token by a fixed table, tokens sorted by expert, and the experts'
-results back in token order.
+"""Routing of tokens to experts: look up the expert of each token in a fixed table, sort tokens by expert, and bring the
+experts' results back to token order.
 
-A slot is one choice of one token: token * top_k + choice. An id or expert out of range, or an order that is no
-permutation of the slots, is a RuntimeError of the step that meets it on a CPU; an accelerator cannot stop for values.
+A slot is the number of one choice of one token: token * top_k + choice. On a CPU a step raises RuntimeError for an id
+or expert out of range, or an order that is not a permutation of the slots; an accelerator cannot raise errors that
+depend on values.
 """
 
 import mindspore as ms
@@ -22,7 +23,7 @@ def rre_route(domain: Tensor, ids: Tensor, table: Tensor) -> Tensor:
     C3.
 
     Args:
-        domain: int32 of the shape of ids; or [B] or [B, 1], a domain for each line of ids [B, S].
+        domain: int32 of the shape of ids; or [B] or [B, 1], one domain for each row of ids [B, S].
         ids: int32 [...], tokens.
         table: int32 [domains, V].
 
@@ -50,13 +51,13 @@ def moe_dispatch(x: Tensor, expert: Tensor, num_experts: int) -> tuple[Tensor, T
 
     Returns:
         rows [T * top_k, E], those of one expert in the order of their slots; order int32 [T * top_k], the slot of each
-        row; counts int32 [num_experts], rows of each expert.
+        row; counts int32 [num_experts], the number of rows of each expert.
     """
     chosen = select("moe_dispatch", describe(x), describe(expert))
     expert, experts = ops.reshape(expert, (-1,)), _experts(num_experts)
     if chosen != "composed":
         return kernel("MoeDispatch")(x, expert, experts)
-    num_experts = experts.shape[0]  # after its check
+    num_experts = experts.shape[0]  # the value after the check of `num_experts`
     expert = _below(expert, num_experts)
     order = _stable_order(expert, num_experts)
     top_k = expert.shape[0] // x.shape[0]
@@ -71,8 +72,8 @@ def moe_combine(rows: Tensor, order: Tensor, weights: Tensor | None = None, top_
     Args:
         rows: [T * top_k, E] float32, float16 or bfloat16, as moe_dispatch sorts them.
         order: int32 [T * top_k], the slot of each row; every slot once.
-        weights: [T, top_k]; left out, all are 1 (PanGu-Sigma multiplies by no gate).
-        top_k: choices of a token, where no weights say it.
+        weights: [T, top_k]; by default all are 1 (PanGu-Sigma does not multiply by a gate).
+        top_k: number of choices of a token, if `weights` is left out.
 
     Returns:
         [T, E] of the dtype of rows. Rows and weights have gradients.
@@ -108,8 +109,8 @@ def _moe_combine_gradient(rows, order, weights, out, dout):
 
 
 def _unit_weights(order, top_k):
-    """Weights that stand for none: on a CPU [T], which give kernels the number of tokens alone and have no gradient; on
-    Ascend ones [T, top_k]."""
+    """Weights to pass when there are none: on a CPU [T], from which kernels take only the number of tokens and which
+    have no gradient; on Ascend [T, top_k] of ones."""
     if isconstant(order.shape):
         return _ones(order.shape[0] // top_k, top_k)
     ones = ops.cast(ops.ones_like(ops.reshape(order, (-1, top_k))), ms.float32)
@@ -117,14 +118,15 @@ def _unit_weights(order, top_k):
 
 
 def _slots(order):
-    """0, 1, ... as long as order."""
+    """0, 1, ... with the length of `order`."""
     if isconstant(order.shape):
         return _counted(order.shape[0])
     return ops.cast(ops.cumsum(ops.ones_like(order), 0) - 1, ms.int32)
 
 
 def _stable_order(expert, num_experts):
-    """Slots sorted by expert; each key holds its slot, so that no sort can change the order of equals."""
+    """Slots sorted by expert. Each sort key contains its slot, so that even an unstable sort keeps the order of equal
+    experts."""
     slots = expert.shape[0]
     if not _fits_int32(slots if isconstant(expert.shape) else None, num_experts):
         return ops.argsort(ops.cast(expert, ms.int64) * slots + ops.cast(_slots(expert), ms.int64))
@@ -132,13 +134,13 @@ def _stable_order(expert, num_experts):
 
 
 def _below(values, limit):
-    """The values, if all are in [0, limit)."""
+    """The values; on a CPU the step stops unless all are in [0, limit)."""
     return _stop_unless(ops.logical_and(values >= 0, values < limit).all(), values)
 
 
 def _stop_unless(condition, values):
-    """The values; getting them stops the step unless the condition holds. Assert prints the condition alone: it takes
-    no dynamic shape, and is for CPU and GPU."""
+    """The values, made dependent on an Assert that stops the step unless the condition holds. Assert gets only the
+    condition to print, since it accepts no dynamic shapes. It exists on CPU and GPU."""
     return values if _on_ascend() else ops.depend(values, ops.Assert()(condition, (condition,)))
 
 
@@ -174,7 +176,7 @@ def _experts(num_experts):
 
 @constexpr
 def _choices(top_k, order, weights):
-    """Choices of a token: the columns of weights, or top_k where there are none."""
+    """Number of choices of a token: the columns of `weights`, or top_k without weights."""
     slots = None if order[1] is None else order[1][0]
     if not isinstance(top_k, int) or top_k < 1 or (slots is not None and slots % top_k):
         raise OperatorError(

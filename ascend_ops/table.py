@@ -1,15 +1,15 @@
-"""The kernels: one entry each, from which everything that describes a kernel elsewhere is generated or checked.
+"""The table of kernels. All other descriptions of a kernel are generated from its entry, or checked against it.
 
 An entry gives inputs, outputs, dtypes and attributes of one device function. From it come the registration with
 MindSpore for CPU and Ascend (custom.py), the C++ shape and dtype inference of the CPU library (library.py), and the
 aclnn signature that Ascend C sources must have (tests/ascend_ops/ascendc). No mindspore here.
 
-Shapes are written as a list of terms: `x` all dimensions of input x, `x[:-1]` all but the last, `x[0]` one of them, `3`
-a number. The dtype `T` stands for the floating type of the call (float32, float16 or bfloat16), the same wherever it
-appears.
+A shape is a list of terms: `x` stands for all dimensions of input x, `x[:-1]` for all but the last, `x[0]` for one
+dimension, and `3` for that number. The dtype `T` stands for the floating type of the call (float32, float16 or
+bfloat16), the same wherever it appears.
 
-Parameters of a kernel that go with channels (bias, weight, scale, shift) are float32 whatever T is; they hold one value
-per channel or one for all.
+The per-channel parameters of a kernel (bias, weight, scale, shift) are float32 whatever T is; they have one value per
+channel or one value for all channels.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """One tensor that a kernel makes."""
+    """One tensor that a kernel returns."""
 
     name: str
     shape: str
@@ -130,7 +130,7 @@ KERNELS = {
             ),
             _NORM,
         ),
-        # dtotal: what arrives at the sum itself, beside the normalised value
+        # dtotal: the gradient of the sum itself, in addition to that of the normalised value
         Kernel(
             "LayerNormGrad",
             (Input("dy"), Input("x"), *_f32("weight", "mean", "rstd")),
@@ -217,7 +217,8 @@ KERNELS = {
             (Output("expert", "ids", "int32"),),
             ascendc=True,
         ),
-        # `experts` [num_experts] gives their number by its length alone, which a shape can depend on
+        # only the length of `experts` [num_experts] is used; it gives the number of experts, on which a shape can
+        # depend
         Kernel(
             "MoeDispatch",
             (Input("x"), Input("expert", "int32"), Input("experts", "int32")),
@@ -266,19 +267,19 @@ KERNELS = {
 
 @dataclass(frozen=True)
 class Operator:
-    """One function of the public API and what can compute it."""
+    """One function of the public API, and the kernels and built-in operators that can compute it."""
 
     summary: str
     inputs: tuple[str, ...]
-    """Names of its tensors, as errors call them."""
+    """Names of its tensors, as in error messages."""
     kernels: tuple[str, ...]
-    """Its kernels, forward first; those of the CPU library all exist, of Ascend C where the kernel says so."""
+    """Its kernels, forward first. The CPU library has all of them; an Ascend C kernel exists where `Kernel` says so."""
     builtin: str = ""
     """MindSpore's own operator for it on Ascend, if there is one."""
     builtin_socs: tuple[str, ...] = ("ascend910", "ascend910b", "ascend910_93")
     """Chips that the built-in is documented for."""
     onednn: bool = False
-    """Whether the CPU kernel computes through the oneDNN that MindSpore brings."""
+    """Whether the CPU kernel uses the oneDNN library that MindSpore contains."""
 
 
 _SERIES_KERNELS = ("SeriesActivation", "SeriesActivationGrad")

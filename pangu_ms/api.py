@@ -1,4 +1,4 @@
-"""The Python API: what the verbs of the command line do, as functions.
+"""The Python API: the commands of the command line as functions.
 
     from pangu_ms import load_config, train, generate
 
@@ -6,13 +6,13 @@
     train(config, "records", "run")
     print(generate("run", ["def main("])[0].text)
 
-Every function raises a subclass of `pangu_ms.core.errors.UserError` for what its caller can mend, with a message of the
-form "where: what was found; the rule; what to do". mindspore is imported by the functions that need a device (`train`,
-`load_model`, `generate`, `evaluate`, `export`); the others answer without it. A process keeps the device that it
-computed on first. `pangu_ms.core.runtime.quiet()`, called first, keeps MindSpore's warnings from the terminal.
+For mistakes that its caller can fix, every function raises a subclass of `pangu_ms.core.errors.UserError` with a
+message of the form "where: what was found; the rule; what to do". Only the functions that need a device (`train`,
+`load_model`, `generate`, `evaluate`, `export`) import mindspore. A process cannot change the device on which it first
+computed. Call `pangu_ms.core.runtime.quiet()` first to keep MindSpore's warnings from the terminal.
 
-`checkpoint` is always a path: a run directory, whose newest valid checkpoint is taken, its `checkpoints` directory, or
-one step of it.
+`checkpoint` is always a path: a run directory or its `checkpoints` directory, of which the newest valid checkpoint is
+used, or the directory of one step.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
     "train",
 ]
 
-MIN_EXPORTED_LENGTH = 4  # tokens: a prompt and some steps to verify
+MIN_EXPORTED_LENGTH = 4  # tokens; enough for a prompt and some steps of the verification
 
 
 def load_tokenizer(path: Path | str) -> Tokenizer:
@@ -62,7 +62,7 @@ def load_tokenizer(path: Path | str) -> Tokenizer:
         A tokenizer with `encode(text)`, `decode(ids)`, `vocab_size` and the ids of its special pieces.
 
     Raises:
-        DataError: nothing is there, or it is no tokenizer.
+        DataError: `path` does not exist, or is not a tokenizer.
     """
     from pangu_ms.data.tokenizer import Tokenizer
 
@@ -79,17 +79,17 @@ def train(
     stop_at: int | None = None,
     progress: bool = False,
 ) -> TrainResult:
-    """Train a model, or go on with a run; ends with a committed checkpoint, whether complete or stopped.
+    """Train a model, or continue a run; ends with a committed checkpoint, whether complete or stopped.
 
-    One process is one rank: with `parallel.data_parallel` above 1 on a CPU each rank calls this function, as `pangu
-    train` lets them.
+    One process is one rank: with `parallel.data_parallel` above 1 on a CPU each rank must call this function, as the
+    ranks that `pangu train` starts do.
 
     Args:
         config: the whole configuration, see `load_config`.
         data: directory of records, written by `pangu data prepare` or `pangu_ms.data.prepare.prepare`.
         output: directory of the run: config.yaml, metrics.jsonl and checkpoints.
-        resume: go on with the run that is there.
-        init_from: a checkpoint whose weights a new run starts from.
+        resume: continue the run in `output`.
+        init_from: a checkpoint with the initial weights of a new run.
         stop_at: end this session after that optimizer step.
         progress: show a bar if stderr is a terminal.
 
@@ -98,7 +98,7 @@ def train(
         `tokens_per_second`, `compile_seconds`, `cache_hit`, `skipped`, `stopped_by`, `saved`.
 
     Raises:
-        ConfigError: the checkpoint to resume is of another run, or the device is not here.
+        ConfigError: the checkpoint to resume is of another run, or this machine lacks the device.
         DataError: the records do not fit the model.
         OutputError: `output` has other content, or holds a run and `resume` is off.
         TrainingDiverged: too many steps in a row were skipped, or the last losses are bad.
@@ -110,18 +110,18 @@ def train(
 
 
 def load_model(checkpoint: Path | str, overrides: Sequence[str] = ()) -> nn.Cell:
-    """A checkpoint's model with its weights, for computations of your own.
+    """Load a checkpoint's model with its weights, for your own computations.
 
     Args:
         checkpoint: path of a checkpoint.
-        overrides: `runtime.*` and `model.compute_dtype` alone, such as "runtime.device=Ascend".
+        overrides: only `runtime.*` and `model.compute_dtype` are allowed, such as "runtime.device=Ascend".
 
     Returns:
         The family's model as a MindSpore cell, without a cache of keys and values.
 
     Raises:
         CheckpointError: no valid checkpoint is there, or its weights are not those of its configuration.
-        ConfigError: another override.
+        ConfigError: an override of another field.
     """
     from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.model import load_model as load
@@ -147,9 +147,9 @@ def generate(
         checkpoint: path of a checkpoint.
         prompts: texts, each of at least one token.
         sampling: `pangu_ms.infer.sampling.SamplingConfig`; by default 64 new tokens, sampled at temperature 1.
-        batch_size: prompts that are continued together, at most.
+        batch_size: largest number of prompts that are continued together.
         tokenizer: path of a tokenizer; by default the checkpoint's own.
-        overrides: `runtime.*` and `model.compute_dtype` alone.
+        overrides: only `runtime.*` and `model.compute_dtype` are allowed.
         on_text: called with (index of the prompt, new text) as text appears.
 
     Returns:
@@ -157,7 +157,7 @@ def generate(
 
     Raises:
         GenerationError: a prompt is empty or longer than the model's context.
-        CheckpointError: no valid checkpoint is there, or it holds no tokenizer and none is named.
+        CheckpointError: no valid checkpoint is there, or it contains no tokenizer and `tokenizer` is not given.
     """
     from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
@@ -187,17 +187,17 @@ def evaluate(
         data: directory of records.
         split: "held_out" or "train".
         batch_size: rows of a batch.
-        max_batches: stop after so many; 0 scores all.
-        overrides: `runtime.*` and `model.compute_dtype` alone.
+        max_batches: largest number of batches; 0 scores all.
+        overrides: only `runtime.*` and `model.compute_dtype` are allowed.
         progress: show a bar if stderr is a terminal.
 
     Returns:
-        `step`, `split`, `tokens` (scored), `loss` (nats per token), `perplexity` and, where the records tell their
-        bytes, `bits_per_byte`.
+        `step`, `split`, `tokens` (number scored), `loss` (nats per token), `perplexity` and, if the records know their
+        number of bytes, `bits_per_byte`.
 
     Raises:
         DataError: the records do not fit the model, or there is nothing to score.
-        CheckpointError: no valid checkpoint is there, or its loss is no number.
+        CheckpointError: no valid checkpoint is there, or its loss is not a number.
     """
     from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
@@ -224,13 +224,13 @@ def export(
     Args:
         checkpoint: path of a checkpoint.
         output: new directory of the package.
-        batch_size: sequences of a call, fixed in the graph.
-        max_length: longest prompt and continuation, in tokens; 0 takes the model's context.
-        chunk: prompt tokens of a call, fixed in the graph.
+        batch_size: sequences per call, fixed in the graph.
+        max_length: largest length of prompt and continuation together, in tokens; 0 means the model's context.
+        chunk: prompt tokens per call, fixed in the graph.
         tokenizer: path of a tokenizer; by default the checkpoint's own.
         key_file: file with an AES key of 16, 24 or 32 bytes, which encrypts the graph.
         sign_key: PEM file with an Ed25519 private key, which signs the manifest.
-        overrides: `runtime.*` and `model.compute_dtype` alone.
+        overrides: only `runtime.*` and `model.compute_dtype` are allowed.
 
     Returns:
         The manifest. Its entry `verified` holds `steps`, `weights` and `max_difference` of a logit.
@@ -257,18 +257,18 @@ def export(
 
 
 def plan(config: RunConfig, *, devices: int = 0, chip: str | None = None, hbm_bytes: int = 0) -> Estimate:
-    """Predict the memory of a device and the time of a step. Only the bytes of parameters and moments are exact; the
+    """Predict the memory per device and the time per step. Only the bytes of parameters and moments are exact; the
     other numbers were never checked on hardware.
 
     Args:
-        config: the model, and under `parallel` the degrees.
-        devices: the degrees must multiply to it; 0 takes their product.
+        config: the model, and the parallel degrees in the section `parallel`.
+        devices: number of devices, which must be the product of the degrees; 0 means that product.
         chip: a name of `pangu_ms.planner.cluster.CHIPS`; by default `runtime.chip`, or ascend910.
-        hbm_bytes: memory of a card; 0 takes the chip's.
+        hbm_bytes: memory of a card in bytes; 0 means the chip's.
 
     Returns:
-        An estimate: `memory` (lines for each stage), `bytes`, `excess` (above the memory; negative: what is left),
-        `terms` of the time, `seconds`, `tokens_per_second`, `mfu`, `plan`, and `row()` with the numbers alone.
+        An estimate: `memory` (lines for each stage), `bytes`, `excess` (bytes above the memory; negative if some is
+        left), `terms` of the time, `seconds`, `tokens_per_second`, `mfu`, `plan`, and `row()` with only the totals.
 
     Raises:
         PlanError: the degrees do not fit the devices or the model, or the chip has no rate for the dtype.
@@ -289,7 +289,7 @@ def search_plans(
     margin: float = 0.05,
     progress: bool = False,
 ) -> Found:
-    """Try every valid plan for a number of devices; those that fit, fastest first.
+    """Try every valid plan for a number of devices, and rank those that fit by speed.
 
     Args:
         config: the model; degrees, micro-batches, optimizer_shard, recompute, sequence_parallel and vocab_embedding
@@ -297,7 +297,7 @@ def search_plans(
         devices: cards of the job.
         chip: as in `plan`.
         hbm_bytes: as in `plan`.
-        global_batch: sequences of a step, over all replicas; 0 takes the config's.
+        global_batch: sequences per step over all replicas; 0 means the config's.
         margin: share of the memory that must stay free, in [0, 1).
         progress: show a bar if stderr is a terminal.
 
@@ -305,7 +305,7 @@ def search_plans(
         `ranked` (an estimate for each dp, mp and pp), `near` (faster plans that do not fit), `tried`, `fitting`.
 
     Raises:
-        PlanError: no plan is valid, or none fits; the message names the cheapest ways.
+        PlanError: no plan is valid, or none fits; the message then names the cheapest changes.
     """
     from pangu_ms.planner.search import search
 

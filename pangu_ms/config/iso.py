@@ -68,9 +68,7 @@ class Shape:
         for name, spec in model.parameters().items():
             if spec.axes[0] in TABLE_AXES:
                 tables += math.prod(shapes[name])
-            elif (
-                spec.decay
-            ):  # weight decay marks the matrices; the number of axes does not, since activation scales have two as well
+            elif spec.decay:  # true of matrices only; activation scales have two axes as well, but no decay
                 matrices += math.prod(shapes[name])
         attention = 4 * model.num_layers * model.seq_length * sizes["heads"]
         flops = (

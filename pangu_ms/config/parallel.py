@@ -41,8 +41,8 @@ class ParallelConfig:
     reduce-scatters and all-gathers. With several stages and replicas it costs more than it saves: MindSpore then sends
     the residual stream of all replicas between stages."""
     vocab_embedding: Literal["replicated", "row"] = "replicated"
-    """replicated: every model_parallel device holds the whole word table (and head); row: its rows are split over these
-    devices."""
+    """Layout of the word embedding table (and the head). replicated: every model_parallel device holds all of it; row:
+    its rows (the vocabulary) are split over these devices."""
     search_mode: Literal["sharding_propagation", "recursive_programming", "dynamic_programming", "none"] = (
         "sharding_propagation"
     )

@@ -41,7 +41,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """Records and how they are read."""
+    """Which records are read, and in which order."""
 
     records: str = ""
     """Directory written by `pangu data prepare`, or MindRecord files (a glob) with an input_ids column; --data on the

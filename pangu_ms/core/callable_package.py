@@ -8,7 +8,7 @@ from typing import Any
 
 
 class CallablePackage(ModuleType):
-    """A package that passes calls on to the function of its own name in `pangu_ms.api`."""
+    """A package that, when called, calls the function of the same name in `pangu_ms.api`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""

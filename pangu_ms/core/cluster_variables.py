@@ -22,8 +22,8 @@ CLUSTER_VARIABLES = {
     "ASCEND_DEVICE_ID",
     "OMPI_COMMAND",
 }
-"""Names that another launcher or the user's shell may have set, and from which a rank would take a wrong role or
-rank."""
+"""Names of variables that another launcher or the user's shell may have set, and that would give a rank a wrong role or
+number."""
 MPI = "OMPI_COMM_WORLD_"
 """Prefix of further such names.
 Source: mindspore/parallel/cluster/process_entity/_api.py (msrun), mindspore/communication; Ascend Operator's and
@@ -31,14 +31,14 @@ ModelArts' pods."""
 
 
 def inherited() -> dict[str, str]:
-    """This process's environment without the variables of a cluster."""
+    """This process's environment without cluster variables."""
     return {
         name: value for name, value in os.environ.items() if name not in CLUSTER_VARIABLES and not name.startswith(MPI)
     }
 
 
 def unset_command() -> str:
-    """The shell command that unsets the variables of a cluster that this process has; "" where it has none.
+    """The shell command that unsets the cluster variables of this process; "" if it has none.
 
     Device numbers are not unset: a user may have chosen a device.
     """

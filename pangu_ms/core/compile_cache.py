@@ -51,7 +51,7 @@ for it with every graph."""
 
 @dataclass
 class _Process:
-    """What MindSpore's cache has done in this process."""
+    """State of MindSpore's cache in this process."""
 
     directory: Path | None = None
     """The private directory; it exists while a compilation uses it."""
@@ -131,7 +131,7 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
     try:
         published = cache_root() / _key(identity, script)[:40]
         found = _process.loads and _copy_if_sound(published, private) and _renumber(private, _process.num_loaded)
-        before = _states(private)
+        before = _file_states(private)
         os.environ |= {SWITCH: "1", PATH: str(private)}
         try:
             yield found
@@ -148,7 +148,7 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
         finally:
             del os.environ[SWITCH], os.environ[PATH]
         try:
-            _keep(private, published, found, _states(private) == before)
+            _count_or_publish(private, published, found, _file_states(private) == before)
         except OSError as error:
             _process.usable = False
             log.info("compiled graph not kept in %s: %s", published, error)
@@ -156,8 +156,8 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
         shutil.rmtree(private.parent, ignore_errors=True)
 
 
-def _keep(private: Path, published: Path, found: bool, unchanged: bool) -> None:
-    """After a compilation: count the graphs that were loaded, or publish those that MindSpore wrote."""
+def _count_or_publish(private: Path, published: Path, found: bool, unchanged: bool) -> None:
+    """After a compilation, count the graphs that MindSpore loaded, or publish those that it wrote."""
     _keep_dependencies(private)
     if found and unchanged:
         _process.num_loaded += len(_numbers(private))
@@ -205,7 +205,7 @@ def _make_private_directory() -> Path | None:
     return _process.directory / "graphs"
 
 
-def _states(private: Path) -> dict[str, tuple[int, int]]:
+def _file_states(private: Path) -> dict[str, tuple[int, int]]:
     """Size and modification time of each file."""
     states = {name: (private / name).stat() for name in _contents(private)}
     return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
@@ -255,7 +255,7 @@ def _copy_if_sound(published: Path, private: Path) -> bool:
         # symlinks=True: never follow a link, which may lead to an endless device; no entry is published with one.
         shutil.copytree(published, private, symlinks=True)
         os.utime(published)  # the entries that were used last are kept
-        damage = _damage(private)
+        damage = _describe_damage(private)
     except (OSError, shutil.Error) as error:  # half deleted by another process, or no room for a copy: compile
         log.info("compiled graph not taken from %s: %s", published, error)
         damage = None
@@ -271,7 +271,7 @@ def _copy_if_sound(published: Path, private: Path) -> bool:
     return False
 
 
-def _damage(entry: Path) -> str:
+def _describe_damage(entry: Path) -> str:
     """Describe what in an entry differs from what was published; empty if nothing does."""
     try:
         digests = small_json.read_object(entry / CHECKSUMS)

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from pangu_ms.core.errors import UserError
 
 USER_ERROR, INTERRUPTED, READER_GONE = 2, 130, 141
-_UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_UNSAFE_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories of characters that control a terminal, or reverse or break a line: C0, C1, bidirectional and other
 formats, lone surrogates."""
 _HARMLESS = "\u00ad\u200c\u200d"
@@ -32,12 +32,12 @@ def printable(text: str, keep: str = "\n\t") -> str:
     return (
         text
         if text.isprintable()
-        else "".join(c if c in keep or not _is_unseen(c) else json.dumps(c)[1:-1] for c in text)
+        else "".join(c if c in keep or not _is_unsafe(c) else json.dumps(c)[1:-1] for c in text)
     )
 
 
-def _is_unseen(character: str) -> bool:
-    return unicodedata.category(character) in _UNSEEN and character not in _HARMLESS
+def _is_unsafe(character: str) -> bool:
+    return unicodedata.category(character) in _UNSAFE_CATEGORIES and character not in _HARMLESS
 
 
 def show(text: str) -> None:
@@ -79,7 +79,7 @@ def guard_streams() -> None:
 
 
 def raw(stream: TextIO) -> TextIO:
-    """The stream for control sequences of our own, such as those of a progress bar."""
+    """The underlying stream, for the program's own control sequences, such as those of a progress bar."""
     return getattr(stream, "raw_text", stream)
 
 
@@ -92,7 +92,7 @@ class LogFormatter(logging.Formatter):
 
 
 def user_errors() -> tuple[type[Exception], ...]:
-    """Errors whose text is meant for the user: the project's, and the operators' where those are imported."""
+    """Error classes whose text is meant for the user: the project's, and the operators' if ascend_ops is imported."""
     operators = sys.modules.get("ascend_ops.errors")
     return (UserError, operators.OperatorError) if operators else (UserError,)
 

@@ -41,12 +41,13 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
     upper += whole
     upper >>= 16
     rounded = upper.astype("<u2")
-    rounded[np.isnan(array)] = 0x7FC0  # rounding may have carried a NaN's bits into the sign
+    rounded[np.isnan(array)] = 0x7FC0  # NaN is set again, since rounding may have carried its bits into the sign
     return rounded.view(BFLOAT16)
 
 
 def cast(where: str, tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """Cast floating-point tensors to `dtype`, one of NAMES; tensors that have it already are returned as they are.
+    """Cast floating-point tensors to `dtype`, one of NAMES; tensors that already have this dtype are returned
+    unchanged.
 
     Raises:
         CheckpointError: a tensor of another kind, or a value that is not finite or not representable.
@@ -72,12 +73,12 @@ def _cast(where: str, name: str, array: np.ndarray, dtype: str) -> np.ndarray:
 
 def change(before: set[str], dtype: str) -> str:
     """Describe in a few words what `cast` does to tensors of the dtypes `before`."""
-    told = []
+    parts = []
     for was in sorted(before):
         if was == dtype:
-            told.append(f"{was}, kept")
+            parts.append(f"{was}, kept")
         elif (was, dtype) in _EXACT:
-            told.append(f"{was} widened to {dtype}, which holds them exactly")
+            parts.append(f"{was} widened to {dtype}, which holds them exactly")
         else:
-            told.append(f"{was} narrowed to {dtype}, each rounded to the nearest")
-    return "; ".join(told)
+            parts.append(f"{was} narrowed to {dtype}, each rounded to the nearest")
+    return "; ".join(parts)

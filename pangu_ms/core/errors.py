@@ -5,11 +5,11 @@ Their text has the form "where: what was found; the rule; what to do".
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave; every error class of the project is one."""
+    """A mistake in the user's input; the base class of all error classes of the project."""
 
 
 class OutputError(UserError):
-    """A place that cannot be written: it has other content, or the disk is full."""
+    """An output path that cannot be written: it has other content, or the disk is full."""
 
 
 class RankTableError(UserError):

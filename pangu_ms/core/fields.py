@@ -56,5 +56,5 @@ def require_not_negative(section: Any, **meaning_of_0: str) -> None:
 
 
 def divisors(number: int) -> str:
-    """Divisors of `number`, for the "use ..." part of a message."""
+    """Divisors of `number` up to 256, for the "use ..." part of a message."""
     return ", ".join(str(d) for d in range(1, min(number, 256) + 1) if number % d == 0)

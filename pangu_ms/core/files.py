@@ -1,4 +1,4 @@
-"""Files written whole or not at all: temporary name, flush to disk, rename. No mindspore import."""
+"""Writes files atomically: to a temporary name, flushed to disk, renamed. No mindspore import."""
 
 import contextlib
 import errno
@@ -172,7 +172,8 @@ def require_new(path: Path, option: str = "--output") -> None:
 
 @contextlib.contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `target` that becomes `target`, flushed, when the block ends without an error.
+    """Yield a temporary directory beside `target`. When the block ends without an error it is flushed to disk and
+    renamed to `target`.
 
     Raises:
         OutputError: `target` exists and is not an empty directory, or the disk is full.

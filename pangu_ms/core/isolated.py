@@ -3,7 +3,7 @@
     python PATH/isolated.py MODULE ARGUMENTS
 
 runs a module as `python -m MODULE ARGUMENTS` does, except that `python -m` searches the working directory first. From
-Python 3.11 on `python -P` and PYTHONSAFEPATH do the same, and PYTHONSAFEPATH also for the children of such a process.
+Python 3.11 on `python -P` and PYTHONSAFEPATH have the same effect, PYTHONSAFEPATH also on child processes.
 """
 
 import sys
@@ -35,8 +35,8 @@ def python_environment(variables: Mapping[str, str] | None = None) -> dict[str, 
         variables: the environment to start from; default: this process's.
 
     Returns:
-        the variables, without JOB_SECRET, and without empty parts of PYTHONPATH: such a part, as
-        `PYTHONPATH=$PYTHONPATH:DIR` may make one, stands for the working directory.
+        the variables, without JOB_SECRET, and without empty parts of PYTHONPATH: such a part, which
+        `PYTHONPATH=$PYTHONPATH:DIR` may create, means the working directory.
     """
     found = dict(os.environ if variables is None else variables) | {"PYTHONSAFEPATH": "1"}
     found.pop(JOB_SECRET, None)

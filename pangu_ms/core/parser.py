@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
     A verb's parser names the function that gets the parsed options: `set_defaults(run=function)`.
     """
 
-    _words: Sequence[str] = ()
+    _given_arguments: Sequence[str] = ()
 
     def __init__(self, prog: str, *, formatter_class: type[argparse.HelpFormatter] = Help, **kwargs: Any):
         super().__init__(prog=prog, formatter_class=formatter_class, **kwargs)
@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse; the arguments are kept for error messages."""
-        self._words = args or self._words
+        self._given_arguments = args or self._given_arguments
         return super().parse_known_args(args, namespace)
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
@@ -65,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         misspelt option may have been meant to give it."""
         if match := re.match(r"(unrecognized arguments|the following arguments are required): ", message):
             missing = match[1].startswith("the")
-            words = self._words if missing else [*self._words, *message[match.end() :].split()]
+            words = self._given_arguments if missing else [*self._given_arguments, *message[match.end() :].split()]
             known = self._known_options()
             options = [word.partition("=")[0] for word in words if word[:1] == "-"]
             unknown = next((option for option in options if not any(name.startswith(option) for name in known)), "")

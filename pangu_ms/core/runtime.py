@@ -40,7 +40,7 @@ def start(device: str) -> None:
     """Select the device and graph mode. Where MindSpore already computes on that device, only graph mode is set.
 
     Raises:
-        ConfigError: MindSpore finds no such device here, or has computed on another one; or DEVICE_ID is no number.
+        ConfigError: MindSpore finds no such device here, or has computed on another one; or DEVICE_ID is not a number.
     """
     import mindspore as ms
 

@@ -132,7 +132,7 @@ def parse(content: bytes | str, finite: bool = True) -> Any:
     Raises:
         ValueError: what is wrong with it, in a few words.
     """
-    hooks: dict[str, Any] = {"parse_constant": _refused, "parse_float": _float} if finite else {}
+    hooks: dict[str, Any] = {"parse_constant": _refuse_constant, "parse_float": _float} if finite else {}
     try:
         tree = json.loads(content, object_pairs_hook=_object, parse_int=_whole, **hooks)
         _require_flat(tree)
@@ -177,5 +177,5 @@ def _float(text: str) -> float:
     return number
 
 
-def _refused(name: str) -> float:
+def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")

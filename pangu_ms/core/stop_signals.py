@@ -43,16 +43,16 @@ def handled(handler: Callable[[str], None]) -> Iterator[None]:
     """
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         received.append(number)
         handler(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, note) for number in not_ignored()}
+    before = {number: signal.signal(number, record) for number in not_ignored()}
     try:
         yield
     finally:
         for number, earlier in before.items():
-            if signal.getsignal(number) is note:  # otherwise `ignore` was called meanwhile
+            if signal.getsignal(number) is record:  # otherwise `ignore` was called meanwhile
                 signal.signal(number, signal.SIG_IGN if _is_command and received else earlier)
 
 
@@ -72,8 +72,8 @@ def command(stops: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        # The exit code is decided. Python restores the system's handlers before it ends in place of its own handlers,
-        # but not in place of SIG_IGN.
+        # The exit code is decided. When Python ends it replaces its own handlers by the system's, but it leaves SIG_IGN
+        # in place.
         ignore()
 
 

@@ -18,7 +18,8 @@ def print_json(value: Any, ensure_ascii: bool = True) -> None:
 
 
 def print_result(result: Any, text: str, as_json: bool) -> None:
-    """Print a verb's result: as JSON where `--json` asks for it, or else the text that says the same to people."""
+    """Print a verb's result: as JSON if `--json` was given (`as_json`), otherwise `text`, the same result for
+    people."""
     if as_json:
         print_json(result)
     else:

@@ -21,10 +21,10 @@ _PREFIX = "tag:yaml.org,2002:"
 
 
 class YamlError(ValueError):
-    """What is wrong with a text, in a few words, and where.
+    """A text is not acceptable YAML: a short description of the problem, and its line.
 
     Attributes:
-        line: counted from 1; None where the whole text is meant.
+        line: counted from 1; None if the error concerns the whole text.
     """
 
     def __init__(self, problem: str, mark: yaml.Mark | None = None):
@@ -55,7 +55,7 @@ def parse(text: str) -> Any:
     """The value of a YAML text: mappings, lists, texts, numbers, booleans, dates and null.
 
     Raises:
-        YamlError: it is not such a text.
+        YamlError: the text is not YAML, or is refused (see the module).
     """
     try:
         loader = _Loader(text)
@@ -103,7 +103,7 @@ def _require_bounded(node: yaml.Node, known: dict[int, int]) -> int:
 
     Args:
         node: the root of a part of the text.
-        known: counts of the nodes seen so far, by id; 0 for one that is still being counted.
+        known: counts of the nodes seen so far, by id; 0 for a node that is still being counted.
     """
     if (count := known.get(id(node))) is not None:
         if count == 0:

@@ -1,7 +1,7 @@
-"""From a configuration to a model with values: built by family, initialised from a seed, or filled from named arrays.
+"""Builds a model from a configuration, and sets its weights from a seed or from named arrays.
 
-What a family's model must be, says registry.py. Its parameters are weights, trainable or not, and the state of its
-KVCaches: `weights` and `caches` tell them apart by the class of the cell.
+registry.py describes the interface of a family's model. The parameters of a model are weights (trainable or not) and
+the state of its KVCaches; `weights` and `caches` distinguish them by the class of the cell.
 """
 
 from collections.abc import Iterable
@@ -39,14 +39,14 @@ def build_model(config: ModelConfig, cache: CacheShape | None = None) -> nn.Cell
 
 
 def caches(model: nn.Cell) -> list[Parameter]:
-    """The state of a generation: keys and values of every attention."""
+    """The state of a generation: the cached keys and values of every attention layer."""
     return [
         state for _, cell in model.cells_and_names() if isinstance(cell, KVCache) for state in (cell.keys, cell.values)
     ]
 
 
 def weights(model: nn.Cell) -> list[Parameter]:
-    """What a checkpoint holds, trainable or not: every parameter but the caches, in the model's order."""
+    """The parameters that a checkpoint contains: all except the caches, trainable or not, in the model's order."""
     states = {id(state) for state in caches(model)}
     return [parameter for parameter in model.get_parameters() if id(parameter) not in states]
 
@@ -67,10 +67,10 @@ def fill(parameters: Iterable[Parameter], tensors: dict[str, np.ndarray]) -> Non
 
 
 def value_of(parameter: Parameter, array: np.ndarray) -> np.ndarray:
-    """An array as the parameter keeps it: contiguous, in its dtype.
+    """The array in the form that the parameter needs: contiguous, in its dtype.
 
     Raises:
-        CheckpointError: fractions for whole numbers, or the other way round.
+        CheckpointError: the array is floating-point and the parameter an integer, or the other way round.
     """
     dtype = np.dtype(ms.dtype_to_nptype(parameter.dtype))
     if array.dtype.kind != dtype.kind:

@@ -1,6 +1,6 @@
-"""The model families, and what a family is: one folder and one line here.
+"""The registry of model families. A family is one folder and one line in `FAMILIES`.
 
-The folder is a package of five files. Code outside of it imports none of them: it asks `FAMILIES`, or the
+The folder is a package of five files. Code outside of the folder imports none of them; it uses `FAMILIES`, or the
 configuration of a model.
 
 `__init__.py`   A docstring that names the models.
@@ -33,8 +33,8 @@ configuration of a model.
                 `Logits` cell, which a pipeline puts on its last stage. Keys and values of past tokens live in `KVCache`
                 cells: every other parameter is a weight.
 
-`sharding.py`   `RULES`: which mesh axes cut each logical axis; those of all families (models/common/sharding.py) and
-                the family's own. No mindspore import.
+`sharding.py`   `RULES`: which mesh axes shard each logical axis: the rules of all families (models/common/sharding.py)
+                and the family's own. No mindspore import.
 
 `weights.py`    `FORMATS`: by the name of a foreign format a `Format` (models/common/weights.py): names of the
                 parameters there, and how its config.json is read and written. `MINDFORMERS` fits any family. No

@@ -1,2 +1,2 @@
-"""Everything about many devices. mesh, layout, rules, plan, flops, memory, time, search and strategy files need no
-mindspore."""
+"""Parallel plans: meshes, layouts, strategy files, ranks, and how a plan is applied to a model. Only apply, replicas
+and device_ranks import mindspore."""

@@ -1,4 +1,5 @@
-"""The one place that applies a plan to a model: layouts, stages, recomputation, and MindSpore's parallel settings."""
+"""Applies a plan to a model: layouts, stages, recomputation, and MindSpore's parallel settings. No other module does
+that."""
 
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from pangu_ms.parallel.plan import OPTIMIZER_SHARD_MIN_BYTES, Plan
 
 
 def begin(plan: Plan, rank: int) -> None:
-    """Set MindSpore and ascend_ops up for a plan; before the model is built.
+    """Configure MindSpore and ascend_ops for a plan; must be called before the model is built.
 
     Args:
-        rank: this process's.
+        rank: rank of this process.
 
     Raises:
-        PlanError: parallel.operator_strategies is no such file, or of another number of devices.
+        PlanError: parallel.operator_strategies is not a file of operator strategies, or is for another number of
+            devices.
     """
     parallel, world = plan.config.parallel, plan.mesh.world
     mode = {"parallel_mode": "semi_auto_parallel"}
@@ -31,7 +33,8 @@ def begin(plan: Plan, rank: int) -> None:
     if parallel.optimizer_shard:
         threshold = {"parallel_optimizer_threshold": OPTIMIZER_SHARD_MIN_BYTES >> 10}  # in KB
         shard = {"enable_parallel_optimizer": True, "parallel_optimizer_config": threshold}
-    # Otherwise the propagation takes the operators of two lists of cells for those of one loop, and mixes them up.
+    # Otherwise MindSpore's propagation treats the operators of two lists of cells as those of one loop, and mixes them
+    # up.
     _set_algo_single_loop(False)
     ms.set_auto_parallel_context(
         device_num=world, global_rank=rank, full_batch=True, pipeline_stages=parallel.pipeline_stage, **mode, **shard
@@ -59,7 +62,9 @@ def apply(plan: Plan, model: nn.Cell) -> None:
 def _set_stages(plan: Plan, model: nn.Cell) -> None:
     stages = dict(zip(plan.config.model.layer_names(), plan.layer_stages))
     for name, layers in plan.config.model.outer_parameter_layers().items():
-        stages[name.rpartition(".")[0]] = plan.layer_stages[layers[0]]  # a tied table's cell is the embedding
+        stages[name.rpartition(".")[0]] = plan.layer_stages[
+            layers[0]
+        ]  # the cell of a tied table is the embedding, on the first of its stages
     for name, cell in model.cells_and_names():
         if isinstance(cell, Logits):
             stages[name] = plan.layer_stages[-1]

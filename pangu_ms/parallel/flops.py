@@ -6,9 +6,10 @@ from pangu_ms.models.common.config import ModelConfig
 
 
 def layer_flops_per_token(model: ModelConfig, layer: int) -> int:
-    """Operations of one layer: 2 for each value of a matrix, and 4 * S * A for scores and context of attention.
+    """Operations of one layer for one token: 2 for each value of a matrix, and 4 * S * A for scores and context of
+    attention, where A is the width of all heads.
 
-    The causal mask does not halve attention.
+    Attention is counted in full, not halved for the causal mask.
 
     Source: Narayanan et al. 2021 (arXiv 2104.04473), section 3 and appendix: 24 B S E^2 + 4 B S^2 E for a GPT layer.
     """
@@ -20,11 +21,11 @@ def layer_flops_per_token(model: ModelConfig, layer: int) -> int:
 
 
 def head_flops_per_token(model: ModelConfig) -> int:
-    """Operations of the logits: 2 * V * E."""
+    """Operations of the logits for one token: 2 * V * E."""
     return 2 * model.vocab_size * model.hidden_size
 
 
 def model_flops_per_token(model: ModelConfig) -> int:
-    """Operations of the whole forward pass. A training step computes three times as much, with full recomputation four
-    times."""
+    """Operations of the whole forward pass for one token. A training step computes three times as much, with full
+    recomputation four times."""
     return sum(layer_flops_per_token(model, i) for i in range(model.num_layers)) + head_flops_per_token(model)

@@ -1,4 +1,4 @@
-"""How one tensor lies on the devices of one stage. No mindspore import."""
+"""How one tensor is sharded over the devices of one stage. No mindspore import."""
 
 import functools
 import math
@@ -12,8 +12,9 @@ from pangu_ms.parallel.mesh import ravel, unravel
 class Layout:
     """Which slice of a tensor each device of a stage holds.
 
-    Dimension i is cut over the axes dims[i], the first of them slowest; dimension 0 then once more over
-    `optimizer_axes`, as MindSpore's optimizer parallelism does. Devices that differ along other axes hold equal slices.
+    Dimension i is sharded over the axes dims[i], of which the first varies slowest. Dimension 0 is then sharded further
+    over `optimizer_axes`, as by MindSpore's optimizer parallelism. Devices that differ only along other axes hold equal
+    slices.
     """
 
     shape: tuple[int, ...]
@@ -21,9 +22,9 @@ class Layout:
     axes: tuple[tuple[str, int], ...]
     """(name, size) of the device matrix, slowest first, as Mesh.axes."""
     dims: tuple[tuple[str, ...], ...]
-    """For each dimension the axes that cut it, the slowest first."""
+    """For each dimension the axes that shard it, the slowest first."""
     optimizer_axes: tuple[str, ...] = ()
-    """Axes that cut dimension 0 once more, inside the slices that dims make."""
+    """Axes that shard dimension 0 further, inside the slices that `dims` make."""
 
     def __post_init__(self) -> None:
         assert len(self.dims) == len(self.shape), "one entry for each dimension"
@@ -43,7 +44,7 @@ class Layout:
 
     @property
     def cuts(self) -> tuple[tuple[str, ...], ...]:
-        """For each dimension all axes that cut it, those of the optimizer included."""
+        """For each dimension all axes that shard it, those of the optimizer included."""
         return tuple(dim + self.optimizer_axes if i == 0 else dim for i, dim in enumerate(self.dims))
 
     @property
@@ -80,12 +81,12 @@ class Layout:
         return tuple(-1 if not dim else dim[0] if len(dim) == 1 else dim for dim in mapped)
 
     def index(self, rank: int) -> tuple[int, ...]:
-        """Which slice along each dimension a device of the stage (0 to num_devices - 1) holds."""
+        """The number of the slice along each dimension that a device of the stage (0 to num_devices - 1) holds."""
         at = dict(zip(self._sizes, unravel(rank, self.matrix)))
         return tuple(ravel(tuple(at[n] for n in dim), tuple(self._sizes[n] for n in dim)) for dim in self.cuts)
 
     def slices(self, rank: int) -> tuple[slice, ...]:
-        """What a device of the stage holds, to index the whole tensor with."""
+        """The part that a device of the stage holds, as slices to index the whole tensor with."""
         return tuple(slice(i * n, (i + 1) * n) for i, n in zip(self.index(rank), self.slice_shape))
 
     def owners(self) -> dict[tuple[int, ...], int]:

@@ -1,10 +1,9 @@
-"""Ranks and where they are: MindSpore's order of ranks, and the order in which devices are filled with them. No
-mindspore import.
+"""The mesh of ranks: MindSpore's order of ranks, and the placement of ranks on devices. No mindspore import.
 
-MindSpore cuts the ranks into stages, contiguous blocks; inside a stage they are a row-major matrix whose last axis
-varies fastest: (dp, mp), or (dp, ep, mp) where experts are shared. Devices are filled in another order, the heaviest
-traffic innermost: the model_parallel ranks of one replica lie in one server, its pipeline stages in the next ones,
-replicas outermost (spec A4, topology-aware placement).
+MindSpore divides the ranks into pipeline stages, which are contiguous blocks; inside a stage the ranks form a row-major
+matrix whose last axis varies fastest: (dp, mp), or (dp, ep, mp) with expert parallelism. The placement on devices has
+another order, with the heaviest traffic innermost: the model_parallel ranks of one replica are in one server, its
+pipeline stages in the next ones, replicas outermost (spec A4, topology-aware placement).
 """
 
 import functools
@@ -26,7 +25,7 @@ class Coordinate:
 
 @dataclass(frozen=True)
 class Device:
-    """One accelerator of the cluster: server and device in it, counted from 0."""
+    """One accelerator of the cluster: its server, and its number in the server, both from 0."""
 
     server: int
     device: int
@@ -34,7 +33,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Mesh:
-    """Stages, and the axes of the matrix of devices in each of them."""
+    """The number of pipeline stages, and the axes of the device matrix of each stage."""
 
     num_stages: int
     axes: tuple[tuple[str, int], ...]
@@ -43,8 +42,8 @@ class Mesh:
 
     @classmethod
     def of(cls, parallel: ParallelConfig) -> "Mesh":
-        """The mesh of a configuration. With experts dp is data_parallel / expert_parallel, and a batch is cut over dp
-        and ep together."""
+        """The mesh of a configuration. With expert parallelism the axis dp has data_parallel / expert_parallel devices,
+        and a batch is split over dp and ep together."""
         dp, ep, mp = parallel.data_parallel, parallel.expert_parallel, parallel.model_parallel
         axes = (("dp", dp), ("mp", mp)) if ep == 1 else (("dp", dp // ep), ("ep", ep), ("mp", mp))
         return cls(parallel.pipeline_stage, axes, parallel.devices_per_server)
@@ -70,7 +69,7 @@ class Mesh:
         return self.num_stages * self.stage_size
 
     def coordinate(self, rank: int) -> Coordinate:
-        """Where a rank is.
+        """The coordinate of a rank.
 
         Raises:
             PlanError: there is no such rank.
@@ -81,11 +80,11 @@ class Mesh:
         return Coordinate(stage, unravel(rest, self.matrix))
 
     def rank(self, at: Coordinate) -> int:
-        """The rank at a place."""
+        """The rank at a coordinate."""
         return at.stage * self.stage_size + ravel(at.axes, self.matrix)
 
     def group(self, rank: int, *names: str) -> list[int]:
-        """The ranks that differ from `rank` along the named axes alone, itself included, in order."""
+        """The ranks that differ from `rank` only along the named axes, itself included, in ascending order."""
         at = self.coordinate(rank)
         others = [self.coordinate(r) for r in self.stage_ranks(at.stage)]
         fixed = [i for i, name in enumerate(self.names) if name not in names]
@@ -96,8 +95,8 @@ class Mesh:
         return range(stage * self.stage_size, (stage + 1) * self.stage_size)
 
     def placement(self) -> list[Device]:
-        """For each rank the device that it should have: innermost the last axis (mp), then stages, then the other axes,
-        replicas outermost."""
+        """The device on which each rank should run: from inside to outside the last axis (mp), the stages, and the
+        other axes, with replicas outermost."""
         last, stages = self.matrix[-1], self.num_stages
         devices = []
         for rank in range(self.world):
@@ -116,7 +115,7 @@ class Mesh:
 
 
 def ravel(index: tuple[int, ...], shape: tuple[int, ...]) -> int:
-    """Row-major number of an index."""
+    """Row-major (flat) number of an index."""
     number = 0
     for i, size in zip(index, shape, strict=True):
         number = number * size + i
@@ -124,7 +123,7 @@ def ravel(index: tuple[int, ...], shape: tuple[int, ...]) -> int:
 
 
 def unravel(number: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Index of a row-major number."""
+    """Index of a row-major (flat) number."""
     index = []
     for size in reversed(shape):
         number, i = divmod(number, size)

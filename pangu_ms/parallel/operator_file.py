@@ -1,7 +1,8 @@
-"""MindSpore's operator strategies: in how many slices each operand of each operator is cut. No mindspore import.
+"""Reads, writes and checks MindSpore's operator strategies: the number of slices of each operand of each operator. No
+mindspore import.
 
-They stand in a JSON file of their own, keyed by scope (`AutoParallel.save_operator_strategy_file`, sharding propagation
-only), and in files of parameter layouts, keyed by the parameter that the operator reads.
+MindSpore stores them in a JSON file of their own, keyed by scope (`AutoParallel.save_operator_strategy_file`, sharding
+propagation only), and in files of parameter layouts, keyed by the parameter that the operator reads.
 """
 
 import difflib
@@ -25,20 +26,20 @@ tensors."""
 
 @dataclass(frozen=True)
 class OperandLayout:
-    """One operand that was given a mindspore.parallel.Layout."""
+    """The layout of one operand to which the model gives a mindspore.parallel.Layout."""
 
     axes: tuple[tuple[str, int], ...]
     """(name, size) of the device matrix, slowest first."""
     dims: tuple[tuple[str, ...], ...]
-    """For each dimension the axes that cut it."""
+    """For each dimension the axes that shard it."""
     interleaved: bool = False
-    """MindSpore's interleaved_parallel: the last axis is no device axis, but halves that overlap computation and
-    communication."""
+    """MindSpore's interleaved_parallel: the last axis is not an axis of devices; it splits the operand in halves whose
+    computation and communication overlap."""
 
 
 @dataclass(frozen=True)
 class OperatorStrategy:
-    """How one operator is cut."""
+    """How one operator is sharded."""
 
     key: str
     """"Default/network-Net/blocks/MatMul-op0", or "MatMul_blocks.weight" in a file of parameter layouts."""
@@ -60,20 +61,22 @@ class OperatorStrategy:
 
     @property
     def has_scope(self) -> bool:
-        """Whether the key is a scope; else it ends in a parameter's name."""
+        """Whether the key is a scope; otherwise it ends in a parameter's name."""
         return "/" in self.key
 
     @property
     def parameter(self) -> str | None:
-        """Name of the parameter in the key, if that is no scope."""
+        """Name of the parameter in the key; None if the key is a scope."""
         return None if self.has_scope else _KIND.sub("", self.key, count=1).removeprefix("_")
 
 
 def read_operator_strategies(path: str | Path) -> dict[str, OperatorStrategy]:
-    """The operators of a file of either kind, by key, in the file's order; none if it was written from a plan.
+    """The operators of a file of either kind, by key, in the file's order. A file that was written from a plan contains
+    none.
 
     Raises:
-        PlanError: the file is missing, cut off or no strategy file, or a layout has numbers that do not fit together.
+        PlanError: the file is missing, truncated or not a strategy file, or the numbers of a layout contradict each
+            other.
     """
     content = read_content(path)
     sections = (
@@ -87,7 +90,8 @@ def read_operator_strategies(path: str | Path) -> dict[str, OperatorStrategy]:
 
 
 def write_operator_strategies(operators: Iterable[OperatorStrategy], path: str | Path) -> None:
-    """Write the JSON file that `AutoParallel.load_operator_strategy_file` reads; it wants every operator of the model.
+    """Write the JSON file that `AutoParallel.load_operator_strategy_file` reads; MindSpore requires every operator of
+    the model in it.
 
     Raises:
         PlanError: the name does not end in .json, which MindSpore demands.
@@ -112,16 +116,16 @@ def write_operator_strategies(operators: Iterable[OperatorStrategy], path: str |
 def check_operators(
     path: str | Path, operators: dict[str, OperatorStrategy], plan: Plan, known: Collection[str] | None = None
 ) -> None:
-    """The operators fit a plan's devices and stages, and are those of its model.
+    """Check that the operators fit a plan's devices and stages, and are those of its model.
 
     Args:
         path: the file they come from, for messages.
-        known: keys of all operators of the model, if the caller has them; else parameters in the keys are looked up in
-            the plan, and scopes are not.
+        known: keys of all operators of the model, if the caller has them. Without it parameter names in the keys are
+            looked up in the plan, and scopes are not checked.
 
     Raises:
-        PlanError: the first operator that is unknown, missing, on another number of devices or in a stage that the plan
-            lacks.
+        PlanError: an operator is unknown, missing, on another number of devices or in a stage that the plan lacks; the
+            message names the first one.
     """
     for key, operator in operators.items():
         where = f"{path}: {key}"

@@ -1,5 +1,5 @@
-"""The plan of a run: the layout of every parameter, the stage of every layer, from the configuration alone. No
-mindspore import."""
+"""The plan of a run: the layout of every parameter and the stage of every layer, computed only from the configuration.
+No mindspore import."""
 
 import functools
 import itertools
@@ -18,28 +18,28 @@ from pangu_ms.parallel.mesh import Mesh
 from pangu_ms.parallel.rules import rules_for
 
 MOMENTS = ("adam_m.", "adam_v.")
-"""Prefixes of the optimizer's two states of each parameter, which lie as the parameter does."""
+"""Prefixes of the optimizer's two states of each parameter, which have the parameter's layout."""
 OPTIMIZER_SHARD_MIN_BYTES = 64 << 10
-"""With optimizer_shard a smaller parameter (its whole, not its slice) is not cut: gathering it would cost more than it
-saves. MindSpore's default of parallel_optimizer_threshold."""
+"""With optimizer_shard a parameter whose whole (not slice) is smaller is not sharded: gathering it would cost more than
+it saves. This is MindSpore's default of parallel_optimizer_threshold."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one configuration lies on its devices."""
+    """How one configuration is distributed over its devices."""
 
     config: RunConfig
     mesh: Mesh
     rules: Rules
     stage_layers: tuple[int, ...]
-    """Layers of each stage."""
+    """Number of layers of each stage."""
 
     @classmethod
     def of(cls, config: RunConfig, num_devices: int = 0) -> "Plan":
         """The plan of a configuration whose degrees have been checked.
 
         Args:
-            num_devices: the world it must fit; 0 for any.
+            num_devices: number of devices that the plan must have; 0 for any.
 
         Raises:
             ConfigError: degrees do not multiply to `num_devices`, or a logical axis has no rule.
@@ -65,7 +65,8 @@ class Plan:
 
     @property
     def num_micro_batches(self) -> int:
-        """The micro-batches of a step: those that flow through the stages, or those whose gradients are accumulated."""
+        """Number of micro-batches per step: those that flow through the pipeline stages, or those of gradient
+        accumulation."""
         return max(self.config.parallel.micro_batch_num, self.config.train.accumulation_steps)
 
     @functools.cached_property
@@ -75,7 +76,8 @@ class Plan:
 
     @functools.cached_property
     def parameter_stages(self) -> dict[str, tuple[int, ...]]:
-        """The stages that hold each parameter, in the model's order: the first and the last hold a tied word table."""
+        """The stages that hold each parameter, in the model's order: a tied word table is on the first and the last
+        stage."""
         model, stages = self.config.model, self.layer_stages
         held: dict[str, tuple[int, ...]] = {}
         for name, layers in model.outer_parameter_layers().items():
@@ -86,16 +88,16 @@ class Plan:
 
     @functools.cached_property
     def layouts(self) -> dict[str, Layout]:
-        """The layout of every parameter on the devices of a stage that holds it, in the model's order; its moments lie
-        the same way."""
+        """The layout of every parameter on the devices of a stage that holds it, in the model's order; its moments have
+        the same layout."""
         return {
             name: self.layout(spec, len(self.parameter_stages[name]))
             for name, spec in self.config.model.parameters().items()
         }
 
     def layout(self, spec: ParameterSpec, num_stages: int = 1) -> Layout:
-        """The layout of one parameter that `num_stages` stages hold. The optimizer does not cut one that several
-        stages hold: MindSpore 2.9 cannot compile that."""
+        """The layout of one parameter that `num_stages` stages hold. optimizer_shard does not apply to a parameter on
+        several stages, because MindSpore 2.9 cannot compile that."""
         sizes = self.config.model.axis_sizes()
         shape = tuple(sizes[axis] for axis in spec.axes)
         plain = Layout(shape, self.mesh.axes, tuple(self.rules[axis] for axis in spec.axes))
@@ -107,13 +109,13 @@ class Plan:
 
 
 def parameter_of(name: str) -> str:
-    """The parameter that a tensor of a checkpoint is, or is a moment of."""
+    """The parameter to which a tensor of a checkpoint belongs: itself, or the one that it is a moment of."""
     return next((name.removeprefix(prefix) for prefix in MOMENTS if name.startswith(prefix)), name)
 
 
 def with_optimizer_shard(layout: Layout) -> Layout:
-    """Cut dimension 0 of a float32 parameter once more over the axes that do not cut it, if it is large enough and
-    divides, as MindSpore does."""
+    """Shard dimension 0 of a float32 parameter further, over the axes that do not shard the parameter, if it is large
+    enough and divisible, as MindSpore does."""
     used = {name for dim in layout.dims for name in dim}
     free = tuple(name for name, size in layout.axes if name not in used and size > 1)
     count = functools.reduce(lambda product, name: product * dict(layout.axes)[name], free, 1)
@@ -123,8 +125,8 @@ def with_optimizer_shard(layout: Layout) -> Layout:
 
 
 def balance(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
-    """Lengths of contiguous, non-empty parts of `costs` whose largest sum is smallest; among equals the earlier parts
-    are longer."""
+    """Split `costs` into contiguous, non-empty parts such that the largest sum of a part is minimal; returns their
+    lengths. Among equal solutions the earlier parts are longer."""
     total = [0.0, *itertools.accumulate(costs)]
     best: dict[int, tuple[float, tuple[int, ...]]] = {end: (total[end], (end,)) for end in range(1, len(costs) + 1)}
     for stage in range(2, num_stages + 1):

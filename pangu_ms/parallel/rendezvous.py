@@ -1,8 +1,9 @@
-"""Where the ranks of one machine wait for each other, however long it takes. No mindspore import.
+"""A barrier at which the ranks of one machine wait for each other without a timeout. No mindspore import.
 
-A collective of MindSpore's CPU backend gives up after 30 s, a constant in its library: no rank may enter one while
-another still saves, evaluates or compiles. So they wait for each other here first. The socket's name is an abstract
-one (Linux): no file is left behind, and two jobs of a machine do not meet.
+A collective of MindSpore's CPU backend gives up after 30 s, a constant in its library, so no rank may enter one while
+another still saves, evaluates or compiles. The ranks therefore wait for each other here first. The socket has an
+abstract name (Linux) with the job's name in it: no file is left behind, and jobs of one machine do not connect to each
+other.
 """
 
 import os
@@ -16,35 +17,36 @@ from pangu_ms.core.heartbeat import WAIT, beat
 
 START_S = 60.0
 FAILED = "failed"
-"""What a rank that cannot go on brings to the others."""
+"""Message of a rank that cannot go on, to the other ranks."""
 
 
 class PeerLost(SystemExit):
-    """Another rank is gone. Whoever started the ranks says why, so this one ends without a message."""
+    """Another rank has ended. The launcher reports why, so this rank exits without a message."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_PEER_LOST)
 
 
 class Rendezvous:
-    """All ranks of a job; rank 0 listens, and the others are connected to it."""
+    """The connections between all ranks of a job: rank 0 listens, and the others connect to it."""
 
     def __init__(self, name: str, rank: int, world: int) -> None:
         """Args:
-        name: the job's, the same on all ranks and no other job's.
+        name: name of the job, the same on all its ranks and different from that of any other job.
 
         Raises:
-            PeerLost: not all of them within START_S seconds.
+            PeerLost: not all ranks have connected within START_S seconds.
         """
         address = f"\0pangu-ms-{name}"
         self._peers = [_connect(address)] if rank else _accept(address, world - 1)
         self._rank = rank
 
     def barrier(self, message: str = "") -> str:
-        """Wait until all ranks are here; returns the first message that any of them brought, the same on all.
+        """Wait until all ranks have called this; returns the first message that any of them passed, the same on all
+        ranks.
 
         Raises:
-            PeerLost: another rank is gone.
+            PeerLost: another rank has ended.
         """
         beat(WAIT)
         try:
@@ -59,14 +61,15 @@ class Rendezvous:
             raise PeerLost from None
 
     def _receive_all(self) -> list[str]:
-        """A message of each peer. All are read from until the last one has sent: a silent one must not hide that
-        another is gone."""
+        """Receive one message from each peer. All peers are read from until the last one has sent, so that waiting for
+        a silent peer does not hide that another one has ended."""
         messages: dict[Connection, str] = {}
         while len(messages) < len(self._peers):
             ready = wait(self._peers)
             for peer in self._peers:
                 if peer in ready:
-                    # who has sent sends no more before the answer: more to read is its end, an EOFError
+                    # A peer that has sent its message sends nothing more before the answer. If there is more to read,
+                    # its connection has ended, and this raises EOFError.
                     messages[peer] = peer.recv_bytes().decode()
         return [messages[peer] for peer in self._peers]
 
@@ -81,9 +84,9 @@ def _accept(address: str, count: int) -> list[Connection]:
             listener.settimeout(max(0.0, deadline - time.monotonic()))
             try:
                 peer, _ = listener.accept()
-            except OSError:  # the time is over
+            except OSError:  # timeout
                 raise PeerLost from None
-            if _user(peer) == os.getuid():  # any user of the machine can reach the name
+            if _user(peer) == os.getuid():  # any user of the machine can connect to an abstract name
                 peer.setblocking(True)
                 peers.append(Connection(peer.detach()))
             else:

@@ -1,11 +1,12 @@
-"""Sharding rules of one run: a family's table with what the parallel configuration decides. No mindspore import."""
+"""Sharding rules of one run: a family's rules, adapted to the parallel configuration. No mindspore import."""
 
 from pangu_ms.config.parallel import ParallelConfig
 from pangu_ms.models.common.sharding import Rules
 
 
 def rules_for(table: Rules, parallel: ParallelConfig) -> Rules:
-    """A family's table with what the configuration decides, and without axes of one device."""
+    """A family's rules with the axes of sequence and vocabulary that the configuration chooses, and without mesh axes
+    of size 1."""
     decided = table | {
         "sequence": ("mp",) if parallel.sequence_parallel else table["sequence"],
         "vocab": ("mp",) if parallel.vocab_embedding == "row" else table["vocab"],

@@ -1,8 +1,8 @@
-"""A parameter's layout in the numbers of MindSpore's strategy files, and back. No mindspore import.
+"""Converts a parameter's layout to the numbers of MindSpore's strategy files, and back. No mindspore import.
 
-The files have no axis names, no shapes in their protobuf form, and leave axes of one device out. The JSON form spells a
-dimension that several axes cut as several dimensions, which MindSpore's own tools do not load again; here it is neither
-written nor taken for the tensor.
+The files have no axis names, no shapes in their protobuf form, and omit axes of size 1. The JSON form writes a
+dimension that several axes shard as several dimensions, which MindSpore's own tools cannot load; such layouts are
+neither written to JSON nor read from it here.
 """
 
 import dataclasses
@@ -22,16 +22,16 @@ class StoredLayout:
     """The layout of one tensor as a file describes it."""
 
     pattern: Layout
-    """The layout; its shape is a stand-in that every count divides."""
+    """The layout, with a placeholder shape that the number of slices of every dimension divides."""
     shape: tuple[int, ...] | None
     """The shape of the whole tensor, if the file holds it."""
 
     @classmethod
     def of(cls, item: LayoutItem, mesh: Mesh | None = None) -> "StoredLayout":
-        """From a file's item; the axes are named after the mesh's if sizes agree, else d0, d1, ...
+        """The layout in a file's item. The axes have the mesh's names if sizes agree, otherwise d0, d1, ...
 
         Raises:
-            PlanError: numbers that do not fit together, or a form that is not supported.
+            PlanError: the numbers contradict each other, or have a form that is not supported.
         """
         if item.field or item.param_split_shape or item.indices_offset:
             raise PlanError(
@@ -64,7 +64,7 @@ class StoredLayout:
         """The layout of a tensor of this whole shape; by default the file's.
 
         Raises:
-            PlanError: the file holds no shape, or another one; or the shape does not fit.
+            PlanError: no shape is known, the file holds another shape, or the shape does not fit.
         """
         shape = shape if shape is not None else self.shape
         if shape is None:
@@ -91,12 +91,12 @@ class StoredLayout:
 
 
 def layout_item(layout: Layout, with_shape: bool) -> LayoutItem:
-    """A layout in MindSpore's numbers: axes of one device left out; the optimizer's group is (step, size), size -1 for
-    all replicas.
+    """A layout in MindSpore's numbers, without axes of size 1. The group of devices over which the optimizer shards is
+    (step, size), with size -1 for all replicas.
 
     Raises:
-        PlanError: several axes cut a dimension and the shape is to be held; or the optimizer's axes are not the fastest
-            of the replicas.
+        PlanError: several axes shard one dimension and `with_shape` is set, or the optimizer's axes are not the
+            fastest-varying axes of the replicas.
     """
     axes = _kept_axes(layout.axes)
     kept = {name for name, _ in axes}
@@ -124,7 +124,7 @@ def layout_item(layout: Layout, with_shape: bool) -> LayoutItem:
 
 
 def _kept_axes(axes: Axes) -> Axes:
-    """The axes that a file has: those of several devices, or one of one."""
+    """The axes that a file contains: those of more than one device; if there are none, the last axis."""
     return tuple((name, size) for name, size in axes if size > 1) or axes[-1:]
 
 
@@ -151,14 +151,14 @@ def _free_axes(axes: Axes, used: list[str]) -> tuple[str, ...]:
 
 
 def _step(axes: Axes, free: tuple[str, ...]) -> int:
-    """Distance of neighbours in the optimizer's group: the devices that the axes behind its fastest one make."""
+    """Rank distance of neighbours in the optimizer's group: the product of the axes after the group's fastest axis."""
     names = [name for name, _ in axes]
     return math.prod(size for _, size in axes[names.index(free[-1]) + 1 :])
 
 
 def _optimizer_axes(item: LayoutItem, axes: Axes, used: list[str]) -> tuple[Axes, tuple[str, ...]]:
-    """The axes of the optimizer's group: the fastest of those that cut nothing. The slowest of the group is split in
-    two if only a part of it is in."""
+    """The axes over which the optimizer shards: the fastest-varying of the axes that shard no dimension. If only a part
+    of an axis belongs to the group, the returned axes have it split in two."""
     step, left = item.opt_weight_shard_step, item.opt_weight_shard_size
     if step == 0 or left == 0:
         return axes, ()

@@ -1,4 +1,4 @@
-"""MindSpore's parameter-layout files: read into layouts, written from a plan, compared with one. No mindspore
+"""Reads MindSpore's parameter-layout files, writes them from a plan, and compares them with a plan. No mindspore
 import."""
 
 import contextlib
@@ -16,11 +16,11 @@ from pangu_ms.parallel.stored_layout import StoredLayout, layout_item
 from pangu_ms.parallel.strategy_wire import Content, StrategyItem, read_content, write_content
 
 PLACEHOLDER = "Plan-stage"
-"""The beginning of the one operator's name in a file written from a plan: MindSpore looks up the stage in the first
-operator, and ignores names that its model lacks."""
+"""Beginning of the name of the only operator in a file that was written from a plan. It must have one, because
+MindSpore reads the stage from the first operator; it ignores operators that its model lacks."""
 STATES = (*MOMENTS, "moment1.", "moment2.", "moments.", "lamb_m.", "lamb_v.", "accu_grads.")
-"""Prefixes that MindSpore's optimizers and its accumulation of gradients give to what belongs to a parameter and lies
-as it does."""
+"""Prefixes of the names of tensors that MindSpore's optimizers and gradient accumulation keep for a parameter, with its
+layout."""
 _STAGED = re.compile(r"(\d+)-(.+)", re.DOTALL)
 
 
@@ -40,8 +40,8 @@ class StrategyFile:
 
     path: Path
     stages: dict[int, dict[str, StoredLayout]]
-    """For each stage its tensors, states of the optimizer included, in the file's order; stage 0 if the file does not
-    say, as MindSpore has it."""
+    """For each stage its tensors, optimizer states included, in the file's order. As in MindSpore, a file that names no
+    stage is of stage 0."""
     is_merged: bool
 
     @property
@@ -58,10 +58,10 @@ class StrategyFile:
         """The layout of each tensor of a stage.
 
         Args:
-            slice_shapes: what one device holds of each tensor; needed for protobuf files.
+            slice_shapes: shape of the slice of each tensor on one device; needed for protobuf files.
 
         Raises:
-            PlanError: no such stage; a shape is missing or does not fit.
+            PlanError: the file lacks the stage, or a shape is missing or does not fit.
         """
         if stage not in self.stages:
             raise PlanError(
@@ -97,10 +97,10 @@ class StrategyFile:
         return found
 
     def check_against(self, plan: Plan) -> None:
-        """Every slice of the file lies where the plan has it.
+        """Check that every device holds the same slices in the file as in the plan.
 
         Raises:
-            PlanError: the file is of another world or model, or a tensor lies otherwise.
+            PlanError: the file is for another number of devices or another model, or a tensor has another layout.
         """
         for first in self.differences(plan):
             raise PlanError(
@@ -138,10 +138,10 @@ def read_parameter_layouts(path: str | Path, mesh: Mesh | None = None) -> Strate
     """Read a file, merged or not, protobuf or JSON.
 
     Args:
-        mesh: whose axis names are used where sizes agree.
+        mesh: gives the axes their names where sizes agree.
 
     Raises:
-        PlanError: the file is missing, cut off, no strategy file, or has numbers that do not fit together.
+        PlanError: the file is missing, truncated or not a strategy file, or its numbers contradict each other.
     """
     path, content = Path(path), read_content(path)
     if not content.parallel_layout_item:
@@ -165,10 +165,11 @@ def write_parameter_layouts(plan: Plan, stage: int, path: str | Path) -> None:
     """Write the layouts of a stage's parameters and moments; JSON if the name ends in .json, else protobuf. MindSpore's
     tools read and merge them.
 
-    MindSpore's own files also name the operators that read each parameter; here one placeholder tells the stage.
+    MindSpore's own files also contain the operators that read each parameter; here a single placeholder operator gives
+    the stage.
 
     Raises:
-        PlanError: the plan has no such stage, or a layout that the format cannot tell.
+        PlanError: the plan has no such stage, or a layout that the format cannot express.
     """
     if not 0 <= stage < plan.mesh.num_stages:
         raise PlanError(
@@ -196,13 +197,13 @@ def same_slices(one: Layout, other: Layout) -> bool:
 
 
 def parameter_of(name: str, parameters: Collection[str]) -> str | None:
-    """The parameter that a tensor is, or is a state of."""
+    """The parameter to which a tensor belongs: itself, or the one that it is an optimizer state of; None for others."""
     owners = [name] + [name.removeprefix(prefix) for prefix in STATES if name.startswith(prefix)]
     return next((owner for owner in owners if owner in parameters), None)
 
 
 def cut_text(layout: Layout) -> str:
-    """Pieces of each dimension with their axes: "8 (dp mp), 1"."""
+    """Text of a layout for messages: the number of slices of each dimension and their axes, as in "8 (dp mp), 1"."""
     return (
         ", ".join(f"{count} ({' '.join(axes)})" if axes else "1" for count, axes in zip(layout.counts, layout.cuts))
         or "not at all"
@@ -222,7 +223,7 @@ def _check_sizes(path: Path, stages: dict[int, dict[str, StoredLayout]]) -> None
 
 @contextlib.contextmanager
 def _naming(path: str | Path, name: str) -> Iterator[None]:
-    """A PlanError inside begins with the names of the file and the tensor."""
+    """Put the names of the file and the tensor before the message of a PlanError that is raised inside."""
     try:
         yield
     except PlanError as error:

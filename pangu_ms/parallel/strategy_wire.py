@@ -1,5 +1,5 @@
-"""MindSpore's strategy files as plain values: JSON as it stands, protobuf taken apart to the same tree. No mindspore
-import.
+"""Reads and writes MindSpore's strategy files as plain values; the JSON and protobuf forms give the same tree. No
+mindspore import.
 
 Source: node_strategy.proto (mindspore/train/node_strategy_pb2.py), and what MindSpore 2.9's compiler writes.
 """
@@ -32,12 +32,13 @@ class LayoutItem:
 
     dev_matrix: list[Count]
     tensor_map: list[Whole | list[Whole]]
-    """Axis of the matrix, counted from the last, that cuts each dimension; -1 none, a list several."""
+    """For each dimension the axis of the device matrix that shards it, counted from the last axis; -1 for none, a list
+    for several."""
     field: Whole
     opt_weight_shard_step: Whole
     opt_weight_shard_size: Whole
     tensor_shape: list[Count] | None = None
-    """Of the whole tensor; JSON only."""
+    """Shape of the whole tensor; only in JSON files."""
     param_split_shape: list[Whole] = Field(default_factory=list)
     indices_offset: list[Whole] = Field(default_factory=list)
 
@@ -52,7 +53,7 @@ class StrategyItem:
 
 @dataclass(frozen=True)
 class OperandItem:
-    """One operand of an operator that was given layouts."""
+    """One operand of an operator whose layouts the model gives."""
 
     alias_name: list[str]
     dev_matrix: list[Count]
@@ -62,11 +63,11 @@ class OperandItem:
 
 @dataclass(frozen=True)
 class Content:
-    """A file. Operators are keyed by Kind_parameter in a file of parameter layouts, by scope in a file of operator
-    strategies."""
+    """The content of a file. Operators are keyed by Kind_parameter in a file of parameter layouts, by scope in a file
+    of operator strategies."""
 
     current_stage: Whole = 1
-    """Not a stage: MindSpore counts its saves there, and starts files that it merges with 1."""
+    """Not a stage, in spite of the name: MindSpore counts its saves there, and writes 1 into merged files."""
     parallel_layout_item: dict[str, LayoutItem] = Field(default_factory=dict)
     parallel_strategy_item: dict[str, StrategyItem] = Field(default_factory=dict)
     parallel_out_strategy_item: dict[str, StrategyItem] = Field(default_factory=dict)
@@ -82,7 +83,7 @@ def read_content(path: str | Path) -> Content:
     """The values of a file of either format.
 
     Raises:
-        PlanError: it is missing, cut off, or no strategy file.
+        PlanError: it is missing, truncated or not a strategy file.
     """
     path = Path(path)
     try:
@@ -97,7 +98,7 @@ def read_content(path: str | Path) -> Content:
         if not sections:
             raise ValueError("no parameters and no operators in it")
         if unknown := [key for key in sections if key not in _SECTIONS]:
-            raise ValueError(f"section {unknown[0]} is not read here")  # operands that are tuples of tensors
+            raise ValueError(f"section {unknown[0]} is not read here")  # for operands that are tuples of tensors
         return _CONTENT_TYPE.validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
@@ -112,7 +113,8 @@ def write_content(content: Content, path: str | Path) -> None:
     if path.suffix == ".json":
         tree = {key: value for key, value in _CONTENT_TYPE.dump_python(content).items() if value != {}}
         for item in tree.get("parallel_layout_item", {}).values():
-            for key in ("param_split_shape", "indices_offset"):  # MindSpore names them only where they are not empty
+            # MindSpore writes these keys only if they are not empty.
+            for key in ("param_split_shape", "indices_offset"):
                 item.pop(key)
         files.write_text(path, json.dumps(tree, separators=(",", ":"), sort_keys=True))
     else:
@@ -152,8 +154,8 @@ def _layout(message: bytes) -> dict[str, Any]:
     whole = {number: signed(value) for number, value in found if isinstance(value, int)}
     return {
         "dev_matrix": lists[_MATRIX][0] if lists[_MATRIX] else None,
-        # several messages: one for each dimension, and an empty one behind a single dimension, as MindSpore
-        # reads and writes them
+        # Several messages mean one for each dimension; after a single dimension there is an empty message. MindSpore
+        # reads and writes them so.
         "tensor_map": maps[0] if len(maps) == 1 else [dim[0] if len(dim) == 1 else dim for dim in maps if dim],
         "param_split_shape": sum(lists[_SPLIT], []),
         "indices_offset": sum(lists[_OFFSET], []),
@@ -171,7 +173,7 @@ def _numbers(message: int | Bytes) -> list[int]:
             raise ValueError(f"field {number} in a list of numbers")
         if isinstance(value, int):
             numbers.append(signed(value))
-        else:  # packed: numbers without tags; give each one
+        else:  # packed: the numbers have no tags, so that each gets one
             numbers += _unpacked(_bytes(value))
     return numbers
 
@@ -188,7 +190,7 @@ def _unpacked(packed: bytes) -> list[int]:
 
 
 def _bytes(value: int | Bytes | None) -> bytes:
-    """The value of a field that must be a message or a text."""
+    """The bytes of a field that must be a message or a text."""
     if not isinstance(value, bytes):
         raise ValueError(
             "a number where a message is wanted" if isinstance(value, int) else "a name or its content is missing"

@@ -1,1 +1,1 @@
-"""What a plan costs: memory, time, and the search for the best one. No mindspore import."""
+"""The cost models of plans (memory and time), and the search for the best plan. No mindspore import."""

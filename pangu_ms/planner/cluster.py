@@ -1,4 +1,4 @@
-"""What the memory and time model knows of hardware: published figures and two fitted or assumed shares. No mindspore
+"""Hardware data for the memory and time models: published figures, a fitted efficiency, and assumptions. No mindspore
 import.
 
 Nothing here was measured by this project, which had no Ascend device.
@@ -17,14 +17,14 @@ UNITS = {"GiB": GIB, "MiB": 1 << 20, "GB": 10**9, "MB": 10**6, "": GIB}
 
 @dataclass(frozen=True)
 class Chip:
-    """One accelerator card and its links. Rates are published ones, reached by no program."""
+    """One accelerator card and its links. Rates are published peak rates, which no program reaches."""
 
     name: str
     hbm_bytes: int
     peak_flops: float
-    """Floating-point operations per second, a multiply-add as two, for any of `dtypes`."""
+    """Floating-point operations per second for any of `dtypes`; a multiply-add counts as two."""
     dtypes: tuple[str, ...]
-    """The compute dtypes that its matrix unit multiplies at that rate."""
+    """The compute dtypes in which its matrix unit reaches that rate."""
     hbm_bandwidth: float
     """Bytes per second."""
     hccs_bandwidth: float
@@ -32,19 +32,20 @@ class Chip:
     roce_bandwidth: float
     """Bytes per second that a card sends to other servers."""
     flash_attention: bool
-    """Whether MindSpore documents flash_attention_score for it; otherwise the attention probabilities are written
-    out."""
+    """Whether MindSpore documents flash_attention_score for it; otherwise attention writes its probabilities to
+    memory."""
     achievable: float
     """Share of the peak that matrix products and everything between them reach together; see `fitted`."""
     fitted: str
-    """What `achievable` rests on."""
+    """The data that `achievable` was fitted on."""
     source: str
-    """Where the published figures are from."""
+    """Source of the published figures."""
     overlap: float = 0.5
     """Share of the communication of gradients, gathered parameters and stages that is hidden behind compute.
     Assumed."""
     reserve_bytes: int = 2 * GIB
-    """Runtime, streams, kernels, fragmentation. Assumed: MindSpore 1.x gave programs 30 GB of the 910's 32."""
+    """Memory for the runtime, streams, kernels and fragmentation. Assumed, since MindSpore 1.x gave programs 30 GB of
+    the 910's 32."""
 
 
 FITTED = (
@@ -87,11 +88,11 @@ CHIPS = {
 }
 
 DEFAULT_CHIP = "ascend910"
-"""The chip that is assumed where neither the command nor runtime.chip names one."""
+"""The chip that is assumed if neither the command nor runtime.chip names one."""
 
 
 def require_dtype(chip: Chip, dtype: str) -> None:
-    """The chip's peak holds for this compute dtype.
+    """Check that the chip's peak rate holds for this compute dtype.
 
     Raises:
         PlanError: it does not.

@@ -1,5 +1,5 @@
-"""Memory and time of a plan together, changes that would save memory, and predictions beside published numbers. No
-mindspore import."""
+"""Estimates of a plan's memory and time, changes that would save memory, and predictions compared with published
+numbers. No mindspore import."""
 
 import functools
 import itertools
@@ -19,12 +19,12 @@ from pangu_ms.planner.slices import Slices, distinct_stages
 from pangu_ms.planner.time import Term, mfu, step_seconds, step_terms, tokens_per_step
 
 Change = dict[str, Any]
-"""Dotted fields with new values."""
+"""Maps dotted names of fields to new values."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the model says of one plan on one chip."""
+    """The predicted memory and time of one plan on one chip."""
 
     plan: Plan
     chip: Chip
@@ -33,7 +33,7 @@ class Estimate:
 
     @classmethod
     def of(cls, plan: Plan, chip: Chip, hbm_bytes: int = 0) -> "Estimate":
-        """Estimate a plan on a chip; `hbm_bytes` 0 takes the chip's memory.
+        """Estimate a plan on a chip; `hbm_bytes` 0 means the chip's memory.
 
         Raises:
             PlanError: the chip has no published rate for the compute dtype.
@@ -43,7 +43,8 @@ class Estimate:
 
     @functools.cached_property
     def memory(self) -> dict[int, list[Line]]:
-        """The memory lines of the first stage of each sort; later stages of the same sort hold no more."""
+        """The memory lines of the first stage of each kind (see `distinct_stages`); later stages of that kind hold no
+        more."""
         return {
             stage: stage_memory(self.plan, stage, self.chip, self.slices) for stage, _ in distinct_stages(self.plan)
         }
@@ -60,12 +61,12 @@ class Estimate:
 
     @property
     def excess(self) -> int:
-        """Bytes needed beyond the device's memory; negative where some are left."""
+        """Bytes needed beyond the device's memory; negative if the plan fits with memory to spare."""
         return self.bytes - self.hbm_bytes
 
     @functools.cached_property
     def terms(self) -> list[Term]:
-        """Parts of a step's time."""
+        """The terms of a step's time."""
         return step_terms(self.plan, self.chip, self.slices)
 
     @functools.cached_property
@@ -110,8 +111,8 @@ SEARCHED = {
 
 
 def overrides(config: RunConfig) -> list[str]:
-    """The searched fields as they are pasted behind `--config`, and what a base may say of another number of
-    devices."""
+    """Overrides to paste after `--config`: the searched fields, and those that reset what a base config may set for
+    another number of devices."""
     words = ["parallel.num_devices=0", f"parallel.stage_layers={list(config.parallel.stage_layers)}"]
     for section, names in SEARCHED.items():
         words += [f"{section}.{name}={_text(getattr(getattr(config, section), name))}" for name in names]
@@ -128,7 +129,7 @@ def _text(value: Any) -> str:
 
 
 def changed(estimate: Estimate, change: Change) -> Estimate | None:
-    """The estimate with some fields changed; None where the configuration refuses that."""
+    """The estimate with some fields changed; None if the configuration refuses the change."""
     sections: dict[str, dict[str, Any]] = {
         "parallel": {"num_devices": 0} | ({"stage_layers": ()} if "parallel.pipeline_stage" in change else {})
     }
@@ -170,28 +171,28 @@ def growths(config: RunConfig, factor: int) -> Iterator[Change]:
 
 
 def ways_to_fit(estimate: Estimate, more_devices_only: bool = False) -> list[tuple[Change, Estimate]]:
-    """The three cheapest changes that make a plan fit, fewest devices first, then most tokens per second; where none
-    does, those that come closest.
+    """The three cheapest changes that make a plan fit, ordered by number of devices, then by tokens per second; if none
+    does, the three that come closest.
 
-    A saving on the same devices (two together where one is not enough), or more devices in one direction.
+    A change is a saving on the same devices (two together if one is not enough), or more devices along one degree.
     """
     config = estimate.plan.config
     single = [] if more_devices_only else list(savings(config))
     pairs = [a | b for a, b in itertools.combinations(single, 2) if not a.keys() & b.keys()]
     more = [change for factor in (2, 4, 8, 16) for change in growths(config, factor)]
-    ways = _saving(estimate, single)
+    ways = _estimates_that_save(estimate, single)
     if not any(after.excess <= 0 for _, after in ways):
-        ways += _saving(estimate, pairs)
-    ways += _saving(estimate, more)
+        ways += _estimates_that_save(estimate, pairs)
+    ways += _estimates_that_save(estimate, more)
     kinds: dict[str, tuple[Change, Estimate]] = {}
     for change, after in sorted(ways, key=lambda way: (way[1].plan.mesh.world, -way[1].tokens_per_second)):
         if after.excess <= 0:
-            kinds.setdefault(next(iter(change)), (change, after))  # one of each field
+            kinds.setdefault(next(iter(change)), (change, after))  # the best change for each first field
     return list(kinds.values())[:3] or sorted(ways, key=lambda way: way[1].bytes)[:3]
 
 
-def _saving(estimate: Estimate, changes: list[Change]) -> list[tuple[Change, Estimate]]:
-    """Those of the changes that the configuration allows and that save memory, with their estimates."""
+def _estimates_that_save(estimate: Estimate, changes: list[Change]) -> list[tuple[Change, Estimate]]:
+    """The changes that the configuration allows and that save memory, with their estimates."""
     return [
         (change, after) for change in changes if (after := changed(estimate, change)) and after.bytes < estimate.bytes
     ]
@@ -199,7 +200,7 @@ def _saving(estimate: Estimate, changes: list[Change]) -> list[tuple[Change, Est
 
 @dataclass(frozen=True)
 class Published:
-    """A training throughput on Ascend 910, and the plan that it is taken to be of."""
+    """A published training throughput on Ascend 910, and the plan that was presumably used."""
 
     config: str
     overrides: tuple[str, ...]
@@ -233,12 +234,12 @@ PUBLISHED = (
         "16 cards, dp 4, mp 4: spec A4, MindFormers comment",
     ),
 )
-"""Spec A9.1. The chip's achievable share was fitted on the first; the others are predictions. The cards of the 13B run
-are not stated."""
+"""Published throughputs, spec A9.1. `Chip.achievable` was fitted on the first one; the others are predictions. The
+number of cards of the 13B run was not published."""
 
 
 def published_rows() -> list[dict[str, Any]]:
-    """Our prediction beside each published number, with their ratio."""
+    """Our prediction for each published number, and the ratio of the two."""
     rows = []
     for i, run in enumerate(PUBLISHED):
         estimate = Estimate.of(Plan.of(load_config(run.config, run.overrides)), CHIPS["ascend910"])

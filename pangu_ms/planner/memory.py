@@ -1,8 +1,8 @@
-"""Bytes on one device, line by line, each with its formula. No mindspore import.
+"""The memory model: bytes on one device, line by line, each with its formula. No mindspore import.
 
-Parameters and moments are exact: float32, as the plan's layouts cut them. The other lines are a model of what
-MindSpore's graph keeps, never checked on a device. Left out: statistics of norms, masks and rotary tables of a batch,
-temporaries of the optimizer (activations are gone by then).
+The lines of parameters and moments are exact: float32 slices of the plan's layouts. The other lines are a model of what
+MindSpore's graph keeps, which was never checked on a device. Left out are the statistics of norms, the masks and rotary
+tables of a batch, and temporaries of the optimizer (activations have been freed by then).
 
 Notation of the formulas: b sequences of a micro-batch, S sequence, E hidden_size, A width of all heads, H heads, F
 ffn_hidden_size, V vocabulary.
@@ -18,10 +18,11 @@ from pangu_ms.planner.slices import Slices, stage_kinds, trained
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 HCCL_BUFFER_BYTES = 2 * 200 * 10**6
-"""Of one communicator: sending and receiving, HCCL_BUFFSIZE=200 MB. Source: CANN documentation of that variable."""
+"""Buffers of one communicator, one for sending and one for receiving, each HCCL_BUFFSIZE=200 MB. Source: CANN
+documentation of that variable."""
 FLASH_STATISTICS_BYTES = 64
-"""For each head and token: maximum and sum, float32, each repeated 8 times. Source: outputs of flash_attention_score,
-[B, N, S, 8]."""
+"""Bytes of softmax statistics for each head and token: maximum and sum in float32, each repeated 8 times. Source:
+outputs of flash_attention_score, [B, N, S, 8]."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def optimizer_bytes(plan: Plan, stage: int) -> int:
 
 
 def state_bytes(slices: Slices, stage: int) -> int:
-    """Bytes of parameters, moments and gradients on a device of a stage: what any plan needs at least."""
+    """Bytes of parameters, moments and gradients on a device of a stage: the least that a plan needs."""
     return 4 * slices.stage(stage, slices.cut) + 12 * slices.stage(stage, trained(slices.cut))
 
 
@@ -56,8 +57,8 @@ def micro_batch_size(plan: Plan) -> int:
 
 
 def in_flight(plan: Plan, stage: int) -> int:
-    """Micro-batches whose activations a stage holds at once under 1F1B: min(stages from here to the last,
-    micro-batches).
+    """Number of micro-batches whose activations a stage holds at the same time under 1F1B: min(stages from here to the
+    last, micro-batches).
 
     Source: Narayanan et al. 2021 (arXiv 2104.04473), section 2.2.
     """
@@ -65,21 +66,21 @@ def in_flight(plan: Plan, stage: int) -> int:
 
 
 def composed_attention(model: ModelConfig, chip: Chip) -> bool:
-    """Whether attention writes its probabilities out: no flash attention on the chip, or not for this dtype, head size
-    or dropout (ascend_ops/attention.py)."""
+    """Whether attention writes its probabilities to memory: the chip has no flash attention, or not for this dtype,
+    head size or dropout (ascend_ops/attention.py)."""
     whole_blocks = model.head_dim % 16 == 0 and model.head_dim <= 512
     fused = model.compute_dtype != "float32" and whole_blocks and model.dropout == 0.0
     return not (chip.flash_attention and fused)
 
 
 def layer_activations(plan: Plan, layer: int, chip: Chip) -> list[Activation]:
-    """What one layer keeps of one sequence on one device with recompute=none: norms and attention as all families have
-    them, and what the family says of the rest.
+    """Activations that one layer keeps for one sequence on one device with recompute=none: norms and attention, which
+    all families have, and those of `feed_forward_activations`.
 
     For alpha this is Korthikanti et al. 2022 (arXiv 2205.05198), eq. 1, 2 and 4, S E (34 + 5 H S / E) in 2 bytes with
     dropout, but for: dropout factors of 4 bytes instead of 1 (+6 S E, +3 H S^2); softmax in float32 (+2 H S^2); with
     sequence_parallel the gathered inputs of the products stay gathered, where Megatron gathers them again (+4 S E (1 -
-    1/mp)). With flash attention H S^2 terms are gone but for two numbers a row.
+    1/mp)). With flash attention the H S^2 terms are replaced by two numbers for each row.
     """
     model, mp = plan.config.model, plan.config.parallel.model_parallel
     sizes, c, S = model.axis_sizes(), DTYPE_BYTES[model.compute_dtype], model.seq_length
@@ -99,14 +100,14 @@ def _attention(model: ModelConfig, chip: Chip, c: int, mp: int) -> list[Activati
     H, S, dropout = model.num_heads, model.seq_length, model.dropout > 0
     if not composed_attention(model, chip):
         return [Activation("softmax statistics", FLASH_STATISTICS_BYTES * H * S // mp, count=0)]
-    product = c if dropout or c != 4 else 0  # what the second product reads, unless it is the softmax's output itself
+    product = c if dropout or c != 4 else 0  # input of the second product, unless that is the softmax's output itself
     kept = [("softmax", 4, 1), ("attention dropout", MASK_BYTES * dropout, 0), ("probabilities", product, 1)]
     return [Activation(name, size * H * S * S // mp, selective=True, count=count) for name, size, count in kept if size]
 
 
 def stage_memory(plan: Plan, stage: int, chip: Chip, slices: Slices) -> list[Line]:
-    """Every line of the memory of a device of one stage. The backward passes of head and layers follow each other, so
-    only the larger one counts."""
+    """All memory lines of a device of one stage. The backward passes of the head and of the layers run one after the
+    other, so only the larger one counts."""
     stored, working = _activations(plan, stage, chip)
     head = _head(plan, stage, slices)
     larger = max(working, head, key=lambda lines: sum(line.bytes for line in lines))
@@ -126,8 +127,8 @@ def _state(plan: Plan, stage: int, slices: Slices) -> list[Line]:
         Line("parameters", 4 * values, f"4 * {values:,} values{shard}"),
         Line("moments", 8 * moved, f"2 * 4 * {moved:,}"),
     ]
-    # All stay until the global norm is known. Sums over micro-batches are not cut by the optimizer: MindSpore
-    # reduces them once a step.
+    # All gradients stay until the global norm is known. optimizer_shard does not shard the sums over micro-batches,
+    # since MindSpore reduces them only once per step.
     lines.append(Line("gradients", 4 * moved, f"4 * {moved:,}, float32"))
     if plan.num_micro_batches > 1 and shard:
         plain = slices.stage(stage, trained(slices.plain))
@@ -145,8 +146,8 @@ def _state(plan: Plan, stage: int, slices: Slices) -> list[Line]:
 
 
 def _weights(plan: Plan, stage: int, slices: Slices) -> list[Line]:
-    """Parameters as products read them: cast and gathered. Full recomputation casts again for the backward pass; what
-    was gathered stays for the step."""
+    """Copies of the parameters that matrix products read, after cast and gather. With full recomputation the backward
+    pass casts again; gathered parameters stay for the whole step."""
     parallel, dtype = plan.config.parallel, plan.config.model.compute_dtype
     c = DTYPE_BYTES[dtype]
     if c == 4 and not parallel.optimizer_shard:
@@ -165,8 +166,8 @@ def _weights(plan: Plan, stage: int, slices: Slices) -> list[Line]:
 
 
 def _activations(plan: Plan, stage: int, chip: Chip) -> tuple[list[Line], list[Line]]:
-    """Lines of the activations that wait for the backward pass, and of what the backward pass of one layer needs
-    beside them."""
+    """Two groups of lines: activations that are stored for the backward pass, and what the backward pass of one layer
+    needs in addition."""
     model, mode, b, flight = (
         plan.config.model,
         plan.config.parallel.recompute,
@@ -210,8 +211,8 @@ def _activations(plan: Plan, stage: int, chip: Chip) -> tuple[list[Line], list[L
 
 
 def _head(plan: Plan, stage: int, slices: Slices) -> list[Line]:
-    """The last stage's line for input and output of the final norm, logits, and in float32 their log-softmax and its
-    gradient."""
+    """The last stage's line for the input and output of the final norm, the logits, and in float32 their log-softmax
+    and its gradient."""
     if stage < plan.mesh.num_stages - 1:
         return []
     model, b = plan.config.model, micro_batch_size(plan)

@@ -1,4 +1,4 @@
-"""Every valid plan for a number of devices, those that fit ranked by speed. No mindspore import."""
+"""Searches all valid plans for a number of devices, and ranks those that fit by speed. No mindspore import."""
 
 import dataclasses
 import itertools
@@ -21,16 +21,16 @@ from pangu_ms.planner.memory import state_bytes
 from pangu_ms.planner.slices import distinct_stages
 
 SERVERS_OF_A_MATRIX = 4
-"""model_parallel above this many servers is not tried: the all-reduces of every layer would go over the network."""
+"""model_parallel over more servers than this is not tried: the all-reduces of every layer would go over the network."""
 MOST_MICRO_BATCHES = 32
-"""More micro-batches are not tried: the graph holds each of them, and MindSpore's compiler took 13 GB for 32
+"""More micro-batches are not tried: the graph contains each micro-batch, and MindSpore's compiler took 13 GB for 32
 micro-batches of a stage of the 200B model."""
 
 
 @dataclass(frozen=True)
 class Near:
-    """A plan that does not fit but would be faster, and the change that makes it fit at the least cost of time, if one
-    does."""
+    """A plan that would be faster but does not fit, and the single change that makes it fit at the least cost in time;
+    None if no change does."""
 
     estimate: Estimate
     change: Change | None
@@ -39,7 +39,7 @@ class Near:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found. `hbm_bytes` of its estimates is the memory without the margin."""
+    """The result of a search. `hbm_bytes` of its estimates is the memory minus the margin."""
 
     ranked: list[Estimate]
     """The fastest plan that fits of each (dp, mp, pp), fastest first."""
@@ -57,16 +57,16 @@ def search(
     margin: float = 0.05,
     progress: bool = True,
 ) -> Found:
-    """All valid plans of a model on `devices`, with the same number of sequences a step.
+    """Try all valid plans of a model on `devices`, with the same number of sequences per step.
 
     Args:
-        config: its parallel degrees, batch_size and accumulation_steps are replaced; the rest is kept.
-        hbm_bytes: of a card.
-        global_batch: sequences in a step; 0 takes the config's.
+        config: configuration whose parallel degrees, batch_size and accumulation_steps are replaced; the rest is kept.
+        hbm_bytes: memory of a card.
+        global_batch: sequences in a step; 0 means the config's.
         margin: share of the memory that must stay free.
 
     Raises:
-        PlanError: no plan is valid, or none fits; the message names the three cheapest ways.
+        PlanError: no plan is valid, or none fits; the message then names the three cheapest changes.
     """
     require_dtype(chip, config.model.compute_dtype)
     batch, limit = global_batch or config.global_batch_size, int(hbm_bytes * (1 - margin))
@@ -80,17 +80,18 @@ def search(
     fitting = [e for e in estimates if e.excess <= 0]
     if not fitting:
         raise PlanError(nothing_fits(min(estimates, key=lambda e: e.bytes), hbm_bytes, margin))
-    ranked = _one_of_each(sorted(fitting, key=lambda e: (e.seconds, e.bytes)))
+    ranked = _first_of_each_mesh(sorted(fitting, key=lambda e: (e.seconds, e.bytes)))
     return Found(ranked, near_misses(estimates, ranked[0]), len(estimates), len(fitting))
 
 
 def candidates(
     config: RunConfig, devices: int, global_batch: int, chip: Chip, hbm_bytes: int, progress: bool = True
 ) -> Iterator[Estimate]:
-    """Every plan that the configuration's own rules accept, without switches that have no effect (a cut over one
-    device).
+    """Estimates of all plans that the configuration's own rules accept, except for switches that have no effect
+    (sharding over one device).
 
-    Of plans whose parameters, moments and gradients alone do not fit, only the one that needs least.
+    If the parameters, moments and gradients alone do not fit, only the variant that needs least memory is returned for
+    these layouts.
     """
     if devices < 1 or global_batch < 1:
         raise PlanError(
@@ -121,7 +122,7 @@ def _degrees(config: RunConfig, devices: int, global_batch: int) -> Iterator[tup
 
 
 Variant = tuple[dict[str, Any], dict[str, Any]]
-"""Fields of the sections parallel and train."""
+"""Changed fields of the sections parallel and train."""
 
 
 def _variants(pp: int, mp: int, dp: int, batch: int) -> Iterator[list[Variant]]:
@@ -131,11 +132,12 @@ def _variants(pp: int, mp: int, dp: int, batch: int) -> Iterator[list[Variant]]:
     for shard, vocab in itertools.product(
         (True, False) if dp * mp > 1 else (False,), ("row", "replicated") if mp > 1 else ("replicated",)
     ):
-        lying = degrees | {"optimizer_shard": shard, "vocab_embedding": vocab}
+        layout_fields = degrees | {"optimizer_shard": shard, "vocab_embedding": vocab}
         group = itertools.product(("full", "selective", "none"), (True, False) if mp > 1 else (False,), micros)
         yield [
             (
-                lying | {"recompute": recompute, "sequence_parallel": sequence, "micro_batch_num": n if pp > 1 else 1},
+                layout_fields
+                | {"recompute": recompute, "sequence_parallel": sequence, "micro_batch_num": n if pp > 1 else 1},
                 {"batch_size": batch, "accumulation_steps": n if pp == 1 else 1},
             )
             for recompute, sequence, n in group
@@ -158,12 +160,13 @@ def _estimates(config: RunConfig, group: list[Variant], chip: Chip, hbm_bytes: i
 
 
 def near_misses(estimates: Iterable[Estimate], best: Estimate) -> list[Near]:
-    """Of plans that do not fit but would be faster than the best, the three that are nearest, of different degrees."""
+    """The plans that would be faster than the best but do not fit: the three with the least memory, with different
+    degrees."""
     faster = (e for e in sorted(estimates, key=lambda e: e.bytes) if e.excess > 0 and e.seconds < best.seconds)
-    return [_near(e) for e in _one_of_each(faster)[:3]]
+    return [_near_miss(e) for e in _first_of_each_mesh(faster)[:3]]
 
 
-def _near(estimate: Estimate) -> Near:
+def _near_miss(estimate: Estimate) -> Near:
     config = estimate.plan.config
     after = [
         (change, other) for change in savings(config) if (other := changed(estimate, change)) and other.excess <= 0
@@ -172,7 +175,7 @@ def _near(estimate: Estimate) -> Near:
     return Near(estimate, change, other)
 
 
-def _one_of_each(estimates: Iterable[Estimate]) -> list[Estimate]:
+def _first_of_each_mesh(estimates: Iterable[Estimate]) -> list[Estimate]:
     """The first estimate of each (dp, mp, pp)."""
     first: dict[tuple[int, int, int], Estimate] = {}
     for estimate in estimates:
@@ -182,9 +185,9 @@ def _one_of_each(estimates: Iterable[Estimate]) -> list[Estimate]:
 
 
 def nothing_fits(least: Estimate, hbm_bytes: int, margin: float) -> str:
-    """The message where no plan fits: the plan that needs least, and the three cheapest ways from it."""
+    """The message if no plan fits: the plan that needs the least memory, and the three cheapest changes of it."""
     found = ways_to_fit(least, True)
-    ways = [f"{describe(change)} ({_after(change, after)})" for change, after in found]
+    ways = [f"{describe(change)} ({_describe_after(change, after)})" for change, after in found]
     verdict = (
         "cheapest ways from there"
         if any(after.excess <= 0 for _, after in found)
@@ -197,14 +200,15 @@ def nothing_fits(least: Estimate, hbm_bytes: int, margin: float) -> str:
     )
 
 
-def _after(change: Change, after: Estimate) -> str:
-    """The plan after a change, in words; more replicas mean a larger batch."""
+def _describe_after(change: Change, after: Estimate) -> str:
+    """Text about the plan after a change; more replicas mean a larger batch."""
     batch = f", {after.plan.config.global_batch_size} sequences a step" if "parallel.data_parallel" in change else ""
     return f"{after.plan.mesh.world} devices, {after.bytes / GIB:.2f} GiB{batch}"
 
 
 def difference(best: Estimate, other: Estimate) -> list[tuple[str, float, float]]:
-    """(term, seconds of the best, seconds of the other), the largest difference first: why the best is best."""
+    """(term, seconds of the best, seconds of the other), the largest difference first; it shows why the best plan is
+    faster."""
     ours, theirs = ({term.name: term.seconds for term in e.terms} for e in (best, other))
     rows = [(name, ours.get(name, 0.0), theirs.get(name, 0.0)) for name in dict.fromkeys([*ours, *theirs])]
     return sorted(rows, key=lambda row: -abs(row[1] - row[2]))

@@ -1,5 +1,5 @@
-"""How many values a device of each stage holds, from a dozen layouts instead of a thousand: what memory and time are
-computed from. No mindspore import."""
+"""How many parameter values a device of each stage holds, the basis of the memory and time models. Parameters of equal
+layout are counted together, so that a dozen layouts are computed instead of a thousand. No mindspore import."""
 
 import functools
 import math
@@ -13,7 +13,8 @@ from pangu_ms.parallel.plan import Plan
 
 
 class Kind(NamedTuple):
-    """What a parameter's layout depends on, and whether it has moments and a gradient."""
+    """A class of parameters with the same layout: its logical axes, whether it has a gradient and moments, and whether
+    weight decay applies."""
 
     axes: tuple[str, ...]
     trainable: bool
@@ -27,7 +28,7 @@ class Kind(NamedTuple):
 
 @functools.lru_cache
 def layer_kinds(model: ModelConfig) -> tuple[int, ...]:
-    """For each layer the number of the first layer like it, which has the same parameters and the same role."""
+    """For each layer the number of the first layer of its kind, which has the same parameters and the same role."""
     first: dict[tuple, int] = {}
     kinds = []
     for i, name in enumerate(model.layer_names()):
@@ -57,8 +58,9 @@ def stage_kinds(plan: Plan, stage: int) -> Counter[int]:
 
 
 def distinct_stages(plan: Plan) -> list[tuple[int, int]]:
-    """(stage, how many are like it) of the first stage of each sort; a later one of a sort never holds more, since
-    fewer micro-batches are in flight."""
+    """(first stage, number of stages) of each kind of stage: stages with the same kinds of layers, where the first and
+    the last stage are kinds of their own. A later stage of a kind never holds more, since fewer micro-batches are in
+    flight."""
     last = len(plan.stage_layers) - 1
     sorts = [(frozenset(stage_kinds(plan, s).items()), s == 0, s == last) for s in range(last + 1)]
     count = Counter(sorts)
@@ -75,11 +77,13 @@ def stage_outer(plan: Plan, stage: int) -> list[Kind]:
 
 
 class Slices:
-    """Values of a plan's parameters by their kind, so that a thousand parameters cost a dozen layouts.
+    """Numbers of values of a plan's parameters, counted by kind of parameter.
 
-    `cut` is what a device stores, `plain` what it had without the optimizer's cut, `sharded` and `whole` are `plain` of
-    what the optimizer cuts and of the rest, by the axes of devices that had or have equal slices. What has gradients is
-    `trained` of these. Plans that differ in batch, micro-batches, recompute and sequence_parallel alone can share one.
+    The attributes give the values of one parameter of each kind on one device. `cut`: what the device stores. `plain`:
+    what it would store without optimizer_shard. `sharded` and `whole`: `plain` of the parameters that optimizer_shard
+    shards and of the others, by the mesh axes along which devices would hold or hold equal slices. `trained` of each of
+    these counts only parameters with gradients. Plans that differ only in batch, micro-batches, recompute and
+    sequence_parallel can share one object.
 
     Raises:
         PlanError: devices do not divide a dimension.
@@ -116,8 +120,8 @@ class Slices:
         return math.prod(self.at[name] for name in self.plan.rules[axis])
 
     def layer(self, first: int, sizes: dict[Kind, int]) -> int:
-        """Values of a layer like `first`; `sizes` is `cut`, `plain`, one of `sharded` or `whole`, or `trained` of
-        one."""
+        """Values of a layer of the kind of `first`; `sizes` is `cut`, `plain`, an entry of `sharded` or `whole`, or
+        `trained` of one of these."""
         return sum(n * sizes[kind] for kind, n in layer_counts(self.plan.config.model, first).items())
 
     def stage(self, stage: int, sizes: dict[Kind, int]) -> int:
@@ -129,7 +133,7 @@ class Slices:
         return sum(n * self.layer(first, sizes) for first, n in stage_kinds(self.plan, stage).items())
 
     def outer(self, stage: int, sizes: dict[Kind, int]) -> int:
-        """Values of a stage's tables and final norm."""
+        """Values of a stage's parameters outside of layers: tables and final norm."""
         return sum(sizes[kind] for kind in stage_outer(self.plan, stage))
 
     def largest(self, stage: int, sizes: dict[Kind, int]) -> int:
@@ -141,7 +145,7 @@ class Slices:
 
 
 def trained(sizes: dict[Kind, int]) -> dict[Kind, int]:
-    """`sizes` with nothing of the parameters that training leaves as they are."""
+    """`sizes` with 0 for parameters that are not trainable."""
     return {kind: size * kind.trainable for kind, size in sizes.items()}
 
 

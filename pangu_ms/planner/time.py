@@ -1,9 +1,9 @@
-"""Seconds of one training step, term by term, each with its formula. No mindspore import.
+"""The time model: seconds of one training step, term by term, each with its formula. No mindspore import.
 
-A model, never checked on a device: products at a share of the chip's peak that was fitted on one published run; ring
-collectives at the link's published rate; stages under 1F1B. A micro-batch of one sequence is taken to be as efficient
-as a large one, and every card as fast as the others. Left out: latencies, the norm of the gradient, the exchange of a
-table that two stages share, reading records, writing checkpoints.
+The model was never checked on a device. It assumes matrix products at a share of the chip's peak that was fitted on one
+published run, ring collectives at the link's published rate, and the 1F1B schedule. It assumes that a micro-batch of
+one sequence is as efficient as a large one, and that all cards are equally fast. Left out are latencies, the norm of
+the gradient, the exchange of a table that two stages share, reading records and writing checkpoints.
 """
 
 import math
@@ -36,7 +36,7 @@ def tokens_per_step(plan: Plan) -> int:
 
 
 def mfu(plan: Plan, chip: Chip, tokens_per_second_per_device: float) -> float:
-    """Share of the peak that the model's own arithmetic reaches; see MFU_FORMULA."""
+    """Model FLOPs utilization; see MFU_FORMULA."""
     return tokens_per_second_per_device * 3 * model_flops_per_token(plan.config.model) / chip.peak_flops
 
 
@@ -44,7 +44,7 @@ def step_terms(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
     """The terms of a step; their sum is its time.
 
     Under 1F1B a step takes m micro-batches on the slowest stage and one on each of the others. Source: Narayanan et al.
-    2021 (arXiv 2104.04473), section 2.2, whose (p - 1) / m is this with equal stages.
+    2021 (arXiv 2104.04473), section 2.2, whose bubble (p - 1) / m is the special case of equal stages.
     """
     m = plan.num_micro_batches
     stages = [
@@ -70,11 +70,11 @@ def step_terms(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
             f" {above:.1%} above the mean"
         )
         terms += [Term("pipeline bubble", every - micro, formula), _send_receive(plan, chip)]
-    return terms + _exchange(plan, chip, slices) + [_update(plan, chip, slices)]
+    return terms + _data_parallel_terms(plan, chip, slices) + [_update(plan, chip, slices)]
 
 
 def _compute(plan: Plan, chip: Chip, slices: Slices, stage: int) -> float:
-    """Seconds of a micro-batch on one stage: forward, twice that backward, and what is computed again."""
+    """Seconds of a micro-batch on one stage: the forward pass, twice that for the backward pass, and recomputation."""
     layers = sum(n * _layer_flops(plan, chip, slices, kind) for kind, n in stage_kinds(plan, stage).items())
     model = plan.config.model
     head = (
@@ -88,26 +88,26 @@ def _compute(plan: Plan, chip: Chip, slices: Slices, stage: int) -> float:
 def _layer_flops(plan: Plan, chip: Chip, slices: Slices, first: int) -> int:
     """Operations for one token on one device in a layer like `first`.
 
-    Matrices that mp does not cut are multiplied on each of its devices. The backward pass of a matrix has two products;
-    a frozen matrix needs only one, since it has no gradient of its own.
+    Matrices that are not sharded over mp are multiplied on each of the mp devices. The backward pass of a matrix has
+    two products; a frozen matrix needs only one, since it has no gradient of its own.
     """
     model, mode = plan.config.model, plan.config.parallel.recompute
     matrices = {kind: size * kind.decay for kind, size in slices.plain.items()}
     every, moved = slices.layer(first, matrices), slices.layer(first, trained(matrices))
     attention = (
         2 * model.seq_length * slices.sizes["heads"] // plan.config.parallel.model_parallel
-    )  # scores; the context takes as much
+    )  # the scores; the context costs the same
     forward = 2 * every + 2 * attention
     again = {"none": 0, "selective": attention if composed_attention(model, chip) else 0, "full": forward}[mode]
     return 3 * forward - 2 * (every - moved) + again
 
 
 def _tensor_parallel(plan: Plan, chip: Chip, stage: int) -> float:
-    """Seconds of a micro-batch's all-reduces on one stage: two a layer forward, two backward, one or with stages two
-    when the layer is recomputed.
+    """Seconds of a micro-batch's all-reduces on one stage. A layer has two forward and two backward, and if it is
+    recomputed one more, or two more with several stages.
 
-    With sequence_parallel each is a reduce-scatter and an all-gather of the same traffic. A vocabulary cut by rows adds
-    one at each end.
+    With sequence_parallel each is a reduce-scatter and an all-gather with the same traffic. vocab_embedding=row adds
+    one on the first and one on the last stage.
     """
     parallel, mp = plan.config.parallel, plan.config.parallel.model_parallel
     if mp == 1:
@@ -125,8 +125,8 @@ def _stream_bytes(plan: Plan) -> int:
 
 
 def _send_receive(plan: Plan, chip: Chip) -> Term:
-    """With sequence_parallel MindSpore sends the stream of all replicas, and gathers it before: the rows of its pieces
-    are no cut of the batch."""
+    """Seconds of sending the residual stream between stages. With sequence_parallel MindSpore gathers and sends the
+    stream of all replicas, because the pieces of one device are not a slice of the batch dimension."""
     m, replicas = (
         plan.num_micro_batches,
         (plan.config.parallel.data_parallel if plan.config.parallel.sequence_parallel else 1),
@@ -137,12 +137,13 @@ def _send_receive(plan: Plan, chip: Chip) -> Term:
     return Term("send and receive", (1 - chip.overlap) * m * 2 * size / speed, formula)
 
 
-def _exchange(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
-    """Gradients of equal slices, and parameters cut over them. Stages do this at once, so the one with most counts.
+def _data_parallel_terms(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
+    """Reductions of gradients over devices with equal slices, and gathers of sharded parameters. All stages do this at
+    the same time, so the slowest one counts.
 
-    Gradients travel in float32 (MindSpore's gradient_fp32_sync): whole ones are all-reduced; with optimizer_shard they
-    are reduce-scattered, and parameters are gathered, those of layers in the compute dtype and tables in float32. Each
-    of these once a step. Kinds, groups and bytes are those that `pangu plan rehearse` counts.
+    Gradients are sent in float32 (MindSpore's gradient_fp32_sync): whole ones are all-reduced; with optimizer_shard
+    they are reduce-scattered, and parameters are gathered, those of layers in the compute dtype and tables in float32.
+    Each of these happens once per step. Kinds, groups and bytes are those that `pangu plan rehearse` counts.
     """
     terms: dict[str, Term] = {}
     for stage, _ in distinct_stages(plan):
@@ -168,7 +169,7 @@ def _reduce(plan: Plan, chip: Chip, slices: Slices, stage: int) -> list[Term]:
 def _collectives(
     plan: Plan, chip: Chip, name: str, kinds: list[tuple[str, int, dict[tuple[str, ...], int]]]
 ) -> list[Term]:
-    """One term of (kind, passes of the ring, bytes by group) collectives."""
+    """One term for several collectives, each given as (kind, passes of the ring, bytes by group)."""
     total, parts = 0.0, []
     for kind, passes, sizes in kinds:
         for names, size in sizes.items():
@@ -179,7 +180,8 @@ def _collectives(
 
 
 def _ring(plan: Plan, chip: Chip, names: tuple[str, ...], size: int) -> tuple[float, str]:
-    """(seconds, description) of a ring collective's exposed part: (n - 1) / n of the bytes on each link."""
+    """(seconds, description) of the part of a ring collective that computation does not hide: (n - 1) / n of the bytes
+    go over each link."""
     speed, link = bandwidth(chip, plan.mesh, names)
     devices = math.prod(dict(plan.mesh.axes)[name] for name in names)
     return (1 - chip.overlap) * (

@@ -1,1 +1,1 @@
-"""Plans tried without their devices: compiled for virtual ranks, and run as CPU processes."""
+"""Tests of plans without their devices: compilation for virtual ranks, and execution by CPU processes."""

@@ -1,4 +1,4 @@
-"""Collectives in a compiled graph, read from MindSpore's text form of it. No mindspore import."""
+"""Reads the collectives of a compiled graph from MindSpore's text form of it. No mindspore import."""
 
 import math
 import re
@@ -23,24 +23,24 @@ class Collective:
     kind: str
     """AllReduce, AllGather, ReduceScatter, AlltoAll, Broadcast, Send or Receive."""
     group: str
-    """MindSpore's name of its group."""
+    """MindSpore's name of the group."""
     group_size: int
-    """Ranks that take part: 2 of a Send or Receive."""
+    """Number of ranks in the group; 2 for a Send or Receive."""
     op: str
     """sum, max or empty."""
     bytes: int
-    """Of the larger of what goes in and what comes out on one rank."""
+    """Bytes of the larger of input and output on one rank."""
     parameter: str
-    """The parameter whose gradient or slice it is, or empty."""
+    """The parameter whose gradient or slice it communicates, or empty."""
     scope: str
-    """Where it stands in the model."""
+    """Its scope in the model."""
 
 
 def collectives(lines: Iterable[str], world: int) -> Iterator[Collective]:
-    """The collectives of a graph, in its order.
+    """The collectives of a graph, in the graph's order.
 
     Args:
-        lines: of MindSpore's validate.ir: an operation, its types, its scope.
+        lines: lines of MindSpore's validate.ir; an operation has one line each for its call, its types and its scope.
         world: number of ranks.
     """
     call, types = "", ""
@@ -51,7 +51,7 @@ def collectives(lines: Iterable[str], world: int) -> Iterator[Collective]:
             types = line
         elif call and (scope := _SCOPE.search(line)):
             found = _collective(call, types, scope[1], world)
-            if found.group_size > 1:  # MindSpore leaves some over one rank, which move nothing
+            if found.group_size > 1:  # MindSpore leaves some collectives over one rank, which communicate nothing
                 yield found
             call = ""
 
@@ -80,7 +80,7 @@ def _largest(types: str) -> int:
 
 
 def totals(found: Iterable[Collective]) -> list[tuple[str, int, int, int]]:
-    """(kind, group size, number, bytes) for each kind and size of group, the most bytes first."""
+    """(kind, group size, number of calls, bytes) for each kind and group size, the most bytes first."""
     numbers: Counter[tuple[str, int]] = Counter()
     sizes: Counter[tuple[str, int]] = Counter()
     for one in found:

@@ -1,8 +1,8 @@
-"""Execution: the graphs that MindSpore's parallel compiler makes for the ranks of a plan, run by as many CPU processes,
-beside one process without plan.
+"""Execution of a plan: as many CPU processes as the plan has ranks run the graphs that MindSpore's parallel compiler
+makes for these, and the results are compared with those of a single process without a plan.
 
-Compared are the loss and norm of every step, the gradients of the first step and the parameters after the last, of
-every rank. No mindspore import.
+For every rank these are compared: loss and norm of every step, the gradients of the first step, and the parameters
+after the last step. No mindspore import.
 """
 
 import dataclasses
@@ -32,25 +32,27 @@ from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal.rehearse import reason_of, with_absolute_paths
 
 TOLERANCE = 1e-4
-"""Largest difference, relative to the largest value of a tensor. Rounding in another order makes 1e-6 to 1e-5."""
+"""Largest allowed difference, relative to the largest value of a tensor. Another order of rounding makes 1e-6 to
+1e-5."""
 SMALLEST_SIZE = 1e-3
-"""A tensor smaller than this part of the largest one counts as that large: alpha's key biases have a gradient of zero,
-up to rounding."""
+"""Smallest divisor of a relative difference, as a share of the largest tensor's value: alpha's key biases have a
+gradient that is zero up to rounding."""
 LEARNING_RATE = 0.05
-"""With momentum and gradients clipped at 1: weights move by percents in 20 steps, and nothing diverges."""
+"""With this rate, momentum, and gradients clipped at 1, weights move by some percent in 20 steps, and nothing
+diverges."""
 MAX_RANKS, MAX_PARAMETERS = 8, 50_000_000
 REQUEST, GROUPS, SINGLE = "request.json", "groups.json", "single.npz"
 NATIVE, EMULATED = ("AllReduce sum",), ("AllGather", "ReduceScatter sum", "AllReduce max")
-"""Collectives that a CPU has, and those that execute_graph.py makes of them."""
+"""Collectives that MindSpore's CPU backend has, and those that execute_graph.py replaces by them."""
 StartRanks = Callable[..., int]
-"""Runs processes of this machine to their end and returns an exit code: `pangu_run.launcher.run_ranks`."""
+"""Runs processes on this machine to their end and returns an exit code, as `pangu_run.launcher.run_ranks`."""
 _CHILD = "pangu_ms.rehearsal.execute_child"
 _HISTORY = ("total loss", "tokens", "gradient norm", "applied")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the ranks are from the single process."""
+    """The difference of one tensor between the ranks and the single process."""
 
     name: str
     kind: str
@@ -58,17 +60,17 @@ class Difference:
     error: float
     """Largest difference over ranks and values, relative to the tensor's largest value."""
     rank: int
-    """The rank that has it."""
+    """The rank with the largest difference."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """What an execution found."""
+    """The result of an execution."""
 
     collectives: dict[str, int]
-    """Calls in the step of one rank, by kind."""
+    """Number of calls of collectives in the step of one rank, by kind."""
     emulated: list[str]
-    """Those kinds among them that a CPU lacks; see execute_graph.py."""
+    """The kinds in `collectives` that the CPU backend lacks; see execute_graph.py."""
     losses: list[float]
     """Mean loss of each step, in nats, of the single process."""
     differences: list[Difference]
@@ -105,7 +107,8 @@ def execute(config: RunConfig, start_ranks: StartRanks, steps: int = 20, progres
             json.dumps({"config": config_to_dict(with_absolute_paths(config)), "steps": steps})
         )
         collectives, groups = _compile(plan, directory, bar)
-        (directory / GROUPS).write_text(json.dumps(dict(sorted(groups.items()))))  # all ranks make them in one order
+        # Sorted, because all ranks must create the groups in the same order.
+        (directory / GROUPS).write_text(json.dumps(dict(sorted(groups.items()))))
         _child("the single process", "single", name)
         bar.update()
         if code := start_ranks(
@@ -132,7 +135,7 @@ def execute(config: RunConfig, start_ranks: StartRanks, steps: int = 20, progres
 
 
 def check(config: RunConfig, steps: int) -> None:
-    """What can be known before anything is compiled.
+    """Check what can be known before anything is compiled.
 
     Raises:
         PlanError: "KEY=VALUE: what a CPU cannot do; what to do".
@@ -194,7 +197,7 @@ def on_one_device(config: RunConfig) -> RunConfig:
 
 
 def batch(config: RunConfig, number: int) -> Batch:
-    """Random tokens of two documents in each row; about a fifth does not count."""
+    """A batch of random tokens with two documents in each row; about a fifth of the tokens does not count."""
     model, generator = config.model, np.random.default_rng([config.train.seed, number])
     B, S = config.global_batch_size, model.seq_length
     ids = generator.integers(0, model.vocab_size, (B, S + 1)).astype(np.int32)
@@ -205,20 +208,21 @@ def batch(config: RunConfig, number: int) -> Batch:
 
 
 def starting_values(config: RunConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Initial values of the whole model; with noise, so that biases and scales that begin at 0 or 1 are not equal in
-    all slices."""
+    """Initial values of the whole model plus noise, so that biases and scales, which begin at 0 or 1, differ between
+    slices."""
     for i, (name, value) in enumerate(initial_values(config.model, config.train.seed)):
         noise = 0.02 * np.random.default_rng([config.train.seed, i]).standard_normal(value.shape)
         yield name, (value + noise).astype(np.float32) if value.dtype == np.float32 else value
 
 
 def compare(plan: Plan, single: Mapping[str, np.ndarray], ranks: list[Mapping[str, np.ndarray]]) -> list[Difference]:
-    """Every rank's losses, gradients and parameters against the slices of the single process's that the plan gives it.
+    """Compare every rank's losses, gradients and parameters with the single process's, of which the plan gives the
+    rank's slices.
 
     Args:
         single: "history" [steps, 4] and "gradient NAME", "parameter NAME" of whole tensors; a step in micro-batches
             gives no gradients.
-        ranks: the same for each rank, of slices.
+        ranks: the same for each rank, with its slices.
     """
     found = []
     for column, name in enumerate(_HISTORY):
@@ -240,7 +244,7 @@ def compare(plan: Plan, single: Mapping[str, np.ndarray], ranks: list[Mapping[st
 
 
 def _difference(name: str, kind: str, pairs: list[tuple[np.ndarray, np.ndarray]], size: float) -> Difference:
-    """`pairs`: expected and found, of each rank."""
+    """`pairs` are the (expected, found) arrays of each rank."""
     errors = [
         float(np.abs(found - expected).max() / size) if found.shape == expected.shape else np.inf
         for expected, found in pairs
@@ -250,12 +254,12 @@ def _difference(name: str, kind: str, pairs: list[tuple[np.ndarray, np.ndarray]]
 
 
 def graph_name(rank: int) -> str:
-    """File of a rank's graph."""
+    """File name of a rank's graph."""
     return f"rank_{rank}.mindir"
 
 
 def result_name(rank: int) -> str:
-    """File of what a rank computed."""
+    """File name of a rank's results."""
     return f"rank_{rank}.npz"
 
 

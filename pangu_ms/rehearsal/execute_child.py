@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> int:
     """Entry of each of the processes; DIR/request.json says what to do."""
-    answer, sys.stdout = sys.stdout, sys.stderr  # nothing else may write to it
+    answer, sys.stdout = sys.stdout, sys.stderr  # only the answer may be written to the real stdout
     os.environ["GLOG_v"] = runtime.ERRORS_ONLY
     runtime.quiet()
     directory = Path(argv[1]).absolute()
-    os.chdir(directory)  # MindSpore leaves files of failed compilations where it runs
+    os.chdir(directory)  # MindSpore writes files of failed compilations to the working directory
     request = json.loads((directory / execute.REQUEST).read_text())
     config, steps = config_from_dict(request["config"], "execution"), request["steps"]
     if argv[0] == "compile":
@@ -110,7 +110,7 @@ def run_rank(plan: Plan, rank: int, steps: int, directory: Path) -> None:
 
 
 def run_single(config: RunConfig, steps: int, directory: Path) -> None:
-    """The ordinary training step of one process."""
+    """Run the ordinary training step in one process."""
     import ascend_ops
     from pangu_ms.models.build import build_model, fill, to_arrays, weights
     from pangu_ms.rehearsal.execute_step import RecordedStep, with_momentum_sgd

@@ -1,11 +1,11 @@
-"""Collectives of an exported graph: which they are, and those that a CPU lacks made of the one that it has.
+"""Lists the collectives of an exported graph, and replaces those that a CPU lacks by AllReduce, which it has.
 
-In a group of ranks MindSpore's CPU backend has AllReduce of float sums (its AllGather knows the whole world alone).
-From that are made, value for value:
+In a group of ranks MindSpore's CPU backend has only AllReduce of float sums (its AllGather works only over all ranks).
+These collectives are replaced by it, with exactly the same values:
     ReduceScatter(x)     the rank's part of AllReduce(x) along dimension 0
     AllGather(x)         AllReduce of x in the rank's place among zeros
     AllReduce(x, max)    the largest of AllGather(x)'s parts
-Send, Receive and all-to-all are not.
+Send, Receive and all-to-all are not replaced.
 """
 
 from collections import Counter
@@ -59,7 +59,7 @@ class ExportedGraph:
         )
 
     def emulate(self, rank: int) -> None:
-        """Replace what a CPU lacks by what it has, for one rank; see the module."""
+        """Replace the collectives that a CPU lacks, for one rank; see the module's docstring."""
         for graph in self._graphs():
             nodes = [replacement for node in graph.node for replacement in self._emulated(node, rank)]
             del graph.node[:]
@@ -98,7 +98,7 @@ class ExportedGraph:
         return [own, placed, parts, axis, keep, self._renamed("ReduceMax", node, [parts.name, axis.name, keep.name])]
 
     def _renamed(self, op_type: str, node: Any, inputs: Sequence[str]) -> Any:
-        """The last operator of a replacement: it has the name and shape of what it stands for."""
+        """The last operator of a replacement, which has the name and shape of the collective that it replaces."""
         call = self._call(op_type, node, inputs, _attribute(node, "shape").tensors[0].dims)
         call.name = call.output[0] = node.name
         return call
@@ -117,7 +117,7 @@ class ExportedGraph:
         return node
 
     def _primitive(self, op_type: str, collective: Any) -> str:
-        """A new primitive; with `collective` one that has its group."""
+        """A new primitive; with `collective` it has the group of that collective."""
         primitive = mind_ir_pb2.PrimitiveProto(name=self._name(op_type), op_type=op_type, prim_type=_FUNCTION)
         if collective is not None:
             primitive.prim_type = collective.prim_type

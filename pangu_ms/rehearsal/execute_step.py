@@ -1,7 +1,7 @@
-"""The steps that are executed: a training step's own loss, gradients, norm, clipping and guard, with momentum SGD for
-AdamW.
+"""The steps of an execution: they have a training step's own loss, gradients, norm, clipping and guard, but momentum
+SGD instead of AdamW.
 
-AdamW divides a gradient by its own size, so a wrong scale of gradients would not show in its weights.
+AdamW normalises a gradient by its magnitude, so that a wrong scale of gradients would not show in the weights.
 """
 
 import numpy as np
@@ -28,7 +28,7 @@ class MomentumSGD(nn.Cell):
     def __init__(self, parameters: list[Parameter]):
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
-        # clones are cut over devices as their parameters are
+        # MindSpore shards a clone over devices as it shards the parameter
         self.velocities = self.parameters.clone("velocity", "zeros")
         self.operator, self.hyper_map = ops.ApplyMomentum(), ops.HyperMap()
 
@@ -41,8 +41,8 @@ class MomentumSGD(nn.Cell):
 
 
 def with_momentum_sgd(graph: WholeStep | MicroBatchStep) -> nn.Cell:
-    """A step's graph with MomentumSGD; one of a whole batch also returns its gradients. `graph` must not be used any
-    more."""
+    """A step's graph with MomentumSGD as the optimizer; a WholeStep then also returns its gradients. `graph` must not
+    be used afterwards."""
     graph.update.optimizer = MomentumSGD(graph.update.optimizer.parameters)
     return graph if isinstance(graph, MicroBatchStep) else VerificationStep(graph)
 
@@ -55,7 +55,7 @@ class VerificationStep(nn.Cell):
         self.gradients, self.update = graph.gradients, graph.update
 
     def construct(self, *inputs):
-        """As WholeStep; behind its outputs the gradients, in the order of the weights."""
+        """As WholeStep, with the gradients as further outputs, in the order of the weights."""
         lr, scale, loss_limit = inputs[-3:]
         total, count, gradients = self.gradients(*inputs[:-3], scale)
         norm, applied = self.update(total, count, gradients, lr, scale, loss_limit)
@@ -63,7 +63,8 @@ class VerificationStep(nn.Cell):
 
 
 class RecordedStep(GraphStep):
-    """Takes steps by a graph of `with_momentum_sgd`, exported and loaded or not, and keeps the last one's gradients."""
+    """Takes steps with a graph of `with_momentum_sgd`, either built here or exported and loaded again, and keeps the
+    gradients of the last step."""
 
     gradients: list[np.ndarray] = []
 
@@ -78,4 +79,4 @@ class RecordedStep(GraphStep):
         return StepResult.of(outputs[:4])
 
     def control(self, lr: float, scale: float, loss_limit: float) -> None:
-        """Nothing: a loaded graph was given its controls when it was loaded."""
+        """Does nothing, since a loaded graph got its controls when it was loaded."""

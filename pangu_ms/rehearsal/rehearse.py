@@ -1,7 +1,7 @@
-"""Rehearsal: MindSpore's own parallel compiler run for virtual ranks of a plan, each in a child process, and what it
-made checked against the plan.
+"""Rehearsal: runs MindSpore's own parallel compiler for virtual ranks of a plan, each in a child process, and checks
+the compiled graph against the plan.
 
-No mindspore import here. Shapes, layouts and collectives are MindSpore's; nothing is executed.
+No mindspore import here. Shapes, layouts and collectives come from MindSpore; nothing is executed.
 """
 
 import dataclasses
@@ -29,32 +29,32 @@ _COMPLAINT = re.compile(r"^\[ERROR\] (?:PARALLEL|PIPELINE)\([^)]*\):\S+ \[[^]]*\
 
 @dataclasses.dataclass(frozen=True)
 class RankReport:
-    """What the compiler made of one rank."""
+    """The compiler's result for one rank."""
 
     rank: int
     stage: int
     seconds: float
-    """From building the model to the end of compilation."""
+    """Seconds from building the model to the end of compilation."""
     peak_bytes: int
     """Largest resident memory of the child process."""
     slices: dict[str, tuple[int, ...]]
     """Shape of each parameter and moment that the rank holds."""
     layouts: dict[str, Any]
-    """MindSpore's own description of each: device matrix, tensor map, slice shape, ..."""
+    """MindSpore's own description of each layout: device matrix, tensor map, slice shape, ..."""
     collectives: list[Collective]
     operators: dict[str, Any]
     """The strategy of each operator by its name in the graph."""
     differences: list[str]
-    """Where it is not what the plan says; one line each."""
+    """Deviations from the plan, one line each."""
 
     @property
     def parameter_bytes(self) -> int:
-        """Float32 parameters."""
+        """Bytes of the float32 parameters."""
         return 4 * sum(math.prod(shape) for name, shape in self.slices.items() if not name.startswith(MOMENTS))
 
     @property
     def optimizer_bytes(self) -> int:
-        """Both moments."""
+        """Bytes of both moments."""
         return 4 * sum(math.prod(shape) for name, shape in self.slices.items() if name.startswith(MOMENTS))
 
 
@@ -68,27 +68,27 @@ def rehearse(
     """Compile the training step of `config` for each of `ranks`, one after the other.
 
     Args:
-        soc: the Ascend chip whose operators the step is made of (ascend910, ascend910b, ascend910_93); empty:
-            elementary ones, as a CPU can execute.
-        strategy_directory: where MindSpore's files of each rank are written: strategy_rank_N.ckpt (parameter layouts)
-            and, of rank 0 under sharding propagation, operators_rank_0.json (operator strategies).
+        soc: the Ascend chip for whose operators the step is compiled (ascend910, ascend910b, ascend910_93); empty for
+            elementary operators, which a CPU can execute.
+        strategy_directory: directory for MindSpore's files of each rank: strategy_rank_N.ckpt (parameter layouts) and,
+            for rank 0 with sharding propagation, operators_rank_0.json (operator strategies).
 
     Raises:
         PlanError: MindSpore refuses the plan, or cannot be used for rehearsals here.
     """
     plan = Plan.of(config)
     for rank in ranks:
-        plan.mesh.coordinate(rank)  # checks it
+        plan.mesh.coordinate(rank)  # raises PlanError for an unknown rank
     if config.parallel.operator_strategies:
         _check_operator_strategies(plan, soc)
     return list(_reports(plan, ranks, soc, strategy_directory, progress))
 
 
 def _check_operator_strategies(plan: Plan, soc: str) -> None:
-    """Every operator of the model is in the file, and no other: compiled once without it, since MindSpore fails
-    obscurely or passes over a name.
+    """Check that the file has exactly the operators of the model. For this the model is compiled once without the file,
+    since MindSpore fails obscurely on a wrong file, or ignores a name.
 
-    For rank 0, whose operators MindSpore writes alone.
+    Only rank 0 is compiled, since MindSpore writes the operators of no other rank.
     """
     path = plan.config.parallel.operator_strategies
     operators = read_operator_strategies(path)
@@ -111,7 +111,7 @@ def run_child(config: RunConfig, rank: int, soc: str, output: str = "") -> dict[
     """The report of `rehearse_child` for one rank.
 
     Raises:
-        PlanError: it failed; with MindSpore's reason in one line.
+        PlanError: the child failed; the message has MindSpore's reason in one line.
     """
     request = {
         "config": config_to_dict(with_absolute_paths(config)),
@@ -128,7 +128,7 @@ def run_child(config: RunConfig, rank: int, soc: str, output: str = "") -> dict[
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """For a child process, which works elsewhere."""
+    """The configuration with absolute paths, for a child process with another working directory."""
     path = config.parallel.operator_strategies
     return replace(config, parallel={"operator_strategies": str(Path(path).absolute())}) if path else config
 
@@ -152,7 +152,7 @@ def _report(plan: Plan, raw: dict[str, Any]) -> RankReport:
     states = {prefix + name: name for name in plan.layouts for prefix in ("", *MOMENTS)}
     slices = {
         name: tuple(raw["parameters"][name]) for name in raw["layouts"] if name in states
-    }  # layouts leave the optimizer's cut out
+    }  # layouts do not include the sharding of optimizer_shard
     trained = plan.config.model.trainable_parameter_shapes()
     expected = {
         prefix + name: plan.layouts[name]
@@ -182,12 +182,13 @@ def _report(plan: Plan, raw: dict[str, Any]) -> RankReport:
 
 
 def thinned(config: RunConfig, layers_per_stage: int = 0, micro_batches: int = 0) -> RunConfig:
-    """The same widths and degrees with fewer layers and micro-batches: compilation time grows with both, slices and the
-    collectives of each do not.
+    """The same widths and degrees with fewer layers and micro-batches. Compilation time grows with the number of both;
+    the slices and the collectives of a layer or micro-batch do not depend on it.
 
     Args:
-        layers_per_stage: at most that many on a stage; 0 keeps all.
-        micro_batches: about that many, but as many as stages, each as large as before; 0 keeps all.
+        layers_per_stage: largest number of layers on a stage; 0 keeps all.
+        micro_batches: approximate number of micro-batches, but at least the number of stages, each of the same size as
+            before; 0 keeps all.
     """
     stages = config.parallel.pipeline_stage
     if layers_per_stage and config.model.num_layers > stages * layers_per_stage:
@@ -203,7 +204,8 @@ def thinned(config: RunConfig, layers_per_stage: int = 0, micro_batches: int = 0
 
 
 def sample_ranks(plan: Plan, number: int = 0) -> list[int]:
-    """One rank of every stage, or `number` ranks: of as many stages, then of different places in them."""
+    """One rank of every stage, or `number` ranks: from as many stages as possible, then from different positions in
+    them."""
     mesh = plan.mesh
     number = min(number or mesh.num_stages, mesh.world)
     stages = [

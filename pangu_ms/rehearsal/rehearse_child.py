@@ -1,5 +1,5 @@
-"""One virtual rank: compiles a plan's training step and reports what the compiler made of it. A process of its own:
-`enter` changes it for good."""
+"""The process of one virtual rank: it compiles a plan's training step and reports the compiler's result. It must be a
+process of its own, because `enter` changes the process irreversibly."""
 
 import contextlib
 import dataclasses
@@ -19,10 +19,10 @@ from pangu_ms.rehearsal.compiled_graph import collectives
 
 
 def main() -> int:
-    """Reads a request {"config", "rank", "soc", "output", "where"} from stdin and writes a report to stdout, both
+    """Read a request {"config", "rank", "soc", "output", "where"} from stdin and write a report to stdout, both in
     JSON."""
     request = json.load(sys.stdin)
-    answer, sys.stdout = sys.stdout, sys.stderr  # nothing else may write to it
+    answer, sys.stdout = sys.stdout, sys.stderr  # only the report may be written to the real stdout
     with tempfile.TemporaryDirectory(prefix="pangu-rehearse-") as graphs:
         prepare(Path(graphs))
         report = rehearse_rank(request, Path(graphs))
@@ -31,14 +31,14 @@ def main() -> int:
 
 
 def prepare(graphs: Path) -> None:
-    """Let MindSpore write its graphs there; before it compiles."""
+    """Make MindSpore write its graphs to this directory; must be called before it compiles."""
     os.environ |= {
         "MS_DEV_SAVE_GRAPHS": "2",
         "MS_DEV_SAVE_GRAPHS_PATH": str(graphs),
         "MS_DEV_DUMP_IR_PASSES": "validate",
         "GLOG_v": runtime.ERRORS_ONLY,
     }
-    os.chdir(graphs)  # it leaves files of failed compilations where it runs
+    os.chdir(graphs)  # MindSpore writes files of failed compilations to the working directory
     runtime.quiet()
 
 
@@ -79,9 +79,9 @@ def rehearse_rank(request: dict[str, Any], graphs: Path) -> dict[str, Any]:
         "seconds": seconds,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "parameters": {p.name: list(p.shape) for p in step.get_parameters()},
-        "layouts": {name: _plain(layout) for name, layout in step.parameter_layout_dict.items()},
+        "layouts": {name: _to_lists(layout) for name, layout in step.parameter_layout_dict.items()},
         "collectives": [dataclasses.asdict(one) for one in collectives(_validated(graphs), plan.mesh.world)],
-        "operators": _plain(_strategies(step)),
+        "operators": _to_lists(_strategies(step)),
     }
 
 
@@ -99,11 +99,11 @@ def _strategies(step: Any) -> dict[str, Any]:
     return dict(_cell_graph_executor._get_shard_strategy(step))
 
 
-def _plain(value: Any) -> Any:
-    """Tuples and MindSpore's own lists as JSON has them."""
+def _to_lists(value: Any) -> Any:
+    """Convert tuples and MindSpore's own lists to lists, for JSON."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+        return {str(k): _to_lists(v) for k, v in value.items()}
+    return [_to_lists(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""A cluster that is not there: MindSpore's parallel compiler made to run for one rank of N Ascend devices on the CPU
-wheel. Unsupported by MindSpore.
+"""A virtual cluster: makes MindSpore's parallel compiler run on the CPU wheel for one rank of N Ascend devices that do
+not exist. MindSpore does not support this.
 
 The compiler's parallel passes refuse a CPU, and its code generation needs a device. So compilation stops after the
-front end, the live context is told that the device is an Ascend one, and the Python side of communication is replaced.
-This changes the process for good: use it in a child process.
+front end, the device name in MindSpore's live context is overwritten with Ascend, and the Python side of communication
+is replaced. This changes the process irreversibly: use it in a child process.
 
 It rests on the wheel's internals: the layout of a C++ string (libstdc++'s old ABI) and two mangled symbols. Everything
-that can be is checked before anything is written. Shapes, layouts and collectives of such a compilation are right; a
-stub communicator says 2048 ranks where the compiler asks for a group's size as a number, so numbers in such graphs need
-care (see execute.py). Nothing else may depend on this module.
+that can be checked is checked before memory is overwritten. Shapes, layouts and collectives of such a compilation are
+right. But where the compiler asks for the size of a group, a stub communicator answers 2048 ranks, so constants in such
+graphs need care (see execute.py). Nothing else may depend on this module.
 """
 
 import ctypes
@@ -19,18 +19,19 @@ from pathlib import Path
 from pangu_ms.core.errors import PlanError
 
 KNOWN_VERSIONS = ("2.7.2", "2.9.0")
-"""MindSpore versions on which this was tried."""
+"""MindSpore versions with which this was tested."""
 STUB_GROUP_SIZE = 2048
-"""What the stub communicator answers when the compiler asks for the size of a group."""
+"""The stub communicator's answer when the compiler asks for the size of a group."""
 _INSTANCE = "_ZN9mindspore9MsContext11GetInstanceEv"
 _GET_STRING = "_ZNK9mindspore9MsContext9get_paramISsEERKT_NS_10MsCtxParamE"
-_HEADER = struct.Struct("<QQi")  # length, capacity, references: in front of the characters of an old-ABI string
+# Length, capacity and reference count: the header before the characters of an old-ABI string.
+_HEADER = struct.Struct("<QQi")
 _HEADER_BYTES = 24
 _kept_alive: list[ctypes.Array] = []
 
 
 def why_not() -> str:
-    """Why no virtual cluster can be made here; empty if it can. Changes nothing."""
+    """Why no virtual cluster can be made in this process; empty if it can. This changes nothing."""
     import mindspore
 
     if mindspore.__version__ not in KNOWN_VERSIONS:
@@ -48,10 +49,11 @@ def why_not() -> str:
 
 
 def enter(world: int, rank: int) -> None:
-    """Make this process rank `rank` of `world` virtual Ascend devices, until it ends. Parallel settings come after it.
+    """Make this process rank `rank` of `world` virtual Ascend devices, until it ends. Parallel settings must be made
+    afterwards.
 
     Raises:
-        PlanError: this MindSpore does not allow it.
+        PlanError: it is not possible with this MindSpore.
     """
     if reason := why_not():
         raise PlanError(f"rehearsal: not available: {reason}; use `pangu plan estimate`, which needs no compiler")
@@ -64,13 +66,13 @@ def enter(world: int, rank: int) -> None:
     common = _comm_helper.GlobalComm
     common.INITED, common.BACKEND, common.WORLD_COMM_GROUP = True, _comm_helper.Backend("hccl"), "hccl_world_group"
     os.environ |= {"RANK_SIZE": str(world), "RANK_ID": str(rank)}
-    AutoParallelContext.get_instance().set_hccl_test_avaible(True)  # MindSpore's spelling
+    AutoParallelContext.get_instance().set_hccl_test_avaible(True)  # "avaible" is MindSpore's spelling
     ctypes.c_void_p.from_address(_device_target_slot()).value = _old_abi_string(b"Ascend")
     assert context.get_context("device_target") == "Ascend"
 
 
 class _Communicator:
-    """Stands for MindSpore's HCCL adapter. The compiler names its groups "<size>-<hash>"."""
+    """Replaces MindSpore's HCCL adapter. The compiler names its groups "<size>-<hash>"."""
 
     def __init__(self, world: int, rank: int):
         self.world, self.rank = world, rank
@@ -96,10 +98,10 @@ class _Communicator:
         return rank
 
     def create_group(self, group: str, size: int, ranks: list[int]) -> None:
-        """There is nothing to make."""
+        """Does nothing, since there is no group to create."""
 
     def destroy_group(self, group: str) -> None:
-        """There is nothing to unmake."""
+        """Does nothing, since there is no group to destroy."""
 
 
 def _device_target_slot() -> int:
@@ -109,7 +111,7 @@ def _device_target_slot() -> int:
 
     core = ctypes.CDLL(str(Path(mindspore.__file__).parent / "lib" / "libmindspore_core.so"))
     instance, get_string = getattr(core, _INSTANCE), getattr(core, _GET_STRING)
-    shared_pointer = (ctypes.c_void_p * 2)()  # returned through hidden memory
+    shared_pointer = (ctypes.c_void_p * 2)()  # the C++ ABI returns it through a pointer to memory of the caller
     instance.argtypes, instance.restype = [ctypes.c_void_p], ctypes.c_void_p
     instance(ctypes.addressof(shared_pointer))
     get_string.argtypes, get_string.restype = [ctypes.c_void_p, ctypes.c_int], ctypes.c_void_p
@@ -117,19 +119,19 @@ def _device_target_slot() -> int:
 
 
 def _is_old_abi_string(slot: int, text: bytes) -> bool:
-    """Whether the pointer at `slot` leads to `text` with an old-ABI header in front of it. Reads no more than a new-ABI
-    string has."""
+    """Whether the pointer at `slot` leads to `text` with an old-ABI header before it. If the string is a new-ABI one,
+    no memory outside of it is read."""
     characters = ctypes.c_void_p.from_address(slot).value
     if characters is None:
         return False
     if ctypes.c_uint64.from_address(slot + 8).value == len(text) and characters == slot + 16:
-        return False  # a new-ABI string: pointer, length, characters in place
+        return False  # a new-ABI string, which has pointer, length and short text in place
     length, _, _ = _HEADER.unpack(ctypes.string_at(characters - _HEADER_BYTES, _HEADER.size))
     return length == len(text) and ctypes.string_at(characters, len(text)) == text
 
 
 def _old_abi_string(text: bytes) -> int:
-    """Address of the characters of a new string that nobody will free."""
+    """Allocate a string that is never freed; returns the address of its characters."""
     memory = ctypes.create_string_buffer(_HEADER_BYTES + len(text) + 1)
     _HEADER.pack_into(memory, 0, len(text), len(text), 100_000)
     ctypes.memmove(ctypes.addressof(memory) + _HEADER_BYTES, text, len(text))

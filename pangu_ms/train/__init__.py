@@ -1,4 +1,4 @@
-"""Training: the loop, its steps, resuming. Also the function `pangu_ms.train`."""
+"""Training: the loop, its steps, resuming. The package is also callable as the function `pangu_ms.train`."""
 
 from pangu_ms.core.callable_package import make_callable
 

@@ -1,8 +1,8 @@
-"""Branches of a run: it goes on from one of its checkpoints with another learning rate, and says so in config.yaml,
-metrics.jsonl and its checkpoints (which keep the word of earlier versions, bend).
+"""Branches of a run: the run continues from one of its checkpoints with another learning rate. config.yaml,
+metrics.jsonl and later checkpoints record this, under the name "bend" that earlier versions used.
 
-The later checkpoints belong to the run as it was: they are moved into a directory of their own, so that none of them is
-taken for one of the branch. No mindspore import.
+Checkpoints after the branching point belong to the run before the branch. They are moved into a directory of their own,
+so that none of them is mistaken for one of the branch. No mindspore import.
 """
 
 import logging
@@ -19,9 +19,9 @@ from pangu_ms.train.state import Branch, RunState
 log = logging.getLogger(__name__)
 
 MAY_CHANGE = ("optimizer.lr", "optimizer.min_lr", "optimizer.clip_norm")
-"""What may change where a branch starts."""
+"""Fields that may change where a branch starts."""
 LOWER_RATE = 0.1
-"""Factor of the learning rate that is advised after a run diverged; at most the default rate is advised."""
+"""After a run diverged, the advised learning rate is this factor times the old one, but at most the default."""
 
 
 def branch_at(checkpoint: store.Checkpoint, wanted: RunConfig) -> Branch:
@@ -36,24 +36,24 @@ def branch_at(checkpoint: store.Checkpoint, wanted: RunConfig) -> Branch:
 
 
 def describe(branch: Branch) -> str:
-    """What changed."""
+    """Text about the fields that changed."""
     return ", ".join(branch["changed"]) or "nothing changed"
 
 
 def config_comments(branches: list[Branch]) -> str:
-    """The lines of config.yaml that tell of branches."""
+    """Comment lines of config.yaml about the branches."""
     return "".join(f"# bent at step {branch['step']}: {describe(branch)}\n" for branch in branches)
 
 
 def starting_point(config: RunConfig, root: Path, step: int, digests: bool) -> tuple[store.Checkpoint, bool]:
-    """The checkpoint of a step at which a branch is to start, and True; or the newest one and False, where the run
-    branched there already, to the same values.
+    """Returns the checkpoint of step `step` and True if a branch must start there. If the run has already branched
+    there with the same values, returns the newest checkpoint and False.
 
-    The second is what a command finds that a scheduler repeats.
+    The second case occurs when a scheduler repeats the command.
 
     Raises:
         OutputError: there is no checkpoint of that step.
-        CheckpointError: it is damaged.
+        CheckpointError: the checkpoint is damaged.
     """
     if _is_branch(store.latest_valid(root, digests=False)[0], config, step):
         newest, _ = store.latest_valid(root, digests)
@@ -74,7 +74,7 @@ def starting_point(config: RunConfig, root: Path, step: int, digests: bool) -> t
 
 
 def _is_branch(checkpoint: store.Checkpoint | None, config: RunConfig, step: int) -> bool:
-    """Whether it is of a run whose last branch started at that step, with the wanted values."""
+    """Whether a checkpoint belongs to a run whose last branch started at that step, with the wanted values."""
     if checkpoint is None or checkpoint.step <= step or branch_at(checkpoint, config)["changed"]:
         return False
     branches = RunState.of(checkpoint).branches
@@ -82,8 +82,8 @@ def _is_branch(checkpoint: store.Checkpoint | None, config: RunConfig, step: int
 
 
 def archive_later_checkpoints(root: Path, step: int) -> None:
-    """Move the checkpoints behind a step into a directory of their own, the newest first: at every instant the others
-    are those of one run.
+    """Move the checkpoints after a step into a directory of their own, the newest first, so that at every instant the
+    remaining ones belong to one run.
 
     Raises:
         OutputError: the directory cannot be written.
@@ -109,7 +109,7 @@ def archive_later_checkpoints(root: Path, step: int) -> None:
 
 
 def advice_after_divergence(config: RunConfig, good: int | None) -> str:
-    """What to do about a run that diverged; `good`: step of its newest good checkpoint, if it has one."""
+    """Advice for a run that diverged; `good` is the step of its newest good checkpoint, if it has one."""
     optimizer = config.optimizer
     lr = min(optimizer.lr * LOWER_RATE, type(optimizer)().lr)
     lower = f"optimizer.lr={lr:g}" + (f" optimizer.min_lr={lr * LOWER_RATE:g}" if optimizer.min_lr > lr else "")

@@ -1,4 +1,4 @@
-"""What is checked before a run starts, so that a mistake is told in one line and no rank ends by it. No mindspore
+"""Checks before a run starts, so that a mistake is reported in one line instead of by ranks that fail. No mindspore
 import."""
 
 import dataclasses
@@ -20,7 +20,8 @@ from pangu_ms.train.resume import starting_point
 from pangu_ms.train.trackers import require_trackers
 
 FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")
-"""Fields of the section `parallel` that a CPU has a use for; the others must be as they come."""
+"""Fields of the section `parallel` that have a meaning on any device; on a CPU or a single device the others must have
+their defaults."""
 OWN_CHOICE = ("recursive_programming", "dynamic_programming")
 
 
@@ -38,7 +39,7 @@ def require_trainable(config: RunConfig) -> None:
     """Raise ConfigError unless this program can train with the configuration's degrees on its device, once its ranks
     are started.
 
-    On a CPU ranks are replicas. On Ascend there is one process for each rank of any plan (untested on hardware).
+    On a CPU all ranks are replicas. On Ascend each rank of any plan is a process (untested on hardware).
     """
     parallel, device = config.parallel, config.runtime.device
     if device == "CPU" or parallel.world == 1:
@@ -86,8 +87,8 @@ def require_startable(
     init_from: Path | str | None = None,
     trackers: Sequence[str] = (),
 ) -> None:
-    """Check what, beside the records, would end the ranks of a job as soon as they start; arguments as of
-    `loop.train`.
+    """Check everything except the records that would make the ranks of a job fail at their start. The arguments are
+    those of `loop.train`.
 
     Raises:
         UserError: the output directory, the checkpoint in it or `init_from` do not fit the configuration, or a package
@@ -101,8 +102,8 @@ def require_startable(
 
 
 def require_readable(config: RunConfig, records: Path | str) -> None:
-    """Raise DataError unless the records can be read and fit the model, and data.order the records. Imports mindspore,
-    which reads them."""
+    """Raise DataError unless the records can be read and fit the model, and data.order fits the records. This imports
+    mindspore, which reads the records."""
     train_set = RecordSet.open(records, "train")
     train_set.check(config.model)
     require_sources(config.model.extra_inputs())
@@ -110,11 +111,11 @@ def require_readable(config: RunConfig, records: Path | str) -> None:
 
 
 def needs_ranks(config: RunConfig) -> bool:
-    """Whether this process has to start the ranks, not being one of them."""
+    """Whether this process has to start the ranks, because it is not one of them."""
     return config.runtime.device == "CPU" and config.parallel.world > 1 and runtime.place()[1] == 1
 
 
 def describe_run(config: RunConfig) -> dict[str, Any]:
-    """What a launcher records of a run: its resolved configuration and its length."""
+    """Facts about a run that a launcher records: its resolved configuration and its length."""
     tokens = config.global_batch_size * config.model.seq_length
     return {"config": dump_config(config), "total_steps": config.train.steps, "tokens_per_step": tokens}

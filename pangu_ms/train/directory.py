@@ -1,4 +1,4 @@
-"""What a run directory may hold before a run begins in it. No mindspore import."""
+"""The lock of a run directory, and what the directory may contain before a run begins in it. No mindspore import."""
 
 import fcntl
 import logging
@@ -22,25 +22,25 @@ OWN_NAMES = BEFORE_A_RUN | DIRECTORIES | {CONFIG, "metrics.jsonl", "checkpoints"
 
 
 class RunLock:
-    """Whoever holds it is the only run in a directory; its leading rank does, from before it looks for checkpoints to
-    its end.
+    """The lock of a run directory, so that only one run uses it. A run's rank 0 holds it from before it looks for
+    checkpoints until it ends.
 
     The kernel drops the lock of a process that dies, so nothing is left to clean up; a `lockf` lock is not inherited by
-    children, which may outlive it. Across hosts it holds where the shared file system passes locks on (NFS 4, Lustre
-    with -o flock).
+    children, which may outlive it. It works across hosts if the shared file system supports locks (NFS 4, Lustre with
+    -o flock).
     """
 
     def __init__(self, output: Path):
-        """Nothing is touched yet."""
+        """Nothing is created or locked yet."""
         self._output, self._path = output, output / LOCK
         self._file: IO[str] | None = None
         self._made: list[Path] = []
 
     def acquire(self) -> None:
-        """Take it; the directory is made if it is not there.
+        """Take the lock; the directory is created if it does not exist.
 
         Raises:
-            OutputError: another run holds it, or the directory cannot be written.
+            OutputError: another run holds the lock, or the directory cannot be written.
         """
         if not self._output.is_dir():
             files.require_free(self._output)
@@ -63,7 +63,7 @@ class RunLock:
                 self._output,
                 error.strerror,
             )
-        if not self._path.exists():  # another one removed it, see `release`, after we had opened it
+        if not self._path.exists():  # another run removed the file (see `release`) after this one had opened it
             file.close()
             return self.acquire()
         file.truncate(0)
@@ -76,7 +76,7 @@ class RunLock:
         self.release()
 
     def release(self) -> None:
-        """Give it back. Where no run began nothing is left that was not there before."""
+        """Release the lock. If no run began, what `acquire` created is removed."""
         if self._file is None:
             return
         if not (self._output / CONFIG).exists():
@@ -89,8 +89,8 @@ class RunLock:
 
 
 def require_own(output: Path, resume: bool = False) -> None:
-    """Raise OutputError unless `output` is new, empty or holds records of its own or a launcher's job; with `resume`,
-    also what a run writes.
+    """Raise OutputError unless `output` is new or empty, or contains only records that `pangu train` prepared and a
+    launcher's job; with `resume` also the files of a run.
 
     Raises:
         ConfigError: with `resume`, a config.yaml that no run wrote.
@@ -104,7 +104,7 @@ def require_own(output: Path, resume: bool = False) -> None:
         files.require_free(output)
     if resume and (output / CONFIG).exists():
         try:
-            load_config(str(output / CONFIG))  # it is about to be replaced: it must be a run's
+            load_config(str(output / CONFIG))  # the file is about to be replaced, so it must be one that a run wrote
         except ConfigError as error:
             advice = (
                 "if a crash or a slip of the hand left it so, remove it and run the same command again, which writes it"
@@ -114,7 +114,7 @@ def require_own(output: Path, resume: bool = False) -> None:
 
 
 def _began_a_run(output: Path) -> bool:
-    """Whether there is a run that has saved nothing yet, and nothing else: what `--resume` begins again."""
+    """Whether the directory contains only a run that has not saved anything yet, which `--resume` would begin again."""
     if (
         not (output / CONFIG).is_file()
         or {path.name for path in output.iterdir()} - OWN_NAMES

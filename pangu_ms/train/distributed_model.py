@@ -1,5 +1,5 @@
-"""How a run's model is distributed: replicated (every process has all of it), or sharded over the ranks of a plan; who
-loads, saves and evaluates it."""
+"""How a run's model is distributed over processes: replicated (every process has the whole model), or sharded over the
+ranks of a plan. The classes here load, save and evaluate it."""
 
 import logging
 from collections.abc import Callable
@@ -30,34 +30,34 @@ from pangu_ms.train.steps.train_step import TrainStep
 log = logging.getLogger(__name__)
 
 Read = Callable[[str, sharded.Slices], np.ndarray]
-"""From a tensor's name and the part that is wanted."""
+"""Returns the values of a part of a tensor, given the tensor's name and the slices of the part."""
 Find = Callable[[], store.Checkpoint | None]
 
 
 class DistributedModel(Protocol):
-    """What a run needs of its model, however it is distributed."""
+    """The interface that a run needs of its model, replicated or sharded."""
 
     config: RunConfig
     cacheable: bool
     """Whether the compiled step may come from the compile cache."""
     groups: dict[str, list[Parameter]]
-    """What a checkpoint holds: this rank's parameters, by group of tensors."""
+    """This rank's parameters that a checkpoint contains, by group ("model", "optimizer")."""
     loader_part: dict[str, int]
-    """batch_size, rank and world of the loader of this rank's batches."""
+    """Arguments batch_size, rank and world of the loader of this rank's batches."""
 
     @property
     def ranks(self) -> Ranks:
-        """This process among those of the job."""
+        """This process as one of the ranks of the job."""
 
     @property
     def train_step(self) -> OptimizerStep:
-        """The step."""
+        """The optimizer step."""
 
     def find_checkpoint(self, find: Find) -> store.Checkpoint | None:
-        """The checkpoint that the ranks go on from."""
+        """The checkpoint from which all ranks continue."""
 
     def compile(self) -> None:
-        """Compile the step where that must be done before parameters are set."""
+        """Compile the step, if that must happen before parameters are set."""
 
     def slices_of(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
         """The part of a tensor that this rank holds."""
@@ -66,11 +66,11 @@ class DistributedModel(Protocol):
         """Commit a checkpoint of a step; every rank calls it."""
 
     def evaluate(self, held_out: RecordSet) -> Score | None:
-        """Score train.eval_batches global batches of held-out records; None where this rank does not."""
+        """Score train.eval_batches global batches of held-out records; None on ranks that do not evaluate."""
 
 
 class ReplicatedModel:
-    """Every process has the whole model; rank 0 alone saves and evaluates."""
+    """Every process has the whole model; only rank 0 saves and evaluates."""
 
     cacheable = True
 
@@ -85,11 +85,11 @@ class ReplicatedModel:
     def find_checkpoint(self, find: Find) -> store.Checkpoint | None:
         """The checkpoint that each rank finds."""
         found = find()
-        self.ranks.barrier()  # all have looked before rank 0 writes
+        self.ranks.barrier()  # all ranks have looked for the checkpoint before rank 0 writes one
         return found
 
     def compile(self) -> None:
-        """Nothing: the first step compiles."""
+        """Does nothing, since the first step compiles."""
 
     def slices_of(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
         """The part of a tensor that this rank holds."""
@@ -115,10 +115,10 @@ class ReplicatedModel:
 
 
 class ShardedModel:
-    """Each rank has the slices of its stage that the plan gives it, computes its part of each step, and saves its own
-    slices. Untested on hardware."""
+    """Each rank holds the plan's slices of the parameters on its pipeline stage, computes its part of each step, and
+    saves its own slices. Untested on hardware."""
 
-    cacheable = False  # the cache's key names neither plan nor rank
+    cacheable = False  # the key of the compile cache contains neither plan nor rank
 
     def __init__(self, config: RunConfig):
         self.config, self.ranks, self.plan = config, DeviceRanks.join(), Plan.of(config)
@@ -127,11 +127,11 @@ class ShardedModel:
         apply.apply(self.plan, model)
         self.train_step = RankStep(self.plan, model, self.ranks.rank)
         self.groups = {"model": self.train_step.weights, "optimizer": self.train_step.parameters()}
-        self.loader_part = {"batch_size": config.global_batch_size, "rank": 0, "world": 1}  # MindSpore cuts it
+        self.loader_part = {"batch_size": config.global_batch_size, "rank": 0, "world": 1}  # MindSpore splits it
 
     def find_checkpoint(self, find: Find) -> store.Checkpoint | None:
-        """The checkpoint that rank 0 finds and verifies; the others look at sizes alone, since digests of terabytes are
-        computed once."""
+        """The checkpoint that rank 0 finds and verifies. The other ranks check only file sizes, so that the digests of
+        terabytes are computed once."""
         if self.ranks.leads:
             try:
                 found = find()
@@ -146,7 +146,7 @@ class ShardedModel:
         return store.open_checkpoint(Path(path), digests=False) if path else None
 
     def compile(self) -> None:
-        """Compile the step; raises PlanError where MindSpore does not follow the plan."""
+        """Compile the step; raises PlanError if MindSpore does not follow the plan."""
         self.train_step.compile()
 
     def slices_of(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
@@ -154,7 +154,7 @@ class ShardedModel:
         return sharded.layout_in(self.plan, name, shape).slices(self.ranks.rank % self.plan.mesh.stage_size)
 
     def save(self, root: Path, step: int, state: dict[str, Any], tokenizer: Path | None) -> None:
-        """Commit a checkpoint of a step; all ranks do together."""
+        """Commit a checkpoint of a step; all ranks do this together."""
         own = {parameter.name: parameter for parameters in self.groups.values() for parameter in parameters}
         shapes = whole_shapes(self.config)
         keep = self.config.train.keep_checkpoints
@@ -178,11 +178,11 @@ class ShardedModel:
         )
 
     def evaluate(self, held_out: RecordSet) -> None:
-        """Nothing: no rank has the whole model."""
+        """Does nothing, since no rank has the whole model."""
 
 
 def build_distributed_model(config: RunConfig) -> DistributedModel:
-    """Build a run's model as its device executes it; the device has been selected.
+    """Build a run's model in the form for its device, which must have been selected.
 
     Raises:
         ConfigError: the job has another number of processes than the configuration, or its device cannot execute the
@@ -201,14 +201,14 @@ def build_distributed_model(config: RunConfig) -> DistributedModel:
 
 
 def whole_shapes(config: RunConfig) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Shapes of all tensors of a checkpoint of a run by name, for each group."""
+    """Whole shapes of all tensors of a run's checkpoint, by group and name."""
     trained = config.model.trainable_parameter_shapes()
     moments = {prefix + name: shape for prefix in MOMENTS for name, shape in trained.items()}
     return {"model": config.model.parameter_shapes(), "optimizer": moments}
 
 
 def initialize(model: DistributedModel) -> None:
-    """Give every weight its initial value; moments are zero as built."""
+    """Give every weight its initial value; moments are zero since they were built."""
     config = model.config
     specs, shapes = config.model.parameters(), config.model.parameter_shapes()
     fill(
@@ -220,7 +220,7 @@ def initialize(model: DistributedModel) -> None:
 
 
 def load(model: DistributedModel, checkpoint: store.Checkpoint, group: str) -> None:
-    """Give a group of parameters the checkpoint's values, whatever plan it was saved with.
+    """Load a group of parameters from a checkpoint, whatever plan it was saved with.
 
     Raises:
         CheckpointError: names or shapes are not those of the configuration.
@@ -231,7 +231,8 @@ def load(model: DistributedModel, checkpoint: store.Checkpoint, group: str) -> N
 
 
 def fill(model: DistributedModel, parameters: list[Parameter], shapes: dict[str, tuple[int, ...]], read: Read) -> None:
-    """Set parameters to their parts, one after the other: memory holds one tensor beside them."""
+    """Set each parameter to this rank's part of its tensor, one after the other, so that memory holds only one tensor
+    in addition."""
     for parameter in parameters:
         values = read(parameter.name, model.slices_of(parameter.name, shapes[parameter.name]))
         parameter.set_data(Tensor(value_of(parameter, values)), slice_shape=parameter.sliced)

@@ -1,12 +1,12 @@
-"""One global batch shared out over another number of cards: what to set, and what else then belongs to the layout. No
-mindspore import."""
+"""Keeping the global batch when the number of cards changes: which fields to set, and what else depends on the split.
+No mindspore import."""
 
 from pangu_ms.config.schema import RunConfig
 
 
 def overrides_for(config: RunConfig, global_batch_size: int) -> list[str] | None:
-    """Overrides with which `config` takes `global_batch_size` sequences in a step; None where its replicas or stages
-    cannot share that out.
+    """Overrides with which `config` has `global_batch_size` sequences per step; None if that number cannot be divided
+    among its replicas or stages.
 
     A micro-batch gets at most as many sequences as it has in `config`, so that it still fits the card.
     """
@@ -24,7 +24,7 @@ def overrides_for(config: RunConfig, global_batch_size: int) -> list[str] | None
 
 
 def why_not(config: RunConfig, global_batch_size: int) -> str:
-    """Where `overrides_for` is None: what stands in the way."""
+    """Why `overrides_for` returns None."""
     parallel = config.parallel
     if global_batch_size % parallel.data_parallel:
         return f"parallel.data_parallel={parallel.data_parallel} does not divide it"
@@ -36,10 +36,10 @@ def why_not(config: RunConfig, global_batch_size: int) -> str:
 
 
 def graph_batch_size(config: RunConfig) -> int:
-    """Sequences that one pass of the compiled gradients sees, by whose tokens they are divided.
+    """Number of sequences in one call of the compiled gradient graph, whose tokens are the divisor of the gradients.
 
     A process that has the whole model sees its replica's micro-batch; the graph of a plan sees that of all replicas,
-    which MindSpore cuts.
+    which MindSpore splits.
     """
     parts = max(config.parallel.micro_batch_num, config.train.accumulation_steps)
     by_itself = config.runtime.device == "CPU" or config.parallel.world == 1
@@ -47,12 +47,12 @@ def graph_batch_size(config: RunConfig) -> int:
 
 
 def rescaled_loss_scale(scale: float, config: RunConfig, was: int) -> float:
-    """The loss scale of a run that goes on with another `graph_batch_size` than it `was`: float16 gradients keep the
-    size that they had."""
+    """The loss scale of a run that continues with another `graph_batch_size` than before (`was`), chosen so that
+    float16 gradients keep their magnitude."""
     return max(1.0, scale * graph_batch_size(config) / was) if config.model.compute_dtype == "float16" else scale
 
 
 def changes_dropout_masks(config: RunConfig, was: int) -> bool:
-    """Whether dropout draws other masks than with the `graph_batch_size` that was: they belong to the place of an
-    element in its micro-batch."""
+    """Whether dropout draws other masks than with the previous `graph_batch_size` (`was`): a mask depends on the index
+    of an element in its micro-batch."""
     return config.model.dropout > 0 and graph_batch_size(config) != was

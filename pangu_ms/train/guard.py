@@ -1,4 +1,4 @@
-"""What keeps a run sane: dynamic loss scale, the limit beyond which a loss is a spike, and when to give up. No
+"""The guard of a run: dynamic loss scale, the limit above which a loss is a spike, and when to stop a diverged run. No
 mindspore import."""
 
 import math
@@ -8,13 +8,14 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import TrainingDiverged
 
 NONSENSE = 4.0
-"""A loss above so many times ln(vocab_size), that of guessing, speaks against the weights: a model that is only bad
-stays near guessing."""
+"""A loss above this multiple of ln(vocab_size), which is the loss of guessing uniformly, means that the weights are
+broken: the loss of a model that is merely bad stays near that of guessing."""
 
 
 @dataclass
 class Guard:
-    """Decides before a step what is allowed and learns after it what happened; its state is part of a checkpoint."""
+    """Gives the loss scale and the loss limit of each step, and records the step's outcome. Its state is part of a
+    checkpoint."""
 
     scale: float = 1.0
     good_steps: int = 0
@@ -25,7 +26,7 @@ class Guard:
 
     @classmethod
     def create(cls, config: RunConfig) -> "Guard":
-        """Loss scale is needed for float16 only."""
+        """The guard of a new run; only float16 needs a loss scale other than 1."""
         return cls(scale=config.loss_scale.initial if config.model.compute_dtype == "float16" else 1.0)
 
     def state(self) -> dict[str, float]:
@@ -39,13 +40,13 @@ class Guard:
         return config.guard.spike_factor * self.mean_loss
 
     def is_good(self, config: RunConfig, loss: float) -> bool:
-        """Whether a mean loss speaks for the weights that it was computed with, so that they are worth a checkpoint."""
+        """Whether a mean loss is good enough for a checkpoint of the weights that it was computed with."""
         return math.isfinite(loss) and loss <= min(
             self.loss_limit(config), NONSENSE * math.log(config.model.vocab_size)
         )
 
     def record(self, config: RunConfig, step: int, loss: float, grad_norm: float, applied: bool) -> None:
-        """Take a step's outcome.
+        """Record a step's outcome.
 
         Raises:
             TrainingDiverged: guard.max_skipped steps in a row were skipped.

@@ -1,5 +1,5 @@
-"""A checkpoint is committed only from weights whose loss was seen to be good: that of the next step, computed without
-its update."""
+"""The health check before a checkpoint: weights are committed only if the loss of one of the next steps, computed
+without its update, is good."""
 
 import logging
 from collections import deque
@@ -14,13 +14,13 @@ from pangu_ms.train.steps.protocol import OptimizerStep
 log = logging.getLogger(__name__)
 
 NO_UPDATE = -3e38
-"""As the limit of the loss it skips the update, since every loss exceeds it."""
+"""A loss limit that skips the update, since every loss exceeds it."""
 TRIES = 3
-"""Batches that are tried: one batch may be bad by itself."""
+"""Number of batches to try, since a single batch may be bad by itself."""
 
 
 class PeekableBatches:
-    """An iterator over batches whose next ones can be seen before they are taken."""
+    """An iterator over batches that can also return the next batches without consuming them."""
 
     def __init__(self, batches: Iterable[Batch]):
         self._batches, self._seen = iter(batches), deque[Batch]()
@@ -37,14 +37,14 @@ class PeekableBatches:
 def healthy_loss(
     train_step: OptimizerStep, guard: Guard, config: RunConfig, step: int, batches: PeekableBatches
 ) -> float | None:
-    """The first good loss of the present weights among those of the next TRIES steps; None where they have none. The
-    same on all ranks, which all call it.
+    """The first good loss of the present weights on the batches of the next TRIES steps; None if none is good. All
+    ranks must call this, and get the same result.
 
-    The graph is that of the step, so nothing is compiled, and of the next step the loss is the very one that it will
-    have.
+    It uses the graph of the training step, so nothing is compiled, and its first loss is exactly the loss that the next
+    step will have.
 
     Args:
-        step: optimizer steps done.
+        step: number of optimizer steps done.
     """
     seen = []
     for number in range(TRIES):

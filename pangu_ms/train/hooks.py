@@ -1,4 +1,5 @@
-"""What happens around the steps of a run: metrics, the guard, stopping, checkpoints, evaluation. No tensors here."""
+"""Hooks that the loop calls around its steps: metrics, the guard, stopping, checkpoints, evaluation. They handle no
+tensors."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +12,14 @@ if TYPE_CHECKING:
     from pangu_ms.train.loop import StepRecord, TrainLoop
 
 STOP_AT = "stop_at"
-"""Why a session ended that --stop-at ended."""
+"""TrainResult.stopped_by of a session that --stop-at ended."""
 
 
 class Hook:
-    """Called by the loop at its stations; a hook overrides those that it needs."""
+    """Base class of hooks: the loop calls the methods below at fixed points; a hook overrides those that it needs."""
 
     every: int = 1
-    """Optimizer steps from one call of `on_step_end` to the next; 0: it is not called."""
+    """Number of optimizer steps between calls of `on_step_end`; 0 if it is never called."""
 
     def is_due(self, record: "StepRecord") -> bool:
         """Whether `on_step_end` is called after a step."""
@@ -34,14 +35,14 @@ class Hook:
         """Before a step is computed."""
 
     def on_step_end(self, loop: "TrainLoop", record: "StepRecord") -> None:
-        """After a step; `loop.run.step` counts it."""
+        """After a step, which `loop.run.step` already counts."""
 
     def on_stop(self, loop: "TrainLoop") -> None:
         """After the last step of this session: the run is complete, or `loop.stopped_by` says why not."""
 
 
 class SendHeartbeat(Hook):
-    """Tells the launcher, which watches for silence, what this rank is about to do."""
+    """Tells the launcher what this rank is about to do; the launcher takes a rank without heartbeats for hung."""
 
     def on_data(self, loop: "TrainLoop") -> None:
         """See Hook."""
@@ -53,7 +54,7 @@ class SendHeartbeat(Hook):
 
 
 class LogMetrics(Hook):
-    """Gives the trackers every `every`-th step, from the first on, and every one that was skipped."""
+    """Logs every `every`-th step, from the first on, and every skipped step to the trackers."""
 
     def __init__(self, every: int):
         self.every = every
@@ -75,7 +76,7 @@ class LogMetrics(Hook):
 
 
 class UpdateGuard(Hook):
-    """Lets the guard learn from every step; it ends a run that only skips steps."""
+    """Records every step with the guard, which ends a run that only skips steps."""
 
     def on_step_end(self, loop: "TrainLoop", record: "StepRecord") -> None:
         """See Hook.
@@ -107,8 +108,8 @@ class StopOnSignal(Hook):
         self._signal, self._stop_at = signal, stop_at
 
     def on_begin(self, loop: "TrainLoop") -> None:
-        """See Hook: a signal that came while the run began ends it before its first step."""
-        # all ranks meet here, and stop at one step
+        """See Hook: a signal that came during initialisation ends the session before its first step."""
+        # a barrier of all ranks, so that all stop at the same step
         loop.stopped_by = loop.run.ranks.barrier(self._signal.received) or self._reached(loop)
 
     def on_step_end(self, loop: "TrainLoop", record: "StepRecord") -> None:
@@ -138,18 +139,19 @@ class SaveCheckpoint(Hook):
         """
         run = loop.run
         run.save(loop.batches)
-        if run.saved != run.step and loop.stopped_by in (None, STOP_AT):  # who sent a signal starts the run again
+        # After a signal this is no error: the run is expected to be resumed.
+        if run.saved != run.step and loop.stopped_by in (None, STOP_AT):
             raise TrainingDiverged(f"step {run.step}: is the last one, and the losses after it are bad")
 
 
 class EvaluateHeldOut(Hook):
-    """Scores the held-out records every `every` steps, and once the run is complete."""
+    """Scores the held-out records every `every` steps, and when the run is complete."""
 
     def __init__(self, every: int):
         self.every = every
 
     def is_due(self, record: "StepRecord") -> bool:
-        """See Hook: the last step of the run is `on_stop`'s."""
+        """See Hook: the last step of the run is left to `on_stop`."""
         return super().is_due(record) and not record.is_last
 
     def on_step_end(self, loop: "TrainLoop", record: "StepRecord") -> None:
@@ -171,15 +173,15 @@ def default_hooks(train: TrainConfig, signal: StopSignal, stop_at: int | None, b
     """The hooks of `pangu train`, in the order in which the loop calls them."""
     return [
         SendHeartbeat(),
-        # Before the guard, which may end the run: the step that ended it is logged.
+        # Before the guard, which may end the run, so that the step that ends it is logged.
         LogMetrics(train.log_every),
         # Before checkpoints, which hold its state.
         UpdateGuard(),
         ShowProgress(bar),
-        # All ranks meet here after each step, before rank 0 saves or evaluates, and stop after the same step: that of
-        # the checkpoint which `SaveCheckpoint.on_stop` commits. A signal that comes later counts after the next step.
+        # A barrier of all ranks after each step, before rank 0 saves or evaluates. All ranks stop after the same step,
+        # whose checkpoint `SaveCheckpoint.on_stop` commits. A later signal counts after the next step.
         StopOnSignal(signal, stop_at),
-        # Before the evaluation: a run that is killed in it has lost nothing.
+        # Before the evaluation, so that a run that is killed during it has lost nothing.
         SaveCheckpoint(train.save_every),
         EvaluateHeldOut(train.eval_every),
     ]

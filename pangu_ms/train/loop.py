@@ -1,5 +1,5 @@
-"""The training run: from a configuration and records to committed checkpoints; stopped at any instant, it resumes bit
-for bit."""
+"""The training loop: it trains a configuration on records and commits checkpoints. A run that is stopped at any instant
+resumes with bit-identical results."""
 
 import contextlib
 import statistics
@@ -36,18 +36,19 @@ class TrainResult:
     step: int
     """Optimizer steps done since the run began."""
     loss: float | None
-    """Mean of the training loss over the last 20 steps of this session; None where it had none to do."""
+    """Mean training loss over the last 20 steps of this session; None if it had no steps to do."""
     held_out: Score | None
     tokens_per_second: float
     """Median over the steps of this session, checkpoints and evaluations excluded."""
     compile_seconds: float
-    """Time of this session's first step, compilation included; a plan is compiled before it."""
+    """Time of this session's first step, which includes compilation, except with a plan: its step is compiled
+    before."""
     cache_hit: bool
     skipped: int
     stopped_by: str | None
-    """Name of the signal, "stop_at", or None when the run is complete."""
+    """Name of the signal that stopped the session, or "stop_at"; None if the run is complete."""
     saved: int | None
-    """Step of the newest checkpoint; not `step` where a signal came while the losses were bad."""
+    """Step of the newest checkpoint. It differs from `step` if a signal came while the losses were bad."""
 
 
 def train(
@@ -61,20 +62,21 @@ def train(
     trackers: Sequence[str] = (),
     resume_from: int | None = None,
 ) -> TrainResult:
-    """Train in `output`, or go on with the run there; ends with a committed checkpoint whether complete or stopped.
+    """Train in the directory `output`, or continue the run there. It ends with a committed checkpoint, whether complete
+    or stopped.
 
-    STOP_SIGNALS end it after the running step, or before the first one, with a checkpoint of step 0 where the run is
-    new. With several ranks each calls this; rank 0 alone writes metrics, evaluates and shows progress.
+    STOP_SIGNALS end the session after the running step, or before its first step; a new run then has a checkpoint of
+    step 0. With several ranks each rank calls this function; only rank 0 writes metrics, evaluates and shows progress.
 
     Args:
-        init_from: a checkpoint whose weights a new run starts from, as after `pangu convert`.
+        init_from: a checkpoint with the initial weights of a new run, for example from `pangu convert`.
         stop_at: ends this session after that step.
-        trackers: names of trackers.TRACKERS, beside metrics.jsonl.
+        trackers: names in trackers.TRACKERS, to use in addition to metrics.jsonl.
         resume_from: the step of a checkpoint at which a branch of the run starts; see branch.py.
 
     Raises:
-        TrainingDiverged: guard.max_skipped steps in a row were skipped, or the losses after the last step are bad;
-            checkpoints are as they were.
+        TrainingDiverged: guard.max_skipped steps in a row were skipped, or the losses after the last step are bad.
+            Checkpoints are left as they were.
         UserError: see `Run.begin`.
     """
     with StopSignal() as stop:
@@ -92,7 +94,7 @@ def train(
                 try:
                     loop.go()
                 except TrainingDiverged as error:
-                    run.ranks.barrier()  # no rank leaves, and ends the job, before all know why
+                    run.ranks.barrier()  # no rank exits, which ends the job, before all ranks know why
                     advice = branch.advice_after_divergence(config, run.saved)
                     raise TrainingDiverged(f"{error}; {advice}") from None
             return loop.result()
@@ -100,7 +102,7 @@ def train(
 
 @contextlib.contextmanager
 def _opened(run: Run, names: Sequence[str] | None) -> Iterator[list[Tracker]]:
-    """metrics.jsonl and the named trackers; none of them where `names` is None."""
+    """Open metrics.jsonl and the named trackers; yields none of them if `names` is None."""
     if names is None:
         yield []
         return
@@ -108,7 +110,7 @@ def _opened(run: Run, names: Sequence[str] | None) -> Iterator[list[Tracker]]:
         file = MetricsFile(run.output, run.step)
         stack.callback(file.finish)
         if run.branches and run.branches[-1]["step"] == run.step:
-            file.note(run.step, bent=branch.describe(run.branches[-1]))  # "bent": the word of earlier versions
+            file.note(run.step, bent=branch.describe(run.branches[-1]))  # "bent" is the key that earlier versions wrote
         others = open_trackers(names, run.output, run.step, run.config)
         for tracker in others:
             stack.callback(tracker.finish)
@@ -117,7 +119,7 @@ def _opened(run: Run, names: Sequence[str] | None) -> Iterator[list[Tracker]]:
 
 @dataclass(frozen=True)
 class StepRecord:
-    """A step and what it was taken with."""
+    """One step: its number, its settings and its result."""
 
     step: int
     """Its number; 0 is the first of the run."""
@@ -134,13 +136,13 @@ class StepRecord:
 
 
 class TrainLoop:
-    """Steps of one process over a run, and hooks around them."""
+    """Takes the steps of a run in one process, and calls hooks around them."""
 
     def __init__(self, run: Run, hooks: Sequence[Hook], trackers: Sequence[Tracker]):
         self.run, self.hooks, self.trackers = run, hooks, trackers
         self.batches = PeekableBatches(run.batches())
         self.stopped_by: str | None = None
-        """A hook that sets it ends the session after the running step."""
+        """Why the session stops, as in TrainResult; a hook that sets it ends the session after the running step."""
         self.held_out: Score | None = None
         self.cache_hit = False
         self._seconds: list[float] = []
@@ -166,7 +168,7 @@ class TrainLoop:
         run.ranks.barrier()
 
     def one_step(self, batch: Batch) -> StepRecord:
-        """Compute a step and count it."""
+        """Compute one step and increment the run's step counter."""
         run, config = self.run, self.run.config
         lr, scale = learning_rate(config, run.step), run.guard.scale
         began = time.perf_counter()
@@ -179,7 +181,7 @@ class TrainLoop:
 
     @contextlib.contextmanager
     def _cached_first_step(self) -> Iterator[None]:
-        """The first step compiles: from the cache where it has this graph."""
+        """The first step compiles; within this context it uses the compile cache."""
         config, sections = self.run.config, config_to_dict(self.run.config)
         batch = (config.train.batch_size, config.train.accumulation_steps, self.run.train_step.in_one_graph)
         identity = {
@@ -200,12 +202,13 @@ class TrainLoop:
             tracker.log(step, values)
 
     def tokens_per_second(self, last: int = 20) -> float:
-        """Of all ranks, over the last steps; the first, which compiles, does not count once there are others."""
+        """Tokens per second of all ranks, as the median over the last steps. The first step, which compiles, counts
+        only if there is no other."""
         seconds = self._seconds[1:][-last:] or self._seconds
         return self.run.config.global_batch_size * self.run.config.model.seq_length / statistics.median(seconds)
 
     def speed(self) -> dict[str, float]:
-        """What a heartbeat says of it; nothing before the first step."""
+        """The speed as fields of a heartbeat; empty before the first step."""
         return {"tokens_per_second": self.tokens_per_second()} if self._seconds else {}
 
     def result(self) -> TrainResult:

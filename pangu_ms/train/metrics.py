@@ -12,7 +12,7 @@ from pangu_ms.core.files import open_ordinary, write_bytes
 
 
 class MetricsFile:
-    """Appends to `metrics.jsonl`, a Tracker; a resumed run first drops the lines behind its checkpoint."""
+    """A Tracker that appends to `metrics.jsonl`; a resumed run first removes the lines after its checkpoint."""
 
     def __init__(self, output: Path, first_step: int):
         self.path = output / "metrics.jsonl"
@@ -26,7 +26,7 @@ class MetricsFile:
         self._write({"step": step} | {k: v if math.isfinite(v) else str(v) for k, v in values.items()})
 
     def note(self, step: int, **texts: str) -> None:
-        """Write what happened before a step."""
+        """Write texts about what happened before a step."""
         self._write({"step": step} | texts)
 
     def _write(self, values: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _step_of(line: bytes) -> float:
-    """The step that a line belongs to; infinity where a crash cut or emptied it."""
+    """The step that a line belongs to; infinity if a crash truncated or emptied the line."""
     try:
         step = small_json.parse_object(line, finite=False).get("step")
     except ValueError:

@@ -6,8 +6,8 @@ import ascend_ops
 from pangu_ms.config.schema import OptimizerConfig
 from pangu_ms.parallel.plan import MOMENTS
 
-# HyperMap, not a loop: in a graph each turn of a loop is a call inside the last one, and MindSpore stops at a depth
-# of 1000.
+# HyperMap instead of a loop: in a graph each iteration of a loop is a call nested in the previous one, and MindSpore
+# stops at a depth of 1000.
 _update = ops.MultitypeFuncGraph("update")
 
 
@@ -17,7 +17,7 @@ def _update_parameter(beta1, beta2, eps, lr, factor, decay, parameter, m, v, gra
 
 
 def _moment(parameter: Parameter, prefix: str) -> Parameter:
-    """A float32 state of a parameter: its clone, which MindSpore cuts over devices as it cuts the parameter."""
+    """A float32 state of a parameter: a clone, which MindSpore shards over devices as it shards the parameter."""
     moment = parameter.clone("zeros")
     moment.name, moment.requires_grad = prefix + parameter.name, False
     return moment
@@ -27,7 +27,7 @@ class AdamW(nn.Cell):
     """p -= lr * (m / (sqrt(v) + eps) + decay * p), without bias correction, as the official AdamWeightDecay."""
 
     def __init__(self, parameters: list[Parameter], config: OptimizerConfig, decayed: set[str]):
-        """`decayed`: names of the parameters that weight decay applies to."""
+        """`decayed` are the names of the parameters to which weight decay applies."""
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
         self.m, self.v = (ParameterTuple([_moment(p, prefix) for p in parameters]) for prefix in MOMENTS)

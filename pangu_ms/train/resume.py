@@ -1,5 +1,5 @@
-"""Where a run begins: anew in its directory, or at its newest checkpoint if that is of the same run. No mindspore
-import."""
+"""Decides where a run begins: anew in its directory, or at the newest checkpoint if that belongs to the same run. No
+mindspore import."""
 
 import shlex
 from pathlib import Path
@@ -12,7 +12,8 @@ from pangu_ms.train import branch, global_batch
 from pangu_ms.train.directory import require_own
 from pangu_ms.train.schedule import decay_end
 
-# What a resumed run may change; anything else would make it another run. An order file may move: its content must stay.
+# Fields that a resumed run may change; any other change would make it another run. An order file may move, but its
+# content must stay the same.
 FREE_TO_CHANGE = (
     "train.steps",
     "train.log_every",
@@ -27,21 +28,22 @@ FREE_WITH_BATCH = (
     "parallel",
     "train.batch_size",
     "train.accumulation_steps",
-)  # the global batch stays: each step reads the rows that it would have read
-OF_THE_SCHEDULE = ("optimizer.decay_steps",)  # see _require_same_rates
+)  # as long as the global batch stays: then each step reads the rows that it would have read
+OF_THE_SCHEDULE = ("optimizer.decay_steps",)  # may change within limits: see _require_same_rates
 
 
 def starting_point(
     config: RunConfig, output: Path, resume: bool, digests: bool = True, resume_from: int | None = None
 ) -> store.Checkpoint | None:
-    """The checkpoint in `output` that a run goes on from; None where it starts anew. `resume_from`: the step at which
+    """The checkpoint in `output` from which a run continues; None if it starts anew. `resume_from` is the step at which
     a branch starts, see branch.py.
 
-    Without `digests` sizes alone are looked at: enough before ranks start, one of which computes them.
+    Without `digests` only file sizes are checked. That is enough before ranks start, since one of them then computes
+    the digests.
 
     Raises:
-        OutputError: the directory has other content, or holds a run and `resume` is off, or no checkpoint in it is
-            valid, or it has none of `resume_from`.
+        OutputError: the directory has other content, or holds a run and `resume` is off, or has no valid checkpoint, or
+            no checkpoint of step `resume_from`.
         ConfigError: the checkpoint is of another run.
     """
     if resume_from is not None:
@@ -50,9 +52,8 @@ def starting_point(
         _require_steps_left(start, config, at_least=start.step + branches)
         return start
     checkpoint, passed_over = store.latest_valid(output / "checkpoints", digests)
-    if (
-        resume and checkpoint is None and store.step_directories(output / "checkpoints")
-    ):  # what a killed first save left is no checkpoint
+    # A first save that was killed leaves no step directory, so that the run then begins anew.
+    if resume and checkpoint is None and store.step_directories(output / "checkpoints"):
         raise OutputError(f"{output / 'checkpoints'}: no valid checkpoint to resume from: {'; '.join(passed_over)}")
     if checkpoint and not resume:
         raise OutputError(
@@ -79,13 +80,13 @@ def _require_steps_left(checkpoint: store.Checkpoint, wanted: RunConfig, at_leas
 def require_same_run(
     stored: RunConfig, wanted: RunConfig, where: str, step: int | None = None, also_free: tuple[str, ...] = ()
 ) -> None:
-    """Raise ConfigError unless a checkpoint's configuration differs from the wanted one in what a resumed run may
-    change alone.
+    """Raise ConfigError if a checkpoint's configuration differs from the wanted one in fields that a resumed run may
+    not change.
 
     Args:
         where: the checkpoint.
-        step: its step; None for one that is past the warm-up.
-        also_free: fields that may change, too.
+        step: step of the checkpoint; None for a step after the warm-up.
+        also_free: further fields that may change.
     """
     _require_same_rates(stored, wanted, where, step)
     old, new = config_to_dict(stored), config_to_dict(wanted)
@@ -112,8 +113,8 @@ def require_same_run(
 
 
 def _require_same_rates(stored: RunConfig, wanted: RunConfig, where: str, step: int | None) -> None:
-    """The rates of the steps that are done must be those of the wanted configuration: until the warm-up is over no
-    decay has begun."""
+    """Raise ConfigError if the wanted configuration would have given other learning rates to the steps that are done.
+    During the warm-up any decay is allowed, since none has begun."""
     was, now = decay_end(stored), decay_end(wanted)
     if was is None or now in (was, None) or step is not None and step <= wanted.optimizer.warmup_steps:
         return

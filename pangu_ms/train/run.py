@@ -1,4 +1,4 @@
-"""One run in its output directory: its records, model and state, opened, begun or resumed, saved and evaluated."""
+"""One run in its output directory: opens its records and model, begins or resumes it, saves and evaluates it."""
 
 import logging
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ class Run:
         """Open the records and build model and optimizer; nothing is written yet.
 
         Raises:
-            DataError: the records do not fit the model, or data.order not the records.
+            DataError: the records do not fit the model, or data.order does not fit the records.
         """
         self.config, self.output, self.checkpoints = config, Path(output), Path(output) / "checkpoints"
         self.train_set = RecordSet.open(records, "train")
@@ -52,13 +52,13 @@ class Run:
         self.saved: int | None = None
         """Step of the newest checkpoint that this process restored or committed."""
         self.refused: int | None = None
-        """Step of the last one that it refused to commit."""
+        """Step of the last checkpoint that it refused to commit."""
         self.branches: list[Branch] = []
         self.lock = RunLock(self.output)
 
     def begin(self, resume: bool, init_from: Path | None = None, resume_from: int | None = None) -> None:
-        """Give the model its first values, or the weights of `init_from`, or with `resume` the state of the newest
-        valid checkpoint.
+        """Initialise the model, or load the weights of `init_from`, or with `resume` restore the newest valid
+        checkpoint.
 
         `resume_from` starts a branch at the checkpoint of that step: see branch.py.
 
@@ -67,7 +67,7 @@ class Run:
             ConfigError: the checkpoint is of another run.
             CheckpointError: `init_from` holds weights of another model.
             DataError: the records were made with another tokenizer than the checkpoint's.
-            PlanError: MindSpore does not follow the plan.
+            PlanError: MindSpore gives a parameter another layout than the plan.
         """
         checkpoint = self.model.find_checkpoint(lambda: self._starting_point(resume, resume_from))
         beat(INIT)  # all ranks are here
@@ -88,7 +88,7 @@ class Run:
 
     def _starting_point(self, resume: bool, resume_from: int | None) -> store.Checkpoint | None:
         if self.ranks.leads:
-            self.lock.acquire()  # what is found holds until the end
+            self.lock.acquire()  # with the lock, what is found here stays true until the run ends
         return starting_point(self.config, self.output, resume, resume_from=resume_from)
 
     def _restore(self, checkpoint: store.Checkpoint, branches: bool) -> None:
@@ -96,7 +96,7 @@ class Run:
         self.order.require_unchanged(checkpoint.state(), f"{checkpoint.path}: data.order={self.config.data.order}")
         self._load(checkpoint, "model", "optimizer")
         self.step, self.guard, self.saved, self.branches = state.step, state.guard, state.step, list(state.branches)
-        # version 0.1.0 has not written it
+        # state.json of version 0.1.0 has no graph_batch_size
         was = state.graph_batch_size or global_batch.graph_batch_size(checkpoint.config())
         self.guard.scale = global_batch.rescaled_loss_scale(self.guard.scale, self.config, was)
         if self.ranks.leads and global_batch.changes_dropout_masks(self.config, was):
@@ -117,14 +117,14 @@ class Run:
             load(self.model, checkpoint, group)
 
     def save(self, batches: PeekableBatches) -> None:
-        """Commit a checkpoint of the present step, unless the losses after it, on the next batches, are bad; every rank
-        calls it. Once a step."""
+        """Commit a checkpoint of the present step, unless the losses of its weights on the next batches are bad. Every
+        rank calls this; a second call for the same step does nothing."""
         if self.step in (self.saved, self.refused):
             return
         loss_after = None
-        if self.step:  # initial weights are not to be judged by their loss
+        if self.step:  # the loss of initial weights says nothing
             beat(EVALUATE, self.step)
-            # before anything is written: a checkpoint of bad weights would push out a good one
+            # This comes before anything is written, because a checkpoint of bad weights would displace a good one.
             loss_after = healthy_loss(self.train_step, self.guard, self.config, self.step, batches)
             if loss_after is None:
                 self.refused = self.step
@@ -135,7 +135,7 @@ class Run:
             "guard": self.guard.state(),
             "order": self.order.sha256,
             "loss_after": loss_after,
-            "bends": self.branches,  # the name that earlier versions gave them
+            "bends": self.branches,  # the key that earlier versions wrote
             "graph_batch_size": global_batch.graph_batch_size(self.config),
         }
         self.model.save(self.checkpoints, self.step, state, self.tokenizer)
@@ -144,13 +144,13 @@ class Run:
             beat(SAVE, self.step, saved=self.step)
 
     def evaluate(self) -> Score | None:
-        """Score the first train.eval_batches global batches of the held-out records on rank 0; None elsewhere, under a
-        plan, and where there are none."""
+        """Score the first train.eval_batches global batches of the held-out records on rank 0; None on other ranks,
+        under a plan, and without held-out records."""
         beat(EVALUATE, self.step)
         return self.model.evaluate(self.held_out_set) if self.held_out_set else None
 
     def batches(self) -> Iterator[Batch]:
-        """This rank's batches from the present step on, without end."""
+        """This rank's batches from the present step on, an endless iterator."""
         data, part = self.config.data, self.model.loader_part
         loader = Loader(
             self.train_set,
@@ -166,7 +166,7 @@ class Run:
         return loader.batches(self.step)
 
     def close(self) -> None:
-        """Let others train in the directory."""
+        """Release the lock, so that other runs can train in the directory."""
         self.lock.release()
 
 

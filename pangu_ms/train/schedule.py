@@ -6,8 +6,7 @@ from pangu_ms.config.schema import RunConfig
 
 
 def batch_factor(config: RunConfig) -> float:
-    """What optimizer.lr and min_lr are multiplied by: sqrt(batch_tokens / base_batch_tokens), or 1 where
-    base_batch_tokens is 0.
+    """The factor of optimizer.lr and min_lr: sqrt(batch_tokens / base_batch_tokens), or 1 if base_batch_tokens is 0.
 
     batch_tokens = global_batch_size * model.seq_length. Source: specification E2.5.
     """
@@ -21,7 +20,7 @@ def peak_learning_rate(config: RunConfig) -> float:
 
 
 def decay_end(config: RunConfig) -> int | None:
-    """Step at which min_lr is reached; None where the rate does not decay."""
+    """Step at which min_lr is reached; None if the rate does not decay."""
     optimizer = config.optimizer
     return None if optimizer.schedule == "constant" else optimizer.decay_steps or config.train.steps
 

@@ -1,5 +1,4 @@
-"""A cluster's configuration made small enough for CPU processes, for a trial of everything around the model. No
-mindspore import."""
+"""Shrinks a cluster's configuration to CPU processes, to test everything around the model. No mindspore import."""
 
 import dataclasses
 import json
@@ -9,20 +8,21 @@ from pangu_ms.config.parallel import ParallelConfig
 from pangu_ms.config.schema import RunConfig
 
 HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, HEAD_DIM, SEQ_LENGTH, VOCAB_SIZE = 64, 2, 4, 16, 64, 512
-LARGEST_GROUP = 8  # query heads that share keys and values
+LARGEST_GROUP = 8  # most query heads that share a key/value head
 STEPS, BATCH_SIZE, EVAL_BATCHES = 5, 2, 2
 
 
 def smoke_overrides(config: RunConfig, num_ranks: int = 2, own_records: bool = False) -> list[str]:
-    """Overrides that make any configuration a few steps of a tiny model of its family on `num_ranks` replicas on a CPU.
+    """Overrides that reduce any configuration to a few steps of a tiny model of its family, on `num_ranks` replicas on
+    a CPU.
 
-    The family's special parts, dropout, the optimizer and how data are read stay as they are; sizes, degrees and the
-    dtype do not.
+    The family's special parts, dropout, the optimizer and the reading of data stay as they are; sizes, parallel degrees
+    and the dtype change.
 
     Args:
         config: as the user wrote it, overrides included.
         num_ranks: processes, each with BATCH_SIZE sequences.
-        own_records: the user has records: vocabulary and sequence stay theirs.
+        own_records: the user has records, so that the sizes of vocabulary and sequence are kept.
     """
     sections = {
         "model": _model(config, own_records),

@@ -1,10 +1,10 @@
-"""What a checkpoint of a run says beside its tensors: state.json, checked before it is used. No mindspore import."""
+"""The state of a run in a checkpoint (state.json), which is checked before it is used. No mindspore import."""
 
 import json
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
-from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
+from typing_extensions import TypedDict  # pydantic accepts typing.TypedDict only from Python 3.12 on
 
 from pangu_ms.checkpoint import store
 from pangu_ms.core.errors import CheckpointError
@@ -29,13 +29,13 @@ class RunState:
     order: str = ""
     """SHA-256 of the order file; "" without one."""
     branches: tuple[Branch, ...] = Field(default=(), validation_alias="bends")
-    """In state.json they have the name that earlier versions gave them."""
+    """Branches of the run; state.json has them under the name that earlier versions wrote."""
     graph_batch_size: int | None = None
-    """Sequences in one call of the graph; version 0.1.0 has not written it."""
+    """Sequences in one call of the graph; None in checkpoints of version 0.1.0."""
 
     @classmethod
     def of(cls, checkpoint: store.Checkpoint) -> "RunState":
-        """The state that a checkpoint's run can go on from.
+        """The state in a checkpoint, from which a run can continue.
 
         Raises:
             CheckpointError: state.json is damaged, or not of a run.

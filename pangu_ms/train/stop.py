@@ -1,5 +1,5 @@
-"""Stop signals: the running step ends, a checkpoint is committed, the process exits with EXIT_STOPPED. No mindspore
-import."""
+"""Stop signals: after one the running step is finished, a checkpoint is committed, and the process exits with
+EXIT_STOPPED. No mindspore import."""
 
 import contextlib
 
@@ -7,9 +7,9 @@ from pangu_ms.core import stop_signals
 
 
 class StopSignal:
-    """Within this context STOP_SIGNALS are noted, not obeyed; a second SIGINT is obeyed.
+    """Within this context STOP_SIGNALS are only recorded; a second SIGINT raises KeyboardInterrupt.
 
-    Once a command has left it, with its state saved, no signal counts any more: see `stop_signals.handled`.
+    After a command has left the context with its state saved, further signals are ignored: see `stop_signals.handled`.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,9 @@
-"""Where a run's metrics can be shown beside metrics.jsonl: TensorBoard, SwanLab, Weights & Biases. No mindspore import.
+"""Experiment trackers for a run's metrics in addition to metrics.jsonl: TensorBoard, SwanLab, Weights & Biases. No
+mindspore import.
 
-SwanLab and Weights & Biases were exercised against stand-ins of those names alone, never against their servers. Each
-session of a run is an experiment of its own there, named as the output directory: neither takes steps again that it has
-seen, and a resumed run repeats some.
+SwanLab and Weights & Biases were tested only with stand-ins for their packages, never with their servers. In both each
+session of a run is a separate experiment with the name of the output directory, because neither accepts a step twice,
+and a resumed run repeats some steps.
 """
 
 import contextlib
@@ -21,21 +22,22 @@ from pangu_ms.core.errors import OutputError
 
 _log = logging.getLogger(__name__)
 PROJECT = "pangu-ms"
-"""Name of the project that experiments belong to."""
+"""Name of the project that all experiments belong to."""
 
 
 class Tracker(Protocol):
-    """Takes the metrics of a run."""
+    """A destination of a run's metrics."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Show values of a step (0 is the first)."""
 
     def finish(self) -> None:
-        """The session is over."""
+        """Close the tracker at the end of the session."""
 
 
 class TensorBoard:
-    """Event files in OUTPUT/tensorboard, by tensorboardX. A resumed run hides what lies behind its first step."""
+    """Writes event files in OUTPUT/tensorboard with tensorboardX. A resumed run hides older entries from its first step
+    on."""
 
     def __init__(self, output: Path, first_step: int, config: RunConfig):
         writer: Any = importlib.import_module("tensorboardX").SummaryWriter
@@ -95,7 +97,7 @@ class WeightsAndBiases:
 
 
 def _stdout_is_ours() -> contextlib.AbstractContextManager[Any]:
-    """What a package prints goes to stderr: `--json` promises one line on stdout."""
+    """Send what a package prints to stderr, because `--json` promises one line on stdout."""
     return contextlib.redirect_stdout(sys.stderr)
 
 
@@ -103,12 +105,12 @@ def _stdout_is_ours() -> contextlib.AbstractContextManager[Any]:
 class _Kind:
     tracker: type[TensorBoard] | type[SwanLab] | type[WeightsAndBiases]
     option: str
-    """By which a user asks for it."""
+    """Command-line option that selects it."""
     package: str
     install: str
-    """What pip installs."""
+    """Argument of `pip install`."""
     directory: str
-    """What it writes in the run's directory."""
+    """Name of its directory in the run's directory."""
 
 
 TRACKERS = {
@@ -117,7 +119,7 @@ TRACKERS = {
     "wandb": _Kind(WeightsAndBiases, "--tracker wandb", "wandb", "wandb", "wandb"),
 }
 DIRECTORIES = {kind.directory for kind in TRACKERS.values()}
-"""What trackers write in a run's directory."""
+"""Names of the trackers' directories in a run's directory."""
 
 
 def require_trackers(names: Sequence[str]) -> None:
@@ -156,10 +158,10 @@ def open_trackers(names: Sequence[str], output: Path, first_step: int, config: R
     """The trackers of a session.
 
     Args:
-        names: of TRACKERS, whose packages are installed.
+        names: keys of TRACKERS, whose packages must be installed.
         output: the run's directory.
-        first_step: of the session.
-        config: shown beside the metrics.
+        first_step: first step of the session.
+        config: configuration to show with the metrics.
 
     Raises:
         OutputError: a tracker cannot begin, for instance since nobody is logged in.

@@ -15,22 +15,23 @@ class AlphaConfig(ModelConfig):
     family: Literal["alpha"] = "alpha"
     """Model family; chooses the file in pangu_ms/models. Every config states it."""
     vocab_size: Int = 40000
-    """Rows of the word table; must equal the tokenizer's number of pieces. The released vocabulary has 40,000 (spec
-    A2)."""
+    """Vocabulary size (rows of the word embedding table); must equal the tokenizer's number of pieces. The released
+    vocabulary has 40,000 (spec A2)."""
     hidden_act: Literal["gelu", "gelu_erf", "fast_gelu"] = "gelu"
     """gelu (tanh form) | gelu_erf | fast_gelu = x * sigmoid(1.702 x), which the released weights used on Ascend (spec
     A1.4)."""
     layer_norm_eps: Float = 1e-5
     """Added to the variance (spec A1.1)."""
     final_norm_position: Literal["before_query", "after_query"] = "before_query"
-    """Where the final LayerNorm stands. All released weights: before_query. Official runs with pipeline stages computed
-    after_query (spec A1.2)."""
+    """Position of the final LayerNorm: before or after the query layer. All released weights use before_query; official
+    runs with pipeline stages computed after_query (spec A1.2)."""
     dropout: Float = 0.1
     """Probability for embeddings, attention probabilities and the outputs of attention and FFN while training (spec
     A1.3)."""
     init_rule: Literal["constant", "depth_scaled", "layer_scaled"] = "depth_scaled"
-    """init_std of the projections that write to the residual stream: as it is, divided by sqrt(2 * num_layers) (spec
-    A1.7, OLD and HF), or in layer i from 0 by sqrt(2 * (i + 1)) (InternLM)."""
+    """Scaling of init_std for the projections that write to the residual stream. constant: unscaled; depth_scaled:
+    divided by sqrt(2 * num_layers) (spec A1.7, OLD and HF); layer_scaled: divided by sqrt(2 * (i + 1)) in layer i,
+    counted from 0 (InternLM)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,8 +73,8 @@ class AlphaConfig(ModelConfig):
         return before, {"final_norm.weight": gain("embed"), "final_norm.bias": bias("embed")}
 
     def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
-        """See ModelConfig: the query layer reads its table, the final norm stands beside it, and the head is the word
-        table (spec A4)."""
+        """See ModelConfig: the query layer reads the query table, the final norm is on its stage, and the head is the
+        word table (spec A4)."""
         before, behind = self.outer_parameters()
         first = {"word_embedding.weight": (0, -1), "position_embedding.weight": (0,), "query_embedding.weight": (-1,)}
         assert first.keys() == before.keys()

@@ -22,11 +22,11 @@ from pangu_ms.models.common.layers import (
 
 
 class Block(nn.Cell):
-    """Attention and feed-forward, each behind a LayerNorm and beside a residual connection.
+    """Attention and feed-forward network, each with a LayerNorm before it and a residual connection around it.
 
-    The queries of an ordinary block come from its own normalised stream. The query layer is the same block with another
-    query: keys and values come from the normalised stream, the query is not normalised, and the residual is the stream
-    (spec A1.1 step 4).
+    The queries of an ordinary block come from its own normalised stream. The query layer is the same block with queries
+    from a position table: they are not normalised, keys and values come from the normalised stream, and the residual is
+    the stream itself (spec A1.1 step 4).
     """
 
     def __init__(self, config: AlphaConfig, cache: CacheShape | None):
@@ -39,8 +39,9 @@ class Block(nn.Cell):
         self.fork_stream, self.fork_two, self.fork_three = ascend_ops.fork(2), ascend_ops.fork(2), ascend_ops.fork(3)
 
     def construct(self, x_BSE, segments_BS, slots_BS, key, query_BQE=None, residual_BQE=None, query_slots_BQ=None):
-        """[B, S, E] -> [B, S, E]; only the query layer is called with `query`, which attends to the stream `x`, and
-        with the stream (`residual`) and the cache slots at the query's positions: -> [B, Q, E]."""
+        """[B, S, E] -> [B, S, E]; Only the query layer is called with the last three arguments: `query`, which attends
+        to the stream `x`, and the stream (`residual`) and the cache slots at the positions of the query; it returns [B,
+        Q, E]."""
         if query_BQE is None:
             x_BSE, residual_BSE = self.fork_stream(x_BSE)
             for_query, for_key, for_value = self.fork_three(self.attention_norm(x_BSE))
@@ -74,7 +75,7 @@ class PanguAlpha(nn.Cell):
         self.fork_stream, self.pick_last, self.cast = ascend_ops.fork(2), ops.GatherNd(), ops.Cast()
 
     def embed(self, ids_BS, positions_BS, key):
-        """What the first layer reads: [B, S, E]."""
+        """The embeddings, which are the input of the first layer: [B, S, E]."""
         x_BSE = self.add_position(self.word_embedding(ids_BS), self.position_embedding(positions_BS))
         return self.cast(self.embedding_dropout(x_BSE, key), self.dtype)
 
@@ -106,8 +107,8 @@ class PanguAlpha(nn.Cell):
         )
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
-        """The embeddings' output and that of each layer, num_layers + 1 of [B, S, E]; the final norm before the query
-        layer belongs to the last."""
+        """The output of the embeddings and of each layer: num_layers + 1 tensors [B, S, E]. A final norm before the
+        query layer counts as part of the query layer."""
         states = (self.embed(ids_BS, positions_BS, None),)
         for block in self.blocks:
             states += (block(states[-1], segments_BS, None, None),)
@@ -118,7 +119,7 @@ class PanguAlpha(nn.Cell):
         """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query
         index), int32 [B, 2].
 
-        The query layer is computed for that token alone: nothing follows it that would need the others.
+        The query layer is computed only for that token, since no later layer needs the others.
         """
         # A value instead of the parameter: MindSpore copies a parameter that is read before and after cache writes.
         table_VE = ops.stop_gradient(self.word_embedding.weight)

@@ -1,11 +1,11 @@
-"""Foreign names of PanGu-alpha. Source: specification A7.1 (official) and A7.3 (Hugging Face ports).
+"""Foreign parameter names of PanGu-alpha. Source: specification A7.1 (official) and A7.3 (Hugging Face ports).
 
 The official query, key and value are [out, in] (MindSpore Dense); its other matrices are [in, out] (class Mapping). The
 Hugging Face ports store torch Linear, [out, in] throughout, as we do. Their last block, h.{num_layers - 1}, is the
 query layer.
 
-A prefix such as `network.` is not stripped: no known release has one, and a name that is not in the table must be seen,
-not guessed.
+A prefix such as `network.` is not stripped: no known release has one, and a name that is not in the table must be
+reported, not guessed.
 """
 
 from typing import Any
@@ -66,7 +66,7 @@ def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_config(config: AlphaConfig) -> dict[str, Any]:
-    """The config.json of a model, which no other program knows."""
+    """The config.json of a model, in a form that no other program knows."""
     tree = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
     return tree | {
         "hidden_act": written_activation(config.hidden_act),

@@ -1,1 +1,1 @@
-"""What the families share: layers, loss, initialisation, and what a configuration and a batch are."""
+"""Code that the families share: layers, loss, initialisation, the base class of configurations, and batches."""

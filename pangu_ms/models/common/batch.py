@@ -1,4 +1,4 @@
-"""What a step reads. Legend: B batch, S sequence length."""
+"""The arrays that a step reads. Legend: B batch, S sequence length."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -8,17 +8,17 @@ import numpy as np
 from pangu_ms.models.common.config import ModelConfig
 
 INPUTS = ("ids", "positions", "segments", "loss_mask")
-"""What every family reads; `ModelConfig.extra_inputs` names what one reads beside them."""
+"""Names of the arrays that every family reads; `ModelConfig.extra_inputs` names further ones."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one training or evaluation step reads.
+    """The arrays that one training or evaluation step reads.
 
     Attributes:
         ids: int32 [B, S+1]; input is ids[:, :-1], labels are ids[:, 1:].
         positions: int32 [B, S].
-        segments: int32 [B, S], number of the document in its row; attention stays inside equal numbers.
+        segments: int32 [B, S], number of the document in its row; a token attends only to tokens with the same number.
         loss_mask: float32 [B, S], 0 where the input token is pad or eod.
         extra: the family's extra inputs by name, in the order of `ModelConfig.extra_inputs`; the first dimension is B.
     """
@@ -30,7 +30,7 @@ class Batch:
     extra: dict[str, np.ndarray] = field(default_factory=dict)
 
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """All of them in the order in which a graph takes them: INPUTS, then the extra ones."""
+        """All arrays in the order of a graph's inputs: INPUTS, then the extra ones."""
         return self.ids, self.positions, self.segments, self.loss_mask, *self.extra.values()
 
     def split(self, parts: int) -> Iterator["Batch"]:
@@ -44,7 +44,7 @@ class Batch:
 
 
 def blank_batch(model: ModelConfig, batch_size: int) -> Batch:
-    """A batch of the shapes and dtypes that a model reads: zeros, of which all positions count."""
+    """A batch of zeros with the shapes and dtypes that a model reads; the loss mask is 1 everywhere."""
     shape = (batch_size, model.seq_length)
     zeros = np.zeros(shape, np.int32)
     extra = {

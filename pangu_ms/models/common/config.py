@@ -1,5 +1,5 @@
-"""What every model family's configuration is made of: its fields, its parameters without their values, and the answers
-to what the planner, the converters and the studies ask of a model. No mindspore import."""
+"""The base class of every model family's configuration: common fields, descriptions of the parameters without their
+values, and methods that tell the planner, the converters and the studies about a model. No mindspore import."""
 
 import dataclasses
 import math
@@ -18,29 +18,30 @@ from pangu_ms.core.fields import (
     require_positive,
 )
 
-MOST_LAYERS = 4096  # the deepest models have some hundreds
+MOST_LAYERS = 4096  # far above the deepest models, which have some hundreds of layers
 MASK_BYTES = 4
-"""Of one element's dropout factor, which the composed operator keeps in float32 (ascend_ops/random_masks.py)."""
+"""Bytes of the dropout factor of one element, which the composed operator keeps in float32
+(ascend_ops/random_masks.py)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterSpec:
-    """What is known of one parameter without its values."""
+    """Description of one parameter without its values."""
 
     axes: tuple[str, ...]
     """Logical axis of each dimension, such as ("ffn", "embed"); its length is `ModelConfig.axis_sizes()[axis]`."""
     mean: float | tuple[float, ...] = 0.0
-    """Initial mean; a tuple has one for each line of the first dimension."""
+    """Initial mean; a tuple has one value for each index of the first dimension."""
     std: float | tuple[float, ...] = 0.0
-    """Initial standard deviation, likewise."""
+    """Initial standard deviation; a tuple as for `mean`."""
     decay: bool = False
     """Whether weight decay applies: to matrices and embeddings, not to biases, norms and activation parameters (spec
     A3.1)."""
     trainable: bool = True
-    """False: it has no gradient and no moments, and training leaves it as it is. It is a weight all the same:
-    initialised, saved, loaded, resharded, exported."""
+    """False for a parameter without gradient and moments, which training does not change. It is still a weight: it is
+    initialised, saved, loaded, resharded and exported."""
     dtype: Literal["float32", "int32"] = "float32"
-    """As it is kept and stored; a table of whole numbers is int32 and not trainable."""
+    """dtype in memory and in checkpoints; a table of integers is int32 and not trainable."""
 
     def __post_init__(self) -> None:
         assert self.dtype == "float32" or not self.trainable, "whole numbers have no gradient"
@@ -48,17 +49,17 @@ class ParameterSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ExtraInput:
-    """An input of a model beside ids, positions, segments and loss mask: one array for each batch."""
+    """An input of a model in addition to ids, positions, segments and loss mask: one array for each batch."""
 
     axes: tuple[Literal["batch", "sequence"], ...]
-    """Of each dimension; the first is "batch", by which replicas and micro-batches cut it."""
+    """Axis of each dimension; the first is "batch", along which replicas and micro-batches split the array."""
     dtype: Literal["float32", "int32"] = "int32"
 
     def __post_init__(self) -> None:
         assert self.axes[:1] == ("batch",)
 
     def shape(self, batch_size: int, seq_length: int) -> tuple[int, ...]:
-        """Of the array."""
+        """Shape of the array."""
         sizes = {"batch": batch_size, "sequence": seq_length}
         return tuple(sizes[axis] for axis in self.axes)
 
@@ -69,37 +70,37 @@ class Activation:
 
     name: str
     bytes: int
-    """Of one sequence, on one device."""
+    """Bytes for one sequence, on one device."""
     selective: bool = False
     """Whether recompute=selective computes it again."""
     count: int = 1
-    """Equal tensors in it; 0 marks what has no gradient."""
+    """Number of equal tensors that `bytes` counts together; 0 for an activation without a gradient."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ModelConfig:
-    """Fields that every PanGu model has; a family adds its own, names its parameters and answers the questions below.
+    """Fields that every PanGu model has; a family adds its own fields and defines its parameters and the methods below.
 
-    A field that only some families have is a property here, with the value that it has for the others: whoever reads it
-    asks no family. A family that has the field declares it, and the declaration takes the property's place.
+    A field that only some families have is a property here, with the value that holds for the other families, so that a
+    reader need not know the family. A family with the field declares it, which overrides the property.
     """
 
     ADDITIONS: ClassVar[dict[str, Any]] = {}
-    """Fields that add parts to a model without changing what it computes: the default of `pangu model upgrade`. Empty:
-    the family has no such parts."""
+    """Field values that add parts to a model without changing what it computes: the default changes of `pangu model
+    upgrade`. Empty if the family has no such parts."""
     FIELDS_OF_PARTS: ClassVar[dict[str, str]] = {}
-    """The beginning of a parameter's name, behind its layer's prefix -> the fields that decide whether it exists, as a
-    message names them."""
+    """Maps the beginning of a parameter's name (without its layer's prefix) to the fields that decide whether it
+    exists, as text for a message."""
 
     vocab_size: Int
-    """Rows of the word table; must equal the tokenizer's number of pieces."""
+    """Vocabulary size (rows of the word embedding table); must equal the tokenizer's number of pieces."""
     hidden_size: Int
     """Width E of the residual stream."""
     num_layers: Int
     """Number of layers; alpha counts its query layer (spec A1)."""
     num_heads: Int
-    """Attention heads; must divide hidden_size, unless the family lets head_dim be given. A wrong number loads
-    silently: it changes no shape (spec A2)."""
+    """Attention heads; must divide hidden_size, unless the family lets head_dim be given. A wrong number is not noticed
+    when weights are loaded, since it changes no shape (spec A2)."""
     ffn_hidden_size: Int = 0
     """Width F of the feed-forward network; 0 means 4 * hidden_size for alpha, and 8/3 * hidden_size rounded up to a
     multiple of 256 for pi."""
@@ -111,9 +112,9 @@ class ModelConfig:
     init_std: Float = 0.02
     """Standard deviation of the normal initialisation (spec A1.7 lists 0.01 and 0.02)."""
     init_rule: Literal["constant", "depth_scaled", "layer_scaled"] = "constant"
-    """init_std of the projections that write to the residual stream: as it is (pi Pro found that best, spec E2.2),
-    divided by sqrt(2 * num_layers) (GPT-2; spec A1.7, OLD and HF), or in layer i from 0 by sqrt(2 * (i + 1))
-    (InternLM)."""
+    """Scaling of init_std for the projections that write to the residual stream. constant: unscaled (pi Pro found that
+    best, spec E2.2); depth_scaled: divided by sqrt(2 * num_layers) (GPT-2; spec A1.7, OLD and HF); layer_scaled:
+    divided by sqrt(2 * (i + 1)) in layer i, counted from 0 (InternLM)."""
     family: str
     """The model family, by its name in pangu_ms/models/registry.py. Every config states it."""
 
@@ -126,7 +127,7 @@ class ModelConfig:
         require_at_most(self, MOST_LAYERS, "num_layers")
 
     def _resolve(self, field: str, value: Any) -> None:
-        """Replace a 0 that stands for a computed value."""
+        """Set a field whose given value 0 stands for a computed one."""
         object.__setattr__(self, field, value)
 
     def _require_heads_divide_hidden_size(self) -> None:
@@ -137,7 +138,7 @@ class ModelConfig:
         )
 
     def default_ffn_hidden_size(self) -> int:
-        """What ffn_hidden_size=0 stands for."""
+        """The value of ffn_hidden_size if the given value is 0."""
         return 4 * self.hidden_size
 
     @property
@@ -176,8 +177,8 @@ class ModelConfig:
         }
 
     def extra_inputs(self) -> dict[str, ExtraInput]:
-        """What the model reads beside ids, positions, segments and loss mask, by name: the last arguments of its
-        `construct`, in this order. data/extra_inputs.py makes the arrays."""
+        """Inputs of the model in addition to ids, positions, segments and loss mask, by name: they are the last
+        arguments of its `construct`, in this order. data/extra_inputs.py makes the arrays."""
         return {}
 
     def layer_names(self) -> list[str]:
@@ -185,27 +186,27 @@ class ModelConfig:
         return [f"blocks.{i}" for i in range(self.num_layers)]
 
     def layer_parameters(self, layer: int) -> dict[str, ParameterSpec]:
-        """The parameters of one layer by their name behind its prefix, in the model's order."""
+        """The parameters of one layer by their name without the layer's prefix, in the model's order."""
         raise NotImplementedError
 
     def outer_parameters(self) -> tuple[dict[str, ParameterSpec], dict[str, ParameterSpec]]:
-        """The parameters before the layers, and those behind them."""
+        """The parameters before the layers, and those after them."""
         raise NotImplementedError
 
     def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
-        """The layers beside which each outer parameter is read, 0 for the first and -1 for the last: a pipeline keeps
-        it on their stages."""
+        """For each outer parameter the layers on whose pipeline stages it must be held, because it is used beside them:
+        0 is the first layer, -1 the last."""
         raise NotImplementedError
 
     def feed_forward_activations(
         self, layer: int, element_bytes: int, model_parallel: int, sequence_parallel: int
     ) -> list[Activation]:
-        """What a layer keeps for its backward pass beside its norms, queries, keys, values and attention, which the
-        planner knows (see planner/memory.py): the feed-forward network, and whatever the family adds to a layer.
+        """Activations that a layer keeps for its backward pass in the feed-forward network and in whatever the family
+        adds to a layer. The planner itself counts norms, queries, keys, values and attention (see planner/memory.py).
 
         Args:
-            layer: from 0.
-            element_bytes: of one value in the compute dtype.
+            layer: number of the layer, from 0.
+            element_bytes: bytes of one value in the compute dtype.
             model_parallel: devices that share heads and feed-forward channels.
             sequence_parallel: devices that share the positions of the residual stream.
 
@@ -215,24 +216,25 @@ class ModelConfig:
         raise NotImplementedError
 
     def fields_for_hidden_size(self, hidden_size: int) -> dict[str, Any]:
-        """Fields that another hidden size forces to change, with values as near to the present ones as it allows."""
+        """Fields that must change for another hidden size, with the nearest values that it allows."""
         return {}
 
     def fields_free_in_students(self) -> set[str]:
-        """Fields that a model which inherits this one's weights may have otherwise: sizes, what only new weights see,
-        and what shows in the names of parameters. Any other field changes what the same weights mean."""
+        """Fields in which a model that inherits this one's weights may differ: sizes, fields that affect only new
+        weights, and fields that show in the names of parameters. Any other field changes what the same weights
+        compute."""
         sizes = {"vocab_size", "seq_length", "hidden_size", "num_layers", "num_heads", "ffn_hidden_size"}
         return sizes | {"compute_dtype", "init_std", "init_rule"}
 
     def require_student(self, student: "ModelConfig") -> None:
-        """Rules of the family for a model of it that inherits this one's weights.
+        """Check the family's rules for a student: a model of the family that inherits this one's weights.
 
         Raises:
             ConfigError: the student cannot inherit.
         """
 
     def require_same_function(self, student: "ModelConfig") -> None:
-        """Rules of the family for a model of it, of this one's sizes, that is to compute at first what this one does.
+        """Check the family's rules for a student of the same sizes that must at first compute what this model computes.
 
         Raises:
             ConfigError: the parts that the student adds would change the function.
@@ -252,12 +254,12 @@ class ModelConfig:
         return {name: tuple(sizes[axis] for axis in spec.axes) for name, spec in self.parameters().items()}
 
     def trainable_parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """`parameter_shapes` of those that training changes."""
+        """`parameter_shapes` of the trainable parameters only."""
         shapes = self.parameter_shapes()
         return {name: shapes[name] for name, spec in self.parameters().items() if spec.trainable}
 
     def num_parameters(self) -> int:
-        """Number of values, those that training leaves as they are included."""
+        """Number of values in all parameters, trainable or not."""
         return sum(math.prod(shape) for shape in self.parameter_shapes().values())
 
     def matrix(self, out_axis: str, in_axis: str) -> ParameterSpec:

@@ -1,5 +1,5 @@
-"""What every family's reader and writer of a config.json shares. Source: transformers 4.57, configuration_utils.py,
-configuration_llama.py."""
+"""Helpers that the families' readers and writers of config.json files share. Source: transformers 4.57,
+configuration_utils.py, configuration_llama.py."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 
 from pangu_ms.core.errors import CheckpointError
 
-# Keys that change no logits: of training, generation, bookkeeping, and of programs that read the same file.
+# Keys that do not affect the logits: for training, generation, bookkeeping, and other programs that read the same file.
 _HARMLESS = re.compile(
     r"_.*|architectures|model_type|(torch_)?dtype|\w*version|initializer_range|use_cache|auto_map|\w+_token_id|\w*dropout|\w*_pdrop|name_or_path|"
     r"attn_implementation|output_\w+|(use_)?return_dict(_in_generate)?|id2label|label2id|num_labels|problem_type|task_specific_params|finetuning_task|"
@@ -27,13 +27,13 @@ _WRITTEN = {"gelu": "gelu_pytorch_tanh", "gelu_erf": "gelu", "fast_gelu": "quick
 
 
 def require_understood(where: str, tree: dict[str, Any], known: Iterable[str]) -> None:
-    """Raise CheckpointError for a key that may change the function; what is null, false, 0 or empty switches nothing
-    on.
+    """Raise CheckpointError for an unknown key that may change what the model computes. A key that is null, false, 0 or
+    empty is accepted, because it switches nothing on.
 
     Args:
-        where: begins the message: the file.
+        where: the file, for messages.
         tree: its content.
-        known: keys that the caller has looked at.
+        known: keys that the caller handles itself.
     """
     known = set(known)
     for key, value in tree.items():
@@ -45,10 +45,11 @@ def require_understood(where: str, tree: dict[str, Any], known: Iterable[str]) -
 
 
 def own_activation(name: Any) -> Any:
-    """Our name of an activation that a config.json names; what is not known stays, to be refused with the fields."""
+    """Our name of an activation that a config.json names. An unknown name is returned as it is; the validation of the
+    fields refuses it."""
     return _ACTIVATIONS.get(name, name) if isinstance(name, str) else name
 
 
 def written_activation(name: str) -> str:
-    """The inverse."""
+    """The config.json name of one of our activations: the inverse of `own_activation`."""
     return _WRITTEN.get(name, name)

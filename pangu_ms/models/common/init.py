@@ -9,8 +9,8 @@ from pangu_ms.models.common.config import ModelConfig, ParameterSpec
 
 
 def initial_values(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and initial value, in its own dtype, of every parameter; a value depends on the seed and its name alone, not
-    on order, rank or device."""
+    """Name and initial value, in its own dtype, of every parameter; a value depends only on the seed and the
+    parameter's name, not on order, rank or device."""
     shapes = config.parameter_shapes()
     for name, spec in config.parameters().items():
         yield name, initial_value(spec, name, shapes[name], seed)
@@ -18,7 +18,7 @@ def initial_values(config: ModelConfig, seed: int) -> Iterator[tuple[str, np.nda
 
 def initial_value(spec: ParameterSpec, name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Initial value of one parameter, in its own dtype."""
-    lines = (-1, *[1] * (len(shape) - 1))  # a mean or deviation for each line of the first dimension, or one for all
+    lines = (-1, *[1] * (len(shape) - 1))  # one mean or deviation for each index of the first dimension, or one for all
     mean, std = (np.asarray(value, np.float32).reshape(lines) for value in (spec.mean, spec.std))
     if not std.any():
         return np.array(np.broadcast_to(mean, shape), spec.dtype)

@@ -22,12 +22,12 @@ def zeros(name: str, *shape: int) -> Parameter:
 
 
 def lazy_inlined(block_class: type, cache: "CacheShape | None" = None) -> type:
-    """A subclass whose instances share one compiled graph (MindSpore's lazy_inline), where that works: on Ascend,
-    without a plan and without a cache. Elsewhere the class itself. Untested on hardware.
+    """A subclass whose instances share one compiled graph (MindSpore's lazy_inline), on Ascend without a plan and
+    without a cache; elsewhere the class itself, because sharing does not work there. Untested on hardware.
 
-    On a CPU lazy_inline fails while compiling. Under a plan MindSpore's propagation takes the operators of the shared
-    graph for those of other layers. With a cache a graph holds blocks of two lengths, for prompts and for single
-    tokens, and the shared graph keeps the sizes of the first.
+    On a CPU lazy_inline fails while compiling. Under a plan MindSpore's propagation confuses the operators of the
+    shared graph with those of other layers. With a cache a graph holds blocks of two lengths, for prompts and for
+    single tokens, and the shared graph keeps the sizes of the first.
     """
     if ms.get_context("device_target") != "Ascend" or ascend_ops.is_laid_out() or cache:
         return block_class
@@ -35,7 +35,8 @@ def lazy_inlined(block_class: type, cache: "CacheShape | None" = None) -> type:
 
 
 class Operator(nn.Cell):
-    """An operator as a cell, since MindSpore recomputes cells: what is cheap to compute again and large to keep."""
+    """An operator as a cell, for results that are cheap to recompute and large to keep: MindSpore applies recomputation
+    to cells."""
 
     def __init__(self, function: Callable[..., Tensor]):
         super().__init__()
@@ -46,13 +47,13 @@ class Operator(nn.Cell):
 
 
 class ShardedWeight(nn.Cell):
-    """A cell with one float32 matrix or table, which a plan may cut over devices."""
+    """A cell with one float32 matrix or table, which a parallel plan may shard over devices."""
 
     def __init__(self, num_rows: int, num_columns: int):
         super().__init__()
         self.weight = zeros("weight", num_rows, num_columns)
         self.axes: tuple[str, ...] | None = None
-        """What the plan calls the dimensions of the weight (`ParameterSpec.axes`); None without a plan."""
+        """Logical axes of the weight's dimensions (`ParameterSpec.axes`), set by a plan; None without one."""
 
 
 class Linear(ShardedWeight):
@@ -67,7 +68,7 @@ class Linear(ShardedWeight):
         return ascend_ops.linear(x, self.weight, self.bias, self.axes)
 
     def without_bias(self, x):
-        """x W^T, for a next operator that adds the bias itself."""
+        """x W^T, for a following operator that adds the bias itself."""
         return ascend_ops.linear(x, self.weight, None, self.axes)
 
 
@@ -81,7 +82,7 @@ class Embedding(ShardedWeight):
 class Logits(nn.Cell):
     """x W^T with a table [V, E] that another cell owns: [B, S, E] -> [B, S, V].
 
-    It is a cell so that a pipeline can put the product on its last stage: MindSpore gives stages to cells.
+    It is a cell because MindSpore assigns pipeline stages to cells, and the product belongs on the last stage.
     """
 
     def construct(self, x_BSE, table_VE):
@@ -123,9 +124,10 @@ class RMSNorm(nn.Cell):
 
 
 class Dropout(nn.Cell):
-    """Dropout that a resumed run repeats; nothing at rate 0 or outside training.
+    """Dropout whose masks are the same in a resumed run; the identity at rate 0 or outside training.
 
-    `key` is an int32 scalar tensor, new for every micro-batch; `site` tells the places of one layer apart.
+    `key` is an int32 scalar tensor, new for every micro-batch; `site` is a number that differs between the dropouts of
+    one layer.
     """
 
     def __init__(self, rate: float, site: int):
@@ -144,6 +146,7 @@ class LayerKey(nn.Cell):
 
     def __init__(self, num_layers: int):
         super().__init__()
+        # 0x85EBCA6B is a multiplier of MurmurHash3: the keys of neighbouring layers differ in many bits.
         self.offsets = tuple(
             Tensor(np.uint32((i + 1) * 0x85EBCA6B & 0xFFFFFFFF).astype(np.int32)) for i in range(num_layers)
         )
@@ -152,19 +155,19 @@ class LayerKey(nn.Cell):
     def construct(self, key, layer):
         if key is None:
             return None
-        return self.add(key, self.offsets[layer])  # wraps around
+        return self.add(key, self.offsets[layer])  # int32 overflow wraps around, as intended
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """Room of a static key/value cache: sequences in a batch, and positions of each."""
+    """Size of a static key/value cache: sequences in a batch, and positions of each sequence."""
 
     batch_size: int
     capacity: int
 
 
 class KVCache(nn.Cell):
-    """Keys and values of all past positions of one attention, all heads of a position beside each other: [B, C, G *
+    """Keys and values of all past positions of one attention layer; the heads of a position are contiguous: [B, C, G *
     D]."""
 
     def __init__(self, shape: CacheShape, width: int, dtype: ms.Type):
@@ -182,18 +185,18 @@ class KVCache(nn.Cell):
     def construct(self, k_BQW, v_BQW, slots_BQ):
         """Write Q new positions at `slots` (cache positions, int32); returns all keys and values [B, C, W] and their
         slots [B, C]."""
-        rows_T1 = (self.first_row_B1 + slots_BQ).reshape(-1, 1)  # of the flat cache
+        rows_T1 = (self.first_row_B1 + slots_BQ).reshape(-1, 1)  # row numbers in the flat cache
         keys = self.write_key(self.keys, rows_T1, k_BQW.reshape(-1, self.shape_BCW[2]))
         values = self.write_value(self.values, rows_T1, v_BQW.reshape(-1, self.shape_BCW[2]))
         return keys.reshape(self.shape_BCW), values.reshape(self.shape_BCW), self.slots_BC
 
 
 class Attention(nn.Cell):
-    """Multi-head attention; queries may come from another stream than keys and values (spec A1.3), and share the heads
-    of these (spec F1).
+    """Multi-head attention. Queries may come from another stream than keys and values (spec A1.3), and several query
+    heads may share a key/value head (spec F1).
 
-    A key is seen by the queries of its segment at or after its own position. With a cache the new keys and values are
-    written to it first, and all its slots up to the query's own are seen.
+    A query attends to the keys of its segment at or before its own position. With a cache the new keys and values are
+    written to it first, and a query attends to all slots up to its own.
     """
 
     def __init__(self, config: ModelConfig, cache: CacheShape | None = None, bias: bool = True):
@@ -209,8 +212,8 @@ class Attention(nn.Cell):
     def construct(
         self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, slots_BK, query_slots_BQ, key, cos_sin_BKD=None
     ):
-        """-> [B, Q, E]. With `cos_sin` (see ascend_ops.rotary_embedding) queries and keys, then of the same positions,
-        are rotated."""
+        """-> [B, Q, E]. With `cos_sin` (see ascend_ops.rotary_embedding) queries and keys are rotated; both must then
+        have the same positions."""
         q_BQA, k_BKW, v_BKW = self.query(query_BQE), self.key(for_key_BKE), self.value(for_value_BKE)
         if cos_sin_BKD is not None:
             q_BQA, k_BKW = (

@@ -7,12 +7,13 @@ from pangu_ms.models.common.batch import Batch
 
 
 def to_tensors(batch: Batch) -> tuple[Tensor, ...]:
-    """The inputs of TokenLoss but the dropout key: ids, positions, segments, loss mask, and the family's extra ones."""
+    """The inputs of TokenLoss except the dropout key: ids, positions, segments, loss mask, and the family's extra
+    ones."""
     return tuple(Tensor(array) for array in batch.arrays())
 
 
 class TokenLoss(nn.Cell):
-    """Sum of the cross-entropy over the positions that count, and their number."""
+    """Sum of the cross-entropy over the positions that the mask counts, and the number of these positions."""
 
     def __init__(self, model: nn.Cell):
         super().__init__(auto_prefix=False)
@@ -29,5 +30,5 @@ class TokenLoss(nn.Cell):
 
 
 def mean_loss(total: float, count: float) -> float:
-    """sum / (count + 1e-5): the official mean, finite when nothing counts (spec A1.6)."""
+    """total / (count + 1e-5): the official code's mean, which is finite even if no token counts (spec A1.6)."""
     return total / (count + 1e-5)

@@ -1,4 +1,5 @@
-"""Foreign parameter names: what every family's table is made of, and its use in both directions. No mindspore import.
+"""Foreign parameter names: the rules that every family's table consists of, and conversion by them in both directions.
+No mindspore import.
 
 A family's weights.py has a table of rules for each foreign format.
 """
@@ -20,7 +21,8 @@ Tensors = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Rule:
-    """One of our names, its foreign name, and whether the foreign matrix is [in, out] where ours are [out, in]."""
+    """One of our parameter names and its foreign name. `transpose` is True if the foreign matrix is [in, out]; ours are
+    [out, in]."""
 
     ours: str
     foreign: str
@@ -44,39 +46,40 @@ def under(ours: str, foreign: str, rules: list[Rule]) -> list[Rule]:
 
 @dataclass(frozen=True)
 class Format:
-    """A foreign format: a bijection between our parameters and its own, and what else its files may hold."""
+    """A foreign format: a one-to-one mapping between our parameters and its own, and what else its files may
+    contain."""
 
     rules: Callable[[ModelConfig], list[Rule]]
     """One rule for each parameter of a model."""
     aliases: tuple[tuple[str, str], ...] = ()
-    """(pattern of a whole name, the canonical name it stands for), accepted when reading."""
+    """(pattern of a whole name, canonical name that replaces it) for other spellings that are accepted when reading."""
     ignored: tuple[str, ...] = ()
-    """Patterns of whole names that are no weights."""
+    """Patterns of whole names that are not weights and are skipped."""
     copies: Callable[[ModelConfig], dict[str, str]] = lambda config: {}
-    """Tied parameter -> the one it must equal: optional when read."""
+    """Maps a tied parameter to the one that it must equal. Files may leave it out."""
     writes_copies: bool = True
-    """Whether files of the format hold the tied parameters too."""
+    """Whether written files also contain the tied parameters."""
     model_types: tuple[str, ...] = ()
-    """What a config.json of the format calls its models; none if the format has no config.json."""
+    """Values of model_type in a config.json of the format; empty if the format has no config.json."""
     read_config: Callable[[str, dict[str, Any]], dict[str, Any]] | None = None
     """Fields of our configuration from the format's config.json (its path, its content); None if the format has
     none."""
     write_config: Callable[[Any], dict[str, Any]] | None = None
-    """The inverse."""
+    """The inverse of `read_config`."""
 
     def to_ours(self, where: str, tensors: Tensors, config: ModelConfig) -> Tensors:
-        """Rename and turn the tensors of a foreign file.
+        """Rename and transpose the tensors of a foreign file.
 
         Args:
-            where: begins each message: the file.
+            where: the file, for messages.
             tensors: arrays by foreign name.
-            config: says which parameters there are.
+            config: determines the parameters and their shapes.
 
         Returns:
             Arrays by our names in the model's order; transposed ones are views.
 
         Raises:
-            CheckpointError: missing, unexpected, doubled or misshaped parameters, or a tied copy that differs.
+            CheckpointError: parameters are missing, unexpected, duplicate or of a wrong shape, or a tied copy differs.
         """
         tensors = self._canonical(where, tensors)
         for copy, original in self.copies(config).items():
@@ -88,7 +91,7 @@ class Format:
                     " cannot be converted"
                 )
         rules = self._checked_rules(config)
-        check_names_and_shapes(where, tensors, {rule.foreign: _turned(shape, rule) for shape, rule in rules})
+        check_names_and_shapes(where, tensors, {rule.foreign: _transposed_shape(shape, rule) for shape, rule in rules})
         return {rule.ours: tensors[rule.foreign].T if rule.transpose else tensors[rule.foreign] for _, rule in rules}
 
     def to_foreign(self, where: str, tensors: Tensors, config: ModelConfig) -> Tensors:
@@ -131,12 +134,12 @@ class Format:
         return canonical
 
 
-def _turned(shape: tuple[int, ...], rule: Rule) -> tuple[int, ...]:
+def _transposed_shape(shape: tuple[int, ...], rule: Rule) -> tuple[int, ...]:
     return shape[::-1] if rule.transpose else shape
 
 
-# What `pangu_ms.mindformers` trains keeps our names. MindFormers adds its optimizer's state and counters to the same
-# files.
+# Models that `pangu_ms.mindformers` trains keep our names. MindFormers adds its optimizer's state and counters to the
+# same files.
 MINDFORMERS = Format(
     lambda config: [Rule(name, name) for name in config.parameter_shapes()],
     ignored=(

@@ -45,7 +45,8 @@ class PiConfig(ModelConfig):
     family: Literal["pi"] = "pi"
     """Model family; chooses the file in pangu_ms/models. Every config states it."""
     vocab_size: Int = 100883
-    """Rows of the word table; must equal the tokenizer's number of pieces. PanGu-pi has 100,883 (spec D4)."""
+    """Vocabulary size (rows of the word embedding table); must equal the tokenizer's number of pieces. PanGu-pi has
+    100,883 (spec D4)."""
     seq_length: Int = 2048
     """Context length in tokens; PanGu-pi's is not published, pi Pro trained on 2048 (spec D4, E1)."""
     num_kv_heads: Int = 0
@@ -61,24 +62,26 @@ class PiConfig(ModelConfig):
     attention_bias: bool = False
     """Biases of query, key, value and output projections, as in openPangu-Embedded (spec F1)."""
     tie_word_embeddings: bool = False
-    """Use the word table as the head."""
+    """Use the word embedding table also as the output head."""
     siaf_terms: Int = 2
     """Terms n of the series activation phi(x) = sum_i act(a_i x + b_i); 1 is the plain activation, without parameters
     (spec D3: n = 2 chosen)."""
     siaf_mode: Literal["channel", "scalar", "matrices"] = "channel"
-    """a_i and b_i for each channel, one number each, or, as the paper's eq. 9 can be read, a gate matrix for each term
-    instead (spec D3; not certain)."""
+    """channel: a_i and b_i are vectors with one value per channel; scalar: they are one number each; matrices: each
+    term has a gate matrix instead, as the paper's eq. 9 can be read (spec D3; not certain)."""
     siaf_position: Literal["gate", "product"] = "gate"
-    """phi in place of the gate's activation, down(phi(gate) * up), or of the gated product, down(phi(act(gate) * up))
-    (spec D3; not certain)."""
+    """Where phi is applied. gate: in place of the gate's activation, down(phi(gate) * up); product: to the gated
+    product, down(phi(act(gate) * up)) (spec D3; not certain)."""
     siaf_init: Literal["random", "mean", "identity"] = "random"
-    """a_1 = 1 and the other a_i normal with init_std; or all a_i 1/n with that noise, since equal terms would stay
-    equal; or the other a_i 0, so that on the gate phi is the plain activation at first. b_i = 0 (spec D3; not certain).
-    matrices: identity makes the added gates 0."""
+    """Initial values of the series; b_i = 0 always. random: a_1 = 1 and the other a_i are normal with init_std; mean:
+    all a_i are 1/n plus such noise, since equal terms would stay equal; identity: a_1 = 1 and the other a_i are 0, so
+    that on the gate phi is the plain activation at first (spec D3; not certain). With siaf_mode=matrices identity makes
+    the added gate matrices 0."""
     aug_shortcut_branches: Int = 1
-    """Augmented shortcuts T beside each attention; 0 is none. Their number is not published (spec D2)."""
+    """Number T of augmented shortcuts beside each attention; 0 for none. PanGu-pi's number is not published (spec
+    D2)."""
     aug_shortcut_reduction: Int = 32
-    """r: a branch goes through hidden_size / r channels (spec D2: 32 chosen)."""
+    """Reduction r of the bottleneck: a branch goes through hidden_size / r channels (spec D2: 32 chosen)."""
     aug_shortcut_input: Literal["normed", "stream"] = "normed"
     """What a branch reads: the normalised hidden states that attention reads, or the residual stream (spec D2; not
     certain)."""
@@ -87,8 +90,8 @@ class PiConfig(ModelConfig):
     aug_shortcut_bias: bool = False
     """Biases of a branch's two matrices (spec D2; not certain)."""
     aug_shortcut_init: Literal["normal", "zero"] = "normal"
-    """A branch's second matrix at first: like any projection, or 0, which leaves the model's function as it is without
-    the branch (spec D2)."""
+    """Initial value of a branch's second matrix. normal: like any projection; zero: 0, so that at first the model
+    computes what it does without the branch (spec D2)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -192,7 +195,7 @@ class PiConfig(ModelConfig):
         """See ModelConfig: the shortcut branches are among them."""
         inner = element_bytes * self.seq_length * self.ffn_hidden_size // model_parallel
         gates = self.siaf_terms if self.siaf_mode == "matrices" else 1
-        # The series of the gated product reads a product of its own.
+        # With siaf_position=product the series reads another tensor, the gated product.
         products = 2 if self.siaf_terms > 1 and self.siaf_position == "product" else 1
         kept = [
             Activation("gates and up", (gates + 1) * inner, count=gates + 1),
@@ -210,7 +213,8 @@ class PiConfig(ModelConfig):
     def fields_free_in_students(self) -> set[str]:
         """See ModelConfig."""
         free = super().fields_free_in_students() | {"num_kv_heads", "siaf_init", "aug_shortcut_init"}
-        free |= {"attention_bias", "aug_shortcut_bias", "tie_word_embeddings"}  # what these add or drop has names
+        # The parameters that these three add or remove have names of their own.
+        free |= {"attention_bias", "aug_shortcut_bias", "tie_word_embeddings"}
         free |= {"siaf_terms", "aug_shortcut_branches", "aug_shortcut_reduction"}  # `require_student` has their rules
         free |= _SERIES if self.siaf_terms == 1 else set()
         return free | (set() if self.aug_shortcut_branches else _SHORTCUT)
@@ -229,7 +233,8 @@ class PiConfig(ModelConfig):
         assert isinstance(student, PiConfig)
         if student.siaf_terms > self.siaf_terms:
             student._require_initial("siaf_init", "identity")
-            if self.siaf_terms == 1:  # one term is no phi at all, so act(phi's argument) would be new there
+            # With one term there is no phi, so siaf_position=product would add an activation of the product.
+            if self.siaf_terms == 1:
                 student._require_initial("siaf_position", "gate")
         own, wanted = self.axis_sizes()["bottleneck"], student.axis_sizes()["bottleneck"]
         if student.aug_shortcut_branches > self.aug_shortcut_branches or wanted > own:

@@ -134,7 +134,7 @@ class PanguPi(nn.Cell):
         self.cast, self.pick_last = ops.Cast(), ops.GatherNd()
 
     def embed(self, ids_BS):
-        """What the first layer reads: [B, S, E]."""
+        """The embeddings, which are the input of the first layer: [B, S, E]."""
         return self.cast(self.word_embedding(ids_BS), self.dtype)
 
     def rotation(self, positions_BS):
@@ -149,7 +149,7 @@ class PanguPi(nn.Cell):
         return x_BSE
 
     def head_table(self):
-        """[V, E] float32."""
+        """The table of the head: [V, E] float32."""
         return self.word_embedding.weight if self.head is None else self.head.weight
 
     def logits(self, x_BSE, table_VE):
@@ -157,12 +157,12 @@ class PanguPi(nn.Cell):
         return self.product_with_table(self.final_norm(x_BSE), table_VE)
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
-        """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]. There is no dropout
-        that `key` would seed."""
+        """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]. `key` is not used,
+        since there is no dropout."""
         return self.logits(self.stream(ids_BS, positions_BS, segments_BS, None), self.head_table())
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
-        """The embeddings' output and that of each layer: num_layers + 1 of [B, S, E]."""
+        """The output of the embeddings and of each layer: num_layers + 1 tensors [B, S, E]."""
         cos_sin_BSD = self.rotation(positions_BS)
         states = (self.embed(ids_BS),)
         for block in self.blocks:
@@ -174,7 +174,7 @@ class PanguPi(nn.Cell):
         index), int32 [B, 2]."""
         table_VE = ops.stop_gradient(
             self.head_table()
-        )  # a value: MindSpore copies a parameter read before and after cache writes
+        )  # a value instead of the parameter, which MindSpore would copy: it is read before and after cache writes
         x_B1E = self.pick_last(self.stream(ids_BQ, positions_BQ, None, slots_BQ), last_B2).expand_dims(1)
         return self.cast(self.logits(x_B1E, table_VE), ms.float32).squeeze(1)
 

@@ -1,8 +1,8 @@
-"""Foreign names of PanGu-pi: Hugging Face's LLaMA, whose checkpoints load directly, and openPangu-Embedded, which has
-the same. Source: specification D7, F1.
+"""Foreign parameter names of PanGu-pi: those of Hugging Face's LLaMA, whose checkpoints load directly;
+openPangu-Embedded has the same names. Source: specification D7, F1.
 
-What LLaMA does not have is named beside it: `self_attn.aug_shortcut.{i}.{down,up}` and `mlp.siaf.{scale,bias}`. All
-matrices are [out, in] on both sides.
+Parameters that LLaMA lacks have names in the same style: `self_attn.aug_shortcut.{i}.{down,up}` and
+`mlp.siaf.{scale,bias}`. All matrices are [out, in] on both sides.
 """
 
 import json
@@ -15,7 +15,7 @@ from pangu_ms.models.common.config_json import own_activation, require_understoo
 from pangu_ms.models.common.weights import MINDFORMERS, Format, Rule
 from pangu_ms.models.pi.config import PiConfig
 
-# Ours (a pattern) -> theirs, the first that fits.
+# Pattern of our name -> foreign name; the first pattern that matches is used, so the order matters.
 _HUGGINGFACE = {
     r"word_embedding\.": "model.embed_tokens.",
     r"final_norm\.": "model.norm.",
@@ -48,7 +48,8 @@ _FIELDS = {
 _ADDITIONS = tuple(name for name in PiConfig.__dataclass_fields__ if name.startswith(("siaf_", "aug_shortcut_")))
 _PLAIN = {"siaf_terms": 1, "aug_shortcut_branches": 0}
 _LLAMA, _OPENPANGU, _PANGU_PI = "llama", ("PanguEmbedded", "openpangu_dense"), "pangu_pi"
-# What these classes take for keys that a config.json leaves out (transformers; spec F1), where it is not required.
+# Defaults that the classes in transformers use for keys that a config.json leaves out, unless a key is required (spec
+# F1).
 _COMMON = {"hidden_act": "silu", "tie_word_embeddings": False}
 _DEFAULTS = {_LLAMA: _COMMON | {"rms_norm_eps": 1e-6, "rope_theta": 1e4, "attention_bias": False}}
 _DEFAULTS |= {
@@ -59,7 +60,7 @@ _CHANGES_THE_FUNCTION = {
     "pretraining_tp": 1,
     "partial_rotary_factor": 1,
 }  # keys that must be absent, null or this
-_ROPE = ("rope_parameters", "rope_scaling")  # theta and scaling: transformers 5, and before it
+_ROPE = ("rope_parameters", "rope_scaling")  # keys for theta and scaling: transformers 5 | earlier versions
 _ROPE_KINDS = ("rope_type", "type")  # "type" before transformers 4.43
 _UNSCALED = {"factor": 1, "partial_rotary_factor": 1}
 
@@ -79,11 +80,11 @@ def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
     """Fields of PiConfig from a config.json.
 
     Args:
-        where: begins the message: the file.
+        where: the file, for messages.
         tree: its content, whose model_type is one of the format's.
 
     Raises:
-        CheckpointError: a model that computes something that we do not.
+        CheckpointError: the model computes something that is not supported here.
     """
     kind = tree["model_type"]
     tree = {key: value for key, value in tree.items() if value is not None} | _theta(where, tree)
@@ -103,7 +104,7 @@ def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _theta(where: str, tree: dict[str, Any]) -> dict[str, Any]:
-    """The one rope_theta of a config.json, wherever it stands.
+    """The rope_theta of a config.json, whichever key holds it.
 
     Raises:
         CheckpointError: positions are scaled, or two places name different values.
@@ -126,7 +127,7 @@ def _theta(where: str, tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_scaled(rope: dict[str, Any]) -> bool:
-    """Whether anything there but theta may change the function."""
+    """Whether anything in a rope section except theta may change what the model computes."""
     if any(rope.get(key) not in (None, "default") for key in _ROPE_KINDS):
         return True
     return any(
@@ -137,7 +138,8 @@ def _is_scaled(rope: dict[str, Any]) -> bool:
 
 
 def write_config(config: PiConfig) -> dict[str, Any]:
-    """The config.json of a model: a LLaMA's where it is one, else with our additions, which no other program knows."""
+    """The config.json of a model: in LLaMA's form if the model is a plain LLaMA, otherwise with our additional keys,
+    which no other program knows."""
     plain = all(getattr(config, name) == value for name, value in _PLAIN.items())
     tree = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
     tree["hidden_act"] = written_activation(config.hidden_act)

@@ -1,5 +1,5 @@
-"""The graph of a step in micro-batches: over pipeline stages MindSpore's compiler makes sends and receives of them,
-without stages it adds up gradients."""
+"""The graph of a step in micro-batches. With pipeline stages MindSpore's compiler turns the micro-batches into sends
+and receives between stages; with one stage it accumulates their gradients."""
 
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
@@ -13,13 +13,15 @@ from pangu_ms.train.steps.update import GuardedUpdate
 CONTROLS = ("learning_rate", "loss_scale", "loss_limit")
 """Names of the parameters that `MicroBatchStep.control` sets."""
 
-# HyperMap, not whole tuples: MindSpore drops the parameters of other stages from these.
+# HyperMap instead of operations on whole tuples, because MindSpore removes the parameters of other stages from the
+# tuples.
 _after, _clear = ops.MultitypeFuncGraph("after"), ops.MultitypeFuncGraph("clear")
 
 
 @_after.register("Tensor", "Tensor")
 def _sum_after(accumulated, gradient):
-    """MindSpore adds each micro-batch's gradient to `accumulated` while it computes `gradient`."""
+    """The accumulated gradient, after all micro-batches: MindSpore adds each micro-batch's gradient to `accumulated`
+    while it computes `gradient`."""
     return ops.depend(accumulated, gradient)
 
 
@@ -30,8 +32,8 @@ def _clear_after(applied, accumulated, gradient):
 
 
 class MicroBatches(nn.Cell):
-    """TokenLoss of each micro-batch, summed. MindSpore finds the loop by the class of its slices and the marks of its
-    sums."""
+    """Sum of the TokenLoss of all micro-batches. MindSpore recognises the loop over micro-batches by the class of the
+    slices and the attributes of the sums."""
 
     def __init__(self, loss: TokenLoss, num_micro_batches: int, num_stages: int):
         super().__init__(auto_prefix=False)
@@ -44,7 +46,7 @@ class MicroBatches(nn.Cell):
         self.sums = [[ops.Add().add_prim_attr(end, i) for i in range(num_micro_batches)] for _ in range(2)]
 
     def construct(self, *inputs):
-        """`inputs`: those of TokenLoss for the whole batch, with a dropout key for each micro-batch."""
+        """`inputs` are those of TokenLoss for the whole batch, with one dropout key for each micro-batch."""
         total, count = self.loss(*self.slices[0](0, *inputs))
         for i in range(1, self.num_micro_batches):
             next_total, next_count = self.loss(*self.slices[i](i, *inputs))
@@ -53,21 +55,23 @@ class MicroBatches(nn.Cell):
 
 
 class MicroBatchStep(nn.Cell):
-    """One optimizer step: gradients of all micro-batches, then `GuardedUpdate`, which decides alike on every stage.
+    """One optimizer step: gradients of all micro-batches, then `GuardedUpdate`, which makes the same decision on every
+    stage.
 
-    Every input of such a graph must be cut into micro-batches: what is not, the controls, are parameters, to be set by
-    `control` before a step.
+    Every input of such a graph must be split into micro-batches. The controls are not, so they are parameters, which
+    `control` sets before a step.
     """
 
     def __init__(
         self, loss: TokenLoss, update: GuardedUpdate, mesh: Mesh, num_micro_batches: int, optimizer_shard: bool
     ):
-        """`optimizer_shard`: then gradients are those of the whole batch; else these are left in the sums."""
+        """With `optimizer_shard` MindSpore returns the gradients of the whole batch; without it they are in the
+        accumulated sums."""
         super().__init__(auto_prefix=False)
         self.loss = MicroBatches(loss, num_micro_batches, mesh.num_stages)
         self.update, self.optimizer_shard = update, optimizer_shard
         self.weights = update.optimizer.parameters
-        # MindSpore knows them by this prefix
+        # MindSpore recognises the accumulated gradients by this prefix
         self.accumulated: ParameterTuple = self.weights.clone(prefix="accu_grads", init="zeros")
         self.gradients, self.hyper_map = ops.GradOperation(get_by_list=True, sens_param=True), ops.HyperMap()
         self.of_all_stages = None
@@ -82,18 +86,19 @@ class MicroBatchStep(nn.Cell):
         self.loss.set_grad()
 
     def control(self, lr: float, scale: float, loss_limit: float) -> None:
-        """Learning rate, loss scale, and the mean loss above which the step is skipped, of the next step."""
+        """Set learning rate, loss scale and loss limit (the mean loss above which the step is skipped) of the next
+        step."""
         for parameter, value in ((self.lr, lr), (self.scale, scale), (self.loss_limit, loss_limit)):
             parameter.set_data(Tensor(value, ms.float32))
 
     def construct(self, *inputs):
         """`inputs`: see MicroBatches -> sum of losses, tokens that count, gradient norm, whether it was applied."""
-        total, count = self.loss(*inputs)  # 0 on all stages but the last
+        total, count = self.loss(*inputs)  # both are 0 on all stages except the last
         weight_of_total = ops.ones_like(total) * (self.scale / self.update.micro_batch_tokens)
         gradients = self.gradients(self.loss, self.weights)(*inputs, (weight_of_total, self.zero))
         if self.of_all_stages is not None:
-            # in one tensor: on the other stages MindSpore would merge two equal sums of zeros into one,
-            # and wait for each other in vain
+            # Both values are summed in one tensor. With two all-reduces, on the stages where both are 0 MindSpore would
+            # merge them into one, and the stages would wait for each other for ever.
             total, count = self.unstack(self.of_all_stages(self.stack((total, count))))
         whole = gradients if self.optimizer_shard else self.hyper_map(_after, self.accumulated, gradients)
         norm, applied = self.update(total, count, whole, self.lr, self.scale, self.loss_limit)
@@ -102,7 +107,7 @@ class MicroBatchStep(nn.Cell):
 
 
 def _stages_group(mesh: Mesh, rank: int) -> str:
-    """Name of the group of the ranks that stand at this rank's place in all stages."""
+    """Create the group of ranks that have this rank's position in their stages, one per stage; returns its name."""
     ranks = list(range(rank % mesh.stage_size, mesh.world, mesh.stage_size))
     name = f"{len(ranks)}-stages-of-{ranks[0]}"
     create_group(name, ranks)

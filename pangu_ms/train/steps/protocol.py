@@ -1,4 +1,4 @@
-"""What an optimizer step is, whoever executes it, and what all of them share."""
+"""The interface of optimizer steps, and helpers that all of them share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ from pangu_ms.models.common.loss import mean_loss, to_tensors
 
 NO_LIMIT = float("inf")
 LARGEST_LIMIT = 3e38
-"""Stands for NO_LIMIT in a graph, where limit * tokens must not be infinite * 0; nearly the largest float32."""
+"""Replaces NO_LIMIT in a graph, where limit * tokens would be infinity * 0 = NaN without tokens; nearly the largest
+float32."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one step computed, the same on all ranks."""
+    """The result of one step, the same on all ranks."""
 
     total_loss: float
     """Sum of the cross-entropy over the tokens that count, in nats."""
@@ -27,7 +28,7 @@ class StepResult:
     grad_norm: float
     """Global norm of the gradient of the mean loss, before clipping."""
     applied: bool
-    """False: the step was skipped, weights and moments are as before."""
+    """False if the step was skipped; weights and moments are then unchanged."""
 
     @classmethod
     def of(cls, outputs: Sequence[Tensor]) -> "StepResult":
@@ -42,22 +43,23 @@ class StepResult:
 
 
 class OptimizerStep(Protocol):
-    """One optimizer step on a batch; owns the optimizer's state."""
+    """Takes optimizer steps on batches; owns the optimizer's state."""
 
     in_one_graph: bool
-    """Whether one compiled graph is the whole step."""
+    """Whether one compiled graph computes the whole step."""
 
     def __call__(
         self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
     ) -> StepResult:
-        """Take a step; it is skipped when something is not finite or the mean loss exceeds `loss_limit`.
+        """Take a step. The step is skipped if the loss or the gradient norm is not finite, or the mean loss exceeds
+        `loss_limit`.
 
         Args:
-            batch: this rank's part of the global batch; with a plan the whole global batch.
-            step: optimizer steps done, which seeds dropout.
+            batch: this rank's part of the global batch; with a plan the whole global batch on every rank.
+            step: number of optimizer steps done, from which dropout is seeded.
             lr: learning rate.
             scale: loss scale.
-            loss_limit: in nats.
+            loss_limit: largest mean loss, in nats.
         """
 
     def parameters(self) -> list[Parameter]:
@@ -75,16 +77,16 @@ def control_tensors(lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT)
 
 
 class GraphStep:
-    """Takes steps by one graph that is a whole step.
+    """An optimizer step that is computed by one graph.
 
-    The graph's inputs are those of TokenLoss, then the controls: `whole_batch.WholeStep`. One that works in
-    micro-batches has a dropout key for each of them, and controls that are set before: `micro_batches.MicroBatchStep`.
+    The inputs of `whole_batch.WholeStep` are those of TokenLoss, then the controls. `micro_batches.MicroBatchStep` has
+    one dropout key for each micro-batch, and its controls are parameters that are set before the call.
     """
 
     in_one_graph = True
 
     def __init__(self, cell: nn.Cell, seed: int, num_micro_batches: int = 1):
-        """`seed`: of dropout, train.seed."""
+        """`seed` is that of dropout: train.seed."""
         self.cell, self.seed, self.num_micro_batches = cell, seed, num_micro_batches
 
     def __call__(
@@ -96,7 +98,7 @@ class GraphStep:
     def inputs(
         self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
     ) -> tuple[Tensor, ...]:
-        """The graph's inputs; with micro-batches the controls are set."""
+        """The graph's inputs; with several micro-batches this also sets the controls."""
         keys = [dropout_key(self.seed, step, i) for i in range(self.num_micro_batches)]
         if self.num_micro_batches == 1:
             return *to_tensors(batch), Tensor(keys[0]), *control_tensors(lr, scale, loss_limit)
@@ -104,7 +106,7 @@ class GraphStep:
         return *to_tensors(batch), Tensor(np.array(keys, np.int32))
 
     def control(self, lr: float, scale: float, loss_limit: float) -> Any:
-        """Set the controls of a graph that works in micro-batches."""
+        """Set the controls of a `MicroBatchStep`."""
         self.cell.control(lr, scale, loss_limit)
 
     def parameters(self) -> list[Parameter]:

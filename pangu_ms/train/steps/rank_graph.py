@@ -1,4 +1,4 @@
-"""The graph of a plan's step over whole batches: MindSpore's compiler cuts it for a rank."""
+"""The graph of a plan's step, written for the batch of all replicas; MindSpore's compiler shards it for a rank."""
 
 import mindspore as ms
 import numpy as np
@@ -15,8 +15,8 @@ from pangu_ms.train.steps.whole_batch import WholeStep
 
 
 def build_rank_graph(plan: Plan, model: nn.Cell) -> nn.Cell:
-    """The step for a model that `apply` has laid out, with the batch of all replicas: WholeStep, or in micro-batches
-    MicroBatchStep."""
+    """The step for a model to which `apply` has given layouts, on the batch of all replicas: WholeStep, or with several
+    micro-batches MicroBatchStep."""
     config, parts = plan.config, plan.num_micro_batches
     weights = ParameterTuple(model.trainable_params())
     update = build_update(config, weights, config.global_batch_size // parts, _num_uncounted(plan, weights))
@@ -26,16 +26,16 @@ def build_rank_graph(plan: Plan, model: nn.Cell) -> nn.Cell:
 
 
 def _num_uncounted(plan: Plan, weights: ParameterTuple) -> int:
-    """1 where this rank's stage is the last of a tied word table: it has a part of the gradient, the first stage has
-    the sum."""
+    """1 if this rank's stage is the last stage of a tied word table, otherwise 0. The last stage has only a part of the
+    table's gradient, and the first stage, which has the sum, counts it in the norm."""
     stage = plan.mesh.coordinate(ms.get_auto_parallel_context("global_rank")).stage
     again = [name for name, (first, *others) in plan.parameter_stages.items() if stage in others]
     assert again == list(plan.parameter_stages)[: len(again)], "the tied table is the first parameter"
-    return len({parameter.name for parameter in weights} & set(again))  # 0 where it is not trained
+    return len({parameter.name for parameter in weights} & set(again))  # 0 if the table is not trainable
 
 
 def example_inputs(plan: Plan) -> tuple[Tensor, ...]:
-    """Inputs of that graph, of the right shapes and dtypes."""
+    """Inputs of the graph of `build_rank_graph`, with the right shapes and dtypes."""
     batch = to_tensors(blank_batch(plan.config.model, plan.config.global_batch_size))
     if plan.num_micro_batches > 1:
         return *batch, Tensor(np.ones(plan.num_micro_batches, np.int32))  # a dropout key for each micro-batch

@@ -10,20 +10,21 @@ from pangu_ms.train.steps.rank_graph import build_rank_graph, example_inputs
 
 
 class RankStep(GraphStep):
-    """Takes steps on batches of all replicas, which MindSpore cuts; owns this rank's slices of the optimizer state."""
+    """Takes steps on the batches of all replicas, which MindSpore splits; owns this rank's slices of the optimizer
+    state."""
 
     def __init__(self, plan: Plan, model: nn.Cell, rank: int):
-        """Build the step of a model that `apply` has laid out."""
+        """Build the step of a model to which `apply` has given layouts."""
         super().__init__(build_rank_graph(plan, model).set_train(), plan.config.train.seed, plan.num_micro_batches)
         self.plan, self.rank = plan, rank
         self.held = set(plan.stage_parameters(plan.mesh.coordinate(rank).stage))
         self.weights = [p for p in weights(model) if p.name in self.held]
 
     def compile(self) -> None:
-        """Compile the graph: from then on parameters have the shapes of their slices, and can be set to these.
+        """Compile the graph. After that the parameters have the shapes of their slices, and can be set to slices.
 
         Raises:
-            PlanError: MindSpore has laid out a parameter otherwise than the plan.
+            PlanError: MindSpore has given a parameter another layout than the plan.
         """
         self.cell.compile(*example_inputs(self.plan))
         for parameter in (*self.weights, *self.parameters()):

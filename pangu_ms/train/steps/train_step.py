@@ -1,4 +1,4 @@
-"""The optimizer step of a process that has the whole model: alone, or as one of a CPU's replicas."""
+"""The optimizer step of a process that has the whole model: a single process, or one of several replicas on a CPU."""
 
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
@@ -15,7 +15,7 @@ from pangu_ms.train.steps.whole_batch import WholeStep
 
 
 class ApplySums(nn.Cell):
-    """The update from accumulated gradients, those of all replicas together."""
+    """The graph of the update from accumulated gradients, summed over all replicas."""
 
     def __init__(self, accumulated: GradientSums, update: GuardedUpdate, replicas: Replicas):
         super().__init__(auto_prefix=False)
@@ -24,7 +24,7 @@ class ApplySums(nn.Cell):
 
     def construct(self, lr, scale, loss_limit):
         """-> sum of losses, tokens that count, gradient norm, whether the update was applied."""
-        # * 1.0 makes values of them: a graph cannot return parameters
+        # * 1.0 turns the parameters into values, because a graph cannot return parameters.
         total, count = self.accumulated.total * 1.0, self.accumulated.count * 1.0
         gradients = self.accumulated.sums
         if self.over_replicas is not None:
@@ -36,8 +36,7 @@ class ApplySums(nn.Cell):
 
 
 class TrainStep:
-    """Takes optimizer steps; owns the optimizer's state. With replicas each of them calls it with its own part of the
-    batch."""
+    """Takes optimizer steps; owns the optimizer's state. Each replica calls it with its own part of the batch."""
 
     def __init__(self, model: nn.Cell, config: RunConfig, replicas: Replicas | None = None):
         self.config, self.replicas = config, replicas or Replicas()
@@ -62,15 +61,16 @@ class TrainStep:
         return self._accumulated(batch, step, control_tensors(lr, scale, loss_limit))
 
     def _accumulated(self, batch: Batch, step: int, controls: tuple[Tensor, ...]) -> StepResult:
-        """A step in micro-batches, or of replicas: gradients are added up, then applied by a second graph."""
+        """A step with several micro-batches or replicas: one graph accumulates gradients, and a second one applies
+        them."""
         self.accumulate.set_train()  # as above
         parts, (_, scale, _) = self.config.train.accumulation_steps, controls
         for i, micro_batch in enumerate(batch.split(parts)):
-            place = self.replicas.rank * parts + i  # of the micro-batch in the global batch
+            place = self.replicas.rank * parts + i  # index of the micro-batch in the global batch
             key = dropout_key(self.config.train.seed, step, place)
             keep = Tensor(float(i > 0), mstype.float32)
             total = self.accumulate(*to_tensors(micro_batch), Tensor(key), scale, keep)
-        total.asnumpy()  # the device has finished: nothing but the sum over the replicas is left to wait for
+        total.asnumpy()  # waits for the device, so that after the barrier only the all-reduce is left to wait for
         self.replicas.barrier()
         beat(STEP, step)
         return StepResult.of(self.apply(*controls))

@@ -1,4 +1,4 @@
-"""Graph of the update: unscale, clip, guard, optimizer.
+"""The graph of the update: unscale, clip, guard, optimizer.
 
 A step whose loss or gradient is not finite, or whose loss exceeds a limit, leaves weights and moments untouched, inside
 the graph.
@@ -14,7 +14,7 @@ from pangu_ms.train.optimizer import AdamW
 # HyperMap, not loops: see optimizer.py.
 _sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
 
-# Under a plan a rank has slices of gradients: by this mark MindSpore adds up their squares over all ranks, those of
+# Under a plan a rank has slices of gradients. This attribute makes MindSpore sum their squares over all ranks, counting
 # equal slices once.
 _of_slices = ops.ExpandDims().add_prim_attr("grad_scale", True)
 
@@ -28,7 +28,8 @@ class GuardedUpdate(nn.Cell):
     """Unscale and clip gradients, then update, unless something is not finite or the loss exceeds its limit."""
 
     def __init__(self, optimizer: AdamW, clip_norm: float, micro_batch_tokens: int, num_uncounted: int = 0):
-        """`num_uncounted`: leading gradients that the norm leaves out, since another pipeline stage counts them."""
+        """`num_uncounted` is the number of leading gradients that the norm leaves out, since another pipeline stage
+        counts them."""
         super().__init__(auto_prefix=False)
         self.num_uncounted = num_uncounted
         self.optimizer, self.clip_norm, self.micro_batch_tokens = optimizer, clip_norm, float(micro_batch_tokens)
@@ -36,7 +37,7 @@ class GuardedUpdate(nn.Cell):
         self.minimum, self.both = ops.Minimum(), ops.LogicalAnd()
 
     def construct(self, total, count, gradients, lr, scale, loss_limit):
-        """-> (gradient norm of the mean loss before clipping, whether the update was applied)."""
+        """Returns (norm of the gradient of the mean loss before clipping, whether the update was applied)."""
         unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
         norm = self.sqrt(self.add(self.hyper_map(_sum_of_squares, gradients[self.num_uncounted :])))[0] * unscale
         applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
@@ -54,7 +55,7 @@ def build_update(
     """The update of a run's optimizer.
 
     Args:
-        micro_batch_size: sequences by whose tokens `Gradients` divides.
+        micro_batch_size: number of sequences whose tokens are the divisor in `Gradients`.
         num_uncounted: see GuardedUpdate.
     """
     decayed = {name for name, spec in config.model.parameters().items() if spec.decay}

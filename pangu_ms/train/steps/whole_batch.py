@@ -1,4 +1,4 @@
-"""The graph of a step whose batch is one micro-batch."""
+"""The graph of a step without micro-batches."""
 
 from mindspore import nn
 
@@ -14,7 +14,7 @@ class WholeStep(nn.Cell):
         self.gradients, self.update = gradients, update
 
     def construct(self, *inputs):
-        """`inputs`: those of TokenLoss, then learning rate, loss scale and loss limit, float32 scalars.
+        """`inputs` are those of TokenLoss, then learning rate, loss scale and loss limit as float32 scalars.
 
         Returns:
             Sum of losses, tokens that count, gradient norm, whether the update was applied.
