@@ -83,6 +83,7 @@ def test_fields_as_json(capsys):
     rows = json.loads(capsys.readouterr().out)
     steps = next(row for row in rows if row["name"] == "train.steps")
     assert steps["default"] and not steps["required"] and steps["description"]
+    assert not any("\n" in row["description"] for row in rows)
     assert {row["family"] for row in rows if row["name"] == "model.hidden_size"} == FAMILIES.keys()
 
 

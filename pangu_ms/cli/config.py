@@ -91,7 +91,8 @@ def fields() -> list[dict[str, Any]]:
                     "family": families.get(name),
                     "required": "default" not in field,
                 }
-                rows.append(row | {"default": field.get("default"), "description": description})
+                # Where the source wraps a description says nothing to a reader of the output.
+                rows.append(row | {"default": field.get("default"), "description": " ".join(description.split())})
     return rows
 
 
