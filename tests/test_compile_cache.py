@@ -149,10 +149,8 @@ def test_an_entry_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     ]
 
 
-@pytest.mark.parametrize(
-    "override",
-    ["model.siaf_position=product", pytest.param("model.aug_shortcut_input=stream", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("override", ["model.siaf_position=product", "model.aug_shortcut_input=stream"])
 def test_pangu_train_never_takes_the_graph_of_another_pi(records, tiny_overrides, tmp_path, override):
     """The override changes no parameter's name or shape, so an old graph would run with the new weights."""
     overrides = [

@@ -199,7 +199,8 @@ def test_a_run_that_diverges_keeps_its_good_checkpoints_and_what_it_advises_work
     )
 
 
-@pytest.mark.parametrize("stop_at", [pytest.param(None, marks=pytest.mark.slow), 8])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop_at", [None, 8])
 def test_a_streak_of_skipped_steps_is_part_of_the_state_and_never_saved_as_good(
     records, tiny_overrides, tmp_path, monkeypatch, stop_at
 ):

@@ -172,7 +172,8 @@ def test_an_evaluation_before_the_first_step_leaves_dropout_on():
     assert step(batch, 0, 0.0).loss == first
 
 
-@pytest.mark.parametrize("parts", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [1, 2])
 def test_a_deep_model_compiles(parts):
     """Loops over parameters are nested calls in a graph: 16 layers were once deeper than MindSpore allows."""
     model = small(num_layers=20, hidden_size=8, vocab_size=16, num_heads=2)
