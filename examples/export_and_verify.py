@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pangu_ms import export
 from pangu_ms.core import runtime
+from pangu_ms.core.console import guarded
 from pangu_ms.export.package import Package
 
 PROMPT = ["--prompt", "On Friday the owl", "--max-new-tokens", "4", "--temperature", "0"]
@@ -34,6 +35,14 @@ def main(argv: list[str]) -> str:
     return done.stdout
 
 
-if __name__ == "__main__":
-    runtime.quiet()  # MindSpore's own warnings
+def command() -> int:
+    """The program: a mistake is one line and exit code 2."""
     main(sys.argv[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    runtime.quiet()  # MindSpore's own warnings
+    sys.exit(guarded("export_and_verify.py", command))

@@ -7,6 +7,7 @@ device nor MindSpore is needed.
 import sys
 
 from pangu_ms import load_config, plan, search_plans
+from pangu_ms.core.console import guarded
 from pangu_ms.planner.cluster import GIB
 from pangu_ms.planner.estimate import overrides
 
@@ -37,5 +38,11 @@ def main(argv: list[str]) -> list[str]:
     return pasted
 
 
-if __name__ == "__main__":
+def command() -> int:
+    """The program: a mistake is one line and exit code 2."""
     main(sys.argv[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded("plan_a_cluster.py", command))

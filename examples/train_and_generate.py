@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from pangu_ms import evaluate, generate, load_config, train
-from pangu_ms.core import runtime
+from pangu_ms.core import files, runtime
+from pangu_ms.core.console import guarded
 from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.tokenizer import train_tokenizer
@@ -29,7 +30,8 @@ def write_corpus(path: Path) -> None:
 def main(argv: list[str]) -> str:
     """Do it all in a new directory; returns the continuation."""
     output, overrides = Path(argv[0]), argv[1:]
-    output.mkdir(parents=True)
+    files.require_free(output)
+    output.mkdir(parents=True, exist_ok=True)
     corpus, tokenizer, records, run = (output / name for name in ("corpus.jsonl", "tokenizer", "records", "run"))
     write_corpus(corpus)
     config = load_config("alpha/tiny", [f"model.{setting}" for setting in MODEL] + RUN + overrides)
@@ -42,10 +44,18 @@ def main(argv: list[str]) -> str:
     print(f"step {result.step}: loss {result.loss:.2f} nats per token, {result.tokens_per_second:,.0f} tokens/s")
     print(f"held-out perplexity {evaluate(run, records)['perplexity']:.1f}")
     (continuation,) = generate(run, ["On Friday the owl"], SamplingConfig(max_new_tokens=8, temperature=0))
-    print(f"On Friday the owl{continuation.text}")
+    print(f"On Friday the owl{continuation.text}\nthe run is in {run}")
     return continuation.text
 
 
-if __name__ == "__main__":
-    runtime.quiet()  # MindSpore's own warnings
+def command() -> int:
+    """The program: a mistake is one line and exit code 2."""
     main(sys.argv[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    runtime.quiet()  # MindSpore's own warnings
+    sys.exit(guarded("train_and_generate.py", command))

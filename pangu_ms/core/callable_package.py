@@ -2,7 +2,9 @@
 work."""
 
 import importlib
+import inspect
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,10 +12,17 @@ from typing import Any
 class CallablePackage(ModuleType):
     """A package that, when called, calls the function of the same name in `pangu_ms.api`."""
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """What `help` and `inspect.signature` show: the function's."""
+        return inspect.signature(self._function())
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function."""
-        name = self.__name__.rpartition(".")[2]
-        return getattr(importlib.import_module("pangu_ms.api"), name)(*args, **kwargs)
+        return self._function()(*args, **kwargs)
+
+    def _function(self) -> Callable[..., Any]:
+        return getattr(importlib.import_module("pangu_ms.api"), self.__name__.rpartition(".")[2])
 
 
 def make_callable(package: str) -> None:
