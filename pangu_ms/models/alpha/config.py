@@ -13,7 +13,7 @@ class AlphaConfig(ModelConfig):
     """PanGu-alpha: num_layers - 1 ordinary blocks and one query layer (spec A1)."""
 
     family: Literal["alpha"] = "alpha"
-    """Model family; chooses the file in pangu_ms/models. Every config states it."""
+    """Model family: a folder of pangu_ms/models. Every config states it."""
     vocab_size: Int = 40000
     """Vocabulary size (rows of the word embedding table); must equal the tokenizer's number of pieces. The released
     vocabulary has 40,000 (spec A2)."""

@@ -43,7 +43,7 @@ class PiConfig(ModelConfig):
     }
 
     family: Literal["pi"] = "pi"
-    """Model family; chooses the file in pangu_ms/models. Every config states it."""
+    """Model family: a folder of pangu_ms/models. Every config states it."""
     vocab_size: Int = 100883
     """Vocabulary size (rows of the word embedding table); must equal the tokenizer's number of pieces. PanGu-pi has
     100,883 (spec D4)."""
