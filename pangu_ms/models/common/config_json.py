@@ -9,12 +9,15 @@ from pangu_ms.core.errors import CheckpointError
 
 # Keys that do not affect the logits: for training, generation, bookkeeping, and other programs that read the same file.
 _HARMLESS = re.compile(
-    r"_.*|architectures|model_type|(torch_)?dtype|\w*version|initializer_range|use_cache|auto_map|\w+_token_id|\w*dropout|\w*_pdrop|name_or_path|"
-    r"attn_implementation|output_\w+|(use_)?return_dict(_in_generate)?|id2label|label2id|num_labels|problem_type|task_specific_params|finetuning_task|"
-    r"tokenizer_class|chunk_size_feed_forward|torchscript|use_bfloat16|tf_legacy_loss|gradient_checkpointing|max_length|min_length|max_new_tokens|"
-    r"max_sequence_length|do_sample|early_stopping|num_(return_sequences|beams|beam_groups)|diversity_penalty|temperature|top_[kp]|typical_p|"
-    r"repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids|(begin_)?suppress_tokens|"
-    r"exponential_decay_length_penalty|remove_invalid_values|is_decoder|is_llama_config|transformers\.js_config|unsloth_\w+"
+    r"_.*|architectures|model_type|(torch_)?dtype|\w*version|initializer_range|use_cache|auto_map|\w+_token_id|"
+    r"\w*dropout|\w*_pdrop|name_or_path|attn_implementation|output_\w+|(use_)?return_dict(_in_generate)?|"
+    r"id2label|label2id|num_labels|problem_type|task_specific_params|finetuning_task|tokenizer_class|"
+    r"chunk_size_feed_forward|torchscript|use_bfloat16|tf_legacy_loss|gradient_checkpointing|max_length|"
+    r"min_length|max_new_tokens|max_sequence_length|do_sample|early_stopping|"
+    r"num_(return_sequences|beams|beam_groups)|diversity_penalty|temperature|top_[kp]|typical_p|"
+    r"repetition_penalty|length_penalty|no_repeat_ngram_size|encoder_no_repeat_ngram_size|bad_words_ids|"
+    r"(begin_)?suppress_tokens|exponential_decay_length_penalty|remove_invalid_values|is_decoder|"
+    r"is_llama_config|transformers\.js_config|unsloth_\w+"
 )
 _ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu",
