@@ -5,6 +5,7 @@ source files that it needs. So memory holds one slice of the target and the mapp
 the number of ranks.
 """
 
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from typing import Any
 
 from pangu_ms.checkpoint import safetensors_file, sharded, store
 from pangu_ms.checkpoint.safetensors_file import Buffer, Spec
-from pangu_ms.checkpoint.sharded import Slices, Stored
+from pangu_ms.checkpoint.sharded import Slices, Stored, StoredTensor
 from pangu_ms.config import RunConfig, dump_config
 from pangu_ms.core.errors import CheckpointError, OutputError
 from pangu_ms.core.progress import progress_bar
+from pangu_ms.models.common.stacks import is_stack, member_name
 from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.parallel.plan import Plan, parameter_of
 
@@ -77,13 +79,12 @@ def reshard(source: Source, root: Path, config: RunConfig, whole: bool = False, 
         **store.tokenizer_files(source.tokenizer),
     }
     plan = Plan.of(config)
+    groups: dict[str, set[str]] = {}
     with progress_bar(progress, total=source.nbytes, unit="B", unit_scale=True, desc="reshard") as bar:
-        for group, tensors in source.groups.items():
-            for name, parts in _files(group, tensors, None if whole else plan):
-                contents[name] = _with_progress(_encoded(tensors, parts), bar)
-        return store.write(
-            root, source.step, contents, {group: len(tensors) for group, tensors in source.groups.items()}
-        )
+        for group, name, parts in _whole_files(source) if whole else _rank_files(source, plan):
+            contents[name] = _with_progress(_encoded(parts), bar)
+            groups.setdefault(group, set()).update(parts)
+        return store.write(root, source.step, contents, {group: len(names) for group, names in groups.items()})
 
 
 def check(source: Source, root: Path, config: RunConfig) -> None:
@@ -105,21 +106,55 @@ def require_unused(root: Path) -> None:
             )
 
 
-def _files(group: str, tensors: Stored, plan: Plan | None) -> Iterator[tuple[str, dict[str, Slices]]]:
-    """Yield the name of each file of a group, and the parts of tensors that the file holds. Without a plan the files
-    are those of `store.save`."""
-    if plan:
-        for rank, parts in sharded.rank_tensors(plan, {name: tensor.shape for name, tensor in tensors.items()}):
-            yield sharded.rank_file(group, rank), parts
-    else:
-        for file, names in store.shards(group, {name: tensor.spec.nbytes for name, tensor in tensors.items()}):
-            yield file, {name: tensors[name].all for name in names}
+@dataclass(frozen=True)
+class _Part:
+    """A part of a stored tensor, which is one tensor of a new file."""
+
+    tensor: StoredTensor
+    slices: Slices
+    shape: tuple[int, ...]
 
 
-def _encoded(tensors: Stored, parts: dict[str, Slices]) -> Iterator[Buffer]:
+_File = tuple[str, str, dict[str, _Part]]
+"""Group, name and tensors of a new file."""
+
+
+def _rank_files(source: Source, plan: Plan) -> Iterator[_File]:
+    """The files of a checkpoint that is sharded over the ranks of a plan."""
+    for group, tensors in source.groups.items():
+        for rank, own in sharded.rank_tensors(plan, {name: tensor.shape for name, tensor in tensors.items()}):
+            parts = {
+                name: _Part(tensors[name], part, tuple(s.stop - s.start for s in part)) for name, part in own.items()
+            }
+            yield group, sharded.rank_file(group, rank), parts
+
+
+def _whole_files(source: Source) -> Iterator[_File]:
+    """The files of `store.save`: stacks are taken apart, and tables of integers have a file of their own."""
+    for group, tensors in source.groups.items():
+        of_files: dict[str, dict[str, _Part]] = {}
+        for name, tensor in tensors.items():
+            file_group = store.ROUTING if group == store.MODEL and tensor.spec.dtype.kind == "i" else group
+            of_files.setdefault(file_group, {}).update(_members(name, tensor))
+        for file_group, parts in of_files.items():
+            sizes = {name: math.prod(part.shape) * part.tensor.spec.dtype.itemsize for name, part in parts.items()}
+            for file, names in store.shards(file_group, sizes):
+                yield file_group, file, {name: parts[name] for name in names}
+
+
+def _members(name: str, tensor: StoredTensor) -> dict[str, _Part]:
+    if not is_stack(name):
+        return {name: _Part(tensor, tensor.all, tensor.shape)}
+    return {
+        member_name(name, i): _Part(tensor, (slice(i, i + 1), *tensor.all[1:]), tensor.shape[1:])
+        for i in range(tensor.shape[0])
+    }
+
+
+def _encoded(parts: dict[str, _Part]) -> Iterator[Buffer]:
     """The bytes of a file that holds these parts of tensors."""
-    specs = {name: Spec(tensors[name].spec.code, tuple(s.stop - s.start for s in part)) for name, part in parts.items()}
-    return safetensors_file.encode_lazily(specs, lambda name: tensors[name].read(parts[name]))
+    specs = {name: Spec(part.tensor.spec.code, part.shape) for name, part in parts.items()}
+    return safetensors_file.encode_lazily(specs, lambda name: parts[name].tensor.read(parts[name].slices))
 
 
 def _with_progress(pieces: Iterable[Buffer], bar: Any) -> Iterator[Buffer]:

@@ -19,6 +19,7 @@ import numpy as np
 from pangu_ms.checkpoint import safetensors_file
 from pangu_ms.checkpoint.safetensors_file import Contents, Location, Spec
 from pangu_ms.core.errors import CheckpointError
+from pangu_ms.models.common.stacks import member_name, stack_of
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import Plan, parameter_of
 
@@ -76,6 +77,48 @@ Stored = dict[str, StoredTensor]
 def whole(spec: Spec, location: Location) -> StoredTensor:
     """A tensor that one file holds as a whole."""
     return StoredTensor(spec, spec.shape, {(0,) * len(spec.shape): location})
+
+
+def joined(where: str, contents: Contents) -> Stored:
+    """The tensors of whole files, with the members of each stack joined.
+
+    Args:
+        where: the directory, with which error messages begin.
+        contents: the tensors of all files.
+
+    Raises:
+        CheckpointError: a member of a stack is missing, or has another shape or dtype than the others.
+    """
+    stored: Stored = {}
+    stacks: dict[str, dict[int, tuple[Spec, Location]]] = {}
+    for name, entry in contents.items():
+        if found := stack_of(name):
+            stack, index = found
+            stacks.setdefault(stack, {})[index] = entry
+        else:
+            stored[name] = whole(*entry)
+    return stored | {stack: _stacked(where, stack, entries) for stack, entries in stacks.items()}
+
+
+def _stacked(where: str, stack: str, entries: dict[int, tuple[Spec, Location]]) -> StoredTensor:
+    one, _ = next(iter(entries.values()))
+    for index in range(len(entries)):
+        if index not in entries:
+            raise CheckpointError(
+                f"{where}: {member_name(stack, index)} is missing, and a member with a higher number is there; all"
+                " members of a stack are needed; use another checkpoint"
+            )
+        if entries[index][0] != one:
+            raise CheckpointError(
+                f"{where}: {member_name(stack, index)} is {_described(entries[index][0])}, others of its stack are"
+                f" {_described(one)}; must be equal; use another checkpoint"
+            )
+    locations = {(index, *[0] * len(one.shape)): location for index, (_, location) in sorted(entries.items())}
+    return StoredTensor(Spec(one.code, (len(entries), *one.shape)), (1, *one.shape), locations)
+
+
+def _described(spec: Spec) -> str:
+    return f"{spec.dtype_name} {list(spec.shape)}"
 
 
 def layout_in(plan: Plan, name: str, shape: tuple[int, ...]) -> Layout:

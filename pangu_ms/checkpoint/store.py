@@ -3,7 +3,9 @@
     ROOT/step-00000100/
         model.safetensors       the group of tensors "model". A group above max_shard_bytes is split into
                                 model-00001-of-00003.safetensors and so on; a group that is sharded over the ranks of
-                                a plan has the files model-rank-00007.safetensors and so on (see sharded.py)
+                                a plan has the files model-rank-00007.safetensors and so on (see sharded.py). Stacks
+                                are stored member by member (see models/common/stacks.py)
+        routing.safetensors     the model's tables of integers, if it has any; a reader finds them in the group "model"
         optimizer.safetensors   further groups, if any
         state.json              what the training loop needs to resume; the store does not interpret it
         config.yaml             the resolved run configuration
@@ -39,6 +41,7 @@ from pangu_ms.config import RunConfig, dump_config, load_config
 from pangu_ms.core import files, format_version, small_json
 from pangu_ms.core.errors import CheckpointError, OutputError
 from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.models.common.stacks import members
 from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.parallel.plan import Plan
 
@@ -47,6 +50,7 @@ __all__ = ["Checkpoint", "check_names_and_shapes", "latest_valid", "open_checkpo
 _log = logging.getLogger(__name__)
 
 STATE, STATE_VERSION = "state.json", 1
+MODEL, ROUTING = "model", "routing"
 MAX_SHARD_BYTES = 4 << 30
 """Chosen below 5 GB, the largest upload that object stores accept in one request."""
 
@@ -65,7 +69,7 @@ class Checkpoint:
     @property
     def groups(self) -> list[str]:
         """Names of the groups of tensors."""
-        return list(self.manifest["tensors"])
+        return [group for group in self.manifest["tensors"] if group != ROUTING]
 
     def stored(self, group: str = "model") -> sharded.Stored:
         """The tensors of one group by name. They stay on the disk; each can be read on its own, or in parts.
@@ -83,9 +87,12 @@ class Checkpoint:
                 ranks[int(match[2])] = self.path / name
         if ranks:
             return sharded.read_ranks(str(self.path), ranks, Plan.of(self.config()))
-        shard = re.compile(re.escape(group) + r"(-\d{5}-of-\d{5})?\.safetensors")
+        files_of = f"{MODEL}|{ROUTING}" if group == MODEL else re.escape(group)
+        shard = re.compile(rf"({files_of})(-\d{{5}}-of-\d{{5}})?\.safetensors")
         paths = [self.path / name for name in self.manifest["files"] if shard.fullmatch(name)]
-        return {name: sharded.whole(*entry) for path in paths for name, entry in safetensors_file.index(path).items()}
+        return sharded.joined(
+            str(self.path), {name: entry for path in paths for name, entry in safetensors_file.index(path).items()}
+        )
 
     def each(self, group: str = "model") -> Iterator[tuple[str, np.ndarray]]:
         """Read the tensors of one group one after the other; see `tensors`."""
@@ -167,10 +174,21 @@ def save(
     """
     # Errors that do not depend on the disk are found first.
     contents = description(state, config, tokenizer)
-    for group, tensors in groups.items():
+    stored = {group: dict(members(tensors)) for group, tensors in with_routing(groups).items()}
+    for group, tensors in stored.items():
         for name, names in shards(group, {name: array.nbytes for name, array in tensors.items()}, max_shard_bytes):
             contents[name] = safetensors_file.encode({name: tensors[name] for name in names})
-    return write(root, step, contents, {group: len(tensors) for group, tensors in groups.items()}, keep)
+    return write(root, step, contents, {group: len(tensors) for group, tensors in stored.items()}, keep)
+
+
+def with_routing(groups: dict[str, Tensors]) -> dict[str, Tensors]:
+    """The groups as files hold them: the model's tables of integers are a group of their own."""
+    tensors = groups.get(MODEL, {})
+    tables = {name: array for name, array in tensors.items() if array.dtype.kind == "i"}
+    if not tables:
+        return groups
+    weights = {name: array for name, array in tensors.items() if name not in tables}
+    return groups | {MODEL: weights, ROUTING: tables}
 
 
 def write(root: Path, step: int, contents: Contents, groups: dict[str, int], keep: int = 0) -> Path:

@@ -86,4 +86,5 @@ class Family:
 FAMILIES = {
     "alpha": Family("pangu_ms.models.alpha"),
     "pi": Family("pangu_ms.models.pi"),
+    "sigma": Family("pangu_ms.models.sigma"),
 }

@@ -207,16 +207,19 @@ def whole_shapes(config: RunConfig) -> dict[str, dict[str, tuple[int, ...]]]:
     return {"model": config.model.parameter_shapes(), "optimizer": moments}
 
 
-def initialize(model: DistributedModel) -> None:
-    """Give every weight its initial value; moments are zero since they were built."""
+def initialize(model: DistributedModel, token_counts: np.ndarray | None = None) -> None:
+    """Give every weight its initial value; moments are zero since they were built. For `token_counts` see
+    `ModelConfig.initial_tables`."""
     config = model.config
     specs, shapes = config.model.parameters(), config.model.parameter_shapes()
-    fill(
-        model,
-        model.groups["model"],
-        shapes,
-        lambda name, part: initial_value(specs[name], name, shapes[name], config.train.seed)[part],
-    )
+    tables = config.model.initial_tables(token_counts)
+
+    def value(name: str, part: sharded.Slices) -> np.ndarray:
+        if name in tables:
+            return tables[name][part]
+        return initial_value(specs[name], name, shapes[name], config.train.seed, part)
+
+    fill(model, model.groups["model"], shapes, value)
 
 
 def load(model: DistributedModel, checkpoint: store.Checkpoint, group: str) -> None:

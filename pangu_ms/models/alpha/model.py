@@ -3,6 +3,8 @@
 Shapes: see layers.py. A parameter's name is its path here; pangu_ms/models/alpha/config.py lists names and shapes.
 """
 
+from typing import Any
+
 import mindspore as ms
 from mindspore import nn, ops
 
@@ -34,14 +36,42 @@ class Block(nn.Cell):
         self.attention_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.attention = Attention(config, cache)
         self.ffn_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.ffn = FeedForward(config, config.hidden_act)
+        self.ffn = self.network(config)
         self.attention_dropout, self.ffn_dropout = Dropout(config.dropout, 1), Dropout(config.dropout, 2)
         self.fork_stream, self.fork_two, self.fork_three = ascend_ops.fork(2), ascend_ops.fork(2), ascend_ops.fork(3)
 
-    def construct(self, x_BSE, segments_BS, slots_BS, key, query_BQE=None, residual_BQE=None, query_slots_BQ=None):
-        """[B, S, E] -> [B, S, E]; Only the query layer is called with the last three arguments: `query`, which attends
-        to the stream `x`, and the stream (`residual`) and the cache slots at the positions of the query; it returns [B,
-        Q, E]."""
+    def network(self, config: Any) -> nn.Cell:
+        """The cell of the feed-forward network."""
+        return FeedForward(config, config.hidden_act)
+
+    def construct(
+        self,
+        x_BSE,
+        segments_BS,
+        slots_BS,
+        key,
+        query_BQE=None,
+        residual_BQE=None,
+        query_slots_BQ=None,
+        ids_BQ=None,
+        domain_B=None,
+    ):
+        """[B, S, E] -> [B, S, E]; for the arguments of the query layer see `attend`, for the last two
+        `feed_forward`."""
+        normed_BSE, x_BSE = self.attend(x_BSE, segments_BS, slots_BS, key, query_BQE, residual_BQE, query_slots_BQ)
+        return ascend_ops.add_to_stream(x_BSE, self.ffn_dropout(self.feed_forward(normed_BSE, ids_BQ, domain_B), key))
+
+    def feed_forward(self, x_BQE, ids_BQ, domain_B):
+        """The feed-forward network. PanGu-Sigma's sparse layers choose experts by the ids of the tokens and the domain
+        of each sequence."""
+        return self.ffn(x_BQE)
+
+    def attend(self, x_BSE, segments_BS, slots_BS, key, query_BQE=None, residual_BQE=None, query_slots_BQ=None):
+        """Attention with its residual connection: (what the feed-forward network reads, the stream), both [B, S, E].
+
+        Only the query layer is called with the last three arguments: `query`, which attends to the stream `x`, and the
+        stream (`residual`) and the cache slots at the positions of the query; the results are then [B, Q, E].
+        """
         if query_BQE is None:
             x_BSE, residual_BSE = self.fork_stream(x_BSE)
             for_query, for_key, for_value = self.fork_three(self.attention_norm(x_BSE))
@@ -50,8 +80,7 @@ class Block(nn.Cell):
             for_query, residual_BSE = query_BQE, residual_BQE
             for_key, for_value = self.fork_two(self.attention_norm(x_BSE))
         attended_BSE = self.attention(for_query, for_key, for_value, segments_BS, slots_BS, query_slots_BQ, key)
-        normed_BSE, x_BSE = self.ffn_norm.after_sum(self.attention_dropout(attended_BSE, key), residual_BSE)
-        return ascend_ops.add_to_stream(x_BSE, self.ffn_dropout(self.ffn(normed_BSE), key))
+        return self.ffn_norm.after_sum(self.attention_dropout(attended_BSE, key), residual_BSE)
 
 
 class PanguAlpha(nn.Cell):
@@ -66,71 +95,93 @@ class PanguAlpha(nn.Cell):
         self.query_embedding = Embedding(config.seq_length, config.hidden_size)
         self.add_position, self.embedding_dropout = ops.Add(), Dropout(config.dropout, 0)
         self.layer_key = LayerKey(config.num_layers)
-        repeated_block = lazy_inlined(Block, cache)
-        self.blocks = nn.CellList([repeated_block(config, cache) for _ in range(config.num_layers - 1)])
-        self.query_layer = Block(config, cache)
+        kinds = [self.layer_class(config, layer) for layer in range(config.num_layers)]
+        repeated = {kind: lazy_inlined(kind, cache) for kind in kinds}
+        self.blocks = nn.CellList([repeated[kind](config, cache) for kind in kinds[:-1]])
+        self.query_layer = kinds[-1](config, cache)
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.product_with_table = Logits()
         self.norm_before_query = config.final_norm_position == "before_query"
         self.fork_stream, self.pick_last, self.cast = ascend_ops.fork(2), ops.GatherNd(), ops.Cast()
 
-    def embed(self, ids_BS, positions_BS, key):
+    def layer_class(self, config: Any, layer: int) -> type[Block]:
+        """The class of a layer."""
+        return Block
+
+    def word_table(self):
+        """The table of the word embedding, which is also the head."""
+        return self.word_embedding.weight
+
+    def look_up(self, ids_BS, domain_B):
+        """The word embeddings of tokens: [B, S, E]."""
+        return self.word_embedding(ids_BS)
+
+    def embed(self, ids_BS, positions_BS, key, domain_B):
         """The embeddings, which are the input of the first layer: [B, S, E]."""
-        x_BSE = self.add_position(self.word_embedding(ids_BS), self.position_embedding(positions_BS))
+        x_BSE = self.add_position(self.look_up(ids_BS, domain_B), self.position_embedding(positions_BS))
         return self.cast(self.embedding_dropout(x_BSE, key), self.dtype)
 
-    def stream(self, ids_BS, positions_BS, segments_BS, slots_BS, key):
+    def stream(self, ids_BS, positions_BS, segments_BS, slots_BS, key, domain_B):
         """Embeddings and ordinary blocks: [B, S, E]."""
-        x_BSE = self.embed(ids_BS, positions_BS, key)
+        x_BSE = self.embed(ids_BS, positions_BS, key, domain_B)
         for i, block in enumerate(self.blocks):
-            x_BSE = block(x_BSE, segments_BS, slots_BS, self.layer_key(key, i))
+            key_i = self.layer_key(key, i)
+            x_BSE = block(x_BSE, segments_BS, slots_BS, key_i, None, None, None, ids_BS, domain_B)
         return self.final_norm(x_BSE) if self.norm_before_query else x_BSE
 
-    def attend_by_position(self, x_BSE, residual_BQE, positions_BQ, segments_BS, slots_BS, query_slots_BQ, key):
+    def attend_by_position(
+        self, x_BSE, residual_BQE, positions_BQ, segments_BS, slots_BS, query_slots_BQ, key, ids_BQ, domain_B
+    ):
         """The query layer: [B, Q, E]."""
         query_BQE = self.cast(self.query_embedding(positions_BQ), self.dtype)
         key = self.layer_key(key, len(self.blocks))
-        return self.query_layer(x_BSE, segments_BS, slots_BS, key, query_BQE, residual_BQE, query_slots_BQ)
+        return self.query_layer(
+            x_BSE, segments_BS, slots_BS, key, query_BQE, residual_BQE, query_slots_BQ, ids_BQ, domain_B
+        )
 
-    def logits(self, x_BQE, table_VE):
+    def logits(self, x_BQE, table_VE, domain_B):
         """[B, Q, V] in the compute dtype."""
         x_BQE = x_BQE if self.norm_before_query else self.final_norm(x_BQE)
         return self.product_with_table(x_BQE, table_VE)
 
-    def construct(self, ids_BS, positions_BS, segments_BS, key):
+    def construct(self, ids_BS, positions_BS, segments_BS, key, domain_B=None):
         """Logits [B, S, V] in the compute dtype, of ids, positions and segments, all int32 [B, S]; `key` int32 seeds
-        dropout."""
-        x_BSE, residual_BSE = self.fork_stream(self.stream(ids_BS, positions_BS, segments_BS, None, key))
-        return self.logits(
-            self.attend_by_position(x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key),
-            self.word_embedding.weight,
+        dropout; `domain` int32 [B] is that of PanGu-Sigma."""
+        x_BSE, residual_BSE = self.fork_stream(self.stream(ids_BS, positions_BS, segments_BS, None, key, domain_B))
+        x_BSE = self.attend_by_position(
+            x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key, ids_BS, domain_B
         )
+        return self.logits(x_BSE, self.word_table(), domain_B)
 
-    def hidden_states(self, ids_BS, positions_BS, segments_BS):
+    def hidden_states(self, ids_BS, positions_BS, segments_BS, domain_B=None):
         """The output of the embeddings and of each layer: num_layers + 1 tensors [B, S, E]. A final norm before the
         query layer counts as part of the query layer."""
-        states = (self.embed(ids_BS, positions_BS, None),)
+        states = (self.embed(ids_BS, positions_BS, None, domain_B),)
         for block in self.blocks:
-            states += (block(states[-1], segments_BS, None, None),)
+            states += (block(states[-1], segments_BS, None, None, None, None, None, ids_BS, domain_B),)
         x_BSE = self.final_norm(states[-1]) if self.norm_before_query else states[-1]
-        return states + (self.attend_by_position(x_BSE, x_BSE, positions_BS, segments_BS, None, None, None),)
+        last_BSE = self.attend_by_position(x_BSE, x_BSE, positions_BS, segments_BS, None, None, None, ids_BS, domain_B)
+        return states + (last_BSE,)
 
-    def extend(self, ids_BQ, positions_BQ, last_B2, slots_BQ):
+    def extend(self, ids_BQ, positions_BQ, last_B2, slots_BQ, domain_B=None):
         """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query
         index), int32 [B, 2].
 
         The query layer is computed only for that token, since no later layer needs the others.
         """
         # A value instead of the parameter: MindSpore copies a parameter that is read before and after cache writes.
-        table_VE = ops.stop_gradient(self.word_embedding.weight)
-        x_BQE = self.stream(ids_BQ, positions_BQ, None, slots_BQ, None)
+        table_VE = ops.stop_gradient(self.word_table())
+        x_BQE = self.stream(ids_BQ, positions_BQ, None, slots_BQ, None, domain_B)
         residual_B1E = self.pick_last(x_BQE, last_B2).expand_dims(1)
-        positions_B1 = self.pick_last(positions_BQ, last_B2).expand_dims(1)
-        slots_B1 = self.pick_last(slots_BQ, last_B2).expand_dims(1)
-        logits_B1V = self.logits(
-            self.attend_by_position(x_BQE, residual_B1E, positions_B1, None, slots_BQ, slots_B1, None), table_VE
+        ids_B1, positions_B1, slots_B1 = (
+            self.pick_last(ids_BQ, last_B2).expand_dims(1),
+            self.pick_last(positions_BQ, last_B2).expand_dims(1),
+            self.pick_last(slots_BQ, last_B2).expand_dims(1),
         )
-        return self.cast(logits_B1V, ms.float32).squeeze(1)
+        x_B1E = self.attend_by_position(
+            x_BQE, residual_B1E, positions_B1, None, slots_BQ, slots_B1, None, ids_B1, domain_B
+        )
+        return self.cast(self.logits(x_B1E, table_VE, domain_B), ms.float32).squeeze(1)
 
 
 MODEL = PanguAlpha

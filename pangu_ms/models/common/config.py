@@ -3,7 +3,7 @@ values, and methods that tell the planner, the converters and the studies about 
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -18,6 +18,9 @@ from pangu_ms.core.fields import (
     require_positive,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+
 MOST_LAYERS = 4096  # far above the deepest models, which have some hundreds of layers
 MASK_BYTES = 4
 """Bytes of the dropout factor of one element, which the composed operator keeps in float32
@@ -29,7 +32,8 @@ class ParameterSpec:
     """Description of one parameter without its values."""
 
     axes: tuple[str, ...]
-    """Logical axis of each dimension, such as ("ffn", "embed"); its length is `ModelConfig.axis_sizes()[axis]`."""
+    """Logical axis of each dimension, such as ("ffn", "embed"); its length is `ModelConfig.axis_sizes()[axis]`. A
+    parameter whose first axis is "expert" or "slot" is a stack: see stacks.py."""
     mean: float | tuple[float, ...] = 0.0
     """Initial mean; a tuple has one value for each index of the first dimension."""
     std: float | tuple[float, ...] = 0.0
@@ -188,6 +192,20 @@ class ModelConfig:
     def layer_parameters(self, layer: int) -> dict[str, ParameterSpec]:
         """The parameters of one layer by their name without the layer's prefix, in the model's order."""
         raise NotImplementedError
+
+    def initial_tables(self, token_counts: "np.ndarray | None" = None) -> "dict[str, np.ndarray]":
+        """Initial values of the parameters that are tables of integers, int32 by name.
+
+        Args:
+            token_counts: int64 [domains, V], how often each token occurs in the training text of each domain; None if
+                unknown.
+        """
+        return {}
+
+    @property
+    def uses_token_counts(self) -> bool:
+        """Whether `initial_tables` depends on the counts."""
+        return False
 
     def outer_parameters(self) -> tuple[dict[str, ParameterSpec], dict[str, ParameterSpec]]:
         """The parameters before the layers, and those after them."""

@@ -72,6 +72,20 @@ class Linear(ShardedWeight):
         return ascend_ops.linear(x, self.weight, None, self.axes)
 
 
+class StackedLinear(nn.Cell):
+    """A linear layer for each expert: rows sorted by expert [N, in] -> [N, out], with float32 W [K, out, in] and b [K,
+    out], if any."""
+
+    def __init__(self, num_experts: int, in_size: int, out_size: int, bias: bool = True):
+        super().__init__()
+        self.weight = zeros("weight", num_experts, out_size, in_size)
+        self.bias = zeros("bias", num_experts, out_size) if bias else None
+
+    def construct(self, rows, counts_K):
+        """`counts` int32 [K] is the number of rows of each expert."""
+        return ascend_ops.grouped_matmul(rows, self.weight, counts_K, self.bias)
+
+
 class Embedding(ShardedWeight):
     """Rows of a float32 table [num_rows, E]: ids [B, S] -> [B, S, E]."""
 

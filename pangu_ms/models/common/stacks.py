@@ -1,0 +1,45 @@
+"""Names of stacked parameters. No mindspore import.
+
+Experts of a layer, and embedding slots, are one parameter each in a graph, with one index for each member along the
+first dimension: `blocks.2.ffn.experts.up.weight` [K, F, E]. Everywhere else each member is a tensor of its own, with
+its number in the name: `blocks.2.ffn.experts.17.up.weight` [F, E]. So initial values depend on the member alone,
+checkpoints hold each member by itself, and nothing needs a whole stack, which can be larger than a host's memory.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+COLLECTIONS = {"expert": "experts", "slot": "slots"}
+"""Maps the logical axis of a stack to the part of a name that the member's number follows."""
+_PREFIX = rf"(.*\b(?:{'|'.join(COLLECTIONS.values())}))"
+_STACK = re.compile(rf"{_PREFIX}\.(?!\d+\.)(.+)")
+_MEMBER = re.compile(rf"{_PREFIX}\.(\d+)\.(.+)")
+
+
+def is_stack(name: str) -> bool:
+    """Whether a parameter, or a moment of one, is a stack."""
+    return bool(_STACK.fullmatch(name))
+
+
+def member_name(stack: str, index: int) -> str:
+    """The name of one member of a stack."""
+    match = _STACK.fullmatch(stack)
+    assert match, stack
+    return f"{match[1]}.{index}.{match[2]}"
+
+
+def stack_of(member: str) -> tuple[str, int] | None:
+    """The stack's name and the index of a member; None for any other name."""
+    match = _MEMBER.fullmatch(member)
+    return (f"{match[1]}.{match[3]}", int(match[2])) if match else None
+
+
+def members(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and array of every tensor, with each stack taken apart into views of its members."""
+    for name, array in tensors.items():
+        if is_stack(name):
+            yield from ((member_name(name, i), member) for i, member in enumerate(array))
+        else:
+            yield name, array
