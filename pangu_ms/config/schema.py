@@ -92,6 +92,12 @@ class OptimizerConfig:
     """Decay of the second moment."""
     eps: Float = 1e-8
     """Added to the square root of the second moment."""
+    expert_eps: Float = 1e-20
+    """The same for experts and embedding slots, whose gradients are much smaller (spec C1). A gradient below 1e-19 has
+    a second moment of 0 in float32; its step then has the size of lr, whatever the gradient."""
+    lazy_experts: bool = True
+    """An expert or embedding slot that no token of a step came to is left alone: no update, no decay, and its moments
+    stay. false updates all in every step, as AdamW does other parameters."""
     weight_decay: Float = 0.1
     """Decoupled decay of every matrix and embedding; biases and norms have none (spec A3.1)."""
     clip_norm: Float = 1.0
@@ -103,7 +109,7 @@ class OptimizerConfig:
             self, warmup_steps="starts at lr", decay_steps="means train.steps", base_batch_tokens="takes lr as it is"
         )
         require_not_negative(self, weight_decay="switches decay off", clip_norm="switches clipping off")
-        require_positive(self, "power", "eps")
+        require_positive(self, "power", "eps", "expert_eps")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, f"={getattr(self, name)}: must be in [0, 1)")
         require(

@@ -9,19 +9,32 @@ from mindspore import ParameterTuple, Tensor, nn, ops
 
 import ascend_ops
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.models.common.stacks import is_stack
 from pangu_ms.train.optimizer import AdamW
 
 # HyperMap, not loops: see optimizer.py.
-_sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
+_squared_norms, _total = ops.MultitypeFuncGraph("squared_norms"), ops.MultitypeFuncGraph("total")
 
 # Under a plan a rank has slices of gradients. This attribute makes MindSpore sum their squares over all ranks, counting
 # equal slices once.
 _of_slices = ops.ExpandDims().add_prim_attr("grad_scale", True)
 
 
-@_sum_of_squares.register("Tensor")
-def _tensor_sum_of_squares(gradient):
+@_squared_norms.register("Number", "Tensor")
+def _tensor_squared_norms(stack, gradient):
+    """[1]; of a stack's gradient [K]."""
+    if stack:
+        return ascend_ops.squared_norms(gradient)
     return _of_slices(ascend_ops.squared_norm(gradient), 0)
+
+
+@_total.register("Number", "Tensor")
+def _tensor_total(stack, norms):
+    """The sum as [1]. Members are added one after the other: so members that are zero do not change the sum's bits,
+    and a stack gives the same sum as one that holds only its members that are not zero."""
+    if stack:
+        return ops.cumsum(norms, 0)[-1:]
+    return norms
 
 
 class GuardedUpdate(nn.Cell):
@@ -35,17 +48,20 @@ class GuardedUpdate(nn.Cell):
         self.optimizer, self.clip_norm, self.micro_batch_tokens = optimizer, clip_norm, float(micro_batch_tokens)
         self.hyper_map, self.add, self.sqrt, self.is_finite = ops.HyperMap(), ops.AddN(), ops.Sqrt(), ops.IsFinite()
         self.minimum, self.both = ops.Minimum(), ops.LogicalAnd()
+        self.stacks = tuple(int(is_stack(parameter.name)) for parameter in optimizer.parameters)
 
     def construct(self, total, count, gradients, lr, scale, loss_limit):
         """Returns (norm of the gradient of the mean loss before clipping, whether the update was applied)."""
         unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
-        norm = self.sqrt(self.add(self.hyper_map(_sum_of_squares, gradients[self.num_uncounted :])))[0] * unscale
+        norms = self.hyper_map(_squared_norms, self.stacks, gradients)
+        totals = self.hyper_map(_total, self.stacks, norms)
+        norm = self.sqrt(self.add(totals[self.num_uncounted :]))[0] * unscale
         applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
         if applied:
             factor = unscale
             if self.clip_norm > 0:
                 factor = unscale * self.minimum(self.clip_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
-            self.optimizer(gradients, factor, lr)
+            self.optimizer(gradients, norms, factor, lr)
         return norm, applied
 
 
