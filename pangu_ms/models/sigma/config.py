@@ -29,7 +29,7 @@ class SigmaConfig(AlphaConfig):
     """Model family: a folder of pangu_ms/models. Every config states it."""
     hidden_act: Literal["gelu", "gelu_erf", "fast_gelu"] = "fast_gelu"
     """gelu (tanh form) | gelu_erf | fast_gelu = x * sigmoid(1.702 x). The model's own is not published."""
-    domains: tuple[str, ...]
+    domains: tuple[str, ...] = ()
     """Names of the domains, in the order of the routing table's rows: those that the records name (`pangu data
     prepare`)."""
     default_domain: str = ""
@@ -59,7 +59,7 @@ class SigmaConfig(AlphaConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         names = self.domains
-        require(len(names) > 0, "domains", ": is empty; a model has at least one; name those of the records")
+        require(len(names) > 0, "domains", ": is required; name the domains of the records, such as [zh, en]")
         require(len(set(names)) == len(names), "domains", f"={list(names)}: names must differ; remove one")
         require("" not in names, "domains", f"={list(names)}: a name must not be empty")
         require(

@@ -4,8 +4,10 @@ A step whose loss or gradient is not finite, or whose loss exceeds a limit, leav
 the graph.
 """
 
+from collections.abc import Sequence
+
 import mindspore as ms
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 import ascend_ops
 from pangu_ms.config.schema import RunConfig
@@ -37,30 +39,47 @@ def _tensor_total(stack, norms):
     return norms
 
 
-class GuardedUpdate(nn.Cell):
-    """Unscale and clip gradients, then update, unless something is not finite or the loss exceeds its limit."""
+class GradientGuard(nn.Cell):
+    """The norm of all gradients, whether to apply them, and the factor that unscales and clips them."""
 
-    def __init__(self, optimizer: AdamW, clip_norm: float, micro_batch_tokens: int, num_uncounted: int = 0):
+    def __init__(
+        self, weights: ParameterTuple, clip_norm: float, micro_batch_tokens: int, num_uncounted: int = 0
+    ) -> None:
         """`num_uncounted` is the number of leading gradients that the norm leaves out, since another pipeline stage
         counts them."""
         super().__init__(auto_prefix=False)
         self.num_uncounted = num_uncounted
-        self.optimizer, self.clip_norm, self.micro_batch_tokens = optimizer, clip_norm, float(micro_batch_tokens)
+        self.clip_norm, self.micro_batch_tokens = clip_norm, float(micro_batch_tokens)
         self.hyper_map, self.add, self.sqrt, self.is_finite = ops.HyperMap(), ops.AddN(), ops.Sqrt(), ops.IsFinite()
         self.minimum, self.both = ops.Minimum(), ops.LogicalAnd()
-        self.stacks = tuple(int(is_stack(parameter.name)) for parameter in optimizer.parameters)
+        self.stacks = tuple(int(is_stack(weight.name)) for weight in weights)
 
-    def construct(self, total, count, gradients, lr, scale, loss_limit):
-        """Returns (norm of the gradient of the mean loss before clipping, whether the update was applied)."""
+    def construct(self, total, count, gradients, scale, loss_limit):
+        """-> squared norm of each gradient, of a stack's that of each member; norm of the gradient of the mean loss
+        before clipping; whether to apply the gradients; their factor."""
         unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
         norms = self.hyper_map(_squared_norms, self.stacks, gradients)
         totals = self.hyper_map(_total, self.stacks, norms)
         norm = self.sqrt(self.add(totals[self.num_uncounted :]))[0] * unscale
         applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
+        factor = unscale
+        if self.clip_norm > 0:
+            factor = unscale * self.minimum(self.clip_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
+        return norms, norm, applied, factor
+
+
+class GuardedUpdate(nn.Cell):
+    """Unscale and clip gradients, then update, unless something is not finite or the loss exceeds its limit."""
+
+    def __init__(self, optimizer: AdamW, guard: GradientGuard):
+        super().__init__(auto_prefix=False)
+        self.optimizer, self.guard = optimizer, guard
+        self.micro_batch_tokens = guard.micro_batch_tokens
+
+    def construct(self, total, count, gradients, lr, scale, loss_limit):
+        """Returns (norm of the gradient of the mean loss before clipping, whether the update was applied)."""
+        norms, norm, applied, factor = self.guard(total, count, gradients, scale, loss_limit)
         if applied:
-            factor = unscale
-            if self.clip_norm > 0:
-                factor = unscale * self.minimum(self.clip_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
             self.optimizer(gradients, norms, factor, lr)
         return norm, applied
 
@@ -72,9 +91,22 @@ def build_update(
 
     Args:
         micro_batch_size: number of sequences whose tokens are the divisor in `Gradients`.
-        num_uncounted: see GuardedUpdate.
+        num_uncounted: see GradientGuard.
     """
+    return GuardedUpdate(
+        build_optimizer(config, weights), build_guard(config, weights, micro_batch_size, num_uncounted)
+    )
+
+
+def build_guard(
+    config: RunConfig, weights: ParameterTuple, micro_batch_size: int, num_uncounted: int = 0
+) -> GradientGuard:
+    """The guard of a run's gradients; see `build_update`."""
+    tokens = micro_batch_size * config.model.seq_length
+    return GradientGuard(weights, config.optimizer.clip_norm, tokens, num_uncounted)
+
+
+def build_optimizer(config: RunConfig, weights: Sequence[Parameter]) -> AdamW:
+    """A run's optimizer of some weights."""
     decayed = {name for name, spec in config.model.parameters().items() if spec.decay}
-    optimizer = AdamW(weights, config.optimizer, decayed)
-    micro_batch_tokens = micro_batch_size * config.model.seq_length
-    return GuardedUpdate(optimizer, config.optimizer.clip_norm, micro_batch_tokens, num_uncounted)
+    return AdamW(list(weights), config.optimizer, decayed)
