@@ -37,9 +37,14 @@ class OffloadedUpdate(nn.Cell):
         norms, norm, applied, factor = self.guard(total, count, gradients, scale, loss_limit)
         if self.optimizer is not None:
             if applied:
-                self.optimizer([gradients[i] for i in self.others], [norms[i] for i in self.others], factor, lr)
-        for_host = [norms[i] for i in self.stacks] + [gradients[i] * 1.0 for i in self.stacks]
-        return (total, count, norm, applied, factor, *for_host)
+                self.optimizer(_chosen(gradients, self.others), _chosen(norms, self.others), factor, lr)
+        # * 1.0 turns accumulated gradients, which are parameters, into values: a graph cannot return parameters.
+        for_host = _chosen(norms, self.stacks) + tuple([gradients[i] * 1.0 for i in self.stacks])
+        return (total, count, norm, applied, factor) + for_host
+
+
+def _chosen(values, indices):
+    return tuple([values[i] for i in indices])
 
 
 class WholeOffloadedStep(nn.Cell):
