@@ -42,6 +42,14 @@ def test_one_line_with_the_nearest_name(words, advice, capsys):
     assert code == 2 and error.count("\n") == 1 and error.startswith(f"pangu {words[0]}") and advice in error, error
 
 
+def test_chips_are_named_and_dashes_alone_make_no_similar_option(capsys):
+    test_one_line_with_the_nearest_name(["plan", "search", "--chip", "foo"], "'ascend910', 'ascend910b'", capsys)
+    for words in (["ops", "list", "--chip", "foo"], ["train", "--chip", "foo"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "did you mean" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "advice"),
     [
