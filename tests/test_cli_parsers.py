@@ -1,6 +1,7 @@
 """The parsers of all commands: shell completion made of them, no MindSpore for a page of help, options defined once."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -64,6 +65,11 @@ def test_every_command_has_a_function_to_run_and_describes_its_options():
     for words, parser in commands().items():
         assert parser.prog == " ".join(("pangu", *words))
         assert all(action.help for action in parser._actions), words
+
+
+def test_help_shows_no_default_of_switches_and_of_options_without_one():
+    for words, parser in commands().items():
+        assert not re.search(r"default: (False|None|\[\])", parser.format_help()), words
 
 
 def test_choices_of_operators_are_those_of_ascend_ops():

@@ -11,6 +11,7 @@ from pangu_ms.core import files
 from pangu_ms.core.console import USER_ERROR, show, tell
 from pangu_ms.core.errors import RankTableError
 from pangu_ms.core.parser import NewFile, Parser
+from pangu_ms.core.table import print_json, table_lines
 from pangu_run import program
 from pangu_run.cli.options import MAX_S, require_between
 from pangu_run.rank_table.forms import FORMS, as_form, made_table, merged
@@ -62,7 +63,7 @@ def action_parser(action: str) -> Parser:
     """The parser of one action."""
     add_arguments, _, summary = ACTIONS[action]
     description = f"{summary[0].upper()}{summary[1:]}."
-    parser = Parser(prog=f"pangu ranktable {action}", description=description, formatter_class=_Help)
+    parser = Parser(prog=f"pangu ranktable {action}", description=description)
     add_arguments(parser)
     return parser
 
@@ -72,13 +73,6 @@ def usage() -> str:
     lines = [__doc__ or "", "", "usage: pangu ranktable ACTION [options]", ""]
     lines += [f"  {name:<8} {summary}" for name, (_, _, summary) in ACTIONS.items()]
     return "\n".join([*lines, "", "`pangu ranktable ACTION --help` shows its options"])
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults of options that have one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
 def add_make(parser: argparse.ArgumentParser) -> None:
@@ -209,19 +203,12 @@ def run_show(args: argparse.Namespace) -> int:
         for rank, (server, device) in table.ranks().items()
     ]
     if args.json:
-        print(
-            json.dumps({"version": table.version, "servers": len(table.servers), "world": table.world, "ranks": rows})
-        )
+        print_json({"version": table.version, "servers": len(table.servers), "world": table.world, "ranks": rows})
         return 0
     names = [name for name in rows[0] if name != "super_pod" or any(row[name] is not None for row in rows)]
-    lines = [names] + [["-" if row[name] is None else str(row[name]) for name in names] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    cells = [["-" if row[name] is None else row[name] for name in names] for row in rows]
     show(_summary(args.file, table))
-    show(
-        "\n".join(
-            "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
-    )
+    show("\n".join(table_lines(names, cells, "<" * len(names))))
     return 0
 
 
@@ -245,7 +232,7 @@ def run_check(args: argparse.Namespace) -> int:
     placement = plan.placement if plan is not None and plan.device != program.CPU else None  # CPU ranks go anywhere
     faults = check(args.file, plan.world if plan else args.world, placement)
     if args.json:
-        print(json.dumps([fault.as_dict() for fault in faults]))
+        print_json([fault.as_dict() for fault in faults])
     elif faults:
         show(
             "\n".join(
