@@ -85,7 +85,7 @@ class StrategyFile:
         found = []
         for stage, tensors in self.stages.items():
             parameters = dict.fromkeys(plan.stage_parameters(stage))
-            owners = {name: parameter_of(name, parameters) for name in tensors}
+            owners = {name: owning_parameter(name, parameters) for name in tensors}
             self._check_names(stage, owners, parameters)
             for name, owner in owners.items():
                 assert owner is not None, "_check_names has refused such tensors"
@@ -196,7 +196,7 @@ def same_slices(one: Layout, other: Layout) -> bool:
     return one == other or all(one.index(rank) == other.index(rank) for rank in range(one.num_devices))
 
 
-def parameter_of(name: str, parameters: Collection[str]) -> str | None:
+def owning_parameter(name: str, parameters: Collection[str]) -> str | None:
     """The parameter to which a tensor belongs: itself, or the one that it is an optimizer state of; None for others."""
     owners = [name] + [name.removeprefix(prefix) for prefix in STATES if name.startswith(prefix)]
     return next((owner for owner in owners if owner in parameters), None)
