@@ -66,6 +66,7 @@ def read_bytes(path: Path, limit: int = LIMIT, pipes: bool = False) -> bytes:
         if not pipes and path.exists() and not path.is_file():
             raise ValueError("is not an ordinary file")
         with open(path, "rb") as file:
+            # One byte more than allowed shows that there is too much. The size is not asked for: a pipe has none.
             content = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Missing(error.strerror) from None

@@ -37,7 +37,7 @@ class GraphShape:
                 raise GenerationError(f"{name}={value}: must be at least {least}")
         length = min(max_length, seq_length)
         chunk = min(chunk, seq_length)
-        return cls(batch_size, chunk, -(-length // chunk) * chunk, seq_length)
+        return cls(batch_size, chunk, -(-length // chunk) * chunk, seq_length)  # rounded up to whole chunks
 
     @property
     def max_length(self) -> int:

@@ -60,6 +60,7 @@ class Plan:
                     " the family's sharding.py"
                 )
         costs = [layer_flops_per_token(model, i) for i in range(model.num_layers)]
+        # The last stage also computes the logits.
         costs[-1] += head_flops_per_token(model)
         return cls(config, Mesh.of(parallel), rules, parallel.stage_layers or balance(costs, parallel.pipeline_stage))
 

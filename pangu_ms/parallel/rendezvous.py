@@ -105,5 +105,5 @@ def _connect(address: str) -> Connection:
         try:
             return Client(address, "AF_UNIX")
         except OSError:
-            time.sleep(0.02)
+            time.sleep(0.02)  # rank 0 does not listen yet
     raise PeerLost

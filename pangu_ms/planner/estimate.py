@@ -130,6 +130,7 @@ def _text(value: Any) -> str:
 
 def changed(estimate: Estimate, change: Change) -> Estimate | None:
     """The estimate with some fields changed; None if the configuration refuses the change."""
+    # num_devices=0: the number of devices follows from the changed degrees. Layers are divided anew over the stages.
     sections: dict[str, dict[str, Any]] = {
         "parallel": {"num_devices": 0} | ({"stage_layers": ()} if "parallel.pipeline_stage" in change else {})
     }

@@ -155,6 +155,7 @@ def _estimates(config: RunConfig, group: list[Variant], chip: Chip, hbm_bytes: i
             continue
         plan = dataclasses.replace(first.plan, config=changed_config, rules=rules_for(table, changed_config.parallel))
         yield dataclasses.replace(first, plan=plan)
+        # The other variants of the group have the same parameters and moments, which alone do not fit.
         if max(state_bytes(first.slices, stage) for stage, _ in distinct_stages(plan)) > hbm_bytes:
             return
 

@@ -119,6 +119,7 @@ def execute(config: RunConfig, start_ranks: StartRanks, steps: int = 20, progres
             stream_rank=None,
             name="pangu plan",
         ):
+            # Ended by a signal: nothing is wrong with the plan.
             if code == EXIT_STOPPED or code > 128:
                 raise PlanError(f"execution: stopped (exit code {code}); run the same command again")
             raise PlanError(
@@ -249,6 +250,7 @@ def _difference(name: str, kind: str, pairs: list[tuple[np.ndarray, np.ndarray]]
         float(np.abs(found - expected).max() / size) if found.shape == expected.shape else np.inf
         for expected, found in pairs
     ]
+    # NaN is neither larger nor smaller than a number, so that `max` could miss it.
     errors = [np.inf if np.isnan(error) else error for error in errors]
     return Difference(name, kind, max(errors), int(np.argmax(errors)))
 

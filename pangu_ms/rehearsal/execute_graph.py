@@ -121,6 +121,7 @@ class ExportedGraph:
         primitive = mind_ir_pb2.PrimitiveProto(name=self._name(op_type), op_type=op_type, prim_type=_FUNCTION)
         if collective is not None:
             primitive.prim_type = collective.prim_type
+            # `op` is set anew, and AllReduce has no rank_size.
             primitive.attribute.extend(a for a in collective.attribute if a.name not in ("op", "rank_size"))
             primitive.attribute.append(
                 mind_ir_pb2.AttributeProto(name="op", s=b"sum", type=mind_ir_pb2.AttributeProto.STRING)
