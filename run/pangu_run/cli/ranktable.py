@@ -19,6 +19,8 @@ from pangu_run.rank_table.hccn import HCCN_CONF, HCCN_TOOL, device_addresses, re
 from pangu_run.rank_table.table import RankTable, check, misplaced, wait_completed
 
 SHOWN_FAULTS = 100
+MAX_DEVICES = 16
+"""Devices of the largest server."""
 TIMEOUT_S = 1800.0
 """The time for which HCCL waits for a table that is not completed yet."""
 HOSTS_HELP = (
@@ -157,15 +159,17 @@ def read_device_ids(text: str) -> list[int]:
     """
     try:
         if text.strip().isdigit():
-            ids = list(range(int(text)))
+            spans = [[0, int(text) - 1]]
         else:
-            ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-            ids = [device for end in ends for device in range(end[0], end[-1] + 1) if len(end) <= 2]
+            spans = [[int(end) for end in part.split("-", 1)] for part in text.split(",")]
     except ValueError:
-        ids = []
-    if not 0 < len(ids) <= 16 or len(set(ids)) != len(ids):
+        spans = []
+    # One more than allowed suffices to refuse the rest: 0-999999999 would fill the memory.
+    ids = [device for span in spans for device in range(span[0], span[-1] + 1)[: MAX_DEVICES + 1]]
+    if not 0 < len(ids) <= MAX_DEVICES or len(set(ids)) != len(ids):
         raise RankTableError(
-            f"--devices {text}: must be 1 to 16 devices, each once; write a number such as 8, or ids such as 4-7 or 0,2"
+            f"--devices {text}: must be 1 to {MAX_DEVICES} devices, each once; write a number such as 8, or ids such as"
+            " 4-7 or 0,2"
         )
     return sorted(ids)
 
