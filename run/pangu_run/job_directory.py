@@ -131,6 +131,7 @@ class JobDirectory:
         Of an earlier launch only events and logs are kept. Later events belong to the launch with the "id" given here.
         """
         self._launch = description.get("id")
+        # Removed before job.json is replaced: a reader must not take the old status for that of the new job.
         with files.writing(self.path):
             for name in ("status.json", "config.yaml", "rank_table.json"):
                 (self.path / name).unlink(missing_ok=True)

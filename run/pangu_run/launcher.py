@@ -80,7 +80,7 @@ def require_alone(directory: JobDirectory) -> None:
     gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(job.get("launcher_pid") or 0)
     deadline = time.monotonic() + (GONE_S if gone else TAKEOVER_S)
     while time.monotonic() < deadline:
-        time.sleep(STATUS_S / 2)
+        time.sleep(STATUS_S / 2)  # a launcher writes its status every STATUS_S
         present = directory.status()
         if present and present["state"] == ENDED:
             return

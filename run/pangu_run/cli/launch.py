@@ -57,7 +57,7 @@ class Parser(arguments.Parser):
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
     args = parse(argv)
-    if {"-h", "--help"} & set(args.argv):
+    if {"-h", "--help"} & set(args.argv):  # behind `train`: its own help, which only the program itself can show
         return subprocess.call(python_command("pangu_ms", args.verb, "--help"), env=python_environment())
     return launch(args)
 
@@ -66,6 +66,7 @@ def launch(args: argparse.Namespace) -> int:
     """Determine the ranks of this host, and run them."""
     require_long(job_secret())
     options = program_options(args)
+    # The program is asked twice: its placement says which host this is, and only the first host prepares records.
     table, here = cluster(args, placement(args.argv, *options))
     leads = here == 0 and not args.dry_run  # the first host prepares records, and checks the directory
     described = describe(
@@ -216,6 +217,7 @@ def cluster(args: argparse.Namespace, program: Program) -> tuple[RankTable, int]
     here = table.this_server(args.server_id) if len(table.servers) > 1 or args.rank_table else 0
     if program.device == CPU and len(table.servers) > 1:
         require_one_machine(master_address(args, table))
+    # The plan's order puts the heaviest traffic inside servers, which is of no use to CPU ranks of one machine.
     return table.ordered(in_order if program.device == CPU else program.placement), here
 
 

@@ -58,6 +58,7 @@ def marker(site: Site, where: Path) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "addresses": names,
+        # In the file system's time, which all hosts that share it have in common.
         "time": time.time() - seconds,
         "skew_s": seconds,
         "versions": versions.all_versions(site),

@@ -165,6 +165,7 @@ def ranks_of(
         since: age of the status in seconds, which is added to the silence in the status.
     """
     running = collections.Counter(entry["step"] for entry in entries if entry.get("step") is not None)
+    # The step that most ranks have; of two equally frequent ones the later.
     usual = max(running, key=lambda step: (running[step], step), default=None)
     return [
         _rank(entry, usual, _silence(entry, now, since), failed)

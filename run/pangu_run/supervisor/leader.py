@@ -125,7 +125,7 @@ class Leader:
                 return failure.code, failure.summary
             if await self._pause(min(MAX_BACKOFF_S, self.job.limits.backoff_s * 2 ** (self.attempt - 1))):
                 return EXIT_STOPPED, ""
-        raise AssertionError
+        raise AssertionError("itertools.count never ends")
 
     def _why_no_restart(self, failure: FailureReport, previous: FailureReport | None) -> str | None:
         """The reason why the job is not restarted after this failure, empty if no explanation is needed; None if it is

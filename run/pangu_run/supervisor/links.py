@@ -127,7 +127,7 @@ class HostLink:
             if text is None:
                 self.forged = True
                 return None
-            if (message := _parsed(text)) != {}:
+            if (message := _parsed(text)) != {}:  # {} only keeps the connection alive
                 return message
         return None
 
