@@ -158,6 +158,7 @@ def _with_states(stage: int, cells: dict[str, tuple[str, ...]], every: bool) -> 
     of the parameter, unless `every` is set."""
     states: dict[str, list[str]] = {name: [] for name in sorted(cells, key=_in_order)}
     for name in sorted(cells):
+        # Without the tensor itself, which would be its own owner.
         owner = owning_parameter(name, cells.keys() - {name})
         if not every and owner and cells[owner] == cells[name]:
             states[owner].append(name.removesuffix(f".{owner}"))

@@ -116,6 +116,7 @@ def misfit(value: Any, form: Form, place: str = "") -> str:
 def _fits(value: Any, form: Form) -> bool:
     if form is None:
         return value is None
+    # type() instead of isinstance(), for which True is an int.
     if isinstance(form, (range, Between)):
         return type(value) in ((int,) if isinstance(form, range) else (int, float)) and value in form
     if isinstance(form, frozenset):

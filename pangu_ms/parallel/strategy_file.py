@@ -21,6 +21,7 @@ MindSpore reads the stage from the first operator; it ignores operators that its
 STATES = (*MOMENTS, "moment1.", "moment2.", "moments.", "lamb_m.", "lamb_v.", "accu_grads.")
 """Prefixes of the names of tensors that MindSpore's optimizers and gradient accumulation keep for a parameter, with its
 layout."""
+# In a merged file the names of tensors begin with their stage: `0-blocks.0.attention.query.weight`.
 _STAGED = re.compile(r"(\d+)-(.+)", re.DOTALL)
 
 
@@ -149,6 +150,7 @@ def read_parameter_layouts(path: str | Path, mesh: Mesh | None = None) -> Strate
             f"{path}: holds operators and no parameter layouts; a file saved by strategy_ckpt_save_file or"
             " save_param_strategy_file is wanted"
         )
+    # MindSpore, too, takes the stage of the first operator.
     own = next((operator.stage for operator in content.parallel_strategy_item.values()), 0)
     stages: dict[int, dict[str, StoredLayout]] = {}
     names = [_STAGED.fullmatch(name) for name in content.parallel_layout_item]

@@ -133,6 +133,7 @@ def _variants(pp: int, mp: int, dp: int, batch: int) -> Iterator[list[Variant]]:
         (True, False) if dp * mp > 1 else (False,), ("row", "replicated") if mp > 1 else ("replicated",)
     ):
         layout_fields = degrees | {"optimizer_shard": shard, "vocab_embedding": vocab}
+        # The first of each is the one with the least memory, so that the first variant of all has it, too.
         group = itertools.product(("full", "selective", "none"), (True, False) if mp > 1 else (False,), micros)
         yield [
             (

@@ -214,6 +214,8 @@ def sample_ranks(plan: Plan, number: int = 0) -> list[int]:
         round(i * (mesh.num_stages - 1) / max(1, min(number, mesh.num_stages) - 1))
         for i in range(min(number, mesh.num_stages))
     ]
+    # The stages above are evenly spaced, from the first to the last. Each turn through them takes a rank of each, the
+    # first turn the first rank, later ones ranks that are spread over the stage.
     chosen: dict[int, None] = {}
     for i in range(number):
         turn, stage = divmod(i, len(stages))

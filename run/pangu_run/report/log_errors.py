@@ -264,6 +264,8 @@ def _mark_cause(errors: Iterable[DistinctError], cause: dict[str, Any] | None) -
         return
     lines = normalized(failure_lines(cause))
     for error in errors:
+        # Without the module and file that _logged puts first, since the launcher's copy of the line has them in another
+        # form. A text of three characters would be found in any line.
         shown = error.text.split("] ", 1)[-1] if error.text.startswith("[") else error.text
         error.cause = cause.get("rank") in error.owners and len(shown) > 3 and normalized(shown) in lines
 

@@ -99,7 +99,7 @@ class Leader:
             self.agent.kill()
             self.event_log.end_job(code, self.states)
             await self.links.close(code, text)
-            self.disk.close(CLOSE_S)
+            self.disk.close(CLOSE_S)  # last: it writes the events of the lines above
 
     async def _attempts(self) -> tuple[int, str]:
         previous: FailureReport | None = None
@@ -198,6 +198,7 @@ class Leader:
         while any(state.runs for state in self.states):
             await self._process_messages()
             now = time.monotonic()
+            # Causes before consequences: without its host or the scheduler a rank fails, too.
             if self.lost_hosts:
                 return report_lost_host(self.lost_hosts[0], self.states)
             if self.scheduler_ended and self.scheduler_ended["code"]:

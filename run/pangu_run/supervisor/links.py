@@ -140,6 +140,7 @@ class HostLink:
     async def close(self) -> None:
         """Send the remaining lines and close."""
         try:
+            # With a time limit, since the other side may have stopped reading.
             await asyncio.wait_for(self._writer.drain(), ALIVE_S)
             self._writer.close()
         except (OSError, asyncio.TimeoutError):
