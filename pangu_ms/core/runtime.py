@@ -120,6 +120,7 @@ def join_ranks() -> str:
 
 def _silence() -> None:
     """Discard stderr: MindSpore's network threads write to it while the process ends, whatever the log level."""
+    # What this program itself has written must still come out.
     sys.stderr.flush()
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 2)

@@ -81,4 +81,5 @@ class NgramModels:
 def _pairs(batch: Batch, vocab_size: int) -> np.ndarray:
     """The pairs at the positions that the loss mask keeps, encoded as input * V + label, int64."""
     counts = batch.loss_mask > 0
+    # int64: V * V exceeds int32 from V = 46,341 on.
     return batch.ids[:, :-1][counts].astype(np.int64) * vocab_size + batch.ids[:, 1:][counts]

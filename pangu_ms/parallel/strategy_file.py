@@ -191,6 +191,7 @@ def write_parameter_layouts(plan: Plan, stage: int, path: str | Path) -> None:
     )
 
 
+# Cached, since a model has hundreds of tensors and only a few different layouts.
 @functools.lru_cache
 def same_slices(one: Layout, other: Layout) -> bool:
     """Whether every device holds the same slice in both, whatever the axes are called. Shapes and numbers of devices

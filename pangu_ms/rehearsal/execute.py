@@ -1,5 +1,5 @@
-"""Execution of a plan: as many CPU processes as the plan has ranks run the graphs that MindSpore's parallel compiler
-makes for these, and the results are compared with those of a single process without a plan.
+"""Execution of a plan: MindSpore's parallel compiler makes a graph for each rank, and a CPU process for each rank runs
+it. The results are compared with those of a single process without a plan.
 
 For every rank these are compared: loss and norm of every step, the gradients of the first step, and the parameters
 after the last step. No mindspore import.

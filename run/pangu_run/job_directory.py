@@ -43,6 +43,7 @@ STATES = ("starting", "running", "stopping", "waiting", "ended")
 STARTING, RUNNING, STOPPING, WAITING, ENDED = STATES
 """Of a job: `waiting` is the pause before a restart. Of a rank: starting, running, ended."""
 
+# Bounds that no real value reaches. A damaged file may hold any number, and code after these checks computes with it.
 _RANK, _STEP, _ATTEMPT, _PID = range(1 << 31), range(1 << 62), range(1 << 31), range(1, 1 << 31)
 _JOB_FORM: Form = {
     "id": (str, int, None),

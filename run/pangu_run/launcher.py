@@ -58,6 +58,7 @@ def run_job(job: Job) -> int:
         )
     job.write_rank_table()
     signals = Signals()
+    # The guard must run before the first rank starts.
     with stop_signals.handled(signals.note), orphans.guarded(job.identity):
         return asyncio.run(_lead(job, signals) if job.leads else _follow(job, signals))
 

@@ -51,6 +51,7 @@ def guarded(job: str) -> Iterator[None]:
     left."""
     reader, writer = os.pipe()
     command = python_command("pangu_run.orphans", str(reader), job)
+    # In a session of its own: a signal to the group of this launcher must not end the guard.
     guard = subprocess.Popen(
         command,
         env=python_environment(),

@@ -82,8 +82,10 @@ def watch(directory: JobDirectory, interval: float, as_json: bool) -> JobStatus:
         else:
             status = observe(directory)
             size = shutil.get_terminal_size()
+            # Cut to the width: a line that wraps would make the count of drawn lines wrong.
             lines = [console.printable(line)[: size.columns - 1] for line in status_lines(status)]
             lines = lines if status.over else _fitting(lines, size.lines - 1)
+            # Up to the first line drawn before, and clear from there to the end of the screen.
             print(
                 (f"\x1b[{drawn}F" if drawn else "") + "\x1b[J" + "\n".join(lines),
                 file=console.raw(sys.stdout),

@@ -74,6 +74,7 @@ class Leader:
         """Run the job; returns its exit code."""
         code, text = EXIT_HOST, "the first host's launcher ended"
         try:
+            # Before the first attempt no rank runs, so a signal can end the job at once.
             missing = await self._unless_signalled(self.links.wait_for_hosts(self.event_log.print_line))
             if self.signals:
                 code, text = EXIT_STOPPED, ""

@@ -175,7 +175,7 @@ class HostLink:
 
 
 def _text(message: Message) -> bytes:
-    return json.dumps(message, ensure_ascii=False).encode(errors="replace")
+    return json.dumps(message, ensure_ascii=False).encode(errors="replace")  # names of files may hold any bytes
 
 
 def _parsed(text: bytes) -> Message | None:
@@ -256,6 +256,7 @@ class HostLinks:
         await asyncio.gather(*(self._end(link, code, text) for link in list(self.links.values())))
         for task in self._tasks:
             task.cancel()
+        # Only to wait for them: each ends with CancelledError.
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._listener:
             self._listener.close()

@@ -145,6 +145,7 @@ class RankProcess:
         os.close(descriptor)
 
     def _output(self, content: bytes, stdout: bool) -> None:
+        # In the background: a disk that stalls must not stop the reading of pipes, on which ranks would block.
         self.disk.submit(lambda: self._write(content), len(content))
         if self.terminal:
             self.terminal.write_output(self.number, content, stdout)
