@@ -50,7 +50,7 @@ def _run(args: Namespace) -> int:
     if args.json and None in result.values():
         tell(f"pangu eval: unigram and bigram {NO_BASELINES}")
     rows = [(name.replace("_", " "), _shown(value)) for name, value in result.items()]
-    print_result(result, "\n".join(table_lines(("", ""), rows, "<<")[1:]), args.json)
+    print_result(result, "\n".join(table_lines(None, rows, "<<")), args.json)
     return 0
 
 

@@ -39,7 +39,7 @@ class Report:
         self.results |= results
 
     def table(self) -> str:
-        return "\n".join(table_lines(("", "", ""), self.rows, "<<<")[1:])  # without the empty heading
+        return "\n".join(table_lines(None, self.rows, "<<<"))
 
 
 def build_parser() -> Parser:
