@@ -108,6 +108,7 @@ class ManifestParser(arguments.Parser):
             ("--max-restarts", args.max_restarts, 0, 1000),
             ("--grace", args.grace, MIN_GRACE_S, 24 * 3600),
             ("--master-port", args.master_port, *PORTS),
+            # Only some kinds have the last two options.
             ("--max-requeues", getattr(args, "max_requeues", 0), 0, 10000),
             ("--table-timeout", getattr(args, "table_timeout", 0), 0, MAX_S),
         ):

@@ -81,6 +81,7 @@ def _read(where: Path, own: str) -> tuple[list[dict[str, Any]], list[str]]:
 def _missing(site: Site, markers: list[dict[str, Any]]) -> Iterator[Line]:
     known: set[str] = set()
     for entry in markers:
+        # Loopback names are the same on all hosts and identify none.
         known |= set(entry["addresses"]) - {"127.0.0.1", "::1", "localhost"}
     servers = site.roster.servers if site.roster else ()
     missing = [
