@@ -85,6 +85,7 @@ def main(argv: list[str]) -> int:
     lines = {}
     for kind, found in examine(site_of(options)):
         lines[kind] = found
+        # Printed kind by kind, since a check may take up to a minute.
         if not options.json and found:
             colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
             print(pretty(kind, found, colour), file=raw(sys.stdout), flush=True)

@@ -273,6 +273,7 @@ def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: i
         DeviceAssignment(rank, server.server_id, device.device_id) for rank, (server, device) in table.ranks().items()
     ]
     on_cpu, several = program.device == CPU, len(table.servers) > 1
+    # CPU ranks read no rank table: they meet through MindSpore's scheduler.
     start: Literal["cluster", "rank-table"] = "rank-table" if args.rank_table and not on_cpu else "cluster"
     if args.start and not on_cpu:
         start = args.start

@@ -250,6 +250,7 @@ def _count(errors: dict[_Key, DistinctError], owner: int | str, path: Path, writ
     key = (codes_of(text), normalized(text), found.frame)
     if key not in errors and len(errors) >= MAX_DISTINCT:
         return False
+    # An error without a time cannot be later than the last write to its file.
     time = written if found.time is None else found.time
     error = errors.setdefault(key, DistinctError(text, time, path, found.frame, explain(text)))
     if time < error.time:

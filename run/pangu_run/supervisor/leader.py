@@ -54,6 +54,7 @@ class Leader:
     def __init__(self, job: Job, terminal: Terminal):
         self.job, self.terminal = job, terminal
         self.messages: asyncio.Queue[Message] = asyncio.Queue()
+        # The leader's own ranks are run by an agent, too, as those of every other host.
         self.agent = HostAgent(job, terminal, self.messages.put_nowait)
         self.links = HostLinks(job, self.messages.put_nowait)
         self.attempt = 0
@@ -72,6 +73,7 @@ class Leader:
 
     async def lead(self) -> int:
         """Run the job; returns its exit code."""
+        # What the other hosts are told if an unforeseen error ends this function.
         code, text = EXIT_HOST, "the first host's launcher ended"
         try:
             # Before the first attempt no rank runs, so a signal can end the job at once.
@@ -214,6 +216,7 @@ class Leader:
                 self.event_log.state = STOPPING
                 self._send({"do": "signal", "name": self.signals[0]})
             hung = watchdog.hung(self.states, limits, now)
+            # A rank that has not ended in time after the signal counts as hung.
             if not hung and stop_by and now > stop_by:
                 hung = watchdog.overdue([state for state in self.states if state.runs])
             if hung:
@@ -244,6 +247,7 @@ class Leader:
             return None
         if left:
             await self._dump_stacks([state.assignment.rank for state in left])
+        # Those that have ended only followed another rank, so the cause is among those that still run.
         if left and all(message["code"] in (0, EXIT_PEER_LOST, EXIT_STOPPED) for message in exits):
             hung = watchdog.overdue(left)
             return self._report_hang(hung, _silence(hung, time.monotonic()))
