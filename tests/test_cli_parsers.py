@@ -73,9 +73,9 @@ def test_help_shows_no_default_of_switches_and_of_options_without_one():
 
 
 def test_choices_of_operators_are_those_of_ascend_ops():
-    from ascend_ops import library, table
+    from ascend_ops import backend, library, table
 
-    assert tuple(table.FLOATS) == ops.DTYPES and tuple(library.LEVELS) == ops.LEVELS
+    assert tuple(table.FLOATS) == ops.DTYPES and tuple(library.LEVELS) == ops.LEVELS and backend.SOCS == ops.CHIPS
 
 
 def test_config_iso_tells_json_and_text_the_same(capsys):
