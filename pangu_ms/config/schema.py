@@ -57,10 +57,42 @@ class DataConfig:
     new permutation each epoch. Empty: all rows are read (spec E2.4)."""
     held_out: Float = 0.02
     """Share of documents that `prepare` puts aside for evaluation."""
+    mixture: dict[str, Float] = field(default_factory=dict)
+    """Weight of each domain of the records, such as {zh: 0.4, code: 0.6}: its share of the sequences that are read. The
+    weights need not sum to 1; domains of weight 0, and domains without a weight, are not read. Empty: every epoch reads
+    all rows once, whatever their domain."""
+    samples_per_domain: dict[str, Int] = field(default_factory=dict)
+    """Number of sequences of each domain in the batch of every replica, such as {zh: 2, code: 6}; the sum must be
+    train.batch_size. A batch has its domains one after the other in alphabetical order. Excludes mixture."""
 
     def __post_init__(self) -> None:
         require(0 <= self.held_out < 1, "held_out", f"={self.held_out}: must be in [0, 1)")
         require_not_negative(self, seed="is the smallest")
+        require(
+            not (self.mixture and self.samples_per_domain),
+            "samples_per_domain",
+            ": data.mixture is given, too; a run has one of them; set the other one to {}",
+        )
+        _require_amounts("mixture", self.mixture)
+        _require_amounts("samples_per_domain", self.samples_per_domain)
+        total = sum(self.mixture.values())
+        for name, weight in self.mixture.items():
+            require(
+                weight == 0 or weight * MIXTURE_STEPS >= total,
+                f"mixture.{name}",
+                f"={weight}: must be 0 or at least {1 / MIXTURE_STEPS:.1g} of the weights' sum, which is {total:g}",
+            )
+
+
+MIXTURE_STEPS = 1 << 20
+"""Longest period of a mixture, in samples: the smallest share of a domain is one sample of a period."""
+
+
+def _require_amounts(name: str, amounts: dict[str, Any]) -> None:
+    """Require that amounts by domain are not negative, and not all 0."""
+    for domain, amount in amounts.items():
+        require(amount >= 0, f"{name}.{domain}", f"={amount}: must not be negative; 0 reads nothing of the domain")
+    require(not amounts or any(amounts.values()), name, ": all are 0; at least one domain must be read")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -221,6 +253,13 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_degrees(self.parallel, self.model, self.train)
+        samples = self.data.samples_per_domain
+        require(
+            not samples or sum(samples.values()) == self.train.batch_size,
+            "data.samples_per_domain",
+            f": {sum(samples.values())} samples in all, train.batch_size={self.train.batch_size}: must be equal; set"
+            f" train.batch_size={sum(samples.values())} or change the samples",
+        )
 
     @property
     def global_batch_size(self) -> int:

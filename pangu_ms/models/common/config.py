@@ -161,6 +161,12 @@ class ModelConfig:
         return 0
 
     @property
+    def domains(self) -> tuple[str, ...]:
+        """Names of the domains that the model tells apart, in the order of their indices in the extra input "domain";
+        empty if the model reads no domain."""
+        return ()
+
+    @property
     def dropout(self) -> float:
         """Probability with which training drops a value."""
         return 0.0
