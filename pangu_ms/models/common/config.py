@@ -167,6 +167,11 @@ class ModelConfig:
         return ()
 
     @property
+    def default_domain(self) -> str:
+        """Domain of prompts and texts that name none; empty: the first of `domains`."""
+        return ""
+
+    @property
     def dropout(self) -> float:
         """Probability with which training drops a value."""
         return 0.0
