@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pangu_ms.core.errors import GenerationError
-from pangu_ms.infer.domains import Domains
+from pangu_ms.infer.domains import NO_DOMAINS, Domains
 
 NO_BEAMS = "a MindIR package holds no graph that reorders its cache; use 1, or the checkpoint"
 
@@ -69,7 +69,7 @@ class Decoder:
         graph: Callable[..., Any],
         shape: GraphShape,
         reorder: Callable[..., Any] | None = None,
-        domains: Domains = Domains(),
+        domains: Domains = NO_DOMAINS,
     ):
         """Wrap a graph.
 

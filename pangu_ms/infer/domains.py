@@ -45,3 +45,7 @@ class Domains:
         if names and len(names) != count:
             raise GenerationError(f"domains: {len(names)} for {count} prompts; give one for each, or none")
         return [self.index(name, f"prompt {i}: ") for i, name in enumerate(names or [""] * count, 1)]
+
+
+NO_DOMAINS = Domains()
+"""Of a model that reads no domain."""
