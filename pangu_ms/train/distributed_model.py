@@ -13,7 +13,8 @@ from pangu_ms.checkpoint import sharded, store
 from pangu_ms.checkpoint.save_ranks import save_rank
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.heartbeat import SAVE, beat
-from pangu_ms.data.loader import sequential_batches
+from pangu_ms.data.domains import known_domains
+from pangu_ms.data.loader import batch_rows, sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.eval.perplexity import Evaluator, Score
 from pangu_ms.models.build import build_model, initial_value, to_arrays, value_of, weights
@@ -134,13 +135,18 @@ class ReplicatedModel(HeldParameters):
 
     def evaluate(self, held_out: RecordSet) -> Score | None:
         """Score train.eval_batches global batches, in batches of the size that fits a replica, on rank 0; None
-        elsewhere."""
-        train = self.config.train
+        elsewhere. Rows of domains that the model lacks are left out."""
+        train, model = self.config.train, self.config.model
         if not self.ranks.leads:
             return None
-        num_batches, extra_inputs = train.eval_batches * self.ranks.world, self.config.model.extra_inputs()
-        batches = sequential_batches(held_out, train.batch_size, self.config.data.eod_reset, num_batches, extra_inputs)
-        return self.evaluator.score(batches)
+        num_batches, domains = train.eval_batches * self.ranks.world, known_domains(held_out.domain_names, model)
+        if not domains:
+            return None
+        parts = batch_rows(held_out, train.batch_size, num_batches, domains)
+        batches = sequential_batches(
+            held_out, train.batch_size, self.config.data.eod_reset, num_batches, model, domains
+        )
+        return self.evaluator.score(batches, [domain for domain, _ in parts])
 
 
 class ShardedModel(HeldParameters):

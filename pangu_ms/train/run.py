@@ -10,7 +10,6 @@ from pangu_ms.config.load import dump_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files, runtime
 from pangu_ms.core.heartbeat import EVALUATE, INIT, SAVE, beat
-from pangu_ms.data.extra_inputs import require_sources
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import Order
@@ -35,13 +34,13 @@ class Run:
         """Open the records and build model and optimizer; nothing is written yet.
 
         Raises:
-            DataError: the records do not fit the model, or data.order does not fit the records.
+            DataError: the records do not fit the model, or data.order or a domain does not fit the records.
         """
         self.config, self.output, self.checkpoints = config, Path(output), Path(output) / "checkpoints"
         self.train_set = RecordSet.open(records, "train")
         self.train_set.check(config.model)
-        require_sources(config.model.extra_inputs())
         self.order = Order.open(config.data.order, self.train_set)
+        Loader.of(self.train_set, config, order=self.order.rows)  # a wrong domain is told before the model is built
         self.tokenizer = self.train_set.directory and self.train_set.directory / "tokenizer"
         self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
         runtime.start(config.runtime.device)
@@ -151,18 +150,7 @@ class Run:
 
     def batches(self) -> Iterator[Batch]:
         """This rank's batches from the present step on, an endless iterator."""
-        data, part = self.config.data, self.model.loader_part
-        loader = Loader(
-            self.train_set,
-            part["batch_size"],
-            seed=data.seed,
-            shuffle=data.shuffle,
-            eod_reset=data.eod_reset,
-            rank=part["rank"],
-            world=part["world"],
-            order=self.order.rows,
-            extra_inputs=self.config.model.extra_inputs(),
-        )
+        loader = Loader.of(self.train_set, self.config, **self.model.loader_part, order=self.order.rows)
         return loader.batches(self.step)
 
     def close(self) -> None:
