@@ -14,7 +14,7 @@ from pangu_ms.checkpoint.save_ranks import save_rank
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.heartbeat import SAVE, beat
 from pangu_ms.data.domains import known_domains
-from pangu_ms.data.loader import batch_rows, sequential_batches
+from pangu_ms.data.loader import Loader, batch_rows, sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.eval.perplexity import Evaluator, Score
 from pangu_ms.models.build import build_model, initial_value, to_arrays, value_of, weights
@@ -107,7 +107,7 @@ class ReplicatedModel(HeldParameters):
     def __init__(self, config: RunConfig):
         self.config, self.ranks = config, Replicas.join(config)
         self.model = build_model(config.model)
-        self.train_step = TrainStep(self.model, config, self.ranks)
+        self.train_step: OptimizerStep = TrainStep(self.model, config, self.ranks)
         self.evaluator = Evaluator(self.model, config)
         self.groups = {"model": weights(self.model), "optimizer": self.train_step.parameters()}
         self.loader_part = {"batch_size": config.train.batch_size, "rank": self.ranks.rank, "world": self.ranks.world}
@@ -216,14 +216,21 @@ class ShardedModel(HeldParameters):
         """Does nothing, since no rank has the whole model."""
 
 
-def build_distributed_model(config: RunConfig) -> DistributedModel:
+def build_distributed_model(config: RunConfig, loader: Loader) -> DistributedModel:
     """Build a run's model in the form for its device, which must have been selected.
+
+    Args:
+        loader: of the global batches; with offload.experts it tells which experts the steps need.
 
     Raises:
         ConfigError: the job has another number of processes than the configuration, or its device cannot execute the
-            plan.
+            plan, or the host has too little memory for the experts.
     """
     require_executable(config)
+    if config.offload.experts:
+        from pangu_ms.train.offload.offloaded_model import OffloadedModel  # it derives from a class of this module
+
+        return OffloadedModel(config, loader)
     if config.runtime.device == "CPU" or config.parallel.world == 1:
         return ReplicatedModel(config)
     model = ShardedModel(config)
