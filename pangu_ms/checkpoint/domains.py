@@ -1,5 +1,5 @@
-"""Checkpoints made of others by domain: `extract` one domain, `add_domain`, and `inherit_base`, a model with domains that
-computes what one without them does. No mindspore import."""
+"""Checkpoints made of others by domain: `extract` one domain, `add_domain`, and `inherit_base`, a model with domains
+that computes what one without them does. No mindspore import."""
 
 import dataclasses
 from pathlib import Path
@@ -23,7 +23,7 @@ def require_domains(checkpoint: store.Checkpoint) -> None:
     model = checkpoint.config().model
     if not model.domains:
         raise ConfigError(
-            f"{checkpoint.path}: model.family={model.family}: has no domains; name the checkpoint of a model with domains"
+            f"{checkpoint.path}: model.family={model.family}: has no domains; name the checkpoint of a model that has"
         )
 
 
@@ -138,8 +138,8 @@ def inherit_base(
     seed: int = 1,
     progress: bool = False,
 ) -> dict[str, Any]:
-    """Write the first checkpoint of a model with domains that computes, for each of them, what the model of a checkpoint
-    without domains computes.
+    """Write the first checkpoint of a model with domains that computes, for each of them, what the model of a
+    checkpoint without domains computes.
 
     Args:
         checkpoint: of the base of the family, `ModelConfig.BASE_FAMILY`.
@@ -151,8 +151,8 @@ def inherit_base(
         progress: show a bar.
 
     Returns:
-        A dict with output; num_experts and parameters as for `extract`; new_rows, the number of rows with initial values
-        of each word table.
+        A dict with output; num_experts and parameters as for `extract`; new_rows, the number of rows with initial
+        values of each word table.
 
     Raises:
         ConfigError: the new model would compute something else.
@@ -183,15 +183,15 @@ def _rows(checkpoint: store.Checkpoint, model: ModelConfig, tokenizer: Path | No
     if tokenizer is None:
         if model.vocab_size != size:
             raise ConfigError(
-                f"model.vocab_size={model.vocab_size}: the checkpoint has {size}: must be equal without --tokenizer; name"
-                " the tokenizer of the new vocabulary"
+                f"model.vocab_size={model.vocab_size}: the checkpoint has {size}: must be equal without --tokenizer;"
+                " name the tokenizer of the new vocabulary"
             )
         return None
     new, old = Tokenizer.load(tokenizer), checkpoint.tokenizer()
     require_vocabulary(new, model.vocab_size)
     if old is None:
         raise CheckpointError(
-            f"{checkpoint.path}: holds no tokenizer, so that its pieces are unknown; convert it again with its tokenizer"
+            f"{checkpoint.path}: holds no tokenizer, so that its pieces are unknown; convert it again with one"
         )
     found = [old.id_of(new.piece_of(index)) for index in range(model.vocab_size)]
     return np.array([-1 if index is None else index for index in found], np.int64)

@@ -226,8 +226,8 @@ def add_generation(parser: Parser) -> None:
     text = "a prompt; may be given several times"
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text)
     text = (
-        "one prompt per line, or a .jsonl file of strings or of objects with a prompt key, and a domain key if the model"
-        " has domains"
+        "one prompt per line, or a .jsonl file of strings or of objects with a prompt key, and a domain key if the"
+        " model has domains"
     )
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help=text)
     parser.add_argument("--stream", action="store_true", help="print text while it is generated (one prompt only)")

@@ -21,8 +21,8 @@ def build_parser() -> Parser:
     text = "domain whose experts are copied (default: the model's model.default_domain, or its first domain)"
     parser.add_argument("--parent", metavar="NAME", help=text)
     text = (
-        "checkpoint from which the experts come: a PanGu-Sigma, such as a trained one that `pangu sigma extract` made, or"
-        " the PanGu-alpha that the model inherits from"
+        "checkpoint from which the experts come: a PanGu-Sigma, such as a trained one that `pangu sigma extract` made,"
+        " or the PanGu-alpha that the model inherits from"
     )
     parser.add_argument("--from", dest="donor", type=Path, metavar="CHECKPOINT", help=text)
     text = "experts of the new group, a multiple of those that are copied (default: as many)"

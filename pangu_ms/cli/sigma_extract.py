@@ -1,5 +1,5 @@
-"""`pangu sigma extract`: write the checkpoint of a model that computes for one domain what a PanGu-Sigma does, and holds
-nothing of other domains."""
+"""`pangu sigma extract`: write the checkpoint of a model that computes for one domain what a PanGu-Sigma does, and
+holds nothing of other domains."""
 
 from argparse import Namespace
 
@@ -18,8 +18,8 @@ def build_parser() -> Parser:
     text = "directory for the new checkpoint; it must be empty, and is made if needed"
     options.add_new_directory(parser, "--output", text, required=True)
     text = (
-        "also leave out experts to which no token of the vocabulary goes; every layer keeps as many as the one that uses"
-        " most"
+        "also leave out experts to which no token of the vocabulary goes; every layer keeps as many as the one that"
+        " uses most"
     )
     parser.add_argument("--drop-unused", action="store_true", help=text)
     options.add_json(parser)

@@ -200,8 +200,8 @@ def _require_donor(config: SigmaConfig, name: str, donor: Donor) -> None:
         )
     if not config.sparse_layers:
         raise ConfigError(
-            f"model.num_dense_layers={config.num_dense_layers}: no layer is sparse, so that a domain has no experts; use"
-            " another checkpoint"
+            f"model.num_dense_layers={config.num_dense_layers}: no layer is sparse, so that a domain has no experts;"
+            " use another checkpoint"
         )
     fields = ["vocab_size", "hidden_size", "num_layers", "num_heads", "ffn_hidden_size", "seq_length", "hidden_act"]
     if donor.domain is not None:
@@ -231,8 +231,8 @@ def inherited(old: ModelConfig, config: SigmaConfig, rows: np.ndarray | None = N
     for field in old.field_names():
         if field not in FREE_OF_BASE and (own := getattr(config, field)) != (given := getattr(old, field)):
             raise ConfigError(
-                f"model.{field}={own}: must stay {given}, or the model would not compute what the checkpoint's does; set"
-                f" model.{field}={given}"
+                f"model.{field}={own}: must stay {given}, or the model would not compute what the checkpoint's does;"
+                f" set model.{field}={given}"
             )
     tables = config.initial_tables()
     parameters: dict[str, Copy | np.ndarray] = {}
