@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ascend_ops.loss import softmax_cross_entropy
     from ascend_ops.matmul import grouped_matmul, linear, logits
     from ascend_ops.norms import layer_norm, rms_norm
-    from ascend_ops.optimizer import adamw, squared_norm
+    from ascend_ops.optimizer import adamw, squared_norm, squared_norms
     from ascend_ops.random_masks import dropout, dropout_seed
     from ascend_ops.rotary import rotary_embedding, rotary_table
     from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
@@ -74,6 +74,7 @@ __all__ = [
     "silu",
     "softmax_cross_entropy",
     "squared_norm",
+    "squared_norms",
     "swiglu",
     "use",
 ]
@@ -88,7 +89,7 @@ _NAMES = {
     "loss": ("softmax_cross_entropy",),
     "matmul": ("grouped_matmul", "linear", "logits"),
     "norms": ("layer_norm", "rms_norm"),
-    "optimizer": ("adamw", "squared_norm"),
+    "optimizer": ("adamw", "squared_norm", "squared_norms"),
     "random_masks": ("dropout", "dropout_seed"),
     "rotary": ("rotary_embedding", "rotary_table"),
     "routing": ("moe_combine", "moe_dispatch", "rre_route"),

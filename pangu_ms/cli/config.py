@@ -84,15 +84,17 @@ def fields() -> list[dict[str, Any]]:
         reference = schema["properties"][section.name]
         names = [r["$ref"].rsplit("/", 1)[1] for r in reference.get("oneOf", [reference]) if "$ref" in r]
         for name in names:
+            required = schema["$defs"][name].get("required", ())
             for key, field in schema["$defs"][name]["properties"].items():
                 description = field.get("description") or inherited.get(key, {}).get("description", "")
                 row = {
                     "name": f"{section.name}.{key}",
                     "family": families.get(name),
-                    "required": "default" not in field,
+                    "required": key in required,
                 }
+                default = field.get("default", None if key in required else {})  # a factory's default is no part of it
                 # Where the source wraps a description says nothing to a reader of the output.
-                rows.append(row | {"default": field.get("default"), "description": " ".join(description.split())})
+                rows.append(row | {"default": default, "description": " ".join(description.split())})
     return rows
 
 

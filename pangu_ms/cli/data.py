@@ -33,6 +33,10 @@ ACTIONS = {
         "draw batches with a high loss for the next round, and write an order file for data.order",
     ),
 }
+DOMAIN_HELP = (
+    "domain of the documents in some files of the corpus, whatever domain they name themselves; FILES is a file, a"
+    " pattern in quotes or a directory; may be given several times"
+)
 
 
 def build_parser() -> Parser:
@@ -52,6 +56,7 @@ def prepare_parser() -> Parser:
     text = "text files (one document each), JSON lines or JSON arrays; may be compressed (.gz, .zst)"
     options.add_corpus(parser, text, required=True)
     options.add_corpus_format(parser)
+    parser.add_argument("--domain", action="append", default=[], type=_domain, metavar="NAME=FILES", help=DOMAIN_HELP)
     options.add_tokenizer(parser)
     options.add_new_directory(parser, "--output", "new directory", required=True)
     text = "the model's seq_length; each row has one more id, since labels are the inputs shifted by one"
@@ -64,6 +69,14 @@ def prepare_parser() -> Parser:
     options.add_json(parser)
     parser.set_defaults(run=_prepare)
     return parser
+
+
+def _domain(word: str) -> tuple[str, str]:
+    """Parse NAME=FILES."""
+    name, equals, files_of_it = word.partition("=")
+    if not equals or not files_of_it:
+        raise DataError(f"--domain {word}: must be NAME=FILES, for example --domain code='src/*.py'")
+    return name, files_of_it
 
 
 def inspect_parser() -> Parser:
@@ -118,6 +131,7 @@ def _prepare(args: Namespace) -> int:
             args.num_workers,
             args.split_paragraphs,
             progress=not args.json,
+            domains=args.domain,
             **options.corpus_format(args),
         )
     except KeyboardInterrupt:
@@ -135,7 +149,8 @@ def _table(manifest: dict[str, Any]) -> list[str]:
         split = manifest["splits"][name]
         rows.append((name, *_counts(split, "documents", "tokens", "bytes", "rows", "pad_tokens")))
         for domain, counts in split["domains"].items():
-            rows.append((f"  {domain}", *_counts(counts, "documents", "tokens", "bytes")))
+            ranged = ("rows",) if "rows" in counts else ()  # an earlier version counted no rows of a domain
+            rows.append((f"  {domain}", *_counts(counts, "documents", "tokens", "bytes", *ranged)))
     tokenizer = manifest["tokenizer"][:12]
     lines = [f"  seq_length {manifest['seq_length']}, {manifest['vocab_size']} pieces, tokenizer {tokenizer}"]
     lines += table_lines(head, rows, "<>>>>>", indent="  ")

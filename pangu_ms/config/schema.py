@@ -57,10 +57,42 @@ class DataConfig:
     new permutation each epoch. Empty: all rows are read (spec E2.4)."""
     held_out: Float = 0.02
     """Share of documents that `prepare` puts aside for evaluation."""
+    mixture: dict[str, Float] = field(default_factory=dict)
+    """Weight of each domain of the records, such as {zh: 0.4, code: 0.6}: its share of the sequences that are read. The
+    weights need not sum to 1; domains of weight 0, and domains without a weight, are not read. Empty: every epoch reads
+    all rows once, whatever their domain."""
+    samples_per_domain: dict[str, Int] = field(default_factory=dict)
+    """Number of sequences of each domain in the batch of every replica, such as {zh: 2, code: 6}; the sum must be
+    train.batch_size. A batch has its domains one after the other in alphabetical order. Excludes mixture."""
 
     def __post_init__(self) -> None:
         require(0 <= self.held_out < 1, "held_out", f"={self.held_out}: must be in [0, 1)")
         require_not_negative(self, seed="is the smallest")
+        require(
+            not (self.mixture and self.samples_per_domain),
+            "samples_per_domain",
+            ": data.mixture is given, too; a run has one of them; set the other one to {}",
+        )
+        _require_amounts("mixture", self.mixture)
+        _require_amounts("samples_per_domain", self.samples_per_domain)
+        total = sum(self.mixture.values())
+        for name, weight in self.mixture.items():
+            require(
+                weight == 0 or weight * MIXTURE_STEPS >= total,
+                f"mixture.{name}",
+                f"={weight}: must be 0 or at least {1 / MIXTURE_STEPS:.1g} of the weights' sum, which is {total:g}",
+            )
+
+
+MIXTURE_STEPS = 1 << 20
+"""Longest period of a mixture, in samples: the smallest share of a domain is one sample of a period."""
+
+
+def _require_amounts(name: str, amounts: dict[str, Any]) -> None:
+    """Require that amounts by domain are not negative, and not all 0."""
+    for domain, amount in amounts.items():
+        require(amount >= 0, f"{name}.{domain}", f"={amount}: must not be negative; 0 reads nothing of the domain")
+    require(not amounts or any(amounts.values()), name, ": all are 0; at least one domain must be read")
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -92,6 +124,12 @@ class OptimizerConfig:
     """Decay of the second moment."""
     eps: Float = 1e-8
     """Added to the square root of the second moment."""
+    expert_eps: Float = 1e-20
+    """The same for experts and embedding slots, whose gradients are much smaller (spec C1). A gradient below 1e-19 has
+    a second moment of 0 in float32; its step then has the size of lr, whatever the gradient."""
+    lazy_experts: bool = True
+    """An expert or embedding slot that no token of a step came to is left alone: no update, no decay, and its moments
+    stay. false updates all in every step, as AdamW does other parameters."""
     weight_decay: Float = 0.1
     """Decoupled decay of every matrix and embedding; biases and norms have none (spec A3.1)."""
     clip_norm: Float = 1.0
@@ -103,7 +141,7 @@ class OptimizerConfig:
             self, warmup_steps="starts at lr", decay_steps="means train.steps", base_batch_tokens="takes lr as it is"
         )
         require_not_negative(self, weight_decay="switches decay off", clip_norm="switches clipping off")
-        require_positive(self, "power", "eps")
+        require_positive(self, "power", "eps", "expert_eps")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, name, f"={getattr(self, name)}: must be in [0, 1)")
         require(
@@ -112,6 +150,20 @@ class OptimizerConfig:
             f"={self.decay_steps}: must exceed warmup_steps={self.warmup_steps}; raise it, shorten the warm-up, or use"
             " 0 for train.steps",
         )
+
+
+@dataclass(frozen=True, config=STRICT)
+class OffloadConfig:
+    """Where experts and embedding slots are kept while training (spec C4, ECSS). Each step fetches those of the
+    domains of its batch, so the saving grows with the number of domains that a batch does not have."""
+
+    experts: bool = False
+    """Keep them, with their float32 moments, in host memory; only a working set is in the graph. For one process."""
+    directory: str = ""
+    """Directory for memory-mapped files, on a fast disk, that hold them in place of memory. Empty: memory."""
+    transfer: Literal["auto", "in_place", "copy"] = "auto"
+    """How the working set reaches the graph. in_place: a CPU graph reads the host's arrays; copy: each step copies
+    them, as for a device with memory of its own; auto: in_place on a CPU, copy elsewhere."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -214,6 +266,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -221,6 +274,18 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_degrees(self.parallel, self.model, self.train)
+        require(
+            not self.offload.experts or bool(self.model.members_of([0])),
+            "offload.experts",
+            f": family {self.model.family} has no experts whose use depends on a domain; switch it off",
+        )
+        samples = self.data.samples_per_domain
+        require(
+            not samples or sum(samples.values()) == self.train.batch_size,
+            "data.samples_per_domain",
+            f": {sum(samples.values())} samples in all, train.batch_size={self.train.batch_size}: must be equal; set"
+            f" train.batch_size={sum(samples.values())} or change the samples",
+        )
 
     @property
     def global_batch_size(self) -> int:

@@ -13,7 +13,7 @@ import glob
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,13 +24,14 @@ from pangu_ms.data.json_texts import ARRAY, LINES, TEXT
 _log = logging.getLogger(__name__)
 
 UNKNOWN_DOMAIN = "unknown"
+"""The domain of documents that name none."""
 _SHOWN = 1000
 """Bytes of a bad line that the quarantine file keeps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One text, and the domain under which the manifest counts it."""
+    """One text, and its domain."""
 
     text: str
     domain: str = UNKNOWN_DOMAIN
@@ -78,6 +79,7 @@ class Corpus:
     Attributes:
         files: the files; patterns are expanded.
         forms: the form of each file: JSON lines, a JSON array or plain text.
+        domains: the domain of each file's documents; None where each document names its own.
         size: bytes of all files on disk.
         position: bytes on disk read so far by the latest iteration.
     """
@@ -89,6 +91,7 @@ class Corpus:
         quarantine: Quarantine | None = None,
         text_field: str | None = None,
         plain_text: bool = False,
+        domains: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Find the files and look at the beginning of each, so that a wrong name or field is reported before the work
         begins.
@@ -102,16 +105,19 @@ class Corpus:
                 conversation, which is a list of messages with role and content; each message becomes a line `role:
                 content`. By default the field is `text`, or else `messages`.
             plain_text: read every file as plain text, even JSON.
+            domains: pairs of a domain and the files (a file, pattern or directory) whose documents belong to it,
+                whatever domain they name themselves.
 
         Raises:
             DataError: there is no file; or a file is missing, is a directory, is unreadable, or holds JSON objects
-                without the field.
+                without the field; or `domains` gives a file two domains, or names no file of the corpus.
         """
         self.files = [path for name in names for path in _expand(str(name))]
         if not self.files:
             raise DataError("corpus: no file was named; name .txt or .jsonl files (.gz and .zst too)")
         for path in self.files:
             streams.require_readable(path)
+        self.domains = _domains_of(self.files, domains)
         self._split_paragraphs, self._text_field = split_paragraphs, text_field
         self.forms = [TEXT if plain_text else self._form(path) for path in self.files]
         if not plain_text:
@@ -147,11 +153,11 @@ class Corpus:
             DataError: a text file is not UTF-8, or a file is damaged or a decompression bomb.
         """
         finished = 0
-        for path, form in zip(self.files, self.forms):
+        for path, form, domain in zip(self.files, self.forms, self.domains):
             with open(path, "rb") as raw:
                 for document in self._documents(path, form, raw):
                     self.position = finished + raw.tell()
-                    yield from self._parts(document)
+                    yield from self._parts(dataclasses.replace(document, domain=domain) if domain else document)
             finished += path.stat().st_size
             self.position = finished
 
@@ -233,6 +239,33 @@ def _warn_of_surprises(files: Iterable[tuple[Path, str]]) -> None:
 @functools.cache  # a process may open the same corpus several times; each line is logged once
 def _warn_once(line: str) -> None:
     _log.warning(line)
+
+
+def _domains_of(paths: Sequence[Path], claims: Sequence[tuple[str, str]]) -> list[str | None]:
+    """The domain of each file; see `Corpus`."""
+    found: list[str | None] = [None] * len(paths)
+    absolute = [Path(os.path.abspath(path)) for path in paths]
+    for domain, name in claims:
+        claim = f"--domain {domain}={name}"
+        if not domain or domain == UNKNOWN_DOMAIN:
+            raise DataError(
+                f"{claim}: {UNKNOWN_DOMAIN if domain else 'no name'} before the =; a domain has a name of its own, such"
+                " as --domain code='src/*.py'"
+            )
+        named = {Path(os.path.abspath(path)) for path in _expand(name)}
+        members = [i for i, path in enumerate(absolute) if path in named or not named.isdisjoint(path.parents)]
+        if not members:
+            raise DataError(
+                f"{claim}: none of the {len(paths)} files of --corpus (first: {paths[0]}); it names files, a pattern or"
+                " a directory of the corpus; name the files in --corpus, too"
+            )
+        for i in members:
+            if found[i] not in (None, domain):
+                raise DataError(
+                    f"{claim}: {paths[i]} has the domain {found[i]} already; a file has one; mend one of them"
+                )
+            found[i] = domain
+    return found
 
 
 def _expand(name: str) -> list[Path]:

@@ -6,7 +6,7 @@ mindspore is imported when the first row is written.
 import dataclasses
 import hashlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,37 +31,47 @@ rows of 1,025 ids."""
 
 @dataclasses.dataclass(frozen=True)
 class DocumentTable:
-    """The arrays of `Block` without the ids, for all D documents of a corpus in order."""
+    """The arrays of `Block` without the ids, for all D documents of a corpus in order.
+
+    Attributes:
+        block_ends: int64 [blocks], number of documents in each block and those before it.
+    """
 
     tokens: np.ndarray
     sizes: np.ndarray
     keys: np.ndarray
     domains: np.ndarray
+    block_ends: np.ndarray
 
     @classmethod
     def of(cls, blocks: list[Path]) -> "DocumentTable":
         """Gather the table from committed blocks."""
-        columns: dict[str, list[np.ndarray]] = {field.name: [] for field in dataclasses.fields(cls)}
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in ("tokens", "sizes", "keys", "domains")}
         for path in blocks:
             content = npz_file.read(path, columns)  # the ids stay on the disk
             for name, parts in columns.items():
                 parts.append(content[name])
-        return cls(**{name: np.concatenate(parts) for name, parts in columns.items()})
+        sizes = [len(part) for part in columns["tokens"]]
+        return cls(**{name: np.concatenate(parts) for name, parts in columns.items()}, block_ends=np.cumsum(sizes))
 
     def split(self, held_out: float) -> np.ndarray:
         """Which documents are held out for evaluation: bool [D].
 
         The key of a document decides. So copies of a text are in the same split, and a document stays in its split when
-        the corpus grows. If `held_out` is above 0 and no key falls below it, the documents with the smallest key are
-        held out, as long as another text remains to train on.
+        the corpus grows. If `held_out` is above 0 and no key of a domain falls below it, the documents with the
+        domain's smallest key are held out, as long as another text of the domain remains to train on.
 
         Args:
             held_out: share of the documents, in [0, 1).
         """
         chosen = self.keys.astype(np.float64) < held_out * 2.0**64
-        if held_out > 0 and not chosen.any() and len(np.unique(self.keys)) > 1:
-            chosen = self.keys == self.keys.min()
-        return chosen
+        smallest = []
+        for domain in np.unique(self.domains):
+            members = self.domains == domain
+            keys = self.keys[members]
+            if held_out > 0 and not chosen[members].any() and len(np.unique(keys)) > 1:
+                smallest.append(keys.min())
+        return chosen | np.isin(self.keys, np.array(smallest, self.keys.dtype))
 
     def summary(self, chosen: np.ndarray) -> dict:
         """Count the chosen documents, their tokens and bytes, in total and by domain."""
@@ -81,11 +91,14 @@ class DocumentTable:
         }
 
 
-def pack_rows(blocks: list[Path], chosen: np.ndarray, row_length: int, pad_id: int) -> Iterator[np.ndarray]:
+def pack_rows(
+    blocks: list[Path], block_ends: np.ndarray, chosen: np.ndarray, row_length: int, pad_id: int
+) -> Iterator[np.ndarray]:
     """Join documents and cut them into rows that do not overlap; the last row is filled up with pad (spec A6).
 
     Args:
         blocks: files of all blocks, in corpus order.
+        block_ends: as in `DocumentTable`.
         chosen: bool [D], which documents of all blocks to take.
         row_length: ids in a row.
         pad_id: the padding id.
@@ -93,11 +106,12 @@ def pack_rows(blocks: list[Path], chosen: np.ndarray, row_length: int, pad_id: i
     Yields:
         int32 [n, row_length], n >= 1.
     """
-    rest, first = np.empty(0, np.int32), 0
-    for path in blocks:
+    rest = np.empty(0, np.int32)
+    for path, own in zip(blocks, np.split(chosen, block_ends[:-1])):
+        if not own.any():
+            continue  # without reading it: there is a pass over the blocks for each domain
         block = load_block(path)
-        mask = np.repeat(chosen[first : first + len(block.tokens)], block.tokens)
-        first += len(block.tokens)
+        mask = np.repeat(own, block.tokens)
         stream = np.concatenate([rest, block.ids[mask]])
         whole = len(stream) // row_length * row_length
         if whole:
@@ -107,7 +121,39 @@ def pack_rows(blocks: list[Path], chosen: np.ndarray, row_length: int, pad_id: i
         yield np.pad(rest, (0, row_length - len(rest)), constant_values=pad_id)[None]
 
 
-def write_split(directory: Path, split: str, rows: Iterator[np.ndarray], row_length: int) -> dict:
+class RowsByDomain:
+    """The rows of a split, domain by domain in the order of their names, so that each domain's rows are contiguous.
+
+    Attributes:
+        ranges: by domain, {"first_row": number of its first row, "rows": how many it has}; complete when all rows have
+            been read.
+    """
+
+    def __init__(self, blocks: list[Path], table: DocumentTable, chosen: np.ndarray, row_length: int, pad_id: int):
+        """Nothing is read yet.
+
+        Args:
+            blocks: files of all blocks, in corpus order.
+            table: their documents.
+            chosen, row_length, pad_id: as in `pack_rows`.
+        """
+        self.ranges: dict[str, dict[str, int]] = {}
+        self._blocks, self._table, self._chosen = blocks, table, chosen
+        self._form = row_length, pad_id
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield int32 [n, row_length], n >= 1."""
+        table, total = self._table, 0
+        for domain in np.unique(table.domains[self._chosen]).tolist():
+            self.ranges[domain] = {"first_row": total, "rows": 0}
+            members = self._chosen & (table.domains == domain)
+            for rows in pack_rows(self._blocks, table.block_ends, members, *self._form):
+                self.ranges[domain]["rows"] += len(rows)
+                total += len(rows)
+                yield rows
+
+
+def write_split(directory: Path, split: str, rows: Iterable[np.ndarray], row_length: int) -> dict:
     """Write the rows of a split as MindRecord files SPLIT-00000.mindrecord, SPLIT-00001.mindrecord and so on.
 
     Returns:
@@ -146,7 +192,7 @@ def row_digests(rows: np.ndarray) -> bytes:
     return b"".join([hashlib.blake2b(row, digest_size=DIGEST_BYTES).digest() for row in ids])
 
 
-def _groups(rows: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+def _groups(rows: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """Regroup rows into arrays of `size` rows; the last array may be shorter."""
     held, count = [], 0
     for batch in rows:

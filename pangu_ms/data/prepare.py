@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from pangu_ms.core.errors import DataError
 from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.blocks import encode_corpus, work_directory
 from pangu_ms.data.corpus import Corpus, Quarantine
-from pangu_ms.data.pack import SPLITS, DocumentTable, header_digest, pack_rows, write_split
+from pangu_ms.data.pack import SPLITS, DocumentTable, RowsByDomain, header_digest, write_split
 from pangu_ms.data.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -36,9 +37,13 @@ def prepare(
     progress: bool = True,
     text_field: str | None = None,
     plain_text: bool = False,
+    domains: Sequence[tuple[str, str]] = (),
 ) -> dict:
     """Encode a corpus, split it into train and held_out, pack it into rows of seq_length + 1 ids, and write the rows
     with a `manifest.json`.
+
+    Documents of different domains are packed into different rows. The rows of a domain follow each other, and the
+    domains are in the order of their names. Within a domain, documents are in the order of the corpus.
 
     Args:
         corpus_files: files or patterns, see `Corpus`.
@@ -48,7 +53,7 @@ def prepare(
         num_workers: encoding processes; by default the number of usable cores.
         split_paragraphs: make every paragraph a document.
         progress: show a bar if stderr is a terminal.
-        text_field, plain_text: as in `Corpus`.
+        text_field, plain_text, domains: as in `Corpus`.
 
     Returns:
         The manifest.
@@ -63,8 +68,8 @@ def prepare(
     _require_settings(seq_length, held_out, num_workers)
     files.require_free(output)
     tokenizer = Tokenizer.load(tokenizer_path)
-    corpus = Corpus(corpus_files, split_paragraphs, text_field=text_field, plain_text=plain_text)
-    inputs = [_input_entry(path) for path in corpus.files]
+    corpus = Corpus(corpus_files, split_paragraphs, text_field=text_field, plain_text=plain_text, domains=domains)
+    inputs = [_input_entry(path, domain) for path, domain in zip(corpus.files, corpus.domains)]
     options = {"split_paragraphs": split_paragraphs, "text_field": text_field, "plain_text": plain_text}
     with work_directory(output, _run_key(corpus, inputs, tokenizer, options)) as work:
         corpus.quarantine = Quarantine(work / "quarantine.jsonl")
@@ -84,9 +89,10 @@ def prepare(
     return manifest
 
 
-def _input_entry(path: Path) -> dict[str, Any]:
-    """The manifest's entry for a corpus file."""
-    return {"path": str(path), "size": path.stat().st_size, "sha256": files.sha256_file(path)}
+def _input_entry(path: Path, domain: str | None) -> dict[str, Any]:
+    """The manifest's entry for a corpus file; `domain` is that of all its documents, if one was given."""
+    entry = {"path": str(path), "size": path.stat().st_size, "sha256": files.sha256_file(path)}
+    return entry | ({"domain": domain} if domain else {})
 
 
 def _run_key(corpus: Corpus, inputs: list[dict[str, Any]], tokenizer: Tokenizer, options: dict[str, Any]) -> str:
@@ -96,6 +102,8 @@ def _run_key(corpus: Corpus, inputs: list[dict[str, Any]], tokenizer: Tokenizer,
         "names": [path.name for path in corpus.files],
         "tokenizer": tokenizer.fingerprint,
     }
+    if any(corpus.domains):  # without any, the key is that of an earlier version, whose run can be finished
+        key["domains"] = corpus.domains
     return files.sha256_json(key | options | {"format": FORMAT})
 
 
@@ -105,8 +113,10 @@ def _write_splits(
     """Write the rows of both splits; returns the manifest's section "splits"."""
     splits = {}
     for name, members in zip(SPLITS, (~is_held_out, is_held_out)):
-        rows = pack_rows(blocks, members, seq_length + 1, pad_id)
+        rows = RowsByDomain(blocks, table, members, seq_length + 1, pad_id)
         counts = table.summary(members) | write_split(directory, name, rows, seq_length + 1)
+        for domain, own in rows.ranges.items():
+            counts["domains"][domain] |= own
         splits[name] = counts | {"pad_tokens": counts["rows"] * (seq_length + 1) - counts["tokens"]}
     return splits
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from pangu_ms.core import files, format_version, small_json
 from pangu_ms.core.errors import DataError
+from pangu_ms.data.corpus import UNKNOWN_DOMAIN
 from pangu_ms.data.pack import COLUMN, DIGEST_BYTES, SPLITS, header_digest, row_digests
 from pangu_ms.data.prepare import FORMAT, MANIFEST
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
@@ -39,10 +40,17 @@ class RecordSet:
         row_length: ids in a row: S + 1, or S in official evaluation records.
         seq_length: row_length - 1, the number of input tokens of the model.
         vocab_size: every id must be below it; None for official files until `check` is called.
+        domains: the rows of each domain. Official files, and records of an earlier version that mix domains in a row,
+            are one domain of the name UNKNOWN_DOMAIN.
     """
 
     def __init__(
-        self, source: str, paths: list[Path], manifest: dict | None = None, digests: np.ndarray | None = None
+        self,
+        source: str,
+        paths: list[Path],
+        manifest: dict | None = None,
+        digests: np.ndarray | None = None,
+        split: str = "train",
     ) -> None:
         self.source, self.files, self.manifest, self._digests = source, paths, manifest, digests
         self.vocab_size: int | None = manifest["vocab_size"] if manifest else None
@@ -55,6 +63,9 @@ class RecordSet:
             raise DataError(
                 f"{source}: has {self.num_rows} rows and {len(digests)} digests of rows; must be as many; {_DAMAGED}"
             )
+        ranges = _ranges(manifest["splits"][split]) if manifest else {}
+        self.domains = ranges or {UNKNOWN_DOMAIN: range(self.num_rows)}
+        self._domain_starts = np.array([rows.start for rows in self.domains.values()])
         self.row_length = len(self.read_rows([0])[0])
         self.seq_length = self.row_length - 1
 
@@ -78,20 +89,34 @@ class RecordSet:
             if index.is_file() and files.sha256_file(index) != manifest["files"].get(index.name):
                 raise DataError(f"{index}: its SHA-256 differs from the manifest's; {_DAMAGED}")
         _require_headers(paths, manifest.get("headers", {}))
-        return cls(str(directory), paths, manifest, _load_digests(directory, manifest["splits"][split]))
+        return cls(str(directory), paths, manifest, _load_digests(directory, manifest["splits"][split]), split)
 
     @staticmethod
-    def require_declared(source: str | Path, split: str, model: ModelConfig, evaluation: bool = False) -> None:
+    def require_declared(source: str | Path, split: str, model: ModelConfig, evaluation: bool = False) -> list[str]:
         """Check the names and the manifest as `open` and `check` do, but without mindspore and without reading rows.
 
         A command calls this first, so that a mistake is found before `import mindspore`, which takes seconds.
+
+        Returns:
+            Names of the domains that the records have.
 
         Raises:
             DataError: for the same reasons as in `open` and `check`.
         """
         _, _, manifest = _find_split(source, split)
-        if manifest:
-            _require_fit(str(source), manifest["seq_length"] + 1, manifest, model, evaluation)
+        if not manifest:
+            return [UNKNOWN_DOMAIN]
+        _require_fit(str(source), manifest["seq_length"] + 1, manifest, model, evaluation)
+        return list(_ranges(manifest["splits"][split])) or [UNKNOWN_DOMAIN]
+
+    @property
+    def domain_names(self) -> list[str]:
+        """Names of the domains, in the order of their rows."""
+        return list(self.domains)
+
+    def domain_of(self, rows: np.ndarray) -> np.ndarray:
+        """The domains of rows, as indices of `domain_names`: int64, the shape of `rows`."""
+        return np.searchsorted(self._domain_starts, rows, side="right") - 1
 
     @property
     def eod_id(self) -> int:
@@ -307,12 +332,45 @@ def _require_valid_manifest(manifest: dict) -> None:
         _require_numbers(split, *_COUNTS, "rows", "pad_tokens")
         for counts in split["domains"].values():
             _require_numbers(counts, *_COUNTS)
+        _require_ranges(split)
         names = split["files"] + ([split["digests"]] if "digests" in split else [])
         if any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise ValueError(f"files {names}: must be names in the directory")
     digests = [*manifest["files"].values(), *manifest.get("headers", {}).values()]
     if not all(isinstance(digest, str) for digest in digests):
         raise ValueError("files: not SHA-256 by name")
+
+
+def _ranges(split: dict[str, Any]) -> dict[str, range]:
+    """The rows of each domain of a split, in the order of the rows.
+
+    An earlier version wrote no ranges, since it packed all documents as one stream. Then all rows are of one domain, if
+    the documents are; otherwise the result is empty.
+    """
+    domains = split["domains"]
+    if len(domains) == 1:
+        return {name: range(split["rows"]) for name in domains}
+    ranges = {
+        name: range(own["first_row"], own["first_row"] + own["rows"])
+        for name, own in domains.items()
+        if "first_row" in own
+    }
+    return dict(sorted(ranges.items(), key=lambda item: item[1].start))
+
+
+def _require_ranges(split: dict[str, Any]) -> None:
+    """Raise KeyError or ValueError unless the ranges of the domains, if there are any, cover the split's rows."""
+    if not any("first_row" in own for own in split["domains"].values()):
+        return
+    for own in split["domains"].values():
+        _require_numbers(own, "first_row", "rows")
+    end = 0
+    for name, rows in _ranges(split).items():
+        if rows.start != end or not rows:
+            raise ValueError(f"domain {name!r:.40}: its rows do not follow those of the domain before it")
+        end = rows.stop
+    if end != split["rows"]:
+        raise ValueError(f"domains have {end} rows of {split['rows']}")
 
 
 def _require_numbers(tree: dict, *names: str) -> None:

@@ -4,6 +4,7 @@ from mindspore import Parameter, ParameterTuple, nn, ops
 
 import ascend_ops
 from pangu_ms.config.schema import OptimizerConfig
+from pangu_ms.models.common.stacks import is_stack
 from pangu_ms.parallel.plan import MOMENTS
 
 # HyperMap instead of a loop: in a graph each iteration of a loop is a call nested in the previous one, and MindSpore
@@ -11,8 +12,12 @@ from pangu_ms.parallel.plan import MOMENTS
 _update = ops.MultitypeFuncGraph("update")
 
 
-@_update.register("Number", "Number", "Number", "Tensor", "Tensor", "Number", "Tensor", "Tensor", "Tensor", "Tensor")
-def _update_parameter(beta1, beta2, eps, lr, factor, decay, parameter, m, v, gradient):
+@_update.register(
+    "Number", "Number", "Tensor", "Tensor", "Number", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor"
+)
+def _update_parameter(beta1, beta2, lr, factor, eps, decay, lazy, norms, parameter, m, v, gradient):
+    if lazy:
+        return ascend_ops.adamw(parameter, m, v, gradient, lr, factor, beta1, beta2, eps, decay, norms)
     return ascend_ops.adamw(parameter, m, v, gradient, lr, factor, beta1, beta2, eps, decay)
 
 
@@ -24,19 +29,32 @@ def _moment(parameter: Parameter, prefix: str) -> Parameter:
 
 
 class AdamW(nn.Cell):
-    """p -= lr * (m / (sqrt(v) + eps) + decay * p), without bias correction, as the official AdamWeightDecay."""
+    """p -= lr * (m / (sqrt(v) + eps) + decay * p), without bias correction, as the official AdamWeightDecay.
+
+    Stacks (models/common/stacks.py) have an eps of their own. With optimizer.lazy_experts, a member whose gradient is
+    zero, since no token came to it, gets no update: parameter and moments stay as they are, without decay of either.
+    """
 
     def __init__(self, parameters: list[Parameter], config: OptimizerConfig, decayed: set[str]):
         """`decayed` are the names of the parameters to which weight decay applies."""
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
         self.m, self.v = (ParameterTuple([_moment(p, prefix) for p in parameters]) for prefix in MOMENTS)
+        stacks = [is_stack(p.name) for p in parameters]
         self.decay = tuple(config.weight_decay if p.name in decayed else 0.0 for p in parameters)
-        self.beta1, self.beta2, self.eps = config.beta1, config.beta2, config.eps
+        self.eps = tuple(config.expert_eps if stack else config.eps for stack in stacks)
+        self.lazy = tuple(int(stack and config.lazy_experts) for stack in stacks)
+        self.beta1, self.beta2 = config.beta1, config.beta2
         self.hyper_map = ops.HyperMap()
 
-    def construct(self, gradients, factor, lr):
-        """Apply gradients (float32, in the parameters' order) times `factor`, at learning rate `lr` (float32
-        scalars)."""
-        update = ops.partial(_update, self.beta1, self.beta2, self.eps, lr, factor)
-        return self.hyper_map(update, self.decay, self.parameters, self.m, self.v, gradients)
+    def construct(self, gradients, norms, factor, lr):
+        """Apply gradients times `factor` at learning rate `lr` (float32 scalars).
+
+        Args:
+            gradients: float32, in the parameters' order.
+            norms: the squared norm of each gradient [1], of a stack's that of each member [K].
+        """
+        update = ops.partial(_update, self.beta1, self.beta2, lr, factor)
+        return self.hyper_map(
+            update, self.eps, self.decay, self.lazy, norms, self.parameters, self.m, self.v, gradients
+        )

@@ -34,15 +34,20 @@ def all_rows(directory, split="train"):
 
 
 def plain_rows(records, tokenizer, row_length, held_out, side):
-    """The specification, one token at a time."""
-    stream = []
+    """The specification, one token at a time: the rows of each domain."""
+    streams = {}
     for record in records:
         share = int(hashlib.sha256(record["text"].encode()).hexdigest()[:16], 16) / 2**64
         if (share < held_out) == side:
+            stream = streams.setdefault(record["domain"], [])
             stream += tokenizer.encode(record["text"]) + [tokenizer.eod_id]
-    while len(stream) % row_length:
-        stream.append(tokenizer.pad_id)
-    return [stream[start : start + row_length] for start in range(0, len(stream), row_length)]
+    for stream in streams.values():
+        while len(stream) % row_length:
+            stream.append(tokenizer.pad_id)
+    return {
+        domain: [streams[domain][start : start + row_length] for start in range(0, len(streams[domain]), row_length)]
+        for domain in sorted(streams)
+    }
 
 
 @pytest.mark.parametrize("split, side", [("train", False), ("held_out", True)])
@@ -50,9 +55,14 @@ def test_rows_follow_the_specification(prepared, tokenizer_path, split, side):
     directory, manifest = prepared
     tokenizer, records = Tokenizer.load(tokenizer_path), documents(6000)
     expected = plain_rows(records, tokenizer, 64, 0.1, side)
-    assert all_rows(directory, split).tolist() == expected
+    record_set = RecordSet.open(directory, split)
+    assert {name: record_set.read_rows(rows).tolist() for name, rows in record_set.domains.items()} == expected
+    numbers = np.arange(record_set.num_rows)
+    domains = [name for name, rows in expected.items() for _ in rows]
+    assert record_set.domain_names == ["code", "zh"] and len(domains) == len(numbers)
+    assert [record_set.domain_names[domain] for domain in record_set.domain_of(numbers)] == domains
     counts = manifest["splits"][split]
-    assert counts["rows"] == len(expected) and counts["rows"] * 64 == counts["tokens"] + counts["pad_tokens"]
+    assert counts["rows"] == len(numbers) and counts["rows"] * 64 == counts["tokens"] + counts["pad_tokens"]
     assert sum(d["tokens"] for d in counts["domains"].values()) == counts["tokens"]
 
 

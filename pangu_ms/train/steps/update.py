@@ -4,48 +4,83 @@ A step whose loss or gradient is not finite, or whose loss exceeds a limit, leav
 the graph.
 """
 
+from collections.abc import Sequence
+
 import mindspore as ms
-from mindspore import ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 import ascend_ops
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.models.common.stacks import is_stack
 from pangu_ms.train.optimizer import AdamW
 
 # HyperMap, not loops: see optimizer.py.
-_sum_of_squares = ops.MultitypeFuncGraph("sum_of_squares")
+_squared_norms, _total = ops.MultitypeFuncGraph("squared_norms"), ops.MultitypeFuncGraph("total")
 
 # Under a plan a rank has slices of gradients. This attribute makes MindSpore sum their squares over all ranks, counting
 # equal slices once.
 _of_slices = ops.ExpandDims().add_prim_attr("grad_scale", True)
 
 
-@_sum_of_squares.register("Tensor")
-def _tensor_sum_of_squares(gradient):
+@_squared_norms.register("Number", "Tensor")
+def _tensor_squared_norms(stack, gradient):
+    """[1]; of a stack's gradient [K]."""
+    if stack:
+        return ascend_ops.squared_norms(gradient)
     return _of_slices(ascend_ops.squared_norm(gradient), 0)
+
+
+@_total.register("Number", "Tensor")
+def _tensor_total(stack, norms):
+    """The sum as [1]. Members are added one after the other: so members that are zero do not change the sum's bits,
+    and a stack gives the same sum as one that holds only its members that are not zero."""
+    if stack:
+        return ops.cumsum(norms, 0)[-1:]
+    return norms
+
+
+class GradientGuard(nn.Cell):
+    """The norm of all gradients, whether to apply them, and the factor that unscales and clips them."""
+
+    def __init__(
+        self, weights: ParameterTuple, clip_norm: float, micro_batch_tokens: int, num_uncounted: int = 0
+    ) -> None:
+        """`num_uncounted` is the number of leading gradients that the norm leaves out, since another pipeline stage
+        counts them."""
+        super().__init__(auto_prefix=False)
+        self.num_uncounted = num_uncounted
+        self.clip_norm, self.micro_batch_tokens = clip_norm, float(micro_batch_tokens)
+        self.hyper_map, self.add, self.sqrt, self.is_finite = ops.HyperMap(), ops.AddN(), ops.Sqrt(), ops.IsFinite()
+        self.minimum, self.both = ops.Minimum(), ops.LogicalAnd()
+        self.stacks = tuple(int(is_stack(weight.name)) for weight in weights)
+
+    def construct(self, total, count, gradients, scale, loss_limit):
+        """-> squared norm of each gradient, of a stack's that of each member; norm of the gradient of the mean loss
+        before clipping; whether to apply the gradients; their factor."""
+        unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
+        norms = self.hyper_map(_squared_norms, self.stacks, gradients)
+        totals = self.hyper_map(_total, self.stacks, norms)
+        norm = self.sqrt(self.add(totals[self.num_uncounted :]))[0] * unscale
+        applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
+        factor = unscale
+        if self.clip_norm > 0:
+            factor = unscale * self.minimum(self.clip_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
+        return norms, norm, applied, factor
 
 
 class GuardedUpdate(nn.Cell):
     """Unscale and clip gradients, then update, unless something is not finite or the loss exceeds its limit."""
 
-    def __init__(self, optimizer: AdamW, clip_norm: float, micro_batch_tokens: int, num_uncounted: int = 0):
-        """`num_uncounted` is the number of leading gradients that the norm leaves out, since another pipeline stage
-        counts them."""
+    def __init__(self, optimizer: AdamW, guard: GradientGuard):
         super().__init__(auto_prefix=False)
-        self.num_uncounted = num_uncounted
-        self.optimizer, self.clip_norm, self.micro_batch_tokens = optimizer, clip_norm, float(micro_batch_tokens)
-        self.hyper_map, self.add, self.sqrt, self.is_finite = ops.HyperMap(), ops.AddN(), ops.Sqrt(), ops.IsFinite()
-        self.minimum, self.both = ops.Minimum(), ops.LogicalAnd()
+        self.optimizer, self.guard = optimizer, guard
+        self.micro_batch_tokens = guard.micro_batch_tokens
 
     def construct(self, total, count, gradients, lr, scale, loss_limit):
         """Returns (norm of the gradient of the mean loss before clipping, whether the update was applied)."""
-        unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
-        norm = self.sqrt(self.add(self.hyper_map(_sum_of_squares, gradients[self.num_uncounted :])))[0] * unscale
-        applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
+        norms, norm, applied, factor = self.guard(total, count, gradients, scale, loss_limit)
         if applied:
-            factor = unscale
-            if self.clip_norm > 0:
-                factor = unscale * self.minimum(self.clip_norm / (norm + 1e-6), Tensor(1.0, ms.float32))
-            self.optimizer(gradients, factor, lr)
+            self.optimizer(gradients, norms, factor, lr)
         return norm, applied
 
 
@@ -56,9 +91,22 @@ def build_update(
 
     Args:
         micro_batch_size: number of sequences whose tokens are the divisor in `Gradients`.
-        num_uncounted: see GuardedUpdate.
+        num_uncounted: see GradientGuard.
     """
+    return GuardedUpdate(
+        build_optimizer(config, weights), build_guard(config, weights, micro_batch_size, num_uncounted)
+    )
+
+
+def build_guard(
+    config: RunConfig, weights: ParameterTuple, micro_batch_size: int, num_uncounted: int = 0
+) -> GradientGuard:
+    """The guard of a run's gradients; see `build_update`."""
+    tokens = micro_batch_size * config.model.seq_length
+    return GradientGuard(weights, config.optimizer.clip_norm, tokens, num_uncounted)
+
+
+def build_optimizer(config: RunConfig, weights: Sequence[Parameter]) -> AdamW:
+    """A run's optimizer of some weights."""
     decayed = {name for name, spec in config.model.parameters().items() if spec.decay}
-    optimizer = AdamW(weights, config.optimizer, decayed)
-    micro_batch_tokens = micro_batch_size * config.model.seq_length
-    return GuardedUpdate(optimizer, config.optimizer.clip_norm, micro_batch_tokens, num_uncounted)
+    return AdamW(list(weights), config.optimizer, decayed)

@@ -1,0 +1,94 @@
+"""Domains of records and of models: which domains a run reads, and whether the records and the model have them. No
+mindspore import."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from pangu_ms.config.schema import DataConfig
+from pangu_ms.core.errors import DataError
+from pangu_ms.data.corpus import UNKNOWN_DOMAIN
+from pangu_ms.models.common.config import ModelConfig
+
+NAME_DOMAINS = "prepare them with `pangu data prepare --domain NAME=FILES`, which names the domain of files"
+
+
+def read_domains(source: str, found: Sequence[str], data: DataConfig) -> list[str]:
+    """The domains that a run reads, in the order of the records.
+
+    Args:
+        source: the records, for messages.
+        found: the domains of the records.
+        data: its `mixture` or `samples_per_domain`, if there is one, says which domains are read.
+
+    Raises:
+        DataError: a domain that is to be read is not in the records.
+    """
+    wanted = data.mixture or data.samples_per_domain
+    if not wanted:
+        return list(found)
+    field = "data.mixture" if data.mixture else "data.samples_per_domain"
+    for name, amount in wanted.items():
+        if amount and name not in found:
+            raise DataError(
+                f"{source}: no rows of domain {name}, which {field} reads; the records have {shown(found)};"
+                f" {_advice_for_records(found, field)}"
+            )
+    return [name for name in found if wanted.get(name)]
+
+
+def require_known(source: str, read: Iterable[str], model: ModelConfig, leave_out: str = "mixture") -> None:
+    """Check that a model has the domains of the rows that it is to read. A model without domains reads any rows.
+
+    Args:
+        source: the records, for messages.
+        read: the domains of the rows.
+        model: the configuration of the model.
+        leave_out: how the message advises to leave other domains out: "mixture" names the field data.mixture, "option"
+            the option --domain.
+
+    Raises:
+        DataError: the model lacks a domain.
+    """
+    if not model.domains:
+        return
+    lacking = [name for name in read if name not in model.domains]
+    if not lacking:
+        return
+    both = [name for name in model.domains if name in set(read)]
+    found = "rows without a domain" if lacking[0] == UNKNOWN_DOMAIN else f"rows of domain {lacking[0]}"
+    advice = NAME_DOMAINS
+    if both and leave_out == "mixture":
+        weights = ", ".join(f"{yaml_name(name)}: 1" for name in both)
+        advice = f"leave the others out by 'data.mixture={{{weights}}}', or {advice}"
+    elif both:
+        advice = f"name one of them by --domain, or {advice}"
+    raise DataError(
+        f"{source}: {found}; the model has {shown(model.domains)}; a row's domain must be one of the model's (both have"
+        f" {shown(both) if both else 'none'}); {advice}"
+    )
+
+
+def model_indices(found: Sequence[str], model: ModelConfig) -> np.ndarray:
+    """The index of each domain of the records in the model's list: int32 [len(found)]; -1 if the model lacks it."""
+    indices = {name: index for index, name in enumerate(model.domains)}
+    return np.array([indices.get(name, -1) for name in found], np.int32)
+
+
+def shown(names: Iterable[str], most: int = 8) -> str:
+    """Names of domains, abbreviated for a message."""
+    listed = ["(none named)" if name == UNKNOWN_DOMAIN else name for name in names]
+    return ", ".join(listed[:most]) + (f", ... ({len(listed)} in all)" if len(listed) > most else "")
+
+
+def yaml_name(name: str) -> str:
+    """A name as a key of a YAML mapping in braces."""
+    return name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name, ensure_ascii=False)
+
+
+def _advice_for_records(found: Sequence[str], field: str) -> str:
+    if list(found) == [UNKNOWN_DOMAIN]:
+        return NAME_DOMAINS
+    return f"name one of these in {field}, or 0 for domains that are not read"
