@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ascend_ops.attention import causal_attention
     from ascend_ops.backend import BACKENDS, PORTABLE, Choice, choose, explain, has_bfloat16_products, use
     from ascend_ops.errors import OperatorError
-    from ascend_ops.layout import Devices, as_rows, from_rows, is_laid_out, lay_out, placed
+    from ascend_ops.layout import Axes, Devices, as_rows, from_rows, is_laid_out, lay_out, on_own_slices, placed
     from ascend_ops.loss import softmax_cross_entropy
     from ascend_ops.matmul import grouped_matmul, linear, logits
     from ascend_ops.norms import layer_norm, rms_norm
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKENDS",
     "Choice",
+    "Axes",
     "Devices",
     "OperatorError",
     "PORTABLE",
@@ -65,6 +66,7 @@ __all__ = [
     "logits",
     "moe_combine",
     "moe_dispatch",
+    "on_own_slices",
     "placed",
     "rms_norm",
     "rotary_embedding",
@@ -85,7 +87,7 @@ _NAMES = {
     "attention": ("causal_attention",),
     "backend": ("BACKENDS", "PORTABLE", "Choice", "choose", "explain", "has_bfloat16_products", "use"),
     "errors": ("OperatorError",),
-    "layout": ("Devices", "as_rows", "from_rows", "is_laid_out", "lay_out", "placed"),
+    "layout": ("Axes", "Devices", "as_rows", "from_rows", "is_laid_out", "lay_out", "on_own_slices", "placed"),
     "loss": ("softmax_cross_entropy",),
     "matmul": ("grouped_matmul", "linear", "logits"),
     "norms": ("layer_norm", "rms_norm"),

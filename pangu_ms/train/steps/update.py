@@ -35,7 +35,7 @@ def _tensor_total(stack, norms):
     """The sum as [1]. Members are added one after the other: so members that are zero do not change the sum's bits,
     and a stack gives the same sum as one that holds only its members that are not zero."""
     if stack:
-        return ops.cumsum(norms, 0)[-1:]
+        return _of_slices(ops.cumsum(norms, 0)[-1], 0)
     return norms
 
 
