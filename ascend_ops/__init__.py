@@ -5,8 +5,8 @@ y = ascend_ops.gelu(x, bias)                 in a graph or eagerly
 with ascend_ops.use("composed"): ...         force a backend; or ASCEND_OPS_BACKEND=composed
 ascend_ops.explain()                         which backend each operator uses here, and why
 
-Each public name is imported at its first use, so that `errors`, `table`, `library` and `cache` can be used without
-mindspore.
+Each public name is imported at its first use, so that `errors`, `table`, `library`, `cache` and `host` can be used
+without mindspore.
 """
 
 import importlib
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ascend_ops.attention import causal_attention
     from ascend_ops.backend import BACKENDS, PORTABLE, Choice, choose, explain, has_bfloat16_products, use
     from ascend_ops.errors import OperatorError
+    from ascend_ops.host import host_adamw
     from ascend_ops.layout import Axes, Devices, as_rows, from_rows, is_laid_out, lay_out, on_own_slices, placed
     from ascend_ops.loss import softmax_cross_entropy
     from ascend_ops.matmul import grouped_matmul, linear, logits
@@ -59,6 +60,7 @@ __all__ = [
     "gelu_erf",
     "grouped_matmul",
     "has_bfloat16_products",
+    "host_adamw",
     "is_laid_out",
     "lay_out",
     "layer_norm",
@@ -87,6 +89,7 @@ _NAMES = {
     "attention": ("causal_attention",),
     "backend": ("BACKENDS", "PORTABLE", "Choice", "choose", "explain", "has_bfloat16_products", "use"),
     "errors": ("OperatorError",),
+    "host": ("host_adamw",),
     "layout": ("Axes", "Devices", "as_rows", "from_rows", "is_laid_out", "lay_out", "on_own_slices", "placed"),
     "loss": ("softmax_cross_entropy",),
     "matmul": ("grouped_matmul", "linear", "logits"),
