@@ -10,9 +10,10 @@ from mindspore.parallel._cost_model_context import _set_algo_single_loop
 
 import ascend_ops
 from pangu_ms.models.build import weights
-from pangu_ms.models.common.layers import Logits, Operator, ShardedWeight
+from pangu_ms.models.common.layers import Logits, Operator, RoutedExperts, ShardedWeight
 from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies
 from pangu_ms.parallel.plan import OPTIMIZER_SHARD_MIN_BYTES, Plan
+from pangu_ms.parallel.token_exchange import TokenExchange
 
 
 def begin(plan: Plan, rank: int) -> None:
@@ -53,6 +54,8 @@ def apply(plan: Plan, model: nn.Cell) -> None:
     for _, cell in model.cells_and_names():
         if isinstance(cell, ShardedWeight):
             cell.axes = specs[cell.weight.name].axes
+        if isinstance(cell, RoutedExperts):
+            cell.distribute(TokenExchange.of(plan, ms.get_auto_parallel_context("global_rank")))
     for parameter in weights(model):
         # MindSpore 2.9 cannot compile the sharding of a table that two stages hold.
         parameter.parallel_optimizer = len(plan.parameter_stages[parameter.name]) == 1

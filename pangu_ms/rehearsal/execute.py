@@ -160,10 +160,6 @@ def check(config: RunConfig, steps: int) -> None:
             ),
         ),
         (
-            parallel.expert_parallel == 1,
-            f"parallel.expert_parallel={parallel.expert_parallel}: a CPU has no all-to-all; {rehearse}",
-        ),
-        (
             1 < parallel.world <= MAX_RANKS,
             f"parallel: {parallel.world} rank(s): an execution needs 2 to {MAX_RANKS}; change a degree, or {rehearse}",
         ),

@@ -211,7 +211,7 @@ class SigmaConfig(AlphaConfig):
         if layer not in self.sparse_layers:
             return kept
         rows = element_bytes * self.seq_length * self.hidden_size
-        return [*kept, Activation("rows sorted by expert", rows, count=2)]
+        return [*kept, Activation("rows sorted by expert", 2 * rows, count=2)]
 
     @property
     def uses_token_counts(self) -> bool:
