@@ -5,8 +5,8 @@ y = ascend_ops.gelu(x, bias)                 in a graph or eagerly
 with ascend_ops.use("composed"): ...         force a backend; or ASCEND_OPS_BACKEND=composed
 ascend_ops.explain()                         which backend each operator uses here, and why
 
-Each public name is imported at its first use, so that `errors`, `table`, `library` and `cache` can be used without
-mindspore.
+Each public name is imported at its first use, so that `errors`, `table`, `library`, `cache` and `host` can be used
+without mindspore.
 """
 
 import importlib
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
     from ascend_ops.attention import causal_attention
     from ascend_ops.backend import BACKENDS, PORTABLE, Choice, choose, explain, has_bfloat16_products, use
     from ascend_ops.errors import OperatorError
+    from ascend_ops.host import host_adamw
     from ascend_ops.layout import Devices, as_rows, from_rows, is_laid_out, lay_out, placed
     from ascend_ops.loss import softmax_cross_entropy
     from ascend_ops.matmul import grouped_matmul, linear, logits
     from ascend_ops.norms import layer_norm, rms_norm
-    from ascend_ops.optimizer import adamw, squared_norm
+    from ascend_ops.optimizer import adamw, squared_norm, squared_norms
     from ascend_ops.random_masks import dropout, dropout_seed
     from ascend_ops.rotary import rotary_embedding, rotary_table
     from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
@@ -58,6 +59,7 @@ __all__ = [
     "gelu_erf",
     "grouped_matmul",
     "has_bfloat16_products",
+    "host_adamw",
     "is_laid_out",
     "lay_out",
     "layer_norm",
@@ -74,6 +76,7 @@ __all__ = [
     "silu",
     "softmax_cross_entropy",
     "squared_norm",
+    "squared_norms",
     "swiglu",
     "use",
 ]
@@ -84,11 +87,12 @@ _NAMES = {
     "attention": ("causal_attention",),
     "backend": ("BACKENDS", "PORTABLE", "Choice", "choose", "explain", "has_bfloat16_products", "use"),
     "errors": ("OperatorError",),
+    "host": ("host_adamw",),
     "layout": ("Devices", "as_rows", "from_rows", "is_laid_out", "lay_out", "placed"),
     "loss": ("softmax_cross_entropy",),
     "matmul": ("grouped_matmul", "linear", "logits"),
     "norms": ("layer_norm", "rms_norm"),
-    "optimizer": ("adamw", "squared_norm"),
+    "optimizer": ("adamw", "squared_norm", "squared_norms"),
     "random_masks": ("dropout", "dropout_seed"),
     "rotary": ("rotary_embedding", "rotary_table"),
     "routing": ("moe_combine", "moe_dispatch", "rre_route"),

@@ -197,18 +197,20 @@ KERNELS = {
             (Output("dq", "q"), Output("dk", "k"), Output("dv", "v")),
             (Attribute("scale", "float"), Attribute("dropout_rate", "float")),
         ),
-        # One pass: m, v and p are updated from gradient * factor. controls = (lr, factor), float32 [2].
+        # One pass: m, v and p are updated from gradient * factor. controls = (lr, factor), float32 [2]. A line k of the
+        # first dimension with norms[k] = 0 is left as it is; norms [1] holding 1 updates everything.
         Kernel(
             "AdamW",
             (
                 *(Input(n, "float32", written=True) for n in ("parameter", "m", "v")),
                 Input("gradient"),
-                Input("controls", "float32"),
+                *_f32("controls", "norms"),
             ),
             (Output("done", "1", "float32"),),
             tuple(Attribute(n, "float") for n in ("beta1", "beta2", "eps", "weight_decay")),
         ),
         Kernel("SquaredNorm", (Input("x"),), (Output("y", "1", "float32"),)),
+        Kernel("SquaredNorms", (Input("x"),), (Output("y", "x[0]", "float32"),)),
         # Routing. order[i] = flat slot (token * top_k + choice) that stands in sorted row i; the sort by
         # expert is stable.
         Kernel(
@@ -329,11 +331,12 @@ OPERATORS = {
     ),
     "adamw": Operator(
         "AdamW update of a parameter and its moments in one pass",
-        ("parameter", "m", "v", "gradient"),
+        ("parameter", "m", "v", "gradient", "norms"),
         ("AdamW",),
         "AdamWeightDecay",
     ),
     "squared_norm": Operator("sum of squares", ("x",), ("SquaredNorm",)),
+    "squared_norms": Operator("sum of squares of each index of the first dimension", ("x",), ("SquaredNorms",)),
     "rre_route": Operator("expert of each token by a fixed table", ("domain", "ids", "table"), ("RreRoute",)),
     "moe_dispatch": Operator("tokens sorted by expert, with counts", ("x", "expert"), ("MoeDispatch", "MoeCombine")),
     "moe_combine": Operator(

@@ -14,6 +14,8 @@
 #include <system_error>
 #include <thread>
 
+#include "kernel.h"
+
 namespace ascend_ops {
 namespace {
 
@@ -90,6 +92,7 @@ class Pool {
   }
 
   void work() {
+    const FlushDenormals scope;
     uint64_t seen = 0;
     inside = true;
     for (;;) {

@@ -43,8 +43,9 @@ def json_bytes(value: Any) -> bytes:
 
 def write_step(
     directory: Path, contents: Contents, step: int, groups: dict[str, int], written: dict[str, Any] | None = None
-) -> None:
-    """Write and flush the files of a step, the manifest last, and flush the directories that hold them.
+) -> dict[str, Any]:
+    """Write and flush the files of a step, the manifest last, and flush the directories that hold them; returns the
+    manifest's entries of all files.
 
     Args:
         directory: the step's directory.
@@ -58,6 +59,7 @@ def write_step(
     write_file(directory / MANIFEST, [json_bytes(manifest | {"sha256": files.sha256_json(manifest)})])
     for path in [*(p for p in directory.rglob("*") if p.is_dir()), directory]:
         files.sync_path(path)
+    return entries
 
 
 def write_file(path: Path, pieces: Iterable[Any]) -> dict[str, Any]:

@@ -5,6 +5,8 @@
                                 model-00001-of-00003.safetensors and so on; a group that is sharded over the ranks of
                                 a plan has the files model-rank-00007.safetensors and so on (see sharded.py). Stacks
                                 are stored member by member (see models/common/stacks.py)
+        model/NAME.safetensors  one member of a stack (an expert of a layer), where experts are kept on the host while
+                                training (train/offload); likewise optimizer/NAME.safetensors
         routing.safetensors     the model's tables of integers, if it has any; a reader finds them in the group "model"
         optimizer.safetensors   further groups, if any
         state.json              what the training loop needs to resume; the store does not interpret it
@@ -88,7 +90,7 @@ class Checkpoint:
         if ranks:
             return sharded.read_ranks(str(self.path), ranks, Plan.of(self.config()))
         files_of = f"{MODEL}|{ROUTING}" if group == MODEL else re.escape(group)
-        shard = re.compile(rf"({files_of})(-\d{{5}}-of-\d{{5}})?\.safetensors")
+        shard = re.compile(rf"({files_of})(-\d{{5}}-of-\d{{5}}|/[^/]+)?\.safetensors")
         paths = [self.path / name for name in self.manifest["files"] if shard.fullmatch(name)]
         return sharded.joined(
             str(self.path), {name: entry for path in paths for name, entry in safetensors_file.index(path).items()}

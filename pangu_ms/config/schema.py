@@ -153,6 +153,20 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class OffloadConfig:
+    """Where experts and embedding slots are kept while training (spec C4, ECSS). Each step fetches those of the
+    domains of its batch, so the saving grows with the number of domains that a batch does not have."""
+
+    experts: bool = False
+    """Keep them, with their float32 moments, in host memory; only a working set is in the graph. For one process."""
+    directory: str = ""
+    """Directory for memory-mapped files, on a fast disk, that hold them in place of memory. Empty: memory."""
+    transfer: Literal["auto", "in_place", "copy"] = "auto"
+    """How the working set reaches the graph. in_place: a CPU graph reads the host's arrays; copy: each step copies
+    them, as for a device with memory of its own; auto: in_place on a CPU, copy elsewhere."""
+
+
+@dataclass(frozen=True, config=STRICT)
 class GuardConfig:
     """When a step is skipped, and when the run stops."""
 
@@ -252,6 +266,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    offload: OffloadConfig = field(default_factory=OffloadConfig)
     loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -259,6 +274,11 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_degrees(self.parallel, self.model, self.train)
+        require(
+            not self.offload.experts or bool(self.model.members_of([0])),
+            "offload.experts",
+            f": family {self.model.family} has no experts whose use depends on a domain; switch it off",
+        )
         samples = self.data.samples_per_domain
         require(
             not samples or sum(samples.values()) == self.train.batch_size,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import mindspore as ms
 from mindspore import Tensor, nn
@@ -77,6 +78,11 @@ class Evaluator:
         total, count = self.loss(*to_tensors(batch), self.no_dropout)
         return Score(total.asnumpy().item(), count.asnumpy().item())
 
+    def graph_config(self) -> dict[str, Any]:
+        """What identifies the model of the graph."""
+        assert self.config
+        return config_to_dict(self.config)["model"]
+
     def _compile_cache(self, batch: Batch) -> AbstractContextManager[bool]:
         """The context for the first batch, whose call compiles the graph."""
         if self.config is None:
@@ -84,7 +90,7 @@ class Evaluator:
         batch_size, row_length = batch.ids.shape
         identity = {
             "graph": "evaluate",
-            "model": config_to_dict(self.config)["model"],
+            "model": self.graph_config(),
             "device": self.config.runtime.device,
             "batch_size": batch_size,
             "row_length": row_length,

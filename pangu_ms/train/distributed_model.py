@@ -40,6 +40,8 @@ class DistributedModel(Protocol):
     config: RunConfig
     cacheable: bool
     """Whether the compiled step may come from the compile cache."""
+    graph_identity: dict[str, Any]
+    """What the step's graph depends on beside the configuration."""
     groups: dict[str, list[Parameter]]
     """This rank's parameters that a checkpoint contains, by group ("model", "optimizer")."""
     loader_part: dict[str, int]
@@ -62,6 +64,12 @@ class DistributedModel(Protocol):
     def slices_of(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
         """The part of a tensor that this rank holds."""
 
+    def fill(self, group: str, shapes: dict[str, tuple[int, ...]], read: Read) -> None:
+        """Set this rank's part of every tensor of a group; `shapes` are those of the whole tensors."""
+
+    def restored(self, checkpoint: store.Checkpoint) -> None:
+        """Called when the run continues from a checkpoint of its own, after all groups were filled from it."""
+
     def save(self, root: Path, step: int, state: dict[str, Any], tokenizer: Path | None) -> None:
         """Commit a checkpoint of a step; every rank calls it."""
 
@@ -69,7 +77,28 @@ class DistributedModel(Protocol):
         """Score train.eval_batches global batches of held-out records; None on ranks that do not evaluate."""
 
 
-class ReplicatedModel:
+class HeldParameters:
+    """What models share whose tensors are the parameters of a graph."""
+
+    graph_identity: dict[str, Any] = {}
+    groups: dict[str, list[Parameter]]
+
+    def slices_of(self, name: str, shape: tuple[int, ...]) -> sharded.Slices:
+        """See DistributedModel."""
+        raise NotImplementedError
+
+    def fill(self, group: str, shapes: dict[str, tuple[int, ...]], read: Read) -> None:
+        """See DistributedModel. One parameter after the other is set, so that memory holds only one tensor in
+        addition."""
+        for parameter in self.groups[group]:
+            values = read(parameter.name, self.slices_of(parameter.name, shapes[parameter.name]))
+            parameter.set_data(Tensor(value_of(parameter, values)), slice_shape=parameter.sliced)
+
+    def restored(self, checkpoint: store.Checkpoint) -> None:
+        """Does nothing."""
+
+
+class ReplicatedModel(HeldParameters):
     """Every process has the whole model; only rank 0 saves and evaluates."""
 
     cacheable = True
@@ -114,7 +143,7 @@ class ReplicatedModel:
         return self.evaluator.score(batches)
 
 
-class ShardedModel:
+class ShardedModel(HeldParameters):
     """Each rank holds the plan's slices of the parameters on its pipeline stage, computes its part of each step, and
     saves its own slices. Untested on hardware."""
 
@@ -219,7 +248,7 @@ def initialize(model: DistributedModel, token_counts: np.ndarray | None = None) 
             return tables[name][part]
         return initial_value(specs[name], name, shapes[name], config.train.seed, part)
 
-    fill(model, model.groups["model"], shapes, value)
+    model.fill("model", shapes, value)
 
 
 def load(model: DistributedModel, checkpoint: store.Checkpoint, group: str) -> None:
@@ -230,12 +259,4 @@ def load(model: DistributedModel, checkpoint: store.Checkpoint, group: str) -> N
     """
     stored, shapes = checkpoint.stored(group), whole_shapes(model.config)[group]
     store.check_names_and_shapes(str(checkpoint.path), stored, shapes)
-    fill(model, model.groups[group], shapes, lambda name, part: stored[name].spec.values(stored[name].read(part)))
-
-
-def fill(model: DistributedModel, parameters: list[Parameter], shapes: dict[str, tuple[int, ...]], read: Read) -> None:
-    """Set each parameter to this rank's part of its tensor, one after the other, so that memory holds only one tensor
-    in addition."""
-    for parameter in parameters:
-        values = read(parameter.name, model.slices_of(parameter.name, shapes[parameter.name]))
-        parameter.set_data(Tensor(value_of(parameter, values)), slice_shape=parameter.sliced)
+    model.fill(group, shapes, lambda name, part: stored[name].spec.values(stored[name].read(part)))

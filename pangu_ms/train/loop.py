@@ -190,6 +190,7 @@ class TrainLoop:
             "optimizer": sections["optimizer"],
             "batch": batch,
             "device": config.runtime.device,
+            **self.run.model.graph_identity,
         }
         enabled = config.runtime.compile_cache and self.run.model.cacheable and not self._seconds
         with cached_compile(enabled, identity) as found:

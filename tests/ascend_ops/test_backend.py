@@ -280,6 +280,7 @@ def test_the_public_functions_are_the_operators():
         "lay_out",
         "is_laid_out",
         "fork",
+        "host_adamw",
         "logits",
         "add_to_stream",
         "as_rows",

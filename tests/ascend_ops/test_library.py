@@ -443,6 +443,7 @@ def test_generated_inference_says_what_the_table_says_for_every_kernel(tmp_path)
             ([2, 3, 32], [2, 4, 3]),
         ),
         ("SquaredNorm", [[3, 4]], ([1],)),
+        ("SquaredNorms", [[3, 4]], ([3],)),
     ],
 )
 def test_output_shapes_of_the_table(name, inputs, outputs):

@@ -7,7 +7,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 import ascend_ops
 from ascend_ops.errors import OperatorError
-from ascend_ops.optimizer import adamw, squared_norm
+from ascend_ops.optimizer import adamw, squared_norm, squared_norms
 from tests.ascend_ops.common import forward, gradients, rounded, to_tensor
 
 pytestmark = pytest.mark.thinned
@@ -176,6 +176,103 @@ def test_squared_norm_has_a_gradient_and_keeps_nan(backend):
     assert np.isnan(forward(squared_norm, [Tensor(x)])[0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(1, 70001), (3, 5, 13), (64, 33), (5,), (3, 40000)])
+def test_squared_norms_are_those_of_each_line(backend, shape, dtype):
+    """Bit for bit, whatever stands beside a line; 40,000 elements are cut for two threads. NaN stays in its line."""
+    x = draw(*shape)
+    found = forward(squared_norms, [to_tensor(x, dtype)])[0]
+    assert found.shape == shape[:1]
+    np.testing.assert_allclose(found, (rounded(x, dtype) ** 2).sum(tuple(range(1, len(shape)))), rtol=2e-6)
+    for k in {0, shape[0] // 2, shape[0] - 1}:
+        assert found[k] == forward(squared_norm, [to_tensor(x[k], dtype)])[0]
+    x[0] = np.nan
+    np.testing.assert_array_equal(forward(squared_norms, [to_tensor(x, dtype)])[0][1:], found[1:])
+
+
+class Lazy(OneParameter):
+    """An update of the lines whose gradient is not zero; `eps` of PanGu-Sigma's experts."""
+
+    def construct(self, gradient, lr, factor):
+        norms = squared_norms(gradient)
+        return adamw(self.p, self.m, self.v, gradient, lr, factor, BETA1, BETA2, 1e-20, DECAY, norms)
+
+
+class Alone(OneParameter):
+    def construct(self, gradient, lr, factor):
+        return adamw(self.p, self.m, self.v, gradient, lr, factor, BETA1, BETA2, 1e-20, DECAY)
+
+
+CONTROLS = (Tensor(0.25, ms.float32), Tensor(0.5, ms.float32))
+
+
+@pytest.mark.parametrize("mode", [ms.GRAPH_MODE, ms.PYNATIVE_MODE])
+@pytest.mark.parametrize(
+    ("shape", "touched", "dtype"),
+    [
+        ((5, 7, 3), [1, 4], "float32"),
+        ((4, 9001), [0, 2, 3], "bfloat16"),
+        ((6,), [5], "float32"),
+        ((3, 8), [], "float32"),
+        ((1, 5), [], "float32"),
+        ((1, 5), [0], "float16"),
+    ],
+)
+def test_lazy_update(backend, shape, touched, dtype, mode):
+    """Lines with a gradient get the bits of an update of their own, twice; the others keep theirs, NaN and -0 too."""
+    p, m, v = (draw(*shape, seed=s) for s in range(3))
+    v, gradient = np.abs(v), draw(*shape, seed=3)
+    rest = [k for k in range(shape[0]) if k not in touched]
+    gradient[rest] = 0
+    p[rest[:1]], v[rest[:1]], m[rest[:1]] = -0.0, np.nan, np.inf
+    ms.set_context(mode=mode)
+    try:
+        cell = Lazy(p, m, v)
+        for _ in range(2):
+            done = cell(to_tensor(gradient, dtype), *CONTROLS)
+        assert done.asnumpy() == [1]
+        found = cell.state()
+        if touched:
+            alone = Alone(p[touched], m[touched], v[touched])
+            for _ in range(2):
+                alone(to_tensor(gradient[touched], dtype), *CONTROLS)
+            for a, b in zip(found, alone.state(), strict=True):
+                np.testing.assert_array_equal(a[touched].view(np.int32), b.view(np.int32))
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
+    for a, before in zip(found, (p, m, v), strict=True):
+        np.testing.assert_array_equal(a[rest].view(np.int32), before[rest].view(np.int32))
+
+
+class GivenNorms(OneParameter):
+    def construct(self, gradient, lr, factor, norms):
+        return adamw(self.p, self.m, self.v, gradient, lr, factor, BETA1, BETA2, EPS, DECAY, norms)
+
+
+def test_only_a_norm_of_zero_leaves_a_line_out(backend):
+    """NaN must reach the weights as it does without norms."""
+    arrays = [np.ones((4, 3), np.float32)] * 3
+    cell = GivenNorms(*arrays)
+    cell(Tensor(arrays[0]), *CONTROLS, Tensor(np.array([0, np.nan, 1e-37, -0.0], np.float32)))
+    assert [bool((row != 1).all()) for row in cell.state()[0]] == [False, True, True, False]
+
+
+def test_eps_of_1e_20_moves_nothing_where_nothing_was_learned(backend):
+    """0 / (0 + 1e-20) is 0, and a gradient whose square vanishes in float32 makes a finite step."""
+    zeros = np.zeros((2, 20), np.float32)
+    p, gradient = draw(2, 20), np.repeat(np.float32([[0], [1e-24]]), 20, 1)
+    cell = Alone(p, zeros, zeros)
+    cell(Tensor(gradient), Tensor(1e-3, ms.float32), Tensor(1.0, ms.float32))
+    found = cell.state()[0]
+    np.testing.assert_allclose(found[0], p[0] * (1 - 1e-3 * DECAY), rtol=1e-6)
+    assert np.isfinite(found).all()
+
+
+def lazy_update(p, m, v, gradient, norms):
+    one = ops.ones((), ms.float32)
+    return adamw(p, m, v, gradient, one, one, BETA1, BETA2, EPS, DECAY, norms)
+
+
 def update(p, m, v, gradient):
     return adamw(p, m, v, gradient, ops.ones((), ms.float32), ops.ones((), ms.float32), BETA1, BETA2, EPS, DECAY)
 
@@ -193,7 +290,22 @@ def update(p, m, v, gradient):
         (update, [(2, 3)] * 4, {2: "float16"}, "adamw: v is float16; it must be float32"),
         (update, [(2, 3)] * 4, {3: "int32"}, "adamw: gradient is int32; it must be one of float32"),
         (update, [(2, 0)] * 4, {}, "adamw: parameter has shape .*no dimension may be 0"),
+        (
+            lazy_update,
+            [(2, 3)] * 4 + [(3,)],
+            {},
+            r"adamw: norms has shape \(3,\); it must be \(2,\): parameter has shape \(2, 3\)",
+        ),
+        (
+            lazy_update,
+            [(2, 3)] * 4 + [(2,)],
+            {4: "float16"},
+            "adamw: norms is float16; it must be float32; give squared",
+        ),
+        (lazy_update, [()] * 4 + [(1,)], {}, r"adamw: parameter has shape \(\); it must have at least 1 dimension"),
         (squared_norm, [(2, 3)], {0: "int32"}, "squared_norm: x is int32; it must be one of float32"),
+        (squared_norms, [(2, 3)], {0: "int32"}, "squared_norms: x is int32; it must be one of float32"),
+        (squared_norms, [()], {}, r"squared_norms: x has shape \(\); it must have at least 1 dimension"),
     ],
 )
 def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message):

@@ -19,6 +19,8 @@ from pangu_ms.core.fields import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     import numpy as np
 
 MOST_LAYERS = 4096  # far above the deepest models, which have some hundreds of layers
@@ -207,6 +209,32 @@ class ModelConfig:
                 unknown.
         """
         return {}
+
+    def members_of(self, domains: "Iterable[int]") -> dict[str, list[int]]:
+        """The members of stacks that sequences of some domains can use, in rising order, by the axis of the stack; empty
+        if the model has no stacks whose use depends on the domain.
+
+        Args:
+            domains: indices in `domains`.
+        """
+        return {}
+
+    def with_members(self, numbers: dict[str, int]) -> "ModelConfig":
+        """The model with stacks of other lengths, by axis: that of a working set, which holds some of the members and
+        has other tables (`local_tables`)."""
+        return self
+
+    def local_tables(
+        self, tables: "dict[str, np.ndarray]", domains: "Sequence[int]"
+    ) -> "Iterator[tuple[str, int, np.ndarray]]":
+        """The lines of tables for stacks that hold exactly `members_of(domains)`: name of the table, index of the domain,
+        and its line with positions in these stacks in place of members.
+
+        Args:
+            tables: the model's own tables, by name.
+            domains: indices in `domains`.
+        """
+        yield from ()
 
     @property
     def uses_token_counts(self) -> bool:

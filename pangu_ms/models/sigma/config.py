@@ -4,7 +4,8 @@ No code of the model was published. What the sources leave open is a field here,
 not a fact; the field's description says so with the words "not published".
 """
 
-from typing import TYPE_CHECKING, Literal
+import dataclasses
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic.dataclasses import dataclass
 
@@ -13,6 +14,8 @@ from pangu_ms.models.alpha.config import AlphaConfig
 from pangu_ms.models.common.config import Activation, ExtraInput, ParameterSpec, stack
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
     import numpy as np
 
 
@@ -208,6 +211,36 @@ class SigmaConfig(AlphaConfig):
         from pangu_ms.models.sigma.routing import initial_tables
 
         return initial_tables(self, token_counts)
+
+    def members_of(self, domains: "Iterable[int]") -> dict[str, list[int]]:
+        """See ModelConfig."""
+        domains = set(domains)
+        members = {}
+        if self.sparse_layers:
+            groups = sorted({self.group_of_domain[domain] for domain in domains})
+            members["expert"] = [expert for group in groups for expert in self.group_experts(group)]
+        if self.num_slots > 1:
+            members["slot"] = sorted({self.slot_of_domain[domain] for domain in domains})
+        return members
+
+    def with_members(self, numbers: dict[str, int]) -> "SigmaConfig":
+        """See ModelConfig: one group of experts. At least two slots are kept, since the only word table of a model has
+        another name."""
+        others = len(self.domains) - 1
+        fields: dict[str, Any] = {}
+        if experts := numbers.get("expert"):
+            fields |= {"num_experts": experts, "group_of_domain": (0,) * (others + 1), "group_sizes": (experts,)}
+        if slots := numbers.get("slot"):
+            fields["slot_of_domain"] = tuple(min(i, max(2, slots) - 1) for i in range(others + 1))
+        return dataclasses.replace(self, **fields)
+
+    def local_tables(
+        self, tables: "dict[str, np.ndarray]", domains: "Sequence[int]"
+    ) -> "Iterator[tuple[str, int, np.ndarray]]":
+        """See ModelConfig."""
+        from pangu_ms.models.sigma.routing import local_lines
+
+        yield from local_lines(self, tables, domains)
 
     def fields_free_in_students(self) -> set[str]:
         """See ModelConfig."""

@@ -1,6 +1,7 @@
 """PanGu-Sigma's routing tables: which expert each token goes to. Source: specification C3.1. No mindspore import."""
 
 import heapq
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -20,6 +21,20 @@ def initial_tables(config: SigmaConfig, token_counts: np.ndarray | None = None) 
     if config.num_slots > 1:
         tables["word_embedding.slot_of_domain"] = np.array(config.slot_of_domain, np.int32)
     return tables
+
+
+def local_lines(
+    config: SigmaConfig, tables: dict[str, np.ndarray], domains: Sequence[int]
+) -> Iterator[tuple[str, int, np.ndarray]]:
+    """See `ModelConfig.local_tables`."""
+    members = config.members_of(domains)
+    positions = {}
+    for axis, indices in members.items():
+        positions[axis] = np.full(config.axis_sizes()[axis], -1, np.int32)
+        positions[axis][indices] = np.arange(len(indices), dtype=np.int32)
+    for name, table in tables.items():
+        position = positions["slot" if name.endswith("slot_of_domain") else "expert"]
+        yield from ((name, domain, position[table[domain]]) for domain in domains)
 
 
 def layer_table(config: SigmaConfig, layer: int, token_counts: np.ndarray | None = None) -> np.ndarray:
