@@ -98,7 +98,7 @@ class _Row:
             y_E = _gated(*(p[f"{block}.ffn.shared.{name}.weight"] for name in ("gate", "up", "down")), z_E)
             for e in experts:
                 matrices = (p[f"{block}.ffn.experts.{name}.weight"][e] for name in ("gate", "up", "down"))
-                y_E = y_E + probability_N[e] * p[f"{block}.ffn.router.scale"][e] * _gated(*matrices, z_E)
+                y_E = y_E + probability_N[e] * p[f"{block}.ffn.router.scale"][0, e] * _gated(*matrices, z_E)
             rows.append(y_E)
         self.x_SE = self.x_SE + np.stack(rows)
         return routed

@@ -6,8 +6,10 @@ from typing import Any, ClassVar, Literal
 from pydantic.dataclasses import dataclass
 
 from pangu_ms.core.fields import STRICT, Float, Int, divisors, require, require_not_negative, require_positive
-from pangu_ms.models.common.config import Activation, ParameterSpec, gain, stack
+from pangu_ms.models.common.config import Activation, ParameterSpec, stack
 from pangu_ms.models.pi.config import PiConfig
+
+_SCALE = ParameterSpec(("one", "router"), mean=1.0)  # [1, N], as published
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -95,7 +97,7 @@ class MogeConfig(PiConfig):
             "up": self.matrix("expert_ffn", "embed"),
             "down": self.residual_matrix("expert_ffn", layer),
         }
-        specs |= {"ffn.router.weight": self.matrix("router", "embed"), "ffn.router.scale": gain("router")}
+        specs |= {"ffn.router.weight": self.matrix("router", "embed"), "ffn.router.scale": _SCALE}
         specs |= {f"ffn.experts.{name}.weight": stack("expert", spec) for name, spec in experts.items()}
         return specs | {name.replace("ffn.", "ffn.shared."): spec for name, spec in shared.items()}
 

@@ -28,7 +28,7 @@ class GroupedRouter(Linear):
     def __init__(self, config: MogeConfig):
         super().__init__(config.hidden_size, config.num_experts, bias=False)
         groups, size = config.num_expert_groups, config.num_experts // config.num_expert_groups
-        self.scale = Parameter(initializer("ones", (config.num_experts,)), name="scale")
+        self.scale = Parameter(initializer("ones", (1, config.num_experts)), name="scale")
         self.shape_of_groups, self.num_choices = (-1, groups, size), config.experts_per_token
         self.choices_in_group = config.experts_per_token // groups
         # In steps of a group's size; vendor code takes steps of C, which are the same only for its 64 experts.
@@ -39,7 +39,7 @@ class GroupedRouter(Linear):
         probabilities_TN = self.softmax(ascend_ops.linear(ops.cast(x_TE, ms.float32), self.weight, None, self.axes))
         chosen, index_in_group = self.top_k(ops.reshape(probabilities_TN, self.shape_of_groups), self.choices_in_group)
         expert_TC = ops.reshape(index_in_group + self.first_expert_G1, (-1, self.num_choices))
-        weights_TC = ops.reshape(chosen, (-1, self.num_choices)) * ops.gather(self.scale, expert_TC, 0)
+        weights_TC = ops.reshape(chosen, (-1, self.num_choices)) * ops.gather(self.scale[0], expert_TC, 0)
         return expert_TC, weights_TC, probabilities_TN
 
 
