@@ -179,6 +179,7 @@ def evaluate(
     max_batches: int = 0,
     overrides: Sequence[str] = (),
     progress: bool = False,
+    domain: str | None = None,
 ) -> dict[str, Any]:
     """Score the records of a split.
 
@@ -187,16 +188,17 @@ def evaluate(
         data: directory of records.
         split: "held_out" or "train".
         batch_size: rows of a batch.
-        max_batches: largest number of batches; 0 scores all.
+        max_batches: largest number of batches, but at least one of each domain; 0 scores all.
         overrides: only `runtime.*` and `model.compute_dtype` are allowed.
         progress: show a bar if stderr is a terminal.
+        domain: score only the records of this domain.
 
     Returns:
         `step`, `split`, `tokens` (number scored), `loss` (nats per token), `perplexity` and, if the records know their
-        number of bytes, `bits_per_byte`.
+        number of bytes, `bits_per_byte`. If records of several domains are scored, `domains` has the last four of each.
 
     Raises:
-        DataError: the records do not fit the model, or there is nothing to score.
+        DataError: the records do not fit the model or have no such domain, or there is nothing to score.
         CheckpointError: no valid checkpoint is there, or its loss is not a number.
     """
     from pangu_ms.checkpoint.model import checkpoint_config
@@ -204,7 +206,8 @@ def evaluate(
     from pangu_ms.eval.report import evaluate as score
 
     opened = open_checkpoint(Path(checkpoint))
-    return score(opened, data, split, batch_size, max_batches, progress, checkpoint_config(opened, overrides))
+    config = checkpoint_config(opened, overrides)
+    return score(opened, data, split, batch_size, max_batches, progress, config, domain)
 
 
 def export(

@@ -2,6 +2,7 @@
 records."""
 
 from argparse import Namespace
+from typing import Any
 
 from pangu_ms.cli import options
 from pangu_ms.core import runtime
@@ -21,8 +22,10 @@ def build_parser() -> Parser:
     options.add_overrides(parser)
     options.add_data(parser, required=True)
     options.add_split(parser, SPLIT_HELP)
+    parser.add_argument("--domain", metavar="NAME", help="score only the records of this domain")
     options.add_batch_size(parser)
-    parser.add_argument("--max-batches", type=int, default=0, help="number of batches to score; 0 scores all")
+    text = "number of batches to score, but at least one of each domain; 0 scores all"
+    parser.add_argument("--max-batches", type=int, default=0, help=text)
     parser.add_argument("--no-baselines", action="store_true", help="do not score the unigram and bigram models")
     options.add_json(parser, JSON_HELP)
     options.add_verbose(parser)
@@ -44,14 +47,26 @@ def _run(args: Namespace) -> int:
 
     checkpoint, progress = open_checkpoint(args.checkpoint), not args.json
     config = checkpoint_config(checkpoint, args.overrides)
-    result = evaluate(checkpoint, args.data, args.split, args.batch_size, args.max_batches, progress, config)
+    options_of_both = args.batch_size, args.max_batches, progress
+    result = evaluate(checkpoint, args.data, args.split, *options_of_both, config, args.domain)
     if not args.no_baselines:
-        result |= baselines(args.data, args.split, config.model.vocab_size, args.batch_size, args.max_batches, progress)
+        domains = None if args.domain is None else [args.domain]
+        result |= baselines(args.data, args.split, config.model.vocab_size, *options_of_both, domains)
     if args.json and None in result.values():
         tell(f"pangu eval: unigram and bigram {NO_BASELINES}")
-    rows = [(name.replace("_", " "), _shown(value)) for name, value in result.items()]
-    print_result(result, "\n".join(table_lines(("", ""), rows, "<<")[1:]), args.json)
+    rows = [(name.replace("_", " "), _shown(value)) for name, value in result.items() if name != "domains"]
+    lines = table_lines(("", ""), rows, "<<")[1:]
+    print_result(result, "\n".join(lines + _domain_lines(result.get("domains", {}))), args.json)
     return 0
+
+
+def _domain_lines(domains: dict[str, dict[str, Any]]) -> list[str]:
+    """A table with a line for each domain, if there are several."""
+    if not domains:
+        return []
+    names = [name.replace("_", " ") for name in next(iter(domains.values()))]
+    rows = [(domain, *map(_shown, measures.values())) for domain, measures in domains.items()]
+    return ["", *table_lines(("domain", *names), rows, "<" + ">" * len(names))]
 
 
 def _shown(value: object) -> str:

@@ -16,6 +16,7 @@ from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result
+from pangu_ms.data.domains import require_run_domains
 from pangu_ms.data.records import RecordSet
 from pangu_ms.train.checks import (
     needs_ranks,
@@ -91,7 +92,8 @@ def main(argv: list[str]) -> int:
         require_startable_alone(config, args)
     records = args.data or config.data.records or default_records(config, output, args.resume, progress=not args.json)
     if alone:
-        RecordSet.require_declared(records, "train", config.model)
+        domains = RecordSet.require_declared(records, "train", config.model)
+        require_run_domains(str(records), domains, config.data, config.model)
     if needs_ranks(config):
         require_startable(config, **start_options(args))
         require_readable(config, records)
@@ -141,8 +143,15 @@ def default_records(config: RunConfig, output: Path, resume: bool, progress: boo
 
 
 def _as_dict(result: Any) -> dict[str, Any]:
-    held_out = result.held_out and {"loss": result.held_out.loss, "perplexity": result.held_out.perplexity}
+    held_out = result.held_out and _score_as_dict(result.held_out)
     return dataclasses.asdict(result) | {"output": str(result.output), "held_out": held_out}
+
+
+def _score_as_dict(score: Any) -> dict[str, Any]:
+    shown: dict[str, Any] = {"loss": score.loss, "perplexity": score.perplexity}
+    if score.domains:
+        shown["domains"] = {domain: _score_as_dict(own) for domain, own in score.domains.items()}
+    return shown
 
 
 def _as_text(result: Any, config: RunConfig) -> str:

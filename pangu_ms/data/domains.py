@@ -29,14 +29,30 @@ def read_domains(source: str, found: Sequence[str], data: DataConfig) -> list[st
     wanted = data.mixture or data.samples_per_domain
     if not wanted:
         return list(found)
-    field = "data.mixture" if data.mixture else "data.samples_per_domain"
-    for name, amount in wanted.items():
-        if amount and name not in found:
-            raise DataError(
-                f"{source}: no rows of domain {name}, which {field} reads; the records have {shown(found)};"
-                f" {_advice_for_records(found, field)}"
-            )
+    field = "mixture" if data.mixture else "samples_per_domain"
+    require_domains(f"data.{field}: {source}", found, [name for name, amount in wanted.items() if amount])
     return [name for name in found if wanted.get(name)]
+
+
+def require_run_domains(source: str, found: Sequence[str], data: DataConfig, model: ModelConfig) -> None:
+    """Check, without reading rows, that a run's training records have the domains that it reads, and its model, too.
+
+    With data.order, the order file decides which rows are read; then the model is checked when the file is read.
+
+    Raises:
+        DataError: the records or the model lack a domain.
+    """
+    read = read_domains(source, found, data)
+    if not data.order:
+        require_known(source, read, model)
+
+
+def require_domains(source: str, found: Sequence[str], wanted: Iterable[str]) -> None:
+    """Raise DataError unless the records `source`, which have the domains `found`, have all domains that are wanted."""
+    for name in wanted:
+        if name not in found:
+            advice = NAME_DOMAINS if list(found) == [UNKNOWN_DOMAIN] else "name one of these"
+            raise DataError(f"{source}: no rows of domain {name}; there are rows of {shown(found)}; {advice}")
 
 
 def require_known(source: str, read: Iterable[str], model: ModelConfig, leave_out: str = "mixture") -> None:
@@ -71,6 +87,11 @@ def require_known(source: str, read: Iterable[str], model: ModelConfig, leave_ou
     )
 
 
+def known_domains(found: Sequence[str], model: ModelConfig) -> list[str]:
+    """Those domains of the records that a model has; all of them for a model without domains."""
+    return [name for name in found if not model.domains or name in model.domains]
+
+
 def model_indices(found: Sequence[str], model: ModelConfig) -> np.ndarray:
     """The index of each domain of the records in the model's list: int32 [len(found)]; -1 if the model lacks it."""
     indices = {name: index for index, name in enumerate(model.domains)}
@@ -86,9 +107,3 @@ def shown(names: Iterable[str], most: int = 8) -> str:
 def yaml_name(name: str) -> str:
     """A name as a key of a YAML mapping in braces."""
     return name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name, ensure_ascii=False)
-
-
-def _advice_for_records(found: Sequence[str], field: str) -> str:
-    if list(found) == [UNKNOWN_DOMAIN]:
-        return NAME_DOMAINS
-    return f"name one of these in {field}, or 0 for domains that are not read"

@@ -4,10 +4,11 @@ the seed and of the sample's position, so that a resumed run needs its step alon
 Legend: D domains, P positions of a period, N rows.
 """
 
+import functools
 import hashlib
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Protocol
 
@@ -83,6 +84,20 @@ class Schedule:
         self._earlier[order] = np.arange(len(period)) - firsts
 
     @classmethod
+    def of(cls, data: DataConfig, domains: Sequence[str]) -> "Schedule | None":
+        """The schedule that a configuration says; None if it says none.
+
+        Args:
+            data: its mixture or samples_per_domain.
+            domains: names of the D domains.
+        """
+        if data.mixture:
+            return cls.mixture([data.mixture.get(name, 0) for name in domains])
+        if data.samples_per_domain:
+            return cls.batches([data.samples_per_domain.get(name, 0) for name in domains])
+        return None
+
+    @classmethod
     def mixture(cls, weights: Sequence[float]) -> "Schedule":
         """Mix domains by weight, as evenly as whole samples allow.
 
@@ -93,7 +108,7 @@ class Schedule:
         Args:
             weights: D weights, not all 0.
         """
-        return cls(interleave(period_counts(weights)), len(weights))
+        return cls(interleave(tuple(period_counts(weights))), len(weights))
 
     @classmethod
     def batches(cls, samples: Sequence[int]) -> "Schedule":
@@ -118,18 +133,18 @@ class Schedule:
 class Mixed:
     """A RowOrder with a schedule of domains. Every domain has its own epochs, and its own permutation in each."""
 
-    def __init__(self, schedule: Schedule, rows: Sequence[np.ndarray | range], names: Sequence[str], data: DataConfig):
+    def __init__(self, schedule: Schedule, domains: Mapping[str, np.ndarray | range], seed: int, shuffle: bool):
         """Set up the orders of all domains.
 
         Args:
             schedule: the domain of each position.
-            rows: the rows of each of the D domains.
-            names: names of the domains, which determine their permutations together with data.seed.
-            data: its seed and shuffle.
+            domains: the rows of each of the D domains by name.
+            seed: determines the permutation of a domain's epoch together with its name and the epoch's number.
+            shuffle: as in `Epochs`.
         """
         self.schedule = schedule
-        self._domains = [Epochs(own, [data.seed, _entropy(name)], data.shuffle) for own, name in zip(rows, names)]
-        self.num_rows = sum(len(own) for own, count in zip(rows, schedule.counts) if count)
+        self._domains = [Epochs(rows, [seed, _entropy(name)], shuffle) for name, rows in domains.items()]
+        self.num_rows = sum(own.num_rows for own, count in zip(self._domains, schedule.counts) if count)
 
     def rows_at(self, positions: np.ndarray) -> np.ndarray:
         """See RowOrder."""
@@ -156,7 +171,8 @@ def period_counts(weights: Sequence[float]) -> list[int]:
     return [count // divisor for count in counts]
 
 
-def interleave(counts: Sequence[int]) -> np.ndarray:
+@functools.lru_cache(maxsize=4)  # the longest period takes a second
+def interleave(counts: tuple[int, ...]) -> np.ndarray:
     """Spread the samples of each domain evenly over a period.
 
     Sample j of a domain (from 0) with c of P samples must not come before position floor(j * P / c) and must come
@@ -181,7 +197,9 @@ def interleave(counts: Sequence[int]) -> np.ndarray:
             heapq.heappush(ready, urgency_of[known])
             known += 1
         taken.append(heapq.heappop(ready))
-    return np.array(taken, np.int64) % len(counts)
+    domain_of = np.array(taken, np.int64) % len(counts)
+    domain_of.flags.writeable = False  # it is shared by later calls
+    return domain_of
 
 
 def _entropy(name: str) -> int:

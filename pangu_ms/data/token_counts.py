@@ -21,10 +21,13 @@ from pangu_ms.data.corpus import Corpus
 from pangu_ms.data.pack import SPLITS
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.tokenizer import Tokenizer, sample_chunks
+from pangu_ms.models.common.config import ModelConfig
 
 FORMAT = 1
 SAMPLE_BYTES = 1_000_000
 """Text that is encoded to measure compression; 1 MB of Chinese takes about 2 s, nearly all of it segmentation."""
+_SAMPLE_ROWS, _WINDOW_ROWS = 20_000, 1024
+"""Rows of a domain whose tokens are counted for routing: 20 M tokens at S = 1024, read in windows."""
 _SAMPLE_TOKENS = 300_000
 """Tokens of records that are decoded to measure compression."""
 
@@ -51,6 +54,19 @@ def count_corpus(corpus: Corpus, tokenizer_path: str | Path, num_workers: int, p
             bar.update(size)
 
         encode_corpus(corpus, Path(tokenizer_path), Path(work), num_workers, take)
+    return counts
+
+
+def domain_token_counts(records: RecordSet, model: ModelConfig) -> np.ndarray:
+    """How often each token occurs as an input in at most `_SAMPLE_ROWS` rows of each domain of a model, which are evenly
+    spaced: int64 [domains, V]. Padding and ends of documents count, since they are routed, too."""
+    counts = np.zeros((len(model.domains), model.vocab_size), np.int64)
+    for index, name in enumerate(model.domains):
+        rows = np.array(records.domains.get(name, ()), np.int64)
+        sample = rows[:: -(-len(rows) // _SAMPLE_ROWS)] if len(rows) else rows
+        for start in range(0, len(sample), _WINDOW_ROWS):
+            ids = records.read_rows(sample[start : start + _WINDOW_ROWS])[:, :-1]
+            counts[index] += np.bincount(ids.reshape(-1), minlength=model.vocab_size)
     return counts
 
 

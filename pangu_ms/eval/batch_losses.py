@@ -52,8 +52,8 @@ def batch_losses(
         progress: show a bar.
 
     Raises:
-        DataError: the records do not fit the model or have too few rows for a batch, a loss is not finite, or
-            OUTPUT.partial was begun with other settings.
+        DataError: the records do not fit the model or have too few rows for a batch, the run mixed domains and so has
+            no common epoch, a loss is not finite, or OUTPUT.partial was begun with other settings.
         ConfigError: the run's order file is not the one it was trained with.
         CheckpointError: names or shapes of the tensors are not those of the checkpoint's configuration.
         OutputError: `output` exists or cannot be written.
@@ -99,9 +99,15 @@ def _open(
     checkpoint: store.Checkpoint, records: Path | str, batch_size: int, config: RunConfig
 ) -> tuple[RecordSet, Loader]:
     """Open and check the records, and make the same loader that the run trained with."""
+    data = config.data
+    if data.mixture or data.samples_per_domain:
+        field = "mixture" if data.mixture else "samples_per_domain"
+        raise DataError(
+            f"{checkpoint.path}: trained with data.{field}; the batches of an epoch are scored, and with it each domain"
+            " has epochs of its own; score a run without it"
+        )
     record_set = RecordSet.open(records, "train")
     record_set.check(config.model, checkpoint.tokenizer())
-    data = config.data
     order = Order.open(data.order, record_set)
     order.require_unchanged(checkpoint.state(), f"{checkpoint.path}: data.order={data.order}")
     num_rows = record_set.num_rows if order.rows is None else len(order.rows)
@@ -109,15 +115,7 @@ def _open(
         raise DataError(
             f"batch_size={batch_size}: must be in [1, {num_rows}], the rows of the round; name one with --batch-size"
         )
-    return record_set, Loader(
-        record_set,
-        batch_size,
-        seed=data.seed,
-        shuffle=data.shuffle,
-        eod_reset=data.eod_reset,
-        order=order.rows,
-        extra_inputs=config.model.extra_inputs(),
-    )
+    return record_set, Loader.of(record_set, config, batch_size, order=order.rows)
 
 
 def _score(partial: "Partial", total: int, loader: Loader, evaluator: Evaluator, progress: bool) -> None:

@@ -1,9 +1,10 @@
 """Held-out loss of a model: mean cross-entropy, perplexity, bits per byte."""
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mindspore as ms
@@ -26,6 +27,8 @@ class Score:
     """Sum of the cross-entropy."""
     num_tokens: float
     """Number of predicted tokens."""
+    domains: Mapping[str, "Score"] = field(default_factory=dict)
+    """The score of each domain, if there are several."""
 
     @property
     def loss(self) -> float:
@@ -36,6 +39,25 @@ class Score:
     def perplexity(self) -> float:
         """exp(loss)."""
         return math.exp(min(self.loss, 700.0))  # math.exp overflows above 709
+
+
+def combined(scores: Iterable[Score], domains: Sequence[str] = ()) -> Score:
+    """Add up scores.
+
+    Args:
+        scores: scores of batches.
+        domains: the domain of each batch; by default all are of one domain.
+    """
+    total = nothing = Score(0.0, 0.0)
+    by_domain: dict[str, Score] = {}
+    for score, domain in zip(scores, domains or itertools.repeat("")):
+        total = _sum(total, score)
+        by_domain[domain] = _sum(by_domain.get(domain, nothing), score)
+    return Score(total.total_nats, total.num_tokens, by_domain if len(by_domain) > 1 else {})
+
+
+def _sum(a: Score, b: Score) -> Score:
+    return Score(a.total_nats + b.total_nats, a.num_tokens + b.num_tokens)
 
 
 class Evaluator:
@@ -97,9 +119,11 @@ class Evaluator:
         }
         return cached_compile(self.config.runtime.compile_cache, identity)
 
-    def score(self, batches: Iterable[Batch]) -> Score:
-        """The score of all batches together."""
-        total = count = 0.0
-        for score in self.each(batches):
-            total, count = total + score.total_nats, count + score.num_tokens
-        return Score(total, count)
+    def score(self, batches: Iterable[Batch], domains: Sequence[str] = ()) -> Score:
+        """The score of all batches together.
+
+        Args:
+            batches: batches of the same shape.
+            domains: the domain of each batch; by default all are of one domain.
+        """
+        return combined(self.each(batches), domains)

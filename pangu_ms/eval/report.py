@@ -4,6 +4,7 @@ mindspore is imported when records are opened and the model is loaded, after all
 """
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ from pangu_ms.checkpoint import store
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import CheckpointError, DataError
 from pangu_ms.core.progress import progress_bar
-from pangu_ms.data.loader import num_batches, require_batches, sequential_batches
+from pangu_ms.data.domains import require_known
+from pangu_ms.data.loader import batch_rows, num_batches, require_batches, sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.eval.ngram import NgramModels
 
@@ -30,6 +32,7 @@ def evaluate(
     max_batches: int = 0,
     progress: bool = True,
     config: RunConfig | None = None,
+    domain: str | None = None,
 ) -> dict[str, Any]:
     """Score one split of the records.
 
@@ -38,48 +41,63 @@ def evaluate(
         records: a directory that `pangu data prepare` wrote, or official files.
         split: train or held_out.
         batch_size: rows per batch.
-        max_batches: batches to score; 0 scores all.
+        max_batches: batches to score, but at least one of each domain; 0 scores all.
         progress: show a bar.
+        domain: score only the rows of this domain.
         config: device and compute dtype to use instead of the checkpoint's, see `checkpoint.model.checkpoint_config`.
 
     Returns:
         A dict with step; split; tokens (how many were scored); loss (nats per token); perplexity; and bits_per_byte, if
-        the records have a manifest, which holds the size of the text.
+        the records have a manifest, which holds the size of the text. With `domain` it has a key of this name. If rows
+        of several domains are scored, `domains` has tokens, loss, perplexity and bits_per_byte of each.
 
     Raises:
-        DataError: the records do not fit the model, or nothing can be scored.
+        DataError: the records do not fit the model or have no such domain, or nothing can be scored.
         CheckpointError: names or shapes of the tensors are not those of the configuration; or the loss is not finite.
     """
     require_batches(batch_size, max_batches)
     config, tokenizer = config or checkpoint.config(), checkpoint.tokenizer()
     record_set = RecordSet.open(records, split)
-    total = num_batches(record_set, batch_size, max_batches)
+    domains = record_set.domain_names if domain is None else [domain]
+    parts = batch_rows(record_set, batch_size, max_batches, domains)
     record_set.check(config.model, tokenizer, evaluation=True)
+    require_known(record_set.source, domains, config.model, leave_out="option")
 
-    from pangu_ms.eval.perplexity import Evaluator
+    from pangu_ms.eval.perplexity import Evaluator, combined
 
     evaluator = Evaluator.load(checkpoint, config)
-    batches = sequential_batches(
-        record_set, batch_size, config.data.eod_reset, max_batches, config.model.extra_inputs()
-    )
-    # The first batch is scored alone, so that damaged weights are reported before all others are scored.
-    first = evaluator.score([next(batches)])
-    _require_numbers(checkpoint, first)
-    rest = evaluator.score(
-        progress_bar(progress, iterable=batches, total=total, initial=1, desc="evaluate", unit="batch")
-    )
-    score = _scored(first.total_nats + rest.total_nats, first.num_tokens + rest.num_tokens, record_set, split)
-    _require_numbers(checkpoint, score)
-    result = {
-        "step": checkpoint.step,
-        "split": split,
-        "tokens": int(score.num_tokens),
-        "loss": score.loss,
-        "perplexity": score.perplexity,
-    }
-    if record_set.manifest:
-        result["bits_per_byte"] = bits_per_byte(score.loss, record_set.manifest["splits"][split])
+    batches = sequential_batches(record_set, batch_size, config.data.eod_reset, max_batches, config.model, domains)
+    shown = progress_bar(progress, iterable=batches, total=len(parts), desc="evaluate", unit="batch")
+    score = combined(_finite(checkpoint, evaluator.each(shown)), [name for name, _ in parts])
+    _require_tokens(score.num_tokens, record_set, split)
+    texts = record_set.manifest["splits"][split] if record_set.manifest else None
+    of_domains = texts["domains"] if texts else {}
+    result: dict[str, Any] = {"step": checkpoint.step, "split": split}
+    if domain is None:
+        result |= _measures(score, texts)
+    else:
+        result |= {"domain": domain} | _measures(score, of_domains.get(domain))
+    if score.domains:
+        result["domains"] = {name: _measures(own, of_domains[name]) for name, own in score.domains.items()}
     return result
+
+
+def _measures(score: "Score", text: dict[str, Any] | None) -> dict[str, Any]:
+    """The results of a score, and bits per byte if `text` has the tokens and bytes of the scored text."""
+    measures = {"tokens": int(score.num_tokens), "loss": score.loss, "perplexity": score.perplexity}
+    return measures | ({"bits_per_byte": bits_per_byte(score.loss, text)} if text else {})
+
+
+def _finite(checkpoint: store.Checkpoint, scores: Iterable["Score"]) -> Iterator["Score"]:
+    """Yield the scores; raises CheckpointError at the first that is no number, before further batches are scored."""
+    for score in scores:
+        if not math.isfinite(score.total_nats):
+            advice = "use another checkpoint, or float32 (model.compute_dtype=float32)"
+            raise CheckpointError(
+                f"{checkpoint.path}: the loss is {score.total_nats}; it must be a number; the weights are damaged or"
+                f" overflow: {advice}"
+            )
+        yield score
 
 
 def bits_per_byte(loss: float, split: dict[str, Any]) -> float:
@@ -97,10 +115,21 @@ def bits_per_byte(loss: float, split: dict[str, Any]) -> float:
 
 
 def baselines(
-    records: Path | str, split: str, vocab_size: int, batch_size: int, max_batches: int = 0, progress: bool = False
+    records: Path | str,
+    split: str,
+    vocab_size: int,
+    batch_size: int,
+    max_batches: int = 0,
+    progress: bool = False,
+    domains: Sequence[str] | None = None,
 ) -> dict[str, float | None]:
     """Perplexities of a unigram and a bigram model at the positions that `evaluate` scores. Both models are counted on
-    the training split.
+    the whole training split.
+
+    Args:
+        records, split, batch_size, max_batches, progress: as for `evaluate`.
+        vocab_size: the model's.
+        domains: names of the domains that are scored; by default all.
 
     Returns:
         unigram_perplexity and bigram_perplexity. Both are None for the training split, since the models would be scored
@@ -108,33 +137,26 @@ def baselines(
     """
     if split == "train":
         return {"unigram_perplexity": None, "bigram_perplexity": None}
+    from pangu_ms.eval.perplexity import Score
+
     train_set, record_set = RecordSet.open(records, "train"), RecordSet.open(records, split)
-    num_batches(record_set, batch_size, max_batches)  # a wrong size fails here, before the slow counting
+    num_batches(record_set, batch_size, max_batches, domains)  # a wrong size fails here, before the slow counting
     batches = sequential_batches(train_set, COUNTING_ROWS, False)
     total = num_batches(train_set, COUNTING_ROWS)
     models = NgramModels.count(
         progress_bar(progress, iterable=batches, total=total, desc="count n-grams", unit="batch"), vocab_size
     )
-    unigram, bigram, tokens = models.score(sequential_batches(record_set, batch_size, False, max_batches))
+    scored = sequential_batches(record_set, batch_size, False, max_batches, domains=domains)
+    unigram, bigram, tokens = models.score(scored)
+    _require_tokens(tokens, record_set, split)
     scores = {"unigram_perplexity": unigram, "bigram_perplexity": bigram}
-    return {name: _scored(nats, tokens, record_set, split).perplexity for name, nats in scores.items()}
+    return {name: Score(nats, tokens).perplexity for name, nats in scores.items()}
 
 
-def _scored(nats: float, tokens: float, record_set: RecordSet, split: str) -> "Score":
-    from pangu_ms.eval.perplexity import Score
-
-    if not tokens:
+def _require_tokens(count: float, record_set: RecordSet, split: str) -> None:
+    """Raise DataError if no token counts."""
+    if not count:
         raise DataError(
             f"{record_set.source}: 0 tokens that count in split {split}: must be at least 1; prepare again from more"
             " text"
-        )
-    return Score(nats, tokens)
-
-
-def _require_numbers(checkpoint: store.Checkpoint, score: "Score") -> None:
-    if not math.isfinite(score.total_nats):
-        advice = "use another checkpoint, or float32 (model.compute_dtype=float32)"
-        raise CheckpointError(
-            f"{checkpoint.path}: the loss is {score.total_nats}; it must be a number; the weights are damaged or"
-            f" overflow: {advice}"
         )

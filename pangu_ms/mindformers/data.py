@@ -59,14 +59,7 @@ def step_dataset(run: RunConfig) -> Any:
         )
     records = RecordSet.open(run.data.records, "train")
     records.check(run.model)
-    loader = Loader(
-        records,
-        run.train.batch_size,
-        seed=run.data.seed,
-        shuffle=run.data.shuffle,
-        eod_reset=run.data.eod_reset,
-        extra_inputs=run.model.extra_inputs(),
-    )
+    loader = Loader.of(records, run)
     source = StepBatches(loader, run.train.steps, run.train.seed)
     # The only worker runs in this process: the source reads sequentially, and more workers are slower.
     return GeneratorDataset(

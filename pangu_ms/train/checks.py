@@ -12,7 +12,7 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.core.cluster_variables import unset_command
 from pangu_ms.core.errors import ConfigError
-from pangu_ms.data.extra_inputs import require_sources
+from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import Order
 from pangu_ms.models.common.strict import check_names_and_shapes
@@ -102,12 +102,11 @@ def require_startable(
 
 
 def require_readable(config: RunConfig, records: Path | str) -> None:
-    """Raise DataError unless the records can be read and fit the model, and data.order fits the records. This imports
-    mindspore, which reads the records."""
+    """Raise DataError unless the records can be read and fit the model, and data.order and the domains fit the records.
+    This imports mindspore, which reads the records."""
     train_set = RecordSet.open(records, "train")
     train_set.check(config.model)
-    require_sources(config.model.extra_inputs())
-    Order.open(config.data.order, train_set)
+    Loader.of(train_set, config, order=Order.open(config.data.order, train_set).rows)
 
 
 def needs_ranks(config: RunConfig) -> bool:

@@ -13,7 +13,8 @@ from pangu_ms.checkpoint import sharded, store
 from pangu_ms.checkpoint.save_ranks import save_rank
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.heartbeat import SAVE, beat
-from pangu_ms.data.loader import sequential_batches
+from pangu_ms.data.domains import known_domains
+from pangu_ms.data.loader import Loader, batch_rows, sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.eval.perplexity import Evaluator, Score
 from pangu_ms.models.build import build_model, initial_value, to_arrays, value_of, weights
@@ -134,13 +135,18 @@ class ReplicatedModel(HeldParameters):
 
     def evaluate(self, held_out: RecordSet) -> Score | None:
         """Score train.eval_batches global batches, in batches of the size that fits a replica, on rank 0; None
-        elsewhere."""
-        train = self.config.train
+        elsewhere. Rows of domains that the model lacks are left out."""
+        train, model = self.config.train, self.config.model
         if not self.ranks.leads:
             return None
-        num_batches, extra_inputs = train.eval_batches * self.ranks.world, self.config.model.extra_inputs()
-        batches = sequential_batches(held_out, train.batch_size, self.config.data.eod_reset, num_batches, extra_inputs)
-        return self.evaluator.score(batches)
+        num_batches, domains = train.eval_batches * self.ranks.world, known_domains(held_out.domain_names, model)
+        if not domains:
+            return None
+        parts = batch_rows(held_out, train.batch_size, num_batches, domains)
+        batches = sequential_batches(
+            held_out, train.batch_size, self.config.data.eod_reset, num_batches, model, domains
+        )
+        return self.evaluator.score(batches, [domain for domain, _ in parts])
 
 
 class ShardedModel(HeldParameters):
@@ -210,14 +216,21 @@ class ShardedModel(HeldParameters):
         """Does nothing, since no rank has the whole model."""
 
 
-def build_distributed_model(config: RunConfig) -> DistributedModel:
+def build_distributed_model(config: RunConfig, loader: Loader) -> DistributedModel:
     """Build a run's model in the form for its device, which must have been selected.
+
+    Args:
+        loader: of the global batches; with offload.experts it tells which experts the steps need.
 
     Raises:
         ConfigError: the job has another number of processes than the configuration, or its device cannot execute the
-            plan.
+            plan, or the host has too little memory for the experts.
     """
     require_executable(config)
+    if config.offload.experts:
+        from pangu_ms.train.offload.offloaded_model import OffloadedModel  # it derives from a class of this module
+
+        return OffloadedModel(config, loader)
     if config.runtime.device == "CPU" or config.parallel.world == 1:
         return ReplicatedModel(config)
     model = ShardedModel(config)

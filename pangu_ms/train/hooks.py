@@ -166,7 +166,8 @@ class EvaluateHeldOut(Hook):
     def _evaluate(self, loop: "TrainLoop") -> None:
         score = loop.held_out = loop.run.evaluate()
         if score:
-            loop.log(loop.run.step - 1, held_out_loss=score.loss, held_out_perplexity=score.perplexity)
+            by_domain = {f"held_out_loss/{domain}": own.loss for domain, own in score.domains.items()}
+            loop.log(loop.run.step - 1, held_out_loss=score.loss, held_out_perplexity=score.perplexity, **by_domain)
 
 
 def default_hooks(train: TrainConfig, signal: StopSignal, stop_at: int | None, bar: Any) -> list[Hook]:

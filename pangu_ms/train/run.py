@@ -4,16 +4,18 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 import ascend_ops
 from pangu_ms.checkpoint import store
 from pangu_ms.config.load import dump_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files, runtime
 from pangu_ms.core.heartbeat import EVALUATE, INIT, SAVE, beat
-from pangu_ms.data.extra_inputs import require_sources
 from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import Order
+from pangu_ms.data.token_counts import domain_token_counts
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.eval.perplexity import Score
 from pangu_ms.models.common.batch import Batch
@@ -35,18 +37,19 @@ class Run:
         """Open the records and build model and optimizer; nothing is written yet.
 
         Raises:
-            DataError: the records do not fit the model, or data.order does not fit the records.
+            DataError: the records do not fit the model, or data.order or a domain does not fit the records.
         """
         self.config, self.output, self.checkpoints = config, Path(output), Path(output) / "checkpoints"
         self.train_set = RecordSet.open(records, "train")
         self.train_set.check(config.model)
-        require_sources(config.model.extra_inputs())
         self.order = Order.open(config.data.order, self.train_set)
+        # A wrong domain is told before the model is built.
+        loader = Loader.of(self.train_set, config, config.global_batch_size, order=self.order.rows)
         self.tokenizer = self.train_set.directory and self.train_set.directory / "tokenizer"
         self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
         runtime.start(config.runtime.device)
         _warn_of_slow_dtype(config)
-        self.model = build_distributed_model(config)
+        self.model = build_distributed_model(config, loader)
         self.ranks, self.train_step = self.model.ranks, self.model.train_step
         self.guard, self.step = Guard.create(config), 0
         self.saved: int | None = None
@@ -80,7 +83,7 @@ class Run:
         elif weights:
             self._load(weights, "model")
         else:
-            initialize(self.model)
+            initialize(self.model, self._token_counts())
         if self.ranks.leads:
             files.write_text(
                 self.output / "config.yaml", branch.config_comments(self.branches) + dump_config(self.config)
@@ -95,6 +98,7 @@ class Run:
         state = RunState.of(checkpoint)
         self.order.require_unchanged(checkpoint.state(), f"{checkpoint.path}: data.order={self.config.data.order}")
         self._load(checkpoint, "model", "optimizer")
+        self.model.restored(checkpoint)
         self.step, self.guard, self.saved, self.branches = state.step, state.guard, state.step, list(state.branches)
         # state.json of version 0.1.0 has no graph_batch_size
         was = state.graph_batch_size or global_batch.graph_batch_size(checkpoint.config())
@@ -109,6 +113,11 @@ class Run:
             self.branches = [*self.branches, branch.branch_at(checkpoint, self.config)]
             if self.ranks.leads:
                 branch.archive_later_checkpoints(self.checkpoints, self.step)
+
+    def _token_counts(self) -> np.ndarray | None:
+        """What a new model's tables may depend on."""
+        model = self.config.model
+        return domain_token_counts(self.train_set, model) if model.uses_token_counts else None
 
     def _load(self, checkpoint: store.Checkpoint, *groups: str) -> None:
         if tokenizer := checkpoint.tokenizer_path():
@@ -151,18 +160,7 @@ class Run:
 
     def batches(self) -> Iterator[Batch]:
         """This rank's batches from the present step on, an endless iterator."""
-        data, part = self.config.data, self.model.loader_part
-        loader = Loader(
-            self.train_set,
-            part["batch_size"],
-            seed=data.seed,
-            shuffle=data.shuffle,
-            eod_reset=data.eod_reset,
-            rank=part["rank"],
-            world=part["world"],
-            order=self.order.rows,
-            extra_inputs=self.config.model.extra_inputs(),
-        )
+        loader = Loader.of(self.train_set, self.config, **self.model.loader_part, order=self.order.rows)
         return loader.batches(self.step)
 
     def close(self) -> None:

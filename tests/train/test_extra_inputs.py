@@ -37,14 +37,14 @@ def toned(monkeypatch, tiny_overrides):
     monkeypatch.setattr(AlphaConfig, "extra_inputs", lambda config: declared)
     for name in ("PanguAlpha", "MODEL"):
         monkeypatch.setattr(alpha, name, Toned, raising=False)
-    monkeypatch.setitem(extra_inputs.SOURCES, "tone", lambda records, rows, ids: (rows % 2).astype(np.int32))
+    monkeypatch.setitem(extra_inputs.SOURCES, "tone", lambda model, records, rows, ids: (rows % 2).astype(np.int32))
     monkeypatch.setitem(extra_inputs.SOURCES, "weight", weights_of)
     short = ["train.steps=3", "train.save_every=0", "train.eval_batches=1", "model.dropout=0.0"]
     overrides = [*tiny_overrides, *short, "runtime.compile_cache=false"]
     return lambda *more: load_config("alpha/tiny", [*overrides, *more])
 
 
-def weights_of(records, rows, ids):
+def weights_of(model, records, rows, ids):
     return np.full((len(rows), ids.shape[1] - 1), 0.5, np.float32)
 
 
@@ -62,15 +62,15 @@ def test_a_model_with_extra_inputs_trains_in_micro_batches_and_evaluates(toned, 
     assert len(whole) == 4 and np.isfinite(whole).all()
     halves = trained(toned("train.accumulation_steps=2"), records, tmp_path / "halves")
     np.testing.assert_allclose(halves, whole, rtol=1e-5)
-    monkeypatch.setitem(extra_inputs.SOURCES, "tone", lambda records, rows, ids: np.zeros(len(rows), np.int32))
+    monkeypatch.setitem(extra_inputs.SOURCES, "tone", lambda model, records, rows, ids: np.zeros(len(rows), np.int32))
     plain = trained(toned(), records, tmp_path / "plain")
     assert (np.abs(plain - whole) > 1e-4).all()  # each step's loss, and the evaluation's, depend on the input
 
 
 def test_each_row_has_its_own_extra_inputs(toned, records):
-    names = toned().model.extra_inputs()
+    model = toned().model
     train_set = RecordSet.open(records, "train")
-    loader = Loader(train_set, 4, extra_inputs=names)
+    loader = Loader(train_set, 4, model=model)
     batch = next(loader.batches(3))
     assert list(batch.extra) == ["tone", "weight"] and batch.arrays()[4:] == tuple(batch.extra.values())
     assert batch.extra["tone"].tolist() == (loader.row_numbers(3) % 2).tolist()
@@ -79,12 +79,12 @@ def test_each_row_has_its_own_extra_inputs(toned, records):
     assert np.concatenate([part.extra["tone"] for part in parts]).tolist() == batch.extra["tone"].tolist()
 
     size = train_set.num_rows - 1  # the second batch has one row, and rows that do not count
-    *_, last = sequential_batches(train_set, size, True, extra_inputs=names)
-    assert last.extra["tone"].tolist() == [size % 2] + [0] * (size - 1) and last.extra["weight"].shape == (size, 32)
-    blank = blank_batch(toned().model, 6)
+    *_, last = sequential_batches(train_set, size, True, model=model)
+    assert last.extra["tone"].tolist() == [size % 2] * size and last.extra["weight"].shape == (size, 32)
+    blank = blank_batch(model, 6)
     shapes = [(array.shape, array.dtype) for array in blank.arrays()]
     assert shapes == [
-        (array.shape, array.dtype) for array in next(Loader(train_set, 6, extra_inputs=names).batches()).arrays()
+        (array.shape, array.dtype) for array in next(Loader(train_set, 6, model=model).batches()).arrays()
     ]
 
 

@@ -110,7 +110,7 @@ def collapse(
     layers = [LayerDiversity(config.model.hidden_size, share) for _ in range(config.model.num_layers + 1)]
     model = subject.model()
     states, names = HiddenStates(model), state_names(config.model)
-    batches = sequential_batches(records, batch_size, config.data.eod_reset, max_batches, config.model.extra_inputs())
+    batches = sequential_batches(records, batch_size, config.data.eod_reset, max_batches, config.model)
     for batch in progress_bar(
         progress, iterable=batches, total=total, desc=f"analyze step {subject.checkpoint.step}", unit="batch"
     ):

@@ -231,10 +231,8 @@ class _Calibration:
         train = RecordSet.open(records, "train")
         train.check(run.model, teacher.tokenizer())
         self.device, self.choices, self.eod_reset = config.runtime.device, choices, run.data.eod_reset
-        self.extra_inputs = run.model.extra_inputs()
-        loader = Loader(
-            train, choices.batch_size, seed=choices.seed, eod_reset=self.eod_reset, extra_inputs=self.extra_inputs
-        )
+        self.teacher = run.model
+        loader = Loader(train, choices.batch_size, seed=choices.seed, eod_reset=self.eod_reset, model=self.teacher)
         self.batches: list[Batch] = list(itertools.islice(loader.batches(), choices.calibration_batches))
         self.held_out = RecordSet.open(records, "held_out") if train.has_split("held_out") else None
         runtime.start(self.device)
@@ -272,6 +270,6 @@ class _Calibration:
         choices, batches = self.choices, iter(self.batches)
         if self.held_out:
             batches = sequential_batches(
-                self.held_out, choices.batch_size, self.eod_reset, choices.calibration_batches, self.extra_inputs
+                self.held_out, choices.batch_size, self.eod_reset, choices.calibration_batches, self.teacher
             )
         return Evaluator(model).score(batches).loss
