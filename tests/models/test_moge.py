@@ -9,6 +9,8 @@ from tests.infer.common import make_decoder
 from tests.models.alpha import EOD, our_logits, random_ids
 from tests.models.moge import random_parameters, small
 from tests.reference import moge_numpy
+from tests.reference.alpha_numpy import loss
+from tests.train.steps import gradients_by_step, make_batch, make_config
 
 CASES = {"one of each group": {}, "two of each group": {"experts_per_token": 6}, "all": {"experts_per_token": 12}}
 MARGIN = 1e-5
@@ -29,6 +31,44 @@ def test_logits_equal_the_paper(case):
     parameters, ids = random_parameters(config), random_ids(config)
     expected = reference_logits(config, parameters, ids)
     np.testing.assert_allclose(our_logits(config, parameters, ids, True), expected, atol=1e-4)
+
+
+def reference_loss(config, parameters, batch):
+    """Cross-entropy, and what training adds to it."""
+    logits, balance, margins = moge_numpy.forward(config, parameters, batch.ids[:, :-1], EOD)
+    assert margins.min() > MARGIN, "another seed is needed"
+    return loss(logits, batch.ids[:, 1:], batch.loss_mask), config.balance_loss_coef * balance
+
+
+@pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.parametrize("parts", [1, 2])
+def test_gradients_are_those_of_cross_entropy_and_balance_loss(parts):
+    """Of every parameter, along a random direction, by central differences of the reference. Two micro-batches of one
+    step count by their tokens that count. The loss that a step reports is the cross-entropy alone."""
+    config = make_config(small(balance_loss_coef=0.1), train={"accumulation_steps": parts})
+    parameters, batch = random_parameters(config.model), make_batch(config)
+    micro_batches = list(batch.split(parts))
+    counts = [part.loss_mask.sum() for part in micro_batches]
+    assert counts[-1] < micro_batches[-1].loss_mask.size and len({*counts}) == parts
+
+    def losses(changed):
+        of_parts = [reference_loss(config.model, parameters | changed, part) for part in micro_batches]
+        return np.average(of_parts, axis=0, weights=counts)
+
+    def whole(changed):
+        return losses(changed).sum()
+
+    result, gradients = gradients_by_step(config, parameters, batch, scale=256.0)
+    assert gradients.keys() == parameters.keys()
+    assert result.loss == pytest.approx(losses({})[0], abs=1e-5)
+    rng = np.random.default_rng(5)
+    for name, gradient in gradients.items():
+        direction = rng.normal(size=gradient.shape)
+        direction *= 1e-6 / np.linalg.norm(direction)
+        slope = (whole({name: parameters[name] + direction}) - whole({name: parameters[name] - direction})) / 2e-6
+        norm = np.linalg.norm(gradient)
+        assert norm > 1e-4, name
+        assert slope == pytest.approx((gradient * direction).sum() / 1e-6, abs=1e-4 * norm), name
 
 
 @pytest.mark.usefixtures("mindspore_cpu")
