@@ -64,14 +64,18 @@ def logits(x: Tensor, table: Tensor) -> Tensor:
     return ops.cast(ops.reshape(y, x.shape[:-1] + table.shape[:1]), x.dtype)
 
 
-def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
-    """Multiply the rows of each expert by its weight: y[i] = x[i] W[e]^T for the expert e of row i.
+def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply the rows of each expert by its weight: y[i] = x[i] W[e]^T + bias[e] for the expert e of row i.
+
+    On a CPU the result of an expert's rows, and its gradients, have the same bits whatever other experts and rows there
+    are.
 
     Args:
         x: [N, in] float32, float16 or bfloat16, rows sorted by expert.
         weight: [E, out, in] float32.
         counts: [E] int32, number of rows of each expert, known only at run time. They must add up to N, which the CPU
             kernel checks.
+        bias: [E, out] float32; None for none.
 
     Returns:
         [N, out] in the dtype of x. An expert without rows gets a zero gradient.
@@ -79,12 +83,17 @@ def grouped_matmul(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     Raises:
         RuntimeError: (cpu) counts are negative or do not add up to N.
     """
-    chosen = select("grouped_matmul", describe(x), describe(weight), describe(counts))
+    described = describe(x), describe(weight)
+    chosen = select("grouped_matmul", *described, describe(counts), describe(bias))
     if chosen == "composed":
-        return _composed_groups(x, weight, counts)
+        if _has_few_rows(*described):
+            return _composed_rows(x, weight, counts, bias)
+        return _composed_groups(x, weight, counts, bias)
     if chosen == "builtin":
-        return _builtin_groups(x, ops.transpose(ops.cast(weight, x.dtype), (0, 2, 1)), ops.cast(counts, ms.int64))
-    return kernel("GroupedMatmul")(x, weight, counts)
+        y = _builtin_groups(x, ops.transpose(ops.cast(weight, x.dtype), (0, 2, 1)), ops.cast(counts, ms.int64))
+        # The operator has a bias, but then no gradient.
+        return y if bias is None else y + ops.cast(ops.gather(bias, _expert_of_rows(y, counts), 0), y.dtype)
+    return kernel("GroupedMatmul")(x, weight, counts, filled(0.0, 1) if bias is None else bias)
 
 
 def _over_rows(x, weight, bias, dtype, axes):
@@ -114,7 +123,7 @@ def _rounded_table(table, dtype):
     )
 
 
-def _composed_groups(x, weight, counts):
+def _composed_groups(x, weight, counts, bias):
     """One product of all rows for each expert, of which only its own rows are kept. This is E times the work, but has
     static shapes for any counts."""
     wide = ops.cast(x, ms.float32)
@@ -124,8 +133,34 @@ def _composed_groups(x, weight, counts):
     for e in range(weight.shape[0]):
         own = ops.logical_and(row >= ends[e] - counts[e], row < ends[e])
         # rows are also masked before the product: a NaN in another expert's row must not reach this expert's gradient
-        y = ops.where(own, _composed(ops.where(own, wide, ops.zeros_like(wide)), weight[e], x.dtype), y)
+        product = _composed(ops.where(own, wide, ops.zeros_like(wide)), weight[e], x.dtype)
+        y = ops.where(own, product if bias is None else product + bias[e], y)
     return ops.cast(y, x.dtype)
+
+
+@constexpr
+def _has_few_rows(x, weight):
+    """Whether there are no more rows than experts, from what `describe` says: then `_composed_rows` reads less."""
+    (_, rows), (_, experts) = x, weight
+    return rows is not None and experts is not None and rows[0] <= experts[0]
+
+
+def _composed_rows(x, weight, counts, bias):
+    """A product of each row with the weight of its expert, which is copied first: for the few rows of decoding, where
+    `_composed_groups` would read every expert."""
+    expert = _expert_of_rows(x, counts)
+    own = ops.gather(weight, expert, 0)
+    if x.dtype != ms.float32:  # as in `_composed`
+        own = own + ops.stop_gradient(ops.cast(ops.cast(own, x.dtype), ms.float32) - own)
+    columns = ops.expand_dims(ops.cast(x, ms.float32), 2)
+    y = ops.reshape(ops.BatchMatMul()(own, columns), (x.shape[0], weight.shape[1]))
+    return ops.cast(y if bias is None else y + ops.gather(bias, expert, 0), x.dtype)
+
+
+def _expert_of_rows(x, counts):
+    """[N] int32: the number of experts whose rows end at or before each row of x."""
+    row = ops.reshape(ops.arange(x.shape[0]), (-1, 1))
+    return ops.cast(row >= ops.cumsum(counts, 0), ms.int32).sum(1)
 
 
 @constexpr
@@ -149,8 +184,9 @@ def _linear_gradient(x, weight, bias, out, dout):
 
 
 @gradient_of("GroupedMatmul")
-def _grouped_matmul_gradient(x, weight, counts, out, dout):
-    return *kernel("GroupedMatmulGrad")(dout, x, weight, counts), zeros_like(counts)
+def _grouped_matmul_gradient(x, weight, counts, bias, out, dout):
+    dx, dweight, dbias = kernel("GroupedMatmulGrad")(dout, x, weight, counts, bias)
+    return dx, dweight, zeros_like(counts), dbias
 
 
 @rule("linear")
@@ -168,7 +204,7 @@ def _check_linear(x: Operand, weight: Operand, bias: Operand | None) -> None:
 
 
 @rule("grouped_matmul")
-def _check_grouped(x: Operand, weight: Operand, counts: Operand) -> None:
+def _check_grouped(x: Operand, weight: Operand, counts: Operand, bias: Operand | None) -> None:
     x.floating()
     x.rank(2, 2)
     _float32(weight)
@@ -178,6 +214,11 @@ def _check_grouped(x: Operand, weight: Operand, counts: Operand) -> None:
     counts.int32()
     if weight.shape is not None:
         counts.shaped(f"weight has {weight.shape[0]} experts", weight.shape[:1])
+    if bias is not None:
+        _float32(bias)
+        if weight.shape is not None:
+            experts, outputs = weight.shape[:2]
+            bias.shaped(f"weight makes {outputs} outputs for each of {experts} experts", (experts, outputs))
 
 
 def _float32(parameter: Operand) -> None:

@@ -252,16 +252,17 @@ KERNELS = {
             (Input("dy"), Input("x"), *_f32("weight", "bias")),
             (Output("dx", "x"), *_same("weight", "bias")),
         ),
-        # rows of expert e, counts[e] of them in order, times weight[e] [out, in]
+        # rows of expert e, counts[e] of them in order, times weight[e] [out, in] plus bias[e] [out]; bias [1] holding 0
+        # for none
         Kernel(
             "GroupedMatmul",
-            (Input("x"), Input("weight", "float32"), Input("counts", "int32")),
+            (Input("x"), Input("weight", "float32"), Input("counts", "int32"), *_f32("bias")),
             (Output("y", "x[0] weight[1]"),),
         ),
         Kernel(
             "GroupedMatmulGrad",
-            (Input("dy"), Input("x"), Input("weight", "float32"), Input("counts", "int32")),
-            (Output("dx", "x"), *_same("weight")),
+            (Input("dy"), Input("x"), Input("weight", "float32"), Input("counts", "int32"), *_f32("bias")),
+            (Output("dx", "x"), *_same("weight", "bias")),
         ),
     )
 }
@@ -343,8 +344,8 @@ OPERATORS = {
         "expert outputs back in token order, weighted", ("rows", "order", "weights"), ("MoeCombine", "MoeCombineGrad")
     ),
     "grouped_matmul": Operator(
-        "each expert's rows times its weight",
-        ("x", "weight", "counts"),
+        "each expert's rows times its weight, plus its bias",
+        ("x", "weight", "counts", "bias"),
         ("GroupedMatmul", "GroupedMatmulGrad"),
         "GroupedMatmulV4",
         _NEWER,

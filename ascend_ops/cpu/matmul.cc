@@ -217,9 +217,12 @@ void linear_grad(const Call &call) {
 struct Groups {
   int64_t rows, in, out, experts;
   const int32_t *counts;
+  const float *biases;  // [experts, out], or null
 
-  Groups(const Tensor &x, const Tensor &weight, const Tensor &number)
-      : rows(x.dim(0)), in(weight.dim(2)), out(weight.dim(1)), experts(weight.dim(0)), counts(number.as<int32_t>()) {
+  Groups(const Tensor &x, const Tensor &weight, const Tensor &number, const Tensor &bias)
+      : rows(x.dim(0)), in(weight.dim(2)), out(weight.dim(1)), experts(weight.dim(0)), counts(number.as<int32_t>()),
+        biases(bias.size() == experts * out ? bias.as<float>() : nullptr) {
+    require(biases || bias.size() == 1, "bias must be [experts, out], or [1] for none");
     require(x.rank == 2 && weight.rank == 3 && x.dim(1) == in, "x must be [rows, in] and weight [experts, out, in]");
     require(number.size() == experts, "counts must have one value for each expert");
     int64_t total = 0;
@@ -235,9 +238,22 @@ struct Groups {
     for (int64_t e = 0, row = 0; e < experts; row += counts[e++])
       if (counts[e]) f(e, row, int64_t{counts[e]});
   }
-  // Numbers of rows change at every step, and each would need a plan of oneDNN's: a product may run past its expert's rows to a multiple of
-  // kStep, into rows that their own expert, a later one, writes again.
-  int64_t padded(int64_t row, int64_t count) const { return std::min(rows - row, (count + kStep - 1) / kStep * kStep); }
+  const float *bias(int64_t e) const { return biases ? biases + e * out : nullptr; }
+  // Numbers of rows change at every step, and each would need a plan of oneDNN's: a product takes a multiple of kStep.
+  static int64_t padded(int64_t count) { return (count + kStep - 1) / kStep * kStep; }
+  // f(from, to) for an expert's rows and room up to `padded`: in place, where the product runs past them into rows that their own expert, a later
+  // one, writes again; in copies where the tensor ends before. The shape, and with it every bit, follows from the expert's own rows alone.
+  template <typename T, typename F>
+  void with_room(int64_t row, int64_t count, const T *from, int64_t width, T *to, int64_t to_width, const F &f) const {
+    const int64_t room = padded(count);
+    from += row * width, to += row * to_width;
+    if (row + room <= rows) return f(from, to);
+    const Workspace source(room * width * sizeof(T)), target(room * to_width * sizeof(T));
+    std::copy_n(from, count * width, source.as<T>());
+    std::fill_n(source.as<T>() + count * width, (room - count) * width, T{});
+    f(source.as<T>(), target.as<T>());
+    std::copy_n(target.as<T>(), count * to_width, to);
+  }
   // A weight's gradient cannot: it is summed over the rows up to a multiple of kStep, then over the rest.
   static int64_t whole(int64_t count) { return count / kStep * kStep; }
   static constexpr int64_t kStep = 32;
@@ -260,41 +276,48 @@ void few_rows_forward(const Groups &g, const T *x, const float *w, T *y) {
   parallel_tasks(static_cast<int64_t>(tasks.size()) * strips, [&](int64_t i) {
     const Task &task = tasks[i / strips];
     const int64_t begin = i % strips * strip;
-    dot_range(rows + task.row * g.in, task.count, w + task.expert * g.out * g.in, nullptr, g.in, y + task.row * g.out, g.out, begin,
+    dot_range(rows + task.row * g.in, task.count, w + task.expert * g.out * g.in, g.bias(task.expert), g.in, y + task.row * g.out, g.out, begin,
               std::min(begin + strip, g.out));
   });
 }
 
 void grouped_matmul(const Call &call) {
-  enum { X, WEIGHT, COUNTS, Y };
-  const Groups g(call[X], call[WEIGHT], call[COUNTS]);
+  enum { X, WEIGHT, COUNTS, BIAS, Y };
+  const Groups g(call[X], call[WEIGHT], call[COUNTS], call[BIAS]);
   const float *const w = call[WEIGHT].as<float>();
   with_type(call[X], [&](auto t) {
     using T = decltype(t);
     const T *const x = call[X].as<T>();
     T *const y = call[Y].as<T>();
     g.each([&](int64_t e, int64_t row, int64_t count) {
-      if (count > kFewRows<T>) linear_forward(x + row * g.in, g.padded(row, count), w + e * g.out * g.in, nullptr, g.in, y + row * g.out, g.out);
+      if (count <= kFewRows<T>) return;
+      g.with_room(row, count, x, g.in, y, g.out, [&](const T *from, T *to) {
+        linear_forward(from, g.padded(count), w + e * g.out * g.in, g.bias(e), g.in, to, g.out);
+      });
     });
     few_rows_forward(g, x, w, y);
   });
 }
 
 void grouped_matmul_grad(const Call &call) {
-  enum { DY, X, WEIGHT, COUNTS, DX, DWEIGHT };
-  const Groups g(call[X], call[WEIGHT], call[COUNTS]);
+  enum { DY, X, WEIGHT, COUNTS, BIAS, DX, DWEIGHT, DBIAS };
+  const Groups g(call[X], call[WEIGHT], call[COUNTS], call[BIAS]);
   require(call[DY].rank == 2 && call[DY].dim(0) == g.rows && call[DY].dim(1) == g.out, "dy must be [rows, out]");
   const float *const w = call[WEIGHT].as<float>();
-  float *const dw = call[DWEIGHT].as<float>();
+  float *const dw = call[DWEIGHT].as<float>(), *const dbias = call[DBIAS].as<float>();
   const int64_t size = g.out * g.in;
+  std::fill_n(dbias, call[DBIAS].size(), 0.0f);
   parallel_tasks(g.experts, [&](int64_t e) {
     if (g.counts[e] == 0) std::fill(dw + e * size, dw + (e + 1) * size, 0.0f);
   });
   with_type(call[X], [&](auto t) {
     using T = decltype(t);
+    const T *const dy = call[DY].as<T>(), *const x = call[X].as<T>();
     g.each([&](int64_t e, int64_t row, int64_t count) {
-      linear_backward(call[DY].as<T>() + row * g.out, call[X].as<T>() + row * g.in, count, g.padded(row, count), g.whole(count), w + e * size, g.in, g.out,
-                      call[DX].as<T>() + row * g.in, dw + e * size);
+      g.with_room(row, count, dy, g.out, call[DX].as<T>(), g.in, [&](const T *from, T *to) {
+        linear_backward(from, x + row * g.in, count, g.padded(count), g.whole(count), w + e * size, g.in, g.out, to, dw + e * size);
+      });
+      if (g.biases) column_sums(dy + row * g.out, count, g.out, dbias + e * g.out);
     });
   });
 }

@@ -58,7 +58,7 @@ def count_corpus(corpus: Corpus, tokenizer_path: str | Path, num_workers: int, p
 
 
 def domain_token_counts(records: RecordSet, model: ModelConfig) -> np.ndarray:
-    """How often each token occurs as an input in at most `_SAMPLE_ROWS` rows of each domain of a model, which are evenly
+    """How often each token occurs as an input in at most `_SAMPLE_ROWS` rows of each domain of a model, evenly
     spaced: int64 [domains, V]. Padding and ends of documents count, since they are routed, too."""
     counts = np.zeros((len(model.domains), model.vocab_size), np.int64)
     for index, name in enumerate(model.domains):

@@ -107,7 +107,7 @@ class ReplicatedModel(HeldParameters):
     def __init__(self, config: RunConfig):
         self.config, self.ranks = config, Replicas.join(config)
         self.model = build_model(config.model)
-        self.train_step = TrainStep(self.model, config, self.ranks)
+        self.train_step: OptimizerStep = TrainStep(self.model, config, self.ranks)
         self.evaluator = Evaluator(self.model, config)
         self.groups = {"model": weights(self.model), "optimizer": self.train_step.parameters()}
         self.loader_part = {"batch_size": config.train.batch_size, "rank": self.ranks.rank, "world": self.ranks.world}

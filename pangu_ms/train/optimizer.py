@@ -13,7 +13,18 @@ _update = ops.MultitypeFuncGraph("update")
 
 
 @_update.register(
-    "Number", "Number", "Tensor", "Tensor", "Number", "Number", "Number", "Tensor", "Tensor", "Tensor", "Tensor", "Tensor"
+    "Number",
+    "Number",
+    "Tensor",
+    "Tensor",
+    "Number",
+    "Number",
+    "Number",
+    "Tensor",
+    "Tensor",
+    "Tensor",
+    "Tensor",
+    "Tensor",
 )
 def _update_parameter(beta1, beta2, lr, factor, eps, decay, lazy, norms, parameter, m, v, gradient):
     if lazy:

@@ -435,7 +435,7 @@ def test_generated_inference_says_what_the_table_says_for_every_kernel(tmp_path)
     [
         ("AddLayerNorm", [[2, 3, 5], [2, 3, 5], [5], [5]], ([2, 3, 5], [2, 3, 5], [2, 3], [2, 3])),
         ("Linear", [[2, 3, 5], [7, 5], [1]], ([2, 3, 7],)),
-        ("GroupedMatmul", [[9, 5], [4, 7, 5], [4]], ([9, 7],)),
+        ("GroupedMatmul", [[9, 5], [4, 7, 5], [4], [4, 7]], ([9, 7],)),
         ("MoeDispatch", [[6, 5], [6, 2], [4]], ([6, 2, 5], [6, 2], [4])),
         (
             "CausalAttention",

@@ -211,8 +211,8 @@ class ModelConfig:
         return {}
 
     def members_of(self, domains: "Iterable[int]") -> dict[str, list[int]]:
-        """The members of stacks that sequences of some domains can use, in rising order, by the axis of the stack; empty
-        if the model has no stacks whose use depends on the domain.
+        """The members of stacks that sequences of some domains can use, in rising order, by the axis of the stack;
+        empty if the model has no stacks whose use depends on the domain.
 
         Args:
             domains: indices in `domains`.
@@ -227,8 +227,8 @@ class ModelConfig:
     def local_tables(
         self, tables: "dict[str, np.ndarray]", domains: "Sequence[int]"
     ) -> "Iterator[tuple[str, int, np.ndarray]]":
-        """The lines of tables for stacks that hold exactly `members_of(domains)`: name of the table, index of the domain,
-        and its line with positions in these stacks in place of members.
+        """The lines of tables for stacks that hold exactly `members_of(domains)`: name of the table, index of the
+        domain, and its line with positions in these stacks in place of members.
 
         Args:
             tables: the model's own tables, by name.

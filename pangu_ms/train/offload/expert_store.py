@@ -137,9 +137,9 @@ class ExpertStore:
         if not self.trainable[stack] or (norm == 0.0 and self.optimizer.lazy_experts):
             return False
         o = self.optimizer
-        states = (self.value(stack, index, state) for state in STATES)
+        weight, m, v = (self.value(stack, index, state) for state in STATES)
         ascend_ops.host.host_adamw(
-            *states, gradient, lr, factor, o.beta1, o.beta2, o.expert_eps, self.decay[stack]
+            weight, m, v, gradient, lr, factor, o.beta1, o.beta2, o.expert_eps, self.decay[stack]
         )
         self._written(Member(collection_of(stack), index))
         return True
@@ -168,7 +168,9 @@ class ExpertStore:
                     " directory on a disk by offload.directory, or use a smaller model"
                 )
             return
-        existing = next(path for path in (self.directory.absolute(), *self.directory.absolute().parents) if path.is_dir())
+        existing = next(
+            path for path in (self.directory.absolute(), *self.directory.absolute().parents) if path.is_dir()
+        )
         if self.nbytes > (free := shutil.disk_usage(existing).free):
             raise OutputError(
                 f"{self.directory}: {self._needed()}; the disk has {free / 2**30:,.1f} GiB left; name an"

@@ -1,6 +1,6 @@
 """The optimizer step of a model whose experts are in host memory. Source: specification C4."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -93,7 +93,13 @@ class OffloadStep:
     """Takes optimizer steps on a model that holds a working set; owns the moments of the other weights."""
 
     def __init__(
-        self, model: nn.Cell, config: RunConfig, store: ExpertStore, tables: dict[str, np.ndarray], sizes: dict[str, int]
+        self,
+        model: nn.Cell,
+        config: RunConfig,
+        store: ExpertStore,
+        tables: dict[str, np.ndarray],
+        sizes: dict[str, int],
+        next_domains: Callable[[int], Iterable[int]] | None = None,
     ):
         """Build the step.
 
@@ -103,6 +109,8 @@ class OffloadStep:
             store: the members of all stacks.
             tables: the whole model's tables, by name.
             sizes: room for members in a working set, by the axis of the stack.
+            next_domains: gives the domains of a step's batch ahead of it; None fetches what a step needs when it
+                begins.
         """
         self.config, self.store, self.traffic = config, store, Traffic()
         self.copies = config.offload.transfer == "copy" or (
@@ -111,8 +119,7 @@ class OffloadStep:
         # While a graph reads one set, the other is filled with what the next step needs.
         self.sets = [WorkingSet(store, config.model, tables, sizes) for _ in range(2)]
         self.bound = [parameter for parameter in weights(model) if is_stack(parameter.name) or parameter.name in tables]
-        self.next_domains: Callable[[int], Sequence[int]] | None = None
-        """Gives the domains of a step's batch ahead of it; None fetches each step's members when it begins."""
+        self.next_domains = next_domains
         self._fetching: Future[int] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="expert fetch")
         trained = ParameterTuple(model.trainable_params())
@@ -151,7 +158,9 @@ class OffloadStep:
         current = self.sets[0]
         self.traffic.gathered += current.load(domains)
         for parameter in self.bound:
-            array = current.tables[parameter.name] if parameter.name in current.tables else current.arrays[parameter.name]
+            array = (
+                current.tables[parameter.name] if parameter.name in current.tables else current.arrays[parameter.name]
+            )
             parameter.set_data(Tensor(array) if self.copies else Tensor.from_numpy(array))
             self.traffic.to_graph += array.nbytes if self.copies else 0
 
@@ -159,7 +168,7 @@ class OffloadStep:
         """Fill the other set, in the background, with what another step needs."""
         if self.next_domains is None:
             return
-        domains = sorted(set(self.next_domains(step)))
+        domains = sorted({int(domain) for domain in self.next_domains(step)})
         if tuple(domains) != self.sets[0].domains:
             self._fetching = self._thread.submit(self.sets[1].load, domains)
 
@@ -183,9 +192,7 @@ class OffloadStep:
     def _update(self, norms_and_gradients: list[np.ndarray], lr: float, factor: float) -> None:
         """Update the members that have a gradient; see the outputs of OffloadedUpdate."""
         number = len(self.stacks)
-        for stack, norms, gradients in zip(
-            self.stacks, norms_and_gradients[:number], norms_and_gradients[number:]
-        ):
+        for stack, norms, gradients in zip(self.stacks, norms_and_gradients[:number], norms_and_gradients[number:]):
             self.traffic.gradients += gradients.nbytes
             for index, norm, gradient in zip(self.sets[0].members_of(stack), norms, gradients):
                 if self.store.update(stack, index, gradient, norm.item(), lr, factor):

@@ -9,7 +9,6 @@ import numpy as np
 
 from pangu_ms.checkpoint import safetensors_file, store
 from pangu_ms.checkpoint.step_directory import write_step
-from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.data.loader import Loader
@@ -22,6 +21,7 @@ from pangu_ms.parallel.replicas import Replicas
 from pangu_ms.train.distributed_model import Read, ReplicatedModel
 from pangu_ms.train.offload.expert_store import WEIGHT, ExpertStore, Member
 from pangu_ms.train.offload.offload_step import OffloadStep
+from pangu_ms.train.steps.protocol import OptimizerStep
 
 
 class OffloadedModel(ReplicatedModel):
@@ -36,8 +36,8 @@ class OffloadedModel(ReplicatedModel):
         """
         if config.parallel.world > 1:
             raise ConfigError(
-                f"offload.experts: experts are in the memory of one process; the plan has {config.parallel.world} ranks;"
-                " use one, or switch it off"
+                "offload.experts: experts are in the memory of one process; the plan has"
+                f" {config.parallel.world} ranks; use one, or switch it off"
             )
         self.config, self.ranks = config, Replicas.join(config)
         self.sizes = room_for_batches(config, loader)
@@ -52,10 +52,12 @@ class OffloadedModel(ReplicatedModel):
             for name, spec in config.model.parameters().items()
             if spec.dtype == "int32"
         }
-        self.train_step = OffloadStep(self.model, config, self.store, self.tables, self.sizes)
-        self.train_step.next_domains = loader.domains_of_step
-        self.evaluator = FetchingEvaluator(self.model, small, config, self.train_step)
-        others = [weight for weight in weights(self.model) if not is_stack(weight.name) and weight.name not in self.tables]
+        step = OffloadStep(self.model, config, self.store, self.tables, self.sizes, loader.domains_of_step)
+        self.train_step: OptimizerStep = step
+        self.evaluator = FetchingEvaluator(self.model, small, config, step)
+        others = [
+            weight for weight in weights(self.model) if not is_stack(weight.name) and weight.name not in self.tables
+        ]
         self.groups = {"model": others, "optimizer": self.train_step.parameters()}
         self.loader_part = {"batch_size": config.train.batch_size, "rank": 0, "world": 1}
         self._last: tuple[Path, dict[str, Any]] | None = None
@@ -135,7 +137,7 @@ class FetchingEvaluator(Evaluator):
 
     def graph_config(self) -> dict[str, Any]:
         """See Evaluator."""
-        return config_to_dict(self.config)["model"] | {"working_set": vars(self.small)}
+        return super().graph_config() | {"working_set": vars(self.small)}
 
     def each(self, batches: Iterable[Batch]) -> Iterator[Score]:
         """See Evaluator."""
