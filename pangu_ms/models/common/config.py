@@ -350,3 +350,8 @@ def bias(axis: str) -> ParameterSpec:
 def gain(axis: str) -> ParameterSpec:
     """The scale of a norm: 1 at first."""
     return ParameterSpec((axis,), mean=1.0)
+
+
+def stack(axis: str, spec: ParameterSpec) -> ParameterSpec:
+    """A stack of parameters (see stacks.py), each of which is `spec`."""
+    return dataclasses.replace(spec, axes=(axis, *spec.axes))
