@@ -17,7 +17,9 @@ from pangu_ms.parallel.plan import Plan
 class TokenExchange(TokenDispatcher):
     """A dispatcher of one rank among the `size` ranks that hold a group of experts."""
 
-    def __init__(self, experts_here: int, first_expert: int, size: int, bucket: int, group: str, of_sum: str, parts: int):
+    def __init__(
+        self, experts_here: int, first_expert: int, size: int, bucket: int, group: str, of_sum: str, parts: int
+    ):
         super().__init__(experts_here * size)
         self.experts_here, self.first_expert, self.size, self.bucket = experts_here, first_expert, size, bucket
         self.share = 1.0 / parts
