@@ -96,10 +96,21 @@ def trained_run(records, tiny_overrides, tmp_path_factory, mindspore_cpu):
     """A finished run of twelve steps."""
     from pangu_ms.config import load_config
     from pangu_ms.train.loop import train
+    from tests.reused_models import reused_models
 
     output = tmp_path_factory.mktemp("runs") / "run"
-    train(load_config("alpha/tiny", tiny_overrides), records, output, progress=False)
+    with reused_models():
+        train(load_config("alpha/tiny", tiny_overrides), records, output, progress=False)
     return output
+
+
+@pytest.fixture
+def compiled_models(mindspore_cpu):
+    """Runs in this process take the compiled model of an earlier run of the same graphs; see tests/reused_models.py."""
+    from tests.reused_models import reused_models
+
+    with reused_models():
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

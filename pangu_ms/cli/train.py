@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.cli import options
-from pangu_ms.cli.train_ranks import train_on_ranks
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
@@ -97,6 +96,8 @@ def main(argv: list[str]) -> int:
     if needs_ranks(config):
         require_startable(config, **start_options(args))
         require_readable(config, records)
+        from pangu_ms.cli.train_ranks import train_on_ranks  # here, since asyncio would delay every start
+
         return train_on_ranks(argv, config, output)
     from pangu_ms.train.loop import train
 
