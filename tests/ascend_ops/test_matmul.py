@@ -7,7 +7,18 @@ from mindspore import Tensor
 
 import ascend_ops
 from ascend_ops.matmul import grouped_matmul, linear
-from tests.ascend_ops.common import assert_close, forward, gradients, numeric_gradients, rounded, to_float64, to_tensor
+from tests.ascend_ops.common import (
+    MODES,
+    assert_close,
+    assert_refused,
+    compiled,
+    differentiated,
+    forward_and_gradients,
+    numeric_gradients,
+    rounded,
+    to_float64,
+    to_tensor,
+)
 
 pytestmark = pytest.mark.thinned
 
@@ -43,9 +54,9 @@ def test_linear_and_gradients(backend, dtype):
     )
     tensors = [to_tensor(x, dtype), to_tensor(weight), to_tensor(bias)]
     exact = [rounded(x, dtype), rounded(weight, dtype), rounded(bias, "float32")]
-    assert_close(forward(linear, tensors)[0], reference_linear(*exact), dtype)
+    (y,), found = forward_and_gradients(linear, tensors, [cotangent], range(3))
+    assert_close(y, reference_linear(*exact), dtype)
     wanted = numeric_gradients(reference_linear, exact, [cotangent], range(3))
-    found = gradients(linear, tensors, [cotangent], range(3))
     for f, w, accuracy in zip(
         found, wanted, (dtype, "float32", "float32"), strict=True
     ):  # weights' gradients are never rounded to dtype
@@ -54,6 +65,7 @@ def test_linear_and_gradients(backend, dtype):
 
 # Rows on either side of the change from dot products to oneDNN (4 and 48), one output, one input, odd tails, shapes
 # that use both threads.
+@pytest.mark.thinned(1)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("rows", "size", "outputs"),
@@ -78,9 +90,10 @@ def test_linear_of_any_size(backend, dtype, rows, size, outputs):
     )
     tensors = [to_tensor(x, dtype), to_tensor(weight), to_tensor(bias)]
     exact = [rounded(x, dtype), rounded(weight, dtype), rounded(bias, "float32")]
-    assert_close(forward(linear, tensors)[0], reference_linear(*exact), dtype)
+    (y,), found = forward_and_gradients(linear, tensors, [cotangent], range(3))
+    assert_close(y, reference_linear(*exact), dtype)
     for f, w, accuracy in zip(
-        gradients(linear, tensors, [cotangent], range(3)),
+        found,
         exact_linear_gradients(*exact[:2], cotangent),
         (dtype, "float32", "float32"),
         strict=True,
@@ -94,9 +107,9 @@ def test_no_bias_and_any_rank(backend, shape, outputs):
     x, weight, cotangent = draw(*shape), draw(outputs, 6, seed=1), draw(*shape[:-1], outputs, seed=2)
     tensors = [to_tensor(x), to_tensor(weight)]
     exact = [rounded(x, "float32"), rounded(weight, "float32")]
-    assert_close(forward(linear, tensors)[0], reference_linear(*exact))
+    (y,), found = forward_and_gradients(linear, tensors, [cotangent], range(2))
+    assert_close(y, reference_linear(*exact))
     dx, dweight, _ = exact_linear_gradients(*exact, cotangent)
-    found = gradients(linear, tensors, [cotangent], range(2))
     assert_close(found[0], dx.reshape(shape))
     assert_close(found[1], dweight)
 
@@ -104,16 +117,17 @@ def test_no_bias_and_any_rank(backend, shape, outputs):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_stays_in_its_row(backend, dtype):
     for rows in (3, 50):
-        x = draw(rows, 20)
+        x, product = draw(rows, 20), compiled(linear)
         x[1, 4] = np.nan
-        y = forward(linear, [to_tensor(x, dtype), to_tensor(draw(9, 20, seed=1))])[0]
+        y = product([to_tensor(x, dtype), to_tensor(draw(9, 20, seed=1))])[0]
         assert np.isnan(y).any(1).tolist() == [row == 1 for row in range(rows)]
         weight = draw(9, 20, seed=1)
         weight[2, 3] = np.nan
-        y = forward(linear, [to_tensor(draw(rows, 20), dtype), to_tensor(weight)])[0]
+        y = product([to_tensor(draw(rows, 20), dtype), to_tensor(weight)])[0]
         assert np.isnan(y).all(0).tolist() == np.isnan(y).any(0).tolist() == [column == 2 for column in range(9)]
 
 
+@pytest.mark.thinned(1)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, 50])
 def test_weight_is_seen_rounded(backend, rows, dtype):
@@ -125,63 +139,52 @@ def test_weight_is_seen_rounded(backend, rows, dtype):
     counts = to_tensor(np.array([0, rows], np.int32))
     grouped = [tensors[0], to_tensor(np.stack([weight] * 2)), counts]
     for call, inputs in ((linear, tensors), (grouped_matmul, grouped)):
-        assert (forward(call, inputs)[0] == 0).all()
-        assert (gradients(call, inputs, [cotangent], range(1))[0] == 0).all()
+        (y,), (dx,) = forward_and_gradients(call, inputs, [cotangent], range(1))
+        assert (y == 0).all() and (dx == 0).all()
 
 
 COUNTS = [[5, 0, 1, 7], [0, 0, 13, 0], [13, 0, 0, 0], [3, 4, 3, 3]]
 
 
+@pytest.mark.thinned(1)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("counts", COUNTS)
-def test_grouped_and_gradients(backend, counts, dtype):
-    x, weight, cotangent, counts = (
-        draw(13, 6),
-        draw(4, 5, 6, seed=1),
-        rounded(draw(13, 5, seed=2), dtype),
-        np.array(counts, np.int32),
-    )
-    tensors = [to_tensor(x, dtype), to_tensor(weight), to_tensor(counts)]
-    exact = [rounded(x, dtype), rounded(weight, dtype), counts]
-    assert_close(forward(grouped_matmul, tensors)[0], reference_grouped(*exact), dtype)
-    wanted = numeric_gradients(reference_grouped, exact, [cotangent], range(2))
-    found = gradients(grouped_matmul, tensors, [cotangent], range(2))
-    assert_close(found[0], wanted[0], dtype)
-    assert_close(found[1], wanted[1])
-    assert (found[1][counts == 0] == 0).all()
+def test_grouped_and_gradients(backend, dtype):
+    x, weight, cotangent = draw(13, 6), draw(4, 5, 6, seed=1), rounded(draw(13, 5, seed=2), dtype)
+    run = differentiated(grouped_matmul, [cotangent], range(2))
+    for counts in np.array(COUNTS, np.int32):
+        exact = [rounded(x, dtype), rounded(weight, dtype), counts]
+        (y,), (dx, dweight) = run([to_tensor(x, dtype), to_tensor(weight), to_tensor(counts)])
+        assert_close(y, reference_grouped(*exact), dtype)
+        wanted = numeric_gradients(reference_grouped, exact, [cotangent], range(2))
+        assert_close(dx, wanted[0], dtype)
+        assert_close(dweight, wanted[1])
+        assert (dweight[counts == 0] == 0).all()
 
 
+@pytest.mark.thinned(1)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("counts", [[31, 65, 0, 100, 1, 5, 48, 70], [64, 0, 3, 49, 127, 0, 0, 0]])
-def test_grouped_with_small_and_large_experts(backend, counts, dtype):
-    rows, counts = sum(counts), np.array(counts, np.int32)
-    x, weight, cotangent = draw(rows, 40), draw(8, 24, 40, seed=1), rounded(draw(rows, 24, seed=2), dtype)
-    tensors = [to_tensor(x, dtype), to_tensor(weight), to_tensor(counts)]
-    exact = [rounded(x, dtype), rounded(weight, dtype)]
-    assert_close(forward(grouped_matmul, tensors)[0], reference_grouped(*exact, counts), dtype)
-    dx, dweight = gradients(grouped_matmul, tensors, [cotangent], range(2))
-    assert_close(
-        dx,
-        np.concatenate([c @ w for c, w in zip(np.split(cotangent, np.cumsum(counts)[:-1]), exact[1], strict=True)]),
-        dtype,
-    )
-    parts = zip(np.split(cotangent, np.cumsum(counts)[:-1]), np.split(exact[0], np.cumsum(counts)[:-1]), strict=True)
-    assert_close(dweight, np.stack([c.T @ a for c, a in parts]))
+def test_grouped_with_small_and_large_experts(backend, dtype):
+    x, weight, cotangent = draw(320, 40), draw(8, 24, 40, seed=1), rounded(draw(320, 24, seed=2), dtype)
+    exact, run = [rounded(x, dtype), rounded(weight, dtype)], differentiated(grouped_matmul, [cotangent], range(2))
+    for counts in ([31, 65, 0, 100, 1, 5, 48, 70], [64, 0, 3, 49, 204, 0, 0, 0]):
+        (y,), (dx, dweight) = run([to_tensor(x, dtype), to_tensor(weight), Tensor(np.array(counts, np.int32))])
+        assert_close(y, reference_grouped(*exact, counts), dtype)
+        of_experts, rows = (np.split(a, np.cumsum(counts)[:-1]) for a in (cotangent, exact[0]))
+        assert_close(dx, np.concatenate([c @ w for c, w in zip(of_experts, exact[1], strict=True)]), dtype)
+        assert_close(dweight, np.stack([c.T @ a for c, a in zip(of_experts, rows, strict=True)]))
 
 
 def test_grouped_nan_stays_with_its_expert(backend):
     """Of a row in that row, though products may run past an expert's rows; of a weight in its expert's rows."""
-    counts = np.array([50, 60, 3], np.int32)
+    counts = to_tensor(np.array([50, 60, 3], np.int32))
     x, weight = draw(113, 16), draw(3, 8, 16, seed=1)
+    run = differentiated(grouped_matmul, [np.ones((113, 8))], range(2))
     x[65, 2] = np.nan
-    y = forward(grouped_matmul, [to_tensor(x), to_tensor(weight), to_tensor(counts)])[0]
+    (y,), (dx, dweight) = run([to_tensor(x), to_tensor(weight), counts])
     assert np.flatnonzero(np.isnan(y).any(1)).tolist() == [65]
-    dx, dweight = gradients(
-        grouped_matmul, [to_tensor(x), to_tensor(weight), to_tensor(counts)], [np.ones((113, 8))], range(2)
-    )
     assert not np.isnan(dx).any() and np.isnan(dweight).any((1, 2)).tolist() == [False, True, False]
     weight[0, 1, 1] = np.nan
-    y = forward(grouped_matmul, [to_tensor(draw(113, 16)), to_tensor(weight), to_tensor(counts)])[0]
+    y = run([to_tensor(draw(113, 16)), to_tensor(weight), counts])[0][0]
     assert np.flatnonzero(np.isnan(y).any(1)).tolist() == list(range(50))
 
 
@@ -207,6 +210,8 @@ def test_eagerly_and_with_views(backend):
         ms.set_context(mode=ms.GRAPH_MODE)
 
 
+@pytest.mark.thinned(1)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("call", "shapes", "dtypes", "message"),
     [
@@ -255,7 +260,6 @@ def test_eagerly_and_with_views(backend):
         ),
     ],
 )
-def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message):
-    with pytest.raises(ascend_ops.OperatorError, match=message) as error:
-        forward(call, [Tensor(np.ones(shape), getattr(ms, dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)])
-    assert "\n" not in str(error.value)
+def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message, mode):
+    tensors = [Tensor(np.ones(shape), getattr(ms, dtype)) for shape, dtype in zip(shapes, dtypes, strict=True)]
+    assert_refused(call, tensors, message, mode)
