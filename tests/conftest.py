@@ -1,6 +1,11 @@
 """What all tests share: a quiet MindSpore on the CPU, a private cache directory, small configurations."""
 
+import fcntl
+import json
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +42,27 @@ def private_cache(tmp_path_factory, built_files):
 
 
 @pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """A function from a name and a function that makes a directory to that directory. The first worker of pytest-xdist
+    that asks makes it, the others wait for it: nobody may alter it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made"
+    shared.mkdir(exist_ok=True)
+
+    def directory(name: str, make: Callable[[Path], None]) -> Path:
+        path, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:  # closing it ends the lock
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)  # what a worker left that failed
+                make(path)
+                done.touch()
+        return path
+
+    return directory
+
+
+@pytest.fixture(scope="session")
 def mindspore_cpu():
     """MindSpore on the CPU in graph mode."""
     runtime.start("CPU")
@@ -45,8 +71,6 @@ def mindspore_cpu():
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory):
     """Forty short documents of made-up Python with something to learn in them."""
-    import json
-
     path = tmp_path_factory.mktemp("corpus") / "code.jsonl"
     names = ["alpha", "beta", "gamma", "delta"]
     lines = [
@@ -59,24 +83,25 @@ def text_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def records(text_file, tmp_path_factory):
+def records(text_file, made_once):
     """The documents as records of 32 + 1 ids, tokenizer of 384 pieces."""
     from pangu_ms.data.corpus import Corpus
     from pangu_ms.data.prepare import prepare
     from pangu_ms.data.tokenizer import train_tokenizer
 
-    directory = tmp_path_factory.mktemp("data")
-    train_tokenizer((d.text for d in Corpus([str(text_file)])), 384, "none").save(directory / "tokenizer")
-    prepare(
-        [str(text_file)],
-        directory / "tokenizer",
-        directory / "records",
-        seq_length=32,
-        held_out=0.2,
-        num_workers=1,
-        progress=False,
-    )
-    return directory / "records"
+    def make(directory):
+        train_tokenizer((d.text for d in Corpus([str(text_file)])), 384, "none").save(directory / "tokenizer")
+        prepare(
+            [str(text_file)],
+            directory / "tokenizer",
+            directory / "records",
+            seq_length=32,
+            held_out=0.2,
+            num_workers=1,
+            progress=False,
+        )
+
+    return made_once("data", make) / "records"
 
 
 @pytest.fixture(scope="session")
@@ -92,16 +117,15 @@ def tiny_overrides():
 
 
 @pytest.fixture(scope="session")
-def trained_run(records, tiny_overrides, tmp_path_factory, mindspore_cpu):
+def trained_run(records, tiny_overrides, made_once, mindspore_cpu):
     """A finished run of twelve steps."""
     from pangu_ms.config import load_config
     from pangu_ms.train.loop import train
     from tests.reused_models import reused_models
 
-    output = tmp_path_factory.mktemp("runs") / "run"
+    config = load_config("alpha/tiny", tiny_overrides)
     with reused_models():
-        train(load_config("alpha/tiny", tiny_overrides), records, output, progress=False)
-    return output
+        return made_once("run", lambda output: train(config, records, output, progress=False))
 
 
 @pytest.fixture

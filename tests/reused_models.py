@@ -44,6 +44,7 @@ def _graph_identity(config: RunConfig) -> str:
     train, optimizer = config.train, config.optimizer
     step = (train.batch_size, train.accumulation_steps, train.seed, config.parallel.world, config.runtime)
     update = (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay, optimizer.clip_norm)
+    update += (optimizer.expert_eps, optimizer.lazy_experts)
     return repr((config.model, step, update, backend.identity()))
 
 
@@ -64,6 +65,14 @@ class ReusedModel(ReplicatedModel):
             _set(parameter, value)
         free.user = weakref.ref(self)
 
+    def fill(self, group, shapes, read) -> None:
+        """See DistributedModel; the graphs of a reused model have run."""
+        if not self.reused:
+            return super().fill(group, shapes, read)
+        for parameter in self.groups[group]:
+            values = read(parameter.name, self.slices_of(parameter.name, shapes[parameter.name]))
+            _set(parameter, value_of(parameter, values))
+
     def _values(self) -> list[tuple[Parameter, np.ndarray]]:
         sums = self.train_step.accumulate.get_parameters() if not self.train_step.in_one_graph else []
         return [(p, p.asnumpy().copy()) for p in {*sums, *self.model.get_parameters(), *self.train_step.parameters()}]
@@ -75,20 +84,8 @@ def _set(parameter: Parameter, value: np.ndarray) -> None:
     np.copyto(parameter.asnumpy(), value)
 
 
-def _fill(model, parameters, shapes, read) -> None:
-    """distributed_model.fill for a model whose graphs may have run."""
-    if not model.reused:
-        return _fill_new(model, parameters, shapes, read)
-    for parameter in parameters:
-        values = read(parameter.name, model.slices_of(parameter.name, shapes[parameter.name]))
-        _set(parameter, value_of(parameter, values))
-
-
-_fill_new = distributed_model.fill
-
-
 @contextlib.contextmanager
 def reused_models() -> Iterator[None]:
     """Runs that begin here reuse compiled models. Not for tests that replace parts of a model or of its step."""
-    with mock.patch.multiple(distributed_model, ReplicatedModel=ReusedModel, fill=_fill):
+    with mock.patch.object(distributed_model, "ReplicatedModel", ReusedModel):
         yield
