@@ -100,7 +100,7 @@ def _read_standard_input() -> str:
     if sys.stdin.isatty():
         raise GenerationError("no prompt; give --prompt TEXT, --prompt-file FILE or text on standard input")
     try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig")
+        text = sys.stdin.buffer.read().decode("utf-8-sig")  # editors on Windows write a byte order mark
     except UnicodeDecodeError as error:
         raise GenerationError(
             f"standard input: byte {error.start} is not UTF-8; text must be UTF-8; convert it"

@@ -82,6 +82,7 @@ def run_verb(argv: list[str]) -> int:
 def entry() -> None:
     """The entry point of the `pangu` console script."""
     console.guard_streams()
+    # Only these two stop cleanly, with their state saved; see stop_signals.handled.
     with stop_signals.command(stops=sys.argv[1:2] in (["train"], ["launch"])):
         code = main()
     sys.exit(code)

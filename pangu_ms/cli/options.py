@@ -64,6 +64,7 @@ class _Config(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         _require_one(values, getattr(namespace, "config_word", values))
+        # Remembered apart, since a default in `config` is no contradiction to a positional name.
         namespace.config = namespace.config_option = values
 
 

@@ -187,7 +187,7 @@ class Package:
         graph = self._graph()
         try:
             found = GraphFile.read(_content(graph, key, self.manifest["encryption"]))
-        except ExportError:
+        except ExportError:  # a ValueError, too; its message is ready for the user
             raise
         except (ValueError, RecursionError) as error:
             raise ExportError(f"{graph}: is no MindIR ({error}); the package is refused; export again") from None
@@ -212,6 +212,7 @@ class Package:
 def _content(graph: Path, key: bytes | None, mode: str) -> memoryview:
     """The bytes of a MindIR file, decrypted."""
     if not mode:
+        # Mapped, not read: up to 1 GB of weights may be in this file.
         with open(graph, "rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     from mindspore._c_expression import _decrypt  # ms.load decrypts with the same function

@@ -184,6 +184,7 @@ def write_graph(
     if has_domains:
         inputs.append(Tensor(row))
     try:
+        # PORTABLE: a graph refers to our own kernels by the path of this machine's library.
         with ascend_ops.use(ascend_ops.PORTABLE), plain_name(directory) as plain:
             ms.export(graph, *inputs, file_name=f"{plain}/model", file_format="MINDIR", **encryption)
     except RuntimeError as error:
@@ -273,6 +274,7 @@ def verify(
     """
     actual, found = replay_in_fresh_process(directory, trial, key_file)
     dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
+    # A checkpoint may store a narrower dtype than the graph's, such as float16.
     wrong = [name for name, array in checkpoint.each() if found.get(name) != digest(array.astype(dtypes[name]))]
     if wrong:
         raise ExportError(
@@ -280,6 +282,7 @@ def verify(
             " not exported"
         )
     difference = float(np.abs(actual - trial.expected).max())
+    # `not <=` instead of `>` also refuses NaN.
     if not difference <= TOLERANCE[model.compute_dtype]:
         raise ExportError(
             f"{directory}: the exported graph's logits differ by {difference:.3g}; at most"

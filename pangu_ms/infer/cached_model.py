@@ -44,7 +44,7 @@ class CachedModel(nn.Cell):
         """
         if prefill:
             return self.extend(ids_BP, start_B, last_B, *extra)
-        return self.extend(ids_BP[:, :1], start_B, last_B * 0, *extra)
+        return self.extend(ids_BP[:, :1], start_B, last_B * 0, *extra)  # index 0: each row has one token
 
     def extend(self, ids_BQ, start_B, last_B, *extra):
         slots_BQ = start_B.reshape(-1, 1) + self.slots_C[: ids_BQ.shape[1]].reshape(1, -1)

@@ -38,7 +38,7 @@ class GraphShape:
                 raise GenerationError(f"{name}={value}: must be at least {least}")
         length = min(max_length, seq_length)
         chunk = min(chunk, seq_length)
-        return cls(batch_size, chunk, -(-length // chunk) * chunk, seq_length)
+        return cls(batch_size, chunk, -(-length // chunk) * chunk, seq_length)  # rounded up to whole chunks
 
     @property
     def max_length(self) -> int:
@@ -114,6 +114,7 @@ class Decoder:
     def _prefill_chunk(self, ids: np.ndarray, lengths: np.ndarray, start: int) -> np.ndarray:
         """Logits [B, V] at the last token of each prompt within the chunk that begins at position `start`."""
         chunk = self.shape.chunk
+        # Clipped for prompts that end in another chunk, whose logits here are not used.
         last = np.clip(lengths - 1 - start, 0, chunk - 1)
         return self._call(ids[:, start : start + chunk], np.full_like(lengths, start), last, True)
 

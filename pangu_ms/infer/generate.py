@@ -25,7 +25,7 @@ class Generation:
     prompt: str
     text: str
     token_ids: tuple[int, ...]
-    """The generated tokens, including the stop token."""
+    """The generated tokens, including the stop token, or those that complete the stop string."""
     finish_reason: str
     """"stop" (at a stop token or text) or "length"."""
 
@@ -40,7 +40,6 @@ class _Sequence:
         ids: the generated tokens.
     """
 
-    sampler: Sampler
     decoder: StreamDecoder
     stop: tuple[str, ...]
     text: str = ""
@@ -137,7 +136,7 @@ class Generator:
         """Continue one batch of prompts (token ids); `first` is the index of the first one among all prompts."""
         stop_ids = frozenset(self.tokenizer.stop_ids)
         samplers = [Sampler(config, ids, first + i) for i, ids in enumerate(prompts)]
-        sequences = [_Sequence(sampler, StreamDecoder(self.tokenizer), config.stop) for sampler in samplers]
+        sequences = [_Sequence(StreamDecoder(self.tokenizer), config.stop) for _ in prompts]
         rooms = [min(config.max_new_tokens, self.decoder.shape.max_length - len(ids)) for ids in prompts]
         logits = self.decoder.prefill(prompts, domains)
         tokens = np.zeros(len(prompts), np.int32)
@@ -145,7 +144,7 @@ class Generator:
             for row, sequence in enumerate(sequences):
                 if sequence.finish_reason:
                     continue
-                tokens[row] = sequence.sampler.choose(logits[row])
+                tokens[row] = samplers[row].choose(logits[row])
                 sequence.add(int(tokens[row]), stop_ids, rooms[row])
                 if on_text and (new := sequence.take_new()):
                     on_text(first + row, new)
@@ -158,9 +157,11 @@ class Generator:
     ) -> Generation:
         stop_ids = frozenset(self.tokenizer.stop_ids)
         best = beam_search(self.decoder, ids, config, stop_ids, index, domain)[0]
-        whole = self.tokenizer.decode([t for t in best.tokens if t not in stop_ids], continuation=True)
-        text = min((whole.split(stop, 1)[0] for stop in config.stop), key=len, default=whole)
+        sequence = _Sequence(StreamDecoder(self.tokenizer), config.stop)
+        for token in best.tokens:  # one by one, so that what follows a stop string is cut off, as when sampling
+            sequence.add(token, stop_ids, len(best.tokens))
+            if sequence.finish_reason:
+                break
         if on_text:
-            on_text(index, text)
-        ended = text != whole or best.tokens[-1] in stop_ids
-        return Generation(prompt, text, best.tokens, "stop" if ended else "length")
+            on_text(index, sequence.text)
+        return Generation(prompt, sequence.text, tuple(sequence.ids), sequence.finish_reason)

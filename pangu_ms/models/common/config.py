@@ -165,6 +165,17 @@ class ModelConfig:
         return 0
 
     @property
+    def experts_per_token(self) -> int:
+        """Experts that a token uses in a layer with experts."""
+        return 1
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Numbers of experts of each group: a sequence uses experts of one group only. By default all experts are one
+        group."""
+        return (self.num_experts,) if self.num_experts else ()
+
+    @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains that the model tells apart, in the order of their indices in the extra input "domain";
         empty if the model reads no domain."""
@@ -339,3 +350,8 @@ def bias(axis: str) -> ParameterSpec:
 def gain(axis: str) -> ParameterSpec:
     """The scale of a norm: 1 at first."""
     return ParameterSpec((axis,), mean=1.0)
+
+
+def stack(axis: str, spec: ParameterSpec) -> ParameterSpec:
+    """A stack of parameters (see stacks.py), each of which is `spec`."""
+    return dataclasses.replace(spec, axes=(axis, *spec.axes))

@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from pangu_ms.core.fields import STRICT, Int, require, require_not_negative
 from pangu_ms.models.alpha.config import AlphaConfig
-from pangu_ms.models.common.config import Activation, ExtraInput, ParameterSpec
+from pangu_ms.models.common.config import Activation, ExtraInput, ParameterSpec, stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -174,7 +174,7 @@ class SigmaConfig(AlphaConfig):
         if layer not in self.sparse_layers:
             return self._frozen(specs)
         dense = {name: specs.pop(name) for name in list(specs) if name.startswith("ffn.")}
-        stacks = {name.replace("ffn.", "ffn.experts."): _stack("expert", spec) for name, spec in dense.items()}
+        stacks = {name.replace("ffn.", "ffn.experts."): stack("expert", spec) for name, spec in dense.items()}
         return self._frozen(specs) | {"ffn.routing": table("domain", "token")} | stacks
 
     def outer_parameters(self) -> tuple[dict[str, ParameterSpec], dict[str, ParameterSpec]]:
@@ -185,7 +185,7 @@ class SigmaConfig(AlphaConfig):
         word = before.pop("word_embedding.weight")
         slotted = {
             "word_embedding.slot_of_domain": table("domain"),
-            "word_embedding.slots.weight": _stack("slot", word),
+            "word_embedding.slots.weight": stack("slot", word),
         }
         return slotted | self._frozen(before), self._frozen(behind)
 
@@ -211,7 +211,7 @@ class SigmaConfig(AlphaConfig):
         if layer not in self.sparse_layers:
             return kept
         rows = element_bytes * self.seq_length * self.hidden_size
-        return [*kept, Activation("rows sorted by expert", rows, count=2)]
+        return [*kept, Activation("rows sorted by expert", 2 * rows, count=2)]
 
     @property
     def uses_token_counts(self) -> bool:
@@ -262,11 +262,6 @@ class SigmaConfig(AlphaConfig):
 def table(*axes: str) -> ParameterSpec:
     """A table of integers, which training does not change."""
     return ParameterSpec(axes, trainable=False, dtype="int32")
-
-
-def _stack(axis: str, spec: ParameterSpec) -> ParameterSpec:
-    """A stack of parameters (models/common/stacks.py)."""
-    return ParameterSpec((axis, *spec.axes), mean=spec.mean, std=spec.std, decay=spec.decay, trainable=spec.trainable)
 
 
 CONFIG = SigmaConfig
