@@ -17,6 +17,8 @@ from pangu_ms.models.registry import FAMILIES, Family
 
 ADDED = "plain"
 SOURCE = Path(__file__).parent / ADDED
+OWN_FIELDS = {"sigma": ["domains=[text, code]", "num_experts=4", "slot_of_domain=[0, 1]"]}
+"""Fields of a family with which it reads the records of the tests, whose domain is code."""
 REGISTRY_LINE = f'registry.FAMILIES["{ADDED}"] = registry.Family("{ADDED}")'
 
 
@@ -54,6 +56,12 @@ def tiny(request, tmp_path_factory):
     shutil.copytree(SOURCE, directory / ADDED, ignore=shutil.ignore_patterns("__pycache__"))
     with added_family(directory):
         yield Tiny(ADDED, str(directory / ADDED / "tiny.yaml"))
+
+
+@pytest.fixture(scope="module")
+def tiny_overrides(tiny, tiny_overrides):
+    """Overrides that make its configuration as small as the records."""
+    return tiny_overrides + [f"model.{field}" for field in OWN_FIELDS.get(tiny.family, [])]
 
 
 @pytest.fixture(scope="module")
