@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ascend_ops.backend import BACKENDS, PORTABLE, Choice, choose, explain, has_bfloat16_products, use
     from ascend_ops.errors import OperatorError
     from ascend_ops.host import host_adamw
-    from ascend_ops.layout import Devices, as_rows, from_rows, is_laid_out, lay_out, placed
+    from ascend_ops.layout import Axes, Devices, as_rows, from_rows, is_laid_out, lay_out, on_own_slices, placed
     from ascend_ops.loss import softmax_cross_entropy
     from ascend_ops.matmul import grouped_matmul, linear, logits
     from ascend_ops.norms import layer_norm, rms_norm
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BACKENDS",
     "Choice",
+    "Axes",
     "Devices",
     "OperatorError",
     "PORTABLE",
@@ -67,6 +68,7 @@ __all__ = [
     "logits",
     "moe_combine",
     "moe_dispatch",
+    "on_own_slices",
     "placed",
     "rms_norm",
     "rotary_embedding",
@@ -88,7 +90,7 @@ _NAMES = {
     "backend": ("BACKENDS", "PORTABLE", "Choice", "choose", "explain", "has_bfloat16_products", "use"),
     "errors": ("OperatorError",),
     "host": ("host_adamw",),
-    "layout": ("Devices", "as_rows", "from_rows", "is_laid_out", "lay_out", "placed"),
+    "layout": ("Axes", "Devices", "as_rows", "from_rows", "is_laid_out", "lay_out", "on_own_slices", "placed"),
     "loss": ("softmax_cross_entropy",),
     "matmul": ("grouped_matmul", "linear", "logits"),
     "norms": ("layer_norm", "rms_norm"),

@@ -7,6 +7,7 @@ rest of the graph. Without a plan this module has no effect.
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mindspore import Layout, ops
@@ -124,6 +125,25 @@ def placed_bias(axes):
         return _primitive("Add", (), ())
     rows = STREAM[0] if axes[0] == "embed" else _rows(axes)
     return _primitive("Add", (_devices.strategy(((rows, axes[0]), axes[:1])),), ())
+
+
+def _first(*values):
+    return values[0]
+
+
+def on_own_slices(function: Callable, operands: tuple[Axes, ...]) -> Primitive:
+    """A function as one operator, which every device computes on its own slices of the operands, with collectives of
+    its own if it needs any. MindSpore replaces the operator by the function after it has sharded the graph, and before
+    it derives the backward pass.
+
+    Args:
+        function: takes the operands; the result has shape, dtype and layout of the first one.
+        operands: the axes of each operand.
+    """
+    layouts = devices().layouts(operands)
+    operator = ops.Morph(function, _first, _first)
+    operator.add_prim_attr("self_define_shard", True)
+    return operator.shard(in_strategy=layouts, out_strategy=layouts[:1])
 
 
 @constexpr

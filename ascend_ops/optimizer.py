@@ -6,6 +6,7 @@ from mindspore import Parameter, Tensor, ops
 from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, filled, gradient_of, kernel
+from ascend_ops.layout import laid_out
 
 _each, _squares = ops.HyperMap(), ops.MultitypeFuncGraph("squares")
 
@@ -103,7 +104,10 @@ def squared_norms(x: Tensor) -> Tensor:
         x: [K, ...] float32, float16 or bfloat16; K must be known when a composed graph is compiled.
     """
     if select("squared_norms", describe(x)) == "composed":
-        return ops.stack(_each(_squares, ops.unstack(ops.cast(x, ms.float32))))
+        wide = ops.cast(x, ms.float32)
+        if laid_out():  # MindSpore shards x only later, and then has fewer members than were unstacked
+            return ops.square(wide).sum(tuple(range(1, x.ndim)))
+        return ops.stack(_each(_squares, ops.unstack(wide)))
     return kernel("SquaredNorms")(x)
 
 

@@ -1,6 +1,7 @@
 """How a run is distributed over devices: the parallel degrees, and the rules that they must satisfy together with a
 model. No mindspore import."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
@@ -128,6 +129,47 @@ class ParallelConfig:
         return self.num_devices or self.product()
 
 
+def group_owners(group_sizes: tuple[int, ...], expert_parallel: int) -> list[range] | None:
+    """The ranks along ep that hold each group of experts, if every rank has equally many experts.
+
+    Returns:
+        None if a group would share a rank with a part of another group: tokens of a group are exchanged among its ranks
+        alone, so that groups must end where ranks end. Several whole groups may lie on one rank.
+    """
+    size, start, owners = sum(group_sizes) // expert_parallel, 0, []
+    for group_size in group_sizes:
+        end = start + group_size
+        ranks = range(start // size, -(-end // size))
+        if len(ranks) > 1 and (start % size or end % size):
+            return None
+        owners.append(ranks)
+        start = end
+    return owners
+
+
+def _check_experts(parallel: ParallelConfig, model: ModelConfig, rule: Callable[[bool, str, str], None]) -> None:
+    experts, groups, ep = model.num_experts, model.group_sizes, parallel.expert_parallel
+    if ep == 1 or experts == 0:
+        return rule(ep == 1, "expert_parallel", "must divide the model's num_experts=0; use 1")
+    fit = [n for n in range(1, experts + 1) if experts % n == 0 and group_owners(groups, n)]
+    here = [n for n in fit if parallel.data_parallel % n == 0]
+    others = [n for n in fit if n not in here]
+    advice = f"use one of {_listed(here)}"
+    advice += f", or with another data_parallel one of {_listed(others)}" if others else ""
+    rule(experts % ep == 0, "expert_parallel", f"must divide the model's num_experts={experts}; {advice}")
+    sizes = f"{groups[0]}" if len(set(groups)) == 1 else _listed(groups)
+    rule(
+        ep in fit,
+        "expert_parallel",
+        f"a rank would have {experts // ep} experts, and the model has {len(groups)} groups of {sizes}; groups must end"
+        f" where ranks end; {advice}",
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 def check_degrees(parallel: ParallelConfig, model: ModelConfig, train: Any) -> None:
     """Check the degrees against the model and the batch; `train` is the TrainConfig. Each rule has its own message.
 
@@ -165,12 +207,7 @@ def check_degrees(parallel: ParallelConfig, model: ModelConfig, train: Any) -> N
         "stage_layers",
         f"must be positive and add up to num_layers={model.num_layers}",
     )
-    experts = model.num_experts
-    rule(
-        parallel.expert_parallel == 1 or (experts > 0 and experts % parallel.expert_parallel == 0),
-        "expert_parallel",
-        f"must divide the model's num_experts={experts}; use {'one of ' + divisors(experts) if experts else '1'}",
-    )
+    _check_experts(parallel, model, rule)
     micro = parallel.micro_batch_num
     rule(
         pp == 1 or train.accumulation_steps == 1,

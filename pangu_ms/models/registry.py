@@ -44,12 +44,16 @@ configuration of a model.
                 parameters there, and how its config.json is read and written. `MINDFORMERS` fits any family. No
                 mindspore import.
 
+`domains.py`    Only in families whose models tell domains apart: `extracted`, `with_domain` and `Donor`, and for a
+                family with a `BASE_FAMILY` `inherited` (see models/sigma/domains.py). No mindspore import.
+
 The smallest configuration is `configs/NAME/tiny.yaml`: tests/families runs train, resume, eval, generate, export,
 convert, plan, execute and collapse over the `tiny` of every family listed here.
 """
 
 import importlib
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pangu_ms.models.common.config import ModelConfig
@@ -85,6 +89,11 @@ class Family:
     def formats(self) -> dict[str, Format]:
         """Foreign formats of its weights, by name."""
         return importlib.import_module(f"{self.package}.weights").FORMATS
+
+    @property
+    def domains(self) -> ModuleType:
+        """What makes models of others by domain, if its models have domains."""
+        return importlib.import_module(f"{self.package}.domains")
 
 
 FAMILIES = {

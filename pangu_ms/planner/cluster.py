@@ -43,6 +43,8 @@ class Chip:
     overlap: float = 0.5
     """Share of the communication of gradients, gathered parameters and stages that is hidden behind compute.
     Assumed."""
+    message_seconds: float = 20e-6
+    """Seconds that a message between two cards costs in addition to its bytes. Assumed."""
     reserve_bytes: int = 2 * GIB
     """Memory for the runtime, streams, kernels and fragmentation. Assumed, since MindSpore 1.x gave programs 30 GB of
     the 910's 32."""
@@ -118,6 +120,7 @@ def parse_bytes(option: str, text: str) -> int:
     return int(size)
 
 
+# Cached: a search asks for the same groups of the same meshes again and again.
 @functools.lru_cache(maxsize=4096)
 def servers(mesh: Mesh, axes: tuple[str, ...]) -> int:
     """Servers that rank 0's group along these axes spans; `("stage",)` is a stage and the next one."""
@@ -126,4 +129,9 @@ def servers(mesh: Mesh, axes: tuple[str, ...]) -> int:
 
 def bandwidth(chip: Chip, mesh: Mesh, axes: tuple[str, ...]) -> tuple[float, str]:
     """(bytes per second, name) of the slowest link in a group along these axes."""
-    return (chip.hccs_bandwidth, "HCCS") if servers(mesh, axes) == 1 else (chip.roce_bandwidth, "RoCE")
+    return link(chip, servers(mesh, axes))
+
+
+def link(chip: Chip, num_servers: int) -> tuple[float, str]:
+    """(bytes per second, name) of the slowest link among devices in that many servers."""
+    return (chip.hccs_bandwidth, "HCCS") if num_servers == 1 else (chip.roce_bandwidth, "RoCE")

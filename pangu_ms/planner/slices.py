@@ -5,6 +5,8 @@ import functools
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from pangu_ms.models.common.config import ModelConfig, ParameterSpec
@@ -33,6 +35,7 @@ def layer_kinds(model: ModelConfig) -> tuple[int, ...]:
     kinds = []
     for i, name in enumerate(model.layer_names()):
         specs = tuple(Kind.of(spec) for spec in model.layer_parameters(i).values())
+        # Without its number a name says which role a layer has: blocks.3 has that of blocks.4, but query_layer another.
         kinds.append(first.setdefault((specs, re.sub(r"\d+", "", name)), i))
     return tuple(kinds)
 
@@ -41,6 +44,11 @@ def layer_kinds(model: ModelConfig) -> tuple[int, ...]:
 def layer_counts(model: ModelConfig, layer: int) -> Counter[Kind]:
     """How many parameters of each kind a layer has."""
     return Counter(Kind.of(spec) for spec in model.layer_parameters(layer).values())
+
+
+def has_experts(model: ModelConfig, layer: int) -> bool:
+    """Whether a layer has experts."""
+    return any("expert" in kind.axes for kind in layer_counts(model, layer))
 
 
 @functools.lru_cache
@@ -80,7 +88,8 @@ class Slices:
     """Numbers of values of a plan's parameters, counted by kind of parameter.
 
     The attributes give the values of one parameter of each kind on one device. `cut`: what the device stores. `plain`:
-    what it would store without optimizer_shard. `sharded` and `whole`: `plain` of the parameters that optimizer_shard
+    what it would store without optimizer_shard. `active`: what it multiplies a token with, which is `plain` with the
+    experts of one token. `sharded` and `whole`: `plain` of the parameters that optimizer_shard
     shards and of the others, by the mesh axes along which devices would hold or hold equal slices. `trained` of each of
     these counts only parameters with gradients. Plans that differ only in batch, micro-batches, recompute and
     sequence_parallel can share one object.
@@ -102,11 +111,16 @@ class Slices:
         }
         self.layouts = {kind: plan.layout(spec, stages.get(kind, 1)) for kind, spec in specs.items()}
         self.cut = {kind: layout.slice_size for kind, layout in self.layouts.items()}
-        self.plain = {kind: math.prod(self.sizes[a] // self.devices(a) for a in kind.axes) for kind in specs}
+        self.plain = {kind: self._values(kind) for kind in specs}
+        self.active = {kind: self._values(kind, {"expert": plan.config.model.experts_per_token}) for kind in specs}
         self.sharded = self._by_group({kind: layout.optimizer_axes for kind, layout in self.layouts.items()})
         self.whole = self._by_group(
             {kind: () if layout.optimizer_axes else _free_axes(layout) for kind, layout in self.layouts.items()}
         )
+
+    def _values(self, kind: Kind, lengths: Mapping[str, int] = MappingProxyType({})) -> int:
+        """Values on a device; `lengths` gives the length there of some axes."""
+        return math.prod(lengths.get(axis) or self.sizes[axis] // self.devices(axis) for axis in kind.axes)
 
     def _by_group(self, groups: dict[Kind, tuple[str, ...]]) -> dict[tuple[str, ...], dict[Kind, int]]:
         return {

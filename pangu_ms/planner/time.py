@@ -2,18 +2,20 @@
 
 The model was never checked on a device. It assumes matrix products at a share of the chip's peak that was fitted on one
 published run, ring collectives at the link's published rate, and the 1F1B schedule. It assumes that a micro-batch of
-one sequence is as efficient as a large one, and that all cards are equally fast. Left out are latencies, the norm of
-the gradient, the exchange of a table that two stages share, reading records and writing checkpoints.
+one sequence is as efficient as a large one, that all cards are equally fast, and that all experts get equally many
+tokens. Left out are latencies but for those of all-to-all exchanges, the norm of the gradient, the exchange of a table
+that two stages share, reading records and writing checkpoints.
 """
 
 import math
 from dataclasses import dataclass
 
+from pangu_ms.config.parallel import group_owners
 from pangu_ms.parallel.flops import model_flops_per_token
 from pangu_ms.parallel.plan import Plan
-from pangu_ms.planner.cluster import Chip, bandwidth
+from pangu_ms.planner.cluster import Chip, bandwidth, link
 from pangu_ms.planner.memory import DTYPE_BYTES, composed_attention, micro_batch_size
-from pangu_ms.planner.slices import Slices, distinct_stages, stage_kinds, trained
+from pangu_ms.planner.slices import Slices, distinct_stages, has_experts, stage_kinds, trained
 
 MFU_FORMULA = (
     "tokens/s per card * 3 * forward FLOP per token / peak; attention not halved for the causal mask, recomputation not"
@@ -37,6 +39,7 @@ def tokens_per_step(plan: Plan) -> int:
 
 def mfu(plan: Plan, chip: Chip, tokens_per_second_per_device: float) -> float:
     """Model FLOPs utilization; see MFU_FORMULA."""
+    # The backward pass has two products for each one of the forward pass.
     return tokens_per_second_per_device * 3 * model_flops_per_token(plan.config.model) / chip.peak_flops
 
 
@@ -70,7 +73,7 @@ def step_terms(plan: Plan, chip: Chip, slices: Slices) -> list[Term]:
             f" {above:.1%} above the mean"
         )
         terms += [Term("pipeline bubble", every - micro, formula), _send_receive(plan, chip)]
-    return terms + _data_parallel_terms(plan, chip, slices) + [_update(plan, chip, slices)]
+    return terms + _all_to_all(plan, chip) + _data_parallel_terms(plan, chip, slices) + [_update(plan, chip, slices)]
 
 
 def _compute(plan: Plan, chip: Chip, slices: Slices, stage: int) -> float:
@@ -92,11 +95,10 @@ def _layer_flops(plan: Plan, chip: Chip, slices: Slices, first: int) -> int:
     two products; a frozen matrix needs only one, since it has no gradient of its own.
     """
     model, mode = plan.config.model, plan.config.parallel.recompute
-    matrices = {kind: size * kind.decay for kind, size in slices.plain.items()}
+    matrices = {kind: size * kind.decay for kind, size in slices.active.items()}
     every, moved = slices.layer(first, matrices), slices.layer(first, trained(matrices))
-    attention = (
-        2 * model.seq_length * slices.sizes["heads"] // plan.config.parallel.model_parallel
-    )  # the scores; the context costs the same
+    # The scores; the context costs the same.
+    attention = 2 * model.seq_length * slices.sizes["heads"] // plan.config.parallel.model_parallel
     forward = 2 * every + 2 * attention
     again = {"none": 0, "selective": attention if composed_attention(model, chip) else 0, "full": forward}[mode]
     return 3 * forward - 2 * (every - moved) + again
@@ -115,7 +117,35 @@ def _tensor_parallel(plan: Plan, chip: Chip, stage: int) -> float:
     again = 0 if parallel.recompute != "full" else 1 if plan.mesh.num_stages == 1 else 2
     count = plan.stage_layers[stage] * (4 + again)
     count += (parallel.vocab_embedding == "row") * ((stage == 0) + (stage == plan.mesh.num_stages - 1))
+    # A ring all-reduce sends (mp - 1) / mp of the tensor twice: to reduce it, and to gather the result.
     return count * 2 * (mp - 1) / mp * _stream_bytes(plan) / bandwidth(chip, plan.mesh, ("mp",))[0]
+
+
+def _all_to_all(plan: Plan, chip: Chip) -> list[Term]:
+    """Seconds in which tokens travel to the devices of their experts and back, among the devices that hold a group of
+    experts. A layer has two forward and two backward, and if it is recomputed two more. Each of n devices sends 1 / n
+    of its tokens to each of the others, in a message of its own; the stage with the most such layers counts."""
+    model, m = plan.config.model, plan.num_micro_batches
+    owners = group_owners(model.group_sizes, plan.config.parallel.expert_parallel) or []
+    most = max(owners, key=len, default=range(1))
+    devices = len(most)
+    if devices == 1:
+        return []
+    again = 2 if plan.config.parallel.recompute == "full" else 0
+    sparse = max(
+        sum(n for first, n in stage_kinds(plan, stage).items() if has_experts(model, first))
+        for stage, _ in distinct_stages(plan)
+    )
+    count = m * sparse * (4 + again)
+    size = _stream_bytes(plan) * model.experts_per_token
+    along_ep = plan.mesh.group(0, "ep")
+    speed, name = link(chip, plan.mesh.servers([along_ep[i] for i in most]))
+    seconds = (devices - 1) * chip.message_seconds + (devices - 1) / devices * size / speed
+    formula = (
+        f"{count} * (({devices} - 1) * {chip.message_seconds * 1e6:g} us + ({devices} - 1) / {devices} * {size:,} bytes"
+        f" at {speed / 1e9:g} GB/s {name}), {devices} devices a group, not hidden"
+    )
+    return [Term("all-to-all", count * seconds, formula)]
 
 
 def _stream_bytes(plan: Plan) -> int:

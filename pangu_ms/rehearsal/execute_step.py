@@ -32,9 +32,9 @@ class MomentumSGD(nn.Cell):
         self.velocities = self.parameters.clone("velocity", "zeros")
         self.operator, self.hyper_map = ops.ApplyMomentum(), ops.HyperMap()
 
-    def construct(self, gradients, factor, lr):
+    def construct(self, gradients, norms, factor, lr):
         """Apply gradients (float32, in the parameters' order) times `factor`, at learning rate `lr` (float32
-        scalars)."""
+        scalars); their norms are not needed."""
         return self.hyper_map(
             ops.partial(_apply, self.operator, MOMENTUM, lr, factor), self.parameters, self.velocities, gradients
         )

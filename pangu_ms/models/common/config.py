@@ -94,6 +94,8 @@ class ModelConfig:
     ADDITIONS: ClassVar[dict[str, Any]] = {}
     """Field values that add parts to a model without changing what it computes: the default changes of `pangu model
     upgrade`. Empty if the family has no such parts."""
+    BASE_FAMILY: ClassVar[str] = ""
+    """Family whose checkpoints `pangu model upgrade` turns into models of this family that compute the same."""
     FIELDS_OF_PARTS: ClassVar[dict[str, str]] = {}
     """Maps the beginning of a parameter's name (without its layer's prefix) to the fields that decide whether it
     exists, as text for a message."""
@@ -163,10 +165,26 @@ class ModelConfig:
         return 0
 
     @property
+    def experts_per_token(self) -> int:
+        """Experts that a token uses in a layer with experts."""
+        return 1
+
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """Numbers of experts of each group: a sequence uses experts of one group only. By default all experts are one
+        group."""
+        return (self.num_experts,) if self.num_experts else ()
+
+    @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains that the model tells apart, in the order of their indices in the extra input "domain";
         empty if the model reads no domain."""
         return ()
+
+    @property
+    def default_domain(self) -> str:
+        """Domain of prompts and texts that name none; empty: the first of `domains`."""
+        return ""
 
     @property
     def dropout(self) -> float:

@@ -88,6 +88,44 @@ class StackedLinear(nn.Cell):
         return ascend_ops.grouped_matmul(rows, self.weight, counts_K, self.bias)
 
 
+class TokenDispatcher(nn.Cell):
+    """Sorts rows by expert, and brings the experts' results back in the order of the rows. All experts are here; a plan
+    replaces it by one that also exchanges rows between devices (parallel/token_exchange.py)."""
+
+    share = 1.0
+    """1 / n for n devices that each add the same bias to a part of a sum."""
+
+    def __init__(self, num_experts: int):
+        super().__init__()
+        self.num_experts = num_experts
+
+    def dispatch(self, x_NE, expert_N):
+        """-> rows sorted by expert, their number for each expert here [K], and what `combine` needs."""
+        rows, order, counts_K = ascend_ops.moe_dispatch(x_NE, expert_N, self.num_experts)
+        return rows, counts_K, (order,)
+
+    def combine(self, rows, way):
+        """-> [N, E], from the experts' results; `way` is the last result of `dispatch`."""
+        return ascend_ops.moe_combine(rows, way[0])
+
+
+class RoutedExperts(nn.Cell):
+    """The experts of a layer. A plan shards them over devices, between which `dispatcher` exchanges rows."""
+
+    axes: tuple[ascend_ops.Axes, ...]
+    """The plan's names of the dimensions of the inputs of `compute`, the first of which has the result's shape."""
+
+    def __init__(self, num_experts: int):
+        super().__init__()
+        self.dispatcher = TokenDispatcher(num_experts)
+        self.on_devices = None
+
+    def distribute(self, dispatcher: TokenDispatcher) -> None:
+        """Let each device compute the result of its own rows."""
+        self.dispatcher = dispatcher
+        self.on_devices = ascend_ops.on_own_slices(self.compute, self.axes)
+
+
 class Embedding(ShardedWeight):
     """Rows of a float32 table [num_rows, E]: ids [B, S] -> [B, S, E]."""
 

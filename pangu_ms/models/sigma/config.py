@@ -28,6 +28,8 @@ class SigmaConfig(AlphaConfig):
     (num_dense_layers, number of sparse layers, num_experts, groups): without sparse layers the model is PanGu-alpha.
     """
 
+    BASE_FAMILY = "alpha"
+
     family: Literal["sigma"] = "sigma"  # type: ignore[assignment]
     """Model family: a folder of pangu_ms/models. Every config states it."""
     hidden_act: Literal["gelu", "gelu_erf", "fast_gelu"] = "fast_gelu"
@@ -58,6 +60,10 @@ class SigmaConfig(AlphaConfig):
     Layers). A checkpoint keeps its table."""
     routing_seed: Int = 1
     """Seed of the routing table; each layer and domain draws its own."""
+    trainable: Literal["all", "experts"] = "all"
+    """experts: only experts and embedding slots train, each by the tokens of its own domains; all that domains share
+    keeps its values, the only word table of a model without slots included. Then training on one domain leaves what the
+    model computes for domains of other groups and slots as it is, bit for bit (with optimizer.lazy_experts)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,22 +172,28 @@ class SigmaConfig(AlphaConfig):
         """See ModelConfig: the four parameters of a sparse layer's network are stacks of those of alpha's."""
         specs = super().layer_parameters(layer)
         if layer not in self.sparse_layers:
-            return specs
+            return self._frozen(specs)
         dense = {name: specs.pop(name) for name in list(specs) if name.startswith("ffn.")}
         stacks = {name.replace("ffn.", "ffn.experts."): stack("expert", spec) for name, spec in dense.items()}
-        return specs | {"ffn.routing": table("domain", "token")} | stacks
+        return self._frozen(specs) | {"ffn.routing": table("domain", "token")} | stacks
 
     def outer_parameters(self) -> tuple[dict[str, ParameterSpec], dict[str, ParameterSpec]]:
         """See ModelConfig."""
         before, behind = super().outer_parameters()
         if self.num_slots == 1:
-            return before, behind
+            return self._frozen(before), self._frozen(behind)
         word = before.pop("word_embedding.weight")
         slotted = {
             "word_embedding.slot_of_domain": table("domain"),
             "word_embedding.slots.weight": stack("slot", word),
         }
-        return slotted | before, behind
+        return slotted | self._frozen(before), self._frozen(behind)
+
+    def _frozen(self, shared: dict[str, ParameterSpec]) -> dict[str, ParameterSpec]:
+        """Parameters that all domains share."""
+        if self.trainable == "all":
+            return shared
+        return {name: dataclasses.replace(spec, trainable=False) for name, spec in shared.items()}
 
     def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
         """See ModelConfig."""
@@ -199,7 +211,7 @@ class SigmaConfig(AlphaConfig):
         if layer not in self.sparse_layers:
             return kept
         rows = element_bytes * self.seq_length * self.hidden_size
-        return [*kept, Activation("rows sorted by expert", rows, count=2)]
+        return [*kept, Activation("rows sorted by expert", 2 * rows, count=2)]
 
     @property
     def uses_token_counts(self) -> bool:
@@ -244,7 +256,7 @@ class SigmaConfig(AlphaConfig):
 
     def fields_free_in_students(self) -> set[str]:
         """See ModelConfig."""
-        return super().fields_free_in_students() | {"routing_mode", "routing_seed", "default_domain"}
+        return super().fields_free_in_students() | {"routing_mode", "routing_seed", "default_domain", "trainable"}
 
 
 def table(*axes: str) -> ParameterSpec:

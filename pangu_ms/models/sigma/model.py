@@ -10,7 +10,7 @@ from mindspore.common.initializer import initializer
 
 import ascend_ops
 from pangu_ms.models.alpha.model import Block, PanguAlpha
-from pangu_ms.models.common.layers import CacheShape, Logits, Operator, StackedLinear, zeros
+from pangu_ms.models.common.layers import CacheShape, Logits, Operator, RoutedExperts, StackedLinear, zeros
 from pangu_ms.models.sigma.config import SigmaConfig
 
 
@@ -26,30 +26,44 @@ class Experts(nn.Cell):
         super().__init__()
         self.up = StackedLinear(config.num_experts, config.hidden_size, config.ffn_hidden_size)
         self.down = StackedLinear(config.num_experts, config.ffn_hidden_size, config.hidden_size)
-        self.activation = Operator(getattr(ascend_ops, config.hidden_act))
-
-    def construct(self, rows_NE, counts_K):
-        return self.down(self.activation(self.up(rows_NE, counts_K)), counts_K)
 
 
-class RandomRoutedExperts(nn.Cell):
+class RandomRoutedExperts(RoutedExperts):
     """A feed-forward network for each token, chosen by its domain and its id: [B, Q, E] -> [B, Q, E].
 
     Without a gate: no probability multiplies a result, and no token is dropped.
     """
 
+    axes = (
+        ("batch", None, None),
+        ("batch", None),
+        ("batch",),
+        (None, None),
+        ("expert", "ffn", None),
+        ("expert", "ffn"),
+        ("expert", None, "ffn"),
+        ("expert", None),
+    )
+
     def __init__(self, config: SigmaConfig):
-        super().__init__()
-        self.num_experts = config.num_experts
+        super().__init__(config.num_experts)
         self.routing = zero_table("routing", len(config.domains), config.vocab_size)
         self.experts = Experts(config)
+        self.activation = Operator(getattr(ascend_ops, config.hidden_act))
 
     def construct(self, x_BQE, ids_BQ, domain_B):
-        expert_N = ascend_ops.rre_route(domain_B, ids_BQ, self.routing).reshape(-1)
-        rows_NE, order_N, counts_K = ascend_ops.moe_dispatch(
-            x_BQE.reshape(-1, x_BQE.shape[-1]), expert_N, self.num_experts
-        )
-        return ascend_ops.moe_combine(self.experts(rows_NE, counts_K), order_N).reshape(x_BQE.shape)
+        compute = self.compute if self.on_devices is None else self.on_devices
+        up, down = self.experts.up, self.experts.down
+        return compute(x_BQE, ids_BQ, domain_B, self.routing, up.weight, up.bias, down.weight, down.bias)
+
+    def compute(self, x_BQE, ids_BQ, domain_B, routing_DV, up_KFE, up_bias_KF, down_KEF, down_bias_KE):
+        """`construct` as a function of the parameters, of which a device may have slices."""
+        expert_N = ascend_ops.rre_route(domain_B, ids_BQ, routing_DV).reshape(-1)
+        rows_NE, counts_K, way = self.dispatcher.dispatch(x_BQE.reshape(-1, x_BQE.shape[-1]), expert_N)
+        inner_NF = self.activation(ascend_ops.grouped_matmul(rows_NE, up_KFE, counts_K, up_bias_KF))
+        bias_KE = down_bias_KE * self.dispatcher.share
+        rows_NE = ascend_ops.grouped_matmul(inner_NF, down_KEF, counts_K, bias_KE)
+        return self.dispatcher.combine(rows_NE, way).reshape(x_BQE.shape)
 
 
 class SparseBlock(Block):

@@ -10,6 +10,7 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 import ascend_ops
+from ascend_ops.layout import laid_out
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.models.common.stacks import is_stack
 from pangu_ms.train.optimizer import AdamW
@@ -30,13 +31,16 @@ def _tensor_squared_norms(stack, gradient):
     return _of_slices(ascend_ops.squared_norm(gradient), 0)
 
 
-@_total.register("Number", "Tensor")
-def _tensor_total(stack, norms):
+@_total.register("Number", "Tensor", "Tensor")
+def _tensor_total(stack, norms, gradient):
     """The sum as [1]. Members are added one after the other: so members that are zero do not change the sum's bits,
-    and a stack gives the same sum as one that holds only its members that are not zero."""
-    if stack:
-        return ops.cumsum(norms, 0)[-1:]
-    return norms
+    and a stack gives the same sum as one that holds only its members that are not zero. Under a plan a rank has a part
+    of the members."""
+    if not stack:
+        return norms
+    if laid_out():
+        return _of_slices(ascend_ops.squared_norm(gradient), 0)
+    return ops.cumsum(norms, 0)[-1:]
 
 
 class GradientGuard(nn.Cell):
@@ -59,7 +63,7 @@ class GradientGuard(nn.Cell):
         before clipping; whether to apply the gradients; their factor."""
         unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
         norms = self.hyper_map(_squared_norms, self.stacks, gradients)
-        totals = self.hyper_map(_total, self.stacks, norms)
+        totals = self.hyper_map(_total, self.stacks, norms, gradients)
         norm = self.sqrt(self.add(totals[self.num_uncounted :]))[0] * unscale
         applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
         factor = unscale
