@@ -98,7 +98,7 @@ class Family:
 
 FAMILIES = {
     "alpha": Family("pangu_ms.models.alpha"),
-    "moge": Family("pangu_ms.models.moge"),
     "pi": Family("pangu_ms.models.pi"),
+    "moge": Family("pangu_ms.models.moge"),
     "sigma": Family("pangu_ms.models.sigma"),
 }
