@@ -61,6 +61,9 @@ def test_it_trains(run, tiny):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == 12 and losses[-1] < losses[0] < 1.1 * math.log(384)
+    balance = [line["balance_loss"] for line in lines if "balance_loss" in line]
+    assert len(balance) == (12 if tiny.family == "moge" else 0)
+    assert all(0.0019 < value < 0.003 for value in balance)  # 0.001 in each of 2 layers if all experts are equal
     assert store.open_checkpoint(run).config().model.family == tiny.family
 
 
