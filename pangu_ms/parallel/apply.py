@@ -53,7 +53,7 @@ def apply(plan: Plan, model: nn.Cell) -> None:
         if isinstance(cell, ShardedWeight):
             cell.axes = specs[cell.weight.name].axes
         if isinstance(cell, RoutedExperts):
-            cell.distribute(TokenExchange.of(plan, ms.get_auto_parallel_context("global_rank")))
+            cell.distribute(TokenExchange(plan, ms.get_auto_parallel_context("global_rank")))
     for parameter in weights(model):
         parameter.parallel_optimizer = len(plan.parameter_stages[parameter.name]) == 1
     if plan.mesh.num_stages > 1:

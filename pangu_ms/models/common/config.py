@@ -174,6 +174,11 @@ class ModelConfig:
         return (self.num_experts,) if self.num_experts else ()
 
     @property
+    def group_of_domain(self) -> tuple[int, ...]:
+        """Group of experts of each of `domains`; empty if there are no domains."""
+        return ()
+
+    @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains that the model tells apart, in the order of their indices in the extra input "domain";
         empty if the model reads no domain."""
