@@ -118,11 +118,11 @@ def unavailable(name: str, backend: str, dtype: str) -> str:
     if backend == "composed":
         return ""
     if backend == "cpu":
-        if device() != "CPU":
-            return f"the device is {device()}"
+        if _device() != "CPU":
+            return f"the device is {_device()}"
         return _cpu_unavailable() or (_onednn_unavailable() if OPERATORS[name].onednn else "")
-    if device() != "Ascend":
-        return f"the device is {device()}"
+    if _device() != "Ascend":
+        return f"the device is {_device()}"
     if backend == "builtin":
         return _builtin_unavailable(name, dtype)
     return _ascendc_unavailable(name, dtype)
@@ -180,6 +180,8 @@ def has_bfloat16_products() -> bool:
 
 SOCS = ("ascend910", "ascend910b", "ascend910_93")
 _assumed_soc: list[str] = []
+_explained_soc: list[str] = []
+"""The chip for which `explain` answers, whatever device this process has."""
 
 
 def assume_soc(name: str) -> None:
@@ -188,15 +190,25 @@ def assume_soc(name: str) -> None:
     Raises:
         OperatorError: the chip is unknown.
     """
-    if name not in SOCS:
-        raise OperatorError(f"ascend_ops.assume_soc: {name!r}: no such chip; use one of {', '.join(SOCS)}")
+    _require_soc(name, "assume_soc")
     _assumed_soc[:] = [name]
+
+
+def _require_soc(name: str, function: str) -> None:
+    if name not in SOCS:
+        raise OperatorError(f"ascend_ops.{function}: {name!r}: no such chip; use one of {', '.join(SOCS)}")
+
+
+def _device() -> str:
+    return "Ascend" if _explained_soc else device()
 
 
 def soc() -> str:
     """The name of the Ascend chip in CANN's configurations (see SOCS); empty without one. Untested on hardware."""
-    if device() != "Ascend":
+    if _device() != "Ascend":
         return "none"
+    if _explained_soc:
+        return _explained_soc[-1]
     return _assumed_soc[-1] if _assumed_soc else _soc_here()
 
 
@@ -207,13 +219,28 @@ def _soc_here() -> str:
     return MSContext.get_instance().get_ascend_soc_version().lower()
 
 
-def explain(dtype: str = "float32") -> dict[str, Choice]:
-    """For every operator the backend that it uses here for `dtype`, and why."""
+def explain(dtype: str = "float32", chip: str = "") -> dict[str, Choice]:
+    """For every operator the backend that it uses for `dtype`, and why.
+
+    Args:
+        dtype: dtype of the inputs.
+        chip: one of SOCS: answer for this installation on that chip. Empty: for the device that this process has.
+
+    Raises:
+        OperatorError: the dtype or the chip is unknown.
+    """
     if dtype not in FLOATS:
         raise OperatorError(
             f"ascend_ops.explain: {dtype!r}: operators compute in {', '.join(FLOATS)}; name one of them"
         )
-    return {name: choose(name, dtype) for name in OPERATORS}
+    if not chip:
+        return {name: choose(name, dtype) for name in OPERATORS}
+    _require_soc(chip, "explain")
+    _explained_soc.append(chip)
+    try:
+        return {name: choose(name, dtype) for name in OPERATORS}
+    finally:
+        _explained_soc.pop()
 
 
 @constexpr

@@ -140,6 +140,7 @@ def generate(
     tokenizer: Path | str | None = None,
     overrides: Sequence[str] = (),
     on_text: OnText | None = None,
+    domain: str | Sequence[str] = "",
 ) -> list[Generation]:
     """Continue prompts.
 
@@ -151,12 +152,13 @@ def generate(
         tokenizer: path of a tokenizer; by default the checkpoint's own.
         overrides: only `runtime.*` and `model.compute_dtype` are allowed.
         on_text: called with (index of the prompt, new text) as text appears.
+        domain: for a model with domains, that of all prompts or one for each prompt; empty: the model's default.
 
     Returns:
         A continuation for every prompt, in order: `text`, `token_ids`, `finish_reason` ("stop" or "length").
 
     Raises:
-        GenerationError: a prompt is empty or longer than the model's context.
+        GenerationError: a prompt is empty or longer than the model's context, or the model lacks the domain.
         CheckpointError: no valid checkpoint is there, or it contains no tokenizer and `tokenizer` is not given.
     """
     from pangu_ms.checkpoint.model import checkpoint_config
@@ -166,8 +168,9 @@ def generate(
 
     opened, sampling, texts = open_checkpoint(Path(checkpoint)), sampling or SamplingConfig(), list(prompts)
     config = checkpoint_config(opened, overrides)
-    generator = load_generator(opened, texts, sampling, batch_size, tokenizer=tokenizer, config=config)
-    return generator.generate(texts, sampling, on_text)
+    domains = [domain] * len(texts) if isinstance(domain, str) else list(domain)
+    generator = load_generator(opened, texts, sampling, batch_size, tokenizer=tokenizer, config=config, domains=domains)
+    return generator.generate(texts, sampling, on_text, domains)
 
 
 def evaluate(

@@ -42,6 +42,14 @@ def test_one_line_with_the_nearest_name(words, advice, capsys):
     assert code == 2 and error.count("\n") == 1 and error.startswith(f"pangu {words[0]}") and advice in error, error
 
 
+def test_chips_are_named_and_dashes_alone_make_no_similar_option(capsys):
+    for words in (["plan", "search"], ["plan", "rehearse"], ["ops", "list"]):
+        test_one_line_with_the_nearest_name([*words, "--chip", "foo"], "ascend910", capsys)
+    with pytest.raises(SystemExit):
+        main(["train", "--chip", "foo"])
+    assert "did you mean" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "advice"),
     [

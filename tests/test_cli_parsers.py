@@ -1,6 +1,7 @@
 """The parsers of all commands: shell completion made of them, no MindSpore for a page of help, options defined once."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -66,10 +67,15 @@ def test_every_command_has_a_function_to_run_and_describes_its_options():
         assert all(action.help for action in parser._actions), words
 
 
-def test_choices_of_operators_are_those_of_ascend_ops():
-    from ascend_ops import library, table
+def test_help_shows_no_default_of_switches_and_of_options_without_one():
+    for words, parser in commands().items():
+        assert not re.search(r"default: (False|None|\[\])", parser.format_help()), words
 
-    assert tuple(table.FLOATS) == ops.DTYPES and tuple(library.LEVELS) == ops.LEVELS
+
+def test_choices_of_operators_are_those_of_ascend_ops():
+    from ascend_ops import backend, library, table
+
+    assert tuple(table.FLOATS) == ops.DTYPES and tuple(library.LEVELS) == ops.LEVELS and backend.SOCS == ops.CHIPS
 
 
 def test_config_iso_tells_json_and_text_the_same(capsys):

@@ -141,6 +141,30 @@ def test_links_lead_somewhere(page):
     assert not wrong, "\n" + "\n".join(wrong)
 
 
+MARK = r"[A-H]\d+(?:\.\d+)*"
+ASIDE = r"(?:\s*\([^()]*\))?"
+CITATION = re.compile(rf"\b[Ss]pec(?:ification)?\s+{MARK}{ASIDE}(?:(?:,| and| to| or|;)\s+{MARK}{ASIDE})*")
+
+
+def cited_marks(text):
+    """The marks of citations such as "spec A1.5 (reset), A1.6", also where a line ends inside."""
+    text = re.sub(r"\s*\n\s*(?:(?:#|//)\s*)?", " ", text)
+    for citation in CITATION.findall(text):
+        yield from re.findall(MARK, re.sub(r"\([^()]*\)", "", citation))
+
+
+def test_every_mark_that_code_cites_is_among_the_sources():
+    known = set(re.findall(rf"^\| ({MARK}) \|", (ROOT / "docs" / "sources.md").read_text("utf-8"), re.MULTILINE))
+    folders = ("pangu_ms", "run", "ascend_ops", "configs", "docs", "examples", "tests")
+    suffixes = {".py", ".yaml", ".cc", ".cpp", ".h", ".md"}
+    files = [path for name in folders for path in sorted((ROOT / name).rglob("*")) if path.suffix in suffixes]
+    cited = {mark: path for path in files for mark in cited_marks(path.read_text("utf-8"))}
+    assert not {mark: path for mark, path in cited.items() if mark not in known}
+    assert {"A1.5", "A1.6", "A3.1", "D2", "E2.4", "F1"} <= cited.keys()
+    split = "# Source: spec\n    # A1.5 (reset), A2; spec D2 to\n    D4. No spec of B1."
+    assert list(cited_marks(split)) == ["A1.5", "A2", "D2", "D4"]
+
+
 PAGE = """# Title: a, b
 ```bash
 # pangu comment --wrong

@@ -91,7 +91,7 @@ def check(source: Source, root: Path, config: RunConfig) -> None:
     """Run the checks of `reshard`, which raise the errors listed there, before anything is read or written."""
     require_unused(root)
     _require_model(source, config)
-    _require_room(root, source.nbytes)
+    require_room(root, source.nbytes)
 
 
 def require_unused(root: Path) -> None:
@@ -178,7 +178,8 @@ def _require_model(source: Source, config: RunConfig) -> None:
                 )
 
 
-def _require_room(root: Path, needed: int) -> None:
+def require_room(root: Path, needed: int) -> None:
+    """Raise OutputError unless the disk of `root` has room for `needed` bytes."""
     existing = next(path for path in (Path(root).absolute(), *Path(root).absolute().parents) if path.is_dir())
     if (free := shutil.disk_usage(existing).free) < needed:
         raise OutputError(

@@ -17,7 +17,7 @@ def run_action(verb: str, description: str | None, actions: Actions, argv: list[
     parser = Parser(prog=f"pangu {verb}", description=f"{description}\n\n{listed}", formatter_class=RawHelp)
     text = f"`pangu {verb} ACTION --help` shows its options"
     parser.add_argument("action", choices=actions, metavar="ACTION", help=text)
-    action = parser.parse_args(argv[:1]).action
+    action = parser.parse_args(argv[:1]).action  # the rest belongs to the parser of the action
     return build(actions[action][0]).run(argv[1:])
 
 

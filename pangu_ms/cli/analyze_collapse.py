@@ -81,7 +81,7 @@ def _require_sound(args: Namespace, paths: list[str], overrides: list[str]) -> N
             f"--batch-size {args.batch_size} --max-batches {args.max_batches}: must be at least 1 and 0; 0 batches"
             " takes all"
         )
-    LayerDiversity(1, args.share)
+    LayerDiversity(1, args.share)  # checks the share
     for path in paths:
         config = checkpoint_config(open_checkpoint(Path(path), digests=False), overrides)
         RecordSet.require_declared(args.data, args.split, config.model, evaluation=True)

@@ -185,6 +185,7 @@ def _with_plan(path: Path, config: RunConfig, section: ParallelConfig | None, ov
     """Load the configuration in `path`, replace its section `parallel` if one is given, then apply the overrides."""
     own = dataclasses.asdict(config.parallel)
     changed = {key: value for key, value in dataclasses.asdict(section or config.parallel).items() if value != own[key]}
+    # The value of an override is YAML, of which JSON is a part.
     return load_config(str(path), [f"parallel.{key}={json.dumps(value)}" for key, value in changed.items()] + overrides)
 
 

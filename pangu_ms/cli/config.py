@@ -113,7 +113,7 @@ def run_show(args: Namespace) -> int:
     elif args.list:
         sizes = {name: load_config(name).model.num_parameters() for name in presets()}
         rows = [(name, f"{size / 1e6:,.1f} M parameters") for name, size in sizes.items()]
-        print_result(sizes, "\n".join(table_lines(("", ""), rows, "<>")[1:]), args.json)
+        print_result(sizes, "\n".join(table_lines(None, rows, "<>")), args.json)
     else:
         config = load_config(args.config, args.overrides)
         size, lr = config.model.num_parameters(), peak_learning_rate(config)

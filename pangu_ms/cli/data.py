@@ -224,7 +224,7 @@ def _resample(args: Namespace) -> int:
 
 def _print_counts(result: dict[str, Any], output: Path, as_json: bool) -> None:
     rows = [(name.replace("_", " "), _shown(value)) for name, value in result.items()]
-    print_result(result, "\n".join([f"{output}:", *table_lines(("", ""), rows, "<>", indent="  ")[1:]]), as_json)
+    print_result(result, "\n".join([f"{output}:", *table_lines(None, rows, "<>", indent="  ")]), as_json)
 
 
 def _shown(value: float | None) -> str:

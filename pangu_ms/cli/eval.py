@@ -55,7 +55,7 @@ def _run(args: Namespace) -> int:
     if args.json and None in result.values():
         tell(f"pangu eval: unigram and bigram {NO_BASELINES}")
     rows = [(name.replace("_", " "), _shown(value)) for name, value in result.items() if name != "domains"]
-    lines = table_lines(("", ""), rows, "<<")[1:]
+    lines = table_lines(None, rows, "<<")
     print_result(result, "\n".join(lines + _domain_lines(result.get("domains", {}))), args.json)
     return 0
 

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from pangu_ms.cli import options
@@ -10,8 +11,11 @@ from pangu_ms.core import runtime, small_json
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_json
+from pangu_ms.infer.domains import Domains
 from pangu_ms.infer.generate import Generation, Generator
 from pangu_ms.infer.sampling import SamplingConfig
+
+DOMAIN_HELP = "domain of the prompts that name none (default: the model's model.default_domain, or its first domain)"
 
 
 def build_parser() -> Parser:
@@ -23,6 +27,7 @@ def build_parser() -> Parser:
     options.add_batch_size(parser, "largest number of prompts that are decoded together")
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call of the prefill graph")
     options.add_own_tokenizer(parser)
+    options.add_domain(parser, DOMAIN_HELP)
     parser.set_defaults(run=_run)
     return parser
 
@@ -34,21 +39,32 @@ def main(argv: list[str]) -> int:
 
 def _run(args: Namespace) -> int:
     sampling = options.sampling_config(args)
-    prompts = read_prompts(args.prompt, args.prompt_file, args.stream, args.json)
+    prompts, domains = read_prompts(args.prompt, args.prompt_file, args.stream, args.json)
     runtime.quiet(args.verbose)
 
     from pangu_ms.checkpoint.model import checkpoint_config  # imported here: run.pyz has this module, but not these
     from pangu_ms.checkpoint.store import open_checkpoint
-    from pangu_ms.infer.load import load_generator
+    from pangu_ms.infer.load import domains_of, load_generator
 
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
-    generator = load_generator(checkpoint, prompts, sampling, args.batch_size, args.chunk, args.tokenizer, config)
-    generate_and_print(generator, prompts, sampling, args.stream, args.json)
+    domains = with_default(domains, args.domain, domains_of(config.model))
+    generator = load_generator(
+        checkpoint, prompts, sampling, args.batch_size, args.chunk, args.tokenizer, config, domains
+    )
+    generate_and_print(generator, prompts, sampling, args.stream, args.json, domains)
     return 0
 
 
-def read_prompts(given: list[str], file: Path | None, stream: bool = False, as_json: bool = False) -> list[str]:
+def with_default(own: list[str], given: str | None, domains: Domains) -> list[str]:
+    """The domain of each prompt: its own, else that of --domain. A model without domains does not read those of a file
+    of prompts."""
+    return [(name if domains.names else "") or given or "" for name in own]
+
+
+def read_prompts(
+    given: list[str], file: Path | None, stream: bool = False, as_json: bool = False
+) -> tuple[list[str], list[str]]:
     """The given prompts, then those of a file; if there are neither, standard input is the prompt.
 
     Args:
@@ -57,14 +73,19 @@ def read_prompts(given: list[str], file: Path | None, stream: bool = False, as_j
         stream: whether --stream is given.
         as_json: whether --json is given.
 
+    Returns:
+        The prompts, and the domain of each, "" if it names none.
+
     Raises:
         GenerationError: there is no prompt, a file or line cannot be read, or the prompts cannot be printed in this
             form.
     """
-    prompts = [*given, *(_read_prompt_file(file) if file else [])]
+    of_file, domains = _read_prompt_file(file) if file else ([], [])
+    prompts, domains = [*given, *of_file], [""] * len(given) + domains
     if not prompts and file:
         raise GenerationError(f"{file}: holds no prompt; write one per line")
-    prompts = prompts or [_read_standard_input()]
+    if not prompts:
+        prompts, domains = [_read_standard_input()], [""]
     if stream and as_json:
         raise GenerationError("--stream and --json: exclude each other; leave one out")
     if stream and len(prompts) != 1:
@@ -72,14 +93,14 @@ def read_prompts(given: list[str], file: Path | None, stream: bool = False, as_j
             f"--stream: {len(prompts)} prompts; text of several would mix on the terminal; give one, or leave"
             " --stream out"
         )
-    return prompts
+    return prompts, domains
 
 
 def _read_standard_input() -> str:
     if sys.stdin.isatty():
         raise GenerationError("no prompt; give --prompt TEXT, --prompt-file FILE or text on standard input")
     try:
-        text = sys.stdin.buffer.read().decode("utf-8-sig")
+        text = sys.stdin.buffer.read().decode("utf-8-sig")  # editors on Windows write a byte order mark
     except UnicodeDecodeError as error:
         raise GenerationError(
             f"standard input: byte {error.start} is not UTF-8; text must be UTF-8; convert it"
@@ -87,7 +108,7 @@ def _read_standard_input() -> str:
     return text.replace("\r\n", "\n").rstrip("\n")  # Windows ends lines with CRLF
 
 
-def _read_prompt_file(path: Path) -> list[str]:
+def _read_prompt_file(path: Path) -> tuple[list[str], list[str]]:
     try:
         lines = [line.rstrip("\r") for line in small_json.read_bytes(path, pipes=True).decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
@@ -95,32 +116,39 @@ def _read_prompt_file(path: Path) -> list[str]:
     except ValueError as error:
         raise GenerationError(f"{path}: cannot be read ({error}); name a file of prompts, one a line") from None
     if path.suffix != ".jsonl":
-        return [line for line in lines if line]
-    prompts = []
+        prompts = [line for line in lines if line]
+        return prompts, [""] * len(prompts)
+    prompts, domains = [], []
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
             value = small_json.parse(line)
             prompts.append(value if isinstance(value, str) else value["prompt"])
+            domains.append("" if isinstance(value, str) else value.get("domain") or "")
             if not isinstance(prompts[-1], str):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
             raise GenerationError(f"{path}:{number}: neither a JSON string nor an object with a prompt key") from None
-    return prompts
+    return prompts, domains
 
 
 def generate_and_print(
-    generator: Generator, prompts: list[str], sampling: SamplingConfig, stream: bool, as_json: bool
+    generator: Generator,
+    prompts: list[str],
+    sampling: SamplingConfig,
+    stream: bool,
+    as_json: bool,
+    domains: Sequence[str] = (),
 ) -> list[Generation]:
     """Generate, and print the text as it is generated (`stream`), as one line of JSON per prompt (`as_json`), or as one
     text per prompt. The text is written unchanged, byte for byte, to a pipe too."""
     if stream:
         print(prompts[0], end="", flush=True)
-        results = generator.generate(prompts, sampling, lambda _, text: print(text, end="", flush=True))
+        results = generator.generate(prompts, sampling, lambda _, text: print(text, end="", flush=True), domains)
         print()
         return results
-    results = generator.generate(prompts, sampling)
+    results = generator.generate(prompts, sampling, domains=domains)
     for number, result in enumerate(results, 1):
         if as_json:
             print_json(dataclasses.asdict(result), ensure_ascii=False)

@@ -41,7 +41,11 @@ GROUPS = {
         **run_cli.VERBS,
     },
     "research": {
-        "model": ("pangu_ms.cli.model", "derive a smaller model from a larger one; add PanGu-pi's parts to a LLaMA"),
+        "model": (
+            "pangu_ms.cli.model",
+            "derive a smaller model from a larger one; add PanGu-pi's parts to a LLaMA, domains to a PanGu-alpha",
+        ),
+        "sigma": ("pangu_ms.cli.sigma", "cut the model of one domain out of a PanGu-Sigma; add a domain to it"),
         "analyze": ("pangu_ms.cli.analyze", "measure the feature collapse of a checkpoint, layer by layer"),
         "study": ("pangu_ms.cli.study", "compare several runs: PanGu-pi's ablation, pi Pro's recipe, latency"),
     },
@@ -78,6 +82,7 @@ def run_verb(argv: list[str]) -> int:
 def entry() -> None:
     """The entry point of the `pangu` console script."""
     console.guard_streams()
+    # Only these two stop cleanly, with their state saved; see stop_signals.handled.
     with stop_signals.command(stops=sys.argv[1:2] in (["train"], ["launch"])):
         code = main()
     sys.exit(code)

@@ -5,7 +5,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from pangu_ms.checkpoint.store import open_checkpoint
+from pangu_ms.checkpoint.domains import inherit_base
+from pangu_ms.checkpoint.store import Checkpoint, open_checkpoint
 from pangu_ms.cli import options
 from pangu_ms.cli.actions import run_action, whole_parser
 from pangu_ms.config.load import load_config
@@ -22,12 +23,14 @@ from pangu_ms.research.inherit.units import GROUPS
 
 ACTIONS = {
     "inherit": ("pangu_ms.cli.model:inherit_parser", "make a smaller model from a larger one"),
-    "upgrade": ("pangu_ms.cli.model:upgrade_parser", "make a pi model from a LLaMA model"),
+    "upgrade": ("pangu_ms.cli.model:upgrade_parser", "make a pi model from a LLaMA model, a sigma model from an alpha"),
 }
 INHERIT_HELP = """Make a student model whose parameters are those of the most important layers, heads, neurons and
 channels of a teacher (PanGu-pi Pro, arXiv 2402.02791)."""
-UPGRADE_HELP = """Make a PanGu-pi model that computes the same function as the checkpoint's model, and has series
-activations and augmented shortcuts to train (PanGu-pi, arXiv 2312.17276)."""
+UPGRADE_HELP = """Make a model that computes the same function as the checkpoint's model, and has more parts to train:
+from a LLaMA a PanGu-pi with series activations and augmented shortcuts (arXiv 2312.17276); from a PanGu-alpha, with
+--config or model.family=sigma and its fields, a PanGu-Sigma, each expert of which is a copy of its layer's feed-forward
+network (arXiv 2303.10845)."""
 _NO_DATA = ("data.records=", "data.order=")  # the teacher's records have its tokens, and its order is of its own round
 _GROUP_HELP = {
     "channels": (
@@ -90,6 +93,10 @@ def upgrade_parser() -> Parser:
     defaults = ", ".join(" ".join(words) for words in _additions().values())
     text = f"what to add (default: {defaults}); the overrides must not change the function that the model computes"
     parser = _parser("upgrade", "CHECKPOINT", UPGRADE_HELP, text)
+    text = "YAML file or shipped config of a model of another family, such as sigma/tiny (default: the checkpoint's)"
+    parser.add_argument("--config", metavar="NAME", help=text)
+    text = "for another family: another tokenizer; rows of word tables whose piece the old one has, too, are copied"
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=text)
     parser.add_argument("--seed", type=int, default=1, help="seed of the added parameters")
     parser.set_defaults(run=_upgrade)
     return parser
@@ -125,6 +132,8 @@ def _upgrade(args: Namespace) -> int:
     runtime.quiet(args.verbose)
     checkpoint = open_checkpoint(args.checkpoint)
     old = checkpoint.config().model
+    if args.config or args.tokenizer or any(text.startswith("model.family=") for text in args.overrides):
+        return _upgrade_to_other_family(checkpoint, args)
     if old.family not in additions:
         raise ConfigError(
             f"{checkpoint.path}: model.family={old.family}: only {', '.join(additions)} has parts to add; name another"
@@ -140,6 +149,29 @@ def _upgrade(args: Namespace) -> int:
         )
     result = inherit(checkpoint, config, args.output, choices, progress=not args.json)
     print_result(result, "\n".join(_table(result)), args.json)
+    return 0
+
+
+def _upgrade_to_other_family(checkpoint: Checkpoint, args: Namespace) -> int:
+    own = str(checkpoint.path / "config.yaml")
+    config = load_config(args.config, args.overrides) if args.config else load_config(own, [*_NO_DATA, *args.overrides])
+    old, new = checkpoint.config().model, config.model
+    if new.BASE_FAMILY != old.family:
+        made = [
+            f"{name} from {family.config.BASE_FAMILY}" for name, family in FAMILIES.items() if family.config.BASE_FAMILY
+        ]
+        raise ConfigError(
+            f"model.family={new.family}: the checkpoint is {old.family}: --config, --tokenizer and model.family make"
+            f" another family ({', '.join(made)}); leave them out, or name another checkpoint"
+        )
+    result = inherit_base(checkpoint, config, args.output, args.tokenizer, _seed(args.seed), progress=not args.json)
+    output, (_, experts), (before, after) = result["output"], result["num_experts"], result["parameters"]
+    text = (
+        f"{new.family}, {experts} experts a layer, parameters {before:,} -> {after:,}, new rows of word tables:"
+        f" {result['new_rows']:,}\n"
+        f"wrote {output}; go on with: pangu train --config {output}/config.yaml --init-from {output} --data RECORDS"
+    )
+    print_result(result, text, args.json)
     return 0
 
 

@@ -14,10 +14,11 @@ ACTIONS = {
     "list": ("pangu_ms.cli.ops:list_parser", "list the operators, their backends on this machine, and why"),
     "build": ("pangu_ms.cli.ops:build_kernels_parser", "compile the CPU kernels now"),
 }
-# Copies of the names in ascend_ops.table and ascend_ops.library. Importing these would import MindSpore, which takes
+# Copies of the names in ascend_ops.table, .library and .backend. Importing these would import MindSpore, which takes
 # seconds.
 DTYPES = ("float32", "float16", "bfloat16")
 LEVELS = ("avx512", "avx2", "baseline")
+CHIPS = ("ascend910", "ascend910b", "ascend910_93")
 
 
 def build_parser() -> Parser:
@@ -34,7 +35,10 @@ def list_parser() -> Parser:
     """The options of `pangu ops list`."""
     parser = Parser(prog="pangu ops list", description=ACTIONS["list"][1])
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the inputs")
-    parser.add_argument("--device", choices=("CPU", "Ascend"), default="CPU", help="MindSpore's device")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--device", choices=("CPU", "Ascend"), default="CPU", help="MindSpore's device")
+    text = "show what this installation would use on that chip, which need not be here (untested on hardware)"
+    which.add_argument("--chip", choices=CHIPS, help=text)
     add_json(parser)
     parser.set_defaults(run=_list)
     return parser
@@ -56,7 +60,7 @@ def _list(args: Namespace) -> int:
     from ascend_ops.backend import explain
     from ascend_ops.table import OPERATORS
 
-    choices = explain(args.dtype)
+    choices = explain(args.dtype, args.chip or "")
     result = {}
     for name, choice in choices.items():
         result[name] = {"backend": choice.backend, "reason": choice.reason, "summary": OPERATORS[name].summary}

@@ -64,6 +64,7 @@ class _Config(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         _require_one(values, getattr(namespace, "config_word", values))
+        # Remembered apart, since a default in `config` is no contradiction to a positional name.
         namespace.config = namespace.config_option = values
 
 
@@ -188,6 +189,11 @@ def add_own_tokenizer(parser: Options) -> None:
     add_tokenizer(parser, "tokenizer directory or vocab.model; default: the checkpoint's own", required=False)
 
 
+def add_domain(parser: Options, text: str) -> None:
+    """Add `--domain NAME`, of a model with domains."""
+    parser.add_argument("--domain", metavar="NAME", help=text)
+
+
 def add_corpus(
     parser: Options,
     text: str = "text files, JSON lines or JSON arrays; may be compressed (.gz, .zst)",
@@ -220,7 +226,10 @@ def add_generation(parser: Parser) -> None:
 
     text = "a prompt; may be given several times"
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text)
-    text = "one prompt per line, or a .jsonl file of strings or of objects with a prompt key"
+    text = (
+        "one prompt per line, or a .jsonl file of strings or of objects with a prompt key, and a domain key if the"
+        " model has domains"
+    )
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help=text)
     parser.add_argument("--stream", action="store_true", help="print text while it is generated (one prompt only)")
     add_json(parser, "one JSON object per prompt")

@@ -21,7 +21,7 @@ from pangu_ms.parallel.operator_file import (
 )
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.stored_layout import StoredLayout
-from pangu_ms.parallel.strategy_file import Difference, StrategyFile, cut_text, parameter_of, read_parameter_layouts
+from pangu_ms.parallel.strategy_file import Difference, StrategyFile, cut_text, owning_parameter, read_parameter_layouts
 from pangu_ms.parallel.strategy_wire import read_content
 
 DIFFERENT = 1
@@ -100,7 +100,7 @@ def _report(
 
 def _shape(name: str, stored: StoredLayout, plan: Plan | None) -> tuple[int, ...] | None:
     """The shape of the whole tensor: the plan's if there is one, otherwise that of the file."""
-    owner = parameter_of(name, plan.layouts) if plan else None
+    owner = owning_parameter(name, plan.layouts) if plan else None
     return plan.layouts[owner].shape if plan and owner else stored.shape
 
 
@@ -158,7 +158,8 @@ def _with_states(stage: int, cells: dict[str, tuple[str, ...]], every: bool) -> 
     of the parameter, unless `every` is set."""
     states: dict[str, list[str]] = {name: [] for name in sorted(cells, key=_in_order)}
     for name in sorted(cells):
-        owner = parameter_of(name, cells.keys() - {name})
+        # Without the tensor itself, which would be its own owner.
+        owner = owning_parameter(name, cells.keys() - {name})
         if not every and owner and cells[owner] == cells[name]:
             states[owner].append(name.removesuffix(f".{owner}"))
             del states[name]

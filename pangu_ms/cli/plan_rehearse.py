@@ -38,6 +38,7 @@ def build_parser() -> Parser:
     text = "number of micro-batches to keep, at least as many as stages; 0 keeps all"
     parser.add_argument("--micro-batches", type=int, default=0, metavar="N", help=text)
     text = f"chip for whose operators the step is compiled (default: runtime.chip, or {DEFAULT_CHIP})"
+    # More chips than the planner knows: a rehearsal needs no published rates.
     parser.add_argument("--chip", choices=("ascend910", "ascend910b", "ascend910_93"), help=text)
     text = "compile for elementary operators instead, which a CPU could execute"
     parser.add_argument("--composed", action="store_true", help=text)

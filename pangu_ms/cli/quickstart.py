@@ -39,7 +39,7 @@ class Report:
         self.results |= results
 
     def table(self) -> str:
-        return "\n".join(table_lines(("", "", ""), self.rows, "<<<")[1:])
+        return "\n".join(table_lines(None, self.rows, "<<<"))
 
 
 def build_parser() -> Parser:
@@ -129,6 +129,7 @@ def document_beginnings(corpus: list[str]) -> list[str]:
 def say(args: Namespace, *words: object) -> None:
     """Print the command that runs the next stage alone."""
     if not args.json:
+        # A remark in parentheses stands for arguments that are too many to show.
         print("\n$ pangu " + " ".join(w if w.startswith("(") else shlex.quote(w) for w in map(str, words)), flush=True)
 
 

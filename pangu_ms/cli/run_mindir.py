@@ -4,7 +4,7 @@ code."""
 from argparse import Namespace
 
 from pangu_ms.cli import options
-from pangu_ms.cli.generate import generate_and_print, read_prompts
+from pangu_ms.cli.generate import DOMAIN_HELP, generate_and_print, read_prompts, with_default
 from pangu_ms.core import runtime
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.core.parser import Parser
@@ -24,6 +24,7 @@ def build_parser(package: str | None = None) -> Parser:
         parser.set_defaults(package=package, verify_key=None)
     parser.add_argument("--key-file", metavar="FILE", help="file with the AES key of an encrypted package")
     options.add_generation(parser)
+    options.add_domain(parser, DOMAIN_HELP)
     parser.set_defaults(run=_run)
     return parser
 
@@ -35,16 +36,18 @@ def main(argv: list[str], package: str | None = None) -> int:
 
 def _run(args: Namespace) -> int:
     sampling = options.sampling_config(args)
-    prompts = read_prompts(args.prompt, args.prompt_file, args.stream, args.json)
+    prompts, domains = read_prompts(args.prompt, args.prompt_file, args.stream, args.json)
     key = read_key(args.key_file)
     opened = Package.open(args.package, args.verify_key)
     opened.require_key(key)
-    tokenizer = opened.tokenizer()
+    tokenizer, domains = opened.tokenizer(), with_default(domains, args.domain, opened.domains)
     # The next checks find mistakes before MindSpore is started, which takes seconds.
+    opened.domains.indices(domains, len(prompts))
     opened.shape.require_room([tokenizer.encode_prompt(prompt) for prompt in prompts])
     if sampling.num_beams > 1:
         raise GenerationError(f"num_beams={sampling.num_beams}: {NO_BEAMS}")
     runtime.quiet(args.verbose)
     runtime.start(opened.manifest["target"])
-    generate_and_print(Generator(opened.decoder(key), tokenizer), prompts, sampling, args.stream, args.json)
+    generator = Generator(opened.decoder(key), tokenizer)
+    generate_and_print(generator, prompts, sampling, args.stream, args.json, domains)
     return 0

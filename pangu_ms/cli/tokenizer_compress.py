@@ -191,7 +191,7 @@ def _text(result: dict[str, Any]) -> list[str]:
         f"{result['output']}: {result['vocab_size']:,} of {result['source_vocab_size']:,} pieces ({kept}),"
         f" {result['seconds']} s"
     )
-    return [heading, *table_lines(("", ""), rows, "<<", indent="  ")[1:]]
+    return [heading, *table_lines(None, rows, "<<", indent="  ")]
 
 
 def _table_text(result: dict[str, Any]) -> list[str]:

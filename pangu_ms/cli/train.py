@@ -125,6 +125,7 @@ def start_options(args: Namespace) -> dict[str, Any]:
 
 def require_startable_alone(config: RunConfig, args: Namespace) -> None:
     """Like `require_startable`, but first reports another run that is active in the directory."""
+    # The lock is held for these checks only; the training loop takes it again.
     with contextlib.closing(RunLock(Path(args.output))) as lock:
         lock.acquire()
         require_startable(config, **start_options(args))

@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
     """Entry of the command."""
     cut = argv.index("--") if "--" in argv else len(argv)
     options, words = build_parser().parse_args(argv[:cut]), argv[cut + 1 :]
+    # `train` requires an --output; to place ranks none is needed, and nothing is written.
     args = parse([*words, "--output", "none"] if options.placement else words)
     runtime.quiet(args.verbose)
     added = added_words(args, options.num_ranks, options.device, options.smoke)

@@ -279,6 +279,12 @@ class RunConfig:
             "offload.experts",
             f": family {self.model.family} has no experts whose use depends on a domain; switch it off",
         )
+        require(
+            not self.offload.experts or self.parallel.world == 1,
+            "offload.experts",
+            f": keeps experts in the memory of one process; the plan has {self.parallel.world} ranks; use one, or"
+            " switch it off",
+        )
         samples = self.data.samples_per_domain
         require(
             not samples or sum(samples.values()) == self.train.batch_size,

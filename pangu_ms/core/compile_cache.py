@@ -104,8 +104,10 @@ def cached_compile(enabled: bool, identity: dict[str, Any]) -> Iterator[bool]:
     """Load the graphs that this block compiles from the cache, or store them in it; yields whether the cache had them.
 
     A process may enter any number of such blocks, one after another and in any order; a block must contain everything
-    that is compiled for one identity. A block does nothing if the program has no file, with Ascend C kernels, inside
-    another such block, if the user set MindSpore's own cache switch, and after a block that failed.
+    that is compiled for one identity. A block does nothing
+    * if the program has no file, or the user has set MindSpore's own cache switch;
+    * if graphs may contain Ascend C kernels, whose libraries MindSpore makes for each process;
+    * inside another such block, and after a block that failed.
 
     Args:
         enabled: False does nothing.

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 from pangu_ms.core.errors import UserError
 
+# 2 is argparse's code; the others are 128 + SIGINT and 128 + SIGPIPE, as a shell reports them.
 USER_ERROR, INTERRUPTED, READER_GONE = 2, 130, 141
 _UNSAFE_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Unicode categories of characters that control a terminal, or reverse or break a line: C0, C1, bidirectional and other
@@ -109,9 +110,11 @@ def guarded(name: str, command: Callable[[], int]) -> int:
         tell(f"{name}: interrupted")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output went away (`pangu ... | head`)
+        # When Python ends it flushes stdout again, and would report the same error on stderr.
         sys.stderr.close()
         return READER_GONE
     except OSError as error:
+        # Without a file's name there is nothing that the user could mend: our own mistake, which needs its traceback.
         if not (error.filename or error.errno in (errno.ENOSPC, errno.EDQUOT)):
             raise
         tell(f"{name}: {error.filename or 'disk'}: {error.strerror}; mend that and run the same command again")

@@ -37,7 +37,7 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
     whole = np.ascontiguousarray(array, np.float32).view(np.uint32)
     upper = whole >> 16
     upper &= 1  # a tie is rounded up only from an odd number
-    upper += 0x7FFF
+    upper += 0x7FFF  # this and the lower half carry into the upper half exactly where the value is rounded up
     upper += whole
     upper >>= 16
     rounded = upper.astype("<u2")

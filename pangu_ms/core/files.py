@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from pangu_ms.core.errors import OutputError
 
+# EFBIG: the file would be larger than the file system or `ulimit -f` allows.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -49,6 +50,7 @@ def open_ordinary(path: Path) -> BinaryIO:
 
 def sha256_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value, independent of key order."""
+    # surrogatepass: a JSON text may hold a lone surrogate, such as "\ud800", which UTF-8 cannot encode.
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
     ).hexdigest()
@@ -107,16 +109,19 @@ def write_bytes(path: Path, content: bytes, durable: bool = True, private: bool 
         private: only the file's owner can ever read it (mode 0600, from its creation on).
     """
     path = Path(path)
+    # In the same directory: a rename replaces a file in one step only within one file system.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb", opener=_private if private else None) as file:
                 file.write(content)
+                # Before the rename: otherwise a power cut may leave the new name with an empty file.
                 if durable:
                     file.flush()
                     os.fsync(file.fileno())
             os.replace(temporary, path)
+            # The new name is an entry of the directory, which is flushed separately.
             if durable:
                 sync_path(path.parent)
         finally:
@@ -185,6 +190,7 @@ def new_directory(target: Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
+            # All content must be on the disk before the rename makes it visible.
             for path in sorted(temporary.rglob("*")) + [temporary]:
                 sync_path(path)
             if target.is_dir():

@@ -49,7 +49,7 @@ def main() -> None:
     """Run the module in this process."""
     # A checkout that is not installed has its packages in two directories.
     sys.path += [path for path in (ROOT, os.path.join(ROOT, "run")) if path not in sys.path]
-    del sys.argv[0]
+    del sys.argv[0]  # this file; runpy puts the module's file in the place of its name
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 

@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
             known = self._known_options()
             options = [word.partition("=")[0] for word in words if word[:1] == "-"]
             unknown = next((option for option in options if not any(name.startswith(option) for name in known)), "")
-            near = difflib.get_close_matches(unknown, known, 1)
+            near = _similar_options(unknown, known)
             return (f"{unknown}: " if missing and near else "") + _did_you_mean(near)
         if match := re.match(r".*invalid choice: '(.*?)' \(choose from (.*)\)", message):
             return _did_you_mean(difflib.get_close_matches(match[1], re.split(r"[', ]+", match[2]), 1))
@@ -82,6 +82,13 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 parsers += action.choices.values()
         return [name for parser in parsers for action in parser._actions for name in action.option_strings]
+
+
+def _similar_options(word: str, options: list[str]) -> list[str]:
+    """The option that is most similar to a word, if any. The leading dashes, which all options share, do not count:
+    with them `--chip` would be similar to `--help`."""
+    names = {option.lstrip("-"): option for option in options}
+    return [names[name] for name in difflib.get_close_matches(word.lstrip("-"), names, 1)]
 
 
 def _did_you_mean(near: list[str]) -> str:

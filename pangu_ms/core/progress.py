@@ -17,6 +17,8 @@ def progress_bar(enabled: bool = True, **options: Any) -> Any:
 
     if sys.stderr.isatty():
         width = {"dynamic_ncols": True} if _columns(sys.stderr) else {"ncols": USUAL_COLUMNS}
+        # tqdm guesses from the speed so far how many iterations it need not draw. When they become slower, maxinterval
+        # bounds its silence; the default is 10 s.
         return tqdm(file=raw(sys.stderr), disable=not enabled, mininterval=0.2, maxinterval=0.2, **width, **options)
     times = dict.fromkeys(("mininterval", "maxinterval", "delay"), LOG_INTERVAL_S)
     return tqdm(file=_Lines(sys.stderr), disable=not enabled, bar_format=_LOG_LINE, **times, **options)

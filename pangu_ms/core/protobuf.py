@@ -9,6 +9,7 @@ Bytes = bytes | memoryview
 """Type of an encoded message. The parts of a message have its type, so that those of a memoryview are not copies."""
 
 VARINT, FIXED64, MESSAGE, FIXED32 = 0, 1, 2, 5  # wire types; groups (3, 4) are not in use
+# A varint of 64 bits has at most ten bytes of seven bits each.
 _MAX_SHIFT = 63
 
 

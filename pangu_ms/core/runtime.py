@@ -18,9 +18,8 @@ ERRORS_ONLY = "3"  # GLOG level of MindSpore's C++ log
 def quiet(verbose: bool = False) -> None:
     """Keep warnings and logs of Python and MindSpore from the terminal unless `verbose`; call before mindspore is
     imported."""
-    os.environ.setdefault(
-        "MS_OM_PATH", os.path.join(tempfile.gettempdir(), "pangu_ms")
-    )  # where MindSpore dumps failed compilations; by default the current directory
+    # Where MindSpore dumps failed compilations; by default this is the current directory.
+    os.environ.setdefault("MS_OM_PATH", os.path.join(tempfile.gettempdir(), "pangu_ms"))
     if verbose:
         _log_lines(logging.INFO, "%(name)s: %(message)s")
         return
@@ -44,13 +43,13 @@ def start(device: str) -> None:
     """
     import mindspore as ms
 
-    number = (
-        _whole_number("DEVICE_ID", 0) if device == "Ascend" else None
-    )  # MindSpore itself would take device 0 unless msrun started the process
+    # MindSpore itself would take device 0 unless msrun started the process.
+    number = _whole_number("DEVICE_ID", 0) if device == "Ascend" else None
     present = ms.get_context("device_target")
     try:
         ms.set_device(device, number)
     except (RuntimeError, ValueError) as error:
+        # The same classes of errors are raised if there is no such device; only their text tells the two apart.
         if not any(words in str(error) for words in ("has been initialized", "can not be modified")):
             advice = "use runtime.device=CPU model.compute_dtype=float32"
             raise ConfigError(
@@ -115,11 +114,13 @@ def join_ranks() -> str:
         )
     ms.communication.init()
     atexit.register(_silence)  # runs after our other exit handlers and before MindSpore's
+    # This job's scheduler listens on the port, so no other job on this machine has it.
     return os.environ["MS_SCHED_PORT"]
 
 
 def _silence() -> None:
     """Discard stderr: MindSpore's network threads write to it while the process ends, whatever the log level."""
+    # What this program itself has written must still come out.
     sys.stderr.flush()
     with open(os.devnull, "wb") as nothing:
         os.dup2(nothing.fileno(), 2)

@@ -66,6 +66,7 @@ def read_bytes(path: Path, limit: int = LIMIT, pipes: bool = False) -> bytes:
         if not pipes and path.exists() and not path.is_file():
             raise ValueError("is not an ordinary file")
         with open(path, "rb") as file:
+            # One byte more than allowed shows that there is too much. The size is not asked for: a pipe has none.
             content = file.read(limit + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Missing(error.strerror) from None
@@ -115,6 +116,7 @@ def misfit(value: Any, form: Form, place: str = "") -> str:
 def _fits(value: Any, form: Form) -> bool:
     if form is None:
         return value is None
+    # type() instead of isinstance(), for which True is an int.
     if isinstance(form, (range, Between)):
         return type(value) in ((int,) if isinstance(form, range) else (int, float)) and value in form
     if isinstance(form, frozenset):

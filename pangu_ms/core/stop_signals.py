@@ -78,6 +78,7 @@ def command(stops: bool) -> Iterator[None]:
 
 
 def _exit_stopped(number: int, frame: FrameType | None) -> None:
+    # A further signal must not disturb the end of the process.
     ignore()
     if number == signal.SIGINT:
         raise KeyboardInterrupt

@@ -26,15 +26,17 @@ def print_result(result: Any, text: str, as_json: bool) -> None:
         show(text)
 
 
-def table_lines(head: Sequence[str], rows: Sequence[Sequence[object]], align: str, indent: str = "") -> list[str]:
+def table_lines(
+    head: Sequence[str] | None, rows: Sequence[Sequence[object]], align: str, indent: str = ""
+) -> list[str]:
     """Rows as lines with aligned columns, two spaces between them.
 
     Args:
-        head: the columns' names.
-        rows: their cells, formatted; as many in each row as there are names, or fewer.
+        head: the columns' names; None for a table without them.
+        rows: their cells, formatted; as many in each row as there are columns, or fewer.
         align: one character for each column: < aligns left, > aligns right.
         indent: prefix of every line.
     """
-    lines = [[str(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(len(line[i]) for line in lines if i < len(line)) for i in range(len(head))]
+    lines = [[str(cell) for cell in row] for row in ([head, *rows] if head is not None else rows)]
+    widths = [max((len(line[i]) for line in lines if i < len(line)), default=0) for i in range(len(align))]
     return [indent + "  ".join(f"{c:{a}{w}}" for c, a, w in zip(line, align, widths)).rstrip() for line in lines]

@@ -111,7 +111,7 @@ def _require_bounded(node: yaml.Node, known: dict[int, int]) -> int:
         return count
     if node.tag.removeprefix(_PREFIX) not in _PLAIN:
         raise YamlError(f"tag {node.tag[:60]!r}: values are texts, numbers, lists and mappings", node.start_mark)
-    known[id(node)] = 0
+    known[id(node)] = 0  # an alias that leads here from inside would never end
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         _require_different(node)

@@ -34,6 +34,7 @@ class NgramModels:
     @classmethod
     def count(cls, batches: Iterable[Batch], vocab_size: int) -> "NgramModels":
         """Count tokens and pairs at the positions of the batches that the loss mask keeps."""
+        # Only pairs that occur are kept: a table of V * V counts would have 13 GB for 40,000 tokens.
         codes, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
         for batch in batches:
             new_codes, new_counts = np.unique(_pairs(batch, vocab_size), return_counts=True)
@@ -48,7 +49,7 @@ class NgramModels:
             counts_N=counts.astype(np.float64),
             history_V=np.bincount(codes // vocab_size, counts, vocab_size),
             followers_V=np.bincount(codes // vocab_size, minlength=vocab_size).astype(np.float64),
-            discount=float(once / (once + 2 * twice)) if once else 0.5,
+            discount=float(once / (once + 2 * twice)) if once else 0.5,  # 0 would give unseen pairs no probability
         )
 
     def score(self, batches: Iterable[Batch]) -> tuple[float, float, int]:
@@ -68,6 +69,7 @@ class NgramModels:
         unigram's probability."""
         vocab_size = len(self.unigram_V)
         inputs, labels = codes // vocab_size, codes % vocab_size
+        # A pair behind all known ones would have the index len(pairs_N).
         at = np.minimum(np.searchsorted(self.pairs_N, codes), len(self.pairs_N) - 1)
         counts = np.where(self.pairs_N[at] == codes, self.counts_N[at], 0.0)
         history = self.history_V[inputs]
@@ -79,4 +81,5 @@ class NgramModels:
 def _pairs(batch: Batch, vocab_size: int) -> np.ndarray:
     """The pairs at the positions that the loss mask keeps, encoded as input * V + label, int64."""
     counts = batch.loss_mask > 0
+    # int64: V * V exceeds int32 from V = 46,341 on.
     return batch.ids[:, :-1][counts].astype(np.int64) * vocab_size + batch.ids[:, 1:][counts]

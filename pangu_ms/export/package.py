@@ -27,11 +27,14 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.export.graph_file import GraphFile
 from pangu_ms.export.signature import SIGNATURE, require_signed
 from pangu_ms.infer.decoder import Decoder, GraphShape
+from pangu_ms.infer.domains import Domains
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 """A larger manifest is not read; real manifests have a few kilobytes."""
+NUM_INPUTS = 4
+"""Inputs of a graph without domains."""
 GRAPH_NAMES = ("model.mindir", "model_graph.mindir")
 """MindSpore writes the second file if the weights exceed 1 GB."""
 MAX_KEY_BYTES = 1 << 16
@@ -129,6 +132,11 @@ class Package:
         """The static shapes of the graph."""
         return GraphShape(**self.manifest["graph"])
 
+    @property
+    def domains(self) -> Domains:
+        """The domains that the model tells apart."""
+        return Domains(tuple(self.manifest.get("domains", ())), self.manifest.get("default_domain", ""))
+
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the model was trained with."""
         return Tokenizer.load(self.path / "tokenizer")
@@ -168,7 +176,7 @@ class Package:
             raise ExportError(
                 f"{graph}: MindSpore {ms.__version__} cannot load it ({reason}); export it again with this version"
             ) from error
-        return Decoder(nn.GraphCell(loaded), self.shape)
+        return Decoder(nn.GraphCell(loaded), self.shape, domains=self.domains)
 
     def _graph(self) -> Path:
         return next(self.path / name for name in GRAPH_NAMES if name in self.manifest["files"])
@@ -179,7 +187,7 @@ class Package:
         graph = self._graph()
         try:
             found = GraphFile.read(_content(graph, key, self.manifest["encryption"]))
-        except ExportError:
+        except ExportError:  # a ValueError, too; its message is ready for the user
             raise
         except (ValueError, RecursionError) as error:
             raise ExportError(f"{graph}: is no MindIR ({error}); the package is refused; export again") from None
@@ -193,7 +201,8 @@ class Package:
         shape = self.shape
         caches = [dims for name, dims in found.parameters.items() if name.endswith((".cache.keys", ".cache.values"))]
         caches_fit = bool(caches) and all(dims[:1] == [shape.batch_size * shape.capacity] for dims in caches)
-        if not caches_fit or found.inputs[:1] != [[shape.batch_size, shape.chunk]]:
+        inputs_fit = len(found.inputs) == NUM_INPUTS + bool(self.domains.names)
+        if not caches_fit or not inputs_fit or found.inputs[:1] != [[shape.batch_size, shape.chunk]]:
             raise ExportError(
                 f"{self.path / MANIFEST}: graph={self.manifest['graph']}: the graph itself has other shapes; the"
                 " package is refused; export again"
@@ -203,6 +212,7 @@ class Package:
 def _content(graph: Path, key: bytes | None, mode: str) -> memoryview:
     """The bytes of a MindIR file, decrypted."""
     if not mode:
+        # Mapped, not read: up to 1 GB of weights may be in this file.
         with open(graph, "rb") as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     from mindspore._c_expression import _decrypt  # ms.load decrypts with the same function
@@ -246,6 +256,11 @@ def _first_invalid_entry(manifest: dict[str, Any]) -> str:
         return f"graph: must have whole numbers above 0 for {', '.join(names)}"
     if graph["capacity"] % graph["chunk"] or graph["chunk"] > graph["seq_length"]:
         return f"graph={graph}: its sizes do not fit together"
+    domains = manifest.get("domains", [])
+    if not isinstance(domains, list) or not all(isinstance(name, str) and name for name in domains):
+        return "domains: must be a list of names"
+    if manifest.get("default_domain", "") not in ("", *domains):
+        return "default_domain: is none of the domains"
     for name, known in (("encryption", ("", *ENCRYPTION_MODES)), ("target", ("CPU", "Ascend"))):
         if manifest.get(name) not in known:
             return f"{name}: must be one of {', '.join(map(repr, known))}"

@@ -29,8 +29,9 @@ def main(package: str, request: str, answer: str, key_file: str = "") -> None:
     assert isinstance(decoder.graph, nn.Cell), "a loaded MindIR is a GraphCell"
     digests = {parameter.name: digest(parameter.asnumpy()) for parameter in decoder.graph.get_parameters()}
     given = np.load(request)
-    prompts = [given[f"prompt_{i}"].tolist() for i in range(len(given.files) - 1)]
-    logits = np.stack([decoder.prefill(prompts)] + [decoder.step(row) for row in given["tokens"]])
+    domains = given["domains"].tolist()
+    prompts = [given[f"prompt_{i}"].tolist() for i in range(len(domains))]
+    logits = np.stack([decoder.prefill(prompts, domains)] + [decoder.step(row) for row in given["tokens"]])
     np.savez(answer, logits=logits, names=np.array(list(digests)), digests=np.array(list(digests.values())))
 
 

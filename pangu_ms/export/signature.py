@@ -66,7 +66,7 @@ def require_signed(package: Path, content: bytes, key_file: Path | str) -> None:
         )
     try:
         with open(path, "rb") as file:
-            key.verify(file.read(1024), content)
+            key.verify(file.read(1024), content)  # a signature has 64 bytes; more cannot be one
     except InvalidSignature:
         raise ExportError(
             f"{path}: is no signature of {package.name}/manifest.json by the key of {key_file}; the package is refused"

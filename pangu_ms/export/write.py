@@ -38,7 +38,7 @@ from pangu_ms.export.replay import digest
 from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
-from pangu_ms.infer.load import load_decoder, load_tokenizer
+from pangu_ms.infer.load import domains_of, load_decoder, load_tokenizer
 from pangu_ms.models.common.config import ModelConfig
 
 RUNNER_PACKAGES = ("mindspore", "numpy")
@@ -82,6 +82,7 @@ RUNNER_MODULES = (
     "pangu_ms/infer/__init__.py",
     "pangu_ms/infer/beam.py",
     "pangu_ms/infer/decoder.py",
+    "pangu_ms/infer/domains.py",
     "pangu_ms/infer/generate.py",
     "pangu_ms/infer/sampling.py",
 )
@@ -124,7 +125,7 @@ def export_package(
     # The trial runs before the export, which could change the model.
     trial = Trial.run(decoder, config.model.vocab_size)
     with files.new_directory(output) as directory:
-        write_graph(decoder.graph, shape, directory, key)
+        write_graph(decoder.graph, shape, directory, key, bool(decoder.domains.names))
         loaded_tokenizer.save(directory / "tokenizer")
         write_runner(directory / "run.pyz")
         needed = (*RUNNER_PACKAGES, *loaded_tokenizer.packages)
@@ -143,8 +144,8 @@ def export_package(
 
 def _description(checkpoint: Checkpoint, config: RunConfig, shape: GraphShape, encryption: str) -> dict[str, Any]:
     """The manifest of a package without its files."""
-    batch_size, vocab_size = shape.batch_size, config.model.vocab_size
-    return {
+    batch_size, vocab_size, domains = shape.batch_size, config.model.vocab_size, domains_of(config.model)
+    description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "model": config_to_dict(config)["model"],
@@ -164,17 +165,26 @@ def _description(checkpoint: Checkpoint, config: RunConfig, shape: GraphShape, e
             "manifest_sha256": files.sha256_file(checkpoint.path / "manifest.json"),
         },
     }
+    if domains.names:
+        description["inputs"]["domain"] = ["int32", [batch_size]]
+        description |= {"domains": list(domains.names), "default_domain": domains.names[domains.index()]}
+    return description
 
 
-def write_graph(graph: CachedModel, shape: GraphShape, directory: Path, key: bytes | None) -> None:
+def write_graph(
+    graph: CachedModel, shape: GraphShape, directory: Path, key: bytes | None, has_domains: bool = False
+) -> None:
     """Write model.mindir for the static shapes; above 1 GB MindSpore splits it into a graph and files of weights."""
     ids, row = np.zeros((shape.batch_size, shape.chunk), np.int32), np.zeros(shape.batch_size, np.int32)
     encryption = {"enc_key": key, "enc_mode": ENCRYPTION_MODE} if key else {}
     # The file stores the content of the caches. They are set to zero, so that it reveals no earlier prompts.
     for cache in graph.caches():
         cache.set_data(Tensor(np.zeros(cache.shape, cache.asnumpy().dtype)))
-    inputs = (Tensor(ids), Tensor(row), Tensor(row), Tensor(np.bool_(True)))
+    inputs = [Tensor(ids), Tensor(row), Tensor(row), Tensor(np.bool_(True))]
+    if has_domains:
+        inputs.append(Tensor(row))
     try:
+        # PORTABLE: a graph refers to our own kernels by the path of this machine's library.
         with ascend_ops.use(ascend_ops.PORTABLE), plain_name(directory) as plain:
             ms.export(graph, *inputs, file_name=f"{plain}/model", file_format="MINDIR", **encryption)
     except RuntimeError as error:
@@ -217,6 +227,8 @@ class Trial:
     for them."""
 
     prompts: list[list[int]]
+    domains: np.ndarray
+    """Index of the domain of each prompt, int32 [B]; 0 if the model has no domains."""
     tokens: np.ndarray
     """int32 [steps, B]"""
     expected: np.ndarray
@@ -241,13 +253,14 @@ class Trial:
         lengths = np.linspace(longest, 1, shape.batch_size).astype(int).tolist()
         prompts = [rng.integers(0, vocab_size, n).tolist() for n in lengths]
         tokens = rng.integers(0, vocab_size, (steps, shape.batch_size)).astype(np.int32)
-        expected = np.stack([decoder.prefill(prompts)] + [decoder.step(row) for row in tokens])
+        domains = rng.integers(0, len(decoder.domains.names) or 1, shape.batch_size).astype(np.int32)
+        expected = np.stack([decoder.prefill(prompts, domains.tolist())] + [decoder.step(row) for row in tokens])
         if not np.isfinite(expected).all():
             raise ExportError(
                 "the checkpoint's logits are not finite; its weights are damaged or overflow in this dtype; use"
                 " another, or another compute_dtype"
             )
-        return cls(prompts, tokens, expected)
+        return cls(prompts, domains, tokens, expected)
 
 
 def verify(
@@ -259,8 +272,9 @@ def verify(
     Raises:
         ExportError: a weight is missing or differs, or the difference of a logit exceeds the tolerance.
     """
-    actual, found = replay_in_fresh_process(directory, trial.prompts, trial.tokens, key_file)
+    actual, found = replay_in_fresh_process(directory, trial, key_file)
     dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
+    # A checkpoint may store a narrower dtype than the graph's, such as float16.
     wrong = [name for name, array in checkpoint.each() if found.get(name) != digest(array.astype(dtypes[name]))]
     if wrong:
         raise ExportError(
@@ -268,6 +282,7 @@ def verify(
             " not exported"
         )
     difference = float(np.abs(actual - trial.expected).max())
+    # `not <=` instead of `>` also refuses NaN.
     if not difference <= TOLERANCE[model.compute_dtype]:
         raise ExportError(
             f"{directory}: the exported graph's logits differ by {difference:.3g}; at most"
@@ -281,17 +296,16 @@ def verify(
     }
 
 
-def replay_in_fresh_process(
-    directory: Path, prompts: list[list[int]], tokens: np.ndarray, key_file: Path | None
-) -> tuple[np.ndarray, dict[str, str]]:
-    """Run the tokens in a new process, which gets the package but not the checkpoint.
+def replay_in_fresh_process(directory: Path, trial: Trial, key_file: Path | None) -> tuple[np.ndarray, dict[str, str]]:
+    """Run a trial's tokens in a new process, which gets the package but not the checkpoint.
 
     Returns:
         Logits as in `Trial.expected`, and the digest of each parameter by name.
     """
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch) / "tokens.npz", Path(scratch) / "answer.npz"
-        np.savez(request, tokens=tokens, **{f"prompt_{i}": np.array(p, np.int32) for i, p in enumerate(prompts)})
+        prompts = {f"prompt_{i}": np.array(prompt, np.int32) for i, prompt in enumerate(trial.prompts)}
+        np.savez(request, tokens=trial.tokens, domains=trial.domains, **prompts)
         command = python_command(
             "pangu_ms.export.replay", str(directory), str(request), str(answer), str(key_file or "")
         )

@@ -22,7 +22,12 @@ class Hypothesis:
 
 
 def beam_search(
-    decoder: Decoder, prompt: list[int], config: SamplingConfig, stop_ids: frozenset[int], index: int = 0
+    decoder: Decoder,
+    prompt: list[int],
+    config: SamplingConfig,
+    stop_ids: frozenset[int],
+    index: int = 0,
+    domain: int | None = None,
 ) -> list[Hypothesis]:
     """Find the best `num_beams` continuations of a prompt.
 
@@ -36,6 +41,7 @@ def beam_search(
         config: only num_beams, length_penalty, max_new_tokens and the penalties are used.
         stop_ids: tokens that end a continuation.
         index: number of the prompt, for error messages.
+        domain: index of the prompt's domain; None: the default.
 
     Returns:
         The hypotheses, best first.
@@ -45,7 +51,8 @@ def beam_search(
         decoder.require_beams(width)
     live, finished = [Hypothesis((), 0.0)], []
     max_steps = min(config.max_new_tokens, decoder.shape.max_length - len(prompt))
-    logits = decoder.prefill([prompt] * width)[:1]  # all rows are equal: the search starts from one beam
+    domains = [] if domain is None else [domain] * width
+    logits = decoder.prefill([prompt] * width, domains)[:1]  # all rows are equal: the search starts from one beam
     for step in range(max_steps):
         # Each live beam may yield one finished hypothesis per stop token. Enough candidates remain for `width` beams.
         candidates, parents = _candidates(

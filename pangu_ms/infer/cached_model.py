@@ -28,7 +28,7 @@ class CachedModel(nn.Cell):
         self.minimum, self.concat = ops.Minimum(), ops.Concat(1)
         self.set_train(False)
 
-    def construct(self, ids_BP, start_B, last_B, prefill):
+    def construct(self, ids_BP, start_B, last_B, prefill, *extra):
         """Append the new tokens of each sequence.
 
         Args:
@@ -36,20 +36,22 @@ class CachedModel(nn.Cell):
             start_B: int32, position of the first new token of each sequence.
             last_B: int32, which of the new tokens of each sequence to return the logits of, counted from 0.
             prefill: bool scalar; False appends only the first token of each row.
+            extra: the family's further inputs, one value for each sequence (`ModelConfig.extra_inputs`): PanGu-Sigma's
+                domain, int32 [B].
 
         Returns:
             Logits float32 [B, V].
         """
         if prefill:
-            return self.extend(ids_BP, start_B, last_B)
-        return self.extend(ids_BP[:, :1], start_B, last_B * 0)
+            return self.extend(ids_BP, start_B, last_B, *extra)
+        return self.extend(ids_BP[:, :1], start_B, last_B * 0, *extra)  # index 0: each row has one token
 
-    def extend(self, ids_BQ, start_B, last_B):
+    def extend(self, ids_BQ, start_B, last_B, *extra):
         slots_BQ = start_B.reshape(-1, 1) + self.slots_C[: ids_BQ.shape[1]].reshape(1, -1)
         # The padding after a prompt may reach beyond the end of the position table.
         positions_BQ = self.minimum(slots_BQ, self.last_position)
         last_B2 = self.concat((self.batch_B1, last_B.reshape(-1, 1)))
-        return self.model.extend(ids_BQ, positions_BQ, last_B2, slots_BQ)
+        return self.model.extend(ids_BQ, positions_BQ, last_B2, slots_BQ, *extra)
 
     def caches(self) -> list[Parameter]:
         """The cached keys and values of every attention."""

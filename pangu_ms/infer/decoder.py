@@ -1,13 +1,14 @@
 """Runs a prefill-and-decode graph, either a CachedModel or a loaded MindIR. Prompts of different lengths are padded and
 fed in chunks, so that all shapes are static."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pangu_ms.core.errors import GenerationError
+from pangu_ms.infer.domains import NO_DOMAINS, Domains
 
 NO_BEAMS = "a MindIR package holds no graph that reorders its cache; use 1, or the checkpoint"
 
@@ -37,7 +38,7 @@ class GraphShape:
                 raise GenerationError(f"{name}={value}: must be at least {least}")
         length = min(max_length, seq_length)
         chunk = min(chunk, seq_length)
-        return cls(batch_size, chunk, -(-length // chunk) * chunk, seq_length)
+        return cls(batch_size, chunk, -(-length // chunk) * chunk, seq_length)  # rounded up to whole chunks
 
     @property
     def max_length(self) -> int:
@@ -63,25 +64,40 @@ class Decoder:
     The graph always gets a full batch; unused rows are fed zeros.
     """
 
-    def __init__(self, graph: Callable[..., Any], shape: GraphShape, reorder: Callable[..., Any] | None = None):
+    def __init__(
+        self,
+        graph: Callable[..., Any],
+        shape: GraphShape,
+        reorder: Callable[..., Any] | None = None,
+        domains: Domains = NO_DOMAINS,
+    ):
         """Wrap a graph.
 
         Args:
-            graph: called as `graph(ids, start, last, prefill)`, like CachedModel.
+            graph: called as `graph(ids, start, last, prefill)`, like CachedModel; if the model has domains, with those
+                of the sequences as a fifth argument.
             shape: the static shapes of `graph`.
             reorder: called as `reorder(rows)`, like ReorderCaches; only beam search needs it.
+            domains: the domains that the model tells apart.
         """
-        self.graph, self.shape, self._reorder = graph, shape, reorder
+        self.graph, self.shape, self._reorder, self.domains = graph, shape, reorder, domains
         self.lengths = np.zeros(shape.batch_size, np.int32)
+        self._domain_of_row = np.zeros(shape.batch_size, np.int32)
 
-    def prefill(self, prompts: list[list[int]]) -> np.ndarray:
+    def prefill(self, prompts: list[list[int]], domains: Sequence[int] = ()) -> np.ndarray:
         """Start new sequences; returns the float32 logits [len(prompts), V] after each prompt.
+
+        Args:
+            prompts: token ids.
+            domains: index of each prompt's domain; empty: all prompts are of the default domain.
 
         Raises:
             GenerationError: a prompt is empty or leaves no room for a new token.
         """
         shape = self.shape
         shape.require_room(prompts)
+        self._domain_of_row[:] = self.domains.index()
+        self._domain_of_row[: len(domains)] = domains
         lengths = np.array([len(p) for p in prompts] + [1] * (shape.batch_size - len(prompts)), np.int32)
         ids = np.zeros((shape.batch_size, shape.capacity), np.int32)
         for row, prompt in enumerate(prompts):
@@ -98,6 +114,7 @@ class Decoder:
     def _prefill_chunk(self, ids: np.ndarray, lengths: np.ndarray, start: int) -> np.ndarray:
         """Logits [B, V] at the last token of each prompt within the chunk that begins at position `start`."""
         chunk = self.shape.chunk
+        # Clipped for prompts that end in another chunk, whose logits here are not used.
         last = np.clip(lengths - 1 - start, 0, chunk - 1)
         return self._call(ids[:, start : start + chunk], np.full_like(lengths, start), last, True)
 
@@ -126,10 +143,12 @@ class Decoder:
         full = np.arange(self.shape.batch_size, dtype=np.int32)
         full[: len(rows)] = rows
         self._reorder(Tensor(full))
-        self.lengths = self.lengths[full]
+        self.lengths, self._domain_of_row = self.lengths[full], self._domain_of_row[full]
 
     def _call(self, ids: np.ndarray, start: np.ndarray, last: np.ndarray, prefill: bool) -> np.ndarray:
         from mindspore import Tensor
 
-        arrays = (np.ascontiguousarray(ids), start.astype(np.int32), last.astype(np.int32), np.bool_(prefill))
+        arrays = [np.ascontiguousarray(ids), start.astype(np.int32), last.astype(np.int32), np.bool_(prefill)]
+        if self.domains.names:
+            arrays.append(self._domain_of_row)
         return self.graph(*(Tensor(a) for a in arrays)).asnumpy()

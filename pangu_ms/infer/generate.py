@@ -4,7 +4,7 @@ It needs numpy only; a Decoder runs the graph.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +25,7 @@ class Generation:
     prompt: str
     text: str
     token_ids: tuple[int, ...]
-    """The generated tokens, including the stop token."""
+    """The generated tokens, including the stop token, or those that complete the stop string."""
     finish_reason: str
     """"stop" (at a stop token or text) or "length"."""
 
@@ -40,7 +40,6 @@ class _Sequence:
         ids: the generated tokens.
     """
 
-    sampler: Sampler
     decoder: StreamDecoder
     stop: tuple[str, ...]
     text: str = ""
@@ -81,27 +80,37 @@ class Generator:
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer):
         self.decoder, self.tokenizer = decoder, tokenizer
 
-    def generate(self, prompts: list[str], config: SamplingConfig, on_text: OnText | None = None) -> list[Generation]:
+    def generate(
+        self,
+        prompts: list[str],
+        config: SamplingConfig,
+        on_text: OnText | None = None,
+        domains: Sequence[str] = (),
+    ) -> list[Generation]:
         """Continue every prompt, a batch at a time.
 
         Args:
             prompts: texts.
             config: how tokens are chosen, and when a continuation ends.
             on_text: called as `on_text(index of the prompt, new text)` whenever there is new text.
+            domains: name of each prompt's domain, "" for the model's default; empty: all are of the default domain.
 
         Returns:
             One continuation for each prompt.
 
         Raises:
-            GenerationError: a prompt is empty or longer than the context; or the model's logits are not finite.
+            GenerationError: a prompt is empty or longer than the context; the model lacks a domain; or its logits are
+                not finite.
         """
+        indices = self.decoder.domains.indices(domains, len(prompts))
         ids = [self.tokenizer.encode_prompt(prompt) for prompt in prompts]
         if config.num_beams > 1:
-            results = [self._beams(prompt, ids[i], config, i, on_text) for i, prompt in enumerate(prompts)]
+            results = [self._beams(prompt, ids[i], config, i, on_text, indices[i]) for i, prompt in enumerate(prompts)]
         else:
             size, results = self.decoder.shape.batch_size, []
             for first in range(0, len(prompts), size):
-                sequences = self._batch(ids[first : first + size], config, first, on_text)
+                batch = slice(first, first + size)
+                sequences = self._batch(ids[batch], config, first, on_text, indices[batch])
                 for prompt, sequence in zip(prompts[first : first + size], sequences):
                     results.append(Generation(prompt, sequence.text, tuple(sequence.ids), sequence.finish_reason))
         for number, result in enumerate(results, 1):
@@ -117,20 +126,25 @@ class Generator:
         return results
 
     def _batch(
-        self, prompts: list[list[int]], config: SamplingConfig, first: int, on_text: OnText | None
+        self,
+        prompts: list[list[int]],
+        config: SamplingConfig,
+        first: int,
+        on_text: OnText | None,
+        domains: list[int],
     ) -> list[_Sequence]:
         """Continue one batch of prompts (token ids); `first` is the index of the first one among all prompts."""
         stop_ids = frozenset(self.tokenizer.stop_ids)
         samplers = [Sampler(config, ids, first + i) for i, ids in enumerate(prompts)]
-        sequences = [_Sequence(sampler, StreamDecoder(self.tokenizer), config.stop) for sampler in samplers]
+        sequences = [_Sequence(StreamDecoder(self.tokenizer), config.stop) for _ in prompts]
         rooms = [min(config.max_new_tokens, self.decoder.shape.max_length - len(ids)) for ids in prompts]
-        logits = self.decoder.prefill(prompts)
+        logits = self.decoder.prefill(prompts, domains)
         tokens = np.zeros(len(prompts), np.int32)
         while True:
             for row, sequence in enumerate(sequences):
                 if sequence.finish_reason:
                     continue
-                tokens[row] = sequence.sampler.choose(logits[row])
+                tokens[row] = samplers[row].choose(logits[row])
                 sequence.add(int(tokens[row]), stop_ids, rooms[row])
                 if on_text and (new := sequence.take_new()):
                     on_text(first + row, new)
@@ -139,13 +153,15 @@ class Generator:
             logits = self.decoder.step(tokens)
 
     def _beams(
-        self, prompt: str, ids: list[int], config: SamplingConfig, index: int, on_text: OnText | None
+        self, prompt: str, ids: list[int], config: SamplingConfig, index: int, on_text: OnText | None, domain: int
     ) -> Generation:
         stop_ids = frozenset(self.tokenizer.stop_ids)
-        best = beam_search(self.decoder, ids, config, stop_ids, index)[0]
-        whole = self.tokenizer.decode([t for t in best.tokens if t not in stop_ids], continuation=True)
-        text = min((whole.split(stop, 1)[0] for stop in config.stop), key=len, default=whole)
+        best = beam_search(self.decoder, ids, config, stop_ids, index, domain)[0]
+        sequence = _Sequence(StreamDecoder(self.tokenizer), config.stop)
+        for token in best.tokens:  # one by one, so that what follows a stop string is cut off, as when sampling
+            sequence.add(token, stop_ids, len(best.tokens))
+            if sequence.finish_reason:
+                break
         if on_text:
-            on_text(index, text)
-        ended = text != whole or best.tokens[-1] in stop_ids
-        return Generation(prompt, text, best.tokens, "stop" if ended else "length")
+            on_text(index, sequence.text)
+        return Generation(prompt, sequence.text, tuple(sequence.ids), sequence.finish_reason)

@@ -3,6 +3,7 @@ after all checks."""
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from pangu_ms.checkpoint import store
@@ -14,8 +15,10 @@ from pangu_ms.core.compile_cache import cached_compile
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.infer.decoder import Decoder, GraphShape
+from pangu_ms.infer.domains import Domains
 from pangu_ms.infer.generate import Generator
 from pangu_ms.infer.sampling import SamplingConfig
+from pangu_ms.models.common.config import ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
     fill_from(checkpoint, graph.model, model)
-    decoder = Decoder(graph, shape, ReorderCaches(graph, shape.batch_size))
+    decoder = Decoder(graph, shape, ReorderCaches(graph, shape.batch_size), domains_of(model))
     identity = {
         "graph": "prefill and decode",
         "model": config_to_dict(config)["model"],
@@ -53,6 +56,11 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
     with cached_compile(config.runtime.compile_cache, identity):
         decoder.prefill([[0]])  # the first call compiles the graph
     return decoder
+
+
+def domains_of(model: ModelConfig) -> Domains:
+    """The domains that a model tells apart."""
+    return Domains(model.domains, model.default_domain)
 
 
 def load_tokenizer(checkpoint: store.Checkpoint, path: Path | str | None = None) -> Tokenizer:
@@ -81,13 +89,17 @@ def load_generator(
     chunk: int = 64,
     tokenizer: Path | str | None = None,
     config: RunConfig | None = None,
+    domains: Sequence[str] = (),
 ) -> Generator:
     """A Generator whose cache has just enough room for these prompts and their continuations.
 
     Raises:
-        GenerationError: a prompt is empty or longer than the context. This is found before the model is built.
+        GenerationError: a prompt is empty or longer than the context, or the model lacks the domain of one. This is
+            found before the model is built.
     """
-    loaded, config = load_tokenizer(checkpoint, tokenizer), config or checkpoint.config()
+    config = config or checkpoint.config()
+    domains_of(config.model).indices(domains, len(prompts))
+    loaded = load_tokenizer(checkpoint, tokenizer)
     ids = [loaded.encode_prompt(prompt) for prompt in prompts]
     rows = sampling.num_beams if sampling.num_beams > 1 else min(batch_size, len(prompts))
     shape = GraphShape.fitting(config.model.seq_length, rows, max(map(len, ids)) + sampling.max_new_tokens, chunk)

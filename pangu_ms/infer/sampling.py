@@ -114,6 +114,7 @@ class Sampler:
             )
         logits = logits.astype(np.float64)
         if config.repetition_penalty != 1:
+            # Each token once, however often it occurred.
             seen = np.unique(np.array(self.prompt + self.generated, np.int64))
             values = logits[seen]
             logits[seen] = np.where(values > 0, values / config.repetition_penalty, values * config.repetition_penalty)

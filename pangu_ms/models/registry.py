@@ -29,6 +29,10 @@ configuration of a model.
                                                 infer/cached_model.py
                     hidden_states(ids, positions, segments, *extra) -> tuple of [B, S, E]   the output of the embeddings
                                                 and then of each layer, for analyses
+                and may have
+                    with_auxiliary_loss(ids, positions, segments, key, *extra) -> (logits, float32 scalar)   what
+                                                training adds to the mean cross-entropy of a micro-batch, such as a
+                                                balance loss of experts
                 A cell that `layer_names` or an outer parameter names has that path in the model. Logits are made by a
                 `Logits` cell, which a pipeline puts on its last stage. Keys and values of past tokens live in `KVCache`
                 cells: every other parameter is a weight.
@@ -40,12 +44,16 @@ configuration of a model.
                 parameters there, and how its config.json is read and written. `MINDFORMERS` fits any family. No
                 mindspore import.
 
+`domains.py`    Only in families whose models tell domains apart: `extracted`, `with_domain` and `Donor`, and for a
+                family with a `BASE_FAMILY` `inherited` (see models/sigma/domains.py). No mindspore import.
+
 The smallest configuration is `configs/NAME/tiny.yaml`: tests/families runs train, resume, eval, generate, export,
 convert, plan, execute and collapse over the `tiny` of every family listed here.
 """
 
 import importlib
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from pangu_ms.models.common.config import ModelConfig
@@ -82,9 +90,15 @@ class Family:
         """Foreign formats of its weights, by name."""
         return importlib.import_module(f"{self.package}.weights").FORMATS
 
+    @property
+    def domains(self) -> ModuleType:
+        """What makes models of others by domain, if its models have domains."""
+        return importlib.import_module(f"{self.package}.domains")
+
 
 FAMILIES = {
     "alpha": Family("pangu_ms.models.alpha"),
+    "moge": Family("pangu_ms.models.moge"),
     "pi": Family("pangu_ms.models.pi"),
     "sigma": Family("pangu_ms.models.sigma"),
 }

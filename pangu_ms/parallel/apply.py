@@ -37,12 +37,14 @@ def begin(plan: Plan, rank: int) -> None:
     # Otherwise MindSpore's propagation treats the operators of two lists of cells as those of one loop, and mixes them
     # up.
     _set_algo_single_loop(False)
+    # full_batch: the graph is written for the batch of all replicas, of which the compiler gives each rank its part.
     ms.set_auto_parallel_context(
         device_num=world, global_rank=rank, full_batch=True, pipeline_stages=parallel.pipeline_stage, **mode, **shard
     )
     if parallel.operator_strategies:
         check_operators(parallel.operator_strategies, read_operator_strategies(parallel.operator_strategies), plan)
         set_op_strategy_config("LOAD", str(Path(parallel.operator_strategies).absolute()))
+    # Custom operators take layouts instead of strategies, and make them from the mesh and the rules.
     ascend_ops.lay_out(ascend_ops.Devices(plan.mesh.axes, plan.rules))
 
 
@@ -55,6 +57,7 @@ def apply(plan: Plan, model: nn.Cell) -> None:
         if isinstance(cell, RoutedExperts):
             cell.distribute(TokenExchange(plan, ms.get_auto_parallel_context("global_rank")))
     for parameter in weights(model):
+        # MindSpore 2.9 cannot compile the sharding of a table that two stages hold.
         parameter.parallel_optimizer = len(plan.parameter_stages[parameter.name]) == 1
     if plan.mesh.num_stages > 1:
         _set_stages(plan, model)
@@ -65,9 +68,8 @@ def apply(plan: Plan, model: nn.Cell) -> None:
 def _set_stages(plan: Plan, model: nn.Cell) -> None:
     stages = dict(zip(plan.config.model.layer_names(), plan.layer_stages))
     for name, layers in plan.config.model.outer_parameter_layers().items():
-        stages[name.rpartition(".")[0]] = plan.layer_stages[
-            layers[0]
-        ]  # the cell of a tied table is the embedding, on the first of its stages
+        # The cell of a tied table is the embedding, which is on the first of its stages.
+        stages[name.rpartition(".")[0]] = plan.layer_stages[layers[0]]
     for name, cell in model.cells_and_names():
         if isinstance(cell, Logits):
             stages[name] = plan.layer_stages[-1]

@@ -44,7 +44,7 @@ class DeviceRanks:
 
     def broadcast(self, text: str = "") -> str:
         """Send rank 0's text of at most TEXT_BYTES to all ranks; returns it."""
-        own = text.encode() if self.leads else b""
+        own = text.encode() if self.leads else b""  # the other ranks add zeros
         assert len(own) <= TEXT_BYTES, f"{len(own)} bytes"
         return bytes(self._sum([*own, *bytes(TEXT_BYTES - len(own))]).astype(np.uint8)).rstrip(b"\0").decode()
 

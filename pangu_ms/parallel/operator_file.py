@@ -192,7 +192,7 @@ def _operator(path: str | Path, key: str, content: Content) -> OperatorStrategy:
 def _operands(path: str | Path, key: str, items: dict[str, OperandItem]) -> tuple[OperandLayout, ...]:
     return tuple(
         _operand(f"{path}: {key}: operand {number}", items[number])
-        for number in sorted(items, key=lambda n: (len(n), n))
+        for number in sorted(items, key=lambda n: (len(n), n))  # as numbers: "10" comes after "9"
     )
 
 

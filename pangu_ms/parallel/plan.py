@@ -60,6 +60,7 @@ class Plan:
                     " the family's sharding.py"
                 )
         costs = [layer_flops_per_token(model, i) for i in range(model.num_layers)]
+        # The last stage also computes the logits.
         costs[-1] += head_flops_per_token(model)
         return cls(config, Mesh.of(parallel), rules, parallel.stage_layers or balance(costs, parallel.pipeline_stage))
 
@@ -126,7 +127,8 @@ def with_optimizer_shard(layout: Layout) -> Layout:
 
 def balance(costs: Sequence[float], num_stages: int) -> tuple[int, ...]:
     """Split `costs` into contiguous, non-empty parts such that the largest sum of a part is minimal; returns their
-    lengths. Among equal solutions the earlier parts are longer."""
+    lengths. Of equal solutions it takes one whose earlier parts are short."""
+    # best[end]: for the first `end` costs in `stage` parts, the smallest largest sum and the lengths that have it.
     total = [0.0, *itertools.accumulate(costs)]
     best: dict[int, tuple[float, tuple[int, ...]]] = {end: (total[end], (end,)) for end in range(1, len(costs) + 1)}
     for stage in range(2, num_stages + 1):

@@ -87,7 +87,7 @@ def _accept(address: str, count: int) -> list[Connection]:
             except OSError:  # timeout
                 raise PeerLost from None
             if _user(peer) == os.getuid():  # any user of the machine can connect to an abstract name
-                peer.setblocking(True)
+                peer.setblocking(True)  # Connection reads the descriptor itself, which must wait for data
                 peers.append(Connection(peer.detach()))
             else:
                 peer.close()
@@ -105,5 +105,5 @@ def _connect(address: str) -> Connection:
         try:
             return Client(address, "AF_UNIX")
         except OSError:
-            time.sleep(0.02)
+            time.sleep(0.02)  # rank 0 does not listen yet
     raise PeerLost

@@ -170,6 +170,7 @@ def _optimizer_axes(item: LayoutItem, axes: Axes, used: list[str]) -> tuple[Axes
             f"{where}: dev_matrix {item.dev_matrix} and tensor_map {item.tensor_map} have no such group; save the"
             " strategy again"
         )
+    # The group takes whole axes, the fastest first; of the last one it takes only a part if `left` is smaller.
     left = math.prod(sizes[name] for name in free) if left == -1 else left
     for name in reversed(free):
         if left == 1 or sizes[name] % left and left % sizes[name]:

@@ -21,6 +21,7 @@ MindSpore reads the stage from the first operator; it ignores operators that its
 STATES = (*MOMENTS, "moment1.", "moment2.", "moments.", "lamb_m.", "lamb_v.", "accu_grads.")
 """Prefixes of the names of tensors that MindSpore's optimizers and gradient accumulation keep for a parameter, with its
 layout."""
+# In a merged file the names of tensors begin with their stage: `0-blocks.0.attention.query.weight`.
 _STAGED = re.compile(r"(\d+)-(.+)", re.DOTALL)
 
 
@@ -85,7 +86,7 @@ class StrategyFile:
         found = []
         for stage, tensors in self.stages.items():
             parameters = dict.fromkeys(plan.stage_parameters(stage))
-            owners = {name: parameter_of(name, parameters) for name in tensors}
+            owners = {name: owning_parameter(name, parameters) for name in tensors}
             self._check_names(stage, owners, parameters)
             for name, owner in owners.items():
                 assert owner is not None, "_check_names has refused such tensors"
@@ -149,6 +150,7 @@ def read_parameter_layouts(path: str | Path, mesh: Mesh | None = None) -> Strate
             f"{path}: holds operators and no parameter layouts; a file saved by strategy_ckpt_save_file or"
             " save_param_strategy_file is wanted"
         )
+    # MindSpore, too, takes the stage of the first operator.
     own = next((operator.stage for operator in content.parallel_strategy_item.values()), 0)
     stages: dict[int, dict[str, StoredLayout]] = {}
     names = [_STAGED.fullmatch(name) for name in content.parallel_layout_item]
@@ -189,6 +191,7 @@ def write_parameter_layouts(plan: Plan, stage: int, path: str | Path) -> None:
     )
 
 
+# Cached, since a model has hundreds of tensors and only a few different layouts.
 @functools.lru_cache
 def same_slices(one: Layout, other: Layout) -> bool:
     """Whether every device holds the same slice in both, whatever the axes are called. Shapes and numbers of devices
@@ -196,7 +199,7 @@ def same_slices(one: Layout, other: Layout) -> bool:
     return one == other or all(one.index(rank) == other.index(rank) for rank in range(one.num_devices))
 
 
-def parameter_of(name: str, parameters: Collection[str]) -> str | None:
+def owning_parameter(name: str, parameters: Collection[str]) -> str | None:
     """The parameter to which a tensor belongs: itself, or the one that it is an optimizer state of; None for others."""
     owners = [name] + [name.removeprefix(prefix) for prefix in STATES if name.startswith(prefix)]
     return next((owner for owner in owners if owner in parameters), None)

@@ -220,7 +220,7 @@ def _map_messages(tensor_map: list[int | list[int]]) -> list[list[int]]:
     if len(plain) == len(tensor_map):
         return [plain]
     messages = [dim if isinstance(dim, list) else [dim] for dim in tensor_map]
-    return [*messages, []] if len(messages) == 1 else messages
+    return [*messages, []] if len(messages) == 1 else messages  # a single message would be read as all dimensions
 
 
 def _list_field(number: int, numbers: list[int]) -> bytes:

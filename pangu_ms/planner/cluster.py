@@ -120,6 +120,7 @@ def parse_bytes(option: str, text: str) -> int:
     return int(size)
 
 
+# Cached: a search asks for the same groups of the same meshes again and again.
 @functools.lru_cache(maxsize=4096)
 def servers(mesh: Mesh, axes: tuple[str, ...]) -> int:
     """Servers that rank 0's group along these axes spans; `("stage",)` is a stage and the next one."""

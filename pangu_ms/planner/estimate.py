@@ -130,6 +130,7 @@ def _text(value: Any) -> str:
 
 def changed(estimate: Estimate, change: Change) -> Estimate | None:
     """The estimate with some fields changed; None if the configuration refuses the change."""
+    # num_devices=0: the number of devices follows from the changed degrees. Layers are divided anew over the stages.
     sections: dict[str, dict[str, Any]] = {
         "parallel": {"num_devices": 0} | ({"stage_layers": ()} if "parallel.pipeline_stage" in change else {})
     }
@@ -165,6 +166,7 @@ def growths(config: RunConfig, factor: int) -> Iterator[Change]:
     parallel, train = config.parallel, config.train
     yield {"parallel.model_parallel": factor * parallel.model_parallel}
     stages = factor * parallel.pipeline_stage
+    # A pipeline needs at least as many micro-batches as stages.
     micro = max(stages, parallel.micro_batch_num, train.accumulation_steps)
     yield {"parallel.pipeline_stage": stages, "parallel.micro_batch_num": micro, "train.accumulation_steps": 1}
     yield {"parallel.data_parallel": factor * parallel.data_parallel, "parallel.optimizer_shard": True}

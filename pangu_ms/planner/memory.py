@@ -86,6 +86,7 @@ def layer_activations(plan: Plan, layer: int, chip: Chip) -> list[Activation]:
     sizes, c, S = model.axis_sizes(), DTYPE_BYTES[model.compute_dtype], model.seq_length
     cut = math.prod(dict(plan.mesh.axes)[name] for name in plan.rules["sequence"])
     stream = c * S * sizes["embed"]
+    # sequence_parallel cuts the inputs of the norms; their outputs, inputs of matrix products, stay gathered.
     return [
         Activation("inputs of the two norms", 2 * stream // cut, count=2),
         Activation("outputs of the two norms", 2 * stream, count=2),

@@ -133,6 +133,7 @@ def _variants(pp: int, mp: int, dp: int, batch: int) -> Iterator[list[Variant]]:
         (True, False) if dp * mp > 1 else (False,), ("row", "replicated") if mp > 1 else ("replicated",)
     ):
         layout_fields = degrees | {"optimizer_shard": shard, "vocab_embedding": vocab}
+        # The first of each is the one with the least memory, so that the first variant of all has it, too.
         group = itertools.product(("full", "selective", "none"), (True, False) if mp > 1 else (False,), micros)
         yield [
             (
@@ -155,6 +156,7 @@ def _estimates(config: RunConfig, group: list[Variant], chip: Chip, hbm_bytes: i
             continue
         plan = dataclasses.replace(first.plan, config=changed_config, rules=rules_for(table, changed_config.parallel))
         yield dataclasses.replace(first, plan=plan)
+        # The other variants of the group have the same parameters and moments, which alone do not fit.
         if max(state_bytes(first.slices, stage) for stage, _ in distinct_stages(plan)) > hbm_bytes:
             return
 

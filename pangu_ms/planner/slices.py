@@ -35,6 +35,7 @@ def layer_kinds(model: ModelConfig) -> tuple[int, ...]:
     kinds = []
     for i, name in enumerate(model.layer_names()):
         specs = tuple(Kind.of(spec) for spec in model.layer_parameters(i).values())
+        # Without its number a name says which role a layer has: blocks.3 has that of blocks.4, but query_layer another.
         kinds.append(first.setdefault((specs, re.sub(r"\d+", "", name)), i))
     return tuple(kinds)
 

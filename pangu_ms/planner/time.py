@@ -39,6 +39,7 @@ def tokens_per_step(plan: Plan) -> int:
 
 def mfu(plan: Plan, chip: Chip, tokens_per_second_per_device: float) -> float:
     """Model FLOPs utilization; see MFU_FORMULA."""
+    # The backward pass has two products for each one of the forward pass.
     return tokens_per_second_per_device * 3 * model_flops_per_token(plan.config.model) / chip.peak_flops
 
 
@@ -96,9 +97,8 @@ def _layer_flops(plan: Plan, chip: Chip, slices: Slices, first: int) -> int:
     model, mode = plan.config.model, plan.config.parallel.recompute
     matrices = {kind: size * kind.decay for kind, size in slices.active.items()}
     every, moved = slices.layer(first, matrices), slices.layer(first, trained(matrices))
-    attention = (
-        2 * model.seq_length * slices.sizes["heads"] // plan.config.parallel.model_parallel
-    )  # the scores; the context costs the same
+    # The scores; the context costs the same.
+    attention = 2 * model.seq_length * slices.sizes["heads"] // plan.config.parallel.model_parallel
     forward = 2 * every + 2 * attention
     again = {"none": 0, "selective": attention if composed_attention(model, chip) else 0, "full": forward}[mode]
     return 3 * forward - 2 * (every - moved) + again
@@ -117,6 +117,7 @@ def _tensor_parallel(plan: Plan, chip: Chip, stage: int) -> float:
     again = 0 if parallel.recompute != "full" else 1 if plan.mesh.num_stages == 1 else 2
     count = plan.stage_layers[stage] * (4 + again)
     count += (parallel.vocab_embedding == "row") * ((stage == 0) + (stage == plan.mesh.num_stages - 1))
+    # A ring all-reduce sends (mp - 1) / mp of the tensor twice: to reduce it, and to gather the result.
     return count * 2 * (mp - 1) / mp * _stream_bytes(plan) / bandwidth(chip, plan.mesh, ("mp",))[0]
 
 

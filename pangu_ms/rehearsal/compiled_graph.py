@@ -66,6 +66,7 @@ def _collective(call: str, types: str, scope: str, world: int) -> Collective:
     elif group == WORLD:
         size = world
     else:
+        # A group without a list of ranks is named "<size>-<hash>".
         size = len([r for r in ranks[1].split(",") if r.strip()]) if ranks else int(group.split("-")[0])
     return Collective(kind, group, size, op[1] if op else "", _largest(types), parameter[1] if parameter else "", scope)
 

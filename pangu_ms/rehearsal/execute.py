@@ -1,5 +1,5 @@
-"""Execution of a plan: as many CPU processes as the plan has ranks run the graphs that MindSpore's parallel compiler
-makes for these, and the results are compared with those of a single process without a plan.
+"""Execution of a plan: MindSpore's parallel compiler makes a graph for each rank, and a CPU process for each rank runs
+it. The results are compared with those of a single process without a plan.
 
 For every rank these are compared: loss and norm of every step, the gradients of the first step, and the parameters
 after the last step. No mindspore import.
@@ -120,6 +120,7 @@ def execute(config: RunConfig, start_ranks: StartRanks, steps: int = 20, progres
             stream_rank=None,
             name="pangu plan",
         ):
+            # Ended by a signal: nothing is wrong with the plan.
             if code == EXIT_STOPPED or code > 128:
                 raise PlanError(f"execution: stopped (exit code {code}); run the same command again")
             raise PlanError(
@@ -259,6 +260,7 @@ def _difference(name: str, kind: str, pairs: list[tuple[np.ndarray, np.ndarray]]
         float(np.abs(found - expected).max() / size) if found.shape == expected.shape else np.inf
         for expected, found in pairs
     ]
+    # NaN is neither larger nor smaller than a number, so that `max` could miss it.
     errors = [np.inf if np.isnan(error) else error for error in errors]
     return Difference(name, kind, max(errors), int(np.argmax(errors)))
 

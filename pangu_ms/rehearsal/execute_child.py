@@ -63,6 +63,7 @@ def compile_rank(plan: Plan, rank: int, directory: Path) -> dict[str, Any]:
     model = build_model(plan.config.model)
     apply.apply(plan, model)
     path = directory / execute.graph_name(rank)
+    # Compiled for Ascend, the graph would otherwise contain operators that a CPU lacks.
     with ascend_ops.use("composed"):
         step = with_momentum_sgd(build_rank_graph(plan, model)).set_train()
         ms.export(step, *example_inputs(plan), file_name=str(path.with_suffix("")), file_format="MINDIR")

@@ -90,6 +90,8 @@ class ExportedGraph:
             begin, extent = self._constant([place * shape[0], *[0] * (len(shape) - 1)]), self._constant(shape)
             return [reduced, begin, extent, self._renamed("Slice", node, [reduced.name, begin.name, extent.name])]
         part = [shape[0] // size, *shape[1:]] if primitive.op_type == "AllGather" else shape
+        # A row for each rank, with ones in this rank's. After the product only that row is not zero, so that the sum
+        # over the ranks has the part of each rank in its row.
         own = self._tensor((np.arange(size) == place).astype(np.float32).reshape(size, *[1] * len(part)))
         placed = self._call("Mul", node, [node.input[0], own.name], [size, *part])
         parts = self._call("AllReduce", node, [placed.name], [size, *part], primitive)
@@ -139,6 +141,7 @@ class ExportedGraph:
         primitive = mind_ir_pb2.PrimitiveProto(name=self._name(op_type), op_type=op_type, prim_type=_FUNCTION)
         if collective is not None:
             primitive.prim_type = collective.prim_type
+            # `op` is set anew, and AllReduce has no rank_size.
             primitive.attribute.extend(a for a in collective.attribute if a.name not in ("op", "rank_size"))
             primitive.attribute.append(
                 mind_ir_pb2.AttributeProto(name="op", s=b"sum", type=mind_ir_pb2.AttributeProto.STRING)

@@ -24,6 +24,8 @@ from pangu_ms.parallel.operator_file import check_operators, read_operator_strat
 from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.rehearsal.compiled_graph import Collective
 
+# The exception that reaches Python says only that the initialisation of an operator failed. The reason (which
+# dimension, which divisor) is in the C++ log on stderr, at level ERROR.
 _COMPLAINT = re.compile(r"^\[ERROR\] (?:PARALLEL|PIPELINE)\([^)]*\):\S+ \[[^]]*\] \w+\] (.*)$", re.MULTILINE)
 
 
@@ -150,9 +152,8 @@ def reason_of(done: subprocess.CompletedProcess) -> str:
 def _report(plan: Plan, raw: dict[str, Any]) -> RankReport:
     stage = plan.mesh.coordinate(raw["rank"]).stage
     states = {prefix + name: name for name in plan.layouts for prefix in ("", *MOMENTS)}
-    slices = {
-        name: tuple(raw["parameters"][name]) for name in raw["layouts"] if name in states
-    }  # layouts do not include the sharding of optimizer_shard
+    # The shapes of the parameters are taken, since MindSpore's layouts do not include the sharding of optimizer_shard.
+    slices = {name: tuple(raw["parameters"][name]) for name in raw["layouts"] if name in states}
     trained = plan.config.model.trainable_parameter_shapes()
     expected = {
         prefix + name: plan.layouts[name]
@@ -192,6 +193,7 @@ def thinned(config: RunConfig, layers_per_stage: int = 0, micro_batches: int = 0
     """
     stages = config.parallel.pipeline_stage
     if layers_per_stage and config.model.num_layers > stages * layers_per_stage:
+        # At least 2: alpha has a block and the query layer.
         config = replace(config, model={"num_layers": max(2, stages * layers_per_stage)}, parallel={"stage_layers": ()})
     present = Plan.of(config).num_micro_batches
     kept = min(present, max(micro_batches, stages)) if micro_batches else present
@@ -212,6 +214,8 @@ def sample_ranks(plan: Plan, number: int = 0) -> list[int]:
         round(i * (mesh.num_stages - 1) / max(1, min(number, mesh.num_stages) - 1))
         for i in range(min(number, mesh.num_stages))
     ]
+    # The stages above are evenly spaced, from the first to the last. Each turn through them takes a rank of each, the
+    # first turn the first rank, later ones ranks that are spread over the stage.
     chosen: dict[int, None] = {}
     for i in range(number):
         turn, stage = divmod(i, len(stages))

@@ -35,7 +35,7 @@ def prepare(graphs: Path) -> None:
     os.environ |= {
         "MS_DEV_SAVE_GRAPHS": "2",
         "MS_DEV_SAVE_GRAPHS_PATH": str(graphs),
-        "MS_DEV_DUMP_IR_PASSES": "validate",
+        "MS_DEV_DUMP_IR_PASSES": "validate",  # only the last pass: all of them would double the time
         "GLOG_v": runtime.ERRORS_ONLY,
     }
     os.chdir(graphs)  # MindSpore writes files of failed compilations to the working directory
@@ -59,6 +59,7 @@ def rehearse_rank(request: dict[str, Any], graphs: Path) -> dict[str, Any]:
     apply.begin(plan, rank)
     if request["output"]:
         ms.set_auto_parallel_context(strategy_ckpt_save_file=f"{request['output']}/strategy_rank_{rank}.ckpt")
+        # MindSpore writes operator strategies for rank 0 only, and only after sharding propagation.
         if (
             rank == 0
             and plan.config.parallel.search_mode == "sharding_propagation"
@@ -77,7 +78,7 @@ def rehearse_rank(request: dict[str, Any], graphs: Path) -> dict[str, Any]:
     return {
         "rank": rank,
         "seconds": seconds,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # Linux counts KiB
         "parameters": {p.name: list(p.shape) for p in step.get_parameters()},
         "layouts": {name: _to_lists(layout) for name, layout in step.parameter_layout_dict.items()},
         "collectives": [dataclasses.asdict(one) for one in collectives(_validated(graphs), plan.mesh.world)],

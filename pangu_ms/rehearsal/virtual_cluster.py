@@ -26,6 +26,7 @@ _INSTANCE = "_ZN9mindspore9MsContext11GetInstanceEv"
 _GET_STRING = "_ZNK9mindspore9MsContext9get_paramISsEERKT_NS_10MsCtxParamE"
 # Length, capacity and reference count: the header before the characters of an old-ABI string.
 _HEADER = struct.Struct("<QQi")
+# The 20 bytes of the header are followed by 4 bytes of padding.
 _HEADER_BYTES = 24
 _kept_alive: list[ctypes.Array] = []
 
@@ -64,6 +65,7 @@ def enter(world: int, rank: int) -> None:
     context.set_context(precompile_only=True)
     _comm_helper.hccl, _comm_helper._HCCL_TEST_AVAILABLE = _Communicator(world, rank), True
     common = _comm_helper.GlobalComm
+    # MindSpore's Python layer then takes communication as initialised, and asks our _Communicator for ranks.
     common.INITED, common.BACKEND, common.WORLD_COMM_GROUP = True, _comm_helper.Backend("hccl"), "hccl_world_group"
     os.environ |= {"RANK_SIZE": str(world), "RANK_ID": str(rank)}
     AutoParallelContext.get_instance().set_hccl_test_avaible(True)  # "avaible" is MindSpore's spelling
@@ -86,7 +88,7 @@ class _Communicator:
         return self.rank % self.get_rank_size(group)
 
     def get_local_rank_id(self, group: str | None = None) -> int:
-        return self.rank % 8
+        return self.rank % 8  # a server has 8 devices
 
     def get_local_rank_size(self, group: str | None = None) -> int:
         return min(8, self.world)
@@ -133,6 +135,7 @@ def _is_old_abi_string(slot: int, text: bytes) -> bool:
 def _old_abi_string(text: bytes) -> int:
     """Allocate a string that is never freed; returns the address of its characters."""
     memory = ctypes.create_string_buffer(_HEADER_BYTES + len(text) + 1)
+    # With so many references libstdc++ never frees the string, whose memory belongs to Python.
     _HEADER.pack_into(memory, 0, len(text), len(text), 100_000)
     ctypes.memmove(ctypes.addressof(memory) + _HEADER_BYTES, text, len(text))
     _kept_alive.append(memory)

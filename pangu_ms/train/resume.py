@@ -23,7 +23,7 @@ FREE_TO_CHANGE = (
     "train.keep_checkpoints",
     "data.order",
 )
-FREE_SECTIONS = ("runtime", "guard", "tokenizer")
+FREE_SECTIONS = ("runtime", "guard", "tokenizer", "offload")  # none of them changes a number
 FREE_WITH_BATCH = (
     "parallel",
     "train.batch_size",

@@ -43,6 +43,7 @@ STATES = ("starting", "running", "stopping", "waiting", "ended")
 STARTING, RUNNING, STOPPING, WAITING, ENDED = STATES
 """Of a job: `waiting` is the pause before a restart. Of a rank: starting, running, ended."""
 
+# Bounds that no real value reaches. A damaged file may hold any number, and code after these checks computes with it.
 _RANK, _STEP, _ATTEMPT, _PID = range(1 << 31), range(1 << 62), range(1 << 31), range(1, 1 << 31)
 _JOB_FORM: Form = {
     "id": (str, int, None),
@@ -131,6 +132,7 @@ class JobDirectory:
         Of an earlier launch only events and logs are kept. Later events belong to the launch with the "id" given here.
         """
         self._launch = description.get("id")
+        # Removed before job.json is replaced: a reader must not take the old status for that of the new job.
         with files.writing(self.path):
             for name in ("status.json", "config.yaml", "rank_table.json"):
                 (self.path / name).unlink(missing_ok=True)

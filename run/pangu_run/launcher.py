@@ -58,6 +58,7 @@ def run_job(job: Job) -> int:
         )
     job.write_rank_table()
     signals = Signals()
+    # The guard must run before the first rank starts.
     with stop_signals.handled(signals.note), orphans.guarded(job.identity):
         return asyncio.run(_lead(job, signals) if job.leads else _follow(job, signals))
 
@@ -80,7 +81,7 @@ def require_alone(directory: JobDirectory) -> None:
     gone = job.get("host") == socket.gethostname() and not psutil.pid_exists(job.get("launcher_pid") or 0)
     deadline = time.monotonic() + (GONE_S if gone else TAKEOVER_S)
     while time.monotonic() < deadline:
-        time.sleep(STATUS_S / 2)
+        time.sleep(STATUS_S / 2)  # a launcher writes its status every STATUS_S
         present = directory.status()
         if present and present["state"] == ENDED:
             return

@@ -51,6 +51,7 @@ def guarded(job: str) -> Iterator[None]:
     left."""
     reader, writer = os.pipe()
     command = python_command("pangu_run.orphans", str(reader), job)
+    # In a session of its own: a signal to the group of this launcher must not end the guard.
     guard = subprocess.Popen(
         command,
         env=python_environment(),
@@ -72,7 +73,7 @@ def main() -> None:
     """Program of the guard process."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)  # a signal sent to all processes of a job must not end the guard
-    os.read(int(sys.argv[1]), 1)
+    os.read(int(sys.argv[1]), 1)  # returns when the launcher, which holds the other end, ends in whatever way
     kill_job_processes(sys.argv[2])
 
 

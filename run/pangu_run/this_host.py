@@ -11,7 +11,7 @@ def addresses() -> list[str]:
     for entries in psutil.net_if_addrs().values():
         for entry in entries:
             if entry.family in (socket.AF_INET, socket.AF_INET6):
-                found.append(entry.address.partition("%")[0])
+                found.append(entry.address.partition("%")[0])  # fe80::1%eth0 is fe80::1 for other hosts
     return found
 
 

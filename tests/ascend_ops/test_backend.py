@@ -363,6 +363,21 @@ def test_on_ascend_installed_kernels_are_taken_but_not_for_bfloat16_on_the_first
     assert operators_on("composed", dtype) == OPERATORS.keys() - builtin - ours
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("soc", BUILTIN)
+def test_explain_for_another_chip_is_what_a_process_with_that_chip_says(monkeypatch, installed, soc, dtype):
+    here, found = ascend_ops.explain(dtype), ascend_ops.explain(dtype, soc)
+    assert backend.soc() == "none" and ascend_ops.explain(dtype) == here  # nothing of it stays
+    on_chip(monkeypatch, soc)
+    assert found == ascend_ops.explain(dtype) != here
+
+
+def test_explain_refuses_a_chip_that_it_does_not_know():
+    with pytest.raises(ascend_ops.OperatorError, match="'ascend920': no such chip; use one of ascend910, ascend910b"):
+        ascend_ops.explain(chip="ascend920")
+    assert backend.soc() == "none"
+
+
 def test_reasons_name_the_chip_and_the_missing_kernel(monkeypatch, installed):
     on_chip(monkeypatch, "ascend910")
     found = ascend_ops.choose("rms_norm").reason.split("; ")

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import foreign, store
-from pangu_ms.cli import convert
+from pangu_ms.checkpoint import convert, foreign, store
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import CheckpointError, OutputError
 from tests.checkpoint.alpha_tensors import foreign_tensors, our_tensors

@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import foreign, store
-from pangu_ms.cli import convert
+from pangu_ms.checkpoint import convert, foreign, store
 from pangu_ms.cli.main import main
 from pangu_ms.models.registry import FAMILIES
 from tests.checkpoint.common import assert_same

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pangu_ms.checkpoint import foreign, store
-from pangu_ms.cli import convert
+from pangu_ms.checkpoint import convert, foreign, store
 from pangu_ms.cli.main import main
 from pangu_ms.core.dtypes import BFLOAT16, bits, cast, to_bfloat16, widened
 from pangu_ms.core.errors import CheckpointError

@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import store
-from pangu_ms.cli import convert
+from pangu_ms.checkpoint import convert, store
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import CheckpointError, ConfigError
 from tests.models.alpha import our_logits

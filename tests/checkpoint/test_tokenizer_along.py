@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pangu_ms.checkpoint import foreign, store
-from pangu_ms.cli import convert
+from pangu_ms.checkpoint import convert, foreign, store
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.data import huggingface_files

@@ -9,8 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from pangu_ms.checkpoint import store
-from pangu_ms.cli import convert
+from pangu_ms.checkpoint import convert, store
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.core.errors import CheckpointError

@@ -22,7 +22,7 @@ class MarkovDecoder:
     def logits(self, tokens):
         return self.table[tokens[-2], tokens[-1]]
 
-    def prefill(self, prompts):
+    def prefill(self, prompts, domains=()):
         self.rows = [list(p) for p in prompts]
         return np.stack([self.logits(row) for row in self.rows])
 

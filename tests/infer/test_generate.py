@@ -65,6 +65,21 @@ def test_a_stop_text_is_cut_off_and_never_streamed(generator):
     assert result.finish_reason == "stop" and len(result.token_ids) < 12
 
 
+def test_beams_end_at_a_stop_text_as_sampling_does(generator):
+    """Neither the text nor the tokens behind it are kept."""
+    plain = generator.generate(PROMPTS[:1], SamplingConfig(max_new_tokens=10, num_beams=2))[0]
+    stop = plain.text[len(plain.text) // 2 : len(plain.text) // 2 + 2]
+    shown = []
+    config = SamplingConfig(max_new_tokens=10, num_beams=2, stop=(stop, "zzz"))
+    result = generator.generate(PROMPTS[:1], config, lambda i, text: shown.append(text))[0]
+    assert result.text == plain.text[: plain.text.index(stop)] == "".join(shown)
+    assert result.finish_reason == "stop" and len(result.token_ids) < len(plain.token_ids)
+    assert result.token_ids == plain.token_ids[: len(result.token_ids)]
+    decode = generator.tokenizer.decode
+    assert stop in decode(list(result.token_ids), continuation=True)
+    assert stop not in decode(list(result.token_ids[:-1]), continuation=True)
+
+
 def test_a_stop_token_ends_one_sequence_and_not_its_neighbours(generator, monkeypatch):
     config = SamplingConfig(max_new_tokens=8, temperature=0)
     plain = generator.generate(PROMPTS, config)

@@ -69,7 +69,7 @@ def test_of_several_prompts_the_one_is_named():
         def require_beams(self, number):
             pass
 
-        def prefill(self, prompts):
+        def prefill(self, prompts, domains=()):
             return np.full((2, 4), np.inf, np.float32)
 
     with pytest.raises(GenerationError, match="prompt 3: the model's logits behind 0 new tokens hold inf"):

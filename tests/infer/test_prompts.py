@@ -10,7 +10,7 @@ from pangu_ms.cli.generate import build_parser, read_prompts
 
 def prompts(*words):
     args = build_parser().parse_args(["run", *words])
-    return read_prompts(args.prompt, args.prompt_file)
+    return read_prompts(args.prompt, args.prompt_file)[0]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_ms.checkpoint import foreign, safetensors_file
-from pangu_ms.cli import convert
+from pangu_ms.checkpoint import convert, foreign, safetensors_file
 from pangu_ms.cli import main as cli
 from pangu_ms.config import dump_config
 from pangu_ms.core import compile_cache, files

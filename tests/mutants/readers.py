@@ -9,7 +9,7 @@ def prompts(file):
     """As `pangu generate` before it loads the checkpoint."""
     from pangu_ms.cli.generate import read_prompts
 
-    print(read_prompts([], Path(file)))
+    print(read_prompts([], Path(file))[0])
 
 
 def state(step):

@@ -264,6 +264,8 @@ def test_making_from_this_hosts_own_words(tmp_path, capsys):
         ),
         (("--hosts", ","), "no host"),
         (("--hosts", "a", "--devices", "1-2-3"), "must be 1 to 16 devices"),
+        (("--hosts", "a", "--devices", "0,1-2-3"), "must be 1 to 16 devices"),  # not device 0 alone
+        (("--hosts", "a", "--devices", "0-9999999999"), "must be 1 to 16 devices"),
         (("--hosts", "a", "--devices", "17"), "must be 1 to 16 devices"),
     ):
         code, _, error = run(capsys, "make", *words)

@@ -47,10 +47,10 @@ def gradient_reader(config, parameters):
         dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer)), parameters
     )
 
-    def read(parameters, batch):
+    def read(parameters, batch, scale=1.0):
         fill(model.trainable_params(), parameters)
         before = arrays(step.optimizer.m)
-        result = step(batch, 0, lr=0.0)
+        result = step(batch, 0, lr=0.0, scale=scale)
         return result, {
             name.removeprefix("adam_m."): 2 * after - before[name] for name, after in arrays(step.optimizer.m).items()
         }
@@ -58,6 +58,6 @@ def gradient_reader(config, parameters):
     return read
 
 
-def gradients_by_step(config, parameters, batch):
+def gradients_by_step(config, parameters, batch, scale=1.0):
     """Result and gradients of one batch."""
-    return gradient_reader(config, parameters)(parameters, batch)
+    return gradient_reader(config, parameters)(parameters, batch, scale)

@@ -94,6 +94,8 @@ class ModelConfig:
     ADDITIONS: ClassVar[dict[str, Any]] = {}
     """Field values that add parts to a model without changing what it computes: the default changes of `pangu model
     upgrade`. Empty if the family has no such parts."""
+    BASE_FAMILY: ClassVar[str] = ""
+    """Family whose checkpoints `pangu model upgrade` turns into models of this family that compute the same."""
     FIELDS_OF_PARTS: ClassVar[dict[str, str]] = {}
     """Maps the beginning of a parameter's name (without its layer's prefix) to the fields that decide whether it
     exists, as text for a message."""
@@ -183,6 +185,11 @@ class ModelConfig:
         """Names of the domains that the model tells apart, in the order of their indices in the extra input "domain";
         empty if the model reads no domain."""
         return ()
+
+    @property
+    def default_domain(self) -> str:
+        """Domain of prompts and texts that name none; empty: the first of `domains`."""
+        return ""
 
     @property
     def dropout(self) -> float:
@@ -348,3 +355,8 @@ def bias(axis: str) -> ParameterSpec:
 def gain(axis: str) -> ParameterSpec:
     """The scale of a norm: 1 at first."""
     return ParameterSpec((axis,), mean=1.0)
+
+
+def stack(axis: str, spec: ParameterSpec) -> ParameterSpec:
+    """A stack of parameters (see stacks.py), each of which is `spec`."""
+    return dataclasses.replace(spec, axes=(axis, *spec.axes))

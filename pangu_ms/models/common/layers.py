@@ -4,6 +4,7 @@ Shapes: B batch, S sequence, Q query positions, K key positions, T = B * Q token
 and values, D head size, A = H * D, F feed-forward, V vocabulary, C cache positions per sequence.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,7 +32,8 @@ def lazy_inlined(block_class: type, cache: "CacheShape | None" = None) -> type:
     """
     if ms.get_context("device_target") != "Ascend" or ascend_ops.is_laid_out() or cache:
         return block_class
-    return type(block_class.__name__, (block_class,), {"__init__": ms.lazy_inline(vars(block_class)["__init__"])})
+    constructor = inspect.getattr_static(block_class, "__init__")  # perhaps that of a parent
+    return type(block_class.__name__, (block_class,), {"__init__": ms.lazy_inline(constructor)})
 
 
 class Operator(nn.Cell):
@@ -83,6 +85,8 @@ class StackedLinear(nn.Cell):
 
     def construct(self, rows, counts_K):
         """`counts` int32 [K] is the number of rows of each expert."""
+        if self.bias is None:
+            return ascend_ops.grouped_matmul(rows, self.weight, counts_K)
         return ascend_ops.grouped_matmul(rows, self.weight, counts_K, self.bias)
 
 

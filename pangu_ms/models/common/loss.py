@@ -13,20 +13,36 @@ def to_tensors(batch: Batch) -> tuple[Tensor, ...]:
 
 
 class TokenLoss(nn.Cell):
-    """Sum of the cross-entropy over the positions that the mask counts, and the number of these positions."""
+    """Sum of the cross-entropy over the positions that the mask counts, and the number of these positions.
+
+    In training a model with an auxiliary loss (see models/registry.py) gets the gradient of
+    sum + number * auxiliary loss, so that the mean has that of cross-entropy + auxiliary loss. The value of the sum
+    stays that of the cross-entropy.
+    """
 
     def __init__(self, model: nn.Cell):
         super().__init__(auto_prefix=False)
-        self.model = model
+        self.model, self.has_auxiliary_loss = model, hasattr(model, "with_auxiliary_loss")
         self.total = ops.ReduceSum()
 
     def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key):
         """ids int32 [B, S+1]; positions, segments int32 and mask float32 [B, S]; the family's extra inputs; the int32
         key that seeds dropout -> (sum of losses, sum of mask), float32 scalars."""
-        key = extra_and_key[-1]
-        logits_BSV = self.model(ids_BS1[:, :-1], positions_BS, segments_BS, key, *extra_and_key[:-1])
+        inputs = (ids_BS1[:, :-1], positions_BS, segments_BS, extra_and_key[-1], *extra_and_key[:-1])
+        count = self.total(mask_BS)
+        if self.training and self.has_auxiliary_loss:
+            logits_BSV, auxiliary = self.model.with_auxiliary_loss(*inputs)
+            return add_gradient_of(self._sum(logits_BSV, ids_BS1, mask_BS), auxiliary * count), count
+        return self._sum(self.model(*inputs), ids_BS1, mask_BS), count
+
+    def _sum(self, logits_BSV, ids_BS1, mask_BS):
         loss_BS = ascend_ops.softmax_cross_entropy(logits_BSV, ids_BS1[:, 1:], mask_BS)
-        return self.total(loss_BS * mask_BS), self.total(mask_BS)
+        return self.total(loss_BS * mask_BS)
+
+
+def add_gradient_of(loss, other):
+    """The value of `loss`, with the gradient of loss + other; both are scalars."""
+    return loss + (other - ops.stop_gradient(other))
 
 
 def mean_loss(total: float, count: float) -> float:

@@ -43,3 +43,26 @@ def members(tensors: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray
             yield from ((member_name(name, i), member) for i, member in enumerate(array))
         else:
             yield name, array
+
+
+def stored_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a checkpoint: of each stack those of its members."""
+    stored: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        if is_stack(name):
+            stored |= {member_name(name, i): shape[1:] for i in range(shape[0])}
+        else:
+            stored[name] = shape
+    return stored
+
+
+def join(tensors: dict[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The inverse of `members`: the tensors of `shapes`, in its order, each stack made of its members where `tensors`
+    lacks the stack itself. Empties `tensors` as it goes, so that members and stacks are not all in memory together."""
+    joined = {}
+    for name, shape in shapes.items():
+        whole = tensors.pop(name, None)
+        joined[name] = (
+            np.stack([tensors.pop(member_name(name, i)) for i in range(shape[0])]) if whole is None else whole
+        )
+    return joined

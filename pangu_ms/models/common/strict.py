@@ -5,6 +5,8 @@ from typing import Any
 
 from pangu_ms.core.errors import CheckpointError
 
+ROUTING_TABLE = ".routing"
+"""End of the names of PanGu-Sigma's tables."""
 _SHOWN = 5  # names listed of each kind
 
 
@@ -19,6 +21,7 @@ def check_names_and_shapes(where: str, tensors: Mapping[str, Any], expected: dic
     Raises:
         CheckpointError: one line that lists missing, unexpected and misshaped tensors.
     """
+    _require_tables(where, tensors, expected)
     both = {name: (tuple(tensors[name].shape), tuple(shape)) for name, shape in expected.items() if name in tensors}
     wrong = {
         "missing": [name for name in expected if name not in tensors],
@@ -32,6 +35,25 @@ def check_names_and_shapes(where: str, tensors: Mapping[str, Any], expected: dic
         raise CheckpointError(
             f"{where}: {found}; names and shapes must be exactly those of the configuration; use the one that belongs"
             " to these weights"
+        )
+
+
+def _require_tables(where: str, tensors: Mapping[str, Any], expected: dict[str, tuple[int, ...]]) -> None:
+    """Name routing tables by what they are: no other file can stand in for one."""
+    for name, shape in expected.items():
+        if not name.endswith(ROUTING_TABLE) or (name in tensors and tuple(tensors[name].shape) == shape):
+            continue
+        if name not in tensors:
+            found = f"holds no routing table {name}, so that nothing says which expert a token goes to"
+        else:
+            domains, vocabulary = tensors[name].shape[0], tensors[name].shape[-1]
+            found = (
+                f"routing table {name} is of {domains} domains and a vocabulary of {vocabulary}, the model has"
+                f" {shape[0]} and {shape[-1]}"
+            )
+        raise CheckpointError(
+            f"{where}: {found}; weights work only with the table that they were trained with; use a checkpoint that has"
+            " it"
         )
 
 

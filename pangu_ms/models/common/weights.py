@@ -14,6 +14,7 @@ import numpy as np
 from pangu_ms.core.dtypes import widened
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.stacks import join, member_name, members
 from pangu_ms.models.common.strict import check_names_and_shapes
 
 Tensors = dict[str, np.ndarray]
@@ -50,7 +51,7 @@ class Format:
     contain."""
 
     rules: Callable[[ModelConfig], list[Rule]]
-    """One rule for each parameter of a model."""
+    """One rule for each parameter of a model, or for each member of a stack (see stacks.py)."""
     aliases: tuple[tuple[str, str], ...] = ()
     """(pattern of a whole name, canonical name that replaces it) for other spellings that are accepted when reading."""
     ignored: tuple[str, ...] = ()
@@ -76,7 +77,7 @@ class Format:
             config: determines the parameters and their shapes.
 
         Returns:
-            Arrays by our names in the model's order; transposed ones are views.
+            Arrays by our names in the model's order; transposed ones are views, stacks of members copies.
 
         Raises:
             CheckpointError: parameters are missing, unexpected, duplicate or of a wrong shape, or a tied copy differs.
@@ -92,7 +93,9 @@ class Format:
                 )
         rules = self._checked_rules(config)
         check_names_and_shapes(where, tensors, {rule.foreign: _transposed_shape(shape, rule) for shape, rule in rules})
-        return {rule.ours: tensors[rule.foreign].T if rule.transpose else tensors[rule.foreign] for _, rule in rules}
+        ours = {rule.ours: tensors.pop(rule.foreign) for _, rule in rules}
+        ours |= {rule.ours: ours[rule.ours].T for _, rule in rules if rule.transpose}
+        return join(ours, config.parameter_shapes())
 
     def to_foreign(self, where: str, tensors: Tensors, config: ModelConfig) -> Tensors:
         """The inverse of `to_ours`, tied copies included where the format writes them; transposed arrays are views.
@@ -101,6 +104,7 @@ class Format:
             CheckpointError: `tensors` are not exactly the parameters of `config`.
         """
         check_names_and_shapes(where, tensors, config.parameter_shapes())
+        tensors = tensors | dict(members(tensors))
         foreign = {}
         for _, rule in self._checked_rules(config):
             foreign[rule.foreign] = tensors[rule.ours].T if rule.transpose else tensors[rule.ours]
@@ -112,11 +116,14 @@ class Format:
         """(our shape, rule) in the model's order."""
         rules = self.rules(config)
         by_name = {rule.ours: rule for rule in rules}
-        shapes, foreign = config.parameter_shapes(), {rule.foreign for rule in rules}
-        assert by_name.keys() == shapes.keys() and len(rules) == len(by_name) == len(foreign), (
-            "table and model disagree"
-        )
-        return [(shape, by_name[name]) for name, shape in shapes.items()]
+        checked = []
+        for name, shape in config.parameter_shapes().items():
+            if name in by_name:
+                checked.append((shape, by_name[name]))
+            else:
+                checked += [(shape[1:], by_name[member_name(name, i)]) for i in range(shape[0])]
+        assert len(checked) == len(rules) == len({rule.foreign for rule in rules}), "table and model disagree"
+        return checked
 
     def _canonical(self, where: str, tensors: Tensors) -> Tensors:
         canonical: Tensors = {}

@@ -3,6 +3,8 @@
 Shapes: see layers.py. A parameter's name is its path here; pangu_ms/models/pi/config.py lists names and shapes.
 """
 
+from typing import Any
+
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
@@ -94,7 +96,7 @@ class Block(nn.Cell):
         self.attention = Attention(config, cache, config.attention_bias)
         self.aug_shortcut = nn.CellList([AugmentedShortcut(config) for _ in range(config.aug_shortcut_branches)])
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.ffn = FeedForward(config)
+        self.ffn = self.network(config)
         self.num_branches, self.shortcut_reads_stream = (
             config.aug_shortcut_branches,
             config.aug_shortcut_input == "stream",
@@ -105,7 +107,16 @@ class Block(nn.Cell):
             ascend_ops.fork(3 + self.num_branches - of_stream),
         )
 
+    def network(self, config: Any) -> nn.Cell:
+        """The cell of the feed-forward network."""
+        return FeedForward(config)
+
     def construct(self, x_BSE, segments_BS, slots_BS, cos_sin_BSD):
+        normed_BSE, x_BSE = self.attend(x_BSE, segments_BS, slots_BS, cos_sin_BSD)
+        return ascend_ops.add_to_stream(x_BSE, self.ffn(normed_BSE))
+
+    def attend(self, x_BSE, segments_BS, slots_BS, cos_sin_BSD):
+        """Attention and shortcuts with the residual connection: (what the feed-forward network reads, the stream)."""
         streams = self.fork_stream(x_BSE)
         normed = self.fork_normed(self.attention_norm(streams[0]))
         y_BSE = self.attention(normed[0], normed[1], normed[2], segments_BS, slots_BS, slots_BS, None, cos_sin_BSD)
@@ -113,8 +124,7 @@ class Block(nn.Cell):
             y_BSE = ascend_ops.add_to_stream(
                 y_BSE, self.aug_shortcut[i](streams[2 + i] if self.shortcut_reads_stream else normed[3 + i])
             )
-        normed_BSE, x_BSE = self.ffn_norm.after_sum(y_BSE, streams[1])
-        return ascend_ops.add_to_stream(x_BSE, self.ffn(normed_BSE))
+        return self.ffn_norm.after_sum(y_BSE, streams[1])
 
 
 class PanguPi(nn.Cell):
@@ -125,13 +135,17 @@ class PanguPi(nn.Cell):
         super().__init__()
         self.dtype = getattr(ms, config.compute_dtype)
         self.word_embedding = Embedding(config.vocab_size, config.hidden_size)
-        repeated_block = lazy_inlined(Block, cache)
+        repeated_block = lazy_inlined(self.block_class(), cache)
         self.blocks = nn.CellList([repeated_block(config, cache) for _ in range(config.num_layers)])
         self.final_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
         self.product_with_table = Logits()
         self.cos_sin_SD = Tensor(ascend_ops.rotary_table(config.seq_length, config.head_dim, config.rope_theta))
         self.cast, self.pick_last = ops.Cast(), ops.GatherNd()
+
+    def block_class(self) -> type[Block]:
+        """The class of the layers."""
+        return Block
 
     def embed(self, ids_BS):
         """The embeddings, which are the input of the first layer: [B, S, E]."""

@@ -15,8 +15,7 @@ from pangu_ms.models.common.config_json import own_activation, require_understoo
 from pangu_ms.models.common.weights import MINDFORMERS, Format, Rule
 from pangu_ms.models.pi.config import PiConfig
 
-# Pattern of our name -> foreign name; the first pattern that matches is used, so the order matters.
-_HUGGINGFACE = {
+NAMES = {
     r"word_embedding\.": "model.embed_tokens.",
     r"final_norm\.": "model.norm.",
     r"head\.": "lm_head.",
@@ -28,9 +27,9 @@ _HUGGINGFACE = {
     r"blocks\.(\d+)\.ffn\.siaf": r"model.layers.\1.mlp.siaf",
     r"blocks\.(\d+)\.ffn\.(\w+)\.": r"model.layers.\1.mlp.\2_proj.",  # gate, up, down
 }
+"""Pattern of our name -> foreign name; the first pattern that matches is used, so the order matters."""
 
-# Keys of config.json -> our fields.
-_FIELDS = {
+FIELDS = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "num_hidden_layers": "num_layers",
@@ -45,6 +44,7 @@ _FIELDS = {
     "attention_bias": "attention_bias",
     "tie_word_embeddings": "tie_word_embeddings",
 }
+"""Keys of config.json -> our fields."""
 _ADDITIONS = tuple(name for name in PiConfig.__dataclass_fields__ if name.startswith(("siaf_", "aug_shortcut_")))
 _PLAIN = {"siaf_terms": 1, "aug_shortcut_branches": 0}
 _LLAMA, _OPENPANGU, _PANGU_PI = "llama", ("PanguEmbedded", "openpangu_dense"), "pangu_pi"
@@ -60,17 +60,19 @@ _CHANGES_THE_FUNCTION = {
     "pretraining_tp": 1,
     "partial_rotary_factor": 1,
 }  # keys that must be absent, null or this
-_ROPE = ("rope_parameters", "rope_scaling")  # keys for theta and scaling: transformers 5 | earlier versions
+ROPE = ("rope_parameters", "rope_scaling")
+"""Keys of config.json for theta and scaling: transformers 5 | earlier versions."""
 _ROPE_KINDS = ("rope_type", "type")  # "type" before transformers 4.43
 _UNSCALED = {"factor": 1, "partial_rotary_factor": 1}
 
 
 def _huggingface(config: ModelConfig) -> list[Rule]:
-    return [Rule(name, _foreign(name)) for name in config.parameters()]
+    return [Rule(name, foreign_name(name, NAMES)) for name in config.parameters()]
 
 
-def _foreign(name: str) -> str:
-    for pattern, replacement in _HUGGINGFACE.items():
+def foreign_name(name: str, patterns: dict[str, str]) -> str:
+    """The foreign name of one of our parameters by a table like `NAMES`."""
+    for pattern, replacement in patterns.items():
         if re.match(pattern, name):
             return re.sub(rf"\A{pattern}", replacement, name)
     raise AssertionError(f"{name} has no foreign name")
@@ -87,30 +89,30 @@ def read_config(where: str, tree: dict[str, Any]) -> dict[str, Any]:
         CheckpointError: the model computes something that is not supported here.
     """
     kind = tree["model_type"]
-    tree = {key: value for key, value in tree.items() if value is not None} | _theta(where, tree)
+    tree = {key: value for key, value in tree.items() if value is not None} | read_theta(where, tree)
     for key, harmless in _CHANGES_THE_FUNCTION.items():
         if tree.get(key) not in (None, harmless):
             raise CheckpointError(
                 f"{where}: {key}={tree[key]!r}: must be {json.dumps(harmless)}; such a model is not supported"
             )
-    known = {*_FIELDS, "bias", "rope_theta", *_CHANGES_THE_FUNCTION, *_ROPE, *(_ADDITIONS if kind == _PANGU_PI else ())}
+    known = {*FIELDS, "bias", "rope_theta", *_CHANGES_THE_FUNCTION, *ROPE, *(_ADDITIONS if kind == _PANGU_PI else ())}
     require_understood(where, tree, known)
     tree = ({"attention_bias": tree["bias"]} if "bias" in tree else {}) | tree  # bias: openPangu's key
-    fields = _DEFAULTS[kind] | {ours: tree[theirs] for theirs, ours in _FIELDS.items() if tree.get(theirs) is not None}
+    fields = _DEFAULTS[kind] | {ours: tree[theirs] for theirs, ours in FIELDS.items() if tree.get(theirs) is not None}
     if "hidden_act" in fields:
         fields["hidden_act"] = own_activation(fields["hidden_act"])
     additions = {name: tree[name] for name in _ADDITIONS if name in tree} if kind == _PANGU_PI else _PLAIN
     return {"family": "pi"} | fields | additions
 
 
-def _theta(where: str, tree: dict[str, Any]) -> dict[str, Any]:
+def read_theta(where: str, tree: dict[str, Any]) -> dict[str, Any]:
     """The rope_theta of a config.json, whichever key holds it.
 
     Raises:
         CheckpointError: positions are scaled, or two places name different values.
     """
     found = {"rope_theta": tree["rope_theta"]} if tree.get("rope_theta") is not None else {}
-    for key in _ROPE:
+    for key in ROPE:
         rope = tree.get(key) or {}
         if not isinstance(rope, dict) or _is_scaled(rope):
             raise CheckpointError(
@@ -141,22 +143,23 @@ def write_config(config: PiConfig) -> dict[str, Any]:
     """The config.json of a model: in LLaMA's form if the model is a plain LLaMA, otherwise with our additional keys,
     which no other program knows."""
     plain = all(getattr(config, name) == value for name, value in _PLAIN.items())
-    tree = {theirs: getattr(config, ours) for theirs, ours in _FIELDS.items()}
+    tree = {theirs: getattr(config, ours) for theirs, ours in FIELDS.items()}
     tree["hidden_act"] = written_activation(config.hidden_act)
     tree |= {"model_type": _LLAMA, "architectures": ["LlamaForCausalLM"]} if plain else {"model_type": _PANGU_PI}
     return tree | ({} if plain else {name: getattr(config, name) for name in _ADDITIONS})
 
 
-def _tied(config: ModelConfig) -> dict[str, str]:
-    tied = "head.weight" not in config.parameters()
-    return {"lm_head.weight": "model.embed_tokens.weight"} if tied else {}
+def tied(config: ModelConfig) -> dict[str, str]:
+    """See Format.copies: the head, unless the model has one of its own."""
+    is_tied = "head.weight" not in config.parameters()
+    return {"lm_head.weight": "model.embed_tokens.weight"} if is_tied else {}
 
 
 FORMATS = {
     "huggingface": Format(
         _huggingface,
         ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
-        copies=_tied,
+        copies=tied,
         writes_copies=False,  # transformers ties the head itself
         model_types=tuple(_DEFAULTS),
         read_config=read_config,

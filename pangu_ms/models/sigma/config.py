@@ -11,7 +11,7 @@ from pydantic.dataclasses import dataclass
 
 from pangu_ms.core.fields import STRICT, Int, require, require_not_negative
 from pangu_ms.models.alpha.config import AlphaConfig
-from pangu_ms.models.common.config import Activation, ExtraInput, ParameterSpec
+from pangu_ms.models.common.config import Activation, ExtraInput, ParameterSpec, stack
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +27,8 @@ class SigmaConfig(AlphaConfig):
     token id goes in each layer. Nothing of this is learned: no gate, no balance loss, no dropped token. The layout is
     (num_dense_layers, number of sparse layers, num_experts, groups): without sparse layers the model is PanGu-alpha.
     """
+
+    BASE_FAMILY = "alpha"
 
     family: Literal["sigma"] = "sigma"  # type: ignore[assignment]
     """Model family: a folder of pangu_ms/models. Every config states it."""
@@ -58,6 +60,10 @@ class SigmaConfig(AlphaConfig):
     Layers). A checkpoint keeps its table."""
     routing_seed: Int = 1
     """Seed of the routing table; each layer and domain draws its own."""
+    trainable: Literal["all", "experts"] = "all"
+    """experts: only experts and embedding slots train, each by the tokens of its own domains; all that domains share
+    keeps its values, the only word table of a model without slots included. Then training on one domain leaves what the
+    model computes for domains of other groups and slots as it is, bit for bit (with optimizer.lazy_experts)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,22 +172,28 @@ class SigmaConfig(AlphaConfig):
         """See ModelConfig: the four parameters of a sparse layer's network are stacks of those of alpha's."""
         specs = super().layer_parameters(layer)
         if layer not in self.sparse_layers:
-            return specs
+            return self._frozen(specs)
         dense = {name: specs.pop(name) for name in list(specs) if name.startswith("ffn.")}
-        stacks = {name.replace("ffn.", "ffn.experts."): _stack("expert", spec) for name, spec in dense.items()}
-        return specs | {"ffn.routing": table("domain", "token")} | stacks
+        stacks = {name.replace("ffn.", "ffn.experts."): stack("expert", spec) for name, spec in dense.items()}
+        return self._frozen(specs) | {"ffn.routing": table("domain", "token")} | stacks
 
     def outer_parameters(self) -> tuple[dict[str, ParameterSpec], dict[str, ParameterSpec]]:
         """See ModelConfig."""
         before, behind = super().outer_parameters()
         if self.num_slots == 1:
-            return before, behind
+            return self._frozen(before), self._frozen(behind)
         word = before.pop("word_embedding.weight")
         slotted = {
             "word_embedding.slot_of_domain": table("domain"),
-            "word_embedding.slots.weight": _stack("slot", word),
+            "word_embedding.slots.weight": stack("slot", word),
         }
-        return slotted | before, behind
+        return slotted | self._frozen(before), self._frozen(behind)
+
+    def _frozen(self, shared: dict[str, ParameterSpec]) -> dict[str, ParameterSpec]:
+        """Parameters that all domains share."""
+        if self.trainable == "all":
+            return shared
+        return {name: dataclasses.replace(spec, trainable=False) for name, spec in shared.items()}
 
     def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
         """See ModelConfig."""
@@ -244,17 +256,12 @@ class SigmaConfig(AlphaConfig):
 
     def fields_free_in_students(self) -> set[str]:
         """See ModelConfig."""
-        return super().fields_free_in_students() | {"routing_mode", "routing_seed", "default_domain"}
+        return super().fields_free_in_students() | {"routing_mode", "routing_seed", "default_domain", "trainable"}
 
 
 def table(*axes: str) -> ParameterSpec:
     """A table of integers, which training does not change."""
     return ParameterSpec(axes, trainable=False, dtype="int32")
-
-
-def _stack(axis: str, spec: ParameterSpec) -> ParameterSpec:
-    """A stack of parameters (models/common/stacks.py)."""
-    return ParameterSpec((axis, *spec.axes), mean=spec.mean, std=spec.std, decay=spec.decay, trainable=spec.trainable)
 
 
 CONFIG = SigmaConfig

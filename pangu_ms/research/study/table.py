@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pangu_ms.core.table import table_lines
 from pangu_ms.research.study.ablation import REFERENCES
 from pangu_ms.research.study.compare import ERRORS
 
@@ -23,12 +24,8 @@ def ablation_table(results: dict[str, Any]) -> str:
         "ratio",
         "quartiles",
     ]
-    rows = [head] + [_row(name, variant, references) for name, variant in variants.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
-        lines.append("  ".join(cells))
+    rows = [_row(name, variant, references) for name, variant in variants.items()]
+    lines = table_lines(head, rows, "<" + ">" * (len(head) - 1))
     return "\n".join([*lines, "", *_notes(results, len(seeds))])
 
 

@@ -31,14 +31,9 @@ class OffloadedModel(ReplicatedModel):
         """Build the model with room for the experts of any batch of the run.
 
         Raises:
-            ConfigError: the job has several processes, or the host has too little memory.
+            ConfigError: the host has too little memory.
             OutputError: the disk of offload.directory has too little room.
         """
-        if config.parallel.world > 1:
-            raise ConfigError(
-                "offload.experts: experts are in the memory of one process; the plan has"
-                f" {config.parallel.world} ranks; use one, or switch it off"
-            )
         self.config, self.ranks = config, Replicas.join(config)
         self.sizes = room_for_batches(config, loader)
         small = config.model.with_members(self.sizes)

@@ -1,17 +1,18 @@
 """`pangu doctor`: check this host before a job, and report each fault with its fix."""
 
 import argparse
-import json
 import os
 import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from pangu_ms.core.console import printable, raw
 from pangu_ms.core.errors import LaunchError, RankTableError
-from pangu_ms.core.parser import Parser
+from pangu_ms.core.parser import Parser, RawHelp
+from pangu_ms.core.table import print_json
 from pangu_run.cli.options import PORTS, host_names, require_between
 from pangu_run.doctor import clock, devices, environment, fabric, hccl, hosts, machine, network, plan, storage, versions
 from pangu_run.doctor.check import FAIL, OK, WARN, Line, run_check
@@ -36,16 +37,9 @@ If --output DIR is on a shared disk, run the doctor on every server: each run wr
 compares its host with the files that exist."""
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, except for options whose help says what happens without them."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
-
-
 def build_parser() -> Parser:
     """The parser of the verb."""
-    parser = Parser("pangu doctor", description=__doc__, epilog=_EPILOG, formatter_class=_Help)
+    parser = Parser("pangu doctor", description=__doc__, epilog=_EPILOG, formatter_class=RawHelp)
     parser.add_argument("overrides", nargs="*", help="overrides of --config, such as parallel.data_parallel=8")
     parser.add_argument("--rank-table", help="compare this host and its devices with a rank table (default: none)")
     parser.add_argument(
@@ -91,12 +85,16 @@ def main(argv: list[str]) -> int:
     lines = {}
     for kind, found in examine(site_of(options)):
         lines[kind] = found
+        # Printed kind by kind, since a check may take up to a minute.
         if not options.json and found:
             colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
             print(pretty(kind, found, colour), file=raw(sys.stdout), flush=True)
     levels = [line.level for found in lines.values() for line in found]
     counts = {level: levels.count(level) for level in (OK, WARN, FAIL)}
-    print(as_json(lines, counts) if options.json else ", ".join(f"{count} {level}" for level, count in counts.items()))
+    if options.json:
+        print_json(as_json(lines, counts), ensure_ascii=False)
+    else:
+        print(", ".join(f"{count} {level}" for level, count in counts.items()))
     return EXIT_FAILED if counts[FAIL] else 0
 
 
@@ -143,9 +141,7 @@ def pretty(kind: str, lines: list[Line], colour: bool) -> str:
     return "\n".join(shown)
 
 
-def as_json(lines: dict[str, list[Line]], counts: dict[str, int]) -> str:
+def as_json(lines: dict[str, list[Line]], counts: dict[str, int]) -> dict[str, Any]:
     """All lines, and how many of each level."""
     rows = [{"kind": kind, **vars(line)} for kind, found in lines.items() for line in found]
-    return json.dumps(
-        {"host": socket.gethostname(), "time": time.time(), "counts": counts, "lines": rows}, ensure_ascii=False
-    )
+    return {"host": socket.gethostname(), "time": time.time(), "counts": counts, "lines": rows}

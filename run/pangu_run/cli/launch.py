@@ -12,7 +12,6 @@ PANGU_JOB_SECRET authenticates the launchers of several hosts to each other: set
 
 import argparse
 import difflib
-import json
 import shlex
 import subprocess
 import sys
@@ -21,9 +20,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pangu_ms.core import parser as arguments
-from pangu_ms.core.console import show, tell
+from pangu_ms.core.console import tell
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.isolated import python_command, python_environment
+from pangu_ms.core.parser import RawHelp
+from pangu_ms.core.table import print_result
 from pangu_run.cli.options import MAX_S, MIN_S, PORTS, host_names, require_between
 from pangu_run.job.job import DeviceAssignment, Job, Limits
 from pangu_run.job.secret import job_secret, require_long
@@ -56,7 +57,7 @@ class Parser(arguments.Parser):
 def main(argv: list[str]) -> int:
     """Entry of the verb."""
     args = parse(argv)
-    if {"-h", "--help"} & set(args.argv):
+    if {"-h", "--help"} & set(args.argv):  # behind `train`: its own help, which only the program itself can show
         return subprocess.call(python_command("pangu_ms", args.verb, "--help"), env=python_environment())
     return launch(args)
 
@@ -65,6 +66,7 @@ def launch(args: argparse.Namespace) -> int:
     """Determine the ranks of this host, and run them."""
     require_long(job_secret())
     options = program_options(args)
+    # The program is asked twice: its placement says which host this is, and only the first host prepares records.
     table, here = cluster(args, placement(args.argv, *options))
     leads = here == 0 and not args.dry_run  # the first host prepares records, and checks the directory
     described = describe(
@@ -74,111 +76,73 @@ def launch(args: argparse.Namespace) -> int:
     if args.dry_run:
         if described.unchecked:
             _say(f"not checked here: {', '.join(described.unchecked)}")
-        show(json.dumps(plan(job)) if args.json else plan_table(job))
+        print_result(plan(job), plan_table(job), args.json)
         return 0
     return run_job(job)
 
 
 def build_parser() -> Parser:
     """The parser of the verb: launch options, then the verb that ranks run and its arguments."""
-    parser = Parser(prog="pangu launch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    where = parser.add_argument_group("where ranks run (default: this host)")
-    where.add_argument(
-        "--rank-table",
-        type=Path,
-        metavar="FILE",
-        help="rank table; ranks are assigned to its devices in the plan's order",
-    )
-    where.add_argument(
-        "--wait-table",
-        type=float,
-        default=0,
-        metavar="S",
-        help="seconds to wait for a table that is not completed yet (default: %(default)s)",
-    )
-    where.add_argument("--hosts", metavar="A,B", help="hosts without a rank table; the first one leads")
-    where.add_argument(
-        "--server-id",
-        metavar="ID",
-        help="this host's name in the table or in --hosts (default: found by its addresses)",
-    )
-    where.add_argument("--device", choices=("cpu", "ascend"), help="default: the configuration's runtime.device")
-    where.add_argument("--num-ranks", type=int, metavar="N", help="ranks of a CPU job: parallel.data_parallel=N")
-    where.add_argument(
-        "--smoke",
-        action="store_true",
-        help="try a cluster's configuration on this CPU: a smaller model, a few steps, 2 ranks",
-    )
-    start = parser.add_argument_group("how they start")
-    start.add_argument(
-        "--start",
-        choices=("rank-table", "cluster"),
-        help="how ranks find each other on Ascend (default: rank-table if one is given, else cluster)",
-    )
-    start.add_argument(
-        "--master-address",
-        metavar="HOST",
-        help="address of the first host (default: its name in the table or in --hosts)",
-    )
-    start.add_argument(
-        "--master-port",
-        type=int,
-        default=8118,
-        metavar="P",
-        help="port of MindSpore's scheduler; the leader uses the next one (default: %(default)s)",
-    )
-    start.add_argument(
-        "--bind",
-        choices=("numa", "none"),
-        help="bind ranks to cores of their NUMA node (default: numa on Ascend, none on CPU)",
-    )
-    start.add_argument("--dry-run", action="store_true", help="print what would start, rank by rank")
-    start.add_argument(
-        "--skip-paths",
-        action="store_true",
-        help="with --dry-run: do not check records, checkpoint and output, on a node that does not have them",
-    )
-    start.add_argument("--json", action="store_true", help="with --dry-run: machine-readable output")
-    watch = parser.add_argument_group("how they are watched")
-    watch.add_argument(
-        "--max-restarts",
-        type=int,
-        default=0,
-        metavar="N",
-        help="number of restarts from the last valid checkpoint after failures (default: %(default)s)",
-    )
-    _seconds(
-        watch, "--backoff", DEFAULTS.backoff_s, "seconds before the first restart, doubled before each further one"
-    )
-    _seconds(
-        watch,
-        "--hang-timeout",
-        DEFAULTS.hang_s,
-        "end the job if a rank that is not waiting for others sends no heartbeat for so many seconds",
-    )
-    _seconds(
-        watch,
-        "--start-timeout",
-        DEFAULTS.start_s,
-        "the same, until the end of a rank's first step, which includes compilation",
-    )
-    _seconds(
-        watch, "--stop-timeout", DEFAULTS.stop_s, "seconds for the running step and the checkpoint after a stop signal"
-    )
-    _seconds(watch, "--host-timeout", DEFAULTS.host_s, "seconds to wait for the launchers of the other hosts")
-    _seconds(watch, "--grace", DEFAULTS.grace_s, "seconds for ranks to end by themselves after another one failed")
-    watch.add_argument(
-        "--stream",
-        default="0",
-        metavar="RANK",
-        help="the rank whose output the terminal shows, or none (default: %(default)s)",
-    )
-    watch.add_argument(
-        "--job-dir", type=Path, metavar="DIR", help="directory of logs, events and status (default: OUTPUT/job)"
-    )
+    parser = Parser(prog="pangu launch", description=__doc__, formatter_class=RawHelp)
+    _add_where(parser.add_argument_group("where ranks run (default: this host)"))
+    _add_start(parser.add_argument_group("how they start"))
+    _add_watch(parser.add_argument_group("how they are watched"))
     parser.add_argument("verb", metavar="train", help="the verb to run")
+    # REMAINDER leaves options behind the verb to it, those that the launcher has too (--device, --json) included.
     parser.add_argument("argv", nargs=argparse.REMAINDER, metavar="...", help="its options: see `pangu train --help`")
     return parser
+
+
+def _add_where(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say where ranks run."""
+    text = "rank table; ranks are assigned to its devices in the plan's order"
+    group.add_argument("--rank-table", type=Path, metavar="FILE", help=text)
+    text = "seconds to wait for a table that is not completed yet"
+    group.add_argument("--wait-table", type=float, default=0, metavar="S", help=text)
+    group.add_argument("--hosts", metavar="A,B", help="hosts without a rank table; the first one leads")
+    text = "this host's name in the table or in --hosts (default: found by its addresses)"
+    group.add_argument("--server-id", metavar="ID", help=text)
+    group.add_argument("--device", choices=("cpu", "ascend"), help="default: the configuration's runtime.device")
+    group.add_argument("--num-ranks", type=int, metavar="N", help="ranks of a CPU job: parallel.data_parallel=N")
+    text = "try a cluster's configuration on this CPU: a smaller model, a few steps, 2 ranks"
+    group.add_argument("--smoke", action="store_true", help=text)
+
+
+def _add_start(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say how ranks start."""
+    text = "how ranks find each other on Ascend (default: rank-table if one is given, else cluster)"
+    group.add_argument("--start", choices=("rank-table", "cluster"), help=text)
+    text = "address of the first host (default: its name in the table or in --hosts)"
+    group.add_argument("--master-address", metavar="HOST", help=text)
+    text = "port of MindSpore's scheduler; the leader uses the next one"
+    group.add_argument("--master-port", type=int, default=8118, metavar="P", help=text)
+    text = "bind ranks to cores of their NUMA node (default: numa on Ascend, none on CPU)"
+    group.add_argument("--bind", choices=("numa", "none"), help=text)
+    group.add_argument("--dry-run", action="store_true", help="print what would start, rank by rank")
+    text = "with --dry-run: do not check records, checkpoint and output, on a node that does not have them"
+    group.add_argument("--skip-paths", action="store_true", help=text)
+    group.add_argument("--json", action="store_true", help="with --dry-run: machine-readable output")
+
+
+def _add_watch(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say how ranks are watched and started again."""
+    text = "number of restarts from the last valid checkpoint after failures"
+    group.add_argument("--max-restarts", type=int, default=0, metavar="N", help=text)
+    hang = "end the job if a rank that is not waiting for others sends no heartbeat for so many seconds"
+    start = "the same, until the end of a rank's first step, which includes compilation"
+    for name, default, text in (
+        ("--backoff", DEFAULTS.backoff_s, "seconds before the first restart, doubled before each further one"),
+        ("--hang-timeout", DEFAULTS.hang_s, hang),
+        ("--start-timeout", DEFAULTS.start_s, start),
+        ("--stop-timeout", DEFAULTS.stop_s, "seconds for the running step and the checkpoint after a stop signal"),
+        ("--host-timeout", DEFAULTS.host_s, "seconds to wait for the launchers of the other hosts"),
+        ("--grace", DEFAULTS.grace_s, "seconds for ranks to end by themselves after another one failed"),
+    ):
+        group.add_argument(name, type=float, default=default, metavar="S", help=f"{text} (default: %(default)g)")
+    text = "the rank whose output the terminal shows, or none"
+    group.add_argument("--stream", default="0", metavar="RANK", help=text)
+    text = "directory of logs, events and status (default: OUTPUT/job)"
+    group.add_argument("--job-dir", type=Path, metavar="DIR", help=text)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -224,10 +188,6 @@ def require_sound(args: argparse.Namespace) -> None:
         require_between(f"--{name.replace('_', '-')}", getattr(args, name), least, most)
 
 
-def _seconds(group: Any, name: str, default: float, text: str) -> None:
-    group.add_argument(name, type=float, default=default, metavar="S", help=f"{text} (default: %(default)g)")
-
-
 def program_options(args: argparse.Namespace) -> list[str]:
     """Launch options that are passed on to the program; see program.describe."""
     options = ["--smoke"] if args.smoke else []
@@ -257,6 +217,7 @@ def cluster(args: argparse.Namespace, program: Program) -> tuple[RankTable, int]
     here = table.this_server(args.server_id) if len(table.servers) > 1 or args.rank_table else 0
     if program.device == CPU and len(table.servers) > 1:
         require_one_machine(master_address(args, table))
+    # The plan's order puts the heaviest traffic inside servers, which is of no use to CPU ranks of one machine.
     return table.ordered(in_order if program.device == CPU else program.placement), here
 
 
@@ -312,6 +273,7 @@ def job_of(args: argparse.Namespace, program: Program, table: RankTable, here: i
         DeviceAssignment(rank, server.server_id, device.device_id) for rank, (server, device) in table.ranks().items()
     ]
     on_cpu, several = program.device == CPU, len(table.servers) > 1
+    # CPU ranks read no rank table: they meet through MindSpore's scheduler.
     start: Literal["cluster", "rank-table"] = "rank-table" if args.rank_table and not on_cpu else "cluster"
     if args.start and not on_cpu:
         start = args.start

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from pangu_ms.core.console import raw, show, tell
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.table import print_json
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.log_errors import SCHEDULER, DistinctError, distinct_errors, failure_summary
 from pangu_run.report.log_lines import follow, rotated, tail
@@ -22,13 +22,12 @@ COUNTER_S = 1.0
 
 def build_parser() -> Parser:
     """The parser of the verb."""
-    parser = Parser(prog="pangu logs", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu logs", description=__doc__)
     parser.add_argument("dir", metavar="DIR", help="--output of a `pangu launch`, or the job directory in it")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--rank",
         metavar="N",
-        default=argparse.SUPPRESS,
         help=f"rank whose log is shown, or {SCHEDULER!r}; without it: the rank that failed first, else 0",
     )
     which.add_argument(
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> int:
     directory = JobDirectory.find(args.dir)
     if args.errors:
         return show_errors(directory, args.lines, args.json)
-    return show_log(directory, getattr(args, "rank", None), args.lines, args.follow, args.json)
+    return show_log(directory, args.rank, args.lines, args.follow, args.json)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -83,12 +82,8 @@ def show_log(directory: JobDirectory, rank: str | None, count: int, following: b
         )
     lines = follow(log, lambda: is_over(directory), count if written else 0) if following else tail(log, count, began)
     if as_json:
-        print(
-            json.dumps(
-                {"rank": owner if owner == SCHEDULER else int(owner), "log": str(log), "lines": lines},
-                ensure_ascii=False,
-            )
-        )
+        result = {"rank": owner if owner == SCHEDULER else int(owner), "log": str(log), "lines": lines}
+        print_json(result, ensure_ascii=False)
         return 0
     tell(f"{log}:")
     for line in lines:
@@ -119,17 +114,8 @@ def show_errors(directory: JobDirectory, limit: int, as_json: bool) -> int:
     errors, unread = distinct_errors(directory, failure, Counter("reading logs"))
     shown = errors[: limit or None]
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "cause": failure,
-                    "errors": [_as_json(error) for error in shown],
-                    "distinct": len(errors),
-                    "unread": unread,
-                },
-                ensure_ascii=False,
-            )
-        )
+        rows = [_as_json(error) for error in shown]
+        print_json({"cause": failure, "errors": rows, "distinct": len(errors), "unread": unread}, ensure_ascii=False)
         return 0
     if failure:
         show(f"first cause, at {clock(failure['time'])}: {failure_summary(failure)}")

@@ -1,6 +1,6 @@
 """`pangu manifest docker`: a Dockerfile."""
 
-from pangu_run.cli.manifest_options import NOTHING, ManifestParser, deliver, run_of
+from pangu_run.cli.manifest_options import ManifestParser, deliver, run_of
 from pangu_run.manifest import docker
 from pangu_run.manifest.plan import FIRST, image, plan_of
 
@@ -10,9 +10,7 @@ def build_parser() -> ManifestParser:
     parser = ManifestParser("docker", docker.__doc__, output_dir="/output")
     ascend = docker.ASCEND_BASE.format(product="910b")
     bases = f"{ascend}, or -910- where runtime.chip is {FIRST}; for the CPU {docker.CPU_BASE}"
-    parser.add_argument(
-        "--base", metavar="IMAGE", default=NOTHING, help=f"base image with apt-get and Python; default: {bases}"
-    )
+    parser.add_argument("--base", metavar="IMAGE", help=f"base image with apt-get and Python; default: {bases}")
     parser.add_argument("--mindspore", default=docker.MINDSPORE, metavar="VERSION", help="version to install")
     parser.add_argument(
         "--mindformers",

@@ -1,6 +1,6 @@
 """`pangu manifest modelarts`: the boot file of a ModelArts training job."""
 
-from pangu_run.cli.manifest_options import NOTHING, ManifestParser, deliver, run_of
+from pangu_run.cli.manifest_options import ManifestParser, deliver, run_of
 from pangu_run.manifest import modelarts
 from pangu_run.manifest.plan import plan_of, require_ascend
 
@@ -21,7 +21,7 @@ def build_parser() -> ManifestParser:
         "--mount",
         action="append",
         metavar="HOST:PATH",
-        default=NOTHING,
+        default=[],
         help="directory HOST of this machine is PATH in the job; for --config",
     )
     return parser

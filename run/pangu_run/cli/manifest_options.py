@@ -1,7 +1,6 @@
 """Options that all kinds of manifests have, and the output of the finished text."""
 
 import argparse
-import json
 import re
 import shlex
 import sys
@@ -15,6 +14,7 @@ from pangu_ms.core.console import show, tell
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.isolated import JOB_SECRET
 from pangu_ms.core.parser import NewFile
+from pangu_ms.core.table import print_json
 from pangu_run.cli.options import MAX_S, PORTS, require_between
 from pangu_run.manifest.plan import FIRST, Plan
 from pangu_run.manifest.run import Run
@@ -24,8 +24,6 @@ UNCONFIRMED = (
     "MindSpore documents the 910B and its successors from 2.7 on; whether it still runs on the first 910 is"
     " unconfirmed: try one device first"
 )
-NOTHING = argparse.SUPPRESS
-"""Default of an option whose help already says what happens without it, so that no "(default: None)" is shown."""
 
 
 class ManifestParser(arguments.Parser):
@@ -38,70 +36,46 @@ class ManifestParser(arguments.Parser):
             description: a description of the manifest.
             output_dir: default of --output-dir; None makes the option required.
         """
-        super().__init__(
-            prog=f"pangu manifest {kind}",
-            description=description,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        run, own = self.add_argument_group("the run"), self.add_argument_group("the manifest")
-        run.add_argument("--config", required=True, metavar="NAME", default=NOTHING, help="YAML file or shipped config")
-        run.add_argument(
-            "overrides",
-            nargs="*",
-            metavar="section.field=value",
-            default=NOTHING,
-            help="override a field, e.g. train.steps=100",
-        )
+        super().__init__(prog=f"pangu manifest {kind}", description=description)
+        self._add_run(output_dir)
+        self._add_job()
+        self._add_manifest()
+
+    def _add_run(self, output_dir: str | None) -> None:
+        """Add the options that say what `pangu train` does."""
+        run = self.add_argument_group("the run")
+        run.add_argument("--config", required=True, metavar="NAME", help="YAML file or shipped config")
+        text = "override a field, e.g. train.steps=100"
+        run.add_argument("overrides", nargs="*", metavar="section.field=value", help=text)
         run.add_argument(
             "--output-dir",
             metavar="DIR",
             required=output_dir is None,
-            default=output_dir or NOTHING,
+            default=output_dir,
             help="the run's directory, as the job sees it",
         )
-        run.add_argument(
-            "--data",
-            metavar="RECORDS",
-            default=NOTHING,
-            help="records, as the job sees them; default: data.records of the config",
-        )
-        run.add_argument(
-            "--init-from",
-            metavar="CHECKPOINT",
-            default=NOTHING,
-            help="weights that the run starts from, as the job sees them",
-        )
-        run.add_argument(
-            "--max-restarts",
-            type=int,
-            default=3,
-            metavar="N",
-            help="number of restarts by the launcher, from the last valid checkpoint",
-        )
-        run.add_argument(
-            "--master-port",
-            type=int,
-            default=8118,
-            metavar="PORT",
-            help="port of MindSpore's scheduler; the launchers use the next one",
-        )
-        run.add_argument(
-            "--grace",
-            type=int,
-            default=300,
-            metavar="SECONDS",
-            help="time for finishing the step and committing a checkpoint after a request to stop",
-        )
-        run.add_argument(
-            "--env",
-            action="append",
-            metavar="NAME=VALUE",
-            default=NOTHING,
-            help="environment variable of the job; may be given several times",
-        )
-        own.add_argument(
-            "--output", action=NewFile, default="-", metavar="FILE", help="new file for the manifest; - is the terminal"
-        )
+        text = "records, as the job sees them; default: data.records of the config"
+        run.add_argument("--data", metavar="RECORDS", help=text)
+        text = "weights that the run starts from, as the job sees them"
+        run.add_argument("--init-from", metavar="CHECKPOINT", help=text)
+
+    def _add_job(self) -> None:
+        """Add the options of the launchers that the manifest starts."""
+        job = self.add_argument_group("the job")
+        text = "number of restarts by the launcher, from the last valid checkpoint"
+        job.add_argument("--max-restarts", type=int, default=3, metavar="N", help=text)
+        text = "port of MindSpore's scheduler; the launchers use the next one"
+        job.add_argument("--master-port", type=int, default=8118, metavar="PORT", help=text)
+        text = "time for finishing the step and committing a checkpoint after a request to stop"
+        job.add_argument("--grace", type=int, default=300, metavar="SECONDS", help=text)
+        text = "environment variable of the job; may be given several times"
+        job.add_argument("--env", action="append", metavar="NAME=VALUE", default=[], help=text)
+
+    def _add_manifest(self) -> None:
+        """Add the options of the text that is written."""
+        own = self.add_argument_group("the manifest")
+        text = "new file for the manifest; - is the terminal"
+        own.add_argument("--output", action=NewFile, default="-", metavar="FILE", help=text)
         own.add_argument("--json", action="store_true", help="print the file and how to submit it as JSON")
 
     def add_requeues(self) -> None:
@@ -119,26 +93,22 @@ class ManifestParser(arguments.Parser):
         self.add_argument(
             "--job-name",
             metavar="NAME",
-            default=NOTHING,
             help="lower-case letters, digits and hyphens; default: from the config's name",
         )
 
     def read(self, argv: list[str]) -> argparse.Namespace:
-        """Parsed options. An option that was not given is None, or an empty list if it can be repeated.
+        """Parsed options.
 
         Raises:
             LaunchError: a value that no scheduler would take.
         """
         args = self.parse_intermixed_args(argv)
-        for action in self._actions:
-            several = action.nargs == "*" or isinstance(action, argparse._AppendAction)
-            if not hasattr(args, action.dest):
-                setattr(args, action.dest, [] if several else None)
         require_plain(args)
         for option, value, least, most in (
             ("--max-restarts", args.max_restarts, 0, 1000),
             ("--grace", args.grace, MIN_GRACE_S, 24 * 3600),
             ("--master-port", args.master_port, *PORTS),
+            # Only some kinds have the last two options.
             ("--max-requeues", getattr(args, "max_requeues", 0), 0, 10000),
             ("--table-timeout", getattr(args, "table_timeout", 0), 0, MAX_S),
         ):
@@ -226,7 +196,7 @@ def deliver(args: argparse.Namespace, plan: Plan, text: str, submit: str, privat
             "devices_per_host": plan.devices,
             "submit": command,
         }
-        print(json.dumps(known if to_file else known | {"text": text}))
+        print_json(known if to_file else known | {"text": text})
     elif to_file:
         show(f"{args.output}: {plan.hosts} server(s) with {plan.devices} device(s) each; {command}")
     else:

@@ -1,6 +1,6 @@
 """`pangu manifest slurm`: a script for sbatch."""
 
-from pangu_run.cli.manifest_options import NOTHING, ManifestParser, deliver, run_of
+from pangu_run.cli.manifest_options import ManifestParser, deliver, run_of
 from pangu_run.manifest import slurm
 from pangu_run.manifest.plan import plan_of, require_ascend
 
@@ -15,8 +15,8 @@ def build_parser() -> ManifestParser:
         default="1-00:00:00",
         help="time limit as Slurm writes it; the job is asked to stop --grace seconds before",
     )
-    parser.add_argument("--partition", default=NOTHING, help="partition; default: the cluster's")
-    parser.add_argument("--account", default=NOTHING, help="account to charge")
+    parser.add_argument("--partition", help="partition; default: the cluster's")
+    parser.add_argument("--account", help="account to charge")
     parser.add_argument("--gres", default="npu", metavar="NAME", help="the cluster's name for a device")
     parser.add_argument(
         "--memory", default="0", metavar="SIZE", help="memory of each server, such as 512G; 0: all of it"
@@ -29,7 +29,6 @@ def build_parser() -> ManifestParser:
     )
     parser.add_argument(
         "--prepare",
-        default=NOTHING,
         metavar="COMMAND",
         help="line of bash to run first, such as `source venv/bin/activate`",
     )

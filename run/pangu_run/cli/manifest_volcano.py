@@ -1,6 +1,6 @@
 """`pangu manifest volcano`: a Kubernetes job in YAML."""
 
-from pangu_run.cli.manifest_options import NOTHING, ManifestParser, deliver, run_of
+from pangu_run.cli.manifest_options import ManifestParser, deliver, run_of
 from pangu_run.manifest import volcano
 from pangu_run.manifest.plan import plan_of, require_ascend
 from pangu_run.manifest.pod import VolcanoOptions
@@ -19,14 +19,12 @@ def build_parser() -> ManifestParser:
     )
     parser.add_argument("--namespace", default="default", help="Kubernetes namespace")
     parser.add_argument("--queue", default="default", help="Volcano queue")
-    parser.add_argument(
-        "--image", default=NOTHING, help="image; default: what `pangu manifest docker` makes for this plan"
-    )
+    parser.add_argument("--image", help="image; default: what `pangu manifest docker` makes for this plan")
     parser.add_argument(
         "--mount",
         action="append",
         metavar="HOST:PATH",
-        default=NOTHING,
+        default=[],
         help="mount the directory HOST of the servers as PATH into the pods; may be repeated",
     )
     parser.add_argument("--resource", default="huawei.com/Ascend910", help="the device plugin's name for a device")
@@ -34,19 +32,15 @@ def build_parser() -> ManifestParser:
         "MindCluster's label of the product: ascend-910 or ascend-910b; default: from runtime.chip, or ascend-910b if"
         " that is empty"
     )
-    parser.add_argument("--ring-controller", default=NOTHING, metavar="LABEL", help=label)
-    parser.add_argument(
-        "--memory", metavar="SIZE", default=NOTHING, help="memory of each pod, such as 512Gi; default: no limit"
-    )
-    parser.add_argument(
-        "--cpu", metavar="NUMBER", default=NOTHING, help="processors of each pod, such as 160; default: no limit"
-    )
+    parser.add_argument("--ring-controller", metavar="LABEL", help=label)
+    parser.add_argument("--memory", metavar="SIZE", help="memory of each pod, such as 512Gi; default: no limit")
+    parser.add_argument("--cpu", metavar="NUMBER", help="processors of each pod, such as 160; default: no limit")
     parser.add_argument("--shared-memory", metavar="SIZE", default="16Gi", help="size of /dev/shm")
     parser.add_argument(
         "--node-selector",
         action="append",
         metavar="KEY=VALUE",
-        default=NOTHING,
+        default=[],
         help="label of the servers; may be given several times",
     )
     parser.add_argument("--host-network", action="store_true", help="pods have the network of their server")

@@ -11,6 +11,7 @@ from pangu_ms.core import files
 from pangu_ms.core.console import USER_ERROR, show, tell
 from pangu_ms.core.errors import RankTableError
 from pangu_ms.core.parser import NewFile, Parser
+from pangu_ms.core.table import print_json, table_lines
 from pangu_run import program
 from pangu_run.cli.options import MAX_S, require_between
 from pangu_run.rank_table.forms import FORMS, as_form, made_table, merged
@@ -18,6 +19,8 @@ from pangu_run.rank_table.hccn import HCCN_CONF, HCCN_TOOL, device_addresses, re
 from pangu_run.rank_table.table import RankTable, check, misplaced, wait_completed
 
 SHOWN_FAULTS = 100
+MAX_DEVICES = 16
+"""Devices of the largest server."""
 TIMEOUT_S = 1800.0
 """The time for which HCCL waits for a table that is not completed yet."""
 HOSTS_HELP = (
@@ -62,7 +65,7 @@ def action_parser(action: str) -> Parser:
     """The parser of one action."""
     add_arguments, _, summary = ACTIONS[action]
     description = f"{summary[0].upper()}{summary[1:]}."
-    parser = Parser(prog=f"pangu ranktable {action}", description=description, formatter_class=_Help)
+    parser = Parser(prog=f"pangu ranktable {action}", description=description)
     add_arguments(parser)
     return parser
 
@@ -72,13 +75,6 @@ def usage() -> str:
     lines = [__doc__ or "", "", "usage: pangu ranktable ACTION [options]", ""]
     lines += [f"  {name:<8} {summary}" for name, (_, _, summary) in ACTIONS.items()]
     return "\n".join([*lines, "", "`pangu ranktable ACTION --help` shows its options"])
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the defaults of options that have one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False, []) else super()._get_help_string(action)
 
 
 def add_make(parser: argparse.ArgumentParser) -> None:
@@ -163,15 +159,17 @@ def read_device_ids(text: str) -> list[int]:
     """
     try:
         if text.strip().isdigit():
-            ids = list(range(int(text)))
+            spans = [[0, int(text) - 1]]
         else:
-            ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-            ids = [device for end in ends for device in range(end[0], end[-1] + 1) if len(end) <= 2]
+            spans = [[int(end) for end in part.split("-", 1)] for part in text.split(",")]
     except ValueError:
-        ids = []
-    if not 0 < len(ids) <= 16 or len(set(ids)) != len(ids):
+        spans = []
+    # One more than allowed suffices to refuse the rest: 0-999999999 would fill the memory.
+    ids = [device for span in spans for device in range(span[0], span[-1] + 1)[: MAX_DEVICES + 1]]
+    if not 0 < len(ids) <= MAX_DEVICES or len(set(ids)) != len(ids):
         raise RankTableError(
-            f"--devices {text}: must be 1 to 16 devices, each once; write a number such as 8, or ids such as 4-7 or 0,2"
+            f"--devices {text}: must be 1 to {MAX_DEVICES} devices, each once; write a number such as 8, or ids such as"
+            " 4-7 or 0,2"
         )
     return sorted(ids)
 
@@ -209,19 +207,12 @@ def run_show(args: argparse.Namespace) -> int:
         for rank, (server, device) in table.ranks().items()
     ]
     if args.json:
-        print(
-            json.dumps({"version": table.version, "servers": len(table.servers), "world": table.world, "ranks": rows})
-        )
+        print_json({"version": table.version, "servers": len(table.servers), "world": table.world, "ranks": rows})
         return 0
     names = [name for name in rows[0] if name != "super_pod" or any(row[name] is not None for row in rows)]
-    lines = [names] + [["-" if row[name] is None else str(row[name]) for name in names] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    cells = [["-" if row[name] is None else row[name] for name in names] for row in rows]
     show(_summary(args.file, table))
-    show(
-        "\n".join(
-            "  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines
-        )
-    )
+    show("\n".join(table_lines(names, cells, "<" * len(names))))
     return 0
 
 
@@ -245,7 +236,7 @@ def run_check(args: argparse.Namespace) -> int:
     placement = plan.placement if plan is not None and plan.device != program.CPU else None  # CPU ranks go anywhere
     faults = check(args.file, plan.world if plan else args.world, placement)
     if args.json:
-        print(json.dumps([fault.as_dict() for fault in faults]))
+        print_json([fault.as_dict() for fault in faults])
     elif faults:
         show(
             "\n".join(

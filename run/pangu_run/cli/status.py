@@ -1,9 +1,7 @@
 """`pangu status`: show the state of a job's ranks. The exit code is 0 if the job runs or has succeeded, 1 if it failed
 or its launcher is gone."""
 
-import argparse
 import dataclasses
-import json
 import shutil
 import sys
 import time
@@ -13,6 +11,7 @@ from typing import Any
 from pangu_ms.core import console
 from pangu_ms.core.errors import LaunchError
 from pangu_ms.core.parser import NewFile, Parser
+from pangu_ms.core.table import print_json, table_lines
 from pangu_run.job_directory import JobDirectory
 from pangu_run.report.ascend_errors import explain
 from pangu_run.report.log_errors import failure_lines, failure_summary
@@ -25,7 +24,7 @@ COLUMNS = ("rank", "host", "device", "state", "phase", "step", "tokens/s", "last
 
 def build_parser() -> Parser:
     """The parser of the verb."""
-    parser = Parser(prog="pangu status", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = Parser(prog="pangu status", description=__doc__)
     parser.add_argument("dir", metavar="DIR", help="--output of a `pangu launch`, or the job directory in it")
     parser.add_argument(
         "--watch",
@@ -36,7 +35,7 @@ def build_parser() -> Parser:
         "--interval", type=float, default=2.0, metavar="S", help="seconds between two updates of --watch"
     )
     parser.add_argument("--json", action="store_true", help="print JSON with all ranks")
-    parser.add_argument("--plot", action=NewFile, metavar="FILE", default=argparse.SUPPRESS, help=PLOT_HELP)
+    parser.add_argument("--plot", action=NewFile, metavar="FILE", help=PLOT_HELP)
     return parser
 
 
@@ -45,7 +44,7 @@ def main(argv: list[str]) -> int:
     args = build_parser().parse_args(argv)
     if not 0.1 <= args.interval <= 3600:
         raise LaunchError(f"--interval {args.interval:g}: must be from 0.1 to 3600 s; leave it out for 2")
-    plot = Path(args.plot) if hasattr(args, "plot") else None
+    plot = Path(args.plot) if args.plot else None
     if plot:
         from pangu_ms.core.figure import require_plot
 
@@ -68,7 +67,7 @@ def show(directory: JobDirectory, as_json: bool) -> JobStatus:
     """Print the status of the job once."""
     status = observe(directory)
     if as_json:
-        print(json.dumps(dataclasses.asdict(status), ensure_ascii=False), flush=True)
+        print_json(dataclasses.asdict(status), ensure_ascii=False)
     else:
         console.show("\n".join(status_lines(status)))
     return status
@@ -83,8 +82,10 @@ def watch(directory: JobDirectory, interval: float, as_json: bool) -> JobStatus:
         else:
             status = observe(directory)
             size = shutil.get_terminal_size()
+            # Cut to the width: a line that wraps would make the count of drawn lines wrong.
             lines = [console.printable(line)[: size.columns - 1] for line in status_lines(status)]
             lines = lines if status.over else _fitting(lines, size.lines - 1)
+            # Up to the first line drawn before, and clear from there to the end of the screen.
             print(
                 (f"\x1b[{drawn}F" if drawn else "") + "\x1b[J" + "\n".join(lines),
                 file=console.raw(sys.stdout),
@@ -150,9 +151,7 @@ def _seconds(value: float | None) -> str:
 
 
 def _table(rows: list[Rank]) -> list[str]:
-    cells = [COLUMNS, *map(_cells, rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(COLUMNS))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return table_lines(COLUMNS, [_cells(row) for row in rows], "<" * len(COLUMNS))
 
 
 def _cells(row: Rank) -> tuple[str, ...]:

@@ -57,6 +57,7 @@ def run_check(check: Check, site: Site) -> list[Line]:
                 warn(name, f"could not be checked: {type(error).__name__}: {error}", "mend that, or check it by hand")
             )
 
+    # A thread that hangs in the kernel cannot be ended; as a daemon it does not keep the doctor from ending.
     worker = threading.Thread(target=collect, daemon=True)
     worker.start()
     worker.join(CHECK_S)

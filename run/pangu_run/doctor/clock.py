@@ -25,6 +25,7 @@ def skew(directory: Path) -> tuple[float, float]:
         stamp, after = probe.stat().st_mtime, time.time()
     finally:
         probe.unlink(missing_ok=True)
+    # The file was written at some time between the two.
     return (before + after) / 2 - stamp, (after - before) / 2
 
 

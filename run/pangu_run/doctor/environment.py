@@ -140,6 +140,7 @@ def python_path(site: Site) -> Iterator[Line]:
     """A MindSpore on PYTHONPATH that differs from the installed one."""
     entries = [entry for entry in site.environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
     own = versions.directory_of("mindspore")
+    # Python searches PYTHONPATH before site-packages.
     for entry in entries:
         other = Path(entry) / "mindspore"
         if (other / "__init__.py").is_file() and other.resolve() != own:

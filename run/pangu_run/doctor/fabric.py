@@ -54,6 +54,7 @@ def ports(site: Site) -> Iterator[Line]:
         configured = read_conf(str(site.path(HCCN_CONF))) if site.path(HCCN_CONF).is_file() else {}
     except RankTableError as error:
         yield fail("device addresses", str(error), f"mend {HCCN_CONF}: one line for each device")
+    # If npu-smi shows nothing, the file still says which devices the host should have.
     devices = [device.device_id for device in npu.devices(site.tool("npu-smi", "info").text)] or sorted(configured)
     if not devices:
         yield warn("device addresses", "no device to ask for", "mend the line on devices first")

@@ -58,6 +58,7 @@ def marker(site: Site, where: Path) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "addresses": names,
+        # In the file system's time, which all hosts that share it have in common.
         "time": time.time() - seconds,
         "skew_s": seconds,
         "versions": versions.all_versions(site),
@@ -80,6 +81,7 @@ def _read(where: Path, own: str) -> tuple[list[dict[str, Any]], list[str]]:
 def _missing(site: Site, markers: list[dict[str, Any]]) -> Iterator[Line]:
     known: set[str] = set()
     for entry in markers:
+        # Loopback names are the same on all hosts and identify none.
         known |= set(entry["addresses"]) - {"127.0.0.1", "::1", "localhost"}
     servers = site.roster.servers if site.roster else ()
     missing = [

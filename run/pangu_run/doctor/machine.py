@@ -27,6 +27,7 @@ def cgroup_value(site: Site, new: str, old: str) -> str | None:
     """A limit of this process's cgroup, of version 2 (`memory.max`) or 1 (`memory/memory.limit_in_bytes`)."""
     lines = [line.split(":", 2) for line in (site.read("/proc/self/cgroup") or "").splitlines() if line.count(":") >= 2]
     controller, _, file = old.partition("/")
+    # Version 2 has the number 0. A container may see its own cgroup as the root, hence the empty path at last.
     for path in [own for number, _, own in lines if number == "0"] + [""]:
         if text := site.read(f"/sys/fs/cgroup/{path.strip('/')}/{new}"):
             return text.strip()

@@ -60,6 +60,7 @@ def names(site: Site) -> Iterator[Line]:
     """Whether this host's name, and the names of servers without an address in the table, can be resolved."""
     servers = site.roster.servers if site.roster else ()
     named = [server for server in servers if server.addresses and not any(map(is_address, server.addresses))]
+    # A name server that does not answer takes seconds for each name.
     with ThreadPoolExecutor(16) as pool:
         known = list(pool.map(lambda server: any(map(_resolved, server.addresses)), named))
     if unknown := [server.server_id for server, resolved in zip(named, known, strict=True) if not resolved]:

@@ -41,6 +41,7 @@ def devices(text: str) -> list[Device]:
             continue
         numbers = re.findall(r"\d+", cells[0])
         pairs = re.findall(r"(\d+)\s*/\s*(\d+)", cells[2])
+        # A number and a name with a letter: the first row of a chip. Numbers only: its second row.
         if re.fullmatch(r"\d+\s+(?=\S*[A-Za-z])\S+", cells[0]):
             head = (int(numbers[0]), cells[0].split()[1], cells[1])
         elif head and re.fullmatch(r"\d+(\s+\d+)?", cells[0]) and pairs:

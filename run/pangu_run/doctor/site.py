@@ -135,7 +135,7 @@ def _run(command: list[str], environment: dict[str, str], timeout_s: float) -> A
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,
+            start_new_session=True,  # killpg below then ends its children, too
         )
         try:
             code = process.wait(timeout_s)

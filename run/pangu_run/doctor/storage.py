@@ -128,8 +128,9 @@ def _writes(where: Path) -> Iterator[Line]:
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
+        # Only after fsync: before that the bytes may be in memory alone.
         yield speed(PROBE_BYTES / (time.perf_counter() - begin))
-        last.touch()
+        last.touch()  # the rename must replace a file that exists
         os.replace(first, last)
         whole = last.stat().st_size == PROBE_BYTES and not first.exists()
         yield (

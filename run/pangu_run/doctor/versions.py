@@ -62,6 +62,7 @@ def directory_of(package: str) -> Path | None:
 
 def release_of(mindspore: str | None) -> Release | None:
     """The release of a MindSpore version; None if this project does not support it."""
+    # With a dot at the end: 2.9 stands for 2.9.1, not for 2.90.
     return next((r for r in RELEASES if mindspore and (mindspore + ".").startswith(r.mindspore + ".")), None)
 
 

@@ -46,5 +46,6 @@ def cores_of(index: int, count: int, nodes: Sequence[Node]) -> list[int]:
     node_number = index * len(nodes) // count
     mates = [i for i in range(count) if i * len(nodes) // count == node_number]
     node, position = nodes[node_number], mates.index(index)
+    # Whole cores: two ranks on the threads of one core would slow each other down.
     first, last = position * len(node) // len(mates), (position + 1) * len(node) // len(mates)
     return sorted(thread for core in node[first : max(last, first + 1)] for thread in core)

@@ -173,6 +173,7 @@ class Job:
 
     def defaults(self, assignment: DeviceAssignment) -> dict[str, str]:
         """Default environment variables of one rank, which the user's environment overrides."""
+        # The cores that this process may use, which in a container may be fewer than the machine has.
         threads = max(1, len(os.sched_getaffinity(0)) // len(self.local))
         return {
             "ASCEND_OPS_NUM_THREADS": str(threads),  # the host's processors, shared out among its ranks

@@ -15,6 +15,7 @@ ADVICE = (
 
 def job_secret() -> bytes:
     """The secret in this process's environment; empty if there is none."""
+    # A value that is not UTF-8 is as good as any other.
     return os.environ.get(JOB_SECRET, "").strip().encode(errors="surrogateescape")
 
 

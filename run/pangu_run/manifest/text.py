@@ -41,6 +41,7 @@ def yaml_block(value: Any, indent: int = 0) -> str:
     """A value as indented YAML, in which multi-line strings stay readable."""
     import yaml
 
+    # A class of its own, since add_representer changes a class for everybody who uses it.
     class Dumper(yaml.SafeDumper):
         """Writes multi-line strings in literal style, and no aliases."""
 
@@ -51,6 +52,7 @@ def yaml_block(value: Any, indent: int = 0) -> str:
         return dumper.represent_scalar("tag:yaml.org,2002:str", string, style="|" if "\n" in string else None)
 
     Dumper.add_representer(str, text)
+    # A large width keeps long strings on one line.
     return textwrap.indent(
         yaml.dump(value, Dumper=Dumper, sort_keys=False, width=1 << 20, allow_unicode=True), " " * indent
     ).rstrip("\n")

@@ -69,6 +69,7 @@ def job(run: Run, options: VolcanoOptions, plan: Plan) -> str:
         secret=secret.resource(name, options.namespace) if plan.hosts > 1 else "",
         host=EXIT_HOST,
         stopped=EXIT_STOPPED,
+        # PyYAML ends a document that is a single value with `...`.
         **{key: yaml_block(value).removesuffix("\n...") for key, value in scalars.items()},
     )
 

@@ -105,6 +105,7 @@ def _group_form(table: RankTable) -> dict[str, Any]:
         "instance_list": instances,
     }
     made = {"group_count": "1", "group_list": [group], "status": COMPLETED}
+    # The group form has no rank ids, so its readers number the ranks themselves; the result must be the same.
     if _rank_order(RankTable.of(made, "group form")) != _rank_order(table):
         raise RankTableError(
             "rank_id: ranks do not go server by server in order of device_id; the group form has no rank ids; take"

@@ -28,6 +28,7 @@ def device_addresses(device_ids: list[int], hccn_conf: str = HCCN_CONF, hccn_too
     known = read_conf(hccn_conf) if Path(hccn_conf).is_file() else {}
     tool = shutil.which(hccn_tool) or (shutil.which(DRIVER_TOOL) if hccn_tool == HCCN_TOOL else None)
     if tool:
+        # Each question starts a process, so the tool is asked only for what the file does not have.
         known |= {device: ip for device in device_ids if device not in known and (ip := ask_tool(tool, device))}
     if lacking := [str(device) for device in device_ids if device not in known]:
         sources = (

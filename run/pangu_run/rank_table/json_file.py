@@ -130,6 +130,7 @@ def _text(data: bytes, faults: list[Fault], lenient: bool) -> str:
 def _value(text: str, faults: list[Fault]) -> JsonObject:
     constants: list[str] = []
     try:
+        # NaN and Infinity are read as None (the result of append) and reported below.
         value = json.loads(text, object_pairs_hook=_pairs, parse_constant=constants.append)
     except json.JSONDecodeError as error:
         raise _syntax(text, error) from error

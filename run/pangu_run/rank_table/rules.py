@@ -119,6 +119,7 @@ def _addresses(parsed: Parsed) -> list[Fault]:
                 )
     for device in parsed.devices:
         for text in device.device_ips:
+            # Addresses that are valid but cannot be those of a device: 0.0.0.0, multicast, 127.0.0.1.
             ip = address(text)
             if ip is None or ip.is_unspecified or ip.is_multicast or ip.is_loopback:
                 rule = "must be the device's own address, as `hccn_tool -i N -ip -g` shows it"

@@ -221,6 +221,7 @@ def wait_completed(path: Path | str, timeout_s: float, print_line: Callable[[str
     end, shown, shown_at = time.monotonic() + timeout_s, "", 0.0
     while True:
         value, faults = load(path)
+        # Without a value the file is missing, or in the middle of being written: not a fault yet.
         missing = str(faults[-1]) if value is None else _still_missing(value)
         if missing is None:
             return RankTable.read(path)

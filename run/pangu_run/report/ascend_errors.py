@@ -97,6 +97,7 @@ _NUMBER = re.compile(
 """Six digits are an error code of the runtime only if the text before them says so, since steps and sizes may have six
 digits, too."""
 _RESULT = re.compile(r"HCCL_E_([A-Z_]+)|hcclRet ?-> ?(\d{1,2})\b")
+# HCCL packs its result into the last byte of an errNo: errNo[0x0000000005000009] is result 9.
 _ERRNO = re.compile(r"errNo\[0x0*5[0-9a-f]{4}([0-9a-f]{2})\]")
 
 

@@ -17,6 +17,7 @@ MAX_TEXT, MAX_DISTINCT, MESSAGE_LINES = 600, 2000, 8
 """Maximum number of characters kept of an error, of distinct errors, and of lines in which a message is searched that
 is not on the same line as its error."""
 
+# Blocks of a log without any of these texts and without an error code are skipped; see suspect_lines.
 _ERROR_MARKS = (
     b"Traceback (most recent",
     b"[ERROR]",
@@ -31,23 +32,30 @@ _ERROR_MARKS = (
     b"pangu:",
 )
 _CODE_MARK = re.compile(rb"E[0-9A-Z]\d{4}[^0-9A-Za-z]")
+# A line of MindSpore's or CANN's logger: `[ERROR] CORE(123,7f..,python):2024-05-01-10:00:00.123 [file.cc:45] text`.
 _GLOG = re.compile(
     r"\[(?:ERROR|CRITICAL|EXCEPTION)\] ?(\w+)\([^)]*\): ?(\d{4}-\d\d-\d\d[- ]\d\d:\d\d:\d\d)[.\d]* ?(?:\[([^\]]*)\])?"
     r" ?(.*)"
 )
+# A line of the same loggers that reports no error, even if its text contains the word.
 _LESSER = re.compile(r"^\[(?:WARNING|INFO|DEBUG|EVENT|TRACE)\] ?\w+\(")
 _TIME = re.compile(r"\d{4}-\d\d-\d\d[- ]\d\d:\d\d:\d\d")
 _HEADER = "Traceback (most recent call last):"
 _FRAME = re.compile(r'^\s+File "([^"]+)", line (\d+)(?:, in (.+))?$')
+# The part of a path that begins with a package of this project, wherever it is installed.
 _PROJECT = re.compile(r"(?:^|/)((?:pangu_ms|ascend_ops|run)/[\w/]+\.py)$")
+# A line that begins with an error code, or has one in brackets: `EI0006: text`, `(EI0006): text`.
 _CANN = re.compile(rf"^\W*{CODE_PATTERN}(?=[:\s\[(])|\({CODE_PATTERN}\)[:.]")
+# Errors that are one line without a traceback: of the interpreter, of C++, of the kernel, and of our own commands.
 _LONE = re.compile(
     r"^(?:Fatal Python error: .+|terminate called .+|Segmentation fault.*|Bus error.*|Killed$|(?:pangu|run)(?:"
     r" [a-z-]+)?: .+"
     r"|(?:[\w.]+\.)?[A-Z]\w*(?:Error|Exception):(?: .*|$))"
 )
 _RULE = re.compile(r"^[-=\s]*$")
+# The message follows on the next lines: MindSpore begins it with a ruled heading.
 _EMPTY_MESSAGE = re.compile(r"(?:Error|Exception|Inner Error!):?\s*$")
+# Addresses, long hexadecimal ids, and numbers with the dots, colons and hyphens of versions, times and dates.
 _VARIABLE = re.compile(r"0x[0-9a-fA-F]+|\b[0-9a-f]{8,}(?:-[0-9a-f]{4,})*\b|\d+(?:[.:-]\d+)*")
 _REPEATED = re.compile(r"#(?:[\s,;\[\]()]*#)+")
 
@@ -242,6 +250,7 @@ def _count(errors: dict[_Key, DistinctError], owner: int | str, path: Path, writ
     key = (codes_of(text), normalized(text), found.frame)
     if key not in errors and len(errors) >= MAX_DISTINCT:
         return False
+    # An error without a time cannot be later than the last write to its file.
     time = written if found.time is None else found.time
     error = errors.setdefault(key, DistinctError(text, time, path, found.frame, explain(text)))
     if time < error.time:
@@ -256,6 +265,8 @@ def _mark_cause(errors: Iterable[DistinctError], cause: dict[str, Any] | None) -
         return
     lines = normalized(failure_lines(cause))
     for error in errors:
+        # Without the module and file that _logged puts first, since the launcher's copy of the line has them in another
+        # form. A text of three characters would be found in any line.
         shown = error.text.split("] ", 1)[-1] if error.text.startswith("[") else error.text
         error.cause = cause.get("rank") in error.owners and len(shown) > 3 and normalized(shown) in lines
 

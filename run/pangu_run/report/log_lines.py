@@ -41,6 +41,7 @@ def written_since(files: Iterable[Path], since: float) -> list[Path]:
 def clean(line: bytes) -> str:
     """A line as text that is safe for a terminal: without colours and control sequences. Of a progress bar only its
     last state is kept."""
+    # A progress bar draws its states over each other, with \r between them.
     shown = next((part for part in reversed(line.split(b"\r")) if part.strip()), b"")
     return printable(_CONTROL.sub("", shown[:MAX_LINE].decode(errors="replace"))).rstrip() + (
         CUT if len(shown) > MAX_LINE else ""

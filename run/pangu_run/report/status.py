@@ -106,6 +106,7 @@ def job_status(
     steps = [event for event in of_attempt if event["event"] == "step"]
     failures = [event for event in of_attempt if event["event"] == "failure"]
     over = state in ("ended", GONE)
+    # The age of the status is added to its silences only on the launcher's host: other hosts have other clocks.
     since = 0.0 if over or launcher_lives is None or age is None else age
     ranks = ranks_of(status["ranks"], written if over else now, [event.get("rank") for event in failures], since)
     step = max(
@@ -165,6 +166,7 @@ def ranks_of(
         since: age of the status in seconds, which is added to the silence in the status.
     """
     running = collections.Counter(entry["step"] for entry in entries if entry.get("step") is not None)
+    # The step that most ranks have; of two equally frequent ones the later.
     usual = max(running, key=lambda step: (running[step], step), default=None)
     return [
         _rank(entry, usual, _silence(entry, now, since), failed)

@@ -35,6 +35,7 @@ class EventLog:
 
     def end_job(self, code: int, states: Sequence[RankState]) -> None:
         """Record that the job has ended."""
+        # Not writing: the last status is queued even if an earlier one is still being written.
         self.state, self.exit_code, self._writing_status = ENDED, code, False
         self.record("ended", exit_code=code)
         self._write_status(states, time.monotonic())

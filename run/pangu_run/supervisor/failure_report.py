@@ -87,7 +87,7 @@ def first_failed_exit(exits: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     def likelihood(message: dict[str, Any]) -> int:
         return _CONSEQUENCES.index(message["code"]) if message["code"] in _CONSEQUENCES else -1
 
-    return min(failed, key=likelihood, default=None)
+    return min(failed, key=likelihood, default=None)  # of equally likely ones, the first that came
 
 
 def are_stops(exits: Sequence[dict[str, Any]]) -> bool:

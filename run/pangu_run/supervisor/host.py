@@ -67,6 +67,7 @@ class HostAgent:
             if message["is"] != "exit":
                 self.send(message | {"attempt": attempt})
                 return
+            # The counter is that of the whole machine, so the message blames the killer only with care.
             oom = message["code"] == -9 and oom_kills() > oom_kills_before
             message |= {"attempt": attempt, "oom": oom, "started": True}
             log = self.job.directory.rank_log(message["rank"])

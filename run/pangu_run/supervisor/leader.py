@@ -54,6 +54,7 @@ class Leader:
     def __init__(self, job: Job, terminal: Terminal):
         self.job, self.terminal = job, terminal
         self.messages: asyncio.Queue[Message] = asyncio.Queue()
+        # The leader's own ranks are run by an agent, too, as those of every other host.
         self.agent = HostAgent(job, terminal, self.messages.put_nowait)
         self.links = HostLinks(job, self.messages.put_nowait)
         self.attempt = 0
@@ -72,8 +73,10 @@ class Leader:
 
     async def lead(self) -> int:
         """Run the job; returns its exit code."""
+        # What the other hosts are told if an unforeseen error ends this function.
         code, text = EXIT_HOST, "the first host's launcher ended"
         try:
+            # Before the first attempt no rank runs, so a signal can end the job at once.
             missing = await self._unless_signalled(self.links.wait_for_hosts(self.event_log.print_line))
             if self.signals:
                 code, text = EXIT_STOPPED, ""
@@ -99,7 +102,7 @@ class Leader:
             self.agent.kill()
             self.event_log.end_job(code, self.states)
             await self.links.close(code, text)
-            self.disk.close(CLOSE_S)
+            self.disk.close(CLOSE_S)  # last: it writes the events of the lines above
 
     async def _attempts(self) -> tuple[int, str]:
         previous: FailureReport | None = None
@@ -125,7 +128,7 @@ class Leader:
                 return failure.code, failure.summary
             if await self._pause(min(MAX_BACKOFF_S, self.job.limits.backoff_s * 2 ** (self.attempt - 1))):
                 return EXIT_STOPPED, ""
-        raise AssertionError
+        raise AssertionError("itertools.count never ends")
 
     def _why_no_restart(self, failure: FailureReport, previous: FailureReport | None) -> str | None:
         """The reason why the job is not restarted after this failure, empty if no explanation is needed; None if it is
@@ -198,6 +201,7 @@ class Leader:
         while any(state.runs for state in self.states):
             await self._process_messages()
             now = time.monotonic()
+            # Causes before consequences: without its host or the scheduler a rank fails, too.
             if self.lost_hosts:
                 return report_lost_host(self.lost_hosts[0], self.states)
             if self.scheduler_ended and self.scheduler_ended["code"]:
@@ -212,6 +216,7 @@ class Leader:
                 self.event_log.state = STOPPING
                 self._send({"do": "signal", "name": self.signals[0]})
             hung = watchdog.hung(self.states, limits, now)
+            # A rank that has not ended in time after the signal counts as hung.
             if not hung and stop_by and now > stop_by:
                 hung = watchdog.overdue([state for state in self.states if state.runs])
             if hung:
@@ -242,6 +247,7 @@ class Leader:
             return None
         if left:
             await self._dump_stacks([state.assignment.rank for state in left])
+        # Those that have ended only followed another rank, so the cause is among those that still run.
         if left and all(message["code"] in (0, EXIT_PEER_LOST, EXIT_STOPPED) for message in exits):
             hung = watchdog.overdue(left)
             return self._report_hang(hung, _silence(hung, time.monotonic()))

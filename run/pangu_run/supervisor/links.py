@@ -127,7 +127,7 @@ class HostLink:
             if text is None:
                 self.forged = True
                 return None
-            if (message := _parsed(text)) != {}:
+            if (message := _parsed(text)) != {}:  # {} only keeps the connection alive
                 return message
         return None
 
@@ -140,6 +140,7 @@ class HostLink:
     async def close(self) -> None:
         """Send the remaining lines and close."""
         try:
+            # With a time limit, since the other side may have stopped reading.
             await asyncio.wait_for(self._writer.drain(), ALIVE_S)
             self._writer.close()
         except (OSError, asyncio.TimeoutError):
@@ -174,7 +175,7 @@ class HostLink:
 
 
 def _text(message: Message) -> bytes:
-    return json.dumps(message, ensure_ascii=False).encode(errors="replace")
+    return json.dumps(message, ensure_ascii=False).encode(errors="replace")  # names of files may hold any bytes
 
 
 def _parsed(text: bytes) -> Message | None:
@@ -255,6 +256,7 @@ class HostLinks:
         await asyncio.gather(*(self._end(link, code, text) for link in list(self.links.values())))
         for task in self._tasks:
             task.cancel()
+        # Only to wait for them: each ends with CancelledError.
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._listener:
             self._listener.close()

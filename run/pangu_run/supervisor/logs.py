@@ -19,6 +19,7 @@ class RotatingLog:
 
     def __init__(self, path: Path, max_bytes: int = MAX_BYTES, keep: int = KEEP):
         self.path, self.max_bytes, self.keep = path, max_bytes, keep
+        # Unbuffered: what was written is in the file even if the launcher is killed.
         self._file = open(path, "ab", buffering=0)
         if self._file.tell():
             self._rotate()
@@ -31,7 +32,7 @@ class RotatingLog:
         try:
             if self._file.tell() + len(content) > self.max_bytes and self._file.tell():
                 self._rotate()
-            while content:
+            while content:  # an unbuffered write may write only a part
                 content = content[self._file.write(content) :]
         except OSError as error:
             self.error = self.error or error

@@ -95,13 +95,14 @@ class RankProcess:
             return subprocess.Popen(
                 python_command("pangu_run.supervisor.rank", *argv),
                 env=python_environment(environment) | own,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.DEVNULL,  # what is typed on the terminal is for the launcher
                 stdout=out[1],
                 stderr=err[1],
                 pass_fds=(beats[1],),
                 start_new_session=True,  # Ctrl-C on the terminal reaches ranks only through the launcher
             )
         finally:
+            # A pipe ends only when all copies of its other end are closed, so the launcher's copy must not stay open.
             for _, theirs in (out, err, beats):
                 os.close(theirs)
             self._add_reader(out[0], lambda content: self._output(content, stdout=True))
@@ -144,6 +145,7 @@ class RankProcess:
         os.close(descriptor)
 
     def _output(self, content: bytes, stdout: bool) -> None:
+        # In the background: a disk that stalls must not stop the reading of pipes, on which ranks would block.
         self.disk.submit(lambda: self._write(content), len(content))
         if self.terminal:
             self.terminal.write_output(self.number, content, stdout)

@@ -26,6 +26,7 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Prepare this process, then run the program in it."""
+    # First of all: nothing that may take long, or fail, must come before it.
     _die_with(int(os.environ[LAUNCHER]))
     if cores := os.environ.get(CORES):
         os.sched_setaffinity(0, map(int, cores.split(",")))

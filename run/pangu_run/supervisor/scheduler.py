@@ -125,6 +125,7 @@ async def _listens(process: RankProcess, port: int) -> bool:
 
 def _has_listener(pid: int, port: int) -> bool:
     with contextlib.suppress(OSError):  # it ended meanwhile
+        # /proc/net/tcp has the port and the inode of each socket; /proc/PID/fd has the inodes of a process.
         own = {os.readlink(descriptor) for descriptor in Path(f"/proc/{pid}/fd").iterdir()}
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:

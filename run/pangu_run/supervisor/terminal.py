@@ -14,6 +14,7 @@ from pangu_ms.core.console import printable
 from pangu_run.report.log_lines import clean
 from pangu_run.supervisor.background import BackgroundWorker
 
+# What is shown of the ranks whose output is not streamed.
 _ERROR_LINE = re.compile(rb"(?:^|\s)(?:\w+Error|Traceback|\[(?:ERROR|CRITICAL)\]|FATAL|core dumped)\b")
 _CLEAR_LINE = b"\r\x1b[K"
 _BAR_SEQUENCE = re.compile(r"(\x1b\[\d*[AK])")

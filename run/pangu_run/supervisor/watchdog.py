@@ -53,8 +53,8 @@ class RankState:
     def _measure(self, beat: dict[str, Any]) -> None:
         if self.phase in (DATA, STEP) and self._phase_began:
             self._working += beat["time"] - self._phase_began
-        if beat["phase"] == DATA and self._working:
-            if self.stepped:
+        if beat["phase"] == DATA and self._working:  # the next batch: a step is complete
+            if self.stepped:  # the first step would count its compilation
                 self.work.append(self._working)
             self._working = 0.0
         self._phase_began = beat["time"]

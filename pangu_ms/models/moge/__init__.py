@@ -1,0 +1,1 @@
+"""Pangu Pro MoE: Mixture of Grouped Experts (MoGE)."""

@@ -1,0 +1,272 @@
+"""Models of other domains made from checkpoints: extraction, new domains, inheritance from alpha. Logits are compared
+bit for bit."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pangu_ms.checkpoint import store
+from pangu_ms.checkpoint.domains import add_domain, extract
+from pangu_ms.cli.main import main
+from pangu_ms.config import load_config
+from pangu_ms.models.common.init import initial_values
+from pangu_ms.models.common.stacks import is_stack, members, stack_of
+
+SMALL = ["model.vocab_size=384", "model.hidden_size=32", "model.num_layers=3", "model.num_heads=4"]
+SIGMA = [
+    *SMALL,
+    "model.seq_length=32",
+    "model.domains=[text, code, law]",
+    "model.num_experts=6",
+    "model.group_sizes=[2,3,1]",
+    "model.slot_of_domain=[0,1,0]",
+]
+TEXT, CODE, LAW = range(3)
+UNUSED = {"blocks.1.ffn.routing": 2, "query_layer.ffn.routing": 3}
+"""An expert of the group of code to which no token goes, in each sparse layer another one."""
+
+
+@pytest.fixture(scope="module")
+def sigma(records, tmp_path_factory):
+    """A checkpoint with random weights, biases included: groups of 2, 3 and 1 experts, and two word tables."""
+    config, random = load_config("sigma/tiny", SIGMA), np.random.default_rng(0)
+    tensors = {}
+    for name, value in initial_values(config.model, 1):
+        if value.dtype == np.int32:
+            tensors[name] = value.copy()
+        else:
+            tensors[name] = value + 0.1 * random.standard_normal(value.shape).astype(np.float32)
+    for name, expert in UNUSED.items():
+        line = tensors[name][CODE]
+        line[line == expert] = 4
+    root = tmp_path_factory.mktemp("sigma")
+    store.save(root, 7, {"model": tensors}, {}, config, records / "tokenizer")
+    return store.open_checkpoint(root)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return np.random.default_rng(1).integers(0, 384, (16, 32)).astype(np.int32)
+
+
+def logits(checkpoint, ids, *domains):
+    """Logits [B, S, V] of a checkpoint's model for each of `domains`, an index for all rows or one for each row; None
+    if the model reads none."""
+    import mindspore as ms
+
+    from pangu_ms.checkpoint.model import load_model
+
+    model = load_model(checkpoint, checkpoint.config()).set_train(False)
+    positions = np.tile(np.arange(ids.shape[1], dtype=np.int32), (len(ids), 1))
+    found = []
+    for domain in domains:
+        extra = () if domain is None else (ms.Tensor(np.full(len(ids), domain, np.int32)),)
+        arrays = (ids, positions, np.zeros_like(ids))
+        found.append(model(*map(ms.Tensor, arrays), None, *extra).asnumpy())
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(sigma, ids, mindspore_cpu):
+    """The logits of the whole model for each domain."""
+    return logits(sigma, ids, TEXT, CODE, LAW)
+
+
+def answer(capsys, *words):
+    """The JSON that a command prints."""
+    assert main([*map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refusal(capsys, *words):
+    """The one line of a command that is refused."""
+    assert main([*map(str, words)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize("drop_unused, experts", [([], 3), (["--drop-unused"], 2)], ids=["all", "used"])
+def test_an_extracted_model_computes_the_same_bit_for_bit(sigma, whole, ids, tmp_path, capsys, drop_unused, experts):
+    made = answer(capsys, "sigma", "extract", sigma.path, "--domain", "code", "--output", tmp_path / "c", *drop_unused)
+    assert made["num_experts"] == [6, experts] and made["domain"] == "code"
+    checkpoint = store.open_checkpoint(tmp_path / "c")
+    model = checkpoint.config().model
+    assert (model.domains, model.num_experts, model.num_slots) == (("code",), experts, 1) and checkpoint.step == 7
+    assert np.array_equal(logits(checkpoint, ids, 0)[0], whole[CODE])
+    assert not np.array_equal(whole[TEXT], whole[CODE])
+
+
+def test_its_files_hold_no_byte_of_another_group(sigma, tmp_path):
+    """Every row of every expert and word table is looked for in all files."""
+    extract(sigma, "code", tmp_path)
+    files = b"".join(path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file())
+    own = {"experts": sigma.config().model.domain_experts(CODE), "slots": [1]}
+    seen = {True: 0, False: 0}
+    for name, array in members(sigma.tensors()):
+        if found := stack_of(name):
+            kept = found[1] in own["experts" if ".experts." in name else "slots"]
+            for row in array.reshape(-1, array.shape[-1]):
+                assert (row.tobytes() in files) == kept, name
+                seen[kept] += 1
+        elif name.endswith("routing"):
+            assert array.shape == (3, 384) and not any(array[line].tobytes() in files for line in (TEXT, LAW))
+    assert min(seen.values()) > 500
+
+
+def test_an_extraction_reads_one_expert_after_the_other(sigma, tmp_path, monkeypatch):
+    from pangu_ms.checkpoint.sharded import StoredTensor
+
+    read, sizes = StoredTensor.read, []
+
+    def counted(self, wanted):
+        part = read(self, wanted)
+        sizes.append((part.shape[0] if self.slice_shape[0] == 1 and len(self.shape) > 1 else 1, part.nbytes))
+        return part
+
+    monkeypatch.setattr(StoredTensor, "read", counted)
+    extract(sigma, "code", tmp_path)
+    assert max(members for members, _ in sizes) == 1 and max(size for _, size in sizes) == 4 * 384 * 32
+
+
+@pytest.mark.parametrize("experts", [3, 6])
+def test_a_new_domain_computes_what_its_parent_does_and_changes_no_other(sigma, whole, ids, tmp_path, experts):
+    add_domain(sigma, "new", tmp_path, "code", num_experts=experts)
+    grown = store.open_checkpoint(tmp_path)
+    model = grown.config().model
+    assert model.group_sizes == (2, 3, 1, experts) and model.slot_of_domain == (0, 1, 0, 2)
+    assert set(np.unique(grown.tensors()["blocks.1.ffn.routing"][3])) == set(range(6, 6 + experts)) - {6, 9}
+    *old, new = logits(grown, ids, TEXT, CODE, LAW, 3)
+    assert all(np.array_equal(found, expected) for found, expected in zip(old, whole))
+    assert np.array_equal(new, whole[CODE])
+    specs, data = model.parameters(), grown.config().data
+    assert {name for name, spec in specs.items() if spec.trainable} == {name for name in specs if is_stack(name)}
+    assert data.mixture == {"new": 1.0}
+
+
+def test_an_extracted_model_that_was_trained_comes_back_as_a_domain(sigma, whole, ids, tmp_path, capsys):
+    """Its experts and its word table are those of the new domain; another shared part is refused."""
+    extract(sigma, "code", tmp_path / "code")
+    extracted = store.open_checkpoint(tmp_path / "code")
+    trained = {name: value * 1.5 if is_stack(name) else value for name, value in extracted.tensors().items()}
+    trained["word_embedding.weight"] = trained["word_embedding.weight"] * 1.25
+    store.save(tmp_path / "trained", 9, {"model": trained}, {}, extracted.config())
+    words = ["sigma", "add-domain", sigma.path, "--name", "new", "--from"]
+    answer(capsys, *words, tmp_path / "trained", "--output", tmp_path / "grown")
+    expected = logits(store.open_checkpoint(tmp_path / "trained"), ids, 0)[0]
+    text, new = logits(store.open_checkpoint(tmp_path / "grown"), ids, TEXT, 3)
+    assert np.array_equal(new, expected) and np.array_equal(text, whole[TEXT])
+    assert not np.array_equal(expected, whole[CODE])
+    trained["blocks.0.ffn.up.weight"] = trained["blocks.0.ffn.up.weight"] * 1.5
+    store.save(tmp_path / "other", 9, {"model": trained}, {}, extracted.config())
+    line = refusal(capsys, *words, tmp_path / "other", "--output", tmp_path / "never")
+    assert "blocks.0.ffn.up.weight is not that of" in line and not (tmp_path / "never").exists()
+
+
+def test_mistakes(sigma, trained_run, tmp_path, capsys):
+    out = ["--output", tmp_path / "never"]
+    cases = [
+        (["extract", sigma.path, "--domain", "zh"], "domain=zh: the model has no such domain; it has text, code, law"),
+        (["extract", trained_run, "--domain", "code"], "model.family=alpha: has no domains"),
+        (["add-domain", trained_run, "--name", "code"], "model.family=alpha: has no domains"),
+        (["add-domain", sigma.path, "--name", "law"], "--name law: the model has this domain"),
+        (["add-domain", sigma.path, "--name", "new", "--parent", "zh"], "domain=zh: the model has no such domain"),
+        (["add-domain", sigma.path, "--name", "new", "--parent", "code", "--experts", "4"], "must be a multiple"),
+        (["add-domain", sigma.path, "--name", "new", "--from", trained_run], "model.num_layers=2: must be 3"),
+        (["add-domain", sigma.path, "--name", "new", "--experts", "0"], "--experts 0: must be at least 1"),
+    ]
+    for words, text in cases:
+        assert text in refusal(capsys, "sigma", *words, *out), words
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("change, text", [("missing", "holds no routing table"), ("vocabulary", "routing table")])
+def test_a_routing_table_that_is_missing_or_of_another_vocabulary(sigma, tmp_path, capsys, change, text):
+    tensors = sigma.tensors()
+    table = tensors.pop("blocks.1.ffn.routing")
+    if change == "vocabulary":
+        tensors["blocks.1.ffn.routing"] = np.ascontiguousarray(table[:, :380])
+    store.save(tmp_path / "damaged", 1, {"model": tensors}, {}, sigma.config(), sigma.tokenizer_path())
+    for words in (["generate", tmp_path / "damaged", "--prompt", "x"], ["sigma", "extract", tmp_path / "damaged"]):
+        rest = ["--domain", "code", "--output", tmp_path / "never"] if words[0] == "sigma" else []
+        assert text in refusal(capsys, *words, *rest)
+
+
+@pytest.fixture(scope="module")
+def upgraded(trained_run, tmp_path_factory):
+    """A trained alpha, and a Sigma that inherits from it: two domains with a group and a word table each, of which only
+    experts and word tables train."""
+    root = tmp_path_factory.mktemp("upgraded") / "sigma"
+    fields = ["domains=[text, code]", "num_experts=4", "slot_of_domain=[0, 1]", "trainable=experts"]
+    words = [f"model.{field}" for field in ["family=sigma", *fields]]
+    assert main(["model", "upgrade", str(trained_run), *words, "--output", str(root)]) == 0
+    return store.open_checkpoint(trained_run), store.open_checkpoint(root)
+
+
+def test_an_upgraded_alpha_computes_the_same_for_every_domain(upgraded, ids):
+    """Bit for bit, in a mixed batch too: each expert gets more rows than those that the kernels multiply one by one."""
+    alpha, sigma = upgraded
+    (expected,) = logits(alpha, ids, None)
+    for found in logits(sigma, ids, 0, 1, np.arange(16) % 2):
+        assert np.array_equal(found, expected)
+
+
+def test_training_on_one_domain_changes_no_other(upgraded, ids, records, tmp_path):
+    """The records are code: one step with frozen shared parameters."""
+    from pangu_ms.train.loop import train
+
+    source = upgraded[1]
+    words = ["train.steps=1", "train.batch_size=4", "optimizer.warmup_steps=0", "optimizer.lr=0.01"]
+    config = load_config(str(source.path / "config.yaml"), words)
+    train(config, records, tmp_path / "run", init_from=source.path, progress=False)
+    trained = store.open_checkpoint(tmp_path / "run")
+    before, after = logits(source, ids, 0, 1), logits(trained, ids, 0, 1)
+    assert np.array_equal(after[0], before[0]) and np.abs(after[1] - before[1]).max() > 1e-3
+    text, moments = set(range(2)), trained.tensors("optimizer")
+    for name, array in members(trained.tensors()):
+        same = np.array_equal(array, dict(members(source.tensors()))[name])
+        found = stack_of(name)
+        if not found or found[1] in (text if ".experts." in name else {0}):
+            assert same, name
+        elif name.endswith("weight"):
+            assert not same, name
+    assert {name.partition(".")[2] for name in moments if name.startswith("adam_m.")} == set(
+        source.config().model.trainable_parameter_shapes()
+    )
+
+
+def test_a_larger_vocabulary_keeps_the_rows_of_known_pieces(trained_run, text_file, ids, tmp_path, capsys):
+    from pangu_ms.data.corpus import Corpus
+    from pangu_ms.data.tokenizer import train_tokenizer
+
+    texts = [document.text for document in Corpus([str(text_file)])]
+    train_tokenizer([*texts, "the quick brown fox jumps over the lazy dog " * 9], 400, "none").save(tmp_path / "new")
+    words = ["model", "upgrade", trained_run, "model.family=sigma", "model.domains=[code]", "model.num_experts=2"]
+    made = answer(
+        capsys, *words, "model.vocab_size=400", "--tokenizer", tmp_path / "new", "--output", tmp_path / "sigma"
+    )
+    alpha, sigma = store.open_checkpoint(trained_run), store.open_checkpoint(tmp_path / "sigma")
+    old, new = alpha.tokenizer(), sigma.tokenizer()
+    old_of = np.array([-1 if (i := old.id_of(new.piece_of(n))) is None else i for n in range(400)])
+    known = np.flatnonzero(old_of >= 0)
+    assert made["new_rows"] == 400 - len(known) > 10 and len(known) > 300
+    assert not np.array_equal(old_of[known], known)  # other ids, so that a copy in the same order would be noticed
+    given = known[ids % len(known)].astype(np.int32)
+    (expected,), (found,) = logits(alpha, old_of[given].astype(np.int32), None), logits(sigma, given, 0)
+    assert np.array_equal(found[..., known], expected[..., old_of[known]])
+    rows = sigma.tensors()["word_embedding.weight"][old_of < 0]
+    assert 0.015 < rows.std() < 0.025 and abs(rows.mean()) < 0.005  # init_std is 0.02
+
+
+def test_upgrades_that_would_compute_something_else(trained_run, sigma, tmp_path, capsys):
+    base = ["model.family=sigma", "model.domains=[code]", "model.num_experts=2"]
+    cases = [
+        ([*base, "model.hidden_act=gelu"], "model.hidden_act=gelu: must stay fast_gelu"),
+        ([*base, "model.vocab_size=400"], "model.vocab_size=400: the checkpoint has 384: must be equal without"),
+        (["model.family=pi"], "model.family=pi: the checkpoint is alpha"),
+        (["--config", "sigma/tiny"], "must stay"),
+    ]
+    for words, text in cases:
+        assert text in refusal(capsys, "model", "upgrade", trained_run, *words, "--output", tmp_path / "never"), words
+    assert not (tmp_path / "never").exists()
