@@ -37,12 +37,12 @@ def arranged(batch: Batch, plan: Plan) -> Batch:
     for i, block in enumerate(blocks):
         rows, places = np.flatnonzero(found == i), np.flatnonzero(wanted == i)
         if len(rows) != len(places):
-            names = [name for name, at in zip(model.domains, block_of_domain) if at == i]
+            names = ", ".join(name for name, at in zip(model.domains, block_of_domain) if at == i)
+            ep = parallel.expert_parallel
             raise PlanError(
-                f"parallel.expert_parallel={parallel.expert_parallel}: a batch has {len(rows)} sequences of the domains"
-                f" {', '.join(names)}; the ranks that hold their experts, {len(block)} of"
-                f" {parallel.expert_parallel}, take {len(places)} of {len(found)}; set data.samples_per_domain so that these have {len(block)} /"
-                f" {parallel.expert_parallel} of train.batch_size"
+                f"parallel.expert_parallel={ep}: a batch has {len(rows)} of {len(found)} sequences in the domains {names};"
+                f" the {len(block)} of {ep} ranks that hold their experts take {len(places)}; set"
+                f" data.samples_per_domain so that these domains have {len(block)}/{ep} of train.batch_size"
             )
         order[places] = rows
     return batch.take(order)

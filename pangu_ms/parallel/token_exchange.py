@@ -20,7 +20,6 @@ from pangu_ms.models.common.layers import TokenDispatcher
 from pangu_ms.parallel.expert_batches import bucket_rows
 from pangu_ms.parallel.plan import Plan
 
-
 RANKS_ATTRIBUTE = "ranks_of_group"
 """Attribute of collectives with the ranks of their group, for the rehearsal."""
 

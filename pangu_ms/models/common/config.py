@@ -81,6 +81,8 @@ class Activation:
     """Whether recompute=selective computes it again."""
     count: int = 1
     """Number of equal tensors that `bytes` counts together; 0 for an activation without a gradient."""
+    routed: bool = False
+    """Whether it has a line for each row that experts get, with the padding of those that other devices send."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
