@@ -40,7 +40,7 @@ def arranged(batch: Batch, plan: Plan) -> Batch:
             names = ", ".join(name for name, at in zip(model.domains, block_of_domain) if at == i)
             ep = parallel.expert_parallel
             raise PlanError(
-                f"parallel.expert_parallel={ep}: a batch has {len(rows)} of {len(found)} sequences in the domains {names};"
+                f"parallel.expert_parallel={ep}: a batch has {len(rows)} of {len(found)} sequences in domains {names};"
                 f" the {len(block)} of {ep} ranks that hold their experts take {len(places)}; set"
                 f" data.samples_per_domain so that these domains have {len(block)}/{ep} of train.batch_size"
             )
