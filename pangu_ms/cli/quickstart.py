@@ -74,10 +74,11 @@ def _run(args: Namespace) -> int:
 
 def run(config: RunConfig, args: Namespace, output: Path) -> Report:
     """Run all stages; each prints the command that runs it alone."""
-    from pangu_ms.data.default_corpus import build_records, standard_library_files
+    from pangu_ms.data.default_corpus import build_records, standard_library_domains, standard_library_files
 
     report, named = Report(), [args.config, *args.overrides]
     corpus = args.corpus or standard_library_files()
+    domains = standard_library_domains() if config.model.domains and not args.corpus else []
     prompts = document_beginnings(corpus) if args.corpus else CODE_PROMPTS
     shown = args.corpus or [f"({len(corpus)} files of {Path(corpus[0]).parent})"]
     tokenizer, records, package = output / "tokenizer", output / "records", output / "mindir"
@@ -85,9 +86,22 @@ def run(config: RunConfig, args: Namespace, output: Path) -> Report:
     vocabulary = ("--vocab-size", config.tokenizer.vocab_size, "--segmenter", config.tokenizer.segmenter)
     say(args, "tokenizer", "train", "--corpus", *shown, *vocabulary, "--output", tokenizer)
     shape = ("--seq-length", config.model.seq_length, "--held-out", config.data.held_out)
-    say(args, "data", "prepare", "--corpus", *shown, "--tokenizer", tokenizer, *shape, "--output", records)
+    named_domains = [f"--domain={name}={pattern}" for name, pattern in domains]
+    say(
+        args,
+        "data",
+        "prepare",
+        "--corpus",
+        *shown,
+        *named_domains,
+        "--tokenizer",
+        tokenizer,
+        *shape,
+        "--output",
+        records,
+    )
     output.mkdir(parents=True, exist_ok=True)
-    manifest = build_records(config, corpus, output, progress=not args.json)
+    manifest = build_records(config, corpus, output, not args.json, domains)
     splits = manifest["splits"]
     report.add("tokenizer", tokenizer, f"{manifest['vocab_size']} pieces")
     report.add(
@@ -161,6 +175,9 @@ def train_stage(config: RunConfig, records: Path, output: Path, args: Namespace,
     line = ", ".join(f"{names[name]} {value:.1f}" for name, value in scores.items())
     report.add("held-out perplexity", "", line)
     report.results |= scores
+    if by_domain := {domain: own.perplexity for domain, own in result.held_out.domains.items()}:
+        report.add("of each domain", "", ", ".join(f"{name} {value:.1f}" for name, value in by_domain.items()))
+        report.results["perplexity_by_domain"] = by_domain
     if not args.json:
         print(f"held-out perplexity: {line}")
     if scores["perplexity"] >= scores["bigram_perplexity"]:

@@ -3,6 +3,7 @@ mindspore import."""
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -78,11 +79,11 @@ def require_known(source: str, read: Iterable[str], model: ModelConfig, leave_ou
     advice = NAME_DOMAINS
     if both and leave_out == "mixture":
         weights = ", ".join(f"{yaml_name(name)}: 1" for name in both)
-        advice = f"leave the others out by 'data.mixture={{{weights}}}', or {advice}"
+        advice = f"leave the others out by {shlex.quote(f'data.mixture={{{weights}}}')}, or {advice}"
     elif both:
         advice = f"name one of them by --domain, or {advice}"
     raise DataError(
-        f"{source}: {found}; the model has {shown(model.domains)}; a row's domain must be one of the model's (both have"
+        f"{source}: {found}; the model has {shown(model.domains)}; it must have the domain of every row (both have"
         f" {shown(both) if both else 'none'}); {advice}"
     )
 
