@@ -1,6 +1,7 @@
 """Training with domains: what a model reads, and what is told of each domain."""
 
 import json
+import shlex
 import types
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from pangu_ms.core.errors import DataError
+from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.data.records import RecordSet
 from pangu_ms.models.alpha import model as alpha
 from pangu_ms.models.alpha.config import AlphaConfig
@@ -96,3 +97,42 @@ def test_a_mixture_is_read_in_training(two_domains, tiny_overrides):
     config, records = load_config("alpha/tiny", [*tiny_overrides, "data.mixture={b: 1}"]), RecordSet.open(two_domains)
     rows = np.concatenate([Loader.of(records, config).row_numbers(step) for step in range(9)])
     assert (records.domain_of(rows) == 1).all()
+
+
+def test_samples_per_domain_go_on_with_another_number_of_replicas(two_domains):
+    """The message's overrides are taken, and each step has the rows that it had."""
+    from pangu_ms.data.loader import Loader
+    from pangu_ms.train.resume import require_same_run
+
+    def configured(*words):
+        return load_config("alpha/tiny", ["model.vocab_size=384", "model.seq_length=32", "train.steps=9", *words])
+
+    samples = ["data.samples_per_domain={a: 3, b: 1}", "train.batch_size=4"]
+    stored = configured(*samples, "parallel.data_parallel=2")
+    with pytest.raises(ConfigError, match="must stay 8") as caught:
+        require_same_run(stored, configured(*samples), "run")
+    wanted = configured(*samples, *shlex.split(str(caught.value).rpartition("; add ")[2]))
+    assert wanted.data.samples_per_domain == {"a": 6, "b": 2}
+    require_same_run(stored, wanted, "run")
+    records = RecordSet.open(two_domains)
+    ranks = [Loader.of(records, stored, rank=rank, world=2) for rank in range(2)]
+    for step in range(5):
+        before = np.concatenate([loader.row_numbers(step) for loader in ranks])
+        assert sorted(before.tolist()) == sorted(Loader.of(records, wanted).row_numbers(step).tolist())
+    other = ["data.samples_per_domain={a: 4, b: 4}", "train.batch_size=8"]
+    with pytest.raises(ConfigError, match="data.samples_per_domain="):
+        require_same_run(stored, configured(*other), "run")
+    three = configured(*samples, "parallel.data_parallel=4")
+    with pytest.raises(ConfigError, match="data.samples_per_domain has no whole numbers in batches of 2"):
+        require_same_run(stored, three, "run")
+
+
+def test_a_rehearsal_of_the_launch_keeps_what_it_can():
+    from pangu_ms.train.smoke import smoke_overrides
+
+    for words in (["data.samples_per_domain={a: 5, b: 3}"], ["data.mixture={a: 5, b: 3}"]):
+        config = load_config("alpha/tiny", words)
+        own = load_config("alpha/tiny", [*words, *smoke_overrides(config, own_records=True)])
+        assert own.data == config.data and own.train.batch_size == (8 if config.data.samples_per_domain else 2)
+        default = load_config("alpha/tiny", [*words, *smoke_overrides(config)])
+        assert not default.data.mixture and not default.data.samples_per_domain and default.train.batch_size == 2
