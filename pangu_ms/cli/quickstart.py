@@ -149,6 +149,8 @@ def say(args: Namespace, *words: object) -> None:
 def train_stage(config: RunConfig, records: Path, output: Path, args: Namespace, report: Report) -> None:
     """Train, and compare the held-out perplexity with that of unigram and bigram models."""
     from pangu_ms.core.exit_codes import EXIT_STOPPED
+    from pangu_ms.data.domains import known_domains
+    from pangu_ms.data.records import RecordSet
     from pangu_ms.eval.report import baselines
     from pangu_ms.train.loop import train
 
@@ -169,7 +171,9 @@ def train_stage(config: RunConfig, records: Path, output: Path, args: Namespace,
     }
     if result.held_out is None:
         return
-    ngrams = baselines(records, "held_out", config.model.vocab_size, config.train.batch_size, config.train.eval_batches)
+    sizes = config.model.vocab_size, config.train.batch_size, config.train.eval_batches
+    scored = known_domains(RecordSet.require_declared(records, "held_out", config.model), config.model)
+    ngrams = baselines(records, "held_out", *sizes, domains=scored)
     scores: dict[str, Any] = {"perplexity": result.held_out.perplexity} | ngrams
     names = {name: name.removesuffix("perplexity").strip("_") or "model" for name in scores}
     line = ", ".join(f"{names[name]} {value:.1f}" for name, value in scores.items())

@@ -16,12 +16,14 @@ from pangu_ms.cli import main as cli
 from pangu_ms.config import load_config
 from pangu_ms.config.schema import DataConfig
 from pangu_ms.core.errors import ConfigError, DataError
+from pangu_ms.data.blocks import Block
 from pangu_ms.data.corpus import UNKNOWN_DOMAIN, Corpus
 from pangu_ms.data.default_corpus import standard_library_domains, standard_library_files
 from pangu_ms.data.domains import require_known, require_run_domains
 from pangu_ms.data.extra_inputs import SOURCES
 from pangu_ms.data.loader import Loader, batch_rows, num_batches, sequential_batches
 from pangu_ms.data.mixture import Schedule
+from pangu_ms.data.pack import DocumentTable, RowsByDomain
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.records import RecordSet
 from pangu_ms.models.common.config import ExtraInput
@@ -174,7 +176,13 @@ def test_samples_per_domain_fix_every_batch():
 
 @pytest.mark.parametrize("domains", [(), ("poems", "news", "code", "law")])
 @pytest.mark.parametrize(
-    "amounts", [{}, {"mixture": {"code": 1, "news": 5, "poems": 1}}, {"samples": {"code": 2, "news": 2}}]
+    "amounts",
+    [
+        {},
+        {"mixture": {"code": 1, "news": 5, "poems": 1}},
+        {"mixture": {"code": 60, "news": 1}},
+        {"samples": {"code": 2, "news": 2}},
+    ],
 )
 def test_domains_of_a_step_are_known_without_reading(amounts, domains, monkeypatch):
     monkeypatch.setattr(Rows, "read_rows", None)
@@ -265,6 +273,13 @@ def test_a_domain_that_one_side_lacks_is_told(data, domains, text):
     with pytest.raises(DataError) as caught:
         require_run_domains("R", ["code", "news"], DataConfig(**data), model_of(*domains))
     assert text in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_loader_reads_no_domain_that_the_records_lack():
+    config = load_config("alpha/tiny", ["data.mixture={law: 1, code: 1}"])
+    with pytest.raises(DataError, match="^data.mixture: rows: no rows of domain law; there are rows of code, news, p"):
+        Loader.of(Rows(), config)
+    Loader.of(Rows(), load_config("alpha/tiny", ["data.mixture={law: 0, code: 1}"]))
 
 
 def test_advice_is_taken():
@@ -360,6 +375,27 @@ def test_options_that_name_no_file_or_one_twice(corpus, tokenizer_path, tmp_path
     assert cli.main(["data", "prepare", "--corpus", *names, *words]) == 2
     err = capfd.readouterr().err
     assert text in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+def test_rows_of_a_domain_that_some_blocks_lack(tmp_path):
+    """Blocks of random documents, against one stream of ids for each domain."""
+    rng, streams, paths = np.random.default_rng(0), collections.defaultdict(list), []
+    for number, names in enumerate([["b", "a"], ["b"], ["c", "a", "a"], ["b", "b"], ["a"]]):
+        tokens = rng.integers(1, 9, len(names))
+        ids = rng.integers(10, 99, tokens.sum()).astype(np.int32)
+        for name, part in zip(names, np.split(ids, np.cumsum(tokens)[:-1])):
+            streams[name] += part.tolist()
+        keys = np.arange(len(names), dtype=np.uint64)
+        paths.append(tmp_path / f"{number}.npz")
+        paths[-1].write_bytes(Block(ids, tokens, tokens, keys, np.array(names)).to_bytes())
+    table = DocumentTable.of(paths)
+    rows = RowsByDomain(paths, table, np.ones(len(table.tokens), bool), 4, 0)
+    packed = np.concatenate(list(rows)).tolist()
+    expected = {name: [*ids, *[0] * (-len(ids) % 4)] for name, ids in sorted(streams.items())}
+    assert sum(packed, []) == sum(expected.values(), [])
+    starts = np.cumsum([0, *[len(ids) // 4 for ids in expected.values()]]).tolist()
+    assert [own["first_row"] for own in rows.ranges.values()] == starts[:-1]
+    assert [own["rows"] for own in rows.ranges.values()] == np.diff(starts).tolist()
 
 
 def test_a_run_with_other_domains_does_not_take_its_blocks(corpus, tokenizer_path, tmp_path, monkeypatch):
