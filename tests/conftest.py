@@ -105,6 +105,22 @@ def records(text_file, made_once):
 
 
 @pytest.fixture(scope="session")
+def two_domains(text_file, records, tmp_path_factory):
+    """The documents as records of the domains a and b; the documents of b have other names and are fewer."""
+    import json
+
+    from pangu_ms.data.prepare import prepare
+
+    lines = [json.loads(line) | {"domain": "a"} for line in text_file.read_text().splitlines()]
+    lines += [{"text": line["text"].replace("def ", "class "), "domain": "b"} for line in lines[::2]]
+    directory = tmp_path_factory.mktemp("two")
+    (directory / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    corpus, tokenizer = [str(directory / "corpus.jsonl")], records.parent / "tokenizer"
+    prepare(corpus, tokenizer, directory / "records", seq_length=32, held_out=0.2, num_workers=1, progress=False)
+    return directory / "records"
+
+
+@pytest.fixture(scope="session")
 def tiny_overrides():
     """Overrides that make alpha/tiny as small as the records."""
     model = ["vocab_size=384", "hidden_size=32", "num_layers=2", "num_heads=4", "seq_length=32"]

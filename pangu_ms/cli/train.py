@@ -134,13 +134,13 @@ def require_startable_alone(config: RunConfig, args: Namespace) -> None:
 
 def default_records(config: RunConfig, output: Path, resume: bool, progress: bool) -> Path:
     """Records of the standard library's source in OUTPUT/data. They are made if they do not exist yet."""
-    from pangu_ms.data.default_corpus import build_records, standard_library_files
+    from pangu_ms.data.default_corpus import build_default_records
 
     directory = output / OWN_DATA
     if not (directory / "records").exists():
         require_own(output, resume)
         directory.mkdir(parents=True, exist_ok=True)
-        build_records(config, standard_library_files(), directory, progress)
+        build_default_records(config, directory, progress)
     return directory / "records"
 
 
