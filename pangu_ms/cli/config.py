@@ -93,7 +93,6 @@ def fields() -> list[dict[str, Any]]:
     """One row per field: dotted name, family, whether it is required, default, description."""
     schema = TypeAdapter(RunConfig).json_schema()
     families = {family.config.__name__: name for name, family in FAMILIES.items()}
-    inherited = {family.config.__name__: _descriptions(family.config) for family in FAMILIES.values()}
     rows = []
     for section in dataclasses.fields(RunConfig):
         reference = schema["properties"][section.name]
@@ -114,16 +113,6 @@ def fields() -> list[dict[str, Any]]:
                 # Where the source wraps a description says nothing to a reader of the output.
                 rows.append(row | {"default": default, "description": " ".join(description.split())})
     return rows
-
-
-def _descriptions(model: type[ModelConfig]) -> dict[str, str]:
-    """The description of each field, also of inherited ones, which pydantic's schema of a subclass lacks."""
-    found: dict[str, str] = {}
-    for parent in model.__mro__:
-        if dataclasses.is_dataclass(parent):
-            for key, field in TypeAdapter(parent).json_schema()["properties"].items():
-                found[key] = found.get(key) or field.get("description", "")
-    return found
 
 
 def field_lines() -> list[str]:
