@@ -177,7 +177,7 @@ def test_squared_norm_has_a_gradient_and_keeps_nan(backend):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(1, 70001), (3, 5, 13), (64, 33), (5,), (3, 40000)])
+@pytest.mark.parametrize("shape", [(1, 70001), (3, 5, 13), (64, 3300), (5,), (3, 40000)])
 def test_squared_norms_are_those_of_each_line(backend, shape, dtype):
     """Bit for bit, whatever stands beside a line; 40,000 elements are cut for two threads. NaN stays in its line."""
     x = draw(*shape)
