@@ -183,6 +183,11 @@ class ModelConfig:
         return ()
 
     @property
+    def has_balance_loss(self) -> bool:
+        """Whether the model can `with_balance_loss`, see models/registry.py."""
+        return False
+
+    @property
     def domains(self) -> tuple[str, ...]:
         """Names of the domains that the model tells apart, in the order of their indices in the extra input "domain";
         empty if the model reads no domain."""

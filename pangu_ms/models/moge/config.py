@@ -122,6 +122,11 @@ class MogeConfig(PiConfig):
             Activation("router probabilities", 4 * self.seq_length * self.num_experts),
         ]
 
+    @property
+    def has_balance_loss(self) -> bool:
+        """See ModelConfig."""
+        return self.balance_loss_coef > 0
+
     def fields_free_in_students(self) -> set[str]:
         """See ModelConfig."""
         return super().fields_free_in_students() | {"balance_loss_coef"}
