@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from pydantic.dataclasses import rebuild_dataclass
@@ -72,5 +73,16 @@ def run(tiny, tiny_overrides, records, tmp_path_factory, request, mindspore_cpu)
     from pangu_ms.train.loop import train
 
     output = tmp_path_factory.mktemp("runs") / tiny.family
-    train(load_config(tiny.config, tiny_overrides), records, output, progress=False)
+    with mock.patch("pangu_ms.train.run.Run.evaluate", return_value=None):  # it compiles; `pangu eval` is tested
+        train(load_config(tiny.config, tiny_overrides), records, output, progress=False)
     return output
+
+
+@pytest.fixture(scope="module")
+def decoder(run):
+    """One sequence of 32 tokens, 8 at a time."""
+    from pangu_ms.checkpoint import store
+    from pangu_ms.infer.decoder import GraphShape
+    from pangu_ms.infer.load import load_decoder
+
+    return load_decoder(store.open_checkpoint(run), GraphShape.fitting(32, 1, 32, 8))

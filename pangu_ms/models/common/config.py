@@ -81,6 +81,8 @@ class Activation:
     """Whether recompute=selective computes it again."""
     count: int = 1
     """Number of equal tensors that `bytes` counts together; 0 for an activation without a gradient."""
+    routed: bool = False
+    """Whether it has a line for each row that experts get, with the padding of those that other devices send."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -174,6 +176,16 @@ class ModelConfig:
         """Numbers of experts of each group: a sequence uses experts of one group only. By default all experts are one
         group."""
         return (self.num_experts,) if self.num_experts else ()
+
+    @property
+    def group_of_domain(self) -> tuple[int, ...]:
+        """Group of experts of each of `domains`; empty if there are no domains."""
+        return ()
+
+    @property
+    def has_balance_loss(self) -> bool:
+        """Whether the model can `with_balance_loss`, see models/registry.py."""
+        return False
 
     @property
     def domains(self) -> tuple[str, ...]:

@@ -210,8 +210,9 @@ class SigmaConfig(AlphaConfig):
         kept = super().feed_forward_activations(layer, element_bytes, model_parallel, sequence_parallel)
         if layer not in self.sparse_layers:
             return kept
+        kept = [dataclasses.replace(one, routed=one.name in ("before the activation", "activation")) for one in kept]
         rows = element_bytes * self.seq_length * self.hidden_size
-        return [*kept, Activation("rows sorted by expert", 2 * rows, count=2)]
+        return [*kept, Activation("rows sorted by expert", 2 * rows, count=2, routed=True)]
 
     @property
     def uses_token_counts(self) -> bool:
