@@ -8,6 +8,7 @@ import pytest
 import pangu_ms
 from pangu_ms.cli.main import main
 from pangu_ms.infer.sampling import SamplingConfig
+from tests.export.common import reseal
 from tests.models.sigma import CODE, LAW, TEXT, save_sigma
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -109,6 +110,13 @@ def test_the_commands_and_the_package(sigma, texts, tmp_path, capsys):
     assert (manifest["domains"], manifest["default_domain"]) == (NAMES, "text")
     assert manifest["inputs"]["domain"] == ["int32", [3]] and manifest["verified"]["max_difference"] <= 1e-4
     assert _ids(capsys, "run-mindir", str(tmp_path / "package"), *words) == [texts["law"], texts["code"], texts["text"]]
+    file = tmp_path / "package/manifest.json"
+    forged = json.loads(file.read_text())
+    del forged["domains"], forged["default_domain"]
+    file.write_text(json.dumps(forged))
+    reseal(tmp_path / "package")
+    assert main(["run-mindir", str(tmp_path / "package"), *GREEDY]) == 2
+    assert "the graph itself has other shapes" in capsys.readouterr().err
 
 
 @pytest.mark.slow
