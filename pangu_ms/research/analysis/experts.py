@@ -61,7 +61,7 @@ def plot_experts(report: dict[str, Any], path: Path) -> None:
     """
     require_plot(path)
     loads = np.array([layer["experts"] for layer in report["layers"]], np.float64)
-    figure = new_figure(10, 1.5 + 0.4 * len(loads))
+    figure = new_figure(10, 2.2 + 0.4 * len(loads))
     axis = figure.subplots()
     image = axis.imshow(loads / loads.mean(1, keepdims=True).clip(1e-9), aspect="auto", vmin=0, interpolation="nearest")
     for span in report["layers"][0]["domains"].values():
