@@ -34,7 +34,6 @@ def draw(*shape, seed=0):
     return np.random.RandomState(seed).randn(*shape) * 2
 
 
-@pytest.mark.thinned(1)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_activation_and_gradients(backend, name, dtype):

@@ -17,7 +17,6 @@ def forked(x):
     return a, b, c
 
 
-@pytest.mark.thinned(1)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("shape", [(1,), (17,), (3, 5, 1021)])
 def test_sum_and_gradients(backend, dtype, shape):

@@ -80,7 +80,6 @@ def make(name, dtype, *shape):
     ]
 
 
-@pytest.mark.thinned(1)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", CASES)
 def test_norm_and_gradients(backend, name, dtype):

@@ -40,7 +40,6 @@ def turned(x, angles):
     return np.concatenate([z.real, z.imag], -1)
 
 
-@pytest.mark.thinned(1)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("flat", [True, False])
 def test_pairs_turn_by_the_angle_and_gradients_turn_back(backend, dtype, flat):
