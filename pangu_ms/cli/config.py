@@ -1,8 +1,12 @@
 """`pangu config ACTION`: show a resolved configuration and what its fields mean, and find model shapes of equal
 size."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import math
+import textwrap
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +21,6 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result, table_lines
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.registry import FAMILIES
 from pangu_ms.train.schedule import peak_learning_rate
 
@@ -73,11 +76,22 @@ def iso_parser() -> Parser:
     return parser
 
 
+def field_descriptions(section: type) -> dict[str, str]:
+    """The string under each field in the source of a section's class or of its base classes, by the field's name."""
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__[:-1]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in itertools.pairwise(definition.body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(description))):
+                    found[name] = description
+    return found
+
+
 def fields() -> list[dict[str, Any]]:
     """One row per field: dotted name, family, whether it is required, default, description."""
     schema = TypeAdapter(RunConfig).json_schema()
-    # pydantic's schema of a subclass lacks the descriptions of inherited fields, so they are taken from the base class.
-    inherited = TypeAdapter(ModelConfig).json_schema()["properties"]
     families = {family.config.__name__: name for name, family in FAMILIES.items()}
     rows = []
     for section in dataclasses.fields(RunConfig):
@@ -85,8 +99,11 @@ def fields() -> list[dict[str, Any]]:
         names = [r["$ref"].rsplit("/", 1)[1] for r in reference.get("oneOf", [reference]) if "$ref" in r]
         for name in names:
             required = schema["$defs"][name].get("required", ())
+            section_class = FAMILIES[families[name]].config if name in families else section.type
+            assert isinstance(section_class, type)
+            texts = field_descriptions(section_class)
             for key, field in schema["$defs"][name]["properties"].items():
-                description = field.get("description") or inherited.get(key, {}).get("description", "")
+                description = texts.get(key, "")
                 row = {
                     "name": f"{section.name}.{key}",
                     "family": families.get(name),

@@ -29,10 +29,10 @@ configuration of a model.
                                                 infer/cached_model.py
                     hidden_states(ids, positions, segments, *extra) -> tuple of [B, S, E]   the output of the embeddings
                                                 and then of each layer, for analyses
-                and may have
-                    with_auxiliary_loss(ids, positions, segments, key, *extra) -> (logits, float32 scalar)   what
-                                                training adds to the mean cross-entropy of a micro-batch, such as a
-                                                balance loss of experts
+                and, if `CONFIG.has_balance_loss`,
+                    with_balance_loss(ids, positions, segments, key, *extra) -> (logits, float32 scalar)    what
+                                                training adds to the mean cross-entropy of a micro-batch to balance
+                                                the load of experts
                 A cell that `layer_names` or an outer parameter names has that path in the model. Logits are made by a
                 `Logits` cell, which a pipeline puts on its last stage. Keys and values of past tokens live in `KVCache`
                 cells: every other parameter is a weight.
@@ -98,7 +98,7 @@ class Family:
 
 FAMILIES = {
     "alpha": Family("pangu_ms.models.alpha"),
-    "moge": Family("pangu_ms.models.moge"),
     "pi": Family("pangu_ms.models.pi"),
+    "moge": Family("pangu_ms.models.moge"),
     "sigma": Family("pangu_ms.models.sigma"),
 }

@@ -71,7 +71,7 @@ class LogMetrics(Hook):
             "lr": record.lr,
             "loss_scale": record.loss_scale,
             "skipped": int(not record.result.applied),
-        }
+        } | record.result.metrics
         loop.log(record.step, **values, tokens_per_second=loop.tokens_per_second(1))
 
 

@@ -61,6 +61,8 @@ def test_gradients_are_those_of_cross_entropy_and_balance_loss(parts):
     result, gradients = gradients_by_step(config, parameters, batch, scale=256.0)
     assert gradients.keys() == parameters.keys()
     assert result.loss == pytest.approx(losses({})[0], abs=1e-5)
+    expected = reference_loss(config.model, parameters, micro_batches[-1])[1]
+    assert result.metrics == {"balance_loss": pytest.approx(expected, rel=1e-5)}
     rng = np.random.default_rng(5)
     for name, gradient in gradients.items():
         direction = rng.normal(size=gradient.shape)

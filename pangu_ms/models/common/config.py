@@ -46,6 +46,9 @@ class ParameterSpec:
     trainable: bool = True
     """False for a parameter without gradient and moments, which training does not change. It is still a weight: it is
     initialised, saved, loaded, resharded and exported."""
+    lazy: bool = False
+    """For a stack, whether an update leaves members without a gradient alone (see OptimizerConfig.lazy_experts), and
+    uses OptimizerConfig.expert_eps."""
     dtype: Literal["float32", "int32"] = "float32"
     """dtype in memory and in checkpoints; a table of integers is int32 and not trainable."""
 
@@ -181,6 +184,11 @@ class ModelConfig:
     def group_of_domain(self) -> tuple[int, ...]:
         """Group of experts of each of `domains`; empty if there are no domains."""
         return ()
+
+    @property
+    def has_balance_loss(self) -> bool:
+        """Whether the model can `with_balance_loss`, see models/registry.py."""
+        return False
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -363,6 +371,6 @@ def gain(axis: str) -> ParameterSpec:
     return ParameterSpec((axis,), mean=1.0)
 
 
-def stack(axis: str, spec: ParameterSpec) -> ParameterSpec:
+def stack(axis: str, spec: ParameterSpec, lazy: bool = False) -> ParameterSpec:
     """A stack of parameters (see stacks.py), each of which is `spec`."""
-    return dataclasses.replace(spec, axes=(axis, *spec.axes))
+    return dataclasses.replace(spec, axes=(axis, *spec.axes), lazy=lazy)

@@ -85,8 +85,6 @@ class StackedLinear(nn.Cell):
 
     def construct(self, rows, counts_K):
         """`counts` int32 [K] is the number of rows of each expert."""
-        if self.bias is None:
-            return ascend_ops.grouped_matmul(rows, self.weight, counts_K)
         return ascend_ops.grouped_matmul(rows, self.weight, counts_K, self.bias)
 
 

@@ -1,6 +1,7 @@
 """Masked cross-entropy of next tokens. Source: specification A1.6."""
 
-from mindspore import Tensor, nn, ops
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
 
 import ascend_ops
 from pangu_ms.models.common.batch import Batch
@@ -15,24 +16,30 @@ def to_tensors(batch: Batch) -> tuple[Tensor, ...]:
 class TokenLoss(nn.Cell):
     """Sum of the cross-entropy over the positions that the mask counts, and the number of these positions.
 
-    In training a model with an auxiliary loss (see models/registry.py) gets the gradient of
-    sum + number * auxiliary loss, so that the mean has that of cross-entropy + auxiliary loss. The value of the sum
-    stays that of the cross-entropy.
+    In training a model with a balance loss (see models/registry.py) gets the gradient of sum + number * balance loss,
+    so that the mean has that of cross-entropy + balance loss. The value of the sum stays that of the cross-entropy.
     """
 
-    def __init__(self, model: nn.Cell):
+    def __init__(self, model: nn.Cell, keeps_balance_loss: bool = False):
+        """Wrap a model of `build_model`."""
         super().__init__(auto_prefix=False)
-        self.model, self.has_auxiliary_loss = model, hasattr(model, "with_auxiliary_loss")
+        self.model, self.has_balance_loss = model, model.has_balance_loss
         self.total = ops.ReduceSum()
+        self.balance_loss: Parameter | None = None
+        """With `keeps_balance_loss` that of the last call in training; None if the model has none."""
+        if self.has_balance_loss and keeps_balance_loss:
+            self.balance_loss = Parameter(Tensor(0.0, ms.float32), "balance_loss", requires_grad=False)
 
     def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key):
         """ids int32 [B, S+1]; positions, segments int32 and mask float32 [B, S]; the family's extra inputs; the int32
         key that seeds dropout -> (sum of losses, sum of mask), float32 scalars."""
         inputs = (ids_BS1[:, :-1], positions_BS, segments_BS, extra_and_key[-1], *extra_and_key[:-1])
         count = self.total(mask_BS)
-        if self.training and self.has_auxiliary_loss:
-            logits_BSV, auxiliary = self.model.with_auxiliary_loss(*inputs)
-            return add_gradient_of(self._sum(logits_BSV, ids_BS1, mask_BS), auxiliary * count), count
+        if self.training and self.has_balance_loss:
+            logits_BSV, balance_loss = self.model.with_balance_loss(*inputs)
+            if self.balance_loss is not None:
+                ops.assign(self.balance_loss, ops.stop_gradient(balance_loss))
+            return add_gradient_of(self._sum(logits_BSV, ids_BS1, mask_BS), balance_loss * count), count
         return self._sum(self.model(*inputs), ids_BS1, mask_BS), count
 
     def _sum(self, logits_BSV, ids_BS1, mask_BS):

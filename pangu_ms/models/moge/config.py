@@ -45,8 +45,7 @@ class MogeConfig(PiConfig):
     moe_intermediate_size: Int = 1344
     """Width of one expert."""
     balance_loss_coef: Float = 0.001
-    """Weight of the balance loss, which training adds to the cross-entropy; 0 leaves it out. See `pangu_ms.models.
-    moge.model.MixtureOfGroupedExperts`."""
+    """Factor of the balance loss, which training adds to the cross-entropy; 0 leaves it out (see docs/moge.md)."""
 
     def __post_init__(self) -> None:
         require_positive(self, "num_experts", "num_expert_groups", "experts_per_token", "moe_intermediate_size")
@@ -122,6 +121,11 @@ class MogeConfig(PiConfig):
             Activation("activation of experts", inner, selective=True),
             Activation("router probabilities", 4 * self.seq_length * self.num_experts),
         ]
+
+    @property
+    def has_balance_loss(self) -> bool:
+        """See ModelConfig."""
+        return self.balance_loss_coef > 0
 
     def fields_free_in_students(self) -> set[str]:
         """See ModelConfig."""

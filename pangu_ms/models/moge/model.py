@@ -126,7 +126,7 @@ class PanguMoge(PanguPi):
             total += balance_loss
         return x_BSE, total
 
-    def with_auxiliary_loss(self, ids_BS, positions_BS, segments_BS, key):
+    def with_balance_loss(self, ids_BS, positions_BS, segments_BS, key):
         """(`construct`, balance_loss_coef times the sum of the layers' balance losses)."""
         x_BSE, balance_loss = self.stream_and_balance_loss(ids_BS, positions_BS, segments_BS, None)
         return self.logits(x_BSE, self.head_table()), self.balance_loss_coef * balance_loss

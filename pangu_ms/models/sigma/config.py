@@ -174,7 +174,9 @@ class SigmaConfig(AlphaConfig):
         if layer not in self.sparse_layers:
             return self._frozen(specs)
         dense = {name: specs.pop(name) for name in list(specs) if name.startswith("ffn.")}
-        stacks = {name.replace("ffn.", "ffn.experts."): stack("expert", spec) for name, spec in dense.items()}
+        stacks = {
+            name.replace("ffn.", "ffn.experts."): stack("expert", spec, lazy=True) for name, spec in dense.items()
+        }
         return self._frozen(specs) | {"ffn.routing": table("domain", "token")} | stacks
 
     def outer_parameters(self) -> tuple[dict[str, ParameterSpec], dict[str, ParameterSpec]]:
@@ -185,7 +187,7 @@ class SigmaConfig(AlphaConfig):
         word = before.pop("word_embedding.weight")
         slotted = {
             "word_embedding.slot_of_domain": table("domain"),
-            "word_embedding.slots.weight": stack("slot", word),
+            "word_embedding.slots.weight": stack("slot", word, lazy=True),
         }
         return slotted | self._frozen(before), self._frozen(behind)
 

@@ -1,7 +1,7 @@
 """The interface of optimizer steps, and helpers that all of them share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import mindspore as ms
@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 
 from pangu_ms.models.common.batch import Batch
-from pangu_ms.models.common.loss import mean_loss, to_tensors
+from pangu_ms.models.common.loss import TokenLoss, mean_loss, to_tensors
 
 NO_LIMIT = float("inf")
 LARGEST_LIMIT = 3e38
@@ -29,12 +29,18 @@ class StepResult:
     """Global norm of the gradient of the mean loss, before clipping."""
     applied: bool
     """False if the step was skipped; weights and moments are then unchanged."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Further values to log: `balance_loss`, that of this process's last micro-batch, of a model that has one."""
 
     @classmethod
-    def of(cls, outputs: Sequence[Tensor]) -> "StepResult":
-        """From a graph's outputs (total loss, tokens, norm, applied); waits for the device."""
+    def of(cls, outputs: Sequence[Tensor], loss: TokenLoss | None = None) -> "StepResult":
+        """From a graph's outputs (total loss, tokens, norm, applied); waits for the device. `loss` is the loss of the
+        graph, if it may have a balance loss."""
         total, count, norm, applied = (output.asnumpy().item() for output in outputs)
-        return cls(total, count, norm, bool(applied))
+        metrics = {}
+        if loss is not None and loss.balance_loss is not None:
+            metrics["balance_loss"] = loss.balance_loss.asnumpy().item()
+        return cls(total, count, norm, bool(applied), metrics)
 
     @property
     def loss(self) -> float:
@@ -85,15 +91,15 @@ class GraphStep:
 
     in_one_graph = True
 
-    def __init__(self, cell: nn.Cell, seed: int, num_micro_batches: int = 1):
-        """`seed` is that of dropout: train.seed."""
-        self.cell, self.seed, self.num_micro_batches = cell, seed, num_micro_batches
+    def __init__(self, cell: nn.Cell, seed: int, num_micro_batches: int = 1, loss: TokenLoss | None = None):
+        """`seed` is that of dropout: train.seed. For `loss` see StepResult.of."""
+        self.cell, self.seed, self.num_micro_batches, self.loss = cell, seed, num_micro_batches, loss
 
     def __call__(
         self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
     ) -> StepResult:
         """See OptimizerStep."""
-        return StepResult.of(self.cell(*self.inputs(batch, step, lr, scale, loss_limit)))
+        return StepResult.of(self.cell(*self.inputs(batch, step, lr, scale, loss_limit)), self.loss)
 
     def inputs(
         self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT

@@ -41,12 +41,13 @@ class TrainStep:
     def __init__(self, model: nn.Cell, config: RunConfig, replicas: Replicas | None = None):
         self.config, self.replicas = config, replicas or Replicas()
         self.weights = ParameterTuple(model.trainable_params())
-        gradients = Gradients(TokenLoss(model), self.weights)
+        self.loss = TokenLoss(model, keeps_balance_loss=True)
+        gradients = Gradients(self.loss, self.weights)
         update = build_update(config, self.weights, config.train.batch_size // config.train.accumulation_steps)
         self.optimizer = update.optimizer
         self.in_one_graph = config.train.accumulation_steps == 1 and self.replicas.world == 1
         if self.in_one_graph:
-            self.whole = GraphStep(WholeStep(gradients, update), config.train.seed)
+            self.whole = GraphStep(WholeStep(gradients, update), config.train.seed, loss=self.loss)
         else:
             self.accumulate = GradientSums(gradients, self.weights)
             self.apply = ApplySums(self.accumulate, update, self.replicas)
@@ -73,7 +74,7 @@ class TrainStep:
         total.asnumpy()  # waits for the device, so that after the barrier only the all-reduce is left to wait for
         self.replicas.barrier()
         beat(STEP, step)
-        return StepResult.of(self.apply(*controls))
+        return StepResult.of(self.apply(*controls), self.loss)
 
     def parameters(self) -> list[Parameter]:
         """See OptimizerStep."""
