@@ -71,8 +71,8 @@ class TokenExchange(TokenDispatcher):
         slot_N = dest_N * C + i_N - ops.gather(start_n, dest_N, 0)
         return rows_here, counts_k, (order, order_here, slot_N)
 
-    def combine(self, rows, way):
+    def combine(self, rows, way, weights=None):
         if self.swap is not None:
             rows = ops.gather(self.swap(ascend_ops.moe_combine(rows, way[1])), way[2], 0)
-        y = ascend_ops.moe_combine(rows, way[0])
+        y = ascend_ops.moe_combine(rows, way[0], weights)
         return y if self.sum is None else self.sum(y)
