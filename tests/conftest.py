@@ -104,7 +104,7 @@ def trained_run(records, tiny_overrides, tmp_path_factory, mindspore_cpu):
     return output
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def compiled_models(mindspore_cpu):
     """Runs in this process take the compiled model of an earlier run of the same graphs; see tests/reused_models.py."""
     from tests.reused_models import reused_models
