@@ -155,7 +155,7 @@ def test_members_of_stacks_are_initialised_by_their_own_names():
         (["domains=[a,a,b]"], "names must differ"),
         (["group_sizes=[2,2,1]"], "sum to 5; must sum to num_experts=6; change one of them"),
         (["group_sizes=[2,4]"], "must be 3 positive numbers"),
-        (["group_sizes=[]", "num_experts=7"], "must divide into 3 equal groups; use a multiple of 3, or give group_sizes"),
+        (["group_sizes=[]", "num_experts=7"], "must divide into 3 equal groups; use a multiple of 3"),
         (["group_of_domain=[0,1]"], "has 2 numbers; the model has 3 domains; give one for each"),
         (["group_of_domain=[0,2,2]"], "must use every number from 0 to 2; renumber them"),
         (["default_domain=poems"], "is none of the model's domains, text, code, law"),
