@@ -67,7 +67,9 @@ def _update_all(parameter, m, v, hyper, gradient):
 def _update_some(parameter, m, v, hyper, gradient, norms):
     """Update everything, then put back the lines whose norm is 0, which were copied before. The operator itself does
     the update, so that the other lines get its bits."""
-    updated = ops.reshape(norms != 0.0, norms.shape + (1,) * (parameter.ndim - 1))
+    updated = norms != 0.0
+    for _ in range(parameter.ndim - 1):  # a Reshape here would get the shape of a slice from MindSpore's parallel pass
+        updated = ops.expand_dims(updated, -1)
     kept = (_masked(updated, parameter), _masked(updated, m), _masked(updated, v))
     done = _update_all(parameter, m, v, (ops.depend(hyper[0], kept), *hyper[1:]), gradient)
     updated = ops.depend(updated, done)

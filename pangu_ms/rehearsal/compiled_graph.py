@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 _KINDS = "AllReduce|AllGather|ReduceScatter|AlltoAllV|AlltoAll|AllToAll|NeighborExchange|Broadcast|Send|Receive"
 _CALL = re.compile(rf"= (?:\w+(?:::\w+)*::)?(?:PrimFunc_)?({_KINDS})\(.*?\bgroup: \"([^\"]*)\"")
-_RANKS = re.compile(r"(?:group_rank_ids|rank_list): \(([^)]*)\)")
 _TYPES = re.compile(r"<Tensor\[(\w+)\](?:, \(([^)]*)\))?>")
 _PARAMETER = re.compile(r"mirror_user_id: \"([^\"]*)\"")
 _SCOPE = re.compile(r"# Fullname with scope: \(([^)]*)\)")
@@ -60,14 +59,14 @@ def _collective(call: str, types: str, scope: str, world: int) -> Collective:
     found = _CALL.search(call)
     assert found, "the caller has seen it"
     kind, group = found.groups()
-    ranks, op, parameter = _RANKS.search(call), re.search(r"\bop: \"(\w+)\"", call), _PARAMETER.search(call)
+    op, parameter = re.search(r"\bop: \"(\w+)\"", call), _PARAMETER.search(call)
     if kind in ("Send", "Receive"):
         size = 2
     elif group == WORLD:
         size = world
     else:
-        # A group without a list of ranks is named "<size>-<hash>".
-        size = len([r for r in ranks[1].split(",") if r.strip()]) if ranks else int(group.split("-")[0])
+        # Groups are named "<size>-...". The ranks listed for a group that the model created are wrong.
+        size = int(group.split("-")[0])
     return Collective(kind, group, size, op[1] if op else "", _largest(types), parameter[1] if parameter else "", scope)
 
 

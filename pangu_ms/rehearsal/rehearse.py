@@ -194,7 +194,9 @@ def thinned(config: RunConfig, layers_per_stage: int = 0, micro_batches: int = 0
     stages = config.parallel.pipeline_stage
     if layers_per_stage and config.model.num_layers > stages * layers_per_stage:
         # At least 2: alpha has a block and the query layer.
-        config = replace(config, model={"num_layers": max(2, stages * layers_per_stage)}, parallel={"stage_layers": ()})
+        layers = max(2, stages * layers_per_stage)
+        model = {"num_layers": layers} | config.model.fields_for_num_layers(layers)
+        config = replace(config, model=model, parallel={"stage_layers": ()})
     present = Plan.of(config).num_micro_batches
     kept = min(present, max(micro_batches, stages)) if micro_batches else present
     if kept == present:

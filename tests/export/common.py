@@ -23,11 +23,12 @@ def reseal(package):
     (package / MANIFEST).write_text(json.dumps(sealed(manifest | {"files": file_entries(package)})))
 
 
-def replay_here(directory, prompts, tokens, key_file):
+def replay_here(directory, trial, key_file):
     """What pangu_ms.export.write.replay_in_fresh_process does, in this process, which has imported MindSpore."""
     with tempfile.TemporaryDirectory() as scratch:
         request, answer = Path(scratch) / "tokens.npz", Path(scratch) / "answer.npz"
-        np.savez(request, tokens=tokens, **{f"prompt_{i}": np.array(ids, np.int32) for i, ids in enumerate(prompts)})
+        prompts = {f"prompt_{i}": np.array(ids, np.int32) for i, ids in enumerate(trial.prompts)}
+        np.savez(request, tokens=trial.tokens, domains=trial.domains, **prompts)
         replay.main(str(directory), str(request), str(answer), str(key_file or ""))
         found = np.load(answer)
         return found["logits"], dict(zip(found["names"].tolist(), found["digests"].tolist()))

@@ -304,6 +304,10 @@ class ModelConfig:
         """Fields that must change for another hidden size, with the nearest values that it allows."""
         return {}
 
+    def fields_for_num_layers(self, num_layers: int) -> dict[str, Any]:
+        """Fields that must change for another number of layers, with values that keep layers of every kind."""
+        return {}
+
     def fields_free_in_students(self) -> set[str]:
         """Fields in which a model that inherits this one's weights may differ: sizes, fields that affect only new
         weights, and fields that show in the names of parameters. Any other field changes what the same weights

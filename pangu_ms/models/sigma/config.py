@@ -257,6 +257,13 @@ class SigmaConfig(AlphaConfig):
 
         yield from local_lines(self, tables, domains)
 
+    def fields_for_num_layers(self, num_layers: int) -> dict[str, Any]:
+        """See ModelConfig: about the same share of dense layers."""
+        if not self.sparse_layers:
+            return {"num_dense_layers": num_layers} if self.num_dense_layers else {}
+        dense = round(num_layers * self.num_dense_layers / self.num_layers)
+        return {"num_dense_layers": min(max(dense, min(self.num_dense_layers, 1)), num_layers - 1)}
+
     def fields_free_in_students(self) -> set[str]:
         """See ModelConfig."""
         return super().fields_free_in_students() | {"routing_mode", "routing_seed", "default_domain", "trainable"}
