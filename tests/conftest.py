@@ -144,7 +144,7 @@ def trained_run(records, tiny_overrides, made_once, mindspore_cpu):
         return made_once("run", lambda output: train(config, records, output, progress=False))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def compiled_models(mindspore_cpu):
     """Runs in this process take the compiled model of an earlier run of the same graphs; see tests/reused_models.py."""
     from tests.reused_models import reused_models

@@ -7,6 +7,7 @@ run forgets to set or to restore is not the right one by chance.
 """
 
 import contextlib
+import gc
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from mindspore import Parameter
 from ascend_ops import backend
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.models.build import value_of
+from pangu_ms.models.registry import FAMILIES
 from pangu_ms.parallel.replicas import Replicas
 from pangu_ms.train import distributed_model
 from pangu_ms.train.distributed_model import ReplicatedModel
@@ -35,6 +37,14 @@ class CompiledModel:
     user: weakref.ref
     """The ReplicatedModel of the run that has it."""
 
+    def is_free(self) -> bool:
+        """Whether that run is over."""
+        return self.user() is None
+
+    def has_run(self) -> bool:
+        """Whether its graphs are compiled; a run that never began compiles none."""
+        return self.attributes["evaluator"].compiled
+
 
 _compiled: dict[str, list[CompiledModel]] = {}
 
@@ -45,7 +55,7 @@ def _graph_identity(config: RunConfig) -> str:
     step = (train.batch_size, train.accumulation_steps, train.seed, config.parallel.world, config.runtime)
     update = (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay, optimizer.clip_norm)
     update += (optimizer.expert_eps, optimizer.lazy_experts)
-    return repr((config.model, step, update, backend.identity()))
+    return repr((FAMILIES[config.model.family].model, config.model, step, update, backend.identity()))
 
 
 class ReusedModel(ReplicatedModel):
@@ -53,7 +63,9 @@ class ReusedModel(ReplicatedModel):
 
     def __init__(self, config: RunConfig):
         alike = _compiled.setdefault(_graph_identity(config), [])
-        free = next((one for one in alike if one.user() is None), None)
+        if alike and not any(one.is_free() and one.has_run() for one in alike):
+            gc.collect()  # an earlier run may be in a cycle of references
+        free = max((one for one in alike if one.is_free()), key=CompiledModel.has_run, default=None)
         self.reused = free is not None and config.parallel.world == 1
         if not self.reused:
             super().__init__(config)

@@ -151,6 +151,7 @@ def inherit_base(
     output: Path,
     tokenizer: Path | None = None,
     seed: int = 1,
+    token_counts: np.ndarray | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Write the first checkpoint of a model with domains that computes, for each of them, what the model of a
@@ -163,6 +164,7 @@ def inherit_base(
         tokenizer: directory of another tokenizer, if the vocabulary is to be another: rows of word tables whose piece
             both have are copied, the others get initial values.
         seed: seed of these.
+        token_counts: see `ModelConfig.initial_tables`.
         progress: show a bar.
 
     Returns:
@@ -177,7 +179,7 @@ def inherit_base(
     """
     source = Opened.of(checkpoint)
     rows = _rows(checkpoint, config.model, tokenizer)
-    derived = FAMILIES[config.model.family].domains.inherited(source.model, config.model, rows)
+    derived = FAMILIES[config.model.family].domains.inherited(source.model, config.model, rows, token_counts)
     new_rows = 0 if rows is None else int((rows < 0).sum())
     path = write_derived(
         source,

@@ -3,7 +3,10 @@
 from pangu_ms.cli.actions import run_action, whole_parser
 from pangu_ms.core.parser import Parser
 
-ACTIONS = {"collapse": ("pangu_ms.cli.analyze_collapse", "diversity of the features, layer by layer")}
+ACTIONS = {
+    "collapse": ("pangu_ms.cli.analyze_collapse", "diversity of the features, layer by layer"),
+    "experts": ("pangu_ms.cli.analyze_experts", "tokens that come to each expert of a PanGu-Sigma, layer by layer"),
+}
 
 
 def build_parser() -> Parser:

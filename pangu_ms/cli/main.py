@@ -46,7 +46,7 @@ GROUPS = {
             "derive a smaller model from a larger one; add PanGu-pi's parts to a LLaMA, domains to a PanGu-alpha",
         ),
         "sigma": ("pangu_ms.cli.sigma", "cut the model of one domain out of a PanGu-Sigma; add a domain to it"),
-        "analyze": ("pangu_ms.cli.analyze", "measure the feature collapse of a checkpoint, layer by layer"),
+        "analyze": ("pangu_ms.cli.analyze", "measure the feature collapse of a checkpoint, or the load of its experts"),
         "study": ("pangu_ms.cli.study", "compare several runs: PanGu-pi's ablation, pi Pro's recipe, latency"),
     },
 }

@@ -3,7 +3,7 @@
 import dataclasses
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pangu_ms.checkpoint.domains import inherit_base
 from pangu_ms.checkpoint.store import Checkpoint, open_checkpoint
@@ -14,12 +14,18 @@ from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result, table_lines
+from pangu_ms.data.records import RecordSet
+from pangu_ms.data.token_counts import domain_token_counts
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.registry import FAMILIES
 from pangu_ms.research.inherit import fit
 from pangu_ms.research.inherit.masks import MaskOptions
 from pangu_ms.research.inherit.pipeline import Choices, inherit
 from pangu_ms.research.inherit.scores import CRITERIA
 from pangu_ms.research.inherit.units import GROUPS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ACTIONS = {
     "inherit": ("pangu_ms.cli.model:inherit_parser", "make a smaller model from a larger one"),
@@ -95,6 +101,8 @@ def upgrade_parser() -> Parser:
     parser = _parser("upgrade", "CHECKPOINT", UPGRADE_HELP, text)
     text = "YAML file or shipped config of a model of another family, such as sigma/tiny (default: the checkpoint's)"
     parser.add_argument("--config", metavar="NAME", help=text)
+    text = "for model.routing_mode=frequency_balanced: records whose tokens are counted, made with the new tokenizer"
+    options.add_data(parser, text)
     text = "for another family: another tokenizer; rows of word tables whose piece the old one has, too, are copied"
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=text)
     parser.add_argument("--seed", type=int, default=1, help="seed of the added parameters")
@@ -132,7 +140,7 @@ def _upgrade(args: Namespace) -> int:
     runtime.quiet(args.verbose)
     checkpoint = open_checkpoint(args.checkpoint)
     old = checkpoint.config().model
-    if args.config or args.tokenizer or any(text.startswith("model.family=") for text in args.overrides):
+    if args.config or args.tokenizer or args.data or any(text.startswith("model.family=") for text in args.overrides):
         return _upgrade_to_other_family(checkpoint, args)
     if old.family not in additions:
         raise ConfigError(
@@ -161,10 +169,12 @@ def _upgrade_to_other_family(checkpoint: Checkpoint, args: Namespace) -> int:
             f"{name} from {family.config.BASE_FAMILY}" for name, family in FAMILIES.items() if family.config.BASE_FAMILY
         ]
         raise ConfigError(
-            f"model.family={new.family}: the checkpoint is {old.family}: --config, --tokenizer and model.family make"
-            f" another family ({', '.join(made)}); leave them out, or name another checkpoint"
+            f"model.family={new.family}: the checkpoint is {old.family}: --config, --data, --tokenizer and model.family"
+            f" make another family ({', '.join(made)}); leave them out, or name another checkpoint"
         )
-    result = inherit_base(checkpoint, config, args.output, args.tokenizer, _seed(args.seed), progress=not args.json)
+    counts = _token_counts(new, args.data)
+    seed, progress = _seed(args.seed), not args.json
+    result = inherit_base(checkpoint, config, args.output, args.tokenizer, seed, counts, progress)
     output, (_, experts), (before, after) = result["output"], result["num_experts"], result["parameters"]
     text = (
         f"{new.family}, {experts} experts a layer, parameters {before:,} -> {after:,}, new rows of word tables:"
@@ -173,6 +183,22 @@ def _upgrade_to_other_family(checkpoint: Checkpoint, args: Namespace) -> int:
     )
     print_result(result, text, args.json)
     return 0
+
+
+def _token_counts(model: ModelConfig, records: str | None) -> "np.ndarray | None":
+    """How often each token occurs in each domain of the records, if the model's tables depend on it."""
+    if not model.uses_token_counts:
+        if records:
+            raise ConfigError(f"--data {records}: the model's tables do not depend on records; leave it out")
+        return None
+    if not records:
+        raise ConfigError(
+            "model.routing_mode=frequency_balanced: needs to know how often tokens occur; add --data RECORDS, or use"
+            " random"
+        )
+    record_set = RecordSet.open(records)
+    record_set.check(model)
+    return domain_token_counts(record_set, model)
 
 
 def _additions() -> dict[str, list[str]]:

@@ -45,7 +45,9 @@ class Epochs:
     def epoch(self, number: int) -> np.ndarray:
         """The rows in the order in which an epoch reads them: int64 [N]."""
         if self._epoch[0] != number:
-            rows = np.asarray(self._rows, np.int64)
+            rows = self._rows
+            if isinstance(rows, range):  # numpy would convert it number by number
+                rows = np.arange(rows.start, rows.stop)
             if self._shuffle:
                 generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([*self._seed, number])))
                 rows = rows[generator.permutation(self.num_rows)]

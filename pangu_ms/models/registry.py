@@ -44,8 +44,9 @@ configuration of a model.
                 parameters there, and how its config.json is read and written. `MINDFORMERS` fits any family. No
                 mindspore import.
 
-`domains.py`    Only in families whose models tell domains apart: `extracted`, `with_domain` and `Donor`, and for a
-                family with a `BASE_FAMILY` `inherited` (see models/sigma/domains.py). No mindspore import.
+`domains.py`    Only in families whose models tell domains apart: `extracted`, `with_domain`, `Donor`, `expert_loads`,
+                `experts_of` and `index_of`, and for a family with a `BASE_FAMILY` `inherited` (see
+                models/sigma/domains.py). No mindspore import.
 
 The smallest configuration is `configs/NAME/tiny.yaml`: tests/families runs train, resume, eval, generate, export,
 convert, plan, execute and collapse over the `tiny` of every family listed here.

@@ -53,7 +53,7 @@ class TokenExchange(TokenDispatcher):
         sent_n1 = ops.cast(counts_nk.sum(1), ms.int32).reshape(-1, 1)
         start_n1 = ops.cumsum(sent_n1, 0) - sent_n1
         place_1C = ops.arange(self.bucket).reshape(1, -1)
-        source_nC = ops.minimum(start_n1 + place_1C, x_NE.shape[0] - 1)
+        source_nC = ops.minimum(start_n1 + place_1C, rows_NE.shape[0] - 1)
         filled_nC = ops.cast(place_1C < sent_n1, x_NE.dtype)
         buckets = ops.gather(rows_NE, source_nC.reshape(-1), 0) * filled_nC.reshape(-1, 1)
         received = self.swap(buckets)
@@ -62,13 +62,13 @@ class TokenExchange(TokenDispatcher):
         expert_nC = ops.cast((place_1C.reshape(1, -1, 1) >= ends_n1k).sum(2), ms.int32)
         rows, order, counts = ascend_ops.moe_dispatch(received, expert_nC.reshape(-1), self.experts_here + 1)
         counts_k = counts[:-1] + self.is_last_k * counts[-1:]
-        return rows, counts_k, (order_N, order, self._place_in_buckets(sent_n1, start_n1, x_NE.shape[0]))
+        return rows, counts_k, (order_N, order, self._place_in_buckets(sent_n1, start_n1, rows_NE.shape[0]))
 
-    def combine(self, rows, way):
+    def combine(self, rows, way, weights=None):
         """See TokenDispatcher."""
         if self.swap is not None:
             rows = ops.gather(self.swap(ascend_ops.moe_combine(rows, way[1])), way[2], 0)
-        y_NE = ascend_ops.moe_combine(rows, way[0])
+        y_NE = ascend_ops.moe_combine(rows, way[0], weights)
         return y_NE if self.sum is None else self.sum(y_NE)
 
     def _place_in_buckets(self, sent_n1, start_n1, num_rows):

@@ -237,8 +237,8 @@ def test_evaluation_takes_the_domains_in_turn():
     assert batch_rows(rows, 8, 4) == parts[:4] and num_batches(rows, 8) == 7
     assert batch_rows(rows, 8, 1) == parts[:3]  # one of each at least
     assert batch_rows(rows, 8, 1, ["poems"]) == [parts[2]]
-    last = list(sequential_batches(rows, 8, True, model=model_of("poems", "code"), domains=["code", "poems"]))[-1]
-    assert last.extra["domain"].tolist() == [0] * 8 and last.ids[:, 0].tolist() == [45, 46, 47] + [rows.pad_id] * 5
+    last = list(sequential_batches(rows, 8, True, model=model_of("code", "poems"), domains=["code", "poems"]))[-1]
+    assert last.extra["domain"].tolist() == [1] * 8 and last.ids[:, 0].tolist() == [45, 46, 47] + [rows.pad_id] * 5
     with pytest.raises(DataError, match="^rows: no rows of domain law; there are rows of code, news, poems; name one"):
         batch_rows(rows, 8, 0, ["law"])
     with pytest.raises(DataError, match="rows of domain news; the model has poems, code; .*name one of them by --dom"):

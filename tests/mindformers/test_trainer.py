@@ -1,5 +1,6 @@
 """mindformers.Trainer in child processes, since its import has side effects, against our own training step."""
 
+import json
 import os
 import re
 import subprocess
@@ -21,7 +22,7 @@ MODEL = {
     "family": "alpha",
     "vocab_size": 97,
     "hidden_size": 32,
-    "num_layers": 3,
+    "num_layers": 2,
     "num_heads": 4,
     "seq_length": 32,
     "hidden_act": "fast_gelu",
@@ -105,12 +106,10 @@ def weights(output: Path, step: int, model: dict = MODEL) -> dict[str, np.ndarra
 
 @pytest.fixture(scope="module")
 def trained(place):
-    """Output of the command, run in an empty directory."""
+    """Output of the command, run in an empty directory; overflow.json is beside it."""
     config = write_yaml(place / "run.yaml", place / "nowhere")
-    child(
-        ["-m", "pangu_ms.mindformers", str(config), "--data", str(place / "records"), "--output", str(place / "out")],
-        place / "empty",
-    )
+    program = str(Path(__file__).with_name("command_and_overflow.py"))
+    child([program, str(config), "--data", str(place / "records"), "--output", str(place / "out")], place / "empty")
     return place / "out"
 
 
@@ -190,6 +189,15 @@ def test_registration_by_path_resumes_the_same_trajectory(place, trained):
     assert all(np.array_equal(last[name], resumed[name]) for name in last)
 
 
+def test_a_gradient_that_is_infinite_changes_no_weight(place, trained):
+    assert json.loads((place / "overflow.json").read_text()) == [
+        [False, [0.75] * 2],
+        [True, [0.75] * 2],
+        [False, [0.5] * 2],
+    ]
+
+
+@pytest.mark.slow
 def test_a_step_that_overflows_changes_no_weight(place):
     from pangu_ms.models.build import initial_values
 

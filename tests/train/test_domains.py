@@ -74,6 +74,18 @@ def test_a_domain_that_the_model_lacks_ends_before_training(tuned, two_domains, 
     assert not (tmp_path / "run").exists()
 
 
+def test_held_out_rows_of_a_domain_that_the_model_lacks_are_left_out(tuned, two_domains):
+    from pangu_ms.train.distributed_model import ReplicatedModel
+
+    held_out, ranks = RecordSet.open(two_domains, "held_out"), types.SimpleNamespace(leads=True, world=1)
+    evaluator = types.SimpleNamespace(score=lambda batches, domains: (list(batches), domains))
+    own = types.SimpleNamespace(config=tuned(("c", "b"), "data.mixture={b: 1}"), ranks=ranks, evaluator=evaluator)
+    batches, domains = ReplicatedModel.evaluate(own, held_out)
+    assert domains == ["b"] and [batch.extra["domain"].tolist() for batch in batches] == [[1] * 4]
+    own.config = tuned(("c", "d"))
+    assert ReplicatedModel.evaluate(own, held_out) is None
+
+
 def test_the_command_tells_it_before_mindspore_is_imported(two_domains, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(RecordSet, "open", None)  # which imports it
     capsys.readouterr()

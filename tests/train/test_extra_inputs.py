@@ -16,7 +16,7 @@ from pangu_ms.models.alpha.config import AlphaConfig
 from pangu_ms.models.common.batch import Batch, blank_batch
 from pangu_ms.models.common.config import ExtraInput
 
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+pytestmark = pytest.mark.usefixtures("compiled_models")
 
 
 class Toned(alpha.PanguAlpha):

@@ -104,9 +104,10 @@ class TokenDispatcher(nn.Cell):
         rows, order, counts_K = ascend_ops.moe_dispatch(x_NE, expert_N, self.num_experts)
         return rows, counts_K, (order,)
 
-    def combine(self, rows, way):
-        """-> [N, E], from the experts' results; `way` is the last result of `dispatch`."""
-        return ascend_ops.moe_combine(rows, way[0])
+    def combine(self, rows, way, weights=None):
+        """-> [N, E], from the experts' results; `way` is the last result of `dispatch`. With several experts for a
+        token, [N, C], the sum by `weights` [N, C]."""
+        return ascend_ops.moe_combine(rows, way[0], weights)
 
 
 class RoutedExperts(nn.Cell):

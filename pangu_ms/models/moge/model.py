@@ -13,38 +13,55 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 import ascend_ops
-from pangu_ms.models.common.layers import CacheShape, Linear, Operator, StackedLinear
+from pangu_ms.models.common.layers import CacheShape, Linear, Operator, RoutedExperts, StackedLinear
 from pangu_ms.models.moge.config import MogeConfig
 from pangu_ms.models.pi.model import Block, FeedForward, PanguPi
 
 
 class GroupedRouter(Linear):
-    """Chooses the experts of each token: [T, E] -> (experts int32 [T, C], weights [T, C], probabilities [T, N]).
-
-    A softmax over all experts, in float32; of each group the experts with the largest probabilities, C / G of them. A
-    weight is the probability times the learned scale of the expert. The weights of a token do not add up to 1.
-    """
+    """The probability of each expert, a softmax over all of them in float32: [B, S, E] -> [B, S, N]. `choose` chooses
+    the experts of each token."""
 
     def __init__(self, config: MogeConfig):
         super().__init__(config.hidden_size, config.num_experts, bias=False)
         groups, size = config.num_expert_groups, config.num_experts // config.num_expert_groups
         self.scale = Parameter(initializer("ones", (1, config.num_experts)), name="scale")
-        self.shape_of_groups, self.num_choices = (-1, groups, size), config.experts_per_token
-        self.choices_in_group = config.experts_per_token // groups
+        self.num_experts, self.num_choices = config.num_experts, config.experts_per_token
+        self.shape_of_groups, self.choices_in_group = (-1, groups, size), config.experts_per_token // groups
         # In steps of a group's size; vendor code takes steps of C, which are the same only for its 64 experts.
         self.first_expert_G1 = Tensor(np.arange(0, config.num_experts, size, dtype=np.int32).reshape(groups, 1))
         self.softmax, self.top_k = ops.Softmax(-1), ops.TopK()
 
-    def construct(self, x_TE):
-        probabilities_TN = self.softmax(ascend_ops.linear(ops.cast(x_TE, ms.float32), self.weight, None, self.axes))
-        chosen, index_in_group = self.top_k(ops.reshape(probabilities_TN, self.shape_of_groups), self.choices_in_group)
+    def construct(self, x_BSE):
+        return self.softmax(ascend_ops.linear(ops.cast(x_BSE, ms.float32), self.weight, None, self.axes))
+
+    def choose(self, probabilities_BSN, scale_1N):
+        """Of each group the experts with the largest probabilities, C / G of them: experts int32 [T, C], and their
+        weights [T, C], which are the probabilities times the learned scales and do not add up to 1."""
+        chosen, index_in_group = self.largest(probabilities_BSN)
         expert_TC = ops.reshape(index_in_group + self.first_expert_G1, (-1, self.num_choices))
-        weights_TC = ops.reshape(chosen, (-1, self.num_choices)) * ops.gather(self.scale[0], expert_TC, 0)
-        return expert_TC, weights_TC, probabilities_TN
+        weights_TC = ops.reshape(chosen, (-1, self.num_choices)) * ops.gather(scale_1N[0], expert_TC, 0)
+        return expert_TC, weights_TC
+
+    def largest(self, probabilities_BSN):
+        """The largest probabilities of each group, and their indices in it: [T, G, C / G]."""
+        return self.top_k(ops.reshape(probabilities_BSN, self.shape_of_groups), self.choices_in_group)
+
+    def balance_loss(self, probabilities_BSN):
+        """N * sum_e f_e p_e of a batch, a float32 scalar: f_e, which has no gradient, is the part of all choices that
+        fell on expert e, and p_e the mean of its probability.
+
+        It is 1 if all are equal, and larger if the experts with the most tokens have the largest probabilities.
+        """
+        probabilities_TGS = ops.stop_gradient(ops.reshape(probabilities_BSN, self.shape_of_groups))
+        smallest_TG1 = self.largest(probabilities_TGS)[0][:, :, -1:]
+        is_chosen_TGS = ops.cast(probabilities_TGS >= smallest_TG1, ms.float32)
+        fraction_N = ops.reshape(is_chosen_TGS.mean(0), (-1,)) / self.num_choices
+        return self.num_experts * (fraction_N * ops.reshape(probabilities_BSN, (-1, self.num_experts)).mean(0)).sum()
 
 
 class Experts(nn.Cell):
-    """The gated networks of all experts: rows sorted by expert [T * C, E] -> [T * C, E]."""
+    """The weights of the gated networks of all experts."""
 
     def __init__(self, config: MogeConfig):
         super().__init__()
@@ -52,45 +69,56 @@ class Experts(nn.Cell):
         self.gate = StackedLinear(config.num_experts, *sizes, bias=False)
         self.up = StackedLinear(config.num_experts, *sizes, bias=False)
         self.down = StackedLinear(config.num_experts, *sizes[::-1], bias=False)
-        self.activation, self.glu = config.hidden_act, Operator(ascend_ops.swiglu)
-
-    def construct(self, rows, counts_N):
-        gate, up = self.gate(rows, counts_N), self.up(rows, counts_N)
-        return self.down(self.glu(gate, up, None, None, None, None, self.activation), counts_N)
 
 
-class MixtureOfGroupedExperts(nn.Cell):
+class MixtureOfGroupedExperts(RoutedExperts):
     """shared(x) + sum of weight * expert(x) over the experts that a token goes to: [B, S, E] -> ([B, S, E], balance
-    loss).
+    loss)."""
 
-    The balance loss is that of a batch: N * sum_e f_e p_e, where f_e is the part of all choices that fell on expert e,
-    and p_e the mean of its probability, over all tokens. It is 1 if all are equal, and larger if the experts with the
-    most tokens have the largest probabilities. f_e has no gradient.
-    """
+    axes = (
+        ("batch", None, None),
+        ("batch", None, None),
+        (None, None),
+        ("expert", "expert_ffn", None),
+        ("expert", "expert_ffn", None),
+        ("expert", None, "expert_ffn"),
+    )
 
     def __init__(self, config: MogeConfig):
-        super().__init__()
-        self.num_experts, self.num_choices = config.num_experts, config.experts_per_token
+        super().__init__(config.num_experts)
         self.router = GroupedRouter(config)
         self.experts = Experts(config)
         self.shared = FeedForward(config)
+        self.activation, self.glu = config.hidden_act, Operator(ascend_ops.swiglu)
         self.fork_input = ascend_ops.fork(3)
 
     def construct(self, x_BSE):
         for_router, for_experts, for_shared = self.fork_input(x_BSE)
-        width = x_BSE.shape[-1]
-        expert_TC, weights_TC, probabilities_TN = self.router(ops.reshape(for_router, (-1, width)))
-        rows, order, counts_N = ascend_ops.moe_dispatch(
-            ops.reshape(for_experts, (-1, width)), expert_TC, self.num_experts
+        probabilities_BSN, experts = self.router(for_router), self.experts
+        compute = self.compute if self.on_devices is None else self.on_devices
+        y_BSE = compute(
+            for_experts,
+            probabilities_BSN,
+            self.router.scale,
+            experts.gate.weight,
+            experts.up.weight,
+            experts.down.weight,
         )
-        y_TE = ascend_ops.moe_combine(self.experts(rows, counts_N), order, weights_TC)
-        y_BSE = ascend_ops.add_to_stream(self.shared(for_shared), ops.reshape(y_TE, x_BSE.shape))
-        return y_BSE, self.balance_loss(counts_N, probabilities_TN)
+        y_BSE = ascend_ops.add_to_stream(self.shared(for_shared), y_BSE)
+        return y_BSE, self.router.balance_loss(probabilities_BSN)
 
-    def balance_loss(self, counts_N, probabilities_TN):
-        """See the class; a float32 scalar."""
-        fraction_N = ops.stop_gradient(ops.cast(counts_N, ms.float32)) / (probabilities_TN.shape[0] * self.num_choices)
-        return self.num_experts * (fraction_N * probabilities_TN.mean(0)).sum()
+    def compute(self, x_BSE, probabilities_BSN, scale_1N, gate_NFE, up_NFE, down_NEF):
+        """The sum over experts, as a function of the parameters, of which a device may have slices."""
+        expert_TC, weights_TC = self.router.choose(probabilities_BSN, scale_1N)
+        rows, counts_N, way = self.dispatcher.dispatch(x_BSE.reshape(-1, x_BSE.shape[-1]), expert_TC)
+        gate, up = (
+            ascend_ops.grouped_matmul(rows, gate_NFE, counts_N),
+            ascend_ops.grouped_matmul(rows, up_NFE, counts_N),
+        )
+        rows = ascend_ops.grouped_matmul(
+            self.glu(gate, up, None, None, None, None, self.activation), down_NEF, counts_N
+        )
+        return self.dispatcher.combine(rows, way, weights_TC).reshape(x_BSE.shape)
 
 
 class MogeBlock(Block):

@@ -5,6 +5,6 @@ from pangu_ms.models.pi.sharding import RULES as PI
 
 RULES: Rules = PI | {
     "expert": ("ep",),
-    "expert_ffn": (),  # an expert is a quarter of the shared one; whole experts are split over devices instead
+    "expert_ffn": ("mp",),
     "router": (),  # every device chooses the experts of its own tokens
 }

@@ -2,6 +2,7 @@
 specification C5, C7. No mindspore import."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,26 @@ def _kept_experts(config: SigmaConfig, tables: Tables, domain: int, drop_unused:
         layer: np.sort(np.concatenate([own, np.setdiff1d(experts, own)[: size - len(own)]]))
         for layer, own in used.items()
     }
+
+
+def experts_of(config: SigmaConfig, domain: int) -> range:
+    """Numbers of the experts to which tokens of a domain can go."""
+    return config.domain_experts(domain)
+
+
+def expert_loads(config: SigmaConfig, tables: Tables, token_counts: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each sparse layer with the number of tokens that come to each of its experts: int64 [domains, K].
+
+    Args:
+        config: the configuration of the model.
+        tables: its tables.
+        token_counts: int64 [domains, V], how often each token is read in each domain.
+    """
+    for layer in config.sparse_layers:
+        loads = np.zeros((len(config.domains), config.num_experts), np.int64)
+        for domain, line in enumerate(tables[routing_name(config, layer)]):
+            np.add.at(loads[domain], line, token_counts[domain])
+        yield layer, loads
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,7 +243,9 @@ FREE_OF_BASE = {"family", "vocab_size", "compute_dtype", "init_std", "init_rule"
 """Fields in which a model may differ from the PanGu-alpha whose weights it inherits."""
 
 
-def inherited(old: ModelConfig, config: SigmaConfig, rows: np.ndarray | None = None) -> Derived:
+def inherited(
+    old: ModelConfig, config: SigmaConfig, rows: np.ndarray | None = None, token_counts: np.ndarray | None = None
+) -> Derived:
     """A model that computes what a PanGu-alpha computes, for every domain: each expert is a copy of its layer's
     feed-forward network, and each word table a copy of the word table (spec C5).
 
@@ -231,6 +254,7 @@ def inherited(old: ModelConfig, config: SigmaConfig, rows: np.ndarray | None = N
         config: the configuration of the new model.
         rows: int64 [vocab_size], for each id of the new vocabulary the old one with the same piece, -1 if there is
             none: such rows get initial values. None: the vocabulary is the same.
+        token_counts: see `ModelConfig.initial_tables`.
 
     Raises:
         ConfigError: the new model would compute something else.
@@ -241,7 +265,7 @@ def inherited(old: ModelConfig, config: SigmaConfig, rows: np.ndarray | None = N
                 f"model.{field}={own}: must stay {given}, or the model would not compute what the checkpoint's does;"
                 f" set model.{field}={given}"
             )
-    tables = config.initial_tables()
+    tables = config.initial_tables(token_counts)
     parameters: dict[str, Copy | np.ndarray] = {}
     for name, whole, _, spec in single_parameters(config):
         if whole in tables:

@@ -139,8 +139,8 @@ class OffloadStep:
     def __call__(
         self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
     ) -> StepResult:
-        """See OptimizerStep. The metrics `fetched_mb` and `updated_mb` are the megabytes of experts that the step copied
-        from the store and updated in it."""
+        """See OptimizerStep. The metrics `fetched_mb` and `updated_mb` are the megabytes of experts that the step
+        copied from the store and updated in it."""
         before = dataclasses.replace(self.traffic)
         self.fetch(batch)
         self._begin_fetching(step + 1)

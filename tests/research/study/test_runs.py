@@ -30,7 +30,7 @@ if what == "wait":
         sys.exit(75)
     signal.signal(signal.SIGINT, stop)
     open(place + "/waiting", "w").close()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while not os.path.exists(place + "/go") and time.monotonic() < end:
         time.sleep(0.02)
 print(json.dumps({"loss": 1.5}))
@@ -155,7 +155,7 @@ def test_the_child_of_a_killed_study_is_not_run_beside(stage, tmp_path):
     with pytest.raises(OutputError, match="another process works on this stage"):
         run_stages([waiting], progress=False)
     (waiting.directory / "go").touch()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
             assert run_stages([waiting], progress=False) == [{"loss": 1.5}]
