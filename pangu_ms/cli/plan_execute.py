@@ -14,8 +14,8 @@ DESCRIPTION = """Compile the training step of each rank with MindSpore's own par
 CPU processes with real collectives, and compare with a single process without a plan: loss and gradient norm of each
 step, every gradient of the first step, every parameter after the last. The optimizer is momentum SGD, because AdamW
 hides errors of scale. The exit code is 1 if they differ. MindSpore on a CPU has no all-gather within a group, no
-reduce-scatter and no maximum over ranks; all-reduce emulates them, and the output names those that were emulated.
-Pipeline stages and experts cannot be executed, only rehearsed (`pangu plan rehearse`)."""
+reduce-scatter, no all-to-all and no maximum over ranks; all-reduce emulates them, and the output names those that were
+emulated. Pipeline stages cannot be executed, only rehearsed (`pangu plan rehearse`)."""
 
 
 def build_parser() -> Parser:

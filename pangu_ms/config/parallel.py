@@ -29,7 +29,8 @@ class ParallelConfig:
     expert_capacity_factor: Float = 2.0
     """Size of the buckets in which tokens travel between the devices that share a group of experts, as a multiple of
     what each would get of evenly spread tokens. 0: room for all tokens of a device. No token is dropped: a batch that
-    needs more stops the run with the factor that it needs. Products and activations of the experts grow with it."""
+    needs more stops the run with the factor that it needs. Products and activations of the experts grow with it. Models
+    whose router is learned always have room for all."""
     pipeline_stage: Int = 1
     """Number pp of pipeline stages that the layers are split into."""
     micro_batch_num: Int = 1
@@ -164,9 +165,13 @@ def owner_blocks(parallel: ParallelConfig, model: ModelConfig) -> list[range]:
     return list(dict.fromkeys(group_owners(model.group_sizes, parallel.expert_parallel) or [range(1)]))
 
 
-def padding(parallel: ParallelConfig, ranks: int) -> float:
-    """Rows of all buckets that a rank sends to the `ranks` of a group, as a multiple of its tokens."""
-    return float(min(parallel.expert_capacity_factor or ranks, ranks))
+def bucket_rows_per_token(parallel: ParallelConfig, model: ModelConfig, ranks: int) -> float:
+    """Rows of the bucket that a rank sends to each of the `ranks` of a group, for each of its tokens. Where a token
+    goes is known before the step only if a table says it; otherwise there is room for all that can come."""
+    most = float(model.most_experts_on_a_rank(parallel.expert_parallel))
+    if not parallel.expert_capacity_factor or not model.group_of_domain:
+        return most
+    return min(most, parallel.expert_capacity_factor * model.experts_per_token / ranks)
 
 
 def _check_experts(parallel: ParallelConfig, model: ModelConfig, rule: Callable[[bool, str, str], None]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pangu_ms.config.parallel import owner_blocks, padding
+from pangu_ms.config.parallel import bucket_rows_per_token, owner_blocks
 from pangu_ms.core.errors import PlanError
 from pangu_ms.models.common.batch import Batch
 from pangu_ms.parallel.plan import Plan
@@ -59,7 +59,7 @@ def bucket_rows(plan: Plan, ranks: int) -> int:
     """Rows of the bucket that a rank sends to each of the `ranks` of its group, for one micro-batch."""
     config = plan.config
     tokens = config.train.batch_size // plan.num_micro_batches * config.model.seq_length
-    return math.ceil(tokens * padding(config.parallel, ranks) / ranks)
+    return math.ceil(tokens * bucket_rows_per_token(config.parallel, config.model, ranks))
 
 
 def tokens_sent(batch: Batch, tables: Mapping[str, np.ndarray], plan: Plan) -> np.ndarray:
@@ -98,7 +98,7 @@ def require_room(batch: Batch, tables: Mapping[str, np.ndarray], plan: Plan) -> 
         return
     most = int(tokens_sent(batch, tables, plan).max(initial=0))
     if most > room:
-        tokens = bucket_rows(plan, 1)
+        tokens = plan.config.train.batch_size // plan.num_micro_batches * plan.config.model.seq_length
         raise PlanError(
             f"parallel.expert_capacity_factor={parallel.expert_capacity_factor:g}: a rank has {most} tokens for another"
             f" one in a layer, and a bucket holds {room}; no token is dropped; set it to"

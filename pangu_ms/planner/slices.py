@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from pangu_ms.config.parallel import owner_blocks, padding
+from pangu_ms.config.parallel import bucket_rows_per_token, owner_blocks
 from pangu_ms.models.common.config import ModelConfig, ParameterSpec
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import Plan
@@ -87,8 +87,11 @@ def stage_outer(plan: Plan, stage: int) -> list[Kind]:
 
 def expert_padding(plan: Plan) -> float:
     """Rows that the experts of a device get, as a multiple of its tokens."""
-    parallel = plan.config.parallel
-    return padding(parallel, max(map(len, owner_blocks(parallel, plan.config.model))))
+    parallel, model = plan.config.parallel, plan.config.model
+    ranks = max(map(len, owner_blocks(parallel, model)))
+    if ranks == 1:
+        return 1.0
+    return bucket_rows_per_token(parallel, model, ranks) * ranks / model.experts_per_token
 
 
 class Slices:

@@ -19,7 +19,8 @@ import numpy as np
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
-from pangu_ms.parallel.expert_batches import arranged
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.parallel.expert_batches import arranged, require_room
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal import execute
 
@@ -102,13 +103,20 @@ def run_rank(plan: Plan, rank: int, steps: int, directory: Path) -> None:
     parameters = {parameter.name: parameter for parameter in graph.get_parameters()}
     assert slices.keys() <= parameters.keys(), "MindSpore renamed parameters on export"
     step = RecordedStep(graph, plan.config.train.seed, plan.num_micro_batches)
+    tables = {name: value for name, value in slices.items() if name.endswith(".routing")}
+
+    def own_order(batch: Batch) -> Batch:
+        batch = arranged(batch, plan)
+        require_room(batch, tables, plan)
+        return batch
+
     _run(
         step,
         plan.config,
         steps,
         lambda: {name: parameters[name].asnumpy() for name in slices},
         directory / execute.result_name(rank),
-        plan,
+        own_order,
     )
 
 
@@ -135,13 +143,12 @@ def _run(
     steps: int,
     parameters: Callable[[], dict[str, np.ndarray]],
     path: Path,
-    plan: Plan | None = None,
+    order: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> None:
-    """Take the steps, then write what `execute.compare` reads. The ranks of a plan take its order of the sequences."""
+    """Take the steps, then write what `execute.compare` reads. `order` gives a batch's sequences the plan's order."""
     history, gradients = [], {}
     for number in range(steps):
-        batch = execute.batch(config, number)
-        result = step(arranged(batch, plan) if plan else batch, number, execute.LEARNING_RATE)
+        result = step(order(execute.batch(config, number)), number, execute.LEARNING_RATE)
         history.append([result.total_loss, result.num_tokens, result.grad_norm, float(result.applied)])
         if number == 0 and step.gradients:
             names = config.model.trainable_parameter_shapes()

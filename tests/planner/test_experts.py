@@ -15,6 +15,7 @@ from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import CHIPS, GIB
 from pangu_ms.planner.estimate import Estimate
 from pangu_ms.planner.memory import layer_activations, optimizer_bytes, parameter_bytes
+from pangu_ms.planner.slices import expert_padding
 
 A910 = CHIPS["ascend910"]
 RATE = A910.peak_flops * A910.achievable
@@ -167,6 +168,13 @@ def test_padding_costs_products_activations_and_traffic():
     assert seconds[2]["all-to-all"] > 7 * seconds[1]["all-to-all"]
     kept = [sum(line.bytes for line in each.memory[0] if line.name == "activations") for each in (one, two)]
     assert kept[1] - kept[0] == 8 * N * 2 * S * (2 * F + 2 * E)
+
+
+@pytest.mark.parametrize("ep, padding", [(1, 1), (2, 1), (4, 1), (8, 1), (16, 2), (64, 8)])
+def test_a_learned_router_always_has_room_for_all_that_can_come(ep, padding):
+    """8 of 64 experts, one in each of 8 groups: a rank with whole groups gets as many rows as it has groups."""
+    plan = Plan.of(config(f"data_parallel={ep}", f"expert_parallel={ep}", name="moge/72b"))
+    assert expert_padding(plan) == padding
 
 
 def test_a_sparse_layer_keeps_the_rows_sorted_by_expert():

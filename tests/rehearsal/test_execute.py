@@ -37,6 +37,17 @@ def executed(family: str, *parallel: str, steps: int = 20) -> execute.Execution:
     return found
 
 
+EXPERTS = ["model.num_experts=4", "model.ffn_hidden_size=32", "model.hidden_size=16", "model.seq_length=8"]
+ONE_GROUP = "model.group_of_domain=[0,0]"
+
+
+def experts_executed(*overrides: str, steps: int = 3) -> execute.Execution:
+    config = load_config("sigma/tiny", [*TINY, *EXPERTS, *overrides])
+    found = execute.execute(config, run_ranks, steps, progress=False)
+    assert found.agrees, [one for one in found.differences if one.error > execute.TOLERANCE]
+    return found
+
+
 def made_up(plan: Plan):
     """What a single process might have computed, and what ranks have to of it."""
     generator = np.random.default_rng(0)
@@ -106,9 +117,11 @@ def test_what_a_cpu_cannot_execute_is_one_line(override, words, capsys):
 
 def test_collectives_that_cannot_be_emulated_are_refused_with_their_name(monkeypatch, tmp_path):
     monkeypatch.setattr(
-        execute, "_child", lambda who, mode, *rest: {"collectives": {"AllReduce sum": 3, "AlltoAll": 2}, "groups": {}}
+        execute,
+        "_child",
+        lambda who, mode, *rest: {"collectives": {"AllReduce sum": 3, "NeighborExchange": 2}, "groups": {}},
     )
-    with pytest.raises(PlanError, match="AlltoAll, which a CPU has not; rehearse it"):
+    with pytest.raises(PlanError, match="NeighborExchange, which a CPU has not; rehearse it"):
         execute.execute(tiny("alpha", "data_parallel=2"), run_ranks, progress=False)
 
 
@@ -121,6 +134,48 @@ def test_alpha_on_two_by_two_ranks_computes_what_one_process_does():
 def test_pi_with_its_vocabulary_cut_computes_what_one_process_does():
     """All that is emulated stands in this plan."""
     assert set(executed("pi", "model_parallel=2", "vocab_embedding=row", steps=5).emulated) == set(execute.EMULATED)
+
+
+def test_experts_on_two_ranks_compute_what_one_process_does():
+    """A sparse layer exchanges rows, counts and results, and their gradients but that of the counts."""
+    found = experts_executed("parallel.data_parallel=2", "parallel.expert_parallel=2", ONE_GROUP)
+    assert found.collectives["AlltoAll"] == 5 and found.emulated == ["AlltoAll"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides, exchanges",
+    [
+        (["parallel.data_parallel=4", "parallel.expert_parallel=4"], 5),  # two ranks hold a group
+        (["parallel.data_parallel=4", "parallel.expert_parallel=2", ONE_GROUP], 5),
+        (["parallel.data_parallel=4", "parallel.expert_parallel=2"], 0),  # each rank has a group
+        (["parallel.data_parallel=2", "parallel.expert_parallel=2", "parallel.model_parallel=2", ONE_GROUP], 5),
+        (
+            [
+                "parallel.data_parallel=4",
+                "parallel.expert_parallel=4",
+                ONE_GROUP,
+                "model.routing_mode=frequency_balanced",
+                "parallel.expert_capacity_factor=2.5",
+            ],
+            5,
+        ),
+        (
+            [
+                "parallel.data_parallel=4",
+                "parallel.expert_parallel=2",
+                "parallel.optimizer_shard=true",
+                "model.hidden_size=64",
+                "model.ffn_hidden_size=256",
+                ONE_GROUP,
+            ],
+            5,
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_experts_on_four_ranks_compute_what_one_process_does(overrides, exchanges):
+    assert experts_executed(*overrides).collectives.get("AlltoAll", 0) == exchanges
 
 
 @pytest.mark.slow

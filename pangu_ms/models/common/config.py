@@ -174,6 +174,10 @@ class ModelConfig:
         """Experts that a token uses in a layer with experts."""
         return 1
 
+    def most_experts_on_a_rank(self, expert_parallel: int) -> int:
+        """The most experts of one of `expert_parallel` ranks that a token can go to."""
+        return min(self.experts_per_token, self.num_experts // expert_parallel)
+
     @property
     def group_sizes(self) -> tuple[int, ...]:
         """Numbers of experts of each group: a sequence uses experts of one group only. By default all experts are one

@@ -116,11 +116,17 @@ class MogeConfig(PiConfig):
         inner = rows * self.moe_intermediate_size
         return [
             *kept,
-            Activation("rows sorted by expert", 2 * rows * self.hidden_size, count=2),
-            Activation("gates and up of experts", 2 * inner, count=2),
-            Activation("activation of experts", inner, selective=True),
+            Activation("rows sorted by expert", 2 * rows * self.hidden_size, count=2, routed=True),
+            Activation("gates and up of experts", 2 * inner, count=2, routed=True),
+            Activation("activation of experts", inner, selective=True, routed=True),
             Activation("router probabilities", 4 * self.seq_length * self.num_experts),
         ]
+
+    def most_experts_on_a_rank(self, expert_parallel: int) -> int:
+        """See ModelConfig: a token goes to equally many experts of each group."""
+        size, here = self.num_experts // self.num_expert_groups, self.num_experts // expert_parallel
+        groups = max((first + here - 1) // size - first // size + 1 for first in range(0, self.num_experts, here))
+        return min(groups * (self.experts_per_token // self.num_expert_groups), here)
 
     @property
     def has_balance_loss(self) -> bool:
