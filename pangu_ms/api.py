@@ -224,6 +224,7 @@ def export(
     key_file: Path | str | None = None,
     sign_key: Path | str | None = None,
     overrides: Sequence[str] = (),
+    domain: str = "",
 ) -> dict[str, Any]:
     """Write a MindIR package that runs without this code base, and verify it against the checkpoint in a fresh process.
 
@@ -237,6 +238,7 @@ def export(
         key_file: file with an AES key of 16, 24 or 32 bytes, which encrypts the graph.
         sign_key: PEM file with an Ed25519 private key, which signs the manifest.
         overrides: only `runtime.*` and `model.compute_dtype` are allowed.
+        domain: export only the model of this domain, of a model with domains; empty: the whole model.
 
     Returns:
         The manifest. Its entry `verified` holds `steps`, `weights` and `max_difference` of a logit.
@@ -245,13 +247,16 @@ def export(
         ExportError: `max_length` or a key cannot be used, or the package differs from the checkpoint.
         OutputError: `output` has other content, or the disk is full.
     """
+    from pangu_ms.checkpoint.domains import extracted
     from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.export.write import export_package
     from pangu_ms.infer.decoder import GraphShape
+    from pangu_ms.infer.load import domains_of
 
     opened = open_checkpoint(Path(checkpoint))
     config = checkpoint_config(opened, overrides)
+    domains_of(config.model).index(domain)
     context = config.model.seq_length
     if max_length and not MIN_EXPORTED_LENGTH <= max_length <= context:
         raise ExportError(
@@ -259,7 +264,9 @@ def export(
         )
     shape = GraphShape.fitting(context, batch_size, max_length or context, chunk)
     aes_key, private_key = (path if path is None else Path(path) for path in (key_file, sign_key))
-    return export_package(opened, Path(output), shape, aes_key, tokenizer, config, private_key)
+    with extracted(opened, domain) as exported:
+        config = checkpoint_config(exported, overrides)
+        return export_package(exported, Path(output), shape, aes_key, tokenizer, config, private_key)
 
 
 def plan(config: RunConfig, *, devices: int = 0, chip: str | None = None, hbm_bytes: int = 0) -> Estimate:

@@ -1,6 +1,11 @@
 """What all tests share: a quiet MindSpore on the CPU, a private cache directory, small configurations."""
 
+import fcntl
+import json
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -37,6 +42,27 @@ def private_cache(tmp_path_factory, built_files):
 
 
 @pytest.fixture(scope="session")
+def made_once(tmp_path_factory):
+    """A function from a name and a function that makes a directory to that directory. The first worker of pytest-xdist
+    that asks makes it, the others wait for it: nobody may alter it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made"
+    shared.mkdir(exist_ok=True)
+
+    def directory(name: str, make: Callable[[Path], None]) -> Path:
+        path, done = shared / name, shared / f"{name}.done"
+        with (shared / f"{name}.lock").open("w") as lock:  # closing it ends the lock
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(path, ignore_errors=True)  # what a worker left that failed
+                make(path)
+                done.touch()
+        return path
+
+    return directory
+
+
+@pytest.fixture(scope="session")
 def mindspore_cpu():
     """MindSpore on the CPU in graph mode."""
     runtime.start("CPU")
@@ -45,8 +71,6 @@ def mindspore_cpu():
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory):
     """Forty short documents of made-up Python with something to learn in them."""
-    import json
-
     path = tmp_path_factory.mktemp("corpus") / "code.jsonl"
     names = ["alpha", "beta", "gamma", "delta"]
     lines = [
@@ -59,23 +83,40 @@ def text_file(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def records(text_file, tmp_path_factory):
+def records(text_file, made_once):
     """The documents as records of 32 + 1 ids, tokenizer of 384 pieces."""
     from pangu_ms.data.corpus import Corpus
     from pangu_ms.data.prepare import prepare
     from pangu_ms.data.tokenizer import train_tokenizer
 
-    directory = tmp_path_factory.mktemp("data")
-    train_tokenizer((d.text for d in Corpus([str(text_file)])), 384, "none").save(directory / "tokenizer")
-    prepare(
-        [str(text_file)],
-        directory / "tokenizer",
-        directory / "records",
-        seq_length=32,
-        held_out=0.2,
-        num_workers=1,
-        progress=False,
-    )
+    def make(directory):
+        train_tokenizer((d.text for d in Corpus([str(text_file)])), 384, "none").save(directory / "tokenizer")
+        prepare(
+            [str(text_file)],
+            directory / "tokenizer",
+            directory / "records",
+            seq_length=32,
+            held_out=0.2,
+            num_workers=1,
+            progress=False,
+        )
+
+    return made_once("data", make) / "records"
+
+
+@pytest.fixture(scope="session")
+def two_domains(text_file, records, tmp_path_factory):
+    """The documents as records of the domains a and b; the documents of b have other names and are fewer."""
+    import json
+
+    from pangu_ms.data.prepare import prepare
+
+    lines = [json.loads(line) | {"domain": "a"} for line in text_file.read_text().splitlines()]
+    lines += [{"text": line["text"].replace("def ", "class "), "domain": "b"} for line in lines[::2]]
+    directory = tmp_path_factory.mktemp("two")
+    (directory / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    corpus, tokenizer = [str(directory / "corpus.jsonl")], records.parent / "tokenizer"
+    prepare(corpus, tokenizer, directory / "records", seq_length=32, held_out=0.2, num_workers=1, progress=False)
     return directory / "records"
 
 
@@ -92,14 +133,24 @@ def tiny_overrides():
 
 
 @pytest.fixture(scope="session")
-def trained_run(records, tiny_overrides, tmp_path_factory, mindspore_cpu):
+def trained_run(records, tiny_overrides, made_once, mindspore_cpu):
     """A finished run of twelve steps."""
     from pangu_ms.config import load_config
     from pangu_ms.train.loop import train
+    from tests.reused_models import reused_models
 
-    output = tmp_path_factory.mktemp("runs") / "run"
-    train(load_config("alpha/tiny", tiny_overrides), records, output, progress=False)
-    return output
+    config = load_config("alpha/tiny", tiny_overrides)
+    with reused_models():
+        return made_once("run", lambda output: train(config, records, output, progress=False))
+
+
+@pytest.fixture
+def compiled_models(mindspore_cpu):
+    """Runs in this process take the compiled model of an earlier run of the same graphs; see tests/reused_models.py."""
+    from tests.reused_models import reused_models
+
+    with reused_models():
+        yield
 
 
 @pytest.hookimpl(tryfirst=True)

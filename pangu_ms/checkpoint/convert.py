@@ -12,6 +12,7 @@ from pangu_ms.core import dtypes, files
 from pangu_ms.core.errors import CheckpointError, ConfigError, DataError
 from pangu_ms.data import huggingface_files
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.weights import Format
 from pangu_ms.models.registry import FAMILIES
 
@@ -72,7 +73,8 @@ def import_file(
         copy = None
         if loaded:
             loaded.save(copy := Path(scratch) / "tokenizer")
-        return store.save(output, 0, {"model": dtypes.cast(str(path), tensors, dtype)}, state, config, copy)
+        tensors = dtypes.cast(str(path), tensors, dtype, _tables(config.model))
+        return store.save(output, 0, {"model": tensors}, state, config, copy)
 
 
 def directory_config(directory: Path, source: str, config: RunConfig | None = None) -> RunConfig:
@@ -153,7 +155,9 @@ def export_file(
     tokenizer = Tokenizer.load(own) if own and not output.suffix else None
     tensors = naming.to_foreign(str(source.path), source.tensors(), config.model)
     say(f"weights: {dtypes.change({tensor.spec.dtype_name for tensor in source.stored().values()}, dtype)}")
-    tensors = dtypes.cast(str(source.path), tensors, dtype)
+    tables = _tables(config.model)
+    integers = {rule.foreign for rule in naming.rules(config.model) if rule.ours in tables}
+    tensors = dtypes.cast(str(source.path), tensors, dtype, integers)
     if output.suffix or naming.write_config is None:
         foreign.write_file(output, tensors)
         if own:
@@ -170,6 +174,11 @@ def export_file(
     contents[foreign.CONFIG] = files.json_text(tree | ids | {"torch_dtype": dtype}).encode()
     foreign.write_directory(output, tensors, contents, max_shard_bytes)
     return output
+
+
+def _tables(model: ModelConfig) -> set[str]:
+    """Names of the model's tables of integers."""
+    return {name for name, spec in model.parameters().items() if spec.dtype == "int32"}
 
 
 def _tokenizer_of(path: Path, named: Path | None, wanted: bool, config: RunConfig) -> Tokenizer | None:

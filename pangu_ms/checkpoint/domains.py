@@ -1,7 +1,10 @@
 """Checkpoints made of others by domain: `extract` one domain, `add_domain`, and `inherit_base`, a model with domains
 that computes what one without them does. No mindspore import."""
 
+import contextlib
 import dataclasses
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,18 @@ def extract(
         progress=progress,
     )
     return {"output": str(path), "domain": domain} | _sizes(source.model, derived.config)
+
+
+@contextlib.contextmanager
+def extracted(checkpoint: store.Checkpoint, domain: str | None) -> Iterator[store.Checkpoint]:
+    """Open a context with the model of one domain, as `extract` makes it in a temporary directory (TMPDIR); without a
+    domain, with the checkpoint itself. Raises as `extract`."""
+    if not domain:
+        yield checkpoint
+        return
+    with tempfile.TemporaryDirectory(prefix="pangu-extract-") as directory:
+        made = extract(checkpoint, domain, Path(directory))
+        yield store.open_checkpoint(Path(made["output"]), digests=False)
 
 
 def add_domain(

@@ -1,8 +1,12 @@
 """`pangu config ACTION`: show a resolved configuration and what its fields mean, and find model shapes of equal
 size."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import math
+import textwrap
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +21,6 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result, table_lines
-from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.registry import FAMILIES
 from pangu_ms.train.schedule import peak_learning_rate
 
@@ -73,19 +76,34 @@ def iso_parser() -> Parser:
     return parser
 
 
+def field_descriptions(section: type) -> dict[str, str]:
+    """The string under each field in the source of a section's class or of its base classes, by the field's name."""
+    found: dict[str, str] = {}
+    for base in reversed(section.__mro__[:-1]):
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, text in itertools.pairwise(definition.body):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(description))):
+                    found[name] = description
+    return found
+
+
 def fields() -> list[dict[str, Any]]:
     """One row per field: dotted name, family, whether it is required, default, description."""
     schema = TypeAdapter(RunConfig).json_schema()
     families = {family.config.__name__: name for name, family in FAMILIES.items()}
-    inherited = {family.config.__name__: _descriptions(family.config) for family in FAMILIES.values()}
     rows = []
     for section in dataclasses.fields(RunConfig):
         reference = schema["properties"][section.name]
         names = [r["$ref"].rsplit("/", 1)[1] for r in reference.get("oneOf", [reference]) if "$ref" in r]
         for name in names:
             required = schema["$defs"][name].get("required", ())
+            section_class = FAMILIES[families[name]].config if name in families else section.type
+            assert isinstance(section_class, type)
+            texts = field_descriptions(section_class)
             for key, field in schema["$defs"][name]["properties"].items():
-                description = field.get("description") or inherited.get(name, {}).get(key, "")
+                description = texts.get(key, "")
                 row = {
                     "name": f"{section.name}.{key}",
                     "family": families.get(name),
@@ -95,16 +113,6 @@ def fields() -> list[dict[str, Any]]:
                 # Where the source wraps a description says nothing to a reader of the output.
                 rows.append(row | {"default": default, "description": " ".join(description.split())})
     return rows
-
-
-def _descriptions(model: type[ModelConfig]) -> dict[str, str]:
-    """The description of each field, also of inherited ones, which pydantic's schema of a subclass lacks."""
-    found: dict[str, str] = {}
-    for parent in model.__mro__:
-        if dataclasses.is_dataclass(parent):
-            for key, field in TypeAdapter(parent).json_schema()["properties"].items():
-                found[key] = found.get(key) or field.get("description", "")
-    return found
 
 
 def field_lines() -> list[str]:

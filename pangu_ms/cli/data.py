@@ -56,7 +56,7 @@ def prepare_parser() -> Parser:
     text = "text files (one document each), JSON lines or JSON arrays; may be compressed (.gz, .zst)"
     options.add_corpus(parser, text, required=True)
     options.add_corpus_format(parser)
-    parser.add_argument("--domain", action="append", default=[], type=_domain, metavar="NAME=FILES", help=DOMAIN_HELP)
+    parser.add_argument("--domain", action="append", default=[], metavar="NAME=FILES", help=DOMAIN_HELP)
     options.add_tokenizer(parser)
     options.add_new_directory(parser, "--output", "new directory", required=True)
     text = "the model's seq_length; each row has one more id, since labels are the inputs shifted by one"
@@ -71,12 +71,12 @@ def prepare_parser() -> Parser:
     return parser
 
 
-def _domain(word: str) -> tuple[str, str]:
+def _named_files(word: str) -> tuple[str, str]:
     """Parse NAME=FILES."""
-    name, equals, files_of_it = word.partition("=")
-    if not equals or not files_of_it:
+    name, _, named = word.partition("=")
+    if not named:
         raise DataError(f"--domain {word}: must be NAME=FILES, for example --domain code='src/*.py'")
-    return name, files_of_it
+    return name, named
 
 
 def inspect_parser() -> Parser:
@@ -131,7 +131,7 @@ def _prepare(args: Namespace) -> int:
             args.num_workers,
             args.split_paragraphs,
             progress=not args.json,
-            domains=args.domain,
+            domains=[_named_files(word) for word in args.domain],
             **options.corpus_format(args),
         )
     except KeyboardInterrupt:

@@ -26,6 +26,7 @@ def build_parser() -> Parser:
     parser.add_argument("--max-length", type=int, default=0, help=text)
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call, fixed in the graph")
     options.add_own_tokenizer(parser)
+    options.add_domain(parser, "export only the model of this domain, as `pangu sigma extract` makes it (default: all)")
     text = "encrypt the graph with the AES key in this file (16, 24 or 32 bytes)"
     parser.add_argument("--key-file", metavar="FILE", help=text)
     text = "sign the manifest with the Ed25519 private key in this PEM file"
@@ -45,18 +46,20 @@ def main(argv: list[str]) -> int:
 def _run(args: Namespace) -> int:
     runtime.quiet(args.verbose)
 
+    from pangu_ms.checkpoint.domains import extracted
     from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.export.package import read_key
     from pangu_ms.export.signature import read_signing_key
     from pangu_ms.infer.decoder import GraphShape
-    from pangu_ms.infer.load import load_tokenizer
+    from pangu_ms.infer.load import domains_of, load_tokenizer
 
     read_key(args.key_file)  # mistakes are found here, before MindSpore is imported, which takes seconds
     if args.sign_key:
         read_signing_key(args.sign_key)
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
+    domains_of(config.model).index(args.domain or "")
     load_tokenizer(checkpoint, args.tokenizer)
     seq_length = config.model.seq_length
     if args.max_length and not MIN_LENGTH <= args.max_length <= seq_length:
@@ -67,7 +70,9 @@ def _run(args: Namespace) -> int:
 
     from pangu_ms.export.write import export_package
 
-    manifest = export_package(checkpoint, args.output, shape, args.key_file, args.tokenizer, config, args.sign_key)
+    with extracted(checkpoint, args.domain) as exported:
+        config = checkpoint_config(exported, args.overrides)
+        manifest = export_package(exported, args.output, shape, args.key_file, args.tokenizer, config, args.sign_key)
     if args.json:
         print_json(manifest, ensure_ascii=False)
     else:

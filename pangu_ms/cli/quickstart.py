@@ -74,10 +74,11 @@ def _run(args: Namespace) -> int:
 
 def run(config: RunConfig, args: Namespace, output: Path) -> Report:
     """Run all stages; each prints the command that runs it alone."""
-    from pangu_ms.data.default_corpus import build_records, standard_library_files
+    from pangu_ms.data.default_corpus import build_records, standard_library_domains, standard_library_files
 
     report, named = Report(), [args.config, *args.overrides]
     corpus = args.corpus or standard_library_files()
+    domains = standard_library_domains() if config.model.domains and not args.corpus else []
     prompts = document_beginnings(corpus) if args.corpus else CODE_PROMPTS
     shown = args.corpus or [f"({len(corpus)} files of {Path(corpus[0]).parent})"]
     tokenizer, records, package = output / "tokenizer", output / "records", output / "mindir"
@@ -85,9 +86,22 @@ def run(config: RunConfig, args: Namespace, output: Path) -> Report:
     vocabulary = ("--vocab-size", config.tokenizer.vocab_size, "--segmenter", config.tokenizer.segmenter)
     say(args, "tokenizer", "train", "--corpus", *shown, *vocabulary, "--output", tokenizer)
     shape = ("--seq-length", config.model.seq_length, "--held-out", config.data.held_out)
-    say(args, "data", "prepare", "--corpus", *shown, "--tokenizer", tokenizer, *shape, "--output", records)
+    named_domains = [f"--domain={name}={pattern}" for name, pattern in domains]
+    say(
+        args,
+        "data",
+        "prepare",
+        "--corpus",
+        *shown,
+        *named_domains,
+        "--tokenizer",
+        tokenizer,
+        *shape,
+        "--output",
+        records,
+    )
     output.mkdir(parents=True, exist_ok=True)
-    manifest = build_records(config, corpus, output, progress=not args.json)
+    manifest = build_records(config, corpus, output, not args.json, domains)
     splits = manifest["splits"]
     report.add("tokenizer", tokenizer, f"{manifest['vocab_size']} pieces")
     report.add(
@@ -136,6 +150,8 @@ def say(args: Namespace, *words: object) -> None:
 def train_stage(config: RunConfig, records: Path, output: Path, args: Namespace, report: Report) -> None:
     """Train, and compare the held-out perplexity with that of unigram and bigram models."""
     from pangu_ms.core.exit_codes import EXIT_STOPPED
+    from pangu_ms.data.domains import known_domains
+    from pangu_ms.data.records import RecordSet
     from pangu_ms.eval.report import baselines
     from pangu_ms.train.loop import train
 
@@ -156,12 +172,17 @@ def train_stage(config: RunConfig, records: Path, output: Path, args: Namespace,
     }
     if result.held_out is None:
         return
-    ngrams = baselines(records, "held_out", config.model.vocab_size, config.train.batch_size, config.train.eval_batches)
+    sizes = config.model.vocab_size, config.train.batch_size, config.train.eval_batches
+    scored = known_domains(RecordSet.require_declared(records, "held_out", config.model), config.model)
+    ngrams = baselines(records, "held_out", *sizes, domains=scored)
     scores: dict[str, Any] = {"perplexity": result.held_out.perplexity} | ngrams
     names = {name: name.removesuffix("perplexity").strip("_") or "model" for name in scores}
     line = ", ".join(f"{names[name]} {value:.1f}" for name, value in scores.items())
     report.add("held-out perplexity", "", line)
     report.results |= scores
+    if by_domain := {domain: own.perplexity for domain, own in result.held_out.domains.items()}:
+        report.add("of each domain", "", ", ".join(f"{name} {value:.1f}" for name, value in by_domain.items()))
+        report.results["perplexity_by_domain"] = by_domain
     if not args.json:
         print(f"held-out perplexity: {line}")
     if scores["perplexity"] >= scores["bigram_perplexity"]:

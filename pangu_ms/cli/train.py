@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from pangu_ms.cli import options
-from pangu_ms.cli.train_ranks import train_on_ranks
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
@@ -97,6 +96,8 @@ def main(argv: list[str]) -> int:
     if needs_ranks(config):
         require_startable(config, **start_options(args))
         require_readable(config, records)
+        from pangu_ms.cli.train_ranks import train_on_ranks  # here, since asyncio would delay every start
+
         return train_on_ranks(argv, config, output)
     from pangu_ms.train.loop import train
 
@@ -133,13 +134,13 @@ def require_startable_alone(config: RunConfig, args: Namespace) -> None:
 
 def default_records(config: RunConfig, output: Path, resume: bool, progress: bool) -> Path:
     """Records of the standard library's source in OUTPUT/data. They are made if they do not exist yet."""
-    from pangu_ms.data.default_corpus import build_records, standard_library_files
+    from pangu_ms.data.default_corpus import build_default_records
 
     directory = output / OWN_DATA
     if not (directory / "records").exists():
         require_own(output, resume)
         directory.mkdir(parents=True, exist_ok=True)
-        build_records(config, standard_library_files(), directory, progress)
+        build_default_records(config, directory, progress)
     return directory / "records"
 
 

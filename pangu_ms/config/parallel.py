@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic.dataclasses import dataclass
 
-from pangu_ms.core.fields import STRICT, Int, divisors, require, require_not_negative, require_positive
+from pangu_ms.core.fields import STRICT, Float, Int, divisors, require, require_not_negative, require_positive
 from pangu_ms.models.common.config import ModelConfig
 
 
@@ -26,6 +26,10 @@ class ParallelConfig:
     expert_parallel: Int = 1
     """Number ep of devices that share the experts. They are among the data_parallel devices, so ep must divide
     data_parallel. 1 for models without experts."""
+    expert_capacity_factor: Float = 2.0
+    """Size of the buckets in which tokens travel between the devices that share a group of experts, as a multiple of
+    what each would get of evenly spread tokens. 0: room for all tokens of a device. No token is dropped: a batch that
+    needs more stops the run with the factor that it needs. Products and activations of the experts grow with it."""
     pipeline_stage: Int = 1
     """Number pp of pipeline stages that the layers are split into."""
     micro_batch_num: Int = 1
@@ -70,7 +74,14 @@ class ParallelConfig:
             "micro_batch_num",
             "devices_per_server",
         )
-        require_not_negative(self, num_devices="means the product of the degrees")
+        require_not_negative(
+            self, num_devices="means the product of the degrees", expert_capacity_factor="makes room for all tokens"
+        )
+        require(
+            self.expert_capacity_factor == 0 or self.expert_capacity_factor >= 1,
+            "expert_capacity_factor",
+            f"={self.expert_capacity_factor}: must be at least 1, or 0 for all tokens",
+        )
         require(
             self.num_devices in (0, self.product()),
             "num_devices",
@@ -147,11 +158,27 @@ def group_owners(group_sizes: tuple[int, ...], expert_parallel: int) -> list[ran
     return owners
 
 
+def owner_blocks(parallel: ParallelConfig, model: ModelConfig) -> list[range]:
+    """The sets of ranks along ep that exchange tokens, in their order: those that hold a group of experts together, or
+    one rank that holds several groups."""
+    return list(dict.fromkeys(group_owners(model.group_sizes, parallel.expert_parallel) or [range(1)]))
+
+
+def padding(parallel: ParallelConfig, model: ModelConfig, ranks: int) -> float:
+    """Rows of all buckets that a rank sends to the `ranks` of a group, as a multiple of its tokens' rows."""
+    if model.num_balanced_groups > 1:
+        return 1.0
+    return float(min(parallel.expert_capacity_factor or ranks, ranks))
+
+
 def _check_experts(parallel: ParallelConfig, model: ModelConfig, rule: Callable[[bool, str, str], None]) -> None:
     experts, groups, ep = model.num_experts, model.group_sizes, parallel.expert_parallel
     if ep == 1 or experts == 0:
         return rule(ep == 1, "expert_parallel", "must divide the model's num_experts=0; use 1")
     fit = [n for n in range(1, experts + 1) if experts % n == 0 and group_owners(groups, n)]
+    if (balanced := model.num_balanced_groups) > 1:
+        groups = (experts // balanced,) * balanced
+        fit = [n for n in fit if balanced % n == 0]
     here = [n for n in fit if parallel.data_parallel % n == 0]
     others = [n for n in fit if n not in here]
     advice = f"use one of {_listed(here)}"

@@ -1,5 +1,7 @@
 """Floating-point dtypes of stored weights, including bfloat16, which numpy does not have. No mindspore import."""
 
+from collections.abc import Collection
+
 import numpy as np
 
 from pangu_ms.core.errors import CheckpointError
@@ -45,14 +47,19 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
     return rounded.view(BFLOAT16)
 
 
-def cast(where: str, tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
-    """Cast floating-point tensors to `dtype`, one of NAMES; tensors that already have this dtype are returned
-    unchanged.
+def cast(
+    where: str, tensors: dict[str, np.ndarray], dtype: str, integers: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """Cast floating-point tensors to `dtype`, one of NAMES; tensors that already have this dtype, and those with names
+    in `integers`, are returned unchanged.
 
     Raises:
         CheckpointError: a tensor of another kind, or a value that is not finite or not representable.
     """
-    return {name: _cast(where, name, array, dtype) for name, array in tensors.items()}
+    return {
+        name: array if name in integers and array.dtype.kind == "i" else _cast(where, name, array, dtype)
+        for name, array in tensors.items()
+    }
 
 
 def _cast(where: str, name: str, array: np.ndarray, dtype: str) -> np.ndarray:

@@ -7,8 +7,9 @@ from pydantic_core import PydanticCustomError
 
 from pangu_ms.core.errors import ConfigError
 
-# A string under a field is its description: `pangu config show --fields` prints it.
-STRICT = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+# A string under a field is its description: `pangu config show --fields` reads it from the source. pydantic would read
+# the source at each start (use_attribute_docstrings), and without defer_build it would build all validators for --help.
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, defer_build=True)
 
 Act = Literal["gelu", "gelu_erf", "fast_gelu", "silu"]
 Dtype = Literal["float32", "float16", "bfloat16"]

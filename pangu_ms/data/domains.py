@@ -3,7 +3,8 @@ mindspore import."""
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -77,12 +78,11 @@ def require_known(source: str, read: Iterable[str], model: ModelConfig, leave_ou
     found = "rows without a domain" if lacking[0] == UNKNOWN_DOMAIN else f"rows of domain {lacking[0]}"
     advice = NAME_DOMAINS
     if both and leave_out == "mixture":
-        weights = ", ".join(f"{yaml_name(name)}: 1" for name in both)
-        advice = f"leave the others out by 'data.mixture={{{weights}}}', or {advice}"
+        advice = f"leave the others out by {override('mixture', dict.fromkeys(both, 1))}, or {advice}"
     elif both:
         advice = f"name one of them by --domain, or {advice}"
     raise DataError(
-        f"{source}: {found}; the model has {shown(model.domains)}; a row's domain must be one of the model's (both have"
+        f"{source}: {found}; the model has {shown(model.domains)}; it must have the domain of every row (both have"
         f" {shown(both) if both else 'none'}); {advice}"
     )
 
@@ -104,6 +104,8 @@ def shown(names: Iterable[str], most: int = 8) -> str:
     return ", ".join(listed[:most]) + (f", ... ({len(listed)} in all)" if len(listed) > most else "")
 
 
-def yaml_name(name: str) -> str:
-    """A name as a key of a YAML mapping in braces."""
-    return name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name, ensure_ascii=False)
+def override(field: str, amounts: Mapping[str, int]) -> str:
+    """The word of a command line that sets a field of the section data to amounts by domain."""
+    keys = [name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name, ensure_ascii=False) for name in amounts]
+    value = ", ".join(f"{key}: {amount}" for key, amount in zip(keys, amounts.values()))
+    return shlex.quote(f"data.{field}={{{value}}}")

@@ -57,8 +57,6 @@ class Loader:
 
     Attributes:
         num_rows: number of rows that are read at all.
-        domain_names: names to which the numbers in `domains_of_step` refer: the model's domains or, if it has none,
-            those of the records.
     """
 
     def __init__(
@@ -107,11 +105,6 @@ class Loader:
             require_sources(model.extra_inputs())
             require_known(records.source, _domains_read(records, order, schedule), model)
         self.num_rows = self._order.num_rows
-        has_domains = bool(model and model.domains)
-        self.domain_names = list(model.domains) if model and has_domains else records.domain_names
-        self._numbers = (
-            model_indices(records.domain_names, model) if model and has_domains else np.arange(len(self.domain_names))
-        )
 
     @classmethod
     def of(
@@ -149,6 +142,12 @@ class Loader:
             model=config.model,
             schedule=Schedule.of(data, records.domain_names),
         )
+
+    @property
+    def domain_names(self) -> list[str]:
+        """Names to which the numbers in `domains_of_step` refer: the model's domains or, if it has none, those of the
+        records."""
+        return list(self._model.domains) if self._model and self._model.domains else self._records.domain_names
 
     def epoch_rows(self, epoch: int) -> np.ndarray:
         """Rows in the order in which an epoch reads them: int64 [num_rows]. With a schedule there is no such epoch."""
@@ -189,8 +188,12 @@ class Loader:
 
     def _domains_at(self, positions: np.ndarray) -> np.ndarray:
         if self._schedule:
-            return self._numbers[self._schedule.domains_at(positions)]
-        return self._numbers[self._records.domain_of(self._order.rows_at(positions))]
+            numbers = self._schedule.domains_at(positions)
+        else:
+            numbers = self._records.domain_of(self._order.rows_at(positions))
+        if not (self._model and self._model.domains):
+            return numbers
+        return model_indices(self._records.domain_names, self._model).astype(np.int64)[numbers]
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of the steps start_step, start_step + 1, and so on, without end."""

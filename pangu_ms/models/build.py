@@ -32,6 +32,7 @@ __all__ = [
 def build_model(config: ModelConfig, cache: CacheShape | None = None) -> nn.Cell:
     """The model of a configuration, all zeros; with `cache` it can `extend` token by token."""
     model = FAMILIES[config.family].model(config, cache)
+    model.has_balance_loss = config.has_balance_loss
     specs = config.parameters()
     for weight in weights(model):
         weight.requires_grad = specs[weight.name].trainable

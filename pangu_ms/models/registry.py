@@ -29,7 +29,7 @@ configuration of a model.
                                                 infer/cached_model.py
                     hidden_states(ids, positions, segments, *extra) -> tuple of [B, S, E]   the output of the embeddings
                                                 and then of each layer, for analyses
-                and may have
+                and, if `CONFIG.has_balance_loss`,
                     with_balance_loss(ids, positions, segments, key, *extra) -> (logits, float32 scalar)    what
                                                 training adds to the mean cross-entropy of a micro-batch to balance
                                                 the load of experts

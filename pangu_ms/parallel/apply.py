@@ -55,7 +55,7 @@ def apply(plan: Plan, model: nn.Cell) -> None:
         if isinstance(cell, ShardedWeight):
             cell.axes = specs[cell.weight.name].axes
         if isinstance(cell, RoutedExperts):
-            cell.distribute(TokenExchange.of(plan, ms.get_auto_parallel_context("global_rank")))
+            cell.distribute(TokenExchange(plan, ms.get_auto_parallel_context("global_rank")))
     for parameter in weights(model):
         # MindSpore 2.9 cannot compile the sharding of a table that two stages hold.
         parameter.parallel_optimizer = len(plan.parameter_stages[parameter.name]) == 1

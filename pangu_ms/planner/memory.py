@@ -8,13 +8,14 @@ Notation of the formulas: b sequences of a micro-batch, S sequence, E hidden_siz
 ffn_hidden_size, V vocabulary.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 from pangu_ms.models.common.config import MASK_BYTES, Activation, ModelConfig
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import Chip
-from pangu_ms.planner.slices import Slices, stage_kinds, trained
+from pangu_ms.planner.slices import Slices, expert_padding, stage_kinds, trained
 
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 HCCL_BUFFER_BYTES = 2 * 200 * 10**6
@@ -93,8 +94,13 @@ def layer_activations(plan: Plan, layer: int, chip: Chip) -> list[Activation]:
         Activation("queries and context", 2 * c * S * sizes["heads"] // mp, count=2),
         Activation("keys and values", 2 * c * S * sizes["kv_heads"] // mp, count=2),
         *_attention(model, chip, c, mp),
-        *model.feed_forward_activations(layer, c, mp, cut),
+        *(_padded(plan, one) for one in model.feed_forward_activations(layer, c, mp, cut)),
     ]
+
+
+def _padded(plan: Plan, activation: Activation) -> Activation:
+    size = int(activation.bytes * expert_padding(plan)) if activation.routed else activation.bytes
+    return dataclasses.replace(activation, bytes=size)
 
 
 def _attention(model: ModelConfig, chip: Chip, c: int, mp: int) -> list[Activation]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from pangu_ms.config.parallel import owner_blocks, padding
 from pangu_ms.models.common.config import ModelConfig, ParameterSpec
 from pangu_ms.parallel.layout import Layout
 from pangu_ms.parallel.plan import Plan
@@ -84,15 +85,25 @@ def stage_outer(plan: Plan, stage: int) -> list[Kind]:
     ]
 
 
+def expert_padding(plan: Plan) -> float:
+    """Rows that the experts of a device get, as a multiple of its tokens."""
+    parallel = plan.config.parallel
+    return padding(parallel, plan.config.model, max(map(len, owner_blocks(parallel, plan.config.model))))
+
+
 class Slices:
     """Numbers of values of a plan's parameters, counted by kind of parameter.
 
-    The attributes give the values of one parameter of each kind on one device. `cut`: what the device stores. `plain`:
-    what it would store without optimizer_shard. `active`: what it multiplies a token with, which is `plain` with the
-    experts of one token. `sharded` and `whole`: `plain` of the parameters that optimizer_shard
-    shards and of the others, by the mesh axes along which devices would hold or hold equal slices. `trained` of each of
-    these counts only parameters with gradients. Plans that differ only in batch, micro-batches, recompute and
-    sequence_parallel can share one object.
+    The attributes give the values of one parameter of each kind on one device.
+        cut: what the device stores.
+        plain: what it would store without optimizer_shard.
+        active: `plain` as far as a token is multiplied with it: of the experts those of the token, with the padding of
+            the rows that devices send each other.
+        sharded, whole: `plain` of the parameters that optimizer_shard shards and of the others, by the mesh axes along
+            which devices would hold or hold equal slices.
+
+    `trained` of each of these counts only parameters with gradients. Plans that differ only in batch, micro-batches,
+    recompute and sequence_parallel can share one object.
 
     Raises:
         PlanError: devices do not divide a dimension.
@@ -112,7 +123,10 @@ class Slices:
         self.layouts = {kind: plan.layout(spec, stages.get(kind, 1)) for kind, spec in specs.items()}
         self.cut = {kind: layout.slice_size for kind, layout in self.layouts.items()}
         self.plain = {kind: self._values(kind) for kind in specs}
-        self.active = {kind: self._values(kind, {"expert": plan.config.model.experts_per_token}) for kind in specs}
+        routed = plan.config.model.experts_per_token * expert_padding(plan)
+        self.active = {
+            kind: int(self._values(kind, {"expert": 1}) * (routed if "expert" in kind.axes else 1)) for kind in specs
+        }
         self.sharded = self._by_group({kind: layout.optimizer_axes for kind, layout in self.layouts.items()})
         self.whole = self._by_group(
             {kind: () if layout.optimizer_axes else _free_axes(layout) for kind, layout in self.layouts.items()}

@@ -10,12 +10,12 @@ that two stages share, reading records and writing checkpoints.
 import math
 from dataclasses import dataclass
 
-from pangu_ms.config.parallel import group_owners
+from pangu_ms.config.parallel import owner_blocks
 from pangu_ms.parallel.flops import model_flops_per_token
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import Chip, bandwidth, link
 from pangu_ms.planner.memory import DTYPE_BYTES, composed_attention, micro_batch_size
-from pangu_ms.planner.slices import Slices, distinct_stages, has_experts, stage_kinds, trained
+from pangu_ms.planner.slices import Slices, distinct_stages, expert_padding, has_experts, stage_kinds, trained
 
 MFU_FORMULA = (
     "tokens/s per card * 3 * forward FLOP per token / peak; attention not halved for the causal mask, recomputation not"
@@ -123,11 +123,11 @@ def _tensor_parallel(plan: Plan, chip: Chip, stage: int) -> float:
 
 def _all_to_all(plan: Plan, chip: Chip) -> list[Term]:
     """Seconds in which tokens travel to the devices of their experts and back, among the devices that hold a group of
-    experts. A layer has two forward and two backward, and if it is recomputed two more. Each of n devices sends 1 / n
-    of its tokens to each of the others, in a message of its own; the stage with the most such layers counts."""
+    experts. A layer has two forward and two backward, and if it is recomputed two more. Each of n devices sends a
+    bucket of 1 / n of its tokens, times the padding, to each of the others, in a message of its own; the stage with the
+    most such layers counts."""
     model, m = plan.config.model, plan.num_micro_batches
-    owners = group_owners(model.group_sizes, plan.config.parallel.expert_parallel) or []
-    most = max(owners, key=len, default=range(1))
+    most = max(owner_blocks(plan.config.parallel, model), key=len)
     devices = len(most)
     if devices == 1:
         return []
@@ -137,7 +137,7 @@ def _all_to_all(plan: Plan, chip: Chip) -> list[Term]:
         for stage, _ in distinct_stages(plan)
     )
     count = m * sparse * (4 + again)
-    size = _stream_bytes(plan) * model.experts_per_token
+    size = int(_stream_bytes(plan) * model.experts_per_token * expert_padding(plan))
     along_ep = plan.mesh.group(0, "ep")
     speed, name = link(chip, plan.mesh.servers([along_ep[i] for i in most]))
     seconds = (devices - 1) * chip.message_seconds + (devices - 1) / devices * size / speed

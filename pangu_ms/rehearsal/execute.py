@@ -27,6 +27,7 @@ from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_ms.core.isolated import python_command, python_environment
 from pangu_ms.core.progress import progress_bar
 from pangu_ms.models.common.batch import Batch, blank_batch
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.init import initial_values
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal.rehearse import reason_of, with_absolute_paths
@@ -42,7 +43,7 @@ LEARNING_RATE = 0.05
 diverges."""
 MAX_RANKS, MAX_PARAMETERS = 8, 50_000_000
 REQUEST, GROUPS, SINGLE = "request.json", "groups.json", "single.npz"
-NATIVE, EMULATED = ("AllReduce sum",), ("AllGather", "ReduceScatter sum", "AllReduce max")
+NATIVE, EMULATED = ("AllReduce sum",), ("AllGather", "ReduceScatter sum", "AllReduce max", "AlltoAll")
 """Collectives that MindSpore's CPU backend has, and those that execute_graph.py replaces by them."""
 StartRanks = Callable[..., int]
 """Runs processes on this machine to their end and returns an exit code, as `pangu_run.launcher.run_ranks`."""
@@ -201,7 +202,20 @@ def batch(config: RunConfig, number: int) -> Batch:
     segments = (np.arange(S) >= generator.integers(1, S, (B, 1))).astype(np.int32)
     positions = np.broadcast_to(np.arange(S, dtype=np.int32), (B, S)).copy()
     mask = (generator.random((B, S)) < 0.8).astype(np.float32)
-    return Batch(ids, positions, segments, mask, blank_batch(model, B).extra)
+    extra = blank_batch(model, B).extra
+    if model.domains:
+        extra["domain"] = _domains(model, B)[generator.permutation(B)]
+    return Batch(ids, positions, segments, mask, extra)
+
+
+def _domains(model: ModelConfig, size: int) -> np.ndarray:
+    """Domains of the sequences of a batch, each group's in proportion to its experts: so that ranks with equally many
+    experts get equally many sequences of their domains, whatever the plan."""
+    shares = np.ones(len(model.domains))
+    if model.group_sizes:
+        shares = np.array([model.group_sizes[g] / model.group_of_domain.count(g) for g in model.group_of_domain])
+    ends = np.rint(np.cumsum(shares) / shares.sum() * size).astype(int)
+    return np.searchsorted(ends, np.arange(size), side="right").astype(np.int32)
 
 
 def starting_values(config: RunConfig) -> Iterator[tuple[str, np.ndarray]]:

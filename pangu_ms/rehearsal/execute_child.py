@@ -19,6 +19,7 @@ import numpy as np
 from pangu_ms.config.load import config_from_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
+from pangu_ms.parallel.expert_batches import arranged
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal import execute
 
@@ -107,6 +108,7 @@ def run_rank(plan: Plan, rank: int, steps: int, directory: Path) -> None:
         steps,
         lambda: {name: parameters[name].asnumpy() for name in slices},
         directory / execute.result_name(rank),
+        plan,
     )
 
 
@@ -133,11 +135,13 @@ def _run(
     steps: int,
     parameters: Callable[[], dict[str, np.ndarray]],
     path: Path,
+    plan: Plan | None = None,
 ) -> None:
-    """Take the steps, then write what `execute.compare` reads."""
+    """Take the steps, then write what `execute.compare` reads. The ranks of a plan take its order of the sequences."""
     history, gradients = [], {}
     for number in range(steps):
-        result = step(execute.batch(config, number), number, execute.LEARNING_RATE)
+        batch = execute.batch(config, number)
+        result = step(arranged(batch, plan) if plan else batch, number, execute.LEARNING_RATE)
         history.append([result.total_loss, result.num_tokens, result.grad_norm, float(result.applied)])
         if number == 0 and step.gradients:
             names = config.model.trainable_parameter_shapes()

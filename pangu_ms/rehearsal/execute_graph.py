@@ -5,7 +5,8 @@ These collectives are replaced by it, with exactly the same values:
     ReduceScatter(x)     the rank's part of AllReduce(x) along dimension 0
     AllGather(x)         AllReduce of x in the rank's place among zeros
     AllReduce(x, max)    the largest of AllGather(x)'s parts
-Send, Receive and all-to-all are not replaced.
+    AlltoAll(x)          the rank's parts of all ranks' x, from AllReduce of x in the rank's place among zeros
+Send and Receive are not replaced.
 """
 
 from collections import Counter
@@ -41,13 +42,14 @@ class ExportedGraph:
         self.path, self.model = path, mind_ir_pb2.ModelProto()
         self.model.ParseFromString(path.read_bytes())
         self.primitives = {f"REF::{p.name}": p for p in self.model.primitives}
+        self.ranks: dict[str, list[int]] = {}
+        for attribute in ("group_rank_ids", "ranks_of_group"):  # MindSpore's own, which is wrong for created groups
+            self.ranks |= {_group(p): _ranks(p, attribute) for p in self.model.primitives if _has(p, attribute)}
         self.added = 0
 
     def groups(self) -> dict[str, list[int]]:
         """Ranks of each group that a collective names."""
-        return {
-            _attribute(p, "group").s.decode(): _ranks(p) for p in self.primitives.values() if p.op_type in COLLECTIVES
-        }
+        return {_group(p): self.ranks[_group(p)] for p in self.primitives.values() if p.op_type in COLLECTIVES}
 
     def collectives(self) -> Counter[str]:
         """Number of calls of each kind ("AllReduce sum")."""
@@ -80,7 +82,7 @@ class ExportedGraph:
         primitive = self._collective(node)
         if primitive is None or _kind(primitive) not in EMULATED:
             return [node]
-        ranks, tensor = _ranks(primitive), _attribute(node, "shape").tensors[0]
+        ranks, tensor = self.ranks[_group(primitive)], _attribute(node, "shape").tensors[0]
         assert tensor.data_type == _FLOAT32, "a CPU adds up floats alone"
         shape, place, size = list(tensor.dims), ranks.index(rank), len(ranks)
         if primitive.op_type == "ReduceScatter":
@@ -96,6 +98,22 @@ class ExportedGraph:
         if primitive.op_type == "AllGather":
             joined = self._constant(shape)
             return [own, placed, parts, joined, self._renamed("Reshape", node, [parts.name, joined.name])]
+        if primitive.op_type == "AlltoAll":
+            assert not any(_attribute(primitive, name).i for name in ("split_dim", "concat_dim"))
+            mine = [size, shape[0] // size, *shape[1:]]
+            begin = self._constant([0, place * mine[1], *[0] * (len(shape) - 1)])
+            extent, joined = self._constant(mine), self._constant(shape)
+            cut = self._call("Slice", node, [parts.name, begin.name, extent.name], mine)
+            return [
+                own,
+                placed,
+                parts,
+                begin,
+                extent,
+                cut,
+                joined,
+                self._renamed("Reshape", node, [cut.name, joined.name]),
+            ]
         axis, keep = self._constant([0]), self._constant(False)
         return [own, placed, parts, axis, keep, self._renamed("ReduceMax", node, [parts.name, axis.name, keep.name])]
 
@@ -159,8 +177,16 @@ def _attribute(holder: Any, name: str) -> Any:
     return next(attribute for attribute in holder.attribute if attribute.name == name)
 
 
-def _ranks(primitive: Any) -> list[int]:
-    return [value.ints[0] for value in _attribute(primitive, "group_rank_ids").values]
+def _has(holder: Any, name: str) -> bool:
+    return any(attribute.name == name for attribute in holder.attribute)
+
+
+def _group(primitive: Any) -> str:
+    return _attribute(primitive, "group").s.decode()
+
+
+def _ranks(primitive: Any, attribute: str) -> list[int]:
+    return [value.ints[0] for value in _attribute(primitive, attribute).values]
 
 
 def _kind(primitive: Any) -> str:

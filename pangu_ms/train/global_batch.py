@@ -2,6 +2,7 @@
 No mindspore import."""
 
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.data.domains import override
 
 
 def overrides_for(config: RunConfig, global_batch_size: int) -> list[str] | None:
@@ -12,7 +13,7 @@ def overrides_for(config: RunConfig, global_batch_size: int) -> list[str] | None
     """
     parallel, train = config.parallel, config.train
     batch_size, rest = divmod(global_batch_size, parallel.data_parallel)
-    if rest or batch_size < parallel.pipeline_stage:
+    if rest or batch_size < parallel.pipeline_stage or not all(_scales(config, batch_size)):
         return None
     in_stages = parallel.pipeline_stage > 1
     section, field = ("parallel", "micro_batch_num") if in_stages else ("train", "accumulation_steps")
@@ -20,7 +21,20 @@ def overrides_for(config: RunConfig, global_batch_size: int) -> list[str] | None
     fitting = range(parallel.pipeline_stage, batch_size + 1)
     parts = next(n for n in fitting if batch_size % n == 0 and batch_size // n <= train.batch_size // now)
     wanted = {"train.batch_size": (train.batch_size, batch_size), f"{section}.{field}": (now, parts)}
-    return [f"{name}={new}" for name, (old, new) in wanted.items() if old != new]
+    words = [f"{name}={new}" for name, (old, new) in wanted.items() if old != new]
+    samples = {name: n * batch_size // train.batch_size for name, n in config.data.samples_per_domain.items()}
+    return words + ([override("samples_per_domain", samples)] if samples and batch_size != train.batch_size else [])
+
+
+def _scales(config: RunConfig, batch_size: int) -> list[bool]:
+    """Whether the number of samples of each domain stays whole in batches of another size."""
+    samples = config.data.samples_per_domain.values()
+    return [number * batch_size % config.train.batch_size == 0 for number in samples]
+
+
+def samples_per_domain(config: RunConfig) -> dict[str, int]:
+    """Samples of each domain in the global batch, if data.samples_per_domain sets them."""
+    return {name: number * config.parallel.data_parallel for name, number in config.data.samples_per_domain.items()}
 
 
 def why_not(config: RunConfig, global_batch_size: int) -> str:
@@ -29,6 +43,8 @@ def why_not(config: RunConfig, global_batch_size: int) -> str:
     if global_batch_size % parallel.data_parallel:
         return f"parallel.data_parallel={parallel.data_parallel} does not divide it"
     each = global_batch_size // parallel.data_parallel
+    if not all(_scales(config, each)):
+        return f"data.samples_per_domain has no whole numbers in batches of {each}"
     return (
         f"each of data_parallel={parallel.data_parallel} replicas gets {each} of it, fewer than"
         f" pipeline_stage={parallel.pipeline_stage} stages"

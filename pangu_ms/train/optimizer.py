@@ -4,7 +4,7 @@ from mindspore import Parameter, ParameterTuple, nn, ops
 
 import ascend_ops
 from pangu_ms.config.schema import OptimizerConfig
-from pangu_ms.models.common.stacks import is_stack
+from pangu_ms.models.common.config import ParameterSpec
 from pangu_ms.parallel.plan import MOMENTS
 
 # HyperMap instead of a loop: in a graph each iteration of a loop is a call nested in the previous one, and MindSpore
@@ -42,19 +42,19 @@ def _moment(parameter: Parameter, prefix: str) -> Parameter:
 class AdamW(nn.Cell):
     """p -= lr * (m / (sqrt(v) + eps) + decay * p), without bias correction, as the official AdamWeightDecay.
 
-    Stacks (models/common/stacks.py) have an eps of their own. With optimizer.lazy_experts, a member whose gradient is
-    zero, since no token came to it, gets no update: parameter and moments stay as they are, without decay of either.
+    Stacks whose spec is lazy have an eps of their own. With optimizer.lazy_experts, a member whose gradient is zero,
+    since no token came to it, gets no update: parameter and moments stay as they are, without decay of either.
     """
 
-    def __init__(self, parameters: list[Parameter], config: OptimizerConfig, decayed: set[str]):
-        """`decayed` are the names of the parameters to which weight decay applies."""
+    def __init__(self, parameters: list[Parameter], config: OptimizerConfig, specs: dict[str, ParameterSpec]):
+        """`specs` describe the parameters by name."""
         super().__init__(auto_prefix=False)
         self.parameters = ParameterTuple(parameters)
         self.m, self.v = (ParameterTuple([_moment(p, prefix) for p in parameters]) for prefix in MOMENTS)
-        stacks = [is_stack(p.name) for p in parameters]
-        self.decay = tuple(config.weight_decay if p.name in decayed else 0.0 for p in parameters)
-        self.eps = tuple(config.expert_eps if stack else config.eps for stack in stacks)
-        self.lazy = tuple(int(stack and config.lazy_experts) for stack in stacks)
+        of_parameters = [specs[p.name] for p in parameters]
+        self.decay = tuple(config.weight_decay if spec.decay else 0.0 for spec in of_parameters)
+        self.eps = tuple(config.expert_eps if spec.lazy else config.eps for spec in of_parameters)
+        self.lazy = tuple(int(spec.lazy and config.lazy_experts) for spec in of_parameters)
         self.beta1, self.beta2 = config.beta1, config.beta2
         self.hyper_map = ops.HyperMap()
 
@@ -63,7 +63,7 @@ class AdamW(nn.Cell):
 
         Args:
             gradients: float32, in the parameters' order.
-            norms: the squared norm of each gradient [1], of a stack's that of each member [K].
+            norms: the squared norm of each gradient [1], of a lazy stack's that of each member [K].
         """
         update = ops.partial(_update, self.beta1, self.beta2, lr, factor)
         return self.hyper_map(

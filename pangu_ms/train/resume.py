@@ -91,6 +91,8 @@ def require_same_run(
     _require_same_rates(stored, wanted, where, step)
     old, new = config_to_dict(stored), config_to_dict(wanted)
     free = FREE_TO_CHANGE + FREE_SECTIONS + FREE_WITH_BATCH + OF_THE_SCHEDULE + also_free
+    if global_batch.samples_per_domain(stored) == global_batch.samples_per_domain(wanted):
+        free += ("data.samples_per_domain",)  # it changes with the number of replicas
     changed = [
         f"{section}.{key}={new[section].get(key)!r} (was {old[section].get(key)!r})"
         for section in new

@@ -158,10 +158,13 @@ class Run:
         beat(EVALUATE, self.step)
         return self.model.evaluate(self.held_out_set) if self.held_out_set else None
 
+    def loader(self) -> Loader:
+        """The loader of this rank's batches."""
+        return Loader.of(self.train_set, self.config, **self.model.loader_part, order=self.order.rows)
+
     def batches(self) -> Iterator[Batch]:
         """This rank's batches from the present step on, an endless iterator."""
-        loader = Loader.of(self.train_set, self.config, **self.model.loader_part, order=self.order.rows)
-        return loader.batches(self.step)
+        return self.loader().batches(self.step)
 
     def close(self) -> None:
         """Release the lock, so that other runs can train in the directory."""

@@ -26,12 +26,14 @@ def smoke_overrides(config: RunConfig, num_ranks: int = 2, own_records: bool = F
     """
     sections = {
         "model": _model(config, own_records),
-        "train": _train(config),
+        "train": _train(config, own_records),
         "parallel": _parallel(config, num_ranks),
         "runtime": {"device": "CPU"},
     }
     if not own_records:  # the default records' tokenizer is trained on code
         sections["tokenizer"] = {"vocab_size": sections["model"]["vocab_size"], "segmenter": "none"}
+        if config.data.mixture or config.data.samples_per_domain:  # of domains that the default records lack
+            sections["data"] = {"mixture": {}, "samples_per_domain": {}}
     return [
         f"{section}.{field}={json.dumps(value)}"
         for section, fields in sections.items()
@@ -52,13 +54,12 @@ def _model(config: RunConfig, own_records: bool) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name in model.field_names()}
 
 
-def _train(config: RunConfig) -> dict[str, Any]:
+def _train(config: RunConfig, own_records: bool) -> dict[str, Any]:
     train = config.train
-    fields = {
-        "steps": min(STEPS, train.steps),
-        "batch_size": BATCH_SIZE,
-        "accumulation_steps": min(BATCH_SIZE, train.accumulation_steps),
-    }
+    fields = {"steps": min(STEPS, train.steps)}
+    if not (own_records and config.data.samples_per_domain):  # whose sum is the batch size
+        accumulation_steps = min(BATCH_SIZE, train.accumulation_steps)
+        fields |= {"batch_size": BATCH_SIZE, "accumulation_steps": accumulation_steps}
     return fields | {"eval_batches": min(EVAL_BATCHES, train.eval_batches), "save_every": 0, "eval_every": 0}
 
 

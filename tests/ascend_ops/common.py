@@ -1,10 +1,14 @@
 """Run an operator on a backend, forward and backward, and differentiate a float64 reference numerically."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import mindspore as ms
 import numpy as np
+import pytest
 from mindspore import Tensor, nn, ops
+
+import ascend_ops
 
 TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 """Relative to max(1, |reference|): 1e-5 by the house rule; for the others two roundings of their type (half an ulp is
@@ -12,7 +16,7 @@ TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 
 class _Weighted(nn.Cell):
-    """sum over outputs of <output, cotangent> in float32, whose gradients are the operator's."""
+    """sum over outputs of <output, cotangent> in float32, whose gradients are the operator's, and the outputs."""
 
     def __init__(self, call: Callable, cotangents: Sequence[np.ndarray]):
         super().__init__()
@@ -24,7 +28,7 @@ class _Weighted(nn.Cell):
         total = (ops.cast(outputs[0], ms.float32) * self.cotangents[0]).sum()
         for i in range(1, len(self.cotangents)):
             total = total + (ops.cast(outputs[i], ms.float32) * self.cotangents[i]).sum()
-        return total
+        return total, outputs
 
 
 class _Plain(nn.Cell):
@@ -57,17 +61,45 @@ def rounded(array: np.ndarray, dtype: str) -> np.ndarray:
 
 def forward(call: Callable, inputs: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
     """Outputs in graph mode. `call` is a function in a file, as graph mode needs its source."""
-    outputs = _Plain(call)(*inputs)
-    return tuple(to_float64(output) for output in (outputs if isinstance(outputs, tuple) else (outputs,)))
+    return compiled(call)(inputs)
+
+
+def compiled(call: Callable) -> Callable[[Sequence[Tensor]], tuple[np.ndarray, ...]]:
+    """A function from inputs to outputs, whose graph is compiled once for all inputs of the same shapes: nearly all of
+    the time of a small test is the compiler's."""
+    cell = _Plain(call)
+
+    def run(inputs: Sequence[Tensor]) -> tuple[np.ndarray, ...]:
+        outputs = cell(*inputs)
+        return tuple(to_float64(output) for output in (outputs if isinstance(outputs, tuple) else (outputs,)))
+
+    return run
+
+
+def forward_and_gradients(
+    call: Callable, inputs: Sequence[Tensor], cotangents: Sequence[np.ndarray], positions: Sequence[int]
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Outputs, and gradients of sum <output_i, cotangent_i> for the inputs at `positions`, of one graph. Outputs past
+    the cotangents are left out of the sum."""
+    return differentiated(call, cotangents, positions)(inputs)
+
+
+def differentiated(call: Callable, cotangents: Sequence[np.ndarray], positions: Sequence[int]) -> Callable:
+    """A function from inputs to outputs and gradients, whose graph is compiled once as that of `compiled`."""
+    graph = ms.value_and_grad(_Weighted(call, cotangents), tuple(positions), has_aux=True)
+
+    def run(inputs: Sequence[Tensor]) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        (_, outputs), found = graph(*inputs)
+        return tuple(map(to_float64, outputs)), tuple(map(to_float64, found if isinstance(found, tuple) else (found,)))
+
+    return run
 
 
 def gradients(
     call: Callable, inputs: Sequence[Tensor], cotangents: Sequence[np.ndarray], positions: Sequence[int]
 ) -> tuple[np.ndarray, ...]:
-    """Gradients in graph mode of sum <output_i, cotangent_i> for the inputs at `positions`; outputs past the cotangents
-    are left out."""
-    found = ms.grad(_Weighted(call, cotangents), grad_position=tuple(positions))(*inputs)
-    return tuple(to_float64(g) for g in (found if isinstance(found, tuple) else (found,)))
+    """The gradients alone."""
+    return forward_and_gradients(call, inputs, cotangents, positions)[1]
 
 
 def numeric_gradients(
@@ -109,6 +141,28 @@ def assert_close(found: np.ndarray, wanted: np.ndarray, dtype: str = "float32", 
     assert error.max() <= TOLERANCE[dtype] * factor, (
         f"largest error {error.max():.3g} at {np.unravel_index(error.argmax(), error.shape)}"
     )
+
+
+@contextlib.contextmanager
+def in_mode(mode: int) -> Iterator[None]:
+    """Calls here run in graph mode, or eagerly, one after the other."""
+    # Else calls behind the one that failed run, too, and on a busy machine a later test is told of their failures.
+    ms.set_context(mode=mode, pynative_synchronize=True)
+    try:
+        yield
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE, pynative_synchronize=False)
+
+
+MODES = {"eager": ms.PYNATIVE_MODE, "graph": ms.GRAPH_MODE}
+
+
+def assert_refused(call: Callable, tensors: Sequence[Tensor], message: str, mode: str) -> None:
+    """With an OperatorError of one line, when it is called eagerly or when its graph is compiled: some fifty times as
+    long, so that of an operator's refusals one in a graph is of the default tier."""
+    with in_mode(MODES[mode]), pytest.raises(ascend_ops.OperatorError, match=message) as error:
+        _Plain(call)(*tensors) if mode == "graph" else call(*tensors)
+    assert "\n" not in str(error.value)
 
 
 def hash_reference(index, seed):

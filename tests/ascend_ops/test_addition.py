@@ -5,7 +5,7 @@ import pytest
 from mindspore import Tensor
 
 import ascend_ops
-from tests.ascend_ops.common import assert_close, forward, gradients, rounded, to_tensor
+from tests.ascend_ops.common import assert_close, forward, forward_and_gradients, gradients, rounded, to_tensor
 
 pytestmark = pytest.mark.thinned
 
@@ -23,8 +23,9 @@ def test_sum_and_gradients(backend, dtype, shape):
     random = np.random.RandomState(0)
     x, y, cotangent = (np.asarray(random.randn(*shape)) for _ in range(3))
     tensors = [to_tensor(x, dtype), to_tensor(y, dtype)]
-    assert_close(forward(ascend_ops.add, tensors)[0], rounded(x, dtype) + rounded(y, dtype), dtype)
-    for found in gradients(ascend_ops.add, tensors, [cotangent], (0, 1)):
+    (total,), both = forward_and_gradients(ascend_ops.add, tensors, [cotangent], (0, 1))
+    assert_close(total, rounded(x, dtype) + rounded(y, dtype), dtype)
+    for found in both:
         assert_close(found, cotangent, dtype)
 
 

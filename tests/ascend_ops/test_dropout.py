@@ -4,9 +4,16 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from ascend_ops import OperatorError
 from ascend_ops.random_masks import dropout, dropout_seed
-from tests.ascend_ops.common import forward, gradients, hash_reference, to_tensor
+from tests.ascend_ops.common import (
+    MODES,
+    assert_refused,
+    compiled,
+    forward,
+    forward_and_gradients,
+    hash_reference,
+    to_tensor,
+)
 
 pytestmark = pytest.mark.thinned
 
@@ -30,15 +37,15 @@ def test_mask_is_the_hash_of_index_and_seed(backend, dtype):
 
 def test_share_and_gradient(backend):
     x, seed = np.random.RandomState(0).randn(300, 100) + 10, Tensor(np.array([99], np.int32))
-    y = forward(third, [to_tensor(x), seed])[0]
-    assert abs((y == 0).mean() - 0.3) < 0.01
     cotangent = np.random.RandomState(1).randn(*x.shape)
-    gradient = gradients(third, [to_tensor(x), seed], [cotangent], [0])[0]
+    (y,), (gradient,) = forward_and_gradients(third, [to_tensor(x), seed], [cotangent], [0])
+    assert abs((y == 0).mean() - 0.3) < 0.01
     np.testing.assert_allclose(gradient, cotangent * (y != 0) / 0.7, rtol=1e-5, atol=1e-6)
 
 
 def test_seeds_differ_by_key():
-    seeds = {int(forward(seed_of_site_two, [Tensor(np.int32(key))])[0]) for key in range(12)}
+    seed = compiled(seed_of_site_two)
+    seeds = {int(seed([Tensor(np.int32(key))])[0]) for key in range(12)}
     assert len(seeds) == 12
 
 
@@ -54,13 +61,15 @@ def rounds_to_one(x, seed):
     return dropout(x, seed, 0.99999999)
 
 
+@pytest.mark.thinned(1)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("call", [too_much, less_than_nothing, rounds_to_one])
-def test_rates_outside_0_and_1_are_refused(backend, call):
-    with pytest.raises(OperatorError, match=r"dropout: dropout rate .*: it must be a number in \[0, 1\)"):
-        forward(call, [to_tensor(np.ones(3)), Tensor(np.array([1], np.int32))])
+def test_rates_outside_0_and_1_are_refused(backend, call, mode):
+    tensors = [to_tensor(np.ones(3)), Tensor(np.array([1], np.int32))]
+    assert_refused(call, tensors, r"dropout: dropout rate .*: it must be a number in \[0, 1\)", mode)
 
 
 def test_masks_of_two_seeds_are_no_permutation_by_xor(backend):
-    x, seeds = to_tensor(np.ones(1 << 12)), (5, 5 ^ 0x3F0)
-    first, second = (forward(third, [x, Tensor(np.array([s], np.int32))])[0] for s in seeds)
+    x, seeds, masked = to_tensor(np.ones(1 << 12)), (5, 5 ^ 0x3F0), compiled(third)
+    first, second = (masked([x, Tensor(np.array([s], np.int32))])[0] for s in seeds)
     assert (first[np.arange(1 << 12) ^ 0x3F0] != second).any()

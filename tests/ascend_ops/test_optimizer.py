@@ -6,9 +6,8 @@ import pytest
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 import ascend_ops
-from ascend_ops.errors import OperatorError
 from ascend_ops.optimizer import adamw, squared_norm, squared_norms
-from tests.ascend_ops.common import forward, gradients, rounded, to_tensor
+from tests.ascend_ops.common import MODES, assert_refused, forward, gradients, rounded, to_tensor
 
 pytestmark = pytest.mark.thinned
 
@@ -154,7 +153,8 @@ def test_nan_stays_nan(backend):
         np.testing.assert_array_equal(np.isnan(found), np.isnan(gradient))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.thinned(1)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])  # float32 on a CPU: the next test
 @pytest.mark.parametrize("shape", [(), (1,), (5, 13), (4097,), (300, 301)])
 def test_squared_norm(backend, shape, dtype):
     x = draw(*shape)
@@ -177,7 +177,7 @@ def test_squared_norm_has_a_gradient_and_keeps_nan(backend):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(1, 70001), (3, 5, 13), (64, 33), (5,), (3, 40000)])
+@pytest.mark.parametrize("shape", [(1, 70001), (3, 5, 13), (64, 3300), (5,), (3, 40000)])
 def test_squared_norms_are_those_of_each_line(backend, shape, dtype):
     """Bit for bit, whatever stands beside a line; 40,000 elements are cut for two threads. NaN stays in its line."""
     x = draw(*shape)
@@ -277,6 +277,8 @@ def update(p, m, v, gradient):
     return adamw(p, m, v, gradient, ops.ones((), ms.float32), ops.ones((), ms.float32), BETA1, BETA2, EPS, DECAY)
 
 
+@pytest.mark.thinned(1)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
     ("call", "shapes", "dtypes", "message"),
     [
@@ -308,7 +310,6 @@ def update(p, m, v, gradient):
         (squared_norms, [()], {}, r"squared_norms: x has shape \(\); it must have at least 1 dimension"),
     ],
 )
-def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message):
-    with pytest.raises(OperatorError, match=message) as error:
-        forward(call, [Tensor(np.ones(shape), getattr(ms, dtypes.get(i, "float32"))) for i, shape in enumerate(shapes)])
-    assert "\n" not in str(error.value)
+def test_wrong_inputs_are_refused_in_one_line(backend, call, shapes, dtypes, message, mode):
+    tensors = [Tensor(np.ones(shape), getattr(ms, dtypes.get(i, "float32"))) for i, shape in enumerate(shapes)]
+    assert_refused(call, tensors, message, mode)

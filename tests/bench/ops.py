@@ -95,11 +95,13 @@ def dispatch_torch(x, expert):
     return x[order]
 
 
-def grouped_torch(x, weight, counts):
+def grouped_torch(x, weight, counts, bias=None):
     import torch
+    from torch.nn.functional import linear
 
     parts = x.split(counts.tolist())
-    return torch.cat([part @ w.t() for part, w in zip(parts, weight, strict=True)])
+    biases = [None] * len(parts) if bias is None else bias
+    return torch.cat([linear(*part) for part in zip(parts, weight, biases, strict=True)])
 
 
 def cases() -> list[Case]:
@@ -229,6 +231,13 @@ def cases() -> list[Case]:
             4 * row + 2 * experts.nbytes,
             (0, 1),
         ),
+        Case(
+            "grouped, 1 token",
+            (draw(1, E), experts, np.eye(1, EXPERTS, 5, np.int32)[0], draw(EXPERTS, E)),
+            ascend_ops.grouped_matmul,
+            grouped_torch,
+            4 * E * E,
+        ),
         Case("add", (norm, norm), ascend_ops.add, lambda x, y: x + y, 3 * row),
         Case(
             "rre_route",
@@ -238,6 +247,13 @@ def cases() -> list[Case]:
             12 * T,
         ),
         Case("squared_norm", (activation,), ascend_ops.squared_norm, lambda x: x.square().sum(), one),
+        Case(
+            "squared_norms",
+            (experts,),
+            ascend_ops.squared_norms,
+            lambda x: x.square().flatten(1).sum(1),
+            experts.nbytes,
+        ),
     ]
 
 

@@ -17,17 +17,18 @@ from tests.checkpoint.common import assert_is_step, save
 from tests.checkpoint.saver import ROWS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-KILLS = 15
 DISK_EVENTS = ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "shutil.rmtree")
 
 
-def test_kill_9_at_random_instants_loses_nothing_committed(tmp_path):
+@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.slow)])
+def test_kill_9_at_random_instants_loses_nothing_committed(tmp_path, kills):
+    """A sample; the next test dies before operations on the disk one after the other."""
     randomness = random.Random()
     seed = randomness.randrange(1 << 32)
     randomness.seed(seed)
     print("seed", seed)
     step = 1
-    for _ in range(KILLS):
+    for _ in range(kills):
         child = subprocess.Popen(
             [sys.executable, "-m", "tests.checkpoint.saver", tmp_path, str(step)],
             cwd=REPOSITORY,
@@ -110,8 +111,9 @@ def test_death_before_every_single_disk_operation(tmp_path, step, generation, da
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_death_while_replacing_a_damaged_step_that_has_an_old_one(tmp_path):
-    for number in range(1, 200):
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_death_while_replacing_a_damaged_step_that_has_an_old_one(tmp_path, every):
+    for number in range(1, 200, every):
         root = tmp_path / str(number)
         save(root, 1).rename(root / "step-00000001.old")
         (save(root, 2).rename(root / "step-00000001") / "state.json").unlink()

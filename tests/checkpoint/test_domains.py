@@ -10,39 +10,13 @@ from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.domains import add_domain, extract
 from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from pangu_ms.models.common.init import initial_values
 from pangu_ms.models.common.stacks import is_stack, members, stack_of
-
-SMALL = ["model.vocab_size=384", "model.hidden_size=32", "model.num_layers=3", "model.num_heads=4"]
-SIGMA = [
-    *SMALL,
-    "model.seq_length=32",
-    "model.domains=[text, code, law]",
-    "model.num_experts=6",
-    "model.group_sizes=[2,3,1]",
-    "model.slot_of_domain=[0,1,0]",
-]
-TEXT, CODE, LAW = range(3)
-UNUSED = {"blocks.1.ffn.routing": 2, "query_layer.ffn.routing": 3}
-"""An expert of the group of code to which no token goes, in each sparse layer another one."""
+from tests.models.sigma import CODE, LAW, TEXT, save_sigma
 
 
 @pytest.fixture(scope="module")
 def sigma(records, tmp_path_factory):
-    """A checkpoint with random weights, biases included: groups of 2, 3 and 1 experts, and two word tables."""
-    config, random = load_config("sigma/tiny", SIGMA), np.random.default_rng(0)
-    tensors = {}
-    for name, value in initial_values(config.model, 1):
-        if value.dtype == np.int32:
-            tensors[name] = value.copy()
-        else:
-            tensors[name] = value + 0.1 * random.standard_normal(value.shape).astype(np.float32)
-    for name, expert in UNUSED.items():
-        line = tensors[name][CODE]
-        line[line == expert] = 4
-    root = tmp_path_factory.mktemp("sigma")
-    store.save(root, 7, {"model": tensors}, {}, config, records / "tokenizer")
-    return store.open_checkpoint(root)
+    return save_sigma(tmp_path_factory.mktemp("sigma"), records)
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,37 @@ def test_baselines_are_not_compared_on_the_records_they_are_counted_on(trained_r
     assert "bigram perplexity left out" in " ".join(capsys.readouterr().out.split())
 
 
+def test_each_domain_has_its_score(checkpoint, trained_run, two_domains, capsys):
+    """Scored together, alone, and alone by numpy."""
+    record_set, config = RecordSet.open(two_domains, "held_out"), checkpoint.config()
+    capsys.readouterr()
+    words = ["eval", str(trained_run), "--data", str(two_domains), "--batch-size", "4"]
+    assert main([*words, "--json"]) == 0
+    together = json.loads(capsys.readouterr().out)
+    assert list(together["domains"]) == ["a", "b"]
+    for domain, rows in record_set.domains.items():
+        ids = record_set.read_rows(rows)
+        mask = (ids[:, :-1] != record_set.eod_id) & (ids[:, :-1] != record_set.pad_id)
+        logits = alpha_numpy.forward(config.model, checkpoint.tensors("model"), ids[:, :-1], record_set.eod_id)
+        own = together["domains"][domain]
+        assert own["tokens"] == mask.sum()
+        assert own["loss"] == pytest.approx(alpha_numpy.loss(logits, ids[:, 1:], mask), rel=1e-5)
+        text = record_set.manifest["splits"]["held_out"]["domains"][domain]
+        assert own["bits_per_byte"] == bits_per_byte(own["loss"], text)
+        alone = evaluate(checkpoint, two_domains, "held_out", 4, progress=False, domain=domain)
+        assert alone == {"step": 12, "split": "held_out", "domain": domain} | own
+    parts = together["domains"].values()
+    total = sum(own["tokens"] * own["loss"] for own in parts) / together["tokens"]
+    assert together["loss"] == pytest.approx(total, rel=1e-6)
+    assert main([*words, "--domain", "b", "--max-batches", "1"]) == 0
+    assert "domain" in capsys.readouterr().out
+    assert main([*words, "--no-baselines", "--max-batches", "1"]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [words[0] for words in shown if words][-3:] == ["domain", "a", "b"]
+    assert main([*words, "--domain", "c"]) == 2
+    assert "no rows of domain c; there are rows of a, b; name one of these" in capsys.readouterr().err
+
+
 def test_overrides_of_the_model_itself_are_refused(trained_run, records, capsys):
     capsys.readouterr()
     assert main(["eval", str(trained_run), "model.num_layers=3", "--data", str(records)]) == 2

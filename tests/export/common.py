@@ -2,7 +2,12 @@
 
 import json
 import shutil
+import tempfile
+from pathlib import Path
 
+import numpy as np
+
+from pangu_ms.export import replay
 from pangu_ms.export.package import MANIFEST, file_entries, sealed
 
 
@@ -16,3 +21,14 @@ def reseal(package):
     manifest = json.loads((package / MANIFEST).read_text())
     del manifest["sha256"]
     (package / MANIFEST).write_text(json.dumps(sealed(manifest | {"files": file_entries(package)})))
+
+
+def replay_here(directory, trial, key_file):
+    """What pangu_ms.export.write.replay_in_fresh_process does, in this process, which has imported MindSpore."""
+    with tempfile.TemporaryDirectory() as scratch:
+        request, answer = Path(scratch) / "tokens.npz", Path(scratch) / "answer.npz"
+        prompts = {f"prompt_{i}": np.array(ids, np.int32) for i, ids in enumerate(trial.prompts)}
+        np.savez(request, tokens=trial.tokens, domains=trial.domains, **prompts)
+        replay.main(str(directory), str(request), str(answer), str(key_file or ""))
+        found = np.load(answer)
+        return found["logits"], dict(zip(found["names"].tolist(), found["digests"].tolist()))

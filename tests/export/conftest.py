@@ -1,4 +1,4 @@
-"""One package for all tests of packages; each alters a copy of its own."""
+"""One package for all tests of packages, of all workers; each alters a copy of its own."""
 
 import pytest
 
@@ -6,30 +6,35 @@ from pangu_ms.cli.main import main
 
 
 @pytest.fixture(scope="session")
-def keys(tmp_path_factory):
+def keys(made_once):
     """PEM files private.pem and public.pem, and other_private.pem and other_public.pem."""
     pytest.importorskip("cryptography")
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    directory, pem = tmp_path_factory.mktemp("keys"), serialization.Encoding.PEM
-    for name in ("", "other_"):
-        key = Ed25519PrivateKey.generate()
-        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        (directory / f"{name}private.pem").write_bytes(private)
-        public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-        (directory / f"{name}public.pem").write_bytes(public)
-    return directory
+    def make(directory):
+        directory.mkdir()
+        pem = serialization.Encoding.PEM
+        for name in ("", "other_"):
+            key = Ed25519PrivateKey.generate()
+            private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+            (directory / f"{name}private.pem").write_bytes(private)
+            public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+            (directory / f"{name}public.pem").write_bytes(public)
+
+    return made_once("keys", make)
 
 
 @pytest.fixture(scope="session")
-def package(trained_run, tmp_path_factory, request):
+def package(made_once, trained_run, request):
     """Of the trained run, batch 2, 32 tokens; signed with private.pem where signatures can be made."""
-    directory = tmp_path_factory.mktemp("export") / "package"
-    options = ["--output", str(directory), "--batch-size", "2", "--max-length", "32", "--chunk", "8"]
+    options = ["--batch-size", "2", "--max-length", "32", "--chunk", "8"]
     try:
         options += ["--sign-key", str(request.getfixturevalue("keys") / "private.pem")]
     except pytest.skip.Exception:  # no cryptography
         pass
-    assert main(["export", str(trained_run), *options]) == 0
-    return directory
+
+    def make(directory):
+        assert main(["export", str(trained_run), "--output", str(directory), *options]) == 0
+
+    return made_once("package", make)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from pydantic.dataclasses import rebuild_dataclass
@@ -16,6 +17,8 @@ from pangu_ms.models.registry import FAMILIES, Family
 
 ADDED = "plain"
 SOURCE = Path(__file__).parent / ADDED
+OWN_FIELDS = {"sigma": ["domains=[text, code]", "num_experts=4", "slot_of_domain=[0, 1]"]}
+"""Fields of a family with which it reads the records of the tests, whose domain is code."""
 REGISTRY_LINE = f'registry.FAMILIES["{ADDED}"] = registry.Family("{ADDED}")'
 
 
@@ -56,6 +59,12 @@ def tiny(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def tiny_overrides(tiny, tiny_overrides):
+    """Overrides that make its configuration as small as the records."""
+    return tiny_overrides + [f"model.{field}" for field in OWN_FIELDS.get(tiny.family, [])]
+
+
+@pytest.fixture(scope="module")
 def run(tiny, tiny_overrides, records, tmp_path_factory, request, mindspore_cpu):
     """A finished run of twelve steps with checkpoints 9 and 12; alpha's is that of the whole suite."""
     if tiny.family == "alpha":
@@ -64,5 +73,16 @@ def run(tiny, tiny_overrides, records, tmp_path_factory, request, mindspore_cpu)
     from pangu_ms.train.loop import train
 
     output = tmp_path_factory.mktemp("runs") / tiny.family
-    train(load_config(tiny.config, tiny_overrides), records, output, progress=False)
+    with mock.patch("pangu_ms.train.run.Run.evaluate", return_value=None):  # it compiles; `pangu eval` is tested
+        train(load_config(tiny.config, tiny_overrides), records, output, progress=False)
     return output
+
+
+@pytest.fixture(scope="module")
+def decoder(run):
+    """One sequence of 32 tokens, 8 at a time."""
+    from pangu_ms.checkpoint import store
+    from pangu_ms.infer.decoder import GraphShape
+    from pangu_ms.infer.load import load_decoder
+
+    return load_decoder(store.open_checkpoint(run), GraphShape.fitting(32, 1, 32, 8))

@@ -12,12 +12,13 @@ from pangu_ms.models.registry import FAMILIES
 
 ROOT = Path(pangu_ms.__file__).parent
 MAY_NAME_A_FAMILY = (
+    "cli/main.py",
     "models/registry.py",
     "research/study/ablation.py",
     "research/study/compare.py",
     "research/study/pi_pro.py",
 )
-"""The registry, and studies that train variants of PanGu-pi."""
+"""The registry, the verb `pangu sigma`, and studies that train variants of PanGu-pi."""
 MAY_BE_PROBED = ("os", "sys.flags", "error", "stream", "namespace", "args", "options")
 """What differs by platform, and what a parser of arguments has filled."""
 

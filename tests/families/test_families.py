@@ -13,6 +13,7 @@ from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
 from pangu_ms.models.common.stacks import stored_shapes
 from pangu_ms.models.registry import FAMILIES
+from tests.export.common import replay_here
 from tests.families.conftest import SOURCE
 
 GREEDY = ["--prompt", "def alpha_1(beta):", "--max-new-tokens", "6", "--temperature", "0", "--json"]
@@ -66,12 +67,14 @@ def test_it_trains(run, tiny):
     assert store.open_checkpoint(run).config().model.family == tiny.family
 
 
-def test_a_resumed_run_ends_as_the_whole_one(run, tiny, tiny_overrides, records, tmp_path):
+def test_a_resumed_run_ends_as_the_whole_one(run, tiny, tiny_overrides, records, tmp_path, monkeypatch):
     from pangu_ms.train.loop import train
 
+    monkeypatch.setattr("pangu_ms.train.run.Run.evaluate", lambda self: None)
     resumed = shutil.copytree(run, tmp_path / "resumed")
     shutil.rmtree(resumed / "checkpoints/step-00000012")
-    train(load_config(tiny.config, tiny_overrides), records, resumed, progress=False, resume=True)
+    result = train(load_config(tiny.config, tiny_overrides), records, resumed, progress=False, resume=True)
+    assert result.step == 12
     for group in ("model", "optimizer"):
         assert_same(store.open_checkpoint(resumed).tensors(group), store.open_checkpoint(run).tensors(group))
 
@@ -81,7 +84,14 @@ def test_it_is_evaluated(run, records, capsys):
     assert 0 < found["loss"] < math.log(384)
 
 
-def test_its_package_generates_as_it_does(run, tmp_path, capsys):
+def test_its_package_generates_as_it_does(run, decoder, tmp_path, capsys, monkeypatch):
+    """With the decoder of the checkpoint compiled once, and the package verified in this process."""
+    from pangu_ms.export import write
+    from pangu_ms.infer import load
+
+    monkeypatch.setattr(write, "replay_in_fresh_process", replay_here)
+    for module in (load, write):
+        monkeypatch.setattr(module, "load_decoder", lambda *_: decoder)
     assert main(["generate", str(run), *GREEDY]) == 0
     text = json.loads(capsys.readouterr().out)["text"]
     sizes = ["--batch-size", 1, "--max-length", 32, "--chunk", 8]

@@ -9,13 +9,22 @@ from tests.models.alpha import our_logits, random_parameters, small
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 
+@pytest.fixture(scope="module")
+def decoder():
+    """Two rows of the small model with the first random weights."""
+    return make_decoder(small(), random_parameters(small()), batch_size=2, reorder=True)
+
+
 @pytest.mark.parametrize("final_norm_position", ["before_query", pytest.param("after_query", marks=pytest.mark.slow)])
-def test_cached_logits_equal_the_full_forward_at_every_position(final_norm_position):
+def test_cached_logits_equal_the_full_forward_at_every_position(request, final_norm_position):
     config = small(final_norm_position=final_norm_position)
     parameters = random_parameters(config)
     ids = np.random.default_rng(2).integers(0, config.vocab_size, (2, config.seq_length)).astype(np.int32)
     full = our_logits(config, parameters, ids, eod_reset=False)
-    decoder = make_decoder(config, parameters, batch_size=2)
+    if config == small():
+        decoder = request.getfixturevalue("decoder")
+    else:
+        decoder = make_decoder(config, parameters, batch_size=2)
     for prompt_length in (1, 4, 5, 6, 10, 23):  # around the chunk's length of 5, and the longest
         np.testing.assert_allclose(
             decoder.prefill(ids[:, :prompt_length].tolist()), full[:, prompt_length - 1], atol=1e-4
@@ -24,25 +33,21 @@ def test_cached_logits_equal_the_full_forward_at_every_position(final_norm_posit
             np.testing.assert_allclose(decoder.step(ids[:, position]), full[:, position], atol=1e-4)
 
 
-def test_a_ragged_batch_equals_its_prompts_one_by_one():
+def test_a_ragged_batch_equals_its_prompts_one_by_one(decoder):
     config = small()
     parameters = random_parameters(config)
     rng = np.random.default_rng(3)
     prompts = [rng.integers(0, config.vocab_size, n).tolist() for n in (1, 13, 6)]
     continuation = rng.integers(0, config.vocab_size, (6, 3)).astype(np.int32)
     together = make_decoder(config, parameters, batch_size=4)  # one row stays unused
-    alone = make_decoder(config, parameters, batch_size=1)
     batch = [together.prefill(prompts)] + [together.step(tokens) for tokens in continuation]
     for row, prompt in enumerate(prompts):
-        single = [alone.prefill([prompt])] + [alone.step(tokens[row : row + 1]) for tokens in continuation]
+        single = [decoder.prefill([prompt])] + [decoder.step(tokens[row : row + 1]) for tokens in continuation]
         np.testing.assert_allclose(np.stack(batch)[:, row], np.stack(single)[:, 0], atol=1e-5)
 
 
-def test_reordering_moves_whole_sequences():
-    config = small()
-    parameters = random_parameters(config)
+def test_reordering_moves_whole_sequences(decoder):
     prompts = [[7, 8, 9, 10, 11, 12], [20, 21]]
-    decoder = make_decoder(config, parameters, batch_size=2, reorder=True)
     decoder.prefill(prompts)
     decoder.reorder(np.array([1, 0]))
     swapped = decoder.step(np.array([30, 31]))

@@ -16,9 +16,18 @@ PROMPTS = ["def alpha_1(beta):\n", "p", "return gamma + 7"]
 
 @pytest.fixture(scope="module")
 def generator(trained_run):
+    """Three sequences, and as long as the context: one compiled graph for nearly all of these tests."""
     from pangu_ms.infer.load import load_generator
 
-    return load_generator(open_checkpoint(trained_run), PROMPTS, SamplingConfig(max_new_tokens=10))
+    return load_generator(open_checkpoint(trained_run), PROMPTS, SamplingConfig(max_new_tokens=500))
+
+
+@pytest.fixture(scope="module")
+def generator_of_two(trained_run):
+    """Two sequences: the prompts are two batches."""
+    from pangu_ms.infer.load import load_generator
+
+    return load_generator(open_checkpoint(trained_run), PROMPTS, SamplingConfig(max_new_tokens=10), batch_size=2)
 
 
 @pytest.mark.parametrize(
@@ -29,12 +38,10 @@ def generator(trained_run):
         {"temperature": 1.0, "repetition_penalty": 1.3, "top_p": 0.9},
     ],
 )
-def test_a_batch_equals_its_prompts_one_by_one(generator, trained_run, options):
-    from pangu_ms.infer.load import load_generator
-
+def test_a_batch_equals_its_prompts_one_by_one(generator, generator_of_two, options):
     config = SamplingConfig(max_new_tokens=10, **options)
     together = generator.generate(PROMPTS, config)
-    two_batches = load_generator(open_checkpoint(trained_run), PROMPTS, config, batch_size=2).generate(PROMPTS, config)
+    two_batches = generator_of_two.generate(PROMPTS, config)
     assert [r.token_ids for r in together] == [r.token_ids for r in two_batches]
     assert generator.generate(PROMPTS[:1], config) == together[:1]
 
@@ -92,32 +99,40 @@ def test_a_stop_token_ends_one_sequence_and_not_its_neighbours(generator, monkey
         assert after.finish_reason == ("stop" if end else "length")
 
 
-def test_the_context_s_end_is_a_length_stop(trained_run, monkeypatch):
-    from pangu_ms.infer.load import load_generator
-
+def test_the_context_s_end_is_a_length_stop(generator, monkeypatch):
     config = SamplingConfig(max_new_tokens=500, temperature=0)
-    generator = load_generator(open_checkpoint(trained_run), PROMPTS[:1], config)
     monkeypatch.setattr(generator.tokenizer, "stop_ids", ())
     result = generator.generate(PROMPTS[:1], config)[0]
     assert result.finish_reason == "length"
     assert len(generator.tokenizer.encode(PROMPTS[0])) + len(result.token_ids) == 32
 
 
-def test_beams_never_score_below_greedy(trained_run):
-    from pangu_ms.infer.beam import beam_search
-    from pangu_ms.infer.load import load_generator
+def test_as_many_rows_as_beams_are_loaded(trained_run, monkeypatch):
+    """Be there fewer prompts, and a smaller batch."""
+    from pangu_ms.infer import load
 
+    shapes = []
+    monkeypatch.setattr(load, "load_decoder", lambda checkpoint, shape, config: shapes.append(shape))
     beams = SamplingConfig(max_new_tokens=6, num_beams=4, length_penalty=0.0)
-    generator = load_generator(open_checkpoint(trained_run), PROMPTS, beams)
+    load.load_generator(open_checkpoint(trained_run), PROMPTS, beams, batch_size=2)
+    assert [shape.batch_size for shape in shapes] == [4]
+
+
+def test_beams_never_score_below_greedy(generator):
+    from pangu_ms.infer.beam import beam_search
+
+    beams = SamplingConfig(max_new_tokens=6, num_beams=3, length_penalty=0.0)
     ids = generator.tokenizer.encode(PROMPTS[0])
     best = beam_search(generator.decoder, ids, beams, frozenset())
     greedy = beam_search(generator.decoder, ids, SamplingConfig(max_new_tokens=6), frozenset())[0]
     assert best[0].log_probability >= greedy.log_probability - 1e-6
-    assert len({h.tokens for h in best}) == 4
+    assert len({h.tokens for h in best}) == 3
     assert generator.generate(PROMPTS, beams)[0].text
 
 
-def test_the_command_reads_prompts_from_everywhere(trained_run, tmp_path, capsys):
+def test_the_command_reads_prompts_from_everywhere(generator, trained_run, tmp_path, capsys, monkeypatch):
+    """Options and files with the generator that is loaded, and standard input as a program of its own."""
+    monkeypatch.setattr("pangu_ms.infer.load.load_generator", lambda *_: generator)
     (tmp_path / "p.txt").write_text("def a\nprint(\n")
     (tmp_path / "p.jsonl").write_text('"def a"\n{"prompt": "print("}\n')
     outputs = []

@@ -20,6 +20,25 @@ def damaged(trained_run, tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module")
+def decoder(damaged, mindspore_cpu):
+    """One sequence of 16 tokens, 8 at a time, compiled once."""
+    from pangu_ms.infer.decoder import GraphShape
+    from pangu_ms.infer.load import load_decoder
+
+    return load_decoder(store.open_checkpoint(damaged), GraphShape.fitting(32, 1, 16, 8))
+
+
+@pytest.fixture
+def loaded(decoder, monkeypatch):
+    """Commands in this test take that decoder."""
+    from pangu_ms.export import write
+    from pangu_ms.infer import load
+
+    for module in (load, write):
+        monkeypatch.setattr(module, "load_decoder", lambda *_: decoder)
+
+
 def one_line(capsys, *arguments):
     capsys.readouterr()
     assert main([*map(str, arguments)]) == 2
@@ -29,7 +48,7 @@ def one_line(capsys, *arguments):
 
 
 @pytest.mark.parametrize("words", [["--temperature", "0"], ["--top-p", "0.9"]])
-def test_generate(damaged, capsys, words):
+def test_generate(damaged, loaded, capsys, words):
     line = one_line(capsys, "generate", damaged, "--prompt", "print(", "--max-new-tokens", "4", *words)
     assert "prompt 1: the model's logits behind 0 new tokens hold nan; they must be numbers" in line
 
@@ -39,7 +58,7 @@ def test_eval(damaged, records, capsys):
     assert f"{damaged}: the loss is nan; it must be a number" in line
 
 
-def test_export(damaged, tmp_path, capsys):
+def test_export(damaged, loaded, tmp_path, capsys):
     line = one_line(
         capsys,
         "export",

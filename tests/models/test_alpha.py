@@ -31,7 +31,7 @@ def test_activations_equal_the_specification(hidden_act):
 
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_half_precision_stays_near_float64():
-    config = small(compute_dtype="float16")
+    config = small(compute_dtype="float16", num_layers=2)
     parameters, ids = random_parameters(config, deviation=0.1), random_ids(config)
     expected = alpha_numpy.forward(config, parameters, ids, None)
     # float16 has 11 bits: the error of a product of this size is about 1e-3 of the logits' deviation
@@ -41,11 +41,12 @@ def test_half_precision_stays_near_float64():
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_packed_documents_equal_documents_apart():
     config = small()
-    parameters, ids = random_parameters(config), random_ids(config)[:1]
-    packed = our_logits(config, parameters, ids, True)
-    alone = np.full_like(ids, 4)
-    alone[0, : 24 - 16] = ids[0, 16:]  # the last document, moved to the front
-    np.testing.assert_allclose(packed[0, 16:], our_logits(config, parameters, alone, True)[0, :8], atol=1e-4)
+    ids = random_ids(config)
+    ids[1] = 4
+    ids[1, : 24 - 16] = ids[0, 16:]  # the last document of row 0, at the front of row 1
+    logits = our_logits(config, random_parameters(config), ids, True)
+    np.testing.assert_allclose(logits[0, 16:], logits[1, :8], atol=1e-4)
+    assert np.abs(logits[0, 16:] - logits[0, 6:14]).max() > 0.1  # the documents differ
 
 
 @pytest.mark.usefixtures("mindspore_cpu")

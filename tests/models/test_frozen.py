@@ -1,6 +1,8 @@
 """Weights that training leaves as they are: no gradient, no moments, and in all else weights. See tests/frozen.py."""
 
 import json
+import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from pangu_ms.checkpoint import store
 from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
+from tests.export.common import replay_here
 from tests.frozen import MATRIX, TABLE, frozen, permutation, unfrozen
 from tests.reference import alpha_numpy
 
@@ -19,14 +22,15 @@ def config(tiny_overrides):
 
 @pytest.fixture(scope="module")
 def run(records, tiny_overrides, tmp_path_factory, mindspore_cpu):
-    """A finished run, and one that was stopped half way and resumed."""
+    """A finished run, and a copy of it that was resumed half way."""
     from pangu_ms.train.loop import train
 
     config = load_config("alpha/tiny", [*tiny_overrides, "train.steps=6", "model.dropout=0.0", "optimizer.lr=0.01"])
     directory = tmp_path_factory.mktemp("frozen")
-    with frozen():
+    with frozen(), mock.patch("pangu_ms.train.run.Run.evaluate", return_value=None):
         train(config, records, directory / "whole", progress=False)
-        train(config, records, directory / "resumed", progress=False, stop_at=3)
+        shutil.copytree(directory / "whole", directory / "resumed")
+        shutil.rmtree(directory / "resumed/checkpoints/step-00000006")
         train(config, records, directory / "resumed", progress=False, resume=True)
         yield directory
 
@@ -72,7 +76,13 @@ def test_they_are_resharded_to_a_plan_and_back(run, tmp_path):
             )
 
 
-def test_they_are_exported(run, config, tmp_path, capsys):
+@pytest.fixture
+def verified_here(monkeypatch):
+    """`pangu export` verifies a package in this process."""
+    monkeypatch.setattr("pangu_ms.export.write.replay_in_fresh_process", replay_here)
+
+
+def test_they_are_exported(run, verified_here, config, tmp_path, capsys):
     """Against numpy float64 over the numbers of the checkpoint's file."""
     from pangu_ms.export.package import Package
 
@@ -98,7 +108,7 @@ def test_they_are_exported(run, config, tmp_path, capsys):
     )
 
 
-def test_an_export_that_zeroes_a_weight_is_not_committed(run, tmp_path, monkeypatch, capsys):
+def test_an_export_that_zeroes_a_weight_is_not_committed(run, verified_here, tmp_path, monkeypatch, capsys):
     """The trial alone would not see it, were it made of the graph that was zeroed."""
     from pangu_ms.infer.cached_model import CachedModel
 

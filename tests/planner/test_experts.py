@@ -144,15 +144,29 @@ def test_all_to_all_among_the_owners_of_a_group():
     assert "all-to-all" not in terms(*ranks(40, 40)), "each rank has a whole group"
     assert "all-to-all" not in terms(*ranks(64, 8)), "each rank has five groups"
     assert "all-to-all" not in {term.name for term in Estimate.of(Plan.of(load_config("alpha/13b")), A910).terms}
-    found = terms(*ranks(64, 64), FOUR_GROUPS)["all-to-all"]
+    tight = "expert_capacity_factor=1"
+    found = terms(*ranks(64, 64), FOUR_GROUPS, tight)["all-to-all"]
     assert found == pytest.approx(N * 4 * (15 * latency + 15 / 16 * stream / 12.5e9))  # 16 servers: RoCE
-    found = terms(*ranks(64, 64), FOUR_GROUPS, "recompute=full", "train.accumulation_steps=4")["all-to-all"]
-    assert found == pytest.approx(4 * N * 6 * (15 * latency + 15 / 16 * stream / 4 / 12.5e9))
-    found = terms(*ranks(160, 160, 1))["all-to-all"]
+    fields = (FOUR_GROUPS, "recompute=full", "train.accumulation_steps=4", "expert_capacity_factor=1.5")
+    found = terms(*ranks(64, 64), *fields)["all-to-all"]
+    assert found == pytest.approx(4 * N * 6 * (15 * latency + 15 / 16 * 1.5 * stream / 4 / 12.5e9))
+    found = terms(*ranks(160, 160, 1), tight)["all-to-all"]
     assert found == pytest.approx(N * 4 * (3 * latency + 3 / 4 * stream / 90e9))  # four cards of a server: HCCS
-    stages = ["pipeline_stage=4", "micro_batch_num=8", "stage_layers=[12,12,12,4]"]
+    stages = ["pipeline_stage=4", "micro_batch_num=8", "stage_layers=[12,12,12,4]", tight]
     found = terms(*ranks(160, 160, 1), *stages)["all-to-all"]
     assert found == pytest.approx(8 * 4 * 4 * (3 * latency + 3 / 4 * stream / 8 / 12.5e9)), "stages lie between"
+
+
+def test_padding_costs_products_activations_and_traffic():
+    network, tokens = 2 * E * F, 8 * S
+    one, two, all_rows = (estimate(*ranks(64, 64, 1), FOUR_GROUPS, f"expert_capacity_factor={n}") for n in (1, 2, 0))
+    seconds = [{term.name: term.seconds for term in each.terms} for each in (one, two, all_rows)]
+    extra = 3 * 2 * N * network * tokens / RATE
+    assert seconds[1]["compute"] - seconds[0]["compute"] == pytest.approx(extra)
+    assert seconds[2]["compute"] - seconds[0]["compute"] == pytest.approx(15 * extra)
+    assert seconds[2]["all-to-all"] > 7 * seconds[1]["all-to-all"]
+    kept = [sum(line.bytes for line in each.memory[0] if line.name == "activations") for each in (one, two)]
+    assert kept[1] - kept[0] == 8 * N * 2 * S * (2 * F + 2 * E)
 
 
 def test_a_sparse_layer_keeps_the_rows_sorted_by_expert():

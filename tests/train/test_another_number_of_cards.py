@@ -137,7 +137,7 @@ def test_a_run_of_one_process_goes_on_in_two(records, tiny_overrides, trained_ru
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.usefixtures("compiled_models")
 def test_a_run_goes_from_one_process_to_two_and_back(records, tiny_overrides, trained_run, tmp_path):
     """Accumulation of two, then two replicas, then one whole batch: losses as of the run that had one whole batch all
     the time."""
@@ -170,7 +170,7 @@ def require_about_equal(first, second, tolerance):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.usefixtures("compiled_models")
 @pytest.mark.parametrize(
     "half", [[], ["model.compute_dtype=float16", "loss_scale.initial=1024"]], ids=["float32", "float16"]
 )
@@ -206,7 +206,7 @@ def test_losses_and_evaluations_stay_those_of_one_process(records, tiny_override
     assert alone.held_out and len(evaluations[0]) == 2
 
 
-@pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.usefixtures("compiled_models")
 def test_the_loss_scale_follows_the_micro_batch_and_other_masks_are_told(records, tiny_overrides, tmp_path, caplog):
     """float16 gradients are divided by the tokens of a micro-batch: with half as many the scale is halved, and they
     keep their size."""
@@ -230,7 +230,7 @@ def test_the_loss_scale_follows_the_micro_batch_and_other_masks_are_told(records
         )
 
 
-@pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.usefixtures("compiled_models")
 def test_a_resharded_checkpoint_is_a_run_that_goes_on(records, tiny_overrides, trained_run, tmp_path, capsys):
     """In the slices of four ranks of two stages; one process reads them, and the end is that of the run that was never
     cut."""

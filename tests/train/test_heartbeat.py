@@ -14,7 +14,7 @@ from pangu_ms.core import heartbeat
 from pangu_ms.parallel.rendezvous import Rendezvous
 from tests.train.runs import losses, metrics, require_equal_runs
 
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+pytestmark = pytest.mark.usefixtures("compiled_models")
 
 
 @pytest.fixture

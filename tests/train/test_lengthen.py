@@ -59,7 +59,7 @@ def test_the_advice_for_a_finished_run_is_taken_and_keeps_the_rates(was):
 
 
 def test_a_finished_run_says_how_it_is_lengthened_and_that_works(
-    records, tiny_overrides, trained_run, tmp_path, capsys
+    records, tiny_overrides, trained_run, tmp_path, capsys, compiled_models
 ):
     shutil.copytree(trained_run, tmp_path / "run")
     command = [

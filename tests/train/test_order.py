@@ -12,7 +12,7 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import BatchLosses, Order, fingerprint, resample
 from tests.train.runs import require_equal_runs
 
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+pytestmark = pytest.mark.usefixtures("compiled_models")
 
 
 @pytest.fixture(scope="module")

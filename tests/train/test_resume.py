@@ -16,7 +16,7 @@ from pangu_ms.config import load_config
 from pangu_ms.core.errors import ConfigError, OutputError, UserError
 from tests.train.runs import command, losses, metrics, require_equal_runs, steps_of
 
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+pytestmark = pytest.mark.usefixtures("compiled_models")
 
 
 ACCUMULATED, HALF = (

@@ -56,7 +56,7 @@ def stand_ins(tmp_path, monkeypatch):
         sys.modules.pop(name)
 
 
-@pytest.mark.usefixtures("mindspore_cpu")
+@pytest.mark.usefixtures("compiled_models")
 def test_trackers_are_given_what_the_metrics_hold_and_a_run_goes_on_beside_their_files(
     stand_ins, records, tiny_overrides, tmp_path, capsys
 ):

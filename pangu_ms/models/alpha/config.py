@@ -75,7 +75,7 @@ class AlphaConfig(ModelConfig):
     def outer_parameter_layers(self) -> dict[str, tuple[int, ...]]:
         """See ModelConfig: the query layer reads the query table, the final norm is on its stage, and the head is the
         word table (spec A4)."""
-        before, behind = self.outer_parameters()
+        before, behind = AlphaConfig.outer_parameters(self)  # and not those of a family that is derived from this one
         first = {"word_embedding.weight": (0, -1), "position_embedding.weight": (0,), "query_embedding.weight": (-1,)}
         assert first.keys() == before.keys()
         return first | dict.fromkeys(behind, (-1,))

@@ -38,6 +38,11 @@ class Batch:
         for ids, positions, segments, loss_mask, *extra in zip(*(np.split(array, parts) for array in self.arrays())):
             yield Batch(ids, positions, segments, loss_mask, dict(zip(self.extra, extra)))
 
+    def take(self, order: np.ndarray) -> "Batch":
+        """The rows of these numbers, in this order."""
+        ids, positions, segments, loss_mask, *extra = (array[order] for array in self.arrays())
+        return Batch(ids, positions, segments, loss_mask, dict(zip(self.extra, extra)))
+
     def with_extra(self, extra: dict[str, np.ndarray]) -> "Batch":
         """The same rows with extra inputs."""
         return replace(self, extra=extra)

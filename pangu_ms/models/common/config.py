@@ -46,6 +46,9 @@ class ParameterSpec:
     trainable: bool = True
     """False for a parameter without gradient and moments, which training does not change. It is still a weight: it is
     initialised, saved, loaded, resharded and exported."""
+    lazy: bool = False
+    """For a stack, whether an update leaves members without a gradient alone (see OptimizerConfig.lazy_experts), and
+    uses OptimizerConfig.expert_eps."""
     dtype: Literal["float32", "int32"] = "float32"
     """dtype in memory and in checkpoints; a table of integers is int32 and not trainable."""
 
@@ -81,6 +84,8 @@ class Activation:
     """Whether recompute=selective computes it again."""
     count: int = 1
     """Number of equal tensors that `bytes` counts together; 0 for an activation without a gradient."""
+    routed: bool = False
+    """Whether it has a line for each row that experts get, with the padding of those that other devices send."""
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -170,10 +175,26 @@ class ModelConfig:
         return 1
 
     @property
+    def num_balanced_groups(self) -> int:
+        """Equal groups of experts, of each of which every token uses as many, so that devices with whole groups get as
+        many rows each; 1 if the load of experts depends on the tokens."""
+        return 1
+
+    @property
     def group_sizes(self) -> tuple[int, ...]:
         """Numbers of experts of each group: a sequence uses experts of one group only. By default all experts are one
         group."""
         return (self.num_experts,) if self.num_experts else ()
+
+    @property
+    def group_of_domain(self) -> tuple[int, ...]:
+        """Group of experts of each of `domains`; empty if there are no domains."""
+        return ()
+
+    @property
+    def has_balance_loss(self) -> bool:
+        """Whether the model can `with_balance_loss`, see models/registry.py."""
+        return False
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -352,6 +373,6 @@ def gain(axis: str) -> ParameterSpec:
     return ParameterSpec((axis,), mean=1.0)
 
 
-def stack(axis: str, spec: ParameterSpec) -> ParameterSpec:
+def stack(axis: str, spec: ParameterSpec, lazy: bool = False) -> ParameterSpec:
     """A stack of parameters (see stacks.py), each of which is `spec`."""
-    return dataclasses.replace(spec, axes=(axis, *spec.axes))
+    return dataclasses.replace(spec, axes=(axis, *spec.axes), lazy=lazy)

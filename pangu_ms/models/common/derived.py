@@ -1,5 +1,6 @@
 """Models that are made of the parameters of others, described without the values. No mindspore import."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -40,6 +41,6 @@ def single_parameters(config: ModelConfig) -> Iterator[tuple[str, str, int | Non
         if spec.axes[0] not in COLLECTIONS:
             yield name, name, None, spec
             continue
-        one = ParameterSpec(spec.axes[1:], spec.mean, spec.std, spec.decay, spec.trainable, spec.dtype)
+        one = dataclasses.replace(spec, axes=spec.axes[1:], lazy=False)
         for index in range(sizes[spec.axes[0]]):
             yield member_name(name, index), name, index, one

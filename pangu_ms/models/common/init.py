@@ -29,7 +29,7 @@ def initial_value(
     in the part are made."""
     part = part or tuple(slice(0, size) for size in shape)
     if spec.axes[0] in COLLECTIONS:
-        one = dataclasses.replace(spec, axes=spec.axes[1:])
+        one = dataclasses.replace(spec, axes=spec.axes[1:], lazy=False)
         indices = range(*part[0].indices(shape[0]))
         return np.stack([initial_value(one, member_name(name, i), shape[1:], seed, part[1:]) for i in indices])
     return _values(spec, name, shape, seed)[part]

@@ -21,8 +21,9 @@ class TokenLoss(nn.Cell):
     """
 
     def __init__(self, model: nn.Cell, keeps_balance_loss: bool = False):
+        """Wrap a model of `build_model`."""
         super().__init__(auto_prefix=False)
-        self.model, self.has_balance_loss = model, hasattr(model, "with_balance_loss")
+        self.model, self.has_balance_loss = model, model.has_balance_loss
         self.total = ops.ReduceSum()
         self.balance_loss: Parameter | None = None
         """With `keeps_balance_loss` that of the last call in training; None if the model has none."""

@@ -113,14 +113,24 @@ class MogeConfig(PiConfig):
         behind it."""
         kept = super().feed_forward_activations(layer, element_bytes, model_parallel, sequence_parallel)
         rows = element_bytes * self.seq_length * self.experts_per_token
-        inner = rows * self.moe_intermediate_size
+        inner = rows * self.moe_intermediate_size // model_parallel
         return [
             *kept,
-            Activation("rows sorted by expert", 2 * rows * self.hidden_size, count=2),
-            Activation("gates and up of experts", 2 * inner, count=2),
-            Activation("activation of experts", inner, selective=True),
+            Activation("rows sorted by expert", 2 * rows * self.hidden_size, count=2, routed=True),
+            Activation("gates and up of experts", 2 * inner, count=2, routed=True),
+            Activation("activation of experts", inner, selective=True, routed=True),
             Activation("router probabilities", 4 * self.seq_length * self.num_experts),
         ]
+
+    @property
+    def num_balanced_groups(self) -> int:
+        """See ModelConfig."""
+        return self.num_expert_groups
+
+    @property
+    def has_balance_loss(self) -> bool:
+        """See ModelConfig."""
+        return self.balance_loss_coef > 0
 
     def fields_free_in_students(self) -> set[str]:
         """See ModelConfig."""

@@ -174,7 +174,9 @@ class SigmaConfig(AlphaConfig):
         if layer not in self.sparse_layers:
             return self._frozen(specs)
         dense = {name: specs.pop(name) for name in list(specs) if name.startswith("ffn.")}
-        stacks = {name.replace("ffn.", "ffn.experts."): stack("expert", spec) for name, spec in dense.items()}
+        stacks = {
+            name.replace("ffn.", "ffn.experts."): stack("expert", spec, lazy=True) for name, spec in dense.items()
+        }
         return self._frozen(specs) | {"ffn.routing": table("domain", "token")} | stacks
 
     def outer_parameters(self) -> tuple[dict[str, ParameterSpec], dict[str, ParameterSpec]]:
@@ -185,7 +187,7 @@ class SigmaConfig(AlphaConfig):
         word = before.pop("word_embedding.weight")
         slotted = {
             "word_embedding.slot_of_domain": table("domain"),
-            "word_embedding.slots.weight": stack("slot", word),
+            "word_embedding.slots.weight": stack("slot", word, lazy=True),
         }
         return slotted | self._frozen(before), self._frozen(behind)
 
@@ -210,8 +212,9 @@ class SigmaConfig(AlphaConfig):
         kept = super().feed_forward_activations(layer, element_bytes, model_parallel, sequence_parallel)
         if layer not in self.sparse_layers:
             return kept
+        kept = [dataclasses.replace(one, routed=one.name in ("before the activation", "activation")) for one in kept]
         rows = element_bytes * self.seq_length * self.hidden_size
-        return [*kept, Activation("rows sorted by expert", 2 * rows, count=2)]
+        return [*kept, Activation("rows sorted by expert", 2 * rows, count=2, routed=True)]
 
     @property
     def uses_token_counts(self) -> bool:

@@ -59,8 +59,15 @@ def extracted(config: SigmaConfig, tables: Tables, domain: str, drop_unused: boo
     index = index_of(config, domain)
     kept = _kept_experts(config, tables, index, drop_unused)
     size = len(next(iter(kept.values()), ()))
-    fields = {"num_experts": size, "group_of_domain": (0,), "group_sizes": (size,) if size else ()}
-    new = dataclasses.replace(config, domains=(domain,), default_domain="", slot_of_domain=(0,), **fields)
+    new = dataclasses.replace(
+        config,
+        domains=(domain,),
+        default_domain="",
+        num_experts=size,
+        group_of_domain=(0,),
+        group_sizes=(size,) if size else (),
+        slot_of_domain=(0,),
+    )
     layer_of = {routing_name(config, layer): layer for layer in kept}
     numbers = {name.rpartition(".")[0]: kept[layer] for name, layer in layer_of.items()}
     parameters: dict[str, Copy | np.ndarray] = {}

@@ -1,5 +1,6 @@
 """The optimizer step of a model whose experts are in host memory. Source: specification C4."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -138,7 +139,9 @@ class OffloadStep:
     def __call__(
         self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
     ) -> StepResult:
-        """See OptimizerStep."""
+        """See OptimizerStep. The metrics `fetched_mb` and `updated_mb` are the megabytes of experts that the step copied
+        from the store and updated in it."""
+        before = dataclasses.replace(self.traffic)
         self.fetch(batch)
         self._begin_fetching(step + 1)
         outputs = [output.asnumpy() for output in self._compute(batch, step, control_tensors(lr, scale, loss_limit))]
@@ -147,7 +150,11 @@ class OffloadStep:
         self._finish_fetching()  # it reads the members that are about to be written
         if applied:
             self._update(outputs[5:], lr, outputs[4].item())
-        return StepResult(total, count, norm, bool(applied))
+        metrics = {
+            "fetched_mb": (self.traffic.gathered - before.gathered) / 1e6,
+            "updated_mb": (self.traffic.updated - before.updated) / 1e6,
+        }
+        return StepResult(total, count, norm, bool(applied), metrics)
 
     def fetch(self, batch: Batch) -> None:
         """Make the members that a batch needs present in the model."""

@@ -10,7 +10,6 @@ import numpy as np
 from pangu_ms.checkpoint import safetensors_file, store
 from pangu_ms.checkpoint.step_directory import write_step
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.core.errors import ConfigError
 from pangu_ms.data.loader import Loader
 from pangu_ms.eval.perplexity import Evaluator, Score
 from pangu_ms.models.build import build_model, to_arrays, weights

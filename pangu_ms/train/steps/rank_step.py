@@ -1,11 +1,14 @@
 """The optimizer step of one rank of a plan. Compilation is tested on virtual ranks; untested on hardware."""
 
-from mindspore import Parameter, nn
+import numpy as np
+from mindspore import Parameter, Tensor, nn
 
 from pangu_ms.core.errors import PlanError
-from pangu_ms.models.build import weights
+from pangu_ms.models.build import to_arrays, weights
+from pangu_ms.models.common.batch import Batch
+from pangu_ms.parallel.expert_batches import arranged, require_room
 from pangu_ms.parallel.plan import Plan, parameter_of
-from pangu_ms.train.steps.protocol import GraphStep
+from pangu_ms.train.steps.protocol import NO_LIMIT, GraphStep
 from pangu_ms.train.steps.rank_graph import build_rank_graph, example_inputs
 
 
@@ -19,6 +22,22 @@ class RankStep(GraphStep):
         self.plan, self.rank = plan, rank
         self.held = set(plan.stage_parameters(plan.mesh.coordinate(rank).stage))
         self.weights = [p for p in weights(model) if p.name in self.held]
+        self.tables: dict[str, np.ndarray] | None = None
+
+    def inputs(
+        self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
+    ) -> tuple[Tensor, ...]:
+        """See GraphStep: with the sequences in the order in which each goes to a rank with experts of its domain.
+
+        Raises:
+            PlanError: the ranks of a group get too many or too few sequences, or more tokens than they have room for.
+        """
+        if self.plan.config.parallel.expert_parallel > 1:
+            batch = arranged(batch, self.plan)
+            if self.tables is None:  # they were loaded after the step had been built, and do not change
+                self.tables = to_arrays([p for p in self.weights if p.name.endswith(".routing")])
+            require_room(batch, self.tables, self.plan)
+        return super().inputs(batch, step, lr, scale, loss_limit)
 
     def compile(self) -> None:
         """Compile the graph. After that the parameters have the shapes of their slices, and can be set to slices.

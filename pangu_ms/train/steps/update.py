@@ -12,7 +12,6 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 import ascend_ops
 from ascend_ops.layout import laid_out
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.models.common.stacks import is_stack
 from pangu_ms.train.optimizer import AdamW
 
 # HyperMap, not loops: see optimizer.py.
@@ -24,19 +23,19 @@ _of_slices = ops.ExpandDims().add_prim_attr("grad_scale", True)
 
 
 @_squared_norms.register("Number", "Tensor")
-def _tensor_squared_norms(stack, gradient):
-    """[1]; of a stack's gradient [K]."""
-    if stack:
+def _tensor_squared_norms(lazy, gradient):
+    """[1]; of a lazy stack's gradient [K]."""
+    if lazy:
         return ascend_ops.squared_norms(gradient)
     return _of_slices(ascend_ops.squared_norm(gradient), 0)
 
 
 @_total.register("Number", "Tensor", "Tensor")
-def _tensor_total(stack, norms, gradient):
+def _tensor_total(lazy, norms, gradient):
     """The sum as [1]. Members are added one after the other: so members that are zero do not change the sum's bits,
     and a stack gives the same sum as one that holds only its members that are not zero. Under a plan a rank has a part
     of the members."""
-    if not stack:
+    if not lazy:
         return norms
     if laid_out():
         return _of_slices(ascend_ops.squared_norm(gradient), 0)
@@ -47,23 +46,23 @@ class GradientGuard(nn.Cell):
     """The norm of all gradients, whether to apply them, and the factor that unscales and clips them."""
 
     def __init__(
-        self, weights: ParameterTuple, clip_norm: float, micro_batch_tokens: int, num_uncounted: int = 0
+        self, lazy: tuple[int, ...], clip_norm: float, micro_batch_tokens: int, num_uncounted: int = 0
     ) -> None:
-        """`num_uncounted` is the number of leading gradients that the norm leaves out, since another pipeline stage
-        counts them."""
+        """`lazy` is 1 for each gradient of a lazy stack, else 0; `num_uncounted` is the number of leading gradients
+        that the norm leaves out, since another pipeline stage counts them."""
         super().__init__(auto_prefix=False)
         self.num_uncounted = num_uncounted
         self.clip_norm, self.micro_batch_tokens = clip_norm, float(micro_batch_tokens)
         self.hyper_map, self.add, self.sqrt, self.is_finite = ops.HyperMap(), ops.AddN(), ops.Sqrt(), ops.IsFinite()
         self.minimum, self.both = ops.Minimum(), ops.LogicalAnd()
-        self.stacks = tuple(int(is_stack(weight.name)) for weight in weights)
+        self.lazy = lazy
 
     def construct(self, total, count, gradients, scale, loss_limit):
-        """-> squared norm of each gradient, of a stack's that of each member; norm of the gradient of the mean loss
-        before clipping; whether to apply the gradients; their factor."""
+        """-> squared norm of each gradient, of a lazy stack's that of each member; norm of the gradient of the mean
+        loss before clipping; whether to apply the gradients; their factor."""
         unscale = self.micro_batch_tokens / (scale * (count + 1e-5))
-        norms = self.hyper_map(_squared_norms, self.stacks, gradients)
-        totals = self.hyper_map(_total, self.stacks, norms, gradients)
+        norms = self.hyper_map(_squared_norms, self.lazy, gradients)
+        totals = self.hyper_map(_total, self.lazy, norms, gradients)
         norm = self.sqrt(self.add(totals[self.num_uncounted :]))[0] * unscale
         applied = self.both(self.is_finite(norm + total), total <= loss_limit * (count + 1e-5))
         factor = unscale
@@ -106,11 +105,11 @@ def build_guard(
     config: RunConfig, weights: ParameterTuple, micro_batch_size: int, num_uncounted: int = 0
 ) -> GradientGuard:
     """The guard of a run's gradients; see `build_update`."""
-    tokens = micro_batch_size * config.model.seq_length
-    return GradientGuard(weights, config.optimizer.clip_norm, tokens, num_uncounted)
+    specs, tokens = config.model.parameters(), micro_batch_size * config.model.seq_length
+    lazy = tuple(int(specs[weight.name].lazy) for weight in weights)
+    return GradientGuard(lazy, config.optimizer.clip_norm, tokens, num_uncounted)
 
 
 def build_optimizer(config: RunConfig, weights: Sequence[Parameter]) -> AdamW:
     """A run's optimizer of some weights."""
-    decayed = {name for name, spec in config.model.parameters().items() if spec.decay}
-    return AdamW(list(weights), config.optimizer, decayed)
+    return AdamW(list(weights), config.optimizer, config.model.parameters())
