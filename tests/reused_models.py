@@ -1,6 +1,6 @@
 """Runs of one test process that train the same graphs share one compiled model.
 
-Compiling a tiny step and its evaluation takes three seconds, and MindSpore compiles for each new cell. Within
+Compiling a tiny step and its evaluation takes three CPU seconds, and MindSpore compiles for each new cell. Within
 `reused_models()`, a run whose graphs are those of an earlier run takes that run's model as soon as nothing refers to
 the earlier run any more. All parameters then have the values with which a new model is built, so that a value which a
 run forgets to set or to restore is not the right one by chance.
@@ -18,8 +18,13 @@ import numpy as np
 from mindspore import Parameter
 
 from ascend_ops import backend
+from pangu_ms.checkpoint import store
+from pangu_ms.checkpoint.model import fill_from, load_model
 from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
+from pangu_ms.eval.perplexity import Evaluator
 from pangu_ms.models.build import value_of
+from pangu_ms.models.common.loss import TokenLoss
 from pangu_ms.models.registry import FAMILIES
 from pangu_ms.parallel.replicas import Replicas
 from pangu_ms.train import distributed_model
@@ -96,8 +101,32 @@ def _set(parameter: Parameter, value: np.ndarray) -> None:
     np.copyto(parameter.asnumpy(), value)
 
 
+_losses: dict[str, list[tuple[TokenLoss, weakref.ref]]] = {}
+"""Compiled losses, and the Evaluator that has each."""
+
+
+def _load_evaluator(checkpoint: store.Checkpoint, config: RunConfig) -> Evaluator:
+    """Evaluator.load, which takes the compiled loss of an earlier evaluation."""
+    key = repr((FAMILIES[config.model.family].model, config.model, config.runtime, backend.identity()))
+    alike = _losses.setdefault(key, [])
+    free = next((one for one in alike if one[1]() is None), None)
+    if free is None:
+        evaluator = Evaluator(load_model(checkpoint, config), config)
+    else:
+        alike.remove(free)
+        runtime.start(config.runtime.device)
+        fill_from(checkpoint, free[0].model, config.model)
+        evaluator = Evaluator(free[0].model)  # None for its configuration: nothing is compiled that could be cached
+        evaluator.loss = free[0]
+    alike.append((evaluator.loss, weakref.ref(evaluator)))
+    return evaluator
+
+
 @contextlib.contextmanager
 def reused_models() -> Iterator[None]:
-    """Runs that begin here reuse compiled models. Not for tests that replace parts of a model or of its step."""
-    with mock.patch.object(distributed_model, "ReplicatedModel", ReusedModel):
+    """Runs and evaluations that begin here reuse compiled models. Not for tests that replace parts of a step."""
+    with (
+        mock.patch.object(distributed_model, "ReplicatedModel", ReusedModel),
+        mock.patch.object(Evaluator, "load", _load_evaluator),
+    ):
         yield

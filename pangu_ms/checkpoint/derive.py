@@ -151,6 +151,8 @@ def _tensor(
         return _Tensor(opened.spec(copied.name), lambda: opened.read(copied.name))
     sizes = model.axis_sizes()
     shape = tuple(sizes[axis] for axis in spec.axes)
+    if (copied.rows >= 0).all():
+        return _Tensor(Spec(opened.spec(copied.name).code, shape), lambda: opened.read(copied.name)[copied.rows])
     return _Tensor(Spec("F32", shape), lambda: _with_rows(opened, copied, initial_value(spec, name, shape, seed)))
 
 

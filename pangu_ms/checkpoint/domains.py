@@ -15,6 +15,7 @@ from pangu_ms.checkpoint.derive import Opened, write_derived
 from pangu_ms.config.parallel import ParallelConfig
 from pangu_ms.config.schema import OffloadConfig, RunConfig
 from pangu_ms.core.errors import CheckpointError, ConfigError
+from pangu_ms.data.compress import load_vocab_map
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.stacks import COLLECTIONS
@@ -31,7 +32,12 @@ def require_domains(checkpoint: store.Checkpoint) -> None:
 
 
 def extract(
-    checkpoint: store.Checkpoint, domain: str, output: Path, drop_unused: bool = False, progress: bool = False
+    checkpoint: store.Checkpoint,
+    domain: str,
+    output: Path,
+    drop_unused: bool = False,
+    tokenizer: Path | None = None,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Write the checkpoint of a model that computes for one domain what the checkpoint's model does, and holds nothing
     of other domains.
@@ -41,6 +47,8 @@ def extract(
         domain: the name of the domain.
         output: directory of the new checkpoint, which must be empty or not exist.
         drop_unused: leave out experts to which no token of the vocabulary goes; see `extracted` of the family.
+        tokenizer: directory of a compact tokenizer with its map to the checkpoint's (`pangu tokenizer compress`), whose
+            vocabulary the new model has.
         progress: show a bar.
 
     Returns:
@@ -48,12 +56,15 @@ def extract(
 
     Raises:
         ConfigError: the model has no such domain.
+        DataError: the tokenizer was not made from the checkpoint's.
         CheckpointError: the tensors are not those of the configuration.
         OutputError: `output` has other content, or the disk has not enough room.
     """
     require_domains(checkpoint)
     source = Opened.of(checkpoint)
-    derived = FAMILIES[source.model.family].domains.extracted(source.model, source.tables(), domain, drop_unused)
+    vocabulary = _compact_vocabulary(checkpoint, tokenizer) if tokenizer else None
+    family = FAMILIES[source.model.family].domains
+    derived = family.extracted(source.model, source.tables(), domain, drop_unused, vocabulary)
     state = {"extracted": source.origin() | {"domain": domain}}
     config = _of_one_device(source.config, derived.config)
     path = write_derived(
@@ -63,7 +74,7 @@ def extract(
         config,
         state,
         step=checkpoint.step,
-        tokenizer=checkpoint.tokenizer_path(),
+        tokenizer=tokenizer or checkpoint.tokenizer_path(),
         progress=progress,
     )
     return {"output": str(path), "domain": domain} | _sizes(source.model, derived.config)
@@ -212,6 +223,18 @@ def _rows(checkpoint: store.Checkpoint, model: ModelConfig, tokenizer: Path | No
         )
     found = [old.id_of(new.piece_of(index)) for index in range(model.vocab_size)]
     return np.array([-1 if index is None else index for index in found], np.int64)
+
+
+def _compact_vocabulary(checkpoint: store.Checkpoint, tokenizer: Path) -> np.ndarray:
+    """The checkpoint's id of each id of a compact tokenizer."""
+    found, own = load_vocab_map(tokenizer), checkpoint.tokenizer()
+    if own is None:
+        raise CheckpointError(
+            f"{checkpoint.path}: holds no tokenizer, so that --tokenizer cannot be checked against it; convert it again"
+            " with its tokenizer"
+        )
+    found.require(own, checkpoint.config().model.vocab_size)
+    return found.old_ids
 
 
 def _of_one_device(config: RunConfig, model: ModelConfig, mixture: dict[str, float] | None = None) -> RunConfig:

@@ -2,6 +2,7 @@
 holds nothing of other domains."""
 
 from argparse import Namespace
+from pathlib import Path
 
 from pangu_ms.checkpoint.domains import extract
 from pangu_ms.checkpoint.store import open_checkpoint
@@ -22,6 +23,10 @@ def build_parser() -> Parser:
         " uses most"
     )
     parser.add_argument("--drop-unused", action="store_true", help=text)
+    text = (
+        "compact tokenizer that `pangu tokenizer compress` made from the checkpoint's; other tokens are left out, too"
+    )
+    options.add_tokenizer(parser, text, required=False)
     options.add_json(parser)
     parser.set_defaults(run=_run)
     return parser
@@ -29,7 +34,8 @@ def build_parser() -> Parser:
 
 def _run(args: Namespace) -> int:
     checkpoint = open_checkpoint(args.checkpoint)
-    result = extract(checkpoint, args.domain, args.output, args.drop_unused, progress=not args.json)
+    tokenizer = Path(args.tokenizer) if args.tokenizer else None
+    result = extract(checkpoint, args.domain, args.output, args.drop_unused, tokenizer, progress=not args.json)
     (_, experts), (old, new) = result["num_experts"], result["parameters"]
     text = (
         f"{result['output']}: domain {args.domain}, {experts} experts a layer, {new:,} of {old:,} parameters\n"

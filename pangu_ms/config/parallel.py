@@ -179,6 +179,9 @@ def _check_experts(parallel: ParallelConfig, model: ModelConfig, rule: Callable[
     if ep == 1 or experts == 0:
         return rule(ep == 1, "expert_parallel", "must divide the model's num_experts=0; use 1")
     fit = [n for n in range(1, experts + 1) if experts % n == 0 and group_owners(groups, n)]
+    if (balanced := model.num_balanced_groups) > 1:
+        groups = (experts // balanced,) * balanced
+        fit = [n for n in fit if balanced % n == 0]
     here = [n for n in fit if parallel.data_parallel % n == 0]
     others = [n for n in fit if n not in here]
     advice = f"use one of {_listed(here)}"

@@ -94,7 +94,7 @@ def require_room(batch: Batch, tables: Mapping[str, np.ndarray], plan: Plan) -> 
     parallel = plan.config.parallel
     ranks = max(map(len, owner_blocks(parallel, plan.config.model)))
     room = bucket_rows(plan, ranks)
-    if ranks == 1 or parallel.expert_capacity_factor == 0:
+    if ranks == 1 or parallel.expert_capacity_factor == 0 or plan.config.model.num_balanced_groups > 1:
         return
     most = int(tokens_sent(batch, tables, plan).max(initial=0))
     if most > room:

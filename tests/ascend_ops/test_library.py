@@ -343,7 +343,13 @@ print(json.dumps({
 """
 
 
-@pytest.mark.parametrize("missing", ["cache", "compiler"])
+def test_a_missing_compiler_is_named(toy, monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/g++")
+    with pytest.raises(ascend_ops.OperatorError, match=r"/nonexistent/g\+\+: no such C\+\+ compiler; .* or set CXX"):
+        library.build("baseline")
+
+
+@pytest.mark.parametrize("missing", ["cache", pytest.param("compiler", marks=pytest.mark.slow)])
 def test_without_the_library_operators_are_composed_and_say_so_once(tmp_path, missing):
     blocked = tmp_path / "file"
     blocked.write_text("")

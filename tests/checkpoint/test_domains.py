@@ -72,6 +72,25 @@ def test_an_extracted_model_computes_the_same_bit_for_bit(sigma, whole, ids, tmp
     assert not np.array_equal(whole[TEXT], whole[CODE])
 
 
+def test_a_smaller_vocabulary_keeps_the_logits_of_its_tokens(sigma, ids, tmp_path, capsys):
+    from pangu_ms.data.compress import MAP_FILE, load_vocab_map
+
+    words = ["tokenizer", "compress", "--tokenizer", sigma.tokenizer_path(), "--vocab-size", 330]
+    text = tmp_path / "text.jsonl"
+    text.write_text(json.dumps({"text": "def alpha_1(beta):\n    return beta + 1\n" * 5}) + "\n")
+    assert main([*map(str, words), "--corpus", str(text), "--output", str(tmp_path / "compact")]) == 0
+    capsys.readouterr()
+    old_ids = load_vocab_map(tmp_path / "compact").old_ids
+    words = ["sigma", "extract", sigma.path, "--domain", "code", "--tokenizer", tmp_path / "compact"]
+    answer(capsys, *words, "--output", tmp_path / "small")
+    small = store.open_checkpoint(tmp_path / "small")
+    given = np.searchsorted(old_ids, old_ids[ids % 330]).astype(np.int32)
+    (found,), (expected,) = logits(small, given, 0), logits(sigma, old_ids[given].astype(np.int32), CODE)
+    assert np.array_equal(found, expected[..., old_ids])
+    assert small.config().model.vocab_size == 330 and small.tokenizer().vocab_size == 330
+    assert (small.path / "tokenizer" / MAP_FILE).exists()
+
+
 def test_its_files_hold_no_byte_of_another_group(sigma, tmp_path):
     """Every row of every expert and word table is looked for in all files."""
     extract(sigma, "code", tmp_path)
@@ -244,3 +263,15 @@ def test_upgrades_that_would_compute_something_else(trained_run, sigma, tmp_path
     for words, text in cases:
         assert text in refusal(capsys, "model", "upgrade", trained_run, *words, "--output", tmp_path / "never"), words
     assert not (tmp_path / "never").exists()
+
+
+def test_a_student_of_a_sigma_keeps_its_tables(sigma, tmp_path, capsys):
+    """`pangu model inherit`: one of equal size is the teacher, one of fewer neurons has fewer rows of each expert."""
+    answer(capsys, "model", "inherit", sigma.path, "--output", tmp_path / "same")
+    answer(capsys, "model", "inherit", sigma.path, "model.ffn_hidden_size=64", "--output", tmp_path / "thin")
+    teacher, same, thin = (
+        store.open_checkpoint(path).tensors() for path in (sigma.path, tmp_path / "same", tmp_path / "thin")
+    )
+    assert all(np.array_equal(same[name], array) and same[name].dtype == array.dtype for name, array in teacher.items())
+    assert thin["blocks.1.ffn.experts.up.weight"].shape == (6, 64, 32)
+    assert np.array_equal(thin["blocks.1.ffn.routing"], teacher["blocks.1.ffn.routing"])

@@ -19,7 +19,7 @@ from pangu_ms.eval import batch_losses as module
 from pangu_ms.eval.batch_losses import batch_losses
 from tests.reference import alpha_numpy
 
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+pytestmark = pytest.mark.usefixtures("compiled_models")
 
 
 @pytest.fixture(scope="module")

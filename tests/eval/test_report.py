@@ -15,7 +15,7 @@ from pangu_ms.eval.ngram import NgramModels
 from pangu_ms.eval.report import baselines, bits_per_byte, evaluate
 from tests.reference import alpha_numpy
 
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+pytestmark = pytest.mark.usefixtures("compiled_models")
 
 
 @pytest.fixture(scope="module")

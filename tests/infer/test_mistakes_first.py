@@ -23,6 +23,7 @@ OF_GENERATE = [
     (["--prompt", "x", "--batch-size", "0"], "batch_size=0: must be at least 1"),
     (["--prompt", "x", "--chunk", "0"], "chunk=0: must be at least 1"),
     (["--prompt", "x", "--tokenizer", "/no/tokenizer"], "/no/tokenizer"),
+    (["--prompt", "x", "--domain", "zh"], "domain=zh: the model has no domains"),
 ]
 OF_EVAL = [
     (["--data", "/no/records"], "/no/records: no MindRecord file"),
@@ -35,6 +36,7 @@ OF_EXPORT = [
     (["--output", "NEW", "--batch-size", "0"], "batch_size=0: must be at least 1"),
     (["--output", "NEW", "--max-length", "99999"], "--max-length 99999: must be between 4 and"),
     (["--output", "NEW", "--tokenizer", "/no/tokenizer"], "/no/tokenizer"),
+    (["--output", "NEW", "--domain", "zh"], "domain=zh: the model has no domains"),
     (["--output", "NEW", "--key-file", "/no/key"], "/no/key: the key cannot be read"),
     (["--output", "NEW", "--sign-key", "/no/key"], "/no/key: "),
 ]

@@ -138,7 +138,7 @@ def test_hidden_states_equal_the_specification():
 
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_half_precision_stays_near_float64():
-    config = small(compute_dtype="float16", **EVERYTHING)
+    config = small(compute_dtype="float16", num_layers=1, **EVERYTHING)
     parameters, ids = random_parameters(config, deviation=0.1), random_ids(config)
     expected = pi_numpy.forward(config, parameters, ids, None)
     # float16 has 11 bits: the error of a product of this size is about 1e-3 of the logits' deviation
@@ -147,7 +147,7 @@ def test_half_precision_stays_near_float64():
 
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_packed_documents_equal_documents_apart():
-    config = small(**EVERYTHING)
+    config = small(num_layers=1, **EVERYTHING)
     packed = random_ids(config)
     packed[1] = 4
     packed[1, :8] = packed[0, 16:]  # the last document of row 0, alone
@@ -160,7 +160,8 @@ def test_packed_documents_equal_documents_apart():
 def test_modules_that_are_off_keep_the_function_of_llama():
     """What lets a trained LLaMA be upgraded: second matrix of a branch 0, scale 1 for the first term and 0 for the
     others."""
-    config, llama = small(**CASES["pi"], num_kv_heads=2), small(tie_word_embeddings=True, num_kv_heads=2)
+    config = small(num_layers=1, num_kv_heads=2, **CASES["pi"])
+    llama = small(num_layers=1, num_kv_heads=2, tie_word_embeddings=True)
     parameters, ids = random_parameters(config), random_ids(config)
     for name, value in parameters.items():
         if ".aug_shortcut.0.up." in name or ".siaf." in name:

@@ -179,6 +179,12 @@ class ModelConfig:
         return min(self.experts_per_token, self.num_experts // expert_parallel)
 
     @property
+    def num_balanced_groups(self) -> int:
+        """Equal groups of experts, of each of which every token uses as many, so that devices with whole groups get as
+        many rows each; 1 if the load of experts depends on the tokens."""
+        return 1
+
+    @property
     def group_sizes(self) -> tuple[int, ...]:
         """Numbers of experts of each group: a sequence uses experts of one group only. By default all experts are one
         group."""

@@ -113,7 +113,7 @@ class MogeConfig(PiConfig):
         behind it."""
         kept = super().feed_forward_activations(layer, element_bytes, model_parallel, sequence_parallel)
         rows = element_bytes * self.seq_length * self.experts_per_token
-        inner = rows * self.moe_intermediate_size
+        inner = rows * self.moe_intermediate_size // model_parallel
         return [
             *kept,
             Activation("rows sorted by expert", 2 * rows * self.hidden_size, count=2, routed=True),
@@ -127,6 +127,11 @@ class MogeConfig(PiConfig):
         size, here = self.num_experts // self.num_expert_groups, self.num_experts // expert_parallel
         groups = max((first + here - 1) // size - first // size + 1 for first in range(0, self.num_experts, here))
         return min(groups * (self.experts_per_token // self.num_expert_groups), here)
+
+    @property
+    def num_balanced_groups(self) -> int:
+        """See ModelConfig."""
+        return self.num_expert_groups
 
     @property
     def has_balance_loss(self) -> bool:

@@ -44,7 +44,13 @@ def word_table_of(config: SigmaConfig, domain: int) -> str:
     return WORD_TABLE if config.num_slots == 1 else member_name(WORD_TABLES, config.slot_of_domain[domain])
 
 
-def extracted(config: SigmaConfig, tables: Tables, domain: str, drop_unused: bool = False) -> Derived:
+def extracted(
+    config: SigmaConfig,
+    tables: Tables,
+    domain: str,
+    drop_unused: bool = False,
+    vocabulary: np.ndarray | None = None,
+) -> Derived:
     """The model of one domain: all that its sequences read, so that it computes the same for them, bit for bit.
 
     Args:
@@ -53,17 +59,21 @@ def extracted(config: SigmaConfig, tables: Tables, domain: str, drop_unused: boo
         domain: the name of the domain.
         drop_unused: also leave out experts to which no token of the vocabulary goes. All layers keep the same number,
             the largest number of used experts of a layer.
+        vocabulary: int64, the ids of a smaller vocabulary; None keeps all.
 
     Raises:
         ConfigError: the model has no such domain.
     """
     index = index_of(config, domain)
+    if vocabulary is not None:
+        tables = {name: table[..., vocabulary] if name != SLOT_OF_DOMAIN else table for name, table in tables.items()}
     kept = _kept_experts(config, tables, index, drop_unused)
     size = len(next(iter(kept.values()), ()))
     new = dataclasses.replace(
         config,
         domains=(domain,),
         default_domain="",
+        vocab_size=config.vocab_size if vocabulary is None else len(vocabulary),
         num_experts=size,
         group_of_domain=(0,),
         group_sizes=(size,) if size else (),
@@ -77,8 +87,10 @@ def extracted(config: SigmaConfig, tables: Tables, domain: str, drop_unused: boo
             parameters[name] = np.searchsorted(kept[layer_of[whole]], tables[whole][[index]]).astype(np.int32)
         elif member is not None:
             parameters[name] = Copy(member_name(whole, int(numbers[whole.partition(".experts.")[0]][member])))
+        elif whole == WORD_TABLE:
+            parameters[name] = Copy(word_table_of(config, index), vocabulary)
         else:
-            parameters[name] = Copy(word_table_of(config, index) if whole == WORD_TABLE else whole)
+            parameters[name] = Copy(whole)
     return Derived(new, parameters)
 
 

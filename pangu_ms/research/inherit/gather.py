@@ -29,7 +29,7 @@ def gather(
 
     Args:
         teacher: configuration of `tensors`.
-        tensors: float32 by name.
+        tensors: float32 by name, tables of integers int32.
         student: configuration of the student.
         selection: the parts of the teacher that the student keeps.
         seed: seed of initial values.
@@ -57,7 +57,7 @@ def _positions(
 ) -> np.ndarray:
     """For each position of the student along an axis, the M positions of the teacher whose mean it becomes: int64 [new
     length, M]."""
-    if axis == "vocab":
+    if axis in ("vocab", "token"):
         return selection.vocab[:, None]
     size = teacher.axis_sizes()[axis]
     if axis not in GROUP_OF_AXIS:

@@ -90,7 +90,8 @@ def inherit(
     check_layers(old, new, layers)
     criteria = _needed_criteria(old, new, choices)
     data = _Calibration(teacher, config, choices, choices.data) if choices.data else None
-    tensors = {name: np.asarray(array, np.float32) for name, array in teacher.tensors().items()}
+    dtypes = {name: spec.dtype for name, spec in old.parameters().items()}
+    tensors = {name: np.asarray(array, dtypes.get(name)) for name, array in teacher.tensors().items()}
     store.check_names_and_shapes(str(teacher.path), tensors, old.parameter_shapes())
 
     # `thin` is the teacher with the chosen layers only, so that the dropped layers do not influence the scores.
