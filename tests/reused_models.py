@@ -22,13 +22,22 @@ from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.model import fill_from, load_model
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
+from pangu_ms.data.loader import Loader
 from pangu_ms.eval.perplexity import Evaluator
+from pangu_ms.export import write
+from pangu_ms.infer import load
+from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
+from pangu_ms.infer.decoder import Decoder, GraphShape
+from pangu_ms.infer.load import domains_of, load_decoder
 from pangu_ms.models.build import value_of
 from pangu_ms.models.common.loss import TokenLoss
 from pangu_ms.models.registry import FAMILIES
 from pangu_ms.parallel.replicas import Replicas
 from pangu_ms.train import distributed_model
 from pangu_ms.train.distributed_model import ReplicatedModel
+from pangu_ms.train.offload import offloaded_model
+from pangu_ms.train.offload.offload_step import OffloadStep
+from pangu_ms.train.offload.offloaded_model import OffloadedModel
 
 
 @dataclass
@@ -47,20 +56,31 @@ class CompiledModel:
         return self.user() is None
 
     def has_run(self) -> bool:
-        """Whether its graphs are compiled; a run that never began compiles none."""
-        return self.attributes["evaluator"].compiled
+        """Whether its step is compiled; a run that never began compiles none."""
+        step = self.attributes["train_step"]
+        if not step.in_one_graph:
+            return bool(step.accumulate.compile_cache)
+        return bool((step.whole if isinstance(step, OffloadStep) else step.whole.cell).compile_cache)
 
 
 _compiled: dict[str, list[CompiledModel]] = {}
 
 
-def _graph_identity(config: RunConfig) -> str:
+def _graph_identity(config: RunConfig, working_set: dict[str, int] | None = None) -> str:
     """Equal texts mean equal graphs."""
     train, optimizer = config.train, config.optimizer
     step = (train.batch_size, train.accumulation_steps, train.seed, config.parallel.world, config.runtime)
     update = (optimizer.beta1, optimizer.beta2, optimizer.eps, optimizer.weight_decay, optimizer.clip_norm)
     update += (optimizer.expert_eps, optimizer.lazy_experts)
-    return repr((FAMILIES[config.model.family].model, config.model, step, update, backend.identity()))
+    model = (FAMILIES[config.model.family].model, config.model, working_set and config.offload, working_set)
+    return repr((model, step, update, backend.identity()))
+
+
+def _free_model(alike: list[CompiledModel]) -> CompiledModel | None:
+    """One that no run has any more, if possible a compiled one."""
+    if alike and not any(one.is_free() and one.has_run() for one in alike):
+        gc.collect()  # an earlier run may be in a cycle of references
+    return max((one for one in alike if one.is_free()), key=CompiledModel.has_run, default=None)
 
 
 class ReusedModel(ReplicatedModel):
@@ -68,9 +88,7 @@ class ReusedModel(ReplicatedModel):
 
     def __init__(self, config: RunConfig):
         alike = _compiled.setdefault(_graph_identity(config), [])
-        if alike and not any(one.is_free() and one.has_run() for one in alike):
-            gc.collect()  # an earlier run may be in a cycle of references
-        free = max((one for one in alike if one.is_free()), key=CompiledModel.has_run, default=None)
+        free = _free_model(alike)
         self.reused = free is not None and config.parallel.world == 1
         if not self.reused:
             super().__init__(config)
@@ -93,6 +111,31 @@ class ReusedModel(ReplicatedModel):
     def _values(self) -> list[tuple[Parameter, np.ndarray]]:
         sums = self.train_step.accumulate.get_parameters() if not self.train_step.in_one_graph else []
         return [(p, p.asnumpy().copy()) for p in {*sums, *self.model.get_parameters(), *self.train_step.parameters()}]
+
+
+class ReusedOffloadedModel(OffloadedModel, ReusedModel):
+    """An OffloadedModel that takes over the graphs of a compiled one, with a store of its own."""
+
+    def __init__(self, config: RunConfig, loader: Loader):
+        OffloadedModel.__init__(self, config, loader)
+        alike = _compiled.setdefault(_graph_identity(config, self.sizes), [])
+        free = _free_model(alike)
+        self.reused = free is not None
+        if free is None:
+            alike.append(CompiledModel(dict(vars(self)), self._values(), weakref.ref(self)))
+            return
+        own, step = self.train_step, free.attributes["train_step"]
+        vars(step).update({name: vars(own)[name] for name in OF_A_RUN})
+        for name in ("model", "train_step", "evaluator", "groups"):
+            setattr(self, name, free.attributes[name])
+        self.cacheable = False
+        for parameter, value in free.new:
+            _set(parameter, value)
+        free.user = weakref.ref(self)
+
+
+OF_A_RUN = ("config", "store", "traffic", "sets", "next_domains", "_fetching", "_thread")
+"""Attributes of an OffloadStep that are not of its graphs."""
 
 
 def _set(parameter: Parameter, value: np.ndarray) -> None:
@@ -122,11 +165,36 @@ def _load_evaluator(checkpoint: store.Checkpoint, config: RunConfig) -> Evaluato
     return evaluator
 
 
+_decoders: dict[str, list[tuple[CachedModel, ReorderCaches, weakref.ref]]] = {}
+"""Compiled graphs that generate, and the Decoder that has each."""
+
+
+def _load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None) -> Decoder:
+    """load_decoder, which takes the compiled graph of an earlier decoder."""
+    config = config or checkpoint.config()
+    key = repr((FAMILIES[config.model.family].model, config.model, shape, config.runtime, backend.identity()))
+    alike = _decoders.setdefault(key, [])
+    free = next((one for one in alike if one[2]() is None), None)
+    if free is None:
+        decoder = load_decoder(checkpoint, shape, config)
+    else:
+        alike.remove(free)
+        graph, reorder, _ = free
+        fill_from(checkpoint, graph.model, config.model)
+        decoder = Decoder(graph, shape, reorder, domains_of(config.model))
+    alike.append((decoder.graph, decoder._reorder, weakref.ref(decoder)))
+    return decoder
+
+
 @contextlib.contextmanager
 def reused_models() -> Iterator[None]:
-    """Runs and evaluations that begin here reuse compiled models. Not for tests that replace parts of a step."""
+    """Runs, evaluations and generations that begin here reuse compiled models. Not for tests that replace parts of a
+    step."""
     with (
         mock.patch.object(distributed_model, "ReplicatedModel", ReusedModel),
+        mock.patch.object(offloaded_model, "OffloadedModel", ReusedOffloadedModel),
         mock.patch.object(Evaluator, "load", _load_evaluator),
+        mock.patch.object(load, "load_decoder", _load_decoder),
+        mock.patch.object(write, "load_decoder", _load_decoder),
     ):
         yield

@@ -116,6 +116,7 @@ def test_integer_weights_are_refused(tmp_path):
         convert.import_file(tmp_path / "w.npz", "official", small_config(3), tmp_path / "ours")
 
 
+@pytest.mark.usefixtures("compiled_models")
 def test_converted_weights_generate_and_train_on(trained_run, records, tiny_overrides, tmp_path, capsys, monkeypatch):
     """Out as the official .ckpt and in again with a bare vocab.model: the same text; a run can start from the
     weights."""

@@ -30,14 +30,8 @@ def random_ids(config, rows=2, seed=1):
 
 
 def our_logits(config, parameters, ids, eod_reset):
-    from mindspore import Tensor
-
     from pangu_ms.data.loader import batch_from_ids
-    from pangu_ms.models.build import build_model, fill
+    from tests.models.logits import logits_of
 
-    model = build_model(config)
-    fill(model.trainable_params(), parameters)
-    model.set_train(False)
     batch = batch_from_ids(np.pad(ids, ((0, 0), (0, 1))), EOD, 0, eod_reset)
-    logits = model(Tensor(ids), Tensor(batch.positions), Tensor(batch.segments), Tensor(np.int32(0)))
-    return logits.asnumpy().reshape(*ids.shape, -1)
+    return logits_of(config, parameters, ids, batch.positions, batch.segments)

@@ -10,7 +10,7 @@ import pytest
 from pangu_ms.checkpoint import store
 from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
-from tests.export.common import replay_here
+from tests.export.common import load_packages_once, replay_here
 from tests.frozen import MATRIX, TABLE, frozen, permutation, unfrozen
 from tests.reference import alpha_numpy
 
@@ -21,7 +21,7 @@ def config(tiny_overrides):
 
 
 @pytest.fixture(scope="module")
-def run(records, tiny_overrides, tmp_path_factory, mindspore_cpu):
+def run(records, tiny_overrides, tmp_path_factory, compiled_models):
     """A finished run, and a copy of it that was resumed half way."""
     from pangu_ms.train.loop import train
 
@@ -78,7 +78,8 @@ def test_they_are_resharded_to_a_plan_and_back(run, tmp_path):
 
 @pytest.fixture
 def verified_here(monkeypatch):
-    """`pangu export` verifies a package in this process."""
+    """`pangu export` verifies a package in this process, where it is loaded once."""
+    load_packages_once(monkeypatch)
     monkeypatch.setattr("pangu_ms.export.write.replay_in_fresh_process", replay_here)
 
 

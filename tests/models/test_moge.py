@@ -25,7 +25,9 @@ def reference_logits(config, parameters, ids, eod_id=EOD):
 
 @pytest.mark.usefixtures("mindspore_cpu")
 @pytest.mark.fast
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["one of each group", pytest.param("two of each group", marks=pytest.mark.slow), "all"]
+)
 def test_logits_equal_the_paper(case):
     config = small(**CASES[case])
     parameters, ids = random_parameters(config), random_ids(config)
@@ -41,7 +43,7 @@ def reference_loss(config, parameters, batch):
 
 
 @pytest.mark.usefixtures("mindspore_cpu")
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_gradients_are_those_of_cross_entropy_and_balance_loss(parts):
     """Of every parameter, along a random direction, by central differences of the reference. Two micro-batches of one
     step count by their tokens that count. The loss that a step reports is the cross-entropy alone."""

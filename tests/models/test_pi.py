@@ -49,6 +49,8 @@ CASES = {
         "aug_shortcut_act": "fast_gelu",
     },
 }
+IN_EVERYTHING = ("openpangu", "stream", "product")
+"""Cases whose options EVERYTHING or other cases have, too."""
 EVERYTHING = CASES["openpangu"] | CASES["stream"] | {"siaf_mode": "channel", "rms_norm_eps": 1e-5}
 
 
@@ -100,7 +102,9 @@ def test_the_reference_equals_hugging_face_llama():
 
 @pytest.mark.usefixtures("mindspore_cpu")
 @pytest.mark.fast
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case in IN_EVERYTHING else case for case in CASES]
+)
 def test_logits_equal_the_specification(case):
     config = small(num_layers=1, **CASES[case])  # of two layers: the test of hidden states
     parameters, ids = random_parameters(config), random_ids(config)
@@ -156,6 +160,7 @@ def test_packed_documents_equal_documents_apart():
     assert np.abs(logits[0, 16:] - logits[0, 6:14]).max() > 0.1  # the documents differ
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_modules_that_are_off_keep_the_function_of_llama():
     """What lets a trained LLaMA be upgraded: second matrix of a branch 0, scale 1 for the first term and 0 for the
@@ -229,7 +234,7 @@ def test_cached_decoding_of_ragged_prompts_equals_the_full_forward():
     [
         pytest.param(EVERYTHING, marks=pytest.mark.fast),
         pytest.param(CASES["scalar product"] | {"tie_word_embeddings": True, "num_layers": 1}, marks=pytest.mark.slow),
-        CASES["matrices"] | {"tie_word_embeddings": True, "num_layers": 1},
+        pytest.param(CASES["matrices"] | {"tie_word_embeddings": True, "num_layers": 1}, marks=pytest.mark.slow),
     ],
     ids=["all", "scalar", "matrices"],
 )

@@ -52,12 +52,6 @@ def make_batch(config, rows=4, seed=0):
 
 def logits(config, tensors, batch) -> np.ndarray:
     """[B, S, V]."""
-    from mindspore import Tensor
+    from tests.models.logits import logits_of
 
-    from pangu_ms.models.build import build_model, fill
-
-    model = build_model(config)
-    fill(model.trainable_params(), tensors)
-    model.set_train(False)
-    inputs = (batch.ids[:, :-1], batch.positions, batch.segments)
-    return model(*map(Tensor, inputs), Tensor(np.int32(0))).asnumpy().reshape(*batch.positions.shape, -1)
+    return logits_of(config, tensors, batch.ids[:, :-1], batch.positions, batch.segments)
