@@ -241,6 +241,7 @@ def heads_in_one_dimension(q, k, v):
     return causal_attention(q, k, v, num_heads=4)
 
 
+@pytest.mark.thinned(1)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("Q", [3, 20])
 def test_heads_in_one_dimension(backend, Q, dtype):

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 @pytest.fixture(scope="module")
 def decoder():
-    """Two rows of the small model with the first random weights."""
-    return make_decoder(small(), random_parameters(small()), batch_size=2, reorder=True)
+    """Four rows of the small model with the first random weights."""
+    return make_decoder(small(), random_parameters(small()), batch_size=4, reorder=True)
 
 
 @pytest.mark.parametrize("final_norm_position", ["before_query", pytest.param("after_query", marks=pytest.mark.slow)])
@@ -35,12 +35,10 @@ def test_cached_logits_equal_the_full_forward_at_every_position(request, final_n
 
 def test_a_ragged_batch_equals_its_prompts_one_by_one(decoder):
     config = small()
-    parameters = random_parameters(config)
     rng = np.random.default_rng(3)
     prompts = [rng.integers(0, config.vocab_size, n).tolist() for n in (1, 13, 6)]
     continuation = rng.integers(0, config.vocab_size, (6, 3)).astype(np.int32)
-    together = make_decoder(config, parameters, batch_size=4)  # one row stays unused
-    batch = [together.prefill(prompts)] + [together.step(tokens) for tokens in continuation]
+    batch = [decoder.prefill(prompts)] + [decoder.step(tokens) for tokens in continuation]
     for row, prompt in enumerate(prompts):
         single = [decoder.prefill([prompt])] + [decoder.step(tokens[row : row + 1]) for tokens in continuation]
         np.testing.assert_allclose(np.stack(batch)[:, row], np.stack(single)[:, 0], atol=1e-5)

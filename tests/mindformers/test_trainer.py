@@ -161,6 +161,7 @@ def test_everything_is_written_to_the_output_directory(place, trained):
     assert {path.name for path in trained.iterdir()} == {"config.yaml", "checkpoint", "log", "strategy"}
 
 
+@pytest.mark.slow
 def test_registration_by_path_resumes_the_same_trajectory(place, trained):
     import pangu_ms.mindformers
 

@@ -2,6 +2,7 @@
 model."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -133,11 +134,28 @@ def reference_states(monkeypatch, config, parameters, ids, eod_id):
     return [np.stack(states) for states in zip(*rows)], logits
 
 
-@pytest.mark.usefixtures("mindspore_cpu")
-@pytest.mark.parametrize("final_norm_position", ["before_query", "after_query"])
-def test_hidden_states_equal_the_specification(monkeypatch, final_norm_position):
+@pytest.fixture(scope="module")
+def compiled_states(mindspore_cpu):
+    """All measurements take one compiled HiddenStates, filled with the weights of each model."""
+    from pangu_ms.models.build import fill, to_arrays, weights
+    from pangu_ms.research.analysis import run
+
+    states, kept = run.HiddenStates, []
+
+    def filled(model):
+        if not kept:
+            kept.append(states(model))
+        fill(weights(kept[0].model), to_arrays(weights(model)))
+        return kept[0]
+
+    with mock.patch.object(run, "HiddenStates", filled):
+        yield states
+
+
+@pytest.mark.parametrize("final_norm_position", ["before_query", pytest.param("after_query", marks=pytest.mark.slow)])
+def test_hidden_states_equal_the_specification(monkeypatch, compiled_states, final_norm_position):
     from pangu_ms.models.build import build_model, fill
-    from pangu_ms.research.analysis.run import HiddenStates, state_names
+    from pangu_ms.research.analysis.run import state_names
 
     config = small(final_norm_position=final_norm_position)
     parameters, ids = random_parameters(config), random_ids(config)
@@ -146,7 +164,7 @@ def test_hidden_states_equal_the_specification(monkeypatch, final_norm_position)
         np.testing.assert_allclose(expected[-1] @ parameters["word_embedding.weight"].T, logits, atol=1e-9)
     model = build_model(config)
     fill(model.trainable_params(), parameters)
-    states = HiddenStates(model).of(batch_from_ids(np.pad(ids, ((0, 0), (0, 1))), EOD, 0, eod_reset=True))
+    states = compiled_states(model).of(batch_from_ids(np.pad(ids, ((0, 0), (0, 1))), EOD, 0, eod_reset=True))
     assert len(states) == len(expected) == config.num_layers + 1
     assert state_names(config) == ["embedding", "layer 1", "layer 2", "query layer"]
     for ours, theirs in zip(states, expected):
@@ -154,7 +172,7 @@ def test_hidden_states_equal_the_specification(monkeypatch, final_norm_position)
 
 
 @pytest.fixture(scope="module")
-def subject(trained_run, records):
+def subject(trained_run, records, compiled_states):
     from pangu_ms.research.analysis.run import Subject
 
     return Subject.open(trained_run, records, "held_out")
@@ -188,7 +206,6 @@ def run(capsys, *words):
     return capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("mindspore_cpu")
 def test_two_checkpoints_from_the_command_line(result, trained_run, records, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     first, figure = trained_run / "checkpoints/step-00000009", tmp_path / "new/figure.svg"
@@ -221,7 +238,6 @@ def test_two_checkpoints_from_the_command_line(result, trained_run, records, tmp
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["figure.svg", "new", "report.json"]  # no temporary file left
 
 
-@pytest.mark.usefixtures("mindspore_cpu")
 def test_the_table(result, trained_run, records, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     out = run(
@@ -267,11 +283,11 @@ def test_without_matplotlib(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("mindspore_cpu")
-def test_features_and_records_that_cannot_be_measured(subject, monkeypatch):
+def test_features_and_records_that_cannot_be_measured(subject, compiled_states, monkeypatch):
     from pangu_ms.data.records import RecordSet
-    from pangu_ms.research.analysis.run import HiddenStates, collapse
+    from pangu_ms.research.analysis.run import collapse
 
-    states = HiddenStates.of
+    states = compiled_states.of
 
     def overflown(self, batch):
         features = states(self, batch)
@@ -279,10 +295,10 @@ def test_features_and_records_that_cannot_be_measured(subject, monkeypatch):
         return features
 
     with monkeypatch.context() as patch:
-        patch.setattr(HiddenStates, "of", overflown)
+        patch.setattr(compiled_states, "of", overflown)
         with pytest.raises(CheckpointError, match="layer 1: features that are not finite"):
-            collapse(subject, 3, 1, progress=False)
+            collapse(subject, 4, 1, progress=False)
     read = RecordSet.read_rows
     monkeypatch.setattr(RecordSet, "read_rows", lambda self, rows: np.full_like(read(self, rows), self.pad_id))
     with pytest.raises(DataError, match="0 sequences with two tokens that count"):
-        collapse(subject, 3, 1, progress=False)
+        collapse(subject, 4, 1, progress=False)
