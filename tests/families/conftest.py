@@ -5,7 +5,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from unittest import mock
 
@@ -17,8 +17,11 @@ from pangu_ms.models.registry import FAMILIES, Family
 
 ADDED = "plain"
 SOURCE = Path(__file__).parent / ADDED
-OWN_FIELDS = {"sigma": ["domains=[text, code]", "num_experts=4", "slot_of_domain=[0, 1]"]}
-"""Fields of a family with which it reads the records of the tests, whose domain is code."""
+OWN_FIELDS = {
+    "sigma": ["domains=[text, code]", "num_experts=4", "slot_of_domain=[0, 1]"],
+    "moge": ["num_experts=4", "num_expert_groups=2", "experts_per_token=2"],
+}
+"""Fields of a family with which it is small and reads the records of the tests, whose domain is code."""
 REGISTRY_LINE = f'registry.FAMILIES["{ADDED}"] = registry.Family("{ADDED}")'
 
 
@@ -35,6 +38,19 @@ def added_family(directory: Path) -> Iterator[None]:
     rebuild_dataclass(RunConfig, force=True)
     for name in [name for name in sys.modules if name.partition(".")[0] == ADDED]:
         del sys.modules[name]
+
+
+def _has_experts(family: str) -> bool:
+    return family in FAMILIES and "num_experts" in {field.name for field in fields(FAMILIES[family].config)}
+
+
+COSTLY = pytest.mark.parametrize(
+    "tiny",
+    [name if _has_experts(name) else pytest.param(name, marks=pytest.mark.slow) for name in (*FAMILIES, ADDED)],
+    indirect=True,
+)
+"""For tests that take seconds: in the default tier only families with experts. They share their layers with the dense
+ones, and PanGu-alpha has other tests of the same verbs."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +81,7 @@ def overrides(tiny, tiny_overrides):
 
 
 @pytest.fixture(scope="module")
-def run(tiny, overrides, records, tmp_path_factory, request, mindspore_cpu):
+def run(tiny, overrides, records, tmp_path_factory, request, compiled_models):
     """A finished run of twelve steps with checkpoints 9 and 12; alpha's is that of the whole suite."""
     if tiny.family == "alpha":
         return request.getfixturevalue("trained_run")

@@ -13,8 +13,8 @@ from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
 from pangu_ms.models.common.stacks import stored_shapes
 from pangu_ms.models.registry import FAMILIES
-from tests.export.common import replay_here
-from tests.families.conftest import SOURCE
+from tests.export.common import load_packages_once, replay_here
+from tests.families.conftest import COSTLY, SOURCE
 
 GREEDY = ["--prompt", "def alpha_1(beta):", "--max-new-tokens", "6", "--temperature", "0", "--json"]
 
@@ -84,12 +84,14 @@ def test_it_is_evaluated(run, records, capsys):
     assert 0 < found["loss"] < math.log(384)
 
 
+@COSTLY
 def test_its_package_generates_as_it_does(run, decoder, tmp_path, capsys, monkeypatch):
-    """With the decoder of the checkpoint compiled once, and the package verified in this process."""
+    """With the decoder of the checkpoint compiled once, and the package verified in this process and loaded once."""
     from pangu_ms.export import write
     from pangu_ms.infer import load
 
     monkeypatch.setattr(write, "replay_in_fresh_process", replay_here)
+    load_packages_once(monkeypatch)
     for module in (load, write):
         monkeypatch.setattr(module, "load_decoder", lambda *_: decoder)
     assert main(["generate", str(run), *GREEDY]) == 0
@@ -140,6 +142,7 @@ def test_its_plan_is_executed(tiny, overrides, capsys):
     assert found["agrees"] and len(found["losses"]) == 2
 
 
+@COSTLY
 def test_its_collapse_is_measured(run, records, capsys):
     found = answer(capsys, "analyze", "collapse", run, "--data", records, "--max-batches", 1)
     layers = found["checkpoints"][0]["layers"]
