@@ -8,10 +8,10 @@ import pytest
 import pangu_ms
 from pangu_ms.cli.main import main
 from pangu_ms.infer.sampling import SamplingConfig
-from tests.export.common import reseal
+from tests.export.common import load_packages_once, replay_here, reseal
 from tests.models.sigma import CODE, LAW, TEXT, save_sigma
 
-pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+pytestmark = pytest.mark.usefixtures("compiled_models")
 PROMPT = "def alpha_1(beta):"
 GREEDY = ["--prompt", PROMPT, "--max-new-tokens", "6", "--temperature", "0", "--json"]
 NAMES = ["text", "code", "law"]
@@ -66,12 +66,9 @@ def test_a_batch_of_all_domains_equals_its_prompts_one_by_one(generator, texts):
     assert list(default.token_ids) == texts["text"]
 
 
-def test_beams_are_of_the_prompt_s_domain(sigma, texts):
+def test_beams_are_of_the_prompt_s_domain(generator, texts):
     """One beam is greedy search."""
-    from pangu_ms.infer.load import load_generator
-
     beams = SamplingConfig(max_new_tokens=4, num_beams=2, length_penalty=0.0)
-    generator = load_generator(sigma, [PROMPT], beams, domains=["law"])
     (law,) = generator.generate([PROMPT], beams, domains=["law"])
     (code,) = generator.generate([PROMPT], beams, domains=["code"])
     assert law.token_ids != code.token_ids
@@ -96,15 +93,20 @@ def _log_probability(decoder, prompt, tokens, domain):
 EXPORT = ["--batch-size", "3", "--max-length", "32", "--chunk", "8", "--json"]
 
 
-def test_the_commands_and_the_package(sigma, texts, tmp_path, capsys):
-    """--domain, domains of a file of prompts, the API, and a package of all domains."""
+def test_the_commands_and_the_package(sigma, generator, texts, tmp_path, capsys, monkeypatch):
+    """--domain, domains of a file of prompts, the API, and a package of all domains: with one decoder, and the package
+    verified in this process."""
+    for module in ("infer.load", "export.write"):
+        monkeypatch.setattr(f"pangu_ms.{module}.load_decoder", lambda *_: generator.decoder)
+    monkeypatch.setattr("pangu_ms.export.write.replay_in_fresh_process", replay_here)
+    load_packages_once(monkeypatch)
     prompts = [{"prompt": PROMPT, "domain": "law"}, PROMPT, {"prompt": PROMPT, "domain": "text"}]
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in prompts))
     words = [*GREEDY[2:], "--prompt-file", str(tmp_path / "p.jsonl"), "--domain", "code"]
     assert _ids(capsys, "generate", str(sigma.path), *words) == [texts["law"], texts["code"], texts["text"]]
     sampling = SamplingConfig(max_new_tokens=6, temperature=0)
-    results = pangu_ms.generate(sigma.path, [PROMPT] * 2, sampling, domain=["law", "code"])
-    assert [list(result.token_ids) for result in results] == [texts["law"], texts["code"]]
+    results = pangu_ms.generate(sigma.path, [PROMPT] * 3, sampling, domain=["law", "code", "law"])
+    assert [list(result.token_ids) for result in results] == [texts[name] for name in ("law", "code", "law")]
     assert main(["export", str(sigma.path), *EXPORT, "--output", str(tmp_path / "package")]) == 0
     manifest = json.loads(capsys.readouterr().out)
     assert (manifest["domains"], manifest["default_domain"]) == (NAMES, "text")
@@ -119,6 +121,7 @@ def test_the_commands_and_the_package(sigma, texts, tmp_path, capsys):
     assert "the graph itself has other shapes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_extracted_model_generates_and_scores_as_the_whole_one(sigma, texts, records, tmp_path, capsys):
     """The records are of the domain code."""
     assert main(["sigma", "extract", str(sigma.path), "--domain", "code", "--output", str(tmp_path / "code")]) == 0
