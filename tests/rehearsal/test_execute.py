@@ -2,14 +2,18 @@
 errors."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pangu_ms.cli.main import main
-from pangu_ms.config.load import load_config
+from pangu_ms.config.load import config_to_dict, load_config
 from pangu_ms.core.errors import PlanError
 from pangu_ms.models.registry import FAMILIES
+from pangu_ms.parallel.expert_batches import arranged, tokens_sent
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.rehearsal import execute
 from pangu_run.launcher import run_ranks
@@ -176,6 +180,35 @@ def test_experts_on_two_ranks_compute_what_one_process_does():
 )
 def test_experts_on_four_ranks_compute_what_one_process_does(overrides, exchanges):
     assert experts_executed(*overrides).collectives.get("AlltoAll", 0) == exchanges
+
+
+@pytest.mark.slow
+def test_every_rank_gets_the_tokens_that_numpy_counts(tmp_path):
+    """Counted by the executed graphs themselves; see count_child.py."""
+    fields = ["parallel.data_parallel=4", "parallel.expert_parallel=4", ONE_GROUP, "model.num_experts=8"]
+    config = load_config("sigma/tiny", [*TINY, *EXPERTS, *fields, "parallel.expert_capacity_factor=0"])
+    plan, root = Plan.of(config), Path(__file__).parents[2]
+    (tmp_path / execute.REQUEST).write_text(json.dumps({"config": config_to_dict(config), "steps": 1}))
+    groups = {}
+    for rank in range(4):
+        command = [sys.executable, "-m", "tests.rehearsal.count_child", "compile", str(tmp_path), str(rank)]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        groups |= json.loads(done.stdout)["groups"]
+    (tmp_path / execute.GROUPS).write_text(json.dumps(dict(sorted(groups.items()))))
+    child = ["-m", "pangu_ms.rehearsal.execute_child", "run", str(tmp_path)]
+    assert run_ranks(lambda rank: [*child, str(rank)], 4, tmp_path, {"GLOG_v": "3"}, stream_rank=None, name="test") == 0
+
+    batch, name = execute.batch(config, 0), "query_layer.ffn.routing"
+    table = dict(execute.starting_values(config))[name]
+    expert = table[batch.extra["domain"][:, None], batch.ids[:, :-1]]
+    expected = np.bincount(expert.ravel(), minlength=8)
+    for rank in range(4):
+        found = np.load(tmp_path / execute.result_name(rank))["gradient query_layer.ffn.experts.down.bias"]
+        counted = found * expert.size
+        assert np.allclose(counted, expected[2 * rank : 2 * rank + 2, None], atol=1e-3), rank
+    sent = tokens_sent(arranged(batch, plan), {name: table}, plan)
+    assert np.array_equal(sent[0, 0].sum(0), expected.reshape(4, 2).sum(1)) and expected.sum() == 8 * 8
 
 
 @pytest.mark.slow
