@@ -221,6 +221,18 @@ def test_an_upgraded_alpha_computes_the_same_for_every_domain(upgraded, ids):
         assert np.array_equal(found, expected)
 
 
+def test_the_networks_of_an_alpha_become_the_experts_of_a_new_domain(upgraded, ids, tmp_path):
+    """After the experts and word tables of the old domains have moved away from the alpha's."""
+    alpha, sigma = upgraded
+    tensors = {name: value * 1.5 if is_stack(name) else value for name, value in sigma.tensors().items()}
+    store.save(tmp_path / "trained", 1, {"model": tensors}, {}, sigma.config())
+    trained = store.open_checkpoint(tmp_path / "trained")
+    add_domain(trained, "new", tmp_path / "grown", donor=alpha, num_experts=3)
+    text, new = logits(store.open_checkpoint(tmp_path / "grown"), ids, 0, 2)
+    assert np.array_equal(new, logits(alpha, ids, None)[0]) and not np.array_equal(text, new)
+    assert np.array_equal(text, logits(trained, ids, 0)[0])
+
+
 def test_training_on_a_new_domain_changes_no_other(upgraded, ids, records, tmp_path):
     """The shared parameters are frozen; the records are of the domain code. One step."""
     from pangu_ms.train.loop import train
