@@ -91,6 +91,15 @@ def test_a_smaller_vocabulary_keeps_the_logits_of_its_tokens(sigma, ids, tmp_pat
     assert (small.path / "tokenizer" / MAP_FILE).exists()
 
 
+def test_an_extraction_of_a_sharded_checkpoint_is_the_same(sigma, tmp_path, capsys):
+    plan = ["parallel.model_parallel=2", "parallel.data_parallel=2", "parallel.optimizer_shard=true"]
+    answer(capsys, "ckpt", "reshard", sigma.path, "--output", tmp_path / "ranks", *plan)
+    extract(store.open_checkpoint(tmp_path / "ranks"), "code", tmp_path / "a")
+    extract(sigma, "code", tmp_path / "b")
+    a, b = (store.open_checkpoint(tmp_path / name).tensors() for name in "ab")
+    assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
 def test_its_files_hold_no_byte_of_another_group(sigma, tmp_path):
     """Every row of every expert and word table is looked for in all files."""
     extract(sigma, "code", tmp_path)
@@ -123,7 +132,7 @@ def test_an_extraction_reads_one_expert_after_the_other(sigma, tmp_path, monkeyp
     assert max(members for members, _ in sizes) == 1 and max(size for _, size in sizes) == 4 * 384 * 32
 
 
-@pytest.mark.parametrize("experts", [3, 6])
+@pytest.mark.parametrize("experts", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_a_new_domain_computes_what_its_parent_does_and_changes_no_other(sigma, whole, ids, tmp_path, experts):
     add_domain(sigma, "new", tmp_path, "code", num_experts=experts)
     grown = store.open_checkpoint(tmp_path)

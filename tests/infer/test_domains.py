@@ -119,6 +119,18 @@ def test_the_commands_and_the_package(sigma, texts, tmp_path, capsys):
     assert "the graph itself has other shapes" in capsys.readouterr().err
 
 
+def test_an_extracted_model_generates_and_scores_as_the_whole_one(sigma, texts, records, tmp_path, capsys):
+    """The records are of the domain code."""
+    assert main(["sigma", "extract", str(sigma.path), "--domain", "code", "--output", str(tmp_path / "code")]) == 0
+    capsys.readouterr()
+    assert _ids(capsys, "generate", str(tmp_path / "code"), "--chunk", "8", *GREEDY) == [texts["code"]]
+    scores = []
+    for path in (sigma.path, tmp_path / "code"):
+        assert main(["eval", str(path), "--data", str(records), "--domain", "code", "--no-baselines", "--json"]) == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0] == scores[1] and scores[0]["tokens"] > 100
+
+
 @pytest.mark.slow
 def test_a_package_of_one_domain_is_of_the_extracted_model(sigma, texts, tmp_path, capsys):
     assert main(["export", str(sigma.path), *EXPORT, "--output", str(tmp_path / "code"), "--domain", "code"]) == 0

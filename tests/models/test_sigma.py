@@ -44,7 +44,7 @@ def test_balanced_tables_give_experts_equally_many_tokens_of_the_text():
             loads = np.bincount(row, of_domain, minlength=6)[list(experts)]
             assert loads.max() <= max(of_domain.max(), loads.mean() * 1.01)
             unused = np.bincount(row[300:], minlength=6)[list(experts)]
-            assert unused.min() > 0
+            assert unused.max() - unused.min() <= 1
     random = np.bincount(layer_table(SMALL, 1)[1], counts[1], minlength=6)[2:5]
     assert random.max() > 1.05 * random.mean()  # what the mode is for
 

@@ -262,7 +262,7 @@ train(load_config("sigma/tiny", overrides), records, output, resume=True, progre
 """
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
 def test_kill_minus_nine_at_any_instant_loses_nothing(kills, finished, overrides, records, tmp_path):
     """The process is killed at random instants of updates and saves, and goes on bit for bit."""
     generator, output = np.random.default_rng(kills), tmp_path / "run"

@@ -57,11 +57,15 @@ def layer_table(config: SigmaConfig, layer: int, token_counts: np.ndarray | None
 
 def _balanced(shuffled: np.ndarray, counts: np.ndarray, num_experts: int) -> np.ndarray:
     """Give each token, the most frequent first, to the expert with the fewest occurrences so far, among equals to the
-    one with the fewest tokens. `shuffled` is the order of tokens of one frequency."""
+    one with the fewest tokens. `shuffled` is the order of tokens of one frequency. Tokens that do not occur are dealt
+    out in turn: all would go to one expert."""
     row = np.empty(len(counts), np.int64)
+    order = shuffled[np.argsort(-counts[shuffled], kind="stable")]
+    occurring = np.count_nonzero(counts)
     loads = [(0, 0, expert) for expert in range(num_experts)]
-    for token in shuffled[np.argsort(-counts[shuffled], kind="stable")]:
+    for token in order[:occurring]:
         occurrences, tokens, expert = loads[0]
         row[token] = expert
         heapq.heapreplace(loads, (occurrences + int(counts[token]), tokens + 1, expert))
+    row[order[occurring:]] = np.arange(len(order) - occurring) % num_experts
     return row
