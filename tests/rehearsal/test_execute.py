@@ -231,6 +231,12 @@ def test_grid(family, parallel):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", [["data_parallel=2"], ["data_parallel=2", "model_parallel=2"]], ids=" ".join)
+def test_groups_of_experts_on_devices_compute_what_one_process_does(parallel):
+    executed("moge", *parallel, "expert_parallel=2", steps=5)
+
+
+@pytest.mark.slow
 def test_command_line_reports_agreement(capfd):
     assert (
         main(
