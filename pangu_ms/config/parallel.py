@@ -235,6 +235,11 @@ def check_degrees(parallel: ParallelConfig, model: ModelConfig, train: Any) -> N
         f"model_parallel={mp} must divide vocab_size={model.vocab_size}; use replicated, or another degree",
     )
     rule(
+        parallel.vocab_embedding == "replicated" or mp == 1 or model.axis_sizes().get("slot", 1) == 1,
+        "vocab_embedding",
+        "the word tables of several slots are read as one table, whose rows no device has a part of; use replicated",
+    )
+    rule(
         not parallel.sequence_parallel or model.seq_length % mp == 0,
         "sequence_parallel",
         f"model_parallel={mp} must divide seq_length={model.seq_length}; switch it off, or use another degree",

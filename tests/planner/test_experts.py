@@ -93,6 +93,11 @@ def test_a_plan_whose_ranks_would_share_groups_is_refused_with_what_works(capsys
             "expert_parallel=4: a rank would have 2 experts, and the model has 2 groups of 5, 3; groups must end",
         ),
         ("sigma/tiny", ["model.group_sizes=[5,3]", *ranks(2, 2, 1)], "use one of 1, or with another data_parallel"),
+        (
+            "sigma/tiny",
+            ["model.slot_of_domain=[0,1]", "vocab_embedding=row", *ranks(2, 2, 2)],
+            "vocab_embedding=row: the word tables of several slots are read as one table",
+        ),
         ("sigma/tiny", ["model.num_experts=0", "model.num_dense_layers=4", *ranks(2, 2, 1)], "num_experts=0; use 1"),
     ],
 )
