@@ -36,8 +36,8 @@ class OffloadedUpdate(nn.Cell):
         self.others = tuple(i for i, weight in enumerate(weights) if not is_stack(weight.name))
 
     def construct(self, total, count, gradients, lr, scale, loss_limit):
-        """-> what GuardedUpdate returns; then the factor of the gradients, the squared norms of each stack's gradient by
-        member, and these gradients."""
+        """-> what GuardedUpdate returns; then the factor of the gradients, the squared norms of each stack's gradient
+        by member, and these gradients."""
         norms, norm, applied, factor = self.guard(total, count, gradients, scale, loss_limit)
         if self.optimizer is not None:
             if applied:
