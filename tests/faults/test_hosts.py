@@ -32,7 +32,7 @@ def test_a_job_of_two_hosts_and_one_that_comes_late(tmp_path):
 
 
 def test_a_disk_that_stalls_for_longer_than_a_host_may_be_silent_ends_nothing(tmp_path):
-    pair = Pair(tmp_path / "run", steps=400, stall_s=4.0, lost_s=2.0).both()
+    pair = Pair(tmp_path / "run", steps=100, pause=0.04, stall_s=4.0, lost_s=2.0).both()
     assert pair.finish() == (0, 0) and pair.a.stderr == pair.b.stderr == ""
     assert pair.a.ended - pair.a.history[0]["time"] > 4
 
@@ -50,7 +50,7 @@ def test_a_host_that_never_comes_is_named(tmp_path):
     ), alone.stderr
 
 
-@pytest.mark.parametrize("server", ["a", "b"])
+@pytest.mark.parametrize("server", [pytest.param("a", marks=pytest.mark.slow), "b"])
 def test_a_signal_ends_the_wait_for_a_host(tmp_path, server):
     alone = Pair(tmp_path / "run", limits={"host_s": 300.0}).start(server)
     wait_for(lambda: len(alone.alive()) == 2)  # the launcher and its guard
@@ -83,7 +83,7 @@ def test_a_hang_on_another_host_is_found_and_shown(tmp_path):
     assert pair.a.events("hang")[0]["ranks"] == [2]
 
 
-@pytest.mark.parametrize("server", ["a", "b"])
+@pytest.mark.parametrize("server", [pytest.param("a", marks=pytest.mark.slow), "b"])
 def test_a_signal_to_either_launcher_stops_all_ranks_at_one_step(tmp_path, server):
     pair = Pair(tmp_path / "run", steps=1000, pause=0.02).both()
     wait_for(lambda: computing(pair))
@@ -145,7 +145,7 @@ def test_a_leader_that_is_killed_ends_the_other_host(tmp_path):
 
 OTHERS = [
     ({"steps": 11}, "launches something else than a"),
-    ({"servers": ["a", "c"], "server": "c"}, "is none of the hosts"),
+    pytest.param({"servers": ["a", "c"], "server": "c"}, "is none of the hosts", marks=pytest.mark.slow),
 ]
 
 

@@ -43,6 +43,7 @@ def test_idle_strangers_make_room_for_each_other_and_end_nothing(tmp_path):
         stranger.close()
 
 
+@pytest.mark.slow
 def test_strangers_leave_file_descriptors_for_the_job(tmp_path):
     pair = Pair(tmp_path / "run", descriptors=80, hello_s=600.0, steps=30)
     port = led(pair)
@@ -82,7 +83,12 @@ def test_lines_without_an_end_take_no_memory(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("leaders", "others", "told"), [(SECRET, "", "has none"), ("", SECRET, "or none"), (SECRET, "x" * 32, "another")]
+    ("leaders", "others", "told"),
+    [
+        pytest.param(SECRET, "", "has none", marks=pytest.mark.slow),
+        pytest.param("", SECRET, "or none", marks=pytest.mark.slow),
+        (SECRET, "x" * 32, "another"),
+    ],
 )
 def test_a_launcher_with_another_secret_or_none_is_sent_away_and_told_what_to_do(tmp_path, leaders, others, told):
     pair = Pair(tmp_path / "run", secret=leaders)
@@ -103,6 +109,7 @@ def test_a_launcher_with_another_secret_or_none_is_sent_away_and_told_what_to_do
     )
 
 
+@pytest.mark.slow
 def test_a_running_job_does_not_hear_who_has_not_its_secret(tmp_path):
     """All else can be known: the version, the digest, the names."""
     pair = Pair(tmp_path / "run", steps=1000, pause=0.02).both()

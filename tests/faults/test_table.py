@@ -364,6 +364,27 @@ RESTARTS = [
     ),
 ]
 CASES = [*DEATHS, *HANGS, SLOW_ONE, *STOPS, *RESTARTS]
+SLOW_ROWS = {
+    "leaves at interpreter start": "killed at interpreter start",
+    "raises in init": "raises at import",
+    "killed in init": "killed at interpreter start",
+    "raises while reading": "raises in a step",
+    "leaves in a step": "has no more restarts",
+    "has no memory left": "raises in a step",
+    "killed while saving": "recovers while saving",
+    "two die at once": "killed in a step",
+    "hangs at interpreter start": "hangs at import",
+    "hangs in init": "hangs at import",
+    "hangs while reading": "hangs in a step",
+    "hangs and ignores SIGTERM": "recovers from a hang",
+    "SIGTERM at interpreter start": "SIGTERM at import",
+    "SIGTERM while joining": "SIGTERM while stepping",
+    "SIGUSR1": "test_signals_at_random_instants_stop_four_ranks_at_one_step",
+    "SIGINT": "test_signals_at_random_instants_stop_four_ranks_at_one_step",
+    "recovers at import": "recovers from a death",
+    "a stop is not tried again": "fails after SIGTERM",
+}
+"""Rows of the slow tier, each with the row, or test, of the default tier that meets most of the same code."""
 
 
 class Ahead:
@@ -400,7 +421,10 @@ def run(case, output):
     return first, kept, again.finish() if again else None, options["steps"]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=case.name, marks=[pytest.mark.slow] * (case.name in SLOW_ROWS)) for case in CASES],
+)
 def test_row(running, case):
     job, kept, again, steps = running(case)
     assert job.code == case.code, job.stderr
@@ -449,7 +473,16 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("faults", KILLS.values(), ids=KILLS)
+@pytest.mark.parametrize(
+    "faults",
+    [
+        pytest.param(KILLS["while ranks compute"], marks=pytest.mark.slow),
+        KILLS["while ranks start"],
+        pytest.param(KILLS["with a daemon of a rank"], marks=pytest.mark.slow),
+        KILLS["with ranks that hear nothing"],  # and that compute, and have a daemon
+    ],
+    ids=KILLS,
+)
 def test_nothing_survives_a_launcher_that_is_killed(tmp_path, faults):
     job = launch_light(
         tmp_path / "run", faults, steps=1000, pause=0.02
@@ -522,13 +555,13 @@ def test_a_rank_may_write_anything(tmp_path):
     assert r"no \u0085 end" in job.events("failure")[0]["words"][-1] and r"no \u0085 end" in job.stderr
 
 
-@pytest.mark.parametrize("sessions", [5, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sessions", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_signals_at_random_instants_stop_four_ranks_at_one_step(tmp_path, sessions):
     """Each session goes on where the one before was stopped, and every checkpoint is that of a run that never was."""
-    rng, output, reached = random.Random(11), tmp_path / "run", 0
+    rng, output, reached = random.Random(12), tmp_path / "run", 0  # its first three signals are of three kinds
     for session in range(sessions):
         job = launch_light(output, world=4, steps=100000, resume=session > 0)
-        wait_for(lambda: job.events("started"))
+        wait_for(lambda: job.events("started" if session else "checkpoint"))
         time.sleep(rng.uniform(0.0, 1.2))
         job.process.send_signal(rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]))
         job.finish()

@@ -1,14 +1,19 @@
 """`pangu launch`: whose rank runs where, with which variables; mistakes are found before anything starts."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from pangu_ms.cli import train_describe
 from pangu_ms.core.console import guarded
+from pangu_run import program
 from pangu_run.cli import launch as launch_cli
 from pangu_run.cli import ranktable as rank_table_cli
 from pangu_run.cli.launch import main, parse
@@ -36,7 +41,25 @@ def launch(capfd):
 
 
 @pytest.fixture
-def unchecked(tmp_path, monkeypatch):
+def answering(monkeypatch, mindspore_cpu):
+    """The program that the launcher asks answers in this process: a child each time would import mindspore to read
+    records."""
+
+    def run(command, stderr=None, capture_output=False, **options):
+        words = command[command.index(program.MODULE) + 1 :]
+        out, err = io.StringIO(), io.StringIO() if capture_output else sys.stderr
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = guarded("pangu train", lambda: train_describe.main(words))
+            except SystemExit as refused:
+                code = refused.code
+        return subprocess.CompletedProcess(command, code, out.getvalue(), capture_output and err.getvalue())
+
+    monkeypatch.setattr(program, "subprocess", SimpleNamespace(run=run, PIPE=subprocess.PIPE))
+
+
+@pytest.fixture
+def unchecked(tmp_path, monkeypatch, answering):
     """Runs are not looked at but for their ranks: reading records takes seconds."""
     change = functools.partial(dataclasses.replace, argv=["--config", "alpha/tiny"], output=str(tmp_path / "run"))
     monkeypatch.setattr(launch_cli, "describe", lambda words, *options: change(launch_cli.placement(words)))
@@ -107,6 +130,8 @@ def test_options_of_the_launcher_become_words_of_the_run(launch, tmp_path, recor
     )
     smoke = dry(launch, "--smoke", "train", "--config", "pi/7b_64x32gib", "--output", tmp_path)
     assert len(smoke) == 2 and "parallel.data_parallel=2" in smoke[0]["command"]
+    code, _, err = launch("train", "--output", tmp_path / "new", "--data", tmp_path, *tiny_overrides)
+    assert code == 2 and "no MindRecord file" in err and err.count("\n") == 1  # said by the program itself, once
 
 
 def test_devices_are_counted_among_the_visible_ones(launch, unchecked, tmp_path, monkeypatch):
@@ -265,7 +290,7 @@ def test_cpu_ranks_of_several_hosts_are_for_one_machine(launch, unchecked):
         (["--rank-table", "nowhere.json", "train", "--data", "RECORDS", "--output", "OUT", "SIZES"], "nowhere.json"),
     ],
 )
-def test_mistakes_are_one_line_and_leave_nothing(launch, tmp_path, records, tiny_overrides, words, says):
+def test_mistakes_are_one_line_and_leave_nothing(launch, answering, tmp_path, records, tiny_overrides, words, says):
     filled = [
         x
         for word in words
@@ -275,7 +300,7 @@ def test_mistakes_are_one_line_and_leave_nothing(launch, tmp_path, records, tiny
     assert code == 2 and says in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_a_login_node_needs_none_of_the_clusters_paths(launch, tmp_path):
+def test_a_login_node_needs_none_of_the_clusters_paths(launch, answering, tmp_path):
     """What was not looked at is said; without the option what is missing is a mistake."""
     (tmp_path / "hccl.json").write_bytes(dump(table(2, 8)))
     (tmp_path / "mine.yaml").write_text("base: alpha/13b_16x64gib\n")
