@@ -25,8 +25,7 @@ def test_on_a_user_s_corpus(text_file, tiny_overrides, tmp_path):
         *tiny_overrides,
         "tokenizer.vocab_size=384",
         "data.held_out=0.2",
-        "train.steps=60",
-        "train.batch_size=8",
+        "train.steps=10",
     ]
     done = quickstart(here, *overrides, "--corpus", text_file, "--output", output)
     assert done.returncode == 0, done.stderr
