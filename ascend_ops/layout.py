@@ -7,7 +7,7 @@ rest of the graph. Without a plan this module has no effect.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mindspore import Layout, ops
@@ -131,19 +131,25 @@ def _first(*values):
     return values[0]
 
 
-def on_own_slices(function: Callable, operands: tuple[Axes, ...]) -> Primitive:
+def on_own_slices(
+    function: Callable,
+    operands: tuple[Axes, ...],
+    result: Axes | None = None,
+    result_shape: Callable[..., Sequence[int]] = _first,
+) -> Primitive:
     """A function as one operator, which every device computes on its own slices of the operands, with collectives of
     its own if it needs any. MindSpore replaces the operator by the function after it has sharded the graph, and before
     it derives the backward pass.
 
     Args:
-        function: takes the operands; the result has shape, dtype and layout of the first one.
+        function: takes the operands; the result has the dtype of the first one.
         operands: the axes of each operand.
+        result: the axes of the result; None for those of the first operand.
+        result_shape: gives the shape of the whole result for the shapes of the whole operands.
     """
     layouts = devices().layouts(operands)
-    operator = ops.Morph(function, _first, _first)
-    operator.add_prim_attr("self_define_shard", True)
-    return operator.shard(in_strategy=layouts, out_strategy=layouts[:1])
+    operator = ops.Morph(function, result_shape, _first).add_prim_attr("self_define_shard", True)
+    return operator.shard(layouts, layouts[:1] if result is None else devices().layouts((result,)))
 
 
 @constexpr

@@ -41,8 +41,8 @@ class MappedAlpha(PanguAlpha):
         super().__init__(config, cache)
         self.token_map = TokenMap(config.vocab_size)
 
-    def embed(self, ids_BS, positions_BS, key):
-        return super().embed(self.token_map(ids_BS), positions_BS, key)
+    def embed(self, ids_BS, positions_BS, key, domain_B):
+        return super().embed(self.token_map(ids_BS), positions_BS, key, domain_B)
 
 
 def permutation(vocab_size: int) -> np.ndarray:

@@ -60,7 +60,7 @@ from tests.faults.common import ROOT
 from tests.stub_ascend.sitecustomize import executed, loss_of
 
 PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches=1", "model.ffn_hidden_size=48"]
-PARTS = {"pi": PI}
+PARTS = {"pi": PI, "sigma": ["model.domains=[code, text]", "model.num_experts=4"]}
 """What a family's tiny configuration has besides."""
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
@@ -107,7 +107,8 @@ def training(config, records, output, *overrides):
 
 def require_executed(output, records, config, parts=1):
     """Weights and moments are what the stub makes of the initial ones and of each batch."""
-    expected = dict(initial_values(config.model, config.train.seed))
+    initial, trained = dict(initial_values(config.model, config.train.seed)), config.model.trainable_parameter_shapes()
+    expected = {name: initial[name] for name in trained}
     moments = {
         prefix + name: np.zeros_like(value) for prefix in ("adam_m.", "adam_v.") for name, value in expected.items()
     }
@@ -119,6 +120,7 @@ def require_executed(output, records, config, parts=1):
         expected, moments = (
             {name: executed(value, change) for name, value in tensors.items()} for tensors in (expected, moments)
         )
+    expected |= {name: value for name, value in initial.items() if name not in trained}
     checkpoint = open_checkpoint(output)
     assert checkpoint.step == config.train.steps
     for group, tensors in (("model", expected), ("optimizer", moments)):

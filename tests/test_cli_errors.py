@@ -177,6 +177,7 @@ SECOND_WORDS = {
     "ops": "list",
     "analyze": "collapse",
     "model": "inherit",
+    "sigma": "add-domain",
     "study": "pi-ablation",
     "plan": "rehearse",
     "ckpt": "reshard",

@@ -16,7 +16,7 @@ from pangu_ms.planner.search import Found, Near, difference, search
 ABOUT = """The search varies the parallel degrees, micro-batches, optimizer_shard, recompute, sequence_parallel and
 vocab_embedding, but not the global batch size."""
 COLUMNS = (
-    *("dp", "mp", "pp", "batch", "micro", "shard", "recompute", "seq", "vocab"),
+    *("dp", "ep", "mp", "pp", "batch", "micro", "shard", "recompute", "seq", "vocab"),
     *("GiB", "tokens/s", "per card", "MFU"),
 )
 
@@ -31,7 +31,7 @@ def build_parser() -> Parser:
     parser.add_argument("--global-batch", type=int, default=0, metavar="SEQUENCES", help=text)
     text = "share of the memory that must stay free"
     parser.add_argument("--margin", type=float, default=0.05, metavar="SHARE", help=text)
-    text = "number of plans to show; of plans with equal dp, mp and pp only the fastest is shown"
+    text = "number of plans to show; of plans with equal dp, ep, mp and pp only the fastest is shown"
     parser.add_argument("--top", type=int, default=10, metavar="N", help=text)
     options.add_json(parser)
     parser.set_defaults(run=_run)
@@ -62,17 +62,24 @@ def report(args: Namespace, found: Found, hbm_bytes: int) -> str:
         ),
         "",
     ]
-    lines += table_lines(COLUMNS, [_row(estimate) for estimate in found.ranked[: args.top]], ">" * len(COLUMNS))
+    rows = [_row(estimate) for estimate in found.ranked[: args.top]]
+    lines += table_lines(_columns(best), rows, ">" * len(rows[0]))
     if len(found.ranked) > 1:
         lines += ["", *_comparison_lines(best, found.ranked[1])]
     lines += ["", *_near_miss_lines(found.near)]
     return "\n".join([*lines, "", notes(best.chip), "", "the best, to paste:", " ".join(overrides(best.plan.config))])
 
 
+def _columns(estimate: Estimate) -> tuple[str, ...]:
+    """Only models with experts have a column ep."""
+    return COLUMNS if estimate.plan.config.model.num_experts else tuple(name for name in COLUMNS if name != "ep")
+
+
 def _row(estimate: Estimate) -> tuple[object, ...]:
     parallel = estimate.plan.config.parallel
     return (
         parallel.data_parallel,
+        *([parallel.expert_parallel] if estimate.plan.config.model.num_experts else []),
         parallel.model_parallel,
         parallel.pipeline_stage,
         estimate.plan.config.train.batch_size,
@@ -111,7 +118,8 @@ def _near_miss_lines(near: list[Near]) -> list[str]:
                 f" {miss.after.tokens_per_second_per_device:,.1f} per card"
             )
         rows.append((*_row(miss.estimate), f"{miss.estimate.excess / GIB:.2f} GiB; {fix}"))
-    lines = table_lines((*COLUMNS, "over"), rows, ">" * len(COLUMNS) + "<")
+    columns = _columns(near[0].estimate)
+    lines = table_lines((*columns, "over"), rows, ">" * len(columns) + "<")
     return ["faster, but too large (the nearest):", *lines]
 
 

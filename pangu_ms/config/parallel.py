@@ -174,14 +174,23 @@ def bucket_rows_per_token(parallel: ParallelConfig, model: ModelConfig, ranks: i
     return min(most, parallel.expert_capacity_factor * model.experts_per_token / ranks)
 
 
+def expert_degrees(model: ModelConfig) -> list[int]:
+    """The values of expert_parallel that a model's experts allow: a rank has equally many experts as another, and
+    groups end where ranks end."""
+    experts, balanced = model.num_experts, model.num_balanced_groups
+    if not experts:
+        return [1]
+    degrees = [n for n in range(1, experts + 1) if experts % n == 0 and group_owners(model.group_sizes, n)]
+    return [n for n in degrees if balanced == 1 or balanced % n == 0]
+
+
 def _check_experts(parallel: ParallelConfig, model: ModelConfig, rule: Callable[[bool, str, str], None]) -> None:
     experts, groups, ep = model.num_experts, model.group_sizes, parallel.expert_parallel
     if ep == 1 or experts == 0:
         return rule(ep == 1, "expert_parallel", "must divide the model's num_experts=0; use 1")
-    fit = [n for n in range(1, experts + 1) if experts % n == 0 and group_owners(groups, n)]
     if (balanced := model.num_balanced_groups) > 1:
         groups = (experts // balanced,) * balanced
-        fit = [n for n in fit if balanced % n == 0]
+    fit = expert_degrees(model)
     here = [n for n in fit if parallel.data_parallel % n == 0]
     others = [n for n in fit if n not in here]
     advice = f"use one of {_listed(here)}"
@@ -224,6 +233,11 @@ def check_degrees(parallel: ParallelConfig, model: ModelConfig, train: Any) -> N
         parallel.vocab_embedding == "replicated" or model.vocab_size % mp == 0,
         "vocab_embedding",
         f"model_parallel={mp} must divide vocab_size={model.vocab_size}; use replicated, or another degree",
+    )
+    rule(
+        parallel.vocab_embedding == "replicated" or mp == 1 or model.axis_sizes().get("slot", 1) == 1,
+        "vocab_embedding",
+        "the word tables of several slots are read as one table, whose rows no device has a part of; use replicated",
     )
     rule(
         not parallel.sequence_parallel or model.seq_length % mp == 0,

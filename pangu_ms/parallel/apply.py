@@ -10,7 +10,7 @@ from mindspore.parallel._cost_model_context import _set_algo_single_loop
 
 import ascend_ops
 from pangu_ms.models.build import weights
-from pangu_ms.models.common.layers import Logits, Operator, RoutedExperts, ShardedWeight
+from pangu_ms.models.common.layers import Logits, OnOwnSlices, Operator, RoutedExperts, ShardedWeight
 from pangu_ms.parallel.operator_file import check_operators, read_operator_strategies
 from pangu_ms.parallel.plan import OPTIMIZER_SHARD_MIN_BYTES, Plan
 from pangu_ms.parallel.token_exchange import TokenExchange
@@ -55,7 +55,9 @@ def apply(plan: Plan, model: nn.Cell) -> None:
         if isinstance(cell, ShardedWeight):
             cell.axes = specs[cell.weight.name].axes
         if isinstance(cell, RoutedExperts):
-            cell.distribute(TokenExchange(plan, ms.get_auto_parallel_context("global_rank")))
+            cell.dispatcher = TokenExchange(plan, ms.get_auto_parallel_context("global_rank"))
+        if isinstance(cell, OnOwnSlices):
+            cell.distribute()
     for parameter in weights(model):
         # MindSpore 2.9 cannot compile the sharding of a table that two stages hold.
         parameter.parallel_optimizer = len(plan.parameter_stages[parameter.name]) == 1

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pangu_ms.config.load import load_config, replace
+from pangu_ms.config.parallel import expert_degrees
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import PlanError
 from pangu_ms.parallel.plan import Plan
@@ -114,6 +115,8 @@ def overrides(config: RunConfig) -> list[str]:
     """Overrides to paste after `--config`: the searched fields, and those that reset what a base config may set for
     another number of devices."""
     words = ["parallel.num_devices=0", f"parallel.stage_layers={list(config.parallel.stage_layers)}"]
+    if config.model.num_experts:
+        words.append(f"parallel.expert_parallel={config.parallel.expert_parallel}")
     for section, names in SEARCHED.items():
         words += [f"{section}.{name}={_text(getattr(getattr(config, section), name))}" for name in names]
     return words
@@ -155,6 +158,9 @@ def savings(config: RunConfig) -> Iterator[Change]:
         yield {"parallel.sequence_parallel": True}
     if parallel.model_parallel > 1 and parallel.vocab_embedding != "row":
         yield {"parallel.vocab_embedding": "row"}
+    for degree in expert_degrees(config.model):
+        if degree > parallel.expert_parallel and parallel.data_parallel % degree == 0:
+            yield {"parallel.expert_parallel": degree}
     if parallel.pipeline_stage > 1:
         yield {"parallel.micro_batch_num": 2 * parallel.micro_batch_num}
     else:

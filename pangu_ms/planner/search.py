@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pangu_ms.config.load import replace
+from pangu_ms.config.parallel import expert_degrees
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import PlanError
 from pangu_ms.core.progress import progress_bar
@@ -42,7 +43,7 @@ class Found:
     """The result of a search. `hbm_bytes` of its estimates is the memory minus the margin."""
 
     ranked: list[Estimate]
-    """The fastest plan that fits of each (dp, mp, pp), fastest first."""
+    """The fastest plan that fits of each (dp, ep, mp, pp), fastest first."""
     near: list[Near]
     tried: int
     fitting: int
@@ -99,35 +100,33 @@ def candidates(
             " --global-batch"
         )
     degrees = list(_degrees(config, devices, global_batch))
-    for pp, mp, dp in progress_bar(progress, iterable=degrees, desc="degrees", unit="", leave=False):
-        for group in _variants(pp, mp, dp, global_batch // dp):
+    for pp, mp, dp, ep in progress_bar(progress, iterable=degrees, desc="degrees", unit="", leave=False):
+        for group in _variants(pp, mp, dp, ep, global_batch // dp):
             yield from _estimates(config, group, chip, hbm_bytes)
 
 
-def _degrees(config: RunConfig, devices: int, global_batch: int) -> Iterator[tuple[int, int, int]]:
-    """Triples (pp, mp, dp) that multiply to the number of devices and pass the cheap checks; the configuration's own
-    rules decide."""
+def _degrees(config: RunConfig, devices: int, global_batch: int) -> Iterator[tuple[int, int, int, int]]:
+    """Degrees (pp, mp, dp, ep), the first three of which multiply to the number of devices, that pass the cheap checks;
+    the configuration's own rules decide."""
     parallel, model = config.parallel, config.model
+    experts = expert_degrees(model)
     stages = [pp for pp in _divisors(devices) if pp <= model.num_layers]
     for pp, mp in itertools.product(stages, _divisors(devices)):
         dp, rest = divmod(devices, pp * mp)
         if not (
-            rest
-            or global_batch % dp
-            or dp % parallel.expert_parallel
-            or model.num_heads % mp
-            or mp > SERVERS_OF_A_MATRIX * parallel.devices_per_server
+            rest or global_batch % dp or model.num_heads % mp or mp > SERVERS_OF_A_MATRIX * parallel.devices_per_server
         ):
-            yield pp, mp, dp
+            yield from ((pp, mp, dp, ep) for ep in experts if dp % ep == 0)
 
 
 Variant = tuple[dict[str, Any], dict[str, Any]]
 """Changed fields of the sections parallel and train."""
 
 
-def _variants(pp: int, mp: int, dp: int, batch: int) -> Iterator[list[Variant]]:
+def _variants(pp: int, mp: int, dp: int, ep: int, batch: int) -> Iterator[list[Variant]]:
     """Groups of variants with equal layouts of the parameters; a group begins with the variant of least memory."""
     degrees = {"num_devices": 0, "stage_layers": (), "pipeline_stage": pp, "model_parallel": mp, "data_parallel": dp}
+    degrees["expert_parallel"] = ep
     micros = [n for n in reversed(_divisors(batch)) if n <= MOST_MICRO_BATCHES and (pp == 1 or n >= pp)]
     for shard, vocab in itertools.product(
         (True, False) if dp * mp > 1 else (False,), ("row", "replicated") if mp > 1 else ("replicated",)
@@ -178,11 +177,12 @@ def _near_miss(estimate: Estimate) -> Near:
 
 
 def _first_of_each_mesh(estimates: Iterable[Estimate]) -> list[Estimate]:
-    """The first estimate of each (dp, mp, pp)."""
-    first: dict[tuple[int, int, int], Estimate] = {}
+    """The first estimate of each (dp, ep, mp, pp)."""
+    first: dict[tuple[int, ...], Estimate] = {}
     for estimate in estimates:
         parallel = estimate.plan.config.parallel
-        first.setdefault((parallel.data_parallel, parallel.model_parallel, parallel.pipeline_stage), estimate)
+        degrees = (parallel.data_parallel, parallel.expert_parallel, parallel.model_parallel, parallel.pipeline_stage)
+        first.setdefault(degrees, estimate)
     return list(first.values())
 
 

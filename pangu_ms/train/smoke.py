@@ -48,7 +48,8 @@ def _model(config: RunConfig, own_records: bool) -> dict[str, Any]:
     group = min(model.num_heads // model.num_kv_heads, LARGEST_GROUP)
     kv_heads = max(1, NUM_HEADS // group)
     fields |= {"num_heads": group * kv_heads, "num_kv_heads": kv_heads, "head_dim": HEAD_DIM}
-    fields |= model.fields_for_hidden_size(HIDDEN_SIZE)
+    fields |= model.fields_for_hidden_size(HIDDEN_SIZE) | model.fields_for_num_layers(NUM_LAYERS)
+    fields |= model.fields_for_smoke_run(HIDDEN_SIZE)
     if not own_records:
         fields |= {"vocab_size": VOCAB_SIZE, "seq_length": min(SEQ_LENGTH, model.seq_length)}
     return {name: value for name, value in fields.items() if name in model.field_names()}

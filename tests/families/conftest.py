@@ -59,13 +59,13 @@ def tiny(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tiny_overrides(tiny, tiny_overrides):
+def overrides(tiny, tiny_overrides):
     """Overrides that make its configuration as small as the records."""
     return tiny_overrides + [f"model.{field}" for field in OWN_FIELDS.get(tiny.family, [])]
 
 
 @pytest.fixture(scope="module")
-def run(tiny, tiny_overrides, records, tmp_path_factory, request, mindspore_cpu):
+def run(tiny, overrides, records, tmp_path_factory, request, mindspore_cpu):
     """A finished run of twelve steps with checkpoints 9 and 12; alpha's is that of the whole suite."""
     if tiny.family == "alpha":
         return request.getfixturevalue("trained_run")
@@ -74,7 +74,7 @@ def run(tiny, tiny_overrides, records, tmp_path_factory, request, mindspore_cpu)
 
     output = tmp_path_factory.mktemp("runs") / tiny.family
     with mock.patch("pangu_ms.train.run.Run.evaluate", return_value=None):  # it compiles; `pangu eval` is tested
-        train(load_config(tiny.config, tiny_overrides), records, output, progress=False)
+        train(load_config(tiny.config, overrides), records, output, progress=False)
     return output
 
 

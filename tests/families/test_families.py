@@ -37,12 +37,12 @@ def test_the_added_family_is_five_short_files():
 
 
 @pytest.mark.usefixtures("mindspore_cpu")
-def test_its_files_agree(tiny, tiny_overrides):
+def test_its_files_agree(tiny, overrides):
     """What the configuration says, the model has, the rules lay out and the formats name."""
     from pangu_ms.models.build import build_model, weights
     from pangu_ms.models.common.layers import CacheShape, Logits
 
-    family, config = FAMILIES[tiny.family], load_config(tiny.config, tiny_overrides).model
+    family, config = FAMILIES[tiny.family], load_config(tiny.config, overrides).model
     specs, shapes = config.parameters(), config.parameter_shapes()
     assert type(config) is family.config and config.family == tiny.family
     for cache in (None, CacheShape(1, 8)):
@@ -67,13 +67,13 @@ def test_it_trains(run, tiny):
     assert store.open_checkpoint(run).config().model.family == tiny.family
 
 
-def test_a_resumed_run_ends_as_the_whole_one(run, tiny, tiny_overrides, records, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_as_the_whole_one(run, tiny, overrides, records, tmp_path, monkeypatch):
     from pangu_ms.train.loop import train
 
     monkeypatch.setattr("pangu_ms.train.run.Run.evaluate", lambda self: None)
     resumed = shutil.copytree(run, tmp_path / "resumed")
     shutil.rmtree(resumed / "checkpoints/step-00000012")
-    result = train(load_config(tiny.config, tiny_overrides), records, resumed, progress=False, resume=True)
+    result = train(load_config(tiny.config, overrides), records, resumed, progress=False, resume=True)
     assert result.step == 12
     for group in ("model", "optimizer"):
         assert_same(store.open_checkpoint(resumed).tensors(group), store.open_checkpoint(run).tensors(group))
@@ -123,9 +123,9 @@ DEVICES = ["parallel.data_parallel=2", "parallel.model_parallel=2", "parallel.op
 STAGES = ["parallel.pipeline_stage=2", "parallel.micro_batch_num=2"]
 
 
-def test_it_is_planned(tiny, tiny_overrides, capsys):
-    model = load_config(tiny.config, tiny_overrides).model
-    words = ["--config", tiny.config, *tiny_overrides, *DEVICES, *STAGES, "model.compute_dtype=float16"]
+def test_it_is_planned(tiny, overrides, capsys):
+    model = load_config(tiny.config, overrides).model
+    words = ["--config", tiny.config, *overrides, *DEVICES, *STAGES, "model.compute_dtype=float16"]
     shown = answer(capsys, "plan", "show", *words)
     assert sum(row["count"] for row in shown["parameters"]) == len(model.parameters())
     assert shown["num_parameters"] == model.num_parameters() and len(shown["stages"]) == 2
@@ -134,8 +134,8 @@ def test_it_is_planned(tiny, tiny_overrides, capsys):
 
 
 @pytest.mark.slow
-def test_its_plan_is_executed(tiny, tiny_overrides, capsys):
-    fields = [*tiny_overrides, "parallel.model_parallel=2", "model.seq_length=16"]
+def test_its_plan_is_executed(tiny, overrides, capsys):
+    fields = [*overrides, "parallel.model_parallel=2", "model.seq_length=16"]
     found = answer(capsys, "plan", "execute", "--config", tiny.config, *fields, "--steps", 2)
     assert found["agrees"] and len(found["losses"]) == 2
 
@@ -146,10 +146,10 @@ def test_its_collapse_is_measured(run, records, capsys):
     assert len(layers) == 3 and all(layer["effective_dimension"] > 0 for layer in layers)
 
 
-def test_it_trains_small_in_a_smoke_run(tiny, tiny_overrides):
+def test_it_trains_small_in_a_smoke_run(tiny, overrides):
     """`pangu train --smoke` thins any configuration of any family."""
     from pangu_ms.train.smoke import smoke_overrides
 
-    config = load_config(tiny.config, tiny_overrides)
-    thin = load_config(tiny.config, [*tiny_overrides, *smoke_overrides(config)]).model
+    config = load_config(tiny.config, overrides)
+    thin = load_config(tiny.config, [*overrides, *smoke_overrides(config)]).model
     assert thin.num_layers == 2 and thin.hidden_size == 64 and thin.head_dim == 16

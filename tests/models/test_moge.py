@@ -134,3 +134,17 @@ def test_a_wrong_field_is_refused(fields, message):
     with pytest.raises((ConfigError, ValueError)) as error:
         small(**fields)
     assert message in str(error.value)
+
+
+@pytest.mark.fast
+def test_devices_hold_whole_groups_and_send_as_many_rows_each():
+    from pangu_ms.parallel.expert_batches import bucket_rows
+    from pangu_ms.parallel.plan import Plan
+
+    def plan(ep):
+        return Plan.of(load_config("moge/tiny", ["parallel.data_parallel=8", f"parallel.expert_parallel={ep}"]))
+
+    with pytest.raises(ConfigError, match=r"has 4 groups of 4; groups must end where ranks end; use one of 1, 2, 4$"):
+        plan(8)
+    rows = 8 * 128 * 4  # sequences of a device, tokens of each, experts of a token
+    assert [bucket_rows(plan(ep), ep) for ep in (2, 4)] == [rows // 2, rows // 4]

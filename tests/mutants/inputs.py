@@ -195,7 +195,8 @@ def _package(root):
     cache = message_field(3, tensor("Default:blocks.0.cache.keys", shape.batch_size * shape.capacity, 8))
     ids = message_field(5, message_field(2, tensor("ids", shape.batch_size, shape.chunk)))
     node = message_field(1, message_field(4, b"MatMul"))
-    (directory / "model.mindir").write_bytes(message_field(7, node + cache + ids))
+    others = (message_field(5, message_field(2, tensor(name))) for name in ("start", "last", "prefill"))
+    (directory / "model.mindir").write_bytes(message_field(7, node + cache + ids + b"".join(others)))
     manifest = {
         "format_version": 1,
         "graph": vars(shape),

@@ -176,6 +176,7 @@ def test_experts_on_two_ranks_compute_what_one_process_does():
         (["parallel.data_parallel=4", "parallel.expert_parallel=4"], 5),  # two ranks hold a group
         (["parallel.data_parallel=4", "parallel.expert_parallel=2", ONE_GROUP], 5),
         (["parallel.data_parallel=4", "parallel.expert_parallel=2"], 0),  # each rank has a group
+        (["parallel.data_parallel=4", "parallel.expert_parallel=2", "model.slot_of_domain=[0,1]"], 0),
         (["parallel.data_parallel=2", "parallel.expert_parallel=2", "parallel.model_parallel=2", ONE_GROUP], 5),
         (
             [
@@ -250,6 +251,12 @@ def test_every_rank_gets_the_tokens_that_numpy_counts(tmp_path):
 )
 def test_grid(family, parallel):
     executed(family, *parallel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [["data_parallel=2"], ["data_parallel=2", "model_parallel=2"]], ids=" ".join)
+def test_groups_of_experts_on_devices_compute_what_one_process_does(parallel):
+    executed("moge", *parallel, "expert_parallel=2", steps=5)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ cluster configs."""
 import contextlib
 import io
 import json
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -218,3 +219,62 @@ def test_samples_have_every_stage_first_and_then_other_places() -> None:
     more = sample_ranks(plan, 8)
     assert len(more) == 8 and Counter(plan.mesh.coordinate(r).stage for r in more) == {0: 2, 1: 2, 2: 2, 3: 2}
     assert sample_ranks(plan, 99) == list(range(16))
+
+
+def _exchanged(config, rank):
+    """(group size, bytes) of every all-to-all of a rank, and the report."""
+    report = rehearse(config, [rank], progress=False)[0]
+    assert report.differences == []
+    return [(one.group_size, one.bytes) for one in report.collectives if one.kind == "AlltoAll"], report
+
+
+@pytest.mark.parametrize(
+    "ep, overrides, ranks",
+    [
+        (4, [], 2),
+        pytest.param(2, ["model.group_of_domain=[0,0]"], 2, marks=pytest.mark.slow),
+        pytest.param(2, [], 1, marks=pytest.mark.slow),
+        pytest.param(4, ["model.group_of_domain=[0,0]", "model.num_layers=3"], 4, marks=pytest.mark.slow),
+    ],
+)
+def test_tokens_travel_among_the_ranks_that_hold_a_group(ep, overrides, ranks) -> None:
+    """Forward rows, numbers of rows, and results; backward the gradients of rows and of results. No other collective
+    is larger than those of parameters: a forgotten layout would gather the experts."""
+    sizes = ["model.num_layers=2", "model.hidden_size=48", "train.batch_size=2"]
+    degrees = [f"parallel.data_parallel={ep}", f"parallel.expert_parallel={ep}"]
+    config = load_config("sigma/tiny", [*sizes, *overrides, *degrees])
+    found, report = _exchanged(config, ep - 1)
+    sparse, here = config.model.num_layers - 1, 8 // ep
+    rows = 2 * 128 * 48 * 4 * min(2, ranks)  # two sequences, in float32, with room for twice an even share
+    counts = ranks * here * 4
+    assert sorted(found) == sorted([(ranks, rows)] * 4 * sparse + [(ranks, counts)] * sparse) * (ranks > 1)
+    of_experts = [one for one in report.collectives if "experts" in one.parameter]
+    assert of_experts == [], "no other rank has the same experts"
+    assert {c.kind for c in report.collectives} <= {"AllReduce", "AlltoAll"}
+
+
+@pytest.mark.slow
+def test_a_trillion_parameters_on_512_devices() -> None:
+    """At full width, in the reading that lies on 64 expert ranks: 4 groups of 160. One dense layer and one sparse."""
+    groups = f"model.group_of_domain={[domain % 4 for domain in range(40)]}"
+    degrees = ["parallel.data_parallel=64", "parallel.expert_parallel=64", "parallel.model_parallel=8"]
+    config = thinned(load_config("sigma/1t", [groups, *degrees]), 2)
+    assert (config.model.num_layers, len(config.model.sparse_layers)) == (2, 1)
+    found, report = _exchanged(config, 77)
+    tokens, width, half = 8 * 1024, 5120, 2
+    assert sorted(found) == [(16, 16 * 10 * 4)] + [(16, 2 * tokens * width * half)] * 4
+    network = 2 * width * 20480 // 8 + 20480 // 8 + width
+    assert sum(math.prod(report.slices[name]) for name in report.slices if name.startswith("query_layer.ffn.e")) == (
+        10 * network
+    )
+    ends = [one for one in report.collectives if one.group_size == 8 and one.bytes == tokens * width * half]
+    assert len(ends) == 8, "two forward and two backward in each layer, dense or sparse (Shoeybi et al. 2019)"
+
+
+def test_thinning_keeps_layers_of_every_kind() -> None:
+    config = load_config("sigma/1t")
+    for layers in (2, 3, 10):
+        kept = thinned(config, layers).model
+        assert kept.num_layers == layers and 0 < len(kept.sparse_layers) < layers
+    assert len(thinned(config, 10).model.sparse_layers) == 2
+    assert thinned(load_config("sigma/tiny", ["model.num_dense_layers=0"]), 2).model.num_dense_layers == 0

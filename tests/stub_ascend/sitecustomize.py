@@ -143,13 +143,13 @@ class Cells:
     def __init__(self):
         self.sums = []
 
-    def WholeStep(self, cell, ids, positions, segments, mask, key, lr, scale, limit):
-        return self._update(cell.update.optimizer, loss_of(ids.asnumpy(), mask.asnumpy()), limit)
+    def WholeStep(self, cell, ids, positions, segments, mask, *rest):
+        return self._update(cell.update.optimizer, loss_of(ids.asnumpy(), mask.asnumpy()), rest[-1])
 
-    def GradientSums(self, cell, ids, positions, segments, mask, key, scale, keep):
+    def GradientSums(self, cell, ids, positions, segments, mask, *rest):
         from mindspore import Tensor
 
-        self.sums = [*(self.sums if float(keep.asnumpy()) else []), loss_of(ids.asnumpy(), mask.asnumpy())]
+        self.sums = [*(self.sums if float(rest[-1].asnumpy()) else []), loss_of(ids.asnumpy(), mask.asnumpy())]
         return Tensor(self.sums[-1][0])
 
     def ApplySums(self, cell, lr, scale, limit):
@@ -159,18 +159,18 @@ class Cells:
     def _update(self, optimizer, computed, limit):
         return update([*optimizer.parameters, *optimizer.m, *optimizer.v], *computed, limit)
 
-    def TokenLoss(self, cell, ids, positions, segments, mask, key):
+    def TokenLoss(self, cell, ids, positions, segments, mask, *rest):
         from mindspore import Tensor
 
         return tuple(Tensor(value) for value in loss_of(ids.asnumpy(), mask.asnumpy())[:2])
 
-    def Gradients(self, cell, ids, positions, segments, mask, key, scale):
+    def Gradients(self, cell, ids, positions, segments, mask, *rest):
         from mindspore import Tensor
 
         total, count, _ = loss_of(ids.asnumpy(), mask.asnumpy())
         return Tensor(total), Tensor(count), [Tensor(weight.asnumpy()) for weight in cell.loss.model.trainable_params()]
 
-    def CachedModel(self, cell, ids, start, last, prefill):
+    def CachedModel(self, cell, ids, start, last, prefill, *extra):
         from mindspore import Tensor
 
         (table,) = (p for p in cell.get_parameters() if p.name == "word_embedding.weight")
@@ -182,7 +182,7 @@ class Cells:
     def ReorderCaches(self, cell, rows):
         return rows
 
-    def HiddenStates(self, cell, ids, positions, segments):
+    def HiddenStates(self, cell, ids, positions, segments, *extra):
         import numpy as np
         from mindspore import Tensor
 

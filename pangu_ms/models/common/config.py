@@ -318,6 +318,10 @@ class ModelConfig:
         """Fields that must change for another number of layers, with values that keep layers of every kind."""
         return {}
 
+    def fields_for_smoke_run(self, hidden_size: int) -> dict[str, Any]:
+        """Further fields that make a model of this hidden size small while it keeps all its parts."""
+        return {}
+
     def fields_free_in_students(self) -> set[str]:
         """Fields in which a model that inherits this one's weights may differ: sizes, fields that affect only new
         weights, and fields that show in the names of parameters. Any other field changes what the same weights

@@ -110,21 +110,36 @@ class TokenDispatcher(nn.Cell):
         return ascend_ops.moe_combine(rows, way[0], weights)
 
 
-class RoutedExperts(nn.Cell):
-    """The experts of a layer. A plan shards them over devices, between which `dispatcher` exchanges rows."""
+class OnOwnSlices:
+    """A cell's part: `compute`, which every device of a plan computes on its own slices of the operands."""
 
     axes: tuple[ascend_ops.Axes, ...]
-    """The plan's names of the dimensions of the inputs of `compute`, the first of which has the result's shape."""
+    """The plan's names of the dimensions of the operands of `compute`."""
+    result_axes: ascend_ops.Axes | None = None
+    """Those of the result; None means those of the first operand, whose shape it then has, too."""
+    on_devices: Callable[..., Tensor] | None = None
+    """`compute` as one operator, under a plan."""
+
+    def distribute(self) -> None:
+        """Make the operator for the current plan."""
+        self.on_devices = ascend_ops.on_own_slices(self.compute, self.axes, self.result_axes, self.result_shape)
+
+    def compute(self, *operands):
+        """The result on one device, or of one device."""
+        raise NotImplementedError
+
+    @staticmethod
+    def result_shape(*shapes):
+        """Shape of the whole result, from those of the whole operands."""
+        return shapes[0]
+
+
+class RoutedExperts(nn.Cell, OnOwnSlices):
+    """The experts of a layer. A plan shards them over devices, between which `dispatcher` exchanges rows."""
 
     def __init__(self, num_experts: int):
         super().__init__()
         self.dispatcher = TokenDispatcher(num_experts)
-        self.on_devices = None
-
-    def distribute(self, dispatcher: TokenDispatcher) -> None:
-        """Let each device compute the result of its own rows."""
-        self.dispatcher = dispatcher
-        self.on_devices = ascend_ops.on_own_slices(self.compute, self.axes)
 
 
 class Embedding(ShardedWeight):

@@ -138,6 +138,11 @@ class MogeConfig(PiConfig):
         """See ModelConfig."""
         return self.balance_loss_coef > 0
 
+    def fields_for_smoke_run(self, hidden_size: int) -> dict[str, Any]:
+        """See ModelConfig: experts as narrow as the model."""
+        width = round(hidden_size / 8 * self.moe_intermediate_size / self.hidden_size) * 8
+        return {"moe_intermediate_size": max(8, width)}
+
     def fields_free_in_students(self) -> set[str]:
         """See ModelConfig."""
         return super().fields_free_in_students() | {"balance_loss_coef"}

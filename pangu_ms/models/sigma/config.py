@@ -264,6 +264,11 @@ class SigmaConfig(AlphaConfig):
         dense = round(num_layers * self.num_dense_layers / self.num_layers)
         return {"num_dense_layers": min(max(dense, min(self.num_dense_layers, 1)), num_layers - 1)}
 
+    def fields_for_smoke_run(self, hidden_size: int) -> dict[str, Any]:
+        """See ModelConfig: at most two experts in a group."""
+        sizes = tuple(min(2, size) for size in self.group_sizes)
+        return {"group_sizes": sizes, "num_experts": sum(sizes)} if sizes else {}
+
     def fields_free_in_students(self) -> set[str]:
         """See ModelConfig."""
         return super().fields_free_in_students() | {"routing_mode", "routing_seed", "default_domain", "trainable"}

@@ -10,7 +10,7 @@ from mindspore.common.initializer import initializer
 
 import ascend_ops
 from pangu_ms.models.alpha.model import Block, PanguAlpha
-from pangu_ms.models.common.layers import CacheShape, Logits, Operator, RoutedExperts, StackedLinear, zeros
+from pangu_ms.models.common.layers import CacheShape, Logits, OnOwnSlices, Operator, RoutedExperts, StackedLinear, zeros
 from pangu_ms.models.sigma.config import SigmaConfig
 
 
@@ -101,15 +101,28 @@ class SlottedEmbedding(nn.Cell):
         return ascend_ops.placed("Gather", (None, ("batch", None)))(rows, first_B1 + ids_BS, 0)
 
 
-class SlottedLogits(Logits):
+class SlottedLogits(Logits, OnOwnSlices):
     """The products of sequences with the word tables of their slots: [B, Q, E], tables [L, V, E] -> [B, Q, V]."""
+
+    axes = (("batch", None, None), (None, "vocab", None), ("batch",))
+    result_axes = ("batch", None, "vocab")
 
     def of_slots(self, x_BQE, tables_LVE, slot_B):
         """`slot` int32 [B] is the slot of each sequence."""
+        compute = self.compute if self.on_devices is None else self.on_devices
+        return compute(x_BQE, tables_LVE, slot_B)
+
+    def compute(self, x_BQE, tables_LVE, slot_B):
+        """See OnOwnSlices."""
         batch, length, width = x_BQE.shape
         rows, order_B, counts_L = ascend_ops.moe_dispatch(x_BQE.reshape(batch, -1), slot_B, tables_LVE.shape[0])
         y_NV = ascend_ops.grouped_matmul(rows.reshape(-1, width), tables_LVE, counts_L * length)
         return ascend_ops.moe_combine(y_NV.reshape(batch, -1), order_B).reshape(batch, length, -1)
+
+    @staticmethod
+    def result_shape(x, tables, slot):
+        """See OnOwnSlices."""
+        return [x[0], x[1], tables[1]]
 
 
 class PanguSigma(PanguAlpha):

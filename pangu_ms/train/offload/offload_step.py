@@ -14,12 +14,15 @@ from pangu_ms.models.build import weights
 from pangu_ms.models.common.batch import Batch
 from pangu_ms.models.common.loss import TokenLoss, to_tensors
 from pangu_ms.models.common.stacks import is_stack
+from pangu_ms.parallel.replicas import Replicas
 from pangu_ms.train.offload.expert_store import ExpertStore
 from pangu_ms.train.offload.working_set import WorkingSet
 from pangu_ms.train.optimizer import AdamW
 from pangu_ms.train.steps.gradients import Gradients, GradientSums
 from pangu_ms.train.steps.protocol import NO_LIMIT, StepResult, control_tensors, dropout_key
+from pangu_ms.train.steps.train_step import ApplySums
 from pangu_ms.train.steps.update import GradientGuard, build_guard, build_optimizer
+from pangu_ms.train.steps.whole_batch import WholeStep
 
 
 class OffloadedUpdate(nn.Cell):
@@ -33,47 +36,19 @@ class OffloadedUpdate(nn.Cell):
         self.others = tuple(i for i, weight in enumerate(weights) if not is_stack(weight.name))
 
     def construct(self, total, count, gradients, lr, scale, loss_limit):
-        """-> sum of losses, tokens that count, gradient norm, whether the update was applied; then the factor of the
-        gradients, the squared norms of each stack's gradient by member, and these gradients."""
+        """-> what GuardedUpdate returns; then the factor of the gradients, the squared norms of each stack's gradient
+        by member, and these gradients."""
         norms, norm, applied, factor = self.guard(total, count, gradients, scale, loss_limit)
         if self.optimizer is not None:
             if applied:
                 self.optimizer(_chosen(gradients, self.others), _chosen(norms, self.others), factor, lr)
         # * 1.0 turns accumulated gradients, which are parameters, into values: a graph cannot return parameters.
         for_host = _chosen(norms, self.stacks) + tuple([gradients[i] * 1.0 for i in self.stacks])
-        return (total, count, norm, applied, factor) + for_host
+        return (norm, applied, factor) + for_host
 
 
 def _chosen(values, indices):
     return tuple([values[i] for i in indices])
-
-
-class WholeOffloadedStep(nn.Cell):
-    """Gradients and update in one graph; the inputs are those of `WholeStep`."""
-
-    def __init__(self, gradients: Gradients, update: OffloadedUpdate):
-        super().__init__(auto_prefix=False)
-        self.gradients, self.update = gradients, update
-
-    def construct(self, *inputs):
-        """See OffloadedUpdate."""
-        lr, scale, loss_limit = inputs[-3:]
-        total, count, gradients = self.gradients(*inputs[:-3], scale)
-        return self.update(total, count, gradients, lr, scale, loss_limit)
-
-
-class ApplyOffloadedSums(nn.Cell):
-    """The update from accumulated gradients."""
-
-    def __init__(self, accumulated: GradientSums, update: OffloadedUpdate):
-        super().__init__(auto_prefix=False)
-        self.accumulated, self.update = accumulated, update
-
-    def construct(self, lr, scale, loss_limit):
-        """See OffloadedUpdate."""
-        # * 1.0 turns the parameters into values, because a graph cannot return parameters.
-        total, count = self.accumulated.total * 1.0, self.accumulated.count * 1.0
-        return self.update(total, count, self.accumulated.sums, lr, scale, loss_limit)
 
 
 @dataclass
@@ -131,10 +106,10 @@ class OffloadStep:
         guard = build_guard(config, trained, config.train.batch_size // config.train.accumulation_steps)
         update = OffloadedUpdate(trained, guard, self.optimizer)
         self.in_one_graph = config.train.accumulation_steps == 1
-        self.whole = WholeOffloadedStep(gradients, update) if self.in_one_graph else None
+        self.whole = WholeStep(gradients, update) if self.in_one_graph else None
         if not self.in_one_graph:
             self.accumulate = GradientSums(gradients, trained)
-            self.apply = ApplyOffloadedSums(self.accumulate, update)
+            self.apply = ApplySums(self.accumulate, update, Replicas())
 
     def __call__(
         self, batch: Batch, step: int, lr: float, scale: float = 1.0, loss_limit: float = NO_LIMIT
@@ -185,7 +160,7 @@ class OffloadStep:
             self._fetching = None
 
     def _compute(self, batch: Batch, step: int, controls: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The outputs of OffloadedUpdate."""
+        """Sum of losses, tokens that count, and the outputs of OffloadedUpdate."""
         seed, parts = self.config.train.seed, self.config.train.accumulation_steps
         if self.whole:
             self.whole.set_train()  # an evaluation between steps switched the model's dropout off

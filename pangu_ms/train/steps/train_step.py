@@ -10,14 +10,15 @@ from pangu_ms.models.common.loss import TokenLoss, to_tensors
 from pangu_ms.parallel.replicas import Replicas, SumOverReplicas
 from pangu_ms.train.steps.gradients import Gradients, GradientSums
 from pangu_ms.train.steps.protocol import NO_LIMIT, GraphStep, StepResult, control_tensors, dropout_key
-from pangu_ms.train.steps.update import GuardedUpdate, build_update
+from pangu_ms.train.steps.update import build_update
 from pangu_ms.train.steps.whole_batch import WholeStep
 
 
 class ApplySums(nn.Cell):
     """The graph of the update from accumulated gradients, summed over all replicas."""
 
-    def __init__(self, accumulated: GradientSums, update: GuardedUpdate, replicas: Replicas):
+    def __init__(self, accumulated: GradientSums, update: nn.Cell, replicas: Replicas):
+        """`update` as for `WholeStep`."""
         super().__init__(auto_prefix=False)
         self.accumulated, self.update, self.stack = accumulated, update, ops.Stack()
         self.over_replicas = SumOverReplicas() if replicas.world > 1 else None
@@ -31,8 +32,7 @@ class ApplySums(nn.Cell):
             both = self.over_replicas((self.stack((total, count)),))[0]
             total, count = both[0], both[1]
             gradients = self.over_replicas(gradients)
-        norm, applied = self.update(total, count, gradients, lr, scale, loss_limit)
-        return total, count, norm, applied
+        return (total, count) + self.update(total, count, gradients, lr, scale, loss_limit)
 
 
 class TrainStep:
