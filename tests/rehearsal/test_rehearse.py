@@ -228,13 +228,14 @@ def _exchanged(config, rank):
     return [(one.group_size, one.bytes) for one in report.collectives if one.kind == "AlltoAll"], report
 
 
+@pytest.mark.slow  # their number, and what the ranks compute: test_execute.py, experts on two ranks
 @pytest.mark.parametrize(
     "ep, overrides, ranks",
     [
         (4, [], 2),
-        pytest.param(2, ["model.group_of_domain=[0,0]"], 2, marks=pytest.mark.slow),
-        pytest.param(2, [], 1, marks=pytest.mark.slow),
-        pytest.param(4, ["model.group_of_domain=[0,0]", "model.num_layers=3"], 4, marks=pytest.mark.slow),
+        (2, ["model.group_of_domain=[0,0]"], 2),
+        (2, [], 1),
+        (4, ["model.group_of_domain=[0,0]", "model.num_layers=3"], 4),
     ],
 )
 def test_tokens_travel_among_the_ranks_that_hold_a_group(ep, overrides, ranks) -> None:
