@@ -64,7 +64,6 @@ def test_several_graphs_of_a_process_are_found_in_any_order_and_a_damaged_one_is
     assert run("a:2") == [(False, 3)]
     # MindSpore's own cache would serve the first graph for each of the others, without a word.
     assert run("a:70", "b:3:4", "c:5") == [(True, 3), (False, 4, 5), (False, 6)]
-    assert run("c:70", "b:70:70", "a:70") == [(True, 6), (True, 4, 5), (True, 3)]
 
     compiled = tmp_path / "cache/pangu_ms/compiled"
     (entry,) = (entry for entry in compiled.iterdir() if len([*entry.rglob("*.mindir")]) == 2)

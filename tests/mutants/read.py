@@ -1,7 +1,7 @@
 """Reads damaged files with the product's own commands, each in a forked process with limits; tells what became of them,
 a JSON line each.
 
-python -m tests.mutants.read DIRECTORY     then, line by line on standard input: {"name": KIND, "count": N}
+python -m tests.mutants.read DIRECTORY     then, line by line on standard input: {"name": KIND, "count": N, "odd": N}
 """
 
 import contextlib
@@ -36,8 +36,9 @@ def main(directory):
             print(json.dumps(outcome), file=out, flush=True)
 
 
-def outcomes(directory, name, count):
-    """What becomes of the good file, of the same in other words, of odd files in its place, and of damaged ones."""
+def outcomes(directory, name, count, odd):
+    """What becomes of the good file, of the same in other words, of `odd` kinds of odd files in its place, other ones
+    for the next kind, and of `count` damaged ones."""
     kind = KINDS[name]
     importlib.import_module("pangu_ms.cli.main")
     scratch = directory / f"scratch-{os.getpid()}"
@@ -47,7 +48,8 @@ def outcomes(directory, name, count):
     again = mutate.reformatted(content, kind.form)
     if again is not None:
         yield {"deed": "reformatted", **damaged(kind, directory, scratch, again)}
-    for deed, put in mutate.ODD_FILES.items():
+    first, files = odd * list(KINDS).index(name), [*mutate.ODD_FILES.items()]
+    for deed, put in (files[number % len(files)] for number in range(first, first + odd)):
         if not (deed == "4 GiB" and kind.endless or deed == "a pipe" and kind.waits):
             yield {"deed": deed, **damaged(kind, directory, scratch, put)}
     for number in range(count):

@@ -15,7 +15,6 @@ from pangu_ms.rehearsal.rehearse import rehearse, sample_ranks, thinned
 CLUSTERS = {
     name: [int(n) for n in match.groups()] for name in presets() if (match := re.search(r"_(\d+)x(\d+)gib$", name))
 }
-IN_EVERY_RUN = ("alpha/13b_64x32gib",)  # stages, sequence, optimizer's cut and row table
 
 
 def chip(gib: int) -> str:
@@ -55,9 +54,8 @@ def test_the_chip_is_the_configurations_unless_given(capsys, words, name):
     )  # what is laid out for 64 GiB does not fit into 32
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.slow) for name in CLUSTERS]
-)
+@pytest.mark.slow  # small plans with stages, sequence parallel, the optimizer's cut and a row table: test_apply.py
+@pytest.mark.parametrize("name", CLUSTERS)
 def test_mindspores_compiler_agrees_with_the_plan(name):
     """A rank of the last stage, at full width, with one layer on a stage and as few micro-batches as there are
     stages."""

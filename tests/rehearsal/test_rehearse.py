@@ -1,12 +1,15 @@
 """Rehearsals: MindSpore's own compiler against the plan. Each compiles in a child process; `-m slow` holds the shipped
 cluster configs."""
 
+import contextlib
+import io
 import json
 import math
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,13 +23,27 @@ from pangu_ms.rehearsal.compiled_graph import totals
 from pangu_ms.rehearsal.rehearse import rehearse, sample_ranks, thinned
 
 TWO_BY_TWO = ("parallel.data_parallel=2", "parallel.model_parallel=2")
+CUT = (*TWO_BY_TWO, "parallel.optimizer_shard=true", "model.num_layers=2")
 
 
 @pytest.fixture(scope="module")
-def alpha() -> tuple[Plan, rehearsal.RankReport]:
-    """Rank 3 of 2 x 2, parameters cut once more by the optimizer, an uneven table."""
-    config = load_config("alpha/tiny", [*TWO_BY_TWO, "parallel.optimizer_shard=true", "model.num_layers=2"])
-    return Plan.of(config), rehearse(config, [3], soc="", progress=False)[0]
+def command(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """What `pangu plan rehearse` prints and writes of rank 0 of 2 x 2, with parameters cut once more by the optimizer
+    and an uneven table."""
+    words = ["plan", "rehearse", "--config", "alpha/tiny", *CUT, "--ranks", "0", "--json", "--output"]
+    output = tmp_path_factory.mktemp("rehearsal") / "out"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([*words, str(output)]) == 0
+    return json.loads(printed.getvalue()), output
+
+
+@pytest.fixture(scope="module")
+def alpha(command: tuple[dict[str, Any], Path]) -> tuple[Plan, rehearsal.RankReport]:
+    """The plan, and the report that was written."""
+    (report,) = json.loads((command[1] / "report.json").read_text())["ranks"]
+    report["slices"] = {name: tuple(shape) for name, shape in report["slices"].items()}
+    report["collectives"] = [rehearsal.Collective(**one) for one in report["collectives"]]
+    return Plan.of(load_config("alpha/tiny", CUT)), rehearsal.RankReport(**report)
 
 
 def test_the_compiler_cuts_every_parameter_and_moment_as_the_plan_says(
@@ -101,35 +118,15 @@ def test_custom_kernels_carry_their_layouts() -> None:
     assert raw["layouts"]["blocks.0.ffn.siaf.scale"][:2] == [[2, 2], [-1, 0]]
 
 
-def test_the_command_line_writes_a_report_and_strategy_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    overrides = ["parallel.data_parallel=2", "model.num_layers=2"]
-    assert (
-        main(
-            [
-                "plan",
-                "rehearse",
-                "--config",
-                "alpha/tiny",
-                *overrides,
-                "--ranks",
-                "0",
-                "--json",
-                "--output",
-                str(tmp_path / "out"),
-            ]
-        )
-        == 0
-    )
-    printed = json.loads(capsys.readouterr().out)
+def test_the_command_line_writes_a_report_and_strategy_files(command: tuple[dict[str, Any], Path]) -> None:
+    printed, output = command
     (summary,) = printed["ranks"]
     assert printed["layers"] == [2, 2] and printed["micro_batches"] == [1, 1]
     assert summary["rank"] == 0 and summary["differences"] == []
     assert summary["collectives"][0].keys() == {"kind", "group_size", "count", "bytes"}
-    (stored,) = json.loads((tmp_path / "out" / "report.json").read_text())["ranks"]
-    assert stored["operators"] and (tmp_path / "out" / "strategy_rank_0.ckpt").stat().st_size > 0
-    assert stored["operators"].keys() <= read_operator_strategies(tmp_path / "out" / "operators_rank_0.json").keys()
+    (stored,) = json.loads((output / "report.json").read_text())["ranks"]
+    assert stored["operators"] and (output / "strategy_rank_0.ckpt").stat().st_size > 0
+    assert stored["operators"].keys() <= read_operator_strategies(output / "operators_rank_0.json").keys()
 
 
 def test_operator_strategies_must_name_every_operator_and_no_other(
@@ -231,13 +228,14 @@ def _exchanged(config, rank):
     return [(one.group_size, one.bytes) for one in report.collectives if one.kind == "AlltoAll"], report
 
 
+@pytest.mark.slow  # their number, and what the ranks compute: test_execute.py, experts on two ranks
 @pytest.mark.parametrize(
     "ep, overrides, ranks",
     [
         (4, [], 2),
-        pytest.param(2, ["model.group_of_domain=[0,0]"], 2, marks=pytest.mark.slow),
-        pytest.param(2, [], 1, marks=pytest.mark.slow),
-        pytest.param(4, ["model.group_of_domain=[0,0]", "model.num_layers=3"], 4, marks=pytest.mark.slow),
+        (2, ["model.group_of_domain=[0,0]"], 2),
+        (2, [], 1),
+        (4, ["model.group_of_domain=[0,0]", "model.num_layers=3"], 4),
     ],
 )
 def test_tokens_travel_among_the_ranks_that_hold_a_group(ep, overrides, ranks) -> None:

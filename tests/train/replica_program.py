@@ -16,7 +16,7 @@ from tests.models.alpha import random_parameters, small
 from tests.train.steps import arrays, make_batch, make_config
 
 RATE = 0.3
-STEPS = 20
+STEPS = 8
 
 
 def config_of(replicas, parts, dropout=0.0, rows=4):

@@ -78,35 +78,90 @@ def test_a_rank_that_computes_after_a_meeting_does_not_say_that_it_waits(two_and
         assert [beat["step"] for beat in beats if beat["phase"] == "step"] == steps
 
 
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["", "and a whole run"])
-def test_a_signal_stops_all_ranks_at_one_step_and_a_killed_rank_ends_the_job(
-    records, tiny_overrides, trained_run, tmp_path, whole
+@pytest.fixture
+def fixed(tiny_overrides):
+    """The run of both tests below, however many processes share its batch; `trained_run` has built its kernels."""
+    others = ["optimizer.decay_steps=100", "model.dropout=0.2", "train.keep_checkpoints=0", "train.save_every=30"]
+    return [*tiny_overrides, *others]
+
+
+@pytest.fixture
+def endless(fixed):
+    """The run on two ranks, without an end."""
+    return [*fixed, "train.batch_size=2", "parallel.data_parallel=2", "train.steps=100000"]
+
+
+def test_a_killed_rank_ends_the_job_and_a_signal_stops_all_ranks_at_one_step(
+    records, fixed, endless, trained_run, tmp_path
 ):
-    """One run, stopped, resumed, killed and resumed: the steps that are computed again after the kill are those of the
-    killed ranks bit for bit, and all are those of one process. `whole`: they are also those of ranks that were never
-    stopped, bit for bit."""
+    """One run, killed, resumed and stopped: the steps that are computed again are those of the killed ranks bit for
+    bit, and all are those of one process."""
     from pangu_ms.train.loop import train
 
-    fixed = [
-        *tiny_overrides,
-        "optimizer.decay_steps=100",
-        "model.dropout=0.2",
-        "train.keep_checkpoints=0",
-        "train.save_every=30",
-    ]
-    ranks = [*fixed, "train.batch_size=2", "parallel.data_parallel=2"]
-    output, endless = tmp_path / "run", [*ranks, "train.steps=100000"]
+    output = tmp_path / "run"
+    process = start(records, output, endless)
+    wait_for_step(process, output, 33)  # a checkpoint and some steps
+    found, lost = kill_a_rank(process, output)
 
+    process = start(records, output, endless, "--resume", "--json")
+    wait_for_step(process, output, max(lost) + 2)
+    printed, stopped = stop(process, output)
+    assert json.loads(printed)["step"] == stopped > max(lost) and json.loads(printed)["cache_hit"]
+    assert {step: losses(output)[step] for step in lost} == lost and sorted(losses(output)) == [*range(stopped)]
+
+    alone = [*fixed, "train.accumulation_steps=2", f"train.steps={stopped}", "train.eval_every=0"]
+    train(load_config("alpha/tiny", alone), records, tmp_path / "alone", progress=False)
+    np.testing.assert_allclose([*losses(tmp_path / "alone").values()], [*losses(output).values()], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_stopped_and_killed_ends_as_one_that_never_was(records, fixed, endless, trained_run, tmp_path):
+    """Bit for bit that of ranks that nothing happens to, and about that of one process."""
+    from pangu_ms.train.loop import train
+
+    output = tmp_path / "run"
     process = start(records, output, endless)
     wait_for_step(process, output, 3)
+    _, stopped = stop(process, output)
+
+    process = start(records, output, endless, "--resume")
+    wait_for_step(process, output, (stopped // 30 + 1) * 30 + 3)
+    found, lost = kill_a_rank(process, output)
+    assert found > stopped
+
+    steps = found + 3
+    for directory in (tmp_path / "whole", output):
+        process = start(records, directory, [*endless, f"train.steps={steps}"], "--resume", "--json")
+        printed, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    require_equal_runs(tmp_path / "whole", output)
+    again = {step: row for step, row in losses(output).items() if step in lost}
+    assert again and again == {step: lost[step] for step in again}
+    result = json.loads(printed)
+    assert result["step"] == steps and result["held_out"] and result["cache_hit"] and len(metrics(output)) == steps + 1
+
+    alone = train(
+        load_config("alpha/tiny", [*fixed, "train.accumulation_steps=2", f"train.steps={steps}"]),
+        records,
+        tmp_path / "alone",
+        progress=False,
+    )
+    np.testing.assert_allclose([*losses(tmp_path / "alone").values()], [*losses(output).values()], atol=1e-4, rtol=1e-4)
+    assert alone.held_out.loss == pytest.approx(result["held_out"]["loss"], abs=1e-4) and alone.held_out.num_tokens > 0
+
+
+def stop(process, output):
+    """Stop ranks by a signal; returns what they printed and the step at which all of them stopped."""
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    printed, errors = process.communicate(timeout=60)
     assert process.returncode == 75 and errors.count("stopped by SIGTERM") == 1 and "Traceback" not in errors, errors
     stopped = open_checkpoint(output).step
     assert stopped == max(losses(output)) + 1
+    return printed, stopped
 
-    process = start(records, output, endless, "--resume")
-    wait_for_step(process, output, (stopped // 30 + 1) * 30 + 3)  # a checkpoint and some steps
+
+def kill_a_rank(process, output):
+    """Kill rank 1, which ends the job; returns the step of the newest checkpoint, and the steps after it."""
     children = [int(pid) for pid in re.findall(r"\d+", open(f"/proc/{process.pid}/task/{process.pid}/children").read())]
     os.kill(
         next(pid for pid in children if b"RANK_ID=1\0" in open(f"/proc/{pid}/environ", "rb").read()), signal.SIGKILL
@@ -121,32 +176,7 @@ def test_a_signal_stops_all_ranks_at_one_step_and_a_killed_rank_ends_the_job(
     ), errors
     wait_for(lambda: not any(map(alive, children)))
     found = latest_valid(output / "checkpoints")[0].step
-    assert found > stopped
-    lost = {step: row for step, row in losses(output).items() if step >= found}
-
-    steps = found + 3
-    directories = [tmp_path / "whole", output] if whole else [output]
-    both = [
-        start(records, directory, [*ranks, f"train.steps={steps}"], "--resume", "--json") for directory in directories
-    ]
-    for process in both:
-        printed, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-    if whole:
-        require_equal_runs(tmp_path / "whole", output)
-    again = {step: row for step, row in losses(output).items() if step in lost}
-    assert again and again == {step: lost[step] for step in again}
-    result = json.loads(printed)
-    assert result["step"] == steps and result["held_out"] and result["cache_hit"] and len(metrics(output)) == steps + 1
-
-    alone = train(
-        load_config("alpha/tiny", [*fixed, "train.accumulation_steps=2", f"train.steps={steps}"]),
-        records,
-        tmp_path / "alone",
-        progress=False,
-    )
-    np.testing.assert_allclose([*losses(tmp_path / "alone").values()], [*losses(output).values()], atol=1e-4, rtol=1e-4)
-    assert alone.held_out.loss == pytest.approx(result["held_out"]["loss"], abs=1e-4) and alone.held_out.num_tokens > 0
+    return found, {step: row for step, row in losses(output).items() if step >= found}
 
 
 def start(records, output, overrides, *options):

@@ -248,7 +248,7 @@ def test_groups_of_heads_stay_legal_whatever_their_size():
         )
 
 
-@pytest.mark.parametrize("name", [CLUSTER, "pi/7b_64x32gib"])
+@pytest.mark.parametrize("name", [CLUSTER, pytest.param("pi/7b_64x32gib", marks=pytest.mark.slow)])
 def test_a_thinned_cluster_config_trains(name, records, tmp_path, mindspore_cpu):
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.train.loop import train
