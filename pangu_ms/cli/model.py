@@ -143,9 +143,10 @@ def _upgrade(args: Namespace) -> int:
     if args.config or args.tokenizer or args.data or any(text.startswith("model.family=") for text in args.overrides):
         return _upgrade_to_other_family(checkpoint, args)
     if old.family not in additions:
+        made = [f"add model.family={name}" for name, family in FAMILIES.items() if family.config.BASE_FAMILY == old.family]
         raise ConfigError(
-            f"{checkpoint.path}: model.family={old.family}: only {', '.join(additions)} has parts to add; name another"
-            " checkpoint"
+            f"{checkpoint.path}: model.family={old.family}: only {' and '.join(additions)} models have parts to add;"
+            f" {''.join(f'{words} and its fields, or ' for words in made)}name another checkpoint"
         )
     config = load_config(str(checkpoint.path / "config.yaml"), [*_NO_DATA, *additions[old.family], *args.overrides])
     fit.require_fit(old, config.model)
