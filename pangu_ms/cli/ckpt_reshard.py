@@ -182,8 +182,10 @@ def _step_path(path: Path, step: int | None) -> Path:
 
 
 def _with_plan(path: Path, config: RunConfig, section: ParallelConfig | None, overrides: list[str]) -> RunConfig:
-    """Load the configuration in `path`, replace its section `parallel` if one is given, then apply the overrides. A plan
-    with several ranks keeps no experts in host memory: that is for one process, and changes no number."""
+    """Load the configuration in `path`, replace its section `parallel` if one is given, then apply the overrides.
+
+    A plan with several ranks keeps no experts in host memory: that is for one process, and changes no number.
+    """
     own = dataclasses.asdict(config.parallel)
     changed = {key: value for key, value in dataclasses.asdict(section or config.parallel).items() if value != own[key]}
     # The value of an override is YAML, of which JSON is a part.

@@ -264,10 +264,10 @@ def test_one_domain_is_evaluated_in_file_order():
             {},
             ("law", "news"),
             "R: rows of domain code; the model has law, news; it must have the domain of every row (both have"
-            " news); leave the others out by 'data.mixture={news: 1}', or name them in a new model by 'model.domains=[code, news]', or"
-            " prepare them with `pangu data prepare",
+            " news); leave the others out by 'data.mixture={news: 1}', or name them in a new model by"
+            " 'model.domains=[code, news]', or prepare them with `pangu data prepare",
         ),
-        ({}, ("law",), "both have none); name them in a new model by 'model.domains=[code, news]', or prepare them with"),
+        ({}, ("law",), "both have none); name them in a new model by 'model.domains=[code, news]', or prepare them"),
     ],
 )
 def test_a_domain_that_one_side_lacks_is_told(data, domains, text):

@@ -168,7 +168,8 @@ class ExpertStore:
                     " directory on a disk by offload.directory, or use a smaller model"
                 )
             return
-        existing = next(path for path in (self.directory.absolute(), *self.directory.absolute().parents) if path.exists())
+        absolute = self.directory.absolute()
+        existing = next(path for path in (absolute, *absolute.parents) if path.exists())
         if not existing.is_dir():
             raise ConfigError(f"offload.directory={self.directory}: {existing} is a file; name a directory")
         if self.nbytes > (free := shutil.disk_usage(existing).free):
