@@ -42,9 +42,8 @@ def _run(args: Namespace) -> int:
     opened = Opened.of(checkpoint)
     if not opened.model.num_experts:
         raise ConfigError(f"{checkpoint.path}: model.num_experts=0: no layer has experts; name another checkpoint")
-    require_known(
-        args.data, RecordSet.require_declared(args.data, args.split, opened.model, evaluation=True), opened.model
-    )
+    declared = RecordSet.require_declared(args.data, args.split, opened.model, evaluation=True)
+    require_known(args.data, declared, opened.model, leave_out="")
     records = RecordSet.open(args.data, args.split)
     records.check(opened.model, checkpoint.tokenizer(), evaluation=True)
     report = {"checkpoint": str(checkpoint.path), "data": str(args.data), "split": args.split}

@@ -182,11 +182,19 @@ def _step_path(path: Path, step: int | None) -> Path:
 
 
 def _with_plan(path: Path, config: RunConfig, section: ParallelConfig | None, overrides: list[str]) -> RunConfig:
-    """Load the configuration in `path`, replace its section `parallel` if one is given, then apply the overrides."""
+    """Load the configuration in `path`, replace its section `parallel` if one is given, then apply the overrides.
+
+    A plan with several ranks keeps no experts in host memory: that is for one process, and changes no number.
+    """
     own = dataclasses.asdict(config.parallel)
     changed = {key: value for key, value in dataclasses.asdict(section or config.parallel).items() if value != own[key]}
     # The value of an override is YAML, of which JSON is a part.
-    return load_config(str(path), [f"parallel.{key}={json.dumps(value)}" for key, value in changed.items()] + overrides)
+    words = [f"parallel.{key}={json.dumps(value)}" for key, value in changed.items()] + overrides
+    if config.offload.experts:
+        new = load_config(str(path), [*words, "offload.experts=false"])
+        if new.parallel.world > 1:
+            return new
+    return load_config(str(path), words)
 
 
 def _result(path: Path, source: Source, old: RunConfig | None, new: RunConfig, whole: bool) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def inherit_parser() -> Parser:
 
 def upgrade_parser() -> Parser:
     """The options of `pangu model upgrade`."""
-    defaults = ", ".join(" ".join(words) for words in _additions().values())
+    defaults = " or ".join(dict.fromkeys(" ".join(words) for words in _additions().values()))
     text = f"what to add (default: {defaults}); the overrides must not change the function that the model computes"
     parser = _parser("upgrade", "CHECKPOINT", UPGRADE_HELP, text)
     text = "YAML file or shipped config of a model of another family, such as sigma/tiny (default: the checkpoint's)"
@@ -143,9 +143,10 @@ def _upgrade(args: Namespace) -> int:
     if args.config or args.tokenizer or args.data or any(text.startswith("model.family=") for text in args.overrides):
         return _upgrade_to_other_family(checkpoint, args)
     if old.family not in additions:
+        others = [name for name, family in FAMILIES.items() if family.config.BASE_FAMILY == old.family]
         raise ConfigError(
-            f"{checkpoint.path}: model.family={old.family}: only {', '.join(additions)} has parts to add; name another"
-            " checkpoint"
+            f"{checkpoint.path}: model.family={old.family}: only {' and '.join(additions)} models have parts to add;"
+            f" {''.join(f'add model.family={name} and its fields, or ' for name in others)}name another checkpoint"
         )
     config = load_config(str(checkpoint.path / "config.yaml"), [*_NO_DATA, *additions[old.family], *args.overrides])
     fit.require_fit(old, config.model)

@@ -68,7 +68,8 @@ def config_from_dict(tree: dict[str, Any], where: str) -> RunConfig:
     try:
         return TypeAdapter(RunConfig).validate_python(tree)
     except ValidationError as error:
-        raise ConfigError("; ".join(dict.fromkeys(_explain(item, where) for item in error.errors()))) from None
+        reasons = dict.fromkeys(_explain(item) for item in error.errors())
+        raise ConfigError(f"{where}: {'; '.join(reasons)}") from None
 
 
 def config_to_dict(config: RunConfig) -> dict[str, Any]:
@@ -132,27 +133,37 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"{override}: the value is not YAML: {error}; put a text in quotes") from None
 
 
-def _explain(item: ErrorDetails, where: str) -> str:
+def _explain(item: ErrorDetails) -> str:
     location = [str(part) for part in item["loc"]]
     # pydantic inserts the family's name after `model` into the location; no file has it there.
     family = location.pop(1) if location[:1] == ["model"] and len(location) > 1 else None
     key = ".".join(location)
     if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{where}: {key}: unknown key{_nearest(location[-1], _fields_at(location[:-1], family))}"
+        return f"{key}: unknown key{_nearest(location[-1], _fields_at(location[:-1], family))}"
     if item["type"] == "union_tag_not_found":
-        return f"{where}: {key}.family: is required; known: {', '.join(FAMILIES)}"
+        return f"{key}.family: is required; known: {', '.join(FAMILIES)}"
     if item["type"] == "union_tag_invalid":
-        return f"{where}: {key}.family={item['ctx']['tag']}: unknown family{_nearest(item['ctx']['tag'], FAMILIES)}"
+        return f"{key}.family={item['ctx']['tag']}: unknown family{_nearest(item['ctx']['tag'], FAMILIES)}"
     if item["type"] in ("missing", "missing_argument"):
-        return f"{where}: {key}: is required and was not given"
+        return f"{key}: is required and was not given"
     if item["type"] == "value_error":
         error = item["ctx"]["error"]
-        return f"{where}: {key + '.' if key else ''}{error}"
+        return f"{key + '.' if key else ''}{error}"
     found = repr(item["input"])
-    return (
-        f"{where}: {key}={found if len(found) <= _SHOWN else found[:_SHOWN] + '...'}:"
-        f" {item['msg'][0].lower()}{item['msg'][1:]}"
-    )
+    return f"{key}={found if len(found) <= _SHOWN else found[:_SHOWN] + '...'}: {_reason(item, location)}"
+
+
+def _reason(item: ErrorDetails, location: list[str]) -> str:
+    """What is wrong with a value, in words of YAML where pydantic's are those of Python."""
+    if item["type"] == "dict_type":
+        return "must be a mapping, such as {zh: 0.3, code: 0.7}"
+    if item["type"] in ("tuple_type", "list_type"):
+        return "must be a list in brackets, such as [zh, code]"
+    if item["type"] == "string_type" and not isinstance(item["input"], (list, dict)):
+        return 'must be a text; YAML reads no, on, null and numbers as something else: put it in quotes, such as "no"'
+    if item["input"] is None and ":" in location[-1]:
+        return "has no value; YAML needs a space after the colon"
+    return f"{item['msg'][0].lower()}{item['msg'][1:]}"
 
 
 def _fields_at(location: list[str], family: str | None) -> list[str]:

@@ -109,6 +109,9 @@ def guarded(name: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         tell(f"{name}: interrupted")
         return INTERRUPTED
+    except MemoryError as error:
+        tell(f"{name}: too little memory{f' ({error})' if str(error) else ''}; use a smaller model or a smaller batch")
+        return USER_ERROR
     except BrokenPipeError:  # the reader of our output went away (`pangu ... | head`)
         # When Python ends it flushes stdout again, and would report the same error on stderr.
         sys.stderr.close()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from pangu_ms.config.schema import DataConfig
+from pangu_ms.core import yaml_file
 from pangu_ms.core.errors import DataError
 from pangu_ms.data.corpus import UNKNOWN_DOMAIN
 from pangu_ms.models.common.config import ModelConfig
@@ -64,22 +65,25 @@ def require_known(source: str, read: Iterable[str], model: ModelConfig, leave_ou
         read: the domains of the rows.
         model: the configuration of the model.
         leave_out: how the message advises to leave other domains out: "mixture" names the field data.mixture, "option"
-            the option --domain.
+            the option --domain; "" if there is no way.
 
     Raises:
         DataError: the model lacks a domain.
     """
     if not model.domains:
         return
+    read = list(read)
     lacking = [name for name in read if name not in model.domains]
     if not lacking:
         return
     both = [name for name in model.domains if name in set(read)]
     found = "rows without a domain" if lacking[0] == UNKNOWN_DOMAIN else f"rows of domain {lacking[0]}"
     advice = NAME_DOMAINS
+    if leave_out == "mixture" and UNKNOWN_DOMAIN not in lacking:
+        advice = f"name them in a new model by {_list_override(read)}, or {advice}"
     if both and leave_out == "mixture":
         advice = f"leave the others out by {override('mixture', dict.fromkeys(both, 1))}, or {advice}"
-    elif both:
+    elif both and leave_out:
         advice = f"name one of them by --domain, or {advice}"
     raise DataError(
         f"{source}: {found}; the model has {shown(model.domains)}; it must have the domain of every row (both have"
@@ -106,6 +110,15 @@ def shown(names: Iterable[str], most: int = 8) -> str:
 
 def override(field: str, amounts: Mapping[str, int]) -> str:
     """The word of a command line that sets a field of the section data to amounts by domain."""
-    keys = [name if re.fullmatch(r"[A-Za-z_]\w*", name) else json.dumps(name, ensure_ascii=False) for name in amounts]
-    value = ", ".join(f"{key}: {amount}" for key, amount in zip(keys, amounts.values()))
+    value = ", ".join(f"{_yaml_word(name)}: {amount}" for name, amount in amounts.items())
     return shlex.quote(f"data.{field}={{{value}}}")
+
+
+def _list_override(names: Iterable[str]) -> str:
+    """The word of a command line that gives a model these domains."""
+    return shlex.quote(f"model.domains=[{', '.join(map(_yaml_word, names))}]")
+
+
+def _yaml_word(name: str) -> str:
+    plain = re.fullmatch(r"[A-Za-z_]\w*", name) and yaml_file.parse(name) == name  # YAML reads no as false
+    return name if plain else json.dumps(name, ensure_ascii=False)

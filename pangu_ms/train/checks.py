@@ -16,7 +16,7 @@ from pangu_ms.data.loader import Loader
 from pangu_ms.data.records import RecordSet
 from pangu_ms.data.resample import Order
 from pangu_ms.models.common.strict import check_names_and_shapes
-from pangu_ms.train.resume import starting_point
+from pangu_ms.train.resume import require_same_domains, starting_point
 from pangu_ms.train.trackers import require_trackers
 
 FOR_ANY_DEVICE = ("num_devices", "data_parallel", "devices_per_server")
@@ -99,6 +99,7 @@ def require_startable(
     if start is None and init_from:
         checkpoint = store.open_checkpoint(Path(init_from), digests=False)
         check_names_and_shapes(str(checkpoint.path), checkpoint.stored("model"), config.model.parameter_shapes())
+        require_same_domains(str(checkpoint.path), checkpoint.config().model, config.model)
 
 
 def require_readable(config: RunConfig, records: Path | str) -> None:

@@ -118,7 +118,7 @@ def _began_a_run(output: Path) -> bool:
     if (
         not (output / CONFIG).is_file()
         or {path.name for path in output.iterdir()} - OWN_NAMES
-        or any(output.glob("checkpoints/*"))
+        or any(output.glob("checkpoints/[!.]*"))  # a lock, or a save that did not finish, is no checkpoint
     ):
         return False
     try:

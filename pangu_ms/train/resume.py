@@ -8,6 +8,7 @@ from pangu_ms.checkpoint import store
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import ConfigError, OutputError
+from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.train import branch, global_batch
 from pangu_ms.train.directory import require_own
 from pangu_ms.train.schedule import decay_end
@@ -30,6 +31,33 @@ FREE_WITH_BATCH = (
     "train.accumulation_steps",
 )  # as long as the global batch stays: then each step reads the rows that it would have read
 OF_THE_SCHEDULE = ("optimizer.decay_steps",)  # may change within limits: see _require_same_rates
+
+
+def require_same_domains(where: str, old: ModelConfig, new: ModelConfig) -> None:
+    """Check that weights come to the domains that they were trained for: a model knows its domains by their numbers, so
+    that other names in the same order rename them, and the same names in another order would exchange their experts.
+
+    Args:
+        where: the checkpoint, for messages.
+        old: the model of the checkpoint.
+        new: the model that gets its weights.
+
+    Raises:
+        ConfigError: a domain has another number, other experts or another slot than in the checkpoint.
+    """
+    if not new.domains or len(old.domains) != len(new.domains):
+        return  # that the shapes differ is told elsewhere
+    for index, name in enumerate(new.domains):
+        if name != old.domains[index] and name in old.domains:
+            raise ConfigError(
+                f"{where}: model.domains=[{', '.join(new.domains)}]: domain {name} would get the experts of"
+                f" {old.domains[index]}; the checkpoint's order is [{', '.join(old.domains)}]; keep it"
+            )
+        if new.members_of([index]) != old.members_of([index]):
+            raise ConfigError(
+                f"{where}: domain {name} would have other experts or another slot than in the checkpoint; keep its"
+                " model.group_of_domain, model.group_sizes and model.slot_of_domain"
+            )
 
 
 def starting_point(

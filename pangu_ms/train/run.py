@@ -24,7 +24,7 @@ from pangu_ms.train.directory import RunLock
 from pangu_ms.train.distributed_model import build_distributed_model, initialize, load
 from pangu_ms.train.guard import Guard
 from pangu_ms.train.health_check import PeekableBatches, healthy_loss
-from pangu_ms.train.resume import starting_point
+from pangu_ms.train.resume import require_same_domains, starting_point
 from pangu_ms.train.state import Branch, RunState
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Run:
 
         Raises:
             OutputError: the directory has other content, or holds a run and `resume` is off.
-            ConfigError: the checkpoint is of another run.
+            ConfigError: the checkpoint is of another run, or `init_from` has other domains.
             CheckpointError: `init_from` holds weights of another model.
             DataError: the records were made with another tokenizer than the checkpoint's.
             PlanError: MindSpore gives a parameter another layout than the plan.
@@ -77,6 +77,8 @@ class Run:
         weights = None
         if init_from and not checkpoint:
             weights = self.model.find_checkpoint(lambda: store.open_checkpoint(init_from))
+        if weights:
+            require_same_domains(str(weights.path), weights.config().model, self.config.model)
         self.model.compile()
         if checkpoint:
             self._restore(checkpoint, branches=checkpoint.step == resume_from)

@@ -6,7 +6,9 @@ import pytest
 
 from pangu_ms.checkpoint import safetensors_file, sharded, store
 from pangu_ms.checkpoint.reshard import Source, reshard
+from pangu_ms.cli import main as cli
 from pangu_ms.config import load_config
+from pangu_ms.config.load import replace
 from pangu_ms.parallel.plan import MOMENTS, Plan
 
 EXPERTS = 12
@@ -89,6 +91,24 @@ def test_from_any_expert_parallel_to_any_other_and_back_to_the_same_bytes(tmp_pa
     assert set(safetensors_file.index(back / "routing.safetensors")) == {
         name for name in groups["model"] if name.endswith("routing")
     }
+
+
+def test_for_several_ranks_experts_are_no_longer_in_host_memory(tmp_path, whole):
+    """offload.experts is for one process, and the verb takes no override of it."""
+    path, groups, original = whole
+    offloaded = replace(planned(1, 1, 1, 1, False), offload={"experts": True})
+    path = store.save(tmp_path / "offloaded", 5, groups, {"step": 5}, offloaded)
+
+    def resharded(source, name, *words):
+        output = tmp_path / name
+        assert cli.main(["ckpt", "reshard", str(source), "--output", str(output), *words]) == 0
+        return output / "checkpoints" / "step-00000005"
+
+    ranks = resharded(path, "ranks", "parallel.data_parallel=2", "parallel.expert_parallel=2")
+    assert not store.open_checkpoint(ranks).config().offload.experts
+    back = resharded(ranks, "back", "--whole")
+    assert tensor_bytes(back) == original
+    assert store.open_checkpoint(resharded(path, "same", "--whole")).config().offload.experts
 
 
 def test_a_missing_expert_or_a_missing_rank_is_named(tmp_path, whole):

@@ -264,9 +264,10 @@ def test_one_domain_is_evaluated_in_file_order():
             {},
             ("law", "news"),
             "R: rows of domain code; the model has law, news; it must have the domain of every row (both have"
-            " news); leave the others out by 'data.mixture={news: 1}', or prepare them with `pangu data prepare",
+            " news); leave the others out by 'data.mixture={news: 1}', or name them in a new model by"
+            " 'model.domains=[code, news]', or prepare them with `pangu data prepare",
         ),
-        ({}, ("law",), "both have none); prepare them with `pangu data prepare --domain NAME=FILES`, which names"),
+        ({}, ("law",), "both have none); name them in a new model by 'model.domains=[code, news]', or prepare them"),
     ],
 )
 def test_a_domain_that_one_side_lacks_is_told(data, domains, text):
@@ -447,3 +448,8 @@ def test_the_default_corpus_has_two_domains():
     for path, domain in zip(corpus.files, corpus.domains):
         sizes[domain] += path.stat().st_size
     assert set(sizes) == {"modules", "packages"} and min(sizes.values()) > 200_000
+
+
+def test_names_that_yaml_reads_as_something_else_are_advised_in_quotes():
+    with pytest.raises(DataError, match=r"""'model.domains=\[en, "no", "2023"\]'"""):
+        require_known("R", ["en", "no", "2023"], model_of("zh"))

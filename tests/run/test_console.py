@@ -75,6 +75,15 @@ def test_a_message_is_one_line(error, capsys):
     assert said.count("\n") == 1 and is_harmless(said) and "\\u009b31m\\u202e" in said
 
 
+def test_too_little_memory_is_one_line(capsys):
+    def command():
+        raise MemoryError("Unable to allocate 256. GiB")
+
+    assert console.guarded("pangu train", command) == console.USER_ERROR
+    said = "pangu train: too little memory (Unable to allocate 256. GiB); use a smaller model or a smaller batch\n"
+    assert capsys.readouterr().err == said
+
+
 def test_words_of_the_command_line_are_shown(capsys):
     assert main([STEERS]) == 2
     parser = Parser(prog="pangu x")

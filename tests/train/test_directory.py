@@ -34,6 +34,12 @@ def test_a_run_that_failed_before_its_first_checkpoint_is_begun_again_by_resume(
     assert begin(RUN, resume=True) is None
 
 
+def test_a_first_checkpoint_that_did_not_fit_on_the_disk_is_no_checkpoint(begin):
+    left = RUN | {"checkpoints/.lock": "", "checkpoints/.step-00000003.1a.tmp/model.safetensors": ""}
+    with pytest.raises(OutputError, match="holds a run without a checkpoint; add --resume to begin it again"):
+        begin(left)
+
+
 @pytest.mark.parametrize(
     "files",
     [

@@ -14,6 +14,7 @@ from pangu_ms.data.records import RecordSet
 from pangu_ms.models.alpha import model as alpha
 from pangu_ms.models.alpha.config import AlphaConfig
 from pangu_ms.models.common.config import ExtraInput
+from pangu_ms.train.resume import require_same_domains
 
 pytestmark = pytest.mark.usefixtures("compiled_models")
 
@@ -147,3 +148,25 @@ def test_a_rehearsal_of_the_launch_keeps_what_it_can():
         assert own.data == config.data and own.train.batch_size == (8 if config.data.samples_per_domain else 2)
         default = load_config("alpha/tiny", [*words, *smoke_overrides(config)])
         assert not default.data.mixture and not default.data.samples_per_domain and default.train.batch_size == 2
+
+
+@pytest.mark.parametrize(
+    ("domains", "changes", "message"),
+    [
+        ("[a, b]", "", None),
+        ("[a, new]", "", None),
+        ("[b, a]", "", r"model.domains=\[b, a\]: domain b would get the experts of a; .*order is \[a, b\]; keep it"),
+        ("[new, a]", "", "domain a would get the experts of b"),
+        ("[a, b]", "model.group_of_domain=[1, 0]", "domain a would have other experts or another slot"),
+        ("[a, b]", "model.slot_of_domain=[1, 0]", "domain a would have other experts or another slot"),
+    ],
+)
+def test_initial_weights_stay_with_their_domains(domains, changes, message):
+    """Names in another order exchanged the experts of two domains without a word."""
+    slots = "model.slot_of_domain=[0, 1]"
+    old = load_config("sigma/tiny", ["model.domains=[a, b]", slots]).model
+    new = load_config("sigma/tiny", [f"model.domains={domains}", slots, *filter(None, [changes])]).model
+    if message is None:
+        return require_same_domains("W", old, new)
+    with pytest.raises(ConfigError, match=f"^W: .*{message}"):
+        require_same_domains("W", old, new)

@@ -247,6 +247,12 @@ def test_too_little_memory_is_told_with_what_is_needed(config, monkeypatch):
         ExpertStore(config.model, config.optimizer)
 
 
+def test_a_file_in_the_place_of_the_directory_is_told(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"offload.directory=.*file: .*file is a file; name a directory"):
+        ExpertStore(config.model, config.optimizer, tmp_path / "file")
+
+
 def test_a_full_disk_is_told_before_anything_is_mapped(config, monkeypatch, tmp_path):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -168,9 +168,10 @@ class ExpertStore:
                     " directory on a disk by offload.directory, or use a smaller model"
                 )
             return
-        existing = next(
-            path for path in (self.directory.absolute(), *self.directory.absolute().parents) if path.is_dir()
-        )
+        absolute = self.directory.absolute()
+        existing = next(path for path in (absolute, *absolute.parents) if path.exists())
+        if not existing.is_dir():
+            raise ConfigError(f"offload.directory={self.directory}: {existing} is a file; name a directory")
         if self.nbytes > (free := shutil.disk_usage(existing).free):
             raise OutputError(
                 f"{self.directory}: {self._needed()}; the disk has {free / 2**30:,.1f} GiB left; name an"

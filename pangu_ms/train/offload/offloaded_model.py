@@ -37,9 +37,9 @@ class OffloadedModel(ReplicatedModel):
         self.sizes = room_for_batches(config, loader)
         small = config.model.with_members(self.sizes)
         self.graph_identity = {"working_set": self.sizes}
-        self.model = build_model(small)
         directory = Path(config.offload.directory) if config.offload.directory else None
-        self.store = ExpertStore(config.model, config.optimizer, directory)
+        self.store = ExpertStore(config.model, config.optimizer, directory)  # first: it tells if there is too little room
+        self.model = build_model(small)
         shapes = config.model.parameter_shapes()
         self.tables = {
             name: np.zeros(shapes[name], np.int32)
