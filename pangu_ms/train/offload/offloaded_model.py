@@ -38,7 +38,9 @@ class OffloadedModel(ReplicatedModel):
         small = config.model.with_members(self.sizes)
         self.graph_identity = {"working_set": self.sizes}
         directory = Path(config.offload.directory) if config.offload.directory else None
-        self.store = ExpertStore(config.model, config.optimizer, directory)  # first: it tells if there is too little room
+        self.store = ExpertStore(
+            config.model, config.optimizer, directory
+        )  # first: it tells if there is too little room
         self.model = build_model(small)
         shapes = config.model.parameter_shapes()
         self.tables = {
