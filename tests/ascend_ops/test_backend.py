@@ -281,6 +281,7 @@ def test_the_public_functions_are_the_operators():
         "rotary_table",
         "lay_out",
         "is_laid_out",
+        "on_own_slices",
         "fork",
         "host_adamw",
         "logits",

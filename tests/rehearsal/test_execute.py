@@ -157,6 +157,7 @@ def test_alpha_on_two_by_two_ranks_computes_what_one_process_does():
     assert set(found.collectives) == {"AllReduce sum"} and not found.emulated
 
 
+@pytest.mark.slow  # in the default tier experts on two ranks are executed and compared
 def test_pi_with_its_vocabulary_cut_computes_what_one_process_does():
     """All that is emulated stands in this plan, but the exchange of tokens among experts."""
     found = executed("pi", "model_parallel=2", "vocab_embedding=row", "model.num_layers=1", steps=5)

@@ -24,7 +24,7 @@ class Given:
     """A distributed model whose steps have given losses; a step in `overflows` has a gradient that is not finite; a
     signal comes in step `signal_at`."""
 
-    cacheable, groups = False, {}
+    cacheable, groups, graph_identity = False, {}, {}
 
     def __init__(self, config, loss=lambda step: 2.0, overflows=(), signal_at=None):
         self.config, self.ranks, self.train_step = config, Replicas(), self
@@ -46,6 +46,9 @@ class Given:
     def compile(self):
         pass
 
+    def restored(self, checkpoint):
+        pass
+
     def save(self, root, step, state, tokenizer):
         store.save(root, step, {"model": {}}, state, self.config, keep=self.config.train.keep_checkpoints)
 
@@ -57,13 +60,13 @@ class Given:
 def session(records, tiny_overrides, tmp_path, monkeypatch):
     """Trains with given losses; the result, and the model."""
     monkeypatch.setattr(run, "load", lambda model, checkpoint, group: None)
-    monkeypatch.setattr(run, "initialize", lambda model: None)
+    monkeypatch.setattr(run, "initialize", lambda model, token_counts: None)
     saves_often = ["train.save_every=1", "train.keep_checkpoints=2"]
 
     def train(*overrides, resume=False, stop_at=None, **given):
         made = []
         monkeypatch.setattr(
-            run, "build_distributed_model", lambda config: made.append(Given(config, **given)) or made[0]
+            run, "build_distributed_model", lambda config, _: made.append(Given(config, **given)) or made[0]
         )
         config = load_config("alpha/tiny", [*tiny_overrides, *saves_often, *overrides])
         result = loop.train(config, records, tmp_path / "run", resume, stop_at=stop_at, progress=False)

@@ -24,10 +24,8 @@ class Toned(alpha.PanguAlpha):
 
     def construct(self, ids_BS, positions_BS, segments_BS, key, tone_B, weight_BS):
         """`tone_B` int32 [B], `weight_BS` float32 [B, S]."""
-        x_BSE, residual_BSE = self.fork_stream(self.stream(ids_BS, positions_BS, segments_BS, None, key))
-        asked_BSE = self.attend_by_position(x_BSE, residual_BSE, positions_BS, segments_BS, None, None, key)
-        factor_BS1 = (1.0 + tone_B.reshape(-1, 1) * weight_BS).expand_dims(2)
-        return self.logits(asked_BSE, self.word_embedding.weight) * factor_BS1
+        logits_BSV = super().construct(ids_BS, positions_BS, segments_BS, key)
+        return logits_BSV * (1.0 + tone_B.reshape(-1, 1) * weight_BS).expand_dims(2)
 
 
 @pytest.fixture
