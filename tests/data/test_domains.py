@@ -288,7 +288,7 @@ def test_advice_is_taken():
     names = ["news of 2020", "code", "law: the people's"]
     with pytest.raises(DataError) as caught:
         require_known("R", names, model_of("law: the people's", "news of 2020"))
-    advice = str(caught.value).partition("leave the others out by ")[2].partition(", or prepare")[0]
+    advice = str(caught.value).partition("leave the others out by ")[2].partition(", or name them")[0]
     data = load_config("alpha/tiny", shlex.split(advice)).data
     assert data.mixture == {"law: the people's": 1, "news of 2020": 1}
     require_run_domains("R", names, data, model_of("law: the people's", "news of 2020"))

@@ -196,7 +196,8 @@ def test_waiting_for_the_scheduler(tmp_path, monkeypatch):
         ):
             assert step.wait(5)
             step.clear()
-            path.write_bytes(content)
+            (tmp_path / "new").write_bytes(content)
+            (tmp_path / "new").replace(path)  # at once: a reader that is as fast would tell an empty file, too
 
     thread = threading.Thread(target=scheduler)
     thread.start()
