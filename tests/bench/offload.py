@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--domains", nargs="+", type=int, default=[1, 2, 4, 8, 16], help="domains that the model owns")
     parser.add_argument("--in-batch", nargs="+", type=int, default=[1, 2], help="domains in a batch")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="what to measure")
-    parser.add_argument("--steps", type=int, default=12, help="steps timed")
+    parser.add_argument("--steps", type=int, default=36, help="steps timed; more than twice the domains")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # way, domains, in batch: in this process
     args = parser.parse_args()
