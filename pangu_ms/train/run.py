@@ -9,7 +9,7 @@ import numpy as np
 import ascend_ops
 from pangu_ms.checkpoint import store
 from pangu_ms.config.load import dump_config
-from pangu_ms.config.schema import RunConfig
+from pangu_ms.config.schema import OffloadConfig, RunConfig
 from pangu_ms.core import files, runtime
 from pangu_ms.core.heartbeat import EVALUATE, INIT, SAVE, beat
 from pangu_ms.data.loader import Loader
@@ -49,6 +49,7 @@ class Run:
         self.held_out_set = RecordSet.open(records, "held_out") if self.train_set.has_split("held_out") else None
         runtime.start(config.runtime.device)
         _warn_of_slow_dtype(config)
+        _warn_of_idle_offload(config.offload)
         self.model = build_distributed_model(config, loader)
         self.ranks, self.train_step = self.model.ranks, self.model.train_step
         self.guard, self.step = Guard.create(config), 0
@@ -181,3 +182,8 @@ def _warn_of_slow_dtype(config: RunConfig) -> None:
             "model.compute_dtype=bfloat16: gains nothing here, as this CPU has no bfloat16 products (AVX512_BF16) or"
             " they cannot be used"
         )
+
+
+def _warn_of_idle_offload(offload: OffloadConfig) -> None:
+    if not offload.experts and offload != OffloadConfig():
+        log.warning("offload.directory, offload.transfer: have no effect without offload.experts=true")

@@ -208,7 +208,9 @@ def same(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_is_the_one_that_has_all_experts_in_its_graph(finished, overrides, records, tmp_path, monkeypatch):
+def test_a_run_is_the_one_that_has_all_experts_in_its_graph(
+    finished, overrides, records, tmp_path, monkeypatch, caplog
+):
     """Its checkpoints have the same tensors; a run may go on either way."""
     from pangu_ms.train.loop import train
 
@@ -216,7 +218,9 @@ def test_a_run_is_the_one_that_has_all_experts_in_its_graph(finished, overrides,
     begun = shutil.copytree(finished, tmp_path / "run")
     for step in (9, 12):
         shutil.rmtree(begun / f"checkpoints/step-{step:08d}")
-    train(load_config("sigma/tiny", [*overrides, "offload.experts=false"]), records, begun, resume=True, progress=False)
+    resident = load_config("sigma/tiny", [*overrides, "offload.experts=false", "offload.transfer=copy"])
+    train(resident, records, begun, resume=True, progress=False)
+    assert "have no effect without offload.experts=true" in caplog.text
     assert same(checkpoint_tensors(begun), checkpoint_tensors(finished))
     shutil.rmtree(begun / "checkpoints/step-00000012")
     train(load_config("sigma/tiny", overrides), records, begun, resume=True, progress=False)
