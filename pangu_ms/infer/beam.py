@@ -51,8 +51,7 @@ def beam_search(
         decoder.require_beams(width)
     live, finished = [Hypothesis((), 0.0)], []
     max_steps = min(config.max_new_tokens, decoder.shape.max_length - len(prompt))
-    domains = [] if domain is None else [domain] * width
-    logits = decoder.prefill([prompt] * width, domains)[:1]  # all rows are equal: the search starts from one beam
+    logits = decoder.prefill([prompt], [] if domain is None else [domain])  # the search starts from one beam
     for step in range(max_steps):
         # Each live beam may yield one finished hypothesis per stop token. Enough candidates remain for `width` beams.
         candidates, parents = _candidates(
@@ -70,7 +69,7 @@ def beam_search(
         live = kept
         if not live or step == max_steps - 1 or _is_settled(finished, live, config):
             break
-        decoder.reorder(np.array(rows, np.int32))
+        decoder.copy(rows, range(len(rows)), len(prompt) + step)
         logits = decoder.step(np.array([h.tokens[-1] for h in live], np.int32))
     return sorted(finished + live, key=lambda h: -h.score(config.length_penalty))[:width]
 

@@ -1,10 +1,11 @@
-"""Prefill and cached decoding in one graph over one copy of the weights.
+"""One step of generation as one graph over one copy of the weights.
 
-Two static graphs would hold the weights twice, in memory and in a MindIR file, and a graph of dynamic length decodes
-several times slower. So one graph holds the prefill branch and the decode branch, and a prompt of any length is fed in
-chunks of one fixed size.
+Sequences stand in slots of the KV cache, each at a position of its own. A step appends one token to each slot and, in
+another branch of the graph, a chunk of one prompt to one more slot: prompts of any length are read in chunks of one
+size while the other slots generate (Sarathi's stall-free batching, arXiv 2403.02310, with static shapes). Two static
+graphs would hold the weights twice in a MindIR file, and a graph of dynamic length decodes several times slower.
 
-Shapes: B batch, P chunk, C cache positions per sequence, Q new tokens (P or 1); see models/common/layers.py.
+Shapes: S slots, P chunk, N new tokens (S or S + P), C positions of a slot; see models/common/layers.py.
 """
 
 import mindspore as ms
@@ -17,57 +18,51 @@ from pangu_ms.models.common.layers import CacheShape
 
 
 class CachedModel(nn.Cell):
-    """Appends tokens to the KV cache and returns, for each sequence, the logits at one of these tokens."""
+    """Appends tokens to the KV cache and returns, for each slot, the logits behind one of them."""
 
     def __init__(self, config: ModelConfig, cache: CacheShape):
         super().__init__(auto_prefix=False)  # parameters keep the names that they have in checkpoints
         self.model = build_model(config, cache)
-        self.last_position = Tensor(config.seq_length - 1, ms.int32)
-        self.slots_C = Tensor(np.arange(cache.capacity, dtype=np.int32))
-        self.batch_B1 = Tensor(np.arange(cache.batch_size, dtype=np.int32).reshape(-1, 1))
-        self.minimum, self.concat = ops.Minimum(), ops.Concat(1)
+        self.num_slots, self.capacity = cache.num_slots, cache.capacity
+        self.slots_S = Tensor(np.arange(cache.num_slots, dtype=np.int32))
+        self.concat, self.pick, self.minimum, self.maximum = ops.Concat(), ops.Gather(), ops.Minimum(), ops.Maximum()
         self.set_train(False)
 
-    def construct(self, ids_BP, start_B, last_B, prefill, *extra):
-        """Append the new tokens of each sequence.
+    def construct(self, ids_N, positions_N, last_S, chunk_slot_1, with_chunk, *extra):
+        """Append one token to each slot, and a chunk to one of them.
+
+        A row of the N = S + P that is for nobody has position -1. It changes nothing that a later call reads.
 
         Args:
-            ids_BP: int32, new tokens.
-            start_B: int32, position of the first new token of each sequence.
-            last_B: int32, which of the new tokens of each sequence to return the logits of, counted from 0.
-            prefill: bool scalar; False appends only the first token of each row.
-            extra: the family's further inputs, one value for each sequence (`ModelConfig.extra_inputs`): PanGu-Sigma's
-                domain, int32 [B].
+            ids_N: int32, the next token of each slot, then the tokens of the chunk.
+            positions_N: int32, the position of each of them in its sequence, below C, or -1.
+            last_S: int32, which of the N rows to return the logits of, for each slot.
+            chunk_slot_1: int32 [1], the slot that the chunk is appended to.
+            with_chunk: bool scalar; False computes the first S rows alone.
+            extra: the family's further inputs, one value for each slot (`ModelConfig.extra_inputs`): PanGu-Sigma's
+                domain, int32 [S].
 
         Returns:
-            Logits float32 [B, V].
+            Logits float32 [S, V].
         """
-        if prefill:
-            return self.extend(ids_BP, start_B, last_B, *extra)
-        return self.extend(ids_BP[:, :1], start_B, last_B * 0, *extra)  # index 0: each row has one token
+        if with_chunk:
+            return self.append(ids_N, positions_N, last_S, chunk_slot_1, extra)
+        S = self.num_slots
+        return self.append(ids_N[:S], positions_N[:S], last_S, chunk_slot_1, extra)
 
-    def extend(self, ids_BQ, start_B, last_B, *extra):
-        slots_BQ = start_B.reshape(-1, 1) + self.slots_C[: ids_BQ.shape[1]].reshape(1, -1)
-        # The padding after a prompt may reach beyond the end of the position table.
-        positions_BQ = self.minimum(slots_BQ, self.last_position)
-        last_B2 = self.concat((self.batch_B1, last_B.reshape(-1, 1)))
-        return self.model.extend(ids_BQ, positions_BQ, last_B2, slots_BQ, *extra)
+    def append(self, ids_N, positions_N, last_S, chunk_slot_1, extra):
+        """`construct`, for S or S + P rows."""
+        slots_N, length = self.slots_S, ids_N.shape[0]
+        if length > self.num_slots:
+            slots_N = self.concat((slots_N, chunk_slot_1.broadcast_to((length - self.num_slots,))))
+        row_in_slot_N = ops.select(positions_N < 0, self.capacity, positions_N)
+        rows_N1 = (slots_N * (self.capacity + 1) + row_in_slot_N).reshape(-1, 1)
+        places = (self.maximum(positions_N, 0).reshape(-1, 1), rows_N1, chunk_slot_1)
+        extra_N = ()
+        for value_S in extra:
+            extra_N += (self.pick(value_S, slots_N, 0),)
+        return self.model.extend(ids_N.reshape(-1, 1), places, last_S, *extra_N)
 
     def caches(self) -> list[Parameter]:
         """The cached keys and values of every attention."""
         return caches(self.model)
-
-
-class ReorderCaches(nn.Cell):
-    """Copies the KV cache between the sequences of a batch, as beam search needs it."""
-
-    def __init__(self, model: CachedModel, batch_size: int):
-        super().__init__(auto_prefix=False)
-        self.caches, self.batch_size = ms.ParameterTuple(model.caches()), batch_size
-        self.gather, self.assign = ops.Gather(), ops.Assign()
-
-    def construct(self, rows_B):
-        """Give sequence b the cache of sequence rows_B[b]; rows_B is int32 [B]."""
-        for cache in self.caches:
-            self.assign(cache, self.gather(cache.reshape(self.batch_size, -1), rows_B, 0).reshape(cache.shape))
-        return rows_B

@@ -1,7 +1,7 @@
-"""Runs a prefill-and-decode graph, either a CachedModel or a loaded MindIR. Prompts of different lengths are padded and
-fed in chunks, so that all shapes are static."""
+"""Runs the graph of a CachedModel, or the one of a loaded MindIR: appends tokens to sequences in slots, each at a
+position of its own. numpy only, apart from the call of the graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +10,16 @@ import numpy as np
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.domains import NO_DOMAINS, Domains
 
-NO_BEAMS = "a MindIR package holds no graph that reorders its cache; use 1, or the checkpoint"
-
-
 @dataclass(frozen=True)
 class GraphShape:
-    """The static shapes of a prefill-and-decode graph."""
+    """The static shapes of the graph."""
 
     batch_size: int
-    """Sequences per call."""
+    """Slots: sequences that are generated together."""
     chunk: int
     """Prompt tokens per call."""
     capacity: int
-    """Positions of the cache, a multiple of `chunk`."""
+    """Positions of a slot."""
     seq_length: int
     """Longest context of the model, in tokens."""
 
@@ -37,8 +34,7 @@ class GraphShape:
             if value < least:
                 raise GenerationError(f"{name}={value}: must be at least {least}")
         length = min(max_length, seq_length)
-        chunk = min(chunk, seq_length)
-        return cls(batch_size, chunk, -(-length // chunk) * chunk, seq_length)  # rounded up to whole chunks
+        return cls(batch_size, min(chunk, length), length, seq_length)
 
     @property
     def max_length(self) -> int:
@@ -59,33 +55,60 @@ class GraphShape:
 
 
 class Decoder:
-    """Computes the logits of the next token for a batch of sequences of different lengths.
-
-    The graph always gets a full batch; unused rows are fed zeros.
-    """
+    """Computes the logits of the next token of sequences in slots."""
 
     def __init__(
         self,
         graph: Callable[..., Any],
         shape: GraphShape,
-        reorder: Callable[..., Any] | None = None,
         domains: Domains = NO_DOMAINS,
+        caches: Sequence[Any] = (),
     ):
         """Wrap a graph.
 
         Args:
-            graph: called as `graph(ids, start, last, prefill)`, like CachedModel; if the model has domains, with those
-                of the sequences as a fifth argument.
+            graph: called like CachedModel; if the model has domains, with those of the slots as a sixth argument.
             shape: the static shapes of `graph`.
-            reorder: called as `reorder(rows)`, like ReorderCaches; only beam search needs it.
             domains: the domains that the model tells apart.
+            caches: the parameters of `graph` that hold keys and values, slot after slot.
         """
-        self.graph, self.shape, self._reorder, self.domains = graph, shape, reorder, domains
+        self.graph, self.shape, self.domains, self.caches = graph, shape, domains, caches
         self.lengths = np.zeros(shape.batch_size, np.int32)
-        self._domain_of_row = np.zeros(shape.batch_size, np.int32)
+        self._domain_of_slot = np.zeros(shape.batch_size, np.int32)
+
+    def start(self, slot: int, domain: int | None = None) -> None:
+        """Begin a new sequence in a slot; `domain` is the index of its domain, by default that of the default one."""
+        self.lengths[slot] = 0
+        self._domain_of_slot[slot] = self.domains.index() if domain is None else domain
+
+    def append(self, tokens: Mapping[int, int], chunk: tuple[int, Sequence[int]] | None = None) -> np.ndarray:
+        """Append tokens to sequences. What it does not name does not change.
+
+        Args:
+            tokens: the next token of some slots.
+            chunk: a slot that is not among them, and at most `shape.chunk` tokens.
+
+        Returns:
+            Logits [S, V] float32. Those of a slot in `tokens` or `chunk` are behind its last new token; all others mean
+            nothing.
+        """
+        size = self.shape.batch_size
+        ids, positions = np.zeros(size + self.shape.chunk, np.int32), np.full(size + self.shape.chunk, -1, np.int32)
+        last = np.arange(size, dtype=np.int32)
+        slots = np.fromiter(tokens, np.int64, len(tokens))
+        ids[slots], positions[slots] = list(tokens.values()), self.lengths[slots]
+        chunk_slot, of_chunk = chunk or (0, ())
+        if of_chunk:
+            rows, begin = slice(size, size + len(of_chunk)), self.lengths[chunk_slot]
+            ids[rows], positions[rows] = of_chunk, np.arange(begin, begin + len(of_chunk))
+            last[chunk_slot] = rows.stop - 1
+        logits = self._call(ids, positions, last, np.array([chunk_slot], np.int32), np.bool_(len(of_chunk) > 0))
+        self.lengths[slots] += 1
+        self.lengths[chunk_slot] += len(of_chunk)
+        return logits
 
     def prefill(self, prompts: list[list[int]], domains: Sequence[int] = ()) -> np.ndarray:
-        """Start new sequences; returns the float32 logits [len(prompts), V] after each prompt.
+        """Start new sequences in the first slots; returns the float32 logits [len(prompts), V] after each prompt.
 
         Args:
             prompts: token ids.
@@ -94,61 +117,48 @@ class Decoder:
         Raises:
             GenerationError: a prompt is empty or leaves no room for a new token.
         """
-        shape = self.shape
-        shape.require_room(prompts)
-        self._domain_of_row[:] = self.domains.index()
-        self._domain_of_row[: len(domains)] = domains
-        lengths = np.array([len(p) for p in prompts] + [1] * (shape.batch_size - len(prompts)), np.int32)
-        ids = np.zeros((shape.batch_size, shape.capacity), np.int32)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = prompt
-        # The zeros after a short prompt are written to the cache too. Attention masks those slots until a real token
-        # overwrites them.
-        logits = self._prefill_chunk(ids, lengths, 0)
-        for start in range(shape.chunk, lengths.max(), shape.chunk):
-            ends_here = (lengths > start) & (lengths <= start + shape.chunk)
-            logits = np.where(ends_here[:, None], self._prefill_chunk(ids, lengths, start), logits)
-        self.lengths = lengths
-        return logits[: len(prompts)]
-
-    def _prefill_chunk(self, ids: np.ndarray, lengths: np.ndarray, start: int) -> np.ndarray:
-        """Logits [B, V] at the last token of each prompt within the chunk that begins at position `start`."""
-        chunk = self.shape.chunk
-        # Clipped for prompts that end in another chunk, whose logits here are not used.
-        last = np.clip(lengths - 1 - start, 0, chunk - 1)
-        return self._call(ids[:, start : start + chunk], np.full_like(lengths, start), last, True)
+        self.shape.require_room(prompts)
+        rows = []
+        for slot, prompt in enumerate(prompts):
+            self.start(slot, domains[slot] if len(domains) else None)
+            for begin in range(0, len(prompt), self.shape.chunk):
+                logits = self.append({}, (slot, prompt[begin : begin + self.shape.chunk]))
+            rows.append(logits[slot])
+        return np.stack(rows)
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        """Append one token (int [n]) to each of the first n sequences; returns the float32 logits [n, V] after them."""
-        ids = np.zeros((self.shape.batch_size, self.shape.chunk), np.int32)
-        ids[: len(tokens), 0] = tokens
-        # A sequence that fills its cache is finished: it overwrites its last position, and its logits are not used.
-        start = np.minimum(self.lengths, self.shape.max_length - 1)
-        logits = self._call(ids, start, np.zeros_like(start), False)
-        self.lengths = self.lengths + 1
-        return logits[: len(tokens)]
+        """Append one token (int [n]) to each of the first n sequences; returns the float32 logits [n, V] after them.
+        Those of a sequence that was full mean nothing."""
+        return self.append({i: t for i, t in enumerate(tokens) if self.lengths[i] < self.shape.max_length})[
+            : len(tokens)
+        ]
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Make the sequence of each slot in `targets` the first `length` tokens that the slot beside it in `sources` had
+        before the call.
+
+        Rows are copied in the memory of the caches. On a CPU this is the memory that the graph uses; elsewhere they are
+        read and set, which is untested on hardware.
+        """
+        sources, targets = list(sources), list(targets)
+        for cache in self.caches:
+            values = cache.asnumpy()
+            slots = values.reshape(self.shape.batch_size, -1, values.shape[-1])
+            slots[targets, :length] = slots[sources, :length]  # the right side is a copy
+            if not np.shares_memory(values, cache.asnumpy()):
+                from mindspore import Tensor
+
+                cache.set_data(Tensor(values))
+        self.lengths[targets], self._domain_of_slot[targets] = length, self._domain_of_slot[sources]
 
     def require_beams(self, num_beams: int) -> None:
-        """Raise GenerationError unless the graph can run beam search with `num_beams` beams."""
-        if self._reorder is None:
-            raise GenerationError(f"num_beams={num_beams}: {NO_BEAMS}")
+        """Raise GenerationError unless there are as many slots."""
         if num_beams > self.shape.batch_size:
             raise GenerationError(f"num_beams={num_beams}: more than the batch of {self.shape.batch_size}; use fewer")
 
-    def reorder(self, rows: np.ndarray) -> None:
-        """Replace sequence i by a copy of sequence rows[i] (int [n]). The caller has called `require_beams` before."""
+    def _call(self, *arrays: np.ndarray) -> np.ndarray:
         from mindspore import Tensor
 
-        assert self._reorder, "beam search calls require_beams first"
-        full = np.arange(self.shape.batch_size, dtype=np.int32)
-        full[: len(rows)] = rows
-        self._reorder(Tensor(full))
-        self.lengths, self._domain_of_row = self.lengths[full], self._domain_of_row[full]
-
-    def _call(self, ids: np.ndarray, start: np.ndarray, last: np.ndarray, prefill: bool) -> np.ndarray:
-        from mindspore import Tensor
-
-        arrays = [np.ascontiguousarray(ids), start.astype(np.int32), last.astype(np.int32), np.bool_(prefill)]
         if self.domains.names:
-            arrays.append(self._domain_of_row)
+            arrays += (self._domain_of_slot,)
         return self.graph(*(Tensor(a) for a in arrays)).asnumpy()

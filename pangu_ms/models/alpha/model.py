@@ -48,17 +48,17 @@ class Block(nn.Cell):
         self,
         x_BSE,
         segments_BS,
-        slots_BS,
+        places,
         key,
         query_BQE=None,
         residual_BQE=None,
-        query_slots_BQ=None,
+        query_positions_BQ=None,
         ids_BQ=None,
         domain_B=None,
     ):
         """[B, S, E] -> [B, S, E]; for the arguments of the query layer see `attend`, for the last two
         `feed_forward`."""
-        normed_BSE, x_BSE = self.attend(x_BSE, segments_BS, slots_BS, key, query_BQE, residual_BQE, query_slots_BQ)
+        normed_BSE, x_BSE = self.attend(x_BSE, segments_BS, places, key, query_BQE, residual_BQE, query_positions_BQ)
         return ascend_ops.add_to_stream(x_BSE, self.ffn_dropout(self.feed_forward(normed_BSE, ids_BQ, domain_B), key))
 
     def feed_forward(self, x_BQE, ids_BQ, domain_B):
@@ -66,20 +66,20 @@ class Block(nn.Cell):
         of each sequence."""
         return self.ffn(x_BQE)
 
-    def attend(self, x_BSE, segments_BS, slots_BS, key, query_BQE=None, residual_BQE=None, query_slots_BQ=None):
+    def attend(self, x_BSE, segments_BS, places, key, query_BQE=None, residual_BQE=None, query_positions_BQ=None):
         """Attention with its residual connection: (what the feed-forward network reads, the stream), both [B, S, E].
 
-        Only the query layer is called with the last three arguments: `query`, which attends to the stream `x`, and the
-        stream (`residual`) and the cache slots at the positions of the query; the results are then [B, Q, E].
+        Only the query layer is called with the last three arguments: `query`, which attends to the stream `x`, the
+        stream (`residual`) at the positions of the query, and with a cache these positions; the results are then
+        [B, Q, E].
         """
         if query_BQE is None:
             x_BSE, residual_BSE = self.fork_stream(x_BSE)
             for_query, for_key, for_value = self.fork_three(self.attention_norm(x_BSE))
-            query_slots_BQ = slots_BS
         else:
             for_query, residual_BSE = query_BQE, residual_BQE
             for_key, for_value = self.fork_two(self.attention_norm(x_BSE))
-        attended_BSE = self.attention(for_query, for_key, for_value, segments_BS, slots_BS, query_slots_BQ, key)
+        attended_BSE = self.attention(for_query, for_key, for_value, segments_BS, places, query_positions_BQ, key)
         return self.ffn_norm.after_sum(self.attention_dropout(attended_BSE, key), residual_BSE)
 
 
@@ -102,7 +102,7 @@ class PanguAlpha(nn.Cell):
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.product_with_table = Logits()
         self.norm_before_query = config.final_norm_position == "before_query"
-        self.fork_stream, self.pick_last, self.cast = ascend_ops.fork(2), ops.GatherNd(), ops.Cast()
+        self.fork_stream, self.pick, self.cast = ascend_ops.fork(2), ops.Gather(), ops.Cast()
 
     def layer_class(self, config: Any, layer: int) -> type[Block]:
         """The class of a layer."""
@@ -121,22 +121,22 @@ class PanguAlpha(nn.Cell):
         x_BSE = self.add_position(self.look_up(ids_BS, domain_B), self.position_embedding(positions_BS))
         return self.cast(self.embedding_dropout(x_BSE, key), self.dtype)
 
-    def stream(self, ids_BS, positions_BS, segments_BS, slots_BS, key, domain_B):
+    def stream(self, ids_BS, positions_BS, segments_BS, places, key, domain_B):
         """Embeddings and ordinary blocks: [B, S, E]."""
         x_BSE = self.embed(ids_BS, positions_BS, key, domain_B)
         for i, block in enumerate(self.blocks):
             key_i = self.layer_key(key, i)
-            x_BSE = block(x_BSE, segments_BS, slots_BS, key_i, None, None, None, ids_BS, domain_B)
+            x_BSE = block(x_BSE, segments_BS, places, key_i, None, None, None, ids_BS, domain_B)
         return self.final_norm(x_BSE) if self.norm_before_query else x_BSE
 
     def attend_by_position(
-        self, x_BSE, residual_BQE, positions_BQ, segments_BS, slots_BS, query_slots_BQ, key, ids_BQ, domain_B
+        self, x_BSE, residual_BQE, positions_BQ, segments_BS, places, query_positions_BQ, key, ids_BQ, domain_B
     ):
         """The query layer: [B, Q, E]."""
         query_BQE = self.cast(self.query_embedding(positions_BQ), self.dtype)
         key = self.layer_key(key, len(self.blocks))
         return self.query_layer(
-            x_BSE, segments_BS, slots_BS, key, query_BQE, residual_BQE, query_slots_BQ, ids_BQ, domain_B
+            x_BSE, segments_BS, places, key, query_BQE, residual_BQE, query_positions_BQ, ids_BQ, domain_B
         )
 
     def logits(self, x_BQE, table_VE, domain_B):
@@ -163,25 +163,26 @@ class PanguAlpha(nn.Cell):
         last_BSE = self.attend_by_position(x_BSE, x_BSE, positions_BS, segments_BS, None, None, None, ids_BS, domain_B)
         return states + (last_BSE,)
 
-    def extend(self, ids_BQ, positions_BQ, last_B2, slots_BQ, domain_B=None):
-        """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query
-        index), int32 [B, 2].
+    def extend(self, ids_N1, places, last_S, domain_N=None):
+        """Append N tokens to the cache at `places` (see KVCache); logits [S, V] float32 of the tokens at the indices
+        `last` int32 [S]; `domain` int32 [N] is that of PanGu-Sigma.
 
-        The query layer is computed only for that token, since no later layer needs the others.
+        The query layer is computed only for these tokens, since no later layer needs the others.
         """
         # A value instead of the parameter: MindSpore copies a parameter that is read before and after cache writes.
         table_VE = ops.stop_gradient(self.word_table())
-        x_BQE = self.stream(ids_BQ, positions_BQ, None, slots_BQ, None, domain_B)
-        residual_B1E = self.pick_last(x_BQE, last_B2).expand_dims(1)
-        ids_B1, positions_B1, slots_B1 = (
-            self.pick_last(ids_BQ, last_B2).expand_dims(1),
-            self.pick_last(positions_BQ, last_B2).expand_dims(1),
-            self.pick_last(slots_BQ, last_B2).expand_dims(1),
+        positions_N1 = places[0]
+        x_N1E = self.stream(ids_N1, positions_N1, None, places, None, domain_N)
+        ids_S1, positions_S1, residual_S1E = (
+            self.pick(ids_N1, last_S, 0),
+            self.pick(positions_N1, last_S, 0),
+            self.pick(x_N1E, last_S, 0),
         )
-        x_B1E = self.attend_by_position(
-            x_BQE, residual_B1E, positions_B1, None, slots_BQ, slots_B1, None, ids_B1, domain_B
+        domain_S = None if domain_N is None else self.pick(domain_N, last_S, 0)
+        x_S1E = self.attend_by_position(
+            x_N1E, residual_S1E, positions_S1, None, places, positions_S1, None, ids_S1, domain_S
         )
-        return self.cast(self.logits(x_B1E, table_VE, domain_B), ms.float32).squeeze(1)
+        return self.cast(self.logits(x_S1E, table_VE, domain_S), ms.float32).squeeze(1)
 
 
 MODEL = PanguAlpha

@@ -1,7 +1,7 @@
 """Layers that the PanGu models share: single-device mathematics over ascend_ops.
 
 Shapes: B batch, S sequence, Q query positions, K key positions, T = B * Q tokens, E hidden, H heads, G heads of keys
-and values, D head size, A = H * D, F feed-forward, V vocabulary, C cache positions per sequence.
+and values, D head size, A = H * D, F feed-forward, V vocabulary. With a cache: S slots, C rows of each, N new rows.
 """
 
 import inspect
@@ -230,43 +230,76 @@ class LayerKey(nn.Cell):
 
 @dataclass(frozen=True)
 class CacheShape:
-    """Size of a static key/value cache: sequences in a batch, and positions of each sequence."""
+    """Size of a static key/value cache: slots, each for one sequence, and positions of each slot."""
 
-    batch_size: int
+    num_slots: int
     capacity: int
 
 
 class KVCache(nn.Cell):
-    """Keys and values of all past positions of one attention layer; the heads of a position are contiguous: [B, C, G *
-    D]."""
+    """Keys and values of one attention layer for sequences in slots, which are at positions of their own.
 
-    def __init__(self, shape: CacheShape, width: int, dtype: ms.Type):
+    A call appends one token to each of the S slots, and perhaps a chunk of P tokens to one of them: N = S or S + P rows.
+    A slot has one row more than its capacity. What a call computes for nobody is written there, and nothing reads it: so
+    a slot that has no token to append, or a chunk that is not full, changes no other row. The heads of a row are
+    contiguous: [G * D].
+    """
+
+    def __init__(self, shape: CacheShape, width: int, dtype: ms.Type, num_heads: int):
         super().__init__()
-        self.shape_BCW = (shape.batch_size, shape.capacity, width)
-        rows = shape.batch_size * shape.capacity
+        self.num_slots, self.num_heads = shape.num_slots, num_heads
+        self.shape_SCW = (shape.num_slots, shape.capacity + 1, width)
+        rows = shape.num_slots * (shape.capacity + 1)
         self.keys, self.values = (
             Parameter(initializer("zeros", (rows, width), dtype), name=n, requires_grad=False)
             for n in ("keys", "values")
         )
-        self.first_row_B1 = Tensor(np.arange(0, rows, shape.capacity, dtype=np.int32).reshape(-1, 1))
-        self.slots_BC = Tensor(np.tile(np.arange(shape.capacity, dtype=np.int32), (shape.batch_size, 1)))
-        self.write_key, self.write_value = ops.ScatterNdUpdate(), ops.ScatterNdUpdate()
+        self.index_SC = Tensor(np.tile(np.arange(shape.capacity + 1, dtype=np.int32), (shape.num_slots, 1)))
+        self.write_key, self.write_value, self.concat = ops.ScatterNdUpdate(), ops.ScatterNdUpdate(), ops.Concat(0)
+        self.pick = ops.Gather()
 
-    def construct(self, k_BQW, v_BQW, slots_BQ):
-        """Write Q new positions at `slots` (cache positions, int32); returns all keys and values [B, C, W] and their
-        slots [B, C]."""
-        rows_T1 = (self.first_row_B1 + slots_BQ).reshape(-1, 1)  # row numbers in the flat cache
-        keys = self.write_key(self.keys, rows_T1, k_BQW.reshape(-1, self.shape_BCW[2]))
-        values = self.write_value(self.values, rows_T1, v_BQW.reshape(-1, self.shape_BCW[2]))
-        return keys.reshape(self.shape_BCW), values.reshape(self.shape_BCW), self.slots_BC
+    def construct(self, q_Q1A, k_N1W, v_N1W, places, query_positions_Q1=None):
+        """Write the new rows, then attend to what each query's slot holds up to the query's own position.
+
+        Args:
+            q_Q1A: queries: those of the N rows, or one for each slot.
+            k_N1W, v_N1W: keys and values of the N rows.
+            places: where the N rows are: positions in their sequences, int32 [N, 1]; rows of the cache, int32 [N, 1];
+                the slot of the chunk, int32 [1].
+            query_positions_Q1: int32, the positions of the queries in their sequences; None: those of the N rows.
+
+        Returns:
+            [Q, 1, A].
+        """
+        positions_N1, rows_N1, chunk_slot_1 = places
+        if query_positions_Q1 is None:
+            query_positions_Q1 = positions_N1
+        width = self.shape_SCW[2]
+        keys_SCW = self.write_key(self.keys, rows_N1, k_N1W.reshape(-1, width)).reshape(self.shape_SCW)
+        values_SCW = self.write_value(self.values, rows_N1, v_N1W.reshape(-1, width)).reshape(self.shape_SCW)
+        S = self.num_slots
+        y_S1A = self.attend(q_Q1A[:S], keys_SCW, values_SCW, query_positions_Q1[:S], self.index_SC)
+        if q_Q1A.shape[0] == S:
+            return y_S1A
+        y_1PA = self.attend(
+            q_Q1A[S:].swapaxes(0, 1),
+            self.pick(keys_SCW, chunk_slot_1, 0),
+            self.pick(values_SCW, chunk_slot_1, 0),
+            query_positions_Q1[S:].swapaxes(0, 1),
+            self.index_SC[:1],
+        )
+        return self.concat((y_S1A, y_1PA.swapaxes(0, 1)))
+
+    def attend(self, q, keys, values, query_index, key_index):
+        """Each query to the keys whose index is at most its own."""
+        return ascend_ops.causal_attention(q, keys, values, query_index, key_index, num_heads=self.num_heads)
 
 
 class Attention(nn.Cell):
     """Multi-head attention. Queries may come from another stream than keys and values (spec A1.3), and several query
     heads may share a key/value head (spec F1).
 
-    A query attends to the keys of its segment at or before its own position. With a cache the new keys and values are
-    written to it first, and a query attends to all slots up to its own.
+    A query attends to the keys of its segment at or before its own position; with a cache, to those of its slot.
     """
 
     def __init__(self, config: ModelConfig, cache: CacheShape | None = None, bias: bool = True):
@@ -277,13 +310,14 @@ class Attention(nn.Cell):
         self.key, self.value = (Linear(config.hidden_size, width, bias) for _ in range(2))
         self.output = Linear(query_width, config.hidden_size, bias)
         self.mix = Operator(ascend_ops.causal_attention)
-        self.cache = KVCache(cache, width, getattr(ms, config.compute_dtype)) if cache else None
+        self.cache = KVCache(cache, width, getattr(ms, config.compute_dtype), self.num_heads) if cache else None
 
     def construct(
-        self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, slots_BK, query_slots_BQ, key, cos_sin_BKD=None
+        self, query_BQE, for_key_BKE, for_value_BKE, segments_BK, places, query_positions_BQ, key, cos_sin_BKD=None
     ):
-        """-> [B, Q, E]. With `cos_sin` (see ascend_ops.rotary_embedding) queries and keys are rotated; both must then
-        have the same positions."""
+        """-> [B, Q, E]. With a cache, B are new rows and Q is 1; for `places` and `query_positions` see KVCache.
+        With `cos_sin` (see ascend_ops.rotary_embedding) queries and keys are rotated; both must then have the same
+        positions."""
         q_BQA, k_BKW, v_BKW = self.query(query_BQE), self.key(for_key_BKE), self.value(for_value_BKE)
         if cos_sin_BKD is not None:
             q_BQA, k_BKW = (
@@ -291,10 +325,7 @@ class Attention(nn.Cell):
                 ascend_ops.rotary_embedding(k_BKW, cos_sin_BKD),
             )
         if self.cache is not None:
-            keys_BCW, values_BCW, slots_BC = self.cache(k_BKW, v_BKW, slots_BK)
-            y_BQA = ascend_ops.causal_attention(
-                q_BQA, keys_BCW, values_BCW, query_slots_BQ, slots_BC, num_heads=self.num_heads
-            )
+            y_BQA = self.cache(q_BQA, k_BKW, v_BKW, places, query_positions_BQ)
         else:
             rate = self.dropout_rate if self.training else 0.0
             seed = ascend_ops.dropout_seed(key, 0) if rate > 0.0 else None

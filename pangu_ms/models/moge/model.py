@@ -128,8 +128,8 @@ class MogeBlock(Block):
         """See Block."""
         return MixtureOfGroupedExperts(config)
 
-    def construct(self, x_BSE, segments_BS, slots_BS, cos_sin_BSD):
-        normed_BSE, x_BSE = self.attend(x_BSE, segments_BS, slots_BS, cos_sin_BSD)
+    def construct(self, x_BSE, segments_BS, places, cos_sin_BSD):
+        normed_BSE, x_BSE = self.attend(x_BSE, segments_BS, places, cos_sin_BSD)
         y_BSE, balance_loss = self.ffn(normed_BSE)
         return ascend_ops.add_to_stream(x_BSE, y_BSE), balance_loss
 
@@ -145,12 +145,12 @@ class PanguMoge(PanguPi):
         """See PanguPi."""
         return MogeBlock
 
-    def stream_and_balance_loss(self, ids_BS, positions_BS, segments_BS, slots_BS):
+    def stream_and_balance_loss(self, ids_BS, positions_BS, segments_BS, places):
         """(`stream`, sum of the layers' balance losses)."""
         x_BSE, cos_sin_BSD = self.embed(ids_BS), self.rotation(positions_BS)
         total = 0.0
         for block in self.blocks:
-            x_BSE, balance_loss = block(x_BSE, segments_BS, slots_BS, cos_sin_BSD)
+            x_BSE, balance_loss = block(x_BSE, segments_BS, places, cos_sin_BSD)
             total += balance_loss
         return x_BSE, total
 
@@ -159,9 +159,9 @@ class PanguMoge(PanguPi):
         x_BSE, balance_loss = self.stream_and_balance_loss(ids_BS, positions_BS, segments_BS, None)
         return self.logits(x_BSE, self.head_table()), self.balance_loss_coef * balance_loss
 
-    def stream(self, ids_BS, positions_BS, segments_BS, slots_BS):
+    def stream(self, ids_BS, positions_BS, segments_BS, places):
         """See PanguPi."""
-        return self.stream_and_balance_loss(ids_BS, positions_BS, segments_BS, slots_BS)[0]
+        return self.stream_and_balance_loss(ids_BS, positions_BS, segments_BS, places)[0]
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
         """See PanguPi."""

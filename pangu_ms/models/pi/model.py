@@ -111,15 +111,15 @@ class Block(nn.Cell):
         """The cell of the feed-forward network."""
         return FeedForward(config)
 
-    def construct(self, x_BSE, segments_BS, slots_BS, cos_sin_BSD):
-        normed_BSE, x_BSE = self.attend(x_BSE, segments_BS, slots_BS, cos_sin_BSD)
+    def construct(self, x_BSE, segments_BS, places, cos_sin_BSD):
+        normed_BSE, x_BSE = self.attend(x_BSE, segments_BS, places, cos_sin_BSD)
         return ascend_ops.add_to_stream(x_BSE, self.ffn(normed_BSE))
 
-    def attend(self, x_BSE, segments_BS, slots_BS, cos_sin_BSD):
+    def attend(self, x_BSE, segments_BS, places, cos_sin_BSD):
         """Attention and shortcuts with the residual connection: (what the feed-forward network reads, the stream)."""
         streams = self.fork_stream(x_BSE)
         normed = self.fork_normed(self.attention_norm(streams[0]))
-        y_BSE = self.attention(normed[0], normed[1], normed[2], segments_BS, slots_BS, slots_BS, None, cos_sin_BSD)
+        y_BSE = self.attention(normed[0], normed[1], normed[2], segments_BS, places, None, None, cos_sin_BSD)
         for i in range(self.num_branches):
             y_BSE = ascend_ops.add_to_stream(
                 y_BSE, self.aug_shortcut[i](streams[2 + i] if self.shortcut_reads_stream else normed[3 + i])
@@ -141,7 +141,7 @@ class PanguPi(nn.Cell):
         self.head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
         self.product_with_table = Logits()
         self.cos_sin_SD = Tensor(ascend_ops.rotary_table(config.seq_length, config.head_dim, config.rope_theta))
-        self.cast, self.pick_last = ops.Cast(), ops.GatherNd()
+        self.cast, self.pick = ops.Cast(), ops.Gather()
 
     def block_class(self) -> type[Block]:
         """The class of the layers."""
@@ -155,11 +155,11 @@ class PanguPi(nn.Cell):
         """Cosines and sines of each position: [B, S, D]."""
         return ascend_ops.placed("Gather", ((None, None), ("batch", None)))(self.cos_sin_SD, positions_BS, 0)
 
-    def stream(self, ids_BS, positions_BS, segments_BS, slots_BS):
+    def stream(self, ids_BS, positions_BS, segments_BS, places):
         """Embeddings and all layers: [B, S, E]."""
         x_BSE, cos_sin_BSD = self.embed(ids_BS), self.rotation(positions_BS)
         for block in self.blocks:
-            x_BSE = block(x_BSE, segments_BS, slots_BS, cos_sin_BSD)
+            x_BSE = block(x_BSE, segments_BS, places, cos_sin_BSD)
         return x_BSE
 
     def head_table(self):
@@ -183,14 +183,13 @@ class PanguPi(nn.Cell):
             states += (block(states[-1], segments_BS, None, cos_sin_BSD),)
         return states
 
-    def extend(self, ids_BQ, positions_BQ, last_B2, slots_BQ):
-        """Append Q tokens to the cache at `slots`; logits [B, V] float32 of the token at index `last` = (row, query
-        index), int32 [B, 2]."""
-        table_VE = ops.stop_gradient(
-            self.head_table()
-        )  # a value instead of the parameter, which MindSpore would copy: it is read before and after cache writes
-        x_B1E = self.pick_last(self.stream(ids_BQ, positions_BQ, None, slots_BQ), last_B2).expand_dims(1)
-        return self.cast(self.logits(x_B1E, table_VE), ms.float32).squeeze(1)
+    def extend(self, ids_N1, places, last_S):
+        """Append N tokens to the cache at `places` (see KVCache); logits [S, V] float32 of the tokens at the indices
+        `last` int32 [S]."""
+        # A value instead of the parameter: MindSpore copies a parameter that is read before and after cache writes.
+        table_VE = ops.stop_gradient(self.head_table())
+        x_S1E = self.pick(self.stream(ids_N1, places[0], None, places), last_S, 0)
+        return self.cast(self.logits(x_S1E, table_VE), ms.float32).squeeze(1)
 
 
 MODEL = PanguPi

@@ -20,10 +20,10 @@ class Block(nn.Cell):
         self.ffn = FeedForward(config, "gelu")
         self.fork_stream, self.fork_normed = ascend_ops.fork(2), ascend_ops.fork(3)
 
-    def construct(self, x_BSE, segments_BS, slots_BS):
+    def construct(self, x_BSE, segments_BS, places):
         x_BSE, residual_BSE = self.fork_stream(x_BSE)
         for_query, for_key, for_value = self.fork_normed(self.attention_norm(x_BSE))
-        y_BSE = self.attention(for_query, for_key, for_value, segments_BS, slots_BS, slots_BS, None)
+        y_BSE = self.attention(for_query, for_key, for_value, segments_BS, places, None, None)
         normed_BSE, x_BSE = self.ffn_norm.after_sum(y_BSE, residual_BSE)
         return ascend_ops.add_to_stream(x_BSE, self.ffn(normed_BSE))
 
@@ -40,17 +40,17 @@ class Plain(nn.Cell):
         self.blocks = nn.CellList([block(config, cache) for _ in range(config.num_layers)])
         self.final_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.product_with_table = Logits()
-        self.add_position, self.cast, self.pick_last = ops.Add(), ops.Cast(), ops.GatherNd()
+        self.add_position, self.cast, self.pick = ops.Add(), ops.Cast(), ops.Gather()
 
     def embed(self, ids_BS, positions_BS):
         return self.cast(
             self.add_position(self.word_embedding(ids_BS), self.position_embedding(positions_BS)), self.dtype
         )
 
-    def stream(self, ids_BS, positions_BS, segments_BS, slots_BS):
+    def stream(self, ids_BS, positions_BS, segments_BS, places):
         x_BSE = self.embed(ids_BS, positions_BS)
         for block in self.blocks:
-            x_BSE = block(x_BSE, segments_BS, slots_BS)
+            x_BSE = block(x_BSE, segments_BS, places)
         return x_BSE
 
     def construct(self, ids_BS, positions_BS, segments_BS, key):
@@ -63,10 +63,10 @@ class Plain(nn.Cell):
             states += (block(states[-1], segments_BS, None),)
         return states
 
-    def extend(self, ids_BQ, positions_BQ, last_B2, slots_BQ):
+    def extend(self, ids_N1, places, last_S):
         table_VE = ops.stop_gradient(self.word_embedding.weight)
-        x_B1E = self.pick_last(self.stream(ids_BQ, positions_BQ, None, slots_BQ), last_B2).expand_dims(1)
-        return self.cast(self.product_with_table(self.final_norm(x_B1E), table_VE), ms.float32).squeeze(1)
+        x_S1E = self.pick(self.stream(ids_N1, places[0], None, places), last_S, 0)
+        return self.cast(self.product_with_table(self.final_norm(x_S1E), table_VE), ms.float32).squeeze(1)
 
 
 MODEL = Plain

@@ -1,0 +1,214 @@
+"""Continuous batching: requests are admitted, generated and finished independently of each other.
+
+An Engine owns a Decoder, whose graph has slots; a scheduler says which request gets a slot, and what each step computes;
+each request has a Continuation. None of them knows the others.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from pangu_ms.core.errors import GenerationError
+from pangu_ms.data.tokenizer import Tokenizer
+from pangu_ms.infer.continuation import Continuation, Request
+from pangu_ms.infer.decoder import Decoder
+from pangu_ms.infer.prefix_cache import PrefixCache
+from pangu_ms.infer.scheduling.continuous import FirstCome
+from pangu_ms.infer.scheduling.slots import SlotTable
+from pangu_ms.infer.scheduling.state import Running, Scheduler, StepPlan, Waiting
+
+OnText = Callable[[str], None]
+
+
+@dataclass
+class Counts:
+    """What an engine has done."""
+
+    steps: int = 0
+    decoded_rows: int = 0
+    """Tokens that were computed in slots, one a step."""
+    prompt_tokens: int = 0
+    """Tokens that were computed in chunks."""
+    new_tokens: int = 0
+    """Tokens of continuations."""
+
+
+class Engine:
+    """Generates the continuations of any number of requests.
+
+    One thread calls its methods. A request gets the tokens that it would get alone, whatever else is generated: slots do
+    not read each other, and its random numbers are its own.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler | None = None,
+        prefix_cache: bool = True,
+        clock: Callable[[], float] | None = None,
+    ):
+        """Make an engine with empty slots.
+
+        Args:
+            decoder: computes the model.
+            tokenizer: its stop tokens end continuations.
+            scheduler: by default first come, first served.
+            prefix_cache: whether beginnings of prompts that a slot holds are copied instead of computed.
+            clock: of arrivals, for the scheduler; by default the number of steps.
+        """
+        self.decoder, self.tokenizer, self.scheduler = decoder, tokenizer, scheduler or FirstCome()
+        shape = decoder.shape
+        self.table = SlotTable(
+            shape.batch_size, shape.max_length, shape.chunk, keeps_cache=self.scheduler.keeps_cache
+        )
+        self.prefixes = PrefixCache(shape.batch_size, shape.chunk) if prefix_cache and decoder.caches else None
+        self.counts, self._clock, self._submitted = Counts(), clock, 0
+        self._continuations: dict[int, Continuation] = {}
+        self._on_text: dict[int, OnText] = {}
+        self._broken: set[int] = set()
+
+    def now(self) -> float:
+        """Time on the engine's clock."""
+        return self._clock() if self._clock else float(self.counts.steps)
+
+    def submit(self, request: Request, on_text: OnText | None = None) -> int:
+        """Add a request; returns its number, by which `cancel` and `step` name it.
+
+        Args:
+            request: what to continue.
+            on_text: called with new text as soon as there is some.
+
+        Raises:
+            GenerationError: the prompt is empty or leaves no room for a new token, or there is no such domain.
+        """
+        where = request.index + 1
+        self.decoder.shape.require_room_for(len(request.prompt), where)
+        number, self._submitted = self._submitted, self._submitted + 1
+        self.table.submit(
+            Waiting(
+                number,
+                len(request.prompt),
+                request.sampling.max_new_tokens,
+                request.predicted_tokens,
+                request.arrival,
+                request.template,
+            )
+        )
+        self._continuations[number] = Continuation(request, self.tokenizer)
+        if on_text:
+            self._on_text[number] = on_text
+        return number
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or runs."""
+        return self.table.busy
+
+    def cancel(self, number: int) -> Continuation:
+        """End a request; its slot is free in the next step. Returns what it has so far."""
+        self.table.cancel(number)
+        self._on_text.pop(number, None)
+        continuation = self._continuations.pop(number)
+        continuation.finish_reason = "cancelled"
+        return continuation
+
+    def run(self) -> Iterator[tuple[int, Continuation]]:
+        """Run until no request is left; yields (number, continuation) of each as it ends."""
+        while self.busy:
+            yield from self.step()
+
+    def step(self) -> list[tuple[int, Continuation]]:
+        """Compute one step; returns the requests that end with it."""
+        plan = self._plan()
+        chunk = self._chunk_of(plan)
+        tokens = {slot: self._of_slot(slot).ids[-1] for slot in plan.decode}
+        logits = self.decoder.append(tokens, chunk)
+        self._count(plan)
+        if self.prefixes:
+            for slot, token in tokens.items():
+                self.prefixes.append(slot, (token,))
+            if chunk:
+                self.prefixes.append(*chunk)
+        return self._advance(plan, logits)
+
+    def _plan(self) -> StepPlan:
+        """The next step's plan, whose admissions are carried out."""
+        while True:
+            plan = self.scheduler.plan(self.table.state(self.now()))
+            if plan.idle:
+                raise RuntimeError(f"{self.scheduler}: requests wait, and nothing is admitted or computed")
+            for running in self.table.admit(plan, self.now()):
+                self._start(running)
+            # A prompt whose beginning was copied continues behind it: the chunk that was planned is another one now.
+            if not self._reuse_prefixes():
+                return plan
+
+    def _start(self, running: Running) -> None:
+        continuation = self._continuations[running.id]
+        self.decoder.start(running.slot, continuation.request.domain)
+        if not running.generated:
+            continuation.begin()
+        if self.prefixes:
+            self.prefixes.start(running.slot, continuation.request.domain)
+            self.prefixes.prompt_tokens += running.prompt_tokens
+
+    def _reuse_prefixes(self) -> bool:
+        """Copy what other slots hold of the prompts that are being computed; whether there was something."""
+        if not self.prefixes:
+            return False
+        found = False
+        for running in self.table.slots:
+            if running and not running.ready:
+                request = self._continuations[running.id].request
+                source, length = self.prefixes.find(request.prompt, request.domain)
+                if length > running.prefilled:
+                    self.decoder.copy([source], [running.slot], length)
+                    self.prefixes.copied(source, running.slot, length)
+                    self.prefixes.reused_tokens += length - running.prefilled
+                    self.table.skip_to(running.slot, length)
+                    found = True
+        return found
+
+    def _chunk_of(self, plan: StepPlan) -> tuple[int, tuple[int, ...]] | None:
+        if not plan.prefill:
+            return None
+        slot, start, count = plan.prefill
+        return slot, self._of_slot(slot).request.prompt[start : start + count]
+
+    def _of_slot(self, slot: int) -> Continuation:
+        running = self.table.slots[slot]
+        assert running, f"slot {slot} is free"
+        return self._continuations[running.id]
+
+    def _count(self, plan: StepPlan) -> None:
+        self.counts.steps += 1
+        self.counts.decoded_rows += len(plan.decode)
+        self.counts.prompt_tokens += plan.prefill.count if plan.prefill else 0
+
+    def _advance(self, plan: StepPlan, logits: np.ndarray) -> list[tuple[int, Continuation]]:
+        """Choose the new tokens, and end the requests that end with them."""
+        with_token = list(plan.decode)
+        if plan.prefill:
+            slot, start, count = plan.prefill
+            if start + count == len(self._of_slot(slot).request.prompt):
+                with_token.append(slot)
+        stopped = []
+        for slot in with_token:
+            running = self.table.slots[slot]
+            continuation = self._of_slot(slot)
+            room = self.table.most_new_tokens(running.id)
+            continuation.choose(logits[slot], room)
+            self.counts.new_tokens += 1
+            if continuation.finish_reason:
+                stopped.append(slot)
+            if (on_text := self._on_text.get(running.id)) and (new := continuation.take_new()):
+                on_text(new)
+        ended = self.table.advance(plan, stopped)
+        finished = []
+        for running in ended.finished:
+            self._on_text.pop(running.id, None)
+            finished.append((running.id, self._continuations.pop(running.id)))
+        return finished

@@ -1,0 +1,52 @@
+"""Finds slots whose sequences begin like a prompt, so that this beginning need not be computed again."""
+
+from collections.abc import Sequence
+
+
+class PrefixCache:
+    """The tokens that each slot holds, also after its request has ended, until another one begins there.
+
+    Prompts are computed in chunks that begin at multiples of the chunk's size. Only whole chunks are reused: the tokens
+    behind them are then computed in the same chunks as without reuse, and have the same bits.
+    """
+
+    def __init__(self, num_slots: int, chunk: int):
+        self._chunk = chunk
+        self._tokens: list[list[int]] = [[] for _ in range(num_slots)]
+        self._domains: list[int | None] = [None] * num_slots
+        self.prompt_tokens = 0
+        """Tokens of all prompts that were looked up."""
+        self.reused_tokens = 0
+        """Those of them that were not computed."""
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of prompt tokens that were not computed."""
+        return self.reused_tokens / max(1, self.prompt_tokens)
+
+    def start(self, slot: int, domain: int | None) -> None:
+        """A sequence begins in a slot."""
+        self._tokens[slot], self._domains[slot] = [], domain
+
+    def append(self, slot: int, tokens: Sequence[int]) -> None:
+        """Tokens were appended to it."""
+        self._tokens[slot].extend(tokens)
+
+    def find(self, prompt: Sequence[int], domain: int | None) -> tuple[int, int]:
+        """(slot, number of tokens): the slot that holds most of the prompt, and how much of it: whole chunks, and not
+        the whole prompt, since the logits behind its last token are wanted. (0, 0) if there is none."""
+        longest = max((len(prompt) - 1) // self._chunk * self._chunk, 0)
+        best = (0, 0)
+        for slot, held in enumerate(self._tokens):
+            if self._domains[slot] != domain:
+                continue
+            length = min(longest, len(held) // self._chunk * self._chunk)
+            while length > best[1] and held[:length] != list(prompt[:length]):
+                length -= self._chunk
+            if length > best[1]:
+                best = slot, length
+        return best
+
+    def copied(self, source: int, target: int, length: int) -> None:
+        """A slot took over the beginning of another slot's sequence."""
+        self._tokens[target] = self._tokens[source][:length]
