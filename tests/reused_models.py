@@ -26,7 +26,7 @@ from pangu_ms.data.loader import Loader
 from pangu_ms.eval.perplexity import Evaluator
 from pangu_ms.export import write
 from pangu_ms.infer import load
-from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
+from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import domains_of, load_decoder
 from pangu_ms.models.build import value_of
@@ -165,7 +165,7 @@ def _load_evaluator(checkpoint: store.Checkpoint, config: RunConfig) -> Evaluato
     return evaluator
 
 
-_decoders: dict[str, list[tuple[CachedModel, ReorderCaches, weakref.ref]]] = {}
+_decoders: dict[str, list[tuple[CachedModel, weakref.ref]]] = {}
 """Compiled graphs that generate, and the Decoder that has each."""
 
 
@@ -174,15 +174,15 @@ def _load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCo
     config = config or checkpoint.config()
     key = repr((FAMILIES[config.model.family].model, config.model, shape, config.runtime, backend.identity()))
     alike = _decoders.setdefault(key, [])
-    free = next((one for one in alike if one[2]() is None), None)
+    free = next((one for one in alike if one[1]() is None), None)
     if free is None:
         decoder = load_decoder(checkpoint, shape, config)
     else:
         alike.remove(free)
-        graph, reorder, _ = free
+        graph = free[0]
         fill_from(checkpoint, graph.model, config.model)
-        decoder = Decoder(graph, shape, reorder, domains_of(config.model))
-    alike.append((decoder.graph, decoder._reorder, weakref.ref(decoder)))
+        decoder = Decoder(graph, shape, domains_of(config.model), graph.caches())
+    alike.append((decoder.graph, weakref.ref(decoder)))
     return decoder
 
 

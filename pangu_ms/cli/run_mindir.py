@@ -9,7 +9,6 @@ from pangu_ms.core import runtime
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.core.parser import Parser
 from pangu_ms.export.package import Package, read_key
-from pangu_ms.infer.decoder import NO_BEAMS
 from pangu_ms.infer.generate import Generator
 
 
@@ -44,8 +43,6 @@ def _run(args: Namespace) -> int:
     # The next checks find mistakes before MindSpore is started, which takes seconds.
     opened.domains.indices(domains, len(prompts))
     opened.shape.require_room([tokenizer.encode_prompt(prompt) for prompt in prompts])
-    if sampling.num_beams > 1:
-        raise GenerationError(f"num_beams={sampling.num_beams}: {NO_BEAMS}")
     runtime.quiet(args.verbose)
     runtime.start(opened.manifest["target"])
     generator = Generator(opened.decoder(key), tokenizer)

@@ -29,12 +29,15 @@ from pangu_ms.export.signature import SIGNATURE, require_signed
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.domains import Domains
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""In version 1 the graph appended a chunk to every sequence of a batch."""
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 """A larger manifest is not read; real manifests have a few kilobytes."""
-NUM_INPUTS = 4
+NUM_INPUTS = 5
 """Inputs of a graph without domains."""
+CACHES = (".cache.keys", ".cache.values")
+"""How the names of the parameters of the KV cache end."""
 GRAPH_NAMES = ("model.mindir", "model_graph.mindir")
 """MindSpore writes the second file if the weights exceed 1 GB."""
 MAX_KEY_BYTES = 1 << 16
@@ -114,7 +117,13 @@ class Package:
             intact = digest == sha256_json(manifest)
         except (ValueError, KeyError) as error:
             raise ExportError(f"{path / MANIFEST}: is damaged ({error}); export again") from None
-        format_version.require_known(manifest.get(format_version.KEY), FORMAT_VERSION, path / MANIFEST, ExportError)
+        found = manifest.get(format_version.KEY)
+        format_version.require_known(found, FORMAT_VERSION, path / MANIFEST, ExportError)
+        if found < FORMAT_VERSION:
+            raise ExportError(
+                f"{path / MANIFEST}: format version {found} has another graph than {FORMAT_VERSION}, which this version of"
+                " pangu-ms runs; run the package with its own run.pyz, or export it again"
+            )
         if not intact:
             raise ExportError(
                 f"{path / MANIFEST}: was altered; the package is not what was exported and is refused; export again"
@@ -176,7 +185,9 @@ class Package:
             raise ExportError(
                 f"{graph}: MindSpore {ms.__version__} cannot load it ({reason}); export it again with this version"
             ) from error
-        return Decoder(nn.GraphCell(loaded), self.shape, domains=self.domains)
+        graph = nn.GraphCell(loaded)
+        caches = [parameter for parameter in graph.get_parameters() if parameter.name.endswith(CACHES)]
+        return Decoder(graph, self.shape, self.domains, caches)
 
     def _graph(self) -> Path:
         return next(self.path / name for name in GRAPH_NAMES if name in self.manifest["files"])
@@ -199,10 +210,10 @@ class Package:
         if strange := found.locations - self.manifest["files"].keys():
             raise ExportError(f"{graph}: has weights in {min(strange)}, which is no file of the package; it is refused")
         shape = self.shape
-        caches = [dims for name, dims in found.parameters.items() if name.endswith((".cache.keys", ".cache.values"))]
-        caches_fit = bool(caches) and all(dims[:1] == [shape.batch_size * shape.capacity] for dims in caches)
+        caches = [dims for name, dims in found.parameters.items() if name.endswith(CACHES)]
+        caches_fit = bool(caches) and all(dims[:1] == [shape.batch_size * (shape.capacity + 1)] for dims in caches)
         inputs_fit = len(found.inputs) == NUM_INPUTS + bool(self.domains.names)
-        if not caches_fit or not inputs_fit or found.inputs[:1] != [[shape.batch_size, shape.chunk]]:
+        if not caches_fit or not inputs_fit or found.inputs[:1] != [[shape.batch_size + shape.chunk]]:
             raise ExportError(
                 f"{self.path / MANIFEST}: graph={self.manifest['graph']}: the graph itself has other shapes; the"
                 " package is refused; export again"
@@ -254,7 +265,7 @@ def _first_invalid_entry(manifest: dict[str, Any]) -> str:
         return f"graph: must have whole numbers above 0 for {', '.join(names)}"
     if not all(_is_size(value, 1) for value in graph.values()):
         return f"graph: must have whole numbers above 0 for {', '.join(names)}"
-    if graph["capacity"] % graph["chunk"] or graph["chunk"] > graph["seq_length"]:
+    if not graph["chunk"] <= graph["capacity"] <= graph["seq_length"]:
         return f"graph={graph}: its sizes do not fit together"
     domains = manifest.get("domains", [])
     if not isinstance(domains, list) or not all(isinstance(name, str) and name for name in domains):

@@ -81,10 +81,17 @@ RUNNER_MODULES = (
     "pangu_ms/export/signature.py",
     "pangu_ms/infer/__init__.py",
     "pangu_ms/infer/beam.py",
+    "pangu_ms/infer/continuation.py",
     "pangu_ms/infer/decoder.py",
     "pangu_ms/infer/domains.py",
+    "pangu_ms/infer/engine.py",
     "pangu_ms/infer/generate.py",
+    "pangu_ms/infer/prefix_cache.py",
     "pangu_ms/infer/sampling.py",
+    "pangu_ms/infer/scheduling/__init__.py",
+    "pangu_ms/infer/scheduling/continuous.py",
+    "pangu_ms/infer/scheduling/slots.py",
+    "pangu_ms/infer/scheduling/state.py",
 )
 
 
@@ -151,10 +158,11 @@ def _description(checkpoint: Checkpoint, config: RunConfig, shape: GraphShape, e
         "model": config_to_dict(config)["model"],
         "graph": vars(shape),
         "inputs": {
-            "ids": ["int32", [batch_size, shape.chunk]],
-            "start": ["int32", [batch_size]],
+            "ids": ["int32", [batch_size + shape.chunk]],
+            "positions": ["int32", [batch_size + shape.chunk]],
             "last": ["int32", [batch_size]],
-            "prefill": ["bool", []],
+            "chunk_slot": ["int32", [1]],
+            "with_chunk": ["bool", []],
         },
         "outputs": {"logits": ["float32", [batch_size, vocab_size]]},
         "encryption": encryption,
@@ -175,14 +183,14 @@ def write_graph(
     graph: CachedModel, shape: GraphShape, directory: Path, key: bytes | None, has_domains: bool = False
 ) -> None:
     """Write model.mindir for the static shapes; above 1 GB MindSpore splits it into a graph and files of weights."""
-    ids, row = np.zeros((shape.batch_size, shape.chunk), np.int32), np.zeros(shape.batch_size, np.int32)
+    ids, slots = np.zeros(shape.batch_size + shape.chunk, np.int32), np.zeros(shape.batch_size, np.int32)
     encryption = {"enc_key": key, "enc_mode": ENCRYPTION_MODE} if key else {}
     # The file stores the content of the caches. They are set to zero, so that it reveals no earlier prompts.
     for cache in graph.caches():
         cache.set_data(Tensor(np.zeros(cache.shape, cache.asnumpy().dtype)))
-    inputs = [Tensor(ids), Tensor(row), Tensor(row), Tensor(np.bool_(True))]
+    inputs = [Tensor(array) for array in (ids, ids, slots, np.zeros(1, np.int32), np.bool_(True))]
     if has_domains:
-        inputs.append(Tensor(row))
+        inputs.append(Tensor(slots))
     try:
         # PORTABLE: a graph refers to our own kernels by the path of this machine's library.
         with ascend_ops.use(ascend_ops.PORTABLE), plain_name(directory) as plain:

@@ -1,7 +1,8 @@
 """Runs the graph of a CachedModel, or the one of a loaded MindIR: appends tokens to sequences in slots, each at a
 position of its own. numpy only, apart from the call of the graph."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,17 +42,25 @@ class GraphShape:
         """Longest sequence, prompt and continuation, in tokens."""
         return min(self.capacity, self.seq_length)
 
-    def require_room(self, prompts: list[list[int]]) -> None:
+    def require_room(self, prompts: Sequence[Sequence[int]]) -> None:
         """Raise GenerationError for a prompt that is empty or leaves no room for a new token."""
         for number, prompt in enumerate(prompts, 1):
-            if not prompt:
-                raise GenerationError(f"prompt {number}: is empty; at least one token is needed")
-            if len(prompt) >= self.max_length:
-                found, limit = len(prompt), self.max_length
-                raise GenerationError(
-                    f"prompt {number}: has {found} tokens; prompt and continuation must fit in {limit}; shorten the"
-                    " prompt"
-                )
+            self.require_room_for(len(prompt), number)
+
+    def require_room_for(self, length: int, number: int) -> None:
+        """Raise GenerationError if a prompt of this many tokens is empty or leaves no room for a new token.
+
+        Args:
+            length: tokens of the prompt.
+            number: of the prompt, for the message.
+        """
+        if not length:
+            raise GenerationError(f"prompt {number}: is empty; at least one token is needed")
+        if length >= self.max_length:
+            raise GenerationError(
+                f"prompt {number}: has {length} tokens; prompt and continuation must fit in {self.max_length}; shorten"
+                " the prompt"
+            )
 
 
 class Decoder:
@@ -135,21 +144,46 @@ class Decoder:
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Make the sequence of each slot in `targets` the first `length` tokens that the slot beside it in `sources` had
-        before the call.
-
-        Rows are copied in the memory of the caches. On a CPU this is the memory that the graph uses; elsewhere they are
-        read and set, which is untested on hardware.
-        """
+        before the call."""
         sources, targets = list(sources), list(targets)
-        for cache in self.caches:
-            values = cache.asnumpy()
-            slots = values.reshape(self.shape.batch_size, -1, values.shape[-1])
-            slots[targets, :length] = slots[sources, :length]  # the right side is a copy
+        with self._cached_rows() as caches:
+            for rows_SCW in caches:
+                rows_SCW[targets, :length] = rows_SCW[sources, :length]  # the right side is a copy
+        self.lengths[targets], self._domain_of_slot[targets] = length, self._domain_of_slot[sources]
+
+    def save(self, slot: int) -> list[np.ndarray]:
+        """A copy of what the caches hold of a slot's sequence, for `restore`."""
+        with self._cached_rows() as caches:
+            return [rows_SCW[slot, : self.lengths[slot]].copy() for rows_SCW in caches]
+
+    def restore(self, slot: int, saved: list[np.ndarray]) -> None:
+        """Give a slot a sequence that was saved, perhaps in another slot, behind `start`."""
+        with self._cached_rows() as caches:
+            for rows_SCW, rows in zip(caches, saved):
+                rows_SCW[slot, : len(rows)] = rows
+        self.lengths[slot] = len(saved[0])
+
+    def clear(self, slot: int) -> None:
+        """Set all rows of a slot to zero: those that are not numbers would reach later sequences of the slot, since
+        attention multiplies the rows that it masks by 0."""
+        with self._cached_rows() as caches:
+            for rows_SCW in caches:
+                rows_SCW[slot] = 0
+
+    @contextmanager
+    def _cached_rows(self) -> Iterator[list[np.ndarray]]:
+        """The caches as arrays [S, C + 1, W] whose changes the graph sees.
+
+        On a CPU they are the memory that the graph uses; elsewhere they are read, and set in the end, which is untested
+        on hardware.
+        """
+        arrays = [cache.asnumpy() for cache in self.caches]
+        yield [values.reshape(self.shape.batch_size, -1, values.shape[-1]) for values in arrays]
+        for cache, values in zip(self.caches, arrays):
             if not np.shares_memory(values, cache.asnumpy()):
                 from mindspore import Tensor
 
                 cache.set_data(Tensor(values))
-        self.lengths[targets], self._domain_of_slot[targets] = length, self._domain_of_slot[sources]
 
     def require_beams(self, num_beams: int) -> None:
         """Raise GenerationError unless there are as many slots."""

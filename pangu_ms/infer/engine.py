@@ -68,7 +68,8 @@ class Engine:
         self.counts, self._clock, self._submitted = Counts(), clock, 0
         self._continuations: dict[int, Continuation] = {}
         self._on_text: dict[int, OnText] = {}
-        self._broken: set[int] = set()
+        self._kept: dict[int, list[np.ndarray]] = {}
+        """Cached rows of requests that will go on in another slot."""
 
     def now(self) -> float:
         """Time on the engine's clock."""
@@ -111,6 +112,7 @@ class Engine:
         """End a request; its slot is free in the next step. Returns what it has so far."""
         self.table.cancel(number)
         self._on_text.pop(number, None)
+        self._kept.pop(number, None)
         continuation = self._continuations.pop(number)
         continuation.finish_reason = "cancelled"
         return continuation
@@ -137,10 +139,11 @@ class Engine:
     def _plan(self) -> StepPlan:
         """The next step's plan, whose admissions are carried out."""
         while True:
-            plan = self.scheduler.plan(self.table.state(self.now()))
+            state = self.table.state(self.now())
+            plan = self.scheduler.plan(state)
             if plan.idle:
                 raise RuntimeError(f"{self.scheduler}: requests wait, and nothing is admitted or computed")
-            for running in self.table.admit(plan, self.now()):
+            for running in self.table.admit(state, plan):
                 self._start(running)
             # A prompt whose beginning was copied continues behind it: the chunk that was planned is another one now.
             if not self._reuse_prefixes():
@@ -149,7 +152,9 @@ class Engine:
     def _start(self, running: Running) -> None:
         continuation = self._continuations[running.id]
         self.decoder.start(running.slot, continuation.request.domain)
-        if not running.generated:
+        if running.generated:
+            self.decoder.restore(running.slot, self._kept.pop(running.id))
+        else:
             continuation.begin()
         if self.prefixes:
             self.prefixes.start(running.slot, continuation.request.domain)
@@ -175,8 +180,8 @@ class Engine:
     def _chunk_of(self, plan: StepPlan) -> tuple[int, tuple[int, ...]] | None:
         if not plan.prefill:
             return None
-        slot, start, count = plan.prefill
-        return slot, self._of_slot(slot).request.prompt[start : start + count]
+        slot, start, number = plan.prefill
+        return slot, self._of_slot(slot).request.prompt[start : start + number]
 
     def _of_slot(self, slot: int) -> Continuation:
         running = self.table.slots[slot]
@@ -186,14 +191,14 @@ class Engine:
     def _count(self, plan: StepPlan) -> None:
         self.counts.steps += 1
         self.counts.decoded_rows += len(plan.decode)
-        self.counts.prompt_tokens += plan.prefill.count if plan.prefill else 0
+        self.counts.prompt_tokens += plan.prefill.num_tokens if plan.prefill else 0
 
     def _advance(self, plan: StepPlan, logits: np.ndarray) -> list[tuple[int, Continuation]]:
         """Choose the new tokens, and end the requests that end with them."""
         with_token = list(plan.decode)
         if plan.prefill:
-            slot, start, count = plan.prefill
-            if start + count == len(self._of_slot(slot).request.prompt):
+            slot, start, number = plan.prefill
+            if start + number == len(self._of_slot(slot).request.prompt):
                 with_token.append(slot)
         stopped = []
         for slot in with_token:
@@ -204,11 +209,21 @@ class Engine:
             self.counts.new_tokens += 1
             if continuation.finish_reason:
                 stopped.append(slot)
+            if continuation.error:
+                self._clear(slot)
             if (on_text := self._on_text.get(running.id)) and (new := continuation.take_new()):
                 on_text(new)
         ended = self.table.advance(plan, stopped)
+        for running in ended.returned if self.scheduler.keeps_cache else ():
+            self._kept[running.id] = self.decoder.save(running.slot)
         finished = []
         for running in ended.finished:
             self._on_text.pop(running.id, None)
             finished.append((running.id, self._continuations.pop(running.id)))
         return finished
+
+    def _clear(self, slot: int) -> None:
+        """Remove rows that are no numbers."""
+        self.decoder.clear(slot)
+        if self.prefixes:
+            self.prefixes.start(slot, None)

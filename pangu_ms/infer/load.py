@@ -34,7 +34,7 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
     Raises:
         CheckpointError: names or shapes of the tensors are not those of the configuration.
     """
-    from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
+    from pangu_ms.infer.cached_model import CachedModel
     from pangu_ms.models.common.layers import CacheShape
 
     config = config or checkpoint.config()
@@ -46,9 +46,9 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
     fill_from(checkpoint, graph.model, model)
-    decoder = Decoder(graph, shape, ReorderCaches(graph, shape.batch_size), domains_of(model))
+    decoder = Decoder(graph, shape, domains_of(model), graph.caches())
     identity = {
-        "graph": "prefill and decode",
+        "graph": "append to slots",
         "model": config_to_dict(config)["model"],
         "shape": vars(shape),
         "device": config.runtime.device,

@@ -33,6 +33,8 @@ class SamplingConfig:
     """A finished beam scores (sum of log-probabilities) / length ** length_penalty."""
     stop: tuple[str, ...] = ()
     """Texts that end a continuation and are cut off from it."""
+    logprobs: int = -1
+    """With 0 or more, the log-probability of each new token is returned, and those of this many likeliest tokens."""
     seed: int = 0
     """Prompt i is sampled with a random generator that is seeded with (seed, i), so that its continuation does not
     depend on the other prompts of its batch."""
@@ -48,6 +50,7 @@ class SamplingConfig:
             "top_p": (0 < self.top_p <= 1, "must be in (0, 1]"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "must be positive; 1 is off"),
             "num_beams": (self.num_beams >= 1, "must be at least 1"),
+            "logprobs": (self.logprobs >= -1, "must be at least 0; -1 is off"),
             "seed": (self.seed >= 0, "must not be negative"),
             "frequency_penalty": (math.isfinite(self.frequency_penalty), "must be a number"),
             "presence_penalty": (math.isfinite(self.presence_penalty), "must be a number"),

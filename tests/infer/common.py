@@ -1,8 +1,8 @@
 """A decoder with caches over given weights."""
 
 
-def make_decoder(config, parameters, batch_size, chunk=5, max_length=None, reorder=False):
-    from pangu_ms.infer.cached_model import CachedModel, ReorderCaches
+def make_decoder(config, parameters, batch_size, chunk=5, max_length=None):
+    from pangu_ms.infer.cached_model import CachedModel
     from pangu_ms.infer.decoder import Decoder, GraphShape
     from pangu_ms.models.build import fill
     from pangu_ms.models.common.layers import CacheShape
@@ -10,4 +10,4 @@ def make_decoder(config, parameters, batch_size, chunk=5, max_length=None, reord
     shape = GraphShape.fitting(config.seq_length, batch_size, max_length or config.seq_length, chunk)
     model = CachedModel(config, CacheShape(shape.batch_size, shape.capacity))
     fill(model.model.trainable_params(), parameters)
-    return Decoder(model, shape, ReorderCaches(model, batch_size) if reorder else None)
+    return Decoder(model, shape, caches=model.caches())

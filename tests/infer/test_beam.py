@@ -23,8 +23,8 @@ class MarkovDecoder:
         return self.table[tokens[-2], tokens[-1]]
 
     def prefill(self, prompts, domains=()):
-        self.rows = [list(p) for p in prompts]
-        return np.stack([self.logits(row) for row in self.rows])
+        self.rows = [list(p) for p in prompts] + [[]] * (self.shape.batch_size - len(prompts))
+        return np.stack([self.logits(row) for row in self.rows if row])
 
     def step(self, tokens):
         for row, token in zip(self.rows, tokens):
@@ -34,9 +34,11 @@ class MarkovDecoder:
     def require_beams(self, num_beams):
         assert num_beams <= self.shape.batch_size
 
-    def reorder(self, rows):
-        moved = [list(self.rows[i]) for i in rows]
-        self.rows = moved + self.rows[len(rows) :]
+    def copy(self, sources, targets, length):
+        assert all(len(self.rows[source]) == length for source in sources)
+        moved = [list(self.rows[source]) for source in sources]
+        for target, row in zip(targets, moved):
+            self.rows[target] = row
 
 
 def brute_force(decoder, prompt, length, penalty):

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 @pytest.fixture(scope="module")
 def decoder():
     """Four rows of the small model with the first random weights."""
-    return make_decoder(small(), random_parameters(small()), batch_size=4, reorder=True)
+    return make_decoder(small(), random_parameters(small()), batch_size=4)
 
 
 @pytest.mark.parametrize("final_norm_position", ["before_query", pytest.param("after_query", marks=pytest.mark.slow)])
@@ -44,10 +44,10 @@ def test_a_ragged_batch_equals_its_prompts_one_by_one(decoder):
         np.testing.assert_allclose(np.stack(batch)[:, row], np.stack(single)[:, 0], atol=1e-5)
 
 
-def test_reordering_moves_whole_sequences(decoder):
-    prompts = [[7, 8, 9, 10, 11, 12], [20, 21]]
+def test_copying_moves_whole_sequences(decoder):
+    prompts = [[7, 8, 9, 10, 11, 12], [20, 21, 22, 23, 24, 25]]
     decoder.prefill(prompts)
-    decoder.reorder(np.array([1, 0]))
+    decoder.copy([1, 0], [0, 1], 6)
     swapped = decoder.step(np.array([30, 31]))
     decoder.prefill(prompts[::-1])
     np.testing.assert_allclose(swapped, decoder.step(np.array([30, 31])), atol=1e-5)

@@ -26,7 +26,7 @@ def sigma(records, tmp_path_factory):
 def generator(sigma):
     from pangu_ms.infer.load import load_generator
 
-    return load_generator(sigma, [PROMPT] * 3, SamplingConfig(max_new_tokens=24), chunk=8)
+    return load_generator(sigma, [PROMPT] * 3, SamplingConfig(max_new_tokens=32), chunk=8)
 
 
 @pytest.fixture(scope="module")

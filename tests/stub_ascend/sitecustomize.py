@@ -170,17 +170,13 @@ class Cells:
         total, count, _ = loss_of(ids.asnumpy(), mask.asnumpy())
         return Tensor(total), Tensor(count), [Tensor(weight.asnumpy()) for weight in cell.loss.model.trainable_params()]
 
-    def CachedModel(self, cell, ids, start, last, prefill, *extra):
+    def CachedModel(self, cell, ids, positions, last, chunk_slot, with_chunk, *extra):
         from mindspore import Tensor
 
         (table,) = (p for p in cell.get_parameters() if p.name == "word_embedding.weight")
-        at = last.asnumpy() * bool(prefill.asnumpy())
-        return Tensor(logits_of(ids.asnumpy()[range(len(at)), at], table.shape[0]))
+        return Tensor(logits_of(ids.asnumpy()[last.asnumpy()], table.shape[0]))
 
     GraphCell = CachedModel
-
-    def ReorderCaches(self, cell, rows):
-        return rows
 
     def HiddenStates(self, cell, ids, positions, segments, *extra):
         import numpy as np

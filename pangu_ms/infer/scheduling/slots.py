@@ -88,6 +88,14 @@ class SlotTable:
             raise ValueError(f"request {request.id}: does not wait")
         self._put(request)
 
+    def skip_to(self, slot: int, prefilled: int) -> None:
+        """The prompt of the request in a slot is computed up to `prefilled`: its beginning was copied."""
+        self.slots[slot] = self._running(slot)._replace(prefilled=prefilled)
+
+    def most_new_tokens(self, identity: int) -> int:
+        """The most new tokens that a running request can have."""
+        return self._full_limit(self._requests[identity])
+
     def cancel(self, identity: int) -> int | None:
         """Forget a request. Returns the slot that became free, None if it waited."""
         if identity in self._waiting:
