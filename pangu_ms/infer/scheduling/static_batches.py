@@ -54,15 +54,16 @@ class Static:
         return _cut(list(state.waiting[: len(state.slots)]), state.slot_tokens, len(state.slots), state)[:1]
 
     def _next_batch(self, state: State, batches: tuple[Batch, ...]) -> tuple[tuple[Admission, ...], tuple[Batch, ...]]:
-        """The admissions of the next batch with a request that still waits, and the batches behind it."""
+        """The admissions of the next batch, and the batches behind it. Requests that no longer wait were cancelled."""
         waiting = {request.id: request for request in state.waiting}
-        while batches or (batches := self.form(state)):
-            (ids, limit), batches = batches[0], batches[1:]
-            here = [waiting[identity] for identity in ids if identity in waiting]  # others were cancelled
-            if here:
-                limits = [min(limit, state.full_limit(request)) for request in here]
-                return tuple(Admission(one.id, slot, limits[slot]) for slot, one in enumerate(here)), batches
-        return (), ()
+        # A new group only if every request of the last one that had no slot yet was cancelled.
+        batches = tuple(batch for batch in batches if not waiting.keys().isdisjoint(batch.ids)) or self.form(state)
+        if not batches:
+            return (), ()
+        ids, limit = batches[0]
+        here = [waiting[identity] for identity in ids if identity in waiting]
+        limits = [min(limit, state.full_limit(request)) for request in here]
+        return tuple(Admission(one.id, slot, limits[slot]) for slot, one in enumerate(here)), batches[1:]
 
 
 def _step(running: list[Running], memory: Memory, state: State, admit: tuple[Admission, ...] = ()) -> StepPlan:
