@@ -121,7 +121,9 @@ class StaticBins(Static):
         return self._bins(_sorted(fresh[: self.group_size]), state)
 
     def _bins(self, group: list[Waiting], state: State) -> tuple[Batch, ...]:
-        """Batches of a sorted group. A remainder that would make a small batch joins the next longer bin."""
+        """Batches of a sorted group. A remainder that would make a small batch joins the next longer bin: one of less
+        than half the bin's batch, or than a batch of requests with the longest answers."""
+        least = 16 if self.batch_sizes else state.budget_tokens // state.slot_tokens
         bins: dict[int, list[Waiting]] = {}
         for request in group:
             bins.setdefault(self._bin(request, state), []).append(request)
@@ -132,7 +134,7 @@ class StaticBins(Static):
             limit = upper if self.limited else state.slot_tokens
             size = self._size(members, upper, limit, state)
             rest = len(members) % size
-            carry = rest < max(size // 2, 16) and upper != max(bins)
+            carry = rest < max(size // 2, least) and upper != max(bins)
             whole = len(members) - rest if carry else len(members)
             batches += _cut(members[:whole], limit, size, state)
             carried = members[whole:]
