@@ -112,7 +112,7 @@ class NgramRidge:
 
         Args:
             num_features: n-grams are hashed to so many.
-            ridge: weight of the squared coefficients; the constant is not penalized.
+            ridge: weight of the squared coefficients, above 0; the constant is not penalized.
         """
         size = num_features + 2
         gram, right = np.zeros((size, size)), np.zeros(size)
@@ -121,8 +121,7 @@ class NgramRidge:
             gram += features.T @ features
             right += features.T @ np.log(np.maximum(lengths[first : first + 1024], 1))
         gram[np.arange(size - 1), np.arange(size - 1)] += ridge
-        # Least squares, because the matrix is singular where features never occurred and ridge is 0.
-        return cls(np.linalg.lstsq(gram, right, rcond=None)[0], float(max(lengths)))
+        return cls(np.linalg.solve(gram, right), float(max(lengths)))
 
     def predict(self, prompts: Sequence[Prompt]) -> list[float]:
         """See LengthPredictor."""

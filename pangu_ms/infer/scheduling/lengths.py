@@ -1,7 +1,8 @@
 """Lengths of answers: drawn, disturbed, read from files, described."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pangu_ms.core.errors import DataError
 CAP_SHARE = 0.05
 """Largest share of lengths at the maximum with which a gain means something (spec G1.3): what is cut at the maximum is
 all of one length, which every policy finds easy."""
-_BARS = 20
+_BARS = 16
 
 
 def lognormal_lengths(
@@ -73,12 +74,73 @@ def cap_warning(share_at_cap: float) -> str:
     )
 
 
-def read_lines(path: Path) -> list[Any]:
-    """The JSON values of a file: a value per line, or one array.
+@dataclass(frozen=True)
+class Answer:
+    """What a line of a file says of one answer.
+
+    Attributes:
+        tokens: how long it is.
+        prompt: the text that it answers; "" if the line has none.
+        prompt_tokens: how long that is; None: unknown.
+        predicted_tokens: what a predictor said; None: nothing.
+        arrival: when the request came, in seconds.
+        template: what the prompt was made from.
+        at_cap: whether it was cut at the maximum.
+    """
+
+    tokens: int
+    prompt: str = ""
+    prompt_tokens: int | None = None
+    predicted_tokens: float | None = None
+    arrival: float = 0.0
+    template: str = ""
+    at_cap: bool = False
+
+
+_TOKENS = range(1, 1 << 31)
+_FORM: small_json.Form = {
+    "tokens": (_TOKENS, None),
+    "token_ids": ([int], None),
+    "prompt": (str, None),
+    "prompt_tokens": (range(1 << 31), None),
+    "predicted_tokens": (small_json.Between(0, 1 << 31), None),
+    "arrival": (small_json.TIME, None),
+    "template": (str, None),
+    "finish_reason": (str, None),
+    "at_cap": (bool, None),
+}
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Read the lengths of answers: a JSON value per line, or one array. A value is a number of tokens, an object with
+    `tokens` as `pangu schedule label` writes it, or an object with `token_ids` as `pangu generate --json` writes it.
 
     Raises:
-        DataError: it cannot be read, or is no JSON.
+        DataError: the file cannot be read, or a value is none of these.
     """
+    return [_answer(where, value) for where, value in _values(path)]
+
+
+def _answer(where: str, value: Any) -> Answer:
+    found: dict[str, Any] = {"tokens": value} if type(value) is int else value
+    wrong = small_json.misfit(found, _FORM)
+    tokens = None if wrong else found.get("tokens") or len(found.get("token_ids") or ())
+    if not tokens:
+        rule = "must be a number of tokens from 1 up, or an object with one as tokens, or with token_ids"
+        raise DataError(f"{where}: {wrong or 'no tokens'}; {rule}; correct it")
+    return Answer(
+        tokens,
+        found.get("prompt") or "",
+        found.get("prompt_tokens"),
+        found.get("predicted_tokens"),
+        found.get("arrival") or 0.0,
+        found.get("template") or "",
+        found.get("at_cap") or found.get("finish_reason") == "length",
+    )
+
+
+def _values(path: Path) -> Iterator[tuple[str, Any]]:
+    """Each JSON value of a file, and where it stands."""
     try:
         content = small_json.read_bytes(path, pipes=True).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -86,20 +148,54 @@ def read_lines(path: Path) -> list[Any]:
     except ValueError as error:
         raise DataError(f"{path}: cannot be read ({error}); correct the name") from None
     if content.lstrip().startswith("["):
-        try:
-            return list(small_json.parse(content))
-        except ValueError as error:
-            raise DataError(f"{path}: {error}; must be a JSON array, or a JSON value per line") from None
-    values = []
-    for number, line in enumerate(content.split("\n"), 1):
-        if line.strip():
-            try:
-                values.append(small_json.parse(line))
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: {error}; must be one JSON value") from None
-    return values
+        yield from ((f"{path}: item {number}", value) for number, value in enumerate(_parse(content, str(path)), 1))
+        return
+    lines = [(f"{path}:{number}", line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"{path}: is empty; it holds lengths of answers, one a line; correct the name")
+    yield from ((where, _parse(line, where)) for where, line in lines)
 
 
-def whole_number(value: Any, least: int = 0) -> bool:
-    """Whether a JSON value is a whole number of tokens."""
-    return type(value) is int and least <= value < 1 << 31
+def _parse(text: str, where: str) -> Any:
+    try:
+        return small_json.parse(text)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}; must be one JSON value a line, or one array; correct it") from None
+
+
+def labels(paths: Sequence[Path], bin_tokens: int) -> list[dict[str, Any]]:
+    """The length that each prompt's answer should be given: the longest of its answers at several temperatures, rounded
+    up to a multiple of `bin_tokens` (spec G1.1).
+
+    Args:
+        paths: files of answers; each answers the same prompts.
+        bin_tokens: width of a bin.
+
+    Returns:
+        An object for each prompt in order of its first answer: prompt, tokens, template, at_cap.
+
+    Raises:
+        DataError: an answer lacks its prompt, or a file answers other prompts.
+    """
+    longest: dict[str, Answer] = {}
+    cut: set[str] = set()
+    first: set[str] = set()
+    for path in paths:
+        answers = read_answers(path)
+        prompts = {answer.prompt for answer in answers}
+        if "" in prompts:
+            raise DataError(f"{path}: an answer has no prompt; labels are of prompts; use `pangu generate --json`")
+        first = first or prompts
+        if prompts != first:
+            other = sorted(prompts ^ first)[0]
+            raise DataError(f"{path}: prompt {other[:40]!r} is not in every file; files answer the same prompts")
+        cut |= {answer.prompt for answer in answers if answer.at_cap}
+        for answer in answers:
+            known = longest.setdefault(answer.prompt, answer)
+            if answer.tokens > known.tokens:
+                longest[answer.prompt] = answer
+    rows = []
+    for prompt, answer in longest.items():
+        row = {"prompt": prompt, "tokens": -(-answer.tokens // bin_tokens) * bin_tokens, "at_cap": prompt in cut}
+        rows.append(row | ({"template": answer.template} if answer.template else {}))
+    return rows

@@ -54,15 +54,16 @@ class Static:
         return _cut(list(state.waiting[: len(state.slots)]), state.slot_tokens, len(state.slots), state)[:1]
 
     def _next_batch(self, state: State, batches: tuple[Batch, ...]) -> tuple[tuple[Admission, ...], tuple[Batch, ...]]:
-        """The admissions of the next batch with a request that still waits, and the batches behind it."""
+        """The admissions of the next batch, and the batches behind it. Requests that no longer wait were cancelled."""
         waiting = {request.id: request for request in state.waiting}
-        while batches or (batches := self.form(state)):
-            (ids, limit), batches = batches[0], batches[1:]
-            here = [waiting[identity] for identity in ids if identity in waiting]  # others were cancelled
-            if here:
-                limits = [min(limit, state.full_limit(request)) for request in here]
-                return tuple(Admission(one.id, slot, limits[slot]) for slot, one in enumerate(here)), batches
-        return (), ()
+        # A new group only if every request of the last one that had no slot yet was cancelled.
+        batches = tuple(batch for batch in batches if not waiting.keys().isdisjoint(batch.ids)) or self.form(state)
+        if not batches:
+            return (), ()
+        ids, limit = batches[0]
+        here = [waiting[identity] for identity in ids if identity in waiting]
+        limits = [min(limit, state.full_limit(request)) for request in here]
+        return tuple(Admission(one.id, slot, limits[slot]) for slot, one in enumerate(here)), batches[1:]
 
 
 def _step(running: list[Running], memory: Memory, state: State, admit: tuple[Admission, ...] = ()) -> StepPlan:
@@ -120,7 +121,9 @@ class StaticBins(Static):
         return self._bins(_sorted(fresh[: self.group_size]), state)
 
     def _bins(self, group: list[Waiting], state: State) -> tuple[Batch, ...]:
-        """Batches of a sorted group. A remainder that would make a small batch joins the next longer bin."""
+        """Batches of a sorted group. A remainder that would make a small batch joins the next longer bin: one of less
+        than half the bin's batch, or than a batch of requests with the longest answers."""
+        least = 16 if self.batch_sizes else state.budget_tokens // state.slot_tokens
         bins: dict[int, list[Waiting]] = {}
         for request in group:
             bins.setdefault(self._bin(request, state), []).append(request)
@@ -131,7 +134,7 @@ class StaticBins(Static):
             limit = upper if self.limited else state.slot_tokens
             size = self._size(members, upper, limit, state)
             rest = len(members) % size
-            carry = rest < max(size // 2, 16) and upper != max(bins)
+            carry = rest < max(size // 2, least) and upper != max(bins)
             whole = len(members) - rest if carry else len(members)
             batches += _cut(members[:whole], limit, size, state)
             carried = members[whole:]
