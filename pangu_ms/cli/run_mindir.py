@@ -6,7 +6,6 @@ from argparse import Namespace
 from pangu_ms.cli import options
 from pangu_ms.cli.generate import DOMAIN_HELP, generate_and_print, read_prompts, with_default
 from pangu_ms.core import runtime
-from pangu_ms.core.errors import GenerationError
 from pangu_ms.core.parser import Parser
 from pangu_ms.export.package import Package, read_key
 from pangu_ms.infer.generate import Generator

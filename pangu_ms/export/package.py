@@ -119,10 +119,10 @@ class Package:
             raise ExportError(f"{path / MANIFEST}: is damaged ({error}); export again") from None
         found = manifest.get(format_version.KEY)
         format_version.require_known(found, FORMAT_VERSION, path / MANIFEST, ExportError)
-        if found < FORMAT_VERSION:
+        if found != FORMAT_VERSION:
             raise ExportError(
-                f"{path / MANIFEST}: format version {found} has another graph than {FORMAT_VERSION}, which this version of"
-                " pangu-ms runs; run the package with its own run.pyz, or export it again"
+                f"{path / MANIFEST}: format version {found} has another graph than {FORMAT_VERSION}, which this"
+                " version of pangu-ms runs; run the package with its own run.pyz, or export it again"
             )
         if not intact:
             raise ExportError(

@@ -8,7 +8,6 @@ graphs would hold the weights twice in a MindIR file, and a graph of dynamic len
 Shapes: S slots, P chunk, N new tokens (S or S + P), C positions of a slot; see models/common/layers.py.
 """
 
-import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 

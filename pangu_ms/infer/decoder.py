@@ -11,6 +11,7 @@ import numpy as np
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.domains import NO_DOMAINS, Domains
 
+
 @dataclass(frozen=True)
 class GraphShape:
     """The static shapes of the graph."""
@@ -111,7 +112,7 @@ class Decoder:
             rows, begin = slice(size, size + len(of_chunk)), self.lengths[chunk_slot]
             ids[rows], positions[rows] = of_chunk, np.arange(begin, begin + len(of_chunk))
             last[chunk_slot] = rows.stop - 1
-        logits = self._call(ids, positions, last, np.array([chunk_slot], np.int32), np.bool_(len(of_chunk) > 0))
+        logits = self._call(ids, positions, last, np.array([chunk_slot], np.int32), np.array(len(of_chunk) > 0))
         self.lengths[slots] += 1
         self.lengths[chunk_slot] += len(of_chunk)
         return logits
@@ -143,8 +144,8 @@ class Decoder:
         ]
 
     def copy(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
-        """Make the sequence of each slot in `targets` the first `length` tokens that the slot beside it in `sources` had
-        before the call."""
+        """Make the sequence of each slot in `targets` the first `length` tokens that the slot of the same index in
+        `sources` had before the call."""
         sources, targets = list(sources), list(targets)
         with self._cached_rows() as caches:
             for rows_SCW in caches:

@@ -1,16 +1,14 @@
 """Continuous batching: requests are admitted, generated and finished independently of each other.
 
-An Engine owns a Decoder, whose graph has slots; a scheduler says which request gets a slot, and what each step computes;
-each request has a Continuation. None of them knows the others.
+An Engine owns a Decoder, whose graph has slots; a scheduler says which request gets a slot, and what each step
+computes; each request has a Continuation. None of them knows the others.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from pangu_ms.core.errors import GenerationError
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.infer.continuation import Continuation, Request
 from pangu_ms.infer.decoder import Decoder
@@ -38,8 +36,8 @@ class Counts:
 class Engine:
     """Generates the continuations of any number of requests.
 
-    One thread calls its methods. A request gets the tokens that it would get alone, whatever else is generated: slots do
-    not read each other, and its random numbers are its own.
+    One thread calls its methods. A request gets the tokens that it would get alone, whatever else is generated: slots
+    do not read each other, and its random numbers are its own.
     """
 
     def __init__(
@@ -61,9 +59,7 @@ class Engine:
         """
         self.decoder, self.tokenizer, self.scheduler = decoder, tokenizer, scheduler or FirstCome()
         shape = decoder.shape
-        self.table = SlotTable(
-            shape.batch_size, shape.max_length, shape.chunk, keeps_cache=self.scheduler.keeps_cache
-        )
+        self.table = SlotTable(shape.batch_size, shape.max_length, shape.chunk, keeps_cache=self.scheduler.keeps_cache)
         self.prefixes = PrefixCache(shape.batch_size, shape.chunk) if prefix_cache and decoder.caches else None
         self.counts, self._clock, self._submitted = Counts(), clock, 0
         self._continuations: dict[int, Continuation] = {}
@@ -183,10 +179,13 @@ class Engine:
         slot, start, number = plan.prefill
         return slot, self._of_slot(slot).request.prompt[start : start + number]
 
-    def _of_slot(self, slot: int) -> Continuation:
+    def _running(self, slot: int) -> Running:
         running = self.table.slots[slot]
         assert running, f"slot {slot} is free"
-        return self._continuations[running.id]
+        return running
+
+    def _of_slot(self, slot: int) -> Continuation:
+        return self._continuations[self._running(slot).id]
 
     def _count(self, plan: StepPlan) -> None:
         self.counts.steps += 1
@@ -202,8 +201,7 @@ class Engine:
                 with_token.append(slot)
         stopped = []
         for slot in with_token:
-            running = self.table.slots[slot]
-            continuation = self._of_slot(slot)
+            running, continuation = self._running(slot), self._of_slot(slot)
             room = self.table.most_new_tokens(running.id)
             continuation.choose(logits[slot], room)
             self.counts.new_tokens += 1

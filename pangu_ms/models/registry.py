@@ -25,8 +25,8 @@ configuration of a model.
                     construct(ids, positions, segments, key, *extra) -> logits [B, S, V]    whole sequences, in the
                                                 compute dtype, for training and evaluation; `key` int32 seeds dropout;
                                                 `extra` are the inputs of `CONFIG.extra_inputs`, if it declares any
-                    extend(ids, positions, last, slots) -> logits float32 [B, V]    with a cache, appends tokens: see
-                                                infer/cached_model.py
+                    extend(ids, places, last, *extra) -> logits float32 [S, V]  with a cache, appends tokens to
+                                                sequences in slots: see `KVCache` and infer/cached_model.py
                     hidden_states(ids, positions, segments, *extra) -> tuple of [B, S, E]   the output of the embeddings
                                                 and then of each layer, for analyses
                 and, if `CONFIG.has_balance_loss`,

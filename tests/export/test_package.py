@@ -189,9 +189,14 @@ def test_an_altered_manifest_is_refused(package, tmp_path, capsys):
     assert "manifest.json: was altered" in capsys.readouterr().err
 
 
-def test_beams_need_the_checkpoint(package, capsys):
-    assert main(["run-mindir", str(package), "--prompt", "def", "--num-beams", "2"]) == 2
-    assert "holds no graph that reorders" in capsys.readouterr().err
+def test_beams_of_a_package_are_those_of_the_checkpoint(package, trained_run, capsys):
+    """The hypothesis has the same tokens, and more than one beam changed its slot."""
+    words = ["--prompt", "def", "--num-beams", "2", "--max-new-tokens", "12", "--json"]
+    found = []
+    for verb, model in (("run-mindir", package), ("generate", trained_run)):
+        assert main([verb, str(model), *words]) == 0
+        found.append(json.loads(capsys.readouterr().out)["token_ids"])
+    assert found[0] == found[1]
 
 
 @pytest.mark.slow

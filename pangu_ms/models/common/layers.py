@@ -239,10 +239,10 @@ class CacheShape:
 class KVCache(nn.Cell):
     """Keys and values of one attention layer for sequences in slots, which are at positions of their own.
 
-    A call appends one token to each of the S slots, and perhaps a chunk of P tokens to one of them: N = S or S + P rows.
-    A slot has one row more than its capacity. What a call computes for nobody is written there, and nothing reads it: so
-    a slot that has no token to append, or a chunk that is not full, changes no other row. The heads of a row are
-    contiguous: [G * D].
+    A call appends one token to each of the S slots, and perhaps a chunk of P tokens to one of them: N = S or S + P new
+    rows. A slot has one row more than its capacity. New rows that belong to no sequence are written there, and nothing
+    reads it: a slot that has no token to append, or a chunk that is not full, changes no other row. The heads of a row
+    are contiguous: [G * D].
     """
 
     def __init__(self, shape: CacheShape, width: int, dtype: ms.Type, num_heads: int):
