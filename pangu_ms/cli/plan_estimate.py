@@ -14,7 +14,7 @@ from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result, table_lines
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import CHIPS, DEFAULT_CHIP, GIB, Chip, parse_bytes
-from pangu_ms.planner.estimate import Change, Estimate, describe, published_rows, ways_to_fit
+from pangu_ms.planner.estimate import Change, Estimate, describe, published_rows, ways_to_fit, with_shorter_context
 from pangu_ms.planner.memory import stage_memory
 from pangu_ms.planner.time import MFU_FORMULA
 
@@ -95,6 +95,9 @@ def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Es
             f"  none of these is enough; `pangu plan search --config {shlex.quote(name)} --devices N` tries them"
             " together"
         )
+        if shorter := with_shorter_context(estimate):
+            context = f"model.seq_length={estimate.plan.config.model.seq_length}"
+            lines.append(f"  {context} takes most of the memory; a shorter context: {way_text(*shorter)}")
     rows = [(f"  {term.name}", f"{term.seconds * 1e3:.1f}", term.formula) for term in estimate.terms]
     rows.append(("  total", f"{estimate.seconds * 1e3:.1f}", ""))
     lines += ["", *table_lines(("time of a step", "ms", "formula"), rows, "<><")]

@@ -17,7 +17,16 @@ from pangu_ms.models.registry import FAMILIES
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rules import rules_for
 from pangu_ms.planner.cluster import GIB, Chip, require_dtype
-from pangu_ms.planner.estimate import Change, Estimate, changed, describe, overrides, savings, ways_to_fit
+from pangu_ms.planner.estimate import (
+    Change,
+    Estimate,
+    changed,
+    describe,
+    overrides,
+    savings,
+    ways_to_fit,
+    with_shorter_context,
+)
 from pangu_ms.planner.memory import state_bytes
 from pangu_ms.planner.slices import distinct_stages
 
@@ -196,6 +205,11 @@ def nothing_fits(least: Estimate, hbm_bytes: int, margin: float) -> str:
         else "no single change suffices; nearest"
     )
     room = f"{hbm_bytes / GIB:g} GiB with {margin:.0%} free"
+    if shorter := with_shorter_context(least):
+        ways.append(
+            f"{describe(shorter[0])} instead of {least.plan.config.model.seq_length}, which takes most of the memory"
+            f" ({_describe_after(*shorter)})"
+        )
     return (
         f"search: {least.plan.mesh.world} devices: no plan fits in {room}; least needs {least.bytes / GIB:.2f} GiB:"
         f" {' '.join(overrides(least.plan.config))}; {verdict}: {'; '.join(ways) or 'none'}"
