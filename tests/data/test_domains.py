@@ -372,6 +372,7 @@ def test_an_option_names_the_domain_of_files(corpus, tokenizer_path, tmp_path, c
         (["a=poems.jsonl", "b=*.jsonl"], "poems.jsonl has the domain a already; a file has one; mend one of them"),
         (["=poems.jsonl"], "--domain =poems.jsonl: no name before the =; a domain has a name of its own"),
         (["unknown=poems.jsonl"], "unknown before the =; a domain has a name of its own"),
+        (["zh,code=poems.jsonl"], "--domain zh,code=poems.jsonl: a comma in the name zh,code: a file has one domain; "),
         (["poems.jsonl"], "--domain poems.jsonl: must be NAME=FILES, for example --domain code="),
     ],
 )
