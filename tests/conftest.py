@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pangu_ms.core import runtime
-from tests import thinning
+from tests import order, thinning
 from tests.compiled import compiler_digest
 
 runtime.quiet()
@@ -158,9 +158,15 @@ def compiled_models(mindspore_cpu):
         yield
 
 
+def pytest_configure(config):
+    """pytest-xdist keeps the order of files that tests/order.py gives them."""
+    config.option.loadscopereorder = False
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Before pytest looks at `-m`: rows of thinned grids become slow, and slow rows of fast tests are not fast."""
     thinning.mark_slow(items)
+    order.longest_first(items)
     if config.option.markexpr == "fast":
         config.option.markexpr = "fast and not slow"

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from pangu_ms.cli.main import main
+
 
 def quickstart(here, *words):
     return subprocess.run(
@@ -37,6 +39,22 @@ def test_on_a_user_s_corpus(text_file, tiny_overrides, tmp_path):
     assert "unigram" in table and "bigram" in table
     assert os.listdir(here) == []
     assert (output / "mindir/run.pyz").is_file()  # the tests of packages run such a file
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config", "sigma/tiny", "model.domains=[law]"], "; the model, with domains law, must have the domain of"),
+        (["data.mixture={law: 1}"], "no rows of domain law; there are rows of "),
+    ],
+)
+def test_domains_that_do_not_fit_are_told_at_once(words, message, text_file, tmp_path, capsys):
+    for verb in (["quickstart", "--corpus", text_file], ["quickstart"], ["train"]):
+        output = tmp_path / "out"
+        assert main([verb[0], *words, *map(str, verb[1:]), "--output", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, verb
+        assert not list(tmp_path.rglob("tokenizer*"))
 
 
 @pytest.mark.slow

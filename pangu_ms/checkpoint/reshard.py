@@ -18,6 +18,7 @@ from pangu_ms.checkpoint.sharded import Slices, Stored, StoredTensor
 from pangu_ms.config import RunConfig, dump_config
 from pangu_ms.core.errors import CheckpointError, OutputError
 from pangu_ms.core.progress import progress_bar
+from pangu_ms.core.size_text import size_text
 from pangu_ms.models.common.stacks import is_stack, member_name
 from pangu_ms.models.common.strict import check_names_and_shapes
 from pangu_ms.parallel.plan import Plan, parameter_of
@@ -183,6 +184,6 @@ def require_room(root: Path, needed: int) -> None:
     existing = next(path for path in (Path(root).absolute(), *Path(root).absolute().parents) if path.is_dir())
     if (free := shutil.disk_usage(existing).free) < needed:
         raise OutputError(
-            f"{root}: {free / 2**30:,.1f} GiB are free; the tensors take {needed / 2**30:,.1f} GiB; free some room or"
+            f"{root}: {size_text(free)} are free; the tensors take {size_text(needed)}; free some room or"
             " name another --output"
         )

@@ -5,7 +5,7 @@ from pangu_ms.core.parser import Parser
 
 ACTIONS = {
     "collapse": ("pangu_ms.cli.analyze_collapse", "diversity of the features, layer by layer"),
-    "experts": ("pangu_ms.cli.analyze_experts", "tokens that come to each expert of a PanGu-Sigma, layer by layer"),
+    "experts": ("pangu_ms.cli.analyze_experts", "tokens that come to each expert, layer by layer"),
 }
 
 

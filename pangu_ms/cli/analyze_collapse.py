@@ -8,6 +8,7 @@ from typing import Any
 from pangu_ms.checkpoint.model import checkpoint_config
 from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.cli import options
+from pangu_ms.cli.analyze_options import add_analysis
 from pangu_ms.core import files, runtime
 from pangu_ms.core.console import tell
 from pangu_ms.core.errors import ConfigError
@@ -29,18 +30,12 @@ def build_parser() -> Parser:
     parser = Parser(prog="pangu analyze collapse", description=__doc__)
     text = "run directories, their checkpoints directories, or directories of steps; also section.field=value, "
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help=text + options.OVERRIDES_HELP)
-    options.add_data(parser, required=True)
     text = "names for the table and the figure, one for each checkpoint (default: the paths)"
     parser.add_argument("--labels", metavar="A,B", help=text)
-    options.add_split(parser, "which records to use; MindRecord files without a manifest are `train`")
-    options.add_batch_size(parser)
-    parser.add_argument("--max-batches", type=int, default=8, help="number of batches to measure; 0 takes all")
     text = "share of the variance that the effective dimension must carry"
     parser.add_argument("--share", type=float, default=0.8, help=text)
-    options.add_new_file(parser, "--plot", "new .png, .svg or .pdf: the measures of all checkpoints, layer by layer")
-    options.add_new_file(parser, "--output", "also write the JSON into this new file")
-    options.add_json(parser)
-    options.add_verbose(parser)
+    plot = "the measures of all checkpoints, layer by layer"
+    add_analysis(parser, "to use", plot, "number of batches to measure; 0 takes all")
     parser.set_defaults(run=_run)
     return parser
 

@@ -17,6 +17,7 @@ from pangu_ms.config.parallel import ParallelConfig
 from pangu_ms.core import files
 from pangu_ms.core.errors import CheckpointError, ConfigError
 from pangu_ms.core.parser import Parser, RawHelp
+from pangu_ms.core.size_text import size_text
 from pangu_ms.core.table import print_result
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.parallel.mesh import Mesh
@@ -217,8 +218,7 @@ def _text(result: dict[str, Any]) -> str:
     how = "whole" if result["whole"] else f"for {result['ranks']:,} ranks ({axes})"
     tensors = ", ".join(f"{count:,} {group}" for group, count in result["tensors"].items())
     lines = [
-        f"wrote {result['output']}, {how}: {tensors} tensors, {result['bytes'] / 2**30:,.2f} GiB in {result['files']:,}"
-        " files"
+        f"wrote {result['output']}, {how}: {tensors} tensors, {size_text(result['bytes'])} in {result['files']:,} files"
     ]
     before, after = result["global_batch_size"].values()
     if before not in (None, after):

@@ -16,6 +16,8 @@ from pangu_ms.infer.generate import Generation, Generator
 from pangu_ms.infer.sampling import SamplingConfig
 
 DOMAIN_HELP = "domain of the prompts that name none (default: the model's model.default_domain, or its first domain)"
+PROMPT_KEYS = ("prompt", "domain")
+"""Keys of an object in a .jsonl file of prompts."""
 
 
 def build_parser() -> Parser:
@@ -120,17 +122,33 @@ def _read_prompt_file(path: Path) -> tuple[list[str], list[str]]:
         return prompts, [""] * len(prompts)
     prompts, domains = [], []
     for number, line in enumerate(lines, 1):
-        if not line:
-            continue
-        try:
-            value = small_json.parse(line)
-            prompts.append(value if isinstance(value, str) else value["prompt"])
-            domains.append("" if isinstance(value, str) else value.get("domain") or "")
-            if not isinstance(prompts[-1], str):
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            raise GenerationError(f"{path}:{number}: neither a JSON string nor an object with a prompt key") from None
+        if line:
+            prompt, domain = _prompt_and_domain(line, f"{path}:{number}")
+            prompts.append(prompt)
+            domains.append(domain)
     return prompts, domains
+
+
+def _prompt_and_domain(line: str, place: str) -> tuple[str, str]:
+    """What a line of a .jsonl file says; `place` is for messages."""
+    try:
+        value = small_json.parse(line)
+    except ValueError:
+        value = None
+    if isinstance(value, str):
+        return value, ""
+    if isinstance(value, dict) and (unknown := [key for key in value if key not in PROMPT_KEYS]):
+        raise GenerationError(
+            f"{place}: unknown key {unknown[0][:40]!r}; known: {', '.join(PROMPT_KEYS)}; rename or remove it"
+        )
+    if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
+        raise GenerationError(f"{place}: neither a JSON string nor an object with a prompt key")
+    domain = "" if value.get("domain") is None else value["domain"]
+    if not isinstance(domain, str):
+        raise GenerationError(
+            f"{place}: domain={domain!r}: a domain is named by a JSON string; write its name in quotes"
+        )
+    return value["prompt"], domain
 
 
 def generate_and_print(

@@ -166,13 +166,7 @@ def _upgrade_to_other_family(checkpoint: Checkpoint, args: Namespace) -> int:
     config = load_config(args.config, args.overrides) if args.config else load_config(own, [*_NO_DATA, *args.overrides])
     old, new = checkpoint.config().model, config.model
     if new.BASE_FAMILY != old.family:
-        made = [
-            f"{name} from {family.config.BASE_FAMILY}" for name, family in FAMILIES.items() if family.config.BASE_FAMILY
-        ]
-        raise ConfigError(
-            f"model.family={new.family}: the checkpoint is {old.family}: --config, --data, --tokenizer and model.family"
-            f" make another family ({', '.join(made)}); leave them out, or name another checkpoint"
-        )
+        raise ConfigError(_no_way(checkpoint, old, new))
     counts = _token_counts(new, args.data)
     seed, progress = _seed(args.seed), not args.json
     result = inherit_base(checkpoint, config, args.output, args.tokenizer, seed, counts, progress)
@@ -184,6 +178,21 @@ def _upgrade_to_other_family(checkpoint: Checkpoint, args: Namespace) -> int:
     )
     print_result(result, text, args.json)
     return 0
+
+
+def _no_way(checkpoint: Checkpoint, old: ModelConfig, new: ModelConfig) -> str:
+    """The message if a checkpoint cannot become a model of another family."""
+    made = {name: family.config.BASE_FAMILY for name, family in FAMILIES.items() if family.config.BASE_FAMILY}
+    ways = " or ".join(f"{base} to {name}" for name, base in made.items())
+    where = f"{checkpoint.path}: is {old.family}"
+    if new.family == old.family:
+        return f"{where}: --config, --data and --tokenizer are for an upgrade from {ways}; leave them out"
+    if new.family in made:
+        return f"{where}: a {new.family} model is made from {made[new.family]}; name a checkpoint of that family"
+    return (
+        f"{where}: a {new.family} model is not made from one of another family, which is only done from {ways}; train"
+        " one with `pangu train`, or leave --config and model.family out"
+    )
 
 
 def _token_counts(model: ModelConfig, records: str | None) -> "np.ndarray | None":

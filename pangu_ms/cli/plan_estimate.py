@@ -11,10 +11,11 @@ from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import PlanError
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.size_text import size_text
 from pangu_ms.core.table import print_result, table_lines
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import CHIPS, DEFAULT_CHIP, GIB, Chip, parse_bytes
-from pangu_ms.planner.estimate import Change, Estimate, describe, published_rows, ways_to_fit
+from pangu_ms.planner.estimate import Change, Estimate, describe, published_rows, ways_to_fit, with_shorter_context
 from pangu_ms.planner.memory import stage_memory
 from pangu_ms.planner.time import MFU_FORMULA
 
@@ -95,6 +96,9 @@ def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Es
             f"  none of these is enough; `pangu plan search --config {shlex.quote(name)} --devices N` tries them"
             " together"
         )
+        if shorter := with_shorter_context(estimate):
+            context = f"model.seq_length={estimate.plan.config.model.seq_length}"
+            lines.append(f"  {context} takes most of the memory; a shorter context: {way_text(*shorter)}")
     rows = [(f"  {term.name}", f"{term.seconds * 1e3:.1f}", term.formula) for term in estimate.terms]
     rows.append(("  total", f"{estimate.seconds * 1e3:.1f}", ""))
     lines += ["", *table_lines(("time of a step", "ms", "formula"), rows, "<><")]
@@ -104,24 +108,19 @@ def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Es
 
 def verdict(estimate: Estimate) -> str:
     """Whether the plan fits into the memory, and by how much."""
-    hbm, stage = estimate.hbm_bytes / GIB, estimate.worst_stage
+    hbm, stage = size_text(estimate.hbm_bytes, "g"), estimate.worst_stage
     if estimate.excess > 0:
-        return (
-            f"does not fit: stage {stage} needs {estimate.bytes / GIB:.2f} GiB, {estimate.excess / GIB:.2f} GiB more"
-            f" than {hbm:g}"
-        )
-    return f"fits: stage {stage}, which holds most, leaves {-estimate.excess / GIB:.2f} of {hbm:g} GiB"
+        needed, excess = size_text(estimate.bytes, ".2f"), size_text(estimate.excess, ".2f")
+        return f"does not fit: stage {stage} needs {needed}, {excess} more than {hbm}"
+    return f"fits: stage {stage}, which holds most, leaves {size_text(-estimate.excess, '.2f')} of {hbm}"
 
 
 def way_text(change: Change, after: Estimate) -> str:
     """One change of the configuration and its effect, as text."""
-    fits = "" if after.excess <= 0 else f", still {after.excess / GIB:.2f} too many"
+    fits = "" if after.excess <= 0 else f", still {size_text(after.excess, '.2f')} too much"
     fits += f", {after.plan.config.global_batch_size} sequences a step" if "parallel.data_parallel" in change else ""
-    each = after.tokens_per_second_per_device
-    return (
-        f"{describe(change)} ({after.plan.mesh.world} devices): {after.bytes / GIB:.2f} GiB{fits}, {each:,.0f} tokens/s"
-        " per card"
-    )
+    needed, each = size_text(after.bytes, ".2f"), after.tokens_per_second_per_device
+    return f"{describe(change)} ({after.plan.mesh.world} devices): {needed}{fits}, {each:,.0f} tokens/s per card"
 
 
 def speed(estimate: Estimate) -> str:

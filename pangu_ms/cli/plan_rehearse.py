@@ -11,6 +11,7 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import files
 from pangu_ms.core.errors import ConfigError, PlanError
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.size_text import size_text
 from pangu_ms.core.table import print_result
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import DEFAULT_CHIP
@@ -91,8 +92,8 @@ def kept(whole: RunConfig, config: RunConfig) -> dict[str, list[int]]:
 def table(report: RankReport, with_parameters: bool) -> str:
     """The report of one rank as text."""
     lines = [
-        f"rank {report.rank}, stage {report.stage}: compiled in {report.seconds:.1f} s, {report.peak_bytes / 2**30:.2f}"
-        f" GiB; parameters {report.parameter_bytes:,} bytes, moments {report.optimizer_bytes:,} bytes"
+        f"rank {report.rank}, stage {report.stage}: compiled in {report.seconds:.1f} s, {size_text(report.peak_bytes)};"
+        f" parameters {report.parameter_bytes:,} bytes, moments {report.optimizer_bytes:,} bytes"
     ]
     lines += [
         f"  {kind:<14} group of {size:<5} x {number:<5} {total / 2**20:>12,.2f} MiB"

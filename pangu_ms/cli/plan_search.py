@@ -8,6 +8,7 @@ from pangu_ms.cli.plan_estimate import add_chip, chip_and_hbm, notes
 from pangu_ms.config.load import load_config
 from pangu_ms.core.errors import PlanError
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.size_text import size_text
 from pangu_ms.core.table import print_result, table_lines
 from pangu_ms.planner.cluster import GIB
 from pangu_ms.planner.estimate import Estimate, describe, overrides
@@ -54,7 +55,7 @@ def _run(args: Namespace) -> int:
 def report(args: Namespace, found: Found, hbm_bytes: int) -> str:
     """The result of the search as text."""
     best, batch = found.ranked[0], found.ranked[0].plan.config.global_batch_size
-    room = f"{hbm_bytes / GIB:g} GiB with {args.margin:.0%} free"
+    room = f"{size_text(hbm_bytes, 'g')} with {args.margin:.0%} free"
     lines = [
         (
             f"{args.config} on {args.devices} x {best.chip.name}, {batch} sequences a step: {found.tried} plans tried,"
@@ -114,10 +115,10 @@ def _near_miss_lines(near: list[Near]) -> list[str]:
         fix = "no single change makes it fit"
         if miss.change and miss.after:
             fix = (
-                f"fits with {describe(miss.change)}: {miss.after.bytes / GIB:.2f} GiB,"
+                f"fits with {describe(miss.change)}: {size_text(miss.after.bytes, '.2f')},"
                 f" {miss.after.tokens_per_second_per_device:,.1f} per card"
             )
-        rows.append((*_row(miss.estimate), f"{miss.estimate.excess / GIB:.2f} GiB; {fix}"))
+        rows.append((*_row(miss.estimate), f"{size_text(miss.estimate.excess, '.2f')}; {fix}"))
     columns = _columns(near[0].estimate)
     lines = table_lines((*columns, "over"), rows, ">" * len(columns) + "<")
     return ["faster, but too large (the nearest):", *lines]

@@ -74,11 +74,17 @@ def _run(args: Namespace) -> int:
 
 def run(config: RunConfig, args: Namespace, output: Path) -> Report:
     """Run all stages; each prints the command that runs it alone."""
-    from pangu_ms.data.default_corpus import build_records, standard_library_domains, standard_library_files
+    from pangu_ms.data.default_corpus import (
+        build_records,
+        require_corpus_domains,
+        standard_library_domains,
+        standard_library_files,
+    )
 
     report, named = Report(), [args.config, *args.overrides]
     corpus = args.corpus or standard_library_files()
     domains = standard_library_domains() if config.model.domains and not args.corpus else []
+    require_corpus_domains(config, args.corpus, domains)
     prompts = document_beginnings(corpus) if args.corpus else CODE_PROMPTS
     shown = args.corpus or [f"({len(corpus)} files of {Path(corpus[0]).parent})"]
     tokenizer, records, package = output / "tokenizer", output / "records", output / "mindir"

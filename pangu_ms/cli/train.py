@@ -4,14 +4,15 @@ import contextlib
 import dataclasses
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pangu_ms.cli import options
 from pangu_ms.config.load import load_config
 from pangu_ms.config.schema import RunConfig
-from pangu_ms.core import runtime
-from pangu_ms.core.errors import ConfigError
+from pangu_ms.core import files, runtime
+from pangu_ms.core.errors import ConfigError, NoRoom
 from pangu_ms.core.exit_codes import EXIT_STOPPED
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result
@@ -107,7 +108,8 @@ def main(argv: list[str]) -> int:
         "trackers": args.trackers,
         "resume_from": args.resume_from,
     }
-    result = train(config, records, output, args.resume, args.init_from, **session)
+    with _advice_to_resume(output):
+        result = train(config, records, output, args.resume, args.init_from, **session)
     if runtime.place()[0] == 0:  # only rank 0 prints the result
         print_result(_as_dict(result), _as_text(result, config), args.json)
     if result.stopped_by and result.stopped_by != "stop_at":
@@ -116,6 +118,20 @@ def main(argv: list[str]) -> int:
         )
         return EXIT_STOPPED
     return 0
+
+
+@contextlib.contextmanager
+def _advice_to_resume(output: Path) -> Iterator[None]:
+    """If the disk is full, name the command that goes on: without --resume a directory with a run is refused."""
+    go_on = "run the same command with --resume, which goes on from the newest checkpoint"
+    try:
+        yield
+    except NoRoom as error:
+        raise NoRoom(error.path, error.reason, go_on) from error
+    except OSError as error:
+        if error.errno not in files.NO_ROOM:
+            raise
+        raise NoRoom(error.filename or output, error.strerror, go_on) from error
 
 
 def start_options(args: Namespace) -> dict[str, Any]:

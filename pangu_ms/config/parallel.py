@@ -187,7 +187,7 @@ def expert_degrees(model: ModelConfig) -> list[int]:
 def _check_experts(parallel: ParallelConfig, model: ModelConfig, rule: Callable[[bool, str, str], None]) -> None:
     experts, groups, ep = model.num_experts, model.group_sizes, parallel.expert_parallel
     if ep == 1 or experts == 0:
-        return rule(ep == 1, "expert_parallel", "must divide the model's num_experts=0; use 1")
+        return rule(ep == 1, "expert_parallel", f"this {model.family} model has no experts; use 1")
     if (balanced := model.num_balanced_groups) > 1:
         groups = (experts // balanced,) * balanced
     fit = expert_degrees(model)

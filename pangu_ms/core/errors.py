@@ -12,6 +12,19 @@ class OutputError(UserError):
     """An output path that cannot be written: it has other content, or the disk is full."""
 
 
+class NoRoom(OutputError):
+    """A full disk. Nothing was committed.
+
+    Attributes:
+        path: what could not be written.
+        reason: the system's words.
+    """
+
+    def __init__(self, path: object, reason: str, go_on: str = "run the same command again"):
+        super().__init__(f"{path}: {reason}; nothing was committed; free some room and {go_on}")
+        self.path, self.reason = path, reason
+
+
 class RankTableError(UserError):
     """A wrong rank table, or wrong addresses to make one from."""
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pangu_ms.core.errors import OutputError
+from pangu_ms.core.errors import NoRoom, OutputError
 
 # EFBIG: the file would be larger than the file system or `ulimit -f` allows.
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -84,15 +84,14 @@ def writing(path: Path) -> Iterator[None]:
     """Turn a full disk or a missing permission while writing `path` into one line for the user.
 
     Raises:
-        OutputError: no room, or not allowed to write there.
+        NoRoom: the disk is full.
+        OutputError: it is not allowed to write there.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise OutputError(
-                f"{path}: {error.strerror}; nothing was committed; free some room and run the same command again"
-            ) from error
+        if error.errno in NO_ROOM:
+            raise NoRoom(path, error.strerror) from error
         if error.errno in _NOT_ALLOWED or isinstance(error, NotADirectoryError):
             raise OutputError(f"{path}: cannot be written ({error.strerror}); name another --output") from error
         raise

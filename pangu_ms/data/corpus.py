@@ -252,6 +252,10 @@ def _domains_of(paths: Sequence[Path], claims: Sequence[tuple[str, str]]) -> lis
                 f"{claim}: {UNKNOWN_DOMAIN if domain else 'no name'} before the =; a domain has a name of its own, such"
                 " as --domain code='src/*.py'"
             )
+        if "," in domain:
+            raise DataError(
+                f"{claim}: a comma in the name {domain}: a file has one domain; give each domain a --domain of its own"
+            )
         named = {Path(os.path.abspath(path)) for path in _expand(name)}
         members = [i for i, path in enumerate(absolute) if path in named or not named.isdisjoint(path.parents)]
         if not members:

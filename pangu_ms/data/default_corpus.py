@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import ConfigError, DataError
-from pangu_ms.data.corpus import Corpus
+from pangu_ms.data.corpus import UNKNOWN_DOMAIN, Corpus
+from pangu_ms.data.domains import require_run_domains
 from pangu_ms.data.prepare import prepare
 from pangu_ms.data.tokenizer import train_tokenizer
 
@@ -65,7 +66,29 @@ def _is_utf8(path: Path) -> bool:
 def build_default_records(config: RunConfig, directory: Path, progress: bool = True) -> dict:
     """`build_records` from the standard library, in two domains if the model has domains."""
     domains = standard_library_domains() if config.model.domains else []
+    require_corpus_domains(config, None, domains)
     return build_records(config, standard_library_files(), directory, progress, domains)
+
+
+def require_corpus_domains(config: RunConfig, corpus: Sequence[str] | None, domains: Sequence[tuple[str, str]]) -> None:
+    """Check, before a tokenizer is trained, that a run can read the domains of the documents.
+
+    Args:
+        config: of the run.
+        corpus: the user's files, whose documents are read; None for the standard library.
+        domains: those of the standard library, as in `Corpus`.
+
+    Raises:
+        DataError: the model or the corpus lacks a domain.
+    """
+    if not (config.model.domains or config.data.mixture or config.data.samples_per_domain):
+        return
+    if corpus is None:
+        source, found = "the standard library's source", [name for name, _ in domains] or [UNKNOWN_DOMAIN]
+    else:
+        source = ", ".join(corpus) if len(corpus) < 4 else f"{corpus[0]}, ..."
+        found = sorted({document.domain for document in Corpus(corpus)})
+    require_run_domains(source, found, config.data, config.model)
 
 
 def build_records(

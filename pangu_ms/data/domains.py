@@ -84,10 +84,11 @@ def require_known(source: str, read: Iterable[str], model: ModelConfig, leave_ou
     if both and leave_out == "mixture":
         advice = f"leave the others out by {override('mixture', dict.fromkeys(both, 1))}, or {advice}"
     elif both and leave_out:
-        advice = f"name one of them by --domain, or {advice}"
+        advice = f"name one that it has by --domain ({shown(both)}), or {advice}"
+    none = "" if both else ", and has that of none"
     raise DataError(
-        f"{source}: {found}; the model has {shown(model.domains)}; it must have the domain of every row (both have"
-        f" {shown(both) if both else 'none'}); {advice}"
+        f"{source}: {found}; the model, with domains {shown(model.domains)}, must have the domain of every"
+        f" row{none}; {advice}"
     )
 
 

@@ -101,7 +101,9 @@ def require_dtype(chip: Chip, dtype: str) -> None:
     """
     if dtype not in chip.dtypes:
         rate = f"{chip.name} has its published rate in {' and '.join(chip.dtypes)}"
-        raise PlanError(f"model.compute_dtype={dtype}: {rate}; set model.compute_dtype={chip.dtypes[0]}")
+        others = [name for name, other in CHIPS.items() if dtype in other.dtypes]
+        or_chip = f", or name a chip that has it: --chip {others[0]} (runtime.chip)" if others else ""
+        raise PlanError(f"model.compute_dtype={dtype}: {rate}; set model.compute_dtype={chip.dtypes[0]}{or_chip}")
 
 
 def parse_bytes(option: str, text: str) -> int:

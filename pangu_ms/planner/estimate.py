@@ -206,6 +206,21 @@ def _estimates_that_save(estimate: Estimate, changes: list[Change]) -> list[tupl
     ]
 
 
+SHORT_CONTEXT = 4096
+"""Tokens of the context that is tried for a model whose own context takes most of the memory."""
+
+
+def with_shorter_context(estimate: Estimate) -> tuple[Change, Estimate] | None:
+    """The change to a context of SHORT_CONTEXT tokens, if it saves more than half of the memory; else None.
+
+    It is not one of `ways_to_fit`: another context is another training.
+    """
+    change = {"model.seq_length": SHORT_CONTEXT}
+    if estimate.plan.config.model.seq_length <= SHORT_CONTEXT or not (after := changed(estimate, change)):
+        return None
+    return (change, after) if after.bytes < estimate.bytes / 2 else None
+
+
 @dataclass(frozen=True)
 class Published:
     """A published training throughput on Ascend 910, and the plan that was presumably used."""

@@ -13,11 +13,21 @@ from pangu_ms.config.parallel import expert_degrees
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import PlanError
 from pangu_ms.core.progress import progress_bar
+from pangu_ms.core.size_text import size_text
 from pangu_ms.models.registry import FAMILIES
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rules import rules_for
-from pangu_ms.planner.cluster import GIB, Chip, require_dtype
-from pangu_ms.planner.estimate import Change, Estimate, changed, describe, overrides, savings, ways_to_fit
+from pangu_ms.planner.cluster import Chip, require_dtype
+from pangu_ms.planner.estimate import (
+    Change,
+    Estimate,
+    changed,
+    describe,
+    overrides,
+    savings,
+    ways_to_fit,
+    with_shorter_context,
+)
 from pangu_ms.planner.memory import state_bytes
 from pangu_ms.planner.slices import distinct_stages
 
@@ -195,9 +205,14 @@ def nothing_fits(least: Estimate, hbm_bytes: int, margin: float) -> str:
         if any(after.excess <= 0 for _, after in found)
         else "no single change suffices; nearest"
     )
-    room = f"{hbm_bytes / GIB:g} GiB with {margin:.0%} free"
+    room = f"{size_text(hbm_bytes, 'g')} with {margin:.0%} free"
+    if shorter := with_shorter_context(least):
+        ways.append(
+            f"{describe(shorter[0])} instead of {least.plan.config.model.seq_length}, which takes most of the memory"
+            f" ({_describe_after(*shorter)})"
+        )
     return (
-        f"search: {least.plan.mesh.world} devices: no plan fits in {room}; least needs {least.bytes / GIB:.2f} GiB:"
+        f"search: {least.plan.mesh.world} devices: no plan fits in {room}; least needs {size_text(least.bytes, '.2f')}:"
         f" {' '.join(overrides(least.plan.config))}; {verdict}: {'; '.join(ways) or 'none'}"
     )
 
@@ -205,7 +220,7 @@ def nothing_fits(least: Estimate, hbm_bytes: int, margin: float) -> str:
 def _describe_after(change: Change, after: Estimate) -> str:
     """Text about the plan after a change; more replicas mean a larger batch."""
     batch = f", {after.plan.config.global_batch_size} sequences a step" if "parallel.data_parallel" in change else ""
-    return f"{after.plan.mesh.world} devices, {after.bytes / GIB:.2f} GiB{batch}"
+    return f"{after.plan.mesh.world} devices, {size_text(after.bytes, '.2f')}{batch}"
 
 
 def difference(best: Estimate, other: Estimate) -> list[tuple[str, float, float]]:

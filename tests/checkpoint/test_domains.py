@@ -273,7 +273,8 @@ def test_upgrades_that_would_compute_something_else(trained_run, sigma, tmp_path
     cases = [
         ([*base, "model.hidden_act=gelu"], "model.hidden_act=gelu: must stay fast_gelu"),
         ([*base, "model.vocab_size=400"], "model.vocab_size=400: the checkpoint has 384: must be equal without"),
-        (["--config", "pi/tiny"], "model.family=pi: the checkpoint is alpha"),
+        (["--config", "moge/tiny"], "is alpha: a moge model is not made from one of another family, which"),
+        (["--config", "alpha/tiny"], "--config, --data and --tokenizer are for an upgrade from alpha to sigma; leave"),
         (["--config", "sigma/tiny", "model.vocab_size=384"], "model.hidden_size=192: must stay 32"),
     ]
     for words, text in cases:

@@ -125,7 +125,7 @@ def test_mistakes_are_told_before_anything_is_read_or_written(tmp_path, in_slice
         capsys, in_slices, "--output", tmp_path / "a", "--whole"
     )
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    assert "GiB are free; the tensors take" in fails(capsys, in_slices, *to, "--whole")
+    assert "1000 bytes are free; the tensors take" in fails(capsys, in_slices, *to, "--whole")
     (in_slices / "optimizer-rank-00006.safetensors").unlink()
     assert "optimizer-rank-00006.safetensors (rank 6's optimizer tensors) is missing" in fails(
         capsys, in_slices, *to, "--whole"

@@ -70,7 +70,7 @@ def parallel(*fields, config="alpha/13b"):
         ),
         (
             ["data_parallel=2", "expert_parallel=2"],
-            "parallel.expert_parallel=2: must divide the model's num_experts=0; use 1",
+            "parallel.expert_parallel=2: this alpha model has no experts; use 1",
         ),
         (
             ["pipeline_stage=2", "micro_batch_num=2", "train.accumulation_steps=2"],

@@ -241,7 +241,9 @@ def test_evaluation_takes_the_domains_in_turn():
     assert last.extra["domain"].tolist() == [1] * 8 and last.ids[:, 0].tolist() == [45, 46, 47] + [rows.pad_id] * 5
     with pytest.raises(DataError, match="^rows: no rows of domain law; there are rows of code, news, poems; name one"):
         batch_rows(rows, 8, 0, ["law"])
-    with pytest.raises(DataError, match="rows of domain news; the model has poems, code; .*name one of them by --dom"):
+    with pytest.raises(
+        DataError, match="rows of domain news; .* poems, code, must .*name one that it has by --domain .code"
+    ):
         next(sequential_batches(rows, 8, True, model=model_of("poems", "code")))
 
 
@@ -263,11 +265,16 @@ def test_one_domain_is_evaluated_in_file_order():
         (
             {},
             ("law", "news"),
-            "R: rows of domain code; the model has law, news; it must have the domain of every row (both have"
-            " news); leave the others out by 'data.mixture={news: 1}', or name them in a new model by"
+            "R: rows of domain code; the model, with domains law, news, must have the domain of every row;"
+            " leave the others out by 'data.mixture={news: 1}', or name them in a new model by"
             " 'model.domains=[code, news]', or prepare them with `pangu data prepare",
         ),
-        ({}, ("law",), "both have none); name them in a new model by 'model.domains=[code, news]', or prepare them"),
+        (
+            {},
+            ("law",),
+            "R: rows of domain code; the model, with domains law, must have the domain of every row, and has that of"
+            " none; name them in a new model by 'model.domains=[code, news]', or prepare them",
+        ),
     ],
 )
 def test_a_domain_that_one_side_lacks_is_told(data, domains, text):
@@ -365,6 +372,7 @@ def test_an_option_names_the_domain_of_files(corpus, tokenizer_path, tmp_path, c
         (["a=poems.jsonl", "b=*.jsonl"], "poems.jsonl has the domain a already; a file has one; mend one of them"),
         (["=poems.jsonl"], "--domain =poems.jsonl: no name before the =; a domain has a name of its own"),
         (["unknown=poems.jsonl"], "unknown before the =; a domain has a name of its own"),
+        (["zh,code=poems.jsonl"], "--domain zh,code=poems.jsonl: a comma in the name zh,code: a file has one domain; "),
         (["poems.jsonl"], "--domain poems.jsonl: must be NAME=FILES, for example --domain code="),
     ],
 )

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from pangu_ms.cli.generate import build_parser, read_prompts
+from pangu_ms.core.errors import GenerationError
 
 
 def prompts(*words):
@@ -35,3 +36,21 @@ def test_a_file_of_windows_has_the_same_prompts(tmp_path):
         == prompts("--prompt-file", str(tmp_path / "p.jsonl"))
         == ["first", "second"]
     )
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ('{"prompt": "a", "domian": "zh"}', "p.jsonl:2: unknown key 'domian'; known: prompt, domain; "),
+        ('{"promt": "a"}', "p.jsonl:2: unknown key 'promt'; known: prompt, domain; "),
+        ('{"prompt": "a", "domain": 0}', "p.jsonl:2: domain=0: a domain is named by a JSON string; "),
+        ('{"domain": "zh"}', "p.jsonl:2: neither a JSON string nor an object with a prompt key"),
+        ("[1]", "p.jsonl:2: neither a JSON string nor an object with a prompt key"),
+    ],
+)
+def test_a_line_that_is_not_understood_is_told_by_its_number(line, message, tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text(f'{{"prompt": "first", "domain": null}}\n{line}\n')
+    with pytest.raises(GenerationError) as error:
+        prompts("--prompt-file", str(file))
+    assert message in str(error.value)

@@ -98,7 +98,11 @@ def test_a_plan_whose_ranks_would_share_groups_is_refused_with_what_works(capsys
             ["model.slot_of_domain=[0,1]", "vocab_embedding=row", *ranks(2, 2, 2)],
             "vocab_embedding=row: the word tables of several slots are read as one table",
         ),
-        ("sigma/tiny", ["model.num_experts=0", "model.num_dense_layers=4", *ranks(2, 2, 1)], "num_experts=0; use 1"),
+        (
+            "sigma/tiny",
+            ["model.num_experts=0", "model.num_dense_layers=4", *ranks(2, 2, 1)],
+            "=2: this sigma model has no experts; use 1",
+        ),
     ],
 )
 def test_other_plans_of_experts_that_are_refused(name, fields, message):

@@ -227,13 +227,27 @@ def test_what_does_not_fit_is_told_with_changes_that_work(capsys):
         (["--hbm", "3q"], "--hbm 3q: must be a positive size in GiB"),
         (["--stage", "1"], "--stage 1: the plan has 1; use 0 to 0"),
         (["--config", "alpha/tiny"], "model.compute_dtype=float32: ascend910 has its published rate in float16; set"),
-        (["model.compute_dtype=bfloat16"], "set model.compute_dtype=float16"),
+        (
+            ["model.compute_dtype=bfloat16"],
+            "set model.compute_dtype=float16, or name a chip that has it: --chip ascend910b",
+        ),
     ],
 )
 def test_mistakes(words, message, capsys):
     assert main(["plan", "estimate", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_a_context_that_takes_most_of_the_memory_is_named(capsys):
+    """The published context of 131,072 tokens: no other change brings its activations near the memory of a card."""
+    words = ["--config", "moge/72b", "--chip", "ascend910b"]
+    assert main(["plan", "estimate", *words]) == 1
+    text = capsys.readouterr().out
+    assert main(["plan", "estimate", *words, "model.seq_length=4096", "--json"]) == 1
+    shorter = json.loads(capsys.readouterr().out)["gib"]
+    told = "model.seq_length=131072 takes most of the memory; a shorter context: model.seq_length=4096 (1 devices): "
+    assert f"{told}{shorter:.2f} GiB, still" in text
 
 
 def test_sizes():

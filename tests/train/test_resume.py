@@ -1,6 +1,8 @@
 """A run that is stopped, by its own wish, by a signal or by kill -9, goes on as if it had not been."""
 
+import errno
 import os
+import pkgutil
 import random
 import re
 import shutil
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint.store import latest_valid, open_checkpoint
+from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
 from pangu_ms.core.errors import ConfigError, OutputError, UserError
 from tests.train.runs import command, losses, metrics, require_equal_runs, steps_of
@@ -111,6 +114,33 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(records, tiny_over
     newest.write_bytes(content)
     result = train(config, records, tmp_path / "run", resume=True, progress=False)
     assert "step-00000012" in caplog.text and result.step == 12
+    require_equal_runs(trained_run, tmp_path / "run")
+
+
+@pytest.mark.parametrize("found_by", ["a save", pytest.param("the metrics", marks=pytest.mark.slow)])
+def test_a_full_disk_is_told_with_the_command_that_goes_on(
+    found_by, records, tiny_overrides, trained_run, tmp_path, capsys, monkeypatch
+):
+    """The message names --resume, without which the same command is refused, and with which it ends as if nothing had
+    happened."""
+
+    def full(*words, **_):
+        if "step-00000006" in str(words[0]) or found_by == "the metrics" and words[1] >= 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole(*words)
+
+    place = "pangu_ms.checkpoint.store.write_step" if found_by == "a save" else "pangu_ms.train.metrics.MetricsFile.log"
+    words = ["train", "--config", "alpha/tiny", *tiny_overrides, "--data", records, "--output", tmp_path / "run"]
+    whole = pkgutil.resolve_name(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(place, full)
+        assert main([*map(str, words)]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "No space left on device; nothing was committed; free some room and run the same command with --re" in message
+    )
+    assert main([*map(str, words)]) == 2 and "--resume" in capsys.readouterr().err
+    assert main([*map(str, words), "--resume"]) == 0
     require_equal_runs(trained_run, tmp_path / "run")
 
 

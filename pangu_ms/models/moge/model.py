@@ -163,6 +163,17 @@ class PanguMoge(PanguPi):
         """See PanguPi."""
         return self.stream_and_balance_loss(ids_BS, positions_BS, segments_BS, places)[0]
 
+    def chosen_experts(self, ids_BS, positions_BS, segments_BS):
+        """The experts that each token goes to: for each layer int32 [T, C]."""
+        x_BSE, cos_sin_BSD = self.embed(ids_BS), self.rotation(positions_BS)
+        chosen = ()
+        for block in self.blocks:
+            normed_BSE, x_BSE = block.attend(x_BSE, segments_BS, None, cos_sin_BSD)
+            router = block.ffn.router
+            chosen += (router.choose(router(normed_BSE), router.scale)[0],)
+            x_BSE = ascend_ops.add_to_stream(x_BSE, block.ffn(normed_BSE)[0])
+        return chosen
+
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
         """See PanguPi."""
         cos_sin_BSD = self.rotation(positions_BS)

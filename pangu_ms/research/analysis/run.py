@@ -15,11 +15,12 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.core.errors import CheckpointError, DataError
 from pangu_ms.core.progress import progress_bar
-from pangu_ms.data.loader import num_batches, sequential_batches
+from pangu_ms.data.loader import batch_rows, num_batches, sequential_batches
 from pangu_ms.data.records import RecordSet
 from pangu_ms.models.common.batch import Batch
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.research.analysis.collapse import LayerDiversity
+from pangu_ms.research.analysis.experts import load_report
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,58 @@ def collapse(
         "share": share,
         "layers": [{"layer": i, "name": name} | layer.result() for i, (name, layer) in enumerate(zip(names, layers))],
     }
+
+
+class ChosenExperts(nn.Cell):
+    """The experts that each token of a batch goes to, for a model with routers."""
+
+    def __init__(self, model: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.model = model
+        self.set_train(False)
+
+    def construct(self, ids_BS, positions_BS, segments_BS):
+        """The experts of each token in each layer: num_layers tensors int32 [B * S, C]."""
+        return self.model.chosen_experts(ids_BS, positions_BS, segments_BS)
+
+    def of(self, batch: Batch) -> list[np.ndarray]:
+        """The experts of a batch as numpy arrays."""
+        inputs = batch.ids[:, :-1], batch.positions, batch.segments
+        return [chosen.asnumpy() for chosen in self(*(Tensor(np.ascontiguousarray(array)) for array in inputs))]
+
+
+def routed_load(subject: Subject, batch_size: int = 8, max_batches: int = 8, progress: bool = True) -> dict[str, Any]:
+    """Count the tokens that the routers of a model send to each expert, over the first batches of each domain.
+
+    The same tokens are used as in evaluation: all but padding and ends of documents.
+
+    Args:
+        subject: checkpoint and records.
+        batch_size, max_batches: see `data.loader.batch_rows`.
+        progress: show a bar.
+
+    Returns:
+        See `load_report`. A token counts for each of the experts that it goes to.
+
+    Raises:
+        DataError: a size is out of range.
+        CheckpointError: names or shapes are not those of the configuration.
+    """
+    config, records, names = subject.config, subject.records, subject.records.domain_names
+    of_batches = [domain for domain, _ in batch_rows(records, batch_size, max_batches)]
+    tokens = dict.fromkeys(names, 0)
+    size = config.model.num_experts
+    loads = {layer: np.zeros((len(names), size), np.int64) for layer in range(config.model.num_layers)}
+    experts = ChosenExperts(subject.model())
+    batches = sequential_batches(records, batch_size, config.data.eod_reset, max_batches, config.model)
+    shown = progress_bar(progress, iterable=batches, total=len(of_batches), desc="analyze", unit="batch")
+    for domain, batch in zip(of_batches, shown):
+        counts = batch.loss_mask.reshape(-1) != 0
+        tokens[domain] += int(counts.sum())
+        for layer, chosen_TC in enumerate(experts.of(batch)):
+            loads[layer][names.index(domain)] += np.bincount(chosen_TC[counts].reshape(-1), minlength=size)
+    report = load_report(config.model, tokens, loads, [range(size)] * len(names))
+    return {"step": subject.checkpoint.step} | report
 
 
 def state_names(model: ModelConfig) -> list[str]:

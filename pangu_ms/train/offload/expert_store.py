@@ -13,6 +13,7 @@ import numpy as np
 import ascend_ops.host
 from pangu_ms.config.schema import OptimizerConfig
 from pangu_ms.core.errors import ConfigError, OutputError
+from pangu_ms.core.size_text import size_text
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.stacks import COLLECTIONS, is_stack, member_name
 from pangu_ms.parallel.plan import MOMENTS
@@ -156,7 +157,7 @@ class ExpertStore:
     def _needed(self) -> str:
         count = sum(math.prod(shape) for shape in self.stacks.values())
         return (
-            f"{self.nbytes / 2**30:,.1f} GiB are needed for {count:,} parameters of experts and embedding slots, each"
+            f"{size_text(self.nbytes)} are needed for {count:,} parameters of experts and embedding slots, each"
             f" with {len(self.states()) - 1} float32 moments"
         )
 
@@ -164,7 +165,7 @@ class ExpertStore:
         if self.directory is None:
             if self.nbytes > (free := available_memory()):
                 raise ConfigError(
-                    f"offload.experts: {self._needed()}; the host has {free / 2**30:,.1f} GiB of free memory; name a"
+                    f"offload.experts: {self._needed()}; the host has {size_text(free)} of free memory; name a"
                     " directory on a disk by offload.directory, or use a smaller model"
                 )
             return
@@ -174,7 +175,7 @@ class ExpertStore:
             raise ConfigError(f"offload.directory={self.directory}: {existing} is a file; name a directory")
         if self.nbytes > (free := shutil.disk_usage(existing).free):
             raise OutputError(
-                f"{self.directory}: {self._needed()}; the disk has {free / 2**30:,.1f} GiB left; name an"
+                f"{self.directory}: {self._needed()}; the disk has {size_text(free)} left; name an"
                 " offload.directory on a larger disk"
             )
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 
+from pangu_ms.core.size_text import size_text
 from pangu_run.doctor import npu
 from pangu_run.doctor.check import Line, fail, ok, warn
 from pangu_run.doctor.site import Site, numbers, spans
@@ -75,19 +76,19 @@ def _health(devices: list[npu.Device]) -> Iterator[Line]:
 
 def _memory(devices: list[npu.Device], processes: list[npu.Process]) -> Iterator[Line]:
     full = [device for device in devices if device.used_mib > MOST_USED * device.total_mib]
-    free = min(device.total_mib - device.used_mib for device in devices) / 1024
+    free = min(device.total_mib - device.used_mib for device in devices) << 20
     if processes or full:
         holders = (
             ", ".join(f"pid {p.pid} ({p.name}) on {p.npu}" for p in processes[:8]) or "no process that this host sees"
         )
-        found = f"{free:.1f} GiB free at least; in use: {spans(d.device_id for d in full) or 'little'}; {holders}"
+        found = f"{size_text(free)} free at least; in use: {spans(d.device_id for d in full) or 'little'}; {holders}"
         yield warn(
             "device memory",
             found,
             "end those processes (another container's may be hidden), or reset: `npu-smi set -t reset -i N -c 0`",
         )
     else:
-        yield ok("device memory", f"{free:.1f} GiB free at least")
+        yield ok("device memory", f"{size_text(free)} free at least")
 
 
 def links(site: Site) -> Iterator[Line]:

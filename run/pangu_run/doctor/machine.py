@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import psutil
 
+from pangu_ms.core.size_text import size_text
 from pangu_run.doctor.check import Line, fail, ok, warn
-from pangu_run.doctor.site import Site, gib, numbers, spans
+from pangu_run.doctor.site import Site, numbers, spans
 
 LEAST_MEMORY, MEMORY_OF_RANK = 1 << 30, 2 << 30
 """Bytes that must be free, and bytes that a rank needs to start: it uses about 0.6 GB after `import mindspore`, and the
@@ -40,17 +41,17 @@ def cgroup_value(site: Site, new: str, old: str) -> str | None:
 def memory(site: Site) -> Iterator[Line]:
     """Free memory of the host, or of the cgroup of this process."""
     machine = psutil.virtual_memory()
-    free, total = machine.available, gib(machine.total)
+    free, total = machine.available, size_text(machine.total)
     text = cgroup_value(site, "memory.max", "memory/memory.limit_in_bytes") or ""
     if text.isdecimal() and (limit := int(text)) < machine.total:  # "max" where there is no limit
         used = int(cgroup_value(site, "memory.current", "memory/memory.usage_in_bytes") or 0)
-        free, total = min(free, limit - used), f"{gib(limit)} that the cgroup allows"
-    found = f"{gib(free)} free of {total}"
+        free, total = min(free, limit - used), f"{size_text(limit)} that the cgroup allows"
+    found = f"{size_text(free)} free of {total}"
     needed = MEMORY_OF_RANK * site.num_processes
     if free < LEAST_MEMORY:
         yield fail("memory", found, MORE_MEMORY)
     elif free < needed:
-        yield warn("memory", f"{found}; {site.num_processes} rank(s) take {gib(needed)} to start", MORE_MEMORY)
+        yield warn("memory", f"{found}; {site.num_processes} rank(s) take {size_text(needed)} to start", MORE_MEMORY)
     else:
         yield ok("memory", found)
 
@@ -64,10 +65,10 @@ def shared_memory(site: Site) -> Iterator[Line]:
         return
     total, free = room.f_blocks * room.f_frsize, room.f_bavail * room.f_frsize
     if free < LEAST_SHM:
-        found = f"{gib(free)} free of {gib(total)}; less than {gib(LEAST_SHM)}"
+        found = f"{size_text(free)} free of {size_text(total)}; less than {size_text(LEAST_SHM)}"
         yield warn("/dev/shm", found, "docker run --shm-size=16g (or --ipc=host); remove what is left in it")
     else:
-        yield ok("/dev/shm", f"{gib(free)} free of {gib(total)}")
+        yield ok("/dev/shm", f"{size_text(free)} free of {size_text(total)}")
 
 
 def swap(site: Site) -> Iterator[Line]:
@@ -75,10 +76,12 @@ def swap(site: Site) -> Iterator[Line]:
     state = psutil.swap_memory()
     if state.used > MUCH_SWAP:
         yield warn(
-            "swap", f"{gib(state.used)} of {gib(state.total)} in use", "free memory, then `swapoff -a && swapon -a`"
+            "swap",
+            f"{size_text(state.used)} of {size_text(state.total)} in use",
+            "free memory, then `swapoff -a && swapon -a`",
         )
     else:
-        yield ok("swap", f"{gib(state.used)} of {gib(state.total)} in use")
+        yield ok("swap", f"{size_text(state.used)} of {size_text(state.total)} in use")
 
 
 def cores(site: Site) -> Iterator[Line]:

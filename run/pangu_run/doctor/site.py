@@ -165,8 +165,3 @@ def numbers(text: str) -> set[int]:
     """The numbers in a text made by `spans`."""
     pairs = [part.split("-") for part in text.strip().split(",") if part.strip()]
     return {number for pair in pairs for number in range(int(pair[0]), int(pair[-1]) + 1)}
-
-
-def gib(num_bytes: float) -> str:
-    """A number of bytes as readable text."""
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.0f} MiB"

@@ -9,9 +9,10 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from pangu_ms.core.size_text import size_text
 from pangu_run import job_directory
 from pangu_run.doctor.check import Line, fail, ok, warn
-from pangu_run.doctor.site import Site, gib
+from pangu_run.doctor.site import Site
 
 LEAST_ROOM, LITTLE_ROOM = 1 << 30, {"cpu": 10 << 30, "ascend": 200 << 30}
 """Bytes that must be free, and bytes that should be free. A checkpoint of weights and moments in float32 takes 12 bytes
@@ -87,7 +88,7 @@ def _kind(site: Site, where: Path) -> Iterator[Line]:
     if kind in SHORT_FILES:
         yield fail(
             "largest file",
-            f"{gib(SHORT_FILES[kind])} on {kind}",
+            f"{size_text(SHORT_FILES[kind])} on {kind}",
             "name an --output on ext4, xfs or a cluster's file system",
         )
 
@@ -95,12 +96,12 @@ def _kind(site: Site, where: Path) -> Iterator[Line]:
 def _room(site: Site, free: int) -> Iterator[Line]:
     little = LITTLE_ROOM[site.device]
     if free < LEAST_ROOM:
-        yield fail("disk room", f"{gib(free)} free", "free some, or name another --output")
+        yield fail("disk room", f"{size_text(free)} free", "free some, or name another --output")
     elif free < little:
         fix = "a checkpoint takes 12 bytes a parameter, and two are there for a moment: see that it is enough"
-        yield warn("disk room", f"{gib(free)} free; less than {gib(little)}", fix)
+        yield warn("disk room", f"{size_text(free)} free; less than {size_text(little)}", fix)
     else:
-        yield ok("disk room", f"{gib(free)} free")
+        yield ok("disk room", f"{size_text(free)} free")
 
 
 def _limits(inodes: int, free: int) -> Iterator[Line]:
@@ -113,7 +114,7 @@ def _limits(inodes: int, free: int) -> Iterator[Line]:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY:
         yield (fail if limit < LEAST_ROOM else warn)(
-            "largest file", f"ulimit -f allows {gib(limit)}", "`ulimit -f unlimited` before the job starts"
+            "largest file", f"ulimit -f allows {size_text(limit)}", "`ulimit -f unlimited` before the job starts"
         )
 
 
@@ -147,9 +148,8 @@ def _writes(where: Path) -> Iterator[Line]:
 
 def speed(bytes_per_second: float) -> Line:
     """A line on the speed at which the disk writes a checkpoint."""
-    found = (
-        f"{bytes_per_second / 1e6:.0f} MB/s ({gib(PROBE_BYTES)}, flushed); 10 GB take {10e9 / bytes_per_second:.0f} s"
-    )
+    rate, seconds = f"{bytes_per_second / 1e6:.0f} MB/s", f"{10e9 / bytes_per_second:.0f} s"
+    found = f"{rate} ({size_text(PROBE_BYTES)}, flushed); 10 GB take {seconds}"
     if bytes_per_second < SLOW:
         return warn(
             "write speed",

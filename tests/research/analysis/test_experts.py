@@ -1,12 +1,19 @@
 """`pangu analyze experts` against a count one token after the other."""
 
+import dataclasses
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 
+from pangu_ms.checkpoint import store
 from pangu_ms.cli.main import main
+from pangu_ms.config import load_config
+from pangu_ms.data.records import RecordSet
+from tests.models.moge import random_parameters, small
 from tests.models.sigma import CODE, save_sigma
+from tests.reference import moge_numpy
 
 TRAIN = ["--split", "train"]
 
@@ -22,8 +29,6 @@ def answer(capsys, *words):
 
 
 def test_the_tokens_of_each_expert(sigma, records, tmp_path, capsys):
-    from pangu_ms.data.records import RecordSet
-
     figure, output = tmp_path / "load.png", tmp_path / "load.json"
     report = answer(
         capsys, "analyze", "experts", sigma.path, "--data", records, *TRAIN, "--plot", figure, "--output", output
@@ -57,4 +62,36 @@ def test_a_balanced_table_has_a_balanced_load(trained_run, records, tmp_path, ca
 
 def test_models_without_experts_are_refused(trained_run, records, capsys):
     assert main(["analyze", "experts", str(trained_run), "--data", str(records)]) == 2
-    assert "model.family=alpha: has no domains" in capsys.readouterr().err
+    assert "this alpha model has no experts; name the checkpoint" in capsys.readouterr().err
+    assert main(["analyze", "experts", str(trained_run), "--data", str(records), "--max-batches", "-1"]) == 2
+    assert "max_batches=-1: must be at least 0" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("mindspore_cpu")
+def test_the_choices_of_routers(records, tmp_path, monkeypatch, capsys):
+    """Against the choices of the numpy model, of which each token has 3."""
+    model = small(vocab_size=384, seq_length=32)
+    config = dataclasses.replace(
+        load_config("moge/tiny", ["model.vocab_size=384", "tokenizer.vocab_size=384"]), model=model
+    )
+    parameters = random_parameters(model)
+    store.save(tmp_path / "run", 7, {"model": parameters}, {}, config, records / "tokenizer")
+    words = ["analyze", "experts", tmp_path / "run", "--data", records]
+    report = answer(capsys, *words, "--batch-size", "3", "--max-batches", "2", "--plot", tmp_path / "load.svg")
+
+    rows = RecordSet.open(records, "held_out")
+    ids, chosen, route = rows.read_rows(np.arange(6))[:, :-1], [], moge_numpy.route
+    monkeypatch.setattr(moge_numpy, "route", lambda *given: chosen.append(route(*given)) or chosen[-1])
+    moge_numpy.forward(model, parameters, ids, rows.eod_id)
+    assert min(margin for _, _, margin in chosen) > 1e-6, "another seed is needed"
+    experts = np.array([experts for experts, _, _ in chosen]).reshape(model.num_layers, ids.size, 3)
+    counted = ((ids != rows.pad_id) & (ids != rows.eod_id)).ravel()
+    assert (report["tokens"], report["group_sizes"]) == ({"code": counted.sum()}, [4, 4, 4])
+    assert 0 < counted.sum() < ids.size and len(report["layers"]) == model.num_layers
+    for layer, of_layer in zip(report["layers"], experts, strict=True):
+        counts = np.bincount(of_layer[counted].ravel(), minlength=12)
+        assert layer["experts"] == counts.tolist() and counts.reshape(3, 4).sum(1).tolist() == [counted.sum()] * 3
+        busiest = pytest.approx(counts.max() / counts.mean())
+        expected = {"experts": [0, 11], "max_over_mean": busiest, "unused": (counts == 0).sum()}
+        assert layer["domains"] == {"code": expected}
+    assert (tmp_path / "load.svg").stat().st_size > 1000
