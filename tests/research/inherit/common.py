@@ -1,10 +1,12 @@
-"""Small models with random parameters, and their logits."""
+"""Small models with random parameters, and their logits by the numpy float64 references."""
 
 import numpy as np
 
 from pangu_ms.models.alpha.config import AlphaConfig
 from pangu_ms.models.pi.config import PiConfig
+from tests.reference import alpha_numpy, pi_numpy
 
+EOD = 3
 PLAIN = {"siaf_terms": 1, "aug_shortcut_branches": 0}
 
 
@@ -46,12 +48,11 @@ def make_batch(config, rows=4, seed=0):
     from pangu_ms.data.loader import batch_from_ids
 
     ids = np.random.default_rng(seed).integers(4, config.vocab_size, (rows, config.seq_length + 1)).astype(np.int32)
-    ids[0, 5] = ids[1, [2, 9]] = 3  # where documents end: positions that do not count
-    return batch_from_ids(ids, 3, 0, True)
+    ids[0, 5] = ids[1, [2, 9]] = EOD  # where documents end: positions that do not count
+    return batch_from_ids(ids, EOD, 0, True)
 
 
 def logits(config, tensors, batch) -> np.ndarray:
-    """[B, S, V]."""
-    from tests.models.logits import logits_of
-
-    return logits_of(config, tensors, batch.ids[:, :-1], batch.positions, batch.segments)
+    """float64 [B, S, V]; that models compute what the references do: tests/models."""
+    reference = {"alpha": alpha_numpy, "pi": pi_numpy}[config.family]
+    return reference.forward(config, tensors, batch.ids[:, :-1], EOD)

@@ -27,30 +27,37 @@ def unit_masks(config, useful):
 
 
 @pytest.fixture(scope="module")
-def teacher():
-    """(config, tensors, batch): trained on one batch, with heads (in groups of two) and neurons whose weights are all
-    0."""
-    from pangu_ms.config.load import config_from_dict
-    from pangu_ms.models.build import build_model, fill, to_arrays
-    from pangu_ms.train.steps.train_step import TrainStep
+def derivatives(mindspore_cpu):
+    """Of the teacher. The graph of its derivatives also trains it: Adam in numpy."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from pangu_ms.models.build import fill
+    from pangu_ms.models.common.loss import to_tensors
+    from pangu_ms.research.inherit.gradients import MaskDerivatives
 
     config = small_pi(num_layers=2, num_kv_heads=3)
-    run = config_from_dict(
-        {"model": dataclasses.asdict(config), "train": {"batch_size": 4}, "optimizer": {"weight_decay": 0.0}}, "test"
-    )
-    model, batch = build_model(config), make_batch(config)
-    fill(model.trainable_params(), masked(config, random_tensors(config), unit_masks(config, USEFUL)))
-    step = TrainStep(model, run)
-    losses = [step(batch, number, 3e-3).loss for number in range(80)]
+    tensors, batch = masked(config, random_tensors(config), unit_masks(config, USEFUL)), make_batch(config)
+    derivatives, losses = MaskDerivatives(config, tensors), []
+    inputs, moments = (*to_tensors(batch), Tensor(0, ms.int32), Tensor(1.0, ms.float32)), {}
+    for _ in range(80):
+        fill(derivatives.weights, tensors)
+        total, _, gradients = derivatives.gradients(*inputs)
+        losses.append(total.asnumpy().item())
+        for weight, gradient in zip(derivatives.masked, gradients):
+            g = gradient.asnumpy()
+            m, v = moments.get(weight.name, (0.0, 0.0))
+            moments[weight.name] = m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
+            tensors[weight.name] = tensors[weight.name] - np.float32(3e-3) * m / (np.sqrt(v) + 1e-8)
     assert losses[-1] < 0.6 * losses[0]
-    return config, {name: array.copy() for name, array in to_arrays(model.trainable_params()).items()}, batch
+    return derivatives
 
 
 @pytest.fixture(scope="module")
-def derivatives(teacher):
-    from pangu_ms.research.inherit.gradients import MaskDerivatives
-
-    return MaskDerivatives(*teacher[:2])
+def teacher(derivatives):
+    """(config, tensors, batch): trained on one batch, with heads (in groups of two) and neurons whose weights are all
+    0."""
+    return derivatives.config, derivatives.tensors, make_batch(derivatives.config)
 
 
 @pytest.fixture(scope="module")
