@@ -11,35 +11,39 @@ from pangu_ms.data.loader import batch_from_ids
 from pangu_ms.train.guard import Guard
 from tests.models.alpha import EOD, random_parameters, small
 from tests.reference import alpha_numpy
-from tests.train.steps import arrays, gradient_reader, make_batch, make_config, make_step
+from tests.train.steps import arrays, make_batch, make_config, make_step, summed_gradients
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
 
 @pytest.fixture(scope="module")
-def read_gradients(mindspore_cpu):
-    """See gradient_reader; of a batch of four rows."""
-    config = config_in_parts(1)
-    return gradient_reader(config, random_parameters(config.model))
-
-
-@pytest.fixture(scope="module")
 def step_in_parts(mindspore_cpu):
-    """A function from a number of micro-batches to model and step of a batch of four rows, compiled once, with weights
-    and moments as at the beginning."""
-    from pangu_ms.models.build import fill
-
+    """A function from a number of micro-batches, and weights if not the random ones, to model and step of a batch of
+    four rows, compiled once; moments are zero."""
     parameters = random_parameters(config_in_parts(1).model)
     made = functools.cache(lambda parts: make_step(config_in_parts(parts), parameters))
 
-    def fresh(parts):
+    def fresh(parts, weights=parameters):
         model, step = made(parts)
-        fill(model.trainable_params(), parameters)
-        for moment in step.parameters():
-            moment.asnumpy()[...] = 0  # set_data would not reach a graph that has run
+        for parameter in [*model.trainable_params(), *step.parameters()]:
+            # set_data would not reach a graph that has run, where only a branch of it has the parameter.
+            parameter.asnumpy()[...] = weights.get(parameter.name, 0)
         return model, step
 
     return fresh
+
+
+@pytest.fixture(scope="module")
+def read_gradients(step_in_parts):
+    """A function from weights and a batch to a result, and to the gradients of the mean loss: what a step in four parts
+    adds up before it unscales and clips."""
+
+    def read(parameters, batch):
+        _, step = step_in_parts(4, parameters)
+        result = step(batch, 0, lr=0.0)
+        return result, summed_gradients(step, result)
+
+    return read
 
 
 def config_in_parts(parts):

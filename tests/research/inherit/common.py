@@ -52,6 +52,20 @@ def make_batch(config, rows=4, seed=0):
     return batch_from_ids(ids, EOD, 0, True)
 
 
+def weight_gradients(derivatives, tensors, batch) -> tuple[float, dict[str, np.ndarray]]:
+    """The summed loss, and gradients of all weights, of the graph of a MaskDerivatives."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from pangu_ms.models.build import fill
+    from pangu_ms.models.common.loss import to_tensors
+
+    fill(derivatives.weights, tensors)
+    total, _, gradients = derivatives.gradients(*to_tensors(batch), Tensor(0, ms.int32), Tensor(1.0, ms.float32))
+    by_name = {weight.name: gradient.asnumpy() for weight, gradient in zip(derivatives.masked, gradients)}
+    return total.asnumpy().item(), by_name
+
+
 def logits(config, tensors, batch) -> np.ndarray:
     """float64 [B, S, V]; that models compute what the references do: tests/models."""
     reference = {"alpha": alpha_numpy, "pi": pi_numpy}[config.family]

@@ -10,7 +10,15 @@ from pangu_ms.research.inherit.masks import MaskOptions, learn_masks
 from pangu_ms.research.inherit.scores import norm_scores, random_scores, taylor_scores
 from pangu_ms.research.inherit.selection import select, wanted_units
 from pangu_ms.research.inherit.units import GROUPS, masked, unit_shapes
-from tests.research.inherit.common import PLAIN, logits, make_batch, random_tensors, small_alpha, small_pi
+from tests.research.inherit.common import (
+    PLAIN,
+    logits,
+    make_batch,
+    random_tensors,
+    small_alpha,
+    small_pi,
+    weight_gradients,
+)
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 USEFUL = {
@@ -29,26 +37,18 @@ def unit_masks(config, useful):
 @pytest.fixture(scope="module")
 def derivatives(mindspore_cpu):
     """Of the teacher. The graph of its derivatives also trains it: Adam in numpy."""
-    import mindspore as ms
-    from mindspore import Tensor
-
-    from pangu_ms.models.build import fill
-    from pangu_ms.models.common.loss import to_tensors
     from pangu_ms.research.inherit.gradients import MaskDerivatives
 
     config = small_pi(num_layers=2, num_kv_heads=3)
     tensors, batch = masked(config, random_tensors(config), unit_masks(config, USEFUL)), make_batch(config)
-    derivatives, losses = MaskDerivatives(config, tensors), []
-    inputs, moments = (*to_tensors(batch), Tensor(0, ms.int32), Tensor(1.0, ms.float32)), {}
+    derivatives, losses, moments = MaskDerivatives(config, tensors), [], {}
     for _ in range(80):
-        fill(derivatives.weights, tensors)
-        total, _, gradients = derivatives.gradients(*inputs)
-        losses.append(total.asnumpy().item())
-        for weight, gradient in zip(derivatives.masked, gradients):
-            g = gradient.asnumpy()
-            m, v = moments.get(weight.name, (0.0, 0.0))
-            moments[weight.name] = m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
-            tensors[weight.name] = tensors[weight.name] - np.float32(3e-3) * m / (np.sqrt(v) + 1e-8)
+        loss, gradients = weight_gradients(derivatives, tensors, batch)
+        losses.append(loss)
+        for name, g in gradients.items():
+            m, v = moments.get(name, (0.0, 0.0))
+            moments[name] = m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
+            tensors[name] = tensors[name] - np.float32(3e-3) * m / (np.sqrt(v) + 1e-8)
     assert losses[-1] < 0.6 * losses[0]
     return derivatives
 
