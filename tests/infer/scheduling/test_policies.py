@@ -100,7 +100,12 @@ def test_a_chunk_of_the_request_that_was_admitted_first():
 
 def test_limits_follow_predictions():
     reserve = scheduler("reserve", bin_tokens=50)
-    waiting = [Waiting(0, 10, 512, 41.0), Waiting(1, 10, 512, 500.0), Waiting(2, 10, 512, None), Waiting(3, 10, 60, 55.0)]
+    waiting = [
+        Waiting(0, 10, 512, 41.0),
+        Waiting(1, 10, 512, 500.0),
+        Waiting(2, 10, 512, None),
+        Waiting(3, 10, 60, 55.0),
+    ]
     assert [one.limit for one in reserve.plan(state_of(waiting, 4)).admit] == [50, 500, 512, 60]
     again = [dataclasses.replace(one, attempts=1) for one in waiting]
     assert [one.limit for one in reserve.plan(state_of(again, 4)).admit] == [512, 512, 512, 60]
@@ -110,7 +115,7 @@ def batches_of(policy, state):
     """(ids, limits) of the batches that a policy makes of a state when nothing else comes."""
     batches = []
     while (plan := policy.plan(state)).admit:
-        batches.append(({one.id: one.limit for one in plan.admit}))
+        batches.append({one.id: one.limit for one in plan.admit})
         left = tuple(one for one in state.waiting if one.id not in batches[-1])
         state = dataclasses.replace(state, waiting=left, memory=plan.memory)
     return batches
