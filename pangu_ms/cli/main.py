@@ -24,6 +24,10 @@ GROUPS = {
     "use": {
         "eval": ("pangu_ms.cli.eval", "held-out perplexity, compared with unigram and bigram models"),
         "generate": ("pangu_ms.cli.generate", "continue prompts from a checkpoint"),
+        "schedule": (
+            "pangu_ms.cli.schedule",
+            "compare policies of batching without a model; train predictors of the length of answers",
+        ),
         "export": ("pangu_ms.cli.export", "write and verify a MindIR package"),
         "run-mindir": ("pangu_ms.cli.run_mindir", "continue prompts from a MindIR package"),
         "convert": (

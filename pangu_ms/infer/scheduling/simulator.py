@@ -1,0 +1,232 @@
+"""Runs a scheduler against given lengths and a cost model instead of a model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pangu_ms.infer.scheduling.slots import SlotTable
+from pangu_ms.infer.scheduling.state import Scheduler, State, StepPlan, Waiting
+
+Cost = Callable[[int, int], float]
+"""Seconds of a step by its decoding rows and its prompt tokens."""
+CLOCKS = ("seconds", "steps")
+
+
+@dataclass(frozen=True)
+class LinearCost:
+    """Seconds of a step: `step + row * rows + prompt_token * prompt tokens`.
+
+    The defaults are the published ratio of row to step (spec G1.2), with a step as the unit of time.
+    """
+
+    step: float = 1.0
+    row: float = 0.004
+    prompt_token: float = 0.0
+
+    def __call__(self, rows: int, prompt_tokens: int) -> float:
+        return self.step + self.row * rows + self.prompt_token * prompt_tokens
+
+
+@dataclass(frozen=True)
+class Given:
+    """A request of a simulation.
+
+    Attributes:
+        new_tokens: how many tokens it will generate, unless `max_new_tokens` of `simulate` is smaller.
+        prompt_tokens: length of its prompt; 0: its cost does not count, as in the paper.
+        predicted_tokens: what a predictor says; None: nothing.
+        arrival: when it comes, on the simulation's clock.
+        template: of its prompt.
+    """
+
+    new_tokens: int
+    prompt_tokens: int = 0
+    predicted_tokens: float | None = None
+    arrival: float = 0.0
+    template: str = ""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The shape of the engine, as the arguments of SlotTable."""
+
+    num_slots: int
+    slot_tokens: int
+    chunk: int = 64
+    budget_tokens: int | None = None
+
+
+@dataclass
+class Simulation:
+    """What a scheduler did with the requests.
+
+    Attributes:
+        steps: steps of the engine.
+        seconds: their time, and the time without any request.
+        decoded_rows: decoding rows of all steps, those of ended requests in a static batch included.
+        computed_tokens: decoded_rows, and the first tokens that came from chunks: all tokens that were paid for.
+        useful_tokens: tokens of the answers.
+        failures: how often a request reached a limit and had to go on or begin anew.
+        peak_tokens: the most cache tokens that running requests reserved.
+        peak_kept_tokens: the most tokens whose cache was kept outside of the slots, beside the budget.
+        waits: of each request, from its arrival to its first admission, on the simulation's clock.
+        latencies: of each request, from its arrival to its last token.
+        answers: of each request, how many tokens it got.
+    """
+
+    requests: int
+    steps: int = 0
+    seconds: float = 0.0
+    decoded_rows: int = 0
+    computed_tokens: int = 0
+    useful_tokens: int = 0
+    failures: int = 0
+    peak_tokens: int = 0
+    peak_kept_tokens: int = 0
+    waits: dict[int, float] = field(default_factory=dict)
+    latencies: dict[int, float] = field(default_factory=dict)
+    answers: dict[int, int] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of a report. `average_length` and `effective_ratio` are the paper's metrics (spec G1): computed
+        tokens for each request, and the share of them that is useful."""
+        waits, latencies = np.array([*self.waits.values()]), np.array([*self.latencies.values()])
+        return {
+            "requests": self.requests,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "tokens": self.useful_tokens,
+            "tokens_per_second": self.useful_tokens / self.seconds,
+            "requests_per_second": self.requests / self.seconds,
+            "average_length": self.computed_tokens / self.requests,
+            "effective_ratio": self.useful_tokens / self.computed_tokens,
+            "failures": self.failures,
+            "failure_ratio": self.failures / self.requests,
+            "peak_cache_tokens": self.peak_tokens,
+            "peak_kept_tokens": self.peak_kept_tokens,
+            "wait": _spread(waits),
+            "latency": _spread(latencies),
+        }
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    p50, p99 = np.percentile(values, [50, 99])
+    return {"mean": float(values.mean()), "p50": float(p50), "p99": float(p99), "max": float(values.max())}
+
+
+def simulate(
+    scheduler: Scheduler,
+    requests: Sequence[Given],
+    rows: Rows,
+    cost: Cost | None = None,
+    max_new_tokens: int = 512,
+    clock: str = "seconds",
+) -> Simulation:
+    """Run the requests to their ends.
+
+    Args:
+        scheduler: the policy, the same object that an engine would use.
+        requests: in any order of arrival; request i has id i among those sorted by arrival.
+        rows: the shape of the engine.
+        cost: seconds of a step; None: LinearCost().
+        max_new_tokens: the most tokens of an answer.
+        clock: what arrivals and waits are counted in; "steps": they do not depend on the cost.
+
+    Raises:
+        GenerationError: no slot can hold a request.
+        ValueError: the scheduler made an invalid plan.
+        RuntimeError: requests wait, none runs, and the scheduler admits none.
+    """
+    return _Run(scheduler, requests, rows, cost or LinearCost(), max_new_tokens, clock).run()
+
+
+class _Run:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        requests: Sequence[Given],
+        rows: Rows,
+        cost: Cost,
+        max_new_tokens: int,
+        clock: str,
+    ):
+        self.scheduler, self.cost, self.in_steps = scheduler, cost, clock == "steps"
+        self.requests = sorted(requests, key=lambda given: given.arrival)
+        self.max_new_tokens = max_new_tokens
+        self.table = SlotTable(rows.num_slots, rows.slot_tokens, rows.chunk, rows.budget_tokens, scheduler.keeps_cache)
+        self.result, self.now, self.submitted = Simulation(len(requests)), 0.0, 0
+
+    def run(self) -> Simulation:
+        while self.submitted < len(self.requests) or self.table.busy:
+            if not self.table.busy:
+                self._sleep_until(self.requests[self.submitted].arrival)
+            self._submit()
+            state = self.table.state(self.now)
+            plan = self.scheduler.plan(state)
+            if plan.idle:
+                raise RuntimeError(f"{self.scheduler}: requests wait, and nothing is admitted or computed")
+            self._step(state, plan)
+        return self.result
+
+    def _sleep_until(self, arrival: float) -> None:
+        if arrival > self.now:
+            self.result.seconds += 0 if self.in_steps else arrival - self.now
+            self.now = arrival
+
+    def _submit(self) -> None:
+        while self.submitted < len(self.requests) and self.requests[self.submitted].arrival <= self.now:
+            given = self.requests[self.submitted]
+            self.table.submit(
+                Waiting(
+                    self.submitted,
+                    given.prompt_tokens,
+                    self.max_new_tokens,
+                    given.predicted_tokens,
+                    given.arrival,
+                    given.template,
+                )
+            )
+            self.submitted += 1
+
+    def _step(self, state: State, plan: StepPlan) -> None:
+        result, table = self.result, self.table
+        for one in table.admit(state, plan):
+            result.waits.setdefault(one.id, self.now - self.requests[one.id].arrival)
+        if plan.admit:
+            reserved = sum(one.prompt_tokens + one.limit for one in table.slots if one)
+            result.peak_tokens = max(result.peak_tokens, reserved)
+        seconds = self.cost(plan.rows, plan.prefill.num_tokens if plan.prefill else 0)
+        first_tokens = self._first_tokens(plan)
+        ended = table.advance(plan, self._stopped(plan, first_tokens))
+        result.steps += 1
+        result.seconds += seconds
+        self.now += 1 if self.in_steps else seconds
+        result.decoded_rows += plan.rows
+        result.computed_tokens += plan.rows + len(first_tokens)
+        for one in ended.finished:
+            result.latencies[one.id] = self.now - self.requests[one.id].arrival
+            result.answers[one.id] = one.generated
+            result.useful_tokens += one.generated
+        if ended.returned:
+            result.failures += len(ended.returned)
+            kept = sum(one.prompt_tokens + one.generated for one in table.waiting if one.generated)
+            result.peak_kept_tokens = max(result.peak_kept_tokens, kept)
+
+    def _first_tokens(self, plan: StepPlan) -> tuple[int, ...]:
+        """The slot whose prompt ends with the step's chunk, if it does."""
+        if not plan.prefill:
+            return ()
+        slot, start, num_tokens = plan.prefill
+        running = self.table.slots[slot]
+        return (slot,) if running and start + num_tokens == running.prompt_tokens else ()
+
+    def _stopped(self, plan: StepPlan, first_tokens: tuple[int, ...]) -> set[int]:
+        """The slots whose answer ends with the token of this step."""
+        stopped = set()
+        for slot in (*plan.decode, *first_tokens):
+            one = self.table.slots[slot]
+            if one and one.generated + 1 >= self.requests[one.id].new_tokens:
+                stopped.add(slot)
+        return stopped
