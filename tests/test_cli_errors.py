@@ -1,5 +1,6 @@
 """The mistakes a user will make: one line that says where and what to do, exit code 2, nothing lost."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from pangu_ms.cli.main import VERBS, main
+from tests.forked import forks_of
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 
@@ -186,28 +188,42 @@ SECOND_WORDS = {
 }
 
 
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """Processes that have imported no verb, but what belongs to others."""
+    with forks_of("import pangu_ms.cli.main, numpy, yaml, pydantic", tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
+
+
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_defaults(verb):
+def test_every_verb_has_help_with_defaults(verb, forks, tmp_path):
     words = [verb, SECOND_WORDS[verb]] if verb in SECOND_WORDS else [verb]
-    done = subprocess.run(
-        [sys.executable, "-m", "pangu_ms", *words, "--help"], capture_output=True, text=True, check=False
-    )
+    done = forks.run(["-m", "pangu_ms", *words, "--help"], tmp_path, os.environ)
     assert done.returncode == 0 and "usage: pangu" in done.stdout
     assert "default:" in done.stdout or verb == "completion"  # which has no option
 
 
+BOTH = """
+import json, sys
+from pangu_ms.cli.main import main
+for words in json.loads(sys.argv[1]):
+    assert main(words) == 0
+"""
+
+
 def test_nothing_is_written_where_the_user_is(trained_run, records, tmp_path):
-    """Train, evaluate and generate in an empty directory with the output elsewhere."""
-    here = tmp_path / "here"
+    """Evaluate and generate in an empty directory; see test_quickstart.py for the other verbs."""
+    here, program = tmp_path / "here", tmp_path / "both.py"
     here.mkdir()
-    for words in (
-        ["eval", trained_run, "--data", records],
-        ["generate", trained_run, "--prompt", "def", "--max-new-tokens", "3"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "pangu_ms", *map(str, words)], cwd=here, capture_output=True, text=True, check=True
-        )
-        assert "WARNING" not in done.stderr + done.stdout
+    program.write_text(BOTH)
+    commands = [
+        ["eval", str(trained_run), "--data", str(records)],
+        ["generate", str(trained_run), "--prompt", "def", "--max-new-tokens", "3"],
+    ]
+    done = subprocess.run(
+        [sys.executable, program, json.dumps(commands)], cwd=here, capture_output=True, text=True, check=True
+    )
+    assert "WARNING" not in done.stderr + done.stdout and "perplexity" in done.stdout
     assert os.listdir(here) == []
 
 

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from pangu_ms.core import compile_cache
+from tests.forked import forks_of
 
 PROGRAM = """
 import sys
@@ -38,21 +39,22 @@ for argument in sys.argv[1:]:
 """Arguments IDENTITY:FACTOR:FACTOR...: a graph for each factor gives 1 + FACTOR, unless it is another graph."""
 
 
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """Processes that find MindSpore imported."""
+    imports = "from pangu_ms.core import runtime; runtime.quiet(); import mindspore"
+    with forks_of(imports, tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
+
+
 @pytest.fixture
-def run(tmp_path):
+def run(forks, tmp_path):
     """Run the program; for each of its arguments whether its graphs were found, and their values."""
     (tmp_path / "program.py").write_text(PROGRAM)
 
     def start(*arguments, cache=tmp_path / "cache", program=("program.py",)):
-        environment = os.environ | {"XDG_CACHE_HOME": str(cache)}
-        done = subprocess.run(
-            [sys.executable, *program, *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            check=True,
-        )
+        done = forks.run([*program, *arguments], tmp_path, os.environ | {"XDG_CACHE_HOME": str(cache)})
+        assert done.returncode == 0, done.stderr
         lines = (line.split() for line in done.stdout.splitlines())
         return [(words[0] == "True", *map(float, words[1:])) for words in lines]
 

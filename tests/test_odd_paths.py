@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from pangu_ms.cli.main import main
+from tests.eager import eager
 
 ODD = "a b(1)=x,\u76d8\u53e4'q\"$HOME;&*?[z]{y}%s#~:-"
 
@@ -70,7 +71,8 @@ COMMANDS = [
     "words", COMMANDS, ids=lambda words: f"{words[0]}-{words[1].strip('@/')}-{words[2].strip('@/')}"[:30]
 )
 def test_a_verb(words, place, capsys):
-    code = main([word.replace("@", str(place)) for word in words])
+    with eager():
+        code = main([word.replace("@", str(place)) for word in words])
     assert code == 0, capsys.readouterr().err
     capsys.readouterr()
 

@@ -1,4 +1,4 @@
-"""The quickstart as a user runs it: in a process of its own, from an empty directory."""
+"""The quickstart as a user runs it, from an empty directory; in the slow tier also in a process of its own."""
 
 import json
 import os
@@ -8,37 +8,32 @@ import sys
 import pytest
 
 from pangu_ms.cli.main import main
+from tests.export.common import export_unverified
 
 
-def quickstart(here, *words):
-    return subprocess.run(
-        [sys.executable, "-m", "pangu_ms", "quickstart", *map(str, words)],
-        cwd=here,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_on_a_user_s_corpus(text_file, tiny_overrides, tmp_path):
+@pytest.mark.usefixtures("compiled_models")
+def test_on_a_user_s_corpus(text_file, tiny_overrides, tmp_path, monkeypatch, capsys):
+    """The package's runner is a process of its own."""
+    export_unverified(monkeypatch)
     here, output = tmp_path / "here", tmp_path / "out"
     here.mkdir()
+    monkeypatch.chdir(here)
     overrides = [
         *tiny_overrides,
         "tokenizer.vocab_size=384",
         "data.held_out=0.2",
-        "train.steps=10",
+        "train.steps=3",
     ]
-    done = quickstart(here, *overrides, "--corpus", text_file, "--output", output)
-    assert done.returncode == 0, done.stderr
-    commands = [line for line in done.stdout.splitlines() if line.startswith("$ pangu ")]
+    assert main(["quickstart", *overrides, "--corpus", str(text_file), "--output", str(output)]) == 0
+    shown = capsys.readouterr().out
+    commands = [line for line in shown.splitlines() if line.startswith("$ pangu ")]
     assert [line.split()[2] for line in commands] == ["tokenizer", "data", "train", "generate", "export", "run-mindir"]
-    assert "--- def alpha_0(" in done.stdout and "largest logit difference from the checkpoint" in done.stdout
-    table = done.stdout[done.stdout.rindex("\ntokenizer") :]
+    assert shown.count("--- def alpha_0(") == 1 and shown.count("\ndef alpha_0(") == 1
+    assert "largest logit difference from the checkpoint" in shown
+    table = shown[shown.rindex("\ntokenizer") :]
     assert all(str(output / name) in table for name in ("tokenizer", "records", "run", "mindir"))
     assert "unigram" in table and "bigram" in table
     assert os.listdir(here) == []
-    assert (output / "mindir/run.pyz").is_file()  # the tests of packages run such a file
 
 
 @pytest.mark.parametrize(
@@ -59,8 +54,11 @@ def test_domains_that_do_not_fit_are_told_at_once(words, message, text_file, tmp
 
 @pytest.mark.slow
 def test_as_it_is_beats_the_bigram(tmp_path):
-    done = quickstart(tmp_path, "--output", tmp_path / "out", "--json")
+    command = [sys.executable, "-m", "pangu_ms", "quickstart", "--output", str(tmp_path / "out"), "--json"]
+    (tmp_path / "here").mkdir()
+    done = subprocess.run(command, cwd=tmp_path / "here", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert results["perplexity"] < results["bigram_perplexity"] < results["unigram_perplexity"]
     assert results["mindir"]["max_difference"] <= 1e-4
+    assert os.listdir(tmp_path / "here") == []

@@ -11,6 +11,7 @@ from pangu_ms.checkpoint.domains import add_domain, extract
 from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
 from pangu_ms.models.common.stacks import is_stack, members, stack_of
+from tests.eager import eager
 from tests.models.sigma import CODE, LAW, TEXT, save_sigma
 
 
@@ -32,7 +33,8 @@ def logits(checkpoint, ids, *domains):
     positions = np.tile(np.arange(ids.shape[1], dtype=np.int32), (len(ids), 1))
     inputs, config, tensors = (ids, positions, np.zeros_like(ids)), checkpoint.config().model, checkpoint.tensors()
     extras = [() if domain is None else (np.full(len(ids), domain, np.int32),) for domain in domains]
-    return [logits_of(config, tensors, *inputs, *extra) for extra in extras]
+    with eager():
+        return [logits_of(config, tensors, *inputs, *extra) for extra in extras]
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +230,8 @@ def test_training_on_a_new_domain_changes_no_other(upgraded, ids, records, tmp_p
     source = store.open_checkpoint(tmp_path / "grown")
     words = ["train.steps=1", "train.batch_size=4", "optimizer.warmup_steps=0", "optimizer.lr=0.01"]
     config = load_config(str(source.path / "config.yaml"), words)
-    train(config, records, tmp_path / "run", init_from=source.path, progress=False)
+    with eager():
+        train(config, records, tmp_path / "run", init_from=source.path, progress=False)
     trained = store.open_checkpoint(tmp_path / "run")
     *before, parent = logits(upgraded[1], ids, 1, 0)
     *after, new = logits(trained, ids, 1, 0, 2)

@@ -46,3 +46,9 @@ def replay_here(directory, trial, key_file):
         replay.main(str(directory), str(request), str(answer), str(key_file or ""))
         found = np.load(answer)
         return found["logits"], dict(zip(found["names"].tolist(), found["digests"].tolist()))
+
+
+def export_unverified(monkeypatch):
+    """In this test, exports trust what they have written; test_package.py has those that run it."""
+    verified = {"steps": 1, "weights": 1, "max_difference": 0.0, "logit_deviation": 1.0}
+    monkeypatch.setattr("pangu_ms.export.write.verify", lambda *_: verified)

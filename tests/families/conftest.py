@@ -22,6 +22,8 @@ OWN_FIELDS = {
     "moge": ["num_experts=4", "num_expert_groups=2", "experts_per_token=2"],
 }
 """Fields of a family with which it is small and reads the records of the tests, whose domain is code."""
+ALIKE = ("pi", "moge", ADDED)
+"""Families all of whose layers are alike; the last one of alpha and Sigma is a query layer."""
 REGISTRY_LINE = f'registry.FAMILIES["{ADDED}"] = registry.Family("{ADDED}")'
 
 
@@ -51,6 +53,12 @@ COSTLY = pytest.mark.parametrize(
 )
 """For tests that take seconds: in the default tier only families with experts. They share their layers with the dense
 ones, and PanGu-alpha has other tests of the same verbs."""
+EVALUATED = pytest.mark.parametrize(
+    "tiny",
+    [pytest.param("alpha", marks=pytest.mark.slow), *(name for name in (*FAMILIES, ADDED) if name != "alpha")],
+    indirect=True,
+)
+"""In the default tier all but PanGu-alpha, which tests/eval evaluates."""
 
 
 @dataclass(frozen=True)
@@ -81,16 +89,23 @@ def overrides(tiny, tiny_overrides):
 
 
 @pytest.fixture(scope="module")
-def run(tiny, overrides, records, tmp_path_factory, request, compiled_models):
+def trained_config(tiny, overrides):
+    """The configuration of a run, with one layer if the family's layers are alike: compiling takes time by the node."""
+    from pangu_ms.config import load_config
+
+    return load_config(tiny.config, [*overrides, "model.num_layers=1"] if tiny.family in ALIKE else overrides)
+
+
+@pytest.fixture(scope="module")
+def run(tiny, trained_config, records, tmp_path_factory, request, compiled_models):
     """A finished run of twelve steps with checkpoints 9 and 12; alpha's is that of the whole suite."""
     if tiny.family == "alpha":
         return request.getfixturevalue("trained_run")
-    from pangu_ms.config import load_config
     from pangu_ms.train.loop import train
 
     output = tmp_path_factory.mktemp("runs") / tiny.family
     with mock.patch("pangu_ms.train.run.Run.evaluate", return_value=None):  # it compiles; `pangu eval` is tested
-        train(load_config(tiny.config, overrides), records, output, progress=False)
+        train(trained_config, records, output, progress=False)
     return output
 
 

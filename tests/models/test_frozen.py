@@ -95,7 +95,7 @@ def test_they_are_exported(run, verified_here, config, tmp_path, capsys):
         "--max-length",
         "16",
         "--chunk",
-        "8",
+        "1",
         "--json",
     ]
     assert main(["export", str(run / "whole"), *options]) == 0
@@ -116,7 +116,7 @@ def test_an_export_that_zeroes_a_weight_is_not_committed(run, verified_here, tmp
     monkeypatch.setattr(
         CachedModel, "caches", lambda self: [p for p in self.model.get_parameters() if not p.requires_grad]
     )
-    options = ["--output", str(tmp_path / "package"), "--batch-size", "1", "--max-length", "16", "--chunk", "8"]
+    options = ["--output", str(tmp_path / "package"), "--batch-size", "1", "--max-length", "16", "--chunk", "1"]
     assert main(["export", str(run / "whole"), *options]) == 2
     error = capsys.readouterr().err
     assert (

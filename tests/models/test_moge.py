@@ -29,7 +29,7 @@ def reference_logits(config, parameters, ids, eod_id=EOD):
     "case", ["one of each group", pytest.param("two of each group", marks=pytest.mark.slow), "all"]
 )
 def test_logits_equal_the_paper(case):
-    config = small(**CASES[case])
+    config = small(num_layers=1, **CASES[case])  # of two layers: the test of gradients
     parameters, ids = random_parameters(config), random_ids(config)
     expected = reference_logits(config, parameters, ids)
     np.testing.assert_allclose(our_logits(config, parameters, ids, True), expected, atol=1e-4)
@@ -77,7 +77,7 @@ def test_gradients_are_those_of_cross_entropy_and_balance_loss(parts):
 
 @pytest.mark.usefixtures("mindspore_cpu")
 def test_cached_decoding_of_ragged_prompts_equals_the_full_forward():
-    config = small(experts_per_token=6)
+    config = small(num_layers=1, experts_per_token=6)
     parameters, ids = random_parameters(config), np.random.default_rng(4).integers(0, 61, (3, 24)).astype(np.int32)
     full = reference_logits(config, parameters, ids, None)
     decoder, lengths = make_decoder(config, parameters, batch_size=4), (1, 13, 6)

@@ -34,30 +34,30 @@ def arrays(parameters):
     return {p.name: p.asnumpy().copy() for p in parameters}
 
 
-def gradient_reader(config, parameters):
-    """Gives result and gradients for parameters and a batch, by a step that is compiled once.
-
-    The gradients are read off the first moment of a step without decay or clipping, at rate 0: m becomes
-    0.5 * m + 0.5 * g.
-    """
-    from pangu_ms.models.build import fill
-
-    optimizer = {"beta1": 0.5, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0}
-    model, step = make_step(
-        dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer)), parameters
-    )
-
-    def read(parameters, batch, scale=1.0):
-        fill(model.trainable_params(), parameters)
-        before = arrays(step.optimizer.m)
-        result = step(batch, 0, lr=0.0, scale=scale)
-        return result, {
-            name.removeprefix("adam_m."): 2 * after - before[name] for name, after in arrays(step.optimizer.m).items()
-        }
-
-    return read
+def summed_gradients(step, result, scale=1.0):
+    """The gradients of the mean loss that a step in micro-batches added up before it unscaled and clipped them."""
+    config = step.config
+    micro_batch_tokens = config.train.batch_size // config.train.accumulation_steps * config.model.seq_length
+    factor = micro_batch_tokens / (scale * (result.num_tokens + 1e-5))
+    return {name.removeprefix("accumulated."): factor * g for name, g in arrays(step.accumulate.sums).items()}
 
 
 def gradients_by_step(config, parameters, batch, scale=1.0):
-    """Result and gradients of one batch."""
-    return gradient_reader(config, parameters)(parameters, batch, scale)
+    """Result and gradients of one batch.
+
+    Of micro-batches they are what the step adds up, and the graph of its update is not compiled. Otherwise they are
+    read off the first moment of a step without decay or clipping, at rate 0: m becomes 0.5 * g.
+    """
+    from mindspore import Tensor
+
+    optimizer = {"beta1": 0.5, "weight_decay": 0.0, "clip_norm": 0.0, "warmup_steps": 0}
+    _, step = make_step(
+        dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **optimizer)), parameters
+    )
+    if step.in_one_graph:
+        result = step(batch, 0, lr=0.0, scale=scale)
+        return result, {name.removeprefix("adam_m."): 2 * m for name, m in arrays(step.optimizer.m).items()}
+    sums = step.accumulate
+    step.apply = lambda lr, scale, loss_limit: (sums.total, sums.count, Tensor(0.0), Tensor(True))
+    result = step(batch, 0, lr=0.0, scale=scale)
+    return result, summed_gradients(step, result, scale)

@@ -75,47 +75,59 @@ from pathlib import Path
 from pangu_ms.core.errors import OutputError
 from pangu_ms.train.directory import RunLock
 lock = RunLock(Path(sys.argv[1]))
-sys.stdin.readline()
-try:
-    lock.acquire()
-except OutputError as error:
-    print(f"refused: {error}", flush=True)
-    sys.exit(0)
-print("holds", flush=True)
-sys.stdin.readline()
-lock.release()
+for word in sys.stdin:
+    if word == "release\\n":
+        lock.release()
+        print("released", flush=True)
+        continue
+    try:
+        lock.acquire()
+        print("holds", flush=True)
+    except OutputError as error:
+        print(f"refused: {error}", flush=True)
 """
 
 
-def holders(output, number):
-    """Processes that all ask for the lock of a directory as soon as all are there, and the first word of each."""
-    processes = [
-        subprocess.Popen([sys.executable, "-c", HOLD, output], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(number)
-    ]
+def start_holder(output):
+    """A process that acquires the lock of a directory, and releases it, when it is told to."""
+    words = [sys.executable, "-c", HOLD, output]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def answers(processes, word):
+    """What each process says to a word; all are told it before any is listened to."""
     for process in processes:
-        process.stdin.write("\n")
+        process.stdin.write(f"{word}\n")
         process.stdin.flush()
-    return processes, [process.stdout.readline() for process in processes]
+    return [process.stdout.readline() for process in processes]
 
 
-@pytest.mark.parametrize("end", ["release", "kill"])
-def test_one_of_many_gets_the_lock_of_a_directory_and_its_end_frees_it(tmp_path, end):
+def test_one_of_many_gets_the_lock_of_a_directory_and_its_end_frees_it(tmp_path):
     """The directory is not there; a holder that was killed leaves its file, and one without a run leaves nothing."""
     output = tmp_path / "run"
-    processes, words = holders(output, 4)
+    processes = [start_holder(output) for _ in range(4)]
+    try:
+        winner = require_one_winner(output, processes)
+        assert answers([winner], "release") == ["released\n"] and not output.exists()
+        winner = require_one_winner(output, processes)
+        winner.kill()
+        winner.communicate()
+        assert output.exists()
+        require_one_winner(output, [process for process in processes if process is not winner])
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def require_one_winner(output, processes):
+    """The one of all processes that gets the lock; the others are told who has it."""
+    words = answers(processes, "acquire")
     (winner,) = [process for process, word in zip(processes, words) if word == "holds\n"]
     others = [word for word in words if word != "holds\n"]
-    assert len(others) == 3 and all(f"{output}: " in word and "trains in it; one at a time" in word for word in others)
+    assert len(others) == len(processes) - 1
+    assert all(f"{output}: " in word and "trains in it; one at a time" in word for word in others)
     assert any(f"process {winner.pid} on" in word for word in others) or all(
         "another process" in word for word in others
     )
-    if end == "kill":
-        winner.kill()
-    winner.communicate("\n" if end == "release" else None)
-    assert output.exists() == (end == "kill")
-    (again,), (word,) = holders(output, 1)
-    again.communicate("\n")
-    assert word == "holds\n"
-    for process in processes:
-        process.communicate()
+    return winner

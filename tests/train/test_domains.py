@@ -1,6 +1,5 @@
-"""Training with domains: what a model reads, and what is told of each domain."""
+"""Training with domains: what a model reads, and what is told of each domain; see test_extra_inputs.py, too."""
 
-import json
 import shlex
 import types
 
@@ -11,53 +10,23 @@ from pangu_ms.cli.main import main
 from pangu_ms.config import load_config
 from pangu_ms.core.errors import ConfigError, DataError
 from pangu_ms.data.records import RecordSet
-from pangu_ms.models.alpha import model as alpha
 from pangu_ms.models.alpha.config import AlphaConfig
-from pangu_ms.models.common.config import ExtraInput
 from pangu_ms.train.resume import require_same_domains
+from tests.train.toned import make_alpha_toned
 
 pytestmark = pytest.mark.usefixtures("compiled_models")
-
-
-class Tuned(alpha.PanguAlpha):
-    """Alpha whose logits are larger by half in rows of domain 1."""
-
-    def construct(self, ids_BS, positions_BS, segments_BS, key, domain_B):
-        """`domain_B` int32 [B]."""
-        logits_BSV = super().construct(ids_BS, positions_BS, segments_BS, key)
-        return logits_BSV * (1.0 + 0.5 * domain_B.reshape(-1, 1, 1))
 
 
 @pytest.fixture
 def tuned(monkeypatch, tiny_overrides):
     """Makes alpha a family with domains; returns its configuration with overrides, by the domains."""
-    monkeypatch.setattr(AlphaConfig, "extra_inputs", lambda config: {"domain": ExtraInput(("batch",))})
-    for name in ("PanguAlpha", "MODEL"):
-        monkeypatch.setattr(alpha, name, Tuned, raising=False)
+    config_with = make_alpha_toned(monkeypatch, tiny_overrides)
 
     def configured(domains, *more):
         monkeypatch.setattr(AlphaConfig, "domains", domains)
-        short = ["train.steps=3", "train.save_every=0", "train.eval_batches=1", "model.dropout=0.0"]
-        return load_config("alpha/tiny", [*tiny_overrides, *short, "runtime.compile_cache=false", *more])
+        return config_with(*more)
 
     return configured
-
-
-def test_a_model_with_domains_trains_and_each_domain_is_told(tuned, two_domains, tmp_path):
-    from pangu_ms.train.loop import train
-
-    config = tuned(("b", "c", "a"), "data.samples_per_domain={a: 2, b: 2}", "train.accumulation_steps=2")
-    held_out = train(config, two_domains, tmp_path / "run", progress=False).held_out
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    (told,) = [line for line in lines if "held_out_loss" in line]
-    assert list(held_out.domains) == ["a", "b"]  # one batch of each, though train.eval_batches is 1
-    for domain, score in held_out.domains.items():
-        assert told[f"held_out_loss/{domain}"] == score.loss
-    assert sum(score.num_tokens for score in held_out.domains.values()) == held_out.num_tokens
-    # Row by row, the index reaches the model: with the domains the other way round other logits are scaled.
-    swapped = tuned(("a", "c", "b"), "data.samples_per_domain={a: 2, b: 2}", "train.accumulation_steps=2")
-    other = train(swapped, two_domains, tmp_path / "swapped", progress=False).held_out
-    assert abs(other.domains["a"].loss - held_out.domains["a"].loss) > 1e-3
 
 
 def test_a_domain_that_the_model_lacks_ends_before_training(tuned, two_domains, records, tmp_path, capsys):

@@ -1,12 +1,12 @@
 """Policies of continuous batching: whenever a slot is free, the first waiting request in the policy's order gets it."""
 
+import abc
 import heapq
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pangu_ms.infer.scheduling.state import Admission, State, StepPlan, Waiting, after_admissions, next_chunk
-
-Priority = tuple[float, ...]
 
 
 def expected_steps(request: Waiting, state: State) -> float:
@@ -30,7 +30,7 @@ def predicted_limit(request: Waiting, state: State, bin_tokens: int, margin_toke
 
 @dataclass(frozen=True)
 class FirstCome:
-    """First come, first served. The base of the other policies, which have another `priority`.
+    """First come, first served. The base of the other policies, which have another order.
 
     If there is no room for the first request in the order, no other request passes it, so that large requests do not
     starve. Where every slot has its own rows of the cache there is room in every free slot.
@@ -46,9 +46,9 @@ class FirstCome:
     margin_tokens: int = 0
     keeps_cache: bool = True
 
-    def priority(self, request: Waiting, state: State) -> Priority:
-        """The smallest is admitted first; equal ones in order of arrival."""
-        return ()
+    def first(self, number: int, state: State) -> Sequence[Waiting]:
+        """The first `number` waiting requests in the policy's order."""
+        return state.waiting[:number]
 
     def plan(self, state: State) -> StepPlan:
         """See `Scheduler.plan`."""
@@ -62,8 +62,7 @@ class FirstCome:
         if not free:
             return ()
         room, admit = state.budget_tokens - state.reserved_tokens, []
-        first = heapq.nsmallest(len(free), state.waiting, key=lambda request: self.priority(request, state))
-        for slot, request in zip(free, first):
+        for slot, request in zip(free, self.first(len(free), state)):
             limit = self._limit(request, state)
             room -= request.prompt_tokens + limit
             if room < 0:
@@ -78,7 +77,20 @@ class FirstCome:
 
 
 @dataclass(frozen=True)
-class ShortestFirst(FirstCome):
+class ByPriority(FirstCome, abc.ABC):
+    """The base of policies that compare requests."""
+
+    @abc.abstractmethod
+    def priority(self, request: Waiting, state: State) -> float:
+        """The smallest is admitted first; equal ones in order of arrival."""
+
+    def first(self, number: int, state: State) -> Sequence[Waiting]:
+        """See `FirstCome.first`."""
+        return heapq.nsmallest(number, state.waiting, key=lambda request: self.priority(request, state))
+
+
+@dataclass(frozen=True)
+class ShortestFirst(ByPriority):
     """The request with the fewest expected steps first, with aging: its steps count less the longer it has waited, and
     not at all from `max_wait` on. So no request waits for `max_wait` and then sees a later one pass.
 
@@ -88,14 +100,14 @@ class ShortestFirst(FirstCome):
 
     max_wait: float = math.inf
 
-    def priority(self, request: Waiting, state: State) -> Priority:
-        """See `FirstCome.priority`."""
+    def priority(self, request: Waiting, state: State) -> float:
+        """See `ByPriority.priority`."""
         age = (state.now - request.arrival) / self.max_wait if self.max_wait else math.inf
-        return (expected_steps(request, state) * max(0.0, 1 - age),)
+        return expected_steps(request, state) * max(0.0, 1 - age)
 
 
 @dataclass(frozen=True)
-class HighestResponseRatio(FirstCome):
+class HighestResponseRatio(ByPriority):
     """The highest (waited + expected) / expected first (HRRN): short requests pass, and every request's turn comes.
 
     Attributes:
@@ -104,16 +116,16 @@ class HighestResponseRatio(FirstCome):
 
     seconds_per_step: float = 1.0
 
-    def priority(self, request: Waiting, state: State) -> Priority:
-        """See `FirstCome.priority`."""
-        return (-(state.now - request.arrival) / (expected_steps(request, state) * self.seconds_per_step),)
+    def priority(self, request: Waiting, state: State) -> float:
+        """See `ByPriority.priority`."""
+        return -(state.now - request.arrival) / (expected_steps(request, state) * self.seconds_per_step)
 
 
 @dataclass(frozen=True)
-class LongestFirst(FirstCome):
+class LongestFirst(ByPriority):
     """The request with the most expected steps first: for a job whose requests are all there, since the short ones fill
     the slots at its end. Short requests starve if longer ones keep coming."""
 
-    def priority(self, request: Waiting, state: State) -> Priority:
-        """See `FirstCome.priority`."""
-        return (-expected_steps(request, state),)
+    def priority(self, request: Waiting, state: State) -> float:
+        """See `ByPriority.priority`."""
+        return -expected_steps(request, state)

@@ -128,23 +128,23 @@ class NgramRidge:
         predicted = []
         for prompt in prompts:
             logarithm = _features(prompt, len(self.weights) - 2) @ self.weights
-            # The bound comes first: exp of a strange prompt's sum must not overflow.
-            predicted.append(float(np.exp(np.clip(logarithm, 0, np.log(self.longest)))))
+            # Bounded before exp, which a strange prompt's sum would overflow, and after it, which rounds.
+            predicted.append(min(float(np.exp(np.clip(logarithm, 0, np.log(self.longest)))), self.longest))
         return predicted
 
     def observe(self, prompt: Prompt, new_tokens: int) -> None:
         """See LengthPredictor."""
 
 
-_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F)
 """Odd numbers of xxHash; one for each place in an n-gram, so that a b and b a differ."""
 
 
 def _features(prompt: Prompt, num_features: int) -> np.ndarray:
-    """Hashed 1-, 2- and 3-grams with signs, of length 1 in the Euclidean norm, and two more: float64 [F + 2]."""
+    """Hashed tokens and pairs of tokens, with signs, scaled to the norm 1, and two more features: float64 [F + 2]."""
     ids = np.array(prompt.token_ids, np.uint64)
     features = np.zeros(num_features + 2)
-    for n in range(1, min(3, len(ids)) + 1):
+    for n in range(1, min(2, len(ids)) + 1):
         hashes = np.full(len(ids) - n + 1, n, np.uint64)
         for place in range(n):
             hashes ^= (ids[place : len(ids) - n + 1 + place] + np.uint64(1)) * np.uint64(_MULTIPLIERS[place])

@@ -118,7 +118,10 @@ def read_answers(path: Path) -> list[Answer]:
     Raises:
         DataError: the file cannot be read, or a value is none of these.
     """
-    return [_answer(where, value) for where, value in _values(path)]
+    answers = [_answer(where, value) for where, value in _values(path)]
+    if not answers:
+        raise DataError(f"{path}: is empty; it holds lengths of answers, one a line; correct the name")
+    return answers
 
 
 def _answer(where: str, value: Any) -> Answer:
@@ -150,10 +153,9 @@ def _values(path: Path) -> Iterator[tuple[str, Any]]:
     if content.lstrip().startswith("["):
         yield from ((f"{path}: item {number}", value) for number, value in enumerate(_parse(content, str(path)), 1))
         return
-    lines = [(f"{path}:{number}", line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
-    if not lines:
-        raise DataError(f"{path}: is empty; it holds lengths of answers, one a line; correct the name")
-    yield from ((where, _parse(line, where)) for where, line in lines)
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            yield f"{path}:{number}", _parse(line, f"{path}:{number}")
 
 
 def _parse(text: str, where: str) -> Any:

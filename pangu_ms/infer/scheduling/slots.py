@@ -152,10 +152,12 @@ class SlotTable:
         for slot in with_token:
             one = self._running(slot)
             self.slots[slot] = one = one._replace(generated=one.generated + 1)
-            if slot in stopped or one.generated >= self._full_limit(self._requests[one.id]):
+            if slot not in stopped and one.generated < one.limit:
+                continue
+            if slot in stopped or one.limit >= self._full_limit(self._requests[one.id]):
                 finished.append(one)
                 self._leave(one)
-            elif one.generated >= one.limit:
+            else:
                 returned.append(one)
                 self._return(one)
         if returned:

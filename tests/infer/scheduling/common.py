@@ -39,9 +39,11 @@ class EchoEngine:
     The scheduler's plans are checked here, independently of `require_valid`.
     """
 
+    books = SlotTable
+
     def __init__(self, scheduler, num_slots, slot_tokens, chunk, budget_tokens=None):
         self.scheduler, self.chunk = scheduler, chunk
-        self.table = SlotTable(num_slots, slot_tokens, chunk, budget_tokens, scheduler.keeps_cache)
+        self.table = self.books(num_slots, slot_tokens, chunk, budget_tokens, scheduler.keeps_cache)
         self.caches, self.kept = [None] * num_slots, {}
         self.prompts, self.lengths, self.answers, self.failures, self.steps = {}, {}, {}, [], 0
 
@@ -61,6 +63,10 @@ class EchoEngine:
         """The request that an answer in a slot is given to."""
         return one.id
 
+    def prompt_of(self, one):
+        """The prompt that is computed for a request in a slot."""
+        return self.prompts[one.id]
+
     def step(self):
         state = self.table.state(float(self.steps))
         plan = self.scheduler.plan(state)
@@ -73,7 +79,7 @@ class EchoEngine:
         with_token = list(plan.decode)
         if plan.prefill:
             slot, start, num_tokens = plan.prefill
-            prompt = self.prompts[self.table.slots[slot].id]
+            prompt = self.prompt_of(self.table.slots[slot])
             assert len(self.caches[slot]) == start
             self.caches[slot] += prompt[start : start + num_tokens]
             with_token += [slot] if start + num_tokens == len(prompt) else []

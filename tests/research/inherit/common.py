@@ -1,10 +1,12 @@
-"""Small models with random parameters, and their logits."""
+"""Small models with random parameters, and their logits by the numpy float64 references."""
 
 import numpy as np
 
 from pangu_ms.models.alpha.config import AlphaConfig
 from pangu_ms.models.pi.config import PiConfig
+from tests.reference import alpha_numpy, pi_numpy
 
+EOD = 3
 PLAIN = {"siaf_terms": 1, "aug_shortcut_branches": 0}
 
 
@@ -46,12 +48,25 @@ def make_batch(config, rows=4, seed=0):
     from pangu_ms.data.loader import batch_from_ids
 
     ids = np.random.default_rng(seed).integers(4, config.vocab_size, (rows, config.seq_length + 1)).astype(np.int32)
-    ids[0, 5] = ids[1, [2, 9]] = 3  # where documents end: positions that do not count
-    return batch_from_ids(ids, 3, 0, True)
+    ids[0, 5] = ids[1, [2, 9]] = EOD  # where documents end: positions that do not count
+    return batch_from_ids(ids, EOD, 0, True)
+
+
+def weight_gradients(derivatives, tensors, batch) -> tuple[float, dict[str, np.ndarray]]:
+    """The summed loss, and gradients of all weights, of the graph of a MaskDerivatives."""
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from pangu_ms.models.build import fill
+    from pangu_ms.models.common.loss import to_tensors
+
+    fill(derivatives.weights, tensors)
+    total, _, gradients = derivatives.gradients(*to_tensors(batch), Tensor(0, ms.int32), Tensor(1.0, ms.float32))
+    by_name = {weight.name: gradient.asnumpy() for weight, gradient in zip(derivatives.masked, gradients)}
+    return total.asnumpy().item(), by_name
 
 
 def logits(config, tensors, batch) -> np.ndarray:
-    """[B, S, V]."""
-    from tests.models.logits import logits_of
-
-    return logits_of(config, tensors, batch.ids[:, :-1], batch.positions, batch.segments)
+    """float64 [B, S, V]; that models compute what the references do: tests/models."""
+    reference = {"alpha": alpha_numpy, "pi": pi_numpy}[config.family]
+    return reference.forward(config, tensors, batch.ids[:, :-1], EOD)

@@ -10,7 +10,15 @@ from pangu_ms.research.inherit.masks import MaskOptions, learn_masks
 from pangu_ms.research.inherit.scores import norm_scores, random_scores, taylor_scores
 from pangu_ms.research.inherit.selection import select, wanted_units
 from pangu_ms.research.inherit.units import GROUPS, masked, unit_shapes
-from tests.research.inherit.common import PLAIN, logits, make_batch, random_tensors, small_alpha, small_pi
+from tests.research.inherit.common import (
+    PLAIN,
+    logits,
+    make_batch,
+    random_tensors,
+    small_alpha,
+    small_pi,
+    weight_gradients,
+)
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
 USEFUL = {
@@ -27,30 +35,29 @@ def unit_masks(config, useful):
 
 
 @pytest.fixture(scope="module")
-def teacher():
-    """(config, tensors, batch): trained on one batch, with heads (in groups of two) and neurons whose weights are all
-    0."""
-    from pangu_ms.config.load import config_from_dict
-    from pangu_ms.models.build import build_model, fill, to_arrays
-    from pangu_ms.train.steps.train_step import TrainStep
+def derivatives(mindspore_cpu):
+    """Of the teacher. The graph of its derivatives also trains it: Adam in numpy."""
+    from pangu_ms.research.inherit.gradients import MaskDerivatives
 
     config = small_pi(num_layers=2, num_kv_heads=3)
-    run = config_from_dict(
-        {"model": dataclasses.asdict(config), "train": {"batch_size": 4}, "optimizer": {"weight_decay": 0.0}}, "test"
-    )
-    model, batch = build_model(config), make_batch(config)
-    fill(model.trainable_params(), masked(config, random_tensors(config), unit_masks(config, USEFUL)))
-    step = TrainStep(model, run)
-    losses = [step(batch, number, 3e-3).loss for number in range(80)]
+    tensors, batch = masked(config, random_tensors(config), unit_masks(config, USEFUL)), make_batch(config)
+    derivatives, losses, moments = MaskDerivatives(config, tensors), [], {}
+    for _ in range(80):
+        loss, gradients = weight_gradients(derivatives, tensors, batch)
+        losses.append(loss)
+        for name, g in gradients.items():
+            m, v = moments.get(name, (0.0, 0.0))
+            moments[name] = m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
+            tensors[name] = tensors[name] - np.float32(3e-3) * m / (np.sqrt(v) + 1e-8)
     assert losses[-1] < 0.6 * losses[0]
-    return config, {name: array.copy() for name, array in to_arrays(model.trainable_params()).items()}, batch
+    return derivatives
 
 
 @pytest.fixture(scope="module")
-def derivatives(teacher):
-    from pangu_ms.research.inherit.gradients import MaskDerivatives
-
-    return MaskDerivatives(*teacher[:2])
+def teacher(derivatives):
+    """(config, tensors, batch): trained on one batch, with heads (in groups of two) and neurons whose weights are all
+    0."""
+    return derivatives.config, derivatives.tensors, make_batch(derivatives.config)
 
 
 @pytest.fixture(scope="module")
