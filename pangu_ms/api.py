@@ -163,13 +163,16 @@ def generate(
     """
     from pangu_ms.checkpoint.model import checkpoint_config
     from pangu_ms.checkpoint.store import open_checkpoint
-    from pangu_ms.infer.load import load_generator
+    from pangu_ms.infer.generate import Prompt
+    from pangu_ms.infer.load import domains_of, load_generator
     from pangu_ms.infer.sampling import SamplingConfig
 
     opened, sampling, texts = open_checkpoint(Path(checkpoint)), sampling or SamplingConfig(), list(prompts)
     config = checkpoint_config(opened, overrides)
     domains = [domain] * len(texts) if isinstance(domain, str) else list(domain)
-    generator = load_generator(opened, texts, sampling, batch_size, tokenizer=tokenizer, config=config, domains=domains)
+    domains_of(config.model).indices(domains, len(texts))
+    asked = Prompt.each_of(texts, sampling, domains)
+    generator = load_generator(opened, asked, batch_size, tokenizer=tokenizer, config=config)
     return generator.generate(texts, sampling, on_text, domains)
 
 

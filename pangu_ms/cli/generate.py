@@ -5,19 +5,23 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pangu_ms.cli import options
 from pangu_ms.core import runtime, small_json
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.core.parser import Parser
+from pangu_ms.core.progress import progress_bar
 from pangu_ms.core.table import print_json
+from pangu_ms.infer.answers import AnswerFile, answer
 from pangu_ms.infer.domains import Domains
-from pangu_ms.infer.generate import Generation, Generator
+from pangu_ms.infer.generate import Generation, Generator, Prompt
 from pangu_ms.infer.sampling import SamplingConfig
 
 DOMAIN_HELP = "domain of the prompts that name none (default: the model's model.default_domain, or its first domain)"
-PROMPT_KEYS = ("prompt", "domain")
-"""Keys of an object in a .jsonl file of prompts."""
+OWN_SETTINGS = (*options.SAMPLING_HELP, "stop")
+"""Keys of an object in a .jsonl file of prompts that replace the options of the same names."""
+PROMPT_KEYS = ("prompt", "domain", *OWN_SETTINGS)
 
 
 def build_parser() -> Parser:
@@ -26,8 +30,9 @@ def build_parser() -> Parser:
     options.add_checkpoint(parser)
     options.add_overrides(parser)
     options.add_generation(parser)
-    options.add_batch_size(parser, "largest number of prompts that are decoded together")
-    parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per call of the prefill graph")
+    options.add_batch_size(parser, "slots: largest number of prompts that are continued at a time")
+    parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per step")
+    options.add_scheduling(parser)
     options.add_own_tokenizer(parser)
     options.add_domain(parser, DOMAIN_HELP)
     parser.set_defaults(run=_run)
@@ -41,7 +46,7 @@ def main(argv: list[str]) -> int:
 
 def _run(args: Namespace) -> int:
     sampling = options.sampling_config(args)
-    prompts, domains = read_prompts(args.prompt, args.prompt_file, args.stream, args.json)
+    prompts = read_prompts(args, sampling)
     runtime.quiet(args.verbose)
 
     from pangu_ms.checkpoint.model import checkpoint_config  # imported here: run.pyz has this module, but not these
@@ -50,52 +55,53 @@ def _run(args: Namespace) -> int:
 
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
-    domains = with_default(domains, args.domain, domains_of(config.model))
-    generator = load_generator(
-        checkpoint, prompts, sampling, args.batch_size, args.chunk, args.tokenizer, config, domains
-    )
-    generate_and_print(generator, prompts, sampling, args.stream, args.json, domains)
+    prompts = with_default(prompts, args.domain, domains_of(config.model))
+    answers = open_answers(args, prompts, str(checkpoint.path))
+    generator = load_generator(checkpoint, prompts, args.batch_size, args.chunk, args.tokenizer, config)
+    generator.scheduler, generator.prefix_cache = options.scheduler(args), not args.no_prefix_cache
+    generate_and_print(generator, prompts, args.stream, args.json, answers)
     return 0
 
 
-def with_default(own: list[str], given: str | None, domains: Domains) -> list[str]:
-    """The domain of each prompt: its own, else that of --domain. A model without domains does not read those of a file
-    of prompts."""
-    return [(name if domains.names else "") or given or "" for name in own]
+def with_default(prompts: list[Prompt], given: str | None, domains: Domains) -> list[Prompt]:
+    """The prompts, of which those that name no domain have that of --domain. A model without domains does not read
+    those of a file of prompts."""
+    names = [(prompt.domain if domains.names else "") or given or "" for prompt in prompts]
+    return [dataclasses.replace(prompt, domain=name) for prompt, name in zip(prompts, names)]
 
 
-def read_prompts(
-    given: list[str], file: Path | None, stream: bool = False, as_json: bool = False
-) -> tuple[list[str], list[str]]:
-    """The given prompts, then those of a file; if there are neither, standard input is the prompt.
+def open_answers(args: Namespace, prompts: list[Prompt], model: str) -> AnswerFile | None:
+    """The file of --output, if it is given."""
+    return AnswerFile(args.output, prompts, model) if args.output else None
+
+
+def read_prompts(args: Namespace, sampling: SamplingConfig) -> list[Prompt]:
+    """The prompts of --prompt, then those of --prompt-file; if there are neither, standard input is the prompt.
 
     Args:
-        given: texts of --prompt.
-        file: a prompt per line, or a .jsonl file.
-        stream: whether --stream is given.
-        as_json: whether --json is given.
-
-    Returns:
-        The prompts, and the domain of each, "" if it names none.
+        args: of the options of `add_generation`.
+        sampling: settings of the prompts that have no other ones.
 
     Raises:
         GenerationError: there is no prompt, a file or line cannot be read, or the prompts cannot be printed in this
             form.
     """
-    of_file, domains = _read_prompt_file(file) if file else ([], [])
-    prompts, domains = [*given, *of_file], [""] * len(given) + domains
-    if not prompts and file:
-        raise GenerationError(f"{file}: holds no prompt; write one per line")
+    prompts = [Prompt(text, sampling) for text in args.prompt]
+    if args.prompt_file:
+        prompts += _read_prompt_file(args.prompt_file, sampling)
+    if not prompts and args.prompt_file:
+        raise GenerationError(f"{args.prompt_file}: holds no prompt; write one per line")
     if not prompts:
-        prompts, domains = [_read_standard_input()], [""]
-    if stream and as_json:
-        raise GenerationError("--stream and --json: exclude each other; leave one out")
-    if stream and len(prompts) != 1:
+        prompts = [Prompt(_read_standard_input(), sampling)]
+    if args.stream and (args.json or args.output):
+        other = "--json" if args.json else "--output"
+        raise GenerationError(f"--stream and {other}: exclude each other; leave one out")
+    if args.stream and (len(prompts) != 1 or sampling.num_samples > 1):
+        number = len(prompts) * sampling.num_samples
         raise GenerationError(
-            f"--stream: {len(prompts)} prompts; text of several would mix on the terminal; give one, or leave"
-            " --stream out"
+            f"--stream: {number} prompts; text of several would mix on the terminal; give one, or leave --stream out"
         )
-    return prompts, domains
+    return prompts
 
 
 def _read_standard_input() -> str:
@@ -110,7 +116,7 @@ def _read_standard_input() -> str:
     return text.replace("\r\n", "\n").rstrip("\n")  # Windows ends lines with CRLF
 
 
-def _read_prompt_file(path: Path) -> tuple[list[str], list[str]]:
+def _read_prompt_file(path: Path, sampling: SamplingConfig) -> list[Prompt]:
     try:
         lines = [line.rstrip("\r") for line in small_json.read_bytes(path, pipes=True).decode("utf-8-sig").split("\n")]
     except UnicodeDecodeError as error:
@@ -118,25 +124,18 @@ def _read_prompt_file(path: Path) -> tuple[list[str], list[str]]:
     except ValueError as error:
         raise GenerationError(f"{path}: cannot be read ({error}); name a file of prompts, one a line") from None
     if path.suffix != ".jsonl":
-        prompts = [line for line in lines if line]
-        return prompts, [""] * len(prompts)
-    prompts, domains = [], []
-    for number, line in enumerate(lines, 1):
-        if line:
-            prompt, domain = _prompt_and_domain(line, f"{path}:{number}")
-            prompts.append(prompt)
-            domains.append(domain)
-    return prompts, domains
+        return [Prompt(line, sampling) for line in lines if line]
+    return [_prompt_of_line(line, f"{path}:{number}", sampling) for number, line in enumerate(lines, 1) if line]
 
 
-def _prompt_and_domain(line: str, place: str) -> tuple[str, str]:
+def _prompt_of_line(line: str, place: str, sampling: SamplingConfig) -> Prompt:
     """What a line of a .jsonl file says; `place` is for messages."""
     try:
         value = small_json.parse(line)
     except ValueError:
         value = None
     if isinstance(value, str):
-        return value, ""
+        return Prompt(value, sampling)
     if isinstance(value, dict) and (unknown := [key for key in value if key not in PROMPT_KEYS]):
         raise GenerationError(
             f"{place}: unknown key {unknown[0][:40]!r}; known: {', '.join(PROMPT_KEYS)}; rename or remove it"
@@ -148,29 +147,65 @@ def _prompt_and_domain(line: str, place: str) -> tuple[str, str]:
         raise GenerationError(
             f"{place}: domain={domain!r}: a domain is named by a JSON string; write its name in quotes"
         )
-    return value["prompt"], domain
+    return Prompt(value["prompt"], _own_sampling(value, place, sampling), domain)
+
+
+def _own_sampling(value: dict[str, Any], place: str, sampling: SamplingConfig) -> SamplingConfig:
+    """The settings of one prompt."""
+    own = {name: value[name] for name in OWN_SETTINGS if name in value}
+    for name, found in own.items():
+        default = getattr(SamplingConfig, name)
+        if name == "stop":
+            texts = [found] if isinstance(found, str) else found
+            if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
+                raise GenerationError(f"{place}: stop={found!r}: must be a text, or a list of texts; correct it")
+            own[name] = tuple(texts)
+        elif type(found) is not type(default) and not (isinstance(default, float) and type(found) is int):
+            kind = "a whole number" if isinstance(default, int) else "a number"
+            raise GenerationError(f"{place}: {name}={found!r}: must be {kind}; correct it")
+    try:
+        return dataclasses.replace(sampling, **own)
+    except GenerationError as error:
+        raise GenerationError(f"{place}: {error}") from None
 
 
 def generate_and_print(
-    generator: Generator,
-    prompts: list[str],
-    sampling: SamplingConfig,
-    stream: bool,
-    as_json: bool,
-    domains: Sequence[str] = (),
-) -> list[Generation]:
-    """Generate, and print the text as it is generated (`stream`), as one line of JSON per prompt (`as_json`), or as one
-    text per prompt. The text is written unchanged, byte for byte, to a pipe too."""
+    generator: Generator, prompts: Sequence[Prompt], stream: bool, as_json: bool, answers: AnswerFile | None = None
+) -> None:
+    """Generate, and print the text as it is generated (`stream`), as one line of JSON per continuation (`as_json`), or
+    as one text per continuation; or write it to a file. The text is written unchanged, byte for byte, to a pipe too."""
     if stream:
-        print(prompts[0], end="", flush=True)
-        results = generator.generate(prompts, sampling, lambda _, text: print(text, end="", flush=True), domains)
+        print(prompts[0].text, end="", flush=True)
+        for _ in generator.each(prompts, lambda _, text: print(text, end="", flush=True)):
+            pass
         print()
-        return results
-    results = generator.generate(prompts, sampling, domains=domains)
-    for number, result in enumerate(results, 1):
+        return
+    number = sum(prompt.sampling.num_samples for prompt in prompts)
+    begun = len(answers.lines) if answers else 0
+    found: list[tuple[int, int, Generation]] = []
+    try:
+        with progress_bar(number > 1, total=number, initial=begun, desc="generate", unit="text", leave=False) as bar:
+            for index, sample, generation in generator.each(prompts, only=answers.missing if answers else None):
+                bar.update()
+                if answers:
+                    answers.add(index, sample, generation)
+                else:
+                    found.append((index, sample, generation))
+    except GenerationError:  # one continuation failed; the others are there
+        _print_found(found, as_json)
+        raise
+    if answers:
+        answers.close()
+        print(f"{answers.path}: {number} continuations" + (f", {begun} of them were there" if begun else ""))
+        return
+    _print_found(found, as_json)
+
+
+def _print_found(found: list[tuple[int, int, Generation]], as_json: bool) -> None:
+    found.sort(key=lambda one: one[:2])
+    for position, (index, _, generation) in enumerate(found):
         if as_json:
-            print_json(dataclasses.asdict(result), ensure_ascii=False)
+            print_json(answer(generation), ensure_ascii=False)
             continue
-        gap, label = "" if number == 1 else "\n", f"[{number}] " if len(results) > 1 else ""
-        print(gap + label + result.prompt + result.text)
-    return results
+        gap, label = "\n" if position else "", f"[{index + 1}] " if len(found) > 1 else ""
+        print(gap + label + generation.prompt + generation.text)

@@ -12,6 +12,7 @@ from pangu_ms.core.parser import NewDirectory, NewFile, Parser
 
 if TYPE_CHECKING:
     from pangu_ms.infer.sampling import SamplingConfig
+    from pangu_ms.infer.scheduling.state import Scheduler
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
 """Anything that options can be added to."""
@@ -35,6 +36,8 @@ SAMPLING_HELP = {
     "presence_penalty": "subtracted once from the logit of every generated token (the official script: 0.3)",
     "num_beams": "number of beams of beam search; with 1, tokens are sampled",
     "length_penalty": "a beam's score is divided by its length to this power",
+    "num_samples": "continuations of each prompt",
+    "logprobs": "with --json or --output: the log-probability of each token and of this many likeliest ones; -1: none",
     "seed": "seed of the sampling",
 }
 
@@ -227,16 +230,35 @@ def add_generation(parser: Parser) -> None:
     text = "a prompt; may be given several times"
     parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help=text)
     text = (
-        "one prompt per line, or a .jsonl file of strings or of objects with a prompt key, and a domain key if the"
-        " model has domains"
+        "one prompt per line, or a .jsonl file of strings or of objects with a prompt key, perhaps a domain key if the"
+        " model has domains, and keys like max_new_tokens or stop that replace these options"
     )
     parser.add_argument("--prompt-file", type=Path, metavar="FILE", help=text)
     parser.add_argument("--stream", action="store_true", help="print text while it is generated (one prompt only)")
-    add_json(parser, "one JSON object per prompt")
+    add_json(parser, "one JSON object per continuation")
+    text = "write one JSON object per continuation to this file; the same command goes on where it was interrupted"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=text)
     add_verbose(parser)
     add_fields(parser, SamplingConfig, SAMPLING_HELP)
     text = "end the continuation at this text; may be given several times"
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
+
+
+def add_scheduling(parser: Parser) -> None:
+    """Add how the engine shares its slots."""
+    from pangu_ms.infer.scheduling.policies import POLICIES
+
+    text = "order in which prompts get a slot; without predicted lengths all but static are like fcfs"
+    parser.add_argument("--scheduler", choices=list(POLICIES), default="fcfs", help=text)
+    text = "compute each prompt as a whole, also where a slot holds its beginning"
+    parser.add_argument("--no-prefix-cache", action="store_true", help=text)
+
+
+def scheduler(args: argparse.Namespace) -> "Scheduler":
+    """The scheduler that `add_scheduling` asked for."""
+    from pangu_ms.infer.scheduling.policies import POLICIES, Settings
+
+    return POLICIES[args.scheduler].make(Settings())
 
 
 def add_fields(parser: Options, kind: type, helps: dict[str, str]) -> None:

@@ -198,11 +198,13 @@ def train_stage(config: RunConfig, records: Path, output: Path, args: Namespace,
 def generate_stage(checkpoint: Path, prompts: list[str], args: Namespace) -> None:
     """Generate and print continuations of the prompts."""
     from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.infer.generate import Prompt
     from pangu_ms.infer.load import load_generator
     from pangu_ms.infer.sampling import SamplingConfig
 
     sampling = SamplingConfig(max_new_tokens=48, temperature=0.8, top_k=40)
-    for result in load_generator(open_checkpoint(checkpoint), prompts, sampling).generate(prompts, sampling):
+    generator = load_generator(open_checkpoint(checkpoint), Prompt.each_of(prompts, sampling))
+    for result in generator.generate(prompts, sampling):
         if not args.json:
             print(f"--- {result.prompt}{result.text}")
 

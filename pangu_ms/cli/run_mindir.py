@@ -4,7 +4,7 @@ code."""
 from argparse import Namespace
 
 from pangu_ms.cli import options
-from pangu_ms.cli.generate import DOMAIN_HELP, generate_and_print, read_prompts, with_default
+from pangu_ms.cli.generate import DOMAIN_HELP, generate_and_print, open_answers, read_prompts, with_default
 from pangu_ms.core import runtime
 from pangu_ms.core.parser import Parser
 from pangu_ms.export.package import Package, read_key
@@ -22,6 +22,7 @@ def build_parser(package: str | None = None) -> Parser:
         parser.set_defaults(package=package, verify_key=None)
     parser.add_argument("--key-file", metavar="FILE", help="file with the AES key of an encrypted package")
     options.add_generation(parser)
+    options.add_scheduling(parser)
     options.add_domain(parser, DOMAIN_HELP)
     parser.set_defaults(run=_run)
     return parser
@@ -34,16 +35,18 @@ def main(argv: list[str], package: str | None = None) -> int:
 
 def _run(args: Namespace) -> int:
     sampling = options.sampling_config(args)
-    prompts, domains = read_prompts(args.prompt, args.prompt_file, args.stream, args.json)
+    prompts = read_prompts(args, sampling)
     key = read_key(args.key_file)
     opened = Package.open(args.package, args.verify_key)
     opened.require_key(key)
-    tokenizer, domains = opened.tokenizer(), with_default(domains, args.domain, opened.domains)
+    tokenizer, prompts = opened.tokenizer(), with_default(prompts, args.domain, opened.domains)
     # The next checks find mistakes before MindSpore is started, which takes seconds.
-    opened.domains.indices(domains, len(prompts))
-    opened.shape.require_room([tokenizer.encode_prompt(prompt) for prompt in prompts])
+    opened.domains.indices([prompt.domain for prompt in prompts], len(prompts))
+    opened.shape.require_room([tokenizer.encode_prompt(prompt.text) for prompt in prompts])
+    answers = open_answers(args, prompts, opened.digest)
     runtime.quiet(args.verbose)
     runtime.start(opened.manifest["target"])
-    generator = Generator(opened.decoder(key), tokenizer)
-    generate_and_print(generator, prompts, sampling, args.stream, args.json, domains)
+    scheduler = options.scheduler(args)
+    generator = Generator(opened.decoder(key), tokenizer, scheduler, not args.no_prefix_cache)
+    generate_and_print(generator, prompts, args.stream, args.json, answers)
     return 0

@@ -137,6 +137,11 @@ class Package:
         return cls(path, manifest)
 
     @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest, which has those of all files."""
+        return sha256_json(self.manifest)
+
+    @property
     def shape(self) -> GraphShape:
         """The static shapes of the graph."""
         return GraphShape(**self.manifest["graph"])

@@ -41,7 +41,7 @@ from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import domains_of, load_decoder, load_tokenizer
 from pangu_ms.models.common.config import ModelConfig
 
-RUNNER_PACKAGES = ("mindspore", "numpy")
+RUNNER_PACKAGES = ("mindspore", "numpy", "tqdm")
 """Python packages that every package needs, besides those of its tokenizer."""
 VERIFIED_STEPS = 32
 """Decoding steps that are compared between the checkpoint and the package."""
@@ -65,6 +65,7 @@ RUNNER_MODULES = (
     "pangu_ms/core/files.py",
     "pangu_ms/core/format_version.py",
     "pangu_ms/core/parser.py",
+    "pangu_ms/core/progress.py",
     "pangu_ms/core/protobuf.py",
     "pangu_ms/core/runtime.py",
     "pangu_ms/core/small_json.py",
@@ -80,6 +81,7 @@ RUNNER_MODULES = (
     "pangu_ms/export/package.py",
     "pangu_ms/export/signature.py",
     "pangu_ms/infer/__init__.py",
+    "pangu_ms/infer/answers.py",
     "pangu_ms/infer/beam.py",
     "pangu_ms/infer/continuation.py",
     "pangu_ms/infer/decoder.py",
@@ -90,8 +92,10 @@ RUNNER_MODULES = (
     "pangu_ms/infer/sampling.py",
     "pangu_ms/infer/scheduling/__init__.py",
     "pangu_ms/infer/scheduling/continuous.py",
+    "pangu_ms/infer/scheduling/policies.py",
     "pangu_ms/infer/scheduling/slots.py",
     "pangu_ms/infer/scheduling/state.py",
+    "pangu_ms/infer/scheduling/static_batches.py",
 )
 
 

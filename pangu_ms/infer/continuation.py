@@ -18,6 +18,7 @@ class Request:
         sampling: how tokens are chosen, and when the continuation ends.
         index: number of the prompt among those that are given together, from 0. Tokens are drawn with the seed
             (sampling.seed, index), so that they do not depend on what else is generated, or when.
+        sample: number of the continuation among those of the prompt, from 0; a part of the seed too.
         domain: index of its domain; None: the model's default.
         arrival: when it came, on the engine's clock.
         predicted_tokens: how many tokens the continuation is expected to have, for the scheduler.
@@ -27,6 +28,7 @@ class Request:
     prompt: tuple[int, ...]
     sampling: SamplingConfig
     index: int = 0
+    sample: int = 0
     domain: int | None = None
     arrival: float = 0.0
     predicted_tokens: float | None = None
@@ -73,7 +75,7 @@ class Continuation:
         tokens are generated again."""
         request = self.request
         self.decoder = StreamDecoder(self.tokenizer)
-        self.sampler = Sampler(request.sampling, list(request.prompt), request.index)
+        self.sampler = Sampler(request.sampling, list(request.prompt), request.index, sample=request.sample)
         self.text, self.ids, self.logprobs = "", [], []
 
     def choose(self, logits: np.ndarray, room: int) -> int:

@@ -1,7 +1,8 @@
-"""Continues texts: prompts in, continuations out, in the order of the prompts."""
+"""Continues texts: prompts in, continuations out."""
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 from pangu_ms.core.errors import GenerationError
@@ -31,11 +32,34 @@ class Generation:
     """One for each token, if `SamplingConfig.logprobs` asks for them."""
 
 
+@dataclass(frozen=True)
+class Prompt:
+    """A text to continue.
+
+    Attributes:
+        text: of at least one token.
+        sampling: how tokens are chosen, and when the continuation ends.
+        domain: name of its domain, "" for the model's default.
+    """
+
+    text: str
+    sampling: SamplingConfig
+    domain: str = ""
+
+    @classmethod
+    def each_of(cls, texts: Sequence[str], sampling: SamplingConfig, domains: Sequence[str] = ()) -> "list[Prompt]":
+        """Prompts with the same settings; `domains` are theirs, if there are any."""
+        return [cls(text, sampling, domain) for text, domain in zip(texts, domains or [""] * len(texts))]
+
+
 class Generator:
     """Continues texts with a Decoder and a tokenizer."""
 
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, scheduler: Scheduler | None = None):
-        self.decoder, self.tokenizer, self.scheduler = decoder, tokenizer, scheduler
+    def __init__(
+        self, decoder: Decoder, tokenizer: Tokenizer, scheduler: Scheduler | None = None, prefix_cache: bool = True
+    ):
+        self.decoder, self.tokenizer = decoder, tokenizer
+        self.scheduler, self.prefix_cache = scheduler, prefix_cache
 
     def generate(
         self,
@@ -53,46 +77,77 @@ class Generator:
             domains: name of each prompt's domain, "" for the model's default; empty: all are of the default domain.
 
         Returns:
-            One continuation for each prompt.
+            `config.num_samples` continuations for each prompt, in the order of the prompts.
 
         Raises:
-            GenerationError: a prompt is empty or longer than the context; the model lacks a domain; or its logits are
-                not finite.
+            GenerationError: see `each`.
         """
-        indices = self.decoder.domains.indices(domains, len(prompts))
-        ids = [tuple(self.tokenizer.encode_prompt(prompt)) for prompt in prompts]
-        requests = [Request(ids[i], config, i, indices[i]) for i in range(len(prompts))]
-        continuations = self._beams(requests, on_text) if config.num_beams > 1 else self._engine(requests, on_text)
-        for number, one in enumerate(continuations, 1):
-            if one.error:
-                raise GenerationError(one.error)
-            if one.finish_reason == "length" and (made := len(one.ids)) < config.max_new_tokens:
-                context = self.decoder.shape.max_length
-                log.warning(
-                    "prompt %d: ends after %d of max_new_tokens=%d, where the context of %d tokens is full",
-                    number,
-                    made,
-                    config.max_new_tokens,
-                    context,
-                )
-        return [
-            Generation(prompt, one.text, tuple(one.ids), one.finish_reason, tuple(one.logprobs))
-            for prompt, one in zip(prompts, continuations)
+        self.decoder.domains.indices(domains, len(prompts))  # there is one for each prompt
+        found = self.each(Prompt.each_of(prompts, config, domains), on_text)
+        return [generation for _, _, generation in sorted(found, key=lambda one: one[:2])]
+
+    def each(
+        self, prompts: Sequence[Prompt], on_text: OnText | None = None, only: Container[tuple[int, int]] | None = None
+    ) -> Iterator[tuple[int, int, Generation]]:
+        """Continue prompts; yields (index of the prompt, number of the sample, continuation) as soon as one has ended.
+
+        Args:
+            prompts: what to continue.
+            on_text: called as `on_text(index of the prompt, new text)` whenever there is new text.
+            only: the pairs (index, sample) to generate; None: all.
+
+        Raises:
+            GenerationError: a prompt is empty or longer than the context; the model lacks a domain; or logits are not
+                finite. The other continuations have then been yielded.
+        """
+        domains = self.decoder.domains.indices([prompt.domain for prompt in prompts], len(prompts))
+        ids = [tuple(self.tokenizer.encode_prompt(prompt.text)) for prompt in prompts]
+        self.decoder.shape.require_room(ids)
+        requests = [
+            Request(ids[i], prompt.sampling, i, sample, domains[i])
+            for i, prompt in enumerate(prompts)
+            for sample in range(prompt.sampling.num_samples)
+            if only is None or (i, sample) in only
         ]
+        error = ""
+        for request, one in itertools.chain(self._sampled(requests, on_text), self._searched(requests, on_text)):
+            if one.error:
+                error = error or one.error
+                continue
+            self._warn_if_full(one)
+            made = Generation(
+                prompts[request.index].text, one.text, tuple(one.ids), one.finish_reason, tuple(one.logprobs)
+            )
+            yield request.index, request.sample, made
+        if error:
+            raise GenerationError(error)
 
-    def _engine(self, requests: list[Request], on_text: OnText | None) -> list[Continuation]:
-        """Continue all requests, as many at a time as there are slots."""
-        self.decoder.shape.require_room([request.prompt for request in requests])
-        engine = Engine(self.decoder, self.tokenizer, self.scheduler)
-        for request in requests:
-            engine.submit(request, _of_prompt(on_text, request.index))
-        ended = dict(engine.run())
-        return [ended[number] for number in range(len(requests))]
+    def _warn_if_full(self, one: Continuation) -> None:
+        made, wanted = len(one.ids), one.request.sampling.max_new_tokens
+        if one.finish_reason == "length" and made < wanted:
+            context = self.decoder.shape.max_length
+            log.warning(
+                "prompt %d: ends after %d of max_new_tokens=%d, where the context of %d tokens is full",
+                one.request.index + 1,
+                made,
+                wanted,
+                context,
+            )
 
-    def _beams(self, requests: list[Request], on_text: OnText | None) -> list[Continuation]:
-        """Continue one request after the other by beam search."""
-        continuations = []
+    def _sampled(self, requests: list[Request], on_text: OnText | None) -> Iterator[tuple[Request, Continuation]]:
+        """Continue all requests without beams, as many at a time as there are slots."""
+        engine = Engine(self.decoder, self.tokenizer, self.scheduler, self.prefix_cache)
         for request in requests:
+            if request.sampling.num_beams == 1:
+                engine.submit(request, _of_prompt(on_text, request.index))
+        for _, one in engine.run():
+            yield one.request, one
+
+    def _searched(self, requests: list[Request], on_text: OnText | None) -> Iterator[tuple[Request, Continuation]]:
+        """Continue requests one after the other by beam search."""
+        for request in requests:
+            if request.sampling.num_beams == 1:
+                continue
             best = beam_search(
                 self.decoder,
                 list(request.prompt),
@@ -108,8 +163,7 @@ class Generator:
                     break
             if on_text:
                 on_text(request.index, one.text)
-            continuations.append(one)
-        return continuations
+            yield request, one
 
 
 def _of_prompt(on_text: OnText | None, index: int) -> Callable[[str], None] | None:

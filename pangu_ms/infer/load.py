@@ -16,8 +16,7 @@ from pangu_ms.core.errors import CheckpointError
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.domains import Domains
-from pangu_ms.infer.generate import Generator
-from pangu_ms.infer.sampling import SamplingConfig
+from pangu_ms.infer.generate import Generator, Prompt
 from pangu_ms.models.common.config import ModelConfig
 
 log = logging.getLogger(__name__)
@@ -83,25 +82,33 @@ def load_tokenizer(checkpoint: store.Checkpoint, path: Path | str | None = None)
 
 def load_generator(
     checkpoint: store.Checkpoint,
-    prompts: list[str],
-    sampling: SamplingConfig,
+    prompts: Sequence[Prompt],
     batch_size: int = 8,
     chunk: int = 64,
     tokenizer: Path | str | None = None,
     config: RunConfig | None = None,
-    domains: Sequence[str] = (),
 ) -> Generator:
     """A Generator whose cache has just enough room for these prompts and their continuations.
+
+    Args:
+        checkpoint: the model.
+        prompts: what it will continue.
+        batch_size: slots, if there are as many continuations; beam search has one for each beam.
+        chunk: prompt tokens of a step.
+        tokenizer: path of a tokenizer; by default the checkpoint's own.
+        config: device and dtype; by default the checkpoint's own configuration.
 
     Raises:
         GenerationError: a prompt is empty or longer than the context, or the model lacks the domain of one. This is
             found before the model is built.
     """
     config = config or checkpoint.config()
-    domains_of(config.model).indices(domains, len(prompts))
+    domains_of(config.model).indices([prompt.domain for prompt in prompts], len(prompts))
     loaded = load_tokenizer(checkpoint, tokenizer)
-    ids = [loaded.encode_prompt(prompt) for prompt in prompts]
-    rows = sampling.num_beams if sampling.num_beams > 1 else min(batch_size, len(prompts))
-    shape = GraphShape.fitting(config.model.seq_length, rows, max(map(len, ids)) + sampling.max_new_tokens, chunk)
+    ids = [loaded.encode_prompt(prompt.text) for prompt in prompts]
+    beams = max(prompt.sampling.num_beams for prompt in prompts)
+    slots = min(batch_size, sum(prompt.sampling.num_samples for prompt in prompts))
+    longest = max(len(one) + prompt.sampling.max_new_tokens for one, prompt in zip(ids, prompts))
+    shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
     return Generator(load_decoder(checkpoint, shape, config), loaded)

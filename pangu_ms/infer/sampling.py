@@ -33,11 +33,13 @@ class SamplingConfig:
     """A finished beam scores (sum of log-probabilities) / length ** length_penalty."""
     stop: tuple[str, ...] = ()
     """Texts that end a continuation and are cut off from it."""
+    num_samples: int = 1
+    """Continuations of each prompt."""
     logprobs: int = -1
     """With 0 or more, the log-probability of each new token is returned, and those of this many likeliest tokens."""
     seed: int = 0
-    """Prompt i is sampled with a random generator that is seeded with (seed, i), so that its continuation does not
-    depend on the other prompts of its batch."""
+    """Prompt i is sampled with a random generator that is seeded with (seed, i), and its further samples j = 1, 2, ...
+    with (seed, i, j), so that a continuation does not depend on the other ones."""
 
     def __post_init__(self) -> None:
         rules = {
@@ -50,6 +52,7 @@ class SamplingConfig:
             "top_p": (0 < self.top_p <= 1, "must be in (0, 1]"),
             "repetition_penalty": (0 < self.repetition_penalty < math.inf, "must be positive; 1 is off"),
             "num_beams": (self.num_beams >= 1, "must be at least 1"),
+            "num_samples": (self.num_samples >= 1, "must be at least 1"),
             "logprobs": (self.logprobs >= -1, "must be at least 0; -1 is off"),
             "seed": (self.seed >= 0, "must not be negative"),
             "frequency_penalty": (math.isfinite(self.frequency_penalty), "must be a number"),
@@ -57,8 +60,12 @@ class SamplingConfig:
             "length_penalty": (math.isfinite(self.length_penalty), "must be a number"),
         }
         if self.num_beams > 1:
-            for name, unused in (("temperature", 1.0), ("top_k", 0), ("top_p", 1.0)):
-                rules[name] = (getattr(self, name) == unused, "beam search does not sample; leave it out, or num_beams")
+            unused = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_samples": 1, "logprobs": -1}
+            for name, default in unused.items():
+                rules[name] = (
+                    getattr(self, name) == default,
+                    "beam search does not sample; leave it out, or num_beams",
+                )
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise GenerationError(f"{name}={getattr(self, name)}: {rule}")
@@ -97,9 +104,10 @@ class Sampler:
     prompt: list[int]
     index: int = 0
     generated: list[int] = field(default_factory=list)
+    sample: int = 0
 
     def __post_init__(self) -> None:
-        self.random = np.random.default_rng([self.config.seed, self.index])
+        self.random = np.random.default_rng([self.config.seed, self.index, *([self.sample] if self.sample else [])])
 
     def penalized(self, logits: np.ndarray) -> np.ndarray:
         """Logits [V] after the three penalties.

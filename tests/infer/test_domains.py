@@ -7,6 +7,7 @@ import pytest
 
 import pangu_ms
 from pangu_ms.cli.main import main
+from pangu_ms.infer.generate import Prompt
 from pangu_ms.infer.sampling import SamplingConfig
 from tests.export.common import load_packages_once, replay_here, reseal
 from tests.models.sigma import CODE, LAW, TEXT, save_sigma
@@ -26,7 +27,7 @@ def sigma(records, tmp_path_factory):
 def generator(sigma):
     from pangu_ms.infer.load import load_generator
 
-    return load_generator(sigma, [PROMPT] * 3, SamplingConfig(max_new_tokens=32), chunk=8)
+    return load_generator(sigma, Prompt.each_of([PROMPT] * 3, SamplingConfig(max_new_tokens=32)), chunk=8)
 
 
 @pytest.fixture(scope="module")

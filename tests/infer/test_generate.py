@@ -7,6 +7,7 @@ import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.cli.main import main
+from pangu_ms.infer.generate import Prompt
 from pangu_ms.infer.sampling import SamplingConfig
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -18,7 +19,7 @@ def generator(trained_run):
     """Three sequences, and as long as the context: one compiled graph for nearly all of these tests."""
     from pangu_ms.infer.load import load_generator
 
-    return load_generator(open_checkpoint(trained_run), PROMPTS, SamplingConfig(max_new_tokens=500))
+    return load_generator(open_checkpoint(trained_run), Prompt.each_of(PROMPTS, SamplingConfig(max_new_tokens=500)))
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,9 @@ def generator_of_two(trained_run):
     """Two sequences: the prompts are two batches."""
     from pangu_ms.infer.load import load_generator
 
-    return load_generator(open_checkpoint(trained_run), PROMPTS, SamplingConfig(max_new_tokens=10), batch_size=2)
+    return load_generator(
+        open_checkpoint(trained_run), Prompt.each_of(PROMPTS, SamplingConfig(max_new_tokens=10)), batch_size=2
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_as_many_rows_as_beams_are_loaded(trained_run, monkeypatch):
     shapes = []
     monkeypatch.setattr(load, "load_decoder", lambda checkpoint, shape, config: shapes.append(shape))
     beams = SamplingConfig(max_new_tokens=6, num_beams=4, length_penalty=0.0)
-    load.load_generator(open_checkpoint(trained_run), PROMPTS, beams, batch_size=2)
+    load.load_generator(open_checkpoint(trained_run), Prompt.each_of(PROMPTS, beams), batch_size=2)
     assert [shape.batch_size for shape in shapes] == [4]
 
 

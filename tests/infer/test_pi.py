@@ -18,9 +18,10 @@ def saved(records, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def generator(saved):
+    from pangu_ms.infer.generate import Prompt
     from pangu_ms.infer.load import load_generator
 
-    generator = load_generator(saved[0], PROMPTS, SamplingConfig(max_new_tokens=LENGTH), chunk=4)
+    generator = load_generator(saved[0], Prompt.each_of(PROMPTS, SamplingConfig(max_new_tokens=LENGTH)), chunk=4)
     generator.tokenizer.stop_ids = ()
     return generator
 
