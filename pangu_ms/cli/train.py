@@ -131,7 +131,7 @@ def _advice_to_resume(output: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in files.NO_ROOM:
             raise
-        raise NoRoom(error.filename or output, error.strerror, go_on) from error
+        raise NoRoom(error.filename or output, str(error.strerror), go_on) from error
 
 
 def start_options(args: Namespace) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise NoRoom(path, error.strerror) from error
+            raise NoRoom(path, str(error.strerror)) from error
         if error.errno in _NOT_ALLOWED or isinstance(error, NotADirectoryError):
             raise OutputError(f"{path}: cannot be written ({error.strerror}); name another --output") from error
         raise

@@ -87,7 +87,7 @@ def require_corpus_domains(config: RunConfig, corpus: Sequence[str] | None, doma
         source, found = "the standard library's source", [name for name, _ in domains] or [UNKNOWN_DOMAIN]
     else:
         source = ", ".join(corpus) if len(corpus) < 4 else f"{corpus[0]}, ..."
-        found = sorted({document.domain for document in Corpus(corpus)})
+        found = sorted({document.domain for document in Corpus(list(corpus))})
     require_run_domains(source, found, config.data, config.model)
 
 
