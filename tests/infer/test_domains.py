@@ -166,5 +166,6 @@ def test_a_file_s_domains_are_not_read_by_a_model_without():
     from pangu_ms.cli.generate import with_default
     from pangu_ms.infer.domains import NO_DOMAINS, Domains
 
-    assert with_default(["law", ""], None, NO_DOMAINS) == ["", ""]
-    assert with_default(["law", ""], "code", Domains(("law", "code"))) == ["law", "code"]
+    prompts = Prompt.each_of(["a", "b"], SamplingConfig(), ["law", ""])
+    assert [one.domain for one in with_default(prompts, None, NO_DOMAINS)] == ["", ""]
+    assert [one.domain for one in with_default(prompts, "code", Domains(("law", "code")))] == ["law", "code"]

@@ -152,3 +152,79 @@ def test_the_command_reads_prompts_from_everywhere(generator, trained_run, tmp_p
     words = ["--stream", "--temperature", "0", "--max-new-tokens", "5"]
     assert main(["generate", str(trained_run), *words]) == 0
     assert capsys.readouterr().out == "def a" + outputs[0][0]["text"] + "\n"
+
+
+def test_samples_of_a_prompt_are_its_own(generator):
+    """The first sample is what one sample gives, the others differ, and none depends on the other prompts."""
+    config = SamplingConfig(max_new_tokens=10, num_samples=3)
+    results = generator.generate(PROMPTS, config)
+    assert [result.prompt for result in results] == [prompt for prompt in PROMPTS for _ in range(3)]
+    assert results[::3] == generator.generate(PROMPTS, SamplingConfig(max_new_tokens=10))
+    assert len({result.token_ids for result in results[:3]}) == 3
+    assert generator.generate(PROMPTS[:1], config) == results[:3]
+
+
+WORDS = ["--max-new-tokens", "6", "--num-samples", "2", "--logprobs", "1"]
+
+
+@pytest.fixture
+def loaded(generator, monkeypatch):
+    """The command takes the compiled generator."""
+    monkeypatch.setattr("pangu_ms.infer.load.load_generator", lambda *_: generator)
+
+
+@pytest.fixture
+def prompt_file(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt, "seed": i}) + "\n" for i, prompt in enumerate(PROMPTS)))
+    return path
+
+
+def test_a_file_of_answers_goes_on_where_it_was_interrupted(
+    generator, loaded, trained_run, prompt_file, tmp_path, monkeypatch, capsys
+):
+    """After two answers and a half, by an exception anywhere: the file is that of a run that was not interrupted."""
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    command = ["generate", str(trained_run), "--prompt-file", str(prompt_file), *WORDS, "--output"]
+    assert main([*command, str(whole)]) == 0
+    lines = [json.loads(line) for line in whole.read_text().splitlines()]
+    assert [(line["index"], line["sample"], line["prompt"]) for line in lines] == [
+        (i, j, prompt) for i, prompt in enumerate(PROMPTS) for j in range(2)
+    ]
+    assert all(len(line["logprobs"]) == len(line["token_ids"]) for line in lines)
+
+    each = generator.each
+
+    def interrupted(*args, **kwargs):
+        for number, one in enumerate(each(*args, **kwargs)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield one
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generator, "each", interrupted)
+        assert main([*command, str(cut)]) == 130
+    part = tmp_path / "cut.jsonl.part"
+    assert not cut.exists() and len(part.read_text().splitlines()) == 3
+    with part.open("a") as file:
+        file.write('{"index": 2, "sam')  # a process that was killed while it wrote
+    asked = []
+    monkeypatch.setattr(generator, "each", lambda *a, **k: asked.append(k["only"]) or each(*a, **k))
+    assert main([*command, str(cut)]) == 0
+    assert len(asked[0]) == 4 and not part.exists()
+    assert cut.read_bytes() == whole.read_bytes()
+    assert "6 continuations, 2 of them were there" in capsys.readouterr().out
+
+
+def test_answers_to_other_prompts_are_not_mixed(loaded, trained_run, prompt_file, tmp_path, capsys):
+    output, part = tmp_path / "a.jsonl", tmp_path / "a.jsonl.part"
+    command = ["generate", str(trained_run), "--prompt-file", str(prompt_file), *WORDS, "--output", str(output)]
+    part.write_text('{"model": "another", "prompts": "0"}\n')
+    assert main(command) == 2
+    assert f"{part}: has answers to other prompts or settings, or of another model" in capsys.readouterr().err
+    part.write_text("text\n")
+    assert main(command) == 2
+    assert f"{part}: holds no answers; remove it" in capsys.readouterr().err
+    output.write_text("")
+    assert main(command) == 2
+    assert f"{output}: exists" in capsys.readouterr().err and part.read_text() == "text\n"

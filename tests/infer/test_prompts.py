@@ -6,12 +6,15 @@ import sys
 import pytest
 
 from pangu_ms.cli.generate import build_parser, read_prompts
+from pangu_ms.cli.options import sampling_config
 from pangu_ms.core.errors import GenerationError
+from pangu_ms.infer.generate import Prompt
+from pangu_ms.infer.sampling import SamplingConfig
 
 
 def prompts(*words):
     args = build_parser().parse_args(["run", *words])
-    return read_prompts(args.prompt, args.prompt_file)[0]
+    return [prompt.text for prompt in read_prompts(args, sampling_config(args))]
 
 
 @pytest.mark.parametrize(
@@ -41,10 +44,14 @@ def test_a_file_of_windows_has_the_same_prompts(tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('{"prompt": "a", "domian": "zh"}', "p.jsonl:2: unknown key 'domian'; known: prompt, domain; "),
-        ('{"promt": "a"}', "p.jsonl:2: unknown key 'promt'; known: prompt, domain; "),
+        ('{"prompt": "a", "domian": "zh"}', "p.jsonl:2: unknown key 'domian'; known: prompt, domain, "),
+        ('{"promt": "a"}', "p.jsonl:2: unknown key 'promt'; known: prompt, domain, "),
         ('{"prompt": "a", "domain": 0}', "p.jsonl:2: domain=0: a domain is named by a JSON string; "),
         ('{"domain": "zh"}', "p.jsonl:2: neither a JSON string nor an object with a prompt key"),
+        ('{"prompt": "a", "top_k": 1.5}', "p.jsonl:2: top_k=1.5: must be a whole number; "),
+        ('{"prompt": "a", "seed": true}', "p.jsonl:2: seed=True: must be a whole number; "),
+        ('{"prompt": "a", "stop": [""]}', "p.jsonl:2: stop=['']: must be a text, or a list of texts; "),
+        ('{"prompt": "a", "temperature": -1}', "p.jsonl:2: temperature=-1: must be 0, which is greedy, or"),
         ("[1]", "p.jsonl:2: neither a JSON string nor an object with a prompt key"),
     ],
 )
@@ -54,3 +61,15 @@ def test_a_line_that_is_not_understood_is_told_by_its_number(line, message, tmp_
     with pytest.raises(GenerationError) as error:
         prompts("--prompt-file", str(file))
     assert message in str(error.value)
+
+
+def test_a_line_s_settings_replace_the_options(tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "a", "temperature": 0, "stop": "."}\n"b"\n{"prompt": "c", "max_new_tokens": 3}\n')
+    args = build_parser().parse_args(["run", "--prompt-file", str(file), "--max-new-tokens", "7", "--stop", "!"])
+    common = SamplingConfig(max_new_tokens=7, stop=("!",))
+    assert read_prompts(args, common) == [
+        Prompt("a", SamplingConfig(max_new_tokens=7, temperature=0, stop=(".",))),
+        Prompt("b", common),
+        Prompt("c", SamplingConfig(max_new_tokens=3, stop=("!",))),
+    ]
