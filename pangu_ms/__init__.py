@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pangu_ms.api import (
+        add_domain,
         evaluate,
         export,
+        extract,
         generate,
         load_config,
         load_model,
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 __all__ = [
+    "add_domain",
     "evaluate",
     "export",
+    "extract",
     "generate",
     "load_config",
     "load_model",

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from pangu_ms.train.loop import TrainResult
 
 __all__ = [
+    "add_domain",
     "evaluate",
     "export",
+    "extract",
     "generate",
     "load_config",
     "load_model",
@@ -270,6 +272,80 @@ def export(
     with extracted(opened, domain) as exported:
         config = checkpoint_config(exported, overrides)
         return export_package(exported, Path(output), shape, aes_key, tokenizer, config, private_key)
+
+
+def extract(
+    checkpoint: Path | str,
+    domain: str,
+    output: Path | str,
+    *,
+    drop_unused: bool = False,
+    tokenizer: Path | str | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write the checkpoint of a model that computes for one domain what a model with domains does, bit for bit, and
+    holds nothing of other domains.
+
+    Args:
+        checkpoint: path of a checkpoint of a model with domains, such as a PanGu-Sigma.
+        domain: the name of the domain.
+        output: directory of the new checkpoint, which must be empty or not exist.
+        drop_unused: leave out experts to which no token of the vocabulary goes.
+        tokenizer: directory of a compact tokenizer that `pangu tokenizer compress` made from the checkpoint's; the new
+            model has its vocabulary.
+        progress: show a bar if stderr is a terminal.
+
+    Returns:
+        `output` (the new step's directory), `domain`, and `num_experts` (of a layer) and `parameters` as [old, new].
+
+    Raises:
+        ConfigError: the model has no such domain.
+        DataError: the tokenizer was not made from the checkpoint's.
+        CheckpointError: no valid checkpoint is there.
+        OutputError: `output` has other content, or the disk is full.
+    """
+    from pangu_ms.checkpoint.domains import extract as cut_out
+    from pangu_ms.checkpoint.store import open_checkpoint
+
+    compact = None if tokenizer is None else Path(tokenizer)
+    return cut_out(open_checkpoint(Path(checkpoint)), domain, Path(output), drop_unused, compact, progress)
+
+
+def add_domain(
+    checkpoint: Path | str,
+    name: str,
+    output: Path | str,
+    *,
+    parent: str | None = None,
+    donor: Path | str | None = None,
+    num_experts: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Write the checkpoint of a model with one more domain, of which only experts and embedding slots train.
+
+    Args:
+        checkpoint: path of a checkpoint of a model with domains, such as a PanGu-Sigma.
+        name: the name of the new domain.
+        output: directory of the new checkpoint, which must be empty or not exist.
+        parent: domain whose experts are copied; by default the model's default domain.
+        donor: path of a checkpoint from which the experts come: a model of the same family with the same shared
+            parameters, or a PanGu-alpha, whose feed-forward networks become experts.
+        num_experts: experts of the new group, a multiple of those that are copied; 0 means as many.
+        progress: show a bar if stderr is a terminal.
+
+    Returns:
+        As `extract`.
+
+    Raises:
+        ConfigError: the model has the domain, or lacks the parent, or the donor does not fit.
+        CheckpointError: no valid checkpoint is there, or the donor's shared parameters are others.
+        OutputError: `output` has other content, or the disk is full.
+    """
+    from pangu_ms.checkpoint.domains import add_domain as append
+    from pangu_ms.checkpoint.store import open_checkpoint
+
+    source, giver = open_checkpoint(Path(checkpoint)), None if donor is None else open_checkpoint(Path(donor))
+    return append(source, name, Path(output), parent, giver, num_experts, progress)
 
 
 def plan(config: RunConfig, *, devices: int = 0, chip: str | None = None, hbm_bytes: int = 0) -> Estimate:

@@ -67,17 +67,11 @@ def extract(
     derived = family.extracted(source.model, source.tables(), domain, drop_unused, vocabulary)
     state = {"extracted": source.origin() | {"domain": domain}}
     config = _of_one_device(source.config, derived.config)
+    tokenizer = tokenizer or checkpoint.tokenizer_path()
     path = write_derived(
-        source,
-        derived,
-        output,
-        config,
-        state,
-        step=checkpoint.step,
-        tokenizer=tokenizer or checkpoint.tokenizer_path(),
-        progress=progress,
+        source, derived, output, config, state, step=checkpoint.step, tokenizer=tokenizer, progress=progress
     )
-    return {"output": str(path), "domain": domain} | _sizes(source.model, derived.config)
+    return _result(path, domain, source.model, derived.config)
 
 
 @contextlib.contextmanager
@@ -125,35 +119,32 @@ def add_domain(
     source = Opened.of(checkpoint)
     given = Opened.of(donor) if donor else None
     family = FAMILIES[source.model.family].domains
-    if given and given.model.family == source.model.BASE_FAMILY:
-        if parent:
-            raise ConfigError(f"--parent {parent}: the model of --from has no domains; leave one of them out")
-        chosen = family.Donor(given.model, {}, None, other=True)
-    else:
-        of = given or source
-        if of.model.family != source.model.family:
-            raise ConfigError(
-                f"--from: model.family={of.model.family}: must be {source.model.family} or {source.model.BASE_FAMILY};"
-                " name another checkpoint"
-            )
-        index = family.index_of(of.model, parent or of.model.default_domain or of.model.domains[0])
-        chosen = family.Donor(of.model, of.tables(), index, other=given is not None)
-    derived = family.with_domain(source.model, source.tables(), name, chosen, num_experts)
+    derived = family.with_domain(
+        source.model, source.tables(), name, _donor(family, source, given, parent), num_experts
+    )
     if given and given.model.family == source.model.family:
         _require_same_shared(source, given)
     state = {"added_domain": source.origin() | {"domain": name, "from": given and given.origin(), "parent": parent}}
     config = _of_one_device(source.config, derived.config, {name: 1.0})
-    path = write_derived(
-        source,
-        derived,
-        output,
-        config,
-        state,
-        donor=given,
-        tokenizer=checkpoint.tokenizer_path(),
-        progress=progress,
-    )
-    return {"output": str(path), "domain": name} | _sizes(source.model, derived.config)
+    tokenizer = checkpoint.tokenizer_path()
+    path = write_derived(source, derived, output, config, state, donor=given, tokenizer=tokenizer, progress=progress)
+    return _result(path, name, source.model, derived.config)
+
+
+def _donor(family: Any, source: Opened, given: Opened | None, parent: str | None) -> Any:
+    """The `Donor` of the family: the model of `given`, or else of `source`, and its domain `parent`."""
+    of = given or source
+    if of.model.family == source.model.BASE_FAMILY:
+        if parent:
+            raise ConfigError(f"--parent {parent}: the model of --from has no domains; leave one of them out")
+        return family.Donor(of.model, {}, None, other=True)
+    if of.model.family != source.model.family:
+        raise ConfigError(
+            f"--from: model.family={of.model.family}: must be {source.model.family} or {source.model.BASE_FAMILY};"
+            " name another checkpoint"
+        )
+    index = family.index_of(of.model, parent or of.model.default_domain or of.model.domains[0])
+    return family.Donor(of.model, of.tables(), index, other=given is not None)
 
 
 def inherit_base(
@@ -242,6 +233,11 @@ def _of_one_device(config: RunConfig, model: ModelConfig, mixture: dict[str, flo
     whose degrees need not divide the new sizes."""
     data = dataclasses.replace(config.data, records="", order="", mixture=mixture or {}, samples_per_domain={})
     return dataclasses.replace(config, model=model, data=data, parallel=ParallelConfig(), offload=OffloadConfig())
+
+
+def _result(path: Path, domain: str, old: ModelConfig, new: ModelConfig) -> dict[str, Any]:
+    """What `extract` and `add_domain` return."""
+    return {"output": str(path), "domain": domain} | _sizes(old, new)
 
 
 def _sizes(old: ModelConfig, new: ModelConfig) -> dict[str, list[int]]:

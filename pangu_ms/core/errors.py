@@ -20,7 +20,7 @@ class NoRoom(OutputError):
         reason: the system's words.
     """
 
-    def __init__(self, path: object, reason: str, go_on: str = "run the same command again"):
+    def __init__(self, path: object, reason: str | None, go_on: str = "run the same command again"):
         super().__init__(f"{path}: {reason}; nothing was committed; free some room and {go_on}")
         self.path, self.reason = path, reason
 

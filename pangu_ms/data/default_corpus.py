@@ -70,7 +70,7 @@ def build_default_records(config: RunConfig, directory: Path, progress: bool = T
     return build_records(config, standard_library_files(), directory, progress, domains)
 
 
-def require_corpus_domains(config: RunConfig, corpus: Sequence[str] | None, domains: Sequence[tuple[str, str]]) -> None:
+def require_corpus_domains(config: RunConfig, corpus: list[str] | None, domains: Sequence[tuple[str, str]]) -> None:
     """Check, before a tokenizer is trained, that a run can read the domains of the documents.
 
     Args:

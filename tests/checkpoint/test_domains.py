@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+import pangu_ms
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.domains import add_domain, extract
 from pangu_ms.cli.main import main
@@ -145,7 +146,7 @@ def test_a_new_domain_computes_what_its_parent_does_and_changes_no_other(sigma, 
 
 def test_an_extracted_model_that_was_trained_comes_back_as_a_domain(sigma, whole, ids, tmp_path, capsys):
     """Its experts and its word table are those of the new domain; another shared part is refused."""
-    extract(sigma, "code", tmp_path / "code")
+    pangu_ms.extract(sigma.path, "code", tmp_path / "code")
     extracted = store.open_checkpoint(tmp_path / "code")
     trained = {name: value * 1.5 if is_stack(name) else value for name, value in extracted.tensors().items()}
     trained["word_embedding.weight"] = trained["word_embedding.weight"] * 1.25
@@ -215,7 +216,7 @@ def test_the_networks_of_an_alpha_become_the_experts_of_a_new_domain(upgraded, i
     tensors = {name: value * 1.5 if is_stack(name) else value for name, value in sigma.tensors().items()}
     store.save(tmp_path / "trained", 1, {"model": tensors}, {}, sigma.config())
     trained = store.open_checkpoint(tmp_path / "trained")
-    add_domain(trained, "new", tmp_path / "grown", donor=alpha, num_experts=3)
+    pangu_ms.add_domain(trained.path, "new", tmp_path / "grown", donor=alpha.path, num_experts=3)
     text, new = logits(store.open_checkpoint(tmp_path / "grown"), ids, 0, 2)
     assert np.array_equal(new, logits(alpha, ids, None)[0]) and not np.array_equal(text, new)
     assert np.array_equal(text, logits(trained, ids, 0)[0])
