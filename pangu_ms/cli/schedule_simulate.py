@@ -60,7 +60,7 @@ def _add_requests(parser: Parser) -> None:
     text = "longest answer; lengths above it are cut"
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help=text)
     text = (
-        "predictions: oracle, the true lengths; noisy, about as wrong as the paper's; shuffled, those of other requests;"
+        "predictions: oracle, the true lengths; noisy, as wrong as the paper's; shuffled, those of other requests;"
         " constant; given, those in the file; or a file of `pangu schedule train-predictor`, for lengths with prompts"
         " (default: given if the file has them, otherwise noisy)"
     )
