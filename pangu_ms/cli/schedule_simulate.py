@@ -12,6 +12,7 @@ from pangu_ms.core.parser import Parser
 from pangu_ms.core.table import print_result, table_lines
 
 if TYPE_CHECKING:
+    from pangu_ms.data.tokenizer import Tokenizer
     from pangu_ms.infer.scheduling.lengths import Answer
     from pangu_ms.infer.scheduling.policies import Policy
     from pangu_ms.infer.scheduling.simulator import Given, LinearCost, Rows
@@ -21,7 +22,8 @@ decide, and a cost model tells the time. All policies have the same budget of ca
 every row the capacity for the longest request has --slots rows; one that limits rows by prediction may have more of
 them. The published batch sizes keep to no budget and are marked with *."""
 LOGNORMAL = "lognormal"
-PREDICTORS = ("given", "oracle", "noisy", "shuffled", "constant")
+MADE_UP = ("oracle", "noisy", "shuffled", "constant")
+"""Predictions that are made of the true lengths."""
 
 
 def build_parser() -> Parser:
@@ -58,10 +60,13 @@ def _add_requests(parser: Parser) -> None:
     text = "longest answer; lengths above it are cut"
     parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help=text)
     text = (
-        "predictions: given in the file; oracle, the true lengths; noisy, about as wrong as the paper's predictor;"
-        " shuffled, those of other requests; constant (default: given if the file has them, otherwise noisy)"
+        "predictions: oracle, the true lengths; noisy, as wrong as the paper's; shuffled, those of other requests;"
+        " constant; given, those in the file; or a file of `pangu schedule train-predictor`, for lengths with prompts"
+        " (default: given if the file has them, otherwise noisy)"
     )
-    parser.add_argument("--predictor", choices=PREDICTORS, help=text)
+    parser.add_argument("--predictor", metavar="NAME", help=text)
+    text = "tokenizer of a predictor that is a file; it also tells the lengths of prompts"
+    options.add_tokenizer(parser, text, required=False)
     text = "Poisson arrivals per second (default: all requests are there at the beginning)"
     parser.add_argument("--rate", type=float, metavar="N", help=text)
 
@@ -157,31 +162,50 @@ def _requests(args: Namespace) -> "list[Given]":
     if args.rate:
         waits = np.random.default_rng([args.seed, 2]).exponential(1 / args.rate, len(answers))
         arrivals = np.cumsum(waits).tolist()
-    requests = []
-    for answer, arrival, predicted in zip(answers, arrivals, _predictions(args, answers)):
-        prompt = args.prompt_tokens if answer.prompt_tokens is None else answer.prompt_tokens
-        requests.append(Given(answer.tokens, prompt, predicted, arrival, answer.template))
+    tokenizer = _tokenizer(args, answers)
+    encoded = [tuple(tokenizer.encode_prompt(answer.prompt)) for answer in answers] if tokenizer else []
+    predictions, requests = _predictions(args, answers, tokenizer, encoded), []
+    for index, answer in enumerate(answers):
+        prompt_tokens = answer.prompt_tokens
+        if prompt_tokens is None:
+            prompt_tokens = len(encoded[index]) if encoded else args.prompt_tokens
+        requests.append(Given(answer.tokens, prompt_tokens, predictions[index], arrivals[index], answer.template))
     return sorted(requests, key=lambda given: given.arrival)
 
 
-def _predictions(args: Namespace, answers: "list[Answer]") -> list[float | None]:
-    from pangu_ms.infer.scheduling import lengths
+def _tokenizer(args: Namespace, answers: "list[Answer]") -> "Tokenizer | None":
+    from pangu_ms.data.tokenizer import Tokenizer
 
-    given = [answer.predicted_tokens for answer in answers]
-    kind = args.predictor or ("noisy" if given.count(None) == len(given) else "given")
+    if not args.tokenizer:
+        return None
+    if not all(answer.prompt for answer in answers):
+        raise ConfigError(f"--tokenizer {args.tokenizer}: a length has no prompt; leave it out, or add the prompts")
+    return Tokenizer.load(args.tokenizer)
+
+
+def _predictions(
+    args: Namespace, answers: "list[Answer]", tokenizer: "Tokenizer | None", encoded: list[tuple[int, ...]]
+) -> list[float]:
+    from pangu_ms.infer.scheduling import length_predictors, lengths
+
+    given = [answer.predicted_tokens for answer in answers if answer.predicted_tokens is not None]
+    kind = args.predictor or ("given" if given else "noisy")
     if kind == "given":
-        if None in given:
-            number = given.index(None) + 1
-            raise ConfigError(
-                f"{args.lengths}: length {number} has no predicted_tokens; add it, or leave out --predictor"
-            )
+        if len(given) < len(answers):
+            raise ConfigError(f"{args.lengths}: a length has no predicted_tokens; add it, or name another --predictor")
         return given
+    if kind not in MADE_UP:
+        if not tokenizer:
+            rule = f"is none of given, {', '.join(MADE_UP)}; a file needs --tokenizer, and lengths with prompts"
+            raise ConfigError(f"--predictor {kind}: {rule}; correct it")
+        prompts = [length_predictors.Prompt(ids, answer.template) for ids, answer in zip(encoded, answers)]
+        return length_predictors.load_predictor(Path(kind), tokenizer).predict(prompts)
     true = [min(answer.tokens, args.max_new_tokens) for answer in answers]
     if kind == "constant":
         return [sum(true) / len(true)] * len(true)
     if kind == "noisy":
         return lengths.noisy(true, args.seed + 1, most=args.max_new_tokens).tolist()
-    return lengths.shuffled(true, args.seed + 1) if kind == "shuffled" else map(float, true)  # type: ignore
+    return lengths.shuffled(true, args.seed + 1).tolist() if kind == "shuffled" else [float(n) for n in true]
 
 
 def _rows_of(args: Namespace, requests: "list[Given]") -> "tuple[Rows, Rows]":

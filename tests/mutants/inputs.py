@@ -20,6 +20,7 @@ from pangu_ms.data.token_counts import save_counts
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.export import package, signature
 from pangu_ms.infer.decoder import GraphShape
+from pangu_ms.infer.scheduling.length_predictors import NgramRidge, Prompt, TemplateMean, save_predictor
 from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.parallel.strategy_file import write_parameter_layouts
 from pangu_ms.research.study.runs import Stage, claim
@@ -140,6 +141,13 @@ def _tokenizers(root):
     write_files(variants["llama3"]["files"], root / "llama3")
     tokenizer = Tokenizer.load(root / "tokenizer")
     save_counts(root / "counts.json", np.arange(tokenizer.vocab_size, dtype=np.int64), tokenizer)
+    prompts = [Prompt((index, index + 1), "a") for index in range(9)]
+    save_predictor(root / "predictor.json", NgramRidge.fit(prompts, [5] * 9, 20), tokenizer)
+    means = TemplateMean()
+    means.observe(prompts[0], 9)
+    save_predictor(root / "means.json", means, tokenizer)
+    answers = [{"prompt": "a b", "token_ids": [5, 6], "finish_reason": "stop"}, {"prompt": "c", "tokens": 3}] * 3
+    (root / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     words = ["--counts", str(root / "counts.json"), "--vocab-size", "380", "--output", str(root / "compact")]
     assert cli.main(["tokenizer", "compress", "--tokenizer", str(root / "tokenizer"), *words]) == 0
 

@@ -169,6 +169,11 @@ _COUNTS_COMMAND = (
 )
 _COUNTS = Kind("counts.json", "", _COUNTS_COMMAND, "json", product="vocab.model")
 
+_ANSWERS_COMMAND = ("schedule", "simulate", "--policy", "sjf", "--max-new-tokens", "8", "--chunk", "65536", "--lengths")
+_ANSWERS = Kind("answers.jsonl", "", (*_ANSWERS_COMMAND, "{input}", "--json"), "lines", share=0.1, waits=True)
+_PREDICT = (*_ANSWERS_COMMAND, "{source}/answers.jsonl", "--tokenizer", "{source}/tokenizer", "--predictor", "{input}")
+_PREDICTOR = Kind("predictor.json", "", _PREDICT, "json", share=0.02)
+
 _CORPUS_COMMAND = (
     "tokenizer",
     "train",
@@ -253,6 +258,9 @@ KINDS = {
     "tokenizer.json": _FAST,
     "text to encode": _TEXT,
     "counts of pieces": _COUNTS,
+    "lengths of answers": _ANSWERS,
+    "length predictor": _PREDICTOR,
+    "template means": _with(_PREDICTOR, source="means.json"),
     "vocabulary map": Kind("compact", "vocab_map.json", (":vocab_map", "{input}"), "json"),
     "JSON lines": _CORPUS,
     "JSON array": _with(_CORPUS, source="corpus.json", form="json", share=0.2),

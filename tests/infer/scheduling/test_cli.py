@@ -103,6 +103,15 @@ def test_from_answers_to_a_predictor(capsys, tmp_path):
     measured = found["measured"]
     assert found["trained_on"] + found["held_out"] == 120 and found["held_out"] > 20
     assert measured["predictor"]["mae"] < 0.5 * measured["median of all"]["mae"]
+    answers = ["schedule", "simulate", "--lengths", files[1], "--tokenizer", tokenizer, "--policy", "sjf,fcfs"]
+    found = result(capsys, *answers, "--predictor", tmp_path / "p.json")
+    assert found["prediction"]["acc_50"] > 0.8 and found["policies"]["sjf"]["steps"] > 120, "chunks of prompts count"
+    waits = [found["policies"][name]["wait"]["mean"] for name in ("sjf", "fcfs")]
+    assert waits[0] < waits[1]
+    other = tmp_path / "other"
+    train_tokenizer(["some other text of a tokenizer\n" * 50], 290, "none").save(other)
+    answers[answers.index(tokenizer)] = other
+    assert "trained with tokenizer" in fails(capsys, *answers, "--predictor", tmp_path / "p.json")
     assert "nothing is overwritten" in fails(capsys, *train, "--output", tmp_path / "p.json")
     assert "has no template" in fails(capsys, *train, "--kind", "template", "--output", tmp_path / "q.json")
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row | {"template": row["prompt"][:3]}) for row in labels))
@@ -123,6 +132,8 @@ WRONG = [
     (["--rate", "0"], "--rate 0.0: must be above 0"),
     (["--lengths", "missing"], "missing: cannot be read"),
     (["--predictor", "given"], "has no predicted_tokens"),
+    (["--predictor", "oracel"], "oracel: is none of given, oracle"),
+    (["--tokenizer", "missing"], "a length has no prompt"),
     (["--seed", "-1"], "--seed -1"),
     (["--plot", "a.txt"], "a.txt: the name tells the format"),
 ]
