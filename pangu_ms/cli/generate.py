@@ -21,7 +21,7 @@ from pangu_ms.infer.sampling import SamplingConfig
 DOMAIN_HELP = "domain of the prompts that name none (default: the model's model.default_domain, or its first domain)"
 OWN_SETTINGS = (*options.SAMPLING_HELP, "stop")
 """Keys of an object in a .jsonl file of prompts that replace the options of the same names."""
-PROMPT_KEYS = ("prompt", "domain", *OWN_SETTINGS)
+PROMPT_KEYS = ("prompt", "domain", "template", *OWN_SETTINGS)
 
 
 def build_parser() -> Parser:
@@ -51,14 +51,14 @@ def _run(args: Namespace) -> int:
 
     from pangu_ms.checkpoint.model import checkpoint_config  # imported here: run.pyz has this module, but not these
     from pangu_ms.checkpoint.store import open_checkpoint
-    from pangu_ms.infer.load import domains_of, load_generator
+    from pangu_ms.infer.load import domains_of, load_generator, load_tokenizer
 
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
     prompts = with_default(prompts, args.domain, domains_of(config.model))
+    scheduling = options.scheduling(args, load_tokenizer(checkpoint, args.tokenizer))
     answers = open_answers(args, prompts, str(checkpoint.path))
-    generator = load_generator(checkpoint, prompts, args.batch_size, args.chunk, args.tokenizer, config)
-    generator.scheduler, generator.prefix_cache = options.scheduler(args), not args.no_prefix_cache
+    generator = load_generator(checkpoint, prompts, args.batch_size, args.chunk, args.tokenizer, config, **scheduling)
     generate_and_print(generator, prompts, args.stream, args.json, answers)
     return 0
 
@@ -142,12 +142,13 @@ def _prompt_of_line(line: str, place: str, sampling: SamplingConfig) -> Prompt:
         )
     if not isinstance(value, dict) or not isinstance(value.get("prompt"), str):
         raise GenerationError(f"{place}: neither a JSON string nor an object with a prompt key")
-    domain = "" if value.get("domain") is None else value["domain"]
-    if not isinstance(domain, str):
-        raise GenerationError(
-            f"{place}: domain={domain!r}: a domain is named by a JSON string; write its name in quotes"
-        )
-    return Prompt(value["prompt"], _own_sampling(value, place, sampling), domain)
+    domain, template = ("" if value.get(key) is None else value[key] for key in ("domain", "template"))
+    for key, name in (("domain", domain), ("template", template)):
+        if not isinstance(name, str):
+            raise GenerationError(
+                f"{place}: {key}={name!r}: a {key} is named by a JSON string; write its name in quotes"
+            )
+    return Prompt(value["prompt"], _own_sampling(value, place, sampling), domain, template)
 
 
 def _own_sampling(value: dict[str, Any], place: str, sampling: SamplingConfig) -> SamplingConfig:

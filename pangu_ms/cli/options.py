@@ -11,8 +11,8 @@ from pangu_ms.core.errors import ConfigError
 from pangu_ms.core.parser import NewDirectory, NewFile, Parser
 
 if TYPE_CHECKING:
+    from pangu_ms.data.tokenizer import Tokenizer
     from pangu_ms.infer.sampling import SamplingConfig
-    from pangu_ms.infer.scheduling.state import Scheduler
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
 """Anything that options can be added to."""
@@ -248,17 +248,23 @@ def add_scheduling(parser: Parser) -> None:
     """Add how the engine shares its slots."""
     from pangu_ms.infer.scheduling.policies import POLICIES
 
-    text = "order in which prompts get a slot; without predicted lengths all but static are like fcfs"
-    parser.add_argument("--scheduler", choices=list(POLICIES), default="fcfs", help=text)
+    text = "order in which prompts get a slot; see docs/scheduling.md"
+    names = [name for name, policy in POLICIES.items() if policy.rows == "slots"]
+    parser.add_argument("--scheduler", choices=names, default="fcfs", help=text)
+    text = "a file of `pangu schedule train-predictor`: how long continuations will be, for the scheduler"
+    parser.add_argument("--length-predictor", type=Path, metavar="FILE", help=text)
     text = "compute each prompt as a whole, also where a slot holds its beginning"
     parser.add_argument("--no-prefix-cache", action="store_true", help=text)
 
 
-def scheduler(args: argparse.Namespace) -> "Scheduler":
-    """The scheduler that `add_scheduling` asked for."""
+def scheduling(args: argparse.Namespace, tokenizer: "Tokenizer") -> dict[str, Any]:
+    """What `add_scheduling` asked for, as arguments of Generator."""
+    from pangu_ms.infer.scheduling.length_predictors import load_predictor
     from pangu_ms.infer.scheduling.policies import POLICIES, Settings
 
-    return POLICIES[args.scheduler].make(Settings())
+    predictor = load_predictor(args.length_predictor, tokenizer) if args.length_predictor else None
+    scheduler = POLICIES[args.scheduler].make(Settings())
+    return {"scheduler": scheduler, "predictor": predictor, "prefix_cache": not args.no_prefix_cache}
 
 
 def add_fields(parser: Options, kind: type, helps: dict[str, str]) -> None:

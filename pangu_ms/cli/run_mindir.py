@@ -43,10 +43,10 @@ def _run(args: Namespace) -> int:
     # The next checks find mistakes before MindSpore is started, which takes seconds.
     opened.domains.indices([prompt.domain for prompt in prompts], len(prompts))
     opened.shape.require_room([tokenizer.encode_prompt(prompt.text) for prompt in prompts])
+    scheduling = options.scheduling(args, tokenizer)
     answers = open_answers(args, prompts, opened.digest)
     runtime.quiet(args.verbose)
     runtime.start(opened.manifest["target"])
-    scheduler = options.scheduler(args)
-    generator = Generator(opened.decoder(key), tokenizer, scheduler, not args.no_prefix_cache)
+    generator = Generator(opened.decoder(key), tokenizer, **scheduling)
     generate_and_print(generator, prompts, args.stream, args.json, answers)
     return 0

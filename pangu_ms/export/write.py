@@ -92,6 +92,7 @@ RUNNER_MODULES = (
     "pangu_ms/infer/sampling.py",
     "pangu_ms/infer/scheduling/__init__.py",
     "pangu_ms/infer/scheduling/continuous.py",
+    "pangu_ms/infer/scheduling/length_predictors.py",
     "pangu_ms/infer/scheduling/policies.py",
     "pangu_ms/infer/scheduling/slots.py",
     "pangu_ms/infer/scheduling/state.py",

@@ -1,5 +1,6 @@
 """Continues texts: prompts in, continuations out."""
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -12,6 +13,8 @@ from pangu_ms.infer.continuation import Continuation, Request, TokenLogprobs
 from pangu_ms.infer.decoder import Decoder
 from pangu_ms.infer.engine import Engine
 from pangu_ms.infer.sampling import SamplingConfig
+from pangu_ms.infer.scheduling.length_predictors import LengthPredictor
+from pangu_ms.infer.scheduling.length_predictors import Prompt as KnownPrompt
 from pangu_ms.infer.scheduling.state import Scheduler
 
 log = logging.getLogger(__name__)
@@ -40,11 +43,13 @@ class Prompt:
         text: of at least one token.
         sampling: how tokens are chosen, and when the continuation ends.
         domain: name of its domain, "" for the model's default.
+        template: what it was made from, for predictors of lengths.
     """
 
     text: str
     sampling: SamplingConfig
     domain: str = ""
+    template: str = ""
 
     @classmethod
     def each_of(cls, texts: Sequence[str], sampling: SamplingConfig, domains: Sequence[str] = ()) -> "list[Prompt]":
@@ -56,10 +61,24 @@ class Generator:
     """Continues texts with a Decoder and a tokenizer."""
 
     def __init__(
-        self, decoder: Decoder, tokenizer: Tokenizer, scheduler: Scheduler | None = None, prefix_cache: bool = True
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        scheduler: Scheduler | None = None,
+        predictor: LengthPredictor | None = None,
+        prefix_cache: bool = True,
     ):
+        """Make a generator.
+
+        Args:
+            decoder: computes the model.
+            tokenizer: the model's.
+            scheduler: which prompt gets a slot; by default first come, first served.
+            predictor: says how long continuations will be, for the scheduler.
+            prefix_cache: whether beginnings of prompts that a slot holds are copied instead of computed.
+        """
         self.decoder, self.tokenizer = decoder, tokenizer
-        self.scheduler, self.prefix_cache = scheduler, prefix_cache
+        self.scheduler, self.predictor, self.prefix_cache = scheduler, predictor, prefix_cache
 
     def generate(
         self,
@@ -104,7 +123,7 @@ class Generator:
         ids = [tuple(self.tokenizer.encode_prompt(prompt.text)) for prompt in prompts]
         self.decoder.shape.require_room(ids)
         requests = [
-            Request(ids[i], prompt.sampling, i, sample, domains[i])
+            Request(ids[i], prompt.sampling, i, sample, domains[i], template=prompt.template)
             for i, prompt in enumerate(prompts)
             for sample in range(prompt.sampling.num_samples)
             if only is None or (i, sample) in only
@@ -137,11 +156,17 @@ class Generator:
     def _sampled(self, requests: list[Request], on_text: OnText | None) -> Iterator[tuple[Request, Continuation]]:
         """Continue all requests without beams, as many at a time as there are slots."""
         engine = Engine(self.decoder, self.tokenizer, self.scheduler, self.prefix_cache)
-        for request in requests:
-            if request.sampling.num_beams == 1:
-                engine.submit(request, _of_prompt(on_text, request.index))
+        requests = [request for request in requests if request.sampling.num_beams == 1]
+        for request, length in zip(requests, self._predicted(requests)):
+            engine.submit(dataclasses.replace(request, predicted_tokens=length), _of_prompt(on_text, request.index))
         for _, one in engine.run():
             yield one.request, one
+
+    def _predicted(self, requests: list[Request]) -> Sequence[float | None]:
+        """How many tokens each request is expected to have."""
+        if not self.predictor:
+            return [None] * len(requests)
+        return self.predictor.predict([KnownPrompt(one.prompt, one.template, i) for i, one in enumerate(requests)])
 
     def _searched(self, requests: list[Request], on_text: OnText | None) -> Iterator[tuple[Request, Continuation]]:
         """Continue requests one after the other by beam search."""

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.model import fill_from
@@ -87,6 +88,7 @@ def load_generator(
     chunk: int = 64,
     tokenizer: Path | str | None = None,
     config: RunConfig | None = None,
+    **scheduling: Any,
 ) -> Generator:
     """A Generator whose cache has just enough room for these prompts and their continuations.
 
@@ -97,6 +99,7 @@ def load_generator(
         chunk: prompt tokens of a step.
         tokenizer: path of a tokenizer; by default the checkpoint's own.
         config: device and dtype; by default the checkpoint's own configuration.
+        scheduling: further arguments of Generator.
 
     Raises:
         GenerationError: a prompt is empty or longer than the context, or the model lacks the domain of one. This is
@@ -111,4 +114,4 @@ def load_generator(
     longest = max(len(one) + prompt.sampling.max_new_tokens for one, prompt in zip(ids, prompts))
     shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
-    return Generator(load_decoder(checkpoint, shape, config), loaded)
+    return Generator(load_decoder(checkpoint, shape, config), loaded, **scheduling)
