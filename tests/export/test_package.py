@@ -100,7 +100,7 @@ def test_the_package_runs_without_this_code_base(package, continued, tmp_path):
     """run.pyz in an isolated interpreter, where nothing is installed that its list does not name: its modules come from
     the archive, and no model code is among them."""
     needed = {line.partition("==")[0] for line in (package / "requirements.txt").read_text().splitlines()}
-    assert needed == {"mindspore", "numpy", "sentencepiece"}  # its tokenizer has no segmenter
+    assert needed == {"mindspore", "numpy", "tqdm", "sentencepiece"}  # its tokenizer has no segmenter
     moved = copy_of(package, tmp_path)
     probe = (
         "import sys, runpy; sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0])\n"

@@ -133,7 +133,7 @@ def test_beams_never_score_below_greedy(generator):
 
 
 def test_the_command_reads_prompts_from_everywhere(generator, trained_run, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("pangu_ms.infer.load.load_generator", lambda *_: generator)
+    monkeypatch.setattr("pangu_ms.infer.load.load_generator", lambda *_, **__: generator)
     (tmp_path / "p.txt").write_text("def a\nprint(\n")
     (tmp_path / "p.jsonl").write_text('"def a"\n{"prompt": "print("}\n')
     outputs = []
@@ -170,7 +170,7 @@ WORDS = ["--max-new-tokens", "6", "--num-samples", "2", "--logprobs", "1"]
 @pytest.fixture
 def loaded(generator, monkeypatch):
     """The command takes the compiled generator."""
-    monkeypatch.setattr("pangu_ms.infer.load.load_generator", lambda *_: generator)
+    monkeypatch.setattr("pangu_ms.infer.load.load_generator", lambda *_, **__: generator)
 
 
 @pytest.fixture

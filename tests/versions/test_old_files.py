@@ -3,6 +3,8 @@ version are refused by name."""
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,12 +123,16 @@ def test_losses_and_the_order_drawn_from_them(unpacked, tmp_path):
     assert np.array_equal(old.rows, new.rows) and len(old.rows) == 62
 
 
-def test_a_package_says_what_its_checkpoint_says(unpacked, capsys):
-    said = []
-    for words in (["generate", str(unpacked / "run")], ["run-mindir", str(unpacked / "package")]):
-        assert main([*words, "--prompt", TEXT[:2], "--max-new-tokens", "6"]) == 0
-        said.append(capsys.readouterr().out)
-    assert said[0] == said[1] and said[0].startswith(TEXT[:2])
+def test_a_package_is_run_by_its_own_program(unpacked, capsys):
+    """Its graph has another form than today's: the message names the program, which says what the checkpoint says."""
+    words = ["--prompt", TEXT[:2], "--max-new-tokens", "6"]
+    assert main(["run-mindir", str(unpacked / "package"), *words]) == 2
+    error = capsys.readouterr().err
+    assert "format version 1 has another graph" in error and "run the package with its own run.pyz" in error
+    assert main(["generate", str(unpacked / "run"), *words]) == 0
+    command = [sys.executable, str(unpacked / "package/run.pyz"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == capsys.readouterr().out and done.stdout.startswith(TEXT[:2])
 
 
 def test_a_job_directory(unpacked, capsys):
