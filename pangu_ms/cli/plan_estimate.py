@@ -17,6 +17,7 @@ from pangu_ms.parallel.plan import Plan
 from pangu_ms.planner.cluster import CHIPS, DEFAULT_CHIP, GIB, Chip, parse_bytes
 from pangu_ms.planner.estimate import Change, Estimate, describe, published_rows, ways_to_fit, with_shorter_context
 from pangu_ms.planner.memory import stage_memory
+from pangu_ms.planner.serving import ServingMemory
 from pangu_ms.planner.time import MFU_FORMULA
 
 NOTES = """parameters and moments are exact; all other numbers are predictions that were never checked on hardware
@@ -38,6 +39,12 @@ def build_parser() -> Parser:
     parser.add_argument("--stage", type=int, metavar="N", help=text)
     text = "instead compare predictions with the published throughputs of alpha 2.6B and 13B"
     parser.add_argument("--published", action="store_true", help=text)
+    text = "instead estimate the memory of one device that generates, and how many sequences fit at a time"
+    parser.add_argument("--serve", action="store_true", help=text)
+    parser.add_argument("--slots", type=int, default=8, help="with --serve: sequences at a time")
+    text = "with --serve: tokens of a sequence, prompt and continuation (default: model.seq_length)"
+    parser.add_argument("--max-length", type=int, metavar="N", help=text)
+    parser.add_argument("--chunk", type=int, default=64, help="with --serve: prompt tokens of a step")
     options.add_json(parser)
     parser.set_defaults(run=_run)
     return parser
@@ -64,6 +71,8 @@ def _run(args: Namespace) -> int:
         print_result(result, published_table(rows), args.json)
         return 0
     config = load_config(args.config, args.overrides)
+    if args.serve:
+        return _serve(args, config)
     plan = Plan.of(config, args.devices)
     estimate = Estimate.of(plan, *chip_and_hbm(config, args.chip, args.hbm))
     stage = estimate.worst_stage if args.stage is None else args.stage
@@ -73,6 +82,35 @@ def _run(args: Namespace) -> int:
     text = table(args.config, estimate, stage, ways)
     print_result(as_dict(args.config, estimate, ways), text, args.json)
     return DOES_NOT_FIT if estimate.excess > 0 else 0
+
+
+def _serve(args: Namespace, config: RunConfig) -> int:
+    """The memory of one device that generates."""
+    length = args.max_length or config.model.seq_length
+    for name, value, most in (("--slots", args.slots, None), ("--max-length", length, config.model.seq_length)):
+        if value < 1 or (most and value > most):
+            raise PlanError(
+                f"{name} {value}: must be at least 1" + (f" and at most model.seq_length={most}" * bool(most))
+            )
+    memory = ServingMemory(config.model, args.slots, length, min(args.chunk, length))
+    chip, hbm = chip_and_hbm(config, args.chip, args.hbm)
+    room, fits = memory.slots_in(hbm), memory.total_bytes <= hbm
+    rows = [(f"  {line.name}", f"{line.bytes / GIB:.3f}", line.formula) for line in memory.lines()]
+    rows.append(("  total", f"{memory.total_bytes / GIB:.3f}", ""))
+    rows.append(("  one slot", f"{memory.slot_bytes / GIB:.3f}", ""))
+    heading = f"{args.config}: {args.slots} sequences of {length} tokens, {config.model.compute_dtype}"
+    text = "\n".join(
+        [
+            heading,
+            "",
+            *table_lines(("memory", "GiB", "formula (bytes)"), rows, "<><"),
+            f"{'fits' if fits else 'does not fit'} into {size_text(hbm, 'g')}, which {room} slots fill",
+        ]
+    )
+    result = {"config": args.config, "slots": args.slots, "max_length": length, "hbm_gib": hbm / GIB, "fits": fits}
+    result |= {"memory": [dataclasses.asdict(line) for line in memory.lines()], "slot_bytes": memory.slot_bytes}
+    print_result(result | {"total_bytes": memory.total_bytes, "slots_that_fit": room}, text, args.json)
+    return 0 if fits else DOES_NOT_FIT
 
 
 def table(name: str, estimate: Estimate, stage: int, ways: list[tuple[Change, Estimate]]) -> str:

@@ -14,11 +14,13 @@ from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.core.compile_cache import cached_compile
 from pangu_ms.core.errors import CheckpointError
+from pangu_ms.core.free_memory import available_memory
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.domains import Domains
 from pangu_ms.infer.generate import Generator, Prompt
 from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.planner.serving import ServingMemory
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
 
     Raises:
         CheckpointError: names or shapes of the tensors are not those of the configuration.
+        GenerationError: weights and cache do not fit in the memory of a CPU.
     """
     from pangu_ms.infer.cached_model import CachedModel
     from pangu_ms.models.common.layers import CacheShape
@@ -43,6 +46,8 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
         # On a CPU MindSpore has no kernel that writes to a bfloat16 cache.
         log.info("generation on a CPU computes in float32")
         model = dataclasses.replace(model, compute_dtype="float32")
+    if config.runtime.device == "CPU":
+        ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk).require_fitting(available_memory())
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
     fill_from(checkpoint, graph.model, model)

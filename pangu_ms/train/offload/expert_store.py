@@ -13,6 +13,7 @@ import numpy as np
 import ascend_ops.host
 from pangu_ms.config.schema import OptimizerConfig
 from pangu_ms.core.errors import ConfigError, OutputError
+from pangu_ms.core.free_memory import available_memory
 from pangu_ms.core.size_text import size_text
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.stacks import COLLECTIONS, is_stack, member_name
@@ -185,9 +186,3 @@ def collection_of(stack: str) -> str:
     blocks.2.ffn.experts."""
     parts = stack.split(".")
     return ".".join(parts[: max(i for i, part in enumerate(parts) if part in COLLECTIONS.values()) + 1])
-
-
-def available_memory() -> int:
-    """Bytes of memory that the host can give without swapping (Linux)."""
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) << 10

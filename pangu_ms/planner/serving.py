@@ -1,0 +1,88 @@
+"""Memory of a model that generates: weights, and slots of the KV cache. No mindspore import."""
+
+import math
+from dataclasses import dataclass
+
+from pangu_ms.core.errors import GenerationError
+from pangu_ms.core.size_text import size_text
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.planner.memory import DTYPE_BYTES, Line
+
+
+@dataclass(frozen=True)
+class ServingMemory:
+    """What generating with a model keeps in memory.
+
+    Weights and cache are exact. The step is an upper bound of the largest tensors of one step.
+
+    Attributes:
+        model: the model; its cache has the compute dtype.
+        slots: sequences at a time.
+        capacity: the most tokens of a sequence.
+        chunk: prompt tokens of a step.
+    """
+
+    model: ModelConfig
+    slots: int
+    capacity: int
+    chunk: int
+
+    @property
+    def weights_bytes(self) -> int:
+        """Parameters have 4 bytes each (float32, int32)."""
+        return 4 * sum(math.prod(shape) for shape in self.model.parameter_shapes().values())
+
+    @property
+    def slot_bytes(self) -> int:
+        """Keys and values of all layers for the tokens of one sequence, and a row that nobody reads."""
+        width = self.model.num_kv_heads * self.model.head_dim
+        size = DTYPE_BYTES[self.model.compute_dtype]
+        return 2 * self.model.num_layers * (self.capacity + 1) * width * size
+
+    @property
+    def step_bytes(self) -> int:
+        """The logits twice, and for each new row the inner activations of a feed-forward network twice."""
+        rows = self.slots + self.chunk
+        return 8 * (self.slots * self.model.vocab_size + rows * self.model.ffn_hidden_size)
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return self.weights_bytes + self.slots * self.slot_bytes + self.step_bytes
+
+    def slots_in(self, memory: int) -> int:
+        """How many slots fit in this many bytes; 0 if not even the weights do."""
+        return max(0, (memory - self.weights_bytes - self.step_bytes) // self.slot_bytes)
+
+    def lines(self) -> list[Line]:
+        """The items, with their formulas."""
+        size = DTYPE_BYTES[self.model.compute_dtype]
+        return [
+            Line("weights", self.weights_bytes, "4 * parameters"),
+            Line(
+                f"cache of {self.slots} slots",
+                self.slots * self.slot_bytes,
+                f"{self.slots} * 2 * {self.model.num_layers} layers * ({self.capacity} + 1) *"
+                f" {self.model.num_kv_heads} heads * {self.model.head_dim} * {size}",
+            ),
+            Line("a step, at most", self.step_bytes, "8 * (slots * V + (slots + chunk) * F)"),
+        ]
+
+    def require_fitting(self, free: int) -> None:
+        """Refuse what does not fit.
+
+        Args:
+            free: bytes.
+
+        Raises:
+            GenerationError: says what to lower, and to what.
+        """
+        if self.total_bytes <= free:
+            return
+        cache = size_text(self.slots * self.slot_bytes)
+        needed = f"{self.slots} slots of {self.capacity} tokens need {cache} beside {size_text(self.weights_bytes)} of"
+        room = self.slots_in(free)
+        advice = (
+            f"use --batch-size {room}, or shorter sequences" if room else "use a smaller model, or free some memory"
+        )
+        raise GenerationError(f"{needed} weights; {size_text(free)} of memory are free; {advice}")

@@ -1,0 +1,43 @@
+"""Memory of generation: exact against the arrays of a model that generates; what does not fit says what to lower."""
+
+import json
+
+import pytest
+
+from pangu_ms.cli.main import main
+from pangu_ms.core.errors import GenerationError
+from pangu_ms.planner.serving import ServingMemory
+from tests.infer.common import make_decoder
+from tests.models.alpha import random_parameters, small
+
+
+def test_weights_and_cache_are_those_of_the_model(mindspore_cpu):
+    config = small()
+    decoder = make_decoder(config, random_parameters(config), 3, 5, 20)
+    memory = ServingMemory(config, 3, 20, 5)
+    assert 3 * memory.slot_bytes == sum(cache.asnumpy().nbytes for cache in decoder.caches)
+    parameters = sum(parameter.asnumpy().nbytes for parameter in decoder.graph.get_parameters())
+    assert memory.weights_bytes == parameters - 3 * memory.slot_bytes
+
+
+def test_as_many_slots_fit_as_are_told():
+    config = small()
+    memory = ServingMemory(config, 4, 20, 5)
+    free = memory.total_bytes - 1
+    with pytest.raises(GenerationError, match=r"4 slots of 20 tokens need .* use --batch-size 3, or shorter sequences"):
+        memory.require_fitting(free)
+    ServingMemory(config, memory.slots_in(free), 20, 5).require_fitting(free)
+    with pytest.raises(GenerationError, match="use a smaller model, or free some memory"):
+        memory.require_fitting(1000)
+
+
+def test_the_command(capsys):
+    """13B in float16 on a card of 64 GB: by hand, 2 * 40 * 1025 * 5120 * 2 bytes a slot."""
+    words = ["plan", "estimate", "--config", "alpha/13b", "--serve", "--slots", "4", "--hbm", "64GiB", "--json"]
+    assert main([*words, "model.compute_dtype=float16"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["slot_bytes"] == 2 * 40 * 1025 * 5120 * 2 and found["fits"]
+    assert found["slots_that_fit"] == int(((64 << 30) - found["total_bytes"]) / found["slot_bytes"]) + 4
+    assert main([*words, "model.compute_dtype=float16", "--hbm", "16GiB"]) == 1
+    assert main([*words, "--max-length", "4096"]) == 2
+    assert "--max-length 4096: must be at least 1 and at most model.seq_length=1024" in capsys.readouterr().err
