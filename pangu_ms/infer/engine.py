@@ -141,8 +141,8 @@ class Engine:
                 raise RuntimeError(f"{self.scheduler}: requests wait, and nothing is admitted or computed")
             for running in self.table.admit(state, plan):
                 self._start(running)
-            # A prompt whose beginning was copied continues behind it: the chunk that was planned is another one now.
-            if not self._reuse_prefixes():
+            # A prompt whose beginning was copied goes on behind it: the planned chunk is another one now.
+            if not self._reuse_prefix(plan):
                 return plan
 
     def _start(self, running: Running) -> None:
@@ -156,22 +156,20 @@ class Engine:
             self.prefixes.start(running.slot, continuation.request.domain)
             self.prefixes.prompt_tokens += running.prompt_tokens
 
-    def _reuse_prefixes(self) -> bool:
-        """Copy what other slots hold of the prompts that are being computed; whether there was something."""
-        if not self.prefixes:
+    def _reuse_prefix(self, plan: StepPlan) -> bool:
+        """Copy what another slot holds of the prompt whose chunk comes next; whether there was something."""
+        if not (self.prefixes and plan.prefill):
             return False
-        found = False
-        for running in self.table.slots:
-            if running and not running.ready:
-                request = self._continuations[running.id].request
-                source, length = self.prefixes.find(request.prompt, request.domain)
-                if length > running.prefilled:
-                    self.decoder.copy([source], [running.slot], length)
-                    self.prefixes.copied(source, running.slot, length)
-                    self.prefixes.reused_tokens += length - running.prefilled
-                    self.table.skip_to(running.slot, length)
-                    found = True
-        return found
+        running = self._running(plan.prefill.slot)
+        request = self._continuations[running.id].request
+        source, length = self.prefixes.find(request.prompt, request.domain)
+        if length <= running.prefilled:
+            return False
+        self.decoder.copy([source], [running.slot], length)
+        self.prefixes.copied(source, running.slot, length)
+        self.prefixes.reused_tokens += length - running.prefilled
+        self.table.skip_to(running.slot, length)
+        return True
 
     def _chunk_of(self, plan: StepPlan) -> tuple[int, tuple[int, ...]] | None:
         if not plan.prefill:

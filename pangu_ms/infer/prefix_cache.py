@@ -35,17 +35,18 @@ class PrefixCache:
     def find(self, prompt: Sequence[int], domain: int | None) -> tuple[int, int]:
         """(slot, number of tokens): the slot that holds most of the prompt, and how much of it: whole chunks, and not
         the whole prompt, since the logits behind its last token are wanted. (0, 0) if there is none."""
-        longest = max((len(prompt) - 1) // self._chunk * self._chunk, 0)
         best = (0, 0)
         for slot, held in enumerate(self._tokens):
-            if self._domains[slot] != domain:
-                continue
-            length = min(longest, len(held) // self._chunk * self._chunk)
-            while length > best[1] and held[:length] != list(prompt[:length]):
-                length -= self._chunk
-            if length > best[1]:
+            if self._domains[slot] == domain and (length := self._common(held, prompt)) > best[1]:
                 best = slot, length
         return best
+
+    def _common(self, held: list[int], prompt: Sequence[int]) -> int:
+        """Tokens of the whole chunks in which both are equal."""
+        chunk, length = self._chunk, 0
+        while length + chunk < len(prompt) and held[length : length + chunk] == list(prompt[length : length + chunk]):
+            length += chunk
+        return length
 
     def copied(self, source: int, target: int, length: int) -> None:
         """A slot took over the beginning of another slot's sequence."""
