@@ -183,6 +183,7 @@ SECOND_WORDS = {
     "ckpt": "reshard",
     "ranktable": "make",
     "manifest": "slurm",
+    "schedule": "simulate",
 }
 
 
