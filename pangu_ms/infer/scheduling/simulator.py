@@ -26,6 +26,7 @@ class LinearCost:
     prompt_token: float = 0.0
 
     def __call__(self, rows: int, prompt_tokens: int) -> float:
+        """The seconds of a step."""
         return self.step + self.row * rows + self.prompt_token * prompt_tokens
 
 
