@@ -185,6 +185,7 @@ SECOND_WORDS = {
     "ckpt": "reshard",
     "ranktable": "make",
     "manifest": "slurm",
+    "schedule": "simulate",
 }
 
 

@@ -1,6 +1,6 @@
 """Runs a scheduler against given lengths and a cost model instead of a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,26 @@ class LinearCost:
     prompt_token: float = 0.0
 
     def __call__(self, rows: int, prompt_tokens: int) -> float:
+        """The seconds of a step."""
         return self.step + self.row * rows + self.prompt_token * prompt_tokens
+
+
+@dataclass(frozen=True)
+class GraphCost:
+    """Seconds of a step of static graphs, which cost the same however many of their rows are used.
+
+    Attributes:
+        decode: seconds of the graph without a chunk, by its decoding rows.
+        with_chunk: seconds of the graph with a chunk, likewise.
+    """
+
+    decode: Mapping[int, float]
+    with_chunk: Mapping[int, float]
+
+    def __call__(self, rows: int, prompt_tokens: int) -> float:
+        """The seconds of the smallest graph with so many rows."""
+        graphs = self.with_chunk if prompt_tokens else self.decode
+        return graphs[min(graph for graph in graphs if graph >= rows)]
 
 
 @dataclass(frozen=True)

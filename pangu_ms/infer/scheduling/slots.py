@@ -65,7 +65,7 @@ class SlotTable:
 
         Raises:
             GenerationError: no slot can hold it.
-            ValueError: a live request has its id.
+            ValueError: a live request has its id, or its whole prompt counts as cached.
         """
         if request.id in self._waiting or request.id in self._requests:
             raise ValueError(f"request {request.id}: a live request has this id")
@@ -186,6 +186,11 @@ class SlotTable:
         self._put(replace(request, generated=generated, attempts=request.attempts + 1))
 
     def _put(self, request: Waiting) -> None:
+        # The last token of a prompt is always computed: it gives the first new one.
+        if not 0 <= request.cached_tokens <= max(request.prompt_tokens - 1, 0):
+            raise ValueError(
+                f"request {request.id}: {request.cached_tokens} cached tokens of {request.prompt_tokens}: must be fewer"
+            )
         self._waiting[request.id], self._waiting_tuple = request, None
 
     def _take(self, identity: int) -> Waiting:

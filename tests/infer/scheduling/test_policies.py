@@ -79,6 +79,12 @@ def test_long_prompts_count_as_steps_too():
     assert order_of_wide(ShortestFirst(), [cached, short_prompt]) == [0, 1]
 
 
+def test_of_a_resumed_request_only_what_is_left_counts():
+    half_done = Waiting(0, 640, 100, 20.0, generated=80, attempts=1)  # 20 steps are left of its maximum
+    assert order_of_wide(ShortestFirst(), [Waiting(1, 0, 100, 25.0), half_done]) == [0, 1]
+    assert order_of_wide(ShortestFirst(), [Waiting(1, 0, 100, 15.0), half_done]) == [1, 0]
+
+
 def order_of_wide(policy, waiting):
     plan = policy.plan(state_of(waiting, len(waiting), slot_tokens=2000))
     return [admission.id for admission in plan.admit]
@@ -145,7 +151,9 @@ def test_failures_run_again_behind_their_group_or_behind_all():
 
 WRONG = {
     "does not wait": StepPlan((Admission(7, 1, 5),)),
-    "not free": StepPlan((Admission(1, 0, 5),)),
+    "slot 0, which is not free": StepPlan((Admission(1, 0, 5),)),
+    "slot 2, which is not free": StepPlan((Admission(1, 2, 5), Admission(2, 2, 5))),
+    "slot 3, which is not free": StepPlan((Admission(1, 3, 5),)),
     "may have 600": StepPlan((Admission(1, 1, 600),)),
     "tokens of": StepPlan((Admission(1, 1, 512), Admission(2, 2, 512))),
     "decodes twice": StepPlan(decode=(0, 0), rows=2),

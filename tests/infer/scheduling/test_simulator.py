@@ -10,7 +10,7 @@ from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.scheduling.continuous import FirstCome
 from pangu_ms.infer.scheduling.lengths import accuracy, lognormal_lengths, noisy, shuffled
 from pangu_ms.infer.scheduling.policies import POLICIES
-from pangu_ms.infer.scheduling.simulator import Given, LinearCost, Rows, simulate
+from pangu_ms.infer.scheduling.simulator import Given, GraphCost, LinearCost, Rows, simulate
 from pangu_ms.infer.scheduling.state import StepPlan
 from pangu_ms.infer.scheduling.static_batches import SortedBatches, Static, StaticBins
 from tests.infer.scheduling.common import EchoEngine, generator, scheduler
@@ -58,6 +58,13 @@ def test_average_length_is_the_mean_over_batches_of_the_longest(group, size):
     assert (done.steps, done.computed_tokens) == (steps, computed)
     assert done.summary()["average_length"] == pytest.approx(computed / 300)
     assert done.seconds == pytest.approx(steps + 0.004 * computed)
+
+
+def test_static_graphs_cost_the_same_for_any_number_of_used_rows():
+    cost = GraphCost({1: 1.0, 4: 2.0}, {0: 5.0, 4: 7.0})
+    done = simulate(FirstCome(), [Given(3, 10), Given(3, 10), Given(1, 10)], Rows(4, 600), cost)
+    # Chunks of the three with 0, 1 and 2 decoding rows; then the second decodes alone for its last token.
+    assert done.steps == 4 and done.seconds == 5 + 7 + 7 + 1
 
 
 def test_first_come_first_served_is_list_scheduling():
