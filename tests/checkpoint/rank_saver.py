@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 from pangu_ms.checkpoint.save_ranks import save_rank
+from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import UserError
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rendezvous import Rendezvous
@@ -27,9 +28,9 @@ def config():
     return planned(ALPHA, PLAN)
 
 
-def groups() -> dict:
-    """What a run saves: float32 parameters and moments."""
-    model, optimizer = (group for group in whole_arrays(config()).values())
+def groups(of: RunConfig | None = None) -> dict:
+    """What a run saves, this one or another: float32 parameters and moments."""
+    model, optimizer = (group for group in whole_arrays(of or config()).values())
     kept = {"model": model, "optimizer": {name: array for name, array in optimizer.items() if name.startswith("adam_")}}
     return {
         group: {name: array.astype("float32") for name, array in tensors.items()} for group, tensors in kept.items()
