@@ -178,8 +178,6 @@ def test_only_experts_with_tokens_are_updated(offloaded):
 
 TRAIN = [
     "model.domains=[code,other]",
-    "model.num_layers=1",
-    "model.num_dense_layers=0",
     "train.batch_size=4",
     "train.keep_checkpoints=0",
     "optimizer.lr=0.01",

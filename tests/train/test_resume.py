@@ -32,7 +32,7 @@ PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
-        ("alpha/tiny", ["model.num_layers=1", "model.dropout=0.2", *ACCUMULATED, *HALF]),
+        ("alpha/tiny", ["model.dropout=0.2", *ACCUMULATED, *HALF]),
         pytest.param("alpha/tiny", [], marks=pytest.mark.slow),
         pytest.param("alpha/tiny", ["model.dropout=0.2", *ACCUMULATED], marks=pytest.mark.slow),
         pytest.param("alpha/tiny", HALF, marks=pytest.mark.slow),
@@ -57,8 +57,7 @@ def test_a_second_run_in_a_directory_is_refused_and_a_signal_ends_the_first_with
     the next test."""
     from pangu_ms.cli.main import main
 
-    output = tmp_path / "run"
-    endless = [*tiny_overrides, "model.num_layers=1", "train.steps=100000", "train.save_every=0"]
+    output, endless = tmp_path / "run", [*tiny_overrides, "train.steps=100000", "train.save_every=0"]
     first = subprocess.Popen(command(records, output, endless), stderr=subprocess.PIPE, text=True)
     try:
         while not (output / "metrics.jsonl").exists() or len(losses(output)) < 4:

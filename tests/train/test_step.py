@@ -131,7 +131,7 @@ def half_precision_step(mindspore_cpu):
     evaluation, of the first step, at rate 0, of an evaluation and a step again."""
     from pangu_ms.eval.perplexity import Evaluator
 
-    model = small(num_layers=1, hidden_size=16, compute_dtype="float16", dropout=0.5)
+    model = small(num_layers=2, hidden_size=16, compute_dtype="float16", dropout=0.5)
     config = make_config(model, loss_scale={"initial": 2.0**40, "window": 3}, guard={"max_skipped": 60})
     model, step = make_step(config, random_parameters(config.model, deviation=0.1))
     evaluator, batch = Evaluator(model), make_batch(config)

@@ -32,6 +32,6 @@ def make_alpha_toned(monkeypatch, tiny_overrides):
     for name in ("PanguAlpha", "MODEL"):
         monkeypatch.setattr(alpha, name, Toned, raising=False)
     monkeypatch.setitem(extra_inputs.SOURCES, "weight", halves)
-    short = ["model.num_layers=1", "train.steps=3", "train.save_every=0", "train.eval_batches=1", "model.dropout=0.0"]
+    short = ["train.steps=3", "train.save_every=0", "train.eval_batches=1", "model.dropout=0.0"]
     overrides = [*tiny_overrides, *short, "runtime.compile_cache=false"]
     return lambda *more: load_config("alpha/tiny", [*overrides, *more])
