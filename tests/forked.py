@@ -78,9 +78,10 @@ class Forks:
 
 
 @contextlib.contextmanager
-def forks_of(imports: str, directory: Path) -> Iterator[Forks]:
-    """A process that has executed `imports` and forks."""
+def forks_of(imports: str, directory: Path, environment: Mapping[str, str] | None = None) -> Iterator[Forks]:
+    """A process that has executed `imports` in an environment, this process's if None, and forks."""
     command = [sys.executable, "-c", SERVER, imports]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as server:
         yield Forks(server, directory)
         server.stdin.close()

@@ -41,8 +41,6 @@ compiled graphs is stubbed everywhere, and in brackets what else is.
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +55,7 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.models.common.init import initial_values
 from pangu_ms.models.registry import FAMILIES
 from tests.faults.common import ROOT
+from tests.forked import forks_of
 from tests.stub_ascend.sitecustomize import executed, loss_of
 
 PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches=1", "model.ffn_hidden_size=48"]
@@ -72,26 +71,28 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+STUBS = os.pathsep.join(map(str, (Path(__file__).parent / "stub_ascend", ROOT, ROOT / "run")))
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """Processes that find MindSpore imported, and devices stubbed."""
+    directory = tmp_path_factory.mktemp("forks")
+    environment = os.environ | {"PYTHONPATH": STUBS, "ASCEND_STUB": str(directory / "unused")}
+    with forks_of("from pangu_ms.core import runtime; runtime.quiet(); import mindspore", directory, environment) as f:
+        yield f
+
+
 @pytest.fixture
-def verbs(tmp_path):
+def verbs(forks, tmp_path):
     """Runs `pangu` verbs in one process with a stubbed device; what each printed."""
 
     def run(*commands, **variables):
-        place = {
-            "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent / "stub_ascend", ROOT, ROOT / "run"))),
-            "ASCEND_STUB": str(tmp_path / "stub"),
-        }
+        place = {"PYTHONPATH": STUBS, "ASCEND_STUB": str(tmp_path / "stub")}
         (tmp_path / "verbs.py").write_text(IN_ONE_PROCESS)  # a file, since there is no compile cache without
-        command = [sys.executable, str(tmp_path / "verbs.py"), json.dumps([[*map(str, words)] for words in commands])]
+        words = [tmp_path / "verbs.py", json.dumps([[*map(str, words)] for words in commands])]
         (tmp_path / "cwd").mkdir(exist_ok=True)
-        done = subprocess.run(
-            command,
-            env=os.environ | place | variables,
-            cwd=tmp_path / "cwd",
-            capture_output=True,
-            text=True,
-            timeout=1200,
-        )
+        done = forks.run(words, tmp_path / "cwd", os.environ | place | variables)
         found = [json.loads(line) for line in done.stdout.splitlines()]
         assert done.returncode == 0 and [code for code, _ in found] == [0] * len(commands), done.stderr[-5000:]
         assert not list((tmp_path / "cwd").iterdir())
@@ -141,13 +142,14 @@ def require_successors(out, tokenizer, prompt):
 def test_one_device_trains_resumes_and_generates(records, tiny_overrides, tmp_path, verbs):
     overrides = [*tiny_overrides, "model.compute_dtype=float16", "train.eval_every=0"]
     train = training("alpha/tiny", records, tmp_path / "run", *overrides, "train.steps=4")
-    first, last, text = verbs(
-        [*train, "--stop-at", 2],
+    (first,) = verbs([*train, "--stop-at", 2])
+    last, text = verbs(
         [*train, "--resume"],
         ["generate", tmp_path / "run", "--prompt", "def a", "--temperature", 0, "--max-new-tokens", 4, "--json"],
     )
     assert (
         json.loads(first)["stopped_by"] == "stop_at"
+        and json.loads(last)["cache_hit"]  # of the training step
         and json.loads(last)["step"] == 4
         and json.loads(last)["held_out"]["loss"] == pytest.approx(3.0)
     )
