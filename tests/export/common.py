@@ -66,5 +66,6 @@ def replay_here(directory, trial, key_file):
 
 def export_unverified(monkeypatch):
     """In this test, exports trust what they have written; test_package.py has those that run it."""
+    monkeypatch.setattr("pangu_ms.export.write.VERIFIED_STEPS", 1)
     verified = {"steps": 1, "weights": 1, "max_difference": 0.0, "logit_deviation": 1.0}
     monkeypatch.setattr("pangu_ms.export.write.verify", lambda *_: verified)

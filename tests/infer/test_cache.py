@@ -5,9 +5,15 @@ import pytest
 
 from tests.eager import eager
 from tests.infer.common import make_decoder
-from tests.models.alpha import our_logits, random_parameters, small
+from tests.models.alpha import our_logits, random_parameters
+from tests.models.alpha import small as of_three_layers
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+
+
+def small(**fields):
+    """With a block and the query layer."""
+    return of_three_layers(num_layers=2, **fields)
 
 
 @pytest.fixture(scope="module")
