@@ -55,7 +55,6 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.models.common.init import initial_values
 from pangu_ms.models.registry import FAMILIES
 from tests.faults.common import ROOT
-from tests.forked import forks_of
 from tests.stub_ascend.sitecustomize import executed, loss_of
 
 PI = ["model.num_kv_heads=2", "model.siaf_terms=2", "model.aug_shortcut_branches=1", "model.ffn_hidden_size=48"]
@@ -63,6 +62,8 @@ PARTS = {"pi": PI, "sigma": ["model.domains=[code, text]", "model.num_experts=4"
 """What a family's tiny configuration has besides."""
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
+sys.path.insert(0, sys.argv.pop(1))
+import tests.stub_ascend.sitecustomize
 from pangu_ms.cli.main import main
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -72,15 +73,7 @@ for words in json.loads(sys.argv[1]):
 
 
 STUBS = os.pathsep.join(map(str, (Path(__file__).parent / "stub_ascend", ROOT, ROOT / "run")))
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory):
-    """Processes that find MindSpore imported, and devices stubbed."""
-    directory = tmp_path_factory.mktemp("forks")
-    environment = os.environ | {"PYTHONPATH": STUBS, "ASCEND_STUB": str(directory / "unused")}
-    with forks_of("from pangu_ms.core import runtime; runtime.quiet(); import mindspore", directory, environment) as f:
-        yield f
+"""Where processes that the verbs start find their sitecustomize."""
 
 
 @pytest.fixture
@@ -90,7 +83,7 @@ def verbs(forks, tmp_path):
     def run(*commands, **variables):
         place = {"PYTHONPATH": STUBS, "ASCEND_STUB": str(tmp_path / "stub")}
         (tmp_path / "verbs.py").write_text(IN_ONE_PROCESS)  # a file, since there is no compile cache without
-        words = [tmp_path / "verbs.py", json.dumps([[*map(str, words)] for words in commands])]
+        words = [tmp_path / "verbs.py", ROOT, json.dumps([[*map(str, words)] for words in commands])]
         (tmp_path / "cwd").mkdir(exist_ok=True)
         done = forks.run(words, tmp_path / "cwd", os.environ | place | variables)
         found = [json.loads(line) for line in done.stdout.splitlines()]

@@ -33,6 +33,7 @@ def test_on_a_user_s_corpus(text_file, tiny_overrides, tmp_path, monkeypatch, ca
         "tokenizer.vocab_size=384",
         "data.held_out=0.2",
         "train.steps=1",
+        "train.eval_batches=1",
     ]
     assert main(["quickstart", *overrides, "--corpus", str(text_file), "--output", str(output)]) == 0
     shown = capsys.readouterr().out
