@@ -200,7 +200,7 @@ def test_estimate_shows_the_exchange_as_a_line_of_its_own(capsys):
 def test_the_search_chooses_expert_parallel(capsys):
     """22 B parameters in float32 with moments and gradients do not fit without it; its line of overrides is a plan."""
     words = ["plan", "search", "--config", "sigma/22b"]
-    assert main([*words, "--devices", "32", "--global-batch", "64", "--hbm", "32GiB", "--json"]) == 0
+    assert main([*words, "--devices", "32", "--global-batch", "32", "--hbm", "32GiB", "--json"]) == 0
     plans = json.loads(capsys.readouterr().out)["plans"]
     found = [int(re.search(r"expert_parallel=(\d+)", " ".join(plan["overrides"]))[1]) for plan in plans]
     assert found[0] > 1 and len(set(found)) > 1
