@@ -30,8 +30,8 @@ for line in sys.stdin:
         os.environ.update(job["environment"])
         words = job["words"]
         sys.argv = words[1:] if words[0] == "-m" else ["-c", *words[2:]] if words[0] == "-c" else words
-        for module in list(sys.modules.values()):
-            if hasattr(module, "entry_script_path"):  # MindSpore's, which has found the program when it was imported
+        for module in list(sys.modules.values()):  # MindSpore looks for the program when it is imported
+            if "entry_script_path" in getattr(module, "__dict__", {}):
                 module.entry_script_path = os.path.realpath(sys.argv[0])
         try:
             if words[0] == "-c":
@@ -44,7 +44,9 @@ for line in sys.stdin:
                 runpy.run_path(words[0], run_name="__main__")
             code = 0
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else bool(end.code)
+            code = int(end.code or 0) if isinstance(end.code, int | None) else 1
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
