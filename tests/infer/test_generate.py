@@ -1,5 +1,6 @@
 """Text generation: batches against single prompts, stop strings and tokens, streaming, lengths."""
 
+import dataclasses
 import io
 import json
 
@@ -22,11 +23,26 @@ def generator(trained_run):
 
 
 @pytest.fixture(scope="module")
-def generator_of_two(trained_run):
-    """Two sequences: the prompts are two batches."""
-    from pangu_ms.infer.load import load_generator
+def generator_of_two(generator):
+    """Its decoder takes two sequences at a time: the prompts are two batches."""
+    from pangu_ms.infer.decoder import Decoder
+    from pangu_ms.infer.generate import Generator
 
-    return load_generator(open_checkpoint(trained_run), PROMPTS, SamplingConfig(max_new_tokens=10), batch_size=2)
+    class OfTwo(Decoder):
+        """The last row of the graph stays unused."""
+
+        def __init__(self, decoder):
+            self.whole, self.shape = decoder, dataclasses.replace(decoder.shape, batch_size=2)
+            self.domains = decoder.domains
+
+        def prefill(self, prompts, domains=()):
+            assert 1 <= len(prompts) <= 2
+            return self.whole.prefill(prompts, domains)
+
+        def step(self, tokens):
+            return self.whole.step(tokens)
+
+    return Generator(OfTwo(generator.decoder), generator.tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +120,21 @@ def test_the_context_s_end_is_a_length_stop(generator, monkeypatch):
     result = generator.generate(PROMPTS[:1], config)[0]
     assert result.finish_reason == "length"
     assert len(generator.tokenizer.encode(PROMPTS[0])) + len(result.token_ids) == 32
+
+
+def test_more_new_tokens_than_the_context_has_room_for(generator, trained_run, capsys, caplog, monkeypatch):
+    """The text ends where the context is full, and a line says so."""
+    monkeypatch.setattr("pangu_ms.infer.load.load_generator", lambda *_: generator)
+    words = ["--prompt", "print(", "--json", "--max-new-tokens", "9999", "--temperature", "0"]
+    assert main(["generate", str(trained_run), *words]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["finish_reason"] == "length" and len(result["token_ids"]) < 32
+    (told,) = [record.getMessage() for record in caplog.records if "context" in record.getMessage()]
+    assert (
+        told
+        == f"prompt 1: ends after {len(result['token_ids'])} of max_new_tokens=9999, where the context of 32 tokens is"
+        " full"
+    )
 
 
 def test_as_many_rows_as_beams_are_loaded(trained_run, monkeypatch):
