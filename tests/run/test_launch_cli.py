@@ -1,19 +1,14 @@
 """`pangu launch`: whose rank runs where, with which variables; mistakes are found before anything starts."""
 
-import contextlib
 import dataclasses
 import functools
-import io
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
-from pangu_ms.cli import train_describe
 from pangu_ms.core.console import guarded
-from pangu_run import program
 from pangu_run.cli import launch as launch_cli
 from pangu_run.cli import ranktable as rank_table_cli
 from pangu_run.cli.launch import main, parse
@@ -38,24 +33,6 @@ def launch(capfd):
         return code, *capfd.readouterr()
 
     return start
-
-
-@pytest.fixture
-def answering(monkeypatch, mindspore_cpu):
-    """The program that the launcher asks answers in this process: a child each time would import mindspore to read
-    records."""
-
-    def run(command, stderr=None, capture_output=False, **options):
-        words = command[command.index(program.MODULE) + 1 :]
-        out, err = io.StringIO(), io.StringIO() if capture_output else sys.stderr
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                code = guarded("pangu train", lambda: train_describe.main(words))
-            except SystemExit as refused:
-                code = refused.code
-        return subprocess.CompletedProcess(command, code, out.getvalue(), capture_output and err.getvalue())
-
-    monkeypatch.setattr(program, "subprocess", SimpleNamespace(run=run, PIPE=subprocess.PIPE))
 
 
 @pytest.fixture
