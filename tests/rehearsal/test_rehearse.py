@@ -172,6 +172,16 @@ def test_operator_strategies_must_name_every_operator_and_no_other(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("family", ["alpha", "pi"])
+def test_composed_products_of_rounded_weights_are_cut_as_the_plan_says(family: str, dtype: str) -> None:
+    """The operators that round a weight read the parameter, too."""
+    config = load_config(f"{family}/tiny", [*CUT, f"model.compute_dtype={dtype}"])
+    (report,) = rehearse(config, [0], "", progress=False)
+    assert report.differences == []
+
+
+@pytest.mark.slow
 def test_saved_operator_strategies_make_the_same_graph(tmp_path: Path) -> None:
     config = load_config("alpha/tiny", [*TWO_BY_TWO, "model.num_layers=2"])
     (saved,) = rehearse(config, [0], "", tmp_path, progress=False)
@@ -187,6 +197,8 @@ def test_bad_ranks_and_a_refusing_compiler_are_one_line(
     assert capsys.readouterr().err == "pangu plan: rank 9: the plan has 1 devices; ranks are 0 to 0\n"
     assert main(["plan", "rehearse", "--config", "alpha/tiny", "--ranks", "a"]) == 2
     assert "numbers with commas" in capsys.readouterr().err
+    assert main(["plan", "rehearse", "--config", "pi/openpangu_7b"]) == 2
+    assert "compute_dtype=bfloat16: ascend910 has no bfloat16; set model.compute_dtype=f" in capsys.readouterr().err
     said = (
         "[ERROR] PARALLEL(1,7f,python):2026-01-01-00:00:00.0.0 [mindspore/x/matmul_info.cc:1] Init] MatMulInfo7: 5 must"
         " divide 32\nTraceback"
