@@ -106,21 +106,26 @@ def _over_rows(x, weight, bias, dtype, axes):
 def _composed(x, weight, dtype, axes=None):
     """x W^T in float32, with the weight rounded to `dtype`: MindSpore's CPU backend has no MatMul of bfloat16, and sums
     in float16 are too coarse."""
-    # w + (rounded - w) equals the rounded weight exactly; unlike two casts it does not round the gradient of w
-    seen = (
-        weight
-        if dtype == ms.float32
-        else weight + ops.stop_gradient(ops.cast(ops.cast(weight, dtype), ms.float32) - weight)
-    )
-    return placed_product(axes)(x, seen)
+    return placed_product(axes)(x, _rounded(weight, dtype, axes))
+
+
+def _rounded(weight, dtype, axes):
+    """The weight with the values of `dtype`, in float32."""
+    if dtype == ms.float32:
+        return weight
+    # w + (rounded - w) equals the rounded weight exactly; unlike two casts it does not round the gradient of w. Both
+    # operators are placed: a parameter has the layout of the operators that read it, and not that of the product.
+    add, subtract = placed("Add", (axes, axes)), placed("Sub", (axes, axes))
+    return add(weight, ops.stop_gradient(subtract(ops.cast(ops.cast(weight, dtype), ms.float32), weight)))
 
 
 def _rounded_table(table, dtype):
-    return (
-        table
-        if dtype == ms.float32
-        else table + ops.stop_gradient(ops.cast(ops.cast(table, dtype), ms.float32) - table)
-    )
+    """`_rounded` of the table of a vocabulary, on lines of its own; see `logits`."""
+    if dtype == ms.float32:
+        return table
+    axes = ("vocab", "embed")
+    add, subtract = placed("Add", (axes, axes)), placed("Sub", (axes, axes))
+    return add(table, ops.stop_gradient(subtract(ops.cast(ops.cast(table, dtype), ms.float32), table)))
 
 
 def _composed_groups(x, weight, counts, bias):

@@ -74,6 +74,16 @@ def mindspore_cpu():
 
 
 @pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Runs programs in processes of their own that find MindSpore imported; see tests/forked.py."""
+    from tests.forked import forks_of
+
+    imports = "from pangu_ms.core import runtime; runtime.quiet(); import mindspore"
+    with forks_of(imports, tmp_path_factory.mktemp("forks")) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="session")
 def text_file(tmp_path_factory):
     """Forty short documents of made-up Python with something to learn in them."""
     path = tmp_path_factory.mktemp("corpus") / "code.jsonl"

@@ -30,8 +30,8 @@ for line in sys.stdin:
         os.environ.update(job["environment"])
         words = job["words"]
         sys.argv = words[1:] if words[0] == "-m" else ["-c", *words[2:]] if words[0] == "-c" else words
-        for module in list(sys.modules.values()):
-            if hasattr(module, "entry_script_path"):  # MindSpore's, which has found the program when it was imported
+        for module in list(sys.modules.values()):  # MindSpore looks for the program when it is imported
+            if "entry_script_path" in getattr(module, "__dict__", {}):
                 module.entry_script_path = os.path.realpath(sys.argv[0])
         try:
             if words[0] == "-c":
@@ -44,7 +44,9 @@ for line in sys.stdin:
                 runpy.run_path(words[0], run_name="__main__")
             code = 0
         except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else bool(end.code)
+            code = int(end.code or 0) if isinstance(end.code, int | None) else 1
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -78,9 +80,10 @@ class Forks:
 
 
 @contextlib.contextmanager
-def forks_of(imports: str, directory: Path) -> Iterator[Forks]:
-    """A process that has executed `imports` and forks."""
+def forks_of(imports: str, directory: Path, environment: Mapping[str, str] | None = None) -> Iterator[Forks]:
+    """A process that has executed `imports` in an environment, this process's if None, and forks."""
     command = [sys.executable, "-c", SERVER, imports]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as server:
         yield Forks(server, directory)
         server.stdin.close()

@@ -41,8 +41,6 @@ compiled graphs is stubbed everywhere, and in brackets what else is.
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +62,8 @@ PARTS = {"pi": PI, "sigma": ["model.domains=[code, text]", "model.num_experts=4"
 """What a family's tiny configuration has besides."""
 IN_ONE_PROCESS = """
 import contextlib, io, json, sys
+sys.path.insert(0, sys.argv.pop(1))
+import tests.stub_ascend.sitecustomize
 from pangu_ms.cli.main import main
 for words in json.loads(sys.argv[1]):
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -72,26 +72,20 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+STUBS = os.pathsep.join(map(str, (Path(__file__).parent / "stub_ascend", ROOT, ROOT / "run")))
+"""Where processes that the verbs start find their sitecustomize."""
+
+
 @pytest.fixture
-def verbs(tmp_path):
+def verbs(forks, tmp_path):
     """Runs `pangu` verbs in one process with a stubbed device; what each printed."""
 
     def run(*commands, **variables):
-        place = {
-            "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parent / "stub_ascend", ROOT, ROOT / "run"))),
-            "ASCEND_STUB": str(tmp_path / "stub"),
-        }
+        place = {"PYTHONPATH": STUBS, "ASCEND_STUB": str(tmp_path / "stub")}
         (tmp_path / "verbs.py").write_text(IN_ONE_PROCESS)  # a file, since there is no compile cache without
-        command = [sys.executable, str(tmp_path / "verbs.py"), json.dumps([[*map(str, words)] for words in commands])]
+        words = [tmp_path / "verbs.py", ROOT, json.dumps([[*map(str, words)] for words in commands])]
         (tmp_path / "cwd").mkdir(exist_ok=True)
-        done = subprocess.run(
-            command,
-            env=os.environ | place | variables,
-            cwd=tmp_path / "cwd",
-            capture_output=True,
-            text=True,
-            timeout=1200,
-        )
+        done = forks.run(words, tmp_path / "cwd", os.environ | place | variables)
         found = [json.loads(line) for line in done.stdout.splitlines()]
         assert done.returncode == 0 and [code for code, _ in found] == [0] * len(commands), done.stderr[-5000:]
         assert not list((tmp_path / "cwd").iterdir())
@@ -141,13 +135,14 @@ def require_successors(out, tokenizer, prompt):
 def test_one_device_trains_resumes_and_generates(records, tiny_overrides, tmp_path, verbs):
     overrides = [*tiny_overrides, "model.compute_dtype=float16", "train.eval_every=0"]
     train = training("alpha/tiny", records, tmp_path / "run", *overrides, "train.steps=4")
-    first, last, text = verbs(
-        [*train, "--stop-at", 2],
+    (first,) = verbs([*train, "--stop-at", 2])
+    last, text = verbs(
         [*train, "--resume"],
         ["generate", tmp_path / "run", "--prompt", "def a", "--temperature", 0, "--max-new-tokens", 4, "--json"],
     )
     assert (
         json.loads(first)["stopped_by"] == "stop_at"
+        and json.loads(last)["cache_hit"]  # of the training step
         and json.loads(last)["step"] == 4
         and json.loads(last)["held_out"]["loss"] == pytest.approx(3.0)
     )

@@ -190,16 +190,16 @@ SECOND_WORDS = {
 
 
 @pytest.fixture(scope="module")
-def forks(tmp_path_factory):
+def verb_forks(tmp_path_factory):
     """Processes that have imported no verb, but what belongs to others."""
     with forks_of("import pangu_ms.cli.main, numpy, yaml, pydantic", tmp_path_factory.mktemp("forks")) as forks:
         yield forks
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_help_with_defaults(verb, forks, tmp_path):
+def test_every_verb_has_help_with_defaults(verb, verb_forks, tmp_path):
     words = [verb, SECOND_WORDS[verb]] if verb in SECOND_WORDS else [verb]
-    done = forks.run(["-m", "pangu_ms", *words, "--help"], tmp_path, os.environ)
+    done = verb_forks.run(["-m", "pangu_ms", *words, "--help"], tmp_path, os.environ)
     assert done.returncode == 0 and "usage: pangu" in done.stdout
     assert "default:" in done.stdout or verb == "completion"  # which has no option
 
@@ -212,7 +212,7 @@ for words in json.loads(sys.argv[1]):
 """
 
 
-def test_nothing_is_written_where_the_user_is(trained_run, records, tmp_path):
+def test_nothing_is_written_where_the_user_is(trained_run, records, tmp_path, forks):
     """Evaluate and generate in an empty directory; see test_quickstart.py for the other verbs."""
     here, program = tmp_path / "here", tmp_path / "both.py"
     here.mkdir()
@@ -221,9 +221,8 @@ def test_nothing_is_written_where_the_user_is(trained_run, records, tmp_path):
         ["eval", str(trained_run), "--data", str(records)],
         ["generate", str(trained_run), "--prompt", "def", "--max-new-tokens", "3"],
     ]
-    done = subprocess.run(
-        [sys.executable, program, json.dumps(commands)], cwd=here, capture_output=True, text=True, check=True
-    )
+    done = forks.run([program, json.dumps(commands)], here, os.environ)
+    assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr + done.stdout and "perplexity" in done.stdout
     assert os.listdir(here) == []
 

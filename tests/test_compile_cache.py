@@ -11,7 +11,6 @@ import sys
 import pytest
 
 from pangu_ms.core import compile_cache
-from tests.forked import forks_of
 
 PROGRAM = """
 import sys
@@ -37,14 +36,6 @@ for argument in sys.argv[1:]:
     print(found, *values)
 """
 """Arguments IDENTITY:FACTOR:FACTOR...: a graph for each factor gives 1 + FACTOR, unless it is another graph."""
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory):
-    """Processes that find MindSpore imported."""
-    imports = "from pangu_ms.core import runtime; runtime.quiet(); import mindspore"
-    with forks_of(imports, tmp_path_factory.mktemp("forks")) as forks:
-        yield forks
 
 
 @pytest.fixture

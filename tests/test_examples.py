@@ -25,13 +25,14 @@ def test_a_plan_is_found_that_fits(capsys):
 def test_a_model_is_trained_and_continues_a_prompt(mindspore_cpu, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("pangu_ms.train.run.Run.evaluate", lambda self: None)  # the program evaluates once more
     with eager():
-        assert isinstance(run("train_and_generate.py", tmp_path / "new", "train.steps=2"), str)
-    assert "step 2: loss " in capsys.readouterr().out
+        assert isinstance(run("train_and_generate.py", tmp_path / "new", "train.steps=1"), str)
+    assert "step 1: loss " in capsys.readouterr().out
 
 
 def test_a_package_is_exported_and_verified(trained_run, tmp_path, capsys, monkeypatch):
     export_unverified(monkeypatch)
-    assert run("export_and_verify.py", trained_run, tmp_path / "package").startswith("On Friday the owl")
+    with eager():  # the package is a graph nevertheless
+        assert run("export_and_verify.py", trained_run, tmp_path / "package").startswith("On Friday the owl")
     assert "bit for bit" in capsys.readouterr().out
 
 

@@ -1,8 +1,7 @@
 """A process's device: chosen at any time, also when MindSpore has computed something already; what is refused says
 why."""
 
-import subprocess
-import sys
+import os
 
 import pytest
 
@@ -20,8 +19,8 @@ for _ in range(2):
 """
 
 
-def test_the_cpu_can_be_chosen_after_any_operation():
-    done = subprocess.run([sys.executable, "-c", AFTER_AN_OPERATION], capture_output=True, text=True, timeout=120)
+def test_the_cpu_can_be_chosen_after_any_operation(forks, tmp_path):
+    done = forks.run(["-c", AFTER_AN_OPERATION], tmp_path, os.environ)
     assert done.returncode == 0, done.stderr
 
 

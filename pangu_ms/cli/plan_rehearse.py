@@ -58,12 +58,17 @@ def _run(args: Namespace) -> int:
     whole = load_config(args.config, args.overrides)
     # A file of operator strategies lists every layer and micro-batch, so none can be left out.
     config = whole if whole.parallel.operator_strategies else thinned(whole, args.layers_per_stage, args.micro_batches)
+    chip = "" if args.composed else args.chip or config.runtime.chip or DEFAULT_CHIP
+    if chip == "ascend910" and config.model.compute_dtype == "bfloat16":
+        raise PlanError(
+            "model.compute_dtype=bfloat16: ascend910 has no bfloat16; set model.compute_dtype=float16, or name a chip"
+            " that has it: --chip ascend910b (runtime.chip)"
+        )
     plan = Plan.of(config)
     ranks = _ranks(args.ranks) if args.ranks else sample_ranks(plan, args.sample)
     if args.output:
         with files.writing(args.output):
             args.output.mkdir(parents=True, exist_ok=True)
-    chip = "" if args.composed else args.chip or config.runtime.chip or DEFAULT_CHIP
     reports = rehearse(config, ranks, chip, args.output, progress=not args.json)
     compiled = kept(whole, config)
     if args.output:

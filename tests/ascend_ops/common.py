@@ -16,18 +16,20 @@ TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 
 
 class _Weighted(nn.Cell):
-    """sum over outputs of <output, cotangent> in float32, whose gradients are the operator's, and the outputs."""
+    """sum over outputs of <output, cotangent> in float32, whose gradients are the operator's, and the outputs. The
+    cotangents are the last inputs."""
 
-    def __init__(self, call: Callable, cotangents: Sequence[np.ndarray]):
+    def __init__(self, call: Callable, num_cotangents: int):
         super().__init__()
-        self.call, self.cotangents = call, tuple(Tensor(c.astype(np.float32)) for c in cotangents)
+        self.call, self.num_cotangents = call, num_cotangents
 
     def construct(self, *inputs):
-        outputs = self.call(*inputs)
+        cotangents = inputs[-self.num_cotangents :]
+        outputs = self.call(*inputs[: -self.num_cotangents])
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        total = (ops.cast(outputs[0], ms.float32) * self.cotangents[0]).sum()
-        for i in range(1, len(self.cotangents)):
-            total = total + (ops.cast(outputs[i], ms.float32) * self.cotangents[i]).sum()
+        total = (ops.cast(outputs[0], ms.float32) * cotangents[0]).sum()
+        for i in range(1, self.num_cotangents):
+            total = total + (ops.cast(outputs[i], ms.float32) * cotangents[i]).sum()
         return total, outputs
 
 
@@ -81,15 +83,18 @@ def forward_and_gradients(
 ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
     """Outputs, and gradients of sum <output_i, cotangent_i> for the inputs at `positions`, of one graph. Outputs past
     the cotangents are left out of the sum."""
-    return differentiated(call, cotangents, positions)(inputs)
+    return differentiated(call, positions, len(cotangents))(inputs, cotangents)
 
 
-def differentiated(call: Callable, cotangents: Sequence[np.ndarray], positions: Sequence[int]) -> Callable:
-    """A function from inputs to outputs and gradients, whose graph is compiled once as that of `compiled`."""
-    graph = ms.value_and_grad(_Weighted(call, cotangents), tuple(positions), has_aux=True)
+def differentiated(call: Callable, positions: Sequence[int], num_cotangents: int = 1) -> Callable:
+    """A function from inputs and cotangents to outputs and gradients, whose graph is compiled once as that of
+    `compiled`."""
+    graph = ms.value_and_grad(_Weighted(call, num_cotangents), tuple(positions), has_aux=True)
 
-    def run(inputs: Sequence[Tensor]) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-        (_, outputs), found = graph(*inputs)
+    def run(
+        inputs: Sequence[Tensor], cotangents: Sequence[np.ndarray]
+    ) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+        (_, outputs), found = graph(*inputs, *(Tensor(c.astype(np.float32)) for c in cotangents))
         return tuple(map(to_float64, outputs)), tuple(map(to_float64, found if isinstance(found, tuple) else (found,)))
 
     return run

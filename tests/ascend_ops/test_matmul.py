@@ -159,11 +159,11 @@ def test_grouped_and_gradients(backend, counts, dtype, biased):
     x, weight, bias = draw(rows, 6), draw(4, 5, 6, seed=1), draw(4, 5, seed=3)
     cotangent, inputs = rounded(draw(rows, 5, seed=2), dtype), 3 + biased
     positions = (0, 1, 3) if biased else (0, 1)
-    run = differentiated(grouped_matmul, [cotangent], positions)
+    run = differentiated(grouped_matmul, positions)
     for of_experts in counts:
         tensors = [to_tensor(x, dtype), to_tensor(weight), to_tensor(of_experts), to_tensor(bias)][:inputs]
         exact = [rounded(x, dtype), rounded(weight, dtype), of_experts, rounded(bias, "float32")][:inputs]
-        (y,), found = run(tensors)
+        (y,), found = run(tensors, [cotangent])
         assert_close(y, reference_grouped(*exact), dtype)
         wanted = numeric_gradients(reference_grouped, exact, [cotangent], positions)
         assert_close(found[0], wanted[0], dtype)
@@ -177,10 +177,11 @@ def test_grouped_and_gradients(backend, counts, dtype, biased):
 def test_grouped_with_small_and_large_experts(backend, dtype):
     x, weight, cotangent = draw(320, 40), draw(8, 24, 40, seed=1), rounded(draw(320, 24, seed=2), dtype)
     bias, exact = draw(8, 24, seed=3), [rounded(x, dtype), rounded(weight, dtype)]
-    run = differentiated(grouped_matmul, [cotangent], (0, 1, 3))
+    run = differentiated(grouped_matmul, (0, 1, 3))
     for counts in ([31, 65, 0, 100, 1, 5, 48, 70], [64, 0, 3, 49, 204, 0, 0, 0]):
         counts = np.array(counts, np.int32)
-        (y,), (dx, dweight, dbias) = run([to_tensor(x, dtype), to_tensor(weight), Tensor(counts), to_tensor(bias)])
+        tensors = [to_tensor(x, dtype), to_tensor(weight), Tensor(counts), to_tensor(bias)]
+        (y,), (dx, dweight, dbias) = run(tensors, [cotangent])
         assert_close(y, reference_grouped(*exact, counts, rounded(bias, "float32")), dtype)
         of_experts, rows = (np.split(a, np.cumsum(counts)[:-1]) for a in (cotangent, exact[0]))
         assert_close(dx, np.concatenate([c @ w for c, w in zip(of_experts, exact[1], strict=True)]), dtype)
@@ -216,13 +217,13 @@ def test_grouped_nan_stays_with_its_expert(backend):
     """Of a row in that row, though products may run past an expert's rows; of a weight in its expert's rows."""
     counts = to_tensor(np.array([50, 60, 3], np.int32))
     x, weight = draw(113, 16), draw(3, 8, 16, seed=1)
-    run = differentiated(grouped_matmul, [np.ones((113, 8))], range(2))
+    run, ones = differentiated(grouped_matmul, range(2)), [np.ones((113, 8))]
     x[65, 2] = np.nan
-    (y,), (dx, dweight) = run([to_tensor(x), to_tensor(weight), counts])
+    (y,), (dx, dweight) = run([to_tensor(x), to_tensor(weight), counts], ones)
     assert np.flatnonzero(np.isnan(y).any(1)).tolist() == [65]
     assert not np.isnan(dx).any() and np.isnan(dweight).any((1, 2)).tolist() == [False, True, False]
     weight[0, 1, 1] = np.nan
-    y = run([to_tensor(draw(113, 16)), to_tensor(weight), counts])[0][0]
+    y = run([to_tensor(draw(113, 16)), to_tensor(weight), counts], ones)[0][0]
     assert np.flatnonzero(np.isnan(y).any(1)).tolist() == list(range(50))
 
 

@@ -7,7 +7,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 import ascend_ops
 from ascend_ops.optimizer import adamw, squared_norm, squared_norms
-from tests.ascend_ops.common import MODES, assert_refused, forward, gradients, rounded, to_tensor
+from tests.ascend_ops.common import MODES, assert_refused, compiled, forward, gradients, rounded, to_tensor
 
 pytestmark = pytest.mark.thinned
 
@@ -180,14 +180,14 @@ def test_squared_norm_has_a_gradient_and_keeps_nan(backend):
 @pytest.mark.parametrize("shape", [(1, 70001), (3, 5, 13), (64, 3300), (5,), (3, 40000)])
 def test_squared_norms_are_those_of_each_line(backend, shape, dtype):
     """Bit for bit, whatever stands beside a line; 40,000 elements are cut for two threads. NaN stays in its line."""
-    x = draw(*shape)
-    found = forward(squared_norms, [to_tensor(x, dtype)])[0]
+    x, norms, norm = draw(*shape), compiled(squared_norms), compiled(squared_norm)
+    found = norms([to_tensor(x, dtype)])[0]
     assert found.shape == shape[:1]
     np.testing.assert_allclose(found, (rounded(x, dtype) ** 2).sum(tuple(range(1, len(shape)))), rtol=2e-6)
     for k in {0, shape[0] // 2, shape[0] - 1}:
-        assert found[k] == forward(squared_norm, [to_tensor(x[k], dtype)])[0]
+        assert found[k] == norm([to_tensor(x[k], dtype)])[0]
     x[0] = np.nan
-    np.testing.assert_array_equal(forward(squared_norms, [to_tensor(x, dtype)])[0][1:], found[1:])
+    np.testing.assert_array_equal(norms([to_tensor(x, dtype)])[0][1:], found[1:])
 
 
 class Lazy(OneParameter):

@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 from pangu_ms.checkpoint.save_ranks import save_rank
+from pangu_ms.config.schema import RunConfig
 from pangu_ms.core.errors import UserError
 from pangu_ms.parallel.plan import Plan
 from pangu_ms.parallel.rendezvous import Rendezvous
@@ -27,18 +28,18 @@ def config():
     return planned(ALPHA, PLAN)
 
 
-def groups() -> dict:
-    """What a run saves: float32 parameters and moments."""
-    model, optimizer = (group for group in whole_arrays(config()).values())
+def groups(of: RunConfig | None = None) -> dict:
+    """What a run saves, this one or another: float32 parameters and moments."""
+    model, optimizer = (group for group in whole_arrays(of or config()).values())
     kept = {"model": model, "optimizer": {name: array for name, array in optimizer.items() if name.startswith("adam_")}}
     return {
         group: {name: array.astype("float32") for name, array in tensors.items()} for group, tensors in kept.items()
     }
 
 
-def save(root: Path, step: int, rank: int, mishaps: dict[int, tuple[str, int]]) -> None:
+def save(root: Path, step: int, rank: int, arrays: dict, plan: Plan, mishaps: dict[int, tuple[str, int]]) -> None:
     """Be one rank; slices are cut by other code than the program's own."""
-    meeting, arrays, given = Rendezvous(f"{os.getppid()}-{root}", rank, 8), groups(), 0
+    meeting, given = Rendezvous(f"{os.getppid()}-{root}", rank, 8), 0
     shapes = {group: {name: array.shape for name, array in tensors.items()} for group, tensors in arrays.items()}
     everything = {name: array for tensors in arrays.values() for name, array in tensors.items()}
 
@@ -55,7 +56,7 @@ def save(root: Path, step: int, rank: int, mishaps: dict[int, tuple[str, int]]) 
     save_rank(
         root,
         step,
-        Plan.of(config()),
+        plan,
         rank,
         shapes,
         load,
@@ -68,13 +69,14 @@ def save(root: Path, step: int, rank: int, mishaps: dict[int, tuple[str, int]]) 
 def main() -> int:
     root, step = Path(sys.argv[1]), int(sys.argv[2])
     mishaps = {int(rank): (what, int(at)) for rank, what, at in (text.split(":") for text in sys.argv[3:])}
+    arrays, plan = groups(), Plan.of(config())  # once, before there are eight of them
     children = []
     for rank in range(8):
         if child := os.fork():
             children.append(child)
             continue
         try:
-            save(root, step, rank, mishaps)
+            save(root, step, rank, arrays, plan, mishaps)
             os._exit(0)
         except (UserError, SystemExit) as error:
             (root.parent / f"words-{rank}").write_text(f"{type(error).__name__}: {error}")

@@ -87,7 +87,13 @@ def rank_slice(plan, name: str, array: np.ndarray, rank: int, tied: bool = True)
     dp, mp, pp, shard, row, *layers = plan
     stage, (i, j) = rank // (dp * mp), divmod(rank % (dp * mp), mp)
     base = name.removeprefix("adam_m.").removeprefix("adam_v.")
-    layer = 3 if base.startswith("query_layer") else int(base.split(".")[1]) if base.startswith("blocks") else None
+    layer = (
+        sum(layers) - 1
+        if base.startswith("query_layer")
+        else int(base.split(".")[1])
+        if base.startswith("blocks")
+        else None
+    )
     if layer is not None:
         stages = [int(np.searchsorted(np.cumsum(layers), layer, "right"))]
     else:

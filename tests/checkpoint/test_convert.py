@@ -11,6 +11,7 @@ from pangu_ms.core.errors import CheckpointError, OutputError
 from tests.checkpoint.alpha_tensors import foreign_tensors, our_tensors
 from tests.checkpoint.common import SIZES, assert_same, small_config
 from tests.checkpoint.official_names import expected
+from tests.eager import eager
 
 OVERRIDES = [*SIZES, "model.num_layers=3"]
 
@@ -116,12 +117,19 @@ def test_integer_weights_are_refused(tmp_path):
         convert.import_file(tmp_path / "w.npz", "official", small_config(3), tmp_path / "ours")
 
 
-@pytest.mark.usefixtures("compiled_models")
+@pytest.fixture
+def eagerly(mindspore_cpu):
+    """Models of this test compile no graph."""
+    with eager():
+        yield
+
+
+@pytest.mark.usefixtures("eagerly")
 def test_converted_weights_generate_and_train_on(trained_run, records, tiny_overrides, tmp_path, capsys, monkeypatch):
     """Out as the official .ckpt and in again with a bare vocab.model: the same text; a run can start from the
     weights."""
-    monkeypatch.setattr("pangu_ms.train.run.Run.evaluate", lambda self: None)  # would compile another graph
-    greedy = ["--prompt", "def alpha", "--temperature", "0", "--max-new-tokens", "8"]
+    monkeypatch.setattr("pangu_ms.train.run.Run.evaluate", lambda self: None)
+    greedy = ["--prompt", "def alpha", "--temperature", "0", "--max-new-tokens", "3"]
     assert main(["generate", str(trained_run), *greedy]) == 0
     text = capsys.readouterr().out
     assert main(["convert", str(trained_run), "--to", "official", "--output", str(tmp_path / "w.ckpt")]) == 0

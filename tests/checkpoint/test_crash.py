@@ -81,14 +81,14 @@ def _save_and_die(event_number: int, *arguments, **options) -> bool:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "step, generation, damaged",
     [(3, 0, False), (2, 1, False), (2, 1, True)],
     ids=["next", "replace", "replace damaged"],
 )
 def test_death_before_every_single_disk_operation(tmp_path, step, generation, damaged, every):
-    """In the default tier before every seventh, and the rows begin at different ones."""
+    """In the default tier before every eleventh, and the rows begin at different ones."""
     for number in range(1 + (step + 2 * damaged) % every, 200, every):
         root = tmp_path / str(number)
         save(root, 1)
@@ -111,7 +111,7 @@ def test_death_before_every_single_disk_operation(tmp_path, step, generation, da
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
 def test_death_while_replacing_a_damaged_step_that_has_an_old_one(tmp_path, every):
     for number in range(1, 200, every):
         root = tmp_path / str(number)

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -24,17 +26,31 @@ def reseal(package):
 
 
 def load_packages_once(monkeypatch):
-    """In this test, packages that are equal but for "verified" have one decoder, which is loaded once."""
+    """In this test, packages that are equal but for "verified" have one decoder for each key, which is loaded once."""
     load, loaded = Package.decoder, {}
 
     def decoder(package, key=None):
         described = {field: value for field, value in package.manifest.items() if field not in ("verified", "sha256")}
-        name = json.dumps(described, sort_keys=True)
-        if key or name not in loaded:
+        name = json.dumps(described, sort_keys=True), key
+        if name not in loaded:
             loaded[name] = load(package, key)
         return loaded[name]
 
     monkeypatch.setattr(Package, "decoder", decoder)
+
+
+def replay_in_this_process(monkeypatch):
+    """In this test, exports start no process to verify: its program runs here, which has imported MindSpore."""
+
+    from pangu_ms.export import write
+
+    def run(command, **_):
+        *_, module, package, request, answer, key_file = command
+        assert module == "pangu_ms.export.replay"
+        replay.main(package, request, answer, key_file)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(write, "subprocess", SimpleNamespace(run=run))
 
 
 def replay_here(directory, trial, key_file):
@@ -50,5 +66,6 @@ def replay_here(directory, trial, key_file):
 
 def export_unverified(monkeypatch):
     """In this test, exports trust what they have written; test_package.py has those that run it."""
+    monkeypatch.setattr("pangu_ms.export.write.VERIFIED_STEPS", 1)
     verified = {"steps": 1, "weights": 1, "max_difference": 0.0, "logit_deviation": 1.0}
     monkeypatch.setattr("pangu_ms.export.write.verify", lambda *_: verified)

@@ -35,6 +35,9 @@ def package(made_once, trained_run, request):
         pass
 
     def make(directory):
-        assert main(["export", str(trained_run), "--output", str(directory), *options]) == 0
+        from tests.reused_models import reused_models
+
+        with reused_models():  # the compiled decoder is left to tests of this process
+            assert main(["export", str(trained_run), "--output", str(directory), *options]) == 0
 
     return made_once("package", make)

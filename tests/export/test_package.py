@@ -13,7 +13,7 @@ from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import ExportError, OutputError
 from pangu_ms.export.package import Package, read_key
-from tests.export.common import copy_of, replay_here, reseal
+from tests.export.common import copy_of, load_packages_once, replay_here, replay_in_this_process, reseal
 from tests.infer.pi_checkpoint import reference_logits, save_pi_checkpoint
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -21,13 +21,25 @@ PROMPTS = ("def alpha_1(beta):", "print(")
 GREEDY = ["--max-new-tokens", "8", "--temperature", "0", "--json"]
 
 
-@pytest.fixture(scope="module")
-def decoder(trained_run):
-    """The checkpoint's model, compiled once for several exports: one sequence of 24 tokens, 8 at a time."""
-    from pangu_ms.infer.decoder import GraphShape
-    from pangu_ms.infer.load import load_decoder
+SHAPE = ["--batch-size", "2", "--max-length", "32", "--chunk", "8"]
 
-    return load_decoder(open_checkpoint(trained_run), GraphShape.fitting(32, 1, 24, 8))
+
+@pytest.fixture(scope="module")
+def shape():
+    """SHAPE, which is that of the fixture `package`."""
+    from pangu_ms.infer.decoder import GraphShape
+
+    return GraphShape.fitting(32, 2, 32, 8)
+
+
+@pytest.fixture(scope="module")
+def decoder(package, trained_run, shape):
+    """The checkpoint's model, compiled once for several exports: by that of the package, if it was made here."""
+    from pangu_ms.infer import load
+    from tests.reused_models import reused_models
+
+    with reused_models():
+        return load.load_decoder(open_checkpoint(trained_run), shape)
 
 
 @pytest.fixture
@@ -218,23 +230,14 @@ def test_a_directory_that_is_no_package(tmp_path):
         Package.open(tmp_path)
 
 
-def test_an_encrypted_package_needs_its_key(trained_run, loaded, continued, tmp_path, capsys):
+def test_an_encrypted_package_needs_its_key(trained_run, loaded, continued, tmp_path, capsys, monkeypatch):
+    replay_in_this_process(monkeypatch)
+    load_packages_once(monkeypatch)
     key, wrong = tmp_path / "key", tmp_path / "wrong"
     key.write_text("0123456789abcdef\n")
     wrong.write_text("0123456789abcdeX\n")
-    options = [
-        "--output",
-        str(tmp_path / "package"),
-        "--batch-size",
-        "1",
-        "--max-length",
-        "24",
-        "--chunk",
-        "8",
-        "--key-file",
-        str(key),
-    ]
-    assert main(["export", str(trained_run), *options]) == 0
+    options = ["--output", str(tmp_path / "package"), "--key-file", str(key)]
+    assert main(["export", str(trained_run), *SHAPE, *options]) == 0
     run = ["run-mindir", str(tmp_path / "package"), "--prompt", PROMPTS[0], *GREEDY]
     capsys.readouterr()
     assert main([*run, "--key-file", str(key)]) == 0
@@ -249,9 +252,8 @@ def test_a_key_of_another_length_is_refused(tmp_path):
         read_key(tmp_path / "key")
 
 
-def test_an_export_that_differs_is_not_committed(trained_run, loaded, tmp_path, monkeypatch):
+def test_an_export_that_differs_is_not_committed(trained_run, loaded, shape, tmp_path, monkeypatch):
     from pangu_ms.export import write
-    from pangu_ms.infer.decoder import GraphShape
 
     def shifted(*arguments):
         logits, *others = replay_here(*arguments)
@@ -259,22 +261,21 @@ def test_an_export_that_differs_is_not_committed(trained_run, loaded, tmp_path, 
 
     monkeypatch.setattr(write, "replay_in_fresh_process", shifted)
     with pytest.raises(ExportError, match="logits differ by 0.001"):
-        write.export_package(open_checkpoint(trained_run), tmp_path / "package", GraphShape.fitting(32, 1, 24, 8))
+        write.export_package(open_checkpoint(trained_run), tmp_path / "package", shape)
     assert os.listdir(tmp_path) == []
 
 
-def test_the_disk_full_while_exporting_leaves_nothing(trained_run, loaded, tmp_path, monkeypatch):
+def test_the_disk_full_while_exporting_leaves_nothing(trained_run, loaded, shape, tmp_path, monkeypatch):
     import errno
 
     from pangu_ms.export import write
-    from pangu_ms.infer.decoder import GraphShape
 
     def no_room(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(write, "write_graph", no_room)
     with pytest.raises(OutputError, match="free some room"):
-        write.export_package(open_checkpoint(trained_run), tmp_path / "package", GraphShape.fitting(32, 1, 24, 8))
+        write.export_package(open_checkpoint(trained_run), tmp_path / "package", shape)
     assert os.listdir(tmp_path) == []
 
 

@@ -102,7 +102,8 @@ def test_a_launcher_with_another_secret_or_none_is_sent_away_and_told_what_to_do
     ), wrong.stderr
     pair.start("b", secret=leaders)
     assert pair.finish() == (0, 0) and checkpoints(pair.output)[10] == expected(WORLD, 10)
-    lines = [line for line in pair.a.stderr.splitlines() if "is not set" not in line]
+    others = ("is not set", "waiting for 1 of 2 hosts")  # the latter on a busy machine
+    lines = [line for line in pair.a.stderr.splitlines() if not any(words in line for words in others)]
     assert (
         len(lines) == 1
         and "host b: a launcher came by that name with another PANGU_JOB_SECRET or none, and was sent away" in lines[0]

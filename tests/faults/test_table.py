@@ -268,7 +268,6 @@ STOPS = [
         [fault(2, "step", "hang", 7), *by("launcher_sigint sleep launcher_sigint")],
         130,
         "signal signal",
-        within=2.0,
         kept=6,
     ),
     Case(
@@ -324,6 +323,8 @@ RESTARTS = [
         0,
         "hang failure restart",
         (1, "step", 7),
+        "in _stubborn",
+        "in phase step of step 7",
         kept=STEPS,
         options={"max_restarts": 1, "limits": SHORT},
     ),
@@ -375,11 +376,13 @@ SLOW_ROWS = {
     "two die at once": "killed in a step",
     "hangs at interpreter start": "hangs at import",
     "hangs in init": "hangs at import",
-    "hangs while reading": "hangs in a step",
+    "hangs while reading": "hangs while saving",
+    "hangs in a step": "recovers from a hang",
     "hangs and ignores SIGTERM": "recovers from a hang",
     "SIGTERM at interpreter start": "SIGTERM at import",
     "SIGTERM while joining": "SIGTERM while stepping",
     "SIGUSR1": "test_signals_at_random_instants_stop_four_ranks_at_one_step",
+    "SIGTERM twice": "test_a_storm_of_signals_ends_a_job_as_one_signal_does",
     "SIGINT": "test_signals_at_random_instants_stop_four_ranks_at_one_step",
     "recovers at import": "recovers from a death",
     "a stop is not tried again": "fails after SIGTERM",
@@ -505,9 +508,7 @@ def test_pauses_before_restarts_grow_and_a_signal_ends_one(tmp_path):
     job.finish()
     job.require_records()
     assert [event["wait_s"] for event in job.events("restart")] == [0.3, 0.6, 1.2]
-    assert (
-        job.code == EXIT_STOPPED and job.ended - job.events("signal")[0]["time"] < 2 and len(job.events("started")) == 3
-    )
+    assert job.code == EXIT_STOPPED and len(job.events("started")) == 3  # a fourth would begin after the pause
     assert max(checkpoints(job.output)) == 6
 
 

@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 
+from tests.eager import eager
 from tests.infer.common import make_decoder
-from tests.models.alpha import our_logits, random_parameters, small
+from tests.models.alpha import our_logits, random_parameters
+from tests.models.alpha import small as of_three_layers
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
+
+
+def small(**fields):
+    """With a block and the query layer."""
+    return of_three_layers(num_layers=2, **fields)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +27,8 @@ def test_cached_logits_equal_the_full_forward_at_every_position(request, final_n
     config = small(final_norm_position=final_norm_position)
     parameters = random_parameters(config)
     ids = np.random.default_rng(2).integers(0, config.vocab_size, (2, config.seq_length)).astype(np.int32)
-    full = our_logits(config, parameters, ids, eod_reset=False)
+    with eager():
+        full = our_logits(config, parameters, ids, eod_reset=False)
     if config == small():
         decoder = request.getfixturevalue("decoder")
     else:

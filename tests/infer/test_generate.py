@@ -1,5 +1,6 @@
 """Text generation: batches against single prompts, stop strings and tokens, streaming, lengths."""
 
+import dataclasses
 import io
 import json
 
@@ -22,16 +23,6 @@ def generator(trained_run):
     return load_generator(open_checkpoint(trained_run), Prompt.each_of(PROMPTS, SamplingConfig(max_new_tokens=500)))
 
 
-@pytest.fixture(scope="module")
-def generator_of_two(trained_run):
-    """Two sequences: the prompts are two batches."""
-    from pangu_ms.infer.load import load_generator
-
-    return load_generator(
-        open_checkpoint(trained_run), Prompt.each_of(PROMPTS, SamplingConfig(max_new_tokens=10)), batch_size=2
-    )
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -40,11 +31,11 @@ def generator_of_two(trained_run):
         {"temperature": 1.0, "repetition_penalty": 1.3, "top_p": 0.9},
     ],
 )
-def test_a_batch_equals_its_prompts_one_by_one(generator, generator_of_two, options):
+def test_a_batch_equals_its_prompts_one_by_one(generator, options):
     config = SamplingConfig(max_new_tokens=10, **options)
     together = generator.generate(PROMPTS, config)
-    two_batches = generator_of_two.generate(PROMPTS, config)
-    assert [r.token_ids for r in together] == [r.token_ids for r in two_batches]
+    more_than_slots = generator.generate(PROMPTS + PROMPTS[::-1], config)
+    assert more_than_slots[:3] == together
     assert generator.generate(PROMPTS[:1], config) == together[:1]
 
 
@@ -107,6 +98,21 @@ def test_the_context_s_end_is_a_length_stop(generator, monkeypatch):
     result = generator.generate(PROMPTS[:1], config)[0]
     assert result.finish_reason == "length"
     assert len(generator.tokenizer.encode(PROMPTS[0])) + len(result.token_ids) == 32
+
+
+def test_more_new_tokens_than_the_context_has_room_for(generator, trained_run, capsys, caplog, monkeypatch):
+    """The text ends where the context is full, and a line says so."""
+    monkeypatch.setattr("pangu_ms.infer.load.load_generator", lambda *_: generator)
+    words = ["--prompt", "print(", "--json", "--max-new-tokens", "9999", "--temperature", "0"]
+    assert main(["generate", str(trained_run), *words]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["finish_reason"] == "length" and len(result["token_ids"]) < 32
+    (told,) = [record.getMessage() for record in caplog.records if "context" in record.getMessage()]
+    assert (
+        told
+        == f"prompt 1: ends after {len(result['token_ids'])} of max_new_tokens=9999, where the context of 32 tokens is"
+        " full"
+    )
 
 
 def test_as_many_rows_as_beams_are_loaded(trained_run, monkeypatch):

@@ -1,8 +1,6 @@
 """Mistakes in paths, prompts and options are told before MindSpore is imported, which takes seconds, and before
 anything is compiled."""
 
-import json
-
 from tests.without_mindspore import IMPORTED, answers_to
 
 GENERATE = [
@@ -75,33 +73,3 @@ def test_what_is_right_gets_as_far_as_mindspore(trained_run, records, tmp_path):
     commands.append(["export", str(trained_run), "--output", str(tmp_path / "new")])
     for code, error in answers_to(commands):
         assert str(code).rstrip().endswith(IMPORTED) and error == ""
-
-
-def test_more_new_tokens_than_the_context_has_room_for(trained_run, capsys, caplog):
-    """The text ends where the context is full, and a line says so."""
-    from pangu_ms.cli.main import main
-
-    assert (
-        main(
-            [
-                "generate",
-                str(trained_run),
-                "--prompt",
-                "print(",
-                "--json",
-                "--max-new-tokens",
-                "9999",
-                "--temperature",
-                "0",
-            ]
-        )
-        == 0
-    )
-    result = json.loads(capsys.readouterr().out)
-    assert result["finish_reason"] == "length" and len(result["token_ids"]) < 32
-    (told,) = [record.getMessage() for record in caplog.records if "context" in record.getMessage()]
-    assert (
-        told
-        == f"prompt 1: ends after {len(result['token_ids'])} of max_new_tokens=9999, where the context of 32 tokens is"
-        " full"
-    )

@@ -105,11 +105,14 @@ def weights(output: Path, step: int, model: dict = MODEL) -> dict[str, np.ndarra
 
 
 @pytest.fixture(scope="module")
-def trained(place):
+def trained(place, forks):
     """Output of the command, run in an empty directory; overflow.json is beside it."""
     config = write_yaml(place / "run.yaml", place / "nowhere")
     program = str(Path(__file__).with_name("command_and_overflow.py"))
-    child([program, str(config), "--data", str(place / "records"), "--output", str(place / "out")], place / "empty")
+    (place / "empty").mkdir()
+    words = [program, config, "--data", place / "records", "--output", place / "out"]
+    done = forks.run(words, place / "empty", os.environ)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return place / "out"
 
 

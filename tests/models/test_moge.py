@@ -26,10 +26,12 @@ def reference_logits(config, parameters, ids, eod_id=EOD):
 @pytest.mark.usefixtures("mindspore_cpu")
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    "case", ["one of each group", pytest.param("two of each group", marks=pytest.mark.slow), "all"]
+    "case",
+    [*(pytest.param(case, marks=pytest.mark.slow) for case in ("one of each group", "two of each group")), "all"],
 )
 def test_logits_equal_the_paper(case):
-    config = small(num_layers=1, **CASES[case])  # of two layers: the test of gradients
+    """By default without what the test of gradients has, one of each group, and that of decoding, two."""
+    config = small(num_layers=1, **CASES[case])
     parameters, ids = random_parameters(config), random_ids(config)
     expected = reference_logits(config, parameters, ids)
     np.testing.assert_allclose(our_logits(config, parameters, ids, True), expected, atol=1e-4)

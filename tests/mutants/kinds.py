@@ -277,4 +277,5 @@ KINDS = {
     "records index": _with(_RECORDS, "*.mindrecord.db", exact=True, command=(":rows", "{input}"), endless=True),
     "records digests": _with(_RECORDS, "*.digests", exact=True, command=(":rows", "{input}")),
 }
-"""Those that need mindspore come last: from there on it is in every reading process."""
+"""Those that need mindspore come last: from FIRST_WITH_MINDSPORE on it is in every reading process."""
+FIRST_WITH_MINDSPORE = "losses so far"

@@ -1,7 +1,8 @@
-"""Plans of a small alpha by the sizes of their mesh."""
+"""Plans of a small alpha by the sizes of their mesh; what a compiled step must agree with."""
 
 from pangu_ms.config import load_config
-from pangu_ms.parallel.plan import Plan
+from pangu_ms.parallel.layout import Layout
+from pangu_ms.parallel.plan import MOMENTS, Plan
 
 # Written by MindSpore 2.9 (search_mode="sharding_propagation", 8 devices), shortened.
 OPERATORS = (
@@ -33,3 +34,28 @@ def degrees(dp=1, mp=1, pp=1, optimizer_shard=False, rows=False):
 
 def plan_of(**kind):
     return Plan.of(load_config("alpha/tiny", OVERRIDES + degrees(**kind)))
+
+
+def assert_layouts_agree(plan: Plan, graph: dict, stage: int) -> None:
+    """Parameters and moments that a stage's graph has, and the slice that each device holds.
+
+    `graph`: {"held": names, "layouts": {name: [device matrix, tensor map, slice shape]}} of a compiled step.
+    """
+    held = plan.stage_parameters(stage)
+    wanted = [prefix + name for prefix in ("", *MOMENTS) for name in held]
+    assert sorted(wanted) == sorted(
+        name for name in graph["held"] if name.removeprefix("adam_m.").removeprefix("adam_v.") in plan.layouts
+    )
+    for name in held:
+        layout, (matrix, tensor_map, _) = plan.layouts[name], graph["layouts"][name]
+        axes = tuple((str(i), size) for i, size in enumerate(matrix))
+        dims = [d if isinstance(d, list) else [d] for d in tensor_map]
+        theirs = Layout(
+            layout.shape, axes, tuple(tuple(str(len(matrix) - 1 - i) for i in dim if i >= 0) for dim in dims)
+        )
+        ours = Layout(layout.shape, layout.axes, layout.dims)
+        assert [ours.slices(r) for r in range(ours.num_devices)] == [
+            theirs.slices(r) for r in range(theirs.num_devices)
+        ], name
+        for prefix in ("", *MOMENTS):
+            assert tuple(graph["layouts"][prefix + name][2]) == layout.slice_shape, prefix + name

@@ -130,7 +130,6 @@ def test_a_rank_loads_and_saves_its_slices_of_them(tmp_path):
         "-m",
         CHILD,
         "tests.train.planned_child",
-        "virtual",
         tmp_path,
         str(rank),
         json.dumps(plan),

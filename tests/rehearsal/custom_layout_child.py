@@ -1,4 +1,5 @@
-"""Compiles a model's step for a virtual rank with series activations by our kernels; prints the report as JSON.
+"""Compiles a model's step for a virtual rank with series activations by our kernels; prints the report as JSON, and in
+it the kinds of recomputed operators and their numbers.
 
 argv: config, rank, overrides. The CPU kernels stand for Ascend's, whose primitives cannot be made without CANN; layouts
 are attached to both alike. They are made before the process becomes virtual, since their constructor looks for CANN
@@ -6,7 +7,9 @@ afterwards.
 """
 
 import json
+import re
 import sys
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest import mock
@@ -16,6 +19,7 @@ from ascend_ops import backend, custom
 from pangu_ms.config.load import config_to_dict, load_config
 from pangu_ms.rehearsal import rehearse_child
 
+NODE = re.compile(r"= (?:\w+(?:::\w+)*::)?(?:PrimFunc_)?(\w+)\(")
 KERNELS = ("SeriesActivation", "SeriesActivationGrad", "SeriesGlu", "SeriesGluGrad")
 BY_KERNELS = ("swiglu", "series_activation", "fast_gelu")
 
@@ -45,6 +49,8 @@ def main() -> None:
         for patch in patches:
             patch.start()
         report = rehearse_child.rehearse_rank(request, Path(graphs))
+        again = (line for line in rehearse_child._validated(Path(graphs)) if "duplicated: Bool(1)" in line)
+        report["recomputed"] = Counter(match[1] for line in again if (match := NODE.search(line)))
     print(json.dumps(report))
 
 

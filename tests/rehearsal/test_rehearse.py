@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -21,15 +22,16 @@ from pangu_ms.parallel.plan import MOMENTS, Plan
 from pangu_ms.rehearsal import rehearse as rehearsal
 from pangu_ms.rehearsal.compiled_graph import totals
 from pangu_ms.rehearsal.rehearse import rehearse, sample_ranks, thinned
+from tests.parallel.common import assert_layouts_agree
 
 TWO_BY_TWO = ("parallel.data_parallel=2", "parallel.model_parallel=2")
-CUT = (*TWO_BY_TWO, "parallel.optimizer_shard=true", "model.num_layers=2")
+CUT = (*TWO_BY_TWO, "parallel.optimizer_shard=true", "parallel.sequence_parallel=true", "model.num_layers=2")
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """What `pangu plan rehearse` prints and writes of rank 0 of 2 x 2, with parameters cut once more by the optimizer
-    and an uneven table."""
+    """What `pangu plan rehearse` prints and writes of rank 0 of 2 x 2, with parameters cut once more by the optimizer,
+    cut positions and an uneven table."""
     words = ["plan", "rehearse", "--config", "alpha/tiny", *CUT, "--ranks", "0", "--json", "--output"]
     output = tmp_path_factory.mktemp("rehearsal") / "out"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -69,24 +71,14 @@ def test_layouts_are_those_of_the_plan_not_only_their_shapes(alpha: tuple[Plan, 
             ] == list(layout.tensor_map), name
 
 
-def test_collectives_of_a_layer_are_megatrons(alpha: tuple[Plan, rehearsal.RankReport]) -> None:
-    """Two all-reduces over mp forward and two backward for each layer: one more is a forgotten layout. Source: Shoeybi
-    et al. 2019, section 3."""
+def test_sequence_parallel_has_megatrons_collectives(alpha: tuple[Plan, rehearsal.RankReport]) -> None:
+    """Over mp four gathers and four scatters in each of two layers; one more, or an all-reduce, is a forgotten layout.
+    The first layer gets whole positions from the embedding, and the head gathers them again. Source: Korthikanti et al.
+    2022, figure 5."""
     _, report = alpha
-    over_mp = Counter(
-        c.scope.rpartition("/")[0].endswith("Grad_AllReduce")
-        for c in report.collectives
-        if _in_layer(c) and not c.parameter
-    )
-    assert over_mp == {False: 4, True: 4}
-
-
-def _in_layer(collective: rehearsal.Collective) -> bool:
-    return (
-        collective.kind == "AllReduce"
-        and collective.group_size == 2
-        and ("Block" in collective.scope or "Linear" in collective.scope)
-    )
+    activations = [c for c in report.collectives if not c.parameter]
+    (pair,) = {c.group for c in activations if c.kind == "AllGather"}
+    assert Counter(c.kind for c in activations if c.group == pair) == {"AllGather": 4 * 2, "ReduceScatter": 4 * 2}
 
 
 def test_a_difference_between_compiler_and_plan_is_told(alpha: tuple[Plan, rehearsal.RankReport]) -> None:
@@ -103,19 +95,39 @@ def test_a_difference_between_compiler_and_plan_is_told(alpha: tuple[Plan, rehea
     ]
 
 
-def test_custom_kernels_carry_their_layouts() -> None:
-    """Series activations by kernels: parameters cut, their gradients summed over the replicas, and nothing
-    redistributed."""
-    overrides = [*TWO_BY_TWO, "model.num_layers=1", "model.siaf_position=product"]
+@pytest.fixture(scope="module")
+def pi() -> tuple[Plan, dict[str, Any]]:
+    """A layer of pi with series activations by kernels on rank 3 of 2 x 2, cut by the optimizer and by rows of its
+    tables, with fewer heads of keys and values, and recomputed in part: the plan and the child's report."""
+    fields = ["num_layers=1", "siaf_position=product", "num_heads=4", "num_kv_heads=2", "ffn_hidden_size=512"]
+    fields += ["vocab_size=512", "hidden_size=256", "seq_length=32"]
+    overrides = [*TWO_BY_TWO, "parallel.optimizer_shard=true", "parallel.vocab_embedding=row", "train.batch_size=4"]
+    overrides += ["parallel.recompute=selective", "tokenizer.vocab_size=512", *(f"model.{field}" for field in fields)]
     child = Path(__file__).with_name("custom_layout_child.py")
-    done = subprocess.run([sys.executable, child, "pi/tiny", "1", *overrides], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, child, "pi/tiny", "3", *overrides], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    raw, plan = json.loads(done.stdout), Plan.of(load_config("pi/tiny", overrides))
+    return Plan.of(load_config("pi/tiny", overrides)), json.loads(done.stdout)
+
+
+def test_custom_kernels_carry_their_layouts(pi: tuple[Plan, dict[str, Any]]) -> None:
+    """Series activations by kernels: parameters cut, their gradients summed over the replicas, and nothing in a layer
+    redistributed."""
+    plan, raw = pi
     report = rehearsal._report(plan, raw)
     assert report.differences == []
-    assert {c.kind for c in report.collectives} == {"AllReduce"}
+    activations = [c for c in report.collectives if not c.parameter and ("Block" in c.scope or "Linear" in c.scope)]
+    assert {c.kind for c in activations} == {"AllReduce"}
     assert [c.group_size for c in report.collectives if c.parameter.endswith("siaf.scale")] == [2]
     assert raw["layouts"]["blocks.0.ffn.siaf.scale"][:2] == [[2, 2], [-1, 0]]
+
+
+def test_layouts_and_recomputed_probabilities(pi: tuple[Plan, dict[str, Any]]) -> None:
+    plan, raw = pi
+    layouts = {name: [*layout[:2], raw["parameters"].get(name)] for name, layout in raw["layouts"].items()}
+    assert_layouts_agree(plan, {"held": [*raw["layouts"]], "layouts": layouts}, 0)
+    again = Counter(raw["recomputed"])
+    # the scores of the layer, and no product with a weight
+    assert again["BatchMatMul"] == again["Softmax"] == 1 and again["MatMul"] == 0
 
 
 def test_the_command_line_writes_a_report_and_strategy_files(command: tuple[dict[str, Any], Path]) -> None:
@@ -160,6 +172,16 @@ def test_operator_strategies_must_name_every_operator_and_no_other(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("family", ["alpha", "pi"])
+def test_composed_products_of_rounded_weights_are_cut_as_the_plan_says(family: str, dtype: str) -> None:
+    """The operators that round a weight read the parameter, too."""
+    config = load_config(f"{family}/tiny", [*CUT, f"model.compute_dtype={dtype}"])
+    (report,) = rehearse(config, [0], "", progress=False)
+    assert report.differences == []
+
+
+@pytest.mark.slow
 def test_saved_operator_strategies_make_the_same_graph(tmp_path: Path) -> None:
     config = load_config("alpha/tiny", [*TWO_BY_TWO, "model.num_layers=2"])
     (saved,) = rehearse(config, [0], "", tmp_path, progress=False)
@@ -175,6 +197,8 @@ def test_bad_ranks_and_a_refusing_compiler_are_one_line(
     assert capsys.readouterr().err == "pangu plan: rank 9: the plan has 1 devices; ranks are 0 to 0\n"
     assert main(["plan", "rehearse", "--config", "alpha/tiny", "--ranks", "a"]) == 2
     assert "numbers with commas" in capsys.readouterr().err
+    assert main(["plan", "rehearse", "--config", "pi/openpangu_7b"]) == 2
+    assert "compute_dtype=bfloat16: ascend910 has no bfloat16; set model.compute_dtype=f" in capsys.readouterr().err
     said = (
         "[ERROR] PARALLEL(1,7f,python):2026-01-01-00:00:00.0.0 [mindspore/x/matmul_info.cc:1] Init] MatMulInfo7: 5 must"
         " divide 32\nTraceback"
@@ -187,16 +211,17 @@ def test_bad_ranks_and_a_refusing_compiler_are_one_line(
         rehearsal.run_child(load_config("alpha/tiny"), 0, "")
 
 
-def test_an_unknown_mindspore_is_refused_before_anything_is_changed() -> None:
-    program = (
-        "import mindspore; mindspore.__version__ = '9.9.9'\n"
-        "from pangu_ms.rehearsal import virtual_cluster\n"
-        "try: virtual_cluster.enter(8, 0)\n"
-        "except Exception as error: print(type(error).__name__, error)\n"
-        "print(mindspore.get_context('device_target'))\n"
-    )
-    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.splitlines()
-    assert out[0].startswith("PlanError rehearsal: not available: MindSpore 9.9.9") and out[1] == "CPU"
+def test_an_unknown_mindspore_is_refused_before_anything_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mindspore
+
+    from pangu_ms.rehearsal import virtual_cluster
+
+    environment, device = dict(os.environ), mindspore.get_context("device_target")
+    monkeypatch.setattr(mindspore, "__version__", "9.9.9")
+    monkeypatch.setattr(mindspore.context, "set_context", lambda **values: pytest.fail("the process is changed"))
+    with pytest.raises(PlanError, match="rehearsal: not available: MindSpore 9.9.9"):
+        virtual_cluster.enter(8, 0)
+    assert os.environ == environment and mindspore.get_context("device_target") == device
 
 
 def test_thinning_keeps_widths_and_degrees() -> None:

@@ -351,7 +351,7 @@ def test_converting_keeps_super_pods(tmp_path, capsys):
         )
 
 
-def test_a_plan_orders_a_table(tmp_path, capsys):
+def test_a_plan_orders_a_table(tmp_path, capsys, answering):
     """13B on 64 devices: tensor-parallel groups and the two stages of a replica lie in one server, though ranks of
     stages are 32 apart."""
     path = written(tmp_path / "hccl.json", table(8, 8))

@@ -1,41 +1,45 @@
-"""A rank of a job of test_planned.py.
+"""A rank of a plan.
 
-virtual DIRECTORY RANK PLAN    builds the model of a virtual rank, which compiles its step, and writes what it holds
+DIRECTORY RANK PLAN            builds the model of a virtual rank, which compiles its step, and writes what it holds
 to DIRECTORY/held.npz:
                                initial values, then those of the checkpoint DIRECTORY/source, then its part of a save
                                below DIRECTORY/saved
-ranks DIRECTORY                a real CPU process: what the ranks say to each other, to DIRECTORY/rank_N.json
+
+`ranks_agree` is of a real CPU process: what the ranks say to each other, to DIRECTORY/agreed_N.json.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
 
+from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from tests.checkpoint.reshard_common import ALPHA, planned
 
 TEXT = "runs/\u9e4f/step-00000005"
 
 
-def virtual(directory: Path, rank: int, plan: tuple[int, ...]) -> None:
-    """One rank of a cluster that is not there."""
+def virtual(directory: Path, rank: int, config: RunConfig, compiled: Callable[[Any], None] = lambda step: None) -> None:
+    """One rank of a cluster that is not there; `compiled` gets its graph when that is compiled."""
     import mindspore as ms
 
-    import ascend_ops
+    from ascend_ops import backend
     from pangu_ms.checkpoint import store
     from pangu_ms.models.common.batch import Batch
     from pangu_ms.rehearsal import virtual_cluster
     from pangu_ms.train import distributed_model
 
-    config = planned(ALPHA, plan)
     ms.set_context(mode=ms.GRAPH_MODE)
     virtual_cluster.enter(config.parallel.world, rank)
     ranks = SimpleNamespace(rank=rank, world=config.parallel.world, leads=rank == 0, barrier=lambda word=None: word)
-    with ascend_ops.use("composed"), mock.patch.object(distributed_model.DeviceRanks, "join", lambda: ranks):
+    backend.assume_soc("ascend910")
+    with mock.patch.object(distributed_model.DeviceRanks, "join", lambda: ranks):
         own = distributed_model.ShardedModel(config)
         own.compile()
         step, B, S = own.train_step, config.global_batch_size, config.model.seq_length
@@ -48,6 +52,7 @@ def virtual(directory: Path, rank: int, plan: tuple[int, ...]) -> None:
             if config.parallel.pipeline_stage > 1
             else [0.25, 8.0]
         )
+    compiled(step.cell)
     distributed_model.initialize(own)
     first = held(own)
     checkpoint = store.open_checkpoint(directory / "source")
@@ -71,8 +76,7 @@ def held(own) -> dict:
 
 
 def ranks_agree(directory: Path) -> None:
-    """Agree under the settings of a plan."""
-    runtime.start("CPU")
+    """Agree under the settings of a plan; the process is of no other use afterwards."""
     import mindspore as ms
 
     from pangu_ms.parallel.device_ranks import DeviceRanks
@@ -84,13 +88,10 @@ def ranks_agree(directory: Path) -> None:
     brought = [(None, None), (None, "SIGTERM"), ("SIGINT", None), ("SIGINT", "failed"), ("SIGUSR1", None)]
     heard = [ranks.barrier(pair[ranks.rank]) for pair in brought]
     told = [ranks.broadcast(TEXT if ranks.leads else ""), ranks.broadcast("")]
-    (directory / f"rank_{ranks.rank}.json").write_text(json.dumps([heard, told]))
+    (directory / f"agreed_{ranks.rank}.json").write_text(json.dumps([heard, told]))
     ranks.barrier()
 
 
 if __name__ == "__main__":
     runtime.quiet()
-    if sys.argv[1] == "virtual":
-        virtual(Path(sys.argv[2]), int(sys.argv[3]), tuple(json.loads(sys.argv[4])))
-    else:
-        ranks_agree(Path(sys.argv[2]))
+    virtual(Path(sys.argv[1]), int(sys.argv[2]), planned(ALPHA, tuple(json.loads(sys.argv[3]))))

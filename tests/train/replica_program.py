@@ -1,5 +1,5 @@
 """What each rank of test_data_parallel runs: steps on its part of the batches; rank 0 alone, or all, write what they
-got to DIRECTORY/rank_N.npz.
+got to DIRECTORY/rank_N.npz. Afterwards they agree as the ranks of a plan do; see planned_child.py.
 
 Their heartbeats go to DIRECTORY/heart_N.
 """
@@ -108,3 +108,8 @@ if __name__ == "__main__":
     replicas = Replicas.join(config_of(2, 1))
     np.savez(Path(sys.argv[1]) / f"rank_{replicas.rank}.npz", **results_of(sys.argv[2:], replicas))
     replicas.barrier()
+    del os.environ[DESCRIPTOR]  # what follows beats for nobody
+    heartbeat._pipe.cache_clear()
+    from tests.train.planned_child import ranks_agree
+
+    ranks_agree(Path(sys.argv[1]))

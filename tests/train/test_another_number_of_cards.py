@@ -1,10 +1,9 @@
 """A run goes on with any plan of its model and global batch; where the global batch is another one, the message says
 what to add, and that works."""
 
+import contextlib
 import itertools
-import json
 import re
-import shutil
 import subprocess
 from types import SimpleNamespace
 
@@ -114,33 +113,11 @@ def test_where_no_share_exists_the_advised_search_finds_plans(tmp_path, capsys):
     require_same_run(stored, load_config("pi/7b", best), str(tmp_path))
 
 
-def test_a_run_of_one_process_goes_on_in_two(records, tiny_overrides, trained_run, tmp_path):
-    """From a checkpoint in its middle: the end is about that of the run that stayed in one process."""
-    shutil.copytree(trained_run, tmp_path / "run")
-    for path in (tmp_path / "run/checkpoints").glob("step-*"):
-        if path.name > "step-00000009":
-            shutil.rmtree(path)
-    (tmp_path / "run/metrics.jsonl").write_text(
-        "".join(json.dumps(row) + "\n" for row in metrics(trained_run) if row["step"] < 9)
-    )
-    ranks = ["train.batch_size=2", "parallel.data_parallel=2", "train.eval_every=0"]
-    done = subprocess.run(
-        command(records, tmp_path / "run", [*tiny_overrides, *ranks], "--resume"),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    require_about_equal(trained_run, tmp_path / "run", 1e-4)
-    assert open_checkpoint(tmp_path / "run").config().parallel.data_parallel == 2
-    assert held_out_loss(tmp_path / "run") == pytest.approx(held_out_loss(trained_run), abs=1e-4)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_models")
 def test_a_run_goes_from_one_process_to_two_and_back(records, tiny_overrides, trained_run, tmp_path):
     """Accumulation of two, then two replicas, then one whole batch: losses as of the run that had one whole batch all
-    the time."""
+    the time. In the default tier a run goes on in two processes in test_data_parallel.py."""
     from pangu_ms.train.loop import train
 
     output = tmp_path / "run"
@@ -206,28 +183,29 @@ def test_losses_and_evaluations_stay_those_of_one_process(records, tiny_override
     assert alone.held_out and len(evaluations[0]) == 2
 
 
-@pytest.mark.usefixtures("compiled_models")
+@pytest.mark.usefixtures("mindspore_cpu")
 def test_the_loss_scale_follows_the_micro_batch_and_other_masks_are_told(records, tiny_overrides, tmp_path, caplog):
     """float16 gradients are divided by the tokens of a micro-batch: with half as many the scale is halved, and they
-    keep their size."""
-    from pangu_ms.train.loop import train
+    keep their size. No step is needed for that."""
     from pangu_ms.train.run import Run
 
     half = [*tiny_overrides, "model.compute_dtype=float16", "model.dropout=0.1"]
-    train(load_config("alpha/tiny", half), records, tmp_path / "run", stop_at=1, progress=False)
+
+    def begun(resume, *overrides):
+        run = Run(load_config("alpha/tiny", [*half, *overrides]), records, tmp_path / "run")
+        with contextlib.closing(run):
+            run.begin(resume)
+            if not resume:
+                run.save(iter(()))
+        return run
+
+    begun(False)
     scale = open_checkpoint(tmp_path / "run").state()["guard"]["scale"]
-    for parts, told in ((1, ""), (2, "model.dropout=0.1: micro-batches have another size from step 1 on")):
-        resumed = Run(
-            load_config("alpha/tiny", [*half, f"train.accumulation_steps={parts}"]), records, tmp_path / "run"
-        )
+    for parts, told in ((1, ""), (2, "model.dropout=0.1: micro-batches have another size from step 0 on")):
         caplog.clear()
-        resumed.begin(resume=True)
-        assert (
-            scale > 2
-            and resumed.guard.scale == scale / parts
-            and told in caplog.text
-            and ("dropout" in caplog.text) == bool(told)
-        )
+        resumed = begun(True, f"train.accumulation_steps={parts}")
+        assert scale > 2 and resumed.guard.scale == scale / parts
+        assert told in caplog.text and ("dropout" in caplog.text) == bool(told)
 
 
 @pytest.mark.usefixtures("compiled_models")

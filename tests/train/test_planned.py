@@ -16,34 +16,39 @@ from pangu_ms.core.errors import CheckpointError, ConfigError
 from pangu_ms.models.common.init import initial_values
 from pangu_ms.parallel.rendezvous import PeerLost
 from pangu_ms.train.checks import needs_ranks, require_executable
-from pangu_run.launcher import run_ranks
 from tests.checkpoint.common import assert_same
 from tests.checkpoint.rank_saver import groups
 from tests.checkpoint.reshard_common import ALPHA, planned, rank_slice
-from tests.train.planned_child import TEXT
+from tests.parallel import stages
 
 ANOTHER_PLAN = (2, 4, 1, 1, 0, 4)
 
 
-@pytest.mark.parametrize(
-    ("rank", "plan"), [pytest.param(3, (2, 2, 1, 1, 1, 4), marks=pytest.mark.slow), (4, (2, 2, 2, 0, 1, 2, 2))]
-)
-def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path, rank, plan):
-    """Rank 3 of dp 2 x mp 2 with the optimizer's cut, and the first of the second stage of two. Slices are cut by the
-    rules in words."""
-    arrays, state = groups(), {"step": 5}
-    whole = store.open_checkpoint(store.save(tmp_path / "whole", 5, arrays, state, planned(ALPHA, plan)))
-    reshard(Source.of(whole), tmp_path / "source", planned(ALPHA, ANOTHER_PLAN))
-    command = [sys.executable, "-m", "tests.train.planned_child", "virtual", tmp_path, str(rank), json.dumps(plan)]
+def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(made_once, tmp_path):
+    """The first of the second stage of two."""
+    made = made_once("stages", stages.make)
+    require_slices(made, tmp_path, stages.CASES["second stage"], stages.BASE, stages.PLAN)
+
+
+@pytest.mark.slow
+def test_a_rank_of_one_stage_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path):
+    """Rank 3 of dp 2 x mp 2 with the optimizer's cut, and rows of the word table."""
+    rank, plan = 3, (2, 2, 1, 1, 1, 4)
+    stages.write_checkpoints(tmp_path, ALPHA, plan)
+    command = [sys.executable, "-m", "tests.train.planned_child", tmp_path, str(rank), json.dumps(plan)]
     child = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert child.returncode == 0, child.stderr[-3000:]
-    found = dict(np.load(tmp_path / "held.npz"))
+    require_slices(tmp_path, tmp_path, rank, ALPHA, plan)
+
+
+def require_slices(made, tmp_path, rank, base, plan):
+    """What planned_child left, against slices that are cut by the rules in words."""
+    config = planned(base, plan)
+    arrays, whole = groups(config), store.open_checkpoint(made / "whole")
+    found = dict(np.load(made / "held.npz"))
     assert found.pop("graphs") == 1 and found.pop("control").tolist() == [0.25, 8.0] and found.pop("sliced")
 
-    first = {
-        f"first/{name}": value
-        for name, value in initial_values(planned(ALPHA, plan).model, planned(ALPHA, plan).train.seed)
-    }
+    first = {f"first/{name}": value for name, value in initial_values(config.model, config.train.seed)}
     first |= {f"first/{name}": np.zeros_like(value) for name, value in arrays["optimizer"].items()}
     everything = {name: value for tensors in arrays.values() for name, value in tensors.items()}
     parts = {
@@ -51,21 +56,11 @@ def test_a_rank_compiles_loads_from_any_plan_and_saves_its_slices(tmp_path, rank
     }
     assert_same(found, {name: part[0] for name, part in parts.items() if part})
 
-    files = sorted(path.name for path in (tmp_path / "saved/.step-00000005.ranks.tmp").glob("*.safetensors"))
+    saved = made / "saved/.step-00000005.ranks.tmp"
+    files = sorted(path.name for path in saved.glob("*.safetensors"))
     assert files == [f"{group}-rank-{rank:05d}.safetensors" for group in ("model", "optimizer")]
-    same = reshard(Source.of(whole), tmp_path / "same", planned(ALPHA, plan))
-    assert all(
-        (tmp_path / "saved/.step-00000005.ranks.tmp" / file).read_bytes() == (same / file).read_bytes()
-        for file in files
-    )
-
-
-def test_ranks_agree_by_sums_that_no_plan_cuts(tmp_path):
-    assert (
-        run_ranks(lambda rank: ["-m", "tests.train.planned_child", "ranks", str(tmp_path)], 2, tmp_path / "logs") == 0
-    )
-    both = [json.loads((tmp_path / f"rank_{rank}.json").read_text()) for rank in range(2)]
-    assert both[0] == both[1] == [[None, "SIGTERM", "SIGINT", "failed", "SIGUSR1"], [TEXT, ""]]
+    same = reshard(Source.of(whole), tmp_path / "same", config)
+    assert all((saved / file).read_bytes() == (same / file).read_bytes() for file in files)
 
 
 def test_what_rank_0_cannot_find_ends_the_others_too(tmp_path):

@@ -49,7 +49,7 @@ class GroupedRouter(Linear):
 
     def balance_loss(self, probabilities_BSN):
         """N * sum_e f_e p_e of a batch, a float32 scalar: f_e, which has no gradient, is the part of all choices that
-        fell on expert e, and p_e the mean of its probability.
+        fell on expert e, and p_e the mean of its probability. Source: arXiv 2505.21411, eq. 8.
 
         It is 1 if all are equal, and larger if the experts with the most tokens have the largest probabilities.
         """

@@ -87,7 +87,19 @@ def test_custom_compiler_takes_our_sources(fake_cann, tmp_path):
     )
 
 
+@pytest.mark.slow  # the custom compiler imports mindspore
 def test_failed_build_returns_1(fake_cann, tmp_path):
     (fake_cann / "fail").touch()
     done = build("--cann", fake_cann.parents[3], "--install", tmp_path / "opp")
     assert done.returncode == 1 and "the build failed" in done.stderr
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_custom_compiler_that_fails_or_makes_nothing_returns_1_and_its_log_is_shown(fake_cann, tmp_path, code):
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = setup.py ] || exec {sys.executable} "$@"\necho what failed > build.log\nexit {code}\n'
+    )
+    python.chmod(0o755)
+    done = build("--cann", fake_cann.parents[3], "--install", tmp_path / "opp", PYTHON=str(python))
+    assert done.returncode == 1 and "what failed\n" in done.stderr and "the build failed" in done.stderr

@@ -80,12 +80,13 @@ def test_unequal_servers_are_refused():
         of_program(Program(3, "Ascend", [[0, 0], [0, 1], [1, 0]], 8))
 
 
-def test_the_plan_comes_from_the_configuration():
-    """The real program, asked in a process of its own: the 200B plan's 128 devices."""
+def test_the_plan_comes_from_the_configuration(request):
+    """The real program, asked in a process of its own first: the 200B plan's 128 devices."""
     from pangu_run.manifest.plan import plan_of
 
     words = ["--config", "alpha/200b_128x64gib", "runtime.device=Ascend", "--output", "/nowhere"]
     assert plan_of(words) == Plan(16, 8, True, "ascend910b")
+    request.getfixturevalue("answering")
     assert plan_of([*words, "runtime.chip=ascend910"]).product == "910"
     with pytest.raises(LaunchError, match="alpha/nope: no such file or shipped config"):
         plan_of(["--config", "alpha/nope", "--output", "/nowhere"])
