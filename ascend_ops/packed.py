@@ -14,7 +14,7 @@ from ascend_ops.backend import select
 from ascend_ops.checks import Operand, describe, rule
 from ascend_ops.custom import attribute, filled, kernel
 from ascend_ops.errors import OperatorError
-from ascend_ops.packing import INPUTS, OUTPUTS, PackedWeight, packed_shape
+from ascend_ops.packing import GROUP, INPUTS, OUTPUTS, PackedWeight, packed_shape
 from ascend_ops.table import PACKED
 
 
@@ -25,7 +25,10 @@ def packed_tensors(packed: PackedWeight) -> tuple[Tensor, Tensor]:
 
 
 def packed_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, activation: str = "") -> Tensor:
-    """activation(x W^T + bias) with a packed weight, in the arithmetic of float32.
+    """activation(x W^T + bias) with a packed weight, summed in float32.
+
+    With a weight of int8 x is rounded to int8, too: each group of 128 inputs of a row to multiples of its largest
+    magnitude over 127. The products of a group are summed as integers, which are the same on every processor.
 
     Args:
         x: [..., in] float32, float16 or bfloat16.
@@ -76,10 +79,24 @@ def _composed(x, weight, scale, bias, activation):
     outputs, inputs = scale.shape[0], x.shape[-1]
     wide = ops.reshape(ops.transpose(_values(weight), (0, 2, 1, 3)), (weight.shape[0] * OUTPUTS, -1))
     rows = ops.reshape(ops.cast(x, ms.float32), (-1, inputs))
+    rows = _rounded(rows) if weight.dtype == ms.uint8 else rows
     y = ops.MatMul(transpose_b=True)(rows, wide[:outputs, :inputs]) * scale
     y = y if bias is None else y + bias
     y = plain_activation(activation, y) if activation else y
     return ops.cast(ops.reshape(y, x.shape[:-1] + (outputs,)), x.dtype)
+
+
+def _rounded(x):
+    """x [rows, inputs] rounded as for int8: each GROUP of a row to multiples of its largest magnitude over 127."""
+    rows, inputs = x.shape
+    missing = -inputs % GROUP
+    whole = x if missing == 0 else ops.concat((x, ops.zeros((rows, missing), ms.float32)), 1)
+    groups = ops.reshape(whole, (rows, -1, GROUP))
+    largest = ops.ReduceMax(keep_dims=True)(ops.abs(groups), -1)
+    # The kernels take a group below 1e-35 for 0: 127 over the largest would be infinite.
+    inverse = ops.where(largest < 1e-35, 0.0, 127.0 / ops.maximum(largest, 1e-35))
+    rounded = ops.Rint()(groups * inverse) * (largest / 127.0)
+    return ops.reshape(rounded, (rows, -1))[:, :inputs]
 
 
 def _composed_rows(ids, weight, scale, inputs):

@@ -18,6 +18,8 @@ OUTPUTS = 16
 """Outputs of a block."""
 INPUTS = {"float32": 1, "bfloat16": 2, "int8": 4}
 """Dtype of a packed weight -> inputs of a line."""
+GROUP = 128
+"""Inputs of x that share a scale in a product with int8."""
 _BLOCKS_AT_ONCE = 16  # 1 MB of float32 for 4096 inputs, which stays in a cache from one operation to the next
 
 

@@ -4,8 +4,10 @@
 // or 4 (uint8) consecutive inputs of 16 outputs; what the last block and line lack is 0. A product walks the lines of a block in order and keeps the
 // sums of several rows and blocks in registers, so that there are no horizontal sums. The terms of a sum are added in the order of the inputs in every
 // tile: the bits of a row of y depend on its row of x alone.
+//
+// For a weight of uint8 (int8 plus 128) x is rounded to int8, too, with a scale for each kChunk<uint8_t> lines of a row: the sums of such a group are
+// exact integers, the same on every processor.
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <type_traits>
 
@@ -22,15 +24,16 @@
 namespace ascend_ops {
 namespace {
 
-// Part: a vector of the processor's own width (of wider ones the compiler keeps sums in memory). kTileRows x kTileBlocks x kParts of them are sums.
+// Part: a vector of the processor's own width; of wider ones the compiler keeps sums in memory. A tile of up to kTileRows rows has kTileBlocks blocks,
+// or kTallBlocks with more than kLowRows rows: then its sums fill most registers, and few rows still read several blocks side by side.
 #if defined(__AVX512F__)
-constexpr int kWidth = 16, kTileRows = 6, kTileBlocks = 4;  // 24 of 32 registers
+constexpr int kWidth = 16, kTileRows = 8, kLowRows = 6, kTileBlocks = 4, kTallBlocks = 3;  // 24 of 32 registers
 #elif defined(__AVX2__)
-constexpr int kWidth = 8, kTileRows = 6, kTileBlocks = 1;  // 12 of 16
+constexpr int kWidth = 8, kTileRows = 6, kLowRows = 6, kTileBlocks = 1, kTallBlocks = 1;  // 12 of 16
 #elif defined(__aarch64__)
-constexpr int kWidth = 4, kTileRows = 6, kTileBlocks = 1;  // 24 of 32
+constexpr int kWidth = 4, kTileRows = 6, kLowRows = 6, kTileBlocks = 1, kTallBlocks = 1;  // 24 of 32
 #else
-constexpr int kWidth = 4, kTileRows = 2, kTileBlocks = 1;  // 8 of 16
+constexpr int kWidth = 4, kTileRows = 2, kLowRows = 2, kTileBlocks = 1, kTallBlocks = 1;  // 8 of 16
 #endif
 constexpr int kParts = kLanes / kWidth;
 typedef float Part __attribute__((vector_size(4 * kWidth)));
@@ -44,140 +47,229 @@ ASCEND_OPS_INLINE P load_part(const void *p) {
   std::memcpy(&part, p, sizeof(part));
   return part;
 }
-template <typename P>
-ASCEND_OPS_INLINE void store_part(void *p, P part) {
-  std::memcpy(p, &part, sizeof(part));
-}
 
 constexpr int64_t kLine = 64;  // bytes
 template <typename W>
-constexpr int kInputs = 4 / sizeof(W);  // of a line
+constexpr int64_t kInputs = 4 / sizeof(W);  // of a line
+
+// Tile after tile reads this many lines of a block before the next ones: those of four blocks stay in the second cache.
+template <typename W>
+constexpr int64_t kChunk = 512;
+template <>
+constexpr int64_t kChunk<uint8_t> = 32;
+template <typename W>
+constexpr int64_t kChunkInputs = kChunk<W> * kInputs<W>;
+
+// Words of 4 bytes that a row of x has for a chunk: float32 inputs; or four int8 inputs a line, an offset and a scale.
+template <typename W>
+constexpr int64_t kWords = kChunkInputs<W>;
+template <>
+constexpr int64_t kWords<uint8_t> = kChunk<uint8_t> + 2;
+
+// ---- tiles: sums [kRows][kBlocks * 16] += x W^T for the lines of a chunk. The words of x are [kWords][kRows].
+
+// f(row, block, part) for all parts of a tile
+template <int kRows, int kBlocks, typename F>
+ASCEND_OPS_INLINE void each_part(const F &f) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b)
+#pragma GCC unroll 4
+      for (int p = 0; p < kParts; ++p) f(r, b, p);
+}
 
 // Input i of a line for kWidth outputs.
 ASCEND_OPS_INLINE Part weights(UintPart words, int, float) { return bit_cast<Part>(words); }
 ASCEND_OPS_INLINE Part weights(UintPart words, int i, Bfloat16) { return bit_cast<Part>(i ? words & 0xffff0000u : words << 16); }
-ASCEND_OPS_INLINE Part weights(UintPart words, int i, uint8_t) { return __builtin_convertvector(bit_cast<IntPart>(words >> 8 * i & 0xffu) - 128, Part); }
-
-// ---- float32 and bfloat16: x is [inputs][kRows]
 
 template <typename W, int kRows, int kBlocks>
-void multiply(const float *x, const char *w, int64_t block_bytes, int64_t lines, float *sums) {
-  Part s[kRows][kBlocks][kParts];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int b = 0; b < kBlocks; ++b)
-#pragma GCC unroll 4
-      for (int p = 0; p < kParts; ++p) s[r][b][p] = load_part<Part>(sums + (r * kBlocks + b) * kLanes + p * kWidth);
-  for (int64_t line = 0; line < lines; ++line) {
-    UintPart words[kBlocks][kParts];
-#pragma GCC unroll 4
-    for (int b = 0; b < kBlocks; ++b)
-#pragma GCC unroll 4
-      for (int p = 0; p < kParts; ++p) words[b][p] = load_part<UintPart>(w + b * block_bytes + line * kLine + p * 4 * kWidth);
-#pragma GCC unroll 4
-    for (int i = 0; i < kInputs<W>; ++i) {
-      Part wide[kBlocks][kParts];
-#pragma GCC unroll 4
-      for (int b = 0; b < kBlocks; ++b)
-#pragma GCC unroll 4
-        for (int p = 0; p < kParts; ++p) wide[b][p] = weights(words[b][p], i, W{});
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const Part v = Part{} + x[(line * kInputs<W> + i) * kRows + r];
-#pragma GCC unroll 4
-        for (int b = 0; b < kBlocks; ++b)
-#pragma GCC unroll 4
-          for (int p = 0; p < kParts; ++p) s[r][b][p] += v * wide[b][p];
+struct Tile {
+  static void multiply(const void *rows, const char *w, int64_t block_bytes, int64_t lines, float *sums) {
+    const float *const x = static_cast<const float *>(rows);
+    Part s[kRows][kBlocks][kParts];
+    each_part<kRows, kBlocks>([&](int r, int b, int p) __attribute__((always_inline)) {
+      s[r][b][p] = load_part<Part>(sums + (r * kBlocks + b) * kLanes + p * kWidth);
+    });
+    for (int64_t line = 0; line < lines; ++line) {
+      UintPart words[kBlocks][kParts];
+      each_part<1, kBlocks>([&](int, int b, int p) __attribute__((always_inline)) {
+        words[b][p] = load_part<UintPart>(w + b * block_bytes + line * kLine + p * 4 * kWidth);
+      });
+#pragma GCC unroll 2
+      for (int i = 0; i < kInputs<W>; ++i) {
+        Part wide[kBlocks][kParts];
+        each_part<1, kBlocks>([&](int, int b, int p) __attribute__((always_inline)) { wide[b][p] = weights(words[b][p], i, W{}); });
+        const float *const input = x + (line * kInputs<W> + i) * kRows;
+        each_part<kRows, kBlocks>([&](int r, int b, int p) __attribute__((always_inline)) { s[r][b][p] += (Part{} + input[r]) * wide[b][p]; });
       }
     }
+    each_part<kRows, kBlocks>([&](int r, int b, int p) __attribute__((always_inline)) {
+      std::memcpy(sums + (r * kBlocks + b) * kLanes + p * kWidth, &s[r][b][p], sizeof(Part));
+    });
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 4
-    for (int b = 0; b < kBlocks; ++b)
-#pragma GCC unroll 4
-      for (int p = 0; p < kParts; ++p) store_part(sums + (r * kBlocks + b) * kLanes + p * kWidth, s[r][b][p]);
+};
+
+#if defined(__AVX512VNNI__)
+// sums + w0 x0 + w1 x1 + w2 x2 + w3 x3 of the bytes of each word, w without and x with a sign
+ASCEND_OPS_INLINE IntPart add_products(IntPart sums, UintPart w, IntPart x) {
+  return bit_cast<IntPart>(_mm512_dpbusd_epi32(bit_cast<__m512i>(sums), bit_cast<__m512i>(w), bit_cast<__m512i>(x)));
+}
+#else
+// a0 b0 + a1 b1 of the halves of each word
+ASCEND_OPS_INLINE IntPart pair_products(ShortPart a, ShortPart b) {
+#if defined(__AVX512BW__)
+  return bit_cast<IntPart>(_mm512_madd_epi16(bit_cast<__m512i>(a), bit_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return bit_cast<IntPart>(_mm256_madd_epi16(bit_cast<__m256i>(a), bit_cast<__m256i>(b)));
+#elif defined(__SSE2__)
+  return bit_cast<IntPart>(_mm_madd_epi16(bit_cast<__m128i>(a), bit_cast<__m128i>(b)));
+#else
+  const IntPart u = bit_cast<IntPart>(a), v = bit_cast<IntPart>(b);
+  return (u << 16 >> 16) * (v << 16 >> 16) + (u >> 16) * (v >> 16);
+#endif
+}
+ASCEND_OPS_INLINE IntPart add_products(IntPart sums, UintPart w, IntPart x) {
+  const ShortPart bytes = bit_cast<ShortPart>(x);
+  return sums + pair_products(bit_cast<ShortPart>(w & 0x00ff00ffu), bytes << 8 >> 8) + pair_products(bit_cast<ShortPart>(w >> 8 & 0x00ff00ffu), bytes >> 8);
+}
+#endif
+
+template <int kRows, int kBlocks>
+struct Tile<uint8_t, kRows, kBlocks> {
+  static void multiply(const void *rows, const char *w, int64_t block_bytes, int64_t lines, float *sums) {
+    const int32_t *const x = static_cast<const int32_t *>(rows), *const offsets = x + kChunk<uint8_t> * kRows;
+    IntPart s[kRows][kBlocks][kParts];
+    // The offset takes away the 128 that each byte of the weight has too much.
+    each_part<kRows, kBlocks>([&](int r, int b, int p) __attribute__((always_inline)) { s[r][b][p] = IntPart{} + offsets[r]; });
+    for (int64_t line = 0; line < lines; ++line) {
+      UintPart words[kBlocks][kParts];
+      each_part<1, kBlocks>([&](int, int b, int p) __attribute__((always_inline)) {
+        words[b][p] = load_part<UintPart>(w + b * block_bytes + line * kLine + p * 4 * kWidth);
+      });
+      each_part<kRows, kBlocks>([&](int r, int b, int p) __attribute__((always_inline)) {
+        s[r][b][p] = add_products(s[r][b][p], words[b][p], IntPart{} + x[line * kRows + r]);
+      });
+    }
+    each_part<kRows, kBlocks>([&](int r, int b, int p) __attribute__((always_inline)) {
+      float scale, *const at = sums + (r * kBlocks + b) * kLanes + p * kWidth;
+      std::memcpy(&scale, offsets + kRows + r, sizeof(scale));
+      const Part total = load_part<Part>(at) + scale * __builtin_convertvector(s[r][b][p], Part);
+      std::memcpy(at, &total, sizeof(total));
+    });
+  }
+};
+
+template <typename W, int kRows, int kBlocks>
+void multiply_tile(const void *x, const char *w, int64_t block_bytes, int64_t lines, float *sums) {
+  constexpr bool kPossible = kRows <= kTileRows && (kBlocks == 1 || (kBlocks == kTileBlocks ? kRows <= kLowRows : kRows >= kLowRows));
+  if constexpr (kPossible) Tile<W, kRows, kBlocks>::multiply(x, w, block_bytes, lines, sums);
 }
 
-using Multiply = void (*)(const float *, const char *, int64_t, int64_t, float *);
-
 template <typename W, int kBlocks>
-Multiply tile_of(int64_t rows) {
+void multiply(int64_t rows, const void *x, const char *w, int64_t block_bytes, int64_t lines, float *sums) {
   switch (rows) {
-    case 1: return multiply<W, 1, kBlocks>;
-    case 2: return multiply<W, 2, kBlocks>;
-#if defined(__AVX2__) || defined(__aarch64__)
-    case 3: return multiply<W, 3, kBlocks>;
-    case 4: return multiply<W, 4, kBlocks>;
-    case 5: return multiply<W, 5, kBlocks>;
-    case 6: return multiply<W, 6, kBlocks>;
-#endif
+    case 1: return multiply_tile<W, 1, kBlocks>(x, w, block_bytes, lines, sums);
+    case 2: return multiply_tile<W, 2, kBlocks>(x, w, block_bytes, lines, sums);
+    case 3: return multiply_tile<W, 3, kBlocks>(x, w, block_bytes, lines, sums);
+    case 4: return multiply_tile<W, 4, kBlocks>(x, w, block_bytes, lines, sums);
+    case 5: return multiply_tile<W, 5, kBlocks>(x, w, block_bytes, lines, sums);
+    case 6: return multiply_tile<W, 6, kBlocks>(x, w, block_bytes, lines, sums);
+    case 7: return multiply_tile<W, 7, kBlocks>(x, w, block_bytes, lines, sums);
+    case 8: return multiply_tile<W, 8, kBlocks>(x, w, block_bytes, lines, sums);
   }
-  return nullptr;
+}
+
+// ---- x as tiles read it
+
+// Column r of words [kWords][height] from up to kChunkInputs values of a row.
+template <typename T, typename W>
+void write_words(const T *x, int64_t size, int32_t *words, int64_t r, int64_t height, W) {
+  const int64_t inputs = (size + kInputs<W> - 1) / kInputs<W> * kInputs<W>;
+  for (int64_t i = 0; i < inputs; i += kLanes) {
+    int32_t values[kLanes];
+    const Vec v = load_upto(x + i, size - i);
+    std::memcpy(values, &v, sizeof(v));
+    for (int64_t j = 0; j < std::min<int64_t>(kLanes, inputs - i); ++j) words[(i + j) * height + r] = values[j];
+  }
+}
+
+// The same as multiples of the largest magnitude over 127, rounded to nearest, ties to even. With NaN or infinity among the values the scale is NaN.
+template <typename T>
+void write_words(const T *x, int64_t size, int32_t *words_of_rows, int64_t r, int64_t height, uint8_t) {
+  Vec largest{}, poison{};
+  for (int64_t i = 0; i < size; i += kLanes) {
+    const Vec v = load_upto(x + i, size - i);
+    largest = max(largest, abs(v)), poison += v - v;
+  }
+  const float top = max(largest);
+  const bool usable = sum(poison) == 0.0f, zero = top < 1e-35f;  // below, 127 / top is infinite
+  const float inverse = usable && !zero ? 127.0f / top : 0.0f;
+  int32_t total = 0;
+  for (int64_t i = 0; i < kChunkInputs<uint8_t>; i += kLanes) {
+    Vec scaled = (i < size ? load_upto(x + i, size - i) : Vec{}) * inverse;
+    asm("" : "+m"(scaled));  // keeps the product from being fused with the sum: every processor rounds the same number
+    const Vec whole = (scaled + 12582912.0f) - 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+    int8_t bytes[kLanes];
+    int32_t words[kLanes / 4];
+    for (int j = 0; j < kLanes; ++j) bytes[j] = usable ? static_cast<int8_t>(whole[j]) : 0, total += bytes[j];
+    std::memcpy(words, bytes, sizeof(words));
+    for (int j = 0; j < kLanes / 4; ++j) words_of_rows[(i / 4 + j) * height + r] = words[j];
+  }
+  words_of_rows[kChunk<uint8_t> * height + r] = -128 * total;
+  const float scale = usable ? (zero ? 0.0f : top / 127.0f) : __builtin_nanf("");
+  std::memcpy(words_of_rows + (kChunk<uint8_t> + 1) * height + r, &scale, sizeof(scale));
 }
 
 // The rows of x in tiles of nearly equal height.
-struct Tiles {
-  explicit Tiles(int64_t m) : rows(m), count((m + kTileRows - 1) / kTileRows) {}
-  int64_t rows, count;
-  int64_t first(int64_t tile) const { return rows * tile / count; }
+template <typename W>
+class Rows {
+ public:
+  template <typename T>
+  Rows(const T *x, int64_t m, int64_t k)
+      : rows_(m), tiles_((m + kTileRows - 1) / kTileRows), chunks_((k + kChunkInputs<W> - 1) / kChunkInputs<W>), words_(m * chunks_ * kWords<W> * 4) {
+    parallel_ranges(tiles_, std::max<int64_t>(1, kGrain / (k * kTileRows)), [&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile)
+        for (int64_t row = first(tile); row < first(tile + 1); ++row)
+          for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+            const int64_t at = chunk * kChunkInputs<W>;
+            write_words(x + row * k + at, std::min(kChunkInputs<W>, k - at), words(tile, chunk), row - first(tile), height(tile), W{});
+          }
+    });
+  }
+
+  bool tall() const { return (rows_ + tiles_ - 1) / tiles_ > kLowRows; }
+
+  // sums [rows][kBlocks * 16] = x W^T for kBlocks blocks of `lines` lines from w
+  template <int kBlocks>
+  void multiply_blocks(const char *w, int64_t lines, float *sums) const {
+    std::fill_n(sums, rows_ * kBlocks * kLanes, 0.0f);
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk)
+      for (int64_t tile = 0; tile < tiles_; ++tile) {
+        const int64_t line = chunk * kChunk<W>;
+        multiply<W, kBlocks>(height(tile), words(tile, chunk), w + line * kLine, lines * kLine, std::min(kChunk<W>, lines - line),
+                             sums + first(tile) * kBlocks * kLanes);
+      }
+  }
+
+ private:
+  int64_t first(int64_t tile) const { return rows_ * tile / tiles_; }
   int64_t height(int64_t tile) const { return first(tile + 1) - first(tile); }
+  int32_t *words(int64_t tile, int64_t chunk) const { return words_.as<int32_t>() + (first(tile) * chunks_ + chunk * height(tile)) * kWords<W>; }
+
+  int64_t rows_, tiles_, chunks_;
+  Workspace words_;
 };
 
-// What a product is made of. The bias may be null.
+// ---- linear
+
+// What a product is made of beside x. The bias may be null.
 struct Product {
   const char *weight;
   int64_t lines, k, n;
   const float *scale, *bias;
   int activation;  // -1 for none
-  int64_t blocks() const { return (n + kLanes - 1) / kLanes; }
-  int64_t block_bytes() const { return lines * kLine; }
 };
-
-constexpr int64_t kChunk = 256;  // lines: those of four blocks stay in the second cache while tile after tile reads them
-
-template <typename W>
-class FloatRows {
- public:
-  template <typename T>
-  FloatRows(const T *x, int64_t m, const Product &product) : tiles_(m), inputs_(product.lines * kInputs<W>), panels_(m * inputs_ * sizeof(float)) {
-    parallel_ranges(tiles_.count, std::max<int64_t>(1, kGrain / (inputs_ * kTileRows)), [&](int64_t, int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) interleave(x + tiles_.first(t) * product.k, tiles_.height(t), product.k, panel(t));
-    });
-  }
-  const Tiles &tiles() const { return tiles_; }
-
-  template <int kBlocks>
-  void columns(const char *w, const Product &product, float *sums) const {
-    const int64_t chunk = tiles_.count == 1 ? product.lines : kChunk;
-    for (int64_t line = 0; line < product.lines; line += chunk)
-      for (int64_t t = 0; t < tiles_.count; ++t) {
-        const int64_t height = tiles_.height(t);
-        tile_of<W, kBlocks>(height)(panel(t) + line * kInputs<W> * height, w + line * kLine, product.block_bytes(), std::min(chunk, product.lines - line),
-                                    sums + tiles_.first(t) * kBlocks * kLanes);
-      }
-  }
-
- private:
-  float *panel(int64_t tile) const { return panels_.as<float>() + tiles_.first(tile) * inputs_; }
-
-  template <typename T>
-  void interleave(const T *x, int64_t height, int64_t k, float *panel) const {
-    for (int64_t r = 0; r < height; ++r)
-      for (int64_t i = 0; i < inputs_; i += kLanes) {
-        float values[kLanes];
-        store(values, i < k ? load_upto(x + r * k + i, k - i) : Vec{});
-        for (int64_t j = 0; j < std::min<int64_t>(kLanes, inputs_ - i); ++j) panel[(i + j) * height + r] = values[j];
-      }
-  }
-
-  Tiles tiles_;
-  int64_t inputs_;
-  Workspace panels_;
-};
-
-// ---- all
 
 struct Identity {
   static ASCEND_OPS_INLINE Activated at(Vec u) { return {u, Vec{}}; }
@@ -205,21 +297,23 @@ Finish<T> finish_of(int activation) {
   return found;
 }
 
-template <typename Rows, typename T>
+template <typename W, typename T>
 void multiply_rows(const T *rows, int64_t m, const Product &product, T *y) {
-  const Rows x(rows, m, product);
+  const Rows<W> x(rows, m, product.k);
   const Finish<T> finish = finish_of<T>(product.activation);
-  parallel_ranges(product.blocks(), std::max<int64_t>(1, kGrain / (kLanes * product.k)), [&](int64_t, int64_t begin, int64_t end) {
-    const Workspace workspace(m * kTileBlocks * kLanes * sizeof(float));
-    float *const sums = workspace.as<float>();
-    auto columns = [&](int64_t block, auto blocks) {
-      std::fill_n(sums, m * blocks * kLanes, 0.0f);
-      x.template columns<blocks>(product.weight + block * product.block_bytes(), product, sums);
-      finish(product, m, blocks, block * kLanes, sums, y);
-    };
+  const int64_t blocks = (product.n + kLanes - 1) / kLanes;
+  parallel_ranges(blocks, std::max<int64_t>(1, kGrain / (kLanes * product.k)), [&](int64_t, int64_t begin, int64_t end) {
+    const Workspace sums(m * kTileBlocks * kLanes * sizeof(float));
     int64_t block = begin;
-    for (; block + kTileBlocks <= end; block += kTileBlocks) columns(block, std::integral_constant<int, kTileBlocks>{});
-    for (; block < end; ++block) columns(block, std::integral_constant<int, 1>{});
+    auto columns = [&](auto count) {
+      for (; block + count <= end; block += count) {
+        x.template multiply_blocks<count>(product.weight + block * product.lines * kLine, product.lines, sums.as<float>());
+        finish(product, m, count, block * kLanes, sums.as<float>(), y);
+      }
+    };
+    if (x.tall()) columns(std::integral_constant<int, kTallBlocks>{});
+    else columns(std::integral_constant<int, kTileBlocks>{});
+    columns(std::integral_constant<int, 1>{});
   });
 }
 
@@ -245,11 +339,11 @@ void packed_linear(const Call &call) {
   const int64_t n = call[SCALE].size(), k = x.last();
   require(x.size() > 0 && n > 0, "no dimension may be 0");
   require(bias.size() == n || bias.size() == 1, "bias must be [out], or [1] for none");
-  Product product{weight.as<char>(), weight.dim(1), k, n, call[SCALE].as<float>(), bias.size() == n ? bias.as<float>() : nullptr,
+  const Product product{weight.as<char>(), weight.dim(1), k, n, call[SCALE].as<float>(), bias.size() == n ? bias.as<float>() : nullptr,
                   static_cast<int>(call[ACTIVATION].as<float>()[0])};
   with_packed(weight, [&](auto w) {
     require_packed<decltype(w)>(weight, n, k);
-    with_type(x, [&](auto t) { multiply_rows<FloatRows<decltype(w)>>(x.as<decltype(t)>(), x.rows(), product, call[Y].as<decltype(t)>()); });
+    with_type(x, [&](auto t) { multiply_rows<decltype(w)>(x.as<decltype(t)>(), x.rows(), product, call[Y].as<decltype(t)>()); });
   });
 }
 

@@ -288,6 +288,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "level"),
     [
+        ("fpu sse2 avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni", "avx512_vnni"),
         ("fpu sse2 avx2 fma f16c avx512f avx512bw avx512dq avx512vl", "avx512"),
         ("fpu sse2 avx2 fma f16c avx512f avx512cd", "avx2"),  # Xeon Phi
         ("fpu sse2 avx f16c", "baseline"),
