@@ -25,13 +25,16 @@ from pangu_ms.planner.serving import ServingMemory
 log = logging.getLogger(__name__)
 
 
-def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None) -> Decoder:
+def load_decoder(
+    checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None, weights: str = ""
+) -> Decoder:
     """Build and compile the model of a checkpoint, with a KV cache.
 
     Args:
         checkpoint: the weights.
         shape: static shapes of the graph and its cache.
         config: device and dtype; by default the checkpoint's own configuration.
+        weights: dtype of packed weights, see packed_model.py; empty: they are not packed.
 
     Raises:
         CheckpointError: names or shapes of the tensors are not those of the configuration.
@@ -50,12 +53,19 @@ def load_decoder(checkpoint: store.Checkpoint, shape: GraphShape, config: RunCon
         ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk).require_fitting(available_memory())
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
-    fill_from(checkpoint, graph.model, model)
+    if weights:
+        from pangu_ms.infer.packed_model import fill_packed, pack_cells
+
+        pack_cells(graph.model, model, weights)
+        fill_packed(checkpoint, graph.model, model, weights)
+    else:
+        fill_from(checkpoint, graph.model, model)
     decoder = Decoder(graph, shape, domains_of(model), graph.caches())
     identity = {
         "graph": "append to slots",
         "model": config_to_dict(config)["model"],
         "shape": vars(shape),
+        "weights": weights,
         "device": config.runtime.device,
     }
     with cached_compile(config.runtime.compile_cache, identity):

@@ -1,6 +1,5 @@
 """Text generation: batches against single prompts, stop strings and tokens, streaming, lengths."""
 
-import dataclasses
 import io
 import json
 

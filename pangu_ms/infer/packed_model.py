@@ -1,0 +1,118 @@
+"""Packs the matrices of a model for generation: float32, bfloat16 or int8, in the layout of ascend_ops.packed_linear.
+
+The cells of a family's model stay; those that multiply by a matrix are replaced. Matrices of experts, slotted word
+tables, and tables of which only rows are read stay float32.
+"""
+
+from collections.abc import Iterator
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+from mindspore.common.initializer import initializer
+
+import ascend_ops
+from ascend_ops.packing import pack, packed_shape
+from pangu_ms.checkpoint import store
+from pangu_ms.models.build import fill, weights
+from pangu_ms.models.common.config import ModelConfig
+from pangu_ms.models.common.layers import Embedding, Linear, Logits
+
+DTYPES = ("float32", "bfloat16", "int8")
+"""Of packed weights."""
+
+
+class PackedMatrix(nn.Cell):
+    """A cell with a packed matrix [out, in], filled by `fill_packed`."""
+
+    def __init__(self, of: nn.Cell, dtype: str):
+        super().__init__()
+        num_outputs, self.num_inputs = of.weight.shape
+        shape = packed_shape(num_outputs, self.num_inputs, dtype)
+        stored = {"float32": ms.float32, "bfloat16": ms.bfloat16, "int8": ms.uint8}[dtype]
+        self.weight = Parameter(initializer("zeros", shape, stored), requires_grad=False)
+        self.scale = Parameter(initializer("ones", (num_outputs,)), requires_grad=False)
+
+
+class PackedLinear(PackedMatrix):
+    """A Linear with a packed weight."""
+
+    def __init__(self, of: Linear, dtype: str):
+        super().__init__(of, dtype)
+        self.bias = of.bias
+
+    def construct(self, x):
+        return ascend_ops.packed_linear(x, self.weight, self.scale, self.bias)
+
+    def without_bias(self, x):
+        """See Linear."""
+        return ascend_ops.packed_linear(x, self.weight, self.scale)
+
+
+class PackedEmbedding(PackedMatrix):
+    """An Embedding with a packed table."""
+
+    def construct(self, ids_BS):
+        return ascend_ops.packed_rows(ids_BS, self.weight, self.scale, self.num_inputs)
+
+
+class PackedLogits(nn.Cell):
+    """Logits by the packed table of another cell."""
+
+    def __init__(self, owner: PackedMatrix):
+        super().__init__()
+        self.scale = owner.scale
+
+    def construct(self, x_BSE, table):
+        return ascend_ops.packed_linear(x_BSE, table, self.scale)
+
+
+def pack_cells(model: nn.Cell, config: ModelConfig, dtype: str) -> None:
+    """Replace the cells of a model whose matrices are packed; `fill_packed` sets their values."""
+    table = "head.weight" if "head.weight" in config.parameter_shapes() else "word_embedding.weight"
+    owner = None
+    names = {}
+    for parent, name, cell in list(_cells(model)):
+        if type(cell) is Linear or (type(cell) is Embedding and cell.weight.name == table):
+            path = cell.weight.name.removesuffix("weight")
+            packed = PackedLinear(cell, dtype) if type(cell) is Linear else PackedEmbedding(cell, dtype)
+            names |= {path + part: packed._params[part] for part in packed._params}
+            _replace(parent, name, packed)
+            owner = packed if path + "weight" == table else owner
+    for parent, name, cell in list(_cells(model)):
+        if type(cell) is Logits and owner is not None:
+            _replace(parent, name, PackedLogits(owner))
+    for name, parameter in names.items():
+        parameter.name = name  # MindSpore renames the parameters of a cell that becomes an attribute of another
+
+
+def fill_packed(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfig, dtype: str) -> None:
+    """Load a checkpoint's weights into a model whose cells are packed.
+
+    Raises:
+        CheckpointError: names or shapes of the tensors are not those of `config`.
+    """
+    tensors = checkpoint.tensors()
+    store.check_names_and_shapes(str(checkpoint.path), tensors, config.parameter_shapes())
+    matrices = {cell.weight.name: cell for _, cell in model.cells_and_names() if isinstance(cell, PackedMatrix)}
+    scales = {cell.scale.name for cell in matrices.values()}
+    for name, cell in matrices.items():
+        packed = pack(tensors[name].astype(np.float32, copy=False), dtype)
+        weight, scale = ascend_ops.packed_tensors(packed)
+        cell.weight.set_data(weight)
+        cell.scale.set_data(scale)
+    fill([one for one in weights(model) if one.name not in matrices.keys() | scales], tensors)
+
+
+def _cells(model: nn.Cell) -> Iterator[tuple[nn.Cell, str, nn.Cell]]:
+    """(parent, name in it, cell) for all cells below a model."""
+    for parent in [model, *(cell for _, cell in model.cells_and_names())][1:]:
+        for name, cell in parent.name_cells().items():
+            yield parent, name, cell
+
+
+def _replace(parent: nn.Cell, name: str, cell: nn.Cell) -> None:
+    if isinstance(parent, nn.CellList):
+        parent[int(name)] = cell
+    else:
+        setattr(parent, name, cell)
