@@ -14,7 +14,7 @@ from pangu_run import program
 
 
 @pytest.fixture
-def answering(monkeypatch, mindspore_cpu):
+def answering(monkeypatch):
     """The program that the launcher asks answers in this process: a child each time would import mindspore to read
     records."""
 
