@@ -21,7 +21,7 @@ from pangu_ms.infer.sampling import SamplingConfig
 DOMAIN_HELP = "domain of the prompts that name none (default: the model's model.default_domain, or its first domain)"
 OWN_SETTINGS = (*options.SAMPLING_HELP, "stop")
 """Keys of an object in a .jsonl file of prompts that replace the options of the same names."""
-PROMPT_KEYS = ("prompt", "domain", "template", *OWN_SETTINGS)
+PROMPT_KEYS = ("prompt", "id", "domain", "template", *OWN_SETTINGS)
 
 
 def build_parser() -> Parser:
@@ -148,7 +148,10 @@ def _prompt_of_line(line: str, place: str, sampling: SamplingConfig) -> Prompt:
             raise GenerationError(
                 f"{place}: {key}={name!r}: a {key} is named by a JSON string; write its name in quotes"
             )
-    return Prompt(value["prompt"], _own_sampling(value, place, sampling), domain, template)
+    own_id = value.get("id")
+    if own_id is not None and type(own_id) not in (str, int):
+        raise GenerationError(f"{place}: id={own_id!r}: must be a text or a whole number; correct it")
+    return Prompt(value["prompt"], _own_sampling(value, place, sampling), domain, template, own_id)
 
 
 def _own_sampling(value: dict[str, Any], place: str, sampling: SamplingConfig) -> SamplingConfig:
@@ -193,20 +196,20 @@ def generate_and_print(
                 else:
                     found.append((index, sample, generation))
     except GenerationError:  # one continuation failed; the others are there
-        _print_found(found, as_json)
+        _print_found(found, prompts, as_json)
         raise
     if answers:
         answers.close()
         print(f"{answers.path}: {number} continuations" + (f", {begun} of them were there" if begun else ""))
         return
-    _print_found(found, as_json)
+    _print_found(found, prompts, as_json)
 
 
-def _print_found(found: list[tuple[int, int, Generation]], as_json: bool) -> None:
+def _print_found(found: list[tuple[int, int, Generation]], prompts: Sequence[Prompt], as_json: bool) -> None:
     found.sort(key=lambda one: one[:2])
-    for position, (index, _, generation) in enumerate(found):
+    for position, (index, sample, generation) in enumerate(found):
         if as_json:
-            print_json(answer(generation), ensure_ascii=False)
+            print_json(answer(index, sample, generation, prompts[index]), ensure_ascii=False)
             continue
         gap, label = "\n" if position else "", f"[{index + 1}] " if len(found) > 1 else ""
         print(gap + label + generation.prompt + generation.text)

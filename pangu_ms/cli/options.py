@@ -237,7 +237,7 @@ def add_generation(parser: Parser) -> None:
     parser.add_argument("--stream", action="store_true", help="print text while it is generated (one prompt only)")
     add_json(parser, "one JSON object per continuation")
     text = "write one JSON object per continuation to this file; the same command goes on where it was interrupted"
-    parser.add_argument("--output", type=Path, metavar="FILE", help=text)
+    parser.add_argument("--output", type=Path, action=NewFile, metavar="FILE", help=text)
     add_verbose(parser)
     add_fields(parser, SamplingConfig, SAMPLING_HELP)
     text = "end the continuation at this text; may be given several times"

@@ -35,6 +35,7 @@ class AnswerFile:
             GenerationError: PATH.part has answers to other prompts or of another model, or is no such file.
         """
         files.require_new(path)
+        self.prompts = prompts
         self.path, self.part = path, path.with_name(f"{path.name}.part")
         self.wanted = [(i, sample) for i, prompt in enumerate(prompts) for sample in range(prompt.sampling.num_samples)]
         self.lines: dict[Key, dict[str, Any]] = {}
@@ -58,7 +59,7 @@ class AnswerFile:
         Raises:
             OutputError: the disk is full, or it is not allowed to write there.
         """
-        line = {"index": index, "sample": sample} | answer(generation)
+        line = answer(index, sample, generation, self.prompts[index])
         self.lines[index, sample] = line
         with files.writing(self.path):
             self._write(line)
@@ -97,9 +98,9 @@ class AnswerFile:
                 os.truncate(self.part, whole)
 
 
-def answer(generation: Generation) -> dict[str, Any]:
-    """A continuation as JSON; log-probabilities only if they were asked for."""
-    fields = dataclasses.asdict(generation)
+def answer(index: int, sample: int, generation: Generation, prompt: Prompt) -> dict[str, Any]:
+    """A continuation as JSON: the prompt's id if it has one, log-probabilities if they were asked for."""
+    fields = {"index": index, "sample": sample} | dataclasses.asdict(generation)
     if not generation.logprobs:
         del fields["logprobs"]
-    return fields
+    return fields if prompt.id is None else {"id": prompt.id} | fields

@@ -44,12 +44,14 @@ class Prompt:
         sampling: how tokens are chosen, and when the continuation ends.
         domain: name of its domain, "" for the model's default.
         template: what it was made from, for predictors of lengths.
+        id: the user's own, which answers carry.
     """
 
     text: str
     sampling: SamplingConfig
     domain: str = ""
     template: str = ""
+    id: str | int | None = None
 
     @classmethod
     def each_of(cls, texts: Sequence[str], sampling: SamplingConfig, domains: Sequence[str] = ()) -> "list[Prompt]":

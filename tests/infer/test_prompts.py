@@ -44,10 +44,11 @@ def test_a_file_of_windows_has_the_same_prompts(tmp_path):
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('{"prompt": "a", "domian": "zh"}', "p.jsonl:2: unknown key 'domian'; known: prompt, domain, "),
-        ('{"promt": "a"}', "p.jsonl:2: unknown key 'promt'; known: prompt, domain, "),
+        ('{"prompt": "a", "domian": "zh"}', "p.jsonl:2: unknown key 'domian'; known: prompt, id, domain, "),
+        ('{"promt": "a"}', "p.jsonl:2: unknown key 'promt'; known: prompt, id, domain, "),
         ('{"prompt": "a", "domain": 0}', "p.jsonl:2: domain=0: a domain is named by a JSON string; "),
         ('{"domain": "zh"}', "p.jsonl:2: neither a JSON string nor an object with a prompt key"),
+        ('{"prompt": "a", "id": [1]}', "p.jsonl:2: id=[1]: must be a text or a whole number; "),
         ('{"prompt": "a", "top_k": 1.5}', "p.jsonl:2: top_k=1.5: must be a whole number; "),
         ('{"prompt": "a", "seed": true}', "p.jsonl:2: seed=True: must be a whole number; "),
         ('{"prompt": "a", "stop": [""]}', "p.jsonl:2: stop=['']: must be a text, or a list of texts; "),
@@ -65,11 +66,13 @@ def test_a_line_that_is_not_understood_is_told_by_its_number(line, message, tmp_
 
 def test_a_line_s_settings_replace_the_options(tmp_path):
     file = tmp_path / "p.jsonl"
-    file.write_text('{"prompt": "a", "temperature": 0, "stop": "."}\n"b"\n{"prompt": "c", "max_new_tokens": 3}\n')
+    file.write_text(
+        '{"prompt": "a", "temperature": 0, "stop": "."}\n"b"\n{"prompt": "c", "max_new_tokens": 3, "id": "x"}\n'
+    )
     args = build_parser().parse_args(["run", "--prompt-file", str(file), "--max-new-tokens", "7", "--stop", "!"])
     common = SamplingConfig(max_new_tokens=7, stop=("!",))
     assert read_prompts(args, common) == [
         Prompt("a", SamplingConfig(max_new_tokens=7, temperature=0, stop=(".",))),
         Prompt("b", common),
-        Prompt("c", SamplingConfig(max_new_tokens=3, stop=("!",))),
+        Prompt("c", SamplingConfig(max_new_tokens=3, stop=("!",)), id="x"),
     ]

@@ -200,13 +200,15 @@ def _package(root):
     def tensor(name, *dims):
         return b"".join(number_field(1, size) for size in dims) + message_field(7, name.encode())
 
-    cache = message_field(3, tensor("Default:blocks.0.cache.keys", shape.batch_size * shape.capacity, 8))
-    ids = message_field(5, message_field(2, tensor("ids", shape.batch_size, shape.chunk)))
+    cache = message_field(3, tensor("Default:blocks.0.cache.keys", shape.batch_size * (shape.capacity + 1), 8))
+    ids = message_field(5, message_field(2, tensor("ids", shape.batch_size + shape.chunk)))
     node = message_field(1, message_field(4, b"MatMul"))
-    others = (message_field(5, message_field(2, tensor(name))) for name in ("start", "last", "prefill"))
+    others = (
+        message_field(5, message_field(2, tensor(name))) for name in ("positions", "last", "chunk_slot", "with_chunk")
+    )
     (directory / "model.mindir").write_bytes(message_field(7, node + cache + ids + b"".join(others)))
     manifest = {
-        "format_version": 1,
+        "format_version": package.FORMAT_VERSION,
         "graph": vars(shape),
         "encryption": "",
         "target": "CPU",

@@ -7,9 +7,11 @@ from pathlib import Path
 
 def prompts(file):
     """As `pangu generate` before it loads the checkpoint."""
-    from pangu_ms.cli.generate import read_prompts
+    from pangu_ms.cli.generate import build_parser, read_prompts
+    from pangu_ms.cli.options import sampling_config
 
-    print(read_prompts([], Path(file))[0])
+    args = build_parser().parse_args(["run", "--prompt-file", file])
+    print(read_prompts(args, sampling_config(args)))
 
 
 def state(step):
