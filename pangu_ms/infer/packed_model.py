@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, nn
 from mindspore.common.initializer import initializer
 
 import ascend_ops
@@ -71,7 +71,7 @@ def pack_cells(model: nn.Cell, config: ModelConfig, dtype: str) -> None:
     """Replace the cells of a model whose matrices are packed; `fill_packed` sets their values."""
     table = "head.weight" if "head.weight" in config.parameter_shapes() else "word_embedding.weight"
     owner = None
-    names = {}
+    names: dict[str, Parameter] = {}
     for parent, name, cell in list(_cells(model)):
         if type(cell) is Linear or (type(cell) is Embedding and cell.weight.name == table):
             path = cell.weight.name.removesuffix("weight")
