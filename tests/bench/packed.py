@@ -11,35 +11,16 @@ the bytes of the float32 weight and does nothing else: 100 % of `packed float32`
 import argparse
 import ctypes
 import time
-from collections.abc import Callable
 
 import numpy as np
 
 from ascend_ops import library
 from ascend_ops.packing import INPUTS, pack
+from tests.ascend_ops.kernel_calls import Call
 
 SHAPES = ("2048x512", "4096x1024", "1024x4096", "40000x1024")
 ROWS = (1, 4, 8, 16, 64, 72)
 CACHES = 128 << 20  # bytes of copies: more than the caches of a laptop or of a server's share
-
-
-class Call:
-    """A call of a kernel of the CPU library with these arrays."""
-
-    def __init__(self, kernel: Callable, *arrays: np.ndarray):
-        count = len(arrays)
-        data = (ctypes.c_void_p * count)(*(array.ctypes.data for array in arrays))
-        ranks = (ctypes.c_int * count)(*(array.ndim for array in arrays))
-        shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
-        pointers = (ctypes.c_void_p * count)(*(ctypes.addressof(shape) for shape in shapes))
-        names = [{"uint16": "bfloat16"}.get(array.dtype.name, array.dtype.name).encode() for array in arrays]
-        dtypes = (ctypes.c_char_p * count)(*names)
-        self.kernel, self.arguments = kernel, (count, data, ranks, pointers, dtypes, None, None)
-        self.kept = arrays, shapes  # the arguments hold their addresses alone
-
-    def __call__(self) -> None:
-        if self.kernel(*self.arguments):
-            raise RuntimeError("the kernel failed; the line above tells why")
 
 
 def copies(array: np.ndarray) -> list[np.ndarray]:
