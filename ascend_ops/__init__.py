@@ -5,8 +5,8 @@ y = ascend_ops.gelu(x, bias)                 in a graph or eagerly
 with ascend_ops.use("composed"): ...         force a backend; or ASCEND_OPS_BACKEND=composed
 ascend_ops.explain()                         which backend each operator uses here, and why
 
-Each public name is imported at its first use, so that `errors`, `table`, `library`, `cache` and `host` can be used
-without mindspore.
+Each public name is imported at its first use, so that `errors`, `table`, `library`, `cache`, `host` and `packing` can
+be used without mindspore.
 """
 
 import importlib
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ascend_ops.matmul import grouped_matmul, linear, logits
     from ascend_ops.norms import layer_norm, rms_norm
     from ascend_ops.optimizer import adamw, squared_norm, squared_norms
+    from ascend_ops.packed import packed_linear, packed_rows, packed_tensors
+    from ascend_ops.packing import PackedWeight, pack, unpack
     from ascend_ops.random_masks import dropout, dropout_seed
     from ascend_ops.rotary import rotary_embedding, rotary_table
     from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
@@ -43,6 +45,7 @@ __all__ = [
     "Devices",
     "OperatorError",
     "PORTABLE",
+    "PackedWeight",
     "adamw",
     "add",
     "add_to_stream",
@@ -69,6 +72,10 @@ __all__ = [
     "moe_combine",
     "moe_dispatch",
     "on_own_slices",
+    "pack",
+    "packed_linear",
+    "packed_rows",
+    "packed_tensors",
     "placed",
     "rms_norm",
     "rotary_embedding",
@@ -80,6 +87,7 @@ __all__ = [
     "squared_norm",
     "squared_norms",
     "swiglu",
+    "unpack",
     "use",
 ]
 
@@ -95,6 +103,8 @@ _NAMES = {
     "matmul": ("grouped_matmul", "linear", "logits"),
     "norms": ("layer_norm", "rms_norm"),
     "optimizer": ("adamw", "squared_norm", "squared_norms"),
+    "packed": ("packed_linear", "packed_rows", "packed_tensors"),
+    "packing": ("PackedWeight", "pack", "unpack"),
     "random_masks": ("dropout", "dropout_seed"),
     "rotary": ("rotary_embedding", "rotary_table"),
     "routing": ("moe_combine", "moe_dispatch", "rre_route"),

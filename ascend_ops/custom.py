@@ -27,6 +27,7 @@ _DATA_TYPES = {
     "float16": DataType.F16_Default,
     "bfloat16": DataType.BF16_Default,
     "int32": DataType.I32_Default,
+    "uint8": DataType.U8_Default,
 }
 _LAUNCHERS = "MS_COMPILER_CACHE_PATH"
 _gradients: dict[str, Callable] = {}

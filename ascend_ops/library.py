@@ -41,6 +41,10 @@ COMPILE_FLAGS = (
 )
 
 LEVELS = {
+    "avx512_vnni": (
+        {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx2", "fma"},
+        ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c"),
+    ),
     "avx512": (
         {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx2", "fma"},
         ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),

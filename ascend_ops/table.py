@@ -6,15 +6,18 @@ aclnn signature that Ascend C sources must have (tests/ascend_ops/ascendc). No m
 
 A shape is a list of terms: `x` stands for all dimensions of input x, `x[:-1]` for all but the last, `x[0]` for one
 dimension, and `3` for that number. The dtype `T` stands for the floating type of the call (float32, float16 or
-bfloat16), the same wherever it appears.
+bfloat16), the same wherever it appears; `P` stands for the type of a packed weight.
 
 The per-channel parameters of a kernel (bias, weight, scale, shift) are float32 whatever T is; they have one value per
 channel or one value for all channels.
 """
 
+import itertools
 from dataclasses import dataclass
 
 FLOATS = ("float32", "float16", "bfloat16")
+PACKED = ("float32", "bfloat16", "uint8")
+"""Types of a packed weight (packing.py); uint8 holds int8 plus 128."""
 
 ACTIVATION_CODES = {"gelu": 0, "gelu_erf": 1, "fast_gelu": 2, "silu": 3}
 """Values of the attribute `activation`."""
@@ -61,11 +64,15 @@ class Kernel:
 
     def dtype_rows(self) -> tuple[tuple[str, ...], ...]:
         """The legal dtypes of inputs and outputs together: one row for each float type, or a single one when T is not
-        used."""
+        used; and these for each type of a packed weight, when P is used."""
         ports: tuple[Input | Output, ...] = (*self.inputs, *self.outputs)
         dtypes = [port.dtype for port in ports]
-        floats = FLOATS if "T" in dtypes else ("",)
-        return tuple(tuple(t if dtype == "T" else dtype for dtype in dtypes) for t in floats)
+        floats, packed = FLOATS if "T" in dtypes else ("",), PACKED if "P" in dtypes else ("",)
+        rows = []
+        for t, p in itertools.product(floats, packed):
+            meant = {"T": t, "P": p}
+            rows.append(tuple(meant.get(dtype, dtype) for dtype in dtypes))
+        return tuple(rows)
 
     def aclnn_signature(self) -> tuple[tuple[str, str], ...]:
         """(C type, name) of the arguments of aclnnNameGetWorkspaceSize up to its workspace size: inputs, attributes,
@@ -264,6 +271,20 @@ KERNELS = {
             (Input("dy"), Input("x"), Input("weight", "float32"), Input("counts", "int32"), *_f32("bias")),
             (Output("dx", "x"), *_same("weight", "bias")),
         ),
+        # y = activation(x W^T + bias) with a packed weight of [out, in] and its scale [out]; bias [out], or [1] for
+        # none; the activation -1 is none
+        Kernel(
+            "PackedLinear",
+            (Input("x"), Input("weight", "P"), *_f32("scale", "bias")),
+            (Output("y", "x[:-1] scale"),),
+            _ACTIVATION,
+        ),
+        # rows ids of a packed weight; only the length of `channels` [in] is used
+        Kernel(
+            "PackedRows",
+            (Input("ids", "int32"), Input("weight", "P"), *_f32("scale", "channels")),
+            (Output("y", "ids channels", "float32"),),
+        ),
     )
 }
 
@@ -367,4 +388,10 @@ OPERATORS = {
         "MatMul",
         onednn=True,
     ),
+    "packed_linear": Operator(
+        "activation of x W^T + bias, weight packed for inference: float32, bfloat16, int8",
+        ("x", "weight", "scale", "bias"),
+        ("PackedLinear",),
+    ),
+    "packed_rows": Operator("rows of a packed weight, by their numbers", ("ids", "weight", "scale"), ("PackedRows",)),
 }

@@ -17,7 +17,7 @@ ACTIONS = {
 # Copies of the names in ascend_ops.table, .library and .backend. Importing these would import MindSpore, which takes
 # seconds.
 DTYPES = ("float32", "float16", "bfloat16")
-LEVELS = ("avx512", "avx2", "baseline")
+LEVELS = ("avx512_vnni", "avx512", "avx2", "baseline")
 CHIPS = ("ascend910", "ascend910b", "ascend910_93")
 
 

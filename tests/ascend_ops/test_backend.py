@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 import ascend_ops
 from ascend_ops import activations, backend, custom, library
 from ascend_ops.checks import RULES
-from ascend_ops.table import FLOATS, KERNELS, OPERATORS
+from ascend_ops.table import FLOATS, KERNELS, OPERATORS, PACKED
 from tests.ascend_ops.common import forward
 
 FORCE = ("use", "environment")
@@ -257,8 +257,12 @@ def test_registration_has_the_rows_of_the_table(name, target):
 
     rows = [[dtype for dtype, _ in row] for row in found["dtype_format"]]
     ports = [*kernel.inputs, *(None for _ in attributes), *kernel.outputs]
-    floats = FLOATS if any(port and port.dtype == "T" for port in ports) else ("float32",)
-    assert rows == [["float32" if port is None else port.dtype.replace("T", t) for port in ports] for t in floats]
+    used = {port.dtype for port in ports if port}
+    wanted = []
+    for t in FLOATS if "T" in used else ("",):
+        for p in PACKED if "P" in used else ("",):
+            wanted.append([{"T": t, "P": p}.get(port.dtype, port.dtype) if port else "float32" for port in ports])
+    assert rows == wanted
 
 
 def test_every_operator_has_kernels_and_a_rule():
@@ -284,6 +288,9 @@ def test_the_public_functions_are_the_operators():
         "on_own_slices",
         "fork",
         "host_adamw",
+        "pack",
+        "packed_tensors",
+        "unpack",
         "logits",
         "add_to_stream",
         "as_rows",

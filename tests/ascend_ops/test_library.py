@@ -302,6 +302,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "level"),
     [
+        ("fpu sse2 avx2 fma f16c avx512f avx512bw avx512dq avx512vl avx512_vnni", "avx512_vnni"),
         ("fpu sse2 avx2 fma f16c avx512f avx512bw avx512dq avx512vl", "avx512"),
         ("fpu sse2 avx2 fma f16c avx512f avx512cd", "avx2"),  # Xeon Phi
         ("fpu sse2 avx f16c", "baseline"),
@@ -406,7 +407,7 @@ def test_without_the_library_operators_are_composed_and_say_so_once(tmp_path, mi
     assert build_err.startswith("ascend_ops.build: ") and found in build_err and advice in build_err
 
 
-TYPE_IDS = {"int32": 34, "float16": 42, "float32": 43, "bfloat16": 45}  # mindapi/base/type_id.h
+TYPE_IDS = {"int32": 34, "uint8": 37, "float16": 42, "float32": 43, "bfloat16": 45}  # mindapi/base/type_id.h
 
 # Prints what the generated functions return: dimensions or a type, each output ended by a semicolon.
 SHOW = """
