@@ -1,8 +1,13 @@
 """Products with packed weights: each instruction set of this processor against float64, and the operators in graphs."""
 
 import ctypes
+import functools
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -11,8 +16,9 @@ from mindspore import Tensor, nn
 
 import ascend_ops
 from ascend_ops import library
-from ascend_ops.packing import GROUP, INPUTS, PackedWeight, pack, unpack
+from ascend_ops.packing import GROUP, INPUTS, pack, unpack
 from tests.ascend_ops.common import MODES, assert_close, assert_refused, compiled, rounded, to_float64, to_tensor
+from tests.ascend_ops.kernel_calls import packed_linear
 
 DTYPES = list(INPUTS)
 LEVELS = [level for level, (needed, _) in library.LEVELS.items() if needed <= library.cpu_flags()]
@@ -40,8 +46,8 @@ def seen(x: np.ndarray, dtype: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=LEVELS)
-def linear(request, tmp_path_factory) -> Callable:
-    """PackedLinear, and what it stands on, compiled for a level: a function of arrays."""
+def kernels(request, tmp_path_factory) -> Path:
+    """The library of PackedLinear, and of what it stands on, compiled for a level."""
     with pytest.MonkeyPatch.context() as patch:
         sources = tmp_path_factory.mktemp("sources")
         for path in library.SOURCES.iterdir():
@@ -50,24 +56,15 @@ def linear(request, tmp_path_factory) -> Callable:
         patch.setattr(library, "SOURCES", sources)
         patch.setattr(library, "KERNELS", {})
         try:
-            kernel = ctypes.CDLL(str(library.build(request.param))).PackedLinear
+            return library.build(request.param)
         except ascend_ops.OperatorError as error:
             pytest.skip(str(error))
 
-    def call(x: np.ndarray, packed: PackedWeight, bias: np.ndarray | None = None, activation: int = -1) -> np.ndarray:
-        y = np.full((*x.shape[:-1], packed.scale.size), 7, x.dtype)
-        bias = np.zeros(1, np.float32) if bias is None else bias
-        arrays = (x, packed.data, packed.scale, bias, np.array([activation], np.float32), y)
-        count = len(arrays)
-        data = (ctypes.c_void_p * count)(*(array.ctypes.data for array in arrays))
-        ranks = (ctypes.c_int * count)(*(array.ndim for array in arrays))
-        shapes = [(ctypes.c_int64 * array.ndim)(*array.shape) for array in arrays]
-        pointers = (ctypes.c_void_p * count)(*(ctypes.addressof(shape) for shape in shapes))
-        names = [{"uint16": "bfloat16"}.get(array.dtype.name, array.dtype.name).encode() for array in arrays]
-        assert kernel(count, data, ranks, pointers, (ctypes.c_char_p * count)(*names), None, None) == 0
-        return y
 
-    return call
+@pytest.fixture(scope="module")
+def linear(kernels) -> Callable:
+    """PackedLinear as a function of arrays."""
+    return functools.partial(packed_linear, ctypes.CDLL(str(kernels)))
 
 
 # Packing
@@ -142,13 +139,24 @@ def test_products(linear, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_of_a_row_depend_on_it_alone(linear, dtype):
     """However many rows there are, and wherever it stands among them."""
-    for outputs, inputs in ((150, 900), (67, 37)):
+    for outputs, inputs in ((150, 1100), (67, 37)):
         packed, bias, x = pack(draw(outputs, inputs, seed=1), dtype), draw(outputs, seed=2), draw(72, inputs)
         alone = np.concatenate([linear(x[i : i + 1], packed, bias, 0) for i in range(72)])
         for rows in (2, 3, 5, 8, 17, 64, 72):
             for first in {0, 1, 72 - rows} - {72 - rows + 1}:
                 part = slice(first, first + rows)
                 np.testing.assert_array_equal(linear(x[part], packed, bias, 0), alone[part])
+
+
+def test_number_of_threads_does_not_change_a_bit(kernels):
+    script = "import sys; from tests.ascend_ops.kernel_calls import digest_of_packed as f; print(f(sys.argv[1]))"
+    root = Path(ascend_ops.__file__).parents[1]
+    found = set()
+    for n in ("1", "2", "7"):
+        environment = os.environ | {"ASCEND_OPS_NUM_THREADS": n}
+        command = [sys.executable, "-c", script, str(kernels)]
+        found.add(subprocess.run(command, cwd=root, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+    assert len(found) == 1 and len(found.pop()) == 65
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
