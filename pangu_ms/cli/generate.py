@@ -33,6 +33,8 @@ def build_parser() -> Parser:
     options.add_batch_size(parser, "slots: largest number of prompts that are continued at a time")
     parser.add_argument("--chunk", type=int, default=64, help="prompt tokens per step")
     options.add_scheduling(parser)
+    text = "pack the matrices for the CPU kernels in this dtype (default: they stay as they are, in float32)"
+    parser.add_argument("--weights", choices=("float32", "bfloat16", "int8"), default="", help=text)
     options.add_own_tokenizer(parser)
     options.add_domain(parser, DOMAIN_HELP)
     parser.set_defaults(run=_run)
@@ -58,7 +60,9 @@ def _run(args: Namespace) -> int:
     prompts = with_default(prompts, args.domain, domains_of(config.model))
     scheduling = options.scheduling(args, load_tokenizer(checkpoint, args.tokenizer))
     answers = open_answers(args, prompts, str(checkpoint.path))
-    generator = load_generator(checkpoint, prompts, args.batch_size, args.chunk, args.tokenizer, config, **scheduling)
+    generator = load_generator(
+        checkpoint, prompts, args.batch_size, args.chunk, args.tokenizer, config, args.weights, **scheduling
+    )
     generate_and_print(generator, prompts, args.stream, args.json, answers)
     return 0
 

@@ -103,6 +103,7 @@ def load_generator(
     chunk: int = 64,
     tokenizer: Path | str | None = None,
     config: RunConfig | None = None,
+    weights: str = "",
     **scheduling: Any,
 ) -> Generator:
     """A Generator whose cache has just enough room for these prompts and their continuations.
@@ -114,6 +115,7 @@ def load_generator(
         chunk: prompt tokens of a step.
         tokenizer: path of a tokenizer; by default the checkpoint's own.
         config: device and dtype; by default the checkpoint's own configuration.
+        weights: see `load_decoder`.
         scheduling: further arguments of Generator.
 
     Raises:
@@ -129,4 +131,4 @@ def load_generator(
     longest = max(len(one) + prompt.sampling.max_new_tokens for one, prompt in zip(ids, prompts))
     shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
-    return Generator(load_decoder(checkpoint, shape, config), loaded, **scheduling)
+    return Generator(load_decoder(checkpoint, shape, config, weights), loaded, **scheduling)

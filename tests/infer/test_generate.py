@@ -101,7 +101,7 @@ def test_the_context_s_end_is_a_length_stop(generator, monkeypatch):
 
 def test_more_new_tokens_than_the_context_has_room_for(generator, trained_run, capsys, caplog, monkeypatch):
     """The text ends where the context is full, and a line says so."""
-    monkeypatch.setattr("pangu_ms.infer.load.load_generator", lambda *_: generator)
+    monkeypatch.setattr("pangu_ms.infer.load.load_generator", lambda *_, **__: generator)
     words = ["--prompt", "print(", "--json", "--max-new-tokens", "9999", "--temperature", "0"]
     assert main(["generate", str(trained_run), *words]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -119,7 +119,7 @@ def test_as_many_rows_as_beams_are_loaded(trained_run, monkeypatch):
     from pangu_ms.infer import load
 
     shapes = []
-    monkeypatch.setattr(load, "load_decoder", lambda checkpoint, shape, config: shapes.append(shape))
+    monkeypatch.setattr(load, "load_decoder", lambda checkpoint, shape, config, weights: shapes.append(shape))
     beams = SamplingConfig(max_new_tokens=6, num_beams=4, length_penalty=0.0)
     load.load_generator(open_checkpoint(trained_run), Prompt.each_of(PROMPTS, beams), batch_size=2)
     assert [shape.batch_size for shape in shapes] == [4]
