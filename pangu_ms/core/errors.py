@@ -22,7 +22,11 @@ class NoRoom(OutputError):
 
     def __init__(self, path: object, reason: str | None, go_on: str = "run the same command again"):
         super().__init__(f"{path}: {reason}; nothing was committed; free some room and {go_on}")
-        self.path, self.reason = path, reason
+        self.path, self.reason, self.go_on = path, reason, go_on
+
+    def __reduce__(self) -> tuple[type, tuple[object, str | None, str]]:
+        """For a process that hands the error to another one: by default pickle calls the class with the message."""
+        return type(self), (self.path, self.reason, self.go_on)
 
 
 class RankTableError(UserError):

@@ -64,7 +64,7 @@ def test_the_ranks_together_write_what_reshard_writes(root, tmp_path):
 def test_a_rank_with_a_full_disk_is_told_to_all_and_nothing_is_committed(root):
     well, words = save(root, 6, "5:full:7")
     assert not well and words.keys() == set(range(8))
-    assert "OutputError" in words[5] and "free some room" in words[5]
+    assert "NoRoom" in words[5] and "free some room" in words[5]
     assert all(
         "CheckpointError" in words[rank] and "another rank could not write" in words[rank]
         for rank in words

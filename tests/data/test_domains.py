@@ -242,7 +242,7 @@ def test_evaluation_takes_the_domains_in_turn():
     with pytest.raises(DataError, match="^rows: no rows of domain law; there are rows of code, news, poems; name one"):
         batch_rows(rows, 8, 0, ["law"])
     with pytest.raises(
-        DataError, match="rows of domain news; .* poems, code, must .*name one that it has by --domain .code"
+        DataError, match="rows of domain news; .* poems, code, must .*name one that it has by --domain .poems, code"
     ):
         next(sequential_batches(rows, 8, True, model=model_of("poems", "code")))
 

@@ -13,8 +13,8 @@ from pangu_ms.train import run as run_module
 from pangu_ms.train.directory import LOCK
 from pangu_ms.train.resume import require_same_run
 from pangu_ms.train.schedule import learning_rate
+from tests.train.given import Given
 from tests.train.runs import losses
-from tests.train.test_confirm import Given
 
 BASE = ["train.steps=12", "optimizer.warmup_steps=2"]
 

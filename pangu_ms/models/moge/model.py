@@ -133,6 +133,12 @@ class MogeBlock(Block):
         y_BSE, balance_loss = self.ffn(normed_BSE)
         return ascend_ops.add_to_stream(x_BSE, y_BSE), balance_loss
 
+    def with_choices(self, x_BSE, segments_BS, cos_sin_BSD):
+        """([B, S, E], the experts of each token, int32 [T, C])."""
+        normed_BSE, x_BSE = self.attend(x_BSE, segments_BS, None, cos_sin_BSD)
+        expert_TC, _ = self.ffn.router.choose(self.ffn.router(normed_BSE), self.ffn.router.scale)
+        return ascend_ops.add_to_stream(x_BSE, self.ffn(normed_BSE)[0]), expert_TC
+
 
 class PanguMoge(PanguPi):
     """The language model; see PanguPi for its methods."""
@@ -168,10 +174,8 @@ class PanguMoge(PanguPi):
         x_BSE, cos_sin_BSD = self.embed(ids_BS), self.rotation(positions_BS)
         chosen = ()
         for block in self.blocks:
-            normed_BSE, x_BSE = block.attend(x_BSE, segments_BS, None, cos_sin_BSD)
-            router = block.ffn.router
-            chosen += (router.choose(router(normed_BSE), router.scale)[0],)
-            x_BSE = ascend_ops.add_to_stream(x_BSE, block.ffn(normed_BSE)[0])
+            x_BSE, expert_TC = block.with_choices(x_BSE, segments_BS, cos_sin_BSD)
+            chosen += (expert_TC,)
         return chosen
 
     def hidden_states(self, ids_BS, positions_BS, segments_BS):
