@@ -1,6 +1,6 @@
 """CPU seconds of each test, its children included, the costliest first: a measure that a busy machine does not change.
 
-pytest -p tests.cpu_seconds -n 2 --dist loadfile
+pytest -p tests.cpu_seconds -n 3 --dist loadfile
 
 Setup, call and teardown are apart, as in --durations. A child counts where it is waited for.
 """
