@@ -44,9 +44,9 @@ def _run(args: Namespace) -> int:
     opened.domains.indices([prompt.domain for prompt in prompts], len(prompts))
     opened.shape.require_room([tokenizer.encode_prompt(prompt.text) for prompt in prompts])
     scheduling = options.scheduling(args, tokenizer)
-    answers = open_answers(args, prompts, opened.digest)
-    runtime.quiet(args.verbose)
-    runtime.start(opened.manifest["target"])
-    generator = Generator(opened.decoder(key), tokenizer, **scheduling)
-    generate_and_print(generator, prompts, args.stream, args.json, answers)
+    with open_answers(args, prompts, opened.digest) as answers:
+        runtime.quiet(args.verbose)
+        runtime.start(opened.manifest["target"])
+        generator = Generator(opened.decoder(key), tokenizer, **scheduling)
+        generate_and_print(generator, prompts, args.stream, args.json, answers)
     return 0
