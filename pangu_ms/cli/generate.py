@@ -104,6 +104,10 @@ def read_prompts(args: Namespace, sampling: SamplingConfig) -> list[Prompt]:
     if args.stream and (args.json or args.output):
         other = "--json" if args.json else "--output"
         raise GenerationError(f"--stream and {other}: exclude each other; leave one out")
+    if sampling.logprobs >= 0 and not (args.json or args.output):
+        raise GenerationError(
+            f"--logprobs {sampling.logprobs}: only JSON shows them; add --json or --output FILE, or leave it out"
+        )
     number = sum(prompt.sampling.num_samples for prompt in prompts)
     if args.stream and number != 1:
         raise GenerationError(

@@ -37,7 +37,7 @@ SAMPLING_HELP = {
     "num_beams": "number of beams of beam search; with 1, tokens are sampled",
     "length_penalty": "a beam's score is divided by its length to this power",
     "num_samples": "continuations of each prompt",
-    "logprobs": "put the log-probability of each token, and of this many likeliest ones, into the JSON; -1: none",
+    "logprobs": "add log-probabilities to the JSON: of each token, and of this many likeliest ones; -1: none",
     "seed": "seed of the sampling",
 }
 

@@ -43,6 +43,7 @@ def _run(args: Namespace) -> int:
     # The next checks find mistakes before MindSpore is started, which takes seconds.
     opened.domains.indices([prompt.domain for prompt in prompts], len(prompts))
     opened.shape.require_room([tokenizer.encode_prompt(prompt.text) for prompt in prompts])
+    opened.shape.require_beams(max(prompt.sampling.num_beams for prompt in prompts))
     scheduling = options.scheduling(args, tokenizer)
     with open_answers(args, prompts, opened.digest) as answers:
         runtime.quiet(args.verbose)

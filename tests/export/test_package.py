@@ -201,7 +201,7 @@ def test_an_altered_manifest_is_refused(package, tmp_path, capsys):
     assert "manifest.json: was altered" in capsys.readouterr().err
 
 
-def test_beams_of_a_package_are_those_of_the_checkpoint(package, trained_run, capsys):
+def test_beams_of_a_package_are_those_of_the_checkpoint(package, trained_run, capsys, monkeypatch):
     """The hypothesis has the same tokens, and more than one beam changed its slot."""
     words = ["--prompt", "def", "--num-beams", "2", "--max-new-tokens", "12", "--json"]
     found = []
@@ -209,6 +209,9 @@ def test_beams_of_a_package_are_those_of_the_checkpoint(package, trained_run, ca
         assert main([verb, str(model), *words]) == 0
         found.append(json.loads(capsys.readouterr().out)["token_ids"])
     assert found[0] == found[1]
+    monkeypatch.setattr(Package, "decoder", None)  # more beams than slots are told before the graph is loaded
+    assert main(["run-mindir", str(package), "--prompt", "x", "--prompt", "y", "--num-beams", "99"]) == 2
+    assert "num_beams=99: more than the batch of" in capsys.readouterr().err
 
 
 @pytest.mark.slow

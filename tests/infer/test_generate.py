@@ -285,3 +285,5 @@ def test_a_stream_is_of_one_continuation(trained_run, prompt_file, capsys):
     prompt_file.write_text('{"prompt": "x", "num_samples": 3}\n')
     assert main(["generate", str(trained_run), "--prompt-file", str(prompt_file), "--stream"]) == 2
     assert "--stream: 3 continuations; texts of several would mix" in capsys.readouterr().err
+    assert main(["generate", str(trained_run), "--prompt", "x", "--logprobs", "1"]) == 2
+    assert "--logprobs 1: only JSON shows them; add --json or --output FILE" in capsys.readouterr().err
