@@ -7,7 +7,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.errors import ConfigError, GenerationError
 from pangu_ms.core.parser import NewDirectory, NewFile, Parser
 
 if TYPE_CHECKING:
@@ -262,6 +262,11 @@ def scheduling(args: argparse.Namespace, tokenizer: "Tokenizer") -> dict[str, An
     from pangu_ms.infer.scheduling.length_predictors import load_predictor
     from pangu_ms.infer.scheduling.policies import POLICIES, Settings
 
+    if args.length_predictor and not POLICIES[args.scheduler].uses_predictions:
+        raise GenerationError(
+            f"--length-predictor {args.length_predictor}: --scheduler {args.scheduler} does not use lengths; add one"
+            " that does, such as --scheduler ljf, or leave it out"
+        )
     predictor = load_predictor(args.length_predictor, tokenizer) if args.length_predictor else None
     scheduler = POLICIES[args.scheduler].make(Settings())
     return {"scheduler": scheduler, "predictor": predictor, "prefix_cache": not args.no_prefix_cache}

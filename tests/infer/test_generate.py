@@ -281,9 +281,11 @@ def test_a_command_without_an_answer_leaves_no_file_and_one_at_a_time_writes(tmp
     assert json.loads(path.read_text())["id"] == "\ud800" and not part.exists()
 
 
-def test_a_stream_is_of_one_continuation(trained_run, prompt_file, capsys):
+def test_options_that_would_do_nothing_or_mix_texts_are_refused(trained_run, prompt_file, capsys):
     prompt_file.write_text('{"prompt": "x", "num_samples": 3}\n')
     assert main(["generate", str(trained_run), "--prompt-file", str(prompt_file), "--stream"]) == 2
     assert "--stream: 3 continuations; texts of several would mix" in capsys.readouterr().err
     assert main(["generate", str(trained_run), "--prompt", "x", "--logprobs", "1"]) == 2
     assert "--logprobs 1: only JSON shows them; add --json or --output FILE" in capsys.readouterr().err
+    assert main(["generate", str(trained_run), "--prompt", "x", "--length-predictor", "lengths.json"]) == 2
+    assert "lengths.json: --scheduler fcfs does not use lengths; add one that does" in capsys.readouterr().err
