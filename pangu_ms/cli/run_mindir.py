@@ -13,7 +13,7 @@ from pangu_ms.infer.generate import Generator
 
 def build_parser(package: str | None = None) -> Parser:
     """The verb's options. `package` is given if the command runs as the run.pyz of that package."""
-    parser = Parser(prog="pangu run-mindir", description=__doc__)
+    parser = Parser(prog="run.pyz" if package else "pangu run-mindir", description=__doc__)
     if package is None:
         parser.add_argument("package", metavar="PACKAGE", help="a directory written by `pangu export`")
         text = "refuse the package unless it was signed with the key of this Ed25519 public key, a PEM file"

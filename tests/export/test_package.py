@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
+from pangu_ms.cli import run_mindir
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import ExportError, OutputError
 from pangu_ms.export.package import Package, read_key
@@ -226,6 +227,12 @@ def test_missing_and_added_files_are_refused(package, tmp_path):
     (copy / "model.mindir").rename(copy / "other.mindir")
     with pytest.raises(ExportError, match="model.mindir is missing; other.mindir was added"):
         Package.open(copy)
+
+
+def test_a_program_in_a_package_names_itself_not_a_command_that_is_not_installed(capsys):
+    with pytest.raises(SystemExit):
+        run_mindir.main(["--chunk", "4"], "package")
+    assert "run.pyz: unrecognized arguments: --chunk 4; see `run.pyz --help`" in capsys.readouterr().err
 
 
 def test_a_directory_that_is_no_package(tmp_path):
