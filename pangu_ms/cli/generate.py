@@ -4,11 +4,12 @@ import dataclasses
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from pangu_ms.cli import options
-from pangu_ms.core import runtime, small_json
+from pangu_ms.core import files, runtime, small_json
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.core.parser import Parser
 from pangu_ms.core.progress import progress_bar
@@ -53,17 +54,20 @@ def _run(args: Namespace) -> int:
 
     from pangu_ms.checkpoint.model import checkpoint_config  # imported here: run.pyz has this module, but not these
     from pangu_ms.checkpoint.store import open_checkpoint
+    from pangu_ms.config.load import config_to_dict
     from pangu_ms.infer.load import domains_of, load_generator, load_tokenizer
 
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
     prompts = with_default(prompts, args.domain, domains_of(config.model))
-    scheduling = options.scheduling(args, load_tokenizer(checkpoint, args.tokenizer))
-    answers = open_answers(args, prompts, str(checkpoint.path))
-    generator = load_generator(
-        checkpoint, prompts, args.batch_size, args.chunk, args.tokenizer, config, args.weights, **scheduling
-    )
-    generate_and_print(generator, prompts, args.stream, args.json, answers)
+    tokenizer = load_tokenizer(checkpoint, args.tokenizer)
+    scheduling = options.scheduling(args, tokenizer)
+    model = [checkpoint.manifest, config_to_dict(config)["model"], args.weights, tokenizer.fingerprint]
+    with open_answers(args, prompts, files.sha256_json(model)) as answers:
+        generator = load_generator(
+            checkpoint, prompts, args.batch_size, args.chunk, args.tokenizer, config, args.weights, **scheduling
+        )
+        generate_and_print(generator, prompts, args.stream, args.json, answers)
     return 0
 
 
@@ -74,9 +78,9 @@ def with_default(prompts: list[Prompt], given: str | None, domains: Domains) -> 
     return [dataclasses.replace(prompt, domain=name) for prompt, name in zip(prompts, names)]
 
 
-def open_answers(args: Namespace, prompts: list[Prompt], model: str) -> AnswerFile | None:
-    """The file of --output, if it is given."""
-    return AnswerFile(args.output, prompts, model) if args.output else None
+def open_answers(args: Namespace, prompts: list[Prompt], model: str) -> AbstractContextManager[AnswerFile | None]:
+    """The file of --output, or None if it is not given, as a context; `model` is that of AnswerFile."""
+    return AnswerFile(args.output, prompts, model) if args.output else nullcontext()
 
 
 def read_prompts(args: Namespace, sampling: SamplingConfig) -> list[Prompt]:
@@ -100,10 +104,15 @@ def read_prompts(args: Namespace, sampling: SamplingConfig) -> list[Prompt]:
     if args.stream and (args.json or args.output):
         other = "--json" if args.json else "--output"
         raise GenerationError(f"--stream and {other}: exclude each other; leave one out")
-    if args.stream and (len(prompts) != 1 or sampling.num_samples > 1):
-        number = len(prompts) * sampling.num_samples
+    if sampling.logprobs >= 0 and not (args.json or args.output):
         raise GenerationError(
-            f"--stream: {number} prompts; text of several would mix on the terminal; give one, or leave --stream out"
+            f"--logprobs {sampling.logprobs}: only JSON shows them; add --json or --output FILE, or leave it out"
+        )
+    number = sum(prompt.sampling.num_samples for prompt in prompts)
+    if args.stream and number != 1:
+        raise GenerationError(
+            f"--stream: {number} continuations; texts of several would mix on the terminal; ask for one, or leave"
+            " --stream out"
         )
     return prompts
 

@@ -7,7 +7,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pangu_ms.core.errors import ConfigError
+from pangu_ms.core.errors import ConfigError, GenerationError
 from pangu_ms.core.parser import NewDirectory, NewFile, Parser
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ SAMPLING_HELP = {
     "num_beams": "number of beams of beam search; with 1, tokens are sampled",
     "length_penalty": "a beam's score is divided by its length to this power",
     "num_samples": "continuations of each prompt",
-    "logprobs": "put the log-probability of each token, and of this many likeliest ones, into the JSON; -1: none",
+    "logprobs": "add log-probabilities to the JSON: of each token, and of this many likeliest ones; -1: none",
     "seed": "seed of the sampling",
 }
 
@@ -262,6 +262,11 @@ def scheduling(args: argparse.Namespace, tokenizer: "Tokenizer") -> dict[str, An
     from pangu_ms.infer.scheduling.length_predictors import load_predictor
     from pangu_ms.infer.scheduling.policies import POLICIES, Settings
 
+    if args.length_predictor and not POLICIES[args.scheduler].uses_predictions:
+        raise GenerationError(
+            f"--length-predictor {args.length_predictor}: --scheduler {args.scheduler} does not use lengths; add one"
+            " that does, such as --scheduler ljf, or leave it out"
+        )
     predictor = load_predictor(args.length_predictor, tokenizer) if args.length_predictor else None
     scheduler = POLICIES[args.scheduler].make(Settings())
     return {"scheduler": scheduler, "predictor": predictor, "prefix_cache": not args.no_prefix_cache}

@@ -41,10 +41,10 @@ def build_parser() -> Parser:
     parser.add_argument("--published", action="store_true", help=text)
     text = "instead estimate the memory of one device that generates, and how many sequences fit at a time"
     parser.add_argument("--serve", action="store_true", help=text)
-    parser.add_argument("--slots", type=int, default=8, help="with --serve: sequences at a time")
+    parser.add_argument("--slots", type=int, metavar="N", help="with --serve: sequences at a time (default: 8)")
     text = "with --serve: tokens of a sequence, prompt and continuation (default: model.seq_length)"
     parser.add_argument("--max-length", type=int, metavar="N", help=text)
-    parser.add_argument("--chunk", type=int, default=64, help="with --serve: prompt tokens of a step")
+    parser.add_argument("--chunk", type=int, metavar="N", help="with --serve: prompt tokens of a step (default: 64)")
     options.add_json(parser)
     parser.set_defaults(run=_run)
     return parser
@@ -65,6 +65,10 @@ def chip_and_hbm(config: RunConfig, chip: str | None, hbm: str | None) -> tuple[
 
 
 def _run(args: Namespace) -> int:
+    given = [name for name in ("slots", "max_length", "chunk") if getattr(args, name) is not None]
+    if given and not args.serve:
+        option = f"--{given[0].replace('_', '-')}"
+        raise PlanError(f"{option} {getattr(args, given[0])}: is an option of --serve; add --serve, or leave it out")
     if args.published:
         rows = published_rows()
         result = {"published": rows, "chip": dataclasses.asdict(CHIPS["ascend910"])}
@@ -86,28 +90,30 @@ def _run(args: Namespace) -> int:
 
 def _serve(args: Namespace, config: RunConfig) -> int:
     """The memory of one device that generates."""
-    length = args.max_length or config.model.seq_length
-    for name, value, most in (("--slots", args.slots, None), ("--max-length", length, config.model.seq_length)):
-        if value < 1 or (most and value > most):
-            raise PlanError(
-                f"{name} {value}: must be at least 1" + (f" and at most model.seq_length={most}" * bool(most))
-            )
-    memory = ServingMemory(config.model, args.slots, length, min(args.chunk, length))
+    most = config.model.seq_length
+    slots, chunk = (default if given is None else given for given, default in ((args.slots, 8), (args.chunk, 64)))
+    length = most if args.max_length is None else args.max_length
+    for name, value in (("--slots", slots), ("--chunk", chunk)):
+        if value < 1:
+            raise PlanError(f"{name} {value}: must be at least 1")
+    if not 1 <= length <= most:
+        raise PlanError(f"--max-length {length}: must be at least 1 and at most model.seq_length={most}")
+    memory = ServingMemory(config.model, slots, length, min(chunk, length))
     chip, hbm = chip_and_hbm(config, args.chip, args.hbm)
     room, fits = memory.slots_in(hbm), memory.total_bytes <= hbm
     rows = [(f"  {line.name}", f"{line.bytes / GIB:.3f}", line.formula) for line in memory.lines()]
     rows.append(("  total", f"{memory.total_bytes / GIB:.3f}", ""))
     rows.append(("  one slot", f"{memory.slot_bytes / GIB:.3f}", ""))
-    heading = f"{args.config}: {args.slots} sequences of {length} tokens, {config.model.compute_dtype}"
+    heading = f"{args.config}: {slots} sequences of {length} tokens, {config.model.compute_dtype}"
     text = "\n".join(
         [
             heading,
             "",
             *table_lines(("memory", "GiB", "formula (bytes)"), rows, "<><"),
-            f"{'fits' if fits else 'does not fit'} into {size_text(hbm, 'g')}, which {room} slots fill",
+            f"{'fits' if fits else 'does not fit'} into {size_text(hbm, 'g')}, which has room for {room} slots",
         ]
     )
-    result = {"config": args.config, "slots": args.slots, "max_length": length, "hbm_gib": hbm / GIB, "fits": fits}
+    result = {"config": args.config, "slots": slots, "max_length": length, "hbm_gib": hbm / GIB, "fits": fits}
     result |= {"memory": [dataclasses.asdict(line) for line in memory.lines()], "slot_bytes": memory.slot_bytes}
     print_result(result | {"total_bytes": memory.total_bytes, "slots_that_fit": room}, text, args.json)
     return 0 if fits else DOES_NOT_FIT

@@ -13,7 +13,7 @@ from pangu_ms.infer.generate import Generator
 
 def build_parser(package: str | None = None) -> Parser:
     """The verb's options. `package` is given if the command runs as the run.pyz of that package."""
-    parser = Parser(prog="pangu run-mindir", description=__doc__)
+    parser = Parser(prog="run.pyz" if package else "pangu run-mindir", description=__doc__)
     if package is None:
         parser.add_argument("package", metavar="PACKAGE", help="a directory written by `pangu export`")
         text = "refuse the package unless it was signed with the key of this Ed25519 public key, a PEM file"
@@ -43,10 +43,11 @@ def _run(args: Namespace) -> int:
     # The next checks find mistakes before MindSpore is started, which takes seconds.
     opened.domains.indices([prompt.domain for prompt in prompts], len(prompts))
     opened.shape.require_room([tokenizer.encode_prompt(prompt.text) for prompt in prompts])
+    opened.shape.require_beams(max(prompt.sampling.num_beams for prompt in prompts))
     scheduling = options.scheduling(args, tokenizer)
-    answers = open_answers(args, prompts, opened.digest)
-    runtime.quiet(args.verbose)
-    runtime.start(opened.manifest["target"])
-    generator = Generator(opened.decoder(key), tokenizer, **scheduling)
-    generate_and_print(generator, prompts, args.stream, args.json, answers)
+    with open_answers(args, prompts, opened.digest) as answers:
+        runtime.quiet(args.verbose)
+        runtime.start(opened.manifest["target"])
+        generator = Generator(opened.decoder(key), tokenizer, **scheduling)
+        generate_and_print(generator, prompts, args.stream, args.json, answers)
     return 0

@@ -53,7 +53,8 @@ def _add_requests(parser: Parser) -> None:
         " line; objects may have prompt_tokens, predicted_tokens and arrival in seconds"
     )
     parser.add_argument("--lengths", default=LOGNORMAL, metavar="FILE", help=text)
-    parser.add_argument("--requests", type=int, default=1024, metavar="N", help="number of lognormal lengths")
+    text = "number of lognormal lengths (default: 1024)"
+    parser.add_argument("--requests", type=int, metavar="N", help=text)
     parser.add_argument("--seed", type=int, default=0, help="seed of all that is drawn")
     text = "length of the prompts of which it is not known; 0: they cost nothing, as in the paper"
     parser.add_argument("--prompt-tokens", type=int, default=0, metavar="N", help=text)
@@ -120,6 +121,10 @@ def _check(args: Namespace) -> None:
         value = getattr(args, name)
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} {value}: must be above 0; leave it out for the default")
+    if args.requests and args.lengths != LOGNORMAL:
+        raise ConfigError(
+            f"--requests {args.requests}: {args.lengths} has as many as it holds; leave --requests or --lengths out"
+        )
     if args.max_rows < args.slots:
         raise ConfigError(f"--max-rows {args.max_rows}: must be at least --slots {args.slots}; raise it")
 
@@ -154,7 +159,7 @@ def _requests(args: Namespace) -> "list[Given]":
     from pangu_ms.infer.scheduling.simulator import Given
 
     if args.lengths == LOGNORMAL:
-        drawn = lengths.lognormal_lengths(args.requests, args.seed, most=args.max_new_tokens)
+        drawn = lengths.lognormal_lengths(args.requests or 1024, args.seed, most=args.max_new_tokens)
         answers = [lengths.Answer(int(length)) for length in drawn]
     else:
         answers = lengths.read_answers(Path(args.lengths))

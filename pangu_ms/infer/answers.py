@@ -1,10 +1,12 @@
 """A file of answers that is written as continuations end, and that a later process goes on with."""
 
 import dataclasses
+import fcntl
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from pangu_ms.core import files, small_json
@@ -16,37 +18,58 @@ Key = tuple[int, int]
 
 
 class AnswerFile:
-    """The answers to prompts, a line of JSON each.
+    """The answers to prompts, a line of JSON each; a context manager, at whose end the file is complete or waits for
+    the next process.
 
     Until all are there, they are appended to PATH.part in the order in which they end; its first line says what they
-    are answers to. Then PATH is written as a whole, in the order of the prompts.
+    are answers to. Then PATH is written as a whole, in the order of the prompts. One process at a time holds PATH.part
+    by a lock, which the kernel drops when the process dies.
     """
 
     def __init__(self, path: Path, prompts: Sequence[Prompt], model: str):
         """Begin the file, or go on with it.
 
         Args:
-            path: the file.
+            path: the file; directories above it are made.
             prompts: what is answered.
-            model: what identifies the model.
+            model: what identifies the model and how it computes.
 
         Raises:
             OutputError: `path` exists or cannot be written.
-            GenerationError: PATH.part has answers to other prompts or of another model, or is no such file.
+            GenerationError: PATH.part has answers to other prompts or of another model, is no such file, or belongs to
+                a process that runs.
         """
-        files.require_new(path)
         self.prompts = prompts
         self.path, self.part = path, path.with_name(f"{path.name}.part")
         self.wanted = [(i, sample) for i, prompt in enumerate(prompts) for sample in range(prompt.sampling.num_samples)]
         self.lines: dict[Key, dict[str, Any]] = {}
         described = [dataclasses.asdict(prompt) for prompt in prompts]
         self._header = {"model": model, "prompts": files.sha256_json(described)}
-        if os.path.lexists(self.part):
+        self._file = self._open()
+        try:
             self._read()
-        with files.writing(self.path):
-            self._file = open(self.part, "ab")
-            if not self._file.tell():
-                self._write(self._header)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "AnswerFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write the whole file if all answers are there, else leave those that are for the next process. A second call
+        does nothing."""
+        if self._file.closed:
+            return
+        with self._file:
+            if not self.missing:
+                files.write_new(self.path, b"".join(_line(self.lines[key]) for key in self.wanted))
+            if not self.missing or not self.lines:
+                self.part.unlink(missing_ok=True)
 
     @property
     def missing(self) -> set[Key]:
@@ -60,42 +83,69 @@ class AnswerFile:
             OutputError: the disk is full, or it is not allowed to write there.
         """
         line = answer(index, sample, generation, self.prompts[index])
+        self._write(line)
         self.lines[index, sample] = line
-        with files.writing(self.path):
-            self._write(line)
 
-    def close(self) -> None:
-        """Write the whole file if all answers are there, else leave those that are for the next process."""
-        self._file.close()
-        if not self.missing:
-            lines = [json.dumps(self.lines[key], ensure_ascii=False) + "\n" for key in self.wanted]
-            files.write_text(self.path, "".join(lines))
-            self.part.unlink()
+    def _open(self) -> Any:
+        """PATH.part, locked."""
+        files.require_new(self.path)
+        if os.path.lexists(self.part) and not self.part.is_file():
+            raise self._no_answers()
+        with files.writing(self.path):
+            self.part.parent.mkdir(parents=True, exist_ok=True)
+            file = open(self.part, "ab+", buffering=0)  # unbuffered: what a full disk refused is not tried again
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.close()
+            raise GenerationError(
+                f"{self.part}: another process writes it; wait for it or end it, or name another --output"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        if not self.part.exists():  # the process that held it completed PATH and removed it after we had opened it
+            file.close()
+            return self._open()
+        return file
 
     def _write(self, value: dict[str, Any]) -> None:
-        self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with files.writing(self.path):
+            rest = _line(value)
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
 
     def _read(self) -> None:
-        """Take over the answers that are there, but for a line that was cut off."""
-        with files.open_ordinary(self.part) as file:
-            content = file.read()
+        """Take over the answers that are there, but for a line that was cut off. Without any, begin anew."""
+        self._file.seek(0)
+        content = self._file.read()
         whole = content.rfind(b"\n") + 1
+        if not whole and not _line(self._header).startswith(content):
+            raise self._no_answers()
         try:
             header, *lines = [small_json.parse_object(line) for line in content[:whole].splitlines()] or [self._header]
-            found = {(line["index"], line["sample"]): line for line in lines}
+            self.lines = {(line["index"], line["sample"]): line for line in lines}
+            header["model"], header["prompts"]
         except (ValueError, KeyError, TypeError):
-            raise GenerationError(f"{self.part}: holds no answers; remove it, or name another --output") from None
-        if header != self._header:
+            raise self._no_answers() from None
+        if not self.lines:
+            self._file.truncate(0)
+            self._write(self._header)
+        elif header != self._header:
             raise GenerationError(
                 f"{self.part}: has answers to other prompts or settings, or of another model; give the same ones to go"
                 " on, remove it, or name another --output"
             )
-        self.lines = {key: line for key, line in found.items() if key in set(self.wanted)}
-        if whole < len(content):
-            with files.writing(self.path):
-                os.truncate(self.part, whole)
+        else:
+            self._file.truncate(whole)
+
+    def _no_answers(self) -> GenerationError:
+        return GenerationError(f"{self.part}: holds no answers; remove it, or name another --output")
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    # backslashreplace: the id of a prompt may hold a lone surrogate, which JSON can write, but UTF-8 cannot.
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def answer(index: int, sample: int, generation: Generation, prompt: Prompt) -> dict[str, Any]:

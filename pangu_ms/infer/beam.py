@@ -47,8 +47,7 @@ def beam_search(
         The hypotheses, best first.
     """
     width = config.num_beams
-    if width > 1:
-        decoder.require_beams(width)
+    decoder.shape.require_beams(width)
     live, finished = [Hypothesis((), 0.0)], []
     max_steps = min(config.max_new_tokens, decoder.shape.max_length - len(prompt))
     logits = decoder.prefill([prompt], [] if domain is None else [domain])  # the search starts from one beam

@@ -63,6 +63,11 @@ class GraphShape:
                 " the prompt"
             )
 
+    def require_beams(self, num_beams: int) -> None:
+        """Raise GenerationError unless there are as many slots."""
+        if num_beams > self.batch_size:
+            raise GenerationError(f"num_beams={num_beams}: more than the batch of {self.batch_size}; use fewer")
+
 
 class Decoder:
     """Computes the logits of the next token of sequences in slots."""
@@ -185,11 +190,6 @@ class Decoder:
                 from mindspore import Tensor
 
                 cache.set_data(Tensor(values))
-
-    def require_beams(self, num_beams: int) -> None:
-        """Raise GenerationError unless there are as many slots."""
-        if num_beams > self.shape.batch_size:
-            raise GenerationError(f"num_beams={num_beams}: more than the batch of {self.shape.batch_size}; use fewer")
 
     def _call(self, *arrays: np.ndarray) -> np.ndarray:
         from mindspore import Tensor

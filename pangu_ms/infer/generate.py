@@ -118,12 +118,14 @@ class Generator:
             only: the pairs (index, sample) to generate; None: all.
 
         Raises:
-            GenerationError: a prompt is empty or longer than the context; the model lacks a domain; or logits are not
-                finite. The other continuations have then been yielded.
+            GenerationError: a prompt is empty or longer than the context, the model lacks a domain, or there are fewer
+                slots than beams; nothing was generated then. Or logits are not finite; the other continuations have
+                then been yielded.
         """
         domains = self.decoder.domains.indices([prompt.domain for prompt in prompts], len(prompts))
         ids = [tuple(self.tokenizer.encode_prompt(prompt.text)) for prompt in prompts]
         self.decoder.shape.require_room(ids)
+        self.decoder.shape.require_beams(max((prompt.sampling.num_beams for prompt in prompts), default=1))
         requests = [
             Request(ids[i], prompt.sampling, i, sample, domains[i], template=prompt.template)
             for i, prompt in enumerate(prompts)

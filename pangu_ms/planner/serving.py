@@ -42,8 +42,11 @@ class ServingMemory:
     @property
     def step_bytes(self) -> int:
         """The logits twice, and for each new row the inner activations of a feed-forward network twice."""
-        rows = self.slots + self.chunk
-        return 8 * (self.slots * self.model.vocab_size + rows * self.model.ffn_hidden_size)
+        return self.slots * self._step_bytes_of_slot + 8 * self.chunk * self.model.ffn_hidden_size
+
+    @property
+    def _step_bytes_of_slot(self) -> int:
+        return 8 * (self.model.vocab_size + self.model.ffn_hidden_size)
 
     @property
     def total_bytes(self) -> int:
@@ -52,7 +55,8 @@ class ServingMemory:
 
     def slots_in(self, memory: int) -> int:
         """How many slots fit in this many bytes; 0 if not even the weights do."""
-        return max(0, (memory - self.weights_bytes - self.step_bytes) // self.slot_bytes)
+        without = self.total_bytes - self.slots * (self.slot_bytes + self._step_bytes_of_slot)
+        return max(0, (memory - without) // (self.slot_bytes + self._step_bytes_of_slot))
 
     def lines(self) -> list[Line]:
         """The items, with their formulas."""
@@ -83,6 +87,8 @@ class ServingMemory:
         needed = f"{self.slots} slots of {self.capacity} tokens need {cache} beside {size_text(self.weights_bytes)} of"
         room = self.slots_in(free)
         advice = (
-            f"use --batch-size {room}, or shorter sequences" if room else "use a smaller model, or free some memory"
+            f"use --batch-size {room} (or fewer beams), or shorter sequences"
+            if room
+            else "use a smaller model, or free some memory"
         )
         raise GenerationError(f"{needed} weights; {size_text(free)} of memory are free; {advice}")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
+from pangu_ms.cli import run_mindir
 from pangu_ms.cli.main import main
 from pangu_ms.core.errors import ExportError, OutputError
 from pangu_ms.export.package import Package, read_key
@@ -201,7 +202,7 @@ def test_an_altered_manifest_is_refused(package, tmp_path, capsys):
     assert "manifest.json: was altered" in capsys.readouterr().err
 
 
-def test_beams_of_a_package_are_those_of_the_checkpoint(package, trained_run, capsys):
+def test_beams_of_a_package_are_those_of_the_checkpoint(package, trained_run, capsys, monkeypatch):
     """The hypothesis has the same tokens, and more than one beam changed its slot."""
     words = ["--prompt", "def", "--num-beams", "2", "--max-new-tokens", "12", "--json"]
     found = []
@@ -209,6 +210,9 @@ def test_beams_of_a_package_are_those_of_the_checkpoint(package, trained_run, ca
         assert main([verb, str(model), *words]) == 0
         found.append(json.loads(capsys.readouterr().out)["token_ids"])
     assert found[0] == found[1]
+    monkeypatch.setattr(Package, "decoder", None)  # more beams than slots are told before the graph is loaded
+    assert main(["run-mindir", str(package), "--prompt", "x", "--prompt", "y", "--num-beams", "99"]) == 2
+    assert "num_beams=99: more than the batch of" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -223,6 +227,12 @@ def test_missing_and_added_files_are_refused(package, tmp_path):
     (copy / "model.mindir").rename(copy / "other.mindir")
     with pytest.raises(ExportError, match="model.mindir is missing; other.mindir was added"):
         Package.open(copy)
+
+
+def test_a_program_in_a_package_names_itself_not_a_command_that_is_not_installed(capsys):
+    with pytest.raises(SystemExit):
+        run_mindir.main(["--chunk", "4"], "package")
+    assert "run.pyz: unrecognized arguments: --chunk 4; see `run.pyz --help`" in capsys.readouterr().err
 
 
 def test_a_directory_that_is_no_package(tmp_path):

@@ -31,9 +31,6 @@ class MarkovDecoder:
             row.append(int(token))
         return np.stack([self.logits(row) for row in self.rows[: len(tokens)]])
 
-    def require_beams(self, num_beams):
-        assert num_beams <= self.shape.batch_size
-
     def copy(self, sources, targets, length):
         assert all(len(self.rows[source]) == length for source in sources)
         moved = [list(self.rows[source]) for source in sources]

@@ -2,12 +2,17 @@
 
 import io
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from pangu_ms.checkpoint.store import open_checkpoint
 from pangu_ms.cli.main import main
-from pangu_ms.infer.generate import Prompt
+from pangu_ms.core.errors import GenerationError
+from pangu_ms.infer.answers import AnswerFile
+from pangu_ms.infer.generate import Generation, Prompt
 from pangu_ms.infer.sampling import SamplingConfig
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -222,14 +227,65 @@ def test_a_file_of_answers_goes_on_where_it_was_interrupted(
 
 
 def test_answers_to_other_prompts_are_not_mixed(loaded, trained_run, prompt_file, tmp_path, capsys):
-    output, part = tmp_path / "a.jsonl", tmp_path / "a.jsonl.part"
+    output, part = tmp_path / "new" / "a.jsonl", tmp_path / "new" / "a.jsonl.part"
+    part.parent.mkdir()
     command = ["generate", str(trained_run), "--prompt-file", str(prompt_file), *WORDS, "--output", str(output)]
-    part.write_text('{"model": "another", "prompts": "0"}\n')
-    assert main(command) == 2
-    assert f"{part}: has answers to other prompts or settings, or of another model" in capsys.readouterr().err
-    part.write_text("text\n")
-    assert main(command) == 2
-    assert f"{part}: holds no answers; remove it" in capsys.readouterr().err
+    others = '{"model": "another", "prompts": "0"}\n{"index": 0, "sample": 0}\n'
+    for found, message in (
+        (others, f"{part}: has answers to other prompts or settings, or of another model"),
+        ("text\n", f"{part}: holds no answers; remove it"),
+        ("text", f"{part}: holds no answers; remove it"),
+    ):
+        part.write_text(found)
+        assert main(command) == 2
+        assert message in capsys.readouterr().err and part.read_text() == found
     output.write_text("")
     assert main(command) == 2
-    assert f"{output}: exists" in capsys.readouterr().err and part.read_text() == "text\n"
+    assert f"{output}: exists" in capsys.readouterr().err and part.read_text() == "text"
+
+
+def test_answers_are_of_one_model_with_one_dtype_of_its_weights(trained_run, tmp_path, monkeypatch):
+    """What --output compares is the checkpoint's content, wherever it is, and what changes its logits."""
+    seen = []
+
+    def stop(path, prompts, model):
+        seen.append(model)
+        raise GenerationError("enough")
+
+    monkeypatch.setattr("pangu_ms.cli.generate.AnswerFile", stop)
+    moved = tmp_path / "moved"
+    shutil.copytree(trained_run, moved)
+    for words in ([trained_run], [moved], [moved, "--weights", "int8"], [moved, "model.compute_dtype=bfloat16"]):
+        assert main(["generate", *map(str, words), "--prompt", "x", "--output", str(tmp_path / "a")]) == 2
+    assert seen[0] == seen[1] and len(set(seen)) == 3
+
+
+def test_a_command_without_an_answer_leaves_no_file_and_one_at_a_time_writes(tmp_path):
+    path, part = tmp_path / "new" / "a.jsonl", tmp_path / "new" / "a.jsonl.part"
+    with pytest.raises(KeyboardInterrupt), AnswerFile(path, [Prompt("x", SamplingConfig())], "model"):
+        assert part.exists()
+        raise KeyboardInterrupt
+    assert not part.exists() and not path.exists()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, fcntl.LOCK_EX); print(flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, part], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(GenerationError, match=f"{part}: another process writes it; wait for it"):
+            AnswerFile(path, [Prompt("x", SamplingConfig())], "model")
+        other.communicate("\n")
+    part.write_text('{"model": "another", "prompts": "0"}\n')  # killed before its first answer
+    prompt = Prompt("x", SamplingConfig(), id="\ud800")
+    with AnswerFile(path, [prompt], "model") as answers:
+        answers.add(0, 0, Generation("x", "y", (1,), "length"))
+    assert json.loads(path.read_text())["id"] == "\ud800" and not part.exists()
+
+
+def test_options_that_would_do_nothing_or_mix_texts_are_refused(trained_run, prompt_file, capsys):
+    prompt_file.write_text('{"prompt": "x", "num_samples": 3}\n')
+    assert main(["generate", str(trained_run), "--prompt-file", str(prompt_file), "--stream"]) == 2
+    assert "--stream: 3 continuations; texts of several would mix" in capsys.readouterr().err
+    assert main(["generate", str(trained_run), "--prompt", "x", "--logprobs", "1"]) == 2
+    assert "--logprobs 1: only JSON shows them; add --json or --output FILE" in capsys.readouterr().err
+    assert main(["generate", str(trained_run), "--prompt", "x", "--length-predictor", "lengths.json"]) == 2
+    assert "lengths.json: --scheduler fcfs does not use lengths; add one that does" in capsys.readouterr().err

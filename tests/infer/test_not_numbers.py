@@ -74,9 +74,6 @@ def test_of_several_prompts_the_one_is_named():
     class Decoder:
         shape = GraphShape(2, 8, 8, 8)
 
-        def require_beams(self, number):
-            pass
-
         def prefill(self, prompts, domains=()):
             return np.full((2, 4), np.inf, np.float32)
 

@@ -24,9 +24,15 @@ def test_as_many_slots_fit_as_are_told():
     config = small()
     memory = ServingMemory(config, 4, 20, 5)
     free = memory.total_bytes - 1
-    with pytest.raises(GenerationError, match=r"4 slots of 20 tokens need .* use --batch-size 3, or shorter sequences"):
+    with pytest.raises(
+        GenerationError, match=r"4 slots of 20 tokens need .* use --batch-size 3 \(or fewer beams\), or"
+    ):
         memory.require_fitting(free)
-    ServingMemory(config, memory.slots_in(free), 20, 5).require_fitting(free)
+    for slots in (1, 4):  # the answer does not depend on the slots that were asked for
+        room = ServingMemory(config, slots, 20, 5).slots_in(100 * free)
+        ServingMemory(config, room, 20, 5).require_fitting(100 * free)
+        with pytest.raises(GenerationError, match=f"use --batch-size {room} "):
+            ServingMemory(config, room + 1, 20, 5).require_fitting(100 * free)
     with pytest.raises(GenerationError, match="use a smaller model, or free some memory"):
         memory.require_fitting(1000)
 
@@ -41,3 +47,8 @@ def test_the_command(capsys):
     assert main([*words, "model.compute_dtype=float16", "--hbm", "16GiB"]) == 1
     assert main([*words, "--max-length", "4096"]) == 2
     assert "--max-length 4096: must be at least 1 and at most model.seq_length=1024" in capsys.readouterr().err
+    assert main([*words, "--chunk", "0"]) == 2
+    assert "--chunk 0: must be at least 1" in capsys.readouterr().err
+    words.remove("--serve")
+    assert main(words) == 2
+    assert "--slots 4: is an option of --serve; add --serve, or leave it out" in capsys.readouterr().err

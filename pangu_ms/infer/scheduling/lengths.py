@@ -129,7 +129,10 @@ def _answer(where: str, value: Any) -> Answer:
     wrong = small_json.misfit(found, _FORM)
     tokens = None if wrong else found.get("tokens") or len(found.get("token_ids") or ())
     if not tokens:
-        rule = "must be a number of tokens from 1 up, or an object with one as tokens, or with token_ids"
+        rule = (
+            "must be a number of tokens from 1 up, or an object with one as tokens, or with token_ids, and perhaps with"
+            " prompt_tokens, predicted_tokens and arrival, which are at least 0"
+        )
         raise DataError(f"{where}: {wrong or 'no tokens'}; {rule}; correct it")
     return Answer(
         tokens,

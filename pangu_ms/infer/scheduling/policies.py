@@ -37,15 +37,17 @@ class Policy:
         rows: what bounds the rows of a step at an equal budget of cache tokens. "slots": every row has the capacity
             for the longest request, so there are budget / capacity slots. "budget": rows have the capacity that their
             limits need. "any": the policy is the published one, which does not keep to a budget.
+        uses_predictions: whether predicted lengths change what it does.
     """
 
     summary: str
     make: Callable[[Settings], Scheduler]
     rows: str = "slots"
+    uses_predictions: bool = True
 
 
 POLICIES = {
-    "static": Policy("batch by batch in order of arrival", lambda s: Static()),
+    "static": Policy("batch by batch in order of arrival", lambda s: Static(), uses_predictions=False),
     "sorted": Policy(
         "batches of equal size from groups sorted by prediction", lambda s: SortedBatches(group_size=s.group_size)
     ),
@@ -69,7 +71,7 @@ POLICIES = {
         lambda s: StaticBins(False, s.group_size, s.bin_tokens, batch_sizes=PUBLISHED_BATCH_SIZES),
         rows="any",
     ),
-    "fcfs": Policy("continuous: first come, first served", lambda s: FirstCome()),
+    "fcfs": Policy("continuous: first come, first served", lambda s: FirstCome(), uses_predictions=False),
     "sjf": Policy("continuous: shortest prediction first, with aging", lambda s: ShortestFirst(max_wait=s.max_wait)),
     "hrrn": Policy(
         "continuous: highest (waited + expected) / expected first",

@@ -57,6 +57,11 @@ def test_files_of_lengths_arrivals_and_predictions(capsys, tmp_path):
         "--cost",
         "2,.5,.25",
     ]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"tokens": 5, "arrival": -1}')
+    error = fails(capsys, "schedule", "simulate", "--lengths", bad)
+    assert "bad.jsonl:1: arrival is -1;" in error and "predicted_tokens and arrival, which are at least 0" in error
+    assert "missing: cannot be read" in fails(capsys, "schedule", "simulate", "--lengths", "missing")
     found = result(capsys, *words)
     assert list(found["policies"]) == ["fcfs", "sjf"] and found["prediction"]["mae"] == 2
     one = found["policies"]["fcfs"]  # a chunk of 5 tokens and 9 decoding steps, alone, with time between them
@@ -130,7 +135,7 @@ WRONG = [
     (["--cost", "0,1"], "--cost 0,1: must be"),
     (["--cost", "1,nan"], "--cost 1,nan: must be"),
     (["--rate", "0"], "--rate 0.0: must be above 0"),
-    (["--lengths", "missing"], "missing: cannot be read"),
+    (["--lengths", "missing"], "--requests 48: missing has as many as it holds"),
     (["--predictor", "given"], "has no predicted_tokens"),
     (["--predictor", "oracel"], "oracel: is none of given, oracle"),
     (["--tokenizer", "missing"], "a length has no prompt"),
