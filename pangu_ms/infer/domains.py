@@ -36,6 +36,12 @@ class Domains:
             f"{where}domain={name}: the model has no such domain; it has {', '.join(self.names)}; name one of them"
         )
 
+    def require_index(self, index: int | None, where: str = "") -> None:
+        """Raise GenerationError if the model has no domain of this index; None stands for the default, and so does 0
+        if the model has no domains."""
+        if index is not None and not 0 <= index < max(1, len(self.names)):
+            raise GenerationError(f"{where}domain {index}: the model has {len(self.names)} domains; leave it out")
+
     def indices(self, names: Sequence[str], count: int) -> list[int]:
         """The index of the domain of each of `count` prompts; without `names` all are of the default domain.
 

@@ -83,6 +83,7 @@ class Engine:
         """
         where = request.index + 1
         self.decoder.shape.require_room_for(len(request.prompt), where)
+        self.decoder.domains.require_index(request.domain, f"prompt {where}: ")
         number, self._submitted = self._submitted, self._submitted + 1
         self.table.submit(
             Waiting(
@@ -119,7 +120,9 @@ class Engine:
             yield from self.step()
 
     def step(self) -> list[tuple[int, Continuation]]:
-        """Compute one step; returns the requests that end with it."""
+        """Compute one step; returns the requests that end with it. Without requests it does nothing."""
+        if not self.busy:
+            return []
         plan = self._plan()
         chunk = self._chunk_of(plan)
         tokens = {slot: self._of_slot(slot).ids[-1] for slot in plan.decode}

@@ -13,7 +13,7 @@ from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
 from pangu_ms.core import runtime
 from pangu_ms.core.compile_cache import cached_compile
-from pangu_ms.core.errors import CheckpointError
+from pangu_ms.core.errors import CheckpointError, GenerationError
 from pangu_ms.core.free_memory import available_memory
 from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.infer.decoder import Decoder, GraphShape
@@ -119,9 +119,11 @@ def load_generator(
         scheduling: further arguments of Generator.
 
     Raises:
-        GenerationError: a prompt is empty or longer than the context, or the model lacks the domain of one. This is
-            found before the model is built.
+        GenerationError: there are no prompts, one is empty or longer than the context, or the model lacks the domain of
+            one. This is found before the model is built.
     """
+    if not prompts:
+        raise GenerationError("no prompts; give at least one")
     config = config or checkpoint.config()
     domains_of(config.model).indices([prompt.domain for prompt in prompts], len(prompts))
     loaded = load_tokenizer(checkpoint, tokenizer)

@@ -287,4 +287,6 @@ def test_mistakes(decoder):
         engine.submit(Request((), SamplingConfig(), index=2))
     with pytest.raises(GenerationError, match=f"prompt 1: has {CAPACITY} tokens; prompt and continuation must fit in"):
         engine.submit(Request((4,) * CAPACITY, SamplingConfig()))
-    assert not engine.busy
+    with pytest.raises(GenerationError, match="prompt 1: domain 3: the model has 0 domains"):
+        engine.submit(Request((4,), SamplingConfig(), domain=3))
+    assert not engine.busy and engine.step() == []

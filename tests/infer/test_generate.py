@@ -13,6 +13,7 @@ from pangu_ms.cli.main import main
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.answers import AnswerFile
 from pangu_ms.infer.generate import Generation, Prompt
+from pangu_ms.infer.load import load_generator
 from pangu_ms.infer.sampling import SamplingConfig
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -22,8 +23,6 @@ PROMPTS = ["def alpha_1(beta):\n", "p", "return gamma + 7"]
 @pytest.fixture(scope="module")
 def generator(trained_run):
     """Three sequences, and as long as the context: one compiled graph for nearly all of these tests."""
-    from pangu_ms.infer.load import load_generator
-
     return load_generator(open_checkpoint(trained_run), Prompt.each_of(PROMPTS, SamplingConfig(max_new_tokens=500)))
 
 
@@ -279,6 +278,11 @@ def test_a_command_without_an_answer_leaves_no_file_and_one_at_a_time_writes(tmp
     with AnswerFile(path, [prompt], "model") as answers:
         answers.add(0, 0, Generation("x", "y", (1,), "length"))
     assert json.loads(path.read_text())["id"] == "\ud800" and not part.exists()
+
+
+def test_no_prompts_are_told(trained_run):
+    with pytest.raises(GenerationError, match="no prompts; give at least one"):
+        load_generator(open_checkpoint(trained_run), [])
 
 
 def test_options_that_would_do_nothing_or_mix_texts_are_refused(trained_run, prompt_file, capsys):

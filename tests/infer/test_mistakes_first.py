@@ -8,7 +8,7 @@ GENERATE = [
     (["--prompt", "x", "--max-new-tokens", "0"], "max_new_tokens=0: must be at least 1"),
     (["--prompt", "x", "--num-beams", "2", "--top-k", "5"], "top_k=5: beam search does not sample"),
     (["--prompt-file", "/no/file"], "/no/file: cannot be read"),
-    (["--prompt", "a", "--prompt", "b", "--stream"], "--stream: 2 prompts"),
+    (["--prompt", "a", "--prompt", "b", "--stream"], "--stream: 2 continuations"),
     (["--prompt", "x", "--bacth-size", "2"], "did you mean --batch-size?"),
 ]
 CHECKPOINT = [
