@@ -105,7 +105,9 @@ def test_prompts_that_cannot_be_continued(trained_run, capsys, tmp_path):
     assert "top_p=2.0" in fails(capsys, "generate", trained_run, "--prompt", "x", "--top-p", "2")
     (tmp_path / "p.jsonl").write_text('"fine"\n{"prompt": 1}\n')
     assert "p.jsonl:2: neither" in fails(capsys, "generate", trained_run, "--prompt-file", tmp_path / "p.jsonl")
-    assert "--stream: 2 continuations" in fails(capsys, "generate", trained_run, "--prompt", "x", "--prompt", "y", "--stream")
+    assert "--stream: 2 continuations" in fails(
+        capsys, "generate", trained_run, "--prompt", "x", "--prompt", "y", "--stream"
+    )
 
 
 @pytest.mark.parametrize(
