@@ -42,7 +42,7 @@ class RunLock:
         Raises:
             OutputError: another run holds the lock, or the directory cannot be written.
         """
-        if not self._output.is_dir():
+        if self._output.is_file():  # not what is no directory: another run may make it between two questions
             files.require_free(self._output)
         with files.writing(self._output):
             self._made = [path for path in (self._path, self._output) if not path.exists()]
