@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pangu_ms.core import files, small_json
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.infer.generate import Generation, Prompt
 
+log = logging.getLogger(__name__)
 Key = tuple[int, int]
 """Index of a prompt, and number of its sample."""
 
@@ -101,8 +103,12 @@ class AnswerFile:
             raise GenerationError(
                 f"{self.part}: another process writes it; wait for it or end it, or name another --output"
             ) from None
-        except OSError:
-            pass  # a file system without locks
+        except OSError as error:
+            log.warning(
+                "%s: this file system has no locks (%s); see that no second command writes it",
+                self.part,
+                error.strerror,
+            )
         if not self.part.exists():  # the process that held it completed PATH and removed it after we had opened it
             file.close()
             return self._open()

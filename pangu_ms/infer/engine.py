@@ -150,13 +150,17 @@ class Engine:
 
     def _start(self, running: Running) -> None:
         continuation = self._continuations[running.id]
-        self.decoder.start(running.slot, continuation.request.domain)
+        request = continuation.request
+        self.decoder.start(running.slot, request.domain)
+        if self.prefixes:
+            self.prefixes.start(running.slot, request.domain)
         if running.generated:
             self.decoder.restore(running.slot, self._kept.pop(running.id))
-        else:
-            continuation.begin()
+            if self.prefixes:
+                self.prefixes.append(running.slot, [*request.prompt, *continuation.ids[:-1]])
+            return
+        continuation.begin()
         if self.prefixes:
-            self.prefixes.start(running.slot, continuation.request.domain)
             self.prefixes.prompt_tokens += running.prompt_tokens
 
     def _reuse_prefix(self, plan: StepPlan) -> bool:

@@ -7,7 +7,8 @@ class PrefixCache:
     """The tokens that each slot holds, also after its request has ended, until another one begins there.
 
     Prompts are computed in chunks that begin at multiples of the chunk's size. Only whole chunks are reused: the tokens
-    behind them are then computed in the same chunks as without reuse, and have the same bits.
+    behind them are then computed in the same chunks as without reuse. What chunks of another prompt computed has the
+    same bits; keys and values of tokens that were generated one by one may differ in the last bits.
     """
 
     def __init__(self, num_slots: int, chunk: int):

@@ -72,7 +72,8 @@ def step_seconds(decoder: Decoder, chunk: bool, length: int) -> float:
 
 def run(decoder: Decoder, tokenizer: NoText, requests: list[Request], policy: str) -> dict:
     """Serve requests that are all there at the beginning."""
-    engine = Engine(decoder, tokenizer, POLICIES[policy].make(Settings(group_size=64)), prefix_cache=False)  # type: ignore[arg-type]
+    scheduler = POLICIES[policy].make(Settings(group_size=64))
+    engine = Engine(decoder, tokenizer, scheduler, prefix_cache=False)  # type: ignore[arg-type]
     began, first = time.perf_counter(), {}
     for request in requests:
         number = request.index

@@ -238,6 +238,22 @@ def test_equal_beginnings_are_computed_once(decoder, expected):
     assert answers[True] == answers[False]
 
 
+def test_what_a_slot_holds_is_known_also_of_a_request_that_goes_on(decoder):
+    """Requests leave their slots at a predicted length and go on from their kept cache, perhaps in another slot."""
+    engine = Engine(decoder, Letters(), POLICIES["reserve"].make(Settings(bin_tokens=2)))
+    for i, request in enumerate(make_requests(8, 3)):
+        engine.submit(dataclasses.replace(request, predicted_tokens=1.0, sampling=sampling(3 * i, 9)))
+    went_on = 0
+    while engine.busy:
+        engine.step()
+        went_on = max(went_on, len(engine._kept))
+        for one in filter(None, engine.table.slots):
+            continuation = engine._continuations[one.id]
+            held = [*continuation.request.prompt[: one.prefilled], *continuation.ids[:-1]]
+            assert engine.prefixes._tokens[one.slot] == held and decoder.lengths[one.slot] == len(held)
+    assert went_on
+
+
 def test_logits_that_are_no_numbers_end_their_request_alone(decoder, expected, monkeypatch):
     """The others go on, and the slot's later requests are right."""
     append = decoder.append
