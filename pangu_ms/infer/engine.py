@@ -6,6 +6,7 @@ computes; each request has a Continuation. None of them knows the others.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,7 +18,9 @@ from pangu_ms.infer.prefix_cache import PrefixCache
 from pangu_ms.infer.scheduling.continuous import FirstCome
 from pangu_ms.infer.scheduling.slots import SlotTable
 from pangu_ms.infer.scheduling.state import Running, Scheduler, StepPlan, Waiting
-from pangu_ms.infer.scoring import ContinuationScore, Scorer
+
+if TYPE_CHECKING:
+    from pangu_ms.infer.scoring import ContinuationScore, Scorer
 
 OnText = Callable[[str], None]
 
@@ -140,7 +143,7 @@ class Engine:
 
     def score(
         self, prefix: Sequence[int], continuations: Iterable[Sequence[int]], domain: int | None = None
-    ) -> list[ContinuationScore]:
+    ) -> "list[ContinuationScore]":
         """The log-probabilities of continuations of a prefix, between two steps, in a free slot; see `Scorer.score`.
 
         The first call compiles graphs of its own. Many items are scored faster by a Scorer, which computes a prefix
@@ -149,6 +152,8 @@ class Engine:
         Raises:
             GenerationError: no slot is free; see also `Scorer.score_all`.
         """
+        from pangu_ms.infer.scoring import Scorer  # imported here, since a MindIR package's run.pyz does not score
+
         free = [slot for slot, running in enumerate(self.table.slots) if running is None]
         if not free:
             raise GenerationError("score: requests run in all slots; score when one has ended, or use more slots")

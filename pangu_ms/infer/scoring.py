@@ -13,7 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from pangu_ms.core.errors import GenerationError
+from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.infer.decoder import Decoder
+from pangu_ms.infer.domains import Domains
 
 Ids = Sequence[int]
 SMALL, LARGE = 32, 256
@@ -39,7 +41,8 @@ class Item:
 
     Attributes:
         pairs: (context, continuation) token ids. An empty context stands for the end of a document: the continuation
-            is then scored as the beginning of a text.
+            is then scored as the beginning of a text. A context that the window has no room for is cut at its
+            beginning.
         domain: index of its domain; None: the model's default.
     """
 
@@ -52,14 +55,14 @@ class Item:
         return cls(tuple((prefix, continuation) for continuation in continuations), domain)
 
     @classmethod
-    def text(cls, ids: Ids, window: int, domain: int | None = None) -> "Item":
-        """A text from its beginning: each token is scored once, in windows of `window` tokens, each with as much
-        context as it has room for: one token, and more in the last window."""
-        pairs = []
-        for begin in range(0, len(ids), window):
+    def text(cls, ids: Ids, window: int, domain: int | None = None, first: Ids = ()) -> "Item":
+        """A text from its beginning, which has the context `first`: each token is scored once, in windows of `window`
+        tokens, each with as much context as it has room for: one token, and more in the last window."""
+        pairs = [(first, ids[:window])]
+        for begin in range(window, len(ids), window):
             end = min(begin + window, len(ids))
-            pairs.append((ids[max(0, end - window - 1) : begin], ids[begin:end]))
-        return cls(tuple(pairs) or (((), ()),), domain)
+            pairs.append((ids[end - window - 1 : begin], ids[begin:end]))
+        return cls(tuple(pairs), domain)
 
     def longest(self) -> int:
         """Tokens of its longest pair that the model reads: all but the last one."""
@@ -114,6 +117,36 @@ class _Piece:
     end: int
     width: int
     scored: bool
+
+
+def require_scorable(item: Item, where: str, window: int, vocabulary: Vocabulary, domains: Domains) -> None:
+    """Raise GenerationError, whose message begins with `where`, if an item cannot be scored by a model that reads
+    `window` tokens."""
+    for number, (context, continuation) in enumerate(item.pairs, 1):
+        if not len(continuation):
+            raise GenerationError(f"{where}: continuation {number} is empty; a score needs at least one token")
+        if len(continuation) > window:
+            raise GenerationError(
+                f"{where}: continuation {number} has {len(continuation)} tokens; it must fit in {window}; shorten it,"
+                " or score it as a text"
+            )
+        ids = np.array([*context, *continuation], np.int64)
+        if (wrong := ids[(ids < 0) | (ids >= vocabulary.vocab_size)]).size:
+            raise GenerationError(
+                f"{where}: id {wrong[0]} is no token; ids must be 0 to {vocabulary.vocab_size - 1}; use the model's own"
+                " tokenizer"
+            )
+    domains.require_index(item.domain, f"{where}: ")
+
+
+def encode_pair(tokenizer: Tokenizer, prefix: str, continuation: str) -> tuple[Ids, Ids]:
+    """Token ids of a text and of what continues it, divided as lm-eval does it: spaces at the end of the prefix belong
+    to the continuation, whose tokens are those that the whole text has behind the number of tokens of the prefix."""
+    spaces = len(prefix) - len(prefix.rstrip())
+    if spaces:
+        prefix, continuation = prefix[:-spaces], prefix[-spaces:] + continuation
+    context = tokenizer.encode_prompt(prefix)
+    return context, tokenizer.encode_prompt(prefix + continuation)[len(context) :]
 
 
 Compiling = Callable[[int, int], AbstractContextManager[Any]]
@@ -176,31 +209,13 @@ class Scorer:
                 ContinuationScore.
         """
         for number, item in enumerate(items, 1):
-            self.require(item, f"item {number}")
+            require_scorable(item, f"item {number}", self.window, self.tokenizer, self.decoder.domains)
         for index in sorted(range(len(items)), key=lambda i: _order(items[i])):
             scores = []
             for context, continuation in items[index].pairs:
                 scores.append(self._score(context, continuation, items[index].domain))
                 on_scored(1)
             yield index, scores
-
-    def require(self, item: Item, where: str) -> None:
-        """Raise GenerationError, whose message begins with `where`, if an item cannot be scored."""
-        for number, (context, continuation) in enumerate(item.pairs, 1):
-            if not len(continuation):
-                raise GenerationError(f"{where}: continuation {number} is empty; a score needs at least one token")
-            if len(continuation) > self.window:
-                raise GenerationError(
-                    f"{where}: continuation {number} has {len(continuation)} tokens; it must fit in {self.window};"
-                    " shorten it, or score it as a text"
-                )
-            ids = np.fromiter((*context, *continuation), np.int64)
-            if (wrong := ids[(ids < 0) | (ids >= self.tokenizer.vocab_size)]).size:
-                raise GenerationError(
-                    f"{where}: id {wrong[0]} is no token; ids must be 0 to {self.tokenizer.vocab_size - 1}; use the"
-                    " model's own tokenizer"
-                )
-        self.decoder.domains.require_index(item.domain, f"{where}: ")
 
     def _score(self, context: Ids, continuation: Ids, domain: int | None) -> ContinuationScore:
         context = context if len(context) else (self.tokenizer.eod_id,)
