@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ascend_ops.errors import OperatorError
     from ascend_ops.host import host_adamw
     from ascend_ops.layout import Axes, Devices, as_rows, from_rows, is_laid_out, lay_out, on_own_slices, placed
-    from ascend_ops.loss import softmax_cross_entropy
+    from ascend_ops.loss import softmax_cross_entropy, token_logprobs
     from ascend_ops.matmul import grouped_matmul, linear, logits
     from ascend_ops.norms import layer_norm, rms_norm
     from ascend_ops.optimizer import adamw, squared_norm, squared_norms
@@ -87,6 +87,7 @@ __all__ = [
     "squared_norm",
     "squared_norms",
     "swiglu",
+    "token_logprobs",
     "unpack",
     "use",
 ]
@@ -99,7 +100,7 @@ _NAMES = {
     "errors": ("OperatorError",),
     "host": ("host_adamw",),
     "layout": ("Axes", "Devices", "as_rows", "from_rows", "is_laid_out", "lay_out", "on_own_slices", "placed"),
-    "loss": ("softmax_cross_entropy",),
+    "loss": ("softmax_cross_entropy", "token_logprobs"),
     "matmul": ("grouped_matmul", "linear", "logits"),
     "norms": ("layer_norm", "rms_norm"),
     "optimizer": ("adamw", "squared_norm", "squared_norms"),

@@ -179,6 +179,12 @@ KERNELS = {
             (Input("dloss", "float32"), Input("logits"), Input("labels", "int32"), *_f32("mask", "logsumexp")),
             (Output("dlogits", "logits"),),
         ),
+        # logprob[t] = logits[t, targets[t]] - logsumexp(logits[t]), best[t] = argmax; 0 and -1 where targets[t] < 0
+        Kernel(
+            "TokenLogprobs",
+            (Input("logits"), Input("targets", "int32")),
+            (Output("logprob", "targets", "float32"), Output("best", "targets", "int32")),
+        ),
         # q [B, Q, H, D], k and v [B, K, G, D], H a multiple of G; key j is seen by query i when k_index[j] <=
         # q_index[i] and their segments agree the last two dimensions of q, k and v may be one: `heads` [H]
         # gives the number of query heads by its length
@@ -343,6 +349,11 @@ OPERATORS = {
         "loss of each token over [T, V] logits, masked",
         ("logits", "labels", "mask"),
         ("SoftmaxCrossEntropy", "SoftmaxCrossEntropyGrad"),
+    ),
+    "token_logprobs": Operator(
+        "log-probability of a token over each row of logits, and the likeliest token",
+        ("logits", "targets"),
+        ("TokenLogprobs",),
     ),
     "causal_attention": Operator(
         "attention within segments, memory linear in the sequence",

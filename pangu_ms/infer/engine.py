@@ -4,11 +4,13 @@ An Engine owns a Decoder, whose graph has slots; a scheduler says which request 
 computes; each request has a Continuation. None of them knows the others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pangu_ms.core.errors import GenerationError
 from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.infer.continuation import Continuation, Request
 from pangu_ms.infer.decoder import Decoder
@@ -16,6 +18,9 @@ from pangu_ms.infer.prefix_cache import PrefixCache
 from pangu_ms.infer.scheduling.continuous import FirstCome
 from pangu_ms.infer.scheduling.slots import SlotTable
 from pangu_ms.infer.scheduling.state import Running, Scheduler, StepPlan, Waiting
+
+if TYPE_CHECKING:
+    from pangu_ms.infer.scoring import ContinuationScore, Scorer
 
 OnText = Callable[[str], None]
 
@@ -66,6 +71,7 @@ class Engine:
         self._on_text: dict[int, OnText] = {}
         self._kept: dict[int, list[np.ndarray]] = {}
         """Cached rows of requests that will go on in another slot."""
+        self._scorer: Scorer | None = None
 
     def now(self) -> float:
         """Time on the engine's clock."""
@@ -134,6 +140,28 @@ class Engine:
             if chunk:
                 self.prefixes.append(*chunk)
         return self._advance(plan, logits)
+
+    def score(
+        self, prefix: Sequence[int], continuations: Iterable[Sequence[int]], domain: int | None = None
+    ) -> "list[ContinuationScore]":
+        """The log-probabilities of continuations of a prefix, between two steps, in a free slot; see `Scorer.score`.
+
+        The first call compiles graphs of its own. Many items are scored faster by a Scorer, which computes a prefix
+        that several of them share once.
+
+        Raises:
+            GenerationError: no slot is free; see also `Scorer.score_all`.
+        """
+        from pangu_ms.infer.scoring import Scorer  # imported here, since a MindIR package's run.pyz does not score
+
+        free = [slot for slot, running in enumerate(self.table.slots) if running is None]
+        if not free:
+            raise GenerationError("score: requests run in all slots; score when one has ended, or use more slots")
+        self._scorer = self._scorer or Scorer(self.decoder, self.tokenizer)
+        self._scorer.forget(free[0])
+        if self.prefixes:
+            self.prefixes.start(free[0], None)
+        return self._scorer.score(prefix, continuations, domain)
 
     def _plan(self) -> StepPlan:
         """The next step's plan, whose admissions are carried out."""

@@ -108,7 +108,7 @@ class Generator:
         return [generation for _, _, generation in sorted(found, key=lambda one: one[:2])]
 
     def each(
-        self, prompts: Sequence[Prompt], on_text: OnText | None = None, only: Container[tuple[int, int]] | None = None
+        self, prompts: Sequence[Prompt], on_text: OnText | None = None, only: Container[tuple[int, ...]] | None = None
     ) -> Iterator[tuple[int, int, Generation]]:
         """Continue prompts; yields (index of the prompt, number of the sample, continuation) as soon as one has ended.
 

@@ -19,6 +19,7 @@ from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.domains import Domains
 from pangu_ms.infer.generate import Generator, Prompt
+from pangu_ms.infer.scoring import LARGE, Item, Scorer, require_scorable
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.planner.serving import ServingMemory
 
@@ -26,7 +27,11 @@ log = logging.getLogger(__name__)
 
 
 def load_decoder(
-    checkpoint: store.Checkpoint, shape: GraphShape, config: RunConfig | None = None, weights: str = ""
+    checkpoint: store.Checkpoint,
+    shape: GraphShape,
+    config: RunConfig | None = None,
+    weights: str = "",
+    generates: bool = True,
 ) -> Decoder:
     """Build and compile the model of a checkpoint, with a KV cache.
 
@@ -35,6 +40,7 @@ def load_decoder(
         shape: static shapes of the graph and its cache.
         config: device and dtype; by default the checkpoint's own configuration.
         weights: dtype of packed weights, see packed_model.py; empty: they are not packed.
+        generates: False compiles nothing, for a Scorer, which has graphs of its own.
 
     Raises:
         CheckpointError: names or shapes of the tensors are not those of the configuration.
@@ -61,6 +67,8 @@ def load_decoder(
     else:
         fill_from(checkpoint, graph.model, model)
     decoder = Decoder(graph, shape, domains_of(model), graph.caches())
+    if not generates:
+        return decoder
     identity = {
         "graph": "append to slots",
         "model": config_to_dict(config)["model"],
@@ -134,3 +142,48 @@ def load_generator(
     shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
     return Generator(load_decoder(checkpoint, shape, config, weights), loaded, **scheduling)
+
+
+def load_scorer(
+    checkpoint: store.Checkpoint,
+    items: Sequence[Item],
+    tokenizer: Tokenizer,
+    config: RunConfig | None = None,
+    weights: str = "",
+    places: Sequence[str] = (),
+) -> Scorer:
+    """A Scorer whose cache has room for the longest of these items, or for the model's context.
+
+    Args:
+        checkpoint: the model.
+        items: what it will score.
+        tokenizer: the model's.
+        config: device and dtype; by default the checkpoint's own configuration.
+        weights: see `load_decoder`.
+        places: how messages name the items; by default by their numbers.
+
+    Raises:
+        GenerationError: an item cannot be scored, see `Scorer.score_all`. This is found before the model is built.
+    """
+    config = config or checkpoint.config()
+    window, domains = config.model.seq_length, domains_of(config.model)
+    for item, place in zip(items, places or [f"item {number}" for number in range(1, len(items) + 1)]):
+        require_scorable(item, place, window, tokenizer, domains)
+    longest = min(max((item.longest() for item in items), default=1), window)
+    # A power of two, so that commands with other items find the graphs in the compile cache.
+    shape = GraphShape.fitting(window, 1, max(64, 1 << (longest - 1).bit_length()), LARGE)
+    decoder = load_decoder(checkpoint, shape, config, weights, generates=False)
+    identity = {
+        "graph": "score",
+        "model": config_to_dict(config)["model"],
+        "shape": vars(shape),
+        "weights": weights,
+        "device": config.runtime.device,
+    }
+    return Scorer(
+        decoder,
+        tokenizer,
+        compiling=lambda rows, logits: cached_compile(
+            config.runtime.compile_cache, identity | {"rows": rows, "logits": logits}
+        ),
+    )

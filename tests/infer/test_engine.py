@@ -24,6 +24,7 @@ class Letters:
     """A tokenizer without stop tokens: each id is a character."""
 
     stop_ids: tuple[int, ...] = ()
+    vocab_size, eod_id = CONFIG.vocab_size, 3
 
     def __init__(self):
         self._bytes_of = [chr(200 + i).encode() for i in range(CONFIG.vocab_size)]
@@ -306,3 +307,20 @@ def test_mistakes(decoder):
     with pytest.raises(GenerationError, match="prompt 1: domain 3: the model has 0 domains"):
         engine.submit(Request((4,), SamplingConfig(), domain=3))
     assert not engine.busy and engine.step() == []
+
+
+def test_scores_between_steps_disturb_no_request(decoder, expected):
+    """Those of a prompt that a slot holds, and of greedy tokens; without a free slot they are refused."""
+    engine = Engine(decoder, Letters())
+    numbers = {engine.submit(REQUESTS[i]): i for i in (0, 3, 6)}
+    results = dict(engine.step())
+    while engine.busy:
+        (score, other) = engine.score(REQUESTS[3].prompt, [expected[3], [5]])
+        assert len(score.logprobs) == len(expected[3]) and score.is_greedy and not other.is_greedy
+        results |= dict(engine.step())
+    assert {numbers[number]: one.ids for number, one in results.items()} == {i: expected[i] for i in (0, 3, 6)}
+    for i in range(SLOTS):
+        engine.submit(REQUESTS[i])
+    engine.step()
+    with pytest.raises(GenerationError, match="score: requests run in all slots; score when one has ended"):
+        engine.score([5], [[6]])
