@@ -39,13 +39,14 @@ from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import domains_of, load_decoder, load_tokenizer
+from pangu_ms.models.build import weights
 from pangu_ms.models.common.config import ModelConfig
 
 RUNNER_PACKAGES = ("mindspore", "numpy", "tqdm")
 """Python packages that every package needs, besides those of its tokenizer."""
 VERIFIED_STEPS = 32
 """Decoding steps that are compared between the checkpoint and the package."""
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1, "quantized": 2e-1}
 """Largest accepted difference of a logit, by compute dtype. On a CPU the checkpoint runs our own kernels, and the
 package runs MindSpore's operators, which round differently."""
 ENCRYPTION_MODE = "AES-GCM"
@@ -134,8 +135,10 @@ def export_package(
         read_signing_key(sign_key)  # an unusable key fails here, before the slow export
     decoder = load_decoder(checkpoint, shape, config)
     assert isinstance(decoder.graph, CachedModel), "load_decoder builds one"
+    tolerance = TOLERANCE["quantized" if checkpoint.quantized else config.model.compute_dtype]
     # The trial runs before the export, which could change the model.
     trial = Trial.run(decoder, config.model.vocab_size)
+    expected = weight_digests(checkpoint, config.model, decoder.graph)
     with files.new_directory(output) as directory:
         write_graph(decoder.graph, shape, directory, key, bool(decoder.domains.names))
         loaded_tokenizer.save(directory / "tokenizer")
@@ -147,7 +150,7 @@ def export_package(
         manifest = _description(checkpoint, config, shape, ENCRYPTION_MODE if key else "")
         manifest["files"] = file_entries(directory)
         files.write_json(directory / MANIFEST, sealed(manifest))  # the verifying process opens the package with it
-        manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file)
+        manifest["verified"] = verify(trial, expected, directory, tolerance, key_file)
         files.write_json(directory / MANIFEST, sealed(manifest))
         if sign_key:
             files.write_bytes(directory / SIGNATURE, sign((directory / MANIFEST).read_bytes(), sign_key))
@@ -276,19 +279,34 @@ class Trial:
         return cls(prompts, domains, tokens, expected)
 
 
+def weight_digests(checkpoint: Checkpoint, model: ModelConfig, graph: CachedModel) -> dict[str, str]:
+    """The digest of each weight that the exported graph must hold, by name: of those in the checkpoint, or for a
+    quantized one of those in the graph, whose matrices are packed."""
+    if checkpoint.quantized:
+        return {parameter.name: digest(parameter.asnumpy()) for parameter in weights(graph.model)}
+    # A checkpoint may store a narrower dtype than the graph's, such as float16.
+    dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
+    return {name: digest(array.astype(dtypes[name])) for name, array in checkpoint.each()}
+
+
 def verify(
-    trial: Trial, checkpoint: Checkpoint, directory: Path, model: ModelConfig, key_file: Path | None
+    trial: Trial, expected: dict[str, str], directory: Path, tolerance: float, key_file: Path | None
 ) -> dict[str, float]:
     """Compare a package with the checkpoint: each weight, bit for bit, and the logits of the trial. The package runs in
     a separate process.
+
+    Args:
+        trial: tokens, and the checkpoint's logits for them.
+        expected: of `weight_digests`.
+        directory: the package.
+        tolerance: largest accepted difference of a logit.
+        key_file: AES key that the graph is encrypted with.
 
     Raises:
         ExportError: a weight is missing or differs, or the difference of a logit exceeds the tolerance.
     """
     actual, found = replay_in_fresh_process(directory, trial, key_file)
-    dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
-    # A checkpoint may store a narrower dtype than the graph's, such as float16.
-    wrong = [name for name, array in checkpoint.each() if found.get(name) != digest(array.astype(dtypes[name]))]
+    wrong = [name for name, one in expected.items() if found.get(name) != one]
     if wrong:
         raise ExportError(
             f"{directory}: the exported graph does not hold the checkpoint's {wrong[0]} ({len(wrong)} such weights);"
@@ -296,14 +314,14 @@ def verify(
         )
     difference = float(np.abs(actual - trial.expected).max())
     # `not <=` instead of `>` also refuses NaN.
-    if not difference <= TOLERANCE[model.compute_dtype]:
+    if not difference <= tolerance:
         raise ExportError(
-            f"{directory}: the exported graph's logits differ by {difference:.3g}; at most"
-            f" {TOLERANCE[model.compute_dtype]:g} is right; not exported"
+            f"{directory}: the exported graph's logits differ by {difference:.3g}; at most {tolerance:g} is right; not"
+            " exported"
         )
     return {
         "steps": len(trial.tokens),
-        "weights": len(dtypes),
+        "weights": len(expected),
         "max_difference": difference,
         "logit_deviation": float(trial.expected.std()),
     }
