@@ -16,6 +16,8 @@ from ascend_ops.errors import OperatorError
 
 OUTPUTS = 16
 """Outputs of a block."""
+LINE_BYTES = 64
+"""Of a line: some inputs of the outputs of a block."""
 INPUTS = {"float32": 1, "bfloat16": 2, "int8": 4}
 """Dtype of a packed weight -> inputs of a line."""
 GROUP = 128

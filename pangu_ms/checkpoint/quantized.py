@@ -11,7 +11,7 @@ and the other files of a checkpoint (see store.py). int8 are the numbers that `p
 the same weights at load: multiples of the largest magnitude of each output over 127. They are in no order of a kernel.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,3 +221,8 @@ class QuantizedTensors:
         """Read the tensors that were not quantized."""
         own = self.matrices | {scale_name(name) for name in self.matrices}
         return {name: tensor.values() for name, tensor in self.stored.items() if name not in own}
+
+
+def not_rounded(checkpoint: store.Checkpoint) -> Iterable[tuple[str, np.ndarray]]:
+    """The tensors of any checkpoint without those that were quantized."""
+    return QuantizedTensors.of(checkpoint).others().items() if checkpoint.quantized else checkpoint.each()

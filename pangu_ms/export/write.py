@@ -21,6 +21,7 @@ from mindspore import Tensor
 import ascend_ops
 import pangu_ms
 from pangu_ms import __version__
+from pangu_ms.checkpoint.quantized import not_rounded
 from pangu_ms.checkpoint.store import Checkpoint
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
@@ -39,14 +40,14 @@ from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import domains_of, load_decoder, load_tokenizer
-from pangu_ms.models.build import weights
+from pangu_ms.infer.packed_model import PackedMatrix
 from pangu_ms.models.common.config import ModelConfig
 
 RUNNER_PACKAGES = ("mindspore", "numpy", "tqdm")
 """Python packages that every package needs, besides those of its tokenizer."""
 VERIFIED_STEPS = 32
 """Decoding steps that are compared between the checkpoint and the package."""
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1, "quantized": 2e-1}
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1, "int8": 2e-1}
 """Largest accepted difference of a logit, by compute dtype. On a CPU the checkpoint runs our own kernels, and the
 package runs MindSpore's operators, which round differently."""
 ENCRYPTION_MODE = "AES-GCM"
@@ -135,10 +136,14 @@ def export_package(
         read_signing_key(sign_key)  # an unusable key fails here, before the slow export
     decoder = load_decoder(checkpoint, shape, config)
     assert isinstance(decoder.graph, CachedModel), "load_decoder builds one"
-    tolerance = TOLERANCE["quantized" if checkpoint.quantized else config.model.compute_dtype]
     # The trial runs before the export, which could change the model.
     trial = Trial.run(decoder, config.model.vocab_size)
-    expected = weight_digests(checkpoint, config.model, decoder.graph)
+    packed = {
+        parameter.name: digest(parameter.asnumpy())
+        for _, cell in decoder.graph.model.cells_and_names()
+        if isinstance(cell, PackedMatrix)
+        for parameter in (cell.weight, cell.scale)
+    }
     with files.new_directory(output) as directory:
         write_graph(decoder.graph, shape, directory, key, bool(decoder.domains.names))
         loaded_tokenizer.save(directory / "tokenizer")
@@ -150,7 +155,7 @@ def export_package(
         manifest = _description(checkpoint, config, shape, ENCRYPTION_MODE if key else "")
         manifest["files"] = file_entries(directory)
         files.write_json(directory / MANIFEST, sealed(manifest))  # the verifying process opens the package with it
-        manifest["verified"] = verify(trial, expected, directory, tolerance, key_file)
+        manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file, packed)
         files.write_json(directory / MANIFEST, sealed(manifest))
         if sign_key:
             files.write_bytes(directory / SIGNATURE, sign((directory / MANIFEST).read_bytes(), sign_key))
@@ -279,40 +284,43 @@ class Trial:
         return cls(prompts, domains, tokens, expected)
 
 
-def weight_digests(checkpoint: Checkpoint, model: ModelConfig, graph: CachedModel) -> dict[str, str]:
-    """The digest of each weight that the exported graph must hold, by name: of those in the checkpoint, or for a
-    quantized one of those in the graph, whose matrices are packed."""
-    if checkpoint.quantized:
-        return {parameter.name: digest(parameter.asnumpy()) for parameter in weights(graph.model)}
-    # A checkpoint may store a narrower dtype than the graph's, such as float16.
-    dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
-    return {name: digest(array.astype(dtypes[name])) for name, array in checkpoint.each()}
-
-
 def verify(
-    trial: Trial, expected: dict[str, str], directory: Path, tolerance: float, key_file: Path | None
+    trial: Trial,
+    checkpoint: Checkpoint,
+    directory: Path,
+    model: ModelConfig,
+    key_file: Path | None,
+    packed: dict[str, str],
 ) -> dict[str, float]:
     """Compare a package with the checkpoint: each weight, bit for bit, and the logits of the trial. The package runs in
     a separate process.
 
     Args:
-        trial: tokens, and the checkpoint's logits for them.
-        expected: of `weight_digests`.
+        trial: what the checkpoint computed.
+        checkpoint: the weights.
         directory: the package.
-        tolerance: largest accepted difference of a logit.
-        key_file: AES key that the graph is encrypted with.
+        model: its configuration.
+        key_file: of an encrypted package.
+        packed: digests of the weights that are not as in the checkpoint, by name.
 
     Raises:
         ExportError: a weight is missing or differs, or the difference of a logit exceeds the tolerance.
     """
     actual, found = replay_in_fresh_process(directory, trial, key_file)
-    wrong = [name for name, one in expected.items() if found.get(name) != one]
+    dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
+    # A checkpoint may store a narrower dtype than the graph's, such as float16.
+    expected = {
+        name: digest(array.astype(dtypes[name])) for name, array in not_rounded(checkpoint) if name not in packed
+    }
+    expected |= packed
+    wrong = [name for name, value in expected.items() if found.get(name) != value]
     if wrong:
         raise ExportError(
             f"{directory}: the exported graph does not hold the checkpoint's {wrong[0]} ({len(wrong)} such weights);"
             " not exported"
         )
     difference = float(np.abs(actual - trial.expected).max())
+    tolerance = TOLERANCE["int8" if checkpoint.quantized == "int8" else model.compute_dtype]
     # `not <=` instead of `>` also refuses NaN.
     if not difference <= tolerance:
         raise ExportError(
@@ -321,7 +329,7 @@ def verify(
         )
     return {
         "steps": len(trial.tokens),
-        "weights": len(expected),
+        "weights": len(dtypes),
         "max_difference": difference,
         "logit_deviation": float(trial.expected.std()),
     }

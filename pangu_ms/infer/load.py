@@ -53,7 +53,7 @@ def load_decoder(
         log.info("generation on a CPU computes in float32")
         model = dataclasses.replace(model, compute_dtype="float32")
     if config.runtime.device == "CPU":
-        ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk).require_fitting(available_memory())
+        ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk, weights).require_fitting(available_memory())
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
     if weights:

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
+from ascend_ops.packing import pack
 from pangu_ms.checkpoint import store
-from pangu_ms.checkpoint.quantized import quantize
+from pangu_ms.checkpoint.quantized import QuantizedTensors, quantize
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import load_config
 from pangu_ms.core.errors import CheckpointError
@@ -52,7 +53,7 @@ def test_the_list_of_matrices_is_that_of_the_cells(name):
     """`ModelConfig.packed_matrices` names what the model has as products, no more and no less."""
     sizes = ["model.vocab_size=64", "model.num_layers=2"] if name == "pi/openpangu_7b" else []
     sizes += ["model.hidden_size=64", "model.ffn_hidden_size=64"] if name == "pi/openpangu_7b" else []
-    sizes += ["model.num_heads=2", "model.num_key_value_heads=1", "model.head_dim=32"] if sizes else []
+    sizes += ["model.num_heads=2", "model.num_kv_heads=1", "model.head_dim=32"] if sizes else []
     config = load_config(name, sizes).model
     model = build_model(config)
     pack_cells(model, config, "int8")
@@ -80,15 +81,16 @@ def test_quantize_measures_what_rounding_costs(source, records, tmp_path, capsys
 
 
 def test_a_package(int8, source, tmp_path, capsys):
-    """Its graph holds int8; its answers are those of the checkpoint, as its own verification finds."""
+    """Its graph holds the packed int8; its answers are those of the checkpoint, as its own verification finds."""
+    output = tmp_path / "package"
     shape = ["--batch-size", "1", "--max-length", "12", "--chunk", "4", "--json"]
-    sizes = []
-    for checkpoint in (source, int8):
-        output = tmp_path / str(bool(checkpoint.quantized))
-        assert main(["export", str(checkpoint.path), "--output", str(output), *shape]) == 0
-        assert json.loads(capsys.readouterr().out)["verified"]["weights"] == len(source.tensors())
-        sizes.append((output / "model.mindir").stat().st_size)
-    assert sizes[1] < 0.6 * sizes[0]
+    assert main(["export", str(int8.path), "--output", str(output), *shape]) == 0
+    verified = json.loads(capsys.readouterr().out)["verified"]
+    assert verified["weights"] == len(source.tensors()) and verified["max_difference"] < 0.02
+    content = (output / "model.mindir").read_bytes()
+    name = "blocks.0.ffn.up.weight"
+    assert pack(QuantizedTensors.of(int8).matrix(name), "int8").data.tobytes() in content
+    assert source.tensors()[name].tobytes() not in content
 
 
 READS = {
