@@ -46,6 +46,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "plan",
+    "quantize",
     "search_plans",
     "train",
 ]
@@ -216,6 +217,31 @@ def evaluate(
     opened = open_checkpoint(Path(checkpoint))
     config = checkpoint_config(opened, overrides)
     return score(opened, data, split, batch_size, max_batches, progress, config, domain)
+
+
+def quantize(
+    checkpoint: Path | str, output: Path | str, *, weights: str = "int8", progress: bool = False
+) -> dict[str, Any]:
+    """Write a checkpoint whose matrices are in int8 or bfloat16, for generation, evaluation and export.
+
+    Args:
+        checkpoint: path of a checkpoint.
+        output: new or empty directory for the new checkpoint.
+        weights: "int8" or "bfloat16".
+        progress: show a bar if stderr is a terminal.
+
+    Returns:
+        `output`, the new step's directory; `weights`; `matrices`, the number that was rounded; `bytes` of all tensors,
+        before and after; `experts_bytes`, those of experts and slots, which stay as they were.
+
+    Raises:
+        CheckpointError: no valid checkpoint is there, it is quantized already, or a matrix holds what is no number.
+        OutputError: `output` has other content, or the disk is full.
+    """
+    from pangu_ms.checkpoint.quantized import quantize as write
+    from pangu_ms.checkpoint.store import open_checkpoint
+
+    return write(open_checkpoint(Path(checkpoint)), Path(output), weights, progress)
 
 
 def export(

@@ -29,6 +29,7 @@ GROUPS = {
             "pangu_ms.cli.schedule",
             "compare policies of batching without a model; train predictors of the length of answers",
         ),
+        "quantize": ("pangu_ms.cli.quantize", "write a checkpoint with matrices in int8 or bfloat16, and compare both"),
         "export": ("pangu_ms.cli.export", "write and verify a MindIR package"),
         "run-mindir": ("pangu_ms.cli.run_mindir", "continue prompts from a MindIR package"),
         "convert": (

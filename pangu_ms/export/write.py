@@ -21,6 +21,7 @@ from mindspore import Tensor
 import ascend_ops
 import pangu_ms
 from pangu_ms import __version__
+from pangu_ms.checkpoint.quantized import not_rounded
 from pangu_ms.checkpoint.store import Checkpoint
 from pangu_ms.config.load import config_to_dict
 from pangu_ms.config.schema import RunConfig
@@ -39,13 +40,14 @@ from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.load import domains_of, load_decoder, load_tokenizer
+from pangu_ms.infer.packed_model import PackedMatrix
 from pangu_ms.models.common.config import ModelConfig
 
 RUNNER_PACKAGES = ("mindspore", "numpy", "tqdm")
 """Python packages that every package needs, besides those of its tokenizer."""
 VERIFIED_STEPS = 32
 """Decoding steps that are compared between the checkpoint and the package."""
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1, "int8": 2e-1}
 """Largest accepted difference of a logit, by compute dtype. On a CPU the checkpoint runs our own kernels, and the
 package runs MindSpore's operators, which round differently."""
 ENCRYPTION_MODE = "AES-GCM"
@@ -136,6 +138,12 @@ def export_package(
     assert isinstance(decoder.graph, CachedModel), "load_decoder builds one"
     # The trial runs before the export, which could change the model.
     trial = Trial.run(decoder, config.model.vocab_size)
+    packed = {
+        parameter.name: digest(parameter.asnumpy())
+        for _, cell in decoder.graph.model.cells_and_names()
+        if isinstance(cell, PackedMatrix)
+        for parameter in (cell.weight, cell.scale)
+    }
     with files.new_directory(output) as directory:
         write_graph(decoder.graph, shape, directory, key, bool(decoder.domains.names))
         loaded_tokenizer.save(directory / "tokenizer")
@@ -147,7 +155,7 @@ def export_package(
         manifest = _description(checkpoint, config, shape, ENCRYPTION_MODE if key else "")
         manifest["files"] = file_entries(directory)
         files.write_json(directory / MANIFEST, sealed(manifest))  # the verifying process opens the package with it
-        manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file)
+        manifest["verified"] = verify(trial, checkpoint, directory, config.model, key_file, packed)
         files.write_json(directory / MANIFEST, sealed(manifest))
         if sign_key:
             files.write_bytes(directory / SIGNATURE, sign((directory / MANIFEST).read_bytes(), sign_key))
@@ -277,10 +285,23 @@ class Trial:
 
 
 def verify(
-    trial: Trial, checkpoint: Checkpoint, directory: Path, model: ModelConfig, key_file: Path | None
+    trial: Trial,
+    checkpoint: Checkpoint,
+    directory: Path,
+    model: ModelConfig,
+    key_file: Path | None,
+    packed: dict[str, str],
 ) -> dict[str, float]:
     """Compare a package with the checkpoint: each weight, bit for bit, and the logits of the trial. The package runs in
     a separate process.
+
+    Args:
+        trial: what the checkpoint computed.
+        checkpoint: the weights.
+        directory: the package.
+        model: its configuration.
+        key_file: of an encrypted package.
+        packed: digests of the weights that are not as in the checkpoint, by name.
 
     Raises:
         ExportError: a weight is missing or differs, or the difference of a logit exceeds the tolerance.
@@ -288,18 +309,23 @@ def verify(
     actual, found = replay_in_fresh_process(directory, trial, key_file)
     dtypes = {name: spec.dtype for name, spec in model.parameters().items()}
     # A checkpoint may store a narrower dtype than the graph's, such as float16.
-    wrong = [name for name, array in checkpoint.each() if found.get(name) != digest(array.astype(dtypes[name]))]
+    expected = {
+        name: digest(array.astype(dtypes[name])) for name, array in not_rounded(checkpoint) if name not in packed
+    }
+    expected |= packed
+    wrong = [name for name, value in expected.items() if found.get(name) != value]
     if wrong:
         raise ExportError(
             f"{directory}: the exported graph does not hold the checkpoint's {wrong[0]} ({len(wrong)} such weights);"
             " not exported"
         )
     difference = float(np.abs(actual - trial.expected).max())
+    tolerance = TOLERANCE["int8" if checkpoint.quantized == "int8" else model.compute_dtype]
     # `not <=` instead of `>` also refuses NaN.
-    if not difference <= TOLERANCE[model.compute_dtype]:
+    if not difference <= tolerance:
         raise ExportError(
-            f"{directory}: the exported graph's logits differ by {difference:.3g}; at most"
-            f" {TOLERANCE[model.compute_dtype]:g} is right; not exported"
+            f"{directory}: the exported graph's logits differ by {difference:.3g}; at most {tolerance:g} is right; not"
+            " exported"
         )
     return {
         "steps": len(trial.tokens),

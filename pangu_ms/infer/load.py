@@ -39,16 +39,19 @@ def load_decoder(
         checkpoint: the weights.
         shape: static shapes of the graph and its cache.
         config: device and dtype; by default the checkpoint's own configuration.
-        weights: dtype of packed weights, see packed_model.py; empty: they are not packed.
+        weights: dtype of packed weights, see packed_model.py; empty: that of a quantized checkpoint, and those of any
+            other are not packed.
         generates: False compiles nothing, for a Scorer, which has graphs of its own.
 
     Raises:
-        CheckpointError: names or shapes of the tensors are not those of the configuration.
+        CheckpointError: names or shapes of the tensors are not those of the configuration, or a quantized checkpoint
+            has its weights in another dtype.
         GenerationError: weights and cache do not fit in the memory of a CPU.
     """
     from pangu_ms.infer.cached_model import CachedModel
     from pangu_ms.models.common.layers import CacheShape
 
+    weights = weights_of(checkpoint, weights)
     config = config or checkpoint.config()
     model = config.model
     if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":
@@ -56,7 +59,7 @@ def load_decoder(
         log.info("generation on a CPU computes in float32")
         model = dataclasses.replace(model, compute_dtype="float32")
     if config.runtime.device == "CPU":
-        ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk).require_fitting(available_memory())
+        ServingMemory(model, shape.batch_size, shape.capacity, shape.chunk, weights).require_fitting(available_memory())
     runtime.start(config.runtime.device)
     graph = CachedModel(model, CacheShape(shape.batch_size, shape.capacity))
     if weights:
@@ -79,6 +82,20 @@ def load_decoder(
     with cached_compile(config.runtime.compile_cache, identity):
         decoder.prefill([[0]])  # the first call compiles the graph
     return decoder
+
+
+def weights_of(checkpoint: store.Checkpoint, asked: str = "") -> str:
+    """The dtype of packed weights: the one that is asked for, or else that of a quantized checkpoint.
+
+    Raises:
+        CheckpointError: a quantized checkpoint has its weights in another dtype than is asked for.
+    """
+    if checkpoint.quantized and asked not in ("", checkpoint.quantized):
+        raise CheckpointError(
+            f"{checkpoint.path}: is quantized to {checkpoint.quantized}, weights={asked} is asked for; what was rounded"
+            " away is not there; leave --weights out, or name the checkpoint it was made from"
+        )
+    return asked or checkpoint.quantized
 
 
 def domains_of(model: ModelConfig) -> Domains:

@@ -14,7 +14,10 @@ from mindspore.common.initializer import initializer
 import ascend_ops
 from ascend_ops.packing import pack, packed_shape
 from pangu_ms.checkpoint import store
-from pangu_ms.models.build import fill, weights
+from pangu_ms.checkpoint.quantized import QuantizedTensors
+from pangu_ms.config.schema import RunConfig
+from pangu_ms.core import runtime
+from pangu_ms.models.build import build_model, fill, weights
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.models.common.layers import Embedding, Linear, Logits
 
@@ -67,13 +70,28 @@ class PackedLogits(nn.Cell):
         return ascend_ops.packed_linear(x_BSE, table, self.scale)
 
 
+def load_packed_model(checkpoint: store.Checkpoint, config: RunConfig) -> nn.Cell:
+    """The model of a quantized checkpoint, without a cache, which computes what generation computes.
+
+    Raises:
+        CheckpointError: its tensors are not those of its configuration, or damaged.
+    """
+    runtime.start(config.runtime.device)
+    model = build_model(config.model)
+    pack_cells(model, config.model, checkpoint.quantized)
+    fill_packed(checkpoint, model, config.model, checkpoint.quantized)
+    return model
+
+
 def pack_cells(model: nn.Cell, config: ModelConfig, dtype: str) -> None:
-    """Replace the cells of a model whose matrices are packed; `fill_packed` sets their values."""
-    table = "head.weight" if "head.weight" in config.parameter_shapes() else "word_embedding.weight"
+    """Replace the cells of a model whose matrices are packed (`ModelConfig.packed_matrices`); `fill_packed` sets their
+    values."""
+    matrices = config.packed_matrices()
+    table = "head.weight" if "head.weight" in matrices else "word_embedding.weight"
     owner = None
     names: dict[str, Parameter] = {}
     for parent, name, cell in list(_cells(model)):
-        if type(cell) is Linear or (type(cell) is Embedding and cell.weight.name == table):
+        if type(cell) in (Linear, Embedding) and cell.weight.name in matrices:
             path = cell.weight.name.removesuffix("weight")
             packed = PackedLinear(cell, dtype) if type(cell) is Linear else PackedEmbedding(cell, dtype)
             names |= {path + part: packed._params[part] for part in packed._params}
@@ -82,6 +100,8 @@ def pack_cells(model: nn.Cell, config: ModelConfig, dtype: str) -> None:
     for parent, name, cell in list(_cells(model)):
         if type(cell) is Logits and owner is not None:
             _replace(parent, name, PackedLogits(owner))
+    missed = set(matrices) - names.keys()
+    assert not missed, f"{missed}: the cell of a packed matrix must be a Linear or the Embedding"
     for name, parameter in names.items():
         parameter.name = name  # MindSpore renames the parameters of a cell that becomes an attribute of another
 
@@ -92,13 +112,16 @@ def fill_packed(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfi
     Raises:
         CheckpointError: names or shapes of the tensors are not those of `config`.
     """
-    tensors = checkpoint.tensors()
-    store.check_names_and_shapes(str(checkpoint.path), tensors, config.parameter_shapes())
     matrices = {cell.weight.name: cell for _, cell in model.cells_and_names() if isinstance(cell, PackedMatrix)}
     scales = {cell.scale.name for cell in matrices.values()}
+    quantized = QuantizedTensors.of(checkpoint) if checkpoint.quantized else None
+    tensors = quantized.others() if quantized else checkpoint.tensors()
+    if not quantized:
+        store.check_names_and_shapes(str(checkpoint.path), tensors, config.parameter_shapes())
     for name, cell in matrices.items():
-        packed = pack(tensors[name].astype(np.float32, copy=False), dtype)
-        weight, scale = ascend_ops.packed_tensors(packed)
+        values = quantized.matrix(name) if quantized else tensors[name]
+        values = values.astype(np.float32, copy=False) if isinstance(values, np.ndarray) else values
+        weight, scale = ascend_ops.packed_tensors(pack(values, dtype))
         cell.weight.set_data(weight)
         cell.scale.set_data(scale)
     fill([one for one in weights(model) if one.name not in matrices.keys() | scales], tensors)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from ascend_ops.packing import INPUTS, LINE_BYTES, OUTPUTS, packed_shape
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.core.size_text import size_text
 from pangu_ms.models.common.config import ModelConfig
@@ -20,17 +21,32 @@ class ServingMemory:
         slots: sequences at a time.
         capacity: the most tokens of a sequence.
         chunk: prompt tokens of a step.
+        weights: dtype of packed matrices (infer/packed_model.py); empty: they are not packed.
     """
 
     model: ModelConfig
     slots: int
     capacity: int
     chunk: int
+    weights: str = ""
 
     @property
     def weights_bytes(self) -> int:
-        """Parameters have 4 bytes each (float32, int32)."""
-        return 4 * sum(math.prod(shape) for shape in self.model.parameter_shapes().values())
+        """Parameters have 4 bytes each (float32, int32); packed matrices those of their lines and scales."""
+        shapes = self.model.parameter_shapes()
+        packed = self.model.packed_matrices() if self.weights else []
+        total = 0
+        for name in packed:
+            outputs, inputs = shapes.pop(name)
+            total += LINE_BYTES * math.prod(packed_shape(outputs, inputs, self.weights)[:2]) + 4 * outputs
+        return total + 4 * sum(math.prod(shape) for shape in shapes.values())
+
+    @property
+    def _weights_formula(self) -> str:
+        if not self.weights:
+            return "4 * parameters"
+        size = LINE_BYTES // OUTPUTS // INPUTS[self.weights]
+        return f"{size} * matrices, packed, with their scales, + 4 * other parameters"
 
     @property
     def slot_bytes(self) -> int:
@@ -62,7 +78,7 @@ class ServingMemory:
         """The items, with their formulas."""
         size = DTYPE_BYTES[self.model.compute_dtype]
         return [
-            Line("weights", self.weights_bytes, "4 * parameters"),
+            Line("weights", self.weights_bytes, self._weights_formula),
             Line(
                 f"cache of {self.slots} slots",
                 self.slots * self.slot_bytes,

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from ascend_ops.packing import pack
 from pangu_ms.cli.main import main
+from pangu_ms.config.load import load_config
 from pangu_ms.core.errors import GenerationError
 from pangu_ms.planner.serving import ServingMemory
 from tests.infer.common import make_decoder
@@ -18,6 +21,16 @@ def test_weights_and_cache_are_those_of_the_model(mindspore_cpu):
     assert 3 * memory.slot_bytes == sum(cache.asnumpy().nbytes for cache in decoder.caches)
     parameters = sum(parameter.asnumpy().nbytes for parameter in decoder.graph.get_parameters())
     assert memory.weights_bytes == parameters - 3 * memory.slot_bytes
+
+
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["alpha/tiny", "moge/tiny"])
+def test_packed_weights_have_the_bytes_of_packing(name, weights):
+    config = load_config(name).model
+    arrays = {name: np.ones(shape, np.float32) for name, shape in config.parameter_shapes().items()}
+    packed = sum(pack(arrays.pop(name), weights).nbytes for name in config.packed_matrices())
+    expected = packed + sum(array.nbytes for array in arrays.values())
+    assert ServingMemory(config, 3, 20, 5, weights).weights_bytes == expected
 
 
 def test_as_many_slots_fit_as_are_told():
