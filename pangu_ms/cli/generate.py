@@ -56,12 +56,13 @@ def _run(args: Namespace) -> int:
     from pangu_ms.checkpoint.store import open_checkpoint
     from pangu_ms.config.load import config_to_dict
     from pangu_ms.infer.load import domains_of, load_generator, load_tokenizer
+    from pangu_ms.infer.prompt_states import PromptStates
 
     checkpoint = open_checkpoint(args.checkpoint)
     config = checkpoint_config(checkpoint, args.overrides)
     prompts = with_default(prompts, args.domain, domains_of(config.model))
     tokenizer = load_tokenizer(checkpoint, args.tokenizer)
-    scheduling = options.scheduling(args, tokenizer)
+    scheduling = options.scheduling(args, tokenizer, PromptStates(checkpoint, config))
     model = [checkpoint.manifest, config_to_dict(config)["model"], args.weights, tokenizer.fingerprint]
     with open_answers(args, prompts, files.sha256_json(model)) as answers:
         generator = load_generator(

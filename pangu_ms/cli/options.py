@@ -12,6 +12,7 @@ from pangu_ms.core.parser import NewDirectory, NewFile, Parser
 
 if TYPE_CHECKING:
     from pangu_ms.data.tokenizer import Tokenizer
+    from pangu_ms.infer.prompt_states import PromptStates
     from pangu_ms.infer.sampling import SamplingConfig
 
 Options = argparse.ArgumentParser | argparse._ArgumentGroup
@@ -257,8 +258,10 @@ def add_scheduling(parser: Parser) -> None:
     parser.add_argument("--no-prefix-cache", action="store_true", help=text)
 
 
-def scheduling(args: argparse.Namespace, tokenizer: "Tokenizer") -> dict[str, Any]:
-    """What `add_scheduling` asked for, as arguments of Generator."""
+def scheduling(
+    args: argparse.Namespace, tokenizer: "Tokenizer", states: "PromptStates | None" = None
+) -> dict[str, Any]:
+    """What `add_scheduling` asked for, as arguments of Generator; `states` is for a predictor that reads them."""
     from pangu_ms.infer.scheduling.length_predictors import load_predictor
     from pangu_ms.infer.scheduling.policies import POLICIES, Settings
 
@@ -267,7 +270,7 @@ def scheduling(args: argparse.Namespace, tokenizer: "Tokenizer") -> dict[str, An
             f"--length-predictor {args.length_predictor}: --scheduler {args.scheduler} does not use lengths; add one"
             " that does, such as --scheduler ljf, or leave it out"
         )
-    predictor = load_predictor(args.length_predictor, tokenizer) if args.length_predictor else None
+    predictor = load_predictor(args.length_predictor, tokenizer, states) if args.length_predictor else None
     scheduler = POLICIES[args.scheduler].make(Settings())
     return {"scheduler": scheduler, "predictor": predictor, "prefix_cache": not args.no_prefix_cache}
 

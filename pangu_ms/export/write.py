@@ -94,6 +94,7 @@ RUNNER_MODULES = (
     "pangu_ms/infer/engine.py",
     "pangu_ms/infer/generate.py",
     "pangu_ms/infer/prefix_cache.py",
+    "pangu_ms/infer/questions.py",
     "pangu_ms/infer/sampling.py",
     "pangu_ms/infer/scheduling/__init__.py",
     "pangu_ms/infer/scheduling/continuous.py",

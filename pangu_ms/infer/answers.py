@@ -179,8 +179,10 @@ def _line(value: dict[str, Any]) -> bytes:
 
 
 def answer(index: int, sample: int, generation: Generation, prompt: Prompt) -> dict[str, Any]:
-    """A continuation as JSON: the prompt's id if it has one, log-probabilities if they were asked for."""
+    """A continuation as JSON: the prompt's id and template if it has them, log-probabilities if they were asked for."""
     fields = {"index": index, "sample": sample} | dataclasses.asdict(generation)
     if not generation.logprobs:
         del fields["logprobs"]
+    if prompt.template:
+        fields["template"] = prompt.template
     return fields if prompt.id is None else {"id": prompt.id} | fields

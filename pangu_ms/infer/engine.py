@@ -52,6 +52,7 @@ class Engine:
         scheduler: Scheduler | None = None,
         prefix_cache: bool = True,
         clock: Callable[[], float] | None = None,
+        budget_tokens: int | None = None,
     ):
         """Make an engine with empty slots.
 
@@ -61,10 +62,12 @@ class Engine:
             scheduler: by default first come, first served.
             prefix_cache: whether beginnings of prompts that a slot holds are copied instead of computed.
             clock: of arrivals, for the scheduler; by default the number of steps.
+            budget_tokens: the most tokens of all requests that run; None: every slot may be full.
         """
         self.decoder, self.tokenizer, self.scheduler = decoder, tokenizer, scheduler or FirstCome()
         shape = decoder.shape
-        self.table = SlotTable(shape.batch_size, shape.max_length, shape.chunk, keeps_cache=self.scheduler.keeps_cache)
+        rows = shape.batch_size, shape.max_length, shape.chunk
+        self.table = SlotTable(*rows, budget_tokens, self.scheduler.keeps_cache)
         self.prefixes = PrefixCache(shape.batch_size, shape.chunk) if prefix_cache and decoder.caches else None
         self.counts, self._clock, self._submitted = Counts(), clock, 0
         self._continuations: dict[int, Continuation] = {}

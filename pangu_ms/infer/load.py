@@ -19,6 +19,8 @@ from pangu_ms.data.tokenizer import Tokenizer, require_vocabulary
 from pangu_ms.infer.decoder import Decoder, GraphShape
 from pangu_ms.infer.domains import Domains
 from pangu_ms.infer.generate import Generator, Prompt
+from pangu_ms.infer.questions import Questions, asked_tokens
+from pangu_ms.infer.scheduling.length_predictors import OwnAnswer
 from pangu_ms.infer.scoring import LARGE, Item, Scorer, require_scorable
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.planner.serving import ServingMemory
@@ -141,7 +143,7 @@ def load_generator(
         tokenizer: path of a tokenizer; by default the checkpoint's own.
         config: device and dtype; by default the checkpoint's own configuration.
         weights: see `load_decoder`.
-        scheduling: further arguments of Generator.
+        scheduling: further arguments of Generator; a slot has room for what a predictor asks of the model.
 
     Raises:
         GenerationError: there are no prompts, one is empty or longer than the context, or the model lacks the domain of
@@ -155,7 +157,8 @@ def load_generator(
     ids = [loaded.encode_prompt(prompt.text) for prompt in prompts]
     beams = max(prompt.sampling.num_beams for prompt in prompts)
     slots = min(batch_size, sum(prompt.sampling.num_samples for prompt in prompts))
-    longest = max(len(one) + prompt.sampling.max_new_tokens for one, prompt in zip(ids, prompts))
+    asked = asked_tokens(scheduling.get("predictor"))
+    longest = max(len(one) + max(prompt.sampling.max_new_tokens, asked) for one, prompt in zip(ids, prompts))
     shape = GraphShape.fitting(config.model.seq_length, beams if beams > 1 else slots, longest, chunk)
     shape.require_room(ids)
     return Generator(load_decoder(checkpoint, shape, config, weights), loaded, **scheduling)
@@ -182,7 +185,7 @@ def load_scorer(
     Raises:
         GenerationError: an item cannot be scored, see `Scorer.score_all`. This is found before the model is built.
     """
-    config = config or checkpoint.config()
+    config, weights = config or checkpoint.config(), weights_of(checkpoint, weights)
     window, domains = config.model.seq_length, domains_of(config.model)
     for item, place in zip(items, places or [f"item {number}" for number in range(1, len(items) + 1)]):
         require_scorable(item, place, window, tokenizer, domains)
@@ -204,3 +207,17 @@ def load_scorer(
             config.runtime.compile_cache, identity | {"rows": rows, "logits": logits}
         ),
     )
+
+
+def load_questions(
+    checkpoint: store.Checkpoint, predictor: OwnAnswer, prompts: Sequence[Sequence[int]], tokenizer: Tokenizer
+) -> Questions:
+    """A checkpoint's model in slots with room for prompts and the predictor's question, to measure the predictor.
+
+    Raises:
+        GenerationError: a prompt is empty or longer than the context.
+    """
+    longest = max(map(len, prompts)) + asked_tokens(predictor)
+    shape = GraphShape.fitting(checkpoint.config().model.seq_length, min(8, len(prompts)), longest)
+    shape.require_room(prompts)
+    return Questions(load_decoder(checkpoint, shape), tokenizer)

@@ -166,7 +166,7 @@ def main() -> None:
             POLICIES[policy].make(Settings(group_size=64)),
             [Given(int(n), len(p), float(q)) for n, p, q in zip(lengths, prompts, predicted)],
             Rows(args.slots, decoder.shape.max_length, args.chunk),
-            lambda rows, prompt_tokens: with_chunk if prompt_tokens else plain,
+            lambda work: with_chunk if work.prompt_tokens else plain,
             args.most,
             clock="steps",
         )

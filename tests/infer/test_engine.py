@@ -175,7 +175,8 @@ PUBLISHED = [pytest.param(name, marks=pytest.mark.slow) for name in ("paper", "p
 @pytest.mark.parametrize("policy", [*(name for name in POLICIES if not name.startswith("paper")), *PUBLISHED])
 def test_the_engine_takes_the_steps_of_the_simulator(decoder, policy, monkeypatch):
     """40 requests with lengths given, and predictions that are wrong by some tokens: all policies, and each answer is
-    its request's."""
+    its request's. Policies whose rows share a budget have less than all slots could hold."""
+    budget = 2 * CAPACITY + 7 if POLICIES[policy].rows == "budget" else None
     rng = np.random.default_rng(5)
     prompts, lengths = rng.integers(1, 13, 40), rng.integers(1, 11, 40)
     predicted = np.maximum(1, lengths + rng.integers(-3, 4, 40))
@@ -191,7 +192,7 @@ def test_the_engine_takes_the_steps_of_the_simulator(decoder, policy, monkeypatc
         for i, p in enumerate(prompts)
     ]
     simulated = simulate(
-        POLICIES[policy].make(settings), given, Rows(SLOTS, CAPACITY, CHUNK), max_new_tokens=11, clock="steps"
+        POLICIES[policy].make(settings), given, Rows(SLOTS, CAPACITY, CHUNK, budget), max_new_tokens=11, clock="steps"
     )
     add = Continuation.add
 
@@ -202,15 +203,15 @@ def test_the_engine_takes_the_steps_of_the_simulator(decoder, policy, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(Continuation, "add", stop_at_length)
-        answers, engine = run_all(decoder, requests, POLICIES[policy].make(settings))
+        answers, engine = run_all(decoder, requests, POLICIES[policy].make(settings), budget)
     assert {number: len(ids) for number, ids in answers.items()} == dict(enumerate(lengths))
     assert engine.counts.steps == simulated.steps
     for number in range(0, 40, 7):
         assert answers[number] == alone(decoder, cut(requests[number], lengths[number]))
 
 
-def run_all(decoder, requests, scheduler):
-    engine = Engine(decoder, Letters(), scheduler, prefix_cache=False)
+def run_all(decoder, requests, scheduler, budget=None):
+    engine = Engine(decoder, Letters(), scheduler, prefix_cache=False, budget_tokens=budget)
     for request in requests:
         engine.submit(request)
     return {number: continuation.ids for number, continuation in engine.run()}, engine
