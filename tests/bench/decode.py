@@ -34,6 +34,7 @@ import numpy as np
 
 from pangu_ms.checkpoint import store
 from pangu_ms.config.load import load_config
+from pangu_ms.core import runtime
 from pangu_ms.models.common.config import ModelConfig
 from tests.bench.turns import PROMPT, TOKEN, WARM_UP, Worker, in_turns, serve
 
@@ -87,12 +88,10 @@ class Ours:
     """A decoder of a checkpoint or a package."""
 
     def __init__(self, told: dict[str, Any]):
-        from pangu_ms.core import runtime
         from pangu_ms.export.package import Package
         from pangu_ms.infer.decoder import GraphShape
         from pangu_ms.infer.load import load_decoder
 
-        runtime.quiet()
         if told["source"] == "package":
             self.decoder = Package.open(told["package"]).decoder()
         else:
@@ -216,14 +215,12 @@ def make_gguf(files: Files, dtype: str) -> None:
 
 def make_package(files: Files, batch_size: int) -> None:
     """See Files."""
-    from pangu_ms.core import runtime
     from pangu_ms.data.corpus import Corpus
     from pangu_ms.data.default_corpus import standard_library_files
     from pangu_ms.data.tokenizer import train_tokenizer
     from pangu_ms.export.write import export_package
     from pangu_ms.infer.decoder import GraphShape
 
-    runtime.quiet()
     model, tokenizer = files.model, files.folder.parent / f"tokenizer-{files.model.vocab_size}"
     if not tokenizer.exists():
         texts = (document.text for document in Corpus(standard_library_files()))
@@ -238,7 +235,7 @@ def step_bytes(model: ModelConfig, source: str, weights: str, batch_size: int, p
     what the caches hold of the sequences."""
     if source == "llama.cpp":
         weights = weights.replace("int8", "q8_0")
-        parts = {"siaf_terms": 1, "aug_shortcut_branches": 0}
+        parts: dict[str, Any] = {"siaf_terms": 1, "aug_shortcut_branches": 0}
         model = dataclasses.replace(model, **parts) if model.family == "pi" else model
     shapes, sizes = model.parameter_shapes(), model.axis_sizes()
     tables = {name for name in shapes if "_embedding." in name}
@@ -272,22 +269,20 @@ class Bench:
         print(text, file=sys.stderr, flush=True)
         self.notes.append(text)
 
-    def worker(
-        self, source: str, files: Files | None = None, batch_size: int = 1, weights: str = "", exact: bool = False
-    ) -> Worker:
-        """Start the process of a candidate; `exact`: see LlamaCpp."""
-        log = self.directory / f"{source}-{weights}.log"
+    def told(self, source: str, files: Files, batch_size: int, weights: str, exact: bool) -> dict[str, Any]:
+        """What a candidate's process is told; the files of it are made."""
         told: dict[str, Any] = {"source": source, "weights": weights, "batch_size": batch_size, "capacity": CAPACITY}
         if source == "llama.cpp":
-            assert files is not None
-            told |= {"llama": str(self.llama), "exact": exact}
-            told["gguf"] = str(files.gguf(weights.replace("int8", "q8_0")))
-        elif files is not None:
-            told |= {"checkpoint": str(files.checkpoint()), "model": dataclasses.asdict(files.model)}
+            dtype = weights.replace("int8", "q8_0")
+            return told | {"llama": str(self.llama), "exact": exact, "gguf": str(files.gguf(dtype))}
         if source == "package":
-            assert files is not None
-            told["package"] = str(files.package(batch_size))
-        if source == "torch":
+            return told | {"package": str(files.package(batch_size))}
+        return told | {"checkpoint": str(files.checkpoint()), "model": dataclasses.asdict(files.model)}
+
+    def start(self, told: dict[str, Any]) -> Worker:
+        """Start the process of a candidate."""
+        log = self.directory / f"{told['source']}.log"
+        if told["source"] == "torch":
             cache = {"TORCHINDUCTOR_CACHE_DIR": str(self.directory / "inductor")}
             return Worker([str(self.torch), "-m", "tests.bench.torch_decode", json.dumps(told)], log, cache)
         return Worker([sys.executable, "-m", "tests.bench.decode", "--serve", json.dumps(told)], log, {})
@@ -297,15 +292,17 @@ class Bench:
         self, sources: list[str], files: Files, batch_size: int, weights: str, exact: bool = False
     ) -> Iterator[tuple[dict[str, Worker], dict[str, list[float]]]]:
         """Processes that are ready, and the logits of each behind the same tokens. Those that fail are noted."""
-        started, logits = {}, {}
+        started: dict[str, Worker] = {}
+        logits: dict[str, list[float]] = {}
+        all_told = [self.told(source, files, batch_size, weights, exact) for source in sources]
         try:
-            for source in sources:
-                started[source] = self.worker(source, files, batch_size, weights, exact)
+            for told in all_told:
+                started[told["source"]] = self.start(told)
             for source, worker in list(started.items()):
                 try:
-                    told = worker.told()
-                    logits[source] = told["logits"]
-                    self.versions |= {source: told["version"]} if "version" in told else {}
+                    answer = worker.told()
+                    logits[source] = answer["logits"]
+                    self.versions |= {source: answer["version"]} if "version" in answer else {}
                 except RuntimeError as error:
                     self.note(f"{files.name}, batch {batch_size}, {weights}, {source} failed: {error}")
                     started.pop(source).close()
@@ -317,8 +314,8 @@ class Bench:
     def group(self, sources: list[str], files: Files, batch_size: int, weights: str, reader: Worker) -> list[dict]:
         """Rows of one model, batch size and precision."""
         with self.workers(sources, files, batch_size, weights) as (workers, logits):
-            alike = [source for source in ("package", "torch") if source in logits and "checkpoint" in logits]
-            for source in alike if weights == "float32" else []:
+            same = {"package", "torch"} & set(logits) if weights == "float32" and "checkpoint" in logits else set()
+            for source in sorted(same):
                 difference = float(np.abs(np.subtract(logits[source], logits["checkpoint"])).max())
                 if not difference < 1e-3:
                     self.note(f"{files.name}, batch {batch_size}: logits of {source} differ by {difference:.2g}")
@@ -389,6 +386,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    runtime.quiet()  # also for the processes that this one starts
     if args.serve:
         serve_candidate(json.loads(args.serve))
         return
@@ -421,7 +419,7 @@ def run(bench: Bench, args: argparse.Namespace, sources: list[str]) -> list[dict
     done = {(row["config"], row["batch"], row["weights"]) for row in rows}
     if "llama.cpp" in sources and "checkpoint" in sources:
         bench.compare_with_llama()
-    reader = bench.worker("read")
+    reader = bench.start({"source": "read"})
     reader.told()
     try:
         for name in args.config:
@@ -431,7 +429,11 @@ def run(bench: Bench, args: argparse.Namespace, sources: list[str]) -> list[dict
                         continue
                     began = time.monotonic()
                     those = [source for source in sources if offered(source, weights)]
-                    new = bench.group(those, bench.files(name), batch_size, weights, reader)
+                    try:
+                        new = bench.group(those, bench.files(name), batch_size, weights, reader)
+                    except RuntimeError as error:
+                        bench.note(f"{name}, batch {batch_size}, {weights} is left out: {error}")
+                        continue
                     times = ", ".join(f"{row['from']} {row['min_ms']:.2f} ms" for row in new)
                     seconds = time.monotonic() - began
                     print(f"{name} x {batch_size} {weights}: {times} ({seconds:.0f} s)", file=sys.stderr, flush=True)
