@@ -19,6 +19,7 @@ from pangu_ms.data.tokenizer import Tokenizer
 from pangu_ms.infer.answers import ResultFile
 from pangu_ms.infer.domains import Domains
 from pangu_ms.infer.scoring import ContinuationScore, Item, Scorer, encode_pair
+from pangu_ms.infer.window_scorer import WindowScorer
 
 TEXT_OR_IDS: Any = (str, [int])
 FORMS: dict[str, Any] = {
@@ -197,7 +198,11 @@ def _line(text: str, place: str) -> Line:
 
 
 def _score_and_print(
-    scorer: Scorer, lines: Sequence[Line], items: Sequence[Item], results: ResultFile | None, args: Namespace
+    scorer: Scorer | WindowScorer,
+    lines: Sequence[Line],
+    items: Sequence[Item],
+    results: ResultFile | None,
+    args: Namespace,
 ) -> None:
     """Score, and write or print the scores. A line that fails is told when the others are there."""
     begun = len(results.lines) if results else 0

@@ -4,6 +4,7 @@ after all checks."""
 import dataclasses
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pangu_ms.infer.generate import Generator, Prompt
 from pangu_ms.infer.questions import Questions, asked_tokens
 from pangu_ms.infer.scheduling.length_predictors import OwnAnswer
 from pangu_ms.infer.scoring import LARGE, Item, Scorer, require_scorable
+from pangu_ms.infer.window_scorer import WindowScorer
 from pangu_ms.models.common.config import ModelConfig
 from pangu_ms.planner.serving import ServingMemory
 
@@ -171,8 +173,9 @@ def load_scorer(
     config: RunConfig | None = None,
     weights: str = "",
     places: Sequence[str] = (),
-) -> Scorer:
-    """A Scorer whose cache has room for the longest of these items, or for the model's context.
+) -> Scorer | WindowScorer:
+    """What scores these items fastest: a WindowScorer if all of them are texts, else a Scorer, whose cache has room for
+    the longest of them, or for the model's context.
 
     Args:
         checkpoint: the model.
@@ -191,22 +194,45 @@ def load_scorer(
         require_scorable(item, place, window, tokenizer, domains)
     longest = min(max((item.longest() for item in items), default=1), window)
     # A power of two, so that commands with other items find the graphs in the compile cache.
-    shape = GraphShape.fitting(window, 1, max(64, 1 << (longest - 1).bit_length()), LARGE)
-    decoder = load_decoder(checkpoint, shape, config, weights, generates=False)
+    length = min(max(64, 1 << (longest - 1).bit_length()), window)
+    texts = all(item.is_text for item in items)
     identity = {
-        "graph": "score",
+        "graph": "score texts" if texts else "score",
         "model": config_to_dict(config)["model"],
-        "shape": vars(shape),
+        "length": length,
         "weights": weights,
         "device": config.runtime.device,
     }
-    return Scorer(
-        decoder,
-        tokenizer,
-        compiling=lambda rows, logits: cached_compile(
-            config.runtime.compile_cache, identity | {"rows": rows, "logits": logits}
-        ),
-    )
+
+    def compiling(*sizes: int) -> AbstractContextManager[bool]:
+        return cached_compile(config.runtime.compile_cache, identity | {"sizes": sizes})
+
+    if texts:
+        graph = _whole_windows(checkpoint, config, weights)
+        return WindowScorer(graph, tokenizer, length, domains, compiling)
+    shape = GraphShape.fitting(window, 1, length, LARGE)
+    decoder = load_decoder(checkpoint, shape, config, weights, generates=False)
+    return Scorer(decoder, tokenizer, compiling=compiling)
+
+
+def _whole_windows(checkpoint: store.Checkpoint, config: RunConfig, weights: str) -> Any:
+    """The graph of a WindowScorer, in the dtype that generation has."""
+    from pangu_ms.models.build import build_model
+    from pangu_ms.models.common.loss import TokenLogprobs
+
+    model = config.model
+    if config.runtime.device == "CPU" and model.compute_dtype == "bfloat16":
+        model = dataclasses.replace(model, compute_dtype="float32")
+    runtime.start(config.runtime.device)
+    graph = TokenLogprobs(build_model(model))
+    if weights:
+        from pangu_ms.infer.packed_model import fill_packed, pack_cells
+
+        pack_cells(graph.model, model, weights)
+        fill_packed(checkpoint, graph.model, model, weights)
+    else:
+        fill_from(checkpoint, graph.model, model)
+    return graph
 
 
 def load_questions(

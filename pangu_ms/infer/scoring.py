@@ -44,10 +44,12 @@ class Item:
             is then scored as the beginning of a text. A context that the window has no room for is cut at its
             beginning.
         domain: index of its domain; None: the model's default.
+        is_text: whether the pairs are the windows of a text, which have nothing in common.
     """
 
     pairs: tuple[tuple[Ids, Ids], ...]
     domain: int | None = None
+    is_text: bool = False
 
     @classmethod
     def choice(cls, prefix: Ids, continuations: Iterable[Ids], domain: int | None = None) -> "Item":
@@ -62,7 +64,7 @@ class Item:
         for begin in range(window, len(ids), window):
             end = min(begin + window, len(ids))
             pairs.append((ids[end - window - 1 : begin], ids[begin:end]))
-        return cls(tuple(pairs), domain)
+        return cls(tuple(pairs), domain, is_text=True)
 
     def longest(self) -> int:
         """Tokens of its longest pair that the model reads: all but the last one."""
@@ -96,9 +98,49 @@ class ContinuationScore:
         return all(self.greedy)
 
 
+@dataclass(frozen=True)
+class ScoredSequence:
+    """A pair as a model reads it.
+
+    Attributes:
+        inputs: the context and all tokens of the continuation but the last one.
+        targets: the token behind each of them.
+        first: index of the first target that is scored, which is the first token of the continuation.
+        cut: tokens of the context that were cut off.
+    """
+
+    inputs: list[int]
+    targets: list[int]
+    first: int
+    cut: int
+
+    @classmethod
+    def of(cls, context: Ids, continuation: Ids, window: int, eod_id: int) -> "ScoredSequence":
+        """A pair for a model that reads `window` tokens."""
+        context = context if len(context) else (eod_id,)
+        kept = min(len(context), window + 1 - len(continuation))
+        tokens = [*context[len(context) - kept :], *continuation]
+        return cls(tokens[:-1], tokens[1:], kept - 1, len(context) - kept)
+
+    def score(self, logprobs: np.ndarray, best: np.ndarray) -> ContinuationScore:
+        """Its score, from the log-probabilities of the targets that are scored, and the likeliest tokens there."""
+        wrong = np.flatnonzero(~np.isfinite(logprobs))
+        if wrong.size:
+            return ContinuationScore(
+                (),
+                (),
+                self.cut,
+                f"the log-probability behind {wrong[0]} tokens of the continuation is {logprobs[wrong[0]]}; it must be"
+                " a number; the weights are damaged or overflow: use another checkpoint, or float32"
+                " (model.compute_dtype=float32)",
+            )
+        greedy = best == np.array(self.targets[self.first :])
+        return ContinuationScore(tuple(logprobs.astype(np.float64).tolist()), tuple(greedy.tolist()), self.cut)
+
+
 @dataclass
 class ScoringCounts:
-    """What a Scorer has done."""
+    """What a scorer has done."""
 
     calls: int = 0
     """Of the graph."""
@@ -107,6 +149,11 @@ class ScoringCounts:
     """Tokens of contexts that the slot held already."""
     cut_tokens: int = 0
     cut_contexts: int = 0
+
+    def add_cut(self, cut: int) -> None:
+        """Count the tokens that were cut off a context."""
+        self.cut_tokens += cut
+        self.cut_contexts += cut > 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +197,12 @@ def encode_pair(tokenizer: Tokenizer, prefix: str, continuation: str) -> tuple[I
 
 
 Compiling = Callable[[int, int], AbstractContextManager[Any]]
+"""The context for a call that compiles a graph of these two sizes."""
+
+
+def not_compiling(*sizes: int) -> AbstractContextManager[Any]:
+    """The Compiling without a compile cache."""
+    return nullcontext()
 
 
 @dataclass
@@ -169,7 +222,7 @@ class Scorer:
     decoder: Decoder
     tokenizer: Vocabulary
     slot: int = 0
-    compiling: Compiling = lambda rows, logits: nullcontext()
+    compiling: Compiling = not_compiling
     counts: ScoringCounts = field(default_factory=ScoringCounts)
 
     def __post_init__(self) -> None:
@@ -218,30 +271,16 @@ class Scorer:
             yield index, scores
 
     def _score(self, context: Ids, continuation: Ids, domain: int | None) -> ContinuationScore:
-        context = context if len(context) else (self.tokenizer.eod_id,)
-        kept = min(len(context), self.window + 1 - len(continuation))
-        cut = len(context) - kept
-        self.counts.cut_tokens += cut
-        self.counts.cut_contexts += cut > 0
-        tokens = [*context[cut:], *continuation]
-        logprobs, best = self._compute(tokens[:-1], tokens[1:], kept - 1, domain)
-        if not np.isfinite(logprobs).all():
+        sequence = ScoredSequence.of(context, continuation, self.window, self.tokenizer.eod_id)
+        self.counts.add_cut(sequence.cut)
+        score = sequence.score(*self._compute(sequence, domain))
+        if score.error:
             self._clear()
-            found, behind = logprobs[~np.isfinite(logprobs)][0], int(np.argmin(np.isfinite(logprobs)))
-            return ContinuationScore(
-                (),
-                (),
-                cut,
-                f"the log-probability behind {behind} tokens of the continuation is {found}; it must be a number; the"
-                " weights are damaged or overflow: use another checkpoint, or float32 (model.compute_dtype=float32)",
-            )
-        greedy = best == np.array(continuation)
-        return ContinuationScore(tuple(logprobs.tolist()), tuple(greedy.tolist()), cut)
+        return score
 
-    def _compute(
-        self, inputs: list[int], targets: list[int], first: int, domain: int | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probabilities of targets[first:], and the likeliest tokens in their places."""
+    def _compute(self, sequence: ScoredSequence, domain: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """Log-probabilities of the targets that are scored, and the likeliest tokens in their places."""
+        inputs, first = sequence.inputs, sequence.first
         begin = self._common(inputs, first, domain)
         if begin == 0:
             self.decoder.start(self.slot, domain)
@@ -250,12 +289,12 @@ class Scorer:
         self.counts.reused_tokens += begin
         logprobs, best = [], []
         for piece in _pieces(begin, first, len(inputs)):
-            of_piece = self._append(inputs, targets, piece)
+            of_piece = self._append(inputs, sequence.targets, piece)
             if piece.scored:
                 wanted = slice(max(first - piece.begin, 0), piece.end - piece.begin)
                 logprobs.append(of_piece[0][wanted])
                 best.append(of_piece[1][wanted])
-        return np.concatenate(logprobs).astype(np.float64), np.concatenate(best)
+        return np.concatenate(logprobs), np.concatenate(best)
 
     def _common(self, inputs: list[int], most: int, domain: int | None) -> int:
         """How many tokens the slot holds of a sequence, at most `most`."""

@@ -11,8 +11,9 @@ from pangu_ms.checkpoint import store
 from pangu_ms.config.load import load_config
 from pangu_ms.infer import scoring
 from pangu_ms.infer.decoder import GraphShape
-from pangu_ms.infer.load import load_decoder
+from pangu_ms.infer.load import load_decoder, load_scorer
 from pangu_ms.infer.scoring import Item, Scorer
+from pangu_ms.infer.window_scorer import WindowScorer
 from tests.models.alpha import random_parameters, small
 from tests.reference.alpha_numpy import forward
 
@@ -87,3 +88,13 @@ def test_bits_of_scores_do_not_depend_on_order_and_chunks(checkpoint, monkeypatc
     other = Scorer(decoder, tokenizer)
     for index, item in reversed(list(enumerate(items))):
         assert dict(other.score_all([Item(item.pairs[::-1])]))[0][::-1] == found[index]
+
+
+def test_a_text_has_the_same_bits_with_and_without_a_cache(checkpoint):
+    """Windows in batches, one of which is not full; chunks of one sequence."""
+    random, tokenizer = np.random.default_rng(1), SimpleNamespace(vocab_size=61, eod_id=3)
+    texts = [Item.text(random.integers(4, 61, n).tolist(), 24) for n in (1, 24, 25, 100)]
+    windows = load_scorer(checkpoint, texts, tokenizer, weights="float32")
+    assert isinstance(windows, WindowScorer)
+    cached = load_scorer(checkpoint, [*texts, Item.choice([5], [[6]])], tokenizer, weights="float32")
+    assert dict(windows.score_all(texts)) == dict(cached.score_all(texts))

@@ -27,23 +27,25 @@ def checkpoint(trained_run):
 
 @pytest.fixture(scope="module")
 def loaded():
-    """The first Scorer of each checkpoint, and how often one was loaded."""
+    """The scorer of texts alone (True), and that of other items."""
     return {}
 
 
 @pytest.fixture(autouse=True)
 def reuse(loaded, monkeypatch):
-    """Commands share one compiled Scorer."""
+    """Commands share compiled scorers."""
     load_scorer = load.load_scorer
 
     def reused(checkpoint, items, tokenizer, config=None, weights="", places=()):
-        key = checkpoint.path, weights
+        key = all(item.is_text for item in items)
         if key not in loaded:
             loaded[key] = load_scorer(checkpoint, items, tokenizer, config, weights, places)
         with monkeypatch.context() as patch:
-            patch.setattr(load, "load_decoder", lambda *arguments, **options: loaded[key].decoder)
+            patch.setattr(load, "load_decoder", lambda *arguments, **options: loaded[False].decoder)
+            patch.setattr(load, "_whole_windows", lambda *arguments: loaded[True].graph)
             load_scorer(checkpoint, items, tokenizer, config, weights, places)  # checks the items
-        loaded[key].forget()
+        if not key:
+            loaded[key].forget()
         loaded[key].counts = type(loaded[key].counts)()
         return loaded[key]
 
@@ -102,6 +104,16 @@ def test_scores_are_those_of_the_reference(checkpoint, scored):
     assert text["bits_per_byte"] == pytest.approx(bits, rel=1e-3)
 
 
+def test_texts_alone_have_the_same_scores(trained_run, scored, tmp_path, capsys, loaded):
+    """Though no cache is made for them."""
+    file = write(tmp_path / "texts.jsonl", [LINES[1], {"text": [7, 8]}])
+    assert main(["score", str(trained_run), "--input", file, "--json"]) == 0
+    text, short = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert text.keys() == scored[1].keys() and loaded[True].counts.calls == 1
+    np.testing.assert_allclose(text["logprobs"], scored[1]["logprobs"], atol=1e-5)
+    assert len(short["logprobs"]) == 2 and "bits_per_byte" not in short
+
+
 def test_tokens_of_a_continuation_follow_the_spaces_of_the_prefix(checkpoint):
     tokenizer = checkpoint.tokenizer()
     context, ids = encode_pair(tokenizer, "return  ", "beta")
@@ -120,7 +132,7 @@ def test_people_see_a_line_for_each_score(trained_run, file, scored, capsys):
 def test_a_file_of_scores_goes_on_where_it_was_interrupted(trained_run, file, scored, tmp_path, capsys, loaded):
     output, part = tmp_path / "new" / "scores.jsonl", tmp_path / "new" / "scores.jsonl.part"
     command = ["score", str(trained_run), "--input", file, "--output", str(output)]
-    (scorer,) = loaded.values()
+    scorer = loaded[False]
     score, calls = scorer._score, []
 
     def interrupted(*arguments):
@@ -161,12 +173,12 @@ def test_a_long_context_is_cut_and_said(trained_run, tmp_path, capsys):
 def test_of_lines_that_fail_the_others_are_there(trained_run, file, tmp_path, capsys, loaded):
     output = tmp_path / "scores.jsonl"
     main(["score", str(trained_run), "--input", file])
-    (scorer,) = loaded.values()
+    scorer = loaded[False]
     compute = scorer._compute
 
-    def damaged(inputs, targets, *rest):
-        logprobs, best = compute(inputs, targets, *rest)
-        return (logprobs * np.nan if targets[-2:] == [8, 9] else logprobs), best
+    def damaged(sequence, domain):
+        logprobs, best = compute(sequence, domain)
+        return (logprobs * np.nan if sequence.targets[-2:] == [8, 9] else logprobs), best
 
     scorer._compute = damaged
     capsys.readouterr()

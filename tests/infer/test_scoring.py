@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 
 from pangu_ms.core.errors import GenerationError
-from pangu_ms.infer import scoring
+from pangu_ms.infer import scoring, window_scorer
 from pangu_ms.infer.decoder import Decoder
 from pangu_ms.infer.domains import Domains
 from pangu_ms.infer.scoring import Item, Scorer, ScoringCounts
+from pangu_ms.infer.window_scorer import WindowScorer
+from pangu_ms.models.common.loss import TokenLogprobs
 from tests.infer.common import make_decoder
 from tests.models import alpha, pi
+from tests.models.logits import model_with
 from tests.reference import alpha_numpy, pi_numpy
 
 pytestmark = pytest.mark.usefixtures("mindspore_cpu")
@@ -167,6 +170,26 @@ def test_each_token_of_a_text_is_scored_once(reference):
     for (context, continuation), score in zip(item.pairs, scores, strict=True):
         np.testing.assert_allclose(score.logprobs, reference.logprobs(context, continuation)[0], atol=1e-4)
         assert score.cut_tokens == 0
+
+
+def test_texts_without_a_cache(of_family, monkeypatch):
+    """Batches of two windows, which several texts share; the items of `choice` too."""
+    monkeypatch.setattr(window_scorer, "BATCH_TOKENS", 2 * WINDOW)
+    graph = TokenLogprobs(model_with(of_family.config, of_family.parameters))
+    windows = WindowScorer(graph, Tokens(), WINDOW)
+    random = np.random.default_rng(5)
+    items = [Item.text(draw(random, n), WINDOW) for n in (1, WINDOW, WINDOW + 1, 3 * WINDOW - 1)] + make_items(4, 6)
+    progress = []
+    scores = dict(windows.score_all(items, progress.append))
+    pairs = [pair for item in items for pair in item.pairs]
+    assert list(scores) == list(range(len(items))) and sum(progress) == len(pairs)
+    assert windows.counts.calls == (len(pairs) + 1) // 2
+    for (context, continuation), score in zip(pairs, sum(scores.values(), []), strict=True):
+        logprobs, best = of_family.logprobs(context, continuation)
+        np.testing.assert_allclose(score.logprobs, logprobs, atol=1e-4)
+        assert score.greedy == tuple((best == continuation).tolist())
+    with pytest.raises(GenerationError, match="item 1: continuation 1 has 25 tokens; it must fit in 24"):
+        list(windows.score_all([Item.choice([5], [[6] * 25])]))
 
 
 @pytest.mark.parametrize(
