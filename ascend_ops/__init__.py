@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from ascend_ops.norms import layer_norm, rms_norm
     from ascend_ops.optimizer import adamw, squared_norm, squared_norms
     from ascend_ops.packed import packed_linear, packed_rows, packed_tensors
-    from ascend_ops.packing import PackedWeight, pack, unpack
+    from ascend_ops.packing import PackedWeight, QuantizedWeight, pack, quantized_rows, row_scales, unpack
+    from ascend_ops.quantized import quantized_embedding, quantized_linear
     from ascend_ops.random_masks import dropout, dropout_seed
     from ascend_ops.rotary import rotary_embedding, rotary_table
     from ascend_ops.routing import moe_combine, moe_dispatch, rre_route
@@ -46,6 +47,7 @@ __all__ = [
     "OperatorError",
     "PORTABLE",
     "PackedWeight",
+    "QuantizedWeight",
     "adamw",
     "add",
     "add_to_stream",
@@ -77,9 +79,13 @@ __all__ = [
     "packed_rows",
     "packed_tensors",
     "placed",
+    "quantized_embedding",
+    "quantized_linear",
+    "quantized_rows",
     "rms_norm",
     "rotary_embedding",
     "rotary_table",
+    "row_scales",
     "rre_route",
     "series_activation",
     "silu",
@@ -105,7 +111,8 @@ _NAMES = {
     "norms": ("layer_norm", "rms_norm"),
     "optimizer": ("adamw", "squared_norm", "squared_norms"),
     "packed": ("packed_linear", "packed_rows", "packed_tensors"),
-    "packing": ("PackedWeight", "pack", "unpack"),
+    "packing": ("PackedWeight", "QuantizedWeight", "pack", "quantized_rows", "row_scales", "unpack"),
+    "quantized": ("quantized_embedding", "quantized_linear"),
     "random_masks": ("dropout", "dropout_seed"),
     "rotary": ("rotary_embedding", "rotary_table"),
     "routing": ("moe_combine", "moe_dispatch", "rre_route"),

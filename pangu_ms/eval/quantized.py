@@ -1,37 +1,18 @@
-"""Compares a quantized checkpoint with the one it was made from, on the same records."""
+"""Compares a quantized checkpoint with the one it was made from, on the same records. mindspore is imported when the
+models are loaded, after all checks."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn, ops
 
-import ascend_ops
 from pangu_ms.checkpoint import store
 from pangu_ms.core.errors import CheckpointError
 from pangu_ms.core.progress import progress_bar
 from pangu_ms.data.domains import require_known
 from pangu_ms.data.loader import batch_rows, require_batches, sequential_batches
 from pangu_ms.data.records import RecordSet
-from pangu_ms.eval.perplexity import Evaluator, Score
-from pangu_ms.models.common.loss import to_tensors
-
-
-class LossAndChoice(nn.Cell):
-    """The loss of each position, and its likeliest token: (float32, int32), both [B, S]."""
-
-    def __init__(self, model: nn.Cell):
-        super().__init__(auto_prefix=False)
-        self.model, self.argmax = model, ops.Argmax(axis=-1, output_type=ms.int32)
-        self.set_train(False)
-
-    def construct(self, ids_BS1, positions_BS, segments_BS, mask_BS, *extra_and_key):
-        """The inputs are those of TokenLoss."""
-        inputs = (ids_BS1[:, :-1], positions_BS, segments_BS, extra_and_key[-1], *extra_and_key[:-1])
-        logits_BSV = self.model(*inputs)
-        return ascend_ops.softmax_cross_entropy(logits_BSV, ids_BS1[:, 1:], mask_BS), self.argmax(logits_BSV)
 
 
 class Comparison:
@@ -70,6 +51,8 @@ class Comparison:
             `tokens`, the number of tokens that were scored; `split`; `loss` (nats per token) and `perplexity`, both
             before and after; `same_likeliest`, the part of the tokens for which both find the same token the likeliest.
         """
+        from pangu_ms.eval.perplexity import Score
+
         scores, same = [], 0.0
         expected: list[np.ndarray] = []
         for opened in (self.checkpoint, quantized):
@@ -95,6 +78,12 @@ class Comparison:
 
     def _each(self, checkpoint: store.Checkpoint) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Losses, likeliest tokens and mask of each batch, [B, S]."""
+        import mindspore as ms
+
+        from pangu_ms.eval.choices import LossAndChoice
+        from pangu_ms.eval.perplexity import Evaluator
+        from pangu_ms.models.common.loss import to_tensors
+
         config = self.config
         graph = LossAndChoice(Evaluator.load(checkpoint, config).loss.model)
         batches = sequential_batches(
@@ -102,5 +91,5 @@ class Comparison:
         )
         name = checkpoint.quantized or "before"
         for batch in progress_bar(self.progress, iterable=batches, total=self.num_batches, desc=name, unit="batch"):
-            loss, choice = graph(*to_tensors(batch), Tensor(0, ms.int32))
+            loss, choice = graph(*to_tensors(batch), ms.Tensor(0, ms.int32))
             yield loss.asnumpy(), choice.asnumpy(), np.asarray(batch.arrays()[3], np.float32)

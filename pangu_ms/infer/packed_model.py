@@ -8,11 +8,11 @@ from collections.abc import Iterator
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, nn
+from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import initializer
 
 import ascend_ops
-from ascend_ops.packing import pack, packed_shape
+from ascend_ops.packing import QuantizedWeight, pack, packed_shape
 from pangu_ms.checkpoint import store
 from pangu_ms.checkpoint.quantized import QuantizedTensors
 from pangu_ms.config.schema import RunConfig
@@ -35,6 +35,13 @@ class PackedMatrix(nn.Cell):
         stored = {"float32": ms.float32, "bfloat16": ms.bfloat16, "int8": ms.uint8}[dtype]
         self.weight = Parameter(initializer("zeros", shape, stored), requires_grad=False)
         self.scale = Parameter(initializer("ones", (num_outputs,)), requires_grad=False)
+        self.dtype = dtype
+
+    def fill(self, values: np.ndarray | QuantizedWeight) -> None:
+        """Set the matrix from float32 numbers, or from numbers that are quantized to int8."""
+        weight, scale = ascend_ops.packed_tensors(pack(values, self.dtype))
+        self.weight.set_data(weight)
+        self.scale.set_data(scale)
 
 
 class PackedLinear(PackedMatrix):
@@ -70,6 +77,58 @@ class PackedLogits(nn.Cell):
         return ascend_ops.packed_linear(x_BSE, table, self.scale)
 
 
+class QuantizedMatrix(PackedMatrix):
+    """A matrix of int8 [out, in] as files hold it, for Ascend, where MindSpore has a product with it."""
+
+    def __init__(self, of: nn.Cell, dtype: str):
+        super().__init__(of, dtype)
+        self.weight = Parameter(initializer("zeros", of.weight.shape, ms.int8), requires_grad=False)
+
+    def fill(self, values: np.ndarray | QuantizedWeight) -> None:
+        """See PackedMatrix."""
+        if not isinstance(values, QuantizedWeight):
+            scale = ascend_ops.row_scales(values)
+            values = QuantizedWeight(ascend_ops.quantized_rows(values, scale), scale)
+        self.weight.set_data(Tensor(values.values))
+        self.scale.set_data(Tensor(values.scale))
+
+
+class QuantizedLinear(QuantizedMatrix):
+    """A Linear with a weight of int8."""
+
+    def __init__(self, of: Linear, dtype: str):
+        super().__init__(of, dtype)
+        self.bias = of.bias
+
+    def construct(self, x):
+        return ascend_ops.quantized_linear(x, self.weight, self.scale, self.bias)
+
+    def without_bias(self, x):
+        """See Linear."""
+        return ascend_ops.quantized_linear(x, self.weight, self.scale)
+
+
+class QuantizedEmbedding(QuantizedMatrix):
+    """An Embedding with a table of int8."""
+
+    def construct(self, ids_BS):
+        return ascend_ops.quantized_embedding(ids_BS, self.weight, self.scale)
+
+
+class QuantizedLogits(PackedLogits):
+    """Logits by the int8 table of another cell."""
+
+    def construct(self, x_BSE, table):
+        return ascend_ops.quantized_linear(x_BSE, table, self.scale)
+
+
+def _classes(dtype: str) -> tuple[type[PackedMatrix], type[PackedMatrix], type[PackedLogits]]:
+    """Cells that stand for a Linear, an Embedding and Logits."""
+    if dtype == "int8" and ms.get_context("device_target") == "Ascend":
+        return QuantizedLinear, QuantizedEmbedding, QuantizedLogits
+    return PackedLinear, PackedEmbedding, PackedLogits
+
+
 def load_packed_model(checkpoint: store.Checkpoint, config: RunConfig) -> nn.Cell:
     """The model of a quantized checkpoint, without a cache, which computes what generation computes.
 
@@ -86,6 +145,7 @@ def load_packed_model(checkpoint: store.Checkpoint, config: RunConfig) -> nn.Cel
 def pack_cells(model: nn.Cell, config: ModelConfig, dtype: str) -> None:
     """Replace the cells of a model whose matrices are packed (`ModelConfig.packed_matrices`); `fill_packed` sets their
     values."""
+    linear, embedding, logits = _classes(dtype)
     matrices = config.packed_matrices()
     table = "head.weight" if "head.weight" in matrices else "word_embedding.weight"
     owner = None
@@ -93,13 +153,13 @@ def pack_cells(model: nn.Cell, config: ModelConfig, dtype: str) -> None:
     for parent, name, cell in list(_cells(model)):
         if type(cell) in (Linear, Embedding) and cell.weight.name in matrices:
             path = cell.weight.name.removesuffix("weight")
-            packed = PackedLinear(cell, dtype) if type(cell) is Linear else PackedEmbedding(cell, dtype)
+            packed = linear(cell, dtype) if type(cell) is Linear else embedding(cell, dtype)
             names |= {path + part: packed._params[part] for part in packed._params}
             _replace(parent, name, packed)
             owner = packed if path + "weight" == table else owner
     for parent, name, cell in list(_cells(model)):
         if type(cell) is Logits and owner is not None:
-            _replace(parent, name, PackedLogits(owner))
+            _replace(parent, name, logits(owner))
     missed = set(matrices) - names.keys()
     assert not missed, f"{missed}: the cell of a packed matrix must be a Linear or the Embedding"
     for name, parameter in names.items():
@@ -120,10 +180,7 @@ def fill_packed(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfi
         store.check_names_and_shapes(str(checkpoint.path), tensors, config.parameter_shapes())
     for name, cell in matrices.items():
         values = quantized.matrix(name) if quantized else tensors[name]
-        values = values.astype(np.float32, copy=False) if isinstance(values, np.ndarray) else values
-        weight, scale = ascend_ops.packed_tensors(pack(values, dtype))
-        cell.weight.set_data(weight)
-        cell.scale.set_data(scale)
+        cell.fill(values.astype(np.float32, copy=False) if isinstance(values, np.ndarray) else values)
     fill([one for one in weights(model) if one.name not in matrices.keys() | scales], tensors)
 
 

@@ -12,6 +12,7 @@ from pangu_ms.checkpoint.quantized import QuantizedTensors, quantize
 from pangu_ms.cli.main import main
 from pangu_ms.config.load import load_config
 from pangu_ms.core.errors import CheckpointError
+from pangu_ms.eval import perplexity
 from pangu_ms.infer.decoder import GraphShape
 from pangu_ms.infer.load import load_decoder
 from pangu_ms.infer.packed_model import PackedMatrix, pack_cells
@@ -61,9 +62,16 @@ def test_the_list_of_matrices_is_that_of_the_cells(name):
     assert packed == set(config.packed_matrices())
 
 
-def test_evaluation_reads_it(int8, records, capsys):
+def test_evaluation_reads_it(int8, records, capsys, monkeypatch):
+    """And its graph is not kept as that of the checkpoint that is not quantized."""
+    identities = []
+    cached_compile = perplexity.cached_compile
+    monkeypatch.setattr(
+        perplexity, "cached_compile", lambda cache, one: identities.append(one) or cached_compile(cache, one)
+    )
     assert main(["eval", str(int8.path), "--data", str(records), "--no-baselines", "--max-batches", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tokens"] > 0
+    assert [one["weights"] for one in identities] == ["int8"]
 
 
 def test_quantize_measures_what_rounding_costs(source, records, tmp_path, capsys):
