@@ -24,6 +24,7 @@ class Letters:
     """A tokenizer without stop tokens: each id is a character."""
 
     stop_ids: tuple[int, ...] = ()
+    vocab_size = CONFIG.vocab_size
 
     def __init__(self):
         self._bytes_of = [chr(200 + i).encode() for i in range(CONFIG.vocab_size)]
@@ -303,6 +304,9 @@ def test_mistakes(decoder):
         engine.submit(Request((), SamplingConfig(), index=2))
     with pytest.raises(GenerationError, match=f"prompt 1: has {CAPACITY} tokens; prompt and continuation must fit in"):
         engine.submit(Request((4,) * CAPACITY, SamplingConfig()))
+    for token in (-1, CONFIG.vocab_size):
+        with pytest.raises(GenerationError, match=f"prompt 2: token {token} at position 1: must be 0 to"):
+            engine.submit(Request((4, token), SamplingConfig(), index=1))
     with pytest.raises(GenerationError, match="prompt 1: domain 3: the model has 0 domains"):
         engine.submit(Request((4,), SamplingConfig(), domain=3))
     assert not engine.busy and engine.step() == []
