@@ -7,6 +7,7 @@ import difflib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pangu_ms.core import runtime
 from pangu_ms.core.errors import ConfigError, GenerationError
 from pangu_ms.core.parser import NewDirectory, NewFile, Parser
 
@@ -243,6 +244,23 @@ def add_generation(parser: Parser) -> None:
     add_fields(parser, SamplingConfig, SAMPLING_HELP)
     text = "end the continuation at this text; may be given several times"
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help=text)
+
+
+def add_threads(parser: Parser) -> None:
+    """Add --threads."""
+    text = "threads that compute on a CPU, in MindSpore's operators and our kernels (default: all processors)"
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help=text)
+
+
+def use_threads(args: argparse.Namespace) -> None:
+    """Do what --threads says.
+
+    Raises:
+        GenerationError: it is below 0.
+    """
+    if args.threads < 0:
+        raise GenerationError(f"--threads {args.threads}: must be at least 1, or 0 for the default")
+    runtime.use_threads(args.threads)
 
 
 def add_scheduling(parser: Parser) -> None:

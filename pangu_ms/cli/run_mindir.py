@@ -27,6 +27,7 @@ def build_parser(package: str | None = None) -> Parser:
     parser.add_argument("--allow-kernels", action="store_true", help=text)
     options.add_generation(parser)
     options.add_scheduling(parser)
+    options.add_threads(parser)
     options.add_domain(parser, DOMAIN_HELP)
     parser.set_defaults(run=_run)
     return parser
@@ -54,6 +55,7 @@ def _run(args: Namespace) -> int:
         tell(_announcement(args.package, kernels))
     with open_answers(args, prompts, opened.digest + (" with kernels" if kernels else "")) as answers:
         runtime.quiet(args.verbose)
+        options.use_threads(args)
         runtime.start(opened.manifest["target"])
         generator = Generator(opened.decoder(key, args.allow_kernels), tokenizer, **scheduling)
         generate_and_print(generator, prompts, args.stream, args.json, answers)

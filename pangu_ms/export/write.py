@@ -36,7 +36,7 @@ from pangu_ms.export.replay import digest, read_replay
 from pangu_ms.export.signature import SIGNATURE, read_signing_key, sign
 from pangu_ms.infer.cached_model import CachedModel
 from pangu_ms.infer.decoder import Decoder, GraphShape
-from pangu_ms.infer.load import domains_of, load_decoder, load_tokenizer
+from pangu_ms.infer.load import domains_of, load_decoder, load_tokenizer, weights_of
 from pangu_ms.infer.packed_model import PackedMatrix
 from pangu_ms.models.common.config import ModelConfig
 
@@ -44,9 +44,12 @@ RUNNER_PACKAGES = ("mindspore", "numpy", "tqdm")
 """Python packages that every package needs, besides those of its tokenizer."""
 VERIFIED_STEPS = 32
 """Decoding steps that are compared between the checkpoint and the package."""
-TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1, "int8": 2e-1}
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 2e-1}
 """Largest accepted difference of a logit, by compute dtype. On a CPU the checkpoint runs our own kernels, and the
 package runs MindSpore's operators, which round differently."""
+INT8_TOLERANCE = 0.5
+"""The same for MindSpore's operators with int8, in standard deviations of the logits: where two graphs round an
+activation to different integers, they go on apart by what int8 itself is wrong by. A wrong graph is above 4."""
 ENCRYPTION_MODE = "AES-GCM"
 # All modules that running a package needs. None is model code: `models`, `config`, `train` and `checkpoint` stay out.
 RUNNER_MODULES = (
@@ -140,6 +143,7 @@ def export_package(
     config = config or checkpoint.config()
     runtime.start(config.runtime.device)
     key, loaded_tokenizer = read_key(key_file), load_tokenizer(checkpoint, tokenizer)
+    weights = weights_of(checkpoint, weights)
     if sign_key:
         read_signing_key(sign_key)  # an unusable key fails here, before the slow export
     decoder = load_decoder(checkpoint, shape, config, weights)
@@ -331,7 +335,7 @@ def verify(
     model: ModelConfig,
     key_file: Path | None,
     packed: dict[str, str],
-    weights: str = "",
+    weights: str,
 ) -> dict[str, float]:
     """Compare a package with the checkpoint: each weight, bit for bit, and the logits of the trial. The package runs in
     a separate process.
@@ -343,7 +347,7 @@ def verify(
         model: its configuration.
         key_file: of an encrypted package.
         packed: digests of the weights that are not as in the checkpoint, by name.
-        weights: dtype of packed weights; empty: that of the checkpoint.
+        weights: dtype of those.
 
     Raises:
         ExportError: a weight is missing or differs, or the difference of a logit exceeds the tolerance.
@@ -354,8 +358,7 @@ def verify(
         name: digest(array.astype(dtypes[name])) for name, array in not_rounded(checkpoint) if name not in packed
     }
     expected |= packed
-    tolerance = TOLERANCE["int8" if "int8" in (weights, checkpoint.quantized) else model.compute_dtype]
-    differences = {}
+    differences, deviation = {}, float(trial.expected.std())
     for graph, (actual, found) in replay_in_fresh_process(directory, trial, key_file).items():
         wrong = [name for name, value in expected.items() if found.get(name) != value]
         if wrong:
@@ -364,17 +367,18 @@ def verify(
                 " weights); not exported"
             )
         differences[graph] = float(np.abs(actual - trial.expected).max())
-        # `not <=` instead of `>` also refuses NaN.
-        if not differences[graph] <= tolerance:
+        loose = weights == "int8" and graph != kernels.DIRECTORY
+        most = INT8_TOLERANCE * deviation if loose else TOLERANCE[model.compute_dtype]
+        if not differences[graph] <= most:  # `not <=` instead of `>` also refuses NaN
             raise ExportError(
-                f"{directory}: the exported graph's logits differ by {differences[graph]:.3g}; at most {tolerance:g} is"
+                f"{directory}: the exported graph's logits differ by {differences[graph]:.3g}; at most {most:.3g} is"
                 " right; not exported"
             )
     verified = {
         "steps": len(trial.tokens),
         "weights": len(dtypes),
         "max_difference": differences[""],
-        "logit_deviation": float(trial.expected.std()),
+        "logit_deviation": deviation,
     }
     if kernels.DIRECTORY in differences:
         verified["max_difference_with_kernels"] = differences[kernels.DIRECTORY]

@@ -88,10 +88,18 @@ class Engine:
             on_text: called with new text as soon as there is some.
 
         Raises:
-            GenerationError: the prompt is empty or leaves no room for a new token, or there is no such domain.
+            GenerationError: the prompt is empty, leaves no room for a new token or has a token that is none, or there
+                is no such domain.
         """
         where = request.index + 1
         self.decoder.shape.require_room_for(len(request.prompt), where)
+        known = self.tokenizer.vocab_size
+        for position, token in enumerate(request.prompt):
+            if not 0 <= token < known:
+                raise GenerationError(
+                    f"prompt {where}: token {token} at position {position}: must be 0 to {known - 1}; make it with the"
+                    " model's tokenizer"
+                )
         self.decoder.domains.require_index(request.domain, f"prompt {where}: ")
         number, self._submitted = self._submitted, self._submitted + 1
         self.table.submit(

@@ -37,6 +37,7 @@ class NoText:
     stop_ids: tuple[int, ...] = ()
 
     def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
         self._bytes_of = [b"x"] * vocab_size
 
     def _require_ids(self, ids):

@@ -305,6 +305,9 @@ def test_mistakes(decoder):
         engine.submit(Request((), SamplingConfig(), index=2))
     with pytest.raises(GenerationError, match=f"prompt 1: has {CAPACITY} tokens; prompt and continuation must fit in"):
         engine.submit(Request((4,) * CAPACITY, SamplingConfig()))
+    for token in (-1, CONFIG.vocab_size):
+        with pytest.raises(GenerationError, match=f"prompt 2: token {token} at position 1: must be 0 to"):
+            engine.submit(Request((4, token), SamplingConfig(), index=1))
     with pytest.raises(GenerationError, match="prompt 1: domain 3: the model has 0 domains"):
         engine.submit(Request((4,), SamplingConfig(), domain=3))
     assert not engine.busy and engine.step() == []
