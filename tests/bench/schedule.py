@@ -47,6 +47,7 @@ class Workload:
         self.tokenizer = load_tokenizer(checkpoint)
         lines = [json.loads(line) for line in args.answers.read_text().splitlines()][: args.requests]
         self.expected = [line["token_ids"] for line in lines]
+        self.indices = [line["index"] for line in lines]  # tokens are drawn with them
         self.lengths = [len(ids) for ids in self.expected]
         self.templates = [line.get("template", "") for line in lines]
         self.prompts = [tuple(self.tokenizer.encode_prompt(line["prompt"])) for line in lines]
@@ -123,13 +124,12 @@ class Workload:
                 skipped += coming[0][1] - engine.now()
             while coming and coming[0][1] <= engine.now():
                 index, arrival = coming.pop(0)
-                request = Request(
-                    self.prompts[index], self.sampling, index, 0, None, arrival, predicted[index], self.templates[index]
-                )
+                known = {"predicted_tokens": predicted[index], "template": self.templates[index]}
+                request = Request(self.prompts[index], self.sampling, self.indices[index], arrival=arrival, **known)
                 came[engine.submit(request, got_text(index))] = (arrival, time.perf_counter())
             for number, one in engine.step():
                 ended[number] = (engine.now(), time.perf_counter())
-                found[one.request.index] = one.ids
+                found[number] = one.ids
         seconds = time.perf_counter() - began
         assert found == dict(enumerate(self.expected)), f"{policy}: other tokens than `pangu generate` gives"
         per_token = [
@@ -156,7 +156,7 @@ def closed(work: Workload, predictions: dict, cost) -> list[dict]:
             rows.append(row | {"failed": done.failures / len(work.prompts), "runs": []})
     for _ in range(work.args.rounds):
         for row in rows:
-            if row["predictor"] not in ("-", *work.args.measure):
+            if row["predictor"] not in ("-", *work.args.measure) or row["policy"] not in work.args.policies:
                 continue
             run = work.run(row["policy"], predictions.get(row["predictor"]) or [None] * len(work.prompts))
             assert run["steps"] == row["simulated_steps"], row
@@ -178,7 +178,7 @@ def arriving(work: Workload, predicted, cost) -> list[dict]:
     for load in work.args.loads:
         waits = np.random.default_rng(7).exponential(all_at_once / len(work.prompts) / load, len(work.prompts))
         arrivals = np.cumsum(waits).tolist()
-        for policy in ("static", "fcfs", "sjf", "hrrn"):
+        for policy in work.args.arriving_policies:
             done = work.simulated(policy, predicted, cost, arrivals)
             row = {
                 "load": load,
@@ -190,7 +190,7 @@ def arriving(work: Workload, predicted, cost) -> list[dict]:
                 "per_token_steps": spread(done.times_per_token()),
                 "tokens_per_step": done.useful_tokens / done.steps,
             }
-            if load in work.args.measure_loads:
+            if load in work.args.measure_loads and policy in work.args.policies:
                 run = work.run(policy, predicted, arrivals)
                 same = run["latencies"] == done.latencies and run["steps"] == done.steps
                 assert same, f"{policy} at load {load}: the engine took other steps than the simulator"
@@ -221,6 +221,7 @@ def main() -> None:
     parser.add_argument("answers", type=Path, help="written by pangu generate --output, with templates")
     parser.add_argument("--predictor", action="append", default=[], metavar="NAME=FILE", help="further predictors")
     parser.add_argument("--measure", nargs="*", default=["oracle"], help="predictors whose runs are measured")
+    parser.add_argument("--policies", nargs="*", choices=list(POLICIES), default=list(POLICIES), help="to measure")
     parser.add_argument("--requests", type=int, default=128, help="the first of the answers")
     parser.add_argument("--slots", type=int, default=8, help="rows of policies whose rows have room for any request")
     parser.add_argument("--rows", type=int, default=16, help="most rows of policies that share the budget")
@@ -232,6 +233,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="turns of each measured run")
     parser.add_argument("--loads", type=float, nargs="*", default=[0.5, 0.8, 0.95], help="arrivals / capacity")
     parser.add_argument("--measure-loads", type=float, nargs="*", default=[0.8], help="those that are measured")
+    names = ["static", "fcfs", "sjf", "hrrn"]
+    parser.add_argument("--arriving-policies", nargs="*", choices=list(POLICIES), default=names, help="with arrivals")
     parser.add_argument("--arriving-predictor", default="oracle", help="of the runs with arrivals")
     parser.add_argument("--json", type=Path, help="file for everything")
     args = parser.parse_args()
