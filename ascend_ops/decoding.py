@@ -25,6 +25,7 @@ def cached_attention(
     query_positions: Tensor | None = None,
     query_slots: Tensor | None = None,
     num_heads: int = 1,
+    num_slots: int = 1,
 ) -> Tensor:
     """Write N new keys and values into the caches; then each query attends to the rows 0 to its position of its slot.
 
@@ -36,10 +37,11 @@ def cached_attention(
     Args:
         q: [Q, A], or [Q, 1, A]; float32, float16 or bfloat16.
         k, v: [N, W], or [N, 1, W]; of the dtype of q.
-        keys, values: [S, R, W], of the dtype of q; written in place.
+        keys, values: [S * R, W], slot after slot, of the dtype of q; written in place.
         positions, slots: int32 [N], or [N, 1]: where the new rows stand. A position is below R - 1.
         query_positions, query_slots: int32 [Q], or [Q, 1], both or neither; default: those of the new rows.
         num_heads: H.
+        num_slots: S.
 
     Returns:
         As q.
@@ -52,22 +54,22 @@ def cached_attention(
     """
     described = [describe(t) for t in (q, k, v, keys, values, positions, slots, query_positions, query_slots)]
     chosen = select("cached_attention", *described)
-    scale = _scale(num_heads, q.shape[-1], keys.shape[2])
+    scale = _scale(num_heads, q.shape[-1], keys.shape[1])
+    _check_slots(num_slots, q.shape, k.shape, keys.shape[0])
     if query_positions is None:
         query_positions, query_slots = positions, slots
     if chosen == "composed":
-        return _composed(q, k, v, keys, values, positions, slots, query_positions, query_slots, num_heads)
+        return _composed(q, k, v, keys, values, positions, slots, query_positions, query_slots, num_heads, num_slots)
     return kernel("CachedAttention")(
-        q, k, v, keys, values, positions, slots, query_positions, query_slots, attribute(scale, num_heads)
+        q, k, v, keys, values, positions, slots, query_positions, query_slots, attribute(scale, num_heads, num_slots)
     )
 
 
-def _composed(q, k, v, keys, values, positions, slots, query_positions, query_slots, num_heads):
-    S, R, width = keys.shape
-    positions, slots = ops.reshape(positions, (-1,)), ops.reshape(slots, (-1,))
-    rows_N2 = ops.stack((ops.maximum(slots, 0), ops.select(slots < 0, R - 1, positions)), -1)
-    keys_SRW = ops.ScatterNdUpdate()(keys, rows_N2, ops.reshape(k, (-1, width)))
-    values_SRW = ops.ScatterNdUpdate()(values, rows_N2, ops.reshape(v, (-1, width)))
+def _composed(q, k, v, keys, values, positions, slots, query_positions, query_slots, num_heads, num_slots):
+    S, R, width = num_slots, keys.shape[0] // num_slots, keys.shape[1]
+    rows_N1 = ops.reshape(ops.select(slots < 0, R - 1, slots * R + positions), (-1, 1))
+    keys_SRW = ops.reshape(ops.ScatterNdUpdate()(keys, rows_N1, ops.reshape(k, (-1, width))), (S, R, width))
+    values_SRW = ops.reshape(ops.ScatterNdUpdate()(values, rows_N1, ops.reshape(v, (-1, width))), (S, R, width))
     query_slots = ops.reshape(query_slots, (-1,))
     index_Q1 = ops.reshape(ops.select(query_slots < 0, -1, ops.reshape(query_positions, (-1,))), (-1, 1))
     q_Q1A = ops.reshape(q, (index_Q1.shape[0], 1, -1))
@@ -106,6 +108,16 @@ def _scale(num_heads, query_width, width):
     return head_size**-0.5
 
 
+@constexpr
+def _check_slots(num_slots, q_shape, k_shape, num_rows):
+    where = f"ascend_ops.cached_attention: num_slots={num_slots}"
+    if num_slots < 1 or num_rows % num_slots:
+        raise OperatorError(f"{where}: keys has {num_rows} rows; it must have as many for each slot")
+    for name, shape in (("q", q_shape), ("k", k_shape)):
+        if shape[0] < num_slots:
+            raise OperatorError(f"{where}: {name} has {shape[0]} rows; it must have one for each slot")
+
+
 @rule("cached_attention")
 def _check_cached_attention(
     q: Operand,
@@ -122,10 +134,14 @@ def _check_cached_attention(
     q.rank(2, 3)
     for x in (k, v, keys, values):
         x.floating(like=q)
-    keys.rank(3, 3)
-    k.rank(2, 3)
+    keys.rank(2, 2)
     if keys.shape is not None:
         values.shaped("the shape of keys", keys.shape)
+    if q.shape is not None:
+        q.shaped("rows of heads", (q.shape[0], q.shape[-1]), (q.shape[0], 1, q.shape[-1]))
+    for x in (k, v):
+        if k.shape is not None and keys.shape is not None:
+            x.shaped("rows of keys", (k.shape[0], keys.shape[1]), (k.shape[0], 1, keys.shape[1]))
     given = query_positions or query_slots
     if given is not None and None in (query_positions, query_slots):
         raise given.refuse("is given alone", "queries have a position and a slot; give both or neither")
@@ -134,12 +150,3 @@ def _check_cached_attention(
             place.int32()
             if rows.shape is not None:
                 place.shaped(f"one for each row of {rows.name}", rows.shape[:1], (rows.shape[0], 1))
-    if keys.shape is None or k.shape is None or q.shape is None:
-        return
-    for x in (k, v):
-        x.shaped("rows of keys", (k.shape[0], keys.shape[2]), (k.shape[0], 1, keys.shape[2]))
-    for x, shape in ((k, k.shape), (q, q.shape)):
-        if shape[0] < keys.shape[0] or (len(shape) == 3 and shape[1] != 1):
-            raise x.refuse(
-                f"has shape {shape}", f"it must have a row for each of the {keys.shape[0]} slots, [rows, width]"
-            )

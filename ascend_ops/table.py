@@ -204,7 +204,7 @@ KERNELS = {
             (Output("dq", "q"), Output("dk", "k"), Output("dv", "v")),
             (Attribute("scale", "float"), Attribute("dropout_rate", "float")),
         ),
-        # k and v [N, G * D] are written into row positions[n] of slot slots[n] of keys and values [S, R, G * D]; then
+        # k and v [N, G * D] are written into row positions[n] of slot slots[n] of keys and values [S * R, G * D]; then
         # query q [Q, H * D] attends to the rows 0 to query_positions of its slot. A slot below 0: nobody's row, which
         # writes nothing and gives 0.
         Kernel(
@@ -215,7 +215,7 @@ KERNELS = {
                 *(Input(n, "int32") for n in ("positions", "slots", "query_positions", "query_slots")),
             ),
             (Output("out", "q"),),
-            (Attribute("scale", "float"), Attribute("num_heads", "int")),
+            (Attribute("scale", "float"), Attribute("num_heads", "int"), Attribute("num_slots", "int")),
         ),
         # One pass: m, v and p are updated from gradient * factor. controls = (lr, factor), float32 [2]. A line k of the
         # first dimension with norms[k] = 0 is left as it is; norms [1] holding 1 updates everything.

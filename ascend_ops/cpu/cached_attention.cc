@@ -316,9 +316,10 @@ void cached_attention(const Call &call) {
   const float *attributes = call[ATTRIBUTES].as<float>();
   const int64_t rows = call[POSITIONS].size();
   Step p{};
-  require(keys.rank == 3 && keys.size() > 0 && call[VALUES].size() == keys.size(), "keys and values must be [slots, rows of a slot, width]");
-  p.S = keys.dim(0), p.R = keys.dim(1), p.stride = keys.dim(2), p.Q = call[QUERY_POSITIONS].size();
-  p.scale = attributes[0], p.H = static_cast<int64_t>(attributes[1]);
+  p.scale = attributes[0], p.H = static_cast<int64_t>(attributes[1]), p.S = static_cast<int64_t>(attributes[2]);
+  require(keys.rank == 2 && keys.size() > 0 && call[VALUES].size() == keys.size(), "keys and values must be [rows, width]");
+  require(p.S > 0 && keys.dim(0) % p.S == 0, "keys must have as many rows for each slot");
+  p.R = keys.dim(0) / p.S, p.stride = keys.dim(1), p.Q = call[QUERY_POSITIONS].size();
   require(p.Q > 0 && p.H > 0 && q.size() > 0 && q.size() % (p.Q * p.H) == 0, "q must have a row of heads for each query position");
   p.D = q.size() / (p.Q * p.H), p.G = p.stride / p.D;
   require(p.G > 0 && p.G * p.D == p.stride && p.H % p.G == 0, "a row of the cache must hold heads of the size of those of q, whose number divides theirs");

@@ -41,13 +41,13 @@ class Cell(nn.Cell):
     def __init__(self, keys, values, num_heads):
         super().__init__()
         self.keys, self.values = Parameter(keys, name="keys"), Parameter(values, name="values")
-        self.num_heads = num_heads
+        self.num_heads, self.num_slots = num_heads, 3
 
     def construct(self, q, k, v, positions, slots, query_positions, query_slots):
-        own = cached_attention(q, k, v, self.keys, self.values, positions, slots, None, None, self.num_heads)
-        S = self.keys.shape[0]
+        H, S = self.num_heads, self.num_slots
+        own = cached_attention(q, k, v, self.keys, self.values, positions, slots, None, None, H, S)
         for_slots = cached_attention(
-            q[:S], k, v, self.keys, self.values, positions, slots, query_positions, query_slots, self.num_heads
+            q[:S], k, v, self.keys, self.values, positions, slots, query_positions, query_slots, H, S
         )
         return own, for_slots
 
@@ -83,14 +83,14 @@ def test_against_float64(backend, case, heads, dtype):
     keys, values = (rounded(random.randn(3, CAPACITY + 1, G * D), dtype) for _ in range(2))
     q, k, v = (rounded(random.randn(rows, width), dtype) for width in (H * D, G * D, G * D))
     query_positions, query_slots = np.where(slots[:3] < 0, 0, positions[:3]).astype(np.int32), slots[:3]
-    cell = Cell(to_tensor(keys, dtype), to_tensor(values, dtype), H)
+    cell = Cell(*(to_tensor(x.reshape(-1, G * D), dtype) for x in (keys, values)), H)
     tensors = [to_tensor(x, dtype).reshape(rows, 1, -1) for x in (q, k, v)]
     own, for_slots = cell(*tensors, *map(Tensor, (positions, slots, query_positions, query_slots)))
     used = slots >= 0
     for cache, new in ((keys, k), (values, v)):
         cache[slots[used], positions[used]] = new[used]
     for cache, found in ((keys, cell.keys), (values, cell.values)):
-        assert np.array_equal(to_float64(found)[:, :CAPACITY], cache[:, :CAPACITY])
+        assert np.array_equal(to_float64(found).reshape(cache.shape)[:, :CAPACITY], cache[:, :CAPACITY])
     assert_close(to_float64(own)[:, 0], reference(q, keys, values, positions, slots, H), dtype)
     assert_close(to_float64(for_slots)[:, 0], reference(q[:3], keys, values, query_positions, query_slots, H), dtype)
 
@@ -104,8 +104,9 @@ def kernels(level):
 
 def call(level, q, k, v, keys, values, positions, slots, H):
     """The kernel for any rows; positions and slots of the queries are those of the rows."""
-    out, attributes = np.full_like(q, 7), np.array([0.25, H], np.float32)
-    Call(kernels(level).CachedAttention, q, k, v, keys, values, *(positions, slots) * 2, attributes, out)()
+    out, attributes = np.full_like(q, 7), np.array([0.25, H, len(keys)], np.float32)
+    caches = (x.reshape(-1, x.shape[-1]) for x in (keys, values))
+    Call(kernels(level).CachedAttention, q, k, v, *caches, *(positions, slots) * 2, attributes, out)()
     return out
 
 
@@ -176,15 +177,16 @@ def test_places_that_do_not_exist_are_refused_before_anything_is_written(mindspo
 
 
 def of_two_heads(q, k, v, keys, values, positions, slots):
-    return cached_attention(q, k, v, keys, values, positions, slots, num_heads=2)
+    return cached_attention(q, k, v, keys, values, positions, slots, num_heads=2, num_slots=2)
 
 
 def with_query_slots_alone(q, k, v, keys, values, positions, slots):
-    return cached_attention(q, k, v, keys, values, positions, slots, None, slots, num_heads=2)
+    return cached_attention(q, k, v, keys, values, positions, slots, None, slots, num_heads=2, num_slots=2)
 
 
-def inputs(q=(3, 8), k=(3, 8), keys=(2, 5, 8), positions=(3,), dtype=ms.float32, index=ms.int32):
-    return [(q, ms.float32), (k, dtype), (k, dtype), (keys, dtype), (keys, dtype), (positions, index), ((3,), index)]
+def inputs(q=(3, 8), k=(3, 8), keys=(10, 8), positions=(3,), dtype=ms.float32, index=ms.int32):
+    slots = (k[0],)
+    return [(q, ms.float32), (k, dtype), (k, dtype), (keys, dtype), (keys, dtype), (positions, index), (slots, index)]
 
 
 @pytest.mark.thinned(1)
@@ -194,10 +196,12 @@ def inputs(q=(3, 8), k=(3, 8), keys=(2, 5, 8), positions=(3,), dtype=ms.float32,
     [
         (of_two_heads, inputs(dtype=ms.float16), "k is float16 and q is float32; both must have one"),
         (of_two_heads, inputs(index=ms.int64), "positions is int64; it must be int32"),
-        (of_two_heads, inputs(keys=(10, 8)), r"keys has shape \(10, 8\); it must have 3 dimensions"),
+        (of_two_heads, inputs(keys=(2, 5, 8)), r"keys has shape \(2, 5, 8\); it must have 2 dimensions"),
         (of_two_heads, inputs(k=(3, 4)), r"k has shape \(3, 4\); it must be \(3, 8\) or \(3, 1, 8\): rows of keys"),
+        (of_two_heads, inputs(q=(3, 2, 4)), r"q has shape \(3, 2, 4\); it must be \(3, 4\) or \(3, 1, 4\): rows of"),
         (of_two_heads, inputs(positions=(2,)), r"positions has shape \(2,\); it must be \(3,\) or \(3, 1\)"),
-        (of_two_heads, inputs(keys=(4, 5, 8)), r"k has shape \(3, 8\); it must have a row for each of the 4 slots"),
+        (of_two_heads, inputs((1, 8), (1, 8), positions=(1,)), "num_slots=2: q has 1 rows; it must have one for each"),
+        (of_two_heads, inputs(keys=(9, 8)), "num_slots=2: keys has 9 rows; it must have as many for each slot"),
         (of_two_heads, inputs(q=(3, 9)), "num_heads=2: the last dimension of q is 9; it must hold that many"),
         (of_two_heads, inputs(q=(3, 6)), "num_heads=2: the last dimension of keys is 8; it must hold heads of 3"),
         (with_query_slots_alone, inputs(), "query_slots is given alone; .*give both or neither"),

@@ -246,10 +246,11 @@ class KVCache(nn.Cell):
 
     def __init__(self, shape: CacheShape, width: int, dtype: ms.Type, num_heads: int):
         super().__init__()
-        self.num_heads = num_heads
-        shape_SCW = (shape.num_slots, shape.capacity + 1, width)
+        self.num_slots, self.num_heads = shape.num_slots, num_heads
+        rows = shape.num_slots * (shape.capacity + 1)
         self.keys, self.values = (
-            Parameter(initializer("zeros", shape_SCW, dtype), name=n, requires_grad=False) for n in ("keys", "values")
+            Parameter(initializer("zeros", (rows, width), dtype), name=n, requires_grad=False)
+            for n in ("keys", "values")
         )
 
     def construct(self, q_Q1A, k_N1W, v_N1W, places, query_places):
@@ -276,6 +277,7 @@ class KVCache(nn.Cell):
             query_places[0],
             query_places[1],
             self.num_heads,
+            self.num_slots,
         )
 
 
