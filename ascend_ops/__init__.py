@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ascend_ops.addition import add, add_to_stream, fork
     from ascend_ops.attention import causal_attention
     from ascend_ops.backend import BACKENDS, PORTABLE, Choice, choose, explain, has_bfloat16_products, use
+    from ascend_ops.decoding import cached_attention
     from ascend_ops.errors import OperatorError
     from ascend_ops.host import host_adamw
     from ascend_ops.layout import Axes, Devices, as_rows, from_rows, is_laid_out, lay_out, on_own_slices, placed
@@ -53,6 +54,7 @@ __all__ = [
     "add_to_stream",
     "as_rows",
     "backend",
+    "cached_attention",
     "causal_attention",
     "choose",
     "dropout",
@@ -103,6 +105,7 @@ _NAMES = {
     "addition": ("add", "add_to_stream", "fork"),
     "attention": ("causal_attention",),
     "backend": ("BACKENDS", "PORTABLE", "Choice", "choose", "explain", "has_bfloat16_products", "use"),
+    "decoding": ("cached_attention",),
     "errors": ("OperatorError",),
     "host": ("host_adamw",),
     "layout": ("Axes", "Devices", "as_rows", "from_rows", "is_laid_out", "lay_out", "on_own_slices", "placed"),

@@ -210,6 +210,19 @@ KERNELS = {
             (Output("dq", "q"), Output("dk", "k"), Output("dv", "v")),
             (Attribute("scale", "float"), Attribute("dropout_rate", "float")),
         ),
+        # k and v [N, G * D] are written into row positions[n] of slot slots[n] of keys and values [S * R, G * D]; then
+        # query q [Q, H * D] attends to the rows 0 to query_positions of its slot. A slot below 0: nobody's row, which
+        # writes nothing and gives 0.
+        Kernel(
+            "CachedAttention",
+            (
+                *(Input(n) for n in ("q", "k", "v")),
+                *(Input(n, written=True) for n in ("keys", "values")),
+                *(Input(n, "int32") for n in ("positions", "slots", "query_positions", "query_slots")),
+            ),
+            (Output("out", "q"),),
+            (Attribute("scale", "float"), Attribute("num_heads", "int"), Attribute("num_slots", "int")),
+        ),
         # One pass: m, v and p are updated from gradient * factor. controls = (lr, factor), float32 [2]. A line k of the
         # first dimension with norms[k] = 0 is left as it is; norms [1] holding 1 updates everything.
         Kernel(
@@ -361,6 +374,11 @@ OPERATORS = {
         ("CausalAttention", "CausalAttentionGrad"),
         "flash_attention_score",
         _NEWER,
+    ),
+    "cached_attention": Operator(
+        "writes keys and values into slots of a cache, then attends to them; for inference",
+        ("q", "k", "v", "keys", "values", "positions", "slots", "query_positions", "query_slots"),
+        ("CachedAttention",),
     ),
     "adamw": Operator(
         "AdamW update of a parameter and its moments in one pass",
