@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ascend_ops.matmul import grouped_matmul, linear, logits
     from ascend_ops.norms import layer_norm, rms_norm
     from ascend_ops.optimizer import adamw, squared_norm, squared_norms
-    from ascend_ops.packed import packed_linear, packed_rows, packed_tensors
+    from ascend_ops.packed import packed_glu, packed_linear, packed_linears, packed_rows, packed_tensors
     from ascend_ops.packing import PackedWeight, pack, unpack
     from ascend_ops.random_masks import dropout, dropout_seed
     from ascend_ops.rotary import rotary_embedding, rotary_table
@@ -73,7 +73,9 @@ __all__ = [
     "moe_dispatch",
     "on_own_slices",
     "pack",
+    "packed_glu",
     "packed_linear",
+    "packed_linears",
     "packed_rows",
     "packed_tensors",
     "placed",
@@ -103,7 +105,7 @@ _NAMES = {
     "matmul": ("grouped_matmul", "linear", "logits"),
     "norms": ("layer_norm", "rms_norm"),
     "optimizer": ("adamw", "squared_norm", "squared_norms"),
-    "packed": ("packed_linear", "packed_rows", "packed_tensors"),
+    "packed": ("packed_glu", "packed_linear", "packed_linears", "packed_rows", "packed_tensors"),
     "packing": ("PackedWeight", "pack", "unpack"),
     "random_masks": ("dropout", "dropout_seed"),
     "rotary": ("rotary_embedding", "rotary_table"),
