@@ -1,10 +1,11 @@
 """Packs the matrices of a model for generation: float32, bfloat16 or int8, in the layout of ascend_ops.packed_linear.
 
-The cells of a family's model stay; those that multiply by a matrix are replaced. Matrices of experts, slotted word
-tables, and tables of which only rows are read stay float32.
+The cells of a family's model stay; those that multiply by a matrix are replaced, several of one input by one cell: the
+projections of an attention, and gate and up. Matrices of experts, slotted word tables, and tables of which only rows
+are read stay float32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -16,37 +17,75 @@ from ascend_ops.packing import pack, packed_shape
 from pangu_ms.checkpoint import store
 from pangu_ms.models.build import fill, weights
 from pangu_ms.models.common.config import ModelConfig
-from pangu_ms.models.common.layers import Embedding, Linear, Logits
+from pangu_ms.models.common.layers import Attention, Embedding, Linear, Logits, Operator, ShardedWeight, zeros
+from pangu_ms.models.pi.model import FeedForward as GatedFeedForward
 
 DTYPES = ("float32", "bfloat16", "int8")
 """Of packed weights."""
 
 
 class PackedMatrix(nn.Cell):
-    """A cell with a packed matrix [out, in], filled by `fill_packed`."""
+    """A cell with the packed matrices [out, in] of one or several cells, filled by `fill_packed`."""
 
-    def __init__(self, of: nn.Cell, dtype: str):
+    def __init__(self, of: Sequence[ShardedWeight], dtype: str):
         super().__init__()
-        num_outputs, self.num_inputs = of.weight.shape
-        shape = packed_shape(num_outputs, self.num_inputs, dtype)
+        self.path = of[0].weight.name.removesuffix("weight")
+        """What the names of its parameters begin with."""
+        self.sources = tuple(cell.weight.name for cell in of)
+        self.sizes = tuple(cell.weight.shape[0] for cell in of)
+        self.num_inputs = of[0].weight.shape[1]
+        shapes = [packed_shape(size, self.num_inputs, dtype) for size in self.sizes]
         stored = {"float32": ms.float32, "bfloat16": ms.bfloat16, "int8": ms.uint8}[dtype]
-        self.weight = Parameter(initializer("zeros", shape, stored), requires_grad=False)
-        self.scale = Parameter(initializer("ones", (num_outputs,)), requires_grad=False)
+        shape = (sum(one[0] for one in shapes), *shapes[0][1:])
+        self.weight = Parameter(initializer("zeros", shape, stored), name="weight", requires_grad=False)
+        self.scale = Parameter(initializer("ones", self.scale_shape()), name="scale", requires_grad=False)
+        self.bias = None
+
+    def scale_shape(self) -> tuple[int, ...]:
+        """Shape of the scales of all outputs."""
+        return (sum(self.sizes),)
 
 
 class PackedLinear(PackedMatrix):
     """A Linear with a packed weight."""
 
-    def __init__(self, of: Linear, dtype: str):
-        super().__init__(of, dtype)
-        self.bias = of.bias
+    def __init__(self, of: Linear, dtype: str, activation: str = ""):
+        super().__init__([of], dtype)
+        self.bias, self.activation = of.bias, activation
 
     def construct(self, x):
         return ascend_ops.packed_linear(x, self.weight, self.scale, self.bias)
 
-    def without_bias(self, x):
-        """See Linear."""
-        return ascend_ops.packed_linear(x, self.weight, self.scale)
+    def activated(self, x, activation, channels="ffn"):
+        """See Linear; the activation is the one that the cell has had from the beginning."""
+        return ascend_ops.packed_linear(x, self.weight, self.scale, self.bias, self.activation)
+
+
+class PackedLinears(PackedMatrix):
+    """Linear cells of one input, as one product: [..., in] -> a tensor for each."""
+
+    def __init__(self, of: Sequence[Linear], dtype: str):
+        super().__init__(of, dtype)
+        if of[0].bias is not None:
+            self.bias = zeros("bias", sum(self.sizes))
+
+    def construct(self, x):
+        return ascend_ops.packed_linears(x, self.weight, self.scale, self.sizes, self.bias)
+
+
+class PackedGlu(PackedMatrix):
+    """phi(gate) * up of two Linear cells, as one product; `scale` and `shift` are those of a series, or None."""
+
+    def __init__(self, of: Sequence[Linear], dtype: str, activation: str):
+        super().__init__(of, dtype)
+        self.activation = activation
+
+    def scale_shape(self) -> tuple[int, ...]:
+        """See PackedMatrix."""
+        return (2, self.sizes[0])
+
+    def construct(self, x, scale, shift):
+        return ascend_ops.packed_glu(x, self.weight, self.scale, scale, shift, self.activation)
 
 
 class PackedEmbedding(PackedMatrix):
@@ -67,41 +106,77 @@ class PackedLogits(nn.Cell):
         return ascend_ops.packed_linear(x_BSE, table, self.scale)
 
 
+class Joined(nn.Cell):
+    """Stands for a Linear cell that another cell computes, too."""
+
+
 def pack_cells(model: nn.Cell, config: ModelConfig, dtype: str) -> None:
     """Replace the cells of a model whose matrices are packed; `fill_packed` sets their values."""
+    _join_cells(model, dtype)
     table = "head.weight" if "head.weight" in config.parameter_shapes() else "word_embedding.weight"
     owner = None
-    names: dict[str, Parameter] = {}
     for parent, name, cell in list(_cells(model)):
-        if type(cell) is Linear or (type(cell) is Embedding and cell.weight.name == table):
-            path = cell.weight.name.removesuffix("weight")
-            packed = PackedLinear(cell, dtype) if type(cell) is Linear else PackedEmbedding(cell, dtype)
-            names |= {path + part: packed._params[part] for part in packed._params}
+        packed: PackedMatrix | None = None
+        if type(cell) is Linear:
+            activation = getattr(parent, "activation", None)
+            packed = PackedLinear(cell, dtype, activation.function.__name__ if type(activation) is Operator else "")
+        elif type(cell) is Embedding and cell.weight.name == table:
+            packed = PackedEmbedding([cell], dtype)
+        if packed is not None:
             _replace(parent, name, packed)
-            owner = packed if path + "weight" == table else owner
+            owner = packed if table in packed.sources else owner
     for parent, name, cell in list(_cells(model)):
         if type(cell) is Logits and owner is not None:
             _replace(parent, name, PackedLogits(owner))
-    for name, parameter in names.items():
-        parameter.name = name  # MindSpore renames the parameters of a cell that becomes an attribute of another
+    for _, cell in model.cells_and_names():
+        if isinstance(cell, PackedMatrix):
+            for part, parameter in cell._params.items():
+                # MindSpore renames the parameters of a cell that becomes an attribute of another.
+                parameter.name = cell.path + part
+
+
+def _join_cells(model: nn.Cell, dtype: str) -> None:
+    """Make one cell of the Linear cells that have one input."""
+    for _, cell in list(model.cells_and_names()):
+        if isinstance(cell, Attention):
+            joined = ("query", "key", "value") if cell.reads_one_input else ("key", "value")
+            _join(cell, joined, PackedLinears([getattr(cell, name) for name in joined], dtype))
+            cell.joined = len(joined)
+        elif type(cell) is GatedFeedForward and cell.num_added_gates == 0:
+            _join(cell, ("gate", "up"), PackedGlu([cell.gate, cell.up], dtype, cell.activation))
+            cell.joined = True
+
+
+def _join(parent: nn.Cell, names: Sequence[str], packed: PackedMatrix) -> None:
+    packed.path = packed.path.removesuffix(f"{names[0]}.") + "_".join(names) + "."
+    _replace(parent, names[0], packed)
+    for name in names[1:]:
+        _replace(parent, name, Joined())
 
 
 def fill_packed(checkpoint: store.Checkpoint, model: nn.Cell, config: ModelConfig, dtype: str) -> None:
-    """Load a checkpoint's weights into a model whose cells are packed.
+    """Load a checkpoint's weights into a model whose cells are packed. Matrix after matrix is read and packed, so that
+    the weights are never in memory twice.
 
     Raises:
         CheckpointError: names or shapes of the tensors are not those of `config`.
     """
     tensors = checkpoint.tensors()
     store.check_names_and_shapes(str(checkpoint.path), tensors, config.parameter_shapes())
-    matrices = {cell.weight.name: cell for _, cell in model.cells_and_names() if isinstance(cell, PackedMatrix)}
-    scales = {cell.scale.name for cell in matrices.values()}
-    for name, cell in matrices.items():
-        packed = pack(tensors[name].astype(np.float32, copy=False), dtype)
-        weight, scale = ascend_ops.packed_tensors(packed)
+    filled = set()
+    for _, cell in model.cells_and_names():
+        if not isinstance(cell, PackedMatrix):
+            continue
+        packed = [pack(tensors[name].astype(np.float32, copy=False), dtype) for name in cell.sources]
+        weight, scale = ascend_ops.packed_tensors(*packed)
         cell.weight.set_data(weight)
-        cell.scale.set_data(scale)
-    fill([one for one in weights(model) if one.name not in matrices.keys() | scales], tensors)
+        cell.scale.set_data(scale.reshape(cell.scale.shape))
+        filled |= {cell.weight.name, cell.scale.name}
+        if isinstance(cell, PackedLinears) and cell.bias is not None:
+            biases = [tensors[name.removesuffix("weight") + "bias"].astype(np.float32) for name in cell.sources]
+            cell.bias.set_data(ms.Tensor(np.concatenate(biases)))
+            filled.add(cell.bias.name)
+    fill([one for one in weights(model) if one.name not in filled], tensors)
 
 
 def _cells(model: nn.Cell) -> Iterator[tuple[nn.Cell, str, nn.Cell]]:
